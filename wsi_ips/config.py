@@ -14,8 +14,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
-from pydantic import model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
