@@ -1,0 +1,91 @@
+"""Which slides lie in a folder, and what they are called."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from wsi_ips.errors import ConfigError, SlideNotFound
+
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi"}
+)
+DICOM_SUFFIX = ".dcm"
+MASK_ENDING = "_mask"
+
+
+def find_slides(folder: Path | str) -> list[Path]:
+    """Every slide in ``folder`` and the folders below it, sorted by path.
+
+    A folder with .dcm files is one slide and stands for itself. Left out: hidden files and folders, masks
+    (``*_mask.tif``), the data folder beside ``X.mrxs``. A file is returned as it is, whatever its suffix.
+    Raises :class:`SlideNotFound` where nothing is there.
+    """
+    root = Path(folder)
+    if root.is_file():
+        return [root]
+    if not root.exists():
+        raise SlideNotFound(root, "no such file or folder", "check the path")
+    slides = sorted(_slides_below(root, frozenset()))
+    if not slides:
+        known = " ".join(sorted(SLIDE_SUFFIXES | {DICOM_SUFFIX}))
+        raise SlideNotFound(root, "no slide in this folder or below it", f"known suffixes: {known}")
+    return slides
+
+
+def slide_id(path: Path | str) -> str:
+    """The file's name without its last suffix (``.ome.tif`` counts as one); a folder's whole name."""
+    path = Path(path)
+    if path.is_dir():
+        return path.resolve().name
+    stem = path.stem
+    if path.suffix.lower() in {".tif", ".tiff"} and stem.lower().endswith(".ome"):
+        stem = stem[: -len(".ome")]
+    return stem
+
+
+def unique_slide_ids(paths: Iterable[Path]) -> dict[str, Path]:
+    """slide_id to path, in the order given.
+
+    Raises :class:`ConfigError` naming both files where two slides share an id. They are not told apart by
+    their folders' names: labels are keyed by slide_id, and an id that depends on what else lies in the
+    folder would silently miss its label.
+    """
+    named: dict[str, Path] = {}
+    for path in paths:
+        first = named.setdefault(slide_id(path), path)
+        if first != path:
+            raise ConfigError(
+                f"two slides share the id {slide_id(path)}: {first} and {path}; rename one, "
+                "or run their folders one after the other"
+            )
+    return named
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The .dcm files directly in ``folder``, sorted."""
+    return sorted(file for file in folder.iterdir() if _is_dicom(file.name) and file.is_file())
+
+
+def _slides_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    # Links to folders are followed (data sets are often linked), so a link to a folder above must end.
+    here = folder.resolve()
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    files = [folder / entry.name for entry in visible if entry.is_file()]
+    if any(_is_dicom(file.name) for file in files):
+        yield folder
+    yield from (file for file in files if _is_slide(file))
+    mirax_data = {file.stem for file in files if file.suffix.lower() == ".mrxs"}
+    for entry in visible:
+        if entry.is_dir() and entry.name not in mirax_data:
+            yield from _slides_below(folder / entry.name, above | {here})
+
+
+def _is_slide(file: Path) -> bool:
+    return file.suffix.lower() in SLIDE_SUFFIXES and not file.stem.lower().endswith(MASK_ENDING)
+
+
+def _is_dicom(name: str) -> bool:
+    return name.lower().endswith(DICOM_SUFFIX) and not name.startswith(".")

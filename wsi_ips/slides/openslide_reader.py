@@ -1,0 +1,153 @@
+"""Every format that OpenSlide knows, composited on white."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
+
+from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
+from wsi_ips.slides.base import Bounds, Level, RgbImage, SlideInfo
+from wsi_ips.slides.folder import dicom_files
+from wsi_ips.slides.region import WHITE, ClosingReader, check_region
+from wsi_ips.slides.stated_mpp import believable, mpp_of_resolution, number
+from wsi_ips.units import L0Point, Mpp, Size
+
+
+class OpenSlideReader(ClosingReader):
+    """``OpenSlideReader(path)``: a slide file, or a folder with the DICOM files of one slide.
+
+    At levels > 0 OpenSlide interpolates where a position falls between two pixels. Raises
+    :class:`UnsupportedSlide` where OpenSlide does not open the file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        self._lock = RLock()
+        self._closed = False
+        self._handle: OpenSlide | None = _open(self._path)
+        self._info = _info(self._path, self._handle)
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._info
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        """See :meth:`SlideReader.read`. A region that fails is tried once more on a handle of its own."""
+        check_region(self._info, level=level, size_px=size_px)
+        try:
+            handle = self._current()
+            try:
+                return _region(handle, l0_xy, level, size_px)
+            except OpenSlideError:
+                # OpenSlide poisons a handle by its first error. It may also be another thread's error that
+                # surfaces here, which is why the second try must not share its handle with anyone.
+                self._discard(handle)
+            fresh = _open(self._path)
+            region = _region(fresh, l0_xy, level, size_px)
+        except (OpenSlideError, UnsupportedSlide) as error:
+            reason = error.args[1] if isinstance(error, UnsupportedSlide) else error
+            raise SlideReadError(
+                self._path,
+                f"level {level} cannot be read at level-0 position ({l0_xy[0]}, {l0_xy[1]}): {reason}",
+                "the file is damaged or incomplete; copy it again, or leave the slide out",
+            ) from error
+        self._adopt(fresh)
+        return region
+
+    def close(self) -> None:
+        # The handle is let go, not closed: a read in another thread may still be inside it, and OpenSlide
+        # frees it when the last reference goes.
+        with self._lock:
+            self._closed, self._handle = True, None
+
+    def _current(self) -> OpenSlide:
+        with self._lock:
+            if self._closed:
+                raise SlideClosed(self._path)
+            if self._handle is None:
+                self._handle = _open(self._path)
+            return self._handle
+
+    def _discard(self, handle: OpenSlide) -> None:
+        with self._lock:
+            if self._handle is handle:
+                self._handle = None
+
+    def _adopt(self, handle: OpenSlide) -> None:
+        with self._lock:
+            if self._handle is None and not self._closed:
+                self._handle = handle
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_info": self._info, "_closed": self._closed}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = RLock()
+        self._handle = None  # opened by the first read
+
+
+def _open(path: Path) -> OpenSlide:
+    candidates = dicom_files(path) if path.is_dir() else [path]
+    refusal = "a folder without .dcm files" if not candidates else ""
+    for candidate in candidates:
+        try:
+            return OpenSlide(candidate)
+        except OpenSlideUnsupportedFormatError:
+            # OpenSlide's words here are "Unsupported or missing image file", and the file is there.
+            refusal = "not a slide format that OpenSlide knows"
+        except OpenSlideError as error:
+            refusal = str(error)
+    raise UnsupportedSlide(path, refusal)
+
+
+def _region(handle: OpenSlide, l0_xy: L0Point, level: int, size_px: Size) -> RgbImage:
+    x, y = l0_xy
+    width, height = size_px
+    image = handle.read_region((int(x), int(y)), int(level), (int(width), int(height)))
+    return _on_white(np.asarray(image))
+
+
+def _on_white(rgba: np.ndarray[Any, np.dtype[np.uint8]]) -> RgbImage:
+    """(h, w, 4) uint8, not premultiplied, over white."""
+    alpha = rgba[..., 3:]
+    rgb = np.ascontiguousarray(rgba[..., :3])
+    # Nearly every read is opaque, so the arithmetic is kept for the few pixels that are not.
+    see_through = alpha[..., 0] != 255
+    if see_through.any():
+        share = alpha[see_through].astype(np.float32) / 255
+        rgb[see_through] = np.rint(rgb[see_through] * share + WHITE * (1 - share)).astype(np.uint8)
+    return rgb
+
+
+def _info(path: Path, handle: OpenSlide) -> SlideInfo:
+    properties = handle.properties
+    return SlideInfo(
+        path=path,
+        reader="openslide",
+        vendor=properties.get("openslide.vendor", "unknown"),
+        levels=tuple(map(Level, handle.level_dimensions, handle.level_downsamples)),
+        mpp=_mpp(properties),
+        bounds=_bounds(properties),
+    )
+
+
+def _mpp(properties: Mapping[str, str]) -> Mpp | None:
+    stated = [number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
+    if stated != [None, None]:
+        return believable(*stated)
+    # OpenSlide leaves generic TIFFs without mpp, though CAMELYON's say it in their resolution tags.
+    unit = properties.get("tiff.ResolutionUnit", "none")
+    return believable(
+        *(mpp_of_resolution(number(properties.get(f"tiff.{axis}Resolution")), unit) for axis in "XY")
+    )
+
+
+def _bounds(properties: Mapping[str, str]) -> Bounds | None:
+    try:
+        return Bounds(*(int(properties[f"openslide.bounds-{key}"]) for key in ("x", "y", "width", "height")))
+    except (KeyError, ValueError):
+        return None
