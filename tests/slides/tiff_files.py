@@ -15,7 +15,12 @@ Rgb = NDArray[np.uint8]
 
 JPEG_TABLES = 347
 # For each: simplejpeg's name, and the tag's factors (tifffile has none for 4:4:0; OpenSlide reads the JPEG's).
-SUBSAMPLING = {"4:4:4": ("444", (1, 1)), "4:2:2": ("422", (2, 1)), "4:2:0": ("420", (2, 2)), "4:4:0": ("440", (1, 1))}
+SUBSAMPLING = {
+    "4:4:4": ("444", (1, 1)),
+    "4:2:2": ("422", (2, 1)),
+    "4:2:0": ("420", (2, 2)),
+    "4:4:0": ("440", (1, 1)),
+}
 
 
 def tissue_like(width: int, height: int, *, seed: int = 0) -> Rgb:
@@ -30,7 +35,8 @@ def tissue_like(width: int, height: int, *, seed: int = 0) -> Rgb:
 
 def halved(image: Rgb) -> Rgb:
     height, width = image.shape[:2]
-    return np.asarray(Image.fromarray(image).resize((max(1, width // 2), max(1, height // 2)), Image.Resampling.BOX))
+    size = (max(1, width // 2), max(1, height // 2))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 def write_pyramid(
@@ -115,14 +121,17 @@ def _encode(
     if predictor:
         block = np.diff(block, axis=1, prepend=np.zeros_like(block[:, :1]))
     raw = block.tobytes()
-    return {"lzw": imagecodecs.lzw_encode, "deflate": imagecodecs.zlib_encode, "none": bytes}[compression](raw)
+    return {"lzw": imagecodecs.lzw_encode, "deflate": imagecodecs.zlib_encode, "none": bytes}[compression](
+        raw
+    )
 
 
 def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
     position = 2
     while True:
         marker = jpeg[position + 1]
-        end = len(jpeg) if marker == 0xDA else position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        length = int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        end = len(jpeg) if marker == 0xDA else position + 2 + length
         yield marker, jpeg[position:end]
         if marker == 0xDA:
             return
@@ -130,7 +139,11 @@ def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _tables_of(jpeg: bytes) -> bytes:
-    return b"\xff\xd8" + b"".join(data for marker, data in _segments(jpeg) if marker in (0xDB, 0xC4)) + b"\xff\xd9"
+    return (
+        b"\xff\xd8"
+        + b"".join(data for marker, data in _segments(jpeg) if marker in (0xDB, 0xC4))
+        + b"\xff\xd9"
+    )
 
 
 def _without_tables(jpeg: bytes) -> bytes:

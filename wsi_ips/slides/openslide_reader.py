@@ -136,14 +136,11 @@ def _info(path: Path, handle: OpenSlide) -> SlideInfo:
 
 
 def _mpp(properties: Mapping[str, str]) -> Mpp | None:
-    stated = [number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
-    if stated != [None, None]:
-        return believable(*stated)
+    stated = believable(*(number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"))
     # OpenSlide leaves generic TIFFs without mpp, though CAMELYON's say it in their resolution tags.
     unit = properties.get("tiff.ResolutionUnit", "none")
-    return believable(
-        *(mpp_of_resolution(number(properties.get(f"tiff.{axis}Resolution")), unit) for axis in "XY")
-    )
+    tags = (number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY")
+    return stated or believable(*(mpp_of_resolution(tag, unit) for tag in tags))
 
 
 def _bounds(properties: Mapping[str, str]) -> Bounds | None:

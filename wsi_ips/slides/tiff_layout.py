@@ -5,6 +5,7 @@ another TIFF the first image and every tiled one marked as reduced (NewSubfileTy
 number of the file is checked against the file's size before anything is allocated for it.
 """
 
+import logging
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ FILL_ORDER, DESCRIPTION, ORIENTATION, SAMPLES, PLANAR = 266, 270, 274, 277, 284
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, SOFTWARE, PREDICTOR = 282, 283, 296, 305, 317
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTE_COUNTS = 322, 323, 324, 325
 NEW_SUBFILE_TYPE, SAMPLE_FORMAT, JPEG_TABLES, XMP, NDPI_FORMAT = 254, 339, 347, 700, 65420
+
+# tifffile logs what it meets in a broken file, and we say it in one error: without any handler, Python would
+# print both.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 TRUNCATED = "copy it again: the copy or download was cut short"
 
@@ -181,7 +186,7 @@ def _level(path: Path, tags: Tags, file_size: int) -> TileLayout:
             raise DamagedSlide(
                 path,
                 f"its header states {width}x{height} px, that is {cols * rows} tiles, and lists {held}",
-                "the file is damaged",
+                "the file is damaged or cut short; copy it again",
             )
     offsets, byte_counts = (np.atleast_1d(np.asarray(table.value, np.uint64)) for table in tables if table)
     used = byte_counts > 0

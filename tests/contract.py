@@ -1,0 +1,159 @@
+"""What every slide reader must do. Subclass once per reader, with the fixture ``slide``."""
+
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.slides.tiff_files import halved, tissue_like
+from wsi_ips.errors import ConfigError, SlideClosed
+from wsi_ips.slides.base import SlideReader
+
+WIDTH, HEIGHT = 600, 424
+MPP = 0.5
+
+
+def contract_image() -> NDArray[np.uint8]:
+    """(424, 600, 3) uint8. Nothing in it is white, so that white in a region is what was filled in."""
+    return np.minimum(tissue_like(WIDTH, HEIGHT, seed=7), 250)
+
+
+class ReaderContract:
+    """The fixture ``slide`` is a reader of :func:`contract_image`, lossless, at 0.5 µm, with two levels."""
+
+    @pytest.fixture
+    def slide(self) -> Iterator[SlideReader]:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def image(self) -> NDArray[np.uint8]:
+        return contract_image()
+
+    def test_says_what_it_is(self, slide):
+        assert slide.info.l0_size == (WIDTH, HEIGHT)
+        assert slide.info.mpp == pytest.approx(MPP)
+        assert slide.info.reader
+        assert slide.info.vendor
+
+    def test_levels_run_from_fine_to_coarse(self, slide):
+        assert [level.size for level in slide.info.levels] == [(WIDTH, HEIGHT), (WIDTH // 2, HEIGHT // 2)]
+        assert [level.downsample for level in slide.info.levels] == [1.0, 2.0]
+
+    def test_reads_the_pixels_that_are_there(self, slide, image):
+        region = slide.read((123, 45), level=0, size_px=(301, 222))
+        assert region.dtype == np.uint8
+        np.testing.assert_array_equal(region, image[45:267, 123:424])
+
+    def test_a_position_is_in_level_0_pixels_at_every_level(self, slide, image):
+        region = slide.read((200, 100), level=1, size_px=(64, 32))
+        np.testing.assert_array_equal(region, halved(image)[50:82, 100:164])
+
+    @pytest.mark.parametrize("level", [0, 1])
+    @pytest.mark.parametrize("edge", ["left", "top", "right", "bottom"])
+    def test_beyond_an_edge_is_white(self, slide, image, level, edge):
+        """OpenSlide gives transparent pixels there, black once converted to RGB: a mask takes those for tissue."""
+        pixels = image if level == 0 else halved(image)
+        height, width = pixels.shape[:2]
+        x, y = {"left": (-32, 10), "top": (10, -32), "right": (width - 32, 10), "bottom": (10, height - 32)}[
+            edge
+        ]
+        region = slide.read((x << level, y << level), level=level, size_px=(64, 64))
+        expected = np.full((64, 64, 3), 255, np.uint8)
+        inside = pixels[max(0, y) : y + 64, max(0, x) : x + 64]
+        top, left = max(0, -y), max(0, -x)
+        expected[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        np.testing.assert_array_equal(region, expected)
+
+    @pytest.mark.parametrize("l0_xy", [(-500, -500), (WIDTH, 0), (0, HEIGHT), (10**7, 10**7), (-(10**7), 5)])
+    def test_wholly_outside_is_white(self, slide, l0_xy):
+        for level in (0, 1):
+            region = slide.read(l0_xy, level=level, size_px=(20, 30))
+            assert region.shape == (30, 20, 3)
+            assert (region == 255).all()
+
+    def test_a_region_larger_than_the_slide_holds_all_of_it(self, slide, image):
+        region = slide.read((-10, -20), level=0, size_px=(WIDTH + 30, HEIGHT + 50))
+        np.testing.assert_array_equal(region[20 : 20 + HEIGHT, 10 : 10 + WIDTH], image)
+        region[20 : 20 + HEIGHT, 10 : 10 + WIDTH] = 255
+        assert (region == 255).all()
+
+    @pytest.mark.parametrize("l0_xy", [(0, 0), (128, 128), (5, 5), (512, 384)])
+    @pytest.mark.parametrize("size", [(128, 128), (9, 9)])
+    def test_the_array_belongs_to_the_caller(self, slide, l0_xy, size):
+        """Whole tiles, parts of tiles and cached tiles alike: writing to one must not reach the next."""
+        first = slide.read(l0_xy, level=0, size_px=size)
+        untouched = first.copy()
+        assert first.flags.writeable
+        first[:] = 0
+        np.testing.assert_array_equal(slide.read(l0_xy, level=0, size_px=size), untouched)
+
+    def test_integers_may_be_numpy_integers(self, slide, image):
+        x, y = np.array([12, 34], np.int64)
+        region = slide.read((x, y), level=np.int64(0), size_px=(np.int32(5), np.int32(6)))
+        np.testing.assert_array_equal(region, image[34:40, 12:17])
+
+    @pytest.mark.parametrize("size", [(0, 10), (10, 0), (-1, 10), (10, -5)])
+    def test_a_size_without_pixels_is_refused(self, slide, size):
+        with pytest.raises(ConfigError, match="no pixels"):
+            slide.read((0, 0), level=0, size_px=size)
+
+    @pytest.mark.parametrize("level", [-1, 2])
+    def test_a_level_that_is_not_there_is_refused(self, slide, level):
+        with pytest.raises(ConfigError, match="levels 0 to 1"):
+            slide.read((0, 0), level=level, size_px=(8, 8))
+
+    def test_a_closed_slide_refuses(self, slide):
+        slide.close()
+        slide.close()
+        with pytest.raises(SlideClosed):
+            slide.read((0, 0), level=0, size_px=(8, 8))
+        assert slide.info.l0_size == (WIDTH, HEIGHT)
+
+    def test_with_closes(self, slide):
+        with slide as same:
+            assert same is slide
+        with pytest.raises(SlideClosed):
+            slide.read((0, 0), level=0, size_px=(8, 8))
+
+    def test_threads_read_what_one_thread_reads(self, slide):
+        rng = np.random.default_rng(0)
+        places = [tuple(map(int, xy)) for xy in rng.integers((-50, -50), (WIDTH, HEIGHT), (200, 2))]
+
+        def read(l0_xy):
+            return slide.read(l0_xy, level=0, size_px=(70, 90))
+
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(read, places))
+        for l0_xy, region in zip(places, together, strict=True):
+            np.testing.assert_array_equal(region, read(l0_xy))
+
+    def test_closing_while_threads_read_breaks_nothing(self, slide):
+        def read(number):
+            if number == 40:
+                slide.close()
+            try:
+                return slide.read((0, 0), level=0, size_px=(300, 300))
+            except SlideClosed:
+                return None
+
+        with ThreadPoolExecutor(8) as pool:
+            regions = list(pool.map(read, range(80)))
+        assert regions[79] is None
+        for region in regions:
+            assert region is None or np.array_equal(region, regions[0])
+
+    def test_travels_to_a_worker(self, slide):
+        with pickle.loads(pickle.dumps(slide)) as copy:
+            assert copy.info == slide.info
+            np.testing.assert_array_equal(
+                copy.read((33, 44), level=1, size_px=(55, 66)),
+                slide.read((33, 44), level=1, size_px=(55, 66)),
+            )
+
+    def test_stays_closed_when_pickled_closed(self, slide):
+        slide.close()
+        with pytest.raises(SlideClosed):
+            pickle.loads(pickle.dumps(slide)).read((0, 0), level=0, size_px=(8, 8))

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import pytest
+
+from tests.slides.tiff_files import tissue_like, write_pyramid
+from wsi_ips.errors import ConfigError, SlideNotFound, UnsupportedSlide
+from wsi_ips.slides import READERS, open_slide, registry
+
+
+@pytest.fixture
+def pyramid(tmp_path):
+    path = tmp_path / "slide.tif"
+    write_pyramid(path, tissue_like(300, 200))
+    return path
+
+
+def test_native_tiles_come_first(pyramid):
+    with open_slide(pyramid) as slide:
+        assert slide.info.reader == "tiff"
+    with open_slide(str(pyramid), reader="openslide") as slide:
+        assert slide.info.reader == "openslide"
+
+
+def test_the_table_cannot_be_written_to():
+    with pytest.raises(TypeError):
+        READERS["mine"] = "x:Y"
+
+
+def test_an_unknown_reader_names_the_known_ones(pyramid):
+    with pytest.raises(ConfigError, match="'bioformats'; known are tiff, openslide"):
+        open_slide(pyramid, reader="bioformats")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(SlideNotFound, match="check the path"):
+        open_slide(tmp_path / "none.svs")
+
+
+def test_a_folder_without_dicom(tmp_path):
+    with pytest.raises(SlideNotFound, match=r"without \.dcm"):
+        open_slide(tmp_path)
+
+
+def test_a_reader_whose_package_is_absent_is_passed_over(pyramid, monkeypatch):
+    monkeypatch.setattr(registry, "READERS", {"zarr": "no_such_package:Reader", **READERS})
+    with open_slide(pyramid) as slide:
+        assert slide.info.reader == "tiff"
+    with pytest.raises(UnsupportedSlide, match="pip install no_such_package"):
+        open_slide(pyramid, reader="zarr")
+
+
+def test_dicom_folder(real_data):
+    folder = real_data / "slides" / "cmu-1-small-region-dicom"
+    with open_slide(folder) as slide:
+        assert (slide.info.path, slide.info.vendor, slide.info.l0_size) == (folder, "dicom", (2220, 2967))
+        assert len(slide.info.levels) == 12
+        assert slide.info.mpp == pytest.approx(0.499)
+        assert slide.read((0, 0), level=2, size_px=(555, 741)).std() > 5
+
+
+def test_ndpi_goes_to_openslide(real_data):
+    with open_slide(real_data / "slides" / "fluorescence-dapi.ndpi") as slide:
+        assert (slide.info.reader, slide.info.vendor) == ("openslide", "hamamatsu")
+        assert slide.info.mpp == pytest.approx(0.22818, abs=1e-5)
+        assert slide.read((1000, 1000), level=0, size_px=(64, 64)).shape == (64, 64, 3)
+
+
+def test_importing_the_room_loads_no_reader():
+    heavy = {"openslide", "tifffile", "imagecodecs", "torch"}
+    code = f"import sys, wsi_ips.slides; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
