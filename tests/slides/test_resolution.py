@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.slides.resolution import SlideMpp, read_mpp_table
+from wsi_ips.units import Mpp
+
+
+def test_a_row_of_the_table_wins_over_the_value_for_all() -> None:
+    slide_mpp = SlideMpp(0.5, {"a": Mpp(0.25)})
+    assert (slide_mpp("a"), slide_mpp("b"), SlideMpp()("a")) == (0.25, 0.5, None)
+
+
+def test_the_table_takes_file_names_and_slide_ids(tmp_path: Path) -> None:
+    table = tmp_path / "mpp.csv"
+    table.write_text("wsi,mpp\na.svs,0.25\nb.case.1,0.5\n")
+    slide_mpp = SlideMpp(None, read_mpp_table(table))
+    assert (slide_mpp("a"), slide_mpp("b.case.1")) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide,mpp\na,1\n", "columns wsi,mpp"),
+        ("wsi,mpp\na,0.5\nb,half\n", "line 3"),
+        ("wsi,mpp\na,0\n", "line 2"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    table = tmp_path / "mpp.csv"
+    table.write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_mpp_table(table)
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, 1e6, float("nan")])
+def test_a_resolution_that_no_slide_has_is_refused(mpp: float) -> None:
+    with pytest.raises(ConfigError, match="µm per pixel"):
+        SlideMpp(mpp)

@@ -1,0 +1,164 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wsi_ips.config import StreamingConfig, TilingConfig
+from wsi_ips.errors import ConfigError, SlideReadError
+from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.streaming.stream import Chunk, PatchStream
+from wsi_ips.tiling.grid import PatchCoords, PatchGrid
+from wsi_ips.units import Mpp
+
+SIZE = (331, 277)  # multiples of nothing
+
+
+def picture(size: tuple[int, int] = SIZE) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+
+
+def every_patch(
+    *, size: tuple[int, int] = SIZE, mpp: float = 0.5, patch_px: int = 32, patch_mpp: float = 0.5
+) -> PatchCoords:
+    tiling = TilingConfig(patch_px=patch_px, patch_mpp=patch_mpp)
+    grid = PatchGrid.cover(size, slide_mpp=Mpp(mpp), tiling=tiling)
+    ids_N = np.arange(grid.g_cols * grid.g_rows, dtype=np.int64)
+    return PatchCoords(
+        slide_id="drawn",
+        l0_size=size,
+        slide_mpp=Mpp(mpp),
+        patch_px=patch_px,
+        patch_mpp=Mpp(patch_mpp),
+        overlap_px=0,
+        l0_patch=grid.l0_patch,
+        g_size=(grid.g_cols, grid.g_rows),
+        ids_N=ids_N,
+        l0_xy_N2=grid.l0_corners(ids_N),
+        tissue_N=np.ones(len(ids_N), np.float32),
+    )
+
+
+def reader(*, mpp: float = 0.5, levels: tuple[int, ...] = (1, 2, 4)) -> MemoryReader:
+    return MemoryReader(picture(), mpp=Mpp(mpp), levels=levels)
+
+
+def decoding_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("wsi_ips-decode")]
+
+
+@settings(max_examples=15, deadline=None)
+@given(batch=st.integers(1, 40), threads=st.integers(1, 4), in_flight=st.integers(1, 4))
+def test_every_patch_comes_once_in_grid_order_with_its_own_pixels(
+    batch: int, threads: int, in_flight: int
+) -> None:
+    coords = every_patch()
+    config = StreamingConfig(batch=batch, threads=threads, chunks_in_flight=in_flight)
+    padded = np.pad(picture(), ((0, 64), (0, 64), (0, 0)), constant_values=255)
+    chunks = list(PatchStream(reader(), coords, config=config))
+    assert torch.cat([chunk.ids_n for chunk in chunks]).tolist() == coords.ids_N.tolist()
+    for chunk in chunks:
+        assert chunk.pixels_n3PP.dtype == torch.uint8
+        for (x, y), pixels_3PP in zip(chunk.l0_xy_n2.tolist(), chunk.pixels_n3PP, strict=True):
+            assert np.array_equal(pixels_3PP.permute(1, 2, 0).numpy(), padded[y : y + 32, x : x + 32])
+
+
+def test_the_number_of_chunks_is_known_beforehand() -> None:
+    stream = PatchStream(reader(), every_patch(), config=StreamingConfig(batch=7))
+    assert len(stream) == len(list(stream))
+
+
+def test_winners_are_read_again_in_the_order_asked() -> None:
+    coords = every_patch()
+    stream = PatchStream(reader(), coords, config=StreamingConfig(batch=16))
+    everything = torch.cat([chunk.pixels_n3PP for chunk in stream])
+    wanted = torch.tensor([40, 3, 17])
+    again = stream.read(wanted)
+    assert again.ids_n.tolist() == [40, 3, 17]
+    assert torch.equal(again.pixels_n3PP, everything[wanted])
+
+
+def test_a_patch_that_is_not_in_the_coordinates_is_refused() -> None:
+    stream = PatchStream(reader(), every_patch(), config=StreamingConfig())
+    with pytest.raises(KeyError, match="99999"):
+        stream.read(torch.tensor([99999]))
+
+
+def test_a_level_that_fits_is_read_as_it_is() -> None:
+    """At 1.0 µm a 0.5 µm slide with a level at 1/2 gives that level's own pixels."""
+    coords = every_patch(patch_mpp=1.0)
+    slide = reader()
+    pixels_3PP = next(iter(PatchStream(slide, coords, config=StreamingConfig()))).pixels_n3PP[6]
+    x, y = coords.l0_xy_N2[6].tolist()
+    assert np.array_equal(pixels_3PP.permute(1, 2, 0).numpy(), slide.read((x, y), level=1, size_px=(32, 32)))
+
+
+@pytest.mark.parametrize(("mpp", "patch_mpp"), [(0.5, 0.7), (0.25, 0.9), (0.243, 0.5)])
+def test_where_no_level_fits_a_pixel_is_the_mean_of_its_area(mpp: float, patch_mpp: float) -> None:
+    """A picture that rises linearly shows any shift: the patch's mean is the mean of its own footprint."""
+    ramp = np.repeat(np.linspace(0, 255, 600)[None, :, None], 300, axis=0).repeat(3, axis=2)
+    slide = MemoryReader(ramp.round().astype(np.uint8), mpp=Mpp(mpp), levels=(1,))
+    coords = every_patch(size=(600, 300), mpp=mpp, patch_mpp=patch_mpp)
+    for chunk in PatchStream(slide, coords, config=StreamingConfig()):
+        for (x, y), pixels_3PP in zip(chunk.l0_xy_n2.tolist(), chunk.pixels_n3PP, strict=True):
+            if x + coords.l0_patch < 600 and y + coords.l0_patch < 300:
+                expected = (x + coords.l0_patch / 2 - 0.5) * 255 / 599
+                assert pixels_3PP.float().mean().item() == pytest.approx(expected, abs=0.3)
+
+
+def test_resampling_equals_pillow_box_on_the_exact_region() -> None:
+    slide = MemoryReader(picture(), mpp=Mpp(0.5), levels=(1,))
+    coords = every_patch(patch_mpp=0.75)
+    chunk = next(iter(PatchStream(slide, coords, config=StreamingConfig())))
+    x, y = coords.l0_xy_N2[1].tolist()
+    exact = Image.fromarray(picture()).resize((32, 32), Image.Resampling.BOX, box=(x, y, x + 48, y + 48))
+    assert np.array_equal(chunk.pixels_n3PP[1].permute(1, 2, 0).numpy(), np.asarray(exact))
+
+
+class _Counting(MemoryReader):
+    """Counts reads, and fails at one of them."""
+
+    def __init__(self, *, fail_at: int | None = None) -> None:
+        super().__init__(picture(), mpp=Mpp(0.5), levels=(1,))
+        self.reads = 0
+        self.fail_at = fail_at
+        self._count = threading.Lock()
+
+    def read(self, l0_xy, *, level, size_px):  # type: ignore[no-untyped-def]
+        with self._count:
+            self.reads += 1
+            if self.reads == self.fail_at:
+                raise SlideReadError("drawn.tif", "a tile is broken")
+        return super().read(l0_xy, level=level, size_px=size_px)
+
+
+def test_a_slow_consumer_stops_the_decoders() -> None:
+    slide = _Counting()
+    stream = iter(PatchStream(slide, every_patch(), config=StreamingConfig(batch=4, chunks_in_flight=2)))
+    next(stream)
+    time.sleep(0.2)
+    assert slide.reads <= 4 * 3  # the one taken, and two in flight
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_closing_early_leaves_no_thread() -> None:
+    stream = iter(PatchStream(_Counting(), every_patch(), config=StreamingConfig(batch=4)))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert decoding_threads() == []
+
+
+def test_a_failed_read_is_raised_and_leaves_no_thread() -> None:
+    received: list[Chunk] = []
+    with pytest.raises(SlideReadError, match="a tile is broken"):
+        received.extend(PatchStream(_Counting(fail_at=20), every_patch(), config=StreamingConfig(batch=4)))
+    assert decoding_threads() == []
+
+
+def test_a_region_too_large_to_hold_is_refused_before_it_is_allocated() -> None:
+    with pytest.raises(ConfigError, match="µm per pixel"):
+        PatchStream(reader(mpp=0.0101), every_patch(mpp=0.0101, patch_mpp=90), config=StreamingConfig())

@@ -1,0 +1,79 @@
+"""Where a slide's patches lie: geometry only, no pixels and no mask.
+
+Footprints stay floats: 256 px at 0.5 µm are 526.75 level-0 pixels of a 0.243-µm slide. Rounding that step
+would move the patch at the far corner of a large slide by hundreds of pixels, so only corners are rounded,
+each by itself.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.config import TilingConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.units import Mpp, Size
+
+MOST_CELLS = 2**31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchGrid:
+    """A grid that covers a slide. Ids run along rows from 0, ``g_cols * g_rows`` of them.
+
+    g_: grid columns and rows. l0_patch: side of one patch's footprint, l0_step: distance between
+    neighbours, both in level-0 pixels and not rounded.
+    """
+
+    g_cols: int
+    g_rows: int
+    l0_patch: float
+    l0_step: float
+
+    @classmethod
+    def cover(cls, l0_size: Size, *, slide_mpp: Mpp, tiling: TilingConfig) -> Self:
+        """The patches that cover the slide, its ragged right and bottom edges too.
+
+        Raises :class:`ConfigError` for resolutions that would make more than 2**31 patches.
+        """
+        l0_patch = tiling.patch_px * tiling.patch_mpp / slide_mpp
+        l0_step = (tiling.patch_px - tiling.overlap_px) * tiling.patch_mpp / slide_mpp
+        g_cols, g_rows = (max(1, ceil((length - (l0_patch - l0_step)) / l0_step)) for length in l0_size)
+        if g_cols * g_rows > MOST_CELLS:
+            raise ConfigError(
+                f"{g_cols}x{g_rows} patches: check patch_mpp ({tiling.patch_mpp}) and the slide's µm per pixel "
+                f"({slide_mpp})"
+            )
+        return cls(g_cols=g_cols, g_rows=g_rows, l0_patch=l0_patch, l0_step=l0_step)
+
+    def l0_corners(self, ids_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Top-left corners of the patches, (N, 2) int64 (x, y), each rounded by itself."""
+        g_rows_N, g_cols_N = np.divmod(ids_N, self.g_cols)
+        return np.rint(np.stack([g_cols_N, g_rows_N], axis=1) * self.l0_step).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchCoords:
+    """The patches of one slide that hold tissue, in grid order.
+
+    l0_patch: side of one patch's footprint in level-0 pixels, not rounded. g_size: (columns, rows) of the
+    grid. ids_N: (N,) int64, raster index in the grid, ascending. l0_xy_N2: (N, 2) int64, top-left corners
+    (x, y). tissue_N: (N,) float32, share of the patch that is tissue.
+    """
+
+    slide_id: str
+    l0_size: Size
+    slide_mpp: Mpp
+    patch_px: int
+    patch_mpp: Mpp
+    overlap_px: int
+    l0_patch: float
+    g_size: tuple[int, int]
+    ids_N: NDArray[np.int64]
+    l0_xy_N2: NDArray[np.int64]
+    tissue_N: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids_N)

@@ -1,0 +1,72 @@
+"""A slide cut into the patches that hold tissue."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.config import TilingConfig
+from wsi_ips.slides.base import SlideReader
+from wsi_ips.tiling.grid import PatchCoords, PatchGrid
+from wsi_ips.tiling.tissue import TissueMask, find_tissue
+from wsi_ips.units import Mpp
+
+
+def tile_slide(
+    slide: SlideReader, config: TilingConfig, *, slide_id: str, mpp: Mpp | None = None
+) -> tuple[PatchCoords, TissueMask]:
+    """Find tissue, lay the grid, keep the patches with enough of it; none at all is no error.
+
+    ``mpp`` is used instead of the file's own resolution. Raises :class:`MissingResolution` where neither says.
+    """
+    slide_mpp = mpp or slide.info.known_mpp()
+    grid = PatchGrid.cover(slide.info.l0_size, slide_mpp=slide_mpp, tiling=config)
+    mask = find_tissue(slide, config.tissue, mpp=slide_mpp)
+    share = tissue_share(mask, grid)
+    ids_N = np.flatnonzero((share >= config.min_tissue) & (share > 0)).astype(np.int64)
+    coords = PatchCoords(
+        slide_id=slide_id,
+        l0_size=slide.info.l0_size,
+        slide_mpp=slide_mpp,
+        patch_px=config.patch_px,
+        patch_mpp=Mpp(config.patch_mpp),
+        overlap_px=config.overlap_px,
+        l0_patch=grid.l0_patch,
+        g_size=(grid.g_cols, grid.g_rows),
+        ids_N=ids_N,
+        l0_xy_N2=grid.l0_corners(ids_N),
+        tissue_N=share[ids_N].astype(np.float32),
+    )
+    return coords, mask
+
+
+def tissue_share(mask: TissueMask, grid: PatchGrid) -> NDArray[np.float64]:
+    """Share of every patch's whole area that is tissue, (g_cols * g_rows,), in id order.
+
+    Exact for the float footprint: a mask pixel that a patch covers in part counts in part. Computed from
+    the integral image, which is linear between its nodes along each axis, so a grid's sums are differences
+    of it interpolated at the grid's lines.
+    """
+    height, width = mask.mask_HW.shape
+    integral = np.zeros((height + 1, width + 1))
+    integral[1:, 1:] = mask.mask_HW.cumsum(0, dtype=np.float64).cumsum(1)
+    x_starts = np.arange(grid.g_cols) * grid.l0_step / mask.l0_per_px[0]
+    y_starts = np.arange(grid.g_rows) * grid.l0_step / mask.l0_per_px[1]
+    patch_x, patch_y = grid.l0_patch / mask.l0_per_px[0], grid.l0_patch / mask.l0_per_px[1]
+    rows = _between(integral, y_starts, y_starts + patch_y)
+    sums = _between(rows.T, x_starts, x_starts + patch_x).T
+    return np.asarray(sums / (patch_x * patch_y)).clip(0, 1).ravel()
+
+
+def _between(
+    integral: NDArray[np.float64], starts: NDArray[np.float64], ends: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Differences of ``integral`` along its first axis, interpolated at fractional positions."""
+
+    def at(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        positions = positions.clip(0, len(integral) - 1)
+        low = np.minimum(positions.astype(np.int64), max(len(integral) - 2, 0))
+        part = (positions - low)[:, None]
+        return np.asarray(
+            integral[low] * (1 - part) + integral[np.minimum(low + 1, len(integral) - 1)] * part
+        )
+
+    return at(ends) - at(starts)

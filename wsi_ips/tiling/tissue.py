@@ -1,0 +1,99 @@
+"""What of a slide is tissue: a mask on a thumbnail of some µm per pixel."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from skimage import filters, morphology
+
+from wsi_ips.config import TissueConfig
+from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.tiling.pen import pen_marks
+from wsi_ips.tiling.thumbnail import read_thumbnail
+from wsi_ips.units import Mpp
+
+Mask = NDArray[np.bool_]
+
+LEAST_SATURATION = 0.04
+"""Below this, colour is the scanner's noise or the glass: H&E tissue lies well above (0 grey, 1 pure colour)."""
+
+LEAST_CONTRAST = 0.05
+"""Two classes whose means differ by less are one: the thumbnail is all background or all tissue."""
+
+DARK = 64
+"""A thumbnail whose median grey level is darker is fluorescence: bright things on black."""
+
+LEAST_BRIGHTNESS = 0.02
+"""Of fluorescence; below this is the camera's noise."""
+
+DOTS_SIGMA_PX = 3.0
+"""How far, in thumbnail pixels, a lit dot speaks for its surroundings."""
+
+BLACK = 8
+"""Grey level up to which a pixel of a bright slide is padding that a scanner left black."""
+
+
+@dataclass(frozen=True, slots=True)
+class TissueMask:
+    """mask_HW: True where tissue. l0_per_px: level-0 pixels per mask pixel, along x and y."""
+
+    mask_HW: Mask
+    l0_per_px: tuple[float, float]
+
+
+def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = None) -> TissueMask:
+    """Segment the slide. ``mpp`` is used instead of the file's own resolution.
+
+    Bright-field: saturation above Otsu's threshold, pens and black padding left out. Dark background
+    (fluorescence): intensity above Otsu's threshold. Then small objects go and small holes are filled, both
+    in µm². An empty slide gives an empty mask. Very pale tissue (fat) may be lost.
+
+    Raises :class:`MissingResolution` where neither ``mpp`` nor the file says the resolution.
+    """
+    slide_mpp = mpp or slide.info.known_mpp()
+    rgb_HWC = read_thumbnail(slide, slide_mpp=slide_mpp, thumbnail_mpp=config.thumbnail_mpp)
+    height, width = rgb_HWC.shape[:2]
+    l0_width, l0_height = slide.info.l0_size
+    l0_per_px = (l0_width / width, l0_height / height)
+    um2_per_px = l0_per_px[0] * l0_per_px[1] * slide_mpp**2
+    mask = _segment(rgb_HWC, drop_pen=config.drop_pen)
+    mask = morphology.remove_small_objects(mask, max_size=_pixels(config.min_object_um2, um2_per_px))
+    mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
+    return TissueMask(mask, l0_per_px)
+
+
+def _pixels(um2: float, um2_per_px: float) -> int:
+    """The largest number of pixels that is still smaller than ``um2``."""
+    return max(0, int(np.ceil(um2 / um2_per_px)) - 1)
+
+
+def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Mask:
+    padding = rgb_HWC.max(axis=2) <= BLACK
+    if padding.all():
+        return np.zeros(padding.shape, bool)
+    grey = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
+    if np.median(grey) < DARK and np.median(grey[~padding]) < 2 * DARK:
+        # Nuclei on black are dots; their neighbourhood is the tissue.
+        brightness = filters.gaussian(rgb_HWC.max(axis=2).astype(np.float32) / 255, sigma=DOTS_SIGMA_PX)
+        return _above_otsu(brightness, np.ones(padding.shape, bool), floor=LEAST_BRIGHTNESS)
+    excluded = padding | pen_marks(rgb_HWC) if drop_pen else padding
+    # A 3x3 median: single noisy pixels would raise the saturation of glass.
+    smooth = Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3))
+    saturation = np.asarray(smooth.convert("HSV"))[..., 1].astype(np.float32) / 255
+    return _above_otsu(saturation, ~excluded, floor=LEAST_SATURATION)
+
+
+def _above_otsu(values: NDArray[np.float32], allowed: Mask, *, floor: float) -> Mask:
+    """Allowed pixels above Otsu's threshold, unless there are no two classes to part."""
+    inside = values[allowed]
+    if not inside.size or inside.max() - inside.min() < LEAST_CONTRAST:
+        return np.asarray(allowed & (values > 2 * LEAST_SATURATION))
+    threshold = max(filters.threshold_otsu(inside), floor)
+    above, below = inside[inside > threshold], inside[inside <= threshold]
+    if not above.size:
+        return np.zeros(allowed.shape, bool)
+    # A slide without glass: Otsu would part tissue from tissue. Its lower class is itself well coloured.
+    if below.size and np.quantile(below, 0.02) > 2 * LEAST_SATURATION:
+        return allowed
+    return np.asarray(allowed & (values > threshold))
