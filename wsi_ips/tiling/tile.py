@@ -57,11 +57,11 @@ def tissue_share(mask: TissueMask, grid: PatchGrid) -> NDArray[np.float64]:
 
 
 def _between(
-    integral: NDArray[np.float64], starts: NDArray[np.float64], ends: NDArray[np.float64]
-) -> NDArray[np.float64]:
+    integral: NDArray[np.floating], starts: NDArray[np.floating], ends: NDArray[np.floating]
+) -> NDArray[np.floating]:
     """Differences of ``integral`` along its first axis, interpolated at fractional positions."""
 
-    def at(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    def at(positions: NDArray[np.floating]) -> NDArray[np.floating]:
         positions = positions.clip(0, len(integral) - 1)
         low = np.minimum(positions.astype(np.int64), max(len(integral) - 2, 0))
         part = (positions - low)[:, None]

@@ -84,7 +84,7 @@ def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Mask:
     return _above_otsu(saturation, ~excluded, floor=LEAST_SATURATION)
 
 
-def _above_otsu(values: NDArray[np.float32], allowed: Mask, *, floor: float) -> Mask:
+def _above_otsu(values: NDArray[np.floating], allowed: Mask, *, floor: float) -> Mask:
     """Allowed pixels above Otsu's threshold, unless there are no two classes to part."""
     inside = values[allowed]
     if not inside.size or inside.max() - inside.min() < LEAST_CONTRAST:

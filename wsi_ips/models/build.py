@@ -1,0 +1,30 @@
+"""From config to modules: the only place that knows both."""
+
+from wsi_ips.config import ModelConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.models.cross_attention import CrossAttention
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import IPSNet
+
+
+def build_net(config: ModelConfig) -> IPSNet:
+    """The network that ``config`` describes, its encoder with the weights that it names.
+
+    Raises :class:`ConfigError` or :class:`CheckpointError` where that cannot be.
+    """
+    encoder = TimmEncoder(config.encoder)
+    raster = config.attention.positions == "raster"
+    if raster and encoder.dim % 2:
+        raise ConfigError(f"positions: raster needs an even embedding width, {encoder.dim} is odd")
+    attention = CrossAttention(
+        encoder.dim,
+        queries=len(config.tasks),
+        heads=config.attention.heads,
+        key_dim=config.attention.key_dim,
+        value_dim=config.attention.value_dim,
+        inner_dim=config.attention.inner_dim,
+        attention_dropout=config.attention.attention_dropout,
+        dropout=config.attention.dropout,
+    )
+    return IPSNet(encoder, attention, Heads(encoder.dim, config.tasks), positions=raster)

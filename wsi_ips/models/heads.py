@@ -1,0 +1,35 @@
+"""From query tokens to labels: one linear layer per task, each on its own token.
+
+Shape suffixes: B bags, T tasks (and query tokens), D width, C classes of a task.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from wsi_ips.config import TaskConfig
+
+
+class Heads(nn.Module):
+    """Task t reads token t."""
+
+    def __init__(self, dim: int, tasks: Sequence[TaskConfig]) -> None:
+        super().__init__()
+        self._tasks = tuple(tasks)
+        self.layers = nn.ModuleList(nn.Linear(dim, len(task.classes)) for task in tasks)
+
+    def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
+        """Task name to logits (B, C)."""
+        return {
+            task.name: layer(tokens_BTD[:, token])
+            for token, (task, layer) in enumerate(zip(self._tasks, self.layers, strict=True))
+        }
+
+    def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Task name to probabilities (B, C): softmax or sigmoid, as the task says."""
+        return {
+            task.name: logits[task.name].softmax(dim=-1)
+            if task.activation == "softmax"
+            else logits[task.name].sigmoid()
+            for task in self._tasks
+        }

@@ -1,0 +1,88 @@
+"""The network in parts: an encoder of patches, cross-attention over the kept ones, heads.
+
+Receives its parts ready-built (:mod:`wsi_ips.models.build`) and knows nothing of how patches were picked.
+
+Shape suffixes: B bags, M places of the largest bag, K all patches of all bags in a row, n patches, D width,
+H heads, T queries.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wsi_ips.models.cross_attention import CrossAttention
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.positions import sinusoid
+
+
+@dataclass(frozen=True, slots=True)
+class BagReading:
+    """What the network says of bags: per task logits and probabilities (B, classes); tokens_BTD; attention_BHTM
+    over each bag's own patches (0 at empty places)."""
+
+    logits: dict[str, Tensor]
+    probabilities: dict[str, Tensor]
+    tokens_BTD: Tensor
+    attention_BHTM: Tensor
+
+
+class IPSNet(nn.Module):
+    """``positions``: add the paper's encoding of a patch's raster index to its embedding."""
+
+    def __init__(
+        self, encoder: nn.Module, attention: CrossAttention, heads: Heads, *, positions: bool
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.attention = attention
+        self.heads = heads
+        self.positions = positions
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Patches (n, ...) as the encoder takes them, to embeddings (n, D) without position."""
+        embeddings: Tensor = self.encoder(pixels)
+        return embeddings
+
+    def logits(self, emb_nD: Tensor, ids_n: Tensor) -> Tensor:
+        """Pre-softmax attention (n, H, T) of embedded patches with these raster indices."""
+        return self.attention.logits(self._placed(emb_nD, ids_n))
+
+    def forward(self, pixels: Tensor, ids_K: Tensor, counts: Sequence[int]) -> BagReading:
+        """Read bags from their patches, with gradients.
+
+        pixels: (K, ...) the patches of all bags one after the other, ``counts`` of them per bag. Only real
+        patches are encoded, so that BatchNorm and attention never see padding.
+        """
+        return self._read(self._placed(self.encode(pixels), ids_K), counts)
+
+    def read_bag(self, emb_nD: Tensor, ids_n: Tensor) -> BagReading:
+        """Read one bag (B = 1) from embeddings that are there already."""
+        return self._read(self._placed(emb_nD, ids_n), [len(emb_nD)])
+
+    def _placed(self, emb_nD: Tensor, ids_n: Tensor) -> Tensor:
+        if not self.positions:
+            return emb_nD
+        return emb_nD + sinusoid(ids_n, emb_nD.shape[1], dtype=emb_nD.dtype, device=emb_nD.device)
+
+    def _read(self, x_KD: Tensor, counts: Sequence[int]) -> BagReading:
+        places = torch.arange(max(counts), device=x_KD.device)
+        empty_BM = places >= torch.tensor(counts, device=x_KD.device)[:, None]
+        x_BMD = nn.utils.rnn.pad_sequence(list(x_KD.split(list(counts))), batch_first=True)
+        tokens_BTD, attention_BHTM = self.attention(x_BMD, empty_BM if empty_BM.any() else None)
+        logits = self.heads(tokens_BTD)
+        return BagReading(logits, self.heads.probabilities(logits), tokens_BTD, attention_BHTM)
+
+
+@contextmanager
+def scoring(net: nn.Module) -> Iterator[None]:
+    """Eval mode for the selection pass; every module's own mode is put back, after an error too."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
