@@ -114,8 +114,7 @@ def merged_jpeg(data: bytes, tile: TileFormat) -> bytes:
             _check_frame(segment, tile.size)
             framed = True
         if segment.marker == SOS and framed:
-            # OpenSlide stops at the last row; our decoder wants the end marker that some writers leave out.
-            return b"".join([*parts, data[segment.start :], bytes([0xFF, EOI])])
+            return b"".join([*parts, data[segment.start :]])
         if segment.marker not in {APP0, APP14}:
             parts.append(data[segment.start : segment.start + 4 + len(segment.body)])
     raise TileError("JPEG without an image")
