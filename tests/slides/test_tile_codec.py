@@ -7,7 +7,7 @@ import simplejpeg
 import tifffile
 
 from tests.slides.test_equals_openslide import assert_equal_everywhere
-from tests.slides.tiff_files import tissue_like, write_pyramid
+from tests.slides.tiff_files import tissue_like
 from wsi_ips.errors import ConfigError
 from wsi_ips.slides import openslide_reader
 from wsi_ips.slides.memory_reader import MemoryReader
