@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_ips.errors import ConfigError
+from wsi_ips.recipe import DemoJob, FinetuneJob, load_recipe, make_job, shipped_recipe, with_overrides
+
+PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
+
+
+@pytest.mark.parametrize("recipe", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_a_job(recipe: Path) -> None:
+    job = make_job(load_recipe(recipe), source=recipe.name)
+    assert job.command in ("demo", "finetune", "predict", "overlay")
+
+
+def test_overrides_reach_into_sections_and_leave_the_rest() -> None:
+    values = load_recipe(shipped_recipe("demo"), ["training.epochs=9", "selection.m=3", "out=elsewhere"])
+    job = make_job(values, source="demo")
+    assert isinstance(job, DemoJob)
+    assert (job.training.epochs, job.selection.m, job.out) == (9, 3, Path("elsewhere"))
+    untouched = make_job(load_recipe(shipped_recipe("demo")), source="demo")
+    assert job.model == untouched.model
+
+
+def test_overrides_do_not_change_what_they_are_laid_over() -> None:
+    values = {"training": {"epochs": 2}}
+    with_overrides(values, ["training.epochs=9"])
+    assert values == {"training": {"epochs": 2}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"command": "finetune", "out": "x"}, "'manifest' is missing"),
+        ({"command": "finetune", "manifest": "m", "out": "x", "epoch": 3}, "unknown key 'epoch'"),
+        (
+            {"command": "finetune", "manifest": "m", "out": "x", "training": {"epoch": 3}},
+            "unknown key 'training.epoch'",
+        ),
+        (
+            {"command": "predict", "slides": "s", "checkpoint": "c", "out": "o", "streaming": {"threads": 0}},
+            "streaming.threads",
+        ),
+        ({"command": "bake"}, "'command' must be one of"),
+        ({}, "'command' must be one of"),
+        (
+            {"command": "tile", "slides": "s", "out": "o", "tiling": {"patch_px": 64, "overlap_px": 64}},
+            "must be smaller than patch_px",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_the_name_of_the_key(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_job(values, source="r.yaml")
+    assert str(caught.value).startswith("r.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "=3", "out.deeper=1", "x=[unclosed"])
+def test_a_wrong_override_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        with_overrides({"out": "folder"}, [override])
+
+
+def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    (tmp_path / "broken.yaml").write_text("a: [1,\n")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "code.yaml").write_text("!!python/object/apply:os.system ['true']\n")
+    for name in ("list", "broken", "binary", "code", "absent"):
+        with pytest.raises(ConfigError, match=f"{name}.yaml"):
+            load_recipe(tmp_path / f"{name}.yaml")
+
+
+@given(st.integers(1, 500), st.floats(1e-6, 1, allow_nan=False))
+def test_a_job_survives_being_written_as_yaml(epochs: int, lr: float) -> None:
+    job = make_job(
+        {"command": "finetune", "manifest": "m", "out": "o", "training": {"epochs": epochs, "lr": lr}},
+        source="test",
+    )
+    assert isinstance(job, FinetuneJob)
+    assert make_job(job.model_dump(mode="json"), source="again") == job

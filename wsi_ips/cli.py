@@ -1,0 +1,210 @@
+"""The command line: parse, import late, run one job, print, exit code.
+
+Nothing heavy is imported before a command is known, so ``--help`` answers at once. Exit codes: 0 done,
+1 a bug of ours (traceback), 2 wrong input (one line), 3 done but some slides failed.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from wsi_ips.errors import WsiIpsError
+
+app = typer.Typer(
+    name="wsi-ips",
+    help="Raw gigapixel slides in, slide labels and honest attention maps out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Slides = Annotated[Path, typer.Argument(help="A slide, or a folder that is searched for slides.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+SlideMppOption = Annotated[
+    float | None, typer.Option("--slide-mpp", help="µm per pixel of every slide, instead of what files say.")
+]
+MppCsv = Annotated[Path | None, typer.Option(help="CSV with columns wsi,mpp: the same, slide by slide.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", "-c", help="YAML with settings; flags win.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.")
+]
+Layout = Annotated[str, typer.Option(help="HDF5 layout: clam or trident.")]
+Scale = Annotated[str, typer.Option(help="Colours by percentile or by absolute value.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from wsi_ips import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Shared by all commands."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+
+
+@app.command()
+def info(
+    slide: Annotated[Path, typer.Argument(help="A slide, or a folder of them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per slide.")] = False,
+) -> None:
+    """Say what a slide is: size, levels, resolution, vendor, which reader opens it."""
+    from wsi_ips.commands.info import describe_slides
+
+    _finish(describe_slides(slide, as_json=as_json))
+
+
+@app.command()
+def tile(
+    slides: Slides,
+    out: Out,
+    patch_px: Annotated[int | None, typer.Option(help="Side of a patch in pixels.")] = None,
+    patch_mpp: Annotated[float | None, typer.Option(help="µm per pixel of a patch.")] = None,
+    mag: Annotated[float | None, typer.Option(help='Same as --patch-mpp: 20 ("20x") is 0.5 µm.')] = None,
+    overlap_px: Annotated[int | None, typer.Option(help="Pixels that neighbours share.")] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="Share of a patch that is tissue.")] = None,
+    layout: Layout = "clam",
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+) -> None:
+    """Find tissue and write patch coordinates (HDF5) and contours (GeoJSON); no model."""
+    if mag is not None:
+        from wsi_ips.units import mpp_of_magnification
+
+        patch_mpp = mpp_of_magnification(mag)
+    tiling = {
+        "patch_px": patch_px,
+        "patch_mpp": patch_mpp,
+        "overlap_px": overlap_px,
+        "min_tissue": min_tissue,
+    }
+    flags = {"slides": slides, "out": out, "layout": layout, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}
+    _run("tile", flags, recipe=recipe, overrides=set_, sections={"tiling": tiling})
+
+
+@app.command()
+def finetune(
+    manifest: Annotated[Path, typer.Argument(help="CSV: slide_id,case_id,label,split,path.")],
+    out: Out,
+    recipe: Recipe = None,
+    set_: Set = None,
+    device: Device = "auto",
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+) -> None:
+    """Fine-tune encoder, selection and attention from slide labels."""
+    flags = {"manifest": manifest, "out": out, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}
+    _run("finetune", flags, recipe=recipe, overrides=set_)
+
+
+@app.command()
+def predict(
+    slides: Slides,
+    checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a fine-tuning run.")],
+    out: Out,
+    overlays: Annotated[bool, typer.Option(help="Also draw an overlay PNG per slide.")] = True,
+    device: Device = "auto",
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+) -> None:
+    """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
+    flags = {"slides": slides, "checkpoint": checkpoint, "out": out, "overlays": overlays, "device": device,
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    _run("predict", flags, recipe=recipe, overrides=set_)
+
+
+@app.command()
+def overlay(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    slides: Annotated[Path | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/overlays.")] = None,
+    side_px: Annotated[int, typer.Option(help="Longest side of the picture, in pixels.")] = 2048,
+    alpha: Annotated[float, typer.Option(help="Opacity of the heat, 0 to 1.")] = 0.5,
+    scale: Scale = "percentile",
+) -> None:
+    """Draw overlays from stored attention; no model is needed."""
+    flags = {"run": run, "slides": slides, "out": out, "side_px": side_px, "alpha": alpha, "scale": scale}
+    _run("overlay", flags)
+
+
+@app.command()
+def demo(out: Out = Path("demo_run"), device: Device = "auto", set_: Set = None) -> None:
+    """Draw a small CAMELYON-style data set, fine-tune on it, predict it and score the result."""
+    from wsi_ips.recipe import shipped_recipe
+
+    _run("demo", {"out": out, "device": device}, recipe=shipped_recipe("demo"), overrides=set_)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see pipelines/.")], set_: Set = None
+) -> None:
+    """Run a recipe."""
+    from wsi_ips.recipe import load_recipe, make_job
+
+    _run_job(make_job(load_recipe(recipe, set_ or ()), source=str(recipe)))
+
+
+def _run(
+    command: Literal["tile", "finetune", "predict", "overlay", "demo"],
+    flags: dict[str, Any],
+    *,
+    recipe: Path | None = None,
+    overrides: list[str] | None = None,
+    sections: dict[str, dict[str, Any]] | None = None,
+) -> None:
+    """Make a job of a recipe, the flags over it and ``--set`` over both, and run it."""
+    from wsi_ips.recipe import load_recipe, make_job, with_overrides
+
+    values = load_recipe(recipe) if recipe else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    values = {**values, **given, "command": command}
+    for section, settings in (sections or {}).items():
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        values[section] = {**(values.get(section) or {}), **chosen}
+    _run_job(make_job(with_overrides(values, overrides or ()), source=f"wsi-ips {command}"))
+
+
+def _run_job(job: Any) -> None:
+    from wsi_ips.commands.job import run_job
+    from wsi_ips.progress_bars import RichProgress
+
+    with RichProgress() as progress:
+        outcome = run_job(job, progress)
+    _finish(outcome)
+
+
+def _finish(outcome: Any) -> None:
+    for line in outcome.lines:
+        typer.echo(line)
+    raise typer.Exit(outcome.exit_code)
+
+
+def main() -> None:
+    """Entry point of ``wsi-ips``: errors raised on purpose become one line and exit code 2."""
+    try:
+        app()
+    except WsiIpsError as error:
+        typer.echo(f"wsi-ips: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

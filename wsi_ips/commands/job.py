@@ -1,0 +1,33 @@
+"""From a job to the function that does it."""
+
+from wsi_ips.commands.outcome import Outcome
+from wsi_ips.progress import Progress
+from wsi_ips.recipe import DemoJob, FinetuneJob, Job, OverlayJob, PredictJob, TileJob
+
+
+def run_job(job: Job, progress: Progress) -> Outcome:
+    """Run any job. Raises :class:`wsi_ips.errors.WsiIpsError` for wrong input.
+
+    Each command's module is imported here and not above: tiling does not wait for torch.
+    """
+    match job:
+        case TileJob():
+            from wsi_ips.commands.tile import tile
+
+            return tile(job, progress)
+        case FinetuneJob():
+            from wsi_ips.commands.finetune import finetune_manifest
+
+            return finetune_manifest(job, progress)
+        case PredictJob():
+            from wsi_ips.commands.predict import predict
+
+            return predict(job, progress)
+        case OverlayJob():
+            from wsi_ips.commands.overlay import overlay
+
+            return overlay(job, progress)
+        case DemoJob():
+            from wsi_ips.commands.demo import demo
+
+            return demo(job, progress)

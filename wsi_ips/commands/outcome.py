@@ -1,0 +1,20 @@
+"""What a command has to say when it is done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SOME_FAILED = 3
+"""Exit code when a folder was worked through but some slides failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Lines to print, and the process's exit code."""
+
+    lines: Sequence[str]
+    exit_code: int = 0
+
+    @classmethod
+    def of_slides(cls, failures: Sequence[str], summary: str) -> "Outcome":
+        """The failed slides' reasons, then the summary."""
+        return cls([*(f"failed: {why}" for why in failures), summary], SOME_FAILED if failures else 0)

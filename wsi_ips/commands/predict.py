@@ -1,0 +1,45 @@
+"""``predict``: labels, attention and overlays for every slide of a folder."""
+
+from pathlib import Path
+
+from wsi_ips.commands.inputs import given_mpp, slides_by_id
+from wsi_ips.commands.outcome import Outcome
+from wsi_ips.heatmaps.overlay import write_overlay
+from wsi_ips.inference.batch import RunFolder, SlideJob, describe_run, predict_slides
+from wsi_ips.inference.predict import Predictor
+from wsi_ips.inference.results import SlideResult
+from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.progress import Progress
+from wsi_ips.recipe import PredictJob
+from wsi_ips.slides.registry import open_slide
+from wsi_ips.streaming.device import pick_device
+
+
+def predict(job: PredictJob, progress: Progress) -> Outcome:
+    """Write ``predictions.csv``, ``attention/*.h5``, ``overlays/*.png`` and ``run.json``.
+
+    In a folder a bad slide becomes a row; a slide given by itself raises.
+    """
+    net, pipeline = load_checkpoint(job.checkpoint)
+    slides = slides_by_id(job.slides)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    predictor = Predictor(net, pipeline, streaming=job.streaming, device=pick_device(job.device))
+    run = RunFolder(job.out)
+
+    def draw(result: SlideResult, path: Path) -> None:
+        with open_slide(result.slide_path) as slide:
+            write_overlay(path, slide, result)
+
+    rows = predict_slides(
+        [SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in slides.items()],
+        predictor,
+        run,
+        draw=draw if job.overlays else None,
+        on_error="raise" if list(slides.values()) == [job.slides] else "report",
+        progress=progress,
+    )
+    describe_run(run, config=job.model_dump(mode="json"), checkpoint=job.checkpoint)
+    failures = [row.error for row in rows if row.status != "ok"]
+    return Outcome.of_slides(
+        failures, f"{len(rows) - len(failures)} of {len(rows)} slides labelled in {run.predictions}"
+    )

@@ -1,0 +1,59 @@
+"""``tile``: tissue, patch coordinates and contours; no model."""
+
+import csv
+from pathlib import Path
+
+from wsi_ips.commands.inputs import given_mpp, slides_by_id
+from wsi_ips.commands.outcome import Outcome
+from wsi_ips.errors import NoTissue, WsiIpsError
+from wsi_ips.files import whole_file
+from wsi_ips.progress import Progress
+from wsi_ips.recipe import TileJob
+from wsi_ips.slides.registry import open_slide
+from wsi_ips.slides.resolution import SlideMpp
+from wsi_ips.tiling.contours import tissue_contours, write_geojson
+from wsi_ips.tiling.coords import write_coords
+from wsi_ips.tiling.tile import tile_slide
+
+
+def tile(job: TileJob, progress: Progress) -> Outcome:
+    """Write ``patches/*.h5``, ``contours_geojson/*.geojson`` and ``tiles.csv``.
+
+    In a folder a bad slide becomes a row; a slide given by itself raises.
+    """
+    slides = slides_by_id(job.slides)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    rows: list[tuple[str, int, str, str]] = []
+    with progress("Tiling", total=len(slides)) as advance:
+        for slide_id, path in slides.items():
+            try:
+                rows.append((slide_id, _tile_one(job, slide_id, path, slide_mpp), "ok", ""))
+            except WsiIpsError as error:
+                if path == job.slides:
+                    raise
+                rows.append((slide_id, 0, "failed", str(error)))
+            advance(slide_id)
+    with (
+        whole_file(job.out / "tiles.csv") as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["slide_id", "n_patches", "status", "error"])
+        writer.writerows(rows)
+    failures = [error for *_, status, error in rows if status == "failed"]
+    patches = sum(n for _, n, *_ in rows)
+    return Outcome.of_slides(
+        failures, f"{patches} patches of {len(rows) - len(failures)} slides in {job.out / 'patches'}"
+    )
+
+
+def _tile_one(job: TileJob, slide_id: str, path: Path, slide_mpp: SlideMpp) -> int:
+    with open_slide(path) as slide:
+        coords, mask = tile_slide(slide, job.tiling, slide_id=slide_id, mpp=slide_mpp(slide_id))
+        info = slide.info
+    if not len(coords):
+        raise NoTissue(path)
+    name = f"{slide_id}.h5" if job.layout == "clam" else f"{slide_id}_patches.h5"
+    write_coords(job.out / "patches" / name, coords, layout=job.layout, info=info)
+    write_geojson(job.out / "contours_geojson" / f"{slide_id}.geojson", tissue_contours(mask))
+    return len(coords)

@@ -1,0 +1,140 @@
+"""Which slides there are, whose they are, and what they are: a CSV that is believed only after checks."""
+
+import csv
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.files import whole_file
+
+COLUMNS = ("slide_id", "case_id", "label", "split", "path")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRecord:
+    """One slide. ``case_id`` is the patient: all slides of a case lie in one split."""
+
+    slide_id: str
+    case_id: str
+    label: str
+    split: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The slides of a data set, in file order. ``path`` is the CSV that they came from."""
+
+    path: Path
+    records: tuple[SlideRecord, ...]
+
+    def split(self, name: str) -> list[SlideRecord]:
+        """The slides of ``train``, ``val`` or ``test``."""
+        return [record for record in self.records if record.split == name]
+
+
+def read_manifest(path: Path, *, classes: Sequence[str]) -> Manifest:
+    """Read a CSV with the columns ``slide_id,case_id,label,split,path``; others are ignored.
+
+    Slide paths are absolute or relative to the CSV's folder. Raises :class:`ManifestError` with the line for
+    an unknown label or split, a duplicate slide_id, a missing slide, an empty field, a case in two splits.
+    """
+    if not path.is_file():
+        raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(COLUMNS)}")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ManifestError(
+                    path, f"lacks the column {missing[0]}", f"its first line must name {','.join(COLUMNS)}"
+                )
+            records = [_record(path, rows.line_num, row, classes) for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    if not records:
+        raise ManifestError(path, "lists no slides", "add a line per slide")
+    _check_ids_and_cases(path, records)
+    return Manifest(path, tuple(records))
+
+
+def write_manifest(path: Path, records: Sequence[SlideRecord]) -> None:
+    """Write records; slide paths below the CSV's folder become relative to it."""
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for record in records:
+            below = record.path.is_relative_to(path.parent)
+            where = record.path.relative_to(path.parent) if below else record.path
+            writer.writerow([record.slide_id, record.case_id, record.label, record.split, where.as_posix()])
+
+
+def split_by_case(
+    records: Sequence[SlideRecord], *, fractions: Mapping[str, float], seed: int
+) -> list[SlideRecord]:
+    """Give every case to one split, in about these fractions for each label; the same for the same seed.
+
+    A case counts under its rarest label. Raises :class:`ConfigError` where fractions do not sum to 1.
+    """
+    if set(fractions) - set(SPLITS) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ConfigError(f"fractions {dict(fractions)} must name {', '.join(SPLITS)} and sum to 1")
+    labels = [record.label for record in records]
+    by_case: dict[str, list[str]] = {}
+    for record in records:
+        by_case.setdefault(record.case_id, []).append(record.label)
+    by_label: dict[str, list[str]] = {}
+    for case, case_labels in sorted(by_case.items()):
+        by_label.setdefault(min(case_labels, key=lambda label: (labels.count(label), label)), []).append(case)
+    split_of: dict[str, str] = {}
+    for label, cases in sorted(by_label.items()):
+        random.Random(f"{seed}/{label}").shuffle(cases)  # noqa: S311 - not a secret
+        start, share = 0, 0.0
+        for split, fraction in fractions.items():
+            share += fraction
+            end = round(share * len(cases))
+            split_of.update(dict.fromkeys(cases[start:end], split))
+            start = end
+    return [replace(record, split=split_of[record.case_id]) for record in records]
+
+
+def _record(path: Path, line: int, row: Mapping[str, str | None], classes: Sequence[str]) -> SlideRecord:
+    values = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    empty = next((name for name in COLUMNS if not values[name]), None)
+    if empty:
+        raise ManifestError(path, f"line {line}: {empty} is empty", "fill it in, or leave the line out")
+    if values["label"] not in classes:
+        raise ManifestError(
+            path, f"line {line}: unknown label {values['label']!r}", f"known: {', '.join(classes)}"
+        )
+    if values["split"] not in SPLITS:
+        raise ManifestError(
+            path, f"line {line}: unknown split {values['split']!r}", f"known: {', '.join(SPLITS)}"
+        )
+    slide = path.parent / values["path"]
+    if not slide.exists():
+        raise ManifestError(path, f"line {line}: no slide at {slide}", "paths are relative to the manifest")
+    if Path(values["slide_id"]).name != values["slide_id"] or values["slide_id"] in (".", ".."):
+        raise ManifestError(
+            path, f"line {line}: slide_id {values['slide_id']!r} is no file name", "drop the slash"
+        )
+    return SlideRecord(values["slide_id"], values["case_id"], values["label"], values["split"], slide)
+
+
+def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:
+    seen: set[str] = set()
+    split_of: dict[str, str] = {}
+    for record in records:
+        if record.slide_id in seen:
+            raise ManifestError(
+                path, f"slide_id {record.slide_id!r} occurs twice", "give every slide its own id"
+            )
+        seen.add(record.slide_id)
+        if split_of.setdefault(record.case_id, record.split) != record.split:
+            raise ManifestError(
+                path,
+                f"case {record.case_id!r} lies in {split_of[record.case_id]} and in {record.split}",
+                "put all slides of a case into one split, or results leak",
+            )

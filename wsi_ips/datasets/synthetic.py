@@ -1,0 +1,97 @@
+"""A small data set in CAMELYON's layout, drawn from a seed: for the demo, for tests, for benchmarks."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from wsi_ips.config import SyntheticConfig, fingerprint
+from wsi_ips.datasets.annotations import write_asap
+from wsi_ips.datasets.manifest import SlideRecord, write_manifest
+from wsi_ips.datasets.pyramid_file import write_pyramid
+from wsi_ips.datasets.synthetic_tissue import draw_slide
+from wsi_ips.errors import ConfigError
+from wsi_ips.files import whole_file
+from wsi_ips.progress import Progress, silent
+from wsi_ips.units import Mpp
+
+LABELS = ("normal", "tumor")
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One slide to draw; ``number`` makes its own random numbers, whichever process draws it."""
+
+    record: SlideRecord
+    annotation: Path
+    number: int
+    config: SyntheticConfig
+
+
+def make_camelyon_like(
+    out: Path, config: SyntheticConfig, *, processes: int = 2, progress: Progress = silent
+) -> Path:
+    """Write ``images/*.tif``, ``annotations/*.xml`` (tumour slides) and ``reference.csv``, whose path is returned.
+
+    Half of each split has lesions; no case lies in two splits. The same config gives the same bytes. What an
+    earlier, interrupted call has drawn is kept. Raises :class:`ConfigError` where ``out`` holds another set.
+    """
+    _claim(out, config)
+    orders = list(_orders(out, config))
+    missing = [order for order in orders if not order.record.path.exists()]
+    with progress("Drawing slides", total=len(missing)) as advance:
+        if processes == 1:
+            for order in missing:
+                advance(_draw(order))
+        elif missing:
+            # Spawned, not forked: the caller may have threads running.
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+                for drawn in as_completed([pool.submit(_draw, order) for order in missing]):
+                    advance(drawn.result())
+    manifest = out / "reference.csv"
+    write_manifest(manifest, [order.record for order in orders])
+    return manifest
+
+
+def _claim(out: Path, config: SyntheticConfig) -> None:
+    mark = out / "synthetic.json"
+    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != fingerprint(config):
+        raise ConfigError(
+            f"{out} holds a data set drawn with other settings; remove it or choose another folder"
+        )
+    with whole_file(mark) as partial:
+        content = {"fingerprint": fingerprint(config), "config": config.model_dump(mode="json")}
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _orders(out: Path, config: SyntheticConfig) -> Iterator[_Order]:
+    number = 0
+    for split, count in (("train", config.train), ("val", config.val), ("test", config.test)):
+        for index in range(count):
+            label = LABELS[index % 2]
+            slide_id = f"{split}_{index:03d}_{label}"
+            record = SlideRecord(
+                slide_id=slide_id,
+                case_id=f"case_{split}_{index // 2:03d}",
+                label=label,
+                split=split,
+                path=out / "images" / f"{slide_id}.tif",
+            )
+            yield _Order(record, out / "annotations" / f"{slide_id}.xml", number, config)
+            number += 1
+
+
+def _draw(order: _Order) -> str:
+    config = order.config
+    rng = np.random.default_rng(np.random.SeedSequence([config.seed, order.number]))
+    width, height = (int(config.side_px * rng.uniform(0.9, 1.1)) | 1 for _ in range(2))
+    drawn = draw_slide((width, height), mpp=Mpp(config.mpp), tumor=order.record.label == "tumor", rng=rng)
+    if drawn.lesions.geoms:
+        write_asap(order.annotation, list(drawn.lesions.geoms))
+    # The slide comes last: while it is missing, the slide counts as not drawn.
+    write_pyramid(order.record.path, drawn.rgb_HWC, mpp=Mpp(config.mpp))
+    return order.record.slide_id

@@ -1,0 +1,158 @@
+"""Jobs: what each command needs, as data. A recipe is a job in YAML.
+
+A command line and a recipe make the same job, so they cannot drift apart. Paths in a recipe are relative to
+where the command is run.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+
+from wsi_ips.config import DemoConfig, FinetuneConfig, Section, StreamingConfig, TilingConfig
+from wsi_ips.errors import ConfigError
+
+LARGEST_RECIPE_BYTES = 1_000_000
+
+
+class _Resolution(Section):
+    slide_mpp: PositiveFloat | None = None
+    """µm per pixel of every slide, instead of what the files say."""
+    mpp_csv: Path | None = None
+    """CSV with the columns wsi,mpp: the same, slide by slide."""
+
+
+class TileJob(_Resolution):
+    """Find tissue and write coordinates; no model."""
+
+    command: Literal["tile"] = "tile"
+    slides: Path
+    out: Path
+    layout: Literal["clam", "trident"] = "clam"
+    tiling: TilingConfig = TilingConfig()
+
+
+class FinetuneJob(FinetuneConfig, _Resolution):
+    """Learn from the slide labels of a manifest."""
+
+    command: Literal["finetune"] = "finetune"
+    manifest: Path
+    out: Path
+    device: str = "auto"
+
+
+class PredictJob(_Resolution):
+    """Label every slide of a folder."""
+
+    command: Literal["predict"] = "predict"
+    slides: Path
+    checkpoint: Path
+    out: Path
+    device: str = "auto"
+    overlays: bool = True
+    streaming: StreamingConfig = StreamingConfig()
+
+
+class OverlayJob(Section):
+    """Draw overlays from stored attention; no model."""
+
+    command: Literal["overlay"] = "overlay"
+    run: Path
+    """The folder that ``predict`` wrote."""
+    slides: Path | None = None
+    """Where the slides are now; none: where ``predict`` read them."""
+    out: Path | None = None
+    """None: ``overlays/`` in ``run``."""
+    side_px: PositiveInt = 2048
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    scale: Literal["percentile", "absolute"] = "percentile"
+
+
+class DemoJob(DemoConfig):
+    """Draw slides, fine-tune, predict, score."""
+
+    command: Literal["demo"] = "demo"
+    out: Path = Path("demo_run")
+    device: str = "auto"
+
+
+Job = TileJob | FinetuneJob | PredictJob | OverlayJob | DemoJob
+_JOBS: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="command")])
+
+
+def make_job(values: Mapping[str, Any], *, source: str) -> Job:
+    """Check ``values`` against the command they name. Raises :class:`ConfigError` that names the key."""
+    try:
+        return _JOBS.validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe's values, with ``section.key=value`` overrides (values are YAML) laid over them.
+
+    Raises :class:`ConfigError` for a missing file, broken YAML, no mapping, or an override without ``=``.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe; see pipelines/ for examples")
+    if path.stat().st_size > LARGEST_RECIPE_BYTES:
+        raise ConfigError(f"{path}: larger than {LARGEST_RECIPE_BYTES} bytes; is it a recipe?")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping that starts with 'command: ...'")
+    return with_overrides(values, overrides)
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay ``section.key=value`` settings over ``values``; neither is changed."""
+    result = dict(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override}: expected section.key=value, e.g. training.epochs=5")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from None
+        *sections, last = key.split(".")
+        inner = result
+        for section in sections:
+            below = inner.get(section) or {}
+            if not isinstance(below, Mapping):
+                raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
+            inner[section] = dict(below)
+            inner = inner[section]
+        inner[last] = value
+    return result
+
+
+def shipped_recipe(name: str) -> Path:
+    """The path of a recipe that comes with the package (installed, or in a checkout)."""
+    package = Path(__file__).parent
+    for folder in (package / "pipelines", package.parent / "pipelines"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise ConfigError(f"no recipe {name}.yaml beside the package; name one: wsi-ips run RECIPE.yaml")
+
+
+def _first_problem(error: ValidationError) -> str:
+    first, *others = error.errors()
+    # The discriminator's tag leads the location: users know the key by its path in the recipe only.
+    where = ".".join(str(part) for part in first["loc"][1:] if part not in _COMMANDS)
+    message = first["msg"].removeprefix("Value error, ")
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{more}"
+    if first["type"] == "missing":
+        return f"{where!r} is missing{more}"
+    if first["type"].startswith("union_tag"):
+        return f"'command' must be one of {', '.join(_COMMANDS)}"
+    return (f"{where}: " if where else "") + message + more
+
+
+_COMMANDS = ("tile", "finetune", "predict", "overlay", "demo")
