@@ -1,0 +1,322 @@
+"""What a run writes comes back exactly; what is not ours is refused in one line."""
+
+import csv
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.errors import ResultsError
+from wsi_ips.inference import results
+from wsi_ips.inference.results import (
+    PredictionRow,
+    SlideResult,
+    read_predictions,
+    read_result,
+    write_predictions,
+    write_result,
+)
+from wsi_ips.tiling.coords import read_coords
+from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.units import Mpp
+
+LABEL = TaskConfig(name="label", classes=("normal", "tumor"))
+STAGE = TaskConfig(name="stage", classes=("a", "b_c", "tumor"), activation="sigmoid")
+
+
+def result_of(n: int = 5, *, heads: int = 2, queries: int = 3) -> SlideResult:
+    rng = np.random.default_rng(n)
+    logits = rng.normal(size=(n, heads, queries)).astype(np.float32)
+    attention = np.exp(logits) / np.exp(logits).sum(axis=0)
+    ids = np.arange(n, dtype=np.int64) * 2 + 1
+    coords = PatchCoords(
+        slide_id="slide_01",
+        l0_size=(100_003, 99_991),
+        slide_mpp=Mpp(0.243),
+        patch_px=256,
+        patch_mpp=Mpp(0.5),
+        overlap_px=0,
+        l0_patch=256 * 0.5 / 0.243,
+        g_size=(2 * n + 1, 1),
+        ids_N=ids,
+        l0_xy_N2=np.stack([np.rint(ids * 526.75), np.zeros(n)], axis=1).astype(np.int64),
+        tissue_N=rng.random(n).astype(np.float32),
+    )
+    return SlideResult(
+        slide_path="slides/Präparat 01.svs",
+        coords=coords,
+        logits_NHT=logits,
+        attention_NHT=attention,
+        kept_ids_M=ids[::-1][:2].copy(),
+        kept_scores_M=np.array([0.5, 0.1], np.float32),
+        probabilities={"label": {"normal": 0.1, "tumor": 0.9}, "stage": {"a": 1 / 3}},
+        seconds=1.23456789012345,
+        checkpoint="0123abcd",
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "attention" / "slide_01.h5"
+    write_result(path, result_of())
+    return path
+
+
+def assert_equal(one: object, other: object) -> None:
+    for each in fields(one):  # type: ignore[arg-type]
+        left, right = getattr(one, each.name), getattr(other, each.name)
+        if isinstance(left, PatchCoords):
+            assert_equal(left, right)
+        elif isinstance(left, np.ndarray):
+            assert left.dtype == right.dtype, each.name
+            np.testing.assert_array_equal(left, right, err_msg=each.name)
+        else:
+            assert left == right, each.name
+
+
+def test_a_result_comes_back_exactly(written: Path) -> None:
+    result = read_result(written)
+    assert_equal(result_of(), result)
+    assert list(result.probabilities) == ["label", "stage"]
+
+
+def test_a_slide_of_a_quarter_million_patches_comes_back(tmp_path: Path) -> None:
+    result = result_of(250_000, heads=8, queries=1)
+    write_result(tmp_path / "big.h5", result)
+    np.testing.assert_array_equal(read_result(tmp_path / "big.h5").attention_NHT, result.attention_NHT)
+
+
+def test_coordinates_are_readable_on_their_own(written: Path) -> None:
+    """By TRIDENT's recognition rule, and by our own reader of coordinate files."""
+    assert_equal(read_coords(written), result_of().coords)
+    with h5py.File(written) as file:
+        attributes = file["coords"].attrs
+        assert {"patch_size", "level0_magnification", "target_magnification"} <= set(attributes)
+        assert attributes["patch_size_level0"] == 527
+
+
+def test_a_failed_write_leaves_the_old_file(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = written.read_bytes()
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(results, "put_coords", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        write_result(written, result_of(3))
+    assert written.read_bytes() == before
+    assert list(written.parent.iterdir()) == [written]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logits_NHT", np.zeros((4, 2, 3), np.float32)),
+        ("attention_NHT", np.zeros((5, 2), np.float32)),
+        ("kept_scores_M", np.zeros(3, np.float32)),
+        ("kept_ids_M", np.array([1, 2])),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(field: str, value: np.ndarray) -> None:
+    parts = {each.name: getattr(result_of(), each.name) for each in fields(SlideResult)}
+    with pytest.raises(ValueError, match=r"logits|kept"):
+        SlideResult(**{**parts, field: value})
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ResultsError) as caught:
+        read_result(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "does not exist" in refused(tmp_path / "none.h5")
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.h5").write_text("slide_id,prob_tumor\n")
+    assert "is not an HDF5 file" in refused(tmp_path / "x.h5")
+
+
+def test_a_truncated_file_is_refused(written: Path) -> None:
+    written.write_bytes(written.read_bytes()[:-100])
+    assert "damaged" in refused(written)
+
+
+def test_another_schema_version_is_refused(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        file.attrs["schema_version"] = 2
+    assert "schema version 2; this wsi_ips reads 1" in refused(written)
+
+
+def test_a_file_without_a_version_is_refused(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        del file.attrs["schema_version"]
+    assert "no schema_version" in refused(written)
+
+
+@pytest.mark.parametrize("name", [*results.NUMBERS, "probabilities"])
+def test_every_dataset_is_needed(written: Path, name: str) -> None:
+    with h5py.File(written, "r+") as file:
+        del file[name]
+    assert f"no dataset {name}" in refused(written)
+
+
+@pytest.mark.parametrize("attribute", ["slide_path", "seconds", "checkpoint"])
+def test_every_attribute_is_needed(written: Path, attribute: str) -> None:
+    with h5py.File(written, "r+") as file:
+        del file.attrs[attribute]
+    assert attribute in refused(written)
+
+
+def test_a_file_that_claims_terabytes_is_refused_before_memory_is_taken(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        del file["logits"]
+        file.create_dataset("logits", shape=(5, 2**20, 2**20), dtype="f4", chunks=(5, 64, 64))
+    assert "claims" in refused(written)
+
+
+def test_a_chunk_that_claims_gigabytes_is_refused(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        del file["kept_ids"]
+        chunk = 2**28 + 1
+        file.create_dataset("kept_ids", shape=(2,), maxshape=(None,), dtype="i8", chunks=(chunk,))
+    assert "claims" in refused(written)
+
+
+def test_datasets_in_other_files_are_refused(written: Path, tmp_path: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        file.move("logits", "moved")
+        file["logits"] = h5py.ExternalLink(str(tmp_path / "elsewhere.h5"), "logits")
+    with h5py.File(tmp_path / "elsewhere.h5", "w") as file:
+        file["logits"] = result_of().logits_NHT
+    assert "another file" in refused(written)
+
+
+def test_raw_data_of_other_files_is_refused(written: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(40))
+    with h5py.File(written, "r+") as file:
+        del file["kept_scores"]
+        file.create_dataset(
+            "kept_scores", shape=(2,), dtype="f4", external=[(str(tmp_path / "secret"), 0, 8)]
+        )
+    assert "kept_scores is not a plain dataset" in refused(written)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"label": 3}', '{"label": {"a": "x"}}', "{", "[" * 100_000])
+def test_broken_probabilities_are_refused(written: Path, text: str) -> None:
+    with h5py.File(written, "r+") as file:
+        del file["probabilities"]
+        file["probabilities"] = text
+    refused(written)
+
+
+def test_lengths_that_differ_are_refused(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        del file["attention"]
+        file["attention"] = np.zeros((5, 2, 2), np.float32)
+    assert "logits (5, 2, 3), attention (5, 2, 2)" in refused(written)
+
+
+def rows_of_one_task() -> list[PredictionRow]:
+    return [
+        PredictionRow(
+            slide_id="s,1",
+            status="ok",
+            probabilities={"label": {"normal": 0.1, "tumor": 0.9}},
+            n_patches=12,
+            seconds=0.30000000000000004,
+        ),
+        PredictionRow.failed("s2", "a.svs: cannot be\n  read; convert it"),
+    ]
+
+
+def test_the_table_of_one_task_is_what_people_expect(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, rows_of_one_task(), tasks=[LABEL])
+    assert path.read_text(encoding="utf-8") == (
+        "slide_id,prob_normal,prob_tumor,pred,n_patches,seconds,status,error\n"
+        '"s,1",0.1,0.9,tumor,12,0.30000000000000004,ok,\n'
+        "s2,,,,,,failed,a.svs: cannot be read; convert it\n"
+    )
+    assert read_predictions(path, tasks=[LABEL]) == rows_of_one_task()
+
+
+def test_several_tasks_have_their_names_in_the_columns(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    probabilities = {"label": {"normal": 0.5, "tumor": 0.5}, "stage": {"a": 0.7, "b_c": 0.2, "tumor": 0.5}}
+    row = PredictionRow(slide_id="s", status="ok", probabilities=probabilities, n_patches=1, seconds=1.0)
+    write_predictions(path, [row], tasks=[LABEL, STAGE])
+    with path.open(newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert cells["prob_stage_b_c"] == "0.2"
+    assert cells["pred_label"] == "normal", "of equals, the first"
+    assert cells["pred_stage"] == "a;tumor", "sigmoid: every class from 0.5 on"
+    assert read_predictions(path, tasks=[LABEL, STAGE]) == [row]
+
+
+def test_the_row_of_a_result(tmp_path: Path) -> None:
+    row = PredictionRow.done(result_of())
+    assert (row.slide_id, row.status, row.n_patches, row.error) == ("slide_01", "ok", 5, "")
+    write_predictions(tmp_path / "p.csv", [row], tasks=[LABEL])
+    assert read_predictions(tmp_path / "p.csv", tasks=[LABEL])[0].probabilities == {
+        "label": {"normal": 0.1, "tumor": 0.9}
+    }
+
+
+def test_a_name_that_is_not_utf8_does_not_cost_the_table(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.csv", [PredictionRow.failed("bad\udce9", "x")], tasks=[LABEL])
+    assert read_predictions(tmp_path / "p.csv", tasks=[LABEL])[0].slide_id == "bad\\udce9"
+
+
+@given(
+    slide_id=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1),
+    p=st.floats(0, 1),
+    seconds=st.floats(0, 1e9),
+)
+def test_numbers_and_names_survive_the_table(
+    tmp_path_factory: pytest.TempPathFactory, slide_id: str, p: float, seconds: float
+) -> None:
+    path = tmp_path_factory.mktemp("table") / "p.csv"
+    row = PredictionRow(
+        slide_id=slide_id,
+        status="ok",
+        probabilities={"label": {"normal": 1 - p, "tumor": p}},
+        n_patches=3,
+        seconds=seconds,
+    )
+    write_predictions(path, [row], tasks=[LABEL])
+    assert read_predictions(path, tasks=[LABEL]) == [row]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "not a CSV"),
+        ("slide_id,label\na,b\n", "columns"),
+        ("HEADER\ns,0.1,0.9,tumor,1,1.0,done,\n", "row 2"),
+        ("HEADER\ns,0.1,,tumor,1,1.0,ok,\n", "row 2"),
+        ("HEADER\ns,0.1\n", "row 2"),
+        ('HEADER\ns,0.1,"0.9"x,tumor,1,1.0,ok,\n', "not a CSV"),
+    ],
+)
+def test_a_broken_table_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "p.csv"
+    write_predictions(path, [], tasks=[LABEL])
+    path.write_text(text.replace("HEADER", path.read_text().strip()))
+    with pytest.raises(ResultsError, match=why):
+        read_predictions(path, tasks=[LABEL])
+
+
+def test_json_is_what_other_tools_can_parse(written: Path) -> None:
+    with h5py.File(written) as file:
+        assert json.loads(file["probabilities"][()])["label"]["tumor"] == 0.9
