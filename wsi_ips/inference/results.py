@@ -7,10 +7,10 @@ patches) and beside it the datasets
     attention      (N, H, T) float32, one softmax over all N: raw values, comparable across the slide
     kept_ids       (M,) int64, raster indices of the kept patches in memory order
     kept_scores    (M,) float32, their selection scores
-    probabilities  JSON, {task: {class: probability}}
 
-and the attributes ``schema_version``, ``slide_path``, ``checkpoint``, ``seconds``. It is not compressed: gzip
-saves 7 % of such floats at 60 times the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
+and the root attributes ``schema_version``, ``slide_id``, ``slide_path``, ``probabilities`` (JSON, {task:
+{class: probability}}), ``seconds`` and ``checkpoint``. It is not compressed: gzip saves 7 % of such floats at
+60 times the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
 
 Shape suffixes: N patches, H heads, T queries, M kept patches.
 """
@@ -38,7 +38,7 @@ SCHEMA_VERSION = 1
 LARGEST_DATASET_BYTES = 2**31
 LARGEST_TABLE_BYTES = 2**28
 
-NUMBERS = (
+DATASETS = (
     "coords",
     "wsi_ips_patch_ids",
     "wsi_ips_tissue",
@@ -88,17 +88,18 @@ def write_result(path: Path, result: SlideResult) -> None:
     """Write one slide's HDF5, whole or not at all."""
     with whole_file(path) as partial, h5py.File(partial, "w") as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["slide_id"] = result.coords.slide_id
         file.attrs["slide_path"] = result.slide_path
-        file.attrs["checkpoint"] = result.checkpoint
+        file.attrs["probabilities"] = json.dumps(
+            {task: dict(classes) for task, classes in result.probabilities.items()}
+        )
         file.attrs["seconds"] = float(result.seconds)
+        file.attrs["checkpoint"] = result.checkpoint
         put_coords(file, result.coords, layout="trident")
         file["logits"] = result.logits_NHT.astype(np.float32)
         file["attention"] = result.attention_NHT.astype(np.float32)
         file["kept_ids"] = result.kept_ids_M.astype(np.int64)
         file["kept_scores"] = result.kept_scores_M.astype(np.float32)
-        file["probabilities"] = json.dumps(
-            {task: dict(classes) for task, classes in result.probabilities.items()}
-        )
 
 
 def read_result(path: Path) -> SlideResult:
@@ -125,7 +126,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         raise ResultsError(
             path, f"has schema version {version}; this wsi_ips reads {SCHEMA_VERSION}", PREDICT_AGAIN
         )
-    for name in (*NUMBERS, "probabilities"):
+    for name in DATASETS:
         _check_dataset(file, name, path)
     return SlideResult(
         slide_path=str(file.attrs["slide_path"]),
@@ -134,9 +135,9 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         attention_NHT=file["attention"][()].astype(np.float32, copy=False),
         kept_ids_M=file["kept_ids"][()].astype(np.int64, copy=False),
         kept_scores_M=file["kept_scores"][()].astype(np.float32, copy=False),
-        probabilities=_probabilities(json.loads(file["probabilities"].asstr()[()])),
+        probabilities=_probabilities(json.loads(file.attrs["probabilities"])),
         seconds=float(file.attrs["seconds"]),
-        checkpoint=str(file.attrs["checkpoint"]),
+        checkpoint=str(file.attrs.get("checkpoint", "")),
     )
 
 
@@ -149,12 +150,11 @@ def _check_dataset(file: Any, name: str, path: Path) -> None:
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise ResultsError(path, f"{name} is not a plain dataset", PREDICT_AGAIN)
-    if name in NUMBERS:
-        if dataset.dtype.kind not in "iuf" or dataset.dtype.itemsize > 8:
-            raise ResultsError(path, f"{name} holds {dataset.dtype}, not numbers", PREDICT_AGAIN)
-        size = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
-        if size > LARGEST_DATASET_BYTES:
-            raise ResultsError(path, f"{name} claims {size} bytes", PREDICT_AGAIN)
+    if dataset.dtype.kind not in "iuf":
+        raise ResultsError(path, f"{name} holds {dataset.dtype}, not numbers", PREDICT_AGAIN)
+    size = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
+    if size > LARGEST_DATASET_BYTES:
+        raise ResultsError(path, f"{name} claims {size} bytes", PREDICT_AGAIN)
 
 
 def _probabilities(value: Any) -> dict[str, dict[str, float]]:
@@ -194,7 +194,7 @@ def write_predictions(path: Path, rows: Sequence[PredictionRow], *, tasks: Seque
 
     Columns: ``slide_id, prob_<class>…, pred, n_patches, seconds, status, error``; with several tasks
     ``prob_<task>_<class>…, pred_<task>`` for each. ``pred`` is the likeliest class; of a sigmoid task, the
-    classes from 0.5 on, joined by ``;``. Numbers read back exactly.
+    classes from 0.5 on, joined by ``|``. Numbers read back exactly.
     """
     # backslashreplace: a file name that is not UTF-8 must not cost the other slides' rows.
     with (
@@ -257,7 +257,7 @@ def _cells(row: PredictionRow, tasks: Sequence[TaskConfig]) -> list[str]:
 
 def _predicted(task: TaskConfig, probabilities: Mapping[str, float]) -> str:
     if task.activation == "sigmoid":
-        return ";".join(name for name in task.classes if probabilities[name] >= 0.5)
+        return "|".join(name for name in task.classes if probabilities[name] >= 0.5)
     return max(task.classes, key=lambda name: probabilities[name])
 
 
