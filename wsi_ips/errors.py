@@ -7,6 +7,7 @@
       FileError              names a file, what is wrong with it, and the mend
         SlideNotFound
         UnsupportedSlide
+          DamagedSlide       a known format, cut short or contradicting itself
         SlideReadError       the file opened, but some of it cannot be read
         MissingResolution
         NoTissue
@@ -75,6 +76,13 @@ class UnsupportedSlide(FileError):
         """``refused`` maps a reader's name to its reason; every reason is told."""
         reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
         return cls(path, f"no reader could open it ({reasons})", "is it a whole-slide image?")
+
+
+class DamagedSlide(UnsupportedSlide):
+    """A known format in a file that is cut short or contradicts itself. It ends the search for a reader.
+
+    OpenSlide opens a truncated file without a word and fails hours later, so no other reader is asked.
+    """
 
 
 class SlideReadError(FileError):

@@ -94,14 +94,14 @@ def _draw_scale_bar(
     right = width - unit - 1
     left = right - round(length_um / mpp) + 1
     draw.rectangle([left, top + unit // 3, right, top + 2 * unit // 3], fill=INK)
-    label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    label = f"{length_um / 1000:g} mm"  # Pillow's own font has no µ
     draw.text(((left + right) / 2, top + 1.5 * unit), label, INK, font, "ma")
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """The text, cut with an ellipsis where it does not fit."""
+    """The text, cut with dots where it does not fit."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and font.getlength(text + "...") > width:
         text = text[:-1]
-    return text + "…"
+    return text + "..."

@@ -61,7 +61,7 @@ def draw_overlay(
     coords = result.coords
     shares_N = percentile_ranks(values_N) if scale == "percentile" else _between_extremes(values_N)
     shares_HW = rasterise(
-        shares_N, coords.l0_xy_N2, l0_patch=coords.l0_patch, l0_size=l0_size, l0_per_px=l0_per_px
+        shares_N, coords.l0_exact_corners(), l0_patch=coords.l0_patch, l0_size=l0_size, l0_per_px=l0_per_px
     )
     height, width = shares_HW.shape
     # A whole pixel more than fits would stretch the slide by a fraction: its part beyond the edge is white.

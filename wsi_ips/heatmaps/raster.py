@@ -18,7 +18,7 @@ def canvas_size(l0_size: Size, l0_per_px: float) -> Size:
 
 def rasterise(
     values_N: NDArray[np.floating],
-    l0_xy_N2: NDArray[np.int64],
+    l0_xy_N2: NDArray[np.floating],
     *,
     l0_patch: float,
     l0_size: Size,
@@ -44,7 +44,7 @@ def rasterise(
 
 
 def _pixels(
-    l0_start_N: NDArray[np.int64], l0_patch: float, l0_per_px: float, l0_length: int
+    l0_start_N: NDArray[np.floating], l0_patch: float, l0_per_px: float, l0_length: int
 ) -> tuple[list[int], list[int]]:
     """First pixel, and the one past the last, whose centre lies in [start, start + patch) and in the slide."""
     l0_end_N = np.minimum(l0_start_N + l0_patch, l0_length)

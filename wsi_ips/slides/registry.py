@@ -6,10 +6,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import cast
 
-from wsi_ips.errors import ConfigError, ReaderNotInstalled, SlideNotFound, UnsupportedSlide
+from wsi_ips.errors import ConfigError, DamagedSlide, ReaderNotInstalled, SlideNotFound, UnsupportedSlide
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import dicom_files
-from wsi_ips.slides.refusal import DamagedSlide
 
 READERS: Mapping[str, str] = MappingProxyType(
     {

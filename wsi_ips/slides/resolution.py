@@ -7,18 +7,8 @@ from pathlib import Path
 
 from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.slides.folder import slide_id
+from wsi_ips.slides.stated_mpp import believable
 from wsi_ips.units import Mpp
-
-PLAUSIBLE_MPP = (0.01, 100.0)
-
-MICROMETRES_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
-"""TIFF's ResolutionUnit (TIFF 6.0, tag 296)."""
-
-
-def plausible_mpp(mpp: float) -> bool:
-    """False for NaN, zero and numbers that no microscope reaches: such a value is metadata gone wrong."""
-    low, high = PLAUSIBLE_MPP
-    return math.isfinite(mpp) and low < mpp < high
 
 
 class SlideMpp:
@@ -28,7 +18,7 @@ class SlideMpp:
     """
 
     def __init__(self, for_all: float | None = None, table: Mapping[str, Mpp] | None = None) -> None:
-        if for_all is not None and not plausible_mpp(for_all):
+        if for_all is not None and believable(for_all) is None:
             raise ConfigError(
                 f"--slide-mpp {for_all} is no resolution of a slide; expected µm per pixel, e.g. 0.25"
             )
@@ -56,7 +46,7 @@ def read_mpp_table(path: Path) -> dict[str, Mpp]:
                 mpp = float(row["mpp"])
             except (TypeError, ValueError):
                 mpp = math.nan
-            if not plausible_mpp(mpp):
+            if believable(mpp) is None:
                 raise ManifestError(path, f"line {rows.line_num}: mpp {row['mpp']!r} is no resolution",
                                     "give µm per pixel, e.g. 0.25")  # fmt: skip
             # A name with dots may be a file's or an id's: it is found by both.

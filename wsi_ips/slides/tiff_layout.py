@@ -17,9 +17,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from wsi_ips.errors import UnsupportedSlide
+from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.base import Level
-from wsi_ips.slides.refusal import DamagedSlide
 from wsi_ips.slides.stated_mpp import believable, mpp_of_resolution, number
 from wsi_ips.slides.tile_codec import Compression, Photometric, TileFormat
 from wsi_ips.units import Mpp, Size

@@ -77,3 +77,18 @@ class PatchCoords:
 
     def __len__(self) -> int:
         return len(self.ids_N)
+
+    def l0_exact_corners(self) -> NDArray[np.float64]:
+        """(N, 2) float64: the grid's own corners where these patches lie on it, so that neighbours meet exactly.
+
+        Pixels are read at the rounded corners, half a level-0 pixel away at most. Patches that another
+        program laid out keep the corners that they have.
+        """
+        l0_step = (self.patch_px - self.overlap_px) * self.patch_mpp / self.slide_mpp
+        g_rows_N, g_cols_N = np.divmod(self.ids_N, self.g_size[0])
+        exact_N2 = np.stack([g_cols_N, g_rows_N], axis=1) * l0_step
+        return (
+            exact_N2
+            if np.abs(exact_N2 - self.l0_xy_N2).max(initial=0) <= 0.5
+            else self.l0_xy_N2.astype(float)
+        )

@@ -177,6 +177,8 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Frozen BatchNorm is meant to be in eval mode.
+            warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             yield
     finally:
