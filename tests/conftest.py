@@ -1,11 +1,28 @@
-"""Where the shared real files and golden arrays lie. Tests that need them skip, saying so, where absent."""
+"""Where the shared real files and golden arrays lie, and a small trained model that several tests use."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from wsi_ips.config import SyntheticConfig
+from wsi_ips.datasets.synthetic import make_camelyon_like
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import save_checkpoint
+from wsi_ips.recipe import FinetuneJob, make_job
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# An untrained ResNet-10 on 32-px patches: a second for a slide.
+SMALL_MODEL = {
+    "tiling": {"patch_px": 32, "patch_mpp": 2.0, "min_tissue": 0.2},
+    "selection": {"m": 4, "i": 8},
+    "model": {
+        "encoder": {"name": "resnet10t", "weights": "none", "stage": 2},
+        "attention": {"heads": 2, "key_dim": 8, "value_dim": 8, "inner_dim": 16},
+    },
+}
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +32,38 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real test data at {folder}; name its folder with WSI_IPS_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """The folder of golden arrays (``WSI_IPS_GOLDEN``, default ``../shared/golden``)."""
+    folder = Path(os.environ.get("WSI_IPS_GOLDEN", SHARED / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"no golden arrays at {folder}; name their folder with WSI_IPS_GOLDEN")
+    return folder
+
+
+@dataclass(frozen=True)
+class SmallData:
+    """A drawn data set of six small slides: its manifest and its folder of slides."""
+
+    manifest: Path
+    slides: Path
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
+    folder = tmp_path_factory.mktemp("drawn")
+    config = SyntheticConfig(train=2, val=2, test=2, side_px=1400)
+    manifest = make_camelyon_like(folder, config, processes=1)
+    return SmallData(manifest, folder / "images")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained small network."""
+    job = make_job({"command": "finetune", "manifest": "m", "out": "o", **SMALL_MODEL}, source="test")
+    assert isinstance(job, FinetuneJob)
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    save_checkpoint(path, build_net(job.model), job.pipeline)
+    return path

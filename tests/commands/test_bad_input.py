@@ -1,0 +1,170 @@
+"""Bad input: one clear line that names the file and the mend, exit code 2, nothing half-written."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.commands.console import Console
+from tests.conftest import SmallData
+from tests.slides.tiff_files import write_pyramid
+from wsi_ips.config import PipelineConfig
+from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def slide(small_data: SmallData) -> Path:
+    return sorted(small_data.slides.glob("*.tif"))[0]
+
+
+def nothing_written(folder: Path) -> bool:
+    return not folder.exists() or not any(folder.rglob("*"))
+
+
+def broken_slides(folder: Path, good: Path) -> dict[str, Path]:
+    """One slide per way of being wrong, and a part of the complaint about it."""
+    white = np.full((900, 1100, 3), 250, np.uint8)
+    text, cut, blank = folder / "text.svs", folder / "cut.tif", folder / "blank.tif"
+    no_mpp, empty = folder / "nompp.tif", folder / "zero.svs"
+    text.write_text("not a slide")
+    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    write_pyramid(blank, white, mpp=0.5)
+    write_pyramid(no_mpp, white, mpp=None)
+    empty.touch()
+    return {"no reader": text, "truncated": cut, "no tissue": blank, "--slide-mpp": no_mpp, "zero.svs": empty}
+
+
+@pytest.mark.parametrize("problem", ["no reader", "truncated", "no tissue", "--slide-mpp", "zero.svs"])
+def test_a_bad_slide_given_by_itself(
+    console: Console, slide: Path, small_checkpoint: Path, tmp_path: Path, problem: str
+) -> None:
+    bad, out = broken_slides(tmp_path, slide)[problem], tmp_path / "out"
+    said = console("predict", bad, "--checkpoint", small_checkpoint, "--out", out)
+    assert said.code == 2
+    assert problem in said.complaint
+    assert str(bad) in said.complaint
+    assert nothing_written(out)
+    said = console("tile", bad, "--out", out)
+    assert said.code == 2
+    assert problem in said.complaint
+    assert nothing_written(out)
+
+
+def test_bad_slides_in_a_folder_become_rows_and_the_others_finish(
+    console: Console, slide: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    folder.mkdir()
+    broken = broken_slides(folder, slide)
+    (folder / "good.tif").write_bytes(slide.read_bytes())
+    said = console("predict", folder, "--checkpoint", small_checkpoint, "--out", out)
+    assert said.code == 3
+    with (out / "predictions.csv").open(newline="") as file:
+        table = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert table.pop("good")["status"] == "ok"
+    assert len(table) == len(broken)
+    for problem, path in broken.items():
+        row = table[path.stem]
+        assert row["status"] == "failed"
+        assert problem in row["error"]
+        assert row["pred"] == ""
+        assert row["error"] in said.out
+    assert [path.stem for path in (out / "attention").iterdir()] == ["good"]
+
+
+def test_a_slide_without_resolution_is_helped_by_a_flag_or_a_table(
+    console: Console, slide: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    image = np.asarray(np.random.default_rng(0).integers(60, 200, (700, 900, 3)), np.uint8)
+    image[..., 1] //= 3
+    write_pyramid(tmp_path / "a.tif", image, mpp=None)
+    (tmp_path / "mpp.csv").write_text("wsi,mpp\na.tif,0.5\n")
+    for number, flags in enumerate((["--slide-mpp", "0.5"], ["--mpp-csv", tmp_path / "mpp.csv"])):
+        out = tmp_path / str(number)
+        said = console("predict", tmp_path / "a.tif", "--checkpoint", small_checkpoint, "--out", out, *flags)
+        assert said.code == 0, said.err
+    both = ["--slide-mpp", "0.5", "--mpp-csv", tmp_path / "mpp.csv"]
+    said = console("tile", tmp_path / "a.tif", "--out", tmp_path / "o", *both)
+    assert said.code == 2
+    assert "give one of them" in said.complaint
+
+
+def test_missing_path_and_empty_folder(console: Console, small_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for where in ("absent", "empty"):
+        said = console("predict", tmp_path / where, "--checkpoint", small_checkpoint, "--out", tmp_path / "o")
+        assert said.code == 2
+        assert str(tmp_path / where) in said.complaint
+        assert nothing_written(tmp_path / "o")
+
+
+def test_checkpoints_that_are_not_ours(
+    console: Console, slide: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    net, config = load_checkpoint(small_checkpoint)
+    other = tmp_path / "other.safetensors"
+    wider = config.model.attention.model_copy(update={"inner_dim": 99})
+    wrong = PipelineConfig(model=config.model.model_copy(update={"attention": wider}), tiling=config.tiling)
+    save_checkpoint(other, net, wrong)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file(load_file(small_checkpoint), foreign)
+    pickled = tmp_path / "model.pth"
+    torch.save(net.state_dict(), pickled)
+    problems = {
+        other: "another architecture",
+        foreign: "no wsi_ips config",
+        pickled: "not a safetensors file",
+        tmp_path / "absent": "no such checkpoint",
+    }
+    for path, problem in problems.items():
+        said = console("predict", slide, "--checkpoint", path, "--out", tmp_path / "out")
+        assert said.code == 2
+        assert problem in said.complaint
+        assert str(path) in said.complaint
+        assert nothing_written(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("test_001_tumor,", "test_000_normal,", "occurs twice"),
+        (",tumor,train,", ",tumour,train,", "unknown label 'tumour'"),
+        ("images/test_001_tumor.tif", "images/gone.tif", "no slide at"),
+        (",test,", ",held-out,", "unknown split"),
+        ("case_val_000", "case_train_000", "lies in"),
+        ("case_id", "patient", "lacks the column case_id"),
+    ],
+)
+def test_wrong_manifests(
+    console: Console, small_data: SmallData, tmp_path: Path, old: str, new: str, problem: str
+) -> None:
+    text = small_data.manifest.read_text()
+    assert old in text
+    manifest = small_data.manifest.with_name(f"wrong_{abs(hash(problem))}.csv")
+    manifest.write_text(text.replace(old, new))
+    try:
+        said = console("finetune", manifest, "--out", tmp_path / "out")
+    finally:
+        manifest.unlink()
+    assert said.code == 2
+    assert problem in said.complaint
+    assert manifest.name in said.complaint
+    assert nothing_written(tmp_path / "out")
+
+
+def test_overlay_of_a_folder_without_results(console: Console, tmp_path: Path) -> None:
+    said = console("overlay", tmp_path)
+    assert said.code == 2
+    assert "attention" in said.complaint
+
+
+def test_an_unknown_encoder_is_named_with_close_ones(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    said = console("finetune", small_data.manifest, "--out", tmp_path / "out",
+                   "--set", "model.encoder.name=resnet19")  # fmt: skip
+    assert said.code == 2
+    assert "resnet18" in said.complaint
