@@ -122,11 +122,13 @@ class AttentionConfig(Section):
 
 
 class TaskConfig(Section):
-    """One label of a slide. Each task has its own query token."""
+    """One label of a slide."""
 
     name: str = "label"
     classes: tuple[str, ...] = ("normal", "tumor")
     activation: Literal["softmax", "sigmoid"] = "softmax"
+    token: NonNegativeInt | None = None
+    """Query token that the task reads; none: the one of its place among the tasks."""
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Self:

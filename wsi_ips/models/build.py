@@ -6,6 +6,7 @@ from wsi_ips.models.cross_attention import CrossAttention
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.models.positions import RasterSinusoid
 
 
 def build_net(config: ModelConfig) -> IPSNet:
@@ -17,9 +18,10 @@ def build_net(config: ModelConfig) -> IPSNet:
     raster = config.attention.positions == "raster"
     if raster and encoder.dim % 2:
         raise ConfigError(f"positions: raster needs an even embedding width, {encoder.dim} is odd")
+    heads = Heads(encoder.dim, config.tasks)
     attention = CrossAttention(
         encoder.dim,
-        queries=len(config.tasks),
+        queries=heads.queries,
         heads=config.attention.heads,
         key_dim=config.attention.key_dim,
         value_dim=config.attention.value_dim,
@@ -27,4 +29,4 @@ def build_net(config: ModelConfig) -> IPSNet:
         attention_dropout=config.attention.attention_dropout,
         dropout=config.attention.dropout,
     )
-    return IPSNet(encoder, attention, Heads(encoder.dim, config.tasks), positions=raster)
+    return IPSNet(encoder, attention, heads, positions=RasterSinusoid(encoder.dim) if raster else None)

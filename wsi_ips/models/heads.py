@@ -11,18 +11,20 @@ from wsi_ips.config import TaskConfig
 
 
 class Heads(nn.Module):
-    """Task t reads token t."""
+    """A task reads the token that its config names, or the one of its own place."""
 
     def __init__(self, dim: int, tasks: Sequence[TaskConfig]) -> None:
         super().__init__()
         self._tasks = tuple(tasks)
+        self._tokens = [place if task.token is None else task.token for place, task in enumerate(tasks)]
+        self.queries = max(self._tokens) + 1
         self.layers = nn.ModuleList(nn.Linear(dim, len(task.classes)) for task in tasks)
 
     def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
         """Task name to logits (B, C)."""
         return {
             task.name: layer(tokens_BTD[:, token])
-            for token, (task, layer) in enumerate(zip(self._tasks, self.layers, strict=True))
+            for task, token, layer in zip(self._tasks, self._tokens, self.layers, strict=True)
         }
 
     def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from wsi_ips.models.cross_attention import CrossAttention
 from wsi_ips.models.heads import Heads
-from wsi_ips.models.positions import sinusoid
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +29,15 @@ class BagReading:
 
 
 class IPSNet(nn.Module):
-    """``positions``: add the paper's encoding of a patch's raster index to its embedding."""
+    """``positions`` maps raster indices to encodings (n, D), which are added to embeddings; None adds nothing."""
 
     def __init__(
-        self, encoder: nn.Module, attention: CrossAttention, heads: Heads, *, positions: bool
+        self,
+        encoder: nn.Module,
+        attention: CrossAttention,
+        heads: Heads,
+        *,
+        positions: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -63,9 +67,7 @@ class IPSNet(nn.Module):
         return self._read(self._placed(emb_nD, ids_n), [len(emb_nD)])
 
     def _placed(self, emb_nD: Tensor, ids_n: Tensor) -> Tensor:
-        if not self.positions:
-            return emb_nD
-        return emb_nD + sinusoid(ids_n, emb_nD.shape[1], dtype=emb_nD.dtype, device=emb_nD.device)
+        return emb_nD if self.positions is None else emb_nD + self.positions(ids_n).to(emb_nD)
 
     def _read(self, x_KD: Tensor, counts: Sequence[int]) -> BagReading:
         places = torch.arange(max(counts), device=x_KD.device)
