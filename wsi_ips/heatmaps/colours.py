@@ -1,15 +1,40 @@
-"""From values in 0..1 to colours: dark blue over teal and yellow to red, ever brighter to the middle."""
+"""Colour maps for values in 0..1, as tables of 256 colours.
+
+``blue_yellow`` grows ever brighter from deep blue over green to yellow: hues that H&E does not
+have, an order that survives greyscale and colour-blindness. ``blue_red`` goes over grey in the middle (the
+diverging form of Moreland 2009, "Diverging Color Maps for Scientific Visualization"), as users of CLAM know it.
+"""
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.color import lab2rgb
 
-STOPS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
-COLOURS = np.array(
-    [(36, 30, 110), (28, 120, 150), (120, 190, 100), (250, 190, 50), (200, 20, 30)], np.float64
-)
+Colormap = Literal["blue_yellow", "blue_red"]
+
+COLOURS = 256
+
+# Points of the path: lightness, chroma, hue in degrees (CIE LCh of CIELAB, D65), inside sRGB's gamut.
+PATHS_LCH: dict[Colormap, list[tuple[float, float, float]]] = {
+    "blue_yellow": [(22, 52, 300), (39, 36, 268), (56, 32, 195), (73, 58, 138), (90, 84, 102)],
+    "blue_red": [(35, 70, 297), (62, 42, 285), (86, 0, 285), (86, 0, 40), (62, 52, 40), (40, 78, 36)],
+}
 
 
-def colourise(shares: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Shares (...,) in 0..1 to RGB (..., 3) uint8, linear between the stops."""
-    channels = [np.interp(shares, STOPS, COLOURS[:, channel]) for channel in range(3)]
-    return np.asarray(np.rint(np.stack(channels, axis=-1)), np.uint8)
+def colour_table(name: Colormap) -> NDArray[np.uint8]:
+    """(256, 3) uint8 RGB, from low to high, neighbours equally far apart to the eye (in CIELAB)."""
+    path = np.array(PATHS_LCH[name])
+    places = np.linspace(0, len(path) - 1, 16 * COLOURS)
+    lightness, chroma, hue = (np.interp(places, np.arange(len(path)), path[:, part]) for part in range(3))
+    angle = np.deg2rad(hue)
+    lab = np.stack([lightness, chroma * np.cos(angle), chroma * np.sin(angle)], axis=-1)
+    walked = np.cumsum([0.0, *np.linalg.norm(np.diff(lab, axis=0), axis=1)])
+    at = np.linspace(0, walked[-1], COLOURS)
+    even = np.stack([np.interp(at, walked, lab[:, part]) for part in range(3)], axis=-1)
+    return np.asarray(np.rint(lab2rgb(even).clip(0, 1) * 255), np.uint8)
+
+
+def colourise(shares: NDArray[np.floating], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shares (...,) in 0..1 to RGB (..., 3) uint8."""
+    return np.asarray(table[np.rint(shares * (len(table) - 1)).astype(np.intp)])

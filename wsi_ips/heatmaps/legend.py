@@ -1,107 +1,147 @@
-"""What stands below an overlay: title, prediction, colour bar with raw values, scale bar."""
+"""What stands below an overlay: what is shown, the prediction, the colour bar with raw values, a scale bar.
 
+All of it lies outside the picture, so that no mark hides tissue and no pixel of the slide moves.
+"""
+
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, log10
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from wsi_ips.heatmaps.colours import colourise
+INK, FAINT_INK, PAPER = (25, 25, 25), (90, 90, 90), (255, 255, 255)
 
-INK, PAPER = (25, 25, 25), (255, 255, 255)
-TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-LEAST_WIDTH_PX = 560
+LEAST_WIDTH_UNITS = 46
+BAR_UNITS = 24
+LONGEST_SCALE_BAR = 0.25
+"""Of the picture's width."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, slots=True)
+class Tick:
+    """A mark of the colour bar: where (0 to 1), its raw value, the share of patches up to it in percent."""
+
+    at: float
+    value: float
+    percentile: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Legend:
-    """values_N: the raw values that the colours stand for. mpp: µm per pixel of the picture."""
+    """title: one line, larger. lines: below it. table: (256, 3) uint8, the colours. mpp: µm a picture pixel."""
 
     title: str
-    prediction: str
-    values_N: NDArray[np.float64]
-    scale: Literal["percentile", "absolute"]
+    lines: Sequence[str]
+    value_name: str
+    ticks: Sequence[Tick]
+    table: NDArray[np.uint8]
     mpp: float
 
 
-def draw_legend(picture: Image.Image, legend: Legend) -> Image.Image:
-    """``picture`` with the legend below it; a narrow picture gets white to its right, never a new scale."""
-    width = max(picture.width, LEAST_WIDTH_PX)
-    unit = max(12, round(width / 75))  # height of a line of text
-    font = ImageFont.load_default(size=unit)
-    image = Image.new("RGB", (width, picture.height + 9 * unit), PAPER)
+@dataclass(frozen=True, slots=True)
+class ScaleBar:
+    """A bar of a round length. length_px is rounded to whole pixels; length_um is exact."""
+
+    length_um: float
+    length_px: int
+
+    @classmethod
+    def fitting(cls, mpp: float, most_px: float) -> "ScaleBar":
+        """The longest 1, 2 or 5 times a power of ten of µm that is no longer than ``most_px``."""
+        most_um = mpp * most_px
+        power = 10.0 ** floor(log10(most_um))
+        length_um = max(
+            step * factor for factor in (power / 10, power) for step in (1, 2, 5) if step * factor <= most_um
+        )
+        return cls(length_um, max(1, round(length_um / mpp)))
+
+    @property
+    def label(self) -> str:
+        # "um": Pillow's own font has no µ.
+        return f"{self.length_um / 1000:g} mm" if self.length_um >= 1000 else f"{self.length_um:g} um"
+
+
+def add_legend(picture: Image.Image, legend: Legend) -> Image.Image:
+    """``picture`` at the top left, unchanged, with the legend below; a narrow one gets paper to its right."""
+    unit = min(40, max(12, round(max(picture.size) / 85)))  # height of a line of text
+    width = max(picture.width, LEAST_WIDTH_UNITS * unit)
+    lines = [legend.title, *legend.lines]
+    height = round((3.2 + 1.6 * len(lines) + 4.6) * unit)
+    image = Image.new("RGB", (width, picture.height + height), PAPER)
     image.paste(picture, (0, 0))
     draw = ImageDraw.Draw(image)
-    top = picture.height
-    draw.line([(0, top), (width, top)], fill=INK)
-    draw.text((unit, top + unit), _fitting(legend.title, font, width - 2 * unit), INK, font)
-    draw.text((unit, top + 2.5 * unit), _fitting(legend.prediction, font, width - 2 * unit), INK, font)
-    _draw_colour_bar(image, legend, (unit, top + round(4.3 * unit)), round(width * 0.55), unit, font)
-    _draw_scale_bar(draw, legend.mpp, width, top + round(4.3 * unit), unit, font)
+    draw.line([(0, picture.height), (picture.width, picture.height)], FAINT_INK)
+    if width > picture.width:
+        draw.line([(picture.width, 0), (picture.width, picture.height)], FAINT_INK)
+    y = picture.height + unit
+    for index, line in enumerate(lines):
+        font = ImageFont.load_default(size=1.35 * unit if index == 0 else unit)
+        draw.text((unit, y), _fitting(_printable(line), font, width - 2 * unit), INK, font)
+        y += round((2.1 if index == 0 else 1.6) * unit)
+    y += round(0.5 * unit)
+    _draw_colour_bar(image, legend, y, unit)
+    bar = ScaleBar.fitting(legend.mpp, min(LONGEST_SCALE_BAR * picture.width, width - 36 * unit))
+    _draw_scale_bar(draw, bar, width - unit, y, unit)
     return image
 
 
-def scale_bar_um(mpp: float, longest_px: float) -> float:
-    """The longest 1, 2 or 5 times a power of ten of µm that fits."""
-    most = mpp * longest_px
-    power = 10.0 ** floor(log10(most))
-    return max(step * power for step in (1, 2, 5) if step * power <= most)
+def _draw_colour_bar(image: Image.Image, legend: Legend, top: int, unit: int) -> None:
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=unit)
+    names = [legend.value_name, "percentile"]
+    left = round(2.5 * unit + max(font.getlength(name) for name in names) + unit)
+    length = BAR_UNITS * unit
+    strip = legend.table[np.arange(length) * len(legend.table) // length]
+    image.paste(Image.fromarray(np.repeat(strip[None], unit, axis=0)), (left, top))
+    draw.rectangle([left - 1, top - 1, left + length, top + unit], outline=INK)
+    rows = [top + round(offset * unit) for offset in (1.6, 2.9)]
+    for name, row in zip(names, rows, strict=True):
+        draw.text((unit, row), name, FAINT_INK, font)
+    for tick in legend.ticks:
+        x = left + round(tick.at * (length - 1))
+        draw.line([(x, top + unit), (x, top + round(1.4 * unit))], INK)
+        draw.text((x, rows[0]), short(tick.value), INK, font, "ma")
+        draw.text((x, rows[1]), _percent(tick.percentile), INK, font, "ma")
 
 
-def _draw_colour_bar(
-    image: Image.Image,
-    legend: Legend,
-    at: tuple[int, int],
-    length: int,
-    unit: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    draw = ImageDraw.Draw(image)
-    strip = colourise(np.linspace(0, 1, length))[None].repeat(unit, 0)
-    image.paste(Image.fromarray(strip), at)
-    draw.rectangle([at[0] - 1, at[1] - 1, at[0] + length, at[1] + unit], outline=INK)
-    for tick in TICKS:
-        x = at[0] + tick * (length - 1)
-        draw.line([(x, at[1] + unit), (x, at[1] + 1.4 * unit)], fill=INK)
-        anchor = {0.0: "la", 1.0: "ra"}.get(tick, "ma")
-        draw.text((x, at[1] + 1.5 * unit), f"{_raw_value(legend, tick):.2e}", INK, font, anchor)
-    meaning = (
-        "attention (raw values); colour by percentile of the slide's patches"
-        if legend.scale == "percentile"
-        else "attention (raw values); colour from smallest to largest"
-    )
-    draw.text((at[0], at[1] + 2.8 * unit), _fitting(meaning, font, length), INK, font)
+def _draw_scale_bar(draw: ImageDraw.ImageDraw, bar: ScaleBar, right: int, top: int, unit: int) -> None:
+    left = right - bar.length_px
+    thick = max(2, unit // 4)
+    # Pillow's rectangles include their last pixel.
+    draw.rectangle([left, top + unit - thick, right - 1, top + unit - 1], fill=INK)
+    font = ImageFont.load_default(size=unit)
+    draw.text((right, top + round(1.6 * unit)), bar.label, INK, font, "ra")
 
 
-def _raw_value(legend: Legend, share: float) -> float:
-    if legend.scale == "percentile":
-        return float(np.quantile(legend.values_N, share))
-    low, high = legend.values_N.min(), legend.values_N.max()
-    return float(low + share * (high - low))
+def short(value: float) -> str:
+    """Three digits: ``0.25``, ``8.10e-4``."""
+    if value == 0 or 0.01 <= abs(value) < 1000:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
-def _draw_scale_bar(
-    draw: ImageDraw.ImageDraw,
-    mpp: float,
-    width: int,
-    top: int,
-    unit: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    length_um = scale_bar_um(mpp, width * 0.25)
-    right = width - unit - 1
-    left = right - round(length_um / mpp) + 1
-    draw.rectangle([left, top + unit // 3, right, top + 2 * unit // 3], fill=INK)
-    label = f"{length_um / 1000:g} mm"  # Pillow's own font has no µ
-    draw.text(((left + right) / 2, top + 1.5 * unit), label, INK, font, "ma")
+def _percent(percentile: float) -> str:
+    """One digit after the point where it says something: ``100`` is said of all patches only."""
+    return f"{floor(percentile * 10) / 10:g}"
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """The text, cut with dots where it does not fit."""
+def _printable(text: str) -> str:
+    """Pillow's own font has the letters of ASCII: others lose their accents or become question marks."""
+    plain = unicodedata.normalize("NFKD", text.replace("µ", "u"))
+    return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()
+
+
+def _fitting(text: str, font: Font, width: float) -> str:
+    """The text, cut in its middle where it does not fit: names differ at their ends."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    for kept in range(len(text) - 1, 1, -1):
+        cut = text[: (kept + 1) // 2] + "..." + text[-(kept // 2) :]
+        if font.getlength(cut) <= width:
+            return cut
+    return ""

@@ -1,127 +1,228 @@
 """The slide with its attention over it, and what the colours mean, as one PNG.
 
-The picture's top left part is the slide at one scale, pixel for pixel: level-0 point (x, y) lies at pixel
-(x / l0_per_px, y / l0_per_px). The legend stands below it and never on it.
+The picture's top left pixel is the slide's; pixel (i, j) shows the level-0 area [i, i + 1) * l0_per_px by
+[j, j + 1) * l0_per_px. Patches are drawn as they are, without smoothing, so that an edge is a patch's edge.
+
+Shape suffixes: N patches, H heads, T queries; on canvases H, W rows and columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TypedDict, Unpack
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from shapely import Polygon
 
+from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.files import whole_file
-from wsi_ips.heatmaps.colours import colourise
-from wsi_ips.heatmaps.legend import Legend, draw_legend
-from wsi_ips.heatmaps.raster import percentile_ranks, rasterise
+from wsi_ips.heatmaps.colours import Colormap, colour_table, colourise
+from wsi_ips.heatmaps.legend import Legend, Tick, add_legend, short
+from wsi_ips.heatmaps.picture import slide_picture
+from wsi_ips.heatmaps.raster import Scale, canvas_size, display_values, patch_values_to_canvas, scale_ends
 from wsi_ips.inference.results import SlideResult
-from wsi_ips.slides.base import SlideReader
-from wsi_ips.tiling.thumbnail import scale_down
+from wsi_ips.slides.base import RgbImage, SlideReader
 
-Scale = Literal["percentile", "absolute"]
-OUTLINE = (20, 20, 20)
+LARGEST_SIDE_PX = 16_384
+TICKS_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+OUTLINE, HALO = (20, 20, 20), (255, 255, 255)
+
+
+class OverlayOptions(TypedDict, total=False):
+    """The options of :func:`draw_overlay`."""
+
+    outlines: Sequence[Polygon]
+    side_px: int
+    alpha: float
+    colormap: Colormap
+    scale: Scale
+    low: float | None
+    high: float | None
+    query: int | None
+    head: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """image: slide and legend. slide_px: (width, height) of the slide's part. l0_per_px: its scale."""
+    """image: the slide's picture with the legend below. picture_px: (width, height) of the slide's part.
+
+    l0_per_px: its scale. facts: what the image shows, in words and numbers, for the PNG's text.
+    """
 
     image: Image.Image
-    slide_px: tuple[int, int]
+    picture_px: tuple[int, int]
     l0_per_px: float
+    facts: Mapping[str, str]
 
 
-def attention_of_patches(result: SlideResult) -> NDArray[np.float64]:
-    """(N,): mean over heads and queries of the attention; sums to 1 over the slide."""
-    return np.asarray(result.attention_NHT.mean(axis=(1, 2), dtype=np.float64))
+def attention_map(
+    result: SlideResult, *, query: int | None = None, head: int | None = None
+) -> NDArray[np.float32]:
+    """(N,) float32: the attention of one query and head, or the mean over those not named.
+
+    Each map sums to 1 over the slide, and so does a mean of maps. Raises :class:`ConfigError` for an index
+    that is not there.
+    """
+    heads, queries = result.attention_NHT.shape[1:]
+    for name, index, count in (("head", head, heads), ("query", query, queries)):
+        if index is not None and not 0 <= index < count:
+            raise ConfigError(f"{name} {index} is not there: {result.coords.slide_id} has 0 to {count - 1}")
+    of_heads = slice(None) if head is None else slice(head, head + 1)
+    of_queries = slice(None) if query is None else slice(query, query + 1)
+    mean_N = result.attention_NHT[:, of_heads, of_queries].mean(axis=(1, 2), dtype=np.float64)
+    return np.asarray(mean_N, np.float32)
 
 
 def draw_overlay(
     slide: SlideReader,
     result: SlideResult,
     *,
+    outlines: Sequence[Polygon] = (),
     side_px: int = 2048,
     alpha: float = 0.5,
+    colormap: Colormap = "blue_yellow",
     scale: Scale = "percentile",
-    outlines: Sequence[Polygon] = (),
+    low: float | None = None,
+    high: float | None = None,
+    query: int | None = None,
+    head: int | None = None,
 ) -> Overlay:
-    """Draw it in memory that grows with the picture, not with the slide.
+    """Draw in memory that grows with the picture, not with the slide.
 
-    side_px: longest side of the slide's part. alpha: opacity of the heat. scale: colours by the rank of a value
-    among the slide's patches, or between its smallest and largest. outlines: in level-0 pixels, drawn as lines.
+    outlines: in level-0 pixels, drawn as thin lines. side_px: longest side of the slide's part; a smaller slide
+    is not enlarged. alpha: opacity of the heat, 0 to 1. scale, low, high: see :func:`display_values`. query,
+    head: see :func:`attention_map`.
+
+    Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` where ``slide`` has another
+    size than the slide that was predicted, and the reader's :class:`SlideReadError`.
     """
-    l0_size = slide.info.l0_size
+    if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_SIDE_PX:
+        raise ConfigError(f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_SIDE_PX}")
+    l0_size, coords = slide.info.l0_size, result.coords
+    if l0_size != coords.l0_size:
+        raise ResultsError(
+            slide.info.path,
+            f"is {l0_size[0]}x{l0_size[1]} pixels, but {coords.slide_id} was {coords.l0_size[0]}x"
+            f"{coords.l0_size[1]} when it was predicted",
+            "name the folder of the slides that were predicted",
+        )
     l0_per_px = max(1.0, max(l0_size) / side_px)
-    values_N = attention_of_patches(result)
-    coords = result.coords
-    shares_N = percentile_ranks(values_N) if scale == "percentile" else _between_extremes(values_N)
-    shares_HW = rasterise(
-        shares_N, coords.l0_exact_corners(), l0_patch=coords.l0_patch, l0_size=l0_size, l0_per_px=l0_per_px
+    values_N = attention_map(result, query=query, head=head)
+    display_N = display_values(values_N, scale=scale, low=low, high=high)
+    display_HW = patch_values_to_canvas(
+        coords.l0_exact_corners(), coords.l0_patch, display_N, l0_size=l0_size, l0_per_px=l0_per_px
     )
-    height, width = shares_HW.shape
-    # A whole pixel more than fits would stretch the slide by a fraction: its part beyond the edge is white.
-    picture = _slide_at_scale(slide, (width, height), l0_per_px)
-    patches = np.isfinite(shares_HW)
-    heat = colourise(shares_HW[patches])
-    picture[patches] = np.rint(picture[patches] * (1 - alpha) + heat * alpha).astype(np.uint8)
+    picture = slide_picture(slide, canvas_size(l0_size, l0_per_px), l0_per_px=l0_per_px)
+    table = colour_table(colormap)
+    _blend(picture, display_HW, table, alpha)
     image = Image.fromarray(picture)
     _draw_outlines(image, outlines, l0_per_px)
+    shown = _shown(result, query=query, head=head)
     legend = Legend(
-        title=f"{coords.slide_id}: attention of {len(coords)} patches, mean over heads and queries",
-        prediction="   ".join(
-            f"{task}: " + ", ".join(f"{name} {chance:.3f}" for name, chance in chances.items())
-            for task, chances in result.probabilities.items()
-        ),
-        values_N=values_N,
-        scale=scale,
+        title=coords.slide_id,
+        lines=[f"{shown}; {_evenly(len(coords))}", *_predictions(result)],
+        value_name="attention",
+        ticks=_ticks(values_N, scale=scale, low=low, high=high),
+        table=table,
         mpp=coords.slide_mpp * l0_per_px,
     )
-    return Overlay(draw_legend(image, legend), (width, height), l0_per_px)
+    facts = {
+        "Software": "wsi_ips",
+        "slide_id": coords.slide_id,
+        "shown": shown,
+        "picture_px": f"{image.width}x{image.height}",
+        "l0_per_px": repr(l0_per_px),
+        "slide_mpp": repr(float(coords.slide_mpp)),
+        "n_patches": str(len(coords)),
+        "value_min": repr(float(values_N.min(initial=np.inf))),
+        "value_max": repr(float(values_N.max(initial=-np.inf))),
+        "scale": scale,
+        "scale_ends": " ".join(repr(end) for end in scale_ends(values_N, scale=scale, low=low, high=high)),
+    }
+    return Overlay(add_legend(image, legend), image.size, l0_per_px, facts)
 
 
 def write_overlay(
-    path: Path,
-    slide: SlideReader,
-    result: SlideResult,
-    *,
-    side_px: int = 2048,
-    alpha: float = 0.5,
-    scale: Scale = "percentile",
-    outlines: Sequence[Polygon] = (),
+    path: Path, slide: SlideReader, result: SlideResult, **options: Unpack[OverlayOptions]
 ) -> None:
-    """Draw and write a PNG whose text chunks hold the scale, so that a pixel can be traced to the slide."""
-    overlay = draw_overlay(slide, result, side_px=side_px, alpha=alpha, scale=scale, outlines=outlines)
-    values_N = attention_of_patches(result)
+    """Draw (see :func:`draw_overlay`) and write a PNG, whole or not at all, with its facts as PNG text."""
+    overlay = draw_overlay(slide, result, **options)
     text = PngInfo()
-    text.add_text("slide_id", result.coords.slide_id)
-    text.add_text("l0_per_px", repr(overlay.l0_per_px))
-    text.add_text("attention_min", repr(float(values_N.min())))
-    text.add_text("attention_max", repr(float(values_N.max())))
+    for name, fact in overlay.facts.items():
+        text.add_itxt(name, fact)
     with whole_file(path) as partial:
-        overlay.image.save(partial, pnginfo=text)
+        overlay.image.save(partial, format="PNG", pnginfo=text)
 
 
-def _slide_at_scale(slide: SlideReader, size_px: tuple[int, int], l0_per_px: float) -> NDArray[np.uint8]:
-    l0_width, l0_height = slide.info.l0_size
-    exact = (max(1, int(l0_width / l0_per_px)), max(1, int(l0_height / l0_per_px)))
-    picture = np.full((size_px[1], size_px[0], 3), 255, np.uint8)
-    picture[: exact[1], : exact[0]] = scale_down(slide, exact)
-    return picture
-
-
-def _between_extremes(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = values_N.min(), values_N.max()
-    return (values_N - low) / (high - low) if high > low else np.full(len(values_N), 0.5)
+def _blend(
+    picture: RgbImage, display_HW: NDArray[np.float32], table: NDArray[np.uint8], alpha: float
+) -> None:
+    """Mix the colours into ``picture``, in place, where there are patches; elsewhere not a pixel changes."""
+    patches = np.isfinite(display_HW)
+    heat = colourise(display_HW[patches], table)
+    picture[patches] = np.rint(picture[patches] * (1 - alpha) + heat * alpha).astype(np.uint8)
 
 
 def _draw_outlines(image: Image.Image, outlines: Sequence[Polygon], l0_per_px: float) -> None:
     draw = ImageDraw.Draw(image)
-    for polygon in outlines:
-        for ring in (polygon.exterior, *polygon.interiors):
-            points = [(x / l0_per_px - 0.5, y / l0_per_px - 0.5) for x, y in ring.coords]
-            draw.line(points, fill=OUTLINE, width=max(2, round(max(image.size) / 700)), joint="curve")
+    paths = [path for polygon in outlines for path in _rings_inside(polygon, image.size, l0_per_px)]
+    thin = max(1, round(max(image.size) / 1000))
+    for colour, width in ((HALO, 3 * thin), (OUTLINE, thin)):
+        for path in paths:
+            draw.line(path, fill=colour, width=width, joint="curve")
+
+
+def _rings_inside(
+    polygon: Polygon, size_px: tuple[int, int], l0_per_px: float
+) -> Iterator[list[tuple[float, float]]]:
+    """A polygon's rings in canvas pixels, cut at the canvas: Pillow walks along what lies outside, too."""
+    l0_canvas = shapely.box(-1, -1, size_px[0] * l0_per_px + 1, size_px[1] * l0_per_px + 1)
+    for ring in (polygon.exterior, *polygon.interiors):
+        for part in shapely.get_parts(shapely.intersection(shapely.LineString(ring.coords), l0_canvas)):
+            points = shapely.get_coordinates(part) / l0_per_px - 0.5  # Pillow's integers are pixel centres
+            if len(points) > 1:
+                yield [(x, y) for x, y in points.tolist()]
+
+
+def _ticks(
+    values_N: NDArray[np.float32], *, scale: Scale, low: float | None, high: float | None
+) -> list[Tick]:
+    if not len(values_N):
+        return []
+    ends = scale_ends(values_N, scale=scale, low=low, high=high)
+    along = [ends[0] + at * (ends[1] - ends[0]) for at in TICKS_AT]
+    if scale == "percentile":
+        raw = np.percentile(values_N.astype(np.float64), along)
+        return [Tick(at, float(value), share) for at, value, share in zip(TICKS_AT, raw, along, strict=True)]
+    return [
+        Tick(at, value, float(np.mean(values_N <= np.float32(value)) * 100))
+        for at, value in zip(TICKS_AT, along, strict=True)
+    ]
+
+
+def _shown(result: SlideResult, *, query: int | None, head: int | None) -> str:
+    """In words: whose attention. Each task reads with its own query, in the model's order."""
+    heads, queries = result.attention_NHT.shape[1:]
+    tasks = list(result.probabilities)
+    of_query = "mean over queries"
+    if query is not None or queries == 1:
+        index = query or 0
+        of_query = f"task {tasks[index]}" if len(tasks) == queries else f"query {index}"
+    of_head = f"mean over {heads} heads" if head is None and heads > 1 else f"head {head or 0}"
+    return f"Attention, {of_query}, {of_head}"
+
+
+def _evenly(n_patches: int) -> str:
+    return f"{n_patches} patches, spread evenly {short(1 / n_patches)} each" if n_patches else "no patch"
+
+
+def _predictions(result: SlideResult) -> Iterator[str]:
+    """One line for each task, its likeliest three classes first."""
+    for task, probabilities in result.probabilities.items():
+        likeliest = sorted(probabilities.items(), key=lambda item: -item[1])
+        more = ", ..." if len(likeliest) > 3 else ""
+        yield f"Predicted {task}: " + ", ".join(f"{name} {p:.3f}" for name, p in likeliest[:3]) + more

@@ -1,0 +1,66 @@
+"""The slide at one exact scale, in memory that grows with the picture and not with the slide."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.units import Size
+
+BLOCK_PX = 1024
+"""Side of the region of a level that is read at once, about: 25 MB while it is averaged."""
+
+
+def slide_picture(slide: SlideReader, size_px: Size, *, l0_per_px: float) -> RgbImage:
+    """(height, width, 3) uint8: each pixel the mean of the area that it covers.
+
+    Pixel (i, j) covers the level-0 area [i, i + 1) * l0_per_px by [j, j + 1) * l0_per_px, as far as it lies in
+    the slide: the scale is never stretched to whole pixels, which would move the far corner. Read block by
+    block from the coarsest level that is fine enough, so that a large slide of one level fits too.
+
+    Raises the reader's :class:`SlideReadError`.
+    """
+    level = slide.info.level_for(l0_per_px)
+    lv_edges = [
+        np.minimum(np.arange(pixels + 1) * l0_per_px, l0_length) * (lv_length / l0_length)
+        for pixels, l0_length, lv_length in zip(
+            size_px, slide.info.l0_size, slide.info.levels[level].size, strict=True
+        )
+    ]
+    lv_per_px = l0_per_px / slide.info.levels[level].downsample
+    step = max(1, int(BLOCK_PX / lv_per_px))
+    width, height = size_px
+    picture = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, step):
+        rows = lv_edges[1][top : top + step + 1]
+        for left in range(0, width, step):
+            columns = lv_edges[0][left : left + step + 1]
+            picture[top : top + step, left : left + step] = _block(slide, level, columns, rows)
+    return picture
+
+
+def _block(
+    slide: SlideReader, level: int, lv_columns: NDArray[np.float64], lv_rows: NDArray[np.float64]
+) -> RgbImage:
+    lv_size, downsample = slide.info.levels[level].size, slide.info.levels[level].downsample
+    starts = [int(edges[0]) for edges in (lv_columns, lv_rows)]
+    # The level's own end, and not the white beyond it, ends the last pixel.
+    ends = [
+        min(int(np.ceil(edges[-1])), length)
+        for edges, length in zip((lv_columns, lv_rows), lv_size, strict=True)
+    ]
+    l0_at = (round(starts[0] * downsample), round(starts[1] * downsample))
+    pixels = slide.read(l0_at, level=level, size_px=(ends[0] - starts[0], ends[1] - starts[1]))
+    means = _means_between(pixels, lv_rows - starts[1]).swapaxes(0, 1)
+    means = _means_between(means, lv_columns - starts[0]).swapaxes(0, 1)
+    return np.rint(means).clip(0, 255).astype(np.uint8)
+
+
+def _means_between(
+    pixels: NDArray[np.uint8] | NDArray[np.float64], edges: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Means over [edges[i], edges[i + 1]) along the first axis, fractions of pixels counted as such."""
+    sums = np.zeros((len(pixels) + 1, *pixels.shape[1:]))
+    np.cumsum(pixels, axis=0, out=sums[1:])
+    whole = np.minimum(edges.astype(np.intp), len(pixels) - 1)
+    part = (edges - whole)[:, None, None]
+    return np.asarray(np.diff(sums[whole] + part * pixels[whole], axis=0) / np.diff(edges)[:, None, None])
