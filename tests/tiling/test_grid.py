@@ -1,0 +1,115 @@
+from math import floor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tiling.drawn import Drawing
+from wsi_ips.config import TilingConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.tiling.grid import PatchGrid
+from wsi_ips.tiling.tile import tile_slide, tissue_share
+from wsi_ips.tiling.tissue import TissueMask
+from wsi_ips.units import Mpp
+
+sides = st.integers(1, 120_000)
+mpps = st.floats(0.1, 1.0)
+
+
+@st.composite
+def tilings(draw: st.DrawFn) -> TilingConfig:
+    patch_px = draw(st.integers(16, 512))
+    overlap_px = draw(st.integers(0, patch_px // 2))
+    return TilingConfig(patch_px=patch_px, patch_mpp=draw(st.floats(0.2, 4.0)), overlap_px=overlap_px)
+
+
+@given(sides, sides, mpps, tilings())
+def test_the_grid_covers_the_slide_and_no_patch_lies_wholly_outside(
+    width: int, height: int, mpp: float, tiling: TilingConfig
+) -> None:
+    grid = PatchGrid.cover((width, height), slide_mpp=Mpp(mpp), tiling=tiling)
+    for count, side in ((grid.g_cols, width), (grid.g_rows, height)):
+        assert (count - 1) * grid.l0_step < side
+        assert (count - 1) * grid.l0_step + grid.l0_patch >= side - 1e-6
+
+
+@given(sides, sides, mpps, tilings())
+def test_no_corner_drifts(width: int, height: int, mpp: float, tiling: TilingConfig) -> None:
+    """Slide by slide, the far corner's patch lies within half a level-0 pixel of its exact place."""
+    grid = PatchGrid.cover((width, height), slide_mpp=Mpp(mpp), tiling=tiling)
+    last = grid.g_cols * grid.g_rows - 1
+    step = (tiling.patch_px - tiling.overlap_px) * tiling.patch_mpp / mpp
+    exact = ((grid.g_cols - 1) * step, (grid.g_rows - 1) * step)
+    corner = grid.l0_corners(np.array([last]))[0]
+    assert np.abs(corner - exact).max() <= 0.5 + 1e-6
+
+
+def test_ids_run_along_rows() -> None:
+    grid = PatchGrid.cover((1000, 500), slide_mpp=Mpp(0.5), tiling=TilingConfig(patch_px=256))
+    assert (grid.g_cols, grid.g_rows) == (4, 2)
+    assert grid.l0_corners(np.array([0, 1, 4, 7])).tolist() == [[0, 0], [256, 0], [0, 256], [768, 256]]
+
+
+def test_a_slide_smaller_than_a_patch_has_one() -> None:
+    grid = PatchGrid.cover((10, 7), slide_mpp=Mpp(0.5), tiling=TilingConfig())
+    assert (grid.g_cols, grid.g_rows) == (1, 1)
+
+
+def test_absurd_resolutions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="µm per pixel"):
+        PatchGrid.cover((2**31, 2**31), slide_mpp=Mpp(50.0), tiling=TilingConfig(patch_px=1, patch_mpp=0.01))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(5, 40), st.floats(0.3, 1.0))
+def test_a_patch_s_share_of_tissue_is_exact(seed: int, patch: float, step: float) -> None:
+    """Against counting points: each mask pixel split into 8 x 8."""
+    rng = np.random.default_rng(seed)
+    mask = TissueMask(rng.random((31, 43)) < 0.5, (2.0, 3.0))
+    grid = PatchGrid(
+        g_cols=floor(86 / (patch * step)) + 1,
+        g_rows=floor(93 / (patch * step)) + 1,
+        l0_patch=patch,
+        l0_step=patch * step,
+    )
+    fine = mask.mask_HW.repeat(8, 0).repeat(8, 1)
+    y = (np.arange(31 * 8) + 0.5) / 8 * 3.0
+    x = (np.arange(43 * 8) + 0.5) / 8 * 2.0
+    share = tissue_share(mask, grid)
+    for patch_id in rng.integers(0, grid.g_cols * grid.g_rows, 5):
+        row, column = divmod(int(patch_id), grid.g_cols)
+        top, left = row * grid.l0_step, column * grid.l0_step
+        inside = fine[(y >= top) & (y < top + patch)][:, (x >= left) & (x < left + patch)]
+        expected = inside.sum() * (2.0 / 8) * (3.0 / 8) / patch**2
+        assert share[patch_id] == pytest.approx(expected, abs=0.12)
+    whole = tissue_share(TissueMask(np.ones((31, 43), bool), (2.0, 3.0)), grid)
+    assert whole[0] == pytest.approx(1)
+
+
+def test_only_patches_with_enough_tissue_are_kept() -> None:
+    slide = Drawing((1600, 1200)).tissue(256, 256, 512, 512).reader()
+    config = TilingConfig(patch_px=64, patch_mpp=4.0, min_tissue=0.6)
+    coords, _ = tile_slide(slide, config, slide_id="drawn")
+    assert coords.l0_patch == 128
+    assert {tuple(corner) for corner in coords.l0_xy_N2.tolist()} == {
+        (x, y) for x in range(256, 768, 128) for y in range(256, 768, 128)
+    }
+    assert (np.diff(coords.ids_N) > 0).all()
+    assert (coords.tissue_N > 0.9).all()
+
+
+def test_a_white_slide_has_no_patches_and_that_is_no_error() -> None:
+    coords, mask = tile_slide(Drawing((900, 700)).reader(), TilingConfig(min_tissue=0), slide_id="white")
+    assert len(coords) == 0
+    assert not mask.mask_HW.any()
+
+
+def test_exact_corners_are_the_grid_s_where_patches_lie_on_it() -> None:
+    slide = Drawing((1601, 1203)).tissue(0, 0, 1601, 1203).reader()
+    config = TilingConfig(patch_px=50, patch_mpp=2.37)
+    coords, _ = tile_slide(slide, config, slide_id="drawn")
+    exact = coords.l0_exact_corners()
+    assert np.abs(exact - coords.l0_xy_N2).max() <= 0.5
+    steps = np.diff(np.unique(exact[:, 0]))
+    assert steps == pytest.approx(coords.l0_patch)
