@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_ips.datasets.manifest import SlideRecord, read_manifest, split_by_case, write_manifest
+from wsi_ips.errors import ConfigError, ManifestError
+
+CLASSES = ("normal", "tumor")
+HEADER = "slide_id,case_id,label,split,path\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in "abc":
+        (tmp_path / f"{name}.tif").touch()
+    return tmp_path
+
+
+def manifest(folder: Path, lines: str, *, header: str = HEADER) -> Path:
+    path = folder / "manifest.csv"
+    path.write_text(header + lines, encoding="utf-8")
+    return path
+
+
+def test_records_come_in_file_order_with_paths_beside_the_manifest(folder: Path) -> None:
+    lines = f"b,p1,tumor,train,b.tif\na,p2,normal,test,{folder / 'a.tif'}\n"
+    read = read_manifest(manifest(folder, lines), classes=CLASSES)
+    assert [record.slide_id for record in read.records] == ["b", "a"]
+    assert read.records[0].path == folder / "b.tif"
+    assert [record.slide_id for record in read.split("test")] == ["a"]
+
+
+def test_spreadsheets_that_add_a_mark_and_columns_are_read(folder: Path) -> None:
+    path = folder / "m.csv"
+    path.write_text("\ufeffnote," + HEADER + "x,a,p1,tumor,train,a.tif\n", encoding="utf-8")
+    assert read_manifest(path, classes=CLASSES).records[0].label == "tumor"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("a,p1,cancer,train,a.tif\n", "line 2: unknown label 'cancer'; known: normal, tumor"),
+        ("a,p1,tumor,learn,a.tif\n", "line 2: unknown split 'learn'"),
+        ("a,p1,tumor,train,a.tif\na,p1,tumor,train,b.tif\n", "'a' occurs twice"),
+        ("a,p1,tumor,train,z.tif\n", "line 2: no slide at"),
+        ("a,,tumor,train,a.tif\n", "line 2: case_id is empty"),
+        ("a,p1,tumor\n", "line 2: split is empty"),
+        ("../a,p1,tumor,train,a.tif\n", "is no file name"),
+        ("a,p1,tumor,train,a.tif\nb,p1,tumor,test,b.tif\n", "case 'p1' lies in train and in test"),
+        ("", "lists no slides"),
+    ],
+)
+def test_a_wrong_line_is_named(folder: Path, lines: str, message: str) -> None:
+    with pytest.raises(ManifestError, match=message) as caught:
+        read_manifest(manifest(folder, lines), classes=CLASSES)
+    assert "manifest.csv" in str(caught.value)
+
+
+def test_what_is_no_manifest_is_refused(folder: Path) -> None:
+    (folder / "binary.csv").write_bytes(b"\xff\xfe\x00\x01" * 50)
+    for path, message in ((folder / "binary.csv", "UTF-8"), (folder / "no.csv", "no such manifest")):
+        with pytest.raises(ManifestError, match=message):
+            read_manifest(path, classes=CLASSES)
+    with pytest.raises(ManifestError, match="lacks the column label"):
+        read_manifest(manifest(folder, "", header="slide_id,case_id,split,path\n"), classes=CLASSES)
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    records = [SlideRecord("a", "p", "tumor", "val", folder / "a.tif")]
+    write_manifest(folder / "w.csv", records)
+    assert read_manifest(folder / "w.csv", classes=CLASSES).records == tuple(records)
+    assert str(folder) not in (folder / "w.csv").read_text()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 15), st.sampled_from(CLASSES)), min_size=1, max_size=60), st.integers()
+)
+def test_a_case_never_lies_in_two_splits(slides: list[tuple[int, str]], seed: int) -> None:
+    records = [
+        SlideRecord(str(number), f"case{case}", label, "train", Path("x"))
+        for number, (case, label) in enumerate(slides)
+    ]
+    fractions = {"train": 0.6, "val": 0.2, "test": 0.2}
+    divided = split_by_case(records, fractions=fractions, seed=seed)
+    assert len({(record.case_id, record.split) for record in divided}) == len({r.case_id for r in divided})
+    assert divided == split_by_case(records, fractions=fractions, seed=seed)
+    assert [record.slide_id for record in divided] == [record.slide_id for record in records]
+
+
+def test_labels_are_spread_over_the_splits() -> None:
+    records = [SlideRecord(str(i), f"c{i}", CLASSES[i % 4 == 0], "train", Path("x")) for i in range(200)]
+    divided = split_by_case(records, fractions={"train": 0.5, "test": 0.5}, seed=3)
+    for split in ("train", "test"):
+        labels = [record.label for record in divided if record.split == split]
+        assert (labels.count("tumor"), len(labels)) == (25, 100)
+    with pytest.raises(ConfigError, match="sum to 1"):
+        split_by_case(records, fractions={"train": 0.5}, seed=0)
