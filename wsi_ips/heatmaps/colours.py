@@ -17,7 +17,14 @@ COLOURS = 256
 
 # Points of the path: lightness, chroma, hue in degrees (CIE LCh of CIELAB, D65), inside sRGB's gamut.
 PATHS_LCH: dict[Colormap, list[tuple[float, float, float]]] = {
-    "blue_yellow": [(22, 52, 300), (39, 36, 268), (56, 32, 195), (73, 58, 138), (90, 84, 102)],
+    "blue_yellow": [
+        (22, 50, 298),
+        (36, 38, 274),
+        (48, 29, 235),
+        (58, 31, 185),
+        (72, 55, 142),
+        (90, 82, 102),
+    ],
     "blue_red": [(35, 70, 297), (62, 42, 285), (86, 0, 285), (86, 0, 40), (62, 52, 40), (40, 78, 36)],
 }
 

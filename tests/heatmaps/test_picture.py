@@ -1,0 +1,117 @@
+"""The slide's picture has one exact scale to its far corner, and never reads more than a block at once."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_ips.heatmaps import picture
+from wsi_ips.heatmaps.picture import slide_picture
+from wsi_ips.heatmaps.raster import canvas_size
+from wsi_ips.slides.base import Level, RgbImage, SlideInfo
+from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.units import L0Point, Size
+
+
+def noise(width: int, height: int) -> RgbImage:
+    return np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def shares(pixels: int, length: int, l0_per_px: float) -> np.ndarray:
+    """(pixels, length): how much of each source pixel is in each canvas pixel, rows summing to 1."""
+    low = np.arange(pixels)[:, None] * l0_per_px
+    source = np.arange(length)
+    covered = np.minimum(low + l0_per_px, source + 1) - np.maximum(low, source)
+    covered = covered.clip(0)
+    return covered / covered.sum(axis=1, keepdims=True)
+
+
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    l0_per_px=st.floats(1, 20),
+    block=st.sampled_from([1, 7, 64]),
+)
+def test_every_pixel_is_the_mean_of_its_area(size: Size, l0_per_px: float, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture, "BLOCK_PX", block)
+        image = noise(*size)
+        width, height = canvas_size(size, l0_per_px)
+        found = slide_picture(MemoryReader(image), (width, height), l0_per_px=l0_per_px)
+    by_rows = np.tensordot(shares(height, size[1], l0_per_px), image, axes=(1, 0))
+    expected = np.tensordot(by_rows, shares(width, size[0], l0_per_px), axes=(1, 1)).swapaxes(1, 2)
+    assert found.shape == (height, width, 3)
+    assert np.abs(found - expected).max() <= 0.5 + 1e-6
+
+
+def test_full_scale_is_the_slide_itself() -> None:
+    image = noise(301, 207)
+    np.testing.assert_array_equal(slide_picture(MemoryReader(image), (301, 207), l0_per_px=1.0), image)
+
+
+@pytest.mark.parametrize("levels", [(1,), (1, 2, 4), (1, 3.7, 9.1)])
+def test_the_far_corner_stays_where_it_is_on_every_level(levels: tuple[float, ...]) -> None:
+    """A black square in the last pixels of a slide whose size is a multiple of nothing."""
+    image = np.full((997, 1511, 3), 240, np.uint8)
+    image[997 - 60 :, 1511 - 90 :] = 0
+    l0_per_px = 9.7
+    size = canvas_size((1511, 997), l0_per_px)
+    found = slide_picture(MemoryReader(image, levels=levels), size, l0_per_px=l0_per_px)[..., 0]
+    left, top = (1511 - 90) / l0_per_px, (997 - 60) / l0_per_px  # 146.49, 96.60
+    # A level's own pixels mix what lies in them: 26 of 240 at most, a tenth of a canvas pixel.
+    assert (found[97:, 147:] <= 22).all(), "pixels wholly in the square are black"
+    assert (found[98:, 148:] == 0).all(), "the last ones too"
+    assert (found[:96] >= 218).all()
+    assert (found[:, :146] >= 218).all()
+    assert found[100, 146] == pytest.approx(240 * (left - 146), abs=22)
+    assert found[96, 150] == pytest.approx(240 * (top - 96), abs=26)
+
+
+class WatchedReader(MemoryReader):
+    """Remembers what was read."""
+
+    def __init__(self, image: RgbImage, levels: tuple[float, ...] = (1,)) -> None:
+        super().__init__(image, levels=levels)
+        self.reads: list[tuple[int, Size]] = []
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        self.reads.append((level, size_px))
+        return super().read(l0_xy, level=level, size_px=size_px)
+
+
+class WideReader(WatchedReader):
+    """A single level of 30 000 x 20 000 that exists only where it is read."""
+
+    def __init__(self) -> None:
+        super().__init__(np.zeros((1, 1, 3), np.uint8))
+        self._wide = SlideInfo(
+            path=self._info.path,
+            reader="fake",
+            vendor="fake",
+            levels=(Level((30_000, 20_000), 1.0),),
+            mpp=None,
+        )
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._wide
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        self.reads.append((level, size_px))
+        assert l0_xy[0] + size_px[0] <= 30_000
+        assert l0_xy[1] + size_px[1] <= 20_000
+        return np.full((size_px[1], size_px[0], 3), l0_xy[0] // 200, np.uint8)
+
+
+def test_a_large_slide_of_one_level_is_read_in_blocks() -> None:
+    slide = WideReader()
+    found = slide_picture(slide, (300, 200), l0_per_px=100.0)
+    assert max(max(size) for _, size in slide.reads) <= picture.BLOCK_PX
+    assert found[0, 0, 0] == 0
+    assert found[0, -1, 0] == 145, "29 000 // 200: the last block starts at 29 000"
+    assert (np.diff(found[0, :, 0].astype(int)) >= 0).all()
+
+
+def test_the_coarsest_level_that_is_fine_enough_is_read() -> None:
+    slide = WatchedReader(noise(400, 400), levels=(1, 4, 16))
+    slide_picture(slide, (50, 50), l0_per_px=8.0)
+    assert {level for level, _ in slide.reads} == {1}
