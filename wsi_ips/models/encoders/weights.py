@@ -36,7 +36,8 @@ def load_weights(model: nn.Module, weights: str) -> None:
 def efficientnet_lite0_weights() -> dict[str, Tensor]:
     """ImageNet weights of EfficientNet-Lite0 under timm's names (``tf_efficientnet_lite0``), classifier too.
 
-    The package's 247 tensors (and BatchNorm's 49 counters) have other names but the same order and shapes: both are checked.
+    The package's 247 tensors (and BatchNorm's 49 counters) have other names but the same order and shapes:
+    both are checked.
     """
     import timm
 
