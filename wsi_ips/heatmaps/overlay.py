@@ -183,7 +183,7 @@ def _rings_inside(
     l0_canvas = shapely.box(-1, -1, size_px[0] * l0_per_px + 1, size_px[1] * l0_per_px + 1)
     for ring in (polygon.exterior, *polygon.interiors):
         for part in shapely.get_parts(shapely.intersection(shapely.LineString(ring.coords), l0_canvas)):
-            points = shapely.get_coordinates(part) / l0_per_px - 0.5  # Pillow's integers are pixel centres
+            points = np.floor(shapely.get_coordinates(part) / l0_per_px)  # the pixel that a point lies in
             if len(points) > 1:
                 yield [(x, y) for x, y in points.tolist()]
 

@@ -1,0 +1,244 @@
+"""Heat lies exactly on the patches it belongs to, and the image says what it shows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+from tests.heatmaps.test_legend import drawn_words
+from wsi_ips.config import TilingConfig
+from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.heatmaps.overlay import attention_map, draw_overlay, write_overlay
+from wsi_ips.inference.results import SlideResult
+from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.registry import open_slide
+from wsi_ips.tiling.grid import PatchCoords, PatchGrid
+from wsi_ips.units import Mpp, Size
+
+GREY = 200
+TABLE = colour_table("blue_yellow").astype(int)
+
+
+def coords_of(
+    l0_size: Size, *, patch_px: int, slide_mpp: float, keep: list[int] | None = None
+) -> PatchCoords:
+    """Patches of ``patch_px`` at 0.5 um; ``keep``: only those with these indices."""
+    tiling = TilingConfig(patch_px=patch_px, patch_mpp=0.5)
+    grid = PatchGrid.cover(l0_size, slide_mpp=Mpp(slide_mpp), tiling=tiling)
+    ids = np.arange(grid.g_cols * grid.g_rows) if keep is None else np.array(keep)
+    return PatchCoords(
+        slide_id="slide_01",
+        l0_size=l0_size,
+        slide_mpp=Mpp(slide_mpp),
+        patch_px=patch_px,
+        patch_mpp=Mpp(0.5),
+        overlap_px=0,
+        l0_patch=grid.l0_patch,
+        g_size=(grid.g_cols, grid.g_rows),
+        ids_N=ids,
+        l0_xy_N2=grid.l0_corners(ids),
+        tissue_N=np.ones(len(ids), np.float32),
+    )
+
+
+def result_of(coords: PatchCoords, attention_NHT: np.ndarray) -> SlideResult:
+    attention = attention_NHT.reshape(len(coords), *(attention_NHT.shape[1:] or (1, 1))).astype(np.float32)
+    return SlideResult(
+        slide_path="slide_01.svs",
+        coords=coords,
+        logits_NHT=np.zeros_like(attention),
+        attention_NHT=attention,
+        kept_ids_M=coords.ids_N[:1],
+        kept_scores_M=np.zeros(1, np.float32),
+        probabilities={"label": {"normal": 0.0713, "tumor": 0.9287}},
+        seconds=1.0,
+    )
+
+
+def grey_slide(l0_size: Size) -> RgbImage:
+    return np.full((l0_size[1], l0_size[0], 3), GREY, np.uint8)
+
+
+def picture_of(overlay: object) -> np.ndarray:
+    width, height = overlay.picture_px  # type: ignore[attr-defined]
+    return np.asarray(overlay.image)[:height, :width].astype(int)  # type: ignore[attr-defined]
+
+
+def test_a_4x4_grid_has_known_pixels() -> None:
+    """16-px patches of a 64-px slide at full scale: every pixel of the picture is stated."""
+    coords = coords_of((64, 64), patch_px=16, slide_mpp=0.5, keep=[k for k in range(16) if k != 5])
+    values = np.arange(15) / 100
+    overlay = draw_overlay(
+        MemoryReader(grey_slide((64, 64))), result_of(coords, values), scale="absolute", alpha=0.25
+    )
+    expected = np.full((64, 64, 3), GREY)
+    for value, (x, y) in zip(values, coords.l0_xy_N2, strict=True):
+        colour = TABLE[round(value / 0.14 * 255)]
+        expected[y : y + 16, x : x + 16] = np.rint(GREY * 0.75 + colour * 0.25)
+    assert overlay.picture_px == (64, 64)
+    assert np.abs(picture_of(overlay) - expected).max() <= 1
+    assert (picture_of(overlay)[16:32, 16:32] == GREY).all(), "a patch that was left out has no heat"
+
+
+@pytest.mark.parametrize("side_px", [1511, 640, 301, 100])
+@pytest.mark.parametrize("levels", [(1,), (1, 2, 4)])
+def test_a_hot_patch_at_the_far_corner_lies_where_the_slide_shows_it(
+    side_px: int, levels: tuple[int, ...]
+) -> None:
+    """The slide (a multiple of nothing) has that patch painted green: heat and paint must be the same pixels.
+
+    A patch has 61.73 level-0 pixels; a stride rounded to 62 would be 7 level-0 pixels off.
+    """
+    l0_size, slide_mpp = (1511, 997), 0.243
+    coords = coords_of(l0_size, patch_px=30, slide_mpp=slide_mpp)
+    image = grey_slide(l0_size)
+    left, top = coords.l0_exact_corners()[-1]
+    assert (left, top) == pytest.approx((1481.48, 987.65), abs=0.01)
+    image[round(top) :, round(left) :] = (0, 255, 0)
+    values = np.zeros(len(coords))
+    values[-1] = 1.0
+    slide = MemoryReader(image, levels=levels)
+    plain = picture_of(draw_overlay(slide, result_of(coords, values), side_px=side_px, alpha=0))
+    hot = picture_of(
+        draw_overlay(slide, result_of(coords, values), side_px=side_px, alpha=1, scale="absolute")
+    )
+    l0_per_px = 1511 / side_px
+    xs, ys = ((np.arange(n) + 0.5) * l0_per_px for n in (hot.shape[1], hot.shape[0]))
+    expected = ((ys >= top) & (ys < 997))[:, None] & ((xs >= left) & (xs < 1511))[None]
+    heat = (hot == TABLE[255]).all(axis=-1)
+    assert expected.any()
+    np.testing.assert_array_equal(heat, expected)
+    # A pixel is mostly green where its centre is: heat on grey, or green without heat, would be a shift.
+    # Half a level-0 pixel (the rounded paint) and half a pixel of the level that was read are allowed.
+    margin = 0.5 + 0.5 * max(level for level in levels if level <= l0_per_px * 1.01)
+    certain = (np.abs(xs - left) > margin)[None] & (np.abs(ys - top) > margin)[:, None]
+    certain &= (xs < 1511)[None] & (ys < 997)[:, None]
+    green = (plain[..., 1] - plain[..., 0]) > 255 / 2
+    np.testing.assert_array_equal(green[certain], expected[certain])
+
+
+def test_outside_the_patches_not_a_pixel_changes() -> None:
+    l0_size = (403, 301)
+    image = np.random.default_rng(0).integers(0, 256, (301, 403, 3), np.uint8)
+    coords = coords_of(l0_size, patch_px=50, slide_mpp=0.5, keep=[9, 10])
+    overlay = draw_overlay(MemoryReader(image), result_of(coords, np.array([0.1, 0.9])))
+    changed = (picture_of(overlay) != image).any(axis=-1)
+    rows, columns = np.nonzero(changed)
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (0, 99, 50, 99)
+
+
+def test_small_slides_are_not_enlarged() -> None:
+    coords = coords_of((40, 30), patch_px=10, slide_mpp=0.5)
+    overlay = draw_overlay(MemoryReader(grey_slide((40, 30))), result_of(coords, np.arange(12.0)))
+    assert overlay.picture_px == (40, 30)
+    assert overlay.l0_per_px == 1
+
+
+def test_the_legend_says_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = drawn_words(monkeypatch)
+    coords = coords_of((2000, 1000), patch_px=100, slide_mpp=0.5)
+    values = np.arange(200.0) ** 2
+    draw_overlay(
+        MemoryReader(grey_slide((2000, 1000)), mpp=Mpp(9.9)), result_of(coords, values), side_px=1000
+    )
+    assert words[:3] == [
+        "slide_01",
+        "Attention, task label, head 0; 200 patches, spread evenly 5.00e-3 each",
+        "Predicted label: tumor 0.929, normal 0.071",
+    ]
+    ticks = [np.percentile(values, share) for share in (0, 25, 50, 75, 100)]
+    raw = [word for word in words[3:] if word not in {"0", "25", "50", "75", "100"}]
+    assert raw[0:2] == ["attention", "percentile"]
+    assert raw[2:] == [f"{ticks[1]:.2e}".replace("e+0", "e"), *(
+        f"{tick:.2e}".replace("e+0", "e") for tick in ticks[2:]
+    ), "200 um"]  # fmt: skip
+    assert [word for word in words if word in {"25", "50", "75", "100"}] == ["25", "50", "75", "100"]
+
+
+def test_absolute_ticks_are_evenly_spaced_raw_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = drawn_words(monkeypatch)
+    coords = coords_of((200, 100), patch_px=50, slide_mpp=0.5)
+    values = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5])
+    draw_overlay(MemoryReader(grey_slide((200, 100))), result_of(coords, values), scale="absolute")
+    at = words.index("percentile")
+    assert words[at + 1 : at + 11] == ["0.1", "62.5", "0.2", "75", "0.3", "87.5", "0.4", "87.5", "0.5", "100"]
+
+
+def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = drawn_words(monkeypatch)
+    coords = coords_of((64, 64), patch_px=32, slide_mpp=0.5)
+    attention = np.random.default_rng(0).random((4, 3, 2)).astype(np.float32)
+    result = result_of(coords, attention)
+    np.testing.assert_allclose(attention_map(result), attention.mean(axis=(1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(attention_map(result, query=1), attention[:, :, 1].mean(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(attention_map(result, query=1, head=2), attention[:, 2, 1])
+    draw_overlay(MemoryReader(grey_slide((64, 64))), result, query=1, head=2)
+    assert words[1].startswith("Attention, query 1, head 2; 4 patches")
+    words.clear()
+    draw_overlay(MemoryReader(grey_slide((64, 64))), result)
+    assert words[1].startswith("Attention, mean over queries, mean over 3 heads; 4 patches")
+
+
+def test_outlines_are_drawn_and_stay_inside() -> None:
+    coords = coords_of((400, 300), patch_px=100, slide_mpp=0.5, keep=[0])
+    ring = shapely.box(150, 120, 250, 220).difference(shapely.box(190, 160, 210, 180))
+    huge = shapely.box(-1e12, -1e12, 1e12, 280)
+    picture = picture_of(
+        draw_overlay(
+            MemoryReader(grey_slide((400, 300))), result_of(coords, np.ones(1)), outlines=[ring, huge]
+        )
+    )
+    dark = (picture < 60).all(axis=-1)
+    assert dark[120:221, [150, 250]].mean() > 0.95
+    assert dark[160:181, 190].mean() > 0.9, "holes too"
+    assert dark[280, 5:-5].mean() > 0.95, "what lies beyond the slide is cut off, and quickly"
+    assert not dark[130:150, 160:240].any()
+
+
+def test_the_png_tells_the_scale_and_the_raw_values(tmp_path: Path) -> None:
+    coords = coords_of((400, 300), patch_px=100, slide_mpp=0.25)
+    values = np.linspace(0.01, 0.2, len(coords))
+    path = tmp_path / "overlays" / "slide_01.png"
+    write_overlay(path, MemoryReader(grey_slide((400, 300))), result_of(coords, values), side_px=200)
+    with Image.open(path) as image:
+        facts = image.text  # type: ignore[attr-defined]
+        assert image.size > (200, 150)
+    assert facts["slide_id"] == "slide_01"
+    assert facts["picture_px"] == "200x150"
+    assert float(facts["l0_per_px"]) == 2
+    assert float(facts["slide_mpp"]) == 0.25
+    assert float(facts["value_min"]) == pytest.approx(0.01)
+    assert float(facts["value_max"]) == pytest.approx(0.2)
+    assert facts["scale"] == "percentile"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"alpha": 1.1}, {"alpha": float("nan")}, {"side_px": 0}, {"side_px": 10**6}, {"query": 1}, {"head": -1}],
+)
+def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
+    coords = coords_of((64, 64), patch_px=32, slide_mpp=0.5)
+    with pytest.raises(ConfigError):
+        draw_overlay(MemoryReader(grey_slide((64, 64))), result_of(coords, np.ones(4)), **options)  # type: ignore[arg-type]
+
+
+def test_another_slide_of_that_name_is_refused() -> None:
+    coords = coords_of((64, 64), patch_px=32, slide_mpp=0.5)
+    with pytest.raises(ResultsError, match=r"is 64x65 pixels, but slide_01 was 64x64"):
+        draw_overlay(MemoryReader(grey_slide((64, 65))), result_of(coords, np.ones(4)))
+
+
+def test_on_a_real_slide_the_picture_is_the_slide(real_data: Path) -> None:
+    """Far corner included: at full scale and without heat, pixel for pixel."""
+    with open_slide(real_data / "slides" / "CMU-1-Small-Region.svs") as slide:
+        coords = coords_of(slide.info.l0_size, patch_px=256, slide_mpp=0.499, keep=[0])
+        overlay = draw_overlay(slide, result_of(coords, np.ones(1)), alpha=0, side_px=4000)
+        picture = picture_of(overlay)
+        corner = slide.read((2220 - 300, 2967 - 200), level=0, size_px=(300, 200))
+    assert picture.shape == (2967, 2220, 3)
+    np.testing.assert_array_equal(picture[-200:, -300:], corner)
