@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from wsi_ips.config import SyntheticConfig
 from wsi_ips.datasets.synthetic import make_camelyon_like
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.recipe import FinetuneJob, make_job
+
+# Shared machines stall: a slow example is no failure.
+settings.register_profile("wsi_ips", deadline=None)
+settings.load_profile("wsi_ips")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

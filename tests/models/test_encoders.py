@@ -41,6 +41,16 @@ def test_the_packaged_weights_know_an_espresso_and_a_cat(name: str, classes: set
     assert logits.argmax().item() in classes
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "mobilenetv3_small_050", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
+)
+def test_the_width_is_what_comes_out(name: str) -> None:
+    encoder = TimmEncoder(EncoderConfig(name=name, weights="none")).eval()
+    with torch.no_grad():
+        embedding = encoder(torch.zeros(2, 3, 224, 224, dtype=torch.uint8))
+    assert embedding.shape == (2, encoder.dim)
+
+
 def test_uint8_and_float_pixels_give_the_same_embedding() -> None:
     encoder = TimmEncoder(EncoderConfig(name="resnet10t", weights="none")).eval()
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)

@@ -87,7 +87,8 @@ def _create(config: EncoderConfig) -> nn.Module:
 def _truncated(whole: Any, config: EncoderConfig) -> tuple[nn.Module, int]:
     """The model up to ``config.stage``, with the same weights, and the width of what comes out."""
     if config.stage is None:
-        return whole, int(whole.num_features)
+        # MobileNetV3 and its like have a layer behind the pooled features.
+        return whole, int(getattr(whole, "head_hidden_size", whole.num_features))
     try:
         stages: Any = timm.create_model(config.name, features_only=True, pretrained=False)
         if config.stage >= len(stages.feature_info):
