@@ -102,14 +102,8 @@ def draw_overlay(
     """
     if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_SIDE_PX:
         raise ConfigError(f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_SIDE_PX}")
+    _check_same_slide(slide, result)
     l0_size, coords = slide.info.l0_size, result.coords
-    if l0_size != coords.l0_size:
-        raise ResultsError(
-            slide.info.path,
-            f"is {l0_size[0]}x{l0_size[1]} pixels, but {coords.slide_id} was {coords.l0_size[0]}x"
-            f"{coords.l0_size[1]} when it was predicted",
-            "name the folder of the slides that were predicted",
-        )
     l0_per_px = max(1.0, max(l0_size) / side_px)
     values_N = attention_map(result, query=query, head=head)
     display_N = display_values(values_N, scale=scale, low=low, high=high)
@@ -130,18 +124,14 @@ def draw_overlay(
         table=table,
         mpp=coords.slide_mpp * l0_per_px,
     )
+    ends = scale_ends(values_N, scale=scale, low=low, high=high)
     facts = {
-        "Software": "wsi_ips",
-        "slide_id": coords.slide_id,
+        **_facts(result, values_N),
         "shown": shown,
         "picture_px": f"{image.width}x{image.height}",
         "l0_per_px": repr(l0_per_px),
-        "slide_mpp": repr(float(coords.slide_mpp)),
-        "n_patches": str(len(coords)),
-        "value_min": repr(float(values_N.min(initial=np.inf))),
-        "value_max": repr(float(values_N.max(initial=-np.inf))),
         "scale": scale,
-        "scale_ends": " ".join(repr(end) for end in scale_ends(values_N, scale=scale, low=low, high=high)),
+        "scale_ends": " ".join(repr(end) for end in ends),
     }
     return Overlay(add_legend(image, legend), image.size, l0_per_px, facts)
 
@@ -156,6 +146,29 @@ def write_overlay(
         text.add_itxt(name, fact)
     with whole_file(path) as partial:
         overlay.image.save(partial, format="PNG", pnginfo=text)
+
+
+def _check_same_slide(slide: SlideReader, result: SlideResult) -> None:
+    here, then = slide.info.l0_size, result.coords.l0_size
+    if here != then:
+        raise ResultsError(
+            slide.info.path,
+            f"is {here[0]}x{here[1]} pixels, but {result.coords.slide_id} was {then[0]}x{then[1]} when it was "
+            "predicted",
+            "name the folder of the slides that were predicted",
+        )
+
+
+def _facts(result: SlideResult, values_N: NDArray[np.float32]) -> dict[str, str]:
+    """What is true of the slide and its values, however they are drawn."""
+    return {
+        "Software": "wsi_ips",
+        "slide_id": result.coords.slide_id,
+        "slide_mpp": repr(float(result.coords.slide_mpp)),
+        "n_patches": str(len(result.coords)),
+        "value_min": repr(float(values_N.min(initial=np.inf))),
+        "value_max": repr(float(values_N.max(initial=-np.inf))),
+    }
 
 
 def _blend(
