@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage.color import rgb2lab
@@ -36,6 +36,7 @@ def test_scale_bars_are_round(
     assert (bar.length_um, bar.length_px, bar.label) == (length_um, length_px, label)
 
 
+@settings(deadline=None)
 @given(mpp=st.floats(0.01, 1000), most_px=st.floats(10, 4000))
 def test_scale_bars_are_as_long_as_they_say(mpp: float, most_px: float) -> None:
     bar = ScaleBar.fitting(mpp, most_px)

@@ -147,7 +147,7 @@ def test_the_legend_says_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert words[:3] == [
         "slide_01",
-        "Attention, task label, head 0; 200 patches, spread evenly 5.00e-3 each",
+        "Attention, task label; 200 patches, spread evenly 5.00e-3 each",
         "Predicted label: tumor 0.929, normal 0.071",
     ]
     ticks = [np.percentile(values, share) for share in (0, 25, 50, 75, 100)]
@@ -213,7 +213,7 @@ def test_the_png_tells_the_scale_and_the_raw_values(tmp_path: Path) -> None:
     assert float(facts["slide_mpp"]) == 0.25
     assert float(facts["value_min"]) == pytest.approx(0.01)
     assert float(facts["value_max"]) == pytest.approx(0.2)
-    assert facts["scale"] == "percentile"
+    assert facts["scale"] == "percentile 0.0 100.0"
     assert list(path.parent.iterdir()) == [path]
 
 

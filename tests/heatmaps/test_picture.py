@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.heatmaps import picture
@@ -26,6 +26,7 @@ def shares(pixels: int, length: int, l0_per_px: float) -> np.ndarray:
     return covered / covered.sum(axis=1, keepdims=True)
 
 
+@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     l0_per_px=st.floats(1, 20),

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.config import TaskConfig
@@ -285,6 +285,7 @@ def test_a_name_that_is_not_utf8_does_not_cost_the_table(tmp_path: Path) -> None
     assert read_predictions(tmp_path / "p.csv", tasks=[LABEL])[0].slide_id == "bad\\udce9"
 
 
+@settings(deadline=None)
 @given(
     slide_id=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1),
     p=st.floats(0, 1),

@@ -26,6 +26,7 @@ from wsi_ips.heatmaps.picture import slide_picture
 from wsi_ips.heatmaps.raster import Scale, canvas_size, display_values, patch_values_to_canvas, scale_ends
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.tiling.grid import PatchCoords
 
 LARGEST_SIDE_PX = 16_384
 TICKS_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -102,17 +103,20 @@ def draw_overlay(
     """
     if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_SIDE_PX:
         raise ConfigError(f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_SIDE_PX}")
-    _check_same_slide(slide, result)
-    l0_size, coords = slide.info.l0_size, result.coords
+    coords, l0_size = result.coords, slide.info.l0_size
+    _check_same_slide(slide, coords)
     l0_per_px = max(1.0, max(l0_size) / side_px)
     values_N = attention_map(result, query=query, head=head)
-    display_N = display_values(values_N, scale=scale, low=low, high=high)
+    low, high = scale_ends(values_N, scale=scale, low=low, high=high)
     display_HW = patch_values_to_canvas(
-        coords.l0_exact_corners(), coords.l0_patch, display_N, l0_size=l0_size, l0_per_px=l0_per_px
+        coords.l0_exact_corners(),
+        coords.l0_patch,
+        display_values(values_N, scale=scale, low=low, high=high),
+        l0_size=l0_size,
+        l0_per_px=l0_per_px,
     )
     picture = slide_picture(slide, canvas_size(l0_size, l0_per_px), l0_per_px=l0_per_px)
-    table = colour_table(colormap)
-    _blend(picture, display_HW, table, alpha)
+    _blend(picture, display_HW, table := colour_table(colormap), alpha)
     image = Image.fromarray(picture)
     _draw_outlines(image, outlines, l0_per_px)
     shown = _shown(result, query=query, head=head)
@@ -124,14 +128,10 @@ def draw_overlay(
         table=table,
         mpp=coords.slide_mpp * l0_per_px,
     )
-    ends = scale_ends(values_N, scale=scale, low=low, high=high)
     facts = {
-        **_facts(result, values_N),
+        **_facts(coords, values_N, picture_px=image.size, l0_per_px=l0_per_px),
         "shown": shown,
-        "picture_px": f"{image.width}x{image.height}",
-        "l0_per_px": repr(l0_per_px),
-        "scale": scale,
-        "scale_ends": " ".join(repr(end) for end in ends),
+        "scale": f"{scale} {low!r} {high!r}",
     }
     return Overlay(add_legend(image, legend), image.size, l0_per_px, facts)
 
@@ -148,7 +148,9 @@ def write_overlay(
         overlay.image.save(partial, format="PNG", pnginfo=text)
 
 
-def _check_same_slide(slide: SlideReader, result: SlideResult) -> None:
+def _check(slide: SlideReader, result: SlideResult, *, alpha: float, side_px: int) -> None:
+    if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_SIDE_PX:
+        raise ConfigError(f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_SIDE_PX}")
     here, then = slide.info.l0_size, result.coords.l0_size
     if here != then:
         raise ResultsError(
@@ -166,6 +168,32 @@ def _facts(result: SlideResult, values_N: NDArray[np.float32]) -> dict[str, str]
         "slide_id": result.coords.slide_id,
         "slide_mpp": repr(float(result.coords.slide_mpp)),
         "n_patches": str(len(result.coords)),
+        "value_min": repr(float(values_N.min(initial=np.inf))),
+        "value_max": repr(float(values_N.max(initial=-np.inf))),
+    }
+
+
+def _check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
+    """A slide of another size under the same name would get heat in wrong places."""
+    (width, height), (l0_width, l0_height) = slide.info.l0_size, coords.l0_size
+    if (width, height) != (l0_width, l0_height):
+        raise ResultsError(
+            slide.info.path,
+            f"is {width}x{height} pixels, but {coords.slide_id} was {l0_width}x{l0_height} when predicted",
+            "name the folder of the slides that were predicted",
+        )
+
+
+def _facts(
+    coords: PatchCoords, values_N: NDArray[np.float32], *, picture_px: tuple[int, int], l0_per_px: float
+) -> dict[str, str]:
+    return {
+        "Software": "wsi_ips",
+        "slide_id": coords.slide_id,
+        "picture_px": f"{picture_px[0]}x{picture_px[1]}",
+        "l0_per_px": repr(l0_per_px),
+        "slide_mpp": repr(float(coords.slide_mpp)),
+        "n_patches": str(len(coords)),
         "value_min": repr(float(values_N.min(initial=np.inf))),
         "value_max": repr(float(values_N.max(initial=-np.inf))),
     }
@@ -201,13 +229,10 @@ def _rings_inside(
                 yield [(x, y) for x, y in points.tolist()]
 
 
-def _ticks(
-    values_N: NDArray[np.float32], *, scale: Scale, low: float | None, high: float | None
-) -> list[Tick]:
+def _ticks(values_N: NDArray[np.float32], *, scale: Scale, low: float, high: float) -> list[Tick]:
     if not len(values_N):
         return []
-    ends = scale_ends(values_N, scale=scale, low=low, high=high)
-    along = [ends[0] + at * (ends[1] - ends[0]) for at in TICKS_AT]
+    along = [low + at * (high - low) for at in TICKS_AT]
     if scale == "percentile":
         raw = np.percentile(values_N.astype(np.float64), along)
         return [Tick(at, float(value), share) for at, value, share in zip(TICKS_AT, raw, along, strict=True)]
@@ -225,8 +250,9 @@ def _shown(result: SlideResult, *, query: int | None, head: int | None) -> str:
     if query is not None or queries == 1:
         index = query or 0
         of_query = f"task {tasks[index]}" if len(tasks) == queries else f"query {index}"
-    of_head = f"mean over {heads} heads" if head is None and heads > 1 else f"head {head or 0}"
-    return f"Attention, {of_query}, {of_head}"
+    if heads == 1:
+        return f"Attention, {of_query}"
+    return f"Attention, {of_query}, " + (f"mean over {heads} heads" if head is None else f"head {head}")
 
 
 def _evenly(n_patches: int) -> str:
