@@ -148,31 +148,6 @@ def write_overlay(
         overlay.image.save(partial, format="PNG", pnginfo=text)
 
 
-def _check(slide: SlideReader, result: SlideResult, *, alpha: float, side_px: int) -> None:
-    if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_SIDE_PX:
-        raise ConfigError(f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_SIDE_PX}")
-    here, then = slide.info.l0_size, result.coords.l0_size
-    if here != then:
-        raise ResultsError(
-            slide.info.path,
-            f"is {here[0]}x{here[1]} pixels, but {result.coords.slide_id} was {then[0]}x{then[1]} when it was "
-            "predicted",
-            "name the folder of the slides that were predicted",
-        )
-
-
-def _facts(result: SlideResult, values_N: NDArray[np.float32]) -> dict[str, str]:
-    """What is true of the slide and its values, however they are drawn."""
-    return {
-        "Software": "wsi_ips",
-        "slide_id": result.coords.slide_id,
-        "slide_mpp": repr(float(result.coords.slide_mpp)),
-        "n_patches": str(len(result.coords)),
-        "value_min": repr(float(values_N.min(initial=np.inf))),
-        "value_max": repr(float(values_N.max(initial=-np.inf))),
-    }
-
-
 def _check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
     """A slide of another size under the same name would get heat in wrong places."""
     (width, height), (l0_width, l0_height) = slide.info.l0_size, coords.l0_size
