@@ -108,15 +108,10 @@ def draw_overlay(
     l0_per_px = max(1.0, max(l0_size) / side_px)
     values_N = attention_map(result, query=query, head=head)
     low, high = scale_ends(values_N, scale=scale, low=low, high=high)
-    display_HW = patch_values_to_canvas(
-        coords.l0_exact_corners(),
-        coords.l0_patch,
-        display_values(values_N, scale=scale, low=low, high=high),
-        l0_size=l0_size,
-        l0_per_px=l0_per_px,
-    )
+    display_N = display_values(values_N, scale=scale, low=low, high=high)
     picture = slide_picture(slide, canvas_size(l0_size, l0_per_px), l0_per_px=l0_per_px)
-    _blend(picture, display_HW, table := colour_table(colormap), alpha)
+    table = colour_table(colormap)
+    _blend(picture, _canvas(coords, display_N, l0_per_px), table, alpha)
     image = Image.fromarray(picture)
     _draw_outlines(image, outlines, l0_per_px)
     shown = _shown(result, query=query, head=head)
@@ -174,13 +169,21 @@ def _facts(
     }
 
 
+def _canvas(coords: PatchCoords, display_N: NDArray[np.float32], l0_per_px: float) -> NDArray[np.float32]:
+    corners_N2 = coords.l0_exact_corners()
+    return patch_values_to_canvas(
+        corners_N2, coords.l0_patch, display_N, l0_size=coords.l0_size, l0_per_px=l0_per_px
+    )
+
+
 def _blend(
     picture: RgbImage, display_HW: NDArray[np.float32], table: NDArray[np.uint8], alpha: float
-) -> None:
+) -> Image.Image:
     """Mix the colours into ``picture``, in place, where there are patches; elsewhere not a pixel changes."""
     patches = np.isfinite(display_HW)
     heat = colourise(display_HW[patches], table)
     picture[patches] = np.rint(picture[patches] * (1 - alpha) + heat * alpha).astype(np.uint8)
+    return Image.fromarray(picture)
 
 
 def _draw_outlines(image: Image.Image, outlines: Sequence[Polygon], l0_per_px: float) -> None:
