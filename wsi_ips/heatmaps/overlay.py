@@ -101,8 +101,7 @@ def draw_overlay(
     Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` where ``slide`` has another
     size than the slide that was predicted, and the reader's :class:`SlideReadError`.
     """
-    if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_SIDE_PX:
-        raise ConfigError(f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_SIDE_PX}")
+    _check_options(alpha=alpha, side_px=side_px)
     coords, l0_size = result.coords, slide.info.l0_size
     _check_same_slide(slide, coords)
     l0_per_px = max(1.0, max(l0_size) / side_px)
@@ -141,6 +140,11 @@ def write_overlay(
         text.add_itxt(name, fact)
     with whole_file(path) as partial:
         overlay.image.save(partial, format="PNG", pnginfo=text)
+
+
+def _check_options(*, alpha: float, side_px: int) -> None:
+    if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_SIDE_PX:
+        raise ConfigError(f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_SIDE_PX}")
 
 
 def _check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
