@@ -24,7 +24,7 @@ app = typer.Typer(
 
 Slides = Annotated[Path, typer.Argument(help="A slide, or a folder that is searched for slides.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+Device = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps")]
 SlideMppOption = Annotated[
     float | None, typer.Option("--slide-mpp", help="µm per pixel of every slide, instead of what files say.")
 ]
@@ -33,7 +33,7 @@ Recipe = Annotated[Path | None, typer.Option("--recipe", "-c", help="YAML with s
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.")
 ]
-Layout = Annotated[str, typer.Option(help="HDF5 layout: clam or trident.")]
+Layout = Annotated[str | None, typer.Option(help="HDF5 layout: clam (default) or trident.")]
 Scale = Annotated[str, typer.Option(help="Colours by percentile or by absolute value.")]
 
 
@@ -76,7 +76,7 @@ def tile(
     mag: Annotated[float | None, typer.Option(help='Same as --patch-mpp: 20 ("20x") is 0.5 µm.')] = None,
     overlap_px: Annotated[int | None, typer.Option(help="Pixels that neighbours share.")] = None,
     min_tissue: Annotated[float | None, typer.Option(help="Share of a patch that is tissue.")] = None,
-    layout: Layout = "clam",
+    layout: Layout = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -103,7 +103,7 @@ def finetune(
     out: Out,
     recipe: Recipe = None,
     set_: Set = None,
-    device: Device = "auto",
+    device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
 ) -> None:
@@ -117,8 +117,10 @@ def predict(
     slides: Slides,
     checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a fine-tuning run.")],
     out: Out,
-    overlays: Annotated[bool, typer.Option(help="Also draw an overlay PNG per slide.")] = True,
-    device: Device = "auto",
+    overlays: Annotated[
+        bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
+    ] = None,
+    device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -145,7 +147,11 @@ def overlay(
 
 
 @app.command()
-def demo(out: Out = Path("demo_run"), device: Device = "auto", set_: Set = None) -> None:
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: demo_run.")] = None,
+    device: Device = None,
+    set_: Set = None,
+) -> None:
     """Draw a small CAMELYON-style data set, fine-tune on it, predict it and score the result."""
     from wsi_ips.recipe import shipped_recipe
 
@@ -202,8 +208,17 @@ def main() -> None:
     try:
         app()
     except WsiIpsError as error:
-        typer.echo(f"wsi-ips: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+        _complain(str(error))
+    except OSError as error:
+        # A file that cannot be read or written (no such place, no permission, disk full) is no bug of ours.
+        if error.filename is None and error.errno is None:
+            raise
+        _complain(f"{error.filename or 'writing'}: {error.strerror}")
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"wsi-ips: {' '.join(message.split())}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

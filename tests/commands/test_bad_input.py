@@ -168,3 +168,22 @@ def test_an_unknown_encoder_is_named_with_close_ones(
                    "--set", "model.encoder.name=resnet19")  # fmt: skip
     assert said.code == 2
     assert "resnet18" in said.complaint
+
+
+def test_a_place_that_cannot_be_written_to(console: Console, slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    said = console("tile", slide, "--out", tmp_path / "file")
+    assert said.code == 2
+    assert str(tmp_path / "file") in said.complaint
+
+
+def test_a_recipe_s_settings_hold_unless_a_flag_says_otherwise(
+    console: Console, slide: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("layout: trident\ntiling: {patch_px: 64, patch_mpp: 1.0}\n")
+    said = console("tile", slide, "--out", tmp_path / "a", "--recipe", recipe)
+    assert said.code == 0, said.err
+    assert (tmp_path / "a" / "patches" / f"{slide.stem}_patches.h5").exists()
+    assert console("tile", slide, "--out", tmp_path / "b", "--recipe", recipe, "--layout", "clam").code == 0
+    assert (tmp_path / "b" / "patches" / f"{slide.stem}.h5").exists()
