@@ -20,7 +20,7 @@ from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.batch import RunFolder, SlideJob, describe_run, predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import SlideResult, read_result
-from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.slides.resolution import SlideMpp
@@ -51,8 +51,9 @@ def run_demo(
     run = RunFolder(out / "predictions")
     held_out = manifest.split("test")
     net, pipeline = load_checkpoint(report.checkpoint)
-    predictor = Predictor(net, pipeline, streaming=config.streaming, device=device)
-    describe_run(run, config=config.model_dump(mode="json"), checkpoint=report.checkpoint)
+    sha256 = checkpoint_sha256(report.checkpoint)
+    predictor = Predictor(net, pipeline, streaming=config.streaming, device=device, checkpoint=sha256)
+    describe_run(run, config=config.model_dump(mode="json"), checkpoint=report.checkpoint, sha256=sha256)
     outlines = {record.slide_id: _annotation(record, data) for record in held_out}
 
     def draw(result: SlideResult, path: Path) -> None:

@@ -8,7 +8,7 @@ from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.batch import RunFolder, SlideJob, describe_run, predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import SlideResult
-from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
 from wsi_ips.slides.registry import open_slide
@@ -23,7 +23,9 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     net, pipeline = load_checkpoint(job.checkpoint)
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
-    predictor = Predictor(net, pipeline, streaming=job.streaming, device=pick_device(job.device))
+    sha256 = checkpoint_sha256(job.checkpoint)
+    device = pick_device(job.device)
+    predictor = Predictor(net, pipeline, streaming=job.streaming, device=device, checkpoint=sha256)
     run = RunFolder(job.out)
 
     def draw(result: SlideResult, path: Path) -> None:
@@ -38,7 +40,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         on_error="raise" if list(slides.values()) == [job.slides] else "report",
         progress=progress,
     )
-    describe_run(run, config=job.model_dump(mode="json"), checkpoint=job.checkpoint)
+    describe_run(run, config=job.model_dump(mode="json"), checkpoint=job.checkpoint, sha256=sha256)
     failures = [row.error for row in rows if row.status != "ok"]
     return Outcome.of_slides(
         failures, f"{len(rows) - len(failures)} of {len(rows)} slides labelled in {run.predictions}"

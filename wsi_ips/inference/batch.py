@@ -1,6 +1,5 @@
 """A folder of slides, one after the other: a bad slide becomes a row with its reason, the others finish."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -109,10 +108,8 @@ def _predict_or_report(
         return PredictionRow.failed(job.slide_id, f"{type(error).__name__}: {error}")
 
 
-def describe_run(run: RunFolder, *, config: Mapping[str, object], checkpoint: Path) -> None:
-    """Write ``run.json``: what was run, with which checkpoint (its SHA-256) and versions."""
-    with checkpoint.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+def describe_run(run: RunFolder, *, config: Mapping[str, object], checkpoint: Path, sha256: str) -> None:
+    """Write ``run.json``: what was run, with which checkpoint and versions."""
     description = {
         "command": "predict",
         "config": config,

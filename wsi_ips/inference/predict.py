@@ -28,8 +28,11 @@ class Predictor:
         *,
         streaming: StreamingConfig,
         device: torch.device,
+        checkpoint: str = "",
     ) -> None:
+        """``checkpoint`` (its fingerprint) is written into every result."""
         self.pipeline = pipeline
+        self._checkpoint = checkpoint
         self._net = net.to(device).eval()
         self._streaming = streaming
         self._device = device
@@ -63,6 +66,7 @@ class Predictor:
                 )
             },
             seconds=time.perf_counter() - started,
+            checkpoint=self._checkpoint,
         )
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: safetensors whose metadata holds the config, so that nothing is unpickled and nothing guessed."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,12 @@ def load_checkpoint(path: Path) -> tuple[IPSNet, PipelineConfig]:
         raise CheckpointError(path, f"holds weights that are not finite ({broken})", "train again")
     net.load_state_dict(tensors)
     return net.eval(), config
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """The file's SHA-256 in hex: what a result names its model by."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _held_config(path: Path, metadata: Mapping[str, str]) -> PipelineConfig:

@@ -3,11 +3,20 @@
 import torch
 from torch import Tensor
 
+from wsi_ips.errors import ConfigError
+
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto``: CUDA, then Apple's MPS, then the CPU. Called once, at the edge of the program."""
+    """``auto``: CUDA, then Apple's MPS, then the CPU. Called once, at the edge of the program.
+
+    Raises :class:`ConfigError` for a device that is not there.
+    """
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

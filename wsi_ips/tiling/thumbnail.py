@@ -11,7 +11,8 @@ from wsi_ips.units import Mpp, Size
 BLOCK_PX = 2048
 """Side of the largest region that is read at once."""
 
-LARGEST_SIDE_PX = 32_768
+LARGEST_SIDE_PX = 8192
+"""However large the slide, or wrong its resolution."""
 
 
 def read_thumbnail(slide: SlideReader, *, slide_mpp: Mpp, thumbnail_mpp: float) -> RgbImage:

@@ -100,7 +100,7 @@ def _fit(
     with _quiet_lightning(), progress("Fine-tuning", total=steps) as advance:
         trainer = Trainer(
             accelerator=device.type,
-            devices=1,
+            devices=1 if device.index is None or device.type == "cpu" else [device.index],
             max_epochs=config.training.epochs,
             gradient_clip_val=config.training.gradient_clip or None,
             callbacks=[keep, _ShowProgress(advance)],

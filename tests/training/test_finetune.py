@@ -1,0 +1,110 @@
+"""Fine-tuning on six small drawn slides: what it keeps, that it repeats, that scoring and learning agree."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import SMALL_MODEL, SmallData
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.datasets.manifest import Manifest, read_manifest
+from wsi_ips.errors import ManifestError, NoTissue
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.ips_net import scoring
+from wsi_ips.selection.ips import Kept, select_patches
+from wsi_ips.slides.resolution import SlideMpp
+from wsi_ips.training import module as module_under_test
+from wsi_ips.training.bags import tile_bag
+from wsi_ips.training.finetune import FinetuneReport, finetune
+from wsi_ips.training.module import IPSModule
+
+
+def config_of(**training: Any) -> FinetuneConfig:
+    training = {"epochs": 2, "warmup_epochs": 0, "slides_per_step": 2, **training}
+    return FinetuneConfig.model_validate({**SMALL_MODEL, "training": training})
+
+
+@pytest.fixture
+def manifest(small_data: SmallData) -> Manifest:
+    return read_manifest(small_data.manifest, classes=("normal", "tumor"))
+
+
+def run(manifest: Manifest, config: FinetuneConfig, out: Path) -> FinetuneReport:
+    return finetune(manifest, config, out, device=torch.device("cpu"), slide_mpp=SlideMpp())
+
+
+def weights(report: FinetuneReport) -> dict[str, torch.Tensor]:
+    return load_checkpoint(report.checkpoint)[0].state_dict()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    first, again, other = (
+        weights(run(manifest, config_of(seed=seed), tmp_path / name))
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert not torch.equal(first["attention.query.weight"], other["attention.query.weight"])
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_kept(manifest: Manifest, tmp_path: Path) -> None:
+    report = run(manifest, config_of(epochs=4, lr=0.05), tmp_path)
+    losses = [row["val_loss"] for row in report.history]
+    assert len(losses) == 4
+    assert report.best_epoch == losses.index(min(losses))
+
+
+def test_a_frozen_encoder_keeps_its_weights(manifest: Manifest, tmp_path: Path) -> None:
+    encoder = {**SMALL_MODEL["model"]["encoder"], "trainable": False}  # type: ignore[index]
+    model = {**SMALL_MODEL["model"], "encoder": encoder}  # type: ignore[dict-item]
+    frozen = FinetuneConfig.model_validate(
+        {**SMALL_MODEL, "model": model, "training": {"epochs": 1, "warmup_epochs": 0, "slides_per_step": 1}}
+    )
+    torch.manual_seed(frozen.training.seed)
+    before = build_net(frozen.model).state_dict()
+    after = weights(run(manifest, frozen, tmp_path))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"attention", "heads"}
+
+
+def test_the_pixels_that_are_learned_from_are_those_that_were_scored(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept patches are read again: turned and flipped as they were when they were scored."""
+    config = config_of(flips=True)
+    seen: list[Kept] = []
+
+    def spy(*arguments: Any, **options: Any) -> Kept:
+        seen.append(select_patches(*arguments, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(module_under_test, "select_patches", spy)
+    net = build_net(config.model)
+    module = IPSModule(net, config, steps_per_epoch=1)
+    bag = tile_bag(manifest.split("train")[0], classes=("normal", "tumor"), tiling=config.tiling,
+                   slide_mpp=SlideMpp())  # fmt: skip
+    pixels, ids = module._keep_patches(bag)
+    with scoring(net), torch.no_grad():
+        assert torch.allclose(net.encode(pixels), seen[0].emb_MD, atol=1e-5)
+    assert ids.tolist() == seen[0].ids_M.tolist()
+    plain = IPSModule(net, config_of(flips=False), steps_per_epoch=1)._keep_patches(bag)[0]
+    assert not torch.equal(plain, pixels)
+
+
+def test_training_without_two_labels_or_without_tissue_is_refused_before_it_starts(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    normal = tuple(record for record in manifest.records if record.label == "normal")
+    with pytest.raises(ManifestError, match="nothing to learn"):
+        run(Manifest(manifest.path, normal), config_of(), tmp_path / "out")
+    none = Manifest(manifest.path, tuple(manifest.split("test")))
+    with pytest.raises(ManifestError, match="no slides in split 'train'"):
+        run(none, config_of(), tmp_path / "out")
+    blind = {**SMALL_MODEL["tiling"], "tissue": {"min_object_um2": 1e12}}  # type: ignore[dict-item]
+    strict = FinetuneConfig.model_validate({**SMALL_MODEL, "tiling": blind})
+    with pytest.raises(NoTissue):
+        run(manifest, strict, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
