@@ -22,11 +22,11 @@ from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.colours import Colormap, colour_table, colourise
 from wsi_ips.heatmaps.legend import Legend, Tick, add_legend, short
-from wsi_ips.heatmaps.picture import slide_picture
 from wsi_ips.heatmaps.raster import Scale, canvas_size, display_values, patch_values_to_canvas, scale_ends
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.picture import slide_picture
 
 LARGEST_SIDE_PX = 16_384
 TICKS_AT = (0.0, 0.25, 0.5, 0.75, 1.0)

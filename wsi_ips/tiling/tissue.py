@@ -1,6 +1,7 @@
 """What of a slide is tissue: a mask on a thumbnail of some µm per pixel."""
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from skimage import filters, morphology
 from wsi_ips.config import TissueConfig
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.pen import pen_marks
-from wsi_ips.tiling.thumbnail import read_thumbnail
+from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Mpp
 
 Mask = NDArray[np.bool_]
@@ -29,6 +30,9 @@ LEAST_BRIGHTNESS = 0.02
 
 DOTS_SIGMA_PX = 3.0
 """How far, in thumbnail pixels, a lit dot speaks for its surroundings."""
+
+LARGEST_SIDE_PX = 8192
+"""Of the thumbnail, however large the slide or wrong its resolution."""
 
 BLACK = 8
 """Grey level up to which a pixel of a bright slide is padding that a scanner left black."""
@@ -52,15 +56,15 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     Raises :class:`MissingResolution` where neither ``mpp`` nor the file says the resolution.
     """
     slide_mpp = mpp or slide.info.known_mpp()
-    rgb_HWC = read_thumbnail(slide, slide_mpp=slide_mpp, thumbnail_mpp=config.thumbnail_mpp)
-    height, width = rgb_HWC.shape[:2]
-    l0_width, l0_height = slide.info.l0_size
-    l0_per_px = (l0_width / width, l0_height / height)
-    um2_per_px = l0_per_px[0] * l0_per_px[1] * slide_mpp**2
+    l0_size = slide.info.l0_size
+    l0_per_px = max(1.0, config.thumbnail_mpp / slide_mpp, max(l0_size) / LARGEST_SIDE_PX)
+    size_px = (ceil(l0_size[0] / l0_per_px), ceil(l0_size[1] / l0_per_px))
+    rgb_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px)
+    um2_per_px = (l0_per_px * slide_mpp) ** 2
     mask = _segment(rgb_HWC, drop_pen=config.drop_pen)
     mask = morphology.remove_small_objects(mask, max_size=_pixels(config.min_object_um2, um2_per_px))
     mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
-    return TissueMask(mask, l0_per_px)
+    return TissueMask(mask, (l0_per_px, l0_per_px))
 
 
 def _pixels(um2: float, um2_per_px: float) -> int:

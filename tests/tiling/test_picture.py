@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_ips.heatmaps import picture
-from wsi_ips.heatmaps.picture import slide_picture
 from wsi_ips.heatmaps.raster import canvas_size
 from wsi_ips.slides.base import Level, RgbImage, SlideInfo
 from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.tiling import picture
+from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import L0Point, Size
 
 
