@@ -66,10 +66,12 @@ def predict_slides(
     rows: list[PredictionRow] = []
     with progress("Predicting", total=len(jobs)) as advance:
         for job in jobs:
-            if on_error == "raise":
+            try:
                 rows.append(_predict(job, predictor, run, draw=draw, progress=progress))
-            else:
-                rows.append(_predict_or_report(job, predictor, run, draw=draw, progress=progress))
+            except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
+                if on_error == "raise":
+                    raise
+                rows.append(_failure(job, error))
             write_predictions(run.predictions, rows, tasks=tasks)
             advance(f"{job.slide_id}: {rows[-1].status}")
     return rows
@@ -90,22 +92,12 @@ def _predict(
     return PredictionRow.done(result)
 
 
-def _predict_or_report(
-    job: SlideJob,
-    predictor: Predictor,
-    run: RunFolder,
-    *,
-    draw: Callable[[SlideResult, Path], None] | None,
-    progress: Progress,
-) -> PredictionRow:
-    """The whole of one slide's work. A bad slide must not stop the others, so every error becomes a row."""
-    try:
-        return _predict(job, predictor, run, draw=draw, progress=progress)
-    except WsiIpsError as error:
+def _failure(job: SlideJob, error: Exception) -> PredictionRow:
+    """The row of a slide that failed; what was not raised on purpose goes to the log with its trace."""
+    if isinstance(error, WsiIpsError):
         return PredictionRow.failed(job.slide_id, str(error))
-    except Exception as error:
-        logger.exception("slide %s failed", job.slide_id)
-        return PredictionRow.failed(job.slide_id, f"{type(error).__name__}: {error}")
+    logger.error("slide %s failed", job.slide_id, exc_info=error)
+    return PredictionRow.failed(job.slide_id, f"{type(error).__name__}: {error}")
 
 
 def describe_run(run: RunFolder, *, config: Mapping[str, object], checkpoint: Path, sha256: str) -> None:
