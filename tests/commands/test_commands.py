@@ -4,7 +4,6 @@ import csv
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -31,13 +30,11 @@ def test_help_answers_without_loading_torch() -> None:
         "try: main()\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'numpy', 'pydantic', 'h5py', 'PIL'} & set(sys.modules)))"
     )
-    started = time.monotonic()
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-1] == "[]"
     assert all(
         name in said.stdout for name in ("info", "tile", "finetune", "predict", "overlay", "demo", "run")
     )
-    assert time.monotonic() - started < 20  # the one second is for a quiet machine; this only catches a stall
 
 
 def test_version(console: Console) -> None:
