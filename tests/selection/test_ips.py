@@ -75,6 +75,12 @@ def test_scores_are_attention_over_the_candidates() -> None:
     assert torch.allclose(attention_scores(logits), by_hand)
 
 
+@pytest.mark.parametrize(("m", "i"), [(0, 4), (4, 0), (4, -1)])
+def test_a_memory_or_an_iteration_of_nothing_is_refused(m: int, i: int) -> None:
+    with pytest.raises(ValueError, match="M and I are 1 or more"):
+        TopMBuffer(m=m, i=i)
+
+
 def test_an_empty_stream_is_refused() -> None:
     with pytest.raises(ValueError, match="no patches"):
         select_patches([], encode=lambda x: x, logits=lambda x, _: x, m=3, i=3)

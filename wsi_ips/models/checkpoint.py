@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from wsi_ips import __version__
-from wsi_ips.config import PipelineConfig
+from wsi_ips.config import ModelConfig, PipelineConfig
 from wsi_ips.errors import CheckpointError
 from wsi_ips.files import whole_file
 from wsi_ips.models.build import build_net
@@ -19,6 +19,7 @@ from wsi_ips.models.ips_net import IPSNet
 
 FORMAT = 1
 METADATA_KEY = "wsi_ips"
+MAX_CONFIG_CHARS = 1_000_000
 MEND = "name the model.safetensors of a fine-tuning run"
 
 
@@ -40,36 +41,30 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> tuple[IPSNet, PipelineConfig]:
     """The network, in eval mode on the CPU, and the config that it was trained with.
 
-    Downloads nothing: the encoder is built empty and filled from the file. Raises :class:`CheckpointError`
-    for a missing or broken file, one that is not ours, or weights that do not fit the config.
+    Downloads no weights: the encoder is built empty and filled from the file (timm looks up the description of
+    an ``hf-hub:`` encoder, in its cache or on the hub). The file decides over no memory: its config is held
+    against its tensors' shapes before anything is allocated. Raises :class:`CheckpointError` for a missing or
+    broken file, one that is not ours, or weights that do not fit the config.
     """
     if not path.is_file():
         raise CheckpointError(path, "no such checkpoint", MEND)
     try:
         with safe_open(path, framework="pt") as file:
             config = _held_config(path, file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = list(file.keys())
+            empty = config.model.encoder.model_copy(update={"weights": "none"})
+            model = config.model.model_copy(update={"encoder": empty})
+            _check_shapes(path, model, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(path, f"is not a safetensors file ({error})", MEND) from None
-    empty = config.model.encoder.model_copy(update={"weights": "none"})
-    net = build_net(config.model.model_copy(update={"encoder": empty}))
-    wanted = net.state_dict()
-    unfit = [
-        name
-        for name in sorted(wanted.keys() | tensors.keys())
-        if name not in wanted or name not in tensors or wanted[name].shape != tensors[name].shape
-    ]
-    if unfit:
-        raise CheckpointError(
-            path,
-            f"is of another architecture than its config: {len(unfit)} tensors differ, e.g. {unfit[0]}",
-            MEND,
-        )
-    broken = next(
-        (name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()), None
-    )
-    if broken:
-        raise CheckpointError(path, f"holds weights that are not finite ({broken})", "train again")
+    net = build_net(model)
+    for name, wanted in net.state_dict().items():
+        tensor = tensors[name]
+        if tensor.is_complex() or tensor.is_floating_point() != wanted.is_floating_point():
+            raise CheckpointError(path, f"holds {tensor.dtype} for {name}", MEND)
+        if not torch.isfinite(tensor.float()).all():
+            raise CheckpointError(path, f"holds weights that are not finite ({name})", "train again")
     net.load_state_dict(tensors)
     return net.eval(), config
 
@@ -83,6 +78,8 @@ def checkpoint_sha256(path: Path) -> str:
 def _held_config(path: Path, metadata: Mapping[str, str]) -> PipelineConfig:
     if METADATA_KEY not in metadata:
         raise CheckpointError(path, "holds no wsi_ips config: it is another program's checkpoint", MEND)
+    if len(metadata[METADATA_KEY]) > MAX_CONFIG_CHARS:
+        raise CheckpointError(path, f"holds a config of more than {MAX_CONFIG_CHARS:,} characters", MEND)
     try:
         held = json.loads(metadata[METADATA_KEY])
         if held["format"] != FORMAT:
@@ -90,6 +87,24 @@ def _held_config(path: Path, metadata: Mapping[str, str]) -> PipelineConfig:
                 path, f"has format {held['format']!r}, this version reads {FORMAT}", "update wsi_ips"
             )
         return PipelineConfig.model_validate(held["config"])
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, ValidationError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(path, f"holds a config that cannot be read ({reason})", MEND) from None
+
+
+def _check_shapes(path: Path, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a file whose config describes another network than its tensors make up."""
+    try:
+        # On the meta device a tensor has a shape and no memory, whatever size the config asks for.
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in build_net(model).state_dict().items()}
+    except Exception as error:  # noqa: BLE001 - a config from elsewhere may ask for anything
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(path, f"describes a network that cannot be built ({reason})", MEND) from None
+    unfit = [name for name in sorted(wanted.keys() | shapes.keys()) if wanted.get(name) != shapes.get(name)]
+    if unfit:
+        raise CheckpointError(
+            path,
+            f"is of another architecture than its config: {len(unfit)} tensors differ, e.g. {unfit[0]}",
+            MEND,
+        )

@@ -58,7 +58,8 @@ class IPSNet(nn.Module):
         """Read bags from their patches, with gradients.
 
         pixels: (K, ...) the patches of all bags one after the other, ``counts`` of them per bag. Only real
-        patches are encoded, so that BatchNorm and attention never see padding.
+        patches are encoded, so that BatchNorm and attention never see padding. Raises ``ValueError`` for
+        a bag without patches: there is nothing to attend to.
         """
         return self._read(self._placed(self.encode(pixels), ids_K), counts)
 
@@ -70,6 +71,8 @@ class IPSNet(nn.Module):
         return emb_nD if self.positions is None else emb_nD + self.positions(ids_n).to(emb_nD)
 
     def _read(self, x_KD: Tensor, counts: Sequence[int]) -> BagReading:
+        if not counts or min(counts) < 1:
+            raise ValueError(f"every bag needs a patch, got counts {list(counts)}")
         places = torch.arange(max(counts), device=x_KD.device)
         empty_BM = places >= torch.tensor(counts, device=x_KD.device)[:, None]
         x_BMD = nn.utils.rnn.pad_sequence(list(x_KD.split(list(counts))), batch_first=True)

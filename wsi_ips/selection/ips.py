@@ -43,6 +43,9 @@ class TopMBuffer:
     """
 
     def __init__(self, *, m: int, i: int) -> None:
+        """m, i: 1 or more. Raises ``ValueError``."""
+        if m < 1 or i < 1:
+            raise ValueError(f"M and I are 1 or more, got {m} and {i}")
         self._m = m
         self._i = i
         self._memory: _Candidates | None = None

