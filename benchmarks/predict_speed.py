@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config = SyntheticConfig(train=2, val=2, test=2, side_px=8192)
+        config = SyntheticConfig(train=1, val=1, test=1, side_px=8192)
         make_camelyon_like(Path(folder), config)
         figures = measure(find_slides(Path(folder))[0], repeats=arguments.repeats)
     if arguments.json:
