@@ -102,7 +102,7 @@ def test_another_program_s_file_is_refused(small_checkpoint: Path, tmp_path: Pat
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="gone.safetensors: no such checkpoint"):
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors: no such checkpoint"):
         load_checkpoint(tmp_path / "gone.safetensors")
 
 

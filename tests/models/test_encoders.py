@@ -143,7 +143,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(name: str, monkeypatch: pyt
         raise OSError("name resolution failed\n(and a long story)")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(CheckpointError, match="could not be fetched .*name resolution failed") as caught:
+    with pytest.raises(CheckpointError, match=r"could not be fetched .*name resolution failed") as caught:
         TimmEncoder(EncoderConfig(name=name))
     assert "\n" not in str(caught.value)
     assert "encoder.weights" in str(caught.value)
