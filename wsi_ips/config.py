@@ -73,6 +73,10 @@ class StreamingConfig(Section):
     """Threads that decode."""
     chunks_in_flight: PositiveInt = 3
     """Chunks being decoded or waiting for the encoder; bounds memory and read-ahead."""
+    tile_cache_mb: NonNegativeInt = 128
+    """MiB of decoded tiles that wait for the next row of patches."""
+    max_bad_tiles: Fraction = 0.01
+    """Share of a slide's tiles that may be unreadable, and white, before the slide fails."""
 
 
 class SelectionConfig(Section):

@@ -124,7 +124,7 @@ def test_a_tile_without_data_is_white(tmp_path, compression):
     write_pyramid(path, tissue_like(700, 500), compression=compression, empty_tiles=[1, 3])
     with TiffReader(path) as slide:
         assert (slide.read((256, 0), level=0, size_px=(256, 256)) == 255).all()
-        assert (slide.decode_tile(0, 0, 1) == 255).all()
+        assert (slide.read_tile(0, 0, 1) == 255).all()
         assert (slide.read((0, 0), level=0, size_px=(256, 256)) != 255).any()
     assert_equal_everywhere(path)
 
@@ -173,9 +173,9 @@ def test_decode_tile_and_layout_cover_the_level(tmp_path):
             canvas = np.zeros((layout.rows * side, layout.cols * side, 3), np.uint8)
             for row in range(layout.rows):
                 for col in range(layout.cols):
-                    tile = slide.decode_tile(level, col, row)
+                    tile = slide.read_tile(level, col, row)
                     canvas[row * side : (row + 1) * side, col * side : (col + 1) * side] = tile
             size = canvas.shape[1], canvas.shape[0]
             np.testing.assert_array_equal(canvas, slide.read((0, 0), level=level, size_px=size))
         with pytest.raises(IndexError, match="no \\(3, 0\\)"):
-            slide.decode_tile(0, 3, 0)
+            slide.read_tile(0, 3, 0)

@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Container
 
 import numpy as np
 import pytest
@@ -120,9 +121,9 @@ def test_resampling_equals_pillow_box_on_the_exact_region() -> None:
 
 
 class _Counting(MemoryReader):
-    """Counts reads, and fails at one of them."""
+    """Counts reads, and fails at some of them."""
 
-    def __init__(self, *, fail_at: int | None = None) -> None:
+    def __init__(self, *, fail_at: Container[int] = ()) -> None:
         super().__init__(picture(), mpp=Mpp(0.5), levels=(1,))
         self.reads = 0
         self.fail_at = fail_at
@@ -131,7 +132,7 @@ class _Counting(MemoryReader):
     def read(self, l0_xy, *, level, size_px):  # type: ignore[no-untyped-def]
         with self._count:
             self.reads += 1
-            if self.reads == self.fail_at:
+            if self.reads in self.fail_at:
                 raise SlideReadError("drawn.tif", "a tile is broken")
         return super().read(l0_xy, level=level, size_px=size_px)
 
@@ -152,11 +153,36 @@ def test_closing_early_leaves_no_thread() -> None:
     assert decoding_threads() == []
 
 
-def test_a_failed_read_is_raised_and_leaves_no_thread() -> None:
+def test_a_failed_read_is_tried_again() -> None:
+    stream = PatchStream(_Counting(fail_at={20}), every_patch(), config=StreamingConfig(batch=4))
+    assert sum(len(chunk) for chunk in stream) == len(every_patch())
+    assert stream.telemetry.bad_tiles == []
+
+
+def test_a_patch_that_stays_unreadable_is_white_and_named() -> None:
+    coords = every_patch()
+    config = StreamingConfig(batch=4, threads=1, max_bad_tiles=0.02)
+    stream = PatchStream(_Counting(fail_at={20, 21}), coords, config=config)
+    pixels = torch.cat([chunk.pixels_n3PP for chunk in stream])
+    x, y = coords.l0_xy_N2[19].tolist()
+    assert stream.telemetry.bad_tiles == [f"patch at ({x}, {y})"]
+    assert (pixels[19] == 255).all()
+
+
+def test_too_many_unreadable_patches_are_an_error_and_leave_no_thread() -> None:
     received: list[Chunk] = []
-    with pytest.raises(SlideReadError, match="a tile is broken"):
-        received.extend(PatchStream(_Counting(fail_at=20), every_patch(), config=StreamingConfig(batch=4)))
+    stream = PatchStream(_Counting(fail_at={20, 21}), every_patch(), config=StreamingConfig(batch=4))
+    with pytest.raises(SlideReadError, match=r"1 of 99 tiles cannot be decoded.*a tile is broken"):
+        received.extend(stream)
     assert decoding_threads() == []
+
+
+def test_telemetry_says_what_was_done() -> None:
+    stream = PatchStream(reader(), every_patch(), config=StreamingConfig(batch=4))
+    list(stream)
+    assert stream.telemetry.patches == stream.telemetry.tiles_decoded == 99
+    assert stream.telemetry.decode_s > 0
+    assert stream.telemetry.waited_s >= 0
 
 
 def test_a_region_too_large_to_hold_is_refused_before_it_is_allocated() -> None:

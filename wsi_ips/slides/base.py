@@ -1,9 +1,10 @@
 """What a slide is: its description, and the one way to read pixels from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,3 +97,51 @@ class SlideReader(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class TileGrid(Protocol):
+    """The tiles that a level is stored in: tile ``row * cols + col`` begins at pixel (col, row) * tile_size."""
+
+    @property
+    def level_size(self) -> Size: ...
+
+    @property
+    def tile_size(self) -> Size: ...
+
+    @property
+    def cols(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+
+@runtime_checkable
+class TiledReader(SlideReader, Protocol):
+    """A reader whose stored tiles can be had one by one, for callers who plan their own reading.
+
+    Fetching and decoding are apart, so that a caller fetches many tiles at once and decodes each where it
+    wants it.
+    """
+
+    def tile_layout(self, level: int) -> TileGrid:
+        """Size, count and place of the level's tiles."""
+        ...
+
+    def fetch_tiles(self, level: int, numbers: Sequence[int]) -> list[memoryview]:
+        """The stored bytes of these tiles (ascending numbers), empty for a tile that was never written.
+
+        Raises :class:`SlideReadError` when the file cannot be read.
+        """
+        ...
+
+    def decode_tile(self, level: int, number: int, data: memoryview, out: RgbImage) -> None:
+        """Decode a fetched tile into ``out``, (tile height, tile width, 3 or 4) uint8, contiguous.
+
+        White beyond the level's edge. With four channels the fourth has no meaning. Raises
+        :class:`SlideReadError` where the bytes are no such tile; ``out`` may then hold anything.
+        """
+        ...
+
+    def reopen(self) -> None:
+        """Read the file's directory again. Raises :class:`SlideReadError` if it is not what it was."""
+        ...

@@ -6,17 +6,20 @@ position falls between two pixels of a level, OpenSlide interpolates and this re
 A tile without data is white here and transparent, so white too, in OpenSlide.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any
+
+import numpy as np
 
 from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
 from wsi_ips.slides.base import RgbImage, SlideInfo
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
 from wsi_ips.slides.tiff_layout import TiffLayout, TileLayout, read_layout
 from wsi_ips.slides.tile_cache import TileCache
-from wsi_ips.slides.tile_codec import TileError, decode, refusal
+from wsi_ips.slides.tile_codec import TileDecoder, TileError, refusal
 from wsi_ips.slides.tile_file import TileFile
 from wsi_ips.units import L0Point, Size
 
@@ -28,11 +31,11 @@ HEADER_BYTES = 1 << 16
 class TiffReader(ClosingReader):
     """``TiffReader(path)``: see :mod:`wsi_ips.slides.tiff_reader`.
 
-    ``tile_layout`` and ``decode_tile`` are for callers who plan their own reading, tile by tile. Raises
+    A :class:`TiledReader`, for callers who plan their own reading, tile by tile. Raises
     :class:`UnsupportedSlide`, or its kind :class:`DamagedSlide` where no other reader should be asked.
     """
 
-    _state: tuple[TileFile, TiffLayout] | None
+    _state: "_Opened | None"
 
     def __init__(self, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._path = Path(path)
@@ -40,7 +43,7 @@ class TiffReader(ClosingReader):
         self._closed = False
         self._unopened()
         self._state = self._open()
-        layout = self._state[1]
+        layout = self._state.layout
         self._info = SlideInfo(
             path=self._path,
             reader="tiff",
@@ -56,8 +59,7 @@ class TiffReader(ClosingReader):
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
         """See :meth:`SlideReader.read`. ``l0_xy / downsample`` is rounded to a whole pixel of the level."""
         check_region(self._info, level=level, size_px=size_px)
-        file, layout = self._opened()
-        tiles = layout.levels[level]
+        tiles = self._opened().layout.levels[level]
         lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
         tile_width, tile_height = tiles.tile_size
         first_col, first_row = max(0, lv_x // tile_width), max(0, lv_y // tile_height)
@@ -67,20 +69,20 @@ class TiffReader(ClosingReader):
             (lv_x, lv_y) == (first_col * tile_width, first_row * tile_height)
         ):  # fmt: skip
             # A patch that is one tile, the case to be fast in: nothing is copied or kept.
-            return self._decoded(file, tiles, level, first_col, first_row)
+            return self.read_tile(level, first_col, first_row)
         region = white_region(size_px)
         for row in range(first_row, end_row):
             for col in range(first_col, end_col):
-                tile = self._cached(file, tiles, level, col, row)
+                tile = self._cached(level, col, row)
                 paste(region, tile, at=(col * tile_width - lv_x, row * tile_height - lv_y))
         return region
 
     def tile_layout(self, level: int) -> TileLayout:
-        """Size, count and place of the level's tiles."""
+        """See :meth:`TiledReader.tile_layout`."""
         check_region(self._info, level=level, size_px=(1, 1))
-        return self._opened()[1].levels[level]
+        return self._opened().layout.levels[level]
 
-    def decode_tile(self, level: int, col: int, row: int) -> RgbImage:
+    def read_tile(self, level: int, col: int, row: int) -> RgbImage:
         """One whole tile, (tile height, tile width, 3) uint8, white beyond the level's edge; a new array.
 
         Goes past the cache. Raises :class:`SlideReadError` where it cannot be decoded, ``IndexError`` where
@@ -89,7 +91,63 @@ class TiffReader(ClosingReader):
         layout = self.tile_layout(level)
         if not (0 <= col < layout.cols and 0 <= row < layout.rows):
             raise IndexError(f"level {level} has {layout.cols}x{layout.rows} tiles, no ({col}, {row})")
-        return self._decoded(self._opened()[0], layout, level, col, row)
+        number = row * layout.cols + col
+        tile = white_region(layout.tile_size)
+        self.decode_tile(level, number, self.fetch_tiles(level, [number])[0], tile)
+        return tile
+
+    def fetch_tiles(self, level: int, numbers: Sequence[int]) -> list[memoryview]:
+        """See :meth:`TiledReader.fetch_tiles`."""
+        opened = self._opened()
+        tiles = opened.layout.levels[level]
+        chosen = np.asarray(numbers, np.int64)
+        parts = list(zip(tiles.offsets[chosen].tolist(), tiles.byte_counts[chosen].tolist(), strict=True))
+        try:
+            return opened.file.read_parts(parts)
+        except OSError as error:
+            raise SlideReadError(self._path, f"cannot be read: {error.strerror or error}") from error
+
+    def decode_tile(self, level: int, number: int, data: memoryview, out: RgbImage) -> None:
+        """See :meth:`TiledReader.decode_tile`."""
+        opened = self._opened()
+        tiles = opened.layout.levels[level]
+        row, col = divmod(number, tiles.cols)
+        count = tiles.byte_counts[number]
+        if not count:
+            out[:] = WHITE
+            return
+        try:
+            if len(data) < count:
+                raise TileError("the file has become shorter")
+            opened.decoders[level].decode(data, out)
+        except TileError as error:
+            raise SlideReadError(
+                self._path,
+                f"tile ({col}, {row}) of level {level}, {count} bytes at byte {tiles.offsets[number]}, "
+                f"is unreadable: {error}",
+                "the file is damaged; copy it again, or leave the slide out",
+            ) from error
+        if row == tiles.rows - 1:
+            out[max(0, tiles.level_size[1] - row * tiles.tile_size[1]) :] = WHITE
+        if col == tiles.cols - 1:
+            out[:, max(0, tiles.level_size[0] - col * tiles.tile_size[0]) :] = WHITE
+
+    def reopen(self) -> None:
+        """See :meth:`TiledReader.reopen`."""
+        with self._lock:
+            if self._closed:
+                raise SlideClosed(self._path)
+            try:
+                fresh = self._open()
+            except UnsupportedSlide as error:
+                raise SlideReadError(*error.args) from error
+            if fresh.layout.described_levels() != self._info.levels:
+                raise SlideReadError(
+                    self._path,
+                    "is another file now than when it was opened",
+                    "do not write to it while it is read",
+                )
+            self._state = fresh
 
     def close(self) -> None:
         with self._lock:
@@ -97,36 +155,16 @@ class TiffReader(ClosingReader):
             self._state = None
             self._cache = TileCache(0)
 
-    def _cached(self, file: TileFile, tiles: TileLayout, level: int, col: int, row: int) -> RgbImage:
+    def _cached(self, level: int, col: int, row: int) -> RgbImage:
         key = (level, col, row)
         cache = self._cache
         tile = cache.get(key)
         if tile is None:
-            tile = self._decoded(file, tiles, level, col, row)
+            tile = self.read_tile(level, col, row)
             cache.put(key, tile)
         return tile
 
-    def _decoded(self, file: TileFile, tiles: TileLayout, level: int, col: int, row: int) -> RgbImage:
-        number = row * tiles.cols + col
-        offset, count = int(tiles.offsets[number]), int(tiles.byte_counts[number])
-        if count == 0:
-            return white_region(tiles.tile_size)
-        try:
-            data = file.read(offset, count)
-            if len(data) < count:
-                raise TileError("the file has become shorter")
-            tile = decode(data, tiles.tile)
-        except (TileError, OSError) as error:
-            raise SlideReadError(
-                self._path,
-                f"tile ({col}, {row}) of level {level}, {count} bytes at byte {offset}, is unreadable: {error}",
-                "the file is damaged; copy it again, or leave the slide out",
-            ) from error
-        tile[max(0, tiles.level_size[1] - row * tiles.tile_size[1]) :] = WHITE
-        tile[:, max(0, tiles.level_size[0] - col * tiles.tile_size[0]) :] = WHITE
-        return tile
-
-    def _opened(self) -> tuple[TileFile, TiffLayout]:
+    def _opened(self) -> "_Opened":
         state = self._state
         if state is None:
             with self._lock:
@@ -138,7 +176,7 @@ class TiffReader(ClosingReader):
                     raise SlideReadError(*error.args) from error
         return state
 
-    def _open(self) -> tuple[TileFile, TiffLayout]:
+    def _open(self) -> "_Opened":
         if self._path.is_dir():
             raise UnsupportedSlide(self._path, "a folder, not a TIFF file")
         try:
@@ -147,7 +185,7 @@ class TiffReader(ClosingReader):
             _refuse_odd_tiles(self._path, file, layout)
         except OSError as error:
             raise UnsupportedSlide(self._path, f"cannot be read: {error.strerror or error}") from error
-        return file, layout
+        return _Opened(file, layout, tuple(TileDecoder(tiles.tile) for tiles in layout.levels))
 
     def _unopened(self) -> None:
         self._lock = RLock()
@@ -160,6 +198,13 @@ class TiffReader(ClosingReader):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
         self._unopened()  # the first read opens
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    file: TileFile
+    layout: TiffLayout
+    decoders: tuple[TileDecoder, ...]  # one a level
 
 
 def _refuse_odd_tiles(path: Path, file: TileFile, layout: TiffLayout) -> None:

@@ -19,6 +19,7 @@ from wsi_ips.units import Size
 
 SOI, EOI, SOS, DQT, DHT = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4
 APP0, APP14 = 0xE0, 0xEE
+START_OF_SCAN = bytes([0xFF, SOS])
 FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
 HUFFMAN_DCT_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 TURBOJPEG_LUMA_FACTORS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
@@ -66,19 +67,59 @@ class _Segment:
     body: bytes  # without marker and length
 
 
+class TileDecoder:
+    """Decodes the tiles of one level. May be used from several threads."""
+
+    def __init__(self, tile: TileFormat) -> None:
+        self._tile = tile
+        # A level's tiles mostly start with the same header: what it was, and what it has to become.
+        self._header: tuple[bytes, bytes] = (b"", b"")
+
+    def decode(self, data: memoryview, out: RgbImage | None = None) -> RgbImage:
+        """The tile's pixels, (height, width, 3) uint8, a new array unless ``out`` is given.
+
+        ``out`` is contiguous and may have a fourth channel, which then holds anything. Raises
+        :class:`TileError`.
+        """
+        try:
+            if self._tile.compression is Compression.JPEG:
+                return self._decode_jpeg(data, out)
+            if self._tile.compression is Compression.JPEG2000_RGB:
+                return _copied(_decode_jpeg2000(bytes(data), self._tile), out)
+            return _copied(_decode_plain(bytes(data), self._tile), out)
+        except TileError:
+            raise
+        # The codecs raise their own kinds (LzwError, ZlibError, … are RuntimeErrors).
+        except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+            raise TileError(str(error) or type(error).__name__) from error
+
+    def _decode_jpeg(self, data: memoryview, out: RgbImage | None) -> RgbImage:
+        # fastdct and fastupsample stay off: OpenSlide uses the accurate DCT and libjpeg's fancy upsampling.
+        colours = "RGB" if out is None or out.shape[2] == 3 else "RGBX"
+        rgb: RgbImage = simplejpeg.decode_jpeg(self._merged(data), colours, buffer=out)
+        return rgb
+
+    def _merged(self, data: memoryview) -> bytes:
+        stored, merged = self._header
+        end = len(stored)
+        if end and data[:end] == stored and data[end : end + 2] == START_OF_SCAN:
+            return b"".join([merged, data[end:]])
+        whole = bytes(data)
+        end, merged = _merged_header(whole, self._tile)
+        self._header = (whole[:end], merged)
+        return merged + whole[end:]
+
+
 def decode(data: bytes, tile: TileFormat) -> RgbImage:
-    """The tile's pixels, (height, width, 3) uint8, a new array. Raises :class:`TileError`."""
-    try:
-        if tile.compression is Compression.JPEG:
-            return _decode_jpeg(data, tile)
-        if tile.compression is Compression.JPEG2000_RGB:
-            return _decode_jpeg2000(data, tile)
-        return _decode_plain(data, tile)
-    except TileError:
-        raise
-    # The codecs raise their own kinds (LzwError, ZlibError, … are RuntimeErrors).
-    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise TileError(str(error) or type(error).__name__) from error
+    """One tile's pixels, (height, width, 3) uint8, a new array. Raises :class:`TileError`."""
+    return TileDecoder(tile).decode(memoryview(data))
+
+
+def _copied(rgb: RgbImage, out: RgbImage | None) -> RgbImage:
+    if out is None:
+        return rgb
+    out[..., :3] = rgb
+    return out
 
 
 def refusal(data: bytes, tile: TileFormat) -> str | None:
@@ -96,10 +137,11 @@ def refusal(data: bytes, tile: TileFormat) -> str | None:
     return None
 
 
-def merged_jpeg(data: bytes, tile: TileFormat) -> bytes:
-    """A JPEG file that decodes alone to the tile's colours. Raises :class:`TileError`.
+def _merged_header(data: bytes, tile: TileFormat) -> tuple[int, bytes]:
+    """Where the first scan starts, and what to put before it, for a JPEG that decodes alone to the tile's colours.
 
-    The frame's size is compared with the tile's here, before a decoder allocates for it.
+    The frame's size is compared with the tile's here, before a decoder allocates for it. Raises
+    :class:`TileError`.
     """
     tables = b"".join(
         tile.jpeg_tables[segment.start : segment.start + 4 + len(segment.body)]
@@ -114,16 +156,10 @@ def merged_jpeg(data: bytes, tile: TileFormat) -> bytes:
             _check_frame(segment, tile.size)
             framed = True
         if segment.marker == SOS and framed:
-            return b"".join([*parts, data[segment.start :]])
+            return segment.start, b"".join(parts)
         if segment.marker not in {APP0, APP14}:
             parts.append(data[segment.start : segment.start + 4 + len(segment.body)])
     raise TileError("JPEG without an image")
-
-
-def _decode_jpeg(data: bytes, tile: TileFormat) -> RgbImage:
-    # fastdct and fastupsample stay off: OpenSlide uses the accurate DCT and libjpeg's fancy upsampling.
-    rgb: RgbImage = simplejpeg.decode_jpeg(merged_jpeg(data, tile), "RGB")
-    return rgb
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:

@@ -1,7 +1,13 @@
 """Bytes of an open file, from any thread."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+LARGEST_GAP = 16 << 10
+"""Bytes between two tiles that are read along rather than skipped."""
+
+LARGEST_READ = 4 << 20
 
 
 class TileFile:
@@ -29,6 +35,32 @@ class TileFile:
             data += more
         return data
 
+    def read_parts(self, parts: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """The bytes of each (offset, count), in the order given; neighbours in the file are read at once.
+
+        Shorter than asked where the file ends.
+        """
+        data: list[memoryview] = []
+        for run in _runs(parts):
+            start = run[0][0]
+            span = memoryview(self.read(start, sum(run[-1]) - start))
+            data += [span[offset - start : offset - start + count] for offset, count in run]
+        return data
+
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             self._close(self._fd)
+
+
+def _runs(parts: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cut ``parts`` where the next one lies before the last one's end, or far behind it."""
+    run: list[tuple[int, int]] = []
+    for offset, count in parts:
+        if run and (
+            not 0 <= offset - sum(run[-1]) <= LARGEST_GAP or offset + count - run[0][0] > LARGEST_READ
+        ):
+            yield run
+            run = []
+        run.append((offset, count))
+    if run:
+        yield run

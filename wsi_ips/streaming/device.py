@@ -1,5 +1,7 @@
 """To the accelerator: uint8 pixels in page-locked memory, copied without waiting where there is one."""
 
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -24,11 +26,30 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cpu")
 
 
-def empty_pixels(n: int, patch_px: int, *, device: torch.device) -> Tensor:
-    """Host memory for ``n`` patches, (n, P, P, 3) uint8; page-locked when they go to a CUDA device."""
-    return torch.empty((n, patch_px, patch_px, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+class DeviceCopies:
+    """Copies chunks to a device; on CUDA beside the encoder's work, on a stream of their own.
 
+    The host memory of a copy under way is held until the copy has ended, since it is used again afterwards.
+    """
 
-def to_device(pixels_nPPC: Tensor, device: torch.device) -> Tensor:
-    """The pixels on ``device``; from page-locked memory the copy runs beside what follows."""
-    return pixels_nPPC.to(device, non_blocking=device.type == "cuda")
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._under_way: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+    def to_device(self, pixels_nPPC: Tensor) -> Tensor:
+        """The pixels on the device, uint8 as they are; for CUDA from page-locked memory, without waiting."""
+        if self._stream is None:
+            return pixels_nPPC.to(self._device)
+        while self._under_way and self._under_way[0][0].query():
+            self._under_way.popleft()
+        consumer = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            copied_nPPC = pixels_nPPC.to(self._device, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record(self._stream)
+        # The consumer's kernels come after the copy, and the copy's memory lives until they have run.
+        consumer.wait_event(done)
+        copied_nPPC.record_stream(consumer)
+        self._under_way.append((done, pixels_nPPC))
+        return copied_nPPC

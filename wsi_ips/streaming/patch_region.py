@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.slides.base import RgbImage, SlideInfo, SlideReader
-from wsi_ips.units import Mpp
+from wsi_ips.streaming.resample import resampled
+from wsi_ips.units import L0Point, Mpp
 
 FITS = 0.01
 """A level whose resolution is this close to the wanted one is read as it is."""
@@ -46,26 +47,45 @@ class PatchRegion:
             )
         return cls(patch_px, level, lv_downsample, 1.0 if abs(lv_per_px - 1) <= FITS else lv_per_px)
 
-    def read(self, slide: SlideReader, l0_xy: tuple[int, int]) -> RgbImage:
+    @property
+    def fits(self) -> bool:
+        """Whether patches are pixels of the level as they are."""
+        return self.lv_per_px == 1.0
+
+    @property
+    def lv_side(self) -> float:
+        """Side of a patch in pixels of the level."""
+        return self.patch_px * self.lv_per_px
+
+    def lv_boxes(self, l0_xy_n2: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whole pixels of the level under patches at these level-0 corners: (n, 4) left, top, width, height."""
+        if self.fits:
+            lv_xy_n2 = np.floor(l0_xy_n2 / self.lv_downsample + 0.5).astype(np.int64)
+            return np.concatenate([lv_xy_n2, np.full_like(lv_xy_n2, self.patch_px)], axis=1)
+        lv_xy_n2 = np.floor(l0_xy_n2 / self.lv_downsample).astype(np.int64)
+        sizes_n2 = np.ceil(self.insets(l0_xy_n2) + self.lv_side).astype(np.int64)
+        return np.concatenate([lv_xy_n2, sizes_n2], axis=1)
+
+    def insets(self, l0_xy_n2: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Where inside its box of whole pixels each patch starts: (n, 2) x, y, from 0 up to 1; 0 where it fits."""
+        if self.fits:
+            return np.zeros(l0_xy_n2.shape)
+        lv_xy_n2 = l0_xy_n2 / self.lv_downsample
+        return np.asarray(lv_xy_n2 - np.floor(lv_xy_n2))
+
+    def read(self, slide: SlideReader, l0_xy: L0Point) -> RgbImage:
         """The patch whose top left is at ``l0_xy``: (patch_px, patch_px, 3) uint8, white beyond the slide.
 
-        Where no level fits, each pixel is the mean of the area that it covers (Pillow's BOX with sub-pixel
-        edges); a slide coarser than wanted is interpolated (bilinear).
+        Where no level fits, each pixel is the mean of the area that it covers (see
+        :func:`wsi_ips.streaming.resample.resampled`).
         """
-        if self.lv_per_px == 1.0:
+        if self.fits:
             return slide.read(l0_xy, level=self.level, size_px=(self.patch_px, self.patch_px))
-        lv_left, lv_top = l0_xy[0] / self.lv_downsample, l0_xy[1] / self.lv_downsample
-        # Reading starts at a whole pixel of the level; what is left of the position goes into the box.
-        lv_x, lv_y = int(np.floor(lv_left)), int(np.floor(lv_top))
-        lv_side = self.patch_px * self.lv_per_px
-        inset_x, inset_y = lv_left - lv_x, lv_top - lv_y
-        size = (int(np.ceil(inset_x + lv_side)), int(np.ceil(inset_y + lv_side)))
-        l0_start = (round(lv_x * self.lv_downsample), round(lv_y * self.lv_downsample))
-        region = slide.read(l0_start, level=self.level, size_px=size)
-        resampling = Image.Resampling.BOX if self.lv_per_px > 1 else Image.Resampling.BILINEAR
-        patch = Image.fromarray(region).resize(
-            (self.patch_px, self.patch_px),
-            resampling,
-            box=(inset_x, inset_y, inset_x + lv_side, inset_y + lv_side),
-        )
-        return np.asarray(patch)
+        l0_xy_12 = np.array([l0_xy], np.int64)
+        left, top, width, height = self.lv_boxes(l0_xy_12)[0].tolist()
+        inset_x, inset_y = self.insets(l0_xy_12)[0].tolist()
+        l0_start = (round(left * self.lv_downsample), round(top * self.lv_downsample))
+        rgb = slide.read(l0_start, level=self.level, size_px=(width, height))
+        region = np.empty((height, width, 4), np.uint8)
+        region[..., :3] = rgb
+        return resampled(region, inset=(inset_x, inset_y), side=self.lv_side, patch_px=self.patch_px)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -15,9 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import StreamingConfig
-from wsi_ips.slides.base import SlideReader
-from wsi_ips.streaming.device import empty_pixels, to_device
+from wsi_ips.slides.base import SlideReader, TiledReader
+from wsi_ips.streaming.bad_tiles import BadTiles
+from wsi_ips.streaming.device import DeviceCopies
 from wsi_ips.streaming.patch_region import PatchRegion
+from wsi_ips.streaming.pixel_pool import PixelPool
+from wsi_ips.streaming.region_source import RegionSource
+from wsi_ips.streaming.telemetry import StreamTelemetry
+from wsi_ips.streaming.tile_source import TileSource
 from wsi_ips.tiling.grid import PatchCoords
 
 
@@ -41,8 +47,10 @@ class PatchStream:
     """The patches of ``coords`` out of ``slide``, in grid order.
 
     Iterate for all of them in chunks of ``config.batch``; :meth:`read` fetches some again. The reader is
-    borrowed: the caller closes it. Raises what the reader raises (:class:`SlideReadError`), at the chunk
-    where it happened; no thread outlives the iteration, however it ends.
+    borrowed: the caller closes it. A tile that cannot be decoded is tried again on a reopened file, then
+    white and counted in ``telemetry``. Raises :class:`SlideReadError` at the chunk where more than
+    ``config.max_bad_tiles`` of the tiles are bad, or the file is no longer what it was; no thread outlives
+    the iteration, however it ends.
     """
 
     def __init__(
@@ -60,15 +68,21 @@ class PatchStream:
         self._region = PatchRegion.of(
             slide.info, patch_px=coords.patch_px, patch_mpp=coords.patch_mpp, slide_mpp=coords.slide_mpp
         )
+        self._pool = PixelPool(
+            (config.batch, coords.patch_px, coords.patch_px, 3),
+            spare=config.chunks_in_flight + 1,
+            pinned=self._device.type == "cuda",
+        )
+        self.telemetry = StreamTelemetry()
 
     def __len__(self) -> int:
         """Number of chunks."""
         return -(-len(self._coords) // self._config.batch)
 
     def __iter__(self) -> Iterator[Chunk]:
+        rows_N = np.arange(len(self._coords))
         batch = self._config.batch
-        starts = range(0, len(self._coords), batch)
-        return self._chunks([np.arange(start, min(start + batch, len(self._coords))) for start in starts])
+        return self._chunks(rows_N, [rows_N[start : start + batch] for start in range(0, len(rows_N), batch)])
 
     def read(self, ids_n: Tensor) -> Chunk:
         """The patches with these grid ids, in the order given, as one chunk.
@@ -80,11 +94,16 @@ class PatchStream:
         strangers = wanted[self._coords.ids_N[rows] != wanted]
         if len(strangers):
             raise KeyError(f"patches {strangers[:5].tolist()} are not among the slide's coordinates")
-        return next(self._chunks([rows]))
+        return next(self._chunks(rows, [rows]))
 
-    def _chunks(self, rows_of_chunks: Sequence[NDArray[np.int64]]) -> Iterator[Chunk]:
+    def _chunks(
+        self, rows_N: NDArray[np.int64], rows_of_chunks: Sequence[NDArray[np.int64]]
+    ) -> Iterator[Chunk]:
         waiting = iter(rows_of_chunks)
         in_flight: deque[_ChunkInFlight] = deque()
+        bad = BadTiles(self._slide.info.path, most_share=self._config.max_bad_tiles)
+        source = self._source(rows_N, bad)
+        copies = DeviceCopies(self._device)
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix="wsi_ips-decode")
         try:
             while True:
@@ -92,38 +111,62 @@ class PatchStream:
                     len(in_flight) < self._config.chunks_in_flight
                     and (rows := next(waiting, None)) is not None
                 ):
-                    in_flight.append(self._submit(pool, rows))
+                    in_flight.append(self._submit(pool, source, rows))
                 if not in_flight:
                     return
-                yield self._finish(in_flight.popleft())
+                yield self._finish(in_flight.popleft(), copies)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            self.telemetry.bad_tiles += bad.names
 
-    def _submit(self, pool: ThreadPoolExecutor, rows: NDArray[np.int64]) -> "_ChunkInFlight":
-        pixels_nPPC = empty_pixels(len(rows), self._coords.patch_px, device=self._device)
+    def _source(self, rows_N: NDArray[np.int64], bad: BadTiles) -> TileSource | RegionSource:
+        if not isinstance(self._slide, TiledReader):
+            return RegionSource(self._slide, self._region, len(rows_N), bad=bad)
+        return TileSource(
+            self._slide,
+            self._region,
+            self._coords.l0_xy_N2[rows_N],
+            cache_bytes=self._config.tile_cache_mb << 20,
+            bad=bad,
+        )
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, source: TileSource | RegionSource, rows: NDArray[np.int64]
+    ) -> "_ChunkInFlight":
+        # More rows than a chunk has (the kept patches, read again) get memory of their own.
+        fresh = len(rows) > self._config.batch
+        pixels_nPPC = (
+            np.empty((len(rows), self._coords.patch_px, self._coords.patch_px, 3), np.uint8)
+            if fresh
+            else self._pool.take()[: len(rows)]
+        )
         # Split by threads, so that one chunk on its own (the kept patches) is decoded in parallel too.
         shares = np.array_split(np.arange(len(rows)), min(self._config.threads, len(rows)))
-        futures = [pool.submit(self._decode, rows, share, pixels_nPPC) for share in shares]
+        futures = [
+            pool.submit(
+                source.fill, self._coords.l0_xy_N2[rows[share]], pixels_nPPC[share[0] : share[-1] + 1]
+            )
+            for share in shares
+        ]
         return _ChunkInFlight(rows, pixels_nPPC, futures)
 
-    def _decode(self, rows: NDArray[np.int64], share: NDArray[np.int64], pixels_nPPC: Tensor) -> None:
-        into = pixels_nPPC.numpy()
-        for place in share:
-            l0_x, l0_y = self._coords.l0_xy_N2[rows[place]].tolist()
-            into[place] = self._region.read(self._slide, (l0_x, l0_y))
-
-    def _finish(self, chunk: "_ChunkInFlight") -> Chunk:
+    def _finish(self, chunk: "_ChunkInFlight", copies: DeviceCopies) -> Chunk:
+        started = perf_counter()
         for future in chunk.decoding:
-            future.result()
+            self.telemetry.add(future.result())
+        decoded = perf_counter()
+        pixels_nPPC = copies.to_device(torch.from_numpy(chunk.pixels_nPPC))
+        self.telemetry.waited_s += decoded - started
+        self.telemetry.copy_s += perf_counter() - decoded
         return Chunk(
             ids_n=torch.from_numpy(self._coords.ids_N[chunk.rows]),
             l0_xy_n2=torch.from_numpy(self._coords.l0_xy_N2[chunk.rows]),
-            pixels_n3PP=to_device(chunk.pixels_nPPC, self._device).permute(0, 3, 1, 2),
+            pixels_n3PP=pixels_nPPC.permute(0, 3, 1, 2),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _ChunkInFlight:
     rows: NDArray[np.int64]
-    pixels_nPPC: Tensor
-    decoding: list[Future[None]]
+    pixels_nPPC: NDArray[np.uint8]
+    decoding: list[Future[StreamTelemetry]]

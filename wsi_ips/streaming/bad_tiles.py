@@ -1,0 +1,50 @@
+"""How much of a slide may be unreadable."""
+
+import logging
+from pathlib import Path
+from threading import Lock
+
+from wsi_ips.errors import SlideReadError
+
+logger = logging.getLogger(__name__)
+
+
+class BadTiles:
+    """Counts what could not be decoded in one pass over a slide, and ends the pass when it is too much.
+
+    A tile that is dropped from the cache and fails again counts once. Safe from several threads.
+    """
+
+    def __init__(self, path: Path, *, most_share: float) -> None:
+        self._path = path
+        self._most_share = most_share
+        self._expected = 0
+        self._names: dict[str, None] = {}
+        self._lock = Lock()
+
+    def expect(self, n: int) -> None:
+        """``n`` tiles (or, of a reader without tiles, patches) will be read."""
+        self._expected = n
+
+    def add(self, name: str, error: SlideReadError) -> None:
+        """``name`` stays unreadable and becomes white.
+
+        Raises :class:`SlideReadError` once more than the allowed share of all is bad.
+        """
+        with self._lock:
+            if name in self._names:
+                return
+            self._names[name] = None
+            bad = len(self._names)
+        logger.warning("%s; it is read as white", error)
+        if bad > self._most_share * self._expected:
+            raise SlideReadError(
+                self._path,
+                f"{bad} of {self._expected} tiles cannot be decoded, more than {self._most_share:.2%}; "
+                f"the last: {error.args[1]}",
+                "the file is damaged; copy it again, or allow more with streaming.max_bad_tiles",
+            ) from error
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._names)
