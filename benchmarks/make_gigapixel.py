@@ -99,7 +99,7 @@ def main() -> None:
             threads=arguments.threads,
             force=arguments.force,
         )
-    except WsiIpsError as error:
+    except (WsiIpsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     seconds = time.perf_counter() - started
@@ -228,16 +228,15 @@ def draw_outline(tiles: int, *, rng: np.random.Generator) -> Field:
         across = (x - (place + 0.8) / 3.6 - lean * down - bend * (down**2 - 0.4)) / width
         depth = 1 - np.hypot(across, down)
         nearest, second = np.maximum(nearest, depth), np.maximum(second, np.minimum(nearest, depth))
-    pieces = nearest + sum(
-        reach * noise(side, cells, rng=rng)
-        for cells, reach in ((6, 0.10), (18, 0.05), (60, 0.018), (240, 0.005))
-    )
+    octaves = ((6, 0.10), (18, 0.05), (60, 0.018), (240, 0.005))
+    rough = sum(reach * noise(side, cells, rng=rng) for cells, reach in octaves)
+    pieces = nearest + rough
     holes = noise(side, 40, rng=rng) + 0.3 * noise(side, 150, rng=rng)
     tissue = np.minimum(
         pieces - np.quantile(pieces, 1 - TISSUE_SHARE), np.quantile(holes, 1 - HOLE_SHARE) - holes
     )
     # A gap stays between neighbours, as between sections of one block.
-    tissue = np.minimum(tissue, nearest - second - 0.1)
+    tissue = np.minimum(tissue, nearest - second - 0.15 + 0.5 * rough)
     # The scanned area ends in glass.
     tissue[:8], tissue[-8:], tissue[:, :8], tissue[:, -8:] = -1, -1, -1, -1
     return np.asarray(tissue, np.float32)
@@ -258,8 +257,8 @@ def split_tiles(outline: Field) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     step = TILE_PX // COARSE_PX
     padded = np.pad(outline > 0, MARGIN, "edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (step + 2 * MARGIN,) * 2)[::step, ::step]
-    inside = windows.all(axis=(2, 3))
-    return inside, windows.any(axis=(2, 3)) & ~inside
+    inside = np.asarray(windows.all(axis=(2, 3)))
+    return inside, np.asarray(windows.any(axis=(2, 3))) & ~inside
 
 
 def edge_alpha(outline: Field, row: int, column: int) -> Field:
@@ -274,7 +273,7 @@ def edge_alpha(outline: Field, row: int, column: int) -> Field:
     smooth = np.asarray(window.resize((side, side), Image.Resampling.BICUBIC))
     soft = Image.fromarray((smooth > 0).astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(1.2))
     inner = slice(MARGIN * COARSE_PX, side - MARGIN * COARSE_PX)
-    return np.asarray(soft, np.float32)[inner, inner, None] / 255
+    return np.asarray(soft, np.float32)[inner, inner, None] / np.float32(255)
 
 
 def noise(side: int, cells: int, *, rng: np.random.Generator) -> Field:
@@ -288,8 +287,7 @@ def noise(side: int, cells: int, *, rng: np.random.Generator) -> Field:
 class Texture:
     """What all kinds of tissue share, so that fibres and nuclei go on where two kinds meet.
 
-    Fields (side, side) on a torus: waves of fibres, the unevenness of cytoplasm and stain, and how crowded
-    nuclei are.
+    Fields (side, side) on a torus: waves of fibres, unevenness of cytoplasm and stain, how crowded nuclei are.
     """
 
     waves: Field
@@ -299,10 +297,6 @@ class Texture:
     crowded: Field
     nuclei: list[Density]
     spindles: list[Density]
-
-    @property
-    def side(self) -> int:
-        return len(self.waves)
 
 
 def draw_library(block: int, *, seed: int) -> Tiles:
@@ -332,10 +326,9 @@ def draw_texture(side: int, *, rng: np.random.Generator) -> Texture:
 def draw_kind(kind: int, texture: Texture, *, seed: int) -> RgbImage:
     """One kind of tissue: stroma with spindles, nuclei where it is crowded enough, glands with their lumen."""
     dense = CELLULARITIES[kind] if kind < GLANDS else 0.3
-    nothing = np.zeros((texture.side, texture.side), bool)
-    gland, lumen = (
-        draw_glands(texture.side, rng=np.random.default_rng(seed)) if kind == GLANDS else (nothing,) * 2
-    )
+    gland = lumen = np.zeros(texture.waves.shape, bool)
+    if kind == GLANDS:
+        gland, lumen = draw_glands(len(gland), rng=np.random.default_rng(seed))
     eosin = 128 - 62 * dense + (16 - 12 * dense) * texture.waves + 8 * texture.patches
     eosin += (8 + 8 * dense) * texture.cells + 10 * texture.grain - 24 * gland
     haematoxylin = 10 + 26 * dense + 5 * texture.cells + 4 * texture.grain + 30 * gland

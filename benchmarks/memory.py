@@ -1,0 +1,205 @@
+"""Memory while a slide's patches are streamed: does it grow with the slide?
+
+    python benchmarks/memory.py SLIDE.tif [--json] [--plot MEMORY.png] [--select] [--patches N]
+
+Streams the patches of the whole level-0 grid (256 px at the slide's own resolution, glass too) through
+PatchStream, in a fresh process each: first the first 16,384, then all. With --select they go through the whole
+pass of iterative patch selection, with a small untrained encoder. The peak is the process's ru_maxrss, torch
+and all other imports included.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Nothing heavy here: a child's ru_maxrss starts from its parent's size (Linux carries it over exec).
+
+FIRST_PATCHES = 16_384
+SAMPLES = 500
+"""Points of the curve over a whole slide."""
+SMALL_ENCODER = "mobilenetv3_small_050"
+
+
+@dataclass(slots=True)
+class Run:
+    """What one process measured. curve: pairs of patches so far and MB of memory in use then."""
+
+    patches: int = 0
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+def main() -> None:
+    """Measure, and print a table or one JSON object; or, as a child, measure once."""
+    arguments = parsed()
+    if arguments.child:
+        print(json.dumps(asdict(stream_once(arguments))))
+        return
+    first, whole = (in_fresh_process(arguments, limit) for limit in (FIRST_PATCHES, arguments.patches))
+    figures = {
+        "rss_growth": whole.peak_mb / first.peak_mb,
+        "rss_mb": whole.peak_mb,
+        "rss_first_mb": first.peak_mb,
+        "patches": whole.patches,
+        "patches_per_s": whole.patches / whole.seconds,
+    }
+    if arguments.plot:
+        plot(arguments.plot, whole, select=arguments.select)
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name:32} {value:10.2f}")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slide", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", type=Path, help="draw memory over patches as PNG (needs matplotlib)")
+    parser.add_argument(
+        "--select", action="store_true", help="the whole selection pass, not the stream alone"
+    )
+    parser.add_argument("--encoder", default=SMALL_ENCODER, help="timm model for --select")
+    parser.add_argument("--m", type=int, default=256, help="patches kept by --select")
+    parser.add_argument("--patches", type=int, default=0, help="stop after so many; 0: all of the slide")
+    parser.add_argument("--threads", type=int, default=2, help="threads that decode")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.slide.is_file():
+        parser.error(f"{arguments.slide}: no such file; benchmarks/make_gigapixel.py draws one")
+    return arguments
+
+
+def in_fresh_process(arguments: argparse.Namespace, patches: int) -> Run:
+    """Measure the first ``patches`` (0: all) in a process of their own. Ends this one where that fails."""
+    options = [f"--{name}={getattr(arguments, name)}" for name in ("encoder", "m", "threads")]
+    command = [sys.executable, __file__, str(arguments.slide), "--child", f"--patches={patches}", *options]
+    command += ["--select"] if arguments.select else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return Run(**json.loads(done.stdout))
+
+
+def stream_once(arguments: argparse.Namespace) -> Run:
+    """Stream the patches in this process, and say what it took."""
+    from wsi_ips.config import StreamingConfig
+    from wsi_ips.slides.registry import open_slide
+    from wsi_ips.streaming.stream import PatchStream
+
+    run = Run()
+    with open_slide(arguments.slide) as slide:
+        coords = every_cell(slide, patches=arguments.patches)
+        stream = PatchStream(slide, coords, config=StreamingConfig(threads=arguments.threads))
+        consume = selection(arguments.encoder, m=arguments.m) if arguments.select else exhaust
+        started = time.perf_counter()
+        consume(watched(stream, run, every=max(1, len(coords) // SAMPLES)))
+        run.seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run.peak_mb = peak / (1024**2 if sys.platform == "darwin" else 1024)
+    return run
+
+
+def every_cell(slide: Any, *, patches: int) -> Any:
+    """PatchCoords of the grid's first ``patches`` cells (0: all), tissue or not."""
+    import numpy as np
+
+    from wsi_ips.config import TilingConfig
+    from wsi_ips.tiling.grid import PatchCoords, PatchGrid
+
+    mpp = slide.info.known_mpp()
+    tiling = TilingConfig(patch_px=256, patch_mpp=mpp)
+    grid = PatchGrid.cover(slide.info.l0_size, slide_mpp=mpp, tiling=tiling)
+    cells = grid.g_cols * grid.g_rows
+    ids_N = np.arange(min(patches, cells) if patches else cells, dtype=np.int64)
+    return PatchCoords(
+        slide_id="benchmark",
+        l0_size=slide.info.l0_size,
+        slide_mpp=mpp,
+        patch_px=tiling.patch_px,
+        patch_mpp=mpp,
+        overlap_px=0,
+        l0_patch=grid.l0_patch,
+        g_size=(grid.g_cols, grid.g_rows),
+        ids_N=ids_N,
+        l0_xy_N2=grid.l0_corners(ids_N),
+        tissue_N=np.ones(len(ids_N), np.float32),
+    )
+
+
+def selection(encoder: str, *, m: int) -> Any:
+    """A consumer of chunks: the whole pass, with an untrained encoder."""
+    from wsi_ips.config import EncoderConfig, ModelConfig, SelectionConfig
+    from wsi_ips.models.build import build_net
+    from wsi_ips.selection.slide_reading import read_slide
+
+    net = build_net(ModelConfig(encoder=EncoderConfig(name=encoder, weights="none")))
+    return lambda chunks: read_slide(net, chunks, SelectionConfig(m=m, i=m))
+
+
+def exhaust(chunks: Iterable[Any]) -> None:
+    for _ in chunks:
+        pass
+
+
+def watched(chunks: Iterable[Any], run: Run, *, every: int) -> Iterator[Any]:
+    """The same chunks, while ``run`` gathers how many patches went by and the memory in use."""
+    due = 0
+    for chunk in chunks:
+        run.patches += len(chunk)
+        if run.patches >= due:
+            run.curve.append((run.patches, resident_mb()))
+            due = run.patches + every
+        yield chunk
+
+
+def resident_mb() -> float:
+    """Memory in use now, in MB of 2**20 bytes. Linux."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def plot(path: Path, run: Run, *, select: bool) -> None:
+    """Memory over patches, as PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    from wsi_ips.files import whole_file
+
+    patches, megabytes = zip(*run.curve, strict=True)
+    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    axes.plot([count / 1000 for count in patches], megabytes, color="#4c72b0", linewidth=1.5)
+    axes.axvline(FIRST_PATCHES / 1000, color="0.6", linewidth=1, linestyle=":")
+    axes.annotate(
+        f" first {FIRST_PATCHES:,}",
+        (FIRST_PATCHES / 1000, 0.04),
+        xycoords=("data", "axes fraction"),
+        color="0.4",
+    )
+    axes.set(
+        title=f"{'Selection pass' if select else 'Patch stream'} over {run.patches:,} patches of 256 px",
+        xlabel="patches read (thousands)",
+        ylabel="resident memory (MB)",
+        xlim=(0, None),
+        ylim=(0, 1.25 * max(megabytes)),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
