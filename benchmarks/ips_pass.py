@@ -90,6 +90,8 @@ def measure(
     rounds = [one_round(net, path, coords, chunks, streaming) for _ in range(repeats + 1)][1:]
     return {
         "overlap_cost": median(turn.whole_pass / turn.encoder for turn in rounds),
+        "lowest_cost": min(turn.whole_pass / turn.encoder for turn in rounds),
+        "highest_cost": max(turn.whole_pass / turn.encoder for turn in rounds),
         "decoding_over_encoder": median(turn.decoding / turn.encoder for turn in rounds),
         "waited_over_encoder": median(turn.waited / turn.encoder for turn in rounds),
         "encoder_s": median(turn.encoder for turn in rounds),

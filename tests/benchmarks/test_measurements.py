@@ -1,0 +1,58 @@
+"""The benchmarks run and answer in the keys that are promised. No figure of theirs is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.make_gigapixel import make_gigapixel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def small_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("measured") / "small.tif"
+    make_gigapixel(path, side_px=2048, block=2)
+    return path
+
+
+def answer(script: str, slide: Path, *options: str) -> dict[str, float]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), str(slide), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def test_memory_streams_every_cell_of_the_grid(small_slide: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "memory.png"
+    figures = answer("memory.py", small_slide, "--plot", str(picture))
+    assert figures.keys() >= {"rss_growth", "rss_mb", "patches", "patches_per_s"}
+    assert figures["patches"] == (2048 // 256) ** 2  # glass too
+    assert figures["rss_mb"] > 100  # torch is in it
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_of_the_selection_pass(small_slide: Path) -> None:
+    options = ("--select", "--encoder=resnet10t", "--m=4", "--patches=8")
+    assert answer("memory.py", small_slide, *options)["patches"] == 8
+
+
+def test_ips_pass_gives_a_cost_for_each_encoder(small_slide: Path) -> None:
+    figures = answer("ips_pass.py", small_slide, "--repeats=1", "--seconds=0.1", "--torch-threads=1")
+    cost = figures["overlap_cost"]
+    assert isinstance(cost, dict)
+    assert cost["resnet18"] == figures["overlap_cost_resnet18"] > 0
+    assert cost["mobilenetv3_small_100"] == figures["overlap_cost_mobilenet"] > 0
+
+
+@pytest.mark.parametrize("script", ["memory.py", "ips_pass.py"])
+def test_a_missing_slide_is_one_line(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), str(tmp_path / "none.tif")]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2
+    assert "no such file" in done.stderr
+    assert "Traceback" not in done.stderr
