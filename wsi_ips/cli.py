@@ -22,7 +22,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Slides = Annotated[Path, typer.Argument(help="A slide, or a folder that is searched for slides.")]
+# Text, not Path: a Path would take one of the two slashes of a URL.
+Slides = Annotated[
+    str, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Device = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps")]
 SlideMppOption = Annotated[
@@ -58,13 +61,14 @@ def common(
 
 @app.command()
 def info(
-    slide: Annotated[Path, typer.Argument(help="A slide, or a folder of them.")],
+    slide: Annotated[str, typer.Argument(help="A slide, a folder of them, or a slide's URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per slide.")] = False,
 ) -> None:
     """Say what a slide is: size, levels, resolution, vendor, which reader opens it."""
     from wsi_ips.commands.info import describe_slides
+    from wsi_ips.location import locate
 
-    _finish(describe_slides(slide, as_json=as_json))
+    _finish(describe_slides(locate(slide), as_json=as_json))
 
 
 @app.command()
@@ -135,7 +139,7 @@ def predict(
 @app.command()
 def overlay(
     run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
-    slides: Annotated[Path | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/overlays.")] = None,
     side_px: Annotated[int, typer.Option(help="Longest side of the picture, in pixels.")] = 2048,
     alpha: Annotated[float, typer.Option(help="Opacity of the heat, 0 to 1.")] = 0.5,

@@ -3,9 +3,11 @@
     WsiIpsError
       ConfigError            a setting that cannot be
       ReaderNotInstalled     an optional reader's package is absent
+      ReaderBroken           a reader of another package does not load
       SlideClosed            a reader was used after close()
       FileError              names a file, what is wrong with it, and the mend
         SlideNotFound
+        SlideUnreachable     a URL that cannot be read from: no answer, no permission, no range requests
         UnsupportedSlide
           DamagedSlide       a known format, cut short or contradicting itself
         SlideReadError       the file opened, but some of it cannot be read
@@ -25,6 +27,8 @@ worker process.
 from collections.abc import Mapping
 from pathlib import Path
 
+from wsi_ips.location import Location, locate
+
 
 class WsiIpsError(Exception):
     """Base of every error raised on purpose."""
@@ -42,6 +46,14 @@ class ReaderNotInstalled(WsiIpsError):
         return f"reader {name} needs a package that is not installed: pip install {package}"
 
 
+class ReaderBroken(WsiIpsError):
+    """``ReaderBroken(name, package, reason)``: another package's reader does not load."""
+
+    def __str__(self) -> str:
+        name, package, reason = self.args
+        return f"reader {name} of the package {package} does not load: {reason}"
+
+
 class SlideClosed(WsiIpsError):
     """``SlideClosed(path)``: a reader was used after ``close()``."""
 
@@ -56,8 +68,8 @@ class FileError(WsiIpsError):
         super().__init__(path, problem, mend)
 
     @property
-    def path(self) -> Path:
-        return Path(self.args[0])
+    def path(self) -> Location:
+        return locate(self.args[0])
 
     def __str__(self) -> str:
         path, problem, mend = self.args
@@ -68,14 +80,18 @@ class SlideNotFound(FileError):
     """No such file or folder, or a folder without slides."""
 
 
+class SlideUnreachable(FileError):
+    """A URL that cannot be read from: no answer in time, no permission, a server without range requests."""
+
+
 class UnsupportedSlide(FileError):
     """No reader opens this file."""
 
     @classmethod
-    def refused_by(cls, path: Path | str, refused: Mapping[str, str]) -> "UnsupportedSlide":
+    def refused_by(cls, path: Path | str, refused: Mapping[str, str], mend: str) -> "UnsupportedSlide":
         """``refused`` maps a reader's name to its reason; every reason is told."""
         reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        return cls(path, f"no reader could open it ({reasons})", "is it a whole-slide image?")
+        return cls(path, f"no reader could open it ({reasons})", mend)
 
 
 class DamagedSlide(UnsupportedSlide):

@@ -9,12 +9,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from wsi_ips.config import DemoConfig, FinetuneConfig, Section, StreamingConfig, TilingConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.location import Url, locate
 
 LARGEST_RECIPE_BYTES = 1_000_000
+
+
+def _located(value: Any) -> Any:
+    return locate(value) if isinstance(value, str) else value
+
+
+Slides = Annotated[Path | InstanceOf[Url], BeforeValidator(_located)]
+"""A slide or a folder of them, or the URL of one slide."""
 
 
 class _Resolution(Section):
@@ -28,7 +45,7 @@ class TileJob(_Resolution):
     """Find tissue and write coordinates; no model."""
 
     command: Literal["tile"] = "tile"
-    slides: Path
+    slides: Slides
     out: Path
     layout: Literal["clam", "trident"] = "clam"
     tiling: TilingConfig = TilingConfig()
@@ -47,7 +64,7 @@ class PredictJob(_Resolution):
     """Label every slide of a folder."""
 
     command: Literal["predict"] = "predict"
-    slides: Path
+    slides: Slides
     checkpoint: Path
     out: Path
     device: str = "auto"
@@ -61,7 +78,7 @@ class OverlayJob(Section):
     command: Literal["overlay"] = "overlay"
     run: Path
     """The folder that ``predict`` wrote."""
-    slides: Path | None = None
+    slides: Slides | None = None
     """Where the slides are now; none: where ``predict`` read them."""
     out: Path | None = None
     """None: ``overlays/`` in ``run``."""

@@ -50,6 +50,21 @@ def test_a_reader_whose_package_is_absent_is_passed_over(pyramid, monkeypatch):
         open_slide(pyramid, reader="zarr")
 
 
+@pytest.mark.parametrize(
+    ("where", "reader", "extra"),
+    [("http://host/slide.svs", "tiffslide", "remote"), ("http://host/slide.zarr", "ome-zarr", "zarr")],
+)
+def test_an_optional_package_that_is_absent_is_named(monkeypatch, where, reader, extra):
+    package, module = {"tiffslide": ("tiffslide", "tiffslide"), "ome-zarr": ("zarr", "ome_zarr")}[reader]
+    monkeypatch.delitem(sys.modules, f"wsi_ips.slides.{module}_reader", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        UnsupportedSlide, match=rf"{reader}: .* pip install 'wsi_ips\[{extra}\]'\)$"
+    ) as caught:
+        open_slide(where)
+    assert str(caught.value).startswith(where)
+
+
 def test_dicom_folder(real_data):
     folder = real_data / "slides" / "cmu-1-small-region-dicom"
     with open_slide(folder) as slide:
@@ -67,7 +82,7 @@ def test_ndpi_goes_to_openslide(real_data):
 
 
 def test_importing_the_room_loads_no_reader():
-    heavy = {"openslide", "tifffile", "imagecodecs", "torch"}
+    heavy = {"openslide", "tifffile", "imagecodecs", "torch", "zarr", "fsspec", "tiffslide"}
     code = f"import sys, wsi_ips.slides; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

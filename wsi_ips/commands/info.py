@@ -1,16 +1,16 @@
 """``info``: what a slide is."""
 
 import json
-from pathlib import Path
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import WsiIpsError
+from wsi_ips.location import Location
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.slides.folder import find_slides
 from wsi_ips.slides.registry import open_slide
 
 
-def describe_slides(path: Path, *, as_json: bool) -> Outcome:
+def describe_slides(path: Location, *, as_json: bool) -> Outcome:
     """One line, or one JSON object, per slide. A slide given by itself that does not open raises."""
     lines: list[str] = []
     failures: list[str] = []

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.location import Location
 from wsi_ips.slides.folder import find_slides, unique_slide_ids
 from wsi_ips.slides.resolution import SlideMpp, read_mpp_table
 
 
-def slides_by_id(path: Path) -> dict[str, Path]:
-    """The slides under ``path`` (a folder, or one slide), by slide id, in a stable order."""
+def slides_by_id(path: Location) -> dict[str, Location]:
+    """The slides under ``path`` (a folder, or one slide, or the URL of one), by slide id, in a stable order."""
     return unique_slide_ids(find_slides(path))
 
 

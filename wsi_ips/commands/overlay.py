@@ -7,6 +7,7 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ResultsError, WsiIpsError
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.results import read_result
+from wsi_ips.location import Location, locate
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import OverlayJob
 from wsi_ips.slides.registry import open_slide
@@ -30,10 +31,10 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
     return Outcome.of_slides(failures, f"{len(stored) - len(failures)} overlays in {out}")
 
 
-def _draw(job: OverlayJob, stored: Path, elsewhere: dict[str, Path], out: Path) -> None:
+def _draw(job: OverlayJob, stored: Path, elsewhere: dict[str, Location], out: Path) -> None:
     result = read_result(stored)
     slide_id = result.coords.slide_id
-    with open_slide(elsewhere.get(slide_id, Path(result.slide_path))) as slide:
+    with open_slide(elsewhere.get(slide_id, locate(result.slide_path))) as slide:
         write_overlay(
             out / f"{slide_id}.png", slide, result, side_px=job.side_px, alpha=job.alpha, scale=job.scale
         )

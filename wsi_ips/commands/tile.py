@@ -1,12 +1,12 @@
 """``tile``: tissue, patch coordinates and contours; no model."""
 
 import csv
-from pathlib import Path
 
 from wsi_ips.commands.inputs import given_mpp, slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import NoTissue, WsiIpsError
 from wsi_ips.files import whole_file
+from wsi_ips.location import Location
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import TileJob
 from wsi_ips.slides.registry import open_slide
@@ -47,7 +47,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     )
 
 
-def _tile_one(job: TileJob, slide_id: str, path: Path, slide_mpp: SlideMpp) -> int:
+def _tile_one(job: TileJob, slide_id: str, path: Location, slide_mpp: SlideMpp) -> int:
     with open_slide(path) as slide:
         coords, mask = tile_slide(slide, job.tiling, slide_id=slide_id, mpp=slide_mpp(slide_id))
         info = slide.info

@@ -11,6 +11,7 @@ from wsi_ips.errors import WsiIpsError
 from wsi_ips.files import whole_file
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
+from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
 from wsi_ips.units import Mpp
 from wsi_ips.versions import versions
@@ -23,7 +24,7 @@ class SlideJob:
     """One slide to predict; ``mpp`` is used instead of the file's own resolution."""
 
     slide_id: str
-    path: Path
+    path: Location
     mpp: Mpp | None = None
 
 

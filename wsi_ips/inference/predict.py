@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.errors import NoTissue
 from wsi_ips.inference.results import SlideResult
+from wsi_ips.location import Location
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.progress import Advance, Progress, silent
 from wsi_ips.selection.slide_reading import read_slide
@@ -38,7 +38,7 @@ class Predictor:
         self._device = device
 
     def predict(
-        self, path: Path, *, slide_id: str, mpp: Mpp | None = None, progress: Progress = silent
+        self, path: Location, *, slide_id: str, mpp: Mpp | None = None, progress: Progress = silent
     ) -> SlideResult:
         """Label one slide. ``mpp`` is used instead of the file's own resolution.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import MissingResolution
+from wsi_ips.location import Location
 from wsi_ips.units import L0Point, Mpp, Size
 
 RgbImage = NDArray[np.uint8]
@@ -38,7 +38,7 @@ class Bounds:
 class SlideInfo:
     """What is known of a slide without reading a pixel. Levels run from the finest (0) to the coarsest."""
 
-    path: Path
+    path: Location
     reader: str
     vendor: str
     levels: tuple[Level, ...]

@@ -5,52 +5,65 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from wsi_ips.errors import ConfigError, SlideNotFound
+from wsi_ips.location import Location, Url, locate
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi"}
 )
 DICOM_SUFFIX = ".dcm"
+ZARR_SUFFIX = ".zarr"
+ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs")
 MASK_ENDING = "_mask"
 
 
-def find_slides(folder: Path | str) -> list[Path]:
+def find_slides(folder: Location | str) -> list[Location]:
     """Every slide in ``folder`` and the folders below it, sorted by path.
 
-    A folder with .dcm files is one slide and stands for itself. Left out: hidden files and folders, masks
-    (``*_mask.tif``), the data folder beside ``X.mrxs``. A file is returned as it is, whatever its suffix.
-    Raises :class:`SlideNotFound` where nothing is there.
+    A folder with .dcm files and a Zarr folder are one slide each and stand for themselves. Left out: hidden
+    files and folders, masks (``*_mask.tif``), the data folder beside ``X.mrxs``. A file is returned as it is,
+    whatever its suffix, and so is a URL. Raises :class:`SlideNotFound` where nothing is there.
     """
-    root = Path(folder)
-    if root.is_file():
+    root = locate(folder)
+    if isinstance(root, Url) or root.is_file():
         return [root]
     if not root.exists():
         raise SlideNotFound(root, "no such file or folder", "check the path")
     slides = sorted(_slides_below(root, frozenset()))
     if not slides:
-        known = " ".join(sorted(SLIDE_SUFFIXES | {DICOM_SUFFIX}))
+        known = " ".join(sorted(SLIDE_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX}))
         raise SlideNotFound(root, "no slide in this folder or below it", f"known suffixes: {known}")
-    return slides
+    return list(slides)
 
 
-def slide_id(path: Path | str) -> str:
-    """The file's name without its last suffix (``.ome.tif`` counts as one); a folder's whole name."""
-    path = Path(path)
-    if path.is_dir():
-        return path.resolve().name
+def slide_id(path: Location | str) -> str:
+    """The file's name without its last suffix (``.ome.tif`` and ``.ome.zarr`` count as one).
+
+    A folder's whole name, but for ``.zarr``. Of a URL the last name counts, without ``?query``; raises
+    :class:`ConfigError` where it has none.
+    """
+    path = locate(path)
+    if isinstance(path, Url):
+        if not path.name:
+            raise ConfigError(f"{path} names no slide: give the URL of a file or a Zarr folder")
+        path = Path(path.name)
+    elif path.is_dir():
+        path = path.resolve()
+        if path.suffix.lower() != ZARR_SUFFIX:
+            return path.name
     stem = path.stem
-    if path.suffix.lower() in {".tif", ".tiff"} and stem.lower().endswith(".ome"):
+    if path.suffix.lower() in {".tif", ".tiff", ZARR_SUFFIX} and stem.lower().endswith(".ome"):
         stem = stem[: -len(".ome")]
     return stem
 
 
-def unique_slide_ids(paths: Iterable[Path]) -> dict[str, Path]:
+def unique_slide_ids(paths: Iterable[Location]) -> dict[str, Location]:
     """slide_id to path, in the order given.
 
     Raises :class:`ConfigError` naming both files where two slides share an id. They are not told apart by
     their folders' names: labels are keyed by slide_id, and an id that depends on what else lies in the
     folder would silently miss its label.
     """
-    named: dict[str, Path] = {}
+    named: dict[str, Location] = {}
     for path in paths:
         first = named.setdefault(slide_id(path), path)
         if first != path:
@@ -66,10 +79,22 @@ def dicom_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if _is_dicom(file.name) and file.is_file())
 
 
+def is_zarr(path: Location) -> bool:
+    """Whether this is a Zarr folder, by its files or its name; of a URL any name above it counts too."""
+    if isinstance(path, Url):
+        return any(name.lower().endswith(ZARR_SUFFIX) for name in path.parts)
+    return path.is_dir() and (
+        path.suffix.lower() == ZARR_SUFFIX or any((path / name).is_file() for name in ZARR_FILES)
+    )
+
+
 def _slides_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     # Links to folders are followed (data sets are often linked), so a link to a folder above must end.
     here = folder.resolve()
     if here in above:
+        return
+    if is_zarr(folder):
+        yield folder
         return
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]

@@ -1,58 +1,148 @@
 """Which reader opens a slide. A reader is a name and an import path, loaded when first asked for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
 
-from wsi_ips.errors import ConfigError, DamagedSlide, ReaderNotInstalled, SlideNotFound, UnsupportedSlide
+from wsi_ips.errors import (
+    ConfigError,
+    DamagedSlide,
+    ReaderBroken,
+    ReaderNotInstalled,
+    SlideNotFound,
+    UnsupportedSlide,
+    WsiIpsError,
+)
+from wsi_ips.location import Location, Url, locate
 from wsi_ips.slides.base import SlideReader
-from wsi_ips.slides.folder import dicom_files
+from wsi_ips.slides.folder import dicom_files, is_zarr
+
+OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
 
 READERS: Mapping[str, str] = MappingProxyType(
     {
         # First match wins. "tiff" reads what OpenSlide reads pixel for pixel, faster, and refuses the rest.
         "tiff": "wsi_ips.slides.tiff_reader:TiffReader",
         "openslide": "wsi_ips.slides.openslide_reader:OpenSlideReader",
+        OME_ZARR: "wsi_ips.slides.ome_zarr_reader:OmeZarrReader",
+        TIFFSLIDE: "wsi_ips.slides.tiffslide_reader:TiffSlideReader",
     }
 )
 
+EXTRAS: Mapping[str, str] = MappingProxyType({OME_ZARR: "'wsi_ips[zarr]'", TIFFSLIDE: "'wsi_ips[remote]'"})
+"""What to install for a reader whose packages are optional."""
 
-def open_slide(path: Path | str, *, reader: str | None = None) -> SlideReader:
-    """Open a slide file, or a folder with the .dcm files of one slide, with the first reader that can.
+ENTRY_POINTS = "wsi_ips.readers"
+"""The group under which another package offers readers: a name, and a class that takes a path or a Url."""
 
-    ``reader`` (a name in :data:`READERS`) asks for one in particular. Raises :class:`SlideNotFound`,
-    :class:`UnsupportedSlide` with every reader's reason, or :class:`ConfigError` for an unknown reader.
+ReaderClass = Callable[[Location], SlideReader]
+
+
+def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReader:
+    """Open a slide with the first reader that can: a file, a folder of one slide (DICOM, OME-Zarr), a URL.
+
+    ``reader`` (a name in :data:`READERS`, or of another package's) asks for one in particular. Readers of
+    other packages are asked last. Raises :class:`SlideNotFound`, :class:`SlideUnreachable`,
+    :class:`UnsupportedSlide` with every reader's reason, :class:`ConfigError` for an unknown reader, or
+    :class:`ReaderBroken` for one that was asked for and does not load.
     """
-    path = Path(path)
+    path = locate(path)
     if reader is not None and reader not in READERS:
-        raise ConfigError(f"there is no reader {reader!r}; known are {', '.join(READERS)}")
-    if not path.exists():
-        raise SlideNotFound(path, "no such file", "check the path")
-    if path.is_dir() and not dicom_files(path):
-        raise SlideNotFound(
-            path, "is a folder without .dcm files", "give a slide file, or a folder of DICOM files"
-        )
+        return _with_named(path, reader)
+    if not isinstance(path, Url) and not path.exists():
+        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
     refused: dict[str, str] = {}
-    for name in READERS if reader is None else [reader]:
+    mend = "is it a whole-slide image?"
+    for name in _fitting(path) if reader is None else [reader]:
         try:
-            return _reader_class(name)(path)
+            return _open_with_ours(name, path)
         except DamagedSlide:
             raise
         except UnsupportedSlide as error:
-            _, problem, mend = error.args
-            refused[name] = ", ".join(filter(None, (problem, mend)))
+            refused[name] = _reason(error)
         except ReaderNotInstalled as error:
-            refused[name] = str(error)
-    raise UnsupportedSlide.refused_by(path, refused)
+            refused[name], mend = str(error), ""
+    for entry in _others() if reader is None else ():
+        try:
+            return _open_with_other(entry, path)
+        except (UnsupportedSlide, ReaderBroken) as error:
+            refused[entry.name] = _reason(error)
+    if not refused:
+        raise SlideNotFound(
+            path,
+            "is a folder without .dcm files, and no Zarr folder",
+            "give a slide file, or a folder of DICOM files",
+        )
+    raise UnsupportedSlide.refused_by(path, refused, mend)
 
 
-def _reader_class(name: str) -> Callable[[Path], SlideReader]:
+def _fitting(path: Location) -> list[str]:
+    """The built-in readers to ask, in order; none for a folder that is no slide."""
+    if is_zarr(path):
+        return [OME_ZARR]
+    if isinstance(path, Url):
+        return [TIFFSLIDE]
+    if path.is_dir() and not dicom_files(path):
+        return []
+    return [name for name in READERS if name not in (OME_ZARR, TIFFSLIDE)]
+
+
+def _open_with_ours(name: str, path: Location) -> SlideReader:
+    if isinstance(path, Url) and name not in (OME_ZARR, TIFFSLIDE):
+        raise UnsupportedSlide(path, "reads files, not URLs")
     module, _, attribute = READERS[name].partition(":")
     try:
         loaded = import_module(module)
     except ImportError as error:
         # openslide-python without its library says so in an ImportError without a name.
-        raise ReaderNotInstalled(name, error.name or name) from error
-    return cast(Callable[[Path], SlideReader], getattr(loaded, attribute))
+        raise ReaderNotInstalled(name, EXTRAS.get(name, error.name or name)) from error
+    return cast(ReaderClass, getattr(loaded, attribute))(path)
+
+
+def _others() -> Iterator[EntryPoint]:
+    """Other packages' readers, one a name; a name of ours stays ours."""
+    seen = set(READERS)
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in seen:
+            seen.add(entry.name)
+            yield entry
+
+
+def _with_named(path: Location, reader: str) -> SlideReader:
+    others = {entry.name: entry for entry in _others()}
+    if reader not in others:
+        raise ConfigError(f"there is no reader {reader!r}; known are {', '.join([*READERS, *others])}")
+    if not isinstance(path, Url) and not path.exists():
+        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
+    return _open_with_other(others[reader], path)
+
+
+def _open_with_other(entry: EntryPoint, path: Location) -> SlideReader:
+    """Whatever another package's code raises becomes one of our errors, so that it ends no run."""
+    try:
+        loaded = cast(ReaderClass, entry.load())
+    except Exception as error:
+        package = entry.dist.name if entry.dist else entry.module
+        raise ReaderBroken(entry.name, package, f"{type(error).__name__}: {error}") from error
+    try:
+        return loaded(path)
+    except WsiIpsError:
+        raise
+    except Exception as error:
+        raise UnsupportedSlide(path, f"{type(error).__name__}: {error}") from error
+
+
+def _reason(error: WsiIpsError) -> str:
+    if isinstance(error, UnsupportedSlide):
+        return ", ".join(filter(None, error.args[1:]))
+    return str(error)
+
+
+def _mend_of_missing(path: Path) -> str:
+    scheme = path.parts[0] if path.parts else ""
+    if scheme.endswith(":") and len(scheme) > 2:  # Path("http://host/a.svs")
+        return "give a URL as text, not as a Path"
+    return "check the path"

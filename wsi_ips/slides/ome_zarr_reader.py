@@ -1,0 +1,262 @@
+"""OME-Zarr (NGFF 0.4 and 0.5), RGB in 8 bits: a folder or a URL, through zarr.
+
+A chunk that was never written is the array's fill value, as Zarr has it.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
+
+from wsi_ips.errors import (
+    DamagedSlide,
+    FileError,
+    ReaderNotInstalled,
+    SlideClosed,
+    SlideReadError,
+    UnsupportedSlide,
+)
+from wsi_ips.location import Location, Url, locate
+from wsi_ips.slides.base import Level, RgbImage, SlideInfo
+from wsi_ips.slides.limits import check_levels
+from wsi_ips.slides.ome_zarr_metadata import Multiscale, image_group, read_multiscale
+from wsi_ips.slides.region import ClosingReader, check_region, level_pixel, paste, white_region
+from wsi_ips.units import L0Point, Size
+
+LARGEST_READ_BYTES = 1 << 29
+"""The most that one file of the folder may hold, be it metadata or a chunk."""
+
+CODECS = frozenset(
+    {"blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"}
+    | {"bytes", "crc32c", "sharding_indexed", "transpose", "shuffle"}
+)
+"""What may decode a chunk. Any codec that is installed could be named in the file, one that unpickles too."""
+
+TIMEOUT_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+Levels = tuple[zarr.Array[Any], ...]
+
+
+class OmeZarrReader(ClosingReader):
+    """``OmeZarrReader(folder_or_url)``: see :mod:`wsi_ips.slides.ome_zarr_reader`.
+
+    A folder as bioformats2raw writes it is its first image. Raises :class:`UnsupportedSlide`,
+    :class:`DamagedSlide`, for a URL also :class:`SlideNotFound`, :class:`SlideUnreachable`.
+    """
+
+    def __init__(self, path: Location | str, *, timeout_s: float = TIMEOUT_SECONDS) -> None:
+        self._path = locate(path)
+        self._timeout_s = timeout_s
+        self._lock = RLock()
+        self._closed = False
+        image, levels = self._open()
+        self._levels: Levels | None = levels
+        self._axes = image.axes
+        sizes = _sizes(image, levels)
+        self._info = SlideInfo(
+            path=self._path,
+            reader="ome-zarr",
+            vendor="ome-zarr",
+            levels=tuple(Level(size, _downsample(size, sizes[0])) for size in sizes),
+            mpp=image.mpp,
+        )
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._info
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        """See :meth:`SlideReader.read`; a position between two pixels of the level goes to the nearest."""
+        check_region(self._info, level=level, size_px=size_px)
+        array = self._opened()[level]
+        level_width, level_height = self._info.levels[level].size
+        lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
+        left, top = max(0, lv_x), max(0, lv_y)
+        right, bottom = min(level_width, lv_x + int(size_px[0])), min(level_height, lv_y + int(size_px[1]))
+        region = white_region(size_px)
+        if left < right and top < bottom:
+            inside = self._read_inside(array, level, x=slice(left, right), y=slice(top, bottom))
+            paste(region, inside, at=(left - lv_x, top - lv_y))
+        return region
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed, self._levels = True, None
+
+    def _read_inside(self, array: zarr.Array[Any], level: int, *, x: slice, y: slice) -> RgbImage:
+        selection = tuple({"x": x, "y": y, "c": slice(None)}.get(axis, 0) for axis in self._axes)
+        kept = [axis for axis in self._axes if axis in "cyx"]
+        try:
+            return np.asarray(array[selection]).transpose([kept.index(axis) for axis in "yxc"])
+        except Exception as error:  # the disk's, the network's, zarr's and the codecs' errors
+            known = _network_error(self._path, error)
+            failed = SlideReadError(
+                self._path,
+                f"level {level} cannot be read at its pixel ({x.start}, {y.start}): "
+                + (known.args[1] if known else f"{type(error).__name__}: {error}"),
+                "try again, or copy it again: it may be damaged",
+            )
+            logger.debug("%s", failed, exc_info=error)
+        raise failed
+
+    def _opened(self) -> Levels:
+        with self._lock:
+            if self._closed:
+                raise SlideClosed(self._path)
+            if self._levels is None:
+                try:
+                    self._levels = self._open()[1]
+                except UnsupportedSlide as error:  # it was a slide when the reader was pickled
+                    raise SlideReadError(*error.args) from error
+            return self._levels
+
+    def _open(self) -> tuple[Multiscale, Levels]:
+        try:
+            return _open_image(self._path, _BoundedStore(_store(self._path, self._timeout_s)))
+        except (FileError, ReaderNotInstalled):
+            raise
+        # zarr meets hostile metadata with whatever its parsing runs into.
+        except Exception as error:
+            failed = _network_error(self._path, error) or UnsupportedSlide(
+                self._path, f"not a Zarr folder that can be understood: {error}"
+            )
+            logger.debug("%s", failed, exc_info=error)
+        raise failed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("_path", "_timeout_s", "_closed", "_axes", "_info")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = RLock()
+        self._levels = None  # the first read opens
+
+
+class _BoundedStore(WrapperStore[Store]):
+    """Reads no file of unbounded length into memory."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        asked = byte_range or RangeByteRequest(0, LARGEST_READ_BYTES + 1)
+        if isinstance(asked, RangeByteRequest) and asked.end - asked.start > LARGEST_READ_BYTES + 1:
+            raise ValueError(f"{key} claims {asked.end - asked.start} bytes")
+        value = await self._store.get(key, prototype, asked)
+        if value is not None and len(value) > LARGEST_READ_BYTES:
+            raise ValueError(f"{key} holds more than {LARGEST_READ_BYTES} bytes")
+        return value
+
+
+def _store(path: Location, timeout_s: float) -> Store:
+    if isinstance(path, Path):
+        return LocalStore(path, read_only=True)
+    try:
+        from zarr.storage import FsspecStore
+
+        from wsi_ips.slides.remote import storage_options
+    except ImportError as error:
+        raise ReaderNotInstalled("ome-zarr", "'wsi_ips[remote]'") from error
+    options = storage_options(path, reader="ome-zarr", timeout_s=timeout_s)
+    return FsspecStore.from_url(path.rstrip("/"), storage_options=options, read_only=True)
+
+
+def _open_image(path: Location, store: Store) -> tuple[Multiscale, Levels]:
+    group = _group(path, store, "")
+    below = image_group(dict(group.attrs))
+    if below:
+        group = _group(path, store, below)
+    image = read_multiscale(path, dict(group.attrs))
+    levels: list[zarr.Array[Any]] = []
+    for name in image.paths:
+        array = group.get(name)
+        if not isinstance(array, zarr.Array):
+            raise DamagedSlide(path, f"names a level {name!r} that is not there", "copy it again")
+        levels.append(array)
+    _check_arrays(path, image, levels)
+    sizes = _sizes(image, levels)
+    order = sorted(range(len(sizes)), key=lambda number: sizes[number], reverse=True)
+    image, levels, sizes = image.in_order(order), [levels[i] for i in order], [sizes[i] for i in order]
+    x, y = image.axis("x"), image.axis("y")
+    check_levels(path, sizes, [(array.chunks[x], array.chunks[y]) for array in levels])
+    _check_scales(path, image, sizes)
+    return image, tuple(levels)
+
+
+def _group(path: Location, store: Store, name: str) -> zarr.Group:
+    try:
+        return zarr.open_group(store, path=name, mode="r", use_consolidated=False)
+    except FileNotFoundError as error:
+        raise UnsupportedSlide(path, "holds no zarr.json or .zgroup, so is no Zarr group") from error
+
+
+def _check_arrays(path: Location, image: Multiscale, levels: Sequence[zarr.Array[Any]]) -> None:
+    """Nothing has been decoded yet, and nothing will be that fails here."""
+    for number, array in enumerate(levels):
+        if array.ndim != len(image.axes):
+            raise DamagedSlide(path, f"level {number} has {array.ndim} axes, not {len(image.axes)}")
+        lengths = dict(zip(image.axes, array.shape, strict=True))
+        if array.dtype != np.uint8 or lengths["c"] != 3:
+            raise UnsupportedSlide(
+                path, f"level {number} has {lengths['c']} channels of {array.dtype}, not RGB in 8 bits"
+            )
+        if any(lengths[axis] != 1 for axis in "tz" if axis in lengths):
+            raise UnsupportedSlide(path, f"level {number} is a stack or a film: {lengths}")
+        unknown = _codecs(array.metadata.to_dict()) - CODECS
+        if unknown:
+            raise UnsupportedSlide(
+                path, f"level {number} is compressed with {', '.join(sorted(unknown))[:80]}"
+            )
+
+
+def _check_scales(path: Location, image: Multiscale, sizes: list[Size]) -> None:
+    """A level must be as much coarser as its stated pixels are larger, or patches would lie elsewhere."""
+    finest = image.scales[0]
+    for number, (scale, size) in enumerate(zip(image.scales, sizes, strict=True)):
+        if finest is None or scale is None:
+            continue
+        for axis, side, l0_side in zip("xy", size, sizes[0], strict=True):
+            place = image.axes.index(axis)
+            stated, measured = scale[place] / finest[place], l0_side / side
+            if abs(stated - measured) > 0.02 * measured + 2 * measured / side:
+                raise DamagedSlide(
+                    path,
+                    f"level {number} is {measured:.4g} times coarser by its shape, {stated:.4g} by its scale",
+                )
+
+
+def _codecs(metadata: Any) -> set[str]:
+    """The names of all codecs in an array's metadata (Zarr 2 and 3), those inside of a shard too."""
+    if isinstance(metadata, Mapping):
+        own = metadata.get("id", metadata.get("name"))
+        found = {str(own)} if own is not None else set()
+        for key in ("codecs", "index_codecs", "filters", "compressor", "configuration"):
+            found |= _codecs(metadata.get(key))
+        return found
+    if isinstance(metadata, list | tuple):
+        return set().union(*(_codecs(part) for part in metadata))
+    return set()
+
+
+def _sizes(image: Multiscale, levels: Sequence[zarr.Array[Any]]) -> list[Size]:
+    return [(array.shape[image.axis("x")], array.shape[image.axis("y")]) for array in levels]
+
+
+def _downsample(size: Size, l0_size: Size) -> float:
+    return (l0_size[0] / size[0] + l0_size[1] / size[1]) / 2
+
+
+def _network_error(path: Location, error: Exception) -> FileError | None:
+    if not isinstance(path, Url):
+        return None
+    from wsi_ips.slides.remote import network_error
+
+    return network_error(path, error)

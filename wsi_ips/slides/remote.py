@@ -1,0 +1,72 @@
+"""What both readers of URLs need of fsspec: time limits, and one clear error for whatever a network does."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from wsi_ips.errors import FileError, ReaderNotInstalled, SlideNotFound, SlideUnreachable
+from wsi_ips.location import Url
+
+TIMEOUT_SECONDS = 30.0
+
+HTTP = ("http", "https")
+NO_RANGES = "the server does not answer range requests"
+
+
+def storage_options(url: Url, *, reader: str, timeout_s: float) -> dict[str, Any]:
+    """fsspec's options for ``url``: connecting, and every wait for data, may take ``timeout_s``.
+
+    Only HTTP and S3 take such a limit; other protocols keep their own. Raises :class:`SlideUnreachable` for a
+    protocol that nobody knows, :class:`ReaderNotInstalled` for one whose package is absent.
+    """
+    try:
+        fsspec.get_filesystem_class(url.scheme)
+    except ValueError:
+        raise SlideUnreachable(
+            url, f"there is no protocol {url.scheme!r}", "known are http, https, s3 and fsspec's others"
+        ) from None
+    except ImportError as error:
+        wanted = getattr(error.__cause__, "name", None) or error.name or url.scheme
+        raise ReaderNotInstalled(reader, "'wsi_ips[remote]'" if url.scheme in HTTP else wanted) from error
+    if url.scheme in HTTP:
+        from aiohttp import ClientTimeout
+
+        limits = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+        return {"client_kwargs": {"timeout": limits}}
+    if url.scheme in ("s3", "s3a"):
+        return {"config_kwargs": {"connect_timeout": timeout_s, "read_timeout": timeout_s}}
+    return {}
+
+
+def network_error(url: Url, error: BaseException) -> FileError | None:
+    """The error for what fsspec raised, or None where the network is not to blame.
+
+    Raise it after the ``except`` block, not in it: a network's errors hold connections, and an error of ours
+    that had one for its cause would not travel from a worker process.
+    """
+    chain = list(_chain(error))
+    for link in chain:
+        status = getattr(link, "status", None)  # aiohttp's ClientResponseError
+        if status == 404:
+            return SlideNotFound(url, "the server has no such file (404)", "check the URL")
+        if isinstance(status, int):
+            return SlideUnreachable(url, f"the server refuses with {status}", "check the URL and its rights")
+        if isinstance(link, TimeoutError):
+            return SlideUnreachable(url, "the server does not answer in time", "try again later")
+        if isinstance(link, ConnectionError) or type(link).__module__.startswith(("aiohttp.", "botocore.")):
+            return SlideUnreachable(url, f"the server cannot be reached: {link}", "check the URL")
+        if isinstance(link, PermissionError):
+            return SlideUnreachable(url, "access is denied", "check the credentials")
+        if "range requests" in str(link):
+            return SlideUnreachable(url, NO_RANGES, "download the file and name its path")
+    if any(isinstance(link, FileNotFoundError) for link in chain):
+        return SlideNotFound(url, "no such file", "check the URL")
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and its causes. fsspec says "not found" for all that may happen, and gives the cause."""
+    while error is not None:
+        yield error
+        error = error.__cause__

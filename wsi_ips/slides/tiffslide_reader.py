@@ -1,0 +1,254 @@
+"""Tiled TIFF pyramids and Aperio SVS at a URL, read by ranges of bytes: tiffslide over fsspec.
+
+The pixels are those of the ``tiff`` reader, with these differences: where a JPEG tile and the TIFF's own tag
+disagree on the colour space, the tag is believed there and the tile here; of an Aperio file tifffile takes the
+second image for the thumbnail; OME-TIFF pyramids are read here. Vendors whose levels or tiles lie otherwise
+(NDPI, SCN, BIF, Philips) are refused: tiffslide places some of their pixels differently from OpenSlide.
+"""
+
+import logging
+from collections.abc import Mapping
+from io import BufferedReader, BytesIO
+from operator import add
+from pathlib import Path
+from threading import RLock
+from typing import Any, cast
+
+import fsspec
+import tifffile
+from tiffslide import TiffSlide
+
+from wsi_ips.errors import (
+    DamagedSlide,
+    FileError,
+    SlideClosed,
+    SlideReadError,
+    SlideUnreachable,
+    UnsupportedSlide,
+)
+from wsi_ips.location import Location, Url, locate
+from wsi_ips.slides.base import Level, RgbImage, SlideInfo
+from wsi_ips.slides.limits import check_levels
+from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
+from wsi_ips.slides.remote import NO_RANGES, TIMEOUT_SECONDS, network_error, storage_options
+from wsi_ips.slides.stated_mpp import believable
+from wsi_ips.units import L0Point, Mpp, Size
+
+BLOCK_BYTES = 1 << 17
+"""What is fetched at once: a few tiles. fsspec's own 5 MiB is a read-ahead for files read in order."""
+
+KEPT_BLOCKS = 64
+
+MOST_IMAGES = 1000
+
+OTHER_VENDORS = {
+    "is_scn": "Leica SCN",
+    "is_bif": "Ventana BIF",
+    "is_ndpi": "Hamamatsu NDPI",
+    "is_philips": "Philips TIFF",
+}
+
+RGB, YCBCR, JPEG = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR, tifffile.COMPRESSION.JPEG
+
+
+logger = logging.getLogger(__name__)
+
+
+class TiffSlideReader(ClosingReader):
+    """``TiffSlideReader("https://host/slide.svs")``: see :mod:`wsi_ips.slides.tiffslide_reader`.
+
+    Reads from several threads wait for each other. ``timeout_s``: how long to wait for a connection, and for
+    data. Raises :class:`SlideNotFound`, :class:`SlideUnreachable`, :class:`UnsupportedSlide`.
+    """
+
+    def __init__(self, path: Location | str, *, timeout_s: float = TIMEOUT_SECONDS) -> None:
+        self._path = locate(path)
+        self._timeout_s = timeout_s
+        self._lock = RLock()
+        self._closed = False
+        self._handle: _LevelSlide | None = self._open()
+        self._info = _described(self._path, self._handle)
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._info
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        """See :meth:`SlideReader.read`; a position between two pixels of the level goes to the nearest."""
+        check_region(self._info, level=level, size_px=size_px)
+        level_size = self._info.levels[level].size
+        lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
+        left, top = max(0, lv_x), max(0, lv_y)
+        width = min(level_size[0], lv_x + int(size_px[0])) - left
+        height = min(level_size[1], lv_y + int(size_px[1])) - top
+        with self._lock:
+            if self._closed:
+                raise SlideClosed(self._path)
+            if width <= 0 or height <= 0:
+                return white_region(size_px)
+            inside = self._read_inside((left, top), int(level), (width, height))
+        if (width, height) == tuple(size_px):
+            return inside
+        region = white_region(size_px)
+        paste(region, inside, at=(left - lv_x, top - lv_y))
+        return region
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def _read_inside(self, lv_xy: Size, level: int, size_px: Size) -> RgbImage:
+        """A region that lies inside the level. After an error the next read starts from a new handle."""
+        try:
+            if self._handle is None:
+                self._handle = self._open()
+            region = self._handle.read_region(lv_xy, level, size_px, as_array=True, padding=False)
+            return cast(RgbImage, region)
+        except Exception as error:  # the network's, fsspec's, tifffile's, zarr's and the codecs' errors
+            self._drop()
+            known = error if isinstance(error, FileError) else _network_error(self._path, error)
+            failed = SlideReadError(
+                self._path,
+                f"level {level} cannot be read at its pixel ({lv_xy[0]}, {lv_xy[1]}): "
+                + (known.args[1] if known else f"{type(error).__name__}: {error}"),
+                "try again, or download it",
+            )
+            logger.debug("%s", failed, exc_info=error)
+        raise failed
+
+    def _drop(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.close()
+
+    def _open(self) -> "_LevelSlide":
+        file = _open_file(self._path, timeout_s=self._timeout_s)
+        try:
+            return _checked(self._path, file)
+        except Exception as error:  # tifffile meets hostile files with whatever its parsing runs into
+            file.close()
+            failed = (error if isinstance(error, FileError) else None) or _network_error(self._path, error)
+            failed = failed or UnsupportedSlide(self._path, f"not a TIFF that can be understood: {error}")
+            logger.debug("%s", failed, exc_info=error)
+        raise failed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("_path", "_timeout_s", "_closed", "_info")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = RLock()
+        self._handle = None  # the first read opens
+
+
+class _LevelSlide(TiffSlide):
+    """tiffslide with positions in pixels of the level (its own rule cuts fractions off), that owns its file."""
+
+    def __init__(self, file: Any, *, name: str) -> None:
+        self._file = file
+        # Not _multifile: an OME-TIFF may name other files, anywhere.
+        super().__init__(file, tifffile_options={"name": name, "_multifile": False})
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+    def _read_region_loc_transform(self, location: tuple[int, int], level: int) -> tuple[int, int]:
+        return location
+
+
+def _open_file(path: Location, *, timeout_s: float) -> Any:
+    if isinstance(path, Path):
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise UnsupportedSlide(path, f"cannot be read: {error.strerror or error}") from error
+    options = storage_options(path, reader="tiffslide", timeout_s=timeout_s)
+    file: Any = None
+    failed: FileError | None = None
+    try:
+        filesystem, inner = fsspec.url_to_fs(str(path), **options)
+        cache = {"cache_type": "blockcache", "cache_options": {"maxblocks": KEPT_BLOCKS}}
+        file = filesystem.open(inner, block_size=BLOCK_BYTES, **cache)
+    except Exception as error:
+        failed = network_error(path, error) or UnsupportedSlide(path, f"cannot be opened: {error}")
+        logger.debug("%s", failed, exc_info=error)
+    if failed is not None:
+        raise failed
+    if isinstance(file, BytesIO):  # memory:// gives everyone the same file, with one position, and writable
+        return BufferedReader(BytesIO(file.getvalue()))
+    try:
+        file.seek(1)  # a stream refuses, which is what fsspec gives for a server without ranges or a length
+        file.seek(0)
+    except (OSError, ValueError) as error:
+        file.close()
+        raise SlideUnreachable(path, NO_RANGES, "download the file and name its path") from error
+    return file
+
+
+def _checked(path: Location, file: Any) -> _LevelSlide:
+    """The open slide, or its refusal."""
+    slide = _LevelSlide(file, name=path.name)
+    tiff = slide.ts_tifffile
+    for number, _ in enumerate(tiff.pages):
+        if number >= MOST_IMAGES:
+            raise UnsupportedSlide(path, f"more than {MOST_IMAGES} images")
+    vendor = next((name for flag, name in OTHER_VENDORS.items() if getattr(tiff, flag)), None)
+    if vendor:
+        raise UnsupportedSlide(path, f"{vendor} is not read by tiffslide here", "download it")
+    levels = tiff.series[0].levels
+    for number, series in enumerate(levels):
+        page = series.keyframe
+        _check_page(path, number, series.axes, page)
+        # tifffile fills tiles without data with this, by default black; black counts as tissue.
+        page.nodata = WHITE
+    sizes = [(series.keyframe.imagewidth, series.keyframe.imagelength) for series in levels]
+    check_levels(path, sizes, [(s.keyframe.tilewidth, s.keyframe.tilelength) for s in levels])
+    if list(slide.level_dimensions) != sizes:
+        raise UnsupportedSlide(path, "tiffslide gives its levels other sizes than the file does")
+    return slide
+
+
+def _check_page(path: Location, level: int, axes: str, page: Any) -> None:
+    if not page.is_tiled:
+        raise UnsupportedSlide(
+            path,
+            f"level {level} is not tiled: a flat image of {page.imagewidth}x{page.imagelength}",
+            "make it a tiled pyramid, e.g. vips tiffsave --tile --pyramid",
+        )
+    if axes != "YXS" or page.samplesperpixel != 3 or page.dtype != "uint8":
+        raise UnsupportedSlide(
+            path,
+            f"level {level} is {page.samplesperpixel} x {page.dtype} with axes {axes}, not RGB in 8 bits",
+        )
+    if page.photometric != RGB and not (page.photometric == YCBCR and page.compression == JPEG):
+        raise UnsupportedSlide(path, f"level {level} has the colour space {page.photometric!r}")
+    tiles = -(-page.imagewidth // max(1, page.tilewidth)) * -(-page.imagelength // max(1, page.tilelength))
+    if not len(page.dataoffsets) == len(page.databytecounts) == tiles:
+        raise DamagedSlide(path, f"level {level} needs {tiles} tiles, {len(page.dataoffsets)} are listed")
+    end, size = max(map(add, page.dataoffsets, page.databytecounts)), page.parent.filehandle.size
+    if end > size:
+        raise DamagedSlide(
+            path, f"truncated: level {level} goes on to byte {end}, the file has {size}", "copy it again"
+        )
+
+
+def _described(path: Location, slide: TiffSlide) -> SlideInfo:
+    properties = slide.properties
+    return SlideInfo(
+        path=path,
+        reader="tiffslide",
+        vendor=properties.get("tiffslide.vendor") or "generic-tiff",
+        levels=tuple(map(Level, slide.level_dimensions, slide.level_downsamples)),
+        mpp=_mpp(properties),
+    )
+
+
+def _network_error(path: Location, error: Exception) -> FileError | None:
+    return network_error(path, error) if isinstance(path, Url) else None
+
+
+def _mpp(properties: Mapping[str, Any]) -> Mpp | None:
+    stated = (properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
+    return believable(*(None if value is None else float(value) for value in stated))
