@@ -84,8 +84,10 @@ def test_ours_come_first_and_load_no_other(install, pyramid):
     assert not {"other_reader", "other_broken"} & set(sys.modules)
 
 
-def test_a_name_of_ours_stays_ours(install, pyramid):
+def test_a_name_of_ours_stays_ours(install, odd, pyramid):
     install({"tiff": "other_reader:TextReader"})
+    with pytest.raises(UnsupportedSlide):
+        open_slide(odd)
     with open_slide(pyramid, reader="tiff") as slide:
         assert slide.info.l0_size == (300, 200)
 

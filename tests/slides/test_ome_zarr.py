@@ -196,6 +196,7 @@ METADATA = {
     "no channels": (lambda ome: first(ome)["axes"][0].update(name="z"), "not RGB"),
     "too few axes": (lambda ome: first(ome)["axes"].pop(0), "not RGB"),
     "out of the folder": (lambda ome: first(ome)["datasets"][0].update(path="../../secret"), "no path below"),
+    "just out of it": (lambda ome: first(ome)["datasets"][0].update(path="../secret"), "no path below"),
     "out in the middle": (
         lambda ome: first(ome)["datasets"][0].update(path="0/../../secret"),
         "no path below",

@@ -1,9 +1,9 @@
 """Slides at a URL: the contract, pixels equal to the native reader's, few bytes, one clear line for what fails."""
 
 import pickle
+import resource
 import struct
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -155,6 +155,7 @@ FILES = {
     "no data in some tiles": {"empty_tiles": (0, 7)},
     "predictor": {"compression": "lzw", "predictor": True},
     "deflate": {"compression": "deflate"},
+    "not compressed": {"compression": "none"},
     "big endian": {"byteorder": ">"},
     "BigTIFF": {"bigtiff": True},
     "no resolution": {"mpp": None},
@@ -307,9 +308,11 @@ def test_the_network_may_fail_and_come_back(tmp_path, server):
             slide.read((600, 600), level=0, size_px=(99, 99))
         assert_one_line(caught.value, server.url("slide.tif"))
         server.manner = "ranges"
+        server.requests.clear()
         np.testing.assert_array_equal(
             slide.read((600, 600), level=0, size_px=(99, 99)), image[600:699, 600:699]
         )
+        assert "HEAD /slide.tif" in server.requests, "the second try starts from a new handle"
 
 
 @pytest.mark.parametrize(
@@ -357,20 +360,6 @@ def test_a_cut_file_says_so_on_opening(tmp_path, memory, share):
         open_slide(memory(whole[: int(len(whole) * share)]))
 
 
-def test_two_readers_of_one_memory_file_do_not_meet(tmp_path, memory):
-    path, image = tmp_path / "slide.tif", tissue_like(800, 600)
-    write_pyramid(path, image, compression="none")
-    url = memory(path.read_bytes())
-
-    def read_all(_):
-        with open_slide(url) as slide:
-            return [slide.read((x, 0), level=0, size_px=(10, 600)) for x in range(0, 800, 10)]
-
-    with ThreadPoolExecutor(4) as pool:
-        for regions in pool.map(read_all, range(4)):
-            np.testing.assert_array_equal(np.concatenate(regions, axis=1), image)
-
-
 def test_a_damaged_tile_is_an_error_and_the_others_are_read(tmp_path, memory):
     path = tmp_path / "slide.tif"
     write_pyramid(path, tissue_like(512, 256), compression="deflate")
@@ -383,6 +372,27 @@ def test_a_damaged_tile_is_an_error_and_the_others_are_read(tmp_path, memory):
         with pytest.raises(SlideReadError, match="level 0 cannot be read"):
             slide.read((0, 0), level=0, size_px=(64, 64))
         np.testing.assert_array_equal(slide.read((256, 0), level=0, size_px=(256, 256)), good)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])
+def test_a_tile_that_claims_to_be_huge_is_not_decoded(tmp_path, memory, compression):
+    """A few hundred kilobytes may claim 12 GB; here 300 MB."""
+    path = tmp_path / "slide.svs"
+    write_pyramid(path, tissue_like(256, 256), compression=compression, description=APERIO)
+    data = bytearray(path.read_bytes())
+    start = b"\xff\xc0\x00\x11\x08" if compression == "jpeg" else b"\xff\x4f\xff\x51"
+    at = data.index(start) + (5 if compression == "jpeg" else 8)
+    data[at : at + 4] = (
+        struct.pack(">HH", 10_000, 10_000) if compression == "jpeg" else struct.pack(">I", 10**8)
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with (
+        open_slide(memory(bytes(data))) as slide,
+        pytest.raises(SlideReadError, match=r"not \(256, 256, 3\)") as caught,
+    ):
+        slide.read((0, 0), level=0, size_px=(64, 64))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert_one_line(caught.value, "memory://")
 
 
 def test_vendors_that_lie_otherwise_are_refused(real_data, memory):

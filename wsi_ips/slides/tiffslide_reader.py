@@ -7,7 +7,8 @@ second image for the thumbnail; OME-TIFF pyramids are read here. Vendors whose l
 """
 
 import logging
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Mapping
 from io import BufferedReader, BytesIO
 from operator import add
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, cast
 
 import fsspec
 import tifffile
+from tifffile.tifffile import jpeg_shape
 from tiffslide import TiffSlide
 
 from wsi_ips.errors import (
@@ -48,7 +50,15 @@ OTHER_VENDORS = {
     "is_philips": "Philips TIFF",
 }
 
-RGB, YCBCR, JPEG = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR, tifffile.COMPRESSION.JPEG
+RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
+JPEG, JPEG2000 = tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.APERIO_JP2000_RGB
+PLAIN = (
+    tifffile.COMPRESSION.NONE,
+    tifffile.COMPRESSION.LZW,
+    tifffile.COMPRESSION.ADOBE_DEFLATE,
+    tifffile.COMPRESSION.DEFLATE,
+)
+"""tifffile decodes these into as many bytes as the tile has, and no more."""
 
 
 logger = logging.getLogger(__name__)
@@ -203,6 +213,7 @@ def _checked(path: Location, file: Any) -> _LevelSlide:
         _check_page(path, number, series.axes, page)
         # tifffile fills tiles without data with this, by default black; black counts as tissue.
         page.nodata = WHITE
+        page.decode = _guarded(page)
     sizes = [(series.keyframe.imagewidth, series.keyframe.imagelength) for series in levels]
     check_levels(path, sizes, [(s.keyframe.tilewidth, s.keyframe.tilelength) for s in levels])
     if list(slide.level_dimensions) != sizes:
@@ -222,6 +233,8 @@ def _check_page(path: Location, level: int, axes: str, page: Any) -> None:
             path,
             f"level {level} is {page.samplesperpixel} x {page.dtype} with axes {axes}, not RGB in 8 bits",
         )
+    if page.compression not in (JPEG, JPEG2000, *PLAIN):
+        raise UnsupportedSlide(path, f"level {level} has the compression {page.compression!r}")
     if page.photometric != RGB and not (page.photometric == YCBCR and page.compression == JPEG):
         raise UnsupportedSlide(path, f"level {level} has the colour space {page.photometric!r}")
     tiles = -(-page.imagewidth // max(1, page.tilewidth)) * -(-page.imagelength // max(1, page.tilelength))
@@ -232,6 +245,33 @@ def _check_page(path: Location, level: int, axes: str, page: Any) -> None:
         raise DamagedSlide(
             path, f"truncated: level {level} goes on to byte {end}, the file has {size}", "copy it again"
         )
+
+
+def _guarded(page: Any) -> Callable[..., Any]:
+    """The page's decoder, for tiles that are as large as the page says: it makes room for what a JPEG claims."""
+    decode, expected = page.decode, (page.tilelength, page.tilewidth, 3)
+
+    def decode_checked(data: bytes | None, index: int, /, **options: Any) -> Any:
+        if data is not None and page.compression in (JPEG, JPEG2000):
+            stated = _jpeg_shape(data) if page.compression == JPEG else _jpeg2000_shape(data)
+            if stated != expected:
+                raise ValueError(f"tile {index} is {stated}, not {expected} (height, width, samples)")
+        return decode(data, index, **options)
+
+    return decode_checked
+
+
+def _jpeg_shape(data: bytes) -> tuple[int, int, int]:
+    _, height, width, samples = jpeg_shape(data)
+    return height, width, samples
+
+
+def _jpeg2000_shape(data: bytes) -> tuple[int, int, int]:
+    """(height, width, components) of a codestream, by its SIZ segment (ISO/IEC 15444-1, A.5.1)."""
+    if not data.startswith(b"\xff\x4f\xff\x51"):
+        raise ValueError("not a JPEG 2000 codestream")
+    right, bottom, left, top, *_, components = struct.unpack_from(">8IH", data, 8)
+    return bottom - top, right - left, components
 
 
 def _described(path: Location, slide: TiffSlide) -> SlideInfo:
