@@ -10,6 +10,7 @@ from skimage import filters, morphology
 
 from wsi_ips.config import TissueConfig
 from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.tiling.glass import glass_colour
 from wsi_ips.tiling.pen import pen_marks
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Mpp
@@ -49,7 +50,8 @@ class TissueMask:
 def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = None) -> TissueMask:
     """Segment the slide. ``mpp`` is used instead of the file's own resolution.
 
-    Bright-field: saturation above Otsu's threshold, pens and black padding left out. Dark background
+    Bright-field: saturation, seen against the colour of the glass, above Otsu's threshold; pens and black
+    padding left out. Dark background
     (fluorescence): intensity above Otsu's threshold. Then small objects go and small holes are filled, both
     in µm². An empty slide gives an empty mask. Very pale tissue (fat) may be lost.
 
@@ -82,10 +84,19 @@ def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Mask:
         brightness = filters.gaussian(rgb_HWC.max(axis=2).astype(np.float32) / 255, sigma=DOTS_SIGMA_PX)
         return _above_otsu(brightness, np.ones(padding.shape, bool), floor=LEAST_BRIGHTNESS)
     excluded = padding | pen_marks(rgb_HWC) if drop_pen else padding
+    glass_3 = glass_colour(rgb_HWC, ~excluded)
     # A 3x3 median: single noisy pixels would raise the saturation of glass.
-    smooth = Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3))
-    saturation = np.asarray(smooth.convert("HSV"))[..., 1].astype(np.float32) / 255
+    smooth_HWC = np.asarray(Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3)))
+    saturation = _saturation(smooth_HWC, glass_3)
     return _above_otsu(saturation, ~excluded, floor=LEAST_SATURATION)
+
+
+def _saturation(rgb_HWC: RgbImage, glass_3: NDArray[np.float32]) -> NDArray[np.float32]:
+    """HSV's saturation, (H, W) in 0..1, of the light that passed: tinted glass has none, as white glass."""
+    levels = np.arange(256, dtype=np.float32)
+    passed = [np.minimum(levels / glass_3[channel], 1)[rgb_HWC[..., channel]] for channel in range(3)]
+    top, bottom = np.maximum.reduce(passed), np.minimum.reduce(passed)
+    return np.asarray((top - bottom) / np.maximum(top, 1 / 255), np.float32)
 
 
 def _above_otsu(values: NDArray[np.floating], allowed: Mask, *, floor: float) -> Mask:
