@@ -58,7 +58,7 @@ def test_uint8_and_float_pixels_give_the_same_embedding() -> None:
         assert torch.allclose(encoder(pixels), encoder(pixels.float() / 255), atol=1e-5)
 
 
-def test_a_truncated_encoder_is_the_whole_one_s_beginning() -> None:
+def test_the_packaged_weights_load_into_an_encoder_that_is_cut() -> None:
     whole = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False)
     whole_weights = efficientnet_lite0_weights()
     whole.load_state_dict({name: whole_weights[name] for name in whole.state_dict()})
@@ -71,21 +71,47 @@ def test_a_truncated_encoder_is_the_whole_one_s_beginning() -> None:
     assert encoder.dim == expected.shape[1]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"])
-def test_every_family_can_be_cut_after_a_stage(tmp_path: Path, name: str) -> None:
-    """Their feature extractors rename weights (model.x, stages_0.x), and Swin's maps have channels last."""
+FAMILIES = {
+    "resnet18": 64,
+    "tf_efficientnet_lite0": 64,
+    "mobilenetv3_small_050": 64,
+    "vit_tiny_patch16_224": 224,
+    "swin_tiny_patch4_window7_224": 224,
+    "convnext_atto": 64,
+}
+"""A model of each kind, and a size of patch that it takes."""
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_cut_is_gone_and_the_rest_is_the_whole_one_s_beginning(
+    tmp_path: Path, name: str, stage: int
+) -> None:
     torch.manual_seed(0)
     whole = timm.create_model(name, pretrained=False).eval()
     torch.save(whole.state_dict(), tmp_path / "weights.pth")
-    config = EncoderConfig(name=name, weights=str(tmp_path / "weights.pth"), stage=1)
+    config = EncoderConfig(name=name, weights=str(tmp_path / "weights.pth"), stage=stage)
     encoder = TimmEncoder(config).eval()
-    pixels = torch.rand(2, 3, 224, 224)
+    pixels = torch.rand(2, 3, FAMILIES[name], FAMILIES[name])
+    embedding = encoder(pixels)
     with torch.no_grad():
         (map_nDhw,) = whole.forward_intermediates(
-            (pixels - encoder.mean) / encoder.std, indices=[1], intermediates_only=True
+            (pixels - encoder.mean) / encoder.std, indices=[stage], intermediates_only=True
         )
-        assert torch.allclose(encoder(pixels), map_nDhw.mean(dim=(2, 3)), atol=1e-4)
+        assert torch.allclose(embedding, map_nDhw.mean(dim=(2, 3)), atol=1e-4)
     assert encoder.dim == map_nDhw.shape[1]
+    embedding.sum().backward()
+    assert [name for name, weight in encoder.named_parameters() if weight.grad is None] == []
+
+
+def test_a_cut_encoder_runs_no_block_that_it_does_not_need() -> None:
+    encoder = TimmEncoder(EncoderConfig(name="tf_efficientnet_lite0", weights="none", stage=1)).eval()
+    ran: list[str] = []
+    for name, module in encoder.backbone.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    encoder(torch.rand(1, 3, 64, 64))
+    assert {name.rsplit(".", 2)[0] for name in ran} == {"conv_stem", "blocks.0", "blocks.1"}
 
 
 def test_a_patch_size_that_the_model_cannot_take_is_a_setting_to_change() -> None:

@@ -4,7 +4,6 @@ Shape suffixes: n patches, P patch side, D embedding width.
 """
 
 import difflib
-from collections.abc import Mapping
 from typing import Any, Self
 
 import timm
@@ -37,9 +36,8 @@ class TimmEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
         load_weights(whole, config.weights)
-        self.backbone, width = _truncated(whole, config)
-        # Swin and its like give feature maps (n, height, width, D); everything else (n, D, height, width).
-        self._area = (1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+        self._stage = config.stage
+        self.backbone, width = _cut(whole, config)
         self.projector = Projector(width, config.project) if config.project else nn.Identity()
         self.dim: int = config.project or width
         self._frozen_batch_norm = config.batch_norm == "frozen"
@@ -53,15 +51,24 @@ class TimmEncoder(nn.Module):
         scale = 1 / 255 if pixels_n3PP.dtype == torch.uint8 else 1.0
         x_n3PP = (pixels_n3PP.to(self.mean.dtype) * scale - self.mean) / self.std
         try:
-            features = self.backbone(x_n3PP.contiguous(memory_format=torch.channels_last))
+            features = self._features(x_n3PP.contiguous(memory_format=torch.channels_last))
         except AssertionError as error:  # how timm's transformers refuse a size that they were not made for
             raise ConfigError(
                 f"{self._name} does not take patches of {x_n3PP.shape[-1]} px ({error}); set tiling.patch_px"
             ) from None
-        if isinstance(features, list):
-            features = features[-1].mean(dim=self._area)
         embeddings: Tensor = self.projector(features)
         return embeddings
+
+    def _features(self, x_n3PP: Tensor) -> Tensor:
+        """The whole network's pooled features, or the stage's map averaged, (n, D)."""
+        backbone: Any = self.backbone
+        if self._stage is None:
+            return backbone(x_n3PP)  # type: ignore[no-any-return]
+        # (n, D, height, width) of every family, Swin's channels-last maps too.
+        (map_nDhw,) = backbone.forward_intermediates(
+            x_n3PP, indices=[self._stage], stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return map_nDhw.mean(dim=(2, 3))  # type: ignore[no-any-return]
 
     def train(self, mode: bool = True) -> Self:
         """As usual, but frozen BatchNorm keeps its pretrained statistics; the projector's own learns."""
@@ -95,40 +102,22 @@ def _create(config: EncoderConfig) -> nn.Module:
     return model
 
 
-def _truncated(whole: Any, config: EncoderConfig) -> tuple[nn.Module, int]:
-    """The model up to ``config.stage``, with the same weights, and the width of what comes out."""
-    if config.stage is None:
+def _cut(whole: Any, config: EncoderConfig) -> tuple[nn.Module, int]:
+    """The model without whatever follows ``config.stage``, and the width of what comes out.
+
+    Not ``features_only``: EfficientNet's and MobileNetV3's extractors run, and keep, every block all the same.
+    """
+    stage = config.stage
+    if stage is None:
         # MobileNetV3 and its like have a layer behind the pooled features.
         return whole, int(getattr(whole, "head_hidden_size", whole.num_features))
-    stages = len(getattr(whole, "feature_info", ()))
-    if config.stage >= stages:
-        known_stages = f"has feature stages 0 to {stages - 1}, not {config.stage}" if stages else "has none"
+    stages = getattr(whole, "feature_info", ())
+    if not stages or not hasattr(whole, "prune_intermediate_layers"):
+        raise ConfigError(f"encoder.stage: {config.name} has no feature stages; leave encoder.stage out")
+    if stage >= len(stages):
         raise ConfigError(
-            f"encoder.stage: {config.name} {known_stages}; leave encoder.stage out for all of it"
+            f"encoder.stage: {config.name} has feature stages 0 to {len(stages) - 1}, not {stage}; "
+            "leave encoder.stage out for all of it"
         )
-    try:
-        cut: Any = timm.create_model(
-            config.name, features_only=True, pretrained=False, out_indices=(config.stage,)
-        )
-    except (RuntimeError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"{config.name} has no feature stages ({error}); leave encoder.stage out") from None
-    known = whole.state_dict()
-    try:
-        cut.load_state_dict({name: _same_tensor(name, known) for name in cut.state_dict()})
-    except (KeyError, RuntimeError):
-        raise ConfigError(
-            f"{config.name} cannot be cut after a stage: timm gives its parts other names; "
-            "leave encoder.stage out"
-        ) from None
-    return cut, int(cut.feature_info.channels()[-1])
-
-
-def _same_tensor(name: str, whole: Mapping[str, Tensor]) -> Tensor:
-    """What timm's feature extractor calls ``name``, in the state dict of the whole model.
-
-    It puts ``model.`` in front of some models, and calls ``stem.0`` ``stem_0`` in others.
-    """
-    first, _, rest = name.partition(".")
-    names = [name, *([rest] if first == "model" else [])]
-    names += [f"{first[:at]}.{first[at + 1 :]}.{rest}" for at, letter in enumerate(first) if letter == "_"]
-    return whole[next((candidate for candidate in names if candidate in whole), name)]
+    whole.prune_intermediate_layers([stage], prune_norm=True, prune_head=True)
+    return whole, int(stages[stage]["num_chs"])
