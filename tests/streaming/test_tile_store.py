@@ -19,7 +19,7 @@ def test_the_right_tile_is_lent_and_the_bound_is_kept(order: list[int], tiles: i
     uses = np.bincount(order, minlength=6).astype(np.int32) if order else np.zeros(6, np.int32)
     store = TileStore(uses, tiles=tiles)
     for number in order:
-        assert (store.borrow(number, tile_of) == number).all()
+        assert (store.borrow([number], tile_of)[0] == number).all()
         assert len(store) <= max(1, tiles)
     assert len(store) == 0  # nobody needs anything any more
 
@@ -31,7 +31,7 @@ def test_rows_that_fit_are_decoded_once_and_longer_ones_in_part() -> None:
         made: list[int] = []
         store = TileStore(np.full(row, 2, np.int32), tiles=tiles)
         for number in [*range(row), *range(row)]:
-            store.borrow(number, lambda n: (made.append(n), tile_of(n))[1])
+            store.borrow([number], lambda n: (made.append(n), tile_of(n))[1])
         return len(made)
 
     assert decoded(row=20, tiles=20) == 20
@@ -49,7 +49,7 @@ def test_a_tile_under_way_is_waited_for_and_decoded_once() -> None:
 
     store = TileStore(np.array([4], np.int32), tiles=4)
     got: list[np.ndarray] = []
-    threads = [threading.Thread(target=lambda: got.append(store.borrow(0, slow))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: got.append(store.borrow([0], slow)[0])) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -64,9 +64,9 @@ def test_a_failure_reaches_those_who_wait() -> None:
 
     store = TileStore(np.array([2], np.int32), tiles=4)
     with pytest.raises(OSError, match="gone"):
-        store.borrow(0, broken)
+        store.borrow([0], broken)
     with pytest.raises(RuntimeError, match="given up"):
-        store.borrow(0, broken)
+        store.borrow([0], broken)
 
 
 def test_memory_is_used_again_only_when_nobody_looks_at_it() -> None:

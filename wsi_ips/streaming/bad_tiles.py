@@ -1,10 +1,10 @@
 """How much of a slide may be unreadable."""
 
 import logging
-from pathlib import Path
 from threading import Lock
 
 from wsi_ips.errors import SlideReadError
+from wsi_ips.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ class BadTiles:
     A tile that is dropped from the cache and fails again counts once. Safe from several threads.
     """
 
-    def __init__(self, path: Path, *, most_share: float) -> None:
+    def __init__(self, path: Location, *, most_share: float) -> None:
         self._path = path
         self._most_share = most_share
         self._expected = 0

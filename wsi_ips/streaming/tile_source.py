@@ -57,9 +57,18 @@ class TileSource:
         boxes_n4 = self.region.lv_boxes(l0_xy_n2)
         spans = TileSpans.under(boxes_n4, self.grid)
         share = _Share(self, spans)
-        insets = self.region.insets(l0_xy_n2).tolist()
-        for place, (box, span) in enumerate(zip(boxes_n4.tolist(), spans.ranges(), strict=True)):
-            share.read_patch(box, span, into_nPPC[place], inset=insets[place])
+        others = np.arange(len(l0_xy_n2))
+        if self.region.fits:
+            exact_n = spans.exact(boxes_n4, self.grid)
+            own_n = exact_n >= 0
+            own_n[own_n] = self.store.claim_own(exact_n[own_n])
+            share.decode_in_place(exact_n[own_n].tolist(), np.flatnonzero(own_n).tolist(), into_nPPC)
+            others = np.flatnonzero(~own_n)
+        if len(others):
+            boxes, ranges = boxes_n4.tolist(), spans.ranges()
+            insets = self.region.insets(l0_xy_n2).tolist()
+            for place in others.tolist():
+                share.read_patch(boxes[place], ranges[place], into_nPPC[place], inset=insets[place])
         share.work.patches = len(l0_xy_n2)
         return share.work
 
@@ -71,10 +80,16 @@ class _Share:
         self._source = source
         self._level = source.region.level
         self.work = StreamTelemetry()
-        lacking = [n for n in spans.numbers(source.grid).tolist() if source.store.lacks(n)]
         started = perf_counter()
+        lacking = [n for n in spans.numbers(source.grid).tolist() if source.store.lacks(n)]
         self._stored = dict(zip(lacking, source.slide.fetch_tiles(self._level, lacking), strict=True))
         self.work.read_s += perf_counter() - started
+
+    def decode_in_place(self, numbers: list[int], places: list[int], into_nPPC: NDArray[np.uint8]) -> None:
+        """Tiles that are patches."""
+        for number, place in zip(numbers, places, strict=True):
+            self._decode(number, into_nPPC[place])
+        self.work.tile_uses += len(numbers)
 
     def read_patch(
         self, box: list[int], span: tuple[int, int, int, int], into: RgbImage, *, inset: list[float]
@@ -82,8 +97,7 @@ class _Share:
         """box: left, top, width, height on the level; span: the tile columns and rows under it."""
         source = self._source
         if source.region.fits:
-            if not self._decoded_in_place(box, span, into):
-                self._assemble(box, span, into)
+            self._assemble(box, span, into)
             return
         _, _, width, height = box
         flat = source.regions.take()
@@ -94,22 +108,6 @@ class _Share:
             region, inset=(inset[0], inset[1]), side=source.region.lv_side, patch_px=source.region.patch_px
         )
         self.work.resample_s += perf_counter() - started
-
-    def _decoded_in_place(self, box: list[int], span: tuple[int, int, int, int], into: RgbImage) -> bool:
-        source = self._source
-        col, end_col, row, end_row = span
-        tile_width, tile_height = source.grid.tile_size
-        if (end_col - col, end_row - row) != (1, 1) or box != [
-            col * tile_width, row * tile_height, tile_width, tile_height,
-        ]:  # fmt: skip
-            return False
-        number = row * source.grid.cols + col
-        if source.store.uses_left(number) != 1 or not source.store.lacks(number):
-            return False
-        self.work.tile_uses += 1
-        self._decode(number, into)
-        source.store.pass_by(number)
-        return True
 
     def _assemble(self, box: list[int], span: tuple[int, int, int, int], into: RgbImage) -> None:
         source = self._source
@@ -123,16 +121,16 @@ class _Share:
             or top + height > end_row * tile_height
         ):
             into[:] = WHITE
-        for r in range(row, end_row):
-            for c in range(col, end_col):
-                self.work.tile_uses += 1
-                tile = source.store.borrow(r * source.grid.cols + c, self._new_tile)
-                started = perf_counter()
-                x, y = c * tile_width - left, r * tile_height - top
-                into[max(0, y) : y + tile_height, max(0, x) : x + tile_width] = tile[
-                    max(0, -y) : height - y, max(0, -x) : width - x
-                ]
-                self.work.assemble_s += perf_counter() - started
+        cells = [(r, c) for r in range(row, end_row) for c in range(col, end_col)]
+        tiles = source.store.borrow([r * source.grid.cols + c for r, c in cells], self._new_tile)
+        started = perf_counter()
+        for (r, c), tile in zip(cells, tiles, strict=True):
+            x, y = c * tile_width - left, r * tile_height - top
+            into[max(0, y) : y + tile_height, max(0, x) : x + tile_width] = tile[
+                max(0, -y) : height - y, max(0, -x) : width - x
+            ]
+        self.work.assemble_s += perf_counter() - started
+        self.work.tile_uses += len(cells)
 
     def _new_tile(self, number: int) -> RgbImage:
         tile = self._source.tiles.take()

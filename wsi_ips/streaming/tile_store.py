@@ -1,7 +1,7 @@
 """Decoded tiles that patches still to come will need, in a bounded number of bytes."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 
 import numpy as np
@@ -23,7 +23,8 @@ class TileStore:
 
     def __init__(self, uses: NDArray[np.int32], *, tiles: int) -> None:
         """uses: how often each tile will be borrowed; counted down here. tiles: how many are held at most."""
-        self._uses = uses.data
+        self._uses_of = uses
+        self._uses = uses.data  # single numbers are read several times faster through it
         self._recent: OrderedDict[int, _Tile] = OrderedDict()
         self._recent_limit = max(1, tiles // 4)
         self._kept: dict[int, _Tile] = {}
@@ -37,56 +38,52 @@ class TileStore:
         """Whether borrowing the tile now would decode it."""
         return number not in self._recent and number not in self._kept
 
-    def uses_left(self, number: int) -> int:
-        return self._uses[number]
-
-    def pass_by(self, number: int) -> None:
-        """The only patch that needs the tile has it from elsewhere."""
+    def claim_own(self, numbers_n: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these tiles are needed by nobody else, (n,); they are counted as used and never stored."""
         with self._lock:
-            self._uses[number] -= 1
+            own_n: NDArray[np.bool_] = self._uses_of[numbers_n] == 1
+            self._uses_of[numbers_n[own_n]] = 0
+        return own_n
 
-    def borrow(self, number: int, decode: Callable[[int], RgbImage]) -> RgbImage:
-        """The tile's pixels, not to be written to; ``decode(number)`` makes them where nobody has yet.
+    def borrow(self, numbers: Sequence[int], decode: Callable[[int], RgbImage]) -> list[RgbImage]:
+        """The tiles' pixels, not to be written to; ``decode(number)`` makes those that nobody has yet.
 
         Raises what ``decode`` raises.
         """
-        tile, mine = self._claim(number)
-        if mine:
-            try:
-                tile.pixels = decode(number)
-            finally:
-                tile.busy.release()
-        elif tile.pixels is None:
-            with tile.busy:  # another thread is decoding it
-                pass
-        if tile.pixels is None:
-            raise RuntimeError(f"tile {number} was given up by the thread that decoded it")
-        return tile.pixels
+        with self._lock:
+            claims = [self._claim(number) for number in numbers]
+        # One's own first, then waiting for others: nobody waits for someone who waits.
+        for number, (tile, mine) in zip(numbers, claims, strict=True):
+            if mine:
+                try:
+                    tile.pixels = decode(number)
+                finally:
+                    tile.busy.release()
+        return [tile.wait() for tile, _ in claims]
 
     def _claim(self, number: int) -> "tuple[_Tile, bool]":
-        with self._lock:
-            self._uses[number] -= 1
-            last = self._uses[number] <= 0
-            tile = self._kept.get(number)
-            if tile is not None:
-                if last:
-                    del self._kept[number]
-                return tile, False
-            tile = self._recent.get(number)
-            if tile is not None:
-                if last:
-                    del self._recent[number]
-                else:
-                    self._recent.move_to_end(number)
-                return tile, False
-            tile = _Tile()
-            if not last:
-                self._recent[number] = tile
-                if len(self._recent) > self._recent_limit:
-                    oldest, spilled = self._recent.popitem(last=False)
-                    if len(self._kept) < self._kept_limit:
-                        self._kept[oldest] = spilled
-            return tile, True
+        self._uses[number] -= 1
+        last = self._uses[number] <= 0
+        tile = self._kept.get(number)
+        if tile is not None:
+            if last:
+                del self._kept[number]
+            return tile, False
+        tile = self._recent.get(number)
+        if tile is not None:
+            if last:
+                del self._recent[number]
+            else:
+                self._recent.move_to_end(number)
+            return tile, False
+        tile = _Tile()
+        if not last:
+            self._recent[number] = tile
+            if len(self._recent) > self._recent_limit:
+                oldest, spilled = self._recent.popitem(last=False)
+                if len(self._kept) < self._kept_limit:
+                    self._kept[oldest] = spilled
+        return tile, True
 
 
 class _Tile:
@@ -96,3 +93,12 @@ class _Tile:
         self.pixels: RgbImage | None = None
         self.busy = Lock()
         self.busy.acquire()
+
+    def wait(self) -> RgbImage:
+        """The pixels, once they are there."""
+        if self.pixels is None:
+            with self.busy:  # another thread is decoding it
+                pass
+            if self.pixels is None:
+                raise RuntimeError("a tile was given up by the thread that decoded it")
+        return self.pixels

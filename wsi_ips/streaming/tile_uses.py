@@ -35,11 +35,28 @@ class TileSpans:
 
     def numbers(self, grid: TileGrid) -> NDArray[np.int64]:
         """The tiles under any of the patches, ascending, each once."""
-        found = [
-            (np.arange(top, bottom)[:, None] * grid.cols + np.arange(left, right)).ravel()
-            for left, right, top, bottom in self.ranges()
+        cols_nk = self.first_col_n[:, None] + np.arange((self.end_col_n - self.first_col_n).max(initial=0))
+        rows_nk = self.first_row_n[:, None] + np.arange((self.end_row_n - self.first_row_n).max(initial=0))
+        inside = (cols_nk < self.end_col_n[:, None])[:, None, :] & (rows_nk < self.end_row_n[:, None])[
+            :, :, None
         ]
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        return np.unique((rows_nk[:, :, None] * grid.cols + cols_nk[:, None, :])[inside])
+
+    def exact(self, lv_boxes_n4: NDArray[np.int64], grid: TileGrid) -> NDArray[np.int64]:
+        """(n,) the number of the one tile that is exactly the patch, or -1."""
+        tile_width, tile_height = grid.tile_size
+        wanted_n4 = np.stack(
+            [
+                self.first_col_n * tile_width,
+                self.first_row_n * tile_height,
+                np.full_like(self.first_col_n, tile_width),
+                np.full_like(self.first_row_n, tile_height),
+            ],
+            axis=1,
+        )
+        one = (self.end_col_n - self.first_col_n == 1) & (self.end_row_n - self.first_row_n == 1)
+        same = one & (lv_boxes_n4 == wanted_n4).all(axis=1)
+        return np.where(same, self.first_row_n * grid.cols + self.first_col_n, -1)
 
     def ranges(self) -> list[tuple[int, int, int, int]]:
         """Per patch (first column, end column, first row, end row)."""
