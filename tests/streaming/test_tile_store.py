@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 from wsi_ips.streaming.pixel_pool import PixelPool
 from wsi_ips.streaming.tile_store import TileStore
 
+SHAPE = (2, 2, 3)
 
-def tile_of(number: int) -> np.ndarray:
-    return np.full((2, 2, 3), number, np.uint8)
+
+def draw(number: int, out: np.ndarray) -> None:
+    out[:] = number
 
 
 @given(order=st.lists(st.integers(0, 5), max_size=60), tiles=st.integers(0, 8))
 def test_the_right_tile_is_lent_and_the_bound_is_kept(order: list[int], tiles: int) -> None:
     uses = np.bincount(order, minlength=6).astype(np.int32) if order else np.zeros(6, np.int32)
-    store = TileStore(uses, tiles=tiles)
+    store = TileStore(uses, tile_shape=SHAPE, tiles=tiles)
     for number in order:
-        assert (store.borrow([number], tile_of)[0] == number).all()
+        assert (store.borrow([number], draw)[0].pixels == number).all()
         assert len(store) <= max(1, tiles)
     assert len(store) == 0  # nobody needs anything any more
 
@@ -29,9 +31,9 @@ def test_rows_that_fit_are_decoded_once_and_longer_ones_in_part() -> None:
 
     def decoded(row: int, tiles: int) -> int:
         made: list[int] = []
-        store = TileStore(np.full(row, 2, np.int32), tiles=tiles)
+        store = TileStore(np.full(row, 2, np.int32), tile_shape=SHAPE, tiles=tiles)
         for number in [*range(row), *range(row)]:
-            store.borrow([number], lambda n: (made.append(n), tile_of(n))[1])
+            store.borrow([number], lambda n, _: made.append(n))
         return len(made)
 
     assert decoded(row=20, tiles=20) == 20
@@ -42,31 +44,43 @@ def test_rows_that_fit_are_decoded_once_and_longer_ones_in_part() -> None:
 def test_a_tile_under_way_is_waited_for_and_decoded_once() -> None:
     made: list[int] = []
 
-    def slow(number: int) -> np.ndarray:
+    def slow(number: int, out: np.ndarray) -> None:
         made.append(number)
         time.sleep(0.05)
-        return tile_of(number)
+        draw(number, out)
 
-    store = TileStore(np.array([4], np.int32), tiles=4)
-    got: list[np.ndarray] = []
-    threads = [threading.Thread(target=lambda: got.append(store.borrow([0], slow)[0])) for _ in range(4)]
+    store = TileStore(np.array([4], np.int32), tile_shape=SHAPE, tiles=4)
+    got: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: got.append(store.borrow([0], slow)[0].pixels.max())) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert made == [0]
-    assert len(got) == 4
+    assert got == [0, 0, 0, 0]
 
 
 def test_a_failure_reaches_those_who_wait() -> None:
-    def broken(number: int) -> np.ndarray:
+    def broken(number: int, out: np.ndarray) -> None:
         raise OSError("gone")
 
-    store = TileStore(np.array([2], np.int32), tiles=4)
+    store = TileStore(np.array([2], np.int32), tile_shape=SHAPE, tiles=4)
     with pytest.raises(OSError, match="gone"):
         store.borrow([0], broken)
     with pytest.raises(RuntimeError, match="given up"):
         store.borrow([0], broken)
+
+
+def test_a_tile_on_loan_keeps_its_pixels_when_the_store_forgets_it() -> None:
+    store = TileStore(np.ones(3, np.int32), tile_shape=SHAPE, tiles=1)
+    lent = store.borrow([1], draw)[0]
+    store.borrow([2], draw)
+    assert (lent.pixels == 1).all()
+    address = lent.pixels.ctypes.data
+    del lent
+    assert store.borrow([0], draw)[0].pixels.ctypes.data == address
 
 
 def test_memory_is_used_again_only_when_nobody_looks_at_it() -> None:

@@ -16,22 +16,24 @@ from wsi_ips.streaming.telemetry import StreamTelemetry
 class RegionSource:
     """Fills chunks, from several threads, in any order."""
 
-    def __init__(self, slide: SlideReader, region: PatchRegion, n: int, *, bad: BadTiles) -> None:
-        """n: how many patches will be asked for."""
+    def __init__(
+        self, slide: SlideReader, region: PatchRegion, l0_xy_N2: NDArray[np.int64], *, bad: BadTiles
+    ) -> None:
+        """l0_xy_N2: all patches that will be asked for."""
         self._slide = slide
         self._region = region
+        self._l0_xy_N2 = l0_xy_N2
         self._bad = bad
-        bad.expect(n)
+        bad.expect(len(l0_xy_N2))
 
-    def fill(self, l0_xy_n2: NDArray[np.int64], into_nPPC: NDArray[np.uint8]) -> StreamTelemetry:
-        """Write the patches at these corners into (n, P, P, 3) uint8, white beyond the level.
+    def fill(self, start: int, into_nPPC: NDArray[np.uint8]) -> StreamTelemetry:
+        """Write the n patches from place ``start`` on into (n, P, P, 3) uint8, white beyond the level.
 
         Raises :class:`SlideReadError` if too many patches are unreadable.
         """
-        started = perf_counter()
-        for place, (l0_x, l0_y) in enumerate(l0_xy_n2.tolist()):
+        started, n = perf_counter(), len(into_nPPC)
+        for place, (l0_x, l0_y) in enumerate(self._l0_xy_N2[start : start + n].tolist()):
             into_nPPC[place] = self._read((l0_x, l0_y))
-        n = len(l0_xy_n2)
         return StreamTelemetry(decode_s=perf_counter() - started, patches=n, tile_uses=n, tiles_decoded=n)
 
     def _read(self, l0_xy: tuple[int, int]) -> NDArray[np.uint8] | int:

@@ -5,9 +5,10 @@ a slow consumer stops the decoders, because a chunk is only handed to them when 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -80,9 +81,7 @@ class PatchStream:
         return -(-len(self._coords) // self._config.batch)
 
     def __iter__(self) -> Iterator[Chunk]:
-        rows_N = np.arange(len(self._coords))
-        batch = self._config.batch
-        return self._chunks(rows_N, [rows_N[start : start + batch] for start in range(0, len(rows_N), batch)])
+        return self._chunks(np.arange(len(self._coords)), self._config.batch)
 
     def read(self, ids_n: Tensor) -> Chunk:
         """The patches with these grid ids, in the order given, as one chunk.
@@ -94,24 +93,25 @@ class PatchStream:
         strangers = wanted[self._coords.ids_N[rows] != wanted]
         if len(strangers):
             raise KeyError(f"patches {strangers[:5].tolist()} are not among the slide's coordinates")
-        return next(self._chunks(rows, [rows]))
+        return next(self._chunks(rows, len(rows)))
 
-    def _chunks(
-        self, rows_N: NDArray[np.int64], rows_of_chunks: Sequence[NDArray[np.int64]]
-    ) -> Iterator[Chunk]:
-        waiting = iter(rows_of_chunks)
+    def _chunks(self, rows_N: NDArray[np.int64], batch: int) -> Iterator[Chunk]:
+        starts = iter(range(0, len(rows_N), batch))
         in_flight: deque[_ChunkInFlight] = deque()
         bad = BadTiles(self._slide.info.path, most_share=self._config.max_bad_tiles)
         source = self._source(rows_N, bad)
         copies = DeviceCopies(self._device)
+        # A chunk is one thread's work, since there are more of them; only one alone (the kept patches) is split.
+        shares = self._config.threads if len(rows_N) <= batch else 1
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix="wsi_ips-decode")
         try:
             while True:
                 while (
                     len(in_flight) < self._config.chunks_in_flight
-                    and (rows := next(waiting, None)) is not None
+                    and (start := next(starts, None)) is not None
                 ):
-                    in_flight.append(self._submit(pool, source, rows))
+                    rows = rows_N[start : start + batch]
+                    in_flight.append(self._submit(pool, source, start, rows, shares=shares))
                 if not in_flight:
                     return
                 yield self._finish(in_flight.popleft(), copies)
@@ -120,35 +120,35 @@ class PatchStream:
             self.telemetry.bad_tiles += bad.names
 
     def _source(self, rows_N: NDArray[np.int64], bad: BadTiles) -> TileSource | RegionSource:
+        l0_xy_N2 = self._coords.l0_xy_N2[rows_N]
         if not isinstance(self._slide, TiledReader):
-            return RegionSource(self._slide, self._region, len(rows_N), bad=bad)
+            return RegionSource(self._slide, self._region, l0_xy_N2, bad=bad)
         return TileSource(
             self._slide,
             self._region,
-            self._coords.l0_xy_N2[rows_N],
+            l0_xy_N2,
             cache_bytes=self._config.tile_cache_mb << 20,
             bad=bad,
         )
 
     def _submit(
-        self, pool: ThreadPoolExecutor, source: TileSource | RegionSource, rows: NDArray[np.int64]
+        self,
+        pool: ThreadPoolExecutor,
+        source: TileSource | RegionSource,
+        start: int,
+        rows: NDArray[np.int64],
+        *,
+        shares: int,
     ) -> "_ChunkInFlight":
-        # More rows than a chunk has (the kept patches, read again) get memory of their own.
-        fresh = len(rows) > self._config.batch
-        pixels_nPPC = (
-            np.empty((len(rows), self._coords.patch_px, self._coords.patch_px, 3), np.uint8)
-            if fresh
-            else self._pool.take()[: len(rows)]
-        )
-        # Split by threads, so that one chunk on its own (the kept patches) is decoded in parallel too.
-        shares = np.array_split(np.arange(len(rows)), min(self._config.threads, len(rows)))
-        futures = [
-            pool.submit(
-                source.fill, self._coords.l0_xy_N2[rows[share]], pixels_nPPC[share[0] : share[-1] + 1]
-            )
-            for share in shares
+        patch_px, n = self._coords.patch_px, len(rows)
+        # More rows than a chunk has (kept patches, read again) get memory of their own.
+        own = n > self._config.batch
+        pixels_nPPC = np.empty((n, patch_px, patch_px, 3), np.uint8) if own else self._pool.take()[:n]
+        edges = np.linspace(0, n, min(shares, n) + 1).astype(int).tolist()
+        decoding = [
+            pool.submit(source.fill, start + first, pixels_nPPC[first:end]) for first, end in pairwise(edges)
         ]
-        return _ChunkInFlight(rows, pixels_nPPC, futures)
+        return _ChunkInFlight(rows, pixels_nPPC, decoding)
 
     def _finish(self, chunk: "_ChunkInFlight", copies: DeviceCopies) -> Chunk:
         started = perf_counter()

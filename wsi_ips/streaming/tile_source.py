@@ -1,5 +1,7 @@
 """Patches out of a slide's stored tiles: each tile is decoded once, however many patches touch it."""
 
+from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 
 import numpy as np
@@ -17,6 +19,9 @@ from wsi_ips.streaming.tile_store import TileStore
 from wsi_ips.streaming.tile_uses import TileSpans, tile_uses
 
 SPARE_BUFFERS = 16
+BLOCK = 4096
+PLANS = 2
+"""Plans that are held: threads at a block's end work on two."""
 
 
 class TileSource:
@@ -39,57 +44,110 @@ class TileSource:
         self.region = region
         self.grid = slide.tile_layout(region.level)
         self.bad = bad
+        self._l0_xy_N2 = l0_xy_N2
+        self._plans: dict[int, _Plan] = {}
+        self._planning = Lock()
         uses = tile_uses(region, l0_xy_N2, self.grid)
+        self._used_once = uses == 1  # the store counts down its own copy
         bad.expect(int(np.count_nonzero(uses)))
         width, height = self.grid.tile_size
         # Pillow works on four channels; a level that fits needs no Pillow.
         channels = 3 if region.fits else 4
-        self.store = TileStore(uses, tiles=cache_bytes // (width * height * channels))
-        self.tiles = PixelPool((height, width, channels), spare=SPARE_BUFFERS)
+        shape = (height, width, channels)
+        self.store = TileStore(uses, tile_shape=shape, tiles=cache_bytes // (width * height * channels))
         # A box of whole pixels around a patch that starts inside a pixel is up to two pixels wider.
         self.regions = PixelPool(((int(region.lv_side) + 3) ** 2 * 4,), spare=SPARE_BUFFERS)
 
-    def fill(self, l0_xy_n2: NDArray[np.int64], into_nPPC: NDArray[np.uint8]) -> StreamTelemetry:
-        """Write the patches at these corners into (n, P, P, 3) uint8, white beyond the level.
+    def fill(self, start: int, into_nPPC: NDArray[np.uint8]) -> StreamTelemetry:
+        """Write the n patches from place ``start`` on into (n, P, P, 3) uint8, white beyond the level.
 
         Raises :class:`SlideReadError` if the file is no longer what it was, or too much of it is unreadable.
         """
+        share = _Share(self)
+        done = 0
+        while done < len(into_nPPC):
+            plan = self._plan_at(start + done)
+            first = start + done - plan.start
+            n = min(len(into_nPPC) - done, len(plan.own_n) - first)
+            share.read(plan, slice(first, first + n), into_nPPC[done : done + n])
+            done += n
+        share.work.patches = done
+        return share.work
+
+    def _plan_at(self, place: int) -> "_Plan":
+        """Geometry for a few thousand patches at a time: for a chunk alone it would cost as much as decoding."""
+        number = place // BLOCK
+        with self._planning:
+            plan = self._plans.get(number)
+            if plan is None:
+                plan = self._plans[number] = self._plan(number * BLOCK)
+                while len(self._plans) > PLANS:
+                    self._plans.pop(next(iter(self._plans)))
+            return plan
+
+    def _plan(self, start: int) -> "_Plan":
+        l0_xy_n2 = self._l0_xy_N2[start : start + BLOCK]
         boxes_n4 = self.region.lv_boxes(l0_xy_n2)
         spans = TileSpans.under(boxes_n4, self.grid)
-        share = _Share(self, spans)
-        others = np.arange(len(l0_xy_n2))
+        own_n = np.full(len(l0_xy_n2), -1)
         if self.region.fits:
             exact_n = spans.exact(boxes_n4, self.grid)
-            own_n = exact_n >= 0
-            own_n[own_n] = self.store.claim_own(exact_n[own_n])
-            share.decode_in_place(exact_n[own_n].tolist(), np.flatnonzero(own_n).tolist(), into_nPPC)
-            others = np.flatnonzero(~own_n)
-        if len(others):
-            boxes, ranges = boxes_n4.tolist(), spans.ranges()
-            insets = self.region.insets(l0_xy_n2).tolist()
-            for place in others.tolist():
-                share.read_patch(boxes[place], ranges[place], into_nPPC[place], inset=insets[place])
-        share.work.patches = len(l0_xy_n2)
-        return share.work
+            own_n = np.where((exact_n >= 0) & self._used_once[exact_n], exact_n, -1)
+        return _Plan(start, boxes_n4, spans, own_n, self.region.insets(l0_xy_n2))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where the pixels of some patches lie. own_n: the tile that is the patch and nobody else's, or -1."""
+
+    start: int
+    boxes_n4: NDArray[np.int64]
+    spans: TileSpans
+    own_n: NDArray[np.int64]
+    insets_n2: NDArray[np.float64]
 
 
 class _Share:
     """One thread's part of a chunk: the stored bytes of its tiles, fetched together, and what the work took."""
 
-    def __init__(self, source: TileSource, spans: TileSpans) -> None:
+    def __init__(self, source: TileSource) -> None:
         self._source = source
         self._level = source.region.level
+        self._stored: dict[int, memoryview] = {}
         self.work = StreamTelemetry()
-        started = perf_counter()
-        lacking = [n for n in spans.numbers(source.grid).tolist() if source.store.lacks(n)]
-        self._stored = dict(zip(lacking, source.slide.fetch_tiles(self._level, lacking), strict=True))
-        self.work.read_s += perf_counter() - started
 
-    def decode_in_place(self, numbers: list[int], places: list[int], into_nPPC: NDArray[np.uint8]) -> None:
+    def read(self, plan: _Plan, rows: slice, into_nPPC: NDArray[np.uint8]) -> None:
+        """The patches of these rows of ``plan``."""
+        own_n = plan.own_n[rows]
+        shared_n = np.flatnonzero(own_n < 0)
+        if len(shared_n) < len(own_n):
+            places = np.flatnonzero(own_n >= 0)
+            self._decode_in_place(own_n[places].tolist(), places.tolist(), into_nPPC)
+        if len(shared_n):
+            spans = plan.spans.rows(rows)
+            self._fetch([n for n in spans.numbers(self._source.grid).tolist() if self._source.store.lacks(n)])
+            boxes, ranges, insets = (
+                plan.boxes_n4[rows].tolist(),
+                spans.ranges(),
+                plan.insets_n2[rows].tolist(),
+            )
+            for place in shared_n.tolist():
+                self.read_patch(boxes[place], ranges[place], into_nPPC[place], inset=insets[place])
+
+    def _decode_in_place(self, numbers: list[int], places: list[int], into_nPPC: NDArray[np.uint8]) -> None:
         """Tiles that are patches."""
+        self._fetch(numbers)
+        started = perf_counter()
         for number, place in zip(numbers, places, strict=True):
             self._decode(number, into_nPPC[place])
+        self.work.decode_s += perf_counter() - started
         self.work.tile_uses += len(numbers)
+
+    def _fetch(self, numbers: list[int]) -> None:
+        started = perf_counter()
+        # Grid order is the file's order within a row of tiles.
+        self._stored.update(zip(numbers, self._source.slide.fetch_tiles(self._level, numbers), strict=True))
+        self.work.read_s += perf_counter() - started
 
     def read_patch(
         self, box: list[int], span: tuple[int, int, int, int], into: RgbImage, *, inset: list[float]
@@ -121,43 +179,42 @@ class _Share:
             or top + height > end_row * tile_height
         ):
             into[:] = WHITE
-        cells = [(r, c) for r in range(row, end_row) for c in range(col, end_col)]
-        tiles = source.store.borrow([r * source.grid.cols + c for r, c in cells], self._new_tile)
+        cols = source.grid.cols
+        numbers = [r * cols + c for r in range(row, end_row) for c in range(col, end_col)]
+        tiles = iter(source.store.borrow(numbers, self._decode_shared))
         started = perf_counter()
-        for (r, c), tile in zip(cells, tiles, strict=True):
-            x, y = c * tile_width - left, r * tile_height - top
-            into[max(0, y) : y + tile_height, max(0, x) : x + tile_width] = tile[
-                max(0, -y) : height - y, max(0, -x) : width - x
-            ]
+        for y in range(row * tile_height - top, end_row * tile_height - top, tile_height):
+            for x in range(col * tile_width - left, end_col * tile_width - left, tile_width):
+                # Slices end at the arrays' ends by themselves; only beginnings must not be negative.
+                tile = next(tiles)
+                into[y if y > 0 else 0 : y + tile_height, x if x > 0 else 0 : x + tile_width] = tile.pixels[
+                    -y if y < 0 else 0 : height - y, -x if x < 0 else 0 : width - x
+                ]
         self.work.assemble_s += perf_counter() - started
-        self.work.tile_uses += len(cells)
+        self.work.tile_uses += len(numbers)
 
-    def _new_tile(self, number: int) -> RgbImage:
-        tile = self._source.tiles.take()
-        self._decode(number, tile)
-        return tile
+    def _decode_shared(self, number: int, out: RgbImage) -> None:
+        started = perf_counter()
+        self._decode(number, out)
+        self.work.decode_s += perf_counter() - started
 
     def _decode(self, number: int, out: RgbImage) -> None:
         """Once; a second time on a reopened file; then white."""
-        source, started = self._source, perf_counter()
+        source = self._source
         self.work.tiles_decoded += 1
         try:
             source.slide.decode_tile(self._level, number, self._bytes(number), out)
         except SlideReadError:
             source.slide.reopen()
-            self._stored.pop(number, None)
+            self._fetch([number])
             try:
                 source.slide.decode_tile(self._level, number, self._bytes(number), out)
             except SlideReadError as error:
                 out[:] = WHITE
                 row, col = divmod(number, source.grid.cols)
                 source.bad.add(f"level {self._level} tile ({col}, {row})", error)
-        self.work.decode_s += perf_counter() - started
 
     def _bytes(self, number: int) -> memoryview:
-        stored: memoryview | None = self._stored.pop(number, None)
-        if stored is None:  # it was in the store when the others were fetched, and has been dropped since
-            started = perf_counter()
-            stored = self._source.slide.fetch_tiles(self._level, [number])[0]
-            self.work.read_s += perf_counter() - started
-        return stored
+        if number not in self._stored:  # it was in the store when the others were fetched, and is gone since
+            self._fetch([number])
+        return self._stored.pop(number)

@@ -33,6 +33,12 @@ class TileSpans:
         end_row = np.clip((top + height - 1) // tile_height + 1, first_row, grid.rows)
         return cls(first_col, end_col, first_row, end_row)
 
+    def rows(self, rows: slice) -> "TileSpans":
+        """Those of some of the patches."""
+        return TileSpans(
+            self.first_col_n[rows], self.end_col_n[rows], self.first_row_n[rows], self.end_row_n[rows]
+        )
+
     def numbers(self, grid: TileGrid) -> NDArray[np.int64]:
         """The tiles under any of the patches, ascending, each once."""
         cols_nk = self.first_col_n[:, None] + np.arange((self.end_col_n - self.first_col_n).max(initial=0))
