@@ -127,6 +127,10 @@ class TiledReader(SlideReader, Protocol):
         """Size, count and place of the level's tiles."""
         ...
 
+    def tile_scales(self, level: int) -> tuple[int, ...]:
+        """By which whole factors the level's tiles can be decoded smaller, 1 among them."""
+        ...
+
     def fetch_tiles(self, level: int, numbers: Sequence[int]) -> list[memoryview]:
         """The stored bytes of these tiles (ascending numbers), empty for a tile that was never written.
 
@@ -137,7 +141,9 @@ class TiledReader(SlideReader, Protocol):
     def decode_tile(self, level: int, number: int, data: memoryview, out: RgbImage) -> None:
         """Decode a fetched tile into ``out``, (tile height, tile width, 3 or 4) uint8, contiguous.
 
-        White beyond the level's edge. With four channels the fourth has no meaning. Raises
+        White beyond the level's edge. With four channels the fourth has no meaning. With a height and width
+        divided by one of :meth:`tile_scales`, each pixel is the mean of that many by that many, as near as the
+        tile's coding gives it. Raises
         :class:`SlideReadError` where the bytes are no such tile; ``out`` may then hold anything.
         """
         ...

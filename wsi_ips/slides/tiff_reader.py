@@ -82,6 +82,11 @@ class TiffReader(ClosingReader):
         check_region(self._info, level=level, size_px=(1, 1))
         return self._opened().layout.levels[level]
 
+    def tile_scales(self, level: int) -> tuple[int, ...]:
+        """See :meth:`TiledReader.tile_scales`."""
+        check_region(self._info, level=level, size_px=(1, 1))
+        return self._opened().decoders[level].scales
+
     def read_tile(self, level: int, col: int, row: int) -> RgbImage:
         """One whole tile, (tile height, tile width, 3) uint8, white beyond the level's edge; a new array.
 
@@ -127,10 +132,11 @@ class TiffReader(ClosingReader):
                 f"is unreadable: {error}",
                 "the file is damaged; copy it again, or leave the slide out",
             ) from error
+        scale = tiles.tile_size[1] // len(out)
         if row == tiles.rows - 1:
-            out[max(0, tiles.level_size[1] - row * tiles.tile_size[1]) :] = WHITE
+            out[max(0, -(-tiles.level_size[1] // scale) - row * len(out)) :] = WHITE
         if col == tiles.cols - 1:
-            out[:, max(0, tiles.level_size[0] - col * tiles.tile_size[0]) :] = WHITE
+            out[:, max(0, -(-tiles.level_size[0] // scale) - col * out.shape[1]) :] = WHITE
 
     def reopen(self) -> None:
         """See :meth:`TiledReader.reopen`."""

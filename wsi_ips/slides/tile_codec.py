@@ -75,11 +75,18 @@ class TileDecoder:
         # A level's tiles mostly start with the same header: what it was, and what it has to become.
         self._header: tuple[bytes, bytes] = (b"", b"")
 
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """By which factors tiles can be decoded smaller."""
+        if self._tile.compression is not Compression.JPEG:
+            return (1,)
+        return tuple(scale for scale in (1, 2, 4, 8) if not any(side % scale for side in self._tile.size))
+
     def decode(self, data: memoryview, out: RgbImage | None = None) -> RgbImage:
         """The tile's pixels, (height, width, 3) uint8, a new array unless ``out`` is given.
 
-        ``out`` is contiguous and may have a fourth channel, which then holds anything. Raises
-        :class:`TileError`.
+        ``out`` is contiguous and may have a fourth channel, which then holds anything; smaller by one of
+        ``scales``, it asks for a tile of that size. Raises :class:`TileError`.
         """
         try:
             if self._tile.compression is Compression.JPEG:
@@ -96,7 +103,18 @@ class TileDecoder:
     def _decode_jpeg(self, data: memoryview, out: RgbImage | None) -> RgbImage:
         # fastdct and fastupsample stay off: OpenSlide uses the accurate DCT and libjpeg's fancy upsampling.
         colours = "RGB" if out is None or out.shape[2] == 3 else "RGBX"
-        rgb: RgbImage = simplejpeg.decode_jpeg(self._merged(data), colours, buffer=out)
+        jpeg = self._merged(data)
+        if out is None or out.shape[0] == self._tile.size[1]:
+            rgb: RgbImage = simplejpeg.decode_jpeg(jpeg, colours, buffer=out)
+            return rgb
+        # libjpeg takes only the low frequencies of each block (its reduced inverse DCT): nearly the area's mean.
+        height, width = out.shape[:2]
+        factor = self._tile.size[1] // height
+        rgb = simplejpeg.decode_jpeg(
+            jpeg, colours, min_height=height, min_width=width, min_factor=factor, buffer=out
+        )
+        if rgb.shape != out.shape:
+            raise TileError(f"decoded to {rgb.shape[1]}x{rgb.shape[0]} px, not to {width}x{height}")
         return rgb
 
     def _merged(self, data: memoryview) -> bytes:

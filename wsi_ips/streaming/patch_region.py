@@ -1,18 +1,24 @@
 """One patch's pixels at the wanted resolution, from the level of the pyramid that serves it best."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.slides.base import RgbImage, SlideInfo, SlideReader
+from wsi_ips.slides.base import RgbImage, SlideInfo, SlideReader, TiledReader
 from wsi_ips.streaming.resample import resampled
 from wsi_ips.units import L0Point, Mpp
 
 FITS = 0.01
 """A level whose resolution is this close to the wanted one is read as it is."""
+
+WHOLE = 1e-6
+"""How close to a whole number a factor is for the decoder's own scaling: a patch drifts by less than a pixel."""
+
+BLOCK = 4096
+"""Patches that are looked at together."""
 
 LARGEST_REGION_PX = 16_384
 """Side of the largest region that is read for one patch (0.8 GB)."""
@@ -51,6 +57,22 @@ class PatchRegion:
     def fits(self) -> bool:
         """Whether patches are pixels of the level as they are."""
         return self.lv_per_px == 1.0
+
+    def shrunk(self, slide: TiledReader, l0_xy_N2: NDArray[np.int64]) -> "tuple[Self, int]":
+        """The region in pixels of a level that the decoder makes smaller, and by how much; else (itself, 1).
+
+        It can where the patch is a whole factor coarser than the level and every patch starts on that factor's
+        own pixels. It must be asked for all patches of a slide at once: the two ways differ by about a
+        quarter of a grey level, and a patch that is read again has to be the same.
+        """
+        scale = round(self.lv_per_px)
+        if abs(self.lv_per_px / scale - 1) > WHOLE or scale not in slide.tile_scales(self.level):
+            return self, 1
+        for start in range(0, len(l0_xy_N2), BLOCK):
+            l0_xy_n2 = l0_xy_N2[start : start + BLOCK]
+            if (self.lv_boxes(l0_xy_n2)[:, :2] % scale).any() or self.insets(l0_xy_n2).any():
+                return self, 1
+        return replace(self, lv_downsample=self.lv_downsample * scale, lv_per_px=1.0), scale
 
     @property
     def lv_side(self) -> float:

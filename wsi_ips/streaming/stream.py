@@ -69,6 +69,9 @@ class PatchStream:
         self._region = PatchRegion.of(
             slide.info, patch_px=coords.patch_px, patch_mpp=coords.patch_mpp, slide_mpp=coords.slide_mpp
         )
+        self._scale = 1
+        if isinstance(slide, TiledReader):
+            self._region, self._scale = self._region.shrunk(slide, coords.l0_xy_N2)
         self._pool = PixelPool(
             (config.batch, coords.patch_px, coords.patch_px, 3),
             spare=config.chunks_in_flight + 1,
@@ -127,6 +130,7 @@ class PatchStream:
             self._slide,
             self._region,
             l0_xy_N2,
+            scale=self._scale,
             cache_bytes=self._config.tile_cache_mb << 20,
             bad=bad,
         )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import SlideReadError
-from wsi_ips.slides.base import RgbImage, TiledReader
+from wsi_ips.slides.base import RgbImage, TiledReader, TileGrid
 from wsi_ips.slides.region import WHITE
 from wsi_ips.streaming.bad_tiles import BadTiles
 from wsi_ips.streaming.patch_region import PatchRegion
@@ -17,6 +17,7 @@ from wsi_ips.streaming.resample import resampled
 from wsi_ips.streaming.telemetry import StreamTelemetry
 from wsi_ips.streaming.tile_store import TileStore
 from wsi_ips.streaming.tile_uses import TileSpans, tile_uses
+from wsi_ips.units import Size
 
 SPARE_BUFFERS = 16
 BLOCK = 4096
@@ -36,13 +37,15 @@ class TileSource:
         region: PatchRegion,
         l0_xy_N2: NDArray[np.int64],
         *,
+        scale: int = 1,
         cache_bytes: int,
         bad: BadTiles,
     ) -> None:
-        """l0_xy_N2: all patches that will be asked for, each once. cache_bytes bounds the tiles that wait."""
+        """l0_xy_N2: all patches that will be asked for, each once. scale: tiles are decoded smaller by this
+        (:meth:`PatchRegion.shrunk`). cache_bytes bounds the tiles that wait."""
         self.slide = slide
         self.region = region
-        self.grid = slide.tile_layout(region.level)
+        self.grid = _smaller(slide.tile_layout(region.level), scale)
         self.bad = bad
         self._l0_xy_N2 = l0_xy_N2
         self._plans: dict[int, _Plan] = {}
@@ -94,6 +97,24 @@ class TileSource:
             exact_n = spans.exact(boxes_n4, self.grid)
             own_n = np.where((exact_n >= 0) & self._used_once[exact_n], exact_n, -1)
         return _Plan(start, boxes_n4, spans, own_n, self.region.insets(l0_xy_n2))
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    level_size: Size
+    tile_size: Size
+    cols: int
+    rows: int
+
+
+def _smaller(grid: TileGrid, scale: int) -> TileGrid:
+    (level_width, level_height), (tile_width, tile_height) = grid.level_size, grid.tile_size
+    return _Grid(
+        (-(-level_width // scale), -(-level_height // scale)),
+        (tile_width // scale, tile_height // scale),
+        grid.cols,
+        grid.rows,
+    )
 
 
 @dataclass(frozen=True, slots=True)
