@@ -356,6 +356,29 @@ def test_a_damaged_chunk_is_an_error_and_the_others_are_read(folder, version):
         )
 
 
+def test_a_chunk_is_fetched_once_for_the_patches_in_it(tmp_path, version):
+    image = tissue_like(512, 512)
+    write_zarr(tmp_path / "a.zarr", image, version=version, chunk=256)
+    with serving(tmp_path) as server, open_slide(server.url("a.zarr")) as slide:
+        server.requests.clear()
+        for x in range(0, 512, 64):
+            for y in range(0, 512, 64):
+                region = slide.read((x, y), level=0, size_px=(64, 64))
+                np.testing.assert_array_equal(region, image[y : y + 64, x : x + 64])
+        assert len(server.requests) == 4
+
+
+def test_what_is_kept_of_a_url_is_bounded(tmp_path, monkeypatch):
+    write_zarr(tmp_path / "a.zarr", tissue_like(512, 512), chunk=256)
+    sizes = [file.stat().st_size for file in (tmp_path / "a.zarr" / "s0" / "c").rglob("*") if file.is_file()]
+    monkeypatch.setattr(ome_zarr_reader, "KEPT_BYTES", max(sizes))
+    with serving(tmp_path) as server, open_slide(server.url("a.zarr")) as slide:
+        server.requests.clear()
+        for x in (0, 256, 0):
+            slide.read((x, 0), level=0, size_px=(64, 64))
+        assert len(server.requests) == 3
+
+
 def test_a_slide_that_went_away_after_pickling(folder):
     with open_slide(folder) as slide:
         pickled = pickle.dumps(slide)
@@ -376,7 +399,7 @@ def test_urls_that_fail(tmp_path, version):
             np.testing.assert_array_equal(region, tissue_like(300, 200))
             server.manner = "forbidden"
             with pytest.raises(SlideReadError, match="403"):
-                slide.read((0, 0), level=0, size_px=(300, 200))
+                slide.read((0, 0), level=1, size_px=(150, 100))
         with pytest.raises(SlideUnreachable, match="403"):
             open_slide(server.url("a.zarr"))
         server.manner = "silent"

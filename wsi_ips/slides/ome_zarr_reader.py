@@ -4,6 +4,7 @@ A chunk that was never written is the array's fill value, as Zarr has it.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
@@ -32,6 +33,9 @@ from wsi_ips.units import L0Point, Size
 
 LARGEST_READ_BYTES = 1 << 29
 """The most that one file of the folder may hold, be it metadata or a chunk."""
+
+KEPT_BYTES = 1 << 26
+"""Of a URL's files, compressed; of a folder's the operating system keeps what was read last."""
 
 CODECS = frozenset(
     {"blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"}
@@ -121,7 +125,9 @@ class OmeZarrReader(ClosingReader):
 
     def _open(self) -> tuple[Multiscale, Levels]:
         try:
-            return _open_image(self._path, _BoundedStore(_store(self._path, self._timeout_s)))
+            keep_bytes = KEPT_BYTES if isinstance(self._path, Url) else 0
+            store = _BoundedStore(_store(self._path, self._timeout_s), keep_bytes=keep_bytes)
+            return _open_image(self._path, store)
         except (FileError, ReaderNotInstalled):
             raise
         # zarr meets hostile metadata with whatever its parsing runs into.
@@ -142,18 +148,40 @@ class OmeZarrReader(ClosingReader):
 
 
 class _BoundedStore(WrapperStore[Store]):
-    """Reads no file of unbounded length into memory."""
+    """Reads no file of unbounded length into memory, and keeps the files read last.
+
+    Neighbouring patches share a chunk: over a network each would fetch it again. Called on zarr's one event
+    loop only, so without a lock.
+    """
+
+    def __init__(self, store: Store, *, keep_bytes: int = 0) -> None:
+        super().__init__(store)
+        self._keep_bytes, self._kept_bytes = keep_bytes, 0
+        self._kept: OrderedDict[str, Buffer] = OrderedDict()
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
+        if byte_range is None and key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
         asked = byte_range or RangeByteRequest(0, LARGEST_READ_BYTES + 1)
         if isinstance(asked, RangeByteRequest) and asked.end - asked.start > LARGEST_READ_BYTES + 1:
             raise ValueError(f"{key} claims {asked.end - asked.start} bytes")
         value = await self._store.get(key, prototype, asked)
         if value is not None and len(value) > LARGEST_READ_BYTES:
             raise ValueError(f"{key} holds more than {LARGEST_READ_BYTES} bytes")
+        if value is not None and byte_range is None:
+            self._keep(key, value)
         return value
+
+    def _keep(self, key: str, value: Buffer) -> None:
+        if key in self._kept or len(value) > self._keep_bytes:
+            return
+        self._kept[key] = value
+        self._kept_bytes += len(value)
+        while self._kept_bytes > self._keep_bytes:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
 
 def _store(path: Location, timeout_s: float) -> Store:
