@@ -236,7 +236,7 @@ def draw_outline(tiles: int, *, rng: np.random.Generator) -> Field:
         pieces - np.quantile(pieces, 1 - TISSUE_SHARE), np.quantile(holes, 1 - HOLE_SHARE) - holes
     )
     # A gap stays between neighbours, as between sections of one block.
-    tissue = np.minimum(tissue, nearest - second - 0.15 + 0.5 * rough)
+    tissue = np.minimum(tissue, nearest - second - np.maximum(0.15, 0.22 - 0.5 * rough))
     # The scanned area ends in glass.
     tissue[:8], tissue[-8:], tissue[:, :8], tissue[:, -8:] = -1, -1, -1, -1
     return np.asarray(tissue, np.float32)
