@@ -1,7 +1,8 @@
 """The command line: parse, import late, run one job, print, exit code.
 
 Nothing heavy is imported before a command is known, so ``--help`` answers at once. Exit codes: 0 done,
-1 a bug of ours (traceback), 2 wrong input (one line), 3 done but some slides failed.
+1 a bug of ours (traceback), 2 wrong input (one line), 3 done but some slides (or some of their
+overlays) failed.
 """
 
 import logging

@@ -63,7 +63,7 @@ def run_demo(
 
     jobs = [SlideJob(record.slide_id, record.path) for record in held_out]
     rows = predict_slides(jobs, predictor, run, draw=draw, progress=progress)
-    failed = [row for row in rows if row.status != "ok"]
+    failed = [row for row in rows if row.status != "ok" or row.error]
     if failed:
         raise ResultsError(run.predictions, f"slide {failed[0].slide_id} failed: {failed[0].error}")
     results = [read_result(run.attention(record.slide_id)) for record in held_out]

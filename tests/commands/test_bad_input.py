@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.slides.tiff_files import write_pyramid
 from wsi_ips.config import PipelineConfig
+from wsi_ips.errors import SlideReadError, WsiIpsError
+from wsi_ips.heatmaps.overlay import write_overlay
+from wsi_ips.inference.results import read_result
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -73,6 +77,51 @@ def test_bad_slides_in_a_folder_become_rows_and_the_others_finish(
         assert row["pred"] == ""
         assert row["error"] in said.out
     assert [path.stem for path in (out / "attention").iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("error", [SlideReadError("s.tif", "cannot be decoded"), ValueError("a bug")])
+def test_an_overlay_that_cannot_be_drawn_costs_no_label(
+    console: Console,
+    slide: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: bool,
+    error: Exception,
+) -> None:
+    """In a folder of two, only ``a``'s picture fails; the label and the attention of both stand."""
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.tif").write_bytes(slide.read_bytes())
+
+    def draw_or_fail(path: Path, *rest: Any) -> None:
+        if path.stem == "a":
+            raise error
+        write_overlay(path, *rest)
+
+    monkeypatch.setattr("wsi_ips.commands.predict.write_overlay", draw_or_fail)
+    slides = folder / "a.tif" if alone else folder
+    said = console("predict", slides, "--checkpoint", small_checkpoint, "--out", out)
+    assert said.code == 3
+    assert f"failed: overlay of a not drawn: {why(error)}" in said.out
+    with (out / "predictions.csv").open(newline="") as file:
+        table = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert f"{len(table)} of {len(table)} slides labelled" in said.out
+    assert table["a"]["status"] == "ok"
+    assert table["a"]["pred"] in ("normal", "tumor")
+    assert table["a"]["error"] == f"overlay of a not drawn: {why(error)}"
+    assert len(read_result(out / "attention" / "a.h5").coords) == int(table["a"]["n_patches"])
+    assert not (out / "overlays" / "a.png").exists()
+    assert (out / "run.json").exists()
+    if not alone:
+        assert (table["b"]["status"], table["b"]["error"]) == ("ok", "")
+        assert (out / "overlays" / "b.png").exists()
+
+
+def why(error: Exception) -> str:
+    return str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}"
 
 
 def test_a_slide_without_resolution_is_helped_by_a_flag_or_a_table(

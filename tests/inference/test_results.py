@@ -280,6 +280,14 @@ def test_the_row_of_a_result(tmp_path: Path) -> None:
     }
 
 
+def test_a_labelled_slide_may_say_what_else_failed(tmp_path: Path) -> None:
+    row = PredictionRow.done(result_of(), error="overlay not drawn:\n disk full")
+    assert (row.status, row.error) == ("ok", "overlay not drawn: disk full")
+    write_predictions(tmp_path / "p.csv", [row], tasks=[LABEL])
+    (read,) = read_predictions(tmp_path / "p.csv", tasks=[LABEL])
+    assert (read.status, read.error, read.probabilities["label"]["tumor"]) == ("ok", row.error, 0.9)
+
+
 def test_a_name_that_is_not_utf8_does_not_cost_the_table(tmp_path: Path) -> None:
     write_predictions(tmp_path / "p.csv", [PredictionRow.failed("bad\udce9", "x")], tasks=[LABEL])
     assert read_predictions(tmp_path / "p.csv", tasks=[LABEL])[0].slide_id == "bad\\udce9"

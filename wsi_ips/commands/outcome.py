@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SOME_FAILED = 3
-"""Exit code when a folder was worked through but some slides failed."""
+"""Exit code when the work was done but some slides, or some of their overlays, failed."""
 
 
 @dataclass(frozen=True, slots=True)

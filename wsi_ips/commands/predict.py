@@ -18,7 +18,8 @@ from wsi_ips.streaming.device import pick_device
 def predict(job: PredictJob, progress: Progress) -> Outcome:
     """Write ``predictions.csv``, ``attention/*.h5``, ``overlays/*.png`` and ``run.json``.
 
-    In a folder a bad slide becomes a row; a slide given by itself raises.
+    In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
+    no label: it is reported, and the exit code says so.
     """
     net, pipeline = load_checkpoint(job.checkpoint)
     slides = slides_by_id(job.slides)
@@ -41,7 +42,8 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         progress=progress,
     )
     describe_run(run, config=job.model_dump(mode="json"), checkpoint=job.checkpoint, sha256=sha256)
-    failures = [row.error for row in rows if row.status != "ok"]
+    labelled = sum(row.status == "ok" for row in rows)
     return Outcome.of_slides(
-        failures, f"{len(rows) - len(failures)} of {len(rows)} slides labelled in {run.predictions}"
+        [row.error for row in rows if row.status != "ok" or row.error],
+        f"{labelled} of {len(rows)} slides labelled in {run.predictions}",
     )

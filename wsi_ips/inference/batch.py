@@ -60,8 +60,8 @@ def predict_slides(
 ) -> list[PredictionRow]:
     """Predict every job; write each slide's HDF5 and the table so far, so that a killed run leaves whole files.
 
-    ``draw(result, path)`` may draw the slide's overlay. With ``report`` a slide's error becomes its row; with
-    ``raise`` it ends the run.
+    ``draw(result, path)`` may draw the slide's overlay; where it fails the label stands, and the row says why.
+    With ``report`` a slide's error becomes its row; with ``raise`` it ends the run.
     """
     tasks = predictor.pipeline.model.tasks
     rows: list[PredictionRow] = []
@@ -88,17 +88,25 @@ def _predict(
 ) -> PredictionRow:
     result = predictor.predict(job.path, slide_id=job.slide_id, mpp=job.mpp, progress=progress)
     write_result(run.attention(job.slide_id), result)
+    undrawn = ""
     if draw is not None:
-        draw(result, run.overlay(job.slide_id))
-    return PredictionRow.done(result)
+        try:
+            draw(result, run.overlay(job.slide_id))
+        except Exception as error:  # noqa: BLE001 - the label took minutes and stands without its picture
+            undrawn = f"overlay of {job.slide_id} not drawn: {_reason(job, error)}"
+    return PredictionRow.done(result, error=undrawn)
 
 
 def _failure(job: SlideJob, error: Exception) -> PredictionRow:
-    """The row of a slide that failed; what was not raised on purpose goes to the log with its trace."""
+    return PredictionRow.failed(job.slide_id, _reason(job, error))
+
+
+def _reason(job: SlideJob, error: Exception) -> str:
+    """The error in words; what was not raised on purpose goes to the log with its trace."""
     if isinstance(error, WsiIpsError):
-        return PredictionRow.failed(job.slide_id, str(error))
+        return str(error)
     logger.error("slide %s failed", job.slide_id, exc_info=error)
-    return PredictionRow.failed(job.slide_id, f"{type(error).__name__}: {error}")
+    return f"{type(error).__name__}: {error}"
 
 
 def describe_run(run: RunFolder, *, config: Mapping[str, object], checkpoint: Path, sha256: str) -> None:

@@ -165,7 +165,10 @@ def _probabilities(value: Any) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionRow:
-    """One slide of ``predictions.csv``. A failed slide has its error, in one line, and no probabilities."""
+    """One slide of ``predictions.csv``. A failed slide has its error, in one line, and no probabilities.
+
+    A labelled slide may have an error too: what else was wanted of it and failed.
+    """
 
     slide_id: str
     status: Literal["ok", "failed"]
@@ -175,13 +178,14 @@ class PredictionRow:
     error: str = ""
 
     @classmethod
-    def done(cls, result: SlideResult) -> Self:
+    def done(cls, result: SlideResult, *, error: str = "") -> Self:
         return cls(
             slide_id=result.coords.slide_id,
             status="ok",
             probabilities=result.probabilities,
             n_patches=len(result.coords),
             seconds=result.seconds,
+            error=_one_line(error),
         )
 
     @classmethod
