@@ -191,12 +191,12 @@ def stream(slide: TiffReader, chosen: Patches) -> None:
 
 
 def read_openslide(slide: openslide.OpenSlide, chosen: Patches) -> None:
-    """``read_region`` into arrays, by two threads on one handle; its cache (32 MB) forgets the last round."""
+    """``read_region`` into RGB arrays, by two threads on one handle; its cache (32 MB) forgets the last round."""
     corners = chosen.l0_corners
 
     def work(numbers: Sequence[int]) -> None:
         for number in numbers:
-            np.asarray(slide.read_region(corners[number], 0, (TILE_PX, TILE_PX)))
+            np.asarray(slide.read_region(corners[number], 0, (TILE_PX, TILE_PX)).convert("RGB"))
 
     by_two_threads(work, len(corners))
 

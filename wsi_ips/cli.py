@@ -125,6 +125,9 @@ def predict(
     overlays: Annotated[
         bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
     ] = None,
+    profile: Annotated[
+        bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
+    ] = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
@@ -132,8 +135,8 @@ def predict(
     set_: Set = None,
 ) -> None:
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
-    flags = {"slides": slides, "checkpoint": checkpoint, "out": out, "overlays": overlays, "device": device,
-             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    flags = {"slides": slides, "checkpoint": checkpoint, "out": out, "overlays": overlays, "profile": profile,
+             "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("predict", flags, recipe=recipe, overrides=set_)
 
 

@@ -69,6 +69,8 @@ class PredictJob(_Resolution):
     out: Path
     device: str = "auto"
     overlays: bool = True
+    profile: bool = False
+    """Print where the time went, and which stage is the slowest."""
     streaming: StreamingConfig = StreamingConfig()
 
 

@@ -15,6 +15,7 @@ class Outcome:
     exit_code: int = 0
 
     @classmethod
-    def of_slides(cls, failures: Sequence[str], summary: str) -> "Outcome":
-        """The failed slides' reasons, then the summary."""
-        return cls([*(f"failed: {why}" for why in failures), summary], SOME_FAILED if failures else 0)
+    def of_slides(cls, failures: Sequence[str], summary: str, *, details: Sequence[str] = ()) -> "Outcome":
+        """Details, the failed slides' reasons, then the summary."""
+        lines = [*details, *(f"failed: {why}" for why in failures), summary]
+        return cls(lines, SOME_FAILED if failures else 0)

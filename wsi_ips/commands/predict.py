@@ -8,6 +8,7 @@ from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.batch import RunFolder, SlideJob, describe_run, predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import SlideResult
+from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
@@ -33,11 +34,13 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         with open_slide(result.slide_path) as slide:
             write_overlay(path, slide, result)
 
+    measured: list[SlideTelemetry] = []
     rows = predict_slides(
         [SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in slides.items()],
         predictor,
         run,
         draw=draw if job.overlays else None,
+        observe=lambda result: measured.append(result.telemetry),
         on_error="raise" if list(slides.values()) == [job.slides] else "report",
         progress=progress,
     )
@@ -46,4 +49,5 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     return Outcome.of_slides(
         [row.error for row in rows if row.status != "ok" or row.error],
         f"{labelled} of {len(rows)} slides labelled in {run.predictions}",
+        details=SlideTelemetry.total(measured).table() if job.profile and measured else (),
     )

@@ -2,14 +2,16 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from wsi_ips.errors import WsiIpsError
 from wsi_ips.files import whole_file
-from wsi_ips.inference.predict import Predictor
+from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
@@ -56,19 +58,23 @@ def predict_slides(
     *,
     draw: Callable[[SlideResult, Path], None] | None = None,
     on_error: Literal["report", "raise"] = "report",
+    observe: Callable[[SlideResult], None] = lambda _: None,
     progress: Progress = silent,
 ) -> list[PredictionRow]:
     """Predict every job; write each slide's HDF5 and the table so far, so that a killed run leaves whole files.
 
     ``draw(result, path)`` may draw the slide's overlay; where it fails the label stands, and the row says why.
-    With ``report`` a slide's error becomes its row; with ``raise`` it ends the run.
+    With ``report`` a slide's error becomes its row; with ``raise`` it ends the run. The next slide is opened and
+    its tissue found while this one is encoded. ``observe`` sees every result.
     """
     tasks = predictor.pipeline.model.tasks
     rows: list[PredictionRow] = []
     with progress("Predicting", total=len(jobs)) as advance:
-        for job in jobs:
+        for job, prepared in _prepared_ahead(jobs, predictor):
             try:
-                rows.append(_predict(job, predictor, run, draw=draw, progress=progress))
+                result = predictor.read(prepared(), progress=progress)
+                observe(result)
+                rows.append(_written(job, result, run, draw=draw))
             except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
                 if on_error == "raise":
                     raise
@@ -78,23 +84,48 @@ def predict_slides(
     return rows
 
 
-def _predict(
+def _prepared_ahead(
+    jobs: Sequence[SlideJob], predictor: Predictor
+) -> Iterator[tuple[SlideJob, Callable[[], PreparedSlide]]]:
+    """Each job with a call that gives its slide, or raises why there is none; one slide is prepared ahead."""
+
+    def submit(job: SlideJob) -> "Future[PreparedSlide]":
+        return pool.submit(predictor.prepare, job.path, slide_id=job.slide_id, mpp=job.mpp)
+
+    waiting: deque[Future[PreparedSlide]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-prepare") as pool:
+        try:
+            for number, job in enumerate(jobs):
+                if not waiting:
+                    waiting.append(submit(job))
+                current = waiting.popleft()
+                if number + 1 < len(jobs):
+                    waiting.append(submit(jobs[number + 1]))
+                yield job, current.result
+        finally:
+            for future in waiting:  # the run ended before its turn came
+                if not future.cancel() and future.exception() is None:
+                    future.result().slide.close()
+
+
+def _written(
     job: SlideJob,
-    predictor: Predictor,
+    result: SlideResult,
     run: RunFolder,
     *,
     draw: Callable[[SlideResult, Path], None] | None,
-    progress: Progress,
 ) -> PredictionRow:
-    result = predictor.predict(job.path, slide_id=job.slide_id, mpp=job.mpp, progress=progress)
     write_result(run.attention(job.slide_id), result)
-    undrawn = ""
+    complaints = []
+    if result.bad_tiles:
+        shown = ", ".join(result.bad_tiles[:3]) + (", …" if len(result.bad_tiles) > 3 else "")
+        complaints.append(f"{job.slide_id}: {len(result.bad_tiles)} tiles unreadable, read as white: {shown}")
     if draw is not None:
         try:
             draw(result, run.overlay(job.slide_id))
         except Exception as error:  # noqa: BLE001 - the label took minutes and stands without its picture
-            undrawn = f"overlay of {job.slide_id} not drawn: {_reason(job, error)}"
-    return PredictionRow.done(result, error=undrawn)
+            complaints.append(f"overlay of {job.slide_id} not drawn: {_reason(job, error)}")
+    return PredictionRow.done(result, error="; ".join(complaints))
 
 
 def _failure(job: SlideJob, error: Exception) -> PredictionRow:

@@ -9,8 +9,10 @@ patches) and beside it the datasets
     kept_scores    (M,) float32, their selection scores
 
 and the root attributes ``schema_version``, ``slide_id``, ``slide_path``, ``probabilities`` (JSON, {task:
-{class: probability}}), ``seconds`` and ``checkpoint``. It is not compressed: gzip saves 7 % of such floats at
-60 times the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
+{class: probability}}), ``seconds``, ``checkpoint``, ``telemetry`` (JSON, {stage: number}) and ``bad_tiles``
+(JSON, the names of tiles that were unreadable and white); files without the last two can be read.
+It is not compressed: gzip saves 7 % of such floats at 60 times the writing time (250 000 patches, 8 heads:
+16.0 MB in 7 ms).
 
 Shape suffixes: N patches, H heads, T queries, M kept patches.
 """
@@ -30,10 +32,13 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import CoordsError, ResultsError
 from wsi_ips.files import whole_file
+from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
 SCHEMA_VERSION = 1
+MOST_NAMED = 1000
+"""Unreadable tiles that are named: an attribute holds 64 KB."""
 
 LARGEST_DATASET_BYTES = 2**31
 LARGEST_TABLE_BYTES = 2**28
@@ -72,6 +77,8 @@ class SlideResult:
     probabilities: Probabilities
     seconds: float
     checkpoint: str = ""
+    telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
+    bad_tiles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.logits_NHT.ndim != 3 or self.logits_NHT.shape != self.attention_NHT.shape:
@@ -95,6 +102,8 @@ def write_result(path: Path, result: SlideResult) -> None:
         )
         file.attrs["seconds"] = float(result.seconds)
         file.attrs["checkpoint"] = result.checkpoint
+        file.attrs["telemetry"] = json.dumps(result.telemetry.to_json())
+        file.attrs["bad_tiles"] = json.dumps(result.bad_tiles[:MOST_NAMED])
         put_coords(file, result.coords, layout="trident")
         file["logits"] = result.logits_NHT.astype(np.float32)
         file["attention"] = result.attention_NHT.astype(np.float32)
@@ -138,6 +147,8 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         probabilities=_probabilities(json.loads(file.attrs["probabilities"])),
         seconds=float(file.attrs["seconds"]),
         checkpoint=str(file.attrs.get("checkpoint", "")),
+        telemetry=SlideTelemetry.from_json(json.loads(file.attrs.get("telemetry", "{}"))),
+        bad_tiles=tuple(str(name) for name in json.loads(file.attrs.get("bad_tiles", "[]"))),
     )
 
 

@@ -1,0 +1,136 @@
+"""A folder of slides: what is read ahead, what is measured, what a damaged tile costs."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import SmallData
+from wsi_ips.config import StreamingConfig
+from wsi_ips.errors import SlideReadError, WsiIpsError
+from wsi_ips.inference.batch import RunFolder, SlideJob, predict_slides
+from wsi_ips.inference.predict import Predictor, PreparedSlide
+from wsi_ips.inference.results import SlideResult, read_result
+from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.folder import find_slides
+from wsi_ips.slides.tiff_reader import TiffReader
+
+
+@pytest.fixture
+def predictor(small_checkpoint: Path) -> Predictor:
+    net, pipeline = load_checkpoint(small_checkpoint)
+    return Predictor(net, pipeline, streaming=StreamingConfig(batch=16), device=torch.device("cpu"))
+
+
+def jobs_of(small_data: SmallData, n: int) -> list[SlideJob]:
+    return [SlideJob(path.stem, path) for path in find_slides(small_data.slides)[:n]]
+
+
+def test_the_next_slide_is_prepared_while_this_one_is_read(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(small_data, 3)
+    prepared = {job.slide_id: threading.Event() for job in jobs}
+    prepare, read = predictor.prepare, predictor.read
+    order = [job.slide_id for job in jobs]
+
+    def watched_prepare(path: Path, *, slide_id: str, mpp: None) -> PreparedSlide:
+        slide = prepare(path, slide_id=slide_id, mpp=mpp)
+        prepared[slide_id].set()
+        return slide
+
+    def watched_read(slide: PreparedSlide, **options: object) -> SlideResult:
+        following = order.index(slide.coords.slide_id) + 1
+        if following < len(order):
+            assert prepared[order[following]].wait(30), "the next slide waits for this one's end"
+        if following + 1 < len(order):
+            assert not prepared[order[following + 1]].is_set(), "only one slide is read ahead"
+        return read(slide, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predictor, "prepare", watched_prepare)
+    monkeypatch.setattr(predictor, "read", watched_read)
+    rows = predict_slides(jobs, predictor, RunFolder(tmp_path))
+    assert [(row.slide_id, row.status) for row in rows] == [(slide_id, "ok") for slide_id in order]
+
+
+def test_a_bad_slide_in_the_middle_is_its_own_failure(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path
+) -> None:
+    first, last = jobs_of(small_data, 2)
+    gone = SlideJob("gone", tmp_path / "gone.tif")
+    rows = predict_slides([first, gone, last], predictor, RunFolder(tmp_path / "out"))
+    assert [row.status for row in rows] == ["ok", "failed", "ok"]
+    assert "gone.tif: no such file" in rows[1].error
+
+
+def test_a_run_that_is_given_up_leaves_no_slide_open_and_no_thread(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[PreparedSlide] = []
+    prepare = predictor.prepare
+    monkeypatch.setattr(
+        predictor, "prepare", lambda *a, **k: (opened.append(prepare(*a, **k)), opened[-1])[1]
+    )
+    first, following, _ = jobs_of(small_data, 3)
+    gone = SlideJob("gone", tmp_path / "gone.tif")
+    with pytest.raises(WsiIpsError, match=r"gone\.tif"):
+        predict_slides([first, gone, following], predictor, RunFolder(tmp_path / "out"), on_error="raise")
+    for slide in opened:
+        with pytest.raises(WsiIpsError, match="closed"):
+            slide.slide.read((0, 0), level=0, size_px=(8, 8))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("wsi_ips")]
+
+
+def test_where_the_time_went_is_kept_with_the_result(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path
+) -> None:
+    seen: list[SlideResult] = []
+    run = RunFolder(tmp_path)
+    (job,) = jobs_of(small_data, 1)
+    predict_slides([job], predictor, run, observe=seen.append)
+    telemetry = read_result(run.attention(job.slide_id)).telemetry
+    assert telemetry == seen[0].telemetry
+    assert telemetry.patches == len(seen[0].coords)
+    for stage in ("open_s", "decode_s", "encode_s", "select_s", "peak_rss_mb"):
+        assert getattr(telemetry, stage) > 0, stage
+    parts = telemetry.open_s + telemetry.encode_s + telemetry.select_s + telemetry.waited_s + telemetry.copy_s
+    assert 0.8 * seen[0].seconds < parts <= seen[0].seconds
+
+
+def test_the_table_names_the_slowest_stage() -> None:
+    two = SlideTelemetry(threads=2, patches=100, decode_s=3.0, encode_s=2.0, waited_s=0.5)
+    assert two.table()[-1] == "slowest: encode"  # three seconds of two threads are one and a half
+    assert SlideTelemetry(threads=1, patches=100, decode_s=3.0, encode_s=2.0).table()[-1] == "slowest: decode"
+    together = SlideTelemetry.total([two, two])
+    assert (together.patches, together.encode_s, together.threads) == (200, 4.0, 2)
+    assert together.waited == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("value", [[], {"decode_s": "x"}, "3"])
+def test_telemetry_of_a_strange_file_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="telemetry"):
+        SlideTelemetry.from_json(value)
+
+
+def test_an_unreadable_tile_is_white_and_told(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The label stands; the row, the result and so the exit code say that not everything was seen."""
+    decode_tile = TiffReader.decode_tile
+
+    def torn(self: TiffReader, level: int, number: int, data: memoryview, out: RgbImage) -> None:
+        if number == 8 and threading.current_thread().name.startswith("wsi_ips-decode"):
+            raise SlideReadError(self.info.path, "tile 8 is torn")
+        decode_tile(self, level, number, data, out)
+
+    monkeypatch.setattr(TiffReader, "decode_tile", torn)
+    monkeypatch.setattr(predictor, "_streaming", StreamingConfig(batch=16, max_bad_tiles=0.5))
+    (job,) = jobs_of(small_data, 1)
+    run = RunFolder(tmp_path)
+    (row,) = predict_slides([job], predictor, run)
+    assert row.status == "ok"
+    assert "1 tiles unreadable, read as white: level" in row.error
+    assert len(read_result(run.attention(job.slide_id)).bad_tiles) == 1
