@@ -48,16 +48,29 @@ class TimmEncoder(nn.Module):
 
     def forward(self, pixels_n3PP: Tensor) -> Tensor:
         """Embeddings (n, D) float. Raises :class:`ConfigError` where the model does not take this P."""
-        scale = 1 / 255 if pixels_n3PP.dtype == torch.uint8 else 1.0
-        x_n3PP = (pixels_n3PP.to(self.mean.dtype) * scale - self.mean) / self.std
+        x_n3PP = self._normalised(pixels_n3PP)
         try:
-            features = self._features(x_n3PP.contiguous(memory_format=torch.channels_last))
+            features = self._features(x_n3PP)
         except AssertionError as error:  # how timm's transformers refuse a size that they were not made for
             raise ConfigError(
                 f"{self._name} does not take patches of {x_n3PP.shape[-1]} px ({error}); set tiling.patch_px"
             ) from None
         embeddings: Tensor = self.projector(features)
         return embeddings
+
+    def _normalised(self, pixels_n3PP: Tensor) -> Tensor:
+        """Float, channels last, as the model was pretrained.
+
+        Worked on rows of interleaved colours: over a channels-last (n, 3, P, P) the same arithmetic runs three
+        numbers at a time and takes as long as a quarter of a small encoder.
+        """
+        largest = 255.0 if pixels_n3PP.dtype == torch.uint8 else 1.0
+        factor_3, shift_3 = 1 / (largest * self.std.flatten()), -self.mean.flatten() / self.std.flatten()
+        pixels_nPP3 = pixels_n3PP.permute(0, 2, 3, 1)
+        n, height, width, _ = pixels_nPP3.shape
+        rows = pixels_nPP3.reshape(n, height, width * 3).to(self.mean.dtype)
+        rows = torch.addcmul(shift_3.repeat(width), rows, factor_3.repeat(width))
+        return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
 
     def _features(self, x_n3PP: Tensor) -> Tensor:
         """The whole network's pooled features, or the stage's map averaged, (n, D)."""
