@@ -1,11 +1,14 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.recipe import DemoJob, FinetuneJob, load_recipe, make_job, shipped_recipe, with_overrides
+from wsi_ips.heatmaps.colours import Colormap
+from wsi_ips.heatmaps.raster import Scale
+from wsi_ips.recipe import DemoJob, FinetuneJob, Job, load_recipe, make_job, shipped_recipe, with_overrides
 
 PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 
@@ -57,6 +60,44 @@ def test_a_wrong_recipe_is_refused_by_the_name_of_the_key(values: dict[str, obje
         make_job(values, source="r.yaml")
     assert str(caught.value).startswith("r.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+def overlay_job(**values: object) -> Job:
+    return make_job({"command": "overlay", "run": "r", **values}, source="r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"colormap": "jet"}, "colormap: .*blue_yellow"),
+        ({"scale": "log"}, "scale: "),
+        ({"head": -1}, "head: "),
+        ({"query": -1}, "query: "),
+        ({"task": "label", "query": 0}, "give one of them"),
+        ({"low": 60, "high": 40}, "low 60 must be below high 40"),
+        ({"low": 100}, "low 100 must be below high 100"),
+        ({"high": 101}, "percentiles, 0 to 100"),
+        ({"low": -1}, "percentiles, 0 to 100"),
+        ({"scale": "absolute", "low": 0.2, "high": 0.2}, "low 0.2 must be below high 0.2"),
+        ({"scale": "absolute", "low": float("nan")}, "low: "),
+        ({"side_px": 0}, "side_px: "),
+        ({"side_px": 10**6}, "side_px: "),
+        ({"alpha": 1.5}, "alpha: "),
+    ],
+)
+def test_an_overlay_that_cannot_be_drawn_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        overlay_job(**values)
+    assert str(caught.value).startswith("r.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_colour_map_and_scale_can_be_asked_for() -> None:
+    for colormap in get_args(Colormap):
+        for scale in get_args(Scale):
+            overlay_job(colormap=colormap, scale=scale)
+    overlay_job(scale="absolute", low=-3)
+    overlay_job(scale="absolute", high=2000)
 
 
 @pytest.mark.parametrize("override", ["training.epochs", "=3", "out.deeper=1", "x=[unclosed"])

@@ -38,7 +38,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.")
 ]
 Layout = Annotated[str | None, typer.Option(help="HDF5 layout: clam (default) or trident.")]
-Scale = Annotated[str, typer.Option(help="Colours by percentile or by absolute value.")]
+COLOUR_END = "{} end of the colours: a percentile, or a raw value with --scale absolute."
 
 
 def _version(wanted: bool) -> None:
@@ -145,12 +145,20 @@ def overlay(
     run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
     slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/overlays.")] = None,
-    side_px: Annotated[int, typer.Option(help="Longest side of the picture, in pixels.")] = 2048,
-    alpha: Annotated[float, typer.Option(help="Opacity of the heat, 0 to 1.")] = 0.5,
-    scale: Scale = "percentile",
+    task: Annotated[str | None, typer.Option(help="A task's attention; default: mean over queries.")] = None,
+    query: Annotated[int | None, typer.Option(help="The same by the query's index, from 0.")] = None,
+    head: Annotated[int | None, typer.Option(help="One head, from 0; default: mean over heads.")] = None,
+    side_px: Annotated[int | None, typer.Option(help="Longest side in pixels (default 2048).")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Opacity of the heat, 0 to 1 (default 0.5).")] = None,
+    colormap: Annotated[str | None, typer.Option(help="blue_yellow (default) or blue_red.")] = None,
+    scale: Annotated[str | None, typer.Option(help="percentile (default) or absolute.")] = None,
+    low: Annotated[float | None, typer.Option(help=COLOUR_END.format("Low"))] = None,
+    high: Annotated[float | None, typer.Option(help=COLOUR_END.format("High"))] = None,
 ) -> None:
     """Draw overlays from stored attention; no model is needed."""
-    flags = {"run": run, "slides": slides, "out": out, "side_px": side_px, "alpha": alpha, "scale": scale}
+    flags = {"run": run, "slides": slides, "out": out, "task": task, "query": query, "head": head,
+             "side_px": side_px, "alpha": alpha, "colormap": colormap, "scale": scale, "low": low,
+             "high": high}  # fmt: skip
     _run("overlay", flags)
 
 

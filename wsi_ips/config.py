@@ -3,6 +3,7 @@
 A part of the program receives its own section, never the whole configuration.
 """
 
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Annotated, Literal, Self
 
@@ -18,6 +19,9 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+LARGEST_OVERLAY_PX = 16_384
+"""Longest side of an overlay: a gigabyte of pixels, and the most that viewers open."""
 
 
 class Section(BaseModel):
@@ -141,6 +145,11 @@ class TaskConfig(Section):
         if self.activation == "softmax" and len(self.classes) < 2:
             raise ValueError(f"task {self.name}: softmax needs two classes or more")
         return self
+
+
+def task_queries(tasks: Sequence[TaskConfig]) -> dict[str, int]:
+    """{task: the query token that it reads}: the one that its config names, or that of its own place."""
+    return {task.name: place if task.token is None else task.token for place, task in enumerate(tasks)}
 
 
 class ModelConfig(Section):

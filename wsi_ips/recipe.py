@@ -6,20 +6,31 @@ where the command is run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
     BeforeValidator,
     Field,
+    FiniteFloat,
     InstanceOf,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
-from wsi_ips.config import DemoConfig, FinetuneConfig, Section, StreamingConfig, TilingConfig
+from wsi_ips.config import (
+    LARGEST_OVERLAY_PX,
+    DemoConfig,
+    FinetuneConfig,
+    Fraction,
+    Section,
+    StreamingConfig,
+    TilingConfig,
+)
 from wsi_ips.errors import ConfigError
 from wsi_ips.location import Url, locate
 
@@ -84,9 +95,37 @@ class OverlayJob(Section):
     """Where the slides are now; none: where ``predict`` read them."""
     out: Path | None = None
     """None: ``overlays/`` in ``run``."""
-    side_px: PositiveInt = 2048
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    task: str | None = None
+    """Whose attention: that of the query which this task reads; none: the mean over all queries."""
+    query: NonNegativeInt | None = None
+    """The same by the query's index."""
+    head: NonNegativeInt | None = None
+    """Of this attention head; none: the mean over all heads."""
+    side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
+    """Longest side of the slide's picture; a smaller slide is not enlarged."""
+    alpha: Fraction = 0.5
+    """Opacity of the heat."""
+    colormap: Literal["blue_yellow", "blue_red"] = "blue_yellow"
     scale: Literal["percentile", "absolute"] = "percentile"
+    """Colours by a patch's rank in its slide, or by the raw value."""
+    low: FiniteFloat | None = None
+    """What the low end of the colours stands for: a percentile (none: 0) or, absolute, a raw value (none: the
+    slide's smallest)."""
+    high: FiniteFloat | None = None
+    """The high end (none: 100, or the slide's largest value)."""
+
+    @model_validator(mode="after")
+    def _choices_can_be(self) -> Self:
+        if self.task is not None and self.query is not None:
+            raise ValueError("task and query name the same thing: give one of them")
+        low, high = self.low, self.high
+        if self.scale == "percentile":
+            low, high = 0 if low is None else low, 100 if high is None else high
+            if low < 0 or high > 100:
+                raise ValueError(f"low and high are percentiles, 0 to 100, not {low:g} and {high:g}")
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"low {low:g} must be below high {high:g}")
+        return self
 
 
 class DemoJob(DemoConfig):

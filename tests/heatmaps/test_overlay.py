@@ -1,5 +1,6 @@
 """Heat lies exactly on the patches it belongs to, and the image says what it shows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.heatmaps.test_legend import drawn_words
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.colours import colour_table
-from wsi_ips.heatmaps.overlay import attention_map, draw_overlay, write_overlay
+from wsi_ips.heatmaps.overlay import attention_map, draw_overlay, query_of_task, write_overlay
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.memory_reader import MemoryReader
@@ -181,6 +182,35 @@ def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) ->
     words.clear()
     draw_overlay(MemoryReader(grey_slide((64, 64))), result)
     assert words[1].startswith("Attention, mean over queries, mean over 3 heads; 4 patches")
+
+
+def test_a_task_s_attention_is_that_of_the_query_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = drawn_words(monkeypatch)
+    attention = np.random.default_rng(0).random((4, 1, 2)).astype(np.float32)
+    result = replace(
+        result_of(coords_of((64, 64), patch_px=32, slide_mpp=0.5), attention),
+        probabilities={"grade": {"a": 1.0}, "label": {"b": 1.0}},
+    )
+    swapped = replace(result, task_queries={"grade": 1, "label": 0})
+    assert [query_of_task(swapped, task) for task in ("grade", "label")] == [1, 0]
+    draw_overlay(MemoryReader(grey_slide((64, 64))), swapped, query=1)
+    assert words[1].startswith("Attention, task grade; 4 patches")
+    assert [query_of_task(result, task) for task in ("grade", "label")] == [0, 1], "in order, where unsaid"
+    with pytest.raises(ConfigError, match="task 'x' is not there: slide_01 has grade, label"):
+        query_of_task(result, "x")
+
+
+def test_tasks_may_share_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = drawn_words(monkeypatch)
+    coords = coords_of((64, 64), patch_px=32, slide_mpp=0.5)
+    two = {"grade": {"a": 1.0}, "label": {"b": 1.0}}
+    result = replace(result_of(coords, np.ones(4)), probabilities=two)
+    assert [query_of_task(result, task) for task in two] == [0, 0]
+    draw_overlay(MemoryReader(grey_slide((64, 64))), result)
+    assert words[1].startswith("Attention, task grade and label; 4 patches")
+    three_queries = replace(result_of(coords, np.ones((4, 1, 3))), probabilities=two)
+    with pytest.raises(ConfigError, match="does not say which query"):
+        query_of_task(three_queries, "label")
 
 
 def test_outlines_are_drawn_and_stay_inside() -> None:

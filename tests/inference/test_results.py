@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
@@ -177,6 +177,25 @@ def test_every_attribute_is_needed(written: Path, attribute: str) -> None:
     with h5py.File(written, "r+") as file:
         del file.attrs[attribute]
     assert attribute in refused(written)
+
+
+def test_which_query_a_task_reads_comes_back(tmp_path: Path) -> None:
+    result = replace(result_of(), task_queries={"label": 2, "stage": 0})
+    write_result(tmp_path / "r.h5", result)
+    assert read_result(tmp_path / "r.h5").task_queries == {"label": 2, "stage": 0}
+
+
+def test_files_of_earlier_versions_do_not_say_which_query_a_task_reads(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        del file.attrs["task_queries"]
+    assert read_result(written).task_queries == {}
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"label": "0"}', '{"label": 3}', '{"label": -1}', "{"])
+def test_broken_task_queries_are_refused(written: Path, text: str) -> None:
+    with h5py.File(written, "r+") as file:
+        file.attrs["task_queries"] = text
+    refused(written)
 
 
 def test_text_where_numbers_belong_is_refused(written: Path) -> None:

@@ -62,7 +62,7 @@ class ScaleBar:
 
     @property
     def label(self) -> str:
-        # "um": Pillow's own font has no µ.
+        # "um": Pillow's own font has neither U+00B5 nor U+03BC.
         return f"{self.length_um / 1000:g} mm" if self.length_um >= 1000 else f"{self.length_um:g} um"
 
 

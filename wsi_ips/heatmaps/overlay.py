@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from shapely import Polygon
 
+from wsi_ips.config import LARGEST_OVERLAY_PX
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.colours import Colormap, colour_table, colourise
@@ -28,7 +29,6 @@ from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.picture import slide_picture
 
-LARGEST_SIDE_PX = 16_384
 TICKS_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 OUTLINE, HALO = (20, 20, 20), (255, 255, 255)
 
@@ -78,6 +78,18 @@ def attention_map(
     return np.asarray(mean_N, np.float32)
 
 
+def query_of_task(result: SlideResult, task: str) -> int:
+    """The query that ``task`` reads. Raises :class:`ConfigError` for a task that is not there."""
+    queries = _task_queries(result)
+    if task not in result.probabilities:
+        raise ConfigError(
+            f"task {task!r} is not there: {result.coords.slide_id} has {', '.join(result.probabilities)}"
+        )
+    if task not in queries:
+        raise ConfigError(f"{result.coords.slide_id} does not say which query task {task!r} reads; name it")
+    return queries[task]
+
+
 def draw_overlay(
     slide: SlideReader,
     result: SlideResult,
@@ -110,8 +122,7 @@ def draw_overlay(
     display_N = display_values(values_N, scale=scale, low=low, high=high)
     picture = slide_picture(slide, canvas_size(l0_size, l0_per_px), l0_per_px=l0_per_px)
     table = colour_table(colormap)
-    _blend(picture, _canvas(coords, display_N, l0_per_px), table, alpha)
-    image = Image.fromarray(picture)
+    image = _blend(picture, _canvas(coords, display_N, l0_per_px), table, alpha)
     _draw_outlines(image, outlines, l0_per_px)
     shown = _shown(result, query=query, head=head)
     legend = Legend(
@@ -126,6 +137,7 @@ def draw_overlay(
         **_facts(coords, values_N, picture_px=image.size, l0_per_px=l0_per_px),
         "shown": shown,
         "scale": f"{scale} {low!r} {high!r}",
+        "colormap": colormap,
     }
     return Overlay(add_legend(image, legend), image.size, l0_per_px, facts)
 
@@ -143,8 +155,10 @@ def write_overlay(
 
 
 def _check_options(*, alpha: float, side_px: int) -> None:
-    if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_SIDE_PX:
-        raise ConfigError(f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_SIDE_PX}")
+    if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_OVERLAY_PX:
+        raise ConfigError(
+            f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_OVERLAY_PX}"
+        )
 
 
 def _check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
@@ -225,16 +239,26 @@ def _ticks(values_N: NDArray[np.float32], *, scale: Scale, low: float, high: flo
 
 
 def _shown(result: SlideResult, *, query: int | None, head: int | None) -> str:
-    """In words: whose attention. Each task reads with its own query, in the model's order."""
+    """In words: whose attention."""
     heads, queries = result.attention_NHT.shape[1:]
-    tasks = list(result.probabilities)
     of_query = "mean over queries"
     if query is not None or queries == 1:
         index = query or 0
-        of_query = f"task {tasks[index]}" if len(tasks) == queries else f"query {index}"
+        readers = [task for task, its_query in _task_queries(result).items() if its_query == index]
+        of_query = f"task {' and '.join(readers)}" if readers else f"query {index}"
     if heads == 1:
         return f"Attention, {of_query}"
     return f"Attention, {of_query}, " + (f"mean over {heads} heads" if head is None else f"head {head}")
+
+
+def _task_queries(result: SlideResult) -> Mapping[str, int]:
+    """{task: query}, as far as it is known: files of earlier versions have the tasks' order only."""
+    tasks, queries = result.probabilities, result.attention_NHT.shape[2]
+    if result.task_queries:
+        return result.task_queries
+    if queries == 1:
+        return dict.fromkeys(tasks, 0)
+    return {task: place for place, task in enumerate(tasks)} if len(tasks) == queries else {}
 
 
 def _evenly(n_patches: int) -> str:

@@ -95,7 +95,7 @@ def scale_ends(
         ends = smallest if low is None else float(low), largest if high is None else float(high)
         valid = ends[0] <= ends[1]
     if not valid:
-        raise ConfigError(f"a {scale} colour scale cannot go from {ends[0]:g} to {ends[1]:g}")
+        raise ConfigError(f"the {scale} colour scale cannot go from {ends[0]:g} to {ends[1]:g}")
     return ends
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wsi_ips.config import PipelineConfig, StreamingConfig
+from wsi_ips.config import PipelineConfig, StreamingConfig, task_queries
 from wsi_ips.errors import NoTissue
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
@@ -101,6 +101,7 @@ class Predictor:
                 )
             },
             seconds=prepared.seconds + time.perf_counter() - started,
+            task_queries=task_queries(self.pipeline.model.tasks),
             checkpoint=self._checkpoint,
             telemetry=telemetry,
             bad_tiles=tuple(stream.telemetry.bad_tiles),

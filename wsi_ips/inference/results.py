@@ -9,8 +9,9 @@ patches) and beside it the datasets
     kept_scores    (M,) float32, their selection scores
 
 and the root attributes ``schema_version``, ``slide_id``, ``slide_path``, ``probabilities`` (JSON, {task:
-{class: probability}}), ``seconds``, ``checkpoint``, ``telemetry`` (JSON, {stage: number}) and ``bad_tiles``
-(JSON, the names of tiles that were unreadable and white); files without the last two can be read.
+{class: probability}}), ``seconds``, ``checkpoint``, ``telemetry`` (JSON, {stage: number}), ``bad_tiles``
+(JSON, the names of tiles that were unreadable and white) and ``task_queries`` (JSON, {task: the query that it
+reads}); files without the last three can be read.
 It is not compressed: gzip saves 7 % of such floats at 60 times the writing time (250 000 patches, 8 heads:
 16.0 MB in 7 ms).
 
@@ -65,7 +66,8 @@ class SlideResult:
     coords: the N patches. logits_NHT: float32, pre-softmax. attention_NHT: float32, sums to 1 over N per head
     and query. kept_ids_M: int64 raster indices in memory order, kept_scores_M their selection scores.
     slide_path: as it was given. seconds: the whole slide's. checkpoint: fingerprint of the weights, may be
-    empty. Raises ``ValueError`` for lengths that do not fit together.
+    empty. task_queries: {task: the query that it reads}, empty where unknown. Raises ``ValueError`` for parts
+    that do not fit together.
     """
 
     slide_path: str
@@ -79,6 +81,7 @@ class SlideResult:
     checkpoint: str = ""
     telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
     bad_tiles: tuple[str, ...] = ()
+    task_queries: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.logits_NHT.ndim != 3 or self.logits_NHT.shape != self.attention_NHT.shape:
@@ -89,6 +92,9 @@ class SlideResult:
             raise ValueError(f"{self.kept_ids_M.shape} kept ids, {self.kept_scores_M.shape} scores")
         if not np.isin(self.kept_ids_M, self.coords.ids_N).all():
             raise ValueError("a kept patch is not one of the slide's patches")
+        queries = range(self.logits_NHT.shape[2])
+        if not all(query in queries for query in self.task_queries.values()):
+            raise ValueError(f"task_queries {dict(self.task_queries)} for {len(queries)} queries")
 
 
 def write_result(path: Path, result: SlideResult) -> None:
@@ -100,6 +106,7 @@ def write_result(path: Path, result: SlideResult) -> None:
         file.attrs["probabilities"] = json.dumps(
             {task: dict(classes) for task, classes in result.probabilities.items()}
         )
+        file.attrs["task_queries"] = json.dumps(dict(result.task_queries))
         file.attrs["seconds"] = float(result.seconds)
         file.attrs["checkpoint"] = result.checkpoint
         file.attrs["telemetry"] = json.dumps(result.telemetry.to_json())
@@ -149,6 +156,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         checkpoint=str(file.attrs.get("checkpoint", "")),
         telemetry=SlideTelemetry.from_json(json.loads(file.attrs.get("telemetry", "{}"))),
         bad_tiles=tuple(str(name) for name in json.loads(file.attrs.get("bad_tiles", "[]"))),
+        task_queries=_task_queries(json.loads(file.attrs.get("task_queries", "{}"))),
     )
 
 
@@ -172,6 +180,12 @@ def _probabilities(value: Any) -> dict[str, dict[str, float]]:
     if not isinstance(value, dict) or not all(isinstance(classes, dict) for classes in value.values()):
         raise ValueError("probabilities are not {task: {class: probability}}")
     return {task: {name: float(p) for name, p in classes.items()} for task, classes in value.items()}
+
+
+def _task_queries(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or not all(type(query) is int for query in value.values()):
+        raise ValueError("task_queries are not {task: query}")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

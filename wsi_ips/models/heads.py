@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import TaskConfig, task_queries
 
 
 class Heads(nn.Module):
@@ -16,7 +16,7 @@ class Heads(nn.Module):
     def __init__(self, dim: int, tasks: Sequence[TaskConfig]) -> None:
         super().__init__()
         self._tasks = tuple(tasks)
-        self._tokens = [place if task.token is None else task.token for place, task in enumerate(tasks)]
+        self._tokens = list(task_queries(tasks).values())
         self.queries = max(self._tokens) + 1
         self.layers = nn.ModuleList(nn.Linear(dim, len(task.classes)) for task in tasks)
 
