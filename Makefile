@@ -32,8 +32,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
-	$(BIN)/python benchmarks/predict_speed.py
+SLIDE ?= gigapixel.tif
+
+bench: $(READY) $(SLIDE)
+	$(BIN)/python benchmarks/stream.py $(SLIDE)
+	$(BIN)/python benchmarks/memory.py $(SLIDE)
+	$(BIN)/python benchmarks/ips_pass.py $(SLIDE)
+
+$(SLIDE): | $(READY)
+	$(BIN)/python benchmarks/make_gigapixel.py $@
 
 clean:
 	rm -rf $(VENV) demo_run
