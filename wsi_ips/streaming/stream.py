@@ -107,17 +107,20 @@ class PatchStream:
         # A chunk is one thread's work, since there are more of them; only one alone (the kept patches) is split.
         shares = self._config.threads if len(rows_N) <= batch else 1
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix="wsi_ips-decode")
+
+        def refill() -> None:
+            while (
+                len(in_flight) < self._config.chunks_in_flight and (start := next(starts, None)) is not None
+            ):
+                rows = rows_N[start : start + batch]
+                in_flight.append(self._submit(pool, source, start, rows, shares=shares))
+
         try:
-            while True:
-                while (
-                    len(in_flight) < self._config.chunks_in_flight
-                    and (start := next(starts, None)) is not None
-                ):
-                    rows = rows_N[start : start + batch]
-                    in_flight.append(self._submit(pool, source, start, rows, shares=shares))
-                if not in_flight:
-                    return
-                yield self._finish(in_flight.popleft(), copies)
+            refill()
+            while in_flight:
+                chunk = self._finish(in_flight.popleft(), copies)
+                refill()  # before the consumer works: no decoder waits for it
+                yield chunk
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self.telemetry.bad_tiles += bad.names
@@ -148,9 +151,11 @@ class PatchStream:
         # More rows than a chunk has (kept patches, read again) get memory of their own.
         own = n > self._config.batch
         pixels_nPPC = np.empty((n, patch_px, patch_px, 3), np.uint8) if own else self._pool.take()[:n]
-        edges = np.linspace(0, n, min(shares, n) + 1).astype(int).tolist()
+        edges = [n * share // shares for share in range(shares + 1)]
         decoding = [
-            pool.submit(source.fill, start + first, pixels_nPPC[first:end]) for first, end in pairwise(edges)
+            pool.submit(source.fill, start + first, pixels_nPPC[first:end])
+            for first, end in pairwise(edges)
+            if first < end
         ]
         return _ChunkInFlight(rows, pixels_nPPC, decoding)
 

@@ -51,7 +51,7 @@ class TileSource:
         self._plans: dict[int, _Plan] = {}
         self._planning = Lock()
         uses = tile_uses(region, l0_xy_N2, self.grid)
-        self._used_once = uses == 1  # the store counts down its own copy
+        self._used_once = uses == 1  # remembered, because the store counts ``uses`` down
         bad.expect(int(np.count_nonzero(uses)))
         width, height = self.grid.tile_size
         # Pillow works on four channels; a level that fits needs no Pillow.
