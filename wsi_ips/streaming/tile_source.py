@@ -156,12 +156,17 @@ class _Share:
                 self.read_patch(boxes[place], ranges[place], into_nPPC[place], inset=insets[place])
 
     def _decode_in_place(self, numbers: list[int], places: list[int], into_nPPC: NDArray[np.uint8]) -> None:
-        """Tiles that are patches."""
+        """Tiles that are patches. A short loop: what it holds of the interpreter's lock, other threads lack."""
         self._fetch(numbers)
+        decode, level, stored = self._source.slide.decode_tile, self._level, self._stored
         started = perf_counter()
         for number, place in zip(numbers, places, strict=True):
-            self._decode(number, into_nPPC[place])
+            try:
+                decode(level, number, stored.pop(number), into_nPPC[place])
+            except SlideReadError:
+                self._decode_again(number, into_nPPC[place])
         self.work.decode_s += perf_counter() - started
+        self.work.tiles_decoded += len(numbers)
         self.work.tile_uses += len(numbers)
 
     def _fetch(self, numbers: list[int]) -> None:
@@ -215,25 +220,26 @@ class _Share:
         self.work.tile_uses += len(numbers)
 
     def _decode_shared(self, number: int, out: RgbImage) -> None:
+        data = self._bytes(number)
         started = perf_counter()
-        self._decode(number, out)
+        try:
+            self._source.slide.decode_tile(self._level, number, data, out)
+        except SlideReadError:
+            self._decode_again(number, out)
         self.work.decode_s += perf_counter() - started
-
-    def _decode(self, number: int, out: RgbImage) -> None:
-        """Once; a second time on a reopened file; then white."""
-        source = self._source
         self.work.tiles_decoded += 1
+
+    def _decode_again(self, number: int, out: RgbImage) -> None:
+        """A second time, on a reopened file; then white."""
+        source = self._source
+        source.slide.reopen()
+        self._fetch([number])
         try:
             source.slide.decode_tile(self._level, number, self._bytes(number), out)
-        except SlideReadError:
-            source.slide.reopen()
-            self._fetch([number])
-            try:
-                source.slide.decode_tile(self._level, number, self._bytes(number), out)
-            except SlideReadError as error:
-                out[:] = WHITE
-                row, col = divmod(number, source.grid.cols)
-                source.bad.add(f"level {self._level} tile ({col}, {row})", error)
+        except SlideReadError as error:
+            out[:] = WHITE
+            row, col = divmod(number, source.grid.cols)
+            source.bad.add(f"level {self._level} tile ({col}, {row})", error)
 
     def _bytes(self, number: int) -> memoryview:
         if number not in self._stored:  # it was in the store when the others were fetched, and is gone since
