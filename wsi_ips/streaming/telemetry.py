@@ -36,8 +36,3 @@ class StreamTelemetry:
         self.tile_uses += other.tile_uses
         self.tiles_decoded += other.tiles_decoded
         self.bad_tiles += other.bad_tiles
-
-    @property
-    def cache_hits(self) -> float:
-        """Share of tile uses that found the tile decoded."""
-        return 1 - self.tiles_decoded / self.tile_uses if self.tile_uses else 0.0
