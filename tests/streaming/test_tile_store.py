@@ -69,8 +69,34 @@ def test_a_failure_reaches_those_who_wait() -> None:
     store = TileStore(np.array([2], np.int32), tile_shape=SHAPE, tiles=4)
     with pytest.raises(OSError, match="gone"):
         store.borrow([0], broken)
-    with pytest.raises(RuntimeError, match="given up"):
+    with pytest.raises(OSError, match="gone"):
         store.borrow([0], broken)
+
+
+def test_a_failure_gives_up_the_other_tiles_that_were_claimed_with_it() -> None:
+    """A thread that waits for one of them would wait for ever."""
+    claimed, seen = threading.Event(), []
+
+    def broken(number: int, out: np.ndarray) -> None:
+        claimed.set()
+        time.sleep(0.05)
+        raise OSError("gone")
+
+    def borrow(numbers: list[int]) -> None:
+        try:
+            store.borrow(numbers, broken)
+        except OSError as error:
+            seen.append(str(error))
+
+    store = TileStore(np.array([2, 2], np.int32), tile_shape=SHAPE, tiles=8)
+    first = threading.Thread(target=borrow, args=([0, 1],), daemon=True)
+    first.start()
+    assert claimed.wait(5)
+    waiting = threading.Thread(target=borrow, args=([1],), daemon=True)
+    waiting.start()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert seen == ["gone", "gone"]
 
 
 def test_a_tile_on_loan_keeps_its_pixels_when_the_store_forgets_it() -> None:

@@ -140,20 +140,21 @@ class _Share:
     def read(self, plan: _Plan, rows: slice, into_nPPC: NDArray[np.uint8]) -> None:
         """The patches of these rows of ``plan``."""
         own_n = plan.own_n[rows]
-        shared_n = np.flatnonzero(own_n < 0)
-        if len(shared_n) < len(own_n):
-            places = np.flatnonzero(own_n >= 0)
-            self._decode_in_place(own_n[places].tolist(), places.tolist(), into_nPPC)
-        if len(shared_n):
-            spans = plan.spans.rows(rows)
-            self._fetch([n for n in spans.numbers(self._source.grid).tolist() if self._source.store.lacks(n)])
-            boxes, ranges, insets = (
-                plan.boxes_n4[rows].tolist(),
-                spans.ranges(),
-                plan.insets_n2[rows].tolist(),
-            )
-            for place in shared_n.tolist():
-                self.read_patch(boxes[place], ranges[place], into_nPPC[place], inset=insets[place])
+        own, shared = np.flatnonzero(own_n >= 0), np.flatnonzero(own_n < 0)
+        if len(own):
+            self._decode_in_place(own_n[own].tolist(), own.tolist(), into_nPPC)
+        if len(shared):
+            self._assemble_all(plan, rows.start + shared, shared.tolist(), into_nPPC)
+
+    def _assemble_all(
+        self, plan: _Plan, rows_k: NDArray[np.int64], places: list[int], into_nPPC: NDArray[np.uint8]
+    ) -> None:
+        """Patches that share tiles with others, or lie across several."""
+        spans = plan.spans.rows(rows_k)
+        self._fetch([n for n in spans.numbers(self._source.grid).tolist() if self._source.store.lacks(n)])
+        boxes, insets = plan.boxes_n4[rows_k].tolist(), plan.insets_n2[rows_k].tolist()
+        for place, box, span, inset in zip(places, boxes, spans.ranges(), insets, strict=True):
+            self._read_patch(box, span, into_nPPC[place], inset=inset)
 
     def _decode_in_place(self, numbers: list[int], places: list[int], into_nPPC: NDArray[np.uint8]) -> None:
         """Tiles that are patches. A short loop: what it holds of the interpreter's lock, other threads lack."""
@@ -175,7 +176,7 @@ class _Share:
         self._stored.update(zip(numbers, self._source.slide.fetch_tiles(self._level, numbers), strict=True))
         self.work.read_s += perf_counter() - started
 
-    def read_patch(
+    def _read_patch(
         self, box: list[int], span: tuple[int, int, int, int], into: RgbImage, *, inset: list[float]
     ) -> None:
         """box: left, top, width, height on the level; span: the tile columns and rows under it."""

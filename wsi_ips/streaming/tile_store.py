@@ -18,21 +18,22 @@ class Tile:
     Hold the tile itself, not only its pixels, for as long as they are looked at.
     """
 
-    __slots__ = ("_free", "busy", "pixels", "ready")
+    __slots__ = ("_free", "busy", "error", "pixels", "ready")
 
     def __init__(self, pixels: RgbImage, free: deque[RgbImage]) -> None:
         self.pixels = pixels
         self.ready = False
+        self.error: BaseException | None = None
         self.busy = Lock()
         self.busy.acquire()
         self._free = free
 
     def wait(self) -> None:
-        """Until the thread that decodes it is done. Raises ``RuntimeError`` if that failed."""
+        """Until the thread that decodes it is done. Raises what that thread raised, if it gave the tile up."""
         with self.busy:
             pass
-        if not self.ready:
-            raise RuntimeError("a tile was given up by the thread that decoded it")
+        if self.error is not None:
+            raise self.error
 
     def __del__(self) -> None:
         self._free.append(self.pixels)
@@ -70,7 +71,7 @@ class TileStore:
     def borrow(self, numbers: Sequence[int], decode: Callable[[int, RgbImage], None]) -> list[Tile]:
         """The tiles, their pixels not to be written to; ``decode(number, out)`` fills those that nobody has yet.
 
-        Raises what ``decode`` raises.
+        Raises what ``decode`` raises, for everyone who waits for one of these tiles.
         """
         tiles: list[Tile] = []
         mine: list[tuple[int, Tile]] = []
@@ -88,12 +89,18 @@ class TileStore:
                     del recent[number]
                 tiles.append(tile)
         # One's own first, then waiting for others: nobody waits for someone who waits.
-        for number, tile in mine:
-            try:
+        try:
+            for number, tile in mine:
                 decode(number, tile.pixels)
                 tile.ready = True
-            finally:
                 tile.busy.release()
+        except BaseException as error:
+            # The claimed tiles that come after are given up too: others may be waiting for them already.
+            for _, tile in mine:
+                if not tile.ready:
+                    tile.error = error
+                    tile.busy.release()
+            raise
         for tile in tiles:
             if not tile.ready:
                 tile.wait()

@@ -33,7 +33,7 @@ class TileSpans:
         end_row = np.clip((top + height - 1) // tile_height + 1, first_row, grid.rows)
         return cls(first_col, end_col, first_row, end_row)
 
-    def rows(self, rows: slice) -> "TileSpans":
+    def rows(self, rows: NDArray[np.int64]) -> "TileSpans":
         """Those of some of the patches."""
         return TileSpans(
             self.first_col_n[rows], self.end_col_n[rows], self.first_row_n[rows], self.end_row_n[rows]
