@@ -102,6 +102,20 @@ def test_tiles_that_nobody_touches_are_not_decoded(slide_path: Path) -> None:
         assert sorted(slide.decoded) == [0, 7, 13]
 
 
+def test_a_chunk_of_whole_and_shared_tiles_fetches_each_once(
+    slide_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coords = every_patch(size=SIZE, patch_px=256)
+    coords.l0_xy_N2[7] += 10  # lies across four tiles, three of which are others' patches
+    fetched: Counter[int] = Counter()
+    with TiffReader(slide_path) as slide:
+        fetch = slide.fetch_tiles
+        monkeypatch.setattr(slide, "fetch_tiles", lambda level, ns: (fetched.update(ns), fetch(level, ns))[1])
+        streamed(slide, coords, threads=1, batch=len(coords))
+    assert set(fetched) == set(range(len(coords)))
+    assert set(fetched.values()) == {1}
+
+
 @pytest.mark.parametrize("patch_mpp", [0.5, 0.8])
 def test_a_small_cache_decodes_more_and_shows_the_same(slide_path: Path, patch_mpp: float) -> None:
     coords = moved(every_patch(size=SIZE, patch_px=150, patch_mpp=patch_mpp), (31, 77))
