@@ -122,17 +122,13 @@ def every_cell(slide: Any, *, patches: int) -> Any:
     grid = PatchGrid.cover(slide.info.l0_size, slide_mpp=mpp, tiling=tiling)
     cells = grid.g_cols * grid.g_rows
     ids_N = np.arange(min(patches, cells) if patches else cells, dtype=np.int64)
-    return PatchCoords(
+    return PatchCoords.on_grid(
+        grid,
+        ids_N,
         slide_id="benchmark",
         l0_size=slide.info.l0_size,
         slide_mpp=mpp,
-        patch_px=tiling.patch_px,
-        patch_mpp=mpp,
-        overlap_px=0,
-        l0_patch=grid.l0_patch,
-        g_size=(grid.g_cols, grid.g_rows),
-        ids_N=ids_N,
-        l0_xy_N2=grid.l0_corners(ids_N),
+        tiling=tiling,
         tissue_N=np.ones(len(ids_N), np.float32),
     )
 

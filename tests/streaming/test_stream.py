@@ -29,17 +29,13 @@ def every_patch(
     tiling = TilingConfig(patch_px=patch_px, patch_mpp=patch_mpp)
     grid = PatchGrid.cover(size, slide_mpp=Mpp(mpp), tiling=tiling)
     ids_N = np.arange(grid.g_cols * grid.g_rows, dtype=np.int64)
-    return PatchCoords(
+    return PatchCoords.on_grid(
+        grid,
+        ids_N,
         slide_id="drawn",
         l0_size=size,
         slide_mpp=Mpp(mpp),
-        patch_px=patch_px,
-        patch_mpp=Mpp(patch_mpp),
-        overlap_px=0,
-        l0_patch=grid.l0_patch,
-        g_size=(grid.g_cols, grid.g_rows),
-        ids_N=ids_N,
-        l0_xy_N2=grid.l0_corners(ids_N),
+        tiling=tiling,
         tissue_N=np.ones(len(ids_N), np.float32),
     )
 

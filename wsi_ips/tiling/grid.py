@@ -75,6 +75,33 @@ class PatchCoords:
     l0_xy_N2: NDArray[np.int64]
     tissue_N: NDArray[np.float32]
 
+    @classmethod
+    def on_grid(
+        cls,
+        grid: PatchGrid,
+        ids_N: NDArray[np.int64],
+        *,
+        slide_id: str,
+        l0_size: Size,
+        slide_mpp: Mpp,
+        tiling: TilingConfig,
+        tissue_N: NDArray[np.float32],
+    ) -> Self:
+        """These cells of a grid that was laid with the same resolution and ``tiling``."""
+        return cls(
+            slide_id=slide_id,
+            l0_size=l0_size,
+            slide_mpp=slide_mpp,
+            patch_px=tiling.patch_px,
+            patch_mpp=Mpp(tiling.patch_mpp),
+            overlap_px=tiling.overlap_px,
+            l0_patch=grid.l0_patch,
+            g_size=(grid.g_cols, grid.g_rows),
+            ids_N=ids_N,
+            l0_xy_N2=grid.l0_corners(ids_N),
+            tissue_N=tissue_N,
+        )
+
     def __len__(self) -> int:
         return len(self.ids_N)
 

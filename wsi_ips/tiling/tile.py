@@ -22,17 +22,13 @@ def tile_slide(
     mask = find_tissue(slide, config.tissue, mpp=slide_mpp)
     share = tissue_share(mask, grid)
     ids_N = np.flatnonzero((share >= config.min_tissue) & (share > 0)).astype(np.int64)
-    coords = PatchCoords(
+    coords = PatchCoords.on_grid(
+        grid,
+        ids_N,
         slide_id=slide_id,
         l0_size=slide.info.l0_size,
         slide_mpp=slide_mpp,
-        patch_px=config.patch_px,
-        patch_mpp=Mpp(config.patch_mpp),
-        overlap_px=config.overlap_px,
-        l0_patch=grid.l0_patch,
-        g_size=(grid.g_cols, grid.g_rows),
-        ids_N=ids_N,
-        l0_xy_N2=grid.l0_corners(ids_N),
+        tiling=config,
         tissue_N=share[ids_N].astype(np.float32),
     )
     return coords, mask
