@@ -1,6 +1,6 @@
 """How fast patches are streamed, against what the JPEG decoder gives and against other readers.
 
-    python benchmarks/stream.py SLIDE.tif [--json] [--repeats 7] [--window 64]
+    python benchmarks/stream.py SLIDE.tif [--json] [--repeats 7] [--window 64] [--batch 64]
 
 The slide is one of benchmarks/make_gigapixel.py, or any TIFF of 256-px JPEG tiles; read is a window of tiles
 in its middle. Every way uses two threads, and the ways take turns (A B C A B C ...): a ratio compares runs of
@@ -64,8 +64,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--window", type=int, default=64, help="tiles along each side of what is read")
+    parser.add_argument("--batch", type=int, default=StreamingConfig().batch, help="patches per chunk of ours")
     arguments = parser.parse_args()
-    figures = measure(arguments.slide, repeats=arguments.repeats, window=arguments.window)
+    figures = measure(
+        arguments.slide, repeats=arguments.repeats, window=arguments.window, batch=arguments.batch
+    )
     if arguments.json:
         print(json.dumps(figures))
         return
@@ -73,8 +76,9 @@ def main() -> None:
         print(f"{name:32} {value:10.2f}")
 
 
-def measure(path: Path, *, repeats: int, window: int) -> dict[str, float]:
+def measure(path: Path, *, repeats: int, window: int, batch: int) -> dict[str, float]:
     """Every figure; rates in patches or tiles per second."""
+    config = StreamingConfig(threads=THREADS, batch=batch)
     aligned = patches(path, window, patch_px=256, zoom=1)
     unaligned = patches(path, window - 1, patch_px=256, zoom=1, offset=OFFSET)
     resampled = patches(path, int((window - 1) * TILE_PX / 448), patch_px=224, zoom=2)
@@ -84,9 +88,9 @@ def measure(path: Path, *, repeats: int, window: int) -> dict[str, float]:
     ways: dict[str, Callable[[], None]] = {
         "limit": lambda: decode_all(jpegs),
         "bare_limit": lambda: decode_all_in_place(jpegs),
-        "aligned": lambda: stream(slide, aligned),
-        "unaligned": lambda: stream(slide, unaligned),
-        "resampled": lambda: stream(finest, resampled),
+        "aligned": lambda: stream(slide, aligned, config),
+        "unaligned": lambda: stream(slide, unaligned, config),
+        "resampled": lambda: stream(finest, resampled, config),
         "openslide": lambda: read_openslide(theirs, aligned),
         **fastslide_ways(path, aligned, unaligned),
     }
@@ -184,9 +188,9 @@ def decode_all_in_place(jpegs: list[bytes]) -> None:
     by_two_threads(work, len(jpegs))
 
 
-def stream(slide: TiffReader, chosen: Patches) -> None:
+def stream(slide: TiffReader, chosen: Patches, config: StreamingConfig) -> None:
     """As prediction streams."""
-    for _ in PatchStream(slide, chosen.coords, config=StreamingConfig(threads=THREADS)):
+    for _ in PatchStream(slide, chosen.coords, config=config):
         pass
 
 
