@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wsi_ips.datasets.camelyon_labels import STAGES, Stages, center_of
-from wsi_ips.errors import DatasetError
+from wsi_ips.errors import DatasetError, ManifestError
 from wsi_ips.files import whole_file
 
 Row = Mapping[str, str]
@@ -113,14 +113,37 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Any manifest's lines as text. Raises :class:`ManifestError` unless each has a slide_id and a path."""
+    if not path.is_file():
+        raise ManifestError(path, "no such manifest", f"check the path; known by name: {', '.join(NAMES)}")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [column for column in ("slide_id", "path") if column not in (rows.fieldnames or ())]
+            if missing:
+                raise ManifestError(
+                    path, f"lacks the column {missing[0]}", "its first line names the columns"
+                )
+            found: list[Row] = []
+            for row in rows:
+                if not row["slide_id"] or not row["path"]:
+                    raise ManifestError(
+                        path, f"line {rows.line_num}: slide_id or path is empty", "fill it in"
+                    )
+                found.append({column: cell or "" for column, cell in row.items() if column})
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    return found
+
+
 def shipped_rows(name: str) -> list[Row]:
     """The lines of ``data_manifests/<name>.csv``, which comes with the package (installed, or in a checkout)."""
     package = Path(__file__).parents[1]
     for folder in (package / "data_manifests", package.parent / "data_manifests"):
         path = folder / f"{name}.csv"
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
+            return read_rows(path)
     raise DatasetError(
         f"{name}.csv", "does not lie beside the package", f"known manifests: {', '.join(NAMES)}"
     )
