@@ -213,6 +213,8 @@ def _region(
         return None
     kind = _kind(path, name, group, parents, groups)
     points_N2 = _points(path, name, element)
+    if len(points_N2) > 1 and (points_N2[0] == points_N2[-1]).all():
+        points_N2 = points_N2[:-1]  # outlines are closed anyway
     if len(points_N2) < 3:
         return None
     outline = LinearRing(points_N2)

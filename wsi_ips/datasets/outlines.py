@@ -35,7 +35,7 @@ def enclosed(outline: LinearRing) -> MultiPolygon:
 
 def polygons_of(area: shapely.Geometry) -> MultiPolygon:
     """The polygons in any geometry; lines and points, which have no area, are left out."""
-    parts = shapely.get_parts(area)
+    parts = shapely.get_parts(shapely.get_parts(area))  # twice: a collection may hold multipolygons
     return MultiPolygon([part for part in parts if isinstance(part, Polygon) and part.area > 0])
 
 
