@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,15 @@ def test_holes_are_cut_out_of_every_lesion_and_lesions_are_apart(tmp_path: Path)
     across = [(50.0, -10.0), (60.0, -10.0), (60.0, 110.0), (50.0, 110.0)]
     path = asap(tmp_path, annotation(across, group="_2") + annotation(SQUARE) + annotation(far, group="_1"))
     assert sorted(part.area for part in lesion_area(path).geoms) == [4000, 5000, 10_000]
+
+
+def test_a_scribble_is_refused_before_it_costs_minutes(tmp_path: Path) -> None:
+    scribble = np.random.default_rng(0).uniform(0, 1e5, (5_000, 2))
+    path = asap(tmp_path, annotation([tuple(point) for point in scribble]))
+    started = time.monotonic()
+    with pytest.raises(AnnotationError, match="'n' crosses itself more than 10000 times; draw it again"):
+        read_asap(path)
+    assert time.monotonic() - started < 10
 
 
 def test_an_outline_may_repeat_its_first_point_or_enclose_nothing(tmp_path: Path) -> None:

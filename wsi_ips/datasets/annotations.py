@@ -70,7 +70,8 @@ def read_asap(path: Path, *, groups: Mapping[str, Kind] = GROUPS) -> list[Region
     As ASAP reads it: points are placed by their ``Order``, outlines are closed, the root element may be absent,
     and a group has to be defined in the file. A group that ``groups`` does not name counts as its parent.
     Raises :class:`AnnotationError` for a missing or oversized file, broken or hostile XML, XML that is not
-    ASAP's, an undefined group or one that is neither tumour nor hole, coordinates that are no numbers.
+    ASAP's, an undefined group or one that is neither tumour nor hole, coordinates that are no numbers,
+    a scribble.
     """
     root = _parse(path)
     annotations = root.find("Annotations")
@@ -218,7 +219,10 @@ def _region(
     if len(points_N2) < 3:
         return None
     outline = LinearRing(points_N2)
-    area = enclosed(outline)
+    try:
+        area = enclosed(outline)
+    except ValueError as error:
+        raise AnnotationError(path, f"annotation {name!r} {error}", "draw it again") from None
     return None if area.is_empty else Region(name, group, kind, outline, area)
 
 
