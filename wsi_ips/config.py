@@ -86,12 +86,14 @@ class StreamingConfig(Section):
 class SelectionConfig(Section):
     """Iterative patch selection (Bergner et al. 2023, section 3)."""
 
-    rule: Literal["buffer"] = "buffer"
-    """``buffer``: the paper's running top-M memory."""
+    rule: Literal["buffer", "global"] = "buffer"
+    """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
+    order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
+    patches are read and encoded a second time."""
     m: PositiveInt = 64
-    """M, patches kept in memory."""
+    """M, patches kept."""
     i: PositiveInt = 64
-    """I, new patches that compete with the memory in one iteration."""
+    """I, new patches that compete with the memory in one iteration of ``buffer``."""
 
 
 class EncoderConfig(Section):
@@ -125,8 +127,22 @@ class AttentionConfig(Section):
     """Width of the MLP's hidden layer."""
     attention_dropout: Fraction = 0.1
     dropout: Fraction = 0.1
-    positions: Literal["none", "raster"] = "none"
-    """``raster``: the paper's 1-D sinusoid over the patch's raster index in its grid."""
+    positions: Literal["none", "raster", "slide"] = "none"
+    """``raster``: the paper's 1-D sinusoid over the patch's raster index in its grid. ``slide``: 2-D sinusoids
+    over its centre on the slide in µm, the same at any resolution and on a slide of any size."""
+    wavelengths_um: tuple[PositiveFloat, PositiveFloat] = (256.0, 100_000.0)
+    """Shortest and longest wavelength of ``positions: slide``, in µm. The default suits patches of 128 µm (256 px
+    at 0.5 µm): a shorter wavelength than two patches says nothing, a longer one than the slide tells its ends
+    apart."""
+
+    @model_validator(mode="after")
+    def _wavelengths_rise(self) -> Self:
+        shortest, longest = self.wavelengths_um
+        if shortest >= longest:
+            raise ValueError(
+                f"wavelengths_um: the shortest, {shortest}, must be below the longest, {longest}"
+            )
+        return self
 
 
 class TaskConfig(Section):

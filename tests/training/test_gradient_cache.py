@@ -91,8 +91,12 @@ def test_what_is_random_in_training_is_known() -> None:
     assert not random_in_training(step()[0])
     assert random_in_training(timm.create_model("resnet10t", num_classes=0).train())  # batch statistics
     assert not random_in_training(timm.create_model("resnet10t", num_classes=0).eval())
-    assert random_in_training(timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.1, img_size=32).train())
-    assert random_in_training(timm.create_model("vit_tiny_patch16_224", attn_drop_rate=0.1, img_size=32).train())
+    assert random_in_training(
+        timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.1, img_size=32).train()
+    )
+    assert random_in_training(
+        timm.create_model("vit_tiny_patch16_224", attn_drop_rate=0.1, img_size=32).train()
+    )
     assert not random_in_training(timm.create_model("vit_tiny_patch16_224", img_size=32).train())
 
 
