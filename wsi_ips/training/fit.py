@@ -160,6 +160,7 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             # Frozen BatchNorm is meant to be in eval mode.
             warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
+            warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             yield
     finally:

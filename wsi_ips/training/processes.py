@@ -4,6 +4,7 @@ Not DistributedDataParallel: it averages the gradients of one backward pass per 
 is run backwards several times a step and processes have different numbers of slides, even none.
 """
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
@@ -23,10 +24,15 @@ def sum_gradients(net: nn.Module, loss: Tensor) -> None:
 
     A process without slides takes part with zeros.
     """
-    pending = [distributed.all_reduce(loss, async_op=True)]
-    for weight in net.parameters():
-        if weight.requires_grad:
-            weight.grad = weight.new_zeros(weight.shape) if weight.grad is None else weight.grad
-            pending.append(distributed.all_reduce(weight.grad, async_op=True))
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    # Contiguous: what is added up is memory, and channels-last gradients would meet zeros in another order.
+    sums = [
+        torch.zeros_like(w, memory_format=torch.contiguous_format) if w.grad is None else w.grad
+        for w in weights
+    ]
+    sums = [gradient.contiguous() for gradient in sums]
+    pending = [distributed.all_reduce(each, async_op=True) for each in [loss, *sums]]
     for work in pending:
         work.wait()
+    for weight, gradient in zip(weights, sums, strict=True):
+        weight.grad = gradient
