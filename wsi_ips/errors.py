@@ -17,6 +17,7 @@
         CoordsError
         AnnotationError
         ManifestError
+        DatasetError         a data set's own labels or checksums, or its slides are not there
         CheckpointError
         ResultsError
 
@@ -136,6 +137,10 @@ class AnnotationError(FileError):
 
 class ManifestError(FileError):
     """A manifest with an unknown label, a duplicate id, a missing file, …"""
+
+
+class DatasetError(FileError):
+    """A data set's own file (labels, checksums) that cannot be understood, or a folder without its slides."""
 
 
 class CheckpointError(FileError):
