@@ -86,7 +86,7 @@ class IPSModule(LightningModule):
     def configure_optimizers(self) -> Any:
         training = self.config.training
         encoder = [p for p in self.net.encoder.parameters() if p.requires_grad]
-        others = [*self.net.attention.parameters(), *self.net.heads.parameters()]
+        others = [p for p in self.net.parameters() if all(p is not e for e in encoder) and p.requires_grad]
         groups = [{"params": others, "lr": training.lr}]
         if encoder:
             groups.append({"params": encoder, "lr": training.encoder_lr or training.lr})
