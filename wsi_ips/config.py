@@ -191,6 +191,11 @@ class ModelConfig(Section):
         return self
 
 
+ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
+"""``balanced``: rare classes weigh as much as frequent ones, by the training labels. Or {task: {class: weight}};
+classes left out weigh 1."""
+
+
 class TrainingConfig(Section):
     """Optimisation. The schedule is the paper's: linear warm-up, then cosine to 0.001 of the peak."""
 
@@ -225,6 +230,12 @@ class TrainingConfig(Section):
     """Processes to train with, one per GPU; each learns from its share of every step's slides."""
     flips: bool = True
     """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
+    class_weights: ClassWeights = "none"
+    """What classes weigh in the loss. softmax: the weight of a class's slides; sigmoid: the weight of a class's
+    presence against its absence. ``balanced``: by how rare they are among the training slides."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """``shuffle``: every slide once an epoch. ``balanced``: every class equally often, slides of rare ones several
+    times; by the first softmax task, or else the first sigmoid task of one class."""
     seed: int = 0
 
 
@@ -254,6 +265,38 @@ class FinetuneConfig(PipelineConfig):
 
     streaming: StreamingConfig = StreamingConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _balance_has_classes(self) -> Self:
+        tasks = self.model.tasks
+        if self.training.sampling == "balanced" and not any(
+            task.activation == "softmax" or (task.activation == "sigmoid" and len(task.classes) == 1)
+            for task in tasks
+        ):
+            raise ValueError(
+                "training.sampling: balanced needs a softmax task, or a sigmoid task of one class"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_name_classes(self) -> Self:
+        weights = self.training.class_weights
+        if weights == "none":
+            return self
+        weighed = [task for task in self.model.tasks if task.activation != "linear"]
+        if isinstance(weights, dict):
+            classes = {task.name: task.classes for task in weighed}
+            for task, given in weights.items():
+                if task not in classes:
+                    raise ValueError(
+                        f"training.class_weights: no task {task!r} with classes; known: {[*classes]}"
+                    )
+                for name in set(given) - set(classes[task]):
+                    known = ", ".join(classes[task])
+                    raise ValueError(
+                        f"training.class_weights: task {task} has no class {name!r}; known: {known}"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _batch_statistics_need_one_graph(self) -> Self:
