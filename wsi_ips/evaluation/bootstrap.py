@@ -115,3 +115,30 @@ def _share_below(ordered: NDArray[np.float64], values: NDArray[np.float64]) -> N
     """For each value, the share of ``ordered`` that lies below it, equals counting half."""
     left, right = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return np.asarray((left + right) / (2 * len(ordered)), np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Band:
+    """A curve's interval at every ``at``, point by point; low and high like ``at``, float64."""
+
+    at: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def bootstrap_band(
+    curve: Callable[[Picked], NDArray[np.float64] | None],
+    at: NDArray[np.float64],
+    drawn: Iterator[Picked],
+    *,
+    level: float = LEVEL,
+) -> Band | None:
+    """The band of a curve that is read at ``at``; None where no resample gives one.
+
+    ``curve`` gives None for a resample that has none.
+    """
+    curves = [values for picked in drawn if (values := curve(picked)) is not None]
+    if not curves:
+        return None
+    low, high = np.quantile(np.stack(curves), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Band(at, low, high)
