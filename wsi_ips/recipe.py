@@ -164,7 +164,9 @@ class EvaluateJob(Section):
     @model_validator(mode="after")
     def _threshold_is_chosen_elsewhere(self) -> Self:
         if self.threshold_from == self.split:
-            raise ValueError(f"threshold_from must be another split than the one that is scored, {self.split}")
+            raise ValueError(
+                f"threshold_from must be another split than the one that is scored, {self.split}"
+            )
         return self
 
 

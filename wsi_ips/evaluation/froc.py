@@ -39,6 +39,9 @@ RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 L0_MPP = Mpp(0.243)
 """The challenge's resolution of level 0, for the slides of both its scanners."""
 
+LEVEL = 5
+"""The challenge's level: pixels of 7.8 µm."""
+
 LARGEST_MASK_PX = 2**28
 """A CAMELYON slide's mask at level 5 is 2**24 or so."""
 
@@ -48,8 +51,16 @@ class FrocRules:
     """The scale on which lesions are judged. The defaults are the challenge's."""
 
     l0_mpp: Mpp = L0_MPP
-    level: int = 5
+    level: int = LEVEL
     """Level of the mask: its pixels are ``2**level`` level-0 pixels wide."""
+
+    @classmethod
+    def for_slide(cls, l0_mpp: Mpp) -> "FrocRules":
+        """The challenge's own for slides within a tenth of its resolution; else the slide's, at the level whose
+        pixels are nearest in size, so that 200 µm are 200 µm there too."""
+        if abs(l0_mpp / L0_MPP - 1) <= 0.1:
+            return cls()
+        return cls(l0_mpp=l0_mpp, level=max(0, round(math.log2(L0_MPP * 2**LEVEL / l0_mpp))))
 
     @property
     def l0_per_px(self) -> int:
