@@ -116,13 +116,16 @@ def finetune(
     ] = None,
     recipe: Recipe = None,
     set_: Set = None,
+    restart: Annotated[
+        bool | None, typer.Option("--restart", help="Begin anew where OUT holds a run, not go on with it.")
+    ] = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
 ) -> None:
-    """Fine-tune encoder, selection and attention from slide labels."""
+    """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
     flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "device": device,
-             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+             "restart": restart, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("finetune", flags, recipe=recipe, overrides=set_)
 
 

@@ -72,6 +72,8 @@ class FinetuneJob(FinetuneConfig, _Resolution):
     """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
     out: Path
     device: str = "auto"
+    restart: bool = False
+    """Begin anew where ``out`` holds a run, instead of going on with it."""
 
 
 class PredictJob(_Resolution):
