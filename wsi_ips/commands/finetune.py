@@ -7,11 +7,15 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.training.finetune import finetune
+from wsi_ips.training.processes import is_first_process
+from wsi_ips.training.run_state import forget_run
 
 
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
-    """Fine-tune, and say which epoch was best."""
+    """Fine-tune, and say which epoch was best and which slides were left out."""
     manifest = read_manifest(job.manifest, tasks=job.model.tasks, root=job.slides_root)
+    if job.restart:
+        forget_run(job.out)
     report = finetune(
         manifest,
         job,
@@ -20,6 +24,10 @@ def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
         slide_mpp=given_mpp(job.slide_mpp, job.mpp_csv),
         progress=progress,
     )
+    if not is_first_process():
+        return Outcome([])
     best = report.history[report.best_epoch]
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch")
-    return Outcome([f"best epoch {report.best_epoch + 1}: {figures}", f"checkpoint {report.checkpoint}"])
+    failures = [f"{slide_id}: {reason}" for slide_id, reason in report.bad.items()]
+    best_epoch = f"best epoch {report.best_epoch + 1}: {figures}"
+    return Outcome.of_slides(failures, f"checkpoint {report.checkpoint}", details=[best_epoch])
