@@ -133,10 +133,18 @@ class TaskConfig(Section):
     """One label of a slide."""
 
     name: str = "label"
+    column: str | None = None
+    """The manifest's column that holds it; none: the one named like the task."""
     classes: tuple[str, ...] = ("normal", "tumor")
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    """The classes; of a linear task, the names of its outputs."""
+    activation: Literal["softmax", "sigmoid", "linear"] = "softmax"
+    """``softmax``: one class of several. ``sigmoid``: each class by itself. ``linear``: numbers (regression)."""
     token: NonNegativeInt | None = None
     """Query token that the task reads; none: the one of its place among the tasks."""
+
+    @property
+    def column_name(self) -> str:
+        return self.column or self.name
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Self:

@@ -91,8 +91,8 @@ def named_weights(case: Case) -> dict[str, str]:
     for number, task in enumerate(case["cfg_task_names"]):
         names |= {f"head_{task}_{part}": f"heads.layers.{number}.{part}" for part in ("weight", "bias")}
     if str(case["cfg_encoder"]) == "projector":
-        names |= {f"projector_linear_{part}": f"encoder.linear.{part}" for part in ("weight", "bias")}
-        names |= {f"projector_bn_{part}": f"encoder.batch_norm.{part}" for part in norm}
+        names |= {f"projector_linear_{part}": f"projector.linear.{part}" for part in ("weight", "bias")}
+        names |= {f"projector_bn_{part}": f"projector.batch_norm.{part}" for part in norm}
     else:
         names |= {f"conv_{part}": f"encoder.conv.{part}" for part in ("weight", "bias")}
         names |= {f"conv_bn_{part}": f"encoder.batch_norm.{part}" for part in norm}
@@ -102,8 +102,9 @@ def named_weights(case: Case) -> dict[str, str]:
 def net_of(case: Case) -> IPSNet:
     """The case's network with its weights, in train mode and float64."""
     dim, channels = int(case["cfg_D"]), int(case["cfg_n_chan_in"])
-    projector = str(case["cfg_encoder"]) == "projector"
-    encoder: nn.Module = Projector(channels, dim) if projector else _Conv(channels, dim)
+    features = str(case["cfg_encoder"]) == "projector"
+    encoder = nn.Identity() if features else _Conv(channels, dim)
+    projector = Projector(channels, dim) if features else None
     attention = CrossAttention(
         dim,
         queries=int(case["cfg_n_token"]),
@@ -115,7 +116,9 @@ def net_of(case: Case) -> IPSNet:
         dropout=0.0,
     )
     positions = _Table(case["pos_encoding_table"]) if int(case["cfg_use_pos"]) else None
-    net = IPSNet(encoder, attention, Heads(dim, tasks_of(case)), positions=positions).double()
+    net = IPSNet(
+        encoder, attention, Heads(dim, tasks_of(case)), projector=projector, positions=positions
+    ).double()
     weights = {ours: torch.from_numpy(case[f"w_{theirs}"]) for theirs, ours in named_weights(case).items()}
     left = net.load_state_dict(weights, strict=False)
     assert not left.unexpected_keys

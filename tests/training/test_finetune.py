@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_MODEL, SmallData
-from wsi_ips.config import FinetuneConfig
+from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.errors import ManifestError, NoTissue
 from wsi_ips.models.build import build_net
@@ -28,7 +28,7 @@ def config_of(**training: Any) -> FinetuneConfig:
 
 @pytest.fixture
 def manifest(small_data: SmallData) -> Manifest:
-    return read_manifest(small_data.manifest, classes=("normal", "tumor"))
+    return read_manifest(small_data.manifest, tasks=[TaskConfig()])
 
 
 def run(manifest: Manifest, config: FinetuneConfig, out: Path) -> FinetuneReport:
@@ -84,7 +84,7 @@ def test_the_pixels_that_are_learned_from_are_those_that_were_scored(
     monkeypatch.setattr(module_under_test, "select_patches", spy)
     net = build_net(config.model)
     module = IPSModule(net, config, steps_per_epoch=1)
-    bag = tile_bag(manifest.split("train")[0], classes=("normal", "tumor"), tiling=config.tiling,
+    bag = tile_bag(manifest.split("train")[0], tasks=[TaskConfig()], tiling=config.tiling,
                    slide_mpp=SlideMpp())  # fmt: skip
     pixels, ids = module._keep_patches(bag)
     with scoring(net), torch.no_grad():
@@ -97,7 +97,7 @@ def test_the_pixels_that_are_learned_from_are_those_that_were_scored(
 def test_training_without_two_labels_or_without_tissue_is_refused_before_it_starts(
     manifest: Manifest, tmp_path: Path
 ) -> None:
-    normal = tuple(record for record in manifest.records if record.label == "normal")
+    normal = tuple(record for record in manifest.records if record.labels["label"] == "normal")
     with pytest.raises(ManifestError, match="nothing to learn"):
         run(Manifest(manifest.path, normal), config_of(), tmp_path / "out")
     none = Manifest(manifest.path, tuple(manifest.split("test")))

@@ -22,7 +22,7 @@ from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.progress import Progress, silent
-from wsi_ips.training.bags import Bag, tile_bag
+from wsi_ips.training.bags import Bag, SlideBag, tile_bag
 from wsi_ips.training.module import IPSModule
 from wsi_ips.units import Mpp
 from wsi_ips.versions import versions
@@ -57,17 +57,19 @@ def finetune(
     train, val = manifest.split("train"), manifest.split("val")
     if not train:
         raise ManifestError(manifest.path, "has no slides in split 'train'", "set the split column")
-    classes = config.model.tasks[0].classes
-    if len({record.label for record in train}) < 2:
-        raise ManifestError(
-            manifest.path,
-            f"all training slides have the label {train[0].label!r}",
-            f"there is nothing to learn without slides of at least two of {', '.join(classes)}",
-        )
-    bags: dict[str, list[Bag]] = {"train": [], "val": []}
+    tasks = config.model.tasks
+    for task in tasks:
+        column = task.column_name
+        if len({record.labels[column] for record in train}) < 2:
+            raise ManifestError(
+                manifest.path,
+                f"all training slides have the {column} {train[0].labels[column]!r}",
+                f"there is nothing to learn without slides of at least two of {', '.join(task.classes)}",
+            )
+    bags: dict[str, list[SlideBag]] = {"train": [], "val": []}
     with progress("Finding tissue", total=len(train) + len(val)) as advance:
         for record in [*train, *val]:
-            bag = tile_bag(record, classes=classes, tiling=config.tiling, slide_mpp=slide_mpp)
+            bag = tile_bag(record, tasks=tasks, tiling=config.tiling, slide_mpp=slide_mpp)
             bags[record.split].append(bag)
             advance(f"{record.slide_id}: {len(bag.coords)} patches")
     seed_everything(config.training.seed, verbose=False)

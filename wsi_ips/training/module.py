@@ -17,7 +17,7 @@ from wsi_ips.models.ips_net import IPSNet, scoring
 from wsi_ips.selection.ips import select_patches
 from wsi_ips.selection.slide_reading import read_slide
 from wsi_ips.training.augment import quarter_turns_and_flips
-from wsi_ips.training.bags import Bag, stream_bag
+from wsi_ips.training.bags import Bag
 from wsi_ips.training.losses import task_loss
 from wsi_ips.training.schedule import lr_multiplier
 
@@ -43,7 +43,7 @@ class IPSModule(LightningModule):
             torch.cat([ids_M for _, ids_M in kept]),
             [len(ids_M) for _, ids_M in kept],
         )
-        target_B = torch.tensor([bag.target for bag in bags], device=self.device)
+        target_B = torch.tensor([bag.targets[self.task.name] for bag in bags], device=self.device)
         loss = task_loss(reading.probabilities[self.task.name], target_B, activation=self.task.activation)
         self.log("train_loss", loss, batch_size=len(bags), on_step=False, on_epoch=True)
         return loss
@@ -51,12 +51,12 @@ class IPSModule(LightningModule):
     def _keep_patches(self, bag: Bag) -> tuple[Tensor, Tensor]:
         """The bag's M patches, (M, 3, P, P) uint8 as they were scored, and their (M,) ids."""
         training, selection = self.config.training, self.config.selection
-        key = f"{training.seed}/{self.current_epoch}/{bag.record.slide_id}"
+        key = f"{training.seed}/{self.current_epoch}/{bag.bag_id}"
 
         def seen(pixels_n3PP: Tensor, ids_n: Tensor) -> Tensor:
             return quarter_turns_and_flips(pixels_n3PP, ids_n, key=key) if training.flips else pixels_n3PP
 
-        with stream_bag(bag, self.config.streaming, self.device) as stream, scoring(self.net):
+        with bag.open(self.config.streaming, self.device) as stream, scoring(self.net):
             kept = select_patches(
                 ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in stream),
                 encode=self.net.encode,
@@ -70,10 +70,10 @@ class IPSModule(LightningModule):
 
     def validation_step(self, bags: Sequence[Bag], _: int) -> None:
         for bag in bags:
-            with stream_bag(bag, self.config.streaming, self.device) as stream:
+            with bag.open(self.config.streaming, self.device) as stream:
                 reading = read_slide(self.net, stream, self.config.selection)
             probabilities_BC = reading.bag.probabilities[self.task.name]
-            target_B = torch.tensor([bag.target], device=self.device)
+            target_B = torch.tensor([bag.targets[self.task.name]], device=self.device)
             loss = task_loss(probabilities_BC, target_B, activation=self.task.activation)
             self.log("val_loss", loss, batch_size=1, on_step=False, on_epoch=True)
             binary = isinstance(self.val_auc, BinaryAUROC)
@@ -86,7 +86,7 @@ class IPSModule(LightningModule):
     def configure_optimizers(self) -> Any:
         training = self.config.training
         encoder = [p for p in self.net.encoder.parameters() if p.requires_grad]
-        others = [*self.net.attention.parameters(), *self.net.heads.parameters()]
+        others = [p for p in self.net.parameters() if all(p is not e for e in encoder) and p.requires_grad]
         groups = [{"params": others, "lr": training.lr}]
         if encoder:
             groups.append({"params": encoder, "lr": training.encoder_lr or training.lr})
