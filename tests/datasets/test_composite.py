@@ -1,7 +1,5 @@
 """Composite slides from small drawn textures: what a classifier could cheat by must not be there."""
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,8 @@ import shapely
 from PIL import Image
 from shapely import Polygon
 
-from wsi_ips.config import TilingConfig
+from tests.datasets.drawn_textures import GROUPS, draw_outlines, draw_textures
+from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.composite import CLASSES, CompositeConfig, make_composite
 from wsi_ips.datasets.composite_layout import COARSE_PX, filled, lay_out, read_outlines
@@ -25,50 +24,21 @@ from wsi_ips.datasets.textures import (
     weave,
 )
 from wsi_ips.errors import AnnotationError, ConfigError, ManifestError
-from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.tile import tile_slide
 
-SIDE_PX = 64
-GROUPS = 8
+TASKS = [TaskConfig(classes=CLASSES)]
 SMALL = CompositeConfig(train=3, val=3, test=3, side_px=1400, lesion_share=(0.02, 0.05), groups_per_region=2)
-
-
-def drawn_texture(label: str, rng: np.random.Generator) -> RgbImage:
-    """Stripes, checks or dots, in any colours."""
-    y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
-    pattern = {
-        "benign": np.sin(x / 2),
-        "adenocarcinoma": np.sin(x / 2) * np.sin(y / 2),
-        "squamous": np.sin((x + y) / 3),
-    }[label]
-    colour = rng.uniform(60, 160, 3) + rng.uniform(20, 60, 3) * pattern[..., None]
-    return np.clip(colour + rng.normal(0, 4, (SIDE_PX, SIDE_PX, 3)), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, rng = tmp_path_factory.mktemp("textures"), np.random.default_rng(0)
-    rows = []
-    for label in CLASSES:
-        for number in range(2 * GROUPS):
-            name = f"{label}_{number}.png"
-            Image.fromarray(drawn_texture(label, rng)).save(folder / name)
-            rows.append((name, label, f"{label}-{number // 2}"))
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "class", "source_group"), *rows])
-    return folder
+    return draw_textures(tmp_path_factory.mktemp("textures"))
 
 
 @pytest.fixture(scope="module")
 def outlines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("outlines")
-    angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    round_ = np.stack([9000 + 700 * np.cos(angle), 5000 + 500 * np.sin(angle)], axis=1).round().tolist()
-    hole = [[8900, 4900], [9100, 4900], [9100, 5100], [8900, 5100]]
-    held = {"positive": [{"name": "_0", "vertices": round_}], "negative": [{"name": "_2", "vertices": hole}]}
-    (folder / "Tumor_1.json").write_text(json.dumps(held))
-    return folder
+    return draw_outlines(tmp_path_factory.mktemp("outlines"))
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +48,20 @@ def composed(textures: Path, outlines: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_the_set_is_what_its_manifest_says(composed: Path) -> None:
-    manifest = read_manifest(composed, classes=CLASSES)
+    manifest = read_manifest(composed, tasks=TASKS)
     for split in ("train", "val", "test"):
-        assert [record.label for record in manifest.split(split)] == list(CLASSES)
+        assert [record.labels["label"] for record in manifest.split(split)] == list(CLASSES)
     for record in manifest.records:
         annotation = composed.parent / "annotations" / f"{record.slide_id}.xml"
-        assert annotation.exists() == (record.label != "benign")
+        assert annotation.exists() == (record.labels["label"] != "benign")
         with open_slide(record.path) as slide:
             assert slide.info.mpp == pytest.approx(0.5, rel=1e-6)
             assert min(slide.info.l0_size) >= SMALL.side_px
 
 
 def test_lesions_lie_in_tissue_and_take_their_share(composed: Path) -> None:
-    for record in read_manifest(composed, classes=CLASSES).records:
-        if record.label == "benign":
+    for record in read_manifest(composed, tasks=TASKS).records:
+        if record.labels["label"] == "benign":
             continue
         lesions = lesion_area(composed.parent / "annotations" / f"{record.slide_id}.xml")
         with open_slide(record.path) as slide:

@@ -45,6 +45,8 @@ from wsi_ips.units import Mpp
 
 BENIGN = "benign"
 CLASSES = (BENIGN, "adenocarcinoma", "squamous")
+LABEL = "label"
+"""The manifest's column."""
 GLASS = (243, 242, 244)
 EDGE_PX = 3
 """How far a pasted region fades into the tissue around it, about."""
@@ -142,7 +144,7 @@ def _orders(out: Path, outlines: tuple[Polygon, ...], config: CompositeConfig) -
             record = SlideRecord(
                 slide_id=slide_id,
                 case_id=f"case_{slide_id}",
-                label=CLASSES[index % len(CLASSES)],
+                labels={LABEL: CLASSES[index % len(CLASSES)]},
                 split=split,
                 path=out / "images" / f"{slide_id}.tif",
             )
@@ -185,18 +187,18 @@ def _stored(folder: Path, split: str, name: str) -> Path:
 
 
 def _compose(order: _Order) -> str:
-    config, record = order.config, order.record
+    config, record, label = order.config, order.record, order.record.labels[LABEL]
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, order.number]))
     size_px = (int(config.side_px * rng.uniform(1, 1.05)) | 1, int(config.side_px * rng.uniform(1, 1.05)) | 1)
     layout = lay_out(size_px, order.outlines, share=config.lesion_share, rng=rng)
     benign = _pool(order.textures, record.split, BENIGN)
-    foreign = benign if record.label == BENIGN else _pool(order.textures, record.split, record.label)
+    foreign = benign if label == BENIGN else _pool(order.textures, record.split, label)
     # Tissue, decoys and a benign slide's stand-ins for lesions have sources of their own, as lesions have.
     groups = rng.permutation(np.unique(benign.group_N))
     few = min(config.groups_per_region, len(groups) // 3 or 1)
     in_decoys, in_stand_ins, in_tissue = groups[:few], groups[few : 2 * few], groups[2 * few :]
     in_lesions = in_stand_ins
-    if record.label != BENIGN:
+    if label != BENIGN:
         in_lesions = rng.permutation(np.unique(foreign.group_N))[:few]
     rgb_HWC = weave(size_px, benign, benign.of_groups(in_tissue if len(in_tissue) else groups), rng)
     for outline in layout.decoys:
@@ -204,7 +206,7 @@ def _compose(order: _Order) -> str:
     for outline in layout.lesions:
         _paste(rgb_HWC, outline, foreign, foreign.of_groups(in_lesions), rng)
     _put_on_glass(rgb_HWC, layout.present_HW, rng)
-    if record.label != BENIGN:
+    if label != BENIGN:
         write_asap(order.annotation, layout.lesions)
     # The slide comes last: while it is missing, the slide counts as not composed.
     write_pyramid(record.path, rgb_HWC, mpp=Mpp(config.mpp))
