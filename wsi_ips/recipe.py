@@ -67,6 +67,8 @@ class FinetuneJob(FinetuneConfig, _Resolution):
 
     command: Literal["finetune"] = "finetune"
     manifest: Path
+    slides_root: Path | None = None
+    """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
     out: Path
     device: str = "auto"
 
