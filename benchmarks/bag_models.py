@@ -85,8 +85,17 @@ class FrozenIPS(nn.Module):
     ) -> None:
         super().__init__()
         heads = Heads(dim, [task])
-        sizes = attention.model_dump(exclude={"positions"})
-        self.net = IPSNet(nn.Identity(), CrossAttention(dim, queries=heads.queries, **sizes), heads)
+        reader = CrossAttention(
+            dim,
+            queries=heads.queries,
+            heads=attention.heads,
+            key_dim=attention.key_dim,
+            value_dim=attention.value_dim,
+            inner_dim=attention.inner_dim,
+            attention_dropout=attention.attention_dropout,
+            dropout=attention.dropout,
+        )
+        self.net = IPSNet(nn.Identity(), reader, heads)
         self.task = task
         self.selection = selection
 
