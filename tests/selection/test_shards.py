@@ -94,3 +94,15 @@ def test_parts_of_different_networks_are_refused() -> None:
 def test_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no patches"):
         select_over_parts([ScoreStore(), ScoreStore()], 3)
+
+
+def test_a_slide_of_many_blocks_is_merged_to_the_bit() -> None:
+    """More patches than are worked on at a time, one after the other and in a thousand parts."""
+    logits = torch.randn(5000, 8, 4, generator=torch.Generator().manual_seed(0)) * 5
+    order = torch.randperm(5000, generator=torch.Generator().manual_seed(1))
+    whole = stored(torch.arange(5000), logits)
+    merged = select_over_parts([stored(ids, logits[ids]) for ids in order.split(5)], 300)
+    assert_same(merged.top, global_top(whole, 300))
+    assert torch.equal(merged.attention_NHT, whole.attention())
+    normalisers = Normalisers.merged([stored(ids, logits[ids]).normalisers() for ids in order.split(5)])
+    assert torch.equal(normalisers.scores(logits), whole.normalisers().scores(logits))
