@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--window", type=int, default=64, help="tiles along each side of what is read")
-    parser.add_argument("--batch", type=int, default=StreamingConfig().batch, help="patches per chunk of ours")
+    parser.add_argument(
+        "--batch", type=int, default=StreamingConfig().batch, help="patches per chunk of ours"
+    )
     arguments = parser.parse_args()
     figures = measure(
         arguments.slide, repeats=arguments.repeats, window=arguments.window, batch=arguments.batch

@@ -149,10 +149,18 @@ class TaskConfig(Section):
     """One label of a slide."""
 
     name: str = "label"
+    column: str | None = None
+    """The manifest's column that holds it; none: the one named like the task."""
     classes: tuple[str, ...] = ("normal", "tumor")
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    """The classes; of a linear task, the names of its outputs."""
+    activation: Literal["softmax", "sigmoid", "linear"] = "softmax"
+    """``softmax``: one class of several. ``sigmoid``: each class by itself. ``linear``: numbers (regression)."""
     token: NonNegativeInt | None = None
     """Query token that the task reads; none: the one of its place among the tasks."""
+
+    @property
+    def column_name(self) -> str:
+        return self.column or self.name
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Self:
@@ -183,6 +191,11 @@ class ModelConfig(Section):
         return self
 
 
+ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
+"""``balanced``: rare classes weigh as much as frequent ones, by the training labels. Or {task: {class: weight}};
+classes left out weigh 1."""
+
+
 class TrainingConfig(Section):
     """Optimisation. The schedule is the paper's: linear warm-up, then cosine to 0.001 of the peak."""
 
@@ -196,8 +209,33 @@ class TrainingConfig(Section):
     weight_decay: NonNegativeFloat = 0.1
     gradient_clip: NonNegativeFloat = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
+    micro_batch: PositiveInt | None = 32
+    """Patches taken back through the encoder at a time (gradient cache): bounds memory, changes no gradient.
+    none: all patches of a step in one graph, which an encoder with ``batch_norm: batch`` needs."""
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    """``bf16``, ``fp16``: mixed precision (fp16 with loss scaling, on a GPU only)."""
+    select_every: PositiveInt = 1
+    """Epochs from one selection to the next; in between the patches kept last are learned from again."""
+    patience: PositiveInt | None = None
+    """Epochs without a better one after which training stops; none: never."""
+    monitor: Literal["loss", "auc"] = "loss"
+    """What makes an epoch the best: the lowest validation loss, or the highest mean AUC over the tasks."""
+    save_minutes: NonNegativeFloat = 5.0
+    """Time between two saves of the state that a killed run resumes from; 0: after every step."""
+    max_bad_slides: Fraction = 0.1
+    """Share of the slides that may turn out unreadable, and are replaced, before training fails."""
+    tensorboard: bool = False
+    """Log losses and learning rates for TensorBoard too (needs the package tensorboard)."""
+    devices: PositiveInt = 1
+    """Processes to train with, one per GPU; each learns from its share of every step's slides."""
     flips: bool = True
     """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
+    class_weights: ClassWeights = "none"
+    """What classes weigh in the loss. softmax: the weight of a class's slides; sigmoid: the weight of a class's
+    presence against its absence. ``balanced``: by how rare they are among the training slides."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """``shuffle``: every slide once an epoch. ``balanced``: every class equally often, slides of rare ones several
+    times; by the first softmax task, or else the first sigmoid task of one class."""
     seed: int = 0
 
 
@@ -227,6 +265,47 @@ class FinetuneConfig(PipelineConfig):
 
     streaming: StreamingConfig = StreamingConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _balance_has_classes(self) -> Self:
+        tasks = self.model.tasks
+        if self.training.sampling == "balanced" and not any(
+            task.activation == "softmax" or (task.activation == "sigmoid" and len(task.classes) == 1)
+            for task in tasks
+        ):
+            raise ValueError(
+                "training.sampling: balanced needs a softmax task, or a sigmoid task of one class"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_name_classes(self) -> Self:
+        weights = self.training.class_weights
+        if weights == "none":
+            return self
+        weighed = [task for task in self.model.tasks if task.activation != "linear"]
+        if isinstance(weights, dict):
+            classes = {task.name: task.classes for task in weighed}
+            for task, given in weights.items():
+                if task not in classes:
+                    raise ValueError(
+                        f"training.class_weights: no task {task!r} with classes; known: {[*classes]}"
+                    )
+                for name in set(given) - set(classes[task]):
+                    known = ", ".join(classes[task])
+                    raise ValueError(
+                        f"training.class_weights: task {task} has no class {name!r}; known: {known}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_statistics_need_one_graph(self) -> Self:
+        encoder, training = self.model.encoder, self.training
+        if encoder.batch_norm == "batch" and encoder.trainable and training.micro_batch is not None:
+            raise ValueError(
+                "batch_norm: batch takes its statistics over all patches of a step: set training.micro_batch=null"
+            )
+        return self
 
     @property
     def pipeline(self) -> PipelineConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsi_ips.config import DemoConfig
+from wsi_ips.config import DemoConfig, TaskConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import SlideRecord, read_manifest
 from wsi_ips.datasets.synthetic import make_camelyon_like
@@ -44,9 +44,9 @@ def run_demo(
 ) -> DemoScore:
     """Leave in ``out``: ``data/``, ``model/``, ``predictions/`` with overlays, and ``metrics.json``."""
     started = time.perf_counter()
-    classes = config.model.tasks[0].classes
+    task = config.model.tasks[0]
     data = make_camelyon_like(out / "data", config.data, progress=progress)
-    manifest = read_manifest(data, classes=classes)
+    manifest = read_manifest(data, tasks=config.model.tasks)
     report = finetune(manifest, config, out / "model", device=device, slide_mpp=SlideMpp(), progress=progress)
     run = RunFolder(out / "predictions")
     held_out = manifest.split("test")
@@ -68,7 +68,7 @@ def run_demo(
         raise ResultsError(run.predictions, f"slide {failed[0].slide_id} failed: {failed[0].error}")
     results = [read_result(run.attention(record.slide_id)) for record in held_out]
     score = DemoScore(
-        slide_auc=_slide_auc(results, held_out, positive=classes[-1]),
+        slide_auc=_slide_auc(results, held_out, task=task),
         patch_auc=_patch_auc(results, held_out, data),
         seconds=time.perf_counter() - started,
         slides=len(results),
@@ -78,9 +78,10 @@ def run_demo(
     return score
 
 
-def _slide_auc(results: list[SlideResult], records: list[SlideRecord], *, positive: str) -> float:
-    scores = [next(iter(result.probabilities.values()))[positive] for result in results]
-    return roc_auc(np.array(scores), np.array([record.label == positive for record in records]))
+def _slide_auc(results: list[SlideResult], records: list[SlideRecord], *, task: TaskConfig) -> float:
+    positive = task.classes[-1]
+    scores = [result.probabilities[task.name][positive] for result in results]
+    return roc_auc(np.array(scores), np.array([r.labels[task.column_name] == positive for r in records]))
 
 
 def _patch_auc(results: list[SlideResult], records: list[SlideRecord], data: Path) -> float:

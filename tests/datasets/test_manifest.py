@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import SlideRecord, read_manifest, split_by_case, write_manifest
-from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 
 CLASSES = ("normal", "tumor")
+TASKS = [TaskConfig(classes=CLASSES)]
 HEADER = "slide_id,case_id,label,split,path\n"
 
 
@@ -26,7 +28,7 @@ def manifest(folder: Path, lines: str, *, header: str = HEADER) -> Path:
 
 def test_records_come_in_file_order_with_paths_beside_the_manifest(folder: Path) -> None:
     lines = f"b,p1,tumor,train,b.tif\na,p2,normal,test,{folder / 'a.tif'}\n"
-    read = read_manifest(manifest(folder, lines), classes=CLASSES)
+    read = read_manifest(manifest(folder, lines), tasks=TASKS)
     assert [record.slide_id for record in read.records] == ["b", "a"]
     assert read.records[0].path == folder / "b.tif"
     assert [record.slide_id for record in read.split("test")] == ["a"]
@@ -35,7 +37,7 @@ def test_records_come_in_file_order_with_paths_beside_the_manifest(folder: Path)
 def test_spreadsheets_that_add_a_mark_and_columns_are_read(folder: Path) -> None:
     path = folder / "m.csv"
     path.write_text("\ufeffnote," + HEADER + "x,a,p1,tumor,train,a.tif\n", encoding="utf-8")
-    assert read_manifest(path, classes=CLASSES).records[0].label == "tumor"
+    assert read_manifest(path, tasks=TASKS).records[0].labels == {"label": "tumor"}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_spreadsheets_that_add_a_mark_and_columns_are_read(folder: Path) -> None
 )
 def test_a_wrong_line_is_named(folder: Path, lines: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message) as caught:
-        read_manifest(manifest(folder, lines), classes=CLASSES)
+        read_manifest(manifest(folder, lines), tasks=TASKS)
     assert "manifest.csv" in str(caught.value)
 
 
@@ -62,16 +64,33 @@ def test_what_is_no_manifest_is_refused(folder: Path) -> None:
     (folder / "binary.csv").write_bytes(b"\xff\xfe\x00\x01" * 50)
     for path, message in ((folder / "binary.csv", "UTF-8"), (folder / "no.csv", "no such manifest")):
         with pytest.raises(ManifestError, match=message):
-            read_manifest(path, classes=CLASSES)
+            read_manifest(path, tasks=TASKS)
     with pytest.raises(ManifestError, match="lacks the column label"):
-        read_manifest(manifest(folder, "", header="slide_id,case_id,split,path\n"), classes=CLASSES)
+        read_manifest(manifest(folder, "", header="slide_id,case_id,split,path\n"), tasks=TASKS)
 
 
 def test_what_is_written_is_read(folder: Path) -> None:
-    records = [SlideRecord("a", "p", "tumor", "val", folder / "a.tif")]
+    records = [SlideRecord("a", "p", {"label": "tumor"}, "val", folder / "a.tif")]
     write_manifest(folder / "w.csv", records)
-    assert read_manifest(folder / "w.csv", classes=CLASSES).records == tuple(records)
+    assert read_manifest(folder / "w.csv", tasks=TASKS).records == tuple(records)
     assert str(folder) not in (folder / "w.csv").read_text()
+
+
+def test_every_task_reads_its_own_column(folder: Path) -> None:
+    tasks = [
+        TaskConfig(name="grade", classes=("low", "high")),
+        TaskConfig(name="found", column="findings", classes=("necrosis", "mitosis"), activation="sigmoid"),
+        TaskConfig(name="age", classes=("years",), activation="linear"),
+    ]
+    header = "slide_id,case_id,split,path,age,findings,grade\n"
+    lines = "a,p,train,a.tif,61.5,mitosis,high\nb,q,train,b.tif,50,none,low\n"
+    first, second = read_manifest(manifest(folder, lines, header=header), tasks=tasks).records
+    assert first.targets(tasks) == {"grade": 1, "found": (0.0, 1.0), "age": (61.5,)}
+    assert second.targets(tasks) == {"grade": 0, "found": (0.0, 0.0), "age": (50.0,)}
+    with pytest.raises(ManifestError, match=r"line 2: findings is empty; fill it in"):
+        read_manifest(manifest(folder, "a,p,train,a.tif,61,,high\n", header=header), tasks=tasks)
+    with pytest.raises(ManifestError, match="lacks the column age"):
+        read_manifest(manifest(folder, "", header=header.replace(",age", "")), tasks=tasks)
 
 
 @given(
@@ -79,7 +98,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
 )
 def test_a_case_never_lies_in_two_splits(slides: list[tuple[int, str]], seed: int) -> None:
     records = [
-        SlideRecord(str(number), f"case{case}", label, "train", Path("x"))
+        SlideRecord(str(number), f"case{case}", {"label": label}, "train", Path("x"))
         for number, (case, label) in enumerate(slides)
     ]
     fractions = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -90,10 +109,35 @@ def test_a_case_never_lies_in_two_splits(slides: list[tuple[int, str]], seed: in
 
 
 def test_labels_are_spread_over_the_splits() -> None:
-    records = [SlideRecord(str(i), f"c{i}", CLASSES[i % 4 == 0], "train", Path("x")) for i in range(200)]
+    records = [
+        SlideRecord(str(i), f"c{i}", {"label": CLASSES[i % 4 == 0]}, "train", Path("x")) for i in range(200)
+    ]
     divided = split_by_case(records, fractions={"train": 0.5, "test": 0.5}, seed=3)
     for split in ("train", "test"):
-        labels = [record.label for record in divided if record.split == split]
+        labels = [record.labels["label"] for record in divided if record.split == split]
         assert (labels.count("tumor"), len(labels)) == (25, 100)
     with pytest.raises(ConfigError, match="sum to 1"):
         split_by_case(records, fractions={"train": 0.5}, seed=0)
+
+
+def test_paths_below_another_root_in_camelyon_s_layouts_too(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("root")
+    (root / "testing" / "images").mkdir(parents=True)
+    (root / "testing" / "images" / "Test_001.tif").touch()
+    (root / "mine.tif").touch()
+    lines = "test_001,p,tumor,test,images/test_001.tif\nx,q,tumor,test,mine.tif\n"
+    read = read_manifest(manifest(folder, lines), tasks=TASKS, root=root)
+    assert [record.path for record in read.records] == [
+        root / "testing/images/Test_001.tif",
+        root / "mine.tif",
+    ]
+    with pytest.raises(SlideNotFound, match="no such folder of slides"):
+        read_manifest(manifest(folder, lines), tasks=TASKS, root=root / "absent")
+
+
+def test_all_missing_slides_are_one_error(folder: Path) -> None:
+    lines = "a,p,tumor,train,a.tif\ny,q,tumor,train,y.tif\nz,r,tumor,train,z.tif\n"
+    with pytest.raises(ManifestError, match=r"line 3: no slide at .*y.tif \(2 of 3 slides are missing\)"):
+        read_manifest(manifest(folder, lines), tasks=TASKS)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.conftest import SmallData
-from wsi_ips.config import SyntheticConfig, TilingConfig
+from wsi_ips.config import SyntheticConfig, TaskConfig, TilingConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.datasets.synthetic import LABELS, make_camelyon_like
@@ -20,13 +20,13 @@ from wsi_ips.units import Mpp
 
 
 def test_the_set_is_laid_out_as_its_manifest_says(small_data: SmallData) -> None:
-    manifest = read_manifest(small_data.manifest, classes=LABELS)
+    manifest = read_manifest(small_data.manifest, tasks=[TaskConfig(classes=LABELS)])
     assert {split: len(manifest.split(split)) for split in ("train", "val", "test")} == {
         "train": 2, "val": 2, "test": 2,
     }  # fmt: skip
     for record in manifest.records:
         annotation = small_data.manifest.parent / "annotations" / f"{record.slide_id}.xml"
-        assert annotation.exists() == (record.label == "tumor")
+        assert annotation.exists() == (record.labels["label"] == "tumor")
 
 
 def test_both_readers_open_the_slides_alike(small_data: SmallData) -> None:
@@ -88,8 +88,8 @@ def test_mean_colour_does_not_tell_lesion_patches_from_normal_ones(tmp_path: Pat
         tmp_path, SyntheticConfig(train=1, val=1, test=8, side_px=2200), processes=1
     )
     aucs = []
-    for record in read_manifest(manifest, classes=LABELS).records:
-        if record.label == "normal":
+    for record in read_manifest(manifest, tasks=[TaskConfig(classes=LABELS)]).records:
+        if record.labels["label"] == "normal":
             continue
         with open_slide(record.path) as slide:
             coords, _ = tile_slide(slide, TilingConfig(patch_px=64, patch_mpp=1.0), slide_id="s")

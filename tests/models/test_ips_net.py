@@ -15,9 +15,9 @@ def net(*, positions: bool = False) -> IPSNet:
     attention = CrossAttention(16, queries=2, heads=4, key_dim=4, value_dim=4, inner_dim=32,
                                attention_dropout=0.1, dropout=0.1)  # fmt: skip
     tasks = [TaskConfig(name="a"), TaskConfig(name="b", classes=("x", "y", "z"), activation="sigmoid")]
-    encoder = nn.Sequential(nn.Flatten(), Projector(12, 16))
     place = RasterSinusoid(16) if positions else None
-    return IPSNet(encoder, attention, Heads(16, tasks), positions=place).double()
+    heads, projector = Heads(16, tasks), Projector(12, 16)
+    return IPSNet(nn.Flatten(), attention, heads, projector=projector, positions=place).double()
 
 
 def count(module: nn.Module) -> int:
@@ -67,7 +67,7 @@ def test_batch_norm_sees_real_patches_only() -> None:
     model = net().train()
     pixels = torch.randn(9, 3, 2, 2).double() + 3
     model(pixels, torch.arange(9), [7, 2])
-    projector = model.encoder[1]
+    projector = model.projector
     with torch.no_grad():
         seen = projector.linear(projector.norm(pixels.flatten(1))).mean(0)
     assert torch.allclose(projector.batch_norm.running_mean, 0.1 * seen, atol=1e-12)

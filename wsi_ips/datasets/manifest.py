@@ -6,22 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.camelyon import SlideFinder
+from wsi_ips.datasets.targets import Target, target_of
+from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.files import whole_file
 
-COLUMNS = ("slide_id", "case_id", "label", "split", "path")
+COLUMNS = ("slide_id", "case_id", "split", "path")
+"""What every manifest has, beside a column per task."""
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class SlideRecord:
-    """One slide. ``case_id`` is the patient: all slides of a case lie in one split."""
+    """One slide. ``case_id`` is the patient: all slides of a case lie in one split. ``labels``: column to cell."""
 
     slide_id: str
     case_id: str
-    label: str
+    labels: Mapping[str, str]
     split: str
     path: Path
+
+    def targets(self, tasks: Sequence[TaskConfig]) -> dict[str, Target]:
+        """{task: what it learns from this slide}. Raises ``ValueError`` as :func:`target_of`."""
+        return {task.name: target_of(task, self.labels.get(task.column_name, "")) for task in tasks}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,55 +44,63 @@ class Manifest:
         return [record for record in self.records if record.split == name]
 
 
-def read_manifest(path: Path, *, classes: Sequence[str]) -> Manifest:
-    """Read a CSV with the columns ``slide_id,case_id,label,split,path``; others are ignored.
+def read_manifest(path: Path, *, tasks: Sequence[TaskConfig], root: Path | None = None) -> Manifest:
+    """Read a CSV with the columns ``slide_id,case_id,split,path`` and one per task; others are ignored.
 
-    Slide paths are absolute or relative to the CSV's folder. Raises :class:`ManifestError` with the line for
-    an unknown label or split, a duplicate slide_id, a missing slide, an empty field, a case in two splits.
+    Slide paths are absolute or relative to ``root`` (none: the CSV's folder); with ``root`` a slide that is not
+    there is looked for in CAMELYON's layouts. Raises :class:`ManifestError` with the line for an unknown or
+    missing label, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits;
+    :class:`SlideNotFound` where ``root`` is no folder.
     """
+    if root is not None and not root.is_dir():
+        raise SlideNotFound(root, "no such folder of slides", "name the folder that holds the data set")
+    columns = (*COLUMNS, *dict.fromkeys(task.column_name for task in tasks))
     if not path.is_file():
-        raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(COLUMNS)}")
+        raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(columns)}")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+            missing = [name for name in columns if name not in (rows.fieldnames or ())]
             if missing:
                 raise ManifestError(
-                    path, f"lacks the column {missing[0]}", f"its first line must name {','.join(COLUMNS)}"
+                    path, f"lacks the column {missing[0]}", f"its first line must name {','.join(columns)}"
                 )
-            records = [_record(path, rows.line_num, row, classes) for row in rows]
+            lines = [(rows.line_num, _record(path, rows.line_num, row, tasks)) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
-    if not records:
+    if not lines:
         raise ManifestError(path, "lists no slides", "add a line per slide")
+    records = _located(path, lines, root)
     _check_ids_and_cases(path, records)
     return Manifest(path, tuple(records))
 
 
 def write_manifest(path: Path, records: Sequence[SlideRecord]) -> None:
     """Write records; slide paths below the CSV's folder become relative to it."""
+    columns = list(dict.fromkeys(column for record in records for column in record.labels))
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(["slide_id", "case_id", *columns, "split", "path"])
         for record in records:
             below = record.path.is_relative_to(path.parent)
             where = record.path.relative_to(path.parent) if below else record.path
-            writer.writerow([record.slide_id, record.case_id, record.label, record.split, where.as_posix()])
+            labels = [record.labels.get(column, "") for column in columns]
+            writer.writerow([record.slide_id, record.case_id, *labels, record.split, where.as_posix()])
 
 
 def split_by_case(
-    records: Sequence[SlideRecord], *, fractions: Mapping[str, float], seed: int
+    records: Sequence[SlideRecord], *, column: str = "label", fractions: Mapping[str, float], seed: int
 ) -> list[SlideRecord]:
-    """Give every case to one split, in about these fractions for each label; the same for the same seed.
+    """Give every case to one split, in about these fractions for each label of ``column``, by ``seed``.
 
     A case counts under its rarest label. Raises :class:`ConfigError` where fractions do not sum to 1.
     """
     if set(fractions) - set(SPLITS) or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ConfigError(f"fractions {dict(fractions)} must name {', '.join(SPLITS)} and sum to 1")
-    labels = [record.label for record in records]
+    labels = [record.labels[column] for record in records]
     by_case: dict[str, list[str]] = {}
     for record in records:
-        by_case.setdefault(record.case_id, []).append(record.label)
+        by_case.setdefault(record.case_id, []).append(record.labels[column])
     by_label: dict[str, list[str]] = {}
     for case, case_labels in sorted(by_case.items()):
         by_label.setdefault(min(case_labels, key=lambda label: (labels.count(label), label)), []).append(case)
@@ -100,27 +116,51 @@ def split_by_case(
     return [replace(record, split=split_of[record.case_id]) for record in records]
 
 
-def _record(path: Path, line: int, row: Mapping[str, str | None], classes: Sequence[str]) -> SlideRecord:
+def _record(path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig]) -> SlideRecord:
     values = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    labels = {task.column_name: (row.get(task.column_name) or "").strip() for task in tasks}
     empty = next((name for name in COLUMNS if not values[name]), None)
     if empty:
         raise ManifestError(path, f"line {line}: {empty} is empty", "fill it in, or leave the line out")
-    if values["label"] not in classes:
-        raise ManifestError(
-            path, f"line {line}: unknown label {values['label']!r}", f"known: {', '.join(classes)}"
-        )
     if values["split"] not in SPLITS:
         raise ManifestError(
             path, f"line {line}: unknown split {values['split']!r}", f"known: {', '.join(SPLITS)}"
         )
-    slide = path.parent / values["path"]
-    if not slide.exists():
-        raise ManifestError(path, f"line {line}: no slide at {slide}", "paths are relative to the manifest")
     if Path(values["slide_id"]).name != values["slide_id"] or values["slide_id"] in (".", ".."):
         raise ManifestError(
             path, f"line {line}: slide_id {values['slide_id']!r} is no file name", "drop the slash"
         )
-    return SlideRecord(values["slide_id"], values["case_id"], values["label"], values["split"], slide)
+    record = SlideRecord(values["slide_id"], values["case_id"], labels, values["split"], Path(values["path"]))
+    try:
+        record.targets(tasks)
+    except ValueError as error:
+        problem, _, mend = str(error).partition("; ")
+        raise ManifestError(path, f"line {line}: {problem}", mend) from None
+    return record
+
+
+def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | None) -> list[SlideRecord]:
+    """The records with paths that exist. One error for all that do not: a first download is often partial."""
+    find = None if root is None else SlideFinder(root)
+    records: list[SlideRecord] = []
+    missing: list[tuple[int, Path]] = []
+    for line, record in lines:
+        plain = (root or path.parent) / record.path
+        slide = find(record.slide_id, record.path) if find else plain if plain.exists() else None
+        records.append(replace(record, path=slide or plain))
+        if slide is None:
+            missing.append((line, plain))
+    if missing:
+        line, first = missing[0]
+        mend = "paths are relative to the manifest, or to the folder given with --slides"
+        if root is not None:
+            mend = "a manifest of CAMELYON slides that are there: wsi-ips data manifest"
+        raise ManifestError(
+            path,
+            f"line {line}: no slide at {first} ({len(missing)} of {len(lines)} slides are missing)",
+            mend,
+        )
+    return records
 
 
 def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:

@@ -77,7 +77,7 @@ def _orders(out: Path, config: SyntheticConfig) -> Iterator[_Order]:
             record = SlideRecord(
                 slide_id=slide_id,
                 case_id=f"case_{split}_{index // 2:03d}",
-                label=label,
+                labels={"label": label},
                 split=split,
                 path=out / "images" / f"{slide_id}.tif",
             )
@@ -89,7 +89,9 @@ def _draw(order: _Order) -> str:
     config = order.config
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, order.number]))
     width, height = (int(config.side_px * rng.uniform(0.9, 1.1)) | 1 for _ in range(2))
-    drawn = draw_slide((width, height), mpp=Mpp(config.mpp), tumor=order.record.label == "tumor", rng=rng)
+    drawn = draw_slide(
+        (width, height), mpp=Mpp(config.mpp), tumor=order.record.labels["label"] == "tumor", rng=rng
+    )
     if drawn.lesions.geoms:
         write_asap(order.annotation, list(drawn.lesions.geoms))
     # The slide comes last: while it is missing, the slide counts as not drawn.

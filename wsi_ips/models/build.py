@@ -3,6 +3,7 @@
 from wsi_ips.config import AttentionConfig, ModelConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.cross_attention import CrossAttention
+from wsi_ips.models.encoders.projector import Projector
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet
@@ -15,9 +16,11 @@ def build_net(config: ModelConfig) -> IPSNet:
     Raises :class:`ConfigError` or :class:`CheckpointError` where that cannot be.
     """
     encoder = TimmEncoder(config.encoder)
-    heads = Heads(encoder.dim, config.tasks)
+    projector = Projector(encoder.dim, config.encoder.project) if config.encoder.project else None
+    dim = config.encoder.project or encoder.dim
+    heads = Heads(dim, config.tasks)
     attention = CrossAttention(
-        encoder.dim,
+        dim,
         queries=heads.queries,
         heads=config.attention.heads,
         key_dim=config.attention.key_dim,
@@ -26,7 +29,8 @@ def build_net(config: ModelConfig) -> IPSNet:
         attention_dropout=config.attention.attention_dropout,
         dropout=config.attention.dropout,
     )
-    return IPSNet(encoder, attention, heads, positions=_positions(config.attention, encoder.dim))
+    positions = _positions(config.attention, dim)
+    return IPSNet(encoder, attention, heads, projector=projector, positions=positions)
 
 
 def _positions(config: AttentionConfig, dim: int) -> Positions | None:

@@ -3,11 +3,17 @@
 Shape suffixes: B bags, T tasks (and query tokens), D width, C classes of a task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from wsi_ips.config import TaskConfig, task_queries
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits_BC: logits_BC.softmax(dim=-1),
+    "sigmoid": Tensor.sigmoid,
+    "linear": lambda outputs_BC: outputs_BC,
+}
 
 
 class Heads(nn.Module):
@@ -28,10 +34,5 @@ class Heads(nn.Module):
         }
 
     def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Task name to probabilities (B, C): softmax or sigmoid, as the task says."""
-        return {
-            task.name: logits[task.name].softmax(dim=-1)
-            if task.activation == "softmax"
-            else logits[task.name].sigmoid()
-            for task in self._tasks
-        }
+        """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers."""
+        return {task.name: _ACTIVATIONS[task.activation](logits[task.name]) for task in self._tasks}

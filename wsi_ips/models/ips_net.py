@@ -2,8 +2,8 @@
 
 Receives its parts ready-built (:mod:`wsi_ips.models.build`) and knows nothing of how patches were picked.
 
-Shape suffixes: B bags, M places of the largest bag, K all patches of all bags in a row, n patches, D width,
-H heads, T queries.
+Shape suffixes: B bags, M places of the largest bag, K all patches of all bags in a row, n patches, C width
+of features, D of embeddings, H heads, T queries.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,9 +31,11 @@ class BagReading:
 
 
 class IPSNet(nn.Module):
-    """``positions`` maps places to encodings (n, D), which are added to embeddings; None adds nothing.
+    """encoder: one patch at a time, pixels (n, ...) to features (n, C), so that it can work in any portions.
 
-    A place is what ``place_kind`` names; a network without positions looks at none.
+    projector: features to embeddings (n, D); it may look at all patches of a step (BatchNorm). None: they are
+    the same. positions: places to encodings (n, D), which are added to embeddings; None adds nothing. A place
+    is what ``place_kind`` names.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class IPSNet(nn.Module):
         attention: CrossAttention,
         heads: Heads,
         *,
+        projector: nn.Module | None = None,
         positions: Positions | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.projector = projector or nn.Identity()
         self.attention = attention
         self.heads = heads
         self.positions = positions
@@ -57,7 +61,7 @@ class IPSNet(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Patches (n, ...) as the encoder takes them, to embeddings (n, D) without position."""
-        embeddings: Tensor = self.encoder(pixels)
+        embeddings: Tensor = self.projector(self.encoder(pixels))
         return embeddings
 
     def logits(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
@@ -71,7 +75,11 @@ class IPSNet(nn.Module):
         for each, as ``place_kind`` says. Only real patches are encoded, so that BatchNorm and attention never
         see padding. Raises ``ValueError`` for a bag without patches: there is nothing to attend to.
         """
-        return self._read(self._placed(self.encode(pixels), places_K), counts)
+        return self.read_features(self.encoder(pixels), places_K, counts)
+
+    def read_features(self, features_KC: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
+        """The same from what the encoder made of the patches. Raises as :meth:`forward`."""
+        return self._read(self._placed(self.projector(features_KC), places_K), counts)
 
     def read_bag(self, emb_nD: Tensor, places_n: Tensor) -> BagReading:
         """Read one bag (B = 1) from embeddings that are there already."""

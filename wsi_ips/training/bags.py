@@ -1,37 +1,72 @@
-"""What training iterates over: slides that are cut into patches, with their label. No pixels yet."""
+"""What training iterates over: bags of patches with what is known of them. No pixels until one is opened."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from wsi_ips.config import StreamingConfig, TilingConfig
+from wsi_ips.config import StreamingConfig, TaskConfig, TilingConfig
 from wsi_ips.datasets.manifest import SlideRecord
+from wsi_ips.datasets.targets import Target
 from wsi_ips.errors import NoTissue
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.streaming.patch_source import PatchSource
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.tile import tile_slide
 from wsi_ips.units import Mpp
 
 
+class Bag(Protocol):
+    """Patches that share labels: a slide, an image, or a slide's stored features.
+
+    ``targets``: {task: target}, see :mod:`wsi_ips.datasets.targets`. Length: number of patches, 1 or more.
+    """
+
+    @property
+    def bag_id(self) -> str: ...
+
+    @property
+    def targets(self) -> Mapping[str, Target]: ...
+
+    def __len__(self) -> int: ...
+
+    def open(self, streaming: StreamingConfig, device: torch.device) -> AbstractContextManager[PatchSource]:
+        """The bag's patches, on ``device``; files are open for the time of the ``with`` block only."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Bag:
-    """A slide of the training set. ``target`` is the index of its class."""
+class SlideBag:
+    """A slide of the training set, cut into patches."""
 
     record: SlideRecord
     coords: PatchCoords
-    target: int
+    targets: Mapping[str, Target]
+
+    @property
+    def bag_id(self) -> str:
+        return self.record.slide_id
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    @contextmanager
+    def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator[PatchStream]:
+        """See :class:`Bag`. Raises the slide's own error."""
+        with open_slide(self.record.path) as slide:
+            yield PatchStream(slide, self.coords, config=streaming, device=device)
 
 
 def tile_bag(
     record: SlideRecord,
     *,
-    classes: Sequence[str],
+    tasks: Sequence[TaskConfig],
     tiling: TilingConfig,
     slide_mpp: Callable[[str], Mpp | None],
-) -> Bag:
+) -> SlideBag:
     """Open a slide, find its tissue and cut it, so that what is wrong with it shows before hours are spent.
 
     ``slide_mpp`` gives a slide's resolution where the user knows better than the file. Raises the slide's
@@ -41,11 +76,4 @@ def tile_bag(
         coords, _ = tile_slide(slide, tiling, slide_id=record.slide_id, mpp=slide_mpp(record.slide_id))
     if not len(coords):
         raise NoTissue(record.path)
-    return Bag(record, coords, list(classes).index(record.label))
-
-
-@contextmanager
-def stream_bag(bag: Bag, streaming: StreamingConfig, device: torch.device) -> Iterator[PatchStream]:
-    """The bag's patches; the slide is open for the time of the ``with`` block only."""
-    with open_slide(bag.record.path) as slide:
-        yield PatchStream(slide, bag.coords, config=streaming, device=device)
+    return SlideBag(record, coords, record.targets(tasks))

@@ -1,4 +1,4 @@
-"""The paper's encoder of stored features; also narrows an image encoder's output.
+"""The paper's projector: reads stored features, or narrows an image encoder's output.
 
 Shape suffixes: n patches, C input width, D output width.
 """

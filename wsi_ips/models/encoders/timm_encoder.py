@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from wsi_ips.config import EncoderConfig
 from wsi_ips.errors import CheckpointError, ConfigError
-from wsi_ips.models.encoders.projector import Projector
 from wsi_ips.models.encoders.weights import load_weights
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -38,8 +37,7 @@ class TimmEncoder(nn.Module):
         load_weights(whole, config.weights)
         self._stage = config.stage
         self.backbone, width = _cut(whole, config)
-        self.projector = Projector(width, config.project) if config.project else nn.Identity()
-        self.dim: int = config.project or width
+        self.dim: int = width
         self._frozen_batch_norm = config.batch_norm == "frozen"
         self.backbone.requires_grad_(config.trainable)
         # Convolutions on a CPU and on tensor cores are faster so; pixels arrive in this order anyway.
@@ -50,13 +48,11 @@ class TimmEncoder(nn.Module):
         """Embeddings (n, D) float. Raises :class:`ConfigError` where the model does not take this P."""
         x_n3PP = self._normalised(pixels_n3PP)
         try:
-            features = self._features(x_n3PP)
+            return self._features(x_n3PP)
         except AssertionError as error:  # how timm's transformers refuse a size that they were not made for
             raise ConfigError(
                 f"{self._name} does not take patches of {x_n3PP.shape[-1]} px ({error}); set tiling.patch_px"
             ) from None
-        embeddings: Tensor = self.projector(features)
-        return embeddings
 
     def _normalised(self, pixels_n3PP: Tensor) -> Tensor:
         """Float, channels last, as the model was pretrained.
@@ -84,7 +80,7 @@ class TimmEncoder(nn.Module):
         return map_nDhw.mean(dim=(2, 3))  # type: ignore[no-any-return]
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but frozen BatchNorm keeps its pretrained statistics; the projector's own learns."""
+        """As usual, but frozen BatchNorm keeps its pretrained statistics."""
         super().train(mode)
         if self._frozen_batch_norm:
             for module in self.backbone.modules():
