@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ def assert_same(ours: Top, whole: Top) -> None:
     assert torch.equal(ours.logits_MHT, whole.logits_MHT)
 
 
+@settings(max_examples=50)
 @given(logits_NHT(), st.integers(1, 70), st.data())
 def test_merged_parts_are_the_whole_slide_to_the_bit(logits: Tensor, m: int, data: st.DataObject) -> None:
     stores = data.draw(in_parts(logits))
@@ -30,6 +31,7 @@ def test_merged_parts_are_the_whole_slide_to_the_bit(logits: Tensor, m: int, dat
     assert torch.equal(merged.attention_NHT, whole.attention())
 
 
+@settings(max_examples=50)
 @given(logits_NHT(), st.integers(1, 70), st.data())
 def test_nothing_of_the_slide_s_size_has_to_travel(logits: Tensor, m: int, data: st.DataObject) -> None:
     """Normalisers up, their sum down, M candidates up: the same bits."""
@@ -53,6 +55,7 @@ def test_a_part_s_own_scores_cannot_tell_what_is_kept() -> None:
     assert select_over_parts(stores, 1).top.ids_M.tolist() == [0]
 
 
+@settings(max_examples=50)
 @given(logits_NHT(most=25), st.integers(1, 12), st.data())
 def test_what_is_at_least_as_good_for_every_head_and_query_is_never_left_out_instead(
     logits: Tensor, m: int, data: st.DataObject
