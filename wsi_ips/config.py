@@ -180,6 +180,25 @@ ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
 classes left out weigh 1."""
 
 
+class AugmentConfig(Section):
+    """Changes of stain and colour in training, drawn anew in every epoch. All strengths 0: none."""
+
+    per: Literal["slide", "patch"] = "slide"
+    """One draw for all patches of a slide, as stain differs between slides; or one for every patch."""
+    stain: Fraction = 0.0
+    """The concentration of each stain (haematoxylin, eosin, the rest) times 1 ± this. 0.2 is a lot."""
+    stain_offset: Fraction = 0.0
+    """And plus or minus this, in optical density (base 10); colours the background too. 0.02 is a lot."""
+    brightness: Fraction = 0.0
+    """Colour values times 1 ± this."""
+    contrast: Fraction = 0.0
+    """Distance from middle grey times 1 ± this."""
+    saturation: Fraction = 0.0
+    """Distance from the pixel's own grey times 1 ± this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Hue turned by ± this share of the colour circle."""
+
+
 class TrainingConfig(Section):
     """Optimisation. The schedule is the paper's: linear warm-up, then cosine to 0.001 of the peak."""
 
@@ -195,6 +214,7 @@ class TrainingConfig(Section):
     """Largest gradient norm; 0 leaves gradients alone."""
     flips: bool = True
     """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
+    augment: AugmentConfig = AugmentConfig()
     class_weights: ClassWeights = "none"
     """What classes weigh in the loss. softmax: the weight of a class's slides, normalised over the slides of a
     step; sigmoid: the weight of a class's presence against its absence."""
