@@ -107,7 +107,11 @@ def one_round(
     waits: list[float] = []
     with open_slide(path) as slide:
         stream = PatchStream(slide, coords, config=streaming)
-        whole_pass = timed(lambda: read_slide(net, waited_for(stream, waits), SelectionConfig()))
+        whole_pass = timed(
+            lambda: read_slide(
+                net, stream, SelectionConfig(), through=lambda passing: waited_for(passing, waits)
+            )
+        )
         encoder = timed(lambda: encode_all(net, chunks))
         decoding = timed(lambda: list(map(len, stream)))
     return Round(whole_pass, encoder, decoding, sum(waits))

@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,10 @@ def stream_once(arguments: argparse.Namespace) -> Run:
     with open_slide(arguments.slide) as slide:
         coords = every_cell(slide, patches=arguments.patches)
         stream = PatchStream(slide, coords, config=StreamingConfig(threads=arguments.threads))
+        every = max(1, len(coords) // SAMPLES)
         consume = selection(arguments.encoder, m=arguments.m) if arguments.select else exhaust
         started = time.perf_counter()
-        consume(watched(stream, run, every=max(1, len(coords) // SAMPLES)))
+        consume(stream, lambda chunks: watched(chunks, run, every=every))
         run.seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run.peak_mb = peak / (1024**2 if sys.platform == "darwin" else 1024)
@@ -134,17 +135,17 @@ def every_cell(slide: Any, *, patches: int) -> Any:
 
 
 def selection(encoder: str, *, m: int) -> Any:
-    """A consumer of chunks: the whole pass, with an untrained encoder."""
+    """A consumer of a stream: the whole pass, with an untrained encoder."""
     from wsi_ips.config import EncoderConfig, ModelConfig, SelectionConfig
     from wsi_ips.models.build import build_net
     from wsi_ips.selection.slide_reading import read_slide
 
     net = build_net(ModelConfig(encoder=EncoderConfig(name=encoder, weights="none")))
-    return lambda chunks: read_slide(net, chunks, SelectionConfig(m=m, i=m))
+    return lambda stream, through: read_slide(net, stream, SelectionConfig(m=m, i=m), through=through)
 
 
-def exhaust(chunks: Iterable[Any]) -> None:
-    for _ in chunks:
+def exhaust(stream: Iterable[Any], through: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
+    for _ in through(stream):
         pass
 
 

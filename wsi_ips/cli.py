@@ -23,6 +23,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data_app = typer.Typer(
+    help="A data set on disk: is it whole, and which of its slides are there?", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
 # Text, not Path: a Path would take one of the two slashes of a URL.
 Slides = Annotated[
     str, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
@@ -106,6 +111,9 @@ def tile(
 def finetune(
     manifest: Annotated[Path, typer.Argument(help="CSV: slide_id,case_id,label,split,path.")],
     out: Out,
+    slides_root: Annotated[
+        Path | None, typer.Option("--slides", help="Folder that the manifest's paths are below.")
+    ] = None,
     recipe: Recipe = None,
     set_: Set = None,
     device: Device = None,
@@ -113,7 +121,8 @@ def finetune(
     mpp_csv: MppCsv = None,
 ) -> None:
     """Fine-tune encoder, selection and attention from slide labels."""
-    flags = {"manifest": manifest, "out": out, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}
+    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "device": device,
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("finetune", flags, recipe=recipe, overrides=set_)
 
 
@@ -163,6 +172,44 @@ def overlay(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    manifest: Annotated[Path, typer.Argument(help="CSV with the labels: slide_id,case_id,label,split,path.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/evaluation.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test (default).")] = None,
+    task: Annotated[str | None, typer.Option(help="Score one task; default: all of the model's.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of lesion outlines, SLIDE_ID.xml (ASAP): adds FROC.")
+    ] = None,
+    detection_radius_um: Annotated[
+        float | None, typer.Option(help="µm between a slide's detections (default 1.5 patch sides).")
+    ] = None,
+    history: Annotated[Path | None, typer.Option(help="history.csv of finetune: draws the losses.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Call a class from here on (default 0.5).")] = None,
+    threshold_from: Annotated[
+        str | None, typer.Option(help="Choose the threshold on this split (train or val) instead.")
+    ] = None,
+    bootstrap: Annotated[int | None, typer.Option(help="Resamples for the intervals (default 2000).")] = None,
+    stratify: Annotated[
+        bool | None, typer.Option("--stratify/--no-stratify", help="Resample class by class (default).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the resampling (default 0).")] = None,
+    plots: Annotated[
+        bool | None, typer.Option("--plots/--no-plots", help="Draw PNGs; default: where matplotlib is.")
+    ] = None,
+) -> None:
+    """Score a run against a manifest's labels: figures with intervals, tables, FROC, plots."""
+    flags = {"run": run, "manifest": manifest, "out": out, "split": split, "task": task,
+             "annotations": annotations, "detection_radius_um": detection_radius_um, "history": history,
+             "pool": pool, "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
+             "stratify": stratify, "seed": seed, "plots": plots}  # fmt: skip
+    _run("evaluate", flags)
+
+
+@app.command()
 def demo(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: demo_run.")] = None,
     device: Device = None,
@@ -172,6 +219,36 @@ def demo(
     from wsi_ips.recipe import shipped_recipe
 
     _run("demo", {"out": out, "device": device}, recipe=shipped_recipe("demo"), overrides=set_)
+
+
+@data_app.command("verify")
+def data_verify(
+    folder: Annotated[Path, typer.Argument(help="Folder with checksums.md5 or checksums.txt in it.")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Are all its slides there? A CSV, camelyon16 or camelyon17.")
+    ] = None,
+) -> None:
+    """Check a downloaded data set against its checksums; exit code 3 where a file is missing or altered."""
+    from wsi_ips.commands.data import verify
+    from wsi_ips.progress_bars import RichProgress
+
+    with RichProgress() as progress:
+        outcome = verify(folder, progress, manifest=manifest)
+    _finish(outcome)
+
+
+@data_app.command("manifest")
+def data_manifest(
+    root: Annotated[Path, typer.Argument(help="Folder with CAMELYON's slides, in either layout.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write.")],
+    name: Annotated[
+        str | None, typer.Option(help="camelyon16 or camelyon17; default: what is there.")
+    ] = None,
+) -> None:
+    """Write a manifest of the slides that are there, with CAMELYON's labels and splits."""
+    from wsi_ips.commands.data import list_slides
+
+    _finish(list_slides(root, out, name=name))
 
 
 @app.command()
@@ -185,7 +262,7 @@ def run(
 
 
 def _run(
-    command: Literal["tile", "finetune", "predict", "overlay", "demo"],
+    command: Literal["tile", "finetune", "predict", "overlay", "evaluate", "demo"],
     flags: dict[str, Any],
     *,
     recipe: Path | None = None,

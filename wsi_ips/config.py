@@ -86,12 +86,14 @@ class StreamingConfig(Section):
 class SelectionConfig(Section):
     """Iterative patch selection (Bergner et al. 2023, section 3)."""
 
-    rule: Literal["buffer"] = "buffer"
-    """``buffer``: the paper's running top-M memory."""
+    rule: Literal["buffer", "global"] = "buffer"
+    """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
+    order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
+    patches are read and encoded a second time."""
     m: PositiveInt = 64
-    """M, patches kept in memory."""
+    """M, patches kept."""
     i: PositiveInt = 64
-    """I, new patches that compete with the memory in one iteration."""
+    """I, new patches that compete with the memory in one iteration of ``buffer``."""
 
 
 class EncoderConfig(Section):
@@ -125,8 +127,22 @@ class AttentionConfig(Section):
     """Width of the MLP's hidden layer."""
     attention_dropout: Fraction = 0.1
     dropout: Fraction = 0.1
-    positions: Literal["none", "raster"] = "none"
-    """``raster``: the paper's 1-D sinusoid over the patch's raster index in its grid."""
+    positions: Literal["none", "raster", "slide"] = "none"
+    """``raster``: the paper's 1-D sinusoid over the patch's raster index in its grid. ``slide``: 2-D sinusoids
+    over its centre on the slide in µm, the same at any resolution and on a slide of any size."""
+    wavelengths_um: tuple[PositiveFloat, PositiveFloat] = (256.0, 100_000.0)
+    """Shortest and longest wavelength of ``positions: slide``, in µm. The default suits patches of 128 µm (256 px
+    at 0.5 µm): a shorter wavelength than two patches says nothing, a longer one than the slide tells its ends
+    apart."""
+
+    @model_validator(mode="after")
+    def _wavelengths_rise(self) -> Self:
+        shortest, longest = self.wavelengths_um
+        if shortest >= longest:
+            raise ValueError(
+                f"wavelengths_um: the shortest, {shortest}, must be below the longest, {longest}"
+            )
+        return self
 
 
 class TaskConfig(Section):
@@ -212,12 +228,31 @@ class TrainingConfig(Section):
     weight_decay: NonNegativeFloat = 0.1
     gradient_clip: NonNegativeFloat = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
+    micro_batch: PositiveInt | None = 32
+    """Patches taken back through the encoder at a time (gradient cache): bounds memory, changes no gradient.
+    none: all patches of a step in one graph, which an encoder with ``batch_norm: batch`` needs."""
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    """``bf16``, ``fp16``: mixed precision (fp16 with loss scaling, on a GPU only)."""
+    select_every: PositiveInt = 1
+    """Epochs from one selection to the next; in between the patches kept last are learned from again."""
+    patience: PositiveInt | None = None
+    """Epochs without a better one after which training stops; none: never."""
+    monitor: Literal["loss", "auc"] = "loss"
+    """What makes an epoch the best: the lowest validation loss, or the highest mean AUC over the tasks."""
+    save_minutes: NonNegativeFloat = 5.0
+    """Time between two saves of the state that a killed run resumes from; 0: after every step."""
+    max_bad_slides: Fraction = 0.1
+    """Share of the slides that may turn out unreadable, and are replaced, before training fails."""
+    tensorboard: bool = False
+    """Log losses and learning rates for TensorBoard too (needs the package tensorboard)."""
+    devices: PositiveInt = 1
+    """Processes to train with, one per GPU; each learns from its share of every step's slides."""
     flips: bool = True
     """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
     augment: AugmentConfig = AugmentConfig()
     class_weights: ClassWeights = "none"
-    """What classes weigh in the loss. softmax: the weight of a class's slides, normalised over the slides of a
-    step; sigmoid: the weight of a class's presence against its absence."""
+    """What classes weigh in the loss. softmax: the weight of a class's slides; sigmoid: the weight of a class's
+    presence against its absence. ``balanced``: by how rare they are among the training slides."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """``shuffle``: every slide once an epoch. ``balanced``: every class equally often, slides of rare ones several
     times; by the first softmax task, or else the first sigmoid task of one class."""
@@ -281,11 +316,14 @@ class FinetuneConfig(PipelineConfig):
                     raise ValueError(
                         f"training.class_weights: task {task} has no class {name!r}; known: {known}"
                     )
-            weighed = [task for task in weighed if task.name in weights]
-        if self.training.slides_per_step == 1 and any(task.activation == "softmax" for task in weighed):
+        return self
+
+    @model_validator(mode="after")
+    def _batch_statistics_need_one_graph(self) -> Self:
+        encoder, training = self.model.encoder, self.training
+        if encoder.batch_norm == "batch" and encoder.trainable and training.micro_batch is not None:
             raise ValueError(
-                "training.class_weights are normalised over the slides of a step and do nothing with "
-                "slides_per_step 1; use training.sampling: balanced"
+                "batch_norm: batch takes its statistics over all patches of a step: set training.micro_batch=null"
             )
         return self
 

@@ -5,6 +5,7 @@
       ReaderNotInstalled     an optional reader's package is absent
       ReaderBroken           a reader of another package does not load
       SlideClosed            a reader was used after close()
+      TrainingError          training cannot go on: a loss that is not finite, too many bad slides
       FileError              names a file, what is wrong with it, and the mend
         SlideNotFound
         SlideUnreachable     a URL that cannot be read from: no answer, no permission, no range requests
@@ -16,6 +17,7 @@
         CoordsError
         AnnotationError
         ManifestError
+        DatasetError         a data set's own labels or checksums, or its slides are not there
         CheckpointError
         ResultsError
 
@@ -52,6 +54,10 @@ class ReaderBroken(WsiIpsError):
     def __str__(self) -> str:
         name, package, reason = self.args
         return f"reader {name} of the package {package} does not load: {reason}"
+
+
+class TrainingError(WsiIpsError):
+    """Training cannot go on: a loss that is not finite, too many bad slides."""
 
 
 class SlideClosed(WsiIpsError):
@@ -131,6 +137,10 @@ class AnnotationError(FileError):
 
 class ManifestError(FileError):
     """A manifest with an unknown label, a duplicate id, a missing file, …"""
+
+
+class DatasetError(FileError):
+    """A data set's own file (labels, checksums) that cannot be understood, or a folder without its slides."""
 
 
 class CheckpointError(FileError):

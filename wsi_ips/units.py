@@ -7,7 +7,7 @@ Coordinates carry their frame of reference as a prefix:
 - ``g_``   grid column, then row.
 """
 
-from typing import NewType
+from typing import Literal, NewType
 
 Mpp = NewType("Mpp", float)
 """Resolution: µm covered by one pixel."""
@@ -20,6 +20,10 @@ L0Point = tuple[int, int]
 
 Size = tuple[int, int]
 """A size in pixels, (width, height)."""
+
+PlaceKind = Literal["ids", "um"]
+"""How a patch's place is told. ``ids``: (n,) int64, raster index in its slide's grid. ``um``: (n, 2) float64, the
+patch's centre (x, y) in µm from the slide's top-left corner."""
 
 MAGNIFICATION_MPP = 10.0
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import SlideRecord, read_manifest, split_by_case, write_manifest
-from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 
 CLASSES = ("normal", "tumor")
 TASKS = [TaskConfig(classes=CLASSES)]
@@ -118,3 +118,26 @@ def test_labels_are_spread_over_the_splits() -> None:
         assert (labels.count("tumor"), len(labels)) == (25, 100)
     with pytest.raises(ConfigError, match="sum to 1"):
         split_by_case(records, fractions={"train": 0.5}, seed=0)
+
+
+def test_paths_below_another_root_in_camelyon_s_layouts_too(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("root")
+    (root / "testing" / "images").mkdir(parents=True)
+    (root / "testing" / "images" / "Test_001.tif").touch()
+    (root / "mine.tif").touch()
+    lines = "test_001,p,tumor,test,images/test_001.tif\nx,q,tumor,test,mine.tif\n"
+    read = read_manifest(manifest(folder, lines), tasks=TASKS, root=root)
+    assert [record.path for record in read.records] == [
+        root / "testing/images/Test_001.tif",
+        root / "mine.tif",
+    ]
+    with pytest.raises(SlideNotFound, match="no such folder of slides"):
+        read_manifest(manifest(folder, lines), tasks=TASKS, root=root / "absent")
+
+
+def test_all_missing_slides_are_one_error(folder: Path) -> None:
+    lines = "a,p,tumor,train,a.tif\ny,q,tumor,train,y.tif\nz,r,tumor,train,z.tif\n"
+    with pytest.raises(ManifestError, match=r"line 3: no slide at .*y.tif \(2 of 3 slides are missing\)"):
+        read_manifest(manifest(folder, lines), tasks=TASKS)

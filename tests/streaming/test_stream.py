@@ -85,6 +85,18 @@ def test_a_patch_that_is_not_in_the_coordinates_is_refused() -> None:
         stream.read(torch.tensor([99999]))
 
 
+def test_a_stream_says_where_its_patches_lie() -> None:
+    coords = every_patch(mpp=0.25)
+    stream = PatchStream(reader(mpp=0.25), coords, config=StreamingConfig())
+    wanted = torch.tensor([12, 3])
+    assert stream.places(wanted, "ids").tolist() == [12, 3]
+    places = stream.places(wanted, "um")
+    assert places.dtype == torch.float64
+    assert places.tolist() == coords.um_centres(wanted.numpy()).tolist()
+    with pytest.raises(KeyError, match="99999"):
+        stream.places(torch.tensor([99999]), "um")
+
+
 def test_a_level_that_fits_is_read_as_it_is() -> None:
     """At 1.0 µm a 0.5 µm slide with a level at 1/2 gives that level's own pixels."""
     coords = every_patch(patch_mpp=1.0)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import floor
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from tests.tiling.drawn import Drawing
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.tiling.grid import PatchGrid
+from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.tiling.tile import tile_slide, tissue_share
 from wsi_ips.tiling.tissue import TissueMask
 from wsi_ips.units import Mpp
@@ -113,3 +114,48 @@ def test_exact_corners_are_the_grid_s_where_patches_lie_on_it() -> None:
     assert np.abs(exact - coords.l0_xy_N2).max() <= 0.5
     steps = np.diff(np.unique(exact[:, 0]))
     assert steps == pytest.approx(coords.l0_patch)
+
+
+def some_cells(mpp: float, tiling: TilingConfig, ids: list[int]) -> PatchCoords:
+    grid = PatchGrid.cover((9001, 7003), slide_mpp=Mpp(mpp), tiling=tiling)
+    ids_N = np.array(ids, dtype=np.int64)
+    tissue_N = np.ones(len(ids), np.float32)
+    return PatchCoords.on_grid(grid, ids_N, slide_id="drawn", l0_size=(9001, 7003), slide_mpp=Mpp(mpp),
+                               tiling=tiling, tissue_N=tissue_N)  # fmt: skip
+
+
+@given(mpps, tilings(), st.sets(st.integers(0, 10**6), min_size=1, max_size=30))
+def test_centres_are_those_of_the_cells_in_micrometres(
+    mpp: float, tiling: TilingConfig, drawn: set[int]
+) -> None:
+    grid = PatchGrid.cover((9001, 7003), slide_mpp=Mpp(mpp), tiling=tiling)
+    ids = sorted({number % (grid.g_cols * grid.g_rows) for number in drawn})
+    step_um = (tiling.patch_px - tiling.overlap_px) * tiling.patch_mpp
+    half_um = tiling.patch_px * tiling.patch_mpp / 2
+    asked = ids[::-1]
+    expected = [
+        [number % grid.g_cols * step_um + half_um, number // grid.g_cols * step_um + half_um]
+        for number in asked
+    ]
+    found = some_cells(mpp, tiling, ids).um_centres(np.array(asked))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_patch_that_lies_off_the_grid_has_its_own_centre() -> None:
+    """Another program's coordinates: numbered in a grid of one row, which says nothing of where they are."""
+    tiling = TilingConfig(patch_px=100, patch_mpp=1.0)
+    coords = some_cells(0.5, tiling, [0, 1, 2])
+    theirs = replace(coords, g_size=(3, 1), l0_xy_N2=np.array([[0, 0], [777, 41], [3000, 5000]]))
+    expected = [[50.0, 50.0], [777 / 2 + 50, 41 / 2 + 50], [1550.0, 2550.0]]
+    assert theirs.um_centres(np.array([0, 1, 2])).tolist() == expected
+    assert theirs.um_centres(np.array([1])).tolist() == expected[1:2]
+
+
+@pytest.mark.parametrize("strangers", [[4], [5, 6], [99999], [-1]])
+def test_rows_of_ids_that_are_not_there_are_refused(strangers: list[int]) -> None:
+    coords = some_cells(0.5, TilingConfig(), [3, 5, 9])
+    assert coords.rows(np.array([9, 3, 5, 9])).tolist() == [2, 0, 1, 2]
+    with pytest.raises(KeyError, match=str(strangers[-1])):
+        coords.rows(np.array([3, *strangers]))
+    with pytest.raises(KeyError):
+        some_cells(0.5, TilingConfig(), []).rows(np.array([3]))

@@ -9,16 +9,15 @@ import torch
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ManifestError, NoTissue
+from wsi_ips.errors import ManifestError, TrainingError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.ips_net import scoring
-from wsi_ips.selection.ips import Kept, select_patches
 from wsi_ips.slides.resolution import SlideMpp
-from wsi_ips.training import module as module_under_test
 from wsi_ips.training.bags import tile_bag
-from wsi_ips.training.finetune import FinetuneReport, finetune
-from wsi_ips.training.module import IPSModule
+from wsi_ips.training.finetune import finetune
+from wsi_ips.training.fit import FinetuneReport
+from wsi_ips.training.kept_patches import PatchKeeper
 
 
 def config_of(**training: Any) -> FinetuneConfig:
@@ -70,41 +69,37 @@ def test_a_frozen_encoder_keeps_its_weights(manifest: Manifest, tmp_path: Path) 
     assert changed == {"attention", "heads"}
 
 
+@pytest.mark.parametrize("flips", [False, True])
 def test_the_pixels_that_are_learned_from_are_those_that_were_scored(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    manifest: Manifest, *, flips: bool
 ) -> None:
     """Kept patches are read again: turned and flipped as they were when they were scored."""
-    config = config_of(flips=True)
-    seen: list[Kept] = []
-
-    def spy(*arguments: Any, **options: Any) -> Kept:
-        seen.append(select_patches(*arguments, **options))
-        return seen[-1]
-
-    monkeypatch.setattr(module_under_test, "select_patches", spy)
-    net = build_net(config.model)
-    module = IPSModule(net, config, steps_per_epoch=1)
-    bag = tile_bag(manifest.split("train")[0], tasks=[TaskConfig()], tiling=config.tiling,
-                   slide_mpp=SlideMpp())  # fmt: skip
-    pixels, ids = module._keep_patches(bag)
+    config = config_of(flips=flips)
+    net, cpu = build_net(config.model), torch.device("cpu")
+    bag = tile_bag(
+        manifest.split("train")[0], tasks=[TaskConfig()], tiling=config.tiling, slide_mpp=SlideMpp()
+    )
+    keeper = PatchKeeper(net, config)
+    kept = keeper.keep(bag, epoch=0, device=cpu)
+    parts = list(keeper.pixels([kept], epoch=0, device=cpu, most=3))
+    assert [len(part) for part in parts] == [3, 1]
     with scoring(net), torch.no_grad():
-        assert torch.allclose(net.encode(pixels), seen[0].emb_MD, atol=1e-5)
-    assert ids.tolist() == seen[0].ids_M.tolist()
-    plain = IPSModule(net, config_of(flips=False), steps_per_epoch=1)._keep_patches(bag)[0]
-    assert not torch.equal(plain, pixels)
+        assert torch.allclose(net.encode(torch.cat(parts)), kept.emb_MD, atol=1e-5)
+    later = torch.cat(list(keeper.pixels([kept], epoch=1, device=cpu, most=9)))
+    assert torch.equal(later, torch.cat(parts)) != flips
 
 
 def test_training_without_two_labels_or_without_tissue_is_refused_before_it_starts(
     manifest: Manifest, tmp_path: Path
 ) -> None:
     normal = tuple(record for record in manifest.records if record.labels["label"] == "normal")
-    with pytest.raises(ManifestError, match="nothing to learn"):
+    with pytest.raises(ManifestError, match="nothing to tell apart"):
         run(Manifest(manifest.path, normal), config_of(), tmp_path / "out")
     none = Manifest(manifest.path, tuple(manifest.split("test")))
     with pytest.raises(ManifestError, match="no slides in split 'train'"):
         run(none, config_of(), tmp_path / "out")
     blind = {**SMALL_MODEL["tiling"], "tissue": {"min_object_um2": 1e12}}  # type: ignore[dict-item]
     strict = FinetuneConfig.model_validate({**SMALL_MODEL, "tiling": blind})
-    with pytest.raises(NoTissue):
+    with pytest.raises(TrainingError, match=r"2 slides cannot be used.*no tissue"):
         run(manifest, strict, tmp_path / "out")
     assert not (tmp_path / "out").exists()

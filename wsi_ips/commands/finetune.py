@@ -11,7 +11,7 @@ from wsi_ips.training.finetune import finetune
 
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
     """Fine-tune, and say which epoch was best."""
-    manifest = read_manifest(job.manifest, tasks=job.model.tasks)
+    manifest = read_manifest(job.manifest, tasks=job.model.tasks, root=job.slides_root)
     report = finetune(
         manifest,
         job,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.camelyon import SlideFinder
 from wsi_ips.datasets.targets import Target, target_of
-from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.files import whole_file
 
 COLUMNS = ("slide_id", "case_id", "split", "path")
@@ -43,13 +44,16 @@ class Manifest:
         return [record for record in self.records if record.split == name]
 
 
-def read_manifest(path: Path, *, tasks: Sequence[TaskConfig]) -> Manifest:
+def read_manifest(path: Path, *, tasks: Sequence[TaskConfig], root: Path | None = None) -> Manifest:
     """Read a CSV with the columns ``slide_id,case_id,split,path`` and one per task; others are ignored.
 
-    Slide paths are absolute or relative to the CSV's folder. Raises :class:`ManifestError` with the line for
-    an unknown or missing label, an unknown split, a duplicate slide_id, a missing slide, an empty field, a case
-    in two splits.
+    Slide paths are absolute or relative to ``root`` (none: the CSV's folder); with ``root`` a slide that is not
+    there is looked for in CAMELYON's layouts. Raises :class:`ManifestError` with the line for an unknown or
+    missing label, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits;
+    :class:`SlideNotFound` where ``root`` is no folder.
     """
+    if root is not None and not root.is_dir():
+        raise SlideNotFound(root, "no such folder of slides", "name the folder that holds the data set")
     columns = (*COLUMNS, *dict.fromkeys(task.column_name for task in tasks))
     if not path.is_file():
         raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(columns)}")
@@ -61,11 +65,12 @@ def read_manifest(path: Path, *, tasks: Sequence[TaskConfig]) -> Manifest:
                 raise ManifestError(
                     path, f"lacks the column {missing[0]}", f"its first line must name {','.join(columns)}"
                 )
-            records = [_record(path, rows.line_num, row, tasks) for row in rows]
+            lines = [(rows.line_num, _record(path, rows.line_num, row, tasks)) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
-    if not records:
+    if not lines:
         raise ManifestError(path, "lists no slides", "add a line per slide")
+    records = _located(path, lines, root)
     _check_ids_and_cases(path, records)
     return Manifest(path, tuple(records))
 
@@ -121,20 +126,41 @@ def _record(path: Path, line: int, row: Mapping[str, str | None], tasks: Sequenc
         raise ManifestError(
             path, f"line {line}: unknown split {values['split']!r}", f"known: {', '.join(SPLITS)}"
         )
-    slide = path.parent / values["path"]
-    if not slide.exists():
-        raise ManifestError(path, f"line {line}: no slide at {slide}", "paths are relative to the manifest")
     if Path(values["slide_id"]).name != values["slide_id"] or values["slide_id"] in (".", ".."):
         raise ManifestError(
             path, f"line {line}: slide_id {values['slide_id']!r} is no file name", "drop the slash"
         )
-    record = SlideRecord(values["slide_id"], values["case_id"], labels, values["split"], slide)
+    record = SlideRecord(values["slide_id"], values["case_id"], labels, values["split"], Path(values["path"]))
     try:
         record.targets(tasks)
     except ValueError as error:
         problem, _, mend = str(error).partition("; ")
         raise ManifestError(path, f"line {line}: {problem}", mend) from None
     return record
+
+
+def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | None) -> list[SlideRecord]:
+    """The records with paths that exist. One error for all that do not: a first download is often partial."""
+    find = None if root is None else SlideFinder(root)
+    records: list[SlideRecord] = []
+    missing: list[tuple[int, Path]] = []
+    for line, record in lines:
+        plain = (root or path.parent) / record.path
+        slide = find(record.slide_id, record.path) if find else plain if plain.exists() else None
+        records.append(replace(record, path=slide or plain))
+        if slide is None:
+            missing.append((line, plain))
+    if missing:
+        line, first = missing[0]
+        mend = "paths are relative to the manifest, or to the folder given with --slides"
+        if root is not None:
+            mend = "a manifest of CAMELYON slides that are there: wsi-ips data manifest"
+        raise ManifestError(
+            path,
+            f"line {line}: no slide at {first} ({len(missing)} of {len(lines)} slides are missing)",
+            mend,
+        )
+    return records
 
 
 def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:

@@ -1,7 +1,7 @@
 """One slide: find tissue, stream every patch, keep M, read the label and the attention of all."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,12 @@ class Predictor:
         with prepared.slide as slide:
             stream = PatchStream(slide, coords, config=self._streaming, device=self._device)
             with progress(coords.slide_id, total=len(stream)) as advance:
-                reading = read_slide(self._net, _counted(stream, advance), self.pipeline.selection)
+                reading = read_slide(
+                    self._net,
+                    stream,
+                    self.pipeline.selection,
+                    through=lambda chunks: _counted(chunks, advance),
+                )
         telemetry = SlideTelemetry.of(
             stream.telemetry, reading, threads=self._streaming.threads, open_s=prepared.seconds
         )
@@ -108,7 +113,7 @@ class Predictor:
         )
 
 
-def _counted(stream: PatchStream, advance: Advance) -> Iterator[Chunk]:
-    for chunk in stream:
+def _counted(chunks: Iterable[Chunk], advance: Advance) -> Iterator[Chunk]:
+    for chunk in chunks:
         yield chunk
         advance()

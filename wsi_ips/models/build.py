@@ -1,13 +1,13 @@
 """From config to modules: the only place that knows both."""
 
-from wsi_ips.config import ModelConfig
+from wsi_ips.config import AttentionConfig, ModelConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.cross_attention import CrossAttention
 from wsi_ips.models.encoders.projector import Projector
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.models.positions import RasterSinusoid
+from wsi_ips.models.positions import Positions, RasterSinusoid, SlideSinusoid
 
 
 def build_net(config: ModelConfig) -> IPSNet:
@@ -18,9 +18,6 @@ def build_net(config: ModelConfig) -> IPSNet:
     encoder = TimmEncoder(config.encoder)
     projector = Projector(encoder.dim, config.encoder.project) if config.encoder.project else None
     dim = config.encoder.project or encoder.dim
-    raster = config.attention.positions == "raster"
-    if raster and dim % 2:
-        raise ConfigError(f"positions: raster needs an even embedding width, {dim} is odd")
     heads = Heads(dim, config.tasks)
     attention = CrossAttention(
         dim,
@@ -32,5 +29,21 @@ def build_net(config: ModelConfig) -> IPSNet:
         attention_dropout=config.attention.attention_dropout,
         dropout=config.attention.dropout,
     )
-    positions = RasterSinusoid(dim) if raster else None
+    positions = _positions(config.attention, dim)
     return IPSNet(encoder, attention, heads, projector=projector, positions=positions)
+
+
+def _positions(config: AttentionConfig, dim: int) -> Positions | None:
+    """Raises :class:`ConfigError` for an embedding width that sines and cosines do not fill evenly."""
+    if config.positions == "none":
+        return None
+    multiple = 2 if config.positions == "raster" else 4
+    if dim % multiple:
+        raise ConfigError(
+            f"positions: {config.positions} needs an embedding width that is a multiple of {multiple}, not {dim}; "
+            f"encoder.project sets the width"
+        )
+    if config.positions == "raster":
+        return RasterSinusoid(dim)
+    shortest_um, longest_um = config.wavelengths_um
+    return SlideSinusoid(dim, shortest_um=shortest_um, longest_um=longest_um)

@@ -54,8 +54,8 @@ class CrossAttention(nn.Module):
     def forward(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return tokens_BTD and attention_BHTM (before dropout).
 
-        empty_BM: bool, True where a bag has no patch; such places get no attention. Each row of the attention
-        sums to 1 over the bag's own patches.
+        empty_BM: bool, True where a bag has no patch; such places get no attention, whatever stands in them.
+        Each row of the attention sums to 1 over the bag's own patches; a bag without any gives NaN.
         """
         tokens_BTD, attention_BHTM = self.attend(x_BMD, empty_BM)
         return self.mlp_norm(self.dropout(self.mlp(tokens_BTD)) + tokens_BTD), attention_BHTM
@@ -63,6 +63,8 @@ class CrossAttention(nn.Module):
     def attend(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The first half of the block: tokens_BTD before the MLP, and attention_BHTM."""
         bags, patches, _ = x_BMD.shape
+        if empty_BM is not None:
+            x_BMD = x_BMD.masked_fill(empty_BM[..., None], 0)  # no attention times NaN would still be NaN
         logits_BHTM = self.logits(x_BMD.flatten(0, 1)).unflatten(0, (bags, patches)).permute(0, 2, 3, 1)
         if empty_BM is not None:
             logits_BHTM = logits_BHTM.masked_fill(empty_BM[:, None, None], -torch.inf)

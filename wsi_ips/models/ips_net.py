@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from wsi_ips.models.cross_attention import CrossAttention
 from wsi_ips.models.heads import Heads
+from wsi_ips.models.positions import Positions
+from wsi_ips.units import PlaceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class IPSNet(nn.Module):
     """encoder: one patch at a time, pixels (n, ...) to features (n, C), so that it can work in any portions.
 
     projector: features to embeddings (n, D); it may look at all patches of a step (BatchNorm). None: they are
-    the same. positions: raster indices to encodings (n, D), which are added to embeddings; None adds nothing.
+    the same. positions: places to encodings (n, D), which are added to embeddings; None adds nothing. A place
+    is what ``place_kind`` names.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class IPSNet(nn.Module):
         heads: Heads,
         *,
         projector: nn.Module | None = None,
-        positions: nn.Module | None = None,
+        positions: Positions | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -51,42 +54,49 @@ class IPSNet(nn.Module):
         self.heads = heads
         self.positions = positions
 
+    @property
+    def place_kind(self) -> PlaceKind | None:
+        """How the network wants to be told of places; None: it asks for none."""
+        return None if self.positions is None else self.positions.kind
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Patches (n, ...) as the encoder takes them, to embeddings (n, D) without position."""
         embeddings: Tensor = self.projector(self.encoder(pixels))
         return embeddings
 
-    def logits(self, emb_nD: Tensor, ids_n: Tensor) -> Tensor:
-        """Pre-softmax attention (n, H, T) of embedded patches with these raster indices."""
-        return self.attention.logits(self._placed(emb_nD, ids_n))
+    def logits(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
+        """Pre-softmax attention (n, H, T) of embedded patches at these places."""
+        return self.attention.logits(self._placed(emb_nD, places_n))
 
-    def forward(self, pixels: Tensor, ids_K: Tensor, counts: Sequence[int]) -> BagReading:
+    def forward(self, pixels: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
         """Read bags from their patches, with gradients.
 
-        pixels: (K, ...) the patches of all bags one after the other, ``counts`` of them per bag. Only real
-        patches are encoded, so that BatchNorm and attention never see padding. Raises ``ValueError`` for
-        a bag without patches: there is nothing to attend to.
+        pixels: (K, ...) the patches of all bags one after the other, ``counts`` of them per bag. places_K: one
+        for each, as ``place_kind`` says. Only real patches are encoded, so that BatchNorm and attention never
+        see padding. Raises ``ValueError`` for a bag without patches: there is nothing to attend to.
         """
-        return self.read_features(self.encoder(pixels), ids_K, counts)
+        return self.read_features(self.encoder(pixels), places_K, counts)
 
-    def read_features(self, features_KC: Tensor, ids_K: Tensor, counts: Sequence[int]) -> BagReading:
+    def read_features(self, features_KC: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
         """The same from what the encoder made of the patches. Raises as :meth:`forward`."""
-        return self._read(self._placed(self.projector(features_KC), ids_K), counts)
+        return self._read(self._placed(self.projector(features_KC), places_K), counts)
 
-    def read_bag(self, emb_nD: Tensor, ids_n: Tensor) -> BagReading:
+    def read_bag(self, emb_nD: Tensor, places_n: Tensor) -> BagReading:
         """Read one bag (B = 1) from embeddings that are there already."""
-        return self._read(self._placed(emb_nD, ids_n), [len(emb_nD)])
+        return self._read(self._placed(emb_nD, places_n), [len(emb_nD)])
 
-    def _placed(self, emb_nD: Tensor, ids_n: Tensor) -> Tensor:
-        return emb_nD if self.positions is None else emb_nD + self.positions(ids_n).to(emb_nD)
+    def _placed(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
+        return emb_nD if self.positions is None else emb_nD + self.positions(places_n).to(emb_nD)
 
     def _read(self, x_KD: Tensor, counts: Sequence[int]) -> BagReading:
         if not counts or min(counts) < 1:
             raise ValueError(f"every bag needs a patch, got counts {list(counts)}")
-        places = torch.arange(max(counts), device=x_KD.device)
-        empty_BM = places >= torch.tensor(counts, device=x_KD.device)[:, None]
         x_BMD = nn.utils.rnn.pad_sequence(list(x_KD.split(list(counts))), batch_first=True)
-        tokens_BTD, attention_BHTM = self.attention(x_BMD, empty_BM if empty_BM.any() else None)
+        empty_BM = None
+        if min(counts) < max(counts):
+            places_M = torch.arange(max(counts), device=x_KD.device)
+            empty_BM = places_M >= torch.tensor(counts, device=x_KD.device)[:, None]
+        tokens_BTD, attention_BHTM = self.attention(x_BMD, empty_BM)
         logits = self.heads(tokens_BTD)
         return BagReading(logits, self.heads.probabilities(logits), tokens_BTD, attention_BHTM)
 

@@ -17,13 +17,14 @@ from wsi_ips.selection.score_store import ScoreStore
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The memory after a pass: ids_M (int64, CPU), emb_MD, scores_M, logits_MHT.
+    """What is left after a pass: ids_M (int64, CPU), emb_MD, scores_M, logits_MHT.
 
-    Order: falling score in the last iteration. With M patches or fewer: all of them, in stream order.
+    Order: falling score in the last iteration, and with M patches or fewer all of them in stream order; under
+    the global rule always falling score. emb_MD is None there: the kept patches are to be encoded again.
     """
 
     ids_M: Tensor
-    emb_MD: Tensor
+    emb_MD: Tensor | None
     scores_M: Tensor
     logits_MHT: Tensor
 

@@ -3,8 +3,13 @@
 Shape suffixes: n patches of a chunk, N all patches, C capacity (N or more), H heads, T queries.
 """
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import torch
 from torch import Tensor
+
+from wsi_ips.selection.normalisers import Normalisers
 
 FIRST_CAPACITY = 4096
 
@@ -46,9 +51,42 @@ class ScoreStore:
         """(N, H, T) float32, in stream order."""
         return self._logits_CHT[: self._n]
 
-    def attention(self) -> Tensor:
+    def normalisers(self) -> Normalisers:
+        """What the softmax over all N patches divides by. Raises ``ValueError`` without patches."""
+        return Normalisers.of(self.logits())
+
+    def attention(self, normalisers: Normalisers | None = None) -> Tensor:
         """(N, H, T) float32: one softmax over all N patches, per head and query; each sums to 1.
 
-        Unlike scores that were normalised inside a chunk, these compare across the whole slide.
+        Unlike scores that were normalised inside a chunk, these compare across the whole slide. A part of
+        a slide is given the whole slide's ``normalisers``. Raises ``ValueError`` without patches.
         """
-        return self.logits().double().softmax(dim=0).float()
+        return (normalisers or self.normalisers()).attention(self.logits())
+
+    @classmethod
+    def merged(cls, stores: Sequence[Self]) -> Self:
+        """The patches of several parts of one slide, in the order of their ids: the slide's own grid order.
+
+        Raises ``ValueError`` for a patch that is in two parts, or for parts with other heads and queries.
+        """
+        shapes = {tuple(store.logits().shape[1:]) for store in stores if len(store.ids())}
+        if len(shapes) > 1:
+            raise ValueError(f"parts have {sorted(shapes)} heads and queries: of different networks")
+        filled = [store for store in stores if len(store.ids())]
+        whole = cls()
+        if filled:
+            ids_N, order_N = torch.cat([store.ids() for store in filled]).sort()
+            twice = ids_N[1:][ids_N[1:] == ids_N[:-1]]
+            if len(twice):
+                raise ValueError(f"patches {twice[:5].tolist()} are in more than one part")
+            whole._logits_CHT = torch.cat([store.logits() for store in filled])[order_N]
+            whole._ids_C, whole._n = ids_N, len(ids_N)
+        return whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travels to another process without its spare capacity."""
+        return {"ids": self.ids().clone(), "logits": self.logits().clone()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._ids_C, self._logits_CHT = state["ids"], state["logits"]
+        self._n = len(self._ids_C)

@@ -1,6 +1,9 @@
 """One pass over a slide: every patch scored once, the M most salient kept, the label read from those.
 
-Prediction and validation share it. Nothing here learns; see :mod:`wsi_ips.training.module` for that.
+Prediction, validation and training's selection share it. Nothing here learns; see
+:mod:`wsi_ips.training.module` for that.
+
+Shape suffixes: n patches of a chunk, M kept patches, D embedding width, P patch side.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,16 +15,22 @@ from torch import Tensor
 
 from wsi_ips.config import SelectionConfig
 from wsi_ips.models.ips_net import BagReading, IPSNet, scoring
+from wsi_ips.selection.global_top import select_global
 from wsi_ips.selection.ips import Kept, select_patches
 from wsi_ips.selection.score_store import ScoreStore
+from wsi_ips.streaming.patch_source import PatchSource
 from wsi_ips.streaming.stream import Chunk
+
+Seen = Callable[[Tensor, Tensor], Tensor]
+"""(pixels_n3PP, ids_n) to the pixels that the network is shown: augmentation."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlideReading:
     """kept: the M patches; store: the logits of all N; bag: what the network says of the kept ones (B = 1).
 
-    encode_s, select_s: seconds in the encoder, and in everything else of the pass but the stream.
+    encode_s, select_s: seconds in the encoder (and in reading again what it encodes again), and in everything
+    else of the pass but the stream.
     """
 
     kept: Kept
@@ -31,49 +40,133 @@ class SlideReading:
     select_s: float = 0.0
 
 
-@torch.no_grad()
-def read_slide(net: IPSNet, chunks: Iterable[Chunk], selection: SelectionConfig) -> SlideReading:
-    """Stream ``chunks`` through ``net`` in eval mode; the net's own mode is restored afterwards.
+def unchanged(pixels_n3PP: Tensor, ids_n: Tensor) -> Tensor:
+    """The pixels as they are."""
+    return pixels_n3PP
 
-    Memory: M embeddings, one chunk, and heads x queries floats per patch. Raises ``ValueError`` without
-    patches.
+
+def select(
+    net: IPSNet,
+    source: PatchSource,
+    selection: SelectionConfig,
+    *,
+    seen: Seen = unchanged,
+    store: ScoreStore | None = None,
+) -> Kept:
+    """The M patches that ``selection.rule`` keeps, without gradients; the net's own mode is restored.
+
+    ``seen`` must give a patch the same pixels whatever chunk it comes in. ``store`` gathers the logits of all
+    patches. Memory: one chunk, and under ``buffer`` M + I embeddings, under ``global`` heads x queries floats
+    per patch. Raises ``ValueError`` without patches, and under ``global`` for logits that are not finite.
+    """
+    chunks = ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in source)
+    with scoring(net):
+        return _select(net, source, chunks, selection, encode=net.encode, store=store)
+
+
+def places_for(net: IPSNet, source: PatchSource, ids_n: Tensor) -> Tensor:
+    """Where these patches lie, told as ``net`` wants it: the ids themselves if it looks at no places."""
+    return ids_n if net.place_kind is None else source.places(ids_n, net.place_kind)
+
+
+@torch.no_grad()
+def encode_again(
+    net: IPSNet, source: PatchSource, ids_n: Tensor, *, batch: int, seen: Seen = unchanged
+) -> Tensor:
+    """Embeddings (n, D) of the patches with these ids, in the order given, ``batch`` of them at a time.
+
+    Read in grid order, in which neighbours share the file's tiles. Memory: one batch, and the embeddings. The
+    net's own mode is restored. Raises ``ValueError`` without ids.
+    """
+
+    def encode(part_n: Tensor) -> Tensor:
+        chunk = source.read(part_n)
+        return net.encode(seen(chunk.pixels_n3PP, chunk.ids_n))
+
+    if not len(ids_n):
+        raise ValueError("no patches")
+    grid_order_n = ids_n.argsort()
+    with scoring(net):
+        emb_nD = torch.cat([encode(part_n) for part_n in ids_n[grid_order_n].split(batch)])
+    return emb_nD[grid_order_n.argsort().to(emb_nD.device)]
+
+
+@torch.no_grad()
+def read_slide(
+    net: IPSNet,
+    source: PatchSource,
+    selection: SelectionConfig,
+    *,
+    through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
+) -> SlideReading:
+    """Read a slide's label from the patches that are kept, in eval mode; the net's own mode is restored.
+
+    ``through`` is what the pass's chunks go through on their way, to be counted or timed. Memory: M embeddings,
+    one chunk, and heads x queries floats per patch. Raises as :func:`select`.
     """
     store = ScoreStore()
     clock = _Clock()
+    started = perf_counter()
     with scoring(net):
-        started = perf_counter()
-        kept = select_patches(
-            ((chunk.ids_n, chunk.pixels_n3PP) for chunk in clock.timed("stream", chunks)),
-            encode=lambda pixels: clock.run("encode", net.encode, pixels),
-            logits=net.logits,
-            m=selection.m,
-            i=selection.i,
+        kept = _select(
+            net,
+            source,
+            ((chunk.ids_n, chunk.pixels_n3PP) for chunk in clock.timed(through(source))),
+            selection,
+            encode=lambda pixels: clock.run(net.encode, pixels),
             store=store,
         )
-        # The memory holds the embeddings already: nothing is encoded twice.
-        bag = net.read_bag(kept.emb_MD, kept.ids_M)
-        passed = perf_counter() - started
-    encode_s, stream_s = clock.seconds["encode"], clock.seconds["stream"]
-    return SlideReading(kept, store, bag, encode_s, passed - encode_s - stream_s)
+        # A running memory holds the embeddings already: nothing is encoded twice.
+        emb_MD = kept.emb_MD
+        if emb_MD is None:
+            emb_MD = clock.run(
+                lambda ids_M: encode_again(net, source, ids_M, batch=clock.largest_chunk), kept.ids_M
+            )
+        bag = net.read_bag(emb_MD, places_for(net, source, kept.ids_M))
+    passed = perf_counter() - started
+    return SlideReading(kept, store, bag, clock.encode_s, passed - clock.encode_s - clock.stream_s)
+
+
+def _select(
+    net: IPSNet,
+    source: PatchSource,
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    selection: SelectionConfig,
+    *,
+    encode: Callable[[Tensor], Tensor],
+    store: ScoreStore | None,
+) -> Kept:
+    def logits(emb_nD: Tensor, ids_n: Tensor) -> Tensor:
+        return net.logits(emb_nD, places_for(net, source, ids_n))
+
+    if selection.rule == "buffer":
+        return select_patches(chunks, encode=encode, logits=logits, m=selection.m, i=selection.i, store=store)
+    store = ScoreStore() if store is None else store
+    return select_global(chunks, encode=encode, logits=logits, m=selection.m, store=store)
 
 
 class _Clock:
-    def __init__(self) -> None:
-        self.seconds = {"encode": 0.0, "stream": 0.0}
+    """Seconds in the encoder (with what it reads again) and in the stream."""
 
-    def run(self, name: str, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        self.encode_s = 0.0
+        self.stream_s = 0.0
+        self.largest_chunk = 1
+
+    def run(self, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
         started = perf_counter()
         result = work(argument)
-        self.seconds[name] += perf_counter() - started
+        self.encode_s += perf_counter() - started
         return result
 
-    def timed(self, name: str, items: Iterable[Chunk]) -> Iterator[Chunk]:
-        """The items, timing how long each took to come."""
-        iterator = iter(items)
+    def timed(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """The chunks, timing how long each took to come."""
+        iterator = iter(chunks)
         while True:
             started = perf_counter()
-            item = next(iterator, None)
-            self.seconds[name] += perf_counter() - started
-            if item is None:
+            chunk = next(iterator, None)
+            self.stream_s += perf_counter() - started
+            if chunk is None:
                 return
-            yield item
+            self.largest_chunk = max(self.largest_chunk, len(chunk))
+            yield chunk

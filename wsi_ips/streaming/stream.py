@@ -26,6 +26,7 @@ from wsi_ips.streaming.region_source import RegionSource
 from wsi_ips.streaming.telemetry import StreamTelemetry
 from wsi_ips.streaming.tile_source import TileSource
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.units import PlaceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,16 @@ class PatchStream:
 
         Raises ``KeyError`` for an id that is not in the slide's coordinates.
         """
-        wanted = ids_n.cpu().numpy()
-        rows = np.searchsorted(self._coords.ids_N, wanted).clip(max=len(self._coords) - 1)
-        strangers = wanted[self._coords.ids_N[rows] != wanted]
-        if len(strangers):
-            raise KeyError(f"patches {strangers[:5].tolist()} are not among the slide's coordinates")
+        rows = self._coords.rows(ids_n.cpu().numpy())
         return next(self._chunks(rows, len(rows)))
+
+    def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
+        """Where the patches with these grid ids lie, on the CPU: ids as they are, or centres (n, 2) in µm.
+
+        Raises ``KeyError`` as :meth:`read`.
+        """
+        ids_n = ids_n.cpu()
+        return ids_n if kind == "ids" else torch.from_numpy(self._coords.um_centres(ids_n.numpy()))
 
     def _chunks(self, rows_N: NDArray[np.int64], batch: int) -> Iterator[Chunk]:
         starts = iter(range(0, len(rows_N), batch))

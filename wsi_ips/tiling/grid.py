@@ -105,17 +105,47 @@ class PatchCoords:
     def __len__(self) -> int:
         return len(self.ids_N)
 
+    def rows(self, ids_n: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the patches with these grid ids stand in ``ids_N``.
+
+        Raises ``KeyError`` for an id that is not among the slide's patches.
+        """
+        rows_n = np.searchsorted(self.ids_N, ids_n).clip(max=max(0, len(self) - 1))
+        strangers = ids_n[self.ids_N[rows_n] != ids_n] if len(self) else ids_n
+        if len(strangers):
+            raise KeyError(f"patches {strangers[:5].tolist()} are not among the slide's coordinates")
+        return rows_n
+
+    def um_centres(self, ids_n: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Centres (n, 2) float64 (x, y) of the patches with these grid ids, in µm from the top-left corner.
+
+        Of the footprint that the grid meant, where the patch lies on the grid: the same on every scan of the
+        same glass, whatever its resolution. A patch that another program laid out has the centre that it has.
+        Raises ``KeyError`` as :meth:`rows`.
+        """
+        l0_xy_n2 = self.l0_xy_N2[self.rows(ids_n)].astype(float)
+        exact_n2 = self._on_grid(ids_n)
+        # Each patch decides for itself, so that its place does not depend on which others are asked for.
+        lies_on_grid_n1 = np.abs(exact_n2 - l0_xy_n2).max(axis=1, keepdims=True) <= 0.5
+        l0_centres_n2 = np.where(lies_on_grid_n1, exact_n2, l0_xy_n2) + self.l0_patch / 2
+        return l0_centres_n2 * self.slide_mpp
+
     def l0_exact_corners(self) -> NDArray[np.float64]:
         """(N, 2) float64: the grid's own corners where these patches lie on it, so that neighbours meet exactly.
 
         Pixels are read at the rounded corners, half a level-0 pixel away at most. Patches that another
         program laid out keep the corners that they have.
         """
-        l0_step = (self.patch_px - self.overlap_px) * self.patch_mpp / self.slide_mpp
-        g_rows_N, g_cols_N = np.divmod(self.ids_N, self.g_size[0])
-        exact_N2 = np.stack([g_cols_N, g_rows_N], axis=1) * l0_step
+        exact_N2 = self._on_grid(self.ids_N)
         return (
             exact_N2
             if np.abs(exact_N2 - self.l0_xy_N2).max(initial=0) <= 0.5
             else self.l0_xy_N2.astype(float)
         )
+
+    def _on_grid(self, ids_n: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, 2) float64: unrounded level-0 corners of these cells."""
+        l0_step = (self.patch_px - self.overlap_px) * self.patch_mpp / self.slide_mpp
+        g_rows_n, g_cols_n = np.divmod(ids_n, self.g_size[0])
+        corners_n2: NDArray[np.float64] = np.stack([g_cols_n, g_rows_n], axis=1) * l0_step
+        return corners_n2

@@ -6,27 +6,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from wsi_ips.config import StreamingConfig, TaskConfig, TilingConfig
 from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.datasets.targets import Target
 from wsi_ips.errors import NoTissue
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.streaming.stream import Chunk, PatchStream
+from wsi_ips.streaming.patch_source import PatchSource
+from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.tile import tile_slide
 from wsi_ips.units import Mpp
-
-
-class PatchSource(Protocol):
-    """An open bag: all of its patches in chunks, and some of them again. :class:`PatchStream` is one."""
-
-    def __iter__(self) -> Iterator[Chunk]: ...
-
-    def read(self, ids_n: Tensor) -> Chunk:
-        """The patches with these ids, in the order given."""
-        ...
 
 
 class Bag(Protocol):

@@ -30,19 +30,16 @@ def task_loss(
     softmax: ``target`` (B,) int64 class indices, -log(p + 1e-6). sigmoid: (B,) or (B, C) of 0 and 1, binary
     cross entropy over all elements. linear (ours): (B, C) numbers, mean squared error over all elements.
 
-    ``weights`` (C,), from :func:`class_weights`, means what it means in PyTorch. softmax (``NLLLoss(weight=)``):
-    each bag counts by its class's weight and the sum is divided by the weights of the bags at hand, so that
-    bags of one class alone are not weighted at all. sigmoid (``BCEWithLogitsLoss(pos_weight=)``): factor on the
-    positive term of each class, still divided by the number of elements. linear has no classes: None.
+    ``weights`` (C,), from :func:`class_weights`. softmax: each bag's loss is multiplied by its class's weight.
+    The mean is over bags, not over weights as in PyTorch's ``NLLLoss``: there a step of one class, or of one
+    bag, is not weighted at all, and processes could not add up their shares. sigmoid
+    (``BCEWithLogitsLoss(pos_weight=)``): factor on the positive term of each class. linear has none: None.
     """
     if activation == "linear":
         return mse_loss(probabilities_BC, target.to(probabilities_BC.dtype))
     if activation == "softmax":
         loss_B = -(probabilities_BC.gather(1, target[:, None])[:, 0] + EPS).log()
-        if weights is None:
-            return loss_B.mean()
-        weight_B = weights.to(loss_B)[target]
-        return (weight_B * loss_B).sum() / weight_B.sum()
+        return (loss_B if weights is None else weights.to(loss_B)[target] * loss_B).mean()
     target_BC = target.reshape(probabilities_BC.shape).to(probabilities_BC.dtype)
     factor_BC = None if weights is None else 1 + (weights.to(probabilities_BC) - 1) * target_BC
     return binary_cross_entropy(probabilities_BC, target_BC, weight=factor_BC)

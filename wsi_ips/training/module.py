@@ -1,109 +1,161 @@
 """The Lightning module: select without gradients over all patches, learn on the kept ones.
 
-Shape suffixes: B slides of a step, M kept patches, K all kept patches of the step in a row.
+Optimisation is manual: the encoder is run backwards in parts, and slides lie unevenly over processes.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.classification import BinaryAUROC, MulticlassAUROC
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch.optim import Optimizer
 
-from wsi_ips.config import FinetuneConfig, TaskConfig
-from wsi_ips.models.ips_net import IPSNet, scoring
-from wsi_ips.selection.ips import select_patches
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.errors import TrainingError, WsiIpsError
+from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import read_slide
-from wsi_ips.training.augment import quarter_turns_and_flips
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.losses import task_loss
-from wsi_ips.training.schedule import lr_multiplier
+from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
+from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate, step_loss, target_tensor
+from wsi_ips.training.losses import class_weights
+from wsi_ips.training.metrics import SplitMetrics
+from wsi_ips.training.processes import sum_gradients
+from wsi_ips.training.steps import Step, Steps
+
+logger = logging.getLogger(__name__)
 
 
 class IPSModule(LightningModule):
-    """Fine-tunes ``net`` on bags. ``steps_per_epoch`` is the number of optimiser steps of one epoch.
+    """Fine-tunes ``net`` on ``bags`` in the order of ``steps``, and measures it on bags that it is given.
 
-    One task for now: the manifest has one label per slide.
+    A bag that cannot be read is replaced by another of the same targets, where there is one, and not asked
+    again; ``bad`` says which and why. Raises :class:`TrainingError` past ``training.max_bad_slides``.
     """
 
-    def __init__(self, net: IPSNet, config: FinetuneConfig, *, steps_per_epoch: int) -> None:
+    def __init__(
+        self, net: IPSNet, config: FinetuneConfig, *, bags: Sequence[Bag], steps: Steps, max_bad: int = 1
+    ) -> None:
+        """max_bad: bags that may turn out unreadable before training fails."""
         super().__init__()
+        self.automatic_optimization = False
         self.net = net
-        self.config = config
-        self.steps_per_epoch = steps_per_epoch
-        self.task = config.model.tasks[0]
-        self.val_auc = _auc_metric(self.task)
+        self.steps = steps
+        self.keeper = PatchKeeper(net, config)
+        self.bad: dict[str, str] = {}
+        """{bag_id: why it could not be read}"""
+        self.losses: list[float] = []
+        """The loss of every step of this epoch so far."""
+        self.val_figures: dict[str, float] = {}
+        """What :class:`SplitMetrics` found last."""
+        self._val_metrics = SplitMetrics(config.model.tasks)
+        self._max_bad = max_bad
+        self._config = config
+        self._bags = bags
+        tasks, choice = config.model.tasks, config.training.class_weights
+        self._weights = {
+            task.name: class_weights(choice, task, [bag.targets for bag in bags]) for task in tasks
+        }
+        self._learner = Learner(net, config, self.keeper, self._weights, backward=self.manual_backward)
 
-    def training_step(self, bags: Sequence[Bag], _: int) -> Tensor:
-        kept = [self._keep_patches(bag) for bag in bags]
-        reading = self.net(
-            torch.cat([pixels_M3PP for pixels_M3PP, _ in kept]),
-            torch.cat([ids_M for _, ids_M in kept]),
-            [len(ids_M) for _, ids_M in kept],
+    def training_step(self, step: Step, _: int) -> None:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        rank, processes = self.global_rank, self.trainer.world_size
+        # Random layers draw the same numbers in a run that was killed and resumed.
+        torch.manual_seed((self._config.training.seed * 1_000_003 + step.number) * 1_009 + rank)
+        optimizer.zero_grad()
+        share = step.bags[rank::processes]
+        loss = torch.zeros((), device=self.device)
+        if kept := [bag for index in share if (bag := self._keep(index, step)) is not None]:
+            part = len(kept) / len(step.bags)
+            loss = part * self._learner.learn(kept, epoch=step.epoch, device=self.device, share=part)
+        if processes > 1:
+            sum_gradients(self.net, loss)
+        training = self._config.training
+        multiplier = set_learning_rate(
+            optimizer.param_groups, step.number, training=training, per_epoch=self.steps.per_epoch
         )
-        target_B = torch.tensor([bag.targets[self.task.name] for bag in bags], device=self.device)
-        loss = task_loss(reading.probabilities[self.task.name], target_B, activation=self.task.activation)
-        self.log("train_loss", loss, batch_size=len(bags), on_step=False, on_epoch=True)
-        return loss
+        optimizer.step()
+        self.losses.append(float(loss))
+        self.log("step_loss", loss, on_step=True, on_epoch=False, batch_size=len(step.bags))
+        self.log("lr", training.lr * multiplier, on_step=True, on_epoch=False, batch_size=1)
+        self.steps.done = step.number + 1
 
-    def _keep_patches(self, bag: Bag) -> tuple[Tensor, Tensor]:
-        """The bag's M patches, (M, 3, P, P) uint8 as they were scored, and their (M,) ids."""
-        training, selection = self.config.training, self.config.selection
-        key = f"{training.seed}/{self.current_epoch}/{bag.bag_id}"
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Here gradients are no longer scaled for mixed precision.
+        if clip := self._config.training.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), clip)
 
-        def seen(pixels_n3PP: Tensor, ids_n: Tensor) -> Tensor:
-            return quarter_turns_and_flips(pixels_n3PP, ids_n, key=key) if training.flips else pixels_n3PP
+    def on_train_epoch_start(self) -> None:
+        if self.steps.done % self.steps.per_epoch == 0:
+            self.losses.clear()
 
-        with bag.open(self.config.streaming, self.device) as stream, scoring(self.net):
-            kept = select_patches(
-                ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in stream),
-                encode=self.net.encode,
-                logits=self.net.logits,
-                m=selection.m,
-                i=selection.i,
-            )
-            # The buffer holds embeddings, not pixels: the winners are read again, this time to learn from.
-            winners = stream.read(kept.ids_M)
-        return seen(winners.pixels_n3PP, winners.ids_n), winners.ids_n
-
-    def validation_step(self, bags: Sequence[Bag], _: int) -> None:
-        for bag in bags:
-            with bag.open(self.config.streaming, self.device) as stream:
-                reading = read_slide(self.net, stream, self.config.selection)
-            probabilities_BC = reading.bag.probabilities[self.task.name]
-            target_B = torch.tensor([bag.targets[self.task.name]], device=self.device)
-            loss = task_loss(probabilities_BC, target_B, activation=self.task.activation)
-            self.log("val_loss", loss, batch_size=1, on_step=False, on_epoch=True)
-            binary = isinstance(self.val_auc, BinaryAUROC)
-            self.val_auc.update(probabilities_BC[:, -1] if binary else probabilities_BC, target_B)
+    def validation_step(self, bag: Bag, _: int) -> None:
+        try:
+            with bag.open(self._config.streaming, self.device) as source:
+                reading = read_slide(self.net, source, self._config.selection).bag
+        except WsiIpsError as error:
+            self._count_bad(bag, error)
+            return
+        tasks = self._config.model.tasks
+        self._val_metrics.update(
+            step_loss(reading, [bag.targets], tasks, weights=self._weights),
+            reading.probabilities,
+            {task.name: target_tensor(task, [bag.targets], self.device) for task in tasks},
+        )
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_auc", self.val_auc.compute())
-        self.val_auc.reset()
+        self.val_figures = self._val_metrics.compute()
+        self.log_dict({f"val_{name}": value for name, value in self.val_figures.items()})
 
-    def configure_optimizers(self) -> Any:
-        training = self.config.training
-        encoder = [p for p in self.net.encoder.parameters() if p.requires_grad]
-        others = [p for p in self.net.parameters() if all(p is not e for e in encoder) and p.requires_grad]
-        groups = [{"params": others, "lr": training.lr}]
-        if encoder:
-            groups.append({"params": encoder, "lr": training.encoder_lr or training.lr})
-        optimizer = torch.optim.AdamW(groups, weight_decay=training.weight_decay)
-        total = training.epochs * self.steps_per_epoch
-        warmup = round(training.warmup_epochs * self.steps_per_epoch)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: lr_multiplier(min(done + 1, total), warmup=warmup, total=total)
-        )
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+    def configure_optimizers(self) -> Optimizer:
+        return make_optimizer(self.net, self._config.training)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """A bag holds no tensors: its pixels go to the device chunk by chunk."""
         return batch
 
+    def _keep(self, index: int, step: Step) -> KeptPatches | None:
+        for candidate in self._candidates(index, step):
+            bag = self._bags[candidate]
+            if bag.bag_id in self.bad:
+                continue
+            try:
+                return self.keeper.keep(bag, epoch=step.epoch, device=self.device)
+            except WsiIpsError as error:
+                self._count_bad(bag, error)
+        return None
 
-def _auc_metric(task: TaskConfig) -> Metric:
-    if len(task.classes) <= 2:
-        return BinaryAUROC()
-    return MulticlassAUROC(num_classes=len(task.classes), average="macro")
+    def _candidates(self, index: int, step: Step) -> Iterator[int]:
+        """The bag itself; then those of the same targets, in an order of this step's own."""
+        yield index
+        generator = torch.Generator().manual_seed(self._config.training.seed * 1_000_003 + step.number)
+        for other in torch.randperm(len(self._bags), generator=generator).tolist():
+            if other not in step.bags and self._bags[other].targets == self._bags[index].targets:
+                yield other
+
+    def _count_bad(self, bag: Bag, error: WsiIpsError) -> None:
+        logger.warning("%s is left out: %s", bag.bag_id, error)
+        self.bad[bag.bag_id] = str(error)
+        if len(self.bad) > self._max_bad:
+            raise TrainingError(
+                f"{len(self.bad)} slides could not be read, more than training.max_bad_slides allows; "
+                f"the last one: {error}"
+            ) from None
+
+    def state(self) -> Mapping[str, Any]:
+        """What a run resumes from, beside weights and optimiser."""
+        return {
+            "done": self.steps.done,
+            "losses": list(self.losses),
+            "bad": dict(self.bad),
+            "remembered": dict(self.keeper.remembered),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.steps.done = int(state["done"])
+        self.losses[:] = state["losses"]
+        self.bad.update(state["bad"])
+        self.keeper.remembered.update(state["remembered"])

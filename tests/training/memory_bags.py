@@ -1,0 +1,51 @@
+"""Bags out of tensors, for tests of learning."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from wsi_ips.config import StreamingConfig
+from wsi_ips.datasets.targets import Target
+from wsi_ips.errors import SlideReadError
+from wsi_ips.streaming.stream import Chunk
+from wsi_ips.units import PlaceKind
+
+
+@dataclass(frozen=True)
+class MemoryBag:
+    """pixels_N: (N, ...) what the encoder takes. broken: opening it fails, as an unreadable slide's."""
+
+    bag_id: str
+    pixels_N: Tensor
+    targets: Mapping[str, Target]
+    broken: bool = False
+    opened: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.pixels_N)
+
+    @contextmanager
+    def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["_Source"]:
+        self.opened.append(self.bag_id)
+        if self.broken:
+            raise SlideReadError(self.bag_id, "is broken", "mend it")
+        yield _Source(self.pixels_N, streaming.batch)
+
+
+@dataclass(frozen=True)
+class _Source:
+    pixels_N: Tensor
+    batch: int
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return map(self.read, torch.arange(len(self.pixels_N)).split(self.batch))
+
+    def read(self, ids_n: Tensor) -> Chunk:
+        return Chunk(ids_n, torch.stack([ids_n, ids_n], dim=1), self.pixels_N[ids_n])
+
+    def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
+        assert kind == "ids"
+        return ids_n

@@ -1,0 +1,119 @@
+"""What a training run does with bags that cannot be read, with several tasks, and with its settings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import SMALL_MODEL
+from tests.training.memory_bags import MemoryBag
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.errors import ConfigError, TrainingError
+from wsi_ips.training.fit import FinetuneReport, train_bags
+
+CPU = torch.device("cpu")
+
+
+def config_of(tasks: list[dict[str, Any]] | None = None, **training: Any) -> FinetuneConfig:
+    training = {
+        "epochs": 3,
+        "warmup_epochs": 0,
+        "slides_per_step": 2,
+        "lr": 0.003,
+        "flips": False,
+        **training,
+    }
+    model = {**SMALL_MODEL["model"], **({"tasks": tasks} if tasks else {})}  # type: ignore[dict-item]
+    return FinetuneConfig.model_validate({**SMALL_MODEL, "model": model, "training": training})
+
+
+def bag(number: int, *, broken: bool = False, **targets: Any) -> MemoryBag:
+    """Dark patches in bags of even number, bright ones in the others."""
+    generator = torch.Generator().manual_seed(number)
+    pixels = 0.2 + 0.6 * (number % 2) + 0.1 * torch.rand(6, 3, 32, 32, generator=generator)
+    return MemoryBag(f"slide{number}", pixels, targets or {"label": number % 2}, broken)
+
+
+def fit(
+    train: list[MemoryBag], val: list[MemoryBag], config: FinetuneConfig, out: Path, **options: Any
+) -> FinetuneReport:
+    return train_bags(train, val, config, out, device=CPU, **options)
+
+
+def test_an_unreadable_bag_is_replaced_by_one_like_it_counted_and_not_asked_again(tmp_path: Path) -> None:
+    train = [bag(n, broken=n == 2) for n in range(6)]
+    val = [bag(8), bag(9), bag(10, broken=True)]
+    report = fit(train, val, config_of(), tmp_path, max_bad=2)
+    assert report.bad == {name: f"{name}: is broken; mend it" for name in ("slide2", "slide10")}
+    assert len(train[2].opened) == 1
+    # Two other bags of its label stood in for it in each of the three epochs.
+    opened = {b.bag_id: len(b.opened) for b in train if not b.broken}
+    even, odd = (sum(opened[f"slide{n}"] for n in of) for of in ((0, 4), (1, 3, 5)))
+    assert even == odd
+    assert len(report.history) == 3
+    with pytest.raises(TrainingError, match=r"2 slides could not be read.*is broken"):
+        fit(train, val, config_of(), tmp_path / "strict", max_bad=1)
+
+
+def test_tasks_of_every_kind_are_learned_at_once(tmp_path: Path) -> None:
+    tasks = [
+        {"name": "grade", "classes": ["dark", "bright"]},
+        {"name": "found", "classes": ["a", "b"], "activation": "sigmoid"},
+        {"name": "alone", "classes": ["yes"], "activation": "sigmoid"},
+        {"name": "age", "classes": ["years"], "activation": "linear"},
+    ]
+
+    def labelled(n: int) -> MemoryBag:
+        odd = float(n % 2)
+        return bag(n, grade=n % 2, found=(odd, 1 - odd), alone=(odd,), age=(2 * odd - 1,))
+
+    config = config_of(tasks, epochs=12, slides_per_step=4)
+    report = fit([labelled(n) for n in range(8)], [labelled(n) for n in range(8, 12)], config, tmp_path)
+    first, last = report.history[0], report.history[-1]
+    assert {"val_grade_auc", "val_grade_accuracy", "val_found_auc", "val_alone_auc", "val_age_mae"} <= set(
+        last
+    )
+    assert last["val_loss"] < 0.5 * first["val_loss"]
+    assert last["val_grade_auc"] == last["val_found_auc"] == last["val_alone_auc"] == 1
+    assert last["val_age_mae"] < 0.6
+
+
+def test_patches_are_selected_again_every_k_epochs_only(tmp_path: Path) -> None:
+    train = [bag(0), bag(1)]
+    fit(train, [], config_of(epochs=4, select_every=2), tmp_path)
+    # Opened to select and to learn in two epochs; in two to place, embed and learn what was kept before.
+    assert len(train[0].opened) == 2 * 2 + 2 * 3
+    once = [bag(0), bag(1)]
+    every = fit(once, [], config_of(epochs=4), tmp_path / "every")
+    seldom = fit(train, [], config_of(epochs=4, select_every=4), tmp_path / "seldom")
+    assert every.history[0] == seldom.history[0]
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_mixed_precision_learns(precision: str, tmp_path: Path) -> None:
+    train = [bag(n) for n in range(4)]
+    report = fit(train, train, config_of(precision=precision, epochs=6), tmp_path)
+    assert report.history[-1]["val_auc"] == 1
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        fit([bag(0), bag(1)], [], config_of(precision="fp16"), tmp_path)
+    with pytest.raises(ValueError, match=r"set training\.micro_batch=null"):
+        FinetuneConfig.model_validate({"model": {"encoder": {"batch_norm": "batch"}}})
+
+
+def test_gradients_are_clipped_to_the_largest_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: torch.optim.AdamW, closure: Any = None) -> Any:
+        result = step(self, closure)
+        weights = [p for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.stack([p.grad.norm() for p in weights if p.grad is not None]).norm()))
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    fit([bag(0), bag(1)], [], config_of(gradient_clip=1e-3, epochs=1), tmp_path)
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]

@@ -1,0 +1,84 @@
+"""``data verify`` and ``data manifest``: whether a data set is whole, and which of its slides are there."""
+
+from pathlib import Path
+
+from wsi_ips.commands.outcome import SOME_FAILED, Outcome
+from wsi_ips.datasets.camelyon import SlideFinder
+from wsi_ips.datasets.camelyon_manifest import NAMES, Row, read_rows, shipped_rows, write_rows
+from wsi_ips.datasets.checksums import LIST_NAMES, verify_folder
+from wsi_ips.errors import ConfigError, DatasetError
+from wsi_ips.progress import Progress
+
+
+def verify(folder: Path, progress: Progress, *, manifest: Path | None = None) -> Outcome:
+    """Check files against the lists of checksums in ``folder``, and slides against a manifest (or its name).
+
+    Raises :class:`DatasetError` where there is neither a list nor a manifest to check against.
+    """
+    _must_be_folder(folder)
+    rows = (
+        [] if manifest is None else _rows(manifest)
+    )  # read first: a wrong one shows before hours of hashing
+    found = verify_folder(folder, progress=progress)
+    if not found.lists and manifest is None:
+        raise DatasetError(folder, f"holds no {' or '.join(LIST_NAMES)}", "download it, or give --manifest")
+    finder = SlideFinder(folder)
+    absent = [row for row in rows if finder(row["slide_id"], row["path"]) is None]
+    lines = [*found.bad, *(f"missing: {row['slide_id']} of {manifest} ({row['path']})" for row in absent)]
+    if found.lists:
+        lines.append(f"{found.checked - len(found.bad)} of {found.checked} listed files are as listed")
+        first = f", the first {found.unlisted[0]}" if found.unlisted else ""
+        lines.append(f"{len(found.unlisted)} files are in no list{first}")
+    if manifest is not None:
+        lines.append(f"{len(rows) - len(absent)} of {len(rows)} slides of {manifest} are there")
+    return Outcome(lines, SOME_FAILED if found.bad or absent else 0)
+
+
+def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
+    """Write the lines of CAMELYON's manifest whose slides lie below ``root``, in either layout.
+
+    Paths become relative to the new CSV's folder where they lie below it, else absolute. ``name`` may be left
+    out where ``root`` holds slides of one of the two sets only. Raises :class:`DatasetError` where it holds
+    none, :class:`ConfigError` for another name or an open choice.
+    """
+    _must_be_folder(root)
+    if name is not None and name not in NAMES:
+        raise ConfigError(f"--name {name}: known manifests are {', '.join(NAMES)}")
+    all_rows = {each: shipped_rows(each) for each in NAMES if name in (None, each)}
+    finder = SlideFinder(root)
+    present = {each: _there(rows, finder, out.parent) for each, rows in all_rows.items()}
+    chosen = [each for each, rows in present.items() if rows]
+    if not chosen:
+        mend = "name the folder that holds images/ or training/, or the one above it"
+        raise DatasetError(root, f"holds no slide of {' or '.join(all_rows)}", mend)
+    if len(chosen) > 1:
+        raise ConfigError(f"{root} holds slides of {' and '.join(chosen)}: say which with --name")
+    rows, total = present[chosen[0]], len(all_rows[chosen[0]])
+    write_rows(out, rows)
+    splits = [f"{split} {count}" for split in ("train", "val", "test")
+              if (count := sum(row["split"] == split for row in rows))]  # fmt: skip
+    summary = f"{len(rows)} of {total} slides of {chosen[0]} in {out} ({', '.join(splits)})"
+    return Outcome([f"{summary}; {total - len(rows)} missing"])
+
+
+def _there(rows: list[Row], finder: SlideFinder, folder: Path) -> list[Row]:
+    folder = folder.absolute()
+    there: list[Row] = []
+    for row in rows:
+        path = finder(row["slide_id"], row["path"])
+        if path is not None:
+            path = path.absolute()
+            below = path.is_relative_to(folder)
+            there.append({**row, "path": (path.relative_to(folder) if below else path).as_posix()})
+    return there
+
+
+def _rows(manifest: Path) -> list[Row]:
+    if str(manifest) in NAMES and not manifest.exists():
+        return shipped_rows(str(manifest))
+    return read_rows(manifest)
+
+
+def _must_be_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DatasetError(folder, "no such folder", "check the path")

@@ -1,0 +1,151 @@
+"""CAMELYON17: from the classes of a patient's lymph nodes to the pN stage, and how stages are scored.
+
+Rules: camelyon17.grand-challenge.org; the score repeats the challenge's evaluate.py: Cohen's kappa with
+quadratic weights over the patients of the reference.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wsi_ips.errors import ResultsError
+from wsi_ips.files import whole_file
+
+NODE_CLASSES = ("negative", "itc", "micro", "macro")
+"""Of one slide, by its largest metastasis: none; below 0.2 mm and 200 cells; below 2 mm; above."""
+
+STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
+"""In the challenge's order: the weights of kappa are the squared distances in it."""
+
+COLUMNS = ("patient", "stage")
+PATIENT_SUFFIX, NODE_SUFFIX = ".zip", ".tif"
+MOST_POSITIVE = 9
+LARGEST_BYTES = 2**26
+
+
+def pn_stage(nodes: Sequence[str]) -> str:
+    """The stage of a patient with these nodes, each one of :data:`NODE_CLASSES`.
+
+    Isolated tumour cells make no node positive. Raises ``ValueError`` for no nodes, an unknown class, or more
+    than nine positive nodes, which is pN3 and not part of the challenge.
+    """
+    unknown = [node for node in nodes if node not in NODE_CLASSES]
+    if unknown or not nodes:
+        what = f"unknown node class {unknown[0]!r}" if unknown else "a patient without nodes has no stage"
+        raise ValueError(f"{what}; known: {', '.join(NODE_CLASSES)}")
+    positive = sum(node in ("micro", "macro") for node in nodes)
+    if positive > MOST_POSITIVE:
+        raise ValueError(f"{positive} positive nodes: pN3 is not one of {', '.join(STAGES)}")
+    if "macro" in nodes:
+        return "pN1" if positive < 4 else "pN2"
+    if positive:
+        return "pN1mi"
+    return "pN0(i+)" if "itc" in nodes else "pN0"
+
+
+def quadratic_kappa(first: Sequence[str], second: Sequence[str], *, order: Sequence[str] = STAGES) -> float:
+    """Cohen's kappa with quadratic weights between two lists of labels of the same items.
+
+    1 - sum(w O) / sum(w E), with w_ij = (i - j)^2, O the confusion matrix and E the outer product of its
+    marginals over n. Raises ``ValueError`` for labels that are not in ``order``, and where kappa is no number:
+    without items, or where both lists hold one and the same label throughout.
+    """
+    places = {label: place for place, label in enumerate(order)}
+    for label in (*first, *second):
+        if label not in places:
+            raise ValueError(f"unknown label {label!r}; known: {', '.join(order)}")
+    observed = np.zeros((len(order), len(order)))
+    for one, other in zip(first, second, strict=True):
+        observed[places[one], places[other]] += 1
+    weights = np.subtract.outer(np.arange(len(order)), np.arange(len(order))) ** 2
+    expected = np.outer(observed.sum(axis=1), observed.sum(axis=0)) / max(observed.sum(), 1)
+    by_chance = float((weights * expected).sum())
+    if by_chance == 0:
+        raise ValueError(f"kappa of {len(first)} items with one label is not defined")
+    return float(1 - (weights * observed).sum() / by_chance)
+
+
+@dataclass(frozen=True, slots=True)
+class StageTable:
+    """patients: {patient: stage}. nodes: {slide: class}. Without the suffixes that the file has."""
+
+    patients: Mapping[str, str]
+    nodes: Mapping[str, str]
+
+    def nodes_of(self, patient: str) -> list[str]:
+        """The classes of a patient's nodes, by the names of the slides."""
+        return [self.nodes[slide] for slide in sorted(self.nodes) if slide.startswith(f"{patient}_node_")]
+
+
+def read_stages(path: Path) -> StageTable:
+    """Read ``patient,stage``: rows ``patient_100.zip,pN1`` and ``patient_100_node_0.tif,micro``.
+
+    Labels are taken as they are written; further columns are ignored. Raises :class:`ResultsError` for a
+    missing file, no such columns, a row without a name, or one that occurs twice.
+    """
+    if not path.is_file():
+        raise ResultsError(path, "no such table of stages", f"write a CSV with {','.join(COLUMNS)}")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise ResultsError(path, f"is larger than {LARGEST_BYTES} bytes", "is it a table of stages?")
+    patients: dict[str, str] = {}
+    nodes: dict[str, str] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, strict=True)
+            if tuple(rows.fieldnames or ())[:2] != COLUMNS:
+                raise ResultsError(path, "does not start with the columns patient,stage", "add the header")
+            for row in rows:
+                name, stage = (row["patient"] or "").strip(), (row["stage"] or "").strip()
+                table = patients if name.endswith(PATIENT_SUFFIX) else nodes
+                key = name.removesuffix(PATIENT_SUFFIX if table is patients else NODE_SUFFIX)
+                if key in table or not key:
+                    why = "occurs twice" if key else "has no name"
+                    raise ResultsError(path, f"line {rows.line_num}: {name!r} {why}", "mend the line")
+                table[key] = stage
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    return StageTable(patients, nodes)
+
+
+def write_submission(path: Path, nodes: Mapping[str, Mapping[str, str]]) -> None:
+    """Write the challenge's CSV from {patient: {slide: class}}: each patient's stage, then its nodes.
+
+    Raises ``ValueError`` as :func:`pn_stage`, before anything is written.
+    """
+    rows = []
+    for patient, classes in sorted(nodes.items()):
+        rows.append((patient + PATIENT_SUFFIX, pn_stage(list(classes.values()))))
+        rows += [(slide + NODE_SUFFIX, classes[slide]) for slide in sorted(classes)]
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+
+
+def score_submission(submission: Path, reference: Path) -> float:
+    """The challenge's score of a submission: kappa over the patients of the reference.
+
+    Only the patients' rows count, and patients that the reference lacks do not. Raises :class:`ResultsError`
+    for an unknown stage in either file (capitals count) and for a patient that the submission lacks.
+    """
+    ours, theirs = read_stages(submission).patients, read_stages(reference).patients
+    if not theirs:
+        raise ResultsError(reference, "names no patient", "its rows are patient_100.zip,pN1")
+    for patient, stage in theirs.items():
+        if stage not in STAGES:
+            raise _unknown(reference, patient, stage)
+        if patient not in ours:
+            raise ResultsError(submission, f"lacks patient {patient!r}", "every patient must have a stage")
+        if ours[patient] not in STAGES:
+            raise _unknown(submission, patient, ours[patient])
+    try:
+        return quadratic_kappa(list(theirs.values()), [ours[patient] for patient in theirs])
+    except ValueError as error:
+        raise ResultsError(submission, str(error)) from None
+
+
+def _unknown(path: Path, patient: str, stage: str) -> ResultsError:
+    return ResultsError(path, f"unknown stage {stage!r} of {patient!r}", f"known: {', '.join(STAGES)}")

@@ -1,0 +1,186 @@
+"""Training on bags, from whatever data set: the run's folder, its loop, what it resumes from."""
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.files import whole_file
+from wsi_ips.models.build import build_net
+from wsi_ips.progress import Progress, silent
+from wsi_ips.training.bags import Bag
+from wsi_ips.training.module import IPSModule
+from wsi_ips.training.processes import SharedSteps
+from wsi_ips.training.record import BEST_NAME, Record
+from wsi_ips.training.sampling import order_of_epoch
+from wsi_ips.training.steps import Steps
+from wsi_ips.versions import versions
+
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+FREE = ("save_minutes", "tensorboard", "max_bad_slides")
+"""Settings that may change when a run is resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneReport:
+    """checkpoint: the best epoch's (see ``training.monitor``). bad: {slide_id: why it was left out}."""
+
+    checkpoint: Path
+    best_epoch: int
+    history: tuple[Mapping[str, float], ...]
+    bad: Mapping[str, str] = field(default_factory=dict)
+
+
+def train_bags(
+    train: Sequence[Bag],
+    val: Sequence[Bag],
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    progress: Progress = silent,
+    max_bad: int = 0,
+) -> FinetuneReport:
+    """Train on bags, choose the epoch on ``val`` (by the training loss, without any).
+
+    Writes into ``out``: ``model.safetensors`` (the best epoch so far, with its config), ``last.safetensors``,
+    ``history.csv`` (losses and figures per epoch), ``run.json`` (the resolved config and versions) and the state
+    that the same call resumes from where it was killed. Raises :class:`ConfigError` where ``out`` holds another
+    run, :class:`TrainingError` where the loss is not finite or more than ``max_bad`` bags cannot be read.
+    """
+    seed = config.training.seed
+    seed_everything(seed, verbose=False)
+    net = build_net(config.model)
+    targets, balanced = [bag.targets for bag in train], config.training.sampling == "balanced"
+    steps = Steps(
+        len(train),
+        per_step=config.training.slides_per_step,
+        order=lambda epoch: order_of_epoch(targets, seed=seed, epoch=epoch, balanced=balanced),
+    )
+    module = IPSModule(net, config, bags=train, steps=steps, max_bad=max_bad)
+    record = Record(out, config, run=_described(config, train, val))
+    record.resume(module)
+    if not record.finished:
+        _write_run(out / "run.json", config)
+        _fit(module, val, config, out, device=device, record=record, progress=progress)
+    return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad))
+
+
+def _fit(
+    module: IPSModule,
+    val: Sequence[Bag],
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    record: Record,
+    progress: Progress,
+) -> None:
+    training, steps = config.training, module.steps
+    if device.type == "cpu" and training.precision == "fp16":
+        raise ConfigError("training.precision: fp16 needs a GPU; bf16 and 32 run on a CPU")
+    total = training.epochs * (steps.per_epoch + len(val)) - (steps.done + steps.epoch * len(val))
+    with _quiet_lightning(), progress("Fine-tuning", total=total) as advance:
+        trainer = Trainer(
+            accelerator=device.type,
+            devices=_devices(training.devices, device),
+            strategy=SharedSteps() if training.devices > 1 else "auto",
+            precision=PRECISIONS[training.precision],
+            max_epochs=training.epochs - steps.epoch,
+            callbacks=[record, _ShowProgress(advance, record)],
+            logger=_logger(out) if training.tensorboard else False,
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(module, steps, _Share(val, trainer) if val else None)
+
+
+def _devices(wanted: int, device: torch.device) -> int | list[int]:
+    return wanted if wanted > 1 or device.index is None or device.type == "cpu" else [device.index]
+
+
+def _logger(out: Path) -> TensorBoardLogger:
+    try:
+        return TensorBoardLogger(out, name="tensorboard", version="")
+    except ModuleNotFoundError:
+        raise ConfigError("training.tensorboard needs a package: pip install tensorboard") from None
+
+
+class _Share:
+    """This process's share of the validation bags."""
+
+    def __init__(self, bags: Sequence[Bag], trainer: Trainer) -> None:
+        self._bags, self._trainer = bags, trainer
+
+    def __iter__(self) -> Iterator[Bag]:
+        return iter(self._bags[self._trainer.global_rank :: self._trainer.world_size])
+
+
+class _ShowProgress(Callback):
+    def __init__(self, advance: Callable[[str], None], record: Record) -> None:
+        self._advance, self._record = advance, record
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._advance(self._figures(trainer))
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._advance(self._figures(trainer))
+
+    def _figures(self, trainer: Trainer) -> str:
+        shown = {"loss": float(trainer.callback_metrics.get("step_loss", math.nan))}
+        shown |= {n: v for n, v in (self._record.history or [{}])[-1].items() if n.startswith("val_")}
+        return f"epoch {len(self._record.history) + 1}  " + "  ".join(
+            f"{k} {v:.3f}" for k, v in shown.items()
+        )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """No banner, and none of the advice that does not hold here: bags carry no pixels, so no loader workers."""
+    loggers = [
+        logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators")
+    ]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Frozen BatchNorm is meant to be in eval mode.
+            warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
+            warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _described(config: FinetuneConfig, train: Sequence[Bag], val: Sequence[Bag]) -> str:
+    """What is trained on what, a line per setting and per bag; how it is streamed changes no result."""
+    settings = config.model_dump(mode="json", include={"tiling", "selection", "model", "training"})
+    settings["training"] = {k: v for k, v in settings["training"].items() if k not in FREE}
+    lines = [json.dumps(settings, indent=1, sort_keys=True)]
+    for split, bags in (("train", train), ("val", val)):
+        lines += [f"{split}: {bag.bag_id} {dict(bag.targets)}" for bag in bags]
+    return "\n".join(lines)
+
+
+def _write_run(path: Path, config: FinetuneConfig) -> None:
+    run = {"command": "finetune", "config": config.model_dump(mode="json"), "versions": versions()}
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(run, indent=2) + "\n")

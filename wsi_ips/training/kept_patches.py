@@ -1,0 +1,96 @@
+"""The patches that a step learns from: selected without gradients, read again as they were scored.
+
+Shape suffixes: n patches of a chunk, M kept patches of a bag, C width of features, P patch side.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.selection.slide_reading import Seen, places_for, select, unchanged
+from wsi_ips.training.augment import quarter_turns_and_flips
+from wsi_ips.training.bags import Bag
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPatches:
+    """What a step learns from in one bag.
+
+    ids_M: (M,) int64 on the CPU. places_M: where they lie, as the net wants it. emb_MD: what the net made of
+    them when they were scored, if that was just now and under the running memory.
+    """
+
+    bag: Bag
+    ids_M: Tensor
+    places_M: Tensor
+    emb_MD: Tensor | None
+
+
+class PatchKeeper:
+    """Selects the M patches of a bag, and remembers them where selection is not done in every epoch."""
+
+    def __init__(self, net: IPSNet, config: FinetuneConfig) -> None:
+        self._net = net
+        self._config = config
+        self.remembered: dict[str, Tensor] = {}
+        """{bag_id: ids_M} of the last selection; part of the state that a run resumes from."""
+
+    def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
+        """The bag's M patches, selected in eval mode without gradients. Raises the bag's own error."""
+        every = self._config.training.select_every
+        with bag.open(self._config.streaming, device) as source:
+            if epoch % every and bag.bag_id in self.remembered:
+                ids_M, emb_MD = self.remembered[bag.bag_id], None
+            else:
+                kept = select(self._net, source, self._config.selection, seen=self._seen(bag, epoch))
+                ids_M, emb_MD = kept.ids_M, kept.emb_MD
+            if every > 1:
+                self.remembered[bag.bag_id] = ids_M
+            return KeptPatches(bag, ids_M, places_for(self._net, source, ids_M), emb_MD)
+
+    def pixels(
+        self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, most: int
+    ) -> Iterator[Tensor]:
+        """The pixels of all kept patches in a row, ``most`` at a time, augmented as they were scored.
+
+        Read from the slides each time: what is held is one micro-batch, whatever M is.
+        """
+        return regrouped(self._pieces(kept, epoch=epoch, device=device, most=most), most)
+
+    def _pieces(
+        self, kept: Iterable[KeptPatches], *, epoch: int, device: torch.device, most: int
+    ) -> Iterator[Tensor]:
+        for each in kept:
+            seen = self._seen(each.bag, epoch)
+            with each.bag.open(self._config.streaming, device) as source:
+                for ids_n in each.ids_M.split(most):
+                    chunk = source.read(ids_n)
+                    yield seen(chunk.pixels_n3PP, chunk.ids_n)
+
+    def _seen(self, bag: Bag, epoch: int) -> Seen:
+        training = self._config.training
+        key = f"{training.seed}/{epoch}/{bag.bag_id}"
+        if not training.flips:
+            return unchanged
+        return lambda pixels_n3PP, ids_n: quarter_turns_and_flips(pixels_n3PP, ids_n, key=key)
+
+
+def regrouped(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same rows in the same order, ``size`` at a time; fewer in the last one."""
+    held: list[Tensor] = []
+    count = 0
+    for piece in pieces:
+        rest = piece
+        while len(rest):
+            rows, rest = rest[: size - count], rest[size - count :]
+            held.append(rows)
+            count += len(rows)
+            if count == size:
+                yield torch.cat(held)
+                held, count = [], 0
+    if held:
+        yield torch.cat(held)

@@ -1,0 +1,130 @@
+"""One step of learning: from kept patches to gradients. Knows nothing of loops, files or processes.
+
+Shape suffixes: B bags, K all kept patches of the step in a row, C width of features or classes of a task.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from wsi_ips.config import FinetuneConfig, TaskConfig, TrainingConfig
+from wsi_ips.datasets.targets import Target
+from wsi_ips.models.ips_net import BagReading, IPSNet
+from wsi_ips.training.gradient_cache import backward_in_one_graph, backward_in_parts, random_in_training
+from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
+from wsi_ips.training.losses import mean_loss, task_loss
+from wsi_ips.training.schedule import lr_multiplier
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """Takes the loss of a step's bags back to the net's gradients.
+
+    weights: {task: (C,) what its classes weigh}. backward: as ``Tensor.backward``; the training engine's own
+    where precision is mixed.
+    """
+
+    net: IPSNet
+    config: FinetuneConfig
+    keeper: PatchKeeper
+    weights: Mapping[str, Tensor | None] = field(default_factory=dict)
+    backward: Callable[[Tensor], None] = Tensor.backward
+
+    def learn(self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, share: float) -> Tensor:
+        """Add the gradients of ``share`` times the mean loss over these bags; returns the mean loss.
+
+        share: these bags' part of the step's bags, where other processes learn from the rest of them. Raises
+        :class:`TrainingError` where the loss is not finite.
+        """
+        places_K = torch.cat([each.places_M for each in kept]).to(device)
+        counts = [len(each.ids_M) for each in kept]
+        targets = [each.bag.targets for each in kept]
+
+        def loss_of(features_KC: Tensor) -> Tensor:
+            reading = self.net.read_features(features_KC, places_K, counts)
+            return share * step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
+
+        micro_batch = self.config.training.micro_batch
+        most = sum(counts) if micro_batch is None else micro_batch
+
+        def parts() -> Iterable[Tensor]:
+            return self.keeper.pixels(kept, epoch=epoch, device=device, most=most)
+
+        if micro_batch is None:
+            loss = backward_in_one_graph(self.net.encoder, parts, loss_of, backward=self.backward)
+        else:
+            loss = backward_in_parts(
+                self.net.encoder,
+                parts,
+                loss_of,
+                features_KC=self._known_features(kept),
+                learn_encoder=any(weight.requires_grad for weight in self.net.encoder.parameters()),
+                backward=self.backward,
+            )
+        return loss / share
+
+    def _known_features(self, kept: Sequence[KeptPatches]) -> Tensor | None:
+        """What selection made of the kept patches, where learning would make the same of them."""
+        known = [each.emb_MD for each in kept if each.emb_MD is not None]
+        same = isinstance(self.net.projector, nn.Identity) and not random_in_training(self.net.encoder)
+        return torch.cat(known) if same and len(known) == len(kept) else None
+
+
+def step_loss(
+    reading: BagReading,
+    targets: Sequence[Mapping[str, Target]],
+    tasks: Sequence[TaskConfig],
+    *,
+    weights: Mapping[str, Tensor | None],
+) -> Tensor:
+    """Mean over tasks of each task's mean over bags."""
+    return mean_loss(
+        [
+            task_loss(
+                at_least_single(reading.probabilities[task.name]),
+                target_tensor(task, targets, reading.tokens_BTD.device),
+                activation=task.activation,
+                weights=weights.get(task.name),
+            )
+            for task in tasks
+        ]
+    )
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision widened: a sum of small losses loses its digits there."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def target_tensor(task: TaskConfig, targets: Sequence[Mapping[str, Target]], device: torch.device) -> Tensor:
+    """softmax: (B,) int64 class indices; else (B, C) float32."""
+    dtype = torch.int64 if task.activation == "softmax" else torch.float32
+    return torch.tensor([target[task.name] for target in targets], dtype=dtype, device=device)
+
+
+def make_optimizer(net: IPSNet, training: TrainingConfig) -> AdamW:
+    """The paper's: AdamW with weight decay on every parameter; the encoder may have a learning rate of its own."""
+    encoder = list(net.encoder.parameters())
+    members = {id(weight) for weight in encoder}
+    others = [weight for weight in net.parameters() if id(weight) not in members]
+    groups = []
+    for weights, peak_lr in ((others, training.lr), (encoder, training.encoder_lr or training.lr)):
+        if learned := [weight for weight in weights if weight.requires_grad]:
+            groups.append({"params": learned, "lr": peak_lr, "peak_lr": peak_lr})
+    return AdamW(groups, weight_decay=training.weight_decay)
+
+
+def set_learning_rate(
+    groups: Iterable[dict[str, Any]], step: int, *, training: TrainingConfig, per_epoch: int
+) -> float:
+    """Give an optimiser's groups the schedule's rate for ``step`` (from 0); returns its share of the peak."""
+    multiplier = lr_multiplier(
+        step + 1, warmup=round(training.warmup_epochs * per_epoch), total=training.epochs * per_epoch
+    )
+    for group in groups:
+        group["lr"] = group["peak_lr"] * multiplier
+    return multiplier

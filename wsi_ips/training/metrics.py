@@ -1,0 +1,64 @@
+"""What is measured of a split while training goes on: the loss and how well each task is told apart."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MultilabelAUROC,
+    MultilabelExactMatch,
+)
+from torchmetrics.regression import MeanAbsoluteError
+
+from wsi_ips.config import TaskConfig
+
+
+class SplitMetrics(nn.Module):
+    """Gathers bag by bag, over all processes; ``compute`` gives ``{name: value}`` and starts anew.
+
+    Names: ``loss``; per task ``auc`` and ``accuracy`` (all labels of a bag right, for sigmoid tasks of several
+    classes), or ``mae`` for a linear task, with the task's name in front where there are several.
+    """
+
+    def __init__(self, tasks: Sequence[TaskConfig]) -> None:
+        super().__init__()
+        self._tasks = tuple(tasks)
+        self._loss = MeanMetric()
+        self._measures = nn.ModuleList(nn.ModuleDict(_measures(task)) for task in tasks)
+
+    def update(
+        self, loss: Tensor, probabilities: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+    ) -> None:
+        """One bag or more. loss: their mean. probabilities: {task: (B, C)}. targets: as for the loss."""
+        self._loss.update(loss.detach(), weight=len(next(iter(targets.values()))))
+        for task, measures in zip(self._tasks, self._measures, strict=True):
+            target = targets[task.name]
+            counted = target if task.activation == "linear" else target.to(torch.int64)
+            for measure in measures.values():  # type: ignore[operator]
+                measure.update(probabilities[task.name].float(), counted)
+
+    def compute(self) -> dict[str, float]:
+        found = {"loss": float(self._loss.compute())}
+        self._loss.reset()
+        for task, measures in zip(self._tasks, self._measures, strict=True):
+            for name, measure in measures.items():  # type: ignore[operator]
+                shown = name if len(self._tasks) == 1 else f"{task.name}_{name}"
+                found[shown] = float(measure.compute())
+                measure.reset()
+        return found
+
+
+def _measures(task: TaskConfig) -> dict[str, Metric]:
+    classes = len(task.classes)
+    if task.activation == "linear":
+        return {"mae": MeanAbsoluteError()}
+    if task.activation == "softmax":
+        return {"auc": MulticlassAUROC(classes), "accuracy": MulticlassAccuracy(classes, average="micro")}
+    if classes == 1:
+        return {"auc": BinaryAUROC(), "accuracy": BinaryAccuracy()}
+    return {"auc": MultilabelAUROC(classes), "accuracy": MultilabelExactMatch(classes)}

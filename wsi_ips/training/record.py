@@ -1,0 +1,114 @@
+"""What a training run leaves behind: history, the best and the last checkpoint, the state to resume from."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.files import whole_file
+from wsi_ips.models.checkpoint import save_checkpoint
+from wsi_ips.training.module import IPSModule
+from wsi_ips.training.run_state import STATE_NAME, load_state, save_state
+
+BEST_NAME = "model.safetensors"
+LAST_NAME = "last.safetensors"
+
+
+class Record(Callback):
+    """Keeps the run's folder: written by the first process only, each file whole."""
+
+    def __init__(self, out: Path, config: FinetuneConfig, *, run: str) -> None:
+        """run: what is trained on what, see :func:`save_state`."""
+        self._out = out
+        self._config = config
+        self._run = run
+        self._saved = monotonic()
+        self._held: dict[str, Any] | None = None
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def best_epoch(self) -> int:
+        """Index into the history; the first of equals. -1 before the first epoch ends."""
+        return max(range(len(self.history)), key=lambda row: self._merit(self.history[row]), default=-1)
+
+    def resume(self, module: IPSModule) -> None:
+        """Put the saved state, if there is one, into ``module``, and into the optimiser once there is one.
+
+        Raises as :func:`load_state`.
+        """
+        path = self._out / STATE_NAME
+        if not path.exists():
+            return
+        self._held = held = load_state(path, run=self._run)
+        module.net.load_state_dict(held["net"])
+        module.restore(held["state"])
+        self.history = list(held["state"]["history"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._held is not None:
+            trainer.optimizers[0].load_state_dict(self._held["optimizer"])
+            trainer.precision_plugin.load_state_dict(self._held["state"]["precision"])
+            self._held = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, IPSModule)
+        steps = pl_module.steps
+        if (
+            steps.done % steps.per_epoch
+            and monotonic() - self._saved >= 60 * self._config.training.save_minutes
+        ):
+            self._save_state(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning runs validation before this hook, so both splits' figures of the epoch are there.
+        assert isinstance(pl_module, IPSModule)
+        epoch = len(self.history)
+        row = {"epoch": epoch, "train_loss": math.fsum(pl_module.losses) / len(pl_module.losses)}
+        row |= {f"val_{name}": value for name, value in pl_module.val_figures.items()}
+        self.history.append(row)
+        if trainer.is_global_zero:
+            notes = {name: f"{value:.6g}" for name, value in row.items()}
+            for name in [LAST_NAME, *([BEST_NAME] if self.best_epoch == epoch else [])]:
+                save_checkpoint(self._out / name, pl_module.net, self._config.pipeline, notes=notes)
+            write_history(self._out / "history.csv", self.history)
+        self._save_state(trainer, pl_module)
+        patience = self._config.training.patience
+        trainer.should_stop |= patience is not None and epoch - self.best_epoch >= patience
+
+    @property
+    def finished(self) -> bool:
+        """Whether the history says that nothing is left to do."""
+        training = self._config.training
+        waited = len(self.history) - 1 - self.best_epoch
+        return len(self.history) >= training.epochs or (
+            training.patience is not None and bool(self.history) and waited >= training.patience
+        )
+
+    def _save_state(self, trainer: Trainer, module: IPSModule) -> None:
+        if trainer.is_global_zero:
+            precision = trainer.precision_plugin.state_dict()
+            state = {**module.state(), "history": self.history, "precision": precision}
+            optimizer = trainer.optimizers[0]
+            save_state(self._out / STATE_NAME, module.net, optimizer, run=self._run, state=state)
+        self._saved = monotonic()
+
+    def _merit(self, row: Mapping[str, float]) -> float:
+        """What is highest in the best epoch."""
+        loss = row.get("val_loss", row["train_loss"])
+        aucs = [value for name, value in row.items() if name.startswith("val_") and name.endswith("auc")]
+        merit = sum(aucs) / len(aucs) if self._config.training.monitor == "auc" and aucs else -loss
+        return merit if math.isfinite(merit) else -math.inf
+
+
+def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """One line per epoch."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(history)

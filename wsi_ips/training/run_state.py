@@ -1,0 +1,58 @@
+"""What a killed training run resumes from, so that it ends with the weights it would have had."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from wsi_ips.errors import CheckpointError, ConfigError
+from wsi_ips.files import whole_file
+
+FORMAT = 1
+STATE_NAME = "training_state.pt"
+MEND = "train into another folder, or give --restart to begin anew in this one"
+
+
+def save_state(
+    path: Path, net: nn.Module, optimizer: Optimizer, *, run: str, state: Mapping[str, Any]
+) -> None:
+    """Write weights, optimiser and ``state`` (plain values and tensors). run: what is trained on what."""
+    held = {
+        "format": FORMAT,
+        "run": run,
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state": dict(state),
+    }
+    with whole_file(path) as partial:
+        torch.save(held, partial)
+
+
+def load_state(path: Path, *, run: str) -> dict[str, Any]:
+    """What :func:`save_state` wrote: net, optimizer, state. No code in the file is run.
+
+    Raises :class:`CheckpointError` for a file that cannot be read, :class:`ConfigError` for another run's.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        raise CheckpointError(path, "is no training state of this version", MEND)
+    if held["run"] != run:
+        differs = _difference(held["run"], run)
+        raise ConfigError(f"{path.parent} holds a run with other settings or slides ({differs}); {MEND}")
+    return held
+
+
+def _difference(theirs: str, ours: str) -> str:
+    """The first line of two descriptions that differs."""
+    for before, now in zip(theirs.splitlines(), ours.splitlines(), strict=False):
+        if before != now:
+            return f"{before.strip().rstrip(',')} there, {now.strip().rstrip(',')} here"
+    return "another number of slides"
