@@ -114,6 +114,9 @@ def finetune(
     slides_root: Annotated[
         Path | None, typer.Option("--slides", help="Folder that the manifest's paths are below.")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+    ] = None,
     recipe: Recipe = None,
     set_: Set = None,
     device: Device = None,
@@ -121,8 +124,8 @@ def finetune(
     mpp_csv: MppCsv = None,
 ) -> None:
     """Fine-tune encoder, selection and attention from slide labels."""
-    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "device": device,
-             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
+             "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("finetune", flags, recipe=recipe, overrides=set_)
 
 

