@@ -114,6 +114,9 @@ def finetune(
     slides_root: Annotated[
         Path | None, typer.Option("--slides", help="Folder that the manifest's paths are below.")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+    ] = None,
     recipe: Recipe = None,
     set_: Set = None,
     restart: Annotated[
@@ -124,8 +127,8 @@ def finetune(
     mpp_csv: MppCsv = None,
 ) -> None:
     """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
-    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "device": device,
-             "restart": restart, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
+             "restart": restart, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("finetune", flags, recipe=recipe, overrides=set_)
 
 
