@@ -121,6 +121,11 @@ def test_within_is_the_distance_map_s(mask: np.ndarray, radius: float) -> None:
 
 
 def test_touching_corners_and_filled_holes_make_one_lesion() -> None:
+    corners = np.zeros((40, 40), np.uint8)
+    corners[10, 10] = corners[17, 17] = 255
+    assert lesion_mask(corners).numbers == 1, "dilated, the two meet in one corner of a pixel"
+    corners[18, 18], corners[17, 17] = 255, 0
+    assert lesion_mask(corners).numbers == 2
     ring = blobs((60, 50, 40)) - blobs((60, 50, 20))
     lesions = lesion_mask(ring)
     assert lesions.numbers == 1
