@@ -159,6 +159,13 @@ def test_rules_scale_with_the_slide_s_resolution() -> None:
     assert coarse.mask_size((1000, 15)) == (63, 1)
 
 
+def test_a_slide_like_the_challenge_s_is_judged_by_its_rules() -> None:
+    for mpp in (0.226, 0.243, 0.25):
+        assert FrocRules.for_slide(Mpp(mpp)) == FrocRules()
+    assert FrocRules.for_slide(Mpp(0.5)) == FrocRules(l0_mpp=Mpp(0.5), level=4)
+    assert FrocRules.for_slide(Mpp(9.0)).level == 0
+
+
 def test_masks_that_are_too_large_or_none_are_refused() -> None:
     with pytest.raises(ValueError, match="too large"):
         FrocRules().mask_size((10**7, 10**7))
