@@ -114,15 +114,21 @@ def finetune(
     slides_root: Annotated[
         Path | None, typer.Option("--slides", help="Folder that the manifest's paths are below.")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+    ] = None,
     recipe: Recipe = None,
     set_: Set = None,
+    restart: Annotated[
+        bool | None, typer.Option("--restart", help="Begin anew where OUT holds a run, not go on with it.")
+    ] = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
 ) -> None:
-    """Fine-tune encoder, selection and attention from slide labels."""
-    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "device": device,
-             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
+    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
+             "restart": restart, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("finetune", flags, recipe=recipe, overrides=set_)
 
 

@@ -70,8 +70,21 @@ class FinetuneJob(FinetuneConfig, _Resolution):
     manifest: Path
     slides_root: Path | None = None
     """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
+    features: Path | None = None
+    """Folder of stored features (CLAM's or TRIDENT's), to learn from instead of the slides."""
     out: Path
     device: str = "auto"
+    restart: bool = False
+    """Begin anew where ``out`` holds a run, instead of going on with it."""
+
+    @model_validator(mode="after")
+    def _features_are_read_by_their_encoder(self) -> Self:
+        if (self.features is not None) != (self.model.encoder.name == "features"):
+            raise ValueError(
+                "features: DIR and model.encoder {name: features, features: <width>} go together; "
+                "see pipelines/finetune_features.yaml"
+            )
+        return self
 
 
 class PredictJob(_Resolution):

@@ -44,11 +44,14 @@ class Manifest:
         return [record for record in self.records if record.split == name]
 
 
-def read_manifest(path: Path, *, tasks: Sequence[TaskConfig], root: Path | None = None) -> Manifest:
+def read_manifest(
+    path: Path, *, tasks: Sequence[TaskConfig], root: Path | None = None, need_slides: bool = True
+) -> Manifest:
     """Read a CSV with the columns ``slide_id,case_id,split,path`` and one per task; others are ignored.
 
     Slide paths are absolute or relative to ``root`` (none: the CSV's folder); with ``root`` a slide that is not
-    there is looked for in CAMELYON's layouts. Raises :class:`ManifestError` with the line for an unknown or
+    there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) none has to be
+    there. Raises :class:`ManifestError` with the line for an unknown or
     missing label, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits;
     :class:`SlideNotFound` where ``root`` is no folder.
     """
@@ -70,7 +73,7 @@ def read_manifest(path: Path, *, tasks: Sequence[TaskConfig], root: Path | None 
         raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
     if not lines:
         raise ManifestError(path, "lists no slides", "add a line per slide")
-    records = _located(path, lines, root)
+    records = _located(path, lines, root) if need_slides else [record for _, record in lines]
     _check_ids_and_cases(path, records)
     return Manifest(path, tuple(records))
 
