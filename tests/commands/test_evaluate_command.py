@@ -4,15 +4,21 @@ import csv
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.commands.console import Console
 from tests.commands.evaluated_run import Made, Slide, make_run, tumor
+from tests.conftest import SmallData
+from wsi_ips.commands.evaluate_froc import _pruned
 from wsi_ips.config import TaskConfig
 from wsi_ips.evaluation.detections import read_detections
+from wsi_ips.evaluation.froc import SlideHits, froc_curve
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.evaluation.staging import NODE_CLASSES, read_stages
 
@@ -165,6 +171,18 @@ def test_froc_from_stored_attention_and_outlines(console: Console, tmp_path: Pat
     detections = read_detections(out / "detections" / "found.csv")
     assert detections.probability_N[:2] == pytest.approx([0.9, 0.9 * 0.1 / 0.5])
     assert abs(detections.l0_xy_N2[0] - [4000, 3000]).max() < 512
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 1)), min_size=1, max_size=5), st.integers(0, 99))
+def test_false_positives_that_resampling_leaves_out_change_no_rate_that_counts(
+    drawn: list[tuple[int, float]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    hits = [SlideHits(rng.random(count), np.array([score, 0], np.float32), 2) for count, score in drawn]
+    with patch("wsi_ips.commands.evaluate_froc.RATES_RESAMPLED", 9):
+        pruned = _pruned(hits)
+    assert sum(len(one.false_positives_F) for one in pruned) <= 9 * len(hits) + 1
+    assert np.array_equal(froc_curve(pruned).sensitivity_at(), froc_curve(hits).sensitivity_at())
 
 
 def test_wrong_outlines(console: Console, tmp_path: Path) -> None:
@@ -362,3 +380,21 @@ def test_an_old_run_s_tasks_come_from_its_checkpoint(
         json.dumps({"config": {"slides": "s"}, "checkpoint": {"path": str(small_checkpoint)}})
     )
     assert console("evaluate", good.run, good.manifest, *FAST).code == 0
+
+
+def test_what_predict_writes_is_what_evaluate_reads(
+    console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Real files from end to end: drawn slides with outlines, an untrained network."""
+    run, annotations = tmp_path / "run", small_data.manifest.parent / "annotations"
+    said = console(
+        "predict", small_data.slides, "--checkpoint", small_checkpoint, "--out", run, "--no-overlays"
+    )
+    assert said.code == 0, said.err
+    said = console("evaluate", run, small_data.manifest, *FAST, "--annotations", annotations)
+    assert said.code == 0, said.err
+    found = metrics(run / "evaluation")
+    assert (found["slides"]["scored"], found["slides"]["predicted_elsewhere"]) == (2, 4)
+    assert found["froc"]["scales"] == [{"l0_mpp": 0.5, "level": 4}]
+    assert found["froc"]["lesions"] >= 1
+    assert len(rows(run / "evaluation" / "slides.csv")) == 2

@@ -36,6 +36,7 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import EvaluateJob
 
 LARGEST_HISTORY = 2**26
+WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1"}
 HEADLINES = {
     "binary": ("auc", "balanced_accuracy", "sensitivity", "specificity", "ece"),
     "multiclass": ("auc_macro", "balanced_accuracy", "accuracy", "ece"),
@@ -154,7 +155,7 @@ def _draw(out: Path, job: EvaluateJob, done: Evaluation, history: Mapping[str, l
             title=f"{done.froc_task}, split {job.split}",
         )  # fmt: skip
     if history is not None and job.history is not None:
-        draw_history(out / "loss.png", history, title=job.history.parent.name or job.history.name)
+        draw_history(out / "loss.png", history, title=f"losses of {job.history.resolve().parent.name}")
 
 
 def _headlines(done: Evaluation) -> list[str]:
@@ -177,7 +178,7 @@ def _headlines(done: Evaluation) -> list[str]:
 
 
 def _in_words(name: str, interval: Interval) -> str:
-    name = name.replace("_", " ").replace("auc", "AUC")
+    name = " ".join(WORDS.get(word, word) for word in name.split("_"))
     if math.isnan(interval.low):
         return f"{name} {interval.value:.3f}"
     return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
