@@ -8,20 +8,32 @@ from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.training.cross_validation import cross_validate, mean_and_sd
 from wsi_ips.training.feature_bags import finetune_features
 from wsi_ips.training.finetune import finetune
 from wsi_ips.training.fit import FinetuneReport
 
 
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
-    """Fine-tune, and say which epoch was best."""
+    """Fine-tune, and say which epoch was best; or cross-validate, and say how folds did."""
     manifest = read_manifest(
         job.manifest, tasks=job.model.tasks, root=job.slides_root, need_slides=job.features is None
     )
+    if job.folds is not None:
+        return _folds(manifest, job, job.folds, progress)
     report = _train(manifest, job, job.out, progress)
     best = report.history[report.best_epoch]
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch")
     return Outcome([f"best epoch {report.best_epoch + 1}: {figures}", f"checkpoint {report.checkpoint}"])
+
+
+def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> Outcome:
+    folds = cross_validate(
+        manifest, job, job.out, k=k, train=lambda divided, out: _train(divided, job, out, progress)
+    )
+    lines = [f"fold {fold.number} was complete already" for fold in folds if fold.skipped]
+    lines += [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in mean_and_sd(folds).items()]
+    return Outcome([*lines, f"{k} folds in {job.out / 'cv.csv'}"])
 
 
 def _train(manifest: Manifest, job: FinetuneJob, out: Path, progress: Progress) -> FinetuneReport:
