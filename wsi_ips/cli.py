@@ -117,6 +117,7 @@ def finetune(
     features: Annotated[
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate by case, with so many folds.")] = None,
     recipe: Recipe = None,
     set_: Set = None,
     restart: Annotated[
@@ -127,7 +128,7 @@ def finetune(
     mpp_csv: MppCsv = None,
 ) -> None:
     """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
-    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
+    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features, "folds": folds,
              "restart": restart, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("finetune", flags, recipe=recipe, overrides=set_)
 

@@ -72,6 +72,8 @@ class FinetuneJob(FinetuneConfig, _Resolution):
     """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
     features: Path | None = None
     """Folder of stored features (CLAM's or TRIDENT's), to learn from instead of the slides."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validate by case with this many folds of the train and val slides; none: train once."""
     out: Path
     device: str = "auto"
     restart: bool = False

@@ -75,3 +75,23 @@ def test_what_is_missing_or_does_not_fit_is_one_line_before_training(
     said = console("finetune", manifest, "--recipe", recipe, "--out", out)
     assert "go together" in said.complaint
     assert not out.exists()
+
+
+def test_folds_cross_validate_and_are_not_done_twice(console: Console, recipe: Path, tmp_path: Path) -> None:
+    manifest, out = data(tmp_path, clam=True), tmp_path / "cv"
+    arguments = ["finetune", manifest, "--features", tmp_path / "features", "--recipe", recipe, "--out", out,
+                 "--folds", "2", "--set", "training.epochs=2"]  # fmt: skip
+    said = console(*arguments)
+    assert said.code == 0, said.err
+    assert "val_loss" in said.out
+    assert all((out / f"fold_{n}" / "model.safetensors").is_file() for n in (0, 1))
+    with (out / "cv.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["fold"] for row in table] == ["0", "1", "mean", "sd"]
+    assert 0 <= float(table[2]["val_auc"]) <= 1
+    written = (out / "fold_0" / "model.safetensors").stat().st_mtime_ns
+    again = console(*arguments)
+    assert "fold 1 was complete already" in again.out
+    assert (out / "fold_0" / "model.safetensors").stat().st_mtime_ns == written
+    assert console(*arguments[:-4], "--folds", "1").code == 2
+    assert "take 10 folds or fewer" in console(*arguments[:-4], "--folds", "11").complaint
