@@ -120,13 +120,17 @@ def finetune(
     folds: Annotated[int | None, typer.Option(help="Cross-validate by case, with so many folds.")] = None,
     recipe: Recipe = None,
     set_: Set = None,
+    restart: Annotated[
+        bool | None, typer.Option("--restart", help="Begin anew where OUT holds a run, not go on with it.")
+    ] = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
 ) -> None:
-    """Fine-tune encoder, selection and attention from slide labels."""
-    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features, "folds": folds,
-             "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
+    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
+             "folds": folds, "restart": restart, "device": device, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv}  # fmt: skip
     _run("finetune", flags, recipe=recipe, overrides=set_)
 
 

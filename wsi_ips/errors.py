@@ -5,6 +5,7 @@
       ReaderNotInstalled     an optional reader's package is absent
       ReaderBroken           a reader of another package does not load
       SlideClosed            a reader was used after close()
+      NotFinite              a network's numbers are NaN or infinite
       TrainingError          training cannot go on: a loss that is not finite, too many bad slides
       FileError              names a file, what is wrong with it, and the mend
         SlideNotFound
@@ -55,6 +56,13 @@ class ReaderBroken(WsiIpsError):
     def __str__(self) -> str:
         name, package, reason = self.args
         return f"reader {name} of the package {package} does not load: {reason}"
+
+
+class NotFinite(WsiIpsError, ValueError):
+    """``NotFinite(what)``: numbers that a network made are NaN or infinite."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} are not finite: the network's weights are broken, or its precision is too low"
 
 
 class TrainingError(WsiIpsError):

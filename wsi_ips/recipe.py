@@ -76,6 +76,8 @@ class FinetuneJob(FinetuneConfig, _Resolution):
     """Cross-validate by case with this many folds of the train and val slides; none: train once."""
     out: Path
     device: str = "auto"
+    restart: bool = False
+    """Begin anew where ``out`` holds a run, instead of going on with it."""
 
     @model_validator(mode="after")
     def _features_are_read_by_their_encoder(self) -> Self:

@@ -123,6 +123,12 @@ def test_holes_are_cut_out_of_every_lesion_and_lesions_are_apart(tmp_path: Path)
     assert sorted(part.area for part in lesion_area(path).geoms) == [4000, 5000, 10_000]
 
 
+def test_a_small_outline_wholly_outside_is_refused_however_near(tmp_path: Path) -> None:
+    path = asap(tmp_path, annotation([(1002, 0), (1009, 0), (1009, 9)]))
+    with pytest.raises(AnnotationError, match="outside its slide"):
+        lesion_area(path, l0_size=(1000, 500))
+
+
 def test_a_scribble_is_refused_before_it_costs_minutes(tmp_path: Path) -> None:
     scribble = np.random.default_rng(0).uniform(0, 1e5, (5_000, 2))
     path = asap(tmp_path, annotation([tuple(point) for point in scribble]))

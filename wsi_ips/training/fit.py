@@ -151,15 +151,16 @@ class _ShowProgress(Callback):
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """No banner, and none of the advice that does not hold here: bags carry no pixels, so no loader workers."""
-    loggers = [
-        logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators")
-    ]
+    names = ("pytorch.utilities.rank_zero", "pytorch.accelerators", "fabric.utilities.distributed")
+    loggers = [logging.getLogger(f"lightning.{name}") for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # The metrics are summed over the processes already.
+            warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
             # Frozen BatchNorm is meant to be in eval mode.
             warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
             warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")

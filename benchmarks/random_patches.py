@@ -1,0 +1,97 @@
+"""M random patches of each slide, end to end: what selection is worth. The same network, optimiser and budget."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.models.build import build_net
+from wsi_ips.models.ips_net import BagReading, IPSNet
+from wsi_ips.training.augment import quarter_turns_and_flips
+from wsi_ips.training.bags import SlideBag
+from wsi_ips.training.losses import task_loss
+from wsi_ips.training.schedule import lr_multiplier
+
+CPU = torch.device("cpu")
+
+
+class RandomPatches:
+    """Draws anew in every epoch; for validation and test, one draw per slide."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self.config = config
+        self.task = config.model.tasks[0]
+        torch.manual_seed(config.training.seed)
+        self.net: IPSNet = build_net(config.model)
+
+    def fit(self, train: Sequence[SlideBag], val: Sequence[SlideBag]) -> list[float]:
+        """Train and keep the epoch with the lowest validation loss. Returns the validation losses."""
+        training = self.config.training
+        encoder = [p for p in self.net.encoder.parameters() if p.requires_grad]
+        others = [p for p in self.net.parameters() if all(p is not e for e in encoder)]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": others, "lr": training.lr},
+                {"params": encoder, "lr": training.encoder_lr or training.lr},
+            ],
+            weight_decay=training.weight_decay,
+        )
+        per_epoch = -(-len(train) // training.slides_per_step)
+        total, warmup = training.epochs * per_epoch, round(training.warmup_epochs * per_epoch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda done: lr_multiplier(min(done + 1, total), warmup=warmup, total=total)
+        )
+        order = torch.Generator().manual_seed(training.seed)
+        losses: list[float] = []
+        best = {name: value.clone() for name, value in self.net.state_dict().items()}
+        for epoch in range(training.epochs):
+            self.net.train()
+            for places in torch.randperm(len(train), generator=order).split(training.slides_per_step):
+                loss = self._loss([train[place] for place in places.tolist()], epoch=epoch)
+                optimizer.zero_grad()
+                loss.backward()
+                if training.gradient_clip:
+                    torch.nn.utils.clip_grad_norm_(self.net.parameters(), training.gradient_clip)
+                optimizer.step()
+                schedule.step()
+            losses.append(self._validation_loss(val))
+            if losses[-1] == min(losses):
+                best = {name: value.clone() for name, value in self.net.state_dict().items()}
+        self.net.load_state_dict(best)
+        return losses
+
+    @torch.no_grad()
+    def read(self, bag: SlideBag) -> tuple[BagReading, Tensor]:
+        """What the network says of M random patches of the slide, and their ids."""
+        self.net.eval()
+        pixels_M3PP, ids_M = self._drawn(bag, epoch=-1)
+        return self.net(pixels_M3PP, ids_M, [len(ids_M)]), ids_M
+
+    def _loss(self, bags: Sequence[SlideBag], *, epoch: int) -> Tensor:
+        drawn = [self._drawn(bag, epoch=epoch) for bag in bags]
+        counts = [len(ids_M) for _, ids_M in drawn]
+        reading = self.net(torch.cat([p for p, _ in drawn]), torch.cat([i for _, i in drawn]), counts)
+        target_B = torch.tensor([bag.targets[self.task.name] for bag in bags])
+        return task_loss(reading.probabilities[self.task.name], target_B, activation="softmax")
+
+    def _validation_loss(self, bags: Sequence[SlideBag]) -> float:
+        losses = []
+        for bag in bags:
+            probabilities_BC = self.read(bag)[0].probabilities[self.task.name]
+            target_B = torch.tensor([bag.targets[self.task.name]])
+            losses.append(float(task_loss(probabilities_BC, target_B, activation="softmax")))
+        return float(np.mean(losses))
+
+    def _drawn(self, bag: SlideBag, *, epoch: int) -> tuple[Tensor, Tensor]:
+        training = self.config.training
+        key = f"{training.seed}/{epoch}/{bag.bag_id}"
+        rng = np.random.default_rng([training.seed, epoch + 1, *bag.bag_id.encode()])
+        count = min(self.config.selection.m, len(bag))
+        ids_M = torch.from_numpy(np.sort(rng.choice(bag.coords.ids_N, count, replace=False)))
+        with bag.open(self.config.streaming, CPU) as stream:
+            pixels_M3PP = stream.read(ids_M).pixels_n3PP
+        if training.flips and epoch >= 0:
+            pixels_M3PP = quarter_turns_and_flips(pixels_M3PP, ids_M, key=key)
+        return pixels_M3PP, ids_M
