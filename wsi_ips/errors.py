@@ -5,6 +5,7 @@
       ReaderNotInstalled     an optional reader's package is absent
       ReaderBroken           a reader of another package does not load
       SlideClosed            a reader was used after close()
+      NotFinite              a network's numbers are NaN or infinite
       TrainingError          training cannot go on: a loss that is not finite, too many bad slides
       FileError              names a file, what is wrong with it, and the mend
         SlideNotFound
@@ -15,6 +16,7 @@
         MissingResolution
         NoTissue
         CoordsError
+        FeaturesError
         AnnotationError
         ManifestError
         DatasetError         a data set's own labels or checksums, or its slides are not there
@@ -54,6 +56,13 @@ class ReaderBroken(WsiIpsError):
     def __str__(self) -> str:
         name, package, reason = self.args
         return f"reader {name} of the package {package} does not load: {reason}"
+
+
+class NotFinite(WsiIpsError, ValueError):
+    """``NotFinite(what)``: numbers that a network made are NaN or infinite."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} are not finite: the network's weights are broken, or its precision is too low"
 
 
 class TrainingError(WsiIpsError):
@@ -129,6 +138,10 @@ class NoTissue(FileError):
 
 class CoordsError(FileError):
     """A coordinates file that cannot be understood."""
+
+
+class FeaturesError(FileError):
+    """A file of stored features that cannot be used, or is not there."""
 
 
 class AnnotationError(FileError):

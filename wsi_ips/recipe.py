@@ -35,6 +35,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.location import Url, locate
 
 LARGEST_RECIPE_BYTES = 1_000_000
+MOST_RESAMPLES = 1_000_000
 
 
 def _located(value: Any) -> Any:
@@ -69,8 +70,23 @@ class FinetuneJob(FinetuneConfig, _Resolution):
     manifest: Path
     slides_root: Path | None = None
     """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
+    features: Path | None = None
+    """Folder of stored features (CLAM's or TRIDENT's), to learn from instead of the slides."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validate by case with this many folds of the train and val slides; none: train once."""
     out: Path
     device: str = "auto"
+    restart: bool = False
+    """Begin anew where ``out`` holds a run, instead of going on with it."""
+
+    @model_validator(mode="after")
+    def _features_are_read_by_their_encoder(self) -> Self:
+        if (self.features is not None) != (self.model.encoder.name == "features"):
+            raise ValueError(
+                "features: DIR and model.encoder {name: features, features: <width>} go together; "
+                "see pipelines/finetune_features.yaml"
+            )
+        return self
 
 
 class PredictJob(_Resolution):
@@ -130,6 +146,47 @@ class OverlayJob(Section):
         return self
 
 
+class EvaluateJob(Section):
+    """Score a prediction run against the labels of a manifest."""
+
+    command: Literal["evaluate"] = "evaluate"
+    run: Path
+    """The folder that ``predict`` wrote."""
+    manifest: Path
+    out: Path | None = None
+    """None: ``evaluation/`` in ``run``."""
+    split: Literal["train", "val", "test"] = "test"
+    task: str | None = None
+    """Of a model with several tasks, the one to score; none: all."""
+    annotations: Path | None = None
+    """Folder of lesion outlines, ``<slide_id>.xml`` (ASAP), for FROC."""
+    detection_radius_um: PositiveFloat | None = None
+    """Detections of one slide are farther apart than this; none: 1.5 patch sides."""
+    history: Path | None = None
+    """``history.csv`` of the fine-tuning run, for the plot of its losses."""
+    pool: Literal["max", "mean", "noisy_or"] = "max"
+    """How the slides' probabilities make a patient's."""
+    threshold: Fraction = 0.5
+    """The probability from which a yes-or-no class is called."""
+    threshold_from: Literal["train", "val"] | None = None
+    """Choose it on this split instead (largest sensitivity + specificity), for tasks of two classes."""
+    bootstrap: Annotated[NonNegativeInt, Field(le=MOST_RESAMPLES)] = 2000
+    """Resamples of the cases, for the intervals; 0: none."""
+    stratify: bool = True
+    """Each resample has as many cases of a class as the split."""
+    seed: NonNegativeInt = 0
+    plots: bool | None = None
+    """None: where matplotlib is installed."""
+
+    @model_validator(mode="after")
+    def _threshold_is_chosen_elsewhere(self) -> Self:
+        if self.threshold_from == self.split:
+            raise ValueError(
+                f"threshold_from must be another split than the one that is scored, {self.split}"
+            )
+        return self
+
+
 class DemoJob(DemoConfig):
     """Draw slides, fine-tune, predict, score."""
 
@@ -138,7 +195,7 @@ class DemoJob(DemoConfig):
     device: str = "auto"
 
 
-Job = TileJob | FinetuneJob | PredictJob | OverlayJob | DemoJob
+Job = TileJob | FinetuneJob | PredictJob | OverlayJob | EvaluateJob | DemoJob
 _JOBS: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="command")])
 
 
@@ -215,4 +272,4 @@ def _first_problem(error: ValidationError) -> str:
     return (f"{where}: " if where else "") + message + more
 
 
-_COMMANDS = ("tile", "finetune", "predict", "overlay", "demo")
+_COMMANDS = ("tile", "finetune", "predict", "overlay", "evaluate", "demo")

@@ -112,6 +112,21 @@ def test_a_manifest_elsewhere_has_absolute_paths(console: Console, data_set: Pat
         assert next(csv.DictReader(file))["path"] == str(data_set / SLIDES[0])
 
 
+def test_labels_that_the_official_file_has_otherwise_are_named(console: Console, data_set: Path) -> None:
+    reference = data_set / "evaluation" / "reference.csv"
+    reference.parent.mkdir()
+    reference.write_text(
+        "image,class,type,center\ntest_114.tif,negative,,0\ntumor_001.tif,macro,IDC,0\ntest_001.tif,negative,,0\n"
+    )
+    said = console("data", "manifest", data_set, "--out", data_set / "m.csv")
+    assert said.code == 0
+    assert said.out.splitlines()[:-1] == [f"test_114 is tumor in the manifest, normal in {reference}"]
+    reference.write_text("image,class\ntest_114.tif,perhaps\n")
+    said = console("data", "manifest", data_set, "--out", data_set / "m.csv")
+    assert said.code == 0
+    assert said.out.startswith(f"labels were not compared: {reference}: line 2: unknown class 'perhaps'")
+
+
 def test_two_data_sets_below_one_root_have_to_be_told_apart(console: Console, data_set: Path) -> None:
     slide = data_set.parent / "CAMELYON17" / "training" / "center_0" / "patient_000_node_1.tif"
     slide.parent.mkdir(parents=True)

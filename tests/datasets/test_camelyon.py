@@ -104,3 +104,23 @@ def test_every_path_of_the_manifests_is_the_bucket_s(tmp_path: Path) -> None:
         laid_out(tmp_path / name.upper(), tuple(row["path"] for row in shipped_rows(name)))
     found = find_camelyon(tmp_path)
     assert len(found.slides) == 899
+
+
+@pytest.mark.parametrize(
+    ("names", "sixteen", "seventeen"),
+    [
+        (("evaluation/reference.csv", "stages.csv"), "evaluation/reference.csv", "stages.csv"),
+        (
+            ("CAMELYON16/testing/reference.csv", "CAMELYON17/training/stage_labels.csv"),
+            "CAMELYON16/testing/reference.csv",
+            "CAMELYON17/training/stage_labels.csv",
+        ),
+        (("reference.csv",), None, None),
+    ],
+)
+def test_official_label_files(
+    tmp_path: Path, names: tuple[str, ...], sixteen: str | None, seventeen: str | None
+) -> None:
+    found = find_camelyon(laid_out(tmp_path, names)).labels
+    assert found.get("camelyon16") == (tmp_path / sixteen if sixteen else None)
+    assert found.get("camelyon17") == (tmp_path / seventeen if seventeen else None)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.datasets.camelyon_labels import STAGES, read_stages
+from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.camelyon_labels import NODE_CLASSES, STAGES, read_stages
 from wsi_ips.datasets.camelyon_manifest import camelyon16_rows, camelyon17_rows, shipped_rows, write_rows
+from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import DatasetError
 
 FOLDER = Path(__file__).resolve().parents[2] / "data_manifests"
@@ -85,3 +87,18 @@ def test_two_published_label_tables_agree_but_for_test_114(real_data: Path) -> N
 def test_a_manifest_that_is_not_shipped_is_named() -> None:
     with pytest.raises(DatasetError, match="known manifests: camelyon16, camelyon17"):
         shipped_rows("camelyon18")
+
+
+def test_the_tables_are_manifests_to_learn_from(tmp_path: Path) -> None:
+    """Each cell is believed by the reader that fine-tuning uses, whatever the layout."""
+    for name, folder, classes in (
+        ("camelyon16", "testing/images", ("normal", "tumor")),
+        ("camelyon17", "training/center_3", NODE_CLASSES),
+    ):
+        (tmp_path / name / folder).mkdir(parents=True)
+        for row in shipped_rows(name):
+            (tmp_path / name / folder / f"{row['slide_id']}.tif").touch()
+        tasks = [TaskConfig(classes=classes)]
+        manifest = read_manifest(FOLDER / f"{name}.csv", tasks=tasks, root=tmp_path / name)
+        assert len(manifest.records) == len(shipped_rows(name))
+        assert manifest.split("val")

@@ -101,6 +101,8 @@ def test_linked_folders_are_followed_and_loops_end(
     (folder / "images").rename(elsewhere / "images")
     (folder / "images").symlink_to(elsewhere / "images")
     (elsewhere / "images" / "back").symlink_to(folder)
+    (folder / "itself").symlink_to(folder / "itself")
+    (folder / "nowhere").symlink_to(folder / "absent")
     (folder / "images" / "new.tif").touch()
     found = verify_folder(folder)
     assert not found.bad

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import SHARED
-from wsi_ips.config import TaskConfig
+from tests.training.memory_bags import MemoryBag
+from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.models.cross_attention import CrossAttention
 from wsi_ips.models.encoders.projector import Projector
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet, scoring
 from wsi_ips.models.positions import RasterSinusoid
 from wsi_ips.selection.ips import Kept, TopMBuffer, attention_scores, select_patches
-from wsi_ips.training.losses import mean_loss, task_loss
+from wsi_ips.training.kept_patches import PatchKeeper
+from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate
+from wsi_ips.training.losses import task_loss
 from wsi_ips.training.schedule import lr_multiplier
 
 FOLDER = Path(os.environ.get("WSI_IPS_GOLDEN", SHARED / "golden"))
@@ -62,6 +65,8 @@ class _Conv(nn.Module):
 
 class _Table(nn.Module):
     """The reference's own table: it was computed in float32, which 1e-10 would notice."""
+
+    kind = "ids"
 
     def __init__(self, table: np.ndarray) -> None:
         super().__init__()
@@ -222,32 +227,60 @@ def test_the_labels_read_from_the_kept_patches_are_the_reference_s(case: Case) -
         np.testing.assert_allclose(reading.probabilities[task], case[f"out_pred_{task}_eval"], **EXACT)
 
 
+def training_of(case: Case, *, micro_batch: int | None) -> FinetuneConfig:
+    """The case's settings, as a user's recipe would say them."""
+    tasks = [task.model_dump() for task in tasks_of(case)]
+    training = {
+        "epochs": int(case["cfg_n_epoch"]),
+        "warmup_epochs": int(case["cfg_n_epoch_warmup"]),
+        "lr": float(case["cfg_lr"]),
+        "weight_decay": float(case["cfg_wd"]),
+        "flips": False,
+        "micro_batch": micro_batch,
+    }
+    selection = {"rule": "buffer", "m": int(case["cfg_M"]), "i": int(case["cfg_I"])}
+    return FinetuneConfig.model_validate(
+        {"training": training, "selection": selection, "streaming": {"batch": 7}, "model": {"tasks": tasks}}
+    )
+
+
+def bags_of(case: Case) -> list[MemoryBag]:
+    patches = torch.from_numpy(case["in_patches"]).double()
+    targets = {task.name: case[f"in_label_{task.name}"] for task in tasks_of(case)}
+    return [
+        MemoryBag(
+            f"image{b}",
+            patches[b],
+            {name: int(of[b]) if of[b].dtype.kind == "i" and of.ndim == 1 else tuple(np.atleast_1d(of[b]))
+             for name, of in targets.items()},
+        )
+        for b in range(len(patches))
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("case", cases(with_="train_loss"), indirect=True)
 def test_a_training_step_is_the_reference_s(case: Case) -> None:
-    """Losses, every gradient, the AdamW step and BatchNorm's running statistics."""
-    net = net_of(case)
-    kept = [select(net, case, image, order, cut=7) for image, order in enumerate(orders(case))]
-    patches = torch.cat(
-        [torch.from_numpy(case["in_patches"][b]).double()[k.ids_M] for b, k in enumerate(kept)]
-    )
-    counts = [len(k.ids_M) for k in kept]
-    reading = net(patches, torch.cat([k.ids_M for k in kept]), counts)
-    losses = []
-    for task in tasks_of(case):
-        target = torch.from_numpy(case[f"in_label_{task.name}"])
-        losses.append(task_loss(reading.probabilities[task.name], target, activation=task.activation))
-        assert_close(losses[-1], case[f"train_loss_{task.name}"])
-    loss = mean_loss(losses)
+    """Losses, every gradient, the AdamW step and BatchNorm's running statistics: selection, learning, optimiser
+    and schedule as the Lightning module calls them. An encoder with batch statistics needs one graph; stored
+    features go through the gradient cache too."""
+    features = str(case["cfg_encoder"]) == "projector"
+    for micro_batch in (None, 4) if features else (None,):
+        step_and_compare(net_of(case), training_of(case, micro_batch=micro_batch), case)
+
+
+def step_and_compare(net: IPSNet, config: FinetuneConfig, case: Case) -> None:
+    keeper, cpu = PatchKeeper(net, config), torch.device("cpu")
+    kept = [keeper.keep(bag, epoch=0, device=cpu) for bag in bags_of(case)]
+    optimizer = make_optimizer(net, config.training)
+    loss = Learner(net, config, keeper).learn(kept, epoch=0, device=cpu, share=1)
     assert_close(loss, case["train_loss"])
-    per_epoch = int(case["cfg_steps_per_epoch"])
-    lr = float(case["cfg_lr"]) * lr_multiplier(
-        int(case["cfg_step"]),
-        warmup=int(case["cfg_n_epoch_warmup"]) * per_epoch,
-        total=int(case["cfg_n_epoch"]) * per_epoch,
+    set_learning_rate(
+        optimizer.param_groups,
+        int(case["cfg_step"]) - 1,
+        training=config.training,
+        per_epoch=int(case["cfg_steps_per_epoch"]),
     )
-    assert lr == pytest.approx(float(case["train_lr"]), rel=1e-12)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=float(case["cfg_wd"]))
-    loss.backward()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(float(case["train_lr"]), rel=1e-12)
     ours = dict(net.named_parameters())
     for theirs, name in named_weights(case).items():
         if f"train_grad_{theirs}" in case:
@@ -256,6 +289,20 @@ def test_a_training_step_is_the_reference_s(case: Case) -> None:
     state = net.state_dict()
     for theirs, name in named_weights(case).items():
         assert_close(state[name], case[f"train_after_step_{theirs}"])
+
+
+@pytest.mark.parametrize("case", cases(with_="train_loss"), indirect=True)
+def test_the_loss_of_every_task_is_the_reference_s(case: Case) -> None:
+    net = net_of(case)
+    kept = [select(net, case, image, order, cut=7) for image, order in enumerate(orders(case))]
+    patches = torch.cat(
+        [torch.from_numpy(case["in_patches"][b]).double()[k.ids_M] for b, k in enumerate(kept)]
+    )
+    reading = net(patches, torch.cat([k.ids_M for k in kept]), [len(k.ids_M) for k in kept])
+    for task in tasks_of(case):
+        target = torch.from_numpy(case[f"in_label_{task.name}"])
+        loss = task_loss(reading.probabilities[task.name], target, activation=task.activation)
+        assert_close(loss, case[f"train_loss_{task.name}"])
 
 
 @pytest.mark.parametrize("case", cases(with_="a_max_lr"), indirect=True)

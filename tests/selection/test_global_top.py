@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.selection.drawn import logits_NHT, stored
+from wsi_ips.errors import NotFinite
 from wsi_ips.selection.global_top import global_top
 from wsi_ips.selection.ips import TopMBuffer
 from wsi_ips.selection.score_store import ScoreStore
@@ -95,7 +96,7 @@ def test_logits_that_are_not_finite_are_refused(broken: float) -> None:
     """A NaN would otherwise be the best score of all."""
     logits = torch.zeros(9, 2, 2)
     logits[4, 1, 0] = broken
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(NotFinite, match="attention logits are not finite: the network"):
         global_top(stored(torch.arange(9), logits), 3)
 
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wsi_ips.errors import NotFinite
 from wsi_ips.selection.ips import Kept, TopMBuffer, attention_scores, select_patches
 from wsi_ips.selection.score_store import ScoreStore
 
@@ -79,6 +80,17 @@ def test_scores_are_attention_over_the_candidates() -> None:
 def test_a_memory_or_an_iteration_of_nothing_is_refused(m: int, i: int) -> None:
     with pytest.raises(ValueError, match="M and I are 1 or more"):
         TopMBuffer(m=m, i=i)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", [0, 4, 19])
+def test_logits_that_are_not_finite_are_refused(broken: float, where: int) -> None:
+    """A NaN among the newcomers would otherwise lose all of them, and no score would show it."""
+    logits = torch.zeros(20, 2, 2)
+    logits[where, 1, 0] = broken
+    for n in (20, where + 1):
+        with pytest.raises(NotFinite, match="not finite"):
+            keep(logits[:n], m=5, i=3, order=torch.arange(n), cut=4)
 
 
 def test_an_empty_stream_is_refused() -> None:

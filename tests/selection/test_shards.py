@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ def assert_same(ours: Top, whole: Top) -> None:
     assert torch.equal(ours.logits_MHT, whole.logits_MHT)
 
 
+@settings(max_examples=50)
 @given(logits_NHT(), st.integers(1, 70), st.data())
 def test_merged_parts_are_the_whole_slide_to_the_bit(logits: Tensor, m: int, data: st.DataObject) -> None:
     stores = data.draw(in_parts(logits))
@@ -30,6 +31,7 @@ def test_merged_parts_are_the_whole_slide_to_the_bit(logits: Tensor, m: int, dat
     assert torch.equal(merged.attention_NHT, whole.attention())
 
 
+@settings(max_examples=50)
 @given(logits_NHT(), st.integers(1, 70), st.data())
 def test_nothing_of_the_slide_s_size_has_to_travel(logits: Tensor, m: int, data: st.DataObject) -> None:
     """Normalisers up, their sum down, M candidates up: the same bits."""
@@ -53,6 +55,7 @@ def test_a_part_s_own_scores_cannot_tell_what_is_kept() -> None:
     assert select_over_parts(stores, 1).top.ids_M.tolist() == [0]
 
 
+@settings(max_examples=50)
 @given(logits_NHT(most=25), st.integers(1, 12), st.data())
 def test_what_is_at_least_as_good_for_every_head_and_query_is_never_left_out_instead(
     logits: Tensor, m: int, data: st.DataObject
@@ -94,3 +97,15 @@ def test_parts_of_different_networks_are_refused() -> None:
 def test_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no patches"):
         select_over_parts([ScoreStore(), ScoreStore()], 3)
+
+
+def test_a_slide_of_many_blocks_is_merged_to_the_bit() -> None:
+    """More patches than are worked on at a time, one after the other and in a thousand parts."""
+    logits = torch.randn(5000, 8, 4, generator=torch.Generator().manual_seed(0)) * 5
+    order = torch.randperm(5000, generator=torch.Generator().manual_seed(1))
+    whole = stored(torch.arange(5000), logits)
+    merged = select_over_parts([stored(ids, logits[ids]) for ids in order.split(5)], 300)
+    assert_same(merged.top, global_top(whole, 300))
+    assert torch.equal(merged.attention_NHT, whole.attention())
+    normalisers = Normalisers.merged([stored(ids, logits[ids]).normalisers() for ids in order.split(5)])
+    assert torch.equal(normalisers.scores(logits), whole.normalisers().scores(logits))

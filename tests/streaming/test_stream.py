@@ -185,6 +185,37 @@ def test_too_many_unreadable_patches_are_an_error_and_leave_no_thread() -> None:
     assert decoding_threads() == []
 
 
+class _WithHoles(_Counting):
+    """Some corners can never be read."""
+
+    holes: Container[tuple[int, int]] = ()
+
+    def read(self, l0_xy, *, level, size_px):  # type: ignore[no-untyped-def]
+        if tuple(l0_xy) in self.holes:
+            raise SlideReadError("drawn.tif", "a tile is broken")
+        return super().read(l0_xy, level=level, size_px=size_px)
+
+
+def test_a_bad_patch_that_the_pass_put_up_with_may_be_kept_and_read_again() -> None:
+    """1 of 99 was not too much; it is 1 of 2 that are read again, and the slide is still the same."""
+    coords, slide = every_patch(), _WithHoles()
+    slide.holes = {tuple(coords.l0_xy_N2[19].tolist())}
+    stream = PatchStream(slide, coords, config=StreamingConfig(batch=4, max_bad_tiles=0.02))
+    assert sum(len(chunk) for chunk in stream) == 99
+    again = stream.read(torch.tensor([19, 5]))
+    assert (again.pixels_n3PP[0] == 255).all()
+    assert not (again.pixels_n3PP[1] == 255).all()
+    assert len(stream.telemetry.bad_tiles) == 1
+
+
+def test_more_bad_patches_than_the_slide_may_have_end_a_second_reading_too() -> None:
+    coords, slide = every_patch(), _WithHoles()
+    slide.holes = {tuple(corner) for corner in coords.l0_xy_N2[19:22].tolist()}
+    stream = PatchStream(slide, coords, config=StreamingConfig(threads=1, max_bad_tiles=0.02))
+    with pytest.raises(SlideReadError, match="2 of 4 tiles cannot be decoded"):
+        stream.read(torch.tensor([19, 20, 21, 5]))
+
+
 def test_telemetry_says_what_was_done() -> None:
     stream = PatchStream(reader(), every_patch(), config=StreamingConfig(batch=4))
     list(stream)

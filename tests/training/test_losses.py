@@ -3,9 +3,18 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch.nn import functional
 
-from wsi_ips.training.losses import mean_loss, task_loss
+from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.training.losses import class_weights, mean_loss, task_loss
 from wsi_ips.training.schedule import lr_multiplier
+
+GRADE = TaskConfig(name="grade", classes=("a", "b", "c"))
+FOUND = TaskConfig(name="found", classes=("x", "y"), activation="sigmoid")
+AGE = TaskConfig(name="age", classes=("years",), activation="linear")
 
 
 def test_softmax_loss_is_the_mean_log_of_the_target_s_probability() -> None:
@@ -40,3 +49,80 @@ def test_the_schedule_warms_up_to_one_and_ends_at_a_thousandth() -> None:
 
 def test_a_schedule_without_warm_up_starts_high() -> None:
     assert lr_multiplier(1, warmup=0, total=10) > 0.95
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 99))
+def test_weighted_losses_are_pytorch_s(labels: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(labels), 3, generator=generator, dtype=torch.float64)
+    weights = torch.rand(3, generator=generator, dtype=torch.float64) + 0.1
+    target = torch.tensor(labels)
+    softmax = task_loss(logits.softmax(dim=1), target, activation="softmax", weights=weights)
+    # 1e-6 is added to our probabilities, which moves the loss a little.
+    each = functional.cross_entropy(logits, target, weight=weights, reduction="none")
+    assert softmax.item() == pytest.approx(each.mean().item(), rel=1e-3)
+    present = functional.one_hot(target, 3)
+    sigmoid = task_loss(logits.sigmoid(), present, activation="sigmoid", weights=weights)
+    theirs = functional.binary_cross_entropy_with_logits(logits, present.double(), pos_weight=weights)
+    assert sigmoid.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_equal_weights_change_nothing() -> None:
+    probabilities = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
+    for activation, target in (("softmax", torch.tensor([0, 1])), ("sigmoid", torch.eye(2))):
+        plain = task_loss(probabilities, target, activation=activation)  # type: ignore[arg-type]
+        weighted = task_loss(
+            probabilities,
+            target,
+            activation=activation,  # type: ignore[arg-type]
+            weights=torch.ones(2),
+        )
+        assert weighted.item() == pytest.approx(plain.item())
+
+
+def test_balanced_weights_make_rare_classes_count_as_much() -> None:
+    targets = [{"grade": 0, "found": (1.0, 0.0)}] * 3 + [{"grade": 1, "found": (0.0, 0.0)}]
+    softmax = class_weights("balanced", GRADE, targets)
+    assert softmax is not None
+    # 4 bags, 2 classes that occur: 4 / (2 * 3) and 4 / (2 * 1); class c never occurs.
+    assert softmax.tolist() == pytest.approx([2 / 3, 2, 1])
+    sigmoid = class_weights("balanced", FOUND, targets)
+    assert sigmoid is not None
+    assert sigmoid.tolist() == pytest.approx([1 / 3, 1])
+    assert class_weights("balanced", AGE, [{"age": (60.0,)}]) is None
+    assert class_weights("none", GRADE, targets) is None
+
+
+def test_given_weights_are_taken_by_name() -> None:
+    weights = class_weights({"grade": {"c": 3}}, GRADE, [])
+    assert weights is not None
+    assert weights.tolist() == [1, 1, 3]
+    assert class_weights({"grade": {"c": 3}}, FOUND, []) is None
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"class_weights": {"stage": {}}}, "no task 'stage'"),
+        ({"class_weights": {"age": {"years": 2}}}, "no task 'age' with classes"),
+        ({"class_weights": {"grade": {"z": 2}}}, "task grade has no class 'z'; known: a, b, c"),
+        ({"class_weights": {"grade": {"a": 0}}}, "greater than 0"),
+        ({"class_weights": "equal"}, "balanced"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(training: dict[str, object], message: str) -> None:
+    model = {"tasks": [GRADE, FOUND, AGE]}
+    with pytest.raises(ValidationError, match=message):
+        FinetuneConfig.model_validate({"model": model, "training": training})
+
+
+def test_balanced_sampling_needs_classes() -> None:
+    with pytest.raises(ValidationError, match="balanced needs a softmax task"):
+        FinetuneConfig.model_validate(
+            {"model": {"tasks": [FOUND, AGE]}, "training": {"sampling": "balanced"}}
+        )
+
+
+def test_weights_of_sigmoid_tasks_work_one_slide_at_a_time() -> None:
+    training = {"class_weights": {"found": {"x": 2}}, "slides_per_step": 1}
+    FinetuneConfig.model_validate({"model": {"tasks": [GRADE, FOUND]}, "training": training})

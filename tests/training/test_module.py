@@ -117,3 +117,12 @@ def test_gradients_are_clipped_to_the_largest_norm(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
     fit([bag(0), bag(1)], [], config_of(gradient_clip=1e-3, epochs=1), tmp_path)
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_losses_are_logged_for_tensorboard_where_asked(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit([bag(0), bag(1)], [bag(2), bag(3)], config_of(tensorboard=True, epochs=2), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"step_loss", "lr", "val_loss", "val_auc"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("step_loss")) == 2

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from wsi_ips.commands.outcome import SOME_FAILED, Outcome
-from wsi_ips.datasets.camelyon import SlideFinder
+from wsi_ips.datasets.camelyon import CamelyonFiles, SlideFinder
+from wsi_ips.datasets.camelyon_labels import read_reference, read_stages
 from wsi_ips.datasets.camelyon_manifest import NAMES, Row, read_rows, shipped_rows, write_rows
 from wsi_ips.datasets.checksums import LIST_NAMES, verify_folder
 from wsi_ips.errors import ConfigError, DatasetError
@@ -39,7 +40,8 @@ def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
 
     Paths become relative to the new CSV's folder where they lie below it, else absolute. ``name`` may be left
     out where ``root`` holds slides of one of the two sets only. Raises :class:`DatasetError` where it holds
-    none, :class:`ConfigError` for another name or an open choice.
+    none, :class:`ConfigError` for another name or an open choice. Where the official label file lies there too,
+    a line tells of every label that it has otherwise.
     """
     _must_be_folder(root)
     if name is not None and name not in NAMES:
@@ -49,7 +51,7 @@ def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
     present = {each: _there(rows, finder, out.parent) for each, rows in all_rows.items()}
     chosen = [each for each, rows in present.items() if rows]
     if not chosen:
-        mend = "name the folder that holds images/ or training/, or the one above it"
+        mend = "name the folder that holds images/ or training/, or the one above it; archives have to be unpacked"
         raise DatasetError(root, f"holds no slide of {' or '.join(all_rows)}", mend)
     if len(chosen) > 1:
         raise ConfigError(f"{root} holds slides of {' and '.join(chosen)}: say which with --name")
@@ -58,7 +60,23 @@ def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
     splits = [f"{split} {count}" for split in ("train", "val", "test")
               if (count := sum(row["split"] == split for row in rows))]  # fmt: skip
     summary = f"{len(rows)} of {total} slides of {chosen[0]} in {out} ({', '.join(splits)})"
-    return Outcome([f"{summary}; {total - len(rows)} missing"])
+    differing = _other_labels(rows, chosen[0], finder.files)
+    return Outcome([*differing, f"{summary}; {total - len(rows)} missing"])
+
+
+def _other_labels(rows: list[Row], name: str, files: CamelyonFiles) -> list[str]:
+    path = files.labels.get(name)
+    if path is None:
+        return []
+    try:
+        official = read_reference(path) if name == "camelyon16" else read_stages(path).nodes
+    except DatasetError as error:
+        return [f"labels were not compared: {error}"]
+    return [
+        f"{row['slide_id']} is {row['label']} in the manifest, {official[row['slide_id']]} in {path}"
+        for row in rows
+        if official.get(row["slide_id"], row["label"]) != row["label"]
+    ]
 
 
 def _there(rows: list[Row], finder: SlideFinder, folder: Path) -> list[Row]:

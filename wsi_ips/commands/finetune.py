@@ -1,25 +1,58 @@
 """``finetune``: a checkpoint from a manifest."""
 
+from pathlib import Path
+
 from wsi_ips.commands.inputs import given_mpp
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.datasets.manifest import read_manifest
+from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.training.cross_validation import DONE_NAME, cross_validate, mean_and_sd
+from wsi_ips.training.feature_bags import finetune_features
 from wsi_ips.training.finetune import finetune
+from wsi_ips.training.fit import FinetuneReport
+from wsi_ips.training.processes import is_first_process
+from wsi_ips.training.run_state import forget_run
 
 
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
-    """Fine-tune, and say which epoch was best."""
-    manifest = read_manifest(job.manifest, tasks=job.model.tasks, root=job.slides_root)
-    report = finetune(
-        manifest,
-        job,
-        job.out,
-        device=pick_device(job.device),
-        slide_mpp=given_mpp(job.slide_mpp, job.mpp_csv),
-        progress=progress,
+    """Fine-tune, and say which epoch was best and which slides were left out; or cross-validate."""
+    manifest = read_manifest(
+        job.manifest, tasks=job.model.tasks, root=job.slides_root, need_slides=job.features is None
     )
+    if job.folds is not None:
+        return _folds(manifest, job, job.folds, progress)
+    if job.restart:
+        forget_run(job.out)
+    report = _train(manifest, job, job.out, progress)
+    if not is_first_process():
+        return Outcome([])
     best = report.history[report.best_epoch]
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch")
-    return Outcome([f"best epoch {report.best_epoch + 1}: {figures}", f"checkpoint {report.checkpoint}"])
+    failures = [f"{slide_id}: {reason}" for slide_id, reason in report.bad.items()]
+    best_epoch = f"best epoch {report.best_epoch + 1}: {figures}"
+    return Outcome.of_slides(failures, f"checkpoint {report.checkpoint}", details=[best_epoch])
+
+
+def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> Outcome:
+    if job.restart:
+        for folder in job.out.glob("fold_*"):
+            (folder / DONE_NAME).unlink(missing_ok=True)
+            forget_run(folder)
+    folds = cross_validate(
+        manifest, job, job.out, k=k, train=lambda divided, out: _train(divided, job, out, progress)
+    )
+    if not is_first_process():
+        return Outcome([])
+    lines = [f"fold {fold.number} was complete already" for fold in folds if fold.skipped]
+    lines += [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in mean_and_sd(folds).items()]
+    return Outcome([*lines, f"{k} folds in {job.out / 'cv.csv'}"])
+
+
+def _train(manifest: Manifest, job: FinetuneJob, out: Path, progress: Progress) -> FinetuneReport:
+    device = pick_device(job.device)
+    if job.features is not None:
+        return finetune_features(manifest, job, job.features, out, device=device, progress=progress)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    return finetune(manifest, job, out, device=device, slide_mpp=slide_mpp, progress=progress)

@@ -2,7 +2,7 @@
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import DemoJob, FinetuneJob, Job, OverlayJob, PredictJob, TileJob
+from wsi_ips.recipe import DemoJob, EvaluateJob, FinetuneJob, Job, OverlayJob, PredictJob, TileJob
 
 
 def run_job(job: Job, progress: Progress) -> Outcome:
@@ -27,6 +27,10 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.overlay import overlay
 
             return overlay(job, progress)
+        case EvaluateJob():
+            from wsi_ips.commands.evaluate import evaluate
+
+            return evaluate(job, progress)
         case DemoJob():
             from wsi_ips.commands.demo import demo
 

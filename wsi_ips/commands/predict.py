@@ -44,7 +44,9 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         on_error="raise" if list(slides.values()) == [job.slides] else "report",
         progress=progress,
     )
-    describe_run(run, config=job.model_dump(mode="json"), checkpoint=job.checkpoint, sha256=sha256)
+    # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
+    config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
+    describe_run(run, config=config, checkpoint=job.checkpoint, sha256=sha256)
     labelled = sum(row.status == "ok" for row in rows)
     return Outcome.of_slides(
         [row.error for row in rows if row.status != "ok" or row.error],

@@ -3,68 +3,121 @@
 Format: ASAP's XmlRepository; groups as in the README files of CAMELYON16 and 17.
 """
 
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
+from xml.etree.ElementTree import Element
+from xml.parsers.expat import errors as expat
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
 import shapely
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
-from shapely import MultiPolygon, Polygon
+from numpy.typing import NDArray
+from shapely import LinearRing, MultiPolygon, Polygon
 
+from wsi_ips.datasets.outlines import enclosed, polygons_of
 from wsi_ips.errors import AnnotationError
 from wsi_ips.files import whole_file
+from wsi_ips.units import Size
 
-LARGEST_BYTES = 200_000_000
+LARGEST_BYTES = 64_000_000
+"""Parsed it takes some ten times that; CAMELYON's largest are a tenth of it."""
+LARGEST_COORDINATE = 2.0**31
+OVERHANG = 0.02
+"""Share of a slide's side by which an outline may stick out: hands slip over the edge, and scans were cropped."""
+
+Kind = Literal["tumor", "hole"]
+GROUPS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "_0": "tumor",
+        "_1": "tumor",
+        "Tumor": "tumor",
+        "metastases": "tumor",
+        "None": "tumor",
+        "_2": "hole",
+        "Exclusion": "hole",
+        "normal": "hole",
+    }
+)
+"""What an outline of a group is: names of CAMELYON16, of CAMELYON17, and of other pipelines' CAMELYON16."""
+
 OUTLINES = ("Polygon", "Spline", "Rectangle")
-TUMOR_GROUPS = frozenset({"_0", "_1", "Tumor", "metastases", "None"})
-HOLE_GROUPS = frozenset({"_2", "Exclusion", "normal"})
+WITHOUT_AREA = ("Dot", "PointSet", "Measurement", "None")
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """An outline in level-0 pixels, and whether it is tumour or cut out of it."""
+    """An outline in level-0 pixels, and whether it is tumour or cut out of it.
+
+    ``outline`` is as drawn and may cross itself; ``area`` is what it encloses by ASAP's rule.
+    """
 
     name: str
-    polygon: Polygon
-    kind: Literal["tumor", "hole"]
+    group: str
+    kind: Kind
+    outline: LinearRing
+    area: MultiPolygon
 
 
-def read_asap(path: Path) -> list[Region]:
+def read_asap(path: Path, *, groups: Mapping[str, Kind] = GROUPS) -> list[Region]:
     """The outlines in document order; dots, point sets and rulers have no area and are left out.
 
-    Points are placed by their ``Order``. Raises :class:`AnnotationError` for a missing or oversized file,
-    broken or hostile XML, a group that is neither tumour nor hole, coordinates that are no numbers.
+    As ASAP reads it: points are placed by their ``Order``, outlines are closed, the root element may be absent,
+    and a group has to be defined in the file. A group that ``groups`` does not name counts as its parent.
+    Raises :class:`AnnotationError` for a missing or oversized file, broken or hostile XML, XML that is not
+    ASAP's, an undefined group or one that is neither tumour nor hole, coordinates that are no numbers,
+    a scribble.
     """
-    if not path.is_file():
-        raise AnnotationError(path, "no such annotation", "check the path")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, DefusedXmlException, ValueError) as error:
-        raise AnnotationError(path, f"is not XML that can be read ({error})", "export it again") from None
-    if root is None:
-        raise AnnotationError(path, "is an empty XML file", "export it again")
+    root = _parse(path)
+    annotations = root.find("Annotations")
+    if annotations is None:
+        raise AnnotationError(path, "is no ASAP annotation: it has no <Annotations>", "export it from ASAP")
+    parents = _parents(path, root)
     regions = []
-    for element in root.iter("Annotation"):
-        kind = element.get("Type", "")
-        if kind in OUTLINES and (region := _region(path, element)) is not None:
+    for element in annotations.iterfind("Annotation"):
+        region = _region(path, element, parents, groups)
+        if region is not None:
             regions.append(region)
     return regions
 
 
-def lesion_area(path: Path) -> MultiPolygon:
-    """Tumour minus what is cut out of it, in level-0 pixels. Raises as :func:`read_asap`."""
+def area_of(regions: Sequence[Region]) -> MultiPolygon:
+    """Tumour minus what is cut out of it, in level-0 pixels: a polygon per connected lesion."""
+    tumor = shapely.union_all([region.area for region in regions if region.kind == "tumor"])
+    holes = shapely.union_all([region.area for region in regions if region.kind == "hole"])
+    return polygons_of(tumor.difference(holes))
+
+
+def lesion_area(path: Path, *, l0_size: Size | None = None) -> MultiPolygon:
+    """:func:`area_of` a file; with ``l0_size``, :func:`check_inside` too. Raises as :func:`read_asap`."""
     regions = read_asap(path)
-    tumor = shapely.union_all([region.polygon for region in regions if region.kind == "tumor"])
-    holes = shapely.union_all([region.polygon for region in regions if region.kind == "hole"])
-    area = shapely.make_valid(tumor.difference(holes))
-    parts = [part for part in getattr(area, "geoms", [area]) if isinstance(part, Polygon) and part.area > 0]
-    return MultiPolygon(parts)
+    if l0_size is not None:
+        check_inside(path, regions, l0_size)
+    return area_of(regions)
+
+
+def check_inside(path: Path, regions: Sequence[Region], l0_size: Size) -> None:
+    """Raise :class:`AnnotationError` for an outline that lies outside its slide: it is another slide's.
+
+    Sticking out by 2 % of the slide's width or height (``OVERHANG``) is let pass, being wholly outside is not.
+    """
+    width, height = l0_size
+    for region in regions:
+        left, top, right, bottom = region.outline.bounds
+        beyond = max(-left / width, -top / height, (right - width) / width, (bottom - height) / height)
+        wholly = right <= 0 or bottom <= 0 or left >= width or top >= height
+        if wholly or beyond > OVERHANG:
+            raise AnnotationError(
+                path,
+                f"annotation {region.name!r} spans ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), "
+                f"outside its slide of {width}x{height} px",
+                "is it another slide's, or drawn on another level?",
+            )
 
 
 def write_asap(path: Path, polygons: Sequence[Polygon]) -> None:
@@ -87,31 +140,110 @@ def write_asap(path: Path, polygons: Sequence[Polygon]) -> None:
         partial.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _region(path: Path, element: Any) -> Region | None:
-    name, group = element.get("Name", ""), element.get("PartOfGroup", "None")
-    if group not in TUMOR_GROUPS | HOLE_GROUPS:
-        known = ", ".join(sorted(TUMOR_GROUPS | HOLE_GROUPS))
+def _parse(path: Path) -> Any:
+    """The element that has Annotations and AnnotationGroups as children."""
+    if not path.is_file():
+        raise AnnotationError(path, "no such annotation", "check the path")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+    text = path.read_bytes()
+    try:
+        try:
+            root = ElementTree.fromstring(text)
+        except ElementTree.ParseError as error:
+            if error.code != expat.codes[expat.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]:
+                raise
+            # Without its root element the file is two trees one after the other.
+            root = ElementTree.fromstring(b"<ASAP_Annotations>" + _body(text) + b"</ASAP_Annotations>")
+    except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise AnnotationError(path, f"is not XML that can be read ({error})", "export it again") from None
+    if root.tag == "Annotations":
+        document = Element("ASAP_Annotations")
+        document.append(root)
+        return document
+    return root
+
+
+def _body(text: bytes) -> bytes:
+    return re.sub(rb"\A(\xef\xbb\xbf)?\s*<\?xml[^>]*\?>", b"", text)
+
+
+def _parents(path: Path, root: Any) -> dict[str, str]:
+    """{group: the group that it is part of, or "None"}, for every group that the file defines."""
+    elements = root.iterfind("AnnotationGroups/Group")
+    parents = {element.get("Name", ""): element.get("PartOfGroup", "None") for element in elements}
+    for group, parent in parents.items():
+        if parent != "None" and parent not in parents:
+            raise AnnotationError(
+                path, f"group {group!r} is part of {parent!r}, which is not defined", "export it again"
+            )
+    return parents
+
+
+def _kind(path: Path, name: str, group: str, parents: Mapping[str, str], groups: Mapping[str, Kind]) -> Kind:
+    if group != "None" and group not in parents:
+        raise AnnotationError(
+            path,
+            f"annotation {name!r} is in the group {group!r}, which is not defined",
+            "ASAP refuses such a file too; add the group to <AnnotationGroups>",
+        )
+    at, passed = group, set[str]()
+    while at not in groups and at not in passed:
+        passed.add(at)
+        at = parents.get(at, "None")
+        if at == "None":  # the table's None is for outlines in no group, not for groups in no group
+            break
+    if at not in groups or (at == "None" and group != "None"):
+        known = ", ".join(groups)
         raise AnnotationError(
             path, f"annotation {name!r} is in the unknown group {group!r}", f"known: {known}"
         )
-    try:
-        points = sorted(
-            (int(point.get("Order", "0")), float(point.get("X")), float(point.get("Y")))
-            for point in element.iter("Coordinate")
-        )
-    except (TypeError, ValueError):
-        points = [(0, math.nan, math.nan)]
-    if not all(math.isfinite(x) and math.isfinite(y) for _, x, y in points):
+    return groups[at]
+
+
+def _region(
+    path: Path, element: Any, parents: Mapping[str, str], groups: Mapping[str, Kind]
+) -> Region | None:
+    name, group = element.get("Name", ""), element.get("PartOfGroup", "")
+    form = element.get("Type", "")
+    if form not in OUTLINES + WITHOUT_AREA:
         raise AnnotationError(
-            path, f"annotation {name!r} has coordinates that are no numbers", "export it again"
+            path, f"annotation {name!r} has the unknown type {form!r}", "is it an ASAP annotation?"
         )
-    if len(points) < 3:
+    if form in WITHOUT_AREA:
         return None
-    # Hand-drawn outlines cross themselves: ASAP fills where the winding number is not zero.
-    outline = shapely.make_valid(Polygon([(x, y) for _, x, y in points]))
-    parts = [part for part in getattr(outline, "geoms", [outline]) if isinstance(part, Polygon)]
-    if not parts:
+    kind = _kind(path, name, group, parents, groups)
+    points_N2 = _points(path, name, element)
+    if len(points_N2) > 1 and (points_N2[0] == points_N2[-1]).all():
+        points_N2 = points_N2[:-1]  # outlines are closed anyway
+    if len(points_N2) < 3:
         return None
-    whole = shapely.union_all(parts)
-    polygon = whole if isinstance(whole, Polygon) else max(whole.geoms, key=lambda part: part.area)
-    return Region(name, polygon, "hole" if group in HOLE_GROUPS else "tumor")
+    outline = LinearRing(points_N2)
+    try:
+        area = enclosed(outline)
+    except ValueError as error:
+        raise AnnotationError(path, f"annotation {name!r} {error}", "draw it again") from None
+    return None if area.is_empty else Region(name, group, kind, outline, area)
+
+
+def _points(path: Path, name: str, element: Any) -> NDArray[np.float64]:
+    """(N, 2) in the order of ``Order``; a file that has none at all means the document's."""
+    coordinates = element.findall("Coordinates/Coordinate")
+    numbered = any(point.get("Order") is not None for point in coordinates)
+    try:
+        points = [
+            (int(point.get("Order")) if numbered else place, float(point.get("X")), float(point.get("Y")))
+            for place, point in enumerate(coordinates)
+        ]
+    except (TypeError, ValueError):
+        points = [(0, np.nan, np.nan)]
+    points_N2 = np.array([(x, y) for _, x, y in sorted(points)], np.float64).reshape(-1, 2)
+    if not (np.abs(points_N2) < LARGEST_COORDINATE).all():
+        raise AnnotationError(
+            path, f"annotation {name!r} has coordinates that are no numbers of pixels", "export it again"
+        )
+    if len({order for order, _, _ in points}) != len(points):
+        raise AnnotationError(
+            path, f"annotation {name!r} has two points in one place of its order", "export it again"
+        )
+    return points_N2

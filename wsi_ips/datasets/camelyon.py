@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 # Each part of a path is a pattern of a folder's name in lower case; an earlier folder wins.
@@ -25,6 +26,10 @@ _SLIDE_FOLDERS = (
 )
 _MASK_FOLDERS = ("masks", "testing/evaluation", "testing/evaluation/.*mask.*")
 _ANNOTATION_FOLDERS = ("annotations", "training/lesion_annotations", "testing/lesion_annotations")
+_LABEL_FILES = {
+    "camelyon16": (("evaluation", "testing"), r"(reference)\.csv"),
+    "camelyon17": (("", "training"), r"(stage)(?:s|_labels)\.csv"),
+}
 _SETS = ("", "camelyon16", "camelyon17")
 _SLIDE_NAME = r"((?:normal|tumor|test)_\d{3}|patient_\d{3}_node_\d)"
 
@@ -40,6 +45,8 @@ class CamelyonFiles:
     slides: Mapping[str, Path]
     masks: Mapping[str, Path]
     annotations: Mapping[str, Path]
+    labels: Mapping[str, Path]
+    """The official label files, by ``camelyon16`` and ``camelyon17``; :mod:`.camelyon_labels` reads them."""
 
     def slide(self, slide_id: str) -> Path | None:
         """The slide, under its name of today or of the first release."""
@@ -59,11 +66,13 @@ def find_camelyon(root: Path) -> CamelyonFiles:
 
     Finding nothing is no error: the answer is empty. Raises ``OSError`` for a folder that cannot be listed.
     """
+    labels = {name: _files(root, folders, re.compile(file)) for name, (folders, file) in _LABEL_FILES.items()}
     return CamelyonFiles(
         root,
         slides=_files(root, _SLIDE_FOLDERS, re.compile(_SLIDE_NAME + r"\.tif")),
         masks=_files(root, _MASK_FOLDERS, re.compile(_SLIDE_NAME + r"_mask\.tif")),
         annotations=_files(root, _ANNOTATION_FOLDERS, re.compile(_SLIDE_NAME + r"\.xml")),
+        labels={name: next(iter(found.values())) for name, found in labels.items() if found},
     )
 
 
@@ -72,16 +81,15 @@ class SlideFinder:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._files: CamelyonFiles | None = None
+
+    @cached_property
+    def files(self) -> CamelyonFiles:
+        return find_camelyon(self._root)
 
     def __call__(self, slide_id: str, relative: str | Path) -> Path | None:
         """``root / relative`` if it is there, else the slide of that id in CAMELYON's layouts, else None."""
         plain = self._root / relative
-        if plain.exists():
-            return plain
-        if self._files is None:
-            self._files = find_camelyon(self._root)
-        return self._files.slide(slide_id)
+        return plain if plain.exists() else self.files.slide(slide_id)
 
 
 def resolve_slide(root: Path, slide_id: str, relative: str | Path) -> Path | None:

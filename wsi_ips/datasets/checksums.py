@@ -152,7 +152,11 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         return
     seen.add((status.st_dev, status.st_ino))
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
+        try:
+            is_dir, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link that leads nowhere but to itself
+            continue
+        if is_dir:
             yield from _walk(Path(entry.path), seen)
-        elif entry.is_file():
+        elif is_file:
             yield Path(entry.path)

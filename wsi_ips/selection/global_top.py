@@ -49,7 +49,7 @@ def global_top(store: ScoreStore, m: int, normalisers: Normalisers | None = None
 
     A score is exact to float64's last digits and depends on nothing but the set of logits: not on order, nor on
     how a slide was cut into parts. A part of a slide is given the whole slide's ``normalisers``. Raises
-    ``ValueError`` without patches, for ``m`` below 1, and for logits that are not finite.
+    ``ValueError`` without patches and for ``m`` below 1, and :class:`NotFinite`.
     """
     if m < 1:
         raise ValueError(f"M is 1 or more, got {m}")

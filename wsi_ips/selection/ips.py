@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wsi_ips.errors import NotFinite
 from wsi_ips.selection.score_store import ScoreStore
 
 
@@ -32,6 +33,14 @@ class Kept:
 def attention_scores(logits_LHT: Tensor) -> Tensor:
     """Scores (L,): attention over exactly these candidates, mean over heads and queries."""
     return logits_LHT.softmax(dim=0).mean(dim=(1, 2))
+
+
+def _finite_scores(logits_LHT: Tensor) -> Tensor:
+    """One NaN makes every score of its iteration NaN, and all newcomers would be lost without a word."""
+    scores_L = attention_scores(logits_LHT)
+    if not torch.isfinite(scores_L).all():
+        raise NotFinite("attention logits")
+    return scores_L
 
 
 class TopMBuffer:
@@ -69,13 +78,16 @@ class TopMBuffer:
                 self._iterate()
 
     def finish(self) -> Kept:
-        """The memory, after a last iteration with what is left in the pool. Raises ``ValueError`` if empty."""
+        """The memory, after a last iteration with what is left in the pool.
+
+        Raises ``ValueError`` if empty, and like :meth:`add` :class:`NotFinite` for scores that are not finite.
+        """
         if self._pool:
             self._iterate()
         if self._memory is None:
             raise ValueError("no patches")
         memory = self._memory
-        scores_M = attention_scores(memory.logits_LHT) if memory.scores_L is None else memory.scores_L
+        scores_M = _finite_scores(memory.logits_LHT) if memory.scores_L is None else memory.scores_L
         return Kept(memory.ids_L, memory.emb_LD, scores_M, memory.logits_LHT)
 
     def _iterate(self) -> None:
@@ -83,7 +95,7 @@ class TopMBuffer:
         candidates = self._memory
         for newcomers in self._pool:
             candidates = candidates.with_(newcomers)
-        scores_L = attention_scores(candidates.logits_LHT)
+        scores_L = _finite_scores(candidates.logits_LHT)
         # Not torch.topk: it leaves ties open, and blank patches tie.
         best_M = torch.argsort(scores_L, descending=True, stable=True)[: self._m]
         self._memory = candidates.rows(best_M, scores_L)
@@ -103,7 +115,7 @@ def select_patches(
 
     chunks: (ids_n, pixels_n...) pairs. encode: pixels to emb_nD. logits: (emb_nD, ids_n) to logits_nHT.
     ``store`` gathers the logits of all patches. Holds M + I embeddings and one chunk whatever the stream's
-    length. Raises ``ValueError`` for an empty stream.
+    length. Raises ``ValueError`` for an empty stream, :class:`NotFinite` for scores that are not finite.
     """
     buffer = TopMBuffer(m=m, i=i)
     with torch.no_grad():

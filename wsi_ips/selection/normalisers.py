@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_ips.errors import NotFinite
+
 WIDTH = 8.0
 """Logits of one window differ by less than this, so that a term keeps 50 bits or more."""
 WINDOWS = 9
@@ -44,7 +46,7 @@ class Normalisers:
     def of(cls, logits_NHT: Tensor) -> Self:
         """Of these patches' logits (N, H, T), float, on the CPU; N is 1 or more.
 
-        Raises ``ValueError`` for none, and for logits that are not finite: a network that went wrong.
+        Raises ``ValueError`` for none, and :class:`NotFinite` for a network that went wrong.
         """
         if not len(logits_NHT):
             raise ValueError("no patches")
@@ -81,9 +83,7 @@ class Normalisers:
     def _of_block(cls, logits_nHT: Tensor) -> Self:
         logits_nC = _columns(logits_nHT)
         if not np.isfinite(logits_nC).all():
-            raise ValueError(
-                "attention logits are not finite: the network's weights or embeddings are broken"
-            )
+            raise NotFinite("attention logits")
         heads, queries = logits_nHT.shape[1:]
         columns = logits_nC.shape[1]
         window_nC = np.ceil(logits_nC / WIDTH)

@@ -38,10 +38,10 @@ class SlideSelection:
 def select_over_parts(stores: Sequence[ScoreStore], m: int) -> SlideSelection:
     """Merge the scored parts of one slide, in any order, and keep its ``m`` best patches.
 
-    Equal to the bit to the whole slide scored in one pass with the same logits, whatever the cut. The kept
-    patches are to be read again: :func:`wsi_ips.selection.slide_reading.encode_again`. Raises ``ValueError``
-    without patches, for a patch in two parts, for parts of different networks, and for logits that are not
-    finite.
+    Equal to the bit to the whole slide scored in one pass with the same logits, whatever the cut (on one kind of
+    CPU: another's exponentials may differ in their last bit). The kept patches are to be read again:
+    :func:`wsi_ips.selection.slide_reading.encode_again`. Raises ``ValueError`` without patches, for a patch in
+    two parts and for parts of different networks, and :class:`NotFinite`.
     """
     store = ScoreStore.merged(stores)
     normalisers = store.normalisers()

@@ -57,7 +57,7 @@ def select(
 
     ``seen`` must give a patch the same pixels whatever chunk it comes in. ``store`` gathers the logits of all
     patches. Memory: one chunk, and under ``buffer`` M + I embeddings, under ``global`` heads x queries floats
-    per patch. Raises ``ValueError`` without patches, and under ``global`` for logits that are not finite.
+    per patch. Raises ``ValueError`` without patches, and :class:`NotFinite` for a network that went wrong.
     """
     chunks = ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in source)
     with scoring(net):

@@ -15,9 +15,12 @@ class BadTiles:
     A tile that is dropped from the cache and fails again counts once. Safe from several threads.
     """
 
-    def __init__(self, path: Location, *, most_share: float) -> None:
+    def __init__(self, path: Location, *, most_share: float, of_slide: float = 1.0) -> None:
+        """``of_slide``: share of the slide's patches that are read. The slide is what ``most_share`` is a share
+        of: one bad tile that the pass put up with does not end the reading of the few patches that were kept."""
         self._path = path
         self._most_share = most_share
+        self._of_slide = of_slide
         self._expected = 0
         self._names: dict[str, None] = {}
         self._lock = Lock()
@@ -37,11 +40,11 @@ class BadTiles:
             self._names[name] = None
             bad = len(self._names)
         logger.info("%s; it is read as white", error)  # named in the result: no line a tile
-        if bad > self._most_share * self._expected:
+        if bad > self._most_share * self._expected / self._of_slide:
             raise SlideReadError(
                 self._path,
-                f"{bad} of {self._expected} tiles cannot be decoded, more than {self._most_share:.2%}; "
-                f"the last: {error.args[1]}",
+                f"{bad} of {self._expected} tiles cannot be decoded, more than {self._most_share:.2%} of the "
+                f"slide's; the last: {error.args[1]}",
                 "the file is damaged; copy it again, or allow more with streaming.max_bad_tiles",
             ) from error
 

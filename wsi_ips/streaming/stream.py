@@ -106,7 +106,11 @@ class PatchStream:
     def _chunks(self, rows_N: NDArray[np.int64], batch: int) -> Iterator[Chunk]:
         starts = iter(range(0, len(rows_N), batch))
         in_flight: deque[_ChunkInFlight] = deque()
-        bad = BadTiles(self._slide.info.path, most_share=self._config.max_bad_tiles)
+        bad = BadTiles(
+            self._slide.info.path,
+            most_share=self._config.max_bad_tiles,
+            of_slide=min(1.0, max(1, len(rows_N)) / max(1, len(self._coords))),
+        )
         source = self._source(rows_N, bad)
         copies = DeviceCopies(self._device)
         # A chunk is one thread's work, since there are more of them; only one alone (the kept patches) is split.
@@ -128,7 +132,8 @@ class PatchStream:
                 yield chunk
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            self.telemetry.bad_tiles += bad.names
+            known = set(self.telemetry.bad_tiles)
+            self.telemetry.bad_tiles += [name for name in bad.names if name not in known]
 
     def _source(self, rows_N: NDArray[np.int64], bad: BadTiles) -> TileSource | RegionSource:
         l0_xy_N2 = self._coords.l0_xy_N2[rows_N]

@@ -23,7 +23,8 @@ from wsi_ips.training.bags import Bag
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import SharedSteps
 from wsi_ips.training.record import BEST_NAME, Record
-from wsi_ips.training.steps import Steps, shuffled
+from wsi_ips.training.sampling import order_of_epoch
+from wsi_ips.training.steps import Steps
 from wsi_ips.versions import versions
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -61,10 +62,11 @@ def train_bags(
     seed = config.training.seed
     seed_everything(seed, verbose=False)
     net = build_net(config.model)
+    targets, balanced = [bag.targets for bag in train], config.training.sampling == "balanced"
     steps = Steps(
         len(train),
         per_step=config.training.slides_per_step,
-        order=lambda epoch: shuffled(len(train), seed=seed, epoch=epoch),
+        order=lambda epoch: order_of_epoch(targets, seed=seed, epoch=epoch, balanced=balanced),
     )
     module = IPSModule(net, config, bags=train, steps=steps, max_bad=max_bad)
     record = Record(out, config, run=_described(config, train, val))
@@ -149,15 +151,16 @@ class _ShowProgress(Callback):
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """No banner, and none of the advice that does not hold here: bags carry no pixels, so no loader workers."""
-    loggers = [
-        logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators")
-    ]
+    names = ("pytorch.utilities.rank_zero", "pytorch.accelerators", "fabric.utilities.distributed")
+    loggers = [logging.getLogger(f"lightning.{name}") for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # The metrics are summed over the processes already.
+            warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
             # Frozen BatchNorm is meant to be in eval mode.
             warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
             warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")

@@ -4,7 +4,7 @@ Shape suffixes: B bags, K all kept patches of the step in a row, C width of feat
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ from wsi_ips.training.schedule import lr_multiplier
 class Learner:
     """Takes the loss of a step's bags back to the net's gradients.
 
-    backward: as ``Tensor.backward``; the training engine's own where precision is mixed.
+    weights: {task: (C,) what its classes weigh}. backward: as ``Tensor.backward``; the training engine's own
+    where precision is mixed.
     """
 
     net: IPSNet
     config: FinetuneConfig
     keeper: PatchKeeper
+    weights: Mapping[str, Tensor | None] = field(default_factory=dict)
     backward: Callable[[Tensor], None] = Tensor.backward
 
     def learn(self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, share: float) -> Tensor:
@@ -44,7 +46,7 @@ class Learner:
 
         def loss_of(features_KC: Tensor) -> Tensor:
             reading = self.net.read_features(features_KC, places_K, counts)
-            return share * step_loss(reading, targets, self.config.model.tasks)
+            return share * step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
 
         micro_batch = self.config.training.micro_batch
         most = sum(counts) if micro_batch is None else micro_batch
@@ -73,19 +75,29 @@ class Learner:
 
 
 def step_loss(
-    reading: BagReading, targets: Sequence[Mapping[str, Target]], tasks: Sequence[TaskConfig]
+    reading: BagReading,
+    targets: Sequence[Mapping[str, Target]],
+    tasks: Sequence[TaskConfig],
+    *,
+    weights: Mapping[str, Tensor | None],
 ) -> Tensor:
     """Mean over tasks of each task's mean over bags."""
     return mean_loss(
         [
             task_loss(
-                reading.probabilities[task.name].float(),
+                at_least_single(reading.probabilities[task.name]),
                 target_tensor(task, targets, reading.tokens_BTD.device),
                 activation=task.activation,
+                weights=weights.get(task.name),
             )
             for task in tasks
         ]
     )
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision widened: a sum of small losses loses its digits there."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def target_tensor(task: TaskConfig, targets: Sequence[Mapping[str, Target]], device: torch.device) -> Tensor:

@@ -1,34 +1,77 @@
-"""The paper's losses, on probabilities (IPS reference code).
+"""The paper's losses, on probabilities (IPS reference code), and what classes weigh in them.
 
 Shape suffixes: B bags, C classes.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, mse_loss
 
+from wsi_ips.config import ClassWeights, TaskConfig
+from wsi_ips.datasets.targets import Target
+
 EPS = 1e-6
 """Added to a probability before its logarithm."""
 
 
 def task_loss(
-    probabilities_BC: Tensor, target: Tensor, *, activation: Literal["softmax", "sigmoid", "linear"]
+    probabilities_BC: Tensor,
+    target: Tensor,
+    *,
+    activation: Literal["softmax", "sigmoid", "linear"],
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Scalar, mean over bags.
 
     softmax: ``target`` (B,) int64 class indices, -log(p + 1e-6). sigmoid: (B,) or (B, C) of 0 and 1, binary
     cross entropy over all elements. linear (ours): (B, C) numbers, mean squared error over all elements.
+
+    ``weights`` (C,), from :func:`class_weights`. softmax: each bag's loss is multiplied by its class's weight.
+    The mean is over bags, not over weights as in PyTorch's ``NLLLoss``: there a step of one class, or of one
+    bag, is not weighted at all, and processes could not add up their shares. sigmoid
+    (``BCEWithLogitsLoss(pos_weight=)``): factor on the positive term of each class. linear has none: None.
     """
     if activation == "linear":
         return mse_loss(probabilities_BC, target.to(probabilities_BC.dtype))
     if activation == "softmax":
-        return -(probabilities_BC.gather(1, target[:, None]) + EPS).log().mean()
-    return binary_cross_entropy(probabilities_BC.flatten(), target.flatten().to(probabilities_BC.dtype))
+        loss_B = -(probabilities_BC.gather(1, target[:, None])[:, 0] + EPS).log()
+        return (loss_B if weights is None else weights.to(loss_B)[target] * loss_B).mean()
+    target_BC = target.reshape(probabilities_BC.shape).to(probabilities_BC.dtype)
+    factor_BC = None if weights is None else 1 + (weights.to(probabilities_BC) - 1) * target_BC
+    return binary_cross_entropy(probabilities_BC, target_BC, weight=factor_BC)
 
 
 def mean_loss(losses: Sequence[Tensor]) -> Tensor:
     """Tasks count the same."""
     return torch.stack(list(losses)).mean()
+
+
+def class_weights(
+    choice: ClassWeights, task: TaskConfig, targets: Sequence[Mapping[str, Target]]
+) -> Tensor | None:
+    """``TrainingConfig.class_weights`` as (C,) float32 for :func:`task_loss`; None where nothing is weighted.
+
+    ``targets``: of the training bags, {task: target} each. ``balanced``, softmax: B / (C' * bags of the class)
+    over the C' classes that occur; sigmoid: bags without the class over bags with it. A class that never
+    occurs, or always, weighs 1.
+    """
+    if choice == "none" or task.activation == "linear":
+        return None
+    if isinstance(choice, Mapping):
+        given = choice.get(task.name)
+        return None if given is None else torch.tensor([given.get(name, 1.0) for name in task.classes])
+    values = [bag[task.name] for bag in targets]
+    if task.activation == "softmax":
+        occur = Counter(values)
+        return torch.tensor(
+            [len(values) / (len(occur) * occur[index]) if occur[index] else 1.0
+             for index in range(len(task.classes))]
+        )  # fmt: skip
+    positive_C = torch.tensor(values, dtype=torch.float32).reshape(len(values), len(task.classes)).sum(dim=0)
+    negative_C = len(values) - positive_C
+    both_C = (positive_C > 0) & (negative_C > 0)
+    return torch.where(both_C, negative_C / positive_C.clamp(min=1), 1.0)

@@ -19,6 +19,7 @@ from wsi_ips.selection.slide_reading import read_slide
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
 from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate, step_loss, target_tensor
+from wsi_ips.training.losses import class_weights
 from wsi_ips.training.metrics import SplitMetrics
 from wsi_ips.training.processes import sum_gradients
 from wsi_ips.training.steps import Step, Steps
@@ -52,7 +53,11 @@ class IPSModule(LightningModule):
         self._max_bad = max_bad
         self._config = config
         self._bags = bags
-        self._learner = Learner(net, config, self.keeper, backward=self.manual_backward)
+        tasks, choice = config.model.tasks, config.training.class_weights
+        self._weights = {
+            task.name: class_weights(choice, task, [bag.targets for bag in bags]) for task in tasks
+        }
+        self._learner = Learner(net, config, self.keeper, self._weights, backward=self.manual_backward)
 
     def training_step(self, step: Step, _: int) -> None:
         optimizer = self.optimizers()
@@ -96,7 +101,7 @@ class IPSModule(LightningModule):
             return
         tasks = self._config.model.tasks
         self._val_metrics.update(
-            step_loss(reading, [bag.targets], tasks),
+            step_loss(reading, [bag.targets], tasks, weights=self._weights),
             reading.probabilities,
             {task.name: target_tensor(task, [bag.targets], self.device) for task in tasks},
         )

@@ -4,6 +4,8 @@ Not DistributedDataParallel: it averages the gradients of one backward pass per 
 is run backwards several times a step and processes have different numbers of slides, even none.
 """
 
+import os
+
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
@@ -17,6 +19,11 @@ class SharedSteps(DDPStrategy):
         assert self.model is not None
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             distributed.broadcast(tensor.data, src=0)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports and writes; Lightning and torchrun number the others."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def sum_gradients(net: nn.Module, loss: Tensor) -> None:

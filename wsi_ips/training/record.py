@@ -68,7 +68,7 @@ class Record(Callback):
         # Lightning runs validation before this hook, so both splits' figures of the epoch are there.
         assert isinstance(pl_module, IPSModule)
         epoch = len(self.history)
-        row = {"epoch": float(epoch), "train_loss": math.fsum(pl_module.losses) / len(pl_module.losses)}
+        row = {"epoch": epoch, "train_loss": math.fsum(pl_module.losses) / len(pl_module.losses)}
         row |= {f"val_{name}": value for name, value in pl_module.val_figures.items()}
         self.history.append(row)
         if trainer.is_global_zero:

@@ -50,6 +50,11 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
     return held
 
 
+def forget_run(folder: Path) -> None:
+    """The next run in this folder begins anew. Checkpoints stay until it writes its own."""
+    (folder / STATE_NAME).unlink(missing_ok=True)
+
+
 def _difference(theirs: str, ours: str) -> str:
     """The first line of two descriptions that differs."""
     for before, now in zip(theirs.splitlines(), ours.splitlines(), strict=False):

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -37,9 +35,3 @@ class Steps:
         for number in range(first, (epoch + 1) * self.per_epoch):
             start = (number - epoch * self.per_epoch) * self._per_step
             yield Step(number, epoch, tuple(order[start : start + self._per_step]))
-
-
-def shuffled(n_bags: int, *, seed: int, epoch: int) -> list[int]:
-    """Every bag once, in an order of this epoch's own."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return [int(index) for index in torch.randperm(n_bags, generator=generator)]

@@ -1,0 +1,202 @@
+"""``evaluate``: a run's predictions against a manifest's labels."""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_ips.commands.evaluate_froc import FrocReport, report_froc
+from wsi_ips.commands.evaluate_join import Joined, chosen_tasks, join, tasks_of_run
+from wsi_ips.commands.evaluate_task import (
+    StageReport,
+    TaskReport,
+    report_stages,
+    report_task,
+    roc_plots,
+)
+from wsi_ips.commands.evaluate_write import write_metrics, write_tables
+from wsi_ips.commands.outcome import Outcome
+from wsi_ips.datasets.manifest import read_manifest
+from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.evaluation.bootstrap import Interval
+from wsi_ips.evaluation.plots import (
+    NamedRoc,
+    check_can_plot,
+    draw_confusion,
+    draw_froc,
+    draw_history,
+    draw_reliability,
+    draw_roc,
+)
+from wsi_ips.inference.batch import RunFolder
+from wsi_ips.inference.results import read_predictions
+from wsi_ips.progress import Progress
+from wsi_ips.recipe import EvaluateJob
+
+LARGEST_HISTORY = 2**26
+WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1"}
+HEADLINES = {
+    "binary": ("auc", "balanced_accuracy", "sensitivity", "specificity", "ece"),
+    "multiclass": ("auc_macro", "balanced_accuracy", "accuracy", "ece"),
+    "multilabel": ("auc_macro", "exact_match", "f1_macro", "ece"),
+    "regression": (),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """All that was worked out, before anything is written."""
+
+    joined: Joined
+    tasks: Mapping[str, TaskReport]
+    rocs: Mapping[str, list[NamedRoc]]
+    stages: Mapping[str, StageReport]
+    froc: FrocReport | None
+    froc_task: str | None
+
+
+def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
+    """Write ``metrics.json``, ``slides.csv``, ``cases.csv``, with outlines ``froc.csv`` and ``detections/``, PNGs.
+
+    A slide that could not be scored is named, and the exit code says so. Raises a
+    :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run, manifest or folder of outlines
+    that cannot be used, and for a split whose labels are all the same.
+    """
+    plots = _wants_plots(job)
+    history = _read_history(job.history) if job.history else None
+    worked_out = _work_out(job, progress, bands=plots)
+    out = job.out or job.run / "evaluation"
+    write_tables(out, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc)
+    if plots:
+        _draw(out, job, worked_out, history)
+    write_metrics(
+        out / "metrics.json", job, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc,
+        froc_task=worked_out.froc_task,
+    )  # fmt: skip
+    notes = [] if plots else ["no plots: pip install 'wsi_ips[plots]'"] if job.plots is None else []
+    complaints = [*worked_out.joined.complaints, *(worked_out.froc.complaints if worked_out.froc else ())]
+    scored = worked_out.joined.to_json()
+    summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
+    return Outcome.of_slides(complaints, summary, details=[*_headlines(worked_out), *notes])
+
+
+def _wants_plots(job: EvaluateJob) -> bool:
+    if job.plots is False:
+        return False
+    try:
+        check_can_plot()
+    except ConfigError:
+        if job.plots:
+            raise
+        return False
+    return True
+
+
+def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluation:
+    run = RunFolder(job.run)
+    if not job.run.is_dir():
+        raise ResultsError(job.run, "no such folder", "name the folder that wsi-ips predict wrote")
+    all_tasks = tasks_of_run(run)
+    tasks = chosen_tasks(all_tasks, job.task)
+    rows = read_predictions(run.predictions, tasks=all_tasks)
+    manifest = read_manifest(job.manifest, tasks=tasks, need_slides=False)
+    joined = join(manifest, rows, job.split, predictions=run.predictions)
+    elsewhere = None
+    if job.threshold_from is not None:
+        elsewhere = join(manifest, rows, job.threshold_from, predictions=run.predictions)
+    reports: dict[str, TaskReport] = {}
+    rocs: dict[str, list[NamedRoc]] = {}
+    stages: dict[str, StageReport] = {}
+    slides_of_case = Counter(record.case_id for record in manifest.split(job.split))
+    with progress("Scoring", total=len(tasks)) as advance:
+        for task in tasks:
+            reports[task.name] = report_task(task, joined, elsewhere, job)
+            rocs[task.name] = roc_plots(reports[task.name], job) if bands else []
+            staged = report_stages(reports[task.name], joined, slides_of_case, job)
+            if staged is not None:
+                stages[task.name] = staged
+            advance(task.name)
+    froc, froc_task = None, None
+    if job.annotations is not None:
+        froc_task = _froc_task(reports)
+        froc = report_froc(reports[froc_task], joined, job, progress)
+    return Evaluation(joined, reports, rocs, stages, froc, froc_task)
+
+
+def _froc_task(reports: Mapping[str, TaskReport]) -> str:
+    """The first task that says whether there is a lesion."""
+    for name, report in reports.items():
+        if report.scored.kind in ("binary", "multiclass"):
+            return name
+    raise ConfigError(
+        f"FROC needs a task with classes of which the first has no lesion, not {', '.join(reports)}"
+    )
+
+
+def _draw(out: Path, job: EvaluateJob, done: Evaluation, history: Mapping[str, list[float]] | None) -> None:
+    for name, report in done.tasks.items():
+        end = f"_{name}" if len(done.tasks) > 1 else ""
+        title = f"{name}, split {job.split}"
+        if done.rocs[name]:
+            draw_roc(out / f"roc{end}.png", done.rocs[name], title=title)
+        scored = report.scored
+        if scored.kind == "regression":
+            continue
+        draw_reliability(
+            out / f"reliability{end}.png", scored.reliability, ece=report.figures["ece"], title=title
+        )
+        if scored.kind != "multilabel":
+            draw_confusion(out / f"confusion{end}.png", scored.confusion, scored.class_names, title=title)
+    if done.froc is not None:
+        draw_froc(
+            out / "froc.png", done.froc.curve, score=done.froc.score, band=done.froc.band,
+            title=f"{done.froc_task}, split {job.split}",
+        )  # fmt: skip
+    if history is not None and job.history is not None:
+        draw_history(out / "loss.png", history, title=f"losses of {job.history.resolve().parent.name}")
+
+
+def _headlines(done: Evaluation) -> list[str]:
+    lines = []
+    for name, report in done.tasks.items():
+        wanted = HEADLINES[report.scored.kind] or tuple(report.figures)
+        lines.append(f"{name}: " + ", ".join(_in_words(key, report.figures[key]) for key in wanted))
+        if report.case_figures:
+            first = wanted[0]
+            cases = len(report.pooled.slides)
+            lines.append(f"{name}, {cases} patients: " + _in_words(first, report.case_figures[first]))
+        if name in done.stages:
+            lines.append(f"{name}: " + _in_words("pN stage, quadratic kappa", done.stages[name].kappa))
+    if done.froc is not None:
+        curve = done.froc.curve
+        lines.append(
+            _in_words("FROC score", done.froc.score) + f" ({curve.lesions} lesions, {curve.slides} slides)"
+        )
+    return lines
+
+
+def _in_words(name: str, interval: Interval) -> str:
+    name = " ".join(WORDS.get(word, word) for word in name.split("_"))
+    if math.isnan(interval.low):
+        return f"{name} {interval.value:.3f}"
+    return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _read_history(path: Path) -> dict[str, list[float]]:
+    """The columns of ``history.csv`` as numbers, an empty cell as NaN. Raises :class:`ResultsError`."""
+    mend = "name the history.csv of a fine-tuning run"
+    if not path.is_file():
+        raise ResultsError(path, "no such history", mend)
+    if path.stat().st_size > LARGEST_HISTORY:
+        raise ResultsError(path, f"is larger than {LARGEST_HISTORY} bytes", mend)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        columns = {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+    except (UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
+        raise ResultsError(path, f"is not a table of numbers ({error})", mend) from None
+    if "epoch" not in columns or not any(name.endswith("loss") for name in columns):
+        raise ResultsError(path, "has no column epoch with losses beside it", mend)
+    return columns

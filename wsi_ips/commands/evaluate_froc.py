@@ -1,0 +1,181 @@
+"""FROC of a run: its stored attention against outlined lesions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.commands.evaluate_join import Joined
+from wsi_ips.commands.evaluate_task import TaskReport
+from wsi_ips.datasets.annotations import lesion_area
+from wsi_ips.errors import AnnotationError, ResultsError
+from wsi_ips.evaluation.bootstrap import (
+    Band,
+    Interval,
+    Picked,
+    bootstrap_band,
+    percentile_interval,
+    resample_cases,
+)
+from wsi_ips.evaluation.detections import Detections, detections_from_attention
+from wsi_ips.evaluation.froc import (
+    RATES,
+    FrocCurve,
+    FrocRules,
+    LesionMask,
+    SlideHits,
+    froc_curve,
+    hit_lesions,
+    lesion_mask,
+)
+from wsi_ips.evaluation.lesion_raster import lesion_raster
+from wsi_ips.heatmaps.overlay import attention_map
+from wsi_ips.inference.batch import RunFolder
+from wsi_ips.inference.results import SlideResult, read_result
+from wsi_ips.progress import Progress
+from wsi_ips.recipe import EvaluateJob
+
+RATES_RESAMPLED = 64
+"""False positives a slide that resampling keeps: what lies below can hardly come within the rates that count."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrocReport:
+    """detections: {slide_id: what was found}. unannotated: positive slides without outlines, left out.
+
+    unread: {slide_id: why its attention cannot be read}, left out. rules: {slide_id: the scale it was judged on}.
+    """
+
+    curve: FrocCurve
+    score: Interval
+    band: Band | None
+    detections: dict[str, Detections]
+    unannotated: tuple[str, ...]
+    unread: dict[str, str]
+    rules: dict[str, FrocRules]
+
+    @property
+    def complaints(self) -> list[str]:
+        """A line per slide that was left out."""
+        return [
+            *(f"{slide_id}: left out of FROC: no outlines" for slide_id in self.unannotated),
+            *(f"{slide_id}: left out of FROC: {why}" for slide_id, why in self.unread.items()),
+        ]
+
+
+def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: Progress) -> FrocReport:
+    """Detections of every slide, sorted into hits and false positives.
+
+    A slide whose label is the task's first class has no lesion unless it has outlines. Raises
+    :class:`AnnotationError` for a folder without outlines of these slides, or an outline that cannot be read.
+    """
+    assert job.annotations is not None
+    outlines = _outlines(job.annotations, joined)
+    hits: list[SlideHits] = []
+    cases: list[str] = []
+    detections: dict[str, Detections] = {}
+    rules: dict[str, FrocRules] = {}
+    unannotated: list[str] = []
+    unread: dict[str, str] = {}
+    with progress("FROC", total=len(joined.pairs)) as advance:
+        for place, (record, _) in enumerate(joined.pairs):
+            slide_id, annotation = record.slide_id, outlines.get(record.slide_id.lower())
+            advance(slide_id)
+            if annotation is None and report.scored.label[place] > 0:
+                unannotated.append(slide_id)
+                continue
+            try:
+                result = read_result(RunFolder(job.run).attention(slide_id))
+            except ResultsError as error:
+                unread[slide_id] = str(error)
+                continue
+            found = _detections(result, report, place, job)
+            detections[slide_id], rules[slide_id] = found, FrocRules.for_slide(result.coords.slide_mpp)
+            lesions = _lesions(annotation, result, rules[slide_id]) if annotation else None
+            hits.append(hit_lesions(found, lesions, rules[slide_id]))
+            cases.append(record.case_id)
+    try:
+        curve = froc_curve(hits)
+    except ValueError as error:
+        raise AnnotationError(
+            job.annotations, str(error), "leave --annotations away for these slides"
+        ) from None
+    score, band = _intervals(hits, cases, curve, job)
+    return FrocReport(curve, score, band, detections, tuple(unannotated), unread, rules)
+
+
+def _outlines(folder: Path, joined: Joined) -> dict[str, Path]:
+    """{slide_id in small letters: file}: older releases of CAMELYON write Tumor_001.xml for tumor_001.tif."""
+    if not folder.is_dir():
+        raise AnnotationError(folder, "no such folder", "name the folder of <slide_id>.xml")
+    found = {path.stem.lower(): path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".xml"}
+    if not any(record.slide_id.lower() in found for record, _ in joined.pairs):
+        raise AnnotationError(
+            folder,
+            f"has no outlines for any of the {len(joined.pairs)} slides",
+            f"files are named for slides, e.g. {joined.pairs[0][0].slide_id}.xml",
+        )
+    return found
+
+
+def _detections(result: SlideResult, report: TaskReport, place: int, job: EvaluateJob) -> Detections:
+    scored = report.scored
+    # A task's first class is the slide without lesion; of a single yes-or-no class, its absence.
+    lesion = scored.probability[place] if scored.kind == "binary" else 1 - scored.output_NC[place, 0]
+    query = result.task_queries.get(scored.task.name)
+    return detections_from_attention(
+        result.coords,
+        attention_map(result, query=query),
+        probability=float(lesion),
+        radius_um=job.detection_radius_um,
+    )
+
+
+def _lesions(annotation: Path, result: SlideResult, rules: FrocRules) -> LesionMask | None:
+    area = lesion_area(annotation, l0_size=result.coords.l0_size)
+    try:
+        size = rules.mask_size(result.coords.l0_size)
+    except ValueError as error:
+        raise AnnotationError(annotation, str(error), "is it this slide's?") from None
+    raster_HW = lesion_raster(area, l0_per_px=rules.l0_per_px, size=size)
+    return lesion_mask(raster_HW, rules) if raster_HW.any() else None
+
+
+def _intervals(
+    hits: Sequence[SlideHits], cases: Sequence[str], curve: FrocCurve, job: EvaluateJob
+) -> tuple[Interval, Band | None]:
+    pruned = _pruned(hits)
+    rates = np.geomspace(RATES[0] / 2, RATES[-1] * 2, 200)
+    scores: list[float] = []
+
+    def resampled(picked: Picked) -> NDArray[np.float64] | None:
+        try:
+            one = froc_curve([pruned[place] for place in picked.tolist()])
+        except ValueError:
+            scores.append(math.nan)
+            return None
+        scores.append(one.score)
+        return one.sensitivity_at(rates.tolist())
+
+    with_lesions = {case for case, one in zip(cases, hits, strict=True) if one.lesions}
+    strata = [case in with_lesions for case in cases] if job.stratify else None
+    drawn = resample_cases(cases, strata=strata, resamples=job.bootstrap, seed=job.seed)
+    band = bootstrap_band(resampled, rates, drawn)
+    return percentile_interval(curve.score, np.array(scores, np.float64)), band
+
+
+def _pruned(hits: Sequence[SlideHits]) -> list[SlideHits]:
+    """The hits without the false positives that no rate of interest reaches: a hundredth of the sorting."""
+    wrong = np.sort(np.concatenate([one.false_positives_F for one in hits]))[::-1]
+    kept = RATES_RESAMPLED * len(hits)
+    if len(wrong) <= kept:
+        return list(hits)
+    return [
+        SlideHits(
+            one.false_positives_F[one.false_positives_F >= wrong[kept]], one.lesion_scores_L, one.lesions
+        )
+        for one in hits
+    ]

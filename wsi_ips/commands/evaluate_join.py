@@ -1,0 +1,124 @@
+"""What ``evaluate`` scores: each slide of a split with its labels and its prediction, none of them lost."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.manifest import Manifest, SlideRecord
+from wsi_ips.errors import ConfigError, ManifestError, ResultsError
+from wsi_ips.evaluation.task_scores import Scored
+from wsi_ips.inference.batch import RunFolder
+from wsi_ips.inference.results import PredictionRow
+
+LARGEST_DESCRIPTION = 2**24
+_TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
+
+
+def tasks_of_run(run: RunFolder) -> tuple[TaskConfig, ...]:
+    """The tasks of the model that made the run, from ``run.json``; of older runs, from the checkpoint it names.
+
+    Raises :class:`ResultsError` for a folder without ``run.json`` or one that says neither,
+    :class:`CheckpointError` for such a checkpoint that cannot be read.
+    """
+    path = run.description
+    if not path.is_file():
+        raise ResultsError(run.root, "holds no run.json", "name a folder that wsi-ips predict finished")
+    if path.stat().st_size > LARGEST_DESCRIPTION:
+        raise ResultsError(path, f"is larger than {LARGEST_DESCRIPTION} bytes", "is it a run's?")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        tasks = described["config"].get("model", {}).get("tasks")
+        if tasks:
+            return _TASKS.validate_python(tasks)
+        checkpoint = Path(described["checkpoint"]["path"])
+    except (ValueError, ValidationError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ResultsError(
+            path, f"does not say which tasks were predicted ({reason})", "predict again"
+        ) from None
+    from wsi_ips.models.checkpoint import load_checkpoint  # torch is needed for old runs only
+
+    return load_checkpoint(checkpoint)[1].model.tasks
+
+
+def chosen_tasks(tasks: Sequence[TaskConfig], name: str | None) -> list[TaskConfig]:
+    """The task of this name, or all. Raises :class:`ConfigError` for a name that is not there."""
+    chosen = [task for task in tasks if name in (None, task.name)]
+    if not chosen:
+        raise ConfigError(f"task {name!r} is not there: the run has {', '.join(task.name for task in tasks)}")
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The slides of one split: scored (pairs), failed, or missing. elsewhere: predicted slides of other splits."""
+
+    split: str
+    pairs: tuple[tuple[SlideRecord, PredictionRow], ...]
+    failed: tuple[tuple[SlideRecord, PredictionRow], ...]
+    missing: tuple[SlideRecord, ...]
+    elsewhere: int
+
+    @property
+    def complaints(self) -> list[str]:
+        """A line per slide that could not be scored."""
+        return [
+            *(f"{record.slide_id}: predict failed: {row.error}" for record, row in self.failed),
+            *(f"{record.slide_id}: is in the manifest, not in the predictions" for record in self.missing),
+        ]
+
+    def scored(self, task: TaskConfig, *, threshold: float) -> Scored:
+        """One task's outputs and targets, slide by slide."""
+        return Scored.of(
+            task,
+            [row.probabilities[task.name] for _, row in self.pairs],
+            [record.targets([task])[task.name] for record, _ in self.pairs],
+            [record.case_id for record, _ in self.pairs],
+            threshold=threshold,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "in_split": len(self.pairs) + len(self.failed) + len(self.missing),
+            "scored": len(self.pairs),
+            "cases": len({record.case_id for record, _ in self.pairs}),
+            "failed": {record.slide_id: row.error for record, row in self.failed},
+            "missing": [record.slide_id for record in self.missing],
+            "predicted_elsewhere": self.elsewhere,
+        }
+
+
+def join(manifest: Manifest, rows: Sequence[PredictionRow], split: str, *, predictions: Path) -> Joined:
+    """Each slide of the split with its prediction. ``predictions`` is the table that ``rows`` came from.
+
+    Raises :class:`ManifestError` for a split without slides, :class:`ResultsError` for a slide that was
+    predicted twice, or where no slide of the split has a prediction.
+    """
+    records = manifest.split(split)
+    if not records:
+        raise ManifestError(manifest.path, f"has no slides in split {split!r}", "name another with --split")
+    row_of: dict[str, PredictionRow] = {}
+    for row in rows:
+        if row.slide_id in row_of:
+            raise ResultsError(predictions, f"slide {row.slide_id!r} occurs twice", "predict again")
+        row_of[row.slide_id] = row
+    found = [(record, row_of[record.slide_id]) for record in records if record.slide_id in row_of]
+    pairs = tuple((record, row) for record, row in found if row.status == "ok")
+    if not pairs:
+        raise ResultsError(
+            predictions,
+            f"has no prediction for any of the {len(records)} slides in split {split!r} of {manifest.path}",
+            f"predict those slides; the first is {records[0].slide_id!r}",
+        )
+    return Joined(
+        split=split,
+        pairs=pairs,
+        failed=tuple((record, row) for record, row in found if row.status != "ok"),
+        missing=tuple(record for record in records if record.slide_id not in row_of),
+        elsewhere=len(rows) - len(found),
+    )

@@ -1,0 +1,226 @@
+"""What ``evaluate`` leaves: tables as CSV, figures as JSON."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsi_ips.commands.evaluate_froc import FrocReport
+from wsi_ips.commands.evaluate_join import Joined
+from wsi_ips.commands.evaluate_task import StageReport, TaskReport
+from wsi_ips.evaluation.bootstrap import LEVEL, Interval
+from wsi_ips.evaluation.detections import write_detections
+from wsi_ips.evaluation.froc import RATES
+from wsi_ips.evaluation.staging import write_submission
+from wsi_ips.evaluation.task_scores import Scored, class_rows, positive_class
+from wsi_ips.files import whole_file
+from wsi_ips.recipe import EvaluateJob
+from wsi_ips.versions import versions
+
+SLIDE_COLUMNS = (
+    "task",
+    "slide_id",
+    "case_id",
+    "label",
+    "predicted",
+    "probability",
+    "correct",
+    "status",
+    "error",
+)
+CASE_COLUMNS = ("task", "case_id", "slides", "label", "predicted", "probability", "correct")
+
+
+def write_tables(
+    out: Path,
+    joined: Joined,
+    tasks: Mapping[str, TaskReport],
+    stages: Mapping[str, StageReport],
+    froc: FrocReport | None,
+) -> None:
+    """``slides.csv``, ``cases.csv``; of node classes ``submission.csv``; ``froc.csv`` and ``detections/``."""
+    _write_csv(
+        out / "slides.csv",
+        SLIDE_COLUMNS,
+        (row for name, report in tasks.items() for row in _slide_rows(name, report.scored, joined)),
+    )
+    _write_csv(
+        out / "cases.csv",
+        CASE_COLUMNS,
+        (row for name, report in tasks.items() for row in _case_rows(name, report)),
+    )
+    for name, report in stages.items():
+        end = f"_{name}" if len(tasks) > 1 else ""
+        write_submission(out / f"submission{end}.csv", report.nodes)
+    if froc is not None:
+        thresholds = [*froc.curve.thresholds_T.tolist(), math.inf]
+        points = (froc.curve.fps_per_slide.tolist(), froc.curve.sensitivity.tolist())
+        _write_csv(
+            out / "froc.csv",
+            ("threshold", "fps_per_slide", "sensitivity"),
+            zip(thresholds, *points, strict=True),
+        )
+        for slide_id, found in froc.detections.items():
+            write_detections(out / "detections" / f"{slide_id}.csv", found)
+
+
+def _slide_rows(task: str, scored: Scored, joined: Joined) -> Iterable[Sequence[Any]]:
+    """``probability``: of the positive; of one class of several, of the class that is called."""
+    for place, (record, row) in enumerate(joined.pairs):
+        label = _names(scored, scored.target_NC[place])
+        yield (task, record.slide_id, record.case_id, label, *_called(scored, place), "ok", row.error)
+    unscored = [(record, "failed", row.error) for record, row in joined.failed]
+    unscored += [(record, "missing", "not in the predictions") for record in joined.missing]
+    for record, status, why in unscored:
+        label = record.labels[scored.task.column_name]
+        yield (task, record.slide_id, record.case_id, label, "", "", "", status, why)
+
+
+def _case_rows(task: str, report: TaskReport) -> Iterable[Sequence[Any]]:
+    scored = report.pooled.scored
+    for place, (case, slides) in enumerate(zip(scored.case, report.pooled.slides, strict=True)):
+        yield (task, case, slides, _names(scored, scored.target_NC[place]), *_called(scored, place))
+    for case in report.pooled.mixed:
+        yield (task, case, "", "mixed", "", "", "")
+
+
+def _called(scored: Scored, place: int) -> tuple[str, str, str]:
+    """(predicted, probability, correct) as cells."""
+    outputs = scored.output_NC[place]
+    if scored.kind == "regression":
+        return ";".join(map(repr, outputs.tolist())), "", ""
+    if scored.kind == "multilabel":
+        probability = ";".join(map(repr, outputs.tolist()))
+    elif scored.kind == "binary":
+        probability = repr(float(outputs[-1]))
+    else:
+        probability = repr(float(outputs.max()))
+    return _names(scored, scored.called[place]), probability, str(int(scored.correct[place]))
+
+
+def _names(scored: Scored, values: Any) -> str:
+    """Targets or calls of one slide as a manifest's cell would say them."""
+    if scored.kind == "regression":
+        return ";".join(map(repr, values.tolist()))
+    if scored.kind == "multilabel" or len(scored.task.classes) == 1:
+        present = [name for name, value in zip(scored.task.classes, values, strict=True) if value]
+        return ";".join(present) or "none"
+    return scored.task.classes[int(values.argmax())]
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with (
+        whole_file(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def write_metrics(
+    path: Path,
+    job: EvaluateJob,
+    joined: Joined,
+    tasks: Mapping[str, TaskReport],
+    stages: Mapping[str, StageReport],
+    froc: FrocReport | None,
+    *,
+    froc_task: str | None,
+) -> None:
+    """Every figure with its interval. What these slides cannot tell is null."""
+    metrics = {
+        "job": job.model_dump(mode="json"),
+        "slides": joined.to_json(),
+        "intervals": {
+            "level": LEVEL,
+            "method": "percentile bootstrap over cases",
+            "resamples": job.bootstrap,
+            "stratified": job.stratify,
+            "seed": job.seed,
+        },
+        "tasks": {name: _task_json(report) for name, report in tasks.items()},
+        "stages": {name: _stage_json(report) for name, report in stages.items()},
+        "froc": _froc_json(froc, froc_task) if froc else None,
+        "versions": versions(),
+    }
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(_null(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _task_json(report: TaskReport) -> dict[str, Any]:
+    scored = report.scored
+    described: dict[str, Any] = {
+        "kind": scored.kind,
+        "classes": list(scored.task.classes),
+        "metrics": {name: _interval_json(one) for name, one in report.figures.items()},
+        "cases": {
+            "pooled": len(report.pooled.slides),
+            "mixed": list(report.pooled.mixed),
+            "metrics": {name: _interval_json(one) for name, one in report.case_figures.items()},
+        },
+    }
+    if scored.kind == "binary":
+        described["positive"] = positive_class(scored.task)
+    if scored.kind in ("binary", "multilabel"):
+        described["threshold"] = {"value": scored.threshold, "chosen_on": report.threshold_from}
+    if report.delong is not None:
+        described["auc_delong"] = _interval_json(report.delong)
+    if scored.kind != "regression":
+        curve = scored.reliability
+        described["per_class"] = class_rows(scored)
+        described["reliability"] = {
+            "slides": curve.count_B.tolist(),
+            "predicted": curve.predicted_B.tolist(),
+            "observed": curve.observed_B.tolist(),
+        }
+    if scored.kind in ("binary", "multiclass"):
+        described["confusion"] = {
+            "classes": list(scored.class_names),
+            "rows_are_labels": scored.confusion.tolist(),
+        }
+    return described
+
+
+def _stage_json(report: StageReport) -> dict[str, Any]:
+    return {
+        "quadratic_kappa": _interval_json(report.kappa),
+        "patients": {
+            case: {"label": label, "predicted": report.predicted[case]}
+            for case, label in report.labels.items()
+        },
+        "incomplete": list(report.incomplete),
+    }
+
+
+def _froc_json(froc: FrocReport, task: str | None) -> dict[str, Any]:
+    rules = {(rule.l0_mpp, rule.level) for rule in froc.rules.values()}
+    return {
+        "task": task,
+        "score": _interval_json(froc.score),
+        "sensitivity_at": dict(zip(map(str, RATES), froc.curve.sensitivity_at().tolist(), strict=True)),
+        "slides": froc.curve.slides,
+        "lesions": froc.curve.lesions,
+        "scales": [{"l0_mpp": float(mpp), "level": level} for mpp, level in sorted(rules)],
+        "left_out": {"without_outlines": list(froc.unannotated), "unread": froc.unread},
+    }
+
+
+def _interval_json(interval: Interval) -> dict[str, float | int]:
+    return {
+        "value": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "undefined_resamples": interval.undefined,
+    }
+
+
+def _null(value: Any) -> Any:
+    """The same without NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _null(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_null(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,197 @@
+"""Figures as PNG. matplotlib is an extra (``wsi_ips[plots]``) and is imported when something is drawn.
+
+Drawn on Agg canvases through matplotlib's objects: no display, no pyplot, nothing global is changed.
+
+Shape suffixes: C classes; T points of a curve.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import ConfigError
+from wsi_ips.evaluation.bootstrap import Band, Interval
+from wsi_ips.evaluation.calibration import Reliability
+from wsi_ips.evaluation.froc import RATES, FrocCurve
+from wsi_ips.evaluation.slide_level import RocCurve
+from wsi_ips.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart by people with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+GREY = "#777777"
+DPI = 150
+MOST_NAMED_CLASSES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRoc:
+    """One curve of a plot, its area, and the band around it where there is one."""
+
+    name: str
+    curve: RocCurve
+    auc: Interval
+    band: Band | None = None
+
+
+def check_can_plot() -> None:
+    """Raises :class:`ConfigError` where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401 - to see whether it is there
+    except ImportError:
+        raise ConfigError(
+            "plots need matplotlib: pip install 'wsi_ips[plots]', or leave them out with --no-plots"
+        ) from None
+
+
+@contextmanager
+def _figure(path: Path, *, width: float, height: float) -> Iterator["Axes"]:
+    """Axes to draw on; the figure is written, whole, when the block ends."""
+    check_can_plot()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    yield axes
+    with whole_file(path) as partial:
+        figure.savefig(partial)
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
+    }
+
+
+def _with_interval(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def draw_roc(path: Path, curves: Sequence[NamedRoc], *, title: str) -> None:
+    """ROC curves, each with its AUC and 95 % interval; shaded: the pointwise 95 % band."""
+    with _figure(path, width=5.2, height=5.2) as axes:
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+        for number, one in enumerate(curves):
+            if one.band is not None:
+                axes.fill_between(
+                    one.band.at, one.band.low, one.band.high,
+                    color=COLOURS[number % len(COLOURS)], alpha=0.18, linewidth=0,
+                )  # fmt: skip
+            label = f"{one.name}: {_with_interval(one.auc)}"
+            axes.plot(one.curve.false_positive_rate_T, one.curve.sensitivity_T, label=label, linewidth=1.8,
+                      **_style(number))  # fmt: skip
+        axes.set(
+            xlabel="false-positive rate (1 - specificity)", ylabel="sensitivity", title=title,
+            xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal",
+        )  # fmt: skip
+        axes.legend(loc="lower right", frameon=False, title="AUC [95 % interval]", fontsize="small")
+
+
+def draw_reliability(path: Path, curve: Reliability, *, ece: Interval, title: str) -> None:
+    """Observed share against mean probability, a point per bin, its size by the number of slides in it."""
+    filled = curve.count_B > 0
+    with _figure(path, width=5.2, height=5.2) as axes:
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="perfectly calibrated")
+        axes.plot(curve.predicted_B[filled], curve.observed_B[filled], linewidth=1, **_style(0))
+        area = 20 + 280 * curve.count_B[filled] / curve.count_B.max()
+        axes.scatter(curve.predicted_B[filled], curve.observed_B[filled], s=area, color=COLOURS[0],
+                     alpha=0.85, edgecolors="white", zorder=3, clip_on=False)  # fmt: skip
+        for x, y, count, size in zip(
+            curve.predicted_B[filled], curve.observed_B[filled], curve.count_B[filled], area, strict=True
+        ):
+            below = y > 0.5
+            reach = math.sqrt(size / math.pi) + 2
+            axes.annotate(str(count), (x, y), xytext=(0, -reach if below else reach), fontsize="x-small",
+                          textcoords="offset points", ha="center", va="top" if below else "bottom")  # fmt: skip
+        axes.set(
+            xlabel="mean predicted probability", ylabel="observed share", aspect="equal",
+            title=f"{title}\nexpected calibration error {_with_interval(ece)}",
+            xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
+        )  # fmt: skip
+        axes.title.set_fontsize("medium")
+        axes.legend(loc="upper left", frameon=False, fontsize="small")
+
+
+def draw_confusion(path: Path, confusion_CC: NDArray[np.int64], names: Sequence[str], *, title: str) -> None:
+    """Counts; colour: the share of the row, which is what its label was called."""
+    classes = len(names)
+    side = min(2.6 + 0.75 * classes, 14)
+    rows = confusion_CC.sum(axis=1, keepdims=True)
+    share_CC = confusion_CC / np.maximum(rows, 1)
+    with _figure(path, width=side + 0.8, height=side) as axes:
+        picture = axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(confusion_CC):
+            dark = share_CC[row, column] > 0.55
+            axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black",
+                      fontsize="medium" if classes <= MOST_NAMED_CLASSES else "xx-small")  # fmt: skip
+        places = range(classes)
+        turn = 0 if classes <= 3 and max(map(len, names)) <= 10 else 45
+        axes.set_xticks(places, names, rotation=turn, ha="center" if not turn else "right",
+                        rotation_mode="anchor" if turn else "default")  # fmt: skip
+        axes.set_yticks(places, names)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel="called", ylabel="label", title=title)
+        axes.figure.colorbar(picture, ax=axes, label="share of the label's slides", shrink=0.8)
+
+
+def draw_froc(path: Path, curve: FrocCurve, *, score: Interval, band: Band | None, title: str) -> None:
+    """Sensitivity for lesions against false positives a slide; dots: the six rates that the score averages."""
+    lowest, highest = RATES[0] / 2, RATES[-1] * 2
+    rates = np.geomspace(lowest, highest, 400)
+    with _figure(path, width=6, height=4.6) as axes:
+        if band is not None:
+            axes.fill_between(band.at, band.low, band.high, color=COLOURS[0], alpha=0.18, linewidth=0)
+        axes.plot(rates, curve.sensitivity_at(rates.tolist()), linewidth=1.8, **_style(0))
+        axes.plot(RATES, curve.sensitivity_at(), "o", color=COLOURS[0], clip_on=False)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(RATES, ["1/4", "1/2", "1", "2", "4", "8"])
+        axes.minorticks_off()
+        axes.set(
+            xlabel="false positives a slide", ylabel="sensitivity for lesions", xlim=(lowest, highest),
+            ylim=(-0.01, 1.01),
+            title=f"{title}\nscore {_with_interval(score)}; {curve.lesions} lesions, {curve.slides} slides",
+        )  # fmt: skip
+        axes.title.set_fontsize("medium")
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+
+
+def draw_history(path: Path, history: Mapping[str, Sequence[float]], *, title: str) -> None:
+    """Losses per epoch, and the epoch with the lowest validation loss; columns named ``…loss`` are drawn."""
+    check_can_plot()
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [epoch + 1 for epoch in history["epoch"]]
+    losses = {name: values for name, values in history.items() if name.endswith("loss")}
+    with _figure(path, width=6, height=4.2) as axes:
+        for number, (name, values) in enumerate(losses.items()):
+            few = len(epochs) < 3
+            axes.plot(epochs, values, label=name.replace("_", " "), marker="o" if few else None, linewidth=1.8,
+                      **_style(number))  # fmt: skip
+        chosen = np.asarray(losses.get("val_loss", []), np.float64)
+        if len(chosen) and not np.isnan(chosen).all():
+            best = int(np.nanargmin(chosen))
+            axes.axvline(epochs[best], color=GREY, linewidth=0.8, linestyle=":")
+            axes.plot(epochs[best], chosen[best], "o", color=GREY, zorder=3,
+                      label=f"lowest val loss: epoch {epochs[best]:g}")  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(epochs) == 1:
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+        axes.set(xlabel="epoch", ylabel="loss", title=title)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.legend(frameon=False, fontsize="small")

@@ -1,0 +1,265 @@
+"""The figures of one task, whatever its kind, with their intervals.
+
+    binary       two classes of which one is the positive, or one yes-or-no class
+    multiclass   one class of several
+    multilabel   several yes-or-no classes
+    regression   numbers
+
+Shape suffixes: N slides, C classes (or a regression's outputs).
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.targets import Target
+from wsi_ips.evaluation import slide_level as level
+from wsi_ips.evaluation.bootstrap import Interval, Picked, bootstrap
+from wsi_ips.evaluation.calibration import Reliability, brier, brier_of_classes, reliability, top_label
+
+Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+Figures = dict[str, float]
+
+THRESHOLD = 0.5
+
+
+def kind_of(task: TaskConfig) -> Kind:
+    """What sort of figures a task has."""
+    if task.activation == "linear":
+        return "regression"
+    if task.activation == "sigmoid":
+        return "binary" if len(task.classes) == 1 else "multilabel"
+    return "binary" if len(task.classes) == 2 else "multiclass"
+
+
+def positive_class(task: TaskConfig) -> str:
+    """The class that a binary task looks for: its last."""
+    return task.classes[-1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """What is known of one task's slides. Cases in their place are scored alike.
+
+    output_NC: float64, probabilities or numbers. target_N: the class's index (softmax). target_NC: 0 or 1 per
+    class, or the numbers. case: of each slide. threshold: from where a class of its own probability is called.
+    """
+
+    task: TaskConfig
+    output_NC: NDArray[np.float64]
+    target_NC: NDArray[np.float64]
+    case: Sequence[Hashable]
+    threshold: float = THRESHOLD
+
+    @classmethod
+    def of(
+        cls,
+        task: TaskConfig,
+        outputs: Sequence[Mapping[str, float]],
+        targets: Sequence[Target],
+        case: Sequence[Hashable],
+        *,
+        threshold: float = THRESHOLD,
+    ) -> Self:
+        """From each slide's {class: probability} and target."""
+        output_NC = np.array([[one[name] for name in task.classes] for one in outputs], np.float64)
+        rows = [np.eye(len(task.classes))[t] if isinstance(t, int) else t for t in targets]
+        shape = (-1, len(task.classes))
+        return cls(task, output_NC.reshape(shape), np.array(rows, float).reshape(shape), case, threshold)
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.task)
+
+    @property
+    def label(self) -> NDArray[np.int64]:
+        """(N,) the class's index; of one yes-or-no class, 0 or 1."""
+        return _index(self.target_NC)
+
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """(N,) of a binary task: which slides are positive."""
+        return np.asarray(self.target_NC[:, -1] > 0)
+
+    @property
+    def probability(self) -> NDArray[np.float64]:
+        """(N,) of a binary task: the positive's probability."""
+        return self.output_NC[:, -1]
+
+    @property
+    def called(self) -> NDArray[np.bool_]:
+        """(N, C) which classes are called: the likeliest of several; else each from the threshold on."""
+        if self.kind == "multiclass":
+            likeliest_N1 = self.output_NC.argmax(axis=1)[:, np.newaxis]
+            return np.asarray(likeliest_N1 == np.arange(self.output_NC.shape[1]))
+        if self.kind == "binary" and self.output_NC.shape[1] == 2:
+            called_N = self.probability >= self.threshold
+            return np.stack([~called_N, called_N], axis=1)
+        return np.asarray(self.output_NC >= self.threshold)
+
+    @property
+    def called_class(self) -> NDArray[np.int64]:
+        """(N,) the called class's index; of one yes-or-no class, 0 or 1."""
+        return _index(self.called)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of :attr:`label`'s values."""
+        name = self.task.classes[0]
+        return self.task.classes if len(self.task.classes) > 1 else (f"not {name}", name)
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """(C, C) of a binary or multi-class task; rows are labels."""
+        return level.confusion_matrix(self.label, self.called_class, len(self.class_names))
+
+    @property
+    def reliability(self) -> Reliability:
+        """The positive's probability; of several classes, the likeliest one's."""
+        if self.kind == "multiclass":
+            return reliability(*top_label(self.output_NC, self.label))
+        if self.kind == "multilabel":
+            return reliability(self.output_NC.ravel(), self.target_NC.ravel() > 0)
+        return reliability(self.probability, self.positive)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """(N,) which slides are called what they are; of several labels, in all of them."""
+        return np.asarray((self.called == (self.target_NC > 0)).all(axis=1))
+
+    @property
+    def strata(self) -> list[int] | None:
+        """What a resample keeps the numbers of: each case's highest class. None of several labels or numbers."""
+        if self.kind in ("multilabel", "regression"):
+            return None
+        highest: dict[Hashable, int] = {}
+        for case, label in zip(self.case, self.label.tolist(), strict=True):
+            highest[case] = max(label, highest.get(case, 0))
+        return [highest[case] for case in self.case]
+
+    def pick(self, places: Picked) -> "Scored":
+        """The slides at these places."""
+        return Scored(
+            self.task, self.output_NC[places], self.target_NC[places], range(len(places)), self.threshold
+        )
+
+    def figures(self) -> Figures:
+        """Every figure of the task's kind, NaN where these slides do not give it."""
+        return _FIGURES[self.kind](self)
+
+    def intervals(self, *, resamples: int, seed: int, stratified: bool = True) -> dict[str, Interval]:
+        """The figures with their bootstrap intervals over cases."""
+        strata = self.strata if stratified else None
+        return bootstrap(
+            lambda places: self.pick(places).figures(),
+            self.case,
+            strata=strata,
+            resamples=resamples,
+            seed=seed,
+        )
+
+
+def _binary(scored: Scored) -> Figures:
+    scores, positive = scored.probability, scored.positive
+    confusion_CC = scored.confusion
+    rates = level.ClassRates.of(confusion_CC)
+    both = 0 < positive.sum() < len(positive)
+    return {
+        "auc": level.auc_or_nan(scores, positive),
+        "average_precision": level.average_precision(scores, positive) if both else np.nan,
+        "accuracy": level.accuracy(confusion_CC),
+        "balanced_accuracy": level.mean_defined(rates.recall),
+        "sensitivity": float(rates.recall[1]),
+        "specificity": float(rates.recall[0]),
+        "precision": float(rates.precision[1]),
+        "f1": float(rates.f1[1]),
+        "brier": brier(scores, positive),
+        "ece": scored.reliability.ece,
+    }
+
+
+def _multiclass(scored: Scored) -> Figures:
+    confusion_CC = scored.confusion
+    rates = level.ClassRates.of(confusion_CC)
+    aucs = level.one_vs_rest_aucs(scored.output_NC, scored.target_NC > 0)
+    return {
+        "auc_macro": level.mean_defined(aucs),
+        **{f"auc_{name}": float(auc) for name, auc in zip(scored.task.classes, aucs, strict=True)},
+        "accuracy": level.accuracy(confusion_CC),
+        "balanced_accuracy": level.mean_defined(rates.recall),
+        "f1_macro": level.mean_defined(rates.f1),
+        "brier": brier_of_classes(scored.output_NC, scored.label),
+        "ece": scored.reliability.ece,
+    }
+
+
+def _multilabel(scored: Scored) -> Figures:
+    present_NC, called_NC = scored.target_NC > 0, scored.called
+    aucs = level.one_vs_rest_aucs(scored.output_NC, present_NC)
+    rates = [_yes_or_no(present_NC[:, c], called_NC[:, c]) for c in range(present_NC.shape[1])]
+    return {
+        "auc_macro": level.mean_defined(aucs),
+        **{f"auc_{name}": float(auc) for name, auc in zip(scored.task.classes, aucs, strict=True)},
+        "exact_match": float(scored.correct.mean()),
+        "accuracy_mean": float((present_NC == called_NC).mean()),
+        "f1_macro": level.mean_defined(np.array([float(one.f1[1]) for one in rates])),
+        "brier_mean": brier(scored.output_NC, present_NC),
+        "ece": scored.reliability.ece,
+    }
+
+
+def _regression(scored: Scored) -> Figures:
+    figures: Figures = {}
+    for column, name in enumerate(scored.task.classes):
+        predicted, label = scored.output_NC[:, column], scored.target_NC[:, column]
+        end = f"_{name}" if len(scored.task.classes) > 1 else ""
+        figures[f"mae{end}"] = float(np.abs(predicted - label).mean())
+        figures[f"rmse{end}"] = float(np.sqrt(((predicted - label) ** 2).mean()))
+        figures[f"r2{end}"] = level.r_squared(predicted, label)
+        figures[f"spearman{end}"] = level.spearman(predicted, label)
+    return figures
+
+
+def _yes_or_no(present_N: NDArray[np.bool_], called_N: NDArray[np.bool_]) -> level.ClassRates:
+    return level.ClassRates.of(level.confusion_matrix(present_N.astype(int), called_N.astype(int), 2))
+
+
+_FIGURES = {
+    "binary": _binary,
+    "multiclass": _multiclass,
+    "multilabel": _multilabel,
+    "regression": _regression,
+}
+
+
+def _index(chosen_NC: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.int64]:
+    if chosen_NC.shape[1] == 1:
+        return np.asarray(chosen_NC[:, 0], np.int64)
+    return np.asarray(chosen_NC.argmax(axis=1), np.int64)
+
+
+def class_rows(scored: Scored) -> list[dict[str, str | int | float]]:
+    """One row per class: slides, recall, precision, specificity, F1, AUC. None of a regression."""
+    if scored.kind == "regression":
+        return []
+    present_NC, called_NC = scored.target_NC > 0, scored.called
+    aucs = level.one_vs_rest_aucs(scored.output_NC, present_NC)
+    rows: list[dict[str, str | int | float]] = []
+    for column, name in enumerate(scored.task.classes):
+        rates = _yes_or_no(present_NC[:, column], called_NC[:, column])
+        rows.append(
+            {
+                "class": name,
+                "slides": int(rates.support[1]),
+                "recall": float(rates.recall[1]),
+                "precision": float(rates.precision[1]),
+                "specificity": float(rates.recall[0]),
+                "f1": float(rates.f1[1]),
+                "auc": float(aucs[column]),
+            }
+        )
+    return rows
