@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from shapely import MultiPolygon
 
 from wsi_ips.commands.evaluate_join import Joined
 from wsi_ips.commands.evaluate_task import TaskReport
@@ -37,6 +38,7 @@ from wsi_ips.inference.batch import RunFolder
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import EvaluateJob
+from wsi_ips.units import Size
 
 RATES_RESAMPLED = 64
 """False positives a slide that resampling keeps: what lies below can hardly come within the rates that count."""
@@ -70,7 +72,8 @@ def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: 
     """Detections of every slide, sorted into hits and false positives.
 
     A slide whose label is the task's first class has no lesion unless it has outlines. Raises
-    :class:`AnnotationError` for a folder without outlines of these slides, or an outline that cannot be read.
+    :class:`AnnotationError` for a folder without outlines of these slides, or outlines that cannot be read or lie
+    outside their slide.
     """
     assert job.annotations is not None
     outlines = _outlines(job.annotations, joined)
@@ -84,18 +87,20 @@ def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: 
         for place, (record, _) in enumerate(joined.pairs):
             slide_id, annotation = record.slide_id, outlines.get(record.slide_id.lower())
             advance(slide_id)
-            if annotation is None and report.scored.label[place] > 0:
-                unannotated.append(slide_id)
-                continue
             try:
                 result = read_result(RunFolder(job.run).attention(slide_id))
-            except ResultsError as error:
+                found = _detections(result, report, place, job)
+            except (ResultsError, ValueError) as error:
                 unread[slide_id] = str(error)
                 continue
-            found = _detections(result, report, place, job)
+            l0_size = result.coords.l0_size
+            lesions = lesion_area(annotation, l0_size=l0_size) if annotation else MultiPolygon()
+            if lesions.is_empty and report.scored.label[place] > 0:
+                unannotated.append(slide_id)
+                continue
             detections[slide_id], rules[slide_id] = found, FrocRules.for_slide(result.coords.slide_mpp)
-            lesions = _lesions(annotation, result, rules[slide_id]) if annotation else None
-            hits.append(hit_lesions(found, lesions, rules[slide_id]))
+            mask = _mask(lesions, annotation, l0_size, rules[slide_id]) if annotation else None
+            hits.append(hit_lesions(found, mask, rules[slide_id]))
             cases.append(record.case_id)
     try:
         curve = froc_curve(hits)
@@ -134,13 +139,13 @@ def _detections(result: SlideResult, report: TaskReport, place: int, job: Evalua
     )
 
 
-def _lesions(annotation: Path, result: SlideResult, rules: FrocRules) -> LesionMask | None:
-    area = lesion_area(annotation)
+def _mask(lesions: MultiPolygon, annotation: Path, l0_size: Size, rules: FrocRules) -> LesionMask | None:
+    """None where no lesion holds a pixel's centre. What sticks out of the slide is cut off."""
     try:
-        size = rules.mask_size(result.coords.l0_size)
+        size = rules.mask_size(l0_size)
     except ValueError as error:
         raise AnnotationError(annotation, str(error), "is it this slide's?") from None
-    raster_HW = lesion_raster(area, l0_per_px=rules.l0_per_px, size=size)
+    raster_HW = lesion_raster(lesions, l0_per_px=rules.l0_per_px, size=size)
     return lesion_mask(raster_HW, rules) if raster_HW.any() else None
 
 
