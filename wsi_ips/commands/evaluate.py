@@ -64,25 +64,27 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run, manifest or folder of outlines
     that cannot be used, and for a split whose labels are all the same.
     """
-    plots = _wants_plots(job)
+    can_plot = _can_plot(job)
     history = _read_history(job.history) if job.history else None
-    worked_out = _work_out(job, progress, bands=plots)
+    worked_out = _work_out(job, progress, bands=can_plot)
     out = job.out or job.run / "evaluation"
     write_tables(out, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc)
-    if plots:
+    if can_plot:
         _draw(out, job, worked_out, history)
     write_metrics(
         out / "metrics.json", job, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc,
         froc_task=worked_out.froc_task,
     )  # fmt: skip
-    notes = [] if plots else ["no plots: pip install 'wsi_ips[plots]'"] if job.plots is None else []
+    unasked = not can_plot and job.plots is None
+    notes = ["no plots: matplotlib is not installed; pip install 'wsi_ips[plots]'"] if unasked else []
     complaints = [*worked_out.joined.complaints, *(worked_out.froc.complaints if worked_out.froc else ())]
     scored = worked_out.joined.to_json()
     summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
     return Outcome.of_slides(complaints, summary, details=[*_headlines(worked_out), *notes])
 
 
-def _wants_plots(job: EvaluateJob) -> bool:
+def _can_plot(job: EvaluateJob) -> bool:
+    """Whether to draw. Raises :class:`ConfigError` where plots are asked for and cannot be drawn."""
     if job.plots is False:
         return False
     try:
