@@ -146,8 +146,11 @@ def _draw(out: Path, job: EvaluateJob, done: Evaluation, history: Mapping[str, l
         scored = report.scored
         if scored.kind == "regression":
             continue
+        of = {"binary": scored.task.classes[-1], "multiclass": "the called class"}.get(
+            scored.kind, "any label"
+        )
         draw_reliability(
-            out / f"reliability{end}.png", scored.reliability, ece=report.figures["ece"], title=title
+            out / f"reliability{end}.png", scored.reliability, ece=report.figures["ece"], of=of, title=title
         )
         if scored.kind != "multilabel":
             draw_confusion(out / f"confusion{end}.png", scored.confusion, scored.class_names, title=title)
