@@ -103,7 +103,7 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
     all_tasks = tasks_of_run(run)
     tasks = chosen_tasks(all_tasks, job.task)
     rows = read_predictions(run.predictions, tasks=all_tasks)
-    manifest = read_manifest(job.manifest, tasks=tasks)
+    manifest = read_manifest(job.manifest, tasks=tasks, need_slides=False)
     joined = join(manifest, rows, job.split, predictions=run.predictions)
     elsewhere = None
     if job.threshold_from is not None:
