@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import MultiPolygon
 
 from wsi_ips.commands.evaluate_join import Joined
 from wsi_ips.commands.evaluate_task import TaskReport
-from wsi_ips.datasets.annotations import lesion_area
+from wsi_ips.datasets import lesion_mask as asap
+from wsi_ips.datasets.annotations import Region, check_inside, read_asap
 from wsi_ips.errors import AnnotationError, ResultsError
 from wsi_ips.evaluation.bootstrap import (
     Band,
@@ -24,6 +24,7 @@ from wsi_ips.evaluation.bootstrap import (
 from wsi_ips.evaluation.detections import Detections, detections_from_attention
 from wsi_ips.evaluation.froc import (
     RATES,
+    TUMOR,
     FrocCurve,
     FrocRules,
     LesionMask,
@@ -32,7 +33,6 @@ from wsi_ips.evaluation.froc import (
     hit_lesions,
     lesion_mask,
 )
-from wsi_ips.evaluation.lesion_raster import lesion_raster
 from wsi_ips.heatmaps.overlay import attention_map
 from wsi_ips.inference.batch import RunFolder
 from wsi_ips.inference.results import SlideResult, read_result
@@ -93,13 +93,15 @@ def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: 
             except (ResultsError, ValueError) as error:
                 unread[slide_id] = str(error)
                 continue
-            l0_size = result.coords.l0_size
-            lesions = lesion_area(annotation, l0_size=l0_size) if annotation else MultiPolygon()
-            if lesions.is_empty and report.scored.label[place] > 0:
+            regions = read_asap(annotation) if annotation else []
+            has_lesion = any(region.kind == "tumor" for region in regions)
+            if not has_lesion and report.scored.label[place] > 0:
                 unannotated.append(slide_id)
                 continue
             detections[slide_id], rules[slide_id] = found, FrocRules.for_slide(result.coords.slide_mpp)
-            mask = _mask(lesions, annotation, l0_size, rules[slide_id]) if annotation else None
+            mask = None
+            if annotation and has_lesion:
+                mask = _mask(regions, annotation, result.coords.l0_size, rules[slide_id])
             hits.append(hit_lesions(found, mask, rules[slide_id]))
             cases.append(record.case_id)
     try:
@@ -139,14 +141,15 @@ def _detections(result: SlideResult, report: TaskReport, place: int, job: Evalua
     )
 
 
-def _mask(lesions: MultiPolygon, annotation: Path, l0_size: Size, rules: FrocRules) -> LesionMask | None:
-    """None where no lesion holds a pixel's centre. What sticks out of the slide is cut off."""
+def _mask(regions: Sequence[Region], annotation: Path, l0_size: Size, rules: FrocRules) -> LesionMask | None:
+    """The mask that ASAP would make at the rules' level; None where no lesion holds one of its pixels."""
+    check_inside(annotation, regions, l0_size)
     try:
         size = rules.mask_size(l0_size)
     except ValueError as error:
         raise AnnotationError(annotation, str(error), "is it this slide's?") from None
-    raster_HW = lesion_raster(lesions, l0_per_px=rules.l0_per_px, size=size)
-    return lesion_mask(raster_HW, rules) if raster_HW.any() else None
+    tumor_HW = asap.lesion_mask(regions, downsample=rules.l0_per_px, size=size)
+    return lesion_mask(tumor_HW * np.uint8(TUMOR), rules) if tumor_HW.any() else None
 
 
 def _intervals(
