@@ -129,6 +129,17 @@ def test_patients_are_resampled_and_pooled(console: Console, tmp_path: Path) -> 
     assert "auc_delong" not in found, "slides of one patient are not independent"
 
 
+def test_patients_who_all_have_tumour_have_no_auc(console: Console, tmp_path: Path) -> None:
+    slides = [
+        tumor(f"s{n}", 0.2 + n / 10, "tumor" if n % 2 else "normal", case_id=f"p{n // 2}") for n in range(6)
+    ]
+    made = make_run(tmp_path, slides)
+    said = console("evaluate", made.run, made.manifest, *FAST)
+    assert said.code == 0, said.err
+    assert "label, 3 patients: AUC not defined" in said.out
+    assert metrics(made.run / "evaluation")["tasks"]["label"]["cases"]["metrics"]["auc"]["value"] is None
+
+
 def test_the_threshold_may_be_chosen_on_another_split(console: Console, tmp_path: Path) -> None:
     val = [tumor("v1", 0.30, "tumor", split="val"), tumor("v2", 0.29, "normal", split="val")]
     made = make_run(tmp_path, [*two_classes(), *val])

@@ -184,6 +184,8 @@ def _headlines(done: Evaluation) -> list[str]:
 
 def _in_words(name: str, interval: Interval) -> str:
     name = " ".join(WORDS.get(word, word) for word in name.split("_"))
+    if math.isnan(interval.value):
+        return f"{name} not defined"
     if math.isnan(interval.low):
         return f"{name} {interval.value:.3f}"
     return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
