@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from wsi_ips.config import AttentionConfig, SelectionConfig, TaskConfig
 from wsi_ips.models.cross_attention import CrossAttention
+from wsi_ips.models.encoders.projector import Projector
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet, scoring
 from wsi_ips.selection.ips import select_patches
@@ -78,12 +79,20 @@ class GatedAttention(nn.Module):
 
 
 class FrozenIPS(nn.Module):
-    """The project's own selection and cross-attention, on features instead of pixels."""
+    """The project's own selection, projector and cross-attention, on features instead of pixels."""
 
     def __init__(
-        self, dim: int, task: TaskConfig, attention: AttentionConfig, selection: SelectionConfig
+        self,
+        dim: int,
+        task: TaskConfig,
+        attention: AttentionConfig,
+        selection: SelectionConfig,
+        *,
+        project: int | None = None,
     ) -> None:
         super().__init__()
+        projector = Projector(dim, project) if project else None
+        dim = project or dim
         heads = Heads(dim, [task])
         reader = CrossAttention(
             dim,
@@ -95,24 +104,23 @@ class FrozenIPS(nn.Module):
             attention_dropout=attention.attention_dropout,
             dropout=attention.dropout,
         )
-        self.net = IPSNet(nn.Identity(), reader, heads)
+        self.net = IPSNet(nn.Identity(), reader, heads, projector=projector)
         self.task = task
         self.selection = selection
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits (1, C) from the M kept patches and attention (N,) over all."""
-        ids_N = torch.arange(len(x_ND))
         store = ScoreStore()
         with scoring(self.net):
             kept = select_patches(
-                [(ids_N, x_ND)],
+                [(torch.arange(len(x_ND)), x_ND)],
                 encode=self.net.encode,
                 logits=self.net.logits,
                 m=self.selection.m,
                 i=self.selection.i,
                 store=store,
             )
-        reading = self.net.read_bag(x_ND[kept.ids_M], kept.ids_M)
+        reading = self.net.read_features(x_ND[kept.ids_M], kept.ids_M, [len(kept.ids_M)])
         return reading.logits[self.task.name], store.attention().mean(dim=(1, 2))
 
 

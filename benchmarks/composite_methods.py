@@ -63,7 +63,8 @@ class Settings(Section):
 
     def features(self, slide_id: str) -> Path:
         """Where a slide's features lie; other slides, patches or encoders have a folder of their own."""
-        parts = (self.data, self.finetune.tiling, self.finetune.model.encoder)
+        encoder = self.finetune.model.encoder.model_copy(update={"project": None})
+        parts = (self.data, self.finetune.tiling, encoder)
         return self.out / "features" / "-".join(fingerprint(part) for part in parts) / f"{slide_id}.npz"
 
     def annotation(self, record: SlideRecord) -> Path | None:
@@ -213,13 +214,15 @@ def colour(settings: Settings, _: Path) -> Said:
 
 
 def _histograms(settings: Settings, records: Sequence[SlideRecord]) -> torch.Tensor:
-    """(S, 3 * BINS) float: shares of all tissue patches' pixels, at the patches' resolution."""
+    """(S, 3 * BINS) float: shares of every other pixel each way of all tissue patches."""
     rows = []
     for record in records:
         counts = np.zeros((3, BINS))
         with _tiled(settings, record).open(settings.finetune.streaming, CPU) as stream:
             for chunk in stream:
-                pixels_3V = chunk.pixels_n3PP.permute(1, 0, 2, 3).reshape(3, -1).numpy() // (256 // BINS)
+                pixels_3V = chunk.pixels_n3PP[..., ::2, ::2].transpose(0, 1).reshape(3, -1).numpy() // (
+                    256 // BINS
+                )
                 counts += [np.bincount(pixels_V, minlength=BINS) for pixels_V in pixels_3V]
         rows.append((counts / counts.sum(axis=1, keepdims=True)).ravel())
     return torch.from_numpy(np.array(rows)).float()
@@ -300,7 +303,9 @@ def on_features(make: Callable[[int, Settings], nn.Module], learning: Learning) 
 
 def _frozen_ips(dim: int, settings: Settings) -> nn.Module:
     model = settings.finetune.model
-    return FrozenIPS(dim, model.tasks[0], model.attention, settings.finetune.selection)
+    return FrozenIPS(
+        dim, model.tasks[0], model.attention, settings.finetune.selection, project=model.encoder.project
+    )
 
 
 Method = Callable[[Settings, Path], Said | None]
@@ -314,7 +319,7 @@ METHODS: Mapping[str, Method] = {
     "abmil_frozen": on_features(
         lambda dim, _: GatedAttention(dim, len(CLASSES)), Learning(epochs=40, lr=3e-4, weight_decay=1e-2)
     ),
-    "ips_frozen": on_features(_frozen_ips, Learning(epochs=40, lr=3e-4, weight_decay=1e-2)),
+    "ips_frozen": on_features(_frozen_ips, Learning(epochs=40, lr=1e-3, weight_decay=1e-2)),
     "random": random,
     "ips_e2e": ips_e2e,
 }

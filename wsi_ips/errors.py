@@ -16,6 +16,7 @@
         MissingResolution
         NoTissue
         CoordsError
+        FeaturesError
         AnnotationError
         ManifestError
         DatasetError         a data set's own labels or checksums, or its slides are not there
@@ -137,6 +138,10 @@ class NoTissue(FileError):
 
 class CoordsError(FileError):
     """A coordinates file that cannot be understood."""
+
+
+class FeaturesError(FileError):
+    """A file of stored features that cannot be used, or is not there."""
 
 
 class AnnotationError(FileError):

@@ -70,17 +70,32 @@ class FinetuneJob(FinetuneConfig, _Resolution):
     manifest: Path
     slides_root: Path | None = None
     """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
+    features: Path | None = None
+    """Folder of stored features (CLAM's or TRIDENT's), to learn from instead of the slides."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validate by case with this many folds of the train and val slides; none: train once."""
     out: Path
     device: str = "auto"
     restart: bool = False
     """Begin anew where ``out`` holds a run, instead of going on with it."""
+
+    @model_validator(mode="after")
+    def _features_are_read_by_their_encoder(self) -> Self:
+        if (self.features is not None) != (self.model.encoder.name == "features"):
+            raise ValueError(
+                "features: DIR and model.encoder {name: features, features: <width>} go together; "
+                "see pipelines/finetune_features.yaml"
+            )
+        return self
 
 
 class PredictJob(_Resolution):
     """Label every slide of a folder."""
 
     command: Literal["predict"] = "predict"
-    slides: Slides
+    slides: Slides | None = None
+    features: Path | None = None
+    """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
     checkpoint: Path
     out: Path
     device: str = "auto"
@@ -88,6 +103,12 @@ class PredictJob(_Resolution):
     profile: bool = False
     """Print where the time went, and which stage is the slowest."""
     streaming: StreamingConfig = StreamingConfig()
+
+    @model_validator(mode="after")
+    def _slides_or_features(self) -> Self:
+        if (self.slides is None) == (self.features is None):
+            raise ValueError("give slides, or a folder of features: one of them")
+        return self
 
 
 class OverlayJob(Section):

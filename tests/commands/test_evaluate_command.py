@@ -3,18 +3,26 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.commands.console import Console
 from tests.commands.evaluated_run import Made, Slide, make_run, tumor
+from tests.conftest import SmallData
+from wsi_ips.commands.evaluate_froc import _pruned
 from wsi_ips.config import TaskConfig
+from wsi_ips.evaluation.cases import Pooling
 from wsi_ips.evaluation.detections import read_detections
+from wsi_ips.evaluation.froc import SlideHits, froc_curve
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.evaluation.staging import NODE_CLASSES, read_stages
+from wsi_ips.recipe import EvaluateJob
 
 FAST = ("--bootstrap", "50", "--no-plots")
 
@@ -167,6 +175,18 @@ def test_froc_from_stored_attention_and_outlines(console: Console, tmp_path: Pat
     assert abs(detections.l0_xy_N2[0] - [4000, 3000]).max() < 512
 
 
+@given(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 1)), min_size=1, max_size=5), st.integers(0, 99))
+def test_false_positives_that_resampling_leaves_out_change_no_rate_that_counts(
+    drawn: list[tuple[int, float]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    hits = [SlideHits(rng.random(count), np.array([score, 0], np.float32), 2) for count, score in drawn]
+    with patch("wsi_ips.commands.evaluate_froc.RATES_RESAMPLED", 9):
+        pruned = _pruned(hits)
+    assert sum(len(one.false_positives_F) for one in pruned) <= 9 * len(hits) + 1
+    assert np.array_equal(froc_curve(pruned).sensitivity_at(), froc_curve(hits).sensitivity_at())
+
+
 def test_wrong_outlines(console: Console, tmp_path: Path) -> None:
     made = make_run(tmp_path, lesions())
     empty, broken, strangers = tmp_path / "empty", tmp_path / "broken", tmp_path / "strangers"
@@ -289,6 +309,30 @@ def test_node_classes_are_staged(console: Console, tmp_path: Path) -> None:
     assert "quadratic kappa" in said.out
 
 
+def test_a_patient_with_a_node_that_was_not_scored_is_not_staged(console: Console, tmp_path: Path) -> None:
+    task = TaskConfig(name="node", classes=NODE_CLASSES)
+
+    def node(patient: str, number: int, kind: str, *, failed: bool = False) -> Slide:
+        chances = {"node": {name: float(name == kind) for name in NODE_CLASSES}}
+        return Slide(f"{patient}_node_{number}", None if failed else chances, {"node": kind}, patient)
+
+    torn = [node("a", 0, "macro"), node("a", 1, "itc", failed=True)]
+    whole = [node("b", 0, "micro"), node("c", 0, "itc")]
+    torn_too = [node("d", 0, "itc", failed=True), node("d", 1, "micro")]
+    for name, slides in (("some", [*torn, *whole]), ("none", [*torn, *torn_too])):
+        (tmp_path / name).mkdir()
+        made = make_run(tmp_path / name, slides, [task])
+        assert console("evaluate", made.run, made.manifest, *FAST).code == 3
+        staged = metrics(made.run / "evaluation")["stages"]["node"]
+        assert list(staged["patients"]) == (["b", "c"] if name == "some" else [])
+        assert staged["incomplete"] == (["a"] if name == "some" else ["a", "d"])
+        assert staged["quadratic_kappa"]["value"] == (1 if name == "some" else None)
+
+
+def test_the_command_s_choices_are_the_library_s() -> None:
+    assert get_args(EvaluateJob.model_fields["pool"].annotation) == get_args(Pooling)
+
+
 @pytest.fixture
 def good(tmp_path: Path) -> Made:
     return make_run(tmp_path, two_classes())
@@ -362,3 +406,21 @@ def test_an_old_run_s_tasks_come_from_its_checkpoint(
         json.dumps({"config": {"slides": "s"}, "checkpoint": {"path": str(small_checkpoint)}})
     )
     assert console("evaluate", good.run, good.manifest, *FAST).code == 0
+
+
+def test_what_predict_writes_is_what_evaluate_reads(
+    console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Real files from end to end: drawn slides with outlines, an untrained network."""
+    run, annotations = tmp_path / "run", small_data.manifest.parent / "annotations"
+    said = console(
+        "predict", small_data.slides, "--checkpoint", small_checkpoint, "--out", run, "--no-overlays"
+    )
+    assert said.code == 0, said.err
+    said = console("evaluate", run, small_data.manifest, *FAST, "--annotations", annotations)
+    assert said.code == 0, said.err
+    found = metrics(run / "evaluation")
+    assert (found["slides"]["scored"], found["slides"]["predicted_elsewhere"]) == (2, 4)
+    assert found["froc"]["scales"] == [{"l0_mpp": 0.5, "level": 4}]
+    assert found["froc"]["lesions"] >= 1
+    assert len(rows(run / "evaluation" / "slides.csv")) == 2

@@ -1,12 +1,10 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.manifest import SlideRecord, read_manifest, split_by_case, write_manifest
-from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
+from wsi_ips.datasets.manifest import SlideRecord, read_manifest, write_manifest
+from wsi_ips.errors import ManifestError, SlideNotFound
 
 CLASSES = ("normal", "tumor")
 TASKS = [TaskConfig(classes=CLASSES)]
@@ -91,33 +89,6 @@ def test_every_task_reads_its_own_column(folder: Path) -> None:
         read_manifest(manifest(folder, "a,p,train,a.tif,61,,high\n", header=header), tasks=tasks)
     with pytest.raises(ManifestError, match="lacks the column age"):
         read_manifest(manifest(folder, "", header=header.replace(",age", "")), tasks=tasks)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 15), st.sampled_from(CLASSES)), min_size=1, max_size=60), st.integers()
-)
-def test_a_case_never_lies_in_two_splits(slides: list[tuple[int, str]], seed: int) -> None:
-    records = [
-        SlideRecord(str(number), f"case{case}", {"label": label}, "train", Path("x"))
-        for number, (case, label) in enumerate(slides)
-    ]
-    fractions = {"train": 0.6, "val": 0.2, "test": 0.2}
-    divided = split_by_case(records, fractions=fractions, seed=seed)
-    assert len({(record.case_id, record.split) for record in divided}) == len({r.case_id for r in divided})
-    assert divided == split_by_case(records, fractions=fractions, seed=seed)
-    assert [record.slide_id for record in divided] == [record.slide_id for record in records]
-
-
-def test_labels_are_spread_over_the_splits() -> None:
-    records = [
-        SlideRecord(str(i), f"c{i}", {"label": CLASSES[i % 4 == 0]}, "train", Path("x")) for i in range(200)
-    ]
-    divided = split_by_case(records, fractions={"train": 0.5, "test": 0.5}, seed=3)
-    for split in ("train", "test"):
-        labels = [record.labels["label"] for record in divided if record.split == split]
-        assert (labels.count("tumor"), len(labels)) == (25, 100)
-    with pytest.raises(ConfigError, match="sum to 1"):
-        split_by_case(records, fractions={"train": 0.5}, seed=0)
 
 
 def test_paths_below_another_root_in_camelyon_s_layouts_too(

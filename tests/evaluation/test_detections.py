@@ -63,6 +63,10 @@ def test_of_equals_the_first_and_no_more_than_asked_for() -> None:
     assert found.l0_xy_N2[:, 1].tolist() == [32, 32, 32]
     assert found.l0_xy_N2[:, 0].tolist() == [32, 2 * PATCH + 32, 4 * PATCH + 32]
     assert found.probability_N.tolist() == [0.5] * 3
+    # Equals among others: a sort that is not stable passes the test above.
+    steps = np.random.default_rng(0).integers(0, 2, COLUMNS * ROWS) / 10
+    found = detections_from_attention(patches(), steps, probability=1, radius_um=0)
+    assert np.array_equal(found.l0_xy_N2 // PATCH @ [1, COLUMNS], np.flatnonzero(steps))
 
 
 @given(hnp.arrays(float, COLUMNS * ROWS, elements=st.floats(0, 1)))

@@ -121,6 +121,11 @@ def test_within_is_the_distance_map_s(mask: np.ndarray, radius: float) -> None:
 
 
 def test_touching_corners_and_filled_holes_make_one_lesion() -> None:
+    corners = np.zeros((40, 40), np.uint8)
+    corners[10, 10] = corners[17, 17] = 255
+    assert lesion_mask(corners).numbers == 1, "dilated, the two meet in one corner of a pixel"
+    corners[18, 18], corners[17, 17] = 255, 0
+    assert lesion_mask(corners).numbers == 2
     ring = blobs((60, 50, 40)) - blobs((60, 50, 20))
     lesions = lesion_mask(ring)
     assert lesions.numbers == 1
@@ -152,6 +157,13 @@ def test_rules_scale_with_the_slide_s_resolution() -> None:
     assert official.itc_px == pytest.approx(35.365, abs=1e-3)
     assert (coarse.dilation_px, coarse.itc_px) == pytest.approx((official.dilation_px, official.itc_px))
     assert coarse.mask_size((1000, 15)) == (63, 1)
+
+
+def test_a_slide_like_the_challenge_s_is_judged_by_its_rules() -> None:
+    for mpp in (0.226, 0.243, 0.25):
+        assert FrocRules.for_slide(Mpp(mpp)) == FrocRules()
+    assert FrocRules.for_slide(Mpp(0.5)) == FrocRules(l0_mpp=Mpp(0.5), level=4)
+    assert FrocRules.for_slide(Mpp(9.0)).level == 0
 
 
 def test_masks_that_are_too_large_or_none_are_refused() -> None:

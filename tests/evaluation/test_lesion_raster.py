@@ -7,8 +7,11 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from shapely import MultiPolygon, Polygon
+from shapely.affinity import translate
 
+from tests.evaluation import plain_froc
 from wsi_ips.evaluation import lesion_raster as module
+from wsi_ips.evaluation.froc import lesion_mask
 from wsi_ips.evaluation.lesion_raster import lesion_raster
 
 
@@ -49,14 +52,25 @@ def test_no_lesion_is_an_empty_mask() -> None:
     assert not lesion_raster(MultiPolygon(), l0_per_px=32, size=(9, 5)).any()
 
 
-def test_real_lesions_keep_their_area(real_data: Path) -> None:
-    paths = sorted((real_data / "camelyon" / "lesion_polygons").glob("*.json"))
-    for path in paths[:4]:
-        outlines = json.loads(path.read_text())["positive"]
-        united = shapely.union_all([shapely.make_valid(Polygon(one["vertices"])) for one in outlines])
-        lesions = MultiPolygon([part for part in shapely.get_parts(united) if isinstance(part, Polygon)])
-        width, height = (int(edge / 32) + 2 for edge in lesions.bounds[2:])
-        mask = lesion_raster(lesions, l0_per_px=32, size=(width, height))
-        # The rounding of one lesion's pixels goes as the root of its outline's length.
-        spread = 4 * 32**2 * (lesions.length / 32) ** 0.5
-        assert mask.astype(bool).sum() * 32**2 == pytest.approx(lesions.area, abs=spread + 32**2)
+def real_lesions(real_data: Path, name: str) -> MultiPolygon:
+    """A CAMELYON16 slide's lesions, moved to the top left."""
+    outlines = json.loads((real_data / "camelyon" / "lesion_polygons" / f"{name}.json").read_text())
+    shapes = [Polygon(one["vertices"]) for one in outlines["positive"] if len(one["vertices"]) > 3]
+    united = shapely.union_all([shapely.make_valid(shape) for shape in shapes])
+    moved = translate(united, 900 - united.bounds[0], 300 - united.bounds[1])
+    return MultiPolygon([part for part in shapely.get_parts(moved) if isinstance(part, Polygon)])
+
+
+@pytest.mark.parametrize("name", ["Tumor_008", "Tumor_065", "Tumor_105"])
+def test_real_lesions_keep_their_area_and_their_numbers(real_data: Path, name: str) -> None:
+    lesions = real_lesions(real_data, name)
+    width, height = (int(edge / 32) + 9 for edge in lesions.bounds[2:])
+    mask = lesion_raster(lesions, l0_per_px=32, size=(width, height))
+    # The rounding of one lesion's pixels goes as the root of its outline's length.
+    spread = 4 * 32**2 * (lesions.length / 32) ** 0.5
+    assert mask.astype(bool).sum() * 32**2 == pytest.approx(lesions.area, abs=spread + 32**2)
+    labels, itc = plain_froc.number_lesions(mask)
+    ours = lesion_mask(mask)
+    assert np.array_equal(ours.label_HW, labels)
+    assert sorted(ours.itc) == itc
+    assert ours.numbers > len(itc) > 0

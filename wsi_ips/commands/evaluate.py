@@ -36,6 +36,7 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import EvaluateJob
 
 LARGEST_HISTORY = 2**26
+WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1"}
 HEADLINES = {
     "binary": ("auc", "balanced_accuracy", "sensitivity", "specificity", "ece"),
     "multiclass": ("auc_macro", "balanced_accuracy", "accuracy", "ece"),
@@ -100,7 +101,7 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
     all_tasks = tasks_of_run(run)
     tasks = chosen_tasks(all_tasks, job.task)
     rows = read_predictions(run.predictions, tasks=all_tasks)
-    manifest = read_manifest(job.manifest, tasks=tasks)
+    manifest = read_manifest(job.manifest, tasks=tasks, need_slides=False)
     joined = join(manifest, rows, job.split, predictions=run.predictions)
     elsewhere = None
     if job.threshold_from is not None:
@@ -154,7 +155,7 @@ def _draw(out: Path, job: EvaluateJob, done: Evaluation, history: Mapping[str, l
             title=f"{done.froc_task}, split {job.split}",
         )  # fmt: skip
     if history is not None and job.history is not None:
-        draw_history(out / "loss.png", history, title=job.history.parent.name or job.history.name)
+        draw_history(out / "loss.png", history, title=f"losses of {job.history.resolve().parent.name}")
 
 
 def _headlines(done: Evaluation) -> list[str]:
@@ -177,7 +178,7 @@ def _headlines(done: Evaluation) -> list[str]:
 
 
 def _in_words(name: str, interval: Interval) -> str:
-    name = name.replace("_", " ").replace("auc", "AUC")
+    name = " ".join(WORDS.get(word, word) for word in name.split("_"))
     if math.isnan(interval.low):
         return f"{name} {interval.value:.3f}"
     return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -135,7 +135,7 @@ def _detections(result: SlideResult, report: TaskReport, place: int, job: Evalua
 
 
 def _lesions(annotation: Path, result: SlideResult, rules: FrocRules) -> LesionMask | None:
-    area = lesion_area(annotation)
+    area = lesion_area(annotation, l0_size=result.coords.l0_size)
     try:
         size = rules.mask_size(result.coords.l0_size)
     except ValueError as error:

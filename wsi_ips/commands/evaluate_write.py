@@ -69,7 +69,7 @@ def write_tables(
 def _slide_rows(task: str, scored: Scored, joined: Joined) -> Iterable[Sequence[Any]]:
     """``probability``: of the positive; of one class of several, of the class that is called."""
     for place, (record, row) in enumerate(joined.pairs):
-        label = record.labels[scored.task.column_name]
+        label = _names(scored, scored.target_NC[place])
         yield (task, record.slide_id, record.case_id, label, *_called(scored, place), "ok", row.error)
     unscored = [(record, "failed", row.error) for record, row in joined.failed]
     unscored += [(record, "missing", "not in the predictions") for record in joined.missing]
@@ -91,15 +91,17 @@ def _called(scored: Scored, place: int) -> tuple[str, str, str]:
     outputs = scored.output_NC[place]
     if scored.kind == "regression":
         return ";".join(map(repr, outputs.tolist())), "", ""
-    correct = str(int(scored.correct[place]))
     if scored.kind == "multilabel":
-        return _names(scored, scored.called[place]), ";".join(map(repr, outputs.tolist())), correct
-    called = int(scored.called_class[place])
-    probability = scored.probability[place] if scored.kind == "binary" else outputs[called]
-    return scored.class_names[called], repr(float(probability)), correct
+        probability = ";".join(map(repr, outputs.tolist()))
+    elif scored.kind == "binary":
+        probability = repr(float(outputs[-1]))
+    else:
+        probability = repr(float(outputs.max()))
+    return _names(scored, scored.called[place]), probability, str(int(scored.correct[place]))
 
 
 def _names(scored: Scored, values: Any) -> str:
+    """Targets or calls of one slide as a manifest's cell would say them."""
     if scored.kind == "regression":
         return ";".join(map(repr, values.tolist()))
     if scored.kind == "multilabel" or len(scored.task.classes) == 1:

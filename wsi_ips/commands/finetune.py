@@ -1,29 +1,31 @@
 """``finetune``: a checkpoint from a manifest."""
 
+from pathlib import Path
+
 from wsi_ips.commands.inputs import given_mpp
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.datasets.manifest import read_manifest
+from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd
+from wsi_ips.training.feature_bags import finetune_features
 from wsi_ips.training.finetune import finetune
+from wsi_ips.training.fit import FinetuneReport
 from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import forget_run
 
 
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
-    """Fine-tune, and say which epoch was best and which slides were left out."""
-    manifest = read_manifest(job.manifest, tasks=job.model.tasks, root=job.slides_root)
+    """Fine-tune, and say which epoch was best and which slides were left out; or cross-validate."""
+    manifest = read_manifest(
+        job.manifest, tasks=job.model.tasks, root=job.slides_root, need_slides=job.features is None
+    )
+    if job.folds is not None:
+        return _folds(manifest, job, job.folds, progress)
     if job.restart:
         forget_run(job.out)
-    report = finetune(
-        manifest,
-        job,
-        job.out,
-        device=pick_device(job.device),
-        slide_mpp=given_mpp(job.slide_mpp, job.mpp_csv),
-        progress=progress,
-    )
+    report = _train(manifest, job, job.out, progress)
     if not is_first_process():
         return Outcome([])
     best = report.history[report.best_epoch]
@@ -31,3 +33,27 @@ def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
     failures = [f"{slide_id}: {reason}" for slide_id, reason in report.bad.items()]
     best_epoch = f"best epoch {report.best_epoch + 1}: {figures}"
     return Outcome.of_slides(failures, f"checkpoint {report.checkpoint}", details=[best_epoch])
+
+
+def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> Outcome:
+    """Say how the folds did, and which slides they left out."""
+    if job.restart:
+        forget_folds(job.out)
+    folds = cross_validate(
+        manifest, job, job.out, k=k, train=lambda divided, out: _train(divided, job, out, progress)
+    )
+    if not is_first_process():
+        return Outcome([])
+    lines = [f"fold {fold.number} was complete already" for fold in folds if fold.skipped]
+    lines += [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in mean_and_sd(folds).items()]
+    bad = {slide_id: reason for fold in folds for slide_id, reason in fold.bad.items()}
+    failures = [f"{slide_id}: {reason}" for slide_id, reason in bad.items()]
+    return Outcome.of_slides(failures, f"{k} folds in {job.out / 'cv.csv'}", details=lines)
+
+
+def _train(manifest: Manifest, job: FinetuneJob, out: Path, progress: Progress) -> FinetuneReport:
+    device = pick_device(job.device)
+    if job.features is not None:
+        return finetune_features(manifest, job, job.features, out, device=device, progress=progress)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    return finetune(manifest, job, out, device=device, slide_mpp=slide_mpp, progress=progress)

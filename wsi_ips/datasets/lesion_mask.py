@@ -104,44 +104,48 @@ def _of_size(mask: Mask, size: Size | None) -> Mask:
 
 def _fill(mask: Mask, outline: LinearRing, downsample: float, *, value: bool) -> None:
     """Set the pixels inside, some rows at a time, so that memory does not grow with the lesion."""
-    edges_E4 = _edges(outline)
+    edges_E5 = _edges(outline)
     left, top, right, bottom = (bound / downsample for bound in outline.bounds)
     # Strictly within the bounding box.
     cols = range(max(0, int(np.floor(left)) + 1), min(mask.shape[1], int(np.ceil(right))))
     rows = range(max(0, int(np.floor(top)) + 1), min(mask.shape[0], int(np.ceil(bottom))))
-    if not len(cols) or not len(edges_E4):
+    if not len(cols) or not len(edges_E5):
         return
-    at_once = max(1, _CELLS_AT_ONCE // max(len(cols), len(edges_E4)))
+    at_once = max(1, _CELLS_AT_ONCE // max(len(cols), len(edges_E5)))
     for start in range(rows.start, rows.stop, at_once):
         band = range(start, min(start + at_once, rows.stop))
-        inside = _winding(edges_E4, band, cols, downsample) != 0
+        inside = _winding(edges_E5, band, cols, downsample) != 0
         mask[band.start : band.stop, cols.start : cols.stop][inside] = value
 
 
 def _edges(outline: LinearRing) -> NDArray[np.float64]:
-    """(x0, y0, x1, y1) of every edge that a row can cross."""
+    """(x, y) of the upper end, (x, y) of the lower end, direction (1 where y grows along the outline), (E, 5).
+
+    Without level edges, which no row crosses. From the upper end on, so that an edge drawn there and back is
+    crossed at the very same place and leaves nothing.
+    """
     points_N2 = np.asarray(outline.coords, np.float64)
-    edges_E4 = np.hstack([points_N2[:-1], points_N2[1:]])
-    return np.asarray(edges_E4[edges_E4[:, 1] != edges_E4[:, 3]])
+    start, end = points_N2[:-1], points_N2[1:]
+    down = end[:, 1:] > start[:, 1:]
+    upper, lower = np.where(down, start, end), np.where(down, end, start)
+    edges_E5 = np.hstack([upper, lower, np.where(down, 1.0, -1.0)])
+    return np.asarray(edges_E5[upper[:, 1] != lower[:, 1]])
 
 
-def _winding(edges_E4: NDArray[np.float64], rows: range, cols: range, downsample: float) -> NDArray[np.int32]:
+def _winding(edges_E5: NDArray[np.float64], rows: range, cols: range, downsample: float) -> NDArray[np.int32]:
     """Winding number of each pixel of some rows and columns, (rows, cols).
 
     An edge adds its direction to all pixels left of where it crosses their row; it owns its upper end only.
     """
-    lower, upper = np.sort(edges_E4[:, 1::2] / downsample, axis=1).T
-    first = np.clip(np.ceil(lower), rows.start, rows.stop).astype(np.int64)
-    last = np.clip(np.ceil(upper), rows.start, rows.stop).astype(np.int64)
+    first, last = np.clip(np.ceil(edges_E5[:, [1, 3]] / downsample), rows.start, rows.stop).astype(np.int64).T
     crossings = last - first
-    edge = np.repeat(np.arange(len(edges_E4)), crossings)
+    edge = np.repeat(np.arange(len(edges_E5)), crossings)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(crossings) - crossings, crossings) + first[edge]
-    x0, y0, x1, y1 = edges_E4[edge].T
+    x0, y0, x1, y1, direction = edges_E5[edge].T
     crossed_at = x0 + (row * downsample - y0) * (x1 - x0) / (y1 - y0)
     end = np.clip(np.ceil(crossed_at / downsample), cols.start, cols.stop).astype(np.int64) - cols.start
     # Differences along the row, summed up at the end: one cell per crossing and not one per pixel.
     steps = np.zeros((len(rows), len(cols) + 1), np.int32)
-    direction = np.where(y1 > y0, 1, -1).astype(np.int32)
-    np.add.at(steps, (row - rows.start, np.zeros_like(end)), direction)
-    np.subtract.at(steps, (row - rows.start, end), direction)
+    np.add.at(steps, (row - rows.start, np.zeros_like(end)), direction.astype(np.int32))
+    np.subtract.at(steps, (row - rows.start, end), direction.astype(np.int32))
     return np.cumsum(steps, axis=1, dtype=np.int32)[:, :-1]

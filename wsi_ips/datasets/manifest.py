@@ -1,7 +1,6 @@
 """Which slides there are, whose they are, and what they are: a CSV that is believed only after checks."""
 
 import csv
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import SlideFinder
 from wsi_ips.datasets.targets import Target, target_of
-from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
+from wsi_ips.errors import ManifestError, SlideNotFound
 from wsi_ips.files import whole_file
 
 COLUMNS = ("slide_id", "case_id", "split", "path")
@@ -44,11 +43,14 @@ class Manifest:
         return [record for record in self.records if record.split == name]
 
 
-def read_manifest(path: Path, *, tasks: Sequence[TaskConfig], root: Path | None = None) -> Manifest:
+def read_manifest(
+    path: Path, *, tasks: Sequence[TaskConfig], root: Path | None = None, need_slides: bool = True
+) -> Manifest:
     """Read a CSV with the columns ``slide_id,case_id,split,path`` and one per task; others are ignored.
 
     Slide paths are absolute or relative to ``root`` (none: the CSV's folder); with ``root`` a slide that is not
-    there is looked for in CAMELYON's layouts. Raises :class:`ManifestError` with the line for an unknown or
+    there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) none has to be
+    there. Raises :class:`ManifestError` with the line for an unknown or
     missing label, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits;
     :class:`SlideNotFound` where ``root`` is no folder.
     """
@@ -70,7 +72,7 @@ def read_manifest(path: Path, *, tasks: Sequence[TaskConfig], root: Path | None 
         raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
     if not lines:
         raise ManifestError(path, "lists no slides", "add a line per slide")
-    records = _located(path, lines, root)
+    records = _located(path, lines, root) if need_slides else [record for _, record in lines]
     _check_ids_and_cases(path, records)
     return Manifest(path, tuple(records))
 
@@ -86,34 +88,6 @@ def write_manifest(path: Path, records: Sequence[SlideRecord]) -> None:
             where = record.path.relative_to(path.parent) if below else record.path
             labels = [record.labels.get(column, "") for column in columns]
             writer.writerow([record.slide_id, record.case_id, *labels, record.split, where.as_posix()])
-
-
-def split_by_case(
-    records: Sequence[SlideRecord], *, column: str = "label", fractions: Mapping[str, float], seed: int
-) -> list[SlideRecord]:
-    """Give every case to one split, in about these fractions for each label of ``column``, by ``seed``.
-
-    A case counts under its rarest label. Raises :class:`ConfigError` where fractions do not sum to 1.
-    """
-    if set(fractions) - set(SPLITS) or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise ConfigError(f"fractions {dict(fractions)} must name {', '.join(SPLITS)} and sum to 1")
-    labels = [record.labels[column] for record in records]
-    by_case: dict[str, list[str]] = {}
-    for record in records:
-        by_case.setdefault(record.case_id, []).append(record.labels[column])
-    by_label: dict[str, list[str]] = {}
-    for case, case_labels in sorted(by_case.items()):
-        by_label.setdefault(min(case_labels, key=lambda label: (labels.count(label), label)), []).append(case)
-    split_of: dict[str, str] = {}
-    for label, cases in sorted(by_label.items()):
-        random.Random(f"{seed}/{label}").shuffle(cases)  # noqa: S311 - not a secret
-        start, share = 0, 0.0
-        for split, fraction in fractions.items():
-            share += fraction
-            end = round(share * len(cases))
-            split_of.update(dict.fromkeys(cases[start:end], split))
-            start = end
-    return [replace(record, split=split_of[record.case_id]) for record in records]
 
 
 def _record(path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig]) -> SlideRecord:

@@ -104,15 +104,31 @@ class LesionMask:
 def lesion_mask(tumor_HW: NDArray[np.uint8], rules: FrocRules = OFFICIAL) -> LesionMask:
     """Number the lesions of a mask at ``rules.level``, (H, W) uint8 with tumour = 255.
 
-    About ten bytes a pixel. Raises ``ValueError`` for a mask that is not two-dimensional or too large.
+    Takes about five bytes a pixel, and ten more in the rectangle that holds all tumour. Raises ``ValueError``
+    for a mask that is not two-dimensional or too large.
     """
     if tumor_HW.ndim != 2 or tumor_HW.size > LARGEST_MASK_PX:
         raise ValueError(f"a mask of shape {tumor_HW.shape} is no mask at level {rules.level}")
-    near_HW = within(tumor_HW == TUMOR, rules.dilation_px)
-    label_HW = measure.label(ndimage.binary_fill_holes(near_HW), connectivity=2).astype(np.int32, copy=False)
-    regions = measure.regionprops(label_HW)
+    is_tumor_HW = tumor_HW == TUMOR
+    # With an empty margin around it nothing outside touches, fills or renumbers what is inside.
+    window = _window(is_tumor_HW, margin=math.ceil(rules.dilation_px) + 1)
+    near_HW = ndimage.binary_fill_holes(within(is_tumor_HW[window], rules.dilation_px))
+    label_HW = np.zeros(tumor_HW.shape, np.int32)
+    label_HW[window] = measure.label(near_HW, connectivity=2)
+    regions = measure.regionprops(label_HW[window])
     itc = frozenset(region.label for region in regions if region.axis_major_length < rules.itc_px)
     return LesionMask(label_HW, itc)
+
+
+def _window(mask_HW: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice]:
+    """The rectangle around all of the mask; the whole where there is nothing."""
+    rows, columns = (np.flatnonzero(mask_HW.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(None), slice(None)
+    return (
+        slice(max(0, int(rows[0]) - margin), int(rows[-1]) + margin + 1),
+        slice(max(0, int(columns[0]) - margin), int(columns[-1]) + margin + 1),
+    )
 
 
 def within(mask_HW: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from wsi_ips.config import AttentionConfig, ModelConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.cross_attention import CrossAttention
+from wsi_ips.models.encoders.features import FeatureEncoder
 from wsi_ips.models.encoders.projector import Projector
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.heads import Heads
@@ -15,7 +16,8 @@ def build_net(config: ModelConfig) -> IPSNet:
 
     Raises :class:`ConfigError` or :class:`CheckpointError` where that cannot be.
     """
-    encoder = TimmEncoder(config.encoder)
+    width = config.encoder.features
+    encoder = TimmEncoder(config.encoder) if width is None else FeatureEncoder(width)
     projector = Projector(encoder.dim, config.encoder.project) if config.encoder.project else None
     dim = config.encoder.project or encoder.dim
     heads = Heads(dim, config.tasks)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.selection.slide_reading import Seen, places_for, select, unchanged
-from wsi_ips.training.augment import quarter_turns_and_flips
+from wsi_ips.selection.slide_reading import Seen, places_for, select
+from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import Bag
 
 
@@ -74,9 +74,9 @@ class PatchKeeper:
     def _seen(self, bag: Bag, epoch: int) -> Seen:
         training = self._config.training
         key = f"{training.seed}/{epoch}/{bag.bag_id}"
-        if not training.flips:
-            return unchanged
-        return lambda pixels_n3PP, ids_n: quarter_turns_and_flips(pixels_n3PP, ids_n, key=key)
+        return lambda pixels_n3PP, ids_n: augment(
+            pixels_n3PP, ids_n, key=key, config=training.augment, flips=training.flips
+        )
 
 
 def regrouped(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:

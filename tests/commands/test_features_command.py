@@ -1,0 +1,143 @@
+"""``finetune --features``: the same heads from stored features, in CLAM's and TRIDENT's layout."""
+
+import csv
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.commands.console import Console
+from tests.datasets.feature_folders import features_of, write_features
+from wsi_ips.config import ModelConfig, PipelineConfig
+from wsi_ips.inference.results import read_result
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+
+WIDTH = 12
+RECIPE = {
+    "selection": {"m": 16, "i": 16},
+    "model": {
+        "encoder": {"name": "features", "features": WIDTH, "project": 8},
+        "attention": {"heads": 2, "key_dim": 4, "value_dim": 4, "inner_dim": 16},
+    },
+    "training": {"epochs": 8, "warmup_epochs": 1, "slides_per_step": 4, "lr": 0.01},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "features.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+def data(folder: Path, *, clam: bool) -> Path:
+    """20 slides of 60 to 79 patches; in a tumour half of them differ in one direction. No slide exists."""
+    lines = ["slide_id,case_id,label,split,path"]
+    for number in range(20):
+        features = features_of(60 + number, WIDTH, seed=number)
+        if number % 2:
+            features[:40, :2] += 6
+        name = f"s{number}"
+        path = folder / "features" / ("h5_files" if clam else "") / f"{name}.h5"
+        write_features(path, features, trident=not clam)
+        label, split = ("normal", "tumor")[number % 2], "train" if number < 14 else "val"
+        lines.append(f"{name},c{number},{label},{split},{name}.svs")
+    manifest = folder / "manifest.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    return manifest
+
+
+@pytest.mark.parametrize("clam", [True, False])
+def test_stored_features_teach_the_heads(console: Console, recipe: Path, tmp_path: Path, clam: bool) -> None:
+    manifest = data(tmp_path, clam=clam)
+    said = console("finetune", manifest, "--features", tmp_path / "features", "--recipe", recipe,
+                   "--out", tmp_path / "model")  # fmt: skip
+    assert said.code == 0, said.err
+    with (tmp_path / "model" / "history.csv").open(newline="") as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file)]
+    assert min(losses) < 0.5 * losses[0]
+    net, pipeline = load_checkpoint(tmp_path / "model" / "model.safetensors")
+    assert pipeline.model.encoder.features == WIDTH
+    assert net.encode(torch.zeros(2, WIDTH)).shape == (2, 8)
+
+    checkpoint, run = tmp_path / "model" / "model.safetensors", tmp_path / "run"
+    said = console("predict", "--features", tmp_path / "features", "--checkpoint", checkpoint, "--out", run)
+    assert said.code == 0, said.err
+    assert ("20 files do not say how large their patches are" in said.out) == clam
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 20
+    assert sum(rows[f"s{n}"]["pred"] == ("normal", "tumor")[n % 2] for n in range(20)) >= 18
+    if clam:
+        with h5py.File(run / "attention" / "s3.h5") as stored:
+            assert stored["attention"][:].sum(axis=0) == pytest.approx(1, abs=1e-4)
+            assert stored["coords"].shape == (63, 2)
+    else:
+        result = read_result(run / "attention" / "s3.h5")
+        assert (len(result.coords), result.coords.slide_id, result.coords.patch_mpp) == (63, "s3", 0.5)
+        assert result.probabilities["label"]["tumor"] == float(rows["s3"]["prob_tumor"])
+
+
+def test_what_is_missing_or_does_not_fit_is_one_line_before_training(
+    console: Console, recipe: Path, tmp_path: Path
+) -> None:
+    manifest, features, out = data(tmp_path, clam=False), tmp_path / "features", tmp_path / "model"
+    (features / "s3.h5").unlink()
+    said = console("finetune", manifest, "--features", features, "--recipe", recipe, "--out", out)
+    assert said.code == 2
+    assert "no features of 1 of 20 slides (s3)" in said.complaint
+    write_features(features / "s3.h5", np.zeros((4, WIDTH + 1), np.float32))
+    said = console("finetune", manifest, "--features", features, "--recipe", recipe, "--out", out)
+    assert "s3.h5: holds features of width 13, not 12" in said.complaint
+    said = console("finetune", manifest, "--recipe", recipe, "--out", out)
+    assert "go together" in said.complaint
+    assert not out.exists()
+
+
+def test_folds_cross_validate_and_are_not_done_twice(console: Console, recipe: Path, tmp_path: Path) -> None:
+    manifest, out = data(tmp_path, clam=True), tmp_path / "cv"
+    arguments = ["finetune", manifest, "--features", tmp_path / "features", "--recipe", recipe, "--out", out,
+                 "--folds", "2", "--set", "training.epochs=2"]  # fmt: skip
+    said = console(*arguments)
+    assert said.code == 0, said.err
+    assert "val_loss" in said.out
+    assert all((out / f"fold_{n}" / "model.safetensors").is_file() for n in (0, 1))
+    with (out / "cv.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["fold"] for row in table] == ["0", "1", "mean", "sd"]
+    assert 0 <= float(table[2]["val_auc"]) <= 1
+    written = (out / "fold_0" / "model.safetensors").stat().st_mtime_ns
+    again = console(*arguments)
+    assert "fold 1 was complete already" in again.out
+    assert (out / "fold_0" / "model.safetensors").stat().st_mtime_ns == written
+    assert console(*arguments[:-4], "--folds", "1").code == 2
+    assert "take 10 folds or fewer" in console(*arguments[:-4], "--folds", "11").complaint
+
+
+def test_features_and_slides_are_not_taken_for_each_other(
+    console: Console, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = ModelConfig.model_validate(RECIPE["model"])
+    checkpoint = tmp_path / "features.safetensors"
+    save_checkpoint(checkpoint, build_net(model), PipelineConfig(model=model))
+    write_features(tmp_path / "f" / "good.h5", features_of(9, WIDTH))
+    write_features(tmp_path / "f" / "wide.h5", features_of(9, WIDTH + 1))
+    out = tmp_path / "run"
+    for arguments, complaint in (
+        (["--features", tmp_path / "f", "--checkpoint", small_checkpoint], "reads the pixels of slides"),
+        ([tmp_path, "--checkpoint", checkpoint], "reads stored features, not slides"),
+        (["--checkpoint", checkpoint], "one of them"),
+        ([tmp_path, "--features", tmp_path / "f", "--checkpoint", checkpoint], "one of them"),
+        (["--features", tmp_path, "--checkpoint", checkpoint], "holds no features"),
+    ):
+        said = console("predict", *arguments, "--out", out)
+        assert said.code == 2
+        assert complaint in said.complaint
+    said = console("predict", "--features", tmp_path / "f", "--checkpoint", checkpoint, "--out", out)
+    assert said.code == 3
+    assert "wide.h5: holds features of width 13, the checkpoint reads 12" in said.out
+    assert "1 of 2 slides labelled" in said.out

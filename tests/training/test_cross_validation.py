@@ -1,0 +1,122 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.datasets.manifest import Manifest, SlideRecord
+from wsi_ips.errors import ConfigError, TrainingError
+from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, strata_column
+from wsi_ips.training.fit import FinetuneReport
+
+SPLITS = ["train"] * 14 + ["val"] * 6 + ["test"] * 4
+
+
+def manifest_of(path: Path) -> Manifest:
+    """24 slides of 12 cases, half of them tumours."""
+    labels = ("normal", "tumor")
+    records = [
+        SlideRecord(f"s{n}", f"c{n // 2}", {"label": labels[n // 2 % 2]}, split, path / f"s{n}.tif")
+        for n, split in enumerate(SPLITS)
+    ]
+    return Manifest(path / "m.csv", tuple(records))
+
+
+class Trainer:
+    """Trains nothing: remembers what it was given, and reports a known loss per fold."""
+
+    def __init__(self, *, fails_at: int | None = None) -> None:
+        self.given: list[Manifest] = []
+        self._fails_at = fails_at
+
+    def __call__(self, manifest: Manifest, out: Path) -> FinetuneReport:
+        number = int(out.name.removeprefix("fold_"))
+        if number == self._fails_at:
+            raise TrainingError("killed")
+        self.given.append(manifest)
+        out.mkdir(parents=True, exist_ok=True)
+        history = ({"epoch": 0, "val_loss": 9.0}, {"epoch": 1, "val_loss": float(number)})
+        bad = {manifest.split("train")[0].slide_id: "torn"} if number == 0 else {}
+        return FinetuneReport(out / "model.safetensors", 1, history, bad)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_case_is_measured_once_by_a_model_that_did_not_see_it(tmp_path: Path) -> None:
+    trainer, manifest = Trainer(), manifest_of(tmp_path)
+    folds = cross_validate(manifest, FinetuneConfig(), tmp_path / "out", k=5, train=trainer)
+    measured = [record.slide_id for given in trainer.given for record in given.split("val")]
+    assert sorted(measured) == sorted(r.slide_id for r in manifest.records if r.split != "test")
+    for given in trainer.given:
+        cases = [{record.case_id for record in given.split(split)} for split in ("train", "val", "test")]
+        assert not cases[0] & cases[1]
+        assert {record.labels["label"] for record in given.split("val")} == {"normal", "tumor"}
+        assert given.split("test") == manifest.split("test")
+    written = {row["slide_id"]: int(row["fold"]) for row in rows(tmp_path / "out" / "folds.csv")}
+    assert written == {r.slide_id: n for n, given in enumerate(trainer.given) for r in given.split("val")}
+    assert [len(fold.bad) for fold in folds] == [1, 0, 0, 0, 0]
+    assert folds[0].train_slides + folds[0].val_slides == 19
+
+
+def test_the_table_has_the_kept_epoch_s_figures_their_mean_and_deviation(tmp_path: Path) -> None:
+    folds = cross_validate(manifest_of(tmp_path), FinetuneConfig(), tmp_path / "out", k=3, train=Trainer())
+    assert mean_and_sd(folds) == {"val_loss": (1.0, 1.0)}
+    table = rows(tmp_path / "out" / "cv.csv")
+    assert [row["fold"] for row in table] == ["0", "1", "2", "mean", "sd"]
+    assert [float(row["val_loss"]) for row in table] == [0, 1, 2, 1, 1]
+    assert [row["epoch"] for row in table] == ["1.0", "1.0", "1.0", "", ""]
+
+
+def test_a_killed_run_goes_on_where_it_was_and_does_no_fold_twice(tmp_path: Path) -> None:
+    manifest, out = manifest_of(tmp_path), tmp_path / "out"
+    with pytest.raises(TrainingError):
+        cross_validate(manifest, FinetuneConfig(), out, k=4, train=Trainer(fails_at=2))
+    assert [row["fold"] for row in rows(out / "cv.csv")] == ["0", "1", "mean", "sd"]
+    again = Trainer()
+    folds = cross_validate(manifest, FinetuneConfig(), out, k=4, train=again)
+    assert len(again.given) == 2
+    assert [fold.skipped for fold in folds] == [True, True, False, False]
+    whole = cross_validate(manifest, FinetuneConfig(), tmp_path / "whole", k=4, train=Trainer())
+    assert mean_and_sd(folds) == mean_and_sd(whole)
+    assert (out / "cv.csv").read_text() == (tmp_path / "whole" / "cv.csv").read_text()
+
+
+def test_a_folder_of_another_cross_validation_is_refused(tmp_path: Path) -> None:
+    manifest, out = manifest_of(tmp_path), tmp_path / "out"
+    cross_validate(manifest, FinetuneConfig(), out, k=4, train=Trainer())
+    with pytest.raises(ConfigError, match="divides slides otherwise"):
+        cross_validate(manifest, FinetuneConfig(), out, k=3, train=Trainer())
+    other = FinetuneConfig.model_validate({"training": {"lr": 0.1}})
+    with pytest.raises(ConfigError, match="fold_0: holds a fold of another cross-validation"):
+        cross_validate(manifest, other, out, k=4, train=Trainer())
+    patient = FinetuneConfig.model_validate({"training": {"save_minutes": 1}, "streaming": {"batch": 9}})
+    assert all(fold.skipped for fold in cross_validate(manifest, patient, out, k=4, train=Trainer()))
+    (out / "fold_1" / "fold.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"fold\.json: cannot be read"):
+        cross_validate(manifest, FinetuneConfig(), out, k=4, train=Trainer())
+
+
+def test_a_forgotten_cross_validation_begins_anew(tmp_path: Path) -> None:
+    manifest, out = manifest_of(tmp_path), tmp_path / "out"
+    cross_validate(manifest, FinetuneConfig(), out, k=4, train=Trainer())
+    forget_folds(out)
+    again = Trainer()
+    cross_validate(manifest, FinetuneConfig(), out, k=3, train=again)
+    assert len(again.given) == 3
+
+
+def test_too_many_folds_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="6 folds need 6 cases with label 'normal', found 5; take 5"):
+        cross_validate(manifest_of(tmp_path), FinetuneConfig(), tmp_path / "out", k=6, train=Trainer())
+    assert not (tmp_path / "out").exists()
+
+
+def test_folds_are_stratified_by_the_first_task_with_classes() -> None:
+    age = TaskConfig(name="age", classes=("years",), activation="linear")
+    many = TaskConfig(name="found", classes=("a", "b"), activation="sigmoid")
+    one = TaskConfig(name="tumor", column="truth", classes=("tumor",), activation="sigmoid")
+    assert strata_column([age, many, one, TaskConfig()]) == "truth"
+    assert strata_column([age, many]) is None

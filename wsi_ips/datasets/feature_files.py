@@ -1,0 +1,175 @@
+"""Patch features that CLAM or TRIDENT stored, one HDF5 a slide: checked before they are believed.
+
+CLAM: ``features`` (N, C) and ``coords`` (N, 2), no attributes, in ``h5_files/``. TRIDENT: the same with the
+attributes of its coordinates, so that the patches' size and place in µm are known too.
+
+Shape suffixes: N patches of a slide, n some of them, C feature width.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import CoordsError, FeaturesError
+from wsi_ips.tiling.coords import take_coords
+from wsi_ips.tiling.grid import PatchCoords
+
+MOST_PATCHES = 10_000_000
+LARGEST_WIDTH = 65_536
+LARGEST_BLOCK_BYTES = 2**28
+"""A file's own block (HDF5 chunk) is unpacked whole, however little of it is asked for."""
+AGAIN = "extract the slide's features again"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureFile:
+    """What a features file holds, without the features. l0_xy_N2: int64, top-left corners in level-0 pixels.
+
+    coords: where the file says how large its patches are (TRIDENT's do); None: only their corners are known.
+    ids_N: raster indices where the file has them (``on_grid``), else 0, 1, ... in file order.
+    """
+
+    path: Path
+    width: int
+    l0_xy_N2: NDArray[np.int64]
+    ids_N: NDArray[np.int64]
+    on_grid: bool
+    coords: PatchCoords | None
+
+    def __len__(self) -> int:
+        return len(self.l0_xy_N2)
+
+
+def find_features(folder: Path, slide_ids: Iterable[str]) -> dict[str, Path]:
+    """{slide_id: its file}: ``<slide_id>.h5`` in the folder itself (TRIDENT) or in its ``h5_files`` (CLAM).
+
+    Raises one :class:`FeaturesError` for all that are missing.
+    """
+    if not folder.is_dir():
+        raise FeaturesError(folder, "no such folder of features", "name the one that holds <slide_id>.h5")
+    found: dict[str, Path] = {}
+    missing: list[str] = []
+    for slide_id in slide_ids:
+        places = (folder / f"{slide_id}.h5", folder / "h5_files" / f"{slide_id}.h5")
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            missing.append(slide_id)
+        else:
+            found[slide_id] = path
+    if missing:
+        named = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        raise FeaturesError(
+            folder,
+            f"has no features of {len(missing)} of {len(missing) + len(found)} slides ({named})",
+            "they are looked for as <slide_id>.h5 there and in h5_files/; extract them, or leave the slides out",
+        )
+    return found
+
+
+def list_features(folder: Path) -> dict[str, Path]:
+    """{slide_id: its file} of all features in a folder, in either layout, in a stable order.
+
+    Raises :class:`FeaturesError` where there are none.
+    """
+    files = [*sorted((folder / "h5_files").glob("*.h5")), *sorted(folder.glob("*.h5"))]
+    found = {path.stem: path for path in files if path.is_file() and not path.name.startswith(".")}
+    if not found:
+        raise FeaturesError(folder, "holds no features", "name the folder of <slide_id>.h5, or of h5_files/")
+    return dict(sorted(found.items()))
+
+
+def open_features(path: Path) -> FeatureFile:
+    """Check a features file of either layout, and read where its patches lie.
+
+    Nothing is allocated for features, and nothing else before types, shapes and sizes are known to be sane.
+    Raises :class:`FeaturesError`.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return _checked(file, path)
+    except CoordsError as error:
+        raise FeaturesError(path, error.args[1], AGAIN) from None
+    # h5py has no error of its own: a damaged file shows as any of these.
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise FeaturesError(path, f"is not an HDF5 file that can be read ({_line(error)})", AGAIN) from None
+
+
+def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Features (n, C) of these rows of an open file, in the order given. Raises :class:`FeaturesError`."""
+    # HDF5 takes rows in rising order only, each once.
+    rising, back = np.unique(rows_n, return_inverse=True)
+    together = len(rising) and rising[-1] - rising[0] + 1 == len(rising)
+    try:
+        dataset = file["features"]
+        _check_plain(dataset, path, "features")
+        features = dataset[rising[0] : rising[-1] + 1] if together else dataset[rising]
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise FeaturesError(path, f"features cannot be read ({_line(error)})", AGAIN) from None
+    features_nC: NDArray[np.float32] = features.astype(np.float32, copy=False)[back]
+    if not np.isfinite(features_nC).all():
+        raise FeaturesError(path, "holds features that are not finite", AGAIN)
+    return features_nC
+
+
+def _checked(file: Any, path: Path) -> FeatureFile:
+    for name in ("features", "coords"):
+        if name not in file:
+            raise FeaturesError(path, f"has no dataset {name}", "is it a file of patch features?")
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise FeaturesError(path, f"keeps {name} in another file", "never open such a file")
+        _check_plain(file[name], path, name)
+    features, coords = file["features"], file["coords"]
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise FeaturesError(
+            path,
+            f"features are {features.dtype} of shape {features.shape}",
+            "expected floats (N, C) of patches",
+        )
+    if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "iu":
+        raise FeaturesError(
+            path, f"coords are {coords.dtype} of shape {coords.shape}", "expected integers (N, 2)"
+        )
+    if len(features) != len(coords):
+        raise FeaturesError(path, f"has {len(features)} features and {len(coords)} coords", AGAIN)
+    if not 1 <= len(features) <= MOST_PATCHES or not 1 <= features.shape[1] <= LARGEST_WIDTH:
+        raise FeaturesError(path, f"claims features of shape {features.shape}", AGAIN)
+    width = int(features.shape[1])
+    if "patch_size" not in coords.attrs:
+        l0_xy_N2 = coords[:].astype(np.int64)
+        return FeatureFile(path, width, l0_xy_N2, np.arange(len(l0_xy_N2)), on_grid=False, coords=None)
+    return _with_geometry(file, path, width, coords.attrs)
+
+
+def _with_geometry(file: Any, path: Path, width: int, attributes: Mapping[str, Any]) -> FeatureFile:
+    ours = "wsi_ips_l0_patch" in attributes
+    if not ours and "target_magnification" not in attributes:  # CLAM's: a level, of a slide that is not here
+        l0_xy_N2 = file["coords"][:].astype(np.int64)
+        return FeatureFile(path, width, l0_xy_N2, np.arange(len(l0_xy_N2)), on_grid=False, coords=None)
+    if ours:
+        for name in ("wsi_ips_patch_ids", "wsi_ips_tissue"):
+            dataset = file.get(name)
+            _check_plain(dataset, path, name)
+            if dataset.shape != (len(file["coords"]),) or dataset.dtype.kind not in "iuf":
+                raise FeaturesError(path, f"{name} is {dataset.dtype} of shape {dataset.shape}", AGAIN)
+    coords = take_coords(file, path)
+    if np.any(np.diff(coords.ids_N) <= 0):
+        raise FeaturesError(path, "numbers its patches out of order", AGAIN)
+    return FeatureFile(path, width, coords.l0_xy_N2, coords.ids_N, on_grid=ours, coords=coords)
+
+
+def _check_plain(dataset: Any, path: Path, name: str) -> None:
+    """Refuse what reaches into other files, or unpacks more at once than a block of features needs."""
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise FeaturesError(path, f"{name} is not a plain dataset", "never open such a file")
+    if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
+        raise FeaturesError(path, f"{name} claims blocks of {dataset.chunks}", AGAIN)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,156 @@
+"""Bags of stored features: the same heads, learned without slides.
+
+Shape suffixes: N patches of a slide, n some of them, C feature width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig
+from wsi_ips.datasets.feature_files import FeatureFile, find_features, open_features, read_rows
+from wsi_ips.datasets.manifest import Manifest, SlideRecord
+from wsi_ips.datasets.targets import Target
+from wsi_ips.errors import FeaturesError
+from wsi_ips.progress import Progress, silent
+from wsi_ips.streaming.stream import Chunk
+from wsi_ips.training.finetune import check_labels
+from wsi_ips.training.fit import FinetuneReport, train_bags
+from wsi_ips.units import PlaceKind
+
+
+class FeatureSource:
+    """An open file of features as a :class:`wsi_ips.streaming.patch_source.PatchSource`.
+
+    A chunk's "pixels" are (n, C) float32 features. Memory: one chunk.
+    """
+
+    def __init__(self, file: Any, held: FeatureFile, *, batch: int, device: torch.device) -> None:
+        self._file = file
+        self._held = held
+        self._batch = batch
+        self._device = device
+
+    def __len__(self) -> int:
+        """Number of chunks."""
+        return -(-len(self._held) // self._batch)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for start in range(0, len(self._held), self._batch):
+            yield self._chunk(np.arange(start, min(start + self._batch, len(self._held))))
+
+    def read(self, ids_n: Tensor) -> Chunk:
+        """Raises ``KeyError`` for an id that the file does not have."""
+        return self._chunk(self._rows(ids_n))
+
+    def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
+        """Raises :class:`FeaturesError` where the file does not say what ``kind`` asks for."""
+        coords = self._held.coords
+        if kind == "um" and coords is not None:
+            return torch.from_numpy(coords.um_centres(ids_n.cpu().numpy()))
+        if kind == "ids" and self._held.on_grid:
+            return ids_n.cpu()
+        wanted = "raster" if kind == "ids" else "slide"
+        raise FeaturesError(
+            self._held.path,
+            f"does not say where its patches lie as attention.positions: {wanted} needs it",
+            "set model.attention.positions=none" + (", or slide" if coords is not None else ""),
+        )
+
+    def _rows(self, ids_n: Tensor) -> NDArray[np.int64]:
+        ids, wanted = self._held.ids_N, ids_n.cpu().numpy()
+        rows_n = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
+        strangers = wanted[ids[rows_n] != wanted]
+        if len(strangers):
+            raise KeyError(f"patches {strangers[:5].tolist()} are not in {self._held.path}")
+        return rows_n.astype(np.int64)
+
+    def _chunk(self, rows_n: NDArray[np.int64]) -> Chunk:
+        features_nC = read_rows(self._file, self._held.path, rows_n)
+        if features_nC.shape != (len(rows_n), self._held.width):
+            raise FeaturesError(self._held.path, "changed while it was read", "start again")
+        return Chunk(
+            ids_n=torch.from_numpy(self._held.ids_N[rows_n]),
+            l0_xy_n2=torch.from_numpy(self._held.l0_xy_N2[rows_n]),
+            pixels_n3PP=torch.from_numpy(features_nC).to(self._device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBag:
+    """A slide of the training set, known by its stored features. See :class:`wsi_ips.training.bags.Bag`."""
+
+    record: SlideRecord
+    held: FeatureFile
+    targets: Mapping[str, Target]
+
+    @property
+    def bag_id(self) -> str:
+        return self.record.slide_id
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    @contextmanager
+    def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator[FeatureSource]:
+        """Chunks of ``streaming.batch`` rows. Raises :class:`FeaturesError`."""
+        with open_source(self.held, batch=streaming.batch, device=device) as source:
+            yield source
+
+
+@contextmanager
+def open_source(held: FeatureFile, *, batch: int, device: torch.device) -> Iterator[FeatureSource]:
+    """The features in a checked file; it is open for the time of the ``with`` block only."""
+    try:
+        file = h5py.File(held.path, "r")
+    except OSError as error:
+        raise FeaturesError(held.path, f"can no longer be opened ({error})", "start again") from None
+    with file:
+        yield FeatureSource(file, held, batch=batch, device=device)
+
+
+def feature_bag(record: SlideRecord, path: Path, *, tasks: Sequence[TaskConfig], width: int) -> FeatureBag:
+    """Check a slide's file. Raises :class:`FeaturesError`, for another width than the network's too."""
+    held = open_features(path)
+    if held.width != width:
+        raise FeaturesError(
+            path,
+            f"holds features of width {held.width}, not {width}",
+            "set model.encoder.features to their width",
+        )
+    return FeatureBag(record, held, record.targets(tasks))
+
+
+def finetune_features(
+    manifest: Manifest,
+    config: FinetuneConfig,
+    features: Path,
+    out: Path,
+    *,
+    device: torch.device,
+    progress: Progress = silent,
+) -> FinetuneReport:
+    """As :func:`wsi_ips.training.finetune.finetune`, from the features in a folder; no slide is opened.
+
+    Raises :class:`FeaturesError` for a file that is missing or cannot be used, before training starts.
+    """
+    check_labels(manifest, config.model.tasks)
+    records = [*manifest.split("train"), *manifest.split("val")]
+    width = config.model.encoder.features
+    assert width is not None  # FinetuneJob sees to it
+    paths = find_features(features, (record.slide_id for record in records))
+    bags: dict[str, list[FeatureBag]] = {"train": [], "val": []}
+    with progress("Checking features", total=len(records)) as advance:
+        for record in records:
+            bag = feature_bag(record, paths[record.slide_id], tasks=config.model.tasks, width=width)
+            bags[record.split].append(bag)
+            advance(f"{record.slide_id}: {len(bag)} patches")
+    return train_bags(bags["train"], bags["val"], config, out, device=device, progress=progress)
