@@ -91,15 +91,19 @@ def test_megapixel_mnist_is_drawn_learned_and_scored(console: Console, tmp_path:
     assert again.out == said.out  # resumed: nothing is learned twice
 
 
-def test_traffic_signs_are_learned_and_scored(console: Console, tmp_path: Path) -> None:
+def test_traffic_signs_are_learned_and_scored_and_a_broken_image_is_reported(
+    console: Console, tmp_path: Path
+) -> None:
     make_signs(tmp_path / "sts", train=10, test=5)
+    (tmp_path / "sts" / "Set1" / "0000000002.jpg").write_bytes(b"cut short")
     data = f"data={{kind: traffic_signs, root: {tmp_path / 'sts'}, verify: false, height_px: 120, width_px: 160}}"
     small = [each for each in SMALL if "encoder" not in each]
     encoder = "model.encoder={name: resnet10t, weights: none, stage: 0, batch_norm: batch}"
     given = settings(data, f"out={tmp_path / 'run'}", "tiling.patch_px=40", "selection.m=3", encoder, *small)
     said = console("run", str(shipped_recipe("traffic_signs")), *given)
-    assert said.code == 0, said.err
+    assert said.code == 3, said.err
     assert "4 test images: " in said.out
+    assert "failed: Set1_0000000002: " in said.out
     refused = console("run", str(shipped_recipe("traffic_signs")), *settings(f"data.root={tmp_path}"))
     assert refused.code == 2
     assert "no such annotations" in refused.err

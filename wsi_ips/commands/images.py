@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 from wsi_ips.commands.outcome import Outcome
@@ -21,7 +22,8 @@ def learn_images(job: ImagesJob, progress: Progress) -> Outcome:
     """Leave in ``out``: ``data/`` (what was drawn), the training run, ``test.json`` and ``test.csv``.
 
     The test images are read once, by the checkpoint of the best epoch (by the validation images, or the training
-    loss where there are none).
+    loss where there are none). Images that cannot be read are left out of training and reported; one of the test
+    images raises its own error.
     """
     device = pick_device(job.device)
     splits = image_splits(
@@ -29,7 +31,10 @@ def learn_images(job: ImagesJob, progress: Progress) -> Outcome:
     )
     if job.restart:
         forget_run(job.out)
-    report = train_bags(splits["train"], splits["val"], job, job.out, device=device, progress=progress)
+    most_bad = math.ceil(job.training.max_bad_slides * (len(splits["train"]) + len(splits["val"])))
+    report = train_bags(
+        splits["train"], splits["val"], job, job.out, device=device, progress=progress, max_bad=most_bad
+    )
     if not is_first_process():
         return Outcome([])
     net, pipeline = load_checkpoint(report.checkpoint)
@@ -37,12 +42,12 @@ def learn_images(job: ImagesJob, progress: Progress) -> Outcome:
         net, splits["test"], pipeline, streaming=job.streaming, device=device, progress=progress
     )
     _write(job.out, scores)
-    figures = [f"{name} {value:.4f}" for name, value in scores.figures.items()]
-    return Outcome(
-        [
-            f"best epoch {report.best_epoch + 1} of {len(report.history)}, checkpoint {report.checkpoint}",
-            f"{len(splits['test'])} test images: {', '.join(figures)}",
-        ]
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.figures.items())
+    best = f"best epoch {report.best_epoch + 1} of {len(report.history)}, checkpoint {report.checkpoint}"
+    return Outcome.of_slides(
+        [f"{image}: {reason}" for image, reason in report.bad.items()],
+        f"{len(splits['test'])} test images: {figures}",
+        details=[best],
     )
 
 
