@@ -128,16 +128,22 @@ def finetune(
     mpp_csv: MppCsv = None,
 ) -> None:
     """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
-    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features, "folds": folds,
-             "restart": restart, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
+             "folds": folds, "restart": restart, "device": device, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv}  # fmt: skip
     _run("finetune", flags, recipe=recipe, overrides=set_)
 
 
 @app.command()
 def predict(
-    slides: Slides,
     checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a fine-tuning run.")],
     out: Out,
+    slides: Annotated[
+        str | None, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+    ] = None,
     overlays: Annotated[
         bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
     ] = None,
@@ -151,8 +157,9 @@ def predict(
     set_: Set = None,
 ) -> None:
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
-    flags = {"slides": slides, "checkpoint": checkpoint, "out": out, "overlays": overlays, "profile": profile,
-             "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
+             "overlays": overlays, "profile": profile, "device": device,
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("predict", flags, recipe=recipe, overrides=set_)
 
 

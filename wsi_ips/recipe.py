@@ -93,7 +93,9 @@ class PredictJob(_Resolution):
     """Label every slide of a folder."""
 
     command: Literal["predict"] = "predict"
-    slides: Slides
+    slides: Slides | None = None
+    features: Path | None = None
+    """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
     checkpoint: Path
     out: Path
     device: str = "auto"
@@ -101,6 +103,12 @@ class PredictJob(_Resolution):
     profile: bool = False
     """Print where the time went, and which stage is the slowest."""
     streaming: StreamingConfig = StreamingConfig()
+
+    @model_validator(mode="after")
+    def _slides_or_features(self) -> Self:
+        if (self.slides is None) == (self.features is None):
+            raise ValueError("give slides, or a folder of features: one of them")
+        return self
 
 
 class OverlayJob(Section):

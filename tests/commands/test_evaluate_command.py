@@ -3,7 +3,7 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -17,10 +17,12 @@ from tests.commands.evaluated_run import Made, Slide, make_run, tumor
 from tests.conftest import SmallData
 from wsi_ips.commands.evaluate_froc import _pruned
 from wsi_ips.config import TaskConfig
+from wsi_ips.evaluation.cases import Pooling
 from wsi_ips.evaluation.detections import read_detections
 from wsi_ips.evaluation.froc import SlideHits, froc_curve
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.evaluation.staging import NODE_CLASSES, read_stages
+from wsi_ips.recipe import EvaluateJob
 
 FAST = ("--bootstrap", "50", "--no-plots")
 
@@ -305,6 +307,30 @@ def test_node_classes_are_staged(console: Console, tmp_path: Path) -> None:
     assert 0 < staged["quadratic_kappa"]["value"] < 1
     assert read_stages(made.run / "evaluation" / "submission.csv").patients["patient_3"] == "pN1"
     assert "quadratic kappa" in said.out
+
+
+def test_a_patient_with_a_node_that_was_not_scored_is_not_staged(console: Console, tmp_path: Path) -> None:
+    task = TaskConfig(name="node", classes=NODE_CLASSES)
+
+    def node(patient: str, number: int, kind: str, *, failed: bool = False) -> Slide:
+        chances = {"node": {name: float(name == kind) for name in NODE_CLASSES}}
+        return Slide(f"{patient}_node_{number}", None if failed else chances, {"node": kind}, patient)
+
+    torn = [node("a", 0, "macro"), node("a", 1, "itc", failed=True)]
+    whole = [node("b", 0, "micro"), node("c", 0, "itc")]
+    torn_too = [node("d", 0, "itc", failed=True), node("d", 1, "micro")]
+    for name, slides in (("some", [*torn, *whole]), ("none", [*torn, *torn_too])):
+        (tmp_path / name).mkdir()
+        made = make_run(tmp_path / name, slides, [task])
+        assert console("evaluate", made.run, made.manifest, *FAST).code == 3
+        staged = metrics(made.run / "evaluation")["stages"]["node"]
+        assert list(staged["patients"]) == (["b", "c"] if name == "some" else [])
+        assert staged["incomplete"] == (["a"] if name == "some" else ["a", "d"])
+        assert staged["quadratic_kappa"]["value"] == (1 if name == "some" else None)
+
+
+def test_the_command_s_choices_are_the_library_s() -> None:
+    assert get_args(EvaluateJob.model_fields["pool"].annotation) == get_args(Pooling)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,10 @@ import yaml
 
 from tests.commands.console import Console
 from tests.datasets.feature_folders import features_of, write_features
-from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.config import ModelConfig, PipelineConfig
+from wsi_ips.inference.results import read_result
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 
 WIDTH = 12
 RECIPE = {
@@ -60,6 +64,23 @@ def test_stored_features_teach_the_heads(console: Console, recipe: Path, tmp_pat
     assert pipeline.model.encoder.features == WIDTH
     assert net.encode(torch.zeros(2, WIDTH)).shape == (2, 8)
 
+    checkpoint, run = tmp_path / "model" / "model.safetensors", tmp_path / "run"
+    said = console("predict", "--features", tmp_path / "features", "--checkpoint", checkpoint, "--out", run)
+    assert said.code == 0, said.err
+    assert ("20 files do not say how large their patches are" in said.out) == clam
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 20
+    assert sum(rows[f"s{n}"]["pred"] == ("normal", "tumor")[n % 2] for n in range(20)) >= 18
+    if clam:
+        with h5py.File(run / "attention" / "s3.h5") as stored:
+            assert stored["attention"][:].sum(axis=0) == pytest.approx(1, abs=1e-4)
+            assert stored["coords"].shape == (63, 2)
+    else:
+        result = read_result(run / "attention" / "s3.h5")
+        assert (len(result.coords), result.coords.slide_id, result.coords.patch_mpp) == (63, "s3", 0.5)
+        assert result.probabilities["label"]["tumor"] == float(rows["s3"]["prob_tumor"])
+
 
 def test_what_is_missing_or_does_not_fit_is_one_line_before_training(
     console: Console, recipe: Path, tmp_path: Path
@@ -95,3 +116,28 @@ def test_folds_cross_validate_and_are_not_done_twice(console: Console, recipe: P
     assert (out / "fold_0" / "model.safetensors").stat().st_mtime_ns == written
     assert console(*arguments[:-4], "--folds", "1").code == 2
     assert "take 10 folds or fewer" in console(*arguments[:-4], "--folds", "11").complaint
+
+
+def test_features_and_slides_are_not_taken_for_each_other(
+    console: Console, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = ModelConfig.model_validate(RECIPE["model"])
+    checkpoint = tmp_path / "features.safetensors"
+    save_checkpoint(checkpoint, build_net(model), PipelineConfig(model=model))
+    write_features(tmp_path / "f" / "good.h5", features_of(9, WIDTH))
+    write_features(tmp_path / "f" / "wide.h5", features_of(9, WIDTH + 1))
+    out = tmp_path / "run"
+    for arguments, complaint in (
+        (["--features", tmp_path / "f", "--checkpoint", small_checkpoint], "reads the pixels of slides"),
+        ([tmp_path, "--checkpoint", checkpoint], "reads stored features, not slides"),
+        (["--checkpoint", checkpoint], "one of them"),
+        ([tmp_path, "--features", tmp_path / "f", "--checkpoint", checkpoint], "one of them"),
+        (["--features", tmp_path, "--checkpoint", checkpoint], "holds no features"),
+    ):
+        said = console("predict", *arguments, "--out", out)
+        assert said.code == 2
+        assert complaint in said.complaint
+    said = console("predict", "--features", tmp_path / "f", "--checkpoint", checkpoint, "--out", out)
+    assert said.code == 3
+    assert "wide.h5: holds features of width 13, the checkpoint reads 12" in said.out
+    assert "1 of 2 slides labelled" in said.out

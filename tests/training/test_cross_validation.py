@@ -6,7 +6,7 @@ import pytest
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.errors import ConfigError, TrainingError
-from wsi_ips.training.cross_validation import cross_validate, mean_and_sd, strata_column
+from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, strata_column
 from wsi_ips.training.fit import FinetuneReport
 
 SPLITS = ["train"] * 14 + ["val"] * 6 + ["test"] * 4
@@ -57,7 +57,7 @@ def test_every_case_is_measured_once_by_a_model_that_did_not_see_it(tmp_path: Pa
         assert given.split("test") == manifest.split("test")
     written = {row["slide_id"]: int(row["fold"]) for row in rows(tmp_path / "out" / "folds.csv")}
     assert written == {r.slide_id: n for n, given in enumerate(trainer.given) for r in given.split("val")}
-    assert [fold.bad_slides for fold in folds] == [1, 0, 0, 0, 0]
+    assert [len(fold.bad) for fold in folds] == [1, 0, 0, 0, 0]
     assert folds[0].train_slides + folds[0].val_slides == 19
 
 
@@ -97,6 +97,15 @@ def test_a_folder_of_another_cross_validation_is_refused(tmp_path: Path) -> None
     (out / "fold_1" / "fold.json").write_text("{")
     with pytest.raises(ConfigError, match=r"fold\.json: cannot be read"):
         cross_validate(manifest, FinetuneConfig(), out, k=4, train=Trainer())
+
+
+def test_a_forgotten_cross_validation_begins_anew(tmp_path: Path) -> None:
+    manifest, out = manifest_of(tmp_path), tmp_path / "out"
+    cross_validate(manifest, FinetuneConfig(), out, k=4, train=Trainer())
+    forget_folds(out)
+    again = Trainer()
+    cross_validate(manifest, FinetuneConfig(), out, k=3, train=again)
+    assert len(again.given) == 3
 
 
 def test_too_many_folds_are_refused_before_anything_is_written(tmp_path: Path) -> None:

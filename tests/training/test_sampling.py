@@ -72,3 +72,15 @@ def test_the_first_softmax_task_says_the_classes_then_a_yes_or_no() -> None:
         del bag["found"]
     with pytest.raises(ConfigError, match="leave it at shuffle"):
         order_of_epoch(targets, seed=0, epoch=0, balanced=True)
+
+
+def test_which_of_a_frequent_class_come_together_changes_from_lap_to_lap_and_with_the_seed() -> None:
+    """20 of the 30 frequent bags an epoch: epoch 3 begins a new lap, as epoch 0 did."""
+    targets = bags([0] * 30 + [1] * 10)
+    shown = [
+        {index for index in order_of_epoch(targets, seed=seed, epoch=epoch, balanced=True) if index < 30}
+        for seed, epoch in ((0, 0), (0, 3), (1, 0))
+    ]
+    assert [len(each) for each in shown] == [20, 20, 20]
+    assert shown[0] != shown[1]
+    assert shown[0] != shown[2]

@@ -8,7 +8,7 @@ from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.streaming.device import pick_device
-from wsi_ips.training.cross_validation import DONE_NAME, cross_validate, mean_and_sd
+from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd
 from wsi_ips.training.feature_bags import finetune_features
 from wsi_ips.training.finetune import finetune
 from wsi_ips.training.fit import FinetuneReport
@@ -36,10 +36,9 @@ def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
 
 
 def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> Outcome:
+    """Say how the folds did, and which slides they left out."""
     if job.restart:
-        for folder in job.out.glob("fold_*"):
-            (folder / DONE_NAME).unlink(missing_ok=True)
-            forget_run(folder)
+        forget_folds(job.out)
     folds = cross_validate(
         manifest, job, job.out, k=k, train=lambda divided, out: _train(divided, job, out, progress)
     )
@@ -47,7 +46,9 @@ def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> 
         return Outcome([])
     lines = [f"fold {fold.number} was complete already" for fold in folds if fold.skipped]
     lines += [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in mean_and_sd(folds).items()]
-    return Outcome([*lines, f"{k} folds in {job.out / 'cv.csv'}"])
+    bad = {slide_id: reason for fold in folds for slide_id, reason in fold.bad.items()}
+    failures = [f"{slide_id}: {reason}" for slide_id, reason in bad.items()]
+    return Outcome.of_slides(failures, f"{k} folds in {job.out / 'cv.csv'}", details=lines)
 
 
 def _train(manifest: Manifest, job: FinetuneJob, out: Path, progress: Progress) -> FinetuneReport:

@@ -4,8 +4,11 @@ from pathlib import Path
 
 from wsi_ips.commands.inputs import given_mpp, slides_by_id
 from wsi_ips.commands.outcome import Outcome
+from wsi_ips.datasets.feature_files import list_features
+from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.batch import RunFolder, SlideJob, describe_run, predict_slides
+from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
@@ -22,7 +25,12 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
     no label: it is reported, and the exit code says so.
     """
+    if job.features is not None:
+        return _from_features(job, job.features, progress)
+    assert job.slides is not None  # the job sees to it
     net, pipeline = load_checkpoint(job.checkpoint)
+    if pipeline.model.encoder.features is not None:
+        raise ConfigError(f"{job.checkpoint}: reads stored features, not slides; give them with --features")
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
     sha256 = checkpoint_sha256(job.checkpoint)
@@ -52,4 +60,24 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         [row.error for row in rows if row.status != "ok" or row.error],
         f"{labelled} of {len(rows)} slides labelled in {run.predictions}",
         details=SlideTelemetry.total(measured).table() if job.profile and measured else (),
+    )
+
+
+def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outcome:
+    """The same from stored features: no slide is opened, and no overlay drawn."""
+    net, pipeline = load_checkpoint(job.checkpoint)
+    sha256 = checkpoint_sha256(job.checkpoint)
+    predictor = FeaturePredictor(net, pipeline, job.streaming, pick_device(job.device), checkpoint=sha256)
+    run = RunFolder(job.out)
+    rows, unplaced = predict_features(list_features(features), predictor, run, progress=progress)
+    config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
+    describe_run(run, config=config, checkpoint=job.checkpoint, sha256=sha256)
+    note = (
+        f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
+        "their attention is stored with corners only, and cannot be drawn"
+    )
+    return Outcome.of_slides(
+        [row.error for row in rows if row.status != "ok"],
+        f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
+        details=[note] if unplaced else (),
     )

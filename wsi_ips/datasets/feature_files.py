@@ -72,6 +72,18 @@ def find_features(folder: Path, slide_ids: Iterable[str]) -> dict[str, Path]:
     return found
 
 
+def list_features(folder: Path) -> dict[str, Path]:
+    """{slide_id: its file} of all features in a folder, in either layout, in a stable order.
+
+    Raises :class:`FeaturesError` where there are none.
+    """
+    files = [*sorted((folder / "h5_files").glob("*.h5")), *sorted(folder.glob("*.h5"))]
+    found = {path.stem: path for path in files if path.is_file() and not path.name.startswith(".")}
+    if not found:
+        raise FeaturesError(folder, "holds no features", "name the folder of <slide_id>.h5, or of h5_files/")
+    return dict(sorted(found.items()))
+
+
 def open_features(path: Path) -> FeatureFile:
     """Check a features file of either layout, and read where its patches lie.
 

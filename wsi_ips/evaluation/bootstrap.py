@@ -44,8 +44,11 @@ def resample_cases(
 
     ``cases`` and ``strata`` name each slide's. With strata (of all slides of a case, its first's) each stratum
     keeps its number of cases: the test set's share of tumours was chosen, not found, so it does not vary. A
-    stratum with one case then has none of its own variation. The same seed gives the same draws.
+    stratum with one case then has none of its own variation. The same seed gives the same draws; of no cases
+    there are none.
     """
+    if not len(cases):
+        return
     members: dict[Hashable, list[int]] = {}
     for place, case in enumerate(cases):
         members.setdefault(case, []).append(place)
@@ -73,7 +76,9 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Percentile intervals of every figure that ``measure`` takes from some of the slides, given their places.
 
-    ``measure`` gives NaN for what a resample does not tell. With no resamples, intervals are NaN.
+    ``measure`` gives NaN for what a resample does not tell. With no resamples, intervals are NaN. A figure that
+    these slides put at its end (a sensitivity of 1) is at its end in every resample: the interval has no width,
+    and says nothing of how few slides there were.
     """
     values = measure(np.arange(len(cases)))
     drawn = [measure(p) for p in resample_cases(cases, strata=strata, resamples=resamples, seed=seed)]

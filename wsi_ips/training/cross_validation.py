@@ -16,6 +16,7 @@ from wsi_ips.datasets.splits import folds_by_case
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
 from wsi_ips.training.fit import FREE, FinetuneReport
+from wsi_ips.training.run_state import forget_run
 
 DONE_NAME = "fold.json"
 """In a fold's folder: what was trained on what, and its figures. It is there when the fold is complete."""
@@ -26,12 +27,13 @@ Train = Callable[[Manifest, Path], FinetuneReport]
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """figures: of the epoch that was kept, as in ``history.csv``. skipped: it was complete already."""
+    """figures: of the epoch that was kept, as in ``history.csv``. bad: {slide_id: why it was left out}. skipped:
+    the fold was complete already."""
 
     number: int
     train_slides: int
     val_slides: int
-    bad_slides: int
+    bad: Mapping[str, str]
     figures: Mapping[str, float]
     skipped: bool = False
 
@@ -65,6 +67,15 @@ def cross_validate(
     return tuple(folds)
 
 
+def forget_folds(out: Path) -> None:
+    """Remove what a cross-validation would go on with in ``out``. Models and tables stay until they are
+    written again."""
+    for folder in out.glob("fold_*"):
+        (folder / DONE_NAME).unlink(missing_ok=True)
+        forget_run(folder)
+    (out / "folds.csv").unlink(missing_ok=True)
+
+
 def strata_column(tasks: Sequence[TaskConfig]) -> str | None:
     """The manifest's column to stratify by: that of the first task that sorts slides into classes, if any."""
     one = (task for task in tasks if task.activation == "softmax" or _yes_or_no(task))
@@ -91,11 +102,11 @@ def _fold(number: int, manifest: Manifest, config: FinetuneConfig, out: Path, tr
         number,
         train_slides=sum(record.slide_id not in report.bad for record in manifest.split("train")),
         val_slides=sum(record.slide_id not in report.bad for record in manifest.split("val")),
-        bad_slides=len(report.bad),
+        bad=dict(report.bad),
         figures={name: float(value) for name, value in report.history[report.best_epoch].items()},
     )
     held = {"run": what, "train_slides": fold.train_slides, "val_slides": fold.val_slides,
-            "bad_slides": fold.bad_slides, "figures": dict(fold.figures)}  # fmt: skip
+            "bad": fold.bad, "figures": dict(fold.figures)}  # fmt: skip
     with whole_file(done) as partial:
         partial.write_text(json.dumps(held, indent=2) + "\n")
     return fold
@@ -109,13 +120,14 @@ def _done(path: Path, number: int, what: str) -> Fold:
                 f"{path.parent}: holds a fold of another cross-validation (other settings or slides); "
                 "write to a new folder"
             )
-        counts = {name: int(held[name]) for name in ("train_slides", "val_slides", "bad_slides")}
+        counts = {name: int(held[name]) for name in ("train_slides", "val_slides")}
+        bad = {str(slide_id): str(reason) for slide_id, reason in held["bad"].items()}
         figures = {str(name): float(value) for name, value in held["figures"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: cannot be read ({error}); delete it to go on with this fold") from None
-    return Fold(number, **counts, figures=figures, skipped=True)
+    return Fold(number, **counts, bad=bad, figures=figures, skipped=True)
 
 
 def _fingerprint(manifest: Manifest, config: FinetuneConfig) -> str:
@@ -149,7 +161,7 @@ def _write_figures(path: Path, folds: Sequence[Fold]) -> None:
     names = list(dict.fromkeys(name for fold in folds for name in fold.figures))
     table = [["fold", "train_slides", "val_slides", "bad_slides", *names]]
     for fold in folds:
-        counts = (fold.number, fold.train_slides, fold.val_slides, fold.bad_slides)
+        counts = (fold.number, fold.train_slides, fold.val_slides, len(fold.bad))
         table.append([*map(str, counts), *(repr(fold.figures.get(name, math.nan)) for name in names)])
     summary = mean_and_sd(folds)
     for row, place in (("mean", 0), ("sd", 1)):

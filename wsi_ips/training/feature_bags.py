@@ -22,7 +22,7 @@ from wsi_ips.datasets.targets import Target
 from wsi_ips.errors import FeaturesError
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.stream import Chunk
-from wsi_ips.training.finetune import _check_labels
+from wsi_ips.training.finetune import check_labels
 from wsi_ips.training.fit import FinetuneReport, train_bags
 from wsi_ips.units import PlaceKind
 
@@ -142,7 +142,7 @@ def finetune_features(
 
     Raises :class:`FeaturesError` for a file that is missing or cannot be used, before training starts.
     """
-    _check_labels(manifest, config.model.tasks)
+    check_labels(manifest, config.model.tasks)
     records = [*manifest.split("train"), *manifest.split("val")]
     width = config.model.encoder.features
     assert width is not None  # FinetuneJob sees to it

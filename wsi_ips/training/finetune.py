@@ -31,7 +31,7 @@ def finetune(
     :class:`TrainingError` where more than ``training.max_bad_slides`` of the slides are bad.
     """
     records = [*manifest.split("train"), *manifest.split("val")]
-    _check_labels(manifest, config.model.tasks)
+    check_labels(manifest, config.model.tasks)
     bags: dict[str, list[SlideBag]] = {"train": [], "val": []}
     bad: dict[str, str] = {}
     allowed = math.ceil(config.training.max_bad_slides * len(records))
@@ -53,7 +53,7 @@ def finetune(
     return FinetuneReport(report.checkpoint, report.best_epoch, report.history, {**bad, **report.bad})
 
 
-def _check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:
+def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:
     """Raise :class:`ManifestError` where there is nothing to learn, or nothing to choose the epoch by."""
     if not manifest.split("train"):
         raise ManifestError(manifest.path, "has no slides in split 'train'", "set the split column")

@@ -19,7 +19,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class TimmEncoder(nn.Module):
-    """(n, 3, P, P) uint8, or float in 0..1, to (n, ``dim``).
+    """(n, 3, P, P) uint8, or float in 0..1, to (n, ``dim``); with ``in_channels`` other than 3, so many.
 
     Pixels are normalised here, on the device, with the mean and deviation that the model was pretrained with.
     """
@@ -31,9 +31,9 @@ class TimmEncoder(nn.Module):
         super().__init__()
         self._name = config.name
         whole = _create(config)
-        data = resolve_model_data_config(whole)
-        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
+        mean_C, std_C = _pixel_statistics(whole, config)
+        self.register_buffer("mean", mean_C.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", std_C.view(1, -1, 1, 1), persistent=False)
         load_weights(whole, config.weights)
         self._stage = config.stage
         self.backbone, width = _cut(whole, config)
@@ -63,10 +63,10 @@ class TimmEncoder(nn.Module):
         largest = 255.0 if pixels_n3PP.dtype == torch.uint8 else 1.0
         factor_3, shift_3 = 1 / (largest * self.std.flatten()), -self.mean.flatten() / self.std.flatten()
         pixels_nPP3 = pixels_n3PP.permute(0, 2, 3, 1)
-        n, height, width, _ = pixels_nPP3.shape
-        rows = pixels_nPP3.reshape(n, height, width * 3).to(self.mean.dtype)
+        n, height, width, channels = pixels_nPP3.shape
+        rows = pixels_nPP3.reshape(n, height, width * channels).to(self.mean.dtype)
         rows = torch.addcmul(shift_3.repeat(width), rows, factor_3.repeat(width))
-        return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
+        return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def _features(self, x_n3PP: Tensor) -> Tensor:
         """The whole network's pooled features, or the stage's map averaged, (n, D)."""
@@ -97,7 +97,9 @@ def _create(config: EncoderConfig) -> nn.Module:
         hint = f"; did you mean {' or '.join(close)}?" if close else "; see timm.list_models()"
         raise ConfigError(f"timm has no model {config.name!r}{hint}")
     try:
-        model: nn.Module = timm.create_model(config.name, pretrained=config.weights == "timm", num_classes=0)
+        model: nn.Module = timm.create_model(
+            config.name, pretrained=config.weights == "timm", num_classes=0, in_chans=config.in_channels
+        )
     except Exception as error:  # whatever the hub's client raises: no network, no access, no such repository
         if not (hub or config.weights == "timm"):
             raise
@@ -109,6 +111,22 @@ def _create(config: EncoderConfig) -> nn.Module:
             "download them once where there is a network, or set encoder.weights to a local file or 'none'",
         ) from None
     return model
+
+
+def _pixel_statistics(whole: nn.Module, config: EncoderConfig) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (channels,) that pixels in 0..1 are normalised by."""
+    if not config.normalise:
+        return torch.zeros(config.in_channels), torch.ones(config.in_channels)
+    data = resolve_model_data_config(whole)
+    mean_C, std_C = torch.tensor(data["mean"]), torch.tensor(data["std"])
+    if config.in_channels == len(mean_C):
+        return mean_C, std_C
+    if config.in_channels == 1:
+        return mean_C.mean()[None], std_C.mean()[None]
+    raise ConfigError(
+        f"encoder.in_channels: {config.name} was pretrained on {len(mean_C)} channels, which says nothing of "
+        f"{config.in_channels}; set encoder.normalise=false"
+    )
 
 
 def _cut(whole: Any, config: EncoderConfig) -> tuple[nn.Module, int]:

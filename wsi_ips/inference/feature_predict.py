@@ -1,0 +1,135 @@
+"""Slides labelled from their stored features, without opening a slide."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import torch
+
+from wsi_ips.config import PipelineConfig, StreamingConfig, task_queries
+from wsi_ips.datasets.feature_files import FeatureFile, open_features
+from wsi_ips.errors import ConfigError, FeaturesError, WsiIpsError
+from wsi_ips.files import whole_file
+from wsi_ips.inference.batch import RunFolder
+from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
+from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.progress import Progress, silent
+from wsi_ips.selection.slide_reading import SlideReading, read_slide
+from wsi_ips.training.feature_bags import open_source
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePredictor:
+    """A trained network that reads features, with the settings that it was trained with, on one device.
+
+    checkpoint: its fingerprint, written into results.
+    """
+
+    net: IPSNet
+    pipeline: PipelineConfig
+    streaming: StreamingConfig
+    device: torch.device
+    checkpoint: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises :class:`ConfigError` for a network that reads pixels."""
+        if self.pipeline.model.encoder.features is None:
+            raise ConfigError("this checkpoint reads the pixels of slides, not features: give it slides")
+        self.net.to(self.device).eval()
+
+    def predict(self, slide_id: str, path: Path, run: RunFolder) -> tuple[PredictionRow, bool]:
+        """Label a slide and write its attention; also, whether the file says how large its patches are.
+
+        Where it does not (CLAM's), the attention's HDF5 holds the corners only, and no overlay can be drawn of
+        it. Raises :class:`FeaturesError`.
+        """
+        started = time.perf_counter()
+        held = open_features(path)
+        width = self.pipeline.model.encoder.features
+        if held.width != width:
+            raise FeaturesError(
+                path,
+                f"holds features of width {held.width}, the checkpoint reads {width}",
+                "give it features of the encoder that it was trained with",
+            )
+        with open_source(held, batch=self.streaming.batch, device=self.device) as source:
+            reading = read_slide(self.net, source, self.pipeline.selection)
+        probabilities = {
+            task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))
+            for task in self.pipeline.model.tasks
+        }
+        row = PredictionRow(
+            slide_id=slide_id,
+            status="ok",
+            probabilities=probabilities,
+            n_patches=len(held),
+            seconds=time.perf_counter() - started,
+        )
+        if held.coords is None:
+            _write_corners_only(run.attention(slide_id), row, held, reading, self.checkpoint)
+        else:
+            write_result(run.attention(slide_id), self._result(row, held, reading))
+        return row, held.coords is not None
+
+    def _result(self, row: PredictionRow, held: FeatureFile, reading: SlideReading) -> SlideResult:
+        assert held.coords is not None
+        assert row.seconds is not None
+        return SlideResult(
+            slide_path=str(held.path),
+            coords=replace(held.coords, slide_id=row.slide_id),
+            logits_NHT=reading.store.logits().numpy(),
+            attention_NHT=reading.store.attention().numpy(),
+            kept_ids_M=reading.kept.ids_M.cpu().numpy(),
+            kept_scores_M=reading.kept.scores_M.cpu().numpy(),
+            probabilities=row.probabilities,
+            seconds=row.seconds,
+            checkpoint=self.checkpoint,
+            task_queries=task_queries(self.pipeline.model.tasks),
+        )
+
+
+def predict_features(
+    paths: Mapping[str, Path], predictor: FeaturePredictor, run: RunFolder, *, progress: Progress = silent
+) -> tuple[list[PredictionRow], list[str]]:
+    """Label every slide of {slide_id: features file}; a bad file becomes a row with its reason.
+
+    Also gives the ids of the slides whose files do not say how large their patches are. The table is written
+    after every slide, so that a killed run leaves whole files.
+    """
+    rows: list[PredictionRow] = []
+    unplaced: list[str] = []
+    with progress("Predicting", total=len(paths)) as advance:
+        for slide_id, path in paths.items():
+            try:
+                row, placed = predictor.predict(slide_id, path, run)
+                if not placed:
+                    unplaced.append(slide_id)
+            except WsiIpsError as error:
+                row = PredictionRow.failed(slide_id, str(error))
+            rows.append(row)
+            write_predictions(run.predictions, rows, tasks=predictor.pipeline.model.tasks)
+            advance(f"{slide_id}: {row.status}")
+    return rows, unplaced
+
+
+def _write_corners_only(
+    path: Path, row: PredictionRow, held: FeatureFile, reading: SlideReading, checkpoint: str
+) -> None:
+    """What is known of a slide whose patches have no size: the datasets of a result, coords without attributes.
+
+    It has no ``schema_version``: it is not what :func:`wsi_ips.inference.results.read_result` reads.
+    """
+    with whole_file(path) as partial, h5py.File(partial, "w") as file:
+        file.attrs["slide_id"] = row.slide_id
+        file.attrs["features_path"] = str(held.path)
+        file.attrs["patch_geometry"] = "unknown"
+        file.attrs["probabilities"] = json.dumps({task: dict(p) for task, p in row.probabilities.items()})
+        file.attrs["checkpoint"] = checkpoint
+        file["coords"] = held.l0_xy_N2
+        file["logits"] = reading.store.logits().numpy()
+        file["attention"] = reading.store.attention().numpy()
+        file["kept_ids"] = reading.kept.ids_M.cpu().numpy()
+        file["kept_scores"] = reading.kept.scores_M.cpu().numpy()
