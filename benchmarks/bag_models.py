@@ -4,9 +4,9 @@ Shape suffixes: N patches of a bag, D feature width, C classes.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +16,49 @@ from wsi_ips.config import AttentionConfig, SelectionConfig, TaskConfig
 from wsi_ips.models.cross_attention import CrossAttention
 from wsi_ips.models.encoders.projector import Projector
 from wsi_ips.models.heads import Heads
-from wsi_ips.models.ips_net import IPSNet, scoring
+from wsi_ips.models.ips_net import BagReading, IPSNet, scoring
 from wsi_ips.selection.ips import select_patches
 from wsi_ips.selection.score_store import ScoreStore
+from wsi_ips.training.schedule import lr_multiplier
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureBag:
-    """A slide's patches as frozen features (N, D) float32, and the place of its class."""
+    """A slide's patches as frozen features (N, D) float32, and the place of its class in each task."""
 
     slide_id: str
     features_ND: Tensor
-    target: int
+    targets: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """How a bag model is trained. Early stopping: the epoch with the lowest validation loss is kept."""
+    """AdamW, half an epoch of warm-up, cosine. ``seeds``: how many beginnings are tried."""
 
     epochs: int
     lr: float
     weight_decay: float
-    per_step: int = 1
-    seed: int = 0
+    seeds: int = 3
 
-    def for_epochs(self, epochs: int) -> Self:
-        return replace(self, epochs=epochs)
+    def at_most(self, epochs: int) -> Self:
+        """With fewer epochs, where these are fewer."""
+        return replace(self, epochs=min(epochs, self.epochs))
 
 
-class MeanPool(nn.Module):
+class BagModel(nn.Module):
+    """Reads a bag's features. Learns from the first task alone, unless it knows better."""
+
+    task = "label"
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits (1, C) of the first task, and attention (N,) that sums to 1 or nothing."""
+        raise NotImplementedError
+
+    def loss(self, bag: FeatureBag) -> Tensor:
+        return cross_entropy(self(bag.features_ND)[0], torch.tensor([bag.targets[self.task]]))
+
+
+class MeanPool(BagModel):
     """The mean feature of a bag, one linear layer. It attends to nothing."""
 
     def __init__(self, dim: int, classes: int) -> None:
@@ -57,7 +71,7 @@ class MeanPool(nn.Module):
         return self.head(x_ND.mean(dim=0, keepdim=True)), None
 
 
-class GatedAttention(nn.Module):
+class GatedAttention(BagModel):
     """Attention MIL with the gate of Ilse, Tomczak, Welling 2018 (equation 9), sized as in CLAM."""
 
     def __init__(
@@ -78,13 +92,13 @@ class GatedAttention(nn.Module):
         return self.head(attention_N[None] @ h_NE), attention_N
 
 
-class FrozenIPS(nn.Module):
+class FrozenIPS(BagModel):
     """The project's own selection, projector and cross-attention, on features instead of pixels."""
 
     def __init__(
         self,
         dim: int,
-        task: TaskConfig,
+        tasks: Sequence[TaskConfig],
         attention: AttentionConfig,
         selection: SelectionConfig,
         *,
@@ -93,7 +107,7 @@ class FrozenIPS(nn.Module):
         super().__init__()
         projector = Projector(dim, project) if project else None
         dim = project or dim
-        heads = Heads(dim, [task])
+        heads = Heads(dim, tasks)
         reader = CrossAttention(
             dim,
             queries=heads.queries,
@@ -105,11 +119,23 @@ class FrozenIPS(nn.Module):
             dropout=attention.dropout,
         )
         self.net = IPSNet(nn.Identity(), reader, heads, projector=projector)
-        self.task = task
+        self.tasks = tuple(tasks)
         self.selection = selection
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits (1, C) from the M kept patches and attention (N,) over all."""
+        reading, store = self._read(x_ND)
+        return reading.logits[self.task], store.attention().mean(dim=(1, 2))
+
+    def loss(self, bag: FeatureBag) -> Tensor:
+        """Mean over the tasks."""
+        logits = self._read(bag.features_ND)[0].logits
+        losses = [
+            cross_entropy(logits[task.name], torch.tensor([bag.targets[task.name]])) for task in self.tasks
+        ]
+        return torch.stack(losses).mean()
+
+    def _read(self, x_ND: Tensor) -> tuple[BagReading, ScoreStore]:
         store = ScoreStore()
         with scoring(self.net):
             kept = select_patches(
@@ -120,26 +146,49 @@ class FrozenIPS(nn.Module):
                 i=self.selection.i,
                 store=store,
             )
-        reading = self.net.read_features(x_ND[kept.ids_M], kept.ids_M, [len(kept.ids_M)])
-        return reading.logits[self.task.name], store.attention().mean(dim=(1, 2))
+        return self.net.read_features(x_ND[kept.ids_M], kept.ids_M, [len(kept.ids_M)]), store
+
+
+Model = TypeVar("Model", bound=BagModel)
+
+
+def best_of(
+    make: Callable[[], Model], bags: Sequence[FeatureBag], val: Sequence[FeatureBag], learning: Learning
+) -> tuple[Model, list[list[float]]]:
+    """The beginning whose best epoch has the lowest validation loss; and the losses of every one."""
+    tried: list[tuple[Model, list[float]]] = []
+    for seed in range(learning.seeds):
+        torch.manual_seed(seed)
+        model = make()
+        tried.append((model, train(model, bags, val, learning, seed=seed)))
+    best = min(tried, key=lambda model_and_losses: min(model_and_losses[1]))
+    return best[0], [losses for _, losses in tried]
 
 
 def train(
-    model: nn.Module, bags: Sequence[FeatureBag], val: Sequence[FeatureBag], learning: Learning
+    model: BagModel,
+    bags: Sequence[FeatureBag],
+    val: Sequence[FeatureBag],
+    learning: Learning,
+    *,
+    seed: int = 0,
 ) -> list[float]:
-    """Train with AdamW and keep the weights of the best epoch. Returns the validation losses."""
+    """Learn from one bag a step and keep the weights of the best epoch. Returns the validation losses."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning.lr, weight_decay=learning.weight_decay)
-    order = torch.Generator().manual_seed(learning.seed)
+    total, warmup = learning.epochs * len(bags), len(bags) // 2
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: lr_multiplier(min(done + 1, total), warmup=warmup, total=total)
+    )
+    order = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     best = copy.deepcopy(model.state_dict())
     for _ in range(learning.epochs):
         model.train()
-        for places in torch.randperm(len(bags), generator=order).split(learning.per_step):
-            logits_BC = torch.cat([model(bags[place].features_ND)[0] for place in places.tolist()])
-            loss = cross_entropy(logits_BC, torch.tensor([bags[place].target for place in places.tolist()]))
+        for place in torch.randperm(len(bags), generator=order).tolist():
             optimizer.zero_grad()
-            loss.backward()
+            model.loss(bags[place]).backward()
             optimizer.step()
+            schedule.step()
         losses.append(validation_loss(model, val))
         if losses[-1] == min(losses):
             best = copy.deepcopy(model.state_dict())
@@ -148,8 +197,7 @@ def train(
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, bags: Sequence[FeatureBag]) -> float:
-    """Mean cross entropy."""
+def validation_loss(model: BagModel, bags: Sequence[FeatureBag]) -> float:
+    """Mean over the bags; leaves the model in eval mode."""
     model.eval()
-    losses = [cross_entropy(model(bag.features_ND)[0], torch.tensor([bag.target])) for bag in bags]
-    return float(torch.stack(losses).mean())
+    return float(torch.stack([model.loss(bag) for bag in bags]).mean())

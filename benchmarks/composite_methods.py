@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 from torch import nn
 
-from benchmarks.bag_models import FeatureBag, FrozenIPS, GatedAttention, Learning, MeanPool, train
+from benchmarks.bag_models import BagModel, FeatureBag, FrozenIPS, GatedAttention, Learning, MeanPool, best_of
 from benchmarks.random_patches import RandomPatches
 from benchmarks.slide_scores import auc_interval, macro_auc, slide_hits
 from wsi_ips.config import FinetuneConfig, Section, fingerprint
 from wsi_ips.datasets.annotations import lesion_area
-from wsi_ips.datasets.composite import BENIGN, CLASSES, CompositeConfig, make_composite
+from wsi_ips.datasets.composite import BENIGN, CLASSES, LABEL, TUMOR, CompositeConfig, make_composite
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, read_manifest
 from wsi_ips.evaluation.froc import froc_curve
 from wsi_ips.files import whole_file
@@ -151,7 +151,11 @@ def _scores(settings: Settings, said: Said) -> dict[str, object]:
 
 
 def _target(record: SlideRecord) -> int:
-    return CLASSES.index(record.labels["label"])
+    return CLASSES.index(record.labels[LABEL])
+
+
+def _targets(record: SlideRecord) -> dict[str, int]:
+    return {LABEL: _target(record), TUMOR: int(record.labels[LABEL] != BENIGN)}
 
 
 def _tiled(settings: Settings, record: SlideRecord) -> SlideBag:
@@ -260,7 +264,7 @@ def random(settings: Settings, _: Path) -> Said:
     said = Said(notes={"val_loss": losses})
     for bag in bags["test"]:
         reading, ids_M = model.read(bag)
-        said.probabilities[bag.bag_id] = reading.probabilities[model.task.name][0].tolist()
+        said.probabilities[bag.bag_id] = reading.probabilities[LABEL][0].tolist()
         attention_N = np.zeros(len(bag), np.float32)
         places = np.searchsorted(bag.coords.ids_N, ids_M.numpy())
         attention_N[places] = reading.attention_BHTM[0].mean(dim=(0, 1)).numpy()
@@ -275,19 +279,17 @@ def _feature_bags(settings: Settings, split: str) -> list[FeatureBag]:
     for record in settings.manifest.split(split):
         with np.load(settings.features(record.slide_id), allow_pickle=False) as held:
             features_ND = torch.from_numpy(held["features"])
-        bags.append(FeatureBag(record.slide_id, features_ND, _target(record)))
+        bags.append(FeatureBag(record.slide_id, features_ND, _targets(record)))
     return bags
 
 
-def on_features(make: Callable[[int, Settings], nn.Module], learning: Learning) -> "Method":
+def on_features(make: Callable[[int, Settings], BagModel], learning: Learning) -> "Method":
     """A method that trains ``make(dim, settings)`` on frozen features."""
 
-    def method(settings: Settings, _: Path) -> Said:
+    def method(settings: Settings, folder: Path) -> Said:
         bags = {split: _feature_bags(settings, split) for split in ("train", "val", "test")}
-        torch.manual_seed(learning.seed)
-        model = make(bags["train"][0].features_ND.shape[1], settings)
-        epochs = min(learning.epochs, settings.frozen_epochs)
-        losses = train(model, bags["train"], bags["val"], learning.for_epochs(epochs))
+        dim, shorter = bags["train"][0].features_ND.shape[1], learning.at_most(settings.frozen_epochs)
+        model, losses = best_of(lambda: make(dim, settings), bags["train"], bags["val"], shorter)
         said = Said(notes={"val_loss": losses})
         model.eval()
         for bag in bags["test"]:
@@ -301,10 +303,10 @@ def on_features(make: Callable[[int, Settings], nn.Module], learning: Learning) 
     return method
 
 
-def _frozen_ips(dim: int, settings: Settings) -> nn.Module:
+def _frozen_ips(dim: int, settings: Settings) -> BagModel:
     model = settings.finetune.model
     return FrozenIPS(
-        dim, model.tasks[0], model.attention, settings.finetune.selection, project=model.encoder.project
+        dim, model.tasks, model.attention, settings.finetune.selection, project=model.encoder.project
     )
 
 
@@ -314,12 +316,12 @@ METHODS: Mapping[str, Method] = {
     "colour": colour,
     "features": features,
     "mean_pool": on_features(
-        lambda dim, _: MeanPool(dim, len(CLASSES)), Learning(epochs=100, lr=1e-3, weight_decay=1e-2)
+        lambda dim, _: MeanPool(dim, len(CLASSES)), Learning(epochs=50, lr=1e-3, weight_decay=1e-2)
     ),
     "abmil_frozen": on_features(
-        lambda dim, _: GatedAttention(dim, len(CLASSES)), Learning(epochs=40, lr=3e-4, weight_decay=1e-2)
+        lambda dim, _: GatedAttention(dim, len(CLASSES)), Learning(epochs=20, lr=3e-4, weight_decay=1e-2)
     ),
-    "ips_frozen": on_features(_frozen_ips, Learning(epochs=40, lr=1e-3, weight_decay=1e-2)),
+    "ips_frozen": on_features(_frozen_ips, Learning(epochs=12, lr=1e-3, weight_decay=1e-2, seeds=5)),
     "random": random,
     "ips_e2e": ips_e2e,
 }

@@ -22,7 +22,7 @@ class RandomPatches:
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
-        self.task = config.model.tasks[0]
+        self.tasks = config.model.tasks
         torch.manual_seed(config.training.seed)
         self.net: IPSNet = build_net(config.model)
 
@@ -73,16 +73,18 @@ class RandomPatches:
         drawn = [self._drawn(bag, epoch=epoch) for bag in bags]
         counts = [len(ids_M) for _, ids_M in drawn]
         reading = self.net(torch.cat([p for p, _ in drawn]), torch.cat([i for _, i in drawn]), counts)
-        target_B = torch.tensor([bag.targets[self.task.name] for bag in bags])
-        return task_loss(reading.probabilities[self.task.name], target_B, activation="softmax")
+        return self._mean_loss(reading, bags)
+
+    def _mean_loss(self, reading: BagReading, bags: Sequence[SlideBag]) -> Tensor:
+        """Mean over the tasks, all of them softmax."""
+        losses = []
+        for task in self.tasks:
+            target_B = torch.tensor([bag.targets[task.name] for bag in bags])
+            losses.append(task_loss(reading.probabilities[task.name], target_B, activation="softmax"))
+        return torch.stack(losses).mean()
 
     def _validation_loss(self, bags: Sequence[SlideBag]) -> float:
-        losses = []
-        for bag in bags:
-            probabilities_BC = self.read(bag)[0].probabilities[self.task.name]
-            target_B = torch.tensor([bag.targets[self.task.name]])
-            losses.append(float(task_loss(probabilities_BC, target_B, activation="softmax")))
-        return float(np.mean(losses))
+        return float(np.mean([float(self._mean_loss(self.read(bag)[0], [bag])) for bag in bags]))
 
     def _drawn(self, bag: SlideBag, *, epoch: int) -> tuple[Tensor, Tensor]:
         training = self.config.training

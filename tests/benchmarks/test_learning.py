@@ -72,7 +72,7 @@ def test_every_method_answers(tmp_path: Path) -> None:
         assert figures[f"{method}_auc_low"] <= figures[f"{method}_auc"] <= figures[f"{method}_auc_high"]
         names = ("froc", "encoder_passes", "seconds", "peak_rss_mb", "bytes_written")
         assert all(f"{method}_{name}" in figures for name in names)
-    assert 0 <= figures["ips_e2e_froc"] <= 1
+    assert figures["ips_e2e_froc"] is None or 0 <= figures["ips_e2e_froc"] <= 1  # drawn lesions may be ITC
     assert figures["ips_e2e_encoder_passes"] > figures["abmil_frozen_encoder_passes"]
     assert figures["ips_e2e_over_random_low"] <= figures["ips_e2e_over_random"]
 
@@ -94,7 +94,7 @@ def marked_bags(count: int, *, seed: int) -> list[FeatureBag]:
         features_ND = torch.randn(100, 8, generator=generator)
         if target := number % 3:
             features_ND[torch.randperm(100, generator=generator)[:3], target] += 6
-        bags.append(FeatureBag(f"bag_{number}", features_ND, target))
+        bags.append(FeatureBag(f"bag_{number}", features_ND, {"label": target}))
     return bags
 
 
@@ -102,11 +102,11 @@ def marked_bags(count: int, *, seed: int) -> list[FeatureBag]:
 def test_attending_models_find_the_marked_patches(kind: str) -> None:
     torch.manual_seed(0)
     attention = AttentionConfig(heads=2, key_dim=8, value_dim=8, inner_dim=16, attention_dropout=0, dropout=0)
-    model: torch.nn.Module = GatedAttention(8, 3, dropout=0)
+    model: GatedAttention | FrozenIPS = GatedAttention(8, 3, dropout=0)
     if kind == "ips":
-        model = FrozenIPS(8, TaskConfig(classes=("a", "b", "c")), attention, SelectionConfig(m=8, i=8))
+        model = FrozenIPS(8, [TaskConfig(classes=("a", "b", "c"))], attention, SelectionConfig(m=8, i=8))
     bags, unseen = marked_bags(45, seed=0), marked_bags(9, seed=1)
-    losses = train(model, bags, unseen, Learning(epochs=12, lr=6e-3, weight_decay=0.0, per_step=3))
+    losses = train(model, bags, unseen, Learning(epochs=12, lr=6e-3, weight_decay=0.0))
     assert min(losses) < 0.7  # guessing is 1.1
     assert validation_loss(model, unseen) == pytest.approx(min(losses), rel=1e-5)  # the best epoch is kept
     marked_share = []
@@ -115,8 +115,8 @@ def test_attending_models_find_the_marked_patches(kind: str) -> None:
             attention_N = model(bag.features_ND)[1]
         assert attention_N.shape == (100,)
         assert float(attention_N.sum()) == pytest.approx(1, rel=1e-4)
-        if bag.target:
-            marked_share.append(float(attention_N[bag.features_ND[:, bag.target].topk(3).indices].sum()))
+        if target := bag.targets["label"]:
+            marked_share.append(float(attention_N[bag.features_ND[:, target].topk(3).indices].sum()))
     assert np.mean(marked_share) > 0.1  # by chance 0.03
 
 

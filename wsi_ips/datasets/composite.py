@@ -45,8 +45,8 @@ from wsi_ips.units import Mpp
 
 BENIGN = "benign"
 CLASSES = (BENIGN, "adenocarcinoma", "squamous")
-LABEL = "label"
-"""The manifest's column."""
+LABEL, TUMOR = "label", "tumor"
+"""The manifest's columns: the class, and yes or no."""
 GLASS = (243, 242, 244)
 EDGE_PX = 3
 """How far a pasted region fades into the tissue around it, about."""
@@ -140,11 +140,11 @@ def _orders(out: Path, outlines: tuple[Polygon, ...], config: CompositeConfig) -
     number = 0
     for split in SPLITS:
         for index in range(getattr(config, split)):
-            slide_id = f"{split}_{index:03d}"
+            slide_id, label = f"{split}_{index:03d}", CLASSES[index % len(CLASSES)]
             record = SlideRecord(
                 slide_id=slide_id,
                 case_id=f"case_{slide_id}",
-                labels={LABEL: CLASSES[index % len(CLASSES)]},
+                labels={LABEL: label, TUMOR: "no" if label == BENIGN else "yes"},
                 split=split,
                 path=out / "images" / f"{slide_id}.tif",
             )
