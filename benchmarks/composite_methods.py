@@ -31,9 +31,10 @@ from wsi_ips.datasets.composite import BENIGN, CLASSES, LABEL, TUMOR, CompositeC
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, read_manifest
 from wsi_ips.evaluation.froc import froc_curve
 from wsi_ips.files import whole_file
-from wsi_ips.inference.batch import RunFolder, SlideJob, predict_slides
+from wsi_ips.inference.batch import SlideJob, predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import read_result
+from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.ips_net import scoring

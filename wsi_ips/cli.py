@@ -150,6 +150,9 @@ def predict(
     profile: Annotated[
         bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
     ] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")
+    ] = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
@@ -158,7 +161,7 @@ def predict(
 ) -> None:
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
-             "overlays": overlays, "profile": profile, "device": device,
+             "overlays": overlays, "profile": profile, "force": force, "device": device,
              "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     _run("predict", flags, recipe=recipe, overrides=set_)
 

@@ -17,9 +17,10 @@ from wsi_ips.evaluation.patch_level import attention_auc, lesion_share_of_patche
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.overlay import write_overlay
-from wsi_ips.inference.batch import RunFolder, SlideJob, describe_run, predict_slides
+from wsi_ips.inference.batch import SlideJob, predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import SlideResult, read_result
+from wsi_ips.inference.run_folder import RunFolder, describe_run
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.registry import open_slide

@@ -117,6 +117,8 @@ class PredictJob(_Resolution):
     overlays: bool = True
     profile: bool = False
     """Print where the time went, and which stage is the slowest."""
+    force: bool = False
+    """Replace another run's results in ``out``."""
     streaming: StreamingConfig = StreamingConfig()
 
     @model_validator(mode="after")

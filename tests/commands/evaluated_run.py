@@ -10,8 +10,8 @@ import shapely
 
 from wsi_ips.config import ModelConfig, TaskConfig, TilingConfig, task_queries
 from wsi_ips.datasets.annotations import write_asap
-from wsi_ips.inference.batch import RunFolder
 from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
+from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp
 

@@ -9,9 +9,10 @@ import torch
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import SlideReadError, WsiIpsError
-from wsi_ips.inference.batch import RunFolder, SlideJob, predict_slides
+from wsi_ips.inference.batch import SlideJob, predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import SlideResult, read_result
+from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.base import RgbImage

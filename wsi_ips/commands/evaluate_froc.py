@@ -34,8 +34,8 @@ from wsi_ips.evaluation.froc import (
     lesion_mask,
 )
 from wsi_ips.heatmaps.overlay import attention_map
-from wsi_ips.inference.batch import RunFolder
 from wsi_ips.inference.results import SlideResult, read_result
+from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import EvaluateJob
 from wsi_ips.units import Size

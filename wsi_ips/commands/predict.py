@@ -7,10 +7,11 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.datasets.feature_files import list_features
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.overlay import write_overlay
-from wsi_ips.inference.batch import RunFolder, SlideJob, describe_run, predict_slides
+from wsi_ips.inference.batch import SlideJob, predict_slides
 from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import SlideResult
+from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
@@ -23,7 +24,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     """Write ``predictions.csv``, ``attention/*.h5``, ``overlays/*.png`` and ``run.json``.
 
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
-    no label: it is reported, and the exit code says so.
+    no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
     if job.features is not None:
         return _from_features(job, job.features, progress)
@@ -43,18 +44,19 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
             write_overlay(path, slide, result)
 
     measured: list[SlideTelemetry] = []
-    rows = predict_slides(
-        [SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in slides.items()],
-        predictor,
-        run,
-        draw=draw if job.overlays else None,
-        observe=lambda result: measured.append(result.telemetry),
-        on_error="raise" if list(slides.values()) == [job.slides] else "report",
-        progress=progress,
-    )
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
-    describe_run(run, config=config, checkpoint=job.checkpoint, sha256=sha256)
+    with claimed(run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force):
+        rows = predict_slides(
+            [SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in slides.items()],
+            predictor,
+            run,
+            draw=draw if job.overlays else None,
+            resume=True,
+            observe=lambda result: measured.append(result.telemetry),
+            on_error="raise" if list(slides.values()) == [job.slides] else "report",
+            progress=progress,
+        )
     labelled = sum(row.status == "ok" for row in rows)
     return Outcome.of_slides(
         [row.error for row in rows if row.status != "ok" or row.error],
@@ -69,9 +71,10 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     sha256 = checkpoint_sha256(job.checkpoint)
     predictor = FeaturePredictor(net, pipeline, job.streaming, pick_device(job.device), checkpoint=sha256)
     run = RunFolder(job.out)
-    rows, unplaced = predict_features(list_features(features), predictor, run, progress=progress)
+    paths = list_features(features)
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
-    describe_run(run, config=config, checkpoint=job.checkpoint, sha256=sha256)
+    with claimed(run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force):
+        rows, unplaced = predict_features(paths, predictor, run, progress=progress)
     note = (
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"

@@ -1,22 +1,26 @@
 """A folder of slides, one after the other: a bad slide becomes a row with its reason, the others finish."""
 
-import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from wsi_ips.errors import WsiIpsError
-from wsi_ips.files import whole_file
+from wsi_ips.errors import ResultsError, WsiIpsError
 from wsi_ips.inference.predict import Predictor, PreparedSlide
-from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
+from wsi_ips.inference.results import (
+    PredictionRow,
+    SlideResult,
+    read_result,
+    write_predictions,
+    write_result,
+)
+from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
 from wsi_ips.units import Mpp
-from wsi_ips.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -30,27 +34,6 @@ class SlideJob:
     mpp: Mpp | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """Where a prediction run keeps what it writes."""
-
-    root: Path
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions.csv"
-
-    @property
-    def description(self) -> Path:
-        return self.root / "run.json"
-
-    def attention(self, slide_id: str) -> Path:
-        return self.root / "attention" / f"{slide_id}.h5"
-
-    def overlay(self, slide_id: str) -> Path:
-        return self.root / "overlays" / f"{slide_id}.png"
-
-
 def predict_slides(
     jobs: Sequence[SlideJob],
     predictor: Predictor,
@@ -58,30 +41,59 @@ def predict_slides(
     *,
     draw: Callable[[SlideResult, Path], None] | None = None,
     on_error: Literal["report", "raise"] = "report",
+    resume: bool = False,
     observe: Callable[[SlideResult], None] = lambda _: None,
     progress: Progress = silent,
 ) -> list[PredictionRow]:
     """Predict every job; write each slide's HDF5 and the table so far, so that a killed run leaves whole files.
 
     ``draw(result, path)`` may draw the slide's overlay; where it fails the label stands, and the row says why.
-    With ``report`` a slide's error becomes its row; with ``raise`` it ends the run. The next slide is opened and
-    its tissue found while this one is encoded. ``observe`` sees every result.
+    With ``report`` a slide's error becomes its row; with ``raise`` it ends the run. ``resume`` leaves slides
+    alone whose HDF5 by the same checkpoint is there; an overlay that is missing is drawn. The next slide is
+    opened and its tissue found while this one is encoded. ``observe`` sees every new result.
     """
     tasks = predictor.pipeline.model.tasks
-    rows: list[PredictionRow] = []
+    rows: dict[str, PredictionRow] = {}
     with progress("Predicting", total=len(jobs)) as advance:
-        for job, prepared in _prepared_ahead(jobs, predictor):
+        for job in jobs if resume else ():
+            if (result := _result_of(job, run, predictor.checkpoint)) is not None:
+                rows[job.slide_id] = _row(job, result, run, draw=draw, redraw=False)
+                advance(f"{job.slide_id}: done before")
+        left = [job for job in jobs if job.slide_id not in rows]
+        for job, prepared in _prepared_ahead(left, predictor):
             try:
                 result = predictor.read(prepared(), progress=progress)
                 observe(result)
-                rows.append(_written(job, result, run, draw=draw))
+                write_result(run.attention(job.slide_id), result)
+                rows[job.slide_id] = _row(job, result, run, draw=draw, redraw=True)
             except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
                 if on_error == "raise":
                     raise
-                rows.append(_failure(job, error))
-            write_predictions(run.predictions, rows, tasks=tasks)
-            advance(f"{job.slide_id}: {rows[-1].status}")
-    return rows
+                run.forget(job.slide_id)
+                rows[job.slide_id] = PredictionRow.failed(job.slide_id, _reason(job, error))
+            write_predictions(run.predictions, _in_order(rows, jobs), tasks=tasks)
+            advance(f"{job.slide_id}: {rows[job.slide_id].status}")
+    if not left:
+        write_predictions(run.predictions, _in_order(rows, jobs), tasks=tasks)
+    return _in_order(rows, jobs)
+
+
+def _in_order(rows: dict[str, PredictionRow], jobs: Sequence[SlideJob]) -> list[PredictionRow]:
+    return [rows[job.slide_id] for job in jobs if job.slide_id in rows]
+
+
+def _result_of(job: SlideJob, run: RunFolder, checkpoint: str) -> SlideResult | None:
+    """What an earlier run of the same checkpoint found of the same slide; None where it has to be done."""
+    path = run.attention(job.slide_id)
+    if not checkpoint or not path.exists():
+        return None
+    try:
+        result = read_result(path)
+    except ResultsError as error:
+        logger.warning("slide %s is done again: %s", job.slide_id, error)
+        return None
+    same = result.checkpoint == checkpoint and result.slide_path == str(job.path)
+    return result if same else None
 
 
 def _prepared_ahead(
@@ -108,28 +120,27 @@ def _prepared_ahead(
                     future.result().slide.close()
 
 
-def _written(
+def _row(
     job: SlideJob,
     result: SlideResult,
     run: RunFolder,
     *,
     draw: Callable[[SlideResult, Path], None] | None,
+    redraw: bool,
 ) -> PredictionRow:
-    write_result(run.attention(job.slide_id), result)
+    """The slide's line, with its overlay drawn where that is wanted."""
     complaints = []
     if result.bad_tiles:
         shown = ", ".join(result.bad_tiles[:3]) + (", …" if len(result.bad_tiles) > 3 else "")
         complaints.append(f"{job.slide_id}: {len(result.bad_tiles)} tiles unreadable, read as white: {shown}")
-    if draw is not None:
+    overlay = run.overlay(job.slide_id)
+    if draw is not None and (redraw or not overlay.exists()):
+        overlay.unlink(missing_ok=True)
         try:
-            draw(result, run.overlay(job.slide_id))
+            draw(result, overlay)
         except Exception as error:  # noqa: BLE001 - the label took minutes and stands without its picture
             complaints.append(f"overlay of {job.slide_id} not drawn: {_reason(job, error)}")
     return PredictionRow.done(result, error="; ".join(complaints))
-
-
-def _failure(job: SlideJob, error: Exception) -> PredictionRow:
-    return PredictionRow.failed(job.slide_id, _reason(job, error))
 
 
 def _reason(job: SlideJob, error: Exception) -> str:
@@ -138,15 +149,3 @@ def _reason(job: SlideJob, error: Exception) -> str:
         return str(error)
     logger.error("slide %s failed", job.slide_id, exc_info=error)
     return f"{type(error).__name__}: {error}"
-
-
-def describe_run(run: RunFolder, *, config: Mapping[str, object], checkpoint: Path, sha256: str) -> None:
-    """Write ``run.json``: what was run, with which checkpoint and versions."""
-    description = {
-        "command": "predict",
-        "config": config,
-        "checkpoint": {"path": str(checkpoint), "sha256": sha256},
-        "versions": versions(),
-    }
-    with whole_file(run.description) as partial:
-        partial.write_text(json.dumps(description, indent=2) + "\n")

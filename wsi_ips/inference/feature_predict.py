@@ -13,8 +13,8 @@ from wsi_ips.config import PipelineConfig, StreamingConfig, task_queries
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError, WsiIpsError
 from wsi_ips.files import whole_file
-from wsi_ips.inference.batch import RunFolder
 from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
+from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.slide_reading import SlideReading, read_slide

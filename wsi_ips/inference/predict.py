@@ -46,7 +46,7 @@ class Predictor:
     ) -> None:
         """``checkpoint`` (its fingerprint) is written into every result."""
         self.pipeline = pipeline
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._net = net.to(device).eval()
         self._streaming = streaming
         self._device = device
@@ -107,7 +107,7 @@ class Predictor:
             },
             seconds=prepared.seconds + time.perf_counter() - started,
             task_queries=task_queries(self.pipeline.model.tasks),
-            checkpoint=self._checkpoint,
+            checkpoint=self.checkpoint,
             telemetry=telemetry,
             bad_tiles=tuple(stream.telemetry.bad_tiles),
         )

@@ -1,0 +1,157 @@
+"""A prediction run that was killed, and folders that hold another run or are in use."""
+
+import json
+import multiprocessing
+import os
+import signal
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import SmallData
+from wsi_ips.config import StreamingConfig
+from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.inference.batch import SlideJob, predict_slides
+from wsi_ips.inference.predict import Predictor, PreparedSlide
+from wsi_ips.inference.results import SlideResult, read_result
+from wsi_ips.inference.run_folder import RunFolder, claimed
+from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.slides.folder import find_slides
+
+SHA256 = "c" * 64
+SETTINGS = {"slide_mpp": None, "mpp_csv": None, "device": "cpu"}
+
+
+@pytest.fixture
+def predictor(small_checkpoint: Path) -> Predictor:
+    net, pipeline = load_checkpoint(small_checkpoint)
+    streaming = StreamingConfig(batch=16)
+    return Predictor(net, pipeline, streaming=streaming, device=torch.device("cpu"), checkpoint=SHA256)
+
+
+@pytest.fixture
+def jobs(small_data: SmallData) -> list[SlideJob]:
+    return [SlideJob(path.stem, path) for path in find_slides(small_data.slides)[:3]]
+
+
+def draw(result: SlideResult, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(result.coords.slide_id)
+
+
+def hold(
+    folder: Path, *, sha256: str = SHA256, force: bool = False, **settings: object
+) -> AbstractContextManager[None]:
+    return claimed(
+        RunFolder(folder),
+        config={**SETTINGS, **settings},
+        checkpoint=Path("model.safetensors"),
+        sha256=sha256,
+        force=force,
+    )
+
+
+def test_a_run_that_was_stopped_does_what_is_left(
+    predictor: Predictor, jobs: list[SlideJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, read = RunFolder(tmp_path), predictor.read
+    whole = predict_slides(jobs, predictor, RunFolder(tmp_path / "whole"), draw=draw)
+
+    def dies_at_the_second(prepared: PreparedSlide, **options: object) -> SlideResult:
+        if prepared.coords.slide_id == jobs[1].slide_id:
+            prepared.slide.close()
+            raise KeyboardInterrupt
+        return read(prepared, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predictor, "read", dies_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            predict_slides(jobs, predictor, run, draw=draw)
+    first = run.attention(jobs[0].slide_id).stat().st_mtime_ns
+    run.overlay(jobs[0].slide_id).unlink()
+    seen: list[SlideResult] = []
+    rows = predict_slides(jobs, predictor, run, draw=draw, resume=True, observe=seen.append)
+    assert [result.coords.slide_id for result in seen] == [job.slide_id for job in jobs[1:]]
+    assert run.attention(jobs[0].slide_id).stat().st_mtime_ns == first
+    assert [row.probabilities for row in rows] == [row.probabilities for row in whole]
+    assert len(run.predictions.read_text().splitlines()) == 4
+    assert all(run.overlay(job.slide_id).exists() for job in jobs), "a missing overlay is drawn again"
+
+
+def test_only_the_same_checkpoint_s_whole_results_count(
+    predictor: Predictor, jobs: list[SlideJob], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path)
+    predict_slides(jobs, predictor, run)
+    run.attention(jobs[0].slide_id).write_bytes(b"\x89HDF\r\n\x1a\n cut short")
+    seen: list[SlideResult] = []
+    predict_slides(jobs, predictor, run, resume=True, observe=seen.append)
+    assert [result.coords.slide_id for result in seen] == [jobs[0].slide_id]
+    predictor.checkpoint = "d" * 64
+    predict_slides(jobs, predictor, run, resume=True, observe=seen.append)
+    assert len(seen) == 4
+    assert read_result(run.attention(jobs[2].slide_id)).checkpoint == "d" * 64
+
+
+def test_a_slide_that_fails_now_leaves_nothing_of_before(
+    predictor: Predictor, jobs: list[SlideJob], tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "out")
+    predict_slides(jobs[:1], predictor, run, draw=draw)
+    gone = SlideJob(jobs[0].slide_id, tmp_path / "gone.tif")
+    (row,) = predict_slides([gone], predictor, run, draw=draw, resume=True)
+    assert row.status == "failed"
+    assert not run.attention(gone.slide_id).exists()
+    assert not run.overlay(gone.slide_id).exists()
+
+
+def test_another_run_s_folder_is_refused_with_what_differs_or_replaced(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with hold(tmp_path):
+        run.attention("a").parent.mkdir()
+        run.attention("a").touch()
+        (tmp_path / "notes.txt").touch()
+    with hold(tmp_path, device="cuda"):
+        assert run.attention("a").exists(), "a run may go on on another device"
+    with (
+        pytest.raises(ConfigError, match=r"checkpoint cccccccccccc there, dddddddddddd here.*--force"),
+        hold(tmp_path, sha256="d" * 64),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"slide_mpp None there, 0\.25 here"),
+        hold(tmp_path, slide_mpp=0.25),
+    ):
+        pass
+    assert json.loads(run.description.read_text())["checkpoint"]["sha256"] == SHA256
+    with hold(tmp_path, slide_mpp=0.25, force=True):
+        assert not run.attention("a").exists()
+    assert (tmp_path / "notes.txt").exists(), "what is not a result stays"
+    run.description.write_text("{")
+    with pytest.raises(ConfigError, match=r"its run\.json cannot be read"), hold(tmp_path):
+        pass
+
+
+def _hold_until_killed(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
+    with hold(Path(folder)):
+        ready.set()
+        signal.pause()
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_process_holds_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=_hold_until_killed, args=(str(tmp_path), ready))
+    other.start()
+    assert ready.wait(60)
+    try:
+        with pytest.raises(ResultsError, match="another run is writing into it"), hold(tmp_path):
+            pass
+    finally:
+        assert other.pid is not None
+        os.kill(other.pid, signal.SIGKILL)
+        other.join()
+    with hold(tmp_path):
+        pass
