@@ -4,7 +4,7 @@
                                          [--device auto] [--full] [--quick] [--seed 0]
 
 CPU size: 192 x 192 px with four line patterns, 121 patches of 32 px that overlap by half, of which M = 12
-are kept; 5,000 images to learn from, 300 to choose the epoch by, 1,000 to test on, once. All methods have
+are kept; 8,000 images to learn from, 300 to choose the epoch by, 1,000 to test on, once. All methods have
 the same small encoder, tasks, optimiser and epochs, but mean pooling has fewer epochs: each of its steps
 takes all 121 patches back through the encoder. ``--full`` is the paper's size and network by
 pipelines/megapixel_mnist.yaml, IPS alone, for a GPU. DIR holds MNIST as torchvision keeps it. Results are
@@ -41,7 +41,7 @@ DIGITS = [str(digit) for digit in range(10)]
 MEAN_POOL_EPOCHS = 1 / 3
 """Of the others' epochs, at least one: about what IPS takes in encoder time."""
 
-DATA = {"side_px": 192, "train": 5000, "val": 300, "test": 1000, "noise": 4}
+DATA = {"side_px": 192, "train": 8000, "val": 300, "test": 1000, "noise": 4}
 QUICK_DATA = {"side_px": 140, "train": 16, "val": 12, "test": 12, "noise": 2}
 FINETUNE: dict[str, Any] = {
     "tiling": {"patch_px": 32, "overlap_px": 16},
@@ -65,8 +65,8 @@ FINETUNE: dict[str, Any] = {
         ],
     },
     "training": {
-        "epochs": 9,
-        "warmup_epochs": 1,
+        "epochs": 6,
+        "warmup_epochs": 0.6,
         "slides_per_step": 16,
         "lr": 2e-3,
         "weight_decay": 0.05,
