@@ -27,6 +27,7 @@ from wsi_ips.config import (
     DemoConfig,
     FinetuneConfig,
     Fraction,
+    ImageDataConfig,
     Section,
     StreamingConfig,
     TilingConfig,
@@ -87,6 +88,20 @@ class FinetuneJob(FinetuneConfig, _Resolution):
                 "see pipelines/finetune_features.yaml"
             )
         return self
+
+
+class ImagesJob(FinetuneConfig):
+    """Learn from a data set of images, and score its test images: the other domains of the paper.
+
+    Of ``tiling`` only ``patch_px`` and ``overlap_px`` are used: images have no resolution and no tissue.
+    """
+
+    command: Literal["images"] = "images"
+    data: ImageDataConfig
+    out: Path
+    device: str = "auto"
+    restart: bool = False
+    """Begin anew where ``out`` holds a run, instead of going on with it."""
 
 
 class PredictJob(_Resolution):
@@ -203,7 +218,7 @@ class DemoJob(DemoConfig):
     device: str = "auto"
 
 
-Job = TileJob | FinetuneJob | PredictJob | OverlayJob | EvaluateJob | DemoJob
+Job = TileJob | FinetuneJob | ImagesJob | PredictJob | OverlayJob | EvaluateJob | DemoJob
 _JOBS: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="command")])
 
 
@@ -280,4 +295,4 @@ def _first_problem(error: ValidationError) -> str:
     return (f"{where}: " if where else "") + message + more
 
 
-_COMMANDS = ("tile", "finetune", "predict", "overlay", "evaluate", "demo")
+_COMMANDS = ("tile", "finetune", "images", "predict", "overlay", "evaluate", "demo")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
 
+import h5py
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +19,7 @@ from tests.commands.evaluated_run import Made, Slide, make_run, tumor
 from tests.conftest import SmallData
 from wsi_ips.commands.evaluate_froc import _pruned
 from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.evaluation.cases import Pooling
 from wsi_ips.evaluation.detections import read_detections
 from wsi_ips.evaluation.froc import SlideHits, froc_curve
@@ -126,6 +129,17 @@ def test_patients_are_resampled_and_pooled(console: Console, tmp_path: Path) -> 
     assert "auc_delong" not in found, "slides of one patient are not independent"
 
 
+def test_patients_who_all_have_tumour_have_no_auc(console: Console, tmp_path: Path) -> None:
+    slides = [
+        tumor(f"s{n}", 0.2 + n / 10, "tumor" if n % 2 else "normal", case_id=f"p{n // 2}") for n in range(6)
+    ]
+    made = make_run(tmp_path, slides)
+    said = console("evaluate", made.run, made.manifest, *FAST)
+    assert said.code == 0, said.err
+    assert "label, 3 patients: AUC not defined" in said.out
+    assert metrics(made.run / "evaluation")["tasks"]["label"]["cases"]["metrics"]["auc"]["value"] is None
+
+
 def test_the_threshold_may_be_chosen_on_another_split(console: Console, tmp_path: Path) -> None:
     val = [tumor("v1", 0.30, "tumor", split="val"), tumor("v2", 0.29, "normal", split="val")]
     made = make_run(tmp_path, [*two_classes(), *val])
@@ -193,12 +207,15 @@ def test_wrong_outlines(console: Console, tmp_path: Path) -> None:
     for folder in (empty, broken, strangers):
         folder.mkdir()
     (broken / "found.xml").write_text("<ASAP_Annotations>")
+    outside = tmp_path / "outside"
+    write_asap(outside / "found.xml", [shapely.box(100, 100, 900, 900), shapely.box(9000, 0, 9500, 500)])
     (strangers / "other.xml").write_text("<ASAP_Annotations/>")
     for folder, problem in (
         (tmp_path / "absent", "no such folder"),
         (empty, "no outlines for any"),
         (strangers, "no outlines for any"),
         (broken, "is not XML"),
+        (outside, "outside"),
     ):
         said = console("evaluate", made.run, made.manifest, *FAST, "--annotations", folder)
         assert said.code == 2
@@ -207,13 +224,28 @@ def test_wrong_outlines(console: Console, tmp_path: Path) -> None:
         assert not (made.run / "evaluation").exists()
 
 
+def test_outlines_of_nothing_are_none(console: Console, tmp_path: Path) -> None:
+    """An empty file must not make a tumour slide one without lesions."""
+    made = make_run(tmp_path, lesions())
+    for slide_id in ("missed", "normal"):
+        write_asap(made.annotations / f"{slide_id}.xml", [])
+    said = console("evaluate", made.run, made.manifest, *FAST, "--annotations", made.annotations)
+    assert said.code == 3
+    assert "failed: missed: left out of FROC: no outlines" in said.out
+    froc = metrics(made.run / "evaluation")["froc"]
+    assert (froc["slides"], froc["lesions"]) == (3, 2)
+
+
 def test_attention_that_is_gone_leaves_the_slide_out(console: Console, tmp_path: Path) -> None:
     made = make_run(tmp_path, lesions())
     (made.run / "attention" / "second.h5").write_bytes(b"no HDF5")
+    with h5py.File(made.run / "attention" / "missed.h5", "a") as file:
+        file["attention"][3] = np.nan
     said = console("evaluate", made.run, made.manifest, *FAST, "--annotations", made.annotations)
     assert said.code == 3
     assert "failed: second: left out of FROC" in said.out
-    assert metrics(made.run / "evaluation")["froc"]["slides"] == 3
+    assert "failed: missed: left out of FROC: attention" in said.out
+    assert metrics(made.run / "evaluation")["froc"]["slides"] == 2
 
 
 TASKS = (

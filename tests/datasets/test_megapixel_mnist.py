@@ -223,3 +223,16 @@ def test_files_that_lie_are_refused_before_memory_is_given(mnist: Path, tmp_path
         read_split(tmp_path / "absent.h5")
     with pytest.raises(DatasetError, match=r"holds no MNIST.*data\.download=true"):
         mnist_digits(tmp_path / "nowhere", train=True)
+
+
+def test_the_paper_s_size_from_real_mnist(real_data: Path) -> None:
+    digits = mnist_digits(real_data / "mnist", train=True)
+    assert digits.images_n28.shape == (60_000, 28, 28)
+    drawn = draw_plan(digits.class_n, images=20, side_px=1500, noise=50, seed=1)
+    filled = np.array([len(paint(drawn, number, digits).index_p) for number in range(20)])
+    # Fifty patterns and five digits: about 0.2 % of 2.25 million pixels.
+    assert filled.min() > 2_000
+    assert filled.max() < 6_000
+    labels = labels_of(drawn, digits.class_n)
+    assert all(np.bincount(digits.class_n[d], minlength=10).max() >= 3 for d in drawn.digit_nd)
+    assert (labels.multi_n10.sum(axis=1) >= 2).all()

@@ -49,6 +49,10 @@ def test_the_library_gives_the_official_digits(case: Case) -> None:
             assert np.array_equal(lesions.label_HW, case[f"label{slide}"])
             assert sorted(lesions.itc) == case[f"itc{slide}"].tolist()
         hits.append(hit_lesions(detections, lesions))
+    if np.isnan(case["score"]):  # the script divides by no lesions
+        with pytest.raises(ValueError, match="no lesion"):
+            froc_curve(hits)
+        return
     curve = froc_curve(hits)
     assert np.array_equal(curve.fps_per_slide, case["fps_per_image"])
     assert np.array_equal(curve.sensitivity, case["sensitivity"])
@@ -65,7 +69,8 @@ def test_the_plain_implementation_gives_the_official_digits(case: Case) -> None:
             assert np.array_equal(labels, case[f"label{slide}"])
             assert itc == case[f"itc{slide}"].tolist()
         sorted_out.append(plain_froc.sort_detections(case[f"det{slide}_p_x_y"].reshape(-1, 3), labels, itc))
-    fps_per_slide, sensitivity = plain_froc.curve(sorted_out)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        fps_per_slide, sensitivity = plain_froc.curve(sorted_out)
     assert np.array_equal(fps_per_slide, case["fps_per_image"])
-    assert np.array_equal(sensitivity, case["sensitivity"])
-    assert plain_froc.score(fps_per_slide, sensitivity) == case["score"]
+    assert np.array_equal(sensitivity, case["sensitivity"], equal_nan=True)
+    assert np.array_equal(plain_froc.score(fps_per_slide, sensitivity), case["score"], equal_nan=True)

@@ -28,6 +28,7 @@ from wsi_ips.units import Mpp
 
 LABEL = TaskConfig(name="label", classes=("normal", "tumor"))
 STAGE = TaskConfig(name="stage", classes=("a", "b_c", "tumor"), activation="sigmoid")
+AGE = TaskConfig(name="age", classes=("years", "sd"), activation="linear")
 
 
 def result_of(n: int = 5, *, heads: int = 2, queries: int = 3) -> SlideResult:
@@ -279,15 +280,20 @@ def test_the_table_of_one_task_is_what_people_expect(tmp_path: Path) -> None:
 
 def test_several_tasks_have_their_names_in_the_columns(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
-    probabilities = {"label": {"normal": 0.5, "tumor": 0.5}, "stage": {"a": 0.7, "b_c": 0.2, "tumor": 0.5}}
+    probabilities = {
+        "label": {"normal": 0.5, "tumor": 0.5},
+        "stage": {"a": 0.7, "b_c": 0.2, "tumor": 0.5},
+        "age": {"years": 61.25, "sd": -0.5},
+    }
     row = PredictionRow(slide_id="s", status="ok", probabilities=probabilities, n_patches=1, seconds=1.0)
-    write_predictions(path, [row], tasks=[LABEL, STAGE])
+    write_predictions(path, [row], tasks=[LABEL, STAGE, AGE])
     with path.open(newline="") as file:
         (cells,) = csv.DictReader(file)
     assert cells["prob_stage_b_c"] == "0.2"
     assert cells["pred_label"] == "normal", "of equals, the first"
     assert cells["pred_stage"] == "a|tumor", "sigmoid: every class from 0.5 on"
-    assert read_predictions(path, tasks=[LABEL, STAGE]) == [row]
+    assert cells["pred_age"] == "61.25|-0.5", "linear: the numbers, which are no classes to choose from"
+    assert read_predictions(path, tasks=[LABEL, STAGE, AGE]) == [row]
 
 
 def test_the_row_of_a_result(tmp_path: Path) -> None:

@@ -64,25 +64,27 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run, manifest or folder of outlines
     that cannot be used, and for a split whose labels are all the same.
     """
-    plots = _wants_plots(job)
+    can_plot = _can_plot(job)
     history = _read_history(job.history) if job.history else None
-    worked_out = _work_out(job, progress, bands=plots)
+    worked_out = _work_out(job, progress, bands=can_plot)
     out = job.out or job.run / "evaluation"
     write_tables(out, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc)
-    if plots:
+    if can_plot:
         _draw(out, job, worked_out, history)
     write_metrics(
         out / "metrics.json", job, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc,
         froc_task=worked_out.froc_task,
     )  # fmt: skip
-    notes = [] if plots else ["no plots: pip install 'wsi_ips[plots]'"] if job.plots is None else []
+    unasked = not can_plot and job.plots is None
+    notes = ["no plots: matplotlib is not installed; pip install 'wsi_ips[plots]'"] if unasked else []
     complaints = [*worked_out.joined.complaints, *(worked_out.froc.complaints if worked_out.froc else ())]
     scored = worked_out.joined.to_json()
     summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
     return Outcome.of_slides(complaints, summary, details=[*_headlines(worked_out), *notes])
 
 
-def _wants_plots(job: EvaluateJob) -> bool:
+def _can_plot(job: EvaluateJob) -> bool:
+    """Whether to draw. Raises :class:`ConfigError` where plots are asked for and cannot be drawn."""
     if job.plots is False:
         return False
     try:
@@ -144,8 +146,11 @@ def _draw(out: Path, job: EvaluateJob, done: Evaluation, history: Mapping[str, l
         scored = report.scored
         if scored.kind == "regression":
             continue
+        of = {"binary": scored.task.classes[-1], "multiclass": "the called class"}.get(
+            scored.kind, "any label"
+        )
         draw_reliability(
-            out / f"reliability{end}.png", scored.reliability, ece=report.figures["ece"], title=title
+            out / f"reliability{end}.png", scored.reliability, ece=report.figures["ece"], of=of, title=title
         )
         if scored.kind != "multilabel":
             draw_confusion(out / f"confusion{end}.png", scored.confusion, scored.class_names, title=title)
@@ -179,6 +184,8 @@ def _headlines(done: Evaluation) -> list[str]:
 
 def _in_words(name: str, interval: Interval) -> str:
     name = " ".join(WORDS.get(word, word) for word in name.split("_"))
+    if math.isnan(interval.value):
+        return f"{name} not defined"
     if math.isnan(interval.low):
         return f"{name} {interval.value:.3f}"
     return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

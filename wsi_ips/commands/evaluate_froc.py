@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from wsi_ips.commands.evaluate_join import Joined
 from wsi_ips.commands.evaluate_task import TaskReport
-from wsi_ips.datasets.annotations import lesion_area
+from wsi_ips.datasets import lesion_mask as asap
+from wsi_ips.datasets.annotations import Region, check_inside, read_asap
 from wsi_ips.errors import AnnotationError, ResultsError
 from wsi_ips.evaluation.bootstrap import (
     Band,
@@ -23,6 +24,7 @@ from wsi_ips.evaluation.bootstrap import (
 from wsi_ips.evaluation.detections import Detections, detections_from_attention
 from wsi_ips.evaluation.froc import (
     RATES,
+    TUMOR,
     FrocCurve,
     FrocRules,
     LesionMask,
@@ -31,12 +33,12 @@ from wsi_ips.evaluation.froc import (
     hit_lesions,
     lesion_mask,
 )
-from wsi_ips.evaluation.lesion_raster import lesion_raster
 from wsi_ips.heatmaps.overlay import attention_map
 from wsi_ips.inference.batch import RunFolder
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import EvaluateJob
+from wsi_ips.units import Size
 
 RATES_RESAMPLED = 64
 """False positives a slide that resampling keeps: what lies below can hardly come within the rates that count."""
@@ -70,7 +72,8 @@ def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: 
     """Detections of every slide, sorted into hits and false positives.
 
     A slide whose label is the task's first class has no lesion unless it has outlines. Raises
-    :class:`AnnotationError` for a folder without outlines of these slides, or an outline that cannot be read.
+    :class:`AnnotationError` for a folder without outlines of these slides, or outlines that cannot be read or lie
+    outside their slide.
     """
     assert job.annotations is not None
     outlines = _outlines(job.annotations, joined)
@@ -84,18 +87,22 @@ def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: 
         for place, (record, _) in enumerate(joined.pairs):
             slide_id, annotation = record.slide_id, outlines.get(record.slide_id.lower())
             advance(slide_id)
-            if annotation is None and report.scored.label[place] > 0:
-                unannotated.append(slide_id)
-                continue
             try:
                 result = read_result(RunFolder(job.run).attention(slide_id))
-            except ResultsError as error:
+                found = _detections(result, report, place, job)
+            except (ResultsError, ValueError) as error:
                 unread[slide_id] = str(error)
                 continue
-            found = _detections(result, report, place, job)
+            regions = read_asap(annotation) if annotation else []
+            has_lesion = any(region.kind == "tumor" for region in regions)
+            if not has_lesion and report.scored.label[place] > 0:
+                unannotated.append(slide_id)
+                continue
             detections[slide_id], rules[slide_id] = found, FrocRules.for_slide(result.coords.slide_mpp)
-            lesions = _lesions(annotation, result, rules[slide_id]) if annotation else None
-            hits.append(hit_lesions(found, lesions, rules[slide_id]))
+            mask = None
+            if annotation and has_lesion:
+                mask = _mask(regions, annotation, result.coords.l0_size, rules[slide_id])
+            hits.append(hit_lesions(found, mask, rules[slide_id]))
             cases.append(record.case_id)
     try:
         curve = froc_curve(hits)
@@ -134,14 +141,15 @@ def _detections(result: SlideResult, report: TaskReport, place: int, job: Evalua
     )
 
 
-def _lesions(annotation: Path, result: SlideResult, rules: FrocRules) -> LesionMask | None:
-    area = lesion_area(annotation, l0_size=result.coords.l0_size)
+def _mask(regions: Sequence[Region], annotation: Path, l0_size: Size, rules: FrocRules) -> LesionMask | None:
+    """The mask that ASAP would make at the rules' level; None where no lesion holds one of its pixels."""
+    check_inside(annotation, regions, l0_size)
     try:
-        size = rules.mask_size(result.coords.l0_size)
+        size = rules.mask_size(l0_size)
     except ValueError as error:
         raise AnnotationError(annotation, str(error), "is it this slide's?") from None
-    raster_HW = lesion_raster(area, l0_per_px=rules.l0_per_px, size=size)
-    return lesion_mask(raster_HW, rules) if raster_HW.any() else None
+    tumor_HW = asap.lesion_mask(regions, downsample=rules.l0_per_px, size=size)
+    return lesion_mask(tumor_HW * np.uint8(TUMOR), rules) if tumor_HW.any() else None
 
 
 def _intervals(

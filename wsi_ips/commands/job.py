@@ -2,7 +2,7 @@
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import DemoJob, EvaluateJob, FinetuneJob, Job, OverlayJob, PredictJob, TileJob
+from wsi_ips.recipe import DemoJob, EvaluateJob, FinetuneJob, ImagesJob, Job, OverlayJob, PredictJob, TileJob
 
 
 def run_job(job: Job, progress: Progress) -> Outcome:
@@ -19,6 +19,10 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.finetune import finetune_manifest
 
             return finetune_manifest(job, progress)
+        case ImagesJob():
+            from wsi_ips.commands.images import learn_images
+
+            return learn_images(job, progress)
         case PredictJob():
             from wsi_ips.commands.predict import predict
 

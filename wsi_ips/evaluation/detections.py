@@ -64,7 +64,9 @@ def detections_from_attention(
     """
     strength_N: NDArray[np.float64] = np.asarray(attention_N, np.float64)
     if strength_N.shape != (len(coords),) or not (np.isfinite(strength_N) & (strength_N >= 0)).all():
-        raise ValueError(f"attention of shape {strength_N.shape} for {len(coords)} patches, or not above 0")
+        raise ValueError(
+            f"attention of shape {strength_N.shape} for {len(coords)} patches, or values that are no attention"
+        )
     radius = 1.5 * coords.l0_patch if radius_um is None else radius_um / coords.slide_mpp
     centres_N2 = coords.l0_exact_corners() + coords.l0_patch / 2
     kept = _strongest_apart(centres_N2, strength_N, radius=radius, most=most)

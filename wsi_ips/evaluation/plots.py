@@ -102,29 +102,36 @@ def draw_roc(path: Path, curves: Sequence[NamedRoc], *, title: str) -> None:
         axes.legend(loc="lower right", frameon=False, title="AUC [95 % interval]", fontsize="small")
 
 
-def draw_reliability(path: Path, curve: Reliability, *, ece: Interval, title: str) -> None:
-    """Observed share against mean probability, a point per bin, its size by the number of slides in it."""
+def draw_reliability(path: Path, curve: Reliability, *, ece: Interval, of: str, title: str) -> None:
+    """Observed share against mean probability ``of`` something, a point per bin, its size by the slides in it."""
+    check_can_plot()
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=2.5, foreground="white")]
     filled = curve.count_B > 0
-    with _figure(path, width=5.2, height=5.2) as axes:
+    with _figure(path, width=5.2, height=5.5) as axes:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="perfectly calibrated")
-        axes.plot(curve.predicted_B[filled], curve.observed_B[filled], linewidth=1, **_style(0))
+        axes.plot(curve.predicted_B[filled], curve.observed_B[filled], linewidth=1, marker="o",
+                  markersize=5, label="observed (number: in this bin)", **_style(0))  # fmt: skip
         area = 20 + 280 * curve.count_B[filled] / curve.count_B.max()
         axes.scatter(curve.predicted_B[filled], curve.observed_B[filled], s=area, color=COLOURS[0],
-                     alpha=0.85, edgecolors="white", zorder=3, clip_on=False)  # fmt: skip
+                     edgecolors="white", zorder=3, clip_on=False)  # fmt: skip
         for x, y, count, size in zip(
             curve.predicted_B[filled], curve.observed_B[filled], curve.count_B[filled], area, strict=True
         ):
             below = y > 0.5
             reach = math.sqrt(size / math.pi) + 2
             axes.annotate(str(count), (x, y), xytext=(0, -reach if below else reach), fontsize="x-small",
-                          textcoords="offset points", ha="center", va="top" if below else "bottom")  # fmt: skip
+                          textcoords="offset points", ha="center", va="top" if below else "bottom",
+                          path_effects=halo, zorder=4)  # fmt: skip
         axes.set(
-            xlabel="mean predicted probability", ylabel="observed share", aspect="equal",
+            xlabel=f"predicted probability of {of}, mean of the bin", ylabel="observed share", aspect="equal",
             title=f"{title}\nexpected calibration error {_with_interval(ece)}",
             xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
         )  # fmt: skip
         axes.title.set_fontsize("medium")
-        axes.legend(loc="upper left", frameon=False, fontsize="small")
+        # Below the axes: points may lie in any corner.
+        axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
 
 
 def draw_confusion(path: Path, confusion_CC: NDArray[np.int64], names: Sequence[str], *, title: str) -> None:

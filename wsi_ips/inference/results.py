@@ -223,7 +223,7 @@ def write_predictions(path: Path, rows: Sequence[PredictionRow], *, tasks: Seque
 
     Columns: ``slide_id, prob_<class>…, pred, n_patches, seconds, status, error``; with several tasks
     ``prob_<task>_<class>…, pred_<task>`` for each. ``pred`` is the likeliest class; of a sigmoid task, the
-    classes from 0.5 on, joined by ``|``. Numbers read back exactly.
+    classes from 0.5 on, joined by ``|``; of a linear task, its numbers. Numbers read back exactly.
     """
     # backslashreplace: a file name that is not UTF-8 must not cost the other slides' rows.
     with (
@@ -285,6 +285,8 @@ def _cells(row: PredictionRow, tasks: Sequence[TaskConfig]) -> list[str]:
 
 
 def _predicted(task: TaskConfig, probabilities: Mapping[str, float]) -> str:
+    if task.activation == "linear":
+        return "|".join(f"{probabilities[name]:.6g}" for name in task.classes)
     if task.activation == "sigmoid":
         return "|".join(name for name in task.classes if probabilities[name] >= 0.5)
     return max(task.classes, key=lambda name: probabilities[name])

@@ -36,6 +36,7 @@ def save_checkpoint(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with whole_file(path) as partial:
         save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(held)})
+        partial.chmod(0o644)  # safetensors leaves it to its owner alone; colleagues predict with it
 
 
 def load_checkpoint(path: Path) -> tuple[IPSNet, PipelineConfig]:

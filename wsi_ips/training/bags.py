@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -35,6 +35,15 @@ class Bag(Protocol):
 
     def open(self, streaming: StreamingConfig, device: torch.device) -> AbstractContextManager[PatchSource]:
         """The bag's patches, on ``device``; files are open for the time of the ``with`` block only."""
+        ...
+
+
+@runtime_checkable
+class AugmentedBag(Bag, Protocol):
+    """A bag that is augmented before it is cut into patches, such as a photograph that is moved."""
+
+    def as_seen(self, key: str) -> Bag:
+        """The bag as it is shown to the network; the same for the same ``key`` (seed, epoch and bag)."""
         ...
 
 

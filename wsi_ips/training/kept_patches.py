@@ -13,7 +13,7 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import Seen, places_for, select
 from wsi_ips.training.augment import augment
-from wsi_ips.training.bags import Bag
+from wsi_ips.training.bags import AugmentedBag, Bag
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class PatchKeeper:
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
         """The bag's M patches, selected in eval mode without gradients. Raises the bag's own error."""
         every = self._config.training.select_every
-        with bag.open(self._config.streaming, device) as source:
+        with self._whole(bag, epoch).open(self._config.streaming, device) as source:
             if epoch % every and bag.bag_id in self.remembered:
                 ids_M, emb_MD = self.remembered[bag.bag_id], None
             else:
@@ -66,14 +66,20 @@ class PatchKeeper:
     ) -> Iterator[Tensor]:
         for each in kept:
             seen = self._seen(each.bag, epoch)
-            with each.bag.open(self._config.streaming, device) as source:
+            with self._whole(each.bag, epoch).open(self._config.streaming, device) as source:
                 for ids_n in each.ids_M.split(most):
                     chunk = source.read(ids_n)
                     yield seen(chunk.pixels_n3PP, chunk.ids_n)
 
+    def _whole(self, bag: Bag, epoch: int) -> Bag:
+        """The bag as this epoch shows it."""
+        return bag.as_seen(self._key(bag, epoch)) if isinstance(bag, AugmentedBag) else bag
+
+    def _key(self, bag: Bag, epoch: int) -> str:
+        return f"{self._config.training.seed}/{epoch}/{bag.bag_id}"
+
     def _seen(self, bag: Bag, epoch: int) -> Seen:
-        training = self._config.training
-        key = f"{training.seed}/{epoch}/{bag.bag_id}"
+        training, key = self._config.training, self._key(bag, epoch)
         return lambda pixels_n3PP, ids_n: augment(
             pixels_n3PP, ids_n, key=key, config=training.augment, flips=training.flips
         )

@@ -1,0 +1,203 @@
+"""The Swedish traffic signs (STS) as the paper uses them: which speed limit is shown, if any.
+
+Larsson and Felsberg 2011; the selection of images is that of attention sampling (Katharopoulos and Fleuret 2019),
+as in the IPS reference code (Bergner et al. 2023). Layout: ``Set1`` and ``Set2``, each with ``annotations.txt``
+and the images of ``Set{k}Part0.zip`` beside it; nothing is downloaded here.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from wsi_ips.config import TaskConfig, TilingConfig, TrafficSignsConfig
+from wsi_ips.datasets.image_bags import ImageBag, ImageGrid
+from wsi_ips.datasets.photo_augment import jitter_and_shift
+from wsi_ips.datasets.targets import Target, target_of
+from wsi_ips.errors import ConfigError, DatasetError
+
+CLASSES = ("EMPTY", "50_SIGN", "70_SIGN", "80_SIGN")
+VISIBILITIES = ("VISIBLE", "BLURRED", "SIDE_ROAD", "OCCLUDED")
+"""From best to worst."""
+SETS = {"train": "Set1", "test": "Set2"}
+URL = "http://www.isy.liu.se/cvl/research/trafficSigns/swedishSignsSummer"
+ANNOTATIONS_MD5 = {"Set1": "9106a905a86209c95dc9b51d12f520d6", "Set2": "09debbc67f6cd89c1e2a2688ad1d03ca"}
+IGNORED = "MISC_SIGNS"
+LARGEST_BYTES = 50_000_000
+LARGEST_IMAGE_PX = 50_000_000
+MOST_SHIFT_PX = 100
+COLOUR_JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A sign of an annotation; box: (x_min, y_min, x_max, y_max) in pixels of the image."""
+
+    visibility: str
+    name: str
+    box: tuple[float, float, float, float]
+
+    @property
+    def area(self) -> float:
+        x_min, y_min, x_max, y_max = self.box
+        return (x_max - x_min) * (y_max - y_min)
+
+
+@dataclass(frozen=True, slots=True)
+class SignImage:
+    """An image that is kept, and which of :data:`CLASSES` it shows."""
+
+    path: Path
+    label: str
+
+
+def read_annotations(path: Path) -> list[tuple[str, list[Sign]]]:
+    """Every line's image and its signs, without those that nobody could name.
+
+    ``file:vis, xmax, ymax, xmin, ymin, type, name;...``. Numbers lose characters at their end until they are
+    numbers, as in the reference. Raises :class:`DatasetError` with the line for what still cannot be read, and
+    for a name that is no file name.
+    """
+    if not path.is_file():
+        raise DatasetError(path, "no such annotations", f"download them from {URL}")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "is it annotations.txt of STS?")
+    images = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        name, colon, described = line.strip().partition(":")
+        if not name and not described:
+            continue
+        try:
+            if not colon or Path(name).name != name or name in (".", ".."):
+                raise ValueError(f"{name[:40]!r} is no image followed by a colon")
+            images.append(
+                (name, [sign for text in described.split(";") if (sign := _sign(text)) is not None])
+            )
+        except ValueError as error:
+            raise DatasetError(path, f"line {number}: {error}", "download it again") from None
+    return images
+
+
+def label_of(signs: Sequence[Sign]) -> str | None:
+    """What the image shows, or None where it is left out.
+
+    No signs at all: ``EMPTY``. Otherwise the speed limit that is seen best (then the largest, then the first),
+    if it is ``VISIBLE``; images without a limit, or with hidden ones only, are left out.
+    """
+    if not signs:
+        return CLASSES[0]
+    limits = [sign for sign in signs if sign.name in CLASSES[1:]]
+    best = min(limits, key=lambda sign: (VISIBILITIES.index(sign.visibility), -sign.area), default=None)
+    return best.name if best is not None and best.visibility == VISIBILITIES[0] else None
+
+
+def read_split(config: TrafficSignsConfig, split: str) -> list[SignImage]:
+    """The images of ``train`` or ``test`` that are kept, in file order.
+
+    Raises :class:`DatasetError` for annotations that are absent, or not the published ones (MD5) where that is
+    asked for, and for images that are not there: all are looked for before hours are spent.
+    """
+    folder = config.root / SETS[split]
+    path = folder / "annotations.txt"
+    annotated = read_annotations(path)
+    # After reading, which knows a missing or huge file; the list is a few hundred kilobytes.
+    if (
+        config.verify
+        and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        != (ANNOTATIONS_MD5[SETS[split]])
+    ):
+        raise DatasetError(
+            path, "is not the published file (MD5 differs)", "download it again, or data.verify=false"
+        )
+    kept = [
+        SignImage(folder / name, label) for name, signs in annotated if (label := label_of(signs)) is not None
+    ]
+    absent = [image.path for image in kept if not image.path.is_file()]
+    if absent:
+        raise DatasetError(
+            absent[0],
+            f"no such image (and {len(absent) - 1} more of {len(kept)})",
+            f"unpack {URL}/{folder.name}/{folder.name}Part0.zip into {folder}",
+        )
+    return kept
+
+
+def image_bags(
+    images: Sequence[SignImage],
+    config: TrafficSignsConfig,
+    *,
+    split: str,
+    tasks: Sequence[TaskConfig],
+    tiling: TilingConfig,
+) -> list[ImageBag]:
+    """The images as bags; nothing is decoded before one is opened, and only training images are augmented.
+
+    Raises :class:`ConfigError` for a task with other classes.
+    """
+    grid = ImageGrid.cover(config.height_px, config.width_px, tiling)
+
+    def pixels(path: Path, key: str | None) -> NDArray[np.uint8]:
+        photo = read_photo(path, height_px=config.height_px, width_px=config.width_px)
+        if key is None or split != "train" or not config.augment:
+            return photo
+        return jitter_and_shift(photo, key=key, jitter=COLOUR_JITTER, most_shift_px=MOST_SHIFT_PX)
+
+    return [
+        ImageBag(
+            bag_id=f"{SETS[split if split != 'val' else 'train']}_{image.path.stem}",
+            targets={task.name: _target(task, image.label) for task in tasks},
+            grid=grid,
+            load=lambda key, path=image.path: pixels(path, key),  # type: ignore[misc]
+        )
+        for image in images
+    ]
+
+
+def read_photo(path: Path, *, height_px: int, width_px: int) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8, resized (bilinear, anti-aliased, as torchvision resizes images).
+
+    Raises :class:`DatasetError` for a file that is no image, is cut short or is larger than 50 megapixels.
+    """
+    try:
+        # Larger sizes are refused below, before pixels are decoded.
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            photo = Image.open(path)
+        with photo:
+            if photo.width * photo.height > LARGEST_IMAGE_PX:
+                raise DatasetError(path, f"has {photo.width} x {photo.height} pixels", "is it of STS?")
+            resized = photo.convert("RGB").resize((width_px, height_px), Image.Resampling.BILINEAR)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise DatasetError(path, f"cannot be read as an image ({error})", "unpack it again") from None
+    return np.array(resized)
+
+
+def _sign(text: str) -> Sign | None:
+    """One sign, or None for none and for those of no known kind. Raises ``ValueError``."""
+    parts = [part.strip() for part in text.split(",")]
+    if parts in ([""], [IGNORED]) or parts[0] == IGNORED:
+        return None
+    if len(parts) < 7 or parts[0] not in VISIBILITIES:
+        raise ValueError(f"{text[:60]!r} is not 'visibility, xmax, ymax, xmin, ymin, type, name'")
+    x_max, y_max, x_min, y_min = (_number(part) for part in parts[1:5])
+    return Sign(parts[0], parts[6], (x_min, y_min, x_max, y_max))
+
+
+def _number(text: str) -> float:
+    for end in range(len(text), 0, -1):
+        try:
+            return float(text[:end])
+        except ValueError:
+            continue
+    raise ValueError(f"{text[:20]!r} is no number")
+
+
+def _target(task: TaskConfig, label: str) -> Target:
+    try:
+        return target_of(task, label)
+    except ValueError as error:
+        raise ConfigError(f"task {task.name}: {error}; traffic signs are {', '.join(CLASSES)}") from None
