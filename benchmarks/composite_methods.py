@@ -322,7 +322,7 @@ METHODS: Mapping[str, Method] = {
     "abmil_frozen": on_features(
         lambda dim, _: GatedAttention(dim, len(CLASSES)), Learning(epochs=20, lr=3e-4, weight_decay=1e-2)
     ),
-    "ips_frozen": on_features(_frozen_ips, Learning(epochs=12, lr=1e-3, weight_decay=1e-2, seeds=5)),
+    "ips_frozen": on_features(_frozen_ips, Learning(epochs=16, lr=1e-3, weight_decay=1e-2, seeds=3)),
     "random": random,
     "ips_e2e": ips_e2e,
 }
