@@ -20,8 +20,9 @@ from typing import Any
 # Nothing heavy here: a child's ru_maxrss starts from its parent's size (Linux carries it over exec).
 
 ROOT = Path(__file__).resolve().parents[1]
-ON_FEATURES = ("mean_pool", "abmil_frozen", "ips_frozen")
-METHODS = ("colour", *ON_FEATURES, "random", "ips_e2e")
+ON_FEATURES = ("mean_pool", "abmil_frozen", "ips_frozen", "ips_e2e")
+"""Methods that learn, or begin, on frozen features."""
+METHODS = ("colour", "mean_pool", "abmil_frozen", "ips_frozen", "random", "ips_e2e")
 KEYS = {"colour": "colour_histogram"}
 """What a method's figures are called, where not by its own name."""
 LESION_SHARE = (0.005, 0.05)
@@ -47,10 +48,11 @@ FINETUNE = {
         ],
     },
     "training": {
-        "epochs": 8,
+        "epochs": 3,
         "warmup_epochs": 0.5,
         "slides_per_step": 1,
-        "lr": 1e-3,
+        # After the head start (composite_methods.head_start) everything learns, gently.
+        "lr": 1e-4,
         "encoder_lr": 3e-5,
         "weight_decay": 0.01,
         "flips": True,

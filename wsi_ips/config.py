@@ -254,6 +254,9 @@ class TrainingConfig(Section):
     """Epochs from one selection to the next; in between the patches kept last are learned from again."""
     patience: PositiveInt | None = None
     """Epochs without a better one after which training stops; none: never."""
+    start: Path | None = None
+    """Checkpoint to begin from: all of its weights, or, of one that reads stored features, all but the encoder's.
+    none: the encoder's own weights, and the rest at random."""
     monitor: Literal["loss", "auc"] = "loss"
     """What makes an epoch the best: the lowest validation loss, or the highest mean AUC over the tasks."""
     save_minutes: NonNegativeFloat = 5.0

@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from wsi_ips.config import EncoderConfig
 from wsi_ips.errors import CheckpointError
-from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import begin_from, load_checkpoint, save_checkpoint
 
 
 def test_what_was_saved_comes_back(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -140,3 +142,35 @@ def test_a_file_cut_short_is_refused(small_checkpoint: Path, tmp_path: Path) -> 
     path.write_bytes(small_checkpoint.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         load_checkpoint(path)
+
+
+def test_a_run_begins_from_all_weights_or_from_all_but_the_encoder_s(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    start, config = load_checkpoint(small_checkpoint)
+    torch.manual_seed(5)
+    net = build_net(config.model)
+    begin_from(net, small_checkpoint)
+    assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in net.state_dict().items())
+    # A model that learned the same head on stored features of that encoder.
+    width = int(start.attention.query.in_features)
+    features = config.model.model_copy(update={"encoder": EncoderConfig(name="features", features=width)})
+    on_features = build_net(features)
+    save_checkpoint(tmp_path / "f.safetensors", on_features, config.model_copy(update={"model": features}))
+    fresh = build_net(config.model)
+    encoder = {name: tensor.clone() for name, tensor in fresh.encoder.state_dict().items()}
+    begin_from(fresh, tmp_path / "f.safetensors")
+    assert torch.equal(fresh.attention.query.weight, on_features.attention.query.weight)
+    assert all(torch.equal(tensor, encoder[name]) for name, tensor in fresh.encoder.state_dict().items())
+
+
+def test_a_start_that_does_not_fit_is_refused(small_checkpoint: Path) -> None:
+    _, config = load_checkpoint(small_checkpoint)
+    attention = config.model.attention.model_copy(update={"key_dim": 16})
+    net = build_net(config.model.model_copy(update={"attention": attention}))
+    before = net.attention.query.weight.clone()
+    with pytest.raises(
+        CheckpointError, match=r"does not fit this model: 2 weights differ, e\.g\. attention\.key"
+    ):
+        begin_from(net, small_checkpoint)
+    assert torch.equal(net.attention.query.weight, before)

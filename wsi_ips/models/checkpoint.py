@@ -70,6 +70,29 @@ def load_checkpoint(path: Path) -> tuple[IPSNet, PipelineConfig]:
     return net.eval(), config
 
 
+def begin_from(net: IPSNet, path: Path) -> None:
+    """Put a checkpoint's weights into ``net``: all of them, or all but the encoder's from stored features' model.
+
+    Raises :class:`CheckpointError` as :func:`load_checkpoint`, and where the two differ in any other weight.
+    """
+    theirs, pipeline = load_checkpoint(path)
+    given, wanted = theirs.state_dict(), net.state_dict()
+    if pipeline.model.encoder.features is not None:
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("encoder.")}
+    unfit = [
+        name
+        for name in sorted(given.keys() | wanted.keys())
+        if name not in given or name not in wanted or given[name].shape != wanted[name].shape
+    ]
+    if unfit:
+        raise CheckpointError(
+            path,
+            f"does not fit this model: {len(unfit)} weights differ, e.g. {unfit[0]}",
+            "give training.start a checkpoint of the same encoder width, attention and tasks",
+        )
+    net.load_state_dict(given, strict=False)
+
+
 def checkpoint_sha256(path: Path) -> str:
     """The file's SHA-256 in hex: what a result names its model by."""
     with path.open("rb") as file:

@@ -18,6 +18,7 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
 from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import begin_from
 from wsi_ips.progress import Progress, silent
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.module import IPSModule
@@ -62,6 +63,8 @@ def train_bags(
     seed = config.training.seed
     seed_everything(seed, verbose=False)
     net = build_net(config.model)
+    if config.training.start is not None:
+        begin_from(net, config.training.start)
     targets, balanced = [bag.targets for bag in train], config.training.sampling == "balanced"
     steps = Steps(
         len(train),
