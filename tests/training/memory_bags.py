@@ -16,12 +16,13 @@ from wsi_ips.units import PlaceKind
 
 @dataclass(frozen=True)
 class MemoryBag:
-    """pixels_N: (N, ...) what the encoder takes. broken: opening it fails, as an unreadable slide's."""
+    """pixels_N: (N, ...) what the encoder takes. broken: opening it fails, as an unreadable slide's, from the
+    beginning or after so many times."""
 
     bag_id: str
     pixels_N: Tensor
     targets: Mapping[str, Target]
-    broken: bool = False
+    broken: bool | int = False
     opened: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -30,7 +31,7 @@ class MemoryBag:
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["_Source"]:
         self.opened.append(self.bag_id)
-        if self.broken:
+        if self.broken is True or 0 < self.broken < len(self.opened):
             raise SlideReadError(self.bag_id, "is broken", "mend it")
         yield _Source(self.pixels_N, streaming.batch)
 

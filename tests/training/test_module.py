@@ -28,7 +28,7 @@ def config_of(tasks: list[dict[str, Any]] | None = None, **training: Any) -> Fin
     return FinetuneConfig.model_validate({**SMALL_MODEL, "model": model, "training": training})
 
 
-def bag(number: int, *, broken: bool = False, **targets: Any) -> MemoryBag:
+def bag(number: int, *, broken: bool | int = False, **targets: Any) -> MemoryBag:
     """Dark patches in bags of even number, bright ones in the others."""
     generator = torch.Generator().manual_seed(number)
     pixels = 0.2 + 0.6 * (number % 2) + 0.1 * torch.rand(6, 3, 32, 32, generator=generator)
@@ -54,6 +54,24 @@ def test_an_unreadable_bag_is_replaced_by_one_like_it_counted_and_not_asked_agai
     assert len(report.history) == 3
     with pytest.raises(TrainingError, match=r"2 slides could not be read.*is broken"):
         fit(train, val, config_of(), tmp_path / "strict", max_bad=1)
+
+
+def test_a_bag_that_is_lost_between_scoring_and_learning_is_replaced(tmp_path: Path) -> None:
+    """It is opened once to score it, and gone when its patches are learned from: as if it had been gone before."""
+    lost = [bag(n, broken=1 if n == 2 else False) for n in range(4)]
+    report = fit(lost, [bag(8), bag(9)], config_of(epochs=1, slides_per_step=4), tmp_path / "lost", max_bad=1)
+    assert report.bad == {"slide2": "slide2: is broken; mend it"}
+    never = [bag(n, broken=n == 2) for n in range(4)]
+    other = fit(
+        never, [bag(8), bag(9)], config_of(epochs=1, slides_per_step=4), tmp_path / "never", max_bad=1
+    )
+    assert report.history == other.history
+
+
+def test_without_a_readable_validation_bag_the_training_loss_decides(tmp_path: Path) -> None:
+    train = [bag(0), bag(1)]
+    report = fit(train, [bag(8, broken=True)], config_of(epochs=2), tmp_path, max_bad=1)
+    assert set(report.history[0]) == {"epoch", "train_loss"}
 
 
 def test_tasks_of_every_kind_are_learned_at_once(tmp_path: Path) -> None:

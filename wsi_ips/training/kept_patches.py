@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig
+from wsi_ips.errors import WsiIpsError
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import Seen, places_for, select
 from wsi_ips.training.augment import augment
@@ -28,6 +29,14 @@ class KeptPatches:
     ids_M: Tensor
     places_M: Tensor
     emb_MD: Tensor | None
+
+
+class BagLost(Exception):
+    """``BagLost(bag, error)``: a bag could be read when its patches were kept, and now it cannot."""
+
+    def __init__(self, bag: Bag, error: WsiIpsError) -> None:
+        super().__init__(bag, error)
+        self.bag, self.error = bag, error
 
 
 class PatchKeeper:
@@ -57,7 +66,7 @@ class PatchKeeper:
     ) -> Iterator[Tensor]:
         """The pixels of all kept patches in a row, ``most`` at a time, augmented as they were scored.
 
-        Read from the slides each time: what is held is one micro-batch, whatever M is.
+        Read from the slides each time: what is held is one micro-batch, whatever M is. Raises :class:`BagLost`.
         """
         return regrouped(self._pieces(kept, epoch=epoch, device=device, most=most), most)
 
@@ -66,10 +75,13 @@ class PatchKeeper:
     ) -> Iterator[Tensor]:
         for each in kept:
             seen = self._seen(each.bag, epoch)
-            with self._whole(each.bag, epoch).open(self._config.streaming, device) as source:
-                for ids_n in each.ids_M.split(most):
-                    chunk = source.read(ids_n)
-                    yield seen(chunk.pixels_n3PP, chunk.ids_n)
+            try:
+                with self._whole(each.bag, epoch).open(self._config.streaming, device) as source:
+                    for ids_n in each.ids_M.split(most):
+                        chunk = source.read(ids_n)
+                        yield seen(chunk.pixels_n3PP, chunk.ids_n)
+            except WsiIpsError as error:
+                raise BagLost(each.bag, error) from error
 
     def _whole(self, bag: Bag, epoch: int) -> Bag:
         """The bag as this epoch shows it."""

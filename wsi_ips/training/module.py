@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from wsi_ips.config import FinetuneConfig
@@ -17,7 +18,7 @@ from wsi_ips.errors import TrainingError, WsiIpsError
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import read_slide
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
+from wsi_ips.training.kept_patches import BagLost, KeptPatches, PatchKeeper
 from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate, step_loss, target_tensor
 from wsi_ips.training.losses import class_weights
 from wsi_ips.training.metrics import SplitMetrics
@@ -50,6 +51,7 @@ class IPSModule(LightningModule):
         self.val_figures: dict[str, float] = {}
         """What :class:`SplitMetrics` found last."""
         self._val_metrics = SplitMetrics(config.model.tasks)
+        self._validated = 0
         self._max_bad = max_bad
         self._config = config
         self._bags = bags
@@ -62,16 +64,9 @@ class IPSModule(LightningModule):
     def training_step(self, step: Step, _: int) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        rank, processes = self.global_rank, self.trainer.world_size
-        # Random layers draw the same numbers in a run that was killed and resumed.
-        torch.manual_seed((self._config.training.seed * 1_000_003 + step.number) * 1_009 + rank)
-        optimizer.zero_grad()
-        share = step.bags[rank::processes]
-        loss = torch.zeros((), device=self.device)
-        if kept := [bag for index in share if (bag := self._keep(index, step)) is not None]:
-            part = len(kept) / len(step.bags)
-            loss = part * self._learner.learn(kept, epoch=step.epoch, device=self.device, share=part)
-        if processes > 1:
+        while (loss := self._learned(step)) is None:
+            pass  # a bag was lost on the way: the others again, with another in its place
+        if self.trainer.world_size > 1:
             sum_gradients(self.net, loss)
         training = self._config.training
         multiplier = set_learning_rate(
@@ -82,6 +77,22 @@ class IPSModule(LightningModule):
         self.log("step_loss", loss, on_step=True, on_epoch=False, batch_size=len(step.bags))
         self.log("lr", training.lr * multiplier, on_step=True, on_epoch=False, batch_size=1)
         self.steps.done = step.number + 1
+
+    def _learned(self, step: Step) -> Tensor | None:
+        """Gradients of this process's share of the step, and its part of the loss; None where a bag was lost."""
+        # Random layers draw the same numbers in a run that was killed and resumed.
+        torch.manual_seed((self._config.training.seed * 1_000_003 + step.number) * 1_009 + self.global_rank)
+        self.net.zero_grad()
+        share = step.bags[self.global_rank :: self.trainer.world_size]
+        kept = [bag for index in share if (bag := self._keep(index, step)) is not None]
+        if not kept:
+            return torch.zeros((), device=self.device)
+        part = len(kept) / len(step.bags)
+        try:
+            return part * self._learner.learn(kept, epoch=step.epoch, device=self.device, share=part)
+        except BagLost as lost:
+            self._count_bad(lost.bag, lost.error)
+            return None
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here gradients are no longer scaled for mixed precision.
@@ -100,6 +111,7 @@ class IPSModule(LightningModule):
             self._count_bad(bag, error)
             return
         tasks = self._config.model.tasks
+        self._validated += 1
         self._val_metrics.update(
             step_loss(reading, [bag.targets], tasks, weights=self._weights),
             reading.probabilities,
@@ -107,6 +119,10 @@ class IPSModule(LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
+        if not self._validated and self.trainer.world_size == 1:
+            self.val_figures = {}  # not one slide could be read
+            return
+        self._validated = 0
         self.val_figures = self._val_metrics.compute()
         self.log_dict({f"val_{name}": value for name, value in self.val_figures.items()})
 
