@@ -1,0 +1,5 @@
+"""The command line. Nothing heavy is imported before a command is known, so ``--help`` answers at once."""
+
+from wsi_ips.cli.app import app, main
+
+__all__ = ["app", "main"]

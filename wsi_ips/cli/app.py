@@ -1,0 +1,80 @@
+"""The application: its commands in the order of ``--help``, and what becomes of errors.
+
+Exit codes: 0 done, 1 a bug of ours (traceback), 2 wrong input (one line), 3 done but some slides (or some of
+their overlays) failed.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_ips.cli.data import data_app
+from wsi_ips.cli.learning import demo, evaluate, finetune
+from wsi_ips.cli.options import Set
+from wsi_ips.cli.prediction import overlay, predict
+from wsi_ips.cli.slides import info, tile
+from wsi_ips.cli.start import start_job
+from wsi_ips.errors import WsiIpsError
+
+app = typer.Typer(
+    name="wsi-ips",
+    help="Raw gigapixel slides in, slide labels and honest attention maps out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from wsi_ips import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Shared by all commands."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see pipelines/.")], set_: Set = None
+) -> None:
+    """Run a recipe."""
+    from wsi_ips.recipe import load_recipe, make_job
+
+    start_job(make_job(load_recipe(recipe, set_ or ()), source=str(recipe)))
+
+
+for command in (info, tile, finetune, predict, overlay, evaluate, demo, run):
+    app.command()(command)
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Entry point of ``wsi-ips``: errors raised on purpose become one line and exit code 2."""
+    try:
+        app()
+    except WsiIpsError as error:
+        _complain(str(error))
+    except OSError as error:
+        # A file that cannot be read or written (no such place, no permission, disk full) is no bug of ours.
+        if error.filename is None and error.errno is None:
+            raise
+        _complain(f"{error.filename or 'writing'}: {error.strerror}")
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"wsi-ips: {' '.join(message.split())}", err=True)
+    sys.exit(2)

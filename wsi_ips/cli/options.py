@@ -1,0 +1,23 @@
+"""Arguments and options that several commands take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Text, not Path: a Path would take one of the two slashes of a URL.
+Slides = Annotated[
+    str, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Device = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps")]
+SlideMppOption = Annotated[
+    float | None, typer.Option("--slide-mpp", help="µm per pixel of every slide, instead of what files say.")
+]
+MppCsv = Annotated[Path | None, typer.Option(help="CSV with columns wsi,mpp: the same, slide by slide.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", "-c", help="YAML with settings; flags win.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.")
+]
+Layout = Annotated[str | None, typer.Option(help="HDF5 layout: clam (default) or trident.")]
+COLOUR_END = "{} end of the colours: a percentile, or a raw value with --scale absolute."

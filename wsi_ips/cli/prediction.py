@@ -1,0 +1,61 @@
+"""Commands that label slides and show why: ``predict``, ``overlay``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_ips.cli.options import COLOUR_END, Device, MppCsv, Out, Recipe, Set, SlideMppOption
+from wsi_ips.cli.start import start
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a fine-tuning run.")],
+    out: Out,
+    slides: Annotated[
+        str | None, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+    ] = None,
+    overlays: Annotated[
+        bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
+    ] = None,
+    profile: Annotated[
+        bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
+    ] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")
+    ] = None,
+    device: Device = None,
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+) -> None:
+    """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
+    flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
+             "overlays": overlays, "profile": profile, "force": force, "device": device,
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    start("predict", flags, recipe=recipe, overrides=set_)
+
+
+def overlay(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/overlays.")] = None,
+    task: Annotated[str | None, typer.Option(help="A task's attention; default: mean over queries.")] = None,
+    query: Annotated[int | None, typer.Option(help="The same by the query's index, from 0.")] = None,
+    head: Annotated[int | None, typer.Option(help="One head, from 0; default: mean over heads.")] = None,
+    side_px: Annotated[int | None, typer.Option(help="Longest side in pixels (default 2048).")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Opacity of the heat, 0 to 1 (default 0.5).")] = None,
+    colormap: Annotated[str | None, typer.Option(help="blue_yellow (default) or blue_red.")] = None,
+    scale: Annotated[str | None, typer.Option(help="percentile (default) or absolute.")] = None,
+    low: Annotated[float | None, typer.Option(help=COLOUR_END.format("Low"))] = None,
+    high: Annotated[float | None, typer.Option(help=COLOUR_END.format("High"))] = None,
+) -> None:
+    """Draw overlays from stored attention; no model is needed."""
+    flags = {"run": run, "slides": slides, "out": out, "task": task, "query": query, "head": head,
+             "side_px": side_px, "alpha": alpha, "colormap": colormap, "scale": scale, "low": low,
+             "high": high}  # fmt: skip
+    start("overlay", flags)

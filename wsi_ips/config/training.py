@@ -1,0 +1,78 @@
+"""How a network learns."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from wsi_ips.config.section import Fraction, Section
+
+ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
+"""``balanced``: rare classes weigh as much as frequent ones, by the training labels. Or {task: {class: weight}};
+classes left out weigh 1."""
+
+
+class AugmentConfig(Section):
+    """Changes of stain and colour in training, drawn anew in every epoch. All strengths 0: none."""
+
+    per: Literal["slide", "patch"] = "slide"
+    """One draw for all patches of a slide, as stain differs between slides; or one for every patch."""
+    stain: Fraction = 0.0
+    """The concentration of each stain (haematoxylin, eosin, the rest) times 1 ± this. 0.2 is a lot."""
+    stain_offset: Fraction = 0.0
+    """And plus or minus this, in optical density (base 10); colours the background too. 0.02 is a lot."""
+    brightness: Fraction = 0.0
+    """Colour values times 1 ± this."""
+    contrast: Fraction = 0.0
+    """Distance from middle grey times 1 ± this."""
+    saturation: Fraction = 0.0
+    """Distance from the pixel's own grey times 1 ± this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Hue turned by ± this share of the colour circle."""
+
+
+class TrainingConfig(Section):
+    """Optimisation. The schedule is the paper's: linear warm-up, then cosine to 0.001 of the peak."""
+
+    epochs: PositiveInt = 50
+    warmup_epochs: NonNegativeFloat = 5.0
+    slides_per_step: PositiveInt = 16
+    """Slides whose kept patches are learned from together (the paper's B)."""
+    lr: PositiveFloat = 3e-4
+    encoder_lr: PositiveFloat | None = None
+    """Peak learning rate of the encoder; none: the same as ``lr``."""
+    weight_decay: NonNegativeFloat = 0.1
+    gradient_clip: NonNegativeFloat = 0.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    micro_batch: PositiveInt | None = 32
+    """Patches taken back through the encoder at a time (gradient cache): bounds memory, changes no gradient.
+    none: all patches of a step in one graph, which an encoder with ``batch_norm: batch`` needs."""
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    """``bf16``, ``fp16``: mixed precision (fp16 with loss scaling, on a GPU only)."""
+    select_every: PositiveInt = 1
+    """Epochs from one selection to the next; in between the patches kept last are learned from again."""
+    patience: PositiveInt | None = None
+    """Epochs without a better one after which training stops; none: never."""
+    start: Path | None = None
+    """Checkpoint to begin from: all of its weights, or, of one that reads stored features, all but the encoder's.
+    none: the encoder's own weights, and the rest at random."""
+    monitor: Literal["loss", "auc"] = "loss"
+    """What makes an epoch the best: the lowest validation loss, or the highest mean AUC over the tasks."""
+    save_minutes: NonNegativeFloat = 5.0
+    """Time between two saves of the state that a killed run resumes from; 0: after every step."""
+    max_bad_slides: Fraction = 0.1
+    """Share of the slides that may turn out unreadable, and are replaced, before training fails."""
+    tensorboard: bool = False
+    """Log losses and learning rates for TensorBoard too (needs the package tensorboard)."""
+    devices: PositiveInt = 1
+    """Processes to train with, one per GPU; each learns from its share of every step's slides."""
+    flips: bool = True
+    """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
+    augment: AugmentConfig = AugmentConfig()
+    class_weights: ClassWeights = "none"
+    """What classes weigh in the loss. softmax: the weight of a class's slides; sigmoid: the weight of a class's
+    presence against its absence. ``balanced``: by how rare they are among the training slides."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """``shuffle``: every slide once an epoch. ``balanced``: every class equally often, slides of rare ones several
+    times; by the first softmax task, or else the first sigmoid task of one class."""
+    seed: int = 0
