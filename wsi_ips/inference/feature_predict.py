@@ -9,11 +9,17 @@ from pathlib import Path
 import h5py
 import torch
 
-from wsi_ips.config import PipelineConfig, StreamingConfig, task_queries
+from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError, WsiIpsError
 from wsi_ips.files import whole_file
-from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
+from wsi_ips.inference.results import (
+    PredictionRow,
+    SlideResult,
+    named_probabilities,
+    write_predictions,
+    write_result,
+)
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.progress import Progress, silent
@@ -57,38 +63,27 @@ class FeaturePredictor:
             )
         with open_source(held, batch=self.streaming.batch, device=self.device) as source:
             reading = read_slide(self.net, source, self.pipeline.selection)
-        probabilities = {
-            task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))
-            for task in self.pipeline.model.tasks
-        }
+        seconds, tasks = time.perf_counter() - started, self.pipeline.model.tasks
         row = PredictionRow(
             slide_id=slide_id,
             status="ok",
-            probabilities=probabilities,
+            probabilities=named_probabilities(reading, tasks),
             n_patches=len(held),
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
         )
         if held.coords is None:
             _write_corners_only(run.attention(slide_id), row, held, reading, self.checkpoint)
-        else:
-            write_result(run.attention(slide_id), self._result(row, held, reading))
-        return row, held.coords is not None
-
-    def _result(self, row: PredictionRow, held: FeatureFile, reading: SlideReading) -> SlideResult:
-        assert held.coords is not None
-        assert row.seconds is not None
-        return SlideResult(
-            slide_path=str(held.path),
-            coords=replace(held.coords, slide_id=row.slide_id),
-            logits_NHT=reading.store.logits().numpy(),
-            attention_NHT=reading.store.attention().numpy(),
-            kept_ids_M=reading.kept.ids_M.cpu().numpy(),
-            kept_scores_M=reading.kept.scores_M.cpu().numpy(),
-            probabilities=row.probabilities,
-            seconds=row.seconds,
+            return row, False
+        result = SlideResult.of(
+            reading,
+            replace(held.coords, slide_id=slide_id),
+            tasks=tasks,
+            slide_path=str(path),
+            seconds=seconds,
             checkpoint=self.checkpoint,
-            task_queries=task_queries(self.pipeline.model.tasks),
         )
+        write_result(run.attention(slide_id), result)
+        return row, True
 
 
 def predict_features(

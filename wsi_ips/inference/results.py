@@ -30,10 +30,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError
 from wsi_ips.files import whole_file
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
@@ -83,6 +84,35 @@ class SlideResult:
     bad_tiles: tuple[str, ...] = ()
     task_queries: Mapping[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        reading: SlideReading,
+        coords: PatchCoords,
+        *,
+        tasks: Sequence[TaskConfig],
+        slide_path: str,
+        seconds: float,
+        checkpoint: str,
+        telemetry: SlideTelemetry | None = None,
+        bad_tiles: Sequence[str] = (),
+    ) -> Self:
+        """What one pass over a slide found, with ``tasks`` as the network has them."""
+        return cls(
+            slide_path=slide_path,
+            coords=coords,
+            logits_NHT=reading.store.logits().numpy(),
+            attention_NHT=reading.store.attention().numpy(),
+            kept_ids_M=reading.kept.ids_M.cpu().numpy(),
+            kept_scores_M=reading.kept.scores_M.cpu().numpy(),
+            probabilities=named_probabilities(reading, tasks),
+            seconds=seconds,
+            checkpoint=checkpoint,
+            telemetry=telemetry or SlideTelemetry(),
+            bad_tiles=tuple(bad_tiles),
+            task_queries=task_queries(tasks),
+        )
+
     def __post_init__(self) -> None:
         if self.logits_NHT.ndim != 3 or self.logits_NHT.shape != self.attention_NHT.shape:
             raise ValueError(f"logits {self.logits_NHT.shape}, attention {self.attention_NHT.shape}")
@@ -95,6 +125,14 @@ class SlideResult:
         queries = range(self.logits_NHT.shape[2])
         if not all(query in queries for query in self.task_queries.values()):
             raise ValueError(f"task_queries {dict(self.task_queries)} for {len(queries)} queries")
+
+
+def named_probabilities(reading: SlideReading, tasks: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
+    """What the network says of a slide, by task and class."""
+    return {
+        task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))
+        for task in tasks
+    }
 
 
 def write_result(path: Path, result: SlideResult) -> None:
