@@ -103,6 +103,7 @@ def predict_features(
                 if not placed:
                     unplaced.append(slide_id)
             except WsiIpsError as error:
+                run.forget(slide_id)
                 row = PredictionRow.failed(slide_id, str(error))
             rows.append(row)
             write_predictions(run.predictions, rows, tasks=predictor.pipeline.model.tasks)
