@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError
 from wsi_ips.files import whole_file
+from wsi_ips.hdf5 import plain_dataset
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.tiling.coords import put_coords, take_coords
@@ -202,11 +203,7 @@ def _check_dataset(file: Any, name: str, path: Path) -> None:
     """Refuse what would reach into other files, or claims more memory than a slide can need."""
     if name not in file:
         raise ResultsError(path, f"has no dataset {name}", PREDICT_AGAIN)
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ResultsError(path, f"keeps {name} in another file", "never open such a file")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise ResultsError(path, f"{name} is not a plain dataset", PREDICT_AGAIN)
+    dataset = plain_dataset(file, name, path, error=ResultsError, mend=PREDICT_AGAIN)
     if dataset.dtype.kind not in "iuf":
         raise ResultsError(path, f"{name} holds {dataset.dtype}, not numbers", PREDICT_AGAIN)
     size = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
