@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from wsi_ips.errors import CoordsError
-from wsi_ips.files import whole_file
+from wsi_ips.hdf5 import whole_hdf5
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp
@@ -25,7 +25,7 @@ CHUNK_ROWS = 4096
 
 def write_coords(path: Path, coords: PatchCoords, *, layout: Layout, info: SlideInfo) -> None:
     """Write whole or not at all. CLAM's own reader and TRIDENT's open the file (their formats, 2024)."""
-    with whole_file(path) as partial, h5py.File(partial, "w") as file:
+    with whole_hdf5(path) as file:
         put_coords(file, coords, layout=layout, info=info)
 
 
