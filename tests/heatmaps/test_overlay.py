@@ -12,7 +12,8 @@ from tests.heatmaps.test_legend import drawn_words
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.colours import colour_table
-from wsi_ips.heatmaps.overlay import attention_map, draw_overlay, query_of_task, write_overlay
+from wsi_ips.heatmaps.maps import attention_map, query_of_task
+from wsi_ips.heatmaps.overlay import draw_overlay, write_overlay
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.memory_reader import MemoryReader

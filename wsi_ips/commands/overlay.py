@@ -5,7 +5,8 @@ from pathlib import Path
 from wsi_ips.commands.inputs import slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
-from wsi_ips.heatmaps.overlay import attention_map, query_of_task, write_overlay
+from wsi_ips.heatmaps.maps import attention_map, query_of_task
+from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.location import Location, locate
 from wsi_ips.progress import Progress
