@@ -18,6 +18,9 @@ Colormap = Literal["blue_yellow", "blue_red"]
 
 COLOURS = 256
 
+CLASS_COLOURS = ((64, 128, 160), (200, 60, 60), (70, 150, 70), (150, 90, 170), (200, 140, 40), (60, 60, 60))
+"""One a class, in the task's order."""
+
 # Points of the path: lightness, chroma, hue in degrees (CIE LCh of CIELAB, D65), inside sRGB's gamut.
 PATHS_LCH: dict[Colormap, list[tuple[float, float, float]]] = {
     "blue_yellow": [

@@ -21,8 +21,12 @@ def band_height(slide: SlideReader, *, l0_per_px: float) -> int:
     return max(1, int(BLOCK_PX * slide.info.levels[level].downsample / l0_per_px))
 
 
-def slide_window(slide: SlideReader, at_px: tuple[int, int], size_px: Size, *, l0_per_px: float) -> RgbImage:
+def slide_window(
+    slide: SlideReader, at_px: tuple[float, float], size_px: Size, *, l0_per_px: float
+) -> RgbImage:
     """(height, width, 3) uint8, the slide's pixels from ``at_px`` (x, y) on: each the mean of the area it covers.
+
+    ``at_px`` may lie between pixels, but in the slide.
 
     Pixel (i, j) covers the level-0 area [i, i + 1) * l0_per_px by [j, j + 1) * l0_per_px, as far as it lies in
     the slide: the scale is never stretched to whole pixels, which would move the far corner. Read block by
@@ -32,7 +36,7 @@ def slide_window(slide: SlideReader, at_px: tuple[int, int], size_px: Size, *, l
     """
     level = slide.info.level_for(l0_per_px)
     lv_edges = [
-        np.minimum(np.arange(first, first + pixels + 1) * l0_per_px, l0_length) * (lv_length / l0_length)
+        np.minimum((first + np.arange(pixels + 1)) * l0_per_px, l0_length) * (lv_length / l0_length)
         for first, pixels, l0_length, lv_length in zip(
             at_px, size_px, slide.info.l0_size, slide.info.levels[level].size, strict=True
         )
