@@ -25,16 +25,17 @@ from torch import nn
 from benchmarks.bag_models import BagModel, FeatureBag, FrozenIPS, GatedAttention, Learning, MeanPool, best_of
 from benchmarks.random_patches import RandomPatches
 from benchmarks.slide_scores import auc_interval, macro_auc, slide_hits
-from wsi_ips.config import EncoderConfig, FinetuneConfig, Section, fingerprint
+from wsi_ips.config import EncoderConfig, FinetuneConfig, ModelConfig, Section, fingerprint
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.composite import BENIGN, CLASSES, LABEL, TUMOR, CompositeConfig, make_composite
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, read_manifest
 from wsi_ips.evaluation.froc import froc_curve
 from wsi_ips.files import whole_file
-from wsi_ips.inference.batch import SlideJob, predict_slides
+from wsi_ips.inference.in_turn import predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.ips_net import scoring
@@ -246,10 +247,8 @@ def head_start(settings: Settings, path: Path) -> None:
     learning = FROZEN_IPS.at_most(settings.frozen_epochs)
     model, _ = best_of(lambda: _frozen_ips(dim, settings), bags["train"], bags["val"], learning)
     assert isinstance(model, FrozenIPS)
-    config = settings.finetune.pipeline
-    encoder = EncoderConfig(name="features", features=dim, project=config.model.encoder.project)
-    reads_features = config.model.model_copy(update={"encoder": encoder})
-    save_checkpoint(path, model.net, config.model_copy(update={"model": reads_features}))
+    reads_features = _on_stored_features(dim, settings)
+    save_checkpoint(path, model.net, settings.finetune.pipeline.model_copy(update={"model": reads_features}))
 
 
 def ips_e2e(settings: Settings, folder: Path) -> Said:
@@ -265,8 +264,8 @@ def ips_e2e(settings: Settings, folder: Path) -> Said:
     folder_of = RunFolder(folder / "predictions")
     test = manifest.split("test")
     rows = predict_slides(
-        [SlideJob(r.slide_id, r.path) for r in test], predictor, folder_of, on_error="raise"
-    )
+        [SlideJob(r.slide_id, r.path) for r in test], predictor, folder_of, on_error="stop"
+    ).rows
     task = config.model.tasks[0].name
     said = Said(notes={"history": [dict(epoch) for epoch in report.history], "best": report.best_epoch})
     for row in rows:
@@ -331,10 +330,14 @@ def on_features(make: Callable[[int, Settings], BagModel], learning: Learning) -
 
 
 def _frozen_ips(dim: int, settings: Settings) -> BagModel:
+    return FrozenIPS(_on_stored_features(dim, settings), settings.finetune.selection)
+
+
+def _on_stored_features(dim: int, settings: Settings) -> ModelConfig:
+    """The network after the encoder."""
     model = settings.finetune.model
-    return FrozenIPS(
-        dim, model.tasks, model.attention, settings.finetune.selection, project=model.encoder.project
-    )
+    encoder = EncoderConfig(name="features", features=dim, project=model.encoder.project)
+    return model.model_copy(update={"encoder": encoder})
 
 
 FROZEN_IPS = Learning(epochs=16, lr=1e-3, weight_decay=1e-2, seeds=3)

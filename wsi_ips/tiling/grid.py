@@ -5,7 +5,7 @@ would move the patch at the far corner of a large slide by hundreds of pixels, s
 each by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Self
 
@@ -105,16 +105,17 @@ class PatchCoords:
     def __len__(self) -> int:
         return len(self.ids_N)
 
+    def part(self, rows: range) -> Self:
+        """These patches of the slide alone, by where they stand in ``ids_N``."""
+        cut = slice(rows.start, rows.stop, rows.step)
+        return replace(self, ids_N=self.ids_N[cut], l0_xy_N2=self.l0_xy_N2[cut], tissue_N=self.tissue_N[cut])
+
     def rows(self, ids_n: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the patches with these grid ids stand in ``ids_N``.
 
         Raises ``KeyError`` for an id that is not among the slide's patches.
         """
-        rows_n = np.searchsorted(self.ids_N, ids_n).clip(max=max(0, len(self) - 1))
-        strangers = ids_n[self.ids_N[rows_n] != ids_n] if len(self) else ids_n
-        if len(strangers):
-            raise KeyError(f"patches {strangers[:5].tolist()} are not among the slide's coordinates")
-        return rows_n
+        return rows_of(ids_n, self.ids_N, where="among the slide's coordinates")
 
     def um_centres(self, ids_n: NDArray[np.int64]) -> NDArray[np.float64]:
         """Centres (n, 2) float64 (x, y) of the patches with these grid ids, in µm from the top-left corner.
@@ -149,3 +150,15 @@ class PatchCoords:
         g_rows_n, g_cols_n = np.divmod(ids_n, self.g_size[0])
         corners_n2: NDArray[np.float64] = np.stack([g_cols_n, g_rows_n], axis=1) * l0_step
         return corners_n2
+
+
+def rows_of(ids_n: NDArray[np.int64], ids_N: NDArray[np.int64], *, where: str) -> NDArray[np.int64]:
+    """Where these ids stand in the ascending ``ids_N``.
+
+    Raises ``KeyError`` for an id that is not ``where`` it is looked for.
+    """
+    rows_n = np.searchsorted(ids_N, ids_n).clip(max=max(0, len(ids_N) - 1))
+    strangers = ids_n[ids_N[rows_n] != ids_n] if len(ids_N) else ids_n
+    if len(strangers):
+        raise KeyError(f"patches {strangers[:5].tolist()} are not {where}")
+    return rows_n
