@@ -80,7 +80,6 @@ def result_of(coords: PatchCoords, attention_NHT: NDArray[np.float32]) -> SlideR
         kept_ids_M=coords.ids_N[:1],
         kept_scores_M=np.zeros(len(coords.ids_N[:1]), np.float32),
         probabilities={"label": {"normal": 0.0713, "tumor": 0.9287}},
-        seconds=1.0,
     )
 
 

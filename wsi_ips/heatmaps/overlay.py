@@ -29,6 +29,7 @@ from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.picture import band_height, slide_window
+from wsi_ips.units import Size
 
 MOST_BAND_ROWS = 128
 """Of a picture, drawn at once: 50 MB of floats for the widest."""
@@ -145,7 +146,7 @@ class _Drawing:
         _check_options(alpha=alpha, side_px=side_px)
         check_same_slide(slide, result.coords)
         coords = result.coords
-        self.slide, self.outlines, self.alpha = slide, outlines, alpha
+        self.slide, self.alpha = slide, alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
         self.values_N = attention_map(result, query=query, head=head)
         self.display = DisplayScale(self.values_N, scale=scale, low=low, high=high)
@@ -158,6 +159,7 @@ class _Drawing:
             l0_per_px=self.l0_per_px,
         )
         self.picture_px = self.raster.size_px
+        self.paths = _outline_paths(outlines, self.picture_px, self.l0_per_px)
         shown = shown_in_words(result, query=query, head=head)
         self.legend = Legend(
             title=coords.slide_id,
@@ -186,11 +188,11 @@ class _Drawing:
             yield self._outlined(band, top)
 
     def _outlined(self, band: RgbImage, top: int) -> RgbImage:
-        if not self.outlines:
+        if not self.paths:
             return band
         image = Image.fromarray(band)
         thin = max(1, round(max(self.picture_px) / 1000))
-        _draw_outlines(image, self.outlines, self.l0_per_px, top=top, thin=thin)
+        _draw_outlines(image, self.paths, top=top, thin=thin)
         return np.asarray(image)
 
 
@@ -220,38 +222,45 @@ def blend(
     picture: RgbImage, cells: Cells, display: DisplayScale, table: NDArray[np.uint8], alpha: float
 ) -> None:
     """Mix the colours of ``cells`` into ``picture``, in place; where there are none not a pixel changes."""
-    patches = cells.spread(np.isfinite(cells.values_RC))
-    heat = cells.spread(colourise(np.nan_to_num(display(cells.values_RC)), table))[patches]
-    picture[patches] = np.rint(picture[patches] * (1 - alpha) + heat * alpha).astype(np.uint8)
+    held_RC = np.isfinite(cells.values_RC)
+    heat_RC3 = colourise(np.nan_to_num(display(cells.values_RC)), table) * np.float32(alpha)
+    kept_RC = np.where(held_RC, 1 - alpha, 1).astype(np.float32)
+    mixed = picture * cells.spread(kept_RC)[..., None]
+    mixed += cells.spread((heat_RC3 * held_RC[..., None]).astype(np.float32))
+    picture[:] = np.rint(mixed, out=mixed)
 
 
-def _draw_outlines(
-    image: Image.Image, outlines: Sequence[Polygon], l0_per_px: float, *, top: int, thin: int
-) -> None:
+def _outline_paths(outlines: Sequence[Polygon], size_px: Size, l0_per_px: float) -> list[NDArray[np.float64]]:
+    """Rings in canvas pixels, (P, 2) each, cut at the canvas: Pillow walks along what lies outside, too."""
+    l0_canvas = shapely.box(-1, -1, size_px[0] * l0_per_px + 1, size_px[1] * l0_per_px + 1)
+    paths = []
+    for polygon in outlines:
+        for ring in (polygon.exterior, *polygon.interiors):
+            for part in shapely.get_parts(shapely.intersection(shapely.LineString(ring.coords), l0_canvas)):
+                points = np.floor(shapely.get_coordinates(part) / l0_per_px)  # the pixel that a point lies in
+                if len(points) > 1:
+                    paths.append(points)
+    return paths
+
+
+def _draw_outlines(image: Image.Image, paths: Sequence[NDArray[np.float64]], *, top: int, thin: int) -> None:
     """On a band that begins ``top`` pixels down the picture."""
     draw = ImageDraw.Draw(image)
-    paths = [
-        path
-        for polygon in outlines
-        for path in _rings_near(polygon, image.size, l0_per_px, top=top, margin=4 * thin)
-    ]
+    near = [run for path in paths for run in _runs_near(path - (0, top), image.height, margin=4 * thin)]
     for colour, width in ((HALO, 3 * thin), (OUTLINE, thin)):
-        for path in paths:
-            draw.line(path, fill=colour, width=width, joint="curve")
+        for run in near:
+            draw.line(run, fill=colour, width=width, joint="curve")
 
 
-def _rings_near(
-    polygon: Polygon, size_px: tuple[int, int], l0_per_px: float, *, top: int, margin: int
+def _runs_near(
+    path_P2: NDArray[np.float64], height: int, *, margin: int
 ) -> Iterator[list[tuple[float, float]]]:
-    """A polygon's rings in a band's pixels, cut around the band: Pillow walks along what lies outside, too."""
-    width, height = size_px
-    l0_near = np.array([-margin, top - margin, width + margin, top + height + margin]) * l0_per_px
-    for ring in (polygon.exterior, *polygon.interiors):
-        near = shapely.intersection(shapely.LineString(ring.coords), shapely.box(*l0_near))
-        for part in shapely.get_parts(near):
-            points = np.floor(shapely.get_coordinates(part) / l0_per_px)  # the pixel that a point lies in
-            if len(points) > 1:
-                yield [(x, y - top) for x, y in points.tolist()]
+    """The parts of a path that a band of this height sees. Segments stay whole: half of one has other pixels."""
+    y = path_P2[:, 1]
+    near = (np.minimum(y[:-1], y[1:]) < height + margin) & (np.maximum(y[:-1], y[1:]) > -margin)
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], near, [False]]).astype(np.int8)))
+    for first, past in changes.reshape(-1, 2).tolist():
+        yield [(x, y) for x, y in path_P2[first : past + 1].tolist()]
 
 
 def _ticks(values_N: NDArray[np.float32], display: DisplayScale) -> list[Tick]:

@@ -19,6 +19,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB_8 = struct.pack(">5B", 8, 2, 0, 0, 0)
 LEVEL = 5
 SUB, UP = 1, 2
+ROWS_AT_ONCE = 32
 
 
 class PngRows:
@@ -45,18 +46,21 @@ class PngRows:
         self._rows += len(rows)
         if rows.shape[1:] != (self._size[0], 3) or self._rows > self._size[1]:
             raise ValueError(f"rows of {rows.shape}, {self._rows} in all, for an image of {self._size}")
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            self._compress(rows[first : first + ROWS_AT_ONCE])
+
+    def _compress(self, rows: RgbImage) -> None:
         filtered = np.empty((len(rows), 1 + 3 * self._size[0]), np.uint8)
         previous = np.concatenate([self._above[None], rows[:-1]])
         filtered[:, 0] = SUB
         filtered[:, 1:4] = rows[:, 0]
-        np.subtract(rows[:, 1:], rows[:, :-1], out=filtered[:, 4:].reshape(len(rows), -1, 3))
+        np.subtract(rows[:, 1:], rows[:, :-1], out=filtered[:, 4:].reshape(len(rows), self._size[0] - 1, 3))
         up = (rows - previous).reshape(len(rows), -1)
         # The rule of thumb of the specification: the filter whose bytes are nearer to zero.
         better = _size_of(up) < _size_of(filtered[:, 1:])
         filtered[better, 0] = UP
         filtered[better, 1:] = up[better]
-        if len(rows):
-            self._above = rows[-1].copy()
+        self._above = rows[-1].copy()
         self._chunk(b"IDAT", self._deflate.compress(filtered.data))
 
     def close(self) -> None:
