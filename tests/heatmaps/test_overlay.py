@@ -13,7 +13,7 @@ from tests.heatmaps.test_legend import drawn_words
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.colours import colour_table
-from wsi_ips.heatmaps.maps import attention_map, query_of_task
+from wsi_ips.heatmaps.maps import attention_map, choose_heat, query_of_task
 from wsi_ips.heatmaps.overlay import draw_overlay, write_overlay
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage
@@ -183,6 +183,21 @@ def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) ->
     words.clear()
     draw_overlay(MemoryReader(grey_slide((64, 64))), result)
     assert words[1].startswith("Attention, mean over queries, mean over 3 heads; 4 patches")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_attention_that_is_no_number_is_refused(bad: float) -> None:
+    attention = np.ones((4, 1, 2), np.float32)
+    attention[2, 0, 1] = bad
+    result = result_of(coords_of((64, 64), patch_px=32, slide_mpp=0.5), attention)
+    for show in (choose_heat, lambda each: draw_overlay(MemoryReader(grey_slide((64, 64))), each)):
+        with pytest.raises(
+            ResultsError, match="slide_01: has attention that is not finite; predict it again"
+        ):
+            show(result)
+    draw_overlay(MemoryReader(grey_slide((64, 64))), result, query=0)
+    with pytest.raises(ResultsError, match="not finite"):
+        choose_heat(result, query=0)  # whose other maps go into files of numbers
 
 
 def test_a_task_s_attention_is_that_of_the_query_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:

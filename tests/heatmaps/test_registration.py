@@ -5,6 +5,7 @@ code written from the formats' own words.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,11 +17,12 @@ import tifffile
 import zarr
 from PIL import Image
 
-from tests.heatmaps.maps_of_slides import BOUNDS, GREY, L0_SIZE, SLIDE_MPP, Drawn, drawn
+from tests.heatmaps.maps_of_slides import BOUNDS, GREY, L0_SIZE, SLIDE_MPP, Drawn, drawn, result_of
 from wsi_ips.heatmaps.asap_regions import AsapRegions
 from wsi_ips.heatmaps.colours import HeatColours, colour_table
 from wsi_ips.heatmaps.deepzoom import DeepZoom
 from wsi_ips.heatmaps.geojson import QuPathGeoJson
+from wsi_ips.heatmaps.maps import choose_heat
 from wsi_ips.heatmaps.ome_tiff import OmeTiff
 from wsi_ips.heatmaps.ome_zarr import OmeZarr
 from wsi_ips.heatmaps.overlay import write_overlay
@@ -101,6 +103,22 @@ def test_a_resolution_that_was_asked_for(um_per_px: float, tmp_path: Path) -> No
     check(values[rows, columns].tolist(), map_, points)
     array: Any = zarr.open_array(tmp_path / "a.ome.zarr" / "0", mode="r")[:]
     np.testing.assert_array_equal(array[0], values)
+
+
+def test_patches_of_no_grid(tmp_path: Path) -> None:
+    """Another program laid them out: a pixel still has the mean of the patches that hold its centre."""
+    on_grid = drawn(share=0.3)
+    coords = on_grid.heat.coords
+    l0_xy = np.random.default_rng(3).integers(0, np.array(L0_SIZE) - 40, (len(coords), 2))
+    foreign = replace(coords, g_size=(len(coords), 1), ids_N=np.arange(len(coords)), l0_xy_N2=l0_xy)
+    heat = choose_heat(result_of(foreign, on_grid.heat.result.attention_NHT))
+    map_ = Drawn(on_grid.slide, heat, l0_xy.astype(float), on_grid.l0_patch)
+    OmeTiff().write(tmp_path / "a.ome.tif", heat)
+    values = tifffile.imread(tmp_path / "a.ome.tif")
+    l0_per_px = on_grid.l0_patch / 8
+    places = [(int(x / l0_per_px), int(y / l0_per_px)) for x, y in random_points(400)]
+    centres = [((column + 0.5) * l0_per_px, (row + 0.5) * l0_per_px) for column, row in places]
+    check([values[row, column] for column, row in places], map_, centres)
 
 
 @pytest.mark.parametrize("bounds", [None, BOUNDS])

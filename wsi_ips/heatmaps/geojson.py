@@ -49,10 +49,12 @@ class QuPathGeoJson:
             raise ConfigError("geojson needs the slide, whose bounds say where QuPath begins to count")
         check_same_slide(slide, heat.coords)
         with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+            # One for all: json.dumps would make one for each.
+            encode = json.JSONEncoder(ensure_ascii=False).encode
             file.write('{"type": "FeatureCollection", "features": [')
             for number, feature in enumerate(_features(heat, slide, self.top)):
                 file.write(",\n" if number else "\n")
-                file.write(json.dumps(feature, ensure_ascii=False))
+                file.write(encode(feature))
             file.write("\n]}\n")
 
 

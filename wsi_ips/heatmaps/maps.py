@@ -45,22 +45,27 @@ def choose_heat(
 ) -> Heat:
     """The map of a task, or of a query, and of a head; means over those not named.
 
-    Raises :class:`ConfigError` for a task, query or head that is not there.
+    Raises :class:`ConfigError` for a task, query or head that is not there, :class:`ResultsError` for attention
+    that is not finite.
     """
     if task is not None:
         query = query_of_task(result, task)
     readers = [name for name, its_query in task_queries(result).items() if query in (None, its_query)]
     queries = result.attention_NHT.shape[2]
+    others = {
+        shown_in_words(result, query=each, head=head): attention_map(result, query=each, head=head)
+        for each in range(queries if queries > 1 else 0)
+        if each != query
+    }
+    values_N = attention_map(result, query=query, head=head)
+    for map_N in (values_N, *others.values()):
+        check_finite(result, map_N)
     return Heat(
         result=result,
-        values_N=attention_map(result, query=query, head=head),
+        values_N=values_N,
         shown=shown_in_words(result, query=query, head=head),
         task=task or next(iter([*readers, *result.probabilities]), None),
-        others={
-            shown_in_words(result, query=each, head=head): attention_map(result, query=each, head=head)
-            for each in range(queries if queries > 1 else 0)
-            if each != query
-        },
+        others=others,
     )
 
 
@@ -80,6 +85,12 @@ def attention_map(
     of_queries = slice(None) if query is None else slice(query, query + 1)
     mean_N = result.attention_NHT[:, of_heads, of_queries].mean(axis=(1, 2), dtype=np.float64)
     return np.asarray(mean_N, np.float32)
+
+
+def check_finite(result: SlideResult, values_N: NDArray[np.float32]) -> None:
+    """Raise :class:`ResultsError` for attention that is no number: it has no colour, and no rank."""
+    if not np.isfinite(values_N).all():
+        raise ResultsError(result.coords.slide_id, "has attention that is not finite", "predict it again")
 
 
 def query_of_task(result: SlideResult, task: str) -> int:

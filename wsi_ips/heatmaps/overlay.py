@@ -22,7 +22,13 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.colours import Colormap, colour_table, colourise
 from wsi_ips.heatmaps.legend import FAINT_INK, PAPER, Legend, Tick, add_legend, draw_legend, short
-from wsi_ips.heatmaps.maps import attention_map, check_same_slide, predictions_in_words, shown_in_words
+from wsi_ips.heatmaps.maps import (
+    attention_map,
+    check_finite,
+    check_same_slide,
+    predictions_in_words,
+    shown_in_words,
+)
 from wsi_ips.heatmaps.png_rows import PngRows
 from wsi_ips.heatmaps.raster import Cells, DisplayScale, PatchRaster, Scale
 from wsi_ips.inference.results import SlideResult
@@ -149,6 +155,7 @@ class _Drawing:
         self.slide, self.alpha = slide, alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
         self.values_N = attention_map(result, query=query, head=head)
+        check_finite(result, self.values_N)
         self.display = DisplayScale(self.values_N, scale=scale, low=low, high=high)
         self.table = colour_table(colormap)
         self.raster = PatchRaster.of(
