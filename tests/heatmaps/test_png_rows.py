@@ -49,6 +49,14 @@ def test_text_comes_back_and_smooth_pictures_are_small() -> None:
     assert len(data) < image.size / 100
 
 
+@pytest.mark.parametrize("along", [0, 1])
+def test_each_row_takes_the_filter_that_suits_it(along: int) -> None:
+    """Noise that repeats down the rows, or along them: only one of the two filters sees that."""
+    noise = np.random.default_rng(0).integers(0, 256, 200, np.uint8)
+    image = np.repeat(np.expand_dims(noise, along), 200, axis=along)[..., None].repeat(3, axis=2)
+    assert len(encoded(np.ascontiguousarray(image), [100])) < image.size / 50
+
+
 def test_a_wrong_number_of_rows_is_refused() -> None:
     png = PngRows(io.BytesIO(), (4, 3), {})
     png.write(np.zeros((2, 4, 3), np.uint8))
