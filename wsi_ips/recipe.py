@@ -122,6 +122,10 @@ class PredictJob(_Resolution):
     """Replace another run's results in ``out``."""
     embeddings: bool = False
     """Store the kept patches' embeddings with the attention."""
+    cases: Path | None = None
+    """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
+    pool: Literal["max", "mean", "noisy_or"] = "max"
+    """How the slides' probabilities make a patient's."""
     streaming: StreamingConfig = StreamingConfig()
     batch: BatchConfig = BatchConfig()
 

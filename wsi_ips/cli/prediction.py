@@ -38,6 +38,12 @@ def predict(
     embeddings: Annotated[
         bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
     ] = None,
+    cases: Annotated[
+        Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")
+    ] = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
@@ -47,7 +53,8 @@ def predict(
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
              "overlays": overlays, "profile": profile, "force": force, "device": device,
-             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv, "embeddings": embeddings}  # fmt: skip
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv, "embeddings": embeddings, "cases": cases,
+             "pool": pool}  # fmt: skip
     batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
     start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
 
