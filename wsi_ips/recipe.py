@@ -136,24 +136,19 @@ class PredictJob(_Resolution):
         return self
 
 
-class OverlayJob(Section):
-    """Draw overlays from stored attention; no model."""
+class _HeatJob(Section):
+    """What is shown of stored attention; no model."""
 
-    command: Literal["overlay"] = "overlay"
     run: Path
     """The folder that ``predict`` wrote."""
     slides: Slides | None = None
     """Where the slides are now; none: where ``predict`` read them."""
-    out: Path | None = None
-    """None: ``overlays/`` in ``run``."""
     task: str | None = None
     """Whose attention: that of the query which this task reads; none: the mean over all queries."""
     query: NonNegativeInt | None = None
     """The same by the query's index."""
     head: NonNegativeInt | None = None
     """Of this attention head; none: the mean over all heads."""
-    side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
-    """Longest side of the slide's picture; a smaller slide is not enlarged."""
     alpha: Fraction = 0.5
     """Opacity of the heat."""
     colormap: Literal["blue_yellow", "blue_red"] = "blue_yellow"
@@ -176,6 +171,55 @@ class OverlayJob(Section):
                 raise ValueError(f"low and high are percentiles, 0 to 100, not {low:g} and {high:g}")
         if low is not None and high is not None and low >= high:
             raise ValueError(f"low {low:g} must be below high {high:g}")
+        return self
+
+
+class OverlayJob(_HeatJob):
+    """Draw overlays from stored attention."""
+
+    command: Literal["overlay"] = "overlay"
+    out: Path | None = None
+    """None: ``overlays/`` in ``run``."""
+    side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
+    """Longest side of the slide's picture; a smaller slide is not enlarged."""
+
+
+_ON_COLOURS = ("alpha", "colormap", "scale", "low", "high", "side_px", "heat_only")
+EXPORT_OPTIONS: Mapping[str, Sequence[str]] = {
+    "ome-tiff": ("um_per_px",), "ome-zarr": ("um_per_px",), "geojson": ("top",), "deepzoom": _ON_COLOURS,
+    "sheet": ("top",), "asap": ("threshold", "percentile"),
+}  # fmt: skip
+"""Which of :class:`ExportJob`'s settings a format has; whose attention is shown is every format's."""
+
+
+class ExportJob(_HeatJob):
+    """Write stored attention for other programs."""
+
+    command: Literal["export"] = "export"
+    format: Literal["ome-tiff", "ome-zarr", "geojson", "deepzoom", "sheet", "asap"]
+    out: Path | None = None
+    """None: ``exports/<format>/`` in ``run``."""
+    um_per_px: PositiveFloat | None = None
+    """µm a pixel; none: a pixel a patch, or as fine as overlaps need it."""
+    side_px: PositiveInt | None = None
+    """Longest side of the finest level; none: the slide's own."""
+    heat_only: bool = False
+    """Transparent tiles without the slide."""
+    top: PositiveInt | None = None
+    """How many patches with the most attention; geojson (none: all), sheet: and with the least (none: 10)."""
+    threshold: FiniteFloat | None = None
+    """Raw attention from which on a place is in a region."""
+    percentile: Annotated[float, Field(ge=0, le=100)] | None = None
+    """The same as a percentile of the slide's patches; neither: 95."""
+
+    @model_validator(mode="after")
+    def _options_are_the_format_s(self) -> Self:
+        known = EXPORT_OPTIONS[self.format]
+        others = {option for options in EXPORT_OPTIONS.values() for option in options if option not in known}
+        for option in sorted(others & self.model_fields_set):
+            raise ValueError(f"{option} is no option of {self.format}, which has {', '.join(known)}")
+        if self.threshold is not None and self.percentile is not None:
+            raise ValueError("threshold and percentile say the same thing: give one of them")
         return self
 
 
@@ -228,7 +272,7 @@ class DemoJob(DemoConfig):
     device: str = "auto"
 
 
-Job = TileJob | FinetuneJob | ImagesJob | PredictJob | OverlayJob | EvaluateJob | DemoJob
+Job = TileJob | FinetuneJob | ImagesJob | PredictJob | OverlayJob | ExportJob | EvaluateJob | DemoJob
 _JOBS: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="command")])
 
 
@@ -305,4 +349,4 @@ def _first_problem(error: ValidationError) -> str:
     return (f"{where}: " if where else "") + message + more
 
 
-_COMMANDS = ("tile", "finetune", "images", "predict", "overlay", "evaluate", "demo")
+_COMMANDS = ("tile", "finetune", "images", "predict", "overlay", "export", "evaluate", "demo")

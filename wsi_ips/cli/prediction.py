@@ -1,4 +1,4 @@
-"""Commands that label slides and show why: ``predict``, ``overlay``."""
+"""Commands that label slides and show why: ``predict``, ``overlay``, ``export``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -78,3 +78,39 @@ def overlay(
              "side_px": side_px, "alpha": alpha, "colormap": colormap, "scale": scale, "low": low,
              "high": high}  # fmt: skip
     start("overlay", flags)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="ome-tiff, ome-zarr, geojson, deepzoom, sheet or asap.")
+    ],
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/exports/FORMAT.")] = None,
+    task: Annotated[str | None, typer.Option(help="A task's attention; default: mean over queries.")] = None,
+    query: Annotated[int | None, typer.Option(help="The same by the query's index, from 0.")] = None,
+    head: Annotated[int | None, typer.Option(help="One head, from 0; default: mean over heads.")] = None,
+    um_per_px: Annotated[
+        float | None, typer.Option(help="ome-tiff, ome-zarr: µm a pixel; default: a pixel a patch.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="geojson: only so many patches; sheet: so many of each kind.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="asap: regions from this raw value on.")] = None,
+    percentile: Annotated[float | None, typer.Option(help="asap: the same as a percentile (95).")] = None,
+    heat_only: Annotated[
+        bool | None, typer.Option("--heat-only", help="deepzoom: transparent tiles without the slide.")
+    ] = None,
+    side_px: Annotated[int | None, typer.Option(help="deepzoom: longest side; default: the slide's.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="deepzoom: opacity of the heat (0.5).")] = None,
+    colormap: Annotated[str | None, typer.Option(help="deepzoom: blue_yellow (default), blue_red.")] = None,
+    scale: Annotated[str | None, typer.Option(help="deepzoom: percentile (default), absolute.")] = None,
+    low: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("low"))] = None,
+    high: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("high"))] = None,
+) -> None:
+    """Write stored attention for QuPath, OMERO, napari, ASAP and web viewers; no model is needed."""
+    flags = {"run": run, "format": format_, "slides": slides, "out": out, "task": task, "query": query,
+             "head": head, "um_per_px": um_per_px, "top": top, "threshold": threshold,
+             "percentile": percentile, "heat_only": heat_only, "side_px": side_px, "alpha": alpha,
+             "colormap": colormap, "scale": scale, "low": low, "high": high}  # fmt: skip
+    start("export", flags)

@@ -2,7 +2,17 @@
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import DemoJob, EvaluateJob, FinetuneJob, ImagesJob, Job, OverlayJob, PredictJob, TileJob
+from wsi_ips.recipe import (
+    DemoJob,
+    EvaluateJob,
+    ExportJob,
+    FinetuneJob,
+    ImagesJob,
+    Job,
+    OverlayJob,
+    PredictJob,
+    TileJob,
+)
 
 
 def run_job(job: Job, progress: Progress) -> Outcome:
@@ -31,6 +41,10 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.overlay import overlay
 
             return overlay(job, progress)
+        case ExportJob():
+            from wsi_ips.commands.export import export
+
+            return export(job, progress)
         case EvaluateJob():
             from wsi_ips.commands.evaluate import evaluate
 
