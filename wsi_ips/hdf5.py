@@ -1,0 +1,26 @@
+"""HDF5 files of others, believed after checks."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from wsi_ips.errors import FileError
+
+NEVER_OPEN = "never open such a file"
+
+
+def plain_dataset(
+    file: Any, name: str, path: Path, *, error: type[FileError], mend: str = NEVER_OPEN
+) -> h5py.Dataset:
+    """The dataset ``name`` of an open file, if all of it lies in that file.
+
+    A link, an external or a virtual dataset would be read from wherever it points to. Raises ``error`` for those
+    and, with this ``mend``, for what is no dataset. Says nothing of its size.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink | None):
+        raise error(path, f"keeps {name} in another file", NEVER_OPEN)
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise error(path, f"{name} is not a plain dataset", mend)
+    return dataset
