@@ -31,10 +31,11 @@ from wsi_ips.datasets.composite import BENIGN, CLASSES, LABEL, TUMOR, CompositeC
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, read_manifest
 from wsi_ips.evaluation.froc import froc_curve
 from wsi_ips.files import whole_file
-from wsi_ips.inference.batch import SlideJob, predict_slides
+from wsi_ips.inference.in_turn import predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.ips_net import scoring
@@ -265,8 +266,8 @@ def ips_e2e(settings: Settings, folder: Path) -> Said:
     folder_of = RunFolder(folder / "predictions")
     test = manifest.split("test")
     rows = predict_slides(
-        [SlideJob(r.slide_id, r.path) for r in test], predictor, folder_of, on_error="raise"
-    )
+        [SlideJob(r.slide_id, r.path) for r in test], predictor, folder_of, on_error="stop"
+    ).rows
     task = config.model.tasks[0].name
     said = Said(notes={"history": [dict(epoch) for epoch in report.history], "best": report.best_epoch})
     for row in rows:

@@ -17,10 +17,11 @@ from wsi_ips.evaluation.patch_level import attention_auc, lesion_share_of_patche
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.overlay import write_overlay
-from wsi_ips.inference.batch import SlideJob, predict_slides
+from wsi_ips.inference.in_turn import predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, describe_run
+from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.registry import open_slide
@@ -65,8 +66,8 @@ def run_demo(
             write_overlay(path, slide, result, outlines=lesion_area(annotation).geoms if annotation else ())
 
     jobs = [SlideJob(record.slide_id, record.path) for record in held_out]
-    rows = predict_slides(jobs, predictor, run, draw=draw, progress=progress)
-    failed = [row for row in rows if row.status != "ok" or row.error]
+    tables = predict_slides(jobs, predictor, run, draw=draw, progress=progress)
+    failed = [row for row in tables.rows if row.status != "ok" or row.error]
     if failed:
         raise ResultsError(run.predictions, f"slide {failed[0].slide_id} failed: {failed[0].error}")
     results = [read_result(run.attention(record.slide_id)) for record in held_out]
@@ -75,7 +76,7 @@ def run_demo(
         patch_auc=_patch_auc(results, held_out, data),
         seconds=time.perf_counter() - started,
         slides=len(results),
-        patches_per_second=sum(len(r.coords) for r in results) / sum(r.seconds for r in results),
+        patches_per_second=sum(t.patches for t in tables.measured) / sum(t.seconds for t in tables.measured),
     )
     _write_metrics(out / "metrics.json", score)
     return score

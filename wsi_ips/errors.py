@@ -7,6 +7,8 @@
       SlideClosed            a reader was used after close()
       NotFinite              a network's numbers are NaN or infinite
       TrainingError          training cannot go on: a loss that is not finite, too many bad slides
+      SlideFailed            a slide's failure, of whatever kind, where it ends a run
+      ClusterError           no dask scheduler, no workers, workers of another version; or they were lost
       FileError              names a file, what is wrong with it, and the mend
         SlideNotFound
         SlideUnreachable     a URL that cannot be read from: no answer, no permission, no range requests
@@ -67,6 +69,14 @@ class NotFinite(WsiIpsError, ValueError):
 
 class TrainingError(WsiIpsError):
     """Training cannot go on: a loss that is not finite, too many bad slides."""
+
+
+class SlideFailed(WsiIpsError):
+    """A slide's failure that was not foreseen, in words, where it ends a run."""
+
+
+class ClusterError(WsiIpsError):
+    """A dask cluster that cannot be worked with, or was lost."""
 
 
 class SlideClosed(WsiIpsError):

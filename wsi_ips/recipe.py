@@ -24,6 +24,7 @@ from pydantic import (
 
 from wsi_ips.config import (
     LARGEST_OVERLAY_PX,
+    BatchConfig,
     DemoConfig,
     FinetuneConfig,
     Fraction,
@@ -119,7 +120,10 @@ class PredictJob(_Resolution):
     """Print where the time went, and which stage is the slowest."""
     force: bool = False
     """Replace another run's results in ``out``."""
+    embeddings: bool = False
+    """Store the kept patches' embeddings with the attention."""
     streaming: StreamingConfig = StreamingConfig()
+    batch: BatchConfig = BatchConfig()
 
     @model_validator(mode="after")
     def _slides_or_features(self) -> Self:

@@ -10,7 +10,8 @@ import shapely
 
 from wsi_ips.config import ModelConfig, TaskConfig, TilingConfig, task_queries
 from wsi_ips.datasets.annotations import write_asap
-from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
+from wsi_ips.inference.predictions import PredictionRow, write_predictions
+from wsi_ips.inference.results import SlideResult, write_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp
@@ -101,6 +102,6 @@ def _result(slide: Slide, tasks: Sequence[TaskConfig]) -> SlideResult:
     assert slide.probabilities is not None
     return SlideResult(
         slide_path=f"{slide.slide_id}.tif", coords=coords, logits_NHT=attention_NHT, attention_NHT=attention_NHT,
-        kept_ids_M=ids[:2], kept_scores_M=attention[:2], probabilities=slide.probabilities, seconds=1.0,
+        kept_ids_M=ids[:2], kept_scores_M=attention[:2], probabilities=slide.probabilities,
         task_queries=queries,
     )  # fmt: skip

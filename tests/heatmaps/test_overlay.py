@@ -56,7 +56,6 @@ def result_of(coords: PatchCoords, attention_NHT: np.ndarray) -> SlideResult:
         kept_ids_M=coords.ids_N[:1],
         kept_scores_M=np.zeros(1, np.float32),
         probabilities={"label": {"normal": 0.0713, "tumor": 0.9287}},
-        seconds=1.0,
     )
 
 

@@ -1,6 +1,5 @@
 """What a run writes comes back exactly; what is not ours is refused in one line."""
 
-import csv
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -8,20 +7,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
 from wsi_ips.inference import results
 from wsi_ips.inference.results import (
-    PredictionRow,
     SlideResult,
-    read_predictions,
     read_result,
-    write_predictions,
     write_result,
 )
+from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.tiling.coords import read_coords
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp
@@ -57,7 +52,6 @@ def result_of(n: int = 5, *, heads: int = 2, queries: int = 3) -> SlideResult:
         kept_ids_M=ids[::-1][:2].copy(),
         kept_scores_M=np.array([0.5, 0.1], np.float32),
         probabilities={"label": {"normal": 0.1, "tumor": 0.9}, "stage": {"a": 1 / 3}},
-        seconds=1.23456789012345,
         checkpoint="0123abcd",
     )
 
@@ -156,8 +150,8 @@ def test_a_truncated_file_is_refused(written: Path) -> None:
 
 def test_another_schema_version_is_refused(written: Path) -> None:
     with h5py.File(written, "r+") as file:
-        file.attrs["schema_version"] = 2
-    assert "schema version 2; this wsi_ips reads 1" in refused(written)
+        file.attrs["schema_version"] = 3
+    assert "schema version 3; this wsi_ips reads 1 and 2" in refused(written)
 
 
 def test_a_file_without_a_version_is_refused(written: Path) -> None:
@@ -173,7 +167,7 @@ def test_every_dataset_is_needed(written: Path, name: str) -> None:
     assert f"no dataset {name}" in refused(written)
 
 
-@pytest.mark.parametrize("attribute", ["slide_path", "probabilities", "seconds"])
+@pytest.mark.parametrize("attribute", ["slide_path", "probabilities"])
 def test_every_attribute_is_needed(written: Path, attribute: str) -> None:
     with h5py.File(written, "r+") as file:
         del file.attrs[attribute]
@@ -254,110 +248,35 @@ def test_lengths_that_differ_are_refused(written: Path) -> None:
     assert "logits (5, 2, 3), attention (5, 2, 2)" in refused(written)
 
 
-def rows_of_one_task() -> list[PredictionRow]:
-    return [
-        PredictionRow(
-            slide_id="s,1",
-            status="ok",
-            probabilities={"label": {"normal": 0.1, "tumor": 0.9}},
-            n_patches=12,
-            seconds=0.30000000000000004,
-        ),
-        PredictionRow.failed("s2", "a.svs: cannot be\n  read; convert it"),
-    ]
-
-
-def test_the_table_of_one_task_is_what_people_expect(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.csv"
-    write_predictions(path, rows_of_one_task(), tasks=[LABEL])
-    assert path.read_text(encoding="utf-8") == (
-        "slide_id,prob_normal,prob_tumor,pred,n_patches,seconds,status,error\n"
-        '"s,1",0.1,0.9,tumor,12,0.30000000000000004,ok,\n'
-        "s2,,,,,,failed,a.svs: cannot be read; convert it\n"
-    )
-    assert read_predictions(path, tasks=[LABEL]) == rows_of_one_task()
-
-
-def test_several_tasks_have_their_names_in_the_columns(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.csv"
-    probabilities = {
-        "label": {"normal": 0.5, "tumor": 0.5},
-        "stage": {"a": 0.7, "b_c": 0.2, "tumor": 0.5},
-        "age": {"years": 61.25, "sd": -0.5},
-    }
-    row = PredictionRow(slide_id="s", status="ok", probabilities=probabilities, n_patches=1, seconds=1.0)
-    write_predictions(path, [row], tasks=[LABEL, STAGE, AGE])
-    with path.open(newline="") as file:
-        (cells,) = csv.DictReader(file)
-    assert cells["prob_stage_b_c"] == "0.2"
-    assert cells["pred_label"] == "normal", "of equals, the first"
-    assert cells["pred_stage"] == "a|tumor", "sigmoid: every class from 0.5 on"
-    assert cells["pred_age"] == "61.25|-0.5", "linear: the numbers, which are no classes to choose from"
-    assert read_predictions(path, tasks=[LABEL, STAGE, AGE]) == [row]
-
-
-def test_the_row_of_a_result(tmp_path: Path) -> None:
-    row = PredictionRow.done(result_of())
-    assert (row.slide_id, row.status, row.n_patches, row.error) == ("slide_01", "ok", 5, "")
-    write_predictions(tmp_path / "p.csv", [row], tasks=[LABEL])
-    assert read_predictions(tmp_path / "p.csv", tasks=[LABEL])[0].probabilities == {
-        "label": {"normal": 0.1, "tumor": 0.9}
-    }
-
-
-def test_a_labelled_slide_may_say_what_else_failed(tmp_path: Path) -> None:
-    row = PredictionRow.done(result_of(), error="overlay not drawn:\n disk full")
-    assert (row.status, row.error) == ("ok", "overlay not drawn: disk full")
-    write_predictions(tmp_path / "p.csv", [row], tasks=[LABEL])
-    (read,) = read_predictions(tmp_path / "p.csv", tasks=[LABEL])
-    assert (read.status, read.error, read.probabilities["label"]["tumor"]) == ("ok", row.error, 0.9)
-
-
-def test_a_name_that_is_not_utf8_does_not_cost_the_table(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.csv", [PredictionRow.failed("bad\udce9", "x")], tasks=[LABEL])
-    assert read_predictions(tmp_path / "p.csv", tasks=[LABEL])[0].slide_id == "bad\\udce9"
-
-
-@settings(deadline=None)
-@given(
-    slide_id=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1),
-    p=st.floats(0, 1),
-    seconds=st.floats(0, 1e9),
-)
-def test_numbers_and_names_survive_the_table(
-    tmp_path_factory: pytest.TempPathFactory, slide_id: str, p: float, seconds: float
-) -> None:
-    path = tmp_path_factory.mktemp("table") / "p.csv"
-    row = PredictionRow(
-        slide_id=slide_id,
-        status="ok",
-        probabilities={"label": {"normal": 1 - p, "tumor": p}},
-        n_patches=3,
-        seconds=seconds,
-    )
-    write_predictions(path, [row], tasks=[LABEL])
-    assert read_predictions(path, tasks=[LABEL]) == [row]
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "not a CSV"),
-        ("slide_id,label\na,b\n", "columns"),
-        ("HEADER\ns,0.1,0.9,tumor,1,1.0,done,\n", "row 2"),
-        ("HEADER\ns,0.1,,tumor,1,1.0,ok,\n", "row 2"),
-        ("HEADER\ns,0.1\n", "row 2"),
-        ('HEADER\ns,0.1,"0.9"x,tumor,1,1.0,ok,\n', "not a CSV"),
-    ],
-)
-def test_a_broken_table_is_refused(tmp_path: Path, text: str, why: str) -> None:
-    path = tmp_path / "p.csv"
-    write_predictions(path, [], tasks=[LABEL])
-    path.write_text(text.replace("HEADER", path.read_text().strip()))
-    with pytest.raises(ResultsError, match=why):
-        read_predictions(path, tasks=[LABEL])
-
-
 def test_json_is_what_other_tools_can_parse(written: Path) -> None:
     with h5py.File(written) as file:
         assert json.loads(file.attrs["probabilities"])["label"]["tumor"] == 0.9
+
+
+def test_a_file_of_schema_1_is_read(written: Path) -> None:
+    with h5py.File(written, "r+") as file:
+        file.attrs["schema_version"] = 1
+        file.attrs["seconds"] = 1.5
+        file.attrs["telemetry"] = "{}"
+    assert read_result(written).checkpoint == "0123abcd"
+
+
+def test_the_same_result_is_the_same_bytes(tmp_path: Path) -> None:
+    """A run that was killed and gone on with cannot be told from one that was not."""
+    first, second = tmp_path / "a.h5", tmp_path / "b.h5"
+    write_result(first, result_of())
+    write_result(second, replace(result_of(), telemetry=SlideTelemetry(seconds=7.0)))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_embeddings_are_stored_where_they_are_wanted(tmp_path: Path) -> None:
+    emb_MD = np.arange(6, dtype=np.float32).reshape(2, 3)
+    result = replace(result_of(), kept_emb_MD=emb_MD)
+    write_result(tmp_path / "with.h5", result, embeddings=True)
+    write_result(tmp_path / "without.h5", result)
+    np.testing.assert_array_equal(read_result(tmp_path / "with.h5").kept_emb_MD, emb_MD)
+    assert read_result(tmp_path / "without.h5").kept_emb_MD is None
+    with h5py.File(tmp_path / "with.h5", "r+") as file:
+        del file["kept_embeddings"]
+        file["kept_embeddings"] = np.zeros((3, 3), np.float32)
+    assert "3 embeddings of 2 kept patches" in refused(tmp_path / "with.h5")

@@ -13,10 +13,12 @@ import torch
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.inference.batch import SlideJob, predict_slides
+from wsi_ips.inference.in_turn import predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, claimed
+from wsi_ips.inference.slide_table import read_slide_table
+from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
 
@@ -71,12 +73,16 @@ def test_a_run_that_was_stopped_does_what_is_left(
             predict_slides(jobs, predictor, run, draw=draw)
     first = run.attention(jobs[0].slide_id).stat().st_mtime_ns
     run.overlay(jobs[0].slide_id).unlink()
-    seen: list[SlideResult] = []
-    rows = predict_slides(jobs, predictor, run, draw=draw, resume=True, observe=seen.append)
-    assert [result.coords.slide_id for result in seen] == [job.slide_id for job in jobs[1:]]
+    tables = predict_slides(jobs, predictor, run, draw=draw, resume=True)
+    assert len(tables.measured) == 2
     assert run.attention(jobs[0].slide_id).stat().st_mtime_ns == first
-    assert [row.probabilities for row in rows] == [row.probabilities for row in whole]
-    assert len(run.predictions.read_text().splitlines()) == 4
+    assert tables.rows == whole.rows
+    assert run.predictions.read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
+    for job in jobs:
+        again = RunFolder(tmp_path / "whole").attention(job.slide_id)
+        assert run.attention(job.slide_id).read_bytes() == again.read_bytes()
+    attempts = [row.attempts for row in read_slide_table(run.slides).values()]
+    assert attempts == [1, 2, 1], "the slide that the run died of was begun twice"
     assert all(run.overlay(job.slide_id).exists() for job in jobs), "a missing overlay is drawn again"
 
 
@@ -86,12 +92,11 @@ def test_only_the_same_checkpoint_s_whole_results_count(
     run = RunFolder(tmp_path)
     predict_slides(jobs, predictor, run)
     run.attention(jobs[0].slide_id).write_bytes(b"\x89HDF\r\n\x1a\n cut short")
-    seen: list[SlideResult] = []
-    predict_slides(jobs, predictor, run, resume=True, observe=seen.append)
-    assert [result.coords.slide_id for result in seen] == [jobs[0].slide_id]
+    tables = predict_slides(jobs, predictor, run, resume=True)
+    assert [row.attempts for row in read_slide_table(run.slides).values()] == [2, 1, 1]
     predictor.checkpoint = "d" * 64
-    predict_slides(jobs, predictor, run, resume=True, observe=seen.append)
-    assert len(seen) == 4
+    tables = predict_slides(jobs, predictor, run, resume=True)
+    assert len(tables.measured) == 3
     assert read_result(run.attention(jobs[2].slide_id)).checkpoint == "d" * 64
 
 
@@ -101,7 +106,7 @@ def test_a_slide_that_fails_now_leaves_nothing_of_before(
     run = RunFolder(tmp_path / "out")
     predict_slides(jobs[:1], predictor, run, draw=draw)
     gone = SlideJob(jobs[0].slide_id, tmp_path / "gone.tif")
-    (row,) = predict_slides([gone], predictor, run, draw=draw, resume=True)
+    (row,) = predict_slides([gone], predictor, run, draw=draw, resume=True).rows
     assert row.status == "failed"
     assert not run.attention(gone.slide_id).exists()
     assert not run.overlay(gone.slide_id).exists()

@@ -27,6 +27,17 @@ def predict(
     force: Annotated[
         bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that work on a slide each.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each of them.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")
+    ] = None,
+    on_error: Annotated[
+        str | None, typer.Option(help="A slide that fails: report (default) and go on, or stop.")
+    ] = None,
+    embeddings: Annotated[
+        bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
+    ] = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
@@ -36,8 +47,9 @@ def predict(
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
              "overlays": overlays, "profile": profile, "force": force, "device": device,
-             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
-    start("predict", flags, recipe=recipe, overrides=set_)
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv, "embeddings": embeddings}  # fmt: skip
+    batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
+    start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
 
 
 def overlay(

@@ -30,7 +30,7 @@ from wsi_ips.evaluation.plots import (
     draw_reliability,
     draw_roc,
 )
-from wsi_ips.inference.results import read_predictions
+from wsi_ips.inference.predictions import read_predictions
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import EvaluateJob

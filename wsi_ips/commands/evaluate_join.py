@@ -12,7 +12,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.errors import ConfigError, ManifestError, ResultsError
 from wsi_ips.evaluation.task_scores import Scored
-from wsi_ips.inference.results import PredictionRow
+from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.run_folder import RunFolder
 
 LARGEST_DESCRIPTION = 2**24

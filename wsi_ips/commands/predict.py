@@ -1,19 +1,28 @@
 """``predict``: labels, attention and overlays for every slide of a folder."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from wsi_ips.commands.inputs import given_mpp, slides_by_id
 from wsi_ips.commands.outcome import Outcome
+from wsi_ips.config import BatchConfig
 from wsi_ips.datasets.feature_files import list_features
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.overlay import write_overlay
-from wsi_ips.inference.batch import SlideJob, predict_slides
 from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
-from wsi_ips.inference.predict import Predictor
+from wsi_ips.inference.in_turn import predict_in_turn
+from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder, claimed
+from wsi_ips.inference.run_tables import RunTables
+from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.inference.worker import WorkerSetup
+from wsi_ips.location import locate
+from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
 from wsi_ips.slides.registry import open_slide
@@ -21,47 +30,90 @@ from wsi_ips.streaming.device import pick_device
 
 
 def predict(job: PredictJob, progress: Progress) -> Outcome:
-    """Write ``predictions.csv``, ``attention/*.h5``, ``overlays/*.png`` and ``run.json``.
+    """Write ``predictions.csv``, ``slides.csv``, ``attention/*.h5``, ``overlays/*.png`` and ``run.json``.
 
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
     if job.features is not None:
         return _from_features(job, job.features, progress)
-    assert job.slides is not None  # the job sees to it
-    net, pipeline = load_checkpoint(job.checkpoint)
+    pipeline = checkpoint_config(job.checkpoint)
     if pipeline.model.encoder.features is not None:
         raise ConfigError(f"{job.checkpoint}: reads stored features, not slides; give them with --features")
-    slides = slides_by_id(job.slides)
-    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
-    sha256 = checkpoint_sha256(job.checkpoint)
-    device = pick_device(job.device)
-    predictor = Predictor(net, pipeline, streaming=job.streaming, device=device, checkpoint=sha256)
+    if job.batch.shard_patches is not None and pipeline.selection.rule != "global":
+        raise ConfigError("batch.shard_patches needs a checkpoint with selection.rule: global")
+    jobs = _slide_jobs(job)
     run = RunFolder(job.out)
-
-    def draw(result: SlideResult, path: Path) -> None:
-        with open_slide(result.slide_path) as slide:
-            write_overlay(path, slide, result)
-
-    measured: list[SlideTelemetry] = []
+    setup = WorkerSetup(
+        checkpoint=job.checkpoint.absolute(),
+        sha256=checkpoint_sha256(job.checkpoint),
+        run=RunFolder(job.out.absolute()),
+        streaming=job.streaming,
+        device=job.device,
+        threads=job.batch.threads,
+        shard_patches=job.batch.shard_patches,
+        draw=draw_overlay if job.overlays else None,
+        embeddings=job.embeddings,
+    )
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
-    with claimed(run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force):
-        rows = predict_slides(
-            [SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in slides.items()],
-            predictor,
-            run,
-            draw=draw if job.overlays else None,
-            resume=True,
-            observe=lambda result: measured.append(result.telemetry),
-            on_error="raise" if list(slides.values()) == [job.slides] else "report",
-            progress=progress,
-        )
-    labelled = sum(row.status == "ok" for row in rows)
+    with claimed(run, config=config, checkpoint=job.checkpoint, sha256=setup.sha256, force=job.force):
+        tables = RunTables(run, jobs, tasks=pipeline.model.tasks)
+        left = tables.take_found(jobs, setup.recorder())
+        # A slide given by itself is all there is to do: its error is the command's.
+        alone = len(jobs) == 1 and isinstance(job.slides, Path) and not job.slides.is_dir()
+        batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
+        _label(left, setup, tables, batch, progress)
+        tables.close()
+    details = SlideTelemetry.total(tables.measured).table() if job.profile and tables.measured else ()
+    return _outcome(tables.rows, run, details=details)
+
+
+def draw_overlay(result: SlideResult, path: Path) -> None:
+    """Draw a slide's overlay with the defaults, whatever process this is."""
+    with open_slide(locate(result.slide_path)) as slide:
+        write_overlay(path, slide, result)
+
+
+def _slide_jobs(job: PredictJob) -> list[SlideJob]:
+    """Absolute, so that workers elsewhere, and commands started elsewhere, find the slides."""
+    assert job.slides is not None  # the job sees to it
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    return [
+        SlideJob(slide_id, path.absolute() if isinstance(path, Path) else path, slide_mpp(slide_id))
+        for slide_id, path in slides_by_id(job.slides).items()
+    ]
+
+
+def _label(
+    jobs: Sequence[SlideJob], setup: WorkerSetup, tables: RunTables, batch: BatchConfig, progress: Progress
+) -> None:
+    """In this process, or on a cluster where one is wanted or there are several GPUs."""
+    if not jobs:
+        return
+    gpus = torch.cuda.device_count() if setup.device in ("auto", "cuda") else 0
+    if batch.scheduler is None and batch.workers is None and gpus < 2:
+        predict_in_turn(jobs, setup.load(0), tables, on_error=batch.on_error, progress=progress)
+        return
+    # Imported here: a second that a single slide does not have to wait.
+    from wsi_ips.inference.batch import predict_on_workers
+
+    workers = batch.workers or max(1, gpus)
+    predict_on_workers(
+        jobs,
+        setup,
+        tables,
+        batch.model_copy(update={"workers": workers}),
+        progress=progress,
+        announce=lambda line: print(line, file=sys.stderr),  # noqa: T201 - for people, beside the bars
+    )
+
+
+def _outcome(rows: Sequence[PredictionRow], run: RunFolder, *, details: Sequence[str]) -> Outcome:
     return Outcome.of_slides(
         [row.error for row in rows if row.status != "ok" or row.error],
-        f"{labelled} of {len(rows)} slides labelled in {run.predictions}",
-        details=SlideTelemetry.total(measured).table() if job.profile and measured else (),
+        f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
+        details=details,
     )
 
 
@@ -74,13 +126,9 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     paths = list_features(features)
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
     with claimed(run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force):
-        rows, unplaced = predict_features(paths, predictor, run, progress=progress)
+        tables, unplaced = predict_features(paths, predictor, run, progress=progress)
     note = (
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"
     )
-    return Outcome.of_slides(
-        [row.error for row in rows if row.status != "ok"],
-        f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
-        details=[note] if unplaced else (),
-    )
+    return _outcome(tables.rows, run, details=[note] if unplaced else ())

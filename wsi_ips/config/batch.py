@@ -14,8 +14,8 @@ class BatchConfig(Section):
     workers: PositiveInt | None = None
     """Processes that work on a slide each; none: one per GPU where there are several, else this process alone."""
     threads: PositiveInt | None = None
-    """CPU threads of a worker, to compute and to decode; none: the cores shared out among the workers, and
-    ``streaming.threads`` decode."""
+    """CPU threads of a worker, to compute and to decode; none: workers of our own share out the cores, and any
+    other process does as it is used to."""
     scheduler: str | None = None
     """Address of a running dask scheduler (``tcp://host:8786``) whose workers do it; none: workers of our own."""
     retries: NonNegativeInt = 2

@@ -13,8 +13,12 @@ from wsi_ips.config import PipelineConfig, StreamingConfig, task_queries
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError, WsiIpsError
 from wsi_ips.files import whole_file
-from wsi_ips.inference.results import PredictionRow, SlideResult, write_predictions, write_result
+from wsi_ips.inference.predictions import PredictionRow
+from wsi_ips.inference.results import SlideResult, write_result
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.run_tables import RunTables
+from wsi_ips.inference.slide_work import Done, SlideJob
+from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.slide_reading import SlideReading, read_slide
@@ -40,7 +44,7 @@ class FeaturePredictor:
             raise ConfigError("this checkpoint reads the pixels of slides, not features: give it slides")
         self.net.to(self.device).eval()
 
-    def predict(self, slide_id: str, path: Path, run: RunFolder) -> tuple[PredictionRow, bool]:
+    def predict(self, slide_id: str, path: Path, run: RunFolder) -> tuple[Done, bool]:
         """Label a slide and write its attention; also, whether the file says how large its patches are.
 
         Where it does not (CLAM's), the attention's HDF5 holds the corners only, and no overlay can be drawn of
@@ -66,17 +70,16 @@ class FeaturePredictor:
             status="ok",
             probabilities=probabilities,
             n_patches=len(held),
-            seconds=time.perf_counter() - started,
         )
         if held.coords is None:
             _write_corners_only(run.attention(slide_id), row, held, reading, self.checkpoint)
         else:
             write_result(run.attention(slide_id), self._result(row, held, reading))
-        return row, held.coords is not None
+        telemetry = SlideTelemetry(patches=len(held), seconds=time.perf_counter() - started)
+        return Done(row, telemetry), held.coords is not None
 
     def _result(self, row: PredictionRow, held: FeatureFile, reading: SlideReading) -> SlideResult:
         assert held.coords is not None
-        assert row.seconds is not None
         return SlideResult(
             slide_path=str(held.path),
             coords=replace(held.coords, slide_id=row.slide_id),
@@ -84,8 +87,8 @@ class FeaturePredictor:
             attention_NHT=reading.store.attention().numpy(),
             kept_ids_M=reading.kept.ids_M.cpu().numpy(),
             kept_scores_M=reading.kept.scores_M.cpu().numpy(),
+            kept_emb_MD=reading.emb_MD.float().cpu().numpy(),
             probabilities=row.probabilities,
-            seconds=row.seconds,
             checkpoint=self.checkpoint,
             task_queries=task_queries(self.pipeline.model.tasks),
         )
@@ -93,26 +96,29 @@ class FeaturePredictor:
 
 def predict_features(
     paths: Mapping[str, Path], predictor: FeaturePredictor, run: RunFolder, *, progress: Progress = silent
-) -> tuple[list[PredictionRow], list[str]]:
+) -> tuple[RunTables, list[str]]:
     """Label every slide of {slide_id: features file}; a bad file becomes a row with its reason.
 
-    Also gives the ids of the slides whose files do not say how large their patches are. The table is written
+    Also gives the ids of the slides whose files do not say how large their patches are. The tables are written
     after every slide, so that a killed run leaves whole files.
     """
-    rows: list[PredictionRow] = []
     unplaced: list[str] = []
-    with progress("Predicting", total=len(paths)) as advance:
+    jobs = [SlideJob(slide_id, path) for slide_id, path in paths.items()]
+    tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
+    with progress("Predicting", total=len(jobs)) as advance:
         for slide_id, path in paths.items():
+            tables.begun(slide_id)
             try:
-                row, placed = predictor.predict(slide_id, path, run)
+                done, placed = predictor.predict(slide_id, path, run)
                 if not placed:
                     unplaced.append(slide_id)
             except WsiIpsError as error:
-                row = PredictionRow.failed(slide_id, str(error))
-            rows.append(row)
-            write_predictions(run.predictions, rows, tasks=predictor.pipeline.model.tasks)
-            advance(f"{slide_id}: {row.status}")
-    return rows, unplaced
+                run.forget(slide_id)
+                done = Done(PredictionRow.failed(slide_id, str(error)), error=error)
+            tables.add(done)
+            advance(f"{slide_id}: {done.row.status}")
+    tables.close()
+    return tables, unplaced
 
 
 def _write_corners_only(

@@ -1,22 +1,24 @@
 """One slide: find tissue, stream every patch, keep M, read the label and the attention of all."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from wsi_ips.config import PipelineConfig, StreamingConfig, task_queries
-from wsi_ips.errors import NoTissue
+from wsi_ips.errors import ConfigError, NoTissue
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.progress import Advance, Progress, silent
-from wsi_ips.selection.slide_reading import read_slide
+from wsi_ips.selection.score_store import ScoreStore
+from wsi_ips.selection.slide_reading import SlideReading, read_scored, read_slide, score_part
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.stream import Chunk, PatchStream
+from wsi_ips.streaming.telemetry import StreamTelemetry
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.tile import tile_slide
 from wsi_ips.units import Mpp
@@ -30,6 +32,15 @@ class PreparedSlide:
     location: Location
     coords: PatchCoords
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPart:
+    """A part of a slide, scored: what travels to whoever puts the parts together."""
+
+    store: ScoreStore
+    telemetry: SlideTelemetry
+    bad_tiles: tuple[str, ...]
 
 
 class Predictor:
@@ -77,39 +88,104 @@ class Predictor:
         return PreparedSlide(slide, path, coords, time.perf_counter() - started)
 
     def read(self, prepared: PreparedSlide, *, progress: Progress = silent) -> SlideResult:
-        """Label a prepared slide, and close it. ``seconds`` of the result: preparing and reading."""
+        """Label a prepared slide, and close it. Its telemetry's ``seconds``: preparing and reading."""
         started = time.perf_counter()
-        coords = prepared.coords
         with prepared.slide as slide:
-            stream = PatchStream(slide, coords, config=self._streaming, device=self._device)
-            with progress(coords.slide_id, total=len(stream)) as advance:
+            stream = self._stream(slide, prepared.coords)
+            with progress(prepared.coords.slide_id, total=len(stream)) as advance:
                 reading = read_slide(
                     self._net,
                     stream,
                     self.pipeline.selection,
                     through=lambda chunks: _counted(chunks, advance),
                 )
-        telemetry = SlideTelemetry.of(
-            stream.telemetry, reading, threads=self._streaming.threads, open_s=prepared.seconds
+        telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)
+        return self._result(prepared, reading, telemetry, stream.telemetry.bad_tiles)
+
+    def parts(self, n_patches: int, *, most: int) -> list[range]:
+        """Where a slide of so many patches is cut so that no part has more than ``most`` (or one chunk).
+
+        At the ends of chunks, so that every patch is encoded beside the same others as in one pass. Raises
+        :class:`ConfigError` for a rule that cannot be cut.
+        """
+        if self.pipeline.selection.rule != "global":
+            raise ConfigError(
+                "a slide is scored in parts under selection.rule: global only; leave batch.shard_patches out"
+            )
+        step = max(1, most // self._streaming.batch) * self._streaming.batch
+        return [range(first, min(first + step, n_patches)) for first in range(0, n_patches, step)]
+
+    def score_part(self, prepared: PreparedSlide, part: range) -> ScoredPart:
+        """Score these patches of a prepared slide, and close it."""
+        started = time.perf_counter()
+        with prepared.slide as slide:
+            stream = self._stream(slide, prepared.coords.part(part))
+            scores = score_part(self._net, stream)
+        telemetry = self._telemetry(prepared, started, stream.telemetry, scores.encode_s, scores.select_s)
+        return ScoredPart(scores.store, telemetry, tuple(stream.telemetry.bad_tiles))
+
+    def read_parts(self, prepared: PreparedSlide, parts: Sequence[ScoredPart]) -> SlideResult:
+        """Label a prepared slide whose patches are all scored, in parts; and close it."""
+        started = time.perf_counter()
+        with prepared.slide as slide:
+            stream = self._stream(slide, prepared.coords)
+            reading = read_scored(
+                self._net,
+                stream,
+                [part.store for part in parts],
+                m=self.pipeline.selection.m,
+                batch=self._streaming.batch,
+            )
+        telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)
+        total = SlideTelemetry.total([*(part.telemetry for part in parts), telemetry])
+        bad_tiles = dict.fromkeys([name for part in parts for name in part.bad_tiles])
+        return self._result(prepared, reading, total, bad_tiles | dict.fromkeys(stream.telemetry.bad_tiles))
+
+    def _stream(self, slide: SlideReader, coords: PatchCoords) -> PatchStream:
+        return PatchStream(slide, coords, config=self._streaming, device=self._device)
+
+    def _telemetry(
+        self,
+        prepared: PreparedSlide,
+        started: float,
+        stream: StreamTelemetry,
+        encode_s: float,
+        select_s: float,
+    ) -> SlideTelemetry:
+        return SlideTelemetry.of(
+            stream,
+            threads=self._streaming.threads,
+            seconds=prepared.seconds + time.perf_counter() - started,
+            open_s=prepared.seconds,
+            encode_s=encode_s,
+            select_s=select_s,
         )
+
+    def _result(
+        self,
+        prepared: PreparedSlide,
+        reading: SlideReading,
+        telemetry: SlideTelemetry,
+        bad_tiles: Iterable[str],
+    ) -> SlideResult:
         return SlideResult(
             slide_path=str(prepared.location),
-            coords=coords,
+            coords=prepared.coords,
             logits_NHT=reading.store.logits().numpy(),
             attention_NHT=reading.store.attention().numpy(),
             kept_ids_M=reading.kept.ids_M.cpu().numpy(),
             kept_scores_M=reading.kept.scores_M.cpu().numpy(),
+            kept_emb_MD=reading.emb_MD.float().cpu().numpy(),
             probabilities={
                 task.name: dict(zip(task.classes, probabilities_BC[0].tolist(), strict=True))
                 for task, probabilities_BC in (
                     (task, reading.bag.probabilities[task.name]) for task in self.pipeline.model.tasks
                 )
             },
-            seconds=prepared.seconds + time.perf_counter() - started,
             task_queries=task_queries(self.pipeline.model.tasks),
             checkpoint=self.checkpoint,
             telemetry=telemetry,
-            bad_tiles=tuple(stream.telemetry.bad_tiles),
+            bad_tiles=tuple(bad_tiles),
         )
 
 

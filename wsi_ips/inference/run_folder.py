@@ -32,6 +32,10 @@ class RunFolder:
         return self.root / "predictions.csv"
 
     @property
+    def slides(self) -> Path:
+        return self.root / "slides.csv"
+
+    @property
     def description(self) -> Path:
         return self.root / "run.json"
 

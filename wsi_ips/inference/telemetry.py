@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 
-from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.streaming.telemetry import StreamTelemetry
 
 IN_THREADS = ("read_s", "decode_s", "assemble_s", "resample_s")
@@ -18,12 +17,14 @@ IN_TURN = ("copy_s", "encode_s", "select_s")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTelemetry:
-    """open_s: opening and finding tissue. read_s … copy_s, waited_s: see :class:`StreamTelemetry`. encode_s,
-    select_s: on an accelerator the time to hand over the work, not to do it. cache_hits: share of tile uses that
-    found the tile decoded. peak_rss_mb: of the process so far; peak_vram_mb: of PyTorch, 0 without CUDA."""
+    """seconds: the whole slide. open_s: opening and finding tissue. read_s … copy_s, waited_s: see
+    :class:`StreamTelemetry`. encode_s, select_s: on an accelerator the time to hand over the work, not to do it.
+    cache_hits: share of tile uses that found the tile decoded. peak_rss_mb: of the process so far; peak_vram_mb:
+    of PyTorch, 0 without CUDA."""
 
     threads: int = 1
     patches: int = 0
+    seconds: float = 0.0
     open_s: float = 0.0
     read_s: float = 0.0
     decode_s: float = 0.0
@@ -39,15 +40,25 @@ class SlideTelemetry:
     peak_vram_mb: float = 0.0
 
     @classmethod
-    def of(cls, stream: StreamTelemetry, reading: SlideReading, *, threads: int, open_s: float) -> Self:
-        """What one pass over a slide took."""
+    def of(
+        cls,
+        stream: StreamTelemetry,
+        *,
+        threads: int,
+        seconds: float,
+        open_s: float,
+        encode_s: float,
+        select_s: float,
+    ) -> Self:
+        """What one pass over a slide, or a part of it, took."""
         return cls(
             threads=threads,
             patches=stream.patches,
+            seconds=seconds,
             open_s=open_s,
             **{name: getattr(stream, name) for name in (*IN_THREADS, "copy_s", "waited_s")},
-            encode_s=reading.encode_s,
-            select_s=reading.select_s,
+            encode_s=encode_s,
+            select_s=select_s,
             tiles_decoded=stream.tiles_decoded,
             tile_uses=stream.tile_uses,
             peak_rss_mb=_peak_rss_mb(),

@@ -70,6 +70,18 @@ def load_checkpoint(path: Path) -> tuple[IPSNet, PipelineConfig]:
     return net.eval(), config
 
 
+def checkpoint_config(path: Path) -> PipelineConfig:
+    """The config alone, of a checkpoint whose weights are to be loaded elsewhere. Raises as
+    :func:`load_checkpoint`, but for the weights."""
+    if not path.is_file():
+        raise CheckpointError(path, "no such checkpoint", MEND)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _held_config(path, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(path, f"is not a safetensors file ({error})", MEND) from None
+
+
 def begin_from(net: IPSNet, path: Path) -> None:
     """Put a checkpoint's weights into ``net``: all of them, or all but the encoder's from stored features' model.
 

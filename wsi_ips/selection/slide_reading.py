@@ -6,7 +6,7 @@ Prediction, validation and training's selection share it. Nothing here learns; s
 Shape suffixes: n patches of a chunk, M kept patches, D embedding width, P patch side.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -18,6 +18,7 @@ from wsi_ips.models.ips_net import BagReading, IPSNet, scoring
 from wsi_ips.selection.global_top import select_global
 from wsi_ips.selection.ips import Kept, select_patches
 from wsi_ips.selection.score_store import ScoreStore
+from wsi_ips.selection.shards import select_over_parts
 from wsi_ips.streaming.patch_source import PatchSource
 from wsi_ips.streaming.stream import Chunk
 
@@ -27,7 +28,8 @@ Seen = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class SlideReading:
-    """kept: the M patches; store: the logits of all N; bag: what the network says of the kept ones (B = 1).
+    """kept: the M patches; store: the logits of all N; emb_MD: the kept ones' embeddings; bag: what the network
+    says of them (B = 1).
 
     encode_s, select_s: seconds in the encoder (and in reading again what it encodes again), and in everything
     else of the pass but the stream.
@@ -35,6 +37,7 @@ class SlideReading:
 
     kept: Kept
     store: ScoreStore
+    emb_MD: Tensor
     bag: BagReading
     encode_s: float = 0.0
     select_s: float = 0.0
@@ -124,7 +127,55 @@ def read_slide(
             )
         bag = net.read_bag(emb_MD, places_for(net, source, kept.ids_M))
     passed = perf_counter() - started
-    return SlideReading(kept, store, bag, clock.encode_s, passed - clock.encode_s - clock.stream_s)
+    return SlideReading(kept, store, emb_MD, bag, clock.encode_s, passed - clock.encode_s - clock.stream_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideScores:
+    """store: the logits of a part of a slide. encode_s, select_s: as of :class:`SlideReading`."""
+
+    store: ScoreStore
+    encode_s: float
+    select_s: float
+
+
+@torch.no_grad()
+def score_part(
+    net: IPSNet, source: PatchSource, *, through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter
+) -> SlideScores:
+    """Score the patches of a part of a slide, for :func:`read_scored`. Memory: one chunk, and the logits."""
+    store = ScoreStore()
+    clock = _Clock()
+    started = perf_counter()
+    with scoring(net):
+        for chunk in clock.timed(through(source)):
+            emb_nD = clock.run(net.encode, chunk.pixels_n3PP)
+            store.add(chunk.ids_n, net.logits(emb_nD, places_for(net, source, chunk.ids_n)))
+    passed = perf_counter() - started
+    return SlideScores(store, clock.encode_s, passed - clock.encode_s - clock.stream_s)
+
+
+@torch.no_grad()
+def read_scored(
+    net: IPSNet, source: PatchSource, stores: Sequence[ScoreStore], *, m: int, batch: int
+) -> SlideReading:
+    """Read a slide's label where all of its parts are scored: what :func:`read_slide` gives under the rule
+    ``global``, to the bit where the parts' chunks are those of the whole slide.
+
+    ``source`` is the whole slide; its kept patches are read again, ``batch`` of them at a time. Raises as
+    :func:`wsi_ips.selection.shards.select_over_parts`.
+    """
+    started = perf_counter()
+    selection = select_over_parts(stores, m)
+    top = selection.top
+    selected = perf_counter()
+    with scoring(net):
+        emb_MD = encode_again(net, source, top.ids_M, batch=batch)
+        encoded = perf_counter()
+        bag = net.read_bag(emb_MD, places_for(net, source, top.ids_M))
+    kept = Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
+    select_s = selected - started + perf_counter() - encoded
+    return SlideReading(kept, selection.store, emb_MD, bag, encoded - selected, select_s)
 
 
 def _select(

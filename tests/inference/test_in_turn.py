@@ -9,10 +9,12 @@ import torch
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import SlideReadError, WsiIpsError
-from wsi_ips.inference.batch import SlideJob, predict_slides
+from wsi_ips.inference.in_turn import predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_table import read_slide_table
+from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.base import RgbImage
@@ -53,7 +55,7 @@ def test_the_next_slide_is_prepared_while_this_one_is_read(
 
     monkeypatch.setattr(predictor, "prepare", watched_prepare)
     monkeypatch.setattr(predictor, "read", watched_read)
-    rows = predict_slides(jobs, predictor, RunFolder(tmp_path))
+    rows = predict_slides(jobs, predictor, RunFolder(tmp_path)).rows
     assert [(row.slide_id, row.status) for row in rows] == [(slide_id, "ok") for slide_id in order]
 
 
@@ -62,7 +64,7 @@ def test_a_bad_slide_in_the_middle_is_its_own_failure(
 ) -> None:
     first, last = jobs_of(small_data, 2)
     gone = SlideJob("gone", tmp_path / "gone.tif")
-    rows = predict_slides([first, gone, last], predictor, RunFolder(tmp_path / "out"))
+    rows = predict_slides([first, gone, last], predictor, RunFolder(tmp_path / "out")).rows
     assert [row.status for row in rows] == ["ok", "failed", "ok"]
     assert "gone.tif: no such file" in rows[1].error
 
@@ -78,7 +80,7 @@ def test_a_run_that_is_given_up_leaves_no_slide_open_and_no_thread(
     first, following, _ = jobs_of(small_data, 3)
     gone = SlideJob("gone", tmp_path / "gone.tif")
     with pytest.raises(WsiIpsError, match=r"gone\.tif"):
-        predict_slides([first, gone, following], predictor, RunFolder(tmp_path / "out"), on_error="raise")
+        predict_slides([first, gone, following], predictor, RunFolder(tmp_path / "out"), on_error="stop")
     for slide in opened:
         with pytest.raises(WsiIpsError, match="closed"):
             slide.slide.read((0, 0), level=0, size_px=(8, 8))
@@ -88,17 +90,16 @@ def test_a_run_that_is_given_up_leaves_no_slide_open_and_no_thread(
 def test_where_the_time_went_is_kept_with_the_result(
     small_data: SmallData, predictor: Predictor, tmp_path: Path
 ) -> None:
-    seen: list[SlideResult] = []
     run = RunFolder(tmp_path)
     (job,) = jobs_of(small_data, 1)
-    predict_slides([job], predictor, run, observe=seen.append)
-    telemetry = read_result(run.attention(job.slide_id)).telemetry
-    assert telemetry == seen[0].telemetry
-    assert telemetry.patches == len(seen[0].coords)
+    (telemetry,) = predict_slides([job], predictor, run).measured
+    stored = read_slide_table(run.slides)[job.slide_id].telemetry
+    assert stored.encode_s == pytest.approx(telemetry.encode_s, rel=1e-4)
+    assert stored.patches == telemetry.patches == len(read_result(run.attention(job.slide_id)).coords)
     for stage in ("open_s", "decode_s", "encode_s", "select_s", "peak_rss_mb"):
         assert getattr(telemetry, stage) > 0, stage
     parts = telemetry.open_s + telemetry.encode_s + telemetry.select_s + telemetry.waited_s + telemetry.copy_s
-    assert 0.8 * seen[0].seconds < parts <= seen[0].seconds
+    assert 0.8 * telemetry.seconds < parts <= telemetry.seconds
 
 
 def test_the_table_names_the_slowest_stage() -> None:
@@ -131,7 +132,7 @@ def test_an_unreadable_tile_is_white_and_told(
     monkeypatch.setattr(predictor, "_streaming", StreamingConfig(batch=16, max_bad_tiles=0.5))
     (job,) = jobs_of(small_data, 1)
     run = RunFolder(tmp_path)
-    (row,) = predict_slides([job], predictor, run)
+    (row,) = predict_slides([job], predictor, run).rows
     assert row.status == "ok"
     assert "1 tiles unreadable, read as white: level" in row.error
     assert len(read_result(run.attention(job.slide_id)).bad_tiles) == 1

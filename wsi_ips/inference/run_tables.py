@@ -1,0 +1,106 @@
+"""The two tables of a run, kept up to date while slides are begun and done."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.errors import ResultsError
+from wsi_ips.inference.predictions import PredictionRow, write_predictions
+from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_table import SlideRow, read_slide_table, write_slide_table
+from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
+from wsi_ips.inference.telemetry import SlideTelemetry
+
+logger = logging.getLogger(__name__)
+
+
+class RunTables:
+    """``predictions.csv`` and ``slides.csv``, written whole after every change, so that a killed run leaves both.
+
+    A table that cannot be written now (a full disk) is tried again with the next change: a slide that was
+    labelled is not lost for it. Only :meth:`close` insists.
+    """
+
+    def __init__(self, run: RunFolder, jobs: Sequence[SlideJob], *, tasks: Sequence[TaskConfig]) -> None:
+        self._run = run
+        self._tasks = tasks
+        self._predictions: dict[str, PredictionRow] = {}
+        self._measured: list[SlideTelemetry] = []
+        earlier = _earlier(run)
+        self._slides: dict[str, SlideRow] = {}
+        for job in jobs:
+            fresh = SlideRow(slide_id=job.slide_id, path=str(job.path))
+            self._slides[job.slide_id] = replace(
+                earlier.get(job.slide_id, fresh), path=fresh.path, status="waiting"
+            )
+
+    @property
+    def rows(self) -> list[PredictionRow]:
+        """Of the slides that are done, in the order of the jobs."""
+        return [self._predictions[slide_id] for slide_id in self._slides if slide_id in self._predictions]
+
+    @property
+    def measured(self) -> Sequence[SlideTelemetry]:
+        """Of the slides that were labelled now."""
+        return self._measured
+
+    def begun(self, slide_id: str, *, worker: str = "") -> None:
+        """Someone begins with a slide: another attempt."""
+        row = self._slides[slide_id]
+        if slide_id in self._predictions:  # told of late
+            self._slides[slide_id] = replace(row, attempts=row.attempts + 1)
+            return
+        self._slides[slide_id] = replace(
+            row, status="running", attempts=row.attempts + 1, worker=worker, error=""
+        )
+        self._write()
+
+    def take_found(self, jobs: Sequence[SlideJob], recorder: SlideRecorder) -> list[SlideJob]:
+        """Note the slides that an earlier start of the run has done; give those that are left."""
+        left = []
+        for job in jobs:
+            if (done := recorder.found(job)) is None:
+                left.append(job)
+            else:
+                self._note(done)
+        self._write()
+        return left
+
+    def add(self, done: Done) -> None:
+        """A slide is labelled, or it failed."""
+        self._note(done)
+        self._write()
+
+    def _note(self, done: Done) -> None:
+        slide_id = done.row.slide_id
+        row = replace(self._slides[slide_id], status=done.row.status, error=done.row.error)
+        if done.telemetry is not None:
+            self._measured.append(done.telemetry)
+            row = replace(row, telemetry=done.telemetry)
+        elif done.row.status == "failed":
+            row = replace(row, telemetry=SlideTelemetry())
+        self._slides[slide_id] = row
+        self._predictions[slide_id] = done.row
+
+    def close(self) -> None:
+        """Write both once more. Raises :class:`OSError` where that cannot be."""
+        write_predictions(self._run.predictions, self.rows, tasks=self._tasks)
+        write_slide_table(self._run.slides, list(self._slides.values()))
+
+    def _write(self) -> None:
+        try:
+            self.close()
+        except OSError as error:
+            logger.warning("the run's tables are not written yet: %s", error)
+
+
+def _earlier(run: RunFolder) -> dict[str, SlideRow]:
+    """What an earlier start of the run noted."""
+    if not run.slides.is_file():
+        return {}
+    try:
+        return read_slide_table(run.slides)
+    except ResultsError as error:
+        logger.warning("attempts are counted anew: %s", error)
+        return {}

@@ -1,0 +1,146 @@
+"""What is done to one slide of a run, in whatever process: label it, write its attention, draw it."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_ips.errors import ResultsError, SlideFailed, WsiIpsError
+from wsi_ips.inference.predict import Predictor, PreparedSlide
+from wsi_ips.inference.predictions import PredictionRow
+from wsi_ips.inference.results import SlideResult, read_result, write_result
+from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.location import Location
+from wsi_ips.progress import Progress, silent
+from wsi_ips.units import Mpp
+
+logger = logging.getLogger(__name__)
+
+Draw = Callable[[SlideResult, Path], None]
+"""Draws a slide's overlay."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideJob:
+    """One slide to predict; ``mpp`` is used instead of the file's own resolution."""
+
+    slide_id: str
+    path: Location
+    mpp: Mpp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a slide. telemetry: None of one that was done by an earlier run, or failed. error: of one
+    that failed, to be raised where that ends the run."""
+
+    row: PredictionRow
+    telemetry: SlideTelemetry | None = None
+    error: WsiIpsError | None = None
+
+
+class SlideRecorder:
+    """Writes what becomes of a run's slides, and finds what an earlier start wrote. Knows no network."""
+
+    def __init__(
+        self, run: RunFolder, *, checkpoint: str, draw: Draw | None = None, embeddings: bool = False
+    ) -> None:
+        """``checkpoint``: its SHA-256. ``draw`` draws the overlays; ``embeddings`` of the kept patches are stored
+        with the attention."""
+        self._run = run
+        self._checkpoint = checkpoint
+        self._draw = draw
+        self._embeddings = embeddings
+
+    def write(self, job: SlideJob, result: SlideResult) -> Done:
+        """Store a new result, and draw it. Where the overlay cannot be drawn the label stands, and the row says
+        why."""
+        write_result(self._run.attention(job.slide_id), result, embeddings=self._embeddings)
+        return Done(self._row(job, result, redraw=True), result.telemetry)
+
+    def failed(self, job: SlideJob, error: Exception) -> Done:
+        """The slide's failure; what an earlier run left of it goes."""
+        self._run.forget(job.slide_id)
+        why = reason(job, error)
+        known = error if isinstance(error, WsiIpsError) else SlideFailed(why)
+        return Done(PredictionRow.failed(job.slide_id, why), error=known)
+
+    def found(self, job: SlideJob) -> Done | None:
+        """What an earlier start with the same checkpoint found of the same slide, its overlay drawn if that is
+        missing; None where the slide has to be done."""
+        path = self._run.attention(job.slide_id)
+        if not self._checkpoint or not path.exists():
+            return None
+        try:
+            result = read_result(path)
+        except ResultsError as error:
+            logger.warning("slide %s is done again: %s", job.slide_id, error)
+            return None
+        if result.checkpoint != self._checkpoint or result.slide_path != str(job.path):
+            return None
+        if self._embeddings and result.kept_emb_MD is None:
+            return None
+        return Done(self._row(job, result, redraw=False))
+
+    def _row(self, job: SlideJob, result: SlideResult, *, redraw: bool) -> PredictionRow:
+        complaints = []
+        if result.bad_tiles:
+            shown = ", ".join(result.bad_tiles[:3]) + (", …" if len(result.bad_tiles) > 3 else "")
+            complaints.append(
+                f"{job.slide_id}: {len(result.bad_tiles)} tiles unreadable, read as white: {shown}"
+            )
+        overlay = self._run.overlay(job.slide_id)
+        if self._draw is not None and (redraw or not overlay.exists()):
+            overlay.unlink(missing_ok=True)
+            try:
+                self._draw(result, overlay)
+            except Exception as error:  # noqa: BLE001 - the label took minutes and stands without its picture
+                complaints.append(f"overlay of {job.slide_id} not drawn: {reason(job, error)}")
+        return PredictionRow.done(result, error="; ".join(complaints))
+
+
+@dataclass(frozen=True, slots=True)
+class SlideWork:
+    """A network and where its results go. An error is the slide's, never the run's."""
+
+    predictor: Predictor
+    recorder: SlideRecorder
+
+    def label(
+        self,
+        job: SlideJob,
+        prepared: Callable[[], PreparedSlide] | None = None,
+        *,
+        progress: Progress = silent,
+    ) -> Done:
+        """Label a slide, already ``prepared`` or not, and write what is known of it."""
+        try:
+            slide = self.prepare(job) if prepared is None else prepared()
+            return self.recorder.write(job, self.predictor.read(slide, progress=progress))
+        except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
+            return self.recorder.failed(job, error)
+
+    def prepare(self, job: SlideJob) -> PreparedSlide:
+        """Open the slide and find its patches. Raises as :meth:`Predictor.prepare`."""
+        return self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp)
+
+
+def reason(job: SlideJob, error: Exception) -> str:
+    """The error in words; what was not raised on purpose goes to the log with its trace."""
+    if isinstance(error, WsiIpsError):
+        return str(error)
+    if no_room(error):
+        return f"{job.slide_id}: {os.strerror(errno.ENOSPC).lower()} where the results are written; make room"
+    logger.error("slide %s failed", job.slide_id, exc_info=error)
+    return f"{job.slide_id}: {type(error).__name__}: {error}"
+
+
+def no_room(error: Exception) -> bool:
+    """Whether the disk, or the user's share of it, is full. HDF5 says so in its message alone."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and (
+        error.errno in full or any(f"errno = {number}," in str(error) for number in full)
+    )

@@ -1,0 +1,129 @@
+"""What runs in a worker process: the network, loaded once, and the slides and parts of slides it is given."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from wsi_ips.config import StreamingConfig
+from wsi_ips.errors import CheckpointError, ResultsError
+from wsi_ips.inference.predict import Predictor, ScoredPart
+from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
+from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.streaming.device import pick_device
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """All that a worker has to know; it is sent there, so it is data. Paths are absolute, on a disk that all
+    workers share.
+
+    sha256: of the checkpoint. threads: CPU threads that compute and decode; None: as many as torch likes compute,
+    and ``streaming.threads`` decode. shard_patches: slides of more patches are scored in parts.
+    """
+
+    checkpoint: Path
+    sha256: str
+    run: RunFolder
+    streaming: StreamingConfig
+    device: str = "auto"
+    threads: int | None = None
+    shard_patches: int | None = None
+    draw: Draw | None = None
+    embeddings: bool = False
+
+    def recorder(self) -> SlideRecorder:
+        return SlideRecorder(self.run, checkpoint=self.sha256, draw=self.draw, embeddings=self.embeddings)
+
+    def load(self, place: int) -> SlideWork:
+        """The network on this process's device. ``place``: its number among the workers of one machine.
+
+        Raises :class:`CheckpointError` for a checkpoint that is not the one that was meant,
+        :class:`ResultsError` where the run's folder is not there.
+        """
+        if not self.run.description.is_file():
+            raise ResultsError(
+                self.run.root, "is not there for a worker", "write to a folder that all workers share"
+            )
+        if not self.checkpoint.is_file() or checkpoint_sha256(self.checkpoint) != self.sha256:
+            raise CheckpointError(
+                self.checkpoint,
+                "is not there, or another one, for a worker",
+                "keep it where all workers read it",
+            )
+        streaming = self.streaming
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+            streaming = streaming.model_copy(update={"threads": self.threads})
+        net, pipeline = load_checkpoint(self.checkpoint)
+        device = pick_device(self.device)
+        if str(device) == "cuda":  # none in particular
+            device = torch.device("cuda", place % torch.cuda.device_count())
+        predictor = Predictor(net, pipeline, streaming=streaming, device=device, checkpoint=self.sha256)
+        return SlideWork(predictor, self.recorder())
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A slide that one worker should not take alone, and its parts."""
+
+    parts: tuple[range, ...]
+
+
+class SlideWorker:
+    """One process's share of a run. Takes one order at a time, whatever threads the process has.
+
+    An error of a slide becomes its :class:`Done`; what is raised would befall every slide.
+    """
+
+    def __init__(self, setup: WorkerSetup, place: int) -> None:
+        self._setup = setup
+        self._place = place
+        self._work: SlideWork | None = None
+        self._one_at_a_time = threading.Lock()
+
+    def label(self, job: SlideJob) -> Done | Cut:
+        """Label a slide, or say how it is to be cut."""
+        with self._one_at_a_time:
+            work = self._loaded()
+            most = self._setup.shard_patches
+            if most is None:
+                return work.label(job)
+            try:
+                prepared = work.prepare(job)
+            except Exception as error:  # noqa: BLE001 - see SlideWork.label
+                return work.recorder.failed(job, error)
+            n_patches = len(prepared.coords)
+            if n_patches <= most:
+                return work.label(job, lambda: prepared)
+            prepared.slide.close()
+            return Cut(tuple(work.predictor.parts(n_patches, most=most)))
+
+    def score(self, job: SlideJob, part: range) -> ScoredPart | Done:
+        """Score a part of a slide; where that fails, the slide has failed."""
+        return self._of_slide(job, lambda work: work.predictor.score_part(work.prepare(job), part))
+
+    def join(self, job: SlideJob, parts: Sequence[ScoredPart]) -> Done:
+        """Label a slide whose parts are scored."""
+        return self._of_slide(
+            job, lambda work: work.recorder.write(job, work.predictor.read_parts(work.prepare(job), parts))
+        )
+
+    def _of_slide(self, job: SlideJob, what: Callable[[SlideWork], T]) -> T | Done:
+        with self._one_at_a_time:
+            work = self._loaded()
+            try:
+                return what(work)
+            except Exception as error:  # noqa: BLE001 - see SlideWork.label
+                return work.recorder.failed(job, error)
+
+    def _loaded(self) -> SlideWork:
+        if self._work is None:
+            self._work = self._setup.load(self._place)
+        return self._work
