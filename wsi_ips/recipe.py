@@ -112,6 +112,8 @@ class PredictJob(_Resolution):
     slides: Slides | None = None
     features: Path | None = None
     """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
+    from_coords: Path | None = None
+    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): label exactly those patches."""
     checkpoint: Path
     out: Path
     device: str = "auto"
@@ -129,6 +131,8 @@ class PredictJob(_Resolution):
     def _slides_or_features(self) -> Self:
         if (self.slides is None) == (self.features is None):
             raise ValueError("give slides, or a folder of features: one of them")
+        if self.from_coords is not None and self.features is not None:
+            raise ValueError("features have their own coordinates: from_coords goes with slides")
         return self
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from wsi_ips.commands.inputs import given_mpp, slides_by_id
+from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import BatchConfig
 from wsi_ips.datasets.feature_files import list_features
@@ -54,6 +54,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         shard_patches=job.batch.shard_patches,
         draw=draw_overlay if job.overlays else None,
         embeddings=job.embeddings,
+        find_patches=stored_patches(job.from_coords, pipeline) if job.from_coords else None,
     )
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
