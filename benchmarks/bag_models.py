@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from wsi_ips.config import AttentionConfig, SelectionConfig, TaskConfig
-from wsi_ips.models.cross_attention import CrossAttention
-from wsi_ips.models.encoders.projector import Projector
-from wsi_ips.models.heads import Heads
-from wsi_ips.models.ips_net import BagReading, IPSNet, scoring
+from wsi_ips.config import ModelConfig, SelectionConfig
+from wsi_ips.models.build import build_net
+from wsi_ips.models.ips_net import BagReading, scoring
 from wsi_ips.selection.ips import select_patches
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.training.schedule import lr_multiplier
@@ -95,31 +93,11 @@ class GatedAttention(BagModel):
 class FrozenIPS(BagModel):
     """The project's own selection, projector and cross-attention, on features instead of pixels."""
 
-    def __init__(
-        self,
-        dim: int,
-        tasks: Sequence[TaskConfig],
-        attention: AttentionConfig,
-        selection: SelectionConfig,
-        *,
-        project: int | None = None,
-    ) -> None:
+    def __init__(self, model: ModelConfig, selection: SelectionConfig) -> None:
+        """``model``: its encoder is ``features``; patches are placed by their number in the bag."""
         super().__init__()
-        projector = Projector(dim, project) if project else None
-        dim = project or dim
-        heads = Heads(dim, tasks)
-        reader = CrossAttention(
-            dim,
-            queries=heads.queries,
-            heads=attention.heads,
-            key_dim=attention.key_dim,
-            value_dim=attention.value_dim,
-            inner_dim=attention.inner_dim,
-            attention_dropout=attention.attention_dropout,
-            dropout=attention.dropout,
-        )
-        self.net = IPSNet(nn.Identity(), reader, heads, projector=projector)
-        self.tasks = tuple(tasks)
+        self.net = build_net(model)
+        self.tasks = model.tasks
         self.selection = selection
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:

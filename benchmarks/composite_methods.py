@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks.bag_models import BagModel, FeatureBag, FrozenIPS, GatedAttention, Learning, MeanPool, best_of
 from benchmarks.random_patches import RandomPatches
 from benchmarks.slide_scores import auc_interval, macro_auc, slide_hits
-from wsi_ips.config import EncoderConfig, FinetuneConfig, Section, fingerprint
+from wsi_ips.config import EncoderConfig, FinetuneConfig, ModelConfig, Section, fingerprint
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.composite import BENIGN, CLASSES, LABEL, TUMOR, CompositeConfig, make_composite
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, read_manifest
@@ -247,10 +247,8 @@ def head_start(settings: Settings, path: Path) -> None:
     learning = FROZEN_IPS.at_most(settings.frozen_epochs)
     model, _ = best_of(lambda: _frozen_ips(dim, settings), bags["train"], bags["val"], learning)
     assert isinstance(model, FrozenIPS)
-    config = settings.finetune.pipeline
-    encoder = EncoderConfig(name="features", features=dim, project=config.model.encoder.project)
-    reads_features = config.model.model_copy(update={"encoder": encoder})
-    save_checkpoint(path, model.net, config.model_copy(update={"model": reads_features}))
+    reads_features = _on_stored_features(dim, settings)
+    save_checkpoint(path, model.net, settings.finetune.pipeline.model_copy(update={"model": reads_features}))
 
 
 def ips_e2e(settings: Settings, folder: Path) -> Said:
@@ -332,10 +330,14 @@ def on_features(make: Callable[[int, Settings], BagModel], learning: Learning) -
 
 
 def _frozen_ips(dim: int, settings: Settings) -> BagModel:
+    return FrozenIPS(_on_stored_features(dim, settings), settings.finetune.selection)
+
+
+def _on_stored_features(dim: int, settings: Settings) -> ModelConfig:
+    """The network after the encoder."""
     model = settings.finetune.model
-    return FrozenIPS(
-        dim, model.tasks, model.attention, settings.finetune.selection, project=model.encoder.project
-    )
+    encoder = EncoderConfig(name="features", features=dim, project=model.encoder.project)
+    return model.model_copy(update={"encoder": encoder})
 
 
 FROZEN_IPS = Learning(epochs=16, lr=1e-3, weight_decay=1e-2, seeds=3)

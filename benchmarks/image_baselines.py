@@ -18,7 +18,7 @@ from wsi_ips.models.build import build_net
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import BagReading
-from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss, target_tensor
+from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss
 from wsi_ips.training.metrics import SplitMetrics
 
 TEST_EPOCH = -1
@@ -96,7 +96,8 @@ def fit(
         reader.train()
         for places in torch.randperm(len(train), generator=order).split(training.slides_per_step):
             bags = [train[place] for place in places.tolist()]
-            loss = _loss(reader, reader.read(bags, epoch=epoch, device=device), bags)
+            reading = reader.read(bags, epoch=epoch, device=device)
+            loss = step_loss(reading, [bag.targets for bag in bags], config.model.tasks, weights={})
             optimizer.zero_grad()
             loss.backward()
             set_learning_rate(optimizer.param_groups, step, training=training, per_epoch=per_epoch)
@@ -113,17 +114,9 @@ def fit(
 def measured(reader: Reader, bags: Sequence[ImageBag], *, device: torch.device) -> dict[str, float]:
     """Loss and accuracies in eval mode, a step's number of images at a time."""
     reader.eval()
-    tasks = reader.config.model.tasks
-    metrics = SplitMetrics(tasks).to(device)
+    metrics = SplitMetrics(reader.config.model.tasks).to(device)
     for start in range(0, len(bags), reader.config.training.slides_per_step):
         some = bags[start : start + reader.config.training.slides_per_step]
         reading = reader.read(some, epoch=TEST_EPOCH, device=device)
-        targets = {task.name: target_tensor(task, [bag.targets for bag in some], device) for task in tasks}
-        metrics.update(_loss(reader, reading, some), reading.probabilities, targets)
+        metrics.update(reading, [bag.targets for bag in some], weights={})
     return metrics.compute()
-
-
-def _loss(reader: Reader, reading: BagReading, bags: Sequence[ImageBag]) -> Tensor:
-    tasks = reader.config.model.tasks
-    weights = dict.fromkeys(task.name for task in tasks)
-    return step_loss(reading, [bag.targets for bag in bags], tasks, weights=weights)

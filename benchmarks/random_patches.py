@@ -11,8 +11,7 @@ from wsi_ips.models.build import build_net
 from wsi_ips.models.ips_net import BagReading, IPSNet
 from wsi_ips.training.augment import quarter_turns_and_flips
 from wsi_ips.training.bags import SlideBag
-from wsi_ips.training.losses import task_loss
-from wsi_ips.training.schedule import lr_multiplier
+from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss
 
 CPU = torch.device("cpu")
 
@@ -29,20 +28,9 @@ class RandomPatches:
     def fit(self, train: Sequence[SlideBag], val: Sequence[SlideBag]) -> list[float]:
         """Train and keep the epoch with the lowest validation loss. Returns the validation losses."""
         training = self.config.training
-        encoder = [p for p in self.net.encoder.parameters() if p.requires_grad]
-        others = [p for p in self.net.parameters() if all(p is not e for e in encoder)]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": others, "lr": training.lr},
-                {"params": encoder, "lr": training.encoder_lr or training.lr},
-            ],
-            weight_decay=training.weight_decay,
-        )
+        optimizer = make_optimizer(self.net, training)
         per_epoch = -(-len(train) // training.slides_per_step)
-        total, warmup = training.epochs * per_epoch, round(training.warmup_epochs * per_epoch)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: lr_multiplier(min(done + 1, total), warmup=warmup, total=total)
-        )
+        step = 0
         order = torch.Generator().manual_seed(training.seed)
         losses: list[float] = []
         best = {name: value.clone() for name, value in self.net.state_dict().items()}
@@ -54,8 +42,9 @@ class RandomPatches:
                 loss.backward()
                 if training.gradient_clip:
                     torch.nn.utils.clip_grad_norm_(self.net.parameters(), training.gradient_clip)
+                set_learning_rate(optimizer.param_groups, step, training=training, per_epoch=per_epoch)
                 optimizer.step()
-                schedule.step()
+                step += 1
             losses.append(self._validation_loss(val))
             if losses[-1] == min(losses):
                 best = {name: value.clone() for name, value in self.net.state_dict().items()}
@@ -76,12 +65,7 @@ class RandomPatches:
         return self._mean_loss(reading, bags)
 
     def _mean_loss(self, reading: BagReading, bags: Sequence[SlideBag]) -> Tensor:
-        """Mean over the tasks, all of them softmax."""
-        losses = []
-        for task in self.tasks:
-            target_B = torch.tensor([bag.targets[task.name] for bag in bags])
-            losses.append(task_loss(reading.probabilities[task.name], target_B, activation="softmax"))
-        return torch.stack(losses).mean()
+        return step_loss(reading, [bag.targets for bag in bags], self.tasks, weights={})
 
     def _validation_loss(self, bags: Sequence[SlideBag]) -> float:
         return float(np.mean([float(self._mean_loss(self.read(bag)[0], [bag])) for bag in bags]))

@@ -3,7 +3,7 @@
 Shape suffixes: S slides, C classes, N patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from shapely import MultiPolygon
 from shapely.affinity import scale
 
 from wsi_ips.datasets.composite_layout import filled
+from wsi_ips.evaluation.bootstrap import Picked, bootstrap
 from wsi_ips.evaluation.detections import detections_from_attention
 from wsi_ips.evaluation.froc import FrocRules, SlideHits, hit_lesions, lesion_mask
 from wsi_ips.evaluation.slide_level import roc_auc
@@ -25,35 +26,28 @@ def macro_auc(probabilities_SC: NDArray[np.floating], target_S: NDArray[np.int64
     return float(np.mean([roc_auc(probabilities_SC[:, c], target_S == c) for c in classes]))
 
 
-def resamples(target_S: NDArray[np.int64], *, seed: int = 0) -> list[NDArray[np.int64]]:
-    """Slides drawn with replacement, class by class, so that none is ever absent. The same for every method."""
-    rng = np.random.default_rng(seed)
-    of_class = [np.flatnonzero(target_S == c) for c in np.unique(target_S)]
-    return [
-        np.concatenate([rng.choice(places, len(places)) for places in of_class]) for _ in range(RESAMPLES)
-    ]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The middle 95 %."""
-    low, high = np.quantile(np.asarray(values), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def auc_interval(probabilities_SC: NDArray[np.floating], target_S: NDArray[np.int64]) -> tuple[float, float]:
     """Bootstrap interval of :func:`macro_auc` over slides."""
-    return interval([macro_auc(probabilities_SC[rows], target_S[rows]) for rows in resamples(target_S)])
+    return _interval(lambda rows: macro_auc(probabilities_SC[rows], target_S[rows]), target_S)
 
 
 def lead_interval(
     ours_SC: NDArray[np.floating], theirs_SC: NDArray[np.floating], target_S: NDArray[np.int64]
 ) -> tuple[float, float]:
     """Bootstrap interval of the difference of two methods' :func:`macro_auc` on the same slides."""
-    differences = [
-        macro_auc(ours_SC[rows], target_S[rows]) - macro_auc(theirs_SC[rows], target_S[rows])
-        for rows in resamples(target_S)
-    ]
-    return interval(differences)
+    return _interval(
+        lambda rows: macro_auc(ours_SC[rows], target_S[rows]) - macro_auc(theirs_SC[rows], target_S[rows]),
+        target_S,
+    )
+
+
+def _interval(measure: Callable[[Picked], float], target_S: NDArray[np.int64]) -> tuple[float, float]:
+    """Slides are drawn class by class, so that none is ever absent, and alike for every method."""
+    classes = target_S.tolist()
+    found = bootstrap(
+        lambda rows: {"measure": measure(rows)}, range(len(classes)), strata=classes, resamples=RESAMPLES
+    )
+    return found["measure"].low, found["measure"].high
 
 
 def slide_hits(

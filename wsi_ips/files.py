@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+PARTIAL = ".*.partial*"
+"""What :func:`whole_file` calls a file that is being written."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:

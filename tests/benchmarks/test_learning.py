@@ -21,7 +21,14 @@ from benchmarks.bag_models import (
 )
 from benchmarks.slide_scores import auc_interval, lead_interval, macro_auc, slide_hits
 from tests.datasets.drawn_textures import draw_outlines, draw_textures
-from wsi_ips.config import AttentionConfig, SelectionConfig, TaskConfig, TilingConfig
+from wsi_ips.config import (
+    AttentionConfig,
+    EncoderConfig,
+    ModelConfig,
+    SelectionConfig,
+    TaskConfig,
+    TilingConfig,
+)
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp
 
@@ -104,7 +111,12 @@ def test_attending_models_find_the_marked_patches(kind: str) -> None:
     attention = AttentionConfig(heads=2, key_dim=8, value_dim=8, inner_dim=16, attention_dropout=0, dropout=0)
     model: GatedAttention | FrozenIPS = GatedAttention(8, 3, dropout=0)
     if kind == "ips":
-        model = FrozenIPS(8, [TaskConfig(classes=("a", "b", "c"))], attention, SelectionConfig(m=8, i=8))
+        config = ModelConfig(
+            encoder=EncoderConfig(name="features", features=8),
+            attention=attention,
+            tasks=(TaskConfig(classes=("a", "b", "c")),),
+        )
+        model = FrozenIPS(config, SelectionConfig(m=8, i=8))
     bags, unseen = marked_bags(45, seed=0), marked_bags(9, seed=1)
     losses = train(model, bags, unseen, Learning(epochs=12, lr=6e-3, weight_decay=0.0))
     assert min(losses) < 0.7  # guessing is 1.1

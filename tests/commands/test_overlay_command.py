@@ -87,7 +87,8 @@ def test_flags_and_a_recipe_make_the_same_job(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Job] = []
-    monkeypatch.setattr(cli, "_run_job", jobs.append)
+    for module in ("application", "start"):  # flags by one, recipes by the other
+        monkeypatch.setattr(f"wsi_ips.cli.{module}.start_job", jobs.append)
     with_paths = {**CHOICES, "slides": "s", "out": "o"}
     (tmp_path / "full.yaml").write_text(yaml.safe_dump({"command": "overlay", "run": "r", **with_paths}))
     (tmp_path / "bare.yaml").write_text("command: overlay\nrun: r\n")

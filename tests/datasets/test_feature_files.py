@@ -40,7 +40,7 @@ def test_clam_s_files_say_corners_only_and_trident_s_say_micrometres(tmp_path: P
     assert trident.ids_N.tolist() == list(range(40))
 
 
-def test_our_own_coordinates_bring_their_raster_ids(tmp_path: Path) -> None:
+def write_with_our_coordinates(path: Path) -> None:
     tiling = TilingConfig(patch_px=100, patch_mpp=0.5)
     grid = PatchGrid.cover((1000, 500), slide_mpp=Mpp(0.5), tiling=tiling)
     ids = np.array([3, 17, 40])
@@ -48,12 +48,26 @@ def test_our_own_coordinates_bring_their_raster_ids(tmp_path: Path) -> None:
         grid, ids, slide_id="s", l0_size=(1000, 500), slide_mpp=Mpp(0.5), tiling=tiling,
         tissue_N=np.ones(3, np.float32),
     )  # fmt: skip
-    with h5py.File(tmp_path / "s.h5", "w") as file:
+    with h5py.File(path, "w") as file:
         put_coords(file, coords, layout="trident")
         file["features"] = features_of(3, 4)
+
+
+def test_our_own_coordinates_bring_their_raster_ids(tmp_path: Path) -> None:
+    write_with_our_coordinates(tmp_path / "s.h5")
     held = open_features(tmp_path / "s.h5")
     assert held.on_grid
     assert held.ids_N.tolist() == [3, 17, 40]
+
+
+def test_raster_ids_of_another_file_are_refused(tmp_path: Path) -> None:
+    write_with_our_coordinates(tmp_path / "other.h5")
+    write_with_our_coordinates(tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        del file["wsi_ips_patch_ids"]
+        file["wsi_ips_patch_ids"] = h5py.ExternalLink("other.h5", "wsi_ips_patch_ids")
+    with pytest.raises(FeaturesError, match="keeps wsi_ips_patch_ids in another file"):
+        open_features(tmp_path / "s.h5")
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=30))

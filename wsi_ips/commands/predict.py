@@ -112,10 +112,14 @@ def _label(
 
 def _outcome(rows: Sequence[PredictionRow], run: RunFolder, *, details: Sequence[str]) -> Outcome:
     return Outcome.of_slides(
-        [row.error for row in rows if row.status != "ok" or row.error],
+        [_named(row) for row in rows if row.status != "ok" or row.error],
         f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
         details=details,
     )
+
+
+def _named(row: PredictionRow) -> str:
+    return row.error if row.slide_id in row.error else f"{row.slide_id}: {row.error}"
 
 
 def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outcome:

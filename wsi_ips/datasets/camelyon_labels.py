@@ -17,7 +17,10 @@ PATIENTS_PER_CENTER = 20
 TRAINING_PATIENTS = 100
 
 NODE_CLASSES = ("negative", "itc", "micro", "macro")
+"""Of one slide, by its largest metastasis: none; below 0.2 mm and 200 cells; below 2 mm; above."""
+
 STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
+"""In the challenge's order: the weights of its kappa are the squared distances in it."""
 
 _SLIDE_CLASSES = {"normal": "normal", "negative": "normal"} | dict.fromkeys(
     ("tumor", "itc", "micro", "macro"), "tumor"

@@ -7,11 +7,8 @@ textures have the same histogram in each channel, so that neither a seam, nor th
 tells the classes apart.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Self
 
@@ -22,9 +19,10 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from shapely import Polygon
 from shapely.affinity import translate
 
-from wsi_ips.config import Section, fingerprint
+from wsi_ips.config import Section
 from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.datasets.composite_layout import COARSE_PX, filled, lay_out, read_outlines
+from wsi_ips.datasets.made_sets import claim, make_all
 from wsi_ips.datasets.manifest import SPLITS, SlideRecord, write_manifest
 from wsi_ips.datasets.pyramid_file import write_pyramid
 from wsi_ips.datasets.textures import (
@@ -106,34 +104,20 @@ def make_composite(
     """
     files = read_textures(textures, classes=CLASSES)
     shapes = tuple(read_outlines(outlines))
-    _claim(out, config)
+    claim(
+        out / "composite.json",
+        config,
+        holds="slides composed with other settings",
+        content={"config": config.model_dump(mode="json")},
+    )
     orders = list(_orders(out, shapes, config))
     missing = [order for order in orders if not order.record.path.exists()]
     if missing:
         _store_pools(out / "textures", files, config)
-    with progress("Composing slides", total=len(missing)) as advance:
-        if processes == 1:
-            for order in missing:
-                advance(_compose(order))
-        elif missing:
-            # Spawned, not forked: the caller may have threads running.
-            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                for done in as_completed([pool.submit(_compose, order) for order in missing]):
-                    advance(done.result())
+    make_all(missing, _compose, processes=processes, what="Composing slides", progress=progress)
     manifest = out / "manifest.csv"
     write_manifest(manifest, [order.record for order in orders])
     return manifest
-
-
-def _claim(out: Path, config: CompositeConfig) -> None:
-    mark = out / "composite.json"
-    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != fingerprint(config):
-        raise ConfigError(
-            f"{out} holds slides composed with other settings; remove it or choose another folder"
-        )
-    with whole_file(mark) as partial:
-        content = {"fingerprint": fingerprint(config), "config": config.model_dump(mode="json")}
-        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _orders(out: Path, outlines: tuple[Polygon, ...], config: CompositeConfig) -> Iterator[_Order]:

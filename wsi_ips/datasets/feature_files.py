@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, FeaturesError
+from wsi_ips.hdf5 import plain_dataset
 from wsi_ips.tiling.coords import take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
@@ -106,8 +107,7 @@ def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.fl
     rising, back = np.unique(rows_n, return_inverse=True)
     together = len(rising) and rising[-1] - rising[0] + 1 == len(rising)
     try:
-        dataset = file["features"]
-        _check_plain(dataset, path, "features")
+        dataset = _plain(file, path, "features")
         features = dataset[rising[0] : rising[-1] + 1] if together else dataset[rising]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise FeaturesError(path, f"features cannot be read ({_line(error)})", AGAIN) from None
@@ -121,9 +121,7 @@ def _checked(file: Any, path: Path) -> FeatureFile:
     for name in ("features", "coords"):
         if name not in file:
             raise FeaturesError(path, f"has no dataset {name}", "is it a file of patch features?")
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise FeaturesError(path, f"keeps {name} in another file", "never open such a file")
-        _check_plain(file[name], path, name)
+        _plain(file, path, name)
     features, coords = file["features"], file["coords"]
     if features.ndim != 2 or features.dtype.kind != "f":
         raise FeaturesError(
@@ -153,8 +151,7 @@ def _with_geometry(file: Any, path: Path, width: int, attributes: Mapping[str, A
         return FeatureFile(path, width, l0_xy_N2, np.arange(len(l0_xy_N2)), on_grid=False, coords=None)
     if ours:
         for name in ("wsi_ips_patch_ids", "wsi_ips_tissue"):
-            dataset = file.get(name)
-            _check_plain(dataset, path, name)
+            dataset = _plain(file, path, name)
             if dataset.shape != (len(file["coords"]),) or dataset.dtype.kind not in "iuf":
                 raise FeaturesError(path, f"{name} is {dataset.dtype} of shape {dataset.shape}", AGAIN)
     coords = take_coords(file, path)
@@ -163,12 +160,12 @@ def _with_geometry(file: Any, path: Path, width: int, attributes: Mapping[str, A
     return FeatureFile(path, width, coords.l0_xy_N2, coords.ids_N, on_grid=ours, coords=coords)
 
 
-def _check_plain(dataset: Any, path: Path, name: str) -> None:
+def _plain(file: Any, path: Path, name: str) -> Any:
     """Refuse what reaches into other files, or unpacks more at once than a block of features needs."""
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise FeaturesError(path, f"{name} is not a plain dataset", "never open such a file")
+    dataset = plain_dataset(file, name, path, error=FeaturesError)
     if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
         raise FeaturesError(path, f"{name} claims blocks of {dataset.chunks}", AGAIN)
+    return dataset
 
 
 def _line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 Nothing is unpickled (the reference stores pickled dictionaries), and sizes are checked before memory is given.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import MegapixelMnistConfig, TaskConfig, TilingConfig, fingerprint
+from wsi_ips.config import MegapixelMnistConfig, TaskConfig, TilingConfig
 from wsi_ips.datasets.image_bags import ImageBag, ImageGrid
+from wsi_ips.datasets.made_sets import claim
+from wsi_ips.datasets.manifest import SPLITS
 from wsi_ips.datasets.megapixel_mnist import (
     CLASSES,
     DIGITS,
@@ -32,7 +33,6 @@ from wsi_ips.progress import Progress, silent
 
 FORMAT = "wsi_ips megapixel mnist 1"
 MARK = "parameters.json"
-SPLITS = ("train", "val", "test")
 LARGEST_SIDE_PX = 20_000
 MOST_IMAGES = 1_000_000
 MOST_PIXELS = 2_000_000_000
@@ -83,7 +83,10 @@ def make_megapixel_mnist(out: Path, config: MegapixelMnistConfig, *, progress: P
     in the reference; validation images (ours) have ``seed`` + 2 and only training digits that no training image
     shows. Raises :class:`ConfigError` where ``out`` holds another set, :class:`DatasetError` without MNIST.
     """
-    _claim(out, config)
+    # The folder is this config's wherever MNIST itself lies.
+    drawn = config.model_copy(update={"mnist": Path(), "download": False})
+    settings = drawn.model_dump(mode="json", exclude={"mnist", "download"})
+    claim(out / MARK, drawn, holds="images drawn with other settings", content=settings)
     counts = {"train": config.train, "val": config.val, "test": config.test}
     missing = [name for name in SPLITS if counts[name] and not (out / f"{name}.h5").exists()]
     if not missing:
@@ -177,20 +180,6 @@ def _target(task: TaskConfig, labels: Labels, number: int) -> Target:
         return target_of(task, cell)
     except ValueError as error:
         raise ConfigError(f"task {task.name}: {error}") from None
-
-
-def _claim(out: Path, config: MegapixelMnistConfig) -> None:
-    """The folder is this config's, wherever MNIST itself lies."""
-    drawn = config.model_copy(update={"mnist": Path(), "download": False})
-    mark = out / MARK
-    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != fingerprint(drawn):
-        raise ConfigError(f"{out} holds images drawn with other settings; remove it or choose another folder")
-    content = {
-        "fingerprint": fingerprint(drawn),
-        **drawn.model_dump(mode="json", exclude={"mnist", "download"}),
-    }
-    with whole_file(mark) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _not_in_train(pool: DigitPool, config: MegapixelMnistConfig) -> DigitPool:

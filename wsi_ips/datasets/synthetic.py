@@ -1,21 +1,17 @@
 """A small data set in CAMELYON's layout, drawn from a seed: for the demo, for tests, for benchmarks."""
 
-import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from wsi_ips.config import SyntheticConfig, fingerprint
+from wsi_ips.config import SyntheticConfig
 from wsi_ips.datasets.annotations import write_asap
+from wsi_ips.datasets.made_sets import claim, make_all
 from wsi_ips.datasets.manifest import SlideRecord, write_manifest
 from wsi_ips.datasets.pyramid_file import write_pyramid
 from wsi_ips.datasets.synthetic_tissue import draw_slide
-from wsi_ips.errors import ConfigError
-from wsi_ips.files import whole_file
 from wsi_ips.progress import Progress, silent
 from wsi_ips.units import Mpp
 
@@ -40,32 +36,18 @@ def make_camelyon_like(
     Half of each split has lesions; no case lies in two splits. The same config gives the same bytes. What an
     earlier, interrupted call has drawn is kept. Raises :class:`ConfigError` where ``out`` holds another set.
     """
-    _claim(out, config)
+    claim(
+        out / "synthetic.json",
+        config,
+        holds="a data set drawn with other settings",
+        content={"config": config.model_dump(mode="json")},
+    )
     orders = list(_orders(out, config))
     missing = [order for order in orders if not order.record.path.exists()]
-    with progress("Drawing slides", total=len(missing)) as advance:
-        if processes == 1:
-            for order in missing:
-                advance(_draw(order))
-        elif missing:
-            # Spawned, not forked: the caller may have threads running.
-            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                for drawn in as_completed([pool.submit(_draw, order) for order in missing]):
-                    advance(drawn.result())
+    make_all(missing, _draw, processes=processes, what="Drawing slides", progress=progress)
     manifest = out / "reference.csv"
     write_manifest(manifest, [order.record for order in orders])
     return manifest
-
-
-def _claim(out: Path, config: SyntheticConfig) -> None:
-    mark = out / "synthetic.json"
-    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != fingerprint(config):
-        raise ConfigError(
-            f"{out} holds a data set drawn with other settings; remove it or choose another folder"
-        )
-    with whole_file(mark) as partial:
-        content = {"fingerprint": fingerprint(config), "config": config.model_dump(mode="json")}
-        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _orders(out: Path, config: SyntheticConfig) -> Iterator[_Order]:

@@ -11,7 +11,6 @@ from wsi_ips.models.ips_net import BagReading, IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.slide_reading import read_slide
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.learning import step_loss, target_tensor
 from wsi_ips.training.metrics import SplitMetrics
 
 
@@ -57,12 +56,7 @@ def score_bags(
         for bag in bags:
             with bag.open(streaming, device) as source:
                 reading: BagReading = read_slide(net, source, config.selection).bag
-            weights = dict.fromkeys(task.name for task in tasks)
-            metrics.update(
-                step_loss(reading, [bag.targets], tasks, weights=weights),
-                reading.probabilities,
-                {task.name: target_tensor(task, [bag.targets], device) for task in tasks},
-            )
+            metrics.update(reading, [bag.targets], weights={})
             for task in tasks:
                 said = tuple(float(p) for p in reading.probabilities[task.name][0])
                 rows.append(BagRow(bag.bag_id, task.name, bag.targets[task.name], said))

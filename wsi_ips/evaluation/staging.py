@@ -11,14 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_ips.datasets.camelyon_labels import NODE_CLASSES, STAGES
 from wsi_ips.errors import ResultsError
 from wsi_ips.files import whole_file
-
-NODE_CLASSES = ("negative", "itc", "micro", "macro")
-"""Of one slide, by its largest metastasis: none; below 0.2 mm and 200 cells; below 2 mm; above."""
-
-STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
-"""In the challenge's order: the weights of kappa are the squared distances in it."""
 
 COLUMNS = ("patient", "stage")
 PATIENT_SUFFIX, NODE_SUFFIX = ".zip", ".tif"

@@ -241,9 +241,9 @@ class _Desk:
             result = future.result(timeout=ANSWERS_S)
         except KilledWorker as error:
             deaths = error.allowed_failures + 1
-            why = f"{slide_id}: {deaths} workers in turn died of it; was it memory? see the workers' logs"
+            why = f"{deaths} workers in turn died of it; was it memory? see the workers' logs"
             self._setup.run.forget(slide_id)
-            result = Done(PredictionRow.failed(slide_id, why), error=SlideFailed(why))
+            result = Done(PredictionRow.failed(slide_id, why), error=SlideFailed(f"{slide_id}: {why}"))
         except (CommClosedError, TimeoutError, OSError) as error:
             self._check_connection()
             raise ClusterError(f"a result did not come back ({error}); {AGAIN}") from None

@@ -9,12 +9,12 @@ from pathlib import Path
 import h5py
 import torch
 
-from wsi_ips.config import PipelineConfig, StreamingConfig, task_queries
+from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError, WsiIpsError
 from wsi_ips.files import whole_file
 from wsi_ips.inference.predictions import PredictionRow
-from wsi_ips.inference.results import SlideResult, write_result
+from wsi_ips.inference.results import SlideResult, named_probabilities, write_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob
@@ -61,37 +61,23 @@ class FeaturePredictor:
             )
         with open_source(held, batch=self.streaming.batch, device=self.device) as source:
             reading = read_slide(self.net, source, self.pipeline.selection)
-        probabilities = {
-            task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))
-            for task in self.pipeline.model.tasks
-        }
+        tasks = self.pipeline.model.tasks
         row = PredictionRow(
             slide_id=slide_id,
             status="ok",
-            probabilities=probabilities,
+            probabilities=named_probabilities(reading, tasks),
             n_patches=len(held),
         )
         if held.coords is None:
             _write_corners_only(run.attention(slide_id), row, held, reading, self.checkpoint)
         else:
-            write_result(run.attention(slide_id), self._result(row, held, reading))
+            coords = replace(held.coords, slide_id=slide_id)
+            result = SlideResult.of(
+                reading, coords, tasks=tasks, slide_path=str(path), checkpoint=self.checkpoint
+            )
+            write_result(run.attention(slide_id), result)
         telemetry = SlideTelemetry(patches=len(held), seconds=time.perf_counter() - started)
         return Done(row, telemetry), held.coords is not None
-
-    def _result(self, row: PredictionRow, held: FeatureFile, reading: SlideReading) -> SlideResult:
-        assert held.coords is not None
-        return SlideResult(
-            slide_path=str(held.path),
-            coords=replace(held.coords, slide_id=row.slide_id),
-            logits_NHT=reading.store.logits().numpy(),
-            attention_NHT=reading.store.attention().numpy(),
-            kept_ids_M=reading.kept.ids_M.cpu().numpy(),
-            kept_scores_M=reading.kept.scores_M.cpu().numpy(),
-            kept_emb_MD=reading.emb_MD.float().cpu().numpy(),
-            probabilities=row.probabilities,
-            checkpoint=self.checkpoint,
-            task_queries=task_queries(self.pipeline.model.tasks),
-        )
 
 
 def predict_features(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wsi_ips.config import PipelineConfig, StreamingConfig, task_queries
+from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
@@ -169,24 +169,14 @@ class Predictor:
         telemetry: SlideTelemetry,
         bad_tiles: Iterable[str],
     ) -> SlideResult:
-        return SlideResult(
+        return SlideResult.of(
+            reading,
+            prepared.coords,
+            tasks=self.pipeline.model.tasks,
             slide_path=str(prepared.location),
-            coords=prepared.coords,
-            logits_NHT=reading.store.logits().numpy(),
-            attention_NHT=reading.store.attention().numpy(),
-            kept_ids_M=reading.kept.ids_M.cpu().numpy(),
-            kept_scores_M=reading.kept.scores_M.cpu().numpy(),
-            kept_emb_MD=reading.emb_MD.float().cpu().numpy(),
-            probabilities={
-                task.name: dict(zip(task.classes, probabilities_BC[0].tolist(), strict=True))
-                for task, probabilities_BC in (
-                    (task, reading.bag.probabilities[task.name]) for task in self.pipeline.model.tasks
-                )
-            },
-            task_queries=task_queries(self.pipeline.model.tasks),
             checkpoint=self.checkpoint,
             telemetry=telemetry,
-            bad_tiles=tuple(bad_tiles),
+            bad_tiles=bad_tiles,
         )
 
 

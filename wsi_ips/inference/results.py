@@ -22,18 +22,21 @@ Shape suffixes: N patches, H heads, T queries, M kept patches.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError
 from wsi_ips.files import whole_file
+from wsi_ips.hdf5 import plain_dataset
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
@@ -85,6 +88,34 @@ class SlideResult:
     bad_tiles: tuple[str, ...] = ()
     task_queries: Mapping[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        reading: SlideReading,
+        coords: PatchCoords,
+        *,
+        tasks: Sequence[TaskConfig],
+        slide_path: str,
+        checkpoint: str,
+        telemetry: SlideTelemetry | None = None,
+        bad_tiles: Iterable[str] = (),
+    ) -> Self:
+        """What one pass over a slide found, with ``tasks`` as the network has them."""
+        return cls(
+            slide_path=slide_path,
+            coords=coords,
+            logits_NHT=reading.store.logits().numpy(),
+            attention_NHT=reading.store.attention().numpy(),
+            kept_ids_M=reading.kept.ids_M.cpu().numpy(),
+            kept_scores_M=reading.kept.scores_M.cpu().numpy(),
+            kept_emb_MD=reading.emb_MD.float().cpu().numpy(),
+            probabilities=named_probabilities(reading, tasks),
+            checkpoint=checkpoint,
+            telemetry=telemetry or SlideTelemetry(),
+            bad_tiles=tuple(bad_tiles),
+            task_queries=task_queries(tasks),
+        )
+
     def __post_init__(self) -> None:
         if self.logits_NHT.ndim != 3 or self.logits_NHT.shape != self.attention_NHT.shape:
             raise ValueError(f"logits {self.logits_NHT.shape}, attention {self.attention_NHT.shape}")
@@ -99,6 +130,14 @@ class SlideResult:
             raise ValueError(f"task_queries {dict(self.task_queries)} for {len(queries)} queries")
         if self.kept_emb_MD is not None and len(self.kept_emb_MD) != len(self.kept_ids_M):
             raise ValueError(f"{len(self.kept_emb_MD)} embeddings of {len(self.kept_ids_M)} kept patches")
+
+
+def named_probabilities(reading: SlideReading, tasks: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
+    """What the network says of a slide, by task and class."""
+    return {
+        task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))
+        for task in tasks
+    }
 
 
 def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -> None:
@@ -171,11 +210,7 @@ def _check_dataset(file: Any, name: str, path: Path) -> None:
     """Refuse what would reach into other files, or claims more memory than a slide can need."""
     if name not in file:
         raise ResultsError(path, f"has no dataset {name}", PREDICT_AGAIN)
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ResultsError(path, f"keeps {name} in another file", "never open such a file")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise ResultsError(path, f"{name} is not a plain dataset", PREDICT_AGAIN)
+    dataset = plain_dataset(file, name, path, error=ResultsError, mend=PREDICT_AGAIN)
     if dataset.dtype.kind not in "iuf":
         raise ResultsError(path, f"{name} holds {dataset.dtype}, not numbers", PREDICT_AGAIN)
     size = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.files import whole_file
+from wsi_ips.files import PARTIAL, whole_file
 from wsi_ips.versions import versions
 
 LARGEST_DESCRIPTION_BYTES = 10_000_000
@@ -79,12 +79,15 @@ def claimed(
             )
         if different:
             _clear(run)
+        _sweep(run)
         describe_run(run, config=config, checkpoint=checkpoint, sha256=sha256)
         yield
+    except BaseException:
+        if not there and not any(run.root.glob("attention/*.h5")):
+            _leave_nothing(run)
+        raise
     finally:
         lock.release()
-        if not there and not run.predictions.exists():
-            _leave_nothing(run)
 
 
 def describe_run(run: RunFolder, *, config: Mapping[str, Any], checkpoint: Path, sha256: str) -> None:
@@ -122,14 +125,23 @@ def _difference(run: RunFolder, config: Mapping[str, Any], sha256: str) -> str:
 
 def _leave_nothing(run: RunFolder) -> None:
     """A run that ended before its first slide was done takes its new folder with it."""
-    for path in (run.description, run.root / ".lock"):
+    for path in (run.predictions, run.slides, run.description, run.root / ".lock"):
         path.unlink(missing_ok=True)
-    if not any(run.root.iterdir()):
-        run.root.rmdir()
+    for folder in (run.root / "attention", run.root / "overlays", run.root):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _sweep(run: RunFolder) -> None:
+    """Remove what killed writers left unfinished: the lock says that nobody writes now."""
+    for folder in (run.root, run.root / "attention", run.root / "overlays"):
+        for path in folder.glob(PARTIAL):
+            path.unlink(missing_ok=True)
 
 
 def _clear(run: RunFolder) -> None:
     """Remove the results that are there, and nothing else."""
     run.predictions.unlink(missing_ok=True)
+    run.slides.unlink(missing_ok=True)
     for path in [*run.root.glob("attention/*.h5"), *run.root.glob("overlays/*.png")]:
         path.unlink()

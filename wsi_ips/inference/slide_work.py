@@ -65,7 +65,7 @@ class SlideRecorder:
         """The slide's failure; what an earlier run left of it goes."""
         self._run.forget(job.slide_id)
         why = reason(job, error)
-        known = error if isinstance(error, WsiIpsError) else SlideFailed(why)
+        known = error if isinstance(error, WsiIpsError) else SlideFailed(f"{job.slide_id}: {why}")
         return Done(PredictionRow.failed(job.slide_id, why), error=known)
 
     def found(self, job: SlideJob) -> Done | None:
@@ -133,9 +133,9 @@ def reason(job: SlideJob, error: Exception) -> str:
     if isinstance(error, WsiIpsError):
         return str(error)
     if no_room(error):
-        return f"{job.slide_id}: {os.strerror(errno.ENOSPC).lower()} where the results are written; make room"
+        return f"{os.strerror(errno.ENOSPC).lower()} where the results are written; make room there"
     logger.error("slide %s failed", job.slide_id, exc_info=error)
-    return f"{job.slide_id}: {type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"
 
 
 def no_room(error: Exception) -> bool:

@@ -115,11 +115,7 @@ class PatchCoords:
 
         Raises ``KeyError`` for an id that is not among the slide's patches.
         """
-        rows_n = np.searchsorted(self.ids_N, ids_n).clip(max=max(0, len(self) - 1))
-        strangers = ids_n[self.ids_N[rows_n] != ids_n] if len(self) else ids_n
-        if len(strangers):
-            raise KeyError(f"patches {strangers[:5].tolist()} are not among the slide's coordinates")
-        return rows_n
+        return rows_of(ids_n, self.ids_N, where="among the slide's coordinates")
 
     @property
     def lies_on_grid(self) -> bool:
@@ -157,3 +153,15 @@ class PatchCoords:
         g_rows_n, g_cols_n = np.divmod(ids_n, self.g_size[0])
         corners_n2: NDArray[np.float64] = np.stack([g_cols_n, g_rows_n], axis=1) * l0_step
         return corners_n2
+
+
+def rows_of(ids_n: NDArray[np.int64], ids_N: NDArray[np.int64], *, where: str) -> NDArray[np.int64]:
+    """Where these ids stand in the ascending ``ids_N``.
+
+    Raises ``KeyError`` for an id that is not ``where`` it is looked for.
+    """
+    rows_n = np.searchsorted(ids_N, ids_n).clip(max=max(0, len(ids_N) - 1))
+    strangers = ids_n[ids_N[rows_n] != ids_n] if len(ids_N) else ids_n
+    if len(strangers):
+        raise KeyError(f"patches {strangers[:5].tolist()} are not {where}")
+    return rows_n

@@ -15,7 +15,7 @@ from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.datasets.splits import folds_by_case
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
-from wsi_ips.training.fit import FREE, FinetuneReport
+from wsi_ips.training.fit import FinetuneReport, deciding_settings
 from wsi_ips.training.run_state import forget_run
 
 DONE_NAME = "fold.json"
@@ -132,14 +132,12 @@ def _done(path: Path, number: int, what: str) -> Fold:
 
 def _fingerprint(manifest: Manifest, config: FinetuneConfig) -> str:
     """Of all that decides a fold's result: settings, slides, labels, which side they are on."""
-    settings = config.model_dump(mode="json", include={"tiling", "selection", "model", "training"})
-    settings["training"] = {name: v for name, v in settings["training"].items() if name not in FREE}
     slides = [
         [record.slide_id, record.case_id, dict(record.labels), record.split]
         for record in manifest.records
         if record.split != "test"
     ]
-    return sha256(json.dumps([settings, slides], sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps([deciding_settings(config), slides], sort_keys=True).encode()).hexdigest()
 
 
 def _yes_or_no(task: TaskConfig) -> bool:

@@ -22,6 +22,7 @@ from wsi_ips.datasets.targets import Target
 from wsi_ips.errors import FeaturesError
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.stream import Chunk
+from wsi_ips.tiling.grid import rows_of
 from wsi_ips.training.finetune import check_labels
 from wsi_ips.training.fit import FinetuneReport, train_bags
 from wsi_ips.units import PlaceKind
@@ -49,7 +50,8 @@ class FeatureSource:
 
     def read(self, ids_n: Tensor) -> Chunk:
         """Raises ``KeyError`` for an id that the file does not have."""
-        return self._chunk(self._rows(ids_n))
+        held = self._held
+        return self._chunk(rows_of(ids_n.cpu().numpy(), held.ids_N, where=f"in {held.path}"))
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
         """Raises :class:`FeaturesError` where the file does not say what ``kind`` asks for."""
@@ -64,14 +66,6 @@ class FeatureSource:
             f"does not say where its patches lie as attention.positions: {wanted} needs it",
             "set model.attention.positions=none" + (", or slide" if coords is not None else ""),
         )
-
-    def _rows(self, ids_n: Tensor) -> NDArray[np.int64]:
-        ids, wanted = self._held.ids_N, ids_n.cpu().numpy()
-        rows_n = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
-        strangers = wanted[ids[rows_n] != wanted]
-        if len(strangers):
-            raise KeyError(f"patches {strangers[:5].tolist()} are not in {self._held.path}")
-        return rows_n.astype(np.int64)
 
     def _chunk(self, rows_n: NDArray[np.int64]) -> Chunk:
         features_nC = read_rows(self._file, self._held.path, rows_n)

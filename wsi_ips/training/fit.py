@@ -174,11 +174,16 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _described(config: FinetuneConfig, train: Sequence[Bag], val: Sequence[Bag]) -> str:
-    """What is trained on what, a line per setting and per bag; how it is streamed changes no result."""
+def deciding_settings(config: FinetuneConfig) -> dict[str, Any]:
+    """What of the settings decides a training's result, as JSON; how it is streamed changes none."""
     settings = config.model_dump(mode="json", include={"tiling", "selection", "model", "training"})
     settings["training"] = {k: v for k, v in settings["training"].items() if k not in FREE}
-    lines = [json.dumps(settings, indent=1, sort_keys=True)]
+    return settings
+
+
+def _described(config: FinetuneConfig, train: Sequence[Bag], val: Sequence[Bag]) -> str:
+    """What is trained on what, a line per setting and per bag."""
+    lines = [json.dumps(deciding_settings(config), indent=1, sort_keys=True)]
     for split, bags in (("train", train), ("val", val)):
         lines += [f"{split}: {bag.bag_id} {dict(bag.targets)}" for bag in bags]
     return "\n".join(lines)

@@ -40,7 +40,7 @@ class Learner:
         share: these bags' part of the step's bags, where other processes learn from the rest of them. Raises
         :class:`TrainingError` where the loss is not finite.
         """
-        places_K = torch.cat([each.places_M for each in kept]).to(device)
+        places_K = torch.cat([each.places_M for each in kept])
         counts = [len(each.ids_M) for each in kept]
         targets = [each.bag.targets for each in kept]
 

@@ -16,6 +16,9 @@ from torchmetrics.classification import (
 from torchmetrics.regression import MeanAbsoluteError
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.targets import Target
+from wsi_ips.models.ips_net import BagReading
+from wsi_ips.training.learning import step_loss, target_tensor
 
 
 class SplitMetrics(nn.Module):
@@ -32,15 +35,20 @@ class SplitMetrics(nn.Module):
         self._measures = nn.ModuleList(nn.ModuleDict(_measures(task)) for task in tasks)
 
     def update(
-        self, loss: Tensor, probabilities: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+        self,
+        reading: BagReading,
+        targets: Sequence[Mapping[str, Target]],
+        *,
+        weights: Mapping[str, Tensor | None],
     ) -> None:
-        """One bag or more. loss: their mean. probabilities: {task: (B, C)}. targets: as for the loss."""
-        self._loss.update(loss.detach(), weight=len(next(iter(targets.values()))))
+        """What a network says of one bag or more, and what they are; all of it as for :func:`step_loss`."""
+        loss = step_loss(reading, targets, self._tasks, weights=weights)
+        self._loss.update(loss.detach(), weight=len(targets))
         for task, measures in zip(self._tasks, self._measures, strict=True):
-            target = targets[task.name]
+            target = target_tensor(task, targets, reading.tokens_BTD.device)
             counted = target if task.activation == "linear" else target.to(torch.int64)
             for measure in measures.values():  # type: ignore[operator]
-                measure.update(probabilities[task.name].float(), counted)
+                measure.update(reading.probabilities[task.name].float(), counted)
 
     def compute(self) -> dict[str, float]:
         found = {"loss": float(self._loss.compute())}

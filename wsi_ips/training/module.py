@@ -19,7 +19,7 @@ from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import read_slide
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.kept_patches import BagLost, KeptPatches, PatchKeeper
-from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate, step_loss, target_tensor
+from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate
 from wsi_ips.training.losses import class_weights
 from wsi_ips.training.metrics import SplitMetrics
 from wsi_ips.training.processes import sum_gradients
@@ -110,13 +110,8 @@ class IPSModule(LightningModule):
         except WsiIpsError as error:
             self._count_bad(bag, error)
             return
-        tasks = self._config.model.tasks
         self._validated += 1
-        self._val_metrics.update(
-            step_loss(reading, [bag.targets], tasks, weights=self._weights),
-            reading.probabilities,
-            {task.name: target_tensor(task, [bag.targets], self.device) for task in tasks},
-        )
+        self._val_metrics.update(reading, [bag.targets], weights=self._weights)
 
     def on_validation_epoch_end(self) -> None:
         if not self._validated and self.trainer.world_size == 1:

@@ -1,0 +1,38 @@
+"""Slides labelled from stored features: what is left in the folder when a file goes bad between two runs."""
+
+from pathlib import Path
+
+import torch
+
+from tests.datasets.feature_folders import features_of, write_features
+from wsi_ips.config import ModelConfig, PipelineConfig, StreamingConfig
+from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
+from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.models.build import build_net
+
+MODEL = ModelConfig.model_validate(
+    {
+        "encoder": {"name": "features", "features": 12},
+        "attention": {"heads": 2, "key_dim": 4, "value_dim": 4, "inner_dim": 16},
+    }
+)
+
+
+def test_a_file_that_went_bad_leaves_nothing_of_the_earlier_run(tmp_path: Path) -> None:
+    predictor = FeaturePredictor(
+        build_net(MODEL), PipelineConfig(model=MODEL), streaming=StreamingConfig(), device=torch.device("cpu")
+    )
+    paths = {name: tmp_path / f"{name}.h5" for name in ("bad", "good")}
+    for path in paths.values():
+        write_features(path, features_of(9, 12), trident=True)
+    run = RunFolder(tmp_path / "run")
+    predict_features(paths, predictor, run)
+    assert run.attention("bad").exists()
+    run.overlay("bad").parent.mkdir()
+    run.overlay("bad").touch()
+    write_features(paths["bad"], features_of(9, 13), trident=True)
+    tables, _ = predict_features(paths, predictor, run)
+    assert [(row.slide_id, row.status) for row in tables.rows] == [("bad", "failed"), ("good", "ok")]
+    assert not run.attention("bad").exists()
+    assert not run.overlay("bad").exists()
+    assert run.attention("good").exists()

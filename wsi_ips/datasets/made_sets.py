@@ -1,0 +1,46 @@
+"""What data sets that are made here have in common: a folder that is one config's, slides made in parallel."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wsi_ips.config import Section, fingerprint
+from wsi_ips.errors import ConfigError
+from wsi_ips.files import whole_file
+from wsi_ips.progress import Progress
+
+Order = TypeVar("Order")
+
+
+def claim(mark: Path, config: Section, *, holds: str, content: Mapping[str, Any]) -> None:
+    """Mark a folder as this config's, with ``content`` for people beside the fingerprint.
+
+    ``holds``: what is in the folder. Raises :class:`ConfigError` where the mark is another config's.
+    """
+    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != fingerprint(config):
+        raise ConfigError(f"{mark.parent} holds {holds}; remove it or choose another folder")
+    with whole_file(mark) as partial:
+        partial.write_text(json.dumps({"fingerprint": fingerprint(config), **content}, indent=2) + "\n")
+
+
+def make_all(
+    orders: Sequence[Order],
+    make: Callable[[Order], str],
+    *,
+    processes: int,
+    what: str,
+    progress: Progress,
+) -> None:
+    """``make`` every order, in so many processes; what it returns is shown beside the bar, which says ``what``."""
+    with progress(what, total=len(orders)) as advance:
+        if processes == 1:
+            for order in orders:
+                advance(make(order))
+        elif orders:
+            # Spawned, not forked: the caller may have threads running.
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+                for done in as_completed([pool.submit(make, order) for order in orders]):
+                    advance(done.result())
