@@ -62,6 +62,8 @@ class TileJob(_Resolution):
     slides: Slides
     out: Path
     layout: Literal["clam", "trident"] = "clam"
+    contours: Path | None = None
+    """Folder of ``<slide_id>.geojson`` (TRIDENT's): tissue as outlined there; none: by our own segmentation."""
     tiling: TilingConfig = TilingConfig()
 
 

@@ -1,5 +1,6 @@
 """Commands on slides alone: ``info``, ``tile``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,9 @@ def tile(
     overlap_px: Annotated[int | None, typer.Option(help="Pixels that neighbours share.")] = None,
     min_tissue: Annotated[float | None, typer.Option(help="Share of a patch that is tissue.")] = None,
     layout: Layout = None,
+    contours: Annotated[
+        Path | None, typer.Option(help="Folder of SLIDE_ID.geojson (TRIDENT): tissue as outlined there.")
+    ] = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -44,5 +48,6 @@ def tile(
         "overlap_px": overlap_px,
         "min_tissue": min_tissue,
     }
-    flags = {"slides": slides, "out": out, "layout": layout, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}
+    flags = {"slides": slides, "out": out, "layout": layout, "contours": contours, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv}  # fmt: skip
     start("tile", flags, recipe=recipe, overrides=set_, sections={"tiling": tiling})
