@@ -79,12 +79,13 @@ def test_a_worker_reads_them_too(
     assert said.code == 0
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "run.json").write_text("{}")
+    tiling = checkpoint_config(small_checkpoint).tiling
     setup = WorkerSetup(
         checkpoint=small_checkpoint,
         sha256=checkpoint_sha256(small_checkpoint),
         run=RunFolder(tmp_path / "two"),
         streaming=StreamingConfig(),
-        find_patches=stored_patches(tmp_path / "c", checkpoint_config(small_checkpoint)),
+        find_patches=stored_patches(tmp_path / "c", tiling),
     )
     done = SlideWorker(pickle.loads(pickle.dumps(setup)), 0).label(SlideJob(slide.stem, slide))
     assert isinstance(done, Done)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wsi_ips.config import PipelineConfig
+from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.location import Location
 from wsi_ips.slides.folder import find_slides, unique_slide_ids
@@ -22,12 +22,11 @@ def given_mpp(for_all: float | None, table: Path | None) -> SlideMpp:
     return SlideMpp(for_all, read_mpp_table(table) if table else None)
 
 
-def stored_patches(folder: Path, pipeline: PipelineConfig) -> StoredPatches:
-    """The patches that ``--from-coords`` names, as a model of this pipeline reads them, for any process.
+def stored_patches(folder: Path, tiling: TilingConfig, *, raster: bool = False) -> StoredPatches:
+    """The patches that ``--from-coords`` names, for any process; see :class:`StoredPatches`.
 
     Raises :class:`ConfigError` for no folder.
     """
     if not folder.is_dir():
         raise ConfigError(f"--from-coords {folder}: no such folder")
-    raster = pipeline.model.attention.positions == "raster"
-    return StoredPatches(folder.absolute(), pipeline.tiling, raster=raster)
+    return StoredPatches(folder.absolute(), tiling, raster=raster)

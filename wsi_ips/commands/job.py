@@ -2,7 +2,17 @@
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import DemoJob, EvaluateJob, FinetuneJob, ImagesJob, Job, OverlayJob, PredictJob, TileJob
+from wsi_ips.recipe import (
+    DemoJob,
+    EvaluateJob,
+    FeaturesJob,
+    FinetuneJob,
+    ImagesJob,
+    Job,
+    OverlayJob,
+    PredictJob,
+    TileJob,
+)
 
 
 def run_job(job: Job, progress: Progress) -> Outcome:
@@ -15,6 +25,10 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.tile import tile
 
             return tile(job, progress)
+        case FeaturesJob():
+            from wsi_ips.commands.features import store_features
+
+            return store_features(job, progress)
         case FinetuneJob():
             from wsi_ips.commands.finetune import finetune_manifest
 

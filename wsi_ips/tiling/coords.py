@@ -38,10 +38,20 @@ def write_coords(path: Path, coords: PatchCoords, *, layout: Layout, info: Slide
         put_coords(file, coords, layout=layout, info=info)
 
 
-def put_coords(file: Any, coords: PatchCoords, *, layout: Layout, info: SlideInfo | None = None) -> None:
+def put_coords(
+    file: Any,
+    coords: PatchCoords,
+    *,
+    layout: Layout,
+    info: SlideInfo | None = None,
+    dtype: type[np.integer[Any]] = np.int64,
+) -> None:
     """Write the coordinates into an open HDF5 group. CLAM's layout needs the slide's levels: ``info``."""
     dataset = file.create_dataset(
-        "coords", data=coords.l0_xy_N2, maxshape=(None, 2), chunks=(min(CHUNK_ROWS, max(1, len(coords))), 2)
+        "coords",
+        data=coords.l0_xy_N2.astype(dtype, copy=False),
+        maxshape=(None, 2),
+        chunks=(min(CHUNK_ROWS, max(1, len(coords))), 2),
     )
     if layout == "clam":
         assert info is not None
