@@ -6,6 +6,7 @@ slide whose worker dies is begun again by another one, as often as the cluster a
 workers of our own). The only module that imports dask.
 """
 
+import logging
 import os
 import time
 from collections import deque
@@ -62,12 +63,23 @@ def predict_on_workers(
     if batch.scheduler is None and setup.threads is None:
         cores = os.cpu_count() or 1
         setup = replace(setup, threads=max(1, cores // (batch.workers or 1)))
-    with _connected(batch, slides=len(jobs)) as client:
+    with _quietly(), _connected(batch, slides=len(jobs)) as client, client.as_current():
         _check_workers(client)
         if find_spec("bokeh") is not None:  # without it the dashboard says no more than that
             announce(f"dashboard: {client.dashboard_link}")
         with _Desk(client, setup, tables).open() as desk, progress("Predicting", total=len(jobs)) as advance:
             desk.work_off(jobs, advance, on_error=batch.on_error)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the cluster's own account of itself, but for what goes wrong; ``-v`` tells all."""
+    theirs, level = logging.getLogger("distributed"), logging.getLogger("distributed").level
+    theirs.setLevel(max(level, logging.getLogger().level))
+    try:
+        yield
+    finally:
+        theirs.setLevel(level)
 
 
 @contextmanager

@@ -70,6 +70,9 @@ def put_coords(
             "wsi_ips_g_size": np.array(coords.g_size, np.int64),
         }
     )
+    # Chunks are given their place in the file when they are flushed: else when the dataset happens to be freed,
+    # which a profiler may delay, and the same coordinates are not the same bytes.
+    dataset.flush()
     file.create_dataset("wsi_ips_patch_ids", data=coords.ids_N)
     file.create_dataset("wsi_ips_tissue", data=coords.tissue_N)
 

@@ -1,0 +1,275 @@
+"""Slides on the workers of a dask cluster: what comes out, and what becomes of slides whose workers die."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+from tests.conftest import SMALL_MODEL, SmallData
+from wsi_ips.config import BatchConfig, PipelineConfig, StreamingConfig
+from wsi_ips.errors import CheckpointError, ClusterError, ResultsError, WsiIpsError
+from wsi_ips.inference.batch import predict_on_workers
+from wsi_ips.inference.in_turn import predict_in_turn
+from wsi_ips.inference.results import SlideResult
+from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.run_tables import RunTables
+from wsi_ips.inference.slide_table import SlideRow, read_slide_table
+from wsi_ips.inference.slide_work import SlideJob
+from wsi_ips.inference.worker import WorkerSetup
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import checkpoint_sha256, save_checkpoint
+from wsi_ips.slides.folder import find_slides
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network under the rule that can be cut into parts."""
+    pipeline = PipelineConfig.model_validate({**SMALL_MODEL, "selection": {"rule": "global", "m": 4, "i": 8}})
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("global") / "model.safetensors"
+    save_checkpoint(path, build_net(pipeline.model), pipeline)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Two workers; a slide may cost two of them their lives."""
+    import dask
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=2,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
+        ) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.fixture
+def setup(checkpoint: Path, tmp_path: Path) -> WorkerSetup:
+    return setup_in(tmp_path / "run", checkpoint)
+
+
+def setup_in(folder: Path, checkpoint: Path) -> WorkerSetup:
+    run = RunFolder(folder)
+    run.root.mkdir()
+    run.description.write_text("{}")
+    return WorkerSetup(
+        checkpoint=checkpoint,
+        sha256=checkpoint_sha256(checkpoint),
+        run=run,
+        streaming=StreamingConfig(batch=8),
+        device="cpu",
+        threads=1,
+    )
+
+
+@pytest.fixture
+def jobs(small_data: SmallData) -> list[SlideJob]:
+    return [SlideJob(path.stem, path) for path in find_slides(small_data.slides)]
+
+
+def tables_of(setup: WorkerSetup, jobs: list[SlideJob]) -> RunTables:
+    return RunTables(setup.run, jobs, tasks=PipelineConfig.model_validate(SMALL_MODEL).model.tasks)
+
+
+def on_workers(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, **batch: object
+) -> dict[str, SlideRow]:
+    tables = tables_of(setup, jobs)
+    config = BatchConfig.model_validate({"scheduler": cluster.scheduler_address, **batch})
+    predict_on_workers(jobs, setup, tables, config)
+    tables.close()
+    return read_slide_table(setup.run.slides)
+
+
+def contents(run: RunFolder) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in [run.predictions, *sorted(run.root.glob("attention/*.h5"))]
+    }
+
+
+@pytest.fixture
+def in_turn(checkpoint: Path, jobs: list[SlideJob], tmp_path: Path) -> dict[str, bytes]:
+    """What this process alone makes of the slides."""
+    setup = setup_in(tmp_path / "in_turn", checkpoint)
+    tables, threads = tables_of(setup, jobs), torch.get_num_threads()
+    try:
+        predict_in_turn(jobs, setup.load(0), tables)
+    finally:
+        torch.set_num_threads(threads)
+    return contents(setup.run)
+
+
+def test_workers_write_what_one_process_writes(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, in_turn: dict[str, bytes]
+) -> None:
+    gone = SlideJob("gone", Path("gone.tif"))
+    rows = on_workers([*jobs, gone], setup, cluster)
+    found = contents(setup.run)
+    header, *lines = found.pop("predictions.csv").splitlines()
+    assert [header, *lines[:-1]] == in_turn["predictions.csv"].splitlines()
+    assert lines[-1].startswith(b"gone,")
+    assert found == {name: held for name, held in in_turn.items() if name != "predictions.csv"}
+    assert [row.status for row in rows.values()] == ["ok"] * len(jobs) + ["failed"]
+    assert all(row.attempts == 1 for row in rows.values())
+    assert len({row.worker for row in rows.values()}) == 2, "both workers had something to do"
+
+
+def test_a_slide_scored_in_parts_is_the_slide_scored_by_one_worker(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, in_turn: dict[str, bytes]
+) -> None:
+    rows = on_workers(jobs, replace(setup, shard_patches=16), cluster)
+    assert contents(setup.run) == in_turn
+    assert max(row.telemetry.patches for row in rows.values()) > 16
+
+
+def test_a_part_that_cannot_be_read_is_its_slide_s_failure_once(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """The file's second half is gone: the tissue is still found on a smaller level."""
+    torn = tmp_path / "torn.tif"
+    data = bytearray(jobs[0].path.read_bytes())  # type: ignore[union-attr]
+    data[2000 : len(data) // 2] = bytes(len(data) // 2 - 2000)
+    torn.write_bytes(data)
+    rows = on_workers([SlideJob("torn", torn), jobs[1]], replace(setup, shard_patches=16), cluster)
+    assert rows["torn"].status == "failed"
+    assert rows[jobs[1].slide_id].status == "ok"
+    assert not setup.run.attention("torn").exists()
+
+
+def die_once(result: SlideResult, path: Path) -> None:
+    mark = path.with_suffix(".died")
+    if result.coords.slide_id.endswith("tumor") and not mark.exists():
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_of_the_first(result: SlideResult, path: Path) -> None:
+    if "_000_" in result.coords.slide_id:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_slide_whose_worker_is_killed_is_done_by_another(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, in_turn: dict[str, bytes]
+) -> None:
+    one = next(job for job in jobs if job.slide_id.endswith("tumor"))
+    rows = on_workers([one], replace(setup, draw=die_once), cluster)
+    assert (rows[one.slide_id].status, rows[one.slide_id].attempts) == ("ok", 2)
+    name = f"{one.slide_id}.h5"
+    assert contents(setup.run)[name] == in_turn[name]
+
+
+def test_a_slide_that_kills_every_worker_fails_and_the_others_finish(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster
+) -> None:
+    rows = on_workers(jobs[:3], replace(setup, draw=die_of_the_first), cluster)
+    assert "2 workers in turn died of it" in rows[jobs[0].slide_id].error
+    assert [row.status for row in rows.values()] == ["failed", "ok", "ok"]
+    assert not setup.run.attention(jobs[0].slide_id).exists()
+
+
+def test_stop_ends_with_the_first_failure_once_the_others_in_flight_are_done(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster
+) -> None:
+    gone = SlideJob("gone", Path("gone.tif"))
+    with pytest.raises(WsiIpsError, match=r"gone\.tif: no such file"):
+        on_workers([gone, *jobs], setup, cluster, on_error="stop")
+    rows = read_slide_table(setup.run.slides)
+    assert rows["gone"].status == "failed"
+    assert not [row for row in rows.values() if row.status == "running"]
+    assert [row for row in rows.values() if row.status == "waiting"], "nothing new was begun"
+
+
+def test_what_would_befall_every_slide_ends_the_run(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="keep it where all workers read it"):
+        on_workers(jobs, replace(setup, checkpoint=tmp_path / "gone.safetensors"), cluster)
+    setup.run.description.unlink()
+    with pytest.raises(ResultsError, match="a folder that all workers share"):
+        on_workers(jobs, setup, cluster)
+
+
+def test_a_scheduler_that_is_not_there_or_has_no_workers(
+    jobs: list[SlideJob], setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_ips.inference.batch.ANSWERS_S", 1.0)
+    with pytest.raises(ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        predict_on_workers(jobs, setup, tables_of(setup, jobs), BatchConfig(scheduler="tcp://127.0.0.1:9"))
+    with (
+        LocalCluster(
+            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as empty,
+        pytest.raises(ClusterError, match="has no workers"),
+    ):
+        on_workers(jobs, setup, empty)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def dask_command(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dask", *arguments]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def sleep_first(result: SlideResult, path: Path) -> None:
+    (path.parent.parent / "drawing").touch()
+    time.sleep(60)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_was_started_elsewhere_and_is_lost(
+    jobs: list[SlideJob], setup: WorkerSetup, in_turn: dict[str, bytes], tmp_path: Path, checkpoint: Path
+) -> None:
+    """``dask scheduler`` and two ``dask worker``, as on a cluster; then the scheduler dies in mid-run."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    started = [dask_command("scheduler", "--host", address, "--no-dashboard")]
+    try:
+        started += [
+            dask_command(
+                "worker", address, "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)
+            )
+            for _ in range(2)
+        ]
+        with Client(address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=120)
+        tables = tables_of(setup, jobs)
+        predict_on_workers(jobs, setup, tables, BatchConfig(scheduler=address))
+        assert contents(setup.run) == in_turn
+        lost = replace(setup_in(tmp_path / "lost", checkpoint), draw=sleep_first)
+        pid = os.fork()
+        if pid == 0:
+            while not (lost.run.root / "drawing").exists():
+                time.sleep(0.1)
+            os.kill(started[0].pid, signal.SIGKILL)
+            os._exit(0)
+        with pytest.raises(ClusterError, match="start the same command again"):
+            predict_on_workers(jobs, lost, tables_of(lost, jobs), BatchConfig(scheduler=address))
+        os.waitpid(pid, 0)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
