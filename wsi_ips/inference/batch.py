@@ -6,11 +6,11 @@ slide whose worker dies is begun again by another one, as often as the cluster a
 workers of our own). The only module that imports dask.
 """
 
-import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -18,30 +18,23 @@ from queue import SimpleQueue
 from typing import Any, Literal, cast
 from uuid import uuid4
 
-import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker, wait
+from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_worker, wait
 from distributed.comm.core import CommClosedError
 
 from wsi_ips.config import BatchConfig
 from wsi_ips.errors import ClusterError, SlideFailed
+from wsi_ips.inference.cluster import ANSWERS_S, connected
 from wsi_ips.inference.predict import ScoredPart
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob
 from wsi_ips.inference.worker import Cut, SlideWorker, WorkerSetup
 from wsi_ips.progress import Advance, Progress, silent
-from wsi_ips.versions import versions
 
-ANSWERS_S = 10.0
-"""How long a scheduler may take to answer, and its first worker to come."""
 LOST_S = 30.0
 """How long a scheduler may be silent before the run ends."""
 LOOK_AGAIN_S = 1.0
 """How often it is looked whether workers came or went."""
-
-AGAIN = "what is done stays: start the same command again to go on"
-
-AGAIN = "what is done stays: start the same command again to go on"
 
 Announce = Callable[[str], None]
 
@@ -63,70 +56,11 @@ def predict_on_workers(
     if batch.scheduler is None and setup.threads is None:
         cores = os.cpu_count() or 1
         setup = replace(setup, threads=max(1, cores // (batch.workers or 1)))
-    with _quietly(), _connected(batch, slides=len(jobs)) as client, client.as_current():
-        _check_workers(client)
+    with connected(batch, slides=len(jobs)) as client:
         if find_spec("bokeh") is not None:  # without it the dashboard says no more than that
             announce(f"dashboard: {client.dashboard_link}")
         with _Desk(client, setup, tables).open() as desk, progress("Predicting", total=len(jobs)) as advance:
             desk.work_off(jobs, advance, on_error=batch.on_error)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the cluster's own account of itself, but for what goes wrong; ``-v`` tells all."""
-    theirs, level = logging.getLogger("distributed"), logging.getLogger("distributed").level
-    theirs.setLevel(max(level, logging.getLogger().level))
-    try:
-        yield
-    finally:
-        theirs.setLevel(level)
-
-
-@contextmanager
-def _connected(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
-    """A client of the scheduler that is named, or of workers of our own."""
-    if batch.scheduler is not None:
-        try:
-            client = Client(batch.scheduler, timeout=ANSWERS_S, set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(
-                f"no dask scheduler answers at {batch.scheduler} ({error}); start one with: dask scheduler"
-            ) from None
-        with client:
-            yield client
-        return
-    workers = min(batch.workers or 1, slides)
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": batch.retries}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-def _check_workers(client: Client) -> None:
-    """Raises :class:`ClusterError` without workers, or with some that would give other results."""
-    try:
-        client.wait_for_workers(1, timeout=ANSWERS_S)
-    except TimeoutError:
-        raise ClusterError("the dask scheduler has no workers; start some with: dask worker") from None
-    try:
-        theirs = client.run(versions)
-    except ModuleNotFoundError as error:
-        raise ClusterError(f"a worker has no wsi_ips ({error}); install the same version there") from None
-    ours = versions()
-    for address, found in theirs.items():
-        for name in ("wsi_ips", "torch"):
-            if found[name] != ours[name]:
-                raise ClusterError(
-                    f"worker {address} has {name} {found[name]}, here is {ours[name]}; install the same there"
-                )
 
 
 class _Hands(WorkerPlugin):
@@ -192,6 +126,8 @@ class _Desk:
         self._waiting: deque[tuple[_Order, list[Future[Any]]]] = deque()
         self._in_flight: dict[Future[Any], _Order] = {}
         self._cut: dict[str, _CutSlide] = {}
+        self._suspects: deque[SlideJob] = deque()
+        self._suspected: set[str] = set()
 
     @contextmanager
     def open(self) -> Iterator["_Desk"]:
@@ -212,11 +148,11 @@ class _Desk:
         """Until nothing is left, or after the first failure nothing in flight."""
         self._waiting.extend((_Order(job), []) for job in jobs)
         failure: Exception | None = None
-        while self._waiting or self._in_flight:
-            while self._waiting and len(self._in_flight) < self._workers():
-                self._submit(*self._waiting.popleft())
+        while self._waiting or self._in_flight or self._suspects:
+            self._hand_out()
             for future in self._finished():
-                done = self._take(future, self._in_flight.pop(future))
+                order = self._in_flight.pop(future, None)
+                done = None if order is None else self._take(future, order)
                 if done is None:
                     continue
                 self._note_begun()
@@ -225,9 +161,17 @@ class _Desk:
                 if done.error is not None and on_error == "stop" and failure is None:
                     failure = done.error
                     self._waiting.clear()
+                    self._suspects.clear()
         self._note_begun()
         if failure is not None:
             raise failure
+
+    def _hand_out(self) -> None:
+        """An order for every worker that has none; last of all the suspects, each when nobody else is at work."""
+        if self._suspects and not self._waiting and not self._in_flight:
+            self._waiting.append((_Order(self._suspects.popleft()), []))
+        while self._waiting and len(self._in_flight) < self._workers():
+            self._submit(*self._waiting.popleft())
 
     def _submit(self, order: _Order, parts: list[Future[Any]]) -> None:
         key = f"{order.kind}-{order.job.slide_id}-{uuid4().hex[:8]}"
@@ -244,6 +188,8 @@ class _Desk:
             wait(list(self._in_flight), timeout=LOOK_AGAIN_S, return_when="FIRST_COMPLETED")
         except TimeoutError:
             self._check_connection()
+        except CancelledError:
+            raise self._lost() from None
         return [future for future in self._in_flight if future.done()]
 
     def _take(self, future: Future[Any], order: _Order) -> Done | None:
@@ -252,13 +198,9 @@ class _Desk:
         try:
             result = future.result(timeout=ANSWERS_S)
         except KilledWorker as error:
-            deaths = error.allowed_failures + 1
-            why = f"{deaths} workers in turn died of it; was it memory? see the workers' logs"
-            self._setup.run.forget(slide_id)
-            result = Done(PredictionRow.failed(slide_id, why), error=SlideFailed(f"{slide_id}: {why}"))
-        except (CommClosedError, TimeoutError, OSError) as error:
-            self._check_connection()
-            raise ClusterError(f"a result did not come back ({error}); {AGAIN}") from None
+            return self._killed(order.job, deaths=error.allowed_failures + 1)
+        except (CommClosedError, CancelledError, TimeoutError):
+            raise self._lost() from None
         if slide_id in self._cut and order.kind == "score":
             return self._take_part(future, order, result)
         if isinstance(result, Cut):
@@ -274,17 +216,32 @@ class _Desk:
         """A part that is scored brings its slide nearer; one that failed fails it, once."""
         slide_id = order.job.slide_id
         if isinstance(result, Done):
-            del self._cut[slide_id]
-            self._waiting = deque(item for item in self._waiting if item[0].job.slide_id != slide_id)
-            for other in [future for future, its in self._in_flight.items() if its.job.slide_id == slide_id]:
-                self._client.cancel([other])
-                del self._in_flight[other]
+            self._drop_parts(slide_id)
             return result
         cut = self._cut[slide_id]
         cut.held.append(future)
         if len(cut.held) == cut.parts:
             self._waiting.appendleft((_Order(order.job, "join"), self._cut.pop(slide_id).held))
         return None
+
+    def _drop_parts(self, slide_id: str) -> None:
+        self._cut.pop(slide_id, None)
+        self._waiting = deque(item for item in self._waiting if item[0].job.slide_id != slide_id)
+        for other in [future for future, its in self._in_flight.items() if its.job.slide_id == slide_id]:
+            self._client.cancel([other])
+            del self._in_flight[other]
+
+    def _killed(self, job: SlideJob, *, deaths: int) -> Done | None:
+        """Worker after worker died with this slide at hand. It may have been another slide's fault, which waited
+        on the same worker: once more, alone, before it is given up."""
+        self._drop_parts(job.slide_id)
+        if job.slide_id not in self._suspected:
+            self._suspected.add(job.slide_id)
+            self._suspects.append(job)
+            return None
+        why = f"{deaths} workers in turn died of it alone; was it memory? see the workers' logs"
+        self._setup.run.forget(job.slide_id)
+        return Done(PredictionRow.failed(job.slide_id, why), error=SlideFailed(f"{job.slide_id}: {why}"))
 
     def _workers(self) -> int:
         """How many there are now."""
@@ -299,8 +256,14 @@ class _Desk:
         until = time.monotonic() + LOST_S
         while self._client.status != "running":
             if self._client.status in ("closed", "closing") or time.monotonic() > until:
-                raise ClusterError(f"the connection to the dask scheduler was lost; {AGAIN}")
+                raise self._lost()
             time.sleep(0.2)
+
+    @staticmethod
+    def _lost() -> ClusterError:
+        return ClusterError(
+            "the connection to the dask scheduler was lost; what is done stays: start the same command again"
+        )
 
     def _hear(self, event: tuple[float, dict[str, str]]) -> None:
         """In the client's own thread: a worker begins with a slide."""

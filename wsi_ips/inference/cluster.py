@@ -1,0 +1,90 @@
+"""A dask cluster to work with: workers of our own on this machine, or a scheduler that is named."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dask
+from distributed import Client, LocalCluster
+
+from wsi_ips.config import BatchConfig
+from wsi_ips.errors import ClusterError
+from wsi_ips.versions import versions
+
+ANSWERS_S = 10.0
+"""How long a scheduler may take to answer, and its first worker to come."""
+
+
+@contextmanager
+def connected(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
+    """A client of the scheduler that is named, or of at most ``slides`` workers of our own; its workers are fit.
+
+    Raises :class:`ClusterError` where no scheduler answers, it has no workers, or they would give other results.
+    """
+    with _quietly(), _client(batch, slides=slides) as client, client.as_current():
+        _check_workers(client)
+        yield client
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the cluster's own account of itself: what goes wrong is told by the run. ``-v`` tells all."""
+    if logging.getLogger().level <= logging.INFO:
+        yield
+        return
+    levels = {"distributed": logging.CRITICAL, "distributed.worker.memory": logging.WARNING}
+    before = {name: logging.getLogger(name).level for name in levels}
+    try:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
+    """A client of the scheduler that is named, or of workers of our own."""
+    if batch.scheduler is not None:
+        try:
+            client = Client(batch.scheduler, timeout=ANSWERS_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"no dask scheduler answers at {batch.scheduler} ({error}); start one with: dask scheduler"
+            ) from None
+        with client:
+            yield client
+        return
+    workers = min(batch.workers or 1, slides)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": batch.retries}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _check_workers(client: Client) -> None:
+    """Raises :class:`ClusterError` without workers, or with some that would give other results."""
+    try:
+        client.wait_for_workers(1, timeout=ANSWERS_S)
+    except TimeoutError:
+        raise ClusterError("the dask scheduler has no workers; start some with: dask worker") from None
+    try:
+        theirs = client.run(versions)
+    except ModuleNotFoundError as error:
+        raise ClusterError(f"a worker has no wsi_ips ({error}); install the same version there") from None
+    ours = versions()
+    for address, found in theirs.items():
+        for name in ("wsi_ips", "torch"):
+            if found[name] != ours[name]:
+                raise ClusterError(
+                    f"worker {address} has {name} {found[name]}, here is {ours[name]}; install the same there"
+                )
