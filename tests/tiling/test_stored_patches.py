@@ -270,6 +270,25 @@ def test_hostile_datasets_are_refused_before_they_are_read(slide: MemoryReader, 
     refused("not an HDF5 file")
 
 
+@given(data=st.data())
+def test_damaged_files_are_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever byte is wrong: a :class:`CoordsError`, or patches in the slide. Never another error."""
+    folder = tmp_path_factory.mktemp("damaged")
+    path = write(data.draw(st.sampled_from(PROGRAMS)), folder)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.one_of(st.none(), st.integers(0, len(content))))])
+    slide = MemoryReader(np.full((SIZE[1], SIZE[0], 3), 240, np.uint8), mpp=Mpp(2.0), levels=(1, 2, 4))
+    try:
+        coords = found(slide, folder)
+    except CoordsError:
+        return
+    assert ((coords.l0_xy_N2 >= 0) & (coords.l0_xy_N2 < SIZE)).all()
+
+
 @pytest.mark.parametrize("name", ["wsi_ips_patch_ids", "wsi_ips_tissue"])
 def test_our_own_datasets_are_checked_too(slide: MemoryReader, tmp_path: Path, name: str) -> None:
     ours, _ = tile_slide(slide, TILING, slide_id="s")

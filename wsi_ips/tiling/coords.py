@@ -91,7 +91,7 @@ def read_coords(path: Path, *, info: SlideInfo | None = None) -> PatchCoords:
         with h5py.File(path, "r") as file:
             return take_coords(file, path, info=info)
     # h5py has no error of its own: a damaged file shows as any of these.
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
         raise CoordsError(path, "is not an HDF5 file that can be read", TILE_AGAIN) from None
 
 
