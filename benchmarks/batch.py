@@ -1,4 +1,4 @@
-"""A folder of slides on two workers: what dask costs, and whether a run that is killed and gone on with is the same.
+"""A folder of slides on two workers: what dask costs, and whether a run that was killed ends as any other.
 
     python benchmarks/batch.py [--json] [--slides 64] [--kills 20] [--gigapixel SLIDE.tif] [--out DIR]
 

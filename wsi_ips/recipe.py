@@ -26,6 +26,7 @@ from wsi_ips.config import (
     LARGEST_OVERLAY_PX,
     BatchConfig,
     DemoConfig,
+    EncoderConfig,
     FinetuneConfig,
     Fraction,
     ImageDataConfig,
@@ -62,7 +63,42 @@ class TileJob(_Resolution):
     slides: Slides
     out: Path
     layout: Literal["clam", "trident"] = "clam"
+    contours: Path | None = None
+    """Folder of ``<slide_id>.geojson`` (TRIDENT's): tissue as outlined there; none: by our own segmentation."""
     tiling: TilingConfig = TilingConfig()
+
+
+class FeaturesJob(_Resolution):
+    """Store what an encoder makes of every patch; nothing is learned."""
+
+    command: Literal["features"] = "features"
+    slides: Slides
+    out: Path
+    layout: Literal["clam", "trident"] = "clam"
+    encoder: EncoderConfig | None = None
+    """Any encoder of patches; none: the checkpoint's."""
+    checkpoint: Path | None = None
+    """A model of ours: its encoder, as it was trained, on patches as it was trained on."""
+    tiling: TilingConfig | None = None
+    """None: the checkpoint's, or the default."""
+    from_coords: Path | None = None
+    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): exactly those patches."""
+    half: bool = False
+    """Store float16."""
+    device: str = "auto"
+    streaming: StreamingConfig = StreamingConfig()
+
+    @model_validator(mode="after")
+    def _one_encoder(self) -> Self:
+        if (self.encoder is None) == (self.checkpoint is None):
+            raise ValueError("give an encoder, or the checkpoint whose encoder is meant: one of them")
+        if self.checkpoint is not None and self.tiling is not None:
+            raise ValueError(
+                "a checkpoint has its own tiling: leave tiling (patch size, µm per pixel, …) out"
+            )
+        if self.encoder is not None and (self.encoder.features or self.encoder.project):
+            raise ValueError("encoder: stored are the encoder's own features; leave features and project out")
+        return self
 
 
 class FinetuneJob(FinetuneConfig, _Resolution):
@@ -112,6 +148,8 @@ class PredictJob(_Resolution):
     slides: Slides | None = None
     features: Path | None = None
     """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
+    from_coords: Path | None = None
+    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): label exactly those patches."""
     checkpoint: Path
     out: Path
     device: str = "auto"
@@ -133,6 +171,8 @@ class PredictJob(_Resolution):
     def _slides_or_features(self) -> Self:
         if (self.slides is None) == (self.features is None):
             raise ValueError("give slides, or a folder of features: one of them")
+        if self.from_coords is not None and self.features is not None:
+            raise ValueError("features have their own coordinates: from_coords goes with slides")
         return self
 
 
@@ -272,7 +312,17 @@ class DemoJob(DemoConfig):
     device: str = "auto"
 
 
-Job = TileJob | FinetuneJob | ImagesJob | PredictJob | OverlayJob | ExportJob | EvaluateJob | DemoJob
+Job = (
+    TileJob
+    | FeaturesJob
+    | FinetuneJob
+    | ImagesJob
+    | PredictJob
+    | OverlayJob
+    | ExportJob
+    | EvaluateJob
+    | DemoJob
+)
 _JOBS: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="command")])
 
 
@@ -349,4 +399,4 @@ def _first_problem(error: ValidationError) -> str:
     return (f"{where}: " if where else "") + message + more
 
 
-_COMMANDS = ("tile", "finetune", "images", "predict", "overlay", "export", "evaluate", "demo")
+_COMMANDS = ("tile", "features", "finetune", "images", "predict", "overlay", "export", "evaluate", "demo")

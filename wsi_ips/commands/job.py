@@ -6,6 +6,7 @@ from wsi_ips.recipe import (
     DemoJob,
     EvaluateJob,
     ExportJob,
+    FeaturesJob,
     FinetuneJob,
     ImagesJob,
     Job,
@@ -25,6 +26,10 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.tile import tile
 
             return tile(job, progress)
+        case FeaturesJob():
+            from wsi_ips.commands.features import store_features
+
+            return store_features(job, progress)
         case FinetuneJob():
             from wsi_ips.commands.finetune import finetune_manifest
 

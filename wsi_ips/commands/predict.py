@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from wsi_ips.commands.inputs import given_mpp, slides_by_id
+from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.config import BatchConfig
+from wsi_ips.config import BatchConfig, PipelineConfig
 from wsi_ips.datasets.feature_files import list_features
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.overlay import write_overlay
@@ -28,6 +28,7 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.tiling.stored_patches import StoredPatches
 
 
 def predict(job: PredictJob, progress: Progress) -> Outcome:
@@ -56,6 +57,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         shard_patches=job.batch.shard_patches,
         draw=draw_overlay if job.overlays else None,
         embeddings=job.embeddings,
+        find_patches=_given_patches(job.from_coords, pipeline),
     )
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
@@ -77,6 +79,12 @@ def draw_overlay(result: SlideResult, path: Path) -> None:
     """Draw a slide's overlay with the defaults, whatever process this is."""
     with open_slide(locate(result.slide_path)) as slide:
         write_overlay(path, slide, result)
+
+
+def _given_patches(folder: Path | None, pipeline: PipelineConfig) -> StoredPatches | None:
+    if folder is None:
+        return None
+    return stored_patches(folder, pipeline.tiling, raster=pipeline.model.attention.positions == "raster")
 
 
 def _slide_jobs(job: PredictJob) -> list[SlideJob]:

@@ -1,26 +1,33 @@
 """``tile``: tissue, patch coordinates and contours; no model."""
 
 import csv
+from pathlib import Path
 
 from wsi_ips.commands.inputs import given_mpp, slides_by_id
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.errors import NoTissue, WsiIpsError
+from wsi_ips.errors import ConfigError, NoTissue, WsiIpsError
 from wsi_ips.files import whole_file
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import TileJob
+from wsi_ips.slides.base import SlideInfo
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.slides.resolution import SlideMpp
+from wsi_ips.tiling.contour_tissue import ContourFolder, outlined_tissue
 from wsi_ips.tiling.contours import tissue_contours, write_geojson
 from wsi_ips.tiling.coords import write_coords
 from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.tiling.tissue import TissueMask
+from wsi_ips.units import Mpp
 
 
 def tile(job: TileJob, progress: Progress) -> Outcome:
-    """Write ``patches/*.h5``, ``contours_geojson/*.geojson`` and ``tiles.csv``.
+    """Write ``patches/*.h5``, ``contours_geojson/*.geojson`` (unless contours are given) and ``tiles.csv``.
 
     In a folder a bad slide becomes a row; a slide given by itself raises.
     """
+    if job.contours is not None and not job.contours.is_dir():
+        raise ConfigError(f"--contours {job.contours}: no such folder")
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
     rows: list[tuple[str, int, str, str]] = []
@@ -49,11 +56,22 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
 
 def _tile_one(job: TileJob, slide_id: str, path: Location, slide_mpp: SlideMpp) -> int:
     with open_slide(path) as slide:
-        coords, mask = tile_slide(slide, job.tiling, slide_id=slide_id, mpp=slide_mpp(slide_id))
-        info = slide.info
+        mpp, info = slide_mpp(slide_id), slide.info
+        given = None if job.contours is None else _given_tissue(job.contours, job, slide_id, info, mpp)
+        coords, mask = tile_slide(slide, job.tiling, slide_id=slide_id, mpp=mpp, mask=given)
     if not len(coords):
         raise NoTissue(path)
     name = f"{slide_id}.h5" if job.layout == "clam" else f"{slide_id}_patches.h5"
     write_coords(job.out / "patches" / name, coords, layout=job.layout, info=info)
-    write_geojson(job.out / "contours_geojson" / f"{slide_id}.geojson", tissue_contours(mask))
+    if given is None:
+        write_geojson(job.out / "contours_geojson" / f"{slide_id}.geojson", tissue_contours(mask))
     return len(coords)
+
+
+def _given_tissue(folder: Path, job: TileJob, slide_id: str, info: SlideInfo, mpp: Mpp | None) -> TissueMask:
+    return outlined_tissue(
+        ContourFolder(folder).polygons(slide_id, l0_size=info.l0_size),
+        l0_size=info.l0_size,
+        slide_mpp=mpp or info.known_mpp(),
+        thumbnail_mpp=job.tiling.tissue.thumbnail_mpp,
+    )

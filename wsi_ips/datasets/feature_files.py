@@ -157,7 +157,9 @@ def _with_geometry(file: Any, path: Path, width: int, attributes: Mapping[str, A
     coords = take_coords(file, path)
     if np.any(np.diff(coords.ids_N) <= 0):
         raise FeaturesError(path, "numbers its patches out of order", AGAIN)
-    return FeatureFile(path, width, coords.l0_xy_N2, coords.ids_N, on_grid=ours, coords=coords)
+    return FeatureFile(
+        path, width, coords.l0_xy_N2, coords.ids_N, on_grid=ours and coords.lies_on_grid, coords=coords
+    )
 
 
 def _plain(file: Any, path: Path, name: str) -> Any:

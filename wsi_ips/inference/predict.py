@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
-from wsi_ips.errors import ConfigError, NoTissue
+from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
@@ -19,8 +19,8 @@ from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.stream import Chunk, PatchStream
 from wsi_ips.streaming.telemetry import StreamTelemetry
+from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.tile import tile_slide
 from wsi_ips.units import Mpp
 
 
@@ -54,13 +54,16 @@ class Predictor:
         streaming: StreamingConfig,
         device: torch.device,
         checkpoint: str = "",
+        find_patches: FindPatches | None = None,
     ) -> None:
-        """``checkpoint`` (its fingerprint) is written into every result."""
+        """``checkpoint`` (its fingerprint) is written into every result. ``find_patches``: which ones are looked
+        at; none: those in tissue, tiled as the network was trained."""
         self.pipeline = pipeline
         self.checkpoint = checkpoint
         self._net = net.to(device).eval()
         self._streaming = streaming
         self._device = device
+        self._find_patches = find_patches or PatchesInTissue(pipeline.tiling)
 
     def predict(
         self, path: Location, *, slide_id: str, mpp: Mpp | None = None, progress: Progress = silent
@@ -79,9 +82,7 @@ class Predictor:
         started = time.perf_counter()
         slide = open_slide(path)
         try:
-            coords, _ = tile_slide(slide, self.pipeline.tiling, slide_id=slide_id, mpp=mpp)
-            if not len(coords):
-                raise NoTissue(path)
+            coords = self._find_patches(slide, slide_id=slide_id, mpp=mpp)
         except BaseException:
             slide.close()
             raise

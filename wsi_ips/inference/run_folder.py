@@ -16,7 +16,7 @@ from wsi_ips.files import PARTIAL, whole_file
 from wsi_ips.versions import versions
 
 LARGEST_DESCRIPTION_BYTES = 10_000_000
-DECIDES = ("slide_mpp", "mpp_csv")
+DECIDES = ("slide_mpp", "mpp_csv", "from_coords")
 """Settings, beside the checkpoint, that change what is written. Where slides lie and how fast they are read
 does not: a run may go on over more slides, or on another device."""
 

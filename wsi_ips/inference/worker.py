@@ -15,6 +15,7 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.tiling.find_patches import FindPatches
 
 T = TypeVar("T")
 
@@ -26,6 +27,7 @@ class WorkerSetup:
 
     sha256: of the checkpoint. threads: CPU threads that compute and decode; None: as many as torch likes compute,
     and ``streaming.threads`` decode. shard_patches: slides of more patches are scored in parts.
+    find_patches: see :class:`Predictor`.
     """
 
     checkpoint: Path
@@ -37,6 +39,7 @@ class WorkerSetup:
     shard_patches: int | None = None
     draw: Draw | None = None
     embeddings: bool = False
+    find_patches: FindPatches | None = None
 
     def recorder(self) -> SlideRecorder:
         return SlideRecorder(self.run, checkpoint=self.sha256, draw=self.draw, embeddings=self.embeddings)
@@ -65,7 +68,14 @@ class WorkerSetup:
         device = pick_device(self.device)
         if str(device) == "cuda":  # none in particular
             device = torch.device("cuda", place % torch.cuda.device_count())
-        predictor = Predictor(net, pipeline, streaming=streaming, device=device, checkpoint=self.sha256)
+        predictor = Predictor(
+            net,
+            pipeline,
+            streaming=streaming,
+            device=device,
+            checkpoint=self.sha256,
+            find_patches=self.find_patches,
+        )
         return SlideWork(predictor, self.recorder())
 
 

@@ -2,25 +2,33 @@
 
 Both keep a dataset ``coords`` (N, 2) int64 of level-0 top-left corners with attributes that say how large a
 patch is. What their layouts cannot hold (fractions of a pixel, grid ids) goes beside it under names that start
-with ``wsi_ips_``, so that our own files come back exactly and theirs are read as far as they tell.
+with ``wsi_ips_``, so that our own files come back exactly and theirs are read as far as they tell
+(:mod:`wsi_ips.tiling.foreign_coords`; AtlasPatch's too).
 """
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError
-from wsi_ips.hdf5 import whole_hdf5
+from wsi_ips.hdf5 import plain_dataset, whole_hdf5
 from wsi_ips.slides.base import SlideInfo
+from wsi_ips.tiling.foreign_coords import check_l0_size, foreign_coords, pair, positive
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp
 
 Layout = Literal["clam", "trident"]
 
-MOST_PATCHES = 100_000_000
+MOST_PATCHES = 20_000_000
+LARGEST_BLOCK_BYTES = 2**28
+"""A file's own block (HDF5 chunk) is unpacked whole, however little of it is asked for."""
 CHUNK_ROWS = 4096
+TILE_AGAIN = "write it again with wsi-ips tile"
 
 
 def write_coords(path: Path, coords: PatchCoords, *, layout: Layout, info: SlideInfo) -> None:
@@ -29,10 +37,20 @@ def write_coords(path: Path, coords: PatchCoords, *, layout: Layout, info: Slide
         put_coords(file, coords, layout=layout, info=info)
 
 
-def put_coords(file: Any, coords: PatchCoords, *, layout: Layout, info: SlideInfo | None = None) -> None:
+def put_coords(
+    file: Any,
+    coords: PatchCoords,
+    *,
+    layout: Layout,
+    info: SlideInfo | None = None,
+    dtype: type[np.integer[Any]] = np.int64,
+) -> None:
     """Write the coordinates into an open HDF5 group. CLAM's layout needs the slide's levels: ``info``."""
     dataset = file.create_dataset(
-        "coords", data=coords.l0_xy_N2, maxshape=(None, 2), chunks=(min(CHUNK_ROWS, max(1, len(coords))), 2)
+        "coords",
+        data=coords.l0_xy_N2.astype(dtype, copy=False),
+        maxshape=(None, 2),
+        chunks=(min(CHUNK_ROWS, max(1, len(coords))), 2),
     )
     if layout == "clam":
         assert info is not None
@@ -59,90 +77,96 @@ def put_coords(file: Any, coords: PatchCoords, *, layout: Layout, info: SlideInf
 
 
 def read_coords(path: Path, *, info: SlideInfo | None = None) -> PatchCoords:
-    """Read our own files exactly, CLAM's and TRIDENT's as far as they tell.
+    """Read our own files exactly, those of CLAM, TRIDENT and AtlasPatch as far as they tell.
 
-    ``info`` gives what a foreign file lacks: a CLAM file says neither the slide's size nor its resolution.
-    Patches of foreign files are numbered in file order, in a grid of one row. Raises :class:`CoordsError`.
+    ``info`` is the slide that they should be of: it gives what a foreign file lacks (CLAM's says neither the
+    slide's size nor its resolution), its resolution counts, not the file's, and a file of another slide is
+    refused. Patches of foreign files are numbered in file order, in a grid of one row. Raises
+    :class:`CoordsError`.
     """
     if not path.is_file():
         raise CoordsError(path, "does not exist", "check the path")
     try:
         with h5py.File(path, "r") as file:
             return take_coords(file, path, info=info)
-    except OSError:
-        raise CoordsError(path, "is not an HDF5 file", "write it again with wsi-ips tile") from None
+    # h5py has no error of its own: a damaged file shows as any of these.
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
+        raise CoordsError(path, "is not an HDF5 file that can be read", TILE_AGAIN) from None
 
 
 def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> PatchCoords:
-    """The coordinates in an open HDF5 group; ``path`` is for messages."""
-    dataset = file.get("coords")
-    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or dataset.shape[1] != 2:
+    """The coordinates in an open HDF5 group; ``path`` is for messages. As :func:`read_coords`.
+
+    Nothing is allocated before sizes are known to be sane.
+    """
+    dataset = plain_dataset(file, "coords", path, error=CoordsError, mend="is it a coordinates file?")
+    # AtlasPatch's have five columns, and their attributes at the root.
+    columns = {2: dataset.attrs, 5: file.attrs}
+    if dataset.ndim != 2 or dataset.shape[1] not in columns:
         raise CoordsError(path, "has no dataset coords of shape (N, 2)", "is it a coordinates file?")
     if dataset.dtype.kind not in "iu" or len(dataset) > MOST_PATCHES:
         raise CoordsError(path, f"coords are {dataset.dtype} of length {len(dataset)}", "expected integers")
-    attributes = dict(dataset.attrs)
-    l0_xy_N2 = dataset[:].astype(np.int64)
+    attributes = dict(columns[dataset.shape[1]])
     try:
         if "wsi_ips_l0_patch" in attributes:
-            return _ours(file, attributes, l0_xy_N2, path)
-        return _foreign(attributes, l0_xy_N2, path, info)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CoordsError(
-            path, f"has broken attributes ({error})", "write it again with wsi-ips tile"
-        ) from None
+            return _ours(file, attributes, _corners(dataset, path), path, info)
+        return foreign_coords(attributes, _corners(dataset, path), path, info)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CoordsError(path, f"has broken attributes ({_line(error)})", TILE_AGAIN) from None
 
 
-def _ours(file: Any, attributes: dict[str, Any], l0_xy_N2: Any, path: Path) -> PatchCoords:
-    ids_N, tissue_N = file["wsi_ips_patch_ids"][:], file["wsi_ips_tissue"][:]
-    if not len(ids_N) == len(tissue_N) == len(l0_xy_N2):
-        raise ValueError("lengths differ")
-    return PatchCoords(
+def _corners(dataset: Any, path: Path) -> NDArray[np.int64]:
+    """(N, 2) int64; x and y lead, whatever follows."""
+    _check_block(dataset, path, "coords")
+    l0_xy_N2: NDArray[np.int64] = dataset[:][:, :2].astype(np.int64)
+    return l0_xy_N2
+
+
+def _beside(file: Any, name: str, path: Path, n: int) -> Any:
+    """What we keep beside the corners: (N,) numbers. Raises ``ValueError`` for another shape."""
+    dataset = plain_dataset(file, name, path, error=CoordsError, mend=TILE_AGAIN)
+    if dataset.shape != (n,) or dataset.dtype.kind not in "iuf":
+        raise ValueError(f"{name} is {dataset.dtype} of shape {dataset.shape}")
+    _check_block(dataset, path, name)
+    return dataset[:]
+
+
+def _check_block(dataset: Any, path: Path, name: str) -> None:
+    if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
+        raise CoordsError(path, f"{name} claims blocks of {dataset.chunks}", TILE_AGAIN)
+
+
+def _line(error: Exception) -> str:
+    text = f"no {error.args[0]}" if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())[:200]
+
+
+def _ours(
+    file: Any, attributes: dict[str, Any], l0_xy_N2: NDArray[np.int64], path: Path, info: SlideInfo | None
+) -> PatchCoords:
+    coords = PatchCoords(
         slide_id=str(attributes.get("name", path.stem)),
-        l0_size=_pair(attributes["wsi_ips_l0_size"]),
-        slide_mpp=Mpp(_positive(attributes["wsi_ips_slide_mpp"])),
-        patch_px=int(_positive(attributes["wsi_ips_patch_px"])),
-        patch_mpp=Mpp(_positive(attributes["wsi_ips_patch_mpp"])),
+        l0_size=pair(attributes["wsi_ips_l0_size"]),
+        slide_mpp=Mpp(positive(attributes["wsi_ips_slide_mpp"])),
+        patch_px=int(positive(attributes["wsi_ips_patch_px"])),
+        patch_mpp=Mpp(positive(attributes["wsi_ips_patch_mpp"])),
         overlap_px=int(attributes["wsi_ips_overlap_px"]),
-        l0_patch=_positive(attributes["wsi_ips_l0_patch"]),
-        g_size=_pair(attributes["wsi_ips_g_size"]),
-        ids_N=ids_N.astype(np.int64),
+        l0_patch=positive(attributes["wsi_ips_l0_patch"]),
+        g_size=pair(attributes["wsi_ips_g_size"]),
+        ids_N=_beside(file, "wsi_ips_patch_ids", path, len(l0_xy_N2)).astype(np.int64),
         l0_xy_N2=l0_xy_N2,
-        tissue_N=tissue_N.astype(np.float32),
+        tissue_N=_beside(file, "wsi_ips_tissue", path, len(l0_xy_N2)).astype(np.float32),
     )
-
-
-def _foreign(attributes: dict[str, Any], l0_xy_N2: Any, path: Path, info: SlideInfo | None) -> PatchCoords:
-    """TRIDENT's file has a target magnification; CLAM's has a level, whose downsample it may also name."""
-    patch_px = int(_positive(attributes["patch_size"]))
-    if "target_magnification" in attributes:
-        target = _positive(attributes["target_magnification"])
-        slide_mpp = MAGNIFICATION_MPP / _positive(attributes["level0_magnification"])
-        patch_mpp = MAGNIFICATION_MPP / target
-        l0_size = (int(attributes["level0_width"]), int(attributes["level0_height"]))
-    else:
-        if info is None:
-            raise CoordsError(
-                path, "is a CLAM file, which does not say the slide's resolution", "name the slide"
-            )
-        level = int(attributes["patch_level"])
-        if not 0 <= level < len(info.levels):
-            raise ValueError(f"patch_level {level} is not a level of the slide")
-        slide_mpp = info.known_mpp()
-        custom = _positive(attributes.get("custom_downsample", 1))
-        patch_mpp = slide_mpp * info.levels[level].downsample * custom
-        l0_size = info.l0_size
-    return PatchCoords(
-        slide_id=path.stem.removesuffix("_patches"),
-        l0_size=l0_size,
-        slide_mpp=Mpp(slide_mpp),
-        patch_px=patch_px,
-        patch_mpp=Mpp(patch_mpp),
-        overlap_px=int(attributes.get("overlap", 0)),
-        l0_patch=patch_px * patch_mpp / slide_mpp,
-        g_size=(len(l0_xy_N2), 1),
-        ids_N=np.arange(len(l0_xy_N2), dtype=np.int64),
-        l0_xy_N2=l0_xy_N2,
-        tissue_N=np.full(len(l0_xy_N2), np.nan, np.float32),
+    if info is None:
+        return coords
+    check_l0_size(coords.l0_size, path, info)
+    slide_mpp = info.mpp or coords.slide_mpp
+    return (
+        coords
+        if slide_mpp == coords.slide_mpp
+        else replace(
+            coords, slide_mpp=slide_mpp, patch_mpp=Mpp(coords.l0_patch * slide_mpp / coords.patch_px)
+        )
     )
 
 
@@ -173,15 +197,3 @@ def _trident_attributes(coords: PatchCoords) -> dict[str, Any]:
         "level0_width": coords.l0_size[0],
         "level0_height": coords.l0_size[1],
     }
-
-
-def _positive(value: Any) -> float:
-    number = float(value)
-    if not (np.isfinite(number) and number > 0):
-        raise ValueError(f"{value!r} is not a positive number")
-    return number
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = (int(_positive(each)) for each in value)
-    return first, second

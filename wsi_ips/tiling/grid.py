@@ -117,6 +117,14 @@ class PatchCoords:
         """
         return rows_of(ids_n, self.ids_N, where="among the slide's coordinates")
 
+    @property
+    def lies_on_grid(self) -> bool:
+        """Whether ``ids_N`` are raster indices: every patch lies where the grid has it, and in its order."""
+        return bool(
+            np.abs(self._on_grid(self.ids_N) - self.l0_xy_N2).max(initial=0) <= 0.5
+            and (np.diff(self.ids_N) > 0).all()
+        )
+
     def um_centres(self, ids_n: NDArray[np.int64]) -> NDArray[np.float64]:
         """Centres (n, 2) float64 (x, y) of the patches with these grid ids, in µm from the top-left corner.
 
@@ -137,12 +145,7 @@ class PatchCoords:
         Pixels are read at the rounded corners, half a level-0 pixel away at most. Patches that another
         program laid out keep the corners that they have.
         """
-        exact_N2 = self._on_grid(self.ids_N)
-        return (
-            exact_N2
-            if np.abs(exact_N2 - self.l0_xy_N2).max(initial=0) <= 0.5
-            else self.l0_xy_N2.astype(float)
-        )
+        return self._on_grid(self.ids_N) if self.lies_on_grid else self.l0_xy_N2.astype(float)
 
     def _on_grid(self, ids_n: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, 2) float64: unrounded level-0 corners of these cells."""

@@ -11,15 +11,22 @@ from wsi_ips.units import Mpp
 
 
 def tile_slide(
-    slide: SlideReader, config: TilingConfig, *, slide_id: str, mpp: Mpp | None = None
+    slide: SlideReader,
+    config: TilingConfig,
+    *,
+    slide_id: str,
+    mpp: Mpp | None = None,
+    mask: TissueMask | None = None,
 ) -> tuple[PatchCoords, TissueMask]:
     """Find tissue, lay the grid, keep the patches with enough of it; none at all is no error.
 
-    ``mpp`` is used instead of the file's own resolution. Raises :class:`MissingResolution` where neither says.
+    ``mpp`` is used instead of the file's own resolution. ``mask``: tissue that is known; none: it is looked for.
+    Raises :class:`MissingResolution` where neither says the resolution.
     """
     slide_mpp = mpp or slide.info.known_mpp()
     grid = PatchGrid.cover(slide.info.l0_size, slide_mpp=slide_mpp, tiling=config)
-    mask = find_tissue(slide, config.tissue, mpp=slide_mpp)
+    if mask is None:
+        mask = find_tissue(slide, config.tissue, mpp=slide_mpp)
     share = tissue_share(mask, grid)
     ids_N = np.flatnonzero((share >= config.min_tissue) & (share > 0)).astype(np.int64)
     coords = PatchCoords.on_grid(

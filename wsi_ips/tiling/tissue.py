@@ -13,7 +13,7 @@ from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.glass import glass_colour
 from wsi_ips.tiling.pen import pen_marks
 from wsi_ips.tiling.picture import slide_picture
-from wsi_ips.units import Mpp
+from wsi_ips.units import Mpp, Size
 
 Mask = NDArray[np.bool_]
 
@@ -59,7 +59,7 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     """
     slide_mpp = mpp or slide.info.known_mpp()
     l0_size = slide.info.l0_size
-    l0_per_px = max(1.0, config.thumbnail_mpp / slide_mpp, max(l0_size) / LARGEST_SIDE_PX)
+    l0_per_px = thumbnail_scale(l0_size, slide_mpp=slide_mpp, thumbnail_mpp=config.thumbnail_mpp)
     size_px = (ceil(l0_size[0] / l0_per_px), ceil(l0_size[1] / l0_per_px))
     rgb_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px)
     um2_per_px = (l0_per_px * slide_mpp) ** 2
@@ -67,6 +67,11 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     mask = morphology.remove_small_objects(mask, max_size=_pixels(config.min_object_um2, um2_per_px))
     mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
     return TissueMask(mask, (l0_per_px, l0_per_px))
+
+
+def thumbnail_scale(l0_size: Size, *, slide_mpp: Mpp, thumbnail_mpp: float) -> float:
+    """Level-0 pixels per pixel of a mask of ``thumbnail_mpp``, or of the finest that is held in memory."""
+    return max(1.0, thumbnail_mpp / slide_mpp, max(l0_size) / LARGEST_SIDE_PX)
 
 
 def _pixels(um2: float, um2_per_px: float) -> int:

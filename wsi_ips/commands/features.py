@@ -1,0 +1,150 @@
+"""``features``: what an encoder makes of every patch, in CLAM's or TRIDENT's layout; nothing is learned."""
+
+import csv
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
+from wsi_ips.commands.outcome import Outcome
+from wsi_ips.config import TilingConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.files import whole_file
+from wsi_ips.inference.feature_export import FeatureExport
+from wsi_ips.inference.features_folder import FeaturesFolder
+from wsi_ips.inference.slide_work import SlideJob, reason
+from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
+from wsi_ips.progress import Progress
+from wsi_ips.recipe import FeaturesJob
+from wsi_ips.slides.registry import open_slide
+from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
+
+SHOWN_BAD_TILES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """An encoder with the tiling that it is given, and what tells it from others."""
+
+    module: nn.Module
+    width: int
+    name: str
+    tiling: TilingConfig
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    slide_id: str
+    n_patches: int | None
+    status: str
+    error: str = ""
+
+
+def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
+    """Write every slide's features, ``features.csv`` and ``run.json``.
+
+    In a folder a bad slide becomes a row; a slide given by itself raises. Slides that an earlier start with the
+    same settings finished are left alone.
+    """
+    slides = slides_by_id(job.slides)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    device = pick_device(job.device)
+    encoder = _of_checkpoint(job.checkpoint) if job.checkpoint else _of_config(job)
+    find: FindPatches = PatchesInTissue(encoder.tiling)
+    if job.from_coords is not None:
+        find = stored_patches(job.from_coords, encoder.tiling)
+    folder = FeaturesFolder(job.out, job.layout, encoder.name)
+    export = FeatureExport(
+        encoder=encoder.module.to(device).eval(),
+        width=encoder.width,
+        name=encoder.name,
+        folder=folder,
+        half=job.half,
+    )
+    settings = {
+        **encoder.settings,
+        "tiling": encoder.tiling.model_dump(mode="json"),
+        **job.model_dump(mode="json", include={"layout", "from_coords", "half", "slide_mpp", "mpp_csv"}),
+    }
+    rows: list[_Row] = []
+    with folder.claimed(settings), progress("Encoding", total=len(slides)) as advance:
+        for slide_id, path in slides.items():
+            location = path.absolute() if isinstance(path, Path) else path
+            slide = SlideJob(slide_id, location, slide_mpp(slide_id))
+            try:
+                row = _store_one(slide, job, export, find, progress)
+            except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
+                folder.forget(slide_id)
+                if path == job.slides:
+                    raise
+                row = _Row(slide_id, None, "failed", reason(slide, error))
+            rows.append(row)
+            _write_table(folder.table, rows)
+            advance(f"{slide_id}: {row.status}")
+    stored = sum(row.status == "ok" for row in rows)
+    patches = sum(row.n_patches or 0 for row in rows)
+    return Outcome.of_slides(
+        [row.error for row in rows if row.error],
+        f"features of {patches} patches of {stored} of {len(rows)} slides in {folder.root}",
+    )
+
+
+def _store_one(
+    slide_job: SlideJob, job: FeaturesJob, export: FeatureExport, find: FindPatches, progress: Progress
+) -> _Row:
+    slide_id = slide_job.slide_id
+    if (n_patches := export.done(slide_id, slide_job.path)) is not None:
+        return _Row(slide_id, n_patches, "ok")
+    with open_slide(slide_job.path) as slide:
+        coords = find(slide, slide_id=slide_id, mpp=slide_job.mpp)
+        stream = PatchStream(slide, coords, config=job.streaming, device=pick_device(job.device))
+        export.write(stream, coords, slide.info, progress=progress)
+    bad = stream.telemetry.bad_tiles
+    shown = ", ".join(bad[:SHOWN_BAD_TILES]) + (", …" if len(bad) > SHOWN_BAD_TILES else "")
+    error = f"{slide_id}: {len(bad)} tiles unreadable, read as white: {shown}" if bad else ""
+    return _Row(slide_id, len(coords), "ok", error)
+
+
+def _of_checkpoint(path: Path) -> _Encoder:
+    net, pipeline = load_checkpoint(path)
+    if not isinstance(net.encoder, TimmEncoder):
+        raise ConfigError(f"{path}: reads stored features, it has no encoder of its own")
+    sha256 = checkpoint_sha256(path)
+    return _Encoder(
+        net.encoder, net.encoder.dim, f"wsi_ips_{sha256[:12]}", pipeline.tiling, {"checkpoint": sha256}
+    )
+
+
+def _of_config(job: FeaturesJob) -> _Encoder:
+    assert job.encoder is not None  # the job sees to it
+    with torch.random.fork_rng(devices=[]):
+        # Random weights (``weights: none``) are the same whenever the command is started.
+        torch.manual_seed(0)
+        encoder = TimmEncoder(job.encoder)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", job.encoder.name.removeprefix("hf-hub:"))
+    weights = Path(job.encoder.weights)
+    # Another file under the same name is another encoder.
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    settings = {"encoder": job.encoder.model_dump(mode="json"), "weights_sha256": sha256}
+    return _Encoder(encoder, encoder.dim, name, job.tiling or TilingConfig(), settings)
+
+
+def _write_table(path: Path, rows: list[_Row]) -> None:
+    with (
+        whole_file(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["slide_id", "n_patches", "status", "error"])
+        for row in rows:
+            n_patches = "" if row.n_patches is None else row.n_patches
+            writer.writerow([row.slide_id, n_patches, row.status, " ".join(row.error.split())])

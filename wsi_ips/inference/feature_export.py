@@ -1,0 +1,136 @@
+"""What an encoder makes of every patch of a slide, stored as CLAM or TRIDENT store it.
+
+Shape suffixes: N patches of a slide, n of a chunk, C width of a feature.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsi_ips.errors import CoordsError, NotFinite
+from wsi_ips.files import whole_file
+from wsi_ips.inference.features_folder import FeaturesFolder
+from wsi_ips.inference.tensor_file import save_rows
+from wsi_ips.location import Location
+from wsi_ips.progress import Progress, silent
+from wsi_ips.slides.base import SlideInfo
+from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.tiling.coords import put_coords, read_coords, write_coords
+from wsi_ips.tiling.grid import PatchCoords
+
+CHUNK_ROWS = 32
+"""CLAM's; a file's block is what HDF5 holds in memory."""
+BLOCK_ROWS = 4096
+SLIDE_PATH = "wsi_ips_slide_path"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureExport:
+    """An encoder on its device, (n, 3, P, P) uint8 to (n, ``width``), and where its features go.
+
+    name: of the encoder, written into TRIDENT's files. half: stored as float16; computed in float32 all the same.
+    """
+
+    encoder: nn.Module
+    width: int
+    name: str
+    folder: FeaturesFolder
+    half: bool = False
+
+    def done(self, slide_id: str, location: Location) -> int | None:
+        """How many patches an earlier start stored of this very slide; None where it has to be done.
+
+        A file that was left alone, without its ``.pt``, gets it.
+        """
+        path = self.folder.features(slide_id)
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get(SLIDE_PATH) != str(location):
+                    return None
+                n_patches, width = file["features"].shape
+        except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError):
+            return None  # not there, or not ours
+        if width != self.width:
+            return None
+        self._write_tensor(slide_id, again=False)
+        return int(n_patches)
+
+    def write(
+        self, stream: PatchStream, coords: PatchCoords, info: SlideInfo, *, progress: Progress = silent
+    ) -> None:
+        """Encode and store a slide's patches, chunk by chunk: in memory that does not grow with their number.
+
+        Every file is whole or not there. Raises the slide's error, :class:`NotFinite`, and
+        :class:`CoordsError` where TRIDENT's ``patches/`` holds other patches of this slide.
+        """
+        if self.folder.layout == "trident":
+            _share_coords(self.folder.patches(coords.slide_id), coords, info)
+        with whole_file(self.folder.features(coords.slide_id)) as partial, h5py.File(partial, "w") as file:
+            file.attrs[SLIDE_PATH] = str(info.path)
+            features = file.create_dataset(
+                "features",
+                shape=(len(coords), self.width),
+                maxshape=(None, self.width),
+                chunks=(min(CHUNK_ROWS, len(coords)), self.width),
+                dtype=np.float16 if self.half else np.float32,
+            )
+            if self.folder.layout == "trident":
+                features.attrs.update(
+                    {"name": coords.slide_id, "savetodir": "features", "encoder": self.name}
+                )
+            # CLAM keeps the corners in 32 bits.
+            dtype = np.int32 if self.folder.layout == "clam" else np.int64
+            put_coords(file, coords, layout=self.folder.layout, info=info, dtype=dtype)
+            with progress(coords.slide_id, total=len(stream)) as advance:
+                first = 0
+                for features_nC in self._encoded(stream):
+                    features[first : first + len(features_nC)] = features_nC
+                    first += len(features_nC)
+                    advance()
+        self._write_tensor(coords.slide_id, again=True)
+
+    @torch.no_grad()
+    def _encoded(self, stream: PatchStream) -> Iterator[NDArray[np.floating]]:
+        for chunk in stream:
+            features_nC: Tensor = self.encoder(chunk.pixels_n3PP).float()
+            if self.half:
+                features_nC = features_nC.half()
+            if not torch.isfinite(features_nC).all():
+                raise NotFinite("features")
+            yield features_nC.cpu().numpy()
+
+    def _write_tensor(self, slide_id: str, *, again: bool) -> None:
+        """CLAM's ``.pt``, out of the HDF5."""
+        path = self.folder.tensor(slide_id)
+        if path is None or (path.is_file() and not again):
+            return
+        with h5py.File(self.folder.features(slide_id), "r") as file:
+            features = file["features"]
+            save_rows(
+                path,
+                (features[first : first + BLOCK_ROWS] for first in range(0, len(features), BLOCK_ROWS)),
+                shape=features.shape,
+                dtype=torch.float16 if self.half else torch.float32,
+            )
+
+
+def _share_coords(path: Path, coords: PatchCoords, info: SlideInfo) -> None:
+    """TRIDENT's coordinates, which the features of several encoders share."""
+    if not path.exists():
+        write_coords(path, coords, layout="trident", info=info)
+        return
+    there = read_coords(path)
+    same: list[Any] = [np.array_equal(there.l0_xy_N2, coords.l0_xy_N2), there.l0_patch == coords.l0_patch]
+    if not all(same):
+        raise CoordsError(
+            path,
+            "holds other patches of this slide",
+            "write to another folder, or give them with --from-coords",
+        )

@@ -1,0 +1,149 @@
+"""Tissue that somebody else outlined: GeoJSON polygons in level-0 pixels, as TRIDENT writes them.
+
+A FeatureCollection (or a bare list) of Features with a Polygon or MultiPolygon, holes included, one file a slide;
+no features mean no tissue. Properties and ``crs`` (TRIDENT's is a dummy) are not looked at.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely import Polygon
+
+from wsi_ips.errors import AnnotationError
+from wsi_ips.tiling.tissue import Mask, TissueMask, thumbnail_scale
+from wsi_ips.units import Mpp, Size
+
+LARGEST_FILE_BYTES = 2**26
+OUTSIDE = 0.02
+"""Share of the slide's side by which an outline may stick out: outlines are drawn on thumbnails."""
+_CROSSINGS_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class ContourFolder:
+    """``<slide_id>.geojson``, one a slide, in the folder or in its ``contours_geojson``."""
+
+    folder: Path
+
+    def polygons(self, slide_id: str, *, l0_size: Size) -> list[Polygon]:
+        """A slide's regions with their holes, in level-0 pixels; none where it has no tissue.
+
+        Raises :class:`AnnotationError` for a file that is not there, broken, or another slide's.
+        """
+        places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
+        path = next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
+        if not path.is_file():
+            raise AnnotationError(
+                path, "no such contours", "outline the slide's tissue, or leave the slide out"
+            )
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise AnnotationError(path, f"is larger than {LARGEST_FILE_BYTES} bytes", "are they outlines?")
+        try:
+            polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise AnnotationError(path, f"is no GeoJSON of polygons ({reason})", "export it again") from None
+        for polygon in polygons:
+            _check_place(polygon, path, l0_size)
+        return polygons
+
+
+def outlined_tissue(
+    polygons: Sequence[Polygon], *, l0_size: Size, slide_mpp: Mpp, thumbnail_mpp: float
+) -> TissueMask:
+    """A mask of ``thumbnail_mpp``: a pixel is tissue where its centre lies in one of the polygons."""
+    l0_per_px = thumbnail_scale(l0_size, slide_mpp=slide_mpp, thumbnail_mpp=thumbnail_mpp)
+    mask = np.zeros((ceil(l0_size[1] / l0_per_px), ceil(l0_size[0] / l0_per_px)), np.bool_)
+    for polygon in polygons:
+        _fill(mask, [np.asarray(ring.coords)[:, :2] / l0_per_px for ring in _rings(polygon)])
+    return TissueMask(mask, (l0_per_px, l0_per_px))
+
+
+def _check_place(polygon: Polygon, path: Path, l0_size: Size) -> None:
+    left, top, right, bottom = polygon.bounds
+    x_slack, y_slack = (OUTSIDE * side for side in l0_size)
+    if left < -x_slack or top < -y_slack or right > l0_size[0] + x_slack or bottom > l0_size[1] + y_slack:
+        raise AnnotationError(
+            path,
+            f"outlines ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), the slide has "
+            f"{l0_size[0]}x{l0_size[1]} px",
+            "are they this slide's, in level-0 pixels?",
+        )
+
+
+def _polygons(content: Any) -> Iterator[Polygon]:
+    """Raises ``ValueError``, ``TypeError`` or ``KeyError`` for anything that is no such GeoJSON."""
+    features = content["features"] if isinstance(content, dict) else content
+    if not isinstance(features, list):
+        raise TypeError("no list of features")
+    for feature in features:
+        geometry = feature["geometry"]
+        if geometry["type"] == "Polygon":
+            yield from _polygon(geometry["coordinates"])
+        elif geometry["type"] == "MultiPolygon":
+            for rings in geometry["coordinates"]:
+                yield from _polygon(rings)
+        else:
+            raise ValueError(f"{geometry['type']!r} is no polygon")
+
+
+def _polygon(rings: Any) -> Iterator[Polygon]:
+    """The polygon, or the parts of one that crosses itself."""
+    outline, *holes = (np.array([point[:2] for point in ring], np.float64) for ring in rings)
+    for ring in (outline, *holes):
+        if ring.ndim != 2 or ring.shape[1:] != (2,) or len(ring) < 3 or not np.isfinite(ring).all():
+            raise ValueError("a ring is no list of points")
+    polygon = Polygon(outline, holes)
+    valid = polygon if polygon.is_valid else shapely.make_valid(polygon)
+    yield from (part for part in shapely.get_parts(valid) if isinstance(part, Polygon) and not part.is_empty)
+
+
+def _rings(polygon: Polygon) -> Iterable[Any]:
+    return (polygon.exterior, *polygon.interiors)
+
+
+def _fill(mask: Mask, rings: Sequence[NDArray[np.float64]]) -> None:
+    """Set the pixels whose centres lie within the rings by the even-odd rule: a hole's ring takes out.
+
+    A row of centres is crossed by each edge at most once; what is right of an odd number of crossings is inside.
+    """
+    height, width = mask.shape
+    everything = np.concatenate(rings)
+    left = int(np.clip(math.floor(everything[:, 0].min()), 0, width))
+    right = int(np.clip(math.ceil(everything[:, 0].max()) + 1, left, width))
+    top = int(np.clip(math.floor(everything[:, 1].min()), 0, height))
+    bottom = int(np.clip(math.ceil(everything[:, 1].max()) + 1, top, height))
+    crossed = np.zeros((bottom - top, right - left + 1), np.bool_)
+    for ring in rings:
+        # Two arrays of edges' ends, in parts: each edge may cross every row.
+        ends, at_once = np.roll(ring, -1, axis=0), max(1, _CROSSINGS_AT_ONCE // height)
+        for part in range(0, len(ring), at_once):
+            rows = slice(part, part + at_once)
+            _cross(crossed, ring[rows] - (left, top), ends[rows] - (left, top))
+    np.logical_xor.accumulate(crossed, axis=1, out=crossed)
+    mask[top:bottom, left:right] |= crossed[:, :-1]
+
+
+def _cross(crossed: Mask, start: NDArray[np.float64], end: NDArray[np.float64]) -> None:
+    """Toggle, in each row that an edge crosses, the first pixel whose centre is right of the crossing."""
+    upper = np.where((start[:, 1] <= end[:, 1])[:, None], start, end)
+    lower = np.where((start[:, 1] <= end[:, 1])[:, None], end, start)
+    # The rows whose centres (j + 0.5) lie in [upper, lower): an edge's end belongs to its neighbour.
+    first, past = (
+        np.clip(np.ceil(y - 0.5), 0, len(crossed)).astype(np.int64) for y in (upper[:, 1], lower[:, 1])
+    )
+    counts = past - first
+    edges = np.repeat(np.arange(len(start)), counts)
+    rows = np.arange(len(edges)) - np.repeat(counts.cumsum() - counts, counts) + first[edges]
+    drop = lower[edges] - upper[edges]
+    x = upper[edges, 0] + (rows + 0.5 - upper[edges, 1]) / drop[:, 1] * drop[:, 0]
+    columns = np.clip(np.ceil(x - 0.5), 0, crossed.shape[1] - 1).astype(np.int64)
+    np.logical_xor.at(crossed, (rows, columns), True)
