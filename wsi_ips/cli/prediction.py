@@ -8,6 +8,29 @@ import typer
 from wsi_ips.cli.options import COLOUR_END, Device, MppCsv, Out, Recipe, Set, SlideMppOption
 from wsi_ips.cli.start import start
 
+FromCoords = Annotated[
+    Path | None,
+    typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
+]
+Overlays = Annotated[
+    bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
+]
+Profile = Annotated[
+    bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
+]
+Force = Annotated[bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that work on a slide each.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of each of them.")]
+Scheduler = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")]
+OnError = Annotated[str | None, typer.Option(help="A slide that fails: report (default) and go on, or stop.")]
+Embeddings = Annotated[
+    bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
+]
+Cases = Annotated[
+    Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
+]
+Pool = Annotated[str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")]
+
 
 def predict(
     checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a fine-tuning run.")],
@@ -18,36 +41,17 @@ def predict(
     features: Annotated[
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
-    from_coords: Annotated[
-        Path | None,
-        typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
-    ] = None,
-    overlays: Annotated[
-        bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
-    ] = None,
-    profile: Annotated[
-        bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
-    ] = None,
-    force: Annotated[
-        bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that work on a slide each.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each of them.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")
-    ] = None,
-    on_error: Annotated[
-        str | None, typer.Option(help="A slide that fails: report (default) and go on, or stop.")
-    ] = None,
-    embeddings: Annotated[
-        bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
-    ] = None,
-    cases: Annotated[
-        Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
-    ] = None,
-    pool: Annotated[
-        str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")
-    ] = None,
+    from_coords: FromCoords = None,
+    overlays: Overlays = None,
+    profile: Profile = None,
+    force: Force = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    scheduler: Scheduler = None,
+    on_error: OnError = None,
+    embeddings: Embeddings = None,
+    cases: Cases = None,
+    pool: Pool = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
