@@ -1,6 +1,7 @@
 """HDF5: our own files written whole, files of others believed after checks."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from wsi_ips.errors import FileError
 from wsi_ips.files import whole_file
 
 NEVER_OPEN = "never open such a file"
+MOST_VALUES = 4
+"""In an attribute that is a number, a pair or a box."""
 
 
 @contextmanager
@@ -43,3 +46,19 @@ def plain_dataset(
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise error(path, f"{name} is not a plain dataset", mend)
     return dataset
+
+
+def small_numbers(attributes: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Those of these attributes that are there: numbers, a few each.
+
+    Their type is looked at before they are read: an attribute may claim any size, and HDF5's library crashes over
+    damaged text. Raises ``ValueError`` for one that is anything else.
+    """
+    found = {}
+    for name in names:
+        if name in attributes:
+            held = attributes.get_id(name)
+            if held.dtype.kind not in "iuf" or math.prod(held.shape) > MOST_VALUES:
+                raise ValueError(f"{name} is {held.dtype} of shape {held.shape}, not a number")
+            found[name] = attributes[name]
+    return found

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError
-from wsi_ips.hdf5 import plain_dataset, whole_hdf5
+from wsi_ips.hdf5 import plain_dataset, small_numbers, whole_hdf5
 from wsi_ips.slides.base import SlideInfo
-from wsi_ips.tiling.foreign_coords import check_l0_size, foreign_coords, pair, positive
+from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp
 
@@ -28,6 +28,10 @@ MOST_PATCHES = 20_000_000
 LARGEST_BLOCK_BYTES = 2**28
 """A file's own block (HDF5 chunk) is unpacked whole, however little of it is asked for."""
 CHUNK_ROWS = 4096
+OUR_ATTRIBUTES = tuple(
+    f"wsi_ips_{name}"
+    for name in ("patch_px", "patch_mpp", "overlap_px", "slide_mpp", "l0_patch", "l0_size", "g_size")
+)
 TILE_AGAIN = "write it again with wsi-ips tile"
 
 
@@ -106,11 +110,12 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
         raise CoordsError(path, "has no dataset coords of shape (N, 2)", "is it a coordinates file?")
     if dataset.dtype.kind not in "iu" or len(dataset) > MOST_PATCHES:
         raise CoordsError(path, f"coords are {dataset.dtype} of length {len(dataset)}", "expected integers")
-    attributes = dict(columns[dataset.shape[1]])
+    attributes = columns[dataset.shape[1]]
     try:
         if "wsi_ips_l0_patch" in attributes:
-            return _ours(file, attributes, _corners(dataset, path), path, info)
-        return foreign_coords(attributes, _corners(dataset, path), path, info)
+            return _ours(file, dataset, path, info)
+        stated = small_numbers(attributes, FOREIGN_ATTRIBUTES)
+        return foreign_coords(stated, _corners(dataset, path), path, info)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CoordsError(path, f"has broken attributes ({_line(error)})", TILE_AGAIN) from None
 
@@ -141,11 +146,10 @@ def _line(error: Exception) -> str:
     return " ".join(text.split())[:200]
 
 
-def _ours(
-    file: Any, attributes: dict[str, Any], l0_xy_N2: NDArray[np.int64], path: Path, info: SlideInfo | None
-) -> PatchCoords:
+def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchCoords:
+    attributes, l0_xy_N2 = small_numbers(dataset.attrs, OUR_ATTRIBUTES), _corners(dataset, path)
     coords = PatchCoords(
-        slide_id=str(attributes.get("name", path.stem)),
+        slide_id=str(dataset.attrs.get("name", path.stem)),
         l0_size=pair(attributes["wsi_ips_l0_size"]),
         slide_mpp=Mpp(positive(attributes["wsi_ips_slide_mpp"])),
         patch_px=int(positive(attributes["wsi_ips_patch_px"])),

@@ -27,6 +27,22 @@ from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp, Size
 
+FOREIGN_ATTRIBUTES = (
+    "patch_size",
+    "patch_level",
+    "downsample",
+    "custom_downsample",
+    "level_dim",
+    "downsampled_level_dim",
+    "patch_size_level0",
+    "level0_magnification",
+    "target_magnification",
+    "level0_width",
+    "level0_height",
+    "overlap",
+)
+"""The numbers that are read, whoever wrote them."""
+
 SAME_DOWNSAMPLE = 0.02
 """How far the downsample that a file names may be from the slide's: readers round level sizes differently."""
 
