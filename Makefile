@@ -37,6 +37,7 @@ SLIDE ?= gigapixel.tif
 bench: $(READY) $(SLIDE)
 	$(BIN)/python benchmarks/stream.py $(SLIDE)
 	$(BIN)/python benchmarks/memory.py $(SLIDE)
+	$(BIN)/python benchmarks/overlay.py $(SLIDE)
 	$(BIN)/python benchmarks/ips_pass.py $(SLIDE)
 
 $(SLIDE): | $(READY)

@@ -3,6 +3,7 @@
     WsiIpsError
       ConfigError            a setting that cannot be
       ReaderNotInstalled     an optional reader's package is absent
+      ExportNotInstalled     an optional export's package is absent
       ReaderBroken           a reader of another package does not load
       SlideClosed            a reader was used after close()
       NotFinite              a network's numbers are NaN or infinite
@@ -50,6 +51,14 @@ class ReaderNotInstalled(WsiIpsError):
     def __str__(self) -> str:
         name, package = self.args
         return f"reader {name} needs a package that is not installed: pip install {package}"
+
+
+class ExportNotInstalled(WsiIpsError):
+    """``ExportNotInstalled(name, package)``: the export exists, its package does not."""
+
+    def __str__(self) -> str:
+        name, package = self.args
+        return f"export {name} needs a package that is not installed: pip install {package}"
 
 
 class ReaderBroken(WsiIpsError):

@@ -1,6 +1,7 @@
 """Whole files only: written under a temporary name, renamed into place when complete."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,3 +25,29 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path`` to fill; on success it becomes ``path``, else it goes.
+
+    A folder that is there is replaced: for a moment there is none, never a half one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unique = f"{os.getpid()}-{uuid4().hex[:8]}"
+    partial = path.with_name(f".{path.stem}.{unique}.partial{path.suffix}")
+    old = path.with_name(f".{path.stem}.{unique}.old{path.suffix}")
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.replace(old)
+        try:
+            partial.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
+    finally:
+        for gone in (partial, old):
+            shutil.rmtree(gone, ignore_errors=True)

@@ -1,17 +1,35 @@
-"""HDF5 files of others, believed after checks."""
+"""HDF5: our own files written whole, files of others believed after checks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import h5py
 
 from wsi_ips.errors import FileError
+from wsi_ips.files import whole_file
 
 NEVER_OPEN = "never open such a file"
 MOST_VALUES = 4
 """In an attribute that is a number, a pair or a box."""
+
+
+@contextmanager
+def whole_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to write to, made in memory, and written whole or not at all when the block ends.
+
+    For files that memory holds anyway. Written to a disk that is full, HDF5 says so in a ``RuntimeError``, again
+    for every object that is freed later, and keeps the file open; this raises :class:`OSError`.
+    """
+    with h5py.File(f"{uuid4().hex}.h5", "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    with whole_file(path) as partial:
+        partial.write_bytes(image)
 
 
 def plain_dataset(

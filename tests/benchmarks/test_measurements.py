@@ -36,6 +36,12 @@ def test_memory_streams_every_cell_of_the_grid(small_slide: Path, tmp_path: Path
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_overlay_draws_and_exports_in_fresh_processes(small_slide: Path) -> None:
+    figures = answer("overlay.py", small_slide, "--side-px=300")
+    assert set(figures) == {"overlay_rss_mb", "overlay_seconds", "ome_tiff_rss_mb", "ome_tiff_seconds"}
+    assert min(figures.values()) > 0
+
+
 @pytest.mark.slow
 def test_memory_of_the_selection_pass(small_slide: Path) -> None:
     options = ("--select", "--encoder=resnet10t", "--m=4", "--patches=8")

@@ -1,5 +1,6 @@
 """Heat lies exactly on the patches it belongs to, and the image says what it shows."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from tests.heatmaps.test_legend import drawn_words
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.colours import colour_table
-from wsi_ips.heatmaps.overlay import attention_map, draw_overlay, query_of_task, write_overlay
+from wsi_ips.heatmaps.maps import attention_map, choose_heat, query_of_task
+from wsi_ips.heatmaps.overlay import draw_overlay, write_overlay
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.memory_reader import MemoryReader
@@ -183,6 +185,21 @@ def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) ->
     assert words[1].startswith("Attention, mean over queries, mean over 3 heads; 4 patches")
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_attention_that_is_no_number_is_refused(bad: float) -> None:
+    attention = np.ones((4, 1, 2), np.float32)
+    attention[2, 0, 1] = bad
+    result = result_of(coords_of((64, 64), patch_px=32, slide_mpp=0.5), attention)
+    for show in (choose_heat, lambda each: draw_overlay(MemoryReader(grey_slide((64, 64))), each)):
+        with pytest.raises(
+            ResultsError, match="slide_01: has attention that is not finite; predict it again"
+        ):
+            show(result)
+    draw_overlay(MemoryReader(grey_slide((64, 64))), result, query=0)
+    with pytest.raises(ResultsError, match="not finite"):
+        choose_heat(result, query=0)  # whose other maps go into files of numbers
+
+
 def test_a_task_s_attention_is_that_of_the_query_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     words = drawn_words(monkeypatch)
     attention = np.random.default_rng(0).random((4, 1, 2)).astype(np.float32)
@@ -226,6 +243,40 @@ def test_outlines_are_drawn_and_stay_inside() -> None:
     assert dark[160:181, 190].mean() > 0.9, "holes too"
     assert dark[280, 5:-5].mean() > 0.95, "what lies beyond the slide is cut off, and quickly"
     assert not dark[130:150, 160:240].any()
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_the_file_is_the_picture_and_bands_do_not_show(
+    narrow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outlines across bands and beyond the slide; the paper beside a narrow picture."""
+    size = (400, 900) if narrow else (1400, 300)
+    image = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    coords = coords_of(size, patch_px=61, slide_mpp=0.43)
+    result = result_of(coords, np.random.default_rng(1).random(len(coords)))
+    rings = shapely.Point(200, 150).buffer(140).difference(shapely.Point(210, 140).buffer(60))
+    outlines = [rings, shapely.box(-50, 100, 2000, 260)]
+    whole = np.asarray(draw_overlay(MemoryReader(image), result, outlines=outlines).image)
+    monkeypatch.setattr("wsi_ips.heatmaps.overlay.MOST_BAND_ROWS", 13)
+    write_overlay(tmp_path / "a.png", MemoryReader(image), result, outlines=outlines)
+    with Image.open(tmp_path / "a.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), whole)
+
+
+def test_a_large_picture_is_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """48 MB of pixels, in less than half of that."""
+    size = (4000, 4000)
+    coords = coords_of(size, patch_px=300, slide_mpp=0.5)
+    slide = MemoryReader(np.full((size[1], size[0], 3), GREY, np.uint8))
+    result = result_of(coords, np.arange(float(len(coords))))
+    monkeypatch.setattr("wsi_ips.heatmaps.overlay.MOST_BAND_ROWS", 32)
+    tracemalloc.start()
+    try:
+        write_overlay(tmp_path / "a.png", slide, result, side_px=4000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
 
 
 def test_the_png_tells_the_scale_and_the_raw_values(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from wsi_ips.heatmaps.raster import canvas_size
 from wsi_ips.slides.base import Level, RgbImage, SlideInfo
 from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.tiling import picture
-from wsi_ips.tiling.picture import slide_picture
+from wsi_ips.tiling.picture import slide_picture, slide_window
 from wsi_ips.units import L0Point, Size
 
 
@@ -116,3 +116,31 @@ def test_the_coarsest_level_that_is_fine_enough_is_read() -> None:
     slide = WatchedReader(noise(400, 400), levels=(1, 4, 16))
     slide_picture(slide, (50, 50), l0_per_px=8.0)
     assert {level for level, _ in slide.reads} == {1}
+
+
+@settings(deadline=None)
+@given(
+    size=st.tuples(st.integers(2, 60), st.integers(2, 60)),
+    l0_per_px=st.floats(0.3, 9),
+    share=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+)
+def test_a_window_is_that_part_of_the_picture(
+    size: Size, l0_per_px: float, share: tuple[float, float, float, float]
+) -> None:
+    image = noise(*size)
+    width, height = canvas_size(size, l0_per_px)
+    whole = slide_picture(MemoryReader(image), (width, height), l0_per_px=l0_per_px)
+    left, top = int(share[0] * (width - 1)), int(share[1] * (height - 1))
+    part = (1 + int(share[2] * (width - left - 1)), 1 + int(share[3] * (height - top - 1)))
+    found = slide_window(MemoryReader(image), (left, top), part, l0_per_px=l0_per_px)
+    np.testing.assert_allclose(
+        found.astype(int), whole[top : top + part[1], left : left + part[0]].astype(int), atol=1
+    )
+
+
+def test_a_window_may_begin_between_pixels() -> None:
+    """Half a pixel in: means of neighbours, each half."""
+    image = noise(40, 30)
+    found = slide_window(MemoryReader(image), (3.5, 2.0), (10, 5), l0_per_px=1.0)
+    expected = (image[2:7, 3:13].astype(float) + image[2:7, 4:14]) / 2
+    assert np.abs(found - expected).max() <= 0.51

@@ -1,4 +1,4 @@
-"""Commands that label slides and show why: ``predict``, ``overlay``."""
+"""Commands that label slides and show why: ``predict``, ``overlay``, ``export``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,29 @@ import typer
 
 from wsi_ips.cli.options import COLOUR_END, Device, MppCsv, Out, Recipe, Set, SlideMppOption
 from wsi_ips.cli.start import start
+
+FromCoords = Annotated[
+    Path | None,
+    typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
+]
+Overlays = Annotated[
+    bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
+]
+Profile = Annotated[
+    bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
+]
+Force = Annotated[bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that work on a slide each.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of each of them.")]
+Scheduler = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")]
+OnError = Annotated[str | None, typer.Option(help="A slide that fails: report (default) and go on, or stop.")]
+Embeddings = Annotated[
+    bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
+]
+Cases = Annotated[
+    Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
+]
+Pool = Annotated[str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")]
 
 
 def predict(
@@ -18,30 +41,17 @@ def predict(
     features: Annotated[
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
-    from_coords: Annotated[
-        Path | None,
-        typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
-    ] = None,
-    overlays: Annotated[
-        bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
-    ] = None,
-    profile: Annotated[
-        bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
-    ] = None,
-    force: Annotated[
-        bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that work on a slide each.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each of them.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")
-    ] = None,
-    on_error: Annotated[
-        str | None, typer.Option(help="A slide that fails: report (default) and go on, or stop.")
-    ] = None,
-    embeddings: Annotated[
-        bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
-    ] = None,
+    from_coords: FromCoords = None,
+    overlays: Overlays = None,
+    profile: Profile = None,
+    force: Force = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    scheduler: Scheduler = None,
+    on_error: OnError = None,
+    embeddings: Embeddings = None,
+    cases: Cases = None,
+    pool: Pool = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
@@ -51,7 +61,8 @@ def predict(
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
              "from_coords": from_coords, "overlays": overlays, "profile": profile, "force": force,
-             "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv, "embeddings": embeddings}  # fmt: skip
+             "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv, "embeddings": embeddings,
+             "cases": cases, "pool": pool}  # fmt: skip
     batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
     start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
 
@@ -75,3 +86,39 @@ def overlay(
              "side_px": side_px, "alpha": alpha, "colormap": colormap, "scale": scale, "low": low,
              "high": high}  # fmt: skip
     start("overlay", flags)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="ome-tiff, ome-zarr, geojson, deepzoom, sheet or asap.")
+    ],
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/exports/FORMAT.")] = None,
+    task: Annotated[str | None, typer.Option(help="A task's attention; default: mean over queries.")] = None,
+    query: Annotated[int | None, typer.Option(help="The same by the query's index, from 0.")] = None,
+    head: Annotated[int | None, typer.Option(help="One head, from 0; default: mean over heads.")] = None,
+    um_per_px: Annotated[
+        float | None, typer.Option(help="ome-tiff, ome-zarr: µm a pixel; default: a pixel a patch.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="geojson: only so many patches; sheet: so many of each kind.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="asap: regions from this raw value on.")] = None,
+    percentile: Annotated[float | None, typer.Option(help="asap: the same as a percentile (95).")] = None,
+    heat_only: Annotated[
+        bool | None, typer.Option("--heat-only", help="deepzoom: transparent tiles without the slide.")
+    ] = None,
+    side_px: Annotated[int | None, typer.Option(help="deepzoom: longest side; default: the slide's.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="deepzoom: opacity of the heat (0.5).")] = None,
+    colormap: Annotated[str | None, typer.Option(help="deepzoom: blue_yellow (default), blue_red.")] = None,
+    scale: Annotated[str | None, typer.Option(help="deepzoom: percentile (default), absolute.")] = None,
+    low: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("low"))] = None,
+    high: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("high"))] = None,
+) -> None:
+    """Write stored attention for QuPath, OMERO, napari, ASAP and web viewers; no model is needed."""
+    flags = {"run": run, "format": format_, "slides": slides, "out": out, "task": task, "query": query,
+             "head": head, "um_per_px": um_per_px, "top": top, "threshold": threshold,
+             "percentile": percentile, "heat_only": heat_only, "side_px": side_px, "alpha": alpha,
+             "colormap": colormap, "scale": scale, "low": low, "high": high}  # fmt: skip
+    start("export", flags)

@@ -7,7 +7,7 @@ import typer
 
 
 def start(
-    command: Literal["tile", "features", "finetune", "predict", "overlay", "evaluate", "demo"],
+    command: Literal["tile", "features", "finetune", "predict", "overlay", "export", "evaluate", "demo"],
     flags: dict[str, Any],
     *,
     recipe: Path | None = None,

@@ -33,7 +33,7 @@ from wsi_ips.evaluation.froc import (
     hit_lesions,
     lesion_mask,
 )
-from wsi_ips.heatmaps.overlay import attention_map
+from wsi_ips.heatmaps.maps import attention_map
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.progress import Progress

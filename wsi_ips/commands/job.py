@@ -5,6 +5,7 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import (
     DemoJob,
     EvaluateJob,
+    ExportJob,
     FeaturesJob,
     FinetuneJob,
     ImagesJob,
@@ -45,6 +46,10 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.overlay import overlay
 
             return overlay(job, progress)
+        case ExportJob():
+            from wsi_ips.commands.export import export
+
+            return export(job, progress)
         case EvaluateJob():
             from wsi_ips.commands.evaluate import evaluate
 

@@ -12,6 +12,7 @@ from wsi_ips.config import BatchConfig, PipelineConfig
 from wsi_ips.datasets.feature_files import list_features
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.overlay import write_overlay
+from wsi_ips.inference.case_predictions import read_case_table, write_cases
 from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
 from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.predictions import PredictionRow
@@ -44,6 +45,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     if job.batch.shard_patches is not None and pipeline.selection.rule != "global":
         raise ConfigError("batch.shard_patches needs a checkpoint with selection.rule: global")
     jobs = _slide_jobs(job)
+    case_of = read_case_table(job.cases, [slide.slide_id for slide in jobs]) if job.cases else None
     run = RunFolder(job.out)
     setup = WorkerSetup(
         checkpoint=job.checkpoint.absolute(),
@@ -67,6 +69,8 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
         _label(left, setup, tables, batch, progress)
         tables.close()
+        if case_of is not None:
+            write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
     details = SlideTelemetry.total(tables.measured).table() if job.profile and tables.measured else ()
     return _outcome(tables.rows, run, details=details)
 
@@ -136,9 +140,12 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     predictor = FeaturePredictor(net, pipeline, job.streaming, pick_device(job.device), checkpoint=sha256)
     run = RunFolder(job.out)
     paths = list_features(features)
+    case_of = read_case_table(job.cases, list(paths)) if job.cases else None
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
     with claimed(run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force):
         tables, unplaced = predict_features(paths, predictor, run, progress=progress)
+        if case_of is not None:
+            write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
     note = (
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.evaluation.task_scores import Scored
+from wsi_ips.evaluation.task_scores import Kind, Scored
 
 Pooling = Literal["max", "mean", "noisy_or"]
 
@@ -42,7 +42,7 @@ def pool_cases(scored: Scored, how: Pooling = "max") -> PooledCases:
         if scored.kind == "multiclass" and (target_NC != target_NC[0]).any():
             mixed.append(case)
             continue
-        outputs.append(_pooled(scored, output_NC, how))
+        outputs.append(pool_outputs(scored.kind, output_NC, how))
         targets.append(_case_target(scored, target_NC))
         cases.append(case)
         sizes.append(len(slides))
@@ -60,10 +60,11 @@ def pool_cases(scored: Scored, how: Pooling = "max") -> PooledCases:
     )
 
 
-def _pooled(scored: Scored, output_NC: NDArray[np.float64], how: Pooling) -> NDArray[np.float64]:
-    if scored.kind in ("multiclass", "regression"):
+def pool_outputs(kind: Kind, output_NC: NDArray[np.float64], how: Pooling) -> NDArray[np.float64]:
+    """What (N, C) slides of one case say together, (C,). See :func:`pool_cases`."""
+    if kind in ("multiclass", "regression"):
         return np.asarray(output_NC.mean(axis=0), np.float64)
-    if scored.kind == "binary":
+    if kind == "binary":
         positive = float(_pool(output_NC[:, -1:], how)[0])
         return np.array([1 - positive, positive][-output_NC.shape[1] :])
     return _pool(output_NC, how)

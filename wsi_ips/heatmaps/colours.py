@@ -5,15 +5,21 @@ have, an order that survives greyscale and colour-blindness. ``blue_red`` goes o
 diverging form of Moreland 2009, "Diverging Color Maps for Scientific Visualization"), as users of CLAM know it.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.color import lab2rgb
 
+from wsi_ips.heatmaps.raster import DisplayScale, Scale
+
 Colormap = Literal["blue_yellow", "blue_red"]
 
 COLOURS = 256
+
+CLASS_COLOURS = ((64, 128, 160), (200, 60, 60), (70, 150, 70), (150, 90, 170), (200, 140, 40), (60, 60, 60))
+"""One a class, in the task's order."""
 
 # Points of the path: lightness, chroma, hue in degrees (CIE LCh of CIELAB, D65), inside sRGB's gamut.
 PATHS_LCH: dict[Colormap, list[tuple[float, float, float]]] = {
@@ -45,3 +51,17 @@ def colour_table(name: Colormap) -> NDArray[np.uint8]:
 def colourise(shares: NDArray[np.floating], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Shares (...,) in 0..1 to RGB (..., 3) uint8."""
     return np.asarray(table[np.rint(shares * (len(table) - 1)).astype(np.intp)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeatColours:
+    """How raw values become colours. scale, low, high: see :class:`DisplayScale`."""
+
+    colormap: Colormap = "blue_yellow"
+    scale: Scale = "percentile"
+    low: float | None = None
+    high: float | None = None
+
+    def display(self, values_N: NDArray[np.floating]) -> DisplayScale:
+        """The scale of a slide's values. Raises :class:`ConfigError` for ends that cannot be."""
+        return DisplayScale(values_N, scale=self.scale, low=self.low, high=self.high)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from wsi_ips.units import Size
+
 INK, FAINT_INK, PAPER = (25, 25, 25), (90, 90, 90), (255, 255, 255)
 
 LEAST_WIDTH_UNITS = 46
@@ -66,28 +68,44 @@ class ScaleBar:
         return f"{self.length_um / 1000:g} mm" if self.length_um >= 1000 else f"{self.length_um:g} um"
 
 
+def legend_width(picture_px: Size) -> int:
+    """Width of the image that a picture becomes with its legend: a narrow one gets paper to its right."""
+    return max(picture_px[0], LEAST_WIDTH_UNITS * _unit(picture_px))
+
+
 def add_legend(picture: Image.Image, legend: Legend) -> Image.Image:
-    """``picture`` at the top left, unchanged, with the legend below; a narrow one gets paper to its right."""
-    unit = min(40, max(12, round(max(picture.size) / 85)))  # height of a line of text
-    width = max(picture.width, LEAST_WIDTH_UNITS * unit)
-    lines = [legend.title, *legend.lines]
-    height = round((3.2 + 1.6 * len(lines) + 4.6) * unit)
-    image = Image.new("RGB", (width, picture.height + height), PAPER)
+    """``picture`` at the top left, unchanged, with :func:`draw_legend` below."""
+    below = draw_legend(picture.size, legend)
+    image = Image.new("RGB", (below.width, picture.height + below.height), PAPER)
     image.paste(picture, (0, 0))
+    image.paste(below, (0, picture.height))
+    if below.width > picture.width:
+        ImageDraw.Draw(image).line([(picture.width, 0), (picture.width, picture.height)], FAINT_INK)
+    return image
+
+
+def draw_legend(picture_px: Size, legend: Legend) -> Image.Image:
+    """What stands below a picture of this size, as wide as :func:`legend_width`."""
+    unit, width = _unit(picture_px), legend_width(picture_px)
+    lines = [legend.title, *legend.lines]
+    image = Image.new("RGB", (width, round((3.2 + 1.6 * len(lines) + 4.6) * unit)), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.line([(0, picture.height), (picture.width, picture.height)], FAINT_INK)
-    if width > picture.width:
-        draw.line([(picture.width, 0), (picture.width, picture.height)], FAINT_INK)
-    y = picture.height + unit
+    draw.line([(0, 0), (picture_px[0], 0)], FAINT_INK)
+    y = unit
     for index, line in enumerate(lines):
         font = ImageFont.load_default(size=1.35 * unit if index == 0 else unit)
-        draw.text((unit, y), _fitting(_printable(line), font, width - 2 * unit), INK, font)
+        draw.text((unit, y), _fitting(printable(line), font, width - 2 * unit), INK, font)
         y += round((2.1 if index == 0 else 1.6) * unit)
     y += round(0.5 * unit)
     _draw_colour_bar(image, legend, y, unit)
-    bar = ScaleBar.fitting(legend.mpp, min(LONGEST_SCALE_BAR * picture.width, width - 36 * unit))
+    bar = ScaleBar.fitting(legend.mpp, min(LONGEST_SCALE_BAR * picture_px[0], width - 36 * unit))
     _draw_scale_bar(draw, bar, width - unit, y, unit)
     return image
+
+
+def _unit(picture_px: Size) -> int:
+    """Height of a line of text."""
+    return min(40, max(12, round(max(picture_px) / 85)))
 
 
 def _draw_colour_bar(image: Image.Image, legend: Legend, top: int, unit: int) -> None:
@@ -130,7 +148,7 @@ def _percent(percentile: float) -> str:
     return f"{floor(percentile * 10) / 10:g}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Pillow's own font has the letters of ASCII: others lose their accents or become question marks."""
     plain = unicodedata.normalize("NFKD", text.replace("µ", "u"))
     return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()

@@ -15,19 +15,30 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from PIL.PngImagePlugin import PngInfo
 from shapely import Polygon
 
 from wsi_ips.config import LARGEST_OVERLAY_PX
-from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.colours import Colormap, colour_table, colourise
-from wsi_ips.heatmaps.legend import Legend, Tick, add_legend, short
-from wsi_ips.heatmaps.raster import Scale, canvas_size, display_values, patch_values_to_canvas, scale_ends
+from wsi_ips.heatmaps.legend import FAINT_INK, PAPER, Legend, Tick, add_legend, draw_legend, short
+from wsi_ips.heatmaps.maps import (
+    attention_map,
+    check_finite,
+    check_same_slide,
+    predictions_in_words,
+    shown_in_words,
+)
+from wsi_ips.heatmaps.png_rows import PngRows
+from wsi_ips.heatmaps.raster import Cells, DisplayScale, PatchRaster, Scale
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.picture import slide_picture
+from wsi_ips.tiling.picture import band_height, slide_window
+from wsi_ips.units import Size
+
+MOST_BAND_ROWS = 128
+"""Of a picture, drawn at once: 50 MB of floats for the widest."""
 
 TICKS_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 OUTLINE, HALO = (20, 20, 20), (255, 255, 255)
@@ -60,36 +71,6 @@ class Overlay:
     facts: Mapping[str, str]
 
 
-def attention_map(
-    result: SlideResult, *, query: int | None = None, head: int | None = None
-) -> NDArray[np.float32]:
-    """(N,) float32: the attention of one query and head, or the mean over those not named.
-
-    Each map sums to 1 over the slide, and so does a mean of maps. Raises :class:`ConfigError` for an index
-    that is not there.
-    """
-    heads, queries = result.attention_NHT.shape[1:]
-    for name, index, count in (("head", head, heads), ("query", query, queries)):
-        if index is not None and not 0 <= index < count:
-            raise ConfigError(f"{name} {index} is not there: {result.coords.slide_id} has 0 to {count - 1}")
-    of_heads = slice(None) if head is None else slice(head, head + 1)
-    of_queries = slice(None) if query is None else slice(query, query + 1)
-    mean_N = result.attention_NHT[:, of_heads, of_queries].mean(axis=(1, 2), dtype=np.float64)
-    return np.asarray(mean_N, np.float32)
-
-
-def query_of_task(result: SlideResult, task: str) -> int:
-    """The query that ``task`` reads. Raises :class:`ConfigError` for a task that is not there."""
-    queries = _task_queries(result)
-    if task not in result.probabilities:
-        raise ConfigError(
-            f"task {task!r} is not there: {result.coords.slide_id} has {', '.join(result.probabilities)}"
-        )
-    if task not in queries:
-        raise ConfigError(f"{result.coords.slide_id} does not say which query task {task!r} reads; name it")
-    return queries[task]
-
-
 def draw_overlay(
     slide: SlideReader,
     result: SlideResult,
@@ -113,62 +94,119 @@ def draw_overlay(
     Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` where ``slide`` has another
     size than the slide that was predicted, and the reader's :class:`SlideReadError`.
     """
-    _check_options(alpha=alpha, side_px=side_px)
-    coords, l0_size = result.coords, slide.info.l0_size
-    _check_same_slide(slide, coords)
-    l0_per_px = max(1.0, max(l0_size) / side_px)
-    values_N = attention_map(result, query=query, head=head)
-    low, high = scale_ends(values_N, scale=scale, low=low, high=high)
-    display_N = display_values(values_N, scale=scale, low=low, high=high)
-    picture = slide_picture(slide, canvas_size(l0_size, l0_per_px), l0_per_px=l0_per_px)
-    table = colour_table(colormap)
-    image = _blend(picture, _canvas(coords, display_N, l0_per_px), table, alpha)
-    _draw_outlines(image, outlines, l0_per_px)
-    shown = _shown(result, query=query, head=head)
-    legend = Legend(
-        title=coords.slide_id,
-        lines=[f"{shown}; {_evenly(len(coords))}", *_predictions(result)],
-        value_name="attention",
-        ticks=_ticks(values_N, scale=scale, low=low, high=high),
-        table=table,
-        mpp=coords.slide_mpp * l0_per_px,
+    drawing = _Drawing(
+        slide,
+        result,
+        outlines=outlines,
+        side_px=side_px,
+        alpha=alpha,
+        colormap=colormap,
+        scale=scale,
+        low=low,
+        high=high,
+        query=query,
+        head=head,
     )
-    facts = {
-        **_facts(coords, values_N, picture_px=image.size, l0_per_px=l0_per_px),
-        "shown": shown,
-        "scale": f"{scale} {low!r} {high!r}",
-        "colormap": colormap,
-    }
-    return Overlay(add_legend(image, legend), image.size, l0_per_px, facts)
+    picture = Image.fromarray(np.concatenate(list(drawing.bands())))
+    return Overlay(add_legend(picture, drawing.legend), picture.size, drawing.l0_per_px, drawing.facts)
 
 
 def write_overlay(
     path: Path, slide: SlideReader, result: SlideResult, **options: Unpack[OverlayOptions]
 ) -> None:
-    """Draw (see :func:`draw_overlay`) and write a PNG, whole or not at all, with its facts as PNG text."""
-    overlay = draw_overlay(slide, result, **options)
-    text = PngInfo()
-    for name, fact in overlay.facts.items():
-        text.add_itxt(name, fact)
-    with whole_file(path) as partial:
-        overlay.image.save(partial, format="PNG", pnginfo=text)
+    """Draw (see :func:`draw_overlay`) and write a PNG, whole or not at all, with its facts as PNG text.
+
+    Drawn and written band by band: memory grows with the picture's width, not with its area.
+    """
+    drawing = _Drawing(slide, result, **options)
+    below = np.asarray(draw_legend(drawing.picture_px, drawing.legend))
+    height, paper = drawing.picture_px[1], below.shape[1] - drawing.picture_px[0]
+    with whole_file(path) as partial, partial.open("wb") as file:
+        png = PngRows(file, (below.shape[1], height + len(below)), drawing.facts)
+        for band in drawing.bands():
+            beside = np.full((len(band), paper, 3), PAPER, np.uint8)
+            beside[:, :1] = FAINT_INK
+            png.write(np.concatenate([band, beside], axis=1))
+        png.write(below)
+        png.close()
+
+
+class _Drawing:
+    """An overlay before a pixel is drawn: what it shows, and the bands that it is drawn in."""
+
+    def __init__(
+        self,
+        slide: SlideReader,
+        result: SlideResult,
+        *,
+        outlines: Sequence[Polygon] = (),
+        side_px: int = 2048,
+        alpha: float = 0.5,
+        colormap: Colormap = "blue_yellow",
+        scale: Scale = "percentile",
+        low: float | None = None,
+        high: float | None = None,
+        query: int | None = None,
+        head: int | None = None,
+    ) -> None:
+        _check_options(alpha=alpha, side_px=side_px)
+        check_same_slide(slide, result.coords)
+        coords = result.coords
+        self.slide, self.alpha = slide, alpha
+        self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
+        self.values_N = attention_map(result, query=query, head=head)
+        check_finite(result, self.values_N)
+        self.display = DisplayScale(self.values_N, scale=scale, low=low, high=high)
+        self.table = colour_table(colormap)
+        self.raster = PatchRaster.of(
+            coords.l0_exact_corners(),
+            coords.l0_patch,
+            self.values_N,
+            l0_size=coords.l0_size,
+            l0_per_px=self.l0_per_px,
+        )
+        self.picture_px = self.raster.size_px
+        self.paths = _outline_paths(outlines, self.picture_px, self.l0_per_px)
+        shown = shown_in_words(result, query=query, head=head)
+        self.legend = Legend(
+            title=coords.slide_id,
+            lines=[f"{shown}; {_evenly(len(coords))}", *predictions_in_words(result)],
+            value_name="attention",
+            ticks=_ticks(self.values_N, self.display),
+            table=self.table,
+            mpp=coords.slide_mpp * self.l0_per_px,
+        )
+        self.facts = {
+            **_facts(coords, self.values_N, picture_px=self.picture_px, l0_per_px=self.l0_per_px),
+            "shown": shown,
+            "scale": f"{self.display.scale} {self.display.low!r} {self.display.high!r}",
+            "colormap": colormap,
+        }
+
+    def bands(self) -> Iterator[RgbImage]:
+        """The picture from top to bottom, each band (rows, width, 3) uint8."""
+        width, height = self.picture_px
+        step = min(MOST_BAND_ROWS, band_height(self.slide, l0_per_px=self.l0_per_px))
+        for top in range(0, height, step):
+            at, size = (0, top), (width, min(step, height - top))
+            band = slide_window(self.slide, at, size, l0_per_px=self.l0_per_px)
+            cells = self.raster.window(at, size)
+            blend(band, cells, self.display, self.table, self.alpha)
+            yield self._outlined(band, top)
+
+    def _outlined(self, band: RgbImage, top: int) -> RgbImage:
+        if not self.paths:
+            return band
+        image = Image.fromarray(band)
+        thin = max(1, round(max(self.picture_px) / 1000))
+        _draw_outlines(image, self.paths, top=top, thin=thin)
+        return np.asarray(image)
 
 
 def _check_options(*, alpha: float, side_px: int) -> None:
     if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_OVERLAY_PX:
         raise ConfigError(
             f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_OVERLAY_PX}"
-        )
-
-
-def _check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
-    """A slide of another size under the same name would get heat in wrong places."""
-    (width, height), (l0_width, l0_height) = slide.info.l0_size, coords.l0_size
-    if (width, height) != (l0_width, l0_height):
-        raise ResultsError(
-            slide.info.path,
-            f"is {width}x{height} pixels, but {coords.slide_id} was {l0_width}x{l0_height} when predicted",
-            "name the folder of the slides that were predicted",
         )
 
 
@@ -187,49 +225,56 @@ def _facts(
     }
 
 
-def _canvas(coords: PatchCoords, display_N: NDArray[np.float32], l0_per_px: float) -> NDArray[np.float32]:
-    corners_N2 = coords.l0_exact_corners()
-    return patch_values_to_canvas(
-        corners_N2, coords.l0_patch, display_N, l0_size=coords.l0_size, l0_per_px=l0_per_px
-    )
+def blend(
+    picture: RgbImage, cells: Cells, display: DisplayScale, table: NDArray[np.uint8], alpha: float
+) -> None:
+    """Mix the colours of ``cells`` into ``picture``, in place; where there are none not a pixel changes."""
+    held_RC = np.isfinite(cells.values_RC)
+    heat_RC3 = colourise(np.nan_to_num(display(cells.values_RC)), table) * np.float32(alpha)
+    kept_RC = np.where(held_RC, 1 - alpha, 1).astype(np.float32)
+    mixed = picture * cells.spread(kept_RC)[..., None]
+    mixed += cells.spread((heat_RC3 * held_RC[..., None]).astype(np.float32))
+    picture[:] = np.rint(mixed, out=mixed)
 
 
-def _blend(
-    picture: RgbImage, display_HW: NDArray[np.float32], table: NDArray[np.uint8], alpha: float
-) -> Image.Image:
-    """Mix the colours into ``picture``, in place, where there are patches; elsewhere not a pixel changes."""
-    patches = np.isfinite(display_HW)
-    heat = colourise(display_HW[patches], table)
-    picture[patches] = np.rint(picture[patches] * (1 - alpha) + heat * alpha).astype(np.uint8)
-    return Image.fromarray(picture)
-
-
-def _draw_outlines(image: Image.Image, outlines: Sequence[Polygon], l0_per_px: float) -> None:
-    draw = ImageDraw.Draw(image)
-    paths = [path for polygon in outlines for path in _rings_inside(polygon, image.size, l0_per_px)]
-    thin = max(1, round(max(image.size) / 1000))
-    for colour, width in ((HALO, 3 * thin), (OUTLINE, thin)):
-        for path in paths:
-            draw.line(path, fill=colour, width=width, joint="curve")
-
-
-def _rings_inside(
-    polygon: Polygon, size_px: tuple[int, int], l0_per_px: float
-) -> Iterator[list[tuple[float, float]]]:
-    """A polygon's rings in canvas pixels, cut at the canvas: Pillow walks along what lies outside, too."""
+def _outline_paths(outlines: Sequence[Polygon], size_px: Size, l0_per_px: float) -> list[NDArray[np.float64]]:
+    """Rings in canvas pixels, (P, 2) each, cut at the canvas: Pillow walks along what lies outside, too."""
     l0_canvas = shapely.box(-1, -1, size_px[0] * l0_per_px + 1, size_px[1] * l0_per_px + 1)
-    for ring in (polygon.exterior, *polygon.interiors):
-        for part in shapely.get_parts(shapely.intersection(shapely.LineString(ring.coords), l0_canvas)):
-            points = np.floor(shapely.get_coordinates(part) / l0_per_px)  # the pixel that a point lies in
-            if len(points) > 1:
-                yield [(x, y) for x, y in points.tolist()]
+    paths = []
+    for polygon in outlines:
+        for ring in (polygon.exterior, *polygon.interiors):
+            for part in shapely.get_parts(shapely.intersection(shapely.LineString(ring.coords), l0_canvas)):
+                points = np.floor(shapely.get_coordinates(part) / l0_per_px)  # the pixel that a point lies in
+                if len(points) > 1:
+                    paths.append(points)
+    return paths
 
 
-def _ticks(values_N: NDArray[np.float32], *, scale: Scale, low: float, high: float) -> list[Tick]:
+def _draw_outlines(image: Image.Image, paths: Sequence[NDArray[np.float64]], *, top: int, thin: int) -> None:
+    """On a band that begins ``top`` pixels down the picture."""
+    draw = ImageDraw.Draw(image)
+    near = [run for path in paths for run in _runs_near(path - (0, top), image.height, margin=4 * thin)]
+    for colour, width in ((HALO, 3 * thin), (OUTLINE, thin)):
+        for run in near:
+            draw.line(run, fill=colour, width=width, joint="curve")
+
+
+def _runs_near(
+    path_P2: NDArray[np.float64], height: int, *, margin: int
+) -> Iterator[list[tuple[float, float]]]:
+    """The parts of a path that a band of this height sees. Segments stay whole: half of one has other pixels."""
+    y = path_P2[:, 1]
+    near = (np.minimum(y[:-1], y[1:]) < height + margin) & (np.maximum(y[:-1], y[1:]) > -margin)
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], near, [False]]).astype(np.int8)))
+    for first, past in changes.reshape(-1, 2).tolist():
+        yield [(x, y) for x, y in path_P2[first : past + 1].tolist()]
+
+
+def _ticks(values_N: NDArray[np.float32], display: DisplayScale) -> list[Tick]:
     if not len(values_N):
         return []
-    along = [low + at * (high - low) for at in TICKS_AT]
-    if scale == "percentile":
+    along = [display.low + at * (display.high - display.low) for at in TICKS_AT]
+    if display.scale == "percentile":
         raw = np.percentile(values_N.astype(np.float64), along)
         return [Tick(at, float(value), share) for at, value, share in zip(TICKS_AT, raw, along, strict=True)]
     return [
@@ -238,36 +283,5 @@ def _ticks(values_N: NDArray[np.float32], *, scale: Scale, low: float, high: flo
     ]
 
 
-def _shown(result: SlideResult, *, query: int | None, head: int | None) -> str:
-    """In words: whose attention."""
-    heads, queries = result.attention_NHT.shape[1:]
-    of_query = "mean over queries"
-    if query is not None or queries == 1:
-        index = query or 0
-        readers = [task for task, its_query in _task_queries(result).items() if its_query == index]
-        of_query = f"task {' and '.join(readers)}" if readers else f"query {index}"
-    if heads == 1:
-        return f"Attention, {of_query}"
-    return f"Attention, {of_query}, " + (f"mean over {heads} heads" if head is None else f"head {head}")
-
-
-def _task_queries(result: SlideResult) -> Mapping[str, int]:
-    """{task: query}, as far as it is known: files of earlier versions have the tasks' order only."""
-    tasks, queries = result.probabilities, result.attention_NHT.shape[2]
-    if result.task_queries:
-        return result.task_queries
-    if queries == 1:
-        return dict.fromkeys(tasks, 0)
-    return {task: place for place, task in enumerate(tasks)} if len(tasks) == queries else {}
-
-
 def _evenly(n_patches: int) -> str:
     return f"{n_patches} patches, spread evenly {short(1 / n_patches)} each" if n_patches else "no patch"
-
-
-def _predictions(result: SlideResult) -> Iterator[str]:
-    """One line for each task, its likeliest three classes first."""
-    for task, probabilities in result.probabilities.items():
-        likeliest = sorted(probabilities.items(), key=lambda item: -item[1])
-        more = ", ..." if len(likeliest) > 3 else ""
-        yield f"Predicted {task}: " + ", ".join(f"{name} {p:.3f}" for name, p in likeliest[:3]) + more

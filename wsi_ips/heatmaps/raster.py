@@ -1,10 +1,11 @@
 """From the values of patches to pixels, and from raw values to what a colour scale can show.
 
-Shape suffixes: N patches; H, W rows and columns of the canvas.
+Shape suffixes: N patches; H, W rows and columns of the canvas; R, C rows and columns of cells.
 """
 
+from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,11 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.units import Size
 
 Scale = Literal["percentile", "absolute"]
+
+Pixel = TypeVar("Pixel", bound=np.generic)
+
+SAME_EDGE = 1e-3
+"""Lines that are nearer than this (pixels) are one."""
 
 PIXEL_DECIMALS = 6
 """Canvas positions are rounded here, so that two ways to compute one edge give one pixel."""
@@ -24,6 +30,110 @@ def canvas_size(l0_size: Size, l0_per_px: float) -> Size:
     return width, height
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Values between the lines on which patches begin and end: a raster whose pixels are as large as they can be.
+
+    x_edges: (C + 1,) ascending, y_edges: (R + 1,). values_RC: float32, the mean of the patches that hold a
+    cell, NaN where none does.
+    """
+
+    x_edges: NDArray[np.float64]
+    y_edges: NDArray[np.float64]
+    values_RC: NDArray[np.float32]
+
+    def spread(self, cells_RC: NDArray[Pixel]) -> NDArray[Pixel]:
+        """(R, C, ...) of these cells as pixels (H, W, ...), where edges are whole pixels from 0 on."""
+        heights, widths = (np.diff(edges).astype(np.intp) for edges in (self.y_edges, self.x_edges))
+        return cells_RC.repeat(heights, axis=0).repeat(widths, axis=1)
+
+
+def mean_cells(
+    starts_N2: NDArray[np.integer | np.floating],
+    ends_N2: NDArray[np.integer | np.floating],
+    values_N: NDArray[np.floating],
+    *,
+    size: tuple[float, float],
+) -> Cells:
+    """The cells of rectangles [start, end) (x, y), as far as they lie in [0, size); means where they overlap.
+
+    A cell that one patch holds has its value, not one bit changed. Memory: 16 bytes a cell.
+    """
+    first_N2, past_N2 = (np.clip(edge_N2, 0, size).astype(np.float64) for edge_N2 in (starts_N2, ends_N2))
+    held_N = (first_N2 < past_N2).all(axis=1)
+    first_N2, past_N2, held = first_N2[held_N], past_N2[held_N], values_N[held_N].astype(np.float64)
+    x_edges, left, right = _lines(first_N2[:, 0], past_N2[:, 0], size[0])
+    y_edges, top, bottom = _lines(first_N2[:, 1], past_N2[:, 1], size[1])
+    sum_RC = np.zeros((len(y_edges) - 1, len(x_edges) - 1))
+    count_RC = np.zeros(sum_RC.shape, np.int32)
+    single = (right - left == 1) & (bottom - top == 1)
+    np.add.at(sum_RC, (top[single], left[single]), held[single])
+    np.add.at(count_RC, (top[single], left[single]), 1)
+    several = [each[~single].tolist() for each in (held, left, right, top, bottom)]
+    for value, x0, x1, y0, y1 in zip(*several, strict=True):
+        sum_RC[y0:y1, x0:x1] += value
+        count_RC[y0:y1, x0:x1] += 1
+    sum_RC[count_RC == 0] = np.nan
+    return Cells(x_edges, y_edges, (sum_RC / np.maximum(count_RC, 1)).astype(np.float32))
+
+
+def _lines(
+    start_N: NDArray[np.float64], end_N: NDArray[np.float64], length: float
+) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+    """The lines between cells, and of each patch the numbers of the lines that it begins and ends at."""
+    lines = np.unique(np.concatenate([[0.0, length], start_N, end_N]))
+    # Two ways to compute one edge are one line.
+    number = np.concatenate([[0], np.cumsum(np.diff(lines) > SAME_EDGE)])
+    distinct = lines[np.unique(number, return_index=True)[1]]
+    return distinct, number[np.searchsorted(lines, start_N)], number[np.searchsorted(lines, end_N)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchRaster:
+    """Where patches lie on a canvas that is never held whole: see :meth:`window`.
+
+    size_px: (width, height) of the canvas. starts_N2, ends_N2: (N, 2) int64, per patch the first pixel (x, y)
+    whose centre it holds and the one past the last.
+    """
+
+    size_px: Size
+    starts_N2: NDArray[np.int64]
+    ends_N2: NDArray[np.int64]
+    values_N: NDArray[np.floating]
+
+    @classmethod
+    def of(
+        cls,
+        l0_xy_N2: NDArray[np.integer | np.floating],
+        l0_patch: float,
+        values_N: NDArray[np.floating],
+        *,
+        l0_size: Size,
+        l0_per_px: float,
+    ) -> Self:
+        """Every pixel belongs to the patches that hold its centre.
+
+        The centre of column i, row j is the level-0 point ((i + 0.5) * l0_per_px, (j + 0.5) * l0_per_px). A patch
+        holds what is in [x, x + l0_patch) and in the slide; neither corners nor sides are rounded to canvas
+        pixels, so nothing drifts towards the bottom right. A patch smaller than a pixel may hold no centre.
+        """
+        l0_ends_N2 = np.minimum(l0_xy_N2 + l0_patch, l0_size)
+        # (i + 0.5) * l0_per_px >= edge, solved for the smallest whole i.
+        starts_N2, ends_N2 = (
+            np.ceil(np.round(edge_N2 / l0_per_px - 0.5, PIXEL_DECIMALS)).clip(0).astype(np.int64)
+            for edge_N2 in (l0_xy_N2, l0_ends_N2)
+        )
+        return cls(canvas_size(l0_size, l0_per_px), starts_N2, ends_N2, values_N)
+
+    def window(self, at_px: tuple[int, int], size_px: Size) -> Cells:
+        """The pixels of ``size_px`` (width, height) from ``at_px`` (x, y) on, as cells counted from there."""
+        at_2, end_2 = np.array(at_px), np.array(at_px) + size_px
+        near_N = ((self.starts_N2 < end_2) & (self.ends_N2 > at_2)).all(axis=1)
+        return mean_cells(
+            self.starts_N2[near_N] - at_2, self.ends_N2[near_N] - at_2, self.values_N[near_N], size=size_px
+        )
+
+
 def patch_values_to_canvas(
     l0_xy_N2: NDArray[np.integer | np.floating],
     l0_patch: float,
@@ -32,52 +142,49 @@ def patch_values_to_canvas(
     l0_size: Size,
     l0_per_px: float,
 ) -> NDArray[np.float32]:
-    """values_HW float32: every pixel has the value of the patch that holds its centre, NaN where none does.
+    """values_HW float32: every pixel has the value of the patch that holds its centre (the mean, where several
+    do), NaN where none does. See :meth:`PatchRaster.of`."""
+    raster = PatchRaster.of(l0_xy_N2, l0_patch, values_N, l0_size=l0_size, l0_per_px=l0_per_px)
+    cells = raster.window((0, 0), raster.size_px)
+    return cells.spread(cells.values_RC)
 
-    The centre of column i, row j is the level-0 point ((i + 0.5) * l0_per_px, (j + 0.5) * l0_per_px). A patch
-    holds what is in [x, x + l0_patch) and in the slide; neither corners nor sides are rounded to canvas
-    pixels, so nothing drifts towards the bottom right. Where patches overlap: the mean. A patch smaller than
-    a pixel may hold no centre. Memory: about 16 bytes a pixel.
+
+class DisplayScale:
+    """``DisplayScale(values_N, scale="percentile")``: from raw values to places on the colour scale, 0 to 1.
+
+    For display only. ``percentile``: by rank among ``values_N`` (0 the smallest, 1 the largest, ties share their
+    mean rank, values in between lie in between); ``low`` and ``high`` are the percentiles, 0 to 100, at the
+    scale's ends. ``absolute``: linear; ``low`` and ``high`` are raw values, by default the smallest and the
+    largest of ``values_N``. Equal values all lie at 0.5. Raises as :func:`scale_ends`.
     """
-    width, height = canvas_size(l0_size, l0_per_px)
-    sum_HW = np.zeros((height, width))
-    count_HW = np.zeros((height, width), np.int32)
-    columns = _pixels_held(l0_xy_N2[:, 0], l0_patch, l0_per_px, l0_size[0])
-    rows = _pixels_held(l0_xy_N2[:, 1], l0_patch, l0_per_px, l0_size[1])
-    for value, left, right, top, bottom in zip(values_N.tolist(), *columns, *rows, strict=True):
-        sum_HW[top:bottom, left:right] += value
-        count_HW[top:bottom, left:right] += 1
-    sum_HW[count_HW == 0] = np.nan
-    return (sum_HW / np.maximum(count_HW, 1)).astype(np.float32)
 
+    def __init__(
+        self,
+        values_N: NDArray[np.floating],
+        *,
+        scale: Scale,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        self.scale = scale
+        self.low, self.high = scale_ends(values_N, scale=scale, low=low, high=high)
+        self._ranked, self._percentiles = _percentiles(values_N)
 
-def _pixels_held(
-    l0_start_N: NDArray[np.integer | np.floating], l0_patch: float, l0_per_px: float, l0_length: int
-) -> tuple[list[int], list[int]]:
-    """Per patch, the first pixel whose centre it holds, and the one past the last."""
-    l0_end_N = np.minimum(l0_start_N + l0_patch, l0_length)
-    # (i + 0.5) * l0_per_px >= edge, solved for the smallest whole i.
-    firsts, pasts = (
-        np.ceil(np.round(edge_N / l0_per_px - 0.5, PIXEL_DECIMALS)).clip(0).astype(np.int64)
-        for edge_N in (l0_start_N, l0_end_N)
-    )
-    return firsts.tolist(), pasts.tolist()
+    def __call__(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Shares of the same shape, float32 in 0..1; NaN stays NaN."""
+        shown = values.astype(np.float64)
+        if self.scale == "percentile" and len(self._ranked):
+            shown = np.interp(shown, self._ranked, self._percentiles)
+        if self.high == self.low:
+            return np.where(np.isnan(shown), np.nan, 0.5).astype(np.float32)
+        return ((shown - self.low) / (self.high - self.low)).clip(0, 1).astype(np.float32)
 
 
 def display_values(
     values_N: NDArray[np.floating], *, scale: Scale, low: float | None = None, high: float | None = None
 ) -> NDArray[np.float32]:
-    """Where each value lies on the colour scale, (N,) in 0..1. For display only: ``values_N`` stays as it is.
-
-    ``percentile``: by rank (0 the smallest, 1 the largest, ties share their mean rank); ``low`` and ``high``
-    are the percentiles, 0 to 100, at the scale's ends. ``absolute``: linear; ``low`` and ``high`` are raw
-    values, by default the smallest and the largest. Equal values all lie at 0.5.
-    """
-    low, high = scale_ends(values_N, scale=scale, low=low, high=high)
-    shown_N = _percentiles(values_N) if scale == "percentile" else values_N.astype(np.float64)
-    if high == low:
-        return np.full(len(values_N), 0.5, np.float32)
-    return ((shown_N - low) / (high - low)).clip(0, 1).astype(np.float32)
+    """Where each value lies on the colour scale of its slide, (N,) in 0..1: see :class:`DisplayScale`."""
+    return DisplayScale(values_N, scale=scale, low=low, high=high)(values_N)
 
 
 def scale_ends(
@@ -99,10 +206,13 @@ def scale_ends(
     return ends
 
 
-def _percentiles(values_N: NDArray[np.floating]) -> NDArray[np.float64]:
-    """0 to 100, the inverse of ``np.percentile``; a single value is its own median."""
+def _percentiles(values_N: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The distinct values, ascending, and their percentiles, 0 to 100: the inverse of ``np.percentile``.
+
+    A single value is its own median.
+    """
+    distinct, counts = np.unique(values_N.astype(np.float64), return_counts=True)
     if len(values_N) < 2:
-        return np.full(len(values_N), 50.0)
-    _, place_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+        return distinct, np.full(len(distinct), 50.0)
     mean_ranks = counts.cumsum() - (counts + 1) / 2
-    return np.asarray(mean_ranks[place_N] / (len(values_N) - 1) * 100)
+    return distinct, mean_ranks / (len(values_N) - 1) * 100

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import torch
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError, WsiIpsError
-from wsi_ips.files import whole_file
+from wsi_ips.hdf5 import whole_hdf5
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, named_probabilities, write_result
 from wsi_ips.inference.run_folder import RunFolder
@@ -114,7 +113,7 @@ def _write_corners_only(
 
     It has no ``schema_version``: it is not what :func:`wsi_ips.inference.results.read_result` reads.
     """
-    with whole_file(path) as partial, h5py.File(partial, "w") as file:
+    with whole_hdf5(path) as file:
         file.attrs["slide_id"] = row.slide_id
         file.attrs["features_path"] = str(held.path)
         file.attrs["patch_geometry"] = "unknown"

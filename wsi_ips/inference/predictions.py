@@ -83,11 +83,16 @@ def read_predictions(path: Path, *, tasks: Sequence[TaskConfig]) -> list[Predict
 
 
 def _columns(tasks: Sequence[TaskConfig]) -> list[str]:
-    columns = ["slide_id"]
+    return ["slide_id", *answer_columns(tasks), "n_patches", "status", "error"]
+
+
+def answer_columns(tasks: Sequence[TaskConfig]) -> list[str]:
+    """``prob_<class>…, pred``; with several tasks ``prob_<task>_<class>…, pred_<task>`` for each."""
+    columns = []
     for task in tasks:
         columns += [name for name, _ in _probability_columns(task, tasks)]
         columns.append("pred" if len(tasks) == 1 else f"pred_{task.name}")
-    return [*columns, "n_patches", "status", "error"]
+    return columns
 
 
 def _probability_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> Iterator[tuple[str, str]]:
@@ -97,14 +102,20 @@ def _probability_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> Itera
 
 
 def _cells(row: PredictionRow, tasks: Sequence[TaskConfig]) -> list[str]:
-    cells = [row.slide_id]
-    for task in tasks:
-        probabilities = row.probabilities[task.name] if row.status == "ok" else None
-        for name in task.classes:
-            cells.append("" if probabilities is None else repr(float(probabilities[name])))
-        cells.append("" if probabilities is None else _predicted(task, probabilities))
+    answers = answer_cells(row.probabilities if row.status == "ok" else None, tasks)
     n_patches = "" if row.n_patches is None else str(row.n_patches)
-    return [*cells, n_patches, row.status, one_line(row.error)]
+    return [row.slide_id, *answers, n_patches, row.status, one_line(row.error)]
+
+
+def answer_cells(probabilities: Probabilities | None, tasks: Sequence[TaskConfig]) -> list[str]:
+    """The cells of :func:`answer_columns`; empty ones where there is no answer."""
+    if probabilities is None:
+        return [""] * len(answer_columns(tasks))
+    cells = []
+    for task in tasks:
+        cells += [repr(float(probabilities[task.name][name])) for name in task.classes]
+        cells.append(_predicted(task, probabilities[task.name]))
+    return cells
 
 
 def _predicted(task: TaskConfig, probabilities: Mapping[str, float]) -> str:

@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError
-from wsi_ips.files import whole_file
-from wsi_ips.hdf5 import plain_dataset
+from wsi_ips.hdf5 import plain_dataset, whole_hdf5
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.tiling.coords import put_coords, take_coords
@@ -142,7 +141,7 @@ def named_probabilities(reading: SlideReading, tasks: Sequence[TaskConfig]) -> d
 
 def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -> None:
     """Write one slide's HDF5, whole or not at all; with the kept patches' ``embeddings``, where it has them."""
-    with whole_file(path) as partial, h5py.File(partial, "w") as file:
+    with whole_hdf5(path) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["slide_id"] = result.coords.slide_id
         file.attrs["slide_path"] = result.slide_path

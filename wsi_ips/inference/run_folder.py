@@ -32,6 +32,10 @@ class RunFolder:
         return self.root / "predictions.csv"
 
     @property
+    def cases(self) -> Path:
+        return self.root / "cases.csv"
+
+    @property
     def slides(self) -> Path:
         return self.root / "slides.csv"
 
@@ -125,7 +129,7 @@ def _difference(run: RunFolder, config: Mapping[str, Any], sha256: str) -> str:
 
 def _leave_nothing(run: RunFolder) -> None:
     """A run that ended before its first slide was done takes its new folder with it."""
-    for path in (run.predictions, run.slides, run.description, run.root / ".lock"):
+    for path in (run.predictions, run.slides, run.cases, run.description, run.root / ".lock"):
         path.unlink(missing_ok=True)
     for folder in (run.root / "attention", run.root / "overlays", run.root):
         if folder.is_dir() and not any(folder.iterdir()):
@@ -143,5 +147,6 @@ def _clear(run: RunFolder) -> None:
     """Remove the results that are there, and nothing else."""
     run.predictions.unlink(missing_ok=True)
     run.slides.unlink(missing_ok=True)
+    run.cases.unlink(missing_ok=True)
     for path in [*run.root.glob("attention/*.h5"), *run.root.glob("overlays/*.png")]:
         path.unlink()

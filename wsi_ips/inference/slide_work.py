@@ -139,8 +139,5 @@ def reason(job: SlideJob, error: Exception) -> str:
 
 
 def no_room(error: Exception) -> bool:
-    """Whether the disk, or the user's share of it, is full. HDF5 says so in its message alone."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, OSError) and (
-        error.errno in full or any(f"errno = {number}," in str(error) for number in full)
-    )
+    """Whether the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

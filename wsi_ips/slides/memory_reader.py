@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from wsi_ips.errors import ConfigError, SlideClosed
-from wsi_ips.slides.base import Level, RgbImage, SlideInfo
+from wsi_ips.slides.base import Bounds, Level, RgbImage, SlideInfo
 from wsi_ips.slides.region import ClosingReader, check_region, level_pixel, paste, white_region
 from wsi_ips.units import L0Point, Mpp, Size
 
@@ -28,6 +28,7 @@ class MemoryReader(ClosingReader):
         mpp: Mpp | None = None,
         levels: Sequence[float] = (1,),
         name: str = "memory",
+        bounds: Bounds | None = None,
     ) -> None:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ConfigError(f"{name}: expected (height, width, 3) uint8, got {image.shape} {image.dtype}")
@@ -41,6 +42,7 @@ class MemoryReader(ClosingReader):
             vendor="memory",
             levels=tuple(_level(shrunk, of=image) for shrunk in self._images),
             mpp=mpp,
+            bounds=bounds,
         )
         self._closed = False
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError
-from wsi_ips.files import whole_file
-from wsi_ips.hdf5 import plain_dataset, small_numbers
+from wsi_ips.hdf5 import plain_dataset, small_numbers, whole_hdf5
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
 from wsi_ips.tiling.grid import PatchCoords
@@ -38,7 +37,7 @@ TILE_AGAIN = "write it again with wsi-ips tile"
 
 def write_coords(path: Path, coords: PatchCoords, *, layout: Layout, info: SlideInfo) -> None:
     """Write whole or not at all. CLAM's own reader and TRIDENT's open the file (their formats, 2024)."""
-    with whole_file(path) as partial, h5py.File(partial, "w") as file:
+    with whole_hdf5(path) as file:
         put_coords(file, coords, layout=layout, info=info)
 
 

@@ -11,7 +11,22 @@ BLOCK_PX = 1024
 
 
 def slide_picture(slide: SlideReader, size_px: Size, *, l0_per_px: float) -> RgbImage:
-    """(height, width, 3) uint8: each pixel the mean of the area that it covers.
+    """(height, width, 3) uint8: the window of :func:`slide_window` that is the whole picture."""
+    return slide_window(slide, (0, 0), size_px, l0_per_px=l0_per_px)
+
+
+def band_height(slide: SlideReader, *, l0_per_px: float) -> int:
+    """Rows of a picture that are best made at once: those of one block."""
+    level = slide.info.level_for(l0_per_px)
+    return max(1, int(BLOCK_PX * slide.info.levels[level].downsample / l0_per_px))
+
+
+def slide_window(
+    slide: SlideReader, at_px: tuple[float, float], size_px: Size, *, l0_per_px: float
+) -> RgbImage:
+    """(height, width, 3) uint8, the slide's pixels from ``at_px`` (x, y) on: each the mean of the area it covers.
+
+    ``at_px`` may lie between pixels, but in the slide.
 
     Pixel (i, j) covers the level-0 area [i, i + 1) * l0_per_px by [j, j + 1) * l0_per_px, as far as it lies in
     the slide: the scale is never stretched to whole pixels, which would move the far corner. Read block by
@@ -21,13 +36,12 @@ def slide_picture(slide: SlideReader, size_px: Size, *, l0_per_px: float) -> Rgb
     """
     level = slide.info.level_for(l0_per_px)
     lv_edges = [
-        np.minimum(np.arange(pixels + 1) * l0_per_px, l0_length) * (lv_length / l0_length)
-        for pixels, l0_length, lv_length in zip(
-            size_px, slide.info.l0_size, slide.info.levels[level].size, strict=True
+        np.minimum((first + np.arange(pixels + 1)) * l0_per_px, l0_length) * (lv_length / l0_length)
+        for first, pixels, l0_length, lv_length in zip(
+            at_px, size_px, slide.info.l0_size, slide.info.levels[level].size, strict=True
         )
     ]
-    lv_per_px = l0_per_px / slide.info.levels[level].downsample
-    step = max(1, int(BLOCK_PX / lv_per_px))
+    step = band_height(slide, l0_per_px=l0_per_px)
     width, height = size_px
     picture = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, step):
@@ -50,9 +64,16 @@ def _block(
     ]
     l0_at = (round(starts[0] * downsample), round(starts[1] * downsample))
     pixels = slide.read(l0_at, level=level, size_px=(ends[0] - starts[0], ends[1] - starts[1]))
+    if _whole_pixels(lv_columns) and _whole_pixels(lv_rows):
+        return pixels
     by_row = _means_between(pixels, lv_rows - starts[1])
     by_column = _means_between(np.ascontiguousarray(by_row.swapaxes(0, 1)), lv_columns - starts[0])
     return np.rint(by_column.swapaxes(0, 1)).clip(0, 255).astype(np.uint8)
+
+
+def _whole_pixels(edges: NDArray[np.float64]) -> bool:
+    """Each pixel of the picture is one of the level: nothing to average."""
+    return bool((edges == edges[0] + np.arange(len(edges))).all() and edges[0] == int(edges[0]))
 
 
 def _means_between(

@@ -1,4 +1,4 @@
-"""Jobs: what each command needs, as data. A recipe is a job in YAML.
+"""Jobs: what each command needs, as data.
 
 A command line and a recipe make the same job, so they cannot drift apart. Paths in a recipe are relative to
 where the command is run.
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -17,8 +16,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
@@ -34,10 +31,8 @@ from wsi_ips.config import (
     StreamingConfig,
     TilingConfig,
 )
-from wsi_ips.errors import ConfigError
 from wsi_ips.location import Url, locate
 
-LARGEST_RECIPE_BYTES = 1_000_000
 MOST_RESAMPLES = 1_000_000
 
 
@@ -160,6 +155,10 @@ class PredictJob(_Resolution):
     """Replace another run's results in ``out``."""
     embeddings: bool = False
     """Store the kept patches' embeddings with the attention."""
+    cases: Path | None = None
+    """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
+    pool: Literal["max", "mean", "noisy_or"] = "max"
+    """How the slides' probabilities make a patient's."""
     streaming: StreamingConfig = StreamingConfig()
     batch: BatchConfig = BatchConfig()
 
@@ -172,24 +171,19 @@ class PredictJob(_Resolution):
         return self
 
 
-class OverlayJob(Section):
-    """Draw overlays from stored attention; no model."""
+class _HeatJob(Section):
+    """What is shown of stored attention; no model."""
 
-    command: Literal["overlay"] = "overlay"
     run: Path
     """The folder that ``predict`` wrote."""
     slides: Slides | None = None
     """Where the slides are now; none: where ``predict`` read them."""
-    out: Path | None = None
-    """None: ``overlays/`` in ``run``."""
     task: str | None = None
     """Whose attention: that of the query which this task reads; none: the mean over all queries."""
     query: NonNegativeInt | None = None
     """The same by the query's index."""
     head: NonNegativeInt | None = None
     """Of this attention head; none: the mean over all heads."""
-    side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
-    """Longest side of the slide's picture; a smaller slide is not enlarged."""
     alpha: Fraction = 0.5
     """Opacity of the heat."""
     colormap: Literal["blue_yellow", "blue_red"] = "blue_yellow"
@@ -212,6 +206,55 @@ class OverlayJob(Section):
                 raise ValueError(f"low and high are percentiles, 0 to 100, not {low:g} and {high:g}")
         if low is not None and high is not None and low >= high:
             raise ValueError(f"low {low:g} must be below high {high:g}")
+        return self
+
+
+class OverlayJob(_HeatJob):
+    """Draw overlays from stored attention."""
+
+    command: Literal["overlay"] = "overlay"
+    out: Path | None = None
+    """None: ``overlays/`` in ``run``."""
+    side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
+    """Longest side of the slide's picture; a smaller slide is not enlarged."""
+
+
+_ON_COLOURS = ("alpha", "colormap", "scale", "low", "high", "side_px", "heat_only")
+EXPORT_OPTIONS: Mapping[str, Sequence[str]] = {
+    "ome-tiff": ("um_per_px",), "ome-zarr": ("um_per_px",), "geojson": ("top",), "deepzoom": _ON_COLOURS,
+    "sheet": ("top",), "asap": ("threshold", "percentile"),
+}  # fmt: skip
+"""Which of :class:`ExportJob`'s settings a format has; whose attention is shown is every format's."""
+
+
+class ExportJob(_HeatJob):
+    """Write stored attention for other programs."""
+
+    command: Literal["export"] = "export"
+    format: Literal["ome-tiff", "ome-zarr", "geojson", "deepzoom", "sheet", "asap"]
+    out: Path | None = None
+    """None: ``exports/<format>/`` in ``run``."""
+    um_per_px: PositiveFloat | None = None
+    """µm a pixel; none: a pixel a patch, or as fine as overlaps need it."""
+    side_px: PositiveInt | None = None
+    """Longest side of the finest level; none: the slide's own."""
+    heat_only: bool = False
+    """Transparent tiles without the slide."""
+    top: PositiveInt | None = None
+    """How many patches with the most attention; geojson (none: all), sheet: and with the least (none: 10)."""
+    threshold: FiniteFloat | None = None
+    """Raw attention from which on a place is in a region."""
+    percentile: Annotated[float, Field(ge=0, le=100)] | None = None
+    """The same as a percentile of the slide's patches; neither: 95."""
+
+    @model_validator(mode="after")
+    def _options_are_the_format_s(self) -> Self:
+        known = EXPORT_OPTIONS[self.format]
+        others = {option for options in EXPORT_OPTIONS.values() for option in options if option not in known}
+        for option in sorted(others & self.model_fields_set):
+            raise ValueError(f"{option} is no option of {self.format}, which has {', '.join(known)}")
+        if self.threshold is not None and self.percentile is not None:
+            raise ValueError("threshold and percentile say the same thing: give one of them")
         return self
 
 
@@ -264,81 +307,14 @@ class DemoJob(DemoConfig):
     device: str = "auto"
 
 
-Job = TileJob | FeaturesJob | FinetuneJob | ImagesJob | PredictJob | OverlayJob | EvaluateJob | DemoJob
-_JOBS: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="command")])
-
-
-def make_job(values: Mapping[str, Any], *, source: str) -> Job:
-    """Check ``values`` against the command they name. Raises :class:`ConfigError` that names the key."""
-    try:
-        return _JOBS.validate_python(dict(values))
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from None
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe's values, with ``section.key=value`` overrides (values are YAML) laid over them.
-
-    Raises :class:`ConfigError` for a missing file, broken YAML, no mapping, or an override without ``=``.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe; see pipelines/ for examples")
-    if path.stat().st_size > LARGEST_RECIPE_BYTES:
-        raise ConfigError(f"{path}: larger than {LARGEST_RECIPE_BYTES} bytes; is it a recipe?")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping that starts with 'command: ...'")
-    return with_overrides(values, overrides)
-
-
-def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay ``section.key=value`` settings over ``values``; neither is changed."""
-    result = dict(values)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {override}: expected section.key=value, e.g. training.epochs=5")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from None
-        *sections, last = key.split(".")
-        inner = result
-        for section in sections:
-            below = inner.get(section) or {}
-            if not isinstance(below, Mapping):
-                raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
-            inner[section] = dict(below)
-            inner = inner[section]
-        inner[last] = value
-    return result
-
-
-def shipped_recipe(name: str) -> Path:
-    """The path of a recipe that comes with the package (installed, or in a checkout)."""
-    package = Path(__file__).parent
-    for folder in (package / "pipelines", package.parent / "pipelines"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise ConfigError(f"no recipe {name}.yaml beside the package; name one: wsi-ips run RECIPE.yaml")
-
-
-def _first_problem(error: ValidationError) -> str:
-    first, *others = error.errors()
-    # The discriminator's tag leads the location: users know the key by its path in the recipe only.
-    where = ".".join(str(part) for part in first["loc"][1:] if part not in _COMMANDS)
-    message = first["msg"].removeprefix("Value error, ")
-    more = f" (and {len(others)} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{more}"
-    if first["type"] == "missing":
-        return f"{where!r} is missing{more}"
-    if first["type"].startswith("union_tag"):
-        return f"'command' must be one of {', '.join(_COMMANDS)}"
-    return (f"{where}: " if where else "") + message + more
-
-
-_COMMANDS = ("tile", "features", "finetune", "images", "predict", "overlay", "evaluate", "demo")
+Job = (
+    TileJob
+    | FeaturesJob
+    | FinetuneJob
+    | ImagesJob
+    | PredictJob
+    | OverlayJob
+    | ExportJob
+    | EvaluateJob
+    | DemoJob
+)

@@ -1,0 +1,179 @@
+"""``wsi-ips export``: every format from a run, choices reach the files, what cannot be is one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from tests.commands.console import Console
+from tests.conftest import SMALL_MODEL, SmallData
+from wsi_ips import cli
+from wsi_ips.heatmaps.export import EXPORTS, make_exporter
+from wsi_ips.inference.results import read_result
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import save_checkpoint
+from wsi_ips.recipe import EXPORT_OPTIONS, ExportJob, FinetuneJob, make_job
+
+
+@pytest.fixture(scope="module")
+def predicted(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides predicted by an untrained network of two tasks, each of which reads the other's query."""
+    tasks = [
+        {"name": "label", "classes": ["normal", "tumor"], "token": 1},
+        {"name": "grade", "classes": ["low", "high"], "token": 0},
+    ]
+    model = {**SMALL_MODEL["model"], "tasks": tasks}
+    job = make_job(
+        {**SMALL_MODEL, "command": "finetune", "manifest": "m", "out": "o", "model": model}, source=""
+    )
+    assert isinstance(job, FinetuneJob)
+    folder = tmp_path_factory.mktemp("exports")
+    save_checkpoint(folder / "model.safetensors", build_net(job.model), job.pipeline)
+    (folder / "slides").mkdir()
+    for slide in sorted(small_data.slides.glob("*.tif"))[:2]:
+        (folder / "slides" / slide.name).symlink_to(slide)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["wsi-ips", "predict", str(folder / "slides"), "--no-overlays", "--checkpoint",
+                                   str(folder / "model.safetensors"), "--out", str(folder / "run")])  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert not ended.value.code
+    return folder
+
+
+@pytest.fixture
+def run(predicted: Path, tmp_path: Path) -> Path:
+    shutil.copytree(predicted / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def stems(run: Path) -> list[str]:
+    return sorted(path.stem for path in (run / "attention").glob("*.h5"))
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_every_format_of_every_slide(console: Console, run: Path, name: str) -> None:
+    said = console("export", run, "--format", name)
+    assert said.code == 0, said.err
+    assert said.out.strip().endswith(f"2 {name} exports in {run / 'exports' / name}")
+    suffix = make_exporter(name, {}).suffix
+    for stem in stems(run):
+        assert (run / "exports" / name / f"{stem}{suffix}").exists()
+
+
+def test_a_task_s_attention_reaches_the_file(console: Console, run: Path, tmp_path: Path) -> None:
+    """``grade`` is the second task and reads the first query."""
+    said = console(
+        "export", run, "-f", "geojson", "--task", "grade", "--head", "1", "--top", "3", "-o", tmp_path
+    )
+    assert said.code == 0, said.err
+    stem = stems(run)[0]
+    features = json.loads((tmp_path / f"{stem}.geojson").read_text())["features"]
+    best = np.sort(read_result(run / "attention" / f"{stem}.h5").attention_NHT[:, 1, 0])[-3:]
+    found = [feature["properties"]["measurements"]["Attention, task grade, head 1"] for feature in features]
+    assert sorted(found) == pytest.approx(best.tolist())
+    assert {feature["properties"]["classification"]["name"] for feature in features} <= {"low", "high"}
+
+
+def test_formats_of_numbers_need_no_slide(console: Console, run: Path, predicted: Path) -> None:
+    """Those that do name it, and the other slide is written."""
+    gone = predicted / "slides" / f"{stems(run)[0]}.tif"
+    target = gone.resolve()
+    gone.unlink()
+    try:
+        for name in ("ome-tiff", "ome-zarr", "asap"):
+            assert console("export", run, "--format", name).code == 0
+        for name in ("geojson", "deepzoom", "sheet"):
+            said = console("export", run, "--format", name)
+            assert said.code == 3
+            failed = [line for line in said.out.splitlines() if line.startswith("failed: ")]
+            assert len(failed) == 1
+            assert str(gone) in failed[0]
+            assert f"1 {name} exports" in said.out
+        said = console("export", run, "--format", "deepzoom", "--heat-only", "--side-px", "300")
+        assert said.code == 0, said.out
+    finally:
+        gone.symlink_to(target)
+
+
+def test_slides_of_another_size_are_refused_even_where_none_is_needed(
+    console: Console, run: Path, predicted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    first, second = stems(run)
+    tifffile.imwrite(folder / f"{first}.tif", np.full((512, 768, 3), 99, np.uint8), tile=(256, 256),
+                     resolution=(5000, 5000), resolutionunit="CENTIMETER", photometric="rgb")  # fmt: skip
+    (folder / f"{second}.tif").symlink_to((predicted / "slides" / f"{second}.tif").resolve())
+    said = console("export", run, "--format", "ome-tiff", "--slides", folder)
+    assert said.code == 3
+    assert "is 768x512 pixels, but" in said.out
+    assert [path.name for path in (run / "exports" / "ome-tiff").iterdir()] == [f"{second}.ome.tif"]
+
+
+def test_a_broken_result_costs_itself(console: Console, run: Path) -> None:
+    (run / "attention" / "zz.h5").write_text("nonsense")
+    said = console("export", run, "--format", "asap")
+    assert said.code == 3
+    assert "zz.h5: is not an HDF5 file" in said.out
+    assert "2 asap exports" in said.out
+
+
+def test_a_full_disk_is_that_slide_s_failure(
+    console: Console, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stems(run)
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if Path(target).name == f"{first}.xml":
+            raise OSError(28, "No space left on device", str(target))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    said = console("export", run, "--format", "asap")
+    assert said.code == 3
+    assert "No space left on device" in said.out
+    assert [path.name for path in (run / "exports" / "asap").iterdir()] == [f"{second}.xml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--format", "jpeg"], "format"),
+        (["--format", "ome-tiff", "--top", "3"], "top is no option of ome-tiff, which has um_per_px"),
+        (["--format", "geojson", "--low", "3"], "low is no option of geojson, which has top"),
+        (["--format", "geojson", "--top", "0"], "top"),
+        (["--format", "asap", "--percentile", "101"], "percentile"),
+        (["--format", "asap", "--percentile", "5", "--threshold", "0.1"], "give one of them"),
+        (["--format", "asap", "--threshold", "nan"], "threshold"),
+        (["--format", "ome-zarr", "--um-per-px", "0"], "um_per_px"),
+        (["--format", "sheet", "--task", "stage"], "task 'stage' is not there"),
+        (["--format", "sheet", "--query", "2"], "query 2 is not there"),
+    ],
+)
+def test_what_cannot_be_is_one_line(console: Console, run: Path, arguments: list[str], problem: str) -> None:
+    said = console("export", run, *arguments)
+    assert said.code == 2
+    assert problem in said.complaint
+    assert not (run / "exports").exists()
+
+
+def test_a_folder_without_results_is_one_line(console: Console, tmp_path: Path) -> None:
+    said = console("export", tmp_path, "--format", "asap")
+    assert said.code == 2
+    assert "holds no attention/*.h5" in said.complaint
+
+
+def test_the_recipe_and_the_exports_know_the_same_options() -> None:
+    """Of every format; colours are one option there and several settings here."""
+    assert set(EXPORT_OPTIONS) == set(EXPORTS)
+    for name, options in EXPORT_OPTIONS.items():
+        of_job = {
+            "colours" if option in ("colormap", "scale", "low", "high") else option for option in options
+        }
+        assert of_job == set(type(make_exporter(name, {})).__dataclass_fields__)
+        assert set(options) <= set(ExportJob.model_fields)

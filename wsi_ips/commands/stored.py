@@ -1,0 +1,60 @@
+"""What the commands on stored attention share: every result of a run in turn, a bad one costing only itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from wsi_ips.commands.inputs import slides_by_id
+from wsi_ips.commands.outcome import Outcome
+from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
+from wsi_ips.heatmaps.maps import choose_heat
+from wsi_ips.inference.results import SlideResult, read_result
+from wsi_ips.location import Location, locate
+from wsi_ips.progress import Progress
+from wsi_ips.recipe import ExportJob, OverlayJob
+
+Write = Callable[[str, SlideResult, Location], None]
+"""Given the stem of the file to write, the result, and where its slide is."""
+
+
+def of_every_result(
+    job: OverlayJob | ExportJob, progress: Progress, *, doing: str, done: str, write: Write
+) -> Outcome:
+    """Call ``write`` for each stored slide; one that fails is reported, the others finish.
+
+    doing: the progress bar's word. done: after the number of slides, in the last line. Raises
+    :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, query or head that the
+    run does not have.
+    """
+    stored = sorted((job.run / "attention").glob("*.h5"))
+    if not stored:
+        raise ResultsError(job.run, "holds no attention/*.h5", "name the folder that predict wrote")
+    _check_choice(job, stored)
+    elsewhere = slides_by_id(job.slides) if job.slides else {}
+    failures: list[str] = []
+    with progress(doing, total=len(stored)) as advance:
+        for path in stored:
+            try:
+                result = read_result(path)
+                at = elsewhere.get(result.coords.slide_id) or locate(result.slide_path)
+                write(path.stem, result, at)
+            except ConfigError as error:  # names no file: a scale or threshold that this slide's values lack
+                failures.append(f"{path.stem}: {error}")
+            except WsiIpsError as error:
+                failures.append(str(error))
+            except OSError as error:  # a full disk, a place that may not be written to
+                failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror}")
+            advance(path.stem)
+    return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done}")
+
+
+def _check_choice(job: OverlayJob | ExportJob, stored: list[Path]) -> None:
+    """One model wrote the whole run, so the first file that can be read speaks for all."""
+    if job.task is None and job.query is None and job.head is None:
+        return
+    for path in stored:
+        try:
+            result = read_result(path)
+        except ResultsError:
+            continue
+        choose_heat(result, task=job.task, query=job.query, head=job.head)
+        return

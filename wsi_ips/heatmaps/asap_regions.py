@@ -1,0 +1,73 @@
+"""Regions over a threshold as ASAP annotations: to look at in ASAP, to correct, to learn from.
+
+A place belongs to a region where the mean attention of its patches is at least the threshold. Outer rings and
+holes are CAMELYON16's groups (``_0``, ``_2``), coordinates level-0 pixels:
+:mod:`wsi_ips.datasets.annotations` reads them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely import MultiPolygon
+
+from wsi_ips.datasets.annotations import write_asap
+from wsi_ips.datasets.outlines import polygons_of
+from wsi_ips.errors import ConfigError
+from wsi_ips.heatmaps.maps import Heat, check_same_slide
+from wsi_ips.heatmaps.raster import mean_cells
+from wsi_ips.slides.base import SlideReader
+from wsi_ips.tiling.grid import PatchCoords
+
+DEFAULT_PERCENTILE = 95.0
+
+
+@dataclass(frozen=True, slots=True)
+class AsapRegions:
+    """threshold: raw attention. percentile: instead, of the slide's patches (``np.percentile``); neither: 95."""
+
+    threshold: float | None = None
+    percentile: float | None = None
+
+    @property
+    def suffix(self) -> str:
+        return ".xml"
+
+    @property
+    def needs_slide(self) -> bool:
+        return False
+
+    def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
+        """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
+        if slide is not None:
+            check_same_slide(slide, heat.coords)
+        least = self.least(heat.values_N)
+        write_asap(path, list(regions_from(heat.coords, heat.values_N, least=least).geoms))
+
+    def least(self, values_N: NDArray[np.float32]) -> float:
+        """The raw value from which on a place belongs to a region. Raises :class:`ConfigError`."""
+        if self.threshold is not None and self.percentile is not None:
+            raise ConfigError("threshold and percentile say the same thing: give one of them")
+        if self.threshold is not None:
+            if not np.isfinite(self.threshold):
+                raise ConfigError(f"threshold must be a number, not {self.threshold:g}")
+            return self.threshold
+        percentile = DEFAULT_PERCENTILE if self.percentile is None else self.percentile
+        if not 0 <= percentile <= 100:
+            raise ConfigError(f"percentile must be 0 to 100, not {percentile:g}")
+        return float(np.percentile(values_N, percentile)) if len(values_N) else 0.0
+
+
+def regions_from(coords: PatchCoords, values_N: NDArray[np.float32], *, least: float) -> MultiPolygon:
+    """What lies over ``least``, in level-0 pixels, inside the slide; places that touch at a corner are apart."""
+    l0_starts_N2 = coords.l0_exact_corners()
+    cells = mean_cells(l0_starts_N2, l0_starts_N2 + coords.l0_patch, values_N, size=coords.l0_size)
+    # NaN, where no patch is, is not over anything. In float32, as the values are: 0.1 is at least 0.1.
+    over_RC = cells.values_RC >= np.float32(least)
+    edges = np.diff(np.pad(over_RC, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, first = np.nonzero(edges == 1)
+    _, past = np.nonzero(edges == -1)
+    x, y = cells.x_edges, cells.y_edges
+    return polygons_of(shapely.union_all(shapely.box(x[first], y[rows], x[past], y[rows + 1])))

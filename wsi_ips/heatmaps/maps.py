@@ -1,0 +1,147 @@
+"""Which attention is shown: the map of a task, a query, a head, or a mean; and what it is in words.
+
+Shape suffixes: N patches, H heads, T queries.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.inference.results import SlideResult
+from wsi_ips.slides.base import SlideReader
+from wsi_ips.tiling.grid import PatchCoords
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Heat:
+    """One map of one slide: what every overlay and export is made from.
+
+    values_N: (N,) float32, raw attention of ``result``'s patches. shown: in words, whose attention it is. task:
+    whose classes are told. others: {name: (N,) float32}, the slide's other maps, one a query.
+    """
+
+    result: SlideResult
+    values_N: NDArray[np.float32]
+    shown: str
+    task: str | None = None
+    others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def coords(self) -> PatchCoords:
+        return self.result.coords
+
+    @property
+    def likeliest(self) -> str | None:
+        """The class that the slide was given in ``task``; None without one, or where it is a mere number."""
+        classes = self.result.probabilities.get(self.task or "", {})
+        return max(classes, key=lambda name: classes[name]) if len(classes) > 1 else None
+
+
+def choose_heat(
+    result: SlideResult, *, task: str | None = None, query: int | None = None, head: int | None = None
+) -> Heat:
+    """The map of a task, or of a query, and of a head; means over those not named.
+
+    Raises :class:`ConfigError` for a task, query or head that is not there, :class:`ResultsError` for attention
+    that is not finite.
+    """
+    if task is not None:
+        query = query_of_task(result, task)
+    readers = [name for name, its_query in task_queries(result).items() if query in (None, its_query)]
+    queries = result.attention_NHT.shape[2]
+    others = {
+        shown_in_words(result, query=each, head=head): attention_map(result, query=each, head=head)
+        for each in range(queries if queries > 1 else 0)
+        if each != query
+    }
+    values_N = attention_map(result, query=query, head=head)
+    for map_N in (values_N, *others.values()):
+        check_finite(result, map_N)
+    return Heat(
+        result=result,
+        values_N=values_N,
+        shown=shown_in_words(result, query=query, head=head),
+        task=task or next(iter([*readers, *result.probabilities]), None),
+        others=others,
+    )
+
+
+def attention_map(
+    result: SlideResult, *, query: int | None = None, head: int | None = None
+) -> NDArray[np.float32]:
+    """(N,) float32: the attention of one query and head, or the mean over those not named.
+
+    Each map sums to 1 over the slide, and so does a mean of maps. Raises :class:`ConfigError` for an index
+    that is not there.
+    """
+    heads, queries = result.attention_NHT.shape[1:]
+    for name, index, count in (("head", head, heads), ("query", query, queries)):
+        if index is not None and not 0 <= index < count:
+            raise ConfigError(f"{name} {index} is not there: {result.coords.slide_id} has 0 to {count - 1}")
+    of_heads = slice(None) if head is None else slice(head, head + 1)
+    of_queries = slice(None) if query is None else slice(query, query + 1)
+    mean_N = result.attention_NHT[:, of_heads, of_queries].mean(axis=(1, 2), dtype=np.float64)
+    return np.asarray(mean_N, np.float32)
+
+
+def check_finite(result: SlideResult, values_N: NDArray[np.float32]) -> None:
+    """Raise :class:`ResultsError` for attention that is no number: it has no colour, and no rank."""
+    if not np.isfinite(values_N).all():
+        raise ResultsError(result.coords.slide_id, "has attention that is not finite", "predict it again")
+
+
+def query_of_task(result: SlideResult, task: str) -> int:
+    """The query that ``task`` reads. Raises :class:`ConfigError` for a task that is not there."""
+    queries = task_queries(result)
+    if task not in result.probabilities:
+        raise ConfigError(
+            f"task {task!r} is not there: {result.coords.slide_id} has {', '.join(result.probabilities)}"
+        )
+    if task not in queries:
+        raise ConfigError(f"{result.coords.slide_id} does not say which query task {task!r} reads; name it")
+    return queries[task]
+
+
+def task_queries(result: SlideResult) -> Mapping[str, int]:
+    """{task: query}, as far as it is known: files of earlier versions have the tasks' order only."""
+    tasks, queries = result.probabilities, result.attention_NHT.shape[2]
+    if result.task_queries:
+        return result.task_queries
+    if queries == 1:
+        return dict.fromkeys(tasks, 0)
+    return {task: place for place, task in enumerate(tasks)} if len(tasks) == queries else {}
+
+
+def shown_in_words(result: SlideResult, *, query: int | None, head: int | None) -> str:
+    """Whose attention."""
+    heads, queries = result.attention_NHT.shape[1:]
+    of_query = "mean over queries"
+    if query is not None or queries == 1:
+        index = query or 0
+        readers = [task for task, its_query in task_queries(result).items() if its_query == index]
+        of_query = f"task {' and '.join(readers)}" if readers else f"query {index}"
+    if heads == 1:
+        return f"Attention, {of_query}"
+    return f"Attention, {of_query}, " + (f"mean over {heads} heads" if head is None else f"head {head}")
+
+
+def predictions_in_words(result: SlideResult) -> Iterator[str]:
+    """One line for each task, its likeliest three classes first."""
+    for task, probabilities in result.probabilities.items():
+        likeliest = sorted(probabilities.items(), key=lambda item: -item[1])
+        more = ", ..." if len(likeliest) > 3 else ""
+        yield f"Predicted {task}: " + ", ".join(f"{name} {p:.3f}" for name, p in likeliest[:3]) + more
+
+
+def check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
+    """Raise :class:`ResultsError` for a slide of another size under the same name: heat in wrong places."""
+    (width, height), (l0_width, l0_height) = slide.info.l0_size, coords.l0_size
+    if (width, height) != (l0_width, l0_height):
+        raise ResultsError(
+            slide.info.path,
+            f"is {width}x{height} pixels, but {coords.slide_id} was {l0_width}x{l0_height} when predicted",
+            "name the folder of the slides that were predicted",
+        )

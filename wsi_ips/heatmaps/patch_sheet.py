@@ -1,0 +1,109 @@
+"""What did it see? The patches with the most and the least attention on one sheet: rank, raw value, place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from wsi_ips.errors import ConfigError
+from wsi_ips.files import whole_file
+from wsi_ips.heatmaps.legend import FAINT_INK, INK, PAPER, printable, short
+from wsi_ips.heatmaps.maps import Heat, check_same_slide, predictions_in_words
+from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.slides.region import WHITE
+from wsi_ips.tiling.picture import slide_window
+
+PATCH_PX, MARGIN_PX, LINE_PX, TEXT_PX = 192, 16, 20, 14
+COLUMNS = 5
+MOST = 500
+"""Of each kind on a sheet."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSheet:
+    """top: so many patches with the most attention, and as many with the least."""
+
+    top: int = 10
+
+    @property
+    def suffix(self) -> str:
+        return ".png"
+
+    @property
+    def needs_slide(self) -> bool:
+        return True
+
+    def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
+        """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
+        if slide is None:
+            raise ConfigError("a sheet of patches needs the slide")
+        if not 1 <= self.top <= MOST:
+            raise ConfigError(f"top must be 1 to {MOST} for a sheet, not {self.top}")
+        check_same_slide(slide, heat.coords)
+        image = draw_sheet(slide, heat, self.top)
+        with whole_file(path) as partial:
+            image.save(partial, format="PNG")
+
+
+def draw_sheet(slide: SlideReader, heat: Heat, top: int) -> Image.Image:
+    """Ranks count from the most attention, 1, to the least; of equals, the first in the grid comes first."""
+    order = np.argsort(-heat.values_N, kind="stable")
+    sections = [
+        ("Most attention", list(enumerate(order[:top].tolist(), start=1))),
+        (
+            "Least attention",
+            [(len(order) - place, row) for place, row in enumerate(order[::-1][:top].tolist())],
+        ),
+    ]
+    columns = min(COLUMNS, max(1, top))
+    cell = (PATCH_PX + MARGIN_PX, PATCH_PX + 2 * LINE_PX + MARGIN_PX)
+    lines = [heat.coords.slide_id, f"{heat.shown}; {len(order)} patches", *predictions_in_words(heat.result)]
+    head = MARGIN_PX + LINE_PX * len(lines) + MARGIN_PX
+    rows = [-(-len(patches) // columns) for _, patches in sections]
+    width = MARGIN_PX + max(columns, 3) * cell[0]
+    image = Image.new("RGB", (width, head + sum(2 * LINE_PX + each * cell[1] for each in rows)), PAPER)
+    draw = ImageDraw.Draw(image)
+    _text(draw, (MARGIN_PX, MARGIN_PX), lines)
+    y = head
+    for (title, patches), n_rows in zip(sections, rows, strict=True):
+        draw.line([(MARGIN_PX, y), (width - MARGIN_PX, y)], FAINT_INK)
+        _text(draw, (MARGIN_PX, y + LINE_PX // 2), [title])
+        y += 2 * LINE_PX
+        for place, (rank, row) in enumerate(patches):
+            at = (MARGIN_PX + place % columns * cell[0], y + place // columns * cell[1])
+            _draw_patch(image, slide, heat, at, rank=rank, row=row)
+        y += n_rows * cell[1]
+    return image
+
+
+def _draw_patch(
+    image: Image.Image, slide: SlideReader, heat: Heat, at: tuple[int, int], *, rank: int, row: int
+) -> None:
+    x, y = heat.coords.l0_xy_N2[row].tolist()
+    image.paste(Image.fromarray(_patch(slide, (x, y), heat.coords.l0_patch)), at)
+    below = (at[0], at[1] + PATCH_PX + 3)
+    _text(ImageDraw.Draw(image), below, [f"#{rank}   {short(float(heat.values_N[row]))}", f"({x}, {y})"])
+
+
+def _patch(slide: SlideReader, l0_xy: tuple[int, int], l0_patch: float) -> RgbImage:
+    """(PATCH_PX, PATCH_PX, 3) uint8: the footprint at one exact scale, white beyond the slide's edge."""
+    l0_per_px = l0_patch / PATCH_PX
+    patch = np.full((PATCH_PX, PATCH_PX, 3), WHITE, np.uint8)
+    inside = [
+        max(0, min(PATCH_PX, int((length - start) / l0_per_px)))
+        for start, length in zip(l0_xy, slide.info.l0_size, strict=True)
+    ]
+    if min(inside) > 0 and min(l0_xy) >= 0:
+        at_px = (l0_xy[0] / l0_per_px, l0_xy[1] / l0_per_px)
+        patch[: inside[1], : inside[0]] = slide_window(
+            slide, at_px, (inside[0], inside[1]), l0_per_px=l0_per_px
+        )
+    return patch
+
+
+def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str]) -> None:
+    font = ImageFont.load_default(size=TEXT_PX)
+    for number, line in enumerate(lines):
+        draw.text((at[0], at[1] + number * LINE_PX), printable(line), INK if number == 0 else FAINT_INK, font)

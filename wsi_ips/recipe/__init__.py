@@ -1,0 +1,38 @@
+"""Jobs, and recipes: a recipe is a job in YAML.
+
+A command line and a recipe make the same job, so they cannot drift apart. Paths in a recipe are relative to
+where the command is run.
+"""
+
+from wsi_ips.recipe.jobs import (
+    EXPORT_OPTIONS,
+    DemoJob,
+    EvaluateJob,
+    ExportJob,
+    FeaturesJob,
+    FinetuneJob,
+    ImagesJob,
+    Job,
+    OverlayJob,
+    PredictJob,
+    TileJob,
+)
+from wsi_ips.recipe.loading import load_recipe, make_job, shipped_recipe, with_overrides
+
+__all__ = [
+    "EXPORT_OPTIONS",
+    "DemoJob",
+    "EvaluateJob",
+    "ExportJob",
+    "FeaturesJob",
+    "FinetuneJob",
+    "ImagesJob",
+    "Job",
+    "OverlayJob",
+    "PredictJob",
+    "TileJob",
+    "load_recipe",
+    "make_job",
+    "shipped_recipe",
+    "with_overrides",
+]
