@@ -227,3 +227,16 @@ def test_telemetry_says_what_was_done() -> None:
 def test_a_region_too_large_to_hold_is_refused_before_it_is_allocated() -> None:
     with pytest.raises(ConfigError, match="µm per pixel"):
         PatchStream(reader(mpp=0.0101), every_patch(mpp=0.0101, patch_mpp=90), config=StreamingConfig())
+
+
+def test_a_part_of_a_slide_has_the_pixels_of_the_whole() -> None:
+    """Whether a level is shrunk by the decoder is decided by all corners: some of a part's may lie on its grid
+    where the slide's do not."""
+    coords = every_patch(patch_mpp=1.1)
+    config = StreamingConfig(batch=4)
+    whole = torch.cat([chunk.pixels_n3PP for chunk in PatchStream(reader(), coords, config=config)])
+    part = PatchStream(reader(), coords, config=config, part=range(4, 10))
+    chunks = list(part)
+    assert len(part) == len(chunks) == 2
+    assert torch.cat([chunk.ids_n for chunk in chunks]).tolist() == coords.ids_N[4:10].tolist()
+    assert torch.equal(torch.cat([chunk.pixels_n3PP for chunk in chunks]), whole[4:10])

@@ -120,7 +120,7 @@ class Predictor:
         """Score these patches of a prepared slide, and close it."""
         started = time.perf_counter()
         with prepared.slide as slide:
-            stream = self._stream(slide, prepared.coords.part(part))
+            stream = self._stream(slide, prepared.coords, part=part)
             scores = score_part(self._net, stream)
         telemetry = self._telemetry(prepared, started, stream.telemetry, scores.encode_s, scores.select_s)
         return ScoredPart(scores.store, telemetry, tuple(stream.telemetry.bad_tiles))
@@ -142,8 +142,8 @@ class Predictor:
         bad_tiles = dict.fromkeys([name for part in parts for name in part.bad_tiles])
         return self._result(prepared, reading, total, bad_tiles | dict.fromkeys(stream.telemetry.bad_tiles))
 
-    def _stream(self, slide: SlideReader, coords: PatchCoords) -> PatchStream:
-        return PatchStream(slide, coords, config=self._streaming, device=self._device)
+    def _stream(self, slide: SlideReader, coords: PatchCoords, *, part: range | None = None) -> PatchStream:
+        return PatchStream(slide, coords, config=self._streaming, device=self._device, part=part)
 
     def _telemetry(
         self,

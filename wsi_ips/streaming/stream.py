@@ -62,8 +62,12 @@ class PatchStream:
         *,
         config: StreamingConfig,
         device: torch.device | None = None,
+        part: range | None = None,
     ) -> None:
+        """``part``: iterate for these of the patches alone, by where they stand in ``coords``. How pixels are made
+        is decided by all of the slide's, so that a part's are the whole's."""
         self._slide = slide
+        self._rows_N = np.arange(len(coords))[slice(None) if part is None else slice(part.start, part.stop)]
         self._coords = coords
         self._config = config
         self._device = device or torch.device("cpu")
@@ -82,10 +86,10 @@ class PatchStream:
 
     def __len__(self) -> int:
         """Number of chunks."""
-        return -(-len(self._coords) // self._config.batch)
+        return -(-len(self._rows_N) // self._config.batch)
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks(np.arange(len(self._coords)), self._config.batch)
+        return self._chunks(self._rows_N, self._config.batch)
 
     def read(self, ids_n: Tensor) -> Chunk:
         """The patches with these grid ids, in the order given, as one chunk.

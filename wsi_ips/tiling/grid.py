@@ -5,7 +5,7 @@ would move the patch at the far corner of a large slide by hundreds of pixels, s
 each by itself.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Self
 
@@ -104,11 +104,6 @@ class PatchCoords:
 
     def __len__(self) -> int:
         return len(self.ids_N)
-
-    def part(self, rows: range) -> Self:
-        """These patches of the slide alone, by where they stand in ``ids_N``."""
-        cut = slice(rows.start, rows.stop, rows.step)
-        return replace(self, ids_N=self.ids_N[cut], l0_xy_N2=self.l0_xy_N2[cut], tissue_N=self.tissue_N[cut])
 
     def rows(self, ids_n: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the patches with these grid ids stand in ``ids_N``.
