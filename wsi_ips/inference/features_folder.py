@@ -1,22 +1,14 @@
 """The folder of stored features: where things lie, by whose settings, and who writes into it now."""
 
-import json
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.files import PARTIAL, whole_file
+from wsi_ips.errors import ConfigError
+from wsi_ips.held_folder import describe, held, read_description
 from wsi_ips.tiling.coords import Layout
-from wsi_ips.versions import versions
-
-LARGEST_DESCRIPTION_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,68 +67,27 @@ class FeaturesFolder:
         ``settings``: those that decide over what is written, as JSON. Raises :class:`ConfigError` where it was
         filled by others, :class:`ResultsError` while another process holds it; a process that died holds nothing.
         """
-        there = self.root.exists()
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ResultsError(
-                self.root, "another run is writing into it", "wait for it, or write elsewhere"
-            ) from None
-        try:
+        below = {self._files, self._tensors, self.root} - {self.root}
+        results = str(self._files.relative_to(self.root) / "*.h5")
+        with held(self.root, below=below, undo=(self.table, self.description), results=results):
             if different := self._difference(settings):
                 raise ConfigError(
                     f"{self.root} holds features by other settings ({different}); write elsewhere, or remove it"
                 )
-            self._sweep()
-            self._describe(settings)
+            describe(self.description, "features", settings=dict(settings))
             yield
-        except BaseException:
-            if not there and not any(self._files.glob("*.h5")):
-                self._leave_nothing()
-            raise
-        finally:
-            lock.release()
-
-    def _describe(self, settings: Mapping[str, Any]) -> None:
-        description = {
-            "command": "features",
-            "settings": dict(settings),
-            "versions": versions(),
-            "host": platform.node(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        with whole_file(self.description) as partial:
-            partial.write_text(json.dumps(description, indent=2) + "\n")
-
-    def _sweep(self) -> None:
-        """Remove what killed writers left unfinished: the lock says that nobody writes now."""
-        for folder in {self.root, self._files, self._tensors}:
-            for path in folder.glob(PARTIAL):
-                path.unlink(missing_ok=True)
-
-    def _leave_nothing(self) -> None:
-        """A run that ended before its first slide was done takes its new folder with it."""
-        for path in (self.table, self.description, self.root / ".lock"):
-            path.unlink(missing_ok=True)
-        for folder in (self._tensors, self._files, self.root, self.out):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
 
     def _difference(self, settings: Mapping[str, Any]) -> str:
         """What sets the settings that are there apart from these, in words; empty if nothing does."""
         if not self.description.is_file():
             return ""
         try:
-            if self.description.stat().st_size > LARGEST_DESCRIPTION_BYTES:
-                raise ValueError("too large")
-            theirs = json.loads(self.description.read_text(encoding="utf-8"))["settings"]
+            theirs = read_description(self.description)["settings"]
             before, here = _flat(theirs), _flat(settings)
             for name in [*here, *(before.keys() - here.keys())]:
                 if before.get(name) != here.get(name):
                     return f"{name} {before.get(name)} there, {here.get(name)} here"
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return "its run.json cannot be read"
         return ""
 

@@ -1,0 +1,79 @@
+"""A folder that one run at a time writes into, and the ``run.json`` that says which."""
+
+import json
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from wsi_ips.errors import ResultsError
+from wsi_ips.files import PARTIAL, whole_file
+from wsi_ips.versions import versions
+
+LARGEST_DESCRIPTION_BYTES = 10_000_000
+
+
+@contextmanager
+def held(root: Path, *, below: Iterable[Path], undo: Iterable[Path], results: str) -> Iterator[None]:
+    """Hold ``root`` (made where it is not there) for the time of the ``with`` block.
+
+    What killed writers left unfinished in it and in the folders ``below`` is removed first. A block that fails
+    in a folder that was new, before any file matches the glob ``results``, takes ``undo`` (files of the run's
+    own) and every empty folder along. Raises :class:`ResultsError` while another process holds the folder; a
+    process that died holds nothing.
+    """
+    there = root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ResultsError(
+            root, "another run is writing into it", "wait for it, or write elsewhere"
+        ) from None
+    folders = [*below, root]
+    try:
+        for folder in folders:
+            for path in folder.glob(PARTIAL):
+                path.unlink(missing_ok=True)
+        yield
+    except BaseException:
+        if not there and not any(root.glob(results)):
+            for path in (*undo, root / ".lock"):
+                path.unlink(missing_ok=True)
+            for folder in folders:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
+    finally:
+        lock.release()
+
+
+def describe(path: Path, command: str, **content: Any) -> None:
+    """Write ``run.json``: ``content``, with the versions, where and since when."""
+    description = {
+        "command": command,
+        **content,
+        "versions": versions(),
+        "host": platform.node(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_description(path: Path) -> Mapping[str, Any]:
+    """What :func:`describe` wrote. Raises ``ValueError`` for anything else."""
+    if path.stat().st_size > LARGEST_DESCRIPTION_BYTES:
+        raise ValueError("too large")
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("too deep") from None
+    if not isinstance(held, dict):
+        raise ValueError("no description of a run")
+    return held
