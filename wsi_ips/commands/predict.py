@@ -22,7 +22,7 @@ from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.inference.worker import WorkerSetup
-from wsi_ips.location import locate
+from wsi_ips.location import Location, locate
 from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
@@ -44,7 +44,8 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         raise ConfigError(f"{job.checkpoint}: reads stored features, not slides; give them with --features")
     if job.batch.shard_patches is not None and pipeline.selection.rule != "global":
         raise ConfigError("batch.shard_patches needs a checkpoint with selection.rule: global")
-    jobs = _slide_jobs(job)
+    assert job.slides is not None  # the job sees to it
+    jobs = _slide_jobs(job, job.slides)
     case_of = read_case_table(job.cases, [slide.slide_id for slide in jobs]) if job.cases else None
     run = RunFolder(job.out)
     setup = WorkerSetup(
@@ -65,7 +66,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         tables = RunTables(run, jobs, tasks=pipeline.model.tasks)
         left = tables.take_found(jobs, setup.recorder())
         # A slide given by itself is all there is to do: its error is the command's.
-        alone = len(jobs) == 1 and isinstance(job.slides, Path) and not job.slides.is_dir()
+        alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
         batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
         _label(left, setup, tables, batch, progress)
         tables.close()
@@ -87,14 +88,17 @@ def _given_patches(folder: Path | None, pipeline: PipelineConfig) -> StoredPatch
     return stored_patches(folder, pipeline.tiling, raster=pipeline.model.attention.positions == "raster")
 
 
-def _slide_jobs(job: PredictJob) -> list[SlideJob]:
+def _slide_jobs(job: PredictJob, slides: Location) -> list[SlideJob]:
     """Absolute, so that workers elsewhere, and commands started elsewhere, find the slides."""
-    assert job.slides is not None  # the job sees to it
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
     return [
-        SlideJob(slide_id, path.absolute() if isinstance(path, Path) else path, slide_mpp(slide_id))
-        for slide_id, path in slides_by_id(job.slides).items()
+        SlideJob(slide_id, _absolute(path), slide_mpp(slide_id))
+        for slide_id, path in slides_by_id(slides).items()
     ]
+
+
+def _absolute(where: Location) -> Location:
+    return where.absolute() if isinstance(where, Path) else where
 
 
 def _label(

@@ -3,7 +3,7 @@
 Never more tasks in flight than there are workers, so that nothing waits on a worker and a worker that joins
 late has something to do. The slides' results are written by the workers; what travels is one line a slide. A
 slide whose worker dies is begun again by another one, as often as the cluster allows (``BatchConfig.retries`` for
-workers of our own). The only module that imports dask.
+workers of our own). This module and :mod:`wsi_ips.inference.cluster` alone import dask.
 """
 
 import os
