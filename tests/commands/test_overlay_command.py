@@ -1,5 +1,7 @@
 """``wsi-ips overlay``: every choice reaches the picture, the recipe says the same, what cannot be is one line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,9 @@ def test_a_scale_that_one_slide_lacks_costs_that_slide_only(
         line for stem in stems for line in said.out.splitlines() if line.startswith(f"failed: {stem}: ")
     ]
     assert "cannot go from 2" in said.out
+
+
+def test_drawing_loads_no_torch() -> None:
+    """Half a gigabyte of memory, and seconds, for pictures that need no model."""
+    code = "import sys, wsi_ips.commands.overlay, wsi_ips.commands.export; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

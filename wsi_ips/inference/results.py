@@ -25,7 +25,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
@@ -35,9 +35,11 @@ from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError
 from wsi_ips.hdf5 import plain_dataset, whole_hdf5
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
+
+if TYPE_CHECKING:  # who draws stored attention does not load torch: half a gigabyte
+    from wsi_ips.selection.slide_reading import SlideReading
 
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
@@ -90,7 +92,7 @@ class SlideResult:
     @classmethod
     def of(
         cls,
-        reading: SlideReading,
+        reading: "SlideReading",
         coords: PatchCoords,
         *,
         tasks: Sequence[TaskConfig],
@@ -131,7 +133,7 @@ class SlideResult:
             raise ValueError(f"{len(self.kept_emb_MD)} embeddings of {len(self.kept_ids_M)} kept patches")
 
 
-def named_probabilities(reading: SlideReading, tasks: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
+def named_probabilities(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
     """What the network says of a slide, by task and class."""
     return {
         task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))

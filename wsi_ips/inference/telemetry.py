@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-import torch
-
 from wsi_ips.streaming.telemetry import StreamTelemetry
 
 IN_THREADS = ("read_s", "decode_s", "assemble_s", "resample_s")
@@ -62,7 +60,7 @@ class SlideTelemetry:
             tiles_decoded=stream.tiles_decoded,
             tile_uses=stream.tile_uses,
             peak_rss_mb=_peak_rss_mb(),
-            peak_vram_mb=torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
+            peak_vram_mb=_peak_vram_mb(),
         )
 
     @classmethod
@@ -123,6 +121,13 @@ class SlideTelemetry:
         )
         lines.append(f"slowest: {slowest.removesuffix('_s')}")
         return lines
+
+
+def _peak_vram_mb() -> float:
+    # Whoever used a GPU has torch loaded, and this module is read by many who need none.
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
 
 
 def _peak_rss_mb() -> float:
