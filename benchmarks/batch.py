@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDE_PX = 2900
+SIDE_PX = 2100
 MODEL = {
     "tiling": {"patch_px": 224, "patch_mpp": 0.5, "min_tissue": 0.05},
     "selection": {"rule": "global", "m": 16, "i": 16},
