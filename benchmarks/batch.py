@@ -2,10 +2,11 @@
 
     python benchmarks/batch.py [--json] [--slides 64] [--kills 20] [--gigapixel SLIDE.tif] [--out DIR]
 
-Draws slides, and runs ``wsi-ips predict`` over them as a user would: once in one process with one thread, once
-with two workers of one thread each, both from start to end, imports and cluster included. Then a smaller folder is
-predicted again and again, killed with SIGKILL at random moments and started again, until it is done. With
---gigapixel, what the overlay of that slide takes (benchmarks/overlay.py) is measured too.
+Draws slides, and runs ``wsi-ips predict`` over them as a user would, from start to end, imports and cluster
+included: in one process with one thread; in two such processes at once, with half of the slides each (the best
+that two ways can be on this machine: they share its memory); with two workers of one thread each. Then a smaller
+folder is predicted again and again, killed with SIGKILL at random moments and started again, until it is done.
+With --gigapixel, what the overlay of that slide takes (benchmarks/overlay.py) is measured too.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDE_PX = 2100
+SIDE_PX = 1700
 MODEL = {
     "tiling": {"patch_px": 224, "patch_mpp": 0.5, "min_tissue": 0.05},
     "selection": {"rule": "global", "m": 16, "i": 16},
@@ -93,24 +94,52 @@ def checkpoint(path: Path, model: dict[str, Any]) -> Path:
 
 
 def overhead(slides: list[Path], folder: Path) -> dict[str, float]:
-    """Two workers against half of what one process takes."""
+    """Two workers against the same slides dealt out to two plain processes, and against half of one process."""
     model = checkpoint(folder / "model.safetensors", MODEL)
-    seconds = {}
-    for name, workers in (("loop", ()), ("batch", ("--workers", "2"))):
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        out = folder / name
-        shutil.rmtree(out, ignore_errors=True)
-        started = time.perf_counter()
-        if predict(slides[0].parent, model, out, *workers).wait():
-            sys.exit(f"{name}: predict failed")
-        seconds[name] = time.perf_counter() - started
+    halves = [linked(folder / f"half_{half}", slides[half::2]) for half in (0, 1)]
+    print("one process ...", file=sys.stderr, flush=True)
+    (loop,) = timed([predict(slides[0].parent, model, fresh(folder / "loop"))])
+    print("two processes, half of the slides each ...", file=sys.stderr, flush=True)
+    split = timed([predict(half, model, fresh(folder / f"{half.name}_run")) for half in halves])
+    print("two workers ...", file=sys.stderr, flush=True)
+    (batch,) = timed([predict(slides[0].parent, model, fresh(folder / "batch"), "--workers", "2")])
     if contents(folder / "loop") != contents(folder / "batch"):
         sys.exit("two workers wrote something else than one process")
+    # Halves that take differently long are no fault of the split: their mean is what an even one would take.
+    ideal = sum(split) / 2
     return {
-        "loop_seconds": seconds["loop"],
-        "batch_seconds": seconds["batch"],
-        "dask_overhead": seconds["batch"] / (seconds["loop"] / 2),
+        "loop_seconds": loop,
+        "split_seconds": ideal,
+        "batch_seconds": batch,
+        "dask_overhead": batch / ideal,
+        "batch_over_half_loop": batch / (loop / 2),
     }
+
+
+def linked(folder: Path, slides: list[Path]) -> Path:
+    fresh(folder).mkdir()
+    for slide in slides:
+        (folder / slide.name).symlink_to(slide)
+    return folder
+
+
+def fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def timed(processes: "list[subprocess.Popen[bytes]]") -> list[float]:
+    """How long each of them, just started, runs. Ends this one where one fails."""
+    started = time.perf_counter()
+    seconds: dict[int, float] = {}
+    while len(seconds) < len(processes):
+        for process in processes:
+            if process.pid not in seconds and process.poll() is not None:
+                seconds[process.pid] = time.perf_counter() - started
+        time.sleep(0.01)
+    if any(process.returncode for process in processes):
+        sys.exit("predict failed")
+    return [seconds[process.pid] for process in processes]
 
 
 def predict(slides: Path, model: Path, out: Path, *options: str) -> "subprocess.Popen[bytes]":
@@ -142,15 +171,10 @@ def resumed(slides: list[Path], folder: Path, *, kills: int, seed: int) -> dict[
     ways: list[tuple[str, ...]] = [(), ("--workers", "2")]
     whole, lasts = folder / "undisturbed", {}
     for way in ways:
-        shutil.rmtree(whole, ignore_errors=True)
-        started = time.perf_counter()
-        if predict(few, model, whole, *way).wait():
-            sys.exit("predict failed")
-        lasts[way] = time.perf_counter() - started
+        (lasts[way],) = timed([predict(few, model, fresh(whole), *way)])
     moments, killed, identical, runs = random.Random(seed), 0, True, 0
     while killed < kills:
-        out = folder / f"killed_{runs}"
-        shutil.rmtree(out, ignore_errors=True)
+        out = fresh(folder / f"killed_{runs}")
         way = ways[runs % 2]
         while killed < kills and killed_at(predict(few, model, out, *way), moments.uniform(0, lasts[way])):
             killed += 1
