@@ -112,6 +112,11 @@ def test_slides_of_another_size_are_refused_even_where_none_is_needed(
     assert said.code == 3
     assert "is 768x512 pixels, but" in said.out
     assert [path.name for path in (run / "exports" / "ome-tiff").iterdir()] == [f"{second}.ome.tif"]
+    (folder / f"{first}.tif").unlink()
+    said = console("export", run, "--format", "asap", "--slides", folder)
+    assert said.code == 3
+    assert "is of a slide that is not in" in said.out
+    assert "1 asap exports" in said.out
 
 
 def test_a_broken_result_costs_itself(console: Console, run: Path) -> None:

@@ -258,6 +258,18 @@ def test_wrong_input_is_one_line(
         assert "another run" in console("features", slide, *ENCODER, *PATCHES, "--out", out).complaint
 
 
+def test_a_disk_without_room_is_said_before_hdf5_dies_of_it(
+    console: Console, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr("wsi_ips.inference.feature_export.shutil.disk_usage", lambda _: full)
+    said = console("features", small_data.slides, *ENCODER, *PATCHES, "--out", tmp_path / "f")
+    assert said.code == 3
+    assert said.out.count("no space left on device where the results are written") == 6
+    assert "failed: train_000_normal: no space" in said.out
+    assert not [*(tmp_path / "f").rglob("*.h5")]
+
+
 def test_features_that_are_not_finite_fail_the_slide(
     console: Console, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,11 @@ THREE = [
     PredictionRow(
         slide_id=name,
         status="ok",
-        probabilities={"label": {"normal": 1 - p, "tumor": p}, "age": {"years": 100 * p, "sd": 1.0}},
+        # One class's rounding need not be the other's.
+        probabilities={
+            "label": {"normal": 0.4999 if name == "b1" else 1 - p, "tumor": p},
+            "age": {"years": 100 * p, "sd": 1.0},
+        },
         n_patches=1,
     )
     for name, p in (("a1", 0.25), ("a2", 0.75), ("b1", 0.5))
@@ -37,6 +41,7 @@ def test_a_patient_is_the_pool_of_the_slides_that_were_labelled(
     assert float(cases["a"]["prob_age_years"]) == 50, "numbers are averaged"
     assert cases["a"]["pred_label"] == ("normal" if pool == "mean" else "tumor")
     assert (cases["a"]["n_slides"], cases["a"]["n_failed"]) == ("2", "1")
+    assert float(cases["b"]["prob_label_normal"]) == 0.4999, "one slide's numbers are left as they are"
     assert (cases["c"]["prob_label_tumor"], cases["c"]["n_slides"]) == ("", "0")
 
 

@@ -11,16 +11,19 @@ import pytest
 import torch
 
 from tests.conftest import SmallData
-from wsi_ips.config import StreamingConfig
+from wsi_ips.config import StreamingConfig, TaskConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.inference.in_turn import predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
+from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, claimed
+from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_table import read_slide_table
-from wsi_ips.inference.slide_work import SlideJob
+from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
+from wsi_ips.units import Mpp
 
 SHA256 = "c" * 64
 SETTINGS = {"slide_mpp": None, "mpp_csv": None, "device": "cpu"}
@@ -45,7 +48,7 @@ def draw(result: SlideResult, path: Path) -> None:
 
 def hold(
     folder: Path, *, sha256: str = SHA256, force: bool = False, **settings: object
-) -> AbstractContextManager[None]:
+) -> AbstractContextManager[str]:
     return claimed(
         RunFolder(folder),
         config={**SETTINGS, **settings},
@@ -160,3 +163,40 @@ def test_a_folder_in_use_is_refused_and_a_dead_process_holds_nothing(tmp_path: P
         other.join()
     with hold(tmp_path):
         pass
+
+
+def test_a_worker_that_outlives_its_run_touches_nothing_of_the_next(
+    predictor: Predictor, jobs: list[SlideJob], tmp_path: Path
+) -> None:
+    """One that another machine's scheduler still keeps busy: the lock is the new run's by then."""
+    run, job = RunFolder(tmp_path), jobs[0]
+    result = predictor.read(predictor.prepare(job.path, slide_id=job.slide_id))
+    with hold(tmp_path) as start:
+        first = SlideRecorder(run, checkpoint=SHA256, start=start)
+        assert first.write(job, result).row.status == "ok"
+    run.cases.touch()
+    with hold(tmp_path) as start:
+        assert not run.cases.exists(), "an earlier start's patients do not lie beside newer predictions"
+        written = run.attention(job.slide_id).stat().st_mtime_ns
+        with pytest.raises(ResultsError, match="another run's by now"):
+            first.write(job, result)
+        assert first.failed(job, OSError("late")).row.status == "failed"
+        assert run.attention(job.slide_id).stat().st_mtime_ns == written
+        second = SlideRecorder(run, checkpoint=SHA256, start=start)
+        assert second.found(job) is not None
+        assert second.found(SlideJob(job.slide_id, job.path, Mpp(0.9))) is None, "read at another resolution"
+
+
+def test_a_run_that_stops_early_leaves_nobody_running(jobs: list[SlideJob], tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    tables = RunTables(run, jobs, tasks=[TaskConfig()])
+    tables.begun(jobs[0].slide_id, worker="w")
+    tables.begun(jobs[1].slide_id, worker="w")
+    tables.add(Done(PredictionRow.failed(jobs[1].slide_id, "gone")))
+    tables.give_up()
+    rows = [*read_slide_table(run.slides).values()]
+    assert [row.status for row in rows] == ["waiting", "failed", "waiting"]
+    assert [row.attempts for row in rows] == [1, 1, 0]
+    later = RunTables(run, jobs, tasks=[TaskConfig()])
+    later.close()
+    assert [row.error for row in read_slide_table(run.slides).values()] == ["", "", ""]

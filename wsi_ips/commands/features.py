@@ -83,10 +83,10 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
             try:
                 row = _store_one(slide, job, export, find, progress)
             except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
-                folder.forget(slide_id)
                 if path == job.slides:
                     raise
-                row = _Row(slide_id, None, "failed", reason(slide, error))
+                why = reason(slide, error)
+                row = _Row(slide_id, None, "failed", why if slide_id in why else f"{slide_id}: {why}")
             rows.append(row)
             _write_table(folder.table, rows)
             advance(f"{slide_id}: {row.status}")
@@ -104,6 +104,7 @@ def _store_one(
     slide_id = slide_job.slide_id
     if (n_patches := export.done(slide_id, slide_job.path)) is not None:
         return _Row(slide_id, n_patches, "ok")
+    export.folder.forget(slide_id)
     with open_slide(slide_job.path) as slide:
         coords = find(slide, slide_id=slide_id, mpp=slide_job.mpp)
         stream = PatchStream(slide, coords, config=job.streaming, device=pick_device(job.device))

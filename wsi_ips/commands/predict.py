@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,7 +63,10 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     )
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
-    with claimed(run, config=config, checkpoint=job.checkpoint, sha256=setup.sha256, force=job.force):
+    with claimed(
+        run, config=config, checkpoint=job.checkpoint, sha256=setup.sha256, force=job.force
+    ) as start:
+        setup = replace(setup, start=start)
         tables = RunTables(run, jobs, tasks=pipeline.model.tasks)
         left = tables.take_found(jobs, setup.recorder())
         # A slide given by itself is all there is to do: its error is the command's.
@@ -147,7 +151,9 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     case_of = read_case_table(job.cases, list(paths)) if job.cases else None
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
     with claimed(run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force):
-        tables, unplaced = predict_features(paths, predictor, run, progress=progress)
+        tables, unplaced = predict_features(
+            paths, predictor, run, on_error=job.batch.on_error, progress=progress
+        )
         if case_of is not None:
             write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
     note = (

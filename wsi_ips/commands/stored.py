@@ -35,14 +35,18 @@ def of_every_result(
         for path in stored:
             try:
                 result = read_result(path)
-                at = elsewhere.get(result.coords.slide_id) or locate(result.slide_path)
+                at = elsewhere.get(result.coords.slide_id) if job.slides else locate(result.slide_path)
+                if at is None:
+                    raise ResultsError(
+                        path, f"is of a slide that is not in {job.slides}", "leave --slides out"
+                    )
                 write(path.stem, result, at)
             except ConfigError as error:  # names no file: a scale or threshold that this slide's values lack
                 failures.append(f"{path.stem}: {error}")
             except WsiIpsError as error:
                 failures.append(str(error))
             except OSError as error:  # a full disk, a place that may not be written to
-                failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror}")
+                failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror or error}")
             advance(path.stem)
     return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done}")
 

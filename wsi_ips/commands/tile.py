@@ -34,6 +34,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     with progress("Tiling", total=len(slides)) as advance:
         for slide_id, path in slides.items():
             try:
+                _forget(job, slide_id)
                 rows.append((slide_id, _tile_one(job, slide_id, path, slide_mpp), "ok", ""))
             except WsiIpsError as error:
                 if path == job.slides:
@@ -54,6 +55,16 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     )
 
 
+def _coords_path(job: TileJob, slide_id: str) -> Path:
+    return job.out / "patches" / (f"{slide_id}.h5" if job.layout == "clam" else f"{slide_id}_patches.h5")
+
+
+def _forget(job: TileJob, slide_id: str) -> None:
+    """No coordinates of an earlier run beside a failure of this one: ``--from-coords`` would believe them."""
+    _coords_path(job, slide_id).unlink(missing_ok=True)
+    (job.out / "contours_geojson" / f"{slide_id}.geojson").unlink(missing_ok=True)
+
+
 def _tile_one(job: TileJob, slide_id: str, path: Location, slide_mpp: SlideMpp) -> int:
     with open_slide(path) as slide:
         mpp, info = slide_mpp(slide_id), slide.info
@@ -61,8 +72,7 @@ def _tile_one(job: TileJob, slide_id: str, path: Location, slide_mpp: SlideMpp) 
         coords, mask = tile_slide(slide, job.tiling, slide_id=slide_id, mpp=mpp, mask=given)
     if not len(coords):
         raise NoTissue(path)
-    name = f"{slide_id}.h5" if job.layout == "clam" else f"{slide_id}_patches.h5"
-    write_coords(job.out / "patches" / name, coords, layout=job.layout, info=info)
+    write_coords(_coords_path(job, slide_id), coords, layout=job.layout, info=info)
     if given is None:
         write_geojson(job.out / "contours_geojson" / f"{slide_id}.geojson", tissue_contours(mask))
     return len(coords)

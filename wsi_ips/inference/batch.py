@@ -7,6 +7,7 @@ workers of our own). This module and :mod:`wsi_ips.inference.cluster` alone impo
 """
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -71,8 +72,10 @@ class _Hands(WorkerPlugin):
         self.slides: SlideWorker
 
     def setup(self, worker: Worker) -> None:
-        name = str(worker.name)
-        self.slides = SlideWorker(self._setup, int(name) if name.isdigit() else 0)
+        number = re.search(
+            r"[0-9]+$", str(worker.name)
+        )  # 3, or of "dask worker --nworkers 4 --name gpu": gpu-3
+        self.slides = SlideWorker(self._setup, int(number[0]) if number else 0)
 
     def __getstate__(self) -> WorkerSetup:
         return self._setup
@@ -128,6 +131,7 @@ class _Desk:
         self._cut: dict[str, _CutSlide] = {}
         self._suspects: deque[SlideJob] = deque()
         self._suspected: set[str] = set()
+        self._ending = False
 
     @contextmanager
     def open(self) -> Iterator["_Desk"]:
@@ -160,11 +164,17 @@ class _Desk:
                 advance(f"{done.row.slide_id}: {done.row.status}")
                 if done.error is not None and on_error == "stop" and failure is None:
                     failure = done.error
-                    self._waiting.clear()
-                    self._suspects.clear()
+                    self._begin_no_more()
         self._note_begun()
         if failure is not None:
+            self._tables.give_up()
             raise failure
+
+    def _begin_no_more(self) -> None:
+        """Slides that are being scored in parts are ended, no other is begun."""
+        self._ending = True
+        self._suspects.clear()
+        self._waiting = deque(item for item in self._waiting if item[0].kind != "label")
 
     def _hand_out(self) -> None:
         """An order for every worker that has none; last of all the suspects, each when nobody else is at work."""
@@ -204,6 +214,8 @@ class _Desk:
         if slide_id in self._cut and order.kind == "score":
             return self._take_part(future, order, result)
         if isinstance(result, Cut):
+            if self._ending:
+                return None
             self._cut[slide_id] = _CutSlide(len(result.parts))
             self._waiting.extendleft(
                 (_Order(order.job, "score", part), []) for part in reversed(result.parts)
@@ -237,7 +249,8 @@ class _Desk:
         self._drop_parts(job.slide_id)
         if job.slide_id not in self._suspected:
             self._suspected.add(job.slide_id)
-            self._suspects.append(job)
+            if not self._ending:
+                self._suspects.append(job)
             return None
         why = f"{deaths} workers in turn died of it alone; was it memory? see the workers' logs"
         self._setup.run.forget(job.slide_id)

@@ -73,5 +73,7 @@ def write_cases(
 
 
 def _pooled(task: TaskConfig, rows: Sequence[PredictionRow], pool: Pooling) -> dict[str, float]:
+    if len(rows) == 1:
+        return dict(rows[0].probabilities[task.name])
     output_NC = np.array([[row.probabilities[task.name][name] for name in task.classes] for row in rows])
     return dict(zip(task.classes, pool_outputs(kind_of(task), output_NC, pool).tolist(), strict=True))

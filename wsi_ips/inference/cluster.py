@@ -9,6 +9,7 @@ from distributed import Client, LocalCluster
 
 from wsi_ips.config import BatchConfig
 from wsi_ips.errors import ClusterError
+from wsi_ips.inference.worker import check_versions
 from wsi_ips.versions import versions
 
 ANSWERS_S = 10.0
@@ -81,10 +82,5 @@ def _check_workers(client: Client) -> None:
         theirs = client.run(versions)
     except ModuleNotFoundError as error:
         raise ClusterError(f"a worker has no wsi_ips ({error}); install the same version there") from None
-    ours = versions()
     for address, found in theirs.items():
-        for name in ("wsi_ips", "torch"):
-            if found[name] != ours[name]:
-                raise ClusterError(
-                    f"worker {address} has {name} {found[name]}, here is {ours[name]}; install the same there"
-                )
+        check_versions(found, versions(), where=address)

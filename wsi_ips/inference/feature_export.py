@@ -3,6 +3,9 @@
 Shape suffixes: N patches of a slide, n of a chunk, C width of a feature.
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from wsi_ips.tiling.grid import PatchCoords
 CHUNK_ROWS = 32
 """CLAM's; a file's block is what HDF5 holds in memory."""
 BLOCK_ROWS = 4096
+COORDS_BYTES, SPARE_BYTES = 32, 2**20
 SLIDE_PATH = "wsi_ips_slide_path"
 
 
@@ -72,7 +76,9 @@ class FeatureExport:
         """
         if self.folder.layout == "trident":
             _share_coords(self.folder.patches(coords.slide_id), coords, info)
-        with whole_file(self.folder.features(coords.slide_id)) as partial, h5py.File(partial, "w") as file:
+        path = self.folder.features(coords.slide_id)
+        self._check_room(path.parent, len(coords))
+        with whole_file(path) as partial, h5py.File(partial, "w") as file:
             file.attrs[SLIDE_PATH] = str(info.path)
             features = file.create_dataset(
                 "features",
@@ -95,6 +101,14 @@ class FeatureExport:
                     first += len(features_nC)
                     advance()
         self._write_tensor(coords.slide_id, again=True)
+
+    def _check_room(self, folder: Path, n_patches: int) -> None:
+        """Raises ``OSError`` where the disk has not room enough. HDF5 does not survive a disk that runs full under
+        it, and these files are too large to be made in memory."""
+        folder.mkdir(parents=True, exist_ok=True)
+        bytes_each = self.width * (2 if self.half else 4) * (2 if self.folder.layout == "clam" else 1)
+        if shutil.disk_usage(folder).free < n_patches * (bytes_each + COORDS_BYTES) + SPARE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
     @torch.no_grad()
     def _encoded(self, stream: PatchStream) -> Iterator[NDArray[np.floating]]:

@@ -5,18 +5,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
-from wsi_ips.errors import ConfigError, FeaturesError, WsiIpsError
+from wsi_ips.errors import ConfigError, FeaturesError
 from wsi_ips.hdf5 import whole_hdf5
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, named_probabilities, write_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_work import Done, SlideJob
+from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.progress import Progress, silent
@@ -80,28 +81,36 @@ class FeaturePredictor:
 
 
 def predict_features(
-    paths: Mapping[str, Path], predictor: FeaturePredictor, run: RunFolder, *, progress: Progress = silent
+    paths: Mapping[str, Path],
+    predictor: FeaturePredictor,
+    run: RunFolder,
+    *,
+    on_error: Literal["report", "stop"] = "report",
+    progress: Progress = silent,
 ) -> tuple[RunTables, list[str]]:
-    """Label every slide of {slide_id: features file}; a bad file becomes a row with its reason.
+    """Label every slide of {slide_id: features file}; a bad file becomes a row with its reason, or with ``stop``
+    ends the run. It is seconds of work: a run that is started again does all of it.
 
     Also gives the ids of the slides whose files do not say how large their patches are. The tables are written
     after every slide, so that a killed run leaves whole files.
     """
     unplaced: list[str] = []
     jobs = [SlideJob(slide_id, path) for slide_id, path in paths.items()]
+    recorder = SlideRecorder(run, checkpoint=predictor.checkpoint)
     tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
     with progress("Predicting", total=len(jobs)) as advance:
-        for slide_id, path in paths.items():
-            tables.begun(slide_id)
+        for job in jobs:
+            tables.begun(job.slide_id)
             try:
-                done, placed = predictor.predict(slide_id, path, run)
+                done, placed = predictor.predict(job.slide_id, paths[job.slide_id], run)
                 if not placed:
-                    unplaced.append(slide_id)
-            except WsiIpsError as error:
-                run.forget(slide_id)
-                done = Done(PredictionRow.failed(slide_id, str(error)), error=error)
+                    unplaced.append(job.slide_id)
+            except Exception as error:  # noqa: BLE001 - whatever a file holds is its slide's failure
+                done = recorder.failed(job, error)
             tables.add(done)
-            advance(f"{slide_id}: {done.row.status}")
+            if done.error is not None and on_error == "stop":
+                raise done.error
+            advance(f"{job.slide_id}: {done.row.status}")
     tables.close()
     return tables, unplaced
 

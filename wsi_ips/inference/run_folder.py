@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.held_folder import describe, held, read_description
@@ -42,6 +43,14 @@ class RunFolder:
     def overlay(self, slide_id: str) -> Path:
         return self.root / "overlays" / f"{slide_id}.png"
 
+    def is_of(self, start: str) -> bool:
+        """Whether the folder is (still) this start's. A worker elsewhere may outlive the run that sent it a slide,
+        and the lock is held by others then."""
+        try:
+            return read_description(self.description).get("start") == start
+        except (OSError, ValueError):
+            return False
+
     def forget(self, slide_id: str) -> None:
         """Remove what an earlier run left of this slide: no old picture beside a new failure."""
         for path in (self.attention(slide_id), self.overlay(slide_id)):
@@ -51,8 +60,10 @@ class RunFolder:
 @contextmanager
 def claimed(
     run: RunFolder, *, config: Mapping[str, Any], checkpoint: Path, sha256: str, force: bool = False
-) -> Iterator[None]:
+) -> Iterator[str]:
     """Hold the folder for the time of the ``with`` block, with a ``run.json`` that says what is run.
+
+    Gives this start's id: see :meth:`RunFolder.is_of`.
 
     A run of the same checkpoint and settings that was there before is gone on with. Raises
     :class:`ConfigError` where there was another one (``force`` removes what it wrote), :class:`ResultsError`
@@ -69,14 +80,18 @@ def claimed(
             )
         if different:
             _clear(run)
-        describe_run(run, config=config, checkpoint=checkpoint, sha256=sha256)
-        yield
+        start = uuid4().hex
+        describe_run(run, config=config, checkpoint=checkpoint, sha256=sha256, start=start)
+        run.cases.unlink(missing_ok=True)  # of an earlier start: it would lie beside newer predictions
+        yield start
 
 
-def describe_run(run: RunFolder, *, config: Mapping[str, Any], checkpoint: Path, sha256: str) -> None:
+def describe_run(
+    run: RunFolder, *, config: Mapping[str, Any], checkpoint: Path, sha256: str, start: str = ""
+) -> None:
     """Write ``run.json``: what is run, with which checkpoint and versions, where and since when."""
     its_checkpoint = {"path": str(checkpoint), "sha256": sha256}
-    describe(run.description, "predict", config=config, checkpoint=its_checkpoint)
+    describe(run.description, "predict", config=config, checkpoint=its_checkpoint, start=start)
 
 
 def _difference(run: RunFolder, config: Mapping[str, Any], sha256: str) -> str:

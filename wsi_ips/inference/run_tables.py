@@ -1,6 +1,8 @@
 """The two tables of a run, kept up to date while slides are begun and done."""
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,9 +16,13 @@ from wsi_ips.inference.telemetry import SlideTelemetry
 
 logger = logging.getLogger(__name__)
 
+MANY = 500
+AT_MOST_EVERY_S = 1.0
+
 
 class RunTables:
-    """``predictions.csv`` and ``slides.csv``, written whole after every change, so that a killed run leaves both.
+    """``predictions.csv`` and ``slides.csv``, written whole after every change (of more than 500 slides, once a
+    second), so that a killed run leaves both.
 
     A table that cannot be written now (a full disk) is tried again with the next change: a slide that was
     labelled is not lost for it. Only :meth:`close` insists.
@@ -27,12 +33,13 @@ class RunTables:
         self._tasks = tasks
         self._predictions: dict[str, PredictionRow] = {}
         self._measured: list[SlideTelemetry] = []
+        self._written = -math.inf
         earlier = _earlier(run)
         self._slides: dict[str, SlideRow] = {}
         for job in jobs:
             fresh = SlideRow(slide_id=job.slide_id, path=str(job.path))
             self._slides[job.slide_id] = replace(
-                earlier.get(job.slide_id, fresh), path=fresh.path, status="waiting"
+                earlier.get(job.slide_id, fresh), path=fresh.path, status="waiting", error="", worker=""
             )
 
     @property
@@ -49,7 +56,7 @@ class RunTables:
         """Someone begins with a slide: another attempt."""
         row = self._slides[slide_id]
         if slide_id in self._predictions:  # told of late
-            self._slides[slide_id] = replace(row, attempts=row.attempts + 1)
+            self._slides[slide_id] = replace(row, attempts=row.attempts + 1, worker=worker)
             return
         self._slides[slide_id] = replace(
             row, status="running", attempts=row.attempts + 1, worker=worker, error=""
@@ -83,12 +90,23 @@ class RunTables:
         self._slides[slide_id] = row
         self._predictions[slide_id] = done.row
 
+    def give_up(self) -> None:
+        """The run ends early: what was begun and not done waits for the next start."""
+        for slide_id, row in self._slides.items():
+            if row.status == "running":
+                self._slides[slide_id] = replace(row, status="waiting")
+        self._write()
+
     def close(self) -> None:
         """Write both once more. Raises :class:`OSError` where that cannot be."""
         write_predictions(self._run.predictions, self.rows, tasks=self._tasks)
         write_slide_table(self._run.slides, list(self._slides.values()))
 
     def _write(self) -> None:
+        # Thousands of lines take a while to write: not for each of thousands of slides, twice.
+        if len(self._slides) > MANY and time.monotonic() - self._written < AT_MOST_EVERY_S:
+            return
+        self._written = time.monotonic()
         try:
             self.close()
         except OSError as error:

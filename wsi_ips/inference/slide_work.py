@@ -46,24 +46,34 @@ class SlideRecorder:
     """Writes what becomes of a run's slides, and finds what an earlier start wrote. Knows no network."""
 
     def __init__(
-        self, run: RunFolder, *, checkpoint: str, draw: Draw | None = None, embeddings: bool = False
+        self,
+        run: RunFolder,
+        *,
+        checkpoint: str,
+        draw: Draw | None = None,
+        embeddings: bool = False,
+        start: str | None = None,
     ) -> None:
         """``checkpoint``: its SHA-256. ``draw`` draws the overlays; ``embeddings`` of the kept patches are stored
-        with the attention."""
+        with the attention. ``start``: of the run; nothing is touched once the folder is another's."""
         self._run = run
         self._checkpoint = checkpoint
         self._draw = draw
         self._embeddings = embeddings
+        self._start = start
 
     def write(self, job: SlideJob, result: SlideResult) -> Done:
         """Store a new result, and draw it. Where the overlay cannot be drawn the label stands, and the row says
-        why."""
+        why. Raises :class:`ResultsError` where the folder is another run's by now."""
+        if not self._still_ours():
+            raise ResultsError(self._run.root, "is another run's by now", "what this worker found is dropped")
         write_result(self._run.attention(job.slide_id), result, embeddings=self._embeddings)
         return Done(self._row(job, result, redraw=True), result.telemetry)
 
     def failed(self, job: SlideJob, error: Exception) -> Done:
         """The slide's failure; what an earlier run left of it goes."""
-        self._run.forget(job.slide_id)
+        if self._still_ours():
+            self._run.forget(job.slide_id)
         why = reason(job, error)
         known = error if isinstance(error, WsiIpsError) else SlideFailed(f"{job.slide_id}: {why}")
         return Done(PredictionRow.failed(job.slide_id, why), error=known)
@@ -81,9 +91,14 @@ class SlideRecorder:
             return None
         if result.checkpoint != self._checkpoint or result.slide_path != str(job.path):
             return None
+        if job.mpp is not None and job.mpp != result.coords.slide_mpp:
+            return None
         if self._embeddings and result.kept_emb_MD is None:
             return None
         return Done(self._row(job, result, redraw=False))
+
+    def _still_ours(self) -> bool:
+        return self._start is None or self._run.is_of(self._start)
 
     def _row(self, job: SlideJob, result: SlideResult, *, redraw: bool) -> PredictionRow:
         complaints = []

@@ -1,23 +1,37 @@
 """What runs in a worker process: the network, loaded once, and the slides and parts of slides it is given."""
 
+import platform
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from wsi_ips.config import StreamingConfig
-from wsi_ips.errors import CheckpointError, ResultsError
+from wsi_ips.errors import CheckpointError, ClusterError, ResultsError
 from wsi_ips.inference.predict import Predictor, ScoredPart
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.tiling.find_patches import FindPatches
+from wsi_ips.versions import versions
 
 T = TypeVar("T")
+
+SAME = ("wsi_ips", "torch")
+"""Packages whose versions decide what a network says."""
+
+
+def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str], *, where: str) -> None:
+    """Raises :class:`ClusterError` for a worker that would give other results."""
+    for name in SAME:
+        if theirs[name] != ours[name]:
+            raise ClusterError(
+                f"worker {where} has {name} {theirs[name]}, here is {ours[name]}; install the same there"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +41,8 @@ class WorkerSetup:
 
     sha256: of the checkpoint. threads: CPU threads that compute and decode; None: as many as torch likes compute,
     and ``streaming.threads`` decode. shard_patches: slides of more patches are scored in parts.
-    find_patches: see :class:`Predictor`.
+    find_patches: see :class:`Predictor`. start: see :class:`SlideRecorder`. versions: those that the run began
+    with, which a worker that comes later has to have too.
     """
 
     checkpoint: Path
@@ -40,16 +55,25 @@ class WorkerSetup:
     draw: Draw | None = None
     embeddings: bool = False
     find_patches: FindPatches | None = None
+    start: str | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
 
     def recorder(self) -> SlideRecorder:
-        return SlideRecorder(self.run, checkpoint=self.sha256, draw=self.draw, embeddings=self.embeddings)
+        return SlideRecorder(
+            self.run,
+            checkpoint=self.sha256,
+            draw=self.draw,
+            embeddings=self.embeddings,
+            start=self.start,
+        )
 
     def load(self, place: int) -> SlideWork:
         """The network on this process's device. ``place``: its number among the workers of one machine.
 
         Raises :class:`CheckpointError` for a checkpoint that is not the one that was meant,
-        :class:`ResultsError` where the run's folder is not there.
+        :class:`ResultsError` where the run's folder is not there, :class:`ClusterError` for other versions.
         """
+        check_versions(versions(), self.versions, where=platform.node())
         if not self.run.description.is_file():
             raise ResultsError(
                 self.run.root, "is not there for a worker", "write to a folder that all workers share"

@@ -168,6 +168,14 @@ class PredictJob(_Resolution):
             raise ValueError("give slides, or a folder of features: one of them")
         if self.from_coords is not None and self.features is not None:
             raise ValueError("features have their own coordinates: from_coords goes with slides")
+        if self.features is not None:
+            batch = self.batch
+            if batch.workers or batch.scheduler or batch.shard_patches or self.embeddings:
+                raise ValueError(
+                    "workers, scheduler, shard_patches and embeddings go with slides, not features"
+                )
+            if self.slide_mpp is not None or self.mpp_csv is not None:
+                raise ValueError("features are read as they are: slide_mpp and mpp_csv go with slides")
         return self
 
 
@@ -234,7 +242,7 @@ class ExportJob(_HeatJob):
     format: Literal["ome-tiff", "ome-zarr", "geojson", "deepzoom", "sheet", "asap"]
     out: Path | None = None
     """None: ``exports/<format>/`` in ``run``."""
-    um_per_px: PositiveFloat | None = None
+    um_per_px: Annotated[FiniteFloat, Field(gt=0)] | None = None
     """µm a pixel; none: a pixel a patch, or as fine as overlaps need it."""
     side_px: PositiveInt | None = None
     """Longest side of the finest level; none: the slide's own."""

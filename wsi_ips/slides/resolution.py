@@ -37,6 +37,10 @@ def read_mpp_table(path: Path) -> dict[str, Mpp]:
     if not path.is_file():
         raise ManifestError(path, "does not exist", "--mpp-csv wants a CSV with the columns wsi,mpp")
     table: dict[str, Mpp] = {}
+    try:
+        path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ManifestError(path, "is not text in UTF-8", "save it as CSV in UTF-8") from None
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not {"wsi", "mpp"} <= set(rows.fieldnames or ()):
