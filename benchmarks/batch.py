@@ -175,9 +175,10 @@ def resumed(slides: list[Path], folder: Path, *, kills: int, seed: int) -> dict[
     moments, killed, identical, runs = random.Random(seed), 0, True, 0
     while killed < kills:
         out = fresh(folder / f"killed_{runs}")
-        way = ways[runs % 2]
+        way = ways[killed % 2]
         while killed < kills and killed_at(predict(few, model, out, *way), moments.uniform(0, lasts[way])):
             killed += 1
+            way = ways[killed % 2]
             print(f"killed {killed} times", file=sys.stderr, flush=True)
         if predict(few, model, out, *way).wait():
             sys.exit("a run that was killed did not go on")

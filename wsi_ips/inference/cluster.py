@@ -59,7 +59,13 @@ def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
         return
     workers = min(batch.workers or 1, slides)
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": batch.retries}),
+        dask.config.set(
+            {
+                "distributed.scheduler.allowed-failures": batch.retries,
+                # Its own has malloc hand memory back at every turn, which an encoder asks for again at the next.
+                "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1},
+            }
+        ),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
