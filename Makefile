@@ -17,11 +17,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/wsi-ips run pipelines/demo.yaml
 
+# Each process of the tests computes with one thread: two that share two cores with two threads each wait for
+# each other.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m ''
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,10 +1,13 @@
 """Whole files and folders only, or nothing."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from wsi_ips.files import whole_folder
+from wsi_ips.files import sweep, whole_file, whole_folder
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -60,3 +63,25 @@ def test_a_folder_that_cannot_be_put_in_place_keeps_the_earlier(
         fill(tmp_path / "a", "y")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def _killed_while_writing(folder: str) -> None:
+    with whole_file(Path(folder) / "a.csv") as file, whole_folder(Path(folder) / "b.zarr") as below:
+        file.touch()
+        (below / "c").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_killed_writers_left_goes_and_those_at_work_keep_theirs(tmp_path: Path) -> None:
+    killed = multiprocessing.get_context("fork").Process(target=_killed_while_writing, args=(str(tmp_path),))
+    killed.start()
+    killed.join()
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / ".notes").touch()
+    elsewhere = tmp_path / ".d.abcdef-1-12345678.partial.csv"  # another machine's
+    elsewhere.touch()
+    with whole_file(tmp_path / "e.csv") as mine:
+        mine.touch()
+        sweep(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {mine.name, ".notes", elsewhere.name}
+    sweep(tmp_path / "not there")

@@ -1,6 +1,9 @@
 """Whole files only: written under a temporary name, renamed into place when complete."""
 
+import hashlib
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +11,9 @@ from pathlib import Path
 from uuid import uuid4
 
 PARTIAL = ".*.partial*"
-"""What :func:`whole_file` calls a file that is being written."""
+"""What :func:`whole_file` and :func:`whole_folder` call what is being written."""
+_WRITTEN_BY = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(?:partial|old)")
+"""Host and process."""
 
 
 @contextmanager
@@ -19,7 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     scan takes it for a result) and is unique, so that two writers never meet in one file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}-{uuid4().hex[:8]}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{_writer()}.partial{path.suffix}")
     try:
         yield partial
         partial.replace(path)
@@ -34,9 +39,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     A folder that is there is replaced: for a moment there is none, never a half one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unique = f"{os.getpid()}-{uuid4().hex[:8]}"
-    partial = path.with_name(f".{path.stem}.{unique}.partial{path.suffix}")
-    old = path.with_name(f".{path.stem}.{unique}.old{path.suffix}")
+    writer = _writer()
+    partial = path.with_name(f".{path.stem}.{writer}.partial{path.suffix}")
+    old = path.with_name(f".{path.stem}.{writer}.old{path.suffix}")
     partial.mkdir()
     try:
         yield partial
@@ -51,3 +56,37 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         for gone in (partial, old):
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers left unfinished in ``folder`` that were killed on this machine.
+
+    Those at work keep theirs; of other machines nothing is known."""
+    if not folder.is_dir():
+        return
+    for path in folder.glob(".*"):
+        found = _WRITTEN_BY.search(path.name)
+        if found and found[1] == _host() and not _lives(int(found[2])):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    return f"{_host()}-{os.getpid()}-{uuid4().hex[:8]}"
+
+
+def _host() -> str:
+    # Short: a slide's name may leave little room.
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

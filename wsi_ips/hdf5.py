@@ -1,13 +1,15 @@
 """HDF5: our own files written whole, files of others believed after checks."""
 
+import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import h5py
+import numpy as np
 
 from wsi_ips.errors import FileError
 from wsi_ips.files import whole_file
@@ -15,6 +17,9 @@ from wsi_ips.files import whole_file
 NEVER_OPEN = "never open such a file"
 MOST_VALUES = 4
 """In an attribute that is a number, a pair or a box."""
+ABOUT = "about"
+"""The dataset that holds what is known of a file, as JSON."""
+LARGEST_TEXT_BYTES = 2**24
 
 
 @contextmanager
@@ -62,3 +67,41 @@ def small_numbers(attributes: Any, names: Iterable[str]) -> dict[str, Any]:
                 raise ValueError(f"{name} is {held.dtype} of shape {held.shape}, not a number")
             found[name] = attributes[name]
     return found
+
+
+def fixed_text(text: str) -> np.bytes_:
+    """UTF-8 in bytes of a fixed number: what :func:`stated_text` reads.
+
+    Text of variable length lies elsewhere in the file, and HDF5's library crashes over a damaged place of it.
+    """
+    return np.bytes_(text.encode("utf-8", "surrogateescape"))
+
+
+def stated_text(attributes: Any, name: str) -> str | None:
+    """An attribute that :func:`fixed_text` made; None where there is none, or text of variable length."""
+    if name not in attributes:
+        return None
+    held = attributes.get_id(name)
+    if held.dtype.kind != "S" or held.shape != () or held.dtype.itemsize > LARGEST_TEXT_BYTES:
+        return None
+    return bytes(attributes[name]).decode("utf-8", "surrogateescape")
+
+
+def put_about(file: Any, about: Mapping[str, Any]) -> None:
+    """What is known of an open file, as JSON in the scalar dataset ``about``."""
+    file[ABOUT] = fixed_text(json.dumps(about))
+
+
+def take_about(file: Any, path: Path, *, error: type[FileError], mend: str) -> Mapping[str, Any]:
+    """What :func:`put_about` wrote. Raises ``error``, or ``ValueError`` for JSON that is broken."""
+    dataset = plain_dataset(file, ABOUT, path, error=error, mend=mend)
+    size = dataset.dtype.itemsize
+    if dataset.dtype.kind != "S" or dataset.shape != () or size > LARGEST_TEXT_BYTES:
+        raise error(path, f"{ABOUT} is {dataset.dtype} of shape {dataset.shape}, not a text", mend)
+    try:
+        held = json.loads(bytes(dataset[()]).decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise ValueError(f"{ABOUT} is nested too deep") from None
+    if not isinstance(held, dict):
+        raise ValueError(f"{ABOUT} is no JSON object")
+    return held

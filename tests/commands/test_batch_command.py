@@ -24,10 +24,11 @@ def table(path: Path, key: str = "slide_id") -> dict[str, dict[str, str]]:
         return {row[key]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.parametrize("on", [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
 def test_names_with_spaces_accents_and_of_another_case(
-    console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
+    console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path, on: tuple[str, ...]
 ) -> None:
-    """On two workers, with patients; nothing is lost, nothing is mixed up."""
+    """With patients, here and on two workers; nothing is lost, nothing is mixed up."""
     slides, sources = tmp_path / "in put", sorted(small_data.slides.iterdir())
     slides.mkdir()
     for name, source in zip(STRANGE, sources, strict=True):
@@ -37,7 +38,7 @@ def test_names_with_spaces_accents_and_of_another_case(
     )
     out = tmp_path / "out put"
     said = console(
-        "predict", slides, "--checkpoint", small_checkpoint, "--out", out, "--workers", "2", "--embeddings",
+        "predict", slides, "--checkpoint", small_checkpoint, "--out", out, *on, "--embeddings",
         "--cases", tmp_path / "cases.csv", "--pool", "mean",
     )  # fmt: skip
     assert said.code == 0, said

@@ -130,6 +130,21 @@ def test_run_executes_a_recipe(
     assert len(described["checkpoint"]["sha256"]) == 64
 
 
+def test_a_real_slide_is_labelled_and_one_that_is_not_tiled_reported(
+    console: Console, real_data: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slides").mkdir()
+    for name in ("CMU-1-Small-Region.svs", "flat-kidney.tif"):
+        (tmp_path / "slides" / name).symlink_to(real_data / "slides" / name)
+    said = console("predict", tmp_path / "slides", "--checkpoint", small_checkpoint, "--out", tmp_path,
+                   "--set", "streaming.batch=16")  # fmt: skip
+    assert said.code == 3
+    table = {row["slide_id"]: row for row in rows(tmp_path / "predictions.csv")}
+    assert table["CMU-1-Small-Region"]["status"] == "ok"
+    assert "not tiled" in table["flat-kidney"]["error"]
+
+
+@pytest.mark.slow
 def test_real_slides_are_labelled_and_damaged_ones_reported(
     console: Console, real_data: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:

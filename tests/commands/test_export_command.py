@@ -152,6 +152,7 @@ def test_a_full_disk_is_that_slide_s_failure(
         (["--format", "ome-tiff", "--top", "3"], "top is no option of ome-tiff, which has um_per_px"),
         (["--format", "geojson", "--low", "3"], "low is no option of geojson, which has top"),
         (["--format", "geojson", "--top", "0"], "top"),
+        (["--format", "sheet", "--top", "501"], "top must be 1 to 500 for a sheet, not 501"),
         (["--format", "asap", "--percentile", "101"], "percentile"),
         (["--format", "asap", "--percentile", "5", "--threshold", "0.1"], "give one of them"),
         (["--format", "asap", "--threshold", "nan"], "threshold"),

@@ -47,7 +47,7 @@ def same_numbers(a: SlideResult, b: SlideResult) -> None:
 
 
 @pytest.mark.parametrize("layout", ["clam", "trident"])
-def test_our_tiles_give_the_same_bytes(
+def test_our_tiles_give_the_same_numbers(
     console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path, layout: str
 ) -> None:
     model = ("--checkpoint", small_checkpoint, "--no-overlays")
@@ -60,11 +60,6 @@ def test_our_tiles_give_the_same_bytes(
     direct, stored = results(tmp_path / "direct"), results(tmp_path / "r")
     assert len(direct) == 6
     for slide_id in direct:
-        left, right = (
-            (run / "attention" / f"{slide_id}.h5").read_bytes()
-            for run in (tmp_path / "direct", tmp_path / "r")
-        )
-        assert left == right
         same_numbers(direct[slide_id], stored[slide_id])
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.tiling.foreign_files import write_clam
 from wsi_ips.datasets.feature_files import open_features
+from wsi_ips.errors import SlideReadError
 from wsi_ips.inference.tensor_file import save_rows
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.slides.tiff_reader import TiffReader
 from wsi_ips.streaming.patch_region import PatchRegion
 from wsi_ips.tiling.coords import read_coords
 from wsi_ips.units import Mpp
@@ -303,6 +307,7 @@ def test_a_tensor_in_blocks_is_the_tensor(tmp_path: Path, dtype: torch.dtype, na
 MEMORY = """
 import resource, sys, numpy as np, torch
 from pathlib import Path
+from wsi_ips.errors import SlideReadError
 from wsi_ips.inference.tensor_file import save_rows
 def write(n):
     block = np.ones((1000, 1024), np.float32)
@@ -334,3 +339,22 @@ def test_the_description_says_what_it_was_made_with(
     assert "torch" in description["versions"]
     coords = read_coords(tmp_path / "f" / "h5_files" / f"{slide.stem}.h5")
     assert coords.lies_on_grid
+
+
+def test_unreadable_tiles_are_told_again_by_a_second_start(
+    console: Console, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode_tile = TiffReader.decode_tile
+
+    def torn(self: TiffReader, level: int, number: int, data: memoryview, out: RgbImage) -> None:
+        if number == 8 and threading.current_thread().name.startswith("wsi_ips-decode"):
+            raise SlideReadError(self.info.path, "tile 8 is torn")
+        decode_tile(self, level, number, data, out)
+
+    monkeypatch.setattr(TiffReader, "decode_tile", torn)
+    start = ("features", slides_in(small_data)[0], *ENCODER, *PATCHES, "--out", tmp_path / "f",
+             "--set", "streaming.max_bad_tiles=0.5")  # fmt: skip
+    first, second = console(*start), console(*start)
+    assert first.code == second.code == 3
+    assert "1 tiles unreadable, read as white" in first.out
+    assert second.out == first.out

@@ -153,6 +153,12 @@ class TestOmeTiff(ExporterContract):
             make_exporter("ome-tiff", {"um_per_px": um_per_px}).write(tmp_path / "a.ome.tif", drawn().heat)
         assert not tree(tmp_path)
 
+    def test_pixels_larger_than_the_slide(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ConfigError, match=r"um_per_px 1e\+06 is coarser than all of slide_01, [0-9.]+ µm"
+        ):
+            make_exporter("ome-tiff", {"um_per_px": 1e6}).write(tmp_path / "a.ome.tif", drawn().heat)
+
 
 class TestOmeZarr(ExporterContract):
     name = "ome-zarr"

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ from wsi_ips.inference.slide_table import read_slide_table
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
+from wsi_ips.tiling.stored_patches import StoredPatches
 from wsi_ips.units import Mpp
 
 SHA256 = "c" * 64
@@ -101,6 +103,40 @@ def test_only_the_same_checkpoint_s_whole_results_count(
     tables = predict_slides(jobs, predictor, run, resume=True)
     assert len(tables.measured) == 3
     assert read_result(run.attention(jobs[2].slide_id)).checkpoint == "d" * 64
+
+
+def test_another_slide_under_the_same_name_is_read_again(
+    predictor: Predictor, small_data: SmallData, tmp_path: Path
+) -> None:
+    """A copy of the same slide is not: its date says nothing."""
+    first, second = find_slides(small_data.slides)[:2]
+    run, path = RunFolder(tmp_path / "out"), tmp_path / "a.tif"
+    job = SlideJob("a", path)
+    shutil.copy(first, path)
+    (row,) = predict_slides([job], predictor, run, resume=True).rows
+    path.unlink()
+    shutil.copy(first, path)
+    assert not predict_slides([job], predictor, run, resume=True).measured
+    shutil.copy(second, path)
+    (other,) = predict_slides([job], predictor, run, resume=True).rows
+    assert other.probabilities != row.probabilities
+
+
+def test_other_coordinates_are_read_again(
+    predictor: Predictor, small_data: SmallData, tmp_path: Path
+) -> None:
+    """``predict --from-coords`` over a folder whose files were laid out anew."""
+    coords, run = tmp_path / "coords", RunFolder(tmp_path / "out")
+    coords.mkdir()
+    job = SlideJob("a", find_slides(small_data.slides)[0])
+    (coords / "a.h5").write_bytes(b"1")
+    recorder = SlideRecorder(
+        run, checkpoint=SHA256, find_patches=StoredPatches(coords, predictor.pipeline.tiling)
+    )
+    recorder.write(job, predictor.read(predictor.prepare(job.path, slide_id="a")))
+    assert recorder.found(job) is not None
+    (coords / "a.h5").write_bytes(b"2")
+    assert recorder.found(job) is None
 
 
 def test_a_slide_that_fails_now_leaves_nothing_of_before(

@@ -39,7 +39,6 @@ def server(local):
 def predicted(out):
     with (out / "predictions.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    row.pop("seconds")
     return row
 
 

@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsi_ips.config import TissueConfig
+from wsi_ips.errors import SlideReadError
 from wsi_ips.heatmaps.raster import canvas_size
 from wsi_ips.slides.base import Level, RgbImage, SlideInfo
 from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.tiling import picture
 from wsi_ips.tiling.picture import slide_picture, slide_window
-from wsi_ips.units import L0Point, Size
+from wsi_ips.tiling.tissue import find_tissue
+from wsi_ips.units import L0Point, Mpp, Size
 
 
 def noise(width: int, height: int) -> RgbImage:
@@ -144,3 +147,65 @@ def test_a_window_may_begin_between_pixels() -> None:
     found = slide_window(MemoryReader(image), (3.5, 2.0), (10, 5), l0_per_px=1.0)
     expected = (image[2:7, 3:13].astype(float) + image[2:7, 4:14]) / 2
     assert np.abs(found - expected).max() <= 0.51
+
+
+class Damaged(MemoryReader):
+    """Level 0 cannot be read where ``l0_hole`` (left, top, right, bottom) is, coarser ones nowhere."""
+
+    def __init__(
+        self, image: RgbImage, *, levels: tuple[float, ...], l0_hole: tuple[int, int, int, int]
+    ) -> None:
+        super().__init__(image, levels=levels)
+        self.l0_hole = l0_hole
+        self.reads = 0
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        self.reads += 1
+        (x, y), (width, height), hole = l0_xy, size_px, self.l0_hole
+        if level > 0 or (x < hole[2] and y < hole[3] and x + width > hole[0] and y + height > hole[1]):
+            raise SlideReadError(self.info.path, "is damaged", "copy it again")
+        return super().read(l0_xy, level=level, size_px=size_px)
+
+
+def test_what_a_level_does_not_give_comes_from_a_finer_one() -> None:
+    image = noise(2001, 1503)
+    whole = slide_picture(MemoryReader(image, levels=(1,)), (251, 188), l0_per_px=8.0)
+    unread = np.zeros((188, 251), bool)
+    slide = Damaged(image, levels=(1, 4, 8), l0_hole=(0, 0, 0, 0))
+    np.testing.assert_array_equal(slide_picture(slide, (251, 188), l0_per_px=8.0, unread_HW=unread), whole)
+    assert not unread.any()
+    np.testing.assert_array_equal(slide_picture(slide, (251, 188), l0_per_px=8.0), whole)
+
+
+@pytest.mark.parametrize("l0_per_px", [1.0, 8.0])
+def test_what_no_level_gives_is_white_and_told(l0_per_px: float) -> None:
+    image = noise(2001, 1503)
+    size = canvas_size((2001, 1503), l0_per_px)
+    whole = slide_picture(MemoryReader(image), size, l0_per_px=l0_per_px)
+    unread = np.zeros(size[::-1], bool)
+    slide = Damaged(image, levels=(1,), l0_hole=(700, 600, 760, 660))
+    found = slide_picture(slide, size, l0_per_px=l0_per_px, unread_HW=unread)
+    assert unread[int(630 / l0_per_px), int(730 / l0_per_px)]
+    assert (found[unread] == 255).all()
+    np.testing.assert_array_equal(found[~unread], whole[~unread])
+    assert unread.sum() * l0_per_px**2 <= 4 * picture.PIECE_PX**2
+    with pytest.raises(SlideReadError):
+        slide_picture(slide, size, l0_per_px=l0_per_px)
+
+
+def test_a_file_that_is_damaged_all_over_is_given_up() -> None:
+    slide = Damaged(noise(9000, 9000), levels=(1, 4), l0_hole=(0, 0, 9000, 9000))
+    with pytest.raises(SlideReadError):
+        slide_picture(slide, (2250, 2250), l0_per_px=4.0, unread_HW=np.zeros((2250, 2250), bool))
+    assert slide.reads <= picture.MOST_FAILURES + 1
+
+
+def test_unreadable_places_count_as_tissue() -> None:
+    """So that whoever reads the patches there finds them unreadable."""
+    glass = np.full((1500, 2000, 3), 240, np.uint8)
+    mask = find_tissue(
+        Damaged(glass, levels=(1,), l0_hole=(700, 600, 760, 660)), TissueConfig(), mpp=Mpp(0.5)
+    )
+    scale = mask.l0_per_px[0]
+    assert mask.mask_HW[int(630 / scale), int(730 / scale)]
+    assert mask.mask_HW.mean() < 0.1

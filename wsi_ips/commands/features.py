@@ -15,6 +15,7 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
+from wsi_ips.fingerprint import fingerprint
 from wsi_ips.inference.feature_export import FeatureExport
 from wsi_ips.inference.features_folder import FeaturesFolder
 from wsi_ips.inference.slide_work import SlideJob, reason
@@ -102,17 +103,18 @@ def _store_one(
     slide_job: SlideJob, job: FeaturesJob, export: FeatureExport, find: FindPatches, progress: Progress
 ) -> _Row:
     slide_id = slide_job.slide_id
-    if (n_patches := export.done(slide_id, slide_job.path)) is not None:
-        return _Row(slide_id, n_patches, "ok")
-    export.folder.forget(slide_id)
-    with open_slide(slide_job.path) as slide:
-        coords = find(slide, slide_id=slide_id, mpp=slide_job.mpp)
-        stream = PatchStream(slide, coords, config=job.streaming, device=pick_device(job.device))
-        export.write(stream, coords, slide.info, progress=progress)
-    bad = stream.telemetry.bad_tiles
+    inputs = fingerprint([slide_job.path, *find.read_from(slide_id)])
+    stored = export.done(slide_id, slide_job.path, inputs)
+    if stored is None:
+        export.folder.forget(slide_id)
+        with open_slide(slide_job.path) as slide:
+            coords = find(slide, slide_id=slide_id, mpp=slide_job.mpp)
+            stream = PatchStream(slide, coords, config=job.streaming, device=pick_device(job.device))
+            stored = export.write(stream, coords, slide.info, inputs=inputs, progress=progress)
+    bad = stored.bad_tiles
     shown = ", ".join(bad[:SHOWN_BAD_TILES]) + (", …" if len(bad) > SHOWN_BAD_TILES else "")
     error = f"{slide_id}: {len(bad)} tiles unreadable, read as white: {shown}" if bad else ""
-    return _Row(slide_id, len(coords), "ok", error)
+    return _Row(slide_id, stored.n_patches, "ok", error)
 
 
 def _of_checkpoint(path: Path) -> _Encoder:

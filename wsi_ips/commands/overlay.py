@@ -32,4 +32,4 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
                 head=job.head,
             )
 
-    return of_every_result(job, progress, doing="Drawing", done=f"overlays in {out}", write=draw)
+    return of_every_result(job, progress, out=out, doing="Drawing", done="overlays", write=draw)

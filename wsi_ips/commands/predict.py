@@ -68,15 +68,16 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     ) as start:
         setup = replace(setup, start=start)
         tables = RunTables(run, jobs, tasks=pipeline.model.tasks)
-        left = tables.take_found(jobs, setup.recorder())
+        workers = _workers(job.batch, job.device)
+        left = tables.take_found(jobs, setup.recorder(), redraw=workers is None)
         # A slide given by itself is all there is to do: its error is the command's.
         alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
         batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
-        _label(left, setup, tables, batch, progress)
+        _label(left, setup, tables, batch.model_copy(update={"workers": workers}), progress)
         tables.close()
         if case_of is not None:
             write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
-    details = SlideTelemetry.total(tables.measured).table() if job.profile and tables.measured else ()
+    details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
     return _outcome(tables.rows, run, details=details)
 
 
@@ -105,25 +106,31 @@ def _absolute(where: Location) -> Location:
     return where.absolute() if isinstance(where, Path) else where
 
 
+def _workers(batch: BatchConfig, device: str) -> int | None:
+    """How many workers of our own, where they are wanted or there are several GPUs; None: this process does it."""
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if batch.scheduler is None and batch.workers is None and gpus < 2:
+        return None
+    return batch.workers or max(1, gpus)
+
+
 def _label(
     jobs: Sequence[SlideJob], setup: WorkerSetup, tables: RunTables, batch: BatchConfig, progress: Progress
 ) -> None:
-    """In this process, or on a cluster where one is wanted or there are several GPUs."""
+    """In this process, or on as many workers as the batch has."""
     if not jobs:
         return
-    gpus = torch.cuda.device_count() if setup.device in ("auto", "cuda") else 0
-    if batch.scheduler is None and batch.workers is None and gpus < 2:
+    if batch.workers is None:
         predict_in_turn(jobs, setup.load(0), tables, on_error=batch.on_error, progress=progress)
         return
     # Imported here: a second that a single slide does not have to wait.
     from wsi_ips.inference.batch import predict_on_workers
 
-    workers = batch.workers or max(1, gpus)
     predict_on_workers(
         jobs,
         setup,
         tables,
-        batch.model_copy(update={"workers": workers}),
+        batch,
         progress=progress,
         announce=lambda line: print(line, file=sys.stderr),  # noqa: T201 - for people, beside the bars
     )

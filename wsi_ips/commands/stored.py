@@ -6,6 +6,7 @@ from pathlib import Path
 from wsi_ips.commands.inputs import slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
+from wsi_ips.files import sweep
 from wsi_ips.heatmaps.maps import choose_heat
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.location import Location, locate
@@ -17,11 +18,12 @@ Write = Callable[[str, SlideResult, Location], None]
 
 
 def of_every_result(
-    job: OverlayJob | ExportJob, progress: Progress, *, doing: str, done: str, write: Write
+    job: OverlayJob | ExportJob, progress: Progress, *, out: Path, doing: str, done: str, write: Write
 ) -> Outcome:
     """Call ``write`` for each stored slide; one that fails is reported, the others finish.
 
-    doing: the progress bar's word. done: after the number of slides, in the last line. Raises
+    out: the folder that ``write`` writes into; what a killed command left there unfinished goes. doing: the
+    progress bar's word. done: before ``out`` and after the number of slides, in the last line. Raises
     :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, query or head that the
     run does not have.
     """
@@ -30,6 +32,7 @@ def of_every_result(
         raise ResultsError(job.run, "holds no attention/*.h5", "name the folder that predict wrote")
     _check_choice(job, stored)
     elsewhere = slides_by_id(job.slides) if job.slides else {}
+    sweep(out)
     failures: list[str] = []
     with progress(doing, total=len(stored)) as advance:
         for path in stored:
@@ -48,7 +51,7 @@ def of_every_result(
             except OSError as error:  # a full disk, a place that may not be written to
                 failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror or error}")
             advance(path.stem)
-    return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done}")
+    return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done} in {out}")
 
 
 def _check_choice(job: OverlayJob | ExportJob, stored: list[Path]) -> None:

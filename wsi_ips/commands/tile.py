@@ -6,7 +6,7 @@ from pathlib import Path
 from wsi_ips.commands.inputs import given_mpp, slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError, NoTissue, WsiIpsError
-from wsi_ips.files import whole_file
+from wsi_ips.files import sweep, whole_file
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import TileJob
@@ -30,6 +30,8 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
         raise ConfigError(f"--contours {job.contours}: no such folder")
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    for folder in (job.out, job.out / "patches", job.out / "contours_geojson"):
+        sweep(folder)
     rows: list[tuple[str, int, str, str]] = []
     with progress("Tiling", total=len(slides)) as advance:
         for slide_id, path in slides.items():

@@ -29,6 +29,7 @@ from wsi_ips.datasets.megapixel_mnist import (
 from wsi_ips.datasets.targets import NONE, Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.files import whole_file
+from wsi_ips.hdf5 import fixed_text, stated_text
 from wsi_ips.progress import Progress, silent
 
 FORMAT = "wsi_ips megapixel mnist 1"
@@ -113,7 +114,7 @@ def make_megapixel_mnist(out: Path, config: MegapixelMnistConfig, *, progress: P
 def write_split(path: Path, split: Split) -> None:
     """As :func:`read_split` reads it."""
     with whole_file(path) as partial, h5py.File(partial, "w") as file:
-        file.attrs["format"] = FORMAT
+        file.attrs["format"] = fixed_text(FORMAT)
         file.attrs["side_px"] = split.side_px
         for name, values in _arrays(split).items():
             file.create_dataset(name, data=values, compression="gzip", compression_opts=1, shuffle=True)
@@ -125,7 +126,7 @@ def read_split(path: Path) -> Split:
         raise DatasetError(path, "no such split", "make the data set first")
     try:
         with h5py.File(path) as file:
-            if file.attrs.get("format") != FORMAT:
+            if stated_text(file.attrs, "format") != FORMAT:
                 raise DatasetError(path, "is not Megapixel MNIST of this version", REMAKE)
             side_px = int(file.attrs["side_px"])
             _check_shapes(path, side_px, {name: data.shape for name, data in file.items()})

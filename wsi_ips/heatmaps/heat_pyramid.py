@@ -48,7 +48,8 @@ class HeatPyramid:
     """``HeatPyramid(coords, values_N)``: read :meth:`bands` to their end, then :meth:`coarser`.
 
     um_per_px: of level 0; None: :func:`natural_l0_per_px`. sizes: (width, height) of the levels. Raises
-    :class:`ConfigError` for pixels so small that the map would be larger than 16,384 along a side.
+    :class:`ConfigError` for pixels so small that the map would be larger than 16,384 along a side, and for such
+    as are larger than the slide, when they are asked for.
     """
 
     def __init__(
@@ -60,6 +61,11 @@ class HeatPyramid:
             raise ConfigError(
                 f"um_per_px {um_per_px:g} is too fine: {coords.slide_id} would be larger than "
                 f"{LARGEST_OVERLAY_PX} pixels; from {least * coords.slide_mpp:.4g} on it fits"
+            )
+        if um_per_px is not None and self.l0_per_px > max(coords.l0_size):
+            raise ConfigError(
+                f"um_per_px {um_per_px:g} is coarser than all of {coords.slide_id}, "
+                f"{max(coords.l0_size) * coords.slide_mpp:.4g} µm"
             )
         self.um_per_px = self.l0_per_px * coords.slide_mpp
         width, height = canvas_size(coords.l0_size, self.l0_per_px)

@@ -189,7 +189,9 @@ class _Drawing:
         step = min(MOST_BAND_ROWS, band_height(self.slide, l0_per_px=self.l0_per_px))
         for top in range(0, height, step):
             at, size = (0, top), (width, min(step, height - top))
-            band = slide_window(self.slide, at, size, l0_per_px=self.l0_per_px)
+            # A damaged tile costs its place, not the picture.
+            unread_HW = np.zeros(size[::-1], bool)
+            band = slide_window(self.slide, at, size, l0_per_px=self.l0_per_px, unread_HW=unread_HW)
             cells = self.raster.window(at, size)
             blend(band, cells, self.display, self.table, self.alpha)
             yield self._outlined(band, top)

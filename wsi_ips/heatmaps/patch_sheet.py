@@ -23,9 +23,13 @@ MOST = 500
 
 @dataclass(frozen=True, slots=True)
 class PatchSheet:
-    """top: so many patches with the most attention, and as many with the least."""
+    """top: so many patches with the most attention, and as many with the least. Raises :class:`ConfigError`."""
 
     top: int = 10
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top <= MOST:
+            raise ConfigError(f"top must be 1 to {MOST} for a sheet, not {self.top}")
 
     @property
     def suffix(self) -> str:
@@ -39,8 +43,6 @@ class PatchSheet:
         """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
         if slide is None:
             raise ConfigError("a sheet of patches needs the slide")
-        if not 1 <= self.top <= MOST:
-            raise ConfigError(f"top must be 1 to {MOST} for a sheet, not {self.top}")
         check_same_slide(slide, heat.coords)
         image = draw_sheet(slide, heat, self.top)
         with whole_file(path) as partial:

@@ -4,6 +4,7 @@ Shape suffixes: N patches of a slide, n of a chunk, C width of a feature.
 """
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from wsi_ips.errors import CoordsError, NotFinite
 from wsi_ips.files import whole_file
+from wsi_ips.hdf5 import fixed_text, stated_text
 from wsi_ips.inference.features_folder import FeaturesFolder
 from wsi_ips.inference.tensor_file import save_rows
 from wsi_ips.location import Location
@@ -32,7 +34,18 @@ CHUNK_ROWS = 32
 """CLAM's; a file's block is what HDF5 holds in memory."""
 BLOCK_ROWS = 4096
 COORDS_BYTES, SPARE_BYTES = 32, 2**20
-SLIDE_PATH = "wsi_ips_slide_path"
+READ_FROM = "wsi_ips_read_from"
+"""The attribute, JSON, by which the same slide is known again."""
+MOST_NAMED = 1000
+"""Unreadable tiles: an attribute holds 64 KB."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFeatures:
+    """bad_tiles: names of those that were unreadable and white."""
+
+    n_patches: int
+    bad_tiles: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,38 +61,44 @@ class FeatureExport:
     folder: FeaturesFolder
     half: bool = False
 
-    def done(self, slide_id: str, location: Location) -> int | None:
-        """How many patches an earlier start stored of this very slide; None where it has to be done.
+    def done(self, slide_id: str, location: Location, inputs: str) -> StoredFeatures | None:
+        """What an earlier start stored of this very slide, and of the same ``inputs`` (a fingerprint); None where
+        it has to be done.
 
         A file that was left alone, without its ``.pt``, gets it.
         """
-        path = self.folder.features(slide_id)
         try:
-            with h5py.File(path, "r") as file:
-                if file.attrs.get(SLIDE_PATH) != str(location):
-                    return None
+            with h5py.File(self.folder.features(slide_id), "r") as file:
+                about = json.loads(stated_text(file.attrs, READ_FROM) or "")
                 n_patches, width = file["features"].shape
+            bad_tiles = tuple(str(name) for name in about["bad_tiles"])
+            same = about["slide_path"] == str(location) and (not inputs or about["inputs"] == inputs)
         except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError):
             return None  # not there, or not ours
-        if width != self.width:
+        if not same or width != self.width:
             return None
         self._write_tensor(slide_id, again=False)
-        return int(n_patches)
+        return StoredFeatures(int(n_patches), bad_tiles)
 
     def write(
-        self, stream: PatchStream, coords: PatchCoords, info: SlideInfo, *, progress: Progress = silent
-    ) -> None:
+        self,
+        stream: PatchStream,
+        coords: PatchCoords,
+        info: SlideInfo,
+        *,
+        inputs: str = "",
+        progress: Progress = silent,
+    ) -> StoredFeatures:
         """Encode and store a slide's patches, chunk by chunk: in memory that does not grow with their number.
 
-        Every file is whole or not there. Raises the slide's error, :class:`NotFinite`, and
-        :class:`CoordsError` where TRIDENT's ``patches/`` holds other patches of this slide.
+        ``inputs``: fingerprint of what is read. Every file is whole or not there. Raises the slide's error,
+        :class:`NotFinite`, and :class:`CoordsError` where TRIDENT's ``patches/`` holds others of this slide.
         """
         if self.folder.layout == "trident":
             _share_coords(self.folder.patches(coords.slide_id), coords, info)
         path = self.folder.features(coords.slide_id)
         self._check_room(path.parent, len(coords))
         with whole_file(path) as partial, h5py.File(partial, "w") as file:
-            file.attrs[SLIDE_PATH] = str(info.path)
             features = file.create_dataset(
                 "features",
                 shape=(len(coords), self.width),
@@ -100,7 +119,11 @@ class FeatureExport:
                     features[first : first + len(features_nC)] = features_nC
                     first += len(features_nC)
                     advance()
+            bad_tiles = tuple(stream.telemetry.bad_tiles)
+            about = {"slide_path": str(info.path), "inputs": inputs, "bad_tiles": bad_tiles[:MOST_NAMED]}
+            file.attrs[READ_FROM] = fixed_text(json.dumps(about))
         self._write_tensor(coords.slide_id, again=True)
+        return StoredFeatures(len(coords), bad_tiles)
 
     def _check_room(self, folder: Path, n_patches: int) -> None:
         """Raises ``OSError`` where the disk has not room enough. HDF5 does not survive a disk that runs full under

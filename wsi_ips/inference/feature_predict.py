@@ -1,6 +1,5 @@
 """Slides labelled from their stored features, without opening a slide."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import torch
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError
-from wsi_ips.hdf5 import whole_hdf5
+from wsi_ips.hdf5 import put_about, whole_hdf5
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, named_probabilities, write_result
 from wsi_ips.inference.run_folder import RunFolder
@@ -123,11 +122,13 @@ def _write_corners_only(
     It has no ``schema_version``: it is not what :func:`wsi_ips.inference.results.read_result` reads.
     """
     with whole_hdf5(path) as file:
-        file.attrs["slide_id"] = row.slide_id
-        file.attrs["features_path"] = str(held.path)
-        file.attrs["patch_geometry"] = "unknown"
-        file.attrs["probabilities"] = json.dumps({task: dict(p) for task, p in row.probabilities.items()})
-        file.attrs["checkpoint"] = checkpoint
+        about = {
+            "slide_id": row.slide_id,
+            "slide_path": str(held.path),
+            "probabilities": {task: dict(classes) for task, classes in row.probabilities.items()},
+            "checkpoint": checkpoint,
+        }
+        put_about(file, about)
         file["coords"] = held.l0_xy_N2
         file["logits"] = reading.store.logits().numpy()
         file["attention"] = reading.store.attention().numpy()

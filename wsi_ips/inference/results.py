@@ -9,18 +9,17 @@ patches) and beside it the datasets
     kept_scores    (M,) float32, their selection scores
     kept_embeddings  (M, D) float32, what the encoder made of them; on request only
 
-and the root attributes ``schema_version``, ``slide_id``, ``slide_path``, ``probabilities`` (JSON, {task:
-{class: probability}}), ``checkpoint``, ``bad_tiles`` (JSON, the names of tiles that were unreadable and white)
-and ``task_queries`` (JSON, {task: the query that it reads}); files without the last two can be read. What
-differs from run to run, times above all, is not in it: the same slide and checkpoint give the same bytes.
-(Schema 1 had ``seconds`` and ``telemetry`` here; they are in ``slides.csv`` now.)
-It is not compressed: gzip saves 7 % of such floats at 60 times the writing time (250 000 patches, 8 heads:
-16.0 MB in 7 ms).
+    about          a text, JSON: slide_id, slide_path, probabilities ({task: {class: probability}}), checkpoint
+                   (SHA-256), inputs (fingerprint of what was read), bad_tiles (names of tiles that were
+                   unreadable and white), task_queries ({task: the query that it reads})
+
+and the root attribute ``schema_version``. What differs from run to run, times above all, is not in it
+(``slides.csv`` has it): the same slide and checkpoint give the same bytes. It is not compressed: gzip saves 7 %
+of such floats at 60 times the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
 
 Shape suffixes: N patches, H heads, T queries, M kept patches.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError
-from wsi_ips.hdf5 import plain_dataset, whole_hdf5
+from wsi_ips.hdf5 import ABOUT, plain_dataset, put_about, small_numbers, take_about, whole_hdf5
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
@@ -41,10 +40,9 @@ from wsi_ips.tiling.grid import PatchCoords
 if TYPE_CHECKING:  # who draws stored attention does not load torch: half a gigabyte
     from wsi_ips.selection.slide_reading import SlideReading
 
-SCHEMA_VERSION = 2
-READABLE = (1, 2)
+SCHEMA_VERSION = 3
 MOST_NAMED = 1000
-"""Unreadable tiles that are named: an attribute holds 64 KB."""
+"""Unreadable tiles that are named."""
 
 LARGEST_DATASET_BYTES = 2**31
 
@@ -72,7 +70,8 @@ class SlideResult:
     and query. kept_ids_M: int64 raster indices in memory order, kept_scores_M their selection scores.
     kept_emb_MD: float32, their embeddings, where they are known. slide_path: as it was given. checkpoint:
     fingerprint of the weights, may be empty. task_queries: {task: the query that it reads}, empty where unknown.
-    telemetry: where the time went; it is not stored with the result. Raises ``ValueError`` for parts that do not
+    inputs: fingerprint of the files that were read, may be empty. telemetry: where the time went; it is not
+    stored with the result. Raises ``ValueError`` for parts that do not
     fit together.
     """
 
@@ -84,6 +83,7 @@ class SlideResult:
     kept_scores_M: NDArray[np.float32]
     probabilities: Probabilities
     checkpoint: str = ""
+    inputs: str = ""
     kept_emb_MD: NDArray[np.float32] | None = None
     telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
     bad_tiles: tuple[str, ...] = ()
@@ -145,14 +145,16 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
     """Write one slide's HDF5, whole or not at all; with the kept patches' ``embeddings``, where it has them."""
     with whole_hdf5(path) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
-        file.attrs["slide_id"] = result.coords.slide_id
-        file.attrs["slide_path"] = result.slide_path
-        file.attrs["probabilities"] = json.dumps(
-            {task: dict(classes) for task, classes in result.probabilities.items()}
-        )
-        file.attrs["task_queries"] = json.dumps(dict(result.task_queries))
-        file.attrs["checkpoint"] = result.checkpoint
-        file.attrs["bad_tiles"] = json.dumps(result.bad_tiles[:MOST_NAMED])
+        about = {
+            "slide_id": result.coords.slide_id,
+            "slide_path": result.slide_path,
+            "probabilities": {task: dict(classes) for task, classes in result.probabilities.items()},
+            "task_queries": dict(result.task_queries),
+            "checkpoint": result.checkpoint,
+            "inputs": result.inputs,
+            "bad_tiles": result.bad_tiles[:MOST_NAMED],
+        }
+        put_about(file, about)
         put_coords(file, result.coords, layout="trident")
         file["logits"] = result.logits_NHT.astype(np.float32)
         file["attention"] = result.attention_NHT.astype(np.float32)
@@ -179,32 +181,41 @@ def read_result(path: Path) -> SlideResult:
 
 
 def _take_result(file: Any, path: Path) -> SlideResult:
-    version = file.attrs.get("schema_version")
-    if version is None:
-        raise ResultsError(path, "has no schema_version", "is it a file that wsi-ips predict wrote?")
-    if version not in READABLE:
-        raise ResultsError(
-            path,
-            f"has schema version {version}; this wsi_ips reads {' and '.join(map(str, READABLE))}",
-            PREDICT_AGAIN,
-        )
-    for name in (*DATASETS, *(["kept_embeddings"] if "kept_embeddings" in file else [])):
+    _check_version(file, path)
+    with_embeddings = EMBEDDINGS in file
+    for name in (*DATASETS, *([EMBEDDINGS] if with_embeddings else [])):
         _check_dataset(file, name, path)
+    about = take_about(file, path, error=ResultsError, mend=PREDICT_AGAIN)
     return SlideResult(
-        slide_path=str(file.attrs["slide_path"]),
+        slide_path=str(about["slide_path"]),
         coords=take_coords(file, path),
         logits_NHT=file["logits"][()].astype(np.float32, copy=False),
         attention_NHT=file["attention"][()].astype(np.float32, copy=False),
         kept_ids_M=file["kept_ids"][()].astype(np.int64, copy=False),
         kept_scores_M=file["kept_scores"][()].astype(np.float32, copy=False),
-        probabilities=_probabilities(json.loads(file.attrs["probabilities"])),
-        checkpoint=str(file.attrs.get("checkpoint", "")),
-        kept_emb_MD=file["kept_embeddings"][()].astype(np.float32, copy=False)
-        if "kept_embeddings" in file
-        else None,
-        bad_tiles=tuple(str(name) for name in json.loads(file.attrs.get("bad_tiles", "[]"))),
-        task_queries=_task_queries(json.loads(file.attrs.get("task_queries", "{}"))),
+        probabilities=_probabilities(about["probabilities"]),
+        checkpoint=str(about["checkpoint"]),
+        inputs=str(about["inputs"]),
+        kept_emb_MD=file[EMBEDDINGS][()].astype(np.float32, copy=False) if with_embeddings else None,
+        bad_tiles=tuple(str(name) for name in about["bad_tiles"]),
+        task_queries=_task_queries(about["task_queries"]),
     )
+
+
+def _check_version(file: Any, path: Path) -> None:
+    version = small_numbers(file.attrs, ["schema_version"]).get("schema_version")
+    if version is None and ABOUT in file and "wsi_ips_patch_ids" not in file:
+        raise ResultsError(
+            path,
+            "is of features that do not say how large their patches are (CLAM's never do)",
+            "it can be read, not drawn; predict from features in TRIDENT's layout, or from the slides",
+        )
+    if version is None:
+        raise ResultsError(path, "has no schema_version", "is it a file that wsi-ips predict wrote?")
+    if version != SCHEMA_VERSION:
+        raise ResultsError(
+            path, f"has schema version {version}; this wsi_ips reads {SCHEMA_VERSION}", PREDICT_AGAIN
+        )
 
 
 def _check_dataset(file: Any, name: str, path: Path) -> None:

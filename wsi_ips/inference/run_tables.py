@@ -52,6 +52,12 @@ class RunTables:
         """Of the slides that were labelled now."""
         return self._measured
 
+    @property
+    def recorded(self) -> Sequence[SlideTelemetry]:
+        """Of the slides that are labelled, by this start or an earlier one."""
+        rows = self._slides.values()
+        return [row.telemetry for row in rows if row.status == "ok" and row.telemetry.seconds]
+
     def begun(self, slide_id: str, *, worker: str = "") -> None:
         """Someone begins with a slide: another attempt."""
         row = self._slides[slide_id]
@@ -63,11 +69,14 @@ class RunTables:
         )
         self._write()
 
-    def take_found(self, jobs: Sequence[SlideJob], recorder: SlideRecorder) -> list[SlideJob]:
-        """Note the slides that an earlier start of the run has done; give those that are left."""
+    def take_found(
+        self, jobs: Sequence[SlideJob], recorder: SlideRecorder, *, redraw: bool = True
+    ) -> list[SlideJob]:
+        """Note the slides that an earlier start of the run has done; give those that are left, without ``redraw``
+        also those whose overlay alone is missing."""
         left = []
         for job in jobs:
-            if (done := recorder.found(job)) is None:
+            if (done := recorder.found(job, redraw=redraw)) is None:
                 left.append(job)
             else:
                 self._note(done)

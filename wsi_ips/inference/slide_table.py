@@ -59,7 +59,8 @@ def read_slide_table(path: Path) -> dict[str, SlideRow]:
 
 def _cells(row: SlideRow) -> list[str]:
     telemetry = row.telemetry.to_json()
-    measured = ["" if row.status in ("waiting", "running") else f"{telemetry[name]:.6g}" for name in MEASURED]
+    nothing = row.status in ("waiting", "running") or row.telemetry == SlideTelemetry()
+    measured = ["" if nothing else f"{telemetry[name]:.6g}" for name in MEASURED]
     seconds = f"{row.telemetry.seconds:.3f}" if row.telemetry.seconds else ""
     cells = [row.slide_id, row.path, row.status, str(row.attempts), seconds, row.worker, one_line(row.error)]
     return [*cells, *measured]

@@ -4,10 +4,11 @@ import errno
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wsi_ips.errors import ResultsError, SlideFailed, WsiIpsError
+from wsi_ips.errors import CoordsError, ResultsError, SlideFailed, WsiIpsError
+from wsi_ips.fingerprint import fingerprint
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, read_result, write_result
@@ -15,6 +16,7 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
+from wsi_ips.tiling.find_patches import FindPatches
 from wsi_ips.units import Mpp
 
 logger = logging.getLogger(__name__)
@@ -53,20 +55,24 @@ class SlideRecorder:
         draw: Draw | None = None,
         embeddings: bool = False,
         start: str | None = None,
+        find_patches: FindPatches | None = None,
     ) -> None:
         """``checkpoint``: its SHA-256. ``draw`` draws the overlays; ``embeddings`` of the kept patches are stored
-        with the attention. ``start``: of the run; nothing is touched once the folder is another's."""
+        with the attention. ``start``: of the run; nothing is touched once the folder is another's.
+        ``find_patches``: see :class:`Predictor`."""
         self._run = run
         self._checkpoint = checkpoint
         self._draw = draw
         self._embeddings = embeddings
         self._start = start
+        self._find_patches = find_patches
 
     def write(self, job: SlideJob, result: SlideResult) -> Done:
         """Store a new result, and draw it. Where the overlay cannot be drawn the label stands, and the row says
         why. Raises :class:`ResultsError` where the folder is another run's by now."""
         if not self._still_ours():
             raise ResultsError(self._run.root, "is another run's by now", "what this worker found is dropped")
+        result = replace(result, inputs=self._inputs(job))
         write_result(self._run.attention(job.slide_id), result, embeddings=self._embeddings)
         return Done(self._row(job, result, redraw=True), result.telemetry)
 
@@ -78,9 +84,11 @@ class SlideRecorder:
         known = error if isinstance(error, WsiIpsError) else SlideFailed(f"{job.slide_id}: {why}")
         return Done(PredictionRow.failed(job.slide_id, why), error=known)
 
-    def found(self, job: SlideJob) -> Done | None:
-        """What an earlier start with the same checkpoint found of the same slide, its overlay drawn if that is
-        missing; None where the slide has to be done."""
+    def found(self, job: SlideJob, *, redraw: bool = True) -> Done | None:
+        """What an earlier start with the same checkpoint found of the same slide and patches; None where the slide
+        has to be done. Where its overlay is missing, that is drawn, or without ``redraw`` counts as not done."""
+        if not redraw and self._draw is not None and not self._run.overlay(job.slide_id).exists():
+            return None
         path = self._run.attention(job.slide_id)
         if not self._checkpoint or not path.exists():
             return None
@@ -95,7 +103,18 @@ class SlideRecorder:
             return None
         if self._embeddings and result.kept_emb_MD is None:
             return None
+        if result.inputs and (now := self._inputs(job)) and now != result.inputs:
+            logger.warning("slide %s is done again: it, or its coordinates, are others by now", job.slide_id)
+            return None
         return Done(self._row(job, result, redraw=False))
+
+    def _inputs(self, job: SlideJob) -> str:
+        """Of the files that this slide's result comes from."""
+        try:
+            beside = () if self._find_patches is None else self._find_patches.read_from(job.slide_id)
+        except CoordsError:  # gone by now
+            return ""
+        return fingerprint([job.path, *beside])
 
     def _still_ours(self) -> bool:
         return self._start is None or self._run.is_of(self._start)

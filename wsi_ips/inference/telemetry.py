@@ -116,7 +116,7 @@ class SlideTelemetry:
             f"the encoder waited {self.waited:.0%} of its pass"
         )
         lines.append(
-            f"tiles decoded {self.tiles_decoded}, cache hits {self.cache_hits:.0%}, peak memory "
+            f"tiles decoded {self.tiles_decoded:.0f}, cache hits {self.cache_hits:.0%}, peak memory "
             f"{self.peak_rss_mb:.0f} MB" + (f", {self.peak_vram_mb:.0f} MB VRAM" if self.peak_vram_mb else "")
         )
         lines.append(f"slowest: {slowest.removesuffix('_s')}")

@@ -65,6 +65,7 @@ class WorkerSetup:
             draw=self.draw,
             embeddings=self.embeddings,
             start=self.start,
+            find_patches=self.find_patches,
         )
 
     def load(self, place: int) -> SlideWork:
@@ -123,9 +124,12 @@ class SlideWorker:
         self._one_at_a_time = threading.Lock()
 
     def label(self, job: SlideJob) -> Done | Cut:
-        """Label a slide, or say how it is to be cut."""
+        """Label a slide, or say how it is to be cut. One that was labelled already, here by a worker that died or
+        by an earlier start, gets its picture."""
         with self._one_at_a_time:
             work = self._loaded()
+            if (done := work.recorder.found(job)) is not None:
+                return done
             most = self._setup.shard_patches
             if most is None:
                 return work.label(job)

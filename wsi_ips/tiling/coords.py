@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError
-from wsi_ips.hdf5 import plain_dataset, small_numbers, whole_hdf5
+from wsi_ips.hdf5 import fixed_text, plain_dataset, small_numbers, stated_text, whole_hdf5
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
 from wsi_ips.tiling.grid import PatchCoords
@@ -28,6 +28,7 @@ MOST_PATCHES = 20_000_000
 LARGEST_BLOCK_BYTES = 2**28
 """A file's own block (HDF5 chunk) is unpacked whole, however little of it is asked for."""
 CHUNK_ROWS = 4096
+SLIDE_ID = "wsi_ips_slide_id"
 OUR_ATTRIBUTES = tuple(
     f"wsi_ips_{name}"
     for name in ("patch_px", "patch_mpp", "overlap_px", "slide_mpp", "l0_patch", "l0_size", "g_size")
@@ -64,6 +65,8 @@ def put_coords(
     dataset.attrs.update(attributes)
     dataset.attrs.update(
         {
+            # Beside the others' own ``name``, a text that is not safe to read.
+            SLIDE_ID: fixed_text(coords.slide_id),
             "wsi_ips_patch_px": coords.patch_px,
             "wsi_ips_patch_mpp": coords.patch_mpp,
             "wsi_ips_overlap_px": coords.overlap_px,
@@ -149,7 +152,7 @@ def _line(error: Exception) -> str:
 def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchCoords:
     attributes, l0_xy_N2 = small_numbers(dataset.attrs, OUR_ATTRIBUTES), _corners(dataset, path)
     coords = PatchCoords(
-        slide_id=str(dataset.attrs.get("name", path.stem)),
+        slide_id=stated_text(dataset.attrs, SLIDE_ID) or path.stem.removesuffix("_patches"),
         l0_size=pair(attributes["wsi_ips_l0_size"]),
         slide_mpp=Mpp(positive(attributes["wsi_ips_slide_mpp"])),
         patch_px=int(positive(attributes["wsi_ips_patch_px"])),

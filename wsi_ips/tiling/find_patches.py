@@ -1,6 +1,8 @@
 """Which patches of a slide are looked at: those in its tissue, unless somebody else has laid them out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from wsi_ips.config import TilingConfig
@@ -21,6 +23,10 @@ class FindPatches(Protocol):
         """
         ...
 
+    def read_from(self, slide_id: str) -> Sequence[Path]:
+        """The files beside the slide that its patches are found by. Raises :class:`CoordsError`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PatchesInTissue:
@@ -34,3 +40,7 @@ class PatchesInTissue:
         if not len(coords):
             raise NoTissue(slide.info.path)
         return coords
+
+    def read_from(self, slide_id: str) -> Sequence[Path]:
+        """See :class:`FindPatches`: none."""
+        return ()

@@ -1,5 +1,6 @@
 """Patches that somebody laid out before: CLAM, TRIDENT, AtlasPatch or ``wsi-ips tile``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,6 +50,10 @@ class StoredPatches:
                 "lay the patches out with wsi-ips tile, or train with positions: slide",
             )
         return fitted
+
+    def read_from(self, slide_id: str) -> Sequence[Path]:
+        """The slide's file of coordinates. Raises :class:`CoordsError` as a call does."""
+        return (find_coords(self.folder, slide_id),)
 
 
 def find_coords(folder: Path, slide_id: str) -> Path:

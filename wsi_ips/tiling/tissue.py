@@ -53,7 +53,8 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     Bright-field: saturation, seen against the colour of the glass, above Otsu's threshold; pens and black
     padding left out. Dark background
     (fluorescence): intensity above Otsu's threshold. Then small objects go and small holes are filled, both
-    in µm². An empty slide gives an empty mask. Very pale tissue (fat) may be lost.
+    in µm². An empty slide gives an empty mask. Very pale tissue (fat) may be lost. Where no level can be read
+    counts as tissue: whoever reads those patches finds the damage, counts it and names it.
 
     Raises :class:`MissingResolution` where neither ``mpp`` nor the file says the resolution.
     """
@@ -61,12 +62,13 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     l0_size = slide.info.l0_size
     l0_per_px = thumbnail_scale(l0_size, slide_mpp=slide_mpp, thumbnail_mpp=config.thumbnail_mpp)
     size_px = (ceil(l0_size[0] / l0_per_px), ceil(l0_size[1] / l0_per_px))
-    rgb_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px)
+    unread_HW = np.zeros((size_px[1], size_px[0]), bool)
+    rgb_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px, unread_HW=unread_HW)
     um2_per_px = (l0_per_px * slide_mpp) ** 2
     mask = _segment(rgb_HWC, drop_pen=config.drop_pen)
     mask = morphology.remove_small_objects(mask, max_size=_pixels(config.min_object_um2, um2_per_px))
     mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
-    return TissueMask(mask, (l0_per_px, l0_per_px))
+    return TissueMask(mask | unread_HW, (l0_per_px, l0_per_px))
 
 
 def thumbnail_scale(l0_size: Size, *, slide_mpp: Mpp, thumbnail_mpp: float) -> float:
