@@ -37,6 +37,13 @@ from pathlib import Path
 from wsi_ips.location import Location, locate
 
 
+def one_line(what: Exception | str, *, most: int | None = None) -> str:
+    """The words without line breaks, for a message or a cell; no more than ``most`` characters of them."""
+    missing = isinstance(what, KeyError) and len(what.args) == 1
+    text = f"no {what.args[0]}" if missing and isinstance(what, KeyError) else str(what)
+    return " ".join(text.split())[:most]
+
+
 class WsiIpsError(Exception):
     """Base of every error raised on purpose."""
 

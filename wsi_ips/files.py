@@ -10,10 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from wsi_ips.errors import FileError
+
+LARGEST_TABLE_BYTES = 2**28
 PARTIAL = ".*.partial*"
 """What :func:`whole_file` and :func:`whole_folder` call what is being written."""
 _WRITTEN_BY = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(?:partial|old)")
 """Host and process."""
+
+
+def check_table_size(path: Path, error: type[FileError]) -> None:
+    """Raises ``error`` for a CSV larger than any of slides is, before it is read."""
+    if path.stat().st_size > LARGEST_TABLE_BYTES:
+        raise error(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", "is it a table of slides?")
 
 
 @contextmanager

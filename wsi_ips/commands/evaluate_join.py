@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
-from wsi_ips.errors import ConfigError, ManifestError, ResultsError
+from wsi_ips.errors import ConfigError, ManifestError, ResultsError, one_line
 from wsi_ips.evaluation.task_scores import Scored
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.run_folder import RunFolder
@@ -37,7 +37,7 @@ def tasks_of_run(run: RunFolder) -> tuple[TaskConfig, ...]:
             return _TASKS.validate_python(tasks)
         checkpoint = Path(described["checkpoint"]["path"])
     except (ValueError, ValidationError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, most=200)
         raise ResultsError(
             path, f"does not say which tasks were predicted ({reason})", "predict again"
         ) from None

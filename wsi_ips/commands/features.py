@@ -13,12 +13,12 @@ from torch import nn
 from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import TilingConfig
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.files import whole_file
 from wsi_ips.fingerprint import fingerprint
 from wsi_ips.inference.feature_export import FeatureExport
 from wsi_ips.inference.features_folder import FeaturesFolder
-from wsi_ips.inference.slide_work import SlideJob, reason
+from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import Progress
@@ -27,8 +27,6 @@ from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
-
-SHOWN_BAD_TILES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +109,7 @@ def _store_one(
             coords = find(slide, slide_id=slide_id, mpp=slide_job.mpp)
             stream = PatchStream(slide, coords, config=job.streaming, device=pick_device(job.device))
             stored = export.write(stream, coords, slide.info, inputs=inputs, progress=progress)
-    bad = stored.bad_tiles
-    shown = ", ".join(bad[:SHOWN_BAD_TILES]) + (", …" if len(bad) > SHOWN_BAD_TILES else "")
-    error = f"{slide_id}: {len(bad)} tiles unreadable, read as white: {shown}" if bad else ""
+    error = unreadable(slide_id, stored.bad_tiles) if stored.bad_tiles else ""
     return _Row(slide_id, stored.n_patches, "ok", error)
 
 
@@ -150,4 +146,4 @@ def _write_table(path: Path, rows: list[_Row]) -> None:
         writer.writerow(["slide_id", "n_patches", "status", "error"])
         for row in rows:
             n_patches = "" if row.n_patches is None else row.n_patches
-            writer.writerow([row.slide_id, n_patches, row.status, " ".join(row.error.split())])
+            writer.writerow([row.slide_id, n_patches, row.status, one_line(row.error)])

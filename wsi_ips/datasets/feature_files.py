@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import CoordsError, FeaturesError
+from wsi_ips.errors import CoordsError, FeaturesError, one_line
 from wsi_ips.hdf5 import plain_dataset
 from wsi_ips.tiling.coords import take_coords
 from wsi_ips.tiling.grid import PatchCoords
@@ -98,7 +98,9 @@ def open_features(path: Path) -> FeatureFile:
         raise FeaturesError(path, error.args[1], AGAIN) from None
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise FeaturesError(path, f"is not an HDF5 file that can be read ({_line(error)})", AGAIN) from None
+        raise FeaturesError(
+            path, f"is not an HDF5 file that can be read ({one_line(error, most=200)})", AGAIN
+        ) from None
 
 
 def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -110,7 +112,7 @@ def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.fl
         dataset = _plain(file, path, "features")
         features = dataset[rising[0] : rising[-1] + 1] if together else dataset[rising]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise FeaturesError(path, f"features cannot be read ({_line(error)})", AGAIN) from None
+        raise FeaturesError(path, f"features cannot be read ({one_line(error, most=200)})", AGAIN) from None
     features_nC: NDArray[np.float32] = features.astype(np.float32, copy=False)[back]
     if not np.isfinite(features_nC).all():
         raise FeaturesError(path, "holds features that are not finite", AGAIN)
@@ -168,7 +170,3 @@ def _plain(file: Any, path: Path, name: str) -> Any:
     if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
         raise FeaturesError(path, f"{name} claims blocks of {dataset.chunks}", AGAIN)
     return dataset
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import ManifestError
+from wsi_ips.errors import ManifestError, one_line
 from wsi_ips.evaluation.cases import Pooling, pool_outputs
 from wsi_ips.evaluation.task_scores import kind_of
-from wsi_ips.files import whole_file
+from wsi_ips.files import check_table_size, whole_file
 from wsi_ips.inference.predictions import PredictionRow, answer_cells, answer_columns
-from wsi_ips.inference.results import one_line
-
-LARGEST_TABLE_BYTES = 2**28
 
 
 def read_case_table(path: Path, slide_ids: Sequence[str]) -> dict[str, str]:
@@ -24,8 +21,7 @@ def read_case_table(path: Path, slide_ids: Sequence[str]) -> dict[str, str]:
     """
     if not path.is_file():
         raise ManifestError(path, "does not exist", "name a CSV with the columns slide_id,case_id")
-    if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise ManifestError(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", "is it a table of slides?")
+    check_table_size(path, ManifestError)
     case_of: dict[str, str] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -34,11 +30,7 @@ def read_case_table(path: Path, slide_ids: Sequence[str]) -> dict[str, str]:
                 if case != line["case_id"]:
                     raise ManifestError(path, f"slide {line['slide_id']} is of two cases", "give it one")
     except (csv.Error, UnicodeDecodeError, KeyError) as error:
-        why = (
-            f"lacks the column {error}"
-            if isinstance(error, KeyError)
-            else f"is no CSV ({one_line(str(error))})"
-        )
+        why = f"lacks the column {error}" if isinstance(error, KeyError) else f"is no CSV ({one_line(error)})"
         raise ManifestError(path, why, "it needs the columns slide_id,case_id") from None
     for slide_id in slide_ids:
         if not case_of.get(slide_id):

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import ResultsError
-from wsi_ips.files import whole_file
-from wsi_ips.inference.results import PREDICT_AGAIN, Probabilities, SlideResult, one_line
-
-LARGEST_TABLE_BYTES = 2**28
+from wsi_ips.errors import ResultsError, one_line
+from wsi_ips.files import check_table_size, whole_file
+from wsi_ips.inference.results import PREDICT_AGAIN, Probabilities, SlideResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +61,7 @@ def read_predictions(path: Path, *, tasks: Sequence[TaskConfig]) -> list[Predict
     """Read what :func:`write_predictions` wrote for these tasks. Raises :class:`ResultsError`."""
     if not path.is_file():
         raise ResultsError(path, "does not exist", "name a table that wsi-ips predict wrote")
-    if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", "is it a table of slides?")
+    check_table_size(path, ResultsError)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *lines = csv.reader(file, strict=True)

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig, task_queries
-from wsi_ips.errors import CoordsError, ResultsError
+from wsi_ips.errors import CoordsError, ResultsError, one_line
 from wsi_ips.hdf5 import ABOUT, plain_dataset, put_about, small_numbers, take_about, whole_hdf5
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.tiling.coords import put_coords, take_coords
@@ -177,7 +177,7 @@ def read_result(path: Path) -> SlideResult:
         raise ResultsError(path, error.args[1], PREDICT_AGAIN) from None
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ResultsError(path, f"is damaged ({one_line(str(error))})", PREDICT_AGAIN) from None
+        raise ResultsError(path, f"is damaged ({one_line(error)})", PREDICT_AGAIN) from None
 
 
 def _take_result(file: Any, path: Path) -> SlideResult:
@@ -240,8 +240,3 @@ def _task_queries(value: Any) -> dict[str, int]:
     if not isinstance(value, dict) or not all(type(query) is int for query in value.values()):
         raise ValueError("task_queries are not {task: query}")
     return value
-
-
-def one_line(text: str) -> str:
-    """``text`` without line breaks, for a cell or a message."""
-    return " ".join(text.split())

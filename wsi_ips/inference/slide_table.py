@@ -6,12 +6,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from wsi_ips.errors import ResultsError
-from wsi_ips.files import whole_file
-from wsi_ips.inference.results import one_line
+from wsi_ips.errors import ResultsError, one_line
+from wsi_ips.files import check_table_size, whole_file
 from wsi_ips.inference.telemetry import SlideTelemetry
-
-LARGEST_TABLE_BYTES = 2**28
 
 Status = Literal["waiting", "running", "ok", "failed"]
 STATUSES: tuple[Status, ...] = ("waiting", "running", "ok", "failed")
@@ -48,13 +45,12 @@ def write_slide_table(path: Path, rows: Sequence[SlideRow]) -> None:
 
 def read_slide_table(path: Path) -> dict[str, SlideRow]:
     """{slide_id: row} of what :func:`write_slide_table` wrote. Raises :class:`ResultsError`."""
-    if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", "is it a table of slides?")
+    check_table_size(path, ResultsError)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return {row["slide_id"]: _row(row) for row in csv.DictReader(file, strict=True)}
     except (csv.Error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ResultsError(path, f"is no table of slides ({one_line(str(error))})", "remove it") from None
+        raise ResultsError(path, f"is no table of slides ({one_line(error)})", "remove it") from None
 
 
 def _cells(row: SlideRow) -> list[str]:

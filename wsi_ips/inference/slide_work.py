@@ -3,7 +3,7 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from wsi_ips.tiling.find_patches import FindPatches
 from wsi_ips.units import Mpp
 
 logger = logging.getLogger(__name__)
+
+SHOWN_BAD_TILES = 3
 
 Draw = Callable[[SlideResult, Path], None]
 """Draws a slide's overlay."""
@@ -122,10 +124,7 @@ class SlideRecorder:
     def _row(self, job: SlideJob, result: SlideResult, *, redraw: bool) -> PredictionRow:
         complaints = []
         if result.bad_tiles:
-            shown = ", ".join(result.bad_tiles[:3]) + (", …" if len(result.bad_tiles) > 3 else "")
-            complaints.append(
-                f"{job.slide_id}: {len(result.bad_tiles)} tiles unreadable, read as white: {shown}"
-            )
+            complaints.append(unreadable(job.slide_id, result.bad_tiles))
         overlay = self._run.overlay(job.slide_id)
         if self._draw is not None and (redraw or not overlay.exists()):
             overlay.unlink(missing_ok=True)
@@ -160,6 +159,12 @@ class SlideWork:
     def prepare(self, job: SlideJob) -> PreparedSlide:
         """Open the slide and find its patches. Raises as :meth:`Predictor.prepare`."""
         return self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp)
+
+
+def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
+    """What is said of a slide some of whose tiles could not be read."""
+    shown = ", ".join(bad_tiles[:SHOWN_BAD_TILES]) + (", …" if len(bad_tiles) > SHOWN_BAD_TILES else "")
+    return f"{slide_id}: {len(bad_tiles)} tiles unreadable, read as white: {shown}"
 
 
 def reason(job: SlideJob, error: Exception) -> str:

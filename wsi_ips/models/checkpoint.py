@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from wsi_ips import __version__
 from wsi_ips.config import ModelConfig, PipelineConfig
-from wsi_ips.errors import CheckpointError
+from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.files import whole_file
 from wsi_ips.models.build import build_net
 from wsi_ips.models.ips_net import IPSNet
@@ -124,7 +124,7 @@ def _held_config(path: Path, metadata: Mapping[str, str]) -> PipelineConfig:
             )
         return PipelineConfig.model_validate(held["config"])
     except (KeyError, TypeError, ValueError, ValidationError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, most=200)
         raise CheckpointError(path, f"holds a config that cannot be read ({reason})", MEND) from None
 
 
@@ -135,7 +135,7 @@ def _check_shapes(path: Path, model: ModelConfig, shapes: Mapping[str, tuple[int
         with torch.device("meta"):
             wanted = {name: tuple(tensor.shape) for name, tensor in build_net(model).state_dict().items()}
     except Exception as error:  # noqa: BLE001 - a config from elsewhere may ask for anything
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, most=200)
         raise CheckpointError(path, f"describes a network that cannot be built ({reason})", MEND) from None
     unfit = [name for name in sorted(wanted.keys() | shapes.keys()) if wanted.get(name) != shapes.get(name)]
     if unfit:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.recipe.jobs import Job
 
 LARGEST_RECIPE_BYTES = 1_000_000
@@ -35,7 +35,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping that starts with 'command: ...'")
     return with_overrides(values, overrides)

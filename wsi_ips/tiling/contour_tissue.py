@@ -17,7 +17,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely import Polygon
 
-from wsi_ips.errors import AnnotationError
+from wsi_ips.errors import AnnotationError, one_line
 from wsi_ips.tiling.tissue import Mask, TissueMask, thumbnail_scale
 from wsi_ips.units import Mpp, Size
 
@@ -49,7 +49,7 @@ class ContourFolder:
         try:
             polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, most=200)
             raise AnnotationError(path, f"is no GeoJSON of polygons ({reason})", "export it again") from None
         for polygon in polygons:
             _check_place(polygon, path, l0_size)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import CoordsError
+from wsi_ips.errors import CoordsError, one_line
 from wsi_ips.hdf5 import fixed_text, plain_dataset, small_numbers, stated_text, whole_hdf5
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
@@ -120,7 +120,7 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
         stated = small_numbers(attributes, FOREIGN_ATTRIBUTES)
         return foreign_coords(stated, _corners(dataset, path), path, info)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CoordsError(path, f"has broken attributes ({_line(error)})", TILE_AGAIN) from None
+        raise CoordsError(path, f"has broken attributes ({one_line(error, most=200)})", TILE_AGAIN) from None
 
 
 def _corners(dataset: Any, path: Path) -> NDArray[np.int64]:
@@ -142,11 +142,6 @@ def _beside(file: Any, name: str, path: Path, n: int) -> Any:
 def _check_block(dataset: Any, path: Path, name: str) -> None:
     if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
         raise CoordsError(path, f"{name} claims blocks of {dataset.chunks}", TILE_AGAIN)
-
-
-def _line(error: Exception) -> str:
-    text = f"no {error.args[0]}" if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())[:200]
 
 
 def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchCoords:

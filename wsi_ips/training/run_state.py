@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from wsi_ips.errors import CheckpointError, ConfigError
+from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.files import whole_file
 
 FORMAT = 1
@@ -40,7 +40,7 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, most=120)
         raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         raise CheckpointError(path, "is no training state of this version", MEND)

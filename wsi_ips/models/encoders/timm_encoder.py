@@ -12,7 +12,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from wsi_ips.config import EncoderConfig
-from wsi_ips.errors import CheckpointError, ConfigError
+from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.models.encoders.weights import load_weights
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -103,7 +103,7 @@ def _create(config: EncoderConfig) -> nn.Module:
     except Exception as error:  # whatever the hub's client raises: no network, no access, no such repository
         if not (hub or config.weights == "timm"):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        reason = one_line(f"{type(error).__name__}: {error}", most=160)
         raise CheckpointError(
             config.name,
             f"{'pretrained weights' if config.weights == 'timm' else 'its description'} could not be fetched "

