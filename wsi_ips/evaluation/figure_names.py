@@ -1,6 +1,7 @@
 """What a figure's key in ``metrics.json`` is called among people."""
 
-WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1"}
+WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1",
+         "brier": "Brier score"}  # fmt: skip
 
 
 def figure_name(key: str) -> str:

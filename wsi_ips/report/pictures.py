@@ -11,7 +11,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from wsi_ips.heatmaps.patch_sheet import patch_picture
 from wsi_ips.heatmaps.raster import DisplayScale, PatchRaster, canvas_size
 from wsi_ips.report.budget import Look, worth_trying
 from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.slides.region import WHITE
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Size
@@ -148,19 +148,14 @@ def _smaller(pixels: Pixels, l0_per_px: float) -> RgbImage | None:
     picture_HW3 = pixels.picture_HW3
     if picture_HW3 is None or l0_per_px <= pixels.l0_per_px:
         return picture_HW3
-    ratio = l0_per_px / pixels.l0_per_px
-    width, height = canvas_size(pixels.l0_size, l0_per_px)
-    # The last pixel may stick out of the slide: the edge goes on, so that no pixel is stretched.
-    padding = ((0, ceil(ratio) + 1), (0, ceil(ratio) + 1), (0, 0))
-    padded = Image.fromarray(np.pad(picture_HW3, padding, mode="edge"))
-    box = (0.0, 0.0, width * ratio, height * ratio)
-    return np.asarray(padded.resize((width, height), Image.Resampling.BOX, box=box))
+    size_px = canvas_size(pixels.l0_size, l0_per_px)
+    return slide_picture(MemoryReader(picture_HW3), size_px, l0_per_px=l0_per_px / pixels.l0_per_px)
 
 
 def _square(patch: RgbImage, side_px: int) -> RgbImage:
     if len(patch) <= side_px:
         return patch
-    return np.asarray(Image.fromarray(patch).resize((side_px, side_px), Image.Resampling.BOX))
+    return slide_picture(MemoryReader(patch), (side_px, side_px), l0_per_px=len(patch) / side_px)
 
 
 def _jpeg(pixels_HW3: NDArray[np.uint8], quality: int) -> Picture:

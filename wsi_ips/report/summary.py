@@ -13,6 +13,7 @@ from wsi_ips.report.stored_run import StoredRun, StoredSlide
 from wsi_ips.report.words import answer, count, duration
 
 BINS = 20
+GREY = "#7d8791"
 STAGES = {"open_s": "opening and tissue", "waited_s": "waiting for patches", "copy_s": "to the device",
           "encode_s": "encoding", "select_s": "selecting"}  # fmt: skip
 STAGE_COLOURS = ("#8a7fb5", "#d39b46", "#8f9aa6", "#4080a0", "#5e9c6a", "#b9b4ab")
@@ -30,11 +31,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Of a probability between 0 and 1. heights: of each bin, 0 to 1 of the fullest; of: whose probability."""
+    """Of a probability between 0 and 1, in bins of one width. of: whose probability. colours: a bin's, for CSS."""
 
     of: str
     counts: Sequence[int]
-    colour: str
+    colours: Sequence[str]
 
     @property
     def most(self) -> int:
@@ -123,16 +124,15 @@ def _histogram(task: TaskConfig, outputs: Sequence[dict[str, float]]) -> Histogr
         return None
     if len(task.classes) <= 2:
         values, of = [one[task.classes[-1]] for one in outputs], f"probability of {task.classes[-1]}"
-        colour = class_colour(len(task.classes) - 1)
+        # Left of the middle it is the other class that is called.
+        last = [int(len(task.classes) == 2 and 2 * place >= BINS) for place in range(BINS)]
+        colours = [class_colour(place) for place in last]
     else:
-        values, of, colour = (
-            [max(one.values()) for one in outputs],
-            "probability of the called class",
-            "#7d8791",
-        )
+        values, of = [max(one.values()) for one in outputs], "probability of the called class"
+        colours = [GREY] * BINS
     bins = [min(BINS - 1, int(value * BINS)) for value in values if isfinite(value) and 0 <= value <= 1]
     filled = Counter(bins)
-    return Histogram(of, [filled[place] for place in range(BINS)], colour) if bins else None
+    return Histogram(of, [filled[place] for place in range(BINS)], colours) if bins else None
 
 
 def summarise_time(slides: Sequence[StoredSlide]) -> TimeSummary | None:
@@ -151,7 +151,7 @@ def summarise_time(slides: Sequence[StoredSlide]) -> TimeSummary | None:
         total=duration(total.seconds),
         slides=len(measured),
         median=duration(median(telemetry.seconds for _, telemetry in measured)),
-        slowest=f"{duration(its.seconds)}, {count(its.patches, 'patch', 'patches')}",
+        slowest=f"{duration(its.seconds)}, {count(int(its.patches), 'patch', 'patches')}",
         slowest_number=slowest.number,
         per_second=f"{total.patches / total.seconds:,.0f}" if total.seconds else "–",
         parts=[
