@@ -8,6 +8,7 @@ import numpy as np
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
+from wsi_ips.evaluation.task_scores import kind_of, positive_class
 from wsi_ips.heatmaps.legend import ScaleBar
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
 from wsi_ips.inference.results import read_result
@@ -31,8 +32,8 @@ LEAST_RING = 0.025
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a slide was called in one task. order: a number to sort by, p: the same as it is shown: of two classes
-    the last one's probability (what is unsure lies in the middle), of several the likeliest one's; empty where
+    """What a slide was called in one task. order: a number to sort by, p: the same as it is shown: of a yes or no
+    the positive's probability (what is unsure lies in the middle), of several the likeliest one's; empty where
     there is none. bars: its likeliest classes. judged: against the label, where it was evaluated."""
 
     task: str
@@ -108,7 +109,8 @@ def _answer(task: TaskConfig, outputs: dict[str, float]) -> Answer:
         Part(name, figure(outputs[name]), min(1.0, max(0.0, outputs[name])), class_colour(place))
         for place, name in likeliest
     ]
-    order = outputs[task.classes[-1]] if len(task.classes) <= 2 else max(outputs.values())
+    positive = positive_class(task) if kind_of(task) == "binary" else None
+    order = outputs[positive] if positive else max(outputs.values())
     return Answer(task.name, called, order, figure(order), bars)
 
 

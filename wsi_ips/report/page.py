@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.figure_names import figure_name
+from wsi_ips.evaluation.task_scores import kind_of
 from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.colours import colour_table
 from wsi_ips.report.cards import Card, Line
@@ -72,6 +73,7 @@ def _pieces(page: Page) -> Iterable[str]:
     )  # fmt: skip
     jinja.filters |= {"figure": figure, "raw": raw, "shortened": shortened, "count": count,
                       "figure_name": figure_name, "whisker": whisker}  # fmt: skip
+    jinja.tests["binary"] = lambda task: kind_of(task) == "binary"
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return jinja.get_template("page.html").generate(

@@ -21,7 +21,7 @@ from wsi_ips.heatmaps.maps import Heat
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.patch_sheet import patch_picture
 from wsi_ips.heatmaps.raster import DisplayScale, PatchRaster, canvas_size
-from wsi_ips.report.budget import Look, worth_trying
+from wsi_ips.report.budget import SURELY_TOO_LARGE, Look, worth_trying
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.slides.region import WHITE
@@ -93,11 +93,12 @@ def read_pixels(slide: SlideReader, places: Sequence[Place], *, l0_patch: float 
     l0_size = slide.info.l0_size
     l0_per_px = max(1.0, max(l0_size) / look.side_px)
     picture_HW3 = slide_picture(slide, canvas_size(l0_size, l0_per_px), l0_per_px=l0_per_px)
-    patches = [
-        patch_picture(slide, (place.l0_x, place.l0_y), l0_patch, side_px=look.patch_px)
-        for place in (places if l0_patch else ())
-        if l0_patch
-    ]
+    patches: list[RgbImage] = []
+    if l0_patch is not None:
+        side_px = min(look.patch_px, max(1, round(l0_patch)))  # not enlarged
+        patches = [
+            patch_picture(slide, (place.l0_x, place.l0_y), l0_patch, side_px=side_px) for place in places
+        ]
     return Pixels(l0_size, l0_per_px, picture_HW3, patches)
 
 
@@ -107,13 +108,17 @@ def draw_pictures(pixels: Pixels, heat: Heat | None, places: Sequence[Place], *,
     In the first look in which all fit; in the smallest, what is most telling is kept: the overlay, the slide,
     the patches from the first rank on.
     """
-    looks = worth_trying(share)
-    drawn = Pictures()
-    for look in looks:
+    *larger, smallest = worth_trying(share)
+    bytes_by_weight = 0.0
+    for look in larger:
+        weight = look.weight(len(places))
+        if bytes_by_weight * weight > SURELY_TOO_LARGE * share:
+            continue  # drawing a look costs as much as reading it
         drawn = _drawn(pixels, heat, places, look)
         if _bytes(drawn) <= share:
             return drawn
-    return _as_much_as_fits(drawn, share)
+        bytes_by_weight = _bytes(drawn) / weight
+    return _as_much_as_fits(_drawn(pixels, heat, places, smallest), share)
 
 
 def _drawn(pixels: Pixels, heat: Heat | None, places: Sequence[Place], look: Look) -> Pictures:
@@ -155,7 +160,8 @@ def _smaller(pixels: Pixels, l0_per_px: float) -> RgbImage | None:
 def _square(patch: RgbImage, side_px: int) -> RgbImage:
     if len(patch) <= side_px:
         return patch
-    return slide_picture(MemoryReader(patch), (side_px, side_px), l0_per_px=len(patch) / side_px)
+    # Pillow's mean over the triangle around a pixel, and not over its own area: nothing has to lie over a patch.
+    return np.asarray(Image.fromarray(patch).resize((side_px, side_px), Image.Resampling.BILINEAR))
 
 
 def _jpeg(pixels_HW3: NDArray[np.uint8], quality: int) -> Picture:
