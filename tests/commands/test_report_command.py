@@ -95,7 +95,7 @@ def test_a_slide_that_is_gone_says_so_and_has_its_attention(console: Console, tm
     assert said.code == 3
     assert "failed: s01: the slide is gone: " in said.out
     text = text_of(run / "report.html")
-    assert f"the slide is gone: {tmp_path / 'slides' / 's01.tif'}: " in text
+    assert f"The slide is gone: {tmp_path / 'slides' / 's01.tif'}: " in text
     html = (run / "report.html").read_text()
     assert html.count("data:image/jpeg") == 2 * (2 + 2) + 1
     card = html.split('id="s2"')[1].split("</article>")[0]
@@ -164,7 +164,9 @@ def test_several_tasks(console: Console, tmp_path: Path) -> None:
 
 def test_a_hundred_slides_are_less_than_ten_megabytes(console: Console, tmp_path: Path) -> None:
     """Of a drawn slide that JPEG packs badly."""
-    run = make_run(tmp_path, [Slide(f"slide_{place:03}", place / 100) for place in range(100)])
+    run = make_run(
+        tmp_path, [Slide(f"slide_{place:03}", place / 100) for place in range(100)], l0_size=(500, 350)
+    )
     assert console("report", run, "--top", "4").code == 0
     html = (run / "report.html").read_text()
     assert 5_000_000 < (run / "report.html").stat().st_size < 10_000_000

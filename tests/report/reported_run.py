@@ -52,9 +52,11 @@ def coords_of(slide_id: str, l0_size: Size = L0_SIZE) -> PatchCoords:
     )  # fmt: skip
 
 
-def result_of(slide: Slide, path: Path | str, tasks: Sequence[TaskConfig] = (TaskConfig(),)) -> SlideResult:
+def result_of(
+    slide: Slide, path: Path | str, tasks: Sequence[TaskConfig] = (TaskConfig(),), l0_size: Size = L0_SIZE
+) -> SlideResult:
     """Attention grows with the grid's ids, but where ``hot`` says otherwise."""
-    coords = coords_of(slide.slide_id)
+    coords = coords_of(slide.slide_id, l0_size)
     attention = np.linspace(0.001, 0.002, len(coords), dtype=np.float32)
     for place, value in slide.hot.items():
         attention[place] = value
@@ -74,12 +76,13 @@ def make_run(
     tasks: Sequence[TaskConfig] = (TaskConfig(),),
     *,
     files: bool = True,
+    l0_size: Size = L0_SIZE,
 ) -> Path:
     """Write ``folder/run`` and, with ``files``, one drawn slide under all names in ``folder/slides``."""
     run = RunFolder(folder / "run")
     drawn = folder / "drawn.tif"
     if files:
-        write_pyramid(drawn, tissue_like(*L0_SIZE, seed=1), mpp=float(SLIDE_MPP), levels=2)
+        write_pyramid(drawn, tissue_like(*l0_size, seed=1), mpp=float(SLIDE_MPP), levels=2)
         (folder / "slides").mkdir(parents=True)
     rows, table = [], []
     for slide in slides:
@@ -87,7 +90,7 @@ def make_run(
         if slide.status == "ok":
             if files:
                 path.symlink_to(drawn)
-            result = result_of(slide, path, tasks)
+            result = result_of(slide, path, tasks, l0_size)
             write_result(run.attention(slide.slide_id), result)
             rows.append(PredictionRow.done(result, error=slide.error))
         elif slide.status == "failed":

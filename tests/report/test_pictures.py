@@ -137,9 +137,9 @@ def test_the_first_look_that_fits_is_taken_and_what_tells_most_is_kept_last() ->
 
 def test_shares_add_up_to_a_file_that_can_be_mailed() -> None:
     assert share_of_a_slide(100) > 80_000
-    for slides in (1, 10, 100, 500, 1500):
+    for slides in (1, 10, 100, 500, 800):
         assert slides * share_of_a_slide(slides) < LARGEST_REPORT_BYTES
     assert share_of_a_slide(1) == share_of_a_slide(10) == 700_000
-    assert share_of_a_slide(10_000) == 0
+    assert share_of_a_slide(1000) == share_of_a_slide(10_000) == 0
     assert worth_trying(0) == LOOKS[-1:]
     assert worth_trying(700_000) == LOOKS

@@ -16,6 +16,9 @@ TEXT_BYTES = 5_000
 MOST_FOR_A_SLIDE = 700_000
 """Where there are few slides: more pixels than a screen shows are for the viewer."""
 
+LEAST_FOR_A_SLIDE = 6_000
+"""An overlay of 160 pixels: with less, no slide is opened."""
+
 LEAST_BYTES_PER_PIXEL = 0.06
 """Of a JPEG of tissue on much white glass: a look that needs more than its share even so is not tried."""
 SURELY_TOO_LARGE = 1.3
@@ -47,7 +50,8 @@ LOOKS = (
 def share_of_a_slide(slides: int) -> int:
     """Bytes of the file, base64 included, that the pictures of one of so many slides may take; 0: none."""
     room = LARGEST_REPORT_BYTES - FRAME_BYTES - LARGEST_PLOTS_BYTES
-    return max(0, min(MOST_FOR_A_SLIDE, room // max(1, slides) - TEXT_BYTES))
+    share = min(MOST_FOR_A_SLIDE, room // max(1, slides) - TEXT_BYTES)
+    return share if share >= LEAST_FOR_A_SLIDE else 0
 
 
 def worth_trying(share: int) -> tuple[Look, ...]:
