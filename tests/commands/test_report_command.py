@@ -328,3 +328,44 @@ def test_the_script_runs_and_no_name_does(console: Console, tmp_path: Path) -> N
     assert not said.stdout.rstrip().endswith("fired</body></html>")
     assert "fired</body>" not in said.stdout
     assert "CONSOLE" not in said.stderr
+
+
+@pytest.mark.browser
+def test_slides_are_searched_and_sorted(console: Console, tmp_path: Path) -> None:
+    """By number where there is one: 0.9 comes after 0.1 and before nothing at all; cards follow their rows."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    run = make_run(
+        tmp_path, [Slide("b", 0.5), Slide("a10", 0.9), Slide("a9", 0.1), Slide("bad", status="failed")]
+    )
+    assert console("report", run, "--top", "0").code == 0
+    found = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("neither chromium nor google-chrome is installed")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+        page.goto(f"file://{run / 'report.html'}")
+
+        def shown(selector: str) -> list[str]:
+            return [each.inner_text() for each in page.locator(selector).all() if each.is_visible()]
+
+        names, cards = "#slides-table tbody th", "#cards h3"
+        assert shown(names) == shown(cards) == ["b", "a10", "a9", "bad"]
+        page.get_by_role("button", name="Slide").click()
+        assert shown(names) == shown(cards) == ["a9", "a10", "b", "bad"]
+        page.get_by_role("button", name="p(tumor)").click()
+        page.get_by_role("button", name="p(tumor)").click()
+        assert shown(names) == ["a10", "b", "a9", "bad"]
+        page.get_by_label("Search the slides").fill("A1")
+        assert shown(names) == shown(cards) == ["a10"]
+        page.get_by_label("Search the slides").fill("")
+        page.get_by_label("Which slides").select_option("failed")
+        assert shown(names) == ["bad"]
+        assert page.locator("#found").inner_text() == "1 of 4"
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.emulate_media(media="print")
+        assert shown(names) == ["a10", "b", "a9", "bad"]  # paper cannot be searched: nothing is left out
+        browser.close()
+    assert set(asked) <= {"file", "data"}
