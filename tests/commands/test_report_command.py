@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ import yaml
 from PIL import Image
 
 from tests.commands.console import Console
+from tests.conftest import SmallData
 from tests.report.reported_run import Slide, make_run
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation import plots
+from wsi_ips.inference.results import read_result, write_result
 from wsi_ips.recipe import Job
 
 CHOICES = {"out": "o.html", "evaluation": "e", "training": "t", "slides": "s", "top": 3}
@@ -79,6 +82,46 @@ def test_everything_in_one_file(console: Console, tmp_path: Path) -> None:
     assert sorted(path.name for path in run.iterdir() if path.is_file()) == [
         "predictions.csv", "report.html", "run.json", "slides.csv",
     ]  # fmt: skip
+
+
+def test_a_run_of_predict_is_reported(
+    console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The folder as predict itself writes it, with a file that is no slide."""
+    (tmp_path / "slides").mkdir()
+    for slide in sorted(small_data.slides.glob("*.tif"))[:2]:
+        (tmp_path / "slides" / slide.name).symlink_to(slide)
+    (tmp_path / "slides" / "text.svs").write_text("no slide")
+    run = tmp_path / "run"
+    predicted = console(
+        "predict", tmp_path / "slides", "--checkpoint", small_checkpoint, "--out", run, "--no-overlays"
+    )
+    assert predicted.code == 3
+    said = console("report", run)
+    assert said.code == 0, said.out
+    text = text_of(run / "report.html")
+    assert "Slides 3 Labelled 2 Failed 1 Unfinished 0" in text
+    assert "no reader could open it" in text
+    assert f"checkpoint: {small_checkpoint}" in text
+    assert "patch_px: 32" in text
+    assert "encoding" in text
+    assert json.loads((run / "run.json").read_text())["checkpoint"]["sha256"] in text
+    assert (run / "report.html").read_text().count("data:image/jpeg") == 2 * (2 + 9)
+
+
+def test_a_slide_without_a_patch_is_shown_without_heat(console: Console, tmp_path: Path) -> None:
+    run = make_run(tmp_path, TWELVE[:1])
+    result = read_result(run / "attention" / "s00.h5")
+    coords = result.coords
+    none = replace(coords, ids_N=coords.ids_N[:0], l0_xy_N2=coords.l0_xy_N2[:0], tissue_N=coords.tissue_N[:0])
+    empty = replace(
+        result, coords=none, logits_NHT=result.logits_NHT[:0], attention_NHT=result.attention_NHT[:0],
+        kept_ids_M=result.kept_ids_M[:0], kept_scores_M=result.kept_scores_M[:0],
+    )  # fmt: skip
+    write_result(run / "attention" / "s00.h5", empty)
+    said = console("report", run)
+    assert said.code == 0, said.out
+    assert (run / "report.html").read_text().count("data:image/jpeg") == 2
 
 
 def test_the_same_run_gives_the_same_bytes(console: Console, tmp_path: Path) -> None:

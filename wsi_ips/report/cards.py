@@ -127,7 +127,7 @@ def make_card(
         return card
     try:
         heat = _stored_heat(run, line.slide) if line.slide.status == "ok" else None
-    except WsiIpsError as error:
+    except (WsiIpsError, OSError, ValueError) as error:
         return replace(card, problem=f"its attention cannot be shown: {_why(error)}")
     places = top_places(heat, top) if heat else []
     pixels, problem = _pixels(run, line.slide, heat, places, elsewhere=elsewhere, share=share)
