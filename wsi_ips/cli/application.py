@@ -14,7 +14,7 @@ import typer
 from wsi_ips.cli.data import data_app
 from wsi_ips.cli.learning import demo, evaluate, finetune
 from wsi_ips.cli.options import Set
-from wsi_ips.cli.prediction import export, overlay, predict
+from wsi_ips.cli.prediction import export, overlay, predict, report
 from wsi_ips.cli.slides import features, info, tile
 from wsi_ips.cli.start import start_job
 from wsi_ips.errors import WsiIpsError
@@ -57,7 +57,7 @@ def run(
     start_job(make_job(load_recipe(recipe, set_ or ()), source=str(recipe)))
 
 
-for command in (info, tile, features, finetune, predict, overlay, export, evaluate, demo, run):
+for command in (info, tile, features, finetune, predict, overlay, export, evaluate, report, demo, run):
     app.command()(command)
 app.add_typer(data_app, name="data")
 

@@ -1,4 +1,4 @@
-"""Commands that label slides and show why: ``predict``, ``overlay``, ``export``."""
+"""Commands that label slides and show why: ``predict``, ``overlay``, ``export``, ``report``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -122,3 +122,21 @@ def export(
              "percentile": percentile, "heat_only": heat_only, "side_px": side_px, "alpha": alpha,
              "colormap": colormap, "scale": scale, "low": low, "high": high}  # fmt: skip
     start("export", flags)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="The folder that evaluate wrote; default: RUN/evaluation, if there.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="The folder that finetune wrote: adds its losses.")
+    ] = None,
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    top: Annotated[int | None, typer.Option(help="Patches shown of each slide (default 9).")] = None,
+) -> None:
+    """Write a run as one HTML file that can be mailed: figures, pictures, failures; no model is needed."""
+    flags = {"run": run, "out": out, "evaluation": evaluation, "training": training, "slides": slides,
+             "top": top}  # fmt: skip
+    start("report", flags)

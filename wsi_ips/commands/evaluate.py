@@ -1,6 +1,5 @@
 """``evaluate``: a run's predictions against a manifest's labels."""
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import Interval
+from wsi_ips.evaluation.figure_names import figure_name
+from wsi_ips.evaluation.history import read_history
 from wsi_ips.evaluation.plots import (
     NamedRoc,
     check_can_plot,
@@ -35,8 +36,6 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import EvaluateJob
 
-LARGEST_HISTORY = 2**26
-WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1"}
 HEADLINES = {
     "binary": ("auc", "balanced_accuracy", "sensitivity", "specificity", "ece"),
     "multiclass": ("auc_macro", "balanced_accuracy", "accuracy", "ece"),
@@ -65,7 +64,7 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     that cannot be used, and for a split whose labels are all the same.
     """
     can_plot = _can_plot(job)
-    history = _read_history(job.history) if job.history else None
+    history = read_history(job.history) if job.history else None
     worked_out = _work_out(job, progress, bands=can_plot)
     out = job.out or job.run / "evaluation"
     write_tables(out, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc)
@@ -183,27 +182,9 @@ def _headlines(done: Evaluation) -> list[str]:
 
 
 def _in_words(name: str, interval: Interval) -> str:
-    name = " ".join(WORDS.get(word, word) for word in name.split("_"))
+    name = figure_name(name)
     if math.isnan(interval.value):
         return f"{name} not defined"
     if math.isnan(interval.low):
         return f"{name} {interval.value:.3f}"
     return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _read_history(path: Path) -> dict[str, list[float]]:
-    """The columns of ``history.csv`` as numbers, an empty cell as NaN. Raises :class:`ResultsError`."""
-    mend = "name the history.csv of a fine-tuning run"
-    if not path.is_file():
-        raise ResultsError(path, "no such history", mend)
-    if path.stat().st_size > LARGEST_HISTORY:
-        raise ResultsError(path, f"is larger than {LARGEST_HISTORY} bytes", mend)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        columns = {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
-    except (UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
-        raise ResultsError(path, f"is not a table of numbers ({error})", mend) from None
-    if "epoch" not in columns or not any(name.endswith("loss") for name in columns):
-        raise ResultsError(path, "has no column epoch with losses beside it", mend)
-    return columns

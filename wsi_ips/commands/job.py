@@ -12,6 +12,7 @@ from wsi_ips.recipe import (
     Job,
     OverlayJob,
     PredictJob,
+    ReportJob,
     TileJob,
 )
 
@@ -54,6 +55,10 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.evaluate import evaluate
 
             return evaluate(job, progress)
+        case ReportJob():
+            from wsi_ips.commands.report import report
+
+            return report(job, progress)
         case DemoJob():
             from wsi_ips.commands.demo import demo
 

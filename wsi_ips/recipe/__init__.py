@@ -15,6 +15,7 @@ from wsi_ips.recipe.jobs import (
     Job,
     OverlayJob,
     PredictJob,
+    ReportJob,
     TileJob,
 )
 from wsi_ips.recipe.loading import load_recipe, make_job, shipped_recipe, with_overrides
@@ -30,6 +31,7 @@ __all__ = [
     "Job",
     "OverlayJob",
     "PredictJob",
+    "ReportJob",
     "TileJob",
     "load_recipe",
     "make_job",

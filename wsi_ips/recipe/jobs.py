@@ -34,6 +34,7 @@ from wsi_ips.config import (
 from wsi_ips.location import Url, locate
 
 MOST_RESAMPLES = 1_000_000
+MOST_PATCHES_SHOWN = 100
 
 
 def _located(value: Any) -> Any:
@@ -307,6 +308,30 @@ class EvaluateJob(Section):
         return self
 
 
+class ReportJob(Section):
+    """Write a run as one HTML file that can be mailed; no model."""
+
+    command: Literal["report"] = "report"
+    run: Path
+    """The folder that ``predict`` wrote."""
+    out: Path | None = None
+    """An ``.html`` file; none: ``report.html`` in ``run``."""
+    evaluation: Path | None = None
+    """The folder that ``evaluate`` wrote; none: ``evaluation/`` in ``run``, where it is of this run."""
+    training: Path | None = None
+    """The folder that ``finetune`` wrote, for the losses."""
+    slides: Slides | None = None
+    """Where the slides are now; none: where ``predict`` read them."""
+    top: Annotated[NonNegativeInt, Field(le=MOST_PATCHES_SHOWN)] = 9
+    """How many of a slide's patches are shown, those with the most attention."""
+
+    @model_validator(mode="after")
+    def _out_is_a_page(self) -> Self:
+        if self.out is not None and self.out.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"out {self.out} must end in .html")
+        return self
+
+
 class DemoJob(DemoConfig):
     """Draw slides, fine-tune, predict, score."""
 
@@ -324,5 +349,6 @@ Job = (
     | OverlayJob
     | ExportJob
     | EvaluateJob
+    | ReportJob
     | DemoJob
 )

@@ -88,4 +88,15 @@ def _first_problem(error: ValidationError) -> str:
     return (f"{where}: " if where else "") + message + more
 
 
-_COMMANDS = ("tile", "features", "finetune", "images", "predict", "overlay", "export", "evaluate", "demo")
+_COMMANDS = (
+    "tile",
+    "features",
+    "finetune",
+    "images",
+    "predict",
+    "overlay",
+    "export",
+    "evaluate",
+    "report",
+    "demo",
+)

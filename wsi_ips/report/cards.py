@@ -1,0 +1,252 @@
+"""One slide of a report: its line in the table, and its card. A bad slide costs only its pictures."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
+from wsi_ips.evaluation.task_scores import kind_of, positive_class
+from wsi_ips.heatmaps.legend import ScaleBar
+from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
+from wsi_ips.inference.results import read_result
+from wsi_ips.location import Location, locate
+from wsi_ips.report.evaluation import Judged
+from wsi_ips.report.pictures import Pictures, Pixels, Place, draw_pictures, read_pixels, top_places
+from wsi_ips.report.stored_run import StoredRun, StoredSlide, attention_file
+from wsi_ips.report.summary import Part, class_colour
+from wsi_ips.report.words import answer, count, duration, figure, millimetres, raw, shortened
+from wsi_ips.slides.registry import open_slide
+
+logger = logging.getLogger(__name__)
+
+MOST_BARS = 4
+"""Classes of a task that are shown on a card, the likeliest first."""
+SCALE_BAR = 0.25
+"""Of the picture's width, at most."""
+LEAST_RING = 0.025
+"""Of the slide's longest side: a patch is marked by a square as large as this at least, or nobody finds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a slide was called in one task. order: a number to sort by, p: the same as it is shown: of a yes or no
+    the positive's probability (what is unsure lies in the middle), of several the likeliest one's; empty where
+    there is none. bars: its likeliest classes. judged: against the label, where it was evaluated."""
+
+    task: str
+    called: str
+    order: float = 0.0
+    p: str = ""
+    bars: Sequence[Part] = ()
+    judged: Judged | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A slide's row in the table. answers: one a task, none where the slide is not labelled."""
+
+    slide: StoredSlide
+    answers: Sequence[Answer]
+    seconds: str
+    order: float
+    has_card: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Where one of the patches lies, in level-0 pixels: its corner and side, large enough to be seen."""
+
+    rank: int
+    l0_x: float
+    l0_y: float
+    l0_side: float
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """shown: whose attention. ticks: raw values at the ends and in the middle of the colours, which are ranks.
+    bar: label and share of the picture's width of the scale bar."""
+
+    shown: str
+    ticks: tuple[str, str, str]
+    bar: tuple[str, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """facts: of the slide, in words. problem: why it has no pictures, or not all; empty where it has."""
+
+    line: Line
+    facts: Sequence[str]
+    pictures: Pictures = field(default_factory=Pictures)
+    l0_size: tuple[int, int] = (1, 1)
+    rings: Sequence[Ring] = ()
+    legend: Legend | None = None
+    problem: str = ""
+
+
+def line_of(run: StoredRun, slide: StoredSlide, judged: Mapping[str, Judged]) -> Line:
+    """judged: {task: …} of this slide, empty where it was not evaluated."""
+    answers: list[Answer] = []
+    if slide.probabilities is not None:
+        for task in run.tasks:
+            answers.append(
+                replace(_answer(task, dict(slide.probabilities[task.name])), judged=judged.get(task.name))
+            )
+    seconds = slide.telemetry.seconds if slide.telemetry else 0.0
+    return Line(slide, answers, duration(seconds) if seconds else "", seconds, slide.status != "unfinished")
+
+
+def _answer(task: TaskConfig, outputs: dict[str, float]) -> Answer:
+    called = answer(task, outputs)
+    if task.activation == "linear":
+        return Answer(task.name, called, order=outputs[task.classes[0]])
+    likeliest = sorted(enumerate(task.classes), key=lambda item: -outputs[item[1]])[:MOST_BARS]
+    bars = [
+        Part(name, figure(outputs[name]), min(1.0, max(0.0, outputs[name])), class_colour(place))
+        for place, name in likeliest
+    ]
+    positive = positive_class(task) if kind_of(task) == "binary" else None
+    order = outputs[positive] if positive else max(outputs.values())
+    return Answer(task.name, called, order, figure(order), bars)
+
+
+def make_card(
+    run: StoredRun, line: Line, *, elsewhere: Mapping[str, Location] | None, top: int, share: int
+) -> Card:
+    """A slide's card, with pictures of ``share`` bytes at most. Never raises for what a slide or a result holds.
+
+    elsewhere: {slide_id: where it is now}; None: where predict read it. top: how many patches are shown. A slide
+    that is gone has its attention on white paper. Of one slide at a time the pixels are held.
+    """
+    card = Card(line, facts=_facts(line.slide))
+    if not share:
+        return card
+    try:
+        heat = _stored_heat(run, line.slide) if line.slide.status == "ok" else None
+    except (WsiIpsError, OSError, ValueError) as error:
+        return replace(card, problem=f"its attention cannot be shown: {_why(error)}")
+    places = top_places(heat, top) if heat else []
+    pixels, problem = _pixels(run, line.slide, heat, places, elsewhere=elsewhere, share=share)
+    if line.slide.status == "failed":
+        problem = ""  # the row has its reason; a picture helps to see it, where there can be one
+    if pixels is None:
+        return replace(card, problem=problem)
+    try:
+        pictures = draw_pictures(pixels, heat, places, share=share)
+    except Exception as error:
+        logger.error("slide %s is not drawn", line.slide.slide_id, exc_info=error)
+        return replace(card, problem=f"it cannot be drawn: {_why(error)}")
+    if heat is None:
+        return replace(card, pictures=pictures, l0_size=pixels.l0_size, problem=problem)
+    return replace(
+        card,
+        facts=[*card.facts, *_geometry(heat)],
+        pictures=pictures,
+        l0_size=heat.coords.l0_size,
+        rings=_rings(heat, places[: len(pictures.patches)]),
+        legend=_legend(heat, pictures),
+        problem=problem,
+    )
+
+
+def _stored_heat(run: StoredRun, slide: StoredSlide) -> Heat:
+    path = attention_file(run, slide.slide_id)
+    if path is None:
+        raise ResultsError(run.folder.predictions, f"{slide.slide_id!r} is no file name", "predict again")
+    return choose_heat(read_result(path))
+
+
+def _pixels(
+    run: StoredRun,
+    slide: StoredSlide,
+    heat: Heat | None,
+    places: Sequence[Place],
+    *,
+    elsewhere: Mapping[str, Location] | None,
+    share: int,
+) -> tuple[Pixels | None, str]:
+    """What is read of the slide, and why it could not be; without the slide, paper of its size for its heat."""
+    paper = None
+    if heat is not None:
+        paper = Pixels(heat.coords.l0_size, max(1.0, max(heat.coords.l0_size) / 2048))
+    try:
+        at = _location(run, slide, heat, elsewhere)
+        if at is None:
+            return paper, ""
+        with open_slide(at) as reader:
+            if heat is not None:
+                check_same_slide(reader, heat.coords)
+            l0_patch = heat.coords.l0_patch if heat else None
+            return read_pixels(reader, places, l0_patch=l0_patch, share=share), ""
+    except SlideNotFound as error:
+        return paper, f"the slide is gone: {_why(error)}"
+    except Exception as error:
+        if not isinstance(error, WsiIpsError | OSError) and slide.status == "ok":
+            logger.error("slide %s cannot be read", slide.slide_id, exc_info=error)
+        return paper, f"the slide cannot be shown: {_why(error)}"
+
+
+def _location(
+    run: StoredRun, slide: StoredSlide, heat: Heat | None, elsewhere: Mapping[str, Location] | None
+) -> Location | None:
+    """None: there is no slide to open. Raises :class:`SlideNotFound` for one that is not among ``elsewhere``."""
+    if elsewhere is not None:
+        if slide.slide_id not in elsewhere:
+            raise SlideNotFound(slide.slide_id, "is not in the folder that --slides names")
+        return elsewhere[slide.slide_id]
+    path = heat.result.slide_path if heat else slide.path
+    return None if run.of_features or not path else locate(path)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, WsiIpsError):
+        return shortened(str(error))
+    if isinstance(error, OSError) and error.strerror:
+        return shortened(f"{error.filename or 'reading'}: {error.strerror}")
+    return shortened(f"{type(error).__name__}: {error}")
+
+
+def _facts(slide: StoredSlide) -> list[str]:
+    facts = []
+    if slide.n_patches is not None:
+        facts.append(count(slide.n_patches, "patch", "patches"))
+    if slide.telemetry is not None:
+        facts.append(duration(slide.telemetry.seconds))
+    return facts
+
+
+def _geometry(heat: Heat) -> list[str]:
+    coords = heat.coords
+    width, height = coords.l0_size
+    mpp = coords.slide_mpp
+    return [
+        f"{width:,} × {height:,} px",
+        f"{millimetres(width, mpp)} × {millimetres(height, mpp)} mm",
+        f"{mpp:.4g} µm per pixel",
+        f"patches of {coords.l0_patch * mpp:.4g} µm",
+    ]
+
+
+def _rings(heat: Heat, places: Sequence[Place]) -> list[Ring]:
+    l0_patch = heat.coords.l0_patch
+    l0_side = max(l0_patch, LEAST_RING * max(heat.coords.l0_size))
+    shift = (l0_patch - l0_side) / 2
+    return [Ring(place.rank, place.l0_x + shift, place.l0_y + shift, l0_side) for place in places]
+
+
+def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
+    if pictures.overlay is None or not len(heat.values_N):
+        return None
+    low, middle, high = (
+        raw(float(value)) for value in np.percentile(heat.values_N.astype(np.float64), (0, 50, 100))
+    )
+    width = pictures.overlay.width
+    mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width
+    bar = ScaleBar.fitting(mpp, SCALE_BAR * width)
+    return Legend(
+        heat.shown, (low, middle, high), (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width))
+    )

@@ -1,0 +1,144 @@
+"""The page: everything that was found out, as one HTML file that asks nothing of anyone.
+
+Written slide by slide: pictures of one slide are in memory at a time. Names, labels and errors come from files
+that anybody may have made: Jinja2 escapes all of them, and the page's own policy lets nothing run but the script
+whose hash it names, and nothing load at all.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from wsi_ips.errors import ResultsError
+from wsi_ips.evaluation.figure_names import figure_name
+from wsi_ips.evaluation.task_scores import kind_of
+from wsi_ips.files import whole_file
+from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.report.cards import Card, Line
+from wsi_ips.report.evaluation import Figure, StoredEvaluation
+from wsi_ips.report.pictures import COLORMAP
+from wsi_ips.report.plots import Plot
+from wsi_ips.report.stored_run import StoredRun
+from wsi_ips.report.summary import Summary
+from wsi_ips.report.training_run import TrainingRun
+from wsi_ips.report.words import count, figure, raw, shortened
+
+LONGEST_SETTINGS = 60_000
+GRADIENT_STOPS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What a report says. lines: a row a slide; cards: made while the page is written. plots, loss: where there
+    are any; notes: what is left out, and why."""
+
+    run: StoredRun
+    summary: Summary
+    lines: Sequence[Line]
+    cards: Iterable[Card]
+    evaluation: StoredEvaluation | None = None
+    plots: Sequence[Plot] = ()
+    training: TrainingRun | None = None
+    loss: Plot | None = None
+    notes: Sequence[str] = ()
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write the page, whole or not at all. Raises :class:`ResultsError` for a place that cannot be written to."""
+    try:
+        # backslashreplace: a file name that is not UTF-8 must not cost the report.
+        with (
+            whole_file(path) as partial,
+            partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+        ):
+            file.writelines(_pieces(page))
+    except OSError as error:
+        raise ResultsError(
+            path, f"cannot be written ({error.strerror or error})", "name another file with --out"
+        ) from None
+
+
+def _pieces(page: Page) -> Iterable[str]:
+    here = Path(__file__).parent
+    jinja = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, finalize=_never_none,
+    )  # fmt: skip
+    jinja.filters |= {"figure": figure, "raw": raw, "shortened": shortened, "count": count,
+                      "figure_name": figure_name, "whisker": whisker}  # fmt: skip
+    jinja.tests["binary"] = lambda task: kind_of(task) == "binary"
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return jinja.get_template("page.html").generate(
+        page=page,
+        # Ours, and the only text that is not escaped.
+        style=Markup(style),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        script_hash=digest,
+        title=page.run.folder.root.resolve().name,
+        gradient=gradient(),
+        settings=settings_text(page.run.description.get("config")),
+        described=_described(page.run.description),
+    )
+
+
+def _never_none(value: Any) -> Any:
+    """A ``None`` on the page is a mistake of ours."""
+    if value is None:
+        raise ValueError("the page would say None")
+    return value
+
+
+def gradient() -> str:
+    """The heat's colours from low to high, for CSS."""
+    table = colour_table(COLORMAP)
+    stops = [table[round(place * (len(table) - 1) / (GRADIENT_STOPS - 1))] for place in range(GRADIENT_STOPS)]
+    return ", ".join("#{:02x}{:02x}{:02x}".format(*stop.tolist()) for stop in stops)
+
+
+def settings_text(config: object) -> str:
+    """Settings as YAML, as a recipe would have them."""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100) if config else ""
+    return text if len(text) <= LONGEST_SETTINGS else text[:LONGEST_SETTINGS] + "\n…"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Of ``run.json``; what it does not say is empty."""
+
+    started: str
+    host: str
+    checkpoint: str
+    sha256: str
+    versions: Mapping[str, str]
+
+
+def _described(description: Mapping[str, Any]) -> Described:
+    checkpoint = _mapping(description.get("checkpoint"))
+    versions = {str(name): str(version) for name, version in _mapping(description.get("versions")).items()}
+    return Described(
+        started=str(description.get("started") or "").replace("T", " ").replace("+00:00", " UTC"),
+        host=str(description.get("host") or ""),
+        checkpoint=str(checkpoint.get("path") or ""),
+        sha256=str(checkpoint.get("sha256") or ""),
+        versions=versions,
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def whisker(one: Figure) -> tuple[float, float, float] | None:
+    """(low, value, high) of a figure that is a share, in percent; None of other numbers, and without interval."""
+    if one.value is None or one.low is None or one.high is None:
+        return None
+    ends = (one.low, one.value, one.high)
+    return (100 * one.low, 100 * one.value, 100 * one.high) if all(0 <= end <= 1 for end in ends) else None

@@ -1,0 +1,164 @@
+"""What stands on top of a report: how many slides, what they were called, where the time went."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from statistics import median
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.heatmaps.colours import CLASS_COLOURS
+from wsi_ips.inference.telemetry import IN_THREADS, SlideTelemetry
+from wsi_ips.report.stored_run import StoredRun, StoredSlide
+from wsi_ips.report.words import answer, count, duration
+
+BINS = 20
+GREY = "#7d8791"
+STAGES = {"open_s": "opening and tissue", "waited_s": "waiting for patches", "copy_s": "to the device",
+          "encode_s": "encoding", "select_s": "selecting"}  # fmt: skip
+STAGE_COLOURS = ("#8a7fb5", "#d39b46", "#8f9aa6", "#4080a0", "#5e9c6a", "#b9b4ab")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a bar. share: of the whole, 0 to 1. colour: for CSS."""
+
+    name: str
+    shown: str
+    share: float
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Of a probability between 0 and 1, in bins of one width. of: whose probability. colours: a bin's, for CSS."""
+
+    of: str
+    counts: Sequence[int]
+    colours: Sequence[str]
+
+    @property
+    def most(self) -> int:
+        return max(self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """What the labelled slides were called in one task. parts: a class each (of yes-or-no classes, the bars are of
+    all slides and do not add up). histogram: of the last class, of two; of the called one, of several."""
+
+    name: str
+    parts: Sequence[Part]
+    stacked: bool
+    histogram: Histogram | None
+    numbers: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSummary:
+    """Of the slides whose time was written down. threads: what went on beside, in seconds of all threads."""
+
+    total: str
+    slides: int
+    median: str
+    slowest: str
+    slowest_number: int
+    per_second: str
+    parts: Sequence[Part]
+    threads: Sequence[tuple[str, str]]
+    peak_memory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """counts: {status: slides}."""
+
+    counts: dict[str, int]
+    patches: int
+    tasks: Sequence[TaskSummary]
+    time: TimeSummary | None
+
+
+def summarise(run: StoredRun) -> Summary:
+    """From the tables alone: no slide and no attention is opened."""
+    labelled = [slide for slide in run.slides if slide.probabilities is not None]
+    counts = dict.fromkeys(("ok", "failed", "unfinished"), 0) | Counter(slide.status for slide in run.slides)
+    return Summary(
+        counts=counts,
+        patches=sum(slide.n_patches or 0 for slide in labelled),
+        tasks=[summarise_task(task, labelled) for task in run.tasks] if labelled else [],
+        time=summarise_time(run.slides),
+    )
+
+
+def class_colour(place: int) -> str:
+    """Of a task's class, for CSS."""
+    return "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[place % len(CLASS_COLOURS)])
+
+
+def summarise_task(task: TaskConfig, slides: Sequence[StoredSlide]) -> TaskSummary:
+    """Of labelled slides, one at least."""
+    outputs = [dict(slide.probabilities[task.name]) for slide in slides if slide.probabilities is not None]
+    if task.activation == "linear":
+        return TaskSummary(task.name, (), False, None, "; ".join(_spread(outputs, n) for n in task.classes))
+    if task.activation == "sigmoid":
+        called = Counter(name for one in outputs for name in task.classes if one[name] >= 0.5)
+    else:
+        called = Counter(answer(task, one) for one in outputs)
+    parts = [
+        Part(name, f"{called[name]:,}", called[name] / len(outputs), class_colour(place))
+        for place, name in enumerate(task.classes)
+    ]
+    return TaskSummary(task.name, parts, task.activation == "softmax", _histogram(task, outputs))
+
+
+def _spread(outputs: Sequence[dict[str, float]], name: str) -> str:
+    values = [one[name] for one in outputs if isfinite(one[name])]
+    if not values:
+        return f"{name}: no number"
+    return f"{name}: median {median(values):.4g}, from {min(values):.4g} to {max(values):.4g}"
+
+
+def _histogram(task: TaskConfig, outputs: Sequence[dict[str, float]]) -> Histogram | None:
+    if task.activation == "sigmoid" and len(task.classes) > 1:
+        return None
+    if len(task.classes) <= 2:
+        values, of = [one[task.classes[-1]] for one in outputs], f"probability of {task.classes[-1]}"
+        # Left of the middle it is the other class that is called.
+        last = [int(len(task.classes) == 2 and 2 * place >= BINS) for place in range(BINS)]
+        colours = [class_colour(place) for place in last]
+    else:
+        values, of = [max(one.values()) for one in outputs], "probability of the called class"
+        colours = [GREY] * BINS
+    bins = [min(BINS - 1, int(value * BINS)) for value in values if isfinite(value) and 0 <= value <= 1]
+    filled = Counter(bins)
+    return Histogram(of, [filled[place] for place in range(BINS)], colours) if bins else None
+
+
+def summarise_time(slides: Sequence[StoredSlide]) -> TimeSummary | None:
+    """None where no slide's time is known."""
+    measured = [(slide, slide.telemetry) for slide in slides if slide.telemetry is not None]
+    if not measured:
+        return None
+    total = SlideTelemetry.total(telemetry for _, telemetry in measured)
+    stages = {name: getattr(total, name) for name in STAGES}
+    names = {**STAGES, "rest": "the rest"}
+    stages["rest"] = max(0.0, total.seconds - sum(stages.values()))
+    whole = sum(stages.values())
+    slowest, its = max(measured, key=lambda pair: pair[1].seconds)
+    beside = [(name.removesuffix("_s"), getattr(total, name)) for name in IN_THREADS]
+    return TimeSummary(
+        total=duration(total.seconds),
+        slides=len(measured),
+        median=duration(median(telemetry.seconds for _, telemetry in measured)),
+        slowest=f"{duration(its.seconds)}, {count(int(its.patches), 'patch', 'patches')}",
+        slowest_number=slowest.number,
+        per_second=f"{total.patches / total.seconds:,.0f}" if total.seconds else "–",
+        parts=[
+            Part(names[name], duration(seconds), seconds / whole, colour)
+            for (name, seconds), colour in zip(stages.items(), STAGE_COLOURS, strict=True)
+            if whole and seconds / whole >= 0.001
+        ],
+        threads=[(name, duration(seconds)) for name, seconds in beside if seconds],
+        peak_memory=f"{total.peak_rss_mb:,.0f} MB" if total.peak_rss_mb else "–",
+    )
