@@ -7,8 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wsi_ips.errors import ResultsError
-from wsi_ips.inference.results import one_line
+from wsi_ips.errors import ResultsError, one_line
 from wsi_ips.report.stored_run import StoredRun
 
 LARGEST_METRICS_BYTES = 2**26
@@ -163,7 +162,7 @@ def _judged(path: Path, run: StoredRun) -> dict[str, dict[str, Judged]]:
                 correct = {"1": True, "0": False}.get(row["correct"])
                 found.setdefault(slide_id, {})[task] = Judged(row["label"], correct)
     except (csv.Error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ResultsError(path, f"is no table of scored slides ({one_line(str(error))})", MEND) from None
+        raise ResultsError(path, f"is no table of scored slides ({one_line(error)})", MEND) from None
     return found
 
 

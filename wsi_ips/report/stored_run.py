@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import ResultsError
+from wsi_ips.errors import ResultsError, one_line
 from wsi_ips.held_folder import read_description
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
-from wsi_ips.inference.results import Probabilities, one_line
+from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_table import SlideRow, read_slide_table
 from wsi_ips.inference.telemetry import SlideTelemetry
@@ -81,7 +81,7 @@ def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
         description = read_description(folder.description)
     except (OSError, ValueError) as error:
         raise ResultsError(
-            folder.description, f"cannot be read ({one_line(str(error))})", "predict again"
+            folder.description, f"cannot be read ({one_line(error)})", "predict again"
         ) from None
     return StoredRun(folder, tasks, slides, description, notes)
 
