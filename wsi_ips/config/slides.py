@@ -1,6 +1,6 @@
 """Which patches a slide is cut into, and how they are read."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -41,7 +41,7 @@ class TilingConfig(Section):
 
 
 class StreamingConfig(Section):
-    """How patches are read. None of it changes a result."""
+    """How patches are read. None of it changes a result, but ``decode``: decoders differ by a few grey levels."""
 
     batch: PositiveInt = 64
     """Patches decoded together and encoded in one call."""
@@ -51,5 +51,8 @@ class StreamingConfig(Section):
     """Chunks being decoded or waiting for the encoder; bounds memory and read-ahead."""
     tile_cache_mb: NonNegativeInt = 128
     """MiB of decoded tiles that wait for the next row of patches."""
+    decode: Literal["cpu", "device", "auto"] = "cpu"
+    """Where JPEG tiles that are patches are decoded. ``device``: there (CUDA: nvJPEG). ``auto``: where it takes
+    less time, measured on each slide's first patches. All else is decoded on the CPU."""
     max_bad_tiles: Fraction = 0.01
     """Share of a slide's tiles that may be unreadable, and white, before the slide fails."""

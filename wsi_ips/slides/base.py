@@ -151,3 +151,17 @@ class TiledReader(SlideReader, Protocol):
     def reopen(self) -> None:
         """Read the file's directory again. Raises :class:`SlideReadError` if it is not what it was."""
         ...
+
+
+@runtime_checkable
+class JpegTiledReader(TiledReader, Protocol):
+    """A reader whose tiles may be had as they are stored, for callers who decode them elsewhere."""
+
+    def tile_jpeg(self, level: int, number: int, data: memoryview) -> bytes | None:
+        """A fetched tile as one whole JPEG that says its own colour space; None for a tile of another kind, or
+        one that was never written.
+
+        What lies beyond the level's edge is not white yet. Raises :class:`SlideReadError` for bytes that are no
+        such tile.
+        """
+        ...

@@ -126,17 +126,35 @@ class TiffReader(ClosingReader):
                 raise TileError("the file has become shorter")
             opened.decoders[level].decode(data, out)
         except TileError as error:
-            raise SlideReadError(
-                self._path,
-                f"tile ({col}, {row}) of level {level}, {count} bytes at byte {tiles.offsets[number]}, "
-                f"is unreadable: {error}",
-                "the file is damaged; copy it again, or leave the slide out",
-            ) from error
+            raise self._unreadable(level, number, tiles, error) from error
         scale = tiles.tile_size[1] // len(out)
         if row == tiles.rows - 1:
             out[max(0, -(-tiles.level_size[1] // scale) - row * len(out)) :] = WHITE
         if col == tiles.cols - 1:
             out[:, max(0, -(-tiles.level_size[0] // scale) - col * out.shape[1]) :] = WHITE
+
+    def tile_jpeg(self, level: int, number: int, data: memoryview) -> bytes | None:
+        """See :meth:`JpegTiledReader.tile_jpeg`."""
+        opened = self._opened()
+        tiles = opened.layout.levels[level]
+        count = tiles.byte_counts[number]
+        if not count:
+            return None
+        try:
+            if len(data) < count:
+                raise TileError("the file has become shorter")
+            return opened.decoders[level].jpeg(data)
+        except TileError as error:
+            raise self._unreadable(level, number, tiles, error) from error
+
+    def _unreadable(self, level: int, number: int, tiles: TileLayout, error: TileError) -> SlideReadError:
+        row, col = divmod(number, tiles.cols)
+        return SlideReadError(
+            self._path,
+            f"tile ({col}, {row}) of level {level}, {tiles.byte_counts[number]} bytes at byte "
+            f"{tiles.offsets[number]}, is unreadable: {error}",
+            "the file is damaged; copy it again, or leave the slide out",
+        )
 
     def reopen(self) -> None:
         """See :meth:`TiledReader.reopen`."""

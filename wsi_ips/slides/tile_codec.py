@@ -100,6 +100,13 @@ class TileDecoder:
         except (ValueError, RuntimeError, TypeError, OverflowError) as error:
             raise TileError(str(error) or type(error).__name__) from error
 
+    def jpeg(self, data: memoryview) -> bytes | None:
+        """The tile as one whole JPEG, tables and colour space in it; None where tiles are no JPEGs.
+
+        Raises :class:`TileError` for a header that cannot be.
+        """
+        return self._merged(data) if self._tile.compression is Compression.JPEG else None
+
     def _decode_jpeg(self, data: memoryview, out: RgbImage | None) -> RgbImage:
         # fastdct and fastupsample stay off: OpenSlide uses the accurate DCT and libjpeg's fancy upsampling.
         colours = "RGB" if out is None or out.shape[2] == 3 else "RGBX"

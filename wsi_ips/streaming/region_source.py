@@ -26,6 +26,14 @@ class RegionSource:
         self._bad = bad
         bad.expect(len(l0_xy_N2))
 
+    @property
+    def patches_are_tiles(self) -> bool:
+        """As of :class:`wsi_ips.streaming.tile_source.TileSource`: nothing is known of tiles."""
+        return False
+
+    def stored_jpegs(self, start: int, n: int) -> None:
+        """As of :class:`wsi_ips.streaming.tile_source.TileSource`."""
+
     def fill(self, start: int, into_nPPC: NDArray[np.uint8]) -> StreamTelemetry:
         """Write the n patches from place ``start`` on into (n, P, P, 3) uint8, white beyond the level.
 

@@ -7,7 +7,7 @@ a slow consumer stops the decoders, because a chunk is only handed to them when 
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
 
@@ -20,11 +20,12 @@ from wsi_ips.config import StreamingConfig
 from wsi_ips.slides.base import SlideReader, TiledReader
 from wsi_ips.streaming.bad_tiles import BadTiles
 from wsi_ips.streaming.device import DeviceCopies
+from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, pays
 from wsi_ips.streaming.patch_region import PatchRegion
 from wsi_ips.streaming.pixel_pool import PixelPool
 from wsi_ips.streaming.region_source import RegionSource
 from wsi_ips.streaming.telemetry import StreamTelemetry
-from wsi_ips.streaming.tile_source import TileSource
+from wsi_ips.streaming.tile_source import StoredJpegs, TileSource
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import PlaceKind
 
@@ -82,6 +83,8 @@ class PatchStream:
             spare=config.chunks_in_flight + 1,
             pinned=self._device.type == "cuda",
         )
+        self._decoder: DeviceDecoder | None = None
+        self._decoder_chosen = config.decode == "cpu"
         self.telemetry = StreamTelemetry()
 
     def __len__(self) -> int:
@@ -117,6 +120,7 @@ class PatchStream:
         )
         source = self._source(rows_N, bad)
         copies = DeviceCopies(self._device)
+        decoder = self._choose_decoder()
         # A chunk is one thread's work, since there are more of them; only one alone (the kept patches) is split.
         shares = self._config.threads if len(rows_N) <= batch else 1
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix="wsi_ips-decode")
@@ -126,12 +130,18 @@ class PatchStream:
                 len(in_flight) < self._config.chunks_in_flight and (start := next(starts, None)) is not None
             ):
                 rows = rows_N[start : start + batch]
-                in_flight.append(self._submit(pool, source, start, rows, shares=shares))
+                if decoder is None:
+                    in_flight.append(self._submit(pool, source, start, rows, shares=shares))
+                else:
+                    stored = pool.submit(source.stored_jpegs, start, len(rows))
+                    in_flight.append(_ChunkInFlight(start, rows, self._memory(len(rows)), stored=stored))
 
         try:
             refill()
             while in_flight:
-                chunk = self._finish(in_flight.popleft(), copies)
+                coming = in_flight.popleft()
+                there = None if decoder is None else self._decoded_there(coming, decoder)
+                chunk = self._finish(coming, source, copies) if there is None else there
                 refill()  # before the consumer works: no decoder waits for it
                 yield chunk
         finally:
@@ -161,35 +171,80 @@ class PatchStream:
         *,
         shares: int,
     ) -> "_ChunkInFlight":
-        patch_px, n = self._coords.patch_px, len(rows)
-        # More rows than a chunk has (kept patches, read again) get memory of their own.
-        own = n > self._config.batch
-        pixels_nPPC = np.empty((n, patch_px, patch_px, 3), np.uint8) if own else self._pool.take()[:n]
+        n, pixels_nPPC = len(rows), self._memory(len(rows))
         edges = [n * share // shares for share in range(shares + 1)]
         decoding = [
             pool.submit(source.fill, start + first, pixels_nPPC[first:end])
             for first, end in pairwise(edges)
             if first < end
         ]
-        return _ChunkInFlight(rows, pixels_nPPC, decoding)
+        return _ChunkInFlight(start, rows, pixels_nPPC, decoding)
 
-    def _finish(self, chunk: "_ChunkInFlight", copies: DeviceCopies) -> Chunk:
+    def _memory(self, n: int) -> NDArray[np.uint8]:
+        """(n, P, P, 3); more rows than a chunk has (kept patches, read again) get memory of their own."""
+        patch_px = self._coords.patch_px
+        own = n > self._config.batch
+        return np.empty((n, patch_px, patch_px, 3), np.uint8) if own else self._pool.take()[:n]
+
+    def _choose_decoder(self) -> DeviceDecoder | None:
+        """Once a stream, for all of the slide's patches: what is read again has to be what was read."""
+        if not self._decoder_chosen:
+            self._decoder_chosen = True
+            rows_N = np.arange(len(self._coords))
+            source = self._source(rows_N, BadTiles(self._slide.info.path, most_share=1.0))
+            decoder = DeviceDecoder(self._device, self._coords.patch_px)
+            if source.patches_are_tiles:
+                n = min(self._config.batch, len(rows_N))
+                asked = self._config.decode == "device"
+                if n and (asked or pays(decoder, source, n, threads=self._config.threads)):
+                    self._decoder = decoder
+        return self._decoder
+
+    def _decoded_there(self, chunk: "_ChunkInFlight", decoder: DeviceDecoder) -> Chunk | None:
+        """None where a tile of the chunk is not a JPEG that the device can decode."""
+        assert chunk.stored is not None
         started = perf_counter()
+        stored = chunk.stored.result()
+        self.telemetry.waited_s += perf_counter() - started
+        if stored is None:
+            return None
+        started = perf_counter()
+        try:
+            pixels_n3PP = decoder.decode(stored.jpegs, stored.insides)
+        except DecodingFailed:
+            return None
+        stored.work.decode_s = perf_counter() - started
+        self.telemetry.add(stored.work)
+        return self._chunk(chunk.rows, pixels_n3PP)
+
+    def _finish(
+        self, chunk: "_ChunkInFlight", source: TileSource | RegionSource, copies: DeviceCopies
+    ) -> Chunk:
+        started = perf_counter()
+        if chunk.stored is not None:  # the device could not: tiles are tried again here, and named
+            self.telemetry.add(source.fill(chunk.start, chunk.pixels_nPPC))
         for future in chunk.decoding:
             self.telemetry.add(future.result())
         decoded = perf_counter()
         pixels_nPPC = copies.to_device(torch.from_numpy(chunk.pixels_nPPC))
         self.telemetry.waited_s += decoded - started
         self.telemetry.copy_s += perf_counter() - decoded
+        return self._chunk(chunk.rows, pixels_nPPC.permute(0, 3, 1, 2))
+
+    def _chunk(self, rows: NDArray[np.int64], pixels_n3PP: Tensor) -> Chunk:
         return Chunk(
-            ids_n=torch.from_numpy(self._coords.ids_N[chunk.rows]),
-            l0_xy_n2=torch.from_numpy(self._coords.l0_xy_N2[chunk.rows]),
-            pixels_n3PP=pixels_nPPC.permute(0, 3, 1, 2),
+            ids_n=torch.from_numpy(self._coords.ids_N[rows]),
+            l0_xy_n2=torch.from_numpy(self._coords.l0_xy_N2[rows]),
+            pixels_n3PP=pixels_n3PP,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _ChunkInFlight:
+    """Pixels that are being decoded, or what is stored of them, for a decoder on the device."""
+
+    start: int
     rows: NDArray[np.int64]
     pixels_nPPC: NDArray[np.uint8]
-    decoding: list[Future[StreamTelemetry]]
+    decoding: list[Future[StreamTelemetry]] = field(default_factory=list)
+    stored: Future[StoredJpegs | None] | None = None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import SlideReadError
-from wsi_ips.slides.base import RgbImage, TiledReader, TileGrid
+from wsi_ips.slides.base import JpegTiledReader, RgbImage, TiledReader, TileGrid
 from wsi_ips.slides.region import WHITE
 from wsi_ips.streaming.bad_tiles import BadTiles
 from wsi_ips.streaming.patch_region import PatchRegion
@@ -45,6 +45,7 @@ class TileSource:
         (:meth:`PatchRegion.shrunk`). cache_bytes bounds the tiles that wait."""
         self.slide = slide
         self.region = region
+        self._unscaled = scale == 1 and region.fits
         self.grid = _smaller(slide.tile_layout(region.level), scale)
         self.bad = bad
         self._l0_xy_N2 = l0_xy_N2
@@ -77,6 +78,51 @@ class TileSource:
         share.work.patches = done
         return share.work
 
+    @property
+    def patches_are_tiles(self) -> bool:
+        """Whether every patch is exactly one tile that no other patch needs."""
+        plans = (self._plan(start) for start in range(0, len(self._l0_xy_N2), BLOCK))
+        return self._unscaled and all((plan.own_n >= 0).all() for plan in plans)
+
+    def stored_jpegs(self, start: int, n: int) -> "StoredJpegs | None":
+        """The n patches from place ``start`` on as their tiles are stored; None unless each is one JPEG of its own
+        that can be understood."""
+        slide = self.slide
+        if not isinstance(slide, JpegTiledReader) or not self._unscaled:
+            return None
+        try:
+            return self._stored_jpegs(slide, start, n)
+        except SlideReadError:  # whoever fills the chunk instead tries again, and says which tile it is
+            return None
+
+    def _stored_jpegs(self, slide: JpegTiledReader, start: int, n: int) -> "StoredJpegs | None":
+        numbers: list[int] = []
+        while len(numbers) < n:
+            plan = self._plan_at(start + len(numbers))
+            first = start + len(numbers) - plan.start
+            numbers += plan.own_n[first : first + n - len(numbers)].tolist()
+        if min(numbers) < 0:
+            return None
+        work, level = StreamTelemetry(patches=n, tile_uses=n, tiles_decoded=n), self.region.level
+        started = perf_counter()
+        # Ascending, as files want it; patches in grid order are anyway.
+        order = sorted(range(n), key=numbers.__getitem__)
+        stored = slide.fetch_tiles(level, [numbers[place] for place in order])
+        jpegs: list[bytes] = [b""] * n
+        for place, data in zip(order, stored, strict=True):
+            jpeg = slide.tile_jpeg(level, numbers[place], data)
+            if jpeg is None:
+                return None
+            jpegs[place] = jpeg
+        work.read_s = perf_counter() - started
+        return StoredJpegs(jpegs, [self._inside(number) for number in numbers], work)
+
+    def _inside(self, number: int) -> Size:
+        """How much of a tile lies within the level, (width, height)."""
+        row, col = divmod(number, self.grid.cols)
+        (width, height), (level_width, level_height) = self.grid.tile_size, self.grid.level_size
+        return min(width, level_width - col * width), min(height, level_height - row * height)
+
     def _plan_at(self, place: int) -> "_Plan":
         """Geometry for a few thousand patches at a time: for a chunk alone it would cost as much as decoding."""
         number = place // BLOCK
@@ -97,6 +143,16 @@ class TileSource:
             exact_n = spans.exact(boxes_n4, self.grid)
             own_n = np.where((exact_n >= 0) & self._used_once[exact_n], exact_n, -1)
         return _Plan(start, boxes_n4, spans, own_n, self.region.insets(l0_xy_n2))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJpegs:
+    """Patches that are tiles, for a decoder elsewhere. insides: (width, height) of each within the level; beyond
+    is to be white. work: what it took to have them."""
+
+    jpegs: list[bytes]
+    insides: list[Size]
+    work: StreamTelemetry
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,104 @@
+"""JPEG tiles decoded on the device: what goes over the bus is a tenth of the pixels.
+
+By torchvision: on CUDA by nvJPEG, on the CPU by libjpeg-turbo, so that all but the copy is tested without a GPU.
+The decoders' pixels differ by a few grey levels (chroma is scaled up in other ways): it is never done unasked.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsi_ips.streaming.region_source import RegionSource
+from wsi_ips.streaming.tile_source import TileSource
+from wsi_ips.units import Size
+
+logger = logging.getLogger(__name__)
+
+MOST_DIFFERENCE = 2.0
+"""Mean grey levels between the two decoders' pixels; colours taken for others differ by tens."""
+WHITE = 255
+
+
+class DecodingFailed(Exception):
+    """Some of these JPEGs cannot be decoded on the device, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDecoder:
+    """Decodes many JPEGs of one size at once."""
+
+    device: torch.device
+    side_px: int
+
+    def decode(self, jpegs: Sequence[bytes], insides: Sequence[Size]) -> Tensor:
+        """(n, 3, P, P) uint8 on the device, channels last; white beyond ``insides``, (width, height) each.
+
+        Raises :class:`DecodingFailed`.
+        """
+        try:
+            from torchvision.io import ImageReadMode, decode_jpeg
+        except ImportError as error:
+            raise DecodingFailed("this torchvision decodes no images; install torchvision<0.30") from error
+        # A copy: torch warns of memory that it may not write to.
+        encoded = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
+        try:
+            with warnings.catch_warnings():
+                # Deprecated since 0.29 for torchcodec, which would be one package more for this alone.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.device)
+        except (RuntimeError, ValueError) as error:
+            raise DecodingFailed(str(error)) from error
+        wanted = (3, self.side_px, self.side_px)
+        if any(tuple(each.shape) != wanted for each in decoded):
+            raise DecodingFailed(f"a tile is not of {wanted[1]}x{wanted[2]} px")
+        pixels_n3PP = torch.stack(decoded).contiguous(memory_format=torch.channels_last)
+        for place, (width, height) in enumerate(insides):
+            if (width, height) != (self.side_px, self.side_px):
+                pixels_n3PP[place, :, height:] = WHITE
+                pixels_n3PP[place, :, :, width:] = WHITE
+        return pixels_n3PP
+
+    def seconds(self, jpegs: Sequence[bytes], insides: Sequence[Size]) -> tuple[float, Tensor]:
+        """How long that takes until the pixels are there, and they. Raises as :meth:`decode`."""
+        started = perf_counter()
+        pixels_n3PP = self.decode(jpegs, insides)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return perf_counter() - started, pixels_n3PP
+
+
+def pays(decoder: DeviceDecoder, source: TileSource | RegionSource, n: int, *, threads: int) -> bool:
+    """Whether the first ``n`` patches are sooner decoded there than by so many threads here, to the same picture.
+
+    Measured on the second of two rounds: the first one loads what the decoders need.
+    """
+    ours_nPPC = np.empty((n, decoder.side_px, decoder.side_px, 3), np.uint8)
+    theirs_s, ours_s = math.inf, 0.0
+    for _ in range(2):
+        stored = source.stored_jpegs(0, n)
+        if stored is None:
+            return False
+        try:
+            theirs_s, theirs_n3PP = decoder.seconds(stored.jpegs, stored.insides)
+        except DecodingFailed as error:
+            logger.warning("tiles are decoded on the CPU, the device cannot: %s", error)
+            return False
+        ours_s = source.fill(0, ours_nPPC).decode_s / threads
+    return theirs_s < ours_s and same_pixels(theirs_n3PP, torch.from_numpy(ours_nPPC).permute(0, 3, 1, 2))
+
+
+def same_pixels(theirs_n3PP: Tensor, ours_n3PP: Tensor) -> bool:
+    """Whether two decoders mean the same picture."""
+    difference = (theirs_n3PP.cpu().float() - ours_n3PP.cpu().float()).abs().mean().item()
+    if difference > MOST_DIFFERENCE:
+        logger.warning(
+            "the device decodes tiles %.1f grey levels off: they are decoded on the CPU", difference
+        )
+    return difference <= MOST_DIFFERENCE
