@@ -9,6 +9,7 @@ from wsi_ips.location import Location
 
 SAMPLES = 16
 SAMPLE_BYTES = 4096
+MIRAX_SUFFIX = ".mrxs"
 MOST_FILES = 1000
 """Of a folder that are looked at: a Zarr folder may hold a file for every chunk."""
 
@@ -39,7 +40,7 @@ def fingerprint(where: Iterable[Location]) -> str:
 def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
-    folder = path if path.is_dir() else path.with_suffix("")
+    folder = path.with_suffix("") if path.suffix.lower() == MIRAX_SUFFIX else path
     if folder.is_dir():
         yield from sorted(file for file in folder.iterdir() if file.is_file())[:MOST_FILES]
 
