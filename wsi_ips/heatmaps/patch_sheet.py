@@ -82,12 +82,12 @@ def _draw_patch(
     image: Image.Image, slide: SlideReader, heat: Heat, at: tuple[int, int], *, rank: int, row: int
 ) -> None:
     x, y = heat.coords.l0_xy_N2[row].tolist()
-    image.paste(Image.fromarray(_patch(slide, (x, y), heat.coords.l0_patch)), at)
+    image.paste(Image.fromarray(patch_picture(slide, (x, y), heat.coords.l0_patch)), at)
     below = (at[0], at[1] + PATCH_PX + 3)
     _text(ImageDraw.Draw(image), below, [f"#{rank}   {short(float(heat.values_N[row]))}", f"({x}, {y})"])
 
 
-def _patch(slide: SlideReader, l0_xy: tuple[int, int], l0_patch: float) -> RgbImage:
+def patch_picture(slide: SlideReader, l0_xy: tuple[int, int], l0_patch: float) -> RgbImage:
     """(PATCH_PX, PATCH_PX, 3) uint8: the footprint at one exact scale, white beyond the slide's edge."""
     l0_per_px = l0_patch / PATCH_PX
     patch = np.full((PATCH_PX, PATCH_PX, 3), WHITE, np.uint8)
