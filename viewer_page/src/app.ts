@@ -29,6 +29,8 @@ export class App implements PaneEvents {
   private sides: Side[] = [];
   private leader: Pane | null = null;
   private following = false;
+  /** The run whose value the line at the bottom tells. */
+  private read = 0;
   private patchesOf = 0;
   private loading = new AbortController();
   private colouring = 0;
@@ -41,7 +43,7 @@ export class App implements PaneEvents {
     this.list = new SlideList(runs[0]?.tasks ?? [], (slideId) => this.choose(slideId));
     this.controls = new Controls(store);
     this.pointer = new Pointer((run, held) => {
-      if (run === (this.leader?.run ?? 0)) drawValue(held);
+      if (run === this.read) drawValue(held);
       this.sides[run]?.legend.point(held === "unknown" ? null : held);
     });
     byId("run-name").textContent = runs.map((run) => run.name).join(" · ");
@@ -252,6 +254,10 @@ export class App implements PaneEvents {
 
   // -- panes -----------------------------------------------------------------------------------------------------
 
+  view(): View {
+    return this.store.view;
+  }
+
   taken(pane: Pane): void {
     this.leader = pane;
   }
@@ -282,14 +288,19 @@ export class App implements PaneEvents {
   pointed(pane: Pane, at: { x: number; y: number } | null): void {
     this.pointer.onSlide = at !== null;
     for (const side of this.sides) side.pane.overlay.pointAt(side.pane === pane ? null : at);
-    if (at) drawPlace(pane.shows, at, true);
-    else this.showPlace(null);
-    if (at) this.askValues(at);
+    if (!at) {
+      this.showPlace(null);
+      return;
+    }
+    this.read = pane.run;
+    drawPlace(pane.shows, at, true);
+    this.askValues(at);
   }
 
   /** Without a pointer the middle of the view is told: keyboards and fingers read values too. */
   private showPlace(at: { x: number; y: number } | null): void {
     const place = at ?? this.lead.place;
+    this.read = this.lead.run;
     drawPlace(this.lead.shows, place, at !== null);
     if (place) this.askValues(place);
     else drawValue("unknown");
@@ -298,7 +309,7 @@ export class App implements PaneEvents {
   private askValues(at: { x: number; y: number }): void {
     this.sides.forEach(({ slide }, run) => {
       if (slide?.maps) this.pointer.ask(run, slide, at, this.store.view);
-      else if (run === this.lead.run) drawValue("unknown");
+      else if (run === this.read) drawValue("unknown");
     });
   }
 

@@ -35,12 +35,11 @@ export function percent(share: number): string {
   return `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
 }
 
-/** The power of ten that is written once beside several numbers, 0 where they are short without. */
+/** The power of ten (a multiple of three) that is written once beside several numbers, 0 where they are short. */
 export function commonPower(values: number[]): number {
-  const largest = Math.max(...values.map(Math.abs));
-  if (!(largest > 0)) return 0;
-  const power = Math.floor(Math.log10(largest));
-  return power >= -1 && power < 3 ? 0 : power;
+  const sizes = values.map(Math.abs).filter((size) => size > 0);
+  if (!sizes.length || (Math.min(...sizes) >= 0.01 && Math.max(...sizes) < 1000)) return 0;
+  return 3 * Math.floor(Math.log10(Math.max(...sizes)) / 3);
 }
 
 /** Colours from left to right, for a stylesheet. */

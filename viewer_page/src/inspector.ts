@@ -134,8 +134,8 @@ export function drawPatches(
   fly: (patch: Patch, button: HTMLElement) => void,
 ): void {
   const items = patches.map((patch) => {
-    const picture = el("img", { alt: "", decoding: "async" });
-    loadQuietly(picture, `${pictures(run, slide.slide_id)}/patch/${patch.id}.jpg?v=${slide.v}`);
+    const picture = slide.slide_problem ? null : el("img", { alt: "", decoding: "async" });
+    if (picture) loadQuietly(picture, `${pictures(run, slide.slide_id)}/patch/${patch.id}.jpg?v=${slide.v}`);
     const chip = el("i", { class: "chip" });
     chip.style.background = patch.colour;
     const name = `Patch ${patch.rank}, attention ${short(patch.value)}${patch.kept ? ", kept in memory" : ""}`;

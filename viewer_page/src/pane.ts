@@ -19,6 +19,8 @@ export interface PaneEvents {
   pointed(pane: Pane, at: { x: number; y: number } | null): void;
   /** The view has moved, by whomever; `busy` while it still does. */
   moved(pane: Pane, busy: boolean): void;
+  /** What is to be shown by now. */
+  view(): View;
   /** The user has begun to move this pane. */
   taken(pane: Pane): void;
 }
@@ -30,6 +32,15 @@ const SLIDE_PAINTED = "wsi-ips-first-picture";
 // that name which is no stylesheet, being in no namespace that browsers know. The rule itself is in style.css.
 const decoy = document.createElementNS("urn:wsi-ips", "style");
 decoy.setAttribute("data-openseadragon-mobile-css", "true");
+
+// A tile that arrives after the user has moved on is no news.
+const osd = OpenSeadragon as unknown as { console: { warn(...said: unknown[]): void } };
+osd.console = {
+  ...osd.console,
+  warn: (...said: unknown[]) => {
+    if (!String(said[0]).startsWith("Ignoring tile")) console.warn(...said);
+  },
+};
 
 export class Pane {
   readonly element: HTMLElement;
@@ -62,6 +73,7 @@ export class Pane {
       showNavigator: true,
       navigatorElement: this.navigatorBox,
       navigatorDrawer: "canvas",
+      navigatorOpacity: 1,
       keyboardNavEnabled: false,
       animationTime: calm.matches ? 0 : 0.45,
       springStiffness: 9,
@@ -149,6 +161,8 @@ export class Pane {
     this.open = true;
     const hasSlide = Boolean(this.slide && !this.slide.slide_problem);
     this.heat = this.slide?.maps ? (world.getItemAt(world.getItemCount() - 1) ?? null) : null;
+    this.fade(this.events.view());
+    this.recolour(this.events.view());
     if (hasSlide) this.noteFirstPicture(world.getItemAt(0));
     else release();
     viewport.goHome(true);
@@ -169,12 +183,13 @@ export class Pane {
     });
   }
 
-  /** Whose attention, in which colours: new tiles. */
+  /** Whose attention, in which colours: new tiles. One change at a time, the last one wins. */
   recolour(view: View): void {
     const asked = mapQuery(view);
     const { slide, heat } = this;
     if (!slide?.maps || !heat || asked === this.heatAsked) return;
     this.heatAsked = asked;
+    this.heat = null;
     const opening = this.opening;
     this.viewer.addTiledImage({
       tileSource: this.source(slide, "heat", "png", asked),
@@ -183,7 +198,11 @@ export class Pane {
       replace: true,
       opacity: shownOpacity(view),
       success: (event: unknown) => {
-        if (opening === this.opening) this.heat = (event as { item: OpenSeadragon.TiledImage }).item;
+        if (opening !== this.opening) return;
+        this.heat = (event as { item: OpenSeadragon.TiledImage }).item;
+        const now = this.events.view();
+        this.fade(now);
+        this.recolour(now);
       },
     });
   }

@@ -165,7 +165,7 @@ export class SlideList {
     loadQuietly(picture, `${pictures(0, slide.slide_id)}/thumbnail.jpg`);
     let second: HTMLElement;
     if (said) {
-      second = el("span", { class: "line" + (said.first ? "" : " found") }, el("span", { class: "word" }, said.word));
+      second = el("span", { class: "verdict" + (said.first ? "" : " found") }, el("span", { class: "word" }, said.word));
       if (said.share !== null) {
         const bar = el("i", { class: "bar-of" }, el("i"));
         (bar.firstElementChild as HTMLElement).style.width = `${said.share * 100}%`;
@@ -173,7 +173,7 @@ export class SlideList {
       }
     } else {
       const word = { ok: "attention only", failed: "failed", waiting: "waiting", running: "running" }[slide.status];
-      second = el("span", { class: `line ${slide.status}` }, el("span", { class: "word" }, word));
+      second = el("span", { class: `verdict ${slide.status}` }, el("span", { class: "word" }, word));
     }
     const badge = wrong(slide, this.tasks)
       ? el("span", { class: "badge", title: `labelled ${Object.values(slide.labels).join(", ")}` }, "≠ label")

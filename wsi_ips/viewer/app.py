@@ -9,7 +9,7 @@
     /api/runs/{run}/slides/{slide_id}/patches       those with the most attention
     /api/runs/{run}/slides/{slide_id}/value         raw attention at a place
     /api/runs/{run}/slides/{slide_id}/outlines      lesions in level-0 pixels
-    /runs/{run}/slides/{slide_id}/thumbnail.jpg
+    /runs/{run}/slides/{slide_id}/thumbnail.jpg         nothing (204) where the slide cannot be read
     /runs/{run}/slides/{slide_id}/patch/{id}.jpg
     /runs/{run}/slides/{slide_id}/slide/{level}/{col}_{row}.jpg
     /runs/{run}/slides/{slide_id}/heat/{level}/{col}_{row}.png
@@ -45,8 +45,8 @@ PAGE = Path(__file__).parent / "page"
 CACHE_BYTES = 64 << 20
 A_DAY = "private, max-age=86400, immutable"
 ASK_AGAIN = "private, no-cache"
-_TILE = re.compile(r"(\d{1,7})_(\d{1,7})\.(jpg|png)")
-_PATCH = re.compile(r"(\d{1,18})\.jpg")
+_TILE = re.compile(r"([0-9]{1,7})_([0-9]{1,7})\.(jpg|png)")
+_PATCH = re.compile(r"([0-9]{1,18})\.jpg")
 
 
 def create_app(
@@ -134,9 +134,14 @@ class _Site:
 
     def thumbnail(self, request: Request) -> Response:
         run, slide_id = self._run(request), request.path_params["slide_id"]
-        return self._kept(
-            request, run, slide_id, "image/jpeg", ("thumbnail",), lambda: run.thumbnail(slide_id)
-        )
+        run.run.listed(slide_id)
+        try:
+            return self._kept(
+                request, run, slide_id, "image/jpeg", ("thumbnail",), lambda: run.thumbnail(slide_id)
+            )
+        except (NoSuchTile, WsiIpsError, OSError):
+            # A list of slides that are gone is no list of errors.
+            return Response(status_code=204, headers={"Cache-Control": ASK_AGAIN})
 
     def patch(self, request: Request) -> Response:
         run, slide_id = self._run(request), request.path_params["slide_id"]
@@ -153,7 +158,7 @@ class _Site:
         layer, level = request.path_params["layer"], request.path_params["level"]
         asked = _TILE.fullmatch(request.path_params["name"])
         kind = {"slide": "jpg", "heat": "png"}.get(layer)
-        if asked is None or asked[3] != kind or not re.fullmatch(r"\d{1,2}", level):
+        if asked is None or asked[3] != kind or not re.fullmatch(r"[0-9]{1,2}", level):
             raise NoSuchTile("a tile is LEVEL/COLUMN_ROW.jpg, or .png of heat")
         place = (int(level), int(asked[1]), int(asked[2]))
         if layer == "slide":
