@@ -4,6 +4,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 from starlette.applications import Starlette
@@ -58,4 +59,5 @@ def serve(app: Starlette, server: socket.socket, *, ready: Callable[[], None]) -
     """Answer until the process is interrupted. ready: called once the first request could be answered."""
     ready()  # the socket listens: who comes before the loop runs waits a moment
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
-    uvicorn.Server(config).run(sockets=[server])
+    with suppress(KeyboardInterrupt):  # how it is meant to end
+        uvicorn.Server(config).run(sockets=[server])
