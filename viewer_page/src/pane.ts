@@ -88,7 +88,6 @@ export class Pane {
       gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true },
     } as OpenSeadragon.Options);
     stage.append(this.overlay.element);
-    this.overlay.element.before(this.navigatorBox);
     this.listen(stage);
   }
 
@@ -96,8 +95,17 @@ export class Pane {
     const { viewer, events } = this;
     viewer.addHandler("open", () => this.opened());
     viewer.addHandler("update-viewport", () => this.drawn());
+    viewer.addHandler("animation-start", () => this.tell("moving", true));
     viewer.addHandler("animation", () => events.moved(this, true));
-    viewer.addHandler("animation-finish", () => events.moved(this, false));
+    viewer.addHandler("animation-finish", () => {
+      this.tell("moving", false);
+      events.moved(this, false);
+    });
+    viewer.world.addHandler("add-item", (event) => {
+      const { item } = event as unknown as { item: OpenSeadragon.TiledImage };
+      item.addHandler("fully-loaded-change", () => this.tellLoaded());
+      this.tellLoaded();
+    });
     viewer.addHandler("resize", () => requestAnimationFrame(() => events.moved(this, false)));
     viewer.addHandler("canvas-press", () => events.taken(this));
     viewer.addHandler("canvas-scroll", () => events.taken(this));
@@ -121,6 +129,17 @@ export class Pane {
 
   get isOpen(): boolean {
     return this.open;
+  }
+
+  /** What the pane is about, for its style and for whoever drives the page. */
+  private tell(what: "moving" | "loaded", is: boolean): void {
+    this.element.dataset[what] = String(is);
+  }
+
+  private tellLoaded(): void {
+    const { world } = this.viewer;
+    const items = [...Array(world.getItemCount()).keys()].map((number) => world.getItemAt(number));
+    this.tell("loaded", items.every((item) => item.getOpacity() === 0 || item.getFullyLoaded()));
   }
 
   /** Another slide: its picture where there is one, its attention where there is some, and why not otherwise. */
@@ -210,6 +229,7 @@ export class Pane {
   /** How strongly attention covers the slide, if at all. */
   fade(view: View): void {
     this.heat?.setOpacity(shownOpacity(view));
+    this.tellLoaded();
   }
 
   private source(slide: Slide, layer: string, kind: string, query: string): object {
