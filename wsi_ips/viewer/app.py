@@ -19,9 +19,8 @@
 read 422."""
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,8 @@ from starlette.routing import Route
 
 from wsi_ips.errors import ConfigError, SlideNotFound, WsiIpsError
 from wsi_ips.location import Location
-from wsi_ips.viewer.byte_cache import ByteCache
 from wsi_ips.viewer.guard import Guard
+from wsi_ips.viewer.images import ASK_AGAIN, Images, Picture
 from wsi_ips.viewer.run_answers import RunAnswers, describe_runs
 from wsi_ips.viewer.shown_map import MapChoice
 from wsi_ips.viewer.tile_pyramid import NoSuchTile
@@ -42,9 +41,6 @@ from wsi_ips.viewer.truth import Truth
 from wsi_ips.viewer.viewed_run import UnknownSlide, ViewedRun, complaint
 
 PAGE = Path(__file__).parent / "page"
-CACHE_BYTES = 64 << 20
-A_DAY = "private, max-age=86400, immutable"
-ASK_AGAIN = "private, no-cache"
 _TILE = re.compile(r"([0-9]{1,7})_([0-9]{1,7})\.(jpg|png)")
 _PATCH = re.compile(r"([0-9]{1,18})\.jpg")
 
@@ -69,7 +65,7 @@ def create_app(
     roots = [Path(run_dir)] + ([Path(compare)] if compare is not None else [])
     runs = [ViewedRun(root, elsewhere=elsewhere) for root in roots]
     truth = Truth.read(manifest, annotations, tasks=runs[0].tasks)
-    site = _Site([RunAnswers(run, truth) for run in runs], ByteCache(CACHE_BYTES))
+    site = _Site([RunAnswers(run, truth) for run in runs], Images())
     below = "/runs/{run}/slides/{slide_id}"
     routes = [
         Route("/", site.page),
@@ -99,10 +95,10 @@ def create_app(
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """The routes' functions. Starlette runs them in threads: they wait for disks and decoders."""
+    """The routes' functions. Starlette runs those that are not ``async`` in threads: they wait for disks."""
 
     runs: list[RunAnswers]
-    tiles: ByteCache
+    images: Images
 
     def page(self, request: Request) -> Response:
         name = request.path_params.get("file", "index.html")
@@ -132,28 +128,26 @@ class _Site:
             raise NoSuchTile(f"there is no {what}")
         return _json(answers[what]())
 
-    def thumbnail(self, request: Request) -> Response:
+    async def thumbnail(self, request: Request) -> Response:
         run, slide_id = self._run(request), request.path_params["slide_id"]
         run.run.listed(slide_id)
+        picture = Picture(run, slide_id, "image/jpeg", ("thumbnail",), lambda: run.thumbnail(slide_id))
         try:
-            return self._kept(
-                request, run, slide_id, "image/jpeg", ("thumbnail",), lambda: run.thumbnail(slide_id)
-            )
+            return await self.images.answer(request, picture)
         except (NoSuchTile, WsiIpsError, OSError):
             # A list of slides that are gone is no list of errors.
             return Response(status_code=204, headers={"Cache-Control": ASK_AGAIN})
 
-    def patch(self, request: Request) -> Response:
+    async def patch(self, request: Request) -> Response:
         run, slide_id = self._run(request), request.path_params["slide_id"]
         asked = _PATCH.fullmatch(request.path_params["name"])
         if asked is None:
             raise NoSuchTile("a patch is ID.jpg")
-        patch_id = int(asked[1])
-        return self._kept(
-            request, run, slide_id, "image/jpeg", ("patch", patch_id), lambda: run.patch(slide_id, patch_id)
-        )
+        number = int(asked[1])
+        picture = Picture(run, slide_id, "image/jpeg", ("patch", number), lambda: run.patch(slide_id, number))
+        return await self.images.answer(request, picture)
 
-    def tile(self, request: Request) -> Response:
+    async def tile(self, request: Request) -> Response:
         run, slide_id = self._run(request), request.path_params["slide_id"]
         layer, level = request.path_params["layer"], request.path_params["level"]
         asked = _TILE.fullmatch(request.path_params["name"])
@@ -162,43 +156,16 @@ class _Site:
             raise NoSuchTile("a tile is LEVEL/COLUMN_ROW.jpg, or .png of heat")
         place = (int(level), int(asked[1]), int(asked[2]))
         if layer == "slide":
-            return self._kept(
-                request,
-                run,
-                slide_id,
-                "image/jpeg",
-                (layer, *place),
-                lambda: run.slide_tile(slide_id, *place),
+            picture = Picture(
+                run, slide_id, "image/jpeg", (layer, *place), lambda: run.slide_tile(slide_id, *place)
             )
-        choice = MapChoice.asked_for(request.query_params)
-        return self._kept(
-            request, run, slide_id, "image/png", (layer, *place, choice),
-            lambda: run.heat_tile(slide_id, choice, *place),
-        )  # fmt: skip
-
-    def _kept(
-        self,
-        request: Request,
-        run: RunAnswers,
-        slide_id: str,
-        media_type: str,
-        what: tuple[Hashable, ...],
-        make: Callable[[], bytes],
-    ) -> Response:
-        """An image out of the cache, or made now. With the slide's stamp (``v``) in its address it never
-        changes, and browsers keep it; without, they ask whether it is still the same."""
-        stamp = run.run.stamp(slide_id)
-        key = (stamp, what)
-        tag = '"' + sha256(repr(key).encode("utf-8", "surrogateescape")).hexdigest()[:20] + '"'
-        lasting = request.query_params.get("v") == stamp
-        headers = {"ETag": tag, "Cache-Control": A_DAY if lasting else ASK_AGAIN}
-        if tag in [each.strip() for each in request.headers.get("if-none-match", "").split(",")]:
-            return Response(status_code=304, headers=headers)
-        data = self.tiles.get(key)
-        if data is None:
-            data = make()
-            self.tiles.put(key, data)
-        return Response(data, media_type=media_type, headers=headers)
+        else:
+            choice = MapChoice.asked_for(request.query_params)
+            picture = Picture(
+                run, slide_id, "image/png", (layer, *place, choice),
+                lambda: run.heat_tile(slide_id, choice, *place),
+            )  # fmt: skip
+        return await self.images.answer(request, picture)
 
     def _run(self, request: Request) -> RunAnswers:
         number = request.path_params["run"]

@@ -21,7 +21,8 @@ from wsi_ips.viewer.truth import Truth
 from wsi_ips.viewer.viewed_run import ListedSlide, ViewedRun, complaint, file_stamp
 
 KEPT_MAPS = 8
-KEPT_RASTERS = 6
+KEPT_RASTERS = 12
+"""As many as a large slide has scales; a quarter of a million patches take 8 MB each."""
 THUMBNAIL_PX = 128
 MOST_FOR_A_THUMBNAIL_PX = 40_000_000
 """Pixels of a slide's coarsest level: more, and the list goes without its picture."""

@@ -137,11 +137,12 @@ class ShownMap:
             (x * factor, y * factor), (width * factor, height * factor)
         )
         if not halvings:
-            return _png(cells.spread(self._numbers(cells.values_RC)), self.table)
+            places, colours = _palette(self._numbers(cells.values_RC), self.table)
+            return _png(cells.spread(places), colours)
         values_HW = cells.spread(cells.values_RC)
         for _ in range(halvings):
             values_HW = halved(values_HW)
-        return _png(self._numbers(values_HW), self.table)
+        return _png(*_palette(self._numbers(values_HW), self.table))
 
     def _numbers(self, values: NDArray[np.float32]) -> NDArray[np.int16]:
         """Which colour of the table each value has, as :func:`colourise` takes it."""
@@ -205,19 +206,27 @@ class ShownMap:
         }
 
 
-def _png(numbers_HW: NDArray[np.int16], table: NDArray[np.uint8]) -> bytes:
-    """Numbers of the table's colours, or NO_PATCH, as a PNG with a palette of those that occur; RGBA where there
-    are too many."""
-    distinct, places = np.unique(numbers_HW, return_inverse=True)
-    colours = table[distinct.clip(0)]
+def _palette(
+    numbers: NDArray[np.int16], table: NDArray[np.uint8]
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Numbers of the table's colours, or NO_PATCH, as places among those that occur; and these, RGBA."""
+    held = np.bincount(numbers.ravel() - NO_PATCH, minlength=len(table) + 1) > 0
+    distinct = np.flatnonzero(held) + NO_PATCH
+    places = np.cumsum(held, dtype=np.int16)[numbers - NO_PATCH] - np.int16(1)
+    colours = np.zeros((len(distinct), 4), np.uint8)
+    colours[:, :3] = table[distinct.clip(0)]
+    colours[:, 3] = 255
     colours[distinct == NO_PATCH] = 0
-    opacity = np.where(distinct == NO_PATCH, 0, 255).astype(np.uint8)
+    return places, colours
+
+
+def _png(places_HW: NDArray[np.int16], colours: NDArray[np.uint8]) -> bytes:
+    """With a palette, or RGBA where there are more colours than a palette holds."""
     file = BytesIO()
-    if len(distinct) <= 256:
-        image = Image.fromarray(places.reshape(numbers_HW.shape).astype(np.uint8), "P")
-        image.putpalette(colours.tobytes())
-        image.save(file, "PNG", compress_level=FASTEST, transparency=opacity.tobytes())
+    if len(colours) <= 256:
+        image = Image.fromarray(places_HW.astype(np.uint8), "P")
+        image.putpalette(colours[:, :3].tobytes())
+        image.save(file, "PNG", compress_level=FASTEST, transparency=colours[:, 3].tobytes())
     else:
-        rgba = np.concatenate([colours, opacity[:, None]], axis=1)[places.reshape(numbers_HW.shape)]
-        Image.fromarray(rgba).save(file, "PNG", compress_level=FASTEST)
+        Image.fromarray(colours[places_HW]).save(file, "PNG", compress_level=FASTEST)
     return file.getvalue()
