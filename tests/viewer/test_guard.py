@@ -99,6 +99,12 @@ def test_the_printed_address_is_the_bound_one() -> None:
         assert socket.gethostname() in address_of(server, "0.0.0.0", "t")
 
 
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Nagle's algorithm and delayed acknowledgements: 40 ms a tile, until the socket named its protocol."""
+    with bound("127.0.0.1", 0) as server:
+        assert server.proto == socket.IPPROTO_TCP
+
+
 def test_a_port_in_use_is_told_in_one_line() -> None:
     with bound("127.0.0.1", 0) as server, pytest.raises(ConfigError, match="--port"):
         bound("127.0.0.1", server.getsockname()[1])
