@@ -268,6 +268,7 @@ def test_two_runs_move_together(open_page: OpenPage) -> None:
     screen = open_page("#slide=calm&x=1500&y=700&z=1&compare=on&opacity=1&outlines=off")
     page = screen.page
     expect(page.locator(".pane-title")).to_have_text(["predictions", "other run"])
+    assert screen.place == pytest.approx((1500, 700, 1), rel=0.01)
     expect(page.locator(".legend")).to_have_count(2)
     left, top, width, height = screen.stage(1)
     page.mouse.move(left + width / 2, top + height / 2)
@@ -286,6 +287,17 @@ def test_two_runs_move_together(open_page: OpenPage) -> None:
     assert np.abs(screen.colour(*middles[0]) - screen.colour(*middles[1])).max() > 5  # other attention
     screen.press("c")
     expect(page.locator(".pane")).to_have_count(1)
+    screen.settle()
+    zoom = screen.place[2]
+    screen.press("c")
+    screen.settle(panes=2)
+    assert screen.place[2] == pytest.approx(zoom, rel=0.01)
+    screen.press("0")
+    screen.settle(panes=2)
+    assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
+    screen.press("c")
+    screen.settle()
+    assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
 
 
 def test_outlines_lie_where_they_were_drawn(open_page: OpenPage) -> None:

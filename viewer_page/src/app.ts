@@ -98,8 +98,10 @@ export class App implements PaneEvents {
   // -- the view has changed ------------------------------------------------------------------------------------
 
   private changed(view: Readonly<View>, changed: ReadonlySet<keyof View>): void {
+    // A pane of another width fits the slide anew, if the slide was whole in the old one.
+    const place = changed.has("compare") && !changed.has("place") && this.lead.fits ? null : view.place;
     if (changed.has("compare")) this.layOut();
-    if (changed.has("slide") || changed.has("compare")) void this.load(view.place);
+    if (changed.has("slide") || changed.has("compare")) void this.load(place);
     this.controls.draw(view);
     if (changed.has("heat") || changed.has("opacity")) this.sides.forEach(({ pane }) => pane.fade(view));
     if (changed.has("outlines")) this.sides.forEach(({ pane }) => pane.overlay.showOutlines(view.outlines));
@@ -127,6 +129,7 @@ export class App implements PaneEvents {
   /** As many panes as there are runs to be seen. */
   private layOut(): void {
     const wanted = this.store.view.compare && this.runs.length > 1 ? this.runs : this.runs.slice(0, 1);
+    byId("panes").classList.toggle("two", wanted.length > 1);
     while (this.sides.length > wanted.length) this.sides.pop()?.pane.destroy();
     for (const run of wanted.slice(this.sides.length)) {
       const pane = new Pane(this.sides.length, run.name, this);
@@ -134,7 +137,6 @@ export class App implements PaneEvents {
     }
     this.leader = this.sides[0]?.pane ?? null;
     this.patchesOf = Math.min(this.patchesOf, wanted.length - 1);
-    byId("panes").classList.toggle("two", wanted.length > 1);
     byId("compare").setAttribute("aria-pressed", String(wanted.length > 1));
     byId("legends").replaceChildren(...this.sides.map((side) => side.legend.element));
     this.drawPatchesOf(wanted);

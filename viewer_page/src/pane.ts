@@ -83,6 +83,7 @@ export class Pane {
       minZoomImageRatio: 0.6,
       maxZoomPixelRatio: 8,
       imageLoaderLimit: 6,
+      preserveImageSizeOnResize: true,
       blendTime: 0,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
       gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true },
@@ -306,6 +307,13 @@ export class Pane {
     const width = this.slide.l0_size[0];
     viewport.zoomTo(width / (viewport.getContainerSize().x * place.z), undefined, immediately);
     viewport.panTo(new OpenSeadragon.Point(place.x / width, place.y / width), immediately);
+  }
+
+  /** The whole slide is shown, as `fit` shows it. */
+  get fits(): boolean {
+    if (!this.open) return true;
+    const { viewport } = this.viewer;
+    return Math.abs(viewport.getZoom() / viewport.getHomeZoom() - 1) < 0.01;
   }
 
   fit(): void {
