@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 from math import ceil
 from pathlib import Path
@@ -18,6 +19,7 @@ from wsi_ips.errors import AnnotationError, ResultsError
 from wsi_ips.heatmaps.colours import colour_table, colourise
 from wsi_ips.heatmaps.maps import attention_map
 from wsi_ips.heatmaps.raster import display_values, patch_values_to_canvas
+from wsi_ips.inference.results import write_result
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.viewer.app import create_app
@@ -159,6 +161,74 @@ def test_a_slide_that_is_gone_says_so_and_keeps_its_attention(client: TestClient
     assert failed["slide_problem"]
 
 
+def test_thumbnails_do_not_drive_out_the_slide_that_is_looked_at(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    app = create_app(run.root)
+    client = TestClient(app, base_url="http://localhost")
+    assert client.get("/runs/0/slides/hot/slide/12/0_0.jpg").status_code == 200
+    viewed = app.routes[0].endpoint.__self__.runs[0].run  # type: ignore[attr-defined]
+    kept = viewed.slide("hot")
+    for _ in range(6):
+        for slide_id in SLIDES:
+            assert client.get(f"/runs/0/slides/{slide_id}/thumbnail.jpg").status_code == 200
+    assert viewed.slide("hot") is kept
+    assert picture(client, "/runs/0/slides/calm/thumbnail.jpg").shape == (86, 128, 3)
+
+
+def test_features_are_no_slide(made_run: MadeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    table = run.root / "slides.csv"
+    table.write_text(table.read_text().replace("/calm.tif", "/calm.h5"))
+    about = client_of(run).get("/api/runs/0/slides/calm").json()
+    assert "features" in about["slide_problem"]
+    assert "--slides" in about["slide_problem"]
+    assert about["maps"]
+
+
+def test_attention_that_is_no_number_is_not_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = run.result("hot")
+    result.attention_NHT[3, 0, 0] = np.nan
+    write_result(run.root / "attention" / "hot.h5", result)
+    about = client_of(run).get("/api/runs/0/slides/hot").json()
+    assert "not finite" in about["heat_problem"]
+    assert about["maps"] is None
+
+
+def test_a_slide_without_patches_is_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = run.result("hot")
+    coords = result.coords
+    none = replace(coords, ids_N=coords.ids_N[:0], l0_xy_N2=coords.l0_xy_N2[:0], tissue_N=coords.tissue_N[:0])
+    nothing = result.attention_NHT[:0]
+    empty = replace(
+        result, coords=none, attention_NHT=nothing, logits_NHT=nothing, kept_ids_M=result.kept_ids_M[:0],
+        kept_scores_M=result.kept_scores_M[:0],
+    )  # fmt: skip
+    write_result(run.root / "attention" / "hot.h5", empty)
+    client = client_of(run)
+    assert client.get("/api/runs/0/slides/hot").json()["heat_problem"] is None
+    assert client.get("/api/runs/0/slides/hot/legend").json()["ticks"] == []
+    assert client.get("/api/runs/0/slides/hot/patches").json()["patches"] == []
+    assert client.get("/api/runs/0/slides/hot/value?x=1100&y=500").json()["held"] is None
+    for level in (12, 2):
+        assert (picture(client, f"{HOT_TILES}/heat/{level}/0_0.png")[..., 3] == 0).all()
+
+
+def test_overlapping_patches_show_their_mean(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = run.result("hot")
+    shifted = result.coords.l0_xy_N2.copy()
+    row = result.coords.rows(np.array([HOT]))[0]
+    shifted[row] += (100, 0)  # half over its neighbour: on no grid any more
+    write_result(
+        run.root / "attention" / "hot.h5", replace(result, coords=replace(result.coords, l0_xy_N2=shifted))
+    )
+    held = client_of(run).get("/api/runs/0/slides/hot/value?head=0&query=0&x=1250&y=500").json()["held"]
+    assert [patch["id"] for patch in held["patches"]] == [HOT, HOT + 1]
+    assert held["value"] == pytest.approx(result.attention_NHT[row : row + 2, 0, 0].mean(), rel=1e-6)
+
+
 def test_slides_may_lie_elsewhere(made_run: MadeRun) -> None:
     client = client_of(made_run, elsewhere={GONE: made_run.images / "hot.tif"})
     assert client.get(f"/runs/0/slides/{GONE}/slide/12/0_0.jpg").status_code == 200
@@ -245,6 +315,13 @@ def test_browsers_keep_a_tile_while_its_stamp_holds(
     assert client.get(f"{address}?head=0").headers["etag"] != lasting.headers["etag"]
     other = make_run(tmp_path, seed=1)
     assert client_of(other).get("/api/runs/0/slides/hot").json()["v"] != stamp
+
+
+def test_the_page_s_files_are_asked_for_once(client: TestClient) -> None:
+    first = client.get("/page/page.js")
+    assert "no-cache" in first.headers["cache-control"]
+    again = client.get("/page/page.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
 
 
 def test_a_run_that_goes_on_is_seen(tmp_path: Path) -> None:

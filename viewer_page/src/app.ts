@@ -35,6 +35,7 @@ export class App implements PaneEvents {
   private loading = new AbortController();
   private colouring = 0;
   private written = "";
+  private listed = "";
 
   constructor(
     private readonly store: Store,
@@ -72,11 +73,18 @@ export class App implements PaneEvents {
   }
 
   private async refresh(): Promise<void> {
-    const { slides, notes } = await ask<{ slides: Listed[]; notes: string[] }>("/api/runs/0/slides");
-    this.list.set(slides, notes);
-    this.list.select(this.store.view.slide);
-    if (slides.some((slide) => slide.status === "waiting" || slide.status === "running")) {
-      setTimeout(() => this.refresh().catch(() => undefined), LOOK_AGAIN_MS);
+    const answer = await ask<{ slides: Listed[]; notes: string[] }>("/api/runs/0/slides");
+    const said = JSON.stringify(answer);
+    if (said !== this.listed) {
+      this.listed = said;
+      this.list.set(answer.slides, answer.notes);
+      this.list.select(this.store.view.slide);
+      const shown = this.sides[0]?.slide;
+      const now = answer.slides.find((slide) => slide.slide_id === shown?.slide_id);
+      if (shown && now && now.status !== shown.status) void this.load(this.store.view.place);
+    }
+    if (answer.slides.some((slide) => slide.status === "waiting" || slide.status === "running")) {
+      setTimeout(() => void this.refresh().catch(() => undefined), LOOK_AGAIN_MS);
     }
   }
 

@@ -146,6 +146,7 @@ export class SlideList {
   }
 
   private draw(): void {
+    const focused = (document.activeElement as HTMLElement | null)?.dataset["slide"];
     this.shown = this.ordered(this.slides.filter((slide) => this.found(slide)));
     this.list.replaceChildren(...this.shown.map((slide) => this.item(slide)));
     const all = this.slides.length;
@@ -157,6 +158,10 @@ export class SlideList {
       this.list.append(el("li", { class: "nothing" }, why));
     }
     this.select(this.chosen);
+    if (focused === undefined) return;
+    for (const button of this.list.querySelectorAll<HTMLElement>("button")) {
+      if (button.dataset["slide"] === focused) button.focus();
+    }
   }
 
   private item(slide: Listed): HTMLElement {

@@ -105,7 +105,11 @@ class _Site:
         known = {path.name: path for path in PAGE.iterdir() if path.is_file()} if PAGE.is_dir() else {}
         if name not in known:
             raise NoSuchTile(f"the page has no {name}")
-        return FileResponse(known[name], headers={"Cache-Control": ASK_AGAIN})
+        about = known[name].stat()
+        answer = FileResponse(known[name], headers={"Cache-Control": ASK_AGAIN}, stat_result=about)
+        if request.headers.get("if-none-match") == answer.headers["etag"]:
+            return Response(status_code=304, headers=dict(answer.headers))
+        return answer
 
     def view(self, request: Request) -> Response:
         return _json(describe_runs(self.runs))

@@ -41,3 +41,8 @@ class Lately(Generic[Kept]):
             finally:
                 with self._lock:
                     self._making.pop(key, None)
+
+    def peek(self, key: Hashable) -> Kept | None:
+        """The thing under ``key``, if it is there; it becomes no younger by it."""
+        with self._lock:
+            return self._items.get(key)

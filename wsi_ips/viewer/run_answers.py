@@ -9,7 +9,7 @@ import numpy as np
 from wsi_ips import __version__
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError, WsiIpsError
-from wsi_ips.heatmaps.maps import task_queries
+from wsi_ips.heatmaps.maps import check_finite, task_queries
 from wsi_ips.heatmaps.patch_sheet import patch_picture
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.slides.base import SlideReader
@@ -82,6 +82,7 @@ class RunAnswers:
 
     def _attention(self, slide_id: str) -> dict[str, Any]:
         result = self.run.result(slide_id)
+        check_finite(result, result.attention_NHT)
         heads, queries = result.attention_NHT.shape[1:]
         coords = result.coords
         return {
@@ -141,12 +142,13 @@ class RunAnswers:
 
     def thumbnail(self, slide_id: str) -> bytes:
         """The whole slide, small, as JPEG. Raises :class:`NoSuchTile` where it would take long to read."""
-        slide = self.run.slide(slide_id)
-        coarsest = min(slide.info.levels, key=lambda level: level.size[0])
-        if math.prod(coarsest.size) > MOST_FOR_A_THUMBNAIL_PX:
-            raise NoSuchTile(f"{slide_id} has no level that is coarse enough")
-        l0_per_px = max(1.0, max(slide.info.l0_size) / THUMBNAIL_PX)
-        return slide_tile(slide, Window((0, 0), canvas_size(slide.info.l0_size, l0_per_px), l0_per_px))
+        with self.run.glance(slide_id) as slide:
+            coarsest = min(slide.info.levels, key=lambda level: level.size[0])
+            if math.prod(coarsest.size) > MOST_FOR_A_THUMBNAIL_PX:
+                raise NoSuchTile(f"{slide_id} has no level that is coarse enough")
+            l0_per_px = max(1.0, max(slide.info.l0_size) / THUMBNAIL_PX)
+            size_px = canvas_size(slide.info.l0_size, l0_per_px)
+            return slide_tile(slide, Window((0, 0), size_px, l0_per_px))
 
     def patch(self, slide_id: str, patch_id: int) -> bytes:
         """One patch's footprint as JPEG. Raises :class:`NoSuchTile` for one that the slide does not have."""

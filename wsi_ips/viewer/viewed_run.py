@@ -4,7 +4,8 @@ Every file that is opened is one that the run names: a slide is looked up in wha
 made of what a browser sends.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +29,8 @@ from wsi_ips.viewer.lately import Lately
 OPEN_SLIDES = 3
 """Each keeps up to 32 MB of decoded tiles."""
 READ_RESULTS = 3
+FEATURES = (".h5", ".pt")
+"""Files that `predict --features` reads instead of slides."""
 _TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
 
 Status = Literal["ok", "failed", "waiting", "running"]
@@ -102,21 +105,20 @@ class ViewedRun:
                     slide_id, "is not among the slides given with --slides", "give their folder"
                 )
             return self._elsewhere[slide_id]
-        path = self.result(slide_id).slide_path if listed.has_attention else listed.path
+        # The table first: a run that went on over moved slides noted where they are, and it is read already.
+        path = listed.path or (self.result(slide_id).slide_path if listed.has_attention else "")
         if not path:
             raise SlideNotFound(slide_id, "the run does not say where it was read", "give --slides FOLDER")
+        if path.endswith(FEATURES):
+            raise SlideNotFound(
+                path, "are the features that it was predicted from", "start the viewer with --slides FOLDER"
+            )
         return locate(path)
 
     def slide(self, slide_id: str) -> SlideReader:
         """The open slide, which other requests use too: it is not closed. Raises :class:`UnknownSlide` and as
         :func:`open_slide` and :func:`check_same_slide`."""
-        location = self.location(slide_id)
-        if not isinstance(location, Url) and not location.exists():
-            raise SlideNotFound(
-                location,
-                "is not there any more",
-                "start the viewer with --slides FOLDER, where the slides are now",
-            )
+        location = self._there(slide_id)
 
         def opened() -> SlideReader:
             slide = open_slide(location)
@@ -125,6 +127,27 @@ class ViewedRun:
             return slide
 
         return self._slides.get((slide_id, slide_stamp(location)), opened)
+
+    @contextmanager
+    def glance(self, slide_id: str) -> Iterator[SlideReader]:
+        """The slide for a moment: a list of hundreds must not drive out those that are looked at."""
+        location = self._there(slide_id)
+        kept = self._slides.peek((slide_id, slide_stamp(location)))
+        if kept is not None:
+            yield kept
+            return
+        with open_slide(location) as slide:
+            yield slide
+
+    def _there(self, slide_id: str) -> Location:
+        location = self.location(slide_id)
+        if not isinstance(location, Url) and not location.exists():
+            raise SlideNotFound(
+                location,
+                "is not there any more",
+                "start the viewer with --slides FOLDER, where the slides are now",
+            )
+        return location
 
     def stamp(self, slide_id: str) -> str:
         """Short text that changes whenever the slide, its attention or the run's place does: part of every
