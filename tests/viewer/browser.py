@@ -5,7 +5,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -47,6 +47,10 @@ def served(app: Starlette) -> Iterator[str]:
         server.should_exit = True
         thread.join(timeout=10)
         listening.close()
+
+
+OpenPage = Callable[..., "Screen"]
+"""``open_page(hash_, width=1280, height=800, dark=True)``."""
 
 
 class Screen:

@@ -41,7 +41,8 @@ def test_another_name_for_this_machine_is_refused(made_run: MadeRun, host_header
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_nothing_can_be_written(made_run: MadeRun, method: str) -> None:
-    assert ask(made_run, "127.0.0.1").request(method, "/api/view").status_code == 405
+    for address in ("/api/view", "/none"):
+        assert ask(made_run, "127.0.0.1").request(method, address).status_code == 405
 
 
 @pytest.mark.parametrize("address", ["/", "/api/view", "/none", "/runs/0/slides/hot/heat/12/0_0.png"])
