@@ -78,3 +78,12 @@ def test_wrong_input_is_one_line(console: Console, run: MadeRun, tmp_path: Path)
             said = console("view", *arguments)
             assert said.code == 2
             assert words in said.complaint
+
+
+def test_without_its_packages_it_says_what_to_install(run: MadeRun) -> None:
+    code = "import sys; sys.modules['starlette.applications'] = None; from wsi_ips.cli import main; main()"
+    command = [sys.executable, "-c", code, "view", str(run.root)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 2
+    assert said.stderr.count("\n") == 1
+    assert "pip install 'wsi_ips[view]'" in said.stderr
