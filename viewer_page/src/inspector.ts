@@ -78,7 +78,7 @@ export function drawFacts(slide: Slide | null): void {
     }
     if (slide.n_kept) facts.push(["Kept", `${whole(slide.n_kept)} in memory`]);
     if (slide.bad_tiles) facts.push(["Unreadable", `${whole(slide.bad_tiles)} tiles, taken as white`]);
-    if (slide.vendor) facts.push(["Scanner", `${slide.vendor}, read by ${slide.reader}`]);
+    if (slide.vendor) facts.push(["Format", `${slide.vendor}, read by ${slide.reader}`]);
   }
   byId("facts").replaceChildren(
     el("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
