@@ -1,5 +1,6 @@
 """The server's answers against what the run holds."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from io import BytesIO
 from math import ceil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -139,6 +141,22 @@ def test_a_table_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     listed = {slide["slide_id"] for slide in client.get("/api/runs/0/slides").json()["slides"]}
     assert "hot" in listed  # by its stored attention
     assert not any("outside" in slide_id for slide_id in listed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+def test_a_name_that_is_not_utf_8_costs_only_its_slide(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    attention = run.root / "attention"
+    shutil.copy(attention / "hot.h5", os.fsdecode(os.fsencode(attention) + b"/caf\xe9.h5"))
+    shutil.copy(attention / "hot.h5", attention / "100% ä#?&+.h5")
+    client = client_of(run)
+    answer = client.get("/api/runs/0/slides").json()
+    listed = {each["slide_id"] for each in answer["slides"]}
+    assert "100% ä#?&+" in listed
+    assert not any("caf" in slide_id for slide_id in listed)
+    assert "not shown" in answer["notes"][0]
+    tile = client.get(f"/runs/0/slides/{quote('100% ä#?&+')}/heat/12/0_0.png")
+    assert tile.status_code == 200
 
 
 def test_every_slide_is_listed_with_its_state(client: TestClient) -> None:

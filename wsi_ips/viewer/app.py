@@ -18,6 +18,7 @@
 ``scale``, ``low``, ``high``. Whatever is not there is 404, a map that cannot be is 400, a file that cannot be
 read 422."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from wsi_ips.errors import ConfigError, SlideNotFound, WsiIpsError
@@ -178,8 +179,10 @@ class _Site:
         return self.runs[int(number)]
 
 
-def _json(content: Any) -> Response:
-    return JSONResponse(content, headers={"Cache-Control": ASK_AGAIN})
+def _json(content: Any, code: int = 200, kept: str = ASK_AGAIN) -> Response:
+    # ASCII: a file name that is not UTF-8 can be told in no other way.
+    data = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Response(data, code, {"Cache-Control": kept}, media_type="application/json")
 
 
 def _complain(request: Request, error: Exception) -> Response:
@@ -188,8 +191,8 @@ def _complain(request: Request, error: Exception) -> Response:
         code = 404
     elif isinstance(error, ConfigError):
         code = 400
-    return JSONResponse({"error": complaint(error)}, code, {"Cache-Control": "no-store"})
+    return _json({"error": complaint(error)}, code, "no-store")
 
 
 def _not_found(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "there is nothing here"}, 404, {"Cache-Control": "no-store"})
+    return _json({"error": "there is nothing here"}, 404, "no-store")

@@ -183,7 +183,10 @@ class ViewedRun:
             listed[slide_id] = ListedSlide(
                 slide_id=slide_id, status="ok", probabilities={}, predicted={}, has_attention=True
             )
-        return {slide_id: slide for slide_id, slide in listed.items() if _is_name(slide_id)}
+        nameless = [slide_id for slide_id in listed if not _is_name(slide_id)]
+        if nameless:
+            self.notes.append(f"slides without a plain name are not shown: {nameless[:3]!a}")
+        return {slide_id: slide for slide_id, slide in listed.items() if slide_id not in nameless}
 
     def _predicted(self) -> list[PredictionRow]:
         if not self.folder.predictions.is_file() or not self.tasks:
@@ -234,7 +237,12 @@ def _lean(result: SlideResult) -> SlideResult:
 
 
 def _is_name(slide_id: str) -> bool:
-    """A table may name anything; only plain names are looked for in the run's folder."""
+    """A table may name anything; only plain names are looked for in the run's folder. One that is not UTF-8 (a
+    file may be called so) has no address."""
+    try:
+        slide_id.encode()
+    except UnicodeEncodeError:
+        return False
     return Path(slide_id).name == slide_id and slide_id not in ("", ".", "..") and "\0" not in slide_id
 
 
