@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from tests.viewer.made_run import MadeRun
 from wsi_ips.errors import ConfigError
 from wsi_ips.viewer.app import create_app
-from wsi_ips.viewer.guard import COOKIE, is_loopback
+from wsi_ips.viewer.guard import cookie_name, is_loopback
 from wsi_ips.viewer.serving import address_of, bound, new_token
 
 TOKEN = "a-token-of-this-test"
@@ -61,13 +61,29 @@ def test_beyond_this_machine_the_token_is_asked_for(made_run: MadeRun) -> None:
     client = ask(made_run, "10.1.2.3:8080", host="0.0.0.0", token=TOKEN)
     for address in ("/", "/api/view", "/page/page.js", "/?token=wrong", "/?token="):
         assert client.get(address).status_code == 401
-    assert client.get("/", headers={"Cookie": f"{COOKIE}=wrong"}).status_code == 401
+    assert client.get("/", headers={"Cookie": f"{cookie_name(TOKEN)}=wrong"}).status_code == 401
     entered = client.get(f"/?token={TOKEN}&x=1")
     assert (entered.status_code, entered.headers["location"]) == (303, "/?x=1")
     cookie = entered.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
     assert client.get("/api/view").status_code == 200  # with the cookie
+
+
+def test_two_servers_of_a_host_do_not_lock_each_other_out(made_run: MadeRun) -> None:
+    """A browser sends the cookies of a host to all its ports."""
+    tokens = (TOKEN, "another")
+    servers = [
+        ask(made_run, f"10.1.2.3:{8080 + place}", host="0.0.0.0", token=token)
+        for place, token in enumerate(tokens)
+    ]
+    held: dict[str, str] = {}
+    for server, token in zip(servers, tokens, strict=True):
+        held.update(server.get(f"/?token={token}").cookies)
+        server.cookies.clear()
+    sent = "; ".join(f"{name}={value}" for name, value in held.items())
+    for server in servers:
+        assert server.get("/api/view", headers={"Cookie": sent}).status_code == 200
 
 
 def test_the_token_s_redirect_stays_here(made_run: MadeRun) -> None:

@@ -5,6 +5,7 @@ server's own (DNS rebinding), and no answer may be embedded elsewhere. Beyond th
 for, once in the address, from then on in a cookie.
 """
 
+from hashlib import sha256
 from hmac import compare_digest
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
@@ -16,7 +17,6 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-COOKIE = "wsi_ips_view"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -39,6 +39,11 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def cookie_name(token: str) -> str:
+    """One a token: cookies know no ports, and a host may have several servers."""
+    return f"wsi_ips_view_{sha256(token.encode()).hexdigest()[:8]}"
 
 
 class Guard:
@@ -75,19 +80,10 @@ class Guard:
             return None
         asked = QueryParams(scope.get("query_string", b""))
         if _same(asked.get("token", ""), self._token):
-            return self._let_in(scope, asked)
-        if _same(_cookie(headers.get("cookie", "")), self._token):
+            return _let_in(scope, asked, self._token)
+        if _same(_cookie(headers.get("cookie", ""), cookie_name(self._token)), self._token):
             return None
         return PlainTextResponse("open the address with the token that wsi-ips view printed\n", 401)
-
-    def _let_in(self, scope: Scope, asked: QueryParams) -> Response:
-        """The token goes from the address into a cookie, so that no link that is passed on holds it."""
-        rest = urlencode([(name, value) for name, value in asked.multi_items() if name != "token"])
-        # "//host" would lead to another host.
-        path = "/" + scope["path"].lstrip("/\\")
-        response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
-        response.set_cookie(COOKIE, self._token or "", httponly=True, samesite="strict")
-        return response
 
     def _known_host(self, header: str) -> bool:
         """The name that was bound to; on this machine its usual ones. Of a server on all addresses any numeric
@@ -107,6 +103,16 @@ class Guard:
         return True
 
 
+def _let_in(scope: Scope, asked: QueryParams, token: str) -> Response:
+    """The token goes from the address into a cookie, so that no link that is passed on holds it."""
+    rest = urlencode([(name, value) for name, value in asked.multi_items() if name != "token"])
+    # "//host" would lead to another host.
+    path = "/" + scope["path"].lstrip("/\\")
+    response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
+    response.set_cookie(cookie_name(token), token, httponly=True, samesite="strict")
+    return response
+
+
 def _without_port(header: str) -> str:
     """``host``, ``host:80``, ``[::1]:80``."""
     if header.startswith("["):
@@ -114,9 +120,9 @@ def _without_port(header: str) -> str:
     return header.partition(":")[0]
 
 
-def _cookie(header: str) -> str:
+def _cookie(header: str, name: str) -> str:
     try:
-        held = SimpleCookie(header).get(COOKIE)
+        held = SimpleCookie(header).get(name)
     except CookieError:
         return ""
     return held.value if held else ""
