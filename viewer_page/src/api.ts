@@ -38,6 +38,8 @@ export interface Slide extends Listed {
   l0_size: [number, number] | null;
   mpp: number | null;
   maps: Maps | null;
+  /** What was scanned: left, top, width, height in level-0 pixels; null: all of it. */
+  bounds: [number, number, number, number] | null;
   has_outlines: boolean;
   l0_patch?: number;
   patch_px?: number;

@@ -187,6 +187,7 @@ export class Pane {
     else release();
     viewport.goHome(true);
     if (this.wanted) this.go(this.wanted, true);
+    else this.fit(true);
     this.drawn();
     this.events.moved(this, false);
   }
@@ -309,15 +310,23 @@ export class Pane {
     viewport.panTo(new OpenSeadragon.Point(place.x / width, place.y / width), immediately);
   }
 
+  /** All that was scanned, in points of the viewport: the slide is 1 wide. */
+  private get home(): OpenSeadragon.Rect {
+    const [width, height] = this.slide?.l0_size ?? [1, 1];
+    const [x, y, w, h] = this.slide?.bounds ?? [0, 0, width, height];
+    return new OpenSeadragon.Rect(x / width, y / width, w / width, h / width);
+  }
+
   /** The whole slide is shown, as `fit` shows it. */
   get fits(): boolean {
     if (!this.open) return true;
-    const { viewport } = this.viewer;
-    return Math.abs(viewport.getZoom() / viewport.getHomeZoom() - 1) < 0.01;
+    const [home, seen] = [this.home, this.viewer.viewport.getBounds()];
+    const tight = Math.max(home.width / seen.width, home.height / seen.height);
+    return Math.abs(tight - 1) < 0.02;
   }
 
-  fit(): void {
-    if (this.open) this.viewer.viewport.goHome();
+  fit(immediately = false): void {
+    if (this.open) this.viewer.viewport.fitBounds(this.home, immediately);
   }
 
   zoomBy(factor: number): void {

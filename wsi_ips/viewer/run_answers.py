@@ -12,7 +12,7 @@ from wsi_ips.errors import ConfigError, WsiIpsError
 from wsi_ips.heatmaps.maps import check_finite, task_queries
 from wsi_ips.heatmaps.patch_sheet import patch_picture
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
-from wsi_ips.slides.base import SlideReader
+from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.viewer.lately import Lately
 from wsi_ips.viewer.shown_map import MapChoice, ShownMap
 from wsi_ips.viewer.slide_tiles import encode_jpeg, slide_tile
@@ -64,7 +64,14 @@ class RunAnswers:
         """One slide: how large it is, what can be shown of it, and why not where something cannot be."""
         listed = self.run.listed(slide_id)
         answer = {**self._listed(listed), "v": self.run.stamp(slide_id), "tile_px": TILE_PX}
-        answer |= {"slide_problem": None, "heat_problem": None, "l0_size": None, "mpp": None, "maps": None}
+        answer |= {
+            "slide_problem": None,
+            "heat_problem": None,
+            "l0_size": None,
+            "mpp": None,
+            "maps": None,
+            "bounds": None,
+        }
         answer["has_outlines"] = self._truth.has_outlines(slide_id)
         if listed.has_attention:
             try:
@@ -73,7 +80,7 @@ class RunAnswers:
                 answer["heat_problem"] = complaint(error)
         try:
             info = self.run.slide(slide_id).info
-            answer |= {"vendor": info.vendor, "reader": info.reader}
+            answer |= {"vendor": info.vendor, "reader": info.reader, "bounds": _scanned(info)}
             if answer["l0_size"] is None:
                 answer |= {"l0_size": list(info.l0_size), "mpp": info.mpp}
         except (WsiIpsError, OSError) as error:
@@ -165,6 +172,13 @@ class RunAnswers:
             return TilePyramid(self.run.result(slide_id).coords.l0_size)
         slide: SlideReader = self.run.slide(slide_id)
         return TilePyramid(slide.info.l0_size)
+
+
+def _scanned(info: SlideInfo) -> list[int] | None:
+    """Left, top, width and height of what was scanned, where the slide is mostly not."""
+    if info.bounds is None:
+        return None
+    return [info.bounds.l0_x, info.bounds.l0_y, info.bounds.l0_width, info.bounds.l0_height]
 
 
 def describe_runs(runs: Sequence[RunAnswers]) -> dict[str, Any]:
