@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-all lint format bench clean
+.PHONY: install demo test test-all test-browser page page-check lint format bench clean
 
 install: $(READY)
 
@@ -23,7 +23,27 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-all: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not browser'
+
+# The viewer's page in Chromium. Where there is none, Debian's is installed, which takes root.
+test-browser: $(READY) page-check
+	@command -v chromium >/dev/null || { apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+	$(BIN)/python -m pytest -m browser
+
+# Builds the viewer's page from viewer_page/ into the package; needs node 20.19 or later.
+page:
+	cd viewer_page && npm ci --silent --no-audit --no-fund && npm run --silent build
+
+# Is the page in the package what the sources give? Asked where a node is that can build it.
+CAN_BUILD = const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)
+page-check:
+	@if ! command -v npm >/dev/null || ! node -e '$(CAN_BUILD)'; then \
+	echo "no node 20.19 here: the page is taken as it is"; exit 0; fi; \
+	cd viewer_page && npm ci --silent --no-audit --no-fund && npm run --silent build -- --outDir build --logLevel warn \
+	|| { echo "npm could not build the page"; exit 1; }; \
+	diff -r build ../wsi_ips/viewer/page || { echo "the page differs from its sources: make page"; exit 1; }; \
+	rm -r build
 
 lint: $(READY)
 	$(BIN)/ruff check .

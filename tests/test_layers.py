@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 ORDER = [
     "location", "errors", "units", "config", "files", "hdf5", "progress", "versions", "fingerprint", "held_folder",
     "slides", "tiling", "streaming", "models", "selection", "datasets", "training", "evaluation",
-    "inference", "heatmaps", "report", "recipe", "demo", "commands", "progress_bars", "cli",
+    "inference", "heatmaps", "report", "viewer", "recipe", "demo", "commands", "progress_bars", "cli",
 ]  # fmt: skip
 
 LIGHT = {"config": {"numpy", "torch"}, "recipe": {"numpy", "torch"}, "cli": {"numpy", "torch", "pydantic"}}

@@ -19,8 +19,8 @@ def small_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def answer(script: str, slide: Path, *options: str) -> dict[str, float]:
-    command = [sys.executable, str(ROOT / "benchmarks" / script), str(slide), "--json", *options]
+def answer(script: str, *options: str | Path) -> dict[str, float]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, options), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     figures: dict[str, float] = json.loads(done.stdout)
@@ -40,6 +40,14 @@ def test_overlay_draws_and_exports_in_fresh_processes(small_slide: Path) -> None
     figures = answer("overlay.py", small_slide, "--side-px=300")
     assert set(figures) == {"overlay_rss_mb", "overlay_seconds", "ome_tiff_rss_mb", "ome_tiff_seconds"}
     assert min(figures.values()) > 0
+
+
+def test_viewer_asks_for_tiles_cold_and_warm(small_slide: Path) -> None:
+    figures = answer("viewer.py", "--slide", small_slide, "--no-browser", "--tiles=20", "--until=60")
+    for name in ("tile_ms_median_cold", "tile_ms_p95_cold", "tile_ms_median_warm", "tile_ms_p95_warm"):
+        assert figures[name] > 0
+    assert figures["tiles"] == 60
+    assert 50 < figures["rss_mb"] < 1000
 
 
 @pytest.mark.slow

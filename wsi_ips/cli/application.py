@@ -17,6 +17,7 @@ from wsi_ips.cli.options import Set
 from wsi_ips.cli.prediction import export, overlay, predict, report
 from wsi_ips.cli.slides import features, info, tile
 from wsi_ips.cli.start import start_job
+from wsi_ips.cli.viewing import view
 from wsi_ips.errors import WsiIpsError
 
 app = typer.Typer(
@@ -57,7 +58,7 @@ def run(
     start_job(make_job(load_recipe(recipe, set_ or ()), source=str(recipe)))
 
 
-for command in (info, tile, features, finetune, predict, overlay, export, evaluate, report, demo, run):
+for command in (info, tile, features, finetune, predict, overlay, export, view, evaluate, report, demo, run):
     app.command()(command)
 app.add_typer(data_app, name="data")
 

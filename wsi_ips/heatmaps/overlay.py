@@ -172,7 +172,7 @@ class _Drawing:
             title=coords.slide_id,
             lines=[f"{shown}; {_evenly(len(coords))}", *predictions_in_words(result)],
             value_name="attention",
-            ticks=_ticks(self.values_N, self.display),
+            ticks=legend_ticks(self.values_N, self.display),
             table=self.table,
             mpp=coords.slide_mpp * self.l0_per_px,
         )
@@ -272,7 +272,8 @@ def _runs_near(
         yield [(x, y) for x, y in path_P2[first : past + 1].tolist()]
 
 
-def _ticks(values_N: NDArray[np.float32], display: DisplayScale) -> list[Tick]:
+def legend_ticks(values_N: NDArray[np.float32], display: DisplayScale) -> list[Tick]:
+    """The marks of a colour bar of these values, from its low to its high end; none without patches."""
     if not len(values_N):
         return []
     along = [display.low + at * (display.high - display.low) for at in TICKS_AT]

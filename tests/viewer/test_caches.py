@@ -1,0 +1,57 @@
+"""What is kept, and how much of it."""
+
+import threading
+import time
+
+import pytest
+
+from wsi_ips.viewer.byte_cache import ByteCache
+from wsi_ips.viewer.lately import Lately
+
+
+def test_bytes_stay_below_the_limit_and_the_oldest_goes_first() -> None:
+    cache = ByteCache(100)
+    for number in range(5):
+        cache.put(number, bytes(30))
+        cache.get(0)  # asked for again and again
+    assert cache.held_bytes == 90
+    assert [number for number in range(5) if cache.get(number)] == [0, 3, 4]
+    cache.put("large", bytes(101))
+    assert cache.get("large") is None
+    cache.put(0, bytes(30))  # there already
+    assert cache.held_bytes == 90
+
+
+def test_a_thing_that_several_threads_want_is_made_once() -> None:
+    kept: Lately[object] = Lately(2)
+    made: list[object] = []
+
+    def make() -> object:
+        made.append(object())
+        time.sleep(0.05)
+        return made[-1]
+
+    given: list[object] = []
+    threads = [threading.Thread(target=lambda: given.append(kept.get("a", make))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert given == made * 6
+
+
+def test_what_fails_is_tried_again_and_the_least_recent_goes() -> None:
+    kept: Lately[int] = Lately(2)
+
+    def fail() -> int:
+        raise OSError("not now")
+
+    with pytest.raises(OSError, match="not now"):
+        kept.get("a", fail)
+    assert kept.get("a", lambda: 1) == 1
+    assert kept.get("b", lambda: 2) == 2
+    assert kept.peek("a") == 1  # which makes it no younger
+    assert kept.get("c", lambda: 3) == 3
+    assert kept.peek("a") is None
+    assert kept.get("b", fail) == 2

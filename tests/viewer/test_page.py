@@ -1,0 +1,275 @@
+"""The page in Chromium: what a user does, and what is then on the screen."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.viewer.made_run import FAILED, GONE, HOT, L0_SIZE, MPP, TISSUE, MadeRun
+from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.heatmaps.maps import attention_map
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytest.importorskip("playwright")
+
+from playwright.sync_api import expect  # noqa: E402
+
+from tests.viewer.browser import OpenPage  # noqa: E402
+
+HOT_CENTRE = (1100.0, 500.0)  # of patch 37: column 5 and row 2 of a grid of 16 columns, 200 px each
+
+
+def heat_colour(made_run: MadeRun, slide_id: str, patch_id: int) -> NDArray[np.float64]:
+    """By rank, the mean over heads and queries, blue to yellow: as the page starts."""
+    result = made_run.result(slide_id)
+    values_N = attention_map(result)
+    row = result.coords.rows(np.array([patch_id]))[0]
+    share = (values_N < values_N[row]).sum() / (len(values_N) - 1)
+    return colour_table("blue_yellow")[round(share * 255)].astype(np.float64)
+
+
+def test_it_opens_on_the_first_slide_with_its_prediction(open_page: OpenPage) -> None:
+    screen = open_page("")
+    page = screen.page
+    assert screen.hash["slide"] == "calm"
+    expect(page.locator("#count")).to_have_text("5 slides")
+    expect(page.locator("#list li")).to_have_count(5)
+    expect(page.locator('#list [aria-current="true"]')).to_contain_text("calm")
+    expect(page.locator("#about")).to_contain_text("90.0 %")
+    expect(page.locator("#about")).to_contain_text("Predicted otherwise than labelled")
+    expect(page.locator("#list .failed")).to_have_text("failed")
+    x, y, z = screen.place
+    assert (x, y) == pytest.approx((L0_SIZE[0] / 2, L0_SIZE[1] / 2), abs=2)
+    assert z == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
+
+
+def test_the_pixel_under_the_hot_patch_has_the_expected_colour(
+    open_page: OpenPage, made_run: MadeRun
+) -> None:
+    heat, tissue = heat_colour(made_run, "hot", HOT), np.array(TISSUE, float)
+    for zoom in (0.5, 2.0, 4.0):
+        screen = open_page(f"#slide=hot&x={HOT_CENTRE[0]}&y={HOT_CENTRE[1]}&z={zoom}&outlines=off")
+        at = screen.on_screen(*HOT_CENTRE)
+        assert screen.colour(*at) == pytest.approx((heat + tissue) / 2, abs=3)
+        screen.press("h")
+        screen.settle()
+        assert screen.colour(*at) == pytest.approx(tissue, abs=3)
+        screen.press("h", *".....")
+        screen.settle()
+        assert screen.colour(*at) == pytest.approx(heat, abs=2)
+        assert screen.hash["opacity"] == "1.00"
+
+
+def test_patches_end_where_the_grid_says(open_page: OpenPage, made_run: MadeRun) -> None:
+    """Left and right of the edge between patch 37 and 38, at half a screen pixel a level-0 pixel."""
+    screen = open_page("#slide=hot&x=1200&y=500&z=0.5&opacity=1&outlines=off")
+    x, y = screen.on_screen(1200, 500)
+    assert screen.colour(x - 5, y) == pytest.approx(heat_colour(made_run, "hot", HOT), abs=2)
+    assert screen.colour(x + 5, y) == pytest.approx(heat_colour(made_run, "hot", HOT + 1), abs=2)
+
+
+def test_dragging_moves_the_slide_with_the_pointer(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot&x=1500&y=1000&z=1")
+    left, top, width, height = screen.stage()
+    mouse = screen.page.mouse
+    mouse.move(left + width / 2, top + height / 2)
+    mouse.down()
+    mouse.move(left + width / 2 - 60, top + height / 2 - 30, steps=6)
+    mouse.move(left + width / 2 - 120, top + height / 2 - 50, steps=6)
+    screen.page.wait_for_timeout(300)  # held still: no fling
+    mouse.up()
+    screen.settle()
+    x, y, z = screen.place
+    assert (x, y) == pytest.approx((1620, 1050), abs=12)
+    assert z == pytest.approx(1, rel=0.01)
+
+
+def test_the_wheel_zooms_around_the_pointer(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot&x=1500&y=1000&z=2")
+    left, top, width, height = screen.stage()
+    at = (left + width * 0.7, top + height * 0.6)
+    screen.page.mouse.move(*at)
+    before = screen.number("#at-px")
+    screen.page.mouse.wheel(0, -300)
+    screen.page.wait_for_timeout(100)
+    screen.settle()
+    assert screen.place[2] < 1.6
+    screen.page.mouse.move(at[0] + 1, at[1])
+    screen.page.mouse.move(*at)
+    assert screen.number("#at-px") == pytest.approx(before, abs=4)
+
+
+def test_the_value_under_the_pointer_is_the_stored_one(open_page: OpenPage, made_run: MadeRun) -> None:
+    screen = open_page("#slide=hot&x=1100&y=500&z=1")
+    screen.page.mouse.move(*screen.on_screen(1120, 520))
+    value = screen.page.locator("#at-value")
+    expect(value).to_contain_text("P100.0")
+    expect(value).to_contain_text("kept")
+    assert screen.number("#at-value") == pytest.approx(
+        float(attention_map(made_run.result("hot")).max()), rel=1e-3
+    )
+    assert screen.number("#at-px") == pytest.approx(1120, abs=1)
+    assert screen.number("#at-um") == pytest.approx(1120 * MPP, abs=1)
+    screen.page.mouse.move(*screen.on_screen(1100, 150))
+    expect(value).to_have_text("no patch")
+
+
+def test_a_click_on_a_top_patch_flies_there(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot")
+    screen.page.locator(f'#patches button[data-patch="{HOT}"]').click()
+    screen.page.wait_for_timeout(100)
+    screen.settle()
+    x, y, z = screen.place
+    assert (x, y) == pytest.approx(HOT_CENTRE, abs=3)
+    assert 200 / z > 100  # a good part of the pane
+    mark = screen.page.locator(".overlay .mark.line").bounding_box()
+    assert mark
+    assert (mark["x"], mark["y"]) == pytest.approx(screen.on_screen(1000, 400), abs=3)
+    assert mark["width"] == pytest.approx(200 / z, abs=4)
+    expect(screen.page.locator("#patches img").first).to_have_js_property("complete", True)
+
+
+def test_the_scale_bar_is_as_long_as_it_says(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot&x=1500&y=1000&z=0.8")
+    bar = screen.page.locator("#scale-line").bounding_box()
+    assert bar
+    assert screen.page.locator("#scale-label").inner_text().endswith("µm")
+    assert bar["width"] * 0.8 * MPP == pytest.approx(screen.number("#scale-label"), rel=0.02)
+
+
+def test_keys_change_the_view(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot&x=1500&y=1000&z=2")
+    screen.press("m", "s", "g", "q", "o", ",")
+    screen.settle()
+    wanted = {"colours": "blue_red", "scale": "absolute", "head": "0", "of": "task:label", "outlines": "off",
+              "opacity": "0.40"}  # fmt: skip
+    assert wanted.items() <= screen.hash.items()
+    expect(screen.page.locator("#legends figcaption")).to_contain_text("task label, head 0")
+    screen.press("+")
+    screen.settle()
+    assert screen.place[2] == pytest.approx(2 / 1.6, rel=0.01)
+    screen.press("ArrowRight")
+    screen.settle()
+    assert screen.place[0] == pytest.approx(1500 + 0.2 * screen.stage()[2] * 2 / 1.6, abs=4)
+    screen.press("1")
+    screen.settle()
+    assert screen.place[2] == pytest.approx(1, rel=0.01)
+    screen.press("0")
+    screen.settle()
+    assert screen.place[:2] == pytest.approx((L0_SIZE[0] / 2, L0_SIZE[1] / 2), abs=2)
+    screen.press("n")
+    expect(screen.page.locator("#bar-slide")).to_have_text(GONE)
+    screen.press("p", "p")
+    expect(screen.page.locator("#bar-slide")).to_have_text("calm")
+    screen.press("?")
+    expect(screen.page.locator("#help")).to_be_visible()
+    screen.press("Escape")
+    expect(screen.page.locator("#help")).to_be_hidden()
+
+
+def test_a_link_restores_the_view(open_page: OpenPage) -> None:
+    first = open_page("#slide=hot&x=1400&y=600&z=1.5")
+    first.press("m", "g", ".", "o")
+    first.page.get_by_label("To", exact=True).fill("900")
+    first.settle()
+    link = "#" + first.page.url.partition("#")[2]
+    second = open_page(link)
+    assert second.hash == first.hash
+    assert second.hash["high"] == "90"
+    page = second.page
+    expect(page.locator("#head")).to_have_value("0")
+    expect(page.locator("#outlines")).not_to_be_checked()
+    expect(page.locator("#high-out")).to_have_text("P90")
+    at = (*first.on_screen(1400, 600),)
+    assert second.colour(*at) == pytest.approx(first.colour(*at), abs=1)
+
+
+def test_the_legend_tells_raw_values_and_follows_the_pointer(open_page: OpenPage, made_run: MadeRun) -> None:
+    screen = open_page("#slide=hot&x=1100&y=500&z=1&scale=absolute")
+    values_N = attention_map(made_run.result("hot"))
+    ticks = screen.page.locator(".tick > span:first-child").all_inner_texts()
+    assert float(ticks[-1]) / 1000 == pytest.approx(float(values_N.max()), rel=0.01)  # × 10⁻³
+    assert float(ticks[0]) / 1000 == pytest.approx(float(values_N.min()), rel=0.01)
+    screen.page.mouse.move(*screen.on_screen(*HOT_CENTRE))
+    marker, strip = (screen.page.locator(each) for each in (".legend .marker", ".legend .strip"))
+    expect(marker).to_be_visible()
+    expect(screen.page.locator("#at-value")).to_contain_text("P100")
+    at, bar = marker.bounding_box(), strip.bounding_box()
+    assert at
+    assert bar
+    assert at["x"] + at["width"] / 2 == pytest.approx(bar["x"] + bar["width"], abs=2)
+
+
+def test_the_list_is_searched(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot")
+    page = screen.page
+    screen.press("/")
+    expect(page.locator("#search")).to_be_focused()
+    for words, left in (("fail", 1), ("wrong", 1), ("tumor", 2), ("calm tumor", 1), ("none such", 0)):
+        page.locator("#search").fill(words)
+        expect(page.locator("#list button")).to_have_count(left)
+    expect(page.locator("#list")).to_contain_text("No slide is called that")
+    page.locator("#search").fill("calm")
+    page.keyboard.press("Enter")
+    expect(page.locator("#bar-slide")).to_have_text("calm")
+
+
+def test_slides_that_cannot_be_shown_say_so(open_page: OpenPage) -> None:
+    screen = open_page(f"#slide={GONE}&opacity=1")
+    expect(screen.page.locator(".message")).to_contain_text("is not there any more")
+    assert np.ptp(screen.colour(*screen.on_screen(1500, 500))) > 20  # its attention is there
+    screen.page.locator("#list button", has_text=FAILED).first.click()
+    expect(screen.page.locator(".message")).to_contain_text("no tissue was found")
+    expect(screen.page.locator("#about")).to_contain_text("Failed.")
+
+
+def test_two_runs_move_together(open_page: OpenPage) -> None:
+    screen = open_page("#slide=calm&x=1500&y=700&z=1&compare=on&opacity=1&outlines=off")
+    page = screen.page
+    expect(page.locator(".pane-title")).to_have_text(["predictions", "other run"])
+    assert screen.place == pytest.approx((1500, 700, 1), rel=0.01)
+    expect(page.locator(".legend")).to_have_count(2)
+    left, top, width, height = screen.stage(1)
+    page.mouse.move(left + width / 2, top + height / 2)
+    page.mouse.wheel(0, 240)
+    page.wait_for_timeout(100)
+    screen.settle(panes=2)
+    assert screen.place[2] > 1.2
+    one, other = (
+        matrix(page.locator(".overlay > g").nth(pane).get_attribute("transform")) for pane in (0, 1)
+    )
+    assert one == pytest.approx(other, abs=1e-6)
+    expect(page.locator('.pane[data-run="0"] .pointer.line')).to_have_count(1)
+    expect(page.locator('.pane[data-run="1"] .pointer.line')).to_have_count(0)
+    page.mouse.move(5, 5)
+    middles = [(x + w / 2, y + h / 2) for x, y, w, h in (screen.stage(0), screen.stage(1))]
+    assert np.abs(screen.colour(*middles[0]) - screen.colour(*middles[1])).max() > 5  # other attention
+    screen.press("c")
+    expect(page.locator(".pane")).to_have_count(1)
+    screen.settle()
+    zoom = screen.place[2]
+    screen.press("c")
+    screen.settle(panes=2)
+    assert screen.place[2] == pytest.approx(zoom, rel=0.01)
+    screen.press("0")
+    screen.settle(panes=2)
+    assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
+    screen.press("c")
+    screen.settle()
+    assert screen.place[2] == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
+
+
+def test_outlines_lie_where_they_were_drawn(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot&x=1400&y=700&z=1.5&heat=off")
+    box = screen.page.locator(".lesions .line").bounding_box()
+    assert box
+    assert (box["x"], box["y"]) == pytest.approx(screen.on_screen(1000, 400), abs=3)
+    assert box["width"] == pytest.approx(800 / 1.5, abs=4)
+    edge = screen.on_screen(1000, 700)
+    assert screen.darkest(*edge) < np.mean(TISSUE) - 60
+    screen.press("o")
+    assert screen.colour(*edge) == pytest.approx(np.array(TISSUE, float), abs=3)
+
+
+def matrix(transform: str | None) -> list[float]:
+    assert transform
+    return [float(part) for part in transform.removeprefix("matrix(").removesuffix(")").split()]

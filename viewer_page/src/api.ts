@@ -1,0 +1,100 @@
+// What the server answers; see wsi_ips/viewer/app.py.
+
+export interface Task {
+  name: string;
+  classes: string[];
+  activation: "softmax" | "sigmoid" | "linear";
+}
+
+export interface Run {
+  name: string;
+  path: string;
+  tasks: Task[];
+}
+
+export interface Listed {
+  slide_id: string;
+  status: "ok" | "failed" | "waiting" | "running";
+  predicted: Record<string, string>;
+  probabilities: Record<string, Record<string, number | null>>;
+  n_patches: number | null;
+  error: string;
+  labels: Record<string, string>;
+  split: string | null;
+  has_attention: boolean;
+}
+
+export interface Maps {
+  heads: number;
+  queries: number;
+  task_queries: Record<string, number>;
+}
+
+export interface Slide extends Listed {
+  v: string;
+  tile_px: number;
+  slide_problem: string | null;
+  heat_problem: string | null;
+  l0_size: [number, number] | null;
+  mpp: number | null;
+  maps: Maps | null;
+  /** What was scanned: left, top, width, height in level-0 pixels; null: all of it. */
+  bounds: [number, number, number, number] | null;
+  has_outlines: boolean;
+  l0_patch?: number;
+  patch_px?: number;
+  patch_mpp?: number;
+  n_kept?: number;
+  bad_tiles?: number;
+  vendor?: string;
+  reader?: string;
+}
+
+export interface Legend {
+  shown: string;
+  scale: "percentile" | "absolute";
+  low: number;
+  high: number;
+  min: number | null;
+  max: number | null;
+  n_patches: number;
+  colours: string[];
+  ticks: { at: number; value: number; percentile: number }[];
+}
+
+export interface Patch {
+  id: number;
+  l0_x: number;
+  l0_y: number;
+  value: number;
+  colour: string;
+  kept: boolean;
+  rank?: number;
+}
+
+export interface Held {
+  value: number;
+  percentile: number;
+  at: number;
+  patches: Patch[];
+}
+
+/** An answer that is not 2xx, with the server's one line. */
+export class Refused extends Error {}
+
+export async function ask<T>(path: string, signal?: AbortSignal): Promise<T> {
+  const answer = await fetch(path, { signal: signal ?? null });
+  const body = (await answer.json().catch(() => ({ error: answer.statusText }))) as T & { error?: string };
+  if (!answer.ok) throw new Refused(body.error ?? `the server answered ${answer.status}`);
+  return body;
+}
+
+/** Where a slide's JSON lies, or below it with `what`. */
+export function about(run: number, slideId: string, what = ""): string {
+  return `/api/runs/${run}/slides/${encodeURIComponent(slideId)}${what && "/" + what}`;
+}
+
+/** Where a slide's pictures lie. */
+export function pictures(run: number, slideId: string): string {
+  return `/runs/${run}/slides/${encodeURIComponent(slideId)}`;
+}

@@ -1,0 +1,124 @@
+// What is on the screen, and how it is written into the address, so that a link restores it.
+
+export type Scale = "percentile" | "absolute";
+export type Colormap = "blue_yellow" | "blue_red";
+
+export interface View {
+  slide: string | null;
+  /** Centre in level-0 pixels, and level-0 pixels per pixel of the screen; null: the whole slide. */
+  place: { x: number; y: number; z: number } | null;
+  heat: boolean;
+  opacity: number;
+  colormap: Colormap;
+  scale: Scale;
+  /** The ends of the colours: percentiles, or raw values; null: the slide's own. */
+  low: number | null;
+  high: number | null;
+  /** Whose attention: "", "task:NAME" or "query:NUMBER". */
+  of: string;
+  head: number | null;
+  outlines: boolean;
+  compare: boolean;
+}
+
+export const START: View = {
+  slide: null,
+  place: null,
+  heat: true,
+  opacity: 0.5,
+  colormap: "blue_yellow",
+  scale: "percentile",
+  low: null,
+  high: null,
+  of: "",
+  head: null,
+  outlines: true,
+  compare: false,
+};
+
+function finite(text: string | null): number | null {
+  if (text === null || text.trim() === "") return null;
+  const value = Number(text);
+  return Number.isFinite(value) ? value : null;
+}
+
+/** The view that an address means; what is missing or broken is as at the start. */
+export function fromHash(hash: string): View {
+  const said = new URLSearchParams(hash.replace(/^#/, ""));
+  const [x, y, z] = ["x", "y", "z"].map((name) => finite(said.get(name)));
+  const opacity = finite(said.get("opacity"));
+  const head = finite(said.get("head"));
+  const of = said.get("of") ?? "";
+  return {
+    slide: said.get("slide"),
+    place: x != null && y != null && z != null && z > 0 ? { x, y, z } : null,
+    heat: said.get("heat") !== "off",
+    opacity: opacity === null ? START.opacity : Math.min(1, Math.max(0, opacity)),
+    colormap: said.get("colours") === "blue_red" ? "blue_red" : "blue_yellow",
+    scale: said.get("scale") === "absolute" ? "absolute" : "percentile",
+    low: finite(said.get("low")),
+    high: finite(said.get("high")),
+    of: /^(task:.+|query:\d+)$/.test(of) ? of : "",
+    head: head !== null && Number.isInteger(head) && head >= 0 ? head : null,
+    outlines: said.get("outlines") !== "off",
+    compare: said.get("compare") === "on",
+  };
+}
+
+export function toHash(view: View): string {
+  const said = new URLSearchParams();
+  if (view.slide !== null) said.set("slide", view.slide);
+  if (view.place) {
+    said.set("x", view.place.x.toFixed(0));
+    said.set("y", view.place.y.toFixed(0));
+    said.set("z", String(Number(view.place.z.toPrecision(5))));
+  }
+  if (!view.heat) said.set("heat", "off");
+  if (view.opacity !== START.opacity) said.set("opacity", view.opacity.toFixed(2));
+  if (view.colormap !== START.colormap) said.set("colours", view.colormap);
+  if (view.scale !== START.scale) said.set("scale", view.scale);
+  if (view.low !== null) said.set("low", String(view.low));
+  if (view.high !== null) said.set("high", String(view.high));
+  if (view.of) said.set("of", view.of);
+  if (view.head !== null) said.set("head", String(view.head));
+  if (!view.outlines) said.set("outlines", "off");
+  if (view.compare) said.set("compare", "on");
+  return "#" + said.toString();
+}
+
+/** Whose attention and which colours, as the server takes them. */
+export function mapQuery(view: View): string {
+  const asked = new URLSearchParams({ colormap: view.colormap, scale: view.scale });
+  if (view.low !== null) asked.set("low", String(view.low));
+  if (view.high !== null) asked.set("high", String(view.high));
+  if (view.of.startsWith("task:")) asked.set("task", view.of.slice(5));
+  if (view.of.startsWith("query:")) asked.set("query", view.of.slice(6));
+  if (view.head !== null) asked.set("head", String(view.head));
+  return asked.toString();
+}
+
+type Listener = (view: Readonly<View>, changed: ReadonlySet<keyof View>) => void;
+
+/** The one view of the page; whoever shows a part of it listens. */
+export class Store {
+  private listeners: Listener[] = [];
+
+  constructor(public view: Readonly<View>) {}
+
+  listen(listener: Listener): void {
+    this.listeners.push(listener);
+  }
+
+  update(part: Partial<View>): void {
+    const before = this.view;
+    const after = { ...before, ...part };
+    const changed = new Set(
+      (Object.keys(part) as (keyof View)[]).filter((key) => {
+        return JSON.stringify(before[key]) !== JSON.stringify(after[key]);
+      }),
+    );
+    if (!changed.size) return;
+    this.view = after;
+    for (const listener of this.listeners) listener(after, changed);
+  }
+}

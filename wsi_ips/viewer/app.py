@@ -1,0 +1,198 @@
+"""The web application: tiles of slides and of stored attention, and what a run says, as JSON.
+
+    /                                               the page
+    /page/{file}                                    what it loads
+    /api/view                                       the runs, and what they can show
+    /api/runs/{run}/slides                          every slide of a run with its prediction
+    /api/runs/{run}/slides/{slide_id}               one: size, µm per pixel, whose attention there is
+    /api/runs/{run}/slides/{slide_id}/legend        the colours and their raw values
+    /api/runs/{run}/slides/{slide_id}/patches       those with the most attention
+    /api/runs/{run}/slides/{slide_id}/value         raw attention at a place
+    /api/runs/{run}/slides/{slide_id}/outlines      lesions in level-0 pixels
+    /runs/{run}/slides/{slide_id}/thumbnail.jpg         nothing (204) where the slide cannot be read
+    /runs/{run}/slides/{slide_id}/patch/{id}.jpg
+    /runs/{run}/slides/{slide_id}/slide/{level}/{col}_{row}.jpg
+    /runs/{run}/slides/{slide_id}/heat/{level}/{col}_{row}.png
+
+``run`` is 0, or 1 for the one that it is compared with. Maps take ``task`` or ``query``, ``head``, ``colormap``,
+``scale``, ``low``, ``high``. Whatever is not there is 404, a map that cannot be is 400, a file that cannot be
+read 422."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from wsi_ips.errors import ConfigError, SlideNotFound, WsiIpsError
+from wsi_ips.location import Location
+from wsi_ips.viewer.guard import Guard
+from wsi_ips.viewer.images import ASK_AGAIN, Images, Picture
+from wsi_ips.viewer.run_answers import RunAnswers, describe_runs
+from wsi_ips.viewer.shown_map import MapChoice
+from wsi_ips.viewer.tile_pyramid import NoSuchTile
+from wsi_ips.viewer.truth import Truth
+from wsi_ips.viewer.viewed_run import UnknownSlide, ViewedRun, complaint
+
+PAGE = Path(__file__).parent / "page"
+_TILE = re.compile(r"([0-9]{1,7})_([0-9]{1,7})\.(jpg|png)")
+_PATCH = re.compile(r"([0-9]{1,18})\.jpg")
+
+
+def create_app(
+    run_dir: Path | str,
+    *,
+    compare: Path | str | None = None,
+    elsewhere: Mapping[str, Location] | None = None,
+    manifest: Path | None = None,
+    annotations: Path | None = None,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+) -> Starlette:
+    """The application over a run, and over a second one beside it.
+
+    elsewhere: {slide_id: where it is now}; None: where predict read it. manifest: labels, and outlines that lie
+    beside it; annotations: folder of outlines. host: what the server is bound to; token: asked of every request.
+
+    Raises :class:`ResultsError` for a folder without results, and as :meth:`Truth.read`.
+    """
+    roots = [Path(run_dir)] + ([Path(compare)] if compare is not None else [])
+    runs = [ViewedRun(root, elsewhere=elsewhere) for root in roots]
+    truth = Truth.read(manifest, annotations, tasks=runs[0].tasks)
+    site = _Site([RunAnswers(run, truth) for run in runs], Images())
+    below = "/runs/{run}/slides/{slide_id}"
+    routes = [
+        Route("/", site.page),
+        Route("/page/{file}", site.page),
+        Route("/api/view", site.view),
+        Route("/api/runs/{run}/slides", site.slides),
+        Route("/api" + below, site.about),
+        Route("/api" + below + "/{what}", site.about),
+        Route(below + "/thumbnail.jpg", site.thumbnail),
+        Route(below + "/patch/{name}", site.patch),
+        Route(below + "/{layer}/{level}/{name}", site.tile),
+    ]
+    # Unlike errors, bugs are not shown: Starlette answers 500 and the server logs them.
+    handlers: dict[Any, Any] = {
+        WsiIpsError: _complain,
+        UnknownSlide: _complain,
+        NoSuchTile: _complain,
+        OSError: _complain,
+        404: _not_found,
+    }
+    return Starlette(
+        routes=routes,
+        exception_handlers=handlers,
+        middleware=[Middleware(Guard, host=host, token=token)],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """The routes' functions. Starlette runs those that are not ``async`` in threads: they wait for disks."""
+
+    runs: list[RunAnswers]
+    images: Images
+
+    def page(self, request: Request) -> Response:
+        name = request.path_params.get("file", "index.html")
+        known = {path.name: path for path in PAGE.iterdir() if path.is_file()} if PAGE.is_dir() else {}
+        if name not in known:
+            raise NoSuchTile(f"the page has no {name}")
+        about = known[name].stat()
+        answer = FileResponse(known[name], headers={"Cache-Control": ASK_AGAIN}, stat_result=about)
+        if request.headers.get("if-none-match") == answer.headers["etag"]:
+            return Response(status_code=304, headers=dict(answer.headers))
+        return answer
+
+    def view(self, request: Request) -> Response:
+        return _json(describe_runs(self.runs))
+
+    def slides(self, request: Request) -> Response:
+        return _json(self._run(request).slides())
+
+    def about(self, request: Request) -> Response:
+        run, slide_id = self._run(request), request.path_params["slide_id"]
+        asked = dict(request.query_params)
+        answers: dict[str, Callable[[], Any]] = {
+            "": lambda: run.slide(slide_id),
+            "legend": lambda: run.map(slide_id, MapChoice.asked_for(asked)).legend(),
+            "patches": lambda: run.top_patches(slide_id, MapChoice.asked_for(asked), asked),
+            "value": lambda: run.value(slide_id, MapChoice.asked_for(asked), asked),
+            "outlines": lambda: run.outlines(slide_id),
+        }
+        what = request.path_params.get("what", "")
+        if what not in answers:
+            raise NoSuchTile(f"there is no {what}")
+        return _json(answers[what]())
+
+    async def thumbnail(self, request: Request) -> Response:
+        run, slide_id = self._run(request), request.path_params["slide_id"]
+        run.run.listed(slide_id)
+        picture = Picture(run, slide_id, "image/jpeg", ("thumbnail",), lambda: run.thumbnail(slide_id))
+        try:
+            return await self.images.answer(request, picture)
+        except (NoSuchTile, WsiIpsError, OSError):
+            # A list of slides that are gone is no list of errors.
+            return Response(status_code=204, headers={"Cache-Control": ASK_AGAIN})
+
+    async def patch(self, request: Request) -> Response:
+        run, slide_id = self._run(request), request.path_params["slide_id"]
+        asked = _PATCH.fullmatch(request.path_params["name"])
+        if asked is None:
+            raise NoSuchTile("a patch is ID.jpg")
+        number = int(asked[1])
+        picture = Picture(run, slide_id, "image/jpeg", ("patch", number), lambda: run.patch(slide_id, number))
+        return await self.images.answer(request, picture)
+
+    async def tile(self, request: Request) -> Response:
+        run, slide_id = self._run(request), request.path_params["slide_id"]
+        layer, level = request.path_params["layer"], request.path_params["level"]
+        asked = _TILE.fullmatch(request.path_params["name"])
+        kind = {"slide": "jpg", "heat": "png"}.get(layer)
+        if asked is None or asked[3] != kind or not re.fullmatch(r"[0-9]{1,2}", level):
+            raise NoSuchTile("a tile is LEVEL/COLUMN_ROW.jpg, or .png of heat")
+        place = (int(level), int(asked[1]), int(asked[2]))
+        if layer == "slide":
+            picture = Picture(
+                run, slide_id, "image/jpeg", (layer, *place), lambda: run.slide_tile(slide_id, *place)
+            )
+        else:
+            choice = MapChoice.asked_for(request.query_params)
+            picture = Picture(
+                run, slide_id, "image/png", (layer, *place, choice),
+                lambda: run.heat_tile(slide_id, choice, *place),
+            )  # fmt: skip
+        return await self.images.answer(request, picture)
+
+    def _run(self, request: Request) -> RunAnswers:
+        number = request.path_params["run"]
+        if number not in [str(each) for each in range(len(self.runs))]:
+            raise NoSuchTile(f"there is no run {number}")
+        return self.runs[int(number)]
+
+
+def _json(content: Any, code: int = 200, kept: str = ASK_AGAIN) -> Response:
+    # ASCII: a file name that is not UTF-8 can be told in no other way.
+    data = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Response(data, code, {"Cache-Control": kept}, media_type="application/json")
+
+
+def _complain(request: Request, error: Exception) -> Response:
+    code = 422
+    if isinstance(error, LookupError | SlideNotFound):
+        code = 404
+    elif isinstance(error, ConfigError):
+        code = 400
+    return _json({"error": complaint(error)}, code, "no-store")
+
+
+def _not_found(request: Request, error: Exception) -> Response:
+    return _json({"error": "there is nothing here"}, 404, "no-store")

@@ -1,0 +1,198 @@
+"""What the viewer answers about one run: its slides as JSON, and pictures of them as bytes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wsi_ips import __version__
+from wsi_ips.config import TaskConfig
+from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.heatmaps.maps import check_finite, task_queries
+from wsi_ips.heatmaps.patch_sheet import patch_picture
+from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
+from wsi_ips.slides.base import SlideInfo, SlideReader
+from wsi_ips.viewer.lately import Lately
+from wsi_ips.viewer.shown_map import MapChoice, ShownMap
+from wsi_ips.viewer.slide_tiles import encode_jpeg, slide_tile
+from wsi_ips.viewer.tile_pyramid import TILE_PX, NoSuchTile, TilePyramid, Window
+from wsi_ips.viewer.truth import Truth
+from wsi_ips.viewer.viewed_run import ListedSlide, ViewedRun, complaint, file_stamp
+
+KEPT_MAPS = 8
+KEPT_RASTERS = 12
+"""As many as a large slide has scales; a quarter of a million patches take 8 MB each."""
+THUMBNAIL_PX = 128
+MOST_FOR_A_THUMBNAIL_PX = 40_000_000
+"""Pixels of a slide's coarsest level: more, and the list goes without its picture."""
+MOST_PATCHES = 200
+
+
+class RunAnswers:
+    """``RunAnswers(run, truth)``. Raises, in every method, :class:`UnknownSlide` for a slide that the run does
+    not name and the errors of its files."""
+
+    def __init__(self, run: ViewedRun, truth: Truth) -> None:
+        self.run = run
+        self._truth = truth
+        self._maps: Lately[ShownMap] = Lately(KEPT_MAPS)
+        self._rasters: Lately[PatchRaster] = Lately(KEPT_RASTERS)
+
+    def slides(self) -> dict[str, Any]:
+        """Every slide of the run with its prediction, and notes on files that could not be read."""
+        slides = [self._listed(slide) for slide in self.run.slides().values()]
+        return {"slides": slides, "notes": self.run.notes}
+
+    def _listed(self, slide: ListedSlide) -> dict[str, Any]:
+        return {
+            "slide_id": slide.slide_id,
+            "status": slide.status,
+            "predicted": slide.predicted,
+            "probabilities": {
+                task: {name: value if math.isfinite(value) else None for name, value in classes.items()}
+                for task, classes in slide.probabilities.items()
+            },
+            "n_patches": slide.n_patches,
+            "error": slide.error,
+            "labels": self._truth.labels.get(slide.slide_id, {}),
+            "split": self._truth.splits.get(slide.slide_id),
+            "has_attention": slide.has_attention,
+        }
+
+    def slide(self, slide_id: str) -> dict[str, Any]:
+        """One slide: how large it is, what can be shown of it, and why not where something cannot be."""
+        listed = self.run.listed(slide_id)
+        answer = {**self._listed(listed), "v": self.run.stamp(slide_id), "tile_px": TILE_PX}
+        answer |= {
+            "slide_problem": None,
+            "heat_problem": None,
+            "l0_size": None,
+            "mpp": None,
+            "maps": None,
+            "bounds": None,
+        }
+        answer["has_outlines"] = self._truth.has_outlines(slide_id)
+        if listed.has_attention:
+            try:
+                answer |= self._attention(slide_id)
+            except WsiIpsError as error:
+                answer["heat_problem"] = complaint(error)
+        try:
+            info = self.run.slide(slide_id).info
+            answer |= {"vendor": info.vendor, "reader": info.reader, "bounds": _scanned(info)}
+            if answer["l0_size"] is None:
+                answer |= {"l0_size": list(info.l0_size), "mpp": info.mpp}
+        except (WsiIpsError, OSError) as error:
+            answer["slide_problem"] = complaint(error)
+        return answer
+
+    def _attention(self, slide_id: str) -> dict[str, Any]:
+        result = self.run.result(slide_id)
+        check_finite(result, result.attention_NHT)
+        heads, queries = result.attention_NHT.shape[1:]
+        coords = result.coords
+        return {
+            "l0_size": list(coords.l0_size),
+            "mpp": coords.slide_mpp,
+            "l0_patch": coords.l0_patch,
+            "patch_px": coords.patch_px,
+            "patch_mpp": coords.patch_mpp,
+            "n_patches": len(coords),
+            "n_kept": len(result.kept_ids_M),
+            "bad_tiles": len(result.bad_tiles),
+            "maps": {"heads": heads, "queries": queries, "task_queries": dict(task_queries(result))},
+        }
+
+    def map(self, slide_id: str, choice: MapChoice) -> ShownMap:
+        """Raises :class:`ConfigError` for a map that the slide does not have."""
+        result = self.run.result(slide_id)
+        stamp = file_stamp(self.run.folder.attention(slide_id))
+        return self._maps.get((slide_id, stamp, choice), lambda: ShownMap.of(result, choice))
+
+    def top_patches(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
+        """The ``top`` patches with the most attention (24)."""
+        text = asked.get("top", "24")
+        if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_PATCHES):
+            raise ConfigError(f"top {text[:20]!r} must be 1 to {MOST_PATCHES}")
+        shown = self.map(slide_id, choice)
+        return {"l0_patch": shown.coords.l0_patch, "patches": shown.top_patches(int(text))}
+
+    def value(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
+        """Raw attention at the level-0 point ``x``, ``y``."""
+        try:
+            l0_x, l0_y = float(asked["x"]), float(asked["y"])
+        except (KeyError, ValueError):
+            l0_x = l0_y = math.nan
+        if not (math.isfinite(l0_x) and math.isfinite(l0_y)):
+            raise ConfigError("give x and y, level-0 pixels")
+        return {"l0_x": l0_x, "l0_y": l0_y, "held": self.map(slide_id, choice).value_at(l0_x, l0_y)}
+
+    def outlines(self, slide_id: str) -> dict[str, Any]:
+        """Lesions as polygons of level-0 points."""
+        l0_size = self._pyramid(slide_id).l0_size
+        return {"polygons": self._truth.outlines(slide_id, l0_size)}
+
+    def slide_tile(self, slide_id: str, level: int, col: int, row: int) -> bytes:
+        """JPEG. Raises :class:`NoSuchTile`."""
+        window = self._pyramid(slide_id).window(level, col, row)
+        return slide_tile(self.run.slide(slide_id), window)
+
+    def heat_tile(self, slide_id: str, choice: MapChoice, level: int, col: int, row: int) -> bytes:
+        """PNG. Raises :class:`NoSuchTile`."""
+        window = self._pyramid(slide_id).window(level, col, row)
+        shown = self.map(slide_id, choice)
+        halvings = shown.halvings(window.l0_per_px)
+        scale = window.l0_per_px / 2**halvings
+        key = (slide_id, file_stamp(self.run.folder.attention(slide_id)), scale)
+        return shown.tile(window, self._rasters.get(key, lambda: shown.raster(scale)), halvings)
+
+    def thumbnail(self, slide_id: str) -> bytes:
+        """The whole slide, small, as JPEG. Raises :class:`NoSuchTile` where it would take long to read."""
+        with self.run.glance(slide_id) as slide:
+            coarsest = min(slide.info.levels, key=lambda level: level.size[0])
+            if math.prod(coarsest.size) > MOST_FOR_A_THUMBNAIL_PX:
+                raise NoSuchTile(f"{slide_id} has no level that is coarse enough")
+            l0_per_px = max(1.0, max(slide.info.l0_size) / THUMBNAIL_PX)
+            size_px = canvas_size(slide.info.l0_size, l0_per_px)
+            return slide_tile(slide, Window((0, 0), size_px, l0_per_px))
+
+    def patch(self, slide_id: str, patch_id: int) -> bytes:
+        """One patch's footprint as JPEG. Raises :class:`NoSuchTile` for one that the slide does not have."""
+        coords = self.run.result(slide_id).coords
+        rows = np.flatnonzero(coords.ids_N == patch_id)
+        if not len(rows):
+            raise NoSuchTile(f"{slide_id} has no patch {patch_id}")
+        l0_x, l0_y = coords.l0_xy_N2[rows[0]].tolist()
+        return encode_jpeg(patch_picture(self.run.slide(slide_id), (l0_x, l0_y), coords.l0_patch))
+
+    def _pyramid(self, slide_id: str) -> TilePyramid:
+        """Of the slide as it was predicted, which it must still be; of one that was not, as it is."""
+        if self.run.listed(slide_id).has_attention:
+            return TilePyramid(self.run.result(slide_id).coords.l0_size)
+        slide: SlideReader = self.run.slide(slide_id)
+        return TilePyramid(slide.info.l0_size)
+
+
+def _scanned(info: SlideInfo) -> list[int] | None:
+    """Left, top, width and height of what was scanned, where the slide is mostly not."""
+    if info.bounds is None:
+        return None
+    return [info.bounds.l0_x, info.bounds.l0_y, info.bounds.l0_width, info.bounds.l0_height]
+
+
+def describe_runs(runs: Sequence[RunAnswers]) -> dict[str, Any]:
+    """What the page asks first."""
+    return {
+        "version": __version__,
+        "runs": [
+            {"name": each.run.name, "path": str(each.run.folder.root), "tasks": _tasks(each.run.tasks)}
+            for each in runs
+        ],
+    }
+
+
+def _tasks(tasks: Sequence[TaskConfig]) -> list[dict[str, Any]]:
+    return [
+        {"name": task.name, "classes": list(task.classes), "activation": task.activation} for task in tasks
+    ]

@@ -1,0 +1,232 @@
+"""Whose attention is shown, in which colours: what a query string asks for, and the tiles and numbers of it.
+
+Shape suffixes: N patches; H, W rows and columns of a tile.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from math import ceil, log2
+from typing import Any, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsi_ips.errors import ConfigError
+from wsi_ips.heatmaps.colours import Colormap, HeatColours, colour_table
+from wsi_ips.heatmaps.heat_pyramid import halved
+from wsi_ips.heatmaps.maps import attention_map, check_finite, query_of_task, shown_in_words
+from wsi_ips.heatmaps.overlay import legend_ticks
+from wsi_ips.heatmaps.raster import DisplayScale, PatchRaster, Scale
+from wsi_ips.inference.results import SlideResult
+from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.viewer.tile_pyramid import Window
+
+FASTEST = 1
+"""zlib's level: a tile of flat squares is small at any."""
+NO_PATCH = -1
+LEGEND_COLOURS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class MapChoice:
+    """Whose attention: a task's or a query's, a head's; means over what is not named. And its colours."""
+
+    task: str | None = None
+    query: int | None = None
+    head: int | None = None
+    colours: HeatColours = field(default_factory=HeatColours)
+
+    @classmethod
+    def asked_for(cls, asked: Mapping[str, str]) -> Self:
+        """From a query string; names that are not known are passed over. Raises :class:`ConfigError`."""
+        colormap, scale = asked.get("colormap", "blue_yellow"), asked.get("scale", "percentile")
+        for name, value, known in (
+            ("colormap", colormap, get_args(Colormap)),
+            ("scale", scale, get_args(Scale)),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} {value!r} is not known: {', '.join(known)}")
+        if "task" in asked and "query" in asked:
+            raise ConfigError("task and query name the same thing: give one of them")
+        colours: dict[str, Any] = {"colormap": colormap, "scale": scale}
+        colours |= {end: _number(asked, end) for end in ("low", "high")}
+        return cls(asked.get("task"), _index(asked, "query"), _index(asked, "head"), HeatColours(**colours))
+
+    def query_of(self, result: SlideResult) -> int | None:
+        """The query that is meant. Raises :class:`ConfigError` for a task that is not there."""
+        return self.query if self.task is None else query_of_task(result, self.task)
+
+
+def _index(asked: Mapping[str, str], name: str) -> int | None:
+    text = asked.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 7):
+        raise ConfigError(f"{name} {text!r} is no index, counted from 0")
+    return int(text)
+
+
+def _number(asked: Mapping[str, str], name: str) -> float | None:
+    text = asked.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise ConfigError(f"{name} {text!r} is no number")
+    return value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShownMap:
+    """One map of one slide with its colour scale. shown: in words, whose attention it is."""
+
+    coords: PatchCoords
+    kept_ids: frozenset[int]
+    values_N: NDArray[np.float32]
+    display: DisplayScale
+    table: NDArray[np.uint8]
+    shown: str
+
+    @classmethod
+    def of(cls, result: SlideResult, choice: MapChoice) -> Self:
+        """Raises :class:`ConfigError` for what the slide does not have, :class:`ResultsError` for attention
+        that is not finite."""
+        query = choice.query_of(result)
+        values_N = attention_map(result, query=query, head=choice.head)
+        check_finite(result, values_N)
+        return cls(
+            coords=result.coords,
+            kept_ids=frozenset(result.kept_ids_M.tolist()),
+            values_N=values_N,
+            display=choice.colours.display(values_N),
+            table=colour_table(choice.colours.colormap),
+            shown=shown_in_words(result, query=query, head=choice.head),
+        )
+
+    def raster(self, l0_per_px: float) -> PatchRaster:
+        """Where the patches lie at this scale: the same for all maps of the slide, see :meth:`tile`."""
+        return PatchRaster.of(
+            self.coords.l0_exact_corners(),
+            self.coords.l0_patch,
+            self.values_N,
+            l0_size=self.coords.l0_size,
+            l0_per_px=l0_per_px,
+        )
+
+    def halvings(self, l0_per_px: float) -> int:
+        """How often a tile is made twice as fine and halved, so that no patch falls between two pixels."""
+        coords = self.coords
+        l0_step = coords.l0_patch * (coords.patch_px - coords.overlap_px) / coords.patch_px
+        return max(0, ceil(log2(l0_per_px / l0_step) - 1e-9)) if l0_step > 0 else 0
+
+    def tile(self, window: Window, raster: PatchRaster, halvings: int) -> bytes:
+        """The window as PNG: a patch's colour, wholly opaque; wholly transparent where there is no patch.
+
+        raster: of this scale, twice as fine for each of ``halvings``. A pixel larger than a patch has the mean
+        of its patches' raw values.
+        """
+        factor = 2**halvings
+        x, y = window.at_px
+        width, height = window.size_px
+        cells = replace(raster, values_N=self.values_N).window(
+            (x * factor, y * factor), (width * factor, height * factor)
+        )
+        if not halvings:
+            places, colours = _palette(self._numbers(cells.values_RC), self.table)
+            return _png(cells.spread(places), colours)
+        values_HW = cells.spread(cells.values_RC)
+        for _ in range(halvings):
+            values_HW = halved(values_HW)
+        return _png(*_palette(self._numbers(values_HW), self.table))
+
+    def _numbers(self, values: NDArray[np.float32]) -> NDArray[np.int16]:
+        """Which colour of the table each value has, as :func:`colourise` takes it."""
+        shares = self.display(values)
+        numbers = np.rint(np.nan_to_num(shares) * (len(self.table) - 1)).astype(np.int16)
+        numbers[np.isnan(shares)] = NO_PATCH
+        return numbers
+
+    def colour(self, values: NDArray[np.float32]) -> list[str]:
+        """``#rrggbb`` of each value."""
+        return ["#{:02x}{:02x}{:02x}".format(*self.table[number]) for number in self._numbers(values)]
+
+    def legend(self) -> dict[str, Any]:
+        """Ticks with raw values and percentiles, and the colours from low to high."""
+        steps = np.linspace(0, len(self.table) - 1, LEGEND_COLOURS).round().astype(int)
+        return {
+            "shown": self.shown,
+            "scale": self.display.scale,
+            "low": self.display.low,
+            "high": self.display.high,
+            "min": float(self.values_N.min()) if len(self.values_N) else None,
+            "max": float(self.values_N.max()) if len(self.values_N) else None,
+            "n_patches": len(self.values_N),
+            "colours": ["#{:02x}{:02x}{:02x}".format(*self.table[step]) for step in steps],
+            "ticks": [
+                {"at": tick.at, "value": tick.value, "percentile": tick.percentile}
+                for tick in legend_ticks(self.values_N, self.display)
+            ],
+        }
+
+    def value_at(self, l0_x: float, l0_y: float) -> dict[str, Any] | None:
+        """The stored raw attention at a level-0 point, the mean where patches overlap; None outside all
+        patches."""
+        from_corner_N2 = np.array([l0_x, l0_y]) - self.coords.l0_exact_corners()
+        held = np.flatnonzero(((from_corner_N2 >= 0) & (from_corner_N2 < self.coords.l0_patch)).all(axis=1))
+        if not len(held) or not (0 <= l0_x < self.coords.l0_size[0] and 0 <= l0_y < self.coords.l0_size[1]):
+            return None
+        value = np.float32(self.values_N[held].mean(dtype=np.float64))
+        return {
+            "value": float(value),
+            "percentile": float(np.mean(self.values_N <= value) * 100),
+            "at": float(self.display(np.array([value]))[0]),
+            "patches": [self._patch(row) for row in held.tolist()],
+        }
+
+    def top_patches(self, count: int) -> list[dict[str, Any]]:
+        """The patches with the most attention; of equals, the first in the grid comes first."""
+        order = np.argsort(-self.values_N, kind="stable")[:count].tolist()
+        return [{"rank": rank, **self._patch(row)} for rank, row in enumerate(order, start=1)]
+
+    def _patch(self, row: int) -> dict[str, Any]:
+        l0_x, l0_y = self.coords.l0_xy_N2[row].tolist()
+        patch_id = int(self.coords.ids_N[row])
+        return {
+            "id": patch_id,
+            "l0_x": l0_x,
+            "l0_y": l0_y,
+            "value": float(self.values_N[row]),
+            "colour": self.colour(self.values_N[row : row + 1])[0],
+            "kept": patch_id in self.kept_ids,
+        }
+
+
+def _palette(
+    numbers: NDArray[np.int16], table: NDArray[np.uint8]
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Numbers of the table's colours, or NO_PATCH, as places among those that occur; and these, RGBA."""
+    held = np.bincount(numbers.ravel() - NO_PATCH, minlength=len(table) + 1) > 0
+    distinct = np.flatnonzero(held) + NO_PATCH
+    places = np.cumsum(held, dtype=np.int16)[numbers - NO_PATCH] - np.int16(1)
+    colours = np.zeros((len(distinct), 4), np.uint8)
+    colours[:, :3] = table[distinct.clip(0)]
+    colours[:, 3] = 255
+    colours[distinct == NO_PATCH] = 0
+    return places, colours
+
+
+def _png(places_HW: NDArray[np.int16], colours: NDArray[np.uint8]) -> bytes:
+    """With a palette, or RGBA where there are more colours than a palette holds."""
+    file = BytesIO()
+    if len(colours) <= 256:
+        image = Image.fromarray(places_HW.astype(np.uint8), "P")
+        image.putpalette(colours[:, :3].tobytes())
+        image.save(file, "PNG", compress_level=FASTEST, transparency=colours[:, 3].tobytes())
+    else:
+        Image.fromarray(colours[places_HW]).save(file, "PNG", compress_level=FASTEST)
+    return file.getvalue()

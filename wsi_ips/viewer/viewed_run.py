@@ -1,0 +1,267 @@
+"""A run's folder as the viewer sees it: its slides, what became of each, and where to read them.
+
+Every file that is opened is one that the run names: a slide is looked up in what the run lists, and no path is
+made of what a browser sends.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError, one_line
+from wsi_ips.heatmaps.maps import check_same_slide
+from wsi_ips.held_folder import read_description
+from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_predictions
+from wsi_ips.inference.results import Probabilities, SlideResult, read_result
+from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_table import SlideRow, read_slide_table
+from wsi_ips.location import Location, Url, locate
+from wsi_ips.slides.base import SlideReader
+from wsi_ips.slides.registry import open_slide
+from wsi_ips.viewer.lately import Lately
+
+OPEN_SLIDES = 3
+"""Each keeps up to 32 MB of decoded tiles."""
+READ_RESULTS = 3
+FEATURES = (".h5", ".pt")
+"""Files that `predict --features` reads instead of slides."""
+_TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
+
+Status = Literal["ok", "failed", "waiting", "running"]
+
+
+class UnknownSlide(LookupError):
+    """A slide that the run does not name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedSlide:
+    """One slide of the run. predicted: {task: the answer in words}. path: where predict read it, where that is
+    known without opening its attention."""
+
+    slide_id: str
+    status: Status
+    probabilities: Probabilities
+    predicted: Mapping[str, str]
+    n_patches: int | None = None
+    error: str = ""
+    path: str = ""
+    has_attention: bool = False
+
+
+class ViewedRun:
+    """``ViewedRun(root)``. elsewhere: {slide_id: where it is now}, None for where predict read it.
+
+    Raises :class:`ResultsError` for no folder, or one that holds neither predictions nor attention.
+    """
+
+    def __init__(self, root: Path, *, elsewhere: Mapping[str, Location] | None = None) -> None:
+        self.folder = RunFolder(root)
+        self.name = root.resolve().name or str(root)
+        self._elsewhere = elsewhere
+        self._listed: Lately[dict[str, ListedSlide]] = Lately(1)
+        self._slides: Lately[SlideReader] = Lately(OPEN_SLIDES)
+        self._results: Lately[SlideResult] = Lately(READ_RESULTS)
+        self.notes: list[str] = []
+        if not root.is_dir():
+            raise ResultsError(root, "no such folder", "name the folder that wsi-ips predict wrote")
+        if not self.folder.predictions.is_file() and not any(root.glob("attention/*.h5")):
+            raise ResultsError(
+                root, "holds neither predictions.csv nor attention/*.h5", "name the folder that predict wrote"
+            )
+        self.tasks = self._read_tasks()
+
+    def slides(self) -> Mapping[str, ListedSlide]:
+        """{slide_id: what is known of it}, in the run's order; read again when its files have changed."""
+        tables = (self.folder.predictions, self.folder.slides, self.folder.root / "attention")
+        return self._listed.get(tuple(file_stamp(path) for path in tables), self._list)
+
+    def listed(self, slide_id: str) -> ListedSlide:
+        """Raises :class:`UnknownSlide`."""
+        try:
+            return self.slides()[slide_id]
+        except KeyError:
+            raise UnknownSlide(f"the run has no slide {slide_id!r}") from None
+
+    def result(self, slide_id: str) -> SlideResult:
+        """The stored attention. Raises :class:`UnknownSlide`, :class:`ResultsError`."""
+        if not self.listed(slide_id).has_attention:
+            raise ResultsError(slide_id, "has no stored attention in this run", "predict it again")
+        path = self.folder.attention(slide_id)
+        return self._results.get((slide_id, file_stamp(path)), lambda: _lean(read_result(path)))
+
+    def location(self, slide_id: str) -> Location:
+        """Where the slide is. Raises :class:`UnknownSlide`, :class:`SlideNotFound` where nothing says it."""
+        listed = self.listed(slide_id)
+        if self._elsewhere is not None:
+            if slide_id not in self._elsewhere:
+                raise SlideNotFound(
+                    slide_id, "is not among the slides given with --slides", "give their folder"
+                )
+            return self._elsewhere[slide_id]
+        # The table first: a run that went on over moved slides noted where they are, and it is read already.
+        path = listed.path or (self.result(slide_id).slide_path if listed.has_attention else "")
+        if not path:
+            raise SlideNotFound(slide_id, "the run does not say where it was read", "give --slides FOLDER")
+        if path.endswith(FEATURES):
+            raise SlideNotFound(
+                path, "are the features that it was predicted from", "start the viewer with --slides FOLDER"
+            )
+        return locate(path)
+
+    def slide(self, slide_id: str) -> SlideReader:
+        """The open slide, which other requests use too: it is not closed. Raises :class:`UnknownSlide` and as
+        :func:`open_slide` and :func:`check_same_slide`."""
+        location = self._there(slide_id)
+
+        def opened() -> SlideReader:
+            slide = open_slide(location)
+            if self.listed(slide_id).has_attention:
+                check_same_slide(slide, self.result(slide_id).coords)
+            return slide
+
+        return self._slides.get((slide_id, slide_stamp(location)), opened)
+
+    @contextmanager
+    def glance(self, slide_id: str) -> Iterator[SlideReader]:
+        """The slide for a moment: a list of hundreds must not drive out those that are looked at."""
+        location = self._there(slide_id)
+        kept = self._slides.peek((slide_id, slide_stamp(location)))
+        if kept is not None:
+            yield kept
+            return
+        with open_slide(location) as slide:
+            yield slide
+
+    def _there(self, slide_id: str) -> Location:
+        location = self.location(slide_id)
+        if not isinstance(location, Url) and not location.exists():
+            raise SlideNotFound(
+                location,
+                "is not there any more",
+                "start the viewer with --slides FOLDER, where the slides are now",
+            )
+        return location
+
+    def stamp(self, slide_id: str) -> str:
+        """Short text that changes whenever the slide, its attention or the run's place does: part of every
+        tile's address, so that a browser never shows another run's tile."""
+        try:
+            where = slide_stamp(self.location(slide_id))
+        except WsiIpsError:
+            where = ""
+        attention = file_stamp(self.folder.attention(slide_id))
+        parts = [str(self.folder.root.resolve()), slide_id, where, attention]
+        return sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+    def _list(self) -> dict[str, ListedSlide]:
+        self.notes = []
+        stored = {path.stem for path in self.folder.root.glob("attention/*.h5")}
+        begun = self._begun()
+        listed: dict[str, ListedSlide] = {}
+        for row in self._predicted():
+            slide = _of_prediction(row, self.tasks, begun.get(row.slide_id))
+            listed[row.slide_id] = replace(slide, has_attention=row.slide_id in stored)
+        for slide_id, slide_row in begun.items():
+            if slide_id not in listed:
+                listed[slide_id] = ListedSlide(
+                    slide_id=slide_id,
+                    status=slide_row.status,
+                    probabilities={},
+                    predicted={},
+                    error=slide_row.error,
+                    path=slide_row.path,
+                    has_attention=slide_id in stored,
+                )
+        for slide_id in sorted(stored - set(listed)):
+            listed[slide_id] = ListedSlide(
+                slide_id=slide_id, status="ok", probabilities={}, predicted={}, has_attention=True
+            )
+        nameless = [slide_id for slide_id in listed if not _is_name(slide_id)]
+        if nameless:
+            self.notes.append(f"slides without a plain name are not shown: {nameless[:3]!a}")
+        return {slide_id: slide for slide_id, slide in listed.items() if slide_id not in nameless}
+
+    def _predicted(self) -> list[PredictionRow]:
+        if not self.folder.predictions.is_file() or not self.tasks:
+            return []
+        try:
+            return read_predictions(self.folder.predictions, tasks=self.tasks)
+        except ResultsError as error:
+            self.notes.append(f"predictions are not shown: {error}")
+            return []
+
+    def _begun(self) -> dict[str, SlideRow]:
+        if not self.folder.slides.is_file():
+            return {}
+        try:
+            return read_slide_table(self.folder.slides)
+        except ResultsError as error:
+            self.notes.append(str(error))
+            return {}
+
+    def _read_tasks(self) -> tuple[TaskConfig, ...]:
+        """Of the model that made the run; none where ``run.json`` does not say: then attention alone is
+        shown."""
+        try:
+            config = read_description(self.folder.description)["config"]
+            return _TASKS.validate_python(config["model"]["tasks"])
+        except (OSError, ValueError, ValidationError, KeyError, TypeError):
+            return ()
+
+
+def _of_prediction(row: PredictionRow, tasks: tuple[TaskConfig, ...], begun: SlideRow | None) -> ListedSlide:
+    predicted = {}
+    for task in tasks if row.status == "ok" else ():
+        predicted[task.name] = answer_cells(row.probabilities, [task])[-1]
+    return ListedSlide(
+        slide_id=row.slide_id,
+        status=row.status,
+        probabilities=row.probabilities,
+        predicted=predicted,
+        n_patches=row.n_patches,
+        error=row.error,
+        path=begun.path if begun else "",
+    )
+
+
+def _lean(result: SlideResult) -> SlideResult:
+    """Without what is not shown: half of the memory."""
+    return replace(result, logits_NHT=result.attention_NHT, kept_emb_MD=None)
+
+
+def _is_name(slide_id: str) -> bool:
+    """A table may name anything; only plain names are looked for in the run's folder. One that is not UTF-8 (a
+    file may be called so) has no address."""
+    try:
+        slide_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return Path(slide_id).name == slide_id and slide_id not in ("", ".", "..") and "\0" not in slide_id
+
+
+def slide_stamp(location: Location) -> str:
+    """As :func:`file_stamp`; of a URL, the URL."""
+    return str(location) if isinstance(location, Url) else f"{location} {file_stamp(location)}"
+
+
+def file_stamp(path: Path) -> str:
+    """Time and size of a file or folder as text; empty where there is none."""
+    try:
+        about = path.stat()
+    except (OSError, ValueError):
+        return ""
+    return f"{about.st_mtime_ns}-{about.st_size}"
+
+
+def complaint(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, LookupError) and error.args:  # str() of a KeyError is quoted
+        return one_line(str(error.args[0]))
+    return one_line(str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}")
