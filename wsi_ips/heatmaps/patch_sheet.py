@@ -23,9 +23,13 @@ MOST = 500
 
 @dataclass(frozen=True, slots=True)
 class PatchSheet:
-    """top: so many patches with the most attention, and as many with the least."""
+    """top: so many patches with the most attention, and as many with the least. Raises :class:`ConfigError`."""
 
     top: int = 10
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top <= MOST:
+            raise ConfigError(f"top must be 1 to {MOST} for a sheet, not {self.top}")
 
     @property
     def suffix(self) -> str:
@@ -39,8 +43,6 @@ class PatchSheet:
         """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
         if slide is None:
             raise ConfigError("a sheet of patches needs the slide")
-        if not 1 <= self.top <= MOST:
-            raise ConfigError(f"top must be 1 to {MOST} for a sheet, not {self.top}")
         check_same_slide(slide, heat.coords)
         image = draw_sheet(slide, heat, self.top)
         with whole_file(path) as partial:
@@ -87,12 +89,17 @@ def _draw_patch(
     _text(ImageDraw.Draw(image), below, [f"#{rank}   {short(float(heat.values_N[row]))}", f"({x}, {y})"])
 
 
-def patch_picture(slide: SlideReader, l0_xy: tuple[int, int], l0_patch: float) -> RgbImage:
-    """(PATCH_PX, PATCH_PX, 3) uint8: the footprint at one exact scale, white beyond the slide's edge."""
-    l0_per_px = l0_patch / PATCH_PX
-    patch = np.full((PATCH_PX, PATCH_PX, 3), WHITE, np.uint8)
+def patch_picture(
+    slide: SlideReader, l0_xy: tuple[int, int], l0_patch: float, *, side_px: int = PATCH_PX
+) -> RgbImage:
+    """(side_px, side_px, 3) uint8: the footprint at one exact scale, white beyond the slide's edge.
+
+    l0_xy: its corner, l0_patch: its side, in level-0 pixels. Raises the reader's :class:`SlideReadError`.
+    """
+    l0_per_px = l0_patch / side_px
+    patch = np.full((side_px, side_px, 3), WHITE, np.uint8)
     inside = [
-        max(0, min(PATCH_PX, int((length - start) / l0_per_px)))
+        max(0, min(side_px, int((length - start) / l0_per_px)))
         for start, length in zip(l0_xy, slide.info.l0_size, strict=True)
     ]
     if min(inside) > 0 and min(l0_xy) >= 0:
