@@ -7,7 +7,9 @@ import typer
 
 
 def start(
-    command: Literal["tile", "features", "finetune", "predict", "overlay", "export", "evaluate", "demo"],
+    command: Literal[
+        "tile", "features", "finetune", "predict", "detect", "overlay", "export", "evaluate", "demo"
+    ],
     flags: dict[str, Any],
     *,
     recipe: Path | None = None,
