@@ -34,7 +34,8 @@ class DetectorTrainingConfig(Section):
     """How a detector learns from outlined images."""
 
     steps: PositiveInt = 400
-    crops_per_step: PositiveInt = 4
+    crops_per_step: Annotated[int, Field(ge=2)] = 4
+    """BatchNorm of the coarsest level has a value a crop: it needs two."""
     crop_px: Annotated[PositiveInt, Field(multiple_of=128)] = 256
     lr: PositiveFloat = 1e-3
     warmup_share: Fraction = 0.1

@@ -1,8 +1,8 @@
 """What a detector finds in a slide's patches, each object once.
 
 Every patch is read with a margin around it, so that what a border cuts is seen whole from both sides. A patch
-tells of objects whose centre lies in it or a little beyond: two patches see a centre on their border in two places,
-and neither may leave it to the other. Of what is told twice the higher score stays.
+tells of objects whose centre lies in it or a little beyond: two patches see a centre on their border in two
+places, and neither may leave it to the other. Of what is told twice the higher score stays.
 
 Shape suffixes: N patches or objects, n patches of a chunk.
 """
