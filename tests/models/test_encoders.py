@@ -204,3 +204,33 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, monkeypatch: pyte
 def test_what_cannot_be_is_refused(config: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         TimmEncoder(EncoderConfig.model_validate(config))
+
+
+@pytest.mark.parametrize("name", ["spinenet49s", "resnet10t"])
+def test_levels_are_pooled_one_by_one_and_stand_side_by_side(name: str) -> None:
+    encoder = TimmEncoder(EncoderConfig(name=name, weights="none", pooling="levels", normalise=False)).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        maps = encoder.backbone.forward_intermediates(pixels, intermediates_only=True)
+        expected = torch.cat([found.mean(dim=(2, 3)) for found in maps], dim=1)
+        assert torch.allclose(encoder(pixels), expected, atol=1e-5)
+    assert len(maps) == 5
+    assert encoder.dim == expected.shape[1]
+
+
+def test_levels_up_to_a_stage() -> None:
+    encoder = TimmEncoder(EncoderConfig(name="resnet10t", weights="none", pooling="levels", stage=2)).eval()
+    assert encoder.dim == sum(info["num_chs"] for info in timm.create_model("resnet10t").feature_info[:3])
+    assert encoder(torch.rand(1, 3, 32, 32)).shape == (1, encoder.dim)
+
+
+def test_an_encoder_may_be_a_name_alone() -> None:
+    assert ModelConfig.model_validate({"encoder": "spinenet49s"}).encoder == EncoderConfig(name="spinenet49s")
+    with pytest.raises(CheckpointError, match=r"spinenet49s.*set encoder\.weights"):
+        TimmEncoder(EncoderConfig(name="spinenet49s"))
+
+
+def test_a_spinenet_that_is_cut_keeps_what_its_output_needs() -> None:
+    encoder = TimmEncoder(EncoderConfig(name="spinenet49s", weights="none", stage=0)).eval()
+    assert encoder(torch.rand(1, 3, 64, 64)).shape == (1, 128)
+    assert "15" not in encoder.backbone.blocks

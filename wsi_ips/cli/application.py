@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from wsi_ips.cli.data import data_app
+from wsi_ips.cli.detection import detect
 from wsi_ips.cli.learning import demo, evaluate, finetune
 from wsi_ips.cli.options import Set
 from wsi_ips.cli.prediction import export, overlay, predict, report
@@ -58,7 +59,9 @@ def run(
     start_job(make_job(load_recipe(recipe, set_ or ()), source=str(recipe)))
 
 
-for command in (info, tile, features, finetune, predict, overlay, export, view, evaluate, report, demo, run):
+for command in (
+    info, tile, features, finetune, predict, detect, overlay, export, view, evaluate, report, demo, run,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")
 

@@ -8,7 +8,16 @@ import typer
 
 def start(
     command: Literal[
-        "tile", "features", "finetune", "predict", "overlay", "export", "evaluate", "report", "demo"
+        "tile",
+        "features",
+        "finetune",
+        "predict",
+        "detect",
+        "overlay",
+        "export",
+        "evaluate",
+        "report",
+        "demo",
     ],
     flags: dict[str, Any],
     *,

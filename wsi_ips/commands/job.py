@@ -4,6 +4,7 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import (
     DemoJob,
+    DetectJob,
     EvaluateJob,
     ExportJob,
     FeaturesJob,
@@ -43,6 +44,10 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.predict import predict
 
             return predict(job, progress)
+        case DetectJob():
+            from wsi_ips.commands.detect import detect
+
+            return detect(job, progress)
         case OverlayJob():
             from wsi_ips.commands.overlay import overlay
 

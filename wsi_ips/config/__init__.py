@@ -5,6 +5,7 @@ A part of the program receives its own section, never the whole configuration.
 
 from wsi_ips.config.batch import BatchConfig
 from wsi_ips.config.data import ImageDataConfig, MegapixelMnistConfig, SyntheticConfig, TrafficSignsConfig
+from wsi_ips.config.detection import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.config.limits import LARGEST_OVERLAY_PX
 from wsi_ips.config.model import (
     AttentionConfig,
@@ -26,6 +27,8 @@ __all__ = [
     "BatchConfig",
     "ClassWeights",
     "DemoConfig",
+    "DetectorConfig",
+    "DetectorTrainingConfig",
     "EncoderConfig",
     "FinetuneConfig",
     "Fraction",

@@ -1,7 +1,7 @@
 """Which patches are kept, and everything that decides the network's shape."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -33,6 +33,9 @@ class EncoderConfig(Section):
     .safetensors or .pth file with a state dict."""
     stage: NonNegativeInt | None = None
     """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
+    pooling: Literal["model", "levels"] = "model"
+    """``model``: the network's own pooled features (SpineNet's: the mean of its outputs at all scales), or the
+    stage's. ``levels``: every feature stage (up to ``stage``) average-pooled by itself, side by side."""
     features: Annotated[PositiveInt, Field(le=65_536)] | None = None
     """Width of the stored features (``name: features`` only)."""
     project: PositiveInt | None = None
@@ -51,9 +54,14 @@ class EncoderConfig(Section):
     def _features_have_a_width(self) -> Self:
         if (self.name == "features") != (self.features is not None):
             raise ValueError("name: features and features: <width> (e.g. 1024) go together")
-        if self.name == "features" and self.stage is not None:
-            raise ValueError("stored features have no stages: leave stage out")
+        if self.name == "features" and (self.stage is not None or self.pooling != "model"):
+            raise ValueError("stored features have no stages: leave stage and pooling out")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class AttentionConfig(Section):

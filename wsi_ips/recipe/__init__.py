@@ -7,6 +7,7 @@ where the command is run.
 from wsi_ips.recipe.jobs import (
     EXPORT_OPTIONS,
     DemoJob,
+    DetectJob,
     EvaluateJob,
     ExportJob,
     FeaturesJob,
@@ -23,6 +24,7 @@ from wsi_ips.recipe.loading import load_recipe, make_job, shipped_recipe, with_o
 __all__ = [
     "EXPORT_OPTIONS",
     "DemoJob",
+    "DetectJob",
     "EvaluateJob",
     "ExportJob",
     "FeaturesJob",

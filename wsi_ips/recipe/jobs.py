@@ -180,6 +180,33 @@ class PredictJob(_Resolution):
         return self
 
 
+class DetectJob(_Resolution):
+    """Find objects (nuclei) in the patches that a run kept, or in all tissue."""
+
+    command: Literal["detect"] = "detect"
+    slides: Slides
+    detector: Path
+    """A trained detector (``wsi_ips.models.detection.checkpoint``)."""
+    out: Path
+    run: Path | None = None
+    """The folder that ``predict`` wrote: only the patches that it kept; none: all patches with tissue."""
+    patch_px: Annotated[PositiveInt, Field(ge=64, le=4096)] = 448
+    """Side of a patch of all tissue, in the detector's pixels; 32 more are read on each side."""
+    min_tissue: Fraction = 0.1
+    score_threshold: Fraction | None = None
+    """None: the detector's own."""
+    shape: Literal["box", "point"] = "box"
+    """Of objects in the GeoJSON."""
+    device: str = "auto"
+    streaming: StreamingConfig = StreamingConfig(batch=4)
+
+    @model_validator(mode="after")
+    def _a_run_has_its_resolution(self) -> Self:
+        if self.run is not None and (self.slide_mpp is not None or self.mpp_csv is not None):
+            raise ValueError("a run has its slides' resolution: leave slide_mpp and mpp_csv out")
+        return self
+
+
 class _HeatJob(Section):
     """What is shown of stored attention; no model."""
 
@@ -346,6 +373,7 @@ Job = (
     | FinetuneJob
     | ImagesJob
     | PredictJob
+    | DetectJob
     | OverlayJob
     | ExportJob
     | EvaluateJob

@@ -11,6 +11,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+import wsi_ips.models.spinenet  # noqa: F401 - its models become timm's
 from wsi_ips.config import EncoderConfig
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.models.encoders.weights import load_weights
@@ -35,9 +36,8 @@ class TimmEncoder(nn.Module):
         self.register_buffer("mean", mean_C.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std_C.view(1, -1, 1, 1), persistent=False)
         load_weights(whole, config.weights)
-        self._stage = config.stage
-        self.backbone, width = _cut(whole, config)
-        self.dim: int = width
+        self._stages = _stages(whole, config)
+        self.backbone, self.dim = _cut(whole, self._stages)
         self._frozen_batch_norm = config.batch_norm == "frozen"
         self.backbone.requires_grad_(config.trainable)
         # Convolutions on a CPU and on tensor cores are faster so; pixels arrive in this order anyway.
@@ -69,15 +69,15 @@ class TimmEncoder(nn.Module):
         return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def _features(self, x_n3PP: Tensor) -> Tensor:
-        """The whole network's pooled features, or the stage's map averaged, (n, D)."""
+        """The whole network's pooled features, or the stages' maps averaged, side by side, (n, D)."""
         backbone: Any = self.backbone
-        if self._stage is None:
+        if not self._stages:
             return backbone(x_n3PP)  # type: ignore[no-any-return]
-        # (n, D, height, width) of every family, Swin's channels-last maps too.
-        (map_nDhw,) = backbone.forward_intermediates(
-            x_n3PP, indices=[self._stage], stop_early=True, output_fmt="NCHW", intermediates_only=True
+        # (n, C, height, width) of every family, Swin's channels-last maps too.
+        maps = backbone.forward_intermediates(
+            x_n3PP, indices=self._stages, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
-        return map_nDhw.mean(dim=(2, 3))  # type: ignore[no-any-return]
+        return torch.cat([map_nChw.mean(dim=(2, 3)) for map_nChw in maps], dim=1)
 
     def train(self, mode: bool = True) -> Self:
         """As usual, but frozen BatchNorm keeps its pretrained statistics."""
@@ -129,22 +129,31 @@ def _pixel_statistics(whole: nn.Module, config: EncoderConfig) -> tuple[Tensor, 
     )
 
 
-def _cut(whole: Any, config: EncoderConfig) -> tuple[nn.Module, int]:
-    """The model without whatever follows ``config.stage``, and the width of what comes out.
+def _stages(whole: nn.Module, config: EncoderConfig) -> list[int]:
+    """The feature stages that are pooled; none: the model pools by itself. Raises :class:`ConfigError`."""
+    if config.stage is None and config.pooling == "model":
+        return []
+    setting = "encoder.stage" if config.stage is not None else "encoder.pooling"
+    stages = getattr(whole, "feature_info", ())
+    if not stages or not hasattr(whole, "prune_intermediate_layers"):
+        raise ConfigError(f"{setting}: {config.name} has no feature stages; leave {setting} out")
+    last = len(stages) - 1 if config.stage is None else config.stage
+    if last >= len(stages):
+        raise ConfigError(
+            f"encoder.stage: {config.name} has feature stages 0 to {len(stages) - 1}, not {last}; "
+            "leave encoder.stage out for all of it"
+        )
+    return [last] if config.pooling == "model" else list(range(last + 1))
+
+
+def _cut(whole: Any, stages: list[int]) -> tuple[nn.Module, int]:
+    """The model without whatever the stages do not need, and the width of what comes out.
 
     Not ``features_only``: EfficientNet's and MobileNetV3's extractors run, and keep, every block all the same.
     """
-    stage = config.stage
-    if stage is None:
+    if not stages:
         # MobileNetV3 and its like have a layer behind the pooled features.
         return whole, int(getattr(whole, "head_hidden_size", whole.num_features))
-    stages = getattr(whole, "feature_info", ())
-    if not stages or not hasattr(whole, "prune_intermediate_layers"):
-        raise ConfigError(f"encoder.stage: {config.name} has no feature stages; leave encoder.stage out")
-    if stage >= len(stages):
-        raise ConfigError(
-            f"encoder.stage: {config.name} has feature stages 0 to {len(stages) - 1}, not {stage}; "
-            "leave encoder.stage out for all of it"
-        )
-    whole.prune_intermediate_layers([stage], prune_norm=True, prune_head=True)
-    return whole, int(stages[stage]["num_chs"])
+    widths = [int(whole.feature_info[stage]["num_chs"]) for stage in stages]
+    whole.prune_intermediate_layers(stages, prune_norm=True, prune_head=True)
+    return whole, sum(widths)

@@ -1,0 +1,86 @@
+"""``wsi-ips detect`` with an untrained detector: what it leaves, and how it complains."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.commands.console import Console
+from tests.conftest import SmallData
+from wsi_ips.config import DetectorConfig
+from wsi_ips.inference.results import read_result
+from wsi_ips.models.detection.build import build_retinanet
+from wsi_ips.models.detection.checkpoint import save_detector
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finds a few objects in every patch, wherever they are."""
+    torch.manual_seed(0)
+    config = DetectorConfig(
+        backbone="resnet10t", pyramid_channels=8, head_channels=8, head_convs=1, mpp=2.0, score_threshold=0.0,
+        most_per_image=3,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("detector") / "d.safetensors"
+    save_detector(path, build_retinanet(config), config)
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_tissue_of_a_slide(
+    console: Console, small_data: SmallData, detector: Path, tmp_path: Path
+) -> None:
+    slide = sorted(small_data.slides.glob("*.tif"))[0]
+    said = console("detect", slide, "--detector", detector, "--out", tmp_path, "--patch-px", "64")
+    assert said.code == 0, said.err
+    (row,) = rows(tmp_path / "detections.csv")
+    found = rows(tmp_path / "objects" / f"{slide.stem}.csv")
+    assert (row["status"], int(row["n_objects"])) == ("ok", len(found))
+    assert int(row["n_patches"]) > 1
+    features = json.loads((tmp_path / "objects" / f"{slide.stem}.geojson").read_text())["features"]
+    assert len(features) == len(found)
+    for place in found:
+        assert 0 <= float(place["l0_x"]) < 1400
+        assert 0 <= float(place["l0_y"]) < 1400
+
+
+def test_kept_patches_of_a_run(
+    console: Console, small_data: SmallData, small_checkpoint: Path, detector: Path, tmp_path: Path
+) -> None:
+    slide = sorted(small_data.slides.glob("*.tif"))[0]
+    run = tmp_path / "run"
+    assert console("predict", slide, "--checkpoint", small_checkpoint, "--out", run).code == 0
+    said = console(
+        "detect", small_data.slides, "--detector", detector, "--run", run, "--out", tmp_path / "out"
+    )
+    assert said.code == 3  # the other slides were not predicted
+    by_slide = {row["slide_id"]: row for row in rows(tmp_path / "out" / "detections.csv")}
+    assert sum(row["status"] == "failed" for row in by_slide.values()) == len(by_slide) - 1
+    result = read_result(run / "attention" / f"{slide.stem}.h5")
+    assert int(by_slide[slide.stem]["n_patches"]) == len(result.kept_ids_M)
+    kept = result.coords.rows(result.kept_ids_M)
+    starts = result.coords.l0_exact_corners()[kept]
+    for found in rows(tmp_path / "out" / "objects" / f"{slide.stem}.csv"):
+        centre = (float(found["l0_x"]), float(found["l0_y"]))
+        inside = ((starts - 0.01 <= centre) & (centre <= starts + result.coords.l0_patch + 0.01)).all(axis=1)
+        assert inside.any()
+
+
+def test_what_cannot_be_is_one_line(
+    console: Console, small_data: SmallData, small_checkpoint: Path, detector: Path, tmp_path: Path
+) -> None:
+    slides = small_data.slides
+    said = console("detect", slides, "--detector", small_checkpoint, "--out", tmp_path)
+    assert "no detector of ours" in said.complaint
+    said = console("detect", slides, "--detector", detector, "--run", tmp_path, "--out", tmp_path)
+    assert "name the folder that predict wrote" in said.complaint
+    said = console(
+        "detect", slides, "--detector", detector, "--run", tmp_path, "--slide-mpp", "1", "--out", tmp_path
+    )
+    assert "leave slide_mpp and mpp_csv out" in said.complaint

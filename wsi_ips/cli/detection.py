@@ -1,0 +1,36 @@
+"""``detect``: objects inside the patches."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_ips.cli.options import Device, MppCsv, Out, Recipe, Set, SlideMppOption, Slides
+from wsi_ips.cli.start import start
+
+
+def detect(
+    slides: Slides,
+    out: Out,
+    detector: Annotated[Path, typer.Option(help="A trained detector (.safetensors).")],
+    run: Annotated[
+        Path | None,
+        typer.Option(help="The folder that predict wrote: the patches that it kept; default: all tissue."),
+    ] = None,
+    patch_px: Annotated[
+        int | None, typer.Option(help="Side of a patch of all tissue, in the detector's pixels (448).")
+    ] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="Share of a patch that is tissue (0.1).")] = None,
+    score_threshold: Annotated[float | None, typer.Option(help="Default: the detector's own.")] = None,
+    shape: Annotated[str | None, typer.Option(help="In the GeoJSON: box (default) or point.")] = None,
+    device: Device = None,
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+) -> None:
+    """Find nuclei in the kept patches, or in all tissue; write them as CSV and GeoJSON."""
+    flags = {"slides": slides, "out": out, "detector": detector, "run": run, "patch_px": patch_px,
+             "min_tissue": min_tissue, "score_threshold": score_threshold, "shape": shape, "device": device,
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    start("detect", flags, recipe=recipe, overrides=set_)

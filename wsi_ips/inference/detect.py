@@ -1,0 +1,147 @@
+"""What a detector finds in a slide's patches, each object once.
+
+Every patch is read with a margin around it, so that what a border cuts is seen whole from both sides. A patch
+tells of objects whose centre lies in it or a little beyond: two patches see a centre on their border in two
+places, and neither may leave it to the other. Of what is told twice the higher score stays.
+
+Shape suffixes: N patches or objects, n patches of a chunk.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+import shapely
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsi_ips.config import DetectorConfig, StreamingConfig
+from wsi_ips.slides.base import SlideReader
+from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.units import Mpp
+
+MARGIN_PX = 32
+"""Of the detector's pixels: more than half of what it looks for."""
+SLACK_PX = 8
+"""How far beyond its patch a centre may lie."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundObjects:
+    """l0_boxes_N4: float64, left, top, right, bottom in level-0 pixels. scores_N: float64. classes_N: int64, place
+    among the detector's classes."""
+
+    l0_boxes_N4: NDArray[np.float64]
+    scores_N: NDArray[np.float64]
+    classes_N: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.scores_N)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "FoundObjects":
+        return FoundObjects(self.l0_boxes_N4[rows], self.scores_N[rows], self.classes_N[rows])
+
+    @classmethod
+    def joined(cls, parts: Iterable["FoundObjects"]) -> "FoundObjects":
+        every = [cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)), *parts]
+        return cls(
+            np.concatenate([part.l0_boxes_N4 for part in every]),
+            np.concatenate([part.scores_N for part in every]),
+            np.concatenate([part.classes_N for part in every]),
+        )
+
+
+def patches_with_margin(coords: PatchCoords, *, mpp: Mpp, margin_px: int = MARGIN_PX) -> PatchCoords:
+    """The same patches at the detector's resolution, each with ``margin_px`` of its pixels around it."""
+    l0_per_px = mpp / coords.slide_mpp
+    patch_px = ceil(coords.l0_patch / l0_per_px - 1e-6) + 2 * margin_px
+    return replace(
+        coords,
+        patch_px=patch_px,
+        patch_mpp=mpp,
+        overlap_px=0,
+        l0_patch=patch_px * l0_per_px,
+        l0_xy_N2=np.floor(coords.l0_exact_corners() - margin_px * l0_per_px).astype(np.int64),
+    )
+
+
+def detect_in_slide(
+    detector: nn.Module,
+    slide: SlideReader,
+    coords: PatchCoords,
+    config: DetectorConfig,
+    *,
+    streaming: StreamingConfig,
+    device: torch.device,
+    margin_px: int = MARGIN_PX,
+) -> tuple[FoundObjects, list[str]]:
+    """What a detector in eval mode on ``device`` finds in these patches, best score first; and unreadable tiles.
+
+    Raises :class:`SlideReadError` as :class:`PatchStream`.
+    """
+    wider = patches_with_margin(coords, mpp=Mpp(config.mpp), margin_px=margin_px)
+    stream = PatchStream(slide, wider, config=streaming, device=device)
+    found = FoundObjects.joined(_in_patches(detector, stream, coords, wider))
+    once = without_doubles(found, overlap=config.overlap_threshold)
+    return once.take(_centred_in_any(once, coords)), stream.telemetry.bad_tiles
+
+
+@torch.no_grad()
+def _in_patches(
+    detector: nn.Module, stream: PatchStream, coords: PatchCoords, wider: PatchCoords
+) -> Iterator[FoundObjects]:
+    l0_starts_N2 = coords.l0_exact_corners()
+    l0_per_px = wider.l0_patch / wider.patch_px
+    for chunk in stream:
+        outputs: list[dict[str, Tensor]] = detector(list(chunk.pixels_n3PP.float() / 255))
+        rows = coords.rows(chunk.ids_n.numpy())
+        for row, l0_xy_2, output in zip(rows.tolist(), chunk.l0_xy_n2.numpy(), outputs, strict=True):
+            found = _as_objects(output, l0_xy_2, l0_per_px)
+            slack = SLACK_PX * l0_per_px
+            yield found.take(_centred_in(found, l0_starts_N2[row] - slack, coords.l0_patch + 2 * slack))
+
+
+def _as_objects(output: dict[str, Tensor], l0_xy_2: NDArray[np.int64], l0_per_px: float) -> FoundObjects:
+    """torchvision's boxes in a patch at this corner; its class 0 is background."""
+    l0_boxes_N4 = output["boxes"].cpu().numpy().astype(np.float64) * l0_per_px + np.tile(l0_xy_2, 2)
+    return FoundObjects(
+        l0_boxes_N4, output["scores"].cpu().numpy().astype(np.float64), output["labels"].cpu().numpy() - 1
+    ).take(output["labels"].cpu().numpy() > 0)
+
+
+def _centred_in(found: FoundObjects, l0_start_2: NDArray[np.float64], l0_side: float) -> NDArray[np.bool_]:
+    l0_centres_N2 = (found.l0_boxes_N4[:, :2] + found.l0_boxes_N4[:, 2:]) / 2
+    return np.asarray(((l0_centres_N2 >= l0_start_2) & (l0_centres_N2 < l0_start_2 + l0_side)).all(axis=1))
+
+
+def _centred_in_any(found: FoundObjects, coords: PatchCoords) -> NDArray[np.bool_]:
+    """Which objects have their centre in one of the patches, and on the slide."""
+    l0_starts_N2 = coords.l0_exact_corners()
+    patches = shapely.box(*l0_starts_N2.T, *(l0_starts_N2 + coords.l0_patch).T)
+    l0_centres_N2 = (found.l0_boxes_N4[:, :2] + found.l0_boxes_N4[:, 2:]) / 2
+    inside = np.zeros(len(found), np.bool_)
+    inside[shapely.STRtree(patches).query(shapely.points(l0_centres_N2), predicate="intersects")[0]] = True
+    return inside & ((l0_centres_N2 >= 0) & (l0_centres_N2 < np.array(coords.l0_size))).all(axis=1)
+
+
+def without_doubles(found: FoundObjects, *, overlap: float) -> FoundObjects:
+    """Of two of a class that overlap by more than ``overlap`` (IoU) the higher score, best first; of equals the
+    one that came first."""
+    found = found.take(np.argsort(-found.scores_N, kind="stable"))
+    boxes = shapely.box(*found.l0_boxes_N4.T)
+    # Pairs by a tree: a slide has a million nuclei, and each few neighbours.
+    better, worse = shapely.STRtree(boxes).query(boxes, predicate="intersects")
+    rising = (better < worse) & (found.classes_N[better] == found.classes_N[worse])
+    better, worse = better[rising], worse[rising]
+    shared = shapely.area(shapely.intersection(boxes[better], boxes[worse]))
+    whole = shapely.area(boxes[better]) + shapely.area(boxes[worse]) - shared
+    close = shared > overlap * whole
+    order = np.lexsort((worse[close], better[close]))
+    kept = np.ones(len(found), np.bool_)
+    for stronger, weaker in zip(better[close][order].tolist(), worse[close][order].tolist(), strict=True):
+        if kept[stronger]:
+            kept[weaker] = False
+    return found.take(kept)

@@ -1,0 +1,12 @@
+"""SpineNet (Du et al., CVPR 2020): backbones whose blocks change scale in a learned order.
+
+Importing this package makes ``spinenet49s``, ``spinenet49``, ``spinenet96``, ``spinenet143``, ``spinenet143l``,
+``spinenet190``, ``r0_sp53``, ``r23_sp30`` and ``r50_sp0`` known to ``timm.create_model``.
+"""
+
+from wsi_ips.models.spinenet.backbone import SpineNet
+from wsi_ips.models.spinenet.registry import MEMBERS, create_spinenet
+from wsi_ips.models.spinenet.specification import Block, Specification
+from wsi_ips.models.spinenet.specification_file import load_specification
+
+__all__ = ["MEMBERS", "Block", "Specification", "SpineNet", "create_spinenet", "load_specification"]

@@ -1,0 +1,257 @@
+"""Any scale-permuted network as a timm model, built from its specification.
+
+Shape suffixes: n images, C channels, h rows, w columns, E endpoint channels, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsi_ips.errors import ConfigError
+from wsi_ips.models.spinenet.layers import (
+    EXPANSION,
+    ConvBlock,
+    ConvNorm,
+    Norm,
+    Resample,
+    RowsColumns,
+    activation,
+    max_pool_same,
+)
+from wsi_ips.models.spinenet.specification import Specification
+
+STEM_CHANNELS = 64
+"""Of the first convolution, whatever the width factor."""
+TRUNCATED_AT_2 = 0.87962566103423978
+"""Deviation of a standard normal cut off at 2, by which TensorFlow's initialiser divides."""
+
+
+class PermutedBlock(nn.Module):
+    """Fuses other blocks' outputs at its own scale, then runs its convolutions."""
+
+    def __init__(
+        self, resamples: Mapping[int, nn.Module], loose: Sequence[int], group: nn.Module, act: nn.Module
+    ):
+        super().__init__()
+        self.resamples = nn.ModuleDict({str(parent): module for parent, module in resamples.items()})
+        self.loose = tuple(loose)
+        self.act = act
+        self.group = group
+
+    def forward(self, outputs: dict[int, Tensor], size: RowsColumns) -> Tensor:
+        """outputs: of the blocks built so far, by number. (n, C, *size)."""
+        inputs = [module(outputs[int(parent)], size) for parent, module in self.resamples.items()]
+        inputs += [outputs[number] for number in self.loose]
+        fused = inputs[0]
+        for further in inputs[1:]:
+            fused = fused + further
+        out: Tensor = self.group(self.act(fused))
+        return out
+
+
+class SpineNet(nn.Module):
+    """(n, ``in_chans``, h, w) float to (n, ``num_classes``) logits; with ``num_classes=0`` to pooled features.
+
+    width: factor on all channels but the first convolution's. alpha: channels inside of a resampling over the
+    parent's. repeats: blocks one after the other in place of each. endpoint_channels: E, channels of every
+    output; None leaves the outputs as they are, and the coarsest alone is pooled and classified.
+
+    As published, outputs P_l are brought to the finest by nearest-neighbour steps, averaged and pooled (n, E).
+    """
+
+    def __init__(
+        self,
+        specification: Specification,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        width: float = 1.0,
+        alpha: float = 0.5,
+        repeats: int = 1,
+        endpoint_channels: int | None = 256,
+        act_layer: str = "relu",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__()
+        _check_options(act_layer, global_pool)
+        self.specification = specification
+        self.widths = {level: int(width * c) for level, c in specification.widths.items()}
+        if min(self.widths.values()) < 1 or alpha <= 0 or repeats < 1:
+            raise ConfigError(
+                f"width {width}, alpha {alpha} and repeats {repeats} leave nothing of the network"
+            )
+        norm = partial(nn.BatchNorm2d, eps=norm_eps, momentum=norm_momentum)
+        self.stem = ConvNorm(in_chans, STEM_CHANNELS, kernel=7, stride=2, norm=norm, act=act_layer)
+        self._act, self._alpha, self._repeats = act_layer, alpha, repeats
+        self.blocks = nn.ModuleDict(self._built(norm, drop_path_rate))
+        self.endpoints = nn.ModuleDict(self._endpoints(endpoint_channels, norm))
+        self.levels = self.kept_levels = tuple(specification.outputs)
+        self.averaged = endpoint_channels is not None
+        self.feature_info = self._feature_info(endpoint_channels)
+        self.num_features = self.head_hidden_size = int(self.feature_info[-1]["num_chs"])
+        self.in_chans, self.drop_rate, self.global_pool = in_chans, drop_rate, global_pool
+        self.reset_classifier(num_classes)
+        self.apply(_initialise)
+
+    def forward(self, x_nChw: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x_nChw))
+
+    def forward_features(self, x_nChw: Tensor) -> Tensor:
+        """The average of all outputs at the finest one's scale (n, E, h, w); or the coarsest output."""
+        maps = self._maps(x_nChw, self.kept_levels)
+        total = maps[-1]
+        if not self.averaged:
+            return total
+        for finer in reversed(maps[:-1]):
+            total = finer + functional.interpolate(total, size=finer.shape[-2:], mode="nearest")
+        return total / len(maps)
+
+    def forward_head(self, x_nEhw: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pooled, and classified unless ``pre_logits``: (n, E) or (n, K)."""
+        x = x_nEhw.mean(dim=(2, 3)) if self.global_pool else x_nEhw
+        x = functional.dropout(x, self.drop_rate, self.training)
+        out: Tensor = x if pre_logits else self.fc(x)
+        return out
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """timm's way to the outputs: by index, the finest is 0. ``norm`` and ``stop_early`` change nothing."""
+        assert output_fmt == "NCHW", "output_fmt is NCHW"
+        wanted, _ = feature_take_indices(len(self.levels), indices)
+        maps = self._maps(x, [self.levels[index] for index in wanted])
+        if intermediates_only:
+            return maps
+        return self.forward_features(x), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop whatever these outputs do not depend on; indices mean the same afterwards."""
+        wanted, _ = feature_take_indices(len(self.levels), indices)
+        self.kept_levels = tuple(self.levels[index] for index in sorted(set(wanted)))
+        needed = self.specification.needed(self.kept_levels)
+        for name in [name for name in self.blocks if int(name) not in needed]:
+            del self.blocks[name]
+        for name in [name for name in self.endpoints if int(name) not in self.kept_levels]:
+            del self.endpoints[name]
+        if prune_head:
+            self.reset_classifier(0)
+        return wanted
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.global_pool = self.global_pool if global_pool is None else global_pool
+        self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def _maps(self, x_nChw: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        """The outputs of these levels, in this order, (n, E, h / 2**level, w / 2**level) rounded up."""
+        rows, columns = x_nChw.shape[-2:]
+        sizes = {
+            level: (-(-rows // 2**level), -(-columns // 2**level)) for level in set(self.specification.levels)
+        }
+        x = max_pool_same(self.stem(x_nChw), windows=(3, 3), strides=(2, 2))
+        outputs: dict[int, Tensor] = {}
+        stem = len(self.specification.stem)
+        for name, block in self.blocks.items():
+            number = int(name)
+            if number < stem:
+                outputs[number] = x = block(x)
+            else:
+                outputs[number] = block(outputs, sizes[self.specification.levels[number]])
+        return [self.endpoints[str(level)](outputs[self.specification.outputs[level]]) for level in levels]
+
+    def _channels(self, number: int) -> int:
+        specification = self.specification
+        return self.widths[specification.levels[number]] * EXPANSION[specification.kinds[number]]
+
+    def _endpoints(self, endpoint_channels: int | None, norm: Norm) -> dict[str, nn.Module]:
+        if endpoint_channels is None:
+            return {str(level): nn.Identity() for level in self.specification.outputs}
+        return {
+            str(level): ConvNorm(self._channels(number), endpoint_channels, norm=norm, act=self._act)
+            for level, number in self.specification.outputs.items()
+        }
+
+    def _feature_info(self, endpoint_channels: int | None) -> list[dict[str, Any]]:
+        """timm's description of the outputs, finest first."""
+        return [
+            {
+                "num_chs": endpoint_channels or self._channels(number),
+                "reduction": 2**level,
+                "module": f"endpoints.{level}",
+            }
+            for level, number in self.specification.outputs.items()
+        ]
+
+    def _built(self, norm: Norm, drop_path_rate: float) -> dict[str, nn.Module]:
+        specification, blocks = self.specification, dict[str, nn.Module]()
+        n_in = STEM_CHANNELS
+        for number, level in enumerate(specification.stem):
+            rises = number > 0 and specification.stem[number - 1] < level
+            blocks[str(number)] = self._group(number, n_in, norm, stride=2 if rises else 1, drop_path=0.0)
+            n_in = self._channels(number)
+        first, count = len(specification.stem), len(specification.blocks)
+        for place, block in enumerate(specification.blocks):
+            number = first + place
+            group = self._group(
+                number, self._channels(number), norm, stride=1, drop_path=drop_path_rate * (place + 1) / count
+            )
+            resamples = {parent: self._resample(parent, number, norm) for parent in block.parents}
+            loose = specification.sources[number][len(block.parents) :]
+            act = activation(self._act)
+            blocks[str(number)] = PermutedBlock(resamples, loose, group, act)
+        return blocks
+
+    def _group(self, number: int, n_in: int, norm: Norm, *, stride: int, drop_path: float) -> nn.Module:
+        """``repeats`` blocks in sequence; only the first one changes channels or scale."""
+        kind, width = self.specification.kinds[number], self.widths[self.specification.levels[number]]
+        block = partial(ConvBlock, width=width, kind=kind, norm=norm, act=self._act, drop_path=drop_path)
+        further = [block(self._channels(number), stride=1) for _ in range(self._repeats - 1)]
+        return nn.Sequential(block(n_in, stride=stride), *further)
+
+    def _resample(self, parent: int, target: int, norm: Norm) -> Resample:
+        levels = self.specification.levels
+        squeezed = max(1, int(self.widths[levels[parent]] * self._alpha))
+        return Resample(
+            self._channels(parent),
+            squeezed,
+            self._channels(target),
+            steps=levels[target] - levels[parent],
+            norm=norm,
+            act=self._act,
+        )
+
+
+def _check_options(act_layer: str, global_pool: str) -> None:
+    if act_layer not in ("relu", "swish", "silu"):
+        raise ConfigError(f"act_layer is relu or swish, not {act_layer!r}")
+    if global_pool not in ("", "avg"):
+        raise ConfigError(f"global_pool is avg or nothing, not {global_pool!r}")
+
+
+def _initialise(module: nn.Module) -> None:
+    """Convolutions as in the reference: normal, cut off at 2, of variance 1 / (inputs of an output)."""
+    if isinstance(module, nn.Conv2d):
+        deviation = (module.weight[0].numel() ** -0.5) / TRUNCATED_AT_2
+        nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
