@@ -4,6 +4,7 @@ A part of the program receives its own section, never the whole configuration.
 """
 
 from wsi_ips.config.batch import BatchConfig
+from wsi_ips.config.coarse import CoarseConfig, SamplingConfig
 from wsi_ips.config.data import ImageDataConfig, MegapixelMnistConfig, SyntheticConfig, TrafficSignsConfig
 from wsi_ips.config.limits import LARGEST_OVERLAY_PX
 from wsi_ips.config.model import (
@@ -25,6 +26,7 @@ __all__ = [
     "AugmentConfig",
     "BatchConfig",
     "ClassWeights",
+    "CoarseConfig",
     "DemoConfig",
     "EncoderConfig",
     "FinetuneConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "MegapixelMnistConfig",
     "ModelConfig",
     "PipelineConfig",
+    "SamplingConfig",
     "Section",
     "SelectionConfig",
     "StreamingConfig",

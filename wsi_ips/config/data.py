@@ -36,6 +36,9 @@ class MegapixelMnistConfig(Section):
     test: PositiveInt = 1000
     noise: PositiveInt = 50
     """Line patterns in an image, and how many there are to draw them from."""
+    small_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Attention sampling's variant: noise is painted over the digits, and every image has a small view of so many
+    times its side, for the attention network (the paper's: 0.12); none: IPS's."""
     seed: NonNegativeInt = 0
 
 

@@ -11,11 +11,13 @@ patches) and beside it the datasets
 
 and the root attributes ``schema_version``, ``slide_id``, ``slide_path``, ``probabilities`` (JSON, {task:
 {class: probability}}), ``checkpoint``, ``bad_tiles`` (JSON, the names of tiles that were unreadable and white)
-and ``task_queries`` (JSON, {task: the query that it reads}); files without the last two can be read. What
-differs from run to run, times above all, is not in it: the same slide and checkpoint give the same bytes.
-(Schema 1 had ``seconds`` and ``telemetry`` here; they are in ``slides.csv`` now.)
-It is not compressed: gzip saves 7 % of such floats at 60 times the writing time (250 000 patches, 8 heads:
-16.0 MB in 7 ms).
+and ``task_queries`` (JSON, {task: the query that it reads}); files without the last two can be read. Where a look
+from afar chose what was read closely, ``coarse`` (JSON,
+:class:`wsi_ips.selection.coarse_report.CoarseReport`) says how much that was, and of a cascade N are the
+patches that were let through: the others have no attention. What differs from run to run, times above all, is
+not in it: the same slide and checkpoint give the same bytes. (Schema 1 had ``seconds`` and ``telemetry``
+here; they are in ``slides.csv`` now.) It is not compressed: gzip saves 7 % of such floats at 60 times the
+writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
 
 Shape suffixes: N patches, H heads, T queries, M kept patches.
 """
@@ -35,6 +37,7 @@ from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError
 from wsi_ips.hdf5 import plain_dataset, whole_hdf5
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
@@ -72,7 +75,8 @@ class SlideResult:
     and query. kept_ids_M: int64 raster indices in memory order, kept_scores_M their selection scores.
     kept_emb_MD: float32, their embeddings, where they are known. slide_path: as it was given. checkpoint:
     fingerprint of the weights, may be empty. task_queries: {task: the query that it reads}, empty where unknown.
-    telemetry: where the time went; it is not stored with the result. Raises ``ValueError`` for parts that do not
+    coarse: what a look from afar let through, where there was one. telemetry: where the time went; it is not
+    stored with the result. Raises ``ValueError`` for parts that do not
     fit together.
     """
 
@@ -88,6 +92,7 @@ class SlideResult:
     telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
     bad_tiles: tuple[str, ...] = ()
     task_queries: Mapping[str, int] = field(default_factory=dict)
+    coarse: CoarseReport | None = None
 
     @classmethod
     def of(
@@ -115,6 +120,7 @@ class SlideResult:
             telemetry=telemetry or SlideTelemetry(),
             bad_tiles=tuple(bad_tiles),
             task_queries=task_queries(tasks),
+            coarse=reading.coarse,
         )
 
     def __post_init__(self) -> None:
@@ -153,6 +159,8 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
         file.attrs["task_queries"] = json.dumps(dict(result.task_queries))
         file.attrs["checkpoint"] = result.checkpoint
         file.attrs["bad_tiles"] = json.dumps(result.bad_tiles[:MOST_NAMED])
+        if result.coarse is not None:
+            file.attrs["coarse"] = json.dumps(result.coarse.to_json())
         put_coords(file, result.coords, layout="trident")
         file["logits"] = result.logits_NHT.astype(np.float32)
         file["attention"] = result.attention_NHT.astype(np.float32)
@@ -204,6 +212,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         else None,
         bad_tiles=tuple(str(name) for name in json.loads(file.attrs.get("bad_tiles", "[]"))),
         task_queries=_task_queries(json.loads(file.attrs.get("task_queries", "{}"))),
+        coarse=CoarseReport.from_json(json.loads(file.attrs["coarse"])) if "coarse" in file.attrs else None,
     )
 
 
