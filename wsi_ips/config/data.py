@@ -55,6 +55,10 @@ class TrafficSignsConfig(Section):
     """What images are resized to."""
     augment: bool = True
     """Jitter colours and shift training images, drawn anew for every epoch."""
+    small_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Attention sampling's variant: colours in the order blue, green, red, brightness changed instead of
+    jitter, and a small view of so many times the sides for the attention network (the paper's: 0.3); none:
+    IPS's."""
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of the training images to choose the epoch by; the paper has none."""
 
