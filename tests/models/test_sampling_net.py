@@ -1,13 +1,16 @@
 """Attention sampling's networks: the published sizes, one call for features, attention and patches."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from wsi_ips.attention_sampling.expectation import expectation
 from wsi_ips.config import PipelineConfig, SelectionConfig
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.build import build_selecting_net
+from wsi_ips.models.checkpoint import begin_from, load_checkpoint, save_checkpoint
 from wsi_ips.models.coarse import STEPS, Coarse, ConvScorer
 from wsi_ips.models.encoders.ats_encoders import padded_same
 from wsi_ips.models.sampling_net import SamplingNet
@@ -63,7 +66,9 @@ def test_features_attention_and_patches_come_from_one_call() -> None:
 def test_gradients_reach_the_attention_network_and_the_encoder() -> None:
     net = net_of("ats_megapixel_mnist")
     found = net(torch.rand(2, 1, 18, 18), torch.rand(2, 1, 150, 150), patch_px=50)
-    net.reading(found.features_BD, found.attention_Bhw.flatten(1)).probabilities["majority"][:, 0].sum().backward()
+    net.reading(found.features_BD, found.attention_Bhw.flatten(1)).probabilities["majority"][
+        :, 0
+    ].sum().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in net.parameters())
 
 
@@ -137,8 +142,14 @@ def test_a_share_is_chosen_for_a_recall_and_recall_is_read_between_steps() -> No
             {"selection": {"selector": "attention_sampling", "coarse": {"mpp": 0.25}}},
             r"selection\.coarse\.mpp 0\.25 is finer than the patches' tiling\.patch_mpp 0\.5",
         ),
-        ({"selection": {"selector": "attention_sampling", "coarse": {"scorer": "encoder"}}}, "goes with selector"),
-        ({"selection": {"selector": "cascade", "coarse": {"scorer": "speed_limits"}}}, "has conv and encoder"),
+        (
+            {"selection": {"selector": "attention_sampling", "coarse": {"scorer": "encoder"}}},
+            "goes with selector",
+        ),
+        (
+            {"selection": {"selector": "cascade", "coarse": {"scorer": "speed_limits"}}},
+            "has conv and encoder",
+        ),
         (
             {
                 "selection": {"selector": "cascade"},
@@ -163,7 +174,9 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, object], message
 def test_every_selector_builds_what_it_needs() -> None:
     def built(selector: str, scorer: str) -> BagNet:
         selection = SelectionConfig.model_validate({"selector": selector, "coarse": {"scorer": scorer}})
-        pipeline = PipelineConfig.model_validate({"model": {"encoder": {"name": "resnet10t", "weights": "none"}}})
+        pipeline = PipelineConfig.model_validate(
+            {"model": {"encoder": {"name": "resnet10t", "weights": "none"}}}
+        )
         return build_selecting_net(pipeline.model, selection)
 
     assert built("ips", "conv").coarse is None
@@ -171,3 +184,26 @@ def test_every_selector_builds_what_it_needs() -> None:
     assert shared.coarse_logits(torch.zeros(2, 3, 32, 32)).shape == (2,)
     own = built("cascade", "conv")
     assert count(own.coarse) != count(shared.coarse)
+
+
+def test_a_cascade_begins_from_ips_s_weights(tmp_path: Path) -> None:
+    """All but the look from afar, which stays as it was built; a checkpoint of another width is still refused."""
+    model = {"encoder": {"name": "resnet10t", "weights": "none", "stage": 0}}
+    plain = PipelineConfig.model_validate({"model": model})
+    cascade = PipelineConfig.model_validate({"model": model, "selection": {"selector": "cascade"}})
+    torch.manual_seed(1)
+    ips = build_selecting_net(plain.model, plain.selection)
+    save_checkpoint(tmp_path / "ips.safetensors", ips, plain)
+    torch.manual_seed(2)
+    net = build_selecting_net(cascade.model, cascade.selection)
+    scorer = {name: weight.clone() for name, weight in net.looks_from_afar.state_dict().items()}
+    begin_from(net, tmp_path / "ips.safetensors")
+    for name, weight in ips.state_dict().items():
+        assert torch.equal(net.state_dict()[name], weight)
+    for name, weight in net.looks_from_afar.state_dict().items():
+        assert torch.equal(weight, scorer[name])
+    save_checkpoint(tmp_path / "cascade.safetensors", net, cascade)
+    loaded, _ = load_checkpoint(tmp_path / "cascade.safetensors")
+    assert float(loaded.looks_from_afar.share) == cascade.selection.coarse.share
+    with pytest.raises(CheckpointError, match="does not fit"):
+        begin_from(ips, tmp_path / "cascade.safetensors")

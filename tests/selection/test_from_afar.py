@@ -124,7 +124,9 @@ def test_only_some_windows_and_patches_are_streamed_when_asked() -> None:
 
 
 @given(st.integers(1, 60), st.floats(0.01, 1), st.floats(0, 1), st.integers(0, 99))
-def test_the_share_let_through_is_exact_and_holds_the_best(n: int, share: float, explore: float, seed: int) -> None:
+def test_the_share_let_through_is_exact_and_holds_the_best(
+    n: int, share: float, explore: float, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits_N = torch.randn(n, generator=generator)
     rows = let_through(logits_N, share, explore=explore, generator=generator)

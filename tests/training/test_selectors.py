@@ -18,6 +18,8 @@ from wsi_ips.datasets.image_bags import ImageBag, ImageGrid, ImagePatches
 from wsi_ips.errors import ConfigError, TrainingError
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.coarse import Coarse, ConvScorer
+from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.models.sampling_net import SamplingNet
 from wsi_ips.selection.from_afar import let_through, look, read_sampled
@@ -135,9 +137,7 @@ def test_the_scorer_learns_ips_s_attention_over_what_was_read_closely() -> None:
 
 
 def test_a_part_of_the_share_is_drawn_at_random_in_training_anew_in_every_epoch() -> None:
-    selection = {
-        "coarse": {"mpp": 4.0, "channels": (4, 8), "share": 0.25, "explore": 0.5, "full_epochs": 1}
-    }
+    selection = {"coarse": {"mpp": 4.0, "channels": (4, 8), "share": 0.25, "explore": 0.5, "full_epochs": 1}}
     _, method = method_of(config_of("cascade", selection=selection))
     windows = [method.keep(bag(1), epoch=epoch, device=CPU).window_w for epoch in (0, 1, 1, 2)]
     assert [len(each) for each in windows] == [64, 16, 16, 16]
@@ -219,25 +219,40 @@ def test_selectors_select_in_every_epoch() -> None:
         config_of("cascade", select_every=2)
 
 
-def test_attention_sampling_learns_where_to_look(tmp_path: Path) -> None:
-    """One patch of 64 decides; four are read. The attention has to find it."""
+class _Brightness(torch.nn.Module):
+    """An encoder that tells bright patches from dark ones, and cannot learn."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        bright_n = pixels.float().mean(dim=(1, 2, 3)) / 255
+        return torch.stack([bright_n > 0.5, bright_n <= 0.5], dim=1).float()
+
+
+def test_attention_sampling_learns_where_to_look() -> None:
+    """One patch of 16 tells a bag's label, four are drawn, and nothing but labels is learned from."""
     selection = {
-        "sampling": {"samples": 4, "entropy": 1e-4, "smoothing": 1e-3},
+        "sampling": {"samples": 4, "smoothing": 1e-3},
         "coarse": {"mpp": 4.0, "channels": (4, 8)},
     }
-    config = config_of("attention_sampling", selection=selection, epochs=25, slides_per_step=4, lr=0.01)
-    train, val = [bag(n) for n in range(16)], [bag(n) for n in range(20, 26)]
-    report = train_bags(train, val, config, tmp_path, device=CPU)
-    net, _ = load_checkpoint(report.checkpoint)
-    assert isinstance(net, SamplingNet)
-    found = []
-    for each in val[1::2]:
+    config = config_of("attention_sampling", selection=selection)
+    torch.manual_seed(0)
+    scorer = Coarse(ConvScorer((4, 8)), share=0.1)
+    net = SamplingNet(_Brightness(), scorer, Heads(2, config.model.tasks), sampling=config.selection.sampling)
+    method, optimizer = SlideLearner(net, config, {}), torch.optim.Adam(net.parameters(), lr=0.02)
+    train, held_out = [bag(n, side=128) for n in range(8)], [bag(n, side=128) for n in (21, 23, 25)]
+
+    def mass_where_it_counts(each: ImageBag) -> float:
         with each.open(StreamingConfig(), CPU) as source:
             means_N = torch.cat([c.pixels_n3PP.float().mean(dim=(1, 2, 3)) for c in source])
-            kept = read_sampled(net, source, config.selection).kept
-        found.append(int(means_N.argmax()) in kept.ids_M.tolist())
-    assert all(found)
-    assert report.history[report.best_epoch]["val_auc"] == 1
+            attention_N = read_sampled(net, source, config.selection).store.attention()[:, 0, 0]
+        return float(attention_N[means_N.argmax()])
+
+    assert max(map(mass_where_it_counts, held_out)) < 0.1
+    for step in range(80):
+        kept = [method.keep(each, epoch=step, device=CPU) for each in train]
+        optimizer.zero_grad()
+        method.learn(kept, epoch=step, device=CPU, share=1.0)
+        optimizer.step()
+    assert min(map(mass_where_it_counts, held_out)) > 0.5
 
 
 def test_a_killed_run_goes_on_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,13 +42,20 @@ class FromAfar:
 
 
 @torch.no_grad()
-def look(net: BagNet, source: CoarseSource, coarse: CoarseConfig, *, seen: Seen = unchanged) -> FromAfar:
+def look(
+    net: BagNet,
+    source: CoarseSource,
+    coarse: CoarseConfig,
+    *,
+    seen: Seen = unchanged,
+    through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
+) -> FromAfar:
     """Score all windows of a slide, without gradients; the net's own mode is restored. Memory: one chunk of
     windows, and a number a window. Raises ``ValueError`` without patches."""
     windows = source.windows(coarse)
     parts, largest = [], 1
     with scoring(net):
-        for chunk in windows.source:
+        for chunk in through(windows.source):
             parts.append(net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n)).float().cpu())
             largest = max(largest, len(chunk))
     if not parts:
@@ -73,12 +80,19 @@ def let_through(
 
 
 @torch.no_grad()
-def read_sampled(net: SamplingNet, source: CoarseSource, selection: SelectionConfig) -> SlideReading:
+def read_sampled(
+    net: SamplingNet,
+    source: CoarseSource,
+    selection: SelectionConfig,
+    *,
+    through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
+) -> SlideReading:
     """Draw patches where the slide's attention from afar lies, read those alone, and the label from them.
 
-    The logits of the reading are those of the attention itself, the same for every query.
+    The logits of the reading are those of the attention itself, the same for every query. ``through``: what the
+    windows' chunks go through.
     """
-    seen = look(net, source, selection.coarse)
+    seen = look(net, source, selection.coarse, through=through)
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     attention_N, samples = net.draw(seen.patch_logits(), generator=generator)
     ids_M, attention_M = seen.ids_N[samples.index_BN[0]], samples.attention_BN[0]

@@ -42,5 +42,5 @@ def read_bag(
         raise ConfigError(f"selection.selector: {selection.selector} cannot look at these patches from afar")
     with torch.no_grad():
         if isinstance(net, SamplingNet):
-            return read_sampled(net, cast(CoarseSource, source), selection)
+            return read_sampled(net, cast(CoarseSource, source), selection, through=through)
         return read_cascade(cast(IPSNet, net), cast(CoarseSource, source), selection, through=through)

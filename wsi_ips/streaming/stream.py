@@ -118,7 +118,8 @@ class PatchStream:
         telemetry is this stream's. Of a slide without a level between, it is averaged from the patches' own,
         with a warning.
         """
-        coords, window_N = window_coords(self._coords, coarse)
+        patches = self._coords.only(self._coords.ids_N[self._rows_N])
+        coords, window_N = window_coords(patches, coarse)
         stream = PatchStream(self._slide, coords, config=self._config, device=self._device)
         stream.telemetry = self.telemetry
         if stream._region.level == self._region.level and coarse.mpp >= 2 * self._coords.patch_mpp:
