@@ -4,6 +4,7 @@ A part of the program receives its own section, never the whole configuration.
 """
 
 from wsi_ips.config.batch import BatchConfig
+from wsi_ips.config.coarse import CoarseConfig, SamplingConfig
 from wsi_ips.config.data import ImageDataConfig, MegapixelMnistConfig, SyntheticConfig, TrafficSignsConfig
 from wsi_ips.config.detection import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.config.limits import LARGEST_OVERLAY_PX
@@ -26,6 +27,7 @@ __all__ = [
     "AugmentConfig",
     "BatchConfig",
     "ClassWeights",
+    "CoarseConfig",
     "DemoConfig",
     "DetectorConfig",
     "DetectorTrainingConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "MegapixelMnistConfig",
     "ModelConfig",
     "PipelineConfig",
+    "SamplingConfig",
     "Section",
     "SelectionConfig",
     "StreamingConfig",

@@ -36,6 +36,9 @@ class MegapixelMnistConfig(Section):
     test: PositiveInt = 1000
     noise: PositiveInt = 50
     """Line patterns in an image, and how many there are to draw them from."""
+    small_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Attention sampling's variant: noise is painted over the digits, and every image has a small view of so many
+    times its side, for the attention network (the paper's: 0.12); none: IPS's."""
     seed: NonNegativeInt = 0
 
 
@@ -52,6 +55,10 @@ class TrafficSignsConfig(Section):
     """What images are resized to."""
     augment: bool = True
     """Jitter colours and shift training images, drawn anew for every epoch."""
+    small_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Attention sampling's variant: colours in the order blue, green, red, brightness changed instead of
+    jitter, and a small view of so many times the sides for the attention network (the paper's: 0.3); none:
+    IPS's."""
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of the training images to choose the epoch by; the paper has none."""
 

@@ -5,12 +5,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from wsi_ips.config.coarse import CoarseConfig, SamplingConfig
 from wsi_ips.config.section import Fraction, Section
 
 
 class SelectionConfig(Section):
-    """Iterative patch selection (Bergner et al. 2023, section 3)."""
+    """Which patches a slide's label is read from."""
 
+    selector: Literal["ips", "attention_sampling", "cascade"] = "ips"
+    """``ips``: iterative patch selection over all patches (Bergner et al. 2023, section 3).
+    ``attention_sampling``: patches drawn where a network that sees the slide from afar attends. ``cascade``:
+    IPS over the share of the tissue that a look from afar lets through."""
     rule: Literal["buffer", "global"] = "buffer"
     """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
     order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
@@ -19,6 +24,22 @@ class SelectionConfig(Section):
     """M, patches kept."""
     i: PositiveInt = 64
     """I, new patches that compete with the memory in one iteration of ``buffer``."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Of ``attention_sampling``."""
+    coarse: CoarseConfig = CoarseConfig()
+    """The look from afar, of ``attention_sampling`` and ``cascade``."""
+
+    @model_validator(mode="after")
+    def _scorer_is_the_selector_s(self) -> Self:
+        scorer = self.coarse.scorer
+        if self.selector == "attention_sampling" and scorer == "encoder":
+            raise ValueError(
+                "coarse.scorer: encoder goes with selector: cascade; attention sampling has conv, megapixel_mnist "
+                "and speed_limits"
+            )
+        if self.selector == "cascade" and scorer not in ("conv", "encoder"):
+            raise ValueError(f"coarse.scorer: selector: cascade has conv and encoder, not {scorer}")
+        return self
 
 
 class EncoderConfig(Section):

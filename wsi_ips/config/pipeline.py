@@ -18,6 +18,25 @@ class PipelineConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     model: ModelConfig = ModelConfig()
 
+    @model_validator(mode="after")
+    def _coarse_look_can_be(self) -> Self:
+        selection = self.selection
+        if selection.selector == "ips":
+            return self
+        if self.model.encoder.name == "features":
+            raise ValueError(
+                f"selection.selector: {selection.selector} looks at slides from afar; stored features have no afar"
+            )
+        if selection.selector == "attention_sampling" and self.model.attention.positions != "none":
+            raise ValueError("attention sampling knows no places: leave model.attention.positions at none")
+        coarse = selection.coarse
+        if coarse.scorer in ("conv", "encoder") and coarse.mpp < self.tiling.patch_mpp:
+            raise ValueError(
+                f"selection.coarse.mpp {coarse.mpp:g} is finer than the patches' tiling.patch_mpp "
+                f"{self.tiling.patch_mpp:g}: look from afar at {self.tiling.patch_mpp:g} or more"
+            )
+        return self
+
 
 class FinetuneConfig(PipelineConfig):
     """``finetune``: the pipeline, how it is streamed and how it learns."""
@@ -63,6 +82,15 @@ class FinetuneConfig(PipelineConfig):
         if encoder.batch_norm == "batch" and encoder.trainable and training.micro_batch is not None:
             raise ValueError(
                 "batch_norm: batch takes its statistics over all patches of a step: set training.micro_batch=null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selection_is_of_every_epoch(self) -> Self:
+        if self.selection.selector != "ips" and self.training.select_every > 1:
+            raise ValueError(
+                f"selection.selector: {self.selection.selector} selects in every epoch: set "
+                "training.select_every=1"
             )
         return self
 

@@ -32,7 +32,7 @@ class AugmentConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Optimisation. The schedule is the paper's: linear warm-up, then cosine to 0.001 of the peak."""
+    """Optimisation. The schedule is IPS's: linear warm-up, then cosine to 0.001 of the peak; or steps."""
 
     epochs: PositiveInt = 50
     warmup_epochs: NonNegativeFloat = 5.0
@@ -44,6 +44,12 @@ class TrainingConfig(Section):
     weight_decay: NonNegativeFloat = 0.1
     gradient_clip: NonNegativeFloat = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
+    clip: Literal["all", "weight"] = "all"
+    """``all``: the norm of all gradients together; ``weight``: of each weight tensor by itself (Keras's
+    clipnorm)."""
+    schedule: Literal["cosine", "steps"] = "cosine"
+    """``steps``: after the warm-up the peak, a tenth of it from each of ``drop_epochs`` on."""
+    drop_epochs: tuple[PositiveInt, ...] = ()
     micro_batch: PositiveInt | None = 32
     """Patches taken back through the encoder at a time (gradient cache): bounds memory, changes no gradient.
     none: all patches of a step in one graph, which an encoder with ``batch_norm: batch`` needs."""

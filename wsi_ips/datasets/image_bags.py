@@ -3,6 +3,7 @@
 Shape suffixes: n patches of a chunk, C channels, H height, W width, P patch side.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from wsi_ips.config import StreamingConfig, TilingConfig
+from wsi_ips.config import CoarseConfig, StreamingConfig, TilingConfig
 from wsi_ips.datasets.targets import Target
 from wsi_ips.errors import ConfigError
-from wsi_ips.streaming.stream import Chunk
+from wsi_ips.streaming.chunk import Chunk
+from wsi_ips.streaming.patch_source import Windows
 from wsi_ips.units import PlaceKind
 
 
@@ -61,7 +64,8 @@ Pixels = Callable[[str | None], NDArray[np.uint8]]
 class ImageBag:
     """An image of a data set. Its pixels exist only while it is open.
 
-    key: what the augmentation of the image is drawn from; None: none. See :class:`wsi_ips.training.bags.Bag`.
+    key: what the augmentation of the image is drawn from; None: none. small: makes the small view of what was
+    loaded, (h, w, C) uint8, for attention sampling; None: there is none. See :class:`wsi_ips.training.bags.Bag`.
     """
 
     bag_id: str
@@ -69,6 +73,7 @@ class ImageBag:
     grid: ImageGrid
     load: Pixels
     key: str | None = None
+    small: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -80,23 +85,61 @@ class ImageBag:
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["ImagePatches"]:
         """The image's patches, on ``device``. Raises the image's own error."""
-        image_CHW = torch.from_numpy(self.load(self.key)).permute(2, 0, 1).to(device)
-        yield ImagePatches(image_CHW, self.grid, batch=streaming.batch)
+        image_HWC = self.load(self.key)
+        image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1).to(device)
+        small_CHW = None
+        if self.small is not None:
+            small_CHW = torch.from_numpy(self.small(image_HWC)).permute(2, 0, 1).to(device)
+        yield ImagePatches(image_CHW, self.grid, batch=streaming.batch, small_CHW=small_CHW)
 
 
 class ImagePatches:
     """The patches of an image that is in memory: a :class:`wsi_ips.streaming.patch_source.PatchSource`."""
 
-    def __init__(self, image_CHW: Tensor, grid: ImageGrid, *, batch: int) -> None:
-        """image_CHW: uint8, on the device that the patches are wanted on. ``batch``: patches of a chunk."""
+    def __init__(
+        self, image_CHW: Tensor, grid: ImageGrid, *, batch: int, small_CHW: Tensor | None = None
+    ) -> None:
+        """image_CHW: uint8, on the device that the patches are wanted on. ``batch``: patches of a chunk.
+        small_CHW: the same image seen small."""
+        self.image = image_CHW
+        self._small = small_CHW
+        self._ids_N = torch.arange(len(grid))
         cut = image_CHW.unfold(1, grid.patch_px, grid.step_px).unfold(2, grid.patch_px, grid.step_px)
         self._patches_rcCPP = cut.permute(1, 2, 0, 3, 4)  # a view: nothing is copied before a chunk is
         self._grid = grid
         self._batch = batch
 
     def __iter__(self) -> Iterator[Chunk]:
-        for ids_n in torch.arange(len(self._grid)).split(self._batch):
+        for ids_n in self._ids_N.split(self._batch):
             yield self.read(ids_n)
+
+    @property
+    def patch_px(self) -> int:
+        return self._grid.patch_px
+
+    @property
+    def small(self) -> Tensor:
+        """(C, h, w) uint8. Raises :class:`ConfigError` where the images have no small view."""
+        if self._small is None:
+            raise ConfigError("these images have no small view for attention sampling: set data.small_scale")
+        return self._small
+
+    def ids(self) -> Tensor:
+        """(N,) int64 raster indices of the patches that iterating gives."""
+        return self._ids_N
+
+    def only(self, ids_n: Tensor) -> "ImagePatches":
+        """The same image, iterating over these patches alone, in raster order."""
+        narrowed = copy.copy(self)
+        narrowed._ids_N = ids_n.cpu().sort().values
+        return narrowed
+
+    def windows(self, coarse: CoarseConfig) -> Windows:
+        """The patches seen at ``coarse.mpp`` pixels a pixel, a window each; means of areas."""
+        if coarse.scorer != "conv" or coarse.context_px:
+            raise ConfigError("images are looked at from afar by coarse.scorer: conv without context_px")
+        px = max(1, round(self._grid.patch_px / coarse.mpp))
+        return Windows(_ImageWindows(self, px), torch.arange(len(self._ids_N)))
 
     def read(self, ids_n: Tensor) -> Chunk:
         """The patches with these raster indices, in the order given.
@@ -116,3 +159,32 @@ class ImagePatches:
         if kind == "ids":
             return ids_n
         return self._grid.corners(ids_n).double() + self._grid.patch_px / 2
+
+
+class _ImageWindows:
+    """The patches of an image, each made smaller; ids are their places in the order of iterating."""
+
+    def __init__(self, patches: ImagePatches, px: int) -> None:
+        self._patches = patches
+        self._px = px
+        self._all_N = patches.ids()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._patches:
+            yield self._smaller(chunk)
+
+    def only(self, ids_n: Tensor) -> "_ImageWindows":
+        narrowed = copy.copy(self)
+        narrowed._patches = self._patches.only(self._all_N[ids_n.cpu()])
+        return narrowed
+
+    def read(self, ids_n: Tensor) -> Chunk:
+        return self._smaller(self._patches.read(self._all_N[ids_n.cpu()]))
+
+    def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
+        return self._patches.places(self._all_N[ids_n.cpu()], kind)
+
+    def _smaller(self, chunk: Chunk) -> Chunk:
+        pixels = functional.interpolate(chunk.pixels_n3PP.float(), size=(self._px, self._px), mode="area")
+        ids_n = torch.searchsorted(self._all_N, chunk.ids_n)
+        return Chunk(ids_n, chunk.l0_xy_n2, pixels.round().to(torch.uint8))

@@ -1,8 +1,9 @@
 """Megapixel MNIST: five digits and many line patterns on a large black image, and four questions about them.
 
 Source: the generator of the IPS reference code (Bergner et al. 2023), a variant of that of attention sampling
-(Katharopoulos and Fleuret 2019), whose noise covers the digits. Random numbers are drawn as there: one
-``numpy.random.RandomState`` per split; first all digits, then all positions, then all noise.
+(Katharopoulos and Fleuret 2019), whose noise covers the digits and which has a small view of every image too.
+Random numbers are drawn as there: one ``numpy.random.RandomState`` per split; first all digits, then all
+positions, then all noise.
 
 Shape suffixes: n images, d digits of an image (5), w noise patterns, p pixels that are not black.
 """
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 DIGIT_PX = 28
 SAME, OTHERS = 3, 2
@@ -104,15 +106,45 @@ def labels_of(plan: Plan, class_pool: NDArray[np.int64]) -> Labels:
     return Labels(plan.target_n, class_nd.max(axis=1), top_n, multi_n10)
 
 
-def paint(plan: Plan, number: int, pool: DigitPool) -> SparseImage:
-    """Image ``number`` of the plan: noise first, digits over it, each a whole square that covers what is below."""
+def paint(plan: Plan, number: int, pool: DigitPool, *, noise_over: bool = False) -> SparseImage:
+    """Image ``number`` of the plan: noise first, digits over it, or the other way round; each a whole square that
+    covers what is below."""
     image = np.zeros((plan.side_px, plan.side_px), np.uint8)
-    for kind, (top, left) in zip(plan.noise_kind_nw[number], plan.noise_place_nw2[number], strict=True):
-        image[top : top + DIGIT_PX, left : left + DIGIT_PX] = np.float32(255) * plan.pattern_w28[kind]
-    for row, (top, left) in zip(plan.digit_nd[number], plan.place_nd2[number], strict=True):
-        image[top : top + DIGIT_PX, left : left + DIGIT_PX] = pool.images_n28[row]
+    for square, (top, left) in _squares(plan, number, pool, noise_over=noise_over):
+        image[top : top + DIGIT_PX, left : left + DIGIT_PX] = square
     index_p = np.flatnonzero(image)
     return SparseImage(plan.side_px, index_p.astype(np.int32), image.ravel()[index_p])
+
+
+def paint_small(
+    plan: Plan, number: int, pool: DigitPool, *, scale: float, noise_over: bool = True
+) -> NDArray[np.uint8]:
+    """The same image seen small, (round(side * scale),) * 2 uint8, as attention sampling's generator makes
+    it: each square is shrunk by itself (anti-aliased, bilinear) and pasted at its corner times ``scale``, cut
+    off."""
+    side_px, digit_px = (max(1, round(side * scale)) for side in (plan.side_px, DIGIT_PX))
+    image = np.zeros((side_px, side_px), np.uint8)
+    for square, corner in _squares(plan, number, pool, noise_over=noise_over):
+        top, left = (int(place * scale) for place in corner)
+        shrunk = Image.fromarray(square).resize((digit_px, digit_px), Image.Resampling.BILINEAR)
+        below = image[top : top + digit_px, left : left + digit_px]
+        below[...] = np.asarray(shrunk)[: below.shape[0], : below.shape[1]]
+    return image
+
+
+def _squares(
+    plan: Plan, number: int, pool: DigitPool, *, noise_over: bool
+) -> list[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """What is painted, (28, 28) uint8 each, and at which (row, column), from the lowest layer on."""
+    noise = [
+        ((np.float32(255) * plan.pattern_w28[kind]).astype(np.uint8), place)
+        for kind, place in zip(plan.noise_kind_nw[number], plan.noise_place_nw2[number], strict=True)
+    ]
+    digits = [
+        (pool.images_n28[row], place)
+        for row, place in zip(plan.digit_nd[number], plan.place_nd2[number], strict=True)
+    ]
+    return digits + noise if noise_over else noise + digits
 
 
 def _digits(

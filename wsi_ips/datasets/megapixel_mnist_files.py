@@ -4,7 +4,7 @@ Nothing is unpickled (the reference stores pickled dictionaries), and sizes are 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -25,6 +25,7 @@ from wsi_ips.datasets.megapixel_mnist import (
     draw_plan,
     labels_of,
     paint,
+    paint_small,
 )
 from wsi_ips.datasets.targets import NONE, Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
@@ -42,7 +43,8 @@ REMAKE = "remove the folder and make it again"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The images of a split, sparse; their labels; class_nd and place_nd2 (row, column): their five digits."""
+    """The images of a split, sparse; their labels; class_nd and place_nd2 (row, column): their five digits.
+    small_nSS: the images seen small, uint8, where the set has such views."""
 
     name: str
     side_px: int
@@ -52,6 +54,7 @@ class Split:
     labels: Labels
     class_nd: NDArray[np.int64]
     place_nd2: NDArray[np.int64]
+    small_nSS: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.class_nd)
@@ -101,14 +104,16 @@ def make_megapixel_mnist(out: Path, config: MegapixelMnistConfig, *, progress: P
             plan = draw_plan(
                 pool.class_n, images=counts[name], side_px=config.side_px, noise=config.noise, seed=seed
             )
-            images = []
+            images, small, scale = [], [], config.small_scale
             for number in range(len(plan)):
-                images.append(paint(plan, number, pool))
+                images.append(paint(plan, number, pool, noise_over=scale is not None))
+                if scale is not None:
+                    small.append(paint_small(plan, number, pool, scale=scale))
                 advance(name)
             split = _packed(
                 name, images, labels_of(plan, pool.class_n), pool.class_n[plan.digit_nd], plan.place_nd2
             )
-            write_split(out / f"{name}.h5", split)
+            write_split(out / f"{name}.h5", replace(split, small_nSS=np.stack(small)) if small else split)
 
 
 def write_split(path: Path, split: Split) -> None:
@@ -142,7 +147,15 @@ def read_split(path: Path) -> Split:
         raise DatasetError(path, "has pixels outside its images", REMAKE)
     labels = Labels(*(held[name] for name in TASKS))
     return Split(
-        path.stem, side_px, start_n, index_p, held["value"], labels, held["digit_class"], held["digit_place"]
+        path.stem,
+        side_px,
+        start_n,
+        index_p,
+        held["value"],
+        labels,
+        held["digit_class"],
+        held["digit_place"],
+        held.get("small"),
     )
 
 
@@ -152,6 +165,7 @@ def image_bags(split: Split, *, tasks: Sequence[TaskConfig], tiling: TilingConfi
     A task's column is ``majority``, ``max``, ``top`` or ``multi``. Raises :class:`ConfigError` for another.
     """
     grid = ImageGrid.cover(split.side_px, split.side_px, tiling)
+    small_nSS = split.small_nSS
 
     def pixels(number: int) -> NDArray[np.uint8]:
         return split.image(number).dense()[..., None]
@@ -162,6 +176,7 @@ def image_bags(split: Split, *, tasks: Sequence[TaskConfig], tiling: TilingConfi
             targets={task.name: _target(task, split.labels, number) for task in tasks},
             grid=grid,
             load=lambda _key, number=number: pixels(number),  # type: ignore[misc]
+            small=None if small_nSS is None else lambda _, number=number: small_nSS[number][..., None],  # type: ignore[misc]
         )
         for number in range(len(split))
     ]
@@ -207,7 +222,8 @@ def _packed(
 
 def _arrays(split: Split) -> Mapping[str, NDArray[np.integer]]:
     labels = split.labels
-    return {
+    small = {} if split.small_nSS is None else {"small": split.small_nSS}
+    return small | {
         "start": split.start_n,
         "index": split.index_p,
         "value": split.value_p,
@@ -231,6 +247,11 @@ def _check_shapes(path: Path, side_px: int, shapes: Mapping[str, tuple[int, ...]
     }
     wanted |= dict.fromkeys(("majority", "max", "top"), (n,))
     wanted |= {"multi": (n, 10), "digit_class": (n, DIGITS), "digit_place": (n, DIGITS, 2)}
+    if "small" in shapes:
+        side = shapes["small"][-1]
+        wanted["small"] = (n, side, side)
+        if not 1 <= side <= side_px or n * side**2 > MOST_PIXELS:
+            raise DatasetError(path, f"claims small views of {side} px", REMAKE)
     unfit = [name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name)]
     if unfit or not 1 <= n <= MOST_IMAGES or pixels > MOST_PIXELS or not 1 <= side_px <= LARGEST_SIDE_PX:
         raise DatasetError(path, f"has arrays that do not fit together ({', '.join(sorted(unfit))})", REMAKE)

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from wsi_ips.config import TaskConfig, TilingConfig, TrafficSignsConfig
 from wsi_ips.datasets.image_bags import ImageBag, ImageGrid
-from wsi_ips.datasets.photo_augment import jitter_and_shift
+from wsi_ips.datasets.photo_augment import brightened_and_shifted, jitter_and_shift, seen_small
 from wsi_ips.datasets.targets import Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
 
@@ -141,10 +141,16 @@ def image_bags(
     """
     grid = ImageGrid.cover(config.height_px, config.width_px, tiling)
 
+    scale = config.small_scale
+
     def pixels(path: Path, key: str | None) -> NDArray[np.uint8]:
         photo = read_photo(path, height_px=config.height_px, width_px=config.width_px)
+        if scale is not None:
+            photo = photo[..., ::-1].copy()  # as OpenCV, which the reference reads with, has them
         if key is None or split != "train" or not config.augment:
             return photo
+        if scale is not None:
+            return brightened_and_shifted(photo, key=key, most_shift_px=MOST_SHIFT_PX)
         return jitter_and_shift(photo, key=key, jitter=COLOUR_JITTER, most_shift_px=MOST_SHIFT_PX)
 
     return [
@@ -153,6 +159,7 @@ def image_bags(
             targets={task.name: _target(task, image.label) for task in tasks},
             grid=grid,
             load=lambda key, path=image.path: pixels(path, key),  # type: ignore[misc]
+            small=None if scale is None else lambda photo: seen_small(photo, scale),
         )
         for image in images
     ]

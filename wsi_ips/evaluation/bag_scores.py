@@ -7,9 +7,9 @@ import torch
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.targets import Target
-from wsi_ips.models.ips_net import BagReading, IPSNet
+from wsi_ips.models.bag_net import BagNet, BagReading
 from wsi_ips.progress import Progress, silent
-from wsi_ips.selection.slide_reading import read_slide
+from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.metrics import SplitMetrics
 
@@ -34,7 +34,7 @@ class BagRow:
 
 @torch.no_grad()
 def score_bags(
-    net: IPSNet,
+    net: BagNet,
     bags: Sequence[Bag],
     config: PipelineConfig,
     *,
@@ -55,7 +55,7 @@ def score_bags(
     with progress("Scoring", total=len(bags)) as advance:
         for bag in bags:
             with bag.open(streaming, device) as source:
-                reading: BagReading = read_slide(net, source, config.selection).bag
+                reading: BagReading = read_bag(net, source, config.selection).bag
             metrics.update(reading, [bag.targets], weights={})
             for task in tasks:
                 said = tuple(float(p) for p in reading.probabilities[task.name][0])

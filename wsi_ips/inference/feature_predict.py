@@ -18,9 +18,10 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.models.bag_net import BagNet
 from wsi_ips.progress import Progress, silent
-from wsi_ips.selection.slide_reading import SlideReading, read_slide
+from wsi_ips.selection.reading import read_bag
+from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.training.feature_bags import open_source
 
 
@@ -31,7 +32,7 @@ class FeaturePredictor:
     checkpoint: its fingerprint, written into results.
     """
 
-    net: IPSNet
+    net: BagNet
     pipeline: PipelineConfig
     streaming: StreamingConfig
     device: torch.device
@@ -59,7 +60,7 @@ class FeaturePredictor:
                 "give it features of the encoder that it was trained with",
             )
         with open_source(held, batch=self.streaming.batch, device=self.device) as source:
-            reading = read_slide(self.net, source, self.pipeline.selection)
+            reading = read_bag(self.net, source, self.pipeline.selection)
         tasks = self.pipeline.model.tasks
         row = PredictionRow(
             slide_id=slide_id,

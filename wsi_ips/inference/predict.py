@@ -1,8 +1,10 @@
 """One slide: find tissue, stream every patch, keep M, read the label and the attention of all."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
@@ -11,10 +13,12 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
+from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.progress import Advance, Progress, silent
+from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import ScoreStore
-from wsi_ips.selection.slide_reading import SlideReading, read_scored, read_slide, score_part
+from wsi_ips.selection.slide_reading import SlideReading, read_scored, score_part
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.stream import Chunk, PatchStream
@@ -48,7 +52,7 @@ class Predictor:
 
     def __init__(
         self,
-        net: IPSNet,
+        net: BagNet,
         pipeline: PipelineConfig,
         *,
         streaming: StreamingConfig,
@@ -94,13 +98,22 @@ class Predictor:
         with prepared.slide as slide:
             stream = self._stream(slide, prepared.coords)
             with progress(prepared.coords.slide_id, total=len(stream)) as advance:
-                reading = read_slide(
+                reading = read_bag(
                     self._net,
                     stream,
                     self.pipeline.selection,
                     through=lambda chunks: _counted(chunks, advance),
                 )
         telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)
+        if reading.coarse is not None:
+            # The stream counted windows too.
+            recall = reading.coarse.recall
+            telemetry = replace(
+                telemetry,
+                patches=reading.coarse.let_through,
+                patches_saved=reading.coarse.saved,
+                recall=math.nan if recall is None else recall,
+            )
         return self._result(prepared, reading, telemetry, stream.telemetry.bad_tiles)
 
     def parts(self, n_patches: int, *, most: int) -> list[range]:
@@ -109,9 +122,11 @@ class Predictor:
         At the ends of chunks, so that every patch is encoded beside the same others as in one pass. Raises
         :class:`ConfigError` for a rule that cannot be cut.
         """
-        if self.pipeline.selection.rule != "global":
+        selection = self.pipeline.selection
+        if selection.rule != "global" or selection.selector != "ips":
             raise ConfigError(
-                "a slide is scored in parts under selection.rule: global only; leave batch.shard_patches out"
+                "a slide is scored in parts by selection.selector: ips under selection.rule: global only; leave "
+                "batch.shard_patches out"
             )
         step = max(1, most // self._streaming.batch) * self._streaming.batch
         return [range(first, min(first + step, n_patches)) for first in range(0, n_patches, step)]
@@ -121,7 +136,7 @@ class Predictor:
         started = time.perf_counter()
         with prepared.slide as slide:
             stream = self._stream(slide, prepared.coords, part=part)
-            scores = score_part(self._net, stream)
+            scores = score_part(cast(IPSNet, self._net), stream)
         telemetry = self._telemetry(prepared, started, stream.telemetry, scores.encode_s, scores.select_s)
         return ScoredPart(scores.store, telemetry, tuple(stream.telemetry.bad_tiles))
 
@@ -131,7 +146,7 @@ class Predictor:
         with prepared.slide as slide:
             stream = self._stream(slide, prepared.coords)
             reading = read_scored(
-                self._net,
+                cast(IPSNet, self._net),
                 stream,
                 [part.store for part in parts],
                 m=self.pipeline.selection.m,
@@ -171,7 +186,7 @@ class Predictor:
     ) -> SlideResult:
         return SlideResult.of(
             reading,
-            prepared.coords,
+            prepared.coords.only(reading.store.ids().numpy()),
             tasks=self.pipeline.model.tasks,
             slide_path=str(prepared.location),
             checkpoint=self.checkpoint,

@@ -31,7 +31,7 @@ class PredictionRow:
             slide_id=result.coords.slide_id,
             status="ok",
             probabilities=result.probabilities,
-            n_patches=len(result.coords),
+            n_patches=len(result.coords) if result.coarse is None else result.coarse.patches,
             error=one_line(error),
         )
 

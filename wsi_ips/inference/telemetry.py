@@ -10,18 +10,23 @@ from wsi_ips.streaming.telemetry import StreamTelemetry
 
 IN_THREADS = ("read_s", "decode_s", "assemble_s", "resample_s")
 """Stages that several threads do beside the encoder: their seconds are those of all threads together."""
+HIGHEST = ("threads", "peak_rss_mb", "peak_vram_mb")
 IN_TURN = ("copy_s", "encode_s", "select_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTelemetry:
-    """seconds: the whole slide. open_s: opening and finding tissue. read_s … copy_s, waited_s: see
-    :class:`StreamTelemetry`. encode_s, select_s: on an accelerator the time to hand over the work, not to do it.
-    cache_hits: share of tile uses that found the tile decoded. peak_rss_mb: of the process so far; peak_vram_mb:
-    of PyTorch, 0 without CUDA."""
+    """patches: read closely; patches_saved: of the tissue, not read closely, because a look from afar did not let
+    them through; recall: the share of a full pass's attention that it lets through, as measured on validation
+    slides, NaN where it was not. seconds: the whole slide. open_s: opening and finding tissue. read_s …
+    copy_s, waited_s: see :class:`StreamTelemetry`. encode_s, select_s: on an accelerator the time to hand
+    over the work, not to do it. cache_hits: share of tile uses that found the tile decoded. peak_rss_mb: of
+    the process so far; peak_vram_mb: of PyTorch, 0 without CUDA."""
 
     threads: int = 1
     patches: int = 0
+    patches_saved: int = 0
+    recall: float = 1.0
     seconds: float = 0.0
     open_s: float = 0.0
     read_s: float = 0.0
@@ -79,13 +84,15 @@ class SlideTelemetry:
 
     @classmethod
     def total(cls, slides: Iterable[Self]) -> Self:
-        """Sums over slides; the highest peak."""
+        """Sums over slides; the highest peak, the lowest recall."""
         together: dict[str, float] = {}
         for slide in slides:
             for name, number in slide.to_json().items():
-                so_far = together.get(name, 0)
-                highest = name in ("threads", "peak_rss_mb", "peak_vram_mb")
-                together[name] = max(so_far, number) if highest else so_far + number
+                so_far = together.get(name, number if name in (*HIGHEST, "recall") else 0)
+                if name == "recall":
+                    together[name] = min(so_far, number)
+                else:
+                    together[name] = max(so_far, number) if name in HIGHEST else so_far + number
         return cls.from_json(together)
 
     @property

@@ -1,25 +1,51 @@
 """From config to modules: the only place that knows both."""
 
-from wsi_ips.config import AttentionConfig, ModelConfig
+from torch import nn
+
+from wsi_ips.config import AttentionConfig, EncoderConfig, ModelConfig, SelectionConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.models.attention_nets import AttentionNet, MegapixelMnistAttention, SpeedLimitsAttention
+from wsi_ips.models.bag_net import BagNet
+from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
 from wsi_ips.models.cross_attention import CrossAttention
+from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
 from wsi_ips.models.encoders.features import FeatureEncoder
 from wsi_ips.models.encoders.projector import Projector
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.models.positions import Positions, RasterSinusoid, SlideSinusoid
+from wsi_ips.models.sampling_net import SamplingNet
+
+ATS_ENCODERS: dict[str, type[MegapixelMnistEncoder | SpeedLimitsEncoder]] = {
+    "ats_megapixel_mnist": MegapixelMnistEncoder,
+    "ats_speed_limits": SpeedLimitsEncoder,
+}
+ATTENTION_NETS: dict[str, type[MegapixelMnistAttention | SpeedLimitsAttention]] = {
+    "megapixel_mnist": MegapixelMnistAttention,
+    "speed_limits": SpeedLimitsAttention,
+}
 
 
-def build_net(config: ModelConfig) -> IPSNet:
-    """The network that ``config`` describes, its encoder with the weights that it names.
+def build_selecting_net(model: ModelConfig, selection: SelectionConfig) -> BagNet:
+    """The network that ``model`` describes, with what ``selection`` needs to look from afar.
+
+    Raises as :func:`build_net`.
+    """
+    if selection.selector == "attention_sampling":
+        return _sampling_net(model, selection)
+    return build_net(model, selection)
+
+
+def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> IPSNet:
+    """The network that ``config`` describes, its encoder with the weights that it names; IPS's, or with a
+    ``selection`` of it the cascade's.
 
     Raises :class:`ConfigError` or :class:`CheckpointError` where that cannot be.
     """
-    width = config.encoder.features
-    encoder = TimmEncoder(config.encoder) if width is None else FeatureEncoder(width)
-    projector = Projector(encoder.dim, config.encoder.project) if config.encoder.project else None
-    dim = config.encoder.project or encoder.dim
+    encoder, feature_dim = _encoder(config.encoder)
+    projector = Projector(feature_dim, config.encoder.project) if config.encoder.project else None
+    dim = config.encoder.project or feature_dim
     heads = Heads(dim, config.tasks)
     attention = CrossAttention(
         dim,
@@ -32,7 +58,47 @@ def build_net(config: ModelConfig) -> IPSNet:
         dropout=config.attention.dropout,
     )
     positions = _positions(config.attention, dim)
-    return IPSNet(encoder, attention, heads, projector=projector, positions=positions)
+    coarse = None
+    if selection is not None and selection.selector == "cascade":
+        coarse = _coarse(selection, config.encoder, feature_dim)
+    return IPSNet(encoder, attention, heads, projector=projector, positions=positions, coarse=coarse)
+
+
+def _sampling_net(model: ModelConfig, selection: SelectionConfig) -> SamplingNet:
+    encoder, feature_dim = _encoder(model.encoder)
+    projector = Projector(feature_dim, model.encoder.project) if model.encoder.project else None
+    heads = Heads(model.encoder.project or feature_dim, model.tasks)
+    scorer = selection.coarse.scorer
+    coarse: AttentionNet | Coarse
+    if scorer in ATTENTION_NETS:
+        coarse = ATTENTION_NETS[scorer](model.encoder.in_channels)
+        as_keras(heads)
+    else:
+        coarse = _coarse(selection, model.encoder, feature_dim)
+    return SamplingNet(encoder, coarse, heads, sampling=selection.sampling, projector=projector)
+
+
+def _coarse(selection: SelectionConfig, encoder: EncoderConfig, feature_dim: int) -> Coarse:
+    config = selection.coarse
+    scorer = (
+        EncoderScorer(feature_dim)
+        if config.scorer == "encoder"
+        else ConvScorer(config.channels, in_channels=encoder.in_channels)
+    )
+    return Coarse(scorer, share=config.share)
+
+
+def _encoder(config: EncoderConfig) -> tuple[nn.Module, int]:
+    """The encoder and the width of its features."""
+    if config.features is not None:
+        return FeatureEncoder(config.features), config.features
+    if config.name in ATS_ENCODERS:
+        if config.weights not in ("timm", "none") or config.stage is not None:
+            raise ConfigError(f"encoder {config.name} is learned from scratch: weights: none, and no stage")
+        kind = ATS_ENCODERS[config.name]
+        return kind(config.in_channels), kind.dim
+    encoder = TimmEncoder(config)
+    return encoder, encoder.dim
 
 
 def _positions(config: AttentionConfig, dim: int) -> Positions | None:

@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from wsi_ips import __version__
-from wsi_ips.config import ModelConfig, PipelineConfig
+from wsi_ips.config import ModelConfig, PipelineConfig, SelectionConfig
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.files import whole_file
-from wsi_ips.models.build import build_net
-from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.models.bag_net import BagNet
+from wsi_ips.models.build import build_selecting_net
 
 FORMAT = 1
 METADATA_KEY = "wsi_ips"
@@ -24,7 +24,7 @@ MEND = "name the model.safetensors of a fine-tuning run"
 
 
 def save_checkpoint(
-    path: Path, net: IPSNet, config: PipelineConfig, *, notes: Mapping[str, str] | None = None
+    path: Path, net: BagNet, config: PipelineConfig, *, notes: Mapping[str, str] | None = None
 ) -> None:
     """Write weights and config; ``notes`` (losses, epoch) are for people."""
     held = {
@@ -39,7 +39,7 @@ def save_checkpoint(
         partial.chmod(0o644)  # safetensors leaves it to its owner alone; colleagues predict with it
 
 
-def load_checkpoint(path: Path) -> tuple[IPSNet, PipelineConfig]:
+def load_checkpoint(path: Path) -> tuple[BagNet, PipelineConfig]:
     """The network, in eval mode on the CPU, and the config that it was trained with.
 
     Downloads no weights: the encoder is built empty and filled from the file (timm looks up the description of
@@ -55,11 +55,16 @@ def load_checkpoint(path: Path) -> tuple[IPSNet, PipelineConfig]:
             names = list(file.keys())
             empty = config.model.encoder.model_copy(update={"weights": "none"})
             model = config.model.model_copy(update={"encoder": empty})
-            _check_shapes(path, model, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+            _check_shapes(
+                path,
+                model,
+                config.selection,
+                {name: tuple(file.get_slice(name).get_shape()) for name in names},
+            )
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(path, f"is not a safetensors file ({error})", MEND) from None
-    net = build_net(model)
+    net = build_selecting_net(model, config.selection)
     for name, wanted in net.state_dict().items():
         tensor = tensors[name]
         if tensor.is_complex() or tensor.is_floating_point() != wanted.is_floating_point():
@@ -82,8 +87,9 @@ def checkpoint_config(path: Path) -> PipelineConfig:
         raise CheckpointError(path, f"is not a safetensors file ({error})", MEND) from None
 
 
-def begin_from(net: IPSNet, path: Path) -> None:
-    """Put a checkpoint's weights into ``net``: all of them, or all but the encoder's from stored features' model.
+def begin_from(net: BagNet, path: Path) -> None:
+    """Put a checkpoint's weights into ``net``: all of them, or all but the encoder's from stored features'
+    model. A cascade may begin from IPS: what looks from afar is then as it was built.
 
     Raises :class:`CheckpointError` as :func:`load_checkpoint`, and where the two differ in any other weight.
     """
@@ -91,6 +97,8 @@ def begin_from(net: IPSNet, path: Path) -> None:
     given, wanted = theirs.state_dict(), net.state_dict()
     if pipeline.model.encoder.features is not None:
         wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("encoder.")}
+    if not any(name.startswith("coarse.") for name in given):
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("coarse.")}
     unfit = [
         name
         for name in sorted(given.keys() | wanted.keys())
@@ -128,12 +136,15 @@ def _held_config(path: Path, metadata: Mapping[str, str]) -> PipelineConfig:
         raise CheckpointError(path, f"holds a config that cannot be read ({reason})", MEND) from None
 
 
-def _check_shapes(path: Path, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(
+    path: Path, model: ModelConfig, selection: SelectionConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     """Refuse a file whose config describes another network than its tensors make up."""
     try:
         # On the meta device a tensor has a shape and no memory, whatever size the config asks for.
         with torch.device("meta"):
-            wanted = {name: tuple(tensor.shape) for name, tensor in build_net(model).state_dict().items()}
+            net = build_selecting_net(model, selection)
+        wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     except Exception as error:  # noqa: BLE001 - a config from elsewhere may ask for anything
         reason = one_line(error, most=200)
         raise CheckpointError(path, f"describes a network that cannot be built ({reason})", MEND) from None

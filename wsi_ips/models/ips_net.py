@@ -6,36 +6,23 @@ Shape suffixes: B bags, M places of the largest bag, K all patches of all bags i
 of features, D of embeddings, H heads, T queries.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from wsi_ips.models.bag_net import BagNet, BagReading, scoring
 from wsi_ips.models.cross_attention import CrossAttention
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.positions import Positions
 from wsi_ips.units import PlaceKind
 
-
-@dataclass(frozen=True, slots=True)
-class BagReading:
-    """What the network says of bags: per task logits and probabilities (B, classes); tokens_BTD; attention_BHTM
-    over each bag's own patches (0 at empty places)."""
-
-    logits: dict[str, Tensor]
-    probabilities: dict[str, Tensor]
-    tokens_BTD: Tensor
-    attention_BHTM: Tensor
+__all__ = ["BagReading", "IPSNet", "scoring"]
 
 
-class IPSNet(nn.Module):
-    """encoder: one patch at a time, pixels (n, ...) to features (n, C), so that it can work in any portions.
-
-    projector: features to embeddings (n, D); it may look at all patches of a step (BatchNorm). None: they are
-    the same. positions: places to encodings (n, D), which are added to embeddings; None adds nothing. A place
-    is what ``place_kind`` names.
+class IPSNet(BagNet):
+    """encoder, projector, coarse: see :class:`BagNet`. positions: places to encodings (n, D), which are added to
+    embeddings; None adds nothing. A place is what ``place_kind`` names.
     """
 
     def __init__(
@@ -46,23 +33,16 @@ class IPSNet(nn.Module):
         *,
         projector: nn.Module | None = None,
         positions: Positions | None = None,
+        coarse: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.projector = projector or nn.Identity()
+        super().__init__(encoder, heads, projector=projector, coarse=coarse)
         self.attention = attention
-        self.heads = heads
         self.positions = positions
 
     @property
     def place_kind(self) -> PlaceKind | None:
         """How the network wants to be told of places; None: it asks for none."""
         return None if self.positions is None else self.positions.kind
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Patches (n, ...) as the encoder takes them, to embeddings (n, D) without position."""
-        embeddings: Tensor = self.projector(self.encoder(pixels))
-        return embeddings
 
     def logits(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
         """Pre-softmax attention (n, H, T) of embedded patches at these places."""
@@ -99,15 +79,3 @@ class IPSNet(nn.Module):
         tokens_BTD, attention_BHTM = self.attention(x_BMD, empty_BM)
         logits = self.heads(tokens_BTD)
         return BagReading(logits, self.heads.probabilities(logits), tokens_BTD, attention_BHTM)
-
-
-@contextmanager
-def scoring(net: nn.Module) -> Iterator[None]:
-    """Eval mode for the selection pass; every module's own mode is put back, after an error too."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

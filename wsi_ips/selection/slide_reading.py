@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import SelectionConfig
-from wsi_ips.models.ips_net import BagReading, IPSNet, scoring
+from wsi_ips.models.bag_net import BagNet, BagReading, scoring
+from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.selection.global_top import select_global
 from wsi_ips.selection.ips import Kept, select_patches
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.shards import select_over_parts
+from wsi_ips.streaming.chunk import Chunk
 from wsi_ips.streaming.patch_source import PatchSource
-from wsi_ips.streaming.stream import Chunk
 
 Seen = Callable[[Tensor, Tensor], Tensor]
 """(pixels_n3PP, ids_n) to the pixels that the network is shown: augmentation."""
@@ -32,7 +34,7 @@ class SlideReading:
     says of them (B = 1).
 
     encode_s, select_s: seconds in the encoder (and in reading again what it encodes again), and in everything
-    else of the pass but the stream.
+    else of the pass but the stream. coarse: what a look from afar let through, where there was one.
     """
 
     kept: Kept
@@ -41,6 +43,7 @@ class SlideReading:
     bag: BagReading
     encode_s: float = 0.0
     select_s: float = 0.0
+    coarse: CoarseReport | None = None
 
 
 def unchanged(pixels_n3PP: Tensor, ids_n: Tensor) -> Tensor:
@@ -67,14 +70,14 @@ def select(
         return _select(net, source, chunks, selection, encode=net.encode, store=store)
 
 
-def places_for(net: IPSNet, source: PatchSource, ids_n: Tensor) -> Tensor:
+def places_for(net: BagNet, source: PatchSource, ids_n: Tensor) -> Tensor:
     """Where these patches lie, told as ``net`` wants it: the ids themselves if it looks at no places."""
     return ids_n if net.place_kind is None else source.places(ids_n, net.place_kind)
 
 
 @torch.no_grad()
 def encode_again(
-    net: IPSNet, source: PatchSource, ids_n: Tensor, *, batch: int, seen: Seen = unchanged
+    net: BagNet, source: PatchSource, ids_n: Tensor, *, batch: int, seen: Seen = unchanged
 ) -> Tensor:
     """Embeddings (n, D) of the patches with these ids, in the order given, ``batch`` of them at a time.
 

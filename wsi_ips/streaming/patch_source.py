@@ -1,11 +1,13 @@
 """What a pass needs of patches, wherever they come from: a slide, an image, stored features."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from wsi_ips.streaming.stream import Chunk
+from wsi_ips.config import CoarseConfig
+from wsi_ips.streaming.chunk import Chunk
 from wsi_ips.units import PlaceKind
 
 
@@ -24,3 +26,32 @@ class PatchSource(Protocol):
         Asked only by networks that encode positions.
         """
         ...
+
+
+class SomePatches(PatchSource, Protocol):
+    """A source that can be narrowed down."""
+
+    def only(self, ids_n: Tensor) -> "SomePatches":
+        """The same patches, iterating over these alone, in grid order. Raises ``KeyError`` as :meth:`read`."""
+        ...
+
+
+class CoarseSource(SomePatches, Protocol):
+    """Patches that can be looked at from afar. :class:`PatchStream` is one."""
+
+    def ids(self) -> Tensor:
+        """(N,) int64 on the CPU: all patches, in the order of iterating."""
+        ...
+
+    def windows(self, coarse: CoarseConfig) -> "Windows":
+        """What is seen of them at a coarser resolution."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """source: the windows, ids from 0 to W - 1 in the order of iterating. window_N: (N,) int64 on the CPU, in
+    which window each patch lies, patches in the order of :meth:`CoarseSource.ids`."""
+
+    source: SomePatches
+    window_N: Tensor

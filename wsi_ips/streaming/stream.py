@@ -4,6 +4,8 @@ Knows nothing of what the patches are for. Memory is ``chunks_in_flight`` chunks
 a slow consumer stops the decoders, because a chunk is only handed to them when one has been taken.
 """
 
+import copy
+import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,34 +18,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_ips.config import StreamingConfig
+from wsi_ips.config import CoarseConfig, StreamingConfig
 from wsi_ips.slides.base import SlideReader, TiledReader
 from wsi_ips.streaming.bad_tiles import BadTiles
+from wsi_ips.streaming.chunk import Chunk
 from wsi_ips.streaming.device import DeviceCopies
 from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, pays
 from wsi_ips.streaming.patch_region import PatchRegion
+from wsi_ips.streaming.patch_source import Windows
 from wsi_ips.streaming.pixel_pool import PixelPool
 from wsi_ips.streaming.region_source import RegionSource
 from wsi_ips.streaming.telemetry import StreamTelemetry
 from wsi_ips.streaming.tile_source import StoredJpegs, TileSource
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.windows import window_coords
 from wsi_ips.units import PlaceKind
 
+__all__ = ["Chunk", "PatchStream"]
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Patches that travel together.
-
-    ids_n: (n,) int64, raster index in the slide's grid. l0_xy_n2: (n, 2) int64, top-left corners in level-0
-    pixels. pixels_n3PP: (n, 3, P, P) uint8 RGB on the wanted device, channels last in memory.
-    """
-
-    ids_n: Tensor
-    l0_xy_n2: Tensor
-    pixels_n3PP: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids_n)
+logger = logging.getLogger(__name__)
 
 
 class PatchStream:
@@ -109,6 +102,39 @@ class PatchStream:
         """
         ids_n = ids_n.cpu()
         return ids_n if kind == "ids" else torch.from_numpy(self._coords.um_centres(ids_n.numpy()))
+
+    def ids(self) -> Tensor:
+        """(N,) int64: the grid ids of all patches that iterating gives."""
+        return torch.from_numpy(self._coords.ids_N[self._rows_N])
+
+    def only(self, ids_n: Tensor) -> "PatchStream":
+        """The same stream, iterating over these patches alone, in grid order; its telemetry is this one's.
+
+        Raises ``KeyError`` as :meth:`read`.
+        """
+        narrowed = copy.copy(self)
+        narrowed._rows_N = np.sort(self._coords.rows(ids_n.cpu().numpy()))
+        return narrowed
+
+    def windows(self, coarse: CoarseConfig) -> Windows:
+        """What is seen of all patches from afar, read from the level that serves ``coarse.mpp`` best; the
+        telemetry is this stream's. Of a slide without a level between, it is averaged from the patches' own,
+        with a warning.
+        """
+        patches = self._coords.only(self._coords.ids_N[self._rows_N])
+        coords, window_N = window_coords(patches, coarse)
+        stream = PatchStream(self._slide, coords, config=self._config, device=self._device)
+        stream.telemetry = self.telemetry
+        if stream._region.level == self._region.level and coarse.mpp >= 2 * self._coords.patch_mpp:
+            logger.warning(
+                "%s has no level between %g and %g µm per pixel: the look from afar is averaged from level %d, "
+                "which decodes all of its tissue",
+                self._slide.info.path,
+                self._coords.patch_mpp,
+                coarse.mpp,
+                self._region.level,
+            )
+        return Windows(stream, torch.from_numpy(window_N))
 
     def _chunks(self, rows_N: NDArray[np.int64], batch: int) -> Iterator[Chunk]:
         starts = iter(range(0, len(rows_N), batch))

@@ -5,7 +5,7 @@ would move the patch at the far corner of a large slide by hundreds of pixels, s
 each by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Self
 
@@ -104,6 +104,18 @@ class PatchCoords:
 
     def __len__(self) -> int:
         return len(self.ids_N)
+
+    def only(self, ids_n: NDArray[np.int64]) -> Self:
+        """These of the patches, in the order given; the same object where they are all of them.
+
+        Raises ``KeyError`` as :meth:`rows`.
+        """
+        if np.array_equal(ids_n, self.ids_N):
+            return self
+        rows_n = self.rows(ids_n)
+        return replace(
+            self, ids_N=self.ids_N[rows_n], l0_xy_N2=self.l0_xy_N2[rows_n], tissue_N=self.tissue_N[rows_n]
+        )
 
     def rows(self, ids_n: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the patches with these grid ids stand in ``ids_N``.

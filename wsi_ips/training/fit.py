@@ -17,12 +17,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
-from wsi_ips.models.build import build_net
+from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import begin_from
 from wsi_ips.progress import Progress, silent
 from wsi_ips.training.bags import Bag
+from wsi_ips.training.calibration import calibrate
 from wsi_ips.training.module import IPSModule
-from wsi_ips.training.processes import SharedSteps
+from wsi_ips.training.processes import SharedSteps, is_first_process
 from wsi_ips.training.record import BEST_NAME, Record
 from wsi_ips.training.sampling import order_of_epoch
 from wsi_ips.training.steps import Steps
@@ -60,9 +61,13 @@ def train_bags(
     that the same call resumes from where it was killed. Raises :class:`ConfigError` where ``out`` holds another
     run, :class:`TrainingError` where the loss is not finite or more than ``max_bad`` bags cannot be read.
     """
+    if config.selection.selector == "cascade" and config.selection.coarse.recall is not None and not val:
+        raise ConfigError(
+            "selection.coarse.recall is measured on the validation split, which is empty: set coarse.share instead"
+        )
     seed = config.training.seed
     seed_everything(seed, verbose=False)
-    net = build_net(config.model)
+    net = build_selecting_net(config.model, config.selection)
     if config.training.start is not None:
         begin_from(net, config.training.start)
     targets, balanced = [bag.targets for bag in train], config.training.sampling == "balanced"
@@ -77,6 +82,9 @@ def train_bags(
     if not record.finished:
         _write_run(out / "run.json", config)
         _fit(module, val, config, out, device=device, record=record, progress=progress)
+    if config.selection.selector == "cascade" and val and is_first_process():
+        readable = [bag for bag in val if bag.bag_id not in module.bad]
+        calibrate(out / BEST_NAME, readable, config, device=device, progress=progress)
     return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad))
 
 

@@ -28,7 +28,7 @@ def backward_in_one_graph(
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> Tensor:
     """All patches in one graph: what an encoder with batch statistics needs. Returns the detached loss."""
-    loss = _finite(loss_of(encode(torch.cat(list(parts())))))
+    loss = finite(loss_of(encode(torch.cat(list(parts())))))
     backward(loss)
     return loss.detach()
 
@@ -59,7 +59,7 @@ def backward_in_parts(
         features_KC = torch.cat(features)
     leaf_KC = features_KC.detach().float() if features_KC.dtype.itemsize < 4 else features_KC.detach()
     leaf_KC = leaf_KC.clone().requires_grad_()
-    loss = _finite(loss_of(leaf_KC))
+    loss = finite(loss_of(leaf_KC))
     backward(loss)
     if learn_encoder:
         assert leaf_KC.grad is not None
@@ -92,7 +92,8 @@ def _backward_to_encoder(
     assert start == len(grad_KC), "the second pass saw other patches than the first"
 
 
-def _finite(loss: Tensor) -> Tensor:
+def finite(loss: Tensor) -> Tensor:
+    """The loss itself. Raises :class:`TrainingError` where it is not finite."""
     if not torch.isfinite(loss.detach()).all():
         raise TrainingError(
             f"the loss is {loss.item()}: lower training.lr, set training.gradient_clip=1, or use another "

@@ -5,14 +5,18 @@ Shape suffixes: n patches of a chunk, M kept patches of a bag, C width of featur
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig
-from wsi_ips.errors import WsiIpsError
+from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.slide_reading import Seen, places_for, select
+from wsi_ips.streaming.patch_source import CoarseSource, PatchSource
 from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import AugmentedBag, Bag
 
@@ -42,7 +46,7 @@ class BagLost(Exception):
 class PatchKeeper:
     """Selects the M patches of a bag, and remembers them where selection is not done in every epoch."""
 
-    def __init__(self, net: IPSNet, config: FinetuneConfig) -> None:
+    def __init__(self, net: BagNet, config: FinetuneConfig) -> None:
         self._net = net
         self._config = config
         self.remembered: dict[str, Tensor] = {}
@@ -51,11 +55,12 @@ class PatchKeeper:
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
         """The bag's M patches, selected in eval mode without gradients. Raises the bag's own error."""
         every = self._config.training.select_every
-        with self._whole(bag, epoch).open(self._config.streaming, device) as source:
+        with whole_bag(bag, bag_key(bag, self._config, epoch)).open(self._config.streaming, device) as source:
             if epoch % every and bag.bag_id in self.remembered:
                 ids_M, emb_MD = self.remembered[bag.bag_id], None
             else:
-                kept = select(self._net, source, self._config.selection, seen=self._seen(bag, epoch))
+                net = cast(IPSNet, self._net)
+                kept = select(net, source, self._config.selection, seen=self.seen(bag, epoch))
                 ids_M, emb_MD = kept.ids_M, kept.emb_MD
             if every > 1:
                 self.remembered[bag.bag_id] = ids_M
@@ -74,27 +79,45 @@ class PatchKeeper:
         self, kept: Iterable[KeptPatches], *, epoch: int, device: torch.device, most: int
     ) -> Iterator[Tensor]:
         for each in kept:
-            seen = self._seen(each.bag, epoch)
+            seen = self.seen(each.bag, epoch)
+            whole = whole_bag(each.bag, bag_key(each.bag, self._config, epoch))
             try:
-                with self._whole(each.bag, epoch).open(self._config.streaming, device) as source:
+                with whole.open(self._config.streaming, device) as source:
                     for ids_n in each.ids_M.split(most):
                         chunk = source.read(ids_n)
                         yield seen(chunk.pixels_n3PP, chunk.ids_n)
             except WsiIpsError as error:
                 raise BagLost(each.bag, error) from error
 
-    def _whole(self, bag: Bag, epoch: int) -> Bag:
-        """The bag as this epoch shows it."""
-        return bag.as_seen(self._key(bag, epoch)) if isinstance(bag, AugmentedBag) else bag
-
-    def _key(self, bag: Bag, epoch: int) -> str:
-        return f"{self._config.training.seed}/{epoch}/{bag.bag_id}"
-
-    def _seen(self, bag: Bag, epoch: int) -> Seen:
-        training, key = self._config.training, self._key(bag, epoch)
+    def seen(self, bag: Bag, epoch: int) -> Seen:
+        """The augmentation of the bag's patches in this epoch."""
+        training, key = self._config.training, bag_key(bag, self._config, epoch)
         return lambda pixels_n3PP, ids_n: augment(
             pixels_n3PP, ids_n, key=key, config=training.augment, flips=training.flips
         )
+
+
+def bag_key(bag: Bag, config: FinetuneConfig, epoch: int) -> str:
+    """What everything random about a bag in an epoch is drawn from."""
+    return f"{config.training.seed}/{epoch}/{bag.bag_id}"
+
+
+def whole_bag(bag: Bag, key: str) -> Bag:
+    """The bag as an epoch shows it."""
+    return bag.as_seen(key) if isinstance(bag, AugmentedBag) else bag
+
+
+def seeded(key: str, device: torch.device) -> torch.Generator:
+    """Random numbers that are the key's own."""
+    seed = int.from_bytes(sha256(f"{key}/draw".encode()).digest()[:7], "little")
+    return torch.Generator(device).manual_seed(seed)
+
+
+def coarse_source(source: PatchSource) -> CoarseSource:
+    """The same source. Raises :class:`ConfigError` for one that cannot be looked at from afar."""
+    if not hasattr(source, "windows"):
+        raise ConfigError("these patches cannot be looked at from afar: selection.selector: ips reads them")
+    return cast(CoarseSource, source)
 
 
 def regrouped(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -13,7 +13,9 @@ from torch.optim import AdamW
 
 from wsi_ips.config import FinetuneConfig, TaskConfig, TrainingConfig
 from wsi_ips.datasets.targets import Target
-from wsi_ips.models.ips_net import BagReading, IPSNet
+from wsi_ips.models.bag_net import BagNet, BagReading
+from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.training.bags import Bag
 from wsi_ips.training.gradient_cache import backward_in_one_graph, backward_in_parts, random_in_training
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
 from wsi_ips.training.losses import mean_loss, task_loss
@@ -33,6 +35,15 @@ class Learner:
     keeper: PatchKeeper
     weights: Mapping[str, Tensor | None] = field(default_factory=dict)
     backward: Callable[[Tensor], None] = Tensor.backward
+
+    @property
+    def remembered(self) -> dict[str, Tensor]:
+        """See :class:`wsi_ips.training.methods.Method`."""
+        return self.keeper.remembered
+
+    def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
+        """See :class:`wsi_ips.training.methods.Method`."""
+        return self.keeper.keep(bag, epoch=epoch, device=device)
 
     def learn(self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, share: float) -> Tensor:
         """Add the gradients of ``share`` times the mean loss over these bags; returns the mean loss.
@@ -106,7 +117,7 @@ def target_tensor(task: TaskConfig, targets: Sequence[Mapping[str, Target]], dev
     return torch.tensor([target[task.name] for target in targets], dtype=dtype, device=device)
 
 
-def make_optimizer(net: IPSNet, training: TrainingConfig) -> AdamW:
+def make_optimizer(net: BagNet, training: TrainingConfig) -> AdamW:
     """The paper's: AdamW with weight decay on every parameter; the encoder may have a learning rate of its own."""
     encoder = list(net.encoder.parameters())
     members = {id(weight) for weight in encoder}
@@ -122,9 +133,12 @@ def set_learning_rate(
     groups: Iterable[dict[str, Any]], step: int, *, training: TrainingConfig, per_epoch: int
 ) -> float:
     """Give an optimiser's groups the schedule's rate for ``step`` (from 0); returns its share of the peak."""
-    multiplier = lr_multiplier(
-        step + 1, warmup=round(training.warmup_epochs * per_epoch), total=training.epochs * per_epoch
-    )
+    warmup = round(training.warmup_epochs * per_epoch)
+    if training.schedule == "cosine":
+        multiplier = lr_multiplier(step + 1, warmup=warmup, total=training.epochs * per_epoch)
+    else:
+        drops = sum(step >= epoch * per_epoch for epoch in training.drop_epochs)
+        multiplier = min(1.0, (step + 1) / max(1, warmup)) * 0.1**drops
     for group in groups:
         group["lr"] = group["peak_lr"] * multiplier
     return multiplier

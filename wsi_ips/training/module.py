@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import TrainingError, WsiIpsError
-from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.selection.slide_reading import read_slide
+from wsi_ips.models.bag_net import BagNet
+from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.kept_patches import BagLost, KeptPatches, PatchKeeper
-from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate
+from wsi_ips.training.kept_patches import BagLost
+from wsi_ips.training.learning import make_optimizer, set_learning_rate
 from wsi_ips.training.losses import class_weights
+from wsi_ips.training.methods import make_method
 from wsi_ips.training.metrics import SplitMetrics
 from wsi_ips.training.processes import sum_gradients
 from wsi_ips.training.steps import Step, Steps
@@ -36,14 +37,13 @@ class IPSModule(LightningModule):
     """
 
     def __init__(
-        self, net: IPSNet, config: FinetuneConfig, *, bags: Sequence[Bag], steps: Steps, max_bad: int = 1
+        self, net: BagNet, config: FinetuneConfig, *, bags: Sequence[Bag], steps: Steps, max_bad: int = 1
     ) -> None:
         """max_bad: bags that may turn out unreadable before training fails."""
         super().__init__()
         self.automatic_optimization = False
         self.net = net
         self.steps = steps
-        self.keeper = PatchKeeper(net, config)
         self.bad: dict[str, str] = {}
         """{bag_id: why it could not be read}"""
         self.losses: list[float] = []
@@ -59,7 +59,7 @@ class IPSModule(LightningModule):
         self._weights = {
             task.name: class_weights(choice, task, [bag.targets for bag in bags]) for task in tasks
         }
-        self._learner = Learner(net, config, self.keeper, self._weights, backward=self.manual_backward)
+        self.method = make_method(net, config, self._weights, backward=self.manual_backward)
 
     def training_step(self, step: Step, _: int) -> None:
         optimizer = self.optimizers()
@@ -89,15 +89,17 @@ class IPSModule(LightningModule):
             return torch.zeros((), device=self.device)
         part = len(kept) / len(step.bags)
         try:
-            return part * self._learner.learn(kept, epoch=step.epoch, device=self.device, share=part)
+            return part * self.method.learn(kept, epoch=step.epoch, device=self.device, share=part)
         except BagLost as lost:
             self._count_bad(lost.bag, lost.error)
             return None
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here gradients are no longer scaled for mixed precision.
-        if clip := self._config.training.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), clip)
+        clip, weights = self._config.training.gradient_clip, list(self.net.parameters())
+        if clip:
+            for clipped in [weights] if self._config.training.clip == "all" else [[w] for w in weights]:
+                torch.nn.utils.clip_grad_norm_(clipped, clip)
 
     def on_train_epoch_start(self) -> None:
         if self.steps.done % self.steps.per_epoch == 0:
@@ -106,7 +108,7 @@ class IPSModule(LightningModule):
     def validation_step(self, bag: Bag, _: int) -> None:
         try:
             with bag.open(self._config.streaming, self.device) as source:
-                reading = read_slide(self.net, source, self._config.selection).bag
+                reading = read_bag(self.net, source, self._config.selection).bag
         except WsiIpsError as error:
             self._count_bad(bag, error)
             return
@@ -128,13 +130,13 @@ class IPSModule(LightningModule):
         """A bag holds no tensors: its pixels go to the device chunk by chunk."""
         return batch
 
-    def _keep(self, index: int, step: Step) -> KeptPatches | None:
+    def _keep(self, index: int, step: Step) -> Any | None:
         for candidate in self._candidates(index, step):
             bag = self._bags[candidate]
             if bag.bag_id in self.bad:
                 continue
             try:
-                return self.keeper.keep(bag, epoch=step.epoch, device=self.device)
+                return self.method.keep(bag, epoch=step.epoch, device=self.device)
             except WsiIpsError as error:
                 self._count_bad(bag, error)
         return None
@@ -162,11 +164,11 @@ class IPSModule(LightningModule):
             "done": self.steps.done,
             "losses": list(self.losses),
             "bad": dict(self.bad),
-            "remembered": dict(self.keeper.remembered),
+            "remembered": dict(self.method.remembered),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.steps.done = int(state["done"])
         self.losses[:] = state["losses"]
         self.bad.update(state["bad"])
-        self.keeper.remembered.update(state["remembered"])
+        self.method.remembered.update(state["remembered"])

@@ -1,0 +1,85 @@
+"""IPS over what a look from afar lets through, and the look learned from what IPS attends to.
+
+The scorer's target is the attention of the patches that were read closely: a cross entropy over their windows
+between it and the scorer's own softmax. The first epochs let everything through; after them a part of the share is
+drawn at random, so that the scorer is told of what it misses.
+
+Shape suffixes: n patches let through, w windows that hold one of them, H heads, T queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsi_ips.selection.from_afar import let_through, look
+from wsi_ips.selection.score_store import ScoreStore
+from wsi_ips.selection.slide_reading import places_for, select
+from wsi_ips.training.bags import Bag
+from wsi_ips.training.kept_patches import KeptPatches, bag_key, coarse_source, seeded, whole_bag
+from wsi_ips.training.learning import Learner
+from wsi_ips.training.sampled_slides import teach_scorer
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCascade:
+    """patches: those that IPS kept. window_w: windows, ascending, that hold something read closely. grad_w:
+    of their logits, of the scorer's own loss, which is ``loss``."""
+
+    patches: KeptPatches
+    window_w: Tensor
+    grad_w: Tensor
+    loss: float
+
+
+class CascadeLearner:
+    """See :class:`wsi_ips.training.methods.Method`. scorer_losses: of every bag so far."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.remembered: dict[str, Tensor] = {}
+        self.scorer_losses: list[float] = []
+        self._learner = learner
+        self._config = learner.config
+
+    def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptCascade:
+        """Look from afar, let a share through, and select of it as IPS does. Raises the bag's own error."""
+        net, coarse = self._learner.net, self._config.selection.coarse
+        key, seen = bag_key(bag, self._config, epoch), self._learner.keeper.seen(bag, epoch)
+        with whole_bag(bag, key).open(self._config.streaming, device) as opened:
+            source = coarse_source(opened)
+            afar = look(net, source, coarse, seen=seen)
+            share = 1.0 if epoch < coarse.full_epochs else float(net.looks_from_afar.share)
+            rows_n = let_through(
+                afar.patch_logits(), share, explore=coarse.explore, generator=seeded(key, torch.device("cpu"))
+            )
+            store = ScoreStore()
+            kept = select(
+                net, source.only(afar.ids_N[rows_n]), self._config.selection, seen=seen, store=store
+            )
+            patches = KeptPatches(bag, kept.ids_M, places_for(net, source, kept.ids_M), kept.emb_MD)
+        attention_n = store.attention().mean(dim=(1, 2))
+        window_w, place_n = afar.windows.window_N[rows_n].unique(return_inverse=True)
+        target_w = torch.zeros(len(window_w)).index_add(0, place_n, attention_n)
+        log_w = afar.logits_W[window_w].log_softmax(dim=0)
+        loss = -float((target_w * log_w).sum())
+        return KeptCascade(patches, window_w, log_w.exp() - target_w, loss)
+
+    def learn(self, kept: Sequence[KeptCascade], *, epoch: int, device: torch.device, share: float) -> Tensor:
+        """Gradients of the tasks' loss through IPS, and of the scorer's; returns the former."""
+        loss = self._learner.learn([each.patches for each in kept], epoch=epoch, device=device, share=share)
+        for each in kept:
+            self.scorer_losses.append(each.loss)
+            bag = each.patches.bag
+            teach_scorer(
+                self._learner.net,
+                bag,
+                self._config,
+                each.grad_w * (share / len(kept)),
+                epoch=epoch,
+                device=device,
+                seen=self._learner.keeper.seen(bag, epoch),
+                only=each.window_w,
+                backward=self._learner.backward,
+            )
+        return loss

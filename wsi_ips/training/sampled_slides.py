@@ -1,0 +1,163 @@
+"""Attention sampling on slides: only what was drawn is read closely, and every window learns from it.
+
+The attention is a softmax over all of a slide's windows, so that the loss reaches each of them. As with the
+encoder (:mod:`wsi_ips.training.gradient_cache`), the loss is taken back to the logits first, and the scorer is run
+once more over the windows, a chunk at a time: memory is that of a chunk, whatever the slide's size.
+
+Shape suffixes: N patches of a slide, W windows (as many), M samples, K samples of all slides, C width of features.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsi_ips.attention_sampling.attention_map import entropy_regulariser, sample_softmax
+from wsi_ips.config import CoarseConfig, FinetuneConfig
+from wsi_ips.errors import WsiIpsError
+from wsi_ips.models.bag_net import BagNet
+from wsi_ips.models.sampling_net import SamplingNet
+from wsi_ips.selection.from_afar import look
+from wsi_ips.selection.slide_reading import Seen
+from wsi_ips.training.bags import Bag
+from wsi_ips.training.gradient_cache import backward_in_one_graph, backward_in_parts
+from wsi_ips.training.kept_patches import (
+    BagLost,
+    KeptPatches,
+    PatchKeeper,
+    bag_key,
+    coarse_source,
+    seeded,
+    whole_bag,
+)
+from wsi_ips.training.learning import step_loss
+
+
+@dataclass(frozen=True, slots=True)
+class SampledBag:
+    """patches: those drawn, in the order of the draw. index_M: which of the slide's patches they are. logits_N: of
+    all of them, without gradients."""
+
+    patches: KeptPatches
+    index_M: Tensor
+    logits_N: Tensor
+
+
+class SlideLearner:
+    """See :class:`wsi_ips.training.methods.Method`."""
+
+    def __init__(
+        self,
+        net: SamplingNet,
+        config: FinetuneConfig,
+        weights: Mapping[str, Tensor | None],
+        *,
+        backward: Callable[[Tensor], None] = Tensor.backward,
+    ) -> None:
+        self.net = net
+        self.remembered: dict[str, Tensor] = {}
+        self._config = config
+        self._weights = weights
+        self._backward = backward
+        self._keeper = PatchKeeper(net, config)
+
+    def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> SampledBag:
+        """Look at the slide from afar and draw. Raises the bag's own error."""
+        key = bag_key(bag, self._config, epoch)
+        with whole_bag(bag, key).open(self._config.streaming, device) as source:
+            seen = look(
+                self.net,
+                coarse_source(source),
+                self._config.selection.coarse,
+                seen=self._keeper.seen(bag, epoch),
+            )
+        with torch.no_grad():
+            _, samples = self.net.draw(seen.patch_logits(), generator=seeded(key, torch.device("cpu")))
+        index_M = samples.index_BN[0]
+        ids_M = seen.ids_N[index_M]
+        return SampledBag(KeptPatches(bag, ids_M, ids_M, None), index_M, seen.patch_logits())
+
+    def learn(self, kept: Sequence[SampledBag], *, epoch: int, device: torch.device, share: float) -> Tensor:
+        """See :class:`wsi_ips.training.methods.Method`."""
+        leaves = [each.logits_N.clone().requires_grad_() for each in kept]
+        tasks_loss = torch.zeros(())
+
+        def loss_of(features_KC: Tensor) -> Tensor:
+            nonlocal tasks_loss
+            maps = [sample_softmax(leaf_N[None], smoothing=self.net.sampling.smoothing) for leaf_N in leaves]
+            drawn = [a_1N[0, each.index_M].to(device) for a_1N, each in zip(maps, kept, strict=True)]
+            reading = self.net.read_samples(features_KC, drawn)
+            targets = [each.patches.bag.targets for each in kept]
+            tasks_loss = step_loss(reading, targets, self._config.model.tasks, weights=self._weights)
+            spread = [entropy_regulariser(a_1N, strength=self.net.sampling.entropy) for a_1N in maps]
+            return share * (tasks_loss + torch.stack(spread).mean().to(device))
+
+        self._take_back(kept, loss_of, epoch=epoch, device=device)
+        for each, leaf_N in zip(kept, leaves, strict=True):
+            assert leaf_N.grad is not None
+            teach_scorer(
+                self.net,
+                each.patches.bag,
+                self._config,
+                leaf_N.grad,
+                epoch=epoch,
+                device=device,
+                seen=self._keeper.seen(each.patches.bag, epoch),
+            )
+        return tasks_loss.detach()
+
+    def _take_back(
+        self,
+        kept: Sequence[SampledBag],
+        loss_of: Callable[[Tensor], Tensor],
+        *,
+        epoch: int,
+        device: torch.device,
+    ) -> None:
+        patches, micro_batch = [each.patches for each in kept], self._config.training.micro_batch
+        most = sum(len(each.ids_M) for each in patches) if micro_batch is None else micro_batch
+
+        def parts() -> Iterable[Tensor]:
+            return self._keeper.pixels(patches, epoch=epoch, device=device, most=most)
+
+        if micro_batch is None:
+            backward_in_one_graph(self.net.encoder, parts, loss_of, backward=self._backward)
+            return
+        backward_in_parts(
+            self.net.encoder,
+            parts,
+            loss_of,
+            learn_encoder=any(weight.requires_grad for weight in self.net.encoder.parameters()),
+            backward=self._backward,
+        )
+
+
+def teach_scorer(
+    net: BagNet,
+    bag: Bag,
+    config: FinetuneConfig,
+    grad_W: Tensor,
+    *,
+    epoch: int,
+    device: torch.device,
+    seen: Seen,
+    only: Tensor | None = None,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> None:
+    """Take a gradient of windows' logits back to the scorer, a chunk of windows at a time. Raises
+    :class:`BagLost`.
+
+    grad_W: a number for every window; ``only``: the windows that have one, by id, in the order of ``grad_W``.
+    ``backward``: of a loss whose scale is not in the gradient yet.
+    """
+    coarse: CoarseConfig = config.selection.coarse
+    try:
+        with whole_bag(bag, bag_key(bag, config, epoch)).open(config.streaming, device) as source:
+            windows = coarse_source(source).windows(coarse).source
+            for chunk in windows if only is None else windows.only(only):
+                rows_n = chunk.ids_n if only is None else torch.searchsorted(only, chunk.ids_n)
+                logits_n = net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n))
+                backward((logits_n * grad_W[rows_n].to(logits_n)).sum())
+    except WsiIpsError as error:
+        raise BagLost(bag, error) from error
