@@ -18,7 +18,7 @@ from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.held_folder import read_description
 from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_predictions
-from wsi_ips.inference.results import Probabilities, SlideResult, one_line, read_result
+from wsi_ips.inference.results import Probabilities, SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_table import SlideRow, read_slide_table
 from wsi_ips.location import Location, Url, locate
@@ -262,6 +262,10 @@ def file_stamp(path: Path) -> str:
 
 def complaint(error: Exception) -> str:
     """An error in one line."""
-    if isinstance(error, LookupError) and error.args:  # str() of a KeyError is quoted
-        return one_line(str(error.args[0]))
-    return one_line(str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}")
+    if isinstance(error, WsiIpsError):
+        text = str(error)
+    elif isinstance(error, LookupError) and error.args:  # str() of a KeyError is quoted
+        text = str(error.args[0])
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
