@@ -262,6 +262,10 @@ def file_stamp(path: Path) -> str:
 
 def complaint(error: Exception) -> str:
     """An error in one line."""
-    if isinstance(error, LookupError) and error.args:  # str() of a KeyError is quoted
-        return one_line(str(error.args[0]))
-    return one_line(str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}")
+    if isinstance(error, WsiIpsError):
+        text = str(error)
+    elif isinstance(error, LookupError) and error.args:  # str() of a KeyError is quoted
+        text = str(error.args[0])
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
