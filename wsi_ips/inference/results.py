@@ -75,8 +75,8 @@ class SlideResult:
     kept_emb_MD: float32, their embeddings, where they are known. slide_path: as it was given. checkpoint:
     fingerprint of the weights, may be empty. task_queries: {task: the query that it reads}, empty where unknown.
     inputs: fingerprint of the files that were read, may be empty. coarse: what a look from afar let through, where
-    there was one. telemetry: where the time went; it is not stored with the result. Raises ``ValueError`` for parts
-    that do not fit together.
+    there was one. telemetry: where the time went; it is not stored with the result. Raises ``ValueError`` for
+    parts that do not fit together.
     """
 
     slide_path: str
