@@ -2,10 +2,10 @@
 
     python benchmarks/spinenet.py [--json] [--no-speed] [--no-compile] [--nuclei FOLDER]
 
-Counts are taken on the device "meta". Published counts are rounded: a count is right if it rounds to the published
-one; the error of multiply-adds is that beyond the published number's last digit. Speed: feature maps P3 to P7 in
-eval mode, medians over interleaved rounds, as ratios to ResNet-50-FPN run eagerly. With --nuclei, two detectors are
-trained as well (benchmarks/nuclei_detection.py).
+Counts are taken on the device "meta". Published counts are rounded: a count is right if it rounds to the
+published one; the error of multiply-adds is that beyond the published number's last digit. Speed: maps P3 to P7 in
+eval mode, medians over interleaved rounds, as ratios to ResNet-50-FPN run eagerly. With --nuclei, two detectors
+are trained as well (benchmarks/nuclei_detection.py).
 """
 
 import argparse

@@ -42,15 +42,21 @@ class Matches:
 
 def match_boxes(predicted_P4: Boxes, true_T4: Boxes, *, rule: Rule, limit: float) -> Matches:
     """Pair off as many as can be, one to one: IoU of at least, or centres no farther apart than ``limit``."""
-    close_PT = (
-        box_ious(predicted_P4, true_T4) >= limit
-        if rule == "iou"
-        else _distances(predicted_P4, true_T4) <= limit
-    )
+    return _matched(_close(predicted_P4, true_T4, rule=rule, limit=limit))
+
+
+def _close(predicted_P4: Boxes, true_T4: Boxes, *, rule: Rule, limit: float) -> NDArray[np.bool_]:
+    if rule == "iou":
+        return np.asarray(box_ious(predicted_P4, true_T4) >= limit)
+    return np.asarray(_distances(predicted_P4, true_T4) <= limit)
+
+
+def _matched(close_PT: NDArray[np.bool_]) -> Matches:
+    predicted, true = close_PT.shape
     hits = 0
     if close_PT.any():
         hits = int((maximum_bipartite_matching(csr_array(close_PT), perm_type="column") >= 0).sum())
-    return Matches(hits, len(predicted_P4) - hits, len(true_T4) - hits)
+    return Matches(hits, predicted - hits, true - hits)
 
 
 def summed(matches: Iterable[Matches]) -> Matches:
@@ -69,10 +75,15 @@ def best_threshold(
 ) -> float:
     """The score from which on boxes count that gives the best F1 over these images; of equals the lowest."""
 
+    closes = [
+        _close(boxes, truth, rule=rule, limit=limit)
+        for (boxes, _), truth in zip(predicted, true, strict=True)
+    ]
+
     def f1(threshold: float) -> float:
         return summed(
-            match_boxes(boxes[scores >= threshold], truth, rule=rule, limit=limit)
-            for (boxes, scores), truth in zip(predicted, true, strict=True)
+            _matched(close_PT[scores >= threshold])
+            for close_PT, (_, scores) in zip(closes, predicted, strict=True)
         ).f1
 
     return max(thresholds, key=f1)
