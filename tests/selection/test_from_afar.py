@@ -158,13 +158,15 @@ def test_attention_sampling_reads_closely_only_what_it_drew() -> None:
 
 
 @pytest.mark.parametrize("replacement", [True, False])
-def test_more_samples_than_patches(replacement: bool) -> None:
+def test_more_samples_than_patches(replacement: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Without replacement: all of them, each once. With: so many draws, each patch read once."""
     config = pipeline("attention_sampling", sampling={"samples": 150, "replacement": replacement})
     net = net_of(config)
     assert isinstance(net, SamplingNet)
     reading = read_sampled(net, stream(config), config.selection)
     assert len(reading.kept.ids_M) == (150 if replacement else 100)
+    said = "100 patches are fewer than selection.sampling.samples 150: all of them are read"
+    assert (said in caplog.text) is not replacement
     assert reading.coarse is not None
     assert reading.coarse.let_through == len(reading.kept.ids_M.unique())
 

@@ -25,7 +25,8 @@ class PipelineConfig(Section):
             return self
         if self.model.encoder.name == "features":
             raise ValueError(
-                f"selection.selector: {selection.selector} looks at slides from afar; stored features have no afar"
+                f"selection.selector: {selection.selector} looks at slides from afar; stored features are read by "
+                "ips"
             )
         if selection.selector == "attention_sampling" and self.model.attention.positions != "none":
             raise ValueError("attention sampling knows no places: leave model.attention.positions at none")

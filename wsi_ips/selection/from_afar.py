@@ -3,6 +3,7 @@
 Shape suffixes: n patches of a chunk, N all patches of a slide, W windows, M kept or sampled patches, T queries.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, SlideReading, encode_again, read_slide, unchanged
 from wsi_ips.streaming.chunk import Chunk
 from wsi_ips.streaming.patch_source import CoarseSource, Windows
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_SEED = 0
 """Of the draw outside training: the same slide and weights give the same label."""
@@ -95,6 +98,12 @@ def read_sampled(
     seen = look(net, source, selection.coarse, through=through)
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     attention_N, samples = net.draw(seen.patch_logits(), generator=generator)
+    if len(seen.ids_N) < net.sampling.samples and not net.sampling.replacement:
+        logger.warning(
+            "%d patches are fewer than selection.sampling.samples %d: all of them are read",
+            len(seen.ids_N),
+            net.sampling.samples,
+        )
     ids_M, attention_M = seen.ids_N[samples.index_BN[0]], samples.attention_BN[0]
     emb_MD = encode_once(net, source, ids_M, batch=seen.largest_chunk)
     with scoring(net):

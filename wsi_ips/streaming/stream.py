@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from time import perf_counter
 
@@ -126,13 +127,8 @@ class PatchStream:
         stream = PatchStream(self._slide, coords, config=self._config, device=self._device)
         stream.telemetry = self.telemetry
         if stream._region.level == self._region.level and coarse.mpp >= 2 * self._coords.patch_mpp:
-            logger.warning(
-                "%s has no level between %g and %g µm per pixel: the look from afar is averaged from level %d, "
-                "which decodes all of its tissue",
-                self._slide.info.path,
-                self._coords.patch_mpp,
-                coarse.mpp,
-                self._region.level,
+            _warn_of_averaging(
+                str(self._slide.info.path), self._coords.patch_mpp, coarse.mpp, self._region.level
             )
         return Windows(stream, torch.from_numpy(window_N))
 
@@ -263,6 +259,18 @@ class PatchStream:
             l0_xy_n2=torch.from_numpy(self._coords.l0_xy_N2[rows]),
             pixels_n3PP=pixels_n3PP,
         )
+
+
+@lru_cache(maxsize=1024)  # once a slide: training looks at it in every epoch
+def _warn_of_averaging(path: str, fine_mpp: float, coarse_mpp: float, level: int) -> None:
+    logger.warning(
+        "%s has no level between %g and %g µm per pixel: the look from afar is averaged from level %d, which "
+        "decodes all of its tissue",
+        path,
+        fine_mpp,
+        coarse_mpp,
+        level,
+    )
 
 
 @dataclass(frozen=True, slots=True)
