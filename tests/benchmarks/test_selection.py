@@ -69,6 +69,7 @@ def test_methods_on_images_answer(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_methods_on_slides_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
