@@ -173,3 +173,12 @@ def test_a_file_that_is_no_detector_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         load_detector(path)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_keep_their_resolution(training: bool) -> None:
+    """torchvision would enlarge a patch to 800 px, in eval mode whatever it was told."""
+    detector = build_retinanet(SMALL).train(training)
+    images, _ = detector.transform([torch.rand(3, 128, 200)])
+    assert images.tensors.shape == (1, 3, 128, 256)
+    assert images.image_sizes == [(128, 200)]

@@ -4,6 +4,7 @@ from typing import Any
 
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from wsi_ips.config import DetectorConfig
@@ -17,8 +18,21 @@ CANDIDATES = 4000
 LOWEST_SCORE = 0.02
 """What training's own scoring looks at: the threshold is chosen above it."""
 
-AS_IT_IS: dict[str, Any] = {"_skip_resize": True, "size_divisible": STRIDES[-1]}
-"""Patches have their resolution already. At whole multiples of 128 px all anchors' strides are exact."""
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """Normalises and pads, never resizes: patches have their resolution already.
+
+    Padded to whole multiples of 128 px, where all anchors' strides are exact. torchvision's own ``_skip_resize``
+    holds in training only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, MEAN, STD, size_divisible=STRIDES[-1])
+
+    def resize(self, image: Any, target: Any = None) -> Any:
+        return image, target
 
 
 def build_retinanet(config: DetectorConfig) -> RetinaNet:
@@ -28,7 +42,7 @@ def build_retinanet(config: DetectorConfig) -> RetinaNet:
     """
     pyramid = build_pyramid(config)
     head = retina_head(config, n_in=pyramid.out_channels, classes=len(config.classes) + 1)
-    return RetinaNet(
+    detector = RetinaNet(
         pyramid,
         num_classes=len(config.classes) + 1,
         anchor_generator=anchors(config),
@@ -37,8 +51,9 @@ def build_retinanet(config: DetectorConfig) -> RetinaNet:
         nms_thresh=config.overlap_threshold,
         detections_per_img=config.most_per_image,
         topk_candidates=CANDIDATES,
-        **AS_IT_IS,
     )
+    detector.transform = AsItIs()
+    return detector
 
 
 def build_mask_rcnn(config: DetectorConfig) -> MaskRCNN:
@@ -46,7 +61,7 @@ def build_mask_rcnn(config: DetectorConfig) -> MaskRCNN:
     pyramid = build_pyramid(config)
     sizes = tuple((config.anchor_base * stride,) for stride in STRIDES)
     levels = ["0", "1", "2", "3"]
-    return MaskRCNN(
+    detector = MaskRCNN(
         pyramid,
         num_classes=len(config.classes) + 1,
         rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(STRIDES)),
@@ -56,8 +71,9 @@ def build_mask_rcnn(config: DetectorConfig) -> MaskRCNN:
         box_nms_thresh=config.overlap_threshold,
         box_detections_per_img=config.most_per_image,
         rpn_post_nms_top_n_test=config.most_per_image,
-        **AS_IT_IS,
     )
+    detector.transform = AsItIs()
+    return detector
 
 
 def retina_head(config: DetectorConfig, *, n_in: int, classes: int) -> LevelNormHead:
