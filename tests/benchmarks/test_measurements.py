@@ -27,6 +27,7 @@ def answer(script: str, *options: str | Path) -> dict[str, float]:
     return figures
 
 
+@pytest.mark.slow
 def test_memory_streams_every_cell_of_the_grid(small_slide: Path, tmp_path: Path) -> None:
     picture = tmp_path / "memory.png"
     figures = answer("memory.py", small_slide, "--plot", str(picture))

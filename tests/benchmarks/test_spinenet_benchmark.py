@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.nuclei_detection import detection_figures
@@ -16,6 +17,7 @@ from wsi_ips.models.detection.checkpoint import load_detector
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_counts_are_the_published_ones() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "spinenet.py"), "--json", "--no-speed"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
@@ -34,6 +36,7 @@ def test_speed_is_told_as_ratios() -> None:
     assert all(isinstance(value, float) and value > 0 for value in figures.values())
 
 
+@pytest.mark.slow
 def test_detectors_are_trained_scored_and_kept(tmp_path: Path) -> None:
     """One step each on drawn squares: the figures are there, whatever they are."""
     rng = np.random.default_rng(0)

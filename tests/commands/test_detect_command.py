@@ -33,6 +33,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_all_tissue_of_a_slide(
     console: Console, small_data: SmallData, detector: Path, tmp_path: Path
 ) -> None:

@@ -69,9 +69,10 @@ def test_a_selector_is_trained_and_predicts_like_any_other(
             assert report.recall is not None
             assert report.recall >= 0.5 - 1e-6
     first = next(iter(rows))
-    with h5py.File(run.attention(first)) as file:
-        assert json.loads(file.attrs["coarse"])["saved"] == read_result(run.attention(first)).coarse.saved  # type: ignore[union-attr]
     result = read_result(run.attention(first))
+    assert result.coarse is not None
+    with h5py.File(run.attention(first)) as file:
+        assert json.loads(file["about"][()])["coarse"]["saved"] == result.coarse.saved
     with open_slide(result.slide_path) as slide:
         write_overlay(tmp_path / "again.png", slide, result)
 

@@ -47,7 +47,7 @@ def one_of_two(rank: int, folder: str, slides: int) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("slides", [1, 5])
+@pytest.mark.parametrize("slides", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_two_processes_give_the_gradient_of_one(slides: int, tmp_path: Path) -> None:
     """Five slides: three and two. One slide: the second process has none, and takes part with zeros."""
     multiprocessing.spawn(one_of_two, (str(tmp_path), slides), nprocs=2)
