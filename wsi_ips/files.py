@@ -1,5 +1,6 @@
 """Whole files only: written under a temporary name, renamed into place when complete."""
 
+import csv
 import hashlib
 import os
 import platform
@@ -8,9 +9,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from wsi_ips.errors import FileError
+
+if TYPE_CHECKING:
+    from _csv import Writer  # csv's own, under no public name
 
 LARGEST_TABLE_BYTES = 2**28
 PARTIAL = ".*.partial*"
@@ -39,6 +44,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_table(path: Path) -> Iterator["Writer"]:
+    """Yield a writer of rows of CSV; on success they become ``path``, whole.
+
+    A file name that is not UTF-8 is escaped: it must not cost the other slides' rows.
+    """
+    with (
+        whole_file(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        yield csv.writer(file, lineterminator="\n")
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """``detect``: a detector over the patches that IPS kept of each slide, or over all of its tissue."""
 
-import csv
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,14 @@ from torch import nn
 from wsi_ips.commands.inputs import given_mpp, slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import DetectorConfig, TilingConfig
-from wsi_ips.errors import ConfigError
-from wsi_ips.files import sweep, whole_file
+from wsi_ips.errors import ConfigError, one_line
+from wsi_ips.files import sweep, whole_table
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.inference.detect import detect_in_slide
 from wsi_ips.inference.found_files import write_found_csv, write_found_geojson
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_work import SlideJob, reason
+from wsi_ips.inference.slide_work import SlideJob, named, reason, unreadable
 from wsi_ips.models.detection.checkpoint import load_detector
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import DetectJob
@@ -73,8 +72,7 @@ def detect(job: DetectJob, progress: Progress) -> Outcome:
             except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
                 if path == job.slides:
                     raise
-                why = reason(slide_job, error)
-                row = _Row(slide_id, None, None, "failed", why if slide_id in why else f"{slide_id}: {why}")
+                row = _Row(slide_id, None, None, "failed", named(slide_id, reason(slide_job, error)))
             rows.append(row)
             _write_table(job.out / "detections.csv", rows)
             advance(f"{slide_id}: {row.status}")
@@ -101,7 +99,7 @@ def _detect_one(slide_job: SlideJob, job: DetectJob, detector: _Detector) -> _Ro
         write_found_csv(_objects(job.out, slide_id, ".csv"), found, classes=classes)
         path = _objects(job.out, slide_id, ".geojson")
         write_found_geojson(path, found, slide.info, slide_id=slide_id, classes=classes, shape=job.shape)
-    error = f"{slide_id}: {len(bad_tiles)} tiles unreadable, read as white" if bad_tiles else ""
+    error = unreadable(slide_id, bad_tiles) if bad_tiles else ""
     return _Row(slide_id, len(coords), len(found), "ok", error)
 
 
@@ -112,14 +110,7 @@ def _coords(slide: SlideReader, slide_job: SlideJob, job: DetectJob, mpp: Mpp) -
         return PatchesInTissue(tiling)(slide, slide_id=slide_job.slide_id, mpp=slide_job.mpp)
     result = read_result(RunFolder(job.run).attention(slide_job.slide_id))
     check_same_slide(slide, result.coords)
-    ids_M = np.sort(result.kept_ids_M)
-    rows_M = result.coords.rows(ids_M)
-    return replace(
-        result.coords,
-        ids_N=ids_M,
-        l0_xy_N2=result.coords.l0_xy_N2[rows_M],
-        tissue_N=result.coords.tissue_N[rows_M],
-    )
+    return result.coords.only(np.sort(result.kept_ids_M))
 
 
 def _objects(out: Path, slide_id: str, suffix: str) -> Path:
@@ -133,12 +124,8 @@ def _forget(out: Path, slide_id: str) -> None:
 
 
 def _write_table(path: Path, rows: list[_Row]) -> None:
-    with (
-        whole_file(path) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
+    with whole_table(path) as writer:
         writer.writerow(["slide_id", "n_patches", "n_objects", "status", "error"])
         for row in rows:
             counts = ["" if count is None else count for count in (row.n_patches, row.n_found)]
-            writer.writerow([row.slide_id, *counts, row.status, " ".join(row.error.split())])
+            writer.writerow([row.slide_id, *counts, row.status, one_line(row.error)])

@@ -1,6 +1,5 @@
 """What ``evaluate`` leaves: tables as CSV, figures as JSON."""
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from wsi_ips.evaluation.detections import write_detections
 from wsi_ips.evaluation.froc import RATES
 from wsi_ips.evaluation.staging import write_submission
 from wsi_ips.evaluation.task_scores import Scored, class_rows, positive_class
-from wsi_ips.files import whole_file
+from wsi_ips.files import whole_file, whole_table
 from wsi_ips.recipe import EvaluateJob
 from wsi_ips.versions import versions
 
@@ -111,11 +110,7 @@ def _names(scored: Scored, values: Any) -> str:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with (
-        whole_file(path) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
+    with whole_table(path) as writer:
         writer.writerow(columns)
         writer.writerows(rows)
 

@@ -1,6 +1,5 @@
 """``features``: what an encoder makes of every patch, in CLAM's or TRIDENT's layout; nothing is learned."""
 
-import csv
 import hashlib
 import re
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, one_line
-from wsi_ips.files import whole_file
+from wsi_ips.files import whole_table
 from wsi_ips.fingerprint import fingerprint
 from wsi_ips.inference.feature_export import FeatureExport
 from wsi_ips.inference.features_folder import FeaturesFolder
-from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
+from wsi_ips.inference.slide_work import SlideJob, named, reason, unreadable
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import Progress
@@ -84,8 +83,7 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
             except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
                 if path == job.slides:
                     raise
-                why = reason(slide, error)
-                row = _Row(slide_id, None, "failed", why if slide_id in why else f"{slide_id}: {why}")
+                row = _Row(slide_id, None, "failed", named(slide_id, reason(slide, error)))
             rows.append(row)
             _write_table(folder.table, rows)
             advance(f"{slide_id}: {row.status}")
@@ -138,11 +136,7 @@ def _of_config(job: FeaturesJob) -> _Encoder:
 
 
 def _write_table(path: Path, rows: list[_Row]) -> None:
-    with (
-        whole_file(path) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
+    with whole_table(path) as writer:
         writer.writerow(["slide_id", "n_patches", "status", "error"])
         for row in rows:
             n_patches = "" if row.n_patches is None else row.n_patches

@@ -20,7 +20,7 @@ from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_work import SlideJob
+from wsi_ips.inference.slide_work import SlideJob, named
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.location import Location, locate
@@ -138,14 +138,10 @@ def _label(
 
 def _outcome(rows: Sequence[PredictionRow], run: RunFolder, *, details: Sequence[str]) -> Outcome:
     return Outcome.of_slides(
-        [_named(row) for row in rows if row.status != "ok" or row.error],
+        [named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error],
         f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
         details=details,
     )
-
-
-def _named(row: PredictionRow) -> str:
-    return row.error if row.slide_id in row.error else f"{row.slide_id}: {row.error}"
 
 
 def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outcome:

@@ -22,6 +22,7 @@ from wsi_ips.errors import CoordsError, NotFinite
 from wsi_ips.files import whole_file
 from wsi_ips.hdf5 import fixed_text, stated_text
 from wsi_ips.inference.features_folder import FeaturesFolder
+from wsi_ips.inference.results import MOST_NAMED
 from wsi_ips.inference.tensor_file import save_rows
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
@@ -36,8 +37,6 @@ BLOCK_ROWS = 4096
 COORDS_BYTES, SPARE_BYTES = 32, 2**20
 READ_FROM = "wsi_ips_read_from"
 """The attribute, JSON, by which the same slide is known again."""
-MOST_NAMED = 1000
-"""Unreadable tiles: an attribute holds 64 KB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, one_line
-from wsi_ips.files import check_table_size, whole_file
+from wsi_ips.files import check_table_size, whole_table
 from wsi_ips.inference.results import PREDICT_AGAIN, Probabilities, SlideResult
 
 
@@ -47,12 +47,7 @@ def write_predictions(path: Path, rows: Sequence[PredictionRow], *, tasks: Seque
     ``prob_<task>_<class>…, pred_<task>`` for each. ``pred`` is the likeliest class; of a sigmoid task, the
     classes from 0.5 on, joined by ``|``; of a linear task, its numbers. Numbers read back exactly.
     """
-    # backslashreplace: a file name that is not UTF-8 must not cost the other slides' rows.
-    with (
-        whole_file(path) as partial,
-        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
+    with whole_table(path) as writer:
         writer.writerow(_columns(tasks))
         writer.writerows(_cells(row, tasks) for row in rows)
 

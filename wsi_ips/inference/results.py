@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # who draws stored attention does not load torch: half a giga
 
 SCHEMA_VERSION = 3
 MOST_NAMED = 1000
-"""Unreadable tiles that are named."""
+"""Unreadable tiles that are named: an attribute, where features keep them, holds 64 KB."""
 
 LARGEST_DATASET_BYTES = 2**31
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_ips.errors import ResultsError, one_line
-from wsi_ips.files import check_table_size, whole_file
+from wsi_ips.files import check_table_size, whole_table
 from wsi_ips.inference.telemetry import SlideTelemetry
 
 Status = Literal["waiting", "running", "ok", "failed"]
@@ -34,11 +34,7 @@ class SlideRow:
 
 def write_slide_table(path: Path, rows: Sequence[SlideRow]) -> None:
     """Write the table whole; a number that was not measured is an empty cell."""
-    with (
-        whole_file(path) as partial,
-        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
+    with whole_table(path) as writer:
         writer.writerow(COLUMNS)
         writer.writerows(_cells(row) for row in rows)
 

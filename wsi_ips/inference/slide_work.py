@@ -161,6 +161,11 @@ class SlideWork:
         return self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp)
 
 
+def named(slide_id: str, why: str) -> str:
+    """A reason that says whose it is, where it does not yet."""
+    return why if slide_id in why else f"{slide_id}: {why}"
+
+
 def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
     """What is said of a slide some of whose tiles could not be read."""
     shown = ", ".join(bad_tiles[:SHOWN_BAD_TILES]) + (", …" if len(bad_tiles) > SHOWN_BAD_TILES else "")

@@ -3,6 +3,7 @@
 import math
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.errors import one_line
 from wsi_ips.heatmaps.legend import short
 
 LONGEST_TEXT = 600
@@ -47,7 +48,7 @@ def millimetres(l0_length: float, mpp: float) -> str:
 
 def shortened(text: str) -> str:
     """A text in one line that cannot fill the page: its middle goes, names differ at their ends."""
-    line = " ".join(text.split())
+    line = one_line(text)
     if len(line) <= LONGEST_TEXT:
         return line
     half = LONGEST_TEXT // 2

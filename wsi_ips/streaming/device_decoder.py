@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsi_ips.slides.region import WHITE
 from wsi_ips.streaming.region_source import RegionSource
 from wsi_ips.streaming.tile_source import TileSource
 from wsi_ips.units import Size
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 MOST_DIFFERENCE = 2.0
 """Mean grey levels between the two decoders' pixels; colours taken for others differ by tens."""
-WHITE = 255
 
 
 class DecodingFailed(Exception):

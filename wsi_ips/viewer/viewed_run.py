@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
+from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError, one_line
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.held_folder import read_description
 from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_predictions
@@ -268,4 +268,4 @@ def complaint(error: Exception) -> str:
         text = str(error.args[0])
     else:
         text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return one_line(text)

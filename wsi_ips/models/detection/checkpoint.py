@@ -12,7 +12,7 @@ from torch import nn
 
 from wsi_ips import __version__
 from wsi_ips.config import DetectorConfig
-from wsi_ips.errors import CheckpointError, ConfigError
+from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.files import whole_file
 from wsi_ips.models.detection.build import build_retinanet
 
@@ -63,7 +63,7 @@ def _held_config(path: Path, metadata: Mapping[str, str]) -> DetectorConfig:
     try:
         return DetectorConfig.model_validate(json.loads(text)["config"])
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, most=160)
         raise CheckpointError(path, f"holds a config that cannot be read ({reason})", MEND) from None
 
 
@@ -72,7 +72,7 @@ def _check_shapes(path: Path, config: DetectorConfig, shapes: Mapping[str, tuple
         with torch.device("meta"):
             wanted = {name: tuple(t.shape) for name, t in build_retinanet(config).state_dict().items()}
     except (ConfigError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, most=160)
         raise CheckpointError(path, f"describes a detector that cannot be built ({reason})", MEND) from None
     unfit = [name for name in sorted(wanted.keys() | shapes.keys()) if wanted.get(name) != shapes.get(name)]
     if unfit:

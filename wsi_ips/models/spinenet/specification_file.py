@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from wsi_ips.config import Section
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.files import whole_file
 from wsi_ips.models.spinenet.specification import WIDTHS, Block, Kind, Specification
 
@@ -47,7 +47,7 @@ def load_specification(path: Path) -> Specification:
     try:
         content = _FileContent.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: neither JSON nor YAML ({' '.join(str(error).split())[:160]})") from None
+        raise ConfigError(f"{path}: neither JSON nor YAML ({one_line(error, most=160)})") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
