@@ -13,7 +13,6 @@ from wsi_ips.slides import openslide_reader
 from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.tiff_reader import TiffReader
-from wsi_ips.slides.tile_cache import TileCache
 from wsi_ips.slides.tile_codec import Compression, Photometric, TileError, TileFormat, decode, refusal
 
 SIZE = (64, 48)
@@ -136,19 +135,6 @@ def test_a_poisoned_handle_is_replaced_once(real_data, monkeypatch):
         for _ in range(5):
             slide.read((12153, 105664), level=4, size_px=(64, 64))
     assert len(opened) == 3  # at first, for the second try, for all that followed
-
-
-def test_the_cache_forgets_what_was_used_longest_ago():
-    cache = TileCache(3 * 300)
-    tiles = {number: np.full((10, 10, 3), number, np.uint8) for number in range(4)}
-    for number in (0, 1, 2):
-        cache.put((0, number, 0), tiles[number])
-    assert cache.get((0, 0, 0)) is tiles[0]
-    cache.put((0, 3, 0), tiles[3])
-    assert cache.get((0, 1, 0)) is None
-    assert [cache.get((0, number, 0)) is tiles[number] for number in (0, 2, 3)] == [True] * 3
-    cache.put((1, 0, 0), np.zeros((20, 20, 3), np.uint8))  # larger than the cache
-    assert len(cache) == 3
 
 
 def test_memory_slides_keep_their_own_pixels():

@@ -5,21 +5,7 @@ import time
 
 import pytest
 
-from wsi_ips.viewer.byte_cache import ByteCache
 from wsi_ips.viewer.lately import Lately
-
-
-def test_bytes_stay_below_the_limit_and_the_oldest_goes_first() -> None:
-    cache = ByteCache(100)
-    for number in range(5):
-        cache.put(number, bytes(30))
-        cache.get(0)  # asked for again and again
-    assert cache.held_bytes == 90
-    assert [number for number in range(5) if cache.get(number)] == [0, 3, 4]
-    cache.put("large", bytes(101))
-    assert cache.get("large") is None
-    cache.put(0, bytes(30))  # there already
-    assert cache.held_bytes == 90
 
 
 def test_a_thing_that_several_threads_want_is_made_once() -> None:

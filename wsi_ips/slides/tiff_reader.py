@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from wsi_ips.byte_cache import ByteCache
 from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
 from wsi_ips.slides.base import RgbImage, SlideInfo
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
 from wsi_ips.slides.tiff_layout import TiffLayout, TileLayout, read_layout
-from wsi_ips.slides.tile_cache import TileCache
 from wsi_ips.slides.tile_codec import TileDecoder, TileError, refusal
 from wsi_ips.slides.tile_file import TileFile
 from wsi_ips.units import L0Point, Size
@@ -177,7 +177,7 @@ class TiffReader(ClosingReader):
         with self._lock:
             self._closed = True
             self._state = None
-            self._cache = TileCache(0)
+            self._cache = _cache_of(0)
 
     def _cached(self, level: int, col: int, row: int) -> RgbImage:
         key = (level, col, row)
@@ -185,6 +185,7 @@ class TiffReader(ClosingReader):
         tile = cache.get(key)
         if tile is None:
             tile = self.read_tile(level, col, row)
+            tile.flags.writeable = False  # everyone gets the same array
             cache.put(key, tile)
         return tile
 
@@ -214,7 +215,7 @@ class TiffReader(ClosingReader):
     def _unopened(self) -> None:
         self._lock = RLock()
         self._state = None
-        self._cache = TileCache(self._cache_bytes)
+        self._cache = _cache_of(self._cache_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in ("_path", "_cache_bytes", "_closed", "_info")}
@@ -229,6 +230,11 @@ class _Opened:
     file: TileFile
     layout: TiffLayout
     decoders: tuple[TileDecoder, ...]  # one a level
+
+
+def _cache_of(limit: int) -> ByteCache[tuple[int, int, int], RgbImage]:
+    """By level, column, row: four regions around one tile do not decode it four times."""
+    return ByteCache(limit, size=lambda tile: tile.nbytes)
 
 
 def _refuse_odd_tiles(path: Path, file: TileFile, layout: TiffLayout) -> None:

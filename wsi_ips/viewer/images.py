@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from wsi_ips.viewer.byte_cache import ByteCache
+from wsi_ips.byte_cache import ByteCache
 from wsi_ips.viewer.run_answers import RunAnswers
 
 CACHE_BYTES = 64 << 20
@@ -38,7 +38,7 @@ class Images:
     """
 
     def __init__(self) -> None:
-        self._made = ByteCache(CACHE_BYTES)
+        self._made: ByteCache[tuple[str, Hashable], bytes] = ByteCache(CACHE_BYTES, size=len)
         self._stamps: dict[tuple[RunAnswers, str], tuple[float, str]] = {}
 
     async def answer(self, request: Request, picture: Picture) -> Response:
