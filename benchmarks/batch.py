@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
+
+from benchmarks.steps import with_root  # noqa: E402
+
 SIDE_PX = 1700
 MODEL = {
     "tiling": {"patch_px": 224, "patch_mpp": 0.5, "min_tissue": 0.05},
@@ -145,11 +149,9 @@ def timed(processes: "list[subprocess.Popen[bytes]]") -> list[float]:
 def predict(slides: Path, model: Path, out: Path, *options: str) -> "subprocess.Popen[bytes]":
     """``wsi-ips predict``, in a session of its own."""
     command = [sys.executable, "-m", "wsi_ips.cli", "predict", str(slides), "--checkpoint", str(model)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [*command, "--out", str(out), *SETTINGS, *options],
-        env=environment,
+        env={**with_root(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -10,8 +10,6 @@ process of its own. Slides, features and results are kept below --out: a run goe
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,10 @@ from typing import Any
 # Nothing heavy here: a child's ru_maxrss starts from its parent's size (Linux carries it over exec).
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
+
+from benchmarks.steps import figures_of  # noqa: E402
+
 ON_FEATURES = ("mean_pool", "abmil_frozen", "ips_frozen", "ips_e2e")
 """Methods that learn, or begin, on frozen features."""
 METHODS = ("colour", "mean_pool", "abmil_frozen", "ips_frozen", "random", "ips_e2e")
@@ -70,7 +72,18 @@ def main() -> None:
     settings.write_text(json.dumps(chosen(arguments), indent=1) + "\n")
     wanted = [method for method in METHODS if method in arguments.only]
     steps = ["data", *(["features"] if set(wanted) & set(ON_FEATURES) else []), *wanted]
-    results = {step: result(step, settings, arguments.out, again=arguments.again) for step in steps}
+    asked = json.loads(settings.read_text())
+    results = {
+        step: figures_of(
+            step,
+            module="benchmarks.composite_methods",
+            settings=settings,
+            folder=arguments.out / step,
+            asked=relevant(step, asked),
+            again=step in arguments.again,
+        )
+        for step in steps
+    }
     figures = flat(results)
     figures |= leads(results)
     if arguments.json:
@@ -123,25 +136,6 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
         "frozen_epochs": 2 if arguments.quick else 100,
         "processes": arguments.processes,
     }
-
-
-def result(step: str, settings: Path, out: Path, *, again: tuple[str, ...]) -> dict[str, Any]:
-    """A step's figures: those of an earlier run with the same settings, or of a process of its own."""
-    path, asked = out / step / "result.json", relevant(step, json.loads(settings.read_text()))
-    if path.exists() and step not in again:
-        held: dict[str, Any] = json.loads(path.read_text())
-        if held.get("asked") == asked:
-            return held
-    print(f"{step} …", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "benchmarks.composite_methods", step, str(settings)]
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-    figures: dict[str, Any] = json.loads(path.read_text()) | {"asked": asked}
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
 
 
 def relevant(step: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,6 @@ on where another stopped.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
 from benchmarks.learning import DATA, FINETUNE, LESION_SHARE, QUICK_DATA, QUICK_LESION_SHARE  # noqa: E402
+from benchmarks.steps import figures_of  # noqa: E402
 
 ON_IMAGES = ("mnist_ats", "mnist_ips", "mnist_cascade", "mnist_random")
 ON_SLIDES = ("slides_ips", "slides_cascade", "slides_ats", "slides_random")
@@ -78,7 +77,17 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     settings = arguments.out / "selection.json"
     settings.write_text(json.dumps(chosen(arguments), indent=1) + "\n")
-    results = {name: result(name, settings, arguments.out) for name in wanted(arguments)}
+    asked = json.loads(settings.read_text())
+    results = {
+        name: figures_of(
+            name,
+            module="benchmarks.selection_methods",
+            settings=settings,
+            folder=arguments.out / name,
+            asked=relevant(name, asked),
+        )
+        for name in wanted(arguments)
+    }
     figures = flat(results)
     if arguments.json:
         print(json.dumps(figures))
@@ -156,25 +165,6 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
         "ats": SAMPLED,
         "ats_training": ATS_TRAINING | ({"epochs": epochs} if epochs else {}),
     }
-
-
-def result(name: str, settings: Path, out: Path) -> dict[str, Any]:
-    """A method's figures: those of an earlier run with the same settings, or of a process of its own."""
-    path, asked = out / name / "result.json", relevant(name, json.loads(settings.read_text()))
-    if path.exists():
-        held: dict[str, Any] = json.loads(path.read_text())
-        if held.get("asked") == asked:
-            return held
-    print(f"{name} …", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "benchmarks.selection_methods", name, str(settings)]
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-    figures: dict[str, Any] = json.loads(path.read_text()) | {"asked": asked}
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
 
 
 def relevant(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,7 @@ byte to the answer's last, as its connection saw it; client and server share the
 import argparse
 import http.client
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,11 +28,19 @@ from urllib.parse import urlsplit
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDE_PX, PATCH_PX, HEADS = 32_768, 256, 8
+sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
+
+from benchmarks import chromium  # noqa: E402
+from benchmarks.made_up_result import SLIDE_ID  # noqa: E402
+from benchmarks.steps import with_root  # noqa: E402
+from wsi_ips.config import TaskConfig  # noqa: E402
+from wsi_ips.inference.predictions import PredictionRow, write_predictions  # noqa: E402
+from wsi_ips.inference.results import read_result  # noqa: E402
+from wsi_ips.inference.run_folder import RunFolder  # noqa: E402
+
+SIDE_PX, HEADS = 32_768, 8
 CONNECTIONS, TILES, UNTIL = 8, 800, 5000
 OPENINGS = 5
-BROWSER_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                     "--disable-background-networking", "--disable-component-update")  # fmt: skip
 
 
 def main() -> None:
@@ -70,7 +76,7 @@ def parsed() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.slide is not None and not arguments.slide.is_file():
         parser.error(f"{arguments.slide}: no such file")
-    if not arguments.no_browser and shutil.which("chromium") is None:
+    if not arguments.no_browser and chromium.installed() is None:
         parser.error("chromium is not installed; give --no-browser to measure tiles only")
     return arguments
 
@@ -83,49 +89,16 @@ def draw(path: Path, side_px: int) -> Path:
     return path
 
 
-def with_root() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
 def store(slide: Path, run: Path) -> None:
     """A run with one random value for every cell of the grid, head by head."""
-    code = f"import benchmarks.viewer as b; b.store_run({str(slide)!r}, {str(run)!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, env=with_root())
-
-
-def store_run(slide_path: str, run_path: str) -> None:
-    from wsi_ips.config import TaskConfig, TilingConfig
-    from wsi_ips.inference.predictions import PredictionRow, write_predictions
-    from wsi_ips.inference.results import SlideResult, write_result
-    from wsi_ips.inference.run_folder import RunFolder
-    from wsi_ips.slides.registry import open_slide
-    from wsi_ips.tiling.grid import PatchCoords, PatchGrid
-
-    run = RunFolder(Path(run_path))
-    with open_slide(slide_path) as slide:
-        mpp, l0_size = slide.info.known_mpp(), slide.info.l0_size
-    tiling = TilingConfig(patch_px=PATCH_PX, patch_mpp=mpp)
-    grid = PatchGrid.cover(l0_size, slide_mpp=mpp, tiling=tiling)
-    ids_N = np.arange(grid.g_cols * grid.g_rows, dtype=np.int64)
-    coords = PatchCoords.on_grid(
-        grid, ids_N, slide_id="benchmark", l0_size=l0_size, slide_mpp=mpp, tiling=tiling,
-        tissue_N=np.ones(len(ids_N), np.float32),
-    )  # fmt: skip
-    attention_NHT = np.random.default_rng(0).random((len(ids_N), HEADS, 1))
-    attention_NHT = (attention_NHT / attention_NHT.sum(axis=0)).astype(np.float32)
-    result = SlideResult(
-        slide_path=str(Path(slide_path).resolve()),
-        coords=coords,
-        logits_NHT=np.log(attention_NHT),
-        attention_NHT=attention_NHT,
-        kept_ids_M=ids_N[:64],
-        kept_scores_M=np.zeros(64, np.float32),
-        probabilities={"label": {"normal": 0.1, "tumor": 0.9}},
-    )
-    write_result(run.attention("benchmark"), result)
+    folder = RunFolder(run)
+    path = folder.attention(SLIDE_ID)
+    script = Path(__file__).with_name("made_up_result.py")
+    command = [sys.executable, str(script), str(slide), str(path), f"--heads={HEADS}", "--kept=64"]
+    subprocess.run(command, check=True)
     task = TaskConfig()
-    write_predictions(run.predictions, [PredictionRow.done(result)], tasks=[task])
-    run.description.write_text(json.dumps({"config": {"model": {"tasks": [task.model_dump()]}}}))
+    write_predictions(folder.predictions, [PredictionRow.done(read_result(path))], tasks=[task])
+    folder.description.write_text(json.dumps({"config": {"model": {"tasks": [task.model_dump()]}}}))
 
 
 @contextmanager
@@ -151,8 +124,7 @@ def opened(address: str) -> dict[str, float]:
 
     seconds = []
     with sync_playwright() as playwright:
-        path = shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=list(BROWSER_ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=chromium.installed(), args=list(chromium.QUIET))
         for _ in range(OPENINGS):
             page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
             page.goto(address)

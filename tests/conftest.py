@@ -1,6 +1,7 @@
 """Where the shared real files and golden arrays lie, and a small trained model that several tests use."""
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from hypothesis import settings
 
 from wsi_ips.config import SyntheticConfig
 from wsi_ips.datasets.synthetic import make_camelyon_like
+from wsi_ips.errors import SlideReadError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.recipe import FinetuneJob, make_job
+from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.tiff_reader import TiffReader
 
 # Shared machines stall: a slow example is no failure.
 settings.register_profile("wsi_ips", deadline=None)
@@ -72,3 +76,16 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     save_checkpoint(path, build_net(job.model), job.pipeline)
     return path
+
+
+@pytest.fixture
+def torn_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tile 8 of every level of every slide cannot be decoded by streams; tissue masks still see it."""
+    decode_tile = TiffReader.decode_tile
+
+    def torn(self: TiffReader, level: int, number: int, data: memoryview, out: RgbImage) -> None:
+        if number == 8 and threading.current_thread().name.startswith("wsi_ips-decode"):
+            raise SlideReadError(self.info.path, "tile 8 is torn")
+        decode_tile(self, level, number, data, out)
+
+    monkeypatch.setattr(TiffReader, "decode_tile", torn)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from benchmarks.chromium import NAMES, QUIET, installed
 from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.report.reported_run import Slide, make_run
@@ -326,16 +327,18 @@ def test_reporting_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def chromium(*arguments: str | Path, profile: Path) -> subprocess.CompletedProcess[str]:
-    """Run a page in Chromium without a window; skip where there is none."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
+def browser_path() -> str:
+    """Skips where there is none."""
+    found = installed()
     if found is None:
-        pytest.skip(f"none of {', '.join(names)} is installed")
-    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+        pytest.skip(f"none of {', '.join(NAMES)} is installed")
+    return found
+
+
+def chromium(*arguments: str | Path, profile: Path) -> subprocess.CompletedProcess[str]:
+    """Run a page in Chromium without a window."""
     return subprocess.run(
-        [found, *quiet, f"--user-data-dir={profile}", *map(str, arguments)],
+        [browser_path(), "--headless", *QUIET, f"--user-data-dir={profile}", *map(str, arguments)],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
 
@@ -381,11 +384,8 @@ def test_slides_are_searched_and_sorted(console: Console, tmp_path: Path) -> Non
         tmp_path, [Slide("b", 0.5), Slide("a10", 0.9), Slide("a9", 0.1), Slide("bad", status="failed")]
     )
     assert console("report", run, "--top", "0").code == 0
-    found = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("neither chromium nor google-chrome is installed")
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(executable_path=browser_path(), args=list(QUIET))
         page = browser.new_page(viewport={"width": 390, "height": 800})
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url.partition(":")[0]))

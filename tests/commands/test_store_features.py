@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,9 @@ from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.tiling.foreign_files import write_clam
 from wsi_ips.datasets.feature_files import open_features
-from wsi_ips.errors import SlideReadError
 from wsi_ips.inference.tensor_file import save_rows
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
-from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.slides.tiff_reader import TiffReader
 from wsi_ips.streaming.patch_region import PatchRegion
 from wsi_ips.tiling.coords import read_coords
 from wsi_ips.units import Mpp
@@ -341,17 +337,10 @@ def test_the_description_says_what_it_was_made_with(
     assert coords.lies_on_grid
 
 
+@pytest.mark.usefixtures("torn_tile")
 def test_unreadable_tiles_are_told_again_by_a_second_start(
-    console: Console, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    console: Console, small_data: SmallData, tmp_path: Path
 ) -> None:
-    decode_tile = TiffReader.decode_tile
-
-    def torn(self: TiffReader, level: int, number: int, data: memoryview, out: RgbImage) -> None:
-        if number == 8 and threading.current_thread().name.startswith("wsi_ips-decode"):
-            raise SlideReadError(self.info.path, "tile 8 is torn")
-        decode_tile(self, level, number, data, out)
-
-    monkeypatch.setattr(TiffReader, "decode_tile", torn)
     start = ("features", slides_in(small_data)[0], *ENCODER, *PATCHES, "--out", tmp_path / "f",
              "--set", "streaming.max_bad_tiles=0.5")  # fmt: skip
     first, second = console(*start), console(*start)

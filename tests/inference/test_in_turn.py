@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
-from wsi_ips.errors import SlideReadError, WsiIpsError
+from wsi_ips.errors import WsiIpsError
 from wsi_ips.inference.in_turn import predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import SlideResult, read_result
@@ -17,9 +17,7 @@ from wsi_ips.inference.slide_table import read_slide_table
 from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint import load_checkpoint
-from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.folder import find_slides
-from wsi_ips.slides.tiff_reader import TiffReader
 
 
 @pytest.fixture
@@ -117,18 +115,11 @@ def test_telemetry_of_a_strange_file_is_refused(value: object) -> None:
         SlideTelemetry.from_json(value)
 
 
+@pytest.mark.usefixtures("torn_tile")
 def test_an_unreadable_tile_is_white_and_told(
     small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The label stands; the row, the result and so the exit code say that not everything was seen."""
-    decode_tile = TiffReader.decode_tile
-
-    def torn(self: TiffReader, level: int, number: int, data: memoryview, out: RgbImage) -> None:
-        if number == 8 and threading.current_thread().name.startswith("wsi_ips-decode"):
-            raise SlideReadError(self.info.path, "tile 8 is torn")
-        decode_tile(self, level, number, data, out)
-
-    monkeypatch.setattr(TiffReader, "decode_tile", torn)
     monkeypatch.setattr(predictor, "_streaming", StreamingConfig(batch=16, max_bad_tiles=0.5))
     (job,) = jobs_of(small_data, 1)
     run = RunFolder(tmp_path)

@@ -1,7 +1,6 @@
 """A real browser on a real server."""
 
 import re
-import shutil
 import socket
 import threading
 import time
@@ -18,20 +17,16 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright, expect
 from starlette.applications import Starlette
 
+from benchmarks import chromium
 from wsi_ips.viewer.serving import bound
 
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 PATIENCE_MS = 20_000
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Debian's Chromium: Playwright's own builds are not downloaded."""
-    path = shutil.which("chromium")
+    path = chromium.installed()
     assert path, "chromium is not installed; make test-browser installs it"
-    return playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+    return playwright.chromium.launch(executable_path=path, args=list(chromium.QUIET))
 
 
 @contextmanager
