@@ -1,6 +1,7 @@
 """``finetune --features``: the same heads from stored features, in CLAM's and TRIDENT's layout."""
 
 import csv
+import json
 from pathlib import Path
 
 import h5py
@@ -110,8 +111,15 @@ def test_folds_cross_validate_and_are_not_done_twice(console: Console, recipe: P
         table = list(csv.DictReader(file))
     assert [row["fold"] for row in table] == ["0", "1", "mean", "sd"]
     assert 0 <= float(table[2]["val_auc"]) <= 1
+    predictions = (out / "held_out" / "predictions.csv").read_bytes()
+    assert len(predictions.splitlines()) == 21  # every slide once, by the fold that has not seen it
+    scored = console("evaluate", out / "held_out", manifest, "--split", "train+val", "--no-plots")
+    assert scored.code == 0, scored.err
+    figures = json.loads((out / "held_out" / "evaluation" / "metrics.json").read_text())
+    assert figures["slides"]["scored"] == 20
     written = (out / "fold_0" / "model.safetensors").stat().st_mtime_ns
     again = console(*arguments)
+    assert (out / "held_out" / "predictions.csv").read_bytes() == predictions
     assert "fold 1 was complete already" in again.out
     assert (out / "fold_0" / "model.safetensors").stat().st_mtime_ns == written
     assert console(*arguments[:-4], "--folds", "1").code == 2

@@ -39,7 +39,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
     manifest: Annotated[Path, typer.Argument(help="CSV with the labels: slide_id,case_id,label,split,path.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/evaluation.")] = None,
-    split: Annotated[str | None, typer.Option(help="train, val or test (default).")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val, train+val or test (default).")] = None,
     task: Annotated[str | None, typer.Option(help="Score one task; default: all of the model's.")] = None,
     annotations: Annotated[
         Path | None, typer.Option(help="Folder of lesion outlines, SLIDE_ID.xml (ASAP): adds FROC.")

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from wsi_ips.commands.held_out import HELD_OUT, predict_held_out
 from wsi_ips.commands.inputs import given_mpp
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.datasets.manifest import Manifest, read_manifest
+from wsi_ips.inference.slide_work import named
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.streaming.device import pick_device
@@ -36,7 +38,7 @@ def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
 
 
 def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> Outcome:
-    """Say how the folds did, and which slides they left out."""
+    """Say how the folds did, which slides they left out, and where each slide's own prediction is."""
     if job.restart:
         forget_folds(job.out)
     folds = cross_validate(
@@ -47,7 +49,11 @@ def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> 
     lines = [f"fold {fold.number} was complete already" for fold in folds if fold.skipped]
     lines += [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in mean_and_sd(folds).items()]
     bad = {slide_id: reason for fold in folds for slide_id, reason in fold.bad.items()}
-    failures = [f"{slide_id}: {reason}" for slide_id, reason in bad.items()]
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    rows = predict_held_out(manifest, job, folds, slide_mpp=slide_mpp, progress=progress)
+    bad |= {row.slide_id: row.error for row in rows if row.error and row.slide_id not in bad}
+    failures = [named(slide_id, reason) for slide_id, reason in bad.items()]
+    lines.append(f"each slide by the model that has not seen it: {job.out / HELD_OUT}")
     return Outcome.of_slides(failures, f"{k} folds in {job.out / 'cv.csv'}", details=lines)
 
 

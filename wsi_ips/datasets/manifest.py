@@ -39,8 +39,8 @@ class Manifest:
     records: tuple[SlideRecord, ...]
 
     def split(self, name: str) -> list[SlideRecord]:
-        """The slides of ``train``, ``val`` or ``test``."""
-        return [record for record in self.records if record.split == name]
+        """The slides of ``train``, ``val`` or ``test``; of several, joined by ``+``."""
+        return [record for record in self.records if record.split in name.split("+")]
 
 
 def read_manifest(

@@ -1,7 +1,7 @@
 """Slides labelled from their stored features, without opening a slide."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -94,15 +94,31 @@ def predict_features(
     Also gives the ids of the slides whose files do not say how large their patches are. The tables are written
     after every slide, so that a killed run leaves whole files.
     """
-    unplaced: list[str] = []
     jobs = [SlideJob(slide_id, path) for slide_id, path in paths.items()]
-    recorder = SlideRecorder(run, checkpoint=predictor.checkpoint)
     tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
+    unplaced = label_features(jobs, predictor, run, tables, on_error=on_error, progress=progress)
+    tables.close()
+    return tables, unplaced
+
+
+def label_features(
+    jobs: Sequence[SlideJob],
+    predictor: FeaturePredictor,
+    run: RunFolder,
+    tables: RunTables,
+    *,
+    on_error: Literal["report", "stop"] = "report",
+    progress: Progress = silent,
+) -> list[str]:
+    """Label the slides whose features files the jobs name, as part of a run; give what :func:`predict_features`
+    gives of them."""
+    unplaced: list[str] = []
+    recorder = SlideRecorder(run, checkpoint=predictor.checkpoint)
     with progress("Predicting", total=len(jobs)) as advance:
         for job in jobs:
             tables.begun(job.slide_id)
             try:
-                done, placed = predictor.predict(job.slide_id, paths[job.slide_id], run)
+                done, placed = predictor.predict(job.slide_id, Path(job.path), run)
                 if not placed:
                     unplaced.append(job.slide_id)
             except Exception as error:  # noqa: BLE001 - whatever a file holds is its slide's failure
@@ -111,8 +127,7 @@ def predict_features(
             if done.error is not None and on_error == "stop":
                 raise done.error
             advance(f"{job.slide_id}: {done.row.status}")
-    tables.close()
-    return tables, unplaced
+    return unplaced
 
 
 def _write_corners_only(

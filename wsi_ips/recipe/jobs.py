@@ -303,7 +303,8 @@ class EvaluateJob(Section):
     manifest: Path
     out: Path | None = None
     """None: ``evaluation/`` in ``run``."""
-    split: Literal["train", "val", "test"] = "test"
+    split: Literal["train", "val", "test", "train+val"] = "test"
+    """``train+val``: what a cross-validation held out, fold by fold."""
     task: str | None = None
     """Of a model with several tasks, the one to score; none: all."""
     annotations: Path | None = None
@@ -328,7 +329,7 @@ class EvaluateJob(Section):
 
     @model_validator(mode="after")
     def _threshold_is_chosen_elsewhere(self) -> Self:
-        if self.threshold_from == self.split:
+        if self.threshold_from is not None and self.threshold_from in self.split.split("+"):
             raise ValueError(
                 f"threshold_from must be another split than the one that is scored, {self.split}"
             )

@@ -16,6 +16,7 @@ from wsi_ips.datasets.splits import folds_by_case
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
 from wsi_ips.training.fit import FinetuneReport, deciding_settings
+from wsi_ips.training.record import BEST_NAME
 from wsi_ips.training.run_state import forget_run
 
 DONE_NAME = "fold.json"
@@ -27,14 +28,16 @@ Train = Callable[[Manifest, Path], FinetuneReport]
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """figures: of the epoch that was kept, as in ``history.csv``. bad: {slide_id: why it was left out}. skipped:
-    the fold was complete already."""
+    """figures: of the epoch that was kept, as in ``history.csv``. bad: {slide_id: why it was left out}. held_out:
+    ids of the slides that its checkpoint has not seen. skipped: the fold was complete already."""
 
     number: int
     train_slides: int
     val_slides: int
     bad: Mapping[str, str]
     figures: Mapping[str, float]
+    held_out: tuple[str, ...]
+    checkpoint: Path
     skipped: bool = False
 
 
@@ -94,9 +97,9 @@ def mean_and_sd(folds: Sequence[Fold]) -> dict[str, tuple[float, float]]:
 
 def _fold(number: int, manifest: Manifest, config: FinetuneConfig, out: Path, train: Train) -> Fold:
     what = _fingerprint(manifest, config)
-    done = out / DONE_NAME
+    done, held_out = out / DONE_NAME, tuple(record.slide_id for record in manifest.split("val"))
     if done.is_file():
-        return _done(done, number, what)
+        return _done(done, number, what, held_out)
     report = train(manifest, out)
     fold = Fold(
         number,
@@ -104,6 +107,8 @@ def _fold(number: int, manifest: Manifest, config: FinetuneConfig, out: Path, tr
         val_slides=sum(record.slide_id not in report.bad for record in manifest.split("val")),
         bad=dict(report.bad),
         figures={name: float(value) for name, value in report.history[report.best_epoch].items()},
+        held_out=held_out,
+        checkpoint=out / BEST_NAME,
     )
     held = {"run": what, "train_slides": fold.train_slides, "val_slides": fold.val_slides,
             "bad": fold.bad, "figures": dict(fold.figures)}  # fmt: skip
@@ -112,7 +117,7 @@ def _fold(number: int, manifest: Manifest, config: FinetuneConfig, out: Path, tr
     return fold
 
 
-def _done(path: Path, number: int, what: str) -> Fold:
+def _done(path: Path, number: int, what: str, held_out: tuple[str, ...]) -> Fold:
     try:
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if held["run"] != what:
@@ -127,7 +132,15 @@ def _done(path: Path, number: int, what: str) -> Fold:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: cannot be read ({error}); delete it to go on with this fold") from None
-    return Fold(number, **counts, bad=bad, figures=figures, skipped=True)
+    return Fold(
+        number,
+        **counts,
+        bad=bad,
+        figures=figures,
+        held_out=held_out,
+        checkpoint=path.with_name(BEST_NAME),
+        skipped=True,
+    )
 
 
 def _fingerprint(manifest: Manifest, config: FinetuneConfig) -> str:

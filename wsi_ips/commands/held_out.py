@@ -1,0 +1,76 @@
+"""What each fold's model says of the slides that it has not seen: one prediction run over all of them."""
+
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+
+from wsi_ips.datasets.feature_files import find_features
+from wsi_ips.datasets.manifest import Manifest
+from wsi_ips.inference.feature_predict import FeaturePredictor, label_features
+from wsi_ips.inference.in_turn import predict_in_turn
+from wsi_ips.inference.predict import Predictor
+from wsi_ips.inference.predictions import PredictionRow
+from wsi_ips.inference.run_folder import RunFolder, claimed
+from wsi_ips.inference.run_tables import RunTables
+from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
+from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.progress import Progress
+from wsi_ips.recipe import FinetuneJob
+from wsi_ips.streaming.device import pick_device
+from wsi_ips.training.cross_validation import Fold
+from wsi_ips.units import Mpp
+
+HELD_OUT = "held_out"
+"""The run's folder, beside those of the folds."""
+
+
+def predict_held_out(
+    manifest: Manifest,
+    job: FinetuneJob,
+    folds: Sequence[Fold],
+    *,
+    slide_mpp: Callable[[str], Mpp | None],
+    progress: Progress,
+) -> list[PredictionRow]:
+    """Label every held-out slide by its fold's model, into a run as ``predict`` writes it; give its rows.
+
+    A slide that cannot be read becomes a row. A run that was killed goes on; one of other models is replaced.
+    """
+    run = RunFolder(job.out / HELD_OUT)
+    records = {record.slide_id: record for record in manifest.records}
+    held_out = [slide_id for fold in folds for slide_id in fold.held_out]
+    paths = {slide_id: records[slide_id].path.absolute() for slide_id in held_out}
+    if job.features is not None:
+        paths = find_features(job.features, held_out)
+    hashes = [checkpoint_sha256(fold.checkpoint) for fold in folds]
+    together = sha256(" ".join(hashes).encode()).hexdigest()
+    config = job.model_dump(mode="json")
+    with claimed(run, config=config, checkpoint=job.out, sha256=together, force=True):
+        jobs = {slide_id: SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in paths.items()}
+        tables = RunTables(run, list(jobs.values()), tasks=job.model.tasks)
+        for fold, checkpoint in zip(folds, hashes, strict=True):
+            its_jobs = [jobs[slide_id] for slide_id in fold.held_out]
+            _label(its_jobs, fold, job, tables, run, checkpoint=checkpoint, progress=progress)
+        tables.close()
+        return tables.rows
+
+
+def _label(
+    jobs: Sequence[SlideJob],
+    fold: Fold,
+    job: FinetuneJob,
+    tables: RunTables,
+    run: RunFolder,
+    *,
+    checkpoint: str,
+    progress: Progress,
+) -> None:
+    net, pipeline = load_checkpoint(fold.checkpoint)
+    device = pick_device(job.device)
+    if job.features is not None:
+        reader = FeaturePredictor(net, pipeline, job.streaming, device, checkpoint=checkpoint)
+        label_features(jobs, reader, run, tables, progress=progress)
+        return
+    predictor = Predictor(net, pipeline, streaming=job.streaming, device=device, checkpoint=checkpoint)
+    recorder = SlideRecorder(run, checkpoint=checkpoint)
+    left = tables.take_found(jobs, recorder)
+    predict_in_turn(left, SlideWork(predictor, recorder), tables, progress=progress)
