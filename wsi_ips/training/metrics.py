@@ -1,6 +1,7 @@
 """What is measured of a split while training goes on: the loss and how well each task is told apart."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torchmetrics.classification import (
     MultilabelExactMatch,
 )
 from torchmetrics.regression import MeanAbsoluteError
+from torchmetrics.utilities import dim_zero_cat
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.targets import Target
@@ -24,8 +26,9 @@ from wsi_ips.training.learning import step_loss, target_tensor
 class SplitMetrics(nn.Module):
     """Gathers bag by bag, over all processes; ``compute`` gives ``{name: value}`` and starts anew.
 
-    Names: ``loss``; per task ``auc`` and ``accuracy`` (all labels of a bag right, for sigmoid tasks of several
-    classes), or ``mae`` for a linear task, with the task's name in front where there are several.
+    Names: ``loss``; per task ``auc`` (the mean over the classes that some bags have and others do not) and
+    ``accuracy`` (all labels of a bag right, for sigmoid tasks of several classes), or ``mae`` for a linear task,
+    with the task's name in front where there are several.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig]) -> None:
@@ -66,7 +69,41 @@ def _measures(task: TaskConfig) -> dict[str, Metric]:
     if task.activation == "linear":
         return {"mae": MeanAbsoluteError()}
     if task.activation == "softmax":
-        return {"auc": MulticlassAUROC(classes), "accuracy": MulticlassAccuracy(classes, average="micro")}
+        return {
+            "auc": _MulticlassMeanAuroc(classes),
+            "accuracy": MulticlassAccuracy(classes, average="micro"),
+        }
     if classes == 1:
         return {"auc": BinaryAUROC(), "accuracy": BinaryAccuracy()}
-    return {"auc": MultilabelAUROC(classes), "accuracy": MultilabelExactMatch(classes)}
+    return {"auc": _MultilabelMeanAuroc(classes), "accuracy": MultilabelExactMatch(classes)}
+
+
+class _MulticlassMeanAuroc(MulticlassAUROC):
+    """torchmetrics counts a class that does not occur as an AUC of 0, which is no judgement of a small split."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, average="none")
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        target_S = dim_zero_cat(self.target)
+        positives_C = torch.bincount(target_S, minlength=self.num_classes)
+        return _mean_of_told(super().compute, positives_C, len(target_S))
+
+
+class _MultilabelMeanAuroc(MultilabelAUROC):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, average="none")
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        target_SC = dim_zero_cat(self.target)
+        return _mean_of_told(super().compute, target_SC.sum(dim=0), len(target_SC))
+
+
+def _mean_of_told(aucs: Callable[[], Tensor], positives_C: Tensor, bags: int) -> Tensor:
+    """The mean over classes that some bags have and others do not; where there is none, nothing is told: 0.5."""
+    told_C = (positives_C > 0) & (positives_C < bags)
+    if not told_C.any():
+        return torch.full((), 0.5, device=positives_C.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No (positive|negative) samples in targets")
+        return aucs()[told_C].mean()
