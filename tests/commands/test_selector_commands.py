@@ -68,6 +68,11 @@ def test_a_selector_is_trained_and_predicts_like_any_other(
             assert float(row["recall"]) == pytest.approx(report.recall)
             assert report.recall is not None
             assert report.recall >= 0.5 - 1e-6
+    in_parts = ("--out", tmp_path / "parts", "--set", "batch.shard_patches=8")
+    said = console("predict", slides, "--checkpoint", model / "model.safetensors", *in_parts)
+    assert said.code == 2
+    assert "scored in parts by selection.selector: ips" in said.complaint
+    assert not (tmp_path / "parts").exists()
     first = next(iter(rows))
     result = read_result(run.attention(first))
     assert result.coarse is not None

@@ -16,6 +16,7 @@ from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.case_predictions import read_case_table, write_cases
 from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
 from wsi_ips.inference.in_turn import predict_in_turn
+from wsi_ips.inference.predict import check_parts
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder, claimed
@@ -43,8 +44,8 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     pipeline = checkpoint_config(job.checkpoint)
     if pipeline.model.encoder.features is not None:
         raise ConfigError(f"{job.checkpoint}: reads stored features, not slides; give them with --features")
-    if job.batch.shard_patches is not None and pipeline.selection.rule != "global":
-        raise ConfigError("batch.shard_patches needs a checkpoint with selection.rule: global")
+    if job.batch.shard_patches is not None:
+        check_parts(pipeline)
     assert job.slides is not None  # the job sees to it
     jobs = _slide_jobs(job, job.slides)
     case_of = read_case_table(job.cases, [slide.slide_id for slide in jobs]) if job.cases else None

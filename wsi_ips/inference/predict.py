@@ -122,12 +122,7 @@ class Predictor:
         At the ends of chunks, so that every patch is encoded beside the same others as in one pass. Raises
         :class:`ConfigError` for a rule that cannot be cut.
         """
-        selection = self.pipeline.selection
-        if selection.rule != "global" or selection.selector != "ips":
-            raise ConfigError(
-                "a slide is scored in parts by selection.selector: ips under selection.rule: global only; leave "
-                "batch.shard_patches out"
-            )
+        check_parts(self.pipeline)
         step = max(1, most // self._streaming.batch) * self._streaming.batch
         return [range(first, min(first + step, n_patches)) for first in range(0, n_patches, step)]
 
@@ -192,6 +187,15 @@ class Predictor:
             checkpoint=self.checkpoint,
             telemetry=telemetry,
             bad_tiles=bad_tiles,
+        )
+
+
+def check_parts(pipeline: PipelineConfig) -> None:
+    """Raises :class:`ConfigError` where a slide cannot be scored in parts."""
+    if pipeline.selection.rule != "global" or pipeline.selection.selector != "ips":
+        raise ConfigError(
+            "a slide is scored in parts by selection.selector: ips under selection.rule: global only; leave "
+            "batch.shard_patches out"
         )
 
 
