@@ -54,6 +54,8 @@ def test_a_selector_is_trained_and_predicts_like_any_other(
         result = read_result(run.attention(slide_id))
         report = result.coarse
         assert report is not None
+        assert float(row["encode_s"]) > 0
+        assert float(row["select_s"]) > 0
         assert int(float(row["patches"])) == report.let_through
         assert int(float(row["patches_saved"])) == report.saved > 0
         assert int(predicted[slide_id]["n_patches"]) == report.patches == report.let_through + report.saved

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -32,12 +33,13 @@ EVALUATION_SEED = 0
 @dataclass(frozen=True, slots=True)
 class FromAfar:
     """logits_W: float32 on the CPU, what the scorer says of every window. ids_N: the patches. largest_chunk:
-    windows of the largest chunk."""
+    windows of the largest chunk. scored_s: seconds in the scorer."""
 
     windows: Windows
     logits_W: Tensor
     ids_N: Tensor
     largest_chunk: int
+    scored_s: float
 
     def patch_logits(self) -> Tensor:
         """(N,) of every patch: its window's."""
@@ -56,14 +58,16 @@ def look(
     """Score all windows of a slide, without gradients; the net's own mode is restored. Memory: one chunk of
     windows, and a number a window. Raises ``ValueError`` without patches."""
     windows = source.windows(coarse)
-    parts, largest = [], 1
+    parts, largest, scored_s = [], 1, 0.0
     with scoring(net):
         for chunk in through(windows.source):
+            started = perf_counter()
             parts.append(net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n)).float().cpu())
+            scored_s += perf_counter() - started
             largest = max(largest, len(chunk))
     if not parts:
         raise ValueError("no patches")
-    return FromAfar(windows, torch.cat(parts), source.ids(), largest)
+    return FromAfar(windows, torch.cat(parts), source.ids(), largest, scored_s)
 
 
 def let_through(
@@ -96,6 +100,7 @@ def read_sampled(
     windows' chunks go through.
     """
     seen = look(net, source, selection.coarse, through=through)
+    started = perf_counter()
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     attention_N, samples = net.draw(seen.patch_logits(), generator=generator)
     if len(seen.ids_N) < net.sampling.samples and not net.sampling.replacement:
@@ -105,7 +110,9 @@ def read_sampled(
             net.sampling.samples,
         )
     ids_M, attention_M = seen.ids_N[samples.index_BN[0]], samples.attention_BN[0]
+    drawn = perf_counter()
     emb_MD = encode_once(net, source, ids_M, batch=seen.largest_chunk)
+    encode_s = perf_counter() - drawn
     with scoring(net):
         bag = net.read_samples(emb_MD, [attention_M.to(emb_MD.device)], encoded=True)
     store = ScoreStore()
@@ -113,7 +120,8 @@ def read_sampled(
     store.add(seen.ids_N, logits_NHT)
     report = CoarseReport(len(seen.ids_N), len(ids_M.unique()), len(seen.logits_W), 0, None)
     kept = Kept(ids_M, emb_MD, attention_M, logits_NHT[samples.index_BN[0]])
-    return SlideReading(kept, store, emb_MD, bag, coarse=report)
+    select_s = seen.scored_s + perf_counter() - started - encode_s
+    return SlideReading(kept, store, emb_MD, bag, encode_s, select_s, coarse=report)
 
 
 def encode_once(
@@ -144,4 +152,4 @@ def read_cascade(
     encoder_windows = len(seen.logits_W) if isinstance(coarse.scorer, EncoderScorer) else 0
     recall = coarse.recall_at(len(rows_n) / len(seen.ids_N))
     report = CoarseReport(len(seen.ids_N), len(rows_n), len(seen.logits_W), encoder_windows, recall)
-    return replace(reading, coarse=report)
+    return replace(reading, select_s=reading.select_s + seen.scored_s, coarse=report)
