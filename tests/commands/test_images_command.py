@@ -15,6 +15,7 @@ from wsi_ips.datasets.synthetic_signs import make_signs
 from wsi_ips.datasets.traffic_signs import CLASSES
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.recipe import ImagesJob, load_recipe, make_job, shipped_recipe
 from wsi_ips.training.kept_patches import PatchKeeper
 
@@ -64,8 +65,6 @@ def test_camelyon_s_network_of_stored_features_has_the_paper_s_size() -> None:
     assert sum(weight.numel() for weight in net.parameters()) == 4_201_473
 
 
-# Six images do not show every digit.
-@pytest.mark.filterwarnings("ignore:No (positive|negative) samples in targets")
 def test_megapixel_mnist_is_drawn_learned_and_scored(console: Console, tmp_path: Path) -> None:
     mnist = write_small_mnist(tmp_path / "digits", train=300, test=100)
     out = tmp_path / "run"
@@ -107,6 +106,40 @@ def test_traffic_signs_are_learned_and_scored_and_a_broken_image_is_reported(
     refused = console("run", str(shipped_recipe("traffic_signs")), *settings(f"data.root={tmp_path}"))
     assert refused.code == 2
     assert "no such annotations" in refused.err
+
+
+def test_attention_sampling_s_published_models_are_learned_by_recipe(
+    console: Console, tmp_path: Path
+) -> None:
+    """Everything as published but the size of images and sets."""
+    mnist = write_small_mnist(tmp_path / "digits", train=300, test=100)
+    make_signs(tmp_path / "sts", train=10, test=5)
+    recipes = (
+        (
+            "ats_megapixel_mnist",
+            30_411,
+            f"{{kind: megapixel_mnist, mnist: {mnist}, side_px: 200, train: 8, val: 0, "
+            "test: 6, noise: 2, small_scale: 0.12}",
+        ),
+        (
+            "ats_speed_limits",
+            66_133,
+            f"{{kind: traffic_signs, root: {tmp_path / 'sts'}, verify: false, height_px: 240, "
+            "width_px: 320, small_scale: 0.3, augment: true}",
+        ),
+    )
+    for recipe, weights, size in recipes:
+        out = tmp_path / recipe
+        given = settings(f"data={size}", f"out={out}", "training.epochs=2", "device=cpu")
+        said = console("run", str(shipped_recipe(recipe)), *given)
+        assert said.code == 0, said.err
+        with (out / "history.csv").open(newline="") as file:
+            losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+        assert len(losses) == 2
+        net, pipeline = load_checkpoint(out / "model.safetensors")
+        assert pipeline.selection.selector == "attention_sampling"
+        assert sum(weight.numel() for weight in net.parameters()) == weights
+        assert 0 <= json.loads((out / "test.json").read_text())["accuracy"] <= 1
 
 
 def test_the_photograph_that_is_learned_from_is_the_one_that_was_scored(tmp_path: Path) -> None:
