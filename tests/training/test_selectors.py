@@ -27,7 +27,7 @@ from wsi_ips.selection.slide_reading import score_part
 from wsi_ips.training.calibration import recall_curve
 from wsi_ips.training.cascade import CascadeLearner
 from wsi_ips.training.fit import train_bags
-from wsi_ips.training.learning import step_loss
+from wsi_ips.training.learning import make_optimizer, step_loss
 from wsi_ips.training.methods import make_method
 from wsi_ips.training.sampled_slides import SlideLearner
 
@@ -275,3 +275,18 @@ def test_a_killed_run_goes_on_with_the_same_weights(tmp_path: Path, monkeypatch:
     resumed = train_bags(bags, bags, config, tmp_path / "killed", device=CPU)
     assert resumed.history == whole.history
     assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+
+def test_what_looks_from_afar_has_a_learning_rate_of_its_own() -> None:
+    config = config_of("cascade", lr=1e-4, encoder_lr=1e-5, coarse_lr=1e-3)
+    net = build_selecting_net(config.model, config.selection)
+    rate_of = {
+        id(weight): group["lr"]
+        for group in make_optimizer(net, config.training).param_groups
+        for weight in group["params"]
+    }
+    assert len(rate_of) == len(list(net.parameters()))
+    assert net.coarse is not None
+    parts = {"coarse": net.coarse, "encoder": net.encoder, "heads": net.heads}
+    rates = {name: {rate_of[id(weight)] for weight in part.parameters()} for name, part in parts.items()}
+    assert rates == {"coarse": {1e-3}, "encoder": {1e-5}, "heads": {1e-4}}

@@ -41,6 +41,9 @@ class TrainingConfig(Section):
     lr: PositiveFloat = 3e-4
     encoder_lr: PositiveFloat | None = None
     """Peak learning rate of the encoder; none: the same as ``lr``."""
+    coarse_lr: PositiveFloat | None = None
+    """Peak learning rate of what looks from afar, which begins from nothing even where the rest is gently
+    fine-tuned; none: the same as ``lr``."""
     weight_decay: NonNegativeFloat = 0.1
     gradient_clip: NonNegativeFloat = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""

@@ -118,15 +118,19 @@ def target_tensor(task: TaskConfig, targets: Sequence[Mapping[str, Target]], dev
 
 
 def make_optimizer(net: BagNet, training: TrainingConfig) -> AdamW:
-    """The paper's: AdamW with weight decay on every parameter; the encoder may have a learning rate of its own."""
-    encoder = list(net.encoder.parameters())
-    members = {id(weight) for weight in encoder}
-    others = [weight for weight in net.parameters() if id(weight) not in members]
-    groups = []
-    for weights, peak_lr in ((others, training.lr), (encoder, training.encoder_lr or training.lr)):
-        if learned := [weight for weight in weights if weight.requires_grad]:
-            groups.append({"params": learned, "lr": peak_lr, "peak_lr": peak_lr})
-    return AdamW(groups, weight_decay=training.weight_decay)
+    """The paper's: AdamW with weight decay on every parameter; the encoder, and what looks from afar, may have
+    learning rates of their own."""
+    rates: dict[int, float] = {}
+    for part, rate in ((net.coarse, training.coarse_lr), (net.encoder, training.encoder_lr)):
+        rates |= {id(weight): rate for weight in (part.parameters() if part else ()) if rate is not None}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for weight in net.parameters():
+        if weight.requires_grad:
+            groups.setdefault(rates.get(id(weight), training.lr), []).append(weight)
+    return AdamW(
+        [{"params": weights, "lr": rate, "peak_lr": rate} for rate, weights in groups.items()],
+        weight_decay=training.weight_decay,
+    )
 
 
 def set_learning_rate(
