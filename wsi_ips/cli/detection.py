@@ -42,7 +42,9 @@ def detect(
     ] = None,
     min_tissue: Annotated[float | None, typer.Option(help="Share of a patch that is tissue (0.1).")] = None,
     score_threshold: Annotated[float | None, typer.Option(help="Default: the detector's own.")] = None,
-    shape: Annotated[str | None, typer.Option(help="In the GeoJSON: box (default) or point.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="In the GeoJSON: outline (default of mask_rcnn), box or point.")
+    ] = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,

@@ -39,8 +39,8 @@ class DetectJob(Resolution):
     min_tissue: Fraction = 0.1
     score_threshold: Fraction | None = None
     """None: the detector's own."""
-    shape: Literal["box", "point"] = "box"
-    """Of objects in the GeoJSON."""
+    shape: Literal["outline", "box", "point"] | None = None
+    """Of objects in the GeoJSON; none: outlines where the detector tells them, else boxes."""
     device: str = "auto"
     streaming: StreamingConfig = StreamingConfig(batch=4)
 
