@@ -9,13 +9,11 @@ from shapely import Polygon
 
 from wsi_ips.files import whole_table
 from wsi_ips.inference.detect import FoundObjects
+from wsi_ips.inference.found_table import COLUMNS, OUTLINE
 from wsi_ips.inference.mask_outlines import box_polygons
 from wsi_ips.qupath import Feature, feature_id, l0_origin, rectangle, write_features
 from wsi_ips.slides.base import SlideInfo
 
-COLUMNS = ("class", "score", "l0_x", "l0_y", "l0_left", "l0_top", "l0_right", "l0_bottom")
-OUTLINE = "l0_outline"
-"""The last column, of a detector with masks."""
 DECIMALS = 2
 Shape = Literal["box", "point", "outline"]
 
