@@ -19,15 +19,14 @@ import torch
 
 from wsi_ips.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.datasets.nucleus_outlines import OutlinedImage, read_outlined_images, split_off
-from wsi_ips.evaluation.matching import best_threshold, match_boxes, summed
+from wsi_ips.evaluation.detector_scores import RULES, Score, chosen_threshold, found_in_images, score_found
 from wsi_ips.models.cost import parameters_of
-from wsi_ips.models.detection.build import LOWEST_SCORE, build_retinanet
+from wsi_ips.models.detection.build import build_detector
 from wsi_ips.models.detection.checkpoint import save_detector
-from wsi_ips.training.detector import detect_in_image, train_detector
+from wsi_ips.training.detector import train_detector
 
 BACKBONES = {"spinenet49s": "spinenet49s", "resnet18_fpn": "resnet18"}
 KEPT_BACK = 2
-RULES = {"": ("iou", 0.5), "_12px": ("distance", 12.0)}
 SMALL = {"head_channels": 64, "head_convs": 2, "pyramid_channels": 128, "anchor_base": 2.0}
 """Heads for a CPU. The median nucleus at 40x has a side of 25 px: anchors begin at 16."""
 
@@ -68,17 +67,17 @@ def detection_figures(
     for name, backbone in BACKBONES.items():
         torch.manual_seed(training.seed)
         config = DetectorConfig.model_validate({"backbone": backbone, **SMALL})
-        detector = build_retinanet(config)
+        detector = build_detector(config)
         started = time.perf_counter()
         for step, loss in enumerate(train_detector(detector, train, training)):
             if step % 20 == 0:
                 print(f"{name} step {step} loss {loss:.3f}", file=sys.stderr, flush=True)
         figures[f"{name}_train_s"] = time.perf_counter() - started
         figures[f"{name}_parameters"] = parameters_of(detector)
-        scores, threshold = scored(detector, chosen_on, test)
-        figures.update({f"{name}_{key}": value for key, value in scores.items()})
+        scores = scored(detector, chosen_on, test)
+        figures |= {f"{name}_{key}": value for score in scores for key, value in score.figures.items()}
         if keep is not None:
-            config = config.model_copy(update={"score_threshold": threshold})
+            config = config.model_copy(update={"score_threshold": scores[0].threshold})
             save_detector(keep / f"{name}.safetensors", detector, config)
         print(f"{name} {scores}", file=sys.stderr, flush=True)
     return figures
@@ -86,32 +85,13 @@ def detection_figures(
 
 def scored(
     detector: torch.nn.Module, chosen_on: Sequence[OutlinedImage], test: Sequence[OutlinedImage]
-) -> tuple[dict[str, float], float]:
-    """Figures on the test images at the threshold that is best on the others (by IoU), and that threshold."""
-    detector.eval()
-    detector.score_thresh = LOWEST_SCORE  # torchvision's name
-    found = {image.name: detect_in_image(detector, image.rgb_HWC) for image in (*chosen_on, *test)}
-    figures: dict[str, float] = {}
-    thresholds = []
-    for suffix, (rule, limit) in RULES.items():
-        threshold = best_threshold(
-            [found[image.name] for image in chosen_on],
-            [image.boxes_N4 for image in chosen_on],
-            rule=rule,  # type: ignore[arg-type]
-            limit=limit,
-        )
-        total = summed(
-            match_boxes(boxes[scores >= threshold], image.boxes_N4, rule=rule, limit=limit)  # type: ignore[arg-type]
-            for image in test
-            for boxes, scores in [found[image.name]]
-        )
-        figures |= {
-            f"f1{suffix}": total.f1,
-            f"precision{suffix}": total.precision,
-            f"recall{suffix}": total.recall,
-        }
-        thresholds.append(threshold)
-    return figures, thresholds[0]
+) -> list[Score]:
+    """On the test images by each rule, at the threshold that is best by it on the others."""
+    found_chosen_on, found_test = found_in_images(detector, chosen_on), found_in_images(detector, test)
+    return [
+        score_found(found_test, test, rule, threshold=chosen_threshold(found_chosen_on, chosen_on, rule))
+        for rule in RULES
+    ]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 # Left to right, as in ARCHITECTURE.md.
 ORDER = [
     "location", "byte_cache", "errors", "units", "config", "files", "hdf5", "progress", "versions",
-    "fingerprint", "held_folder",
-    "slides", "tiling", "streaming", "attention_sampling", "models", "selection", "datasets", "training",
+    "fingerprint", "held_folder", "slides", "qupath", "tiling", "streaming", "attention_sampling", "models",
+    "selection", "datasets", "training",
     "evaluation", "inference", "heatmaps", "report", "viewer", "recipe", "demo", "commands", "progress_bars",
     "cli",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 @pytest.mark.parametrize("recipe", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_a_job(recipe: Path) -> None:
     job = make_job(load_recipe(recipe), source=recipe.name)
-    assert job.command in ("demo", "finetune", "images", "predict", "overlay", "evaluate")
+    assert job.command in ("demo", "finetune", "images", "predict", "overlay", "evaluate", "train-detector")
 
 
 def test_overrides_reach_into_sections_and_leave_the_rest() -> None:
@@ -47,7 +47,8 @@ def test_overrides_do_not_change_what_they_are_laid_over() -> None:
             {"command": "predict", "slides": "s", "checkpoint": "c", "out": "o", "streaming": {"threads": 0}},
             "streaming.threads",
         ),
-        ({"command": "bake"}, "'command' must be one of"),
+        ({"command": "bake"}, "'command' must be one of tile, .*, train-detector, detect, "),
+        ({"command": "detect", "slides": "s", "detector": "d", "out": "o", "patch_px": 3}, ": patch_px: "),
         ({}, "'command' must be one of"),
         (
             {"command": "tile", "slides": "s", "out": "o", "tiling": {"patch_px": 64, "overlap_px": 64}},
@@ -124,3 +125,15 @@ def test_a_job_survives_being_written_as_yaml(epochs: int, lr: float) -> None:
     )
     assert isinstance(job, FinetuneJob)
     assert make_job(job.model_dump(mode="json"), source="again") == job
+
+
+def test_every_job_is_done_by_a_function_that_is_there() -> None:
+    """The table names them in words: their modules are heavy."""
+    from importlib import import_module
+
+    from wsi_ips.commands.job import _DONE_BY
+
+    assert set(_DONE_BY) == set(get_args(Job))
+    for name in _DONE_BY.values():
+        module, _, function = name.partition(":")
+        assert callable(getattr(import_module(f"wsi_ips.commands.{module}"), function))

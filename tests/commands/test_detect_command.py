@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+import shapely
 import torch
 
 from tests.commands.console import Console
 from tests.conftest import SmallData
 from wsi_ips.config import DetectorConfig
 from wsi_ips.inference.results import read_result
-from wsi_ips.models.detection.build import build_retinanet
+from wsi_ips.models.detection.build import build_detector, build_retinanet
 from wsi_ips.models.detection.checkpoint import save_detector
 
 
@@ -73,6 +74,35 @@ def test_kept_patches_of_a_run(
         assert inside.any()
 
 
+def test_outlines_of_a_detector_with_masks(console: Console, small_data: SmallData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = DetectorConfig(
+        model="mask_rcnn", backbone="resnet10t", pyramid_channels=8, head_channels=8, head_convs=1, mpp=2.0,
+        score_threshold=0.0, most_per_image=3,
+    )  # fmt: skip
+    save_detector(tmp_path / "m.safetensors", build_detector(config), config)
+    slide = sorted(small_data.slides.glob("*.tif"))[0]
+    arguments = (
+        "detect",
+        slide,
+        "--detector",
+        tmp_path / "m.safetensors",
+        "--out",
+        tmp_path,
+        "--patch-px",
+        "256",
+    )
+    assert console(*arguments).code == 0
+    found = rows(tmp_path / "objects" / f"{slide.stem}.csv")
+    features = json.loads((tmp_path / "objects" / f"{slide.stem}.geojson").read_text())["features"]
+    assert len(found) == len(features) > 0
+    for row, feature in zip(found, features, strict=True):
+        outline = shapely.from_wkt(row["l0_outline"])
+        assert outline.equals_exact(shapely.geometry.shape(feature["geometry"]), 0.02)
+    assert console(*arguments, "--shape", "point").code == 0
+    assert '"Point"' in (tmp_path / "objects" / f"{slide.stem}.geojson").read_text()
+
+
 def test_what_cannot_be_is_one_line(
     console: Console, small_data: SmallData, small_checkpoint: Path, detector: Path, tmp_path: Path
 ) -> None:
@@ -85,3 +115,5 @@ def test_what_cannot_be_is_one_line(
         "detect", slides, "--detector", detector, "--run", tmp_path, "--slide-mpp", "1", "--out", tmp_path
     )
     assert "leave slide_mpp and mpp_csv out" in said.complaint
+    said = console("detect", slides, "--detector", detector, "--shape", "outline", "--out", tmp_path)
+    assert "finds boxes; train one with --model mask_rcnn" in said.complaint

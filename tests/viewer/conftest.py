@@ -34,7 +34,8 @@ def address(made_run: MadeRun, tmp_path_factory: pytest.TempPathFactory) -> Iter
     from wsi_ips.viewer.app import create_app
 
     other = make_run(tmp_path_factory.mktemp("other"), seed=5, name="other run")
-    with served(create_app(made_run.root, compare=other.root, manifest=made_run.manifest)) as where:
+    app = create_app(made_run.root, compare=other.root, manifest=made_run.manifest, objects=made_run.objects)
+    with served(app) as where:
         yield where
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.datasets.pyramid_file import write_pyramid
+from wsi_ips.inference.detect import FoundObjects
+from wsi_ips.inference.found_files import write_found_csv
 from wsi_ips.inference.predictions import PredictionRow, write_predictions
 from wsi_ips.inference.results import SlideResult, read_result, write_result
 from wsi_ips.inference.run_folder import RunFolder
@@ -25,6 +27,8 @@ TASKS = (TaskConfig(), TaskConfig(name="grade", classes=("low", "high")))
 HOT = 37
 """Grid id of the patch with the most attention by far."""
 HEADS = 2
+OBJECT_CLASSES = ("nucleus", "mitosis")
+CROWD = 4000
 SLIDES = ("calm", "hot")
 GONE, FAILED, WAITING = "gone away", "failed", "waiting"
 PROBABILITIES = MappingProxyType(
@@ -38,11 +42,13 @@ PROBABILITIES = MappingProxyType(
 
 @dataclass(frozen=True)
 class MadeRun:
-    """A run of five slides: two whole, one whose file is gone, one that failed, one that waits."""
+    """A run of five slides: two whole, one whose file is gone, one that failed, one that waits. objects: as
+    ``detect`` leaves them, elsewhere than the run."""
 
     root: Path
     images: Path
     manifest: Path
+    objects: Path
 
     def result(self, slide_id: str) -> SlideResult:
         return read_result(RunFolder(self.root).attention(slide_id))
@@ -75,7 +81,7 @@ def make_run(folder: Path, *, seed: int = 0, name: str = "predictions") -> MadeR
     write_slide_table(run.slides, table)
     tasks = [task.model_dump() for task in TASKS]
     run.description.write_text(json.dumps({"command": "predict", "config": {"model": {"tasks": tasks}}}))
-    return MadeRun(run.root, images, write_truth(folder))
+    return MadeRun(run.root, images, write_truth(folder), write_objects(folder / "found"))
 
 
 def drawn_slide() -> NDArray[np.uint8]:
@@ -124,6 +130,27 @@ def made_result(slide_id: str, path: Path, rng: np.random.Generator, *, hot: boo
         probabilities=PROBABILITIES[slide_id],
         task_queries={"label": 0, "grade": 1},
     )
+
+
+def write_objects(folder: Path) -> Path:
+    """Three objects of ``hot`` in the lower right, outlined; a crowd in ``calm`` without outlines, more than are
+    drawn."""
+    from shapely import Point, box
+
+    corners = np.array([[2400.0, 1500, 2440, 1540], [2500, 1500, 2560, 1540], [2600, 1600, 2640, 1640]])
+    outlines = np.array(
+        [Point(2420, 1520).buffer(20), box(2500, 1500, 2560, 1540), box(2600, 1600, 2640, 1640)]
+    )
+    hot = FoundObjects(corners, np.array([0.9, 0.8, 0.7]), np.array([0, 1, 0]), outlines)
+    write_found_csv(folder / "objects" / "hot.csv", hot, classes=OBJECT_CLASSES)
+    places = np.stack(np.meshgrid(np.arange(100), np.arange(CROWD // 100)), axis=-1).reshape(-1, 2)
+    starts = (1400, 1000) + places * np.array([12, 10])
+    crowd = FoundObjects(
+        np.concatenate([starts, starts + 6], axis=1).astype(np.float64), np.linspace(1, 0.5, CROWD),
+        np.zeros(CROWD, np.int64),
+    )  # fmt: skip
+    write_found_csv(folder / "objects" / "calm.csv", crowd, classes=OBJECT_CLASSES)
+    return folder
 
 
 def write_truth(folder: Path) -> Path:

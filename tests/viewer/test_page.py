@@ -270,6 +270,69 @@ def test_outlines_lie_where_they_were_drawn(open_page: OpenPage) -> None:
     assert screen.colour(*edge) == pytest.approx(np.array(TISSUE, float), abs=3)
 
 
+OBJECT_GREEN, OBJECT_AMBER = (0, 214, 100), (255, 178, 0)
+
+
+def test_found_objects_lie_where_they_were_found(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot&x=2500&y=1550&z=0.5&heat=off")
+    page = screen.page
+    expect(page.locator("#objects-classes")).to_contain_text("nucleus2")
+    expect(page.locator("#objects-classes")).to_contain_text("mitosis1")
+    expect(page.locator("#objects-note")).to_have_text("3 of 3 in view or close to it.")
+    on_box = screen.on_screen(2500, 1520)
+    on_disc = screen.on_screen(2440, 1520)
+    beside = screen.on_screen(2420, 1520)
+    assert_hue(screen.colour(*on_box), OBJECT_AMBER)
+    assert_hue(screen.colour(*on_disc), OBJECT_GREEN)
+    assert screen.colour(*beside) == pytest.approx(np.array(TISSUE, float), abs=3)
+    # The corner of the disc's box is no part of its outline.
+    assert screen.colour(*screen.on_screen(2440, 1500)) == pytest.approx(np.array(TISSUE, float), abs=3)
+    screen.press("d")
+    assert screen.hash["objects"] == "off"
+    assert screen.colour(*on_box) == pytest.approx(np.array(TISSUE, float), abs=3)
+    assert not page.locator("#objects").is_checked()
+    screen.press("d")
+    assert_hue(screen.colour(*on_box), OBJECT_AMBER)
+
+
+def test_objects_without_size_on_the_screen_are_points(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot&x=2500&y=1550&z=20&heat=off")
+    expect(screen.page.locator(".found .point")).to_have_count(2)
+
+
+def test_a_crowd_is_shaded_and_told_one_by_one_close_by(open_page: OpenPage) -> None:
+    screen = open_page("#slide=calm&x=2000&y=1200&z=2&heat=off")
+    note = screen.page.locator("#objects-note")
+    expect(note).to_contain_text("4\u2009000 of 4\u2009000")
+    expect(note).to_contain_text("Zoom in to see each")
+    shaded, bare = screen.colour(*screen.on_screen(2000, 1200)), screen.colour(*screen.on_screen(2000, 700))
+    assert_hue(shaded, OBJECT_GREEN)
+    assert bare == pytest.approx(np.array(TISSUE, float), abs=3)
+    screen.press("1")
+    screen.settle()
+    screen.press("+", "+")
+    screen.settle()
+    expect(note).not_to_contain_text("Zoom in")
+    expect(screen.page.locator(".found .object")).to_have_count(1)
+    expect(screen.page.locator(".found .density")).to_have_count(0)
+
+
+def test_another_slide_has_its_own_objects(open_page: OpenPage) -> None:
+    screen = open_page("#slide=hot&x=2500&y=1550&z=0.5&heat=off")
+    expect(screen.page.locator(".found .object")).to_have_count(2)
+    screen.page.locator("#list li", has_text="gone away").click()
+    expect(screen.page.locator("#objects-block")).to_be_hidden()
+    expect(screen.page.locator(".found .object")).to_have_count(0)
+
+
+def assert_hue(seen: NDArray[np.float64], wanted: tuple[int, int, int]) -> None:
+    """A thin line's colour, mixed with the tissue around it: nearer to its own than the tissue is."""
+    tissue, line = np.array(TISSUE, float), np.array(wanted, float)
+    share = ((seen - tissue) @ (line - tissue)) / ((line - tissue) @ (line - tissue))
+    assert share > 0.15
+    assert seen == pytest.approx(tissue + share * (line - tissue), abs=12)
+
+
 def matrix(transform: str | None) -> list[float]:
     assert transform
     return [float(part) for part in transform.removeprefix("matrix(").removesuffix(")").split()]

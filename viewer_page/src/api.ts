@@ -41,6 +41,7 @@ export interface Slide extends Listed {
   /** What was scanned: left, top, width, height in level-0 pixels; null: all of it. */
   bounds: [number, number, number, number] | null;
   has_outlines: boolean;
+  has_objects: boolean;
   l0_patch?: number;
   patch_px?: number;
   patch_mpp?: number;
@@ -77,6 +78,16 @@ export interface Held {
   percentile: number;
   at: number;
   patches: Patch[];
+}
+
+/** What was found in a part of the slide: each by itself, or so many in each square. */
+export interface Found {
+  n_objects: number;
+  in_view: number;
+  outlined: boolean;
+  classes: { name: string; colour: string; in_view: number }[];
+  objects: { class: number; score: number; ring: number[] }[] | null;
+  cells: { l0_side: number; counts: [number, number, number][] } | null;
 }
 
 /** An answer that is not 2xx, with the server's one line. */

@@ -4,6 +4,7 @@ import { about, ask, Refused, type Legend, type Listed, type Patch, type Run, ty
 import { byId, el } from "./dom";
 import { Controls, drawFacts, drawPatches, drawPrediction, LegendBar } from "./inspector";
 import type { Key } from "./keys";
+import { Objects } from "./objects";
 import type { Polygons } from "./overlay";
 import { Pane, type PaneEvents, type Place } from "./pane";
 import { closePanels } from "./panels";
@@ -20,6 +21,7 @@ interface Side {
   pane: Pane;
   slide: Slide | null;
   legend: LegendBar;
+  objects: Objects;
 }
 
 export class App implements PaneEvents {
@@ -93,7 +95,7 @@ export class App implements PaneEvents {
     this.store.update({ slide: slideId, place: null });
   }
 
-  private toggle(what: "heat" | "outlines" | "compare"): void {
+  private toggle(what: "heat" | "outlines" | "objects" | "compare"): void {
     if (what === "compare" && this.runs.length < 2) return;
     this.store.update({ [what]: !this.store.view[what] });
   }
@@ -113,6 +115,7 @@ export class App implements PaneEvents {
     this.controls.draw(view);
     if (changed.has("heat") || changed.has("opacity")) this.sides.forEach(({ pane }) => pane.fade(view));
     if (changed.has("outlines")) this.sides.forEach(({ pane }) => pane.overlay.showOutlines(view.outlines));
+    if (changed.has("objects")) this.showObjects();
     if (MAP.some((key) => changed.has(key))) {
       clearTimeout(this.colouring);
       this.colouring = window.setTimeout(() => void this.recolour(), 90);
@@ -141,7 +144,8 @@ export class App implements PaneEvents {
     while (this.sides.length > wanted.length) this.sides.pop()?.pane.destroy();
     for (const run of wanted.slice(this.sides.length)) {
       const pane = new Pane(this.sides.length, run.name, this);
-      this.sides.push({ pane, slide: null, legend: new LegendBar() });
+      const objects = new Objects(pane, this.sides.length === 0);
+      this.sides.push({ pane, slide: null, legend: new LegendBar(), objects });
     }
     this.leader = this.sides[0]?.pane ?? null;
     this.patchesOf = Math.min(this.patchesOf, wanted.length - 1);
@@ -190,10 +194,12 @@ export class App implements PaneEvents {
     try {
       side.slide = await ask<Slide>(about(run, slideId), signal);
       side.pane.show(side.slide, this.store.view, place);
+      side.objects.forget();
     } catch (error) {
       if (signal.aborted) return;
       side.slide = null;
       side.pane.empty(error instanceof Refused ? error.message : "The server does not answer.");
+      side.objects.forget();
     }
   }
 
@@ -262,6 +268,10 @@ export class App implements PaneEvents {
     );
   }
 
+  private showObjects(): void {
+    for (const { objects } of this.sides) void objects.show(this.store.view.objects);
+  }
+
   // -- panes -----------------------------------------------------------------------------------------------------
 
   view(): View {
@@ -279,12 +289,14 @@ export class App implements PaneEvents {
       // A pane that opens after the other one takes its place from it.
       const led = this.lead.place;
       if (!busy && led && pane !== this.lead) this.follow(led, pane);
+      if (!busy) this.showObjects();
       return;
     }
     for (const side of this.sides) if (side.pane !== pane && side.pane.isOpen) this.follow(place, side.pane);
     drawScale(pane.shows, place.z);
     if (!this.pointer.onSlide) this.showPlace(null);
     if (!busy) {
+      this.showObjects();
       this.store.update({ place: { x: Math.round(place.x), y: Math.round(place.y), z: Number(place.z.toPrecision(5)) } });
     }
   }
@@ -363,6 +375,7 @@ export class App implements PaneEvents {
       { keys: ["q"], shown: "q", does: "Next task or query", run: () => this.controls.next("of") },
       { keys: ["g"], shown: "g", does: "Next head", run: () => this.controls.next("head") },
       { keys: ["o"], shown: "o", does: "Lesion outlines on or off", run: () => this.toggle("outlines") },
+      { keys: ["d"], shown: "d", does: "Found objects on or off", run: () => this.toggle("objects") },
       ...(this.runs.length > 1
         ? [{ keys: ["c"], shown: "c", does: "Side by side", run: () => this.toggle("compare") }]
         : []),

@@ -162,6 +162,7 @@ export class Controls {
   private readonly of = byId<HTMLSelectElement>("of");
   private readonly head = byId<HTMLSelectElement>("head");
   private readonly outlines = byId<HTMLInputElement>("outlines");
+  private readonly objects = byId<HTMLInputElement>("objects");
   private range: [number, number] = [0, 1];
 
   constructor(private readonly store: Store) {
@@ -176,6 +177,7 @@ export class Controls {
       store.update({ head: this.head.value === "" ? null : Number(this.head.value) });
     });
     this.outlines.addEventListener("change", () => store.update({ outlines: this.outlines.checked }));
+    this.objects.addEventListener("change", () => store.update({ objects: this.objects.checked }));
     for (const input of document.querySelectorAll<HTMLInputElement>('input[name="scale"]')) {
       input.addEventListener("change", () => {
         store.update({ scale: input.value as Scale, low: null, high: null });
@@ -243,6 +245,7 @@ export class Controls {
     if (this.of.selectedIndex < 0) this.of.selectedIndex = 0;
     this.head.value = view.head === null ? "" : String(view.head);
     this.outlines.checked = view.outlines;
+    this.objects.checked = view.objects;
     for (const name of ["scale", "colormap"] as const) {
       for (const input of document.querySelectorAll<HTMLInputElement>(`input[name="${name}"]`)) {
         input.checked = input.value === view[name];

@@ -1,24 +1,36 @@
 // Lines over the slide, in level-0 pixels: lesions, the chosen patch, where the other pane's pointer is.
 
+import type { Found } from "./api";
 import { svg } from "./dom";
 
 export type Polygons = [number, number][][][];
+
+/** Pixels of the screen below which an object is a point. */
+const SMALLEST_PX = 4;
+const DENSITIES = 6;
+
+function extent(ring: number[]): [number, number, number, number] {
+  const xs = ring.filter((_, place) => place % 2 === 0);
+  const ys = ring.filter((_, place) => place % 2 === 1);
+  return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
+}
 
 export class Overlay {
   readonly element = svg("svg", { class: "overlay", "aria-hidden": "true" });
   private readonly moving = svg("g");
   private readonly bounds = svg("g");
+  private readonly found = svg("g", { class: "found" });
   private readonly lesions = svg("g", { class: "lesions" });
   private readonly mark = svg("g");
   private readonly pointer = svg("g");
 
   constructor() {
-    this.moving.append(this.bounds, this.lesions, this.mark, this.pointer);
+    this.moving.append(this.bounds, this.found, this.lesions, this.mark, this.pointer);
     this.element.append(this.moving);
   }
 
   clear(): void {
-    for (const group of [this.bounds, this.lesions, this.mark, this.pointer]) group.replaceChildren();
+    for (const group of [this.bounds, this.found, this.lesions, this.mark, this.pointer]) group.replaceChildren();
   }
 
   /** Level-0 point (0, 0) is at (x, y) on the screen, and a level-0 pixel is `scale` wide there. */
@@ -37,6 +49,52 @@ export class Overlay {
 
   showOutlines(shown: boolean): void {
     this.lesions.classList.toggle("off", !shown);
+  }
+
+  /** Found objects: as they are, as points where `l0PerPx` leaves them no size, or as squares of their number. */
+  objects(found: Found, l0PerPx: number): void {
+    const fixed = { "vector-effect": "non-scaling-stroke" };
+    if (found.cells) {
+      const { l0_side: side, counts } = found.cells;
+      const most = Math.max(...counts.map(([, , count]) => count));
+      const levels = new Map<number, string[]>();
+      for (const [col, row, count] of counts) {
+        const level = Math.ceil((DENSITIES * count) / most);
+        const square = `M${col * side} ${row * side}h${side}v${side}h${-side}Z`;
+        levels.set(level, [...(levels.get(level) ?? []), square]);
+      }
+      const fill = found.classes[0]?.colour ?? "";
+      this.found.replaceChildren(
+        ...[...levels].map(([level, squares]) => {
+          return svg("path", { d: squares.join(""), class: "density", fill, "fill-opacity": String((0.7 * level) / DENSITIES) });
+        }),
+      );
+      return;
+    }
+    const shapes = found.classes.map(() => ({ rings: [] as string[], points: [] as string[] }));
+    for (const { class: place, ring } of found.objects ?? []) {
+      const of = shapes[place];
+      if (!of) continue;
+      const [left, top, right, bottom] = extent(ring);
+      if (Math.max(right - left, bottom - top) < SMALLEST_PX * l0PerPx) {
+        of.points.push(`M${(left + right) / 2} ${(top + bottom) / 2}l0 0`);
+      } else {
+        of.rings.push(`M${ring.join(" ")}Z`);
+      }
+    }
+    this.found.replaceChildren(
+      ...shapes.flatMap(({ rings, points }, place) => {
+        const stroke = found.classes[place]?.colour ?? "";
+        const drawn: SVGElement[] = [];
+        if (rings.length) drawn.push(svg("path", { d: rings.join(""), class: "object", stroke, ...fixed }));
+        if (points.length) drawn.push(svg("path", { d: points.join(""), class: "object point", stroke, ...fixed }));
+        return drawn;
+      }),
+    );
+  }
+
+  showObjects(shown: boolean): void {
+    this.found.classList.toggle("off", !shown);
   }
 
   /** The slide's edge, where there is no picture of it. */

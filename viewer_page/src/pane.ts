@@ -299,6 +299,15 @@ export class Pane {
     return { x: centre.x * this.slide.l0_size[0], y: centre.y * this.slide.l0_size[0], z: 1 / scale };
   }
 
+  /** What is seen now, in level-0 pixels. */
+  get seen(): { left: number; top: number; width: number; height: number; l0PerPx: number } | null {
+    const scale = this.pxPerL0();
+    if (scale === null || !this.slide?.l0_size) return null;
+    const l0 = this.slide.l0_size[0];
+    const { x, y, width, height } = this.viewer.viewport.getBounds(true);
+    return { left: x * l0, top: y * l0, width: width * l0, height: height * l0, l0PerPx: 1 / scale };
+  }
+
   go(place: Place, immediately = false): void {
     if (!this.open || !this.slide?.l0_size) {
       this.wanted = place;

@@ -18,6 +18,7 @@ export interface View {
   of: string;
   head: number | null;
   outlines: boolean;
+  objects: boolean;
   compare: boolean;
 }
 
@@ -33,6 +34,7 @@ export const START: View = {
   of: "",
   head: null,
   outlines: true,
+  objects: true,
   compare: false,
 };
 
@@ -61,6 +63,7 @@ export function fromHash(hash: string): View {
     of: /^(task:.+|query:\d+)$/.test(of) ? of : "",
     head: head !== null && Number.isInteger(head) && head >= 0 ? head : null,
     outlines: said.get("outlines") !== "off",
+    objects: said.get("objects") !== "off",
     compare: said.get("compare") === "on",
   };
 }
@@ -82,6 +85,7 @@ export function toHash(view: View): string {
   if (view.of) said.set("of", view.of);
   if (view.head !== null) said.set("head", String(view.head));
   if (!view.outlines) said.set("outlines", "off");
+  if (!view.objects) said.set("objects", "off");
   if (view.compare) said.set("compare", "on");
   return "#" + said.toString();
 }

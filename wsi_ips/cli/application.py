@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from wsi_ips.cli.data import data_app
-from wsi_ips.cli.detection import detect
+from wsi_ips.cli.detection import detect, train_detector
 from wsi_ips.cli.learning import demo, evaluate, finetune
 from wsi_ips.cli.options import Set
 from wsi_ips.cli.prediction import export, overlay, predict, report
@@ -60,7 +60,8 @@ def run(
 
 
 for command in (
-    info, tile, features, finetune, predict, detect, overlay, export, view, evaluate, report, demo, run,
+    info, tile, features, finetune, predict, overlay, export, view, evaluate, report, train_detector, detect, demo,
+    run,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")

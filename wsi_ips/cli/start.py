@@ -12,6 +12,7 @@ def start(
         "features",
         "finetune",
         "predict",
+        "train-detector",
         "detect",
         "overlay",
         "export",

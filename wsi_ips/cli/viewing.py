@@ -20,6 +20,9 @@ def view(
     annotations: Annotated[
         Path | None, typer.Option(help="Folder of lesion outlines, SLIDE_ID.xml (ASAP).")
     ] = None,
+    objects: Annotated[
+        Path | None, typer.Option(help="The folder that detect wrote; default: RUN, if it did so there.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to serve on; other than this machine's own asks for a token.")
     ] = "127.0.0.1",
@@ -36,6 +39,7 @@ def view(
         slides=None if slides is None else locate(slides),
         manifest=manifest,
         annotations=annotations,
+        objects=objects,
         host=host,
         port=port,
     )

@@ -18,6 +18,7 @@ from wsi_ips.inference.found_files import write_found_csv, write_found_geojson
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import SlideJob, named, reason, unreadable
+from wsi_ips.models.detection.build import set_score_threshold
 from wsi_ips.models.detection.checkpoint import load_detector
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import DetectJob
@@ -49,16 +50,19 @@ def detect(job: DetectJob, progress: Progress) -> Outcome:
     """Write ``objects/<slide_id>.csv`` and ``.geojson`` of every slide, and ``detections.csv``.
 
     In a folder a bad slide becomes a row; a slide given by itself raises. Raises :class:`CheckpointError` for
-    what is no detector, :class:`ConfigError` for a run that is not there.
+    what is no detector, :class:`ConfigError` for a run that is not there, and for outlines of a detector that
+    finds boxes.
     """
     if job.run is not None and not (job.run / "attention").is_dir():
         raise ConfigError(f"--run {job.run}: holds no attention/; name the folder that predict wrote")
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
     module, config = load_detector(job.detector)
+    if job.shape == "outline" and config.model != "mask_rcnn":
+        raise ConfigError(f"--shape outline: {job.detector} finds boxes; train one with --model mask_rcnn")
     if job.score_threshold is not None:
         config = config.model_copy(update={"score_threshold": job.score_threshold})
-        module.score_thresh = job.score_threshold  # type: ignore[assignment]  # torchvision's name
+        set_score_threshold(module, job.score_threshold)
     device = pick_device(job.device)
     detector = _Detector(module.to(device).eval(), config, device)
     sweep(job.out / "objects")
@@ -98,7 +102,8 @@ def _detect_one(slide_job: SlideJob, job: DetectJob, detector: _Detector) -> _Ro
         )
         write_found_csv(_objects(job.out, slide_id, ".csv"), found, classes=classes)
         path = _objects(job.out, slide_id, ".geojson")
-        write_found_geojson(path, found, slide.info, slide_id=slide_id, classes=classes, shape=job.shape)
+        shape = job.shape or ("box" if found.l0_outlines_N is None else "outline")
+        write_found_geojson(path, found, slide.info, slide_id=slide_id, classes=classes, shape=shape)
     error = unreadable(slide_id, bad_tiles) if bad_tiles else ""
     return _Row(slide_id, len(coords), len(found), "ok", error)
 

@@ -1,6 +1,10 @@
 """From a job to the function that does it."""
 
+from collections.abc import Mapping
+from importlib import import_module
+
 from wsi_ips.commands.outcome import Outcome
+from wsi_ips.config import Section
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import (
     DemoJob,
@@ -15,7 +19,24 @@ from wsi_ips.recipe import (
     PredictJob,
     ReportJob,
     TileJob,
+    TrainDetectorJob,
 )
+
+_DONE_BY: Mapping[type[Section], str] = {
+    TileJob: "tile:tile",
+    FeaturesJob: "features:store_features",
+    FinetuneJob: "finetune:finetune_manifest",
+    ImagesJob: "images:learn_images",
+    PredictJob: "predict:predict",
+    TrainDetectorJob: "train_detector:train",
+    DetectJob: "detect:detect",
+    OverlayJob: "overlay:overlay",
+    ExportJob: "export:export",
+    EvaluateJob: "evaluate:evaluate",
+    ReportJob: "report:report",
+    DemoJob: "demo:demo",
+}
+"""Module of this package, and its function of a job and a :class:`Progress`."""
 
 
 def run_job(job: Job, progress: Progress) -> Outcome:
@@ -23,48 +44,6 @@ def run_job(job: Job, progress: Progress) -> Outcome:
 
     Each command's module is imported here and not above: tiling does not wait for torch.
     """
-    match job:
-        case TileJob():
-            from wsi_ips.commands.tile import tile
-
-            return tile(job, progress)
-        case FeaturesJob():
-            from wsi_ips.commands.features import store_features
-
-            return store_features(job, progress)
-        case FinetuneJob():
-            from wsi_ips.commands.finetune import finetune_manifest
-
-            return finetune_manifest(job, progress)
-        case ImagesJob():
-            from wsi_ips.commands.images import learn_images
-
-            return learn_images(job, progress)
-        case PredictJob():
-            from wsi_ips.commands.predict import predict
-
-            return predict(job, progress)
-        case DetectJob():
-            from wsi_ips.commands.detect import detect
-
-            return detect(job, progress)
-        case OverlayJob():
-            from wsi_ips.commands.overlay import overlay
-
-            return overlay(job, progress)
-        case ExportJob():
-            from wsi_ips.commands.export import export
-
-            return export(job, progress)
-        case EvaluateJob():
-            from wsi_ips.commands.evaluate import evaluate
-
-            return evaluate(job, progress)
-        case ReportJob():
-            from wsi_ips.commands.report import report
-
-            return report(job, progress)
-        case DemoJob():
-            from wsi_ips.commands.demo import demo
-
-            return demo(job, progress)
+    module, _, function = _DONE_BY[type(job)].partition(":")
+    outcome: Outcome = getattr(import_module(f"wsi_ips.commands.{module}"), function)(job, progress)
+    return outcome

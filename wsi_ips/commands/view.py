@@ -17,6 +17,7 @@ def view(
     slides: Location | None = None,
     manifest: Path | None = None,
     annotations: Path | None = None,
+    objects: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8080,
 ) -> Outcome:
@@ -41,6 +42,7 @@ def view(
         elsewhere=None if slides is None else slides_by_id(slides),
         manifest=manifest,
         annotations=annotations,
+        objects=objects,
         host=host,
         token=token,
     )

@@ -8,8 +8,11 @@ from wsi_ips.config.section import Fraction, Section
 
 
 class DetectorConfig(Section):
-    """A RetinaNet on a timm backbone: SpineNet's own outputs, or a feature pyramid over any other's."""
+    """A RetinaNet or Mask R-CNN on a timm backbone: SpineNet's own outputs, or a feature pyramid over any
+    other's."""
 
+    model: Literal["retinanet", "mask_rcnn"] = "retinanet"
+    """retinanet finds boxes; mask_rcnn outlines as well, and takes longer."""
     backbone: str = "spinenet49s"
     """A timm model with features of strides 8, 16 and 32."""
     act_layer: Literal["relu", "swish"] = "relu"
@@ -18,6 +21,7 @@ class DetectorConfig(Section):
     pyramid_channels: Annotated[PositiveInt, Field(le=4096)] = 256
     """Of the feature pyramid; SpineNet needs none."""
     head_channels: Annotated[PositiveInt, Field(le=4096)] = 256
+    """Of RetinaNet's heads, or of Mask R-CNN's mask head, whose box head has four times as many."""
     head_convs: Annotated[NonNegativeInt, Field(le=16)] = 4
     anchor_base: PositiveFloat = 3.0
     """Side of the smallest anchor of a level, in strides of the level; two more lie a third of an octave apart."""

@@ -13,6 +13,7 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.draw import polygon
 
 from wsi_ips.errors import AnnotationError, DatasetError
 
@@ -91,13 +92,35 @@ def boxes_within(
     boxes_N4: NDArray[np.float32], *, left: int, top: int, side: int, least: float = 0.5
 ) -> NDArray[np.float32]:
     """Boxes as a crop of ``side`` pixels sees them; of those cut, those with at least this share left."""
-    moved = boxes_N4 - np.array([left, top, left, top], np.float32)
-    cut = moved.clip(0, side)
-    area = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
+    return _cut(boxes_N4, left=left, top=top, side=side)[
+        rows_within(boxes_N4, left=left, top=top, side=side, least=least)
+    ]
+
+
+def rows_within(
+    boxes_N4: NDArray[np.float32], *, left: int, top: int, side: int, least: float = 0.5
+) -> NDArray[np.int64]:
+    """Which of them those are."""
+    cut = _cut(boxes_N4, left=left, top=top, side=side)
+    area = (boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])
     left_area = (cut[:, 2] - cut[:, 0]) * (cut[:, 3] - cut[:, 1])
     sides = np.minimum(cut[:, 2] - cut[:, 0], cut[:, 3] - cut[:, 1])
-    kept: NDArray[np.float32] = cut[(left_area >= least * area) & (sides > SMALLEST_PX)]
-    return kept
+    return np.flatnonzero((left_area >= least * area) & (sides > SMALLEST_PX))
+
+
+def _cut(boxes_N4: NDArray[np.float32], *, left: int, top: int, side: int) -> NDArray[np.float32]:
+    moved = boxes_N4 - np.array([left, top, left, top], np.float32)
+    return moved.clip(0, side)
+
+
+def drawn(outlines: Sequence[NDArray[np.float64]], *, left: int, top: int, side: int) -> NDArray[np.uint8]:
+    """(N, side, side): 1 where a pixel's centre is inside the outline, in a crop."""
+    masks = np.zeros((len(outlines), side, side), np.uint8)
+    for mask, outline in zip(masks, outlines, strict=True):
+        # Vertices count from the corner of the first pixel, skimage from its centre.
+        x, y = (outline - (left + 0.5, top + 0.5)).T
+        mask[polygon(y, x, mask.shape)] = 1
+    return masks
 
 
 def split_off(images: Sequence[OutlinedImage], count: int) -> tuple[list[OutlinedImage], list[OutlinedImage]]:

@@ -15,6 +15,8 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 Rule = Literal["iou", "distance"]
 Boxes = NDArray[np.float32]
 """(n, 4): left, top, right, bottom."""
+Found = tuple[Boxes, NDArray[np.float32]]
+"""Boxes and their scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def summed(matches: Iterable[Matches]) -> Matches:
 
 
 def best_threshold(
-    predicted: Sequence[tuple[Boxes, NDArray[np.float32]]],
+    predicted: Sequence[Found],
     true: Sequence[Boxes],
     *,
     rule: Rule,

@@ -1,27 +1,21 @@
 """Patches as QuPath's tile objects with their attention as measurements, in GeoJSON.
 
-Coordinates are full-resolution pixels as QuPath counts them: for a slide with OpenSlide bounds (MIRAX, some Leica
-files) from the bounds' corner on, for QuPath shows nothing else of it (its OpenslideImageServer adds
-``openslide.bounds-x`` and ``-y`` to every read). Written patch by patch: a slide may have 250,000.
-
-Format: FeatureCollection as QuPath 0.4 and later imports it.
+Coordinates are full-resolution pixels as QuPath counts them, see :mod:`wsi_ips.qupath`.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.colours import CLASS_COLOURS
 from wsi_ips.heatmaps.maps import Heat, check_same_slide
 from wsi_ips.heatmaps.raster import DisplayScale
+from wsi_ips.qupath import Feature, feature_id, l0_origin, rectangle, write_features
 from wsi_ips.slides.base import SlideReader
 
 PERCENTILE = "Attention percentile"
@@ -48,33 +42,23 @@ class QuPathGeoJson:
         if slide is None:
             raise ConfigError("geojson needs the slide, whose bounds say where QuPath begins to count")
         check_same_slide(slide, heat.coords)
-        with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-            # One for all: json.dumps would make one for each.
-            encode = json.JSONEncoder(ensure_ascii=False).encode
-            file.write('{"type": "FeatureCollection", "features": [')
-            for number, feature in enumerate(_features(heat, slide, self.top)):
-                file.write(",\n" if number else "\n")
-                file.write(encode(feature))
-            file.write("\n]}\n")
+        write_features(path, _features(heat, slide, self.top))
 
 
-def _features(heat: Heat, slide: SlideReader, top: int | None) -> Iterator[dict[str, Any]]:
+def _features(heat: Heat, slide: SlideReader, top: int | None) -> Iterator[Feature]:
     """In grid order."""
-    coords, bounds = heat.coords, slide.info.bounds
-    l0_origin = (bounds.l0_x, bounds.l0_y) if bounds else (0, 0)
+    coords, origin = heat.coords, l0_origin(slide.info)
     l0_starts_N2 = coords.l0_exact_corners().clip(0, coords.l0_size)
     l0_ends_N2 = (coords.l0_exact_corners() + coords.l0_patch).clip(0, coords.l0_size)
-    places = np.round(np.concatenate([l0_starts_N2 - l0_origin, l0_ends_N2 - l0_origin], axis=1), DECIMALS)
+    places = np.round(np.concatenate([l0_starts_N2 - origin, l0_ends_N2 - origin], axis=1), DECIMALS)
     percentile_N = DisplayScale(heat.values_N, scale="percentile")(heat.values_N) * 100
     maps = {heat.shown: heat.values_N, PERCENTILE: percentile_N, **heat.others}
     classified = _classification(heat)
     for row in _rows(heat.values_N, top).tolist():
-        x0, y0, x1, y1 = places[row].tolist()
-        ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
         yield {
             "type": "Feature",
-            "id": str(uuid5(NAMESPACE_URL, f"wsi_ips/{coords.slide_id}/patch/{coords.ids_N[row]}")),
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "id": feature_id(f"{coords.slide_id}/patch/{coords.ids_N[row]}"),
+            "geometry": rectangle(*places[row].tolist()),
             "properties": {
                 "objectType": "tile",
                 **classified,

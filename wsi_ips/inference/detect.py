@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_ips.config import DetectorConfig, StreamingConfig
+from wsi_ips.inference.mask_outlines import box_polygons, mask_polygons
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
@@ -32,26 +33,34 @@ SLACK_PX = 8
 @dataclass(frozen=True, slots=True, eq=False)
 class FoundObjects:
     """l0_boxes_N4: float64, left, top, right, bottom in level-0 pixels. scores_N: float64. classes_N: int64, place
-    among the detector's classes."""
+    among the detector's classes. l0_outlines_N: shapely polygons; None of a detector without masks."""
 
     l0_boxes_N4: NDArray[np.float64]
     scores_N: NDArray[np.float64]
     classes_N: NDArray[np.int64]
+    l0_outlines_N: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.scores_N)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "FoundObjects":
-        return FoundObjects(self.l0_boxes_N4[rows], self.scores_N[rows], self.classes_N[rows])
+        outlines = None if self.l0_outlines_N is None else self.l0_outlines_N[rows]
+        return FoundObjects(self.l0_boxes_N4[rows], self.scores_N[rows], self.classes_N[rows], outlines)
 
     @classmethod
     def joined(cls, parts: Iterable["FoundObjects"]) -> "FoundObjects":
+        """One after the other; where some have outlines, the others' boxes are theirs."""
         every = [cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)), *parts]
+        outlined = any(part.l0_outlines_N is not None for part in every)
         return cls(
             np.concatenate([part.l0_boxes_N4 for part in every]),
             np.concatenate([part.scores_N for part in every]),
             np.concatenate([part.classes_N for part in every]),
+            np.concatenate([part._outlines() for part in every]) if outlined else None,
         )
+
+    def _outlines(self) -> NDArray[np.object_]:
+        return box_polygons(self.l0_boxes_N4) if self.l0_outlines_N is None else self.l0_outlines_N
 
 
 def patches_with_margin(coords: PatchCoords, *, mpp: Mpp, margin_px: int = MARGIN_PX) -> PatchCoords:
@@ -101,15 +110,28 @@ def _in_patches(
         for row, l0_xy_2, output in zip(rows.tolist(), chunk.l0_xy_n2.numpy(), outputs, strict=True):
             found = _as_objects(output, l0_xy_2, l0_per_px)
             slack = SLACK_PX * l0_per_px
-            yield found.take(_centred_in(found, l0_starts_N2[row] - slack, coords.l0_patch + 2 * slack))
+            inside = _centred_in(found, l0_starts_N2[row] - slack, coords.l0_patch + 2 * slack)
+            rows_n = np.flatnonzero(inside & (found.classes_N >= 0))
+            # Outlines take the time that they take: of those that are told only.
+            yield replace(found.take(rows_n), l0_outlines_N=_outlines(output, rows_n, l0_xy_2, l0_per_px))
 
 
 def _as_objects(output: dict[str, Tensor], l0_xy_2: NDArray[np.int64], l0_per_px: float) -> FoundObjects:
-    """torchvision's boxes in a patch at this corner; its class 0 is background."""
+    """torchvision's boxes in a patch at this corner; its class 0, background, becomes -1."""
     l0_boxes_N4 = output["boxes"].cpu().numpy().astype(np.float64) * l0_per_px + np.tile(l0_xy_2, 2)
     return FoundObjects(
         l0_boxes_N4, output["scores"].cpu().numpy().astype(np.float64), output["labels"].cpu().numpy() - 1
-    ).take(output["labels"].cpu().numpy() > 0)
+    )
+
+
+def _outlines(
+    output: dict[str, Tensor], rows_n: NDArray[np.int64], l0_xy_2: NDArray[np.int64], l0_per_px: float
+) -> NDArray[np.object_] | None:
+    if "box_masks" not in output:
+        return None
+    rows = torch.from_numpy(rows_n).to(output["boxes"].device)
+    polygons = mask_polygons(output["box_masks"][rows], output["boxes"][rows])
+    return np.asarray(shapely.transform(polygons, lambda px: px * l0_per_px + l0_xy_2), object)
 
 
 def _centred_in(found: FoundObjects, l0_start_2: NDArray[np.float64], l0_side: float) -> NDArray[np.bool_]:

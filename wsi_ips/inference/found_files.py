@@ -1,70 +1,77 @@
 """Objects that were found in a slide, as files: CSV, and GeoJSON that QuPath imports as detections."""
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
-from uuid import NAMESPACE_URL, uuid5
+from typing import Literal
 
-from wsi_ips.files import whole_file
+import shapely
+from shapely import Polygon
+
+from wsi_ips.files import whole_table
 from wsi_ips.inference.detect import FoundObjects
+from wsi_ips.inference.found_table import COLUMNS, OUTLINE
+from wsi_ips.inference.mask_outlines import box_polygons
+from wsi_ips.qupath import Feature, feature_id, l0_origin, rectangle, write_features
 from wsi_ips.slides.base import SlideInfo
 
-COLUMNS = ("class", "score", "l0_x", "l0_y", "l0_left", "l0_top", "l0_right", "l0_bottom")
 DECIMALS = 2
-Shape = Literal["box", "point"]
+Shape = Literal["box", "point", "outline"]
 
 
 def write_found_csv(path: Path, found: FoundObjects, *, classes: Sequence[str]) -> None:
-    """A row an object: its class, score, centre and box in level-0 pixels of the file."""
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for name, score, box in _rows(found, classes):
+    """A row an object: its class, score, centre and box in level-0 pixels of the file; where the detector tells
+    outlines, the outline in the same pixels (WKT)."""
+    outlined = found.l0_outlines_N is not None
+    with whole_table(path) as writer:
+        writer.writerow([*COLUMNS, OUTLINE] if outlined else COLUMNS)
+        for name, score, box, outline in _rows(found, classes):
             left, top, right, bottom = box
             centre = (round((left + right) / 2, DECIMALS), round((top + bottom) / 2, DECIMALS))
-            writer.writerow([name, round(score, 4), *centre, *(round(side, DECIMALS) for side in box)])
+            row = [name, round(score, 4), *centre, *(round(side, DECIMALS) for side in box)]
+            writer.writerow([*row, shapely.to_wkt(outline, rounding_precision=DECIMALS)] if outlined else row)
 
 
 def write_found_geojson(
     path: Path, found: FoundObjects, info: SlideInfo, *, slide_id: str, classes: Sequence[str], shape: Shape
 ) -> None:
-    """QuPath detections with their score, as boxes or as points.
+    """QuPath detections with their score, as outlines, as boxes or as points.
 
     Counted from the corner of OpenSlide's bounds, where the slide has any, as QuPath shows such slides.
     """
-    l0_x, l0_y = (info.bounds.l0_x, info.bounds.l0_y) if info.bounds else (0, 0)
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
-        for number, (name, score, box) in enumerate(_rows(found, classes)):
-            x0, y0, x1, y1 = (
-                round(side - start, DECIMALS) for side, start in zip(box, (l0_x, l0_y) * 2, strict=True)
-            )
-            feature = {
-                "type": "Feature",
-                "id": str(uuid5(NAMESPACE_URL, f"wsi_ips/{slide_id}/object/{number}")),
-                "geometry": _geometry(x0, y0, x1, y1, shape),
-                "properties": {
-                    "objectType": "detection",
-                    "classification": {"name": name},
-                    "measurements": {"Detection score": round(score, 4)},
-                },
-            }
-            file.write(",\n" if number else "\n")
-            file.write(encode(feature))
-        file.write("\n]}\n")
+    write_features(path, _features(found, l0_origin(info), slide_id, classes, shape))
 
 
-def _geometry(x0: float, y0: float, x1: float, y1: float, shape: Shape) -> dict[str, Any]:
+def _features(
+    found: FoundObjects, origin: tuple[int, int], slide_id: str, classes: Sequence[str], shape: Shape
+) -> Iterator[Feature]:
+    for number, (name, score, box, outline) in enumerate(_rows(found, classes)):
+        yield {
+            "type": "Feature",
+            "id": feature_id(f"{slide_id}/object/{number}"),
+            "geometry": _geometry(box, outline, origin, shape),
+            "properties": {
+                "objectType": "detection",
+                "classification": {"name": name},
+                "measurements": {"Detection score": round(score, 4)},
+            },
+        }
+
+
+def _geometry(box: list[float], outline: Polygon, origin: tuple[int, int], shape: Shape) -> Feature:
+    if shape == "outline":
+        ring = (shapely.get_coordinates(outline) - origin).round(DECIMALS).tolist()
+        return {"type": "Polygon", "coordinates": [ring]}
+    x0, y0, x1, y1 = (round(side - start, DECIMALS) for side, start in zip(box, origin * 2, strict=True))
     if shape == "point":
         centre = [round((x0 + x1) / 2, DECIMALS), round((y0 + y1) / 2, DECIMALS)]
         return {"type": "Point", "coordinates": centre}
-    return {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]}
+    return rectangle(x0, y0, x1, y1)
 
 
-def _rows(found: FoundObjects, classes: Sequence[str]) -> Iterator[tuple[str, float, list[float]]]:
-    columns = zip(found.classes_N.tolist(), found.scores_N.tolist(), found.l0_boxes_N4.tolist(), strict=True)
-    for place, score, box in columns:
-        yield classes[place], score, box
+def _rows(found: FoundObjects, classes: Sequence[str]) -> Iterator[tuple[str, float, list[float], Polygon]]:
+    outlines = box_polygons(found.l0_boxes_N4) if found.l0_outlines_N is None else found.l0_outlines_N
+    columns = zip(
+        found.classes_N.tolist(), found.scores_N.tolist(), found.l0_boxes_N4.tolist(), outlines, strict=True
+    )
+    for place, score, box, outline in columns:
+        yield classes[place], score, box, outline

@@ -4,10 +4,10 @@ A command line and a recipe make the same job, so they cannot drift apart. Paths
 where the command is run.
 """
 
+from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
 from wsi_ips.recipe.jobs import (
     EXPORT_OPTIONS,
     DemoJob,
-    DetectJob,
     EvaluateJob,
     ExportJob,
     FeaturesJob,
@@ -35,6 +35,7 @@ __all__ = [
     "PredictJob",
     "ReportJob",
     "TileJob",
+    "TrainDetectorJob",
     "load_recipe",
     "make_job",
     "shipped_recipe",

@@ -6,13 +6,11 @@ where the command is run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     FiniteFloat,
-    InstanceOf,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -31,28 +29,14 @@ from wsi_ips.config import (
     StreamingConfig,
     TilingConfig,
 )
-from wsi_ips.location import Url, locate
+from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
+from wsi_ips.recipe.given_slides import Resolution, Slides
 
 MOST_RESAMPLES = 1_000_000
 MOST_PATCHES_SHOWN = 100
 
 
-def _located(value: Any) -> Any:
-    return locate(value) if isinstance(value, str) else value
-
-
-Slides = Annotated[Path | InstanceOf[Url], BeforeValidator(_located)]
-"""A slide or a folder of them, or the URL of one slide."""
-
-
-class _Resolution(Section):
-    slide_mpp: PositiveFloat | None = None
-    """µm per pixel of every slide, instead of what the files say."""
-    mpp_csv: Path | None = None
-    """CSV with the columns wsi,mpp: the same, slide by slide."""
-
-
-class TileJob(_Resolution):
+class TileJob(Resolution):
     """Find tissue and write coordinates; no model."""
 
     command: Literal["tile"] = "tile"
@@ -64,7 +48,7 @@ class TileJob(_Resolution):
     tiling: TilingConfig = TilingConfig()
 
 
-class FeaturesJob(_Resolution):
+class FeaturesJob(Resolution):
     """Store what an encoder makes of every patch; nothing is learned."""
 
     command: Literal["features"] = "features"
@@ -97,7 +81,7 @@ class FeaturesJob(_Resolution):
         return self
 
 
-class FinetuneJob(FinetuneConfig, _Resolution):
+class FinetuneJob(FinetuneConfig, Resolution):
     """Learn from the slide labels of a manifest."""
 
     command: Literal["finetune"] = "finetune"
@@ -137,7 +121,7 @@ class ImagesJob(FinetuneConfig):
     """Begin anew where ``out`` holds a run, instead of going on with it."""
 
 
-class PredictJob(_Resolution):
+class PredictJob(Resolution):
     """Label every slide of a folder."""
 
     command: Literal["predict"] = "predict"
@@ -177,33 +161,6 @@ class PredictJob(_Resolution):
                 )
             if self.slide_mpp is not None or self.mpp_csv is not None:
                 raise ValueError("features are read as they are: slide_mpp and mpp_csv go with slides")
-        return self
-
-
-class DetectJob(_Resolution):
-    """Find objects (nuclei) in the patches that a run kept, or in all tissue."""
-
-    command: Literal["detect"] = "detect"
-    slides: Slides
-    detector: Path
-    """A trained detector (``wsi_ips.models.detection.checkpoint``)."""
-    out: Path
-    run: Path | None = None
-    """The folder that ``predict`` wrote: only the patches that it kept; none: all patches with tissue."""
-    patch_px: Annotated[PositiveInt, Field(ge=64, le=4096)] = 448
-    """Side of a patch of all tissue, in the detector's pixels; 32 more are read on each side."""
-    min_tissue: Fraction = 0.1
-    score_threshold: Fraction | None = None
-    """None: the detector's own."""
-    shape: Literal["box", "point"] = "box"
-    """Of objects in the GeoJSON."""
-    device: str = "auto"
-    streaming: StreamingConfig = StreamingConfig(batch=4)
-
-    @model_validator(mode="after")
-    def _a_run_has_its_resolution(self) -> Self:
-        if self.run is not None and (self.slide_mpp is not None or self.mpp_csv is not None):
-            raise ValueError("a run has its slides' resolution: leave slide_mpp and mpp_csv out")
         return self
 
 
@@ -374,6 +331,7 @@ Job = (
     | FinetuneJob
     | ImagesJob
     | PredictJob
+    | TrainDetectorJob
     | DetectJob
     | OverlayJob
     | ExportJob

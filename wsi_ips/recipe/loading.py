@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -88,15 +88,4 @@ def _first_problem(error: ValidationError) -> str:
     return (f"{where}: " if where else "") + message + more
 
 
-_COMMANDS = (
-    "tile",
-    "features",
-    "finetune",
-    "images",
-    "predict",
-    "overlay",
-    "export",
-    "evaluate",
-    "report",
-    "demo",
-)
+_COMMANDS: tuple[str, ...] = tuple(job.model_fields["command"].default for job in get_args(Job))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 import shapely
@@ -11,6 +10,7 @@ from shapely import MultiPolygon, Polygon
 from skimage import measure
 
 from wsi_ips.files import whole_file
+from wsi_ips.qupath import feature_id
 from wsi_ips.tiling.tissue import TissueMask
 
 
@@ -37,7 +37,7 @@ def write_geojson(path: Path, polygons: Sequence[Polygon]) -> None:
     features = [
         {
             "type": "Feature",
-            "id": str(uuid5(NAMESPACE_URL, f"wsi_ips/{path.stem}/{number}")),
+            "id": feature_id(f"{path.stem}/{number}"),
             "geometry": shapely.geometry.mapping(shapely.set_precision(polygon, 0.01)),
             "properties": {
                 "objectType": "annotation",

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
 
 from wsi_ips.config import DetectorTrainingConfig
-from wsi_ips.datasets.nucleus_outlines import OutlinedImage, boxes_within
+from wsi_ips.datasets.nucleus_outlines import OutlinedImage, boxes_within, drawn, rows_within
 from wsi_ips.errors import DatasetError, TrainingError
 
 Target = dict[str, Tensor]
-"""torchvision's: boxes (N, 4) float, labels (N,) int64."""
+"""torchvision's: boxes (N, 4) float, labels (N,) int64; for Mask R-CNN masks (N, H, W) uint8."""
 
 
 def train_detector(
@@ -34,10 +35,11 @@ def train_detector(
     optimizer = torch.optim.AdamW(detector.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     rng = np.random.default_rng(config.seed)
+    masks = isinstance(detector, MaskRCNN)
     detector.train()
     for step in range(config.steps):
         crops = [
-            random_crop(images[int(rng.integers(len(images)))], config, rng)
+            random_crop(images[int(rng.integers(len(images)))], config, rng, masks=masks)
             for _ in range(config.crops_per_step)
         ]
         pixels = [pixels.to(device) for pixels, _ in crops]
@@ -54,23 +56,28 @@ def train_detector(
 
 
 def random_crop(
-    image: OutlinedImage, config: DetectorTrainingConfig, rng: np.random.Generator
+    image: OutlinedImage, config: DetectorTrainingConfig, rng: np.random.Generator, *, masks: bool = False
 ) -> tuple[Tensor, Target]:
-    """A crop, turned, mirrored and recoloured at random: (3, side, side) in 0..1, and its boxes."""
+    """A crop, turned, mirrored and recoloured at random: (3, side, side) in 0..1, and its boxes and masks."""
     side = config.crop_px
     height, width = image.rgb_HWC.shape[:2]
     left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
     rgb = image.rgb_HWC[top : top + side, left : left + side].astype(np.float32) / 255
     boxes = boxes_within(image.boxes_N4, left=left, top=top, side=side)
+    rows = rows_within(image.boxes_N4, left=left, top=top, side=side) if masks else ()
+    masks_NHW = drawn([image.outlines[row] for row in rows], left=left, top=top, side=side)
     for _ in range(int(rng.integers(4))):
-        rgb, boxes = np.rot90(rgb), _turned(boxes, side)
+        rgb, boxes, masks_NHW = np.rot90(rgb), _turned(boxes, side), np.rot90(masks_NHW, axes=(1, 2))
     if rng.integers(2):
-        rgb = rgb[:, ::-1]
+        rgb, masks_NHW = rgb[:, ::-1], masks_NHW[:, :, ::-1]
         boxes = np.stack([side - boxes[:, 2], boxes[:, 1], side - boxes[:, 0], boxes[:, 3]], axis=1)
     factors = 1 + config.colour_jitter * rng.uniform(-1, 1, 3).astype(np.float32)
     pixels = torch.from_numpy(np.ascontiguousarray((rgb * factors).clip(0, 1).transpose(2, 0, 1)))
     labels = torch.ones(len(boxes), dtype=torch.int64)
-    return pixels, {"boxes": torch.from_numpy(np.ascontiguousarray(boxes)), "labels": labels}
+    target = {"boxes": torch.from_numpy(np.ascontiguousarray(boxes)), "labels": labels}
+    if masks:
+        target["masks"] = torch.from_numpy(np.ascontiguousarray(masks_NHW))
+    return pixels, target
 
 
 def _turned(boxes_N4: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@
     /api/runs/{run}/slides/{slide_id}/patches       those with the most attention
     /api/runs/{run}/slides/{slide_id}/value         raw attention at a place
     /api/runs/{run}/slides/{slide_id}/outlines      lesions in level-0 pixels
+    /api/runs/{run}/slides/{slide_id}/objects       what detect found in a part of the slide
     /runs/{run}/slides/{slide_id}/thumbnail.jpg         nothing (204) where the slide cannot be read
     /runs/{run}/slides/{slide_id}/patch/{id}.jpg
     /runs/{run}/slides/{slide_id}/slide/{level}/{col}_{row}.jpg
@@ -53,18 +54,20 @@ def create_app(
     elsewhere: Mapping[str, Location] | None = None,
     manifest: Path | None = None,
     annotations: Path | None = None,
+    objects: Path | None = None,
     host: str = "127.0.0.1",
     token: str | None = None,
 ) -> Starlette:
     """The application over a run, and over a second one beside it.
 
     elsewhere: {slide_id: where it is now}; None: where predict read it. manifest: labels, and outlines that lie
-    beside it; annotations: folder of outlines. host: what the server is bound to; token: asked of every request.
+    beside it; annotations: folder of outlines. objects: the folder that detect wrote; None: each run's own. host:
+    what the server is bound to; token: asked of every request.
 
-    Raises :class:`ResultsError` for a folder without results, and as :meth:`Truth.read`.
+    Raises :class:`ResultsError` for a folder without results or without objects, and as :meth:`Truth.read`.
     """
     roots = [Path(run_dir)] + ([Path(compare)] if compare is not None else [])
-    runs = [ViewedRun(root, elsewhere=elsewhere) for root in roots]
+    runs = [ViewedRun(root, elsewhere=elsewhere, objects=objects) for root in roots]
     truth = Truth.read(manifest, annotations, tasks=runs[0].tasks)
     site = _Site([RunAnswers(run, truth) for run in runs], Images())
     below = "/runs/{run}/slides/{slide_id}"
@@ -127,6 +130,7 @@ class _Site:
             "patches": lambda: run.top_patches(slide_id, MapChoice.asked_for(asked), asked),
             "value": lambda: run.value(slide_id, MapChoice.asked_for(asked), asked),
             "outlines": lambda: run.outlines(slide_id),
+            "objects": lambda: run.objects(slide_id, asked),
         }
         what = request.path_params.get("what", "")
         if what not in answers:

@@ -15,6 +15,7 @@ from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.viewer.lately import Lately
 from wsi_ips.viewer.shown_map import MapChoice, ShownMap
+from wsi_ips.viewer.shown_objects import objects_in_view
 from wsi_ips.viewer.slide_tiles import encode_jpeg, slide_tile
 from wsi_ips.viewer.tile_pyramid import TILE_PX, NoSuchTile, TilePyramid, Window
 from wsi_ips.viewer.truth import Truth
@@ -73,6 +74,7 @@ class RunAnswers:
             "bounds": None,
         }
         answer["has_outlines"] = self._truth.has_outlines(slide_id)
+        answer["has_objects"] = self.run.has_objects(slide_id)
         if listed.has_attention:
             try:
                 answer |= self._attention(slide_id)
@@ -132,6 +134,10 @@ class RunAnswers:
         """Lesions as polygons of level-0 points."""
         l0_size = self._pyramid(slide_id).l0_size
         return {"polygons": self._truth.outlines(slide_id, l0_size)}
+
+    def objects(self, slide_id: str, asked: Mapping[str, str]) -> dict[str, Any]:
+        """What ``detect`` found in a part of the slide."""
+        return objects_in_view(self.run.objects(slide_id), asked)
 
     def slide_tile(self, slide_id: str, level: int, col: int, row: int) -> bytes:
         """JPEG. Raises :class:`NoSuchTile`."""

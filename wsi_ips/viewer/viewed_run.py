@@ -17,6 +17,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError, one_line
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.held_folder import read_description
+from wsi_ips.inference.found_table import FoundTable
 from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_predictions
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
@@ -29,6 +30,8 @@ from wsi_ips.viewer.lately import Lately
 OPEN_SLIDES = 3
 """Each keeps up to 32 MB of decoded tiles."""
 READ_RESULTS = 3
+READ_OBJECTS = 2
+"""Tables of found objects, of up to 120 MB each."""
 FEATURES = (".h5", ".pt")
 """Files that `predict --features` reads instead of slides."""
 _TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
@@ -56,18 +59,24 @@ class ListedSlide:
 
 
 class ViewedRun:
-    """``ViewedRun(root)``. elsewhere: {slide_id: where it is now}, None for where predict read it.
+    """``ViewedRun(root)``. elsewhere: {slide_id: where it is now}, None for where predict read it. objects: the
+    folder that ``detect`` wrote, None for the run's own, where ``detect`` may have written too.
 
-    Raises :class:`ResultsError` for no folder, or one that holds neither predictions nor attention.
+    Raises :class:`ResultsError` for no folder, one that holds neither predictions nor attention, or objects that
+    are not there.
     """
 
-    def __init__(self, root: Path, *, elsewhere: Mapping[str, Location] | None = None) -> None:
+    def __init__(
+        self, root: Path, *, elsewhere: Mapping[str, Location] | None = None, objects: Path | None = None
+    ) -> None:
         self.folder = RunFolder(root)
+        self._objects = (objects or root) / "objects"
         self.name = root.resolve().name or str(root)
         self._elsewhere = elsewhere
         self._listed: Lately[dict[str, ListedSlide]] = Lately(1)
         self._slides: Lately[SlideReader] = Lately(OPEN_SLIDES)
         self._results: Lately[SlideResult] = Lately(READ_RESULTS)
+        self._found: Lately[FoundTable] = Lately(READ_OBJECTS)
         self.notes: list[str] = []
         if not root.is_dir():
             raise ResultsError(root, "no such folder", "name the folder that wsi-ips predict wrote")
@@ -75,6 +84,8 @@ class ViewedRun:
             raise ResultsError(
                 root, "holds neither predictions.csv nor attention/*.h5", "name the folder that predict wrote"
             )
+        if objects is not None and not self._objects.is_dir():
+            raise ResultsError(objects, "holds no objects/", "name the folder that wsi-ips detect wrote")
         self.tasks = self._read_tasks()
 
     def slides(self) -> Mapping[str, ListedSlide]:
@@ -95,6 +106,20 @@ class ViewedRun:
             raise ResultsError(slide_id, "has no stored attention in this run", "predict it again")
         path = self.folder.attention(slide_id)
         return self._results.get((slide_id, file_stamp(path)), lambda: _lean(read_result(path)))
+
+    def has_objects(self, slide_id: str) -> bool:
+        """Whether ``detect`` looked at this slide. Raises :class:`UnknownSlide`."""
+        return self._table(slide_id).is_file()
+
+    def objects(self, slide_id: str) -> FoundTable:
+        """What ``detect`` found. Raises :class:`UnknownSlide`, :class:`ResultsError`."""
+        path = self._table(slide_id)
+        if not path.is_file():
+            raise ResultsError(path, "no such table of objects", "run wsi-ips detect on this slide")
+        return self._found.get((slide_id, file_stamp(path)), lambda: FoundTable.read(path))
+
+    def _table(self, slide_id: str) -> Path:
+        return self._objects / f"{self.listed(slide_id).slide_id}.csv"
 
     def location(self, slide_id: str) -> Location:
         """Where the slide is. Raises :class:`UnknownSlide`, :class:`SlideNotFound` where nothing says it."""

@@ -14,7 +14,13 @@ from wsi_ips.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.datasets.nucleus_outlines import OutlinedImage
 from wsi_ips.errors import CheckpointError, ConfigError, DatasetError
 from wsi_ips.models.cost import cost_of, parameters_of
-from wsi_ips.models.detection.build import build_mask_rcnn, build_retinanet, retina_head
+from wsi_ips.models.detection.build import (
+    build_detector,
+    build_mask_rcnn,
+    build_retinanet,
+    retina_head,
+    set_score_threshold,
+)
 from wsi_ips.models.detection.checkpoint import METADATA_KEY, load_detector, save_detector
 from wsi_ips.models.detection.pyramid import build_pyramid
 from wsi_ips.training.detector import detect_in_image, random_crop, train_detector
@@ -121,6 +127,25 @@ def test_boxes_turn_with_their_pixels(seed: int) -> None:
         inside = dark[round(top) : round(bottom), round(left) : round(right)]
         assert inside.float().mean() > 0.6
     assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
+    assert "masks" not in target
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_masks_turn_with_their_pixels(seed: int) -> None:
+    """A mask is the dark pixels of its own disc, whatever way the crop is turned and wherever it is cut."""
+    config = DetectorTrainingConfig(crop_px=128, colour_jitter=0.0)
+    image = discs(side=192, count=9, seed=seed)
+    pixels, target = random_crop(image, config, np.random.default_rng(seed), masks=True)
+    dark = pixels.mean(dim=0) < 0.6
+    assert len(target["masks"]) == len(target["boxes"]) > 1
+    y, x = torch.meshgrid(torch.arange(128) + 0.5, torch.arange(128) + 0.5, indexing="ij")
+    for mask, (left, top, right, bottom) in zip(
+        target["masks"].bool(), target["boxes"].tolist(), strict=True
+    ):
+        within = (x > left - 1) & (x < right + 1) & (y > top - 1) & (y < bottom + 1)
+        assert not (mask & ~within).any()
+        # The outline is drawn half a pixel inside the disc that is filled.
+        assert (mask & dark).sum() / (mask | (dark & within)).sum() > 0.85
 
 
 def test_mask_rcnn_runs_on_spinenet() -> None:
@@ -140,13 +165,16 @@ def test_mask_rcnn_runs_on_spinenet() -> None:
     assert net.backbone.features.model.stem[0].weight.grad.abs().sum() > 0
     with torch.no_grad():
         (found,) = net.eval()([pixels])
-    assert found["masks"].shape[1:] == (1, 128, 128)
+    # Each over its own box: pasted into the image, a thousand would take gigabytes.
+    assert found["box_masks"].shape == (len(found["boxes"]), 1, 28, 28)
+    assert "masks" not in found
 
 
-def test_a_detector_s_file_reads_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["retinanet", "mask_rcnn"])
+def test_a_detector_s_file_reads_back(tmp_path: Path, model: str) -> None:
     torch.manual_seed(0)
-    config = SMALL.model_copy(update={"score_threshold": 0.0, "most_per_image": 7})
-    detector = build_retinanet(config).eval()
+    config = SMALL.model_copy(update={"model": model, "score_threshold": 0.0, "most_per_image": 7})
+    detector = build_detector(config).eval()
     save_detector(tmp_path / "d.safetensors", detector, config)
     read, read_config = load_detector(tmp_path / "d.safetensors")
     assert read_config == config
@@ -168,11 +196,42 @@ def test_a_file_that_is_no_detector_is_refused(tmp_path: Path) -> None:
         load_detector(path)
     held = {METADATA_KEY: json.dumps({"config": SMALL.model_dump(mode="json")})}
     save_file({"a": torch.zeros(1)}, path, metadata=held)
-    with pytest.raises(CheckpointError, match="does not fit its config"):
+    with pytest.raises(CheckpointError, match="another architecture"):
         load_detector(path)
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         load_detector(path)
+
+
+def test_a_detector_from_before_there_was_a_choice_of_models_is_a_retinanet(tmp_path: Path) -> None:
+    held = SMALL.model_dump(mode="json")
+    del held["model"]
+    tensors = build_retinanet(SMALL).state_dict()
+    metadata = {METADATA_KEY: json.dumps({"version": "0.1.0", "config": held, "notes": {}})}
+    save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
+    assert load_detector(tmp_path / "old.safetensors")[1] == SMALL
+
+
+@pytest.mark.parametrize("change", [{"head_channels": 4096, "head_convs": 16}, {"backbone": "no_such_net"}])
+def test_a_detector_with_another_network_s_config_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    held = {**SMALL.model_dump(mode="json"), **change}
+    metadata = {METADATA_KEY: json.dumps({"config": held})}
+    save_file(build_retinanet(SMALL).state_dict(), tmp_path / "d.safetensors", metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"another architecture|cannot be built"):
+        load_detector(tmp_path / "d.safetensors")
+
+
+@pytest.mark.parametrize("model", ["retinanet", "mask_rcnn"])
+def test_the_threshold_decides_what_comes_out(model: str) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(SMALL.model_copy(update={"model": model, "most_per_image": 9})).eval()
+    counts = []
+    for threshold in (0.0, 1.0):
+        set_score_threshold(detector, threshold)
+        counts.append(len(detect_in_image(detector, discs().rgb_HWC)[1]))
+    assert counts == [9, 0]
 
 
 @pytest.mark.parametrize("training", [True, False])

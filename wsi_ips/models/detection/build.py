@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from torch import nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -15,6 +18,8 @@ RATIOS = (0.5, 1.0, 2.0)
 OCTAVE_STEPS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 CANDIDATES = 4000
 """Best boxes of a level that go into non-maximum suppression."""
+BOX_PX = 7
+"""Side of the features of a region, from which its box is told."""
 LOWEST_SCORE = 0.02
 """What training's own scoring looks at: the threshold is chosen above it."""
 
@@ -25,7 +30,8 @@ class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
     """Normalises and pads, never resizes: patches have their resolution already.
 
     Padded to whole multiples of 128 px, where all anchors' strides are exact. torchvision's own ``_skip_resize``
-    holds in training only.
+    holds in training only. Masks stay as the network makes them, each over its own box (``box_masks``, (N, 1, 28,
+    28) in 0..1): pasted into the image, as torchvision does, a thousand of them take gigabytes.
     """
 
     def __init__(self) -> None:
@@ -33,6 +39,23 @@ class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
 
     def resize(self, image: Any, target: Any = None) -> Any:
         return image, target
+
+    def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
+        for found in result if not self.training else ():
+            if "masks" in found:
+                found["box_masks"] = found.pop("masks")
+        return result
+
+
+def build_detector(config: DetectorConfig) -> nn.Module:
+    """The model that ``config`` names, untrained. Raises :class:`ConfigError`."""
+    detector: nn.Module = build_mask_rcnn(config) if config.model == "mask_rcnn" else build_retinanet(config)
+    return detector
+
+
+def set_score_threshold(detector: nn.Module, threshold: float) -> None:
+    """From which score on an object comes out. torchvision's models keep it in two places."""
+    detector.get_submodule("roi_heads" if isinstance(detector, MaskRCNN) else "").score_thresh = threshold  # type: ignore[assignment]
 
 
 def build_retinanet(config: DetectorConfig) -> RetinaNet:
@@ -57,20 +80,32 @@ def build_retinanet(config: DetectorConfig) -> RetinaNet:
 
 
 def build_mask_rcnn(config: DetectorConfig) -> MaskRCNN:
-    """Untrained; torchvision's heads, of which box and mask heads pool from P3 to P6. Raises as above."""
+    """Untrained; torchvision's heads, of which box and mask heads pool from P3 to P6. Raises as above.
+
+    In eval mode ``box_masks`` come out beside the boxes, see :class:`AsItIs`.
+    """
     pyramid = build_pyramid(config)
-    sizes = tuple((config.anchor_base * stride,) for stride in STRIDES)
+    classes, width = len(config.classes) + 1, config.head_channels
     levels = ["0", "1", "2", "3"]
+    mask_head = MaskRCNNHeads(pyramid.out_channels, (width,) * config.head_convs, 1)
     detector = MaskRCNN(
         pyramid,
-        num_classes=len(config.classes) + 1,
-        rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(STRIDES)),
-        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        rpn_anchor_generator=AnchorGenerator(
+            tuple((config.anchor_base * stride,) for stride in STRIDES), (RATIOS,) * len(STRIDES)
+        ),
+        box_roi_pool=MultiScaleRoIAlign(levels, output_size=BOX_PX, sampling_ratio=2),
+        box_head=TwoMLPHead(pyramid.out_channels * BOX_PX**2, 4 * width),
+        box_predictor=FastRCNNPredictor(4 * width, classes),
         mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_head=mask_head,
+        mask_predictor=MaskRCNNPredictor(
+            width if config.head_convs else pyramid.out_channels, width, classes
+        ),
         box_score_thresh=config.score_threshold,
         box_nms_thresh=config.overlap_threshold,
         box_detections_per_img=config.most_per_image,
-        rpn_post_nms_top_n_test=config.most_per_image,
+        rpn_pre_nms_top_n_test=max(CANDIDATES, config.most_per_image),
+        rpn_post_nms_top_n_test=max(1000, config.most_per_image),
     )
     detector.transform = AsItIs()
     return detector
