@@ -39,7 +39,7 @@ MNIST: dict[str, Any] = {
         "tasks": [{"name": "majority", "classes": DIGITS}],
     },
     "training": {
-        "epochs": 6,
+        "epochs": 14,
         "warmup_epochs": 0,
         "slides_per_step": 16,
         "lr": 3e-3,
@@ -62,7 +62,10 @@ MNIST_SELECTION: dict[str, Any] = {
 
 CASCADE = {"selector": "cascade", "rule": "buffer", "m": 128, "i": 128}
 # Windows of 64 px a patch of 128 px at 1 µm.
-COARSE = {"scorer": "conv", "mpp": 2.0, "share": 0.2, "explore": 0.25, "full_epochs": 1}
+# A share of 0.2, less what rounding up adds to a slide.
+COARSE = {"scorer": "conv", "mpp": 2.0, "share": 0.195, "explore": 0.25, "full_epochs": 1}
+# The scorer begins from nothing beside an IPS that has learned; the rate by the validation slides' recall.
+CASCADE_TRAINING = {"epochs": 2, "coarse_lr": 1e-3}
 SAMPLED = {
     "selector": "attention_sampling",
     "sampling": {"samples": 64},
@@ -161,7 +164,7 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
             "processes": 1,
         },
         "cascade": {**CASCADE, **({"m": 4, "i": 4} if arguments.quick else {}), "coarse": COARSE},
-        "cascade_epochs": epochs or 2,
+        "cascade_training": CASCADE_TRAINING | ({"epochs": epochs} if epochs else {}),
         "ats": SAMPLED,
         "ats_training": ATS_TRAINING | ({"epochs": epochs} if epochs else {}),
     }
@@ -175,7 +178,7 @@ def relevant(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     composite = {
         key: value for key, value in settings["composite"].items() if key not in ("out", "processes")
     }
-    own = {"cascade": ("cascade", "cascade_epochs"), "ats": ("ats", "ats_training")}.get(method, ())
+    own = {"cascade": ("cascade", "cascade_training"), "ats": ("ats", "ats_training")}.get(method, ())
     return {"composite": composite, **{key: settings[key] for key in own}}
 
 

@@ -141,7 +141,7 @@ def on_slides(method: str, settings: Mapping[str, Any], folder: Path) -> dict[st
 
 def _training(method: str, settings: Mapping[str, Any], start: Path) -> dict[str, Any]:
     if method == "cascade":
-        return {"epochs": settings["cascade_epochs"], "start": start}
+        return {**settings["cascade_training"], "start": start}
     return {**settings["ats_training"], "start": None}
 
 
