@@ -26,9 +26,11 @@ TEST_EPOCH = -1
 
 
 class Reader(nn.Module, ABC):
-    """Reads images as bags; ``encoder`` is what :func:`make_optimizer` may give a rate of its own."""
+    """Reads images as bags; :func:`make_optimizer` may give ``encoder`` and ``coarse`` rates of their own."""
 
     encoder: nn.Module
+    coarse = None
+    """Nothing looks from afar."""
 
     def __init__(self, config: FinetuneConfig) -> None:
         super().__init__()

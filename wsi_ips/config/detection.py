@@ -21,7 +21,7 @@ class DetectorConfig(Section):
     pyramid_channels: Annotated[PositiveInt, Field(le=4096)] = 256
     """Of the feature pyramid; SpineNet needs none."""
     head_channels: Annotated[PositiveInt, Field(le=4096)] = 256
-    """Of RetinaNet's heads, or of Mask R-CNN's mask head, whose box head has four times as many."""
+    """Of RetinaNet's heads, or of Mask R-CNN's, whose box head ends in four times as many."""
     head_convs: Annotated[NonNegativeInt, Field(le=16)] = 4
     anchor_base: PositiveFloat = 3.0
     """Side of the smallest anchor of a level, in strides of the level; two more lie a third of an octave apart."""

@@ -22,6 +22,7 @@ from wsi_ips.models.detection.build import (
     set_score_threshold,
 )
 from wsi_ips.models.detection.checkpoint import METADATA_KEY, load_detector, save_detector
+from wsi_ips.models.detection.heads import LevelNormRpnHead
 from wsi_ips.models.detection.pyramid import build_pyramid
 from wsi_ips.training.detector import detect_in_image, random_crop, train_detector
 
@@ -146,6 +147,29 @@ def test_masks_turn_with_their_pixels(seed: int) -> None:
         assert not (mask & ~within).any()
         # The outline is drawn half a pixel inside the disc that is filled.
         assert (mask & dark).sum() / (mask | (dark & within)).sum() > 0.85
+
+
+@pytest.mark.parametrize(
+    ("backbone", "millions"), [("spinenet49", 40.8), ("spinenet96", 55.2), ("spinenet143", 79.2)]
+)
+def test_mask_rcnns_have_the_published_number_of_weights(backbone: str, millions: float) -> None:
+    """Du et al. 2020, on COCO. Its convolutions have biases before their norms, torchvision's have not."""
+    classes = tuple(f"c{n}" for n in range(COCO - 1))
+    with torch.device("meta"):
+        net = build_mask_rcnn(DetectorConfig(model="mask_rcnn", backbone=backbone, classes=classes))
+    biases = 2 * 4 * 256
+    assert round((parameters_of(net) + biases) / 1e6, 1) == millions
+
+
+def test_each_level_s_proposals_have_their_own_batch_norm() -> None:
+    head = LevelNormRpnHead(8, levels=3, anchors=3)
+    maps = [torch.rand(2, 8, side, side) for side in (8, 4, 2)]
+    before, _ = head(maps)
+    assert [tuple(each.shape) for each in before] == [(2, 3, 8, 8), (2, 3, 4, 4), (2, 3, 2, 2)]
+    with torch.no_grad():
+        head.norms[1].bias.add_(1.0)
+    after, _ = head(maps)
+    assert [torch.equal(old, new) for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 
 def test_mask_rcnn_runs_on_spinenet() -> None:

@@ -5,13 +5,13 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from wsi_ips.config import DetectorConfig
-from wsi_ips.models.detection.heads import LevelNormHead
+from wsi_ips.models.detection.heads import LevelNormHead, LevelNormRpnHead
 from wsi_ips.models.detection.pyramid import STRIDES, build_pyramid
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -80,24 +80,29 @@ def build_retinanet(config: DetectorConfig) -> RetinaNet:
 
 
 def build_mask_rcnn(config: DetectorConfig) -> MaskRCNN:
-    """Untrained; torchvision's heads, of which box and mask heads pool from P3 to P6. Raises as above.
+    """Untrained. Region proposals have a BatchNorm for each level; box head (convolutions, then one layer over all
+    of them) and mask head pool from P3 to P6, and normalise what they pooled together. Raises as above.
 
     In eval mode ``box_masks`` come out beside the boxes, see :class:`AsItIs`.
     """
     pyramid = build_pyramid(config)
     classes, width = len(config.classes) + 1, config.head_channels
     levels = ["0", "1", "2", "3"]
-    mask_head = MaskRCNNHeads(pyramid.out_channels, (width,) * config.head_convs, 1)
+    convs, norm = [width] * config.head_convs, nn.BatchNorm2d
+    box_size = (pyramid.out_channels, BOX_PX, BOX_PX)
     detector = MaskRCNN(
         pyramid,
         rpn_anchor_generator=AnchorGenerator(
             tuple((config.anchor_base * stride,) for stride in STRIDES), (RATIOS,) * len(STRIDES)
         ),
+        rpn_head=LevelNormRpnHead(
+            pyramid.out_channels, levels=len(STRIDES), anchors=len(RATIOS), act=config.act_layer
+        ),
         box_roi_pool=MultiScaleRoIAlign(levels, output_size=BOX_PX, sampling_ratio=2),
-        box_head=TwoMLPHead(pyramid.out_channels * BOX_PX**2, 4 * width),
+        box_head=FastRCNNConvFCHead(box_size, convs, [4 * width], norm_layer=norm),
         box_predictor=FastRCNNPredictor(4 * width, classes),
         mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
-        mask_head=mask_head,
+        mask_head=MaskRCNNHeads(pyramid.out_channels, convs, 1, norm_layer=norm),
         mask_predictor=MaskRCNNPredictor(
             width if config.head_convs else pyramid.out_channels, width, classes
         ),

@@ -1,4 +1,5 @@
-"""RetinaNet's heads with a BatchNorm of its own for every level (Du et al. 2020, tensorflow/tpu ``heads.py``).
+"""RetinaNet's and the region proposals' heads with a BatchNorm of its own for every level (Du et al. 2020,
+tensorflow/tpu ``heads.py``).
 
 Shape suffixes: N images, F channels, h rows, w columns, K classes, A all anchors of all levels.
 """
@@ -110,3 +111,26 @@ class LevelNormHead(RetinaNetHead):  # type: ignore[misc]
 
         self.classification_head = _ClassificationHead(tower(classes))
         self.regression_head = _RegressionHead(tower(4))
+
+
+class LevelNormRpnHead(nn.Module):
+    """For torchvision's ``MaskRCNN(rpn_head=...)``: one 3x3 convolution that all levels share, then the level's
+    own BatchNorm."""
+
+    def __init__(self, channels: int, *, levels: int, anchors: int, act: str = "relu") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(levels))
+        self.act = activation(act)
+        self.objectness = nn.Conv2d(channels, anchors, kernel_size=1)
+        self.offsets = nn.Conv2d(channels, 4 * anchors, kernel_size=1)
+        for layer in (self.conv, self.objectness, self.offsets):
+            nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps of all levels, finest first, to objectness (N, anchors, h, w) and offsets (N, 4 x anchors, h, w) of
+        each."""
+        seen = [self.act(norm(self.conv(x))) for norm, x in zip(self.norms, maps, strict=True)]
+        return [self.objectness(x) for x in seen], [self.offsets(x) for x in seen]
