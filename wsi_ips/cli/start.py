@@ -17,6 +17,7 @@ def start(
         "export",
         "evaluate",
         "report",
+        "search",
         "demo",
     ],
     flags: dict[str, Any],

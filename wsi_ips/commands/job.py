@@ -14,6 +14,7 @@ from wsi_ips.recipe import (
     OverlayJob,
     PredictJob,
     ReportJob,
+    SearchJob,
     TileJob,
 )
 
@@ -32,14 +33,8 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.features import store_features
 
             return store_features(job, progress)
-        case FinetuneJob():
-            from wsi_ips.commands.finetune import finetune_manifest
-
-            return finetune_manifest(job, progress)
-        case ImagesJob():
-            from wsi_ips.commands.images import learn_images
-
-            return learn_images(job, progress)
+        case FinetuneJob() | ImagesJob() | SearchJob():
+            return _learn(job, progress)
         case PredictJob():
             from wsi_ips.commands.predict import predict
 
@@ -68,3 +63,19 @@ def run_job(job: Job, progress: Progress) -> Outcome:
             from wsi_ips.commands.demo import demo
 
             return demo(job, progress)
+
+
+def _learn(job: FinetuneJob | ImagesJob | SearchJob, progress: Progress) -> Outcome:
+    match job:
+        case FinetuneJob():
+            from wsi_ips.commands.finetune import finetune_manifest
+
+            return finetune_manifest(job, progress)
+        case ImagesJob():
+            from wsi_ips.commands.images import learn_images
+
+            return learn_images(job, progress)
+        case SearchJob():
+            from wsi_ips.commands.search import search_networks
+
+            return search_networks(job, progress)

@@ -17,8 +17,17 @@ from wsi_ips.config.model import (
     task_queries,
 )
 from wsi_ips.config.pipeline import DemoConfig, FinetuneConfig, PipelineConfig
+from wsi_ips.config.search import (
+    ControllerConfig,
+    EvolutionConfig,
+    ProxyConfig,
+    SearchConfig,
+    SearchSpaceConfig,
+    StrategyName,
+)
 from wsi_ips.config.section import Fraction, Section, fingerprint
 from wsi_ips.config.slides import StreamingConfig, TilingConfig, TissueConfig
+from wsi_ips.config.specification import NamedSpecification, SpecificationTable, read_specification_table
 from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
 
 __all__ = [
@@ -28,19 +37,27 @@ __all__ = [
     "BatchConfig",
     "ClassWeights",
     "CoarseConfig",
+    "ControllerConfig",
     "DemoConfig",
     "DetectorConfig",
     "DetectorTrainingConfig",
     "EncoderConfig",
+    "EvolutionConfig",
     "FinetuneConfig",
     "Fraction",
     "ImageDataConfig",
     "MegapixelMnistConfig",
     "ModelConfig",
+    "NamedSpecification",
     "PipelineConfig",
+    "ProxyConfig",
     "SamplingConfig",
+    "SearchConfig",
+    "SearchSpaceConfig",
     "Section",
     "SelectionConfig",
+    "SpecificationTable",
+    "StrategyName",
     "StreamingConfig",
     "SyntheticConfig",
     "TaskConfig",
@@ -49,5 +66,6 @@ __all__ = [
     "TrafficSignsConfig",
     "TrainingConfig",
     "fingerprint",
+    "read_specification_table",
     "task_queries",
 ]

@@ -5,13 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from wsi_ips.config.section import Fraction, Section
+from wsi_ips.config.specification import NamedSpecification
 
 
 class DetectorConfig(Section):
     """A RetinaNet on a timm backbone: SpineNet's own outputs, or a feature pyramid over any other's."""
 
     backbone: str = "spinenet49s"
-    """A timm model with features of strides 8, 16 and 32."""
+    """A timm model with features of strides 8, 16 and 32; with ``specification``, a SpineNet of the size meant."""
+    specification: NamedSpecification | None = None
+    """A table of blocks, or the file with it, in place of that SpineNet's own."""
     act_layer: Literal["relu", "swish"] = "relu"
     """Of SpineNets and of the heads; other backbones have their own."""
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)] = ("nucleus",)

@@ -98,5 +98,6 @@ _COMMANDS = (
     "export",
     "evaluate",
     "report",
+    "search",
     "demo",
 )
