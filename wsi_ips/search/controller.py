@@ -2,9 +2,12 @@
 
 Du et al. (2020) search by reinforcement learning with such a controller and give no settings of it. REINFORCE
 (Williams 1992) with a moving baseline and an entropy bonus.
+
+Shape suffixes: B candidates, H hidden units, V labels of a decision.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +24,7 @@ SMALLEST_DEVIATION = 1e-6
 class Policy(nn.Module):
     """An LSTM that sees what it chose last, with a head a decision. Blocks that are placed already are masked."""
 
-    def __init__(self, vocabulary: dict[str, tuple[Label, ...]], hidden: int) -> None:
+    def __init__(self, vocabulary: Mapping[str, tuple[Label, ...]], hidden: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.hidden = hidden
@@ -33,39 +36,90 @@ class Policy(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.1, 0.1)
 
+    def log_probabilities(self, name: str, hidden_BH: Tensor, allowed_BV: Tensor) -> Tensor:
+        """(B, V) of a decision's labels; -inf where they are not allowed."""
+        logits_BV = LOGIT_SCALE * torch.tanh(self.heads[self._place[name]](hidden_BH))
+        return logits_BV.masked_fill(~allowed_BV, float("-inf")).log_softmax(dim=1)
 
-class Walk:
-    """One candidate, decision by decision: drawn, or (``answers``) gone through again."""
+    def seen(self, name: str, chosen_B: Tensor) -> Tensor:
+        """(B, H): what the next step sees of this one's choice."""
+        found_BH: Tensor = self.embeddings[self._place[name]](chosen_B)
+        return found_BH
 
-    def __init__(
-        self, policy: Policy, *, generator: torch.Generator | None = None, answers: Answers | None = None
-    ) -> None:
-        self._policy, self._generator, self._answers = policy, generator, answers
-        self._input = torch.zeros(1, policy.hidden)
+    def allowed(self, name: str, choices: Sequence[Label]) -> Tensor:
+        """(V,) bool."""
+        return torch.tensor([label in choices for label in self.vocabulary[name]])
+
+
+class _Draw:
+    """One candidate, decision by decision."""
+
+    def __init__(self, policy: Policy, generator: torch.Generator) -> None:
+        self._policy, self._generator = policy, generator
+        self._input_BH = torch.zeros(1, policy.hidden)
         self._state: tuple[Tensor, Tensor] | None = None
-        self.log_probability = torch.zeros(())
-        self.entropy = torch.zeros(())
-        self.decisions = 0
 
     def __call__(self, name: str, choices: Sequence[Label], /) -> int:
         policy = self._policy
-        place = policy._place[name]
-        labels = policy.vocabulary[name]
-        allowed = [labels.index(choice) for choice in choices]
-        self._state = policy.cell(self._input, self._state)
-        logits = LOGIT_SCALE * torch.tanh(policy.heads[place](self._state[0])[0, allowed])
-        log_p = logits.log_softmax(dim=0)
-        index = self._chosen(name, log_p)
-        self.log_probability = self.log_probability + log_p[index]
-        self.entropy = self.entropy - (log_p.exp() * log_p).sum()
-        self.decisions += 1
-        self._input = policy.embeddings[place](torch.tensor([allowed[index]]))
-        return index
+        self._state = policy.cell(self._input_BH, self._state)
+        allowed_BV = policy.allowed(name, choices)[None]
+        log_p_BV = policy.log_probabilities(name, self._state[0], allowed_BV)
+        chosen_B = torch.multinomial(log_p_BV.exp()[0], 1, generator=self._generator)
+        self._input_BH = policy.seen(name, chosen_B)
+        return choices.index(policy.vocabulary[name][int(chosen_B)])
 
-    def _chosen(self, name: str, log_p: Tensor) -> int:
-        if self._answers is not None:
-            return self._answers[name]
-        return int(torch.multinomial(log_p.detach().exp(), 1, generator=self._generator))
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A decision of all candidates of a batch. allowed_BV: bool; chosen_B: places in the vocabulary."""
+
+    name: str
+    allowed_BV: Tensor
+    chosen_B: Tensor
+
+
+def _steps(space: SearchSpaceConfig, policy: Policy, batch: Sequence[Answers]) -> list[_Step]:
+    walks: list[list[tuple[str, Tensor, int]]] = []
+    for answers in batch:
+        walk: list[tuple[str, Tensor, int]] = []
+
+        def decide(
+            name: str,
+            choices: Sequence[Label],
+            /,
+            walk: list[tuple[str, Tensor, int]] = walk,
+            answers: Answers = answers,
+        ) -> int:
+            label = choices[answers[name]]
+            walk.append((name, policy.allowed(name, choices), policy.vocabulary[name].index(label)))
+            return answers[name]
+
+        decode(space, decide)
+        walks.append(walk)
+    # All candidates of a space are asked the same questions, in the same order.
+    return [
+        _Step(
+            together[0][0],
+            torch.stack([a for _, a, _ in together]),
+            torch.tensor([c for _, _, c in together]),
+        )
+        for together in zip(*walks, strict=True)
+    ]
+
+
+def gone_through(policy: Policy, steps: Sequence[_Step], size: int) -> tuple[Tensor, Tensor]:
+    """Log-probability (B,) and mean entropy of the decisions (B,) of a batch of candidates."""
+    input_BH, state = torch.zeros(size, policy.hidden), None
+    log_p_B, entropy_B = torch.zeros(size), torch.zeros(size)
+    for step in steps:
+        state = policy.cell(input_BH, state)
+        log_p_BV = policy.log_probabilities(step.name, state[0], step.allowed_BV)
+        log_p_B = log_p_B + log_p_BV.gather(1, step.chosen_B[:, None])[:, 0]
+        # 0 log 0 is 0, but not to a computer.
+        finite_BV = log_p_BV.masked_fill(~step.allowed_BV, 0.0)
+        entropy_B = entropy_B - (finite_BV.exp() * finite_BV).sum(dim=1)
+        input_BH = policy.seen(step.name, step.chosen_B)
+    return log_p_B, entropy_B / max(1, len(steps))
 
 
 class ControllerSearch:
@@ -89,8 +143,8 @@ class ControllerSearch:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
         answers: dict[str, int] = {}
         with torch.no_grad():
-            walk = Walk(self.policy, generator=generator)
-            return Proposal(answers, decode(self._space, recorded(walk, answers)))
+            draw = _Draw(self.policy, generator)
+            return Proposal(answers, decode(self._space, recorded(draw, answers)))
 
     def tell(self, answers: Answers, score: float | None) -> None:
         if score is None:
@@ -102,15 +156,12 @@ class ControllerSearch:
 
     def _learn(self) -> None:
         scores = [score for _, score in self._batch]
-        advantages = self._advantages(scores)
-        loss = torch.zeros(())
-        for (answers, _), advantage in zip(self._batch, advantages, strict=True):
-            walk = Walk(self.policy, answers=answers)
-            decode(self._space, walk)
-            loss = loss - advantage * walk.log_probability
-            loss = loss - self._config.entropy * walk.entropy / max(1, walk.decisions)
+        advantage_B = torch.tensor(self._advantages(scores))
+        steps = _steps(self._space, self.policy, [answers for answers, _ in self._batch])
+        log_p_B, entropy_B = gone_through(self.policy, steps, len(scores))
+        loss = -(advantage_B * log_p_B + self._config.entropy * entropy_B).mean()
         self._optimizer.zero_grad()
-        (loss / len(scores)).backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
         self._optimizer.step()
 
