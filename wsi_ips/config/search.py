@@ -113,6 +113,13 @@ class SearchConfig(Section):
     """A candidate that takes longer has failed."""
 
     @model_validator(mode="after")
+    def _outputs_are_the_detector_s(self) -> Self:
+        outputs = sorted(self.space.outputs)
+        if self.proxy.data == "nuclei" and outputs != [3, 4, 5, 6, 7]:
+            raise ValueError(f"a detector of nuclei has outputs 3 to 7, not {', '.join(map(str, outputs))}")
+        return self
+
+    @model_validator(mode="after")
     def _strategies_once(self) -> Self:
         if len(set(self.strategies)) != len(self.strategies):
             raise ValueError("strategies: each once")
