@@ -52,6 +52,8 @@ class ProxyConfig(Section):
     """Share of the textures' sources, or of the images, that candidates are scored on."""
     side_px: Annotated[PositiveInt, Field(ge=32, le=2048)] = 64
     """Textures are shrunk to this; of nuclei, crops of it are learned from."""
+    grey: bool = False
+    """Textures without their colours, which alone tell much of what they show."""
     steps: PositiveInt = 60
     batch: Annotated[int, Field(ge=2)] = 32
     """Pictures, or crops, a step."""

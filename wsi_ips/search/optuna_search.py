@@ -89,14 +89,15 @@ class OptunaSearch:
 class RegularisedEvolution(BaseSampler):
     """Ageing evolution (Real et al. 2019, algorithm 1), for one trial: Optuna 5 has none.
 
-    The population are the latest ``population`` trials that succeeded; until there are so many, trials are drawn
-    at random. A child answers like its parent but for one decision. In a permutation, a block that comes earlier
-    now leaves its place to the one that it replaced.
+    The population are the latest ``population`` trials that succeeded; until there are so many, trials are
+    random search's. A child answers like its parent but for one decision. In a permutation, a block that comes
+    earlier now leaves its place to the one that it replaced.
     """
 
     def __init__(self, config: EvolutionConfig, *, seed: int) -> None:
         self._config = config
         self._random = random.Random(seed)  # noqa: S311 - not a secret
+        self._first = RandomSampler(seed=seed)
         self._parent: dict[str, Label] | None = None
         self._mutated = ""
         self._swapped: dict[Label, Label] = {}
@@ -124,7 +125,8 @@ class RegularisedEvolution(BaseSampler):
     ) -> int:
         choices = self.offered
         if self._parent is None:
-            return self._random.randrange(len(choices))
+            drawn: int = self._first.sample_independent(study, trial, param_name, param_distribution)
+            return drawn
         inherited = self._parent[param_name]
         if param_name == self._mutated:
             others = [index for index, label in enumerate(choices) if label != inherited]

@@ -56,15 +56,17 @@ def _textures(config: ProxyConfig) -> Arrays:
     for part, files in split_by_group(textures, fractions=fractions, seed=0).items():
         if {texture.label for texture in files} != set(config.classes):
             raise DatasetError(config.folder, "has too few sources to hold some of each class back")
-        arrays[f"{part}_pixels"] = np.stack([_shrunk(texture, config.side_px) for texture in files])
+        arrays[f"{part}_pixels"] = np.stack([_shrunk(texture, config) for texture in files])
         arrays[f"{part}_labels"] = np.array([config.classes.index(texture.label) for texture in files])
     return arrays
 
 
-def _shrunk(texture: TextureFile, side: int) -> NDArray[np.uint8]:
+def _shrunk(texture: TextureFile, config: ProxyConfig) -> NDArray[np.uint8]:
+    size = (config.side_px, config.side_px)
     try:
         with Image.open(texture.path) as picture:
-            return np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BOX))
+            coloured = picture.convert("L" if config.grey else "RGB").convert("RGB")
+            return np.asarray(coloured.resize(size, Image.Resampling.BOX))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(texture.path, f"is no picture that can be read ({error})") from None
 
