@@ -1,6 +1,7 @@
 """``wsi-ips search``, from a recipe to a network that loads by the name of its file."""
 
 import builtins
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.commands.console import Console, make_console
 from tests.datasets.drawn_textures import draw_textures
 from tests.search.small import SMALL
 from wsi_ips.config import DetectorConfig, EncoderConfig
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import CheckpointError, ConfigError
+from wsi_ips.models.checkpoint import METADATA_KEY, load_checkpoint
 from wsi_ips.models.detection.build import build_retinanet
 from wsi_ips.models.detection.checkpoint import load_detector, save_detector
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
@@ -131,6 +135,17 @@ def test_a_detector_stands_on_it_and_its_checkpoint_needs_no_file(tmp_path: Path
     assert detector.backbone.features.model.specification.blocks == blocks  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="goes with a SpineNet"):
         build_retinanet(config.model_copy(update={"backbone": "resnet18"}))
+
+
+def test_a_checkpoint_names_no_file_to_be_read(found: Path, small_checkpoint: Path, tmp_path: Path) -> None:
+    """A stranger's checkpoint could have any file read, and shown in the complaint."""
+    with safe_open(small_checkpoint, framework="pt") as file:
+        held = json.loads(file.metadata()[METADATA_KEY])
+    held["config"]["model"]["encoder"] |= {"name": "spinenet", "stage": None, "specification": str(found)}
+    forged = tmp_path / "forged.safetensors"
+    save_file({"a": torch.zeros(1)}, forged, metadata={METADATA_KEY: json.dumps(held)})
+    with pytest.raises(CheckpointError, match="not the name of their file"):
+        load_checkpoint(forged)
 
 
 def test_failed_candidates_and_a_single_score_can_be_drawn(tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ def search_networks(job: SearchJob, progress: Progress) -> Outcome:
     arrays = prepare(job.proxy)
     data = job.out / "proxy.npz"
     with claimed(job.out, job, data=digest(arrays), device=device):
-        if not data.is_file():
-            write_arrays(data, arrays)
+        write_arrays(data, arrays)
         found = search(job, job.out, ProxyTask(job.proxy, data, device, job.timeout_s), progress)
         notes = []
         try:

@@ -27,11 +27,17 @@ from wsi_ips.config.search import (
 )
 from wsi_ips.config.section import Fraction, Section, fingerprint
 from wsi_ips.config.slides import StreamingConfig, TilingConfig, TissueConfig
-from wsi_ips.config.specification import NamedSpecification, SpecificationTable, read_specification_table
+from wsi_ips.config.specification import (
+    READ_NO_FILE,
+    NamedSpecification,
+    SpecificationTable,
+    read_specification_table,
+)
 from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
 
 __all__ = [
     "LARGEST_OVERLAY_PX",
+    "READ_NO_FILE",
     "AttentionConfig",
     "AugmentConfig",
     "BatchConfig",

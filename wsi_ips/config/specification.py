@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 
 from wsi_ips.config.section import Section
 from wsi_ips.errors import ConfigError, one_line
@@ -53,7 +53,13 @@ def read_specification_table(path: Path) -> SpecificationTable:
     return table if table.name else table.model_copy(update={"name": path.stem})
 
 
-def _read_where_named(value: Any) -> Any:
+READ_NO_FILE = {"read_no_file": True}
+"""Context of a validation of what a stranger's file says (a checkpoint's config): it names no file to be read."""
+
+
+def _read_where_named(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str | Path) and info.context == READ_NO_FILE:
+        raise ValueError("a checkpoint holds its blocks, not the name of their file")
     return read_specification_table(Path(value)) if isinstance(value, str | Path) else value
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from wsi_ips import __version__
-from wsi_ips.config import ModelConfig, PipelineConfig, SelectionConfig
+from wsi_ips.config import READ_NO_FILE, ModelConfig, PipelineConfig, SelectionConfig
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.files import whole_file
 from wsi_ips.models.bag_net import BagNet
@@ -130,7 +130,7 @@ def _held_config(path: Path, metadata: Mapping[str, str]) -> PipelineConfig:
             raise CheckpointError(
                 path, f"has format {held['format']!r}, this version reads {FORMAT}", "update wsi_ips"
             )
-        return PipelineConfig.model_validate(held["config"])
+        return PipelineConfig.model_validate(held["config"], context=READ_NO_FILE)
     except (KeyError, TypeError, ValueError, ValidationError, RecursionError) as error:
         reason = one_line(error, most=200)
         raise CheckpointError(path, f"holds a config that cannot be read ({reason})", MEND) from None

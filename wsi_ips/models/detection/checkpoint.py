@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wsi_ips import __version__
-from wsi_ips.config import DetectorConfig
+from wsi_ips.config import READ_NO_FILE, DetectorConfig
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.files import whole_file
 from wsi_ips.models.detection.build import build_retinanet
@@ -61,7 +61,7 @@ def _held_config(path: Path, metadata: Mapping[str, str]) -> DetectorConfig:
     if not text or len(text) > MAX_CONFIG_CHARS:
         raise CheckpointError(path, "is no detector of ours", MEND)
     try:
-        return DetectorConfig.model_validate(json.loads(text)["config"])
+        return DetectorConfig.model_validate(json.loads(text)["config"], context=READ_NO_FILE)
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError, RecursionError) as error:
         reason = one_line(error, most=160)
         raise CheckpointError(path, f"holds a config that cannot be read ({reason})", MEND) from None
