@@ -1,9 +1,11 @@
 """One candidate in a process of its own: what kills it costs nobody else."""
 
 import multiprocessing
+import os
 import sys
+import threading
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +82,16 @@ def _context() -> BaseContext:
     return context
 
 
+def _end_with_parent() -> None:
+    """A search that is killed takes its candidate along: nobody would hear the answer."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _answer(connection: Connection, work: Work, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer: tuple[float | None, str] = (work(*arguments), "")
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this candidate's
