@@ -30,7 +30,7 @@ from wsi_ips.search.record import Candidate, best_of
 from wsi_ips.search.run import new_candidates
 from wsi_ips.search.strategy import build_strategy
 
-NOISE_NETWORKS = 4
+NOISE_NETWORKS = 3
 """How many random networks the score's own noise is measured on."""
 AGAIN_SEEDS = (1001, 1002)
 """A winner, and each of those networks, is trained again from these."""

@@ -54,7 +54,8 @@ def _texture_score(
         width=config.width,
         alpha=config.alpha,
         endpoint_channels=config.endpoint_channels,
-    ).to(device, memory_format=torch.channels_last)  # a quarter faster on a CPU
+    ).to(device)
+    net = net.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     _learn_textures(net, arrays, config, device)
     net.eval()
     pixels, labels = _tensors(arrays, "held_back")
