@@ -11,9 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 ORDER = [
     "location", "byte_cache", "errors", "units", "config", "files", "hdf5", "progress", "versions",
     "fingerprint", "held_folder", "slides", "qupath", "tiling", "streaming", "attention_sampling", "models",
-    "selection", "datasets", "training",
-    "evaluation", "inference", "heatmaps", "report", "viewer", "recipe", "demo", "commands", "progress_bars",
-    "cli",
+    "selection", "datasets", "training", "evaluation", "search", "inference", "heatmaps", "report", "viewer",
+    "recipe", "demo", "commands", "progress_bars", "cli",
 ]  # fmt: skip
 
 LIGHT = {"config": {"numpy", "torch"}, "recipe": {"numpy", "torch"}, "cli": {"numpy", "torch", "pydantic"}}

@@ -16,7 +16,9 @@ PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 @pytest.mark.parametrize("recipe", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_a_job(recipe: Path) -> None:
     job = make_job(load_recipe(recipe), source=recipe.name)
-    assert job.command in ("demo", "finetune", "images", "predict", "overlay", "evaluate", "train-detector")
+    assert job.command in (
+        *("demo", "finetune", "images", "predict", "overlay", "evaluate", "train-detector", "search"),
+    )
 
 
 def test_overrides_reach_into_sections_and_leave_the_rest() -> None:

@@ -164,7 +164,7 @@ def test_checkpoints_that_are_not_ours(
     torch.save(net.state_dict(), pickled)
     problems = {
         other: "another architecture",
-        foreign: "no wsi_ips config",
+        foreign: "no checkpoint of ours",
         pickled: "not a safetensors file",
         tmp_path / "absent": "no such checkpoint",
     }

@@ -18,6 +18,7 @@ def start(
         "export",
         "evaluate",
         "report",
+        "search",
         "demo",
     ],
     flags: dict[str, Any],

@@ -18,6 +18,7 @@ from wsi_ips.recipe import (
     OverlayJob,
     PredictJob,
     ReportJob,
+    SearchJob,
     TileJob,
     TrainDetectorJob,
 )
@@ -34,6 +35,7 @@ _DONE_BY: Mapping[type[Section], str] = {
     ExportJob: "export:export",
     EvaluateJob: "evaluate:evaluate",
     ReportJob: "report:report",
+    SearchJob: "search:search_networks",
     DemoJob: "demo:demo",
 }
 """Module of this package, and its function of a job and a :class:`Progress`."""

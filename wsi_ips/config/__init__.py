@@ -17,30 +17,53 @@ from wsi_ips.config.model import (
     task_queries,
 )
 from wsi_ips.config.pipeline import DemoConfig, FinetuneConfig, PipelineConfig
+from wsi_ips.config.search import (
+    ControllerConfig,
+    EvolutionConfig,
+    ProxyConfig,
+    SearchConfig,
+    SearchSpaceConfig,
+    StrategyName,
+)
 from wsi_ips.config.section import Fraction, Section, fingerprint
 from wsi_ips.config.slides import StreamingConfig, TilingConfig, TissueConfig
+from wsi_ips.config.specification import (
+    READ_NO_FILE,
+    NamedSpecification,
+    SpecificationTable,
+    read_specification_table,
+)
 from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
 
 __all__ = [
     "LARGEST_OVERLAY_PX",
+    "READ_NO_FILE",
     "AttentionConfig",
     "AugmentConfig",
     "BatchConfig",
     "ClassWeights",
     "CoarseConfig",
+    "ControllerConfig",
     "DemoConfig",
     "DetectorConfig",
     "DetectorTrainingConfig",
     "EncoderConfig",
+    "EvolutionConfig",
     "FinetuneConfig",
     "Fraction",
     "ImageDataConfig",
     "MegapixelMnistConfig",
     "ModelConfig",
+    "NamedSpecification",
     "PipelineConfig",
+    "ProxyConfig",
     "SamplingConfig",
+    "SearchConfig",
+    "SearchSpaceConfig",
     "Section",
     "SelectionConfig",
+    "SpecificationTable",
+    "StrategyName",
     "StreamingConfig",
     "SyntheticConfig",
     "TaskConfig",
@@ -49,5 +72,6 @@ __all__ = [
     "TrafficSignsConfig",
     "TrainingConfig",
     "fingerprint",
+    "read_specification_table",
     "task_queries",
 ]

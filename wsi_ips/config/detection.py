@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from wsi_ips.config.section import Fraction, Section
+from wsi_ips.config.specification import NamedSpecification
 
 
 class DetectorConfig(Section):
@@ -14,7 +15,9 @@ class DetectorConfig(Section):
     model: Literal["retinanet", "mask_rcnn"] = "retinanet"
     """retinanet finds boxes; mask_rcnn outlines as well, and takes longer."""
     backbone: str = "spinenet49s"
-    """A timm model with features of strides 8, 16 and 32."""
+    """A timm model with features of strides 8, 16 and 32; with ``specification``, a SpineNet of the size meant."""
+    specification: NamedSpecification | None = None
+    """A table of blocks, or the file with it, in place of that SpineNet's own."""
     act_layer: Literal["relu", "swish"] = "relu"
     """Of SpineNets and of the heads; other backbones have their own."""
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)] = ("nucleus",)

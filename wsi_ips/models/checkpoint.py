@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsi_ips.config import PipelineConfig
+from wsi_ips.config import READ_NO_FILE, PipelineConfig
 from wsi_ips.errors import CheckpointError
 from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.build import build_selecting_net
@@ -77,7 +77,7 @@ def _config_of(path: Path, held: Mapping[str, Any]) -> PipelineConfig:
         raise CheckpointError(
             path, f"has format {held['format']!r}, this version reads {FORMAT}", "update wsi_ips"
         )
-    return PipelineConfig.model_validate(held["config"])
+    return PipelineConfig.model_validate(held["config"], context=READ_NO_FILE)
 
 
 def _empty(config: PipelineConfig) -> BagNet:

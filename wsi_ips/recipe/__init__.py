@@ -17,6 +17,7 @@ from wsi_ips.recipe.jobs import (
     OverlayJob,
     PredictJob,
     ReportJob,
+    SearchJob,
     TileJob,
 )
 from wsi_ips.recipe.loading import load_recipe, make_job, shipped_recipe, with_overrides
@@ -34,6 +35,7 @@ __all__ = [
     "OverlayJob",
     "PredictJob",
     "ReportJob",
+    "SearchJob",
     "TileJob",
     "TrainDetectorJob",
     "load_recipe",

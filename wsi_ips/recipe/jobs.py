@@ -25,6 +25,7 @@ from wsi_ips.config import (
     FinetuneConfig,
     Fraction,
     ImageDataConfig,
+    SearchConfig,
     Section,
     StreamingConfig,
     TilingConfig,
@@ -317,6 +318,14 @@ class ReportJob(Section):
         return self
 
 
+class SearchJob(SearchConfig):
+    """Search for a scale-permuted network by a proxy task."""
+
+    command: Literal["search"] = "search"
+    out: Path
+    device: str = "auto"
+
+
 class DemoJob(DemoConfig):
     """Draw slides, fine-tune, predict, score."""
 
@@ -337,5 +346,6 @@ Job = (
     | ExportJob
     | EvaluateJob
     | ReportJob
+    | SearchJob
     | DemoJob
 )

@@ -12,7 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from wsi_ips.config import DetectorConfig
 from wsi_ips.models.detection.heads import LevelNormHead, LevelNormRpnHead
-from wsi_ips.models.detection.pyramid import STRIDES, build_pyramid
+from wsi_ips.models.detection.pyramid import STRIDES, Pyramid, build_pyramid
 
 RATIOS = (0.5, 1.0, 2.0)
 OCTAVE_STEPS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -58,12 +58,13 @@ def set_score_threshold(detector: nn.Module, threshold: float) -> None:
     detector.get_submodule("roi_heads" if isinstance(detector, MaskRCNN) else "").score_thresh = threshold  # type: ignore[assignment]
 
 
-def build_retinanet(config: DetectorConfig) -> RetinaNet:
+def build_retinanet(config: DetectorConfig, pyramid: Pyramid | None = None) -> RetinaNet:
     """Untrained. Class 0 is background, ``config.classes`` are 1, 2, …; takes a list of (3, h, w) in 0..1.
 
-    In eval mode boxes of at least ``config.score_threshold`` come out. Raises :class:`ConfigError`.
+    In eval mode boxes of at least ``config.score_threshold`` come out. pyramid: in place of the config's
+    backbone. Raises :class:`ConfigError`.
     """
-    pyramid = build_pyramid(config)
+    pyramid = pyramid or build_pyramid(config)
     head = retina_head(config, n_in=pyramid.out_channels, classes=len(config.classes) + 1)
     detector = RetinaNet(
         pyramid,

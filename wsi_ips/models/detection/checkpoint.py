@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from wsi_ips.config import DetectorConfig
+from wsi_ips.config import READ_NO_FILE, DetectorConfig
 from wsi_ips.models.detection.build import build_detector
 from wsi_ips.models.weights_file import WeightsFile
 
@@ -28,7 +28,7 @@ def load_detector(path: Path) -> tuple[nn.Module, DetectorConfig]:
 
 
 def _config_of(path: Path, held: Mapping[str, Any]) -> DetectorConfig:
-    return DetectorConfig.model_validate(held["config"])
+    return DetectorConfig.model_validate(held["config"], context=READ_NO_FILE)
 
 
 _FILE = WeightsFile(key=METADATA_KEY, name="detector", mend=MEND, config_of=_config_of, build=build_detector)

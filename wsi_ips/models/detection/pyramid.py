@@ -10,7 +10,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from wsi_ips.config import DetectorConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.models.spinenet import SpineNet
+from wsi_ips.models.spinenet import MEMBERS, SpineNet
+from wsi_ips.models.spinenet.specification_file import specification_of
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -43,6 +44,10 @@ def build_pyramid(config: DetectorConfig) -> Pyramid:
     create: Any = partial(timm.create_model, config.backbone, features_only=True, pretrained=False)
     if _is_spinenet(config.backbone):
         create = partial(create, act_layer=config.act_layer)
+    if config.specification is not None:
+        if config.backbone not in MEMBERS:
+            raise ConfigError(f"detector.specification goes with a SpineNet's name, not {config.backbone!r}")
+        create = partial(create, specification=specification_of(config.specification))
     try:
         features = create()
         strides, channels = features.feature_info.reduction(), features.feature_info.channels()

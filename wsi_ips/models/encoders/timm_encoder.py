@@ -11,10 +11,11 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-import wsi_ips.models.spinenet  # noqa: F401 - its models become timm's
-from wsi_ips.config import EncoderConfig
+from wsi_ips.config import EncoderConfig, SpecificationTable
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.models.encoders.weights import load_weights
+from wsi_ips.models.spinenet import MEMBERS  # and its models become timm's
+from wsi_ips.models.spinenet.specification_file import specification_of
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -91,6 +92,8 @@ class TimmEncoder(nn.Module):
 
 def _create(config: EncoderConfig) -> nn.Module:
     """The whole model without classifier. Raises :class:`ConfigError` for a name that timm does not know."""
+    if config.specification is not None:
+        return _specified(config, config.specification)
     hub = config.name.startswith("hf-hub:")
     if not hub and not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
@@ -110,6 +113,19 @@ def _create(config: EncoderConfig) -> nn.Module:
             f"({reason})",
             "download them once where there is a network, or set encoder.weights to a local file or 'none'",
         ) from None
+    return model
+
+
+def _specified(config: EncoderConfig, table: SpecificationTable) -> nn.Module:
+    """A SpineNet of these blocks. Raises :class:`ConfigError` for what is no graph, or no SpineNet's name."""
+    name = "spinenet49" if config.name == "spinenet" else config.name
+    if name not in MEMBERS or config.weights == "timm":
+        raise ConfigError(
+            f"encoder.specification goes with weights: none (or a file) and name: spinenet or {', '.join(MEMBERS)}"
+        )
+    model: nn.Module = timm.create_model(
+        name, specification=specification_of(table), num_classes=0, in_chans=config.in_channels
+    )
     return model
 
 

@@ -83,7 +83,8 @@ def _register(name: str, member: Member) -> None:
         # timm hands its own descriptions of pretrained weights on; there are none.
         for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
             options.pop(unused, None)
-        return create_spinenet(member.specification, pretrained=pretrained, **{**size, **options})
+        specification = options.pop("specification", member.specification)
+        return create_spinenet(specification, pretrained=pretrained, **{**size, **options})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     register_model(entrypoint)

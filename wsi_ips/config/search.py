@@ -1,0 +1,128 @@
+"""Search for scale-permuted networks: the space, the proxy task, the strategies."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from wsi_ips.config.section import Fraction, Section
+
+Level = Annotated[int, Field(ge=2, le=7)]
+StrategyName = Literal["random", "evolution", "controller"]
+
+
+class SearchSpaceConfig(Section):
+    """What may be chosen (Du et al. 2020, section 3.4). The default: R0-SP53's blocks, adjusted."""
+
+    stem: Annotated[tuple[Level, ...], Field(min_length=2, max_length=50)] = (2, 2)
+    """Levels of the fixed blocks that come first."""
+    intermediate: dict[Level, Annotated[NonNegativeInt, Field(le=50)]] = Field(
+        default_factory=lambda: {2: 1, 3: 3, 4: 5, 5: 1}
+    )
+    """How many permuted blocks there are of a level, beside the outputs."""
+    outputs: Annotated[tuple[Level, ...], Field(min_length=1)] = (3, 4, 5, 6, 7)
+    window: Annotated[int, Field(ge=2)] | None = 5
+    """Intermediate blocks choose two parents among so many blocks built last; none, and outputs: among all."""
+    adjust_levels: bool = True
+    """An intermediate block may be moved by -1, 0, 1 or 2 levels (within 2 to 7)."""
+    adjust_kinds: bool = True
+    """Any block may be a bottleneck or a residual block; else all are bottlenecks."""
+
+    @model_validator(mode="after")
+    def _can_be_decoded(self) -> Self:
+        steps = [here - before for before, here in zip((2, *self.stem), self.stem, strict=False)]
+        if steps[0] or any(step not in (0, 1) for step in steps):
+            raise ValueError(f"no network has the stem {list(self.stem)}: it starts at 2 and rises by 0 or 1")
+        if len(set(self.outputs)) != len(self.outputs):
+            raise ValueError(f"no network has the outputs {list(self.outputs)}: one a level")
+        return self
+
+
+class ProxyConfig(Section):
+    """What a candidate is trained on, and how small it is made for that."""
+
+    data: Literal["textures", "nuclei"]
+    """``textures``: classify pictures (score: mean log-likelihood of held-back ones). ``nuclei``: find outlined
+    nuclei (score: F1 at an IoU of 0.5, at the best threshold, in held-back images)."""
+    folder: Path
+    """Of textures, one with ``manifest.csv`` (``path,class,source_group``); of nuclei, PNG and Aperio XML."""
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] = ("adenocarcinoma", "benign", "squamous")
+    """Of textures."""
+    held_back: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the textures' sources, or of the images, that candidates are scored on."""
+    side_px: Annotated[PositiveInt, Field(ge=32, le=2048)] = 64
+    """Textures are shrunk to this; of nuclei, crops of it are learned from."""
+    grey: bool = False
+    """Textures without their colours, which alone tell much of what they show."""
+    steps: PositiveInt = 60
+    batch: Annotated[int, Field(ge=2)] = 32
+    """Pictures, or crops, a step."""
+    lr: PositiveFloat = 3e-3
+    width: PositiveFloat = 0.25
+    alpha: PositiveFloat = 0.25
+    endpoint_channels: PositiveInt = 64
+    head_channels: PositiveInt = 64
+    """Of the detector's subnets."""
+    head_convs: NonNegativeInt = 4
+    anchor_base: PositiveFloat = 2.0
+    seed: NonNegativeInt = 0
+    """Of every candidate's weights and batches: two candidates of the same blocks have the same score."""
+    threads: PositiveInt = 1
+    """On a CPU; the last digits of a score depend on it."""
+
+    @model_validator(mode="after")
+    def _crops_fit_the_strides(self) -> Self:
+        if self.data == "nuclei" and self.side_px % 128:
+            raise ValueError(f"side_px {self.side_px}: crops of nuclei are multiples of 128 px")
+        return self
+
+
+class EvolutionConfig(Section):
+    """Regularised evolution (Real et al. 2019, algorithm 1)."""
+
+    population: Annotated[int, Field(ge=2)] = 20
+    """P; the oldest makes room for the newest."""
+    sample: PositiveInt = 6
+    """S, drawn (with replacement) from the population; the best of them is mutated."""
+
+
+class ControllerConfig(Section):
+    """The recurrent network that draws candidates, and how rewards teach it (Zoph et al. 2018)."""
+
+    hidden: PositiveInt = 64
+    lr: PositiveFloat = 5e-3
+    batch: PositiveInt = 5
+    """Candidates between two updates."""
+    baseline_decay: Fraction = 0.9
+    """Of the moving mean and deviation that a score is measured by."""
+    entropy: NonNegativeFloat = 1e-3
+    """Weight of the decisions' mean entropy beside the reward: how much it keeps on trying."""
+
+
+class SearchConfig(Section):
+    """A search: the same budget for every strategy."""
+
+    space: SearchSpaceConfig = SearchSpaceConfig()
+    proxy: ProxyConfig
+    strategies: Annotated[tuple[StrategyName, ...], Field(min_length=1)] = ("evolution",)
+    candidates: Annotated[PositiveInt, Field(le=100_000)] = 100
+    """Of each strategy."""
+    evolution: EvolutionConfig = EvolutionConfig()
+    controller: ControllerConfig = ControllerConfig()
+    seed: NonNegativeInt = 0
+    """Of the strategies."""
+    timeout_s: PositiveFloat = 3600
+    """A candidate that takes longer has failed."""
+
+    @model_validator(mode="after")
+    def _outputs_are_the_detector_s(self) -> Self:
+        outputs = sorted(self.space.outputs)
+        if self.proxy.data == "nuclei" and outputs != [3, 4, 5, 6, 7]:
+            raise ValueError(f"a detector of nuclei has outputs 3 to 7, not {', '.join(map(str, outputs))}")
+        return self
+
+    @model_validator(mode="after")
+    def _strategies_once(self) -> Self:
+        if len(set(self.strategies)) != len(self.strategies):
+            raise ValueError("strategies: each once")
+        return self

@@ -1,0 +1,111 @@
+"""One candidate in a process of its own: what kills it costs nobody else."""
+
+import multiprocessing
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any, Protocol
+
+from wsi_ips.config import ProxyConfig, SpecificationTable
+from wsi_ips.errors import one_line
+from wsi_ips.models.spinenet.specification import Specification
+from wsi_ips.models.spinenet.specification_file import content_of, specification_of
+
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """score: None where the candidate failed, for ``error``."""
+
+    score: float | None
+    error: str = ""
+
+
+class Train(Protocol):
+    """Trains and scores a network, or says why that failed."""
+
+    def __call__(self, specification: Specification, /) -> Scored: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyTask:
+    """The proxy in a process a candidate, which is killed after ``timeout_s``. data: what
+    :func:`write_arrays` wrote."""
+
+    config: ProxyConfig
+    data: Path
+    device: str
+    timeout_s: float
+
+    def __call__(self, specification: Specification, /) -> Scored:
+        return in_own_process(_train, (content_of(specification), self), timeout_s=self.timeout_s)
+
+
+class Work(Protocol):
+    """What is done in the process: a function of a module, which another process finds by its name."""
+
+    def __call__(self, *arguments: Any) -> float: ...
+
+
+def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) -> Scored:
+    """``work(*arguments)`` where it can crash, hang or run out of memory by itself."""
+    context = _context()
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, work, arguments), daemon=True)  # type: ignore[attr-defined]
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(timeout_s):
+            return Scored(None, f"took longer than {timeout_s:g} s")
+        score, error = ours.recv()
+        return Scored(score, error)
+    except EOFError:
+        process.join()
+        return Scored(None, f"its process died (exit code {process.exitcode})")
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _context() -> BaseContext:
+    """A server that has imported PyTorch once and forks for each candidate: a start costs no seconds."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["wsi_ips.search.proxy"])
+    return context
+
+
+def _end_with_parent() -> None:
+    """A search that is killed takes its candidate along: nobody would hear the answer."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _answer(connection: Connection, work: Work, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        answer: tuple[float | None, str] = (work(*arguments), "")
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this candidate's
+        answer = (None, one_line(f"{type(error).__name__}: {error}", most=LONGEST_REASON))
+    connection.send(answer)
+    connection.close()
+
+
+def _train(content: dict[str, Any], task: ProxyTask) -> float:
+    import torch
+
+    from wsi_ips.search.proxy import proxy_score
+    from wsi_ips.search.proxy_data import read_arrays
+
+    torch.set_num_threads(task.config.threads)
+    specification = specification_of(SpecificationTable.model_validate(content))
+    return proxy_score(specification, read_arrays(task.data), task.config, torch.device(task.device))

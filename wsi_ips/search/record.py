@@ -1,0 +1,105 @@
+"""What became of each candidate: a file each, whole, and a table of all of them."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import FiniteFloat, NonNegativeInt, ValidationError
+
+from wsi_ips.config import Section, SpecificationTable, StrategyName
+from wsi_ips.errors import ResultsError
+from wsi_ips.files import whole_file, whole_table
+from wsi_ips.models.spinenet.specification import Specification
+from wsi_ips.models.spinenet.specification_file import content_of, specification_of
+
+LARGEST_BYTES = 1_000_000
+
+
+class _Entry(Section):
+    number: NonNegativeInt
+    score: FiniteFloat | None
+    error: str
+    seconds: FiniteFloat
+    answers: dict[str, NonNegativeInt]
+    specification: SpecificationTable
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One candidate of a strategy, from 0 on. score: None where it failed, for ``error``."""
+
+    number: int
+    score: float | None
+    error: str
+    seconds: float
+    answers: dict[str, int]
+    specification: Specification
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The candidates of one strategy, in a folder."""
+
+    folder: Path
+
+    def read(self) -> list[Candidate]:
+        """All of them. Raises :class:`ResultsError` for a file that cannot be understood, or one too few."""
+        return [self._read(number) for number in range(len(list(self.folder.glob("[0-9]*.json"))))]
+
+    def add(self, candidate: Candidate) -> None:
+        content: dict[str, Any] = {
+            "number": candidate.number,
+            "score": candidate.score,
+            "error": candidate.error,
+            "seconds": round(candidate.seconds, 3),
+            "answers": candidate.answers,
+            "specification": content_of(candidate.specification),
+        }
+        with whole_file(self._path(candidate.number)) as partial:
+            partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06}.json"
+
+    def _read(self, number: int) -> Candidate:
+        path = self._path(number)
+        try:
+            if path.stat().st_size > LARGEST_BYTES:
+                raise ValueError("too large")
+            entry = _Entry.model_validate_json(path.read_bytes())
+            if entry.number != number:
+                raise ValueError(f"candidate {entry.number} under this name")
+            specification = specification_of(entry.specification)
+        except (OSError, ValidationError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is no candidate that can be read"
+            raise ResultsError(path, str(reason), "remove it and those after it") from None
+        return Candidate(number, entry.score, entry.error, entry.seconds, dict(entry.answers), specification)
+
+
+def best_of(candidates: Iterable[Candidate]) -> Candidate | None:
+    """The one with the best score; of equals the first."""
+    scored = [candidate for candidate in candidates if candidate.score is not None]
+    return max(scored, key=lambda one: one.score if one.score is not None else 0.0, default=None)
+
+
+def best_so_far(candidates: Sequence[Candidate]) -> list[float | None]:
+    """After each candidate; None before the first that succeeded."""
+    found: list[float | None] = []
+    best: float | None = None
+    for candidate in candidates:
+        if candidate.score is not None and (best is None or candidate.score > best):
+            best = candidate.score
+        found.append(best)
+    return found
+
+
+def write_history(path: Path, candidates: Mapping[StrategyName, Sequence[Candidate]]) -> None:
+    """All strategies' candidates as CSV."""
+    with whole_table(path) as writer:
+        writer.writerow(["strategy", "number", "score", "best", "blocks", "seconds", "error"])
+        for strategy, its in candidates.items():
+            for one, best in zip(its, best_so_far(its), strict=True):
+                row = [one.score, best, len(one.specification.blocks), f"{one.seconds:.2f}", one.error]
+                writer.writerow([strategy, one.number, *("" if cell is None else cell for cell in row)])

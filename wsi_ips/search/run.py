@@ -1,0 +1,144 @@
+"""Search: propose, train apart, tell; killed and started again, it goes on where it was."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wsi_ips.config import SearchConfig, StrategyName
+from wsi_ips.errors import ConfigError, ResultsError, TrainingError
+from wsi_ips.held_folder import describe, held, read_description
+from wsi_ips.models.spinenet.specification import Specification
+from wsi_ips.models.spinenet.specification_file import content_of, write_specification
+from wsi_ips.progress import Progress
+from wsi_ips.search.candidate import Scored, Train
+from wsi_ips.search.record import Candidate, Record, best_of, write_history
+from wsi_ips.search.strategy import Strategy, build_strategy
+
+FREE = ("candidates", "strategies", "timeout_s", "proxy.folder")
+"""Settings that another start may change: more candidates, more strategies, data that have moved (their digest
+must be the same)."""
+
+
+def search(
+    config: SearchConfig, out: Path, train: Train, progress: Progress
+) -> Mapping[StrategyName, Sequence[Candidate]]:
+    """Every strategy's candidates, those of earlier starts first.
+
+    Leaves in ``out``: ``<strategy>/<number>.json``, ``history.csv`` and ``best.yaml``, the best network found.
+    Raises :class:`TrainingError` where no candidate succeeded.
+    """
+    strategies = {name: build_strategy(name, config) for name in config.strategies}
+    found = {name: Record(out / name).read() for name in config.strategies}
+    for name, strategy in strategies.items():
+        its, record = found[name], Record(out / name)
+        retell(strategy, its)
+        with progress(f"Searching: {name}", total=config.candidates) as advance:
+            for _ in its:
+                advance()
+            for candidate in new_candidates(strategy, config.candidates, train, past=list(its)):
+                record.add(candidate)
+                its.append(candidate)
+                _write(out, found)
+                advance(_said(candidate))
+    _write(out, found)
+    if best_of(one for its in found.values() for one in its) is None:
+        reason = next(one.error for its in found.values() for one in its)
+        raise TrainingError(f"no candidate succeeded; the first one: {reason}")
+    return found
+
+
+def retell(strategy: Strategy, past: Iterable[Candidate]) -> None:
+    """Tell a record. Raises :class:`ResultsError` for one of another space."""
+    for candidate in past:
+        try:
+            strategy.tell(candidate.answers, candidate.score)
+        except (LookupError, ConfigError):
+            raise ResultsError(
+                f"candidate {candidate.number}", "is of another search", "write elsewhere"
+            ) from None
+
+
+def new_candidates(
+    strategy: Strategy, budget: int, train: Train, *, past: Sequence[Candidate] = ()
+) -> Iterator[Candidate]:
+    """After those of a record that it was told, the candidates up to ``budget`` in all.
+
+    A network that was trained before, with whatever result, is not trained again.
+    """
+    known = {_blocks_of(one.specification): Scored(one.score, one.error) for one in past}
+    for number in range(len(past), budget):
+        proposal = strategy.propose(number)
+        blocks = _blocks_of(proposal.specification)
+        started = time.perf_counter()
+        if blocks not in known:
+            known[blocks] = train(proposal.specification)
+        scored = known[blocks]
+        strategy.tell(proposal.answers, scored.score)
+        seconds = time.perf_counter() - started
+        yield Candidate(
+            number, scored.score, scored.error, seconds, dict(proposal.answers), proposal.specification
+        )
+
+
+@contextmanager
+def claimed(out: Path, config: SearchConfig, *, data: str, device: str) -> Iterator[None]:
+    """Hold the folder, with a ``run.json`` that says what is searched. data: the pictures' digest.
+
+    Raises :class:`ConfigError` where the folder holds another search, with what differs, :class:`ResultsError`
+    while another process writes into it.
+    """
+    description = out / "run.json"
+    below = [out / name for name in config.strategies]
+    with held(out, below=below, undo=[description, out / "proxy.npz"], results="*/[0-9]*.json"):
+        decides = {**_flat(config.model_dump(mode="json")), "data": data}
+        different = _difference(description, decides)
+        if different:
+            raise ConfigError(f"{out} holds a search with other settings ({different}); write elsewhere")
+        describe(description, "search", config=config.model_dump(mode="json"), data=data, device=device)
+        yield
+
+
+def _difference(description: Path, decides: Mapping[str, Any]) -> str:
+    """What sets the search that is there apart from this one, in words; empty if nothing does."""
+    if not description.is_file():
+        return ""
+    try:
+        there = read_description(description)
+        theirs = {**_flat(there["config"]), "data": there["data"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its run.json cannot be read"
+    for name in sorted({*theirs, *decides} - {*FREE}):
+        if theirs.get(name) != decides.get(name):
+            return f"{name} {theirs.get(name)} there, {decides.get(name)} here"
+    return ""
+
+
+def _flat(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """{"proxy.steps": 60, …}"""
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{before}{name}."))
+        else:
+            flat[f"{before}{name}"] = value
+    return flat
+
+
+def _write(out: Path, found: Mapping[StrategyName, Sequence[Candidate]]) -> None:
+    write_history(out / "history.csv", found)
+    best = best_of(one for its in found.values() for one in its)
+    if best is not None:
+        write_specification(out / "best.yaml", best.specification)
+
+
+def _blocks_of(specification: Specification) -> str:
+    return json.dumps({**content_of(specification), "name": ""})
+
+
+def _said(candidate: Candidate) -> str:
+    if candidate.score is None:
+        return f"candidate {candidate.number} failed: {candidate.error}"
+    return f"candidate {candidate.number}: {candidate.score:.4f}"

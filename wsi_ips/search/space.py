@@ -1,0 +1,122 @@
+"""The space of scale-permuted networks, as a sequence of choices (Du et al. 2020, section 3.4).
+
+First the order of the intermediate blocks and of the outputs (scale permutation), then two parents for each
+(cross-scale connections), then each block's level and kind (block adjustments). Whoever makes the choices
+answers :class:`Decide`; any answers make a graph that can be built.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
+
+from wsi_ips.config import SearchSpaceConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.models.spinenet.specification import COARSEST, FINEST, Block, Kind, Specification
+
+Label = int | str | tuple[int, int]
+"""What a choice stands for: a block's number in the unpermuted list, two parents, levels to move by, a kind."""
+LEVEL_STEPS = (-1, 0, 1, 2)
+KINDS: tuple[Kind, ...] = ("bottleneck", "residual")
+
+
+class Decide(Protocol):
+    """``decide(name, choices)`` gives an index into ``choices``. How many there are depends on the name alone."""
+
+    def __call__(self, name: str, choices: Sequence[Label], /) -> int: ...
+
+
+class _Unchecked(Specification):
+    """With blocks that lead nowhere, too."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def intermediate_levels(space: SearchSpaceConfig) -> tuple[int, ...]:
+    """Levels of the blocks that are permuted, before they are, finest first."""
+    return tuple(level for level, count in sorted(space.intermediate.items()) for _ in range(count))
+
+
+def decode(space: SearchSpaceConfig, decide: Decide, *, name: str = "candidate") -> Specification:
+    """The network that these decisions make.
+
+    Levels are kept within 2 to 7. A block that nobody uses, and that no output of its level and channels takes
+    up, contributes nothing in the reference either: it is left out, with whatever only it used.
+    """
+    intermediate = intermediate_levels(space)
+    first = len(space.stem)
+    order = _permutation("order", len(intermediate), decide)
+    output_order = _permutation("output_order", len(space.outputs), decide)
+    levels = [intermediate[block] for block in order] + [space.outputs[block] for block in output_order]
+    parents = [
+        _parents(space, first + place, decide, all_before=place >= len(intermediate))
+        for place in range(len(levels))
+    ]
+    for place in range(len(intermediate)):
+        if space.adjust_levels:
+            step = cast(int, _chosen(f"level.{place}", LEVEL_STEPS, decide))
+            levels[place] = min(COARSEST, max(FINEST, levels[place] + step))
+    kinds = [
+        cast(Kind, _chosen(f"kind.{place}", KINDS, decide)) if space.adjust_kinds else KINDS[0]
+        for place in range(len(levels))
+    ]
+    blocks = tuple(
+        Block(level, pair, kind, output=place >= len(intermediate))
+        for place, (level, pair, kind) in enumerate(zip(levels, parents, kinds, strict=True))
+    )
+    return _living(name, space.stem, blocks)
+
+
+def candidates_for_parents(space: SearchSpaceConfig, number: int, *, all_before: bool) -> range:
+    """Numbers of the blocks that block ``number`` may choose from."""
+    return range(0 if all_before or space.window is None else max(0, number - space.window), number)
+
+
+def replay(space: SearchSpaceConfig, answers: Mapping[str, int], *, name: str = "candidate") -> Specification:
+    """The network of recorded answers. Raises :class:`ConfigError` for answers of another space."""
+
+    def decide(question: str, choices: Sequence[Label], /) -> int:
+        index = answers.get(question, -1)
+        if not 0 <= index < len(choices):
+            raise ConfigError(f"{question} has no answer {index}: the record is of another space")
+        return index
+
+    return decode(space, decide, name=name)
+
+
+def _permutation(name: str, count: int, decide: Decide) -> list[int]:
+    """Each of ``count`` blocks once, in an order: choices are the blocks that are left."""
+    left, order = list(range(count)), []
+    for place in range(count):
+        block = cast(int, _chosen(f"{name}.{place}", tuple(left), decide))
+        left.remove(block)
+        order.append(block)
+    return order
+
+
+def _parents(space: SearchSpaceConfig, number: int, decide: Decide, *, all_before: bool) -> tuple[int, int]:
+    before = candidates_for_parents(space, number, all_before=all_before)
+    pairs = tuple(itertools.combinations(before, 2))
+    return cast(tuple[int, int], _chosen(f"parents.{number}", pairs, decide))
+
+
+def _chosen(name: str, choices: Sequence[Label], decide: Decide) -> Label:
+    """Where there is one choice only, nobody is asked."""
+    return choices[0 if len(choices) == 1 else decide(name, choices)]
+
+
+def _living(name: str, stem: tuple[int, ...], blocks: tuple[Block, ...]) -> Specification:
+    """Without the blocks that no output depends on, numbered anew."""
+    while True:
+        graph = _Unchecked(name, stem, blocks)
+        needed = graph.needed(list(graph.outputs))
+        if len(needed) == len(stem) + len(blocks):
+            return Specification(name, stem, blocks)
+        number = {old: new for new, old in enumerate(sorted(needed))}
+        blocks = tuple(
+            Block(block.level, tuple(number[parent] for parent in block.parents), block.kind, block.output)
+            for old, block in enumerate(blocks, len(stem))
+            if old in needed
+        )
+        # A stem block feeds the next one: those that go are its last ones.
+        stem = tuple(level for old, level in enumerate(stem) if old in needed)
