@@ -143,9 +143,11 @@ class ReaderContract:
 
         with ThreadPoolExecutor(8) as pool:
             regions = list(pool.map(read, range(80)))
-        assert regions[79] is None
         for region in regions:
             assert region is None or np.array_equal(region, whole)
+        # Not of the last one in the pool: on a busy machine it may overtake the one that closes.
+        with pytest.raises(SlideClosed):
+            slide.read((0, 0), level=0, size_px=(300, 300))
 
     def test_travels_to_a_worker(self, slide):
         with pickle.loads(pickle.dumps(slide)) as copy:
