@@ -78,7 +78,7 @@ def test_outlines_of_a_detector_with_masks(console: Console, small_data: SmallDa
     torch.manual_seed(0)
     config = DetectorConfig(
         model="mask_rcnn", backbone="resnet10t", pyramid_channels=8, head_channels=8, head_convs=1, mpp=2.0,
-        score_threshold=0.0, most_per_image=500,
+        score_threshold=0.0, most_per_image=150,
     )  # fmt: skip
     save_detector(tmp_path / "m.safetensors", build_detector(config), config)
     slide = sorted(small_data.slides.glob("*.tif"))[0]
