@@ -27,6 +27,7 @@ from wsi_ips.selection.slide_reading import score_part
 from wsi_ips.training.calibration import recall_curve
 from wsi_ips.training.cascade import CascadeLearner
 from wsi_ips.training.fit import train_bags
+from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.learning import make_optimizer, step_loss
 from wsi_ips.training.methods import make_method
 from wsi_ips.training.sampled_slides import SlideLearner
@@ -237,7 +238,10 @@ def test_attention_sampling_learns_where_to_look() -> None:
     torch.manual_seed(0)
     scorer = Coarse(ConvScorer((4, 8)), share=0.1)
     net = SamplingNet(_Brightness(), scorer, Heads(2, config.model.tasks), sampling=config.selection.sampling)
-    method, optimizer = SlideLearner(net, config, {}), torch.optim.Adam(net.parameters(), lr=0.02)
+    method, optimizer = (
+        SlideLearner(net, config, PatchKeeper(net, config)),
+        torch.optim.Adam(net.parameters(), lr=0.02),
+    )
     train, held_out = [bag(n, side=128) for n in range(8)], [bag(n, side=128) for n in (21, 23, 25)]
 
     def mass_where_it_counts(each: ImageBag) -> float:

@@ -59,23 +59,18 @@ class Learner:
             reading = self.net.read_features(features_KC, places_K, counts)
             return share * step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
 
-        micro_batch = self.config.training.micro_batch
-        most = sum(counts) if micro_batch is None else micro_batch
-
-        def parts() -> Iterable[Tensor]:
-            return self.keeper.pixels(kept, epoch=epoch, device=device, most=most)
-
-        if micro_batch is None:
-            loss = backward_in_one_graph(self.net.encoder, parts, loss_of, backward=self.backward)
-        else:
-            loss = backward_in_parts(
-                self.net.encoder,
-                parts,
-                loss_of,
-                features_KC=self._known_features(kept),
-                learn_encoder=any(weight.requires_grad for weight in self.net.encoder.parameters()),
-                backward=self.backward,
-            )
+        in_parts = self.config.training.micro_batch is not None
+        loss = take_back(
+            loss_of,
+            self.net.encoder,
+            self.keeper,
+            kept,
+            micro_batch=self.config.training.micro_batch,
+            features_KC=self._known_features(kept) if in_parts else None,
+            epoch=epoch,
+            device=device,
+            backward=self.backward,
+        )
         return loss / share
 
     def _known_features(self, kept: Sequence[KeptPatches]) -> Tensor | None:
@@ -83,6 +78,37 @@ class Learner:
         known = [each.emb_MD for each in kept if each.emb_MD is not None]
         same = isinstance(self.net.projector, nn.Identity) and not random_in_training(self.net.encoder)
         return torch.cat(known) if same and len(known) == len(kept) else None
+
+
+def take_back(
+    loss_of: Callable[[Tensor], Tensor],
+    encoder: nn.Module,
+    keeper: PatchKeeper,
+    kept: Sequence[KeptPatches],
+    *,
+    micro_batch: int | None,
+    features_KC: Tensor | None = None,
+    epoch: int,
+    device: torch.device,
+    backward: Callable[[Tensor], None],
+) -> Tensor:
+    """A loss of the features of all kept patches back to the encoder: in one graph, or with the gradient cache so
+    many patches at a time. Returns the detached loss. features_KC: as of :func:`backward_in_parts`."""
+    most = sum(len(each.ids_M) for each in kept) if micro_batch is None else micro_batch
+
+    def parts() -> Iterable[Tensor]:
+        return keeper.pixels(kept, epoch=epoch, device=device, most=most)
+
+    if micro_batch is None:
+        return backward_in_one_graph(encoder, parts, loss_of, backward=backward)
+    return backward_in_parts(
+        encoder,
+        parts,
+        loss_of,
+        features_KC=features_KC,
+        learn_encoder=any(weight.requires_grad for weight in encoder.parameters()),
+        backward=backward,
+    )
 
 
 def step_loss(

@@ -44,8 +44,9 @@ def make_method(
 ) -> Method:
     """The one that ``config.selection`` names. weights, backward: as of :class:`Learner`."""
     if isinstance(net, SamplingNet):
-        kind = ImageLearner if isinstance(net.coarse, AttentionNet) else SlideLearner
-        return kind(net, config, weights, backward=backward)
+        if isinstance(net.coarse, AttentionNet):
+            return ImageLearner(net, config, weights, backward)
+        return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)
     ips = cast(IPSNet, net)
-    learner = Learner(ips, config, PatchKeeper(ips, config), weights, backward=backward)
+    learner = Learner(ips, config, PatchKeeper(ips, config), weights, backward)
     return CascadeLearner(learner) if config.selection.selector == "cascade" else learner

@@ -4,7 +4,7 @@ Shape suffixes: B images, C channels, H height, W width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,36 +31,29 @@ class KeptViews:
     patch_px: int
 
 
+@dataclass(frozen=True, slots=True)
 class ImageLearner:
     """Takes the loss of a step's images back to the net's gradients: the tasks', the entropy's and the attention
     network's own penalty. See :class:`wsi_ips.training.methods.Method`."""
 
-    def __init__(
-        self,
-        net: SamplingNet,
-        config: FinetuneConfig,
-        weights: Mapping[str, Tensor | None],
-        *,
-        backward: Callable[[Tensor], None] = Tensor.backward,
-    ) -> None:
-        self.net = net
-        self.remembered: dict[str, Tensor] = {}
-        self._config = config
-        self._weights = weights
-        self._backward = backward
+    net: SamplingNet
+    config: FinetuneConfig
+    weights: Mapping[str, Tensor | None] = field(default_factory=dict)
+    backward: Callable[[Tensor], None] = Tensor.backward
+    remembered: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptViews:
         """Raises the bag's own error, and :class:`ConfigError` for one that is no image."""
-        key = bag_key(bag, self._config, epoch)
-        with whole_bag(bag, key).open(self._config.streaming, device) as source:
+        key = bag_key(bag, self.config, epoch)
+        with whole_bag(bag, key).open(self.config.streaming, device) as source:
             if not isinstance(source, ImageViews):
-                scorer = self._config.selection.coarse.scorer
+                scorer = self.config.selection.coarse.scorer
                 raise ConfigError(f"a network with coarse.scorer: {scorer} learns from images, not slides")
             return KeptViews(bag, source.image, source.small, source.patch_px)
 
     def learn(self, kept: Sequence[KeptViews], *, epoch: int, device: torch.device, share: float) -> Tensor:
         """See :class:`wsi_ips.training.methods.Method`."""
-        generator = seeded("/".join(bag_key(each.bag, self._config, epoch) for each in kept), device)
+        generator = seeded("/".join(bag_key(each.bag, self.config, epoch) for each in kept), device)
         found = self.net(
             torch.stack([each.small_CHW for each in kept]),
             torch.stack([each.image_CHW for each in kept]),
@@ -69,12 +62,12 @@ class ImageLearner:
         )
         reading = self.net.reading(found.features_BD, found.attention_Bhw.flatten(1))
         targets = [each.bag.targets for each in kept]
-        loss = step_loss(reading, targets, self._config.model.tasks, weights=self._weights)
+        loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
         attention_net = self.net.coarse
         assert isinstance(attention_net, AttentionNet)
         strength = self.net.sampling.entropy
         added = entropy_regulariser(found.attention_Bhw, strength=strength) + attention_net.penalty().to(
             device
         )
-        self._backward(finite(share * (loss + added)))
+        self.backward(finite(share * (loss + added)))
         return loss.detach()

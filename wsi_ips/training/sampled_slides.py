@@ -7,8 +7,8 @@ once more over the windows, a chunk at a time: memory is that of a chunk, whatev
 Shape suffixes: N patches of a slide, W windows (as many), M samples, K samples of all slides, C width of features.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from wsi_ips.models.sampling_net import SamplingNet
 from wsi_ips.selection.from_afar import look
 from wsi_ips.selection.slide_reading import Seen
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.gradient_cache import backward_in_one_graph, backward_in_parts
 from wsi_ips.training.kept_patches import (
     BagLost,
     KeptPatches,
@@ -31,7 +30,7 @@ from wsi_ips.training.kept_patches import (
     seeded,
     whole_bag,
 )
-from wsi_ips.training.learning import step_loss
+from wsi_ips.training.learning import step_loss, take_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +43,30 @@ class SampledBag:
     logits_N: Tensor
 
 
+@dataclass(frozen=True, slots=True)
 class SlideLearner:
-    """See :class:`wsi_ips.training.methods.Method`."""
+    """See :class:`wsi_ips.training.methods.Method`; fields as of :class:`wsi_ips.training.learning.Learner`."""
 
-    def __init__(
-        self,
-        net: SamplingNet,
-        config: FinetuneConfig,
-        weights: Mapping[str, Tensor | None],
-        *,
-        backward: Callable[[Tensor], None] = Tensor.backward,
-    ) -> None:
-        self.net = net
-        self.remembered: dict[str, Tensor] = {}
-        self._config = config
-        self._weights = weights
-        self._backward = backward
-        self._keeper = PatchKeeper(net, config)
+    net: SamplingNet
+    config: FinetuneConfig
+    keeper: PatchKeeper
+    weights: Mapping[str, Tensor | None] = field(default_factory=dict)
+    backward: Callable[[Tensor], None] = Tensor.backward
+
+    @property
+    def remembered(self) -> dict[str, Tensor]:
+        """Nothing: it draws anew in every epoch."""
+        return self.keeper.remembered
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> SampledBag:
         """Look at the slide from afar and draw. Raises the bag's own error."""
-        key = bag_key(bag, self._config, epoch)
-        with whole_bag(bag, key).open(self._config.streaming, device) as source:
+        key = bag_key(bag, self.config, epoch)
+        with whole_bag(bag, key).open(self.config.streaming, device) as source:
             seen = look(
                 self.net,
                 coarse_source(source),
-                self._config.selection.coarse,
-                seen=self._keeper.seen(bag, epoch),
+                self.config.selection.coarse,
+                seen=self.keeper.seen(bag, epoch),
             )
         with torch.no_grad():
             _, samples = self.net.draw(seen.patch_logits(), generator=seeded(key, torch.device("cpu")))
@@ -89,48 +85,32 @@ class SlideLearner:
             drawn = [a_1N[0, each.index_M].to(device) for a_1N, each in zip(maps, kept, strict=True)]
             reading = self.net.read_samples(features_KC, drawn)
             targets = [each.patches.bag.targets for each in kept]
-            tasks_loss = step_loss(reading, targets, self._config.model.tasks, weights=self._weights)
+            tasks_loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
             spread = [entropy_regulariser(a_1N, strength=self.net.sampling.entropy) for a_1N in maps]
             return share * (tasks_loss + torch.stack(spread).mean().to(device))
 
-        self._take_back(kept, loss_of, epoch=epoch, device=device)
+        take_back(
+            loss_of,
+            self.net.encoder,
+            self.keeper,
+            [each.patches for each in kept],
+            micro_batch=self.config.training.micro_batch,
+            epoch=epoch,
+            device=device,
+            backward=self.backward,
+        )
         for each, leaf_N in zip(kept, leaves, strict=True):
             assert leaf_N.grad is not None
             teach_scorer(
                 self.net,
                 each.patches.bag,
-                self._config,
+                self.config,
                 leaf_N.grad,
                 epoch=epoch,
                 device=device,
-                seen=self._keeper.seen(each.patches.bag, epoch),
+                seen=self.keeper.seen(each.patches.bag, epoch),
             )
         return tasks_loss.detach()
-
-    def _take_back(
-        self,
-        kept: Sequence[SampledBag],
-        loss_of: Callable[[Tensor], Tensor],
-        *,
-        epoch: int,
-        device: torch.device,
-    ) -> None:
-        patches, micro_batch = [each.patches for each in kept], self._config.training.micro_batch
-        most = sum(len(each.ids_M) for each in patches) if micro_batch is None else micro_batch
-
-        def parts() -> Iterable[Tensor]:
-            return self._keeper.pixels(patches, epoch=epoch, device=device, most=most)
-
-        if micro_batch is None:
-            backward_in_one_graph(self.net.encoder, parts, loss_of, backward=self._backward)
-            return
-        backward_in_parts(
-            self.net.encoder,
-            parts,
-            loss_of,
-            learn_encoder=any(weight.requires_grad for weight in self.net.encoder.parameters()),
-            backward=self._backward,
-        )
 
 
 def teach_scorer(
