@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-from benchmarks.steps import figures_of  # noqa: E402
+from benchmarks.steps import all_figures  # noqa: E402
 
 ON_FEATURES = ("mean_pool", "abmil_frozen", "ips_frozen", "ips_e2e")
 """Methods that learn, or begin, on frozen features."""
@@ -72,18 +72,13 @@ def main() -> None:
     settings.write_text(json.dumps(chosen(arguments), indent=1) + "\n")
     wanted = [method for method in METHODS if method in arguments.only]
     steps = ["data", *(["features"] if set(wanted) & set(ON_FEATURES) else []), *wanted]
-    asked = json.loads(settings.read_text())
-    results = {
-        step: figures_of(
-            step,
-            module="benchmarks.composite_methods",
-            settings=settings,
-            folder=arguments.out / step,
-            asked=relevant(step, asked),
-            again=step in arguments.again,
-        )
-        for step in steps
-    }
+    results = all_figures(
+        steps,
+        module="benchmarks.composite_methods",
+        settings=settings,
+        relevant=relevant,
+        again=arguments.again,
+    )
     figures = flat(results)
     figures |= leads(results)
     if arguments.json:

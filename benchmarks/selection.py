@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
 from benchmarks.learning import DATA, FINETUNE, LESION_SHARE, QUICK_DATA, QUICK_LESION_SHARE  # noqa: E402
-from benchmarks.steps import figures_of  # noqa: E402
+from benchmarks.steps import all_figures  # noqa: E402
 
 ON_IMAGES = ("mnist_ats", "mnist_ips", "mnist_cascade", "mnist_random")
 ON_SLIDES = ("slides_ips", "slides_cascade", "slides_ats", "slides_random")
@@ -80,17 +80,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     settings = arguments.out / "selection.json"
     settings.write_text(json.dumps(chosen(arguments), indent=1) + "\n")
-    asked = json.loads(settings.read_text())
-    results = {
-        name: figures_of(
-            name,
-            module="benchmarks.selection_methods",
-            settings=settings,
-            folder=arguments.out / name,
-            asked=relevant(name, asked),
-        )
-        for name in wanted(arguments)
-    }
+    results = all_figures(
+        wanted(arguments), module="benchmarks.selection_methods", settings=settings, relevant=relevant
+    )
     figures = flat(results)
     if arguments.json:
         print(json.dumps(figures))

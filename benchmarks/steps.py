@@ -4,14 +4,39 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def figures_of(
-    step: str, *, module: str, settings: Path, folder: Path, asked: Any, again: bool = False
+def all_figures(
+    steps: Iterable[str],
+    *,
+    module: str,
+    settings: Path,
+    relevant: Callable[[str, Mapping[str, Any]], Any],
+    again: Container[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """{step: its figures}, kept beside ``settings`` (JSON). relevant: the part of the settings that decides a
+    step's result; again: those that are run anew."""
+    content = json.loads(settings.read_text())
+    return {
+        step: _figures_of(
+            step,
+            module=module,
+            settings=settings,
+            folder=settings.parent / step,
+            asked=relevant(step, content),
+            again=step in again,
+        )
+        for step in steps
+    }
+
+
+def _figures_of(
+    step: str, *, module: str, settings: Path, folder: Path, asked: Any, again: bool
 ) -> dict[str, Any]:
     """What ``python -m module step settings`` left in ``folder/result.json``; what an earlier run left, where it
     was asked the same. Ends this process where the step fails."""

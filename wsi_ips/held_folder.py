@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,3 +77,28 @@ def read_description(path: Path) -> Mapping[str, Any]:
     if not isinstance(held, dict):
         raise ValueError("no description of a run")
     return held
+
+
+def difference(
+    description: Path, ours: Mapping[str, Any], *, theirs: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> str:
+    """What sets the run that a ``run.json`` describes apart from ``ours``, in words; empty if nothing does, or if
+    none is there. theirs: of the description, what is compared; sections are compared setting by setting."""
+    if not description.is_file():
+        return ""
+    try:
+        before, here = _flat(theirs(read_description(description))), _flat(ours)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its run.json cannot be read"
+    for name in [*here, *sorted(before.keys() - here.keys())]:
+        if before.get(name) != here.get(name):
+            return f"{name} {before.get(name)} there, {here.get(name)} here"
+    return ""
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """``{"tiling.patch_px": 256, ...}``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+    return flat

@@ -22,10 +22,8 @@ class MatchRule:
     words: str
 
 
-RULES = (
-    MatchRule("iou", 0.5, "", "at an IoU of 0.5"),
-    MatchRule("distance", 12.0, "_12px", "within 12 px"),
-)
+BY_IOU = MatchRule("iou", 0.5, "", "at an IoU of 0.5")
+RULES = (BY_IOU, MatchRule("distance", 12.0, "_12px", "within 12 px"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.held_folder import describe, held, read_description
+from wsi_ips.held_folder import describe, difference, held
 from wsi_ips.tiling.coords import Layout
 
 
@@ -70,31 +70,9 @@ class FeaturesFolder:
         below = {self._files, self._tensors, self.root} - {self.root}
         results = str(self._files.relative_to(self.root) / "*.h5")
         with held(self.root, below=below, undo=(self.table, self.description), results=results):
-            if different := self._difference(settings):
+            if different := difference(self.description, settings, theirs=lambda told: told["settings"]):
                 raise ConfigError(
                     f"{self.root} holds features by other settings ({different}); write elsewhere, or remove it"
                 )
             describe(self.description, "features", settings=dict(settings))
             yield
-
-    def _difference(self, settings: Mapping[str, Any]) -> str:
-        """What sets the settings that are there apart from these, in words; empty if nothing does."""
-        if not self.description.is_file():
-            return ""
-        try:
-            theirs = read_description(self.description)["settings"]
-            before, here = _flat(theirs), _flat(settings)
-            for name in [*here, *(before.keys() - here.keys())]:
-                if before.get(name) != here.get(name):
-                    return f"{name} {before.get(name)} there, {here.get(name)} here"
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "its run.json cannot be read"
-        return ""
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """``{"tiling.patch_px": 256, ...}``."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
-    return flat

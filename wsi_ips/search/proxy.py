@@ -13,16 +13,15 @@ from torch.nn import functional
 
 from wsi_ips.config import DetectorConfig, DetectorTrainingConfig, ProxyConfig
 from wsi_ips.errors import TrainingError
-from wsi_ips.evaluation.matching import best_threshold, match_boxes, summed
-from wsi_ips.models.detection.build import LOWEST_SCORE, build_retinanet
+from wsi_ips.evaluation.detector_scores import BY_IOU, chosen_threshold, found_in_images, score_found
+from wsi_ips.models.detection.build import build_retinanet
 from wsi_ips.models.detection.pyramid import Pyramid
 from wsi_ips.models.spinenet.registry import create_spinenet
 from wsi_ips.models.spinenet.specification import Specification
 from wsi_ips.search.proxy_data import Arrays, outlined_images
-from wsi_ips.training.detector import detect_in_image, train_detector
+from wsi_ips.training.detector import train_detector
 
 WARMUP_SHARE = 0.2
-IOU = 0.5
 SCORED_AT_ONCE = 256
 
 
@@ -127,15 +126,10 @@ def _nuclei_score(
     )
     for _ in train_detector(detector, outlined_images(arrays, "train"), training):
         pass
-    detector.eval()
     held_back = outlined_images(arrays, "held_back")
-    found = [detect_in_image(detector, image.rgb_HWC) for image in held_back]
-    true = [image.boxes_N4 for image in held_back]
-    threshold = best_threshold(found, true, rule="iou", limit=IOU)
-    return summed(
-        match_boxes(boxes[scores >= threshold], truth, rule="iou", limit=IOU)
-        for (boxes, scores), truth in zip(found, true, strict=True)
-    ).f1
+    found = found_in_images(detector, held_back)
+    threshold = chosen_threshold(found, held_back, BY_IOU)
+    return score_found(found, held_back, BY_IOU, threshold=threshold).matches.f1
 
 
 def _detector(specification: Specification, config: ProxyConfig) -> nn.Module:
@@ -151,7 +145,6 @@ def _detector(specification: Specification, config: ProxyConfig) -> nn.Module:
         head_channels=config.head_channels,
         head_convs=config.head_convs,
         anchor_base=config.anchor_base,
-        score_threshold=LOWEST_SCORE,
     )
     detector: nn.Module = build_retinanet(heads, pyramid)
     return detector

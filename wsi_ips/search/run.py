@@ -9,7 +9,7 @@ from typing import Any
 
 from wsi_ips.config import SearchConfig, StrategyName
 from wsi_ips.errors import ConfigError, ResultsError, TrainingError
-from wsi_ips.held_folder import describe, held, read_description
+from wsi_ips.held_folder import describe, difference, held
 from wsi_ips.models.spinenet.specification import Specification
 from wsi_ips.models.spinenet.specification_file import content_of, write_specification
 from wsi_ips.progress import Progress
@@ -17,7 +17,8 @@ from wsi_ips.search.candidate import Scored, Train
 from wsi_ips.search.record import Candidate, Record, best_of, write_history
 from wsi_ips.search.strategy import Strategy, build_strategy
 
-FREE = ("candidates", "strategies", "timeout_s", "proxy.folder")
+FREE = ("candidates", "strategies", "timeout_s")
+FREE_OF_PROXY = ("folder",)
 """Settings that another start may change: more candidates, more strategies, data that have moved (their digest
 must be the same)."""
 
@@ -93,38 +94,22 @@ def claimed(out: Path, config: SearchConfig, *, data: str, device: str) -> Itera
     description = out / "run.json"
     below = [out / name for name in config.strategies]
     with held(out, below=below, undo=[description, out / "proxy.npz"], results="*/[0-9]*.json"):
-        decides = {**_flat(config.model_dump(mode="json")), "data": data}
-        different = _difference(description, decides)
+        different = difference(
+            description,
+            _deciding(config.model_dump(mode="json"), data),
+            theirs=lambda told: _deciding(told["config"], told["data"]),
+        )
         if different:
             raise ConfigError(f"{out} holds a search with other settings ({different}); write elsewhere")
         describe(description, "search", config=config.model_dump(mode="json"), data=data, device=device)
         yield
 
 
-def _difference(description: Path, decides: Mapping[str, Any]) -> str:
-    """What sets the search that is there apart from this one, in words; empty if nothing does."""
-    if not description.is_file():
-        return ""
-    try:
-        there = read_description(description)
-        theirs = {**_flat(there["config"]), "data": there["data"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its run.json cannot be read"
-    for name in sorted({*theirs, *decides} - {*FREE}):
-        if theirs.get(name) != decides.get(name):
-            return f"{name} {theirs.get(name)} there, {decides.get(name)} here"
-    return ""
-
-
-def _flat(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """{"proxy.steps": 60, …}"""
-    flat: dict[str, Any] = {}
-    for name, value in section.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{before}{name}."))
-        else:
-            flat[f"{before}{name}"] = value
-    return flat
+def _deciding(config: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """What of a search's settings another start may not change."""
+    settings = {name: value for name, value in config.items() if name not in FREE}
+    proxy = {name: value for name, value in config["proxy"].items() if name not in FREE_OF_PROXY}
+    return {**settings, "proxy": proxy, "data": data}
 
 
 def _write(out: Path, found: Mapping[StrategyName, Sequence[Candidate]]) -> None:
