@@ -2,7 +2,7 @@ import tracemalloc
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from wsi_ips.selection.ips import TopMBuffer
 from wsi_ips.selection.score_store import ScoreStore
 
 ms = st.integers(1, 70)
+SMALLEST_NORMAL = torch.finfo(torch.float64).tiny
 
 
 def brute_force(logits: Tensor) -> tuple[list[int], Tensor]:
@@ -31,14 +32,18 @@ def test_scores_are_those_of_one_softmax_in_float64(logits: Tensor, m: int) -> N
 
 
 @given(logits_NHT(), ms)
+@example(torch.tensor([0.0, -742.0, -744.0, -743.5]).view(4, 1, 1), 2)
 def test_the_kept_are_the_best_of_brute_force(logits: Tensor, m: int) -> None:
-    """None that is left out has a higher score, but for float64's last digits."""
+    """None that is left out has a higher score, but for float64's last digits.
+
+    Scores below float64's normal numbers count as equal: some of torch's kernels flush them to zero.
+    """
     ids = global_top(stored(torch.arange(len(logits)), logits), m).ids_M
     _, scores_N = brute_force(logits)
     left_out = torch.ones(len(logits), dtype=torch.bool)
     left_out[ids] = False
     if left_out.any():
-        assert scores_N[left_out].max() <= scores_N[ids].min() * (1 + 1e-11)
+        assert scores_N[left_out].max() <= scores_N[ids].min() * (1 + 1e-11) + SMALLEST_NORMAL
 
 
 @given(st.integers(0, 10**6), ms)
