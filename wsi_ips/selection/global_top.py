@@ -48,8 +48,9 @@ def global_top(store: ScoreStore, m: int, normalisers: Normalisers | None = None
     """The ``m`` patches with the highest attention over all N, mean over heads and queries.
 
     A score is exact to float64's last digits and depends on nothing but the set of logits: not on order, nor on
-    how a slide was cut into parts. Scores below float64's normal numbers (2.2e-308) count as zero or as what
-    they are, as torch's kernels have it on the machine at hand, so that their order among each other is open. A part of a slide is given the whole slide's ``normalisers``. Raises
+    how a slide was cut into parts. Scores below float64's normal numbers (2.2e-308) are flushed to zero by some
+    of torch's kernels, so their order among each other is open. A part of a slide is given the whole slide's
+    ``normalisers``. Raises
     ``ValueError`` without patches and for ``m`` below 1, and :class:`NotFinite`.
     """
     if m < 1:
