@@ -156,10 +156,8 @@ def stored_jpegs(path: Path, aligned: Patches) -> list[bytes]:
         layout = slide.tile_layout(0)
         corners: NDArray[np.int64] = aligned.coords.l0_xy_N2 // TILE_PX
         numbers = (corners[:, 1] * layout.cols + corners[:, 0]).tolist()
-        tables = layout.tile.jpeg_tables
-        stored = [bytes(data) for data in slide.fetch_tiles(0, numbers)]
-    # TIFF Technical Note 2: the tables' stream without its end goes where the tile's stream starts.
-    return [tables[:-2] + data[2:] if tables else data for data in stored]
+        stored = zip(numbers, slide.fetch_tiles(0, numbers), strict=True)
+        return [slide.tile_jpeg(0, number, data) or b"" for number, data in stored]
 
 
 def by_two_threads(work: Callable[[Sequence[int]], None], n: int) -> None:

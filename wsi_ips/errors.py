@@ -17,6 +17,7 @@
           DamagedSlide       a known format, cut short or contradicting itself
         SlideReadError       the file opened, but some of it cannot be read
         MissingResolution
+          PixelsNotSquare
         NoTissue
         CoordsError
         FeaturesError
@@ -152,6 +153,18 @@ class MissingResolution(FileError):
     def __init__(self, path: Path | str, *_: str) -> None:
         super().__init__(
             path, "does not say how many µm a pixel covers", "give it with --slide-mpp or --mpp-csv"
+        )
+
+
+class PixelsNotSquare(MissingResolution):
+    """``PixelsNotSquare(path, x, y)``: pixels of ``x`` by ``y`` µm, given as text."""
+
+    def __init__(self, path: Path | str, x: str, y: str, *_: str) -> None:
+        FileError.__init__(
+            self,
+            path,
+            f"its pixels are not square: {x} µm wide and {y} µm high",
+            "resample it to square pixels, or give --slide-mpp or --mpp-csv if the file is wrong",
         )
 
 

@@ -10,22 +10,35 @@ from tests.slides.test_equals_openslide import assert_equal_everywhere
 from tests.slides.tiff_files import tissue_like
 from wsi_ips.errors import ConfigError
 from wsi_ips.slides import openslide_reader
+from wsi_ips.slides.codecs.base import TileError, TileFormat
+from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
+from wsi_ips.slides.codecs.jpeg2000 import Jpeg2000Tiles
+from wsi_ips.slides.codecs.plain import Packing, PlainTiles
 from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.tiff_reader import TiffReader
-from wsi_ips.slides.tile_codec import Compression, Photometric, TileError, TileFormat, decode, refusal
 
 SIZE = (64, 48)
 TILE = tissue_like(*SIZE)
 
 
-def stored(compression, **options):
-    return TileFormat(size=SIZE, compression=compression, photometric=Photometric.RGB, **options)
+JPEG = JpegTiles(size=SIZE, colours=Colours.RGB)
+JPEG2000 = Jpeg2000Tiles(size=SIZE)
+
+
+def stored(packing):
+    return PlainTiles(size=SIZE, packing=packing)
+
+
+def decode(data: bytes, tiles: TileFormat):
+    out = np.empty((tiles.size[1], tiles.size[0], 3), np.uint8)
+    tiles.decoder().decode([memoryview(data)], out)
+    return out
 
 
 @pytest.mark.parametrize(
     ("compression", "pack"),
-    [(Compression.LZW, imagecodecs.lzw_encode), (Compression.DEFLATE, imagecodecs.zlib_encode)],
+    [(Packing.LZW, imagecodecs.lzw_encode), (Packing.DEFLATE, imagecodecs.zlib_encode)],
 )
 def test_a_small_tile_cannot_unpack_to_a_huge_one(compression, pack):
     bomb = pack(bytes(100_000_000))
@@ -44,9 +57,9 @@ def test_a_small_tile_cannot_unpack_to_a_huge_one(compression, pack):
 @pytest.mark.parametrize(
     ("compression", "pack"),
     [
-        (Compression.LZW, imagecodecs.lzw_encode),
-        (Compression.DEFLATE, imagecodecs.zlib_encode),
-        (Compression.NONE, bytes),
+        (Packing.LZW, imagecodecs.lzw_encode),
+        (Packing.DEFLATE, imagecodecs.zlib_encode),
+        (Packing.NONE, bytes),
     ],
 )
 def test_too_few_pixels_are_an_error(compression, pack, missing):
@@ -59,37 +72,37 @@ def test_jpeg_2000_of_another_size_or_kind():
     def packed(image):
         return imagecodecs.jpeg2k_encode(image, codecformat="j2k", level=0)
 
-    np.testing.assert_array_equal(decode(packed(TILE), stored(Compression.JPEG2000_RGB)), TILE)
+    np.testing.assert_array_equal(decode(packed(TILE), JPEG2000), TILE)
     with pytest.raises(TileError, match="64x47 px in a tile of 64x48"):
-        decode(packed(TILE[:47].copy()), stored(Compression.JPEG2000_RGB))
+        decode(packed(TILE[:47].copy()), JPEG2000)
     for other in (TILE[..., 0].copy(), TILE.astype(np.uint16)):
         with pytest.raises(TileError, match="three full 8-bit"):
-            decode(packed(other), stored(Compression.JPEG2000_RGB))
-        assert refusal(packed(other), stored(Compression.JPEG2000_RGB))
+            decode(packed(other), JPEG2000)
+        assert JPEG2000.refusal(packed(other))
 
 
 def test_a_grey_jpeg_is_no_tile():
     grey = simplejpeg.encode_jpeg(TILE[..., :1].copy(), colorspace="GRAY", colorsubsampling="Gray")
     with pytest.raises(TileError, match="three components"):
-        decode(grey, stored(Compression.JPEG))
+        decode(grey, JPEG)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\xff\xd8\xff\xe0\x00\x01", b"x" * 100]
 )
-@pytest.mark.parametrize("compression", list(Compression))
-def test_rubbish_is_our_own_error(data, compression):
+@pytest.mark.parametrize("tiles", [JPEG, JPEG2000, *map(stored, Packing)], ids=repr)
+def test_rubbish_is_our_own_error(data, tiles):
     with pytest.raises(TileError):
-        decode(data, stored(compression))
+        decode(data, tiles)
 
 
 def test_unusual_sampling_is_left_to_openslide(tmp_path):
     """Chroma sampled finer than luma: libjpeg reads it, TurboJPEG has no name for it."""
     jpeg = bytearray(simplejpeg.encode_jpeg(TILE, colorsubsampling="420"))
     frame = jpeg.index(b"\xff\xc0")
-    assert refusal(bytes(jpeg), stored(Compression.JPEG)) is None
+    assert JPEG.refusal(bytes(jpeg)) is None
     jpeg[frame + 14] = 0x21
-    assert "sampling factors" in refusal(bytes(jpeg), stored(Compression.JPEG))
+    assert "sampling factors" in JPEG.refusal(bytes(jpeg))
 
 
 def test_images_that_are_no_levels_are_passed_over(tmp_path):

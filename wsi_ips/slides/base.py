@@ -8,7 +8,7 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import MissingResolution
+from wsi_ips.errors import MissingResolution, PixelsNotSquare
 from wsi_ips.location import Location
 from wsi_ips.units import L0Point, Mpp, Size
 
@@ -34,6 +34,18 @@ class Bounds:
     l0_height: int
 
 
+SQUARE = 0.02
+"""Pixels whose sides differ by no more than this share count as square: scanners state both sides as measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something in a slide's file that is no level of it: what it is (``page 3, 600x250 px``), and why."""
+
+    what: str
+    why: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideInfo:
     """What is known of a slide without reading a pixel. Levels run from the finest (0) to the coarsest."""
@@ -42,23 +54,41 @@ class SlideInfo:
     reader: str
     vendor: str
     levels: tuple[Level, ...]
-    mpp: Mpp | None
+    mpp_xy: tuple[Mpp, Mpp] | None
+    """µm per pixel along x and y, as the file states it or the user has given it; None: unknown."""
     bounds: Bounds | None = None
+    associated: tuple[tuple[str, Size | None], ...] = ()
+    """Names (``label``, ``macro``, ``thumbnail``) and sizes of what :class:`AssociatedReader` reads."""
+    left_out: tuple[LeftOut, ...] = ()
+    icc_profile: bool = False
+    """Whether the file states a colour profile. It is not applied."""
 
     @property
     def l0_size(self) -> Size:
         """(width, height) in level-0 pixels."""
         return self.levels[0].size
 
+    @property
+    def mpp(self) -> Mpp | None:
+        """The mean of the resolutions along x and y, or None."""
+        return None if self.mpp_xy is None else Mpp(sum(self.mpp_xy) / 2)
+
     def with_mpp(self, mpp: Mpp) -> Self:
         """The same slide with a resolution given by the user."""
-        return replace(self, mpp=mpp)
+        return replace(self, mpp_xy=(mpp, mpp))
 
     def known_mpp(self) -> Mpp:
-        """The resolution; raises :class:`MissingResolution` where the file has none."""
-        if self.mpp is None:
+        """The resolution of the slide's square pixels.
+
+        Raises :class:`MissingResolution` where the file states none, :class:`PixelsNotSquare` where its pixels
+        are not square: a patch would then cover another area than it should.
+        """
+        if self.mpp_xy is None:
             raise MissingResolution(self.path)
-        return self.mpp
+        x, y = self.mpp_xy
+        if abs(x / y - 1) > SQUARE:
+            raise PixelsNotSquare(self.path, f"{x:g}", f"{y:g}")
+        return Mpp((x + y) / 2)
 
     def level_for(self, downsample: float) -> int:
         """The coarsest level that is at least as fine as ``downsample``, so that pixels are never invented.
@@ -113,6 +143,19 @@ class TileGrid(Protocol):
 
     @property
     def rows(self) -> int: ...
+
+
+@runtime_checkable
+class AssociatedReader(SlideReader, Protocol):
+    """A reader of slides that come with further pictures: label, macro, thumbnail."""
+
+    def read_associated(self, name: str) -> RgbImage:
+        """The picture of this name (:attr:`SlideInfo.associated`), (height, width, 3) uint8.
+
+        Raises :class:`ConfigError` for a name that the slide does not have, :class:`SlideReadError` for a picture
+        that cannot be decoded.
+        """
+        ...
 
 
 @runtime_checkable

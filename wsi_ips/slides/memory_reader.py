@@ -41,7 +41,7 @@ class MemoryReader(ClosingReader):
             reader="memory",
             vendor="memory",
             levels=tuple(_level(shrunk, of=image) for shrunk in self._images),
-            mpp=mpp,
+            mpp_xy=None if mpp is None else (mpp, mpp),
             bounds=bounds,
         )
         self._closed = False

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.location import Location
 from wsi_ips.slides.limits import MOST_LEVELS
-from wsi_ips.slides.stated_mpp import believable
+from wsi_ips.slides.stated_mpp import believable_xy
 from wsi_ips.units import Mpp
 
 VERSIONS = ("0.4", "0.5")
@@ -86,13 +86,13 @@ class Multiscale:
         )
 
     @property
-    def mpp(self) -> Mpp | None:
-        """µm per pixel of the first level; None without a scale, or with a unit that is no length."""
+    def mpp_xy(self) -> tuple[Mpp, Mpp] | None:
+        """µm per pixel (x, y) of the first level; None without a scale, or with a unit that is no length."""
         scale, places = self.scales[0], (self.axis("x"), self.axis("y"))
         if scale is None:
             return None
-        microns = [MICRONS_PER.get(self.units[place] or "", 0.0) * scale[place] for place in places]
-        return believable(*microns)
+        x, y = (MICRONS_PER.get(self.units[place] or "", 0.0) * scale[place] for place in places)
+        return believable_xy(x, y)
 
 
 def image_group(attributes: Mapping[str, Any]) -> str:

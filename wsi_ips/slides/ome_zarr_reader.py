@@ -71,7 +71,7 @@ class OmeZarrReader(ClosingReader):
             reader="ome-zarr",
             vendor="ome-zarr",
             levels=tuple(Level(size, _downsample(size, sizes[0])) for size in sizes),
-            mpp=image.mpp,
+            mpp_xy=image.mpp_xy,
         )
 
     @property

@@ -12,7 +12,7 @@ from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
 from wsi_ips.slides.base import Bounds, Level, RgbImage, SlideInfo
 from wsi_ips.slides.folder import dicom_files
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region
-from wsi_ips.slides.stated_mpp import believable, mpp_of_resolution, number
+from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution, number
 from wsi_ips.units import L0Point, Mpp, Size
 
 
@@ -130,17 +130,20 @@ def _info(path: Path, handle: OpenSlide) -> SlideInfo:
         reader="openslide",
         vendor=properties.get("openslide.vendor", "unknown"),
         levels=tuple(map(Level, handle.level_dimensions, handle.level_downsamples)),
-        mpp=_mpp(properties),
+        mpp_xy=_mpp_xy(properties),
         bounds=_bounds(properties),
     )
 
 
-def _mpp(properties: Mapping[str, str]) -> Mpp | None:
-    stated = believable(*(number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"))
-    # OpenSlide leaves generic TIFFs without mpp, though CAMELYON's say it in their resolution tags.
+def _mpp_xy(properties: Mapping[str, str]) -> tuple[Mpp, Mpp] | None:
+    # OpenSlide leaves some generic TIFFs without mpp, though their resolution tags say it; of others it believes
+    # the resolutions that image programs write for print.
     unit = properties.get("tiff.ResolutionUnit", "none")
-    tags = (number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY")
-    return stated or believable(*(mpp_of_resolution(tag, unit) for tag in tags))
+    of_tags = [mpp_of_resolution(number(properties.get(f"tiff.{axis}Resolution")), unit) for axis in "XY"]
+    x, y = (number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    if properties.get("openslide.vendor") == "generic-tiff":
+        return believable_xy(*of_tags)
+    return believable_xy(x, y) or believable_xy(*of_tags)
 
 
 def _bounds(properties: Mapping[str, str]) -> Bounds | None:

@@ -33,7 +33,7 @@ from wsi_ips.slides.base import Level, RgbImage, SlideInfo
 from wsi_ips.slides.limits import check_levels
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
 from wsi_ips.slides.remote import NO_RANGES, TIMEOUT_SECONDS, network_error, storage_options
-from wsi_ips.slides.stated_mpp import believable
+from wsi_ips.slides.stated_mpp import believable_xy
 from wsi_ips.units import L0Point, Mpp, Size
 
 BLOCK_BYTES = 1 << 17
@@ -281,7 +281,7 @@ def _described(path: Location, slide: TiffSlide) -> SlideInfo:
         reader="tiffslide",
         vendor=properties.get("tiffslide.vendor") or "generic-tiff",
         levels=tuple(map(Level, slide.level_dimensions, slide.level_downsamples)),
-        mpp=_mpp(properties),
+        mpp_xy=_mpp_xy(properties),
     )
 
 
@@ -289,6 +289,7 @@ def _network_error(path: Location, error: Exception) -> FileError | None:
     return network_error(path, error) if isinstance(path, Url) else None
 
 
-def _mpp(properties: Mapping[str, Any]) -> Mpp | None:
+def _mpp_xy(properties: Mapping[str, Any]) -> tuple[Mpp, Mpp] | None:
     stated = (properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
-    return believable(*(None if value is None else float(value) for value in stated))
+    x, y = (None if value is None else float(value) for value in stated)
+    return believable_xy(x, y)

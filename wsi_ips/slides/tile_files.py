@@ -1,8 +1,13 @@
-"""Bytes of an open file, from any thread."""
+"""Bytes of a slide's open files, from any thread."""
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.slides.tile_layout import TileLayout
 
 LARGEST_GAP = 16 << 10
 """Bytes between two tiles that are read along rather than skipped."""
@@ -50,6 +55,29 @@ class TileFile:
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             self._close(self._fd)
+
+
+def read_tiles(files: Sequence[TileFile], layout: TileLayout, numbers: NDArray[np.int64]) -> list[memoryview]:
+    """The stored bytes of these tiles of a level; those of a tile with several parts one after the other.
+
+    Shorter than stated where a file ends.
+    """
+    offsets, counts = layout.offsets[numbers], layout.byte_counts[numbers]
+    if layout.files is None and offsets.ndim == 1:
+        return files[0].read_parts(list(zip(offsets.tolist(), counts.tolist(), strict=True)))
+    n_parts = 1 if offsets.ndim == 1 else offsets.shape[1]
+    places = np.zeros(len(numbers), np.int32) if layout.files is None else layout.files[numbers]
+    of_parts, offsets, counts = np.repeat(places, n_parts), offsets.ravel(), counts.ravel()
+    data: list[memoryview] = [memoryview(b"")] * len(offsets)
+    for place in np.unique(of_parts).tolist():
+        here = np.flatnonzero((of_parts == place) & (counts > 0))
+        here = here[np.argsort(offsets[here], kind="stable")]  # what lies together is read at once
+        parts = list(zip(offsets[here].tolist(), counts[here].tolist(), strict=True))
+        for index, part in zip(here.tolist(), files[place].read_parts(parts), strict=True):
+            data[index] = part
+    if n_parts == 1:
+        return data
+    return [memoryview(b"".join(data[at : at + n_parts])) for at in range(0, len(data), n_parts)]
 
 
 def _runs(parts: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

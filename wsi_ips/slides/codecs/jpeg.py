@@ -1,0 +1,197 @@
+"""JPEG tiles, by libjpeg-turbo.
+
+JPEG in TIFF (TIFF Technical Note 2): tables may stand apart in the JPEGTables tag, and the colour space is what
+the photometric tag says, not what the stream says. DICOM is alike. OpenSlide reads both so; we do it by rewriting
+the header: the tables go in, JFIF and Adobe markers come out, and one Adobe marker that states the container's
+colour space goes in. What follows the first start-of-scan marker is passed on untouched.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import simplejpeg
+
+from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.codecs.base import Parts, TileError
+from wsi_ips.units import Size
+
+SOI, EOI, SOS, DQT, DHT = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4
+APP0, APP14 = 0xE0, 0xEE
+START_OF_SCAN = bytes([0xFF, SOS])
+FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
+HUFFMAN_DCT_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+TURBOJPEG_LUMA_FACTORS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+"""An Adobe marker (APP14) but for its last byte, the colour transform."""
+
+
+class Colours(Enum):
+    """The colour space of a JPEG's three components. The value is Adobe's code for the transform to undo."""
+
+    RGB = 0
+    YCBCR = 1
+    AS_STATED = None
+    """What the stream itself says, as libjpeg understands it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JpegTiles:
+    """Each tile is a JPEG of three components of 8 bits, maybe without its tables."""
+
+    size: Size
+    colours: Colours
+    tables: bytes = b""
+    """A JPEG stream of tables alone (TIFF's JPEGTables), or empty."""
+
+    def decoder(self) -> "JpegDecoder":
+        return JpegDecoder(self)
+
+    def refusal(self, start: bytes) -> str | None:
+        """Kinds of JPEG that TurboJPEG has no name for, though libjpeg reads them."""
+        try:
+            for segment in segments(start):
+                if segment.marker in FRAMES:
+                    return _frame_refusal(segment)
+        except TileError:
+            pass
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A marker segment of a JPEG stream. body: without the marker and the length."""
+
+    marker: int
+    start: int
+    body: bytes
+
+
+class JpegDecoder:
+    """See :class:`TileDecoder`."""
+
+    def __init__(self, tiles: JpegTiles) -> None:
+        self._tiles = tiles
+        # A level's tiles mostly start with the same header: what it was, and what it has to become.
+        self._header: tuple[bytes, bytes] = (b"", b"")
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Those of libjpeg's reduced inverse transforms that divide the tile evenly."""
+        return tuple(scale for scale in (1, 2, 4, 8) if not any(side % scale for side in self._tiles.size))
+
+    def decode(self, parts: Parts, out: RgbImage) -> None:
+        """See :meth:`TileDecoder.decode`."""
+        decode_jpeg_into(self._merged(parts[0]), out, self._tiles.size)
+
+    def jpeg(self, parts: Parts) -> bytes:
+        """See :meth:`TileDecoder.jpeg`."""
+        return self._merged(parts[0])
+
+    def _merged(self, data: memoryview) -> bytes:
+        stored, merged = self._header
+        end = len(stored)
+        if end and data[:end] == stored and data[end : end + 2] == START_OF_SCAN:
+            return b"".join([merged, data[end:]])
+        whole = bytes(data)
+        end, merged = _merged_header(whole, self._tiles)
+        self._header = (whole[:end], merged)
+        return merged + whole[end:]
+
+
+def decode_jpeg_into(jpeg: bytes, out: RgbImage, size: Size) -> None:
+    """Decode a whole JPEG of ``size`` (width, height) into ``out``, smaller where ``out`` is smaller.
+
+    The header must have been compared with ``size`` before: the decoder allocates for what it states. Raises
+    :class:`TileError`.
+    """
+    colours = "RGB" if out.shape[2] == 3 else "RGBX"
+    height, width = out.shape[:2]
+    try:
+        # fastdct and fastupsample stay off: OpenSlide uses the accurate DCT and libjpeg's fancy upsampling.
+        if height == size[1]:
+            simplejpeg.decode_jpeg(jpeg, colours, buffer=out)
+            return
+        # libjpeg takes only the low frequencies of each block: nearly the area's mean.
+        rgb = simplejpeg.decode_jpeg(
+            jpeg, colours, min_height=height, min_width=width, min_factor=size[1] // height, buffer=out
+        )
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise TileError(str(error) or type(error).__name__) from error
+    if rgb.shape != out.shape:
+        raise TileError(f"decoded to {rgb.shape[1]}x{rgb.shape[0]} px, not to {width}x{height}")
+
+
+def segments(data: bytes) -> Iterator[Segment]:
+    """The marker segments from SOI up to and including the first SOS (or to EOI, or an empty stream).
+
+    Raises :class:`TileError` where the stream is not a JPEG header.
+    """
+    if not data:
+        return
+    if data[:2] != bytes([0xFF, SOI]):
+        raise TileError("not a JPEG stream")
+    position = 2
+    while True:
+        start = position
+        if data[position : position + 1] != b"\xff":
+            raise TileError(f"JPEG header broken at byte {position}")
+        while data[position + 1 : position + 2] == b"\xff":  # fill bytes
+            position += 1
+        if len(data) < position + 2:
+            raise TileError("JPEG header cut short")
+        marker = data[position + 1]
+        if marker == EOI:
+            return
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        end = position + 2 + length
+        if length < 2 or end > len(data):
+            raise TileError(f"JPEG segment at byte {start} is longer than its tile")
+        yield Segment(marker, position, data[position + 4 : end])
+        if marker == SOS:
+            return
+        position = end
+
+
+def _merged_header(data: bytes, tiles: JpegTiles) -> tuple[int, bytes]:
+    """Where the first scan starts, and what to put before it, for a JPEG that decodes alone to the right colours.
+
+    The frame's size is compared with the tile's here, before a decoder allocates for it. Raises
+    :class:`TileError`.
+    """
+    tables = b"".join(
+        tiles.tables[segment.start : segment.start + 4 + len(segment.body)]
+        for segment in segments(tiles.tables)
+        if segment.marker in {DQT, DHT}
+    )
+    states_colours = tiles.colours is Colours.AS_STATED
+    transform = tiles.colours.value
+    parts = [bytes([0xFF, SOI]), b"" if transform is None else ADOBE + bytes([transform]), tables]
+    framed = False
+    for segment in segments(data):
+        if segment.marker in FRAMES:
+            _check_frame(segment, tiles.size)
+            framed = True
+        if segment.marker == SOS and framed:
+            return segment.start, b"".join(parts)
+        if states_colours or segment.marker not in {APP0, APP14}:
+            parts.append(data[segment.start : segment.start + 4 + len(segment.body)])
+    raise TileError("JPEG without an image")
+
+
+def _check_frame(frame: Segment, size: Size) -> None:
+    body = frame.body
+    if len(body) < 6 + 3 * 3 or body[0] != 8 or body[5] != 3:
+        raise TileError("JPEG that is not three components of 8 bits")
+    height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+    if (width, height) != size:
+        raise TileError(f"JPEG of {width}x{height} px in a tile of {size[0]}x{size[1]} px")
+
+
+def _frame_refusal(frame: Segment) -> str | None:
+    if frame.marker not in HUFFMAN_DCT_FRAMES:
+        return "JPEG that is neither baseline nor progressive"
+    factors = [(byte >> 4, byte & 15) for byte in frame.body[7::3][:3]]
+    if factors[1:] != [(1, 1), (1, 1)] or factors[0] not in TURBOJPEG_LUMA_FACTORS:
+        return f"JPEG with the sampling factors {factors}"
+    return None

@@ -1,0 +1,286 @@
+"""Reads a slide by its own stored tiles, whatever container they lie in.
+
+A container's parser says where the tiles are (:class:`SlideLayout`); fetching, decoding and cutting regions are
+the same for all of them. Pixels equal OpenSlide's; what cannot be equal is refused and left to it. One difference
+is meant: where a position falls between two pixels of a level, OpenSlide interpolates and this reader takes the
+nearest pixel. A tile without data is white here and transparent, so white too, in OpenSlide.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from wsi_ips.byte_cache import ByteCache
+from wsi_ips.errors import ConfigError, SlideClosed, SlideReadError, UnsupportedSlide
+from wsi_ips.slides.base import RgbImage, SlideInfo
+from wsi_ips.slides.codecs.base import Parts, TileDecoder, TileError
+from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
+from wsi_ips.slides.tile_files import TileFile, read_tiles
+from wsi_ips.slides.tile_layout import SlideLayout, TileLayout
+from wsi_ips.units import L0Point, Size
+
+CACHE_BYTES = 32 << 20
+HEADER_BYTES = 1 << 16
+"""How much of a level's first tile is read on opening: JPEG headers end long before."""
+
+
+class StoredTileReader(ClosingReader):
+    """Base of the readers of stored tiles; a subclass says its ``name`` and reads its container's layout.
+
+    A :class:`TiledReader`, for callers who plan their own reading tile by tile, a :class:`JpegTiledReader` and
+    an :class:`AssociatedReader`. Opening raises :class:`UnsupportedSlide`, or its kind :class:`DamagedSlide`
+    where no other reader should be asked.
+    """
+
+    name = ""
+    _state: "_Opened | None"
+
+    def __init__(self, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self._path = Path(path)
+        self._cache_bytes = cache_bytes
+        self._closed = False
+        self._unopened()
+        self._state = self._open()
+        layout = self._state.layout
+        self._info = SlideInfo(
+            path=self._path,
+            reader=self.name,
+            vendor=layout.vendor,
+            levels=layout.described_levels(),
+            mpp_xy=layout.mpp_xy,
+            bounds=layout.bounds,
+            associated=tuple((name, picture.size) for name, picture in layout.associated.items()),
+            left_out=layout.left_out,
+            icc_profile=layout.icc_profile,
+        )
+
+    def read_layout(self) -> SlideLayout:
+        """What the container's headers say.
+
+        Raises :class:`UnsupportedSlide`, :class:`DamagedSlide`, ``OSError``.
+        """
+        raise NotImplementedError
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._info
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        """See :meth:`SlideReader.read`. ``l0_xy / downsample`` is rounded to a whole pixel of the level."""
+        check_region(self._info, level=level, size_px=size_px)
+        tiles = self._opened().layout.levels[level]
+        lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
+        tile_width, tile_height = tiles.tile_size
+        first_col, first_row = max(0, lv_x // tile_width), max(0, lv_y // tile_height)
+        end_col = min(tiles.cols, (lv_x + size_px[0] - 1) // tile_width + 1)
+        end_row = min(tiles.rows, (lv_y + size_px[1] - 1) // tile_height + 1)
+        if tuple(size_px) == tiles.tile_size and (end_col - first_col, end_row - first_row) == (1, 1) and (
+            (lv_x, lv_y) == (first_col * tile_width, first_row * tile_height)
+        ):  # fmt: skip
+            # A patch that is one tile, the case to be fast in: nothing is copied or kept.
+            return self.read_tile(level, first_col, first_row)
+        region = white_region(size_px)
+        for row in range(first_row, end_row):
+            for col in range(first_col, end_col):
+                tile = self._cached(level, col, row)
+                paste(region, tile, at=(col * tile_width - lv_x, row * tile_height - lv_y))
+        return region
+
+    def read_associated(self, name: str) -> RgbImage:
+        """See :meth:`AssociatedReader.read_associated`."""
+        pictures = self._opened().layout.associated
+        if name not in pictures:
+            known = ", ".join(pictures) or "none"
+            raise ConfigError(f"{self._path} has no picture {name!r}; it has {known}")
+        return pictures[name].read(self._path)
+
+    def tile_layout(self, level: int) -> TileLayout:
+        """See :meth:`TiledReader.tile_layout`."""
+        check_region(self._info, level=level, size_px=(1, 1))
+        return self._opened().layout.levels[level]
+
+    def tile_scales(self, level: int) -> tuple[int, ...]:
+        """See :meth:`TiledReader.tile_scales`."""
+        check_region(self._info, level=level, size_px=(1, 1))
+        return self._opened().decoders[level].scales
+
+    def read_tile(self, level: int, col: int, row: int) -> RgbImage:
+        """One whole tile, (tile height, tile width, 3) uint8, white beyond the level's edge; a new array.
+
+        Goes past the cache. Raises :class:`SlideReadError` where it cannot be decoded, ``IndexError`` where
+        there is no such tile.
+        """
+        layout = self.tile_layout(level)
+        if not (0 <= col < layout.cols and 0 <= row < layout.rows):
+            raise IndexError(f"level {level} has {layout.cols}x{layout.rows} tiles, no ({col}, {row})")
+        number = row * layout.cols + col
+        tile = white_region(layout.tile_size)
+        self.decode_tile(level, number, self.fetch_tiles(level, [number])[0], tile)
+        return tile
+
+    def fetch_tiles(self, level: int, numbers: Sequence[int]) -> list[memoryview]:
+        """See :meth:`TiledReader.fetch_tiles`."""
+        opened = self._opened()
+        try:
+            return read_tiles(opened.files, opened.layout.levels[level], np.asarray(numbers, np.int64))
+        except OSError as error:
+            raise SlideReadError(self._path, f"cannot be read: {error.strerror or error}") from error
+
+    def decode_tile(self, level: int, number: int, data: memoryview, out: RgbImage) -> None:
+        """See :meth:`TiledReader.decode_tile`."""
+        opened = self._opened()
+        tiles = opened.layout.levels[level]
+        try:
+            parts = _parts(data, tiles, number)
+            if parts is None:
+                out[:] = WHITE
+                return
+            opened.decoders[level].decode(parts, out)
+        except TileError as error:
+            raise self._unreadable(level, number, tiles, error) from error
+        _whiten_beyond(out, tiles, number)
+
+    def tile_jpeg(self, level: int, number: int, data: memoryview) -> bytes | None:
+        """See :meth:`JpegTiledReader.tile_jpeg`."""
+        opened = self._opened()
+        tiles = opened.layout.levels[level]
+        try:
+            parts = _parts(data, tiles, number)
+            return None if parts is None else opened.decoders[level].jpeg(parts)
+        except TileError as error:
+            raise self._unreadable(level, number, tiles, error) from error
+
+    def _unreadable(self, level: int, number: int, tiles: TileLayout, error: TileError) -> SlideReadError:
+        row, col = divmod(number, tiles.cols)
+        count = int(tiles.byte_counts[number].sum())
+        return SlideReadError(
+            self._path,
+            f"tile ({col}, {row}) of level {level}, {count} bytes at byte "
+            f"{tiles.offsets[number].min()}, is unreadable: {error}",
+            "the file is damaged; copy it again, or leave the slide out",
+        )
+
+    def reopen(self) -> None:
+        """See :meth:`TiledReader.reopen`."""
+        with self._lock:
+            if self._closed:
+                raise SlideClosed(self._path)
+            try:
+                fresh = self._open()
+            except UnsupportedSlide as error:
+                raise SlideReadError(*error.args) from error
+            if fresh.layout.described_levels() != self._info.levels:
+                raise SlideReadError(
+                    self._path,
+                    "is another file now than when it was opened",
+                    "do not write to it while it is read",
+                )
+            self._state = fresh
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._state = None
+            self._cache = _cache_of(0)
+
+    def _cached(self, level: int, col: int, row: int) -> RgbImage:
+        key = (level, col, row)
+        cache = self._cache
+        tile = cache.get(key)
+        if tile is None:
+            tile = self.read_tile(level, col, row)
+            tile.flags.writeable = False  # everyone gets the same array
+            cache.put(key, tile)
+        return tile
+
+    def _opened(self) -> "_Opened":
+        state = self._state
+        if state is None:
+            with self._lock:
+                if self._closed:
+                    raise SlideClosed(self._path)
+                try:
+                    state = self._state = self._state or self._open()
+                except UnsupportedSlide as error:  # it was a slide when the reader was pickled
+                    raise SlideReadError(*error.args) from error
+        return state
+
+    def _open(self) -> "_Opened":
+        try:
+            layout = self.read_layout()
+            files = tuple(TileFile(path) for path in layout.files)
+            _refuse_odd_tiles(self._path, files, layout)
+        except OSError as error:
+            raise UnsupportedSlide(self._path, f"cannot be read: {error.strerror or error}") from error
+        return _Opened(files, layout, tuple(tiles.tile.decoder() for tiles in layout.levels))
+
+    def _unopened(self) -> None:
+        self._lock = RLock()
+        self._state = None
+        self._cache = _cache_of(self._cache_bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("_path", "_cache_bytes", "_closed", "_info")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._unopened()  # the first read opens
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    files: tuple[TileFile, ...]
+    layout: SlideLayout
+    decoders: tuple[TileDecoder, ...]  # one a level
+
+
+def _cache_of(limit: int) -> ByteCache[tuple[int, int, int], RgbImage]:
+    """By level, column, row: four regions around one tile do not decode it four times."""
+    return ByteCache(limit, size=lambda tile: tile.nbytes)
+
+
+def _parts(data: memoryview, tiles: TileLayout, number: int) -> Parts | None:
+    """A fetched tile's parts, None for one that was never written. Raises :class:`TileError` where bytes lack."""
+    counts = tiles.byte_counts[number]
+    whole = tiles.byte_counts.ndim == 1
+    count = counts if whole else counts.sum()
+    if not count:
+        return None
+    if len(data) < count:
+        raise TileError("the file has become shorter")
+    if whole:
+        return (data,)
+    ends = [0, *np.cumsum(counts).tolist()]
+    return [data[start:end] for start, end in pairwise(ends)]
+
+
+def _whiten_beyond(out: RgbImage, tiles: TileLayout, number: int) -> None:
+    """Make white what lies beyond the level in a tile decoded into ``out``, at whatever scale."""
+    row, col = divmod(number, tiles.cols)
+    width, height = tiles.level_size
+    scale = tiles.tile_size[1] // len(out)
+    inside_y = -(-height // scale) - row * out.shape[0]
+    inside_x = -(-width // scale) - col * out.shape[1]
+    if inside_y < out.shape[0]:
+        out[max(0, inside_y) :] = WHITE
+    if inside_x < out.shape[1]:
+        out[:, max(0, inside_x) :] = WHITE
+
+
+def _refuse_odd_tiles(path: Path, files: Sequence[TileFile], layout: SlideLayout) -> None:
+    """Look at one tile header a level, so that an unusual kind of tile goes to OpenSlide from the start."""
+    for level, tiles in enumerate(layout.levels):
+        written = np.flatnonzero(~tiles.missing)
+        if not len(written):
+            continue
+        number = written[0]
+        offset, count = (int(table[number].ravel()[0]) for table in (tiles.offsets, tiles.byte_counts))
+        file = files[0 if tiles.files is None else int(tiles.files[number])]
+        reason = tiles.tile.refusal(file.read(offset, min(HEADER_BYTES, count)))
+        if reason:
+            raise UnsupportedSlide(path, f"level {level} has {reason}")

@@ -1,0 +1,42 @@
+"""Aperio SVS.
+
+Levels are every tiled top-level image, in file order; the resolution is the field ``MPP`` of the description.
+"""
+
+from wsi_ips.errors import UnsupportedSlide
+from wsi_ips.slides.stated_mpp import believable_xy, number
+from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories, TiffImage
+from wsi_ips.slides.tiff.generic import refuse_disordered
+from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
+from wsi_ips.slides.tile_layout import SlideLayout
+from wsi_ips.units import Mpp
+
+
+def recognises(file: TiffDirectories) -> bool:
+    """By the first image's description."""
+    return file.first.description.startswith("Aperio") and file.first.is_tiled
+
+
+def read_layout(file: TiffDirectories) -> SlideLayout:
+    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    levels = [tiled_level(file, image) for image in file.tiled]
+    refuse_disordered(file, levels)
+    if len(levels) > 1 and any(level.missing.any() for level in levels):
+        raise UnsupportedSlide(
+            file.path, "has tiles without data, which OpenSlide fills in from a finer level"
+        )
+    return SlideLayout(
+        vendor="aperio",
+        files=(file.path,),
+        levels=tuple(levels),
+        mpp_xy=_stated_mpp(file.first) or resolution_mpp(file.first),
+        icc_profile=ICC_PROFILE in file.first.tags,
+    )
+
+
+def _stated_mpp(first: TiffImage) -> tuple[Mpp, Mpp] | None:
+    """The description's last field ``MPP = 0.25``."""
+    fields = [field.partition("=") for field in first.description.split("|")[1:]]
+    stated = [value for name, _, value in fields if name.strip() == "MPP"]
+    mpp = number(stated[-1]) if stated else None
+    return believable_xy(mpp, mpp)

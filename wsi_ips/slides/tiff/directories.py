@@ -1,0 +1,186 @@
+"""A TIFF file's image directories (IFDs): tags only, no pixels.
+
+Every number of the file is compared with the file's size before anything is allocated for it.
+"""
+
+import logging
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from wsi_ips.errors import DamagedSlide, UnsupportedSlide
+from wsi_ips.slides.tile_layout import TRUNCATED
+from wsi_ips.units import Size
+
+MOST_IMAGES = 1000
+
+NEW_SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+FILL_ORDER, DESCRIPTION, MAKE, ORIENTATION, SAMPLES = 266, 270, 271, 274, 277
+X_RESOLUTION, Y_RESOLUTION, PLANAR, RESOLUTION_UNIT, SOFTWARE, PREDICTOR = 282, 283, 284, 296, 305, 317
+TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTE_COUNTS, EXTRA_SAMPLES = 322, 323, 324, 325, 338
+SAMPLE_FORMAT, JPEG_TABLES, XMP, ICC_PROFILE, NDPI_FORMAT = 339, 347, 700, 34675, 65420
+
+# tifffile logs what it meets in a broken file, and we say it in one error: without any handler, Python would
+# print both.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class TiffImage:
+    """One image directory of a file. sub_images: those of its SubIFDs tag (330), in order."""
+
+    number: int
+    """Its place in the file's chain of directories; for a sub-image, that of its parent."""
+    tags: tifffile.TiffTags
+    sub_images: "tuple[TiffImage, ...]" = ()
+
+    @property
+    def is_tiled(self) -> bool:
+        return TILE_WIDTH in self.tags and TILE_LENGTH in self.tags
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether it is marked as a smaller version of another image (NewSubfileType bit 0)."""
+        return bool(self.integer(NEW_SUBFILE_TYPE) & 1)
+
+    @property
+    def size(self) -> Size:
+        """(width, height) as stated; 0 where a tag is absent."""
+        return self.integer(IMAGE_WIDTH), self.integer(IMAGE_LENGTH)
+
+    @property
+    def description(self) -> str:
+        return self.text(DESCRIPTION)
+
+    def value(self, code: int, default: Any = None) -> Any:
+        """A tag's value as tifffile gives it."""
+        return self.tags.valueof(code, default)
+
+    def integer(self, code: int, default: int = 0) -> int:
+        """A tag's one integer; ``default`` where it is absent or something else."""
+        value = self.tags.valueof(code, default)
+        return int(value) if isinstance(value, int) else default
+
+    def integers(self, code: int, default: int) -> list[int]:
+        """A tag's integers, one or several."""
+        return [int(value) for value in np.atleast_1d(self.tags.valueof(code, default)).tolist()]
+
+    def text(self, code: int) -> str:
+        value = self.tags.valueof(code, "")
+        return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+    def data(self, code: int) -> bytes:
+        """A tag's bytes; a text as UTF-8."""
+        value = self.tags.valueof(code, b"")
+        return value if isinstance(value, bytes) else bytes(str(value), "utf-8", "replace")
+
+    def ratio(self, code: int) -> float | None:
+        """A rational tag's value."""
+        value = self.tags.valueof(code)
+        return value[0] / value[1] if isinstance(value, tuple) and len(value) == 2 and value[1] else None
+
+
+@dataclass(frozen=True, slots=True)
+class TiffDirectories:
+    """A file's top-level image directories, at least one, in file order."""
+
+    path: Path
+    file_size: int
+    images: tuple[TiffImage, ...]
+
+    @property
+    def first(self) -> TiffImage:
+        return self.images[0]
+
+    @property
+    def tiled(self) -> list[TiffImage]:
+        """The tiled top-level images, in file order."""
+        return [image for image in self.images if image.is_tiled]
+
+
+@contextmanager
+def opened_directories(path: Path, *, file_size: int) -> Iterator[TiffDirectories]:
+    """All image directories of a file. Long values are read when they are first asked for, inside the ``with``.
+
+    Raises :class:`UnsupportedSlide` for what is no TIFF, and for whatever the code inside the ``with`` runs into
+    while it interprets tags; :class:`DamagedSlide` for a file that is cut short.
+    """
+    _check_start(path, file_size)
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            images = [
+                TiffImage(number, page.tags, _sub_images(path, number, page))
+                for number, page in enumerate(_pages(path, tiff))
+            ]
+            yield TiffDirectories(path, file_size, tuple(images))
+    except UnsupportedSlide:
+        raise
+    except OSError as error:
+        raise UnsupportedSlide(path, f"cannot be read: {error.strerror or error}") from error
+    except PARSING_ERRORS as error:
+        raise UnsupportedSlide(path, f"not a TIFF that can be understood: {error}") from error
+
+
+PARSING_ERRORS = (
+    tifffile.TiffFileError,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    struct.error,
+)
+"""What tifffile, and whoever reads its tags, runs into in a hostile file."""
+
+
+def _check_start(path: Path, file_size: int) -> None:
+    with path.open("rb") as file:
+        start = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(start[:2])
+    if order is None or len(start) < 8:
+        raise UnsupportedSlide(path, "an empty file" if not start else "not a TIFF file")
+    big = struct.unpack(f"{order}H", start[2:4])[0] == 43
+    field = start[8:16] if big else start[4:8]
+    if len(field) == (8 if big else 4):
+        first = struct.unpack(f"{order}{'Q' if big else 'I'}", field)[0]
+        if first >= file_size:
+            raise DamagedSlide(
+                path,
+                f"truncated: its directory should be at byte {first}, the file has {file_size}",
+                TRUNCATED,
+            )
+
+
+def _pages(path: Path, tiff: tifffile.TiffFile) -> Sequence[Any]:
+    """The top-level images; a chain that breaks off is a truncated file."""
+    pages: list[Any] = []
+    for page in tiff.pages:
+        pages.append(page)
+        if len(pages) > MOST_IMAGES:
+            raise UnsupportedSlide(path, f"more than {MOST_IMAGES} images")
+    if not pages:
+        raise UnsupportedSlide(path, "a TIFF without images")
+    last, handle, form = pages[-1], tiff.filehandle, tiff.tiff
+    handle.seek(last.offset)
+    count = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))[0]
+    handle.seek(last.offset + form.tagnosize + count * form.tagsize)
+    after = handle.read(form.offsetsize)
+    if len(after) < form.offsetsize or struct.unpack(form.offsetformat, after)[0] >= handle.size:
+        raise DamagedSlide(path, f"truncated: the list of images breaks off after {len(pages)}", TRUNCATED)
+    return pages
+
+
+def _sub_images(path: Path, number: int, page: Any) -> tuple[TiffImage, ...]:
+    if not page.subifds:
+        return ()
+    if len(page.subifds) > MOST_IMAGES:
+        raise UnsupportedSlide(path, f"more than {MOST_IMAGES} images")
+    return tuple(TiffImage(number, sub.tags) for sub in page.pages)

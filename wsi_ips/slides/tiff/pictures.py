@@ -1,0 +1,49 @@
+"""Pictures in a TIFF that are no level of the slide: label, macro, thumbnail."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from wsi_ips.errors import SlideReadError
+from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.limits import LARGEST_BLOCK_PX
+from wsi_ips.slides.tiff.directories import PARSING_ERRORS, TiffImage
+from wsi_ips.units import Size
+
+
+@dataclass(frozen=True, slots=True)
+class TiffPicture:
+    """A top-level image of a TIFF file, decoded whole. See :class:`AssociatedImage`."""
+
+    number: int
+    size: Size
+
+    @classmethod
+    def of(cls, image: TiffImage) -> "TiffPicture":
+        return cls(image.number, image.size)
+
+    def read(self, path: Path) -> RgbImage:
+        """See :meth:`AssociatedImage.read`."""
+        width, height = self.size
+        if not 0 < width * height <= LARGEST_BLOCK_PX:
+            raise SlideReadError(path, f"its image {self.number} claims {width}x{height} px")
+        try:
+            with tifffile.TiffFile(path) as tiff:
+                pixels = tiff.pages[self.number].asarray()
+        except OSError as error:
+            raise SlideReadError(path, f"cannot be read: {error.strerror or error}") from error
+        except PARSING_ERRORS as error:
+            raise SlideReadError(path, f"its image {self.number} cannot be decoded: {error}") from error
+        return _as_rgb(path, self.number, pixels)
+
+
+def _as_rgb(path: Path, number: int, pixels: np.ndarray) -> RgbImage:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise SlideReadError(path, f"its image {number} is {pixels.dtype}, not 8 bits a sample")
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.shape[2] < 3:
+        return np.repeat(pixels[..., :1], 3, axis=2)
+    return np.ascontiguousarray(pixels[..., :3])
