@@ -27,6 +27,7 @@ READERS: Mapping[str, str] = MappingProxyType(
         # First match wins. "tiff" reads what OpenSlide reads pixel for pixel, faster, and refuses the rest.
         "tiff": "wsi_ips.slides.tiff_reader:TiffReader",
         "openslide": "wsi_ips.slides.openslide_reader:OpenSlideReader",
+        "image": "wsi_ips.slides.image_reader:ImageReader",
         OME_ZARR: "wsi_ips.slides.ome_zarr_reader:OmeZarrReader",
         TIFFSLIDE: "wsi_ips.slides.tiffslide_reader:TiffSlideReader",
     }

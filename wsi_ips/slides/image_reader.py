@@ -1,0 +1,265 @@
+"""Plain images: PNG, JPEG, and TIFF without tiles. One level, decoded whole when it is first read from.
+
+Such a file has no block that could be read by itself, so all of it is held in memory, and files of more than
+:data:`MOST_PX` pixels are refused. Samples of 16 bits become ``floor((v + 128) / 257)``, as in OpenSlide;
+transparent pixels are laid over white; the orientation that a camera wrote into a JPEG is applied.
+"""
+
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
+from wsi_ips.slides.base import LeftOut, Level, RgbImage, SlideInfo
+from wsi_ips.slides.region import WHITE, ClosingReader, check_region, paste, white_region
+from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution
+from wsi_ips.slides.tiff import directories as tag
+from wsi_ips.slides.tiff.directories import PARSING_ERRORS, TiffImage, opened_directories
+from wsi_ips.slides.tiff.tiled_image import resolution_mpp
+from wsi_ips.units import L0Point, Mpp, Size
+
+MOST_PX = 178_000_000
+"""534 MB of RGB; beyond about this Pillow takes a file for a decompression bomb."""
+
+CONVERT = "make it a tiled pyramid, e.g. vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg"
+NOT_PLAIN = "not a plain image (PNG, JPEG, TIFF)"
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PILLOW_FORMATS = ("PNG", "JPEG")
+PILLOW_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+SWAPS_SIDES = frozenset({5, 6, 7, 8})
+"""EXIF orientations that turn an image by a quarter."""
+EXIF_ORIENTATION = 0x0112
+
+MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+
+
+class ImageReader(ClosingReader):
+    """``ImageReader(path)``: see :mod:`wsi_ips.slides.image_reader`.
+
+    Raises :class:`UnsupportedSlide` for another kind of file, or one that is too large to be held.
+    """
+
+    _pixels: RgbImage | None
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        self._closed = False
+        self._unread()
+        found = _look_at(self._path)
+        self._info = SlideInfo(
+            path=self._path,
+            reader="image",
+            vendor=found.kind,
+            levels=(Level(found.size, 1.0),),
+            mpp_xy=found.mpp_xy,
+            left_out=found.left_out,
+            icc_profile=found.icc_profile,
+        )
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._info
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        """See :meth:`SlideReader.read`. The first read decodes the file."""
+        check_region(self._info, level=level, size_px=size_px)
+        pixels = self._decoded()
+        region = white_region(size_px)
+        paste(region, pixels, at=(-int(l0_xy[0]), -int(l0_xy[1])))
+        return region
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed, self._pixels = True, None
+
+    def _decoded(self) -> RgbImage:
+        with self._lock:
+            if self._closed:
+                raise SlideClosed(self._path)
+            if self._pixels is None:
+                self._pixels = self._decode()
+            return self._pixels
+
+    def _decode(self) -> RgbImage:
+        try:
+            pixels = _pixels(self._path)
+        except UnsupportedSlide as error:  # it was an image when it was opened
+            raise SlideReadError(*error.args) from error
+        except (OSError, *PARSING_ERRORS) as error:
+            mend = "the file is damaged or incomplete; copy it again, or leave the slide out"
+            raise SlideReadError(self._path, f"cannot be decoded: {error}", mend) from error
+        if pixels.shape[1::-1] != self._info.l0_size:
+            raise SlideReadError(
+                self._path,
+                "is another file now than when it was opened",
+                "do not write to it while it is read",
+            )
+        return pixels
+
+    def _unread(self) -> None:
+        self._lock = RLock()
+        self._pixels = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_info": self._info, "_closed": self._closed}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._unread()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What an image's header says."""
+
+    kind: str
+    size: Size
+    mpp_xy: tuple[Mpp, Mpp] | None
+    icc_profile: bool
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def _look_at(path: Path) -> _Found:
+    if path.is_dir():
+        raise UnsupportedSlide(path, "a folder, not an image")
+    try:
+        found = _look_at_tiff(path) if _start(path).startswith(TIFF_STARTS) else _look_by_pillow(path)
+    except OSError as error:
+        raise UnsupportedSlide(path, f"cannot be read: {error.strerror or error}") from error
+    width, height = found.size
+    if not 0 < width * height <= MOST_PX:
+        raise UnsupportedSlide(
+            path,
+            f"a plain image of {width}x{height} px, which would have to be decoded whole (at most "
+            f"{MOST_PX // 1_000_000} million pixels are)",
+            CONVERT,
+        )
+    return found
+
+
+def _pixels(path: Path) -> RgbImage:
+    """(height, width, 3) uint8. Raises what the decoders raise."""
+    start = _start(path)
+    if start.startswith(TIFF_STARTS):
+        return _tiff_pixels(path)
+    if start.startswith(PNG_START) and start[24] == 16:  # Pillow would cut 16 bits to their upper 8
+        return _as_rgb(imagecodecs.png_decode(path.read_bytes()))
+    with _opened_by_pillow(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "RGB" and "transparency" not in upright.info:
+            return np.array(upright)
+        return _as_rgb(np.asarray(upright.convert("RGBA")))
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(32)
+
+
+def _opened_by_pillow(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=PILLOW_FORMATS)
+
+
+def _look_by_pillow(path: Path) -> _Found:
+    try:
+        image = _opened_by_pillow(path)
+    except UnidentifiedImageError as error:
+        raise UnsupportedSlide(path, NOT_PLAIN) from error
+    except Image.DecompressionBombError as error:
+        raise UnsupportedSlide(
+            path, f"a plain image too large to be decoded whole ({error})", CONVERT
+        ) from error
+    except (ValueError, SyntaxError, struct.error, OverflowError) as error:
+        raise UnsupportedSlide(path, f"{NOT_PLAIN}: {error}") from error
+    with image:
+        if image.mode not in PILLOW_MODES:
+            raise UnsupportedSlide(path, f"colours as {image.mode}, not RGB or grey", "save it as RGB")
+        turned = image.format == "JPEG" and image.getexif().get(EXIF_ORIENTATION) in SWAPS_SIDES
+        x, y = (mpp_of_resolution(float(dpi), "inch") for dpi in image.info.get("dpi", (0, 0)))
+        return _Found(
+            (image.format or "image").lower(),
+            image.size[::-1] if turned else image.size,
+            believable_xy(y, x) if turned else believable_xy(x, y),
+            "icc_profile" in image.info,
+        )
+
+
+def _look_at_tiff(path: Path) -> _Found:
+    with opened_directories(path, file_size=path.stat().st_size) as file:
+        first = file.first
+        _refuse_odd_tiff(path, first)
+        others = tuple(
+            LeftOut(f"page {image.number}, {image.size[0]}x{image.size[1]} px", "a plain image has one level")
+            for image in file.images[1:]
+        )
+        return _Found("tiff", first.size, resolution_mpp(first), tag.ICC_PROFILE in first.tags, others)
+
+
+def _refuse_odd_tiff(path: Path, image: TiffImage) -> None:
+    if image.is_tiled:
+        raise UnsupportedSlide(path, "tiled, so no plain image")
+    bits, samples = set(image.integers(tag.BITS, 1)), image.integer(tag.SAMPLES, 1)
+    photometric = int(image.value(tag.PHOTOMETRIC, MIN_IS_BLACK))
+    grey = photometric in {MIN_IS_WHITE, MIN_IS_BLACK}
+    odd = []
+    if bits not in ({8}, {16}) or max(image.integers(tag.SAMPLE_FORMAT, 1)) != 1:
+        odd.append(f"samples of {'/'.join(map(str, sorted(bits)))} bits, not 8 or 16 bit unsigned")
+    if not grey and photometric not in {RGB, YCBCR, PALETTE}:
+        odd.append(f"colours of kind {photometric}")
+    if samples not in ({1, 2} if grey or photometric == PALETTE else {3, 4}):
+        odd.append(f"{samples} samples a pixel")
+    if image.integer(tag.ORIENTATION, 1) != 1:
+        odd.append(f"orientation {image.integer(tag.ORIENTATION, 1)}")
+    if odd:
+        raise UnsupportedSlide(path, f"a plain TIFF with {', '.join(odd)}", "save it as 8-bit RGB")
+
+
+def _tiff_pixels(path: Path) -> RgbImage:
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        samples = page.asarray()
+        if page.planarconfig == 2 and samples.ndim == 3:
+            samples = np.moveaxis(samples, 0, 2)
+        if page.photometric == PALETTE:
+            # TIFF's colour tables have 16 bits a channel, (3, 256 or 65536).
+            colours = _to_8_bits(np.asarray(page.colormap).T)
+            return np.asarray(colours[samples])
+        if page.photometric == MIN_IS_WHITE:
+            samples = np.iinfo(samples.dtype).max - samples
+        associated = 1 in (page.extrasamples or ())
+    return _as_rgb(samples, premultiplied=associated)
+
+
+def _as_rgb(samples: NDArray[Any], *, premultiplied: bool = False) -> RgbImage:
+    """Grey, grey and alpha, RGB or RGB and alpha, 8 or 16 bits, to (height, width, 3) uint8 over white."""
+    eight = _to_8_bits(samples)
+    if eight.ndim == 2:
+        eight = eight[..., None]
+    colours, alpha = (eight[..., :-1], eight[..., -1:]) if eight.shape[2] in (2, 4) else (eight, None)
+    rgb = np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
+    if alpha is None or (alpha == WHITE).all():
+        return rgb
+    share = alpha.astype(np.float32) / WHITE
+    over = rgb + WHITE * (1 - share) if premultiplied else rgb * share + WHITE * (1 - share)
+    return np.rint(over).clip(0, WHITE).astype(np.uint8)
+
+
+def _to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    if samples.dtype == np.uint8:
+        return samples
+    if samples.dtype != np.uint16:
+        raise ValueError(f"samples of {samples.dtype}")
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
