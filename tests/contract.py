@@ -22,7 +22,7 @@ def contract_image() -> NDArray[np.uint8]:
 
 
 class OneLevelContract:
-    """What a reader must do at level 0. The fixture ``slide`` reads :func:`contract_image`, lossless, at 0.5 µm."""
+    """What a reader must do at level 0. The fixture ``slide`` reads :func:`contract_image` at 0.5 µm, lossless."""
 
     @pytest.fixture
     def slide(self) -> Iterator[SlideReader]:

@@ -12,12 +12,24 @@ from wsi_ips.cli.start import finish, start
 def info(
     slide: Annotated[str, typer.Argument(help="A slide, a folder of them, or a slide's URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per slide.")] = False,
+    thumbnail: Annotated[
+        Path | None,
+        typer.Option(help="Write the slide's thumbnail (made from its levels if it has none) here."),
+    ] = None,
+    label: Annotated[
+        Path | None, typer.Option(help="Write the picture of the slide's label here (PNG).")
+    ] = None,
+    macro: Annotated[
+        Path | None, typer.Option(help="Write the picture of the whole glass here (PNG).")
+    ] = None,
 ) -> None:
-    """Say what a slide is: size, levels, resolution, vendor, which reader opens it."""
+    """Say what a slide is: size, levels, resolution, vendor, which reader opens it, what else its file holds."""
     from wsi_ips.commands.info import describe_slides
     from wsi_ips.location import locate
 
-    finish(describe_slides(locate(slide), as_json=as_json))
+    asked = {"thumbnail": thumbnail, "label": label, "macro": macro}
+    pictures = {name: out for name, out in asked.items() if out is not None}
+    finish(describe_slides(locate(slide), as_json=as_json, pictures=pictures))
 
 
 def tile(

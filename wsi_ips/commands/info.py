@@ -1,40 +1,87 @@
 """``info``: what a slide is."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
 
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.errors import WsiIpsError
+from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.files import whole_file
 from wsi_ips.location import Location
-from wsi_ips.slides.base import SlideInfo
+from wsi_ips.slides.base import AssociatedReader, RgbImage, SlideInfo, SlideReader
 from wsi_ips.slides.folder import find_slides
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.tiling.picture import slide_picture
+
+THUMBNAIL_PX = 1024
+"""Longest side of a thumbnail that is made from the slide's levels."""
 
 
-def describe_slides(path: Location, *, as_json: bool) -> Outcome:
-    """One line, or one JSON object, per slide. A slide given by itself that does not open raises."""
+def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Path] | None = None) -> Outcome:
+    """One line, or one JSON object, per slide; more lines for a slide given by itself.
+
+    pictures: which of a slide's associated pictures (``thumbnail``, ``label``, ``macro``) to write as PNG, and
+    where; a slide without a stored thumbnail gets one made from its levels. A slide given by itself that does
+    not open raises, and so does a picture that it does not have.
+    """
+    slides = find_slides(path)
+    one = slides == [path]
+    if pictures and not one:
+        raise ConfigError(f"{path} holds {len(slides)} slides: pictures are written of one slide at a time")
     lines: list[str] = []
     failures: list[str] = []
-    for slide_path in find_slides(path):
+    described = 0
+    for slide_path in slides:
         try:
             with open_slide(slide_path) as slide:
                 lines.append(_as_json(slide.info) if as_json else _as_line(slide.info))
+                lines += _details(slide.info) if one and not as_json else []
+                lines += [_written(slide, name, out) for name, out in (pictures or {}).items()]
+                described += 1
         except WsiIpsError as error:
             if slide_path == path:
                 raise
             failures.append(str(error))
-    described = Outcome.of_slides(failures, f"{len(lines)} slides")
-    return Outcome([*lines, *(described.lines if failures else ())], described.exit_code)
+    outcome = Outcome.of_slides(failures, f"{described} slides")
+    return Outcome([*lines, *(outcome.lines if failures else ())], outcome.exit_code)
 
 
 def _as_line(info: SlideInfo) -> str:
     width, height = info.l0_size
-    resolution = f"{info.mpp:.4f} µm/px" if info.mpp else "resolution unknown"
     levels = ", ".join(f"{level.size[0]}x{level.size[1]} (1/{level.downsample:.4g})" for level in info.levels)
-    return f"{info.path}: {width}x{height} px, {resolution}, {info.vendor}, reader {info.reader}, levels {levels}"
+    return (
+        f"{info.path}: {width}x{height} px, {_resolution(info)}, {info.vendor}, reader {info.reader}, "
+        f"levels {levels}"
+    )
+
+
+def _resolution(info: SlideInfo) -> str:
+    if info.mpp_xy is None:
+        return "resolution unknown"
+    x, y = info.mpp_xy
+    return f"{x:.4f} µm/px" if f"{x:.4f}" == f"{y:.4f}" else f"{x:.4f} by {y:.4f} µm/px"
+
+
+def _details(info: SlideInfo) -> list[str]:
+    """What else the file holds, a line each."""
+    lines: list[str] = []
+    if info.bounds is not None:
+        b = info.bounds
+        lines.append(f"  scanned area: {b.l0_width}x{b.l0_height} px at ({b.l0_x}, {b.l0_y})")
+    if info.associated:
+        pictures = ", ".join(f"{name} {width}x{height}" for name, (width, height) in info.associated)
+        lines.append(f"  pictures: {pictures}")
+    lines.append(f"  ICC profile: {'yes (it is not applied)' if info.icc_profile else 'none'}")
+    lines += [f"  not a level: {part.what}: {part.why}" for part in info.left_out]
+    return lines
 
 
 def _as_json(info: SlideInfo) -> str:
     width, height = info.l0_size
+    mpp_x, mpp_y = info.mpp_xy or (None, None)
+    bounds = info.bounds
     return json.dumps(
         {
             "path": str(info.path),
@@ -43,6 +90,34 @@ def _as_json(info: SlideInfo) -> str:
             "width": width,
             "height": height,
             "mpp": info.mpp,
+            "mpp_x": mpp_x,
+            "mpp_y": mpp_y,
             "levels": [[*level.size, level.downsample] for level in info.levels],
+            "bounds": bounds and [bounds.l0_x, bounds.l0_y, bounds.l0_width, bounds.l0_height],
+            "associated": {name: list(size) for name, size in info.associated},
+            "icc_profile": info.icc_profile,
+            "left_out": [{"what": part.what, "why": part.why} for part in info.left_out],
         }
     )
+
+
+def _written(slide: SlideReader, name: str, out: Path) -> str:
+    """Write one picture as PNG, and say what it is."""
+    stored = name in dict(slide.info.associated) and isinstance(slide, AssociatedReader)
+    if not stored and name != "thumbnail":
+        known = ", ".join(known_name for known_name, _ in slide.info.associated) or "none"
+        raise ConfigError(f"{slide.info.path} comes with no {name} picture; it has {known}")
+    picture = (
+        slide.read_associated(name) if stored and isinstance(slide, AssociatedReader) else _thumbnail(slide)
+    )
+    with whole_file(out) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
+    origin = "as stored" if stored else "made from the slide's levels"
+    return f"{out}: {name}, {picture.shape[1]}x{picture.shape[0]} px, {origin}"
+
+
+def _thumbnail(slide: SlideReader) -> RgbImage:
+    width, height = slide.info.l0_size
+    l0_per_px = max(1.0, max(width, height) / THUMBNAIL_PX)
+    size = max(1, round(width / l0_per_px)), max(1, round(height / l0_per_px))
+    return slide_picture(slide, size, l0_per_px=l0_per_px)

@@ -57,7 +57,7 @@ class SlideInfo:
     mpp_xy: tuple[Mpp, Mpp] | None
     """µm per pixel along x and y, as the file states it or the user has given it; None: unknown."""
     bounds: Bounds | None = None
-    associated: tuple[tuple[str, Size | None], ...] = ()
+    associated: tuple[tuple[str, Size], ...] = ()
     """Names (``label``, ``macro``, ``thumbnail``) and sizes of what :class:`AssociatedReader` reads."""
     left_out: tuple[LeftOut, ...] = ()
     icc_profile: bool = False

@@ -11,7 +11,7 @@ from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
 from wsi_ips.slides.base import Bounds, Level, RgbImage, SlideInfo
 from wsi_ips.slides.folder import dicom_files
-from wsi_ips.slides.region import WHITE, ClosingReader, check_region
+from wsi_ips.slides.region import WHITE, ClosingReader, check_associated, check_region
 from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution, number
 from wsi_ips.units import L0Point, Mpp, Size
 
@@ -56,6 +56,17 @@ class OpenSlideReader(ClosingReader):
             ) from error
         self._adopt(fresh)
         return region
+
+    def read_associated(self, name: str) -> RgbImage:
+        """See :meth:`AssociatedReader.read_associated`."""
+        size = check_associated(self._info, name)
+        try:
+            image = _open(self._path).associated_images[name]
+        except (OpenSlideError, UnsupportedSlide, KeyError) as error:
+            raise SlideReadError(self._path, f"its {name} picture cannot be read: {error}") from error
+        if image.size != size:
+            raise SlideReadError(self._path, f"its {name} picture is {image.size}, not {size} as stated")
+        return _on_white(np.asarray(image))
 
     def close(self) -> None:
         # The handle is let go, not closed: a read in another thread may still be inside it, and OpenSlide
@@ -132,7 +143,22 @@ def _info(path: Path, handle: OpenSlide) -> SlideInfo:
         levels=tuple(map(Level, handle.level_dimensions, handle.level_downsamples)),
         mpp_xy=_mpp_xy(properties),
         bounds=_bounds(properties),
+        associated=tuple((name, _associated_size(properties, name)) for name in _associated(properties)),
+        icc_profile="openslide.icc-size" in properties,
     )
+
+
+def _associated(properties: Mapping[str, str]) -> list[str]:
+    """Names of the associated images, read from the properties: the images themselves are decoded on access."""
+    start, end = "openslide.associated.", ".width"
+    return sorted(
+        key[len(start) : -len(end)] for key in properties if key.startswith(start) and key.endswith(end)
+    )
+
+
+def _associated_size(properties: Mapping[str, str], name: str) -> Size:
+    width, height = (int(properties[f"openslide.associated.{name}.{side}"]) for side in ("width", "height"))
+    return width, height
 
 
 def _mpp_xy(properties: Mapping[str, str]) -> tuple[Mpp, Mpp] | None:

@@ -6,8 +6,9 @@ from typing import Self
 
 import numpy as np
 
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, SlideReadError
 from wsi_ips.slides.base import RgbImage, SlideInfo
+from wsi_ips.slides.limits import LARGEST_BLOCK_PX
 from wsi_ips.units import L0Point, Size
 
 WHITE = 255
@@ -34,6 +35,21 @@ def check_region(info: SlideInfo, *, level: int, size_px: Size) -> None:
         raise ConfigError(f"{info.path} has the levels 0 to {len(info.levels) - 1}, not {level}")
     if min(size_px) <= 0:
         raise ConfigError(f"{info.path}: a region of {size_px[0]}x{size_px[1]} px has no pixels")
+
+
+def check_associated(info: SlideInfo, name: str) -> Size:
+    """The size of the picture of this name that comes with a slide.
+
+    Raises :class:`ConfigError` where there is none, :class:`SlideReadError` for one too large to be decoded.
+    """
+    sizes = dict(info.associated)
+    if name not in sizes:
+        known = ", ".join(sizes) or "none"
+        raise ConfigError(f"{info.path} comes with no picture named {name!r}; it has {known}")
+    width, height = sizes[name]
+    if not 0 < width * height <= LARGEST_BLOCK_PX:
+        raise SlideReadError(info.path, f"its {name} picture claims {width}x{height} px")
+    return width, height
 
 
 def level_pixel(l0_xy: L0Point, downsample: float) -> tuple[int, int]:

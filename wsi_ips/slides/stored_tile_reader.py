@@ -16,10 +16,18 @@ from typing import Any
 import numpy as np
 
 from wsi_ips.byte_cache import ByteCache
-from wsi_ips.errors import ConfigError, SlideClosed, SlideReadError, UnsupportedSlide
+from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
 from wsi_ips.slides.base import RgbImage, SlideInfo
 from wsi_ips.slides.codecs.base import Parts, TileDecoder, TileError
-from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
+from wsi_ips.slides.region import (
+    WHITE,
+    ClosingReader,
+    check_associated,
+    check_region,
+    level_pixel,
+    paste,
+    white_region,
+)
 from wsi_ips.slides.tile_files import TileFile, read_tiles
 from wsi_ips.slides.tile_layout import SlideLayout, TileLayout
 from wsi_ips.units import L0Point, Size
@@ -93,11 +101,8 @@ class StoredTileReader(ClosingReader):
 
     def read_associated(self, name: str) -> RgbImage:
         """See :meth:`AssociatedReader.read_associated`."""
-        pictures = self._opened().layout.associated
-        if name not in pictures:
-            known = ", ".join(pictures) or "none"
-            raise ConfigError(f"{self._path} has no picture {name!r}; it has {known}")
-        return pictures[name].read(self._path)
+        check_associated(self._info, name)
+        return self._opened().layout.associated[name].read(self._path)
 
     def tile_layout(self, level: int) -> TileLayout:
         """See :meth:`TiledReader.tile_layout`."""

@@ -8,14 +8,16 @@ import tifffile
 
 from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.limits import LARGEST_BLOCK_PX
 from wsi_ips.slides.tiff.directories import PARSING_ERRORS, TiffImage
 from wsi_ips.units import Size
 
 
 @dataclass(frozen=True, slots=True)
 class TiffPicture:
-    """A top-level image of a TIFF file, decoded whole. See :class:`AssociatedImage`."""
+    """A top-level image of a TIFF file, decoded whole. See :class:`AssociatedImage`.
+
+    Who reads it has compared its size with what may be decoded whole.
+    """
 
     number: int
     size: Size
@@ -26,9 +28,6 @@ class TiffPicture:
 
     def read(self, path: Path) -> RgbImage:
         """See :meth:`AssociatedImage.read`."""
-        width, height = self.size
-        if not 0 < width * height <= LARGEST_BLOCK_PX:
-            raise SlideReadError(path, f"its image {self.number} claims {width}x{height} px")
         try:
             with tifffile.TiffFile(path) as tiff:
                 pixels = tiff.pages[self.number].asarray()
