@@ -17,6 +17,7 @@ from wsi_ips.errors import SlideReadError, WsiIpsError
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.results import read_result
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.tiling.coords import read_coords
 
 
 @pytest.fixture
@@ -139,6 +140,23 @@ def test_a_slide_without_resolution_is_helped_by_a_flag_or_a_table(
     said = console("tile", tmp_path / "a.tif", "--out", tmp_path / "o", *both)
     assert said.code == 2
     assert "give one of them" in said.complaint
+
+
+def test_a_row_for_no_slide_is_warned_about(
+    console: Console, cases_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = cases_folder / "names"
+    said = console("tile", names / "cm_025.tif", "--out", tmp_path / "o", "--mpp-csv", names / "mpp_typo.csv")
+    assert said.code == 0
+    assert "1 of its rows name no slide of this run: cm_25.tif" in said.err + caplog.text
+
+
+def test_a_table_for_ids_with_dots(console: Console, cases_folder: Path, tmp_path: Path) -> None:
+    names = cases_folder / "names"
+    said = console("tile", names / "dots", "--out", tmp_path / "o", "--mpp-csv", names / "dots_ids.csv")
+    assert said.code == 0, said.err
+    for slide_id, mpp in (("S23", 0.5), ("S23.1", 0.25), ("S23.2", 0.2)):
+        assert read_coords(tmp_path / "o" / "patches" / f"{slide_id}.h5").slide_mpp == mpp
 
 
 def test_missing_path_and_empty_folder(console: Console, small_checkpoint: Path, tmp_path: Path) -> None:

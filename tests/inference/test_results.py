@@ -154,7 +154,7 @@ def test_a_truncated_file_is_refused(written: Path) -> None:
 def test_another_schema_version_is_refused(written: Path) -> None:
     with h5py.File(written, "r+") as file:
         file.attrs["schema_version"] = 2
-    assert "schema version 2; this wsi_ips reads 3" in refused(written)
+    assert "schema version 2; this wsi_ips reads 4" in refused(written)
 
 
 def test_a_file_without_a_version_is_refused(written: Path) -> None:
@@ -182,7 +182,7 @@ def about(path: Path) -> dict[str, Any]:
         return held
 
 
-@pytest.mark.parametrize("name", ["slide_path", "probabilities", "task_queries", "bad_tiles", "inputs"])
+@pytest.mark.parametrize("name", ["slide_path", "probabilities", "task_queries", "bad_tiles", "made_from"])
 def test_everything_about_a_slide_is_needed(written: Path, name: str) -> None:
     known = about(written)
     del known[name]

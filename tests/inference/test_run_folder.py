@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,39 @@ def test_other_coordinates_are_read_again(
     assert recorder.found(job) is not None
     (coords / "a.h5").write_bytes(b"2")
     assert recorder.found(job) is None
+
+
+def test_a_resolution_that_was_corrected_is_used(
+    predictor: Predictor, small_data: SmallData, tmp_path: Path
+) -> None:
+    """Given at first, then taken back: the file's own is used, whatever the earlier result says."""
+    path, run = find_slides(small_data.slides)[0], RunFolder(tmp_path / "out")
+    (own,) = predict_slides([SlideJob("a", path)], predictor, run).rows
+    (given,) = predict_slides([SlideJob("a", path, Mpp(0.6))], predictor, run, resume=True).rows
+    assert read_result(run.attention("a")).coords.slide_mpp == 0.6
+    assert given.probabilities != own.probabilities
+    assert not predict_slides([SlideJob("a", path, Mpp(0.6))], predictor, run, resume=True).measured
+    (again,) = predict_slides([SlideJob("a", path)], predictor, run, resume=True).rows
+    assert again == own
+
+
+def test_what_decides_how_slides_are_read_decides_what_stands(
+    predictor: Predictor, small_data: SmallData, tmp_path: Path
+) -> None:
+    job, run = SlideJob("a", find_slides(small_data.slides)[0]), RunFolder(tmp_path / "out")
+
+    def recorder(**streaming: object) -> SlideRecorder:
+        return SlideRecorder(run, checkpoint=SHA256, streaming=StreamingConfig(**streaming))
+
+    result = predictor.read(predictor.prepare(job.path, slide_id="a"))
+    recorder().write(job, result)
+    assert recorder().found(job) is not None
+    assert recorder(max_bad_tiles=0.0).found(job) is not None, "none of its tiles was bad"
+    assert recorder(decode="device").found(job) is None
+    assert recorder(threads=1, batch=7).found(job) is not None
+    recorder().write(job, replace(result, bad_tiles=("level 0 tile (1, 2)",)))
+    assert recorder(max_bad_tiles=0.5).found(job) is not None
+    assert recorder(max_bad_tiles=0.0).found(job) is None
 
 
 def test_a_slide_that_fails_now_leaves_nothing_of_before(

@@ -19,9 +19,28 @@ def test_the_table_takes_file_names_and_slide_ids(tmp_path: Path) -> None:
     assert (slide_mpp("a"), slide_mpp("b.case.1")) == (0.25, 0.5)
 
 
+def test_ids_with_dots_are_not_file_names(cases_folder: Path) -> None:
+    slide_mpp = SlideMpp(None, read_mpp_table(cases_folder / "names" / "dots_ids.csv"))
+    assert [slide_mpp(name) for name in ("S23", "S23.1", "S23.2")] == [0.5, 0.25, 0.2]
+
+
+def test_blanks_around_names_are_no_part_of_them(tmp_path: Path) -> None:
+    table = tmp_path / "mpp.csv"
+    table.write_text("wsi , mpp\n a.svs , 0.25 \n")
+    assert SlideMpp(None, read_mpp_table(table))("a") == 0.25
+
+
+def test_rows_that_name_no_slide_are_found() -> None:
+    slide_mpp = SlideMpp(None, {"a.svs": Mpp(0.25), "b": Mpp(0.5), "S1.2": Mpp(0.5), "typo.tif": Mpp(0.5)})
+    assert slide_mpp.unmatched({"a", "b", "S1"}) == ["S1.2", "typo.tif"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("wsi,mpp\na,0.5\n,0.5\n", "line 3: names no slide"),
+        ("wsi,mpp\na.svs,0.5\na,0.25\n", "line 3: slide a has another mpp above"),
+        ("wsi,mpp\na,0.5\na,0.25\n", "line 3"),
         ("slide,mpp\na,1\n", "columns wsi,mpp"),
         ("wsi,mpp\na,0.5\nb,half\n", "line 3"),
         ("wsi,mpp\na,0\n", "line 2"),

@@ -92,7 +92,7 @@ class WideReader(WatchedReader):
             reader="fake",
             vendor="fake",
             levels=(Level((30_000, 20_000), 1.0),),
-            mpp=None,
+            mpp_xy=None,
         )
 
     @property

@@ -56,7 +56,7 @@ def detect(job: DetectJob, progress: Progress) -> Outcome:
     if job.run is not None and not (job.run / "attention").is_dir():
         raise ConfigError(f"--run {job.run}: holds no attention/; name the folder that predict wrote")
     slides = slides_by_id(job.slides)
-    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, slides)
     module, config = load_detector(job.detector)
     if job.shape == "outline" and config.model != "mask_rcnn":
         raise ConfigError(f"--shape outline: {job.detector} finds boxes; train one with --model mask_rcnn")

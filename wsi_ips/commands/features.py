@@ -14,9 +14,9 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.files import whole_table
-from wsi_ips.fingerprint import fingerprint
 from wsi_ips.inference.feature_export import FeatureExport
 from wsi_ips.inference.features_folder import FeaturesFolder
+from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.slide_work import SlideJob, named, reason, unreadable
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
@@ -54,7 +54,7 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     same settings finished are left alone.
     """
     slides = slides_by_id(job.slides)
-    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, slides)
     device = pick_device(job.device)
     encoder = _of_checkpoint(job.checkpoint) if job.checkpoint else _of_config(job)
     find: FindPatches = PatchesInTissue(encoder.tiling)
@@ -71,7 +71,9 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     settings = {
         **encoder.settings,
         "tiling": encoder.tiling.model_dump(mode="json"),
-        **job.model_dump(mode="json", include={"layout", "from_coords", "half", "slide_mpp", "mpp_csv"}),
+        **job.model_dump(mode="json", include={"layout", "half", "slide_mpp"}),
+        "--from-coords": "given" if job.from_coords else "not given",
+        "streaming": {"decode": job.streaming.decode},
     }
     rows: list[_Row] = []
     with folder.claimed(settings), progress("Encoding", total=len(slides)) as advance:
@@ -99,14 +101,16 @@ def _store_one(
     slide_job: SlideJob, job: FeaturesJob, export: FeatureExport, find: FindPatches, progress: Progress
 ) -> _Row:
     slide_id = slide_job.slide_id
-    inputs = fingerprint([slide_job.path, *find.read_from(slide_id)])
-    stored = export.done(slide_id, slide_job.path, inputs)
+    now = MadeFrom.now(
+        slide_job.path, slide_id=slide_id, mpp=slide_job.mpp, streaming=job.streaming, find_patches=find
+    )
+    stored = export.done(slide_id, slide_job.path, now)
     if stored is None:
         export.folder.forget(slide_id)
         with open_slide(slide_job.path) as slide:
             coords = find(slide, slide_id=slide_id, mpp=slide_job.mpp)
             stream = PatchStream(slide, coords, config=job.streaming, device=pick_device(job.device))
-            stored = export.write(stream, coords, slide.info, inputs=inputs, progress=progress)
+            stored = export.write(stream, coords, slide.info, made_from=now, progress=progress)
     error = unreadable(slide_id, stored.bad_tiles) if stored.bad_tiles else ""
     return _Row(slide_id, stored.n_patches, "ok", error)
 

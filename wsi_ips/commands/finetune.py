@@ -49,7 +49,7 @@ def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> 
     lines = [f"fold {fold.number} was complete already" for fold in folds if fold.skipped]
     lines += [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in mean_and_sd(folds).items()]
     bad = {slide_id: reason for fold in folds for slide_id, reason in fold.bad.items()}
-    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, [record.slide_id for record in manifest.records])
     rows = predict_held_out(manifest, job, folds, slide_mpp=slide_mpp, progress=progress)
     bad |= {row.slide_id: row.error for row in rows if row.error and row.slide_id not in bad}
     failures = [named(slide_id, reason) for slide_id, reason in bad.items()]
@@ -61,5 +61,5 @@ def _train(manifest: Manifest, job: FinetuneJob, out: Path, progress: Progress) 
     device = pick_device(job.device)
     if job.features is not None:
         return finetune_features(manifest, job, job.features, out, device=device, progress=progress)
-    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, [record.slide_id for record in manifest.records])
     return finetune(manifest, job, out, device=device, slide_mpp=slide_mpp, progress=progress)

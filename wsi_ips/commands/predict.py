@@ -96,11 +96,9 @@ def _given_patches(folder: Path | None, pipeline: PipelineConfig) -> StoredPatch
 
 def _slide_jobs(job: PredictJob, slides: Location) -> list[SlideJob]:
     """Absolute, so that workers elsewhere, and commands started elsewhere, find the slides."""
-    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
-    return [
-        SlideJob(slide_id, _absolute(path), slide_mpp(slide_id))
-        for slide_id, path in slides_by_id(slides).items()
-    ]
+    by_id = slides_by_id(slides)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, by_id)
+    return [SlideJob(slide_id, _absolute(path), slide_mpp(slide_id)) for slide_id, path in by_id.items()]
 
 
 def _absolute(where: Location) -> Location:

@@ -29,7 +29,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     if job.contours is not None and not job.contours.is_dir():
         raise ConfigError(f"--contours {job.contours}: no such folder")
     slides = slides_by_id(job.slides)
-    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, slides)
     for folder in (job.out, job.out / "patches", job.out / "contours_geojson"):
         sweep(folder)
     rows: list[tuple[str, int, str, str]] = []

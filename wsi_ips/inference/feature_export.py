@@ -5,6 +5,7 @@ Shape suffixes: N patches of a slide, n of a chunk, C width of a feature.
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from wsi_ips.errors import CoordsError, NotFinite
 from wsi_ips.files import whole_file
 from wsi_ips.hdf5 import fixed_text, stated_text
 from wsi_ips.inference.features_folder import FeaturesFolder
+from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
 from wsi_ips.inference.tensor_file import save_rows
 from wsi_ips.location import Location
@@ -30,6 +32,8 @@ from wsi_ips.slides.base import SlideInfo
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.coords import put_coords, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
+
+logger = logging.getLogger(__name__)
 
 CHUNK_ROWS = 32
 """CLAM's; a file's block is what HDF5 holds in memory."""
@@ -60,21 +64,24 @@ class FeatureExport:
     folder: FeaturesFolder
     half: bool = False
 
-    def done(self, slide_id: str, location: Location, inputs: str) -> StoredFeatures | None:
-        """What an earlier start stored of this very slide, and of the same ``inputs`` (a fingerprint); None where
-        it has to be done.
+    def done(self, slide_id: str, location: Location, now: MadeFrom) -> StoredFeatures | None:
+        """What an earlier start stored of this very slide, made from what it would be made from ``now``.
 
-        A file that was left alone, without its ``.pt``, gets it.
+        None where it has to be done. A file that was left alone, without its ``.pt``, gets it.
         """
         try:
             with h5py.File(self.folder.features(slide_id), "r") as file:
                 about = json.loads(stated_text(file.attrs, READ_FROM) or "")
                 n_patches, width = file["features"].shape
             bad_tiles = tuple(str(name) for name in about["bad_tiles"])
-            same = about["slide_path"] == str(location) and (not inputs or about["inputs"] == inputs)
+            same = about["slide_path"] == str(location)
+            why = MadeFrom.from_json(about["made_from"]).difference(now, bad_tiles=bool(bad_tiles))
         except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError):
             return None  # not there, or not ours
         if not same or width != self.width:
+            return None
+        if why:
+            logger.warning("features of slide %s are made again: %s", slide_id, why)
             return None
         self._write_tensor(slide_id, again=False)
         return StoredFeatures(int(n_patches), bad_tiles)
@@ -85,12 +92,12 @@ class FeatureExport:
         coords: PatchCoords,
         info: SlideInfo,
         *,
-        inputs: str = "",
+        made_from: MadeFrom,
         progress: Progress = silent,
     ) -> StoredFeatures:
         """Encode and store a slide's patches, chunk by chunk: in memory that does not grow with their number.
 
-        ``inputs``: fingerprint of what is read. Every file is whole or not there. Raises the slide's error,
+        ``made_from``: what is read, and how. Every file is whole or not there. Raises the slide's error,
         :class:`NotFinite`, and :class:`CoordsError` where TRIDENT's ``patches/`` holds others of this slide.
         """
         if self.folder.layout == "trident":
@@ -119,7 +126,11 @@ class FeatureExport:
                     first += len(features_nC)
                     advance()
             bad_tiles = tuple(stream.telemetry.bad_tiles)
-            about = {"slide_path": str(info.path), "inputs": inputs, "bad_tiles": bad_tiles[:MOST_NAMED]}
+            about = {
+                "slide_path": str(info.path),
+                "made_from": made_from.to_json(),
+                "bad_tiles": bad_tiles[:MOST_NAMED],
+            }
             file.attrs[READ_FROM] = fixed_text(json.dumps(about))
         self._write_tensor(coords.slide_id, again=True)
         return StoredFeatures(len(coords), bad_tiles)

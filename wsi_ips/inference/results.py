@@ -10,7 +10,8 @@ patches) and beside it the datasets
     kept_embeddings  (M, D) float32, what the encoder made of them; on request only
 
     about          a text, JSON: slide_id, slide_path, probabilities ({task: {class: probability}}), checkpoint
-                   (SHA-256), inputs (fingerprint of what was read), bad_tiles (names of tiles that were
+                   (SHA-256), made_from (what was read, with which resolution and settings:
+                   :class:`wsi_ips.inference.made_from.MadeFrom`; else null), bad_tiles (names of tiles that were
                    unreadable and white), task_queries ({task: the query that it reads}), coarse (where a
                    look from afar chose what was read closely, how much that was:
                    :class:`wsi_ips.selection.coarse_report.CoarseReport`; else null)
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError, one_line
 from wsi_ips.hdf5 import ABOUT, plain_dataset, put_about, small_numbers, take_about, whole_hdf5
+from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.tiling.coords import put_coords, take_coords
@@ -44,7 +46,7 @@ from wsi_ips.tiling.grid import PatchCoords
 if TYPE_CHECKING:  # who draws stored attention does not load torch: half a gigabyte
     from wsi_ips.selection.slide_reading import SlideReading
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MOST_NAMED = 1000
 """Unreadable tiles that are named: an attribute, where features keep them, holds 64 KB."""
 
@@ -74,7 +76,7 @@ class SlideResult:
     and query. kept_ids_M: int64 raster indices in memory order, kept_scores_M their selection scores.
     kept_emb_MD: float32, their embeddings, where they are known. slide_path: as it was given. checkpoint:
     fingerprint of the weights, may be empty. task_queries: {task: the query that it reads}, empty where unknown.
-    inputs: fingerprint of the files that were read, may be empty. coarse: what a look from afar let through, where
+    made_from: what was read and how, where that is known. coarse: what a look from afar let through, where
     there was one. telemetry: where the time went; it is not stored with the result. Raises ``ValueError`` for
     parts that do not fit together.
     """
@@ -87,7 +89,7 @@ class SlideResult:
     kept_scores_M: NDArray[np.float32]
     probabilities: Probabilities
     checkpoint: str = ""
-    inputs: str = ""
+    made_from: MadeFrom | None = None
     kept_emb_MD: NDArray[np.float32] | None = None
     telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
     bad_tiles: tuple[str, ...] = ()
@@ -157,7 +159,7 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
             "probabilities": {task: dict(classes) for task, classes in result.probabilities.items()},
             "task_queries": dict(result.task_queries),
             "checkpoint": result.checkpoint,
-            "inputs": result.inputs,
+            "made_from": None if result.made_from is None else result.made_from.to_json(),
             "bad_tiles": result.bad_tiles[:MOST_NAMED],
             "coarse": None if result.coarse is None else result.coarse.to_json(),
         }
@@ -202,7 +204,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         kept_scores_M=file["kept_scores"][()].astype(np.float32, copy=False),
         probabilities=_probabilities(about["probabilities"]),
         checkpoint=str(about["checkpoint"]),
-        inputs=str(about["inputs"]),
+        made_from=None if about["made_from"] is None else MadeFrom.from_json(about["made_from"]),
         kept_emb_MD=file[EMBEDDINGS][()].astype(np.float32, copy=False) if with_embeddings else None,
         bad_tiles=tuple(str(name) for name in about["bad_tiles"]),
         task_queries=_task_queries(about["task_queries"]),

@@ -8,11 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.held_folder import describe, held, read_description
-
-DECIDES = ("slide_mpp", "mpp_csv", "from_coords")
-"""Settings, beside the checkpoint, that change what is written. Where slides lie and how fast they are read
-does not: a run may go on over more slides, or on another device."""
+from wsi_ips.held_folder import describe, difference, held, read_description
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,11 @@ def claimed(
     below = (run.root / "attention", run.root / "overlays")
     tables = (run.predictions, run.slides, run.cases, run.description)
     with held(run.root, below=below, undo=tables, results="attention/*.h5"):
-        different = _difference(run, config, sha256)
+        different = difference(
+            run.description,
+            _deciding(config, sha256),
+            theirs=lambda told: _deciding(told["config"], told["checkpoint"]["sha256"]),
+        )
         if different and not force:
             raise ConfigError(
                 f"{run.root} holds a run with other settings ({different}); write elsewhere, or give --force "
@@ -94,21 +94,18 @@ def describe_run(
     describe(run.description, "predict", config=config, checkpoint=its_checkpoint, start=start)
 
 
-def _difference(run: RunFolder, config: Mapping[str, Any], sha256: str) -> str:
-    """What sets the run that is there apart from this one, in words; empty if nothing does."""
-    if not run.description.is_file():
-        return ""
-    try:
-        there = read_description(run.description)
-        before, theirs = there["checkpoint"]["sha256"], there["config"]
-        if before != sha256:
-            return f"checkpoint {before[:12]} there, {sha256[:12]} here"
-        for name in DECIDES:
-            if theirs.get(name) != config.get(name):
-                return f"{name} {theirs.get(name)} there, {config.get(name)} here"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "its run.json cannot be read"
-    return ""
+def _deciding(config: Mapping[str, Any], sha256: str) -> dict[str, Any]:
+    """What makes a run another run, beside its slides: they may be more, or elsewhere, or on another device.
+
+    What decides a single slide's result (a table's resolution of it, its coordinates) is stored with the result
+    and compared there, by content: :class:`wsi_ips.inference.made_from.MadeFrom`.
+    """
+    return {
+        "checkpoint": sha256[:12],
+        "slide_mpp": config.get("slide_mpp"),
+        "--from-coords": "given" if config.get("from_coords") else "not given",
+        "streaming.decode": config.get("streaming", {}).get("decode"),
+    }
 
 
 def _clear(run: RunFolder) -> None:

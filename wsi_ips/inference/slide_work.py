@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import CoordsError, ResultsError, SlideFailed, WsiIpsError
-from wsi_ips.fingerprint import fingerprint
+from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, read_result, write_result
@@ -57,16 +58,18 @@ class SlideRecorder:
         draw: Draw | None = None,
         embeddings: bool = False,
         start: str | None = None,
+        streaming: StreamingConfig | None = None,
         find_patches: FindPatches | None = None,
     ) -> None:
-        """``checkpoint``: its SHA-256. ``draw`` draws the overlays; ``embeddings`` of the kept patches are stored
-        with the attention. ``start``: of the run; nothing is touched once the folder is another's.
-        ``find_patches``: see :class:`Predictor`."""
+        """``checkpoint``: its SHA-256. ``streaming``: how slides are read. ``draw`` draws the overlays;
+        ``embeddings`` of the kept patches are stored with the attention. ``start``: of the run; nothing is
+        touched once the folder is another's. ``find_patches``: see :class:`Predictor`."""
         self._run = run
         self._checkpoint = checkpoint
         self._draw = draw
         self._embeddings = embeddings
         self._start = start
+        self._streaming = streaming or StreamingConfig()
         self._find_patches = find_patches
 
     def write(self, job: SlideJob, result: SlideResult) -> Done:
@@ -74,7 +77,7 @@ class SlideRecorder:
         why. Raises :class:`ResultsError` where the folder is another run's by now."""
         if not self._still_ours():
             raise ResultsError(self._run.root, "is another run's by now", "what this worker found is dropped")
-        result = replace(result, inputs=self._inputs(job))
+        result = replace(result, made_from=self._made_from(job))
         write_result(self._run.attention(job.slide_id), result, embeddings=self._embeddings)
         return Done(self._row(job, result, redraw=True), result.telemetry)
 
@@ -101,22 +104,32 @@ class SlideRecorder:
             return None
         if result.checkpoint != self._checkpoint or result.slide_path != str(job.path):
             return None
-        if job.mpp is not None and job.mpp != result.coords.slide_mpp:
-            return None
         if self._embeddings and result.kept_emb_MD is None:
             return None
-        if result.inputs and (now := self._inputs(job)) and now != result.inputs:
-            logger.warning("slide %s is done again: it, or its coordinates, are others by now", job.slide_id)
+        if why := self._outdated(job, result):
+            logger.warning("slide %s is done again: %s", job.slide_id, why)
             return None
         return Done(self._row(job, result, redraw=False))
 
-    def _inputs(self, job: SlideJob) -> str:
-        """Of the files that this slide's result comes from."""
+    def _outdated(self, job: SlideJob, result: SlideResult) -> str:
+        """Why a stored result has to be made again, in words; empty where it has not."""
+        if result.made_from is None:
+            return "it does not say what it was made from"
+        now = self._made_from(job)
+        # Coordinates that are gone by now are no reason: there is nothing to make the result anew from.
+        return "" if now is None else result.made_from.difference(now, bad_tiles=bool(result.bad_tiles))
+
+    def _made_from(self, job: SlideJob) -> MadeFrom | None:
         try:
-            beside = () if self._find_patches is None else self._find_patches.read_from(job.slide_id)
-        except CoordsError:  # gone by now
-            return ""
-        return fingerprint([job.path, *beside])
+            return MadeFrom.now(
+                job.path,
+                slide_id=job.slide_id,
+                mpp=job.mpp,
+                streaming=self._streaming,
+                find_patches=self._find_patches,
+            )
+        except CoordsError:  # gone since they were read
+            return None
 
     def _still_ours(self) -> bool:
         return self._start is None or self._run.is_of(self._start)

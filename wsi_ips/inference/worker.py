@@ -65,6 +65,7 @@ class WorkerSetup:
             draw=self.draw,
             embeddings=self.embeddings,
             start=self.start,
+            streaming=self.streaming,
             find_patches=self.find_patches,
         )
 
