@@ -61,7 +61,7 @@ def read_mpp_table(path: Path) -> dict[str, Mpp]:
             name, stated = (row["wsi"] or "").strip(), (row["mpp"] or "").strip()
             if not name:
                 raise ManifestError(
-                    path, f"line {rows.line_num}: names no slide", "give a file name or a slide id"
+                    path, f"line {rows.line_num}: names no slide", "give a file name or an id"
                 )
             mpp = believable(_number(stated))
             if mpp is None:
@@ -71,7 +71,7 @@ def read_mpp_table(path: Path) -> dict[str, Mpp]:
                 raise ManifestError(
                     path,
                     f"line {rows.line_num}: slide {_id_of(name)} has another mpp above",
-                    "keep one row a slide",
+                    "keep one row",
                 )
             table[name] = mpp
     return table
