@@ -17,6 +17,7 @@
           DamagedSlide       a known format, cut short or contradicting itself
         SlideReadError       the file opened, but some of it cannot be read
         MissingResolution
+        TooCoarse            a slide with less detail than the patches that are wanted of it
         NoTissue
         CoordsError
         FeaturesError
@@ -153,6 +154,10 @@ class MissingResolution(FileError):
         super().__init__(
             path, "does not say how many µm a pixel covers", "give it with --slide-mpp or --mpp-csv"
         )
+
+
+class TooCoarse(FileError):
+    """A slide whose pixels are coarser than those of the patches that are wanted of it."""
 
 
 class NoTissue(FileError):

@@ -30,6 +30,7 @@ from wsi_ips.slides.base import SlideInfo
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.coords import put_coords, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.upsampling import upsampling_note
 
 CHUNK_ROWS = 32
 """CLAM's; a file's block is what HDF5 holds in memory."""
@@ -41,10 +42,11 @@ READ_FROM = "wsi_ips_read_from"
 
 @dataclass(frozen=True, slots=True)
 class StoredFeatures:
-    """bad_tiles: names of those that were unreadable and white."""
+    """bad_tiles: names of those that were unreadable and white. note: what else a reader has to know."""
 
     n_patches: int
     bad_tiles: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +73,14 @@ class FeatureExport:
                 about = json.loads(stated_text(file.attrs, READ_FROM) or "")
                 n_patches, width = file["features"].shape
             bad_tiles = tuple(str(name) for name in about["bad_tiles"])
+            note = str(about.get("note", ""))
             same = about["slide_path"] == str(location) and (not inputs or about["inputs"] == inputs)
         except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError):
             return None  # not there, or not ours
         if not same or width != self.width:
             return None
         self._write_tensor(slide_id, again=False)
-        return StoredFeatures(int(n_patches), bad_tiles)
+        return StoredFeatures(int(n_patches), bad_tiles, note)
 
     def write(
         self,
@@ -119,10 +122,16 @@ class FeatureExport:
                     first += len(features_nC)
                     advance()
             bad_tiles = tuple(stream.telemetry.bad_tiles)
-            about = {"slide_path": str(info.path), "inputs": inputs, "bad_tiles": bad_tiles[:MOST_NAMED]}
+            note = upsampling_note(coords)
+            about = {
+                "slide_path": str(info.path),
+                "inputs": inputs,
+                "bad_tiles": bad_tiles[:MOST_NAMED],
+                "note": note,
+            }
             file.attrs[READ_FROM] = fixed_text(json.dumps(about))
         self._write_tensor(coords.slide_id, again=True)
-        return StoredFeatures(len(coords), bad_tiles)
+        return StoredFeatures(len(coords), bad_tiles, note)
 
     def _check_room(self, folder: Path, n_patches: int) -> None:
         """Raises ``OSError`` where the disk has not room enough. HDF5 does not survive a disk that runs full under

@@ -17,6 +17,7 @@ from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
 from wsi_ips.tiling.find_patches import FindPatches
+from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.units import Mpp
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,12 @@ class SlideJob:
 @dataclass(frozen=True, slots=True)
 class Done:
     """What became of a slide. telemetry: None of one that was done by an earlier run, or failed. error: of one
-    that failed, to be raised where that ends the run."""
+    that failed, to be raised where that ends the run. note: as in ``slides.csv``."""
 
     row: PredictionRow
     telemetry: SlideTelemetry | None = None
     error: WsiIpsError | None = None
+    note: str = ""
 
 
 class SlideRecorder:
@@ -76,7 +78,9 @@ class SlideRecorder:
             raise ResultsError(self._run.root, "is another run's by now", "what this worker found is dropped")
         result = replace(result, inputs=self._inputs(job))
         write_result(self._run.attention(job.slide_id), result, embeddings=self._embeddings)
-        return Done(self._row(job, result, redraw=True), result.telemetry)
+        return Done(
+            self._row(job, result, redraw=True), result.telemetry, note=upsampling_note(result.coords)
+        )
 
     def failed(self, job: SlideJob, error: Exception) -> Done:
         """The slide's failure; what an earlier run left of it goes."""
@@ -108,7 +112,7 @@ class SlideRecorder:
         if result.inputs and (now := self._inputs(job)) and now != result.inputs:
             logger.warning("slide %s is done again: it, or its coordinates, are others by now", job.slide_id)
             return None
-        return Done(self._row(job, result, redraw=False))
+        return Done(self._row(job, result, redraw=False), note=upsampling_note(result.coords))
 
     def _inputs(self, job: SlideJob) -> str:
         """Of the files that this slide's result comes from."""
