@@ -3,7 +3,7 @@
     python benchmarks/resample.py [--json] [--repeats 200] [--patch 256]
 
 One thread; the ways take turns on the same region (A B C A B C ...), and a ratio compares the medians over the
-rounds of one run: above 1 is faster than Pillow's BOX, which is not the mean of the area. ``without_numba`` is what
+rounds of one run: above 1 is faster than BOX, which is not the mean of the area. ``without_numba`` is what
 computes the same bits where numba is not installed. ``area_error`` and ``box_error`` are the largest differences
 from the float64 mean of the area, in grey levels, on random pixels.
 """
