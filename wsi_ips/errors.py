@@ -18,6 +18,7 @@
         SlideReadError       the file opened, but some of it cannot be read
         MissingResolution
           PixelsNotSquare
+        TooCoarse            a slide with less detail than the patches that are wanted of it
         NoTissue
         CoordsError
         FeaturesError
@@ -157,15 +158,23 @@ class MissingResolution(FileError):
 
 
 class PixelsNotSquare(MissingResolution):
-    """``PixelsNotSquare(path, x, y)``: pixels of ``x`` by ``y`` µm, given as text."""
+    """A slide whose pixels are wider than high, or higher than wide."""
 
-    def __init__(self, path: Path | str, x: str, y: str, *_: str) -> None:
-        FileError.__init__(
-            self,
+    def __init__(self, path: Path | str, problem: str, mend: str = "") -> None:
+        FileError.__init__(self, path, problem, mend)
+
+    @classmethod
+    def of(cls, path: Path | str, x: float, y: float) -> "PixelsNotSquare":
+        """Of pixels of ``x`` by ``y`` µm."""
+        return cls(
             path,
-            f"its pixels are not square: {x} µm wide and {y} µm high",
+            f"its pixels are not square: {x:g} µm wide and {y:g} µm high",
             "resample it to square pixels, or give --slide-mpp or --mpp-csv if the file is wrong",
         )
+
+
+class TooCoarse(FileError):
+    """A slide whose pixels are coarser than those of the patches that are wanted of it."""
 
 
 class NoTissue(FileError):

@@ -101,7 +101,9 @@ def test_only_patches_with_enough_tissue_are_kept() -> None:
 
 
 def test_a_white_slide_has_no_patches_and_that_is_no_error() -> None:
-    coords, mask = tile_slide(Drawing((900, 700)).reader(), TilingConfig(min_tissue=0), slide_id="white")
+    coords, mask = tile_slide(
+        Drawing((900, 700)).reader(), TilingConfig(patch_mpp=2.0, min_tissue=0), slide_id="white"
+    )
     assert len(coords) == 0
     assert not mask.mask_HW.any()
 

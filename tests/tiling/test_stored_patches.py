@@ -351,7 +351,7 @@ def test_it_goes_to_a_worker(tmp_path: Path) -> None:
 
 @given(
     cells=st.sets(st.tuples(st.integers(0, 30), st.integers(0, 20)), min_size=1, max_size=40),
-    mpp=st.floats(0.2, 0.6),
+    mpp=st.floats(0.2, 0.55),
     overlap=st.integers(0, 12),
     seed=st.integers(0, 9),
 )

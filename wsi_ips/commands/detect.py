@@ -27,6 +27,7 @@ from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.tiling.find_patches import PatchesInTissue
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.upsampling import check_upsampling, note_of
 from wsi_ips.units import Mpp
 
 
@@ -44,6 +45,7 @@ class _Row:
     n_found: int | None
     status: str
     error: str = ""
+    note: str = ""
 
 
 def detect(job: DetectJob, progress: Progress) -> Outcome:
@@ -105,16 +107,25 @@ def _detect_one(slide_job: SlideJob, job: DetectJob, detector: _Detector) -> _Ro
         shape = job.shape or ("box" if found.l0_outlines_N is None else "outline")
         write_found_geojson(path, found, slide.info, slide_id=slide_id, classes=classes, shape=shape)
     error = unreadable(slide_id, bad_tiles) if bad_tiles else ""
-    return _Row(slide_id, len(coords), len(found), "ok", error)
+    note = note_of(slide_mpp=coords.slide_mpp, patch_mpp=Mpp(detector.config.mpp))
+    return _Row(slide_id, len(coords), len(found), "ok", error, note)
 
 
 def _coords(slide: SlideReader, slide_job: SlideJob, job: DetectJob, mpp: Mpp) -> PatchCoords:
     """The patches that the run kept of this slide; without a run, those of its tissue."""
     if job.run is None:
         tiling = TilingConfig(patch_px=job.patch_px, patch_mpp=mpp, min_tissue=job.min_tissue)
-        return PatchesInTissue(tiling)(slide, slide_id=slide_job.slide_id, mpp=slide_job.mpp)
+        return PatchesInTissue(job.tiling.added_to(tiling))(
+            slide, slide_id=slide_job.slide_id, mpp=slide_job.mpp
+        )
     result = read_result(RunFolder(job.run).attention(slide_job.slide_id))
     check_same_slide(slide, result.coords)
+    check_upsampling(
+        slide.info.path,
+        slide_mpp=result.coords.slide_mpp,
+        patch_mpp=mpp,
+        allowed=job.tiling.allow_upsampling,
+    )
     return result.coords.only(np.sort(result.kept_ids_M))
 
 
@@ -130,7 +141,7 @@ def _forget(out: Path, slide_id: str) -> None:
 
 def _write_table(path: Path, rows: list[_Row]) -> None:
     with whole_table(path) as writer:
-        writer.writerow(["slide_id", "n_patches", "n_objects", "status", "error"])
+        writer.writerow(["slide_id", "n_patches", "n_objects", "status", "error", "note"])
         for row in rows:
             counts = ["" if count is None else count for count in (row.n_patches, row.n_found)]
-            writer.writerow([row.slide_id, *counts, row.status, one_line(row.error)])
+            writer.writerow([row.slide_id, *counts, row.status, one_line(row.error), row.note])

@@ -11,7 +11,7 @@ from torch import nn
 
 from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.config import TilingConfig
+from wsi_ips.config import TilingConfig, UpsamplingConfig
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.files import whole_table
 from wsi_ips.inference.feature_export import FeatureExport
@@ -45,6 +45,7 @@ class _Row:
     n_patches: int | None
     status: str
     error: str = ""
+    note: str = ""
 
 
 def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
@@ -56,7 +57,7 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, slides)
     device = pick_device(job.device)
-    encoder = _of_checkpoint(job.checkpoint) if job.checkpoint else _of_config(job)
+    encoder = _of_checkpoint(job.checkpoint, job) if job.checkpoint else _of_config(job)
     find: FindPatches = PatchesInTissue(encoder.tiling)
     if job.from_coords is not None:
         find = stored_patches(job.from_coords, encoder.tiling)
@@ -70,7 +71,8 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     )
     settings = {
         **encoder.settings,
-        "tiling": encoder.tiling.model_dump(mode="json"),
+        # What is allowed changes no slide's features.
+        "tiling": encoder.tiling.model_dump(mode="json", exclude={"allow_upsampling"}),
         **job.model_dump(mode="json", include={"layout", "half", "slide_mpp"}),
         "--from-coords": "given" if job.from_coords else "not given",
         "streaming": {"decode": job.streaming.decode},
@@ -112,17 +114,17 @@ def _store_one(
             stream = PatchStream(slide, coords, config=job.streaming, device=pick_device(job.device))
             stored = export.write(stream, coords, slide.info, made_from=now, progress=progress)
     error = unreadable(slide_id, stored.bad_tiles) if stored.bad_tiles else ""
-    return _Row(slide_id, stored.n_patches, "ok", error)
+    return _Row(slide_id, stored.n_patches, "ok", error, stored.note)
 
 
-def _of_checkpoint(path: Path) -> _Encoder:
+def _of_checkpoint(path: Path, job: FeaturesJob) -> _Encoder:
     net, pipeline = load_checkpoint(path)
     if not isinstance(net.encoder, TimmEncoder):
         raise ConfigError(f"{path}: reads stored features, it has no encoder of its own")
     sha256 = checkpoint_sha256(path)
-    return _Encoder(
-        net.encoder, net.encoder.dim, f"wsi_ips_{sha256[:12]}", pipeline.tiling, {"checkpoint": sha256}
-    )
+    allowed = UpsamplingConfig(allow_upsampling=job.tiling is not None and job.tiling.allow_upsampling)
+    tiling = allowed.added_to(pipeline.tiling)
+    return _Encoder(net.encoder, net.encoder.dim, f"wsi_ips_{sha256[:12]}", tiling, {"checkpoint": sha256})
 
 
 def _of_config(job: FeaturesJob) -> _Encoder:
@@ -141,7 +143,7 @@ def _of_config(job: FeaturesJob) -> _Encoder:
 
 def _write_table(path: Path, rows: list[_Row]) -> None:
     with whole_table(path) as writer:
-        writer.writerow(["slide_id", "n_patches", "status", "error"])
+        writer.writerow(["slide_id", "n_patches", "status", "error", "note"])
         for row in rows:
             n_patches = "" if row.n_patches is None else row.n_patches
-            writer.writerow([row.slide_id, n_patches, row.status, one_line(row.error)])
+            writer.writerow([row.slide_id, n_patches, row.status, one_line(row.error), row.note])

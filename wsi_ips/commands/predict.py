@@ -30,7 +30,7 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
-from wsi_ips.tiling.stored_patches import StoredPatches
+from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
 
 
 def predict(job: PredictJob, progress: Progress) -> Outcome:
@@ -42,6 +42,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     if job.features is not None:
         return _from_features(job, job.features, progress)
     pipeline = checkpoint_config(job.checkpoint)
+    pipeline = pipeline.model_copy(update={"tiling": job.tiling.added_to(pipeline.tiling)})
     if pipeline.model.encoder.features is not None:
         raise ConfigError(f"{job.checkpoint}: reads stored features, not slides; give them with --features")
     if job.batch.shard_patches is not None:
@@ -60,10 +61,10 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         shard_patches=job.batch.shard_patches,
         draw=draw_overlay if job.overlays else None,
         embeddings=job.embeddings,
-        find_patches=_given_patches(job.from_coords, pipeline),
+        find_patches=_patches(job.from_coords, pipeline),
     )
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
-    config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
+    config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     with claimed(
         run, config=config, checkpoint=job.checkpoint, sha256=setup.sha256, force=job.force
     ) as start:
@@ -88,9 +89,9 @@ def draw_overlay(result: SlideResult, path: Path) -> None:
         write_overlay(path, slide, result)
 
 
-def _given_patches(folder: Path | None, pipeline: PipelineConfig) -> StoredPatches | None:
+def _patches(folder: Path | None, pipeline: PipelineConfig) -> FindPatches:
     if folder is None:
-        return None
+        return PatchesInTissue(pipeline.tiling)
     return stored_patches(folder, pipeline.tiling, raster=pipeline.model.attention.positions == "raster")
 
 
@@ -151,7 +152,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     run = RunFolder(job.out)
     paths = list_features(features)
     case_of = read_case_table(job.cases, list(paths)) if job.cases else None
-    config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json")}
+    config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     with claimed(run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force):
         tables, unplaced = predict_features(
             paths, predictor, run, on_error=job.batch.on_error, progress=progress

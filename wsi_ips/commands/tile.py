@@ -16,8 +16,10 @@ from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.tiling.contour_tissue import ContourFolder, outlined_tissue
 from wsi_ips.tiling.contours import tissue_contours, write_geojson
 from wsi_ips.tiling.coords import write_coords
+from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.tile import tile_slide
 from wsi_ips.tiling.tissue import TissueMask
+from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.units import Mpp
 
 
@@ -32,25 +34,26 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, slides)
     for folder in (job.out, job.out / "patches", job.out / "contours_geojson"):
         sweep(folder)
-    rows: list[tuple[str, int, str, str]] = []
+    rows: list[tuple[str, int, str, str, str]] = []
     with progress("Tiling", total=len(slides)) as advance:
         for slide_id, path in slides.items():
             try:
                 _forget(job, slide_id)
-                rows.append((slide_id, _tile_one(job, slide_id, path, slide_mpp), "ok", ""))
+                coords = _tile_one(job, slide_id, path, slide_mpp)
+                rows.append((slide_id, len(coords), "ok", "", upsampling_note(coords)))
             except WsiIpsError as error:
                 if path == job.slides:
                     raise
-                rows.append((slide_id, 0, "failed", str(error)))
+                rows.append((slide_id, 0, "failed", str(error), ""))
             advance(slide_id)
     with (
         whole_file(job.out / "tiles.csv") as partial,
         partial.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["slide_id", "n_patches", "status", "error"])
+        writer.writerow(["slide_id", "n_patches", "status", "error", "note"])
         writer.writerows(rows)
-    failures = [error for *_, status, error in rows if status == "failed"]
+    failures = [error for _, _, status, error, _ in rows if status == "failed"]
     patches = sum(n for _, n, *_ in rows)
     return Outcome.of_slides(
         failures, f"{patches} patches of {len(rows) - len(failures)} slides in {job.out / 'patches'}"
@@ -67,7 +70,7 @@ def _forget(job: TileJob, slide_id: str) -> None:
     (job.out / "contours_geojson" / f"{slide_id}.geojson").unlink(missing_ok=True)
 
 
-def _tile_one(job: TileJob, slide_id: str, path: Location, slide_mpp: SlideMpp) -> int:
+def _tile_one(job: TileJob, slide_id: str, path: Location, slide_mpp: SlideMpp) -> PatchCoords:
     with open_slide(path) as slide:
         mpp, info = slide_mpp(slide_id), slide.info
         given = None if job.contours is None else _given_tissue(job.contours, job, slide_id, info, mpp)
@@ -77,7 +80,7 @@ def _tile_one(job: TileJob, slide_id: str, path: Location, slide_mpp: SlideMpp) 
     write_coords(_coords_path(job, slide_id), coords, layout=job.layout, info=info)
     if given is None:
         write_geojson(job.out / "contours_geojson" / f"{slide_id}.geojson", tissue_contours(mask))
-    return len(coords)
+    return coords
 
 
 def _given_tissue(folder: Path, job: TileJob, slide_id: str, info: SlideInfo, mpp: Mpp | None) -> TissueMask:

@@ -26,7 +26,7 @@ from wsi_ips.config.search import (
     StrategyName,
 )
 from wsi_ips.config.section import Fraction, Section, fingerprint
-from wsi_ips.config.slides import StreamingConfig, TilingConfig, TissueConfig
+from wsi_ips.config.slides import StreamingConfig, TilingConfig, TissueConfig, UpsamplingConfig
 from wsi_ips.config.specification import (
     READ_NO_FILE,
     NamedSpecification,
@@ -71,6 +71,7 @@ __all__ = [
     "TissueConfig",
     "TrafficSignsConfig",
     "TrainingConfig",
+    "UpsamplingConfig",
     "fingerprint",
     "read_specification_table",
     "task_queries",

@@ -31,6 +31,8 @@ class TilingConfig(Section):
     """Pixels that neighbouring patches share, at the patch's resolution."""
     min_tissue: Fraction = 0.25
     """Share of a patch that has to be tissue."""
+    allow_upsampling: bool = False
+    """Enlarge a slide that is more than 10 % coarser than ``patch_mpp``, instead of refusing it."""
     tissue: TissueConfig = TissueConfig()
 
     @model_validator(mode="after")
@@ -38,6 +40,19 @@ class TilingConfig(Section):
         if self.overlap_px >= self.patch_px:
             raise ValueError(f"overlap_px {self.overlap_px} must be smaller than patch_px {self.patch_px}")
         return self
+
+
+class UpsamplingConfig(Section):
+    """What may be said of a tiling that a checkpoint or a detector already has."""
+
+    allow_upsampling: bool = False
+    """As :attr:`TilingConfig.allow_upsampling`."""
+
+    def added_to(self, tiling: TilingConfig) -> TilingConfig:
+        """The same tiling, which allows upsampling if it or this does."""
+        return tiling.model_copy(
+            update={"allow_upsampling": tiling.allow_upsampling or self.allow_upsampling}
+        )
 
 
 class StreamingConfig(Section):

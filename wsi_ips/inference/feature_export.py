@@ -32,6 +32,7 @@ from wsi_ips.slides.base import SlideInfo
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.coords import put_coords, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.upsampling import upsampling_note
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,11 @@ READ_FROM = "wsi_ips_read_from"
 
 @dataclass(frozen=True, slots=True)
 class StoredFeatures:
-    """bad_tiles: names of those that were unreadable and white."""
+    """bad_tiles: names of those that were unreadable and white. note: what else a reader has to know."""
 
     n_patches: int
     bad_tiles: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,7 @@ class FeatureExport:
                 about = json.loads(stated_text(file.attrs, READ_FROM) or "")
                 n_patches, width = file["features"].shape
             bad_tiles = tuple(str(name) for name in about["bad_tiles"])
+            note = str(about.get("note", ""))
             same = about["slide_path"] == str(location)
             why = MadeFrom.from_json(about["made_from"]).difference(now, bad_tiles=bool(bad_tiles))
         except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError):
@@ -84,7 +87,7 @@ class FeatureExport:
             logger.warning("features of slide %s are made again: %s", slide_id, why)
             return None
         self._write_tensor(slide_id, again=False)
-        return StoredFeatures(int(n_patches), bad_tiles)
+        return StoredFeatures(int(n_patches), bad_tiles, note)
 
     def write(
         self,
@@ -126,14 +129,16 @@ class FeatureExport:
                     first += len(features_nC)
                     advance()
             bad_tiles = tuple(stream.telemetry.bad_tiles)
+            note = upsampling_note(coords)
             about = {
                 "slide_path": str(info.path),
                 "made_from": made_from.to_json(),
                 "bad_tiles": bad_tiles[:MOST_NAMED],
+                "note": note,
             }
             file.attrs[READ_FROM] = fixed_text(json.dumps(about))
         self._write_tensor(coords.slide_id, again=True)
-        return StoredFeatures(len(coords), bad_tiles)
+        return StoredFeatures(len(coords), bad_tiles, note)
 
     def _check_room(self, folder: Path, n_patches: int) -> None:
         """Raises ``OSError`` where the disk has not room enough. HDF5 does not survive a disk that runs full under

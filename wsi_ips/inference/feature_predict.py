@@ -22,6 +22,7 @@ from wsi_ips.models.bag_net import BagNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.slide_reading import SlideReading
+from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.training.feature_bags import open_source
 
 
@@ -68,16 +69,18 @@ class FeaturePredictor:
             probabilities=named_probabilities(reading, tasks),
             n_patches=len(held),
         )
+        note = ""
         if held.coords is None:
             _write_corners_only(run.attention(slide_id), row, held, reading, self.checkpoint)
         else:
             coords = replace(held.coords, slide_id=slide_id)
+            note = upsampling_note(coords)
             result = SlideResult.of(
                 reading, coords, tasks=tasks, slide_path=str(path), checkpoint=self.checkpoint
             )
             write_result(run.attention(slide_id), result)
         telemetry = SlideTelemetry(patches=len(held), seconds=time.perf_counter() - started)
-        return Done(row, telemetry), held.coords is not None
+        return Done(row, telemetry, note=note), held.coords is not None
 
 
 def predict_features(

@@ -39,7 +39,12 @@ class RunTables:
         for job in jobs:
             fresh = SlideRow(slide_id=job.slide_id, path=str(job.path))
             self._slides[job.slide_id] = replace(
-                earlier.get(job.slide_id, fresh), path=fresh.path, status="waiting", error="", worker=""
+                earlier.get(job.slide_id, fresh),
+                path=fresh.path,
+                status="waiting",
+                error="",
+                note="",
+                worker="",
             )
 
     @property
@@ -90,7 +95,7 @@ class RunTables:
 
     def _note(self, done: Done) -> None:
         slide_id = done.row.slide_id
-        row = replace(self._slides[slide_id], status=done.row.status, error=done.row.error)
+        row = replace(self._slides[slide_id], status=done.row.status, error=done.row.error, note=done.note)
         if done.telemetry is not None:
             self._measured.append(done.telemetry)
             row = replace(row, telemetry=done.telemetry)

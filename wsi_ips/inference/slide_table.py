@@ -14,14 +14,14 @@ Status = Literal["waiting", "running", "ok", "failed"]
 STATUSES: tuple[Status, ...] = ("waiting", "running", "ok", "failed")
 
 MEASURED = tuple(measure.name for measure in fields(SlideTelemetry) if measure.name != "seconds")
-COLUMNS = ("slide_id", "path", "status", "attempts", "seconds", "worker", "error", *MEASURED)
+COLUMNS = ("slide_id", "path", "status", "attempts", "seconds", "worker", "error", "note", *MEASURED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideRow:
     """path: as it was read. attempts: how often the slide was begun, over all starts of the run; a slide that
     ``running`` was left at by a dead run has been begun and not finished. worker: who had it last. error: as in
-    ``predictions.csv``."""
+    ``predictions.csv``. note: what a reader of the result has to know, such as patches that were enlarged."""
 
     slide_id: str
     path: str
@@ -29,6 +29,7 @@ class SlideRow:
     attempts: int = 0
     worker: str = ""
     error: str = ""
+    note: str = ""
     telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
 
 
@@ -55,7 +56,7 @@ def _cells(row: SlideRow) -> list[str]:
     measured = ["" if nothing else f"{telemetry[name]:.6g}" for name in MEASURED]
     seconds = f"{row.telemetry.seconds:.3f}" if row.telemetry.seconds else ""
     cells = [row.slide_id, row.path, row.status, str(row.attempts), seconds, row.worker, one_line(row.error)]
-    return [*cells, *measured]
+    return [*cells, one_line(row.note), *measured]
 
 
 def _row(cells: Mapping[str, str]) -> SlideRow:
@@ -68,5 +69,6 @@ def _row(cells: Mapping[str, str]) -> SlideRow:
         attempts=int(cells["attempts"]),
         worker=cells["worker"],
         error=cells["error"],
+        note=cells.get("note") or "",  # not there in tables of earlier versions
         telemetry=SlideTelemetry.from_json(numbers),
     )

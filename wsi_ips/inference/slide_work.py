@@ -18,6 +18,7 @@ from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
 from wsi_ips.tiling.find_patches import FindPatches
+from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.units import Mpp
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,12 @@ class SlideJob:
 @dataclass(frozen=True, slots=True)
 class Done:
     """What became of a slide. telemetry: None of one that was done by an earlier run, or failed. error: of one
-    that failed, to be raised where that ends the run."""
+    that failed, to be raised where that ends the run. note: as in ``slides.csv``."""
 
     row: PredictionRow
     telemetry: SlideTelemetry | None = None
     error: WsiIpsError | None = None
+    note: str = ""
 
 
 class SlideRecorder:
@@ -79,7 +81,9 @@ class SlideRecorder:
             raise ResultsError(self._run.root, "is another run's by now", "what this worker found is dropped")
         result = replace(result, made_from=self._made_from(job))
         write_result(self._run.attention(job.slide_id), result, embeddings=self._embeddings)
-        return Done(self._row(job, result, redraw=True), result.telemetry)
+        return Done(
+            self._row(job, result, redraw=True), result.telemetry, note=upsampling_note(result.coords)
+        )
 
     def failed(self, job: SlideJob, error: Exception) -> Done:
         """The slide's failure; what an earlier run left of it goes."""
@@ -109,7 +113,7 @@ class SlideRecorder:
         if why := self._outdated(job, result):
             logger.warning("slide %s is done again: %s", job.slide_id, why)
             return None
-        return Done(self._row(job, result, redraw=False))
+        return Done(self._row(job, result, redraw=False), note=upsampling_note(result.coords))
 
     def _outdated(self, job: SlideJob, result: SlideResult) -> str:
         """Why a stored result has to be made again, in words; empty where it has not."""

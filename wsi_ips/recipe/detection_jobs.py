@@ -5,7 +5,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from wsi_ips.config import DetectorConfig, DetectorTrainingConfig, Fraction, Section, StreamingConfig
+from wsi_ips.config import (
+    DetectorConfig,
+    DetectorTrainingConfig,
+    Fraction,
+    Section,
+    StreamingConfig,
+    UpsamplingConfig,
+)
 from wsi_ips.recipe.given_slides import Resolution, Slides
 
 
@@ -41,6 +48,7 @@ class DetectJob(Resolution):
     """None: the detector's own."""
     shape: Literal["outline", "box", "point"] | None = None
     """Of objects in the GeoJSON; none: outlines where the detector tells them, else boxes."""
+    tiling: UpsamplingConfig = UpsamplingConfig()
     device: str = "auto"
     streaming: StreamingConfig = StreamingConfig(batch=4)
 

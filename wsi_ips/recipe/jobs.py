@@ -29,6 +29,7 @@ from wsi_ips.config import (
     Section,
     StreamingConfig,
     TilingConfig,
+    UpsamplingConfig,
 )
 from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
 from wsi_ips.recipe.given_slides import Resolution, Slides
@@ -61,7 +62,7 @@ class FeaturesJob(Resolution):
     checkpoint: Path | None = None
     """A model of ours: its encoder, as it was trained, on patches as it was trained on."""
     tiling: TilingConfig | None = None
-    """None: the checkpoint's, or the default."""
+    """None: the checkpoint's, or the default. With a checkpoint only ``allow_upsampling``."""
     from_coords: Path | None = None
     """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): exactly those patches."""
     half: bool = False
@@ -73,7 +74,8 @@ class FeaturesJob(Resolution):
     def _one_encoder(self) -> Self:
         if (self.encoder is None) == (self.checkpoint is None):
             raise ValueError("give an encoder, or the checkpoint whose encoder is meant: one of them")
-        if self.checkpoint is not None and self.tiling is not None:
+        own = self.tiling.model_fields_set - {"allow_upsampling"} if self.tiling is not None else set()
+        if self.checkpoint is not None and own:
             raise ValueError(
                 "a checkpoint has its own tiling: leave tiling (patch size, µm per pixel, …) out"
             )
@@ -145,6 +147,8 @@ class PredictJob(Resolution):
     """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
     pool: Literal["max", "mean", "noisy_or"] = "max"
     """How the slides' probabilities make a patient's."""
+    tiling: UpsamplingConfig = UpsamplingConfig()
+    """All else of the tiling is the checkpoint's."""
     streaming: StreamingConfig = StreamingConfig()
     batch: BatchConfig = BatchConfig()
 

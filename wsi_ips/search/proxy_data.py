@@ -66,6 +66,7 @@ def _shrunk(texture: TextureFile, config: ProxyConfig) -> NDArray[np.uint8]:
     try:
         with Image.open(texture.path) as picture:
             coloured = picture.convert("L" if config.grey else "RGB").convert("RGB")
+            # Pillow's BOX will do: all candidates of a search see the same pictures, and no slide is among them.
             return np.asarray(coloured.resize(size, Image.Resampling.BOX))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(texture.path, f"is no picture that can be read ({error})") from None

@@ -87,7 +87,7 @@ class SlideInfo:
             raise MissingResolution(self.path)
         x, y = self.mpp_xy
         if abs(x / y - 1) > SQUARE:
-            raise PixelsNotSquare(self.path, f"{x:g}", f"{y:g}")
+            raise PixelsNotSquare.of(self.path, x, y)
         return Mpp((x + y) / 2)
 
     def level_for(self, downsample: float) -> int:

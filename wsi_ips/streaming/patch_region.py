@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.slides.base import RgbImage, SlideInfo, SlideReader, TiledReader
-from wsi_ips.streaming.resample import resampled
+from wsi_ips.streaming.resample import resample
 from wsi_ips.units import L0Point, Mpp
 
 FITS = 0.01
@@ -66,6 +66,8 @@ class PatchRegion:
         quarter of a grey level, and a patch that is read again has to be the same.
         """
         scale = round(self.lv_per_px)
+        if scale < 2:  # as fine as the level, or finer: nothing to make smaller
+            return self, 1
         if abs(self.lv_per_px / scale - 1) > WHOLE or scale not in slide.tile_scales(self.level):
             return self, 1
         for start in range(0, len(l0_xy_N2), BLOCK):
@@ -99,7 +101,7 @@ class PatchRegion:
         """The patch whose top left is at ``l0_xy``: (patch_px, patch_px, 3) uint8, white beyond the slide.
 
         Where no level fits, each pixel is the mean of the area that it covers (see
-        :func:`wsi_ips.streaming.resample.resampled`).
+        :func:`wsi_ips.streaming.resample.resample`).
         """
         if self.fits:
             return slide.read(l0_xy, level=self.level, size_px=(self.patch_px, self.patch_px))
@@ -107,7 +109,9 @@ class PatchRegion:
         left, top, width, height = self.lv_boxes(l0_xy_12)[0].tolist()
         inset_x, inset_y = self.insets(l0_xy_12)[0].tolist()
         l0_start = (round(left * self.lv_downsample), round(top * self.lv_downsample))
-        rgb = slide.read(l0_start, level=self.level, size_px=(width, height))
-        region = np.empty((height, width, 4), np.uint8)
-        region[..., :3] = rgb
-        return resampled(region, inset=(inset_x, inset_y), side=self.lv_side, patch_px=self.patch_px)
+        region = slide.read(l0_start, level=self.level, size_px=(width, height))
+        patch = np.empty((self.patch_px, self.patch_px, 3), np.uint8)
+        resample(
+            np.require(region, requirements=["C", "W"]), patch, inset=(inset_x, inset_y), side=self.lv_side
+        )
+        return patch

@@ -4,23 +4,20 @@ import numpy as np
 from PIL import Image
 
 from wsi_ips.slides.base import RgbImage
+from wsi_ips.streaming.area_means import area_means
 
 
-def resampled(region: RgbImage, *, inset: tuple[float, float], side: float, patch_px: int) -> RgbImage:
-    """The square of ``side`` pixels at ``inset`` (x, y) inside ``region``, as (patch_px, patch_px, 3) uint8.
+def resample(region: RgbImage, patch: RgbImage, *, inset: tuple[float, float], side: float) -> None:
+    """Fill ``patch`` with the square of ``side`` pixels at ``inset`` (x, y) inside ``region``.
 
-    region: (height, width, 4) uint8, contiguous, the fourth channel without meaning: four are what Pillow
-    works on without a copy. Larger than the patch: each pixel is the mean of the area that it covers (box
-    filter with sub-pixel edges; whole factors take Pillow's faster way to the same means). Smaller:
-    interpolated (bilinear).
+    region: (height, width, 3) uint8, contiguous and writable. patch: (P, P, 3) uint8, contiguous. Made smaller,
+    each pixel is the mean of the area that it covers: within 0.51 grey levels of the float64 mean up to a factor
+    of 32. Made larger, it is interpolated (bilinear). Raises ``ValueError`` where the square is not inside the
+    region.
     """
-    height, width = region.shape[:2]
-    image = Image.frombuffer("RGBX", (width, height), region, "raw", "RGBX", 0, 1)
+    if side >= patch.shape[0]:
+        area_means(region, patch, inset=inset, side=side)
+        return
     box = (inset[0], inset[1], inset[0] + side, inset[1] + side)
-    factor = side / patch_px
-    if factor > 1 and factor.is_integer() and inset == (0.0, 0.0):
-        patch = image.reduce(int(factor), box=(0, 0, int(side), int(side)))
-    else:
-        rule = Image.Resampling.BOX if factor > 1 else Image.Resampling.BILINEAR
-        patch = image.resize((patch_px, patch_px), rule, box=box)
-    return np.frombuffer(patch.tobytes("raw", "RGB"), np.uint8).reshape(patch_px, patch_px, 3)
+    enlarged = Image.fromarray(region).resize(patch.shape[:2], Image.Resampling.BILINEAR, box=box)
+    patch[:] = np.asarray(enlarged)

@@ -13,7 +13,7 @@ from wsi_ips.slides.region import WHITE
 from wsi_ips.streaming.bad_tiles import BadTiles
 from wsi_ips.streaming.patch_region import PatchRegion
 from wsi_ips.streaming.pixel_pool import PixelPool
-from wsi_ips.streaming.resample import resampled
+from wsi_ips.streaming.resample import resample
 from wsi_ips.streaming.telemetry import StreamTelemetry
 from wsi_ips.streaming.tile_store import TileStore
 from wsi_ips.streaming.tile_uses import TileSpans, tile_uses
@@ -55,12 +55,10 @@ class TileSource:
         self._used_once = uses == 1  # remembered, because the store counts ``uses`` down
         bad.expect(int(np.count_nonzero(uses)))
         width, height = self.grid.tile_size
-        # Pillow works on four channels; a level that fits needs no Pillow.
-        channels = 3 if region.fits else 4
-        shape = (height, width, channels)
-        self.store = TileStore(uses, tile_shape=shape, tiles=cache_bytes // (width * height * channels))
+        shape = (height, width, 3)
+        self.store = TileStore(uses, tile_shape=shape, tiles=cache_bytes // (width * height * 3))
         # A box of whole pixels around a patch that starts inside a pixel is up to two pixels wider.
-        self.regions = PixelPool(((int(region.lv_side) + 3) ** 2 * 4,), spare=SPARE_BUFFERS)
+        self.regions = PixelPool(((int(region.lv_side) + 3) ** 2 * 3,), spare=SPARE_BUFFERS)
 
     def fill(self, start: int, into_nPPC: NDArray[np.uint8]) -> StreamTelemetry:
         """Write the n patches from place ``start`` on into (n, P, P, 3) uint8, white beyond the level.
@@ -242,12 +240,10 @@ class _Share:
             return
         _, _, width, height = box
         flat = source.regions.take()
-        region = flat[: width * height * 4].reshape(height, width, 4)
+        region = flat[: width * height * 3].reshape(height, width, 3)
         self._assemble(box, span, region)
         started = perf_counter()
-        into[:] = resampled(
-            region, inset=(inset[0], inset[1]), side=source.region.lv_side, patch_px=source.region.patch_px
-        )
+        resample(region, into, inset=(inset[0], inset[1]), side=source.region.lv_side)
         self.work.resample_s += perf_counter() - started
 
     def _assemble(self, box: list[int], span: tuple[int, int, int, int], into: RgbImage) -> None:

@@ -19,7 +19,7 @@ class FindPatches(Protocol):
     def __call__(self, slide: SlideReader, *, slide_id: str, mpp: Mpp | None) -> PatchCoords:
         """At least one patch; ``mpp`` is used instead of the file's own resolution.
 
-        Raises the slide's own error, :class:`NoTissue`, or :class:`CoordsError`.
+        Raises the slide's own error, :class:`NoTissue`, :class:`TooCoarse`, or :class:`CoordsError`.
         """
         ...
 

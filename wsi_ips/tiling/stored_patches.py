@@ -11,6 +11,7 @@ from wsi_ips.errors import CoordsError
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.tiling.coords import read_coords
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
+from wsi_ips.tiling.upsampling import check_upsampling
 from wsi_ips.units import Mpp
 
 TOLERANCE = 0.1
@@ -34,7 +35,8 @@ class StoredPatches:
         """See :class:`wsi_ips.tiling.find_patches.FindPatches`.
 
         Raises :class:`CoordsError` where there is no file of this slide, or none that fits it and the model;
-        :class:`MissingResolution` where nobody says the slide's.
+        :class:`MissingResolution` where nobody says the slide's; :class:`TooCoarse` for a slide that is coarser
+        than the patches, unless ``tiling.allow_upsampling``.
         """
         path = find_coords(self.folder, slide_id)
         info = slide.info if mpp is None else slide.info.with_mpp(mpp)
@@ -43,6 +45,12 @@ class StoredPatches:
             raise CoordsError(path, "holds no patches", "leave the slide out")
         _check_corners(coords, path)
         fitted = _on_our_grid(_as_read(coords, self.tiling, path), self.tiling)
+        check_upsampling(
+            info.path,
+            slide_mpp=fitted.slide_mpp,
+            patch_mpp=fitted.patch_mpp,
+            allowed=self.tiling.allow_upsampling,
+        )
         if self.raster and not fitted.lies_on_grid:
             raise CoordsError(
                 path,

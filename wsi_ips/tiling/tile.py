@@ -7,7 +7,11 @@ from wsi_ips.config import TilingConfig
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.tiling.tissue import TissueMask, find_tissue
+from wsi_ips.tiling.upsampling import check_upsampling
 from wsi_ips.units import Mpp
+
+ROUNDING = 1e-6
+"""Shares this close to each other are equal: sums of a whole mask in float64 are not exact."""
 
 
 def tile_slide(
@@ -21,14 +25,21 @@ def tile_slide(
     """Find tissue, lay the grid, keep the patches with enough of it; none at all is no error.
 
     ``mpp`` is used instead of the file's own resolution. ``mask``: tissue that is known; none: it is looked for.
-    Raises :class:`MissingResolution` where neither says the resolution.
+    Raises :class:`MissingResolution` where neither says the resolution, and :class:`TooCoarse` before anything is
+    read of a slide that is coarser than the patches, unless ``config.allow_upsampling``.
     """
     slide_mpp = mpp or slide.info.known_mpp()
+    check_upsampling(
+        slide.info.path,
+        slide_mpp=slide_mpp,
+        patch_mpp=Mpp(config.patch_mpp),
+        allowed=config.allow_upsampling,
+    )
     grid = PatchGrid.cover(slide.info.l0_size, slide_mpp=slide_mpp, tiling=config)
     if mask is None:
         mask = find_tissue(slide, config.tissue, mpp=slide_mpp)
     share = tissue_share(mask, grid)
-    ids_N = np.flatnonzero((share >= config.min_tissue) & (share > 0)).astype(np.int64)
+    ids_N = np.flatnonzero((share >= config.min_tissue - ROUNDING) & (share > ROUNDING)).astype(np.int64)
     coords = PatchCoords.on_grid(
         grid,
         ids_N,

@@ -10,6 +10,7 @@ from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ManifestError, TrainingError, WsiIpsError
 from wsi_ips.progress import Progress, silent
+from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.training.bags import SlideBag, tile_bag
 from wsi_ips.training.fit import FinetuneReport, train_bags
 from wsi_ips.units import Mpp
@@ -46,7 +47,8 @@ def finetune(
                     raise _too_many(bad, error) from error
                 continue
             bags[record.split].append(bag)
-            advance(f"{record.slide_id}: {len(bag)} patches")
+            note = upsampling_note(bag.coords)
+            advance(f"{record.slide_id}: {len(bag)} patches" + (f" ({note})" if note else ""))
     report = train_bags(
         bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
     )

@@ -63,5 +63,6 @@ def _resized(
     )
     box = (x0, y0, min(x1, width), min(y1, height))
     smaller = box[2] - box[0] >= size_px[0]
+    # For the eye alone, where Pillow's BOX (whole pixels, not their parts) will do.
     rule = Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(pixels).resize(size_px, rule, box=box))
