@@ -1,6 +1,7 @@
 """``wsi-ips info``: what a slide is, what comes with it, and what of a file was left out."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import tifffile
 from PIL import Image
 
 from tests.slides.tiff_files import tissue_like, write_pyramid
+from wsi_ips.errors import PixelsNotSquare
 from wsi_ips.slides import open_slide
 
 
@@ -89,3 +91,9 @@ def test_pictures_of_a_folder_are_refused(console, tmp_path):
     said = console("info", tmp_path, "--thumbnail", tmp_path / "t.png")
     assert said.code == 2
     assert "one slide at a time" in said.complaint
+
+
+def test_what_is_said_of_pixels_that_are_not_square_travels_from_a_worker():
+    error = PixelsNotSquare.of("a.tif", 0.25, 0.5)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "0.25 µm wide and 0.5 µm high" in str(error)

@@ -161,3 +161,16 @@ def test_rows_of_ids_that_are_not_there_are_refused(strangers: list[int]) -> Non
         coords.rows(np.array([3, *strangers]))
     with pytest.raises(KeyError):
         some_cells(0.5, TilingConfig(), []).rows(np.array([3]))
+
+
+@pytest.mark.parametrize("patch_px", [100, 224, 256])
+@pytest.mark.parametrize("slide_mpp", [0.243, 0.2525, 0.5])
+def test_patches_that_are_all_tissue_are_kept_where_all_of_a_patch_has_to_be(patch_px, slide_mpp):
+    """Sums of a large mask are rounded, and a share of 0.9999999999 is all."""
+    slide = MemoryReader(np.zeros((1, 1, 3), np.uint8), mpp=Mpp(slide_mpp))
+    slide._info = replace(slide.info, levels=(Level((40_000, 30_000), 1.0),))
+    mask = TissueMask(np.ones((941, 1253), bool), (40_000 / 1253, 30_000 / 941))
+    tiling = TilingConfig(patch_px=patch_px, min_tissue=1.0)
+    coords, _ = tile_slide(slide, tiling, slide_id="a", mask=mask)
+    side = patch_px * 0.5 / slide_mpp
+    assert len(coords) == int(40_000 / side + 1e-9) * int(30_000 / side + 1e-9)
