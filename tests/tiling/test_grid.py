@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from tests.tiling.drawn import Drawing
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.slides.base import Level
+from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.tiling.tile import tile_slide, tissue_share
 from wsi_ips.tiling.tissue import TissueMask
