@@ -25,7 +25,7 @@ from benchmarks.container_files import (
     write_svs_jpeg2000,
     write_tiff,
 )
-from benchmarks.drawn_slide import MPP, Mosaic, draw_library, draw_slide
+from benchmarks.drawn_slide import MPP, Tiles, draw_library, draw_slide
 from benchmarks.make_gigapixel import (
     PHILIPS_MPP,
     philips_level_count,
@@ -114,16 +114,30 @@ class Case:
 
 
 class DrawnSlide:
-    """One drawn slide of ``side_px`` (a power of two) pixels a side, encoded when it is asked for."""
+    """One drawn slide of ``side_px`` (a power of two) pixels a side, encoded when it is asked for.
 
-    def __init__(self, side_px: int, *, block: int, pool: ThreadPoolExecutor) -> None:
+    library: the tiles it is made of (:func:`draw_library`), where they are drawn already.
+    """
+
+    def __init__(
+        self, side_px: int, *, block: int, pool: ThreadPoolExecutor, library: Tiles | None = None
+    ) -> None:
         self.side_px, self.size, self.pool = side_px, (side_px, side_px), pool
-        self._library, self._block = draw_library(block, seed=0), block
-        self.mosaic = self.drawn(side_px)
+        self._library = draw_library(block, seed=0) if library is None else library
+        self._block = block
+        self.mosaic = draw_slide(side_px, self._library, block=block)
 
-    def drawn(self, side_px: int) -> Mosaic:
-        """The same kind of slide in another size."""
-        return draw_slide(side_px, self._library, block=self._block)
+    @cached_property
+    def smaller(self) -> "DrawnSlide":
+        """A slide of half the side, for containers that take long to write."""
+        return DrawnSlide(self.side_px // 2, block=self._block, pool=self.pool, library=self._library)
+
+    def on_tissue(self, xy_N2: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which of these points (level-0 pixels of the picture) lie on a 256-px tile that is not all glass."""
+        g_xy_N2 = np.floor(xy_N2 / self.mosaic.tile_px).astype(np.int64)
+        inside = ((g_xy_N2 >= 0) & (g_xy_N2 < len(self.mosaic.g_tiles))).all(axis=1)
+        cols, rows = np.where(inside[:, None], g_xy_N2, 0).T
+        return inside & ~self.mosaic.glass[self.mosaic.g_tiles[rows, cols]]
 
     def stored(self, encode: Callable[[RgbImage], bytes]) -> list[StoredLevel]:
         """Levels that halve, in 256-px tiles."""
@@ -148,16 +162,12 @@ class DrawnSlide:
 
 
 def philips(drawn: DrawnSlide, folder: Path) -> list[Case]:
-    """512-px patches that are tiles, and what most users read of CAMELYON: 256 px at 0.5 µm, which no level fits.
-
-    Of a slide twice as wide as the others: its tiles are four times as large, and more than half are missing.
-    """
-    side_px = 2 * drawn.side_px
-    path, size, count = folder / "philips.tif", (side_px, side_px), philips_level_count(side_px)
-    levels = list(philips_levels(drawn.drawn(side_px), count, pool=drawn.pool))
+    """512-px patches that are tiles, and what is mostly read of CAMELYON: 256 px at 0.5 µm, which no level fits."""
+    path, count = folder / "philips.tif", philips_level_count(drawn.side_px)
+    levels = list(philips_levels(drawn.mosaic, count, pool=drawn.pool))
     write_philips(path, levels, count=count, mpp=PHILIPS_MPP)
-    aligned = _case("philips_aligned", path, "philips", levels[:1], size, mpp=PHILIPS_MPP, patch_px=512)
-    camelyon = _case("camelyon", path, "philips", levels[1:2], size, mpp=PHILIPS_MPP,
+    aligned = _case("philips_aligned", path, "philips", drawn, levels[:1], mpp=PHILIPS_MPP, patch_px=512)
+    camelyon = _case("camelyon", path, "philips", drawn, levels[1:2], mpp=PHILIPS_MPP,
                      patch_px=CAMELYON_PX, patch_mpp=CAMELYON_MPP, downsample=2)  # fmt: skip
     return [aligned, camelyon]
 
@@ -166,21 +176,21 @@ def dicom_jpeg(drawn: DrawnSlide, folder: Path) -> list[Case]:
     """256-px patches that are frames."""
     path = folder / "dicom_jpeg"
     write_dicom(path, drawn.jpeg_422, mpp=MPP)
-    return [_case("dicom_jpeg", path, "dicom", drawn.jpeg_422[:1], drawn.size)]
+    return [_case("dicom_jpeg", path, "dicom", drawn, drawn.jpeg_422[:1])]
 
 
 def ome_tiff(drawn: DrawnSlide, folder: Path) -> list[Case]:
     """256-px patches that are tiles."""
     path = folder / "slide.ome.tif"
     write_ome_tiff(path, drawn.jpeg_420, mpp=MPP)
-    return [_case("ome_tiff", path, "generic-tiff", drawn.jpeg_420[:1], drawn.size)]
+    return [_case("ome_tiff", path, "generic-tiff", drawn, drawn.jpeg_420[:1])]
 
 
 def tiff(drawn: DrawnSlide, folder: Path) -> list[Case]:
     """256-px patches that are tiles: the plain pyramid, to compare with."""
     path = folder / "plain.tif"
     write_tiff(path, drawn.jpeg_420, mpp=MPP)
-    return [_case("tiff", path, "generic-tiff", drawn.jpeg_420[:1], drawn.size)]
+    return [_case("tiff", path, "generic-tiff", drawn, drawn.jpeg_420[:1])]
 
 
 def scn(drawn: DrawnSlide, folder: Path) -> list[Case]:
@@ -202,23 +212,24 @@ def scn(drawn: DrawnSlide, folder: Path) -> list[Case]:
         path = folder / f"{name}.scn"
         write_scn(path, areas, l0_size=size, mpp=MPP)
         placed = [Placed(area.levels[0], area.l0_xy) for area in areas]
-        cases.append(_case(name, path, "leica", placed, size))
+        cases.append(_case(name, path, "leica", drawn, placed, l0_size=size))
     return cases
 
 
 def ndpi(drawn: DrawnSlide, folder: Path) -> list[Case]:
     """512-px patches of intervals that are four patches wide; the limit decodes stacks of 64 intervals."""
-    path, interval_px = folder / "slide.ndpi", min(INTERVAL_PX, drawn.side_px // 4)
-    stacks = write_ndpi(path, drawn.pictures(), interval_px=interval_px, mpp=MPP, pool=drawn.pool)
-    return [_case("ndpi", path, "hamamatsu", [stacks], drawn.size, patch_px=512)]
+    slide, path = drawn.smaller, folder / "slide.ndpi"
+    interval_px = min(INTERVAL_PX, slide.side_px // 4)
+    stacks = write_ndpi(path, slide.pictures(), interval_px=interval_px, mpp=MPP, pool=slide.pool)
+    return [_case("ndpi", path, "hamamatsu", slide, [stacks], patch_px=512)]
 
 
 def svs_j2k(drawn: DrawnSlide, folder: Path) -> list[Case]:
     """256-px patches that are tiles, of the slide's middle alone: JPEG 2000 takes ten times as long as JPEG."""
-    path = folder / "j2k.svs"
-    levels = drawn.stored(_jpeg2000)
+    slide, path = drawn.smaller, folder / "j2k.svs"
+    levels = slide.stored(_jpeg2000)
     write_svs_jpeg2000(path, levels, mpp=MPP)
-    return [_case("svs_j2k", path, "aperio", levels[:1], drawn.size, decode=_decode_jpeg2000, share=0.5)]
+    return [_case("svs_j2k", path, "aperio", slide, levels[:1], decode=_decode_jpeg2000, share=0.5)]
 
 
 CONTAINERS: Mapping[str, Callable[[DrawnSlide, Path], list[Case]]] = MappingProxyType(
@@ -250,9 +261,10 @@ def _case(
     name: str,
     path: Path,
     vendor: str,
+    drawn: DrawnSlide,
     stored: Sequence[StoredLevel | Placed],
-    l0_size: Size,
     *,
+    l0_size: Size | None = None,
     mpp: Mpp = MPP,
     patch_px: int = 256,
     patch_mpp: Mpp | None = None,
@@ -260,14 +272,18 @@ def _case(
     decode: Callable[[bytes], RgbImage] = _decode_jpeg,
     share: float = 1.0,
 ) -> Case:
-    """share: of the slide's width and height, in its middle, that patches are read of."""
+    """Patches on tissue, as tiling finds them. l0_size: of the slide, where it is larger than what is drawn.
+
+    share: of the slide's width and height, in its middle, that patches are read of.
+    """
+    l0_size = l0_size or drawn.size
     placed = [each if isinstance(each, Placed) else Placed(each) for each in stored]
     tiling = TilingConfig(patch_px=patch_px, patch_mpp=patch_mpp or mpp)
     grid = PatchGrid.cover(l0_size, slide_mpp=mpp, tiling=tiling)
     ids_N = np.arange(grid.g_cols * grid.g_rows, dtype=np.int64)
     l0_centres_N2 = grid.l0_corners(ids_N) + grid.l0_patch / 2
     middle_N2 = np.abs(l0_centres_N2 / np.array(l0_size) - 0.5) <= share / 2
-    ids_N = ids_N[middle_N2.all(axis=1) & _on_stored_tiles(l0_centres_N2 / downsample, placed)]
+    ids_N = ids_N[middle_N2.all(axis=1) & _on_tissue(drawn, placed, l0_centres_N2, downsample)]
     coords = PatchCoords.on_grid(
         grid,
         ids_N,
@@ -291,6 +307,16 @@ def _case(
     )
 
 
-def _on_stored_tiles(lv_xy_N2: NDArray[np.float64], placed: Sequence[Placed]) -> NDArray[np.bool_]:
-    """Which of these points of the level lie on a tile that is stored."""
-    return np.array([any(area.under((x, y, x + 1, y + 1)) for area in placed) for x, y in lv_xy_N2.tolist()])
+def _on_tissue(
+    drawn: DrawnSlide, placed: Sequence[Placed], l0_xy_N2: NDArray[np.float64], downsample: int
+) -> NDArray[np.bool_]:
+    """Which of these points of the slide lie on a stored tile that shows tissue."""
+    found, first_col = np.zeros(len(l0_xy_N2), bool), 0
+    for area in placed:
+        (x, y), (width, height) = (np.array(pair) * downsample for pair in (area.lv_xy, area.stored.size))
+        in_area_N2 = l0_xy_N2 - np.array((x, y))
+        inside = ((in_area_N2 >= 0) & (in_area_N2 < (width, height))).all(axis=1)
+        # Areas are the picture's columns, one after the other.
+        found |= inside & drawn.on_tissue(in_area_N2 + np.array((first_col, 0)))
+        first_col += width
+    return found

@@ -1,10 +1,11 @@
 """How fast patches are streamed out of each scanner's container, against the decoder alone and OpenSlide.
 
-    python benchmarks/containers.py [--json] [--repeats 5] [--only philips ndpi ...] [--side 8192] [--quick]
+    python benchmarks/containers.py [--json] [--repeats 5] [--only philips ndpi ...] [--side 16384] [--quick]
 
 The same drawn slide is written as Philips TIFF, DICOM (JPEG), OME-TIFF, Leica SCN, NDPI, Aperio SVS (JPEG 2000)
 and plain TIFF. Before anything is timed, OpenSlide's pixels and ours are compared with the tiles that were
-written, at random places and at the bottom right corner; a container that differs ends the run.
+written, at random places and at the bottom right corner; a container that differs ends the run. Read are patches
+on tissue, as tiling finds them.
 
 Each way uses two threads, and the ways take turns (A B C A B C ...): a ratio compares runs of the same round, so
 it holds when the machine's speed drifts, and each figure is the median over the rounds. Ours is ``PatchStream``
@@ -84,13 +85,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(CONTAINERS), default=list(CONTAINERS), metavar="NAME",
                         help=f"some of {', '.join(CONTAINERS)}")  # fmt: skip
-    parser.add_argument("--side", type=int, default=8192, help="pixels, a power of two from 2048 to 32768")
+    parser.add_argument("--side", type=int, default=16_384, help="pixels, a power of two from 4096 to 65536")
     parser.add_argument("--folder", type=Path, help="keep the files here; default: a temporary folder")
     parser.add_argument("--quick", action="store_true", help="a tiny slide, one round: does it run?")
     arguments = parser.parse_args()
     arguments.block, arguments.round_s = 8, ROUND_S
     if arguments.quick:
-        arguments.side, arguments.repeats, arguments.block, arguments.round_s = 2048, 1, 2, 0.0
+        arguments.side, arguments.repeats, arguments.block, arguments.round_s = 4096, 1, 2, 0.0
     return arguments
 
 
@@ -102,8 +103,8 @@ def measure_containers(
     Raises :class:`ConfigError` for a side that cannot be, :class:`ResultsError` for a container that exists
     already, or that is not read as it was written.
     """
-    if not 2048 <= side_px <= 32768 or side_px & (side_px - 1):
-        raise ConfigError(f"--side {side_px} is not a power of two from 2048 to 32768; try 8192")
+    if not 4096 <= side_px <= 65536 or side_px & (side_px - 1):
+        raise ConfigError(f"--side {side_px} is not a power of two from 4096 to 65536; try 16384")
     if any(folder.iterdir()):
         raise ResultsError(folder, "is not empty", "name a new folder")
     figures: Figures = {}

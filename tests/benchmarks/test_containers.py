@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
+from PIL import Image
 
 from benchmarks.container_cases import CONTAINERS, Case, DrawnSlide, Placed, tiff
 from benchmarks.containers import check_openslide, check_ours, measure, measure_containers
@@ -19,7 +20,7 @@ from wsi_ips.slides.registry import open_slide
 from wsi_ips.units import Mpp
 
 ROOT = Path(__file__).resolve().parents[2]
-SIDE_PX = 2048
+SIDE_PX = 4096
 CASES = {
     "philips": ["philips_aligned", "camelyon"],
     "dicom_jpeg": ["dicom_jpeg"],
@@ -51,19 +52,21 @@ def test_a_container_holds_the_drawn_pixels(name: str, drawn: DrawnSlide, tmp_pa
     for case in cases:
         with open_slide(case.path) as ours, openslide.OpenSlide(case.openslide_path) as theirs:
             check_openslide(case, theirs)
-            check_ours(case, ours)
-            figures = measure(case, ours, theirs, repeats=1, round_s=0.0)
+            few = replace(case, coords=case.coords.only(case.coords.ids_N[:: len(case.coords) // 8 + 1]))
+            check_ours(few, ours)
+            figures = measure(few, ours, theirs, repeats=1, round_s=0.0)
             assert set(figures) == {f"{case.name}_{ending}" for ending in (*NUMBERS, "reader")}
-            if case.l0_size == drawn.size:
-                assert theirs.properties["openslide.mpp-x"][:4] == "0.25"
-        assert len(case.coords) > 4
-        if name == "philips":  # a larger slide, compared with its plain file in test_make_gigapixel.py
-            continue
-        # Patches lie on the slide's pixels as they were drawn, but for what encoding does to them.
-        picture = drawn.mosaic.pixels().astype(np.int16)
+            assert float(theirs.properties["openslide.mpp-x"]) == pytest.approx(case.mpp, rel=1e-3)
+        assert len(case.coords) > 1
+        # The stored pixels are those that were drawn, but for what encoding does to them.
+        mosaic = (drawn if name not in ("ndpi", "svs_j2k") else drawn.smaller).mosaic
+        picture = Image.fromarray(mosaic.pixels()).reduce(case.downsample)
         x, y = case.placed[0].lv_xy
-        stored = case.pixels((x + 512, y + 512), (512, 512))
-        assert 0 < np.abs(stored - picture[512:1024, 512:1024]).mean() < 4
+        stored = case.pixels((x + 512, y + 512), (512, 512)).astype(np.int16)
+        drawn_there = np.asarray(picture)[512:1024, 512:1024]
+        is_stored = ~(stored == 255).all(axis=2)  # a Philips slide has no tiles of glass
+        assert is_stored.mean() > 0.2
+        assert 0 < np.abs(stored - drawn_there)[is_stored].mean() < 6
 
 
 def test_tiles_in_wrong_places_are_not_timed(plain: Case) -> None:
@@ -91,10 +94,11 @@ def test_another_resolution_or_vendor_is_not_timed(plain: Case) -> None:
 
 
 def test_the_limit_decodes_each_tile_under_the_patches_once(plain: Case) -> None:
-    tiles = plain.placed[0].stored.tiles
-    assert plain.tiles_under_patches() == list(tiles)
-    one = replace(plain, coords=plain.coords.only(plain.coords.ids_N[[9]]))
-    assert one.tiles_under_patches() == [tiles[9]]
+    tiles, ids_N = plain.placed[0].stored.tiles, plain.coords.ids_N
+    assert len(ids_N) < len(tiles)  # glass is not read
+    assert plain.tiles_under_patches() == [tiles[number] for number in ids_N]
+    one = replace(plain, coords=plain.coords.only(ids_N[[9]]))
+    assert one.tiles_under_patches() == [tiles[ids_N[9]]]
     moved = replace(one, placed=[Placed(plain.placed[0].stored, (1, 0))])
     assert len(moved.tiles_under_patches()) == 2
 
@@ -117,4 +121,4 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         measure_containers(tmp_path, ["tiff"], side_px=3000, block=2, repeats=1)
     (tmp_path / "slide").write_text("precious")
     with pytest.raises(ResultsError, match="not empty"):
-        measure_containers(tmp_path, ["tiff"], side_px=2048, block=2, repeats=1)
+        measure_containers(tmp_path, ["tiff"], side_px=4096, block=2, repeats=1)
