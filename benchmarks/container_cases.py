@@ -162,7 +162,7 @@ class DrawnSlide:
 
 
 def philips(drawn: DrawnSlide, folder: Path) -> list[Case]:
-    """512-px patches that are tiles, and what is mostly read of CAMELYON: 256 px at 0.5 µm, which no level fits."""
+    """512-px patches that are tiles, and what is read of CAMELYON: 256 px at 0.5 µm, which no level fits."""
     path, count = folder / "philips.tif", philips_level_count(drawn.side_px)
     levels = list(philips_levels(drawn.mosaic, count, pool=drawn.pool))
     write_philips(path, levels, count=count, mpp=PHILIPS_MPP)
