@@ -1,12 +1,13 @@
 """Writes a drawn slide of 131,072 x 131,072 px (17.2 gigapixels), for benchmarks of speed and memory.
 
-    python benchmarks/make_gigapixel.py OUT.tif [--side 131072] [--seed 0] [--force]
+    python benchmarks/make_gigapixel.py OUT.tif [--container tiff|philips] [--side 131072] [--seed 0] [--force]
 
-A pyramidal JPEG BigTIFF as CAMELYON's slides are: 256-px tiles of YCbCr 4:2:0 at quality 80, levels that halve,
-0.25 µm per pixel. Only distinct tiles are drawn and encoded; their bytes are written as often as they occur.
-Tissue is drawn on a torus, one picture per kind of tissue, so that tiles of a kind fit each other; the tiles
-at the tissue's outline are cut by it, each by itself. A tile of a lower level is made from the four below it,
-so every level shows the same slide. The same seed gives the same bytes.
+``tiff``: a plain pyramidal JPEG BigTIFF, 256-px tiles of YCbCr 4:2:0 at quality 80, levels that halve, 0.25 µm
+per pixel. ``philips``: the same drawn pixels as CAMELYON's slides have theirs, in a Philips TIFF: 512-px tiles,
+0.243 µm per pixel, no tiles where there is only glass, levels that halve down to one tile and are padded to whole
+tiles. Only distinct tiles are drawn and encoded; their bytes are written as often as they occur. A tile of a
+lower level is made from the four below it, so every level shows the same slide. The same seed gives the same
+bytes.
 """
 
 import argparse
@@ -14,78 +15,39 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
-import tifffile
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from wsi_ips.datasets.nuclei import NORMAL, Density, NucleusKind, draw_nuclei, scatter
-from wsi_ips.datasets.synthetic_tissue import EOSIN, HAEMATOXYLIN
-from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
-from wsi_ips.files import whole_file
-from wsi_ips.slides.base import RgbImage
-from wsi_ips.units import Mpp
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-TILE_PX = 256
-MPP = Mpp(0.25)
-JPEG_QUALITY = 80
+from benchmarks.container_files import StoredLevel, jpeg_420, write_philips, write_tiff  # noqa: E402
+from benchmarks.drawn_slide import MPP, Mosaic, draw_library, draw_slide  # noqa: E402
+from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError  # noqa: E402
+from wsi_ips.files import whole_file  # noqa: E402
+from wsi_ips.slides.base import RgbImage  # noqa: E402
+from wsi_ips.units import Mpp  # noqa: E402
+
+CONTAINERS = ("tiff", "philips")
+PHILIPS_MPP = Mpp(0.243)
+PHILIPS_TILE_PX = 512
 SMALLEST_SIDE_PX = 512
-TISSUE_SHARE = 0.40
-HOLE_SHARE = 0.012
-
-CELLULARITIES = (0.10, 0.22, 0.35, 0.50, 0.65, 0.80, 0.95)
-"""Share of the places of nuclei that are taken, from stroma to lymphoid tissue."""
-GLANDS = len(CELLULARITIES)
-KINDS = GLANDS + 1
-BACKGROUND_BLOCK = 4
-"""Tiles along a side of the torus of glass."""
-
-COARSE_PX = 32
-"""The outline is laid out on a map that is this much coarser than level 0."""
-MARGIN = 2
-"""Pixels of that map beside a tile that bicubic interpolation looks at."""
-
-FIBROBLAST = NucleusKind((4.0, 5.0), (3.0, 5.0), 0.03, 150, 0.12, 0)
-NUCLEUS_REACH_PX = 48
-"""No nucleus reaches further from its centre."""
-
-Field = NDArray[np.float32]
-Tiles = NDArray[np.uint8]
-"""(n, side, side, 3) uint8 RGB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """g_tiles: (rows, columns) int64, which distinct tile lies where. jpegs: those tiles, encoded.
-
-    halves: the same tiles at half their size, from which the next level is made.
-    """
-
-    g_tiles: NDArray[np.int64]
-    jpegs: list[bytes]
-    halves: Tiles
-
-    @property
-    def side_px(self) -> int:
-        return len(self.g_tiles) * TILE_PX
-
-    @property
-    def jpeg_bytes(self) -> int:
-        lengths = np.array([len(jpeg) for jpeg in self.jpegs])
-        return int(lengths[self.g_tiles].sum())
+"""The plain file's last level is at least this large."""
 
 
 def main() -> None:
     """Write the file, and say how long it took and how large it and the process became."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--side", type=int, default=131_072, help="pixels, a power of two from 1024")
+    parser.add_argument("--container", choices=CONTAINERS, default="tiff", help="what kind of file")
+    parser.add_argument(
+        "--side", type=int, default=131_072, help="pixels: a power of two from 1024, or (philips) times 512"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--force", action="store_true", help="replace OUT")
@@ -95,6 +57,7 @@ def main() -> None:
         make_gigapixel(
             arguments.out,
             side_px=arguments.side,
+            container=arguments.container,
             seed=arguments.seed,
             threads=arguments.threads,
             force=arguments.force,
@@ -109,28 +72,46 @@ def main() -> None:
 
 
 def make_gigapixel(
-    out: Path, *, side_px: int, seed: int = 0, block: int = 8, threads: int = 2, force: bool = False
+    out: Path,
+    *,
+    side_px: int,
+    container: str = "tiff",
+    seed: int = 0,
+    block: int = 8,
+    threads: int = 2,
+    force: bool = False,
 ) -> None:
     """Draw and write the slide. ``block``: tiles along a side of each kind's torus, a power of two.
 
     Raises :class:`ConfigError` for a side that cannot be, :class:`ResultsError` where ``out`` exists and
     ``force`` is not given, or where the disk is too small.
     """
-    if side_px < 1024 or side_px & (side_px - 1):
-        raise ConfigError(f"--side {side_px} is not a power of two from 1024 on; try 8192 or 131072")
+    check_side(side_px, container)
     if out.exists() and not force:
         raise ResultsError(out, "exists", "give --force to replace it")
-    library, rng = draw_library(block, seed=seed), np.random.default_rng(seed + 1)
+    mosaic = draw_slide(side_px, draw_library(block, seed=seed), block=block, seed=seed)
     with ThreadPoolExecutor(threads) as pool:
-        level = finest_level(library, side_px // TILE_PX, block, pool=pool, rng=rng)
-        check_disk(out, level.jpeg_bytes)
-        with whole_file(out) as partial, tifffile.TiffWriter(partial, bigtiff=True) as writer:
-            number = 0
-            while True:
-                write_level(writer, level, number)
-                if level.side_px < 2 * SMALLEST_SIDE_PX:
-                    return
-                level, number = coarser_level(level, pool=pool), number + 1
+        if container == "philips":
+            count = philips_level_count(side_px)
+            levels = philips_levels(mosaic, count, pool=pool)
+        else:
+            levels = stored_levels(mosaic, plain_level_count(side_px), encode=jpeg_420, pool=pool)
+        finest = next(levels)
+        check_disk(out, finest.stored_bytes)
+        with whole_file(out) as partial:
+            if container == "philips":
+                write_philips(partial, chain([finest], levels), count=count, mpp=PHILIPS_MPP)
+            else:
+                write_tiff(partial, chain([finest], levels), mpp=MPP)
+
+
+def check_side(side_px: int, container: str) -> None:
+    """Raises :class:`ConfigError` for a side that the container cannot have."""
+    if container == "philips":
+        if side_px < 1024 or side_px % PHILIPS_TILE_PX:
+            raise ConfigError(f"--side {side_px} is not a multiple of 512 from 1024 on; try 8192 or 97792")
+    elif side_px < 1024 or side_px & (side_px - 1):
+        raise ConfigError(f"--side {side_px} is not a power of two from 1024 on; try 8192 or 131072")
 
 
 def check_disk(out: Path, level_0_bytes: int) -> None:
@@ -146,251 +127,56 @@ def check_disk(out: Path, level_0_bytes: int) -> None:
         )
 
 
-def write_level(writer: tifffile.TiffWriter, level: Level, number: int) -> None:
-    """One image of the file, its tiles already encoded. OpenSlide reads it as a generic tiled TIFF."""
-    pixels_per_cm = 1e4 / (MPP * 2**number)
-    writer.write(
-        (level.jpegs[tile] for tile in level.g_tiles.ravel()),
-        shape=(level.side_px, level.side_px, 3),
-        dtype=np.uint8,
-        tile=(TILE_PX, TILE_PX),
-        photometric="ycbcr",
-        subsampling=(2, 2),
-        compression="jpeg",
-        subfiletype=1 if number else 0,
-        resolution=(pixels_per_cm, pixels_per_cm),
-        resolutionunit="CENTIMETER",
-        metadata=None,
-        software="wsi_ips",
-    )
+def plain_level_count(side_px: int) -> int:
+    """How many levels halve ``side_px``, the last of them from 512 px on."""
+    return (side_px // SMALLEST_SIDE_PX).bit_length()
 
 
-def finest_level(
-    library: Tiles, tiles: int, block: int, *, pool: ThreadPoolExecutor, rng: np.random.Generator
-) -> Level:
-    """Level 0: library tiles inside and outside the tissue, and one tile of its own wherever the outline runs."""
-    outline = draw_outline(tiles, rng=rng)
-    inside, edge = split_tiles(outline)
-    rows, columns = np.indices((tiles, tiles))
-    tissue = (draw_kinds(tiles, rng=rng) * block + rows % block) * block + columns % block
-    glass = KINDS * block**2 + rows % BACKGROUND_BLOCK * BACKGROUND_BLOCK + columns % BACKGROUND_BLOCK
-    g_tiles = np.where(inside, tissue, glass)
-    g_edges = np.argwhere(edge)
-    g_tiles[edge] = len(library) + np.arange(len(g_edges))
-
-    def tile(number: int) -> RgbImage:
-        if number < len(library):
-            return np.asarray(library[number])
-        row, column = (int(place) for place in g_edges[number - len(library)])
-        alpha = edge_alpha(outline, row, column)
-        over, under = library[tissue[row, column]], library[glass[row, column]]
-        return np.asarray((over * alpha + under * (1 - alpha) + 0.5).astype(np.uint8))
-
-    return encoded_level(g_tiles, tile, len(library) + len(g_edges), pool=pool)
+def philips_level_count(side_px: int) -> int:
+    """How many levels halve ``side_px`` until one is smaller than a tile."""
+    return (side_px // PHILIPS_TILE_PX).bit_length() + 1
 
 
-def coarser_level(finer: Level, *, pool: ThreadPoolExecutor) -> Level:
-    """The next level: each tile from the halves of the four below it; equal fours make one tile."""
-    tiles = len(finer.g_tiles) // 2
-    fours = finer.g_tiles.reshape(tiles, 2, tiles, 2).swapaxes(1, 2).reshape(-1, 4)
-    distinct, where = np.unique(fours, axis=0, return_inverse=True)
+def philips_levels(mosaic: Mosaic, count: int, *, pool: ThreadPoolExecutor) -> Iterator[StoredLevel]:
+    """The levels of a Philips TIFF: 512-px tiles, none of them where the slide shows only glass."""
+    return stored_levels(mosaic.in_larger_tiles(), count, encode=jpeg_420, pool=pool, sparse=True)
 
-    def tile(number: int) -> RgbImage:
-        quarters = finer.halves[distinct[number]].reshape(2, 2, TILE_PX // 2, TILE_PX // 2, 3)
-        return np.ascontiguousarray(quarters.swapaxes(1, 2).reshape(TILE_PX, TILE_PX, 3))
 
-    return encoded_level(where.reshape(tiles, tiles), tile, len(distinct), pool=pool)
+def stored_levels(
+    mosaic: Mosaic,
+    count: int,
+    *,
+    encode: Callable[[RgbImage], bytes],
+    pool: ThreadPoolExecutor,
+    sparse: bool = False,
+) -> Iterator[StoredLevel]:
+    """``count`` levels that halve, one at a time, each in whole tiles of the mosaic's size.
+
+    sparse: a tile that shows only glass is not stored.
+    """
+    for number in range(count):
+        stored, halves = encoded_level(mosaic, encode=encode, pool=pool, sparse=sparse)
+        yield stored
+        if number + 1 < count:
+            mosaic = halves.in_larger_tiles()
 
 
 def encoded_level(
-    g_tiles: NDArray[np.int64], tile: Callable[[int], RgbImage], count: int, *, pool: ThreadPoolExecutor
-) -> Level:
-    """Make and encode the ``count`` distinct tiles in the pool's threads."""
-    halves = np.empty((count, TILE_PX // 2, TILE_PX // 2, 3), np.uint8)
+    mosaic: Mosaic, *, encode: Callable[[RgbImage], bytes], pool: ThreadPoolExecutor, sparse: bool
+) -> tuple[StoredLevel, Mosaic]:
+    """Draw and encode the distinct tiles in the pool's threads; also the picture at half its size."""
+    count, half_px = len(mosaic.glass), mosaic.tile_px // 2
+    halves = np.empty((count, half_px, half_px, 3), np.uint8)
 
-    def encode(number: int) -> bytes:
-        pixels = tile(number)
+    def work(number: int) -> bytes:
+        pixels = mosaic.tile(number)
         halves[number] = np.asarray(Image.fromarray(pixels).reduce(2))
-        return bytes(simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, "RGB", "420"))
+        return b"" if sparse and mosaic.glass[number] else encode(pixels)
 
-    return Level(g_tiles, list(pool.map(encode, range(count))), halves)
-
-
-def draw_outline(tiles: int, *, rng: np.random.Generator) -> Field:
-    """Three long, bent pieces with rough edges and some holes: > 0 where tissue, on the coarse map."""
-    side = tiles * TILE_PX // COARSE_PX
-    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    nearest = second = np.full((side, side), -np.inf, np.float32)
-    for place in range(3):
-        bend, lean = rng.uniform(-0.08, 0.08), rng.uniform(-0.03, 0.03)
-        width, height = rng.uniform(0.105, 0.125), rng.uniform(0.30, 0.40)
-        down = (y - rng.uniform(0.46, 0.54)) / height
-        across = (x - (place + 0.8) / 3.6 - lean * down - bend * (down**2 - 0.4)) / width
-        depth = 1 - np.hypot(across, down)
-        nearest, second = np.maximum(nearest, depth), np.maximum(second, np.minimum(nearest, depth))
-    octaves = ((6, 0.10), (18, 0.05), (60, 0.018), (240, 0.005))
-    rough = sum(reach * noise(side, cells, rng=rng) for cells, reach in octaves)
-    pieces = nearest + rough
-    holes = noise(side, 40, rng=rng) + 0.3 * noise(side, 150, rng=rng)
-    tissue = np.minimum(
-        pieces - np.quantile(pieces, 1 - TISSUE_SHARE), np.quantile(holes, 1 - HOLE_SHARE) - holes
-    )
-    # A gap stays between neighbours, as between sections of one block.
-    tissue = np.minimum(tissue, nearest - second - np.maximum(0.15, 0.22 - 0.5 * rough))
-    # The scanned area ends in glass.
-    tissue[:8], tissue[-8:], tissue[:, :8], tissue[:, -8:] = -1, -1, -1, -1
-    return np.asarray(tissue, np.float32)
-
-
-def draw_kinds(tiles: int, *, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(tiles, tiles) int64: the kind of tissue, in regions that are some millimetres large."""
-    cellular = noise(tiles, tiles // 90 + 3, rng=rng) + 0.5 * noise(tiles, tiles // 28 + 3, rng=rng)
-    cellular += 0.2 * noise(tiles, tiles // 12 + 3, rng=rng)
-    limits = np.quantile(cellular, np.linspace(0, 1, GLANDS + 1)[1:-1])
-    kinds = np.searchsorted(limits, cellular.ravel()).reshape(tiles, tiles)
-    glandular = noise(tiles, tiles // 50 + 3, rng=rng)
-    return np.where(glandular > np.quantile(glandular, 0.85), GLANDS, kinds).astype(np.int64)
-
-
-def split_tiles(outline: Field) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which tiles lie wholly in the tissue, and which the outline runs through."""
-    step = TILE_PX // COARSE_PX
-    padded = np.pad(outline > 0, MARGIN, "edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (step + 2 * MARGIN,) * 2)[::step, ::step]
-    inside = np.asarray(windows.all(axis=(2, 3)))
-    return inside, np.asarray(windows.any(axis=(2, 3))) & ~inside
-
-
-def edge_alpha(outline: Field, row: int, column: int) -> Field:
-    """(256, 256, 1) float32, the tissue's share of each pixel of one tile."""
-    step = TILE_PX // COARSE_PX
-    rows, columns = (
-        np.arange(at * step - MARGIN, (at + 1) * step + MARGIN).clip(0, len(outline) - 1)
-        for at in (row, column)
-    )
-    window = Image.fromarray(outline[np.ix_(rows, columns)])
-    side = len(rows) * COARSE_PX
-    smooth = np.asarray(window.resize((side, side), Image.Resampling.BICUBIC))
-    soft = Image.fromarray((smooth > 0).astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(1.2))
-    inner = slice(MARGIN * COARSE_PX, side - MARGIN * COARSE_PX)
-    return np.asarray(soft, np.float32)[inner, inner, None] / np.float32(255)
-
-
-def noise(side: int, cells: int, *, rng: np.random.Generator) -> Field:
-    """(side, side) smooth noise of about unit deviation, ``cells`` bumps along a side."""
-    cells = min(cells, side)
-    coarse = Image.fromarray(rng.normal(0, 1.4, (cells + 4, cells + 4)).astype(np.float32))
-    return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC, box=(2, 2, cells + 2, cells + 2)))
-
-
-@dataclass(frozen=True, slots=True)
-class Texture:
-    """What all kinds of tissue share, so that fibres and nuclei go on where two kinds meet.
-
-    Fields (side, side) on a torus: waves of fibres, unevenness of cytoplasm and stain, how crowded nuclei are.
-    """
-
-    waves: Field
-    patches: Field
-    cells: Field
-    grain: Field
-    crowded: Field
-    nuclei: list[Density]
-    spindles: list[Density]
-
-
-def draw_library(block: int, *, seed: int) -> Tiles:
-    """The distinct tiles: ``block`` x ``block`` of each kind of tissue, then those of the glass."""
-    rng = np.random.default_rng(seed)
-    texture = draw_texture(block * TILE_PX, rng=rng)
-    pictures = [draw_kind(kind, texture, seed=seed) for kind in range(KINDS)]
-    clear = np.zeros((BACKGROUND_BLOCK * TILE_PX, BACKGROUND_BLOCK * TILE_PX), np.float32)
-    return np.concatenate([cut(picture) for picture in (*pictures, develop(clear, clear, rng=rng))])
-
-
-def cut(picture: RgbImage) -> Tiles:
-    """A picture's tiles, row by row."""
-    tiles = len(picture) // TILE_PX
-    return picture.reshape(tiles, TILE_PX, tiles, TILE_PX, 3).swapaxes(1, 2).reshape(-1, TILE_PX, TILE_PX, 3)
-
-
-def draw_texture(side: int, *, rng: np.random.Generator) -> Texture:
-    patches, warp, cells, grain, clumps = (torus_noise(side, px, rng=rng) for px in (60, 40, 7, 1.1, 20))
-    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    # Whole numbers of waves, for the torus.
-    waves = np.sin(2 * np.pi * (side // 34 * x + side // 47 * y) + 3.5 * warp)
-    nuclei, spindles = (draw_nuclei(shape, 72, mpp=MPP, rng=rng) for shape in (NORMAL, FIBROBLAST))
-    return Texture(waves, patches, cells, grain, patches + 0.8 * clumps, nuclei, spindles)
-
-
-def draw_kind(kind: int, texture: Texture, *, seed: int) -> RgbImage:
-    """One kind of tissue: stroma with spindles, nuclei where it is crowded enough, glands with their lumen."""
-    dense = CELLULARITIES[kind] if kind < GLANDS else 0.3
-    gland = lumen = np.zeros(texture.waves.shape, bool)
-    if kind == GLANDS:
-        gland, lumen = draw_glands(len(gland), rng=np.random.default_rng(seed))
-    eosin = 128 - 62 * dense + (16 - 12 * dense) * texture.waves + 8 * texture.patches
-    eosin += (8 + 8 * dense) * texture.cells + 10 * texture.grain - 24 * gland
-    haematoxylin = 10 + 26 * dense + 5 * texture.cells + 4 * texture.grain + 30 * gland
-    limit = np.quantile(texture.crowded, dense)
-    lymphoid, stroma = (texture.crowded < limit) & ~gland, (texture.crowded >= limit) & ~gland
-    for number, (sprites, where, spacing_px) in enumerate(
-        ((texture.nuclei, lymphoid, 34), (texture.spindles, stroma, 70), (texture.nuclei, gland & ~lumen, 28))
-    ):
-        stamps = stamped(sprites, where, spacing_px=spacing_px, rng=np.random.default_rng([seed, number]))
-        haematoxylin = np.maximum(haematoxylin, stamps)
-    eosin, haematoxylin = (np.where(lumen, 0, stain).astype(np.float32) for stain in (eosin, haematoxylin))
-    return develop(eosin, haematoxylin, rng=np.random.default_rng(seed))
-
-
-def draw_glands(side: int, *, rng: np.random.Generator) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Glands and their lumina, one to a tile and within it, so that no other kind of tissue cuts them."""
-    gland, lumen = np.zeros((2, side, side), bool)
-    y, x = np.mgrid[0:TILE_PX, 0:TILE_PX].astype(np.float32)
-    for top in range(0, side, TILE_PX):
-        for left in range(0, side, TILE_PX):
-            dx, dy = (axis - TILE_PX / 2 - rng.uniform(-12, 12) for axis in (x, y))
-            angle, stretch = np.arctan2(dy, dx) - rng.uniform(0, np.pi), rng.uniform(0, 0.22)
-            reach = rng.uniform(78, 96) * (1 + stretch * np.cos(2 * angle) - stretch / 2)
-            reach += 3 * np.cos(3 * angle) + 2 * np.cos(5 * angle)
-            at = (slice(top, top + TILE_PX), slice(left, left + TILE_PX))
-            distance = np.hypot(dx, dy)
-            gland[at], lumen[at] = distance < reach, distance < reach - 48
-    return gland, lumen
-
-
-def stamped(
-    sprites: list[Density], where: NDArray[np.bool_], *, spacing_px: float, rng: np.random.Generator
-) -> Density:
-    """Nuclei with their centres in ``where``; one that crosses the edge goes on at the other side."""
-    reach = NUCLEUS_REACH_PX
-    canvas: Density = np.zeros((len(where) + 2 * reach,) * 2, np.uint8)
-    scatter(canvas, sprites, np.pad(where, reach), 1, spacing_px=spacing_px, jitter=0.42, rng=rng)
-    for _ in range(2):  # both axes
-        inner = canvas[reach:-reach]
-        np.maximum(inner[:reach], canvas[-reach:], out=inner[:reach])
-        np.maximum(inner[-reach:], canvas[:reach], out=inner[-reach:])
-        canvas = inner.T
-    return canvas
-
-
-def torus_noise(side: int, scale_px: float, *, rng: np.random.Generator) -> Field:
-    """(side, side) noise of unit deviation, smooth over about ``scale_px``, that goes on past its edges."""
-    frequency = np.fft.fftfreq(side)
-    blur = np.exp(-2 * (np.pi * scale_px / 2 * frequency) ** 2).astype(np.float32)
-    spectrum = np.fft.rfft2(rng.standard_normal((side, side), np.float32))
-    smooth = np.fft.irfft2(spectrum * blur[:, None] * blur[None, : side // 2 + 1], s=(side, side))
-    return np.asarray(smooth / smooth.std(), np.float32)
-
-
-def develop(eosin: Field, haematoxylin: Field, *, rng: np.random.Generator) -> RgbImage:
-    """Stain (0 to 255) to colour by Beer and Lambert's law, with the camera's noise."""
-    rgb_HWC = np.empty((*eosin.shape, 3), np.uint8)
-    for channel, glass in enumerate((243.0, 241.0, 244.0)):
-        absorbed = eosin.clip(0) * EOSIN[channel] + 1.25 * haematoxylin.clip(0) * HAEMATOXYLIN[channel]
-        seen = glass * np.exp(-absorbed / 255) + rng.normal(0, 1.1, eosin.shape)
-        rgb_HWC[..., channel] = np.rint(seen).clip(0, 255)
-    return rgb_HWC
+    encoded = list(pool.map(work, range(count)))
+    tiles = [encoded[number] for number in mosaic.g_tiles.ravel().tolist()]
+    stored = StoredLevel(mosaic.g_tiles.shape[1], (mosaic.tile_px, mosaic.tile_px), tiles)
+    return stored, Mosaic(mosaic.g_tiles, halves.__getitem__, mosaic.glass, half_px)
 
 
 if __name__ == "__main__":

@@ -160,10 +160,10 @@ def stored_jpegs(path: Path, aligned: Patches) -> list[bytes]:
         return [slide.tile_jpeg(0, number, data) or b"" for number, data in stored]
 
 
-def by_two_threads(work: Callable[[Sequence[int]], None], n: int) -> None:
+def by_two_threads(work: Callable[[Sequence[int]], None], n: int, *, share: int = 64) -> None:
     """In shares of 64, as a loader hands out batches."""
     with ThreadPoolExecutor(THREADS) as pool:
-        for done in [pool.submit(work, range(at, min(at + 64, n))) for at in range(0, n, 64)]:
+        for done in [pool.submit(work, range(at, min(at + share, n))) for at in range(0, n, share)]:
             done.result()
 
 

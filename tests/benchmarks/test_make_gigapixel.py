@@ -4,7 +4,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
+import tifffile
 from skimage import measure
 
 from benchmarks.make_gigapixel import make_gigapixel
@@ -105,3 +107,67 @@ def test_a_small_disk_is_told_before_anything_is_written(
     with pytest.raises(ResultsError, match="GB free"):
         make_gigapixel(tmp_path / "out.tif", side_px=1024, block=2)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def philips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("philips") / "drawn.tif"
+    make_gigapixel(path, side_px=SIDE_PX, container="philips", seed=3, block=2)
+    return path
+
+
+def test_openslide_takes_the_twin_for_a_philips_slide(philips: Path) -> None:
+    with openslide.OpenSlide(philips) as slide:
+        assert slide.properties["openslide.vendor"] == "philips"
+        assert slide.level_dimensions == tuple((4096 >> n, 4096 >> n) for n in range(5))
+        assert slide.level_downsamples == (1, 2, 4, 8, 16)
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.243)
+        assert set(slide.associated_images) == {"label", "macro"}
+    with open_slide(philips) as slide:
+        assert slide.info.mpp == pytest.approx(0.243)
+
+
+def test_the_twin_stores_no_tiles_of_glass(philips: Path, drawn: Path) -> None:
+    with tifffile.TiffFile(philips) as tiff:
+        assert tiff.is_bigtiff
+        levels = [page for page in tiff.pages if page.is_tiled]
+        assert [page.shape[0] for page in levels] == [4096, 2048, 1024, 512, 512]  # whole tiles
+        missing = [np.array(page.databytecounts) == 0 for page in levels]
+        offsets = [np.array(page.dataoffsets) for page in levels]
+    for empty, offset in zip(missing, offsets, strict=True):
+        assert ((offset == 0) == empty).all()
+    assert 10 < missing[0].sum() < 54
+    for level in (0, 1):
+        g_missing = missing[level].reshape(8 >> level, 8 >> level)
+        plain = whole_level(drawn, level).astype(np.int16)
+        twin = whole_level(philips, level, reader="openslide").astype(np.int16)
+        of_missing = np.kron(g_missing, np.ones((512, 512), bool))
+        # Where there is none it is white, and the plain slide shows glass; elsewhere both show the same tissue.
+        assert (twin[of_missing] == 255).all()
+        assert plain[of_missing].min(initial=255) > 225
+        difference = np.abs(plain - twin)[~of_missing]
+        assert difference.mean() < 1
+        assert np.percentile(difference, 99.9) < 12
+
+
+def test_a_twin_of_any_number_of_tiles_is_padded(tmp_path: Path) -> None:
+    path = tmp_path / "odd.tif"
+    make_gigapixel(path, side_px=2560, container="philips", block=2)
+    with tifffile.TiffFile(path) as tiff:
+        levels = [page for page in tiff.pages if page.is_tiled]
+        assert [page.shape[0] for page in levels] == [2560, 1536, 1024, 512]
+        padding = levels[1].asarray()[1280:]
+    assert padding[:200].min() > 200
+    with openslide.OpenSlide(path) as slide:
+        assert slide.level_dimensions == ((2560, 2560), (1280, 1280), (640, 640), (320, 320))
+        assert slide.level_downsamples == (1, 2, 4, 8)
+    finest, half = (whole_level(path, level, reader="openslide").astype(np.float32) for level in (0, 1))
+    is_tissue = half.mean(axis=2) < 200
+    means = finest.reshape(1280, 2, 1280, 2, 3).mean(axis=(1, 3))
+    assert np.abs(means - half)[is_tissue].mean() < 6
+    assert np.abs(means[1:] - half[:-1])[is_tissue[:-1]].mean() > 8  # it would tell a shift by one pixel
+
+
+def test_a_twin_of_cut_tiles_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="multiple of 512"):
+        make_gigapixel(tmp_path / "out.tif", side_px=3000, container="philips")

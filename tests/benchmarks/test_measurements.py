@@ -37,6 +37,13 @@ def test_memory_streams_every_cell_of_the_grid(small_slide: Path, tmp_path: Path
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_memory_draws_a_philips_slide_of_its_own() -> None:
+    figures = answer("memory.py", "--container=philips", "--side=1024")
+    assert figures["patches"] == (1024 // 256) ** 2
+    assert "(philips)" in str(figures["reader"])
+
+
 def test_overlay_draws_and_exports_in_fresh_processes(small_slide: Path) -> None:
     figures = answer("overlay.py", small_slide, "--side-px=300")
     assert set(figures) == {"overlay_rss_mb", "overlay_seconds", "ome_tiff_rss_mb", "ome_tiff_seconds"}
@@ -64,6 +71,16 @@ def test_ips_pass_gives_a_cost_for_each_encoder(small_slide: Path) -> None:
     assert isinstance(cost, dict)
     assert cost["resnet18"] == figures["overlap_cost_resnet18"] > 0
     assert cost["mobilenetv3_small_100"] == figures["overlap_cost_mobilenet"] > 0
+
+
+def test_memory_is_asked_for_one_slide(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "memory.py")]
+    for options in ([], [str(tmp_path), "--container=philips"]):
+        done = subprocess.run(
+            [*command, *options], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == 2
+        assert "either a slide or --container" in done.stderr
 
 
 def test_a_missing_slide_is_one_line(tmp_path: Path) -> None:
