@@ -61,6 +61,7 @@ bench: $(READY) $(SLIDE)
 	$(BIN)/python benchmarks/memory.py $(SLIDE)
 	$(BIN)/python benchmarks/overlay.py $(SLIDE)
 	$(BIN)/python benchmarks/ips_pass.py $(SLIDE)
+	$(BIN)/python benchmarks/containers.py
 
 $(SLIDE): | $(READY)
 	$(BIN)/python benchmarks/make_gigapixel.py $@
