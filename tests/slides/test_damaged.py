@@ -163,7 +163,6 @@ def test_damage_anywhere_gives_pixels_or_our_own_error(tmp_path, data):
         ),
         ({"photometric": "rgb", "shape": (512, 512, 4)}, "4 samples"),
         ({"photometric": "rgb", "shape": (512, 512, 3), "compression": "packbits"}, "PACKBITS"),
-        ({"photometric": "rgb", "shape": (512, 512, 3), "software": "Philips DP v1.0"}, "Philips"),
         ({"photometric": "rgb", "shape": (512, 512, 3), "software": "MedScan"}, "Trestle"),
         ({"photometric": "rgb", "shape": (512, 512, 3), "description": "<OME></OME>"}, "OME"),
         (
