@@ -1,17 +1,23 @@
 """What in a TIFF is a level, what is a picture, and what is left out: by shape, marks and names."""
 
+import pickle
+
 import numpy as np
 import openslide
 import pytest
+import tifffile
 
 from tests.slides.test_equals_openslide import APERIO, assert_equal_everywhere
 from tests.slides.test_huron_argos import argos_xml, assert_same_pictures, make
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from tests.slides.tiff_pages import Page, reduced, write_pages
 from wsi_ips.config import TilingConfig
+from wsi_ips.errors import SlideReadError, UnsupportedSlide
+from wsi_ips.qupath import l0_origin
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.base import Bounds
 from wsi_ips.slides.openslide_reader import OpenSlideReader
+from wsi_ips.slides.tiff.pyramid import of_one_shape
 from wsi_ips.slides.tiff_reader import TiffReader
 from wsi_ips.tiling.tile import tile_slide
 
@@ -89,7 +95,6 @@ def test_rounded_and_padded_levels_are_levels(tmp_path, vendor, size, tile, fact
 
 def test_levels_of_camelyon16():
     """The stated sizes of normal_001.tif, were it read without its XML."""
-    from wsi_ips.slides.tiff.pyramid import of_one_shape
 
     class Image:
         def __init__(self, number, size):
@@ -148,9 +153,33 @@ def test_pictures_of_a_generic_tiff_are_named_by_their_descriptions(tmp_path):
         assert [left.what for left in slide.info.left_out] == ["page 3, 64x50 px", "page 4, 400x100 px"]
 
 
-def test_sub_images_are_named_as_left_out(tmp_path):
-    import tifffile
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options", "reason"),
+    [
+        ((40, 50, 3), np.uint16, {"photometric": "rgb"}, "16 bits"),
+        (
+            (40, 50),
+            np.uint8,
+            {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+            "PALETTE",
+        ),
+        ((40, 50, 4), np.uint8, {"photometric": "separated"}, "SEPARATED"),
+    ],
+)
+def test_a_picture_whose_colours_would_be_wrong_is_refused(tmp_path, shape, dtype, options, reason):
+    path = tmp_path / "slide.tif"
+    image = tissue_like(300, 300)
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image, tile=(128, 128), photometric="rgb", metadata=None)
+        writer.write(np.zeros(shape, dtype), description="label", metadata=None, **options)
+    with open_slide(path) as slide:
+        assert slide.info.associated == (("label", (50, 40)),)
+        with pytest.raises(SlideReadError, match=reason):
+            slide.read_associated("label")
+        np.testing.assert_array_equal(slide.read((0, 0), level=0, size_px=(300, 300)), image)
 
+
+def test_sub_images_are_named_as_left_out(tmp_path):
     path = tmp_path / "slide.tif"
     image = tissue_like(640, 512)
     with tifffile.TiffWriter(path) as writer:
@@ -180,6 +209,23 @@ def test_bounds_are_the_hull_of_the_tiles_that_hold_data(tmp_path, empty, bounds
     assert_equal_everywhere(path)
 
 
+def test_patches_of_a_sparse_slide_are_those_of_openslide(tmp_path):
+    """Bounds say where a viewer begins to count; patches are counted from the slide's corner."""
+    path = tmp_path / "slide.tif"
+    image = np.full((1024, 1024, 3), 245, np.uint8)
+    image[300:900, 300:900] = (150, 60, 140)
+    write_pyramid(path, image, levels=3, empty_tiles=(0, 1, 2, 3, 4, 8, 12))
+    config = TilingConfig(patch_px=64, patch_mpp=0.5)
+    found = []
+    for reader in (TiffReader, OpenSlideReader):
+        with reader(path) as slide:
+            assert slide.info.bounds == Bounds(256, 256, 768, 768)
+            assert l0_origin(slide.info) == (256, 256)
+            found.append(tile_slide(slide, config, slide_id="slide")[0].l0_xy_N2)
+    np.testing.assert_array_equal(*found)
+    assert len(found[0]) > 50
+
+
 def test_a_slide_without_any_tile_has_no_bounds(tmp_path):
     path = tmp_path / "slide.tif"
     write_pyramid(path, tissue_like(500, 500), empty_tiles=range(4))
@@ -195,6 +241,33 @@ def test_a_profile_is_told_of(tmp_path):
         write_pages(path, [Page(tissue_like(300, 300), extra_tags=tags)])
         with TiffReader(path) as slide:
             assert slide.info.icc_profile is told
+
+
+@pytest.mark.parametrize("vendor", CONTAINERS)
+def test_openslides_reader_leaves_it_out_as_well(tmp_path, vendor):
+    """The native reader leaves some files to it. The macro stands between two levels, so numbers shift."""
+    path = tmp_path / "slide.tif"
+    slide = tissue_like(1536, 1408)
+    pages = [
+        Page(slide, mpp=0.25, **CONTAINERS[vendor]),
+        Page(tissue_like(600, 400), subfile_type=1),
+        Page(reduced(slide, 4), subfile_type=1),
+    ]
+    write_pages(path, pages)
+    with OpenSlideReader(path) as theirs, TiffReader(path) as ours:
+        assert theirs.info.levels == ours.info.levels
+        assert [level.size for level in theirs.info.levels] == [(1536, 1408), (384, 352)]
+        assert ["600x400" in left.what and "shape" in left.why for left in theirs.info.left_out] == [True]
+        for reader in (theirs, pickle.loads(pickle.dumps(theirs))):
+            region = reader.read((400, 400), level=1, size_px=(200, 200))
+            np.testing.assert_array_equal(region, ours.read((400, 400), level=1, size_px=(200, 200)))
+
+
+def test_where_openslides_level_0_is_a_picture_its_reader_refuses(tmp_path):
+    path = tmp_path / "slide.tif"
+    write_pages(path, [Page(tissue_like(512, 2048), mpp=0.5), Page(tissue_like(700, 1400), subfile_type=1)])
+    with pytest.raises(UnsupportedSlide, match="widest image is not the slide"):
+        OpenSlideReader(path)
 
 
 def test_openslide_takes_the_macro_for_a_level(cases_folder):

@@ -14,7 +14,7 @@ from wsi_ips.units import Size
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedJpeg:
-    """A whole JPEG out of a slide's metadata. It is kept as it is stored until it is asked for. See :class:`AssociatedImage`."""
+    """A whole JPEG out of a slide's metadata, kept as it is stored. See :class:`AssociatedImage`."""
 
     size: Size
     jpeg: bytes

@@ -9,6 +9,7 @@ import tifffile
 
 from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.limits import LARGEST_BLOCK_PX
 from wsi_ips.slides.tiff.directories import PARSING_ERRORS, TiffImage
 from wsi_ips.units import Size
 
