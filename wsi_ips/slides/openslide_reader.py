@@ -23,7 +23,8 @@ LEVELS_BY_MARK = frozenset({"aperio", "argos", "generic-tiff", "huron"})
 class OpenSlideReader(ClosingReader):
     """``OpenSlideReader(path)``: a slide file, or a folder with the DICOM files of one slide.
 
-    At levels > 0 OpenSlide interpolates where a position falls between two pixels. Raises
+    At levels > 0 OpenSlide interpolates where a position falls between two pixels. What it takes for a level of a
+    TIFF although its shape is not the slide's is left out (:mod:`wsi_ips.slides.level_shape`). Raises
     :class:`UnsupportedSlide` where OpenSlide does not open the file.
     """
 
