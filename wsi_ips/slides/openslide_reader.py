@@ -1,6 +1,6 @@
 """Every format that OpenSlide knows, composited on white."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -9,17 +9,22 @@ import numpy as np
 from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 
 from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
-from wsi_ips.slides.base import Bounds, Level, RgbImage, SlideInfo
+from wsi_ips.slides.base import Bounds, LeftOut, Level, RgbImage, SlideInfo
 from wsi_ips.slides.folder import dicom_files
+from wsi_ips.slides.level_shape import ANOTHER_SHAPE, shows_same_field
 from wsi_ips.slides.region import WHITE, ClosingReader, check_associated, check_region
 from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution, number
 from wsi_ips.units import L0Point, Mpp, Size
+
+LEVELS_BY_MARK = frozenset({"aperio", "argos", "generic-tiff", "huron"})
+"""Vendors whose levels OpenSlide finds by marks that a macro or label may have too."""
 
 
 class OpenSlideReader(ClosingReader):
     """``OpenSlideReader(path)``: a slide file, or a folder with the DICOM files of one slide.
 
-    At levels > 0 OpenSlide interpolates where a position falls between two pixels. Raises
+    At levels > 0 OpenSlide interpolates where a position falls between two pixels. What it takes for a level of a
+    TIFF although its shape is not the slide's is left out (:mod:`wsi_ips.slides.level_shape`). Raises
     :class:`UnsupportedSlide` where OpenSlide does not open the file.
     """
 
@@ -28,7 +33,8 @@ class OpenSlideReader(ClosingReader):
         self._lock = RLock()
         self._closed = False
         self._handle: OpenSlide | None = _open(self._path)
-        self._info = _info(self._path, self._handle)
+        self._levels, left_out = _levels(self._path, self._handle)
+        self._info = _info(self._path, self._handle, self._levels, left_out)
 
     @property
     def info(self) -> SlideInfo:
@@ -37,16 +43,17 @@ class OpenSlideReader(ClosingReader):
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
         """See :meth:`SlideReader.read`. A region that fails is tried once more on a handle of its own."""
         check_region(self._info, level=level, size_px=size_px)
+        number = self._levels[level]
         try:
             handle = self._current()
             try:
-                return _region(handle, l0_xy, level, size_px)
+                return _region(handle, l0_xy, number, size_px)
             except OpenSlideError:
                 # OpenSlide poisons a handle by its first error. It may also be another thread's error that
                 # surfaces here, which is why the second try must not share its handle with anyone.
                 self._discard(handle)
             fresh = _open(self._path)
-            region = _region(fresh, l0_xy, level, size_px)
+            region = _region(fresh, l0_xy, number, size_px)
         except (OpenSlideError, UnsupportedSlide) as error:
             reason = error.args[1] if isinstance(error, UnsupportedSlide) else error
             raise SlideReadError(
@@ -93,7 +100,7 @@ class OpenSlideReader(ClosingReader):
                 self._handle = handle
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_info": self._info, "_closed": self._closed}
+        return {key: self.__dict__[key] for key in ("_path", "_levels", "_info", "_closed")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -134,16 +141,45 @@ def _on_white(rgba: np.ndarray[Any, np.dtype[np.uint8]]) -> RgbImage:
     return rgb
 
 
-def _info(path: Path, handle: OpenSlide) -> SlideInfo:
+def _levels(path: Path, handle: OpenSlide) -> tuple[tuple[int, ...], tuple[LeftOut, ...]]:
+    """OpenSlide's numbers of the levels that show the slide, and what else it takes for a level.
+
+    Raises :class:`UnsupportedSlide` where its level 0 is none of them: places are counted in its pixels.
+    """
+    sizes, properties = handle.level_dimensions, handle.properties
+    if properties.get("openslide.vendor") not in LEVELS_BY_MARK:
+        return tuple(range(len(sizes))), ()
+    tiles = [
+        tuple(int(properties.get(f"openslide.level[{at}].tile-{side}", 0)) for side in ("width", "height"))
+        for at in range(len(sizes))
+    ]
+    slide = max(sizes, key=lambda size: size[0] * size[1])
+    kept = tuple(
+        at
+        for at, ((width, height), tile) in enumerate(zip(sizes, tiles, strict=True))
+        if shows_same_field(slide, (width, height), (tile[0], tile[1]))
+    )
+    if kept[0] != 0:
+        raise UnsupportedSlide(path, "its widest image is not the slide but a picture of another shape")
+    left_out = tuple(
+        LeftOut(f"OpenSlide's level {at}, {size[0]}x{size[1]} px", ANOTHER_SHAPE.format(*slide))
+        for at, size in enumerate(sizes)
+        if at not in kept
+    )
+    return kept, left_out
+
+
+def _info(path: Path, handle: OpenSlide, levels: Sequence[int], left_out: tuple[LeftOut, ...]) -> SlideInfo:
     properties = handle.properties
     return SlideInfo(
         path=path,
         reader="openslide",
         vendor=properties.get("openslide.vendor", "unknown"),
-        levels=tuple(map(Level, handle.level_dimensions, handle.level_downsamples)),
+        levels=tuple(Level(handle.level_dimensions[at], handle.level_downsamples[at]) for at in levels),
         mpp_xy=_mpp_xy(properties),
         bounds=_bounds(properties),
         associated=tuple((name, _associated_size(properties, name)) for name in _associated(properties)),
+        left_out=left_out,
         icc_profile="openslide.icc-size" in properties,
     )
 

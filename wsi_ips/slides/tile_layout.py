@@ -82,3 +82,20 @@ def size_downsample(level: TileLayout, finest: TileLayout) -> float:
     """The mean of the ratios of widths and heights, as OpenSlide computes it."""
     (width, height), (l0_width, l0_height) = level.level_size, finest.level_size
     return (l0_height / height + l0_width / width) / 2
+
+
+def hull_of_written_tiles(level: TileLayout) -> Bounds | None:
+    """The rectangle around all tiles of level 0 that hold data, cut to the level, as OpenSlide states it.
+
+    None where it is the whole level, or where no tile holds data.
+    """
+    written_RC = ~level.missing.reshape(level.rows, level.cols)
+    rows, cols = (np.flatnonzero(written_RC.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    (tile_width, tile_height), (width, height) = level.tile_size, level.level_size
+    x, y = int(cols[0]) * tile_width, int(rows[0]) * tile_height
+    right, bottom = min(width, int(cols[-1] + 1) * tile_width), min(height, int(rows[-1] + 1) * tile_height)
+    if (x, y, right, bottom) == (0, 0, width, height):
+        return None
+    return Bounds(x, y, right - x, bottom - y)

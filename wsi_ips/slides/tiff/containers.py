@@ -4,7 +4,7 @@ from pathlib import Path
 from types import ModuleType
 
 from wsi_ips.errors import UnsupportedSlide
-from wsi_ips.slides.tiff import aperio, generic
+from wsi_ips.slides.tiff import aperio, argos, generic, huron, philips
 from wsi_ips.slides.tiff.directories import (
     NDPI_FORMAT,
     SOFTWARE,
@@ -14,7 +14,7 @@ from wsi_ips.slides.tiff.directories import (
 )
 from wsi_ips.slides.tile_layout import SlideLayout
 
-CONTAINERS: tuple[ModuleType, ...] = (aperio, generic)
+CONTAINERS: tuple[ModuleType, ...] = (aperio, huron, argos, philips, generic)
 """Each a module with ``recognises(file: TiffDirectories) -> bool`` and ``read_layout(file) -> SlideLayout``, which
 raises :class:`UnsupportedSlide` for what is better left to OpenSlide and :class:`DamagedSlide` for what no reader
 should be asked for. The last one recognises everything."""
@@ -41,7 +41,6 @@ def _left_to_openslide(first: TiffImage) -> str:
         ("Hamamatsu NDPI" if NDPI_FORMAT in first.tags else "")
         or ("Trestle" if software.startswith("MedScan") else "")
         or ("Leica SCN" if "leica-microsystems.com/scn" in description else "")
-        or ("Philips TIFF" if software.startswith("Philips") else "")
         or ("Ventana BIF" if b"iScan" in first.data(XMP) else "")
         or ("OME-TIFF" if description.rstrip().endswith("OME>") else "")
     )

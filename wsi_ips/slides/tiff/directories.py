@@ -20,6 +20,9 @@ from wsi_ips.units import Size
 
 MOST_IMAGES = 1000
 
+LARGEST_SHARE = 64 << 20
+"""Bytes of tags' values that may be counted more than once: images may point to the same tables or profile."""
+
 NEW_SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 FILL_ORDER, DESCRIPTION, MAKE, ORIENTATION, SAMPLES = 266, 270, 271, 274, 277
 X_RESOLUTION, Y_RESOLUTION, PLANAR, RESOLUTION_UNIT, SOFTWARE, PREDICTOR = 282, 283, 284, 296, 305, 317
@@ -162,10 +165,19 @@ def _check_start(path: Path, file_size: int) -> None:
 def _pages(path: Path, tiff: tifffile.TiffFile) -> Sequence[Any]:
     """The top-level images; a chain that breaks off is a truncated file."""
     pages: list[Any] = []
-    for page in tiff.pages:
+    images = value_bytes = 0
+    read: Iterator[Any] = iter(tiff.pages)
+    for page in read:
         pages.append(page)
-        if len(pages) > MOST_IMAGES:
+        images += 1 + len(page.subifds or ())
+        if images > MOST_IMAGES:
             raise UnsupportedSlide(path, f"more than {MOST_IMAGES} images")
+        # Values are read with their image, so a few bytes that say "the same 1 GB again" would fill the memory.
+        value_bytes += sum(tag.valuebytecount for tag in page.tags)
+        if value_bytes > tiff.filehandle.size + LARGEST_SHARE:
+            raise DamagedSlide(
+                path, "its images' tags claim more bytes than the file holds", "the file is damaged"
+            )
     if not pages:
         raise UnsupportedSlide(path, "a TIFF without images")
     last, handle, form = pages[-1], tiff.filehandle, tiff.tiff
@@ -181,6 +193,4 @@ def _pages(path: Path, tiff: tifffile.TiffFile) -> Sequence[Any]:
 def _sub_images(path: Path, number: int, page: Any) -> tuple[TiffImage, ...]:
     if not page.subifds:
         return ()
-    if len(page.subifds) > MOST_IMAGES:
-        raise UnsupportedSlide(path, f"more than {MOST_IMAGES} images")
     return tuple(TiffImage(number, sub.tags) for sub in page.pages)

@@ -1,15 +1,16 @@
 """A TIFF of no vendor's: a tiled pyramid, as vips, libtiff, ASAP and PANDA's authors write it.
 
-Levels are chosen as OpenSlide 4.0 does: the first image, and every tiled one marked as reduced, by width.
+Levels are chosen as OpenSlide 4.0 does: the first image, and every tiled one marked as reduced, by width. An image
+of another shape is no level, though OpenSlide takes it for one.
 """
-
-from itertools import pairwise
 
 from wsi_ips.errors import UnsupportedSlide
 from wsi_ips.slides.codecs.jpeg2000 import Jpeg2000Tiles
+from wsi_ips.slides.tiff.associated import by_description, pictures
 from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories
+from wsi_ips.slides.tiff.pyramid import left_out_images, of_one_shape, refuse_disordered
 from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
-from wsi_ips.slides.tile_layout import SlideLayout, TileLayout, size_downsample
+from wsi_ips.slides.tile_layout import SlideLayout, hull_of_written_tiles
 
 
 def recognises(file: TiffDirectories) -> bool:
@@ -27,22 +28,20 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
             "make it a tiled pyramid, e.g. vips tiffsave --tile --pyramid",
         )
     reduced = [image for image in file.tiled if image is not file.first and image.is_reduced]
-    levels = [tiled_level(file, image) for image in (file.first, *reduced)]
-    levels.sort(key=lambda level: -level.level_size[0])
+    images, why = of_one_shape([file.first, *reduced])
+    images.sort(key=lambda image: -image.size[0])
+    levels = [tiled_level(file, image) for image in images]
     refuse_disordered(file, levels)
     if any(isinstance(level.tile, Jpeg2000Tiles) for level in levels):
         raise UnsupportedSlide(file.path, "JPEG 2000 outside an Aperio file")
+    named = by_description(file, images)
     return SlideLayout(
         vendor="generic-tiff",
         files=(file.path,),
         levels=tuple(levels),
-        mpp_xy=resolution_mpp(file.first),
-        icc_profile=ICC_PROFILE in file.first.tags,
+        mpp_xy=resolution_mpp(images[0]),
+        bounds=hull_of_written_tiles(levels[0]),
+        associated=pictures(named),
+        left_out=left_out_images(file, [*images, *named.values()], why),
+        icc_profile=ICC_PROFILE in images[0].tags,
     )
-
-
-def refuse_disordered(file: TiffDirectories, levels: list[TileLayout]) -> None:
-    """OpenSlide opens no slide whose downsamples fall from one level to the next."""
-    factors = [size_downsample(level, levels[0]) for level in levels]
-    if any(coarser < finer for finer, coarser in pairwise(factors)):
-        raise UnsupportedSlide(file.path, "its levels are not ordered from fine to coarse")

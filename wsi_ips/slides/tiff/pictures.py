@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 
 from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.limits import LARGEST_BLOCK_PX
 from wsi_ips.slides.tiff.directories import PARSING_ERRORS, TiffImage
 from wsi_ips.units import Size
+
+READABLE_COLOURS = frozenset({"MINISBLACK", "RGB", "YCBCR"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,31 @@ class TiffPicture:
         """See :meth:`AssociatedImage.read`."""
         try:
             with tifffile.TiffFile(path) as tiff:
-                pixels = tiff.pages[self.number].asarray()
+                page = tiff.pages[self.number]
+                _check_page(path, self, page)
+                pixels = page.asarray()
         except OSError as error:
             raise SlideReadError(path, f"cannot be read: {error.strerror or error}") from error
         except PARSING_ERRORS as error:
             raise SlideReadError(path, f"its image {self.number} cannot be decoded: {error}") from error
         return _as_rgb(path, self.number, pixels)
+
+
+def _check_page(path: Path, picture: TiffPicture, page: Any) -> None:
+    """Raise :class:`SlideReadError` for what would take too much memory, or come out in wrong colours."""
+    width, height = picture.size
+    if (page.imagewidth, page.imagelength) != picture.size or not 0 < width * height <= LARGEST_BLOCK_PX:
+        raise SlideReadError(path, f"its image {picture.number} claims {width}x{height} px")
+    tile = page.tilewidth * page.tilelength * page.tiledepth if page.is_tiled else 1
+    if max(page.nbytes, tile * page.samplesperpixel) > 4 * LARGEST_BLOCK_PX or page.bitspersample != 8:
+        raise SlideReadError(
+            path,
+            f"its image {picture.number} has {page.samplesperpixel} samples of {page.bitspersample} bits a pixel",
+        )
+    colours = getattr(page.photometric, "name", str(page.photometric))
+    # Of other compressions tifffile gives YCbCr as it is stored.
+    if colours not in READABLE_COLOURS or (colours == "YCBCR" and page.compression != 7):
+        raise SlideReadError(path, f"its image {picture.number} has colours as {colours}")
 
 
 def _as_rgb(path: Path, number: int, pixels: np.ndarray) -> RgbImage:

@@ -1,0 +1,34 @@
+"""Huron TIFF.
+
+Levels are every tiled top-level image, in file order; the resolution is that of the TIFF tags (CONTAINERS.md,
+section 14). A tile without data is white; OpenSlide opens such a slide and fails where the tile is read. OpenSlide
+also wants a description, which is not needed here.
+"""
+
+from wsi_ips.slides.tiff.associated import by_subfile_type, pictures
+from wsi_ips.slides.tiff.directories import ICC_PROFILE, MAKE, TiffDirectories
+from wsi_ips.slides.tiff.pyramid import left_out_images, of_one_shape, refuse_disordered
+from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
+from wsi_ips.slides.tile_layout import SlideLayout
+
+
+def recognises(file: TiffDirectories) -> bool:
+    """By the scanner's make."""
+    return file.first.is_tiled and file.first.text(MAKE).startswith("Huron")
+
+
+def read_layout(file: TiffDirectories) -> SlideLayout:
+    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    images, why = of_one_shape(file.tiled)
+    levels = [tiled_level(file, image) for image in images]
+    refuse_disordered(file, levels)
+    named = by_subfile_type(file, images)
+    return SlideLayout(
+        vendor="huron",
+        files=(file.path,),
+        levels=tuple(levels),
+        mpp_xy=resolution_mpp(images[0]),
+        associated=pictures(named),
+        left_out=left_out_images(file, [*images, *named.values()], why),
+        icc_profile=ICC_PROFILE in file.first.tags,
+    )
