@@ -141,7 +141,7 @@ def test_a_real_slide_is_labelled_and_one_that_is_not_tiled_reported(
     assert said.code == 3
     table = {row["slide_id"]: row for row in rows(tmp_path / "predictions.csv")}
     assert table["CMU-1-Small-Region"]["status"] == "ok"
-    assert "not tiled" in table["flat-kidney"]["error"]
+    assert "--slide-mpp" in table["flat-kidney"]["error"]
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_real_slides_are_labelled_and_damaged_ones_reported(
     for name in ("CMU-1-Small-Region", "cmu-1-small-region-dicom", "fluorescence-dapi"):
         assert table[name]["status"] == "ok", table[name]["error"]
         assert (tmp_path / "overlays" / f"{name}.png").exists()
-    assert "not tiled" in table["flat-kidney"]["error"]
+    assert "--slide-mpp" in table["flat-kidney"]["error"]
     for name in ("flat-kidney",):
         assert table[name]["status"] == "failed"
         assert not (tmp_path / "attention" / f"{name}.h5").exists()
