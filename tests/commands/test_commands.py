@@ -130,7 +130,7 @@ def test_run_executes_a_recipe(
     assert len(described["checkpoint"]["sha256"]) == 64
 
 
-def test_a_real_slide_is_labelled_and_one_that_is_not_tiled_reported(
+def test_a_real_slide_is_labelled_and_one_without_a_resolution_reported(
     console: Console, real_data: Path, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "slides").mkdir()
