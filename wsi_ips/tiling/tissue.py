@@ -5,13 +5,13 @@ from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from skimage import filters, morphology
+from PIL import Image
+from skimage import morphology
 
 from wsi_ips.config import TissueConfig
 from wsi_ips.slides.base import RgbImage, SlideReader
-from wsi_ips.tiling.glass import glass_colour
-from wsi_ips.tiling.pen import pen_marks
+from wsi_ips.tiling.bright_field import Found, bright_field_tissue
+from wsi_ips.tiling.dark_field import dark_field_tissue
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Mpp, Size
 
@@ -65,7 +65,8 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     unread_HW = np.zeros((size_px[1], size_px[0]), bool)
     rgb_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px, unread_HW=unread_HW)
     um2_per_px = (l0_per_px * slide_mpp) ** 2
-    mask = _segment(rgb_HWC, drop_pen=config.drop_pen)
+    found = _segment(rgb_HWC, drop_pen=config.drop_pen)
+    mask = found.mask_HW
     mask = morphology.remove_small_objects(mask, max_size=_pixels(config.min_object_um2, um2_per_px))
     mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
     return TissueMask(mask | unread_HW, (l0_per_px, l0_per_px))
@@ -81,41 +82,11 @@ def _pixels(um2: float, um2_per_px: float) -> int:
     return max(0, int(np.ceil(um2 / um2_per_px)) - 1)
 
 
-def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Mask:
-    padding = rgb_HWC.max(axis=2) <= BLACK
-    if padding.all():
-        return np.zeros(padding.shape, bool)
+def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Found:
+    padding_HW = rgb_HWC.max(axis=2) <= BLACK
+    if padding_HW.all():
+        return Found(np.zeros_like(padding_HW), np.zeros_like(padding_HW))
     grey = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
-    if np.median(grey) < DARK and np.median(grey[~padding]) < 2 * DARK:
-        # Nuclei on black are dots; their neighbourhood is the tissue.
-        brightness = filters.gaussian(rgb_HWC.max(axis=2).astype(np.float32) / 255, sigma=DOTS_SIGMA_PX)
-        return _above_otsu(brightness, np.ones(padding.shape, bool), floor=LEAST_BRIGHTNESS)
-    excluded = padding | pen_marks(rgb_HWC) if drop_pen else padding
-    glass_3 = glass_colour(rgb_HWC, ~excluded)
-    # A 3x3 median: single noisy pixels would raise the saturation of glass.
-    smooth_HWC = np.asarray(Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3)))
-    saturation = _saturation(smooth_HWC, glass_3)
-    return _above_otsu(saturation, ~excluded, floor=LEAST_SATURATION)
-
-
-def _saturation(rgb_HWC: RgbImage, glass_3: NDArray[np.float32]) -> NDArray[np.float32]:
-    """HSV's saturation, (H, W) in 0..1, of the light that passed: tinted glass has none, as white glass."""
-    levels = np.arange(256, dtype=np.float32)
-    passed = [np.minimum(levels / glass_3[channel], 1)[rgb_HWC[..., channel]] for channel in range(3)]
-    top, bottom = np.maximum.reduce(passed), np.minimum.reduce(passed)
-    return np.asarray((top - bottom) / np.maximum(top, 1 / 255), np.float32)
-
-
-def _above_otsu(values: NDArray[np.floating], allowed: Mask, *, floor: float) -> Mask:
-    """Allowed pixels above Otsu's threshold, unless there are no two classes to part."""
-    inside = values[allowed]
-    if not inside.size or inside.max() - inside.min() < LEAST_CONTRAST:
-        return np.asarray(allowed & (values > 2 * LEAST_SATURATION))
-    threshold = max(filters.threshold_otsu(inside), floor)
-    above, below = inside[inside > threshold], inside[inside <= threshold]
-    if not above.size:
-        return np.zeros(allowed.shape, bool)
-    # A slide without glass: Otsu would part tissue from tissue. Its lower class is itself well coloured.
-    if below.size and np.quantile(below, 0.02) > 2 * LEAST_SATURATION:
-        return allowed
-    return np.asarray(allowed & (values > threshold))
+    if np.median(grey) < DARK and np.median(grey[~padding_HW]) < 2 * DARK:
+        return Found(dark_field_tissue(rgb_HWC), np.zeros_like(padding_HW))
+    return bright_field_tissue(rgb_HWC, padding_HW, drop_pen=drop_pen)

@@ -1,0 +1,153 @@
+"""Tissue on bright glass: whatever takes light away, is no pen, and is not a mark that the glass itself has.
+
+Tissue is measured against the glass of the same slide, not against other tissue: one threshold between "much stain"
+and "little stain" loses pale tissue that lies beside strong tissue. The threshold is what the glass's own noise and
+unevenness reach, with a floor.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from scipy import ndimage
+
+from wsi_ips.slides.base import RgbImage
+from wsi_ips.tiling.glass import Glass, find_glass, log_of_levels
+from wsi_ips.tiling.pen import find_pen
+
+Mask = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+
+LEAST_GREY = 0.012
+"""Mean optical density of the three channels that is no more glass: 3 % of the light. H&E tissue has 0.1 to 1."""
+
+LEAST_COLOUR = 0.010
+"""Difference of optical density between channels that is no more glass."""
+
+ABOVE_NOISE = 2.0
+"""How many times the densities that the glass itself reaches."""
+
+PER_OD = 500
+"""Optical densities are kept as bytes in steps of 0.002, up to 0.51."""
+
+EDGE = 0.4
+"""Share of its tissue's density that a pixel at the edge has, at least: less is mostly glass, or a blurred edge."""
+
+EDGE_PX = 2
+"""Pixels at the edge of tissue that are asked for it: a mixed one, and one that the scanner's optics or JPEG
+spoil."""
+
+BAND_ROWS = 256
+
+SMOOTH = 1.2
+"""Mean difference, in grey levels, between a pixel and its neighbours; tissue has 4 to 30, glass 0.2 to 0.9."""
+
+LINE_PX = 9
+"""Width of a line, at most, for a coverslip's edge or a scratch: 72 µm at 8 µm per pixel."""
+
+LINE_LENGTH = 12
+"""How many times longer than wide a line is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """mask_HW: True where tissue. pen_HW: what would be tissue and was left out as felt pen."""
+
+    mask_HW: Mask
+    pen_HW: Mask
+
+
+def bright_field_tissue(rgb_HWC: RgbImage, padding_HW: Mask, *, drop_pen: bool) -> Found:
+    """Tissue of a picture (H, W, 3) uint8 of a bright-field slide; ``padding_HW`` is what was not scanned."""
+    # A 3x3 median: single noisy pixels would raise the density of glass. It keeps edges where they are.
+    smooth_HWC = np.asarray(Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3)))
+    glass = find_glass(rgb_HWC, ~padding_HW)
+    texture_HW = _texture(rgb_HWC)
+    grey_HW, colour_HW = _densities(smooth_HWC, glass)
+    least_grey = max(LEAST_GREY, ABOVE_NOISE * glass.grey_noise) * PER_OD
+    least_colour = max(LEAST_COLOUR, ABOVE_NOISE * glass.colour_noise) * PER_OD
+    stained_HW = (grey_HW >= least_grey) | ((colour_HW >= least_colour) & (grey_HW > 0))
+    stained_HW &= ~padding_HW
+    pen_HW = np.zeros_like(stained_HW)
+    if drop_pen:
+        pen_HW = find_pen(smooth_HWC, stained_HW, texture_HW, glass.colour_3)
+        stained_HW &= ~pen_HW
+    if not glass.seen:
+        return Found(stained_HW, pen_HW)
+    mask_HW = _without_edges(stained_HW, grey_HW)
+    mask_HW &= ~_marks_on_glass(mask_HW, grey_HW, colour_HW, texture_HW, least_colour)
+    return Found(mask_HW, pen_HW)
+
+
+def _densities(rgb_HWC: RgbImage, glass: Glass) -> tuple[Bytes, Bytes]:
+    """Optical density against the glass, mean over the channels and the channels' range, in ``1 / PER_OD``."""
+    height, width = rgb_HWC.shape[:2]
+    logs = log_of_levels()
+    grey_HW, colour_HW = np.empty((height, width), np.uint8), np.empty((height, width), np.uint8)
+    for top in range(0, height, BAND_ROWS):
+        rows = slice(top, min(height, top + BAND_ROWS))
+        density = glass.log_levels(rows, (width, height)) - logs[rgb_HWC[rows]]
+        grey_HW[rows] = (density.mean(axis=2) * PER_OD).clip(0, 255)
+        colour_HW[rows] = ((density.max(axis=2) - density.min(axis=2)) * PER_OD).clip(0, 255)
+    return grey_HW, colour_HW
+
+
+def _texture(rgb_HWC: RgbImage) -> Bytes:
+    """How much a pixel differs from the mean of its 3x3 neighbourhood, in eighths of a grey level."""
+    height, width = rgb_HWC.shape[:2]
+    texture_HW = np.empty((height, width), np.uint8)
+    for top in range(0, height, BAND_ROWS):
+        bottom, first = min(height, top + BAND_ROWS), max(0, top - 1)
+        levels = rgb_HWC[first : bottom + 1].mean(axis=2, dtype=np.float32)
+        rough = np.abs(levels - ndimage.uniform_filter(levels, 3)) * 8
+        texture_HW[top:bottom] = rough[top - first :][: bottom - top].clip(0, 255)
+    return texture_HW
+
+
+def _without_edges(mask_HW: Mask, grey_HW: Bytes) -> Mask:
+    """Without the pixels at the outer edge that are mostly glass, judged by the tissue beside them.
+
+    The threshold lies far below the density of most tissue: a pixel that holds 5 % of it, or the halo that a lens
+    or JPEG's blocks leave around it, would count as tissue.
+    """
+    left = mask_HW
+    for _ in range(EDGE_PX):
+        inner = _shrunk(left, 3)
+        edge = left & ~inner
+        # The tissue's own level, from what is not edge within two pixels.
+        weight = ndimage.uniform_filter(inner.astype(np.float32), 5)
+        level = ndimage.uniform_filter(np.where(inner, grey_HW, 0).astype(np.float32), 5)
+        left = left & ~(edge & (weight > 0) & (grey_HW * weight < EDGE * level))
+    return left
+
+
+def _shrunk(mask_HW: Mask, side: int) -> Mask:
+    """Where the mask holds a whole square of ``side`` pixels around the pixel."""
+    return np.asarray(Image.fromarray(mask_HW.view(np.uint8)).filter(ImageFilter.MinFilter(side))).view(bool)
+
+
+def _marks_on_glass(
+    mask_HW: Mask, grey_HW: Bytes, colour_HW: Bytes, texture_HW: Bytes, least_colour: float
+) -> Mask:
+    """Regions without colour that are even, or a line: bubbles, shadows, coverslip edges, dirt out of focus."""
+    labels_HW, count = ndimage.label(mask_HW, np.ones((3, 3)))
+    if not count:
+        return np.zeros_like(mask_HW)
+    grey_K, colour_K, texture_K = (
+        _means(labels_HW, values, count) for values in (grey_HW, colour_HW, texture_HW)
+    )
+    neutral_K = colour_K < np.maximum(least_colour, 0.2 * grey_K)
+    even_K = neutral_K & (texture_K < 8 * SMOOTH)
+    wide_K = np.zeros(count + 1, bool)
+    wide_K[labels_HW[_shrunk(mask_HW, LINE_PX)]] = True
+    area_K = np.bincount(labels_HW.ravel(), minlength=count + 1)
+    lines_K = neutral_K & ~wide_K & (area_K > LINE_LENGTH * LINE_PX)
+    drop_K = even_K | lines_K
+    drop_K[0] = False
+    return np.asarray(drop_K[labels_HW])
+
+
+def _means(labels_HW: NDArray[np.int32], values_HW: Bytes, count: int) -> NDArray[np.float64]:
+    sums = np.bincount(labels_HW.ravel(), weights=values_HW.ravel(), minlength=count + 1)
+    return np.asarray(sums / np.maximum(1, np.bincount(labels_HW.ravel(), minlength=count + 1)))
