@@ -8,7 +8,7 @@ from wsi_ips.config import TissueConfig
 from wsi_ips.errors import MissingResolution
 from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.tiling.pen import ink_coloured
+from wsi_ips.tiling.pen import ink_colours
 from wsi_ips.tiling.tissue import TissueMask, find_tissue
 from wsi_ips.units import Mpp
 
@@ -55,7 +55,7 @@ def test_pen_is_left_out_and_tissue_beside_it_kept(ink: tuple[int, int, int]) ->
 def test_stains_are_not_taken_for_ink() -> None:
     blood, deep = (190, 60, 80), (80, 50, 130)
     stains = np.array([[EOSIN, HAEMATOXYLIN, blood, deep, (150, 110, 185), (235, 190, 215)]], np.uint8)
-    assert not ink_coloured(stains).any()
+    assert not np.any(ink_colours(stains))
 
 
 def test_black_padding_is_no_tissue() -> None:

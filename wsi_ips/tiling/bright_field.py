@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.tiling.glass import Glass, find_glass, log_of_levels
+from wsi_ips.tiling.neighbourhood import box_sum, shrunk
 from wsi_ips.tiling.pen import find_pen
 
 Mask = NDArray[np.bool_]
@@ -31,8 +32,8 @@ ABOVE_NOISE = 2.0
 PER_OD = 500
 """Optical densities are kept as bytes in steps of 0.002, up to 0.51."""
 
-EDGE = 0.4
-"""Share of its tissue's density that a pixel at the edge has, at least: less is mostly glass, or a blurred edge."""
+EDGE = (2, 5)
+"""Share, as a fraction, of its tissue's density that a pixel at the edge has, at least: less is mostly glass, or a blurred edge."""
 
 EDGE_PX = 2
 """Pixels at the edge of tissue that are asked for it: a mixed one, and one that the scanner's optics or JPEG
@@ -40,8 +41,8 @@ spoil."""
 
 BAND_ROWS = 256
 
-SMOOTH = 1.2
-"""Mean difference, in grey levels, between a pixel and its neighbours; tissue has 4 to 30, glass 0.2 to 0.9."""
+SMOOTH = 2.0
+"""Mean difference, in grey levels, between neighbouring pixels; tissue has 6 to 40, glass 0.2 to 1.5."""
 
 LINE_PX = 9
 """Width of a line, at most, for a coverslip's edge or a scratch: 72 µm at 8 µm per pixel."""
@@ -87,21 +88,31 @@ def _densities(rgb_HWC: RgbImage, glass: Glass) -> tuple[Bytes, Bytes]:
     grey_HW, colour_HW = np.empty((height, width), np.uint8), np.empty((height, width), np.uint8)
     for top in range(0, height, BAND_ROWS):
         rows = slice(top, min(height, top + BAND_ROWS))
-        density = glass.log_levels(rows, (width, height)) - logs[rgb_HWC[rows]]
-        grey_HW[rows] = (density.mean(axis=2) * PER_OD).clip(0, 255)
-        colour_HW[rows] = ((density.max(axis=2) - density.min(axis=2)) * PER_OD).clip(0, 255)
+        red, green, blue = (
+            glass.log_levels(channel, rows, (width, height)) - logs[rgb_HWC[rows, :, channel]]
+            for channel in range(3)
+        )
+        grey_HW[rows] = ((red + green + blue) * (PER_OD / 3)).clip(0, 255)
+        most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+        colour_HW[rows] = ((most - least) * PER_OD).clip(0, 255)
     return grey_HW, colour_HW
 
 
 def _texture(rgb_HWC: RgbImage) -> Bytes:
-    """How much a pixel differs from the mean of its 3x3 neighbourhood, in eighths of a grey level."""
+    """How much a pixel differs from the next one and from the one below, mean of both and of the channels.
+
+    In eighths of a grey level. Channel by channel: red grains on blue may be as bright as the blue.
+    """
     height, width = rgb_HWC.shape[:2]
-    texture_HW = np.empty((height, width), np.uint8)
-    for top in range(0, height, BAND_ROWS):
-        bottom, first = min(height, top + BAND_ROWS), max(0, top - 1)
-        levels = rgb_HWC[first : bottom + 1].mean(axis=2, dtype=np.float32)
-        rough = np.abs(levels - ndimage.uniform_filter(levels, 3)) * 8
-        texture_HW[top:bottom] = rough[top - first :][: bottom - top].clip(0, 255)
+    texture_HW = np.zeros((height, width), np.uint8)
+    for top in range(0, height - 1, BAND_ROWS):
+        bottom = min(height - 1, top + BAND_ROWS)
+        total = np.zeros((bottom - top, width - 1), np.uint16)
+        for channel in range(3):
+            here = rgb_HWC[top:bottom, :-1, channel]
+            for other in (rgb_HWC[top:bottom, 1:, channel], rgb_HWC[top + 1 : bottom + 1, :-1, channel]):
+                total += np.maximum(here, other) - np.minimum(here, other)
+        texture_HW[top:bottom, :-1] = np.minimum(total * 8 // 6, 255)
     return texture_HW
 
 
@@ -113,18 +124,13 @@ def _without_edges(mask_HW: Mask, grey_HW: Bytes) -> Mask:
     """
     left = mask_HW
     for _ in range(EDGE_PX):
-        inner = _shrunk(left, 3)
-        edge = left & ~inner
-        # The tissue's own level, from what is not edge within two pixels.
-        weight = ndimage.uniform_filter(inner.astype(np.float32), 5)
-        level = ndimage.uniform_filter(np.where(inner, grey_HW, 0).astype(np.float32), 5)
-        left = left & ~(edge & (weight > 0) & (grey_HW * weight < EDGE * level))
+        inner = shrunk(left, 3)
+        # The tissue's own level, from what is not edge within two pixels; whole numbers below 2**16.
+        count = box_sum(inner, 5)
+        level = box_sum(np.where(inner, grey_HW, 0), 5)
+        mostly_glass = (grey_HW * count) * EDGE[1] < level * EDGE[0]
+        left = left & (inner | (count == 0) | ~mostly_glass)
     return left
-
-
-def _shrunk(mask_HW: Mask, side: int) -> Mask:
-    """Where the mask holds a whole square of ``side`` pixels around the pixel."""
-    return np.asarray(Image.fromarray(mask_HW.view(np.uint8)).filter(ImageFilter.MinFilter(side))).view(bool)
 
 
 def _marks_on_glass(
@@ -134,20 +140,17 @@ def _marks_on_glass(
     labels_HW, count = ndimage.label(mask_HW, np.ones((3, 3)))
     if not count:
         return np.zeros_like(mask_HW)
+    labels_N = labels_HW[mask_HW]
+    area_K = np.bincount(labels_N, minlength=count + 1)
     grey_K, colour_K, texture_K = (
-        _means(labels_HW, values, count) for values in (grey_HW, colour_HW, texture_HW)
+        np.bincount(labels_N, weights=values[mask_HW], minlength=count + 1) / np.maximum(1, area_K)
+        for values in (grey_HW, colour_HW, texture_HW)
     )
     neutral_K = colour_K < np.maximum(least_colour, 0.2 * grey_K)
     even_K = neutral_K & (texture_K < 8 * SMOOTH)
     wide_K = np.zeros(count + 1, bool)
-    wide_K[labels_HW[_shrunk(mask_HW, LINE_PX)]] = True
-    area_K = np.bincount(labels_HW.ravel(), minlength=count + 1)
+    wide_K[labels_HW[shrunk(mask_HW, LINE_PX)]] = True
     lines_K = neutral_K & ~wide_K & (area_K > LINE_LENGTH * LINE_PX)
     drop_K = even_K | lines_K
     drop_K[0] = False
     return np.asarray(drop_K[labels_HW])
-
-
-def _means(labels_HW: NDArray[np.int32], values_HW: Bytes, count: int) -> NDArray[np.float64]:
-    sums = np.bincount(labels_HW.ravel(), weights=values_HW.ravel(), minlength=count + 1)
-    return np.asarray(sums / np.maximum(1, np.bincount(labels_HW.ravel(), minlength=count + 1)))

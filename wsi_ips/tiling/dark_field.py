@@ -6,10 +6,10 @@ threshold is what the black background's own noise reaches, not a level between 
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from wsi_ips.slides.base import RgbImage
+from wsi_ips.tiling.neighbourhood import brightest_channel, grown, shrunk
 
 Mask = NDArray[np.bool_]
 
@@ -34,7 +34,7 @@ EDGE = 0.4
 
 def dark_field_tissue(rgb_HWC: RgbImage) -> Mask:
     """Tissue of a picture (H, W, 3) uint8 that is bright on black; nothing where all is background."""
-    light_HW = rgb_HWC.max(axis=2)
+    light_HW = brightest_channel(rgb_HWC)
     near_HW = ndimage.gaussian_filter(light_HW, NEAR_SIGMA_PX, output=np.float32)
     level, spread = _background(light_HW, least=0.5)
     near_level, near_spread = _background(near_HW, least=0.1)
@@ -42,16 +42,9 @@ def dark_field_tissue(rgb_HWC: RgbImage) -> Mask:
     bright_HW = near_HW > max(LEAST_LIGHT, ABOVE_NOISE * near_spread)
     dots_HW = (light_HW > level + max(LEAST_DOT, ABOVE_NOISE * spread)) & bright_HW
     # A mixed pixel at the edge is dimmer than what lies around it within the tissue.
-    edge_HW = dots_HW & ~_closed(dots_HW, ImageFilter.MinFilter(3), ImageFilter.MaxFilter(1))
+    edge_HW = dots_HW & ~shrunk(dots_HW, 3)
     dots_HW &= ~(edge_HW & (light_HW - level < EDGE * near_HW))
-    return _closed(dots_HW, ImageFilter.MaxFilter(GAP_PX), ImageFilter.MinFilter(GAP_PX)) & bright_HW
-
-
-def _closed(mask_HW: Mask, *ranks: ImageFilter.Filter) -> Mask:
-    picture = Image.fromarray(mask_HW.view(np.uint8))
-    for rank in ranks:
-        picture = picture.filter(rank)
-    return np.asarray(picture).view(bool)
+    return np.asarray(shrunk(grown(dots_HW, GAP_PX), GAP_PX) & bright_HW)
 
 
 def _background(light_HW: NDArray[np.float32] | NDArray[np.uint8], *, least: float) -> tuple[float, float]:

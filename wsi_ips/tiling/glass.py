@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from wsi_ips.slides.base import RgbImage
+from wsi_ips.tiling.neighbourhood import brightest_channel, darkest_channel, highest, lowest
 
 Floats = NDArray[np.float32]
 
@@ -44,8 +45,11 @@ BRIGHTEST = 0.9
 SAME_GLASS = 12
 """Grey levels around that quantile that are the same glass."""
 
-SIDE_PX = 2048
+SIDE_PX = 1024
 """Side of the picture, about, that colours are looked at in. The largest pictures are thinned out to it."""
+
+MOST_POINTS = 20_000
+"""Pixels of the ground, about, that the surface is fitted to."""
 
 STRONGEST_SLOPE = 0.12
 """Optical density, at most, that uneven light adds or takes away from the glass's typical colour."""
@@ -74,13 +78,15 @@ class Glass:
     grey_noise: float
     colour_noise: float
 
-    def log_levels(self, rows: slice, size_px: tuple[int, int]) -> Floats:
-        """log10 of the glass's levels, (rows, width, 3) float32, for these rows of a picture (width, height)."""
-        y = _places(size_px[1])[rows, None, None]
-        x = _places(size_px[0])[None, :, None]
-        c = self.terms_63
-        surface = (c[0] + c[1] * x + c[3] * x * x) + (c[2] * y + c[5] * y * y) + c[4] * (x * y)
-        return np.asarray(surface.clip(self.range_23[0], self.range_23[1]), np.float32)
+    def log_levels(self, channel: int, rows: slice, size_px: tuple[int, int]) -> Floats:
+        """log10 of the glass's levels in a channel, (rows, width), for these rows of a picture (width, height)."""
+        y = _places(size_px[1])[rows, None]
+        x = _places(size_px[0])
+        c = self.terms_63[:, channel]
+        surface = (c[0] + c[1] * x + c[3] * x * x) + (c[2] * y + c[5] * y * y)
+        if c[4]:
+            surface += (c[4] * y) * x
+        return np.asarray(surface.clip(*self.range_23[:, channel]), np.float32)
 
 
 def log_of_levels() -> Floats:
@@ -100,7 +106,7 @@ def find_glass(rgb_HWC: RgbImage, allowed_HW: NDArray[np.bool_]) -> Glass:
     thin_HWC = rgb_HWC[part]
     levels, even = _even(rgb_HWC, part)
     ground = even & allowed_HW[part] & (levels >= DARKEST) & ~_coloured(thin_HWC)
-    darker = ground & (thin_HWC.min(axis=2) < WHITE)
+    darker = ground & (darkest_channel(thin_HWC) < WHITE)
     if darker.mean() < LEAST_SHARE and not (allowed_HW[part] & even & ~ground).any():
         # An overexposed slide: its glass is white everywhere.
         darker = ground
@@ -128,17 +134,14 @@ def _white_glass() -> Glass:
 
 def _even(rgb_HWC: RgbImage, part: tuple[slice, slice]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Grey levels, and whether they hardly differ from their neighbours'."""
-    grey = Image.fromarray(rgb_HWC).convert("L")
-    lightest, darkest = (
-        np.asarray(grey.filter(kind(WINDOW_PX)))[part]
-        for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter)
-    )
-    return np.asarray(grey)[part], lightest - darkest <= EVEN
+    grey_HW = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
+    varies_HW = highest(grey_HW, WINDOW_PX) - lowest(grey_HW, WINDOW_PX)
+    return grey_HW[part], varies_HW[part] <= EVEN
 
 
 def _coloured(rgb_HWC: RgbImage) -> NDArray[np.bool_]:
     red, green, blue = (rgb_HWC[..., channel].astype(np.int16) for channel in range(3))
-    top, bottom = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    top, bottom = brightest_channel(rgb_HWC).astype(np.int16), darkest_channel(rgb_HWC)
     return np.asarray(
         (top - bottom > STRONGEST_TINT * top) | (np.minimum(red, blue) - green > LEAST_STAIN * top)
     )
@@ -146,7 +149,9 @@ def _coloured(rgb_HWC: RgbImage) -> NDArray[np.bool_]:
 
 def _fitted(rgb_HWC: RgbImage, ground: NDArray[np.bool_], colour_3: Floats) -> Glass:
     rows_N, columns_N = np.nonzero(ground)
-    log_N3 = log_of_levels()[rgb_HWC[ground]]
+    every = max(1, len(rows_N) // MOST_POINTS)
+    rows_N, columns_N = rows_N[::every], columns_N[::every]
+    log_N3 = log_of_levels()[rgb_HWC[rows_N, columns_N]]
     y_N, x_N = _places(ground.shape[0])[rows_N], _places(ground.shape[1])[columns_N]
     design_N6 = np.stack([np.ones_like(x_N), x_N, y_N, x_N * x_N, x_N * y_N, y_N * y_N], axis=1)
     centre_3 = np.log10(colour_3)

@@ -12,6 +12,7 @@ from wsi_ips.config import TissueConfig
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.bright_field import Found, bright_field_tissue
 from wsi_ips.tiling.dark_field import dark_field_tissue
+from wsi_ips.tiling.neighbourhood import brightest_channel
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Mpp, Size
 
@@ -83,7 +84,7 @@ def _pixels(um2: float, um2_per_px: float) -> int:
 
 
 def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Found:
-    padding_HW = rgb_HWC.max(axis=2) <= BLACK
+    padding_HW = brightest_channel(rgb_HWC) <= BLACK
     if padding_HW.all():
         return Found(np.zeros_like(padding_HW), np.zeros_like(padding_HW))
     grey = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
