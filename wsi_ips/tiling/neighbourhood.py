@@ -49,11 +49,12 @@ def darkest_channel(rgb_HWC: Bytes) -> Bytes:
 
 
 def _filtered(values_HW: NDArray[Any], side: int, combine: Callable[..., Any]) -> NDArray[Any]:
-    for _ in range(2):
-        out = values_HW.copy()
-        for apart in range(1, side // 2 + 1):
-            combine(out[apart:], values_HW[:-apart], out=out[apart:])
-            combine(out[:-apart], values_HW[apart:], out=out[:-apart])
-        # The other axis: the copy lies in the memory's order again.
-        values_HW = np.ascontiguousarray(out.T)
-    return values_HW
+    out_HW = values_HW.copy()
+    for apart in range(1, side // 2 + 1):
+        combine(out_HW[apart:], values_HW[:-apart], out=out_HW[apart:])
+        combine(out_HW[:-apart], values_HW[apart:], out=out_HW[:-apart])
+    values_HW, out_HW = out_HW, out_HW.copy()
+    for apart in range(1, side // 2 + 1):
+        combine(out_HW[:, apart:], values_HW[:, :-apart], out=out_HW[:, apart:])
+        combine(out_HW[:, :-apart], values_HW[:, apart:], out=out_HW[:, :-apart])
+    return out_HW

@@ -63,6 +63,7 @@ def ink_colours(rgb_HWC: RgbImage) -> tuple[Mask, Mask, Mask, Mask]:
     blue_ink = _hue_between(hue, 190, 250) & (saturation > 0.35 * 255) & (red - green < 10)
     scarlet = _hue_between(hue, 0, 12) | _hue_between(hue, 348, 360)
     red_ink = scarlet & (saturation > 0.7 * 255) & (value > 0.6 * 255) & (np.abs(blue - green) < 40)
+    red_ink |= scarlet & (saturation > 0.5 * 255) & (value > 0.8 * 255) & (np.abs(blue - green) < 20)
     black_ink = (value < 0.4 * 255) & (saturation < 0.3 * 255)
     return green_ink, blue_ink, red_ink, black_ink
 
