@@ -1,8 +1,8 @@
 """Tissue on bright glass: whatever takes light away, is no pen, and is not a mark that the glass itself has.
 
-Tissue is measured against the glass of the same slide, not against other tissue: one threshold between "much stain"
-and "little stain" loses pale tissue that lies beside strong tissue. The threshold is what the glass's own noise and
-unevenness reach, with a floor.
+Tissue is measured against the glass of the same slide, not against other tissue: one threshold between "much
+stain" and "little stain" loses pale tissue that lies beside strong tissue. The threshold is what the glass's own
+noise and unevenness reach, with a floor.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ PER_OD = 500
 """Optical densities are kept as bytes in steps of 0.002, up to 0.51."""
 
 EDGE = (2, 5)
-"""Share, as a fraction, of its tissue's density that a pixel at the edge has, at least: less is mostly glass, or a blurred edge."""
+"""Share, as a fraction, of its tissue's density that a pixel at the edge has, at least: less is mostly glass."""
 
 EDGE_PX = 2
 """Pixels at the edge of tissue that are asked for it: a mixed one, and one that the scanner's optics or JPEG

@@ -1,7 +1,7 @@
 """Tissue of fluorescence: bright things on black.
 
-Nuclei on black are dots, and what lies between them is tissue too. So is what is dimly lit beside bright things: the
-threshold is what the black background's own noise reaches, not a level between dim and bright.
+Nuclei on black are dots, and what lies between them is tissue too. So is what is dimly lit beside bright things:
+the threshold is what the black background's own noise reaches, not a level between dim and bright.
 """
 
 import numpy as np

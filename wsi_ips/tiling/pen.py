@@ -88,7 +88,7 @@ def find_pen(
     for colour_HW in colours:
         if not colour_HW.any():
             continue
-        # Grains of another colour in between belong to it: a stain that is partly ink-coloured is not many strokes.
+        # Grains of another colour in between belong to it: a stain that is partly ink-coloured is not strokes.
         inside_HW = _inside(_closed(colour_HW) & stained_HW)
         smooth_HW = colour_HW & (_roughness(inside_HW, texture_HW) < smoothest_HW)
         marks_HW = _marks(smooth_HW, inside_HW, stained_HW & ~smooth_HW)
@@ -118,7 +118,7 @@ def _roughness(inside_HW: Mask, texture_HW: NDArray[np.uint8]) -> NDArray[np.flo
 def _smoothest(
     tissue_HW: Mask, texture_HW: NDArray[np.uint8], level_HW: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Below this texture, in eighths of a grey level, ink is smooth. Dark things have less contrast than bright."""
+    """Below this texture, in eighths of a grey level, ink is smooth. Dark things have less contrast."""
     inside_HW = _inside(tissue_HW)
     least = np.float32(8 * SMOOTH)
     if inside_HW.mean() < 0.001:
