@@ -7,6 +7,7 @@ from wsi_ips.commands.inputs import given_mpp, slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError, WsiIpsError
 from wsi_ips.files import sweep, whole_file
+from wsi_ips.heatmaps.tissue_preview import write_preview
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import TileJob
@@ -17,7 +18,6 @@ from wsi_ips.tiling.contour_tissue import ContourFolder, outlined_tissue
 from wsi_ips.tiling.contours import tissue_contours, write_geojson
 from wsi_ips.tiling.coords import write_coords
 from wsi_ips.tiling.no_patches import no_patches
-from wsi_ips.tiling.preview import write_preview
 from wsi_ips.tiling.tile import tile_slide
 from wsi_ips.tiling.tissue import TissueMask
 from wsi_ips.units import Mpp

@@ -156,7 +156,7 @@ def _fitted(rgb_HWC: RgbImage, ground: NDArray[np.bool_], colour_3: Floats) -> G
     design_N6 = np.stack([np.ones_like(x_N), x_N, y_N, x_N * x_N, x_N * y_N, y_N * y_N], axis=1)
     centre_3 = np.log10(colour_3)
     density_N3 = centre_3 - log_N3
-    kept = (np.abs(density_N3) < STRONGEST_SLOPE / 5).all(axis=1)
+    kept = np.asarray((np.abs(density_N3) < STRONGEST_SLOPE / 5).all(axis=1))
     terms_63 = np.zeros((6, 3), np.float32)
     terms_63[0] = centre_3
     # A plane first: it reaches from the brighter half of a slide to the darker one without bending away.

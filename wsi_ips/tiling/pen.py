@@ -124,7 +124,7 @@ def _smoothest(
     if inside_HW.mean() < 0.001:
         return np.full(tissue_HW.shape, least)
     tissue = float(np.median(texture_HW[inside_HW])) / max(1.0, float(np.median(level_HW[inside_HW])))
-    return np.maximum(least, np.float32(SMOOTH_SHARE * tissue) * level_HW)
+    return np.asarray(np.maximum(least, np.float32(SMOOTH_SHARE * tissue) * level_HW), np.float32)
 
 
 def _marks(smooth_HW: Mask, inside_HW: Mask, tissue_HW: Mask) -> Mask:
@@ -162,7 +162,8 @@ def _elongation(mark_HW: Mask) -> float:
 def _half_width(mark_HW: Mask) -> float:
     step = max(1, max(mark_HW.shape) // 1024)
     framed = np.pad(mark_HW[::step, ::step], 1)
-    return max(0.5, float(ndimage.distance_transform_edt(framed).max()) * step)
+    widest: float = np.max(ndimage.distance_transform_edt(framed))
+    return max(0.5, widest * step)
 
 
 def _with_edges(marks_HW: Mask, ink_HW: Mask, stained_HW: Mask) -> Mask:

@@ -105,7 +105,8 @@ def _one_tile(
 
 def _shares(network: Network, model: TissueModelConfig, tile_HWC: RgbImage) -> Floats:
     """(tile_px, tile_px) float32: how much of each pixel is tissue by the model, 0 to 1."""
-    scaled_HWC = (tile_HWC.astype(np.float32) / 255 - np.float32(model.mean)) / np.float32(model.std)
+    mean_3, std_3 = np.asarray(model.mean, np.float32), np.asarray(model.std, np.float32)
+    scaled_HWC = (tile_HWC.astype(np.float32) / 255 - mean_3) / std_3
     try:
         out = np.asarray(network(np.ascontiguousarray(scaled_HWC.transpose(2, 0, 1)[None])))
     except Exception as error:  # noqa: BLE001 - whatever a stranger's network may raise

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from shapely import Polygon
 
 from wsi_ips.files import whole_file
+from wsi_ips.heatmaps.legend import printable
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.picture import slide_picture
@@ -28,7 +29,7 @@ SHADE = (0.45, 110)
 LEAST_PATCH_PX = 4
 """Patches that would be smaller in the picture are not outlined: they would hide the tissue."""
 
-FONT_PX = 18
+LEAST_FONT_PX = 18
 
 
 def write_preview(
@@ -89,14 +90,15 @@ def _with_legend(picture: Image.Image, coords: PatchCoords, mask: TissueMask) ->
     ]
     if mask.why_empty is not None:
         lines.append((INK, mask.why_empty[0]))
-    font, row = ImageFont.load_default(size=FONT_PX), round(1.6 * FONT_PX)
     width = max(picture.width, LEAST_WIDTH_PX)
-    whole = Image.new("RGB", (width, picture.height + row * len(lines) + FONT_PX), PAPER)
+    unit = max(LEAST_FONT_PX, width // 70)
+    font, row = ImageFont.load_default(size=unit), round(1.6 * unit)
+    whole = Image.new("RGB", (width, picture.height + row * len(lines) + unit), PAPER)
     whole.paste(picture, (0, 0))
     draw = ImageDraw.Draw(whole)
     for number, (colour, line) in enumerate(lines):
-        y = picture.height + FONT_PX // 2 + number * row
+        y = picture.height + unit // 2 + number * row
         if colour != INK:
-            draw.rectangle([FONT_PX, y + 2, 2 * FONT_PX, y + FONT_PX], outline=colour, width=3)
-        draw.text((FONT_PX if colour == INK else 2.6 * FONT_PX, y), line, INK, font)
+            draw.rectangle([unit, y + 2, 2 * unit, y + unit], outline=colour, width=3)
+        draw.text((unit if colour == INK else 2.6 * unit, y), printable(line), INK, font)
     return whole
