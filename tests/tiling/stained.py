@@ -90,7 +90,9 @@ def needle_core() -> Mask:
 
 
 def micro_array() -> Mask:
-    return np.logical_or.reduce([disc(50, (x, y)) for x in range(75, SIDE, 150) for y in range(75, SIDE, 150)])
+    return np.logical_or.reduce(
+        [disc(50, (x, y)) for x in range(75, SIDE, 150) for y in range(75, SIDE, 150)]
+    )
 
 
 def strokes(*lines: tuple[int, int, int, int], width: int = 44) -> Mask:

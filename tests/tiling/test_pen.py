@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tests.tiling.stained import Mask, disc, draw, ring, strokes
 
@@ -47,6 +48,4 @@ def test_blue_fibres_within_red_tissue_are_no_strokes() -> None:
 
 
 def _near(mark: Mask) -> Mask:
-    from scipy import ndimage
-
     return np.asarray(ndimage.binary_dilation(mark, iterations=6))

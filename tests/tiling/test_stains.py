@@ -79,12 +79,16 @@ def test_stains_side_by_side(stains: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("glass", GLASS)
-@pytest.mark.parametrize("stains", [("dab", "ihc pale"), ("h&e strong", "h&e pale"), ("gms",), ("grey pale",)])
+@pytest.mark.parametrize(
+    "stains", [("dab", "ihc pale"), ("h&e strong", "h&e pale"), ("gms",), ("grey pale",)]
+)
 def test_any_glass(stains: tuple[str, ...], glass: str) -> None:
     assert_found(draw(*stains, glass=GLASS[glass]))
 
 
-@pytest.mark.parametrize("stains", [("dab", "ihc pale"), ("h&e strong", "h&e pale"), ("trichrome blue", "gms")])
+@pytest.mark.parametrize(
+    "stains", [("dab", "ihc pale"), ("h&e strong", "h&e pale"), ("trichrome blue", "gms")]
+)
 @pytest.mark.parametrize(
     "scan", [{"light": 0.15}, {"vignette": 0.12}, {"noise": 8}, {"noise": 4, "jpeg": 30}], ids=str
 )
@@ -99,14 +103,23 @@ def test_tiny_biopsies_cores_and_arrays(stains: tuple[str, ...], shape: object) 
     assert_found(draw(*stains, shape=shape()))
 
 
-@pytest.mark.parametrize("stains", [("h&e",), ("dab", "at8 pale"), ("gms",), ("alcian", "pas pale"), ("ihc pale",)])
+@pytest.mark.parametrize(
+    "stains", [("h&e",), ("dab", "at8 pale"), ("gms",), ("alcian", "pas pale"), ("ihc pale",)]
+)
 def test_tissue_that_fills_the_slide(stains: tuple[str, ...]) -> None:
     assert_found(draw(*stains, shape=np.ones((600, 600), bool)))
 
 
 @pytest.mark.parametrize(
     "scan",
-    [{}, {"light": 0.15}, {"vignette": 0.12}, {"noise": 8}, {"noise": 4, "jpeg": 30}, {"glass": GLASS["yellow"]}],
+    [
+        {},
+        {"light": 0.15},
+        {"vignette": 0.12},
+        {"noise": 8},
+        {"noise": 4, "jpeg": 30},
+        {"glass": GLASS["yellow"]},
+    ],
     ids=str,
 )
 def test_nothing_on_the_slide(scan: dict[str, object]) -> None:

@@ -50,13 +50,15 @@ def write_preview(
     if coords.l0_patch / l0_per_px >= LEAST_PATCH_PX:
         for x, y in coords.l0_exact_corners() / l0_per_px:
             side = coords.l0_patch / l0_per_px
-            draw.rectangle([x, y, x + side, y + side], outline=PATCH)
+            draw.rectangle([x, y, x + side, y + side], outline=PATCH, width=2)
     for polygon in contours:
         for ring in (polygon.exterior, *polygon.interiors):
             points = np.asarray(ring.coords) / l0_per_px
             draw.line([tuple(point) for point in points.tolist()], fill=CONTOUR, width=3)
     with whole_file(path) as partial:
-        _with_legend(picture, coords, mask).save(partial, quality=85)
+        _with_legend(picture, coords, mask).save(
+            partial, quality=85, subsampling=0
+        )  # thin lines keep their colour
 
 
 def _shaded(picture_HWC: RgbImage, mask: TissueMask, l0_per_px: float) -> RgbImage:
