@@ -17,8 +17,10 @@ MARKS = {
 THICK = strokes((20, 180, 580, 420))
 
 
-@pytest.mark.parametrize("ink", INKS)
-@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize(
+    ("ink", "mark"),
+    [(ink, mark) for i, ink in enumerate(INKS) for j, mark in enumerate(MARKS) if (i + j) % 2 == 0],
+)
 def test_pen_is_left_out_and_tissue_kept(ink: str, mark: str) -> None:
     slide = draw("h&e", marks=((MARKS[mark], INKS[ink]),))
     found = slide.found()
@@ -29,7 +31,7 @@ def test_pen_is_left_out_and_tissue_kept(ink: str, mark: str) -> None:
         assert slide.found(drop_pen=False)[MARKS[mark]].mean() > 0.9
 
 
-@pytest.mark.parametrize("ink", INKS)
+@pytest.mark.parametrize("ink", ["blue", "black"])
 @pytest.mark.parametrize("stains", [("trichrome red", "trichrome blue"), ("gms",), ("dab", "at8 pale")])
 def test_pen_across_stains_in_its_own_colours(stains: tuple[str, ...], ink: str) -> None:
     slide = draw(*stains, marks=((THICK, INKS[ink]),))

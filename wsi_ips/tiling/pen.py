@@ -162,8 +162,8 @@ def _elongation(mark_HW: Mask) -> float:
 def _half_width(mark_HW: Mask) -> float:
     step = max(1, max(mark_HW.shape) // 1024)
     framed = np.pad(mark_HW[::step, ::step], 1)
-    widest: float = np.max(ndimage.distance_transform_edt(framed))
-    return max(0.5, widest * step)
+    widest = np.max(ndimage.distance_transform_edt(framed))
+    return float(max(0.5, widest * step))
 
 
 def _with_edges(marks_HW: Mask, ink_HW: Mask, stained_HW: Mask) -> Mask:
