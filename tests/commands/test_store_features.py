@@ -2,10 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
-import os
 import warnings
 import zipfile
 from pathlib import Path

@@ -148,6 +148,10 @@ def test_white_and_black_borders_are_no_tissue() -> None:
         assert mask.sum() - mask[40:340, 50:350].sum() < 0.02 * mask.size
 
 
+def test_dark_tissue_on_most_of_the_slide_is_not_taken_for_fluorescence() -> None:
+    assert_found(draw("melanin black", shape=disc(285)))
+
+
 def test_a_stain_has_pixels_in_ink_s_colours_and_is_kept_because_it_is_grainy() -> None:
     """The same colours painted evenly are pen."""
     assert_found(draw("trichrome as blue as ink"))

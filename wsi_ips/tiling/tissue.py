@@ -13,7 +13,8 @@ from wsi_ips.config import TissueConfig
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.bright_field import Found, bright_field_tissue
 from wsi_ips.tiling.dark_field import dark_field_tissue
-from wsi_ips.tiling.neighbourhood import brightest_channel
+from wsi_ips.tiling.glass import DARKEST
+from wsi_ips.tiling.neighbourhood import brightest_channel, darkest_channel
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.tiling.segmenter import mask_scale, segment
 from wsi_ips.units import Mpp, Size
@@ -22,6 +23,9 @@ Mask = NDArray[np.bool_]
 
 DARK = 64
 """A thumbnail whose median grey level is darker is fluorescence: bright things on black."""
+
+LEAST_WHITE = 0.05
+"""Share of a dark thumbnail that is as bright as glass, at least, where the slide is bright-field all the same."""
 
 LARGEST_SIDE_PX = 8192
 """Of the thumbnail, however large the slide or wrong its resolution."""
@@ -121,6 +125,8 @@ def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Found:
     if padding_HW.all():
         return Found(np.zeros_like(padding_HW), np.zeros_like(padding_HW))
     grey = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
-    if np.median(grey) < DARK and np.median(grey[~padding_HW]) < 2 * DARK:
+    is_dark = np.median(grey) < DARK and np.median(grey[~padding_HW]) < 2 * DARK
+    # Melanin may fill most of a bright slide; fluorescence is hardly ever white.
+    if is_dark and (darkest_channel(rgb_HWC) >= DARKEST).mean() < LEAST_WHITE:
         return Found(dark_field_tissue(rgb_HWC), np.zeros_like(padding_HW))
     return bright_field_tissue(rgb_HWC, padding_HW, drop_pen=drop_pen)
