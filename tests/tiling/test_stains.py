@@ -62,6 +62,17 @@ def test_shared_cases(cases_folder: Path, case: str) -> None:
     assert found[~truth].mean() <= 0.02
 
 
+def test_a_coarser_thumbnail_has_less_texture_and_keeps_the_same_stain(cases_folder: Path) -> None:
+    path = cases_folder / "tissue" / "stains2_alcian_blue.tif"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    with open_slide(path) as slide:
+        fine, coarse = (
+            find_tissue(slide, TissueConfig(thumbnail_mpp=mpp)).mask_HW.mean() for mpp in (8.0, 16.0)
+        )
+    assert coarse == pytest.approx(fine, rel=0.05)
+
+
 def assert_found(slide: Stained) -> None:
     kept, glass = slide.shares()
     assert kept >= 0.95

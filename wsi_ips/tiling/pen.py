@@ -123,8 +123,11 @@ def _smoothest(
     least = np.float32(8 * SMOOTH)
     if inside_HW.mean() < 0.001:
         return np.full(tissue_HW.shape, least)
-    tissue = float(np.median(texture_HW[inside_HW])) / max(1.0, float(np.median(level_HW[inside_HW])))
-    return np.asarray(np.maximum(least, np.float32(SMOOTH_SHARE * tissue) * level_HW), np.float32)
+    texture, level = (float(np.median(values[inside_HW])) for values in (texture_HW, level_HW))
+    # A coarse thumbnail averages grains away, in the tissue that is no ink as in the one that may be.
+    least = min(least, np.float32(texture / 2))
+    relative = np.float32(SMOOTH_SHARE * texture / max(1.0, level))
+    return np.asarray(np.maximum(least, relative * level_HW), np.float32)
 
 
 def _marks(smooth_HW: Mask, inside_HW: Mask, tissue_HW: Mask) -> Mask:
