@@ -19,7 +19,8 @@
         MissingResolution
           PixelsNotSquare
         TooCoarse            a slide with less detail than the patches that are wanted of it
-        NoTissue
+        NoTissue             no patch is left: the message names what left them out
+        SegmenterError       a tissue model that cannot be used
         CoordsError
         FeaturesError
         AnnotationError
@@ -178,10 +179,19 @@ class TooCoarse(FileError):
 
 
 class NoTissue(FileError):
-    """``NoTissue(path)``: the tissue mask left no patch."""
+    """No patch is left of a slide: the problem says what left out everything, the mend names the setting."""
 
-    def __init__(self, path: Path | str, *_: str) -> None:
-        super().__init__(path, "no tissue was found", "lower tiling.min_tissue, or leave the slide out")
+    def __init__(
+        self,
+        path: Path | str,
+        problem: str = "no tissue was found",
+        mend: str = "lower tiling.min_tissue, or leave the slide out",
+    ) -> None:
+        super().__init__(path, problem, mend)
+
+
+class SegmenterError(FileError):
+    """A tissue model that is not there, is another one than was trained with, or cannot be run."""
 
 
 class CoordsError(FileError):

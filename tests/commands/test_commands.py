@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -68,6 +69,33 @@ def test_tile_writes_coordinates_and_contours(
             assert file["coords"].attrs["patch_size"] == 64
         contours = json.loads((tmp_path / "contours_geojson" / f"{row['slide_id']}.geojson").read_text())
         assert contours["features"]
+
+
+def test_tile_draws_what_it_took_for_tissue_and_names_what_left_out_everything(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    """Also of a slide that has no patches: there it is needed most."""
+    (tmp_path / "slides").mkdir()
+    good = min(small_data.slides.glob("*.tif"))
+    (tmp_path / "slides" / "good.tif").symlink_to(good)
+    ink = np.full((1024, 1024, 3), 243, np.uint8)
+    ink[200:800, 200:800] = (30, 60, 190)
+    tifffile.imwrite(tmp_path / "slides" / "ink.tif", ink, tile=(256, 256), photometric="rgb",
+                     resolution=(20_000, 20_000), resolutionunit="CENTIMETER")  # fmt: skip
+    said = console("tile", tmp_path / "slides", "--out", tmp_path / "out", "--mask-preview")
+    assert said.code == 3
+    errors = {row["slide_id"]: row["error"] for row in rows(tmp_path / "out" / "tiles.csv")}
+    assert errors["good"] == ""
+    assert "tiling.tissue.drop_pen=false" in errors["ink"]
+    for slide_id in ("good", "ink"):
+        with Image.open(tmp_path / "out" / "previews" / f"{slide_id}.jpg") as picture:
+            assert picture.format == "JPEG"
+            assert picture.width >= 640
+    said = console(
+        "tile", tmp_path / "slides", "--out", tmp_path / "out", "--set", "tiling.tissue.drop_pen=false"
+    )
+    assert said.code == 0
+    assert not list((tmp_path / "out" / "previews").iterdir()), "no pictures of an earlier run's mask"
 
 
 def test_finetune_predict_overlay_in_a_row(console: Console, small_data: SmallData, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,42 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert said.code == 2
     assert named in said.complaint
     assert {path: path.read_bytes() for path in (tmp_path / "f").rglob("*") if path.is_file()} == before
+
+
+def test_another_tissue_model_under_the_same_name_is_another_setting(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    """Its contents count, not its date."""
+    model = tmp_path / "tissue.pt"
+    (tmp_path / "tissue.json").write_text(
+        '{"mpp": 16, "tile_px": 64, "overlap_px": 8, "activation": "sigmoid"}'
+    )
+    start = ("features", slides_in(small_data)[0], *ENCODER, *PATCHES, "--out", tmp_path / "f",
+             "--set", f"tiling.tissue.model={model}")  # fmt: skip
+    save_tissue_model(model, 1.0)
+    assert console(*start).code == 0
+    os.utime(model, (0, 0))
+    assert console(*start).code == 0
+    save_tissue_model(model, 2.0)
+    said = console(*start)
+    assert said.code == 2
+    assert "tiling.tissue.model.sha256" in said.complaint
+
+
+def save_tissue_model(path: Path, factor: float) -> None:
+    """Everything is tissue, whatever the factor."""
+
+    class Bright(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("factor", torch.tensor(factor))
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return (batch + 10) * self.factor
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(Bright(), torch.zeros(1, 3, 64, 64)), str(path))
 
 
 def test_two_encoders_share_trident_s_patches(

@@ -44,6 +44,12 @@ def tile(
     contours: Annotated[
         Path | None, typer.Option(help="Folder of SLIDE_ID.geojson (TRIDENT): tissue as outlined there.")
     ] = None,
+    mask_preview: Annotated[
+        bool | None,
+        typer.Option(
+            "--mask-preview", help="Draw each slide's tissue and patches: OUT/previews/SLIDE_ID.jpg."
+        ),
+    ] = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -60,8 +66,8 @@ def tile(
         "overlap_px": overlap_px,
         "min_tissue": min_tissue,
     }
-    flags = {"slides": slides, "out": out, "layout": layout, "contours": contours, "slide_mpp": slide_mpp,
-             "mpp_csv": mpp_csv}  # fmt: skip
+    flags = {"slides": slides, "out": out, "layout": layout, "contours": contours,
+             "mask_preview": mask_preview, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     start("tile", flags, recipe=recipe, overrides=set_, sections={"tiling": tiling})
 
 

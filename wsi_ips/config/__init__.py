@@ -33,6 +33,7 @@ from wsi_ips.config.specification import (
     SpecificationTable,
     read_specification_table,
 )
+from wsi_ips.config.tissue_model import TissueModelConfig
 from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "TaskConfig",
     "TilingConfig",
     "TissueConfig",
+    "TissueModelConfig",
     "TrafficSignsConfig",
     "TrainingConfig",
     "UpsamplingConfig",

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from wsi_ips.config.section import Fraction, Section
+from wsi_ips.config.tissue_model import NamedTissueModel
 
 
 class TissueConfig(Section):
@@ -17,7 +18,11 @@ class TissueConfig(Section):
     min_hole_um2: NonNegativeFloat = 20_000.0
     """Holes smaller than this are filled, in µm²."""
     drop_pen: bool = True
-    """Leave out pixels with the colours of felt pens (blue, green, black, bright red)."""
+    """Leave out felt pen: smooth marks in a pen's colours (blue, green, black, bright red) that lie on glass or
+    cross tissue in strokes."""
+    model: NamedTissueModel | None = None
+    """A segmenter of the user's own instead of our rules: FILE (TorchScript or ONNX), with its description beside
+    it in FILE.json, FILE.yaml or the same name with another ending. See :class:`TissueModelConfig`."""
 
 
 class TilingConfig(Section):

@@ -47,6 +47,8 @@ class TileJob(Resolution):
     layout: Literal["clam", "trident"] = "clam"
     contours: Path | None = None
     """Folder of ``<slide_id>.geojson`` (TRIDENT's): tissue as outlined there; none: by our own segmentation."""
+    mask_preview: bool = False
+    """Write ``previews/<slide_id>.jpg`` as well: the slide with its tissue, contours and patches drawn."""
     tiling: TilingConfig = TilingConfig()
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from wsi_ips.config import TilingConfig
-from wsi_ips.errors import NoTissue
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.no_patches import no_patches
 from wsi_ips.tiling.tile import tile_slide
 from wsi_ips.units import Mpp
 
@@ -19,7 +19,8 @@ class FindPatches(Protocol):
     def __call__(self, slide: SlideReader, *, slide_id: str, mpp: Mpp | None) -> PatchCoords:
         """At least one patch; ``mpp`` is used instead of the file's own resolution.
 
-        Raises the slide's own error, :class:`NoTissue`, :class:`TooCoarse`, or :class:`CoordsError`.
+        Raises the slide's own error, :class:`wsi_ips.errors.NoTissue`, :class:`wsi_ips.errors.TooCoarse`, or
+        :class:`CoordsError`.
         """
         ...
 
@@ -36,9 +37,9 @@ class PatchesInTissue:
 
     def __call__(self, slide: SlideReader, *, slide_id: str, mpp: Mpp | None) -> PatchCoords:
         """See :class:`FindPatches`."""
-        coords, _ = tile_slide(slide, self.tiling, slide_id=slide_id, mpp=mpp)
+        coords, mask = tile_slide(slide, self.tiling, slide_id=slide_id, mpp=mpp)
         if not len(coords):
-            raise NoTissue(slide.info.path)
+            raise no_patches(slide.info.path, coords, mask, self.tiling)
         return coords
 
     def read_from(self, slide_id: str) -> Sequence[Path]:

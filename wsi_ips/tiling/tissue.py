@@ -5,32 +5,27 @@ from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from skimage import filters, morphology
+from PIL import Image
+from scipy import ndimage
+from skimage import morphology
 
 from wsi_ips.config import TissueConfig
 from wsi_ips.slides.base import RgbImage, SlideReader
-from wsi_ips.tiling.glass import glass_colour
-from wsi_ips.tiling.pen import pen_marks
+from wsi_ips.tiling.bright_field import Found, bright_field_tissue
+from wsi_ips.tiling.dark_field import dark_field_tissue
+from wsi_ips.tiling.glass import DARKEST
+from wsi_ips.tiling.neighbourhood import brightest_channel, darkest_channel
 from wsi_ips.tiling.picture import slide_picture
+from wsi_ips.tiling.segmenter import mask_scale, segment
 from wsi_ips.units import Mpp, Size
 
 Mask = NDArray[np.bool_]
 
-LEAST_SATURATION = 0.04
-"""Below this, colour is the scanner's noise or the glass: H&E tissue lies well above (0 grey, 1 pure colour)."""
-
-LEAST_CONTRAST = 0.05
-"""Two classes whose means differ by less are one: the thumbnail is all background or all tissue."""
-
 DARK = 64
 """A thumbnail whose median grey level is darker is fluorescence: bright things on black."""
 
-LEAST_BRIGHTNESS = 0.02
-"""Of fluorescence; below this is the camera's noise."""
-
-DOTS_SIGMA_PX = 3.0
-"""How far, in thumbnail pixels, a lit dot speaks for its surroundings."""
+LEAST_WHITE = 0.05
+"""Share of a dark thumbnail that is as bright as glass, at least, where the slide is bright-field all the same."""
 
 LARGEST_SIDE_PX = 8192
 """Of the thumbnail, however large the slide or wrong its resolution."""
@@ -41,34 +36,78 @@ BLACK = 8
 
 @dataclass(frozen=True, slots=True)
 class TissueMask:
-    """mask_HW: True where tissue. l0_per_px: level-0 pixels per mask pixel, along x and y."""
+    """mask_HW: True where tissue. l0_per_px: level-0 pixels per mask pixel, along x and y. why_empty: where our
+    segmentation found no tissue, the problem and its mend in words."""
 
     mask_HW: Mask
     l0_per_px: tuple[float, float]
+    why_empty: tuple[str, str] | None = None
 
 
 def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = None) -> TissueMask:
     """Segment the slide. ``mpp`` is used instead of the file's own resolution.
 
-    Bright-field: saturation, seen against the colour of the glass, above Otsu's threshold; pens and black
-    padding left out. Dark background
-    (fluorescence): intensity above Otsu's threshold. Then small objects go and small holes are filled, both
-    in µm². An empty slide gives an empty mask. Very pale tissue (fat) may be lost. Where no level can be read
-    counts as tissue: whoever reads those patches finds the damage, counts it and names it.
+    Bright-field: what takes more light away than the slide's own glass does (:mod:`wsi_ips.tiling.bright_field`),
+    without felt pen and black padding. Dark background (fluorescence): what is brighter than it. With
+    ``config.model``: what that segmenter says. Then small objects go and small holes are filled, both in µm². An
+    empty slide gives an empty mask. Where no level can be read counts as tissue: whoever reads those patches finds
+    the damage, counts it and names it.
 
-    Raises :class:`MissingResolution` where neither ``mpp`` nor the file says the resolution.
+    Raises :class:`MissingResolution` where neither ``mpp`` nor the file says the resolution, and
+    :class:`SegmenterError` for a model that cannot be used.
     """
     slide_mpp = mpp or slide.info.known_mpp()
     l0_size = slide.info.l0_size
     l0_per_px = thumbnail_scale(l0_size, slide_mpp=slide_mpp, thumbnail_mpp=config.thumbnail_mpp)
+    if config.model is not None:
+        l0_per_px = mask_scale(config.model, slide_mpp, l0_per_px)
     size_px = (ceil(l0_size[0] / l0_per_px), ceil(l0_size[1] / l0_per_px))
     unread_HW = np.zeros((size_px[1], size_px[0]), bool)
-    rgb_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px, unread_HW=unread_HW)
+    if config.model is None:
+        rgb_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px, unread_HW=unread_HW)
+        found = _segment(rgb_HWC, drop_pen=config.drop_pen)
+    else:
+        by_model_HW = segment(
+            slide,
+            config.model,
+            slide_mpp=slide_mpp,
+            size_px=size_px,
+            l0_per_px=l0_per_px,
+            unread_HW=unread_HW,
+        )
+        found = Found(by_model_HW, np.zeros_like(by_model_HW))
     um2_per_px = (l0_per_px * slide_mpp) ** 2
-    mask = _segment(rgb_HWC, drop_pen=config.drop_pen)
-    mask = morphology.remove_small_objects(mask, max_size=_pixels(config.min_object_um2, um2_per_px))
-    mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
-    return TissueMask(mask | unread_HW, (l0_per_px, l0_per_px))
+    mask = morphology.remove_small_objects(found.mask_HW, max_size=_pixels(config.min_object_um2, um2_per_px))
+    mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px)) | unread_HW
+    why_empty = None if mask.any() else _why_empty(found, config, um2_per_px)
+    return TissueMask(mask, (l0_per_px, l0_per_px), why_empty)
+
+
+def _why_empty(found: Found, config: TissueConfig, um2_per_px: float) -> tuple[str, str]:
+    """What left out everything, as problem and mend. Pen is named before specks of less than a pen stroke."""
+    pen_px, found_px = int(found.pen_HW.sum()), int(found.mask_HW.sum())
+    if pen_px > found_px:
+        return (
+            f"no tissue was found: {pen_px * um2_per_px / 1e6:.3g} mm² of stain were all left out as felt pen",
+            "if they are tissue, set tiling.tissue.drop_pen=false",
+        )
+    if found_px:
+        largest = int(np.bincount(ndimage.label(found.mask_HW)[0].ravel())[1:].max())
+        return (
+            f"no tissue was found: its largest piece has {largest * um2_per_px:.3g} µm², "
+            f"tiling.tissue.min_object_um2 asks for {config.min_object_um2:g}",
+            "lower tiling.tissue.min_object_um2, or leave the slide out",
+        )
+    if config.model is not None:
+        return (
+            f"no tissue was found: {config.model.file.name} (tiling.tissue.model) says {config.model.threshold:g} "
+            "or more nowhere",
+            "check its description's mpp, mean, std, channel and threshold, or leave the slide out",
+        )
+    return (
+        "no tissue was found: nothing on it differs from the bare glass",
+        "look at it with wsi-ips tile --mask-preview; outline its tissue (--contours), or leave the slide out",
+    )
 
 
 def thumbnail_scale(l0_size: Size, *, slide_mpp: Mpp, thumbnail_mpp: float) -> float:
@@ -81,41 +120,13 @@ def _pixels(um2: float, um2_per_px: float) -> int:
     return max(0, int(np.ceil(um2 / um2_per_px)) - 1)
 
 
-def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Mask:
-    padding = rgb_HWC.max(axis=2) <= BLACK
-    if padding.all():
-        return np.zeros(padding.shape, bool)
+def _segment(rgb_HWC: RgbImage, *, drop_pen: bool) -> Found:
+    padding_HW = brightest_channel(rgb_HWC) <= BLACK
+    if padding_HW.all():
+        return Found(np.zeros_like(padding_HW), np.zeros_like(padding_HW))
     grey = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
-    if np.median(grey) < DARK and np.median(grey[~padding]) < 2 * DARK:
-        # Nuclei on black are dots; their neighbourhood is the tissue.
-        brightness = filters.gaussian(rgb_HWC.max(axis=2).astype(np.float32) / 255, sigma=DOTS_SIGMA_PX)
-        return _above_otsu(brightness, np.ones(padding.shape, bool), floor=LEAST_BRIGHTNESS)
-    excluded = padding | pen_marks(rgb_HWC) if drop_pen else padding
-    glass_3 = glass_colour(rgb_HWC, ~excluded)
-    # A 3x3 median: single noisy pixels would raise the saturation of glass.
-    smooth_HWC = np.asarray(Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3)))
-    saturation = _saturation(smooth_HWC, glass_3)
-    return _above_otsu(saturation, ~excluded, floor=LEAST_SATURATION)
-
-
-def _saturation(rgb_HWC: RgbImage, glass_3: NDArray[np.float32]) -> NDArray[np.float32]:
-    """HSV's saturation, (H, W) in 0..1, of the light that passed: tinted glass has none, as white glass."""
-    levels = np.arange(256, dtype=np.float32)
-    passed = [np.minimum(levels / glass_3[channel], 1)[rgb_HWC[..., channel]] for channel in range(3)]
-    top, bottom = np.maximum.reduce(passed), np.minimum.reduce(passed)
-    return np.asarray((top - bottom) / np.maximum(top, 1 / 255), np.float32)
-
-
-def _above_otsu(values: NDArray[np.floating], allowed: Mask, *, floor: float) -> Mask:
-    """Allowed pixels above Otsu's threshold, unless there are no two classes to part."""
-    inside = values[allowed]
-    if not inside.size or inside.max() - inside.min() < LEAST_CONTRAST:
-        return np.asarray(allowed & (values > 2 * LEAST_SATURATION))
-    threshold = max(filters.threshold_otsu(inside), floor)
-    above, below = inside[inside > threshold], inside[inside <= threshold]
-    if not above.size:
-        return np.zeros(allowed.shape, bool)
-    # A slide without glass: Otsu would part tissue from tissue. Its lower class is itself well coloured.
-    if below.size and np.quantile(below, 0.02) > 2 * LEAST_SATURATION:
-        return allowed
-    return np.asarray(allowed & (values > threshold))
+    is_dark = np.median(grey) < DARK and np.median(grey[~padding_HW]) < 2 * DARK
+    # Melanin may fill most of a bright slide; fluorescence is hardly ever white.
+    if is_dark and (darkest_channel(rgb_HWC) >= DARKEST).mean() < LEAST_WHITE:
+        return Found(dark_field_tissue(rgb_HWC), np.zeros_like(padding_HW))
+    return bright_field_tissue(rgb_HWC, padding_HW, drop_pen=drop_pen)

@@ -10,11 +10,11 @@ import torch
 from wsi_ips.config import StreamingConfig, TaskConfig, TilingConfig
 from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.datasets.targets import Target
-from wsi_ips.errors import NoTissue
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.patch_source import PatchSource
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.no_patches import no_patches
 from wsi_ips.tiling.tile import tile_slide
 from wsi_ips.units import Mpp
 
@@ -79,10 +79,10 @@ def tile_bag(
     """Open a slide, find its tissue and cut it, so that what is wrong with it shows before hours are spent.
 
     ``slide_mpp`` gives a slide's resolution where the user knows better than the file. Raises the slide's
-    own error, or :class:`NoTissue`.
+    own error, or :class:`wsi_ips.errors.NoTissue`.
     """
     with open_slide(record.path) as slide:
-        coords, _ = tile_slide(slide, tiling, slide_id=record.slide_id, mpp=slide_mpp(record.slide_id))
+        coords, mask = tile_slide(slide, tiling, slide_id=record.slide_id, mpp=slide_mpp(record.slide_id))
     if not len(coords):
-        raise NoTissue(record.path)
+        raise no_patches(record.path, coords, mask, tiling)
     return SlideBag(record, coords, record.targets(tasks))
