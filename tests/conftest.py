@@ -63,15 +63,6 @@ def golden_folder() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def cases_folder() -> Path:
-    """The folder of cases on which the program was wrong (``WSI_IPS_CASES``, default ``../shared/cases``)."""
-    folder = Path(os.environ.get("WSI_IPS_CASES", SHARED / "cases"))
-    if not folder.is_dir():
-        pytest.skip(f"no cases at {folder}; name their folder with WSI_IPS_CASES")
-    return folder
-
-
 @dataclass(frozen=True)
 class SmallData:
     """A drawn data set of six small slides: its manifest and its folder of slides."""

@@ -14,7 +14,9 @@ SIZE = (1600, 1200)
 
 def message(drawing: Drawing, **tiling: object) -> str:
     with pytest.raises(NoTissue) as caught:
-        PatchesInTissue(TilingConfig(**tiling))(drawing.reader(), slide_id="s", mpp=None)  # type: ignore[arg-type]
+        PatchesInTissue(TilingConfig(**{"patch_mpp": 2.0, **tiling}))(
+            drawing.reader(), slide_id="s", mpp=None
+        )  # type: ignore[arg-type]
     return str(caught.value)
 
 
@@ -27,7 +29,7 @@ def test_everything_was_pen() -> None:
     told = message(drawing)
     assert "0.72 mm²" in told
     assert "tiling.tissue.drop_pen=false" in told
-    kept = TilingConfig(tissue=TissueConfig(drop_pen=False))
+    kept = TilingConfig(patch_mpp=2.0, tissue=TissueConfig(drop_pen=False))
     assert len(PatchesInTissue(kept)(drawing.reader(), slide_id="s", mpp=None))
 
 

@@ -100,7 +100,7 @@ def test_without_onnxruntime_the_package_is_named(tmp_path: Path, monkeypatch: p
 
 def test_a_slide_without_tissue_names_the_model(tmp_path: Path) -> None:
     black = MemoryReader(np.zeros((900, 900, 3), np.uint8), mpp=Mpp(2.0))
-    config = TilingConfig(tissue=TissueConfig(model=saved(tmp_path, RedIsTissue())))
+    config = TilingConfig(patch_mpp=2.0, tissue=TissueConfig(model=saved(tmp_path, RedIsTissue())))
     with pytest.raises(NoTissue, match=r"model\.pt \(tiling\.tissue\.model\)"):
         PatchesInTissue(config)(black, slide_id="s", mpp=None)
 
