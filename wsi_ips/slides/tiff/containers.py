@@ -13,7 +13,7 @@ from wsi_ips.slides.tiff.directories import (
     TiffImage,
     opened_directories,
 )
-from wsi_ips.slides.tiff.tile_formats import MISREAD_MEND, misread_by_openslide
+from wsi_ips.slides.tiff.tile_formats import misread_by_openslide
 from wsi_ips.slides.tile_layout import SlideLayout
 
 CONTAINERS: tuple[ModuleType, ...] = (aperio, huron, argos, philips, ome, generic)
@@ -48,7 +48,9 @@ def refuse_misread(path: Path) -> None:
         images = [image for image in file.tiled if image is file.first or image.is_reduced]
         wrong = next(filter(None, map(misread_by_openslide, images)), None)
     if wrong:
-        raise RefusedSlide(path, wrong, MISREAD_MEND)
+        raise RefusedSlide(
+            path, f"OpenSlide would not show it rightly: {wrong}", "let another reader open it, or convert it"
+        )
 
 
 def _left_to_openslide(first: TiffImage) -> str:

@@ -6,7 +6,6 @@ what they have in common with it.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +13,7 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from wsi_ips.errors import DamagedSlide, RefusedSlide
+from wsi_ips.location import Location
 from wsi_ips.slides.stated_mpp import believable_xy, number
 from wsi_ips.slides.tiff.directories import MOST_IMAGES
 from wsi_ips.units import Mpp, Size
@@ -84,7 +84,7 @@ class OmeXml:
     uuid: str
 
 
-def read_ome_xml(path: Path, text: str) -> OmeXml:
+def read_ome_xml(path: Location, text: str) -> OmeXml:
     """The images that the XML describes, at least one.
 
     Raises :class:`DamagedSlide` for XML that is broken, hostile or states what cannot be,
@@ -110,7 +110,7 @@ def read_ome_xml(path: Path, text: str) -> OmeXml:
     return OmeXml(tuple(images), root.get("UUID", ""))
 
 
-def _parsed(path: Path, text: str) -> Any:
+def _parsed(path: Location, text: str) -> Any:
     if len(text) > LONGEST_XML:
         raise DamagedSlide(path, f"its OME-XML is longer than {LONGEST_XML >> 20} million characters")
     try:
@@ -129,7 +129,7 @@ def _children(element: Any, name: str) -> Iterator[Any]:
     return (child for child in element if child.tag.rpartition("}")[2] == name)
 
 
-def _image(path: Path, name: str, pixels: Any) -> OmeImage:
+def _image(path: Location, name: str, pixels: Any) -> OmeImage:
     channels = list(_children(pixels, "Channel"))[:MOST_IMAGES]
     colours = [_colour(channel.get("Color")) for channel in channels]
     tiff_data: list[TiffData] = []
@@ -150,7 +150,7 @@ def _image(path: Path, name: str, pixels: Any) -> OmeImage:
     )
 
 
-def _tiff_data(path: Path, element: Any) -> TiffData:
+def _tiff_data(path: Location, element: Any) -> TiffData:
     file = next(_children(element, "UUID"), None)
     return TiffData(
         ifd=_integer(path, element, "IFD"),
@@ -161,7 +161,7 @@ def _tiff_data(path: Path, element: Any) -> TiffData:
     )
 
 
-def _integer(path: Path, element: Any, name: str, *, least: int = 0) -> int | None:
+def _integer(path: Location, element: Any, name: str, *, least: int = 0) -> int | None:
     """An attribute's integer; None where it is absent."""
     text = element.get(name)
     if text is None:

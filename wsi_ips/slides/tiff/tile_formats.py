@@ -66,8 +66,6 @@ GREYS = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO})
 UPRIGHT = frozenset({0, 1})
 """Orientations that are none; 0 stands in files whose writers left the tag empty."""
 
-MISREAD_MEND = "convert it to 8-bit RGB, e.g. with vips; no other reader would show its pixels rightly"
-
 SEPARATE_PLANES = LOWEST_BIT_FIRST = 2
 
 UNSIGNED = frozenset({1, 4})
@@ -177,7 +175,7 @@ def refusal(path: Path, image: TiffImage, reason: str) -> UnsupportedSlide:
     search where OpenSlide would show it wrongly."""
     wrong = misread_by_openslide(image)
     if wrong:
-        return RefusedSlide(path, wrong, MISREAD_MEND)
+        return RefusedSlide(path, wrong, "convert it to RGB of 8 bits, for example with vips")
     return UnsupportedSlide(path, f"not a kind of tiles that is read here: {reason}")
 
 
