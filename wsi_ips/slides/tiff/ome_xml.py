@@ -91,7 +91,8 @@ def read_ome_xml(path: Location, text: str) -> OmeXml:
     :class:`RefusedSlide` for XML that only names another file.
     """
     root = _parsed(path, text)
-    if only := next(_children(root, "BinaryOnly"), None):
+    only = next(_children(root, "BinaryOnly"), None)
+    if only is not None:
         where = only.get("MetadataFile", "another file")
         raise RefusedSlide(
             path,
