@@ -48,10 +48,9 @@ def ome_image(
         named = f" Name={quoteattr(channel)}" if channel is not None else ""
         coloured = f' Color="{colours[number]}"' if colours else ""
         parts.append(f'<Channel ID="Channel:0:{number}" SamplesPerPixel="{samples}"{named}{coloured}/>')
-    return (
-        f"<Image ID={quoteattr('Image:' + name)} Name={quoteattr(name)}>"
-        f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" {listed}>{"".join(parts)}{planes}</Pixels></Image>'
-    )
+    start = f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" {listed}>'
+    pixels = f"{start}{''.join(parts)}{planes}</Pixels>"
+    return f"<Image ID={quoteattr('Image:' + name)} Name={quoteattr(name)}>{pixels}</Image>"
 
 
 def halves(image: Rgb, levels: int) -> list[Rgb]:

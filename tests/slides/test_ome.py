@@ -1,14 +1,18 @@
 """OME-TIFF: levels, colours and resolution as its OME-XML has them."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.ome_files import halves, ome_image, ome_xml, write_ome
 from tests.slides.tiff_files import halved, tissue_like
 from wsi_ips.config import StreamingConfig
-from wsi_ips.errors import DamagedSlide, RefusedSlide, UnsupportedSlide
+from wsi_ips.errors import DamagedSlide, RefusedSlide, UnsupportedSlide, WsiIpsError
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.tiff_reader import TiffReader
@@ -202,11 +206,11 @@ def test_levels_as_further_images(tmp_path):
 
 def test_levels_as_pages_that_the_xml_does_not_name(tmp_path):
     path = tmp_path / "a.ome.tif"
-    levels = halves(RGB, 2)
+    levels, xml = halves(RGB, 2), ome_xml(ome_image(WIDTH, HEIGHT)).encode()
     with tifffile.TiffWriter(path) as writer:
         for number, level in enumerate([*levels, RGB[:100]]):
             writer.write(level, tile=(128, 128), photometric="rgb", metadata=None, subfiletype=min(number, 1),
-                         description=ome_xml(ome_image(WIDTH, HEIGHT)).encode() if number == 0 else None)  # fmt: skip
+                         description=xml if number == 0 else None)  # fmt: skip
     assert_levels(path, levels)
     with TiffReader(path) as slide:
         assert [(left.what, left.why) for left in slide.info.left_out] == [
@@ -260,7 +264,7 @@ def test_several_files(tmp_path):
     write_ome(path, RGB, xml=ome_xml(one, two, uuid="urn:uuid:2"))
     assert_levels(path, [RGB])
     write_ome(path, RGB, xml=ome_xml(one, two, uuid="urn:uuid:1"))
-    with pytest.raises(RefusedSlide, match="places pixels in another file, 'before.ome.tif'"):
+    with pytest.raises(RefusedSlide, match=r"places pixels in another file, 'before\.ome\.tif'"):
         open_slide(path)
     write_ome(path, RGB, xml=ome_xml('<BinaryOnly MetadataFile="a.companion.ome" UUID="urn:uuid:1"/>'))
     with pytest.raises(RefusedSlide, match=r"described by 'a\.companion\.ome'"):
@@ -308,6 +312,24 @@ def test_without_tiles_it_is_no_pyramid(tmp_path):
     )
     with pytest.raises(RefusedSlide, match="colours lie apart"):
         open_slide(path)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_bytes_are_broken_the_error_is_ours(tmp_path, data):
+    path, whole = tmp_path / "fuzz.tif", tmp_path / "whole.tif"
+    if not whole.exists():
+        write_ome(whole, RGB[:200, :300], levels=2, apart=True, compression="deflate", predictor=True,
+                  xml=ome_xml(ome_image(300, 200, channels=("R", "G", "B"), samples=1)))  # fmt: skip
+    blob = bytearray(whole.read_bytes())
+    limit = data.draw(st.sampled_from([16, 1200, len(blob)]))
+    for _ in range(data.draw(st.integers(1, 6))):
+        blob[data.draw(st.integers(0, limit - 1))] = data.draw(st.sampled_from([0, 1, 3, 0x3C, 0xFF, 0x39]))
+    path.write_bytes(blob)
+    # Anything else than our own error fails the test.
+    with suppress(WsiIpsError), TiffReader(path) as slide:
+        for level in range(len(slide.info.levels)):
+            assert slide.read((0, 0), level=level, size_px=(300, 200)).shape == (200, 300, 3)
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (37, 21)])

@@ -22,8 +22,9 @@ RED_OF_CR = ((91881 * _CHROMA + 32768) >> 16).astype(np.int16)
 BLUE_OF_CB = ((116130 * _CHROMA + 32768) >> 16).astype(np.int16)
 GREEN_OF_CB = np.rint(-0.34414 * 65536 * _CHROMA).astype(np.int32) + 32768
 GREEN_OF_CR = np.rint(-0.71414 * 65536 * _CHROMA).astype(np.int32)
-"""JFIF's conversion in fixed point of 16 bits. Green takes the sum of its two tables, shifted down by 16 bits; each
-entry is rounded by itself, as in OpenSlide and unlike libjpeg, which moves 22 of the 65,536 pairs by 1."""
+"""JFIF's conversion in fixed point of 16 bits. Green takes the sum of its two tables, shifted down by 16 bits.
+
+Each entry is rounded by itself, as in OpenSlide and unlike libjpeg: 22 of the 65,536 pairs differ by 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
