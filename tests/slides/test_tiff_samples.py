@@ -323,3 +323,18 @@ def test_the_cases_show_tifffiles_pixels(cases_folder, name):
             np.testing.assert_array_equal(slide.read((0, 0), level=number, size_px=level.size), expected)
     with pytest.raises(RefusedSlide, match="OpenSlide would not show it rightly"):
         OpenSlideReader(path)
+
+
+def test_a_mask_of_transparency_is_no_level(tmp_path):
+    """As GDAL writes it beside each level; OpenSlide takes the reduced ones for levels."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for kind, pixels in ((0, RGB), (4, RGB[..., 0] > 9), (1, RGB[::2, ::2]), (5, RGB[::2, ::2, 0] > 9)):
+            photometric = "rgb" if pixels.ndim == 3 else "minisblack"
+            writer.write(pixels, tile=(128, 128), photometric=photometric, subfiletype=kind, metadata=None)
+    with open_slide(path) as slide:
+        assert slide.info.reader == "tiff"
+        assert [level.size for level in slide.info.levels] == [(300, 200), (150, 100)]
+        assert ("page 3, 150x100 px", "it is a mask of transparency") in [
+            (left.what, left.why) for left in slide.info.left_out
+        ]

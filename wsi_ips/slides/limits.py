@@ -27,16 +27,9 @@ def check_levels(path: Path | str, sizes: Sequence[Size], blocks: Sequence[Size]
             raise DamagedSlide(path, f"level {level} claims {size[0]}x{size[1]} px")
         if min(block) < 1 or block[0] * block[1] > LARGEST_BLOCK_PX:
             raise DamagedSlide(path, f"level {level} claims blocks of {block[0]}x{block[1]} px")
-        if not same_field(sizes[0], size):
+        wide, high = sizes[0][0] / size[0], sizes[0][1] / size[1]
+        # A level's sides were rounded, up or down, maybe to whole blocks of the coarsest level.
+        if abs(wide - high) > 0.02 * max(wide, high) + 2 * max(wide / size[0], high / size[1]):
             raise DamagedSlide(
                 path, f"level {level} of {size[0]}x{size[1]} px has another shape than level 0"
             )
-
-
-def same_field(finest: Size, size: Size) -> bool:
-    """Whether an image of ``size`` may show the field of ``finest`` at another scale.
-
-    A level's sides were rounded, up or down, maybe to whole blocks of the coarsest level.
-    """
-    wide, high = finest[0] / size[0], finest[1] / size[1]
-    return abs(wide - high) <= 0.02 * max(wide, high) + 2 * max(wide / size[0], high / size[1])

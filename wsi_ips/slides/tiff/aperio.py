@@ -35,8 +35,7 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
         levels=tuple(levels),
         mpp_xy=_stated_mpp(file.first) or resolution_mpp(file.first),
         associated=pictures(named),
-        left_out=(
-            *orientation_note(file.first), *left_out_images(file, [*images, *named.values()], why)),
+        left_out=(*orientation_note(file.first), *left_out_images(file, [*images, *named.values()], why)),
         icc_profile=ICC_PROFILE in file.first.tags,
     )
 

@@ -28,7 +28,9 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
             "make it a tiled pyramid, e.g. vips tiffsave --tile --pyramid",
         )
     reduced = [image for image in file.tiled if image is not file.first and image.is_reduced]
-    images, why = of_one_shape([file.first, *reduced])
+    masks = {image.number: "it is a mask of transparency" for image in reduced if image.is_mask}
+    images, why = of_one_shape([file.first, *(image for image in reduced if not image.is_mask)])
+    why |= masks
     images.sort(key=lambda image: -image.size[0])
     levels = [tiled_level(file, image) for image in images]
     refuse_disordered(file, levels)
@@ -40,7 +42,6 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
         mpp_xy=resolution_mpp(images[0]),
         bounds=hull_of_written_tiles(levels[0]),
         associated=pictures(named),
-        left_out=(
-            *orientation_note(file.first), *left_out_images(file, [*images, *named.values()], why)),
+        left_out=(*orientation_note(file.first), *left_out_images(file, [*images, *named.values()], why)),
         icc_profile=ICC_PROFILE in images[0].tags,
     )

@@ -14,13 +14,16 @@ from typing import NoReturn
 from wsi_ips.errors import DamagedSlide, RefusedSlide, UnsupportedSlide
 from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.codecs.samples import Samples
-from wsi_ips.slides.limits import check_levels, same_field
+from wsi_ips.slides.level_shape import shows_same_field
+from wsi_ips.slides.limits import check_levels
 from wsi_ips.slides.tiff.directories import (
     BITS,
     EXTRA_SAMPLES,
     ICC_PROFILE,
     PHOTOMETRIC,
     SAMPLES,
+    TILE_LENGTH,
+    TILE_WIDTH,
     TiffDirectories,
     TiffImage,
 )
@@ -301,7 +304,8 @@ def _no_level(slide: _Picture, planes: Planes, taken: Collection[Size]) -> str:
         return "its colours are of different sizes"
     if not all(plane.is_tiled for plane in planes):
         return "it is not stored in tiles"
-    if min(size) < 1 or not same_field(first.size, size):
+    tile = planes[0].integer(TILE_WIDTH), planes[0].integer(TILE_LENGTH)
+    if min(size) < 1 or not shows_same_field(first.size, size, tile):
         return "its shape is not that of the slide"
     if size[0] > first.size[0] or planes[0].integer(SAMPLES, 1) != first.integer(SAMPLES, 1):
         return "it is no smaller version of the slide"
