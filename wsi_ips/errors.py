@@ -15,6 +15,7 @@
         SlideUnreachable     a URL that cannot be read from: no answer, no permission, no range requests
         UnsupportedSlide
           DamagedSlide       a known format, cut short or contradicting itself
+          RefusedSlide       a whole file that other readers would show wrongly
         SlideReadError       the file opened, but some of it cannot be read
         MissingResolution
           PixelsNotSquare
@@ -142,6 +143,13 @@ class DamagedSlide(UnsupportedSlide):
     """A known format in a file that is cut short or contradicts itself. It ends the search for a reader.
 
     OpenSlide opens a truncated file without a word and fails hours later, so no other reader is asked.
+    """
+
+
+class RefusedSlide(UnsupportedSlide):
+    """A file in order, of a kind that no reader here shows rightly. It ends the search for a reader.
+
+    OpenSlide opens some files and then gives wrong pixels, or none at all, so it is not asked.
     """
 
 

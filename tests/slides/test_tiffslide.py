@@ -404,3 +404,20 @@ def test_vendors_that_lie_otherwise_are_refused(real_data, memory):
 def test_a_flat_tiff_is_refused(real_data):
     with pytest.raises(UnsupportedSlide, match="not tiled"):
         open_slide(real_data / "slides" / "flat-kidney.tif", reader="tiffslide")
+
+
+def test_the_resolution_is_believed_as_by_the_readers_of_files(tmp_path):
+    """Not 300 dpi, which an image program wrote; that of the OME-XML, which tiffslide passes over."""
+    path, pixels = tmp_path / "a.ome.tif", tissue_like(300, 200)
+    options = {"tile": (128, 128), "photometric": "rgb"}
+    tifffile.imwrite(path, pixels, resolution=(300, 300), resolutionunit="INCH", metadata=None, **options)
+    with TiffSlideReader(path) as slide:
+        assert slide.info.mpp is None
+    tifffile.imwrite(path, pixels, resolution=(20_000, 20_000), resolutionunit="CENTIMETER", metadata=None,
+                     **options)  # fmt: skip
+    with TiffSlideReader(path) as slide:
+        assert slide.info.mpp == pytest.approx(0.5)
+    metadata = {"axes": "YXS", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm"}
+    tifffile.imwrite(path, pixels, ome=True, metadata=metadata, **options)
+    with TiffSlideReader(path) as slide:
+        assert slide.info.mpp == pytest.approx(0.25)

@@ -13,6 +13,7 @@ from wsi_ips.slides import openslide_reader
 from wsi_ips.slides.codecs.base import TileError, TileFormat
 from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
 from wsi_ips.slides.codecs.jpeg2000 import Jpeg2000Tiles
+from wsi_ips.slides.codecs.pictures import PictureCodec, PictureTiles
 from wsi_ips.slides.codecs.plain import Packing, PlainTiles
 from wsi_ips.slides.memory_reader import MemoryReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
@@ -24,6 +25,8 @@ TILE = tissue_like(*SIZE)
 
 JPEG = JpegTiles(size=SIZE, colours=Colours.RGB)
 JPEG2000 = Jpeg2000Tiles(size=SIZE)
+WEBP = PictureTiles(size=SIZE, codec=PictureCodec.WEBP)
+JPEG_XL = PictureTiles(size=SIZE, codec=PictureCodec.JPEG_XL)
 
 
 def stored(packing):
@@ -36,12 +39,19 @@ def decode(data: bytes, tiles: TileFormat):
     return out
 
 
-@pytest.mark.parametrize(
-    ("compression", "pack"),
-    [(Packing.LZW, imagecodecs.lzw_encode), (Packing.DEFLATE, imagecodecs.zlib_encode)],
-)
+PACKERS = {
+    Packing.LZW: imagecodecs.lzw_encode,
+    Packing.DEFLATE: imagecodecs.zlib_encode,
+    Packing.PACKBITS: imagecodecs.packbits_encode,
+    Packing.LZMA: imagecodecs.lzma_encode,
+    Packing.ZSTD: imagecodecs.zstd_encode,
+}
+
+
+@pytest.mark.parametrize(("compression", "pack"), PACKERS.items())
 def test_a_small_tile_cannot_unpack_to_a_huge_one(compression, pack):
-    bomb = pack(bytes(100_000_000))
+    zeros = 30_000_000
+    bomb = bytes([129, 0]) * (zeros // 128) if compression is Packing.PACKBITS else pack(bytes(zeros))
     tracemalloc.start()
     try:
         pixels = decode(bomb, stored(compression))
@@ -54,14 +64,7 @@ def test_a_small_tile_cannot_unpack_to_a_huge_one(compression, pack):
 
 
 @pytest.mark.parametrize("missing", [1, 1000])
-@pytest.mark.parametrize(
-    ("compression", "pack"),
-    [
-        (Packing.LZW, imagecodecs.lzw_encode),
-        (Packing.DEFLATE, imagecodecs.zlib_encode),
-        (Packing.NONE, bytes),
-    ],
-)
+@pytest.mark.parametrize(("compression", "pack"), [*PACKERS.items(), (Packing.NONE, bytes)])
 def test_too_few_pixels_are_an_error(compression, pack, missing):
     np.testing.assert_array_equal(decode(pack(TILE.tobytes()), stored(compression)), TILE)
     with pytest.raises(TileError, match="bytes of pixels"):
@@ -81,6 +84,38 @@ def test_jpeg_2000_of_another_size_or_kind():
         assert JPEG2000.refusal(packed(other))
 
 
+@pytest.mark.parametrize("tiles", [WEBP, JPEG_XL], ids=["webp", "jpegxl"])
+def test_a_picture_of_another_size_or_kind_is_refused_before_it_is_decoded(tiles):
+    encode = imagecodecs.webp_encode if tiles is WEBP else imagecodecs.jpegxl_encode
+    np.testing.assert_array_equal(decode(encode(TILE, lossless=True), tiles), TILE)
+    others = [TILE[:47].copy(), np.zeros((480, 640, 3), np.uint8)]
+    if tiles is JPEG_XL:
+        others += [TILE[..., 0].copy(), TILE.astype(np.uint16)]
+    for other in others:
+        with pytest.raises(TileError, match="invalid out"):
+            decode(encode(other, lossless=True), tiles)
+
+
+def test_planes_that_do_not_belong_together():
+    tiles, part = stored(Packing.NONE), memoryview(TILE[..., 0].tobytes())
+    out = np.empty((48, 64, 3), np.uint8)
+    tiles.decoder().decode([part] * 3, out)
+    np.testing.assert_array_equal(out, np.repeat(TILE[..., :1], 3, 2))
+    for parts in ([part, part], [part] * 4, [part, memoryview(b""), part], [part, part, part[:-1]]):
+        with pytest.raises(TileError, match=r"planes where 3|no data|bytes of pixels"):
+            tiles.decoder().decode(parts, out)
+    grey = memoryview(
+        simplejpeg.encode_jpeg(TILE[..., :1].copy(), colorspace="GRAY", colorsubsampling="Gray")
+    )
+    for parts, colours in (
+        ([grey] * 2, Colours.GREY),
+        ([grey] * 3, Colours.RGB),
+        ([grey, grey, b""], Colours.GREY),
+    ):
+        with pytest.raises(TileError):
+            JpegTiles(size=SIZE, colours=colours).decoder().decode(parts, out)
+
+
 def test_a_grey_jpeg_is_no_tile():
     grey = simplejpeg.encode_jpeg(TILE[..., :1].copy(), colorspace="GRAY", colorsubsampling="Gray")
     with pytest.raises(TileError, match="three components"):
@@ -90,7 +125,7 @@ def test_a_grey_jpeg_is_no_tile():
 @pytest.mark.parametrize(
     "data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\xff\xd8\xff\xe0\x00\x01", b"x" * 100]
 )
-@pytest.mark.parametrize("tiles", [JPEG, JPEG2000, *map(stored, Packing)], ids=repr)
+@pytest.mark.parametrize("tiles", [JPEG, JPEG2000, WEBP, JPEG_XL, *map(stored, Packing)], ids=repr)
 def test_rubbish_is_our_own_error(data, tiles):
     with pytest.raises(TileError):
         decode(data, tiles)

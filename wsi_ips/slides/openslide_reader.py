@@ -14,6 +14,7 @@ from wsi_ips.slides.folder import dicom_files
 from wsi_ips.slides.level_shape import ANOTHER_SHAPE, shows_same_field
 from wsi_ips.slides.region import WHITE, ClosingReader, check_associated, check_region
 from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution, number
+from wsi_ips.slides.tiff.containers import refuse_misread
 from wsi_ips.units import L0Point, Mpp, Size
 
 LEVELS_BY_MARK = frozenset({"aperio", "argos", "generic-tiff", "huron"})
@@ -25,13 +26,15 @@ class OpenSlideReader(ClosingReader):
 
     At levels > 0 OpenSlide interpolates where a position falls between two pixels. What it takes for a level of a
     TIFF although its shape is not the slide's is left out (:mod:`wsi_ips.slides.level_shape`). Raises
-    :class:`UnsupportedSlide` where OpenSlide does not open the file.
+    :class:`UnsupportedSlide` where OpenSlide does not open the file, :class:`RefusedSlide` where it would open it
+    and then give wrong pixels or none.
     """
 
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
         self._lock = RLock()
         self._closed = False
+        refuse_misread(self._path)
         self._handle: OpenSlide | None = _open(self._path)
         self._levels, left_out = _levels(self._path, self._handle)
         self._info = _info(self._path, self._handle, self._levels, left_out)

@@ -12,6 +12,7 @@ from wsi_ips.errors import (
     DamagedSlide,
     ReaderBroken,
     ReaderNotInstalled,
+    RefusedSlide,
     SlideNotFound,
     UnsupportedSlide,
     WsiIpsError,
@@ -24,7 +25,8 @@ OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
 
 READERS: Mapping[str, str] = MappingProxyType(
     {
-        # First match wins. "tiff" reads what OpenSlide reads pixel for pixel, faster, and refuses the rest.
+        # First match wins. "tiff" reads what OpenSlide reads pixel for pixel, faster, and what OpenSlide shows
+        # wrongly or not at all; it leaves the rest to OpenSlide.
         "tiff": "wsi_ips.slides.tiff_reader:TiffReader",
         "openslide": "wsi_ips.slides.openslide_reader:OpenSlideReader",
         "image": "wsi_ips.slides.image_reader:ImageReader",
@@ -47,7 +49,8 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
 
     ``reader`` (a name in :data:`READERS`, or of another package's) asks for one in particular. Readers of
     other packages are asked last. Raises :class:`SlideNotFound`, :class:`SlideUnreachable`,
-    :class:`UnsupportedSlide` with every reader's reason, :class:`ConfigError` for an unknown reader, or
+    :class:`UnsupportedSlide` with every reader's reason, or its kinds :class:`DamagedSlide` and
+    :class:`RefusedSlide` from the first reader that knows the file, :class:`ConfigError` for an unknown reader, or
     :class:`ReaderBroken` for one that was asked for and does not load.
     """
     path = locate(path)
@@ -60,7 +63,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     for name in _fitting(path) if reader is None else [reader]:
         try:
             return _open_with_ours(name, path)
-        except DamagedSlide:
+        except (DamagedSlide, RefusedSlide):
             raise
         except UnsupportedSlide as error:
             refused[name] = _reason(error)

@@ -1,8 +1,9 @@
 """Reads a slide by its own stored tiles, whatever container they lie in.
 
 A container's parser says where the tiles are (:class:`SlideLayout`); fetching, decoding and cutting regions are
-the same for all of them. Pixels equal OpenSlide's; what cannot be equal is refused and left to it. One difference
-is meant: where a position falls between two pixels of a level, OpenSlide interpolates and this reader takes the
+the same for all of them. Pixels equal OpenSlide's where OpenSlide is right, and tifffile's where it is not (16-bit
+grey, turned tiles) or opens nothing (WebP, JPEG XL); what is not read here is left to OpenSlide. One difference is
+meant: where a position falls between two pixels of a level, OpenSlide interpolates and this reader takes the
 nearest pixel. A tile without data is white here and transparent, so white too, in OpenSlide.
 """
 

@@ -9,6 +9,7 @@ second image for the thumbnail; OME-TIFF pyramids are read here. Vendors whose l
 import logging
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import BufferedReader, BytesIO
 from operator import add
 from pathlib import Path
@@ -33,7 +34,8 @@ from wsi_ips.slides.base import Level, RgbImage, SlideInfo
 from wsi_ips.slides.limits import check_levels
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
 from wsi_ips.slides.remote import NO_RANGES, TIMEOUT_SECONDS, network_error, storage_options
-from wsi_ips.slides.stated_mpp import believable_xy
+from wsi_ips.slides.stated_mpp import MICRONS_PER, believable_xy, mpp_of_resolution
+from wsi_ips.slides.tiff.ome_xml import read_ome_xml
 from wsi_ips.units import L0Point, Mpp, Size
 
 BLOCK_BYTES = 1 << 17
@@ -281,7 +283,7 @@ def _described(path: Location, slide: TiffSlide) -> SlideInfo:
         reader="tiffslide",
         vendor=properties.get("tiffslide.vendor") or "generic-tiff",
         levels=tuple(map(Level, slide.level_dimensions, slide.level_downsamples)),
-        mpp_xy=_mpp_xy(properties),
+        mpp_xy=_mpp_xy(path, slide),
     )
 
 
@@ -289,7 +291,15 @@ def _network_error(path: Location, error: Exception) -> FileError | None:
     return network_error(path, error) if isinstance(path, Url) else None
 
 
-def _mpp_xy(properties: Mapping[str, Any]) -> tuple[Mpp, Mpp] | None:
-    stated = (properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
+def _mpp_xy(path: Location, slide: TiffSlide) -> tuple[Mpp, Mpp] | None:
+    tiff = slide.ts_tifffile
+    if tiff.is_ome:
+        with suppress(UnsupportedSlide):  # XML that is broken states no resolution
+            of_xml = read_ome_xml(path, tiff.pages.first.description).images[0].mpp_xy
+            if of_xml:
+                return of_xml
+    stated = (slide.properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
     x, y = (None if value is None else float(value) for value in stated)
+    if not tiff.is_svs:  # tiffslide believes the tags of other files, whatever image program wrote them
+        x, y = (value and mpp_of_resolution(MICRONS_PER["inch"] / value, "inch") for value in (x, y))
     return believable_xy(x, y)

@@ -6,10 +6,12 @@ the header: the tables go in, JFIF and Adobe markers come out, and one Adobe mar
 colour space goes in. What follows the first start-of-scan marker is passed on untouched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
+import numpy as np
 import simplejpeg
 
 from wsi_ips.slides.base import RgbImage
@@ -27,22 +29,33 @@ ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 
 
 class Colours(Enum):
-    """The colour space of a JPEG's three components. The value is Adobe's code for the transform to undo."""
+    """The colour space of a JPEG's components."""
 
-    RGB = 0
-    YCBCR = 1
-    AS_STATED = None
+    RGB = "RGB"
+    YCBCR = "YCbCr"
+    AS_STATED = "as stated"
     """What the stream itself says, as libjpeg understands it."""
+    GREY = "grey"
+    """One component; of a tile in three parts, each part is a colour (a planar image)."""
+
+
+ADOBE_TRANSFORM: Mapping[Colours, int] = MappingProxyType({Colours.RGB: 0, Colours.YCBCR: 1})
+"""Adobe's code for the transform to undo."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JpegTiles:
-    """Each tile is a JPEG of three components of 8 bits, maybe without its tables."""
+    """Each tile is a JPEG of three components of 8 bits, or of one, maybe without its tables."""
 
     size: Size
     colours: Colours
     tables: bytes = b""
     """A JPEG stream of tables alone (TIFF's JPEGTables), or empty."""
+
+    @property
+    def components(self) -> int:
+        """Of each JPEG."""
+        return 1 if self.colours is Colours.GREY else 3
 
     def decoder(self) -> "JpegDecoder":
         return JpegDecoder(self)
@@ -52,7 +65,7 @@ class JpegTiles:
         try:
             for segment in segments(start):
                 if segment.marker in FRAMES:
-                    return _frame_refusal(segment)
+                    return _frame_refusal(segment, self.components)
         except TileError:
             pass
         return None
@@ -82,11 +95,19 @@ class JpegDecoder:
 
     def decode(self, parts: Parts, out: RgbImage) -> None:
         """See :meth:`TileDecoder.decode`."""
-        decode_jpeg_into(self._merged(parts[0]), out, self._tiles.size)
+        if len(parts) == 1:
+            decode_jpeg_into(self._merged(parts[0]), out, self._tiles.size)
+            return
+        if len(parts) != 3 or self._tiles.colours is not Colours.GREY:
+            raise TileError(f"{len(parts)} JPEGs where one belongs")
+        plane = np.empty((*out.shape[:2], 1), np.uint8)
+        for channel, part in enumerate(parts):
+            decode_jpeg_into(self._merged(part), plane, self._tiles.size)
+            out[..., channel] = plane[..., 0]
 
-    def jpeg(self, parts: Parts) -> bytes:
-        """See :meth:`TileDecoder.jpeg`."""
-        return self._merged(parts[0])
+    def jpeg(self, parts: Parts) -> bytes | None:
+        """See :meth:`TileDecoder.jpeg`: none of grey tiles and planes."""
+        return None if self._tiles.colours is Colours.GREY else self._merged(parts[0])
 
     def _merged(self, data: memoryview) -> bytes:
         stored, merged = self._header
@@ -102,10 +123,12 @@ class JpegDecoder:
 def decode_jpeg_into(jpeg: bytes, out: RgbImage, size: Size) -> None:
     """Decode a whole JPEG of ``size`` (width, height) into ``out``, smaller where ``out`` is smaller.
 
+    ``out`` has three or four channels, or one for grey.
+
     The header must have been compared with ``size`` before: the decoder allocates for what it states. Raises
     :class:`TileError`.
     """
-    colours = "RGB" if out.shape[2] == 3 else "RGBX"
+    colours = {1: "GRAY", 3: "RGB", 4: "RGBX"}[out.shape[2]]
     height, width = out.shape[:2]
     try:
         # fastdct and fastupsample stay off: OpenSlide uses the accurate DCT and libjpeg's fancy upsampling.
@@ -165,12 +188,12 @@ def _merged_header(data: bytes, tiles: JpegTiles) -> tuple[int, bytes]:
         if segment.marker in {DQT, DHT}
     )
     states_colours = tiles.colours is Colours.AS_STATED
-    transform = tiles.colours.value
+    transform = ADOBE_TRANSFORM.get(tiles.colours)
     parts = [bytes([0xFF, SOI]), b"" if transform is None else ADOBE + bytes([transform]), tables]
     framed = False
     for segment in segments(data):
         if segment.marker in FRAMES:
-            _check_frame(segment, tiles.size)
+            _check_frame(segment, tiles)
             framed = True
         if segment.marker == SOS and framed:
             return segment.start, b"".join(parts)
@@ -179,16 +202,19 @@ def _merged_header(data: bytes, tiles: JpegTiles) -> tuple[int, bytes]:
     raise TileError("JPEG without an image")
 
 
-def _check_frame(frame: Segment, size: Size) -> None:
-    body = frame.body
-    if len(body) < 6 + 3 * 3 or body[0] != 8 or body[5] != 3:
-        raise TileError("JPEG that is not three components of 8 bits")
+def _check_frame(frame: Segment, tiles: JpegTiles) -> None:
+    body, size, components = frame.body, tiles.size, tiles.components
+    if len(body) < 6 + 3 * components or body[0] != 8 or body[5] != components:
+        number = "three components" if components == 3 else "one component"
+        raise TileError(f"JPEG that is not {number} of 8 bits")
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
     if (width, height) != size:
         raise TileError(f"JPEG of {width}x{height} px in a tile of {size[0]}x{size[1]} px")
 
 
-def _frame_refusal(frame: Segment) -> str | None:
+def _frame_refusal(frame: Segment, components: int) -> str | None:
+    if components == 1:  # of planes, other readers would show the first as grey
+        return None
     if frame.marker not in HUFFMAN_DCT_FRAMES:
         return "JPEG that is neither baseline nor progressive"
     factors = [(byte >> 4, byte & 15) for byte in frame.body[7::3][:3]]

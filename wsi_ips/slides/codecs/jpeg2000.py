@@ -1,35 +1,76 @@
 """JPEG 2000 tiles, by OpenJPEG."""
 
+import struct
 from dataclasses import dataclass
 
 import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.codecs.base import Parts, TileError
+from wsi_ips.slides.codecs.samples import RGB_8, Pixels, Samples, joined
 from wsi_ips.units import Size
 
 J2K_START = b"\xff\x4f\xff\x51"
-RGB_COMPONENTS = bytes([7, 1, 1]) * 3
-"""Three components of 8 unsigned bits, none of them subsampled (ISO 15444-1, A.5.1)."""
-NOT_RGB = "JPEG 2000 that is not three full 8-bit components"
+
+SUBSAMPLED = ([(1, 1), (2, 1), (2, 1)], [(1, 1), (2, 2), (2, 2)])
+"""Steps of the components of Y, Cb, Cr with chroma halved along x, or along both."""
+
+_CHROMA = np.arange(256, dtype=np.int32) - 128
+RED_OF_CR = ((91881 * _CHROMA + 32768) >> 16).astype(np.int16)
+BLUE_OF_CB = ((116130 * _CHROMA + 32768) >> 16).astype(np.int16)
+GREEN_OF_CB = np.rint(-0.34414 * 65536 * _CHROMA).astype(np.int32) + 32768
+GREEN_OF_CR = np.rint(-0.71414 * 65536 * _CHROMA).astype(np.int32)
+"""JFIF's conversion in fixed point of 16 bits. Green takes the sum of its two tables, shifted down by 16 bits.
+
+Each entry is rounded by itself, as in OpenSlide and unlike libjpeg: 22 of the 65,536 pairs differ by 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jpeg2000Tiles:
-    """Each tile is a JPEG 2000 codestream that decodes to RGB (Aperio's compression 33005)."""
+    """Each part of a tile is a JPEG 2000 codestream: of all samples, or of one sample (planes).
+
+    ycbcr: the codestream's components are Y, Cb, Cr, which the codestream itself does not say (Aperio's
+    compression 33003). Where Cb and Cr are subsampled, OpenJPEG's conversion is used, which differs from
+    OpenSlide's by no more than 1 (CONTAINERS.md, section 6).
+    """
 
     size: Size
+    samples: Samples = RGB_8
+    planes: bool = False
+    ycbcr: bool = False
 
     def decoder(self) -> "Jpeg2000Decoder":
-        return Jpeg2000Decoder(self.size)
+        return Jpeg2000Decoder(self)
 
     def refusal(self, start: bytes) -> str | None:
         """Codestreams of other components."""
         try:
-            return None if _components(start) == RGB_COMPONENTS else NOT_RGB
+            return self.oddity(_components(start))
         except TileError:
             return None
+
+    def oddity(self, components: "Components") -> str | None:
+        """What is wrong with a codestream of these components; None: nothing."""
+        count = 1 if self.planes else self.samples.count
+        whole = [(1, 1)] * count
+        allowed = [whole, *(SUBSAMPLED if self.ycbcr else ())]
+        if components.bits == {self.samples.bits} and components.steps in allowed:
+            return None
+        number = {1: "one", 3: "three"}.get(count, str(count))
+        return f"JPEG 2000 that is not {number} full {self.samples.bits}-bit components"
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """What a codestream's SIZ segment states (ISO/IEC 15444-1, A.5.1)."""
+
+    size: Size
+    bits: frozenset[int]
+    """Bits of the components; 0 stands for signed ones."""
+    steps: list[tuple[int, int]]
+    """Of each component, how many pixels apart its samples are, (x, y)."""
 
 
 class Jpeg2000Decoder:
@@ -37,31 +78,66 @@ class Jpeg2000Decoder:
 
     scales = (1,)
 
-    def __init__(self, size: Size) -> None:
-        self._size = size
+    def __init__(self, tiles: Jpeg2000Tiles) -> None:
+        self._tiles = tiles
 
     def decode(self, parts: Parts, out: RgbImage) -> None:
         """See :meth:`TileDecoder.decode`."""
-        data, (width, height) = bytes(parts[0]), self._size
-        if _components(data) != RGB_COMPONENTS:
-            raise TileError(NOT_RGB)
-        right, bottom, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
-        if (left, top) != (0, 0) or (right, bottom) != self._size:
-            raise TileError(f"JPEG 2000 of {right}x{bottom} px in a tile of {width}x{height} px")
-        try:
-            rgb = imagecodecs.jpeg2k_decode(data, numthreads=1)
-        except (ValueError, RuntimeError, TypeError, OverflowError) as error:
-            raise TileError(str(error) or type(error).__name__) from error
-        if rgb.shape != (height, width, 3) or rgb.dtype != np.uint8:
-            raise TileError(f"decoded to {rgb.shape} {rgb.dtype}, not to a tile of {width}x{height} px")
-        out[..., :3] = rgb
+        tiles = self._tiles
+        if not tiles.ycbcr:
+            tiles.samples.write(joined(parts, self._decoded, tiles.samples, tiles.size), out)
+            return
+        pixels = self._decoded(parts[0], 3)
+        if _components(bytes(parts[0])).steps not in SUBSAMPLED:
+            rgb_of_ycbcr(pixels, out)
+        else:  # the decoder has made RGB of them
+            out[..., :3] = pixels
 
     def jpeg(self, parts: Parts) -> None:
         """See :meth:`TileDecoder.jpeg`: there is none."""
         return
 
+    def _decoded(self, part: memoryview, samples: int) -> Pixels:
+        """(height, width, samples). The header is compared with the tile before anything is decoded."""
+        data, (width, height) = bytes(part), self._tiles.size
+        components = _components(data)
+        if oddity := self._tiles.oddity(components):
+            raise TileError(oddity)
+        if components.size != (width, height):
+            stated = "{}x{}".format(*components.size)
+            raise TileError(f"JPEG 2000 of {stated} px in a tile of {width}x{height} px")
+        try:
+            pixels: Pixels = imagecodecs.jpeg2k_decode(data, numthreads=1)
+        except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+            raise TileError(str(error) or type(error).__name__) from error
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        if pixels.shape != (height, width, samples) or pixels.dtype != self._tiles.samples.dtype:
+            raise TileError(f"decoded to {pixels.shape} {pixels.dtype}, not to a tile of {width}x{height} px")
+        return pixels
 
-def _components(data: bytes) -> bytes:
+
+def rgb_of_ycbcr(pixels: Pixels, out: RgbImage) -> None:
+    """Write Y, Cb, Cr, (height, width, 3) uint8, as RGB into ``out``, (height, width, 3 or 4)."""
+    luma, cb, cr = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
+    green = GREEN_OF_CB.take(cb)
+    green += GREEN_OF_CR.take(cr)
+    green >>= 16
+    colours: tuple[NDArray[np.int16], ...] = (RED_OF_CR.take(cr), green.astype(np.int16), BLUE_OF_CB.take(cb))
+    for channel, colour in enumerate(colours):
+        colour += luma
+        out[..., channel] = np.clip(colour, 0, 255, out=colour)
+
+
+def _components(data: bytes) -> Components:
     if data[:4] != J2K_START or len(data) < 42:
         raise TileError("not a JPEG 2000 codestream")
-    return data[42 : 42 + 3 * int.from_bytes(data[40:42], "big")]
+    right, bottom, left, top = struct.unpack_from(">4I", data, 8)
+    if (left, top) != (0, 0):
+        raise TileError(f"JPEG 2000 that begins at ({left}, {top})")
+    count = int.from_bytes(data[40:42], "big")
+    fields = data[42 : 42 + 3 * count]
+    if len(fields) < 3 * count or not count:
+        raise TileError("a JPEG 2000 header that is cut short")
+    bits = frozenset(0 if byte & 0x80 else byte + 1 for byte in fields[::3])
+    return Components((right, bottom), bits, list(zip(fields[1::3], fields[2::3], strict=True)))

@@ -8,6 +8,7 @@ from wsi_ips.slides.stated_mpp import believable_xy, number
 from wsi_ips.slides.tiff.associated import by_subfile_type, pictures
 from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories, TiffImage
 from wsi_ips.slides.tiff.pyramid import left_out_images, of_one_shape, refuse_disordered
+from wsi_ips.slides.tiff.tile_formats import orientation_note
 from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout
 from wsi_ips.units import Mpp
@@ -21,7 +22,7 @@ def recognises(file: TiffDirectories) -> bool:
 def read_layout(file: TiffDirectories) -> SlideLayout:
     """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
     images, why = of_one_shape(file.tiled)
-    levels = [tiled_level(file, image) for image in images]
+    levels = [tiled_level(file, image, aperio=True) for image in images]
     refuse_disordered(file, levels)
     if len(levels) > 1 and any(level.missing.any() for level in levels):
         raise UnsupportedSlide(
@@ -34,7 +35,7 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
         levels=tuple(levels),
         mpp_xy=_stated_mpp(file.first) or resolution_mpp(file.first),
         associated=pictures(named),
-        left_out=left_out_images(file, [*images, *named.values()], why),
+        left_out=(*orientation_note(file.first), *left_out_images(file, [*images, *named.values()], why)),
         icc_profile=ICC_PROFILE in file.first.tags,
     )
 

@@ -1,10 +1,11 @@
 """Which container a TIFF is. They are asked in OpenSlide's order: another order would give a file other levels."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from wsi_ips.errors import UnsupportedSlide
-from wsi_ips.slides.tiff import aperio, argos, generic, huron, philips
+from wsi_ips.errors import RefusedSlide, UnsupportedSlide
+from wsi_ips.slides.tiff import aperio, argos, generic, huron, ome, philips
 from wsi_ips.slides.tiff.directories import (
     NDPI_FORMAT,
     SOFTWARE,
@@ -12,12 +13,13 @@ from wsi_ips.slides.tiff.directories import (
     TiffImage,
     opened_directories,
 )
+from wsi_ips.slides.tiff.tile_formats import misread_by_openslide
 from wsi_ips.slides.tile_layout import SlideLayout
 
-CONTAINERS: tuple[ModuleType, ...] = (aperio, huron, argos, philips, generic)
+CONTAINERS: tuple[ModuleType, ...] = (aperio, huron, argos, philips, ome, generic)
 """Each a module with ``recognises(file: TiffDirectories) -> bool`` and ``read_layout(file) -> SlideLayout``, which
-raises :class:`UnsupportedSlide` for what is better left to OpenSlide and :class:`DamagedSlide` for what no reader
-should be asked for. The last one recognises everything."""
+raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` and
+:class:`RefusedSlide` for what no reader should be asked for. The last one recognises everything."""
 
 
 def read_layout(path: Path, *, file_size: int) -> SlideLayout:
@@ -34,6 +36,23 @@ def read_layout(path: Path, *, file_size: int) -> SlideLayout:
         return layout
 
 
+def refuse_misread(path: Path) -> None:
+    """Raise :class:`RefusedSlide` for a TIFF that OpenSlide opens and then shows wrongly, or cannot show at all.
+
+    What is no TIFF, or cannot be understood here, is not judged.
+    """
+    if not path.is_file():
+        return
+    wrong: str | None = None
+    with suppress(UnsupportedSlide, OSError), opened_directories(path, file_size=path.stat().st_size) as file:
+        images = [image for image in file.tiled if image is file.first or image.is_reduced]
+        wrong = next(filter(None, map(misread_by_openslide, images)), None)
+    if wrong:
+        raise RefusedSlide(
+            path, f"OpenSlide would not show it rightly: {wrong}", "let another reader open it, or convert it"
+        )
+
+
 def _left_to_openslide(first: TiffImage) -> str:
     """Containers that no module here reads yet (OpenSlide's own detection)."""
     description, software = first.description, first.text(SOFTWARE)
@@ -42,5 +61,4 @@ def _left_to_openslide(first: TiffImage) -> str:
         or ("Trestle" if software.startswith("MedScan") else "")
         or ("Leica SCN" if "leica-microsystems.com/scn" in description else "")
         or ("Ventana BIF" if b"iScan" in first.data(XMP) else "")
-        or ("OME-TIFF" if description.rstrip().endswith("OME>") else "")
     )

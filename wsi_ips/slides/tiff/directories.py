@@ -42,6 +42,7 @@ class TiffImage:
     """Its place in the file's chain of directories; for a sub-image, that of its parent."""
     tags: tifffile.TiffTags
     sub_images: "tuple[TiffImage, ...]" = ()
+    big_endian: bool = False
 
     @property
     def is_tiled(self) -> bool:
@@ -51,6 +52,11 @@ class TiffImage:
     def is_reduced(self) -> bool:
         """Whether it is marked as a smaller version of another image (NewSubfileType bit 0)."""
         return bool(self.integer(NEW_SUBFILE_TYPE) & 1)
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it is marked as a mask of transparency (NewSubfileType bit 2)."""
+        return bool(self.integer(NEW_SUBFILE_TYPE) & 4)
 
     @property
     def size(self) -> Size:
@@ -118,7 +124,9 @@ def opened_directories(path: Path, *, file_size: int) -> Iterator[TiffDirectorie
     try:
         with tifffile.TiffFile(path) as tiff:
             images = [
-                TiffImage(number, page.tags, _sub_images(path, number, page))
+                TiffImage(
+                    number, page.tags, _sub_images(path, number, page), big_endian=tiff.byteorder == ">"
+                )
                 for number, page in enumerate(_pages(path, tiff))
             ]
             yield TiffDirectories(path, file_size, tuple(images))
@@ -193,4 +201,5 @@ def _pages(path: Path, tiff: tifffile.TiffFile) -> Sequence[Any]:
 def _sub_images(path: Path, number: int, page: Any) -> tuple[TiffImage, ...]:
     if not page.subifds:
         return ()
-    return tuple(TiffImage(number, sub.tags) for sub in page.pages)
+    big_endian = page.parent.byteorder == ">"
+    return tuple(TiffImage(number, sub.tags, big_endian=big_endian) for sub in page.pages)

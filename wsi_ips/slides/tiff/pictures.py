@@ -37,6 +37,8 @@ class TiffPicture:
                 page = tiff.pages[self.number]
                 _check_page(path, self, page)
                 pixels = page.asarray()
+                if page.axes == "SYX":  # each colour by itself
+                    pixels = np.moveaxis(pixels, 0, -1)
         except OSError as error:
             raise SlideReadError(path, f"cannot be read: {error.strerror or error}") from error
         except PARSING_ERRORS as error:

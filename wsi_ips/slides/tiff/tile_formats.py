@@ -1,0 +1,239 @@
+"""How a TIFF image stores its tiles: its tags as a :class:`TileFormat`, or why they cannot be read."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import IntEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from wsi_ips.errors import DamagedSlide, RefusedSlide, UnsupportedSlide
+from wsi_ips.slides.base import LeftOut
+from wsi_ips.slides.codecs.base import TileFormat
+from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
+from wsi_ips.slides.codecs.jpeg2000 import Jpeg2000Tiles
+from wsi_ips.slides.codecs.pictures import PictureCodec, PictureTiles
+from wsi_ips.slides.codecs.plain import Packing, PlainTiles
+from wsi_ips.slides.codecs.samples import RGB_8, Alpha, Samples
+from wsi_ips.slides.limits import LARGEST_BLOCK_PX
+from wsi_ips.slides.tiff import directories as tag
+from wsi_ips.slides.tiff.directories import TiffImage
+from wsi_ips.units import Size
+
+
+class Compression(IntEnum):
+    """TIFF compression schemes that are decoded here."""
+
+    NONE = 1
+    LZW = 5
+    JPEG = 7
+    DEFLATE = 8
+    PACKBITS = 32773
+    DEFLATE_OLD = 32946
+    JPEG2000_33003 = 33003
+    """Y, Cb, Cr in Aperio's files; what the photometric tag says in those of Bio-Formats."""
+    JPEG2000_33004 = 33004
+    JPEG2000_33005 = 33005
+    JPEG2000 = 34712
+    LZMA = 34925
+    ZSTD_OLD = 34926
+    WEBP_OLD = 34927
+    ZSTD = 50000
+    WEBP = 50001
+    JPEG_XL = 50002
+    JPEG_XL_DNG = 52546
+
+
+PACKINGS = frozenset({*Packing} & {*Compression})
+JPEG2000S = frozenset(
+    {Compression.JPEG2000_33003, Compression.JPEG2000_33004, Compression.JPEG2000_33005, Compression.JPEG2000}
+)
+WEBPS = frozenset({Compression.WEBP, Compression.WEBP_OLD})
+JPEG_XLS = frozenset({Compression.JPEG_XL, Compression.JPEG_XL_DNG})
+
+
+class Photometric(IntEnum):
+    WHITE_IS_ZERO = 0
+    BLACK_IS_ZERO = 1
+    RGB = 2
+    PALETTE = 3
+    INKS = 5
+    YCBCR = 6
+
+
+GREYS = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO})
+
+UPRIGHT = frozenset({0, 1})
+"""Orientations that are none; 0 stands in files whose writers left the tag empty."""
+
+SEPARATE_PLANES = LOWEST_BIT_FIRST = 2
+
+UNSIGNED = frozenset({1, 4})
+SAMPLE_FORMATS: Mapping[int, str] = MappingProxyType(
+    {1: "whole", 2: "signed", 3: "floating-point", 4: "untyped", 5: "complex", 6: "complex"}
+)
+"""What TIFF's SampleFormat numbers mean; 4 is read as 1."""
+
+
+def tile_format(
+    path: Path,
+    image: TiffImage,
+    *,
+    samples: Samples | None = None,
+    planes: bool = False,
+    aperio: bool = False,
+) -> TileFormat:
+    """How the tiles are stored. samples: where the container knows better than the tags what they mean.
+
+    planes: whether the image holds one of several colours, each stored like this one. aperio: whether
+    compression 33003 means Y, Cb, Cr whatever the photometric tag says.
+
+    Raises :class:`UnsupportedSlide` for what is left to OpenSlide, :class:`RefusedSlide` for what OpenSlide would
+    show wrongly, :class:`DamagedSlide` for tags that cannot be.
+    """
+    samples = samples or stated_samples(path, image)
+    size = count(path, image, tag.TILE_WIDTH), count(path, image, tag.TILE_LENGTH)
+    if size[0] * size[1] > LARGEST_BLOCK_PX:
+        raise DamagedSlide(path, f"its header states tiles of {size[0]}x{size[1]} px", "the file is damaged")
+    compression, photometric = image.value(tag.COMPRESSION, 1), image.value(tag.PHOTOMETRIC, -1)
+    planes = planes or is_planar(image)
+    ycbcr, plain = photometric == Photometric.YCBCR, samples in (RGB_8, replace(RGB_8, colours=1))
+    tiles: TileFormat | None = None
+    if compression == Compression.JPEG:
+        tiles = _jpeg(image, samples, size, planes=planes) if plain else None
+    elif compression in JPEG2000S:
+        means_ycbcr = compression == Compression.JPEG2000_33003 and (aperio or ycbcr)
+        if samples == RGB_8 if means_ycbcr else not ycbcr:
+            tiles = Jpeg2000Tiles(size=size, samples=samples, planes=planes, ycbcr=means_ycbcr)
+    elif compression in WEBPS and samples.colours == 3 and samples.bits == 8 and not planes:
+        tiles = PictureTiles(size=size, codec=PictureCodec.WEBP, samples=samples)
+    elif compression in JPEG_XLS and not ycbcr:
+        tiles = PictureTiles(size=size, codec=PictureCodec.JPEG_XL, samples=samples)
+    elif compression in PACKINGS and not ycbcr:
+        tiles = _plain(path, image, samples, size)
+    if tiles is None:
+        colours = f"{named(photometric)} of {samples.bits} bits"
+        raise refusal(path, image, f"compression {named(compression)} with colours as {colours}")
+    return tiles
+
+
+def stated_samples(path: Path, image: TiffImage) -> Samples:
+    """What the samples are by the image's tags. Raises as :func:`tile_format` does."""
+    photometric, n_samples = image.value(tag.PHOTOMETRIC, -1), image.integer(tag.SAMPLES, 1)
+    bits = set(image.integers(tag.BITS, 1))
+    if bits not in ({8}, {16}) or not set(image.integers(tag.SAMPLE_FORMAT, 1)) <= UNSIGNED:
+        raise refusal(path, image, f"{n_samples} samples of {'/'.join(map(str, sorted(bits)))} bits")
+    if photometric not in {*GREYS, Photometric.RGB, Photometric.YCBCR}:
+        raise refusal(path, image, f"colours as {named(photometric)}")
+    colours = 1 if photometric in GREYS else 3
+    extra = image.integers(tag.EXTRA_SAMPLES, 0)[: max(0, n_samples - colours)]
+    if (
+        n_samples < colours
+        or len(extra) > 1
+        or n_samples > colours + len(extra)
+        or extra not in ([], [1], [2])
+    ):
+        raise refusal(path, image, f"{n_samples} samples a pixel")
+    alpha = Alpha.NONE if not extra else Alpha.ASSOCIATED if extra == [1] else Alpha.UNASSOCIATED
+    white_is_zero = photometric == Photometric.WHITE_IS_ZERO
+    if white_is_zero and alpha is not Alpha.NONE:
+        raise refusal(path, image, "grey that counts from white, with transparency")
+    return Samples(colours=colours, bits=bits.pop(), alpha=alpha, white_is_zero=white_is_zero)
+
+
+def misread_by_openslide(image: TiffImage) -> str | None:
+    """Why OpenSlide gives wrong pixels of a tiled image, or none though it opens the file; None: it does not.
+
+    Found by comparing OpenSlide 4.0.1 (libtiff's TIFFRGBAImage) with tifffile.
+    """
+    photometric, n_samples = image.value(tag.PHOTOMETRIC, -1), image.integer(tag.SAMPLES, 1)
+    bits, kinds = max(image.integers(tag.BITS, 1)), set(image.integers(tag.SAMPLE_FORMAT, 1))
+    if bits > 16 or not kinds <= UNSIGNED:
+        names = "/".join(SAMPLE_FORMATS.get(kind, "unknown") for kind in sorted(kinds))
+        return f"its samples are {names} numbers of {bits} bits, not colours of 8 or 16 bits"
+    if photometric == Photometric.INKS:
+        return "its colours are amounts of ink (CMYK), and which ink is not stated"
+    colours = 1 if photometric in {*GREYS, Photometric.PALETTE} else 3
+    extra = n_samples - colours
+    if extra > 0 and (extra > 1 or image.integers(tag.EXTRA_SAMPLES, 0)[:1] not in ([1], [2])):
+        return f"it has {n_samples} samples a pixel, and what the last {extra} mean is not stated"
+    ragged = any(
+        whole % image.integer(side, 1)
+        for whole, side in zip(image.size, (tag.TILE_WIDTH, tag.TILE_LENGTH), strict=True)
+        if image.integer(side, 1)
+    )
+    if bits == 16 and photometric in GREYS and ragged:
+        return "it is grey of 16 bits in tiles that reach beyond the image"
+    orientation = image.integer(tag.ORIENTATION, 1)
+    if orientation not in UPRIGHT and not _decoded_as_stored(image):
+        return f"its Orientation tag is {orientation}, by which each tile would be turned in its place"
+    return None
+
+
+def refusal(path: Path, image: TiffImage, reason: str) -> UnsupportedSlide:
+    """The error for an image that is not read here for this reason: one that leaves it to OpenSlide, or ends the
+    search where OpenSlide would show it wrongly."""
+    wrong = misread_by_openslide(image)
+    if wrong:
+        return RefusedSlide(path, wrong, "convert it to RGB of 8 bits, for example with vips")
+    return UnsupportedSlide(path, f"not a kind of tiles that is read here: {reason}")
+
+
+def orientation_note(image: TiffImage) -> tuple[LeftOut, ...]:
+    """Says that the image's orientation is not applied, where it states one."""
+    orientation = image.integer(tag.ORIENTATION, 1)
+    if orientation in UPRIGHT:
+        return ()
+    return (LeftOut(f"its Orientation tag, {orientation}", "pixels are read as they are stored"),)
+
+
+def is_planar(image: TiffImage) -> bool:
+    """Whether each sample has tiles of its own (PlanarConfiguration 2)."""
+    return image.integer(tag.PLANAR, 1) == SEPARATE_PLANES and image.integer(tag.SAMPLES, 1) > 1
+
+
+def count(path: Path, image: TiffImage, code: int) -> int:
+    """A tag's positive integer. Raises :class:`DamagedSlide` where it is none."""
+    value = image.value(code, 0)
+    if not isinstance(value, int) or value <= 0:
+        raise DamagedSlide(path, f"its header states {value!r} for tag {code}", "the file is damaged")
+    return int(value)
+
+
+def named(value: Any) -> str:
+    """tifffile's name for a tag's value."""
+    return str(getattr(value, "name", value))
+
+
+def _jpeg(image: TiffImage, samples: Samples, size: Size, *, planes: bool) -> JpegTiles | None:
+    photometric, tables = image.value(tag.PHOTOMETRIC, -1), image.data(tag.JPEG_TABLES)
+    if planes or samples.colours == 1:
+        if photometric == Photometric.YCBCR:
+            return None
+        return JpegTiles(size=size, colours=Colours.GREY, tables=tables)
+    colours = {Photometric.RGB: Colours.RGB, Photometric.YCBCR: Colours.YCBCR}.get(photometric)
+    return colours and JpegTiles(size=size, colours=colours, tables=tables)
+
+
+def _plain(path: Path, image: TiffImage, samples: Samples, size: Size) -> PlainTiles:
+    predictor = image.integer(tag.PREDICTOR, 1)
+    if predictor not in {1, 2}:
+        raise refusal(path, image, f"predictor {predictor}")
+    return PlainTiles(
+        size=size,
+        packing=Packing(int(image.value(tag.COMPRESSION, 1))),
+        horizontal_predictor=predictor == 2,
+        samples=samples,
+        big_endian=image.big_endian,
+        reversed_bits=image.integer(tag.FILL_ORDER, 1) == LOWEST_BIT_FIRST,
+    )
+
+
+def _decoded_as_stored(image: TiffImage) -> bool:
+    """Whether OpenSlide gives the tiles to libjpeg itself, which knows nothing of orientations."""
+    return (
+        image.value(tag.COMPRESSION, 1) == Compression.JPEG
+        and image.value(tag.PHOTOMETRIC, -1) in {Photometric.RGB, Photometric.YCBCR}
+        and image.integer(tag.SAMPLES, 1) == 3
+        and not is_planar(image)
+    )
