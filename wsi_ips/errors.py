@@ -15,6 +15,7 @@
         SlideUnreachable     a URL that cannot be read from: no answer, no permission, no range requests
         UnsupportedSlide
           DamagedSlide       a known format, cut short or contradicting itself
+          SeveralSlides      a folder of several slides, where one was asked for
         SlideReadError       the file opened, but some of it cannot be read
         MissingResolution
           PixelsNotSquare
@@ -141,6 +142,11 @@ class DamagedSlide(UnsupportedSlide):
 
     OpenSlide opens a truncated file without a word and fails hours later, so no other reader is asked.
     """
+
+
+class SeveralSlides(UnsupportedSlide):
+    """A folder of several slides, where one was asked for. It ends the search for a reader: another one would open
+    any of them."""
 
 
 class SlideReadError(FileError):

@@ -22,6 +22,7 @@ from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FeaturesJob
+from wsi_ips.slides.folder import files_of
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.streaming.stream import PatchStream
@@ -99,7 +100,7 @@ def _store_one(
     slide_job: SlideJob, job: FeaturesJob, export: FeatureExport, find: FindPatches, progress: Progress
 ) -> _Row:
     slide_id = slide_job.slide_id
-    inputs = fingerprint([slide_job.path, *find.read_from(slide_id)])
+    inputs = fingerprint([*files_of(slide_job.path), *find.read_from(slide_id)])
     stored = export.done(slide_id, slide_job.path, inputs)
     if stored is None:
         export.folder.forget(slide_id)

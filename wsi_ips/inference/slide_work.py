@@ -16,6 +16,7 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
+from wsi_ips.slides.folder import files_of
 from wsi_ips.tiling.find_patches import FindPatches
 from wsi_ips.units import Mpp
 
@@ -116,7 +117,7 @@ class SlideRecorder:
             beside = () if self._find_patches is None else self._find_patches.read_from(job.slide_id)
         except CoordsError:  # gone by now
             return ""
-        return fingerprint([job.path, *beside])
+        return fingerprint([*files_of(job.path), *beside])
 
     def _still_ours(self) -> bool:
         return self._start is None or self._run.is_of(self._start)

@@ -10,14 +10,14 @@ from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 
 from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
 from wsi_ips.slides.base import Bounds, Level, RgbImage, SlideInfo
-from wsi_ips.slides.folder import dicom_files
+from wsi_ips.slides.dicom.series import series_of
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region
 from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution, number
 from wsi_ips.units import L0Point, Mpp, Size
 
 
 class OpenSlideReader(ClosingReader):
-    """``OpenSlideReader(path)``: a slide file, or a folder with the DICOM files of one slide.
+    """``OpenSlideReader(path)``: a slide file, or a folder with one series of DICOM files.
 
     At levels > 0 OpenSlide interpolates where a position falls between two pixels. Raises
     :class:`UnsupportedSlide` where OpenSlide does not open the file.
@@ -91,16 +91,15 @@ class OpenSlideReader(ClosingReader):
 
 
 def _open(path: Path) -> OpenSlide:
-    candidates = dicom_files(path) if path.is_dir() else [path]
-    refusal = "a folder without .dcm files" if not candidates else ""
-    for candidate in candidates:
-        try:
-            return OpenSlide(candidate)
-        except OpenSlideUnsupportedFormatError:
-            # OpenSlide's words here are "Unsupported or missing image file", and the file is there.
-            refusal = "not a slide format that OpenSlide knows"
-        except OpenSlideError as error:
-            refusal = str(error)
+    # Any file of a series opens all of it.
+    file = series_of(path).files[0] if path.is_dir() else path
+    try:
+        return OpenSlide(file)
+    except OpenSlideUnsupportedFormatError:
+        # OpenSlide's words here are "Unsupported or missing image file", and the file is there.
+        refusal = "not a slide format that OpenSlide knows"
+    except OpenSlideError as error:
+        refusal = str(error)
     raise UnsupportedSlide(path, refusal)
 
 
