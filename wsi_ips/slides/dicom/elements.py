@@ -179,7 +179,7 @@ class _Bytes:
         the item is ``delimited`` behind its delimiter."""
         found: dict[int, Range | Items] = {}
         while at < end:
-            tag, form, body, length = self._head(at, end, implicit)
+            tag, form, body, length = self._head(at, end, implicit, until)
             if tag > until:
                 return found, at
             if tag == ITEM_END and delimited:
@@ -227,14 +227,17 @@ class _Bytes:
             items.append(DataSet(self, found, implicit=implicit, depth=depth))
         return items, at
 
-    def _head(self, at: int, end: int, implicit: bool) -> tuple[int, bytes, int, int]:
-        """Of the element at ``at``: tag, value representation, where its value begins, the value's length."""
+    def _head(self, at: int, end: int, implicit: bool, until: int) -> tuple[int, bytes, int, int]:
+        """Of the element at ``at``: tag, value representation, where its value begins, the value's length.
+
+        Only the tag counts of one beyond ``until``: it may be written in another way.
+        """
         data, body = self.data, at + 8
         if body > end or body > len(data):
             self._beyond(at, body, end)
         group, number, form, length = _EXPLICIT.unpack_from(data, at)
         tag = group << 16 | number
-        if implicit or group == DELIMITERS:
+        if implicit or group == DELIMITERS or tag > until:
             return tag, b"", body, int.from_bytes(data[at + 4 : body], "little")
         if form in SHORT_FORMS:
             return tag, form, body, length

@@ -33,7 +33,7 @@ COLOURS: Mapping[str, Collection[str]] = MappingProxyType(
         tags.JPEG2000: {"YBR_RCT", "YBR_ICT", "RGB"},
     }
 )
-"""The photometric interpretations that are read, by transfer syntax. JPEG 2000 decodes to RGB with all of its own."""
+"""The photometric interpretations that are read, by transfer syntax. JPEG 2000 decodes to RGB with all of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,16 +33,16 @@ def series_layout(path: Path, series: Series) -> SlideLayout:
     """What the files of a series say of the slide at ``path``.
 
     Levels are the files whose ImageType says VOLUME, a level for each size (or the parts of a concatenation of
-    that size), as OpenSlide has it. Raises :class:`UnsupportedSlide` and :class:`DamagedSlide` with the file's name.
+    that size), as OpenSlide has it. Raises :class:`UnsupportedSlide` and :class:`DamagedSlide` with the name of
+    the file.
     """
     images = [read_image(file) for file in series.files]
     levels = _levels(path, images)
-    sizes = [level.tiles.level_size for level in levels]
-    check_levels(path, sizes, [level.tiles.tile_size for level in levels])
     associated, left_out = _pictures(images)
     files = tuple(part.path for level in levels for part in level.parts)
     tiles = tuple(level.with_files(files) for level in levels)
     tiles, downsamples, padding = _without_padding(levels, tiles)
+    check_levels(path, [level.level_size for level in tiles], [level.tile_size for level in tiles])
     finest = levels[0].parts[0]
     return SlideLayout(
         vendor="dicom",

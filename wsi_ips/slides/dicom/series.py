@@ -73,8 +73,8 @@ def dicom_slides(folder: Path, names: Iterable[str]) -> list[Path]:
     """How the DICOM slides directly in ``folder`` are addressed; ``names`` are those of its files.
 
     One series is the folder: ``folder`` itself. Of several, each is addressed by the first of its files, by name,
-    that holds a level. A folder whose .dcm files are damaged is a slide too, so that opening it says what is wrong; a folder
-    of other DICOM files (CT, annotations) is none.
+    that holds a level. A folder whose .dcm files are damaged is a slide too, so that opening it says what is
+    wrong; a folder of other DICOM files (CT, annotations) is none.
     """
     found = _look_through(folder / name for name in sorted(names))
     slides = found.slides
