@@ -1,10 +1,12 @@
 """DICOM slides: pixel for pixel what OpenSlide gives, and more where it refuses."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.dicom_files import (
@@ -24,11 +26,14 @@ from tests.slides.dicom_files import (
     write_series,
 )
 from tests.slides.tiff_files import tissue_like
+from tests.streaming.test_stream import every_patch
+from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.dicom_reader import DicomReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
+from wsi_ips.streaming.stream import PatchStream
 
 IMAGE = tissue_like(600, 424, seed=3)
 SPARSE = {"positions": True, "organization": "TILED_SPARSE"}
@@ -310,7 +315,7 @@ def test_other_syntaxes_are_refused_by_name(tmp_path):
     def jpeg_ls(file):
         file.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.80"
 
-    write_series(tmp_path, IMAGE, change=jpeg_ls)
+    write_series(tmp_path, IMAGE, syntax=JPEG, change=jpeg_ls)
     with pytest.raises(UnsupportedSlide, match="JPEG-LS"):
         open_slide(tmp_path)
 
@@ -342,3 +347,26 @@ def test_several_changes_at_once(tmp_path):
         change=in_turn(private, set_all(OpticalPathSequence=paths), undefined_lengths),
     )  # fmt: skip
     assert_equals_openslide(tmp_path, reads=3)
+
+
+@pytest.mark.parametrize("by", [(0, 0), (37, -50)])
+@pytest.mark.parametrize("kind", [{"syntax": JPEG}, {"syntax": NATIVE, **SPARSE}], ids=["jpeg", "sparse"])
+def test_streams_what_regions_give(tmp_path, by, kind):
+    """Patches that are tiles, and patches across tiles."""
+    write_series(tmp_path, IMAGE, levels=2, **kind)
+    coords = every_patch(size=(600, 424), patch_px=128)
+    coords = replace(coords, l0_xy_N2=coords.l0_xy_N2 + np.array(by))
+    with DicomReader(tmp_path) as slide:
+        chunks = list(PatchStream(slide, coords, config=StreamingConfig(batch=7)))
+        pixels = np.concatenate([chunk.pixels_n3PP.permute(0, 2, 3, 1).numpy() for chunk in chunks])
+        assert len(pixels) == 20
+        for l0_xy, patch in zip(coords.l0_xy_N2.tolist(), pixels, strict=True):
+            np.testing.assert_array_equal(patch, slide.read(tuple(l0_xy), level=0, size_px=(128, 128)))
+
+
+def test_a_jpeg_tile_stands_alone(tmp_path):
+    """As the GPU's decoder takes it: without its item's header, with its colours stated."""
+    write_series(tmp_path, IMAGE, syntax=JPEG, photometric="RGB")
+    with DicomReader(tmp_path) as slide:
+        jpeg = slide.tile_jpeg(0, 6, slide.fetch_tiles(0, [6])[0])
+        np.testing.assert_array_equal(simplejpeg.decode_jpeg(jpeg, "RGB"), slide.read_tile(0, 1, 1))

@@ -154,8 +154,8 @@ def test_tile_writes_every_slides_patches(cases_folder, tmp_path):
     assert isinstance(job, TileJob)
     assert tile(job, silent).exit_code == 0
     assert sorted(path.name for path in (tmp_path / "patches").iterdir()) == [
-        "slideA_level-0-frames-0-30_patches.h5",
-        "slideB_level-1-frames-0-9_patches.h5",
+        "slideA_level-0-frames-0-30.h5",
+        "slideB_level-1-frames-0-9.h5",
     ]
 
 

@@ -55,6 +55,8 @@ class EncapsulatedDecoder:
 
 def unwrapped(data: memoryview) -> memoryview:
     """What the items in ``data`` hold, joined. Raises :class:`TileError` where ``data`` is not made of items."""
+    if data[:4] == ITEM and int.from_bytes(data[4:ITEM_HEADER], "little") == len(data) - ITEM_HEADER:
+        return data[ITEM_HEADER:]  # one piece, as nearly always
     pieces: list[memoryview] = []
     at = 0
     while at < len(data):

@@ -18,8 +18,13 @@ MAGIC = b"DICM"
 START = PREAMBLE + len(MAGIC)
 
 FIRST_READ = 16 << 10
+"""As much of a file as it takes to tell its series."""
+FIRST_READ_OF_ALL = 256 << 10
 LARGEST_HEADER = 64 << 20
 """Bytes before the pixels: the positions of a sparse image's frames take about 150 bytes each."""
+
+ALL = tags.PIXEL_DATA - 1
+"""The last tag before the pixels."""
 
 DEEPEST = 16
 MOST_ITEMS = 1 << 20
@@ -127,13 +132,13 @@ def is_dicom(start: bytes) -> bool:
     return start[PREAMBLE:START] == MAGIC
 
 
-def read_header(path: Path, *, until: int = tags.PIXEL_DATA - 2) -> Header | None:
+def read_header(path: Path, *, until: int = ALL) -> Header | None:
     """The elements of a file up to the tag ``until``; None for a file that is no DICOM file.
 
     Raises :class:`BrokenHeader`, ``OSError``.
     """
     file = TileFile(path)
-    size, count = file.size, FIRST_READ
+    size, count = file.size, FIRST_READ if until < ALL else FIRST_READ_OF_ALL
     data = file.read(0, count)
     if not is_dicom(data):
         return None
