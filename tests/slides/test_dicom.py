@@ -370,3 +370,28 @@ def test_a_jpeg_tile_stands_alone(tmp_path):
     with DicomReader(tmp_path) as slide:
         jpeg = slide.tile_jpeg(0, 6, slide.fetch_tiles(0, [6])[0])
         np.testing.assert_array_equal(simplejpeg.decode_jpeg(jpeg, "RGB"), slide.read_tile(0, 1, 1))
+
+
+def test_extended_lengths_may_leave_out_the_padding(tmp_path):
+    def unpadded(file):
+        lengths = np.frombuffer(file.ExtendedOffsetTableLengths, np.uint64)
+        file.ExtendedOffsetTableLengths = (lengths - 1).tobytes()
+
+    write_series(tmp_path / "a", IMAGE, syntax=JPEG, table="extended")
+    write_series(tmp_path / "b", IMAGE, syntax=JPEG, table="extended", change=unpadded)
+    with open_slide(tmp_path / "a") as slide, open_slide(tmp_path / "b") as same:
+        np.testing.assert_array_equal(
+            same.read((0, 0), level=0, size_px=(600, 424)), slide.read((0, 0), level=0, size_px=(600, 424))
+        )
+
+
+def test_a_localizer_of_no_known_size_is_left_out(tmp_path):
+    write_series(tmp_path, IMAGE)
+    write_image(
+        tmp_path / "x.dcm",
+        IMAGE,
+        kind="DERIVED\\PRIMARY\\LOCALIZER",
+        change=set_all(TotalPixelMatrixRows=None),
+    )
+    with open_slide(tmp_path) as slide:
+        assert [each.what for each in slide.info.left_out] == ["x.dcm"]

@@ -98,6 +98,22 @@ def test_other_dicom_is_no_slide(tmp_path):
         open_slide(tmp_path / "ct.dcm")
 
 
+def test_other_dicom_that_is_written_in_other_ways(tmp_path):
+    """Big-endian or deflated files of other kinds lie beside slides, and are none of our business."""
+    write_series(tmp_path, LARGE, levels=2)
+    for number, syntax in enumerate(["1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"]):
+        write_image(tmp_path / f"ct{number}.dcm", SMALL, change=_of_class("1.2.840.10008.5.1.4.1.1.2"))
+        _replace(
+            tmp_path / f"ct{number}.dcm", b"1.2.840.10008.1.2.1\0", syntax.encode(), from_body=b"\xff" * 60
+        )
+    with open_slide(tmp_path) as slide:
+        assert len(slide.info.levels) == 2
+    write_image(tmp_path / "wsi.dcm", SMALL)
+    _replace(tmp_path / "wsi.dcm", b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0")
+    with pytest.raises(DamagedSlide, match=r"wsi\.dcm .*written big-endian"):
+        open_slide(tmp_path)
+
+
 def test_a_series_without_a_level_says_so(tmp_path):
     write_image(tmp_path / "a.dcm", SMALL, kind="ORIGINAL\\PRIMARY")
     assert find_slides(tmp_path) == [tmp_path]
@@ -198,6 +214,19 @@ def test_two_slides_of_the_shared_case(cases_folder):
             sizes.append(slide.info.l0_size)
     assert sizes == [(2220, 2967), (1110, 1483)]
     assert list(slides) == ["slideA_level-0-frames-0-30", "slideB_level-1-frames-0-9"]
+
+
+def _replace(path, old, new, *, from_body=None):
+    """Another transfer syntax, whose length in the file changes with it; the body is then nonsense."""
+    data = path.read_bytes()
+    at = data.index(old)
+    assert data[at - 2] == len(old)
+    new += b"\0" * (len(new) % 2)
+    data = data[: at - 2] + bytes([len(new), 0]) + new + data[at + len(old) :]
+    if from_body is not None:
+        at = data.index(b"\x08\x00\x08\x00")
+        data = data[:at] + from_body
+    path.write_bytes(data)
 
 
 def _of_class(sop_class):

@@ -155,11 +155,14 @@ def read_header(path: Path, *, until: int = ALL) -> Header | None:
 
 
 def _parsed(held: "_Bytes", until: int) -> Header:
-    meta, at = held.elements(START, held.size, implicit=False, depth=0, until=0x0002FFFF)
-    syntax = DataSet(held, meta, implicit=False, depth=0)
-    implicit = syntax.text(tags.TRANSFER_SYNTAX) == tags.IMPLICIT_LITTLE
-    body, end = held.elements(at, held.size, implicit=implicit, depth=0, until=until)
-    return Header(syntax, DataSet(held, body, implicit=implicit, depth=0), end)
+    found, at = held.elements(START, held.size, implicit=False, depth=0, until=tags.END_OF_META)
+    meta = DataSet(held, found, implicit=False, depth=0)
+    syntax = meta.text(tags.TRANSFER_SYNTAX)
+    if until > tags.END_OF_META and syntax in tags.UNREADABLE:
+        raise BrokenHeader(f"it is written {tags.UNREADABLE[syntax]}, which is not read here")
+    implicit = syntax == tags.IMPLICIT_LITTLE
+    found, end = held.elements(at, held.size, implicit=implicit, depth=0, until=until)
+    return Header(meta, DataSet(held, found, implicit=implicit, depth=0), end)
 
 
 class _Bytes:

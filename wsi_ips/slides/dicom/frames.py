@@ -23,7 +23,7 @@ BLOCK = 64 << 10
 FRAME_STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51")
 """JPEG's start of image, JPEG 2000's start of codestream."""
 
-_ITEM = struct.Struct("<4sI")
+_ITEM_HEAD = struct.Struct("<4sI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ def _by_extended_table(image: DicomImage, file: TileFile, first: int) -> FrameIn
     room = np.uint64(max(0, file.size - first - ITEM_HEADER))
     if ((starts > room) | (lengths > room - np.minimum(starts, room))).any():
         raise image.damaged("truncated: its extended offset table points beyond the file's end", TRUNCATED)
-    return FrameIndex(first + starts.astype(np.int64), ITEM_HEADER + lengths.astype(np.int64))
+    even = lengths.astype(np.int64) + (lengths % 2).astype(np.int64)  # items are padded to even lengths
+    return FrameIndex(first + starts.astype(np.int64), ITEM_HEADER + even)
 
 
 def _by_basic_table(image: DicomImage, items: "_Items", table: bytes, first: int) -> FrameIndex | None:
@@ -99,9 +100,9 @@ def _by_basic_table(image: DicomImage, items: "_Items", table: bytes, first: int
     if starts[-1] + ITEM_HEADER > items.file_size:
         raise image.damaged("truncated: its offset table points beyond the file's end", TRUNCATED)
     last = items.walk(int(starts[-1]))
-    ends = np.append(starts[1:], last[-1][0] + last[-1][1]) if last else starts
-    if len(last) == 0:
+    if not last:
         raise image.damaged("its offset table points to no frame", TRUNCATED)
+    ends = np.append(starts[1:], last[-1].end)
     return FrameIndex(starts, ends - starts)
 
 
@@ -109,15 +110,24 @@ def _by_walking(image: DicomImage, items: "_Items", first: int) -> FrameIndex:
     """By the items' own headers. Where there are more items than frames, a frame begins where its code does."""
     walked = items.walk(first)
     if image.frames > 1 and len(walked) > image.frames:
-        begins = [number for number, item in enumerate(walked) if items.starts_frame(item)]
+        begins = [number for number, item in enumerate(walked) if item.starts_frame]
     else:
-        begins = list(range(len(walked))) if image.frames > 1 else [0][: len(walked)]
+        begins = list(range(len(walked))) if image.frames > 1 else [0] * bool(walked)
     if len(begins) != image.frames or begins[0] != 0:
         raise image.damaged(f"states {image.frames} frames and has {len(begins)}", TRUNCATED)
-    offsets = np.array([walked[number][0] for number in begins], np.int64)
+    offsets = np.array([walked[number].at for number in begins], np.int64)
     last = [*(number - 1 for number in begins[1:]), len(walked) - 1]
-    ends = np.array([sum(walked[number]) for number in last], np.int64)
+    ends = np.array([walked[number].end for number in last], np.int64)
     return FrameIndex(offsets, ends - offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """From its header's first byte to behind its last; and whether an image's code begins in it."""
+
+    at: int
+    end: int
+    starts_frame: bool
 
 
 class _Items:
@@ -139,21 +149,18 @@ class _Items:
             return b"", at + ITEM_HEADER + length
         return self._file.read(at + ITEM_HEADER, length), at + ITEM_HEADER + length
 
-    def walk(self, at: int) -> list[tuple[int, int]]:
-        """(where it begins, its bytes with the header) of each item from ``at`` to the sequence's end."""
-        found: list[tuple[int, int]] = []
+    def walk(self, at: int) -> list["_Item"]:
+        """Each item from ``at`` to the sequence's end."""
+        found: list[_Item] = []
         while True:
             tag, length = self._item(at)
             if tag == SEQUENCE_END:
                 return found
             if tag != ITEM:
                 raise self._image.damaged(f"has something else than a frame at byte {at}")
-            found.append((at, ITEM_HEADER + length))
+            start = self._bytes(at + ITEM_HEADER, 4)
             at += ITEM_HEADER + length
-
-    def starts_frame(self, item: tuple[int, int]) -> bool:
-        start = self._bytes(item[0] + ITEM_HEADER, 4)
-        return start.startswith(FRAME_STARTS)
+            found.append(_Item(at - length - ITEM_HEADER, at, start.startswith(FRAME_STARTS)))
 
     def _item(self, at: int) -> tuple[bytes, int]:
         head = self._bytes(at, ITEM_HEADER)
@@ -161,7 +168,7 @@ class _Items:
             raise self._image.damaged(
                 f"truncated: its frames break off at byte {at} of {self.file_size}", TRUNCATED
             )
-        tag, length = _ITEM.unpack(head)
+        tag, length = _ITEM_HEAD.unpack(head)
         if tag == ITEM and length > self.file_size - at - ITEM_HEADER:
             raise self._image.damaged(
                 f"truncated: the frame at byte {at} has {length} bytes and the file {self.file_size}",

@@ -51,7 +51,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DicomImage:
-    """A file's header, with sizes within bounds. Its tiles may still be of a kind that is not read."""
+    """A file's header as it states it; see :func:`check_sizes` and :func:`tile_format`."""
 
     path: Path
     header: Header
@@ -94,7 +94,7 @@ def read_image(path: Path) -> DicomImage:
     tile_size = body.unsigned(tags.COLUMNS) or 0, body.unsigned(tags.ROWS) or 0
     matrix = body.unsigned(tags.MATRIX_COLUMNS) or 0, body.unsigned(tags.MATRIX_ROWS) or 0
     frames = body.numbers(tags.FRAMES) if tags.FRAMES in body else [1.0]
-    image = DicomImage(
+    return DicomImage(
         path=path,
         header=header,
         instance=body.text(tags.SOP_INSTANCE),
@@ -105,8 +105,17 @@ def read_image(path: Path) -> DicomImage:
         part=_part(body),
         spacing_mm=_spacing(measures),
     )
-    _check_sizes(image)
-    return image
+
+
+def check_sizes(image: DicomImage) -> None:
+    """Raise :class:`DamagedSlide` for sizes and counts that no image has."""
+    for what, (width, height) in (("an image", image.matrix), ("tiles", image.tile_size)):
+        if not all(1 <= side <= LARGEST_SIDE_PX for side in (width, height)):
+            raise image.damaged(f"states {what} of {width}x{height} px")
+    if image.tile_size[0] * image.tile_size[1] > LARGEST_BLOCK_PX:
+        raise image.damaged(f"states tiles of {image.tile_size[0]}x{image.tile_size[1]} px")
+    if image.frames < 1:
+        raise image.damaged(f"states {image.elements.text(tags.FRAMES) or 'no'} frames")
 
 
 def tile_format(image: DicomImage) -> TileFormat:
@@ -158,13 +167,3 @@ def _spacing(measures: DataSet | None) -> tuple[float, float] | None:
 
 def _first(holder: DataSet | None, sequence: int) -> DataSet | None:
     return None if holder is None else next(iter(holder.items(sequence)), None)
-
-
-def _check_sizes(image: DicomImage) -> None:
-    for what, (width, height) in (("an image", image.matrix), ("tiles", image.tile_size)):
-        if not all(1 <= side <= LARGEST_SIDE_PX for side in (width, height)):
-            raise image.damaged(f"states {what} of {width}x{height} px")
-    if image.tile_size[0] * image.tile_size[1] > LARGEST_BLOCK_PX:
-        raise image.damaged(f"states tiles of {image.tile_size[0]}x{image.tile_size[1]} px")
-    if image.frames < 1:
-        raise image.damaged(f"states {image.elements.text(tags.FRAMES) or 'no'} frames")

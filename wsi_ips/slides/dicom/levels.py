@@ -13,7 +13,7 @@ from wsi_ips.slides.codecs.base import TileFormat
 from wsi_ips.slides.dicom import tags
 from wsi_ips.slides.dicom.elements import BrokenHeader, DataSet
 from wsi_ips.slides.dicom.frames import frame_index
-from wsi_ips.slides.dicom.image import DicomImage, tile_format
+from wsi_ips.slides.dicom.image import DicomImage, check_sizes, tile_format
 from wsi_ips.slides.tile_layout import TileLayout
 
 MOST_TILES = 1 << 23
@@ -44,6 +44,8 @@ def stored_level(images: Sequence[DicomImage]) -> StoredLevel:
     Raises :class:`UnsupportedSlide` for tiles that are not read here, :class:`DamagedSlide` for files that
     contradict each other or themselves.
     """
+    for image in images:
+        check_sizes(image)
     parts, left_out = _parts(images)
     tile = tile_format(parts[0])
     first = parts[0]

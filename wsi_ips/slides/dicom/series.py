@@ -44,14 +44,13 @@ class Series:
 
 @dataclass(slots=True)
 class Folder:
-    """The DICOM files of a folder: whole-slide images by series, and the others."""
+    """The DICOM files of a folder: whole-slide images by series, and files that are none though they should be."""
 
     series: dict[str, list[Seen]] = field(default_factory=dict)
     unknown: list[Seen] = field(default_factory=list)
     """Files whose series cannot be read: cut short, or damaged."""
     foreign: list[Path] = field(default_factory=list)
     """Files named .dcm that are no DICOM files."""
-    other_kinds: int = 0
 
     @property
     def slides(self) -> list[list[Seen]]:
@@ -145,21 +144,20 @@ def _look_through(files: Iterable[Path]) -> Folder:
             found.unknown.append(seen)
         elif seen.is_slide:
             found.series.setdefault(seen.series, []).append(seen)
-        else:
-            found.other_kinds += 1
     return found
 
 
 def _look(path: Path) -> Seen | None:
     """What a file is, by its start; None for no DICOM file."""
+    named_so = path.suffix.lower() in DICOM_SUFFIXES
     try:
         header = read_header(path, until=tags.SERIES_INSTANCE)
     except BrokenHeader as error:
-        return Seen(path, problem=str(error))
+        return Seen(path) if _is_of_another_class(path) else Seen(path, problem=str(error))
     except OSError as error:
-        return Seen(path, problem=error.strerror or str(error))
+        return Seen(path, problem=error.strerror or str(error)) if named_so else None
     if header is None:
-        return _cut(path) if path.suffix.lower() in DICOM_SUFFIXES else None
+        return _cut(path) if named_so else None
     if header.sop_class != tags.WHOLE_SLIDE_IMAGE:
         return Seen(path)
     series = header.body.text(tags.SERIES_INSTANCE)
@@ -175,6 +173,15 @@ def _look(path: Path) -> Seen | None:
 def image_kind(image_type: list[str]) -> str:
     """The third value of ImageType: VOLUME for a level, LABEL, OVERVIEW or THUMBNAIL for a picture."""
     return image_type[2] if len(image_type) > 2 else ""
+
+
+def _is_of_another_class(path: Path) -> bool:
+    """Whether the file is no whole-slide image, by the part of its header that is written alike in every file."""
+    try:
+        header = read_header(path, until=tags.END_OF_META)
+    except (BrokenHeader, OSError):
+        return False
+    return header is not None and header.sop_class not in ("", tags.WHOLE_SLIDE_IMAGE)
 
 
 def _cut(path: Path) -> Seen | None:

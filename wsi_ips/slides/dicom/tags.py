@@ -22,15 +22,17 @@ KNOWN = frozenset(
 """Every tag above: what a header's other elements hold is passed over."""
 
 WHOLE_SLIDE_IMAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+END_OF_META = 0x0002FFFF
+"""The group up to here is written alike whatever the transfer syntax (PS3.10, 7.1)."""
 
 IMPLICIT_LITTLE, EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
 JPEG2000_LOSSLESS, JPEG2000, RLE = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"
 
+UNREADABLE = {"1.2.840.10008.1.2.1.99": "deflated", "1.2.840.10008.1.2.2": "big-endian"}
+"""Words for the transfer syntaxes whose headers cannot be read either."""
+
 OTHER_SYNTAXES = {
-    "1.2.840.10008.1.2.1.99": "deflated",
-    "1.2.840.10008.1.2.2": "big-endian",
     "1.2.840.10008.1.2.4.57": "lossless JPEG",
     "1.2.840.10008.1.2.4.70": "lossless JPEG",
     "1.2.840.10008.1.2.4.80": "JPEG-LS",
@@ -42,4 +44,4 @@ OTHER_SYNTAXES = {
     "1.2.840.10008.1.2.4.202": "high-throughput JPEG 2000",
     "1.2.840.10008.1.2.4.203": "high-throughput JPEG 2000",
 }
-"""Words for those that are not read."""
+"""Words for those whose pixels are not read."""
