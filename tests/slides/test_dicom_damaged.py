@@ -224,6 +224,16 @@ def test_two_images_of_one_size(tmp_path):
         open_slide(tmp_path)
 
 
+def test_damage_comes_before_what_is_not_read(tmp_path):
+    """Of a level of 16 bits and one that is cut the latter is told: OpenSlide must not be asked."""
+    write_image(
+        tmp_path / "a.dcm", IMAGE, change=set_all(BitsAllocated=16, BitsStored=16, HighBit=15), syntax=NATIVE
+    )
+    write_image(tmp_path / "b.dcm", tissue_like(200, 150), change=set_all(NumberOfFrames=400))
+    with pytest.raises(DamagedSlide, match=r"b\.dcm: truncated"):
+        open_slide(tmp_path)
+
+
 def test_levels_of_two_slides_under_one_series(tmp_path):
     write_image(tmp_path / "a.dcm", IMAGE)
     write_image(tmp_path / "b.dcm", tissue_like(200, 400))

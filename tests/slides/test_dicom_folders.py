@@ -144,6 +144,15 @@ def test_files_of_other_kinds_are_not_opened(tmp_path, monkeypatch):
     assert looked_into == ["level0.dcm"]
 
 
+def test_hidden_files_are_not_looked_into(tmp_path):
+    """A Mac leaves ._level0.dcm beside level0.dcm."""
+    write_series(tmp_path, LARGE, levels=2)
+    (tmp_path / "._level0.dcm").write_bytes(bytes(4096))
+    for path in (tmp_path, tmp_path / "level0.dcm"):
+        with open_slide(path) as slide:
+            assert (len(slide.info.levels), slide.info.left_out) == (2, ())
+
+
 def test_a_suffix_of_their_own(tmp_path):
     """A file that is named by the user is read whatever it is called, with the others that are called so."""
     write_series(tmp_path, LARGE, levels=2, suffix=".ima")

@@ -101,7 +101,17 @@ def _levels(path: Path, images: Sequence[DicomImage]) -> list[StoredLevel]:
             by_size.setdefault(image.matrix, []).append(image)
     if not by_size:
         raise UnsupportedSlide(path, "a DICOM series without a level (no ImageType says VOLUME)")
-    levels = [stored_level(by_size[size]) for size in sorted(by_size, reverse=True)]
+    levels: list[StoredLevel] = []
+    refused: UnsupportedSlide | None = None
+    for size in sorted(by_size, reverse=True):
+        try:
+            levels.append(stored_level(by_size[size]))
+        except DamagedSlide:
+            raise
+        except UnsupportedSlide as error:  # all levels are looked at: a damaged one decides
+            refused = refused or error
+    if refused is not None:
+        raise refused
     for finer, coarser in pairwise(levels):
         (width, height), (fine_width, fine_height) = coarser.tiles.level_size, finer.tiles.level_size
         if width > fine_width or height > fine_height:

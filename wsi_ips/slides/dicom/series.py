@@ -60,12 +60,12 @@ class Folder:
         )
 
 
-def may_be_dicom(name: str) -> bool:
-    """Whether a file of this name is looked into."""
-    suffix = Path(name).suffix.lower()
-    return not name.startswith(".") and (
-        suffix in DICOM_SUFFIXES or not suffix or suffix[1:].isdecimal() or name.endswith(".")
-    )
+def may_be_dicom(name: str, *, suffix: str = "") -> bool:
+    """Whether a file of this name is looked into; ``suffix``: another one that counts, in lower case."""
+    if name.startswith("."):
+        return False
+    own = Path(name).suffix.lower()
+    return own in {"", suffix, *DICOM_SUFFIXES} or own[1:].isdecimal()
 
 
 def dicom_slides(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -125,11 +125,7 @@ def _beside(path: Path) -> list[Path]:
     """The files in which the slide's series is looked for, sorted by name."""
     folder = path if path.is_dir() else path.parent
     suffix = "" if path.is_dir() else path.suffix.lower()
-    files = {
-        file
-        for file in folder.iterdir()
-        if (may_be_dicom(file.name) or (suffix and file.suffix.lower() == suffix)) and file.is_file()
-    }
+    files = {file for file in folder.iterdir() if may_be_dicom(file.name, suffix=suffix) and file.is_file()}
     return sorted(files if path.is_dir() else files | {path})
 
 
