@@ -123,6 +123,30 @@ def test_an_offset_table_that_points_into_a_frame_is_noticed(tmp_path):
         assert slide.read_tile(0, 2, 0).std() > 5
 
 
+def test_an_offset_table_of_an_odd_length(tmp_path):
+    """One item less, its bytes in the table: it is no table for these frames, and the frames begin behind it."""
+    path = tmp_path / "a.dcm"
+    write_image(path, IMAGE, syntax=JPEG, table="none")
+    blob = path.read_bytes()
+    at = blob.index(PIXELS) + BASIC_TABLE
+    path.write_bytes(blob[:at] + b"\xfe\xff\x00\xe0\x06\x00\x00\x00" + bytes(6) + blob[at + 8 :])
+    with open_slide(tmp_path) as slide:
+        assert slide.read((0, 0), level=0, size_px=(400, 300)).std() > 5
+
+
+@pytest.mark.parametrize("spacing", [("1e300", "1e-99"), ("1e-320", "1"), ("nan", "inf"), ("0", "-1")])
+def test_spacings_that_are_no_numbers(tmp_path, spacing):
+    for name, image in (("a", IMAGE), ("b", tissue_like(200, 150))):
+        path = tmp_path / f"{name}.dcm"
+        write_image(path, image, change=set_all(Manufacturer="Philips"))
+        if name == "b":
+            blob, stated = path.read_bytes(), b"0.0005\\0.0005 "
+            assert blob.count(stated) == 1
+            path.write_bytes(blob.replace(stated, "\\".join(spacing).encode().ljust(len(stated))))
+    with open_slide(tmp_path) as slide:
+        assert [level.downsample for level in slide.info.levels] == [1.0, 2.0]
+
+
 def test_an_extended_offset_table_of_another_length(tmp_path):
     def one_less(file):
         file.ExtendedOffsetTableLengths = file.ExtendedOffsetTableLengths[:-8]

@@ -96,14 +96,14 @@ class DataSet:
         return next(iter(self.texts(tag)), "")
 
     def unsigned(self, tag: int) -> int | None:
-        """An element of one binary integer of 2, 4 or 8 bytes (US, UL, UV)."""
+        """An element of one binary integer of 2 or 4 bytes (US, UL)."""
         data = self.data(tag)
-        return int.from_bytes(data, "little") if len(data) in (2, 4, 8) else None
+        return int.from_bytes(data, "little") if len(data) in (2, 4) else None
 
     def signed(self, tag: int) -> int | None:
-        """The same of SS, SL, SV."""
+        """The same of SS and SL."""
         data = self.data(tag)
-        return int.from_bytes(data, "little", signed=True) if len(data) in (2, 4, 8) else None
+        return int.from_bytes(data, "little", signed=True) if len(data) in (2, 4) else None
 
     def numbers(self, tag: int) -> list[float]:
         """The values of decimal text (DS, IS); none where one of them is no finite number."""

@@ -145,7 +145,7 @@ class _Items:
             raise self._image.damaged(
                 f"its compressed pixels do not begin with an offset table, at byte {at}"
             )
-        if length > 4 * self._image.frames:  # more than it could need: where its end is still counts
+        if length != 4 * self._image.frames:  # empty, or not one for these frames
             return b"", at + ITEM_HEADER + length
         return self._file.read(at + ITEM_HEADER, length), at + ITEM_HEADER + length
 

@@ -35,6 +35,9 @@ COLOURS: Mapping[str, Collection[str]] = MappingProxyType(
 )
 """The photometric interpretations that are read, by transfer syntax. JPEG 2000 decodes to RGB with all of them."""
 
+SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 10.0
+"""In mm, exclusive: between pixels of levels of any slide, and so that their ratios are numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -162,7 +165,8 @@ def _part(body: DataSet) -> Part | None:
 def _spacing(measures: DataSet | None) -> tuple[float, float] | None:
     """PixelSpacing says the distance of rows first (PS3.3, 10.7.1.3), that is along y."""
     spacing = [] if measures is None else measures.numbers(tags.PIXEL_SPACING)
-    return (spacing[1], spacing[0]) if len(spacing) == 2 and min(spacing) > 0 else None
+    known = len(spacing) == 2 and min(spacing) > SMALLEST_SPACING and max(spacing) < LARGEST_SPACING
+    return (spacing[1], spacing[0]) if known else None
 
 
 def _first(holder: DataSet | None, sequence: int) -> DataSet | None:
