@@ -16,6 +16,7 @@
         UnsupportedSlide
           DamagedSlide       a known format, cut short or contradicting itself
           RefusedSlide       a whole file that other readers would show wrongly
+          SeveralSlides      a folder of several slides, where one was asked for
         SlideReadError       the file opened, but some of it cannot be read
         MissingResolution
           PixelsNotSquare
@@ -151,6 +152,11 @@ class RefusedSlide(UnsupportedSlide):
 
     OpenSlide opens some files and then gives wrong pixels, or none at all, so it is not asked.
     """
+
+
+class SeveralSlides(UnsupportedSlide):
+    """A folder of several slides, where one was asked for. It ends the search for a reader: another one would open
+    any of them."""
 
 
 class SlideReadError(FileError):

@@ -10,6 +10,7 @@ from typing import Any, Self
 from wsi_ips.config import StreamingConfig
 from wsi_ips.fingerprint import fingerprint
 from wsi_ips.location import Location
+from wsi_ips.slides.folder import files_of
 from wsi_ips.tiling.find_patches import FindPatches
 from wsi_ips.units import Mpp
 
@@ -42,7 +43,7 @@ class MadeFrom:
         """What a result would be made from if it were made now. Raises :class:`CoordsError`."""
         beside = () if find_patches is None else find_patches.read_from(slide_id)
         return cls(
-            slide=fingerprint([slide]),
+            slide=fingerprint(files_of(slide)),
             patches=fingerprint(beside) if beside else "",
             mpp_given=mpp,
             decode=streaming.decode,

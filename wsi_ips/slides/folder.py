@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from wsi_ips.errors import ConfigError, SlideNotFound
+from wsi_ips.errors import ConfigError, SlideNotFound, UnsupportedSlide
 from wsi_ips.location import Location, Url, locate
+from wsi_ips.slides.dicom.series import dicom_slides, may_be_dicom, series_of, starts_as_dicom
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi"}
@@ -19,9 +20,12 @@ MASK_ENDING = "_mask"
 def find_slides(folder: Location | str) -> list[Location]:
     """Every slide in ``folder`` and the folders below it, sorted by path.
 
-    A folder with .dcm files and a Zarr folder are one slide each and stand for themselves. Left out: hidden
-    files and folders, masks (``*_mask.tif``), the data folder beside ``X.mrxs``. A file is returned as it is,
-    whatever its suffix, and so is a URL. Raises :class:`SlideNotFound` where nothing is there.
+    A Zarr folder is one slide and stands for itself, and so does a folder whose DICOM files are one series. Of a
+    folder with several series each is a slide, addressed by the first of its files, by name, that holds a level
+    (``ImageType`` says VOLUME); any other file of the series opens the same slide. DICOM files need no suffix: see
+    :mod:`wsi_ips.slides.dicom.series`. Left out: hidden files and folders, masks (``*_mask.tif``), the data folder
+    beside ``X.mrxs``. A file is returned as it is, whatever its suffix, and so is a URL. Raises
+    :class:`SlideNotFound` where nothing is there.
     """
     root = locate(folder)
     if isinstance(root, Url) or root.is_file():
@@ -38,8 +42,8 @@ def find_slides(folder: Location | str) -> list[Location]:
 def slide_id(path: Location | str) -> str:
     """The file's name without its last suffix (``.ome.tif`` and ``.ome.zarr`` count as one).
 
-    A folder's whole name, but for ``.zarr``. Of a URL the last name counts, without ``?query``; raises
-    :class:`ConfigError` where it has none.
+    Digits alone are no suffix but the end of a DICOM file's UID. A folder's whole name, but for ``.zarr``. Of a
+    URL the last name counts, without ``?query``; raises :class:`ConfigError` where it has none.
     """
     path = locate(path)
     if isinstance(path, Url):
@@ -50,7 +54,7 @@ def slide_id(path: Location | str) -> str:
         path = path.resolve()
         if path.suffix.lower() != ZARR_SUFFIX:
             return path.name
-    stem = path.stem
+    stem = path.name if path.suffix[1:].isdecimal() else path.stem
     if path.suffix.lower() in {".tif", ".tiff", ZARR_SUFFIX} and stem.lower().endswith(".ome"):
         stem = stem[: -len(".ome")]
     return stem
@@ -74,9 +78,23 @@ def unique_slide_ids(paths: Iterable[Location]) -> dict[str, Location]:
     return named
 
 
-def dicom_files(folder: Path) -> list[Path]:
-    """The .dcm files directly in ``folder``, sorted."""
-    return sorted(file for file in folder.iterdir() if _is_dicom(file.name) and file.is_file())
+def files_of(slide: Location) -> list[Location]:
+    """The files that make up a slide: all of its series for DICOM, and not those of another series beside it.
+
+    For other slides, and where the files cannot be told, the file or folder itself.
+    """
+    if isinstance(slide, Url) or is_zarr(slide):
+        return [slide]
+    try:
+        is_dicom = is_dicom_folder(slide) if slide.is_dir() else starts_as_dicom(slide)
+        return [*series_of(slide).files] if is_dicom else [slide]
+    except (UnsupportedSlide, OSError):
+        return [slide]
+
+
+def is_dicom_folder(folder: Path) -> bool:
+    """Whether DICOM slides lie directly in ``folder``."""
+    return bool(dicom_slides(folder, _dicom_names(folder)))
 
 
 def is_zarr(path: Location) -> bool:
@@ -99,8 +117,7 @@ def _slides_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     files = [folder / entry.name for entry in visible if entry.is_file()]
-    if any(_is_dicom(file.name) for file in files):
-        yield folder
+    yield from dicom_slides(folder, (file.name for file in files if may_be_dicom(file.name)))
     yield from (file for file in files if _is_slide(file))
     mirax_data = {file.stem for file in files if file.suffix.lower() == ".mrxs"}
     for entry in visible:
@@ -112,5 +129,6 @@ def _is_slide(file: Path) -> bool:
     return file.suffix.lower() in SLIDE_SUFFIXES and not file.stem.lower().endswith(MASK_ENDING)
 
 
-def _is_dicom(name: str) -> bool:
-    return name.lower().endswith(DICOM_SUFFIX) and not name.startswith(".")
+def _dicom_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if may_be_dicom(entry.name) and entry.is_file()]

@@ -10,7 +10,7 @@ from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 
 from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
 from wsi_ips.slides.base import Bounds, LeftOut, Level, RgbImage, SlideInfo
-from wsi_ips.slides.folder import dicom_files
+from wsi_ips.slides.dicom.series import series_of
 from wsi_ips.slides.level_shape import ANOTHER_SHAPE, shows_same_field
 from wsi_ips.slides.region import WHITE, ClosingReader, check_associated, check_region
 from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution, number
@@ -22,7 +22,7 @@ LEVELS_BY_MARK = frozenset({"aperio", "argos", "generic-tiff", "huron"})
 
 
 class OpenSlideReader(ClosingReader):
-    """``OpenSlideReader(path)``: a slide file, or a folder with the DICOM files of one slide.
+    """``OpenSlideReader(path)``: a slide file, or a folder with one series of DICOM files.
 
     At levels > 0 OpenSlide interpolates where a position falls between two pixels. What it takes for a level of a
     TIFF although its shape is not the slide's is left out (:mod:`wsi_ips.slides.level_shape`). Raises
@@ -112,16 +112,15 @@ class OpenSlideReader(ClosingReader):
 
 
 def _open(path: Path) -> OpenSlide:
-    candidates = dicom_files(path) if path.is_dir() else [path]
-    refusal = "a folder without .dcm files" if not candidates else ""
-    for candidate in candidates:
-        try:
-            return OpenSlide(candidate)
-        except OpenSlideUnsupportedFormatError:
-            # OpenSlide's words here are "Unsupported or missing image file", and the file is there.
-            refusal = "not a slide format that OpenSlide knows"
-        except OpenSlideError as error:
-            refusal = str(error)
+    # Any file of a series opens all of it.
+    file = series_of(path).files[0] if path.is_dir() else path
+    try:
+        return OpenSlide(file)
+    except OpenSlideUnsupportedFormatError:
+        # OpenSlide's words here are "Unsupported or missing image file", and the file is there.
+        refusal = "not a slide format that OpenSlide knows"
+    except OpenSlideError as error:
+        refusal = str(error)
     raise UnsupportedSlide(path, refusal)
 
 

@@ -13,20 +13,22 @@ from wsi_ips.errors import (
     ReaderBroken,
     ReaderNotInstalled,
     RefusedSlide,
+    SeveralSlides,
     SlideNotFound,
     UnsupportedSlide,
     WsiIpsError,
 )
 from wsi_ips.location import Location, Url, locate
 from wsi_ips.slides.base import SlideReader
-from wsi_ips.slides.folder import dicom_files, is_zarr
+from wsi_ips.slides.folder import is_dicom_folder, is_zarr
 
 OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
 
 READERS: Mapping[str, str] = MappingProxyType(
     {
-        # First match wins. "tiff" reads what OpenSlide reads pixel for pixel, faster, and what OpenSlide shows
-        # wrongly or not at all; it leaves the rest to OpenSlide.
+        # First match wins. "dicom" and "tiff" read what OpenSlide reads pixel for pixel, faster, and what OpenSlide
+        # shows wrongly or not at all; they leave the rest to OpenSlide.
+        "dicom": "wsi_ips.slides.dicom_reader:DicomReader",
         "tiff": "wsi_ips.slides.tiff_reader:TiffReader",
         "openslide": "wsi_ips.slides.openslide_reader:OpenSlideReader",
         "image": "wsi_ips.slides.image_reader:ImageReader",
@@ -47,10 +49,11 @@ ReaderClass = Callable[[Location], SlideReader]
 def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReader:
     """Open a slide with the first reader that can: a file, a folder of one slide (DICOM, OME-Zarr), a URL.
 
-    ``reader`` (a name in :data:`READERS`, or of another package's) asks for one in particular. Readers of
-    other packages are asked last. Raises :class:`SlideNotFound`, :class:`SlideUnreachable`,
-    :class:`UnsupportedSlide` with every reader's reason, or its kinds :class:`DamagedSlide` and
-    :class:`RefusedSlide` from the first reader that knows the file, :class:`ConfigError` for an unknown reader, or
+    A DICOM file stands for all files of its series in its folder. ``reader`` (a name in :data:`READERS`, or of
+    another package's) asks for one in particular. Readers of other packages are asked last. Raises
+    :class:`SlideNotFound`, :class:`SlideUnreachable`, :class:`UnsupportedSlide` with every reader's reason, or its
+    kinds from the first reader that knows the file: :class:`DamagedSlide`, :class:`RefusedSlide`,
+    :class:`SeveralSlides` (a folder with several DICOM series); :class:`ConfigError` for an unknown reader, or
     :class:`ReaderBroken` for one that was asked for and does not load.
     """
     path = locate(path)
@@ -63,7 +66,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     for name in _fitting(path) if reader is None else [reader]:
         try:
             return _open_with_ours(name, path)
-        except (DamagedSlide, RefusedSlide):
+        except (DamagedSlide, RefusedSlide, SeveralSlides):
             raise
         except UnsupportedSlide as error:
             refused[name] = _reason(error)
@@ -89,7 +92,7 @@ def _fitting(path: Location) -> list[str]:
         return [OME_ZARR]
     if isinstance(path, Url):
         return [TIFFSLIDE]
-    if path.is_dir() and not dicom_files(path):
+    if path.is_dir() and not is_dicom_folder(path):
         return []
     return [name for name in READERS if name not in (OME_ZARR, TIFFSLIDE)]
 

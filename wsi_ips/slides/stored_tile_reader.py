@@ -164,10 +164,13 @@ class StoredTileReader(ClosingReader):
     def _unreadable(self, level: int, number: int, tiles: TileLayout, error: TileError) -> SlideReadError:
         row, col = divmod(number, tiles.cols)
         count = int(tiles.byte_counts[number].sum())
+        # Not through _opened: another thread may have closed the reader meanwhile.
+        files = self._state.layout.files if self._state and tiles.files is not None else ()
+        of_file = f" of {files[int(tiles.files[number])].name}" if files and tiles.files is not None else ""
         return SlideReadError(
             self._path,
             f"tile ({col}, {row}) of level {level}, {count} bytes at byte "
-            f"{tiles.offsets[number].min()}, is unreadable: {error}",
+            f"{tiles.offsets[number].min()}{of_file}, is unreadable: {error}",
             "the file is damaged; copy it again, or leave the slide out",
         )
 

@@ -63,8 +63,9 @@ def read_tiles(files: Sequence[TileFile], layout: TileLayout, numbers: NDArray[n
     Shorter than stated where a file ends.
     """
     offsets, counts = layout.offsets[numbers], layout.byte_counts[numbers]
-    if layout.files is None and offsets.ndim == 1:
-        return files[0].read_parts(list(zip(offsets.tolist(), counts.tolist(), strict=True)))
+    in_files = [0] if layout.files is None else np.unique(layout.files[numbers]).tolist()
+    if len(in_files) == 1 and offsets.ndim == 1:
+        return files[in_files[0]].read_parts(list(zip(offsets.tolist(), counts.tolist(), strict=True)))
     n_parts = 1 if offsets.ndim == 1 else offsets.shape[1]
     places = np.zeros(len(numbers), np.int32) if layout.files is None else layout.files[numbers]
     of_parts, offsets, counts = np.repeat(places, n_parts), offsets.ravel(), counts.ravel()

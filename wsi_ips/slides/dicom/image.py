@@ -1,0 +1,173 @@
+"""One DICOM file of a slide: what its header states, checked."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from wsi_ips.errors import DamagedSlide, UnsupportedSlide
+from wsi_ips.slides.codecs.base import TileFormat
+from wsi_ips.slides.codecs.encapsulated import EncapsulatedTiles
+from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
+from wsi_ips.slides.codecs.jpeg2000 import Jpeg2000Tiles
+from wsi_ips.slides.codecs.plain import Packing, PlainTiles
+from wsi_ips.slides.codecs.rle import RleTiles
+from wsi_ips.slides.dicom import tags
+from wsi_ips.slides.dicom.elements import BrokenHeader, DataSet, Header, read_header
+from wsi_ips.slides.dicom.series import image_kind
+from wsi_ips.slides.limits import LARGEST_BLOCK_PX, LARGEST_SIDE_PX
+from wsi_ips.slides.tile_layout import TRUNCATED
+from wsi_ips.units import Size
+
+JPEG = {tags.JPEG_BASELINE, tags.JPEG_EXTENDED}
+NATIVE = {tags.EXPLICIT_LITTLE, tags.IMPLICIT_LITTLE}
+JPEG_COLOURS = {"YBR_FULL_422": Colours.YCBCR, "YBR_FULL": Colours.YCBCR, "RGB": Colours.RGB}
+COLOURS: Mapping[str, Collection[str]] = MappingProxyType(
+    {
+        tags.EXPLICIT_LITTLE: {"RGB"},
+        tags.IMPLICIT_LITTLE: {"RGB"},
+        tags.RLE: {"RGB"},
+        tags.JPEG_BASELINE: JPEG_COLOURS,
+        tags.JPEG_EXTENDED: JPEG_COLOURS,
+        tags.JPEG2000_LOSSLESS: {"YBR_RCT", "YBR_ICT", "RGB"},
+        tags.JPEG2000: {"YBR_RCT", "YBR_ICT", "RGB"},
+    }
+)
+"""The photometric interpretations that are read, by transfer syntax. JPEG 2000 decodes to RGB with all of them."""
+
+SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 10.0
+"""In mm, exclusive: between pixels of levels of any slide, and so that their ratios are numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file's place in a concatenation (PS3.3, C.7.6.16.2.2.4): one image cut into several files."""
+
+    concatenation: str
+    number: int
+    """From 1."""
+    count: int | None
+    """Of parts, where stated."""
+    first_frame: int
+    """How many frames of the image are in the parts before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DicomImage:
+    """A file's header as it states it; see :func:`check_sizes` and :func:`tile_format`."""
+
+    path: Path
+    header: Header
+    instance: str
+    """The file's own UID."""
+    kind: str
+    """VOLUME, LABEL, OVERVIEW, THUMBNAIL, or something else."""
+    matrix: Size
+    """(width, height) of the whole image, in pixels."""
+    tile_size: Size
+    frames: int
+    part: Part | None
+    spacing_mm: tuple[float, float] | None
+    """Distance of neighbouring pixels along (x, y)."""
+
+    @property
+    def elements(self) -> DataSet:
+        return self.header.body
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the frames lie one behind the other, without items."""
+        return self.header.transfer_syntax in NATIVE
+
+    def damaged(self, problem: str, mend: str = "the file is damaged; copy it again") -> DamagedSlide:
+        """The error for this file, to be raised."""
+        return DamagedSlide(self.path, problem, mend)
+
+
+def read_image(path: Path) -> DicomImage:
+    """Read a file's header; no pixels. Raises :class:`DamagedSlide`, ``OSError``."""
+    try:
+        header = read_header(path)
+        if header is None:
+            raise DamagedSlide(path, "is no DICOM file any more", "do not write to it while it is read")
+        body = header.body
+        measures = _first(_first(body, tags.SHARED_GROUPS), tags.PIXEL_MEASURES)
+    except BrokenHeader as error:
+        raise DamagedSlide(path, f"its header is broken: {error}", TRUNCATED) from error
+    tile_size = body.unsigned(tags.COLUMNS) or 0, body.unsigned(tags.ROWS) or 0
+    matrix = body.unsigned(tags.MATRIX_COLUMNS) or 0, body.unsigned(tags.MATRIX_ROWS) or 0
+    frames = body.numbers(tags.FRAMES) if tags.FRAMES in body else [1.0]
+    return DicomImage(
+        path=path,
+        header=header,
+        instance=body.text(tags.SOP_INSTANCE),
+        kind=image_kind(body.texts(tags.IMAGE_TYPE)),
+        matrix=matrix,
+        tile_size=tile_size,
+        frames=int(frames[0]) if len(frames) == 1 else 0,
+        part=_part(body),
+        spacing_mm=_spacing(measures),
+    )
+
+
+def check_sizes(image: DicomImage) -> None:
+    """Raise :class:`DamagedSlide` for sizes and counts that no image has."""
+    for what, (width, height) in (("an image", image.matrix), ("tiles", image.tile_size)):
+        if not all(1 <= side <= LARGEST_SIDE_PX for side in (width, height)):
+            raise image.damaged(f"states {what} of {width}x{height} px")
+    if image.tile_size[0] * image.tile_size[1] > LARGEST_BLOCK_PX:
+        raise image.damaged(f"states tiles of {image.tile_size[0]}x{image.tile_size[1]} px")
+    if image.frames < 1:
+        raise image.damaged(f"states {image.elements.text(tags.FRAMES) or 'no'} frames")
+
+
+def tile_format(image: DicomImage) -> TileFormat:
+    """How the image's frames are stored. Raises :class:`UnsupportedSlide` for what is not read here."""
+    body, syntax = image.elements, image.header.transfer_syntax
+    photometric = body.text(tags.PHOTOMETRIC)
+    stated = {
+        "samples per pixel": (body.unsigned(tags.SAMPLES), 3),
+        "bits allocated": (body.unsigned(tags.BITS_ALLOCATED), 8),
+        "bits stored": (body.unsigned(tags.BITS_STORED), 8),
+        "high bit": (body.unsigned(tags.HIGH_BIT), 7),
+        "pixel representation": (body.unsigned(tags.PIXEL_REPRESENTATION), 0),
+    }
+    if image.is_native:
+        stated["planar configuration"] = (body.unsigned(tags.PLANAR), 0)
+    odd = [f"{name} {value}" for name, (value, plain) in stated.items() if value != plain]
+    if syntax not in COLOURS:
+        odd.append(tags.OTHER_SYNTAXES.get(syntax, f"transfer syntax {syntax or 'not stated'}"))
+    elif photometric not in COLOURS[syntax]:
+        odd.append(f"colours as {photometric or 'not stated'}")
+    if odd:
+        raise UnsupportedSlide(
+            image.path, f"{image.path.name} is not 8-bit RGB as it is read here ({', '.join(odd)})"
+        )
+    size = image.tile_size
+    if image.is_native:
+        return PlainTiles(size=size, packing=Packing.NONE)
+    if syntax in JPEG:
+        return EncapsulatedTiles(JpegTiles(size=size, colours=JPEG_COLOURS[photometric]))
+    return EncapsulatedTiles(RleTiles(size=size) if syntax == tags.RLE else Jpeg2000Tiles(size=size))
+
+
+def _part(body: DataSet) -> Part | None:
+    if not body.text(tags.CONCATENATION):
+        return None
+    return Part(
+        body.text(tags.CONCATENATION),
+        body.unsigned(tags.PART_NUMBER) or 0,
+        body.unsigned(tags.PART_COUNT),
+        body.unsigned(tags.PART_FRAME_OFFSET) or 0,
+    )
+
+
+def _spacing(measures: DataSet | None) -> tuple[float, float] | None:
+    """PixelSpacing says the distance of rows first (PS3.3, 10.7.1.3), that is along y."""
+    spacing = [] if measures is None else measures.numbers(tags.PIXEL_SPACING)
+    known = len(spacing) == 2 and min(spacing) > SMALLEST_SPACING and max(spacing) < LARGEST_SPACING
+    return (spacing[1], spacing[0]) if known else None
+
+
+def _first(holder: DataSet | None, sequence: int) -> DataSet | None:
+    return None if holder is None else next(iter(holder.items(sequence)), None)

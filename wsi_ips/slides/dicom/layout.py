@@ -1,0 +1,197 @@
+"""A DICOM series as a slide: its levels, pictures and resolution."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from wsi_ips.errors import DamagedSlide, SlideReadError, UnsupportedSlide
+from wsi_ips.slides.base import LeftOut, RgbImage
+from wsi_ips.slides.codecs.base import TileError
+from wsi_ips.slides.dicom import tags
+from wsi_ips.slides.dicom.elements import BrokenHeader
+from wsi_ips.slides.dicom.image import DicomImage, read_image
+from wsi_ips.slides.dicom.levels import StoredLevel, stored_level
+from wsi_ips.slides.dicom.series import Series
+from wsi_ips.slides.limits import LARGEST_BLOCK_PX, check_levels
+from wsi_ips.slides.region import white_region
+from wsi_ips.slides.stated_mpp import believable_xy
+from wsi_ips.slides.tile_files import TileFile, read_tiles
+from wsi_ips.slides.tile_layout import AssociatedImage, SlideLayout, TileLayout, size_downsample
+from wsi_ips.units import Mpp, Size
+
+PICTURES = {"LABEL": "label", "OVERVIEW": "macro", "THUMBNAIL": "thumbnail"}
+"""What ImageType calls them, and OpenSlide."""
+
+PHILIPS = "philips"
+NEARLY_WHOLE = 0.02
+
+
+def series_layout(path: Path, series: Series) -> SlideLayout:
+    """What the files of a series say of the slide at ``path``.
+
+    Levels are the files whose ImageType says VOLUME, a level for each size (or the parts of a concatenation of
+    that size), as OpenSlide has it. Raises :class:`UnsupportedSlide` and :class:`DamagedSlide` with the name of
+    the file.
+    """
+    images = [read_image(file) for file in series.files]
+    levels = _levels(path, images)
+    associated, left_out = _pictures(images)
+    files = tuple(part.path for level in levels for part in level.parts)
+    tiles = tuple(level.with_files(files) for level in levels)
+    tiles, downsamples, padding = _without_padding(levels, tiles)
+    check_levels(path, [level.level_size for level in tiles], [level.tile_size for level in tiles])
+    finest = levels[0].parts[0]
+    return SlideLayout(
+        vendor="dicom",
+        files=files,
+        levels=tiles,
+        downsamples=downsamples,
+        mpp_xy=_mpp(finest),
+        associated=associated,
+        left_out=(
+            *series.left_out,
+            *left_out,
+            *(what for level in levels for what in level.left_out),
+            *padding,
+        ),
+        icc_profile=_has_profile(finest),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DicomPicture:
+    """A label or overview, one file. See :class:`AssociatedImage`."""
+
+    file: Path
+    tiles: TileLayout
+
+    @property
+    def size(self) -> Size:
+        return self.tiles.level_size
+
+    def read(self, path: Path) -> RgbImage:
+        """See :meth:`AssociatedImage.read`."""
+        (width, height), (tile_width, tile_height) = self.size, self.tiles.tile_size
+        if self.tiles.rows * tile_height * self.tiles.cols * tile_width > LARGEST_BLOCK_PX:
+            raise SlideReadError(path, f"the picture {self.file.name} claims {width}x{height} px")
+        whole = white_region((self.tiles.cols * tile_width, self.tiles.rows * tile_height))
+        numbers = np.flatnonzero(~self.tiles.missing)
+        decoder = self.tiles.tile.decoder()
+        tile = white_region(self.tiles.tile_size)
+        try:
+            stored = read_tiles([TileFile(self.file)], self.tiles, numbers)
+            for number, data in zip(numbers.tolist(), stored, strict=True):
+                row, col = divmod(number, self.tiles.cols)
+                decoder.decode([data], tile)
+                top, left = row * tile_height, col * tile_width
+                whole[top : top + tile_height, left : left + tile_width] = tile
+        except (OSError, TileError) as error:
+            raise SlideReadError(path, f"the picture {self.file.name} cannot be read: {error}") from error
+        return np.ascontiguousarray(whole[:height, :width])
+
+
+def _levels(path: Path, images: Sequence[DicomImage]) -> list[StoredLevel]:
+    """From the finest to the coarsest."""
+    by_size: dict[Size, list[DicomImage]] = {}
+    for image in images:
+        if image.kind == "VOLUME":
+            by_size.setdefault(image.matrix, []).append(image)
+    if not by_size:
+        raise UnsupportedSlide(path, "a DICOM series without a level (no ImageType says VOLUME)")
+    levels: list[StoredLevel] = []
+    refused: UnsupportedSlide | None = None
+    for size in sorted(by_size, reverse=True):
+        try:
+            levels.append(stored_level(by_size[size]))
+        except DamagedSlide:
+            raise
+        except UnsupportedSlide as error:  # all levels are looked at: a damaged one decides
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    for finer, coarser in pairwise(levels):
+        (width, height), (fine_width, fine_height) = coarser.tiles.level_size, finer.tiles.level_size
+        if width > fine_width or height > fine_height:
+            raise DamagedSlide(
+                path,
+                f"its levels of {fine_width}x{fine_height} and {width}x{height} px are not of one slide",
+                "take the files of another slide out of the folder",
+            )
+    return levels
+
+
+def _pictures(images: Sequence[DicomImage]) -> tuple[dict[str, AssociatedImage], list[LeftOut]]:
+    pictures: dict[str, AssociatedImage] = {}
+    left_out: list[LeftOut] = []
+    for image in images:
+        if image.kind == "VOLUME":
+            continue
+        name = PICTURES.get(image.kind)
+        if name is None:
+            left_out.append(
+                LeftOut(image.path.name, f"of the kind {image.kind or 'unknown'}, which is no level")
+            )
+        elif name in pictures:
+            left_out.append(LeftOut(image.path.name, f"a second {name}"))
+        else:
+            try:
+                pictures[name] = DicomPicture(image.path, stored_level([image]).tiles)
+            except DamagedSlide:
+                raise
+            except UnsupportedSlide as error:
+                left_out.append(LeftOut(image.path.name, str(error.args[1])))
+    return pictures, left_out
+
+
+def _mpp(finest: DicomImage) -> tuple[Mpp, Mpp] | None:
+    if finest.spacing_mm is None:
+        return None
+    x, y = finest.spacing_mm
+    return believable_xy(x * 1000, y * 1000)
+
+
+def _has_profile(finest: DicomImage) -> bool:
+    try:
+        return any(tags.ICC_PROFILE in path for path in finest.elements.items(tags.OPTICAL_PATHS))
+    except BrokenHeader as error:
+        raise finest.damaged(f"its optical paths are broken: {error}") from error
+
+
+def _without_padding(
+    levels: Sequence[StoredLevel], tiles: tuple[TileLayout, ...]
+) -> tuple[tuple[TileLayout, ...], tuple[float, ...] | None, list[LeftOut]]:
+    """Philips states the size of whole tiles, so that the ratios of sizes are not those of pixels.
+
+    There the distances of pixels say how much coarser a level is, and the level ends where level 0 does (see
+    CONTAINERS.md, sections 1 and 2). Elsewhere downsamples are the ratios of sizes, None here.
+    """
+    finest = levels[0].parts[0]
+    spacings = [level.parts[0].spacing_mm for level in levels]
+    if not finest.elements.text(tags.MANUFACTURER).lower().startswith(PHILIPS) or None in spacings:
+        return tiles, None, []
+    factors = [_factor(spacing, spacings[0]) for spacing in spacings if spacing and spacings[0]]
+    if factors != sorted(factors):
+        raise finest.damaged("its levels' PixelSpacing does not grow as their sizes shrink")
+    clipped: list[TileLayout] = []
+    left_out: list[LeftOut] = []
+    width, height = tiles[0].level_size
+    for number, (level, factor) in enumerate(zip(tiles, factors, strict=True)):
+        stored = level.level_size
+        size = (max(1, min(stored[0], int(width / factor))), max(1, min(stored[1], int(height / factor))))
+        if size != stored:
+            left_out.append(
+                LeftOut(f"{stored[0] - size[0]} columns and {stored[1] - size[1]} rows of level {number}",
+                        "padding to whole tiles")
+            )  # fmt: skip
+        clipped.append(replace(level, level_size=size))
+    plain = [size_downsample(level, tiles[0]) for level in tiles]
+    return tuple(clipped), tuple(factors) if factors != plain else None, left_out
+
+
+def _factor(spacing: tuple[float, float], finest: tuple[float, float]) -> float:
+    """How much coarser; a whole number where it nearly is one, for spacings are rounded."""
+    factor = (spacing[0] / finest[0] + spacing[1] / finest[1]) / 2
+    return float(round(factor)) if abs(factor / max(1, round(factor)) - 1) <= NEARLY_WHOLE else factor
