@@ -4,9 +4,8 @@ from pathlib import Path
 from types import ModuleType
 
 from wsi_ips.errors import UnsupportedSlide
-from wsi_ips.slides.tiff import aperio, generic
+from wsi_ips.slides.tiff import aperio, generic, ndpi
 from wsi_ips.slides.tiff.directories import (
-    NDPI_FORMAT,
     SOFTWARE,
     XMP,
     TiffImage,
@@ -26,6 +25,11 @@ def read_layout(path: Path, *, file_size: int) -> SlideLayout:
     Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file
     that is cut short or whose header states what cannot be.
     """
+    hamamatsu = ndpi.read_layout(
+        path, file_size=file_size
+    )  # asked first: its directories are not quite TIFF's
+    if hamamatsu is not None:
+        return hamamatsu
     with opened_directories(path, file_size=file_size) as file:
         if vendor := _left_to_openslide(file.first):
             raise UnsupportedSlide(path, f"{vendor} is left to OpenSlide")
@@ -38,8 +42,7 @@ def _left_to_openslide(first: TiffImage) -> str:
     """Containers that no module here reads yet (OpenSlide's own detection)."""
     description, software = first.description, first.text(SOFTWARE)
     return (
-        ("Hamamatsu NDPI" if NDPI_FORMAT in first.tags else "")
-        or ("Trestle" if software.startswith("MedScan") else "")
+        ("Trestle" if software.startswith("MedScan") else "")
         or ("Leica SCN" if "leica-microsystems.com/scn" in description else "")
         or ("Philips TIFF" if software.startswith("Philips") else "")
         or ("Ventana BIF" if b"iScan" in first.data(XMP) else "")

@@ -8,8 +8,12 @@ import tifffile
 
 from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.codecs.base import TileError
+from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
 from wsi_ips.slides.limits import LARGEST_BLOCK_PX
+from wsi_ips.slides.region import white_region
 from wsi_ips.slides.tiff.directories import PARSING_ERRORS, TiffImage
+from wsi_ips.slides.tile_files import TileFile
 from wsi_ips.units import Size
 
 
@@ -30,13 +34,41 @@ class TiffPicture:
         if not 0 < width * height <= LARGEST_BLOCK_PX:
             raise SlideReadError(path, f"its image {self.number} claims {width}x{height} px")
         try:
-            with tifffile.TiffFile(path) as tiff:
+            with tifffile.TiffFile(path, is_ndpi=False) as tiff:
                 pixels = tiff.pages[self.number].asarray()
         except OSError as error:
             raise SlideReadError(path, f"cannot be read: {error.strerror or error}") from error
         except PARSING_ERRORS as error:
             raise SlideReadError(path, f"its image {self.number} cannot be decoded: {error}") from error
         return _as_rgb(path, self.number, pixels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JpegPicture:
+    """A JPEG that lies in the file in one piece, its colours as it states them. See :class:`AssociatedImage`."""
+
+    size: Size
+    offset: int
+    byte_count: int
+
+    def read(self, path: Path) -> RgbImage:
+        """See :meth:`AssociatedImage.read`."""
+        width, height = self.size
+        if not 0 < width * height <= LARGEST_BLOCK_PX or self.byte_count > LARGEST_BLOCK_PX * 3:
+            raise SlideReadError(
+                path, f"a picture in it claims {width}x{height} px in {self.byte_count} bytes"
+            )
+        pixels = white_region(self.size)
+        try:
+            data = memoryview(TileFile(path).read(self.offset, self.byte_count))
+            JpegTiles(size=self.size, colours=Colours.AS_STATED).decoder().decode((data,), pixels)
+        except OSError as error:
+            raise SlideReadError(path, f"cannot be read: {error.strerror or error}") from error
+        except TileError as error:
+            raise SlideReadError(
+                path, f"its picture at byte {self.offset} cannot be decoded: {error}"
+            ) from error
+        return pixels
 
 
 def _as_rgb(path: Path, number: int, pixels: np.ndarray) -> RgbImage:

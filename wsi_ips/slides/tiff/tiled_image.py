@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -98,7 +98,15 @@ def tile_format(path: Path, image: TiffImage) -> TileFormat:
     return PlainTiles(size=size, packing=Packing(int(compression)), horizontal_predictor=predictor == 2)
 
 
-def resolution_mpp(image: TiffImage) -> tuple[Mpp, Mpp] | None:
+class Resolved(Protocol):
+    """What states a resolution in TIFF's tags."""
+
+    def integer(self, code: int, default: int = 0) -> int: ...
+
+    def ratio(self, code: int) -> float | None: ...
+
+
+def resolution_mpp(image: Resolved) -> tuple[Mpp, Mpp] | None:
     """µm per pixel (x, y) of the tags XResolution, YResolution and ResolutionUnit, where they can be believed."""
     unit = {1: "none", 2: "inch", 3: "centimeter"}.get(image.integer(tag.RESOLUTION_UNIT, 2), "unknown")
     x, y = (mpp_of_resolution(image.ratio(code), unit) for code in (tag.X_RESOLUTION, tag.Y_RESOLUTION))
