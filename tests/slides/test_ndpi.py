@@ -1,6 +1,7 @@
 """Hamamatsu NDPI, read by its restart intervals, gives what OpenSlide gives."""
 
 import resource
+import tracemalloc
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -172,6 +173,31 @@ def test_one_false_entry_is_an_error_and_no_other_pixels(path, by):
         with pytest.raises(SlideReadError, match=r"tile \(0, 0\) of level 0.*marker"):
             slide.read((0, 0), level=0, size_px=(64, 512))
         np.testing.assert_array_equal(slide.read((0, 1024), level=0, size_px=(64, 512)), truth[1024:1536])
+
+
+@pytest.mark.parametrize("start", [101, 127])
+def test_a_marker_of_another_number_is_an_error(path, start):
+    """In the middle and at the end of a stack: intervals are numbered, so that none is lost or taken twice."""
+    level = tiled_level(tissue_like(64, 1600), cols=2)
+    jpeg = bytearray(level.jpeg)
+    at = level.starts[start] - 1
+    jpeg[at] = 0xD0 + (jpeg[at] + 3) % 8
+    write_ndpi(path, [replace(level, jpeg=bytes(jpeg))])
+    with (
+        TiffReader(path) as slide,
+        pytest.raises(SlideReadError, match=r"tile \(0, 0\) of level 0.*marker that is due"),
+    ):
+        slide.read((0, 0), level=0, size_px=(32, 512))
+
+
+def test_an_interval_with_more_bytes_than_pixels_can_have_is_damage(path):
+    level = tiled_level(tissue_like(64, 1600), cols=2)
+    at = level.starts[20] - 2
+    jpeg = level.jpeg[:at] + bytes(500_000) + level.jpeg[at:]
+    starts = [start + (500_000 if number >= 20 else 0) for number, start in enumerate(level.starts)]
+    write_ndpi(path, [replace(level, jpeg=jpeg, starts=starts)])
+    with pytest.raises(UnsupportedSlide, match="a piece of 32x8 px in 500"):
+        open_slide(path)
 
 
 def test_too_few_markers_is_a_damaged_file(path):
@@ -482,6 +508,34 @@ def test_a_stream_decodes_each_stack_once(path, cols, patch_mpp, by):
             read_level = 2 if patch_mpp == 1.0 else 0
             for l0_xy, patch in zip(coords.l0_xy_N2.tolist(), pixels, strict=True):
                 np.testing.assert_array_equal(patch, slide.read(l0_xy, level=read_level, size_px=(256, 256)))
+
+
+@pytest.mark.parametrize(
+    ("size", "cols", "row_of_stacks_px", "most_mb"),
+    # A single column of 40,000 px; and a slide 131,072 px wide at 1/16, the cache too.
+    [((40_000, 280), 1, None, 56), ((8192, 600), 4, 1 << 20, 20)],
+)
+def test_a_stream_over_a_wide_slide_stays_within_its_cache(
+    path, monkeypatch, size, cols, row_of_stacks_px, most_mb
+):
+    """Patches that no stack is aligned with: each stack waits for the next row of patches."""
+    cache_mb = 128
+    if row_of_stacks_px:
+        monkeypatch.setattr("wsi_ips.slides.restart_intervals.ROW_OF_STACKS_PX", row_of_stacks_px)
+        cache_mb //= 16
+    write_ndpi(path, [tiled_level(np.tile(tissue_like(1000, size[1]), (1, 41, 1))[:, : size[0]], cols=cols)])
+    coords = every_patch(size=size, patch_px=256, mpp=0.25, patch_mpp=0.25)
+    coords = replace(coords, l0_xy_N2=coords.l0_xy_N2 - 77)
+    config = StreamingConfig(batch=8, threads=2, tile_cache_mb=cache_mb)
+    with Counting(path) as slide:
+        tracemalloc.start()
+        for _ in PatchStream(slide, coords, config=config):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert set(slide.decoded.values()) == {1}
+    # Chunks and stored bytes included: only the stacks that are needed again wait.
+    assert peak < most_mb << 20
 
 
 def test_stacks_as_jpegs_for_another_decoder(path):

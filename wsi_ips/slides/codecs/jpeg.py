@@ -99,7 +99,7 @@ class JpegDecoder:
         return merged + whole[end:]
 
 
-def decode_jpeg_into(jpeg: bytes, out: RgbImage, size: Size) -> None:
+def decode_jpeg_into(jpeg: bytes | bytearray, out: RgbImage, size: Size) -> None:
     """Decode a whole JPEG of ``size`` (width, height) into ``out``, smaller where ``out`` is smaller.
 
     The header must have been compared with ``size`` before: the decoder allocates for what it states. Raises

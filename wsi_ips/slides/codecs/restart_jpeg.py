@@ -11,6 +11,8 @@ A JPEG without restart markers is one interval. Source: ITU-T T.81, B.2 and E.1.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.codecs.base import Parts, TileError
 from wsi_ips.slides.codecs.jpeg import EOI, FRAMES, SOS, Colours, JpegTiles, decode_jpeg_into, segments
@@ -145,43 +147,34 @@ class StackDecoder:
         n = sum(1 for part in parts if len(part))
         if n < self._tiles.per_tile or self._tiles.reduction > 1:
             return None
-        return self._joined(parts, n)
+        return bytes(self._joined(parts, n))
 
-    def _joined(self, parts: Parts, n: int) -> bytes:
+    def _joined(self, parts: Parts, n: int) -> bytearray:
         """One JPEG of the first ``n`` parts. Raises :class:`TileError` where one does not end in its marker."""
         if not n:
             raise TileError("no interval has data")
-        pieces: list[bytes | memoryview] = [self._headers.get(n) or self._header(n)]
-        stride = self._tiles.cols
-        first = 0
-        for place, part in enumerate(parts[:n]):
-            data, number = _cut(part)
-            if place == 0:
-                first = number or 0
-            elif number != (first + place * stride) % 8 and not (number is None and place == n - 1):
-                raise TileError(
-                    f"interval {place} of its stack does not end in the restart marker that is due"
-                )
-            pieces += (data, _RESTARTS[place % 8])
-        pieces[-1] = END_OF_IMAGE
-        return b"".join(pieces)
+        header = self._headers.get(n) or self._header(n)
+        jpeg = bytearray().join((header, *parts))
+        data = np.frombuffer(jpeg, np.uint8)
+        # Where each part's marker is: FF, and its number.
+        at_n = len(header) - 1 + np.cumsum([len(part) for part in parts[:n]])
+        numbers_n = data[at_n].astype(np.int64) - RST0
+        wrong_n = (data[at_n - 1] != 0xFF) | (numbers_n < 0) | (numbers_n > 7)
+        if wrong_n[-1] and bytes(parts[n - 1]).rfind(END_OF_IMAGE) > 0:
+            # The image's end, and maybe padding behind it, at which no decoder looks.
+            wrong_n[-1] = False
+        else:
+            data[at_n[-1]] = EOI
+            wrong_n[-1] |= (numbers_n[-1] - numbers_n[0] - (n - 1) * self._tiles.cols) % 8 != 0
+        order_n = np.arange(n)[:-1]
+        wrong_n[:-1] |= (numbers_n[:-1] - numbers_n[0] - order_n * self._tiles.cols) % 8 != 0
+        if wrong_n.any():
+            raise TileError(
+                f"interval {int(wrong_n.argmax())} of its stack does not end in the marker that is due"
+            )
+        data[at_n[:-1]] = RST0 + order_n % 8
+        return jpeg
 
     def _header(self, n: int) -> bytes:
         width, height = self._tiles.interval
         return self._tiles.header.with_size((width, height * n))
-
-
-_RESTARTS = [bytes([0xFF, RST0 + number]) for number in range(8)]
-
-
-def _cut(part: memoryview) -> tuple[memoryview, int | None]:
-    """An interval without the marker that ends it, and the restart marker's number; None at the image's end.
-
-    Behind the image's end there may be padding. Raises :class:`TileError` where there is no such marker.
-    """
-    if len(part) > 2 and part[-2] == 0xFF and RST0 <= part[-1] < RST0 + 8:
-        return part[:-2], part[-1] - RST0
-    end = bytes(part).rfind(END_OF_IMAGE)
-    if end < 1:
-        raise TileError("an interval does not end in a marker")
-    return part[:end], None
