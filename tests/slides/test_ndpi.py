@@ -109,7 +109,7 @@ def test_a_level_higher_than_a_stack(path):
     """The last stacks have fewer intervals than the others."""
     write_ndpi(path, [tiled_level(tissue_like(64, 1240), cols=2)])
     with TiffReader(path) as slide:
-        assert slide.tile_layout(0).rows == 3
+        assert slide.tile_layout(0).rows == 5
     assert_equal_everywhere(path, reads=30)
 
 
@@ -170,7 +170,7 @@ def test_one_false_entry_is_an_error_and_no_other_pixels(path, by):
     write_ndpi(path, [replace(level, starts=starts)])
     truth = decoded(level.jpeg)
     with TiffReader(path) as slide:
-        with pytest.raises(SlideReadError, match=r"tile \(0, 0\) of level 0.*marker"):
+        with pytest.raises(SlideReadError, match=r"tile \(0, 1\) of level 0.*marker"):
             slide.read((0, 0), level=0, size_px=(64, 512))
         np.testing.assert_array_equal(slide.read((0, 1024), level=0, size_px=(64, 512)), truth[1024:1536])
 
@@ -185,7 +185,7 @@ def test_a_marker_of_another_number_is_an_error(path, start):
     write_ndpi(path, [replace(level, jpeg=bytes(jpeg))])
     with (
         TiffReader(path) as slide,
-        pytest.raises(SlideReadError, match=r"tile \(0, 0\) of level 0.*marker that is due"),
+        pytest.raises(SlideReadError, match=r"tile \(0, 1\) of level 0.*marker that is due"),
     ):
         slide.read((0, 0), level=0, size_px=(32, 512))
 
@@ -274,14 +274,16 @@ def test_chroma_halved_both_ways(path):
     differs = np.abs(ours - decoded(level.jpeg)).max(axis=2)
     assert differs.max() < 60
     rows, cols = np.nonzero(differs)
-    assert set(rows[~np.isin(cols, [127, 128])].tolist()) <= {511, 512, 1023, 1024}
+    assert set(rows[~np.isin(cols, [127, 128])].tolist()) <= {
+        edge - i for edge in range(256, 1200, 256) for i in (0, 1)
+    }
 
 
 def test_one_stack_with_halved_chroma_is_the_jpeg(path):
-    level = tiled_level(tissue_like(256, 400), subsampling="4:2:0")
+    level = tiled_level(tissue_like(256, 240), subsampling="4:2:0")
     write_ndpi(path, [level])
     with TiffReader(path) as slide:
-        region = slide.read((0, 0), level=0, size_px=(256, 400))
+        region = slide.read((0, 0), level=0, size_px=(256, 240))
     np.testing.assert_array_equal(region, decoded(level.jpeg))
 
 
@@ -463,8 +465,8 @@ def test_damage_anywhere_gives_pixels_or_our_own_error(tmp_path, data):
 @pytest.mark.parametrize(
     ("interval", "level_width", "intervals"),
     [
-        ((512, 8), 16_384, 64),
-        ((2048, 8), 20_480, 64),
+        ((512, 8), 16_384, 32),
+        ((2048, 8), 20_480, 32),
         ((4096, 8), 4096, 32),
         ((4096, 8), 102_400, 16),
         ((40_000, 8), 40_000, 2),
@@ -473,7 +475,7 @@ def test_damage_anywhere_gives_pixels_or_our_own_error(tmp_path, data):
         ((63, 600), 63, 1),
     ],
 )
-def test_stacks_are_512_px_high_or_as_much_less_as_memory_wants(interval, level_width, intervals):
+def test_stacks_are_256_px_high_or_as_much_less_as_memory_wants(interval, level_width, intervals):
     assert intervals_per_stack(interval, level_width) == intervals
 
 
@@ -542,10 +544,10 @@ def test_stacks_as_jpegs_for_another_decoder(path):
     """Whole stacks of stored levels; what is no whole tile, or a reduced level, is decoded here."""
     write_ndpi(path, [tiled_level(tissue_like(64, 600), cols=2)])
     with TiffReader(path) as slide:
-        for number in range(4):
+        for number in range(6):
             data = slide.fetch_tiles(0, [number])[0]
             jpeg = slide.tile_jpeg(0, number, data)
-            if number >= 2:
+            if number >= 4:
                 assert jpeg is None
                 continue
             assert jpeg is not None

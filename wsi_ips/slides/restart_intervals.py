@@ -18,7 +18,9 @@ from wsi_ips.slides.tile_files import TileFile
 from wsi_ips.slides.tile_layout import TileLayout
 from wsi_ips.units import Size
 
-STACK_ROWS = 512
+STACK_ROWS = 256
+"""Pixels high, as patches mostly are. Where two rows of patches share each stack, the threads that read them wait
+for each other."""
 STACK_PX = 1 << 20
 """Pixels of a stack at most: larger ones decode no faster, and a patch needs all of each stack that it touches."""
 ROW_OF_STACKS_PX = 1 << 24
@@ -99,7 +101,7 @@ def reduced_level(level: TileLayout, tile: StackedIntervals, reduction: int) -> 
 
 
 def intervals_per_stack(interval: Size, level_width: int) -> int:
-    """How many intervals of (width, height) are stacked: as high as 512 px, or half as often as it takes.
+    """How many intervals of (width, height) are stacked: 256 px high, or halved until it fits.
 
     A stack is at most :data:`STACK_PX` large, and the stacks side by side :data:`ROW_OF_STACKS_PX`.
     """
