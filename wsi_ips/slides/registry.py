@@ -26,8 +26,8 @@ OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
 
 READERS: Mapping[str, str] = MappingProxyType(
     {
-        # First match wins. "dicom" and "tiff" read what OpenSlide reads pixel for pixel, faster, and what OpenSlide
-        # shows wrongly or not at all; they leave the rest to OpenSlide.
+        # First match wins. "dicom" and "tiff" read what OpenSlide reads pixel for pixel, faster, and what
+        # OpenSlide shows wrongly or not at all; they leave the rest to OpenSlide.
         "dicom": "wsi_ips.slides.dicom_reader:DicomReader",
         "tiff": "wsi_ips.slides.tiff_reader:TiffReader",
         "openslide": "wsi_ips.slides.openslide_reader:OpenSlideReader",

@@ -66,6 +66,11 @@ def read_tiles(files: Sequence[TileFile], layout: TileLayout, numbers: NDArray[n
     in_files = [0] if layout.files is None else np.unique(layout.files[numbers]).tolist()
     if len(in_files) == 1 and offsets.ndim == 1:
         return files[in_files[0]].read_parts(list(zip(offsets.tolist(), counts.tolist(), strict=True)))
+    if layout.files is None and (offsets[:, :-1] + counts[:, :-1] == offsets[:, 1:]).all():
+        # Each tile's parts lie one after the other.
+        return files[0].read_parts(
+            list(zip(offsets[:, 0].tolist(), counts.sum(axis=1).tolist(), strict=True))
+        )
     n_parts = 1 if offsets.ndim == 1 else offsets.shape[1]
     places = np.zeros(len(numbers), np.int32) if layout.files is None else layout.files[numbers]
     of_parts, offsets, counts = np.repeat(places, n_parts), offsets.ravel(), counts.ravel()

@@ -120,7 +120,7 @@ class JpegDecoder:
         return merged + whole[end:]
 
 
-def decode_jpeg_into(jpeg: bytes, out: RgbImage, size: Size) -> None:
+def decode_jpeg_into(jpeg: bytes | bytearray, out: RgbImage, size: Size) -> None:
     """Decode a whole JPEG of ``size`` (width, height) into ``out``, smaller where ``out`` is smaller.
 
     ``out`` has three or four channels, or one for grey.

@@ -5,9 +5,8 @@ from pathlib import Path
 from types import ModuleType
 
 from wsi_ips.errors import RefusedSlide, UnsupportedSlide
-from wsi_ips.slides.tiff import aperio, argos, generic, huron, ome, philips
+from wsi_ips.slides.tiff import aperio, argos, generic, huron, ndpi, ome, philips
 from wsi_ips.slides.tiff.directories import (
-    NDPI_FORMAT,
     SOFTWARE,
     XMP,
     TiffImage,
@@ -28,6 +27,10 @@ def read_layout(path: Path, *, file_size: int) -> SlideLayout:
     Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file
     that is cut short or whose header states what cannot be.
     """
+    # Asked first: its directories are not quite TIFF's.
+    hamamatsu = ndpi.read_layout(path, file_size=file_size)
+    if hamamatsu is not None:
+        return hamamatsu
     with opened_directories(path, file_size=file_size) as file:
         if vendor := _left_to_openslide(file.first):
             raise UnsupportedSlide(path, f"{vendor} is left to OpenSlide")
@@ -57,8 +60,7 @@ def _left_to_openslide(first: TiffImage) -> str:
     """Containers that no module here reads yet (OpenSlide's own detection)."""
     description, software = first.description, first.text(SOFTWARE)
     return (
-        ("Hamamatsu NDPI" if NDPI_FORMAT in first.tags else "")
-        or ("Trestle" if software.startswith("MedScan") else "")
+        ("Trestle" if software.startswith("MedScan") else "")
         or ("Leica SCN" if "leica-microsystems.com/scn" in description else "")
         or ("Ventana BIF" if b"iScan" in first.data(XMP) else "")
     )

@@ -122,7 +122,7 @@ def opened_directories(path: Path, *, file_size: int) -> Iterator[TiffDirectorie
     """
     _check_start(path, file_size)
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(path, is_ndpi=False) as tiff:  # NDPI is read elsewhere, whatever a name says
             images = [
                 TiffImage(
                     number, page.tags, _sub_images(path, number, page), big_endian=tiff.byteorder == ">"

@@ -9,8 +9,12 @@ import tifffile
 
 from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.codecs.base import TileError
+from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
 from wsi_ips.slides.limits import LARGEST_BLOCK_PX
+from wsi_ips.slides.region import white_region
 from wsi_ips.slides.tiff.directories import PARSING_ERRORS, TiffImage
+from wsi_ips.slides.tile_files import TileFile
 from wsi_ips.units import Size
 
 READABLE_COLOURS = frozenset({"MINISBLACK", "RGB", "YCBCR"})
@@ -33,7 +37,7 @@ class TiffPicture:
     def read(self, path: Path) -> RgbImage:
         """See :meth:`AssociatedImage.read`."""
         try:
-            with tifffile.TiffFile(path) as tiff:
+            with tifffile.TiffFile(path, is_ndpi=False) as tiff:
                 page = tiff.pages[self.number]
                 _check_page(path, self, page)
                 pixels = page.asarray()
@@ -61,6 +65,34 @@ def _check_page(path: Path, picture: TiffPicture, page: Any) -> None:
     # Of other compressions tifffile gives YCbCr as it is stored.
     if colours not in READABLE_COLOURS or (colours == "YCBCR" and page.compression != 7):
         raise SlideReadError(path, f"its image {picture.number} has colours as {colours}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JpegPicture:
+    """A JPEG that lies in the file in one piece, its colours as it states them. See :class:`AssociatedImage`."""
+
+    size: Size
+    offset: int
+    byte_count: int
+
+    def read(self, path: Path) -> RgbImage:
+        """See :meth:`AssociatedImage.read`."""
+        width, height = self.size
+        if not 0 < width * height <= LARGEST_BLOCK_PX or self.byte_count > LARGEST_BLOCK_PX * 3:
+            raise SlideReadError(
+                path, f"a picture in it claims {width}x{height} px in {self.byte_count} bytes"
+            )
+        pixels = white_region(self.size)
+        try:
+            data = memoryview(TileFile(path).read(self.offset, self.byte_count))
+            JpegTiles(size=self.size, colours=Colours.AS_STATED).decoder().decode((data,), pixels)
+        except OSError as error:
+            raise SlideReadError(path, f"cannot be read: {error.strerror or error}") from error
+        except TileError as error:
+            raise SlideReadError(
+                path, f"its picture at byte {self.offset} cannot be decoded: {error}"
+            ) from error
+        return pixels
 
 
 def _as_rgb(path: Path, number: int, pixels: np.ndarray) -> RgbImage:

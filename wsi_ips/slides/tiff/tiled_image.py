@@ -1,6 +1,7 @@
 """A tiled TIFF image as a level: where its tiles lie."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,15 @@ def _by_tile(table: NDArray[np.int64], planes: int) -> NDArray[np.int64]:
     return np.ascontiguousarray(table.reshape(planes, -1).T)
 
 
-def resolution_mpp(image: TiffImage) -> tuple[Mpp, Mpp] | None:
+class Resolved(Protocol):
+    """What states a resolution in TIFF's tags."""
+
+    def integer(self, code: int, default: int = 0) -> int: ...
+
+    def ratio(self, code: int) -> float | None: ...
+
+
+def resolution_mpp(image: Resolved) -> tuple[Mpp, Mpp] | None:
     """µm per pixel (x, y) of the tags XResolution, YResolution and ResolutionUnit, where they can be believed."""
     unit = {1: "none", 2: "inch", 3: "centimeter"}.get(image.integer(tag.RESOLUTION_UNIT, 2), "unknown")
     x, y = (mpp_of_resolution(image.ratio(code), unit) for code in (tag.X_RESOLUTION, tag.Y_RESOLUTION))
