@@ -16,7 +16,7 @@ from wsi_ips.recipe import TileJob, make_job
 from wsi_ips.slides import find_slides, open_slide, slide_id, unique_slide_ids
 from wsi_ips.slides.dicom import series
 from wsi_ips.slides.folder import files_of
-from wsi_ips.slides.resolution import read_mpp_table
+from wsi_ips.slides.resolution import SlideMpp, read_mpp_table
 
 SMALL, LARGE = tissue_like(200, 100), tissue_like(400, 300)
 
@@ -165,9 +165,9 @@ def test_a_suffix_of_their_own(tmp_path):
 def test_resolutions_by_name(two, tmp_path):
     table = tmp_path / "mpp.csv"
     table.write_text("wsi,mpp\na_level0.dcm,0.25\nb_level0,0.5\n1.2.840.1,0.75\n")
-    mpp = read_mpp_table(table)
-    assert [mpp[slide_id(path)] for path in find_slides(two)] == [0.25, 0.5]
-    assert mpp[slide_id("1.2.840.1")] == 0.75
+    mpp = SlideMpp(None, read_mpp_table(table))
+    assert [mpp(slide_id(path)) for path in find_slides(two)] == [0.25, 0.5]
+    assert mpp(slide_id("1.2.840.1")) == 0.75
 
 
 def test_tile_writes_every_slides_patches(cases_folder, tmp_path):

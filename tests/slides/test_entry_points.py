@@ -129,7 +129,7 @@ def test_a_bug_of_theirs_is_a_refusal(install, odd):
 def test_an_unknown_name_lists_them_all(install, pyramid):
     install({"text": "other_reader:TextReader"})
     with pytest.raises(
-        ConfigError, match=r"'bioformats'; known are .*tiff, openslide, ome-zarr, tiffslide, text"
+        ConfigError, match=r"'bioformats'; known are .*tiff, openslide, image, ome-zarr, tiffslide, text"
     ):
         open_slide(pyramid, reader="bioformats")
 

@@ -189,3 +189,17 @@ def test_a_tiled_tiff_is_not_read_whole(tmp_path):
 def test_a_real_flat_tiff(real_data):
     path = real_data / "slides" / "flat-kidney.tif"
     np.testing.assert_array_equal(whole(path), tifffile.imread(path)[..., :3])
+
+
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [
+        ("Hamamatsu NDPI", {"extratags": [(65420, 4, 1, 1, True)]}),
+        ("Leica SCN", {"description": "http://www.leica-microsystems.com/scn/2010/10/01"}),
+        ("Ventana BIF", {"extratags": [(700, 1, None, b"<iScan/>", True)]}),
+    ],
+)
+def test_a_scanner_s_file_that_its_own_reader_refused_is_no_plain_image(tmp_path, name, tags):
+    tifffile.imwrite(tmp_path / "a.tif", IMAGE, photometric="rgb", metadata=None, **tags)
+    with pytest.raises(UnsupportedSlide, match=name):
+        ImageReader(tmp_path / "a.tif")

@@ -24,6 +24,7 @@ from wsi_ips.slides.base import LeftOut, Level, RgbImage, SlideInfo
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region, paste, white_region
 from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution
 from wsi_ips.slides.tiff import directories as tag
+from wsi_ips.slides.tiff.containers import scanner_of
 from wsi_ips.slides.tiff.directories import PARSING_ERRORS, TiffImage, opened_directories
 from wsi_ips.slides.tiff.tiled_image import resolution_mpp
 from wsi_ips.units import L0Point, Mpp, Size
@@ -200,6 +201,9 @@ def _look_by_pillow(path: Path) -> _Found:
 def _look_at_tiff(path: Path) -> _Found:
     with opened_directories(path, file_size=path.stat().st_size) as file:
         first = file.first
+        if scanner := scanner_of(file):
+            # Its first image may be a label, or the whole slide in a code of its own.
+            raise UnsupportedSlide(path, f"{scanner}, so no plain image")
         _refuse_odd_tiff(path, first)
         others = tuple(
             LeftOut(f"page {image.number}, {image.size[0]}x{image.size[1]} px", "a plain image has one level")

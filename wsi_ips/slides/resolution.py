@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from wsi_ips.errors import ConfigError, ManifestError
-from wsi_ips.slides.folder import DICOM_SUFFIX, SLIDE_SUFFIXES, ZARR_SUFFIX, slide_id
+from wsi_ips.slides.folder import SLIDE_SUFFIXES, slide_id
 from wsi_ips.slides.stated_mpp import believable
 from wsi_ips.units import Mpp
 
-FILE_SUFFIXES = SLIDE_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX, ".png", ".jpg", ".jpeg"}
+FILE_SUFFIXES = SLIDE_SUFFIXES | {".dcm", ".dicom", ".zarr", ".png", ".jpg", ".jpeg"}
 """Endings by which a name in a table is known to be a file's. ``S23.2`` is none: it is a slide id with a dot."""
 
 

@@ -7,8 +7,10 @@ from types import ModuleType
 from wsi_ips.errors import RefusedSlide, UnsupportedSlide
 from wsi_ips.slides.tiff import aperio, argos, generic, huron, ndpi, ome, philips
 from wsi_ips.slides.tiff.directories import (
+    NDPI_FORMAT,
     SOFTWARE,
     XMP,
+    TiffDirectories,
     TiffImage,
     opened_directories,
 )
@@ -37,6 +39,16 @@ def read_layout(path: Path, *, file_size: int) -> SlideLayout:
         container = next(module for module in CONTAINERS if module.recognises(file))
         layout: SlideLayout = container.read_layout(file)
         return layout
+
+
+def scanner_of(file: TiffDirectories) -> str:
+    """The scanner's container that a TIFF is, in words; empty where it is none of those known here."""
+    container = next(module for module in CONTAINERS if module.recognises(file))
+    if NDPI_FORMAT in file.first.tags:
+        return "Hamamatsu NDPI"
+    if container in (generic, ome):
+        return _left_to_openslide(file.first)
+    return container.__name__.rpartition(".")[2].capitalize()
 
 
 def refuse_misread(path: Path) -> None:
