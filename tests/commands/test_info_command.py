@@ -97,3 +97,24 @@ def test_what_is_said_of_pixels_that_are_not_square_travels_from_a_worker():
     error = PixelsNotSquare.of("a.tif", 0.25, 0.5)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert "0.25 µm wide and 0.5 µm high" in str(error)
+
+
+def test_what_of_a_folder_is_no_slide_is_told(console, tmp_path):
+    write_pyramid(tmp_path / "a.tif", tissue_like(300, 200))
+    (tmp_path / "below").mkdir()
+    write_pyramid(tmp_path / "below" / "b.svs", tissue_like(300, 200))
+    write_pyramid(tmp_path / "a_mask.tif", tissue_like(300, 200))
+    for name in ("x.xml", "y.xml", "below/z.png", ".hidden", "notes"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "gone.svs").symlink_to(tmp_path / "elsewhere.svs")
+    said = console("info", tmp_path)
+    assert said.code == 0
+    left_out = [line for line in said.out.splitlines() if line.startswith("left out: ")]
+    assert left_out == [
+        "left out: 1 file .png: plain images are read where they are named one by one, or in a manifest",
+        "left out: 2 files .xml: no suffix of a slide's",
+        "left out: 1 file without a suffix: not a DICOM slide",
+        f"left out: {tmp_path / 'a_mask.tif'}: a mask, by its name",
+        f"left out: {tmp_path / 'gone.svs'}: a link that leads nowhere",
+    ]
+    assert "left out" not in console("info", tmp_path, "--json").out.replace("left_out", "")

@@ -11,7 +11,7 @@ from wsi_ips.errors import ConfigError, WsiIpsError
 from wsi_ips.files import whole_file
 from wsi_ips.location import Location
 from wsi_ips.slides.base import AssociatedReader, RgbImage, SlideInfo, SlideReader
-from wsi_ips.slides.folder import find_slides
+from wsi_ips.slides.folder import find_slides, left_out_of
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.picture import slide_picture
 
@@ -20,7 +20,7 @@ THUMBNAIL_PX = 1024
 
 
 def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Path] | None = None) -> Outcome:
-    """One line, or one JSON object, per slide; more lines for a slide given by itself.
+    """One line, or one JSON object, per slide; more lines for a slide given by itself, and what of a folder is none.
 
     pictures: which of a slide's associated pictures (``thumbnail``, ``label``, ``macro``) to write as PNG, and
     where; a slide without a stored thumbnail gets one made from its levels. A slide given by itself that does
@@ -44,6 +44,8 @@ def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Pat
             if slide_path == path:
                 raise
             failures.append(str(error))
+    if isinstance(path, Path) and path.is_dir() and not one and not as_json:
+        lines += [f"left out: {part.what}: {part.why}" for part in left_out_of(path)]
     outcome = Outcome.of_slides(failures, f"{described} slides")
     return Outcome([*lines, *(outcome.lines if failures else ())], outcome.exit_code)
 

@@ -1,11 +1,13 @@
 """Which slides lie in a folder, and what they are called."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from wsi_ips.errors import ConfigError, SlideNotFound, UnsupportedSlide
 from wsi_ips.location import Location, Url, locate
+from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.dicom.series import dicom_slides, may_be_dicom, series_of, starts_as_dicom
 
 SLIDE_SUFFIXES = frozenset(
@@ -15,6 +17,9 @@ DICOM_SUFFIX = ".dcm"
 ZARR_SUFFIX = ".zarr"
 ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs")
 MASK_ENDING = "_mask"
+PLAIN_IMAGES = frozenset({".png", ".jpg", ".jpeg"})
+BROKEN_LINK = "a link that leads nowhere"
+MASK = "a mask, by its name"
 
 
 def find_slides(folder: Location | str) -> list[Location]:
@@ -37,6 +42,25 @@ def find_slides(folder: Location | str) -> list[Location]:
         known = " ".join(sorted(SLIDE_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX}))
         raise SlideNotFound(root, "no slide in this folder or below it", f"known suffixes: {known}")
     return list(slides)
+
+
+def left_out_of(folder: Path) -> list[LeftOut]:
+    """What in ``folder`` and the folders below it :func:`find_slides` takes for no slide, and why.
+
+    Files of one kind are counted, broken links and masks are named. Hidden files are passed over.
+    """
+    named: list[LeftOut] = []
+    kinds: Counter[tuple[str, str]] = Counter()
+    for path, why in _left_out_below(folder, frozenset()):
+        if why in (BROKEN_LINK, MASK):
+            named.append(LeftOut(str(path), why))
+        else:
+            kinds[(path.suffix.lower() or "without a suffix", why)] += 1
+    counted = [
+        LeftOut(f"{count} {'file' if count == 1 else 'files'} {kind}", why)
+        for (kind, why), count in sorted(kinds.items())
+    ]
+    return [*counted, *sorted(named, key=lambda part: part.what)]
 
 
 def slide_id(path: Location | str) -> str:
@@ -123,6 +147,35 @@ def _slides_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     for entry in visible:
         if entry.is_dir() and entry.name not in mirax_data:
             yield from _slides_below(folder / entry.name, above | {here})
+
+
+def _left_out_below(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path, str]]:
+    here = folder.resolve()
+    if here in above or is_zarr(folder):
+        return
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    names = [entry.name for entry in visible if entry.is_file()]
+    has_dicom = bool(dicom_slides(folder, filter(may_be_dicom, names)))
+    mirax_data = {Path(name).stem for name in names if name.lower().endswith(".mrxs")}
+    for entry in visible:
+        path = folder / entry.name
+        if entry.is_dir():
+            if entry.name not in mirax_data:
+                yield from _left_out_below(path, above | {here})
+        elif not path.exists():
+            yield path, BROKEN_LINK
+        elif not _is_slide(path) and not (has_dicom and may_be_dicom(entry.name)):
+            yield path, _why_no_slide(path)
+
+
+def _why_no_slide(file: Path) -> str:
+    suffix = file.suffix.lower()
+    if suffix in SLIDE_SUFFIXES:
+        return MASK
+    if suffix in PLAIN_IMAGES:
+        return "plain images are read where they are named one by one, or in a manifest"
+    return "no suffix of a slide's" if suffix else "not a DICOM slide"
 
 
 def _is_slide(file: Path) -> bool:
