@@ -31,6 +31,26 @@ PIECES_AT_A_TIME = 1 << 20
 """Pieces that are looked at together when uses are counted, so that large boxes take no memory of their own."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredGrid:
+    """The tiles of one stored image, row by row: the column, the row, and what of each lies within the image."""
+
+    cols_P: NDArray[np.int64]
+    rows_P: NDArray[np.int64]
+    sources_P4: NDArray[np.int64]
+    """Left, top (both 0), width, height."""
+
+    @classmethod
+    def of(cls, image_size: Size, tile_size: Size) -> Self:
+        (width, height), (tile_width, tile_height) = image_size, tile_size
+        cols, rows = -(-width // tile_width), -(-height // tile_height)
+        rows_P, cols_P = np.divmod(np.arange(cols * rows), cols)
+        zeros = np.zeros_like(cols_P)
+        wide = np.minimum(tile_width, width - cols_P * tile_width)
+        high = np.minimum(tile_height, height - rows_P * tile_height)
+        return cls(cols_P, rows_P, np.stack([zeros, zeros, wide, high], axis=1))
+
+
 @dataclass(frozen=True, eq=False)
 class PlacedTiles:
     """See :class:`TilePlaces`. What is placed are pieces: rectangles cut out of tiles, often the whole of them.

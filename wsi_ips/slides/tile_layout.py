@@ -1,6 +1,6 @@
 """Where the stored tiles of a slide lie: what a container's parser hands to the reader."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +52,16 @@ class TileLayout:
     def missing(self) -> NDArray[np.bool_]:
         """(rows * cols,) which tiles were never written."""
         return np.asarray((self.byte_counts.reshape(len(self.byte_counts), -1) == 0).all(axis=1))
+
+
+def tiles_without_data(levels: Sequence[TileLayout]) -> tuple[LeftOut, ...]:
+    """What to say of tiles that were never written, of containers whose every tile should be."""
+    counts = [(level, int(tiles.missing.sum())) for level, tiles in enumerate(levels)]
+    return tuple(
+        LeftOut(f"{count} {'tile' if count == 1 else 'tiles'} of level {level}", "without data, and so white")
+        for level, count in counts
+        if count
+    )
 
 
 class AssociatedImage(Protocol):
