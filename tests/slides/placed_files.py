@@ -24,7 +24,7 @@ def write_tiled(
     empty_tiles: Sequence[int] = (),
     **options: Any,
 ) -> None:
-    """One tiled image. compression: jpeg (YCbCr, 4:2:0), lzw, deflate, none. tile: its side, or (width, height)."""
+    """A tiled image. compression: jpeg (YCbCr, 4:2:0), lzw, deflate, none. tile: its side, or (width, height)."""
     width, height = (tile, tile) if isinstance(tile, int) else tile
     encoded = [
         _encode(block, compression, "ycbcr", "4:2:0", False, False)

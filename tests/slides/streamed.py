@@ -13,8 +13,11 @@ from wsi_ips.streaming.stream import PatchStream
 def assert_streams_what_it_reads(
     slide: StoredTileReader, *, patch_px: int, by: tuple[int, int] = (0, 0), zoom: int = 1
 ) -> int:
-    """Every patch of a grid moved ``by`` level-0 pixels, ``zoom`` times coarser than level 0 and read from the level
-    that fits, is the region that the reader gives, and no tile is decoded twice. Returns how many tiles were."""
+    """Every patch of a grid is the region that the reader gives, and no tile is decoded twice.
+
+    The grid is moved ``by`` level-0 pixels, and ``zoom`` times coarser than level 0. Returns how many tiles were
+    decoded.
+    """
     mpp = slide.info.known_mpp()
     coords = every_patch(size=slide.info.l0_size, mpp=mpp, patch_px=patch_px, patch_mpp=mpp * zoom)
     coords = replace(coords, l0_xy_N2=coords.l0_xy_N2 + np.array(by))

@@ -84,8 +84,10 @@ def test_resolution_and_pictures(two_areas, tmp_path):
         assert slide.info.associated == ()
 
 
-@pytest.mark.parametrize(("patch_px", "by", "zoom"), [(128, (0, 0), 1), (128, (101, 43), 1), (100, (-37, 9), 1),
-                                                      (128, (0, 0), 2), (90, (6, 4), 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("patch_px", "by", "zoom"),
+    [(128, (0, 0), 1), (128, (101, 43), 1), (100, (-37, 9), 1), (128, (0, 0), 2), (90, (6, 4), 2)],
+)
 def test_streams(two_areas, patch_px, by, zoom):
     with TiffReader(two_areas) as slide:
         assert_streams_what_it_reads(slide, patch_px=patch_px, by=by, zoom=zoom)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import simplejpeg
+import tifffile
 
 from tests.contract import HEIGHT, MPP, WIDTH, ReaderContract, contract_image
 from tests.slides.placed_files import with_overlaps, write_trestle
@@ -80,8 +81,10 @@ def test_downsamples_are_those_of_sizes_without_overlaps(tmp_path):
         assert ours.info.levels[1].downsample not in (1.0, 2.0)
 
 
-@pytest.mark.parametrize(("patch_px", "by", "zoom"), [(128, (0, 0), 1), (96, (0, 0), 1), (100, (-37, 9), 1),
-                                                      (128, (0, 0), 2), (90, (6, 4), 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("patch_px", "by", "zoom"),
+    [(128, (0, 0), 1), (96, (0, 0), 1), (100, (-37, 9), 1), (128, (0, 0), 2), (90, (6, 4), 2)],
+)
 def test_streams(two_levels, patch_px, by, zoom):
     with TiffReader(two_levels) as slide:
         tiles = slide.tile_layout(zoom - 1).places.n_tiles
@@ -111,6 +114,14 @@ def test_the_macro_beside_the_slide(tmp_path):
     with TiffReader(path) as slide:
         assert slide.info.associated == ()
         assert slide.info.left_out[0].what == "the macro beside it, slide.Full"
+
+
+def test_a_file_without_description_is_no_trestle(tmp_path):
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(IMAGE, photometric="rgb", tile=(128, 128), software="MedScan", metadata=None)
+    with TiffReader(path) as ours, OpenSlideReader(path) as theirs:
+        assert ours.info.vendor == theirs.info.vendor == "generic-tiff"
 
 
 def test_other_programs_files_are_no_trestle(tmp_path):

@@ -78,7 +78,7 @@ def test_without_the_xml_that_lays_tiles_out_they_are_a_grid(tmp_path):
 
 @pytest.mark.parametrize("overlap", [(16.5, 8.25), (7.75, 0.5)])
 def test_a_broken_advance_is_rounded_tile_by_tile(tmp_path, overlap):
-    """Every stored pixel is at most half a pixel from where OpenSlide has it, which interpolates; sizes are equal."""
+    """Stored pixels are at most half a pixel from where OpenSlide has them, which interpolates."""
     path = tmp_path / "slide.bif"
     write_bif(path, MOSAIC, [BifArea(5, 4, (3, 0))], overlap=overlap, levels=1, compression="lzw")
     joints = 4 * 4, 3 * 5
@@ -125,8 +125,17 @@ def test_parts_of_tiles_that_begin_between_pixels(tmp_path, tile):
             assert np.abs(row_means[1:-1] - np.linspace(40, 220, height)[1:-1]).max() < 8
 
 
-@pytest.mark.parametrize(("patch_px", "by", "zoom"), [(128, (0, 0), 1), (112, (0, 0), 1), (100, (-37, 9), 1),
-                                                      (128, (0, 0), 2), (90, (6, 4), 2), (100, (4, 8), 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("patch_px", "by", "zoom"),
+    [
+        (128, (0, 0), 1),
+        (112, (0, 0), 1),
+        (100, (-37, 9), 1),
+        (128, (0, 0), 2),
+        (90, (6, 4), 2),
+        (100, (4, 8), 4),
+    ],
+)
 def test_streams(three_levels, patch_px, by, zoom):
     with TiffReader(three_levels) as slide:
         tiles = slide.tile_layout({1: 0, 2: 1, 4: 2}[zoom]).places.n_tiles

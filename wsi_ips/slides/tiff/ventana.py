@@ -111,7 +111,7 @@ def _iscan(path: Path, first: TiffImage) -> Element:
     root = parsed_xml(path, first.data(XMP).decode("utf-8", "replace"), most_elements=MOST_ELEMENTS)
     iscan = root if root is None or root.tag == "iScan" else root.find("iScan")
     if root is None or iscan is None or root.tag not in {"iScan", "Metadata"}:
-        raise UnsupportedSlide(path, "its iScan XML cannot be understood")
+        raise UnsupportedSlide(path, "its XML of Ventana's iScan cannot be understood")
     return iscan
 
 
