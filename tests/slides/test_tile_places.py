@@ -1,7 +1,7 @@
 """Which tiles lie under a box, against counting and painting pixel by pixel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ips.errors import DamagedSlide
-from wsi_ips.slides.placed_tiles import MOST_LAYERS, BucketIndex, PlacedTiles
+from wsi_ips.slides.placed_tiles import MOST_LAYERS, BucketIndex, PlacedTiles, StoredGrid
 from wsi_ips.slides.tile_places import Box, Painting, RegularTiles, TilePlaces
 
 side = st.integers(1, 40)
@@ -158,6 +158,25 @@ def test_a_tile_is_exact_where_it_is_all_that_shows(drawn: Pieces, boxes: list[B
             assert drawn.painted(box).tolist() == drawn.tiles[number].tolist()
         whole = drawn.placed.painting(box).is_one_whole_tile(drawn.tile_size)
         assert (number >= 0) == (box[2:] == drawn.tile_size and whole)
+
+
+@given(
+    size=st.tuples(side, side), tile=st.integers(1, 12), by=st.tuples(st.integers(-9, 20), st.integers(-9, 20)),
+    left_out=st.sets(st.integers(0, 8)), boxes=boxes,
+)  # fmt: skip
+def test_tiles_that_do_not_overlap_need_no_white_beneath_where_they_fill_the_box(
+    size: tuple[int, int], tile: int, by: tuple[int, int], left_out: set[int], boxes: list[Box]
+) -> None:
+    grid = StoredGrid.of(size, (tile, tile))
+    count = len(grid.cols_P)
+    xy_P2 = np.stack([grid.cols_P, grid.rows_P], axis=1) * tile + by
+    pieces = [(n, *xy, *grid.sources_P4[n].tolist()) for n, xy in enumerate(xy_P2.tolist())]
+    drawn = Pieces((40, 40), (tile, tile), [n in left_out for n in range(count)], pieces)
+    places = replace(drawn.placed, disjoint=True)
+    for box, painting in zip(boxes, places.under(np.array(boxes, np.int64)).paintings(), strict=True):
+        painted = drawn.painted(box)
+        assert painting.filled == (painted >= 0).all()
+        np.testing.assert_array_equal(carried_out(painting, drawn.tiles, box), painted)
 
 
 def alone(level_size: tuple[int, int], tile: int, xy: Sequence[tuple[int, int]]) -> PlacedTiles:

@@ -68,6 +68,8 @@ class PlacedTiles:
     sources_P2: NDArray[np.int32]
     """Where in its tile each piece begins (x, y)."""
     index: "BucketIndex"
+    disjoint: bool
+    """Whether no piece is known to lie over another: then a box whose area they fill is covered."""
 
     @classmethod
     def place(
@@ -80,12 +82,14 @@ class PlacedTiles:
         numbers_P: NDArray[np.int64],
         xy_P2: NDArray[np.int64],
         sources_P4: NDArray[np.int64] | None = None,
+        disjoint: bool = False,
     ) -> Self:
         """Lay pieces out on a level.
 
         missing: (n_tiles,) tiles without data, whose pieces are left out, so that they cover nothing. numbers_P:
         the tile of each piece, in the order of painting. xy_P2: where on the level each piece begins, which may
         be beyond its edges. sources_P4: left, top, width, height of each piece in its tile; None: whole tiles.
+        disjoint: no piece lies over another.
 
         Raises :class:`DamagedSlide` for a level or a number of pieces that no slide has, and where too many lie
         over each other.
@@ -113,7 +117,7 @@ class PlacedTiles:
                 "the file is damaged",
             )
         numbers = numbers_P[shown].astype(np.int32)
-        return cls(level_size, tile_size, len(missing), numbers, boxes, sources, index)
+        return cls(level_size, tile_size, len(missing), numbers, boxes, sources, index, disjoint)
 
     def painting(self, box: Box) -> Painting:
         """See :meth:`TilePlaces.painting`."""
@@ -164,6 +168,7 @@ class PlacedTiles:
             boxes_P4,
             self.sources_P2 // scale,
             BucketIndex.of(boxes_P4),
+            self.disjoint,
         )
 
 
@@ -205,12 +210,15 @@ class PiecesUnder:
         from_k2 = self.tiles.sources_P2[piece_k] + starts_k2 - pieces_k4[:, :2]
         sizes_k2 = ends_k2 - starts_k2
         moves = np.concatenate([into_k2, from_k2, sizes_k2], axis=1).tolist()
-        fills = (sizes_k2 == boxes_k4[:, 2:]).all(axis=1).tolist()
+        n = len(self.boxes_n4)
+        filled_n = np.bincount(box_k[(sizes_k2 == boxes_k4[:, 2:]).all(axis=1)], minlength=n) > 0
+        if self.tiles.disjoint:
+            filled_n |= np.bincount(box_k, sizes_k2.prod(axis=1), n) == self.boxes_n4[:, 2:].prod(axis=1)
         numbers = self.tiles.numbers_P[piece_k].tolist()
-        ends = np.cumsum(np.bincount(box_k, minlength=len(self.boxes_n4))).tolist()
+        ends = np.cumsum(np.bincount(box_k, minlength=n)).tolist()
         start = 0
-        for end in ends:
-            yield _painting(numbers[start:end], moves[start:end], filled=any(fills[start:end]))
+        for end, filled in zip(ends, filled_n.tolist(), strict=True):
+            yield _painting(numbers[start:end], moves[start:end], filled=filled)
             start = end
 
     @cached_property

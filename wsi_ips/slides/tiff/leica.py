@@ -202,8 +202,17 @@ def _level(
         numbers_P=np.concatenate(numbers[::-1]),
         xy_P2=np.concatenate(places[::-1]),
         sources_P4=np.concatenate(sources[::-1]),
+        disjoint=_disjoint(offsets, [tiles.level_size for tiles in stored]),
     )
     return replace(layout, placed=placed), offsets
+
+
+def _disjoint(offsets: Sequence[tuple[int, int]], sizes: Sequence[Size]) -> bool:
+    """Whether no area lies over another."""
+    starts_A2 = np.array(offsets)
+    ends_A2 = starts_A2 + sizes
+    over_AA = (starts_A2[:, None] < ends_A2) & (starts_A2 < ends_A2[:, None])
+    return int(over_AA.all(axis=2).sum()) == len(offsets)  # each over itself alone
 
 
 def _check_area(
