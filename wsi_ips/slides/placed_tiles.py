@@ -303,12 +303,12 @@ class BucketIndex:
         ascending for each box."""
         first_n2, end_n2 = self._buckets(boxes_n4)
         size_n2 = end_n2 - first_n2
-        box_b, place_b = _counted(size_n2.prod(axis=1))
+        box_b, place_b = counted(size_n2.prod(axis=1))
         row_b, col_b = np.divmod(place_b, np.maximum(size_n2[box_b, 0], 1))
         col_b, row_b = col_b + first_n2[box_b, 0], row_b + first_n2[box_b, 1]
         bucket_b = row_b * self.cols + col_b
         list_starts = self.starts_B1[bucket_b]
-        bucket_k, place_k = _counted(self.starts_B1[bucket_b + 1] - list_starts)
+        bucket_k, place_k = counted(self.starts_B1[bucket_b + 1] - list_starts)
         piece_k = self.listed[list_starts[bucket_k] + place_k].astype(np.int64)
         box_k = box_b[bucket_k]
         pieces_k4, boxes_k4 = self.boxes_P4[piece_k], boxes_n4[box_k]
@@ -332,9 +332,30 @@ class BucketIndex:
         return first_n2, end_n2
 
 
-def _counted(counts_n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def counted(counts_n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """``counts_n[i]`` times i for each i, and beside it 0, 1, 2, … for each run of the same i."""
     total = int(counts_n.sum())
     which = np.repeat(np.arange(len(counts_n)), counts_n)
     starts = np.cumsum(counts_n) - counts_n
     return which, np.arange(total) - starts[which]
+
+
+def parts_of_tiles(
+    at_P2: NDArray[np.float64], part_P2: NDArray[np.int64], tile_size: Size, parts: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places and sources, in whole pixels, of tiles cut into ``parts`` by ``parts`` pieces.
+
+    at_P2: where each piece lies on the level (x, y). part_P2: which of its tile's it is (column, row). Where a
+    tile's side cannot be divided, pieces begin and end between its pixels: both ends are rounded, and the place
+    moves with the beginning. Returns (P, 2) and (P, 4), as :meth:`PlacedTiles.place` takes them.
+    """
+    exact_P2 = part_P2 * np.array(tile_size) / parts
+    starts_P2 = _nearest(exact_P2)
+    ends_P2 = _nearest((part_P2 + 1) * np.array(tile_size) / parts)
+    sources_P4 = np.concatenate([starts_P2, ends_P2 - starts_P2], axis=1)
+    return _nearest(at_P2 + starts_P2 - exact_P2), sources_P4
+
+
+def _nearest(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Halves go up, so that neighbours stay equally far apart."""
+    return np.floor(values + 0.5).astype(np.int64)

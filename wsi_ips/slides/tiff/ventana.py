@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.limits import LARGEST_SIDE_PX, MOST_LEVELS
-from wsi_ips.slides.placed_tiles import PlacedTiles, StoredGrid
+from wsi_ips.slides.placed_tiles import PlacedTiles, StoredGrid, parts_of_tiles
 from wsi_ips.slides.stated_mpp import believable_xy, number
 from wsi_ips.slides.tiff.directories import ICC_PROFILE, XMP, TiffDirectories, TiffImage
 from wsi_ips.slides.tiff.metadata_xml import parsed_xml
@@ -247,10 +247,9 @@ def _placed(
     held_C = (stored_C2 < (tiles.cols, tiles.rows)).all(axis=1)
     at_C2, stored_C2, part_C2 = at_C2[held_C], stored_C2[held_C], part_C2[held_C]
     numbers_C = stored_C2[:, 1] * tiles.cols + stored_C2[:, 0]
-    # Parts of a tile begin between pixels where its side cannot be divided: both ends are rounded.
-    starts_C2 = _nearest(part_C2 * tile / parts)
-    ends_C2 = _nearest((part_C2 + 1) * tile / parts)
-    ends_C2 = np.minimum(ends_C2, StoredGrid.of(tiles.level_size, tiles.tile_size).sources_P4[numbers_C, 2:])
+    xy_C2, sources_C4 = parts_of_tiles(at_C2, part_C2, tiles.tile_size, parts)
+    inside_T2 = StoredGrid.of(tiles.level_size, tiles.tile_size).sources_P4[:, 2:]
+    sources_C4[:, 2:] = np.minimum(sources_C4[:, 2:], inside_T2[numbers_C] - sources_C4[:, :2])
     layout = replace(
         tiles,
         level_size=(ceil(right), ceil(bottom)),
@@ -260,8 +259,8 @@ def _placed(
             tile_size=tiles.tile_size,
             missing=tiles.missing,
             numbers_P=numbers_C,
-            xy_P2=_nearest(at_C2 + starts_C2 - part_C2 * tile / parts),
-            sources_P4=np.concatenate([starts_C2, ends_C2 - starts_C2], axis=1),
+            xy_P2=xy_C2,
+            sources_P4=sources_C4,
         ),
     )
     return layout, int((~held_C).sum())
@@ -282,11 +281,6 @@ def _left_out(file: TiffDirectories, used: Sequence[TiffImage]) -> Iterator[Left
         if image.number not in numbers:
             width, height = image.size
             yield LeftOut(f"page {image.number}, {width}x{height} px", "its description says no level")
-
-
-def _nearest(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Halves go up, so that neighbours stay equally far apart."""
-    return np.floor(values + 0.5).astype(np.int64)
 
 
 def _integer(path: Path, element: Element, name: str) -> int:
