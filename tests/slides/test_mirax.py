@@ -286,5 +286,5 @@ def test_data_cut_short_is_named(tmp_path):
     path = written(tmp_path, MiraxSlide(positions=None))
     data = tmp_path / "S1" / "Data0000.dat"
     data.write_bytes(data.read_bytes()[:9000])
-    with pytest.raises(DamagedSlide, match="truncated: .* images of level 0 lie beyond"):
+    with pytest.raises(DamagedSlide, match=r"truncated: .* images of level 0 lie beyond"):
         MiraxReader(path)

@@ -19,9 +19,9 @@ from wsi_ips.slides.limits import MOST_LEVELS
 from wsi_ips.slides.placed_tiles import PlacedTiles, StoredGrid
 from wsi_ips.slides.stated_mpp import believable_xy
 from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories, TiffImage
-from wsi_ips.slides.tiff.generic import refuse_disordered
 from wsi_ips.slides.tiff.metadata_xml import parsed_xml
 from wsi_ips.slides.tiff.pictures import TiffPicture
+from wsi_ips.slides.tiff.pyramid import page_name, refuse_disordered
 from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout, TileLayout, tiles_without_data
 from wsi_ips.units import Size
@@ -257,9 +257,8 @@ def _left_out(
             why |= {dimension.ifd: reason for dimension in area.dimensions}
     for image in file.images:
         if image.number not in used:
-            width, height = image.size
             reason = why.get(image.number, "no part of an area: another macro, or a smaller one")
-            yield LeftOut(f"page {image.number}, {width}x{height} px", reason)
+            yield LeftOut(page_name(image), reason)
 
 
 def _tiff_image(file: TiffDirectories, ifd: int) -> TiffImage:

@@ -24,7 +24,7 @@ from wsi_ips.slides.tiff.directories import (
     Y_RESOLUTION,
     TiffDirectories,
 )
-from wsi_ips.slides.tiff.generic import refuse_disordered
+from wsi_ips.slides.tiff.pyramid import refuse_disordered
 from wsi_ips.slides.tiff.tiled_image import tiled_level
 from wsi_ips.slides.tile_layout import AssociatedImage, SlideLayout, TileLayout, tiles_without_data
 

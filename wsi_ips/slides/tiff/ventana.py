@@ -28,6 +28,7 @@ from wsi_ips.slides.stated_mpp import believable_xy, number
 from wsi_ips.slides.tiff.directories import ICC_PROFILE, XMP, TiffDirectories, TiffImage
 from wsi_ips.slides.tiff.metadata_xml import parsed_xml
 from wsi_ips.slides.tiff.pictures import TiffPicture
+from wsi_ips.slides.tiff.pyramid import page_name
 from wsi_ips.slides.tiff.tiled_image import tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout, TileLayout, tiles_without_data
 from wsi_ips.units import Size
@@ -279,8 +280,7 @@ def _left_out(file: TiffDirectories, used: Sequence[TiffImage]) -> Iterator[Left
     numbers = {image.number for image in used}
     for image in file.images:
         if image.number not in numbers:
-            width, height = image.size
-            yield LeftOut(f"page {image.number}, {width}x{height} px", "its description says no level")
+            yield LeftOut(page_name(image), "its description says no level")
 
 
 def _integer(path: Path, element: Element, name: str) -> int:
