@@ -203,15 +203,6 @@ def test_damage_anywhere_gives_pixels_or_our_own_error(tmp_path, data):
             "PALETTE",
         ),
         ({"photometric": "ycbcr", "shape": (512, 512, 3)}, "YCBCR"),
-        ({"photometric": "rgb", "shape": (512, 512, 3), "software": "MedScan"}, "Trestle"),
-        (
-            {
-                "photometric": "rgb",
-                "shape": (512, 512, 3),
-                "description": "http://www.leica-microsystems.com/scn/2010",
-            },
-            "Leica",
-        ),
         (
             {"photometric": "rgb", "shape": (512, 512, 3), "extratags": [(700, 1, 7, b"<iScan/", True)]},
             "Ventana",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import MissingResolution, PixelsNotSquare
 from wsi_ips.location import Location
+from wsi_ips.slides.tile_places import TilePlaces
 from wsi_ips.units import L0Point, Mpp, Size
 
 RgbImage = NDArray[np.uint8]
@@ -130,7 +131,7 @@ class SlideReader(Protocol):
 
 
 class TileGrid(Protocol):
-    """The tiles that a level is stored in: tile ``row * cols + col`` begins at pixel (col, row) * tile_size."""
+    """The tiles that a level is stored in. Tile ``row * cols + col`` is the one in this row and column."""
 
     @property
     def level_size(self) -> Size: ...
@@ -143,6 +144,11 @@ class TileGrid(Protocol):
 
     @property
     def rows(self) -> int: ...
+
+    @property
+    def places(self) -> TilePlaces:
+        """Where on the level the tiles lie."""
+        ...
 
 
 @runtime_checkable
@@ -184,7 +190,8 @@ class TiledReader(SlideReader, Protocol):
     def decode_tile(self, level: int, number: int, data: memoryview, out: RgbImage) -> None:
         """Decode a fetched tile into ``out``, (tile height, tile width, 3 or 4) uint8, contiguous.
 
-        White beyond the level's edge. With four channels the fourth has no meaning. With a height and width
+        White beyond the level's edge where the tiles are a regular grid; what of a placed tile is not shown may
+        be anything. With four channels the fourth has no meaning. With a height and width
         divided by one of :meth:`tile_scales`, each pixel is the mean of that many by that many, as near as the
         tile's coding gives it. Raises
         :class:`SlideReadError` where the bytes are no such tile; ``out`` may then hold anything.

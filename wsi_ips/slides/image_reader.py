@@ -134,6 +134,8 @@ class _Found:
 def _look_at(path: Path) -> _Found:
     if path.is_dir():
         raise UnsupportedSlide(path, "a folder, not an image")
+    if path.suffix.lower() == ".mrxs":
+        raise UnsupportedSlide(path, "the small picture of a MIRAX slide, not the slide")
     try:
         found = _look_at_tiff(path) if _start(path).startswith(TIFF_STARTS) else _look_by_pillow(path)
     except OSError as error:

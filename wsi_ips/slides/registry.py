@@ -26,9 +26,10 @@ OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
 
 READERS: Mapping[str, str] = MappingProxyType(
     {
-        # First match wins. "dicom" and "tiff" read what OpenSlide reads pixel for pixel, faster, and what
+        # First match wins. Those before "openslide" read what OpenSlide reads pixel for pixel, faster, and what
         # OpenSlide shows wrongly or not at all; they leave the rest to OpenSlide.
         "dicom": "wsi_ips.slides.dicom_reader:DicomReader",
+        "mirax": "wsi_ips.slides.mirax_reader:MiraxReader",
         "tiff": "wsi_ips.slides.tiff_reader:TiffReader",
         "openslide": "wsi_ips.slides.openslide_reader:OpenSlideReader",
         "image": "wsi_ips.slides.image_reader:ImageReader",

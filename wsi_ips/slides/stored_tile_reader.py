@@ -7,6 +7,7 @@ meant: where a position falls between two pixels of a level, OpenSlide interpola
 nearest pixel. A tile without data is white here and transparent, so white too, in OpenSlide.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,11 +27,11 @@ from wsi_ips.slides.region import (
     check_associated,
     check_region,
     level_pixel,
-    paste,
     white_region,
 )
 from wsi_ips.slides.tile_files import TileFile, read_tiles
 from wsi_ips.slides.tile_layout import SlideLayout, TileLayout
+from wsi_ips.slides.tile_places import TilePlaces
 from wsi_ips.units import L0Point, Size
 
 CACHE_BYTES = 32 << 20
@@ -82,22 +83,24 @@ class StoredTileReader(ClosingReader):
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
         """See :meth:`SlideReader.read`. ``l0_xy / downsample`` is rounded to a whole pixel of the level."""
         check_region(self._info, level=level, size_px=size_px)
-        tiles = self._opened().layout.levels[level]
+        width, height = int(size_px[0]), int(size_px[1])
         lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
-        tile_width, tile_height = tiles.tile_size
-        first_col, first_row = max(0, lv_x // tile_width), max(0, lv_y // tile_height)
-        end_col = min(tiles.cols, (lv_x + size_px[0] - 1) // tile_width + 1)
-        end_row = min(tiles.rows, (lv_y + size_px[1] - 1) // tile_height + 1)
-        if tuple(size_px) == tiles.tile_size and (end_col - first_col, end_row - first_row) == (1, 1) and (
-            (lv_x, lv_y) == (first_col * tile_width, first_row * tile_height)
-        ):  # fmt: skip
+        places = self._opened().places[level]
+        painting = places.painting((lv_x, lv_y, width, height))
+        if (width, height) == places.tile_size and painting.is_one_whole_tile(places.tile_size):
             # A patch that is one tile, the case to be fast in: nothing is copied or kept.
-            return self.read_tile(level, first_col, first_row)
+            return self._tile(level, painting.numbers[0])
         region = white_region(size_px)
-        for row in range(first_row, end_row):
-            for col in range(first_col, end_col):
-                tile = self._cached(level, col, row)
-                paste(region, tile, at=(col * tile_width - lv_x, row * tile_height - lv_y))
+        uses = Counter(place for place, _, _ in painting.moves)
+        held: dict[int, RgbImage] = {}
+        for place, into, window in painting.moves:
+            tile = held.pop(place, None)
+            if tile is None:
+                tile = self._cached(level, painting.numbers[place])
+            uses[place] -= 1
+            if uses[place]:  # a tile of several pieces is decoded once, however much lies between them
+                held[place] = tile
+            region[into] = tile[window]
         return region
 
     def read_associated(self, name: str) -> RgbImage:
@@ -113,7 +116,8 @@ class StoredTileReader(ClosingReader):
     def tile_scales(self, level: int) -> tuple[int, ...]:
         """See :meth:`TiledReader.tile_scales`."""
         check_region(self._info, level=level, size_px=(1, 1))
-        return self._opened().decoders[level].scales
+        opened = self._opened()
+        return tuple(s for s in opened.decoders[level].scales if opened.places[level].divides(s))
 
     def read_tile(self, level: int, col: int, row: int) -> RgbImage:
         """One whole tile, (tile height, tile width, 3) uint8, white beyond the level's edge; a new array.
@@ -124,8 +128,10 @@ class StoredTileReader(ClosingReader):
         layout = self.tile_layout(level)
         if not (0 <= col < layout.cols and 0 <= row < layout.rows):
             raise IndexError(f"level {level} has {layout.cols}x{layout.rows} tiles, no ({col}, {row})")
-        number = row * layout.cols + col
-        tile = white_region(layout.tile_size)
+        return self._tile(level, row * layout.cols + col)
+
+    def _tile(self, level: int, number: int) -> RgbImage:
+        tile = white_region(self._opened().places[level].tile_size)
         self.decode_tile(level, number, self.fetch_tiles(level, [number])[0], tile)
         return tile
 
@@ -149,7 +155,7 @@ class StoredTileReader(ClosingReader):
             opened.decoders[level].decode(parts, out)
         except TileError as error:
             raise self._unreadable(level, number, tiles, error) from error
-        _whiten_beyond(out, tiles, number)
+        _whiten_beyond(out, opened.places[level], number)
 
     def tile_jpeg(self, level: int, number: int, data: memoryview) -> bytes | None:
         """See :meth:`JpegTiledReader.tile_jpeg`."""
@@ -197,12 +203,12 @@ class StoredTileReader(ClosingReader):
             self._state = None
             self._cache = _cache_of(0)
 
-    def _cached(self, level: int, col: int, row: int) -> RgbImage:
-        key = (level, col, row)
+    def _cached(self, level: int, number: int) -> RgbImage:
+        key = (level, number)
         cache = self._cache
         tile = cache.get(key)
         if tile is None:
-            tile = self.read_tile(level, col, row)
+            tile = self._tile(level, number)
             tile.flags.writeable = False  # everyone gets the same array
             cache.put(key, tile)
         return tile
@@ -226,7 +232,12 @@ class StoredTileReader(ClosingReader):
             _refuse_odd_tiles(self._path, files, layout)
         except OSError as error:
             raise UnsupportedSlide(self._path, f"cannot be read: {error.strerror or error}") from error
-        return _Opened(files, layout, tuple(tiles.tile.decoder() for tiles in layout.levels))
+        return _Opened(
+            files,
+            layout,
+            tuple(tiles.places for tiles in layout.levels),
+            tuple(tiles.tile.decoder() for tiles in layout.levels),
+        )
 
     def _unopened(self) -> None:
         self._lock = RLock()
@@ -245,11 +256,12 @@ class StoredTileReader(ClosingReader):
 class _Opened:
     files: tuple[TileFile, ...]
     layout: SlideLayout
+    places: tuple[TilePlaces, ...]  # one a level
     decoders: tuple[TileDecoder, ...]  # one a level
 
 
-def _cache_of(limit: int) -> ByteCache[tuple[int, int, int], RgbImage]:
-    """By level, column, row: four regions around one tile do not decode it four times."""
+def _cache_of(limit: int) -> ByteCache[tuple[int, int], RgbImage]:
+    """By level and number: four regions around one tile do not decode it four times."""
     return ByteCache(limit, size=lambda tile: tile.nbytes)
 
 
@@ -268,13 +280,11 @@ def _parts(data: memoryview, tiles: TileLayout, number: int) -> Parts | None:
     return [data[start:end] for start, end in pairwise(ends)]
 
 
-def _whiten_beyond(out: RgbImage, tiles: TileLayout, number: int) -> None:
+def _whiten_beyond(out: RgbImage, places: TilePlaces, number: int) -> None:
     """Make white what lies beyond the level in a tile decoded into ``out``, at whatever scale."""
-    row, col = divmod(number, tiles.cols)
-    width, height = tiles.level_size
-    scale = tiles.tile_size[1] // len(out)
-    inside_y = -(-height // scale) - row * out.shape[0]
-    inside_x = -(-width // scale) - col * out.shape[1]
+    width, height = places.inside(number)
+    scale = places.tile_size[1] // len(out)
+    inside_x, inside_y = -(-width // scale), -(-height // scale)
     if inside_y < out.shape[0]:
         out[max(0, inside_y) :] = WHITE
     if inside_x < out.shape[1]:

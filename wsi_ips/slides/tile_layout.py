@@ -1,6 +1,6 @@
 """Where the stored tiles of a slide lie: what a container's parser hands to the reader."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from wsi_ips.slides.base import Bounds, LeftOut, Level, RgbImage
 from wsi_ips.slides.codecs.base import TileFormat
+from wsi_ips.slides.placed_tiles import PlacedTiles
+from wsi_ips.slides.tile_places import RegularTiles, TilePlaces
 from wsi_ips.units import Mpp, Size
 
 TRUNCATED = "copy it again: the copy or download was cut short"
@@ -17,7 +19,8 @@ TRUNCATED = "copy it again: the copy or download was cut short"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileLayout:
-    """The tiles of one level. Tile (col, row) covers the level's pixels from (col, row) * tile_size on.
+    """The tiles of one level, in a regular grid: tile (col, row) covers the level's pixels from
+    (col, row) * tile_size on. With :attr:`placed` they lie elsewhere.
 
     The tiles may reach beyond ``level_size``, by more than a tile where a container pads its levels; what
     lies beyond is white.
@@ -33,15 +36,32 @@ class TileLayout:
     """Of the same shape. A tile whose parts all have 0 bytes was never written: it is white."""
     files: NDArray[np.int32] | None = None
     """(rows * cols,) place in :attr:`SlideLayout.files` of the file that holds the tile; None: the first."""
+    placed: PlacedTiles | None = None
+    """Where the tiles lie if not in a grid. ``cols`` and ``rows`` then only number them."""
 
     @property
     def tile_size(self) -> Size:
         return self.tile.size
 
     @property
+    def places(self) -> TilePlaces:
+        """Where on the level the tiles lie."""
+        return self.placed or RegularTiles(self.level_size, self.tile_size, self.cols, self.rows)
+
+    @property
     def missing(self) -> NDArray[np.bool_]:
         """(rows * cols,) which tiles were never written."""
         return np.asarray((self.byte_counts.reshape(len(self.byte_counts), -1) == 0).all(axis=1))
+
+
+def tiles_without_data(levels: Sequence[TileLayout]) -> tuple[LeftOut, ...]:
+    """What to say of tiles that were never written, of containers whose every tile should be."""
+    counts = [(level, int(tiles.missing.sum())) for level, tiles in enumerate(levels)]
+    return tuple(
+        LeftOut(f"{count} {'tile' if count == 1 else 'tiles'} of level {level}", "without data, and so white")
+        for level, count in counts
+        if count
+    )
 
 
 class AssociatedImage(Protocol):

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import SlideReadError
-from wsi_ips.slides.base import JpegTiledReader, RgbImage, TiledReader, TileGrid
+from wsi_ips.slides.base import JpegTiledReader, RgbImage, TiledReader
 from wsi_ips.slides.region import WHITE
+from wsi_ips.slides.tile_places import Painting, TilesUnder
 from wsi_ips.streaming.bad_tiles import BadTiles
 from wsi_ips.streaming.patch_region import PatchRegion
 from wsi_ips.streaming.pixel_pool import PixelPool
 from wsi_ips.streaming.resample import resample
 from wsi_ips.streaming.telemetry import StreamTelemetry
 from wsi_ips.streaming.tile_store import TileStore
-from wsi_ips.streaming.tile_uses import TileSpans, tile_uses
 from wsi_ips.units import Size
 
 SPARE_BUFFERS = 16
@@ -46,15 +46,19 @@ class TileSource:
         self.slide = slide
         self.region = region
         self._unscaled = scale == 1 and region.fits
-        self.grid = _smaller(slide.tile_layout(region.level), scale)
+        grid = slide.tile_layout(region.level)
+        self._cols = grid.cols
+        self.places = grid.places.smaller(scale)
         self.bad = bad
         self._l0_xy_N2 = l0_xy_N2
         self._plans: dict[int, _Plan] = {}
         self._planning = Lock()
-        uses = tile_uses(region, l0_xy_N2, self.grid)
+        uses = self.places.uses(
+            region.lv_boxes(l0_xy_N2[start : start + BLOCK]) for start in range(0, len(l0_xy_N2), BLOCK)
+        )
         self._used_once = uses == 1  # remembered, because the store counts ``uses`` down
         bad.expect(int(np.count_nonzero(uses)))
-        width, height = self.grid.tile_size
+        width, height = self.places.tile_size
         shape = (height, width, 3)
         self.store = TileStore(uses, tile_shape=shape, tiles=cache_bytes // (width * height * 3))
         # A box of whole pixels around a patch that starts inside a pixel is up to two pixels wider.
@@ -113,13 +117,12 @@ class TileSource:
                 return None
             jpegs[place] = jpeg
         work.read_s = perf_counter() - started
-        return StoredJpegs(jpegs, [self._inside(number) for number in numbers], work)
+        return StoredJpegs(jpegs, [self.places.inside(number) for number in numbers], work)
 
-    def _inside(self, number: int) -> Size:
-        """How much of a tile lies within the level, (width, height)."""
-        row, col = divmod(number, self.grid.cols)
-        (width, height), (level_width, level_height) = self.grid.tile_size, self.grid.level_size
-        return min(width, level_width - col * width), min(height, level_height - row * height)
+    def name(self, number: int) -> str:
+        """What a tile is called in messages."""
+        row, col = divmod(number, self._cols)
+        return f"level {self.region.level} tile ({col}, {row})"
 
     def _plan_at(self, place: int) -> "_Plan":
         """Geometry for a few thousand patches at a time: for a chunk alone it would cost as much as decoding."""
@@ -135,12 +138,12 @@ class TileSource:
     def _plan(self, start: int) -> "_Plan":
         l0_xy_n2 = self._l0_xy_N2[start : start + BLOCK]
         boxes_n4 = self.region.lv_boxes(l0_xy_n2)
-        spans = TileSpans.under(boxes_n4, self.grid)
+        under = self.places.under(boxes_n4)
         own_n = np.full(len(l0_xy_n2), -1)
         if self.region.fits:
-            exact_n = spans.exact(boxes_n4, self.grid)
+            exact_n = under.exact()
             own_n = np.where((exact_n >= 0) & self._used_once[exact_n], exact_n, -1)
-        return _Plan(start, boxes_n4, spans, own_n, self.region.insets(l0_xy_n2))
+        return _Plan(start, boxes_n4, under, own_n, self.region.insets(l0_xy_n2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,30 +157,12 @@ class StoredJpegs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Grid:
-    level_size: Size
-    tile_size: Size
-    cols: int
-    rows: int
-
-
-def _smaller(grid: TileGrid, scale: int) -> TileGrid:
-    (level_width, level_height), (tile_width, tile_height) = grid.level_size, grid.tile_size
-    return _Grid(
-        (-(-level_width // scale), -(-level_height // scale)),
-        (tile_width // scale, tile_height // scale),
-        grid.cols,
-        grid.rows,
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class _Plan:
     """Where the pixels of some patches lie. own_n: the tile that is the patch and nobody else's, or -1."""
 
     start: int
     boxes_n4: NDArray[np.int64]
-    spans: TileSpans
+    under: TilesUnder
     own_n: NDArray[np.int64]
     insets_n2: NDArray[np.float64]
 
@@ -204,11 +189,11 @@ class _Share:
         self, plan: _Plan, rows_k: NDArray[np.int64], places: list[int], into_nPPC: NDArray[np.uint8]
     ) -> None:
         """Patches that share tiles with others, or lie across several."""
-        spans = plan.spans.rows(rows_k)
-        self._fetch([n for n in spans.numbers(self._source.grid).tolist() if self._source.store.lacks(n)])
-        boxes, insets = plan.boxes_n4[rows_k].tolist(), plan.insets_n2[rows_k].tolist()
-        for place, box, span, inset in zip(places, boxes, spans.ranges(), insets, strict=True):
-            self._read_patch(box, span, into_nPPC[place], inset=inset)
+        under = plan.under.rows(rows_k)
+        self._fetch([n for n in under.numbers().tolist() if self._source.store.lacks(n)])
+        sizes, insets = plan.boxes_n4[rows_k, 2:].tolist(), plan.insets_n2[rows_k].tolist()
+        for place, size, painting, inset in zip(places, sizes, under.paintings(), insets, strict=True):
+            self._read_patch(size, painting, into_nPPC[place], inset=inset)
 
     def _decode_in_place(self, numbers: list[int], places: list[int], into_nPPC: NDArray[np.uint8]) -> None:
         """Tiles that are patches. A short loop: what it holds of the interpreter's lock, other threads lack."""
@@ -230,47 +215,29 @@ class _Share:
         self._stored.update(zip(numbers, self._source.slide.fetch_tiles(self._level, numbers), strict=True))
         self.work.read_s += perf_counter() - started
 
-    def _read_patch(
-        self, box: list[int], span: tuple[int, int, int, int], into: RgbImage, *, inset: list[float]
-    ) -> None:
-        """box: left, top, width, height on the level; span: the tile columns and rows under it."""
+    def _read_patch(self, size: list[int], painting: Painting, into: RgbImage, *, inset: list[float]) -> None:
+        """size: width and height of the patch's box on the level."""
         source = self._source
         if source.region.fits:
-            self._assemble(box, span, into)
+            self._assemble(painting, into)
             return
-        _, _, width, height = box
+        width, height = size
         flat = source.regions.take()
         region = flat[: width * height * 3].reshape(height, width, 3)
-        self._assemble(box, span, region)
+        self._assemble(painting, region)
         started = perf_counter()
         resample(region, into, inset=(inset[0], inset[1]), side=source.region.lv_side)
         self.work.resample_s += perf_counter() - started
 
-    def _assemble(self, box: list[int], span: tuple[int, int, int, int], into: RgbImage) -> None:
-        source = self._source
-        left, top, width, height = box
-        col, end_col, row, end_row = span
-        tile_width, tile_height = source.grid.tile_size
-        if (
-            left < col * tile_width
-            or top < row * tile_height
-            or left + width > end_col * tile_width
-            or top + height > end_row * tile_height
-        ):
+    def _assemble(self, painting: Painting, into: RgbImage) -> None:
+        if not painting.filled:
             into[:] = WHITE
-        cols = source.grid.cols
-        numbers = [r * cols + c for r in range(row, end_row) for c in range(col, end_col)]
-        tiles = iter(source.store.borrow(numbers, self._decode_shared))
+        tiles = self._source.store.borrow(painting.numbers, self._decode_shared)
         started = perf_counter()
-        for y in range(row * tile_height - top, end_row * tile_height - top, tile_height):
-            for x in range(col * tile_width - left, end_col * tile_width - left, tile_width):
-                # Slices end at the arrays' ends by themselves; only beginnings must not be negative.
-                tile = next(tiles)
-                into[y if y > 0 else 0 : y + tile_height, x if x > 0 else 0 : x + tile_width] = tile.pixels[
-                    -y if y < 0 else 0 : height - y, -x if x < 0 else 0 : width - x
-                ]
+        for place, window, tile_window in painting.moves:
+            into[window] = tiles[place].pixels[tile_window]
         self.work.assemble_s += perf_counter() - started
-        self.work.tile_uses += len(numbers)
+        self.work.tile_uses += len(tiles)
 
     def _decode_shared(self, number: int, out: RgbImage) -> None:
         data = self._bytes(number)
@@ -291,8 +258,7 @@ class _Share:
             source.slide.decode_tile(self._level, number, self._bytes(number), out)
         except SlideReadError as error:
             out[:] = WHITE
-            row, col = divmod(number, source.grid.cols)
-            source.bad.add(f"level {self._level} tile ({col}, {row})", error)
+            source.bad.add(source.name(number), error)
 
     def _bytes(self, number: int) -> memoryview:
         if number not in self._stored:  # it was in the store when the others were fetched, and is gone since

@@ -145,6 +145,18 @@ def decode_jpeg_into(jpeg: bytes | bytearray, out: RgbImage, size: Size) -> None
         raise TileError(f"decoded to {rgb.shape[1]}x{rgb.shape[0]} px, not to {width}x{height}")
 
 
+def jpeg_size(start: bytes) -> Size:
+    """(width, height) that a JPEG's frame states. start: the stream, or enough of its beginning.
+
+    Raises :class:`TileError`.
+    """
+    for segment in segments(start):
+        if segment.marker in FRAMES and len(segment.body) >= 5:
+            height, width = (int.from_bytes(segment.body[at : at + 2], "big") for at in (1, 3))
+            return width, height
+    raise TileError("JPEG without an image")
+
+
 def segments(data: bytes) -> Iterator[Segment]:
     """The marker segments from SOI up to and including the first SOS (or to EOI, or an empty stream).
 

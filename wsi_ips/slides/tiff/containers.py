@@ -5,19 +5,16 @@ from pathlib import Path
 from types import ModuleType
 
 from wsi_ips.errors import RefusedSlide, UnsupportedSlide
-from wsi_ips.slides.tiff import aperio, argos, generic, huron, ndpi, ome, philips
+from wsi_ips.slides.tiff import aperio, argos, generic, huron, leica, ndpi, ome, philips, trestle, ventana
 from wsi_ips.slides.tiff.directories import (
     NDPI_FORMAT,
-    SOFTWARE,
-    XMP,
     TiffDirectories,
-    TiffImage,
     opened_directories,
 )
 from wsi_ips.slides.tiff.tile_formats import misread_by_openslide
 from wsi_ips.slides.tile_layout import SlideLayout
 
-CONTAINERS: tuple[ModuleType, ...] = (aperio, huron, argos, philips, ome, generic)
+CONTAINERS: tuple[ModuleType, ...] = (trestle, aperio, huron, argos, leica, philips, ventana, ome, generic)
 """Each a module with ``recognises(file: TiffDirectories) -> bool`` and ``read_layout(file) -> SlideLayout``, which
 raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` and
 :class:`RefusedSlide` for what no reader should be asked for. The last one recognises everything."""
@@ -34,8 +31,6 @@ def read_layout(path: Path, *, file_size: int) -> SlideLayout:
     if hamamatsu is not None:
         return hamamatsu
     with opened_directories(path, file_size=file_size) as file:
-        if vendor := _left_to_openslide(file.first):
-            raise UnsupportedSlide(path, f"{vendor} is left to OpenSlide")
         container = next(module for module in CONTAINERS if module.recognises(file))
         layout: SlideLayout = container.read_layout(file)
         return layout
@@ -47,7 +42,7 @@ def scanner_of(file: TiffDirectories) -> str:
     if NDPI_FORMAT in file.first.tags:
         return "Hamamatsu NDPI"
     if container in (generic, ome):
-        return _left_to_openslide(file.first)
+        return ""
     return container.__name__.rpartition(".")[2].capitalize()
 
 
@@ -66,13 +61,3 @@ def refuse_misread(path: Path) -> None:
         raise RefusedSlide(
             path, f"OpenSlide would not show it rightly: {wrong}", "let another reader open it, or convert it"
         )
-
-
-def _left_to_openslide(first: TiffImage) -> str:
-    """Containers that no module here reads yet (OpenSlide's own detection)."""
-    description, software = first.description, first.text(SOFTWARE)
-    return (
-        ("Trestle" if software.startswith("MedScan") else "")
-        or ("Leica SCN" if "leica-microsystems.com/scn" in description else "")
-        or ("Ventana BIF" if b"iScan" in first.data(XMP) else "")
-    )

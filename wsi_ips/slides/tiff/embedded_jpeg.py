@@ -6,7 +6,7 @@ from pathlib import Path
 from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.codecs.base import TileError
-from wsi_ips.slides.codecs.jpeg import FRAMES, decode_jpeg_into, segments
+from wsi_ips.slides.codecs.jpeg import decode_jpeg_into, jpeg_size
 from wsi_ips.slides.limits import LARGEST_BLOCK_PX
 from wsi_ips.slides.region import white_region
 from wsi_ips.units import Size
@@ -22,13 +22,10 @@ class EmbeddedJpeg:
     @classmethod
     def of(cls, jpeg: bytes) -> "EmbeddedJpeg":
         """Raises :class:`TileError` where the bytes are no JPEG, or one that is too large for a picture."""
-        for segment in segments(jpeg):
-            if segment.marker in FRAMES:
-                height, width = (int.from_bytes(segment.body[at : at + 2], "big") for at in (1, 3))
-                if not 0 < width * height <= LARGEST_BLOCK_PX:
-                    raise TileError(f"JPEG that claims {width}x{height} px")
-                return cls((width, height), jpeg)
-        raise TileError("JPEG without an image")
+        width, height = jpeg_size(jpeg)
+        if not 0 < width * height <= LARGEST_BLOCK_PX:
+            raise TileError(f"JPEG that claims {width}x{height} px")
+        return cls((width, height), jpeg)
 
     def read(self, path: Path) -> RgbImage:
         """See :meth:`AssociatedImage.read`."""

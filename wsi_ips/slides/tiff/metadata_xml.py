@@ -15,8 +15,8 @@ MOST_ELEMENTS = 100_000
 """And twice as many attributes: each takes a few hundred bytes once it is read."""
 
 
-def parsed_xml(path: Path, text: str) -> Element | None:
-    """The root element; None for what is not well-formed.
+def parsed_xml(path: Path, text: str, *, most_elements: int = MOST_ELEMENTS) -> Element | None:
+    """The root element; None for what is not well-formed. most_elements: and twice as many attributes.
 
     Raises :class:`UnsupportedSlide` for what is too large, or declares entities or a document type.
     """
@@ -24,8 +24,8 @@ def parsed_xml(path: Path, text: str) -> Element | None:
     # Counted before a parser sees them: each "<" may be an element, each "=" an attribute.
     if (
         len(text) > MOST_CHARACTERS
-        or text.count("<") > 2 * MOST_ELEMENTS
-        or text.count("=") > 2 * MOST_ELEMENTS
+        or text.count("<") > 2 * most_elements
+        or text.count("=") > 2 * most_elements
     ):
         raise UnsupportedSlide(path, "its XML is larger than that of any scanner")
     try:

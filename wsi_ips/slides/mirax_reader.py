@@ -1,0 +1,325 @@
+"""MIRAX (3DHISTECH): a JPEG named ``X.mrxs`` and a folder ``X`` that holds the slide (CONTAINERS.md, section 9).
+
+The camera's pictures have places of their own and overlap. Each was cut into images. Coarser levels join images of
+several pictures, and are cut apart again here, as OpenSlide does. Where images lie over each other the lower one
+is seen, and in a row the one to the right. Level 0 equals OpenSlide. Above it places often fall between pixels,
+which OpenSlide interpolates and this reader rounds. Images that are no JPEGs, and slides of which data files are
+missing, are left to OpenSlide.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import DamagedSlide, UnsupportedSlide
+from wsi_ips.slides.base import Bounds, LeftOut
+from wsi_ips.slides.codecs.base import TileError
+from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
+from wsi_ips.slides.jpeg_picture import JpegInFile
+from wsi_ips.slides.mirax_files import (
+    BROKEN,
+    SLIDEDAT,
+    IndexFile,
+    Slidedat,
+    ZoomLevel,
+    camera_positions,
+)
+from wsi_ips.slides.placed_tiles import MOST_PIECES, PlacedTiles, counted, parts_of_tiles
+from wsi_ips.slides.stated_mpp import believable_xy
+from wsi_ips.slides.stored_tile_reader import StoredTileReader
+from wsi_ips.slides.tile_layout import AssociatedImage, SlideLayout, TileLayout
+from wsi_ips.units import Size
+
+SUFFIX = ".mrxs"
+MOST_IMAGES_ACROSS = 1 << 20
+PICTURES = {
+    "label": ("ScanDataLayer_SlideBarcode", "BARCODE_IMAGE_TYPE"),
+    "macro": ("ScanDataLayer_SlideThumbnail", "THUMBNAIL_IMAGE_TYPE"),
+    "thumbnail": ("ScanDataLayer_SlidePreview", "PREVIEW_IMAGE_TYPE"),
+}
+"""By OpenSlide's names: MIRAX's, and the key of their format."""
+
+NOT_TOLD_APART = {"Slide filter level", "Microscope focus level"}
+
+
+class MiraxReader(StoredTileReader):
+    """``MiraxReader(path)``: ``path`` is the file ``X.mrxs`` beside the folder ``X``."""
+
+    name = "mirax"
+
+    def read_layout(self) -> SlideLayout:
+        """See :meth:`StoredTileReader.read_layout`."""
+        path = self._path
+        if path.suffix.lower() != SUFFIX or path.is_dir():
+            raise UnsupportedSlide(path, f"not a MIRAX slide, whose name ends in {SUFFIX}")
+        folder = path.with_suffix("")
+        if not (folder / SLIDEDAT).is_file():
+            what = f"its {SLIDEDAT} is missing in {folder.name}/" if folder.is_dir() else (
+                f"its data folder {folder.name}/ is missing"
+            )  # fmt: skip
+            raise DamagedSlide(path, what, "copy the folder of the same name beside it")
+        return _Slide(path, folder).layout()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiling:
+    """How the images of one level lie."""
+
+    concat: int
+    """Images of level 0 along each side of one image."""
+    parts: int
+    """Pieces along each side of one image that have places of their own."""
+    step: int
+    """Images of level 0 from one row of pieces to the next, for the order of painting."""
+
+
+class _Slide:
+    """A slide's folder, opened."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self._path = path
+        self._ini = ini = Slidedat(folder)
+        self._across, self._down = (
+            ini.count("GENERAL", f"IMAGENUMBER_{axis}", most=MOST_IMAGES_ACROSS) for axis in "XY"
+        )
+        self._divisions = ini.divisions
+        self._levels = ini.zoom_levels()
+        self._files = ini.data_files(folder)
+        self._index = IndexFile(
+            folder / ini.file_name("HIERARCHICAL", "INDEXFILE"), ini.text("GENERAL", "SLIDE_ID")
+        )
+        missing = [file.name for file in self._files if not file.is_file()]
+        if missing:
+            raise UnsupportedSlide(path, f"its data files {', '.join(missing[:5])} are missing", BROKEN)
+        self._sizes = np.array([file.stat().st_size for file in self._files], np.int64)
+        self._refuse_odd()
+        self._stored_positions = self._read_positions()
+        self._has_places = self._stored_positions is not None or any(self._levels[0].overlap)
+
+    def layout(self) -> SlideLayout:
+        concats = np.cumsum([level.concat_exponent for level in self._levels]).tolist()
+        levels = []
+        active = np.zeros(0, np.int64)
+        for number, exponent in enumerate(concats):
+            tiles, cameras = self._level(number, 1 << exponent, active)
+            active = cameras if number == 0 else active
+            levels.append(tiles)
+        pictures, left_out = self._pictures()
+        others = self._ini.other_hierarchies()
+        left_out += [
+            LeftOut(f"{count} of {name!r}", "they are not told apart: what the images hold is shown")
+            for name, count in others.items()
+            if name in NOT_TOLD_APART and count > 1
+        ]
+        return SlideLayout(
+            vendor="mirax",
+            files=tuple(self._files),
+            levels=tuple(levels),
+            downsamples=tuple(float(1 << exponent) for exponent in concats),
+            mpp_xy=believable_xy(*self._levels[0].mpp),
+            bounds=_bounds(levels[0]),
+            associated=pictures,
+            left_out=tuple(left_out),
+        )
+
+    def _refuse_odd(self) -> None:
+        kinds = {level.image_format for level in self._levels}
+        exponents = [level.concat_exponent for level in self._levels]
+        if kinds != {"JPEG"}:
+            raise UnsupportedSlide(self._path, f"its images are {', '.join(sorted(kinds))}, not JPEG")
+        if exponents[0] != 0 or 0 in exponents[1:] or sum(exponents) > 24:
+            raise UnsupportedSlide(self._path, f"its levels join images by powers of two {exponents}")
+        if self._across % self._divisions:
+            raise UnsupportedSlide(self._path, "its camera's pictures do not fill a row of images")
+
+    def _read_positions(self) -> NDArray[np.int64] | None:
+        """(pictures, 2) where each of the camera's pictures begins; None where the slide does not store it."""
+        found = self._ini.record("VIMSLIDE_POSITION_BUFFER")
+        packed = found is None
+        found = found or self._ini.record("StitchingIntensityLayer")
+        if found is None:
+            return None
+        record = self._index.record(found[0])
+        count = (self._across // self._divisions) * (self._down // self._divisions)
+        if not (
+            0 <= record.file < len(self._files)
+            and record.offset >= 0
+            and 0 < record.count <= self._sizes[record.file] - record.offset
+        ):
+            raise DamagedSlide(self._path, "its camera positions lie beyond its data files", BROKEN)
+        with self._files[record.file].open("rb") as file:
+            file.seek(record.offset)
+            # Positions that are not packed take nine bytes each, packed ones less.
+            data = file.read(min(record.count, 9 * count + 1024))
+        return camera_positions(self._path, data, count=count, packed=packed)
+
+    def _level(
+        self, number: int, concat: int, active: NDArray[np.int64]
+    ) -> tuple[TileLayout, NDArray[np.int64]]:
+        """A level, and the camera's pictures that it shows. active: those of level 0."""
+        zoom, divisions = self._levels[number], self._divisions
+        images_I4 = self._index.images(number)
+        self._check_images(number, images_I4, concat)
+        parts = max(1, concat // divisions) if self._has_places else 1
+        tiling = _Tiling(concat, parts, min(concat, divisions) if self._has_places else concat)
+        image_P, part_P2, at_P2 = self._pieces(images_I4, tiling)
+        xy_P2 = at_P2 + part_P2 * divisions
+        camera_P = self._camera(xy_P2)
+        origin_P2 = self._origins(camera_P)
+        if number == 0:
+            shown = origin_P2.any(axis=1) | (camera_P == 0)
+        elif self._has_places:
+            shown = np.isin(camera_P, active)
+        else:
+            shown = self._any_active(xy_P2, max(1, concat // divisions), active)
+        image0 = np.array(self._levels[0].image_size)
+        l0_xy_P2 = origin_P2 + image0 * (xy_P2 % divisions)
+        order_P2 = at_P2 // tiling.step + part_P2
+        chosen = _in_painting_order(order_P2, shown)
+        layout = self._placed(
+            zoom, images_I4, concat, (image_P[chosen], part_P2[chosen], l0_xy_P2[chosen]), parts
+        )
+        return layout, np.unique(camera_P[shown])
+
+    def _check_images(self, number: int, images_I4: NDArray[np.int64], concat: int) -> None:
+        place_I, offset_I, count_I, file_I = images_I4.T
+        rows_I, cols_I = np.divmod(place_I, self._across)
+        if (images_I4 < 0).any() or (rows_I >= self._down).any() or (file_I >= len(self._files)).any():
+            raise DamagedSlide(self._path, f"its index lists images of level {number} that cannot be", BROKEN)
+        if (rows_I % concat).any() or (cols_I % concat).any():
+            raise DamagedSlide(self._path, f"images of level {number} lie off its grid", BROKEN)
+        beyond = int((offset_I + count_I > self._sizes[file_I]).sum())
+        if beyond:
+            raise DamagedSlide(
+                self._path,
+                f"truncated: {beyond} images of level {number} lie beyond the ends of its data files",
+                BROKEN,
+            )
+
+    def _pieces(
+        self, images_I4: NDArray[np.int64], tiling: _Tiling
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """For each piece its image, which part of the image it is (x, y), and where its image lies (x, y) in the
+        grid of level 0's images."""
+        rows_I, cols_I = np.divmod(images_I4[:, 0], self._across)
+        at_I2 = np.stack([cols_I, rows_I], axis=1)
+        room_I2 = -(-(np.array([self._across, self._down]) - at_I2) // self._divisions)
+        held_I2 = np.minimum(room_I2, tiling.parts)
+        if int(held_I2.prod(axis=1).sum()) > MOST_PIECES:
+            raise DamagedSlide(self._path, "its index lists more images than any slide has", BROKEN)
+        image_P, place_P = counted(held_I2.prod(axis=1))
+        row_P, col_P = np.divmod(place_P, held_I2[image_P, 0])
+        return image_P, np.stack([col_P, row_P], axis=1), at_I2[image_P]
+
+    def _camera(self, xy_P2: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The camera's picture that images at these places of level 0's grid belong to."""
+        camera_P2 = xy_P2 // self._divisions
+        return camera_P2[:, 1] * (self._across // self._divisions) + camera_P2[:, 0]
+
+    def _origins(self, camera_P: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(P, 2) where these pictures begin, in level-0 pixels."""
+        if self._stored_positions is not None:
+            if (camera_P >= len(self._stored_positions)).any():
+                raise DamagedSlide(self._path, "its index lists images that the camera has not taken", BROKEN)
+            return self._stored_positions[camera_P]
+        row_P, col_P = np.divmod(camera_P, self._across // self._divisions)
+        zoom = self._levels[0]
+        advance = np.array(zoom.image_size) * self._divisions - zoom.overlap
+        return (np.stack([col_P, row_P], axis=1) * advance).astype(np.int64)
+
+    def _any_active(
+        self, xy_P2: NDArray[np.int64], pictures: int, active: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether an image that joins several of the camera's pictures shows one that level 0 has."""
+        wide = self._across // self._divisions
+        have_P2 = np.stack([active % wide, active // wide], axis=1) // pictures
+        wanted_P2 = xy_P2 // self._divisions // pictures
+        return np.isin(wanted_P2[:, 1] * wide + wanted_P2[:, 0], have_P2[:, 1] * wide + have_P2[:, 0])
+
+    def _placed(
+        self,
+        zoom: ZoomLevel,
+        images_I4: NDArray[np.int64],
+        concat: int,
+        pieces: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+        parts: int,
+    ) -> TileLayout:
+        """pieces: for each its image, its part of it, and its place in level-0 pixels, in painting order."""
+        image_P, part_P2, l0_xy_P2 = pieces
+        xy_P2, sources_P4 = parts_of_tiles(l0_xy_P2 / concat, part_P2, zoom.image_size, parts)
+        width, height = self._l0_size()
+        level_size = width // concat, height // concat
+        missing = images_I4[:, 2] == 0
+        return TileLayout(
+            level_size=level_size,
+            tile=JpegTiles(size=zoom.image_size, colours=Colours.AS_STATED),
+            cols=len(images_I4),
+            rows=1,
+            offsets=images_I4[:, 1],
+            byte_counts=images_I4[:, 2],
+            files=images_I4[:, 3].astype(np.int32),
+            placed=PlacedTiles.place(
+                self._path,
+                level_size=level_size,
+                tile_size=zoom.image_size,
+                missing=missing,
+                numbers_P=image_P,
+                xy_P2=xy_P2,
+                sources_P4=sources_P4,
+                disjoint=not self._has_places,
+            ),
+        )
+
+    def _l0_size(self) -> Size:
+        """The sum of the images' sides, less the overlap after every picture of the camera."""
+        zoom = self._levels[0]
+        sides = []
+        for count, side, overlap in zip(
+            (self._across, self._down), zoom.image_size, zoom.overlap, strict=True
+        ):
+            total = 0
+            for image in range(count):
+                ends = image % self._divisions == self._divisions - 1 and image != count - 1
+                total = int(total + side - overlap) if ends else total + side
+            sides.append(total)
+        return sides[0], sides[1]
+
+    def _pictures(self) -> tuple[dict[str, AssociatedImage], list[LeftOut]]:
+        pictures: dict[str, AssociatedImage] = {}
+        left_out = []
+        for name, (value, kind) in PICTURES.items():
+            found = self._ini.record("Scan data layer", value)
+            if found is None or self._ini.section_value(found[1], kind) != "JPEG":
+                continue
+            record = self._index.record(found[0])
+            try:
+                if not 0 <= record.file < len(self._files):
+                    raise TileError(f"it is in file {record.file} of {len(self._files)}")
+                file = self._files[record.file]
+                pictures[name] = JpegInFile.of(file, offset=record.offset, count=record.count)
+            except TileError as error:
+                left_out.append(LeftOut(f"the picture {value}", str(error)))
+        return pictures, left_out
+
+
+def _in_painting_order(order_P2: NDArray[np.int64], shown_P: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The pieces that are shown, row by row of their grid. Of two at one place, the later one in the index."""
+    pieces = np.flatnonzero(shown_P)
+    keys = order_P2[pieces, 1] << 32 | order_P2[pieces, 0]
+    _, last = np.unique(keys[::-1], return_index=True)
+    return pieces[::-1][last]
+
+
+def _bounds(finest: TileLayout) -> Bounds | None:
+    """The rectangle around all images of level 0; None where it is the whole level."""
+    assert finest.placed is not None
+    boxes_P4 = finest.placed.boxes_P4
+    if not len(boxes_P4):
+        return None
+    left, top = boxes_P4[:, :2].min(axis=0).tolist()
+    right, bottom = (boxes_P4[:, :2] + boxes_P4[:, 2:]).max(axis=0).tolist()
+    if (left, top, right, bottom) == (0, 0, *finest.level_size):
+        return None
+    return Bounds(left, top, right - left, bottom - top)
