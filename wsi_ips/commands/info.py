@@ -20,7 +20,7 @@ THUMBNAIL_PX = 1024
 
 
 def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Path] | None = None) -> Outcome:
-    """One line, or one JSON object, per slide; more lines for a slide given by itself, and what of a folder is none.
+    """One line, or one JSON object, per slide; more lines for a slide given by itself; what of a folder is none.
 
     pictures: which of a slide's associated pictures (``thumbnail``, ``label``, ``macro``) to write as PNG, and
     where; a slide without a stored thumbnail gets one made from its levels. A slide given by itself that does
