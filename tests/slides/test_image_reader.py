@@ -194,12 +194,12 @@ def test_a_real_flat_tiff(real_data):
 @pytest.mark.parametrize(
     ("name", "tags"),
     [
-        ("Hamamatsu NDPI", {"extratags": [(65420, 4, 1, 1, True)]}),
-        ("Leica SCN", {"description": "http://www.leica-microsystems.com/scn/2010/10/01"}),
-        ("Ventana BIF", {"extratags": [(700, 1, None, b"<iScan/>", True)]}),
+        ("Hamamatsu", {"extratags": [(65420, 4, 1, 1, True)]}),
+        ("Leica", {"description": "http://www.leica-microsystems.com/scn/2010/10/01"}),
+        ("Ventana", {"extratags": [(700, 1, None, b"<iScan/>", True)]}),
     ],
 )
 def test_a_scanner_s_file_that_its_own_reader_refused_is_no_plain_image(tmp_path, name, tags):
     tifffile.imwrite(tmp_path / "a.tif", IMAGE, photometric="rgb", metadata=None, **tags)
-    with pytest.raises(UnsupportedSlide, match=name):
+    with pytest.raises(UnsupportedSlide, match=f"a .*{name}"):
         ImageReader(tmp_path / "a.tif")

@@ -205,7 +205,7 @@ def _look_at_tiff(path: Path) -> _Found:
         first = file.first
         if scanner := scanner_of(file):
             # Its first image may be a label, or the whole slide in a code of its own.
-            raise UnsupportedSlide(path, f"{scanner}, so no plain image")
+            raise UnsupportedSlide(path, f"a slide as {scanner} scanners write it, and no plain image")
         _refuse_odd_tiff(path, first)
         others = tuple(
             LeftOut(f"page {image.number}, {image.size[0]}x{image.size[1]} px", "a plain image has one level")

@@ -37,13 +37,11 @@ def read_layout(path: Path, *, file_size: int) -> SlideLayout:
 
 
 def scanner_of(file: TiffDirectories) -> str:
-    """The scanner's container that a TIFF is, in words; empty where it is none of those known here."""
-    container = next(module for module in CONTAINERS if module.recognises(file))
+    """Whose container a TIFF is (``Leica``, ``Ventana``); empty where it is no scanner's that is known here."""
     if NDPI_FORMAT in file.first.tags:
-        return "Hamamatsu NDPI"
-    if container in (generic, ome):
-        return ""
-    return container.__name__.rpartition(".")[2].capitalize()
+        return "Hamamatsu"
+    container = next(module for module in CONTAINERS if module.recognises(file))
+    return "" if container in (generic, ome) else container.__name__.rpartition(".")[2].capitalize()
 
 
 def refuse_misread(path: Path) -> None:
