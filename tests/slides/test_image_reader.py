@@ -201,5 +201,5 @@ def test_a_real_flat_tiff(real_data):
 )
 def test_a_scanner_s_file_that_its_own_reader_refused_is_no_plain_image(tmp_path, name, tags):
     tifffile.imwrite(tmp_path / "a.tif", IMAGE, photometric="rgb", metadata=None, **tags)
-    with pytest.raises(UnsupportedSlide, match=f"a .*{name}"):
+    with pytest.raises(UnsupportedSlide, match=name):
         ImageReader(tmp_path / "a.tif")

@@ -553,3 +553,13 @@ def test_stacks_as_jpegs_for_another_decoder(path):
             assert jpeg is not None
             np.testing.assert_array_equal(decoded(jpeg), slide.read_tile(0, number % 2, number // 2))
         assert slide.tile_jpeg(1, 0, slide.fetch_tiles(1, [0])[0]) is None
+
+
+def test_a_next_directory_that_no_file_could_reach_is_a_truncated_file(path):
+    write_ndpi(path, small_slide(), first_strip_at=20_000, directories_at=16)
+    blob = bytearray(path.read_bytes())
+    n = int.from_bytes(blob[16:18], "little")
+    blob[18 + 12 * n : 26 + 12 * n] = b"\xff" * 8
+    path.write_bytes(blob)
+    with pytest.raises(UnsupportedSlide):
+        open_slide(path)

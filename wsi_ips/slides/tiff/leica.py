@@ -62,7 +62,7 @@ class _ScnImage:
 
 def recognises(file: TiffDirectories) -> bool:
     """By the XML namespace in the first image's description."""
-    return file.first.is_tiled and any(name in file.first.description for name in NAMESPACES)
+    return any(name in file.first.description for name in NAMESPACES)
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:

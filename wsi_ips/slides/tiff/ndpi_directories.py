@@ -155,6 +155,8 @@ def _chain(path: Path, file: BinaryIO, file_size: int, first: int) -> Iterator[N
 
 def _directory(file: BinaryIO, file_size: int, offset: int) -> tuple[dict[int, _Entry], int] | None:
     """The entries at ``offset`` and the next directory's offset; None where the file ends before they do."""
+    if offset >= file_size:
+        return None
     file.seek(offset)
     n = int.from_bytes(file.read(2), "little")
     if not 1 <= n <= MOST_ENTRIES or offset + 2 + 16 * n + 8 > file_size:
