@@ -558,8 +558,9 @@ def test_stacks_as_jpegs_for_another_decoder(path):
 def test_a_next_directory_that_no_file_could_reach_is_a_truncated_file(path):
     write_ndpi(path, small_slide(), first_strip_at=20_000, directories_at=16)
     blob = bytearray(path.read_bytes())
-    n = int.from_bytes(blob[16:18], "little")
-    blob[18 + 12 * n : 26 + 12 * n] = b"\xff" * 8
+    first = int.from_bytes(blob[4:12], "little")
+    after = first + 2 + 12 * int.from_bytes(blob[first : first + 2], "little")
+    blob[after : after + 8] = b"\xff" * 8
     path.write_bytes(blob)
     with pytest.raises(UnsupportedSlide):
         open_slide(path)
