@@ -40,7 +40,7 @@ def test_pages_that_are_no_level_are_told(console, tmp_path):
     assert described(console, tmp_path / "a.tif")[0]["left_out"] == [
         {"what": "page 1, 60x60 px", "why": "a plain image has one level"}
     ]
-    assert "not a level: page 1, 60x60 px" in console("info", tmp_path / "a.tif").out
+    assert "left out: page 1, 60x60 px" in console("info", tmp_path / "a.tif").out
 
 
 def test_pixels_that_are_not_square_are_described_and_not_tiled(console, cases_folder, tmp_path):

@@ -76,7 +76,7 @@ def _details(info: SlideInfo) -> list[str]:
         pictures = ", ".join(f"{name} {width}x{height}" for name, (width, height) in info.associated)
         lines.append(f"  pictures: {pictures}")
     lines.append(f"  ICC profile: {'yes (it is not applied)' if info.icc_profile else 'none'}")
-    lines += [f"  not a level: {part.what}: {part.why}" for part in info.left_out]
+    lines += [f"  left out: {part.what}: {part.why}" for part in info.left_out]
     return lines
 
 
