@@ -1,4 +1,5 @@
 from pathlib import Path
+from time import process_time
 from typing import get_args
 
 import pytest
@@ -139,3 +140,44 @@ def test_every_job_is_done_by_a_function_that_is_there() -> None:
     for name in _DONE_BY.values():
         module, _, function = name.partition(":")
         assert callable(getattr(import_module(f"wsi_ips.commands.{module}"), function))
+
+
+@pytest.mark.parametrize("name", ["recipe_d", "recipe_deep", "recipe_bomb"])
+def test_hostile_recipes_are_refused_in_one_line_within_a_second(cases_folder: Path, name: str) -> None:
+    began = process_time()
+    path = cases_folder / "hostile" / f"{name}.yaml"
+    if name == "recipe_d":  # a date is a text like any other: a folder to write into may be called so
+        assert load_recipe(path)["out"] == "2020-13-45"
+    else:
+        with pytest.raises(ConfigError, match=name) as caught:
+            load_recipe(path)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+    assert process_time() - began < 1
+
+
+@pytest.mark.parametrize("command", [job.model_fields["command"].default for job in get_args(Job)])
+def test_what_is_missing_has_a_name(command: str) -> None:
+    try:
+        make_job({"command": command}, source="r.yaml")
+    except ConfigError as error:
+        assert "''" not in str(error)  # noqa: PT017 - some commands need nothing more
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("training.epoch", "training.epochs"),
+        ("epochs", "training.epochs"),
+        ("trainng", "training"),
+        ("tiling.tissue.min_tisue", "tiling.min_tissue"),
+        ("model.encoder.nam", "model.encoder.name"),
+        ("bananas", None),
+    ],
+)
+def test_an_unknown_key_is_told_what_it_may_have_meant(key: str, meant: str | None) -> None:
+    values = with_overrides({"command": "finetune", "manifest": "m", "out": "x"}, [f"{key}=1"])
+    with pytest.raises(ConfigError) as caught:
+        make_job(values, source="r.yaml")
+    expected = f"unknown key '{key}'" + (f"; did you mean {meant}?" if meant else "")
+    assert str(caught.value) == f"r.yaml: {expected}"

@@ -40,11 +40,13 @@ from zarr.core.buffer import Buffer
 from zarr.registry import get_pipeline_class
 
 BLOSC_HEADER_BYTES = 16
-BLOSC_LARGEST_BLOCK = (1 << 31) - 1
 BLOSC_IS_A_COPY = 0x2
 """The bit of Blosc's flags that says: the bytes follow as they are."""
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+LZMA_MOST_BYTES = 1 << 28
+"""Of its dictionary, whose size is what the header says. Its highest level takes 65 MB."""
 
 
 class BadChunk(ValueError):
@@ -74,16 +76,13 @@ def decode(codec: Any, chunk: bytes, size: int) -> bytes:
             decoded = codec.decode(chunk, out=np.empty(size, np.uint8))
         case GZip():
             decoded = gzip.GzipFile(fileobj=io.BytesIO(chunk)).read(size + 1)
-        case Zlib():
-            stream = zlib.decompressobj()
+        case Zlib() | LZMA():
+            stream = _stream(codec)
             decoded = stream.decompress(chunk, size + 1)
             if not stream.eof and len(decoded) <= size:
                 raise BadChunk("its compressed data end early")
         case BZ2():
             decoded = bz2.BZ2File(io.BytesIO(chunk)).read(size + 1)
-        case LZMA():
-            unpacked = lzma.LZMAFile(io.BytesIO(chunk), format=codec.format, filters=codec.filters)
-            decoded = unpacked.read(size + 1)
         case _:
             raise UnknownCodecs(type(codec).__name__)
     decoded = bytes(decoded)
@@ -93,8 +92,15 @@ def decode(codec: Any, chunk: bytes, size: int) -> bytes:
     return decoded
 
 
+def _stream(codec: Zlib | LZMA) -> Any:
+    if isinstance(codec, Zlib):
+        return zlib.decompressobj()
+    limit = None if codec.format == lzma.FORMAT_RAW else LZMA_MOST_BYTES
+    return lzma.LZMADecompressor(codec.format, limit, codec.filters)
+
+
 def check_blosc(chunk: bytes, size: int) -> None:
-    """Raise :class:`BadChunk` unless the Blosc header belongs to a chunk of this length and ``size`` bytes of pixels."""
+    """Raise :class:`BadChunk` unless the Blosc header belongs to this chunk, of ``size`` bytes when decoded."""
     if len(chunk) < BLOSC_HEADER_BYTES:
         raise BadChunk(f"it is cut short: {len(chunk)} bytes, less than a Blosc header")
     _, _, flags, type_size, stated, block, length = struct.unpack("<4B3I", chunk[:BLOSC_HEADER_BYTES])
@@ -234,6 +240,6 @@ def first_bad_chunk(array: zarr.Array[Any], selection: Sequence[slice | int]) ->
         chunk = tuple(one[i] for one, i in zip(ranges, place, strict=True))
         try:
             array[tuple(slice(i * side, (i + 1) * side) for i, side in zip(chunk, sides, strict=True))]
-        except Exception as error:  # the disk's, zarr's and the codecs' errors
+        except Exception as error:  # noqa: BLE001 - the disk's, zarr's and the codecs' errors
             return f"{array.path}/{array.metadata.encode_chunk_key(chunk)}", error
     return None
