@@ -57,6 +57,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     :class:`ReaderBroken` for one that was asked for and does not load.
     """
     path = locate(path)
+    check_name(path)
     if reader is not None and reader not in READERS:
         return _with_named(path, reader)
     if not isinstance(path, Url) and not path.exists():
@@ -84,6 +85,15 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             "give a slide file, or a folder of DICOM files",
         )
     raise UnsupportedSlide.refused_by(path, refused, mend)
+
+
+def check_name(path: Location) -> None:
+    """Raise :class:`UnsupportedSlide` for a file name that is not UTF-8: no result could say whose it is."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise UnsupportedSlide(shown, "its name is not text in UTF-8", "rename it") from None
 
 
 def _fitting(path: Location) -> list[str]:
