@@ -19,12 +19,11 @@ from wsi_ips.errors import CoordsError, one_line
 from wsi_ips.hdf5 import check_stored, fixed_text, plain_dataset, small_numbers, stated_text, whole_hdf5
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
-from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp
 
 Layout = Literal["clam", "trident"]
 
-MOST_PATCHES = 20_000_000
 LARGEST_BLOCK_BYTES = 2**28
 """A file's own block (HDF5 chunk) is unpacked whole, however little of it is asked for."""
 CHUNK_ROWS = 4096
