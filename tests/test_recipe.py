@@ -6,10 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsi_ips.cli.start import start
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.colours import Colormap
 from wsi_ips.heatmaps.raster import Scale
-from wsi_ips.recipe import DemoJob, FinetuneJob, Job, load_recipe, make_job, shipped_recipe, with_overrides
+from wsi_ips.recipe import (
+    DemoJob,
+    FeaturesJob,
+    FinetuneJob,
+    Job,
+    load_recipe,
+    make_job,
+    shipped_recipe,
+    with_overrides,
+)
 
 PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 
@@ -181,3 +191,47 @@ def test_an_unknown_key_is_told_what_it_may_have_meant(key: str, meant: str | No
         make_job(values, source="r.yaml")
     expected = f"unknown key '{key}'" + (f"; did you mean {meant}?" if meant else "")
     assert str(caught.value) == f"r.yaml: {expected}"
+
+
+FINETUNE = {"command": "finetune", "manifest": "m", "out": "o"}
+
+
+def task(**values: object) -> dict[str, object]:
+    return {**FINETUNE, "model": {"tasks": [values]}}
+
+
+def test_classes_that_are_numbers_are_their_texts() -> None:
+    job = make_job(task(classes=[0, 1]), source="r.yaml")
+    assert isinstance(job, FinetuneJob)
+    assert job.model.tasks[0].classes == ("0", "1")
+
+
+@pytest.mark.parametrize("classes", [[True, False], [0.5, 1.5]])
+def test_classes_that_may_have_been_written_otherwise_are_to_be_put_in_quotes(classes: list[object]) -> None:
+    with pytest.raises(ConfigError, match="put the classes in quotes"):
+        make_job(task(classes=classes), source="r.yaml")
+
+
+@pytest.mark.parametrize("value", [32, "32", "bf16"])
+def test_precision_may_be_a_number(value: object) -> None:
+    values = with_overrides(dict(FINETUNE), [f"training.precision={value}"])
+    job = make_job(values, source="r.yaml")
+    assert isinstance(job, FinetuneJob)
+    assert job.training.precision == str(value)
+
+
+def test_an_encoder_s_name_alone_takes_weights_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r.yaml").write_text("encoder: resnet10t\nslides: s\nout: o\n")
+    jobs: list[object] = []
+    monkeypatch.setattr("wsi_ips.cli.start.start_job", jobs.append)
+    sections = {"encoder": {"name": None, "weights": "none"}}
+    start("features", {}, recipe=tmp_path / "r.yaml", sections=sections)
+    (job,) = jobs
+    assert isinstance(job, FeaturesJob)
+    assert job.encoder is not None
+    assert (job.encoder.name, job.encoder.weights) == ("resnet10t", "none")
+    (tmp_path / "r.yaml").write_text("encoder: [resnet10t]\nslides: s\nout: o\n")
+    with pytest.raises(ConfigError, match="'encoder' is a value, not a section"):
+        start("features", {}, recipe=tmp_path / "r.yaml", sections=sections)

@@ -27,8 +27,8 @@ def tile_slide(
 
     ``mpp`` is used instead of the file's own resolution. ``mask``: tissue that is known; none: it is looked for.
     Raises :class:`MissingResolution` where neither says the resolution, and :class:`TooCoarse` before anything is
-    read of a slide that is coarser than the patches, unless ``config.allow_upsampling``. Raises :class:`ConfigError`
-    for more patches than memory should hold, before anything is allocated for them.
+    read of a slide that is coarser than the patches, unless ``config.allow_upsampling``. Raises
+    :class:`ConfigError` for more patches than memory should hold, before anything is allocated for them.
     """
     slide_mpp = mpp or slide.info.known_mpp()
     check_upsampling(
