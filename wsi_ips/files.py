@@ -1,6 +1,7 @@
 """Whole files only: written under a temporary name, renamed into place when complete."""
 
 import csv
+import errno
 import hashlib
 import os
 import platform
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from _csv import Writer  # csv's own, under no public name
 
 LARGEST_TABLE_BYTES = 2**28
+LONGEST_CELL = 10_000
+"""Characters of an error or a note in a table of ours: csv reads no cell of more than 131,072."""
+LONGEST_NAME_BYTES = 255
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
+"""As Rust's libraries word it."""
 PARTIAL = ".*.partial*"
 """What :func:`whole_file` and :func:`whole_folder` call what is being written."""
 _WRITTEN_BY = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(?:partial|old)")
@@ -35,15 +42,38 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` to write to; on success it becomes ``path``, else it goes.
 
     The temporary name keeps the suffix (libraries choose a format by it), starts with a dot (no folder
-    scan takes it for a result) and is unique, so that two writers never meet in one file.
+    scan takes it for a result) and is unique, so that two writers never meet in one file. Where there is no room,
+    the :class:`OSError` names ``path``, whatever the library that wrote has raised.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{_writer()}.partial{path.suffix}")
+    partial = _beside(path, _writer(), "partial")
     try:
         yield partial
         partial.replace(path)
+    except Exception as error:
+        failure = _no_room_error(error)
+        if failure is None:
+            raise
+        raise OSError(failure, os.strerror(failure), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def no_room(error: Exception) -> bool:
+    """Whether the disk is full, or the user's share of it, or a file may not grow any further."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def _no_room_error(error: BaseException | None) -> int | None:
+    """The number of the system's error, where a library's error stands for one of :data:`NO_ROOM`."""
+    while error is not None:
+        if isinstance(error, Exception) and no_room(error):
+            return error.errno if isinstance(error, OSError) else None
+        told = _OS_ERROR.search(str(error))
+        if told and int(told[1]) in NO_ROOM:
+            return int(told[1])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
@@ -67,8 +97,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = _writer()
-    partial = path.with_name(f".{path.stem}.{writer}.partial{path.suffix}")
-    old = path.with_name(f".{path.stem}.{writer}.old{path.suffix}")
+    partial, old = _beside(path, writer, "partial"), _beside(path, writer, "old")
     partial.mkdir()
     try:
         yield partial
@@ -98,6 +127,13 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _beside(path: Path, writer: str, kind: str) -> Path:
+    """A temporary name beside ``path``; of a long name only as much as the file system takes."""
+    ending = f".{writer}.{kind}{path.suffix}"
+    room = LONGEST_NAME_BYTES - len(os.fsencode(ending)) - 1
+    return path.with_name("." + os.fsdecode(os.fsencode(path.stem)[:room]) + ending)
 
 
 def _writer() -> str:

@@ -20,6 +20,9 @@ MOST_VALUES = 4
 ABOUT = "about"
 """The dataset that holds what is known of a file, as JSON."""
 LARGEST_TEXT_BYTES = 2**24
+ALWAYS_BELIEVED_BYTES = 2**20
+MOST_INFLATION = 256
+"""Corners of a regular grid, shuffled and zipped, take up to 200 times less room than in memory."""
 
 
 @contextmanager
@@ -51,6 +54,27 @@ def plain_dataset(
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise error(path, f"{name} is not a plain dataset", mend)
     return dataset
+
+
+def check_stored(dataset: Any, path: Path, *, error: type[FileError], mend: str = NEVER_OPEN) -> None:
+    """Refuse a dataset whose values are not all in the file, or that is far larger than what the file holds.
+
+    HDF5 gives zeros for what was never written, so a file of a few kilobytes may claim millions of patches. Raises
+    ``error``, with this ``mend``, before anything of that size is allocated.
+    """
+    name = dataset.name.lstrip("/")
+    claimed, held = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if claimed > max(ALWAYS_BELIEVED_BYTES, MOST_INFLATION * held):
+        raise error(path, f"{name} claims {claimed:,} bytes, of which the file holds {held:,}", mend)
+    if dataset.chunks is None:
+        whole = claimed == 0 or held > 0
+    else:
+        blocks = math.prod(
+            -(-side // block) for side, block in zip(dataset.shape, dataset.chunks, strict=True)
+        )
+        whole = dataset.id.get_num_chunks() >= blocks
+    if not whole:
+        raise error(path, f"{name} was not written to its end", mend)
 
 
 def small_numbers(attributes: Any, names: Iterable[str]) -> dict[str, Any]:

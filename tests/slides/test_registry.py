@@ -87,3 +87,20 @@ def test_importing_the_room_loads_no_reader():
     code = f"import sys, wsi_ips.slides; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_format_that_no_reader_knows_is_to_be_converted_by_what_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "a.vsi").write_bytes(b"II*\x00" + bytes(200))
+    with pytest.raises(UnsupportedSlide, match="with QuPath or bfconvert") as caught:
+        open_slide(tmp_path / "a.vsi")
+    assert "vips" not in str(caught.value)
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.tif")
+    path.write_bytes(b"")
+    with pytest.raises(
+        UnsupportedSlide, match=r"caf\\udce9\.tif: its name is not text in UTF-8; rename it"
+    ) as caught:
+        open_slide(path)
+    str(caught.value).encode("utf-8")

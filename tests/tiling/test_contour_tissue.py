@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import h5py
@@ -204,3 +205,65 @@ def test_tile_takes_contours(console: Console, small_data: SmallData, tmp_path: 
     said = console("tile", small_data.slides, "--out", tmp_path / "x", "--contours", tmp_path / "nowhere")
     assert said.code == 2
     assert "no such folder" in said.complaint
+
+
+@pytest.mark.parametrize("case", ["null_geometry", "with_point_and_line", "bom"])
+def test_what_is_no_area_is_passed_over_and_counted(
+    cases_folder: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (found,) = ContourFolder(cases_folder / "geojson" / case).polygons("he", l0_size=(2048, 2048))
+    assert found.area == 1024**2 - 256**2
+    counted = {
+        "null_geometry": "1 of its features are no areas and are passed over: no geometry (1)",
+        "with_point_and_line": "2 of its features are no areas and are passed over: LineString (1), Point (1)",
+    }
+    assert caplog.messages == (
+        [] if case == "bom" else [f"{cases_folder / 'geojson' / case / 'he.geojson'}: {counted[case]}"]
+    )
+
+
+def test_siblings_of_what_is_no_area(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    points, lines = (
+        {"type": "MultiPoint", "coordinates": [[1, 2]]},
+        {"type": "MultiLineString", "coordinates": []},
+    )
+    mixed = {"type": "GeometryCollection", "geometries": [points, polygon(SQUARE), lines]}
+    flat = polygon([[1, 1], [5, 5], [1, 1]])
+    trident(tmp_path, mixed, flat, {"type": "Polygon", "coordinates": []}, None)
+    (found,) = ContourFolder(tmp_path).polygons("s", l0_size=SIZE)
+    assert found.area == 400**2
+    assert "5 of its features are no areas" in caplog.text
+
+
+@pytest.mark.parametrize("geometry", [None, {"type": "Point", "coordinates": [1, 2]}])
+def test_a_file_without_any_area_is_not_taken_for_a_slide_without_tissue(
+    tmp_path: Path, geometry: Any
+) -> None:
+    path = trident(tmp_path, geometry)
+    with pytest.raises(AnnotationError, match="outlines no area, only") as caught:
+        ContourFolder(tmp_path).polygons("s", l0_size=SIZE)
+    assert str(path) in str(caught.value)
+
+
+def test_collections_within_each_other(tmp_path: Path) -> None:
+    deep = polygon(SQUARE)
+    for _ in range(20):
+        deep = {"type": "GeometryCollection", "geometries": [deep]}
+    trident(tmp_path, deep)
+    with pytest.raises(AnnotationError, match="collections lie more than"):
+        ContourFolder(tmp_path).polygons("s", l0_size=SIZE)
+
+
+@pytest.mark.parametrize("points", [300, 3000])
+def test_a_scribble_is_refused_soon(tmp_path: Path, points: int) -> None:
+    ring = (np.random.default_rng(3).random((points, 2)) * SIZE).round(3).tolist()
+    trident(tmp_path, polygon([*ring, ring[0]]))
+    began = process_time()
+    with pytest.raises(AnnotationError, match="crosses itself more than 1000 times: a scribble"):
+        ContourFolder(tmp_path).polygons("s", l0_size=SIZE)
+    assert process_time() - began < 2
+
+
+def test_an_outline_that_crosses_itself_a_few_times_is_mended(tmp_path: Path) -> None:
+    trident(tmp_path, polygon([[0, 0], [100, 100], [100, 0], [0, 100], [0, 0]]))
+    assert sum(each.area for each in ContourFolder(tmp_path).polygons("s", l0_size=SIZE)) == 5000

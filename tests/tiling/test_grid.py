@@ -1,5 +1,7 @@
+import tracemalloc
 from dataclasses import replace
 from math import floor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.slides.base import Level
 from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.tiling.tile import tile_slide, tissue_share
 from wsi_ips.tiling.tissue import TissueMask
@@ -22,9 +25,9 @@ mpps = st.floats(0.1, 1.0)
 
 @st.composite
 def tilings(draw: st.DrawFn) -> TilingConfig:
-    patch_px = draw(st.integers(16, 512))
+    patch_px = draw(st.integers(128, 512))
     overlap_px = draw(st.integers(0, patch_px // 2))
-    return TilingConfig(patch_px=patch_px, patch_mpp=draw(st.floats(0.2, 4.0)), overlap_px=overlap_px)
+    return TilingConfig(patch_px=patch_px, patch_mpp=draw(st.floats(0.5, 4.0)), overlap_px=overlap_px)
 
 
 @given(sides, sides, mpps, tilings())
@@ -176,3 +179,27 @@ def test_patches_that_are_all_tissue_are_kept_where_all_of_a_patch_has_to_be(pat
     coords, _ = tile_slide(slide, tiling, slide_id="a", mask=mask)
     side = patch_px * 0.5 / slide_mpp
     assert len(coords) == int(40_000 / side + 1e-9) * int(30_000 / side + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "tiling"),
+    [
+        (84.67, TilingConfig(allow_upsampling=True)),
+        (0.25, TilingConfig(patch_mpp=0.0005, allow_upsampling=True)),
+        (0.25, TilingConfig(patch_px=1, patch_mpp=0.25)),
+        (0.25, TilingConfig(patch_px=1000, overlap_px=999, patch_mpp=0.25)),
+    ],
+)
+def test_more_patches_than_memory_holds_are_refused_before_anything_is_allocated(
+    cases_folder: Path, mpp: float, tiling: TilingConfig
+) -> None:
+    path = cases_folder / "hostile" / "dpi300_30000px.tif"
+    tracemalloc.start()
+    with (
+        open_slide(path) as slide,
+        pytest.raises(ConfigError, match="patches is too large to be held") as caught,
+    ):
+        tile_slide(slide, tiling, slide_id="s", mpp=Mpp(mpp))
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+    assert str(caught.value).startswith(f"{path}: ")

@@ -118,3 +118,18 @@ def test_training_stops_when_epochs_get_no_better(manifest: Manifest, tmp_path: 
     report = run(manifest, config_of(epochs=9, lr=1e-12, patience=2), tmp_path)
     assert len(report.history) < 9
     assert len(report.history) - 1 - report.best_epoch == 2
+
+
+@pytest.mark.parametrize("lacking", ["run", "net", "optimizer", "state"])
+def test_a_state_without_one_of_its_parts_is_one_line(tmp_path: Path, lacking: str) -> None:
+    net = torch.nn.Linear(2, 2)
+    path = tmp_path / "training_state.pt"
+    save_state(path, net, torch.optim.SGD(net.parameters()), run="r", state={})
+    held = torch.load(path, weights_only=True)
+    for spoilt in ({key: value for key, value in held.items() if key != lacking}, {**held, lacking: 3}):
+        torch.save(spoilt, path)
+        with pytest.raises(
+            CheckpointError, match=f"no whole training state: it has no '{lacking}'"
+        ) as caught:
+            load_state(path, run="r")
+        assert str(path) in str(caught.value)

@@ -28,6 +28,7 @@ def start(
     sections: dict[str, dict[str, Any]] | None = None,
 ) -> None:
     """Make a job of a recipe, the flags over it and ``--set`` over both, and run it."""
+    from wsi_ips.errors import ConfigError
     from wsi_ips.recipe import load_recipe, make_job, with_overrides
 
     values = load_recipe(recipe) if recipe else {}
@@ -35,7 +36,12 @@ def start(
     values = {**values, **given, "command": command}
     for section, settings in (sections or {}).items():
         chosen = {name: value for name, value in settings.items() if value is not None}
-        values[section] = {**(values.get(section) or {}), **chosen}
+        # A recipe may name an encoder by its name alone.
+        held = values.get(section) or {}
+        held = {"name": held} if isinstance(held, str) else held
+        if not isinstance(held, dict):
+            raise ConfigError(f"{recipe}: {section!r} is a value, not a section")
+        values[section] = {**held, **chosen}
     start_job(make_job(with_overrides(values, overrides or ()), source=f"wsi-ips {command}"))
 
 

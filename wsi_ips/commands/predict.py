@@ -11,7 +11,7 @@ from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import BatchConfig, PipelineConfig
 from wsi_ips.datasets.feature_files import list_features
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, UnsupportedSlide
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.case_predictions import read_case_table, write_cases
 from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
@@ -28,7 +28,7 @@ from wsi_ips.location import Location, locate
 from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
-from wsi_ips.slides.registry import open_slide
+from wsi_ips.slides.registry import check_name, open_slide
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
 
@@ -123,17 +123,31 @@ def _label(
     if batch.workers is None:
         predict_in_turn(jobs, setup.load(0), tables, on_error=batch.on_error, progress=progress)
         return
+    nameable = [job for job in jobs if not _fails_by_name(job, setup, tables, batch)]
     # Imported here: a second that a single slide does not have to wait.
     from wsi_ips.inference.batch import predict_on_workers
 
     predict_on_workers(
-        jobs,
+        nameable,
         setup,
         tables,
         batch,
         progress=progress,
         announce=lambda line: print(line, file=sys.stderr),  # noqa: T201 - for people, beside the bars
     )
+
+
+def _fails_by_name(job: SlideJob, setup: WorkerSetup, tables: RunTables, batch: BatchConfig) -> bool:
+    """Whether the slide's name is none that may be sent to a worker; its failure is recorded then."""
+    try:
+        check_name(job.path)
+    except UnsupportedSlide as error:
+        tables.begun(job.slide_id)
+        tables.add(setup.recorder().failed(job, error))
+        if batch.on_error == "stop":
+            raise
+        return True
+    return False
 
 
 def _outcome(rows: Sequence[PredictionRow], run: RunFolder, *, details: Sequence[str]) -> Outcome:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from wsi_ips.config.coarse import CoarseConfig, SamplingConfig
 from wsi_ips.config.section import Fraction, Section
@@ -139,6 +139,17 @@ class TaskConfig(Section):
     """``softmax``: one class of several. ``sigmoid``: each class by itself. ``linear``: numbers (regression)."""
     token: NonNegativeInt | None = None
     """Query token that the task reads; none: the one of its place among the tasks."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes_are_texts(cls, value: Any) -> Any:
+        """YAML reads 0 as a number and yes as a truth value; a manifest's cells are texts."""
+        if not isinstance(value, list | tuple):
+            return value
+        for name in value:
+            if isinstance(name, bool | float):
+                raise ValueError(f"{name!r} is no text: put the classes in quotes, as the manifest has them")
+        return [str(name) if isinstance(name, int) else name for name in value]
 
     @property
     def column_name(self) -> str:

@@ -7,13 +7,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 
 from wsi_ips.config.section import Section
 from wsi_ips.errors import ConfigError, one_line
+from wsi_ips.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 
-LARGEST_BYTES = 1_000_000
 MOST_ENTRIES = 1000
 Width = Annotated[int, Field(ge=1, le=8192)]
 
@@ -43,8 +42,8 @@ def read_specification_table(path: Path) -> SpecificationTable:
     if path.stat().st_size > LARGEST_BYTES:
         raise ConfigError(f"{path}: larger than {LARGEST_BYTES} bytes; is it a specification?")
     try:
-        table = SpecificationTable.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        table = SpecificationTable.model_validate(load_yaml(path.read_text(encoding="utf-8")))
+    except (NotPlainYaml, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: neither JSON nor YAML ({one_line(error, most=160)})") from None
     except ValidationError as error:
         first = error.errors()[0]

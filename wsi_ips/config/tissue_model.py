@@ -10,7 +10,6 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -26,8 +25,8 @@ from pydantic import (
 from wsi_ips.config.section import Fraction, Section
 from wsi_ips.config.specification import READ_NO_FILE
 from wsi_ips.errors import ConfigError, one_line
+from wsi_ips.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 
-LARGEST_DESCRIPTION_BYTES = 100_000
 DESCRIPTIONS = (".json", ".yaml", ".yml")
 Three = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
@@ -86,13 +85,11 @@ def read_tissue_model(path: Path) -> TissueModelConfig:
             f"{path}: a tissue model needs a description beside it, e.g. {beside[0].name} with its mpp, tile_px, "
             "mean, std, channel, activation and threshold"
         )
-    if description.stat().st_size > LARGEST_DESCRIPTION_BYTES:
-        raise ConfigError(
-            f"{description}: larger than {LARGEST_DESCRIPTION_BYTES} bytes; is it a description?"
-        )
+    if description.stat().st_size > LARGEST_BYTES:
+        raise ConfigError(f"{description}: larger than {LARGEST_BYTES} bytes; is it a description?")
     try:
-        held = TissueModelDescription.model_validate(yaml.safe_load(description.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        held = TissueModelDescription.model_validate(load_yaml(description.read_text(encoding="utf-8")))
+    except (NotPlainYaml, UnicodeDecodeError) as error:
         raise ConfigError(f"{description}: neither JSON nor YAML ({one_line(error, most=160)})") from None
     except ValidationError as error:
         first = error.errors()[0]

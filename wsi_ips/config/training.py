@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from wsi_ips.config.section import Fraction, Section
 
@@ -56,7 +56,9 @@ class TrainingConfig(Section):
     micro_batch: PositiveInt | None = 32
     """Patches taken back through the encoder at a time (gradient cache): bounds memory, changes no gradient.
     none: all patches of a step in one graph, which an encoder with ``batch_norm: batch`` needs."""
-    precision: Literal["32", "bf16", "fp16"] = "32"
+    precision: Annotated[
+        Literal["32", "bf16", "fp16"], BeforeValidator(lambda value: "32" if value == 32 else value)
+    ] = "32"
     """``bf16``, ``fp16``: mixed precision (fp16 with loss scaling, on a GPU only)."""
     select_every: PositiveInt = 1
     """Epochs from one selection to the next; in between the patches kept last are learned from again."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from wsi_ips.datasets.camelyon_labels import STAGES, Stages, center_of
 from wsi_ips.errors import DatasetError, ManifestError
-from wsi_ips.files import whole_file
+from wsi_ips.files import check_table_size, whole_file
 
 Row = Mapping[str, str]
 """A line of a manifest: its cells by column."""
@@ -117,6 +117,7 @@ def read_rows(path: Path) -> list[Row]:
     """Any manifest's lines as text. Raises :class:`ManifestError` unless each has a slide_id and a path."""
     if not path.is_file():
         raise ManifestError(path, "no such manifest", f"check the path; known by name: {', '.join(NAMES)}")
+    check_table_size(path, ManifestError)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)

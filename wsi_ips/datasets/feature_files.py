@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, FeaturesError, one_line
-from wsi_ips.hdf5 import plain_dataset
+from wsi_ips.hdf5 import check_stored, plain_dataset
 from wsi_ips.tiling.coords import take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
@@ -139,6 +139,8 @@ def _checked(file: Any, path: Path) -> FeatureFile:
         raise FeaturesError(path, f"has {len(features)} features and {len(coords)} coords", AGAIN)
     if not 1 <= len(features) <= MOST_PATCHES or not 1 <= features.shape[1] <= LARGEST_WIDTH:
         raise FeaturesError(path, f"claims features of shape {features.shape}", AGAIN)
+    for dataset in (features, coords):
+        check_stored(dataset, path, error=FeaturesError, mend=AGAIN)
     width = int(features.shape[1])
     if "patch_size" not in coords.attrs:
         l0_xy_N2 = coords[:].astype(np.int64)

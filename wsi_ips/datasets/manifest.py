@@ -9,7 +9,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import SlideFinder
 from wsi_ips.datasets.targets import Target, target_of
 from wsi_ips.errors import ManifestError, SlideNotFound
-from wsi_ips.files import whole_file
+from wsi_ips.files import check_table_size, whole_file
 
 COLUMNS = ("slide_id", "case_id", "split", "path")
 """What every manifest has, beside a column per task."""
@@ -59,6 +59,7 @@ def read_manifest(
     columns = (*COLUMNS, *dict.fromkeys(task.column_name for task in tasks))
     if not path.is_file():
         raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(columns)}")
+    check_table_size(path, ManifestError)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)

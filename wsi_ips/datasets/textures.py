@@ -16,6 +16,7 @@ from PIL import Image
 from skimage.exposure import match_histograms
 
 from wsi_ips.errors import ManifestError
+from wsi_ips.files import check_table_size
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.units import Size
 
@@ -65,12 +66,19 @@ def read_textures(folder: Path, *, classes: Sequence[str]) -> list[TextureFile]:
     path = folder / "manifest.csv"
     if not path.is_file():
         raise ManifestError(path, "no such manifest", f"a texture folder has one with {','.join(COLUMNS)}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise ManifestError(path, f"lacks the column {missing[0]}", f"it must name {','.join(COLUMNS)}")
-        found = [TextureFile(folder / row["path"], row["class"], row["source_group"]) for row in rows]
+    check_table_size(path, ManifestError)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ManifestError(
+                    path, f"lacks the column {missing[0]}", f"it must name {','.join(COLUMNS)}"
+                )
+            lines = [[row[name] or "" for name in ("path", "class", "source_group")] for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    found = [TextureFile(folder / place, label, group) for place, label, group in lines]
     chosen = [texture for texture in found if texture.label in classes]
     label_of: dict[str, str] = {}
     for texture in chosen:

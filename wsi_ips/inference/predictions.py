@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, one_line
-from wsi_ips.files import check_table_size, whole_table
+from wsi_ips.files import LONGEST_CELL, check_table_size, whole_table
 from wsi_ips.inference.results import PREDICT_AGAIN, Probabilities, SlideResult
 
 
@@ -96,7 +96,7 @@ def _probability_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> Itera
 def _cells(row: PredictionRow, tasks: Sequence[TaskConfig]) -> list[str]:
     answers = answer_cells(row.probabilities if row.status == "ok" else None, tasks)
     n_patches = "" if row.n_patches is None else str(row.n_patches)
-    return [row.slide_id, *answers, n_patches, row.status, one_line(row.error)]
+    return [row.slide_id, *answers, n_patches, row.status, one_line(row.error, most=LONGEST_CELL)]
 
 
 def answer_cells(probabilities: Probabilities | None, tasks: Sequence[TaskConfig]) -> list[str]:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError, one_line
-from wsi_ips.hdf5 import ABOUT, plain_dataset, put_about, small_numbers, take_about, whole_hdf5
+from wsi_ips.hdf5 import ABOUT, check_stored, plain_dataset, put_about, small_numbers, take_about, whole_hdf5
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.selection.coarse_report import CoarseReport
@@ -238,6 +238,7 @@ def _check_dataset(file: Any, name: str, path: Path) -> None:
     size = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
     if size > LARGEST_DATASET_BYTES:
         raise ResultsError(path, f"{name} claims {size} bytes", PREDICT_AGAIN)
+    check_stored(dataset, path, error=ResultsError, mend=PREDICT_AGAIN)
 
 
 def _probabilities(value: Any) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_ips.errors import ResultsError, one_line
-from wsi_ips.files import check_table_size, whole_table
+from wsi_ips.files import LONGEST_CELL, check_table_size, whole_table
 from wsi_ips.inference.telemetry import SlideTelemetry
 
 Status = Literal["waiting", "running", "ok", "failed"]
@@ -55,8 +55,9 @@ def _cells(row: SlideRow) -> list[str]:
     nothing = row.status in ("waiting", "running") or row.telemetry == SlideTelemetry()
     measured = ["" if nothing else f"{telemetry[name]:.6g}" for name in MEASURED]
     seconds = f"{row.telemetry.seconds:.3f}" if row.telemetry.seconds else ""
-    cells = [row.slide_id, row.path, row.status, str(row.attempts), seconds, row.worker, one_line(row.error)]
-    return [*cells, one_line(row.note), *measured]
+    cells = [row.slide_id, row.path, row.status, str(row.attempts), seconds, row.worker]
+    words = (one_line(text, most=LONGEST_CELL) for text in (row.error, row.note))
+    return [*cells, *words, *measured]
 
 
 def _row(cells: Mapping[str, str]) -> SlideRow:

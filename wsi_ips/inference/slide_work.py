@@ -1,6 +1,5 @@
 """What is done to one slide of a run, in whatever process: label it, write its attention, draw it."""
 
-import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import CoordsError, ResultsError, SlideFailed, WsiIpsError
+from wsi_ips.files import no_room
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
@@ -194,11 +194,11 @@ def reason(job: SlideJob, error: Exception) -> str:
     if isinstance(error, WsiIpsError):
         return str(error)
     if no_room(error):
-        return f"{os.strerror(errno.ENOSPC).lower()} where the results are written; make room there"
+        assert isinstance(error, OSError)
+        assert error.errno is not None
+        where = f": {error.filename}" if error.filename else ""
+        return f"{os.strerror(error.errno).lower()} where the results are written{where}; make room there"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
     logger.error("slide %s failed", job.slide_id, exc_info=error)
     return f"{type(error).__name__}: {error}"
-
-
-def no_room(error: Exception) -> bool:
-    """Whether the disk, or the user's share of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -23,12 +23,14 @@ from wsi_ips.errors import (
     SlideClosed,
     SlideReadError,
     UnsupportedSlide,
+    one_line,
 )
 from wsi_ips.location import Location, Url, locate
 from wsi_ips.slides.base import Level, RgbImage, SlideInfo
 from wsi_ips.slides.limits import check_levels
 from wsi_ips.slides.ome_zarr_metadata import Multiscale, image_group, read_multiscale
 from wsi_ips.slides.region import ClosingReader, check_region, level_pixel, paste, white_region
+from wsi_ips.slides.zarr_chunks import UnknownCodecs, bounded, first_bad_chunk
 from wsi_ips.units import L0Point, Size
 
 LARGEST_READ_BYTES = 1 << 29
@@ -36,12 +38,6 @@ LARGEST_READ_BYTES = 1 << 29
 
 KEPT_BYTES = 1 << 26
 """Of a URL's files, compressed; of a folder's the operating system keeps what was read last."""
-
-CODECS = frozenset(
-    {"blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"}
-    | {"bytes", "crc32c", "sharding_indexed", "transpose", "shuffle"}
-)
-"""What may decode a chunk. Any codec that is installed could be named in the file, one that unpickles too."""
 
 TIMEOUT_SECONDS = 30.0
 
@@ -103,10 +99,13 @@ class OmeZarrReader(ClosingReader):
             return np.asarray(array[selection]).transpose([kept.index(axis) for axis in "yxc"])
         except Exception as error:  # the disk's, the network's, zarr's and the codecs' errors
             known = _network_error(self._path, error)
+            bad = None if known else first_bad_chunk(array, selection)
+            chunk, why = bad or ("", error)
             failed = SlideReadError(
                 self._path,
                 f"level {level} cannot be read at its pixel ({x.start}, {y.start}): "
-                + (known.args[1] if known else f"{type(error).__name__}: {error}"),
+                + (f"its chunk {chunk}: " if chunk else "")
+                + (known.args[1] if known else f"{type(why).__name__}: {one_line(why)}"),
                 "try again, or copy it again: it may be damaged",
             )
             logger.debug("%s", failed, exc_info=error)
@@ -238,11 +237,10 @@ def _check_arrays(path: Location, image: Multiscale, levels: Sequence[zarr.Array
             )
         if any(lengths[axis] != 1 for axis in "tz" if axis in lengths):
             raise UnsupportedSlide(path, f"level {number} is a stack or a film: {lengths}")
-        unknown = _codecs(array.metadata.to_dict()) - CODECS
-        if unknown:
-            raise UnsupportedSlide(
-                path, f"level {number} is compressed with {', '.join(sorted(unknown))[:80]}"
-            )
+        try:
+            bounded(array)
+        except UnknownCodecs as error:
+            raise UnsupportedSlide(path, f"level {number} is compressed with {str(error)[:80]}") from None
 
 
 def _check_scales(path: Location, image: Multiscale, sizes: list[Size]) -> None:
@@ -259,19 +257,6 @@ def _check_scales(path: Location, image: Multiscale, sizes: list[Size]) -> None:
                     path,
                     f"level {number} is {measured:.4g} times coarser by its shape, {stated:.4g} by its scale",
                 )
-
-
-def _codecs(metadata: Any) -> set[str]:
-    """The names of all codecs in an array's metadata (Zarr 2 and 3), those inside of a shard too."""
-    if isinstance(metadata, Mapping):
-        own = metadata.get("id", metadata.get("name"))
-        found = {str(own)} if own is not None else set()
-        for key in ("codecs", "index_codecs", "filters", "compressor", "configuration"):
-            found |= _codecs(metadata.get(key))
-        return found
-    if isinstance(metadata, list | tuple):
-        return set().union(*(_codecs(part) for part in metadata))
-    return set()
 
 
 def _sizes(image: Multiscale, levels: Sequence[zarr.Array[Any]]) -> list[Size]:

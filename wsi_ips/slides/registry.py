@@ -41,6 +41,18 @@ READERS: Mapping[str, str] = MappingProxyType(
 EXTRAS: Mapping[str, str] = MappingProxyType({OME_ZARR: "'wsi_ips[zarr]'", TIFFSLIDE: "'wsi_ips[remote]'"})
 """What to install for a reader whose packages are optional."""
 
+CONVERTED_BY: Mapping[str, str] = MappingProxyType(
+    {
+        suffix: f"{kind} is read by Bio-Formats alone: make it an OME-TIFF with QuPath or bfconvert, and give that"
+        for suffix, kind in {
+            ".vsi": "Olympus' format",
+            ".ets": "Olympus' format",
+            ".lif": "Leica's LIF",
+        }.items()
+    }
+)
+"""What to do with a slide in a format that no reader here knows."""
+
 ENTRY_POINTS = "wsi_ips.readers"
 """The group under which another package offers readers: a name, and a class that takes a path or a Url."""
 
@@ -58,6 +70,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     :class:`ReaderBroken` for one that was asked for and does not load.
     """
     path = locate(path)
+    check_name(path)
     if reader is not None and reader not in READERS:
         return _with_named(path, reader)
     if not isinstance(path, Url) and not path.exists():
@@ -84,7 +97,17 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             "is a folder without .dcm files, and no Zarr folder",
             "give a slide file, or a folder of DICOM files",
         )
-    raise UnsupportedSlide.refused_by(path, refused, mend)
+    suffix = (path.suffix if isinstance(path, Path) else Path(path.name).suffix).lower()
+    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, mend))
+
+
+def check_name(path: Location) -> None:
+    """Raise :class:`UnsupportedSlide` for a file name that is not UTF-8: no result could say whose it is."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise UnsupportedSlide(shown, "its name is not text in UTF-8", "rename it") from None
 
 
 def _fitting(path: Location) -> list[str]:

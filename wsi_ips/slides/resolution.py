@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.files import check_table_size
 from wsi_ips.slides.folder import SLIDE_SUFFIXES, slide_id
 from wsi_ips.slides.stated_mpp import believable
 from wsi_ips.units import Mpp
@@ -48,10 +49,15 @@ def read_mpp_table(path: Path) -> dict[str, Mpp]:
         raise ManifestError(path, "does not exist", "--mpp-csv wants a CSV with the columns wsi,mpp")
     table: dict[str, Mpp] = {}
     of_slide: dict[str, Mpp] = {}
-    try:
-        path.read_text(encoding="utf-8-sig")
+    check_table_size(path, ManifestError)
+    try:  # all of it, so that what is wrong is said before anything is done
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for _ in csv.reader(file):
+                pass
     except UnicodeDecodeError:
         raise ManifestError(path, "is not text in UTF-8", "save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise ManifestError(path, f"is not a CSV ({error})", "save it as CSV in UTF-8") from None
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]

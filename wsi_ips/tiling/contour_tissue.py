@@ -5,7 +5,9 @@ no features mean no tissue. Properties and ``crs`` (TRIDENT's is a dummy) are no
 """
 
 import json
+import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -24,7 +26,15 @@ from wsi_ips.units import Mpp, Size
 LARGEST_FILE_BYTES = 2**26
 OUTSIDE = 0.02
 """Share of the slide's side by which an outline may stick out: outlines are drawn on thumbnails."""
+MOST_CROSSINGS = 1000
+"""Of an outline with itself. Tissue that was outlined by hand crosses itself a few times; to mend a scribble takes
+minutes."""
+NO_AREAS = ("no geometry", "Point", "MultiPoint", "LineString", "MultiLineString")
+MOST_COLLECTIONS = 8
 _CROSSINGS_AT_ONCE = 1 << 22
+_PAIRS_AT_ONCE = 1 << 20
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,9 @@ class ContourFolder:
     def polygons(self, slide_id: str, *, l0_size: Size) -> list[Polygon]:
         """A slide's regions with their holes, in level-0 pixels; none where it has no tissue.
 
-        Raises :class:`AnnotationError` for a file that is not there, broken, or another slide's.
+        Features that are no areas (points, lines, no geometry at all) are passed over, and a warning counts them.
+        Raises :class:`AnnotationError` for a file that is not there, broken, another slide's, or has nothing but
+        such features, and for an outline that crosses itself more than ``MOST_CROSSINGS`` times.
         """
         places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
         path = next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
@@ -46,11 +58,22 @@ class ContourFolder:
             )
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise AnnotationError(path, f"is larger than {LARGEST_FILE_BYTES} bytes", "are they outlines?")
+        passed_over: Counter[str] = Counter()
         try:
-            polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8"))))
+            polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig")), passed_over))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             reason = one_line(error, most=200)
             raise AnnotationError(path, f"is no GeoJSON of polygons ({reason})", "export it again") from None
+        if passed_over:
+            what = ", ".join(f"{kind} ({number})" for kind, number in sorted(passed_over.items()))
+            logger.warning("%s: %d of its features are no areas and are passed over: %s",
+                           path, passed_over.total(), what)  # fmt: skip
+            if not polygons:
+                raise AnnotationError(
+                    path,
+                    f"is no GeoJSON of polygons: it outlines no area, only {what}",
+                    "outline the slide's tissue",
+                )
         for polygon in polygons:
             _check_place(polygon, path, l0_size)
         return polygons
@@ -79,20 +102,31 @@ def _check_place(polygon: Polygon, path: Path, l0_size: Size) -> None:
         )
 
 
-def _polygons(content: Any) -> Iterator[Polygon]:
-    """Raises ``ValueError``, ``TypeError`` or ``KeyError`` for anything that is no such GeoJSON."""
+def _polygons(content: Any, passed_over: Counter[str]) -> Iterator[Polygon]:
+    """Counts what is no area. Raises ``ValueError``, ``TypeError`` or ``KeyError`` for what is no such GeoJSON."""
     features = content["features"] if isinstance(content, dict) else content
     if not isinstance(features, list):
         raise TypeError("no list of features")
     for feature in features:
-        geometry = feature["geometry"]
-        if geometry["type"] == "Polygon":
-            yield from _polygon(geometry["coordinates"])
-        elif geometry["type"] == "MultiPolygon":
-            for rings in geometry["coordinates"]:
-                yield from _polygon(rings)
-        else:
-            raise ValueError(f"{geometry['type']!r} is no polygon")
+        yield from _areas(feature["geometry"], passed_over)
+
+
+def _areas(geometry: Any, passed_over: Counter[str], *, within: int = 0) -> Iterator[Polygon]:
+    kind = "no geometry" if geometry is None else geometry["type"]
+    if kind in ("Polygon", "MultiPolygon"):
+        for rings in [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]:
+            found = list(_polygon(rings)) if rings else []
+            passed_over.update([] if found else ["an outline without area"])
+            yield from found
+    elif kind == "GeometryCollection":
+        if within >= MOST_COLLECTIONS:
+            raise ValueError(f"collections lie more than {MOST_COLLECTIONS} deep within each other")
+        for inner in geometry["geometries"]:
+            yield from _areas(inner, passed_over, within=within + 1)
+    elif kind in NO_AREAS:
+        passed_over[kind] += 1
+    else:
+        raise ValueError(f"{str(kind)[:40]!r} is no kind of geometry")
 
 
 def _polygon(rings: Any) -> Iterator[Polygon]:
@@ -102,8 +136,30 @@ def _polygon(rings: Any) -> Iterator[Polygon]:
         if ring.ndim != 2 or ring.shape[1:] != (2,) or len(ring) < 3 or not np.isfinite(ring).all():
             raise ValueError("a ring is no list of points")
     polygon = Polygon(outline, holes)
-    valid = polygon if polygon.is_valid else shapely.make_valid(polygon)
+    valid = polygon
+    if not polygon.is_valid:
+        if _crosses_too_often([outline, *holes]):
+            raise ValueError(f"an outline crosses itself more than {MOST_CROSSINGS} times: a scribble")
+        valid = shapely.make_valid(polygon)
     yield from (part for part in shapely.get_parts(valid) if isinstance(part, Polygon) and not part.is_empty)
+
+
+def _crosses_too_often(rings: Sequence[NDArray[np.float64]]) -> bool:
+    """Counted edge by edge in little memory, before anything is made for each crossing."""
+    starts = np.concatenate(rings)
+    ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+    moved = (starts != ends).any(axis=1)
+    edges = shapely.linestrings(np.stack([starts[moved], ends[moved]], axis=1))
+    tree = shapely.STRtree(edges)
+    at_once = max(1, _PAIRS_AT_ONCE // max(1, len(edges)))
+    crossings = 0
+    for first in range(0, len(edges), at_once):
+        some = edges[first : first + at_once]
+        # Each edge meets itself and its two neighbours; each crossing is met from both sides.
+        crossings += tree.query(some, predicate="intersects").shape[1] - 3 * len(some)
+        if crossings > 2 * MOST_CROSSINGS:
+            return True
+    return False
 
 
 def _rings(polygon: Polygon) -> Iterable[Any]:

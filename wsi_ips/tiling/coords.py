@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, one_line
-from wsi_ips.hdf5 import fixed_text, plain_dataset, small_numbers, stated_text, whole_hdf5
+from wsi_ips.hdf5 import check_stored, fixed_text, plain_dataset, small_numbers, stated_text, whole_hdf5
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
-from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp
 
 Layout = Literal["clam", "trident"]
 
-MOST_PATCHES = 20_000_000
 LARGEST_BLOCK_BYTES = 2**28
 """A file's own block (HDF5 chunk) is unpacked whole, however little of it is asked for."""
 CHUNK_ROWS = 4096
@@ -142,6 +141,7 @@ def _beside(file: Any, name: str, path: Path, n: int) -> Any:
 def _check_block(dataset: Any, path: Path, name: str) -> None:
     if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
         raise CoordsError(path, f"{name} claims blocks of {dataset.chunks}", TILE_AGAIN)
+    check_stored(dataset, path, error=CoordsError, mend=TILE_AGAIN)
 
 
 def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchCoords:

@@ -16,7 +16,11 @@ from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.units import Mpp, Size
 
-MOST_CELLS = 2**31
+MOST_CELLS = 2**25
+"""Of a slide's grid: 33.5 million, more than 32-px patches on the largest scans. Their shares of tissue take a
+gigabyte."""
+MOST_PATCHES = 20_000_000
+"""Of a slide, kept or stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +40,16 @@ class PatchGrid:
     def cover(cls, l0_size: Size, *, slide_mpp: Mpp, tiling: TilingConfig) -> Self:
         """The patches that cover the slide, its ragged right and bottom edges too.
 
-        Raises :class:`ConfigError` for resolutions that would make more than 2**31 patches.
+        Raises :class:`ConfigError` for resolutions that would make more than ``MOST_CELLS`` patches.
         """
         l0_patch = tiling.patch_px * tiling.patch_mpp / slide_mpp
         l0_step = (tiling.patch_px - tiling.overlap_px) * tiling.patch_mpp / slide_mpp
         g_cols, g_rows = (max(1, ceil((length - (l0_patch - l0_step)) / l0_step)) for length in l0_size)
         if g_cols * g_rows > MOST_CELLS:
             raise ConfigError(
-                f"{g_cols}x{g_rows} patches: check patch_mpp ({tiling.patch_mpp}) and the slide's µm per pixel "
+                f"a grid of {g_cols}x{g_rows} patches is too large to be held: "
+                f"check patch_px ({tiling.patch_px}), "
+                f"patch_mpp ({tiling.patch_mpp}) and the slide's µm per pixel "
                 f"({slide_mpp})"
             )
         return cls(g_cols=g_cols, g_rows=g_rows, l0_patch=l0_patch, l0_step=l0_step)

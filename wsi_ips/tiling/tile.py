@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import TilingConfig
+from wsi_ips.errors import ConfigError
 from wsi_ips.slides.base import SlideReader
-from wsi_ips.tiling.grid import PatchCoords, PatchGrid
+from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords, PatchGrid
 from wsi_ips.tiling.tissue import TissueMask, find_tissue
 from wsi_ips.tiling.upsampling import check_upsampling
 from wsi_ips.units import Mpp
@@ -26,7 +27,8 @@ def tile_slide(
 
     ``mpp`` is used instead of the file's own resolution. ``mask``: tissue that is known; none: it is looked for.
     Raises :class:`MissingResolution` where neither says the resolution, and :class:`TooCoarse` before anything is
-    read of a slide that is coarser than the patches, unless ``config.allow_upsampling``.
+    read of a slide that is coarser than the patches, unless ``config.allow_upsampling``. Raises
+    :class:`ConfigError` for more patches than memory should hold, before anything is allocated for them.
     """
     slide_mpp = mpp or slide.info.known_mpp()
     check_upsampling(
@@ -35,11 +37,19 @@ def tile_slide(
         patch_mpp=Mpp(config.patch_mpp),
         allowed=config.allow_upsampling,
     )
-    grid = PatchGrid.cover(slide.info.l0_size, slide_mpp=slide_mpp, tiling=config)
+    try:
+        grid = PatchGrid.cover(slide.info.l0_size, slide_mpp=slide_mpp, tiling=config)
+    except ConfigError as error:
+        raise ConfigError(f"{slide.info.path}: {error}") from None
     if mask is None:
         mask = find_tissue(slide, config.tissue, mpp=slide_mpp)
     share = tissue_share(mask, grid)
     ids_N = np.flatnonzero((share >= config.min_tissue - ROUNDING) & (share > ROUNDING)).astype(np.int64)
+    if len(ids_N) > MOST_PATCHES:
+        raise ConfigError(
+            f"{slide.info.path}: {len(ids_N):,} patches hold tissue, more than {MOST_PATCHES:,}; "
+            "check patch_px, patch_mpp and the slide's µm per pixel"
+        )
     coords = PatchCoords.on_grid(
         grid,
         ids_N,

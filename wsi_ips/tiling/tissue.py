@@ -1,5 +1,6 @@
 """What of a slide is tissue: a mask on a thumbnail of some µm per pixel."""
 
+import math
 from dataclasses import dataclass
 from math import ceil
 
@@ -29,6 +30,9 @@ LEAST_WHITE = 0.05
 
 LARGEST_SIDE_PX = 8192
 """Of the thumbnail, however large the slide or wrong its resolution."""
+
+MOST_PX = 2**25
+"""Of the thumbnail: a whole glass of 25x75 mm at 8 µm. Segmenting it takes about 30 bytes a pixel."""
 
 BLACK = 8
 """Grey level up to which a pixel of a bright slide is padding that a scanner left black."""
@@ -112,7 +116,8 @@ def _why_empty(found: Found, config: TissueConfig, um2_per_px: float) -> tuple[s
 
 def thumbnail_scale(l0_size: Size, *, slide_mpp: Mpp, thumbnail_mpp: float) -> float:
     """Level-0 pixels per pixel of a mask of ``thumbnail_mpp``, or of the finest that is held in memory."""
-    return max(1.0, thumbnail_mpp / slide_mpp, max(l0_size) / LARGEST_SIDE_PX)
+    by_area = math.sqrt(l0_size[0] * l0_size[1] / MOST_PX)
+    return max(1.0, thumbnail_mpp / slide_mpp, max(l0_size) / LARGEST_SIDE_PX, by_area)
 
 
 def _pixels(um2: float, um2_per_px: float) -> int:

@@ -161,9 +161,13 @@ def _write_folds(path: Path, records: Sequence[SlideRecord], numbers: Sequence[i
     lines = [[record.slide_id, record.case_id, str(n)] for record, n in zip(records, numbers, strict=True)]
     table = [["slide_id", "case_id", "fold"], *lines]
     if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            if list(csv.reader(file)) != table:
-                raise ConfigError(f"{path}: divides slides otherwise; write to a new folder")
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                same = list(csv.reader(file)) == table
+        except (UnicodeDecodeError, csv.Error):
+            same = False
+        if not same:
+            raise ConfigError(f"{path}: divides slides otherwise; write to a new folder")
         return
     _write_table(path, table)
 

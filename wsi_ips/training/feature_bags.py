@@ -3,6 +3,7 @@
 Shape suffixes: N patches of a slide, n some of them, C feature width.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from wsi_ips.errors import FeaturesError
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
-from wsi_ips.training.finetune import check_labels
+from wsi_ips.training.finetune import check_labels, too_many_bad
 from wsi_ips.training.fit import FinetuneReport, train_bags
 from wsi_ips.units import PlaceKind
 
@@ -134,7 +135,8 @@ def finetune_features(
 ) -> FinetuneReport:
     """As :func:`wsi_ips.training.finetune.finetune`, from the features in a folder; no slide is opened.
 
-    Raises :class:`FeaturesError` for a file that is missing or cannot be used, before training starts.
+    Files that cannot be used are left out and reported. Raises :class:`FeaturesError` for one that is missing,
+    before training starts, and :class:`TrainingError` where more than ``training.max_bad_slides`` are bad.
     """
     check_labels(manifest, config.model.tasks)
     records = [*manifest.split("train"), *manifest.split("val")]
@@ -142,9 +144,21 @@ def finetune_features(
     assert width is not None  # FinetuneJob sees to it
     paths = find_features(features, (record.slide_id for record in records))
     bags: dict[str, list[FeatureBag]] = {"train": [], "val": []}
+    bad: dict[str, str] = {}
+    allowed = math.ceil(config.training.max_bad_slides * len(records))
     with progress("Checking features", total=len(records)) as advance:
         for record in records:
-            bag = feature_bag(record, paths[record.slide_id], tasks=config.model.tasks, width=width)
+            try:
+                bag = feature_bag(record, paths[record.slide_id], tasks=config.model.tasks, width=width)
+            except FeaturesError as error:
+                bad[record.slide_id] = str(error)
+                advance(f"{record.slide_id} is left out: {error}")
+                if len(bad) > allowed:
+                    raise too_many_bad(bad, error) from error
+                continue
             bags[record.split].append(bag)
             advance(f"{record.slide_id}: {len(bag)} patches")
-    return train_bags(bags["train"], bags["val"], config, out, device=device, progress=progress)
+    report = train_bags(
+        bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
+    )
+    return FinetuneReport(report.checkpoint, report.best_epoch, report.history, {**bad, **report.bad})

@@ -44,7 +44,7 @@ def finetune(
                 bad[record.slide_id] = str(error)
                 advance(f"{record.slide_id} is left out: {error}")
                 if len(bad) > allowed:
-                    raise _too_many(bad, error) from error
+                    raise too_many_bad(bad, error) from error
                 continue
             bags[record.split].append(bag)
             note = upsampling_note(bag.coords)
@@ -70,7 +70,8 @@ def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:
                 )
 
 
-def _too_many(bad: Mapping[str, str], last: WsiIpsError) -> TrainingError:
+def too_many_bad(bad: Mapping[str, str], last: WsiIpsError) -> TrainingError:
+    """The error for more bad slides than ``training.max_bad_slides`` allows."""
     return TrainingError(
         f"{len(bad)} slides cannot be used, more than training.max_bad_slides allows; the last one: {last}"
     )

@@ -10,10 +10,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from wsi_ips.config import FinetuneConfig
+from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.files import whole_file
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.training.module import IPSModule
-from wsi_ips.training.run_state import STATE_NAME, load_state, save_state
+from wsi_ips.training.run_state import MEND, STATE_NAME, load_state, save_state
 
 BEST_NAME = "model.safetensors"
 LAST_NAME = "last.safetensors"
@@ -45,9 +46,14 @@ class Record(Callback):
         if not path.exists():
             return
         self._held = held = load_state(path, run=self._run)
-        module.net.load_state_dict(held["net"])
-        module.restore(held["state"])
-        self.history = list(held["state"]["history"])
+        try:
+            module.net.load_state_dict(held["net"])
+            module.restore(held["state"])
+            self.history = list(held["state"]["history"])
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                path, f"does not fit this run ({one_line(error, most=120)})", MEND
+            ) from None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._held is not None:

