@@ -6,9 +6,9 @@ from wsi_ips.commands.held_out import HELD_OUT, predict_held_out
 from wsi_ips.commands.inputs import given_mpp
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.inference.slide_work import named
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
+from wsi_ips.slides.failures import named
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd
 from wsi_ips.training.feature_bags import finetune_features

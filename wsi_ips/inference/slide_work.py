@@ -1,8 +1,6 @@
 """What is done to one slide of a run, in whatever process: label it, write its attention, draw it."""
 
-import errno
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
+from wsi_ips.slides.failures import failure_in_words
 from wsi_ips.tiling.find_patches import FindPatches
 from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.units import Mpp
@@ -178,11 +177,6 @@ class SlideWork:
         return self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp)
 
 
-def named(slide_id: str, why: str) -> str:
-    """A reason that says whose it is, where it does not yet."""
-    return why if slide_id in why else f"{slide_id}: {why}"
-
-
 def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
     """What is said of a slide some of whose tiles could not be read."""
     shown = ", ".join(bad_tiles[:SHOWN_BAD_TILES]) + (", …" if len(bad_tiles) > SHOWN_BAD_TILES else "")
@@ -191,14 +185,4 @@ def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
 
 def reason(job: SlideJob, error: Exception) -> str:
     """The error in words; what was not raised on purpose goes to the log with its trace."""
-    if isinstance(error, WsiIpsError):
-        return str(error)
-    if no_room(error):
-        return f"{os.strerror(errno.ENOSPC).lower()} where the results are written; make room there"
-    logger.error("slide %s failed", job.slide_id, exc_info=error)
-    return f"{type(error).__name__}: {error}"
-
-
-def no_room(error: Exception) -> bool:
-    """Whether the disk, or the user's share of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return failure_in_words(job.slide_id, error)

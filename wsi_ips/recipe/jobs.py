@@ -49,6 +49,8 @@ class TileJob(Resolution):
     """Folder of ``<slide_id>.geojson`` (TRIDENT's): tissue as outlined there; none: by our own segmentation."""
     mask_preview: bool = False
     """Write ``previews/<slide_id>.jpg`` as well: the slide with its tissue, contours and patches drawn."""
+    workers: PositiveInt = 1
+    """Processes that tile a slide each; 1: this process does it. No result depends on it."""
     tiling: TilingConfig = TilingConfig()
 
 

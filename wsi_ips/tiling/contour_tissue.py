@@ -33,13 +33,17 @@ class ContourFolder:
 
     folder: Path
 
+    def file_of(self, slide_id: str) -> Path:
+        """The slide's file, which may not be there."""
+        places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
+        return next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
+
     def polygons(self, slide_id: str, *, l0_size: Size) -> list[Polygon]:
         """A slide's regions with their holes, in level-0 pixels; none where it has no tissue.
 
         Raises :class:`AnnotationError` for a file that is not there, broken, or another slide's.
         """
-        places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
-        path = next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
+        path = self.file_of(slide_id)
         if not path.is_file():
             raise AnnotationError(
                 path, "no such contours", "outline the slide's tissue, or leave the slide out"
