@@ -16,16 +16,25 @@ from wsi_ips.training.finetune import finetune
 from wsi_ips.training.fit import FinetuneReport
 from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import forget_run
+from wsi_ips.training.training_folder import training_folder
 
 
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
-    """Fine-tune, and say which epoch was best and which slides were left out; or cross-validate."""
+    """Fine-tune, and say which epoch was best and which slides were left out; or cross-validate.
+
+    Raises :class:`wsi_ips.errors.ResultsError` while another run trains in the same folder.
+    """
     manifest = read_manifest(
         job.manifest, tasks=job.model.tasks, root=job.slides_root, need_slides=job.features is None
     )
-    if job.folds is not None:
-        return _folds(manifest, job, job.folds, progress)
-    if job.restart:
+    with training_folder(job.out):
+        if job.folds is not None:
+            return _folds(manifest, job, job.folds, progress)
+        return _once(manifest, job, progress)
+
+
+def _once(manifest: Manifest, job: FinetuneJob, progress: Progress) -> Outcome:
+    if job.restart and is_first_process():
         forget_run(job.out)
     report = _train(manifest, job, job.out, progress)
     if not is_first_process():
@@ -39,7 +48,7 @@ def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
 
 def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> Outcome:
     """Say how the folds did, which slides they left out, and where each slide's own prediction is."""
-    if job.restart:
+    if job.restart and is_first_process():
         forget_folds(job.out)
     folds = cross_validate(
         manifest, job, job.out, k=k, train=lambda divided, out: _train(divided, job, out, progress)
