@@ -66,16 +66,21 @@ def test_an_image_job_holds_its_folder_too(console: Console, tmp_path: Path) -> 
     assert "another run is writing into it" in said.complaint
 
 
+def fail(out: Path, *learned: str) -> None:
+    with training_folder(out):
+        (out / "run.json").write_text("{}")
+        for name in learned:
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_bytes(b"something")
+        raise ValueError("as told")
+
+
 def test_a_run_that_fails_before_it_learned_anything_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="early"), training_folder(tmp_path / "out"):
-        (tmp_path / "out" / "run.json").write_text("{}")
-        raise ValueError("early")
+    with pytest.raises(ValueError, match="as told"):
+        fail(tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="late"), training_folder(tmp_path / "out"):
-        (tmp_path / "out" / "run.json").write_text("{}")
-        (tmp_path / "out" / "fold_0").mkdir()
-        (tmp_path / "out" / "fold_0" / "training_state.pt").write_bytes(b"something")
-        raise ValueError("late")
+    with pytest.raises(ValueError, match="as told"):
+        fail(tmp_path / "out", "fold_0/training_state.pt")
     assert (tmp_path / "out" / "run.json").is_file()
 
 
