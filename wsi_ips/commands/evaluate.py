@@ -77,6 +77,7 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     unasked = not can_plot and job.plots is None
     notes = ["no plots: matplotlib is not installed; pip install 'wsi_ips[plots]'"] if unasked else []
     complaints = [*worked_out.joined.complaints, *(worked_out.froc.complaints if worked_out.froc else ())]
+    notes += worked_out.froc.notes if worked_out.froc else []
     scored = worked_out.joined.to_json()
     summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
     return Outcome.of_slides(complaints, summary, details=[*_headlines(worked_out), *notes])

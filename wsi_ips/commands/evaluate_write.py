@@ -199,7 +199,11 @@ def _froc_json(froc: FrocReport, task: str | None) -> dict[str, Any]:
         "slides": froc.curve.slides,
         "lesions": froc.curve.lesions,
         "scales": [{"l0_mpp": float(mpp), "level": level} for mpp, level in sorted(rules)],
-        "left_out": {"without_outlines": list(froc.unannotated), "unread": froc.unread},
+        "left_out": {
+            "without_outlines": list(froc.unannotated),
+            "unread": froc.unread,
+            "partly_annotated": froc.partly,
+        },
     }
 
 

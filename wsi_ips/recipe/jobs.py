@@ -275,6 +275,9 @@ class EvaluateJob(Section):
     """Of a model with several tasks, the one to score; none: all."""
     annotations: Path | None = None
     """Folder of lesion outlines, ``<slide_id>.xml`` (ASAP), for FROC."""
+    partly_annotated: bool = False
+    """Judge lesions also on slides whose outlines are known to be incomplete: those that CAMELYON16's README
+    names, and CAMELYON17's of isolated tumour cells. For another data set that has slides of the same names."""
     detection_radius_um: PositiveFloat | None = None
     """Detections of one slide are farther apart than this; none: 1.5 patch sides."""
     history: Path | None = None
