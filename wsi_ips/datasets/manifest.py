@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import SlideFinder
+from wsi_ips.datasets.same_slide import same_slides
 from wsi_ips.datasets.targets import Target, target_of
 from wsi_ips.errors import ManifestError, SlideNotFound
 from wsi_ips.files import whole_file
@@ -51,7 +52,8 @@ def read_manifest(
     Slide paths are absolute or relative to ``root`` (none: the CSV's folder); with ``root`` a slide that is not
     there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) none has to be
     there. Raises :class:`ManifestError` with the line for an unknown or
-    missing label, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits;
+    missing label, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits,
+    a file under two ids (a link or a copy; looked at where slides have to be there);
     :class:`SlideNotFound` where ``root`` is no folder.
     """
     if root is not None and not root.is_dir():
@@ -74,6 +76,8 @@ def read_manifest(
         raise ManifestError(path, "lists no slides", "add a line per slide")
     records = _located(path, lines, root) if need_slides else [record for _, record in lines]
     _check_ids_and_cases(path, records)
+    if need_slides:
+        _check_files(path, records)
     return Manifest(path, tuple(records))
 
 
@@ -135,6 +139,17 @@ def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | 
             mend,
         )
     return records
+
+
+def _check_files(path: Path, records: Sequence[SlideRecord]) -> None:
+    """Raise where one file goes by two ids: what is learned from would be measured on."""
+    split_of = {record.slide_id: record.split for record in records}
+    for one, other, why in same_slides({record.slide_id: record.path for record in records}):
+        raise ManifestError(
+            path,
+            f"{one!r} (in {split_of[one]}) and {other!r} (in {split_of[other]}) are the same slide: {why}",
+            "give every slide one line, or results leak",
+        )
 
 
 def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:
