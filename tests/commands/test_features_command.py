@@ -180,3 +180,26 @@ def test_pure_noise_is_told_from_noise_by_chance(console: Console, recipe: Path,
     metrics = json.loads((out / "held_out" / "evaluation" / "metrics.json").read_text())
     auc = metrics["tasks"]["label"]["metrics"]["auc"]
     assert auc["low"] < 0.5 < auc["high"]
+
+
+def test_a_slide_may_lack_the_label_of_one_of_several_tasks(
+    console: Console, recipe: Path, tmp_path: Path
+) -> None:
+    manifest = data(tmp_path, clam=False)
+    lines = manifest.read_text().splitlines()
+    with_grade = [lines[0] + ",grade"] + [
+        line + ("," if number % 5 == 0 else f",{('low', 'high')[number % 2]}")
+        for number, line in enumerate(lines[1:])
+    ]
+    manifest.write_text("\n".join(with_grade) + "\n")
+    tasks = "model.tasks=[{name: label}, {name: grade, classes: [low, high]}]"
+    start = ("finetune", manifest, "--features", tmp_path / "features", "--recipe", recipe,
+             "--set", tasks, "--set", "training.epochs=2", "--set", "training.class_weights=balanced")  # fmt: skip
+    said = console(*start, "--out", tmp_path / "model")
+    assert said.code == 0, said.err
+    with (tmp_path / "model" / "history.csv").open(newline="") as file:
+        assert all(0 <= float(row["val_grade_auc"]) <= 1 for row in csv.DictReader(file))
+    manifest.write_text("\n".join([*with_grade, "s20,c20,,train,s20.svs,"]) + "\n")
+    said = console(*start, "--out", tmp_path / "none")
+    assert said.code == 2
+    assert "line 22: label, grade are all empty; fill in a label" in said.complaint

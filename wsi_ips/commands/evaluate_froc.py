@@ -81,7 +81,7 @@ class FrocReport:
         ]
 
 
-def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: Progress) -> FrocReport:
+def report_froc(report: TaskReport, job: EvaluateJob, progress: Progress) -> FrocReport:
     """Detections of every slide, sorted into hits and false positives.
 
     A slide whose label is the task's first class has no lesion unless it has outlines. Slides whose outlines are
@@ -90,6 +90,7 @@ def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: 
     outside their slide.
     """
     assert job.annotations is not None
+    joined = report.joined
     outlines = _outlines(job.annotations, joined)
     hits: list[SlideHits] = []
     cases: list[str] = []

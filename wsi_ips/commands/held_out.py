@@ -74,13 +74,14 @@ def measure(
     labelled = [(records[slide_id], row_of[slide_id]) for slide_id in fold.held_out if slide_id in row_of]
     figures: dict[str, float] = {}
     for task in tasks:
+        known = [(record, row) for record, row in labelled if record.targets([task])]
         scored = Scored.of(
             task,
-            [row.probabilities[task.name] for _, row in labelled],
-            [record.targets([task])[task.name] for record, _ in labelled],
-            [record.case_id for record, _ in labelled],
+            [row.probabilities[task.name] for _, row in known],
+            [record.targets([task])[task.name] for record, _ in known],
+            [record.case_id for record, _ in known],
         )
-        its = scored.figures() if labelled else {}
+        its = scored.figures() if known else {}
         figures |= {name if len(tasks) == 1 else f"{task.name}_{name}": value for name, value in its.items()}
     return figures
 

@@ -39,7 +39,8 @@ def folds_by_case(records: Sequence[SlideRecord], *, k: int, column: str | None,
         raise ConfigError(f"cross-validation needs 2 folds or more, not {k}")
     by_label = _shuffled_cases(records, column=column, seed=seed)
     for label, cases in by_label.items():
-        if len(cases) < k:
+        # Cases without a label are dealt out as well, however few they are.
+        if len(cases) < k and (label or column is None):
             what = f"{column} {label!r}" if column else "slides"
             fewer = f"take {len(cases)} folds or fewer, or " if len(cases) > 1 else ""
             raise ConfigError(f"{k} folds need {k} cases with {what}, found {len(cases)}; {fewer}add cases")
@@ -84,7 +85,8 @@ def _shuffled_cases(
         by_case.setdefault(record.case_id, []).append(label)
     by_label: dict[str, list[str]] = {}
     for case, case_labels in sorted(by_case.items()):
-        by_label.setdefault(min(case_labels, key=lambda label: (labels.count(label), label)), []).append(case)
+        known = [label for label in case_labels if label] or case_labels
+        by_label.setdefault(min(known, key=lambda label: (labels.count(label), label)), []).append(case)
     for label, cases in by_label.items():
         random.Random(f"{seed}/{label}").shuffle(cases)  # noqa: S311 - not a secret
     return dict(sorted(by_label.items()))
