@@ -56,6 +56,7 @@ def make_run(folder: Path, slides: Sequence[Slide], tasks: Sequence[TaskConfig] 
     columns = list(dict.fromkeys(column for slide in slides for column in slide.cells))
     lines = [",".join(["slide_id", "case_id", *columns, "split", "path"])]
     rows = []
+    folder.mkdir(parents=True, exist_ok=True)
     for slide in slides:
         (folder / f"{slide.slide_id}.tif").touch()
         cells = [slide.cells.get(column, "") for column in columns]

@@ -85,8 +85,14 @@ def test_every_task_reads_its_own_column(folder: Path) -> None:
     first, second = read_manifest(manifest(folder, lines, header=header), tasks=tasks).records
     assert first.targets(tasks) == {"grade": 1, "found": (0.0, 1.0), "age": (61.5,)}
     assert second.targets(tasks) == {"grade": 0, "found": (0.0, 0.0), "age": (50.0,)}
-    with pytest.raises(ManifestError, match=r"line 2: findings is empty; fill it in"):
-        read_manifest(manifest(folder, "a,p,train,a.tif,61,,high\n", header=header), tasks=tasks)
+    (some,) = read_manifest(
+        manifest(folder, "a,p,train,a.tif,61,,high\n", header=header), tasks=tasks
+    ).records
+    assert some.targets(tasks) == {"grade": 1, "age": (61.0,)}, "a missing label is no label, and no error"
+    none = manifest(folder, "a,p,train,a.tif,,,\n", header=header)
+    with pytest.raises(ManifestError, match=r"line 2: grade, findings, age are all empty; fill in a label"):
+        read_manifest(none, tasks=tasks)
+    assert read_manifest(none, tasks=tasks, need_labels=False).records[0].targets(tasks) == {}
     with pytest.raises(ManifestError, match="lacks the column age"):
         read_manifest(manifest(folder, "", header=header.replace(",age", "")), tasks=tasks)
 

@@ -44,6 +44,10 @@ def evaluate(
     annotations: Annotated[
         Path | None, typer.Option(help="Folder of lesion outlines, SLIDE_ID.xml (ASAP): adds FROC.")
     ] = None,
+    partly_annotated: Annotated[
+        bool | None,
+        typer.Option("--partly-annotated", help="FROC on CAMELYON's partly annotated slides too."),
+    ] = None,
     detection_radius_um: Annotated[
         float | None, typer.Option(help="µm between a slide's detections (default 1.5 patch sides).")
     ] = None,
@@ -66,8 +70,9 @@ def evaluate(
 ) -> None:
     """Score a run against a manifest's labels: figures with intervals, tables, FROC, plots."""
     flags = {"run": run, "manifest": manifest, "out": out, "split": split, "task": task,
-             "annotations": annotations, "detection_radius_um": detection_radius_um, "history": history,
-             "pool": pool, "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
+             "annotations": annotations, "partly_annotated": partly_annotated,
+             "detection_radius_um": detection_radius_um, "history": history, "pool": pool,
+             "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
              "stratify": stratify, "seed": seed, "plots": plots}  # fmt: skip
     start("evaluate", flags)
 

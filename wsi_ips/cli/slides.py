@@ -50,6 +50,7 @@ def tile(
             "--mask-preview", help="Draw each slide's tissue and patches: OUT/previews/SLIDE_ID.jpg."
         ),
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that tile a slide each (default 1).")] = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -67,7 +68,8 @@ def tile(
         "min_tissue": min_tissue,
     }
     flags = {"slides": slides, "out": out, "layout": layout, "contours": contours,
-             "mask_preview": mask_preview, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+             "mask_preview": mask_preview, "workers": workers, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv}  # fmt: skip
     start("tile", flags, recipe=recipe, overrides=set_, sections={"tiling": tiling})
 
 

@@ -5,11 +5,13 @@ from wsi_ips.demo import run_demo
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import DemoJob
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.training.training_folder import training_folder
 
 
 def demo(job: DemoJob, progress: Progress) -> Outcome:
     """Run the demo and print its score."""
-    score = run_demo(job, job.out, device=pick_device(job.device), progress=progress)
+    with training_folder(job.out):
+        score = run_demo(job, job.out, device=pick_device(job.device), progress=progress)
     return Outcome(
         [
             f"slide AUC {score.slide_auc:.3f} on {score.slides} held-out slides",

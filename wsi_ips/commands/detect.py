@@ -17,12 +17,13 @@ from wsi_ips.inference.detect import detect_in_slide
 from wsi_ips.inference.found_files import write_found_csv, write_found_geojson
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_work import SlideJob, named, reason, unreadable
+from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
 from wsi_ips.models.detection.build import set_score_threshold
 from wsi_ips.models.detection.checkpoint import load_detector
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import DetectJob
 from wsi_ips.slides.base import SlideReader
+from wsi_ips.slides.failures import named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.tiling.find_patches import PatchesInTissue

@@ -67,7 +67,7 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     history = read_history(job.history) if job.history else None
     worked_out = _work_out(job, progress, bands=can_plot)
     out = job.out or job.run / "evaluation"
-    write_tables(out, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc)
+    write_tables(out, worked_out.tasks, worked_out.stages, worked_out.froc)
     if can_plot:
         _draw(out, job, worked_out, history)
     write_metrics(
@@ -77,6 +77,12 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     unasked = not can_plot and job.plots is None
     notes = ["no plots: matplotlib is not installed; pip install 'wsi_ips[plots]'"] if unasked else []
     complaints = [*worked_out.joined.complaints, *(worked_out.froc.complaints if worked_out.froc else ())]
+    notes += [
+        f"{name}: {len(report.joined.unlabelled)} slides have no label and are left out of its figures"
+        for name, report in worked_out.tasks.items()
+        if report.joined.unlabelled
+    ]
+    notes += worked_out.froc.notes if worked_out.froc else []
     scored = worked_out.joined.to_json()
     summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
     return Outcome.of_slides(complaints, summary, details=[*_headlines(worked_out), *notes])
@@ -102,7 +108,9 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
     all_tasks = tasks_of_run(run)
     tasks = chosen_tasks(all_tasks, job.task)
     rows = read_predictions(run.predictions, tasks=all_tasks)
-    manifest = read_manifest(job.manifest, tasks=tasks, need_slides=False)
+    manifest = read_manifest(
+        job.manifest, tasks=tasks, need_slides=False, need_labels=len(tasks) == len(all_tasks)
+    )
     joined = join(manifest, rows, job.split, predictions=run.predictions)
     elsewhere = None
     if job.threshold_from is not None:
@@ -115,14 +123,14 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
         for task in tasks:
             reports[task.name] = report_task(task, joined, elsewhere, job)
             rocs[task.name] = roc_plots(reports[task.name], job) if bands else []
-            staged = report_stages(reports[task.name], joined, slides_of_case, job)
+            staged = report_stages(reports[task.name], slides_of_case, job)
             if staged is not None:
                 stages[task.name] = staged
             advance(task.name)
     froc, froc_task = None, None
     if job.annotations is not None:
         froc_task = _froc_task(reports)
-        froc = report_froc(reports[froc_task], joined, job, progress)
+        froc = report_froc(reports[froc_task], job, progress)
     return Evaluation(joined, reports, rocs, stages, froc, froc_task)
 
 

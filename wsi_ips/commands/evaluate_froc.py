@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 
 from wsi_ips.commands.evaluate_join import Joined
 from wsi_ips.commands.evaluate_task import TaskReport
+from wsi_ips.config import TaskConfig
 from wsi_ips.datasets import lesion_mask as asap
 from wsi_ips.datasets.annotations import Region, check_inside, read_asap
+from wsi_ips.datasets.camelyon_labels import NODE_CLASSES
+from wsi_ips.datasets.camelyon_manifest import PARTLY_ANNOTATED
+from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.errors import AnnotationError, ResultsError
 from wsi_ips.evaluation.bootstrap import (
     Band,
@@ -48,7 +52,8 @@ RATES_RESAMPLED = 64
 class FrocReport:
     """detections: {slide_id: what was found}. unannotated: positive slides without outlines, left out.
 
-    unread: {slide_id: why its attention cannot be read}, left out. rules: {slide_id: the scale it was judged on}.
+    unread: {slide_id: why its attention cannot be read}, left out. partly: {slide_id: why its outlines are known
+    to be incomplete}, left out by the data set's own rule. rules: {slide_id: the scale it was judged on}.
     """
 
     curve: FrocCurve
@@ -57,6 +62,7 @@ class FrocReport:
     detections: dict[str, Detections]
     unannotated: tuple[str, ...]
     unread: dict[str, str]
+    partly: dict[str, str]
     rules: dict[str, FrocRules]
 
     @property
@@ -67,15 +73,24 @@ class FrocReport:
             *(f"{slide_id}: left out of FROC: {why}" for slide_id, why in self.unread.items()),
         ]
 
+    @property
+    def notes(self) -> list[str]:
+        """A line per slide that was left out because it should be, which is no failure."""
+        return [
+            f"{slide_id}: left out of FROC, not of the AUC: {why}" for slide_id, why in self.partly.items()
+        ]
 
-def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: Progress) -> FrocReport:
+
+def report_froc(report: TaskReport, job: EvaluateJob, progress: Progress) -> FrocReport:
     """Detections of every slide, sorted into hits and false positives.
 
-    A slide whose label is the task's first class has no lesion unless it has outlines. Raises
+    A slide whose label is the task's first class has no lesion unless it has outlines. Slides whose outlines are
+    known to be incomplete are left out (:func:`known_incomplete`), unless ``job.partly_annotated``. Raises
     :class:`AnnotationError` for a folder without outlines of these slides, or outlines that cannot be read or lie
     outside their slide.
     """
     assert job.annotations is not None
+    joined = report.joined
     outlines = _outlines(job.annotations, joined)
     hits: list[SlideHits] = []
     cases: list[str] = []
@@ -83,10 +98,13 @@ def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: 
     rules: dict[str, FrocRules] = {}
     unannotated: list[str] = []
     unread: dict[str, str] = {}
+    partly = {} if job.partly_annotated else _partly_annotated(joined, report.scored.task)
     with progress("FROC", total=len(joined.pairs)) as advance:
         for place, (record, _) in enumerate(joined.pairs):
             slide_id, annotation = record.slide_id, outlines.get(record.slide_id.lower())
             advance(slide_id)
+            if slide_id in partly:
+                continue
             try:
                 result = read_result(RunFolder(job.run).attention(slide_id))
                 found = _detections(result, report, place, job)
@@ -111,7 +129,25 @@ def report_froc(report: TaskReport, joined: Joined, job: EvaluateJob, progress: 
             job.annotations, str(error), "leave --annotations away for these slides"
         ) from None
     score, band = _intervals(hits, cases, curve, job)
-    return FrocReport(curve, score, band, detections, tuple(unannotated), unread, rules)
+    return FrocReport(curve, score, band, detections, tuple(unannotated), unread, partly, rules)
+
+
+def _partly_annotated(joined: Joined, task: TaskConfig) -> dict[str, str]:
+    found = {record.slide_id: known_incomplete(record, task) for record, _ in joined.pairs}
+    return {slide_id: why for slide_id, why in found.items() if why}
+
+
+def known_incomplete(record: SlideRecord, task: TaskConfig) -> str:
+    """Why lesions cannot be judged on this slide although it may have outlines; empty where they can.
+
+    CAMELYON16 names slides that are not exhaustively annotated; in CAMELYON17 isolated tumour cells are not
+    (README files of both; ``itc`` is the label of such a slide).
+    """
+    if record.slide_id.lower() in PARTLY_ANNOTATED:
+        return "CAMELYON16's slide of this name is not exhaustively annotated"
+    if set(task.classes) == set(NODE_CLASSES) and record.labels[task.column_name] == "itc":
+        return "isolated tumour cells are not exhaustively annotated in CAMELYON17"
+    return ""
 
 
 def _outlines(folder: Path, joined: Joined) -> dict[str, Path]:

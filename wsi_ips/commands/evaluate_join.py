@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -56,13 +56,23 @@ def chosen_tasks(tasks: Sequence[TaskConfig], name: str | None) -> list[TaskConf
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The slides of one split: scored (pairs), failed, or missing. elsewhere: predicted slides of other splits."""
+    """The slides of one split: scored (pairs), failed, or missing. elsewhere: predicted slides of other splits.
+
+    unlabelled: of one task, the predicted slides that have no label for it; see :meth:`of_task`.
+    """
 
     split: str
     pairs: tuple[tuple[SlideRecord, PredictionRow], ...]
     failed: tuple[tuple[SlideRecord, PredictionRow], ...]
     missing: tuple[SlideRecord, ...]
     elsewhere: int
+    unlabelled: tuple[SlideRecord, ...] = ()
+
+    def of_task(self, task: TaskConfig) -> Self:
+        """The same without the slides that have no label for the task."""
+        known = tuple(pair for pair in self.pairs if pair[0].targets([task]))
+        without = tuple(record for record, _ in self.pairs if not record.targets([task]))
+        return replace(self, pairs=known, unlabelled=without)
 
     @property
     def complaints(self) -> list[str]:

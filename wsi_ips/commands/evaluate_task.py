@@ -33,11 +33,13 @@ MOST_BANDS = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskReport:
-    """figures: of slides, case_figures: of patients (empty where each has one slide).
+    """joined: the slides that have a label for the task. figures: of these, case_figures: of patients (empty where
+    each has one slide).
 
     delong: of a binary task's AUC, where each patient has one slide.
     """
 
+    joined: Joined
     scored: Scored
     figures: dict[str, Interval]
     delong: Interval | None
@@ -52,10 +54,12 @@ def report_task(task: TaskConfig, joined: Joined, elsewhere: Joined | None, job:
     Raises :class:`ManifestError` where the slides' labels are all the same, :class:`ResultsError` for an output
     that is no probability.
     """
+    joined = joined.of_task(task)
     scored = joined.scored(task, threshold=job.threshold)
     _check(scored, joined, job)
     chosen_on = None
     if elsewhere is not None and scored.kind == "binary":
+        elsewhere = elsewhere.of_task(task)
         other = elsewhere.scored(task, threshold=job.threshold)
         _check(other, elsewhere, job)
         scored = joined.scored(task, threshold=youden_threshold(other.probability, other.positive))
@@ -66,6 +70,7 @@ def report_task(task: TaskConfig, joined: Joined, elsewhere: Joined | None, job:
     if scored.kind == "binary" and not several and min(np.bincount(scored.label, minlength=2)) > 1:
         delong = delong_interval(scored.probability, scored.positive)
     return TaskReport(
+        joined=joined,
         scored=scored,
         figures=scored.intervals(resamples=job.bootstrap, seed=job.seed, stratified=job.stratify),
         delong=delong,
@@ -79,6 +84,12 @@ def report_task(task: TaskConfig, joined: Joined, elsewhere: Joined | None, job:
 
 def _check(scored: Scored, joined: Joined, job: EvaluateJob) -> None:
     task = scored.task
+    if not joined.pairs:
+        raise ManifestError(
+            job.manifest,
+            f"no scored slide of split {joined.split!r} has a {task.column_name}",
+            "name another split or --task",
+        )
     wrong_N = ~np.isfinite(scored.output_NC).all(axis=1)
     if scored.kind != "regression":
         wrong_N |= ((scored.output_NC < 0) | (scored.output_NC > 1)).any(axis=1)
@@ -148,16 +159,14 @@ class StageReport:
     incomplete: tuple[str, ...]
 
 
-def report_stages(
-    report: TaskReport, joined: Joined, records: dict[str, int], job: EvaluateJob
-) -> StageReport | None:
+def report_stages(report: TaskReport, records: dict[str, int], job: EvaluateJob) -> StageReport | None:
     """The pN stages, where the task's classes are the challenge's; ``records``: slides a patient should have."""
     task = report.scored.task
     if kind_of(task) != "multiclass" or set(task.classes) != set(NODE_CLASSES):
         return None
     nodes: dict[str, dict[str, str]] = {}
     truth: dict[str, list[str]] = {}
-    for (record, _), called in zip(joined.pairs, report.scored.called_class.tolist(), strict=True):
+    for (record, _), called in zip(report.joined.pairs, report.scored.called_class.tolist(), strict=True):
         nodes.setdefault(record.case_id, {})[record.slide_id] = task.classes[called]
         truth.setdefault(record.case_id, []).append(record.labels[task.column_name])
     whole = [case for case, slides in nodes.items() if len(slides) == records[case]]

@@ -34,7 +34,6 @@ CASE_COLUMNS = ("task", "case_id", "slides", "label", "predicted", "probability"
 
 def write_tables(
     out: Path,
-    joined: Joined,
     tasks: Mapping[str, TaskReport],
     stages: Mapping[str, StageReport],
     froc: FrocReport | None,
@@ -43,7 +42,7 @@ def write_tables(
     _write_csv(
         out / "slides.csv",
         SLIDE_COLUMNS,
-        (row for name, report in tasks.items() for row in _slide_rows(name, report.scored, joined)),
+        (row for name, report in tasks.items() for row in _slide_rows(name, report.scored, report.joined)),
     )
     _write_csv(
         out / "cases.csv",
@@ -72,6 +71,7 @@ def _slide_rows(task: str, scored: Scored, joined: Joined) -> Iterable[Sequence[
         yield (task, record.slide_id, record.case_id, label, *_called(scored, place), "ok", row.error)
     unscored = [(record, "failed", row.error) for record, row in joined.failed]
     unscored += [(record, "missing", "not in the predictions") for record in joined.missing]
+    unscored += [(record, "unlabelled", "has no label for this task") for record in joined.unlabelled]
     for record, status, why in unscored:
         label = record.labels[scored.task.column_name]
         yield (task, record.slide_id, record.case_id, label, "", "", "", status, why)
@@ -150,6 +150,7 @@ def _task_json(report: TaskReport) -> dict[str, Any]:
     described: dict[str, Any] = {
         "kind": scored.kind,
         "classes": list(scored.task.classes),
+        "without_label": [record.slide_id for record in report.joined.unlabelled],
         "metrics": {name: _interval_json(one) for name, one in report.figures.items()},
         "cases": {
             "pooled": len(report.pooled.slides),
@@ -199,7 +200,11 @@ def _froc_json(froc: FrocReport, task: str | None) -> dict[str, Any]:
         "slides": froc.curve.slides,
         "lesions": froc.curve.lesions,
         "scales": [{"l0_mpp": float(mpp), "level": level} for mpp, level in sorted(rules)],
-        "left_out": {"without_outlines": list(froc.unannotated), "unread": froc.unread},
+        "left_out": {
+            "without_outlines": list(froc.unannotated),
+            "unread": froc.unread,
+            "partly_annotated": froc.partly,
+        },
     }
 
 

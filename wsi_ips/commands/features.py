@@ -17,11 +17,12 @@ from wsi_ips.files import whole_table
 from wsi_ips.inference.feature_export import FeatureExport
 from wsi_ips.inference.features_folder import FeaturesFolder
 from wsi_ips.inference.made_from import MadeFrom
-from wsi_ips.inference.slide_work import SlideJob, named, reason, unreadable
+from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FeaturesJob
+from wsi_ips.slides.failures import named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.streaming.stream import PatchStream

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
+from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.feature_files import find_features
 from wsi_ips.datasets.manifest import Manifest
+from wsi_ips.evaluation.task_scores import Scored
 from wsi_ips.inference.feature_predict import FeaturePredictor, label_features
 from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.predict import Predictor
@@ -43,7 +45,13 @@ def predict_held_out(
         paths = find_features(job.features, held_out)
     hashes = [checkpoint_sha256(fold.checkpoint) for fold in folds]
     together = sha256(" ".join(hashes).encode()).hexdigest()
-    config = job.model_dump(mode="json")
+    config = {
+        **job.model_dump(mode="json"),
+        "held_out": {
+            "model": "of each slide the fold's that held its case out, fold_<number of folds.csv>",
+            "epoch_chosen_on": folds[0].chosen_on,
+        },
+    }
     with claimed(run, config=config, checkpoint=job.out, sha256=together, force=True):
         jobs = {slide_id: SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in paths.items()}
         tables = RunTables(run, list(jobs.values()), tasks=job.model.tasks)
@@ -52,6 +60,30 @@ def predict_held_out(
             _label(its_jobs, fold, job, tables, run, checkpoint=checkpoint, progress=progress)
         tables.close()
         return tables.rows
+
+
+def measure(
+    fold: Fold, rows: Sequence[PredictionRow], manifest: Manifest, tasks: Sequence[TaskConfig]
+) -> dict[str, float]:
+    """The figures of the slides that a fold held out, named for their task where there are several.
+
+    NaN where its slides cannot tell; none where no slide could be labelled.
+    """
+    records = {record.slide_id: record for record in manifest.records}
+    row_of = {row.slide_id: row for row in rows if row.status == "ok"}
+    labelled = [(records[slide_id], row_of[slide_id]) for slide_id in fold.held_out if slide_id in row_of]
+    figures: dict[str, float] = {}
+    for task in tasks:
+        known = [(record, row) for record, row in labelled if record.targets([task])]
+        scored = Scored.of(
+            task,
+            [row.probabilities[task.name] for _, row in known],
+            [record.targets([task])[task.name] for record, _ in known],
+            [record.case_id for record, _ in known],
+        )
+        its = scored.figures() if known else {}
+        figures |= {name if len(tasks) == 1 else f"{task.name}_{name}": value for name, value in its.items()}
+    return figures
 
 
 def _label(
@@ -71,6 +103,6 @@ def _label(
         label_features(jobs, reader, run, tables, progress=progress)
         return
     predictor = Predictor(net, pipeline, streaming=job.streaming, device=device, checkpoint=checkpoint)
-    recorder = SlideRecorder(run, checkpoint=checkpoint)
+    recorder = SlideRecorder(run, checkpoint=checkpoint, streaming=job.streaming)
     left = tables.take_found(jobs, recorder)
     predict_in_turn(left, SlideWork(predictor, recorder), tables, progress=progress)

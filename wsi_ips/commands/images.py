@@ -16,6 +16,7 @@ from wsi_ips.streaming.device import pick_device
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import forget_run
+from wsi_ips.training.training_folder import training_folder
 
 
 def learn_images(job: ImagesJob, progress: Progress) -> Outcome:
@@ -23,13 +24,18 @@ def learn_images(job: ImagesJob, progress: Progress) -> Outcome:
 
     The test images are read once, by the checkpoint of the best epoch (by the validation images, or the training
     loss where there are none). Images that cannot be read are left out of training and reported; one of the test
-    images raises its own error.
+    images raises its own error. Raises :class:`wsi_ips.errors.ResultsError` while another run trains in ``out``.
     """
+    with training_folder(job.out):
+        return _learn(job, progress)
+
+
+def _learn(job: ImagesJob, progress: Progress) -> Outcome:
     device = pick_device(job.device)
     splits = image_splits(
         job.data, job.out / "data", tasks=job.model.tasks, tiling=job.tiling, progress=progress
     )
-    if job.restart:
+    if job.restart and is_first_process():
         forget_run(job.out)
     most_bad = math.ceil(job.training.max_bad_slides * (len(splits["train"]) + len(splits["val"])))
     report = train_bags(

@@ -21,13 +21,14 @@ from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_work import SlideJob, named
+from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.location import Location, locate
 from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
+from wsi_ips.slides.failures import named
 from wsi_ips.slides.registry import check_name, open_slide
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue

@@ -19,6 +19,9 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import TrainDetectorJob
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.training.detector import train_detector
+from wsi_ips.training.training_folder import training_folder
+
+DETECTOR = "detector.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,15 @@ def train(job: TrainDetectorJob, progress: Progress) -> Outcome:
     """Leave ``detector.safetensors``, ``history.csv`` (the loss of every step) and ``scores.json`` in ``out``.
 
     Raises :class:`DatasetError` and :class:`AnnotationError` for images that are missing, broken or too small,
-    :class:`ConfigError` for a detector that cannot be, :class:`TrainingError` for a loss that is not finite.
+    :class:`ConfigError` for a detector that cannot be, :class:`TrainingError` for a loss that is not finite,
+    :class:`ResultsError` while another run writes into ``out``.
     """
     images = _read(job)
+    with training_folder(job.out, results=DETECTOR):
+        return _train(job, images, progress)
+
+
+def _train(job: TrainDetectorJob, images: _Images, progress: Progress) -> Outcome:
     device = pick_device(job.device)
     torch.manual_seed(job.training.seed)
     detector = build_detector(job.detector).to(device)
@@ -47,7 +56,7 @@ def train(job: TrainDetectorJob, progress: Progress) -> Outcome:
             advance(f"loss {loss:.3f}")
     _write_history(job.out / "history.csv", losses)
     scores, config = _scored(detector, job.detector, images)
-    path = job.out / "detector.safetensors"
+    path = job.out / DETECTOR
     save_detector(path, detector, config, notes={"steps": str(len(losses)), "loss": f"{losses[-1]:.6g}"})
     figures = {of: {name: value for score in them for name, value in score.figures.items()}
                for of, them in scores.items()}  # fmt: skip

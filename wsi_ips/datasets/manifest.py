@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import SlideFinder
+from wsi_ips.datasets.same_slide import same_slides
 from wsi_ips.datasets.targets import Target, target_of
 from wsi_ips.errors import ManifestError, SlideNotFound
 from wsi_ips.files import check_table_size, whole_file
@@ -27,8 +28,12 @@ class SlideRecord:
     path: Path
 
     def targets(self, tasks: Sequence[TaskConfig]) -> dict[str, Target]:
-        """{task: what it learns from this slide}. Raises ``ValueError`` as :func:`target_of`."""
-        return {task.name: target_of(task, self.labels.get(task.column_name, "")) for task in tasks}
+        """{task: what it learns from this slide}, without the tasks that the slide has no label for.
+
+        Raises ``ValueError`` as :func:`target_of`.
+        """
+        cells = {task.name: self.labels.get(task.column_name, "") for task in tasks}
+        return {task.name: target_of(task, cells[task.name]) for task in tasks if cells[task.name]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +49,21 @@ class Manifest:
 
 
 def read_manifest(
-    path: Path, *, tasks: Sequence[TaskConfig], root: Path | None = None, need_slides: bool = True
+    path: Path,
+    *,
+    tasks: Sequence[TaskConfig],
+    root: Path | None = None,
+    need_slides: bool = True,
+    need_labels: bool = True,
 ) -> Manifest:
     """Read a CSV with the columns ``slide_id,case_id,split,path`` and one per task; others are ignored.
 
     Slide paths are absolute or relative to ``root`` (none: the CSV's folder); with ``root`` a slide that is not
     there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) none has to be
-    there. Raises :class:`ManifestError` with the line for an unknown or
-    missing label, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits;
+    there. An empty cell is a missing label: the slide is left out of that task alone. With ``need_labels`` every
+    slide has a label for some task. Raises :class:`ManifestError` with the line for an unknown label, a slide
+    without any, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits, a
+    file under two ids (a link or a copy; looked at where slides have to be there);
     :class:`SlideNotFound` where ``root`` is no folder.
     """
     if root is not None and not root.is_dir():
@@ -68,13 +80,15 @@ def read_manifest(
                 raise ManifestError(
                     path, f"lacks the column {missing[0]}", f"its first line must name {','.join(columns)}"
                 )
-            lines = [(rows.line_num, _record(path, rows.line_num, row, tasks)) for row in rows]
+            lines = [(rows.line_num, _record(path, rows.line_num, row, tasks, need_labels)) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
     if not lines:
         raise ManifestError(path, "lists no slides", "add a line per slide")
     records = _located(path, lines, root) if need_slides else [record for _, record in lines]
     _check_ids_and_cases(path, records)
+    if need_slides:
+        _check_files(path, records)
     return Manifest(path, tuple(records))
 
 
@@ -91,7 +105,9 @@ def write_manifest(path: Path, records: Sequence[SlideRecord]) -> None:
             writer.writerow([record.slide_id, record.case_id, *labels, record.split, where.as_posix()])
 
 
-def _record(path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig]) -> SlideRecord:
+def _record(
+    path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig], need_label: bool
+) -> SlideRecord:
     values = {name: (row.get(name) or "").strip() for name in COLUMNS}
     labels = {task.column_name: (row.get(task.column_name) or "").strip() for task in tasks}
     empty = next((name for name in COLUMNS if not values[name]), None)
@@ -107,7 +123,9 @@ def _record(path: Path, line: int, row: Mapping[str, str | None], tasks: Sequenc
         )
     record = SlideRecord(values["slide_id"], values["case_id"], labels, values["split"], Path(values["path"]))
     try:
-        record.targets(tasks)
+        if not record.targets(tasks) and need_label and tasks:
+            empty_cells = f"{', '.join(labels)} are all" if len(labels) > 1 else f"{next(iter(labels))} is"
+            raise ValueError(f"{empty_cells} empty; fill in a label, or leave the line out")
     except ValueError as error:
         problem, _, mend = str(error).partition("; ")
         raise ManifestError(path, f"line {line}: {problem}", mend) from None
@@ -136,6 +154,17 @@ def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | 
             mend,
         )
     return records
+
+
+def _check_files(path: Path, records: Sequence[SlideRecord]) -> None:
+    """Raise where one file goes by two ids: what is learned from would be measured on."""
+    split_of = {record.slide_id: record.split for record in records}
+    for one, other, why in same_slides({record.slide_id: record.path for record in records}):
+        raise ManifestError(
+            path,
+            f"{one!r} (in {split_of[one]}) and {other!r} (in {split_of[other]}) are the same slide: {why}",
+            "give every slide one line, or results leak",
+        )
 
 
 def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:

@@ -39,7 +39,8 @@ def folds_by_case(records: Sequence[SlideRecord], *, k: int, column: str | None,
         raise ConfigError(f"cross-validation needs 2 folds or more, not {k}")
     by_label = _shuffled_cases(records, column=column, seed=seed)
     for label, cases in by_label.items():
-        if len(cases) < k:
+        # Cases without a label are dealt out as well, however few they are.
+        if len(cases) < k and (label or column is None):
             what = f"{column} {label!r}" if column else "slides"
             fewer = f"take {len(cases)} folds or fewer, or " if len(cases) > 1 else ""
             raise ConfigError(f"{k} folds need {k} cases with {what}, found {len(cases)}; {fewer}add cases")
@@ -49,7 +50,34 @@ def folds_by_case(records: Sequence[SlideRecord], *, k: int, column: str | None,
     return [fold_of[record.case_id] for record in records]
 
 
-def _shuffled_cases(records: Sequence[SlideRecord], *, column: str | None, seed: int) -> dict[str, list[str]]:
+def set_aside_by_case(
+    records: Sequence[SlideRecord], *, share: float, column: str | None, seed: int | str
+) -> list[bool]:
+    """Which records are set aside: about ``share`` of the cases of each label of ``column``, by ``seed``.
+
+    Of a label with two cases or more at least one is set aside and one is not; a case counts under its rarest
+    label. Without ``column`` labels are not looked at. Raises :class:`ConfigError` where either side would have
+    slides of one label only, or none.
+    """
+    aside: set[str] = set()
+    for cases in _shuffled_cases(records, column=column, seed=seed).values():
+        if len(cases) > 1:
+            aside.update(cases[: min(len(cases) - 1, max(1, round(share * len(cases))))])
+    chosen = [record.case_id in aside for record in records]
+    for side, name in ((True, "set aside"), (False, "left")):
+        its = [record for record, one in zip(records, chosen, strict=True) if one is side]
+        labels = {record.labels[column] for record in its} - {""} if column else set()
+        if not its or (column is not None and len(labels) < 2):
+            found = f"only {column} {labels.pop()!r}" if labels else "no slides"
+            raise ConfigError(
+                f"{len(records)} slides are too few to set some aside by case: {name} is {found}"
+            )
+    return chosen
+
+
+def _shuffled_cases(
+    records: Sequence[SlideRecord], *, column: str | None, seed: int | str
+) -> dict[str, list[str]]:
     """{label: its cases, shuffled}, each case once under its rarest label; without column all under ''."""
     labels = ["" if column is None else record.labels[column] for record in records]
     by_case: dict[str, list[str]] = {}
@@ -57,7 +85,8 @@ def _shuffled_cases(records: Sequence[SlideRecord], *, column: str | None, seed:
         by_case.setdefault(record.case_id, []).append(label)
     by_label: dict[str, list[str]] = {}
     for case, case_labels in sorted(by_case.items()):
-        by_label.setdefault(min(case_labels, key=lambda label: (labels.count(label), label)), []).append(case)
+        known = [label for label in case_labels if label] or case_labels
+        by_label.setdefault(min(known, key=lambda label: (labels.count(label), label)), []).append(case)
     for label, cases in by_label.items():
         random.Random(f"{seed}/{label}").shuffle(cases)  # noqa: S311 - not a secret
     return dict(sorted(by_label.items()))

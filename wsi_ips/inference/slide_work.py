@@ -1,14 +1,12 @@
 """What is done to one slide of a run, in whatever process: label it, write its attention, draw it."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import CoordsError, ResultsError, SlideFailed, WsiIpsError
-from wsi_ips.files import no_room
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
@@ -17,6 +15,7 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
+from wsi_ips.slides.failures import failure_in_words
 from wsi_ips.tiling.find_patches import FindPatches
 from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.units import Mpp
@@ -178,11 +177,6 @@ class SlideWork:
         return self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp)
 
 
-def named(slide_id: str, why: str) -> str:
-    """A reason that says whose it is, where it does not yet."""
-    return why if slide_id in why else f"{slide_id}: {why}"
-
-
 def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
     """What is said of a slide some of whose tiles could not be read."""
     shown = ", ".join(bad_tiles[:SHOWN_BAD_TILES]) + (", …" if len(bad_tiles) > SHOWN_BAD_TILES else "")
@@ -191,14 +185,4 @@ def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
 
 def reason(job: SlideJob, error: Exception) -> str:
     """The error in words; what was not raised on purpose goes to the log with its trace."""
-    if isinstance(error, WsiIpsError):
-        return str(error)
-    if no_room(error):
-        assert isinstance(error, OSError)
-        assert error.errno is not None
-        where = f": {error.filename}" if error.filename else ""
-        return f"{os.strerror(error.errno).lower()} where the results are written{where}; make room there"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}"
-    logger.error("slide %s failed", job.slide_id, exc_info=error)
-    return f"{type(error).__name__}: {error}"
+    return failure_in_words(job.slide_id, error)

@@ -49,6 +49,8 @@ class TileJob(Resolution):
     """Folder of ``<slide_id>.geojson`` (TRIDENT's): tissue as outlined there; none: by our own segmentation."""
     mask_preview: bool = False
     """Write ``previews/<slide_id>.jpg`` as well: the slide with its tissue, contours and patches drawn."""
+    workers: PositiveInt = 1
+    """Processes that tile a slide each; 1: this process does it. No result depends on it."""
     tiling: TilingConfig = TilingConfig()
 
 
@@ -97,6 +99,9 @@ class FinetuneJob(FinetuneConfig, Resolution):
     """Folder of stored features (CLAM's or TRIDENT's), to learn from instead of the slides."""
     folds: Annotated[int, Field(ge=2)] | None = None
     """Cross-validate by case with this many folds of the train and val slides; none: train once."""
+    inner_val: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """With ``folds``: share of the cases that a fold does not hold out which its epoch is chosen on, so that it is
+    not chosen on those that it is measured on; 0: by the training loss."""
     out: Path
     device: str = "auto"
     restart: bool = False
@@ -273,6 +278,9 @@ class EvaluateJob(Section):
     """Of a model with several tasks, the one to score; none: all."""
     annotations: Path | None = None
     """Folder of lesion outlines, ``<slide_id>.xml`` (ASAP), for FROC."""
+    partly_annotated: bool = False
+    """Judge lesions also on slides whose outlines are known to be incomplete: those that CAMELYON16's README
+    names, and CAMELYON17's of isolated tumour cells. For another data set that has slides of the same names."""
     detection_radius_um: PositiveFloat | None = None
     """Detections of one slide are farther apart than this; none: 1.5 patch sides."""
     history: Path | None = None

@@ -43,6 +43,11 @@ class ContourFolder:
 
     folder: Path
 
+    def file_of(self, slide_id: str) -> Path:
+        """The slide's file, which may not be there."""
+        places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
+        return next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
+
     def polygons(self, slide_id: str, *, l0_size: Size) -> list[Polygon]:
         """A slide's regions with their holes, in level-0 pixels; none where it has no tissue.
 
@@ -50,8 +55,7 @@ class ContourFolder:
         Raises :class:`AnnotationError` for a file that is not there, broken, another slide's, or has nothing but
         such features, and for an outline that crosses itself more than ``MOST_CROSSINGS`` times.
         """
-        places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
-        path = next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
+        path = self.file_of(slide_id)
         if not path.is_file():
             raise AnnotationError(
                 path, "no such contours", "outline the slide's tissue, or leave the slide out"

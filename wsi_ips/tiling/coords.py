@@ -20,6 +20,7 @@ from wsi_ips.hdf5 import check_stored, fixed_text, plain_dataset, small_numbers,
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
 from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords
+from wsi_ips.tiling.tiled_from import TiledFrom
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp
 
 Layout = Literal["clam", "trident"]
@@ -28,6 +29,7 @@ LARGEST_BLOCK_BYTES = 2**28
 """A file's own block (HDF5 chunk) is unpacked whole, however little of it is asked for."""
 CHUNK_ROWS = 4096
 SLIDE_ID = "wsi_ips_slide_id"
+MADE_FROM = "wsi_ips_made_from"
 OUR_ATTRIBUTES = tuple(
     f"wsi_ips_{name}"
     for name in ("patch_px", "patch_mpp", "overlap_px", "slide_mpp", "l0_patch", "l0_size", "g_size")
@@ -35,10 +37,32 @@ OUR_ATTRIBUTES = tuple(
 TILE_AGAIN = "write it again with wsi-ips tile"
 
 
-def write_coords(path: Path, coords: PatchCoords, *, layout: Layout, info: SlideInfo) -> None:
-    """Write whole or not at all. CLAM's own reader and TRIDENT's open the file (their formats, 2024)."""
+def write_coords(
+    path: Path,
+    coords: PatchCoords,
+    *,
+    layout: Layout,
+    info: SlideInfo,
+    made_from: TiledFrom | None = None,
+) -> None:
+    """Write whole or not at all. CLAM's own reader and TRIDENT's open the file (their formats, 2024).
+
+    The same coordinates give the same bytes. ``made_from`` is kept with them, for :func:`stored_tiled_from`.
+    """
     with whole_hdf5(path) as file:
         put_coords(file, coords, layout=layout, info=info)
+        if made_from is not None:
+            file.attrs[MADE_FROM] = fixed_text(made_from.to_json())
+
+
+def stored_tiled_from(path: Path) -> TiledFrom | None:
+    """What the coordinates in ``path`` were made from; None where the file does not say, or cannot be read."""
+    try:
+        with h5py.File(path, "r") as file:
+            stated = stated_text(file.attrs, MADE_FROM)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
+        return None
+    return None if stated is None else TiledFrom.from_json(stated)
 
 
 def put_coords(

@@ -61,11 +61,12 @@ def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:
         raise ManifestError(manifest.path, "has no slides in split 'train'", "set the split column")
     for split, records in (("train", manifest.split("train")), ("val", manifest.split("val"))):
         for task in tasks:
-            labels = {record.labels[task.column_name] for record in records}
+            labels = {record.labels[task.column_name] for record in records} - {""}
             if records and len(labels) < 2:
+                what = f"the {task.column_name} {labels.pop()!r}" if labels else f"no {task.column_name}"
                 raise ManifestError(
                     manifest.path,
-                    f"all slides of split {split!r} have the {task.column_name} {labels.pop()!r}",
+                    f"all slides of split {split!r} have {what}",
                     "there is nothing to tell apart: give it slides of at least two",
                 )
 

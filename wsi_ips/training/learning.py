@@ -118,18 +118,31 @@ def step_loss(
     *,
     weights: Mapping[str, Tensor | None],
 ) -> Tensor:
-    """Mean over tasks of each task's mean over bags."""
-    return mean_loss(
-        [
-            task_loss(
-                at_least_single(reading.probabilities[task.name]),
-                target_tensor(task, targets, reading.tokens_BTD.device),
-                activation=task.activation,
-                weights=weights.get(task.name),
-            )
-            for task in tasks
-        ]
-    )
+    """Mean over tasks of each task's mean over bags.
+
+    A bag without a label for a task adds nothing to that task's sum, and counts as a bag all the same: a step of
+    few labels teaches less, and the parts of several processes still add up to the step's loss.
+    """
+    losses = []
+    for task in tasks:
+        probabilities_BC = at_least_single(reading.probabilities[task.name])
+        labelled = with_label(task, targets)
+        if not labelled:
+            losses.append(probabilities_BC.new_zeros(()))
+            continue
+        loss = task_loss(
+            probabilities_BC[labelled],
+            target_tensor(task, [targets[place] for place in labelled], reading.tokens_BTD.device),
+            activation=task.activation,
+            weights=weights.get(task.name),
+        )
+        losses.append(loss * (len(labelled) / len(targets)) if len(labelled) < len(targets) else loss)
+    return mean_loss(losses)
+
+
+def with_label(task: TaskConfig, targets: Sequence[Mapping[str, Target]]) -> list[int]:
+    """Places of the bags that have a label for the task."""
+    return [place for place, target in enumerate(targets) if task.name in target]
 
 
 def at_least_single(x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def class_weights(
     if isinstance(choice, Mapping):
         given = choice.get(task.name)
         return None if given is None else torch.tensor([given.get(name, 1.0) for name in task.classes])
-    values = [bag[task.name] for bag in targets]
+    values = [bag[task.name] for bag in targets if task.name in bag]
     if task.activation == "softmax":
         occur = Counter(values)
         return torch.tensor(

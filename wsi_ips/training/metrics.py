@@ -1,10 +1,11 @@
 """What is measured of a split while training goes on: the loss and how well each task is told apart."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -20,7 +21,7 @@ from torchmetrics.utilities import dim_zero_cat
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.targets import Target
 from wsi_ips.models.ips_net import BagReading
-from wsi_ips.training.learning import step_loss, target_tensor
+from wsi_ips.training.learning import step_loss, target_tensor, with_label
 
 
 class SplitMetrics(nn.Module):
@@ -48,10 +49,14 @@ class SplitMetrics(nn.Module):
         loss = step_loss(reading, targets, self._tasks, weights=weights)
         self._loss.update(loss.detach(), weight=len(targets))
         for task, measures in zip(self._tasks, self._measures, strict=True):
-            target = target_tensor(task, targets, reading.tokens_BTD.device)
+            labelled = with_label(task, targets)
+            if not labelled:
+                continue
+            its = [targets[place] for place in labelled]
+            target = target_tensor(task, its, reading.tokens_BTD.device)
             counted = target if task.activation == "linear" else target.to(torch.int64)
             for measure in measures.values():  # type: ignore[operator]
-                measure.update(reading.probabilities[task.name].float(), counted)
+                measure.update(reading.probabilities[task.name][labelled].float(), counted)
 
     def compute(self) -> dict[str, float]:
         found = {"loss": float(self._loss.compute())}
@@ -59,7 +64,9 @@ class SplitMetrics(nn.Module):
         for task, measures in zip(self._tasks, self._measures, strict=True):
             for name, measure in measures.items():  # type: ignore[operator]
                 shown = name if len(self._tasks) == 1 else f"{task.name}_{name}"
-                found[shown] = float(measure.compute())
+                # Without labels there is nothing to measure here; another process may have some.
+                nothing = not measure.update_called and not distributed.is_initialized()
+                found[shown] = math.nan if nothing else float(measure.compute())
                 measure.reset()
         return found
 

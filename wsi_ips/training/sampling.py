@@ -37,7 +37,8 @@ def _by_class(targets: Sequence[Mapping[str, Target]]) -> list[list[int]]:
     task = next(iter(_with_classes(targets)), None)
     if task is None:
         raise ConfigError(
-            "training.sampling: balanced needs a softmax task, or a sigmoid task of one class; leave it at shuffle"
+            "training.sampling: balanced needs a softmax task, or a sigmoid task of one class, that every slide "
+            "has a label for; leave it at shuffle"
         )
     members: dict[Hashable, list[int]] = {}
     for index, bag in enumerate(targets):
@@ -46,10 +47,13 @@ def _by_class(targets: Sequence[Mapping[str, Target]]) -> list[list[int]]:
 
 
 def _with_classes(targets: Sequence[Mapping[str, Target]]) -> list[str]:
-    """Tasks that bags can be sorted by, softmax first; a target's form tells (:mod:`wsi_ips.datasets.targets`)."""
-    names = list(targets[0]) if targets else []
-    softmax = [name for name in names if all(isinstance(bag[name], int) for bag in targets)]
-    yes_or_no = [name for name in names if all(bag[name] in ((0.0,), (1.0,)) for bag in targets)]
+    """Tasks that bags can be sorted by, which all have a label for, softmax first.
+
+    A target's form tells (:mod:`wsi_ips.datasets.targets`).
+    """
+    names = list(dict.fromkeys(name for bag in targets for name in bag))
+    softmax = [name for name in names if all(isinstance(bag.get(name), int) for bag in targets)]
+    yes_or_no = [name for name in names if all(bag.get(name) in ((0.0,), (1.0,)) for bag in targets)]
     return [*softmax, *yes_or_no]
 
 

@@ -1,0 +1,28 @@
+"""Work in several processes, some of which die."""
+
+import os
+
+import pytest
+
+from wsi_ips.commands.shared_out import shared_out
+
+
+def double_or_die(number: int) -> int:
+    if number == 3:
+        os._exit(9)
+    return 2 * number
+
+
+def refuse(number: int) -> int:
+    raise ValueError(f"no {number}")
+
+
+def test_a_process_that_dies_costs_its_own_piece_of_work_alone() -> None:
+    done = list(shared_out(double_or_die, range(6), workers=2))
+    assert sorted(key for key, _ in done) == [0, 1, 2, 3, 4, 5]
+    assert dict(done) == {0: 0, 1: 2, 2: 4, 3: None, 4: 8, 5: 10}
+
+
+def test_what_work_raises_is_raised() -> None:
+    with pytest.raises(ValueError, match="no 7"):
+        list(shared_out(refuse, [7], workers=1))

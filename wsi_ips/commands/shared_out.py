@@ -1,0 +1,64 @@
+"""Work shared out to processes, where a process that dies costs one piece of work and not the run."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+from wsi_ips.errors import ConfigError
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+
+
+def shared_out(
+    work: Callable[[Key], Result], keys: Sequence[Key], *, workers: int
+) -> Iterator[tuple[Key, Result | None]]:
+    """Each key with what ``work`` makes of it, in the order in which they are done.
+
+    ``work`` runs in ``workers`` new processes, so it and its keys must be picklable. When a process dies, all that
+    was being worked on is tried once more, each by itself: the one that kills its process again comes with None.
+    What ``work`` raises is raised. Raises :class:`ConfigError` where the system gives no processes.
+    """
+    left = deque(keys)
+    while left:
+        for suspect in (yield from _until_one_dies(work, left, workers=workers)):
+            alone = deque([suspect])
+            died = yield from _until_one_dies(work, alone, workers=1)
+            if died or alone:
+                yield suspect, None
+
+
+def _until_one_dies(
+    work: Callable[[Key], Result], left: deque[Key], *, workers: int
+) -> Generator[tuple[Key, Result | None], None, list[Key]]:
+    """Take from ``left`` until nothing is left or a process dies; returns what was worked on then."""
+    running: dict[Future[Result], Key] = {}
+    with _pool(workers) as pool:
+        while left or running:
+            try:
+                while left and len(running) < workers:
+                    running[pool.submit(work, left[0])] = left[0]
+                    left.popleft()
+            except BrokenProcessPool:
+                if not running:
+                    return []
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            finished = [future for future in done if not isinstance(future.exception(), BrokenProcessPool)]
+            for future in finished:
+                yield running.pop(future), future.result()
+            if len(finished) < len(done):
+                return list(running.values())
+    return []
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    try:
+        # Not forked: threads and locks of this process would be copied in whatever state they are.
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    except (OSError, ImportError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the system gives no shared memory for several processes ({error}); use --workers 1"
+        ) from None
