@@ -80,7 +80,8 @@ def train_bags(
     record = Record(out, config, run=_described(config, train, val))
     record.resume(module)
     if not record.finished:
-        _write_run(out / "run.json", config)
+        if is_first_process():
+            _write_run(out / "run.json", config)
         _fit(module, val, config, out, device=device, record=record, progress=progress)
     if config.selection.selector == "cascade" and val and is_first_process():
         readable = [bag for bag in val if bag.bag_id not in module.bad]
