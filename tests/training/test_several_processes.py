@@ -140,7 +140,8 @@ def statistics(rank: int) -> Any:
 
     net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2).eval())
     for layer in net[1:]:
-        assert isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+        assert isinstance(layer, nn.BatchNorm2d)
+        assert layer.running_mean is not None
         layer.running_mean.fill_(1 + rank)
     average_statistics(net, 3 if rank else 1)
     return [float(layer.running_mean[0]) for layer in net[1:]]  # type: ignore[index, union-attr]

@@ -122,7 +122,7 @@ def step_loss(
     return mean_loss(
         [
             task_loss(
-                at_least_single(reading.probabilities[task.name]),
+                reading.logits[task.name],
                 target_tensor(task, targets, reading.tokens_BTD.device),
                 activation=task.activation,
                 weights=weights.get(task.name),
@@ -130,11 +130,6 @@ def step_loss(
             for task in tasks
         ]
     )
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """Half precision widened: a sum of small losses loses its digits there."""
-    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def target_tensor(task: TaskConfig, targets: Sequence[Mapping[str, Target]], device: torch.device) -> Tensor:
