@@ -66,9 +66,9 @@ def golden_folder() -> Path:
 
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors of the device "cuda" without a card: shapes, dtypes and devices, no values (PyTorch's FakeTensorMode).
+    """Tensors of the device "cuda" without a card: shapes, dtypes and devices, but no values.
 
-    Autocast's rules for CUDA hold. Modules are made inside; looking at a value raises.
+    By PyTorch's FakeTensorMode. Autocast's rules for CUDA hold. Modules are made inside; looking at a value raises.
     """
     from torch._subclasses import FakeTensorMode
 
