@@ -62,12 +62,12 @@ def look(
     with scoring(net):
         for chunk in through(windows.source):
             started = perf_counter()
-            parts.append(net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n)).float().cpu())
+            parts.append(net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n)).float())
             scored_s += perf_counter() - started
             largest = max(largest, len(chunk))
     if not parts:
         raise ValueError("no patches")
-    return FromAfar(windows, torch.cat(parts), source.ids(), largest, scored_s)
+    return FromAfar(windows, torch.cat(parts).cpu(), source.ids(), largest, scored_s)
 
 
 def let_through(
