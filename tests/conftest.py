@@ -68,7 +68,8 @@ def golden_folder() -> Path:
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors of the device "cuda" without a card: shapes, dtypes and devices, but no values.
 
-    By PyTorch's FakeTensorMode. Autocast's rules for CUDA hold. Modules are made inside; looking at a value raises.
+    By PyTorch's FakeTensorMode. Autocast's rules for CUDA hold; looking at a value raises. A module is made with
+    ``torch.device("cuda")``, since it cannot be moved.
     """
     from torch._subclasses import FakeTensorMode
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.conftest import SMALL_MODEL
+from tests.streaming.simulated_card import Event, Stream
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import NotFinite
 from wsi_ips.models.build import build_net
@@ -111,6 +112,9 @@ def test_a_pass_waits_for_nothing(
         return Top(store.ids()[:m], store.logits()[:m, 0, 0].double(), store.logits()[:m])
 
     monkeypatch.setattr(global_top, "global_top", first)
+    stream = Stream()
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
     model = dict(cast(dict[str, Any], SMALL_MODEL["model"]))
     model["attention"] = {**model["attention"], "positions": positions}
     config = FinetuneConfig.model_validate({"model": model, "selection": {"m": 3, "i": 5, "rule": rule}})

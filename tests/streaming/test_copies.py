@@ -12,6 +12,7 @@ from tests.streaming.simulated_card import SimulatedCard
 from tests.streaming.test_stream import every_patch, reader
 from wsi_ips.config import StreamingConfig
 from wsi_ips.streaming import stream as streams
+from wsi_ips.streaming.device import DeviceTimer
 from wsi_ips.streaming.stream import PatchStream
 
 CUDA = torch.device("cuda")
@@ -108,3 +109,16 @@ def test_copies_are_timed_by_the_card(card: SimulatedCard) -> None:
     for _ in stream:
         pass
     assert stream.telemetry.copy_s == pytest.approx(len(stream) * 2e-3)
+
+
+def test_work_is_timed_by_the_card_not_by_handing_it_over(card: SimulatedCard) -> None:
+    """The simulated card takes 2 ms between any two events; handing over takes no time at all."""
+    timer = DeviceTimer(CUDA)
+    done = []
+    for _ in range(3):
+        with timer.running():
+            card.launch(lambda: done.append(True))
+    assert not done
+    assert timer.seconds() == pytest.approx(3 * 2e-3)
+    assert len(done) == 3
+    assert timer.seconds() == pytest.approx(3 * 2e-3)

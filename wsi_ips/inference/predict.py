@@ -170,6 +170,7 @@ class Predictor:
             open_s=prepared.seconds,
             encode_s=encode_s,
             select_s=select_s,
+            device=self._device,
         )
 
     def _result(

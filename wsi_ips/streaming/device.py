@@ -1,6 +1,8 @@
 """To the accelerator: uint8 pixels in page-locked memory, copied without waiting where there is one."""
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -31,9 +33,9 @@ def pick_device(name: str = "auto") -> torch.device:
 class DeviceCopies:
     """Copies chunks to a device; on CUDA beside the encoder's work, on a stream of their own.
 
-    The host memory of a copy under way is held until the copy has ended, since it is used again afterwards: whoever
-    owns that memory keeps this object as long. On CUDA, whoever asks for copies may run ahead of the device, which is
-    handed work and does it later; it is made to wait once three chunks would lie on the device unread.
+    The host memory of a copy under way is held until the copy has ended, since it is used again afterwards:
+    whoever owns that memory keeps this object as long. On CUDA, whoever asks for copies may run ahead of the
+    device, which is handed work and does it later; it has to wait where more than three chunks would lie there.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -102,3 +104,45 @@ class _UnderWay:
     begun: torch.cuda.Event
     done: torch.cuda.Event
     pixels_nPPC: Tensor
+
+
+class DeviceTimer:
+    """How long work takes: on CUDA by the card's own events, elsewhere by the clock.
+
+    A card is handed its work and does it later, so that the clock would tell how long handing over takes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is done, or handed over, in the block."""
+        if self._device.type != "cuda":
+            started = perf_counter()
+            yield
+            self._seconds += perf_counter() - started
+            return
+        begun = self._mark()
+        yield
+        self._running.append((begun, self._mark()))
+        while self._running and self._running[0][1].query():
+            self._count()
+
+    def seconds(self) -> float:
+        """Seconds so far. Waits for the card."""
+        while self._running:
+            self._running[0][1].synchronize()
+            self._count()
+        return self._seconds
+
+    def _mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _count(self) -> None:
+        begun, ended = self._running.popleft()
+        self._seconds += begun.elapsed_time(ended) / 1e3

@@ -1,8 +1,8 @@
 """A slide's patches as a bounded, ordered stream of chunks.
 
 Knows nothing of what the patches are for. Memory is ``chunks_in_flight`` chunks whatever the slide's size:
-a slow consumer stops the decoders, because a chunk is only handed to them when one has been taken. On CUDA one chunk
-more is on its way to the device while the consumer works on the one before it.
+a slow consumer stops the decoders, because a chunk is only handed to them when one has been taken. On CUDA one
+chunk more is on its way to the device while the consumer works on the one before it.
 """
 
 import copy
@@ -25,7 +25,7 @@ from wsi_ips.slides.base import SlideReader, TiledReader
 from wsi_ips.streaming.bad_tiles import BadTiles
 from wsi_ips.streaming.chunk import Chunk
 from wsi_ips.streaming.device import DeviceCopies
-from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, pays
+from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, means_the_same, pays
 from wsi_ips.streaming.patch_region import PatchRegion
 from wsi_ips.streaming.patch_source import Windows
 from wsi_ips.streaming.pixel_pool import PixelPool
@@ -233,9 +233,11 @@ class PatchStream:
             decoder = DeviceDecoder(self._device, self._coords.patch_px)
             if source.patches_are_tiles:
                 n = min(self._config.batch, len(rows_N))
-                asked = self._config.decode == "device"
-                if n and (asked or pays(decoder, source, n, threads=self._config.threads)):
-                    self._decoder = decoder
+                if n and self._config.decode == "device":
+                    wanted = means_the_same(decoder, source, len(rows_N))
+                else:
+                    wanted = n > 0 and pays(decoder, source, n, threads=self._config.threads)
+                self._decoder = decoder if wanted else None
         return self._decoder
 
     def _decoded_there(self, chunk: "_ChunkInFlight", decoder: DeviceDecoder) -> Chunk | None:
