@@ -69,7 +69,8 @@ class IPSNet(BagNet):
         if self.positions is None:
             return emb_nD
         # Without waiting for the device: it is still at work on the embeddings.
-        return emb_nD + self.positions(places_n).to(emb_nD, non_blocking=emb_nD.is_cuda)
+        encoding_nD: Tensor = self.positions(places_n)
+        return emb_nD + encoding_nD.to(emb_nD, non_blocking=emb_nD.is_cuda)
 
     def _read(self, x_KD: Tensor, counts: Sequence[int]) -> BagReading:
         if not counts or min(counts) < 1:
