@@ -174,12 +174,15 @@ def read_scored(
     top = selection.top
     selected = perf_counter()
     with scoring(net):
-        emb_MD = encode_again(net, source, top.ids_M, batch=batch)
+        timer = DeviceTimer(device_of(net))
+        with timer.running():
+            emb_MD = encode_again(net, source, top.ids_M, batch=batch)
+        encode_s = timer.seconds()
         encoded = perf_counter()
         bag = net.read_bag(emb_MD, places_for(net, source, top.ids_M))
     kept = Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
     select_s = selected - started + perf_counter() - encoded
-    return SlideReading(kept, selection.store, emb_MD, bag, encoded - selected, select_s)
+    return SlideReading(kept, selection.store, emb_MD, bag, encode_s, select_s)
 
 
 def _select(
