@@ -63,7 +63,7 @@ def unreadable_validation(out: Path, devices: int) -> Any:
 
 def nothing_to_validate_on(out: Path, devices: int) -> Any:
     val = bags(20, 21, broken=(20, 21))
-    report = train_bags(bags(0, 1), val, config_of(devices=devices), out, device=CPU, max_bad=2)
+    report = train_bags(bags(0, 1), val, config_of(devices=devices, epochs=1), out, device=CPU, max_bad=2)
     return report.history, dict(report.bad)
 
 
@@ -71,7 +71,7 @@ def bad_training_slides(out: Path, devices: int, *, most: int) -> Any:
     """Six slides; two of them, which different processes come upon, cannot be read."""
     train = bags(0, 1, 2, 3, 4, 5, broken=(1, 2))
     try:
-        report = train_bags(train, [], config_of(devices=devices), out, device=CPU, max_bad=most)
+        report = train_bags(train, [], config_of(devices=devices, epochs=1), out, device=CPU, max_bad=most)
     except TrainingError as error:
         return str(error)
     return dict(report.bad)
