@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,21 @@ def golden_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no golden arrays at {folder}; name their folder with WSI_IPS_GOLDEN")
     return folder
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tensors of the device "cuda" without a card: shapes, dtypes and devices, but no values.
+
+    By PyTorch's FakeTensorMode. Autocast's rules for CUDA hold; looking at a value raises. A module is made with
+    ``torch.device("cuda")``, since it cannot be moved.
+    """
+    from torch._subclasses import FakeTensorMode
+
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    with FakeTensorMode():
+        yield
 
 
 @dataclass(frozen=True)

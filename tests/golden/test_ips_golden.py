@@ -301,7 +301,7 @@ def test_the_loss_of_every_task_is_the_reference_s(case: Case) -> None:
     reading = net(patches, torch.cat([k.ids_M for k in kept]), [len(k.ids_M) for k in kept])
     for task in tasks_of(case):
         target = torch.from_numpy(case[f"in_label_{task.name}"])
-        loss = task_loss(reading.probabilities[task.name], target, activation=task.activation)
+        loss = task_loss(reading.logits[task.name], target, activation=task.activation)
         assert_close(loss, case[f"train_loss_{task.name}"])
 
 

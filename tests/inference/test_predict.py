@@ -70,3 +70,24 @@ def test_a_checkpoint_remembers_rule_and_positions(tmp_path: Path) -> None:
     assert config.model.attention.wavelengths_um == (64, 5000)
     emb, um = torch.randn(4, net.attention.query_tokens.shape[-1]), torch.rand(4, 2).double() * 9000
     assert torch.equal(loaded.logits(emb, um), net.eval().logits(emb, um))
+
+
+def test_deterministic_holds_while_a_slide_is_read(small_data: SmallData) -> None:
+    pipeline = PipelineConfig.model_validate(SMALL_MODEL)
+    net = build_net(pipeline.model)
+    held: list[bool] = []
+    net.encoder.register_forward_pre_hook(
+        lambda *_: held.append(torch.are_deterministic_algorithms_enabled())
+    )
+    for deterministic in (False, True):
+        held.clear()
+        Predictor(
+            net,
+            pipeline,
+            streaming=StreamingConfig(),
+            device=torch.device("cpu"),
+            deterministic=deterministic,
+        ).predict(sorted(small_data.slides.iterdir())[0], slide_id="drawn")
+        assert held
+        assert set(held) == {deterministic}
+        assert not torch.are_deterministic_algorithms_enabled()

@@ -15,7 +15,7 @@ from wsi_ips.config import StreamingConfig
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.tiff_reader import TiffReader
 from wsi_ips.streaming import device_decoder
-from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, same_pixels
+from wsi_ips.streaming.device_decoder import CHECKED, DecodingFailed, DeviceDecoder, same_pixels
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 
@@ -52,7 +52,8 @@ def pixels(path: Path, decode: str) -> Tensor:
 def test_tiles_are_decoded_there_and_white_beyond_the_slide(slide_path: Path, decoded: list[int]) -> None:  # noqa: F811
     there, here = pixels(slide_path, "device"), pixels(slide_path, "cpu")
     n = -(-SIZE[0] // 256) * -(-SIZE[1] // 256)
-    assert sum(decoded) == n == len(there)
+    assert len(there) == n
+    assert sum(decoded) == CHECKED + n
     assert there.shape == here.shape
     assert there.is_contiguous(memory_format=torch.channels_last)
     # libjpeg-turbo here and there: what differs on CUDA is nvJPEG's.
@@ -79,6 +80,18 @@ def test_patches_that_are_no_tiles_are_decoded_here(slide_path: Path, decoded: l
     with OpenSlideReader(slide_path) as slide:
         list(PatchStream(slide, tiles(), config=config("auto")))
     assert not decoded
+
+
+def test_a_device_that_takes_colours_for_others_is_not_used_even_where_asked_for(
+    slide_path: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As nvJPEG did with tiles that hold red, green and blue themselves."""
+    decode = DeviceDecoder.decode
+    monkeypatch.setattr(DeviceDecoder, "decode", lambda *args: decode(*args).flip(1))
+    assert torch.equal(pixels(slide_path, "device"), pixels(slide_path, "cpu"))
+    assert "grey levels off" in caplog.text
 
 
 def test_what_the_device_cannot_decode_is_decoded_here(

@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -9,6 +10,10 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.datasets.targets import Target
+from wsi_ips.models.bag_net import BagReading
+from wsi_ips.models.heads import Heads
+from wsi_ips.training.learning import step_loss
 from wsi_ips.training.losses import class_weights, mean_loss, task_loss
 from wsi_ips.training.schedule import lr_multiplier
 
@@ -19,19 +24,19 @@ AGE = TaskConfig(name="age", classes=("years",), activation="linear")
 
 def test_softmax_loss_is_the_mean_log_of_the_target_s_probability() -> None:
     probabilities = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
-    loss = task_loss(probabilities, torch.tensor([1, 0]), activation="softmax")
+    loss = task_loss(probabilities.log(), torch.tensor([1, 0]), activation="softmax")
     assert loss.item() == pytest.approx(-(math.log(0.75 + 1e-6) + math.log(0.5 + 1e-6)) / 2, rel=1e-6)
 
 
 def test_sigmoid_loss_takes_one_label_or_many() -> None:
-    one = task_loss(torch.tensor([[0.9], [0.2]]), torch.tensor([1, 0]), activation="sigmoid")
+    one = task_loss(torch.tensor([[0.9], [0.2]]).logit(), torch.tensor([1, 0]), activation="sigmoid")
     assert one.item() == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2, rel=1e-5)
-    many = task_loss(torch.tensor([[0.9, 0.2]]), torch.tensor([[1.0, 0.0]]), activation="sigmoid")
+    many = task_loss(torch.tensor([[0.9, 0.2]]).logit(), torch.tensor([[1.0, 0.0]]), activation="sigmoid")
     assert many.item() == pytest.approx(one.item())
 
 
 def test_a_probability_of_zero_costs_a_finite_amount() -> None:
-    loss = task_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), activation="softmax")
+    loss = task_loss(torch.tensor([[200.0, 0.0]]), torch.tensor([1]), activation="softmax")
     assert loss.item() == pytest.approx(-math.log(1e-6), rel=1e-3)
 
 
@@ -57,22 +62,22 @@ def test_weighted_losses_are_pytorch_s(labels: list[int], seed: int) -> None:
     logits = torch.randn(len(labels), 3, generator=generator, dtype=torch.float64)
     weights = torch.rand(3, generator=generator, dtype=torch.float64) + 0.1
     target = torch.tensor(labels)
-    softmax = task_loss(logits.softmax(dim=1), target, activation="softmax", weights=weights)
+    softmax = task_loss(logits, target, activation="softmax", weights=weights)
     # 1e-6 is added to our probabilities, which moves the loss a little.
     each = functional.cross_entropy(logits, target, weight=weights, reduction="none")
     assert softmax.item() == pytest.approx(each.mean().item(), rel=1e-3)
     present = functional.one_hot(target, 3)
-    sigmoid = task_loss(logits.sigmoid(), present, activation="sigmoid", weights=weights)
+    sigmoid = task_loss(logits, present, activation="sigmoid", weights=weights)
     theirs = functional.binary_cross_entropy_with_logits(logits, present.double(), pos_weight=weights)
     assert sigmoid.item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
 def test_equal_weights_change_nothing() -> None:
-    probabilities = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
+    logits = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
     for activation, target in (("softmax", torch.tensor([0, 1])), ("sigmoid", torch.eye(2))):
-        plain = task_loss(probabilities, target, activation=activation)  # type: ignore[arg-type]
+        plain = task_loss(logits, target, activation=activation)  # type: ignore[arg-type]
         weighted = task_loss(
-            probabilities,
+            logits,
             target,
             activation=activation,  # type: ignore[arg-type]
             weights=torch.ones(2),
@@ -126,3 +131,34 @@ def test_balanced_sampling_needs_classes() -> None:
 def test_weights_of_sigmoid_tasks_work_one_slide_at_a_time() -> None:
     training = {"class_weights": {"found": {"x": 2}}, "slides_per_step": 1}
     FinetuneConfig.model_validate({"model": {"tasks": [GRADE, FOUND]}, "training": training})
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "linear"])
+def test_losses_are_float32_under_cuda_s_autocast(
+    precision: torch.dtype, activation: Literal["softmax", "sigmoid", "linear"], fake_cuda: None
+) -> None:
+    """On simulated CUDA tensors, where autocast's rules hold: it forbids binary cross entropy of probabilities."""
+    task = TaskConfig(name="task", classes=("x", "y"), activation=activation)
+    with torch.device("cuda"):
+        heads = Heads(4, [task])
+        with torch.autocast("cuda", dtype=precision):
+            logits = heads(torch.rand(3, 1, 4))
+            reading = BagReading(
+                logits, heads.probabilities(logits), torch.rand(3, 1, 4), torch.rand(3, 1, 1, 1)
+            )
+            assert logits["task"].dtype == precision
+            targets: list[dict[str, Target]] = [{"task": 1 if activation == "softmax" else (1.0, 0.0)}] * 3
+            loss = step_loss(reading, targets, [task], weights={"task": torch.ones(2)})
+    assert loss.dtype == torch.float32
+    assert loss.device.type == "cuda"
+
+
+def test_a_sure_half_precision_logit_still_learns() -> None:
+    """The half-precision sigmoid of 9 is 1: as a probability it has no gradient."""
+    logits = torch.full((1, 1), 9.0, dtype=torch.float16, requires_grad=True)
+    loss = task_loss(logits, torch.zeros(1, 1), activation="sigmoid")
+    loss.backward()
+    assert loss.item() == pytest.approx(9.000123, rel=1e-6)
+    assert logits.grad is not None
+    assert logits.grad.item() == pytest.approx(1, abs=1e-3)

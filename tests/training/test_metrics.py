@@ -22,9 +22,10 @@ def reading(task: TaskConfig, probabilities_S: list[list[float]]) -> BagReading:
 
 def figures(task: TaskConfig, probabilities_S: list[list[float]], targets: list[Target]) -> dict[str, float]:
     metrics = SplitMetrics([task])
-    for row, target in zip(probabilities_S, targets, strict=True):
-        metrics.update(reading(task, [row]), [{task.name: target}], weights={task.name: None})
-    return metrics.compute()
+    return metrics.figures(
+        metrics.measure(reading(task, [row]), [{task.name: target}], weights={task.name: None})
+        for row, target in zip(probabilities_S, targets, strict=True)
+    )
 
 
 def test_a_class_that_does_not_occur_counts_for_nothing() -> None:

@@ -1,5 +1,6 @@
 """What a training run does with bags that cannot be read, with several tasks, and with its settings."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,14 @@ def test_losses_are_logged_for_tensorboard_where_asked(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {"step_loss", "lr", "val_loss", "val_auc"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("step_loss")) == 2
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_run_says_how_the_device_calculates(deterministic: bool, tmp_path: Path) -> None:
+    train = [bag(0), bag(1)]
+    report = fit(train, train, config_of(epochs=1, deterministic=deterministic), tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    expected = {"tf32_convolutions": not deterministic, "tf32_matmul": False, "deterministic": deterministic}
+    assert run["numerics"] == expected
+    assert len(report.history) == 1
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -31,6 +31,7 @@ from wsi_ips.recipe import PredictJob
 from wsi_ips.slides.failures import named
 from wsi_ips.slides.registry import check_name, open_slide
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.numerics import calculating, numerics
 from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
 
 
@@ -41,7 +42,8 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
     if job.features is not None:
-        return _from_features(job, job.features, progress)
+        with calculating(deterministic=job.deterministic):
+            return _from_features(job, job.features, progress)
     pipeline = checkpoint_config(job.checkpoint)
     pipeline = pipeline.model_copy(update={"tiling": job.tiling.added_to(pipeline.tiling)})
     if pipeline.model.encoder.features is not None:
@@ -52,22 +54,16 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     jobs = _slide_jobs(job, job.slides)
     case_of = read_case_table(job.cases, [slide.slide_id for slide in jobs]) if job.cases else None
     run = RunFolder(job.out)
-    setup = WorkerSetup(
-        checkpoint=job.checkpoint.absolute(),
-        sha256=checkpoint_sha256(job.checkpoint),
-        run=RunFolder(job.out.absolute()),
-        streaming=job.streaming,
-        device=job.device,
-        threads=job.batch.threads,
-        shard_patches=job.batch.shard_patches,
-        draw=draw_overlay if job.overlays else None,
-        embeddings=job.embeddings,
-        find_patches=_patches(job.from_coords, pipeline),
-    )
+    setup = _setup(job, pipeline)
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     with claimed(
-        run, config=config, checkpoint=job.checkpoint, sha256=setup.sha256, force=job.force
+        run,
+        config=config,
+        checkpoint=job.checkpoint,
+        sha256=setup.sha256,
+        force=job.force,
+        numerics=numerics(deterministic=job.deterministic),
     ) as start:
         setup = replace(setup, start=start)
         tables = RunTables(run, jobs, tasks=pipeline.model.tasks)
@@ -82,6 +78,22 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
             write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
     details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
     return _outcome(tables.rows, run, details=details)
+
+
+def _setup(job: PredictJob, pipeline: PipelineConfig) -> WorkerSetup:
+    return WorkerSetup(
+        checkpoint=job.checkpoint.absolute(),
+        sha256=checkpoint_sha256(job.checkpoint),
+        run=RunFolder(job.out.absolute()),
+        streaming=job.streaming,
+        device=job.device,
+        threads=job.batch.threads,
+        shard_patches=job.batch.shard_patches,
+        draw=draw_overlay if job.overlays else None,
+        embeddings=job.embeddings,
+        find_patches=_patches(job.from_coords, pipeline),
+        deterministic=job.deterministic,
+    )
 
 
 def draw_overlay(result: SlideResult, path: Path) -> None:
@@ -168,7 +180,9 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     paths = list_features(features)
     case_of = read_case_table(job.cases, list(paths)) if job.cases else None
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
-    with claimed(run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force):
+    with claimed(
+        run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force, numerics=numerics()
+    ):
         tables, unplaced = predict_features(
             paths, predictor, run, on_error=job.batch.on_error, progress=progress
         )

@@ -60,6 +60,10 @@ class TrainingConfig(Section):
         Literal["32", "bf16", "fp16"], BeforeValidator(lambda value: "32" if value == 32 else value)
     ] = "32"
     """``bf16``, ``fp16``: mixed precision (fp16 with loss scaling, on a GPU only)."""
+    deterministic: bool = False
+    """The same bits each time on the same kind of card: no TF32 in convolutions, deterministic algorithms only;
+    slower. Without it PyTorch's defaults hold: convolutions in TF32 on NVIDIA cards that have it, matrix products
+    in float32."""
     select_every: PositiveInt = 1
     """Epochs from one selection to the next; in between the patches kept last are learned from again."""
     patience: PositiveInt | None = None

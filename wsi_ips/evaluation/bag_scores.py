@@ -11,7 +11,7 @@ from wsi_ips.models.bag_net import BagNet, BagReading
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.metrics import SplitMetrics
+from wsi_ips.training.metrics import Measured, SplitMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,17 @@ def score_bags(
     if not bags:
         raise ValueError("no bags to score")
     tasks = config.model.tasks
-    metrics = SplitMetrics(tasks).to(device)
+    metrics = SplitMetrics(tasks)
+    measured: list[Measured] = []
     net = net.to(device).eval()
     rows: list[BagRow] = []
     with progress("Scoring", total=len(bags)) as advance:
         for bag in bags:
             with bag.open(streaming, device) as source:
                 reading: BagReading = read_bag(net, source, config.selection).bag
-            metrics.update(reading, [bag.targets], weights={})
+            measured.append(metrics.measure(reading, [bag.targets], weights={}))
             for task in tasks:
                 said = tuple(float(p) for p in reading.probabilities[task.name][0])
                 rows.append(BagRow(bag.bag_id, task.name, bag.targets[task.name], said))
             advance(bag.bag_id)
-    return BagScores(metrics.compute(), rows)
+    return BagScores(metrics.figures(measured), rows)

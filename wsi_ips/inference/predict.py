@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -21,6 +22,7 @@ from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import SlideReading, read_scored, score_part
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.streaming.numerics import calculating
 from wsi_ips.streaming.stream import Chunk, PatchStream
 from wsi_ips.streaming.telemetry import StreamTelemetry
 from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
@@ -59,14 +61,17 @@ class Predictor:
         device: torch.device,
         checkpoint: str = "",
         find_patches: FindPatches | None = None,
+        deterministic: bool = False,
     ) -> None:
         """``checkpoint`` (its fingerprint) is written into every result. ``find_patches``: which ones are looked
-        at; none: those in tissue, tiled as the network was trained."""
+        at; none: those in tissue, tiled as the network was trained. ``deterministic``: see
+        :func:`wsi_ips.streaming.numerics.calculating`."""
         self.pipeline = pipeline
         self.checkpoint = checkpoint
         self._net = net.to(device).eval()
         self._streaming = streaming
         self._device = device
+        self._deterministic = deterministic
         self._find_patches = find_patches or PatchesInTissue(pipeline.tiling)
 
     def predict(
@@ -97,7 +102,7 @@ class Predictor:
         started = time.perf_counter()
         with prepared.slide as slide:
             stream = self._stream(slide, prepared.coords)
-            with progress(prepared.coords.slide_id, total=len(stream)) as advance:
+            with self._calculating(), progress(prepared.coords.slide_id, total=len(stream)) as advance:
                 reading = read_bag(
                     self._net,
                     stream,
@@ -129,7 +134,7 @@ class Predictor:
     def score_part(self, prepared: PreparedSlide, part: range) -> ScoredPart:
         """Score these patches of a prepared slide, and close it."""
         started = time.perf_counter()
-        with prepared.slide as slide:
+        with prepared.slide as slide, self._calculating():
             stream = self._stream(slide, prepared.coords, part=part)
             scores = score_part(cast(IPSNet, self._net), stream)
         telemetry = self._telemetry(prepared, started, stream.telemetry, scores.encode_s, scores.select_s)
@@ -138,7 +143,7 @@ class Predictor:
     def read_parts(self, prepared: PreparedSlide, parts: Sequence[ScoredPart]) -> SlideResult:
         """Label a prepared slide whose patches are all scored, in parts; and close it."""
         started = time.perf_counter()
-        with prepared.slide as slide:
+        with prepared.slide as slide, self._calculating():
             stream = self._stream(slide, prepared.coords)
             reading = read_scored(
                 cast(IPSNet, self._net),
@@ -151,6 +156,9 @@ class Predictor:
         total = SlideTelemetry.total([*(part.telemetry for part in parts), telemetry])
         bad_tiles = dict.fromkeys([name for part in parts for name in part.bad_tiles])
         return self._result(prepared, reading, total, bad_tiles | dict.fromkeys(stream.telemetry.bad_tiles))
+
+    def _calculating(self) -> AbstractContextManager[None]:
+        return calculating(deterministic=self._deterministic)
 
     def _stream(self, slide: SlideReader, coords: PatchCoords, *, part: range | None = None) -> PatchStream:
         return PatchStream(slide, coords, config=self._streaming, device=self._device, part=part)
@@ -170,6 +178,7 @@ class Predictor:
             open_s=prepared.seconds,
             encode_s=encode_s,
             select_s=select_s,
+            device=self._device,
         )
 
     def _result(

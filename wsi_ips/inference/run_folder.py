@@ -55,9 +55,16 @@ class RunFolder:
 
 @contextmanager
 def claimed(
-    run: RunFolder, *, config: Mapping[str, Any], checkpoint: Path, sha256: str, force: bool = False
+    run: RunFolder,
+    *,
+    config: Mapping[str, Any],
+    checkpoint: Path,
+    sha256: str,
+    force: bool = False,
+    numerics: Mapping[str, bool] | None = None,
 ) -> Iterator[str]:
-    """Hold the folder for the time of the ``with`` block, with a ``run.json`` that says what is run.
+    """Hold the folder for the time of the ``with`` block, with a ``run.json`` that says what is run. numerics: how
+    the device calculates (:func:`wsi_ips.streaming.numerics.numerics`).
 
     Gives this start's id: see :meth:`RunFolder.is_of`.
 
@@ -81,17 +88,32 @@ def claimed(
         if different:
             _clear(run)
         start = uuid4().hex
-        describe_run(run, config=config, checkpoint=checkpoint, sha256=sha256, start=start)
+        describe_run(
+            run, config=config, checkpoint=checkpoint, sha256=sha256, start=start, numerics=numerics or {}
+        )
         run.cases.unlink(missing_ok=True)  # of an earlier start: it would lie beside newer predictions
         yield start
 
 
 def describe_run(
-    run: RunFolder, *, config: Mapping[str, Any], checkpoint: Path, sha256: str, start: str = ""
+    run: RunFolder,
+    *,
+    config: Mapping[str, Any],
+    checkpoint: Path,
+    sha256: str,
+    start: str = "",
+    numerics: Mapping[str, bool] | None = None,
 ) -> None:
     """Write ``run.json``: what is run, with which checkpoint and versions, where and since when."""
     its_checkpoint = {"path": str(checkpoint), "sha256": sha256}
-    describe(run.description, "predict", config=config, checkpoint=its_checkpoint, start=start)
+    describe(
+        run.description,
+        "predict",
+        config=config,
+        checkpoint=its_checkpoint,
+        start=start,
+        numerics=dict(numerics or {}),
+    )
 
 
 def _deciding(config: Mapping[str, Any], sha256: str) -> dict[str, Any]:
@@ -104,6 +126,7 @@ def _deciding(config: Mapping[str, Any], sha256: str) -> dict[str, Any]:
         "checkpoint": sha256[:12],
         "slide_mpp": config.get("slide_mpp"),
         "--from-coords": "given" if config.get("from_coords") else "not given",
+        "deterministic": config.get("deterministic", False),
         "streaming.decode": config.get("streaming", {}).get("decode"),
     }
 

@@ -4,9 +4,12 @@ import resource
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from wsi_ips.streaming.telemetry import StreamTelemetry
+
+if TYPE_CHECKING:
+    import torch
 
 IN_THREADS = ("read_s", "decode_s", "assemble_s", "resample_s")
 """Stages that several threads do beside the encoder: their seconds are those of all threads together."""
@@ -19,9 +22,9 @@ class SlideTelemetry:
     """patches: read closely; patches_saved: of the tissue, not read closely, because a look from afar did not let
     them through; recall: the share of a full pass's attention that it lets through, as measured on validation
     slides, NaN where it was not. seconds: the whole slide. open_s: opening and finding tissue. read_s …
-    copy_s, waited_s: see :class:`StreamTelemetry`. encode_s, select_s: on an accelerator the time to hand
-    over the work, not to do it. cache_hits: share of tile uses that found the tile decoded. peak_rss_mb: of
-    the process so far; peak_vram_mb: of PyTorch, 0 without CUDA."""
+    copy_s, waited_s: see :class:`StreamTelemetry`. encode_s, select_s: on CUDA, as copy_s, by the card's own
+    clock. cache_hits: share of tile uses that found the tile decoded. peak_rss_mb: of the process so far;
+    peak_vram_mb: of PyTorch on the slide's own card, 0 without CUDA."""
 
     threads: int = 1
     patches: int = 0
@@ -52,8 +55,9 @@ class SlideTelemetry:
         open_s: float,
         encode_s: float,
         select_s: float,
+        device: "torch.device | None" = None,
     ) -> Self:
-        """What one pass over a slide, or a part of it, took."""
+        """What one pass over a slide, or a part of it, took. device: where the network is; none: on the CPU."""
         return cls(
             threads=threads,
             patches=stream.patches,
@@ -65,7 +69,7 @@ class SlideTelemetry:
             tiles_decoded=stream.tiles_decoded,
             tile_uses=stream.tile_uses,
             peak_rss_mb=_peak_rss_mb(),
-            peak_vram_mb=_peak_vram_mb(),
+            peak_vram_mb=_peak_vram_mb(device),
         )
 
     @classmethod
@@ -130,11 +134,13 @@ class SlideTelemetry:
         return lines
 
 
-def _peak_vram_mb() -> float:
+def _peak_vram_mb(device: "torch.device | None") -> float:
+    if device is None or device.type != "cuda":
+        return 0.0
     # Whoever used a GPU has torch loaded, and this module is read by many who need none.
     import torch
 
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def _peak_rss_mb() -> float:

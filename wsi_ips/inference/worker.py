@@ -40,8 +40,8 @@ class WorkerSetup:
     workers share.
 
     sha256: of the checkpoint. threads: CPU threads that compute and decode; None: as many as torch likes compute,
-    and ``streaming.threads`` decode. shard_patches: slides of more patches are scored in parts.
-    find_patches: see :class:`Predictor`. start: see :class:`SlideRecorder`. versions: those that the run began
+    and ``streaming.threads`` decode. shard_patches: slides of more patches are scored in parts. find_patches,
+    deterministic: see :class:`Predictor`. start: see :class:`SlideRecorder`. versions: those that the run began
     with, which a worker that comes later has to have too.
     """
 
@@ -56,6 +56,7 @@ class WorkerSetup:
     embeddings: bool = False
     find_patches: FindPatches | None = None
     start: str | None = None
+    deterministic: bool = False
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def recorder(self) -> SlideRecorder:
@@ -101,6 +102,7 @@ class WorkerSetup:
             device=device,
             checkpoint=self.sha256,
             find_patches=self.find_patches,
+            deterministic=self.deterministic,
         )
         return SlideWork(predictor, self.recorder())
 

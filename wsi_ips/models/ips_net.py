@@ -66,7 +66,11 @@ class IPSNet(BagNet):
         return self._read(self._placed(emb_nD, places_n), [len(emb_nD)])
 
     def _placed(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
-        return emb_nD if self.positions is None else emb_nD + self.positions(places_n).to(emb_nD)
+        if self.positions is None:
+            return emb_nD
+        # Without waiting for the device: it is still at work on the embeddings.
+        encoding_nD: Tensor = self.positions(places_n)
+        return emb_nD + encoding_nD.to(emb_nD, non_blocking=emb_nD.is_cuda)
 
     def _read(self, x_KD: Tensor, counts: Sequence[int]) -> BagReading:
         if not counts or min(counts) < 1:

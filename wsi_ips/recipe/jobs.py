@@ -143,6 +143,8 @@ class PredictJob(Resolution):
     checkpoint: Path
     out: Path
     device: str = "auto"
+    deterministic: bool = False
+    """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
     overlays: bool = True
     profile: bool = False
     """Print where the time went, and which stage is the slowest."""

@@ -20,8 +20,16 @@ from wsi_ips.models.sampling_net import SamplingNet
 from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.selection.ips import Kept
 from wsi_ips.selection.score_store import ScoreStore
-from wsi_ips.selection.slide_reading import Seen, SlideReading, encode_again, read_slide, unchanged
+from wsi_ips.selection.slide_reading import (
+    Seen,
+    SlideReading,
+    device_of,
+    encode_again,
+    read_slide,
+    unchanged,
+)
 from wsi_ips.streaming.chunk import Chunk
+from wsi_ips.streaming.device import DeviceTimer
 from wsi_ips.streaming.patch_source import CoarseSource, Windows
 
 logger = logging.getLogger(__name__)
@@ -58,16 +66,15 @@ def look(
     """Score all windows of a slide, without gradients; the net's own mode is restored. Memory: one chunk of
     windows, and a number a window. Raises ``ValueError`` without patches."""
     windows = source.windows(coarse)
-    parts, largest, scored_s = [], 1, 0.0
+    parts, largest, timer = [], 1, DeviceTimer(device_of(net))
     with scoring(net):
         for chunk in through(windows.source):
-            started = perf_counter()
-            parts.append(net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n)).float().cpu())
-            scored_s += perf_counter() - started
+            with timer.running():
+                parts.append(net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n)).float())
             largest = max(largest, len(chunk))
     if not parts:
         raise ValueError("no patches")
-    return FromAfar(windows, torch.cat(parts), source.ids(), largest, scored_s)
+    return FromAfar(windows, torch.cat(parts).cpu(), source.ids(), largest, timer.seconds())
 
 
 def let_through(
@@ -110,9 +117,10 @@ def read_sampled(
             net.sampling.samples,
         )
     ids_M, attention_M = seen.ids_N[samples.index_BN[0]], samples.attention_BN[0]
-    drawn = perf_counter()
-    emb_MD = encode_once(net, source, ids_M, batch=seen.largest_chunk)
-    encode_s = perf_counter() - drawn
+    timer = DeviceTimer(device_of(net))
+    with timer.running():
+        emb_MD = encode_once(net, source, ids_M, batch=seen.largest_chunk)
+    encode_s = timer.seconds()
     with scoring(net):
         bag = net.read_samples(emb_MD, [attention_M.to(emb_MD.device)], encoded=True)
     store = ScoreStore()
@@ -120,7 +128,7 @@ def read_sampled(
     store.add(seen.ids_N, logits_NHT)
     report = CoarseReport(len(seen.ids_N), len(ids_M.unique()), len(seen.logits_W), 0, None)
     kept = Kept(ids_M, emb_MD, attention_M, logits_NHT[samples.index_BN[0]])
-    select_s = seen.scored_s + perf_counter() - started - encode_s
+    select_s = seen.scored_s + max(0.0, perf_counter() - started - encode_s)
     return SlideReading(kept, store, emb_MD, bag, encode_s, select_s, coarse=report)
 
 

@@ -35,12 +35,9 @@ def attention_scores(logits_LHT: Tensor) -> Tensor:
     return logits_LHT.softmax(dim=0).mean(dim=(1, 2))
 
 
-def _finite_scores(logits_LHT: Tensor) -> Tensor:
-    """One NaN makes every score of its iteration NaN, and all newcomers would be lost without a word."""
-    scores_L = attention_scores(logits_LHT)
-    if not torch.isfinite(scores_L).all():
-        raise NotFinite("attention logits")
-    return scores_L
+def looking_waits(device: torch.device) -> bool:
+    """Whether a look at a number on this device makes the program wait for all that was handed to the device."""
+    return device.type != "cpu"
 
 
 class TopMBuffer:
@@ -61,10 +58,16 @@ class TopMBuffer:
         self._memory: _Candidates | None = None
         self._pool: list[_Candidates] = []
         self._pooled = 0
+        self._finite: Tensor | None = None
 
     def add(self, ids_n: Tensor, emb_nD: Tensor, logits_nHT: Tensor) -> None:
-        """Take in any number of patches. ids_n: (n,) int64; emb_nD and logits_nHT on one device."""
-        newcomers = _Candidates(ids_n.cpu(), emb_nD, logits_nHT)
+        """Take in any number of patches. ids_n: (n,) int64; emb_nD and logits_nHT on one device.
+
+        On CUDA nothing here waits for the device. Raises :class:`NotFinite` for scores that are not finite; on an
+        accelerator :meth:`finish` does, since a look at the scores would wait.
+        """
+        ids_n = ids_n.to(logits_nHT.device, non_blocking=logits_nHT.is_cuda)
+        newcomers = _Candidates(ids_n, emb_nD, logits_nHT)
         while len(newcomers):
             held = len(self._memory) if self._memory else 0
             if held < self._m:
@@ -87,19 +90,33 @@ class TopMBuffer:
         if self._memory is None:
             raise ValueError("no patches")
         memory = self._memory
-        scores_M = _finite_scores(memory.logits_LHT) if memory.scores_L is None else memory.scores_L
-        return Kept(memory.ids_L, memory.emb_LD, scores_M, memory.logits_LHT)
+        scores_M = self._scores(memory.logits_LHT) if memory.scores_L is None else memory.scores_L
+        self._raise_if_not_finite()
+        return Kept(memory.ids_L.cpu(), memory.emb_LD, scores_M, memory.logits_LHT)
 
     def _iterate(self) -> None:
         assert self._memory is not None
         candidates = self._memory
         for newcomers in self._pool:
             candidates = candidates.with_(newcomers)
-        scores_L = _finite_scores(candidates.logits_LHT)
+        scores_L = self._scores(candidates.logits_LHT)
         # Not torch.topk: it leaves ties open, and blank patches tie.
         best_M = torch.argsort(scores_L, descending=True, stable=True)[: self._m]
         self._memory = candidates.rows(best_M, scores_L)
         self._pool, self._pooled = [], 0
+
+    def _scores(self, logits_LHT: Tensor) -> Tensor:
+        scores_L = attention_scores(logits_LHT)
+        finite = torch.isfinite(scores_L).all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        if not looking_waits(scores_L.device):
+            self._raise_if_not_finite()
+        return scores_L
+
+    def _raise_if_not_finite(self) -> None:
+        """One NaN makes every score of its iteration NaN, and all newcomers would be lost without a word."""
+        if self._finite is not None and not self._finite:
+            raise NotFinite("attention logits")
 
 
 def select_patches(
@@ -157,6 +174,4 @@ class _Candidates:
 
     def rows(self, rows_M: Tensor, scores_L: Tensor) -> "_Candidates":
         """The rows asked for, with their scores."""
-        return _Candidates(
-            self.ids_L[rows_M.cpu()], self.emb_LD[rows_M], self.logits_LHT[rows_M], scores_L[rows_M]
-        )
+        return _Candidates(self.ids_L[rows_M], self.emb_LD[rows_M], self.logits_LHT[rows_M], scores_L[rows_M])

@@ -15,7 +15,10 @@ FIRST_CAPACITY = 4096
 
 
 class ScoreStore:
-    """Gathers logits chunk by chunk on the CPU: heads x queries floats per patch, whatever its pixels.
+    """Gathers logits chunk by chunk: heads x queries floats per patch, whatever its pixels.
+
+    They stay on the device that made them until they are asked for: to fetch a chunk's would make the program wait
+    for the device at every chunk, and the device for the program.
 
     In one growing array: small tensors that stay, a pair a chunk, would lie between the large ones that come
     and go, and the heap would grow with the slide.
@@ -30,14 +33,14 @@ class ScoreStore:
         """ids_n: (n,) int64. logits_nHT: pre-softmax attention logits, any device."""
         end = self._n + len(ids_n)
         if end > len(self._ids_C):
-            self._grow(max(end, 2 * len(self._ids_C), FIRST_CAPACITY), logits_nHT.shape[1:])
+            self._grow(max(end, 2 * len(self._ids_C), FIRST_CAPACITY), logits_nHT)
         self._ids_C[self._n : end] = ids_n
         self._logits_CHT[self._n : end] = logits_nHT.detach()
         self._n = end
 
-    def _grow(self, capacity: int, heads_and_queries: torch.Size) -> None:
+    def _grow(self, capacity: int, logits_nHT: Tensor) -> None:
         ids_C = torch.empty(capacity, dtype=torch.int64)
-        logits_CHT = torch.empty(capacity, *heads_and_queries)
+        logits_CHT = torch.empty(capacity, *logits_nHT.shape[1:], device=logits_nHT.device)
         if self._n:
             ids_C[: self._n] = self._ids_C[: self._n]
             logits_CHT[: self._n] = self._logits_CHT[: self._n]
@@ -48,7 +51,9 @@ class ScoreStore:
         return self._ids_C[: self._n]
 
     def logits(self) -> Tensor:
-        """(N, H, T) float32, in stream order."""
+        """(N, H, T) float32 on the CPU, in stream order."""
+        if self._logits_CHT.device.type != "cpu":
+            self._logits_CHT, self._ids_C = self._logits_CHT[: self._n].cpu(), self.ids()
         return self._logits_CHT[: self._n]
 
     def normalisers(self) -> Normalisers:

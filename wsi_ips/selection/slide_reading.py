@@ -22,6 +22,7 @@ from wsi_ips.selection.ips import Kept, select_patches
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.shards import select_over_parts
 from wsi_ips.streaming.chunk import Chunk
+from wsi_ips.streaming.device import DeviceTimer
 from wsi_ips.streaming.patch_source import PatchSource
 
 Seen = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +35,8 @@ class SlideReading:
     says of them (B = 1).
 
     encode_s, select_s: seconds in the encoder (and in reading again what it encodes again), and in everything
-    else of the pass but the stream. coarse: what a look from afar let through, where there was one.
+    else of the pass but the stream; on CUDA those of the card, select_s of the chunks alone. coarse: what a look
+    from afar let through, where there was one.
     """
 
     kept: Kept
@@ -111,7 +113,7 @@ def read_slide(
     one chunk, and heads x queries floats per patch. Raises as :func:`select`.
     """
     store = ScoreStore()
-    clock = _Clock()
+    clock = _Clock(device_of(net))
     started = perf_counter()
     with scoring(net):
         kept = _select(
@@ -129,8 +131,8 @@ def read_slide(
                 lambda ids_M: encode_again(net, source, ids_M, batch=clock.largest_chunk), kept.ids_M
             )
         bag = net.read_bag(emb_MD, places_for(net, source, kept.ids_M))
-    passed = perf_counter() - started
-    return SlideReading(kept, store, emb_MD, bag, clock.encode_s, passed - clock.encode_s - clock.stream_s)
+    encode_s, select_s = clock.seconds(since=started)
+    return SlideReading(kept, store, emb_MD, bag, encode_s, select_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +150,13 @@ def score_part(
 ) -> SlideScores:
     """Score the patches of a part of a slide, for :func:`read_scored`. Memory: one chunk, and the logits."""
     store = ScoreStore()
-    clock = _Clock()
+    clock = _Clock(device_of(net))
     started = perf_counter()
     with scoring(net):
         for chunk in clock.timed(through(source)):
             emb_nD = clock.run(net.encode, chunk.pixels_n3PP)
             store.add(chunk.ids_n, net.logits(emb_nD, places_for(net, source, chunk.ids_n)))
-    passed = perf_counter() - started
-    return SlideScores(store, clock.encode_s, passed - clock.encode_s - clock.stream_s)
+    return SlideScores(store, *clock.seconds(since=started))
 
 
 @torch.no_grad()
@@ -173,12 +174,15 @@ def read_scored(
     top = selection.top
     selected = perf_counter()
     with scoring(net):
-        emb_MD = encode_again(net, source, top.ids_M, batch=batch)
+        timer = DeviceTimer(device_of(net))
+        with timer.running():
+            emb_MD = encode_again(net, source, top.ids_M, batch=batch)
+        encode_s = timer.seconds()
         encoded = perf_counter()
         bag = net.read_bag(emb_MD, places_for(net, source, top.ids_M))
     kept = Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
     select_s = selected - started + perf_counter() - encoded
-    return SlideReading(kept, selection.store, emb_MD, bag, encoded - selected, select_s)
+    return SlideReading(kept, selection.store, emb_MD, bag, encode_s, select_s)
 
 
 def _select(
@@ -199,28 +203,41 @@ def _select(
     return select_global(chunks, encode=encode, logits=logits, m=selection.m, store=store)
 
 
-class _Clock:
-    """Seconds in the encoder (with what it reads again) and in the stream."""
+def device_of(net: torch.nn.Module) -> torch.device:
+    """Where the network's weights lie."""
+    return next(net.parameters()).device
 
-    def __init__(self) -> None:
-        self.encode_s = 0.0
-        self.stream_s = 0.0
+
+class _Clock:
+    """Seconds in the encoder (with what it reads again) and in the stream, for a network on ``device``."""
+
+    def __init__(self, device: torch.device) -> None:
         self.largest_chunk = 1
+        self._stream_s = 0.0
+        self._encoding = DeviceTimer(device)
+        self._working = DeviceTimer(device)
+        self._runs_ahead = device.type == "cuda"
 
     def run(self, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
-        started = perf_counter()
-        result = work(argument)
-        self.encode_s += perf_counter() - started
-        return result
+        with self._encoding.running():
+            return work(argument)
 
     def timed(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """The chunks, timing how long each took to come."""
+        """The chunks, timing how long each took to come, and what is then done with it."""
         iterator = iter(chunks)
         while True:
             started = perf_counter()
             chunk = next(iterator, None)
-            self.stream_s += perf_counter() - started
+            self._stream_s += perf_counter() - started
             if chunk is None:
                 return
             self.largest_chunk = max(self.largest_chunk, len(chunk))
-            yield chunk
+            with self._working.running():
+                yield chunk
+
+    def seconds(self, *, since: float) -> tuple[float, float]:
+        """In the encoder, and in what else was done ``since`` then, but for the stream. Waits for the card."""
+        encode_s = self._encoding.seconds()
+        if self._runs_ahead:  # the program waits for chunks while the card works
+            return encode_s, max(0.0, self._working.seconds() - encode_s)
+        return encode_s, perf_counter() - since - encode_s - self._stream_s

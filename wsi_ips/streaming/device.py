@@ -1,6 +1,10 @@
 """To the accelerator: uint8 pixels in page-locked memory, copied without waiting where there is one."""
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -29,27 +33,116 @@ def pick_device(name: str = "auto") -> torch.device:
 class DeviceCopies:
     """Copies chunks to a device; on CUDA beside the encoder's work, on a stream of their own.
 
-    The host memory of a copy under way is held until the copy has ended, since it is used again afterwards.
+    The host memory of a copy under way is held until the copy has ended, since it is used again afterwards:
+    whoever owns that memory keeps this object as long. On CUDA, whoever asks for copies may run ahead of the
+    device, which is handed work and does it later; it has to wait where more than three chunks would lie there.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._under_way: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._under_way: deque[_UnderWay] = deque()
+        self._handed_over: deque[torch.cuda.Event] = deque()
+        self._seconds = 0.0
+
+    @property
+    def run_beside(self) -> bool:
+        """Whether a copy goes on while its caller does something else."""
+        return self._stream is not None
 
     def to_device(self, pixels_nPPC: Tensor) -> Tensor:
         """The pixels on the device, uint8 as they are; for CUDA from page-locked memory, without waiting."""
         if self._stream is None:
-            return pixels_nPPC.to(self._device)
-        while self._under_way and self._under_way[0][0].query():
-            self._under_way.popleft()
+            started = perf_counter()
+            copied_nPPC = pixels_nPPC.to(self._device)
+            self._seconds += perf_counter() - started
+            return copied_nPPC
+        self._let_go()
         consumer = torch.cuda.current_stream(self._device)
+        self._wait_for(consumer)
         with torch.cuda.stream(self._stream):
+            begun = torch.cuda.Event(enable_timing=True)
+            begun.record(self._stream)
             copied_nPPC = pixels_nPPC.to(self._device, non_blocking=True)
-            done = torch.cuda.Event()
+            done = torch.cuda.Event(enable_timing=True)
             done.record(self._stream)
         # The consumer's kernels come after the copy, and the copy's memory lives until they have run.
         consumer.wait_event(done)
         copied_nPPC.record_stream(consumer)
-        self._under_way.append((done, pixels_nPPC))
+        self._under_way.append(_UnderWay(begun, done, pixels_nPPC))
         return copied_nPPC
+
+    def settle(self) -> None:
+        """Wait for all copies under way, but not for what is done with the pixels."""
+        while self._under_way:
+            self._under_way[0].done.synchronize()
+            self._let_go()
+
+    def take_seconds(self) -> float:
+        """Seconds that copies took, of those that ended since this was last asked; on CUDA by its own clock."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _let_go(self) -> None:
+        while self._under_way and self._under_way[0].done.query():
+            ended = self._under_way.popleft()
+            self._seconds += ended.begun.elapsed_time(ended.done) / 1e3
+
+    def _wait_for(self, consumer: torch.cuda.Stream) -> None:
+        """Wait until the consumer's device has done what was handed to it before the last chunk was asked for."""
+        handed_over = torch.cuda.Event()
+        handed_over.record(consumer)
+        self._handed_over.append(handed_over)
+        while len(self._handed_over) > 1:
+            self._handed_over.popleft().synchronize()
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A copy with the host memory that it reads."""
+
+    begun: torch.cuda.Event
+    done: torch.cuda.Event
+    pixels_nPPC: Tensor
+
+
+class DeviceTimer:
+    """How long work takes: on CUDA by the card's own events, elsewhere by the clock.
+
+    A card is handed its work and does it later, so that the clock would tell how long handing over takes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is done, or handed over, in the block."""
+        if self._device.type != "cuda":
+            started = perf_counter()
+            yield
+            self._seconds += perf_counter() - started
+            return
+        begun = self._mark()
+        yield
+        self._running.append((begun, self._mark()))
+        while self._running and self._running[0][1].query():
+            self._count()
+
+    def seconds(self) -> float:
+        """Seconds so far. Waits for the card."""
+        while self._running:
+            self._running[0][1].synchronize()
+            self._count()
+        return self._seconds
+
+    def _mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _count(self) -> None:
+        begun, ended = self._running.popleft()
+        self._seconds += begun.elapsed_time(ended) / 1e3

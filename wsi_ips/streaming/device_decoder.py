@@ -26,6 +26,10 @@ MOST_DIFFERENCE = 2.0
 """Mean grey levels between the two decoders' pixels; colours taken for others differ by tens."""
 
 
+CHECKED = 8
+"""Patches of a slide that both decoders decode before the device decodes all of them."""
+
+
 class DecodingFailed(Exception):
     """Some of these JPEGs cannot be decoded on the device, or none."""
 
@@ -92,6 +96,30 @@ def pays(decoder: DeviceDecoder, source: TileSource | RegionSource, n: int, *, t
             return False
         ours_s = source.fill(0, ours_nPPC).decode_s / threads
     return theirs_s < ours_s and same_pixels(theirs_n3PP, torch.from_numpy(ours_nPPC).permute(0, 3, 1, 2))
+
+
+def means_the_same(decoder: DeviceDecoder, source: TileSource | RegionSource, n: int) -> bool:
+    """Whether the device's pixels are ours, on a few of a slide's ``n`` patches, spread over all of them.
+
+    False, with a warning, where the device takes a tile's colours for others or cannot decode one, and where none
+    of the patches looked at is a JPEG of its own.
+    """
+    places = np.linspace(0, n - 1, min(n, CHECKED)).astype(int).tolist()
+    found = [(place, stored) for place in places if (stored := source.stored_jpegs(place, 1)) is not None]
+    if not found:
+        return False
+    ours_nPPC = np.empty((len(found), decoder.side_px, decoder.side_px, 3), np.uint8)
+    for row, (place, _) in enumerate(found):
+        source.fill(place, ours_nPPC[row : row + 1])
+    try:
+        theirs_n3PP = decoder.decode(
+            [jpeg for _, stored in found for jpeg in stored.jpegs],
+            [inside for _, stored in found for inside in stored.insides],
+        )
+    except DecodingFailed as error:
+        logger.warning("tiles are decoded on the CPU, the device cannot: %s", error)
+        return False
+    return same_pixels(theirs_n3PP, torch.from_numpy(ours_nPPC).permute(0, 3, 1, 2))
 
 
 def same_pixels(theirs_n3PP: Tensor, ours_n3PP: Tensor) -> bool:

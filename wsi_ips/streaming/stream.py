@@ -1,7 +1,8 @@
 """A slide's patches as a bounded, ordered stream of chunks.
 
 Knows nothing of what the patches are for. Memory is ``chunks_in_flight`` chunks whatever the slide's size:
-a slow consumer stops the decoders, because a chunk is only handed to them when one has been taken.
+a slow consumer stops the decoders, because a chunk is only handed to them when one has been taken. On CUDA one
+chunk more is on its way to the device while the consumer works on the one before it.
 """
 
 import copy
@@ -24,7 +25,7 @@ from wsi_ips.slides.base import SlideReader, TiledReader
 from wsi_ips.streaming.bad_tiles import BadTiles
 from wsi_ips.streaming.chunk import Chunk
 from wsi_ips.streaming.device import DeviceCopies
-from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, pays
+from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, means_the_same, pays
 from wsi_ips.streaming.patch_region import PatchRegion
 from wsi_ips.streaming.patch_source import Windows
 from wsi_ips.streaming.pixel_pool import PixelPool
@@ -77,6 +78,8 @@ class PatchStream:
             spare=config.chunks_in_flight + 1,
             pinned=self._device.type == "cuda",
         )
+        # As long-lived as the pool, whose memory is not to be used again before a copy of it has ended.
+        self._copies = DeviceCopies(self._device)
         self._decoder: DeviceDecoder | None = None
         self._decoder_chosen = config.decode == "cpu"
         self.telemetry = StreamTelemetry()
@@ -141,7 +144,6 @@ class PatchStream:
             of_slide=min(1.0, max(1, len(rows_N)) / max(1, len(self._coords))),
         )
         source = self._source(rows_N, bad)
-        copies = DeviceCopies(self._device)
         decoder = self._choose_decoder()
         # A chunk is one thread's work, since there are more of them; only one alone (the kept patches) is split.
         shares = self._config.threads if len(rows_N) <= batch else 1
@@ -160,16 +162,30 @@ class PatchStream:
 
         try:
             refill()
-            while in_flight:
-                coming = in_flight.popleft()
-                there = None if decoder is None else self._decoded_there(coming, decoder)
-                chunk = self._finish(coming, source, copies) if there is None else there
+            ahead: Chunk | None = None
+            while in_flight or ahead is not None:
+                chunk = self._next(in_flight.popleft(), source, decoder) if ahead is None else ahead
                 refill()  # before the consumer works: no decoder waits for it
+                ahead = None
+                if self._copies.run_beside and decoder is None and in_flight and in_flight[0].decoded:
+                    ahead = self._finish(in_flight.popleft(), source)
+                    refill()
                 yield chunk
+            self._copies.settle()
+            self.telemetry.copy_s += self._copies.take_seconds()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             known = set(self.telemetry.bad_tiles)
             self.telemetry.bad_tiles += [name for name in bad.names if name not in known]
+
+    def _next(
+        self,
+        coming: "_ChunkInFlight",
+        source: TileSource | RegionSource,
+        decoder: DeviceDecoder | None,
+    ) -> Chunk:
+        there = None if decoder is None else self._decoded_there(coming, decoder)
+        return self._finish(coming, source) if there is None else there
 
     def _source(self, rows_N: NDArray[np.int64], bad: BadTiles) -> TileSource | RegionSource:
         l0_xy_N2 = self._coords.l0_xy_N2[rows_N]
@@ -217,9 +233,11 @@ class PatchStream:
             decoder = DeviceDecoder(self._device, self._coords.patch_px)
             if source.patches_are_tiles:
                 n = min(self._config.batch, len(rows_N))
-                asked = self._config.decode == "device"
-                if n and (asked or pays(decoder, source, n, threads=self._config.threads)):
-                    self._decoder = decoder
+                if n and self._config.decode == "device":
+                    wanted = means_the_same(decoder, source, len(rows_N))
+                else:
+                    wanted = n > 0 and pays(decoder, source, n, threads=self._config.threads)
+                self._decoder = decoder if wanted else None
         return self._decoder
 
     def _decoded_there(self, chunk: "_ChunkInFlight", decoder: DeviceDecoder) -> Chunk | None:
@@ -239,18 +257,15 @@ class PatchStream:
         self.telemetry.add(stored.work)
         return self._chunk(chunk.rows, pixels_n3PP)
 
-    def _finish(
-        self, chunk: "_ChunkInFlight", source: TileSource | RegionSource, copies: DeviceCopies
-    ) -> Chunk:
+    def _finish(self, chunk: "_ChunkInFlight", source: TileSource | RegionSource) -> Chunk:
         started = perf_counter()
         if chunk.stored is not None:  # the device could not: tiles are tried again here, and named
             self.telemetry.add(source.fill(chunk.start, chunk.pixels_nPPC))
         for future in chunk.decoding:
             self.telemetry.add(future.result())
-        decoded = perf_counter()
-        pixels_nPPC = copies.to_device(torch.from_numpy(chunk.pixels_nPPC))
-        self.telemetry.waited_s += decoded - started
-        self.telemetry.copy_s += perf_counter() - decoded
+        self.telemetry.waited_s += perf_counter() - started
+        pixels_nPPC = self._copies.to_device(torch.from_numpy(chunk.pixels_nPPC))
+        self.telemetry.copy_s += self._copies.take_seconds()
         return self._chunk(chunk.rows, pixels_nPPC.permute(0, 3, 1, 2))
 
     def _chunk(self, rows: NDArray[np.int64], pixels_n3PP: Tensor) -> Chunk:
@@ -282,3 +297,10 @@ class _ChunkInFlight:
     pixels_nPPC: NDArray[np.uint8]
     decoding: list[Future[StreamTelemetry]] = field(default_factory=list)
     stored: Future[StoredJpegs | None] | None = None
+
+    @property
+    def decoded(self) -> bool:
+        """Whether all pixels are there, without an error that is to be raised at this chunk."""
+        return self.stored is None and all(
+            future.done() and future.exception() is None for future in self.decoding
+        )

@@ -8,7 +8,8 @@ class StreamTelemetry:
     """Sums over a stream. Seconds are those of all threads together, except ``waited_s``.
 
     read_s: stored bytes from the file. decode_s: bytes to pixels (for a reader without tiles, reading too).
-    assemble_s: patches put together from tiles. resample_s: to the wanted resolution. copy_s: to the device.
+    assemble_s: patches put together from tiles. resample_s: to the wanted resolution. copy_s: to the device, on
+    CUDA by the card's own clock: copies run beside everything else.
     waited_s: how long the consumer waited for chunks. tile_uses: how often patches needed a tile, of which
     tiles_decoded were decoded and the rest was there already. bad_tiles: what could not be decoded and is white.
     """

@@ -20,6 +20,7 @@ from wsi_ips.files import whole_file
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import begin_from
 from wsi_ips.progress import Progress, silent
+from wsi_ips.streaming.numerics import calculating, numerics
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.calibration import calibrate
 from wsi_ips.training.module import IPSModule
@@ -57,14 +58,29 @@ def train_bags(
     """Train on bags, choose the epoch on ``val`` (by the training loss, without any).
 
     Writes into ``out``: ``model.safetensors`` (the best epoch so far, with its config), ``last.safetensors``,
-    ``history.csv`` (losses and figures per epoch), ``run.json`` (the resolved config and versions) and the state
-    that the same call resumes from where it was killed. Raises :class:`ConfigError` where ``out`` holds another
-    run, :class:`TrainingError` where the loss is not finite or more than ``max_bad`` bags cannot be read.
+    ``history.csv`` (losses and figures per epoch), ``run.json`` (the resolved config, versions, and how the
+    device calculates) and the state that the same call resumes from where it was killed. Raises
+    :class:`ConfigError` where ``out`` holds another run, :class:`TrainingError` where the loss is not finite or
+    more than ``max_bad`` bags cannot be read.
     """
     if config.selection.selector == "cascade" and config.selection.coarse.recall is not None and not val:
         raise ConfigError(
             "selection.coarse.recall is measured on the validation split, which is empty: set coarse.share instead"
         )
+    with calculating(deterministic=config.training.deterministic):
+        return _train(train, val, config, out, device=device, progress=progress, max_bad=max_bad)
+
+
+def _train(
+    train: Sequence[Bag],
+    val: Sequence[Bag],
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+    max_bad: int,
+) -> FinetuneReport:
     seed = config.training.seed
     seed_everything(seed, verbose=False)
     net = build_selecting_net(config.model, config.selection)
@@ -80,7 +96,8 @@ def train_bags(
     record = Record(out, config, run=_described(config, train, val))
     record.resume(module)
     if not record.finished:
-        _write_run(out / "run.json", config)
+        if is_first_process():
+            _write_run(out / "run.json", config)
         _fit(module, val, config, out, device=device, record=record, progress=progress)
     if config.selection.selector == "cascade" and val and is_first_process():
         readable = [bag for bag in val if bag.bag_id not in module.bad]
@@ -198,6 +215,11 @@ def _described(config: FinetuneConfig, train: Sequence[Bag], val: Sequence[Bag])
 
 
 def _write_run(path: Path, config: FinetuneConfig) -> None:
-    run = {"command": "finetune", "config": config.model_dump(mode="json"), "versions": versions()}
+    run = {
+        "command": "finetune",
+        "config": config.model_dump(mode="json"),
+        "numerics": numerics(),
+        "versions": versions(),
+    }
     with whole_file(path) as partial:
         partial.write_text(json.dumps(run, indent=2) + "\n")

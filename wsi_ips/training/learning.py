@@ -125,13 +125,13 @@ def step_loss(
     """
     losses = []
     for task in tasks:
-        probabilities_BC = at_least_single(reading.probabilities[task.name])
+        logits_BC = reading.logits[task.name]
         labelled = with_label(task, targets)
         if not labelled:
-            losses.append(probabilities_BC.new_zeros(()))
+            losses.append(logits_BC.float().new_zeros(()))
             continue
         loss = task_loss(
-            probabilities_BC[labelled],
+            logits_BC[labelled],
             target_tensor(task, [targets[place] for place in labelled], reading.tokens_BTD.device),
             activation=task.activation,
             weights=weights.get(task.name),
@@ -143,11 +143,6 @@ def step_loss(
 def with_label(task: TaskConfig, targets: Sequence[Mapping[str, Target]]) -> list[int]:
     """Places of the bags that have a label for the task."""
     return [place for place, target in enumerate(targets) if task.name in target]
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """Half precision widened: a sum of small losses loses its digits there."""
-    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def target_tensor(task: TaskConfig, targets: Sequence[Mapping[str, Target]], device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The paper's losses, on probabilities (IPS reference code), and what classes weigh in them.
+"""The paper's losses (IPS reference code), computed from logits in float32, and what classes weigh in them.
 
 Shape suffixes: B bags, C classes.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from wsi_ips.config import ClassWeights, TaskConfig
 from wsi_ips.datasets.targets import Target
@@ -19,30 +19,35 @@ EPS = 1e-6
 
 
 def task_loss(
-    probabilities_BC: Tensor,
+    logits_BC: Tensor,
     target: Tensor,
     *,
     activation: Literal["softmax", "sigmoid", "linear"],
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Scalar, mean over bags.
+    """Scalar, mean over bags, of what the heads say before their activation.
 
     softmax: ``target`` (B,) int64 class indices, -log(p + 1e-6). sigmoid: (B,) or (B, C) of 0 and 1, binary
     cross entropy over all elements. linear (ours): (B, C) numbers, mean squared error over all elements.
+
+    Half precision is widened to float32 first: the sigmoid of a half-precision logit of 8.5 is 1, whose loss has
+    no gradient, and a sum of small losses loses its digits. The sigmoid loss never sees probabilities, which
+    autocast forbids on CUDA.
 
     ``weights`` (C,), from :func:`class_weights`. softmax: each bag's loss is multiplied by its class's weight.
     The mean is over bags, not over weights as in PyTorch's ``NLLLoss``: there a step of one class, or of one
     bag, is not weighted at all, and processes could not add up their shares. sigmoid
     (``BCEWithLogitsLoss(pos_weight=)``): factor on the positive term of each class. linear has none: None.
     """
+    logits_BC = logits_BC.float() if logits_BC.dtype.itemsize < 4 else logits_BC
     if activation == "linear":
-        return mse_loss(probabilities_BC, target.to(probabilities_BC.dtype))
+        return mse_loss(logits_BC, target.to(logits_BC.dtype))
     if activation == "softmax":
-        loss_B = -(probabilities_BC.gather(1, target[:, None])[:, 0] + EPS).log()
+        loss_B = -(logits_BC.softmax(dim=1).gather(1, target[:, None])[:, 0] + EPS).log()
         return (loss_B if weights is None else weights.to(loss_B)[target] * loss_B).mean()
-    target_BC = target.reshape(probabilities_BC.shape).to(probabilities_BC.dtype)
-    factor_BC = None if weights is None else 1 + (weights.to(probabilities_BC) - 1) * target_BC
-    return binary_cross_entropy(probabilities_BC, target_BC, weight=factor_BC)
+    target_BC = target.reshape(logits_BC.shape).to(logits_BC.dtype)
+    factor_C = None if weights is None else weights.to(logits_BC)
+    return binary_cross_entropy_with_logits(logits_BC, target_BC, pos_weight=factor_C)
 
 
 def mean_loss(losses: Sequence[Tensor]) -> Tensor:

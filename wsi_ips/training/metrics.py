@@ -2,10 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -24,72 +25,90 @@ from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.learning import step_loss, target_tensor, with_label
 
 
-class SplitMetrics(nn.Module):
-    """Gathers bag by bag, over all processes; ``compute`` gives ``{name: value}`` and starts anew.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a network said of some bags, all on the CPU: their mean loss, how many they are, and of each task the
+    probabilities (B, C) float32 with the targets as the measures count them."""
+
+    loss: Tensor
+    bags: int
+    said: Mapping[str, tuple[Tensor, Tensor]]
+
+
+class SplitMetrics:
+    """The figures of a split, out of what was measured bag by bag: ``{name: value}``.
 
     Names: ``loss``; per task ``auc`` (the mean over the classes that some bags have and others do not) and
     ``accuracy`` (all labels of a bag right, for sigmoid tasks of several classes), or ``mae`` for a linear task,
-    with the task's name in front where there are several.
+    with the task's name in front where there are several. What several processes measured is put together first
+    (:mod:`wsi_ips.training.processes`), in the order of the bags, so that the figures are those of one process.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig]) -> None:
-        super().__init__()
         self._tasks = tuple(tasks)
-        self._loss = MeanMetric()
-        self._measures = nn.ModuleList(nn.ModuleDict(_measures(task)) for task in tasks)
 
-    def update(
+    def measure(
         self,
         reading: BagReading,
         targets: Sequence[Mapping[str, Target]],
         *,
         weights: Mapping[str, Tensor | None],
-    ) -> None:
+    ) -> Measured:
         """What a network says of one bag or more, and what they are; all of it as for :func:`step_loss`."""
         loss = step_loss(reading, targets, self._tasks, weights=weights)
-        self._loss.update(loss.detach(), weight=len(targets))
-        for task, measures in zip(self._tasks, self._measures, strict=True):
+        said: dict[str, tuple[Tensor, Tensor]] = {}
+        for task in self._tasks:
             labelled = with_label(task, targets)
             if not labelled:
                 continue
-            its = [targets[place] for place in labelled]
-            target = target_tensor(task, its, reading.tokens_BTD.device)
+            target = target_tensor(task, [targets[place] for place in labelled], torch.device("cpu"))
             counted = target if task.activation == "linear" else target.to(torch.int64)
-            for measure in measures.values():  # type: ignore[operator]
-                measure.update(reading.probabilities[task.name][labelled].float(), counted)
+            said[task.name] = (reading.probabilities[task.name][labelled].detach().float().cpu(), counted)
+        return Measured(loss.detach().cpu(), len(targets), said)
 
-    def compute(self) -> dict[str, float]:
-        found = {"loss": float(self._loss.compute())}
-        self._loss.reset()
-        for task, measures in zip(self._tasks, self._measures, strict=True):
-            for name, measure in measures.items():  # type: ignore[operator]
+    def figures(self, measured: Iterable[Measured]) -> dict[str, float]:
+        """The figures of one or more bags, in the order given."""
+        mean_loss = MeanMetric(sync_on_compute=False)
+        measures = [(task, _measures(task)) for task in self._tasks]
+        for bags in measured:
+            mean_loss.update(bags.loss, weight=bags.bags)
+            for task, its in measures:
+                for measure in its.values() if task.name in bags.said else ():
+                    measure.update(*bags.said[task.name])
+        found = {"loss": float(mean_loss.compute())}
+        for task, its in measures:
+            for name, measure in its.items():
                 shown = name if len(self._tasks) == 1 else f"{task.name}_{name}"
-                # Without labels there is nothing to measure here; another process may have some.
-                nothing = not measure.update_called and not distributed.is_initialized()
-                found[shown] = math.nan if nothing else float(measure.compute())
-                measure.reset()
+                # Without labels there is nothing to measure.
+                found[shown] = float(measure.compute()) if measure.update_called else math.nan
         return found
 
 
 def _measures(task: TaskConfig) -> dict[str, Metric]:
     classes = len(task.classes)
     if task.activation == "linear":
-        return {"mae": MeanAbsoluteError()}
+        return {"mae": MeanAbsoluteError(sync_on_compute=False)}
     if task.activation == "softmax":
         return {
             "auc": _MulticlassMeanAuroc(classes),
-            "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "accuracy": MulticlassAccuracy(classes, average="micro", sync_on_compute=False),
         }
     if classes == 1:
-        return {"auc": BinaryAUROC(), "accuracy": BinaryAccuracy()}
-    return {"auc": _MultilabelMeanAuroc(classes), "accuracy": MultilabelExactMatch(classes)}
+        return {
+            "auc": BinaryAUROC(sync_on_compute=False),
+            "accuracy": BinaryAccuracy(sync_on_compute=False),
+        }
+    return {
+        "auc": _MultilabelMeanAuroc(classes),
+        "accuracy": MultilabelExactMatch(classes, sync_on_compute=False),
+    }
 
 
 class _MulticlassMeanAuroc(MulticlassAUROC):
     """torchmetrics counts a class that does not occur as an AUC of 0, which is no judgement of a small split."""
 
     def __init__(self, classes: int) -> None:
-        super().__init__(classes, average="none")
+        super().__init__(classes, average="none", sync_on_compute=False)
 
     def compute(self) -> Tensor:  # type: ignore[override]
         target_S = dim_zero_cat(self.target)
@@ -99,7 +118,7 @@ class _MulticlassMeanAuroc(MulticlassAUROC):
 
 class _MultilabelMeanAuroc(MultilabelAUROC):
     def __init__(self, classes: int) -> None:
-        super().__init__(classes, average="none")
+        super().__init__(classes, average="none", sync_on_compute=False)
 
     def compute(self) -> Tensor:  # type: ignore[override]
         target_SC = dim_zero_cat(self.target)

@@ -22,8 +22,16 @@ from wsi_ips.training.kept_patches import BagLost
 from wsi_ips.training.learning import make_optimizer, set_learning_rate
 from wsi_ips.training.losses import class_weights
 from wsi_ips.training.methods import make_method
-from wsi_ips.training.metrics import SplitMetrics
-from wsi_ips.training.processes import sum_gradients
+from wsi_ips.training.metrics import Measured, SplitMetrics
+from wsi_ips.training.processes import (
+    StepNews,
+    average_statistics,
+    backward_of_nothing,
+    in_turn,
+    of_all,
+    raise_failures,
+    sum_gradients,
+)
 from wsi_ips.training.steps import Step, Steps
 
 logger = logging.getLogger(__name__)
@@ -51,7 +59,7 @@ class IPSModule(LightningModule):
         self.val_figures: dict[str, float] = {}
         """What :class:`SplitMetrics` found last."""
         self._val_metrics = SplitMetrics(config.model.tasks)
-        self._validated = 0
+        self._measured: list[Measured | None] = []
         self._max_bad = max_bad
         self._config = config
         self._bags = bags
@@ -64,35 +72,82 @@ class IPSModule(LightningModule):
     def training_step(self, step: Step, _: int) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        while (loss := self._learned(step)) is None:
-            pass  # a bag was lost on the way: the others again, with another in its place
-        if self.trainer.world_size > 1:
-            sum_gradients(self.net, loss)
+        loss, slides = self._learned_by_all(step)
         training = self._config.training
         multiplier = set_learning_rate(
             optimizer.param_groups, step.number, training=training, per_epoch=self.steps.per_epoch
         )
-        optimizer.step()
-        self.losses.append(float(loss))
-        self.log("step_loss", loss, on_step=True, on_epoch=False, batch_size=len(step.bags))
+        if slides:  # without one there is no gradient: weights do not decay either
+            optimizer.step()
+            loss = loss / (slides / len(step.bags))
+            self.losses.append(float(loss))
+            self.log("step_loss", loss, on_step=True, on_epoch=False, batch_size=len(step.bags))
         self.log("lr", training.lr * multiplier, on_step=True, on_epoch=False, batch_size=1)
         self.steps.done = step.number + 1
 
-    def _learned(self, step: Step) -> Tensor | None:
-        """Gradients of this process's share of the step, and its part of the loss; None where a bag was lost."""
+    def _learned_by_all(self, step: Step) -> tuple[Tensor, int]:
+        """Gradients of all processes' parts of the step; its loss, and how many slides were learned from.
+
+        Each process then knows of the others' unreadable bags, and which patches of theirs were selected. Where
+        one fails, all do. Raises what this process's part raised, or :class:`TrainingError`.
+        """
+        several = self.trainer.world_size > 1
+        bad, remembered = set(self.bad), dict(self.method.remembered)
+        learned: tuple[Tensor, int] | None = None
+        failed: Exception | None = None
+        try:
+            while learned is None:  # a bag was lost on the way: the others again, with another in its place
+                learned = self._learned(step)
+        except Exception as error:
+            if not several:
+                raise
+            failed = error
+        loss, slides = learned or (torch.zeros((), device=self.device), 0)
+        if not several:
+            return loss, slides
+        news = of_all(
+            StepNews(
+                slides,
+                {bag_id: why for bag_id, why in self.bad.items() if bag_id not in bad},
+                {
+                    bag_id: ids_M
+                    for bag_id, ids_M in self.method.remembered.items()
+                    if remembered.get(bag_id) is not ids_M
+                },
+                None if failed is None else str(failed),
+            )
+        )
+        if failed is not None:
+            raise failed
+        raise_failures(news)
+        for each in news:
+            self.bad.update(each.bad)
+            self.method.remembered.update(each.remembered)
+        self._check_bad()
+        sum_gradients(self.net, loss)
+        average_statistics(self.net, slides)
+        return loss, sum(each.slides for each in news)
+
+    def _learned(self, step: Step) -> tuple[Tensor, int] | None:
+        """Gradients of this process's share of the step; its part of the loss, and how many slides it learned
+        from. None where a bag was lost."""
         # Random layers draw the same numbers in a run that was killed and resumed.
         torch.manual_seed((self._config.training.seed * 1_000_003 + step.number) * 1_009 + self.global_rank)
         self.net.zero_grad()
         share = step.bags[self.global_rank :: self.trainer.world_size]
         kept = [bag for index in share if (bag := self._keep(index, step)) is not None]
         if not kept:
-            return torch.zeros((), device=self.device)
+            if self.trainer.world_size > 1:
+                self.manual_backward(backward_of_nothing(self.net))
+            return torch.zeros((), device=self.device), 0
         part = len(kept) / len(step.bags)
         try:
-            return part * self.method.learn(kept, epoch=step.epoch, device=self.device, share=part)
+            loss = self.method.learn(kept, epoch=step.epoch, device=self.device, share=part)
         except BagLost as lost:
             self._count_bad(lost.bag, lost.error)
+            self._check_bad()
             return None
+        return part * loss, len(kept)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here gradients are no longer scaled for mixed precision.
@@ -111,17 +166,24 @@ class IPSModule(LightningModule):
                 reading = read_bag(self.net, source, self._config.selection).bag
         except WsiIpsError as error:
             self._count_bad(bag, error)
+            self._measured.append(None)
+            if self.trainer.world_size == 1:  # several processes count together, when all are done
+                self._check_bad()
             return
-        self._validated += 1
-        self._val_metrics.update(reading, [bag.targets], weights=self._weights)
+        self._measured.append(self._val_metrics.measure(reading, [bag.targets], weights=self._weights))
 
     def on_validation_epoch_end(self) -> None:
-        if not self._validated and self.trainer.world_size == 1:
-            self.val_figures = {}  # not one slide could be read
-            return
-        self._validated = 0
-        self.val_figures = self._val_metrics.compute()
-        self.log_dict({f"val_{name}": value for name, value in self.val_figures.items()})
+        mine = self._measured, dict(self.bad)
+        everyone = of_all(mine)
+        for _, bad in everyone:
+            self.bad.update(bad)
+        self._check_bad()
+        measured = [each for each in in_turn([theirs for theirs, _ in everyone]) if each is not None]
+        self._measured = []
+        # Without one readable slide, in any process, nothing is known.
+        self.val_figures = self._val_metrics.figures(measured) if measured else {}
+        if self.val_figures:
+            self.log_dict({f"val_{name}": value for name, value in self.val_figures.items()})
 
     def configure_optimizers(self) -> Optimizer:
         return make_optimizer(self.net, self._config.training)
@@ -139,6 +201,7 @@ class IPSModule(LightningModule):
                 return self.method.keep(bag, epoch=step.epoch, device=self.device)
             except WsiIpsError as error:
                 self._count_bad(bag, error)
+                self._check_bad()
         return None
 
     def _candidates(self, index: int, step: Step) -> Iterator[int]:
@@ -152,10 +215,12 @@ class IPSModule(LightningModule):
     def _count_bad(self, bag: Bag, error: WsiIpsError) -> None:
         logger.warning("%s is left out: %s", bag.bag_id, error)
         self.bad[bag.bag_id] = str(error)
+
+    def _check_bad(self) -> None:
         if len(self.bad) > self._max_bad:
             raise TrainingError(
                 f"{len(self.bad)} slides could not be read, more than training.max_bad_slides allows; "
-                f"the last one: {error}"
+                f"the last one: {list(self.bad.values())[-1]}"
             ) from None
 
     def state(self) -> Mapping[str, Any]:

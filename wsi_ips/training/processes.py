@@ -5,10 +5,17 @@ is run backwards several times a step and processes have different numbers of sl
 """
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
+
+from wsi_ips.errors import TrainingError
+
+Value = TypeVar("Value")
 
 
 class SharedSteps(DDPStrategy):
@@ -24,6 +31,77 @@ class SharedSteps(DDPStrategy):
 def is_first_process() -> bool:
     """Whether this process is the one that reports and writes; Lightning and torchrun number the others."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def of_all(mine: Value) -> list[Value]:
+    """This value of every process, in the order of their ranks; ``[mine]`` where there is one process.
+
+    Every process has to call it, as often and in the same order as the others. The value is pickled.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [mine]
+    theirs: list[Value] = [mine] * distributed.get_world_size()
+    distributed.all_gather_object(theirs, mine)
+    return theirs
+
+
+def in_turn(shares: Sequence[Sequence[Value]]) -> list[Value]:
+    """The items whose shares were ``items[rank::processes]``, in their original order."""
+    longest = max(map(len, shares), default=0)
+    return [share[place] for place in range(longest) for share in shares if place < len(share)]
+
+
+@dataclass(frozen=True, slots=True)
+class StepNews:
+    """What the other processes have to know of a process's part of a step.
+
+    slides: how many it learned from. bad: {bag_id: why it could not be read}. remembered: {bag_id: patches} that
+    were selected in this step. failure: what ended the process's part, if anything did.
+    """
+
+    slides: int
+    bad: Mapping[str, str]
+    remembered: Mapping[str, Tensor]
+    failure: str | None = None
+
+
+def raise_failures(news: Sequence[StepNews]) -> None:
+    """Raise :class:`TrainingError` where a process failed: the others would wait for it without end."""
+    for rank, each in enumerate(news):
+        if each.failure is not None:
+            raise TrainingError(f"process {rank} of {len(news)} failed: {each.failure}")
+
+
+def backward_of_nothing(net: nn.Module) -> Tensor:
+    """A loss of 0 whose gradients are 0, for a process without slides.
+
+    It goes backwards like any other loss, because the scaler of mixed precision (fp16) sets itself up at the first
+    loss that it sees, and refuses to step without one.
+    """
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    return torch.stack([weight.flatten()[0].float() * 0 for weight in weights]).sum()
+
+
+@torch.no_grad()
+def average_statistics(net: nn.Module, slides: int) -> None:
+    """Give all processes the mean of their running statistics of BatchNorm, weighted by their slides, in place.
+
+    Only of layers that gather statistics. What is validated, saved and resumed is then one network, whichever
+    process does it.
+    """
+    device = next(net.parameters()).device
+    total = torch.tensor(float(slides), device=device)
+    distributed.all_reduce(total)
+    for module in net.modules():
+        if not (isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training):
+            continue
+        for statistic in (module.running_mean, module.running_var):
+            if statistic is not None and total > 0:
+                statistic.mul_(slides)
+                distributed.all_reduce(statistic)
+                statistic.div_(total)
+        if module.num_batches_tracked is not None:
+            distributed.all_reduce(module.num_batches_tracked, op=distributed.ReduceOp.MAX)
 
 
 def sum_gradients(net: nn.Module, loss: Tensor) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from wsi_ips.config import FinetuneConfig
-from wsi_ips.errors import CheckpointError, one_line
+from wsi_ips.errors import CheckpointError, TrainingError, one_line
 from wsi_ips.files import whole_file
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.training.module import IPSModule
+from wsi_ips.training.processes import of_all
 from wsi_ips.training.run_state import MEND, STATE_NAME, load_state, save_state
 
 BEST_NAME = "model.safetensors"
@@ -56,6 +57,14 @@ class Record(Callback):
             ) from None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises :class:`TrainingError` where the processes have different slides or resume from different steps:
+        they would learn from each other's slides."""
+        assert isinstance(pl_module, IPSModule)
+        if len(set(of_all((self._run, pl_module.steps.done)))) > 1:
+            raise TrainingError(
+                "the processes found different slides or different saved states: one of them could not read what "
+                "the others could; see that all of them reach the slides and the output folder, and start again"
+            )
         if self._held is not None:
             trainer.optimizers[0].load_state_dict(self._held["optimizer"])
             trainer.precision_plugin.load_state_dict(self._held["state"]["precision"])
@@ -74,7 +83,8 @@ class Record(Callback):
         # Lightning runs validation before this hook, so both splits' figures of the epoch are there.
         assert isinstance(pl_module, IPSModule)
         epoch = len(self.history)
-        row = {"epoch": epoch, "train_loss": math.fsum(pl_module.losses) / len(pl_module.losses)}
+        losses = pl_module.losses
+        row = {"epoch": epoch, "train_loss": math.fsum(losses) / len(losses) if losses else math.nan}
         row |= {f"val_{name}": value for name, value in pl_module.val_figures.items()}
         self.history.append(row)
         if trainer.is_global_zero:
