@@ -129,7 +129,7 @@ def test_going_on_with_other_coordinates_is_refused(
     assert console("predict", slide, *model).code == 0
     said = console("predict", slide, *model, "--from-coords", tmp_path / "c")
     assert said.code == 2
-    assert "from_coords None there" in said.complaint
+    assert "--from-coords not given there" in said.complaint
     said = console("predict", slide, *model, "--force", "--from-coords", tmp_path / "nowhere")
     assert said.code == 2
     assert "no such folder" in said.complaint
