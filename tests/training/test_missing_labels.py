@@ -25,17 +25,19 @@ TASKS = (
 
 def reading(bags: int) -> BagReading:
     generator = torch.Generator().manual_seed(0)
-    raw: dict[str, Tensor] = {
-        "grade": torch.rand(bags, 2, generator=generator).softmax(dim=1),
-        "found": torch.rand(bags, 2, generator=generator),
-        "age": torch.rand(bags, 1, generator=generator),
+    widths = {"grade": 2, "found": 2, "age": 1}
+    raw = {name: torch.randn(bags, width, generator=generator) for name, width in widths.items()}
+    return as_read({name: logits.requires_grad_() for name, logits in raw.items()})
+
+
+def as_read(logits: dict[str, Tensor]) -> BagReading:
+    bags = len(next(iter(logits.values())))
+    said = {
+        "grade": logits["grade"].softmax(dim=1),
+        "found": logits["found"].sigmoid(),
+        "age": logits["age"],
     }
-    return as_read({name: values.requires_grad_() for name, values in raw.items()})
-
-
-def as_read(probabilities: dict[str, Tensor]) -> BagReading:
-    bags = len(next(iter(probabilities.values())))
-    return BagReading({}, probabilities, torch.zeros(bags, 1, 1), torch.zeros(bags, 1, 1, 1))
+    return BagReading(logits, said, torch.zeros(bags, 1, 1), torch.zeros(bags, 1, 1, 1))
 
 
 def test_a_missing_label_has_no_gradient_and_adds_nothing() -> None:
@@ -46,9 +48,9 @@ def test_a_missing_label_has_no_gradient_and_adds_nothing() -> None:
     ]
     loss = step_loss(said, targets, TASKS, weights={})
     loss.backward()
-    assert said.probabilities["found"].grad is not None
-    assert (said.probabilities["found"].grad[0] == 0).all()
-    assert (said.probabilities["found"].grad[1] != 0).all()
+    assert said.logits["found"].grad is not None
+    assert (said.logits["found"].grad[0] == 0).all()
+    assert (said.logits["found"].grad[1] != 0).all()
     grade, found, age = (said.probabilities[name].detach() for name in ("grade", "found", "age"))
     expected = (
         -((grade[0, 0] + 1e-6).log() + (grade[1, 1] + 1e-6).log()) / 2
@@ -64,7 +66,7 @@ def test_the_parts_of_several_processes_add_up() -> None:
     whole = step_loss(said, targets, TASKS, weights={})
     parts = [
         step_loss(
-            as_read({name: each[place] for name, each in said.probabilities.items()}),
+            as_read({name: each[place] for name, each in said.logits.items()}),
             targets[place],
             TASKS,
             weights={},
@@ -78,8 +80,7 @@ def test_figures_are_of_the_bags_that_have_a_label() -> None:
     said = reading(4)
     targets: list[dict[str, Target]] = [{"grade": 0}, {"grade": 1}, {"age": (0.0,)}, {"age": (1.0,)}]
     metrics = SplitMetrics(TASKS)
-    metrics.update(said, targets, weights={})
-    figures = metrics.compute()
+    figures = metrics.figures([metrics.measure(said, targets, weights={})])
     age = said.probabilities["age"].detach()
     assert figures["age_mae"] == pytest.approx((abs(age[2, 0] - 0) + abs(age[3, 0] - 1)).item() / 2)
     called = said.probabilities["grade"][:2].argmax(dim=1)
