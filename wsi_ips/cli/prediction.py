@@ -77,7 +77,9 @@ def overlay(
     side_px: Annotated[int | None, typer.Option(help="Longest side in pixels (default 2048).")] = None,
     alpha: Annotated[float | None, typer.Option(help="Opacity of the heat, 0 to 1 (default 0.5).")] = None,
     colormap: Annotated[str | None, typer.Option(help="blue_yellow (default) or blue_red.")] = None,
-    scale: Annotated[str | None, typer.Option(help="percentile (default) or absolute.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="even (default): times the even share 1/N; rank; absolute.")
+    ] = None,
     low: Annotated[float | None, typer.Option(help=COLOUR_END.format("Low"))] = None,
     high: Annotated[float | None, typer.Option(help=COLOUR_END.format("High"))] = None,
 ) -> None:
@@ -112,7 +114,7 @@ def export(
     side_px: Annotated[int | None, typer.Option(help="deepzoom: longest side; default: the slide's.")] = None,
     alpha: Annotated[float | None, typer.Option(help="deepzoom: opacity of the heat (0.5).")] = None,
     colormap: Annotated[str | None, typer.Option(help="deepzoom: blue_yellow (default), blue_red.")] = None,
-    scale: Annotated[str | None, typer.Option(help="deepzoom: percentile (default), absolute.")] = None,
+    scale: Annotated[str | None, typer.Option(help="deepzoom: even (default), rank, absolute.")] = None,
     low: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("low"))] = None,
     high: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("high"))] = None,
 ) -> None:

@@ -4,24 +4,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
-from wsi_ips.heatmaps.legend import ScaleBar
+from wsi_ips.heatmaps.display_scale import DisplayScale
+from wsi_ips.heatmaps.legend import ScaleBar, short
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
+from wsi_ips.heatmaps.overlay import legend_ticks, spread_in_words
 from wsi_ips.inference.results import read_result
 from wsi_ips.location import Location, locate
 from wsi_ips.report.evaluation import Judged
 from wsi_ips.report.pictures import Pictures, Pixels, Place, draw_pictures, read_pixels, top_places
 from wsi_ips.report.stored_run import StoredRun, StoredSlide, attention_file
 from wsi_ips.report.summary import Part, class_colour
-from wsi_ips.report.words import answer, count, duration, figure, millimetres, raw, shortened
+from wsi_ips.report.words import answer, count, duration, figure, millimetres, shortened
 from wsi_ips.slides.registry import open_slide
 
 logger = logging.getLogger(__name__)
 
+BEYOND = {"<=": "≤ ", ">=": "≥ ", "": ""}
 MOST_BARS = 4
 """Classes of a task that are shown on a card, the likeliest first."""
 SCALE_BAR = 0.25
@@ -67,11 +68,12 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """shown: whose attention. ticks: raw values at the ends and in the middle of the colours, which are ranks.
+    """shown: whose attention, and how far it goes from the even share. ticks: the colours' marks from low to high,
+    in times the even share.
     bar: label and share of the picture's width of the scale bar."""
 
     shown: str
-    ticks: tuple[str, str, str]
+    ticks: Sequence[str]
     bar: tuple[str, float] | None
 
 
@@ -241,12 +243,15 @@ def _rings(heat: Heat, places: Sequence[Place]) -> list[Ring]:
 def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
     if pictures.overlay is None or not len(heat.values_N):
         return None
-    low, middle, high = (
-        raw(float(value)) for value in np.percentile(heat.values_N.astype(np.float64), (0, 50, 100))
-    )
+    display = DisplayScale(heat.values_N)
+    ticks = [
+        BEYOND[tick.beyond] + short(tick.times_even) + " ×" for tick in legend_ticks(heat.values_N, display)
+    ]
     width = pictures.overlay.width
     mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width
     bar = ScaleBar.fitting(mpp, SCALE_BAR * width)
     return Legend(
-        heat.shown, (low, middle, high), (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width))
+        f"{heat.shown}; {spread_in_words(heat.values_N)}",
+        ticks,
+        (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width)),
     )
