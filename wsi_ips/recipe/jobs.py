@@ -184,6 +184,8 @@ class _HeatJob(Section):
     """The folder that ``predict`` wrote."""
     slides: Slides | None = None
     """Where the slides are now; none: where ``predict`` read them."""
+    open_urls: bool = False
+    """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
     task: str | None = None
     """Whose attention: that of the query which this task reads; none: the mean over all queries."""
     query: NonNegativeInt | None = None
@@ -325,6 +327,8 @@ class ReportJob(Section):
     """The folder that ``finetune`` wrote, for the losses."""
     slides: Slides | None = None
     """Where the slides are now; none: where ``predict`` read them."""
+    open_urls: bool = False
+    """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
     top: Annotated[NonNegativeInt, Field(le=MOST_PATCHES_SHOWN)] = 9
     """How many of a slide's patches are shown, those with the most attention."""
 

@@ -12,7 +12,8 @@ from wsi_ips.heatmaps.legend import ScaleBar, short
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks, spread_in_words
 from wsi_ips.inference.results import read_result
-from wsi_ips.location import Location, locate
+from wsi_ips.inference.stored_location import stored_location
+from wsi_ips.location import Location
 from wsi_ips.report.evaluation import Judged
 from wsi_ips.report.pictures import Pictures, Pixels, Place, draw_pictures, read_pixels, top_places
 from wsi_ips.report.stored_run import StoredRun, StoredSlide, attention_file
@@ -117,11 +118,18 @@ def _answer(task: TaskConfig, outputs: dict[str, float]) -> Answer:
 
 
 def make_card(
-    run: StoredRun, line: Line, *, elsewhere: Mapping[str, Location] | None, top: int, share: int
+    run: StoredRun,
+    line: Line,
+    *,
+    elsewhere: Mapping[str, Location] | None,
+    top: int,
+    share: int,
+    open_urls: bool = False,
 ) -> Card:
     """A slide's card, with pictures of ``share`` bytes at most. Never raises for what a slide or a result holds.
 
-    elsewhere: {slide_id: where it is now}; None: where predict read it. top: how many patches are shown. A slide
+    elsewhere: {slide_id: where it is now}; None: where predict read it, at URLs with ``open_urls``
+    alone. top: how many patches are shown. A slide
     that is gone has its attention on white paper. Of one slide at a time the pixels are held.
     """
     card = Card(line, facts=_facts(line.slide))
@@ -132,7 +140,9 @@ def make_card(
     except (WsiIpsError, OSError, ValueError) as error:
         return replace(card, problem=f"its attention cannot be shown: {_why(error)}")
     places = top_places(heat, top) if heat else []
-    pixels, problem = _pixels(run, line.slide, heat, places, elsewhere=elsewhere, share=share)
+    pixels, problem = _pixels(
+        run, line.slide, heat, places, elsewhere=elsewhere, share=share, open_urls=open_urls
+    )
     if line.slide.status == "failed":
         problem = ""  # the row has its reason; a picture helps to see it, where there can be one
     if pixels is None:
@@ -170,13 +180,14 @@ def _pixels(
     *,
     elsewhere: Mapping[str, Location] | None,
     share: int,
+    open_urls: bool,
 ) -> tuple[Pixels | None, str]:
     """What is read of the slide, and why it could not be; without the slide, paper of its size for its heat."""
     paper = None
     if heat is not None:
         paper = Pixels(heat.coords.l0_size, max(1.0, max(heat.coords.l0_size) / 2048))
     try:
-        at = _location(run, slide, heat, elsewhere)
+        at = _location(run, slide, heat, elsewhere, open_urls=open_urls)
         if at is None:
             return paper, ""
         with open_slide(at) as reader:
@@ -193,15 +204,21 @@ def _pixels(
 
 
 def _location(
-    run: StoredRun, slide: StoredSlide, heat: Heat | None, elsewhere: Mapping[str, Location] | None
+    run: StoredRun,
+    slide: StoredSlide,
+    heat: Heat | None,
+    elsewhere: Mapping[str, Location] | None,
+    *,
+    open_urls: bool,
 ) -> Location | None:
-    """None: there is no slide to open. Raises :class:`SlideNotFound` for one that is not among ``elsewhere``."""
+    """None: there is no slide to open. Raises :class:`SlideNotFound` for one that is not among ``elsewhere``, and
+    as :func:`stored_location`."""
     if elsewhere is not None:
         if slide.slide_id not in elsewhere:
             raise SlideNotFound(slide.slide_id, "is not in the folder that --slides names")
         return elsewhere[slide.slide_id]
     path = heat.result.slide_path if heat else slide.path
-    return None if run.of_features or not path else locate(path)
+    return None if run.of_features or not path else stored_location(path, open_urls=open_urls)
 
 
 def _why(error: Exception) -> str:

@@ -10,14 +10,13 @@ import uvicorn
 from starlette.applications import Starlette
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.viewer.guard import is_loopback
 
 ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - told apart, not bound to
 
 
-def new_token(host: str) -> str | None:
-    """What others have to show; None where only this machine can ask."""
-    return None if is_loopback(host) else secrets.token_urlsafe(24)
+def new_token() -> str:
+    """What every request has to show: others may have an account on this machine, or reach it."""
+    return secrets.token_urlsafe(24)
 
 
 def bound(host: str, port: int) -> socket.socket:
