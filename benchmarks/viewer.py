@@ -105,7 +105,7 @@ def store(slide: Path, run: Path) -> None:
 def served(run: Path) -> Iterator[tuple[str, "subprocess.Popen[str]", float]]:
     """(address, process, seconds from its start to its first line) of the command."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "wsi_ips.cli", "view", str(run), "--port", "0"]
+    command = [sys.executable, "-m", "wsi_ips.cli", "view", str(run), "--port", "0", "--no-token"]
     environment = {**with_root(), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wsi_ips.cli.start import start
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.colours import Colormap
-from wsi_ips.heatmaps.raster import Scale
+from wsi_ips.heatmaps.display_scale import Scale
 from wsi_ips.recipe import (
     DemoJob,
     FeaturesJob,
@@ -89,9 +89,12 @@ def overlay_job(**values: object) -> Job:
         ({"query": -1}, "query: "),
         ({"task": "label", "query": 0}, "give one of them"),
         ({"low": 60, "high": 40}, "low 60 must be below high 40"),
-        ({"low": 100}, "low 100 must be below high 100"),
-        ({"high": 101}, "percentiles, 0 to 100"),
-        ({"low": -1}, "percentiles, 0 to 100"),
+        ({"scale": "rank", "low": 100}, "low 100 must be below high 100"),
+        ({"scale": "rank", "high": 101}, "percentiles, 0 to 100"),
+        ({"low": -1}, "low -1 must be above 0"),
+        ({"low": 64}, "low 64 must be below high 64"),
+        ({"high": 0.2}, "low 0.25 must be below high 0.2"),
+        ({"scale": "rank", "low": -1}, "percentiles, 0 to 100"),
         ({"scale": "absolute", "low": 0.2, "high": 0.2}, "low 0.2 must be below high 0.2"),
         ({"scale": "absolute", "low": float("nan")}, "low: "),
         ({"side_px": 0}, "side_px: "),
@@ -110,6 +113,7 @@ def test_every_colour_map_and_scale_can_be_asked_for() -> None:
     for colormap in get_args(Colormap):
         for scale in get_args(Scale):
             overlay_job(colormap=colormap, scale=scale)
+    assert overlay_job(scale="percentile", high=90).scale == "rank"  # as recipes of earlier versions say
     overlay_job(scale="absolute", low=-3)
     overlay_job(scale="absolute", high=2000)
 

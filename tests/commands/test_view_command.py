@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import HTTPCookieProcessor, build_opener, urlopen
 
 import pytest
 
@@ -34,7 +34,7 @@ def started(*arguments: str) -> tuple["subprocess.Popen[str]", str]:
 
 
 def test_it_serves_until_it_is_interrupted(run: MadeRun) -> None:
-    process, address = started(str(run.root), "--port", "0", "--manifest", str(run.manifest))
+    process, address = started(str(run.root), "--port", "0", "--manifest", str(run.manifest), "--no-token")
     try:
         with urlopen(f"{address}api/runs/0/slides", timeout=20) as answer:
             assert b'"hot"' in answer.read()
@@ -45,8 +45,10 @@ def test_it_serves_until_it_is_interrupted(run: MadeRun) -> None:
         process.communicate()
 
 
-def test_beyond_loopback_it_prints_a_token_and_asks_for_it(run: MadeRun) -> None:
-    process, address = started(str(run.root), "--port", "0", "--host", "0.0.0.0")
+@pytest.mark.parametrize("host", [[], ["--host", "0.0.0.0"]])
+def test_it_prints_a_token_and_asks_for_it(run: MadeRun, host: list[str]) -> None:
+    """On this machine as well: others may have an account on it."""
+    process, address = started(str(run.root), "--port", "0", *host)
     try:
         found = re.fullmatch(r"http://[^/]+:(\d+)/\?token=(\S{20,})", address)
         assert found
@@ -54,6 +56,10 @@ def test_beyond_loopback_it_prints_a_token_and_asks_for_it(run: MadeRun) -> None
             urlopen(f"http://127.0.0.1:{found[1]}/api/view", timeout=20)
         assert refused.value.code == 401
         refused.value.close()
+        with build_opener(HTTPCookieProcessor()).open(
+            f"http://127.0.0.1:{found[1]}/api/view?token={found[2]}"
+        ) as page:
+            assert b"predictions" in page.read()
     finally:
         process.kill()
         process.communicate()
@@ -70,6 +76,7 @@ def test_wrong_input_is_one_line(console: Console, run: MadeRun, tmp_path: Path)
             ((run.root, "--port", port), "--port"),
             ((run.root, "--port", "70000"), "--port 70000"),
             ((run.root, "--host", "no.such.host.invalid"), "--host no.such.host.invalid"),
+            ((run.root, "--host", "0.0.0.0", "--no-token"), "--no-token is for this machine alone"),
             ((run.root, "--compare", tmp_path), "holds neither"),
             ((run.root, "--manifest", tmp_path / "none.csv"), "no such manifest"),
             ((run.root, "--annotations", tmp_path / "none"), "no such folder"),

@@ -14,8 +14,8 @@ TABLE = colour_table("blue_yellow")
 
 
 def legend(*, title: str = "slide_01", mpp: float = 4.0) -> Legend:
-    ticks = [Tick(0, 0.001, 0), Tick(1, 0.5, 100)]
-    return Legend(title=title, lines=["Attention"], value_name="attention", ticks=ticks, table=TABLE, mpp=mpp)
+    ticks = [Tick(0, 0.001, 0, 0.25, "<="), Tick(1, 0.5, 100, 64)]
+    return Legend(title=title, lines=["Attention"], ticks=ticks, table=TABLE, mpp=mpp)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from tests.heatmaps.test_legend import drawn_words
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.heatmaps.legend import short
 from wsi_ips.heatmaps.maps import attention_map, choose_heat, query_of_task
-from wsi_ips.heatmaps.overlay import draw_overlay, write_overlay
+from wsi_ips.heatmaps.overlay import draw_overlay, spread_in_words, write_overlay
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.memory_reader import MemoryReader
@@ -23,6 +24,7 @@ from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp, Size
 
 GREY = 200
+SHARES = ["0", "25", "50", "75", "100"]
 TABLE = colour_table("blue_yellow").astype(int)
 
 
@@ -144,21 +146,47 @@ def test_the_legend_says_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     words = drawn_words(monkeypatch)
     coords = coords_of((2000, 1000), patch_px=100, slide_mpp=0.5)
     values = np.arange(200.0) ** 2
+    values /= values.sum()
     draw_overlay(
-        MemoryReader(grey_slide((2000, 1000)), mpp=Mpp(9.9)), result_of(coords, values), side_px=1000
-    )
-    assert words[:3] == [
+        MemoryReader(grey_slide((2000, 1000)), mpp=Mpp(9.9)), result_of(coords, values), side_px=1000,
+        scale="rank",
+    )  # fmt: skip
+    assert words[:4] == [
         "slide_01",
-        "Attention, task label; 200 patches, spread evenly 5.00e-3 each",
+        "Attention, task label",
+        "200 patches, 0 to 2.99 times the even share of 5.00e-3",
         "Predicted label: tumor 0.929, normal 0.071",
     ]
     ticks = [np.percentile(values, share) for share in (0, 25, 50, 75, 100)]
-    raw = [word for word in words[3:] if word not in {"0", "25", "50", "75", "100"}]
-    assert raw[0:2] == ["attention", "percentile"]
-    assert raw[2:] == [f"{ticks[1]:.2e}".replace("e+0", "e"), *(
-        f"{tick:.2e}".replace("e+0", "e") for tick in ticks[2:]
-    ), "200 um"]  # fmt: skip
-    assert [word for word in words if word in {"25", "50", "75", "100"}] == ["25", "50", "75", "100"]
+    assert words[4:7] == ["times even share", "attention", "percentile"]
+    said = [[short(tick * 200), short(tick), share] for tick, share in zip(ticks, SHARES, strict=True)]
+    assert words[7:] == [*(word for tick in said for word in tick), "200 um"]
+
+
+def test_the_legend_says_that_attention_is_flat_and_has_one_scale_for_all_slides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = drawn_words(monkeypatch)
+    coords = coords_of((2000, 1000), patch_px=100, slide_mpp=0.5)
+    slide = MemoryReader(grey_slide((2000, 1000)))
+    flat = np.linspace(0.9, 1.1, 200) / 200
+    peaked = np.full(200, 0.1 / 199)
+    peaked[7] = 0.9
+    draw_overlay(slide, result_of(coords, flat))
+    assert words[2] == "Flat: 200 patches, 0.9 to 1.1 times the even share of 5.00e-3"
+    assert words[7::3][:5] == ["0.25", "1", "4", "16", "64"]
+    words.clear()
+    draw_overlay(slide, result_of(coords, peaked))
+    assert words[2] == "200 patches, 0.101 to 180 times the even share of 5.00e-3"
+    assert words[7::3][:5] == ["<=0.25", "1", "4", "16", ">=64"]
+
+
+def test_flat_attention_has_the_colour_of_the_even_share() -> None:
+    coords = coords_of((400, 300), patch_px=100, slide_mpp=0.5)
+    values = np.linspace(0.98, 1.02, 12) / 12
+    drawn = picture_of(draw_overlay(MemoryReader(grey_slide((400, 300))), result_of(coords, values), alpha=1))
+    even = colour_table("blue_yellow")[64].astype(int)
+    assert np.abs(drawn.astype(int) - even).max() <= 6
 
 
 def test_absolute_ticks_are_evenly_spaced_raw_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +195,9 @@ def test_absolute_ticks_are_evenly_spaced_raw_values(monkeypatch: pytest.MonkeyP
     values = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5])
     draw_overlay(MemoryReader(grey_slide((200, 100))), result_of(coords, values), scale="absolute")
     at = words.index("percentile")
-    assert words[at + 1 : at + 11] == ["0.1", "62.5", "0.2", "75", "0.3", "87.5", "0.4", "87.5", "0.5", "100"]
+    assert words[at + 1 : at + 16] == [
+        "0.8", "0.1", "62.5", "1.6", "0.2", "75", "2.4", "0.3", "87.5", "3.2", "0.4", "87.5", "4", "0.5", "100",
+    ]  # fmt: skip
 
 
 def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +209,10 @@ def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(attention_map(result, query=1), attention[:, :, 1].mean(axis=1), rtol=1e-6)
     np.testing.assert_array_equal(attention_map(result, query=1, head=2), attention[:, 2, 1])
     draw_overlay(MemoryReader(grey_slide((64, 64))), result, query=1, head=2)
-    assert words[1].startswith("Attention, query 1, head 2; 4 patches")
+    assert words[1:3] == ["Attention, query 1, head 2", spread_in_words(attention[:, 2, 1])]
     words.clear()
     draw_overlay(MemoryReader(grey_slide((64, 64))), result)
-    assert words[1].startswith("Attention, mean over queries, mean over 3 heads; 4 patches")
+    assert words[1] == "Attention, mean over queries, mean over 3 heads"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -210,7 +240,7 @@ def test_a_task_s_attention_is_that_of_the_query_it_reads(monkeypatch: pytest.Mo
     swapped = replace(result, task_queries={"grade": 1, "label": 0})
     assert [query_of_task(swapped, task) for task in ("grade", "label")] == [1, 0]
     draw_overlay(MemoryReader(grey_slide((64, 64))), swapped, query=1)
-    assert words[1].startswith("Attention, task grade; 4 patches")
+    assert words[1] == "Attention, task grade"
     assert [query_of_task(result, task) for task in ("grade", "label")] == [0, 1], "in order, where unsaid"
     with pytest.raises(ConfigError, match="task 'x' is not there: slide_01 has grade, label"):
         query_of_task(result, "x")
@@ -223,7 +253,7 @@ def test_tasks_may_share_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
     result = replace(result_of(coords, np.ones(4)), probabilities=two)
     assert [query_of_task(result, task) for task in two] == [0, 0]
     draw_overlay(MemoryReader(grey_slide((64, 64))), result)
-    assert words[1].startswith("Attention, task grade and label; 4 patches")
+    assert words[1] == "Attention, task grade and label"
     three_queries = replace(result_of(coords, np.ones((4, 1, 3))), probabilities=two)
     with pytest.raises(ConfigError, match="does not say which query"):
         query_of_task(three_queries, "label")
@@ -293,7 +323,7 @@ def test_the_png_tells_the_scale_and_the_raw_values(tmp_path: Path) -> None:
     assert float(facts["slide_mpp"]) == 0.25
     assert float(facts["value_min"]) == pytest.approx(0.01)
     assert float(facts["value_max"]) == pytest.approx(0.2)
-    assert facts["scale"] == "percentile 0.0 100.0"
+    assert facts["scale"] == "even 0.25 64.0"
     assert list(path.parent.iterdir()) == [path]
 
 

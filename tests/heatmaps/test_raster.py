@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.config import TilingConfig
-from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.raster import canvas_size, display_values, patch_values_to_canvas
+from wsi_ips.heatmaps.raster import canvas_size, patch_values_to_canvas
 from wsi_ips.tiling.grid import PatchGrid
 from wsi_ips.units import Mpp
 
@@ -139,46 +138,3 @@ def test_a_quarter_million_patches_take_seconds() -> None:
 )
 def test_the_canvas_covers_the_slide_and_no_more(length: int, l0_per_px: float, pixels: int) -> None:
     assert canvas_size((length, length), l0_per_px) == (pixels, pixels)
-
-
-def test_percentiles_are_ranks_and_ties_share_theirs() -> None:
-    values = np.array([0.5, 0.1, 0.1, 9.0, 0.5, 0.5], np.float32)
-    shown = display_values(values, scale="percentile")
-    np.testing.assert_allclose(shown, [0.6, 0.1, 0.1, 1.0, 0.6, 0.6])
-    np.testing.assert_array_equal(values, np.array([0.5, 0.1, 0.1, 9.0, 0.5, 0.5], np.float32))
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=50, unique=True))
-def test_percentiles_are_the_inverse_of_quantiles(values: list[float]) -> None:
-    shown = display_values(np.array(values), scale="percentile")
-    np.testing.assert_allclose(np.quantile(values, shown.astype(float)), values, atol=1e-5)
-
-
-def test_a_window_of_percentiles_fills_the_scale() -> None:
-    shown = display_values(np.arange(101.0), scale="percentile", low=50, high=90)
-    assert shown[50] == 0
-    assert shown[70] == pytest.approx(0.5)
-    assert (shown[90:] == 1).all()
-
-
-def test_absolute_is_linear_between_the_ends() -> None:
-    values = np.array([0.2, 0.4, 1.0])
-    np.testing.assert_allclose(display_values(values, scale="absolute"), [0, 0.25, 1])
-    np.testing.assert_allclose(display_values(values, scale="absolute", low=0, high=0.8), [0.25, 0.5, 1])
-
-
-@pytest.mark.parametrize("scale", ["percentile", "absolute"])
-@pytest.mark.parametrize("values", [[0.3, 0.3, 0.3], [7.0], []])
-def test_equal_values_lie_in_the_middle(scale: str, values: list[float]) -> None:
-    assert (display_values(np.array(values), scale=scale) == 0.5).all()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("scale", "low", "high"),
-    [("percentile", 90, 10), ("percentile", -1, 50), ("percentile", 0, 101), ("absolute", 2, 1),
-     ("absolute", float("nan"), 1)],
-)  # fmt: skip
-def test_a_scale_that_cannot_be_is_refused(scale: str, low: float, high: float) -> None:
-    with pytest.raises(ConfigError, match="cannot go from"):
-        display_values(np.arange(3.0), scale=scale, low=low, high=high)  # type: ignore[arg-type]

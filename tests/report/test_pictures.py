@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.report.reported_run import L0_SIZE, PATCH, SLIDE_MPP, Slide, result_of
+from tests.report.reported_run import L0_SIZE, PATCH, SLIDE_MPP, Slide, result_of, stored
 from tests.slides.tiff_files import tissue_like
 from wsi_ips.heatmaps.colours import colour_table
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.heatmaps.raster import canvas_size
 from wsi_ips.report.budget import LARGEST_REPORT_BYTES, LOOKS, Look, share_of_a_slide, worth_trying
+from wsi_ips.report.cards import line_of, make_card
 from wsi_ips.report.pictures import (
     Picture,
     Pictures,
@@ -143,3 +145,22 @@ def test_shares_add_up_to_a_file_that_can_be_mailed() -> None:
     assert share_of_a_slide(1000) == share_of_a_slide(10_000) == 0
     assert worth_trying(0) == LOOKS[-1:]
     assert worth_trying(700_000) == LOOKS
+
+
+def test_a_flat_slide_s_card_says_so_and_has_the_colour_of_the_even_share(tmp_path: Path) -> None:
+    even = dict.fromkeys(range(176), 1 / 176)
+    run = stored(tmp_path, [Slide("flat", hot=even), Slide("hot", hot={**even, 3: 0.5})])
+    cards = {
+        card.line.slide.slide_id: card
+        for card in (
+            make_card(run, line_of(run, slide, {}), elsewhere=None, top=1, share=200_000)
+            for slide in run.slides
+        )
+    }
+    said = {name: card.legend for name, card in cards.items()}
+    assert said["flat"] is not None
+    assert said["hot"] is not None
+    assert "; Flat: 176 patches" in said["flat"].shown
+    assert "Flat" not in said["hot"].shown
+    for legend in (said["flat"], said["hot"]):
+        assert [tick.strip("≤≥ ×") for tick in legend.ticks] == ["0.25", "1", "4", "16", "64"]

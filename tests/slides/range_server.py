@@ -1,5 +1,6 @@
 """A local HTTP server that answers range requests, counts what it sends, and can be told to misbehave."""
 
+import gzip
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-Manner = Literal["ranges", "no ranges", "says no ranges", "silent", "forbidden"]
+Manner = Literal["ranges", "no ranges", "says no ranges", "silent", "forbidden", "endless", "gzip"]
 
 
 @dataclass
@@ -75,6 +76,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         data = file.read_bytes()
+        if state.manner == "endless":
+            self._send_without_end()
+            return
+        if state.manner == "gzip":
+            data = gzip.compress(data)
         start, end, asked = 0, len(data), self.headers.get("Range")
         if asked and state.manner == "ranges":
             first, _, last = asked.removeprefix("bytes=").partition("-")
@@ -85,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         if state.manner == "says no ranges":
             self.send_header("Accept-Ranges", "none")
+        if state.manner == "gzip":
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if body:
@@ -93,3 +101,22 @@ class _Handler(BaseHTTPRequestHandler):
                 state.sent_bytes += end - start
             except OSError:
                 self.close_connection = True
+
+    def _send_without_end(self) -> None:
+        """A part of a file, by its headers; its body stops when nobody listens any more."""
+        asked = self.headers.get("Range")
+        self.send_response(206 if asked else 200)
+        if asked:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            self.send_header("Content-Range", f"bytes {first}-{last}/{1 << 40}")
+        if self.command == "HEAD":
+            self.send_header("Content-Length", str(1 << 30))
+            self.send_header("Accept-Ranges", "bytes")
+        self.close_connection = True
+        self.end_headers()
+        try:
+            while self.command != "HEAD" and not self.state.stop.is_set():
+                self.wfile.write(bytes(1 << 16))
+                self.state.sent_bytes += 1 << 16
+        except OSError:
+            pass

@@ -20,8 +20,9 @@ from starlette.testclient import TestClient
 from tests.viewer.made_run import FAILED, GONE, HOT, L0_SIZE, SLIDES, WAITING, MadeRun, make_run
 from wsi_ips.errors import AnnotationError, ResultsError
 from wsi_ips.heatmaps.colours import colour_table, colourise
+from wsi_ips.heatmaps.display_scale import DisplayScale
 from wsi_ips.heatmaps.maps import attention_map
-from wsi_ips.heatmaps.raster import display_values, patch_values_to_canvas
+from wsi_ips.heatmaps.raster import patch_values_to_canvas
 from wsi_ips.inference.results import write_result
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.picture import slide_picture
@@ -87,8 +88,8 @@ def test_heat_tiles_are_the_stored_attention(client: TestClient, made_run: MadeR
             l0_size=L0_SIZE, l0_per_px=2.0 ** (TOP_LEVEL - level),
         )  # fmt: skip
         held = np.isfinite(canvas)
-        scale: Any = {"scale": "absolute", "high": 0.01} if query else {"scale": "percentile"}
-        shares = np.interp(canvas[held], np.sort(values_N), np.sort(display_values(values_N, **scale)))
+        scale: Any = {"scale": "absolute", "high": 0.01} if query else {}
+        shares = DisplayScale(values_N, **scale)(canvas[held])
         seen = whole_level(client, "heat", level, "png", query)
         assert (seen[..., 3] == np.where(held, 255, 0)).all()
         assert (seen[held][:, :3] == colourise(shares, table)).all()
@@ -278,6 +279,7 @@ def test_the_value_under_the_pointer_is_the_stored_one(client: TestClient, made_
         held = client.get(ask.format(*at)).json()["held"]
         assert held["value"] == float(result.attention_NHT[row, 0, 0])
         assert held["percentile"] == 100
+        assert held["times_even"] == held["value"] * len(result.coords)
         assert [patch["id"] for patch in held["patches"]] == [HOT]
         assert held["patches"][0]["kept"] is True
     assert client.get(ask.format(x + side, y)).json()["held"]["patches"][0]["id"] == HOT + 1
@@ -296,12 +298,21 @@ def test_top_patches_come_in_order_with_their_pictures(client: TestClient, made_
 
 def test_the_legend_tells_raw_values(client: TestClient, made_run: MadeRun) -> None:
     values = attention_map(made_run.result("hot"))
-    legend = client.get("/api/runs/0/slides/hot/legend?low=50").json()
+    legend = client.get("/api/runs/0/slides/hot/legend?scale=rank&low=50").json()
     assert legend["shown"] == "Attention, mean over queries, mean over 2 heads"
     assert [tick["percentile"] for tick in legend["ticks"]] == [50, 62.5, 75, 87.5, 100]
     assert legend["ticks"][0]["value"] == pytest.approx(np.median(values.astype(float)))
     assert legend["ticks"][-1]["value"] == pytest.approx(values.max())
     assert legend["colours"][-1] == "#{:02x}{:02x}{:02x}".format(*colour_table("blue_yellow")[-1])
+
+
+def test_the_legend_s_colours_are_the_same_for_every_slide(client: TestClient, made_run: MadeRun) -> None:
+    count = len(made_run.result("hot").coords)
+    legend = client.get("/api/runs/0/slides/hot/legend").json()
+    assert (legend["scale"], legend["low"], legend["high"]) == ("even", 0.25, 64)
+    assert [tick["times_even"] for tick in legend["ticks"]] == pytest.approx([0.25, 1, 4, 16, 64])
+    assert [tick["value"] * count for tick in legend["ticks"]] == pytest.approx([0.25, 1, 4, 16, 64])
+    assert legend["flat"] is False
 
 
 def test_outlines_are_the_annotator_s(client: TestClient) -> None:

@@ -138,7 +138,7 @@ def test_the_scale_bar_is_as_long_as_it_says(open_page: OpenPage) -> None:
 
 def test_keys_change_the_view(open_page: OpenPage) -> None:
     screen = open_page("#slide=hot&x=1500&y=1000&z=2")
-    screen.press("m", "s", "g", "q", "o", ",")
+    screen.press("m", "s", "s", "g", "q", "o", ",")
     screen.settle()
     wanted = {"colours": "blue_red", "scale": "absolute", "head": "0", "of": "task:label", "outlines": "off",
               "opacity": "0.40"}  # fmt: skip
@@ -174,11 +174,11 @@ def test_a_link_restores_the_view(open_page: OpenPage) -> None:
     link = "#" + first.page.url.partition("#")[2]
     second = open_page(link)
     assert second.hash == first.hash
-    assert second.hash["high"] == "90"
+    assert second.hash["high"] == "388.023"  # nine tenths of the way from 1/16 to 1024
     page = second.page
     expect(page.locator("#head")).to_have_value("0")
     expect(page.locator("#outlines")).not_to_be_checked()
-    expect(page.locator("#high-out")).to_have_text("P90")
+    expect(page.locator("#high-out")).to_have_text("388×")
     at = (*first.on_screen(1400, 600),)
     assert second.colour(*at) == pytest.approx(first.colour(*at), abs=1)
 
@@ -186,9 +186,15 @@ def test_a_link_restores_the_view(open_page: OpenPage) -> None:
 def test_the_legend_tells_raw_values_and_follows_the_pointer(open_page: OpenPage, made_run: MadeRun) -> None:
     screen = open_page("#slide=hot&x=1100&y=500&z=1&scale=absolute")
     values_N = attention_map(made_run.result("hot"))
-    ticks = screen.page.locator(".tick > span:first-child").all_inner_texts()
+    ticks = screen.page.locator(".tick > .raw").all_inner_texts()
     assert float(ticks[-1]) / 1000 == pytest.approx(float(values_N.max()), rel=0.01)  # × 10⁻³
     assert float(ticks[0]) / 1000 == pytest.approx(float(values_N.min()), rel=0.01)
+    screen.page.locator('input[name="scale"][value="even"]').check(force=True)
+    times = screen.page.locator(".tick > .times")
+    expect(times).to_have_text(["0.25×", "1×", "4×", "16×", "64×"])
+    expect(screen.page.locator(".legend figcaption")).to_contain_text("times the even share")
+    screen.page.locator('input[name="scale"][value="absolute"]').check(force=True)
+    expect(times).not_to_have_text(["0.25×", "1×", "4×", "16×", "64×"])
     screen.page.mouse.move(*screen.on_screen(*HOT_CENTRE))
     marker, strip = (screen.page.locator(each) for each in (".legend .marker", ".legend .strip"))
     expect(marker).to_be_visible()

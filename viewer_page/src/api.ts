@@ -53,14 +53,15 @@ export interface Slide extends Listed {
 
 export interface Legend {
   shown: string;
-  scale: "percentile" | "absolute";
+  scale: "even" | "rank" | "absolute";
   low: number;
   high: number;
   min: number | null;
   max: number | null;
   n_patches: number;
+  flat: boolean;
   colours: string[];
-  ticks: { at: number; value: number; percentile: number }[];
+  ticks: { at: number; value: number; percentile: number; times_even: number; beyond: "" | "<=" | ">=" }[];
 }
 
 export interface Patch {
@@ -75,6 +76,7 @@ export interface Patch {
 
 export interface Held {
   value: number;
+  times_even: number;
   percentile: number;
   at: number;
   patches: Patch[];

@@ -11,7 +11,7 @@ import { closePanels } from "./panels";
 import { Pointer } from "./pointer";
 import { drawPlace, drawScale, drawValue } from "./readout";
 import { SlideList } from "./slide_list";
-import { fromHash, mapQuery, toHash, type Store, type View } from "./state";
+import { fromHash, mapQuery, SCALES, START, toHash, type Store, type View } from "./state";
 
 const TOP = 24;
 const LOOK_AGAIN_MS = 5000;
@@ -368,9 +368,11 @@ export class App implements PaneEvents {
         run: () => store.update({ colormap: store.view.colormap === "blue_red" ? "blue_yellow" : "blue_red" }),
       },
       {
-        keys: ["s"], shown: "s", does: "Percentile or raw value",
-        run: () =>
-          store.update({ scale: store.view.scale === "absolute" ? "percentile" : "absolute", low: null, high: null }),
+        keys: ["s"], shown: "s", does: "Even share, rank or raw value",
+        run: () => {
+          const next = SCALES[(SCALES.indexOf(store.view.scale) + 1) % SCALES.length] ?? START.scale;
+          store.update({ scale: next, low: null, high: null });
+        },
       },
       { keys: ["q"], shown: "q", does: "Next task or query", run: () => this.controls.next("of") },
       { keys: ["g"], shown: "g", does: "Next head", run: () => this.controls.next("head") },

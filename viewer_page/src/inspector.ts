@@ -9,6 +9,10 @@ import { wrong } from "./slide_list";
 import type { Colormap, Scale, Store, View } from "./state";
 
 const STEPS = 1000;
+const BEYOND = { "": "", "<=": "≤ ", ">=": "≥ " };
+/** The widest that the ends can be set to, in times the even share; the server's own are EVEN_ENDS. */
+const EVEN_RANGE: [number, number] = [1 / 16, 1024];
+const EVEN_ENDS: [number, number] = [0.25, 64];
 
 /** What was predicted, and what the manifest says; of both runs where two are compared. */
 export function drawPrediction(slides: { run: Run; slide: Slide | null }[]): void {
@@ -100,17 +104,24 @@ export class LegendBar {
       const mark = el(
         "div",
         { class: "tick" + (place === 0 ? " first" : place === last ? " last" : "") },
-        el("span", {}, short(tick.value / 10 ** power)),
+        el("span", { class: "times" }, `${BEYOND[tick.beyond]}${short(tick.times_even)}×`),
+        el("span", { class: "raw" }, short(tick.value / 10 ** power)),
         el("span", { class: "faint" }, `P${Math.floor(tick.percentile * 10) / 10}`),
       );
       mark.style.left = `${tick.at * 100}%`;
       return mark;
     });
-    const even = legend.n_patches ? ` Spread evenly, each would have ${short(1 / legend.n_patches)}.` : "";
+    const times = (value: number | null) => short((value ?? 0) * legend.n_patches);
+    const even = legend.n_patches
+      ? ` ${times(legend.min)} to ${times(legend.max)} times the even share, ${short(1 / legend.n_patches)}.`
+      : "";
     this.element.replaceChildren(
       title && el("p", { class: "of-run" }, title),
       strip,
       el("div", { class: "ticks" }, ...ticks),
+      ...(legend.flat
+        ? [el("p", { class: "flat" }, el("b", {}, "Flat. "), "Every patch has about the even share.")]
+        : []),
       el("figcaption", {}, power ? el("b", {}, "× 10", el("sup", {}, String(power).replace("-", "−"))) : null, `${power ? " · " : ""}${legend.shown}.${even}`),
     );
     this.point(null);
@@ -234,13 +245,16 @@ export class Controls {
     this.heat.checked = view.heat;
     this.opacity.value = String(Math.round(view.opacity * 100));
     byId("opacity-out").textContent = `${Math.round(view.opacity * 100)} %`;
-    const [least, most] = this.span(view);
-    const place = (value: number) => String(Math.round(((value - least) / (most - least || 1)) * STEPS));
-    this.low.value = place(view.low ?? least);
-    this.high.value = place(view.high ?? most);
-    const said = (value: number) => (view.scale === "percentile" ? `P${Number(value.toFixed(1))}` : short(value));
-    byId("low-out").textContent = said(view.low ?? least);
-    byId("high-out").textContent = said(view.high ?? most);
+    const [least, most] = this.span(view).map(bent(view.scale)) as [number, number];
+    const place = (value: number) =>
+      String(Math.round(((bent(view.scale)(value) - least) / (most - least || 1)) * STEPS));
+    const [low, high] = view.scale === "even" ? EVEN_ENDS : this.span(view);
+    this.low.value = place(view.low ?? low);
+    this.high.value = place(view.high ?? high);
+    const said = (value: number) =>
+      view.scale === "rank" ? `P${Number(value.toFixed(1))}` : short(value) + (view.scale === "even" ? "×" : "");
+    byId("low-out").textContent = said(view.low ?? low);
+    byId("high-out").textContent = said(view.high ?? high);
     this.of.value = view.of;
     if (this.of.selectedIndex < 0) this.of.selectedIndex = 0;
     this.head.value = view.head === null ? "" : String(view.head);
@@ -254,7 +268,8 @@ export class Controls {
   }
 
   private span(view: View): [number, number] {
-    return view.scale === "percentile" ? [0, 100] : this.range;
+    if (view.scale === "even") return EVEN_RANGE;
+    return view.scale === "rank" ? [0, 100] : this.range;
   }
 
   /** The two ends never meet: there would be no colours between them. */
@@ -265,11 +280,23 @@ export class Controls {
       else high = Math.min(STEPS, low + 1);
       if (low >= high) [low, high] = moved === "low" ? [high - 1, high] : [low, low + 1];
     }
-    const [least, most] = this.span(this.store.view);
-    const value = (step: number) => Number((least + (step / STEPS) * (most - least)).toPrecision(6));
-    this.store.update({ low: low <= 0 ? null : value(low), high: high >= STEPS ? null : value(high), heat: true });
+    const { scale } = this.store.view;
+    const [least, most] = this.span(this.store.view).map(bent(scale)) as [number, number];
+    const value = (step: number) => {
+      const along = least + (step / STEPS) * (most - least);
+      return Number((scale === "even" ? 2 ** along : along).toPrecision(6));
+    };
+    // At the end of its way a slider gives the choice back, but for multiples: their own ends lie further in.
+    const own = (end: "low" | "high", at: boolean, step: number) =>
+      at && scale !== "even" ? null : moved === end || scale !== "even" ? value(step) : this.store.view[end];
+    this.store.update({ low: own("low", low <= 0, low), high: own("high", high >= STEPS, high), heat: true });
     this.draw(this.store.view);
   }
+}
+
+/** Multiples of the even share lie on their slider by their logarithm. */
+function bent(scale: Scale): (value: number) => number {
+  return (value) => (scale === "even" ? Math.log2(value) : value);
 }
 
 function fill(select: HTMLSelectElement, options: [string, string][]): void {

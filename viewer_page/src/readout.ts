@@ -2,7 +2,7 @@
 
 import type { Held, Slide } from "./api";
 import { byId } from "./dom";
-import { exact, length, round125, whole } from "./format";
+import { exact, length, round125, short, whole } from "./format";
 
 const BAR_PX = 140;
 
@@ -20,7 +20,7 @@ export function drawValue(held: Held | null | "unknown"): void {
   else {
     const kept = held.patches.some((patch) => patch.kept) ? " · kept" : "";
     const mean = held.patches.length > 1 ? ` · mean of ${held.patches.length}` : "";
-    box.textContent = `attention ${exact(held.value)} · P${held.percentile.toFixed(1)}${mean}${kept}`;
+    box.textContent = `attention ${exact(held.value)} · ${short(held.times_even)}× even · P${held.percentile.toFixed(1)}${mean}${kept}`;
   }
 }
 

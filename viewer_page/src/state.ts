@@ -1,6 +1,7 @@
 // What is on the screen, and how it is written into the address, so that a link restores it.
 
-export type Scale = "percentile" | "absolute";
+export const SCALES = ["even", "rank", "absolute"] as const;
+export type Scale = (typeof SCALES)[number];
 export type Colormap = "blue_yellow" | "blue_red";
 
 export interface View {
@@ -11,7 +12,7 @@ export interface View {
   opacity: number;
   colormap: Colormap;
   scale: Scale;
-  /** The ends of the colours: percentiles, or raw values; null: the slide's own. */
+  /** The ends of the colours: times the even share, percentiles, or raw values; null: the scale's own. */
   low: number | null;
   high: number | null;
   /** Whose attention: "", "task:NAME" or "query:NUMBER". */
@@ -28,7 +29,7 @@ export const START: View = {
   heat: true,
   opacity: 0.5,
   colormap: "blue_yellow",
-  scale: "percentile",
+  scale: "even",
   low: null,
   high: null,
   of: "",
@@ -44,6 +45,12 @@ function finite(text: string | null): number | null {
   return Number.isFinite(value) ? value : null;
 }
 
+/** Addresses of earlier versions call "rank" "percentile". */
+function scaleNamed(text: string | null): Scale {
+  if (text === "percentile") return "rank";
+  return SCALES.find((scale) => scale === text) ?? START.scale;
+}
+
 /** The view that an address means; what is missing or broken is as at the start. */
 export function fromHash(hash: string): View {
   const said = new URLSearchParams(hash.replace(/^#/, ""));
@@ -57,7 +64,7 @@ export function fromHash(hash: string): View {
     heat: said.get("heat") !== "off",
     opacity: opacity === null ? START.opacity : Math.min(1, Math.max(0, opacity)),
     colormap: said.get("colours") === "blue_red" ? "blue_red" : "blue_yellow",
-    scale: said.get("scale") === "absolute" ? "absolute" : "percentile",
+    scale: scaleNamed(said.get("scale")),
     low: finite(said.get("low")),
     high: finite(said.get("high")),
     of: /^(task:.+|query:\d+)$/.test(of) ? of : "",

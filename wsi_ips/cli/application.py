@@ -1,7 +1,8 @@
 """The application: its commands in the order of ``--help``, and what becomes of errors.
 
 Exit codes: 0 done, 1 a bug of ours (traceback), 2 wrong input (one line), 3 done but some slides (or some of
-their overlays) failed.
+their overlays) failed, 128 and the signal's number for what was interrupted: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+``view`` has no other end than these, and its code is 0.
 """
 
 import logging
@@ -13,6 +14,7 @@ import typer
 
 from wsi_ips.cli.data import data_app
 from wsi_ips.cli.detection import detect, train_detector
+from wsi_ips.cli.ending import EndingSignals
 from wsi_ips.cli.learning import demo, evaluate, finetune
 from wsi_ips.cli.options import Set
 from wsi_ips.cli.prediction import export, overlay, predict, report
@@ -70,6 +72,21 @@ app.add_typer(data_app, name="data")
 
 def main() -> None:
     """Entry point of ``wsi-ips``: errors raised on purpose become one line and exit code 2."""
+    with EndingSignals() as ending:
+        try:
+            _run_command()
+        except SystemExit as ended:
+            if ending.exit_code is None or not ended.code:
+                raise
+        except (Exception, KeyboardInterrupt):
+            # What a command says while it is being ended is no news: its terminal may be gone.
+            if ending.exit_code is None:
+                raise
+    if ending.exit_code is not None:
+        sys.exit(ending.exit_code)
+
+
+def _run_command() -> None:
     try:
         app()
     except WsiIpsError as error:

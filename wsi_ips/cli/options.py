@@ -20,4 +20,9 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.")
 ]
 Layout = Annotated[str | None, typer.Option(help="HDF5 layout: clam (default) or trident.")]
-COLOUR_END = "{} end of the colours: a percentile, or a raw value with --scale absolute."
+OpenUrls = Annotated[
+    bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")
+]
+COLOUR_END = (
+    "{} end of the colours: times the even share; with --scale rank a percentile, with absolute a raw value."
+)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_ips.cli.options import COLOUR_END, Device, MppCsv, Out, Recipe, Set, SlideMppOption
+from wsi_ips.cli.options import COLOUR_END, Device, MppCsv, OpenUrls, Out, Recipe, Set, SlideMppOption
 from wsi_ips.cli.start import start
 
 FromCoords = Annotated[
@@ -70,6 +70,7 @@ def predict(
 def overlay(
     run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
     slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    open_urls: OpenUrls = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/overlays.")] = None,
     task: Annotated[str | None, typer.Option(help="A task's attention; default: mean over queries.")] = None,
     query: Annotated[int | None, typer.Option(help="The same by the query's index, from 0.")] = None,
@@ -77,12 +78,15 @@ def overlay(
     side_px: Annotated[int | None, typer.Option(help="Longest side in pixels (default 2048).")] = None,
     alpha: Annotated[float | None, typer.Option(help="Opacity of the heat, 0 to 1 (default 0.5).")] = None,
     colormap: Annotated[str | None, typer.Option(help="blue_yellow (default) or blue_red.")] = None,
-    scale: Annotated[str | None, typer.Option(help="percentile (default) or absolute.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="even (default): times the even share 1/N; rank; absolute.")
+    ] = None,
     low: Annotated[float | None, typer.Option(help=COLOUR_END.format("Low"))] = None,
     high: Annotated[float | None, typer.Option(help=COLOUR_END.format("High"))] = None,
 ) -> None:
     """Draw overlays from stored attention; no model is needed."""
-    flags = {"run": run, "slides": slides, "out": out, "task": task, "query": query, "head": head,
+    flags = {"run": run, "slides": slides, "open_urls": open_urls, "out": out, "task": task,
+             "query": query, "head": head,
              "side_px": side_px, "alpha": alpha, "colormap": colormap, "scale": scale, "low": low,
              "high": high}  # fmt: skip
     start("overlay", flags)
@@ -94,6 +98,7 @@ def export(
         str, typer.Option("--format", "-f", help="ome-tiff, ome-zarr, geojson, deepzoom, sheet or asap.")
     ],
     slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    open_urls: OpenUrls = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/exports/FORMAT.")] = None,
     task: Annotated[str | None, typer.Option(help="A task's attention; default: mean over queries.")] = None,
     query: Annotated[int | None, typer.Option(help="The same by the query's index, from 0.")] = None,
@@ -112,12 +117,13 @@ def export(
     side_px: Annotated[int | None, typer.Option(help="deepzoom: longest side; default: the slide's.")] = None,
     alpha: Annotated[float | None, typer.Option(help="deepzoom: opacity of the heat (0.5).")] = None,
     colormap: Annotated[str | None, typer.Option(help="deepzoom: blue_yellow (default), blue_red.")] = None,
-    scale: Annotated[str | None, typer.Option(help="deepzoom: percentile (default), absolute.")] = None,
+    scale: Annotated[str | None, typer.Option(help="deepzoom: even (default), rank, absolute.")] = None,
     low: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("low"))] = None,
     high: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("high"))] = None,
 ) -> None:
     """Write stored attention for QuPath, OMERO, napari, ASAP and web viewers; no model is needed."""
-    flags = {"run": run, "format": format_, "slides": slides, "out": out, "task": task, "query": query,
+    flags = {"run": run, "format": format_, "slides": slides, "open_urls": open_urls, "out": out, "task": task,
+             "query": query,
              "head": head, "um_per_px": um_per_px, "top": top, "threshold": threshold,
              "percentile": percentile, "heat_only": heat_only, "side_px": side_px, "alpha": alpha,
              "colormap": colormap, "scale": scale, "low": low, "high": high}  # fmt: skip
@@ -134,9 +140,10 @@ def report(
         Path | None, typer.Option(help="The folder that finetune wrote: adds its losses.")
     ] = None,
     slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    open_urls: OpenUrls = None,
     top: Annotated[int | None, typer.Option(help="Patches shown of each slide (default 9).")] = None,
 ) -> None:
     """Write a run as one HTML file that can be mailed: figures, pictures, failures; no model is needed."""
     flags = {"run": run, "out": out, "evaluation": evaluation, "training": training, "slides": slides,
-             "top": top}  # fmt: skip
+             "open_urls": open_urls, "top": top}  # fmt: skip
     start("report", flags)

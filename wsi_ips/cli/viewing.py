@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from wsi_ips.cli.options import OpenUrls
 from wsi_ips.cli.start import finish
 
 
@@ -23,10 +24,12 @@ def view(
     objects: Annotated[
         Path | None, typer.Option(help="The folder that detect wrote; default: RUN, if it did so there.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to serve on; other than this machine's own asks for a token.")
-    ] = "127.0.0.1",
+    open_urls: OpenUrls = None,
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free one.")] = 8080,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let every user of this machine look, with a plain address.")
+    ] = False,
 ) -> None:
     """Browse a run: slides under their attention, in the browser; no model is needed."""
     from wsi_ips.commands.view import view as serve_view
@@ -42,5 +45,7 @@ def view(
         objects=objects,
         host=host,
         port=port,
+        with_token=not no_token,
+        open_urls=bool(open_urls),
     )
     finish(outcome)

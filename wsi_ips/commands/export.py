@@ -1,5 +1,6 @@
 """``export``: stored attention as files of other programs; no model."""
 
+from collections.abc import Callable
 from typing import Any
 
 from wsi_ips.commands.outcome import Outcome
@@ -8,10 +9,9 @@ from wsi_ips.heatmaps.colours import HeatColours
 from wsi_ips.heatmaps.export import Exporter, make_exporter
 from wsi_ips.heatmaps.maps import choose_heat
 from wsi_ips.inference.results import SlideResult
-from wsi_ips.location import Location
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import EXPORT_OPTIONS, ExportJob
-from wsi_ips.slides.registry import open_slide
+from wsi_ips.slides.base import SlideReader
 
 
 def export(job: ExportJob, progress: Progress) -> Outcome:
@@ -19,14 +19,14 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
     exporter = _exporter(job)
     out = job.out or job.run / "exports" / job.format
 
-    def write(stem: str, result: SlideResult, at: Location) -> None:
+    def write(stem: str, result: SlideResult, open_its_slide: Callable[[], SlideReader]) -> None:
         heat = choose_heat(result, task=job.task, query=job.query, head=job.head)
         path = out / f"{stem}{exporter.suffix}"
         # Slides that were named are opened even where none is needed: is it the one that was predicted?
         if not exporter.needs_slide and job.slides is None:
             exporter.write(path, heat, None)
             return
-        with open_slide(at) as slide:
+        with open_its_slide() as slide:
             exporter.write(path, heat, slide)
 
     return of_every_result(

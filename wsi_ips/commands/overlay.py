@@ -1,23 +1,24 @@
 """``overlay``: pictures from the attention that ``predict`` stored; no model."""
 
+from collections.abc import Callable
+
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.commands.stored import of_every_result
 from wsi_ips.heatmaps.maps import query_of_task
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.results import SlideResult
-from wsi_ips.location import Location
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import OverlayJob
-from wsi_ips.slides.registry import open_slide
+from wsi_ips.slides.base import SlideReader
 
 
 def overlay(job: OverlayJob, progress: Progress) -> Outcome:
     """Draw every stored slide. Raises as :func:`of_every_result`."""
     out = job.out or job.run / "overlays"
 
-    def draw(stem: str, result: SlideResult, at: Location) -> None:
+    def draw(stem: str, result: SlideResult, open_its_slide: Callable[[], SlideReader]) -> None:
         query = job.query if job.task is None else query_of_task(result, job.task)
-        with open_slide(at) as slide:
+        with open_its_slide() as slide:
             write_overlay(
                 out / f"{stem}.png",
                 slide,

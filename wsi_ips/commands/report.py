@@ -45,7 +45,9 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     def cards() -> Iterator[Card]:
         with progress("Reporting", total=len(shown)) as advance:
             for line in shown:
-                card = make_card(run, line, elsewhere=elsewhere, top=job.top, share=share)
+                card = make_card(
+                    run, line, elsewhere=elsewhere, top=job.top, share=share, open_urls=job.open_urls
+                )
                 if card.problem:
                     failures.append(f"{line.slide.slide_id}: {card.problem}")
                 yield card

@@ -1,6 +1,7 @@
 """What the commands on stored attention share: every result of a run in turn, a bad one costing only itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from wsi_ips.commands.inputs import slides_by_id
@@ -9,12 +10,15 @@ from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
 from wsi_ips.files import sweep
 from wsi_ips.heatmaps.maps import choose_heat
 from wsi_ips.inference.results import SlideResult, read_result
-from wsi_ips.location import Location, locate
+from wsi_ips.inference.stored_location import stored_location
+from wsi_ips.location import Location
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import ExportJob, OverlayJob
+from wsi_ips.slides.base import SlideReader
+from wsi_ips.slides.registry import open_slide
 
-Write = Callable[[str, SlideResult, Location], None]
-"""Given the stem of the file to write, the result, and where its slide is."""
+Write = Callable[[str, SlideResult, Callable[[], SlideReader]], None]
+"""Given the stem of the file to write, the result, and what opens its slide."""
 
 
 def of_every_result(
@@ -38,12 +42,7 @@ def of_every_result(
         for path in stored:
             try:
                 result = read_result(path)
-                at = elsewhere.get(result.coords.slide_id) if job.slides else locate(result.slide_path)
-                if at is None:
-                    raise ResultsError(
-                        path, f"is of a slide that is not in {job.slides}", "leave --slides out"
-                    )
-                write(path.stem, result, at)
+                write(path.stem, result, partial(_opened, job, path, result, elsewhere))
             except ConfigError as error:  # names no file: a scale or threshold that this slide's values lack
                 failures.append(f"{path.stem}: {error}")
             except WsiIpsError as error:
@@ -52,6 +51,17 @@ def of_every_result(
                 failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror or error}")
             advance(path.stem)
     return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done} in {out}")
+
+
+def _opened(
+    job: OverlayJob | ExportJob, path: Path, result: SlideResult, elsewhere: Mapping[str, Location]
+) -> SlideReader:
+    """The slide of the result in ``path``: among those that were named, or where ``predict`` read it."""
+    if not job.slides:
+        return open_slide(stored_location(result.slide_path, open_urls=job.open_urls))
+    if result.coords.slide_id not in elsewhere:
+        raise ResultsError(path, f"is of a slide that is not in {job.slides}", "leave --slides out")
+    return open_slide(elsewhere[result.coords.slide_id])
 
 
 def _check_choice(job: OverlayJob | ExportJob, stored: list[Path]) -> None:

@@ -1,6 +1,6 @@
 """``view``: a run in the browser, until the user ends it; no model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wsi_ips.commands.inputs import slides_by_id
@@ -20,22 +20,26 @@ def view(
     objects: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8080,
+    with_token: bool = True,
+    open_urls: bool = False,
 ) -> Outcome:
     """Serve the page. ``say`` takes the lines that tell where it is, before the first request.
 
-    Raises :class:`ConfigError` for a host or port that cannot be, and without the packages of ``wsi_ips[view]``;
-    as :func:`wsi_ips.viewer.app.create_app` for a run, a manifest or a folder that cannot be.
+    with_token: whether the address holds a token that every request has to show; others may have an account on
+    this machine too. open_urls: whether slides at URLs that the run names are opened.
+
+    Raises :class:`ConfigError` for a server beyond this machine without a token, for a host or port that cannot
+    be, and without the packages of ``wsi_ips[view]``; as :func:`wsi_ips.viewer.app.create_app` for a run,
+    a manifest or a folder that cannot be.
     """
-    try:
-        from wsi_ips.viewer.app import create_app
-        from wsi_ips.viewer.serving import address_of, bound, new_token, serve
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
-            raise
-        raise ConfigError(
-            f"view needs {error.name}, which is not installed: pip install 'wsi_ips[view]'"
-        ) from None
-    token = new_token(host)
+    _check_packages()
+    from wsi_ips.viewer.app import create_app
+    from wsi_ips.viewer.guard import is_loopback
+    from wsi_ips.viewer.serving import address_of, bound, new_token, serve
+
+    if not (with_token or is_loopback(host)):
+        raise ConfigError(f"--no-token is for this machine alone; --host {host} is reached by others")
+    token = new_token() if with_token else None
     app = create_app(
         run,
         compare=compare,
@@ -45,14 +49,36 @@ def view(
         objects=objects,
         host=host,
         token=token,
+        open_urls=open_urls,
     )
     server = bound(host, port)
 
     def ready() -> None:
-        say(f"{run}: {address_of(server, host, token)}")
-        if token:
-            say("Whoever has this address sees the slides: --host serves beyond this machine, unencrypted.")
-        say("Ctrl-C ends it.")
+        for line in (f"{run}: {address_of(server, host, token)}", *_warnings(token, host), "Ctrl-C ends it."):
+            say(line)
 
     serve(app, server, ready=ready)
     return Outcome([])
+
+
+def _check_packages() -> None:
+    try:
+        import wsi_ips.viewer.app
+        import wsi_ips.viewer.serving  # noqa: F401 - only whether they can be
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+            raise
+        raise ConfigError(
+            f"view needs {error.name}, which is not installed: pip install 'wsi_ips[view]'"
+        ) from None
+
+
+def _warnings(token: str | None, host: str) -> Iterator[str]:
+    from wsi_ips.viewer.guard import is_loopback
+
+    if token is not None:
+        yield "Whoever has this address sees the slides."
+    else:
+        yield "Without a token, every user of this machine sees the slides."
+    if not is_loopback(host):
+        yield "--host serves beyond this machine, unencrypted."

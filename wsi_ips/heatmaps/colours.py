@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import lab2rgb
 
-from wsi_ips.heatmaps.raster import DisplayScale, Scale
+from wsi_ips.heatmaps.display_scale import DisplayScale, Scale
 
 Colormap = Literal["blue_yellow", "blue_red"]
 
@@ -58,7 +58,7 @@ class HeatColours:
     """How raw values become colours. scale, low, high: see :class:`DisplayScale`."""
 
     colormap: Colormap = "blue_yellow"
-    scale: Scale = "percentile"
+    scale: Scale = "even"
     low: float | None = None
     high: float | None = None
 

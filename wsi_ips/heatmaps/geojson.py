@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.colours import CLASS_COLOURS
+from wsi_ips.heatmaps.display_scale import DisplayScale
 from wsi_ips.heatmaps.maps import Heat, check_same_slide
-from wsi_ips.heatmaps.raster import DisplayScale
 from wsi_ips.qupath import Feature, feature_id, l0_origin, rectangle, write_features
 from wsi_ips.slides.base import SlideReader
 
@@ -51,7 +51,7 @@ def _features(heat: Heat, slide: SlideReader, top: int | None) -> Iterator[Featu
     l0_starts_N2 = coords.l0_exact_corners().clip(0, coords.l0_size)
     l0_ends_N2 = (coords.l0_exact_corners() + coords.l0_patch).clip(0, coords.l0_size)
     places = np.round(np.concatenate([l0_starts_N2 - origin, l0_ends_N2 - origin], axis=1), DECIMALS)
-    percentile_N = DisplayScale(heat.values_N, scale="percentile")(heat.values_N) * 100
+    percentile_N = DisplayScale(heat.values_N, scale="rank")(heat.values_N) * 100
     maps = {heat.shown: heat.values_N, PERCENTILE: percentile_N, **heat.others}
     classified = _classification(heat)
     for row in _rows(heat.values_N, top).tolist():

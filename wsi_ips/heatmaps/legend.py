@@ -16,7 +16,9 @@ from wsi_ips.units import Size
 
 INK, FAINT_INK, PAPER = (25, 25, 25), (90, 90, 90), (255, 255, 255)
 
-LEAST_WIDTH_UNITS = 46
+LEAST_WIDTH_UNITS = 49
+ROWS = ("times even share", "attention", "percentile")
+"""What is said below the colour bar."""
 BAR_UNITS = 24
 LONGEST_SCALE_BAR = 0.25
 """Of the picture's width."""
@@ -26,11 +28,14 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A mark of the colour bar: where (0 to 1), its raw value, the share of patches up to it in percent."""
+    """A mark of the colour bar: where (0 to 1), its raw value, the share of patches up to it in percent, and how
+    many times the even share it is. beyond: ``<=`` or ``>=`` at an end that values go beyond, else empty."""
 
     at: float
     value: float
     percentile: float
+    times_even: float
+    beyond: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,6 @@ class Legend:
 
     title: str
     lines: Sequence[str]
-    value_name: str
     ticks: Sequence[Tick]
     table: NDArray[np.uint8]
     mpp: float
@@ -88,7 +92,7 @@ def draw_legend(picture_px: Size, legend: Legend) -> Image.Image:
     """What stands below a picture of this size, as wide as :func:`legend_width`."""
     unit, width = _unit(picture_px), legend_width(picture_px)
     lines = [legend.title, *legend.lines]
-    image = Image.new("RGB", (width, round((3.2 + 1.6 * len(lines) + 4.6) * unit)), PAPER)
+    image = Image.new("RGB", (width, round((3.2 + 1.6 * len(lines) + 5.9) * unit)), PAPER)
     draw = ImageDraw.Draw(image)
     draw.line([(0, 0), (picture_px[0], 0)], FAINT_INK)
     y = unit
@@ -98,7 +102,7 @@ def draw_legend(picture_px: Size, legend: Legend) -> Image.Image:
         y += round((2.1 if index == 0 else 1.6) * unit)
     y += round(0.5 * unit)
     _draw_colour_bar(image, legend, y, unit)
-    bar = ScaleBar.fitting(legend.mpp, min(LONGEST_SCALE_BAR * picture_px[0], width - 36 * unit))
+    bar = ScaleBar.fitting(legend.mpp, min(LONGEST_SCALE_BAR * picture_px[0], width - 39 * unit))
     _draw_scale_bar(draw, bar, width - unit, y, unit)
     return image
 
@@ -110,20 +114,20 @@ def _unit(picture_px: Size) -> int:
 
 def _draw_colour_bar(image: Image.Image, legend: Legend, top: int, unit: int) -> None:
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=unit)
-    names = [legend.value_name, "percentile"]
-    left = round(2.5 * unit + max(font.getlength(name) for name in names) + unit)
+    left = round(2.5 * unit + max(font.getlength(name) for name in ROWS) + unit)
     length = BAR_UNITS * unit
     strip = legend.table[np.arange(length) * len(legend.table) // length]
     image.paste(Image.fromarray(np.repeat(strip[None], unit, axis=0)), (left, top))
     draw.rectangle([left - 1, top - 1, left + length, top + unit], outline=INK)
-    rows = [top + round(offset * unit) for offset in (1.6, 2.9)]
-    for name, row in zip(names, rows, strict=True):
+    rows = [top + round(offset * unit) for offset in (1.6, 2.9, 4.2)]
+    for name, row in zip(ROWS, rows, strict=True):
         draw.text((unit, row), name, FAINT_INK, font)
     for tick in legend.ticks:
         x = left + round(tick.at * (length - 1))
         draw.line([(x, top + unit), (x, top + round(1.4 * unit))], INK)
-        draw.text((x, rows[0]), short(tick.value), INK, font, "ma")
-        draw.text((x, rows[1]), _percent(tick.percentile), INK, font, "ma")
+        said = (tick.beyond + short(tick.times_even), short(tick.value), _percent(tick.percentile))
+        for text, row in zip(said, rows, strict=True):
+            draw.text((x, row), text, INK, font, "ma")
 
 
 def _draw_scale_bar(draw: ImageDraw.ImageDraw, bar: ScaleBar, right: int, top: int, unit: int) -> None:

@@ -21,6 +21,7 @@ from wsi_ips.config import LARGEST_OVERLAY_PX
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.colours import Colormap, colour_table, colourise
+from wsi_ips.heatmaps.display_scale import DisplayScale, Scale, is_flat
 from wsi_ips.heatmaps.legend import FAINT_INK, PAPER, Legend, Tick, add_legend, draw_legend, short
 from wsi_ips.heatmaps.maps import (
     attention_map,
@@ -30,7 +31,7 @@ from wsi_ips.heatmaps.maps import (
     shown_in_words,
 )
 from wsi_ips.heatmaps.png_rows import PngRows
-from wsi_ips.heatmaps.raster import Cells, DisplayScale, PatchRaster, Scale
+from wsi_ips.heatmaps.raster import Cells, PatchRaster
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.grid import PatchCoords
@@ -79,7 +80,7 @@ def draw_overlay(
     side_px: int = 2048,
     alpha: float = 0.5,
     colormap: Colormap = "blue_yellow",
-    scale: Scale = "percentile",
+    scale: Scale = "even",
     low: float | None = None,
     high: float | None = None,
     query: int | None = None,
@@ -143,7 +144,7 @@ class _Drawing:
         side_px: int = 2048,
         alpha: float = 0.5,
         colormap: Colormap = "blue_yellow",
-        scale: Scale = "percentile",
+        scale: Scale = "even",
         low: float | None = None,
         high: float | None = None,
         query: int | None = None,
@@ -170,8 +171,7 @@ class _Drawing:
         shown = shown_in_words(result, query=query, head=head)
         self.legend = Legend(
             title=coords.slide_id,
-            lines=[f"{shown}; {_evenly(len(coords))}", *predictions_in_words(result)],
-            value_name="attention",
+            lines=[shown, spread_in_words(self.values_N), *predictions_in_words(result)],
             ticks=legend_ticks(self.values_N, self.display),
             table=self.table,
             mpp=coords.slide_mpp * self.l0_per_px,
@@ -179,6 +179,7 @@ class _Drawing:
         self.facts = {
             **_facts(coords, self.values_N, picture_px=self.picture_px, l0_per_px=self.l0_per_px),
             "shown": shown,
+            "flat": "yes" if is_flat(self.values_N) else "no",
             "scale": f"{self.display.scale} {self.display.low!r} {self.display.high!r}",
             "colormap": colormap,
         }
@@ -276,15 +277,30 @@ def legend_ticks(values_N: NDArray[np.float32], display: DisplayScale) -> list[T
     """The marks of a colour bar of these values, from its low to its high end; none without patches."""
     if not len(values_N):
         return []
-    along = [display.low + at * (display.high - display.low) for at in TICKS_AT]
-    if display.scale == "percentile":
-        raw = np.percentile(values_N.astype(np.float64), along)
-        return [Tick(at, float(value), share) for at, value, share in zip(TICKS_AT, raw, along, strict=True)]
-    return [
-        Tick(at, value, float(np.mean(values_N <= np.float32(value)) * 100))
-        for at, value in zip(TICKS_AT, along, strict=True)
-    ]
+    along = np.linspace(display.low, display.high, len(TICKS_AT))
+    raw = display.values_at(np.array(TICKS_AT))
+    held = (
+        along if display.scale == "rank" else [np.mean(values_N <= np.float32(value)) * 100 for value in raw]
+    )
+    # A scale that stops before the values do says so at its ends.
+    smallest, largest = float(values_N.min()), float(values_N.max())
+    ticks = []
+    for at, value, percentile in zip(TICKS_AT, raw.tolist(), held, strict=True):
+        beyond = ""
+        if at == 0 and smallest < value * (1 - 1e-6):
+            beyond = "<="
+        elif at == 1 and largest > value * (1 + 1e-6):
+            beyond = ">="
+        ticks.append(Tick(at, value, float(percentile), value / display.even_share, beyond))
+    return ticks
 
 
-def _evenly(n_patches: int) -> str:
-    return f"{n_patches} patches, spread evenly {short(1 / n_patches)} each" if n_patches else "no patch"
+def spread_in_words(values_N: NDArray[np.floating]) -> str:
+    """How far attention goes from the even share, and that it is flat where it is."""
+    if not len(values_N):
+        return "no patch"
+    count = len(values_N)
+    least, most = (short(float(end) * count) for end in (values_N.min(), values_N.max()))
+    patches = "1 patch" if count == 1 else f"{count} patches"
+    words = f"{patches}, {least} to {most} times the even share of {short(1 / count)}"
+    return f"Flat: {words}" if is_flat(values_N) else words

@@ -1,19 +1,16 @@
-"""From the values of patches to pixels, and from raw values to what a colour scale can show.
+"""From the values of patches to pixels.
 
 Shape suffixes: N patches; H, W rows and columns of the canvas; R, C rows and columns of cells.
 """
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import ConfigError
 from wsi_ips.units import Size
-
-Scale = Literal["percentile", "absolute"]
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 
@@ -147,72 +144,3 @@ def patch_values_to_canvas(
     raster = PatchRaster.of(l0_xy_N2, l0_patch, values_N, l0_size=l0_size, l0_per_px=l0_per_px)
     cells = raster.window((0, 0), raster.size_px)
     return cells.spread(cells.values_RC)
-
-
-class DisplayScale:
-    """``DisplayScale(values_N, scale="percentile")``: from raw values to places on the colour scale, 0 to 1.
-
-    For display only. ``percentile``: by rank among ``values_N`` (0 the smallest, 1 the largest, ties share their
-    mean rank, values in between lie in between); ``low`` and ``high`` are the percentiles, 0 to 100, at the
-    scale's ends. ``absolute``: linear; ``low`` and ``high`` are raw values, by default the smallest and the
-    largest of ``values_N``. Equal values all lie at 0.5. Raises as :func:`scale_ends`.
-    """
-
-    def __init__(
-        self,
-        values_N: NDArray[np.floating],
-        *,
-        scale: Scale,
-        low: float | None = None,
-        high: float | None = None,
-    ) -> None:
-        self.scale = scale
-        self.low, self.high = scale_ends(values_N, scale=scale, low=low, high=high)
-        self._ranked, self._percentiles = _percentiles(values_N)
-
-    def __call__(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Shares of the same shape, float32 in 0..1; NaN stays NaN."""
-        shown = values.astype(np.float64)
-        if self.scale == "percentile" and len(self._ranked):
-            shown = np.interp(shown, self._ranked, self._percentiles)
-        if self.high == self.low:
-            return np.where(np.isnan(shown), np.nan, 0.5).astype(np.float32)
-        return ((shown - self.low) / (self.high - self.low)).clip(0, 1).astype(np.float32)
-
-
-def display_values(
-    values_N: NDArray[np.floating], *, scale: Scale, low: float | None = None, high: float | None = None
-) -> NDArray[np.float32]:
-    """Where each value lies on the colour scale of its slide, (N,) in 0..1: see :class:`DisplayScale`."""
-    return DisplayScale(values_N, scale=scale, low=low, high=high)(values_N)
-
-
-def scale_ends(
-    values_N: NDArray[np.floating], *, scale: Scale, low: float | None, high: float | None
-) -> tuple[float, float]:
-    """What the two ends of the colour scale stand for: percentiles or raw values. See :func:`display_values`.
-
-    Raises :class:`ConfigError` where the low end is above the high one, or a percentile is none.
-    """
-    if scale == "percentile":
-        ends = 0.0 if low is None else float(low), 100.0 if high is None else float(high)
-        valid = 0 <= ends[0] < ends[1] <= 100
-    else:
-        smallest, largest = (float(values_N.min()), float(values_N.max())) if len(values_N) else (0.0, 0.0)
-        ends = smallest if low is None else float(low), largest if high is None else float(high)
-        valid = ends[0] <= ends[1]
-    if not valid:
-        raise ConfigError(f"the {scale} colour scale cannot go from {ends[0]:g} to {ends[1]:g}")
-    return ends
-
-
-def _percentiles(values_N: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The distinct values, ascending, and their percentiles, 0 to 100: the inverse of ``np.percentile``.
-
-    A single value is its own median.
-    """
-    distinct, counts = np.unique(values_N.astype(np.float64), return_counts=True)
-    if len(values_N) < 2:
-        return distinct, np.full(len(distinct), 50.0)
-    mean_ranks = counts.cumsum() - (counts + 1) / 2
-    return distinct, mean_ranks / (len(values_N) - 1) * 100

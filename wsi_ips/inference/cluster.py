@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import dask
 from distributed import Client, LocalCluster
+from distributed.security import Security
 
 from wsi_ips.config import BatchConfig
 from wsi_ips.errors import ClusterError
@@ -63,6 +64,9 @@ def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
             {
                 "distributed.scheduler.allowed-failures": batch.retries,
                 # Its own has malloc hand memory back at every turn, which an encoder asks for again at the next.
+                # No pages about the work for whoever else is on this machine.
+                "distributed.scheduler.http.routes": [],
+                "distributed.worker.http.routes": [],
                 "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1},
             }
         ),
@@ -71,7 +75,12 @@ def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
+            protocol="tls",
+            # A certificate of this run alone: who can reach the port, as any user of this machine can, could have
+            # the workers run anything otherwise.
+            security=Security.temporary(),
             dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

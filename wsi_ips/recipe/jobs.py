@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     FiniteFloat,
     NonNegativeInt,
@@ -178,6 +179,11 @@ class PredictJob(Resolution):
         return self
 
 
+def _scale_by_its_name(scale: object) -> object:
+    """Recipes of earlier versions call ``rank`` ``percentile``."""
+    return "rank" if scale == "percentile" else scale
+
+
 class _HeatJob(Section):
     """What is shown of stored attention; no model."""
 
@@ -185,6 +191,8 @@ class _HeatJob(Section):
     """The folder that ``predict`` wrote."""
     slides: Slides | None = None
     """Where the slides are now; none: where ``predict`` read them."""
+    open_urls: bool = False
+    """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
     task: str | None = None
     """Whose attention: that of the query which this task reads; none: the mean over all queries."""
     query: NonNegativeInt | None = None
@@ -194,20 +202,25 @@ class _HeatJob(Section):
     alpha: Fraction = 0.5
     """Opacity of the heat."""
     colormap: Literal["blue_yellow", "blue_red"] = "blue_yellow"
-    scale: Literal["percentile", "absolute"] = "percentile"
-    """Colours by a patch's rank in its slide, or by the raw value."""
+    scale: Annotated[Literal["even", "rank", "absolute"], BeforeValidator(_scale_by_its_name)] = "even"
+    """Colours by attention in times the even share 1/N (the same for every slide), by a patch's rank in its
+    slide, or by the raw value. ``percentile`` is the earlier name of ``rank``."""
     low: FiniteFloat | None = None
-    """What the low end of the colours stands for: a percentile (none: 0) or, absolute, a raw value (none: the
-    slide's smallest)."""
+    """What the low end of the colours stands for: so many times the even share (none: 0.25), a percentile (none:
+    0) or a raw value (none: the slide's smallest)."""
     high: FiniteFloat | None = None
-    """The high end (none: 100, or the slide's largest value)."""
+    """The high end (none: 64 times the even share, 100, or the slide's largest value)."""
 
     @model_validator(mode="after")
     def _choices_can_be(self) -> Self:
         if self.task is not None and self.query is not None:
             raise ValueError("task and query name the same thing: give one of them")
         low, high = self.low, self.high
-        if self.scale == "percentile":
+        if self.scale == "even":
+            low, high = 0.25 if low is None else low, 64 if high is None else high
+            if low <= 0:
+                raise ValueError(f"low {low:g} must be above 0: it is a multiple of the even share")
+        if self.scale == "rank":
             low, high = 0 if low is None else low, 100 if high is None else high
             if low < 0 or high > 100:
                 raise ValueError(f"low and high are percentiles, 0 to 100, not {low:g} and {high:g}")
@@ -324,6 +337,8 @@ class ReportJob(Section):
     """The folder that ``finetune`` wrote, for the losses."""
     slides: Slides | None = None
     """Where the slides are now; none: where ``predict`` read them."""
+    open_urls: bool = False
+    """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
     top: Annotated[NonNegativeInt, Field(le=MOST_PATCHES_SHOWN)] = 9
     """How many of a slide's patches are shown, those with the most attention."""
 

@@ -4,24 +4,26 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
-from wsi_ips.heatmaps.legend import ScaleBar
+from wsi_ips.heatmaps.display_scale import DisplayScale
+from wsi_ips.heatmaps.legend import ScaleBar, short
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
+from wsi_ips.heatmaps.overlay import legend_ticks, spread_in_words
 from wsi_ips.inference.results import read_result
-from wsi_ips.location import Location, locate
+from wsi_ips.inference.stored_location import stored_location
+from wsi_ips.location import Location
 from wsi_ips.report.evaluation import Judged
 from wsi_ips.report.pictures import Pictures, Pixels, Place, draw_pictures, read_pixels, top_places
 from wsi_ips.report.stored_run import StoredRun, StoredSlide, attention_file
 from wsi_ips.report.summary import Part, class_colour
-from wsi_ips.report.words import answer, count, duration, figure, millimetres, raw, shortened
+from wsi_ips.report.words import answer, count, duration, figure, millimetres, shortened
 from wsi_ips.slides.registry import open_slide
 
 logger = logging.getLogger(__name__)
 
+BEYOND = {"<=": "≤ ", ">=": "≥ ", "": ""}
 MOST_BARS = 4
 """Classes of a task that are shown on a card, the likeliest first."""
 SCALE_BAR = 0.25
@@ -67,11 +69,12 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """shown: whose attention. ticks: raw values at the ends and in the middle of the colours, which are ranks.
+    """shown: whose attention, and how far it goes from the even share. ticks: the colours' marks from low to high,
+    in times the even share.
     bar: label and share of the picture's width of the scale bar."""
 
     shown: str
-    ticks: tuple[str, str, str]
+    ticks: Sequence[str]
     bar: tuple[str, float] | None
 
 
@@ -115,11 +118,18 @@ def _answer(task: TaskConfig, outputs: dict[str, float]) -> Answer:
 
 
 def make_card(
-    run: StoredRun, line: Line, *, elsewhere: Mapping[str, Location] | None, top: int, share: int
+    run: StoredRun,
+    line: Line,
+    *,
+    elsewhere: Mapping[str, Location] | None,
+    top: int,
+    share: int,
+    open_urls: bool = False,
 ) -> Card:
     """A slide's card, with pictures of ``share`` bytes at most. Never raises for what a slide or a result holds.
 
-    elsewhere: {slide_id: where it is now}; None: where predict read it. top: how many patches are shown. A slide
+    elsewhere: {slide_id: where it is now}; None: where predict read it, at URLs with ``open_urls``
+    alone. top: how many patches are shown. A slide
     that is gone has its attention on white paper. Of one slide at a time the pixels are held.
     """
     card = Card(line, facts=_facts(line.slide))
@@ -130,7 +140,9 @@ def make_card(
     except (WsiIpsError, OSError, ValueError) as error:
         return replace(card, problem=f"its attention cannot be shown: {_why(error)}")
     places = top_places(heat, top) if heat else []
-    pixels, problem = _pixels(run, line.slide, heat, places, elsewhere=elsewhere, share=share)
+    pixels, problem = _pixels(
+        run, line.slide, heat, places, elsewhere=elsewhere, share=share, open_urls=open_urls
+    )
     if line.slide.status == "failed":
         problem = ""  # the row has its reason; a picture helps to see it, where there can be one
     if pixels is None:
@@ -168,13 +180,14 @@ def _pixels(
     *,
     elsewhere: Mapping[str, Location] | None,
     share: int,
+    open_urls: bool,
 ) -> tuple[Pixels | None, str]:
     """What is read of the slide, and why it could not be; without the slide, paper of its size for its heat."""
     paper = None
     if heat is not None:
         paper = Pixels(heat.coords.l0_size, max(1.0, max(heat.coords.l0_size) / 2048))
     try:
-        at = _location(run, slide, heat, elsewhere)
+        at = _location(run, slide, heat, elsewhere, open_urls=open_urls)
         if at is None:
             return paper, ""
         with open_slide(at) as reader:
@@ -191,15 +204,21 @@ def _pixels(
 
 
 def _location(
-    run: StoredRun, slide: StoredSlide, heat: Heat | None, elsewhere: Mapping[str, Location] | None
+    run: StoredRun,
+    slide: StoredSlide,
+    heat: Heat | None,
+    elsewhere: Mapping[str, Location] | None,
+    *,
+    open_urls: bool,
 ) -> Location | None:
-    """None: there is no slide to open. Raises :class:`SlideNotFound` for one that is not among ``elsewhere``."""
+    """None: there is no slide to open. Raises :class:`SlideNotFound` for one that is not among ``elsewhere``, and
+    as :func:`stored_location`."""
     if elsewhere is not None:
         if slide.slide_id not in elsewhere:
             raise SlideNotFound(slide.slide_id, "is not in the folder that --slides names")
         return elsewhere[slide.slide_id]
     path = heat.result.slide_path if heat else slide.path
-    return None if run.of_features or not path else locate(path)
+    return None if run.of_features or not path else stored_location(path, open_urls=open_urls)
 
 
 def _why(error: Exception) -> str:
@@ -241,12 +260,15 @@ def _rings(heat: Heat, places: Sequence[Place]) -> list[Ring]:
 def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
     if pictures.overlay is None or not len(heat.values_N):
         return None
-    low, middle, high = (
-        raw(float(value)) for value in np.percentile(heat.values_N.astype(np.float64), (0, 50, 100))
-    )
+    display = DisplayScale(heat.values_N)
+    ticks = [
+        BEYOND[tick.beyond] + short(tick.times_even) + " ×" for tick in legend_ticks(heat.values_N, display)
+    ]
     width = pictures.overlay.width
     mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width
     bar = ScaleBar.fitting(mpp, SCALE_BAR * width)
     return Legend(
-        heat.shown, (low, middle, high), (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width))
+        f"{heat.shown}; {spread_in_words(heat.values_N)}",
+        ticks,
+        (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width)),
     )

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_ips.heatmaps.colours import Colormap, colour_table
+from wsi_ips.heatmaps.display_scale import DisplayScale
 from wsi_ips.heatmaps.maps import Heat
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.patch_sheet import patch_picture
-from wsi_ips.heatmaps.raster import DisplayScale, PatchRaster, canvas_size
+from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.report.budget import SURELY_TOO_LARGE, Look, worth_trying
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.slides.memory_reader import MemoryReader
@@ -135,7 +136,7 @@ def _drawn(pixels: Pixels, heat: Heat | None, places: Sequence[Place], look: Loo
 
 
 def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, heat: Heat) -> RgbImage:
-    """The picture, or white paper, with the attention over it; raw values by their percentile."""
+    """The picture, or white paper, with the attention over it, coloured against the even share."""
     width, height = canvas_size(l0_size, l0_per_px)
     alpha = 1.0 if picture_HW3 is None else ALPHA
     shown_HW3 = np.full((height, width, 3), WHITE, np.uint8) if picture_HW3 is None else picture_HW3.copy()
@@ -143,7 +144,7 @@ def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, h
     raster = PatchRaster.of(
         coords.l0_exact_corners(), coords.l0_patch, heat.values_N, l0_size=l0_size, l0_per_px=l0_per_px
     )
-    display = DisplayScale(heat.values_N, scale="percentile")
+    display = DisplayScale(heat.values_N)
     blend(shown_HW3, raster.window((0, 0), (width, height)), display, colour_table(COLORMAP), alpha)
     return shown_HW3
 

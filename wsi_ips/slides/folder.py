@@ -67,12 +67,15 @@ def slide_id(path: Location | str) -> str:
     """The file's name without its last suffix (``.ome.tif`` and ``.ome.zarr`` count as one).
 
     Digits alone are no suffix but the end of a DICOM file's UID. A folder's whole name, but for ``.zarr``. Of a
-    URL the last name counts, without ``?query``; raises :class:`ConfigError` where it has none.
+    URL the last name counts, without ``?query``; raises :class:`ConfigError` where it has none, or one that
+    no file can have.
     """
     path = locate(path)
     if isinstance(path, Url):
         if not path.name:
             raise ConfigError(f"{path} names no slide: give the URL of a file or a Zarr folder")
+        if any(letter < " " or letter == "\x7f" for letter in path.name):
+            raise ConfigError(f"{str(path)!a} names no slide: its name holds a control character")
         path = Path(path.name)
     elif path.is_dir():
         path = path.resolve()

@@ -34,6 +34,7 @@ from wsi_ips.slides.zarr_chunks import UnknownCodecs, bounded, first_bad_chunk
 from wsi_ips.units import L0Point, Size
 
 LARGEST_READ_BYTES = 1 << 29
+LARGEST_FETCH_BYTES = 1 << 27
 """The most that one file of the folder may hold, be it metadata or a chunk."""
 
 KEPT_BYTES = 1 << 26
@@ -125,7 +126,10 @@ class OmeZarrReader(ClosingReader):
     def _open(self) -> tuple[Multiscale, Levels]:
         try:
             keep_bytes = KEPT_BYTES if isinstance(self._path, Url) else 0
-            store = _BoundedStore(_store(self._path, self._timeout_s), keep_bytes=keep_bytes)
+            most_bytes = LARGEST_FETCH_BYTES if isinstance(self._path, Url) else LARGEST_READ_BYTES
+            store = _BoundedStore(
+                _store(self._path, self._timeout_s), most_bytes=most_bytes, keep_bytes=keep_bytes
+            )
             return _open_image(self._path, store)
         except (FileError, ReaderNotInstalled):
             raise
@@ -153,8 +157,9 @@ class _BoundedStore(WrapperStore[Store]):
     loop only, so without a lock.
     """
 
-    def __init__(self, store: Store, *, keep_bytes: int = 0) -> None:
+    def __init__(self, store: Store, *, most_bytes: int, keep_bytes: int = 0) -> None:
         super().__init__(store)
+        self._most_bytes = most_bytes
         self._keep_bytes, self._kept_bytes = keep_bytes, 0
         self._kept: OrderedDict[str, Buffer] = OrderedDict()
 
@@ -164,12 +169,12 @@ class _BoundedStore(WrapperStore[Store]):
         if byte_range is None and key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        asked = byte_range or RangeByteRequest(0, LARGEST_READ_BYTES + 1)
-        if isinstance(asked, RangeByteRequest) and asked.end - asked.start > LARGEST_READ_BYTES + 1:
+        asked = byte_range or RangeByteRequest(0, self._most_bytes + 1)
+        if isinstance(asked, RangeByteRequest) and asked.end - asked.start > self._most_bytes + 1:
             raise ValueError(f"{key} claims {asked.end - asked.start} bytes")
         value = await self._store.get(key, prototype, asked)
-        if value is not None and len(value) > LARGEST_READ_BYTES:
-            raise ValueError(f"{key} holds more than {LARGEST_READ_BYTES} bytes")
+        if value is not None and len(value) > self._most_bytes:
+            raise ValueError(f"{key} holds more than {self._most_bytes} bytes")
         if value is not None and byte_range is None:
             self._keep(key, value)
         return value

@@ -14,6 +14,10 @@ HTTP = ("http", "https")
 NO_RANGES = "the server does not answer range requests"
 
 
+class UnaskedAnswer(ValueError):
+    """A server sends other bytes than it was asked for, or more of them."""
+
+
 def storage_options(url: Url, *, reader: str, timeout_s: float) -> dict[str, Any]:
     """fsspec's options for ``url``: connecting, and every wait for data, may take ``timeout_s``.
 
@@ -32,8 +36,16 @@ def storage_options(url: Url, *, reader: str, timeout_s: float) -> dict[str, Any
     if url.scheme in HTTP:
         from aiohttp import ClientTimeout
 
-        limits = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-        return {"client_kwargs": {"timeout": limits}}
+        from wsi_ips.slides.bounded_response import BoundedResponse
+
+        return {
+            "client_kwargs": {
+                "timeout": ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s),
+                "headers": {"Accept-Encoding": "identity"},
+                "auto_decompress": False,
+                "response_class": BoundedResponse,
+            }
+        }
     if url.scheme in ("s3", "s3a"):
         return {"config_kwargs": {"connect_timeout": timeout_s, "read_timeout": timeout_s}}
     return {}
@@ -52,6 +64,8 @@ def network_error(url: Url, error: BaseException) -> FileError | None:
             return SlideNotFound(url, "the server has no such file (404)", "check the URL")
         if isinstance(status, int):
             return SlideUnreachable(url, f"the server refuses with {status}", "check the URL and its rights")
+        if isinstance(link, UnaskedAnswer):
+            return SlideUnreachable(url, str(link), "download the file and name its path")
         if isinstance(link, TimeoutError):
             return SlideUnreachable(url, "the server does not answer in time", "try again later")
         if isinstance(link, ConnectionError) or type(link).__module__.startswith(("aiohttp.", "botocore.")):

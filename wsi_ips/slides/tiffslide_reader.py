@@ -291,6 +291,14 @@ def _network_error(path: Location, error: Exception) -> FileError | None:
     return network_error(path, error) if isinstance(path, Url) else None
 
 
+def _number(stated: Any) -> float | None:
+    """What a file says as a number; None for what is none: it states no resolution."""
+    try:
+        return None if stated is None else float(stated)
+    except (TypeError, ValueError):
+        return None
+
+
 def _mpp_xy(path: Location, slide: TiffSlide) -> tuple[Mpp, Mpp] | None:
     tiff = slide.ts_tifffile
     if tiff.is_ome:
@@ -299,7 +307,7 @@ def _mpp_xy(path: Location, slide: TiffSlide) -> tuple[Mpp, Mpp] | None:
             if of_xml:
                 return of_xml
     stated = (slide.properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
-    x, y = (None if value is None else float(value) for value in stated)
+    x, y = map(_number, stated)
     if not tiff.is_svs:  # tiffslide believes the tags of other files, whatever image program wrote them
         x, y = (value and mpp_of_resolution(MICRONS_PER["inch"] / value, "inch") for value in (x, y))
     return believable_xy(x, y)

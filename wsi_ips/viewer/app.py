@@ -57,17 +57,19 @@ def create_app(
     objects: Path | None = None,
     host: str = "127.0.0.1",
     token: str | None = None,
+    open_urls: bool = False,
 ) -> Starlette:
     """The application over a run, and over a second one beside it.
 
     elsewhere: {slide_id: where it is now}; None: where predict read it. manifest: labels, and outlines that lie
     beside it; annotations: folder of outlines. objects: the folder that detect wrote; None: each run's own. host:
-    what the server is bound to; token: asked of every request.
+    what the server is bound to; token: asked of every request. open_urls: whether slides at URLs that the run
+    names are opened.
 
     Raises :class:`ResultsError` for a folder without results or without objects, and as :meth:`Truth.read`.
     """
     roots = [Path(run_dir)] + ([Path(compare)] if compare is not None else [])
-    runs = [ViewedRun(root, elsewhere=elsewhere, objects=objects) for root in roots]
+    runs = [ViewedRun(root, elsewhere=elsewhere, objects=objects, open_urls=open_urls) for root in roots]
     truth = Truth.read(manifest, annotations, tasks=runs[0].tasks)
     site = _Site([RunAnswers(run, truth) for run in runs], Images())
     below = "/runs/{run}/slides/{slide_id}"

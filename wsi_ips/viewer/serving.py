@@ -1,5 +1,6 @@
 """Binding, the token, and the lines that say where to look."""
 
+import logging
 import os
 import secrets
 import socket
@@ -10,14 +11,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.viewer.guard import is_loopback
+from wsi_ips.viewer.connections import ACCEPTED_AT_ONCE, PatientProtocol, SaidOnce
 
 ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - told apart, not bound to
 
 
-def new_token(host: str) -> str | None:
-    """What others have to show; None where only this machine can ask."""
-    return None if is_loopback(host) else secrets.token_urlsafe(24)
+def new_token() -> str:
+    """What every request has to show: others may have an account on this machine, or reach it."""
+    return secrets.token_urlsafe(24)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -59,6 +60,21 @@ def address_of(server: socket.socket, host: str, token: str | None) -> str:
 def serve(app: Starlette, server: socket.socket, *, ready: Callable[[], None]) -> None:
     """Answer until the process is interrupted. ready: called once the first request could be answered."""
     ready()  # the socket listens: who comes before the loop runs waits a moment
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
-    with suppress(KeyboardInterrupt):  # how it is meant to end
-        uvicorn.Server(config).run(sockets=[server])
+    # uvicorn warns of what strangers send; errors are our own.
+    config = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        backlog=ACCEPTED_AT_ONCE,
+    )
+    said_once, asyncio_s = SaidOnce(), logging.getLogger("asyncio")
+    asyncio_s.addFilter(said_once)
+    try:
+        with suppress(KeyboardInterrupt):  # how it is meant to end
+            uvicorn.Server(config).run(sockets=[server])
+    finally:
+        asyncio_s.removeFilter(said_once)

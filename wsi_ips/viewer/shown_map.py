@@ -15,10 +15,11 @@ from PIL import Image
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.colours import Colormap, HeatColours, colour_table
+from wsi_ips.heatmaps.display_scale import DisplayScale, Scale, is_flat
 from wsi_ips.heatmaps.heat_pyramid import halved
 from wsi_ips.heatmaps.maps import attention_map, check_finite, query_of_task, shown_in_words
 from wsi_ips.heatmaps.overlay import legend_ticks
-from wsi_ips.heatmaps.raster import DisplayScale, PatchRaster, Scale
+from wsi_ips.heatmaps.raster import PatchRaster
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.viewer.tile_pyramid import Window
@@ -41,7 +42,7 @@ class MapChoice:
     @classmethod
     def asked_for(cls, asked: Mapping[str, str]) -> Self:
         """From a query string; names that are not known are passed over. Raises :class:`ConfigError`."""
-        colormap, scale = asked.get("colormap", "blue_yellow"), asked.get("scale", "percentile")
+        colormap, scale = asked.get("colormap", "blue_yellow"), asked.get("scale", "even")
         for name, value, known in (
             ("colormap", colormap, get_args(Colormap)),
             ("scale", scale, get_args(Scale)),
@@ -156,7 +157,7 @@ class ShownMap:
         return ["#{:02x}{:02x}{:02x}".format(*self.table[number]) for number in self._numbers(values)]
 
     def legend(self) -> dict[str, Any]:
-        """Ticks with raw values and percentiles, and the colours from low to high."""
+        """Ticks with raw values, multiples of the even share and percentiles, and the colours from low to high."""
         steps = np.linspace(0, len(self.table) - 1, LEGEND_COLOURS).round().astype(int)
         return {
             "shown": self.shown,
@@ -166,9 +167,16 @@ class ShownMap:
             "min": float(self.values_N.min()) if len(self.values_N) else None,
             "max": float(self.values_N.max()) if len(self.values_N) else None,
             "n_patches": len(self.values_N),
+            "flat": is_flat(self.values_N),
             "colours": ["#{:02x}{:02x}{:02x}".format(*self.table[step]) for step in steps],
             "ticks": [
-                {"at": tick.at, "value": tick.value, "percentile": tick.percentile}
+                {
+                    "at": tick.at,
+                    "value": tick.value,
+                    "percentile": tick.percentile,
+                    "times_even": tick.times_even,
+                    "beyond": tick.beyond,
+                }
                 for tick in legend_ticks(self.values_N, self.display)
             ],
         }
@@ -183,6 +191,7 @@ class ShownMap:
         value = np.float32(self.values_N[held].mean(dtype=np.float64))
         return {
             "value": float(value),
+            "times_even": float(value) * len(self.values_N),
             "percentile": float(np.mean(self.values_N <= value) * 100),
             "at": float(self.display(np.array([value]))[0]),
             "patches": [self._patch(row) for row in held.tolist()],

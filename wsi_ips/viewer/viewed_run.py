@@ -22,7 +22,8 @@ from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_pred
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_table import SlideRow, read_slide_table
-from wsi_ips.location import Location, Url, locate
+from wsi_ips.inference.stored_location import stored_location
+from wsi_ips.location import Location, Url
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.viewer.lately import Lately
@@ -59,20 +60,26 @@ class ListedSlide:
 
 
 class ViewedRun:
-    """``ViewedRun(root)``. elsewhere: {slide_id: where it is now}, None for where predict read it. objects: the
-    folder that ``detect`` wrote, None for the run's own, where ``detect`` may have written too.
+    """``ViewedRun(root)``. elsewhere: {slide_id: where it is now}, None for where predict read it, at URLs
+    with ``open_urls`` alone. objects: the folder that ``detect`` wrote, None for the run's own, where ``detect``
+    may have written too.
 
     Raises :class:`ResultsError` for no folder, one that holds neither predictions nor attention, or objects that
     are not there.
     """
 
     def __init__(
-        self, root: Path, *, elsewhere: Mapping[str, Location] | None = None, objects: Path | None = None
+        self,
+        root: Path,
+        *,
+        elsewhere: Mapping[str, Location] | None = None,
+        objects: Path | None = None,
+        open_urls: bool = False,
     ) -> None:
         self.folder = RunFolder(root)
         self._objects = (objects or root) / "objects"
         self.name = root.resolve().name or str(root)
-        self._elsewhere = elsewhere
+        self._elsewhere, self._open_urls = elsewhere, open_urls
         self._listed: Lately[dict[str, ListedSlide]] = Lately(1)
         self._slides: Lately[SlideReader] = Lately(OPEN_SLIDES)
         self._results: Lately[SlideResult] = Lately(READ_RESULTS)
@@ -122,7 +129,8 @@ class ViewedRun:
         return self._objects / f"{self.listed(slide_id).slide_id}.csv"
 
     def location(self, slide_id: str) -> Location:
-        """Where the slide is. Raises :class:`UnknownSlide`, :class:`SlideNotFound` where nothing says it."""
+        """Where the slide is. Raises :class:`UnknownSlide`, :class:`SlideNotFound` where nothing says it,
+        and as :func:`stored_location`."""
         listed = self.listed(slide_id)
         if self._elsewhere is not None:
             if slide_id not in self._elsewhere:
@@ -138,7 +146,7 @@ class ViewedRun:
             raise SlideNotFound(
                 path, "are the features that it was predicted from", "start the viewer with --slides FOLDER"
             )
-        return locate(path)
+        return stored_location(path, open_urls=self._open_urls)
 
     def slide(self, slide_id: str) -> SlideReader:
         """The open slide, which other requests use too: it is not closed. Raises :class:`UnknownSlide` and as
