@@ -17,7 +17,7 @@ from wsi_ips.training.finetune import finetune
 from wsi_ips.training.fit import FinetuneReport
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
 from wsi_ips.training.record import LAST_NAME
-from wsi_ips.training.run_state import STATE_NAME
+from wsi_ips.training.run_state import STATE_NAME, load_state, save_state
 
 
 class Killed(Exception):

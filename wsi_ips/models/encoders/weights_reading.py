@@ -31,7 +31,7 @@ LARGEST_INDEX_BYTES = 2**24
 MOST_SHARDS = 1000
 
 _scalar: Any = np.float64(0).__reduce__()[0]
-SAFE = [
+SAFE: list[Any] = [
     argparse.Namespace,
     PosixPath,
     np.dtype,
@@ -63,12 +63,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             path, f"holds a {type(content).__name__}, not names and tensors", "save model.state_dict()"
         )
-    other = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
-    if other is not None or not content:
-        what = f"holds a {type(content[other]).__name__} as {str(other)[:80]!r}" if content else "is empty"
-        raise CheckpointError(
-            path, f"is not a state dict (names to tensors): it {what}", "save model.state_dict()"
-        )
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            what = f"holds a {type(value).__name__} as {str(name)[:80]!r}"
+            raise CheckpointError(
+                path, f"is not a state dict (names to tensors): it {what}", "save model.state_dict()"
+            )
+    if not content:
+        raise CheckpointError(path, "is not a state dict: it is empty", "save model.state_dict()")
     return {str(name): tensor for name, tensor in content.items()}
 
 
