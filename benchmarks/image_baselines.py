@@ -116,9 +116,9 @@ def fit(
 def measured(reader: Reader, bags: Sequence[ImageBag], *, device: torch.device) -> dict[str, float]:
     """Loss and accuracies in eval mode, a step's number of images at a time."""
     reader.eval()
-    metrics = SplitMetrics(reader.config.model.tasks).to(device)
+    metrics, said = SplitMetrics(reader.config.model.tasks), []
     for start in range(0, len(bags), reader.config.training.slides_per_step):
         some = bags[start : start + reader.config.training.slides_per_step]
         reading = reader.read(some, epoch=TEST_EPOCH, device=device)
-        metrics.update(reading, [bag.targets for bag in some], weights={})
-    return metrics.compute()
+        said.append(metrics.measure(reading, [bag.targets for bag in some], weights={}))
+    return metrics.figures(said)

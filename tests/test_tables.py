@@ -41,7 +41,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     ),
     "slides": ("slide_id,path,status,attempts,seconds,worker,error", read_slide_table),
     "found": ("x,y", FoundTable.read),
-    "folds": ("slide_id,case_id,fold", lambda path: _write_folds(path, [], [])),
+    "folds": ("slide_id,case_id,fold,validates_folds", lambda path: _write_folds(path, [])),
 }
 
 

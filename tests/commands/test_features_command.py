@@ -92,7 +92,8 @@ def test_what_is_missing_or_does_not_fit_is_one_line_before_training(
     assert said.code == 2
     assert "no features of 1 of 20 slides (s3)" in said.complaint
     write_features(features / "s3.h5", np.zeros((4, WIDTH + 1), np.float32))
-    said = console("finetune", manifest, "--features", features, "--recipe", recipe, "--out", out)
+    said = console("finetune", manifest, "--features", features, "--recipe", recipe, "--out", out,
+                   "--set", "training.max_bad_slides=0")  # fmt: skip
     assert "s3.h5: holds features of width 13, not 12" in said.complaint
     said = console("finetune", manifest, "--recipe", recipe, "--out", out)
     assert "go together" in said.complaint

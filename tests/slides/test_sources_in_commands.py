@@ -62,7 +62,7 @@ def test_predict_and_overlay_from_a_url(console, local, server, small_checkpoint
     overlay = tmp_path / "url" / "overlays" / f"{local.stem}.png"
     before = overlay.read_bytes()
     overlay.unlink()
-    assert console("overlay", tmp_path / "url").code == 0
+    assert console("overlay", tmp_path / "url", "--open-urls").code == 0
     assert overlay.stat().st_size == pytest.approx(len(before), rel=0.5)
     overlay.unlink()
     assert console("overlay", tmp_path / "url", "--slides", url).code == 0
