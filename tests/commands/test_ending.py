@@ -31,6 +31,12 @@ cli.main()
 """
 
 
+def obeying() -> None:
+    """Run in the child before it starts: no signal is ignored, as it would be where the tests run behind a shell."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def ended(process: "subprocess.Popen[str]", number: int) -> int:
     process.send_signal(number)
     return process.wait(timeout=20)
@@ -39,7 +45,9 @@ def ended(process: "subprocess.Popen[str]", number: int) -> int:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_leaves_no_partial_file_and_is_told_by_the_exit_code(tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-c", WRITES, "slow", str(tmp_path / "out.csv")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=obeying
+    )
     assert process.stdout
     assert process.stdout.readline() == "begun\n"
     assert len(list(tmp_path.iterdir())) == 1
@@ -70,7 +78,7 @@ def test_the_viewer_s_end_is_no_failure(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         process = subprocess.Popen(
             [sys.executable, "-m", "wsi_ips.cli", "view", str(run.root), "--port", "0"],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}, preexec_fn=obeying,
         )  # fmt: skip
         assert process.stdout
         while "Ctrl-C" not in process.stdout.readline():
@@ -97,7 +105,7 @@ def test_workers_end_with_the_command_and_the_folder_is_free(
                str(small_checkpoint), "--out", str(out), "--no-overlays", "--device", "cpu"]  # fmt: skip
     process = subprocess.Popen(
         [*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=obeying,
     )  # fmt: skip
     give_up = time.monotonic() + 60
     while not ((out / "slides.csv").is_file() and ",running," in (out / "slides.csv").read_text()):

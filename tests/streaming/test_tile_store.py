@@ -73,12 +73,12 @@ def test_a_failure_reaches_those_who_wait() -> None:
         store.borrow([0], broken)
 
 
-def test_a_failure_gives_up_the_other_tiles_that_were_claimed_with_it() -> None:
-    """A thread that waits for one of them would wait for ever."""
-    claimed, seen = threading.Event(), []
+def test_a_failure_leaves_the_other_tiles_of_its_thread_to_those_who_need_them() -> None:
+    """A thread that waited for one of them would wait for ever."""
+    failing, seen = threading.Event(), []
 
     def broken(number: int, out: np.ndarray) -> None:
-        claimed.set()
+        failing.set()
         time.sleep(0.05)
         raise OSError("gone")
 
@@ -91,12 +91,33 @@ def test_a_failure_gives_up_the_other_tiles_that_were_claimed_with_it() -> None:
     store = TileStore(np.array([2, 2], np.int32), tile_shape=SHAPE, tiles=8)
     first = threading.Thread(target=borrow, args=([0, 1],), daemon=True)
     first.start()
-    assert claimed.wait(5)
-    waiting = threading.Thread(target=borrow, args=([1],), daemon=True)
-    waiting.start()
-    waiting.join(5)
-    assert not waiting.is_alive()
+    assert failing.wait(5)
+    other = threading.Thread(target=borrow, args=([1],), daemon=True)
+    other.start()
+    other.join(5)
+    first.join(5)
+    assert not other.is_alive()
     assert seen == ["gone", "gone"]
+
+
+def test_two_threads_under_the_same_tiles_decode_half_of_them_each() -> None:
+    by_thread: dict[str, list[int]] = {"a": [], "b": []}
+    together = threading.Barrier(2)
+
+    def slow(number: int, out: np.ndarray) -> None:
+        by_thread[threading.current_thread().name].append(number)
+        if sum(map(len, by_thread.values())) <= 2:
+            together.wait(5)  # the second tile is begun before the first one is done
+        draw(number, out)
+
+    store = TileStore(np.full(2, 2, np.int32), tile_shape=SHAPE, tiles=8)
+    threads = [threading.Thread(target=store.borrow, args=([0, 1], slow), name=name) for name in by_thread]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(map(len, by_thread.values())) == [1, 1]
+    assert len(store) == 0
 
 
 def test_a_tile_on_loan_keeps_its_pixels_when_the_store_forgets_it() -> None:

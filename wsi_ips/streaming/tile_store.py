@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -18,22 +19,36 @@ class Tile:
     Hold the tile itself, not only its pixels, for as long as they are looked at.
     """
 
-    __slots__ = ("_free", "busy", "error", "pixels", "ready")
+    __slots__ = ("_begun", "_busy", "_error", "_free", "pixels", "ready")
 
     def __init__(self, pixels: RgbImage, free: deque[RgbImage]) -> None:
         self.pixels = pixels
         self.ready = False
-        self.error: BaseException | None = None
-        self.busy = Lock()
-        self.busy.acquire()
+        self._error: BaseException | None = None
+        self._begun = Lock()
+        self._busy = Lock()
+        self._busy.acquire()
         self._free = free
+
+    def decode_unless_begun(self, decode: Callable[[RgbImage], None]) -> None:
+        """Fill the pixels, unless a thread is at it or has been. Raises what ``decode`` raises."""
+        if self.ready or not self._begun.acquire(blocking=False):
+            return
+        try:
+            decode(self.pixels)
+            self.ready = True
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            self._busy.release()
 
     def wait(self) -> None:
         """Until the thread that decodes it is done. Raises what that thread raised, if it gave the tile up."""
-        with self.busy:
+        with self._busy:
             pass
-        if self.error is not None:
-            raise self.error
+        if self._error is not None:
+            raise self._error
 
     def __del__(self) -> None:
         self._free.append(self.pixels)
@@ -47,7 +62,8 @@ class TileStore:
     room and dropped otherwise: of a row too long to keep, a part is then decoded once, where keeping the
     newest would have thrown out each tile just before its turn.
 
-    Safe from several threads: a tile that one of them decodes is waited for by the others.
+    Safe from several threads: a tile that one of them decodes is waited for by the others, and what one has
+    asked for and not begun is decoded by whoever needs it first.
     """
 
     def __init__(self, uses: NDArray[np.int32], *, tile_shape: tuple[int, int, int], tiles: int) -> None:
@@ -74,7 +90,6 @@ class TileStore:
         Raises what ``decode`` raises, for everyone who waits for one of these tiles.
         """
         tiles: list[Tile] = []
-        mine: list[tuple[int, Tile]] = []
         uses, kept, recent = self._uses, self._kept, self._recent
         with self._lock:
             for number in numbers:
@@ -82,25 +97,17 @@ class TileStore:
                 tile = kept.get(number) or recent.get(number)
                 if tile is None:
                     tile = Tile(self._buffer(), self._free)
-                    mine.append((number, tile))
                     if left > 0:
                         self._admit(number, tile)
                 elif left <= 0 and kept.pop(number, None) is None:
                     del recent[number]
                 tiles.append(tile)
-        # One's own first, then waiting for others: nobody waits for someone who waits.
-        try:
-            for number, tile in mine:
-                decode(number, tile.pixels)
-                tile.ready = True
-                tile.busy.release()
-        except BaseException as error:
-            # The claimed tiles that come after are given up too: others may be waiting for them already.
-            for _, tile in mine:
-                if not tile.ready:
-                    tile.error = error
-                    tile.busy.release()
-            raise
+        # First whatever nobody has begun, though another thread may have asked for it earlier: two threads under
+        # one row of large tiles then decode half of them each. Then waiting, and only for tiles under way, so
+        # that nobody waits for someone who waits.
+        for number, tile in zip(numbers, tiles, strict=True):
+            if not tile.ready:
+                tile.decode_unless_begun(partial(decode, number))
         for tile in tiles:
             if not tile.ready:
                 tile.wait()
