@@ -32,7 +32,7 @@ cli.main()
 
 
 def obeying() -> None:
-    """Run in the child before it starts: no signal is ignored, as it would be where the tests run behind a shell."""
+    """In the child, before it starts: no signal is ignored, as it would be where tests run behind a shell."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
