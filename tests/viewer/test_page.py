@@ -19,12 +19,14 @@ HOT_CENTRE = (1100.0, 500.0)  # of patch 37: column 5 and row 2 of a grid of 16 
 
 
 def heat_colour(made_run: MadeRun, slide_id: str, patch_id: int) -> NDArray[np.float64]:
-    """By rank, the mean over heads and queries, blue to yellow: as the page starts."""
+    """The mean over heads and queries as a multiple of the even share, from 1/4 to 64 on a logarithmic scale, blue
+    to yellow: as the page starts."""
     result = made_run.result(slide_id)
     values_N = attention_map(result)
     row = result.coords.rows(np.array([patch_id]))[0]
-    share = (values_N < values_N[row]).sum() / (len(values_N) - 1)
-    return colour_table("blue_yellow")[round(share * 255)].astype(np.float64)
+    times = float(np.clip(values_N[row] * len(values_N), 0.25, 64))
+    place = (np.log2(times) + 2) / 8
+    return colour_table("blue_yellow")[round(place * 255)].astype(np.float64)
 
 
 def test_it_opens_on_the_first_slide_with_its_prediction(open_page: OpenPage) -> None:
