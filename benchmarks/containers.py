@@ -50,6 +50,7 @@ two threads would have uneven shares of it, and a quarter of its patches would b
 OPENSLIDE_CACHE_BYTES = 32 << 20
 """OpenSlide's default."""
 PLACES = 16
+FIX_WRITER = "correct the code that writes this container, in benchmarks/container_files.py"
 CHECKED_PX = 300
 RESAMPLED_ERROR = 0.3
 """How far a resampled patch's pixels may lie, in the mean, from the means of the areas they cover; grey levels."""
@@ -123,10 +124,12 @@ def check_openslide(case: Case, theirs: openslide.OpenSlide) -> None:
     """Raises :class:`ResultsError` where OpenSlide does not show the stored tiles in their places."""
     vendor, size = theirs.properties["openslide.vendor"], theirs.dimensions
     if (vendor, size) != (case.vendor, case.l0_size):
-        raise ResultsError(case.path, f"OpenSlide opens it as {vendor}, {size}", "mend the writer")
+        raise ResultsError(case.path, f"OpenSlide opens it as a slide of {vendor}, {size} px", FIX_WRITER)
     level = theirs.get_best_level_for_downsample(case.downsample)
     if theirs.level_downsamples[level] != case.downsample:
-        raise ResultsError(case.path, f"OpenSlide sees no level at {case.downsample}", "mend the writer")
+        raise ResultsError(
+            case.path, f"OpenSlide finds no level with downsample {case.downsample}", FIX_WRITER
+        )
     size_px = CHECKED_PX, CHECKED_PX
     for lv_x, lv_y in places(case):
         l0_xy = lv_x * case.downsample, lv_y * case.downsample
@@ -152,7 +155,10 @@ def check_ours(case: Case, ours: SlideReader) -> None:
     info = ours.info
     if info.l0_size != case.l0_size or info.mpp is None or abs(info.mpp / case.mpp - 1) > 1e-3:
         raise ResultsError(
-            case.path, f"{info.reader} states {info.l0_size} px at {info.mpp} µm", "mend the reader"
+            case.path,
+            f"our reader {info.reader} states {info.l0_size} px at {info.mpp} µm, but {case.l0_size} px at "
+            f"{case.mpp} µm were written",
+            "correct the reader in wsi_ips/slides",
         )
     rng, n = np.random.default_rng(0), len(case.coords)
     ids_n = case.coords.ids_N[np.union1d(rng.integers(0, n, PLACES), [n - 1])]
@@ -194,7 +200,7 @@ def refuse_unequal(
             case.path,
             f"{reader} differs at level-0 position {l0_xy} by {difference.mean():.2f} grey levels in the mean, "
             f"{difference.max()} at most, from the tiles that were written",
-            "mend the writer or the reader: nothing of it was timed",
+            "correct its writer (benchmarks/container_files.py) or our reader (wsi_ips/slides); it was not timed",
         )
 
 

@@ -180,7 +180,7 @@ class PixelsNotSquare(MissingResolution):
 
     @classmethod
     def of(cls, path: Path | str, x: float, y: float) -> "PixelsNotSquare":
-        """Of pixels of ``x`` by ``y`` µm."""
+        """The error for a slide whose pixels are ``x`` µm wide and ``y`` µm high."""
         return cls(
             path,
             f"its pixels are not square: {x:g} µm wide and {y:g} µm high",
@@ -193,7 +193,7 @@ class TooCoarse(FileError):
 
 
 class NoTissue(FileError):
-    """No patch is left of a slide: the problem says what left out everything, the mend names the setting."""
+    """A slide without patches. The message says what left all of it out, and which setting to change."""
 
     def __init__(
         self,

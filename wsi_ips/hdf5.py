@@ -60,7 +60,7 @@ def check_stored(dataset: Any, path: Path, *, error: type[FileError], mend: str 
     """Refuse a dataset whose values are not all in the file, or that is far larger than what the file holds.
 
     HDF5 gives zeros for what was never written, so a file of a few kilobytes may claim millions of patches. Raises
-    ``error``, with this ``mend``, before anything of that size is allocated.
+    ``error`` before anything of that size is allocated. mend: what the message tells the user to do.
     """
     name = dataset.name.lstrip("/")
     claimed, held = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()

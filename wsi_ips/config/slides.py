@@ -51,7 +51,7 @@ class UpsamplingConfig(Section):
     """What may be said of a tiling that a checkpoint or a detector already has."""
 
     allow_upsampling: bool = False
-    """As :attr:`TilingConfig.allow_upsampling`."""
+    """Read slides that are more than 10 % coarser than the patches, and enlarge them."""
 
     def added_to(self, tiling: TilingConfig) -> TilingConfig:
         """The same tiling, which allows upsampling if it or this does."""

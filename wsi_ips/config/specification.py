@@ -7,11 +7,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
+from pydantic import BeforeValidator, Field, ValidationInfo
 
+from wsi_ips.config.described_file import read_described
 from wsi_ips.config.section import Section
-from wsi_ips.errors import ConfigError, one_line
-from wsi_ips.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
+from wsi_ips.errors import ConfigError
 
 MOST_ENTRIES = 1000
 Width = Annotated[int, Field(ge=1, le=8192)]
@@ -39,16 +39,7 @@ def read_specification_table(path: Path) -> SpecificationTable:
     """Read JSON or YAML; without a name it is called like the file. Raises :class:`ConfigError` that names it."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; a specification is JSON or YAML with a list of blocks")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise ConfigError(f"{path}: larger than {LARGEST_BYTES} bytes; is it a specification?")
-    try:
-        table = SpecificationTable.model_validate(load_yaml(path.read_text(encoding="utf-8")))
-    except (NotPlainYaml, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: neither JSON nor YAML ({one_line(error, most=160)})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {place or 'the file'}: {first['msg']}") from None
+    table = read_described(path, SpecificationTable, what="specification")
     return table if table.name else table.model_copy(update={"name": path.stem})
 
 

@@ -17,15 +17,14 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     StrictStr,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 
+from wsi_ips.config.described_file import read_described
 from wsi_ips.config.section import Fraction, Section
 from wsi_ips.config.specification import READ_NO_FILE
-from wsi_ips.errors import ConfigError, one_line
-from wsi_ips.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
+from wsi_ips.errors import ConfigError
 
 DESCRIPTIONS = (".json", ".yaml", ".yml")
 Three = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -85,16 +84,7 @@ def read_tissue_model(path: Path) -> TissueModelConfig:
             f"{path}: a tissue model needs a description beside it, e.g. {beside[0].name} with its mpp, tile_px, "
             "mean, std, channel, activation and threshold"
         )
-    if description.stat().st_size > LARGEST_BYTES:
-        raise ConfigError(f"{description}: larger than {LARGEST_BYTES} bytes; is it a description?")
-    try:
-        held = TissueModelDescription.model_validate(load_yaml(description.read_text(encoding="utf-8")))
-    except (NotPlainYaml, UnicodeDecodeError) as error:
-        raise ConfigError(f"{description}: neither JSON nor YAML ({one_line(error, most=160)})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{description}: {place or 'the file'}: {first['msg']}") from None
+    held = read_described(description, TissueModelDescription, what="description")
     return TissueModelConfig(**held.model_dump(), file=path.absolute(), sha256=file_sha256(path))
 
 

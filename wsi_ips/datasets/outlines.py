@@ -9,6 +9,8 @@ import shapely
 from numpy.typing import NDArray
 from shapely import LinearRing, MultiPolygon, Polygon
 
+from wsi_ips.tiling.contour_tissue import crosses_too_often
+
 _PAIRS_AT_ONCE = 4_000_000
 """Points times edges whose sides are compared at once: some hundred megabytes."""
 
@@ -26,7 +28,7 @@ def enclosed(outline: LinearRing) -> MultiPolygon:
     simple = Polygon(outline)
     if simple.is_valid:
         return MultiPolygon([simple] if simple.area > 0 else [])
-    if _crosses_too_often(np.asarray(outline.coords)):
+    if crosses_too_often([np.asarray(outline.coords)], most=MOST_CROSSINGS):
         raise ValueError(f"crosses itself more than {MOST_CROSSINGS} times")
     # The union of the line with itself cuts it where it crosses itself, and drops what is drawn twice.
     pieces = shapely.union_all([shapely.LineString(outline.coords)])
@@ -38,22 +40,6 @@ def enclosed(outline: LinearRing) -> MultiPolygon:
         shapely.get_coordinates(shapely.point_on_surface(parts)), np.asarray(outline.coords)
     )
     return polygons_of(shapely.union_all(parts[inside != 0]))
-
-
-def _crosses_too_often(ring_N2: NDArray[np.float64]) -> bool:
-    """Counted edge by edge in little memory, before anything is made for each crossing."""
-    moved = (ring_N2[1:] != ring_N2[:-1]).any(axis=1)
-    edges = shapely.linestrings(np.stack([ring_N2[:-1][moved], ring_N2[1:][moved]], axis=1))
-    tree = shapely.STRtree(edges)
-    at_once = max(1, _PAIRS_AT_ONCE // max(1, len(edges)))
-    crossings = 0
-    for start in range(0, len(edges), at_once):
-        some = edges[start : start + at_once]
-        # Each edge meets itself and its two neighbours; each crossing is met from both sides.
-        crossings += tree.query(some, predicate="intersects").shape[1] - 3 * len(some)
-        if crossings > 2 * MOST_CROSSINGS:
-            return True
-    return False
 
 
 def polygons_of(area: shapely.Geometry) -> MultiPolygon:

@@ -27,8 +27,8 @@ LARGEST_FILE_BYTES = 2**26
 OUTSIDE = 0.02
 """Share of the slide's side by which an outline may stick out: outlines are drawn on thumbnails."""
 MOST_CROSSINGS = 1000
-"""Of an outline with itself. Tissue that was outlined by hand crosses itself a few times; to mend a scribble takes
-minutes."""
+"""How often an outline may cross itself. Tissue that was outlined by hand does a few times; making a valid area
+of a scribble takes minutes."""
 NO_AREAS = ("no geometry", "Point", "MultiPoint", "LineString", "MultiLineString")
 MOST_COLLECTIONS = 8
 _CROSSINGS_AT_ONCE = 1 << 22
@@ -142,14 +142,17 @@ def _polygon(rings: Any) -> Iterator[Polygon]:
     polygon = Polygon(outline, holes)
     valid = polygon
     if not polygon.is_valid:
-        if _crosses_too_often([outline, *holes]):
+        if crosses_too_often([outline, *holes], most=MOST_CROSSINGS):
             raise ValueError(f"an outline crosses itself more than {MOST_CROSSINGS} times: a scribble")
         valid = shapely.make_valid(polygon)
     yield from (part for part in shapely.get_parts(valid) if isinstance(part, Polygon) and not part.is_empty)
 
 
-def _crosses_too_often(rings: Sequence[NDArray[np.float64]]) -> bool:
-    """Counted edge by edge in little memory, before anything is made for each crossing."""
+def crosses_too_often(rings: Sequence[NDArray[np.float64]], *, most: int) -> bool:
+    """Whether rings, (n, 2) points each, closed or not, cross themselves or each other more than ``most`` times.
+
+    Crossings are counted edge by edge in little memory, before anything is made for each of them.
+    """
     starts = np.concatenate(rings)
     ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
     moved = (starts != ends).any(axis=1)
@@ -161,7 +164,7 @@ def _crosses_too_often(rings: Sequence[NDArray[np.float64]]) -> bool:
         some = edges[first : first + at_once]
         # Each edge meets itself and its two neighbours; each crossing is met from both sides.
         crossings += tree.query(some, predicate="intersects").shape[1] - 3 * len(some)
-        if crossings > 2 * MOST_CROSSINGS:
+        if crossings > 2 * most:
             return True
     return False
 

@@ -17,10 +17,10 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.units import Mpp, Size
 
 MOST_CELLS = 2**25
-"""Of a slide's grid: 33.5 million, more than 32-px patches on the largest scans. Their shares of tissue take a
-gigabyte."""
+"""The most cells that a slide's grid may have: 33.5 million, more than 32-px patches on the largest scans. Their
+shares of tissue take a gigabyte."""
 MOST_PATCHES = 20_000_000
-"""Of a slide, kept or stored."""
+"""The most patches of one slide, whether they are kept by a grid or stored in a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

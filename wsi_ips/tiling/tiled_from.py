@@ -26,7 +26,7 @@ class TiledFrom:
     tiling: str
     """The tiling's settings as JSON; a tissue model counts by its contents."""
     version: str
-    """Of this package: another version's segmentation may find other tissue."""
+    """This package's version: the segmentation of another version may find other tissue."""
 
     @classmethod
     def now(

@@ -29,10 +29,11 @@ LEAST_WHITE = 0.05
 """Share of a dark thumbnail that is as bright as glass, at least, where the slide is bright-field all the same."""
 
 LARGEST_SIDE_PX = 8192
-"""Of the thumbnail, however large the slide or wrong its resolution."""
+"""The longest side of the thumbnail, however large the slide or wrong its resolution."""
 
 MOST_PX = 2**25
-"""Of the thumbnail: a whole glass of 25x75 mm at 8 µm. Segmenting it takes about 30 bytes a pixel."""
+"""The most pixels of the thumbnail: a whole glass of 25x75 mm at 8 µm. Segmenting it takes about 30 bytes a
+pixel."""
 
 BLACK = 8
 """Grey level up to which a pixel of a bright slide is padding that a scanner left black."""
