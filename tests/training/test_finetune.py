@@ -16,8 +16,8 @@ from wsi_ips.models.ips_net import scoring
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.training.bags import tile_bag
 from wsi_ips.training.finetune import finetune
-from wsi_ips.training.fit import FinetuneReport
 from wsi_ips.training.kept_patches import PatchKeeper
+from wsi_ips.training.record import FinetuneReport
 
 
 def config_of(**training: Any) -> FinetuneConfig:
@@ -84,7 +84,7 @@ def test_the_pixels_that_are_learned_from_are_those_that_were_scored(
     parts = list(keeper.pixels([kept], epoch=0, device=cpu, most=3))
     assert [len(part) for part in parts] == [3, 1]
     with scoring(net), torch.no_grad():
-        assert torch.allclose(net.encode(torch.cat(parts)), kept.emb_MD, atol=1e-5)
+        assert torch.allclose(net.encoder(torch.cat(parts)), kept.features_MC, atol=1e-5)
     later = torch.cat(list(keeper.pixels([kept], epoch=1, device=cpu, most=9)))
     assert torch.equal(later, torch.cat(parts)) != flips
 

@@ -6,7 +6,7 @@ Shape suffixes: N patches of a slide, n some of them, C feature width.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
 from wsi_ips.training.finetune import check_labels, too_many_bad
-from wsi_ips.training.fit import FinetuneReport, train_bags
+from wsi_ips.training.fit import train_bags
+from wsi_ips.training.record import FinetuneReport
 from wsi_ips.units import PlaceKind
 
 
@@ -48,6 +49,10 @@ class FeatureSource:
     def __iter__(self) -> Iterator[Chunk]:
         for start in range(0, len(self._held), self._batch):
             yield self._chunk(np.arange(start, min(start + self._batch, len(self._held))))
+
+    def ids(self) -> Tensor:
+        """See :class:`wsi_ips.streaming.patch_source.PatchSource`."""
+        return torch.from_numpy(self._held.ids_N)
 
     def read(self, ids_n: Tensor) -> Chunk:
         """Raises ``KeyError`` for an id that the file does not have."""
@@ -161,4 +166,4 @@ def finetune_features(
     report = train_bags(
         bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
     )
-    return FinetuneReport(report.checkpoint, report.best_epoch, report.history, {**bad, **report.bad})
+    return replace(report, bad={**bad, **report.bad})

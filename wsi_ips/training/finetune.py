@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from wsi_ips.errors import ManifestError, TrainingError, WsiIpsError
 from wsi_ips.progress import Progress, silent
 from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.training.bags import SlideBag, tile_bag
-from wsi_ips.training.fit import FinetuneReport, train_bags
+from wsi_ips.training.fit import train_bags
+from wsi_ips.training.record import FinetuneReport
 from wsi_ips.units import Mpp
 
 
@@ -52,7 +54,7 @@ def finetune(
     report = train_bags(
         bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
     )
-    return FinetuneReport(report.checkpoint, report.best_epoch, report.history, {**bad, **report.bad})
+    return replace(report, bad={**bad, **report.bad})
 
 
 def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:

@@ -1,5 +1,6 @@
 """What a killed training run resumes from, so that it ends with the weights it would have had."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,10 @@ from wsi_ips.files import whole_file
 
 FORMAT = 1
 STATE_NAME = "training_state.pt"
+HEAD_START = "head_start"
+"""Folder of the head start's own run."""
+STARTS = "starts"
+"""Folder of the runs of several beginnings."""
 MEND = "train into another folder, or give --restart to begin anew in this one"
 
 
@@ -56,8 +61,11 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
 
 
 def forget_run(folder: Path) -> None:
-    """The next run in this folder begins anew. Checkpoints stay until it writes its own."""
+    """The next run in this folder begins anew, with its head start and restarts. Checkpoints stay until it writes
+    its own."""
     (folder / STATE_NAME).unlink(missing_ok=True)
+    for name in (HEAD_START, STARTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _difference(theirs: str, ours: str) -> str:
