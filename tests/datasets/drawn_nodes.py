@@ -33,8 +33,9 @@ def draw_nodes(folder: Path, *, seed: int = 0) -> Path:
 
 
 def _patch(rng: np.random.Generator) -> RgbImage:
-    """Smooth spots in stain's colours, without any symmetry."""
+    """Grainy spots in stain's colours, without any symmetry."""
     noise = Image.fromarray(rng.integers(0, 256, (9, 9), dtype=np.uint8))
     spots_HW = np.asarray(noise.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)) / 255
     colour = rng.uniform((120, 60, 130), (170, 110, 180))
-    return (colour * (0.6 + 0.6 * spots_HW[..., None])).clip(0, 255).astype(np.uint8)
+    grain = rng.normal(0, 8, (SIDE_PX, SIDE_PX, 3))
+    return (colour * (0.6 + 0.6 * spots_HW[..., None]) + grain).clip(0, 255).astype(np.uint8)
