@@ -12,6 +12,7 @@ CAMELYON16's lesions (CC0), in NCRF's JSON format.
 """
 
 import csv
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -167,17 +168,16 @@ def make_lymph_nodes(
     )
     orders = [_Order(slide, out, patches, config) for slide in slides if not slide.record.path.exists()]
     make_all(orders, _compose, processes=processes, what="Composing slides", progress=progress)
-    records = [slide.record for slide in slides]
+    return _write_manifests(out, [slide.record for slide in slides])
+
+
+def _write_manifests(out: Path, records: Sequence[SlideRecord]) -> Path:
+    """Those across stains, then the one of all slides, whose path is returned."""
     families = sorted({record.labels["stain_family"] for record in records})
-    for one in families:
-        for other in families:
-            crossed = [
-                record
-                for record in records
-                if record.labels["stain_family"] == (other if record.split == "test" else one)
-            ]
-            if one != other:
-                write_manifest(out / f"cross_{one}_to_{other}.csv", crossed)
+    for one, other in itertools.permutations(families, 2):
+        family_of = {"train": one, "val": one, "test": other}
+        crossed = [record for record in records if record.labels["stain_family"] == family_of[record.split]]
+        write_manifest(out / f"cross_{one}_to_{other}.csv", crossed)
     write_manifest(out / "manifest.csv", records)
     return out / "manifest.csv"
 
@@ -225,9 +225,11 @@ def _planned(
     layout = lay_out_node(tissue, lesion, outlines, rng=rng)
     cells = _filled(layout, pool, where=f"{record.split} slides of stain family {family!r}", rng=rng)
     share = lesion / tissue
+    if config.lesion_share or size is None:
+        size = size_of(share)
     labels = {
         "label": LABELS[lesion > 0],
-        "lesion_size": size_of(share),
+        "lesion_size": size,
         "lesion_share": f"{share:.4f}",
         "stain_family": family,
         "patches": str(tissue),
@@ -339,18 +341,16 @@ def read_cells(path: Path) -> list[NodeCell]:
     check_table_size(path, ManifestError)
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [
-                NodeCell(
-                    int(row["row"]),
-                    int(row["column"]),
-                    row["path"],
-                    int(row["symmetry"]),
-                    row["tumor"] == "1",
-                )
-                for row in csv.DictReader(file)
-            ]
+            return [_cell(row) for row in csv.DictReader(file)]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ManifestError(path, f"is no list of patches ({error})", "make the data set again") from None
+
+
+def _cell(row: Mapping[str, str]) -> NodeCell:
+    symmetry, tumor = int(row["symmetry"]), int(row["tumor"])
+    if symmetry not in range(SYMMETRIES) or tumor not in (0, 1):
+        raise ValueError(f"symmetry {symmetry}, tumor {tumor}")
+    return NodeCell(int(row["row"]), int(row["column"]), row["path"], symmetry, bool(tumor))
 
 
 def tumor_cells(cells: Sequence[NodeCell]) -> NDArray[np.bool_]:
@@ -361,7 +361,7 @@ def tumor_cells(cells: Sequence[NodeCell]) -> NDArray[np.bool_]:
 def tiling_of(config: LymphNodesConfig) -> TilingConfig:
     """How the slides are read, so that each patch is a real one and (nearly) all of the tissue is there.
 
-    With the default tissue mask 99.97 % of the real patches are kept, and no glass.
+    With the default tissue mask 99.99 % of the cells of 180 slides of PatchCamelyon are kept, and no glass.
     """
     return TilingConfig(patch_px=config.patch_px, patch_mpp=config.mpp, min_tissue=0.2)
 
