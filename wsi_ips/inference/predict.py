@@ -74,6 +74,11 @@ class Predictor:
         self._deterministic = deterministic
         self._find_patches = find_patches or PatchesInTissue(pipeline.tiling)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._device
+
     def predict(
         self, path: Location, *, slide_id: str, mpp: Mpp | None = None, progress: Progress = silent
     ) -> SlideResult:
