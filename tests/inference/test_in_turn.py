@@ -1,5 +1,6 @@
 """A folder of slides: what is read ahead, what is measured, what a damaged tile costs."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import WsiIpsError
-from wsi_ips.inference.in_turn import predict_slides
+from wsi_ips.inference.in_hand import IN_HAND, SlidesInHand
+from wsi_ips.inference.in_turn import predict_in_turn, predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_table import read_slide_table
-from wsi_ips.inference.slide_work import SlideJob
+from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
@@ -37,6 +40,7 @@ def test_the_next_slide_is_prepared_while_this_one_is_read(
     prepared = {job.slide_id: threading.Event() for job in jobs}
     prepare, read = predictor.prepare, predictor.read
     order = [job.slide_id for job in jobs]
+    told_while_reading: list[list[str]] = []
 
     def watched_prepare(path: Path, *, slide_id: str, mpp: None) -> PreparedSlide:
         slide = prepare(path, slide_id=slide_id, mpp=mpp)
@@ -49,12 +53,35 @@ def test_the_next_slide_is_prepared_while_this_one_is_read(
             assert prepared[order[following]].wait(30), "the next slide waits for this one's end"
         if following + 1 < len(order):
             assert not prepared[order[following + 1]].is_set(), "only one slide is read ahead"
+        told_while_reading.append(list(json.loads((tmp_path / IN_HAND).read_text())["slides"]))
         return read(slide, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(predictor, "prepare", watched_prepare)
     monkeypatch.setattr(predictor, "read", watched_read)
-    rows = predict_slides(jobs, predictor, RunFolder(tmp_path)).rows
-    assert [(row.slide_id, row.status) for row in rows] == [(slide_id, "ok") for slide_id in order]
+    run = RunFolder(tmp_path)
+    tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
+    work = SlideWork(predictor, SlideRecorder(run, checkpoint=""))
+    in_hand = SlidesInHand(tmp_path)
+    predict_in_turn(jobs, work, tables, in_hand=in_hand, ahead=True)
+    assert [(row.slide_id, row.status) for row in tables.rows] == [(slide_id, "ok") for slide_id in order]
+    assert told_while_reading == [order[:2], order[1:3], order[2:]], "of what is opened ahead too"
+    assert not (tmp_path / IN_HAND).exists()
+
+
+def test_on_the_cpu_a_slide_is_opened_once_the_one_before_it_is_stored(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slide that kills the process then costs no other one."""
+    jobs, run, prepare = jobs_of(small_data, 3), RunFolder(tmp_path), predictor.prepare
+    stored: list[list[bool]] = []
+
+    def watched(path: Path, *, slide_id: str, mpp: None) -> PreparedSlide:
+        stored.append([run.attention(job.slide_id).exists() for job in jobs])
+        return prepare(path, slide_id=slide_id, mpp=mpp)
+
+    monkeypatch.setattr(predictor, "prepare", watched)
+    predict_slides(jobs, predictor, run)
+    assert stored == [[False, False, False], [True, False, False], [True, True, False]]
 
 
 def test_a_bad_slide_in_the_middle_is_its_own_failure(

@@ -273,7 +273,7 @@ class _Desk:
             self._in_hand.blame(job.slide_id)
         why = f"{deaths} workers in turn died of it alone"
         error = ProcessDied(str(job.path), why, "was it memory? see the workers' logs")
-        return self._setup.recorder().died(job, error)
+        return self._setup.recorder().failed(job, error)
 
     def _workers(self) -> int:
         """How many there are now."""

@@ -102,8 +102,8 @@ class FeatureExport:
         """Encode and store a slide's patches, chunk by chunk: in memory that does not grow with their number.
 
         ``made_from``: what is read, and how. Every file is whole or not there, and what was there before stays
-        until all that replaces it is whole. Raises the slide's error, :class:`NotFinite`, and :class:`CoordsError` where
-        TRIDENT's ``patches/`` holds others of this slide.
+        until all that replaces it is whole. Raises the slide's error, :class:`NotFinite`, and
+        :class:`CoordsError` where TRIDENT's ``patches/`` holds others of this slide.
         """
         if self.folder.layout == "trident":
             _share_coords(self.folder.patches(coords.slide_id), coords, info)
