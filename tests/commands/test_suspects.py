@@ -7,8 +7,9 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from filelock import FileLock
@@ -18,6 +19,7 @@ from tests.commands.deadly import Command, detect, features, predict, rows
 from tests.conftest import SmallData
 from wsi_ips.inference.alone import Died
 from wsi_ips.inference.in_hand import IN_HAND
+from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.slide_table import SlideRow, Status, read_slide_table, write_slide_table
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
@@ -148,6 +150,28 @@ def test_stop_ends_with_a_slide_that_dies_alone(
     assert tried_alone == ["b"]
     assert statuses(out / "slides.csv") == {"a": "ok", "b": "failed", "c": "waiting"}
     assert in_hand(out) == {"b": "deadly", "c": "read"}
+
+
+def test_a_slide_that_killed_who_looked_ahead_is_tried_once_more_alone(
+    console: Console,
+    slides: Path,
+    small_checkpoint: Path,
+    tried_alone: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU. It may have been memory that was short; and no start dies at all."""
+
+    def dying(work: object, task: tuple[object, ...]) -> NoReturn:
+        raise Died(-9)
+
+    monkeypatch.setattr("wsi_ips.inference.ahead.alone", dying)
+    monkeypatch.setattr("wsi_ips.commands.predict.predict_in_turn", partial(predict_in_turn, ahead=True))
+    out = tmp_path / "out"
+    assert console(*predict(slides, small_checkpoint, Path()), "--out", out).code == 3
+    assert tried_alone == ["b", "c"]
+    assert statuses(out / "slides.csv") == {"a": "ok", "b": "failed", "c": "ok"}
+    assert in_hand(out) == {"b": "deadly"}
 
 
 def test_a_label_stands_whose_picture_kills(

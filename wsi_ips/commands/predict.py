@@ -156,9 +156,11 @@ def _label_here(
 ) -> None:
     others, suspects = in_hand.apart(jobs, lambda job: job.slide_id)
     if others:
-        predict_in_turn(
+        died = predict_in_turn(
             others, setup.load(0), tables, on_error=batch.on_error, progress=progress, in_hand=in_hand
         )
+        in_hand.suspect(slide.slide_id for slide in died)
+        suspects = [*suspects, *died]
     if suspects:
         predict_suspects(suspects, setup, tables, in_hand, on_error=batch.on_error, progress=progress)
 

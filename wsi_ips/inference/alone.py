@@ -52,11 +52,15 @@ class Died(Exception):
         return bool(self.args == (-signal.SIGKILL,))
 
 
+class NotStarted(ConfigError):
+    """The process did not come to begin: that is nobody's fault who was to be worked on."""
+
+
 def alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
     """``work(argument)``, done by a new process. What it raises is raised here.
 
     ``work`` is a function of a module, and it, its argument, its result and its errors can be pickled. Raises
-    :class:`Died` where the process dies at it, and :class:`ConfigError` where it never came to begin. Whatever
+    :class:`Died` where the process dies at it, and :class:`NotStarted` where it never came to begin. Whatever
     ends the wait (Ctrl-C) ends the process too, and the end of this process does.
     """
     task = pickle.dumps((work, argument))
@@ -75,7 +79,7 @@ def alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
     finally:
         _end(process)
     if not answer.startswith(READY):
-        raise ConfigError(f"a process of its own does not start for a slide: it {Died(code)}")
+        raise NotStarted(f"a process of its own does not start for a slide: it {Died(code)}")
     try:
         raised, result = pickle.loads(answer.removeprefix(READY))  # noqa: S301 - from our own process
     except (EOFError, pickle.UnpicklingError):  # none, or half of one

@@ -56,9 +56,12 @@ class SlidesInHand:
             self._write()
 
     def suspect(self, slide_ids: Iterable[str]) -> None:
-        """These were being read when an earlier start died, as something else has told."""
+        """These were being read when a process died, as something else has told."""
         read: State = "read"
-        self._earlier = dict.fromkeys(slide_ids, read) | self._earlier
+        known = self._earlier
+        self._earlier = dict.fromkeys(slide_ids, read) | known
+        if self._earlier != known:
+            self._write()
 
     def suspected(self, slide_id: str) -> bool:
         """Whether an earlier start died while the slide was being read, or it killed a process by itself."""

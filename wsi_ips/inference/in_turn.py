@@ -1,17 +1,18 @@
 """A folder of slides in this process, one after the other.
 
-Where the network is on a GPU, the next slide is opened while this one is encoded. On the CPU it is not: that would
-save little, and a slide that kills the process as it is opened would cost the one before it as well.
+A slide is touched by this process only once the one before it is stored: it may kill whoever opens it. Where the
+network is on a GPU, another process looks for the next slide's patches meanwhile.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Literal
 
 from wsi_ips.errors import ProcessDied
+from wsi_ips.inference.ahead import looked_ahead
+from wsi_ips.inference.alone import Died
 from wsi_ips.inference.in_hand import SlidesInHand
-from wsi_ips.inference.predict import Predictor, PreparedSlide
+from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
@@ -37,7 +38,8 @@ def predict_slides(
     recorder = SlideRecorder(run, checkpoint=predictor.checkpoint, draw=draw)
     tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
     left = tables.take_found(jobs, recorder) if resume else jobs
-    predict_in_turn(left, SlideWork(predictor, recorder), tables, on_error=on_error, progress=progress)
+    work = SlideWork(predictor, recorder)
+    predict_in_turn(left, work, tables, on_error=on_error, progress=progress, ahead=False)
     tables.close()
     return tables
 
@@ -51,16 +53,25 @@ def predict_in_turn(
     progress: Progress = silent,
     in_hand: SlidesInHand | None = None,
     ahead: bool | None = None,
-) -> None:
+) -> Sequence[SlideJob]:
     """Label every job's slide. Where one fails, ``report`` goes on and ``stop`` raises its error.
 
     ``in_hand`` is told of a slide before it is touched, and again once what is known of it is written. ``ahead``:
-    whether the next slide is opened meanwhile; None: where the network is not on the CPU.
+    whether a process looks for the next slide's patches meanwhile; None: where the network is not on the CPU, and
+    none is needed for finding tissue. Gives the jobs of slides over which that process died: they are not
+    labelled.
     """
-    ahead = work.predictor.device.type != "cpu" if ahead is None else ahead
-    begin = in_hand.begin if in_hand is not None else _nothing
-    with progress("Predicting", total=len(jobs)) as advance:
-        for job, prepared in _prepared_ahead(jobs, work, begin) if ahead else _not_prepared(jobs, begin):
+    if ahead is None:
+        ahead = work.predictor.device.type != "cpu" and work.predictor.pipeline.tiling.tissue.model is None
+    suspects = []
+    one_by_one = looked_ahead(jobs, work) if ahead else _one_by_one(jobs)
+    with progress("Predicting", total=len(jobs)) as advance, closing(one_by_one) as slides:
+        for job, prepared in slides:
+            if isinstance(prepared, Died):
+                suspects.append(job)
+                continue
+            if in_hand is not None:
+                in_hand.begin(job.slide_id)
             tables.begun(job.slide_id)
             done = work.label(job, prepared, progress=progress)
             tables.add(done)
@@ -69,6 +80,12 @@ def predict_in_turn(
             if done.error is not None and on_error == "stop":
                 raise done.error
             advance(f"{job.slide_id}: {done.row.status}")
+    return suspects
+
+
+def _one_by_one(jobs: Sequence[SlideJob]) -> Generator[tuple[SlideJob, None], None, None]:
+    for job in jobs:
+        yield job, None
 
 
 def predict_suspects(
@@ -101,37 +118,3 @@ def _label_alone(task: tuple[WorkerSetup, SlideJob]) -> Done:
     setup, job = task
     work = setup.load(0)
     return work.recorder.found(job) or work.label(job)
-
-
-def _nothing(slide_id: str) -> None:
-    """Nobody is told."""
-
-
-def _not_prepared(
-    jobs: Sequence[SlideJob], begin: Callable[[str], None]
-) -> Iterator[tuple[SlideJob, Callable[[], PreparedSlide] | None]]:
-    for job in jobs:
-        begin(job.slide_id)
-        yield job, None
-
-
-def _prepared_ahead(
-    jobs: Sequence[SlideJob], work: SlideWork, begin: Callable[[str], None]
-) -> Iterator[tuple[SlideJob, Callable[[], PreparedSlide] | None]]:
-    """Each job with a call that gives its slide, or raises why there is none; one slide is prepared ahead."""
-    waiting: deque[Future[PreparedSlide]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-prepare") as pool:
-        try:
-            for number, job in enumerate(jobs):
-                if not waiting:
-                    begin(job.slide_id)
-                    waiting.append(pool.submit(work.prepare, job))
-                current = waiting.popleft()
-                if number + 1 < len(jobs):
-                    begin(jobs[number + 1].slide_id)
-                    waiting.append(pool.submit(work.prepare, jobs[number + 1]))
-                yield job, current.result
-        finally:
-            for future in waiting:  # the run ended before its turn came
-                if not future.cancel() and future.exception() is None:
-                    future.result().slide.close()
