@@ -174,6 +174,16 @@ def test_a_slide_that_killed_who_looked_ahead_is_tried_once_more_alone(
     assert in_hand(out) == {"b": "deadly"}
 
 
+def test_a_start_that_died_after_a_slide_was_stored_is_not_its_fault(
+    console: Console, slides: Path, small_checkpoint: Path, tried_alone: list[str], tmp_path: Path
+) -> None:
+    out, command = tmp_path / "out", predict(slides, small_checkpoint, Path())
+    assert console(*command, "--out", out).code == 0
+    suspect(out, b="read")
+    assert console(*command, "--out", out).code == 0
+    assert (tried_alone, in_hand(out)) == ([], {})
+
+
 def test_a_label_stands_whose_picture_kills(
     console: Console, slides: Path, small_checkpoint: Path, tried_alone: list[str], tmp_path: Path
 ) -> None:

@@ -110,6 +110,8 @@ class RunTables:
                 left.append(job)
             else:
                 self._note(done)
+                if in_hand is not None:
+                    in_hand.end(job.slide_id)  # a start died after all of it was stored
         self._write()
         return left
 
