@@ -135,7 +135,7 @@ def test_a_slide_given_by_itself_is_one_line(installed: Path, good: Path, tmp_pa
     assert start(installed, "tile", slide, "--out", out, *PATCH)[0] == -signal.SIGKILL
     code, said = start(installed, "tile", slide, "--out", out, *PATCH)
     assert code == 2
-    assert said.strip() == (
+    assert [line for line in said.splitlines() if not line.startswith("Tiling")] == [
         f"wsi-ips: {slide}: the process that read it was killed by SIGKILL; if memory ran out give it more, "
         "else leave the slide out"
-    )
+    ]
