@@ -18,6 +18,7 @@
           RefusedSlide       a whole file that other readers would show wrongly
           SeveralSlides      a folder of several slides, where one was asked for
         SlideReadError       the file opened, but some of it cannot be read
+        ProcessDied          the process that read the slide died of it
         MissingResolution
           PixelsNotSquare
         TooCoarse            a slide with less detail than the patches that are wanted of it
@@ -161,6 +162,10 @@ class SeveralSlides(UnsupportedSlide):
 
 class SlideReadError(FileError):
     """The slide opened, but a region of it cannot be read."""
+
+
+class ProcessDied(FileError):
+    """The process that read the slide died: native code crashed over it, or memory ran out."""
 
 
 class MissingResolution(FileError):

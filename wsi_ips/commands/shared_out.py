@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.inference.alone import Died, alone
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -15,25 +16,26 @@ Result = TypeVar("Result")
 
 def shared_out(
     work: Callable[[Key], Result], keys: Sequence[Key], *, workers: int
-) -> Iterator[tuple[Key, Result | None]]:
+) -> Iterator[tuple[Key, Result | Died]]:
     """Each key with what ``work`` makes of it, in the order in which they are done.
 
     ``work`` runs in ``workers`` new processes, so it and its keys must be picklable. When a process dies, all that
-    was being worked on is tried once more, each by itself: the one that kills its process again comes with None.
+    was being worked on is tried once more, each by itself: the one that kills its process again comes with how
+    that died.
     What ``work`` raises is raised. Raises :class:`ConfigError` where the system gives no processes.
     """
     left = deque(keys)
     while left:
         for suspect in (yield from _until_one_dies(work, left, workers=workers)):
-            alone = deque([suspect])
-            died = yield from _until_one_dies(work, alone, workers=1)
-            if died or alone:
-                yield suspect, None
+            try:
+                yield suspect, alone(work, suspect)
+            except Died as death:
+                yield suspect, death
 
 
 def _until_one_dies(
     work: Callable[[Key], Result], left: deque[Key], *, workers: int
-) -> Generator[tuple[Key, Result | None], None, list[Key]]:
+) -> Generator[tuple[Key, Result], None, list[Key]]:
     """Take from ``left`` until nothing is left or a process dies; returns what was worked on then."""
     running: dict[Future[Result], Key] = {}
     with _pool(workers) as pool:

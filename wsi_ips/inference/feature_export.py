@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class FeatureExport:
         if why:
             logger.warning("features of slide %s are made again: %s", slide_id, why)
             return None
-        self._write_tensor(slide_id, again=False)
+        self._write_missing_tensor(slide_id)
         return StoredFeatures(int(n_patches), bad_tiles, note)
 
     def write(
@@ -100,14 +101,15 @@ class FeatureExport:
     ) -> StoredFeatures:
         """Encode and store a slide's patches, chunk by chunk: in memory that does not grow with their number.
 
-        ``made_from``: what is read, and how. Every file is whole or not there. Raises the slide's error,
-        :class:`NotFinite`, and :class:`CoordsError` where TRIDENT's ``patches/`` holds others of this slide.
+        ``made_from``: what is read, and how. Every file is whole or not there, and what was there before stays
+        until all that replaces it is whole. Raises the slide's error, :class:`NotFinite`, and
+        :class:`CoordsError` where TRIDENT's ``patches/`` holds others of this slide.
         """
         if self.folder.layout == "trident":
             _share_coords(self.folder.patches(coords.slide_id), coords, info)
         path = self.folder.features(coords.slide_id)
         self._check_room(path.parent, len(coords))
-        with whole_file(path) as partial, h5py.File(partial, "w") as file:
+        with self._with_tensor(coords.slide_id, path) as partial, h5py.File(partial, "w") as file:
             features = file.create_dataset(
                 "features",
                 shape=(len(coords), self.width),
@@ -137,8 +139,32 @@ class FeatureExport:
                 "note": note,
             }
             file.attrs[READ_FROM] = fixed_text(json.dumps(about))
-        self._write_tensor(coords.slide_id, again=True)
         return StoredFeatures(len(coords), bad_tiles, note)
+
+    def forget(self, slide_id: str) -> None:
+        """Remove the features that are stored of a slide; those that another program has stored stay."""
+        try:
+            with h5py.File(self.folder.features(slide_id), "r") as file:
+                ours = READ_FROM in file.attrs
+        except (OSError, RuntimeError):  # not there, or nobody can read it
+            ours = True
+        if ours:
+            self.folder.forget(slide_id)
+
+    @contextmanager
+    def _with_tensor(self, slide_id: str, path: Path) -> Iterator[Path]:
+        """A temporary path for a new HDF5 file. Once it is closed CLAM's ``.pt`` is made from it, and both replace
+        those of an earlier start. An old ``.pt`` never lies beside a new HDF5 file, whenever the process dies: a
+        ``.pt`` that is missing is made again."""
+        tensor = self.folder.tensor(slide_id)
+        if tensor is None:
+            with whole_file(path) as partial:
+                yield partial
+            return
+        with whole_file(tensor) as partial_tensor, whole_file(path) as partial:
+            yield partial
+            self._save_tensor(partial, partial_tensor)
+            tensor.unlink(missing_ok=True)
 
     def _check_room(self, folder: Path, n_patches: int) -> None:
         """Raises ``OSError`` where the disk has not room enough. HDF5 does not survive a disk that runs full under
@@ -158,17 +184,19 @@ class FeatureExport:
                 raise NotFinite("features")
             yield features_nC.cpu().numpy()
 
-    def _write_tensor(self, slide_id: str, *, again: bool) -> None:
-        """CLAM's ``.pt``, out of the HDF5."""
+    def _write_missing_tensor(self, slide_id: str) -> None:
         path = self.folder.tensor(slide_id)
-        if path is None or (path.is_file() and not again):
-            return
-        with h5py.File(self.folder.features(slide_id), "r") as file:
-            features = file["features"]
+        if path is not None and not path.is_file():
+            self._save_tensor(self.folder.features(slide_id), path)
+
+    def _save_tensor(self, features: Path, path: Path) -> None:
+        """CLAM's ``.pt``, out of the HDF5."""
+        with h5py.File(features, "r") as file:
+            features_NC = file["features"]
             save_rows(
                 path,
-                (features[first : first + BLOCK_ROWS] for first in range(0, len(features), BLOCK_ROWS)),
-                shape=features.shape,
+                (features_NC[first : first + BLOCK_ROWS] for first in range(0, len(features_NC), BLOCK_ROWS)),
+                shape=features_NC.shape,
                 dtype=torch.float16 if self.half else torch.float32,
             )
 
