@@ -9,6 +9,7 @@ Shape suffixes: S slides, C classes, N patches of a slide, M kept ones, D featur
 """
 
 import json
+import math
 import resource
 import sys
 import time
@@ -76,13 +77,16 @@ class Said:
     probabilities: dict[str, list[float]] = field(default_factory=dict)
     maps: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
     encoder_passes: int = 0
+    encoder_passes_test: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, slide_id: str, reading: SlideReading, classes: Sequence[str]) -> None:
-        """Take in what a network of ours says of a slide."""
+    def add(self, slide_id: str, reading: SlideReading, ids_N: NDArray[np.int64]) -> None:
+        """Take in what a network of ours says of a slide with these patches; those it never read get 0."""
         p_C = reading.bag.probabilities["label"][0]
         self.probabilities[slide_id] = p_C.tolist()
-        attention_N = reading.store.attention().mean(dim=(1, 2)).numpy()
+        attention_N = np.zeros(len(ids_N), np.float32)
+        rows_n = np.searchsorted(ids_N, reading.store.ids().numpy())
+        attention_N[rows_n] = reading.store.attention().mean(dim=(1, 2)).numpy()
         self.maps.setdefault("attention", {})[slide_id] = attention_N
         told = reading.bag.contributions
         if told is None:
@@ -91,7 +95,7 @@ class Said:
         lesion = 1 + int(p_C[1:].argmax())
         share_MC = told["label"] - told["label"].mean(dim=1, keepdim=True)
         contribution_N = np.zeros(len(attention_N), np.float32)
-        rows_M = torch.searchsorted(reading.store.ids(), reading.kept.ids_M.cpu()).numpy()
+        rows_M = np.searchsorted(ids_N, reading.kept.ids_M.cpu().numpy())
         contribution_N[rows_M] = share_MC[:, lesion].clamp(min=0).numpy()
         self.maps.setdefault("contribution", {})[slide_id] = contribution_N
 
@@ -114,7 +118,8 @@ def main() -> None:
     said = STEPS[method](step)
     figures: dict[str, Any] = {"seconds": time.perf_counter() - started}
     if said is not None:
-        figures |= {"encoder_passes": said.encoder_passes, "notes": said.notes}
+        figures |= {"encoder_passes": said.encoder_passes, "encoder_passes_test": said.encoder_passes_test}
+        figures["notes"] = said.notes
         figures |= scores(data, said) if said.probabilities else {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures["peak_rss_mb"] = peak / (1024**2 if sys.platform == "darwin" else 1024)
@@ -263,9 +268,7 @@ def ips_frozen(step: Step) -> Said:
     bags = step.data.encoded_bags()
     report = train_bags(bags["train"], bags["val"], config, step.out, device=CPU)
     net, _ = load_checkpoint(report.checkpoint)
-    said = _read(step, net, config, bags["test"], history=report.history)
-    said.encoder_passes = 0  # its features are counted with the step that made them
-    return said
+    return _read(step, net, config, bags["test"], history=report.history)
 
 
 def _read(
@@ -280,9 +283,21 @@ def _read(
     for bag in bags:
         with bag.open(config.streaming, CPU) as source:
             reading = read_bag(net, source, config.selection)
-        said.add(bag.bag_id, reading, step.data.classes)
-        said.encoder_passes += len(reading.store.ids())
+        tiled = bag.bag if isinstance(bag, EncodedBag) else bag
+        said.add(bag.bag_id, reading, tiled.coords.ids_N)
+        said.encoder_passes_test += passes_of(config, len(bag), epoch=None)
     return said
+
+
+def passes_of(config: FinetuneConfig, patches: int, *, epoch: int | None) -> int:
+    """How many patches of a bag go through the encoder before some are kept; ``epoch``: of training, None:
+    outside."""
+    selection = config.selection
+    if selection.selector == "attention_sampling":
+        return min(patches, selection.sampling.samples)
+    if selection.selector == "cascade" and (epoch is None or epoch >= selection.coarse.full_epochs):
+        return max(1, math.ceil(round(float(selection.coarse.share or 1) * patches, 6)))
+    return patches
 
 
 def e2e(step: Step) -> Said:
@@ -317,11 +332,12 @@ def _end_to_end(step: Step, selection: Mapping[str, Any] | None = None) -> Said:
     report = train_bags(bags["train"], bags["val"], config, step.out, device=CPU)
     net, _ = load_checkpoint(report.checkpoint)
     said = _read(step, net, config, bags["test"], history=report.history)
-    m, epochs = config.selection.m, len(report.history)
-    learned = sum(min(m, len(bag)) for bag in bags["train"])
-    said.encoder_passes += epochs * (
-        learned + sum(len(bag) for split in ("train", "val") for bag in bags[split])
-    )
+    said.encoder_passes = said.encoder_passes_test
+    for epoch in range(len(report.history)):
+        for bag in bags["train"]:
+            read = passes_of(config, len(bag), epoch=epoch)
+            said.encoder_passes += read + min(read, config.selection.m)
+        said.encoder_passes += sum(passes_of(config, len(bag), epoch=None) for bag in bags["val"])
     return said
 
 
