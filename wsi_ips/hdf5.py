@@ -25,6 +25,27 @@ MOST_INFLATION = 256
 """Corners of a regular grid, shuffled and zipped, take up to 200 times less room than in memory."""
 
 
+def opened_hdf5(path: Path) -> h5py.File:
+    """Open a file to read from, without HDF5's lock.
+
+    Network file systems may have no locks, and a reader's lock would keep out, or fail because of, somebody who
+    has the file open to write. Files of ours are renamed into place when they are whole. Raises ``OSError`` with
+    the system's error number where the file cannot be opened at all (no permission, too many open files), and
+    whatever h5py raises for what is no HDF5.
+    """
+    with path.open("rb"):  # h5py's own error does not always keep the number
+        pass
+    return h5py.File(path, "r", locking=False)
+
+
+@contextmanager
+def streamed_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to write to piece by piece, whole or not there when the block ends. Without HDF5's lock: nobody
+    else knows its name before. Raises ``OSError`` naming ``path`` where there is no room."""
+    with whole_file(path) as partial, h5py.File(partial, "w", locking=False) as file:
+        yield file
+
+
 @contextmanager
 def whole_hdf5(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file to write to, made in memory, and written whole or not at all when the block ends.

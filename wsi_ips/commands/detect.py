@@ -26,6 +26,7 @@ from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.failures import named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.numerics import calculating
 from wsi_ips.tiling.find_patches import PatchesInTissue
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.upsampling import check_upsampling, note_of
@@ -75,7 +76,8 @@ def detect(job: DetectJob, progress: Progress) -> Outcome:
             slide_job = SlideJob(slide_id, path, slide_mpp(slide_id))
             _forget(job.out, slide_id)
             try:
-                row = _detect_one(slide_job, job, detector)
+                with calculating(deterministic=job.deterministic):
+                    row = _detect_one(slide_job, job, detector)
             except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
                 if path == job.slides:
                     raise

@@ -25,6 +25,7 @@ from wsi_ips.recipe import FeaturesJob
 from wsi_ips.slides.failures import named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.numerics import calculating, numerics
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
 
@@ -77,14 +78,18 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
         **job.model_dump(mode="json", include={"layout", "half", "slide_mpp"}),
         "--from-coords": "given" if job.from_coords else "not given",
         "streaming": {"decode": job.streaming.decode},
+        # Only where it is set, so that folders of earlier versions are gone on with.
+        **({"deterministic": True} if job.deterministic else {}),
     }
+    how = numerics(deterministic=job.deterministic)
     rows: list[_Row] = []
-    with folder.claimed(settings), progress("Encoding", total=len(slides)) as advance:
+    with folder.claimed(settings, numerics=how), progress("Encoding", total=len(slides)) as advance:
         for slide_id, path in slides.items():
             location = path.absolute() if isinstance(path, Path) else path
             slide = SlideJob(slide_id, location, slide_mpp(slide_id))
             try:
-                row = _store_one(slide, job, export, find, progress)
+                with calculating(deterministic=job.deterministic):
+                    row = _store_one(slide, job, export, find, progress)
             except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
                 if path == job.slides:
                     raise

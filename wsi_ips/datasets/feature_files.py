@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, FeaturesError, one_line
-from wsi_ips.hdf5 import check_stored, plain_dataset
+from wsi_ips.hdf5 import check_stored, opened_hdf5, plain_dataset
 from wsi_ips.tiling.coords import take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
@@ -92,7 +91,7 @@ def open_features(path: Path) -> FeatureFile:
     Raises :class:`FeaturesError`.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             return _checked(file, path)
     except CoordsError as error:
         raise FeaturesError(path, error.args[1], AGAIN) from None

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_ips.errors import CoordsError, NotFinite
-from wsi_ips.files import whole_file
-from wsi_ips.hdf5 import fixed_text, stated_text
+from wsi_ips.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_hdf5
 from wsi_ips.inference.features_folder import FeaturesFolder
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
@@ -72,7 +70,7 @@ class FeatureExport:
         None where it has to be done. A file that was left alone, without its ``.pt``, gets it.
         """
         try:
-            with h5py.File(self.folder.features(slide_id), "r") as file:
+            with opened_hdf5(self.folder.features(slide_id)) as file:
                 about = json.loads(stated_text(file.attrs, READ_FROM) or "")
                 n_patches, width = file["features"].shape
             bad_tiles = tuple(str(name) for name in about["bad_tiles"])
@@ -107,7 +105,7 @@ class FeatureExport:
             _share_coords(self.folder.patches(coords.slide_id), coords, info)
         path = self.folder.features(coords.slide_id)
         self._check_room(path.parent, len(coords))
-        with whole_file(path) as partial, h5py.File(partial, "w") as file:
+        with streamed_hdf5(path) as file:
             features = file.create_dataset(
                 "features",
                 shape=(len(coords), self.width),
@@ -163,7 +161,7 @@ class FeatureExport:
         path = self.folder.tensor(slide_id)
         if path is None or (path.is_file() and not again):
             return
-        with h5py.File(self.folder.features(slide_id), "r") as file:
+        with opened_hdf5(self.folder.features(slide_id)) as file:
             features = file["features"]
             save_rows(
                 path,

@@ -36,7 +36,16 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError, one_line
-from wsi_ips.hdf5 import ABOUT, check_stored, plain_dataset, put_about, small_numbers, take_about, whole_hdf5
+from wsi_ips.hdf5 import (
+    ABOUT,
+    check_stored,
+    opened_hdf5,
+    plain_dataset,
+    put_about,
+    small_numbers,
+    take_about,
+    whole_hdf5,
+)
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.selection.coarse_report import CoarseReport
@@ -180,7 +189,7 @@ def read_result(path: Path) -> SlideResult:
     if not h5py.is_hdf5(path):
         raise ResultsError(path, "is not an HDF5 file", PREDICT_AGAIN)
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             return _take_result(file, path)
     except CoordsError as error:
         raise ResultsError(path, error.args[1], PREDICT_AGAIN) from None
