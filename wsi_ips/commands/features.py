@@ -71,17 +71,7 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
         folder=folder,
         half=job.half,
     )
-    settings = {
-        **encoder.settings,
-        # What is allowed changes no slide's features.
-        "tiling": encoder.tiling.model_dump(mode="json", exclude={"allow_upsampling"}),
-        **job.model_dump(mode="json", include={"layout", "half", "slide_mpp"}),
-        "--from-coords": "given" if job.from_coords else "not given",
-        "streaming": {"decode": job.streaming.decode},
-        # Only where it is set, so that folders of earlier versions are gone on with.
-        **({"deterministic": True} if job.deterministic else {}),
-    }
-    how = numerics(deterministic=job.deterministic)
+    settings, how = _settings(job, encoder), numerics(deterministic=job.deterministic)
     rows: list[_Row] = []
     with folder.claimed(settings, numerics=how), progress("Encoding", total=len(slides)) as advance:
         for slide_id, path in slides.items():
@@ -103,6 +93,20 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
         [row.error for row in rows if row.error],
         f"features of {patches} patches of {stored} of {len(rows)} slides in {folder.root}",
     )
+
+
+def _settings(job: FeaturesJob, encoder: _Encoder) -> dict[str, Any]:
+    """What decides over the features of a slide, as JSON."""
+    return {
+        **encoder.settings,
+        # What is allowed changes no slide's features.
+        "tiling": encoder.tiling.model_dump(mode="json", exclude={"allow_upsampling"}),
+        **job.model_dump(mode="json", include={"layout", "half", "slide_mpp"}),
+        "--from-coords": "given" if job.from_coords else "not given",
+        "streaming": {"decode": job.streaming.decode},
+        # Only where it is set, so that folders of earlier versions are gone on with.
+        **({"deterministic": True} if job.deterministic else {}),
+    }
 
 
 def _store_one(

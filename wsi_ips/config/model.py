@@ -66,7 +66,9 @@ class EncoderConfig(Section):
     project: PositiveInt | None = None
     """Width to which the paper's projector (LayerNorm, Linear, BatchNorm, ReLU) maps the features."""
     batch_norm: Literal["frozen", "batch"] = "frozen"
-    """``frozen``: the encoder's running statistics, as pretrained; ``batch``: the reference's behaviour."""
+    """``frozen``: the encoder's running statistics, as pretrained; training refuses it with ``weights: none``,
+    which has none. ``batch``: of the patches of a step (the reference's behaviour); this needs
+    ``training.micro_batch: null`` where the encoder learns."""
     trainable: bool = True
     """False keeps the encoder's weights as they are and trains only what follows it."""
     in_channels: PositiveInt = 3

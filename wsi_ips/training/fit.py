@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import begin_from
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.numerics import calculating, numerics
 from wsi_ips.training.bags import Bag
@@ -60,7 +62,8 @@ def train_bags(
     Writes into ``out``: ``model.safetensors`` (the best epoch so far, with its config), ``last.safetensors``,
     ``history.csv`` (losses and figures per epoch), ``run.json`` (the resolved config, versions, and how the
     device calculates) and the state that the same call resumes from where it was killed. Raises
-    :class:`ConfigError` where ``out`` holds another run, :class:`TrainingError` where the loss is not finite or
+    :class:`ConfigError` where ``out`` holds another run, or an encoder of random weights would never be
+    normalised (:meth:`TimmEncoder.check_normalised`), :class:`TrainingError` where the loss is not finite or
     more than ``max_bad`` bags cannot be read.
     """
     if config.selection.selector == "cascade" and config.selection.coarse.recall is not None and not val:
@@ -86,6 +89,7 @@ def _train(
     net = build_selecting_net(config.model, config.selection)
     if config.training.start is not None:
         begin_from(net, config.training.start)
+    _check_normalised(net)
     targets, balanced = [bag.targets for bag in train], config.training.sampling == "balanced"
     steps = Steps(
         len(train),
@@ -103,6 +107,19 @@ def _train(
         readable = [bag for bag in val if bag.bag_id not in module.bad]
         calibrate(out / BEST_NAME, readable, config, device=device, progress=progress)
     return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad))
+
+
+def check_encoder(config: FinetuneConfig) -> None:
+    """Raise :class:`ConfigError` for an encoder that :func:`train_bags` would refuse, before bags are made."""
+    if config.training.start is None:
+        with torch.random.fork_rng(devices=[]):
+            _check_normalised(build_selecting_net(config.model, config.selection))
+
+
+def _check_normalised(net: nn.Module) -> None:
+    for encoder in net.modules():
+        if isinstance(encoder, TimmEncoder):
+            encoder.check_normalised()
 
 
 def _fit(
