@@ -53,7 +53,10 @@ def _tiled(job: TileJob, slides: Sequence[SlideToTile]) -> Iterator[tuple[SlideT
     for slide, done in shared_out(partial(tile_one, job), slides, workers=workers):
         if done is None:
             forget_stale(job, slide)
-            done = TiledSlide.failed(slide, "the process that tiled it died; its file may be damaged")
+            why = (
+                "the process that tiled it died; was it memory? take fewer --workers, or leave the slide out"
+            )
+            done = TiledSlide.failed(slide, why)
         yield slide, done
 
 

@@ -29,6 +29,7 @@ from wsi_ips.datasets.megapixel_mnist import (
 from wsi_ips.datasets.targets import NONE, Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_hdf5
+from wsi_ips.outside_causes import system_cause
 from wsi_ips.progress import Progress, silent
 
 FORMAT = "wsi_ips megapixel mnist 1"
@@ -137,6 +138,8 @@ def read_split(path: Path) -> Split:
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, DatasetError):
             raise
+        if cause := system_cause(error):
+            raise DatasetError(path, cause.problem, cause.mend) from None
         raise DatasetError(path, f"cannot be read ({error})", REMAKE) from None
     start_n, index_p = held["start"], held["index"]
     if start_n[0] != 0 or start_n[-1] != len(index_p) or (np.diff(start_n) < 0).any():

@@ -24,6 +24,7 @@ from wsi_ips.hdf5 import (
     stated_text,
     whole_hdf5,
 )
+from wsi_ips.outside_causes import outside_cause
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
 from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords
@@ -127,7 +128,9 @@ def read_coords(path: Path, *, info: SlideInfo | None = None) -> PatchCoords:
         with opened_hdf5(path) as file:
             return take_coords(file, path, info=info)
     # h5py has no error of its own: a damaged file shows as any of these.
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if cause := outside_cause(error):
+            raise CoordsError(path, cause.problem, cause.mend) from None
         raise CoordsError(path, "is not an HDF5 file that can be read", TILE_AGAIN) from None
 
 

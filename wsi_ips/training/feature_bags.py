@@ -21,6 +21,7 @@ from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.datasets.targets import Target
 from wsi_ips.errors import FeaturesError
 from wsi_ips.hdf5 import opened_hdf5
+from wsi_ips.outside_causes import system_cause
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
@@ -107,6 +108,8 @@ def open_source(held: FeatureFile, *, batch: int, device: torch.device) -> Itera
     try:
         file = opened_hdf5(held.path)
     except OSError as error:
+        if cause := system_cause(error):
+            raise FeaturesError(held.path, cause.problem, cause.mend) from None
         raise FeaturesError(held.path, f"can no longer be opened ({error})", "start again") from None
     with file:
         yield FeatureSource(file, held, batch=batch, device=device)
