@@ -93,7 +93,9 @@ def test_features_and_coordinates_are_read_without_a_lock(tmp_path: Path) -> Non
     with h5py.File(path, "w") as file:
         file["features"] = np.ones((3, 4), np.float32)
         file["coords"] = np.arange(6).reshape(3, 2)
-        file["coords"].attrs.update({"patch_size": 256, "patch_level": 0, "downsample": [1.0, 1.0]})
+        trident = {"patch_size": 256, "patch_size_level0": 512, "target_magnification": 20, "overlap": 0,
+                   "level0_magnification": 40, "level0_width": 9000, "level0_height": 9000}  # fmt: skip
+        file["coords"].attrs.update(trident)
     with locked_by_another(path):
         held = open_features(path)
         assert len(held) == len(read_coords(path)) == 3
@@ -103,7 +105,8 @@ def test_features_and_coordinates_are_read_without_a_lock(tmp_path: Path) -> Non
 
 def test_a_file_is_written_without_a_lock(tmp_path: Path) -> None:
     with streamed_hdf5(tmp_path / "a.h5") as file:
-        with Path(file.filename).open("rb") as other:
+        (partial,) = tmp_path.iterdir()
+        with partial.open("rb") as other:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file["x"] = np.arange(3)
     with opened_hdf5(tmp_path / "a.h5") as file:
