@@ -76,7 +76,7 @@ def check(told: dict[str, str], folder: Path, why: str, complaints: str) -> None
     assert list(told) == list(WRITERS), complaints
     for writer, said in told.items():
         # Pillow cuts a JPEG off without a word; these are files in a folder.
-        name = f"{folder / writer}/Set1Part0/0000000000.jpg" if writer == "jpegs" else str(folder / writer)
+        name = f"{folder / writer}/Set1/0000000000.jpg" if writer == "jpegs" else str(folder / writer)
         assert said == f"{name}|{why}"
     assert not [path for path in folder.rglob("*") if path.is_file()], "nothing half written stays"
 
