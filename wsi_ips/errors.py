@@ -18,6 +18,7 @@
           RefusedSlide       a whole file that other readers would show wrongly
           SeveralSlides      a folder of several slides, where one was asked for
         SlideReadError       the file opened, but some of it cannot be read
+          SlideInterrupted   for another reason than its content: the network, the disk, a permission, memory
         ProcessDied          the process that read the slide died of it
         MissingResolution
           PixelsNotSquare
@@ -166,6 +167,13 @@ class SlideReadError(FileError):
 
 class ProcessDied(FileError):
     """The process that read the slide died: native code crashed over it, or memory ran out."""
+
+
+class SlideInterrupted(SlideReadError):
+    """A region cannot be read, and the file is not to blame: the network, the disk, a permission, memory.
+
+    Nothing is white for it: the slide fails, and can be read another time.
+    """
 
 
 class MissingResolution(FileError):

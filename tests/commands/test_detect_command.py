@@ -11,6 +11,7 @@ import torch
 from tests.commands.console import Console
 from tests.conftest import SmallData
 from wsi_ips.config import DetectorConfig
+from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import read_result
 from wsi_ips.models.detection.build import build_detector
 from wsi_ips.models.detection.checkpoint import save_detector
@@ -37,6 +38,25 @@ def test_all_tissue_of_a_slide(
     for place in found:
         assert 0 <= float(place["l0_x"]) < 1400
         assert 0 <= float(place["l0_y"]) < 1400
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_holds_while_a_detector_runs(
+    console: Console, small_data: SmallData, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    deterministic: bool,
+) -> None:  # fmt: skip
+    held: list[bool] = []
+
+    def watched(*_: object, **__: object) -> None:
+        held.append(torch.are_deterministic_algorithms_enabled())
+        raise ConfigError("seen enough")
+
+    monkeypatch.setattr("wsi_ips.commands.detect.detect_in_slide", watched)
+    said = console("detect", small_data.slides, "--detector", detector, "--out", tmp_path,
+                   "--set", f"deterministic={deterministic}")  # fmt: skip
+    assert said.code == 3
+    assert set(held) == {deterministic}
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_kept_patches_of_a_run(

@@ -1,5 +1,6 @@
 """Fine-tuning on six small drawn slides: what it keeps, that it repeats, that scoring and learning agree."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ManifestError, TrainingError
+from wsi_ips.errors import ConfigError, ManifestError, TrainingError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.ips_net import scoring
@@ -103,3 +104,37 @@ def test_training_without_two_labels_or_without_tissue_is_refused_before_it_star
     with pytest.raises(TrainingError, match=r"2 slides cannot be used.*no tissue"):
         run(manifest, strict, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+RANDOM = {"name": "resnet10t", "weights": "none", "stage": 2}
+
+
+def of_encoder(encoder: dict[str, object], **training: object) -> FinetuneConfig:
+    model = {**SMALL_MODEL["model"], "encoder": encoder}  # type: ignore[dict-item]
+    return FinetuneConfig.model_validate(
+        {**SMALL_MODEL, "model": model, "training": {"epochs": 1, "warmup_epochs": 0, **training}}
+    )
+
+
+@pytest.mark.parametrize(
+    "encoder", [RANDOM, {**RANDOM, "batch_norm": "frozen"}, {**RANDOM, "trainable": False}], ids=str
+)
+def test_random_weights_are_not_trained_without_normalisation(
+    manifest: Manifest, tmp_path: Path, encoder: dict[str, object]
+) -> None:
+    """BatchNorm of mean 0 and variance 1 that never changes: said before any slide is read."""
+    records = tuple(replace(record, path=tmp_path / "none.tif") for record in manifest.records)
+    with pytest.raises(
+        ConfigError, match=r"batch_norm=batch and training\.micro_batch=null, or give weights"
+    ):
+        run(Manifest(manifest.path, records), of_encoder(encoder), tmp_path / "run")
+
+
+def test_random_weights_are_trained_with_the_statistics_of_a_step(manifest: Manifest, tmp_path: Path) -> None:
+    report = run(manifest, of_encoder({**RANDOM, "batch_norm": "batch"}, micro_batch=None), tmp_path / "run")
+    means = [value for name, value in weights(report).items() if name.endswith("bn1.running_mean")]
+    assert means
+    assert all(mean.abs().max() > 0 for mean in means)
+    # Statistics that a checkpoint brings along may be frozen.
+    go_on = of_encoder({**RANDOM, "batch_norm": "frozen"}, start=report.checkpoint)
+    assert len(run(manifest, go_on, tmp_path / "on").history) == 1

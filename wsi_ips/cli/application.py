@@ -23,6 +23,7 @@ from wsi_ips.cli.slides import features, info, tile
 from wsi_ips.cli.start import start_job
 from wsi_ips.cli.viewing import view
 from wsi_ips.errors import WsiIpsError
+from wsi_ips.library_lines import silence_libraries
 
 app = typer.Typer(
     name="wsi-ips",
@@ -51,6 +52,8 @@ def common(
 ) -> None:
     """Shared by all commands."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    if not verbose:
+        silence_libraries()
 
 
 def run(

@@ -31,6 +31,7 @@ from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.failures import named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.numerics import calculating
 from wsi_ips.tiling.find_patches import PatchesInTissue
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.upsampling import check_upsampling, note_of
@@ -104,9 +105,10 @@ class _Detector:
         slide_id, classes, job = slide_job.slide_id, self.config.classes, self.job
         with open_slide(slide_job.path) as slide:
             coords = _coords(slide, slide_job, job, Mpp(self.config.mpp))
-            found, bad_tiles = detect_in_slide(
-                self.module, slide, coords, self.config, streaming=job.streaming, device=self.device
-            )
+            with calculating(deterministic=job.deterministic):
+                found, bad_tiles = detect_in_slide(
+                    self.module, slide, coords, self.config, streaming=job.streaming, device=self.device
+                )
             table, outlines = (_objects(job.out, slide_id, suffix) for suffix in (".csv", ".geojson"))
             shape = job.shape or ("box" if found.l0_outlines_N is None else "outline")
             with whole_file(outlines) as new_outlines, whole_file(table) as new_table:

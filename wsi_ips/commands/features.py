@@ -27,6 +27,7 @@ from wsi_ips.recipe import FeaturesJob
 from wsi_ips.slides.failures import named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.numerics import calculating, numerics
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
 
@@ -68,7 +69,8 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     ]
     alone = list(slides.values()) == [job.slides]
     folder = storing.export.folder
-    with folder.claimed(storing.settings), SlidesInHand(folder.root) as in_hand:
+    how = numerics(deterministic=job.deterministic)
+    with folder.claimed(storing.settings, numerics=how), SlidesInHand(folder.root) as in_hand:
         rows = _store_all(jobs, storing, in_hand, progress, raises=alone)
     stored = sum(row.status == "ok" for row in rows.values())
     patches = sum(row.n_patches or 0 for row in rows.values())
@@ -109,6 +111,8 @@ class _Storing:
             **job.model_dump(mode="json", include={"layout", "half", "slide_mpp"}),
             "--from-coords": "given" if job.from_coords else "not given",
             "streaming": {"decode": job.streaming.decode},
+            # Only where it is set, so that folders of earlier versions are gone on with.
+            **({"deterministic": True} if job.deterministic else {}),
         }
         return cls(job, export, find, settings)
 
@@ -123,7 +127,8 @@ class _Storing:
             if begin is not None:
                 begin(slide.slide_id)
             try:
-                stored = self._make(slide, now, progress)
+                with calculating(deterministic=self.job.deterministic):
+                    stored = self._make(slide, now, progress)
             except Exception:
                 self.export.forget(slide.slide_id)
                 raise

@@ -1,5 +1,6 @@
 """Work shared out to processes, where a process that dies costs one piece of work and not the run."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.alone import Died, alone
+from wsi_ips.library_lines import silence_libraries
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -56,10 +58,15 @@ def _until_one_dies(
     return []
 
 
+def _initialiser() -> Callable[[], None] | None:
+    """A new process is as quiet as this one: what was asked for here is not known there."""
+    return silence_libraries if logging.getLogger().getEffectiveLevel() > logging.INFO else None
+
+
 def _pool(workers: int) -> ProcessPoolExecutor:
     try:
         # Not forked: threads and locks of this process would be copied in whatever state they are.
-        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialiser())
     except (OSError, ImportError, NotImplementedError) as error:
         raise ConfigError(
             f"the system gives no shared memory for several processes ({error}); use --workers 1"

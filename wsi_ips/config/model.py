@@ -68,7 +68,9 @@ class EncoderConfig(Section):
     ReLU and dropout, 256 wide if not given. In front of the paper's block it is the paper's (LayerNorm, Linear,
     BatchNorm, ReLU), and there is none if not given."""
     batch_norm: Literal["frozen", "batch"] = "frozen"
-    """``frozen``: the encoder's running statistics, as pretrained; ``batch``: the reference's behaviour."""
+    """``frozen``: the encoder's running statistics, as pretrained; training refuses it with ``weights: none``,
+    which has none. ``batch``: of the patches of a step (the reference's behaviour); this needs
+    ``training.micro_batch: null`` where the encoder learns."""
     trainable: bool = True
     """False keeps the encoder's weights as they are and trains only what follows it."""
     in_channels: PositiveInt = 3

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.library_lines import silence_libraries
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -110,7 +111,10 @@ def _answer() -> None:
     # What libraries print belongs on stderr: stdout is for the answer.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    logging.basicConfig(level=_received(), format="%(name)s: %(message)s")
+    level = _received()
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if level > logging.INFO:
+        silence_libraries()
     work, argument = _received()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     answers.write(READY)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from wsi_ips.errors import CoordsError, NotFinite
 from wsi_ips.files import whole_file
-from wsi_ips.hdf5 import fixed_text, stated_text
+from wsi_ips.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_hdf5
 from wsi_ips.inference.features_folder import FeaturesFolder
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
@@ -73,7 +72,7 @@ class FeatureExport:
         None where it has to be done. A file that was left alone, without its ``.pt``, gets it.
         """
         try:
-            with h5py.File(self.folder.features(slide_id), "r") as file:
+            with opened_hdf5(self.folder.features(slide_id)) as file:
                 about = json.loads(stated_text(file.attrs, READ_FROM) or "")
                 n_patches, width = file["features"].shape
             bad_tiles = tuple(str(name) for name in about["bad_tiles"])
@@ -109,7 +108,7 @@ class FeatureExport:
             _share_coords(self.folder.patches(coords.slide_id), coords, info)
         path = self.folder.features(coords.slide_id)
         self._check_room(path.parent, len(coords))
-        with self._with_tensor(coords.slide_id, path) as partial, h5py.File(partial, "w") as file:
+        with self._with_tensor(coords.slide_id, path) as partial, streamed_hdf5(partial) as file:
             features = file.create_dataset(
                 "features",
                 shape=(len(coords), self.width),
@@ -144,7 +143,7 @@ class FeatureExport:
     def forget(self, slide_id: str) -> None:
         """Remove the features that are stored of a slide; those that another program has stored stay."""
         try:
-            with h5py.File(self.folder.features(slide_id), "r") as file:
+            with opened_hdf5(self.folder.features(slide_id)) as file:
                 ours = READ_FROM in file.attrs
         except (OSError, RuntimeError):  # not there, or nobody can read it
             ours = True
@@ -191,7 +190,7 @@ class FeatureExport:
 
     def _save_tensor(self, features: Path, path: Path) -> None:
         """CLAM's ``.pt``, out of the HDF5."""
-        with h5py.File(features, "r") as file:
+        with opened_hdf5(features) as file:
             features_NC = file["features"]
             save_rows(
                 path,

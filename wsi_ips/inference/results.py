@@ -41,9 +41,19 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError, one_line
-from wsi_ips.hdf5 import ABOUT, check_stored, plain_dataset, put_about, small_numbers, take_about, whole_hdf5
+from wsi_ips.hdf5 import (
+    ABOUT,
+    check_stored,
+    opened_hdf5,
+    plain_dataset,
+    put_about,
+    small_numbers,
+    take_about,
+    whole_hdf5,
+)
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.outside_causes import outside_cause
 from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
@@ -221,15 +231,17 @@ def read_result(path: Path) -> SlideResult:
     """Read what :func:`write_result` wrote. Raises :class:`ResultsError` for anything else."""
     if not path.is_file():
         raise ResultsError(path, "does not exist", "name a file that wsi-ips predict wrote")
-    if not h5py.is_hdf5(path):
-        raise ResultsError(path, "is not an HDF5 file", PREDICT_AGAIN)
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             return _take_result(file, path)
     except CoordsError as error:
         raise ResultsError(path, error.args[1], PREDICT_AGAIN) from None
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if cause := outside_cause(error):
+            raise ResultsError(path, cause.problem, cause.mend) from None
+        if not h5py.is_hdf5(path):
+            raise ResultsError(path, "is not an HDF5 file", PREDICT_AGAIN) from None
         raise ResultsError(path, f"is damaged ({one_line(error)})", PREDICT_AGAIN) from None
 
 

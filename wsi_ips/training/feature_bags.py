@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +20,8 @@ from wsi_ips.datasets.feature_files import FeatureFile, find_features, open_feat
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.datasets.targets import Target
 from wsi_ips.errors import FeaturesError
+from wsi_ips.hdf5 import opened_hdf5
+from wsi_ips.outside_causes import system_cause
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
@@ -110,8 +111,10 @@ class FeatureBag:
 def open_source(held: FeatureFile, *, batch: int, device: torch.device) -> Iterator[FeatureSource]:
     """The features in a checked file; it is open for the time of the ``with`` block only."""
     try:
-        file = h5py.File(held.path, "r")
+        file = opened_hdf5(held.path)
     except OSError as error:
+        if cause := system_cause(error):
+            raise FeaturesError(held.path, cause.problem, cause.mend) from None
         raise FeaturesError(held.path, f"can no longer be opened ({error})", "start again") from None
     with file:
         yield FeatureSource(file, held, batch=batch, device=device)

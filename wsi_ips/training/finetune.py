@@ -13,7 +13,7 @@ from wsi_ips.errors import ManifestError, TrainingError, WsiIpsError
 from wsi_ips.progress import Progress, silent
 from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.training.bags import SlideBag, tile_bag
-from wsi_ips.training.fit import train_bags
+from wsi_ips.training.fit import check_encoder, train_bags
 from wsi_ips.training.record import FinetuneReport
 from wsi_ips.units import Mpp
 
@@ -35,6 +35,8 @@ def finetune(
     """
     records = [*manifest.split("train"), *manifest.split("val")]
     check_labels(manifest, config.model.tasks)
+    if config.model.encoder.weights == "none":
+        check_encoder(config)
     bags: dict[str, list[SlideBag]] = {"train": [], "val": []}
     bad: dict[str, str] = {}
     allowed = math.ceil(config.training.max_bad_slides * len(records))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError
@@ -19,6 +20,7 @@ from wsi_ips.files import whole_file
 from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import begin_from
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.numerics import calculating, numerics
 from wsi_ips.training.bags import Bag
@@ -54,7 +56,8 @@ def train_bags(
     Writes into ``out``: ``model.safetensors`` (the best epoch so far, with its config), ``last.safetensors``,
     ``history.csv`` (losses and figures per epoch), ``run.json`` (the resolved config, versions, and how the
     device calculates) and the state that the same call resumes from where it was killed. Raises
-    :class:`ConfigError` where ``out`` holds another run, :class:`TrainingError` where the loss is not finite or
+    :class:`ConfigError` where ``out`` holds another run, or an encoder of random weights would never be
+    normalised (:meth:`TimmEncoder.check_normalised`), :class:`TrainingError` where the loss is not finite or
     more than ``max_bad`` bags cannot be read.
 
     Where the config has a head start, it is made first, below ``out/head_start``; where it has restarts, each is a
@@ -92,7 +95,8 @@ def _train(
     bad: dict[str, str] = {}
     if config.training.start is not None:
         begin_from(net, config.training.start)
-    elif config.head_start_epochs and not (out / STATE_NAME).exists():
+    _check_normalised(net)
+    if config.training.start is None and config.head_start_epochs and not (out / STATE_NAME).exists():
         started = _head_start(net, train, val, config, out, device=device, progress=progress, max_bad=max_bad)
         begin_from(net, started.checkpoint)
         seed_everything(seed, verbose=False)
@@ -148,6 +152,19 @@ def _head_start(
     if not config.training.head_start.keep_features and is_first_process():
         forget_features(out)
     return report
+
+
+def check_encoder(config: FinetuneConfig) -> None:
+    """Raise :class:`ConfigError` for an encoder that :func:`train_bags` would refuse, before bags are made."""
+    if config.training.start is None:
+        with torch.random.fork_rng(devices=[]):
+            _check_normalised(build_selecting_net(config.model, config.selection))
+
+
+def _check_normalised(net: nn.Module) -> None:
+    for encoder in net.modules():
+        if isinstance(encoder, TimmEncoder):
+            encoder.check_normalised()
 
 
 def _fit(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.files import whole_file
+from wsi_ips.outside_causes import system_cause
 
 FORMAT = 1
 STATE_NAME = "training_state.pt"
@@ -46,6 +47,8 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        if cause := system_cause(error):
+            raise CheckpointError(path, cause.problem, cause.mend) from None
         reason = one_line(error, most=120)
         raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:
