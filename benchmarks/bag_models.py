@@ -12,11 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from wsi_ips.config import ModelConfig, SelectionConfig
-from wsi_ips.models.build import build_net
-from wsi_ips.models.ips_net import BagReading, scoring
-from wsi_ips.selection.ips import select_patches
-from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.training.schedule import lr_multiplier
 
 
@@ -88,43 +83,6 @@ class GatedAttention(BagModel):
         gated_NE = self.tanh(h_NE).tanh() * self.sigmoid(h_NE).sigmoid()
         attention_N = self.score(gated_NE)[:, 0].softmax(dim=0)
         return self.head(attention_N[None] @ h_NE), attention_N
-
-
-class FrozenIPS(BagModel):
-    """The project's own selection, projector and cross-attention, on features instead of pixels."""
-
-    def __init__(self, model: ModelConfig, selection: SelectionConfig) -> None:
-        """``model``: its encoder is ``features``; patches are placed by their number in the bag."""
-        super().__init__()
-        self.net = build_net(model)
-        self.tasks = model.tasks
-        self.selection = selection
-
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return logits (1, C) from the M kept patches and attention (N,) over all."""
-        reading, store = self._read(x_ND)
-        return reading.logits[self.task], store.attention().mean(dim=(1, 2))
-
-    def loss(self, bag: FeatureBag) -> Tensor:
-        """Mean over the tasks."""
-        logits = self._read(bag.features_ND)[0].logits
-        losses = [
-            cross_entropy(logits[task.name], torch.tensor([bag.targets[task.name]])) for task in self.tasks
-        ]
-        return torch.stack(losses).mean()
-
-    def _read(self, x_ND: Tensor) -> tuple[BagReading, ScoreStore]:
-        store = ScoreStore()
-        with scoring(self.net):
-            kept = select_patches(
-                [(torch.arange(len(x_ND)), x_ND)],
-                encode=self.net.encode,
-                logits=self.net.logits,
-                m=self.selection.m,
-                i=self.selection.i,
-                store=store,
-            )
-        return self.net.read_features(x_ND[kept.ids_M], kept.ids_M, [len(kept.ids_M)]), store
 
 
 Model = TypeVar("Model", bound=BagModel)

@@ -11,33 +11,20 @@ encoder, training, validation, calibration and test; ``…_test``: to label the 
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from benchmarks import composite_methods as composite
 from benchmarks.image_baselines import RandomPatches as RandomImagePatches
 from benchmarks.image_baselines import fit as fit_images
-from benchmarks.slide_scores import auc_interval, macro_auc, slide_hits
-from wsi_ips.config import FinetuneConfig, MegapixelMnistConfig, SelectionConfig
-from wsi_ips.datasets.annotations import lesion_area
-from wsi_ips.datasets.composite import BENIGN, CLASSES
+from wsi_ips.config import FinetuneConfig, MegapixelMnistConfig
 from wsi_ips.datasets.image_sets import ImageSplits, image_splits
 from wsi_ips.evaluation.bag_scores import score_bags
-from wsi_ips.evaluation.froc import froc_curve
 from wsi_ips.files import whole_file
-from wsi_ips.inference.in_turn import predict_slides
-from wsi_ips.inference.predict import Predictor
-from wsi_ips.inference.results import SlideResult, read_result
-from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.models.checkpoint import load_checkpoint
-from wsi_ips.slides.resolution import SlideMpp
-from wsi_ips.training.finetune import finetune
 from wsi_ips.training.fit import train_bags
 
 CPU = torch.device("cpu")
@@ -46,10 +33,9 @@ CPU = torch.device("cpu")
 def main() -> None:
     """Run the method named on the command line."""
     name, settings = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
-    domain, method = name.split("_", 1)
     folder = Path(settings["out"]) / name
     started = time.perf_counter()
-    figures = (on_images if domain == "mnist" else on_slides)(method, settings, folder)
+    figures = on_images(name.removeprefix("mnist_"), settings, folder)
     figures.setdefault("seconds", time.perf_counter() - started)
     with whole_file(folder / "result.json") as partial:
         partial.write_text(json.dumps(figures, indent=1) + "\n")
@@ -112,110 +98,6 @@ def _learned_images(method: str, config: FinetuneConfig, splits: ImageSplits, fo
         "patches_decoded_test": counts["test"] * scored,
         "seconds_test": seconds,
     }
-
-
-def on_slides(method: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The composite slides."""
-    held = composite.Settings.model_validate(settings["composite"])
-    if not (held.out / "data" / "manifest.csv").exists():
-        composite.compose(held, folder)
-    if method == "random":
-        said = composite.random(held, folder)
-        return composite._scores(held, said) | {"encoder_passes": said.encoder_passes}
-    checkpoint = _ips_checkpoint(held)
-    config = held.finetune
-    learned: dict[str, Any] = {}
-    if method != "ips":
-        changes = {"training": config.training.model_copy(update=_training(method, settings, checkpoint))}
-        changes["selection"] = SelectionConfig.model_validate(settings[method])
-        config = FinetuneConfig.model_validate(config.model_copy(update=changes).model_dump())
-        started = time.perf_counter()
-        report = finetune(held.manifest, config, folder / "model", device=CPU, slide_mpp=SlideMpp())
-        checkpoint = report.checkpoint
-        learned = {
-            "history": [dict(epoch) for epoch in report.history],
-            "seconds_training": time.perf_counter() - started,
-        }
-    return learned | _predicted(held, checkpoint, folder)
-
-
-def _training(method: str, settings: Mapping[str, Any], start: Path) -> dict[str, Any]:
-    if method == "cascade":
-        return {**settings["cascade_training"], "start": start}
-    return {**settings["ats_training"], "start": None}
-
-
-def _ips_checkpoint(held: composite.Settings) -> Path:
-    """End-to-end IPS of benchmarks/learning.py, learned now where it is not there."""
-    path = held.out / "ips_e2e" / "model" / "model.safetensors"
-    if not path.exists():
-        composite.features(held, held.out / "features")
-        composite.run("ips_e2e", held)
-    return path
-
-
-def _predicted(held: composite.Settings, checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """Label the test slides, as anyone would."""
-    net, pipeline = load_checkpoint(checkpoint)
-    predictor = Predictor(net, pipeline, streaming=held.finetune.streaming, device=CPU)
-    run, test = RunFolder(folder / "predictions"), held.manifest.split("test")
-    started = time.perf_counter()
-    rows = predict_slides([SlideJob(r.slide_id, r.path) for r in test], predictor, run, on_error="stop").rows
-    seconds = time.perf_counter() - started
-    results = {row.slide_id: read_result(run.attention(row.slide_id)) for row in rows}
-    task = held.finetune.model.tasks[0].name
-    probabilities_SC = np.array(
-        [[results[r.slide_id].probabilities[task][name] for name in CLASSES] for r in test]
-    )
-    target_S = np.array([composite._target(record) for record in test])
-    low, high = auc_interval(probabilities_SC, target_S)
-    figures = {
-        "auc": macro_auc(probabilities_SC, target_S),
-        "auc_low": low,
-        "auc_high": high,
-        "probabilities": probabilities_SC.tolist(),
-        "target": target_S.tolist(),
-        "seconds_test": seconds,
-        "froc": _froc(held, results, probabilities_SC),
-    }
-    return figures | _counts(list(results.values()))
-
-
-def _counts(results: Sequence[SlideResult]) -> dict[str, Any]:
-    """Patches that went through the encoder, and that were read closely, over all test slides."""
-    passes = decoded = tissue = 0
-    recalls = []
-    for result in results:
-        seen = result.coarse
-        read = len(result.coords) if seen is None else seen.let_through
-        decoded += read
-        passes += read + (0 if seen is None else seen.encoder_windows)
-        tissue += len(result.coords) if seen is None else seen.patches
-        if seen is not None and seen.recall is not None:
-            recalls.append(seen.recall)
-    return {
-        "encoder_passes_test": passes,
-        "patches_decoded_test": decoded,
-        "let_through": decoded / tissue,
-        "recall": float(np.mean(recalls)) if recalls else None,
-    }
-
-
-def _froc(
-    held: composite.Settings, results: Mapping[str, SlideResult], probabilities_SC: NDArray[np.floating]
-) -> float | None:
-    hits = []
-    for record, p_C in zip(held.manifest.split("test"), probabilities_SC, strict=True):
-        annotation, result = held.annotation(record), results[record.slide_id]
-        hits.append(
-            slide_hits(
-                result.coords,
-                result.attention_NHT.mean(axis=(1, 2)),
-                p_tumor=1 - float(p_C[CLASSES.index(BENIGN)]),
-                lesions=lesion_area(annotation) if annotation else None,
-            )
-        )
-    return froc_curve(hits).score if any(slide.lesions for slide in hits) else None
 
 
 if __name__ == "__main__":
