@@ -192,3 +192,10 @@ def test_history_says_how_selection_goes(tmp_path: Path) -> None:
         assert 0 <= float(row["kept_overlap"]) <= 1
         assert 4 / PATCHES < float(row["kept_attention"]) <= 1
         assert 1 / PATCHES <= float(row["attention_spread"]) <= 1
+
+
+def test_each_device_has_a_slide_of_a_step() -> None:
+    assert FinetuneConfig().training.slides_per_step == 1
+    assert FinetuneConfig.model_validate({"training": {"devices": 4}}).training.slides_per_step == 4
+    uneven = {"devices": 4, "slides_per_step": 2}
+    assert FinetuneConfig.model_validate({"training": uneven}).training.slides_per_step == 2

@@ -1,9 +1,18 @@
 """How a network learns."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from wsi_ips.config.section import Fraction, Section
 
@@ -54,7 +63,8 @@ class TrainingConfig(Section):
     epochs: PositiveInt = 20
     warmup_epochs: NonNegativeFloat = 0.5
     slides_per_step: PositiveInt = 1
-    """Slides whose kept patches are learned from together (the paper's B, which is 16 there)."""
+    """Slides whose kept patches are learned from together (the paper's B, which is 16 there); with several
+    ``devices`` as many as these, if not given."""
     head_start: HeadStartConfig = HeadStartConfig()
     """Before anything is learned end to end."""
     all_patches_first: Fraction | None = None
@@ -121,3 +131,14 @@ class TrainingConfig(Section):
     """``shuffle``: every slide once an epoch. ``balanced``: every class equally often, slides of rare ones several
     times; by the first softmax task, or else the first sigmoid task of one class."""
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_slide_for_each_device(cls, value: Any) -> Any:
+        if (
+            not isinstance(value, Mapping)
+            or "slides_per_step" in value
+            or not isinstance(value.get("devices"), int)
+        ):
+            return value
+        return {**value, "slides_per_step": max(1, value["devices"])}
