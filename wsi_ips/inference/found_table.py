@@ -122,7 +122,7 @@ def _outline_at(file: BinaryIO, start: int) -> NDArray[np.float64] | None:
     file.seek(start)
     try:
         row = next(csv.reader([file.readline(LONGEST_ROW).decode()]))
-        with np.errstate(invalid="ignore"):  # a coordinate that is no number
+        with np.errstate(all="ignore"):  # a coordinate that is no number, or larger than any
             outline = shapely.from_wkt(row[len(COLUMNS)])
     except (ValueError, LookupError, StopIteration, csv.Error, shapely.GEOSException):
         return None

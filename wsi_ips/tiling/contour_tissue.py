@@ -29,6 +29,8 @@ OUTSIDE = 0.02
 MOST_CROSSINGS = 1000
 """How often an outline may cross itself. Tissue that was outlined by hand does a few times; making a valid area
 of a scribble takes minutes."""
+LARGEST_COORDINATE = 2.0**31
+"""In pixels, far beyond any slide: areas of larger numbers overflow."""
 NO_AREAS = ("no geometry", "Point", "MultiPoint", "LineString", "MultiLineString")
 MOST_COLLECTIONS = 8
 _CROSSINGS_AT_ONCE = 1 << 22
@@ -65,7 +67,7 @@ class ContourFolder:
         passed_over: Counter[str] = Counter()
         try:
             polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig")), passed_over))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             reason = one_line(error, most=200)
             raise AnnotationError(path, f"is no GeoJSON of polygons ({reason})", "export it again") from None
         if passed_over:
@@ -139,6 +141,8 @@ def _polygon(rings: Any) -> Iterator[Polygon]:
     for ring in (outline, *holes):
         if ring.ndim != 2 or ring.shape[1:] != (2,) or len(ring) < 3 or not np.isfinite(ring).all():
             raise ValueError("a ring is no list of points")
+        if np.abs(ring).max() > LARGEST_COORDINATE:
+            raise ValueError(f"a coordinate is beyond {LARGEST_COORDINATE:.0f} pixels")
     polygon = Polygon(outline, holes)
     valid = polygon
     if not polygon.is_valid:
