@@ -20,6 +20,7 @@ from tests.fuzz.workers import Worker
 
 MOST_TRIES_TO_SHORTEN = 60
 MOST_SECONDS_TO_SHORTEN = 60.0
+MOST_BYTES = 4 << 20
 HOW_MANY = (1, 1, 1, 2, 3, 5)
 """Changes to one input."""
 
@@ -50,19 +51,20 @@ def edits_of(number: int, target: str, chance_seed: int) -> tuple[str, list[Edit
             other = seed(chance.choice(names))
             changed = spliced(chance, data, other[_file_of(chance, other)])
         else:
-            changed = _changed(chance, file, data)
+            changed = _changed(chance, file, data, sound=data is seed(name)[file])
         more = edits_between(file, data, changed) if changed != data else []
         files = apply(files, more)
         edits += more
     return name, edits
 
 
-def _changed(chance: Random, file: str, data: bytes) -> bytes:
-    """By one of the mutators; as it is where that one cannot take what others made of it."""
+def _changed(chance: Random, file: str, data: bytes, *, sound: bool) -> bytes:
+    """By one of the mutators; as it is where that one cannot take what others made of it, or makes too much of it."""
     try:
-        return chance.choice(mutators_of(file, data))(chance, data)
+        changed = chance.choice(mutators_of(file, data, sound=sound))(chance, data)
     except (ValueError, RecursionError):
         return data
+    return changed if len(changed) <= MOST_BYTES else data
 
 
 def _file_of(chance: Random, files: Files) -> str:

@@ -189,7 +189,7 @@ def seed(name: str) -> Files:
 
 def _first(folder: Path) -> str:
     """A file before a folder: of MIRAX the .mrxs is what the program is given."""
-    return min(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)).name
+    return min(folder.iterdir(), key=lambda path: (path.name != "run", path.is_dir(), path.name)).name
 
 
 def _smaller(files: dict[str, bytes]) -> dict[str, bytes]:

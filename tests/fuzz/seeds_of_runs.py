@@ -68,6 +68,9 @@ def _run(folder: Path) -> None:
     (folder / "made").rename(folder / "run")
     (folder / "run" / "objects").mkdir()
     (folder / "run" / "objects" / "a.csv").write_text(FOUND, encoding="utf-8")
+    (folder / "labels.csv").write_text(
+        "slide_id,case_id,label,split,path\na,1,tumor,test,slides/a.tif\nb,2,normal,test,slides/b.tif\n"
+    )
     (folder / "slides").mkdir()
     write_pyramid(folder / "slides" / "a.tif", tissue_like(*L0_SIZE, seed=1), mpp=float(SLIDE_MPP), levels=2)
 

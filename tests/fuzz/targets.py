@@ -188,7 +188,7 @@ def read_stored_result(given: Path, out: Path) -> None:
 
 
 def show_run(given: Path, out: Path) -> None:
-    """``overlay``, ``export``, ``report`` and ``evaluate``'s reading of a run's folder."""
+    """``overlay``, ``export``, ``report``, ``evaluate`` and the viewer, of a run's folder."""
     from wsi_ips.commands.job import run_job
     from wsi_ips.recipe import make_job
 
@@ -197,6 +197,8 @@ def show_run(given: Path, out: Path) -> None:
         {"command": "overlay", "run": run, "out": str(out / "overlays"), "slides": slides, "side_px": 200},
         {"command": "export", "run": run, "out": str(out / "export"), "slides": slides, "format": "geojson"},
         {"command": "report", "run": run, "out": str(out / "report.html"), "slides": slides},
+        {"command": "evaluate", "run": run, "manifest": str(given.parent / "labels.csv"),
+         "out": str(out / "evaluation"), "bootstrap": 20, "plots": False},
     ]
     every(*(lambda job=job: run_job(make_job(job, source="fuzz"), silent) for job in jobs), lambda: _viewed(given))  # type: ignore[misc]
 
