@@ -36,7 +36,8 @@ def _again(paths: list[Path]) -> int:
             entry = Entry.read(path)
             verdict = worker.judge(TARGETS[entry.target].run, entry.files())
             failed += bool(verdict.problem)
-            _say(f"{path.name}: {verdict.problem or 'nothing is wrong'} {verdict.where}; said: {verdict.said[:300]!r}")
+            problem = f"{verdict.problem or 'nothing is wrong'} {verdict.where}".strip()
+            _say(f"{path.name}: {problem}; said: {verdict.said[:300]!r}")
     return 1 if failed else 0
 
 

@@ -59,7 +59,7 @@ def edits_of(number: int, target: str, chance_seed: int) -> tuple[str, list[Edit
 
 
 def _changed(chance: Random, file: str, data: bytes, *, sound: bool) -> bytes:
-    """By one of the mutators; as it is where that one cannot take what others made of it, or makes too much of it."""
+    """By one of the mutators; as it is where that one cannot take what others left, or makes too much of it."""
     try:
         changed = chance.choice(mutators_of(file, data, sound=sound))(chance, data)
     except (ValueError, RecursionError):

@@ -20,7 +20,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no verdict
     log_to_terminal()
-    # Its own handler would write our warnings, which are meant to be seen, where what a library prints is looked for.
+    # Its handler would write our warnings, which are meant to be seen, where libraries must not print.
     logging.getLogger().handlers.clear()
     limited = False
     for line in sys.stdin:

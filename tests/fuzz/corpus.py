@@ -52,9 +52,18 @@ class Entry:
         held = {"target": self.target, "found": self.found}
         content: Mapping[str, object]
         if sum(map(len, files.values())) < WHOLE_BELOW:
-            content = {**held, "seed": self.seed, "whole": {name: packed(data) for name, data in files.items()}}
+            content = {
+                **held,
+                "seed": self.seed,
+                "whole": {name: packed(data) for name, data in files.items()},
+            }
         else:
-            content = {**held, "seed": self.seed, "digest": self.digest, "edits": [each.to_json() for each in self.edits]}
+            content = {
+                **held,
+                "seed": self.seed,
+                "digest": self.digest,
+                "edits": [each.to_json() for each in self.edits],
+            }
         text = json.dumps(content, indent=1)
         name = re.sub(r"[^a-z0-9]+", "_", self.found.split(" | ")[0].lower())[:40].strip("_")
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Files = Mapping[str, bytes]
 """{path relative to the input's folder: content}. The first path's first part is what the program is given."""
 
@@ -49,21 +51,22 @@ def edits_between(file: str, before: bytes, after: bytes) -> list[Edit]:
         if len(runs) <= FEW_RUNS:
             return [Edit(file, start, end - start, after[start:end]) for start, end in runs]
     shorter = min(len(before), len(after))
-    head = next((at for at in range(shorter) if before[at] != after[at]), shorter)
-    tail = 0
-    while tail < shorter - head and before[-1 - tail] == after[-1 - tail]:
-        tail += 1
+    head = _same(before[:shorter], after[:shorter])
+    tail = _same(before[head:][::-1][: shorter - head], after[head:][::-1][: shorter - head])
     return [Edit(file, head, len(before) - tail - head, after[head : len(after) - tail])]
 
 
+def _same(one: bytes, other: bytes) -> int:
+    """How many bytes are the same before the first that is not; both have the same length."""
+    different = np.flatnonzero(np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8))
+    return int(different[0]) if len(different) else len(one)
+
+
 def _runs(before: bytes, after: bytes) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for at, (old, new) in enumerate(zip(before, after, strict=True)):
-        if old != new and runs and runs[-1][1] == at:
-            runs[-1] = (runs[-1][0], at + 1)
-        elif old != new:
-            runs.append((at, at + 1))
-    return runs
+    """From and up to where the bytes differ; both have the same length."""
+    different = np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8))
+    pieces = np.split(different, np.flatnonzero(np.diff(different) > 1) + 1) if len(different) else []
+    return [(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
 
 
 def packed(data: bytes) -> str:
@@ -90,5 +93,7 @@ def write_files(folder: Path, files: Files) -> Path:
 def read_files(folder: Path, first: str = "") -> dict[str, bytes]:
     """All files below a folder, those that lie at or below ``first`` before the others."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = sorted((str(path.relative_to(folder)) for path in paths), key=lambda name: not name.startswith(first))
+    names = sorted(
+        (str(path.relative_to(folder)) for path in paths), key=lambda name: not name.startswith(first)
+    )
     return {name: (folder / name).read_bytes() for name in names}

@@ -34,7 +34,9 @@ def _contradicting_dicom() -> Files:
     name = "series/level1.dcm"
     data = files[name]
     at = data.index(b"\x48\x00\x06\x00UL\x04\x00") + 8  # TotalPixelMatrixColumns
-    return apply(files, edits_between(name, data, data[:at] + (40_000).to_bytes(4, "little") + data[at + 4 :]))
+    return apply(
+        files, edits_between(name, data, data[:at] + (40_000).to_bytes(4, "little") + data[at + 4 :])
+    )
 
 
 def _resolution(*, mpp: float, side: int) -> Files:
@@ -47,7 +49,10 @@ def _resolution(*, mpp: float, side: int) -> Files:
 
 def _stated_mpp(text: str) -> Files:
     files = seed("tiff/svs")
-    return {name: data.replace(b"MPP = 0.4990", b"MPP = " + text.encode().ljust(6)[:6]) for name, data in files.items()}
+    return {
+        name: data.replace(b"MPP = 0.4990", b"MPP = " + text.encode().ljust(6)[:6])
+        for name, data in files.items()
+    }
 
 
 def _scribble(points: int) -> Files:
@@ -95,7 +100,7 @@ KNOWN: Mapping[str, tuple[str, str, Make]] = MappingProxyType(
         "a_blosc_chunk_less_a_byte": ("zarr", "SIGSEGV", lambda: _cut_blosc_chunk(kept=0.9999)),
         "contradicting_dicom": ("dicom", "libopenslide died now and then", _contradicting_dicom),
         "coarse_slide": ("tiff", "ZeroDivisionError", lambda: _resolution(mpp=2.5, side=600)),
-        "print_resolution": ("tiff", "3 GB, no end", lambda: _resolution(mpp=25400 / 300, side=3000)),
+        "print_resolution": ("tiff", "3 GB, no end", lambda: _resolution(mpp=25400 / 300, side=1500)),
         "resolution_of_letters": ("tiff", "ValueError", lambda: _stated_mpp("abcdef")),
         "resolution_without_end": ("tiff", "OverflowError", lambda: _stated_mpp("1e-999")),
         "scribble": ("outlines", "no end", lambda: _scribble(300)),

@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import chdir
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -69,7 +69,10 @@ def _ventana(path: Path) -> None:
 
 
 def _trestle(path: Path) -> None:
-    levels = [with_overlaps(picture(200, 150), (64, 64), (4, 2)), with_overlaps(picture(100, 75), (64, 64), (2, 1))]
+    levels = [
+        with_overlaps(picture(200, 150), (64, 64), (4, 2)),
+        with_overlaps(picture(100, 75), (64, 64), (2, 1)),
+    ]
     write_trestle(path, levels, overlaps="4 2 2 1", tile=64)
 
 
@@ -95,7 +98,9 @@ def _dicom(folder: Path, **kind: Any) -> None:
 
 def _dicom_parts(folder: Path) -> None:
     (folder / "series").mkdir()
-    dicom_files.write_concatenation(folder / "series", picture(), cuts=[3, 7], tile=(64, 64), syntax=dicom_files.JPEG)
+    dicom_files.write_concatenation(
+        folder / "series", picture(), cuts=[3, 7], tile=(64, 64), syntax=dicom_files.JPEG
+    )
 
 
 def _mirax(folder: Path, **kind: Any) -> None:
@@ -135,8 +140,8 @@ SPARSE = {"positions": True, "organization": "TILED_SPARSE"}
 
 SLIDE_SEEDS: Mapping[str, Write] = {
     "tiff/generic": one("s.tif", partial(write_pyramid, image=picture(), tile=64, levels=2)),
-    "tiff/big_endian_lzw": one("s.tif", partial(write_pyramid, image=picture(), tile=64, levels=2, compression="lzw",
-                               predictor=True, byteorder=">")),
+    "tiff/big_endian_lzw": one("s.tif", partial(write_pyramid, image=picture(), tile=64, levels=2,
+                               compression="lzw", predictor=True, byteorder=">")),
     "tiff/big_deflate": one("s.tif", partial(write_pyramid, image=picture(), tile=64, compression="deflate",
                             bigtiff=True)),
     "tiff/svs": one("s.svs", _svs),
@@ -145,7 +150,8 @@ SLIDE_SEEDS: Mapping[str, Write] = {
     "tiff/philips": one("s.tiff", _philips),
     "tiff/ome": one("s.ome.tif", partial(write_ome, image=picture(), levels=2, tile=64, compression="deflate")),
     "tiff/ome_channels": one("s.ome.tif", partial(write_ome, image=picture(), apart=True, tile=64)),
-    "tiff/leica": one("s.scn", partial(write_scn, areas=[ScnArea(picture(), (10, 20))], l0_size=(300, 250), tile=64)),
+    "tiff/leica": one("s.scn", partial(write_scn, areas=[ScnArea(picture(), (10, 20))], l0_size=(300, 250),
+                      tile=64)),
     "tiff/ventana": one("s.bif", _ventana),
     "tiff/trestle": one("s.tif", _trestle),
     "tiff/huron": one("s.tif", _huron),
@@ -178,7 +184,7 @@ SLIDE_SEEDS: Mapping[str, Write] = {
 SEEDS: Mapping[str, Write] = MappingProxyType({**SLIDE_SEEDS, **TEXT_SEEDS, **RUN_SEEDS})
 
 
-@lru_cache(maxsize=None)
+@cache
 def seed(name: str) -> Files:
     """The seed's files; what the program is given comes first."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
@@ -195,6 +201,8 @@ def _first(folder: Path) -> str:
 def _smaller(files: dict[str, bytes]) -> dict[str, bytes]:
     """JSON without indents: an edit of one value is then a short one."""
     return {
-        name: json.dumps(json.loads(data)).encode() if name.endswith((".json", ".zattrs", ".zarray")) else data
+        name: json.dumps(json.loads(data)).encode()
+        if name.endswith((".json", ".zattrs", ".zarray"))
+        else data
         for name, data in files.items()
     }

@@ -32,7 +32,9 @@ RUN_NAME = "what is trained\non what"
 def slide_info() -> SlideInfo:
     """The slide of all coordinates here: 1000x700 px at 0.25 µm, two levels."""
     levels = (Level(L0_SIZE, 1.0), Level((L0_SIZE[0] // 2, L0_SIZE[1] // 2), 2.0))
-    return SlideInfo(path=Path("s.tif"), reader="tiff", vendor="", levels=levels, mpp_xy=(SLIDE_MPP, SLIDE_MPP))
+    return SlideInfo(
+        path=Path("s.tif"), reader="tiff", vendor="", levels=levels, mpp_xy=(SLIDE_MPP, SLIDE_MPP)
+    )
 
 
 def _clam(folder: Path) -> None:
@@ -61,8 +63,12 @@ def _result(folder: Path) -> None:
 
 
 def _run(folder: Path) -> None:
-    """A run of two slides, one of which failed; the slides and the found objects beside it."""
-    made = make_run(Path("run"), [Slide("a"), Slide("b", None, "failed", "b.tif: no tissue was found")], files=False)
+    """A run of three slides, one of which failed; the slides and the found objects beside it."""
+    made = make_run(
+        Path("run"),
+        [Slide("a"), Slide("b", None, "failed", "b.tif: no tissue"), Slide("c", 0.3)],
+        files=False,
+    )
     made.rename(folder / "made")
     Path("run").rmdir()
     (folder / "made").rename(folder / "run")
@@ -70,9 +76,13 @@ def _run(folder: Path) -> None:
     (folder / "run" / "objects" / "a.csv").write_text(FOUND, encoding="utf-8")
     (folder / "labels.csv").write_text(
         "slide_id,case_id,label,split,path\na,1,tumor,test,slides/a.tif\nb,2,normal,test,slides/b.tif\n"
+        "c,3,normal,test,slides/c.tif\n"
     )
     (folder / "slides").mkdir()
-    write_pyramid(folder / "slides" / "a.tif", tissue_like(*L0_SIZE, seed=1), mpp=float(SLIDE_MPP), levels=2)
+    for name in "ac":
+        write_pyramid(
+            folder / "slides" / f"{name}.tif", tissue_like(*L0_SIZE, seed=1), mpp=float(SLIDE_MPP), levels=2
+        )
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +105,13 @@ def _state(folder: Path) -> None:
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    save_state(folder / STATE_NAME, net, optimizer, run=RUN_NAME, state={"history": [{"epoch": 0, "train_loss": 1.0}]})
+    save_state(
+        folder / STATE_NAME,
+        net,
+        optimizer,
+        run=RUN_NAME,
+        state={"history": [{"epoch": 0, "train_loss": 1.0}]},
+    )
 
 
 def _tensors() -> dict[str, torch.Tensor]:

@@ -35,14 +35,15 @@ CASES = "slide_id,case_id\na,case_1\nb,case_2\nc,case_2\n"
 SPECIFICATION = """blocks:
 - {level: 3, kind: bottleneck, parents: [0, 1]}
 """
-IMAGESCOPE = "<Annotations><Annotation><Regions><Region><Vertices>{}</Vertices></Region></Regions></Annotation></Annotations>".format(
-    "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in SQUARE)
-)
+VERTICES = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in SQUARE)
+REGION = f"<Region><Vertices>{VERTICES}</Vertices></Region>"
+IMAGESCOPE = f"<Annotations><Annotation><Regions>{REGION}</Regions></Annotation></Annotations>"
 REQUESTS = (
     "/", "/page/index.html", "/api/view", "/api/runs/0/slides", "/api/runs/0/slides/a",
     "/api/runs/0/slides/a/legend?task=label&colormap=viridis&scale=uniform&low=0.1&high=4",
     "/api/runs/0/slides/a/patches?count=5&head=0", "/api/runs/0/slides/a/value?x=40&y=50&query=0",
-    "/api/runs/0/slides/a/outlines", "/api/runs/0/slides/a/objects?left=0&top=0&right=900&bottom=700&classes=nucleus",
+    "/api/runs/0/slides/a/outlines",
+    "/api/runs/0/slides/a/objects?left=0&top=0&right=900&bottom=700&classes=nucleus",
     "/runs/0/slides/a/thumbnail.jpg", "/runs/0/slides/a/patch/3.jpg", "/runs/0/slides/a/slide/9/0_0.jpg?v=1",
     "/runs/0/slides/a/heat/10/1_0.png?task=label&scale=absolute&low=0&high=0.01",
 )  # fmt: skip
@@ -62,8 +63,8 @@ def _recipe(name: str) -> Callable[[Path], Any]:
     return lambda folder: (folder / "recipe.yaml").write_bytes(shipped_recipe(name).read_bytes())
 
 
-RECIPES = ("predict_cluster", "finetune_camelyon16", "finetune_spinenet", "detect_nuclei", "evaluate", "export_overlays",
-           "spinenet_search", "ats_speed_limits", "finetune_features")  # fmt: skip
+RECIPES = ("predict_cluster", "finetune_camelyon16", "finetune_spinenet", "detect_nuclei", "evaluate",
+           "export_overlays", "spinenet_search", "ats_speed_limits", "finetune_features")  # fmt: skip
 
 TEXT_SEEDS: Mapping[str, Callable[[Path], Any]] = {
     "tables/manifest": text("manifest.csv", MANIFEST),

@@ -1,7 +1,7 @@
 """What is fuzzed: for each kind of input, the way that the program's commands take with it.
 
-A target is a function of (given, out): the file or folder that the program is given, and a folder to write into. It
-returns, or raises what the command would print. Heavy modules are imported where they are used: a child loads no
+A target is a function of (given, out): the file or folder that the program is given, and a folder to write into.
+It returns, or raises what the command would print. Heavy modules are imported where they are used: a child loads no
 more than its targets need.
 """
 
@@ -118,15 +118,17 @@ def read_tile(given: Path, out: Path) -> None:
 
     data, size = given.read_bytes(), (64, 64)
     view = memoryview(data)
-    packings = {".lzw": Packing.LZW, ".zlib": Packing.DEFLATE, ".packbits": Packing.PACKBITS, ".zstd": Packing.ZSTD,
-                ".lzma": Packing.LZMA}  # fmt: skip
+    packings = {".lzw": Packing.LZW, ".zlib": Packing.DEFLATE, ".packbits": Packing.PACKBITS,
+                ".zstd": Packing.ZSTD, ".lzma": Packing.LZMA}  # fmt: skip
     formats: list[Any] = []
     with suppress(TileError):
         if given.name == "restart.jpg":
             header = JpegHeader.parse(data)
             formats = [StackedIntervals(header=header, interval=(32, 8), per_tile=8, cols=2)]
         elif given.suffix == ".jpg":
-            formats = [JpegTiles(size=size, colours=colours) for colours in (Colours.YCBCR, Colours.AS_STATED)]
+            formats = [
+                JpegTiles(size=size, colours=colours) for colours in (Colours.YCBCR, Colours.AS_STATED)
+            ]
         elif given.suffix == ".j2k":
             formats = [Jpeg2000Tiles(size=size), Jpeg2000Tiles(size=size, ycbcr=True)]
         elif given.suffix == ".rle":
@@ -197,10 +199,19 @@ def show_run(given: Path, out: Path) -> None:
         {"command": "overlay", "run": run, "out": str(out / "overlays"), "slides": slides, "side_px": 200},
         {"command": "export", "run": run, "out": str(out / "export"), "slides": slides, "format": "geojson"},
         {"command": "report", "run": run, "out": str(out / "report.html"), "slides": slides},
-        {"command": "evaluate", "run": run, "manifest": str(given.parent / "labels.csv"),
-         "out": str(out / "evaluation"), "bootstrap": 20, "plots": False},
+        {
+            "command": "evaluate",
+            "run": run,
+            "manifest": str(given.parent / "labels.csv"),
+            "out": str(out / "evaluation"),
+            "bootstrap": 20,
+            "plots": False,
+        },
     ]
-    every(*(lambda job=job: run_job(make_job(job, source="fuzz"), silent) for job in jobs), lambda: _viewed(given))  # type: ignore[misc]
+    every(
+        *(lambda job=job: run_job(make_job(job, source="fuzz"), silent) for job in jobs),
+        lambda: _viewed(given),
+    )  # type: ignore[misc]
 
 
 def _viewed(run: Path) -> None:
@@ -208,7 +219,8 @@ def _viewed(run: Path) -> None:
     client = _client(run)
     for slide in client.get("/api/runs/0/slides").json().get("slides", [])[:5]:
         below = f"runs/0/slides/{slide['slide_id']}"
-        for address in (f"/api/{below}", f"/api/{below}/legend", f"/api/{below}/patches", f"/{below}/thumbnail.jpg",
+        for address in (f"/api/{below}", f"/api/{below}/legend", f"/api/{below}/patches",
+                        f"/{below}/thumbnail.jpg",
                         f"/api/{below}/objects?left=0&top=0&right=999&bottom=999",
                         f"/{below}/heat/9/0_0.png", f"/{below}/slide/9/0_0.jpg"):  # fmt: skip
             client.get(address)
@@ -220,8 +232,8 @@ def _client(run: Path) -> Any:
     from wsi_ips.inference.found_table import FoundTable  # noqa: F401 - loaded before the time is taken
     from wsi_ips.viewer.app import create_app
 
-    slide = run.parent / "slides" / "a.tif"
-    app = create_app(run, elsewhere={"a": slide} if slide.is_file() else None)
+    slides = {path.stem: path for path in (run.parent / "slides").glob("*.tif")}
+    app = create_app(run, elsewhere=slides, manifest=run.parent / "labels.csv")
     return TestClient(app, base_url="http://127.0.0.1:8080")
 
 

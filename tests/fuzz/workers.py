@@ -28,7 +28,7 @@ class Worker:
     """
 
     def __init__(self, *, wall_s: float = MOST_WALL_S) -> None:
-        self._wall_s = wall_s
+        self.wall_s = wall_s
         self._scratch = Path(tempfile.mkdtemp(prefix="wsi_ips_fuzz_"))
         self._child: subprocess.Popen[str] | None = None
         self._asked = 0
@@ -70,10 +70,10 @@ class Worker:
 
     def _answer(self, child: "subprocess.Popen[str]") -> Verdict:
         assert child.stdout is not None
-        ready, _, _ = select.select([child.stdout], [], [], self._wall_s)
+        ready, _, _ = select.select([child.stdout], [], [], self.wall_s)
         if not ready:
             self._end()
-            return Verdict(f"does not end | within {self._wall_s:g} s")
+            return Verdict(f"does not end | within {self.wall_s:g} s")
         line = child.stdout.readline()
         if line:
             return Verdict(**json.loads(line))
@@ -85,7 +85,12 @@ class Worker:
 
     def _begin(self) -> None:
         self._end()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": ""}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONFAULTHANDLER": "",
+        }
         with (self._scratch / "stderr").open("w+b") as errors:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "tests.fuzz.child"], cwd=ROOT, env=environment, text=True,

@@ -135,7 +135,8 @@ def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig]) -> PredictionRow
     if ok:
         probabilities = {
             task.name: {
-                name: _output(column, cells[column], task) for column, name in _probability_columns(task, tasks)
+                name: _output(column, cells[column], task)
+                for column, name in _probability_columns(task, tasks)
             }
             for task in tasks
         }
