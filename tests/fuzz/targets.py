@@ -1,12 +1,12 @@
 """What is fuzzed: for each kind of input, the way that the program's commands take with it.
 
 A target is a function of (given, out): the file or folder that the program is given, and a folder to write into.
-It returns, or raises what the command would print. Heavy modules are imported where they are used: a child loads no
-more than its targets need.
+It returns, or raises what the command would print. Heavy modules are imported where they are used: a child loads
+no more than its targets need.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.fuzz.viewer_target import ask_viewer, client_of
 from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.errors import WsiIpsError
 from wsi_ips.progress import silent
@@ -153,7 +154,6 @@ def read_coordinates(given: Path, out: Path) -> None:
     """Coordinates by themselves, of their slide, and as patches that a model reads."""
     from tests.fuzz.seeds_of_runs import slide_info
     from wsi_ips.tiling.coords import read_coords, stored_tiled_from
-    from wsi_ips.tiling.picture import slide_picture  # noqa: F401 - what shows them
     from wsi_ips.tiling.stored_patches import StoredPatches
 
     class Slide:
@@ -216,7 +216,7 @@ def show_run(given: Path, out: Path) -> None:
 
 def _viewed(run: Path) -> None:
     """What the viewer says of each slide of a run."""
-    client = _client(run)
+    client = client_of(run)
     for slide in client.get("/api/runs/0/slides").json().get("slides", [])[:5]:
         below = f"runs/0/slides/{slide['slide_id']}"
         for address in (f"/api/{below}", f"/api/{below}/legend", f"/api/{below}/patches",
@@ -224,17 +224,6 @@ def _viewed(run: Path) -> None:
                         f"/api/{below}/objects?left=0&top=0&right=999&bottom=999",
                         f"/{below}/heat/9/0_0.png", f"/{below}/slide/9/0_0.jpg"):  # fmt: skip
             client.get(address)
-
-
-def _client(run: Path) -> Any:
-    from starlette.testclient import TestClient
-
-    from wsi_ips.inference.found_table import FoundTable  # noqa: F401 - loaded before the time is taken
-    from wsi_ips.viewer.app import create_app
-
-    slides = {path.stem: path for path in (run.parent / "slides").glob("*.tif")}
-    app = create_app(run, elsewhere=slides, manifest=run.parent / "labels.csv")
-    return TestClient(app, base_url="http://127.0.0.1:8080")
 
 
 def read_weights(given: Path, out: Path) -> None:
@@ -333,51 +322,6 @@ def read_recipe(given: Path, out: Path) -> None:
         lambda: make_job(values, source=str(given)),
         lambda: make_job(with_overrides(values, ["out=x", "tiling.patch_px=64"]), source=str(given)),
     )
-
-
-def ask_viewer(given: Path, out: Path) -> None:
-    """Requests to the viewer of a run that is sound. Each must be answered, none with 500."""
-    from urllib.parse import quote
-
-    client = _sound_viewer(out)
-    for request in _requests(given.read_text("utf-8", "surrogateescape")):
-        address, headers = request[0], dict(line.split(": ", 1) for line in request[1:] if ": " in line)
-        path = quote(address.encode("utf-8", "surrogateescape"), safe="/?&=%._-:~+,;@!$'()*[]")
-        try:
-            sent = {name: value.encode("utf-8", "surrogateescape") for name, value in headers.items()}
-            asked = client.build_request("GET", f"http://127.0.0.1:8080{path}", headers=sent)
-        except Exception:  # no client could send this
-            continue
-        answer = client.send(asked, follow_redirects=False)
-        assert answer.status_code < 500, f"{path}: {answer.status_code}"
-
-
-def _requests(text: str) -> list[list[str]]:
-    """An address and its headers. Lines without an empty one between them are addresses of their own."""
-    blocks = text.replace("\r", "").split("\n\n")
-    requests: list[list[str]] = []
-    for block in blocks:
-        lines = block.split("\n")[:40]
-        with_headers = any(": " in line for line in lines[1:])
-        requests += [lines] if with_headers else [[line] for line in lines if line]
-    return requests
-
-
-_viewers: ExitStack = ExitStack()
-_made: dict[str, Any] = {}
-
-
-def _sound_viewer(out: Path) -> Any:
-    """One run and one client for all requests of a child."""
-    if not _made:
-        from tempfile import TemporaryDirectory
-
-        from tests.fuzz.edits import write_files
-        from tests.fuzz.seeds import seed
-
-        folder = Path(_viewers.enter_context(TemporaryDirectory()))
-        _made["client"] = _client(write_files(folder, seed("run/small")))
-    return _made["client"]
 
 
 def _target(*seeds: str, run: Run, share: float = 1.0) -> Target:

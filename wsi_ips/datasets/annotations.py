@@ -23,8 +23,7 @@ from shapely import LinearRing, MultiPolygon, Polygon
 from wsi_ips.datasets.outlines import enclosed, polygons_of
 from wsi_ips.errors import AnnotationError
 from wsi_ips.files import whole_file
-from wsi_ips.tiling.contour_tissue import LARGEST_COORDINATE
-from wsi_ips.units import Size
+from wsi_ips.units import LARGEST_COORDINATE, Size
 
 LARGEST_BYTES = 64_000_000
 """Parsed it takes some ten times that; CAMELYON's largest are a tenth of it."""

@@ -21,7 +21,7 @@ from shapely import Polygon
 
 from wsi_ips.errors import AnnotationError, one_line
 from wsi_ips.tiling.tissue import Mask, TissueMask, thumbnail_scale
-from wsi_ips.units import Mpp, Size
+from wsi_ips.units import LARGEST_COORDINATE, Mpp, Size
 
 LARGEST_FILE_BYTES = 2**26
 OUTSIDE = 0.02
@@ -29,8 +29,6 @@ OUTSIDE = 0.02
 MOST_CROSSINGS = 1000
 """How often an outline may cross itself. Tissue that was outlined by hand does a few times; making a valid area
 of a scribble takes minutes."""
-LARGEST_COORDINATE = 2.0**31
-"""In pixels, far beyond any slide: areas of larger numbers overflow."""
 NO_AREAS = ("no geometry", "Point", "MultiPoint", "LineString", "MultiLineString")
 MOST_COLLECTIONS = 8
 _CROSSINGS_AT_ONCE = 1 << 22
