@@ -131,11 +131,16 @@ Model = TypeVar("Model", bound=BagModel)
 
 
 def best_of(
-    make: Callable[[], Model], bags: Sequence[FeatureBag], val: Sequence[FeatureBag], learning: Learning
+    make: Callable[[], Model],
+    bags: Sequence[FeatureBag],
+    val: Sequence[FeatureBag],
+    learning: Learning,
+    *,
+    first_seed: int = 0,
 ) -> tuple[Model, list[list[float]]]:
     """The beginning whose best epoch has the lowest validation loss; and the losses of every one."""
     tried: list[tuple[Model, list[float]]] = []
-    for seed in range(learning.seeds):
+    for seed in range(first_seed, first_seed + learning.seeds):
         torch.manual_seed(seed)
         model = make()
         tried.append((model, train(model, bags, val, learning, seed=seed)))

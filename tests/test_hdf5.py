@@ -1,6 +1,9 @@
 """HDF5 that claims more than it holds: refused before anything of that size is allocated, soon."""
 
+import fcntl
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -8,11 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from wsi_ips.datasets.feature_files import open_features
 from wsi_ips.errors import CoordsError, FeaturesError, ResultsError
-from wsi_ips.hdf5 import check_stored
+from wsi_ips.hdf5 import check_stored, opened_hdf5, streamed_hdf5
 from wsi_ips.tiling.coords import read_coords
+from wsi_ips.training.feature_bags import open_source
 
 TEN_MILLION = 10_000_000
 
@@ -71,3 +76,39 @@ def test_a_regular_grid_that_is_stored_as_small_as_can_be_is_read(tmp_path: Path
             "coords", data=data, compression="gzip", compression_opts=9, shuffle=True
         )
         check_stored(dataset, tmp_path, error=CoordsError)
+
+
+@contextmanager
+def locked_by_another(path: Path) -> Iterator[None]:
+    """HDF5's lock on the file is refused: as of a file that is being written, or on a mount without locks."""
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="lock"):
+            h5py.File(path, "r")
+        yield
+
+
+def test_features_and_coordinates_are_read_without_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["features"] = np.ones((3, 4), np.float32)
+        file["coords"] = np.arange(6).reshape(3, 2)
+        trident = {"patch_size": 256, "patch_size_level0": 512, "target_magnification": 20, "overlap": 0,
+                   "level0_magnification": 40, "level0_width": 9000, "level0_height": 9000}  # fmt: skip
+        file["coords"].attrs.update(trident)
+    with locked_by_another(path):
+        held = open_features(path)
+        assert len(held) == len(read_coords(path)) == 3
+        with open_source(held, batch=2, device=torch.device("cpu")):
+            pass
+
+
+def test_a_file_is_written_without_a_lock(tmp_path: Path) -> None:
+    with streamed_hdf5(tmp_path / "a.h5") as file:
+        (partial,) = tmp_path.iterdir()
+        with partial.open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file["x"] = np.arange(3)
+    with opened_hdf5(tmp_path / "a.h5") as file:
+        assert list(file["x"]) == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]

@@ -18,6 +18,8 @@
           RefusedSlide       a whole file that other readers would show wrongly
           SeveralSlides      a folder of several slides, where one was asked for
         SlideReadError       the file opened, but some of it cannot be read
+          SlideInterrupted   for another reason than its content: the network, the disk, a permission, memory
+        ProcessDied          the process that read the slide died of it
         MissingResolution
           PixelsNotSquare
         TooCoarse            a slide with less detail than the patches that are wanted of it
@@ -200,6 +202,17 @@ class SeveralSlides(UnsupportedSlide):
 
 class SlideReadError(FileError):
     """The slide opened, but a region of it cannot be read."""
+
+
+class ProcessDied(FileError):
+    """The process that read the slide died: native code crashed over it, or memory ran out."""
+
+
+class SlideInterrupted(SlideReadError):
+    """A region cannot be read, and the file is not to blame: the network, the disk, a permission, memory.
+
+    Nothing is white for it: the slide fails, and can be read another time.
+    """
 
 
 class MissingResolution(FileError):

@@ -23,8 +23,9 @@ LARGEST_TABLE_BYTES = 2**28
 LONGEST_CELL = 10_000
 """Characters of an error or a note in a table of ours: csv reads no cell of more than 131,072."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
-"""As Rust's libraries word it."""
+_OS_ERROR = re.compile(r"\(os error ([0-9]+)\)|\berrno = ([0-9]+)\b")
+"""As Rust's libraries word it, and HDF5."""
+PROBE_BYTES = 2**20
 PARTIAL = ".*.partial*"
 """What :func:`whole_file` and :func:`whole_folder` call what is being written."""
 _WRITTEN_BY = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(?:partial|old)")
@@ -51,7 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except Exception as error:
-        failure = _no_room_error(error)
+        failure = _no_room_error(error, partial)
         if failure is None:
             raise
         raise OSError(failure, os.strerror(failure), str(path)) from error
@@ -64,15 +65,34 @@ def no_room(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
-def _no_room_error(error: BaseException | None) -> int | None:
-    """The number of the system's error, where a library's error stands for one of :data:`NO_ROOM`."""
-    while error is not None:
-        if isinstance(error, Exception) and no_room(error):
-            return error.errno if isinstance(error, OSError) else None
-        told = _OS_ERROR.search(str(error))
-        if told and int(told[1]) in NO_ROOM:
-            return int(told[1])
-        error = error.__cause__ or error.__context__
+def _no_room_error(error: Exception, partial: Path) -> int | None:
+    """The number of the system's error, where a library's error stands for one of :data:`NO_ROOM`.
+
+    partial: what was being written. Pillow, NumPy and HDF5 may say no more than that writing failed: then it is
+    tried whether more can be written to it.
+    """
+    each: BaseException | None = error
+    unexplained = False
+    while each is not None:
+        if isinstance(each, OSError) and each.errno in NO_ROOM:
+            return each.errno
+        told = _OS_ERROR.search(str(each))
+        if told and (number := int(told[1] or told[2])) in NO_ROOM:
+            return number
+        unexplained |= isinstance(each, RuntimeError) or (isinstance(each, OSError) and each.errno is None)
+        each = each.__cause__ or each.__context__
+    return _probed(partial) if unexplained else None
+
+
+def _probed(partial: Path) -> int | None:
+    """The number of the system's error, of :data:`NO_ROOM`, if no more can be written to what failed."""
+    try:
+        with (partial / ".probe" if partial.is_dir() else partial).open("ab", buffering=0) as file:
+            left = PROBE_BYTES
+            while left > 0:
+                left -= file.write(bytes(left)) or 0
+    except OSError as error:
+        return error.errno if error.errno in NO_ROOM else None
     return None
 
 
@@ -93,13 +113,15 @@ def whole_table(path: Path) -> Iterator["Writer"]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` to fill; on success it becomes ``path``, else it goes.
 
+    Where there is no room, the :class:`OSError` names ``path``, as of :func:`whole_file`.
+
     A folder that is there is replaced: for a moment there is none, never a half one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = _writer()
     partial, old = _beside(path, writer, "partial"), _beside(path, writer, "old")
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         if path.exists():
             path.replace(old)
@@ -109,6 +131,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.replace(path)
             raise
+    except Exception as error:
+        failure = _no_room_error(error, partial)
+        if failure is None:
+            raise
+        raise OSError(failure, os.strerror(failure), str(path)) from error
     finally:
         for gone in (partial, old):
             shutil.rmtree(gone, ignore_errors=True)

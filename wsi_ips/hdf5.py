@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,76 @@ LARGEST_TEXT_BYTES = 2**24
 ALWAYS_BELIEVED_BYTES = 2**20
 MOST_INFLATION = 256
 """Corners of a regular grid, shuffled and zipped, take up to 200 times less room than in memory."""
+
+
+def opened_hdf5(path: Path) -> h5py.File:
+    """Open a file to read from, without HDF5's lock.
+
+    Network file systems may have no locks, and a reader's lock would keep out, or fail because of, somebody who
+    has the file open to write. Files of ours are renamed into place when they are whole. Raises ``OSError`` with
+    the system's error number where the file cannot be opened at all (no permission, too many open files), and
+    whatever h5py raises for what is no HDF5.
+    """
+    with path.open("rb"):  # h5py's own error does not always keep the number
+        pass
+    return h5py.File(path, "r", locking=False)
+
+
+@contextmanager
+def streamed_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to write to piece by piece, whole or not there when the block ends.
+
+    Without HDF5's lock: nobody else knows its name before. Raises ``OSError`` naming ``path`` where there is no
+    room.
+    """
+    with whole_file(path) as partial, partial.open("w+b", buffering=0) as disk:
+        written = _UntilItFails(disk)
+        try:
+            with h5py.File(written, "w") as file:
+                yield file
+        finally:
+            if written.failure is not None:
+                raise written.failure
+
+
+class _UntilItFails(RawIOBase):
+    """A file for HDF5 to write to that never fails: from the first failure on, nothing is written any more.
+
+    HDF5 keeps a file open that cannot be written to its end, and crashes over what is left of it later. Whoever
+    holds this raises ``failure`` once the file is closed.
+    """
+
+    def __init__(self, disk: FileIO) -> None:
+        self._disk = disk
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """All of it: a disk that is nearly full takes a part first."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        if self.failure is None:
+            try:
+                while left:
+                    left = left[self._disk.write(left) :]
+            except OSError as error:
+                self.failure = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """As of a file."""
+        return self._disk.truncate(size) if self.failure is None else size or 0
+
+    def readinto(self, into: Any) -> int:
+        """As of a file."""
+        return self._disk.readinto(into) or 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As of a file."""
+        return self._disk.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self._disk.tell()
 
 
 @contextmanager

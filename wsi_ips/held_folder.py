@@ -8,10 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from wsi_ips.errors import ResultsError
 from wsi_ips.files import PARTIAL, whole_file
+from wsi_ips.lock_file import SYSTEM_LOCK, locked
 from wsi_ips.versions import versions
 
 LARGEST_DESCRIPTION_BYTES = 10_000_000
@@ -24,33 +22,30 @@ def held(root: Path, *, below: Iterable[Path], undo: Iterable[Path], results: st
     What killed writers left unfinished in it and in the folders ``below`` is removed first. A block that fails
     in a folder that was new, before any file matches the glob ``results``, takes ``undo`` (files of the run's
     own) and every empty folder along. Raises :class:`ResultsError` while another process holds the folder; a
-    process that died holds nothing.
+    process that died holds nothing (see :func:`wsi_ips.lock_file.locked`).
     """
     there = root.exists()
     root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ResultsError(
-            root, "another run is writing into it", "wait for it, or write elsewhere"
-        ) from None
     folders = [*below, root]
+    failed_new = False
     try:
-        for folder in folders:
-            for path in folder.glob(PARTIAL):
-                path.unlink(missing_ok=True)
-        yield
-    except BaseException:
-        if not there and not any(root.glob(results)):
-            for path in (*undo, root / ".lock"):
-                path.unlink(missing_ok=True)
+        with locked(root):
+            try:
+                for folder in folders:
+                    for path in folder.glob(PARTIAL):
+                        path.unlink(missing_ok=True)
+                yield
+            except BaseException:
+                failed_new = not there and not any(root.glob(results))
+                if failed_new:
+                    for path in (*undo, root / SYSTEM_LOCK):
+                        path.unlink(missing_ok=True)
+                raise
+    finally:
+        if failed_new:
             for folder in folders:
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
-        raise
-    finally:
-        lock.release()
 
 
 def describe(path: Path, command: str, **content: Any) -> None:

@@ -11,22 +11,10 @@ import torch
 from tests.commands.console import Console
 from tests.conftest import SmallData
 from wsi_ips.config import DetectorConfig
+from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import read_result
-from wsi_ips.models.detection.build import build_detector, build_retinanet
+from wsi_ips.models.detection.build import build_detector
 from wsi_ips.models.detection.checkpoint import save_detector
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finds a few objects in every patch, wherever they are."""
-    torch.manual_seed(0)
-    config = DetectorConfig(
-        backbone="resnet10t", pyramid_channels=8, head_channels=8, head_convs=1, mpp=2.0, score_threshold=0.0,
-        most_per_image=3,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("detector") / "d.safetensors"
-    save_detector(path, build_retinanet(config), config)
-    return path
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -36,10 +24,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_all_tissue_of_a_slide(
-    console: Console, small_data: SmallData, detector: Path, tmp_path: Path
+    console: Console, small_data: SmallData, small_detector: Path, tmp_path: Path
 ) -> None:
     slide = sorted(small_data.slides.glob("*.tif"))[0]
-    said = console("detect", slide, "--detector", detector, "--out", tmp_path, "--patch-px", "64")
+    said = console("detect", slide, "--detector", small_detector, "--out", tmp_path, "--patch-px", "64")
     assert said.code == 0, said.err
     (row,) = rows(tmp_path / "detections.csv")
     found = rows(tmp_path / "objects" / f"{slide.stem}.csv")
@@ -52,14 +40,33 @@ def test_all_tissue_of_a_slide(
         assert 0 <= float(place["l0_y"]) < 1400
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_holds_while_a_detector_runs(
+    console: Console, small_data: SmallData, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    deterministic: bool,
+) -> None:  # fmt: skip
+    held: list[bool] = []
+
+    def watched(*_: object, **__: object) -> None:
+        held.append(torch.are_deterministic_algorithms_enabled())
+        raise ConfigError("seen enough")
+
+    monkeypatch.setattr("wsi_ips.commands.detect.detect_in_slide", watched)
+    said = console("detect", small_data.slides, "--detector", detector, "--out", tmp_path,
+                   "--set", f"deterministic={deterministic}")  # fmt: skip
+    assert said.code == 3
+    assert set(held) == {deterministic}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_kept_patches_of_a_run(
-    console: Console, small_data: SmallData, small_checkpoint: Path, detector: Path, tmp_path: Path
+    console: Console, small_data: SmallData, small_checkpoint: Path, small_detector: Path, tmp_path: Path
 ) -> None:
     slide = sorted(small_data.slides.glob("*.tif"))[0]
     run = tmp_path / "run"
     assert console("predict", slide, "--checkpoint", small_checkpoint, "--out", run).code == 0
     said = console(
-        "detect", small_data.slides, "--detector", detector, "--run", run, "--out", tmp_path / "out"
+        "detect", small_data.slides, "--detector", small_detector, "--run", run, "--out", tmp_path / "out"
     )
     assert said.code == 3  # the other slides were not predicted
     by_slide = {row["slide_id"]: row for row in rows(tmp_path / "out" / "detections.csv")}
@@ -104,16 +111,25 @@ def test_outlines_of_a_detector_with_masks(console: Console, small_data: SmallDa
 
 
 def test_what_cannot_be_is_one_line(
-    console: Console, small_data: SmallData, small_checkpoint: Path, detector: Path, tmp_path: Path
+    console: Console, small_data: SmallData, small_checkpoint: Path, small_detector: Path, tmp_path: Path
 ) -> None:
     slides = small_data.slides
     said = console("detect", slides, "--detector", small_checkpoint, "--out", tmp_path)
     assert "no detector of ours" in said.complaint
-    said = console("detect", slides, "--detector", detector, "--run", tmp_path, "--out", tmp_path)
+    said = console("detect", slides, "--detector", small_detector, "--run", tmp_path, "--out", tmp_path)
     assert "name the folder that predict wrote" in said.complaint
     said = console(
-        "detect", slides, "--detector", detector, "--run", tmp_path, "--slide-mpp", "1", "--out", tmp_path
+        "detect",
+        slides,
+        "--detector",
+        small_detector,
+        "--run",
+        tmp_path,
+        "--slide-mpp",
+        "1",
+        "--out",
+        tmp_path,
     )
     assert "leave slide_mpp and mpp_csv out" in said.complaint
-    said = console("detect", slides, "--detector", detector, "--shape", "outline", "--out", tmp_path)
+    said = console("detect", slides, "--detector", small_detector, "--shape", "outline", "--out", tmp_path)
     assert "finds boxes; train one with --model mask_rcnn" in said.complaint

@@ -22,7 +22,7 @@ RECIPE = {
     "selection": {"m": 16, "i": 16},
     "model": {
         "encoder": {"name": "features", "features": WIDTH, "project": 8},
-        "attention": {"heads": 2, "key_dim": 4, "value_dim": 4, "inner_dim": 16},
+        "attention": {"heads": 2, "key_dim": 4},
     },
     "training": {"epochs": 8, "warmup_epochs": 1, "slides_per_step": 4, "lr": 0.01},
 }

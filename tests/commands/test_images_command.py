@@ -165,9 +165,9 @@ def test_the_photograph_that_is_learned_from_is_the_one_that_was_scored(tmp_path
     for epoch in (0, 1):
         kept = keeper.keep(bag, epoch=epoch, device=cpu)
         (pixels,) = keeper.pixels([kept], epoch=epoch, device=cpu, most=64)
-        assert kept.emb_MD is not None
+        assert kept.features_MC is not None
         with torch.no_grad():
-            assert torch.allclose(net.encode(pixels), kept.emb_MD, atol=1e-5)
+            assert torch.allclose(net.encoder(pixels), kept.features_MC, atol=1e-5)
         with bag.as_seen(f"0/{epoch}/{bag.bag_id}").open(job.streaming, cpu) as source:
             assert torch.equal(pixels, source.read(kept.ids_M).pixels_n3PP)
         with bag.open(job.streaming, cpu) as source:

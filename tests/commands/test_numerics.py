@@ -1,13 +1,18 @@
-"""A run says how the device calculated."""
+"""A run says how the device calculated, and ``deterministic: true`` reaches every command that runs a network."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from torch import Tensor
 
-from tests.conftest import SmallData
+from tests.commands.console import Console
+from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.commands.predict import predict
 from wsi_ips.errors import ConfigError
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import silent
 from wsi_ips.recipe import PredictJob
 
@@ -35,3 +40,52 @@ def test_run_json_says_how_the_device_calculated(
         assert told["tf32_convolutions"] is not deterministic
     with pytest.raises(ConfigError, match="deterministic"):
         predict(job(small_data, small_checkpoint, tmp_path / "False", deterministic=True), silent)
+
+
+@pytest.fixture
+def while_encoding(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether only deterministic algorithms were allowed, each time that an encoder ran."""
+    held: list[bool] = []
+    forward = TimmEncoder.forward
+
+    def watched(self: TimmEncoder, pixels_n3PP: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            held.append(torch.are_deterministic_algorithms_enabled())
+        return forward(self, pixels_n3PP)
+
+    monkeypatch.setattr(TimmEncoder, "forward", watched)
+    return held
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_features(
+    console: Console, small_data: SmallData, tmp_path: Path, while_encoding: list[bool], deterministic: bool
+) -> None:
+    slide = sorted(small_data.slides.iterdir())[0]
+    words = ("features", slide, "--encoder", "resnet10t", "--weights", "none",
+             "--out", tmp_path / "f", "--set", "tiling.patch_px=32",
+             "--set", "tiling.patch_mpp=2.0")  # fmt: skip
+    said = console(*words, "--set", f"deterministic={deterministic}")
+    assert said.code == 0, said.err
+    assert set(while_encoding) == {deterministic}
+    told = json.loads((tmp_path / "f" / "run.json").read_text())
+    assert told["numerics"]["deterministic"] is deterministic
+    assert not torch.are_deterministic_algorithms_enabled()
+    other = console(*words, "--set", f"deterministic={not deterministic}")
+    assert other.code == 2
+    assert "features by other settings (deterministic" in other.complaint
+
+
+def test_predictions_of_held_out_slides(
+    console: Console, small_data: SmallData, tmp_path: Path, while_encoding: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({**SMALL_MODEL, "training": {"epochs": 1, "deterministic": True}}))
+    read = "wsi_ips.commands.held_out.predict_in_turn"
+    held: list[bool] = []
+    monkeypatch.setattr(read, lambda *_, **__: held.append(torch.are_deterministic_algorithms_enabled()))
+    console("finetune", small_data.manifest, "--recipe", recipe, "--out", tmp_path / "cv", "--folds", "2",
+            "--set", "inner_val=0")  # fmt: skip
+    assert held == [True, True]
+    assert json.loads((tmp_path / "cv" / "held_out" / "run.json").read_text())["numerics"]["deterministic"]

@@ -16,7 +16,7 @@ from wsi_ips.slides.registry import open_slide
 
 SMALL = [
     "tiling={patch_px: 32, patch_mpp: 2.0, min_tissue: 0.2}",
-    "model={encoder: {name: resnet10t, weights: none, stage: 1}, "
+    "model={encoder: {name: test_convnext, weights: none, stage: 1}, "
     "attention: {heads: 2, key_dim: 8, value_dim: 8, inner_dim: 16}}",
     "training={epochs: 1, warmup_epochs: 0, slides_per_step: 2}",
 ]

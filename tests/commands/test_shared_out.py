@@ -5,6 +5,7 @@ import os
 import pytest
 
 from wsi_ips.commands.shared_out import shared_out
+from wsi_ips.inference.alone import Died
 
 
 def double_or_die(number: int) -> int:
@@ -20,7 +21,11 @@ def refuse(number: int) -> int:
 def test_a_process_that_dies_costs_its_own_piece_of_work_alone() -> None:
     done = list(shared_out(double_or_die, range(6), workers=2))
     assert sorted(key for key, _ in done) == [0, 1, 2, 3, 4, 5]
-    assert dict(done) == {0: 0, 1: 2, 2: 4, 3: None, 4: 8, 5: 10}
+    results = dict(done)
+    death = results.pop(3)
+    assert isinstance(death, Died)
+    assert str(death) == "ended with exit code 9"
+    assert results == {0: 0, 1: 2, 2: 4, 4: 8, 5: 10}
 
 
 def test_what_work_raises_is_raised() -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from tests.commands.console import Console
@@ -24,6 +23,7 @@ from tests.conftest import SmallData
 from tests.tiling.foreign_files import write_clam
 from wsi_ips.datasets.feature_files import open_features
 from wsi_ips.inference.tensor_file import save_rows
+from wsi_ips.lock_file import locked
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.patch_region import PatchRegion
@@ -292,7 +292,7 @@ def test_wrong_input_is_one_line(
         assert part in said.complaint
     assert not out.exists()
     out.mkdir()
-    with FileLock(out / ".lock"):
+    with locked(out):
         assert "another run" in console("features", slide, *ENCODER, *PATCHES, "--out", out).complaint
 
 

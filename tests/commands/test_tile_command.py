@@ -62,12 +62,21 @@ def written(out: Path, slide_id: str) -> tuple[int, int]:
 def test_whatever_a_slide_raises_is_a_row_and_the_others_are_tiled(
     console: Console, three_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing(monkeypatch, MemoryError("no such luck"), at="s1.tif")
+    failing(monkeypatch, LookupError("no such luck"), at="s1.tif")
     said = console("tile", three_slides, "--out", tmp_path / "out", *PATCH)
     assert said.code == 3
     table = rows(tmp_path / "out" / "tiles.csv")
     assert [row["status"] for row in table.values()] == ["ok", "failed", "ok"]
-    assert table["s1"]["error"] == "s1: MemoryError: no such luck"
+    assert table["s1"]["error"] == "s1: LookupError: no such luck"
+
+
+def test_a_slide_for_which_memory_does_not_suffice_says_so(
+    console: Console, three_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, MemoryError(), at="s1.tif")
+    assert console("tile", three_slides, "--out", tmp_path / "out", *PATCH).code == 3
+    error = rows(tmp_path / "out" / "tiles.csv")["s1"]["error"]
+    assert error.startswith("s1: does not fit into the memory that is free; free memory")
 
 
 def test_a_second_start_leaves_alone_what_is_there(

@@ -51,7 +51,7 @@ def test_a_folder_that_another_run_writes_into_is_refused(
         said = console(*words, "--out", out)
         assert said.code == 2
         assert "out: another run is writing into it" in said.complaint
-        assert [path.name for path in sorted(out.iterdir())] == [".lock", "training_state.pt"]
+        assert [path.name for path in sorted(out.iterdir())] == [".lock", ".lock-holder", "training_state.pt"]
 
 
 def test_an_image_job_holds_its_folder_too(console: Console, tmp_path: Path) -> None:

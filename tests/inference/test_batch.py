@@ -19,6 +19,7 @@ from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.config import BatchConfig, PipelineConfig, StreamingConfig
 from wsi_ips.errors import CheckpointError, ClusterError, ResultsError, WsiIpsError
 from wsi_ips.inference.batch import predict_on_workers
+from wsi_ips.inference.in_hand import IN_HAND, SlidesInHand
 from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder
@@ -95,11 +96,15 @@ def tables_of(setup: WorkerSetup, jobs: list[SlideJob]) -> RunTables:
 
 
 def on_workers(
-    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, **batch: object
+    jobs: list[SlideJob],
+    setup: WorkerSetup,
+    cluster: LocalCluster,
+    in_hand: SlidesInHand | None = None,
+    **batch: object,
 ) -> dict[str, SlideRow]:
     tables = tables_of(setup, jobs)
     config = BatchConfig.model_validate({"scheduler": cluster.scheduler_address, **batch})
-    predict_on_workers(jobs, setup, tables, config)
+    predict_on_workers(jobs, setup, tables, config, in_hand=in_hand)
     tables.close()
     return read_slide_table(setup.run.slides)
 
@@ -172,6 +177,11 @@ def die_once(result: SlideResult, path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def note_order(result: SlideResult, path: Path) -> None:
+    with (path.parent.parent / "order").open("a") as file:
+        file.write(f"{result.coords.slide_id}\n")
+
+
 def die_of_the_first(result: SlideResult, path: Path) -> None:
     if result.coords.slide_id.startswith("test_000"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -191,10 +201,26 @@ def test_a_slide_whose_worker_is_killed_is_done_by_another(
 def test_a_slide_that_kills_every_worker_fails_and_the_others_finish(
     jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster
 ) -> None:
-    rows = on_workers(jobs[:3], replace(setup, draw=die_of_the_first), cluster)
-    assert "2 workers in turn died of it alone" in rows[jobs[0].slide_id].error
+    SlidesInHand(setup.run.root).begin(jobs[1].slide_id)  # an earlier start without workers died
+    in_hand, first = SlidesInHand(setup.run.root), jobs[0].slide_id
+    rows = on_workers(jobs[:3], replace(setup, draw=die_of_the_first), cluster, in_hand)
+    assert "2 workers in turn died of it alone" in rows[first].error
     assert [row.status for row in rows.values()] == ["failed", "ok", "ok"]
-    assert not setup.run.attention(jobs[0].slide_id).exists()
+    assert not setup.run.attention(first).exists()
+    assert in_hand.suspected(first), "a start without workers reads it in a process of its own"
+    assert not in_hand.suspected(jobs[1].slide_id)
+
+
+def test_suspects_are_read_last_and_when_nobody_else_is_at_work(
+    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster
+) -> None:
+    SlidesInHand(setup.run.root).begin(jobs[0].slide_id)
+    in_hand = SlidesInHand(setup.run.root)
+    on_workers(jobs[:3], replace(setup, draw=note_order), cluster, in_hand)
+    order = (setup.run.root / "order").read_text().split()
+    assert order[-1] == jobs[0].slide_id
+    assert sorted(order) == [job.slide_id for job in jobs[:3]]
+    assert not (setup.run.root / IN_HAND).exists()
 
 
 def test_stop_ends_with_the_first_failure_once_the_others_in_flight_are_done(

@@ -1,7 +1,10 @@
 """A folder of slides: what is read ahead, what is measured, what a damaged tile costs."""
 
+import json
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +12,15 @@ import torch
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import WsiIpsError
-from wsi_ips.inference.in_turn import predict_slides
+from wsi_ips.inference.alone import Died, NotStarted, alone
+from wsi_ips.inference.in_hand import IN_HAND, SlidesInHand
+from wsi_ips.inference.in_turn import predict_in_turn, predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_table import read_slide_table
-from wsi_ips.inference.slide_work import SlideJob
+from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
@@ -30,31 +36,85 @@ def jobs_of(small_data: SmallData, n: int) -> list[SlideJob]:
     return [SlideJob(path.stem, path) for path in find_slides(small_data.slides)[:n]]
 
 
-def test_the_next_slide_is_prepared_while_this_one_is_read(
+def test_the_next_slide_s_patches_are_found_by_another_process_meanwhile(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the results are those of one process alone. A slide that cannot be opened is its own failure."""
+    good = jobs_of(small_data, 3)
+    jobs = [*good[:2], SlideJob("gone", tmp_path / "gone.tif"), good[2]]
+    predict_slides(jobs, predictor, RunFolder(tmp_path / "alone"))
+    found = {job.slide_id: threading.Event() for job in jobs}
+    in_hand, opened, read = SlidesInHand(tmp_path), [], predictor.read
+
+    def watched(work: Callable[[Any], Any], task: Any) -> Any:
+        try:
+            return alone(work, task)
+        finally:
+            found[task[2]].set()
+
+    def watched_read(slide: PreparedSlide, **options: Any) -> SlideResult:
+        following = jobs.index(next(job for job in jobs if job.slide_id == slide.coords.slide_id)) + 1
+        if following < len(jobs):
+            assert found[jobs[following].slide_id].wait(60), "the next slide waits for this one's end"
+        opened.append(list(json.loads((tmp_path / IN_HAND).read_text())["slides"]))
+        return read(slide, **options)
+
+    monkeypatch.setattr("wsi_ips.inference.ahead.alone", watched)
+    monkeypatch.setattr(predictor, "read", watched_read)
+    tables, run = in_turn(jobs, predictor, tmp_path / "ahead", in_hand)
+    assert [row.status for row in tables.rows] == ["ok", "ok", "failed", "ok"]
+    assert tables.rows[2].error == f"{tmp_path / 'gone.tif'}: no such file; check the path"
+    assert opened == [[job.slide_id] for job in good], "this process touches one slide at a time"
+    for job in good:
+        assert run.attention(job.slide_id).read_bytes() == (
+            RunFolder(tmp_path / "alone").attention(job.slide_id).read_bytes()
+        )
+
+
+def test_a_slide_that_kills_who_looks_ahead_is_left_and_the_others_are_labelled(
     small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = jobs_of(small_data, 3)
-    prepared = {job.slide_id: threading.Event() for job in jobs}
-    prepare, read = predictor.prepare, predictor.read
-    order = [job.slide_id for job in jobs]
 
-    def watched_prepare(path: Path, *, slide_id: str, mpp: None) -> PreparedSlide:
-        slide = prepare(path, slide_id=slide_id, mpp=mpp)
-        prepared[slide_id].set()
-        return slide
+    def dying(work: object, task: Any) -> Any:
+        raise Died(-9) if task[2] == jobs[1].slide_id else NotStarted("no process any more")
 
-    def watched_read(slide: PreparedSlide, **options: object) -> SlideResult:
-        following = order.index(slide.coords.slide_id) + 1
-        if following < len(order):
-            assert prepared[order[following]].wait(30), "the next slide waits for this one's end"
-        if following + 1 < len(order):
-            assert not prepared[order[following + 1]].is_set(), "only one slide is read ahead"
-        return read(slide, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr("wsi_ips.inference.ahead.alone", dying)
+    run = RunFolder(tmp_path)
+    tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
+    work = SlideWork(predictor, SlideRecorder(run, checkpoint=""))
+    assert list(predict_in_turn(jobs, work, tables, ahead=True)) == [jobs[1]]
+    assert [(row.slide_id, row.status) for row in tables.rows] == [
+        (jobs[0].slide_id, "ok"),
+        (jobs[2].slide_id, "ok"),
+    ]
 
-    monkeypatch.setattr(predictor, "prepare", watched_prepare)
-    monkeypatch.setattr(predictor, "read", watched_read)
-    rows = predict_slides(jobs, predictor, RunFolder(tmp_path)).rows
-    assert [(row.slide_id, row.status) for row in rows] == [(slide_id, "ok") for slide_id in order]
+
+def in_turn(
+    jobs: Sequence[SlideJob], predictor: Predictor, out: Path, in_hand: SlidesInHand
+) -> tuple[RunTables, RunFolder]:
+    """As on a GPU."""
+    run = RunFolder(out)
+    tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
+    work = SlideWork(predictor, SlideRecorder(run, checkpoint=predictor.checkpoint))
+    assert predict_in_turn(jobs, work, tables, in_hand=in_hand, ahead=True) == []
+    return tables, run
+
+
+def test_on_the_cpu_a_slide_is_opened_once_the_one_before_it_is_stored(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slide that kills the process then costs no other one."""
+    jobs, run, prepare = jobs_of(small_data, 3), RunFolder(tmp_path), predictor.prepare
+    stored: list[list[bool]] = []
+
+    def watched(path: Path, *, slide_id: str, mpp: None) -> PreparedSlide:
+        stored.append([run.attention(job.slide_id).exists() for job in jobs])
+        return prepare(path, slide_id=slide_id, mpp=mpp)
+
+    monkeypatch.setattr(predictor, "prepare", watched)
+    predict_slides(jobs, predictor, run)
+    assert stored == [[False, False, False], [True, False, False], [True, True, False]]
 
 
 def test_a_bad_slide_in_the_middle_is_its_own_failure(

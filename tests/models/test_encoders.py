@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage import data
 
-from wsi_ips.config import EncoderConfig, ModelConfig
+from wsi_ips.config import AttentionConfig, EncoderConfig, ModelConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
@@ -135,7 +135,7 @@ def test_frozen_batch_norm_stays_as_it_is_in_training() -> None:
 
 def test_the_projector_learns_even_where_the_encoder_does_not() -> None:
     encoder = EncoderConfig(name="resnet10t", weights="none", project=8, trainable=False)
-    net = build_net(ModelConfig(encoder=encoder)).train()
+    net = build_net(ModelConfig(encoder=encoder, attention=AttentionConfig(block="paper"))).train()
     reading = net(torch.rand(4, 3, 32, 32), torch.arange(4), [4])
     reading.logits["label"].sum().backward()
     assert reading.tokens_BTD.shape[-1] == 8

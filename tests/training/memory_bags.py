@@ -44,6 +44,9 @@ class _Source:
     def __iter__(self) -> Iterator[Chunk]:
         return map(self.read, torch.arange(len(self.pixels_N)).split(self.batch))
 
+    def ids(self) -> Tensor:
+        return torch.arange(len(self.pixels_N))
+
     def read(self, ids_n: Tensor) -> Chunk:
         return Chunk(ids_n, torch.stack([ids_n, ids_n], dim=1), self.pixels_N[ids_n])
 

@@ -1,5 +1,6 @@
 """Fine-tuning on six small drawn slides: what it keeps, that it repeats, that scoring and learning agree."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ import torch
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ManifestError, TrainingError
+from wsi_ips.errors import ConfigError, ManifestError, TrainingError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.ips_net import scoring
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.training.bags import tile_bag
 from wsi_ips.training.finetune import finetune
-from wsi_ips.training.fit import FinetuneReport
 from wsi_ips.training.kept_patches import PatchKeeper
+from wsi_ips.training.record import FinetuneReport
 
 
 def config_of(**training: Any) -> FinetuneConfig:
@@ -84,7 +85,7 @@ def test_the_pixels_that_are_learned_from_are_those_that_were_scored(
     parts = list(keeper.pixels([kept], epoch=0, device=cpu, most=3))
     assert [len(part) for part in parts] == [3, 1]
     with scoring(net), torch.no_grad():
-        assert torch.allclose(net.encode(torch.cat(parts)), kept.emb_MD, atol=1e-5)
+        assert torch.allclose(net.encoder(torch.cat(parts)), kept.features_MC, atol=1e-5)
     later = torch.cat(list(keeper.pixels([kept], epoch=1, device=cpu, most=9)))
     assert torch.equal(later, torch.cat(parts)) != flips
 
@@ -103,3 +104,37 @@ def test_training_without_two_labels_or_without_tissue_is_refused_before_it_star
     with pytest.raises(TrainingError, match=r"2 slides cannot be used.*no tissue"):
         run(manifest, strict, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+RANDOM = {"name": "resnet10t", "weights": "none", "stage": 2}
+
+
+def of_encoder(encoder: dict[str, object], **training: object) -> FinetuneConfig:
+    model = {**SMALL_MODEL["model"], "encoder": encoder}  # type: ignore[dict-item]
+    return FinetuneConfig.model_validate(
+        {**SMALL_MODEL, "model": model, "training": {"epochs": 1, "warmup_epochs": 0, **training}}
+    )
+
+
+@pytest.mark.parametrize(
+    "encoder", [RANDOM, {**RANDOM, "batch_norm": "frozen"}, {**RANDOM, "trainable": False}], ids=str
+)
+def test_random_weights_are_not_trained_without_normalisation(
+    manifest: Manifest, tmp_path: Path, encoder: dict[str, object]
+) -> None:
+    """BatchNorm of mean 0 and variance 1 that never changes: said before any slide is read."""
+    records = tuple(replace(record, path=tmp_path / "none.tif") for record in manifest.records)
+    with pytest.raises(
+        ConfigError, match=r"batch_norm=batch and training\.micro_batch=null, or give weights"
+    ):
+        run(Manifest(manifest.path, records), of_encoder(encoder), tmp_path / "run")
+
+
+def test_random_weights_are_trained_with_the_statistics_of_a_step(manifest: Manifest, tmp_path: Path) -> None:
+    report = run(manifest, of_encoder({**RANDOM, "batch_norm": "batch"}, micro_batch=None), tmp_path / "run")
+    means = [value for name, value in weights(report).items() if name.endswith("bn1.running_mean")]
+    assert means
+    assert all(mean.abs().max() > 0 for mean in means)
+    # Statistics that a checkpoint brings along may be frozen.
+    go_on = of_encoder({**RANDOM, "batch_norm": "frozen"}, start=report.checkpoint)
+    assert len(run(manifest, go_on, tmp_path / "on").history) == 1

@@ -11,7 +11,8 @@ from tests.conftest import SMALL_MODEL
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, TrainingError
-from wsi_ips.training.fit import FinetuneReport, train_bags
+from wsi_ips.training.fit import train_bags
+from wsi_ips.training.record import FinetuneReport
 
 CPU = torch.device("cpu")
 
@@ -72,7 +73,7 @@ def test_a_bag_that_is_lost_between_scoring_and_learning_is_replaced(tmp_path: P
 def test_without_a_readable_validation_bag_the_training_loss_decides(tmp_path: Path) -> None:
     train = [bag(0), bag(1)]
     report = fit(train, [bag(8, broken=True)], config_of(epochs=2), tmp_path, max_bad=1)
-    assert set(report.history[0]) == {"epoch", "train_loss"}
+    assert set(report.history[0]) == {"epoch", "train_loss", "kept_attention", "attention_spread"}
 
 
 def test_tasks_of_every_kind_are_learned_at_once(tmp_path: Path) -> None:

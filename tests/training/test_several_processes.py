@@ -201,7 +201,7 @@ def test_a_process_without_readable_validation_slides_measures_with_the_others(
 def test_where_no_process_can_read_one_nothing_is_measured(both: Both) -> None:
     for found in both[1]:
         history, bad = found["nothing"]
-        assert set(history[0]) == {"epoch", "train_loss"}
+        assert set(history[0]) == {"epoch", "train_loss", "kept_attention", "attention_spread"}
         assert set(bad) == {"slide20", "slide21"}
 
 

@@ -19,6 +19,10 @@ def finetune(
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate by case, with so many folds.")] = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(help="Beginnings of the head start or on --features; the best one goes on (default 1)."),
+    ] = None,
     recipe: Recipe = None,
     set_: Set = None,
     restart: Annotated[
@@ -32,7 +36,8 @@ def finetune(
     flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
              "folds": folds, "restart": restart, "device": device, "slide_mpp": slide_mpp,
              "mpp_csv": mpp_csv}  # fmt: skip
-    start("finetune", flags, recipe=recipe, overrides=set_)
+    chosen = [] if restarts is None else [f"training.restarts={restarts}"]
+    start("finetune", flags, recipe=recipe, overrides=[*(set_ or []), *chosen])
 
 
 def evaluate(

@@ -3,18 +3,16 @@
 import logging
 
 from wsi_ips.errors import harmless
-
-TOLD_IN_ERRORS = ("tifffile", "PIL")
-"""Packages that log what they meet in broken files. The error or the warning of ours says it once, in words."""
+from wsi_ips.library_lines import silence_libraries
 
 
 def log_to_terminal(*, verbose: bool = False) -> None:
-    """Show warnings on standard error; with ``verbose`` everything, other packages' lines too."""
+    """Show our warnings on standard error; with ``verbose`` everything, what libraries say too."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Harmless("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
-    for name in TOLD_IN_ERRORS:
-        logging.getLogger(name).setLevel(logging.NOTSET if verbose else logging.CRITICAL)
+    if not verbose:
+        silence_libraries()
 
 
 class _Harmless(logging.Formatter):

@@ -14,8 +14,8 @@ from wsi_ips.streaming.device import pick_device
 from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, write_figures
 from wsi_ips.training.feature_bags import finetune_features
 from wsi_ips.training.finetune import finetune
-from wsi_ips.training.fit import FinetuneReport
 from wsi_ips.training.processes import is_first_process
+from wsi_ips.training.record import FinetuneReport
 from wsi_ips.training.run_state import forget_run
 from wsi_ips.training.training_folder import training_folder
 
@@ -44,7 +44,8 @@ def _once(manifest: Manifest, job: FinetuneJob, progress: Progress) -> Outcome:
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch")
     failures = [f"{slide_id}: {reason}" for slide_id, reason in report.bad.items()]
     best_epoch = f"best epoch {report.best_epoch + 1}: {figures}"
-    return Outcome.of_slides(failures, f"checkpoint {report.checkpoint}", details=[best_epoch])
+    doubts = [f"warning: {doubt}" for doubt in report.doubts]
+    return Outcome.of_slides(failures, f"checkpoint {report.checkpoint}", details=[best_epoch, *doubts])
 
 
 def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> Outcome:

@@ -18,6 +18,7 @@ from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.numerics import calculating, numerics
 from wsi_ips.training.cross_validation import Fold
 from wsi_ips.units import Mpp
 
@@ -52,7 +53,18 @@ def predict_held_out(
             "epoch_chosen_on": folds[0].chosen_on,
         },
     }
-    with claimed(run, config=config, checkpoint=job.out, sha256=together, force=True):
+    deterministic = job.training.deterministic
+    with (
+        claimed(
+            run,
+            config=config,
+            checkpoint=job.out,
+            sha256=together,
+            force=True,
+            numerics=numerics(deterministic=deterministic),
+        ),
+        calculating(deterministic=deterministic),
+    ):
         jobs = {slide_id: SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in paths.items()}
         tables = RunTables(run, list(jobs.values()), tasks=job.model.tasks)
         for fold, checkpoint in zip(folds, hashes, strict=True):

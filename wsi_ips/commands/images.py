@@ -13,6 +13,7 @@ from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import ImagesJob
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.numerics import calculating
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import forget_run
@@ -44,9 +45,10 @@ def _learn(job: ImagesJob, progress: Progress) -> Outcome:
     if not is_first_process():
         return Outcome([])
     net, pipeline = load_checkpoint(report.checkpoint)
-    scores = score_bags(
-        net, splits["test"], pipeline, streaming=job.streaming, device=device, progress=progress
-    )
+    with calculating(deterministic=job.training.deterministic):
+        scores = score_bags(
+            net, splits["test"], pipeline, streaming=job.streaming, device=device, progress=progress
+        )
     _write(job.out, scores)
     figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.figures.items())
     best = f"best epoch {report.best_epoch + 1} of {len(report.history)}, checkpoint {report.checkpoint}"

@@ -15,7 +15,8 @@ from wsi_ips.errors import ConfigError, UnsupportedSlide
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.case_predictions import read_case_table, write_cases
 from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
-from wsi_ips.inference.in_turn import predict_in_turn
+from wsi_ips.inference.in_hand import SlidesInHand
+from wsi_ips.inference.in_turn import predict_in_turn, predict_suspects
 from wsi_ips.inference.predict import check_parts
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult
@@ -67,12 +68,12 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     ) as start:
         setup = replace(setup, start=start)
         tables = RunTables(run, jobs, tasks=pipeline.model.tasks)
-        workers = _workers(job.batch, job.device)
-        left = tables.take_found(jobs, setup.recorder(), redraw=workers is None)
         # A slide given by itself is all there is to do: its error is the command's.
         alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
-        batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
-        _label(left, setup, tables, batch.model_copy(update={"workers": workers}), progress)
+        batch = job.batch.model_copy(update={"workers": _workers(job.batch, job.device)})
+        _label(
+            jobs, setup, tables, batch.model_copy(update={"on_error": "stop"}) if alone else batch, progress
+        )
         tables.close()
         if case_of is not None:
             write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
@@ -130,13 +131,51 @@ def _workers(batch: BatchConfig, device: str) -> int | None:
 def _label(
     jobs: Sequence[SlideJob], setup: WorkerSetup, tables: RunTables, batch: BatchConfig, progress: Progress
 ) -> None:
-    """In this process, or on as many workers as the batch has."""
-    if not jobs:
-        return
-    if batch.workers is None:
-        predict_in_turn(jobs, setup.load(0), tables, on_error=batch.on_error, progress=progress)
-        return
+    """Label what no earlier start has labelled. Slides that one of them died of come last, and alone."""
+    with SlidesInHand(setup.run.root) as in_hand:
+        in_hand.suspect(tables.left_running)
+        try:
+            left = tables.take_found(jobs, setup.recorder(), redraw=batch.workers is None, in_hand=in_hand)
+            if batch.workers is None:
+                _label_here(left, setup, tables, in_hand, batch, progress)
+            else:
+                _label_on_workers(left, setup, tables, in_hand, batch, progress)
+        except BaseException:
+            # Ended by an error, Ctrl-C or SIGTERM: no slide is left as one that the process died of.
+            tables.give_up()
+            raise
+
+
+def _label_here(
+    jobs: Sequence[SlideJob],
+    setup: WorkerSetup,
+    tables: RunTables,
+    in_hand: SlidesInHand,
+    batch: BatchConfig,
+    progress: Progress,
+) -> None:
+    others, suspects = in_hand.apart(jobs, lambda job: job.slide_id)
+    if others:
+        died = predict_in_turn(
+            others, setup.load(0), tables, on_error=batch.on_error, progress=progress, in_hand=in_hand
+        )
+        in_hand.suspect(slide.slide_id for slide in died)
+        suspects = [*suspects, *died]
+    if suspects:
+        predict_suspects(suspects, setup, tables, in_hand, on_error=batch.on_error, progress=progress)
+
+
+def _label_on_workers(
+    jobs: Sequence[SlideJob],
+    setup: WorkerSetup,
+    tables: RunTables,
+    in_hand: SlidesInHand,
+    batch: BatchConfig,
+    progress: Progress,
+) -> None:
     nameable = [job for job in jobs if not _fails_by_name(job, setup, tables, batch)]
+    if not nameable:
+        return
     # Imported here: a second that a single slide does not have to wait.
     from wsi_ips.inference.batch import predict_on_workers
 
@@ -147,6 +186,7 @@ def _label(
         batch,
         progress=progress,
         announce=lambda line: print(line, file=sys.stderr),  # noqa: T201 - for people, beside the bars
+        in_hand=in_hand,
     )
 
 

@@ -1,5 +1,6 @@
 """Work shared out to processes, where a process that dies costs one piece of work and not the run."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -8,6 +9,8 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.inference.alone import Died, alone
+from wsi_ips.library_lines import silence_libraries
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -15,25 +18,26 @@ Result = TypeVar("Result")
 
 def shared_out(
     work: Callable[[Key], Result], keys: Sequence[Key], *, workers: int
-) -> Iterator[tuple[Key, Result | None]]:
+) -> Iterator[tuple[Key, Result | Died]]:
     """Each key with what ``work`` makes of it, in the order in which they are done.
 
     ``work`` runs in ``workers`` new processes, so it and its keys must be picklable. When a process dies, all that
-    was being worked on is tried once more, each by itself: the one that kills its process again comes with None.
+    was being worked on is tried once more, each by itself: the one that kills its process again comes with how
+    that died.
     What ``work`` raises is raised. Raises :class:`ConfigError` where the system gives no processes.
     """
     left = deque(keys)
     while left:
         for suspect in (yield from _until_one_dies(work, left, workers=workers)):
-            alone = deque([suspect])
-            died = yield from _until_one_dies(work, alone, workers=1)
-            if died or alone:
-                yield suspect, None
+            try:
+                yield suspect, alone(work, suspect)
+            except Died as death:
+                yield suspect, death
 
 
 def _until_one_dies(
     work: Callable[[Key], Result], left: deque[Key], *, workers: int
-) -> Generator[tuple[Key, Result | None], None, list[Key]]:
+) -> Generator[tuple[Key, Result], None, list[Key]]:
     """Take from ``left`` until nothing is left or a process dies; returns what was worked on then."""
     running: dict[Future[Result], Key] = {}
     with _pool(workers) as pool:
@@ -54,10 +58,15 @@ def _until_one_dies(
     return []
 
 
+def _initialiser() -> Callable[[], None] | None:
+    """A new process is as quiet as this one: what was asked for here is not known there."""
+    return silence_libraries if logging.getLogger().getEffectiveLevel() > logging.INFO else None
+
+
 def _pool(workers: int) -> ProcessPoolExecutor:
     try:
         # Not forked: threads and locks of this process would be copied in whatever state they are.
-        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialiser())
     except (OSError, ImportError, NotImplementedError) as error:
         raise ConfigError(
             f"the system gives no shared memory for several processes ({error}); use --workers 1"

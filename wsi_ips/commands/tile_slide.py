@@ -1,6 +1,6 @@
 """One slide of ``tile``: what is stored of it, and when that is made anew."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -52,8 +52,9 @@ class TiledSlide:
         return cls(0, named(slide.slide_id, why), raised=raised)
 
 
-def tile_one(job: TileJob, slide: SlideToTile) -> TiledSlide:
-    """Tile a slide, unless that is done already. Whatever it raises is its own failure.
+def tile_one(job: TileJob, slide: SlideToTile, *, begin: Callable[[str], None] | None = None) -> TiledSlide:
+    """Tile a slide, unless that is done already. Whatever it raises is its own failure. ``begin`` is told the
+    slide's id before it is read.
 
     What an earlier run stored stays until its successor is written. Only where the slide fails is it removed: else
     ``--from-coords`` would believe coordinates of other settings.
@@ -61,6 +62,8 @@ def tile_one(job: TileJob, slide: SlideToTile) -> TiledSlide:
     try:
         now = _tiled_from(job, slide)
         stored = _stored(job, slide, now)
+        if stored is None and begin is not None:
+            begin(slide.slide_id)
         coords = _tile(job, slide, now) if stored is None else stored
     except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
         forget_stale(job, slide)

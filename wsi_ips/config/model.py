@@ -1,6 +1,6 @@
 """Which patches are kept, and everything that decides the network's shape."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -63,10 +63,14 @@ class EncoderConfig(Section):
     stage's. ``levels``: every feature stage (up to ``stage``) average-pooled by itself, side by side."""
     features: Annotated[PositiveInt, Field(le=65_536)] | None = None
     """Width of the stored features (``name: features`` only)."""
-    project: PositiveInt | None = None
-    """Width to which the paper's projector (LayerNorm, Linear, BatchNorm, ReLU) maps the features."""
+    project: NonNegativeInt | None = None
+    """Width to which a projector maps the features; 0: there is none. In front of the direct block it is Linear,
+    ReLU and dropout, 256 wide if not given. In front of the paper's block it is the paper's (LayerNorm, Linear,
+    BatchNorm, ReLU), and there is none if not given."""
     batch_norm: Literal["frozen", "batch"] = "frozen"
-    """``frozen``: the encoder's running statistics, as pretrained; ``batch``: the reference's behaviour."""
+    """``frozen``: the encoder's running statistics, as pretrained; training refuses it with ``weights: none``,
+    which has none. ``batch``: of the patches of a step (the reference's behaviour); this needs
+    ``training.micro_batch: null`` where the encoder learns."""
     trainable: bool = True
     """False keeps the encoder's weights as they are and trains only what follows it."""
     in_channels: PositiveInt = 3
@@ -97,18 +101,40 @@ class EncoderConfig(Section):
         return {"name": value} if isinstance(value, str) else value
 
 
-class AttentionConfig(Section):
-    """The cross-attention transformer that reads the kept patches (Bergner et al. 2023, section 3.2)."""
+PAPER_BLOCK: Mapping[str, float] = {
+    "heads": 8,
+    "key_dim": 64,
+    "value_dim": 64,
+    "inner_dim": 2048,
+    "attention_dropout": 0.1,
+    "dropout": 0.1,
+}
+"""What the paper's block has where nothing else is given."""
+DIRECT_PROJECT = 256
+"""Width of the projector in front of the direct block, where ``encoder.project`` is not given."""
 
-    heads: PositiveInt = 8
-    key_dim: PositiveInt = 64
-    """D_k, width of a key per head."""
-    value_dim: PositiveInt = 64
-    """D_v, width of a value per head."""
-    inner_dim: PositiveInt = 2048
-    """Width of the MLP's hidden layer."""
-    attention_dropout: Fraction = 0.1
-    dropout: Fraction = 0.1
+
+class AttentionConfig(Section):
+    """How the kept patches are read. ``attention: direct`` or ``attention: paper`` alone is the block's name."""
+
+    block: Literal["direct", "paper"] = "direct"
+    """``direct``: every head's mean of the patches goes straight to the classifier, and each patch's
+    contribution to a label is exact. ``paper``: the published cross-attention transformer (Bergner et al. 2023,
+    section 3.2), with value projection, residual, LayerNorm and MLP in between. Settings that name ``value_dim``
+    or ``inner_dim``, as those of earlier versions do, are of the paper's block."""
+    heads: PositiveInt = 4
+    """Heads of attention; the paper's block has 8 unless it is told otherwise."""
+    key_dim: PositiveInt = 32
+    """D_k, width of a key per head; the paper's block has 64 unless it is told otherwise."""
+    value_dim: PositiveInt | None = None
+    """D_v, width of a value per head: 64, and of the paper's block alone."""
+    inner_dim: PositiveInt | None = None
+    """Width of the MLP's hidden layer: 2048, and of the paper's block alone."""
+    attention_dropout: Fraction = 0.0
+    """Share of the attention dropped in training; the paper's block has 0.1 unless it is told otherwise."""
+    dropout: Fraction = 0.25
+    """Share of the projected features dropped in training; in the paper's block, behind attention and MLP, 0.1
+    unless it is told otherwise."""
     positions: Literal["none", "raster", "slide"] = "none"
     """``raster``: the paper's 1-D sinusoid over the patch's raster index in its grid. ``slide``: 2-D sinusoids
     over its centre on the slide in µm, the same at any resolution and on a slide of any size."""
@@ -116,6 +142,21 @@ class AttentionConfig(Section):
     """Shortest and longest wavelength of ``positions: slide``, in µm. The default suits patches of 128 µm (256 px
     at 0.5 µm): a shorter wavelength than two patches says nothing, a longer one than the slide tells its ends
     apart."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_block_has_it(cls, value: Any) -> Any:
+        """Fill in what differs between the blocks, so that a stored configuration says all of it."""
+        given = {"block": value} if isinstance(value, str) else value
+        if not isinstance(given, Mapping):
+            return given
+        of_paper = {name for name in ("value_dim", "inner_dim") if given.get(name) is not None}
+        block = given.get("block", "paper" if of_paper else "direct")
+        if block == "direct" and of_paper:
+            raise ValueError(
+                f"{', '.join(sorted(of_paper))}: of block: paper, which the direct block leaves out"
+            )
+        return {**(PAPER_BLOCK if block == "paper" else {}), **given, "block": block}
 
     @model_validator(mode="after")
     def _wavelengths_rise(self) -> Self:
@@ -175,6 +216,13 @@ class ModelConfig(Section):
     encoder: EncoderConfig = EncoderConfig()
     attention: AttentionConfig = AttentionConfig()
     tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
+
+    @property
+    def project(self) -> int:
+        """Width of the projector behind the encoder of a network with attention; 0: none."""
+        if self.encoder.project is None:
+            return DIRECT_PROJECT if self.attention.block == "direct" else 0
+        return self.encoder.project
 
     @model_validator(mode="after")
     def _task_names_differ(self) -> Self:

@@ -1,5 +1,6 @@
 """Sections put together."""
 
+import math
 from typing import Self
 
 from pydantic import model_validator
@@ -9,6 +10,9 @@ from wsi_ips.config.model import ModelConfig, SelectionConfig
 from wsi_ips.config.section import Section
 from wsi_ips.config.slides import StreamingConfig, TilingConfig
 from wsi_ips.config.training import TrainingConfig
+
+HEAD_START_EPOCHS = 20
+ALL_PATCHES_FIRST = 0.4
 
 
 class PipelineConfig(Section):
@@ -94,6 +98,38 @@ class FinetuneConfig(PipelineConfig):
                 "training.select_every=1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _restarts_are_cheap(self) -> Self:
+        on_features = self.model.encoder.name == "features"
+        if self.training.restarts > 1 and not on_features and not self.head_start_epochs:
+            raise ValueError(
+                "training.restarts begins several times on stored features or in the head start, and this run has "
+                "neither: set training.head_start.epochs, or leave restarts at 1"
+            )
+        return self
+
+    @property
+    def head_start_epochs(self) -> int:
+        """Epochs of the head start; 0: there is none."""
+        asked, encoder = self.training.head_start.epochs, self.model.encoder
+        if encoder.name == "features" or self.selection.selector == "attention_sampling":
+            return 0
+        if asked is not None:
+            return asked
+        begins = encoder.weights != "none" and self.training.start is None
+        return HEAD_START_EPOCHS if begins and self.model.attention.block == "direct" else 0
+
+    @property
+    def all_patches_epochs(self) -> int:
+        """How many epochs, from the first on, read all patches of a slide. Attention sampling has none."""
+        share, encoder = self.training.all_patches_first, self.model.encoder
+        if self.selection.selector != "ips":
+            return 0
+        if share is None:
+            learns = encoder.trainable and encoder.name != "features"
+            share = 0.0 if learns or self.model.attention.block == "paper" else ALL_PATCHES_FIRST
+        return math.ceil(share * self.training.epochs)
 
     @property
     def pipeline(self) -> PipelineConfig:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from wsi_ips.config.section import Fraction, Section
 
@@ -31,20 +31,50 @@ class AugmentConfig(Section):
     """Hue turned by ± this share of the colour circle."""
 
 
+class HeadStartConfig(Section):
+    """What follows the encoder learns first, from features that the untouched encoder makes of every patch once.
+
+    It costs one pass over the slides and then seconds, and what everything learns from together afterwards are
+    patches that were chosen by a scorer that knows something already.
+    """
+
+    epochs: NonNegativeInt | None = None
+    """Epochs on the stored features; 0: no head start. none: 20 where the encoder has weights to begin with and
+    ``model.attention`` is direct, else 0."""
+    lr: PositiveFloat = 3e-4
+    weight_decay: NonNegativeFloat = 0.01
+    slides_per_step: PositiveInt = 1
+    keep_features: bool = False
+    """Leave the features (float16) in the run's folder; they are deleted when the head start is over."""
+
+
 class TrainingConfig(Section):
     """Optimisation. The schedule is IPS's: linear warm-up, then cosine to 0.001 of the peak; or steps."""
 
-    epochs: PositiveInt = 50
-    warmup_epochs: NonNegativeFloat = 5.0
-    slides_per_step: PositiveInt = 16
-    """Slides whose kept patches are learned from together (the paper's B)."""
+    epochs: PositiveInt = 20
+    warmup_epochs: NonNegativeFloat = 0.5
+    slides_per_step: PositiveInt = 1
+    """Slides whose kept patches are learned from together (the paper's B, which is 16 there)."""
+    head_start: HeadStartConfig = HeadStartConfig()
+    """Before anything is learned end to end."""
+    all_patches_first: Fraction | None = None
+    """Share of the epochs, from the first on, in which a label is read from all patches of a slide instead of
+    the M that selection keeps, while the encoder stays as it is: a memory that is filled by a scorer that knows
+    nothing can stay wrong. none: 0.4 in the head start, on stored features and where the encoder does not learn,
+    with ``model.attention`` direct; else 0, as in the paper."""
+    most_patches: PositiveInt = 20_000
+    """Of a slide with more patches, so many are drawn anew each time that a label is read from all of them: what
+    the head needs in memory does not grow with the slide."""
+    restarts: PositiveInt = 1
+    """Beginnings from other random weights on stored features, or in the head start; what goes on is the one that
+    validation prefers (``monitor``). Each takes seconds there."""
     lr: PositiveFloat = 3e-4
     encoder_lr: PositiveFloat | None = None
     """Peak learning rate of the encoder; none: the same as ``lr``."""
     coarse_lr: PositiveFloat | None = None
     """Peak learning rate of what looks from afar, which begins from nothing even where the rest is gently
     fine-tuned; none: the same as ``lr``."""
-    weight_decay: NonNegativeFloat = 0.1
+    weight_decay: NonNegativeFloat = 0.01
     gradient_clip: NonNegativeFloat = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
     clip: Literal["all", "weight"] = "all"

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, FeaturesError, one_line
-from wsi_ips.hdf5 import check_stored, plain_dataset
+from wsi_ips.hdf5 import check_stored, opened_hdf5, plain_dataset
+from wsi_ips.outside_causes import outside_cause
 from wsi_ips.tiling.coords import take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
@@ -92,12 +92,14 @@ def open_features(path: Path) -> FeatureFile:
     Raises :class:`FeaturesError`.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             return _checked(file, path)
     except CoordsError as error:
         raise FeaturesError(path, error.args[1], AGAIN) from None
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if cause := outside_cause(error):
+            raise FeaturesError(path, cause.problem, cause.mend) from None
         raise FeaturesError(
             path, f"is not an HDF5 file that can be read ({one_line(error, most=200)})", AGAIN
         ) from None
@@ -112,6 +114,8 @@ def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.fl
         dataset = _plain(file, path, "features")
         features = dataset[rising[0] : rising[-1] + 1] if together else dataset[rising]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if cause := outside_cause(error):
+            raise FeaturesError(path, cause.problem, cause.mend) from None
         raise FeaturesError(path, f"features cannot be read ({one_line(error, most=200)})", AGAIN) from None
     features_nC: NDArray[np.float32] = features.astype(np.float32, copy=False)[back]
     if not np.isfinite(features_nC).all():

@@ -178,6 +178,9 @@ class _ImageWindows:
         narrowed._patches = self._patches.only(self._all_N[ids_n.cpu()])
         return narrowed
 
+    def ids(self) -> Tensor:
+        return torch.arange(len(self._all_N))
+
     def read(self, ids_n: Tensor) -> Chunk:
         return self._smaller(self._patches.read(self._all_N[ids_n.cpu()]))
 

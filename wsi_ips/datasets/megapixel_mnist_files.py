@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,8 +28,8 @@ from wsi_ips.datasets.megapixel_mnist import (
 )
 from wsi_ips.datasets.targets import NONE, Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
-from wsi_ips.files import whole_file
-from wsi_ips.hdf5 import fixed_text, stated_text
+from wsi_ips.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_hdf5
+from wsi_ips.outside_causes import system_cause
 from wsi_ips.progress import Progress, silent
 
 FORMAT = "wsi_ips megapixel mnist 1"
@@ -118,7 +117,7 @@ def make_megapixel_mnist(out: Path, config: MegapixelMnistConfig, *, progress: P
 
 def write_split(path: Path, split: Split) -> None:
     """As :func:`read_split` reads it."""
-    with whole_file(path) as partial, h5py.File(partial, "w") as file:
+    with streamed_hdf5(path) as file:
         file.attrs["format"] = fixed_text(FORMAT)
         file.attrs["side_px"] = split.side_px
         for name, values in _arrays(split).items():
@@ -130,7 +129,7 @@ def read_split(path: Path) -> Split:
     if not path.is_file():
         raise DatasetError(path, "no such split", "make the data set first")
     try:
-        with h5py.File(path) as file:
+        with opened_hdf5(path) as file:
             if stated_text(file.attrs, "format") != FORMAT:
                 raise DatasetError(path, "is not Megapixel MNIST of this version", REMAKE)
             side_px = int(file.attrs["side_px"])
@@ -139,6 +138,8 @@ def read_split(path: Path) -> Split:
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, DatasetError):
             raise
+        if cause := system_cause(error):
+            raise DatasetError(path, cause.problem, cause.mend) from None
         raise DatasetError(path, f"cannot be read ({error})", REMAKE) from None
     start_n, index_p = held["start"], held["index"]
     if start_n[0] != 0 or start_n[-1] != len(index_p) or (np.diff(start_n) < 0).any():

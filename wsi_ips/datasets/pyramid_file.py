@@ -1,6 +1,7 @@
 """Writes an image as the kind of file that CAMELYON's slides are: a tiled JPEG BigTIFF pyramid."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +19,34 @@ SMALLEST_SIDE_PX = 512
 REDUCED_IMAGE = 1
 
 
-def write_pyramid(path: Path, image: RgbImage, *, mpp: Mpp) -> None:
+@dataclass(frozen=True, slots=True)
+class StoredLevel:
+    """A level that is encoded already. tiles: a JPEG stream each, YCbCr, row by row. subsampling: of chroma, along
+    x and y, as TIFF has it: (1, 1) for none."""
+
+    tiles: Iterator[bytes]
+    tile_px: int
+    subsampling: tuple[int, int]
+
+
+def write_pyramid(path: Path, image: RgbImage, *, mpp: Mpp, finest: StoredLevel | None = None) -> None:
     """Levels halve until the shorter side would fall under 512 px; JPEG YCbCr 4:2:0; mpp in the resolution tags.
 
-    Reduced levels are top-level images with NewSubfileType 1 (TIFF 6.0), which OpenSlide reads as a generic
-    tiled TIFF. The same image gives the same bytes.
+    ``finest`` is stored as level 0 in place of ``image``, which has to show the same. Reduced levels are top-level
+    images with NewSubfileType 1 (TIFF 6.0), which OpenSlide reads as a generic tiled TIFF. The same image gives
+    the same bytes.
     """
     level, number = image, 0
+    stored = finest or _encoded(image)
     with whole_file(path) as partial, tifffile.TiffWriter(partial, bigtiff=True) as writer:
         while True:
             writer.write(
-                _encoded_tiles(level),
+                stored.tiles,
                 shape=level.shape,
                 dtype=np.uint8,
-                tile=(TILE_PX, TILE_PX),
+                tile=(stored.tile_px, stored.tile_px),
                 photometric="ycbcr",
-                subsampling=(2, 2),
+                subsampling=stored.subsampling,
                 compression="jpeg",
                 subfiletype=REDUCED_IMAGE if number else 0,
                 resolution=(1e4 / (mpp * 2**number), 1e4 / (mpp * 2**number)),
@@ -44,6 +57,11 @@ def write_pyramid(path: Path, image: RgbImage, *, mpp: Mpp) -> None:
             if min(level.shape[:2]) < 2 * SMALLEST_SIDE_PX:
                 return
             level, number = np.asarray(Image.fromarray(level).reduce(2)), number + 1
+            stored = _encoded(level)
+
+
+def _encoded(level: RgbImage) -> StoredLevel:
+    return StoredLevel(_encoded_tiles(level), tile_px=TILE_PX, subsampling=(2, 2))
 
 
 def _encoded_tiles(level: RgbImage) -> Iterator[bytes]:

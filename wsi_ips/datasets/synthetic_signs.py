@@ -1,6 +1,7 @@
 """Drawn photographs of speed limits in the layout of the Swedish traffic signs, for tests and a quick look."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,10 @@ def make_signs(
                 seen = VISIBILITIES[3] if hidden else VISIBILITIES[0]
                 signs = [_described(seen, left, top, sign_px, label), "MISC_SIGNS"]
             with whole_file(folder / name) as partial:
-                photo.save(partial, quality=90)
+                # Through memory: Pillow does not notice a disk on which a JPEG has no room.
+                encoded = BytesIO()
+                photo.save(encoded, format="JPEG", quality=90)
+                partial.write_bytes(encoded.getvalue())
             lines.append(f"{name}:{';'.join(signs)}{';' if signs else ''}")
         _write_lines(folder / "annotations.txt", lines)
     return root

@@ -6,6 +6,7 @@ that share a pixel with each neighbour. Made a few tiles at a time, from the sli
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,10 @@ class DeepZoom:
                     tiles.level(size, l0_per_px * 2**below) if small is None else _cut(small, (0, 0), size)
                 )
                 for name, image in named:
-                    image.save(level / f"{name}.{form}", quality=JPEG_QUALITY, subsampling=0)
+                    # Through memory: Pillow does not notice a disk on which a JPEG has no room.
+                    encoded = BytesIO()
+                    image.save(encoded, format=form, quality=JPEG_QUALITY, subsampling=0)
+                    (level / f"{name}.{form}").write_bytes(encoded.getvalue())
         text = DZI.format(form=form, overlap=OVERLAP_PX, tile=TILE_PX, width=width, height=height)
         with whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8")

@@ -23,10 +23,10 @@ from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_
 from distributed.comm.core import CommClosedError
 
 from wsi_ips.config import BatchConfig
-from wsi_ips.errors import ClusterError, SlideFailed
+from wsi_ips.errors import ClusterError, ProcessDied
 from wsi_ips.inference.cluster import ANSWERS_S, connected
+from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.predict import ScoredPart
-from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob
 from wsi_ips.inference.worker import Cut, SlideWorker, WorkerSetup
@@ -48,9 +48,11 @@ def predict_on_workers(
     *,
     progress: Progress = silent,
     announce: Announce = lambda _: None,
+    in_hand: SlidesInHand | None = None,
 ) -> None:
     """Label every job's slide. Where one fails, ``report`` goes on; ``stop`` lets the others in flight end, then
-    raises its error. ``announce`` is told where the cluster's dashboard is.
+    raises its error. ``announce`` is told where the cluster's dashboard is. Slides that ``in_hand`` suspects come
+    last, each when nobody else is at work.
 
     Raises :class:`ClusterError` where there is no cluster, or it was lost: what is done stays.
     """
@@ -60,7 +62,8 @@ def predict_on_workers(
     with connected(batch, slides=len(jobs)) as client:
         if find_spec("bokeh") is not None:  # without it the dashboard says no more than that
             announce(f"dashboard: {client.dashboard_link}")
-        with _Desk(client, setup, tables).open() as desk, progress("Predicting", total=len(jobs)) as advance:
+        desk_of_run = _Desk(client, setup, tables, in_hand)
+        with desk_of_run.open() as desk, progress("Predicting", total=len(jobs)) as advance:
             desk.work_off(jobs, advance, on_error=batch.on_error)
 
 
@@ -120,10 +123,13 @@ class _CutSlide:
 class _Desk:
     """Hands out orders and takes what comes back."""
 
-    def __init__(self, client: Client, setup: WorkerSetup, tables: RunTables) -> None:
+    def __init__(
+        self, client: Client, setup: WorkerSetup, tables: RunTables, in_hand: SlidesInHand | None
+    ) -> None:
         self._client = client
         self._setup = setup
         self._tables = tables
+        self._in_hand = in_hand
         self._run = f"wsi_ips-{uuid4().hex[:12]}"
         self._begun: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._waiting: deque[tuple[_Order, list[Future[Any]]]] = deque()
@@ -150,7 +156,12 @@ class _Desk:
         self, jobs: Sequence[SlideJob], advance: Advance, *, on_error: Literal["report", "stop"]
     ) -> None:
         """Until nothing is left, or after the first failure nothing in flight."""
-        self._waiting.extend((_Order(job), []) for job in jobs)
+        for job in jobs:
+            if self._in_hand is not None and self._in_hand.suspected(job.slide_id):
+                self._suspected.add(job.slide_id)
+                self._suspects.append(job)
+            else:
+                self._waiting.append((_Order(job), []))
         failure: Exception | None = None
         while self._waiting or self._in_flight or self._suspects:
             self._hand_out()
@@ -161,6 +172,7 @@ class _Desk:
                     continue
                 self._note_begun()
                 self._tables.add(done)
+                self._clear(done)
                 advance(f"{done.row.slide_id}: {done.row.status}")
                 if done.error is not None and on_error == "stop" and failure is None:
                     failure = done.error
@@ -169,6 +181,11 @@ class _Desk:
         if failure is not None:
             self._tables.give_up()
             raise failure
+
+    def _clear(self, done: Done) -> None:
+        """Nothing is held any more against a slide that did not kill its workers."""
+        if self._in_hand is not None and not isinstance(done.error, ProcessDied):
+            self._in_hand.end(done.row.slide_id)
 
     def _begin_no_more(self) -> None:
         """Slides that are being scored in parts are ended, no other is begun."""
@@ -252,9 +269,11 @@ class _Desk:
             if not self._ending:
                 self._suspects.append(job)
             return None
-        why = f"{deaths} workers in turn died of it alone; was it memory? see the workers' logs"
-        self._setup.run.forget(job.slide_id)
-        return Done(PredictionRow.failed(job.slide_id, why), error=SlideFailed(f"{job.slide_id}: {why}"))
+        if self._in_hand is not None:
+            self._in_hand.blame(job.slide_id)
+        why = f"{deaths} workers in turn died of it alone"
+        error = ProcessDied(str(job.path), why, "was it memory? see the workers' logs")
+        return self._setup.recorder().failed(job, error)
 
     def _workers(self) -> int:
         """How many there are now."""

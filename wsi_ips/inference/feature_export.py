@@ -9,11 +9,11 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wsi_ips.errors import CoordsError, NotFinite
 from wsi_ips.files import whole_file
-from wsi_ips.hdf5 import fixed_text, stated_text
+from wsi_ips.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_hdf5
 from wsi_ips.inference.features_folder import FeaturesFolder
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
@@ -72,7 +72,7 @@ class FeatureExport:
         None where it has to be done. A file that was left alone, without its ``.pt``, gets it.
         """
         try:
-            with h5py.File(self.folder.features(slide_id), "r") as file:
+            with opened_hdf5(self.folder.features(slide_id)) as file:
                 about = json.loads(stated_text(file.attrs, READ_FROM) or "")
                 n_patches, width = file["features"].shape
             bad_tiles = tuple(str(name) for name in about["bad_tiles"])
@@ -86,7 +86,7 @@ class FeatureExport:
         if why:
             logger.warning("features of slide %s are made again: %s", slide_id, why)
             return None
-        self._write_tensor(slide_id, again=False)
+        self._write_missing_tensor(slide_id)
         return StoredFeatures(int(n_patches), bad_tiles, note)
 
     def write(
@@ -100,14 +100,15 @@ class FeatureExport:
     ) -> StoredFeatures:
         """Encode and store a slide's patches, chunk by chunk: in memory that does not grow with their number.
 
-        ``made_from``: what is read, and how. Every file is whole or not there. Raises the slide's error,
-        :class:`NotFinite`, and :class:`CoordsError` where TRIDENT's ``patches/`` holds others of this slide.
+        ``made_from``: what is read, and how. Every file is whole or not there, and what was there before stays
+        until all that replaces it is whole. Raises the slide's error, :class:`NotFinite`, and
+        :class:`CoordsError` where TRIDENT's ``patches/`` holds others of this slide.
         """
         if self.folder.layout == "trident":
             _share_coords(self.folder.patches(coords.slide_id), coords, info)
         path = self.folder.features(coords.slide_id)
         self._check_room(path.parent, len(coords))
-        with whole_file(path) as partial, h5py.File(partial, "w") as file:
+        with self._with_tensor(coords.slide_id, path) as partial, streamed_hdf5(partial) as file:
             features = file.create_dataset(
                 "features",
                 shape=(len(coords), self.width),
@@ -137,8 +138,32 @@ class FeatureExport:
                 "note": note,
             }
             file.attrs[READ_FROM] = fixed_text(json.dumps(about))
-        self._write_tensor(coords.slide_id, again=True)
         return StoredFeatures(len(coords), bad_tiles, note)
+
+    def forget(self, slide_id: str) -> None:
+        """Remove the features that are stored of a slide; those that another program has stored stay."""
+        try:
+            with opened_hdf5(self.folder.features(slide_id)) as file:
+                ours = READ_FROM in file.attrs
+        except (OSError, RuntimeError):  # not there, or nobody can read it
+            ours = True
+        if ours:
+            self.folder.forget(slide_id)
+
+    @contextmanager
+    def _with_tensor(self, slide_id: str, path: Path) -> Iterator[Path]:
+        """A temporary path for a new HDF5 file. Once it is closed CLAM's ``.pt`` is made from it, and both replace
+        those of an earlier start. An old ``.pt`` never lies beside a new HDF5 file, whenever the process dies: a
+        ``.pt`` that is missing is made again."""
+        tensor = self.folder.tensor(slide_id)
+        if tensor is None:
+            with whole_file(path) as partial:
+                yield partial
+            return
+        with whole_file(tensor) as partial_tensor, whole_file(path) as partial:
+            yield partial
+            self._save_tensor(partial, partial_tensor)
+            tensor.unlink(missing_ok=True)
 
     def _check_room(self, folder: Path, n_patches: int) -> None:
         """Raises ``OSError`` where the disk has not room enough. HDF5 does not survive a disk that runs full under
@@ -158,17 +183,19 @@ class FeatureExport:
                 raise NotFinite("features")
             yield features_nC.cpu().numpy()
 
-    def _write_tensor(self, slide_id: str, *, again: bool) -> None:
-        """CLAM's ``.pt``, out of the HDF5."""
+    def _write_missing_tensor(self, slide_id: str) -> None:
         path = self.folder.tensor(slide_id)
-        if path is None or (path.is_file() and not again):
-            return
-        with h5py.File(self.folder.features(slide_id), "r") as file:
-            features = file["features"]
+        if path is not None and not path.is_file():
+            self._save_tensor(self.folder.features(slide_id), path)
+
+    def _save_tensor(self, features: Path, path: Path) -> None:
+        """CLAM's ``.pt``, out of the HDF5."""
+        with opened_hdf5(features) as file:
+            features_NC = file["features"]
             save_rows(
                 path,
-                (features[first : first + BLOCK_ROWS] for first in range(0, len(features), BLOCK_ROWS)),
-                shape=features.shape,
+                (features_NC[first : first + BLOCK_ROWS] for first in range(0, len(features_NC), BLOCK_ROWS)),
+                shape=features_NC.shape,
                 dtype=torch.float16 if self.half else torch.float32,
             )
 

@@ -61,10 +61,11 @@ class FeaturesFolder:
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def claimed(self, settings: Mapping[str, Any]) -> Iterator[None]:
+    def claimed(self, settings: Mapping[str, Any], *, numerics: Mapping[str, bool]) -> Iterator[None]:
         """Hold the folder for the time of the ``with`` block; ``run.json`` says by which settings it is filled.
 
-        ``settings``: those that decide over what is written, as JSON. Raises :class:`ConfigError` where it was
+        ``settings``: those that decide over what is written, as JSON. ``numerics``: how the device calculates
+        (:func:`wsi_ips.streaming.numerics.numerics`). Raises :class:`ConfigError` where it was
         filled by others, :class:`ResultsError` while another process holds it; a process that died holds nothing.
         """
         below = {self._files, self._tensors, self.root} - {self.root}
@@ -74,5 +75,5 @@ class FeaturesFolder:
                 raise ConfigError(
                     f"{self.root} holds features by other settings ({different}); write elsewhere, or remove it"
                 )
-            describe(self.description, "features", settings=dict(settings))
+            describe(self.description, "features", settings=dict(settings), numerics=dict(numerics))
             yield

@@ -1,14 +1,22 @@
-"""A folder of slides in this process, one after the other, the next one opened while this one is encoded."""
+"""A folder of slides in this process, one after the other.
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+A slide is touched by this process only once the one before it is stored: it may kill whoever opens it. Where the
+network is on a GPU, another process looks for the next slide's patches meanwhile.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Literal
 
-from wsi_ips.inference.predict import Predictor, PreparedSlide
+from wsi_ips.errors import ProcessDied
+from wsi_ips.inference.ahead import looked_ahead
+from wsi_ips.inference.alone import Died
+from wsi_ips.inference.in_hand import SlidesInHand
+from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_work import Draw, SlideJob, SlideRecorder, SlideWork
+from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
+from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.progress import Progress, silent
 
 
@@ -30,7 +38,8 @@ def predict_slides(
     recorder = SlideRecorder(run, checkpoint=predictor.checkpoint, draw=draw)
     tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
     left = tables.take_found(jobs, recorder) if resume else jobs
-    predict_in_turn(left, SlideWork(predictor, recorder), tables, on_error=on_error, progress=progress)
+    work = SlideWork(predictor, recorder)
+    predict_in_turn(left, work, tables, on_error=on_error, progress=progress, ahead=False)
     tables.close()
     return tables
 
@@ -42,33 +51,70 @@ def predict_in_turn(
     *,
     on_error: Literal["report", "stop"] = "report",
     progress: Progress = silent,
-) -> None:
-    """Label every job's slide. Where one fails, ``report`` goes on and ``stop`` raises its error."""
-    with progress("Predicting", total=len(jobs)) as advance:
-        for job, prepared in _prepared_ahead(jobs, work):
+    in_hand: SlidesInHand | None = None,
+    ahead: bool | None = None,
+) -> Sequence[SlideJob]:
+    """Label every job's slide. Where one fails, ``report`` goes on and ``stop`` raises its error.
+
+    ``in_hand`` is told of a slide before it is touched, and again once what is known of it is written. ``ahead``:
+    whether a process looks for the next slide's patches meanwhile; None: where the network is not on the CPU, and
+    none is needed for finding tissue. Gives the jobs of slides over which that process died: they are not
+    labelled.
+    """
+    if ahead is None:
+        ahead = work.predictor.device.type != "cpu" and work.predictor.pipeline.tiling.tissue.model is None
+    suspects = []
+    one_by_one = looked_ahead(jobs, work) if ahead else _one_by_one(jobs)
+    with progress("Predicting", total=len(jobs)) as advance, closing(one_by_one) as slides:
+        for job, prepared in slides:
+            if isinstance(prepared, Died):
+                suspects.append(job)
+                continue
+            if in_hand is not None:
+                in_hand.begin(job.slide_id)
             tables.begun(job.slide_id)
             done = work.label(job, prepared, progress=progress)
+            tables.add(done)
+            if in_hand is not None:
+                in_hand.end(job.slide_id)
+            if done.error is not None and on_error == "stop":
+                raise done.error
+            advance(f"{job.slide_id}: {done.row.status}")
+    return suspects
+
+
+def _one_by_one(jobs: Sequence[SlideJob]) -> Generator[tuple[SlideJob, None], None, None]:
+    for job in jobs:
+        yield job, None
+
+
+def predict_suspects(
+    jobs: Sequence[SlideJob],
+    setup: WorkerSetup,
+    tables: RunTables,
+    in_hand: SlidesInHand,
+    *,
+    on_error: Literal["report", "stop"] = "report",
+    progress: Progress = silent,
+) -> None:
+    """Label slides that may kill the process which reads them, each in a process of its own.
+
+    One that does so has failed, and the others are labelled all the same.
+    """
+    with progress("Predicting, each alone", total=len(jobs)) as advance:
+        for job in jobs:
+            tables.begun(job.slide_id)
+            try:
+                done = in_hand.alone(job.slide_id, job.path, _label_alone, (setup, job))
+            except ProcessDied as error:
+                done = setup.recorder().died(job, error)
             tables.add(done)
             if done.error is not None and on_error == "stop":
                 raise done.error
             advance(f"{job.slide_id}: {done.row.status}")
 
 
-def _prepared_ahead(
-    jobs: Sequence[SlideJob], work: SlideWork
-) -> Iterator[tuple[SlideJob, Callable[[], PreparedSlide]]]:
-    """Each job with a call that gives its slide, or raises why there is none; one slide is prepared ahead."""
-    waiting: deque[Future[PreparedSlide]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-prepare") as pool:
-        try:
-            for number, job in enumerate(jobs):
-                if not waiting:
-                    waiting.append(pool.submit(work.prepare, job))
-                current = waiting.popleft()
-                if number + 1 < len(jobs):
-                    waiting.append(pool.submit(work.prepare, jobs[number + 1]))
-                yield job, current.result
-        finally:
-            for future in waiting:  # the run ended before its turn came
-                if not future.cancel() and future.exception() is None:
-                    future.result().slide.close()
+def _label_alone(task: tuple[WorkerSetup, SlideJob]) -> Done:
+    setup, job = task
+    work = setup.load(0)
+    return work.recorder.found(job) or work.label(job)

@@ -74,6 +74,16 @@ class Predictor:
         self._deterministic = deterministic
         self._find_patches = find_patches or PatchesInTissue(pipeline.tiling)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._device
+
+    @property
+    def find_patches(self) -> FindPatches:
+        """Which patches of a slide are looked at."""
+        return self._find_patches
+
     def predict(
         self, path: Location, *, slide_id: str, mpp: Mpp | None = None, progress: Progress = silent
     ) -> SlideResult:
@@ -96,6 +106,11 @@ class Predictor:
             slide.close()
             raise
         return PreparedSlide(slide, path, coords, time.perf_counter() - started)
+
+    def opened(self, path: Location, coords: PatchCoords, *, seconds: float) -> PreparedSlide:
+        """The slide, opened, with patches that ``find_patches`` found of it in so many seconds."""
+        started = time.perf_counter()
+        return PreparedSlide(open_slide(path), path, coords, seconds + time.perf_counter() - started)
 
     def read(self, prepared: PreparedSlide, *, progress: Progress = silent) -> SlideResult:
         """Label a prepared slide, and close it. Its telemetry's ``seconds``: preparing and reading."""

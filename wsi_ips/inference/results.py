@@ -8,6 +8,11 @@ patches) and beside it the datasets
     kept_ids       (M,) int64, raster indices of the kept patches in memory order
     kept_scores    (M,) float32, their selection scores
     kept_embeddings  (M, D) float32, what the encoder made of them; on request only
+    kept_contributions  (M, K) float32, what each of them adds to each of the K outputs, tasks and classes in the
+                   order of ``probabilities``; of models with the direct block only. Of a softmax task: to the
+                   class's logit against the mean of the task's logits; else to the output before the sigmoid.
+                   With the classifier's bias they add up to what the label was read from; other patches add
+                   nothing.
 
     about          a text, JSON: slide_id, slide_path, probabilities ({task: {class: probability}}), checkpoint
                    (SHA-256), made_from (what was read, with which resolution and settings:
@@ -36,9 +41,19 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError, one_line
-from wsi_ips.hdf5 import ABOUT, check_stored, plain_dataset, put_about, small_numbers, take_about, whole_hdf5
+from wsi_ips.hdf5 import (
+    ABOUT,
+    check_stored,
+    opened_hdf5,
+    plain_dataset,
+    put_about,
+    small_numbers,
+    take_about,
+    whole_hdf5,
+)
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.outside_causes import outside_cause
 from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
@@ -62,6 +77,7 @@ DATASETS = (
     "kept_scores",
 )
 EMBEDDINGS = "kept_embeddings"
+CONTRIBUTIONS = "kept_contributions"
 PREDICT_AGAIN = "write it again with wsi-ips predict"
 
 Probabilities = Mapping[str, Mapping[str, float]]
@@ -74,7 +90,8 @@ class SlideResult:
 
     coords: the N patches. logits_NHT: float32, pre-softmax. attention_NHT: float32, sums to 1 over N per head
     and query. kept_ids_M: int64 raster indices in memory order, kept_scores_M their selection scores.
-    kept_emb_MD: float32, their embeddings, where they are known. slide_path: as it was given. checkpoint:
+    kept_emb_MD: float32, their embeddings, where they are known. kept_contributions_MK: float32, what they add to
+    the outputs, where the head tells. slide_path: as it was given. checkpoint:
     fingerprint of the weights, may be empty. task_queries: {task: the query that it reads}, empty where unknown.
     made_from: what was read and how, where that is known. coarse: what a look from afar let through, where
     there was one. telemetry: where the time went; it is not stored with the result. Raises ``ValueError`` for
@@ -91,6 +108,7 @@ class SlideResult:
     checkpoint: str = ""
     made_from: MadeFrom | None = None
     kept_emb_MD: NDArray[np.float32] | None = None
+    kept_contributions_MK: NDArray[np.float32] | None = None
     telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
     bad_tiles: tuple[str, ...] = ()
     task_queries: Mapping[str, int] = field(default_factory=dict)
@@ -117,6 +135,7 @@ class SlideResult:
             kept_ids_M=reading.kept.ids_M.cpu().numpy(),
             kept_scores_M=reading.kept.scores_M.cpu().numpy(),
             kept_emb_MD=reading.emb_MD.float().cpu().numpy(),
+            kept_contributions_MK=contributions(reading, tasks),
             probabilities=named_probabilities(reading, tasks),
             checkpoint=checkpoint,
             telemetry=telemetry or SlideTelemetry(),
@@ -139,6 +158,25 @@ class SlideResult:
             raise ValueError(f"task_queries {dict(self.task_queries)} for {len(queries)} queries")
         if self.kept_emb_MD is not None and len(self.kept_emb_MD) != len(self.kept_ids_M):
             raise ValueError(f"{len(self.kept_emb_MD)} embeddings of {len(self.kept_ids_M)} kept patches")
+        outputs = sum(len(classes) for classes in self.probabilities.values())
+        shape = (len(self.kept_ids_M), outputs)
+        if self.kept_contributions_MK is not None and self.kept_contributions_MK.shape != shape:
+            raise ValueError(f"contributions {self.kept_contributions_MK.shape}, not {shape}")
+
+    def contribution(self, task: str, name: str) -> NDArray[np.float32]:
+        """(N,) float32: what each patch adds to this output; 0 for patches that were not kept.
+
+        Raises ``KeyError`` for an output that the model does not have, and where the head does not tell.
+        """
+        if self.kept_contributions_MK is None:
+            raise KeyError("this model's head does not tell what a patch contributes")
+        outputs = [(each, of) for each, classes in self.probabilities.items() for of in classes]
+        if (task, name) not in outputs:
+            raise KeyError(f"no output {name!r} of task {task!r}")
+        contribution_N = np.zeros(len(self.coords), np.float32)
+        rows_M = np.searchsorted(self.coords.ids_N, self.kept_ids_M)
+        contribution_N[rows_M] = self.kept_contributions_MK[:, outputs.index((task, name))]
+        return contribution_N
 
 
 def named_probabilities(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
@@ -147,6 +185,20 @@ def named_probabilities(reading: "SlideReading", tasks: Sequence[TaskConfig]) ->
         task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))
         for task in tasks
     }
+
+
+def contributions(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> NDArray[np.float32] | None:
+    """(M, K) of the kept patches as :class:`SlideResult` has them; None where the head does not tell."""
+    told = reading.bag.contributions
+    if told is None:
+        return None
+    columns = []
+    for task in tasks:
+        share_MC = told[task.name].float().cpu().numpy()
+        if task.activation == "softmax":  # which is the same whatever is added to all of its logits
+            share_MC = share_MC - share_MC.mean(axis=1, keepdims=True)
+        columns.append(share_MC)
+    return np.concatenate(columns, axis=1)
 
 
 def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -> None:
@@ -171,29 +223,34 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
         file["kept_scores"] = result.kept_scores_M.astype(np.float32)
         if embeddings and result.kept_emb_MD is not None:
             file[EMBEDDINGS] = result.kept_emb_MD.astype(np.float32)
+        if result.kept_contributions_MK is not None:
+            file[CONTRIBUTIONS] = result.kept_contributions_MK.astype(np.float32)
 
 
 def read_result(path: Path) -> SlideResult:
     """Read what :func:`write_result` wrote. Raises :class:`ResultsError` for anything else."""
     if not path.is_file():
         raise ResultsError(path, "does not exist", "name a file that wsi-ips predict wrote")
-    if not h5py.is_hdf5(path):
-        raise ResultsError(path, "is not an HDF5 file", PREDICT_AGAIN)
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             return _take_result(file, path)
     except CoordsError as error:
         raise ResultsError(path, error.args[1], PREDICT_AGAIN) from None
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if cause := outside_cause(error):
+            raise ResultsError(path, cause.problem, cause.mend) from None
+        if not h5py.is_hdf5(path):
+            raise ResultsError(path, "is not an HDF5 file", PREDICT_AGAIN) from None
         raise ResultsError(path, f"is damaged ({one_line(error)})", PREDICT_AGAIN) from None
 
 
 def _take_result(file: Any, path: Path) -> SlideResult:
     _check_version(file, path)
-    with_embeddings = EMBEDDINGS in file
-    for name in (*DATASETS, *([EMBEDDINGS] if with_embeddings else [])):
+    more = [name for name in (EMBEDDINGS, CONTRIBUTIONS) if name in file]
+    for name in (*DATASETS, *more):
         _check_dataset(file, name, path)
+    floats = {name: file[name][()].astype(np.float32, copy=False) for name in more}
     about = take_about(file, path, error=ResultsError, mend=PREDICT_AGAIN)
     return SlideResult(
         slide_path=str(about["slide_path"]),
@@ -205,7 +262,8 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         probabilities=_probabilities(about["probabilities"]),
         checkpoint=str(about["checkpoint"]),
         made_from=None if about["made_from"] is None else MadeFrom.from_json(about["made_from"]),
-        kept_emb_MD=file[EMBEDDINGS][()].astype(np.float32, copy=False) if with_embeddings else None,
+        kept_emb_MD=floats.get(EMBEDDINGS),
+        kept_contributions_MK=floats.get(CONTRIBUTIONS),
         bad_tiles=tuple(str(name) for name in about["bad_tiles"]),
         task_queries=_task_queries(about["task_queries"]),
         coarse=None if about["coarse"] is None else CoarseReport.from_json(about["coarse"]),

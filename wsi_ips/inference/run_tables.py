@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
+from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.predictions import PredictionRow, write_predictions
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_table import SlideRow, read_slide_table, write_slide_table
@@ -35,6 +36,13 @@ class RunTables:
         self._measured: list[SlideTelemetry] = []
         self._written = -math.inf
         earlier = _earlier(run)
+        self._left_running = [
+            job.slide_id
+            for job in jobs
+            if job.slide_id in earlier
+            and earlier[job.slide_id].status == "running"
+            and not earlier[job.slide_id].worker
+        ]
         self._slides: dict[str, SlideRow] = {}
         for job in jobs:
             fresh = SlideRow(slide_id=job.slide_id, path=str(job.path))
@@ -51,6 +59,11 @@ class RunTables:
     def rows(self) -> list[PredictionRow]:
         """Of the slides that are done, in the order of the jobs."""
         return [self._predictions[slide_id] for slide_id in self._slides if slide_id in self._predictions]
+
+    @property
+    def left_running(self) -> Sequence[str]:
+        """The slides that an earlier start was reading itself, without workers, when it died."""
+        return self._left_running
 
     @property
     def measured(self) -> Sequence[SlideTelemetry]:
@@ -75,16 +88,30 @@ class RunTables:
         self._write()
 
     def take_found(
-        self, jobs: Sequence[SlideJob], recorder: SlideRecorder, *, redraw: bool = True
+        self,
+        jobs: Sequence[SlideJob],
+        recorder: SlideRecorder,
+        *,
+        redraw: bool = True,
+        in_hand: SlidesInHand | None = None,
     ) -> list[SlideJob]:
         """Note the slides that an earlier start of the run has done; give those that are left, without ``redraw``
-        also those whose overlay alone is missing."""
+        (and of slides that ``in_hand`` suspects) also those whose overlay alone is missing."""
         left = []
         for job in jobs:
-            if (done := recorder.found(job, redraw=redraw)) is None:
+            suspected = in_hand is not None and in_hand.suspected(job.slide_id)
+            drawn = redraw and not suspected and recorder.lacks_picture(job)
+            if drawn and in_hand is not None:
+                in_hand.begin(job.slide_id)  # the slide is opened for its picture
+            done = recorder.found(job, redraw=redraw and not suspected)
+            if drawn and in_hand is not None:
+                in_hand.end(job.slide_id)
+            if done is None:
                 left.append(job)
             else:
                 self._note(done)
+                if in_hand is not None:
+                    in_hand.end(job.slide_id)  # a start died after all of it was stored
         self._write()
         return left
 
@@ -109,6 +136,7 @@ class RunTables:
         for slide_id, row in self._slides.items():
             if row.status == "running":
                 self._slides[slide_id] = replace(row, status="waiting")
+        self._written = -math.inf  # now, however many slides there are
         self._write()
 
     def close(self) -> None:

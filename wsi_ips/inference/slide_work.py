@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_ips.config import StreamingConfig
-from wsi_ips.errors import CoordsError, ResultsError, SlideFailed, WsiIpsError
+from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
@@ -97,6 +97,27 @@ class SlideRecorder:
         has to be done. Where its overlay is missing, that is drawn, or without ``redraw`` counts as not done."""
         if not redraw and self._draw is not None and not self._run.overlay(job.slide_id).exists():
             return None
+        result = self._stored(job)
+        if result is None:
+            return None
+        return Done(self._row(job, result, redraw=False), note=upsampling_note(result.coords))
+
+    def lacks_picture(self, job: SlideJob) -> bool:
+        """Whether a result is stored, but not its overlay: :meth:`found` may open the slide to draw it."""
+        wanted = self._draw is not None and not self._run.overlay(job.slide_id).exists()
+        return wanted and self._run.attention(job.slide_id).exists()
+
+    def died(self, job: SlideJob, error: ProcessDied) -> Done:
+        """A slide that killed the process which read it has failed; where it is labelled already, only its overlay
+        has."""
+        result = self._stored(job)
+        if result is None:
+            return self.failed(job, error)
+        complaint = f"overlay of {job.slide_id} not drawn: {error}"
+        return Done(PredictionRow.done(result, error=complaint), note=upsampling_note(result.coords))
+
+    def _stored(self, job: SlideJob) -> SlideResult | None:
+        """The result of the same slide and patches by the same checkpoint, where it is stored."""
         path = self._run.attention(job.slide_id)
         if not self._checkpoint or not path.exists():
             return None
@@ -112,7 +133,7 @@ class SlideRecorder:
         if why := self._outdated(job, result):
             logger.warning("slide %s is done again: %s", job.slide_id, why)
             return None
-        return Done(self._row(job, result, redraw=False), note=upsampling_note(result.coords))
+        return result
 
     def _outdated(self, job: SlideJob, result: SlideResult) -> str:
         """Why a stored result has to be made again, in words; empty where it has not."""

@@ -14,6 +14,7 @@ from wsi_ips.errors import CheckpointError, ClusterError, ResultsError
 from wsi_ips.inference.predict import Predictor, ScoredPart
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
+from wsi_ips.library_lines import silence_libraries
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.tiling.find_patches import FindPatches
@@ -76,6 +77,7 @@ class WorkerSetup:
         Raises :class:`CheckpointError` for a checkpoint that is not the one that was meant,
         :class:`ResultsError` where the run's folder is not there, :class:`ClusterError` for other versions.
         """
+        silence_libraries()
         check_versions(versions(), self.versions, where=platform.node())
         if not self.run.description.is_file():
             raise ResultsError(

@@ -7,6 +7,7 @@ heads, T queries, Q window side.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,12 +19,17 @@ from wsi_ips.units import PlaceKind
 @dataclass(frozen=True, slots=True)
 class BagReading:
     """What the network says of bags: per task logits and probabilities (B, classes); tokens_BTD; attention_BHTM
-    over each bag's own patches (0 at empty places)."""
+    over each bag's own patches (0 at empty places).
+
+    contributions: of one bag read by a head that allows it, per task what each patch adds to the logits (M, C);
+    with the classifier's bias they sum to the logits exactly. None elsewhere.
+    """
 
     logits: dict[str, Tensor]
     probabilities: dict[str, Tensor]
     tokens_BTD: Tensor
     attention_BHTM: Tensor
+    contributions: dict[str, Tensor] | None = None
 
 
 class BagNet(nn.Module):
@@ -51,6 +57,12 @@ class BagNet(nn.Module):
     def place_kind(self) -> PlaceKind | None:
         """How the network wants to be told of places; None: it asks for none."""
         return None
+
+    @property
+    def feature_width(self) -> int:
+        """C, width of the encoder's features."""
+        width: Any = self.encoder.dim
+        return int(width)
 
     @property
     def looks_from_afar(self) -> Coarse:

@@ -8,11 +8,12 @@ from wsi_ips.models.attention_nets import AttentionNet, MegapixelMnistAttention,
 from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
 from wsi_ips.models.cross_attention import CrossAttention
+from wsi_ips.models.direct_attention import DirectAttention
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
 from wsi_ips.models.encoders.features import FeatureEncoder
-from wsi_ips.models.encoders.projector import Projector
+from wsi_ips.models.encoders.projector import PlainProjector, Projector
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
-from wsi_ips.models.heads import Heads
+from wsi_ips.models.heads import Heads, queries_of
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.models.positions import Positions, RasterSinusoid, SlideSinusoid
 from wsi_ips.models.sampling_net import SamplingNet
@@ -44,24 +45,45 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
     Raises :class:`ConfigError` or :class:`CheckpointError` where that cannot be.
     """
     encoder, feature_dim = _encoder(config.encoder)
-    projector = Projector(feature_dim, config.encoder.project) if config.encoder.project else None
-    dim = config.encoder.project or feature_dim
-    heads = Heads(dim, config.tasks)
-    attention = CrossAttention(
-        dim,
-        queries=heads.queries,
-        heads=config.attention.heads,
-        key_dim=config.attention.key_dim,
-        value_dim=config.attention.value_dim,
-        inner_dim=config.attention.inner_dim,
-        attention_dropout=config.attention.attention_dropout,
-        dropout=config.attention.dropout,
-    )
+    dim = config.project or feature_dim
+    projector = _projector(config, feature_dim)
+    attention = _attention(config, dim)
+    heads = Heads(attention.token_dim, config.tasks)
     positions = _positions(config.attention, dim)
     coarse = None
     if selection is not None and selection.selector == "cascade":
         coarse = _coarse(selection, config.encoder, feature_dim)
     return IPSNet(encoder, attention, heads, projector=projector, positions=positions, coarse=coarse)
+
+
+def _projector(config: ModelConfig, feature_dim: int) -> nn.Module | None:
+    if not config.project:
+        return None
+    if config.attention.block == "paper":
+        return Projector(feature_dim, config.project)
+    return PlainProjector(feature_dim, config.project, dropout=config.attention.dropout)
+
+
+def _attention(config: ModelConfig, dim: int) -> CrossAttention | DirectAttention:
+    attention, queries = config.attention, queries_of(config.tasks)
+    if attention.value_dim is None or attention.inner_dim is None:
+        return DirectAttention(
+            dim,
+            queries=queries,
+            heads=attention.heads,
+            key_dim=attention.key_dim,
+            attention_dropout=attention.attention_dropout,
+        )
+    return CrossAttention(
+        dim,
+        queries=queries,
+        heads=attention.heads,
+        key_dim=attention.key_dim,
+        value_dim=attention.value_dim,
+        inner_dim=attention.inner_dim,
+        attention_dropout=attention.attention_dropout,
+        dropout=attention.dropout,
+    )
 
 
 def _sampling_net(model: ModelConfig, selection: SelectionConfig) -> SamplingNet:

@@ -32,6 +32,8 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
+        self.token_dim = dim
+        """Width of a query's token: what a task's classifier reads."""
         self.query_tokens = nn.Parameter(torch.empty(1, queries, dim))
         bound = math.sqrt(1 / key_dim)
         nn.init.uniform_(self.query_tokens, -bound, bound)

@@ -22,17 +22,28 @@ class Heads(nn.Module):
     def __init__(self, dim: int, tasks: Sequence[TaskConfig]) -> None:
         super().__init__()
         self._tasks = tuple(tasks)
-        self._tokens = list(task_queries(tasks).values())
-        self.queries = max(self._tokens) + 1
+        self.tokens = task_queries(tasks)
+        """{task: the token that it reads}"""
+        self.queries = queries_of(tasks)
         self.layers = nn.ModuleList(nn.Linear(dim, len(task.classes)) for task in tasks)
 
     def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
         """Task name to logits (B, C)."""
         return {
-            task.name: layer(tokens_BTD[:, token])
-            for task, token, layer in zip(self._tasks, self._tokens, self.layers, strict=True)
+            task.name: layer(tokens_BTD[:, self.tokens[task.name]])
+            for task, layer in zip(self._tasks, self.layers, strict=True)
         }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Task name to its layer's weight (C, D)."""
+        layers = zip(self._tasks, self.layers, strict=True)
+        return {task.name: layer.weight for task, layer in layers if isinstance(layer, nn.Linear)}
 
     def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers."""
         return {task.name: _ACTIVATIONS[task.activation](logits[task.name]) for task in self._tasks}
+
+
+def queries_of(tasks: Sequence[TaskConfig]) -> int:
+    """How many query tokens the tasks read."""
+    return max(task_queries(tasks).values()) + 1

@@ -7,12 +7,14 @@ of features, D of embeddings, H heads, T queries.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from wsi_ips.models.bag_net import BagNet, BagReading, scoring
 from wsi_ips.models.cross_attention import CrossAttention
+from wsi_ips.models.direct_attention import DirectAttention
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.positions import Positions
 from wsi_ips.units import PlaceKind
@@ -28,7 +30,7 @@ class IPSNet(BagNet):
     def __init__(
         self,
         encoder: nn.Module,
-        attention: CrossAttention,
+        attention: CrossAttention | DirectAttention,
         heads: Heads,
         *,
         projector: nn.Module | None = None,
@@ -62,8 +64,19 @@ class IPSNet(BagNet):
         return self._read(self._placed(self.projector(features_KC), places_K), counts)
 
     def read_bag(self, emb_nD: Tensor, places_n: Tensor) -> BagReading:
-        """Read one bag (B = 1) from embeddings that are there already."""
-        return self._read(self._placed(emb_nD, places_n), [len(emb_nD)])
+        """Read one bag (B = 1) from embeddings that are there already, and with the direct block say what each
+        patch contributes."""
+        x_nD = self._placed(emb_nD, places_n)
+        reading = self._read(x_nD, [len(emb_nD)])
+        if not isinstance(self.attention, DirectAttention):
+            return reading
+        contributions = {
+            task: self.attention.contributions(
+                x_nD, reading.attention_BHTM[0], weight_CE, query=self.heads.tokens[task]
+            )
+            for task, weight_CE in self.heads.weights().items()
+        }
+        return replace(reading, contributions=contributions)
 
     def _placed(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
         if self.positions is None:

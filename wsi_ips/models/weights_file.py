@@ -21,6 +21,7 @@ from wsi_ips import __version__
 from wsi_ips.config import Section
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.files import whole_file
+from wsi_ips.outside_causes import system_cause
 
 MAX_CONFIG_CHARS = 1_000_000
 
@@ -78,9 +79,15 @@ class WeightsFile(Generic[Config, Net]):
         if not path.is_file():
             raise CheckpointError(path, f"no such {self.name}", self.mend)
         try:
+            with path.open(
+                "rb"
+            ):  # whatever keeps safetensors from opening it, it says that there is no such file
+                pass
             with safe_open(path, framework="pt") as file:
                 yield file
         except (SafetensorError, OSError) as error:
+            if cause := system_cause(error):
+                raise CheckpointError(path, cause.problem, cause.mend) from None
             raise CheckpointError(path, f"is not a safetensors file ({error})", self.mend) from None
 
     def _config(self, path: Path, metadata: Mapping[str, str]) -> Config:

@@ -50,6 +50,8 @@ class DetectJob(Resolution):
     """Of objects in the GeoJSON; none: outlines where the detector tells them, else boxes."""
     tiling: UpsamplingConfig = UpsamplingConfig()
     device: str = "auto"
+    deterministic: bool = False
+    """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
     streaming: StreamingConfig = StreamingConfig(batch=4)
 
     @model_validator(mode="after")

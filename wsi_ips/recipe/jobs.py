@@ -73,6 +73,8 @@ class FeaturesJob(Resolution):
     half: bool = False
     """Store float16."""
     device: str = "auto"
+    deterministic: bool = False
+    """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
     streaming: StreamingConfig = StreamingConfig()
 
     @model_validator(mode="after")

@@ -63,13 +63,19 @@ def select(
 ) -> Kept:
     """The M patches that ``selection.rule`` keeps, without gradients; the net's own mode is restored.
 
-    ``seen`` must give a patch the same pixels whatever chunk it comes in. ``store`` gathers the logits of all
-    patches. Memory: one chunk, and under ``buffer`` M + I embeddings, under ``global`` heads x queries floats
-    per patch. Raises ``ValueError`` without patches, and :class:`NotFinite` for a network that went wrong.
+    What is kept of them (``emb_MD``) is what the encoder made, before the projector: who learns from them takes
+    the projector's gradients, and would encode them again otherwise. ``seen`` must give a patch the same pixels
+    whatever chunk it comes in. ``store`` gathers the logits of all patches. Memory: one chunk, and under
+    ``buffer`` M + I embeddings, under ``global`` heads x queries floats per patch. Raises ``ValueError`` without
+    patches, and :class:`NotFinite` for a network that went wrong.
     """
     chunks = ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in source)
+
+    def logits(features_nC: Tensor, ids_n: Tensor) -> Tensor:
+        return net.logits(net.projector(features_nC), places_for(net, source, ids_n))
+
     with scoring(net):
-        return _select(net, source, chunks, selection, encode=net.encode, store=store)
+        return _kept(chunks, selection, encode=net.encoder, logits=logits, store=store)
 
 
 def places_for(net: BagNet, source: PatchSource, ids_n: Tensor) -> Tensor:
@@ -197,6 +203,17 @@ def _select(
     def logits(emb_nD: Tensor, ids_n: Tensor) -> Tensor:
         return net.logits(emb_nD, places_for(net, source, ids_n))
 
+    return _kept(chunks, selection, encode=encode, logits=logits, store=store)
+
+
+def _kept(
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    selection: SelectionConfig,
+    *,
+    encode: Callable[[Tensor], Tensor],
+    logits: Callable[[Tensor, Tensor], Tensor],
+    store: ScoreStore | None,
+) -> Kept:
     if selection.rule == "buffer":
         return select_patches(chunks, encode=encode, logits=logits, m=selection.m, i=selection.i, store=store)
     store = ScoreStore() if store is None else store

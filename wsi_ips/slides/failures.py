@@ -5,6 +5,7 @@ import os
 
 from wsi_ips.errors import WsiIpsError
 from wsi_ips.files import no_room
+from wsi_ips.outside_causes import system_cause
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ def failure_in_words(slide_id: str, error: Exception) -> str:
         return f"{os.strerror(error.errno).lower()} where the results are written{where}; make room there"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, OSError | MemoryError) and (cause := system_cause(error)):
+        return f"{cause.problem}; {cause.mend}"
     logger.error("slide %s failed", slide_id, exc_info=error)
     return f"{type(error).__name__}: {error}"
 

@@ -19,7 +19,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
+from wsi_ips.errors import SlideClosed, SlideInterrupted, SlideReadError, UnsupportedSlide
+from wsi_ips.outside_causes import CONVERT as CONVERT_OR_COPY
+from wsi_ips.outside_causes import OutsideCause, outside_cause, system_cause
 from wsi_ips.slides.base import LeftOut, Level, RgbImage, SlideInfo
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region, paste, white_region
 from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution
@@ -41,6 +43,8 @@ PILLOW_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 SWAPS_SIDES = frozenset({5, 6, 7, 8})
 """EXIF orientations that turn an image by a quarter."""
 EXIF_ORIENTATION = 0x0112
+
+BROKEN = "the file is damaged or incomplete; copy it again, or leave the slide out"
 
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 
@@ -98,8 +102,13 @@ class ImageReader(ClosingReader):
         except UnsupportedSlide as error:  # it was an image when it was opened
             raise SlideReadError(*error.args) from error
         except (OSError, *PARSING_ERRORS) as error:
-            mend = "the file is damaged or incomplete; copy it again, or leave the slide out"
+            if cause := system_cause(error):
+                raise SlideInterrupted(self._path, cause.problem, cause.mend) from error
+            cause = outside_cause(error)
+            mend = cause.mend if cause else BROKEN
             raise SlideReadError(self._path, f"cannot be decoded: {error}", mend) from error
+        except ImportError as error:  # a codec that is not in this installation
+            raise SlideInterrupted(self._path, f"cannot be decoded here: {error}", CONVERT_OR_COPY) from error
         if pixels.shape[1::-1] != self._info.l0_size:
             raise SlideReadError(
                 self._path,
@@ -139,7 +148,8 @@ def _look_at(path: Path) -> _Found:
     try:
         found = _look_at_tiff(path) if _start(path).startswith(TIFF_STARTS) else _look_by_pillow(path)
     except OSError as error:
-        raise UnsupportedSlide(path, f"cannot be read: {error.strerror or error}") from error
+        cause = system_cause(error) or OutsideCause(f"cannot be read: {error.strerror or error}", "")
+        raise UnsupportedSlide(path, cause.problem, cause.mend) from error
     width, height = found.size
     if not 0 < width * height <= MOST_PX:
         raise UnsupportedSlide(

@@ -21,11 +21,13 @@ from wsi_ips.errors import (
     FileError,
     ReaderNotInstalled,
     SlideClosed,
+    SlideInterrupted,
     SlideReadError,
     UnsupportedSlide,
     one_line,
 )
 from wsi_ips.location import Location, Url, locate
+from wsi_ips.outside_causes import outside_cause, system_cause
 from wsi_ips.slides.base import Level, RgbImage, SlideInfo
 from wsi_ips.slides.limits import check_levels
 from wsi_ips.slides.ome_zarr_metadata import Multiscale, image_group, read_multiscale
@@ -102,12 +104,20 @@ class OmeZarrReader(ClosingReader):
             known = _network_error(self._path, error)
             bad = None if known else first_bad_chunk(array, selection)
             chunk, why = bad or ("", error)
-            failed = SlideReadError(
+            cause = outside_cause(why)
+            kind = SlideInterrupted if known or system_cause(why) else SlideReadError
+            failed = kind(
                 self._path,
                 f"level {level} cannot be read at its pixel ({x.start}, {y.start}): "
                 + (f"its chunk {chunk}: " if chunk else "")
-                + (known.args[1] if known else f"{type(why).__name__}: {one_line(why)}"),
-                "try again, or copy it again: it may be damaged",
+                + (
+                    known.args[1]
+                    if known
+                    else cause.problem
+                    if cause
+                    else f"{type(why).__name__}: {one_line(why)}"
+                ),
+                "try again" if known else cause.mend if cause else "copy it again: it may be damaged",
             )
             logger.debug("%s", failed, exc_info=error)
         raise failed
@@ -120,7 +130,8 @@ class OmeZarrReader(ClosingReader):
                 try:
                     self._levels = self._open()[1]
                 except UnsupportedSlide as error:  # it was a slide when the reader was pickled
-                    raise SlideReadError(*error.args) from error
+                    kind = SlideInterrupted if system_cause(error) else SlideReadError
+                    raise kind(*error.args) from error
             return self._levels
 
     def _open(self) -> tuple[Multiscale, Levels]:
@@ -135,7 +146,10 @@ class OmeZarrReader(ClosingReader):
             raise
         # zarr meets hostile metadata with whatever its parsing runs into.
         except Exception as error:
-            failed = _network_error(self._path, error) or UnsupportedSlide(
+            failed = _network_error(self._path, error)
+            if failed is None and (cause := system_cause(error)):
+                failed = UnsupportedSlide(self._path, cause.problem, cause.mend)
+            failed = failed or UnsupportedSlide(
                 self._path, f"not a Zarr folder that can be understood: {error}"
             )
             logger.debug("%s", failed, exc_info=error)

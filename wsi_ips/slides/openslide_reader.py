@@ -1,5 +1,6 @@
 """Every format that OpenSlide knows, composited on white."""
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
@@ -8,7 +9,8 @@ from typing import Any
 import numpy as np
 from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 
-from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
+from wsi_ips.errors import SlideClosed, SlideInterrupted, SlideReadError, UnsupportedSlide
+from wsi_ips.outside_causes import outside_cause, system_cause
 from wsi_ips.slides.base import Bounds, LeftOut, Level, RgbImage, SlideInfo
 from wsi_ips.slides.dicom.series import series_of
 from wsi_ips.slides.level_shape import ANOTHER_SHAPE, shows_same_field
@@ -17,6 +19,7 @@ from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution, number
 from wsi_ips.slides.tiff.containers import refuse_misread
 from wsi_ips.units import L0Point, Mpp, Size
 
+BROKEN = "the file is damaged or incomplete; copy it again, or leave the slide out"
 LEVELS_BY_MARK = frozenset({"aperio", "argos", "generic-tiff", "huron"})
 """Vendors whose levels OpenSlide finds by marks that a macro or label may have too."""
 
@@ -59,10 +62,14 @@ class OpenSlideReader(ClosingReader):
             region = _region(fresh, l0_xy, number, size_px)
         except (OpenSlideError, UnsupportedSlide) as error:
             reason = error.args[1] if isinstance(error, UnsupportedSlide) else error
+            # A file of its own that is not there makes it incomplete.
+            if (cause := system_cause(error)) and cause.number != errno.ENOENT:
+                raise SlideInterrupted(self._path, cause.problem, cause.mend) from error
+            cause = None if cause else outside_cause(error)
             raise SlideReadError(
                 self._path,
                 f"level {level} cannot be read at level-0 position ({l0_xy[0]}, {l0_xy[1]}): {reason}",
-                "the file is damaged or incomplete; copy it again, or leave the slide out",
+                cause.mend if cause else BROKEN,
             ) from error
         self._adopt(fresh)
         return region
@@ -115,7 +122,11 @@ def _open(path: Path) -> OpenSlide:
     # Any file of a series opens all of it.
     file = series_of(path).files[0] if path.is_dir() else path
     try:
+        with file.open("rb"):  # OpenSlide takes what it cannot open for a format that it does not know
+            pass
         return OpenSlide(file)
+    except OSError as error:
+        raise UnsupportedSlide(path, f"cannot be read: {error.strerror or error}") from error
     except OpenSlideUnsupportedFormatError:
         # OpenSlide's words here are "Unsupported or missing image file", and the file is there.
         refusal = "not a slide format that OpenSlide knows"

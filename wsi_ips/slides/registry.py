@@ -1,5 +1,6 @@
 """Which reader opens a slide. A reader is a name and an import path, loaded when first asked for."""
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +20,7 @@ from wsi_ips.errors import (
     WsiIpsError,
 )
 from wsi_ips.location import Location, Url, is_there, locate
+from wsi_ips.outside_causes import system_cause
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
 
@@ -83,6 +85,8 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
         except (DamagedSlide, RefusedSlide, SeveralSlides):
             raise
         except UnsupportedSlide as error:
+            if (cause := system_cause(error)) and cause.number != errno.ENOENT:
+                raise UnsupportedSlide(path, cause.problem, cause.mend) from error
             refused[name] = _reason(error)
         except ReaderNotInstalled as error:
             refused[name], mend = str(error), ""

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from wsi_ips.byte_cache import ByteCache
-from wsi_ips.errors import SlideClosed, SlideReadError, UnsupportedSlide
+from wsi_ips.errors import SlideClosed, SlideInterrupted, SlideReadError, UnsupportedSlide
+from wsi_ips.outside_causes import OutsideCause, outside_cause, system_cause
 from wsi_ips.slides.base import RgbImage, SlideInfo
 from wsi_ips.slides.codecs.base import Parts, TileDecoder, TileError
 from wsi_ips.slides.region import (
@@ -140,8 +141,8 @@ class StoredTileReader(ClosingReader):
         opened = self._opened()
         try:
             return read_tiles(opened.files, opened.layout.levels[level], np.asarray(numbers, np.int64))
-        except OSError as error:
-            raise SlideReadError(self._path, f"cannot be read: {error.strerror or error}") from error
+        except (OSError, MemoryError) as error:
+            raise self._interrupted(error) from error
 
     def decode_tile(self, level: int, number: int, data: memoryview, out: RgbImage) -> None:
         """See :meth:`TiledReader.decode_tile`."""
@@ -155,6 +156,8 @@ class StoredTileReader(ClosingReader):
             opened.decoders[level].decode(parts, out)
         except TileError as error:
             raise self._unreadable(level, number, tiles, error) from error
+        except (MemoryError, ImportError) as error:  # a codec that is not in this installation
+            raise self._interrupted(error) from error
         _whiten_beyond(out, opened.places[level], number)
 
     def tile_jpeg(self, level: int, number: int, data: memoryview) -> bytes | None:
@@ -167,17 +170,24 @@ class StoredTileReader(ClosingReader):
         except TileError as error:
             raise self._unreadable(level, number, tiles, error) from error
 
+    def _interrupted(self, error: Exception) -> SlideInterrupted:
+        cause = outside_cause(error) or OutsideCause(f"cannot be read: {error}", "try again")
+        return SlideInterrupted(self._path, cause.problem, cause.mend)
+
     def _unreadable(self, level: int, number: int, tiles: TileLayout, error: TileError) -> SlideReadError:
         row, col = divmod(number, tiles.cols)
         count = int(tiles.byte_counts[number].sum())
         # Not through _opened: another thread may have closed the reader meanwhile.
         files = self._state.layout.files if self._state and tiles.files is not None else ()
+        cause = outside_cause(error)
+        if cause and system_cause(error):
+            return SlideInterrupted(self._path, cause.problem, cause.mend)
         of_file = f" of {files[int(tiles.files[number])].name}" if files and tiles.files is not None else ""
         return SlideReadError(
             self._path,
             f"tile ({col}, {row}) of level {level}, {count} bytes at byte "
             f"{tiles.offsets[number].min()}{of_file}, is unreadable: {error}",
-            "the file is damaged; copy it again, or leave the slide out",
+            cause.mend if cause else "the file is damaged; copy it again, or leave the slide out",
         )
 
     def reopen(self) -> None:
@@ -188,7 +198,7 @@ class StoredTileReader(ClosingReader):
             try:
                 fresh = self._open()
             except UnsupportedSlide as error:
-                raise SlideReadError(*error.args) from error
+                raise _no_longer(error) from error
             if fresh.layout.described_levels() != self._info.levels:
                 raise SlideReadError(
                     self._path,
@@ -222,7 +232,7 @@ class StoredTileReader(ClosingReader):
                 try:
                     state = self._state = self._state or self._open()
                 except UnsupportedSlide as error:  # it was a slide when the reader was pickled
-                    raise SlideReadError(*error.args) from error
+                    raise _no_longer(error) from error
         return state
 
     def _open(self) -> "_Opened":
@@ -231,7 +241,8 @@ class StoredTileReader(ClosingReader):
             files = tuple(TileFile(path) for path in layout.files)
             _refuse_odd_tiles(self._path, files, layout)
         except OSError as error:
-            raise UnsupportedSlide(self._path, f"cannot be read: {error.strerror or error}") from error
+            cause = system_cause(error) or OutsideCause(f"cannot be read: {error.strerror or error}", "")
+            raise UnsupportedSlide(self._path, cause.problem, cause.mend) from error
         return _Opened(
             files,
             layout,
@@ -258,6 +269,12 @@ class _Opened:
     layout: SlideLayout
     places: tuple[TilePlaces, ...]  # one a level
     decoders: tuple[TileDecoder, ...]  # one a level
+
+
+def _no_longer(error: UnsupportedSlide) -> SlideReadError:
+    """What is said where a slide that was opened before is not opened again."""
+    kind = SlideInterrupted if system_cause(error) else SlideReadError
+    return kind(*error.args)
 
 
 def _cache_of(limit: int) -> ByteCache[tuple[int, int], RgbImage]:

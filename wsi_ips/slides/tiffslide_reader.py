@@ -25,11 +25,14 @@ from wsi_ips.errors import (
     DamagedSlide,
     FileError,
     SlideClosed,
+    SlideInterrupted,
+    SlideNotFound,
     SlideReadError,
     SlideUnreachable,
     UnsupportedSlide,
 )
 from wsi_ips.location import Location, Url, locate
+from wsi_ips.outside_causes import outside_cause, system_cause
 from wsi_ips.slides.base import Level, RgbImage, SlideInfo
 from wsi_ips.slides.limits import check_levels
 from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
@@ -120,10 +123,14 @@ class TiffSlideReader(ClosingReader):
         except Exception as error:  # the network's, fsspec's, tifffile's, zarr's and the codecs' errors
             self._drop()
             known = error if isinstance(error, FileError) else _network_error(self._path, error)
-            failed = SlideReadError(
+            cause = outside_cause(error)
+            interrupted = isinstance(known, SlideUnreachable | SlideNotFound) or system_cause(error)
+            failed = (SlideInterrupted if interrupted else SlideReadError)(
                 self._path,
                 f"level {level} cannot be read at its pixel ({lv_xy[0]}, {lv_xy[1]}): "
-                + (known.args[1] if known else f"{type(error).__name__}: {error}"),
+                + (
+                    known.args[1] if known else cause.problem if cause else f"{type(error).__name__}: {error}"
+                ),
                 "try again, or download it",
             )
             logger.debug("%s", failed, exc_info=error)

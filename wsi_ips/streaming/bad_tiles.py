@@ -3,8 +3,9 @@
 import logging
 from threading import Lock
 
-from wsi_ips.errors import SlideReadError
+from wsi_ips.errors import SlideInterrupted, SlideReadError
 from wsi_ips.location import Location
+from wsi_ips.outside_causes import outside_cause
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +33,25 @@ class BadTiles:
     def add(self, name: str, error: SlideReadError) -> None:
         """``name`` stays unreadable and becomes white.
 
-        Raises :class:`SlideReadError` once more than the allowed share of all is bad.
+        Raises :class:`SlideReadError` once more than the allowed share of all is bad, and ``error`` itself if the
+        file is not to blame: read another time, there would be something else than white.
         """
+        if isinstance(error, SlideInterrupted):
+            raise error
         with self._lock:
             if name in self._names:
                 return
             self._names[name] = None
             bad = len(self._names)
+        cause = outside_cause(error)
         logger.info("%s; it is read as white", error)  # named in the result: no line a tile
         if bad > self._most_share * self._expected / self._of_slide:
             raise SlideReadError(
                 self._path,
                 f"{bad} of {self._expected} tiles cannot be decoded, more than {self._most_share:.2%} of the "
                 f"slide's; the last: {error.args[1]}",
-                "the file is damaged; copy it again, or allow more with streaming.max_bad_tiles",
+                f"{cause.mend if cause else 'the file is damaged; copy it again'}; or allow more with "
+                "streaming.max_bad_tiles",
             ) from error
 
     @property

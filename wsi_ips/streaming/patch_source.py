@@ -16,6 +16,10 @@ class PatchSource(Protocol):
 
     def __iter__(self) -> Iterator[Chunk]: ...
 
+    def ids(self) -> Tensor:
+        """(N,) int64 on the CPU: all patches, in the order of iterating."""
+        ...
+
     def read(self, ids_n: Tensor) -> Chunk:
         """The patches with these ids, in the order given, with the pixels that iterating gave."""
         ...
@@ -38,10 +42,6 @@ class SomePatches(PatchSource, Protocol):
 
 class CoarseSource(SomePatches, Protocol):
     """Patches that can be looked at from afar. :class:`PatchStream` is one."""
-
-    def ids(self) -> Tensor:
-        """(N,) int64 on the CPU: all patches, in the order of iterating."""
-        ...
 
     def windows(self, coarse: CoarseConfig) -> "Windows":
         """What is seen of them at a coarser resolution."""

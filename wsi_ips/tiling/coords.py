@@ -11,12 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, one_line
-from wsi_ips.hdf5 import check_stored, fixed_text, plain_dataset, small_numbers, stated_text, whole_hdf5
+from wsi_ips.hdf5 import (
+    check_stored,
+    fixed_text,
+    opened_hdf5,
+    plain_dataset,
+    small_numbers,
+    stated_text,
+    whole_hdf5,
+)
+from wsi_ips.outside_causes import outside_cause
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.tiling.foreign_coords import FOREIGN_ATTRIBUTES, check_l0_size, foreign_coords, pair, positive
 from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords
@@ -58,7 +66,7 @@ def write_coords(
 def stored_tiled_from(path: Path) -> TiledFrom | None:
     """What the coordinates in ``path`` were made from; None where the file does not say, or cannot be read."""
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             stated = stated_text(file.attrs, MADE_FROM)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError):
         return None
@@ -117,10 +125,12 @@ def read_coords(path: Path, *, info: SlideInfo | None = None) -> PatchCoords:
     if not path.is_file():
         raise CoordsError(path, "does not exist", "check the path")
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             return take_coords(file, path, info=info)
     # h5py has no error of its own: a damaged file shows as any of these.
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if cause := outside_cause(error):
+            raise CoordsError(path, cause.problem, cause.mend) from None
         raise CoordsError(path, "is not an HDF5 file that can be read", TILE_AGAIN) from None
 
 

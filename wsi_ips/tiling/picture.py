@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import SlideReadError
+from wsi_ips.errors import SlideInterrupted, SlideReadError
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.slides.region import WHITE
 from wsi_ips.units import Size
@@ -112,6 +112,8 @@ class _Painter:
     def _painted(self, canvas: _Canvas, level: int) -> bool:
         try:
             canvas.picture_HWC[:] = _block(self.slide, level, canvas.l0_columns, canvas.l0_rows)
+        except SlideInterrupted:
+            raise
         except SlideReadError:
             self.failures += 1
             if self.failures > MOST_FAILURES or (level == 0 and not self.white_where_unread):

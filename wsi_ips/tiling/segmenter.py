@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wsi_ips.config import TissueModelConfig
 from wsi_ips.config.tissue_model import file_sha256
 from wsi_ips.errors import ConfigError, SegmenterError, one_line
+from wsi_ips.outside_causes import system_cause
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.picture import slide_window
 from wsi_ips.units import Mpp, Size
@@ -165,6 +166,8 @@ def load_network(model: TissueModelConfig) -> Network:
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001 - what a broken file makes these raise is not documented
+        if cause := system_cause(error):
+            raise SegmenterError(path, cause.problem, cause.mend) from None
         raise SegmenterError(
             path,
             f"is neither TorchScript nor ONNX ({one_line(error, most=160)})",

@@ -20,6 +20,7 @@ from wsi_ips.training.bags import Bag
 from wsi_ips.training.kept_patches import KeptPatches, bag_key, coarse_source, seeded, whole_bag
 from wsi_ips.training.learning import Learner
 from wsi_ips.training.sampled_slides import teach_scorer
+from wsi_ips.training.selection_watch import SelectionFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,12 @@ class KeptCascade:
 
 
 class CascadeLearner:
-    """See :class:`wsi_ips.training.methods.Method`. scorer_losses: of every bag so far."""
+    """See :class:`wsi_ips.training.methods.Method`. remembered: the patches that each bag kept last.
+    scorer_losses: of every bag so far."""
 
     def __init__(self, learner: Learner) -> None:
         self.remembered: dict[str, Tensor] = {}
+        self.watched: list[SelectionFigures] = []
         self.scorer_losses: list[float] = []
         self._learner = learner
         self._config = learner.config
@@ -57,6 +60,9 @@ class CascadeLearner:
             kept = select(
                 net, source.only(afar.ids_N[rows_n]), self._config.selection, seen=seen, store=store
             )
+            before_M = self.remembered.get(bag.bag_id)
+            self.watched.append(SelectionFigures.of(store.logits(), store.ids(), kept.ids_M, before_M))
+            self.remembered[bag.bag_id] = kept.ids_M
             patches = KeptPatches(bag, kept.ids_M, places_for(net, source, kept.ids_M), kept.emb_MD)
         attention_n = store.attention().mean(dim=(1, 2))
         window_w, place_n = afar.windows.window_N[rows_n].unique(return_inverse=True)

@@ -20,8 +20,8 @@ from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.datasets.splits import folds_by_case, set_aside_by_case
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
-from wsi_ips.training.fit import FinetuneReport, deciding_settings
-from wsi_ips.training.record import BEST_NAME
+from wsi_ips.training.fit import deciding_settings
+from wsi_ips.training.record import BEST_NAME, FinetuneReport
 from wsi_ips.training.run_state import forget_run
 
 DONE_NAME = "fold.json"

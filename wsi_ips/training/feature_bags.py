@@ -6,11 +6,10 @@ Shape suffixes: N patches of a slide, n some of them, C feature width.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,11 +20,14 @@ from wsi_ips.datasets.feature_files import FeatureFile, find_features, open_feat
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.datasets.targets import Target
 from wsi_ips.errors import FeaturesError
+from wsi_ips.hdf5 import opened_hdf5
+from wsi_ips.outside_causes import system_cause
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
 from wsi_ips.training.finetune import check_labels, too_many_bad
-from wsi_ips.training.fit import FinetuneReport, train_bags
+from wsi_ips.training.fit import train_bags
+from wsi_ips.training.record import FinetuneReport
 from wsi_ips.units import PlaceKind
 
 
@@ -48,6 +50,10 @@ class FeatureSource:
     def __iter__(self) -> Iterator[Chunk]:
         for start in range(0, len(self._held), self._batch):
             yield self._chunk(np.arange(start, min(start + self._batch, len(self._held))))
+
+    def ids(self) -> Tensor:
+        """See :class:`wsi_ips.streaming.patch_source.PatchSource`."""
+        return torch.from_numpy(self._held.ids_N)
 
     def read(self, ids_n: Tensor) -> Chunk:
         """Raises ``KeyError`` for an id that the file does not have."""
@@ -105,8 +111,10 @@ class FeatureBag:
 def open_source(held: FeatureFile, *, batch: int, device: torch.device) -> Iterator[FeatureSource]:
     """The features in a checked file; it is open for the time of the ``with`` block only."""
     try:
-        file = h5py.File(held.path, "r")
+        file = opened_hdf5(held.path)
     except OSError as error:
+        if cause := system_cause(error):
+            raise FeaturesError(held.path, cause.problem, cause.mend) from None
         raise FeaturesError(held.path, f"can no longer be opened ({error})", "start again") from None
     with file:
         yield FeatureSource(file, held, batch=batch, device=device)
@@ -161,4 +169,4 @@ def finetune_features(
     report = train_bags(
         bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
     )
-    return FinetuneReport(report.checkpoint, report.best_epoch, report.history, {**bad, **report.bad})
+    return replace(report, bad={**bad, **report.bad})

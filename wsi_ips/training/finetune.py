@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from wsi_ips.errors import ManifestError, TrainingError, WsiIpsError
 from wsi_ips.progress import Progress, silent
 from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.training.bags import SlideBag, tile_bag
-from wsi_ips.training.fit import FinetuneReport, train_bags
+from wsi_ips.training.fit import check_encoder, train_bags
+from wsi_ips.training.record import FinetuneReport
 from wsi_ips.units import Mpp
 
 
@@ -33,6 +35,8 @@ def finetune(
     """
     records = [*manifest.split("train"), *manifest.split("val")]
     check_labels(manifest, config.model.tasks)
+    if config.model.encoder.weights == "none":
+        check_encoder(config)
     bags: dict[str, list[SlideBag]] = {"train": [], "val": []}
     bad: dict[str, str] = {}
     allowed = math.ceil(config.training.max_bad_slides * len(records))
@@ -52,7 +56,7 @@ def finetune(
     report = train_bags(
         bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
     )
-    return FinetuneReport(report.checkpoint, report.best_epoch, report.history, {**bad, **report.bad})
+    return replace(report, bad={**bad, **report.bad})
 
 
 def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:

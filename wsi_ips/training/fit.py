@@ -4,28 +4,34 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
+from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import begin_from
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import Progress, silent
 from wsi_ips.streaming.numerics import calculating, numerics
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.calibration import calibrate
+from wsi_ips.training.diagnosis import findings
+from wsi_ips.training.head_start import encoded, forget_features, head_start_config
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import SharedSteps, is_first_process
-from wsi_ips.training.record import BEST_NAME, Record
+from wsi_ips.training.record import BEST_NAME, FinetuneReport, Record
+from wsi_ips.training.restarts import best_start
+from wsi_ips.training.run_state import HEAD_START, STATE_NAME
 from wsi_ips.training.sampling import order_of_epoch
 from wsi_ips.training.steps import Steps
 from wsi_ips.versions import versions
@@ -33,16 +39,6 @@ from wsi_ips.versions import versions
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 FREE = ("save_minutes", "tensorboard", "max_bad_slides")
 """Settings that may change when a run is resumed."""
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneReport:
-    """checkpoint: the best epoch's (see ``training.monitor``). bad: {slide_id: why it was left out}."""
-
-    checkpoint: Path
-    best_epoch: int
-    history: tuple[Mapping[str, float], ...]
-    bad: Mapping[str, str] = field(default_factory=dict)
 
 
 def train_bags(
@@ -60,14 +56,26 @@ def train_bags(
     Writes into ``out``: ``model.safetensors`` (the best epoch so far, with its config), ``last.safetensors``,
     ``history.csv`` (losses and figures per epoch), ``run.json`` (the resolved config, versions, and how the
     device calculates) and the state that the same call resumes from where it was killed. Raises
-    :class:`ConfigError` where ``out`` holds another run, :class:`TrainingError` where the loss is not finite or
+    :class:`ConfigError` where ``out`` holds another run, or an encoder of random weights would never be
+    normalised (:meth:`TimmEncoder.check_normalised`), :class:`TrainingError` where the loss is not finite or
     more than ``max_bad`` bags cannot be read.
+
+    Where the config has a head start, it is made first, below ``out/head_start``; where it has restarts, each is a
+    run below ``out/starts``, and ``starts.csv`` says how each of them ended.
     """
     if config.selection.selector == "cascade" and config.selection.coarse.recall is not None and not val:
         raise ConfigError(
             "selection.coarse.recall is measured on the validation split, which is empty: set coarse.share instead"
         )
     with calculating(deterministic=config.training.deterministic):
+        if config.training.restarts > 1 and not config.head_start_epochs:
+            return best_start(
+                config,
+                out,
+                lambda begun, folder: _train(
+                    train, val, begun, folder, device=device, progress=progress, max_bad=max_bad
+                ),
+            )
         return _train(train, val, config, out, device=device, progress=progress, max_bad=max_bad)
 
 
@@ -84,8 +92,15 @@ def _train(
     seed = config.training.seed
     seed_everything(seed, verbose=False)
     net = build_selecting_net(config.model, config.selection)
+    bad: dict[str, str] = {}
     if config.training.start is not None:
         begin_from(net, config.training.start)
+    _check_normalised(net)
+    if config.training.start is None and config.head_start_epochs and not (out / STATE_NAME).exists():
+        started = _head_start(net, train, val, config, out, device=device, progress=progress, max_bad=max_bad)
+        begin_from(net, started.checkpoint)
+        seed_everything(seed, verbose=False)
+        bad = dict(started.bad)
     targets, balanced = [bag.targets for bag in train], config.training.sampling == "balanced"
     steps = Steps(
         len(train),
@@ -93,6 +108,7 @@ def _train(
         order=lambda epoch: order_of_epoch(targets, seed=seed, epoch=epoch, balanced=balanced),
     )
     module = IPSModule(net, config, bags=train, steps=steps, max_bad=max_bad)
+    module.bad.update(bad)
     record = Record(out, config, run=_described(config, train, val))
     record.resume(module)
     if not record.finished:
@@ -102,7 +118,53 @@ def _train(
     if config.selection.selector == "cascade" and val and is_first_process():
         readable = [bag for bag in val if bag.bag_id not in module.bad]
         calibrate(out / BEST_NAME, readable, config, device=device, progress=progress)
-    return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad))
+    doubts = findings(
+        record.history,
+        record.best_epoch,
+        config,
+        train=[bag.targets for bag in train],
+        val=[bag.targets for bag in val],
+    )
+    return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad), doubts)
+
+
+def _head_start(
+    net: BagNet,
+    train: Sequence[Bag],
+    val: Sequence[Bag],
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+    max_bad: int,
+) -> FinetuneReport:
+    """Train what follows the encoder on features of all bags. Raises as :func:`train_bags`."""
+    report = train_bags(
+        encoded(train, net, config, out, device=device),
+        encoded(val, net, config, out, device=device),
+        head_start_config(config, width=net.feature_width),
+        out / HEAD_START,
+        device=device,
+        progress=progress,
+        max_bad=max_bad,
+    )
+    if not config.training.head_start.keep_features and is_first_process():
+        forget_features(out)
+    return report
+
+
+def check_encoder(config: FinetuneConfig) -> None:
+    """Raise :class:`ConfigError` for an encoder that :func:`train_bags` would refuse, before bags are made."""
+    if config.training.start is None:
+        with torch.random.fork_rng(devices=[]):
+            _check_normalised(build_selecting_net(config.model, config.selection))
+
+
+def _check_normalised(net: nn.Module) -> None:
+    for encoder in net.modules():
+        if isinstance(encoder, TimmEncoder):
+            encoder.check_normalised()
 
 
 def _fit(

@@ -15,24 +15,27 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, WsiIpsError
 from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.selection.ips import Kept
+from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, places_for, select
 from wsi_ips.streaming.patch_source import CoarseSource, PatchSource
 from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import AugmentedBag, Bag
+from wsi_ips.training.selection_watch import SelectionFigures
 
 
 @dataclass(frozen=True, slots=True)
 class KeptPatches:
     """What a step learns from in one bag.
 
-    ids_M: (M,) int64 on the CPU. places_M: where they lie, as the net wants it. emb_MD: what the net made of
-    them when they were scored, if that was just now and under the running memory.
+    ids_M: (M,) int64 on the CPU. places_M: where they lie, as the net wants it. features_MC: what the encoder
+    made of them when they were scored, if that was just now and under the running memory.
     """
 
     bag: Bag
     ids_M: Tensor
     places_M: Tensor
-    emb_MD: Tensor | None
+    features_MC: Tensor | None
 
 
 class BagLost(Exception):
@@ -44,27 +47,38 @@ class BagLost(Exception):
 
 
 class PatchKeeper:
-    """Selects the M patches of a bag, and remembers them where selection is not done in every epoch."""
+    """Selects the M patches of a bag, and remembers them: a later epoch may learn from them again, and every one
+    is told how many of them it keeps."""
 
     def __init__(self, net: BagNet, config: FinetuneConfig) -> None:
         self._net = net
         self._config = config
         self.remembered: dict[str, Tensor] = {}
         """{bag_id: ids_M} of the last selection; part of the state that a run resumes from."""
+        self.watched: list[SelectionFigures] = []
+        """One for each selection, until somebody takes them away."""
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
-        """The bag's M patches, selected in eval mode without gradients. Raises the bag's own error."""
-        every = self._config.training.select_every
-        with whole_bag(bag, bag_key(bag, self._config, epoch)).open(self._config.streaming, device) as source:
-            if epoch % every and bag.bag_id in self.remembered:
-                ids_M, emb_MD = self.remembered[bag.bag_id], None
+        """The bag's M patches, selected in eval mode without gradients; in the first epochs, where the config says
+        so, all of its patches. Raises the bag's own error."""
+        every, key = self._config.training.select_every, bag_key(bag, self._config, epoch)
+        with whole_bag(bag, key).open(self._config.streaming, device) as source:
+            if epoch < self._config.all_patches_epochs:
+                ids_M, features_MC = some_of(source.ids(), self._config.training.most_patches, key), None
+            elif epoch % every and bag.bag_id in self.remembered:
+                ids_M, features_MC = self.remembered[bag.bag_id], None
             else:
-                net = cast(IPSNet, self._net)
-                kept = select(net, source, self._config.selection, seen=self.seen(bag, epoch))
-                ids_M, emb_MD = kept.ids_M, kept.emb_MD
-            if every > 1:
-                self.remembered[bag.bag_id] = ids_M
-            return KeptPatches(bag, ids_M, places_for(self._net, source, ids_M), emb_MD)
+                kept = self._select(bag, source, epoch)
+                ids_M, features_MC = kept.ids_M, kept.emb_MD
+            return KeptPatches(bag, ids_M, places_for(self._net, source, ids_M), features_MC)
+
+    def _select(self, bag: Bag, source: PatchSource, epoch: int) -> Kept:
+        net, store = cast(IPSNet, self._net), ScoreStore()
+        kept = select(net, source, self._config.selection, seen=self.seen(bag, epoch), store=store)
+        before_M = self.remembered.get(bag.bag_id)
+        self.watched.append(SelectionFigures.of(store.logits(), store.ids(), kept.ids_M, before_M))
+        self.remembered[bag.bag_id] = kept.ids_M
+        return kept
 
     def pixels(
         self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, most: int
@@ -111,6 +125,14 @@ def seeded(key: str, device: torch.device) -> torch.Generator:
     """Random numbers that are the key's own."""
     seed = int.from_bytes(sha256(f"{key}/draw".encode()).digest()[:7], "little")
     return torch.Generator(device).manual_seed(seed)
+
+
+def some_of(ids_N: Tensor, most: int, key: str) -> Tensor:
+    """All of these ids, or ``most`` of them, drawn by ``key``, in the same order."""
+    if len(ids_N) <= most:
+        return ids_N
+    drawn = torch.randperm(len(ids_N), generator=seeded(key, torch.device("cpu")))[:most]
+    return ids_N[drawn.sort().values]
 
 
 def coarse_source(source: PatchSource) -> CoarseSource:

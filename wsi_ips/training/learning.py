@@ -20,6 +20,7 @@ from wsi_ips.training.gradient_cache import backward_in_one_graph, backward_in_p
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
 from wsi_ips.training.losses import mean_loss, task_loss
 from wsi_ips.training.schedule import lr_multiplier
+from wsi_ips.training.selection_watch import SelectionFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +60,37 @@ class Learner:
             reading = self.net.read_features(features_KC, places_K, counts)
             return share * step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
 
-        in_parts = self.config.training.micro_batch is not None
+        learn_encoder = epoch >= self.config.all_patches_epochs
+        micro_batch = self.config.training.micro_batch
+        if next(self.net.encoder.parameters(), None) is None:
+            micro_batch = (
+                None  # stored features go through no encoder: nothing is saved by taking them in parts
+            )
+        elif not learn_encoder and micro_batch is None:
+            micro_batch = self.config.streaming.batch  # all patches of a slide are too many for one graph
         loss = take_back(
             loss_of,
             self.net.encoder,
             self.keeper,
             kept,
-            micro_batch=self.config.training.micro_batch,
-            features_KC=self._known_features(kept) if in_parts else None,
+            micro_batch=micro_batch,
+            features_KC=None if micro_batch is None else self._known_features(kept),
+            learn_encoder=learn_encoder,
             epoch=epoch,
             device=device,
             backward=self.backward,
         )
         return loss / share
 
+    @property
+    def watched(self) -> list[SelectionFigures]:
+        """See :class:`wsi_ips.training.methods.Method`."""
+        return self.keeper.watched
+
     def _known_features(self, kept: Sequence[KeptPatches]) -> Tensor | None:
         """What selection made of the kept patches, where learning would make the same of them."""
-        known = [each.emb_MD for each in kept if each.emb_MD is not None]
-        same = isinstance(self.net.projector, nn.Identity) and not random_in_training(self.net.encoder)
+        known = [each.features_MC for each in kept if each.features_MC is not None]
+        same = not random_in_training(self.net.encoder)
         return torch.cat(known) if same and len(known) == len(kept) else None
 
 
@@ -88,12 +102,16 @@ def take_back(
     *,
     micro_batch: int | None,
     features_KC: Tensor | None = None,
+    learn_encoder: bool = True,
     epoch: int,
     device: torch.device,
     backward: Callable[[Tensor], None],
 ) -> Tensor:
     """A loss of the features of all kept patches back to the encoder: in one graph, or with the gradient cache so
-    many patches at a time. Returns the detached loss. features_KC: as of :func:`backward_in_parts`."""
+    many patches at a time. Returns the detached loss.
+
+    features_KC: as of :func:`backward_in_parts`. learn_encoder: False leaves an encoder that could learn as it is.
+    """
     most = sum(len(each.ids_M) for each in kept) if micro_batch is None else micro_batch
 
     def parts() -> Iterable[Tensor]:
@@ -106,7 +124,7 @@ def take_back(
         parts,
         loss_of,
         features_KC=features_KC,
-        learn_encoder=any(weight.requires_grad for weight in encoder.parameters()),
+        learn_encoder=learn_encoder and any(weight.requires_grad for weight in encoder.parameters()),
         backward=backward,
     )
 

@@ -17,13 +17,20 @@ from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.learning import Learner
 from wsi_ips.training.sampled_images import ImageLearner
 from wsi_ips.training.sampled_slides import SlideLearner
+from wsi_ips.training.selection_watch import SelectionFigures
 
 
 class Method(Protocol):
-    """remembered: what it keeps of bags from one epoch to the next, part of the state that a run resumes from."""
+    """remembered: what it keeps of bags from one epoch to the next, part of the state that a run resumes from.
+
+    watched: one for each bag selected from since somebody took them away; of IPS alone, others leave it empty.
+    """
 
     @property
     def remembered(self) -> dict[str, Tensor]: ...
+
+    @property
+    def watched(self) -> list[SelectionFigures]: ...
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> Any:
         """What the step learns from in this bag, found without gradients. Raises the bag's own error."""

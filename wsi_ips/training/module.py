@@ -5,6 +5,7 @@ Optimisation is manual: the encoder is run backwards in parts, and slides lie un
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from wsi_ips.training.processes import (
     raise_failures,
     sum_gradients,
 )
+from wsi_ips.training.selection_watch import SelectionFigures
 from wsi_ips.training.steps import Step, Steps
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,8 @@ class IPSModule(LightningModule):
         """{bag_id: why it could not be read}"""
         self.losses: list[float] = []
         """The loss of every step of this epoch so far."""
+        self.watched: list[SelectionFigures] = []
+        """What was seen of this epoch's selections so far."""
         self.val_figures: dict[str, float] = {}
         """What :class:`SplitMetrics` found last."""
         self._val_metrics = SplitMetrics(config.model.tasks)
@@ -103,7 +107,10 @@ class IPSModule(LightningModule):
                 raise
             failed = error
         loss, slides = learned or (torch.zeros((), device=self.device), 0)
+        watched = list(self.method.watched)
+        self.method.watched.clear()
         if not several:
+            self.watched += watched
             return loss, slides
         news = of_all(
             StepNews(
@@ -114,6 +121,7 @@ class IPSModule(LightningModule):
                     for bag_id, ids_M in self.method.remembered.items()
                     if remembered.get(bag_id) is not ids_M
                 },
+                watched,
                 None if failed is None else str(failed),
             )
         )
@@ -123,6 +131,7 @@ class IPSModule(LightningModule):
         for each in news:
             self.bad.update(each.bad)
             self.method.remembered.update(each.remembered)
+            self.watched += each.watched
         self._check_bad()
         sum_gradients(self.net, loss)
         average_statistics(self.net, slides)
@@ -134,6 +143,7 @@ class IPSModule(LightningModule):
         # Random layers draw the same numbers in a run that was killed and resumed.
         torch.manual_seed((self._config.training.seed * 1_000_003 + step.number) * 1_009 + self.global_rank)
         self.net.zero_grad()
+        before = dict(self.method.remembered)
         share = step.bags[self.global_rank :: self.trainer.world_size]
         kept = [bag for index in share if (bag := self._keep(index, step)) is not None]
         if not kept:
@@ -144,6 +154,10 @@ class IPSModule(LightningModule):
         try:
             loss = self.method.learn(kept, epoch=step.epoch, device=self.device, share=part)
         except BagLost as lost:
+            # The others are selected from once more, as if it had been for the first time.
+            self.method.watched.clear()
+            self.method.remembered.clear()
+            self.method.remembered.update(before)
             self._count_bad(lost.bag, lost.error)
             self._check_bad()
             return None
@@ -159,6 +173,7 @@ class IPSModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         if self.steps.done % self.steps.per_epoch == 0:
             self.losses.clear()
+            self.watched.clear()
 
     def validation_step(self, bag: Bag, _: int) -> None:
         try:
@@ -228,6 +243,7 @@ class IPSModule(LightningModule):
         return {
             "done": self.steps.done,
             "losses": list(self.losses),
+            "watched": [astuple(each) for each in self.watched],
             "bad": dict(self.bad),
             "remembered": dict(self.method.remembered),
         }
@@ -235,5 +251,6 @@ class IPSModule(LightningModule):
     def restore(self, state: Mapping[str, Any]) -> None:
         self.steps.done = int(state["done"])
         self.losses[:] = state["losses"]
+        self.watched[:] = [SelectionFigures(*each) for each in state["watched"]]
         self.bad.update(state["bad"])
         self.method.remembered.update(state["remembered"])

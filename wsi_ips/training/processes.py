@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
 from wsi_ips.errors import TrainingError
+from wsi_ips.training.selection_watch import SelectionFigures
 
 Value = TypeVar("Value")
 
@@ -56,12 +57,14 @@ class StepNews:
     """What the other processes have to know of a process's part of a step.
 
     slides: how many it learned from. bad: {bag_id: why it could not be read}. remembered: {bag_id: patches} that
-    were selected in this step. failure: what ended the process's part, if anything did.
+    were selected in this step. watched: what was seen of those selections. failure: what ended the process's
+    part, if anything did.
     """
 
     slides: int
     bad: Mapping[str, str]
     remembered: Mapping[str, Tensor]
+    watched: Sequence[SelectionFigures]
     failure: str | None = None
 
 

@@ -3,9 +3,10 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -16,9 +17,22 @@ from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import of_all
 from wsi_ips.training.run_state import MEND, STATE_NAME, load_state, save_state
+from wsi_ips.training.selection_watch import mean_figures
 
 BEST_NAME = "model.safetensors"
 LAST_NAME = "last.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneReport:
+    """checkpoint: the best epoch's (see ``training.monitor``). bad: {slide_id: why it was left out}. doubts: what
+    says that the run has not found anything, see :func:`wsi_ips.training.diagnosis.findings`."""
+
+    checkpoint: Path
+    best_epoch: int
+    history: tuple[Mapping[str, float], ...]
+    bad: Mapping[str, str] = field(default_factory=dict)
+    doubts: Sequence[str] = ()
 
 
 class Record(Callback):
@@ -36,7 +50,8 @@ class Record(Callback):
     @property
     def best_epoch(self) -> int:
         """Index into the history; the first of equals. -1 before the first epoch ends."""
-        return max(range(len(self.history)), key=lambda row: self._merit(self.history[row]), default=-1)
+        monitor = self._config.training.monitor
+        return max(range(len(self.history)), key=lambda row: merit(self.history[row], monitor), default=-1)
 
     def resume(self, module: IPSModule) -> None:
         """Put the saved state, if there is one, into ``module``, and into the optimiser once there is one.
@@ -86,6 +101,7 @@ class Record(Callback):
         losses = pl_module.losses
         row = {"epoch": epoch, "train_loss": math.fsum(losses) / len(losses) if losses else math.nan}
         row |= {f"val_{name}": value for name, value in pl_module.val_figures.items()}
+        row |= mean_figures(pl_module.watched)
         self.history.append(row)
         if trainer.is_global_zero:
             notes = {name: f"{value:.6g}" for name, value in row.items()}
@@ -113,12 +129,13 @@ class Record(Callback):
             save_state(self._out / STATE_NAME, module.net, optimizer, run=self._run, state=state)
         self._saved = monotonic()
 
-    def _merit(self, row: Mapping[str, float]) -> float:
-        """What is highest in the best epoch."""
-        loss = row.get("val_loss", row["train_loss"])
-        aucs = [value for name, value in row.items() if name.startswith("val_") and name.endswith("auc")]
-        merit = sum(aucs) / len(aucs) if self._config.training.monitor == "auc" and aucs else -loss
-        return merit if math.isfinite(merit) else -math.inf
+
+def merit(row: Mapping[str, float], monitor: Literal["loss", "auc"]) -> float:
+    """What is highest in the best epoch; ``row``: its line of the history, ``monitor``: as of the config."""
+    loss = row.get("val_loss", row["train_loss"])
+    aucs = [value for name, value in row.items() if name.startswith("val_") and name.endswith("auc")]
+    value = sum(aucs) / len(aucs) if monitor == "auc" and aucs else -loss
+    return value if math.isfinite(value) else -math.inf
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -1,5 +1,6 @@
 """What a killed training run resumes from, so that it ends with the weights it would have had."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ from torch.optim import Optimizer
 
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.files import whole_file
+from wsi_ips.outside_causes import system_cause
 
 FORMAT = 1
 STATE_NAME = "training_state.pt"
+HEAD_START = "head_start"
+"""Folder of the head start's own run."""
+STARTS = "starts"
+"""Folder of the runs of several beginnings."""
 MEND = "train into another folder, or give --restart to begin anew in this one"
 
 
@@ -40,6 +46,8 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - of a damaged pickle, whatever its machine runs into
+        if cause := system_cause(error):
+            raise CheckpointError(path, cause.problem, cause.mend) from None
         reason = one_line(error, most=120)
         raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:
@@ -55,8 +63,11 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
 
 
 def forget_run(folder: Path) -> None:
-    """The next run in this folder begins anew. Checkpoints stay until it writes its own."""
+    """The next run in this folder begins anew, with its head start and restarts. Checkpoints stay until it writes
+    its own."""
     (folder / STATE_NAME).unlink(missing_ok=True)
+    for name in (HEAD_START, STARTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _difference(theirs: str, ours: str) -> str:

@@ -19,6 +19,7 @@ from wsi_ips.training.bags import Bag
 from wsi_ips.training.gradient_cache import finite
 from wsi_ips.training.kept_patches import bag_key, seeded, whole_bag
 from wsi_ips.training.learning import step_loss
+from wsi_ips.training.selection_watch import SelectionFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class ImageLearner:
     weights: Mapping[str, Tensor | None] = field(default_factory=dict)
     backward: Callable[[Tensor], None] = Tensor.backward
     remembered: dict[str, Tensor] = field(default_factory=dict, init=False)
+    watched: list[SelectionFigures] = field(default_factory=list, init=False)
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptViews:
         """Raises the bag's own error, and :class:`ConfigError` for one that is no image."""

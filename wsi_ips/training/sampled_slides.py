@@ -31,6 +31,7 @@ from wsi_ips.training.kept_patches import (
     whole_bag,
 )
 from wsi_ips.training.learning import step_loss, take_back
+from wsi_ips.training.selection_watch import SelectionFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ class SlideLearner:
     def remembered(self) -> dict[str, Tensor]:
         """Nothing: it draws anew in every epoch."""
         return self.keeper.remembered
+
+    @property
+    def watched(self) -> list[SelectionFigures]:
+        """Nothing: it keeps no memory that could be watched."""
+        return self.keeper.watched
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> SampledBag:
         """Look at the slide from afar and draw. Raises the bag's own error."""

@@ -40,6 +40,7 @@ class TimmEncoder(nn.Module):
         self._stages = _stages(whole, config)
         self.backbone, self.dim = _cut(whole, self._stages)
         self._frozen_batch_norm = config.batch_norm == "frozen"
+        self._random = config.weights == "none"
         self.backbone.requires_grad_(config.trainable)
         # Convolutions on a CPU and on tensor cores are faster so; pixels arrive in this order anyway.
         self.backbone.to(memory_format=torch.channels_last)
@@ -80,6 +81,19 @@ class TimmEncoder(nn.Module):
         )
         return torch.cat([map_nChw.mean(dim=(2, 3)) for map_nChw in maps], dim=1)
 
+    def check_normalised(self) -> None:
+        """Raise :class:`ConfigError` where training would leave this encoder without normalisation for good.
+
+        Random weights have no statistics. Frozen, each BatchNorm keeps mean 0 and variance 1, so that it only
+        passes on what it gets. Weights that were loaded into the module since it was built count.
+        """
+        if self._random and self._frozen_batch_norm and _without_statistics(self.backbone):
+            raise ConfigError(
+                f"model.encoder: {self._name} has random weights (weights: none), and batch_norm: frozen would "
+                "keep its BatchNorm at mean 0 and variance 1 for good; set model.encoder.batch_norm=batch and "
+                "training.micro_batch=null, or give weights"
+            )
+
     def train(self, mode: bool = True) -> Self:
         """As usual, but frozen BatchNorm keeps its pretrained statistics."""
         super().train(mode)
@@ -88,6 +102,17 @@ class TimmEncoder(nn.Module):
                 if isinstance(module, BATCH_NORMS):
                     module.eval()
         return self
+
+
+def _without_statistics(module: nn.Module) -> bool:
+    """Whether one of its BatchNorms has seen nothing yet."""
+    return any(
+        norm.running_mean is not None
+        and norm.running_var is not None
+        and bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())
+        for norm in module.modules()
+        if isinstance(norm, BATCH_NORMS)
+    )
 
 
 def _create(config: EncoderConfig) -> nn.Module:

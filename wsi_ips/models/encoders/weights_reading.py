@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.location import is_file_name
+from wsi_ips.outside_causes import system_cause
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher")
 """Where trainers keep a network's tensors beside other things; of DINO's two networks the teacher is meant."""
@@ -116,10 +117,16 @@ def _count(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> int:
 def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
+            with path.open(
+                "rb"
+            ):  # whatever keeps safetensors from opening it, it says that there is no such file
+                pass
             return load_file(path)
         with torch.serialization.safe_globals(SAFE):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile file may raise anything; none of it may run
+        if isinstance(error, OSError) and (cause := system_cause(error)):
+            raise CheckpointError(path, cause.problem, cause.mend) from None
         forbidden = _FORBIDDEN.search(str(error))
         if forbidden:
             raise CheckpointError(

@@ -32,6 +32,8 @@ class Seen:
     """Whether it holds a level of one (VOLUME), not its label or the like."""
     problem: str = ""
     """Why the series is not known, though the file should be a slide's."""
+    error: OSError | None = None
+    """What kept the file from being looked at, if it was the system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ def series_of(path: Path) -> Series:
         seen = next((seen for seen in found.series.values() if any(file.path == path for file in seen)), [])
     if found.unknown:
         first = found.unknown[0]
+        if first.error is not None:
+            raise first.error
         raise DamagedSlide(
             path,
             f"{first.path.name} lies in its folder and cannot be read as DICOM: {first.problem}",
@@ -151,7 +155,7 @@ def _look(path: Path) -> Seen | None:
     except BrokenHeader as error:
         return Seen(path) if _is_of_another_class(path) else Seen(path, problem=str(error))
     except OSError as error:
-        return Seen(path, problem=error.strerror or str(error)) if named_so else None
+        return Seen(path, problem=error.strerror or str(error), error=error) if named_so else None
     if header is None:
         return _cut(path) if named_so else None
     if header.sop_class != tags.WHOLE_SLIDE_IMAGE:

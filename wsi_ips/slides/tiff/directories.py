@@ -30,7 +30,7 @@ TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTE_COUNTS, EXTRA_SAMPLES = 322, 32
 SAMPLE_FORMAT, JPEG_TABLES, XMP, ICC_PROFILE, NDPI_FORMAT = 339, 347, 700, 34675, 65420
 
 # tifffile logs what it meets in a broken file, and we say it in one error: without any handler, Python would
-# print both.
+# print both. What a program with handlers shows: see library_lines.py.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 

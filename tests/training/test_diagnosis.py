@@ -1,0 +1,56 @@
+"""What a history says of a run that has found nothing."""
+
+import math
+from typing import Any
+
+import pytest
+
+from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.training.diagnosis import findings, guess_loss
+
+TRAIN = [{"label": 0}] * 6 + [{"label": 1}] * 2
+VAL = [{"label": 0}] * 3 + [{"label": 1}]
+GUESS = -(3 * math.log(0.75) + math.log(0.25)) / 4
+
+
+def said(*rows: dict[str, float], **training: Any) -> list[str]:
+    config = FinetuneConfig.model_validate({"training": training})
+    best = min(range(len(rows)), key=lambda row: rows[row]["val_loss"])
+    return findings(rows, best, config, train=TRAIN, val=VAL)
+
+
+def test_a_loss_that_guessing_has_too_is_said() -> None:
+    assert guess_loss([TaskConfig()], train=TRAIN, val=VAL) == pytest.approx(GUESS)
+    (doubt,) = said({"val_loss": GUESS * 1.01}, {"val_loss": GUESS * 0.99})
+    assert f"{GUESS:.3f}" in doubt
+    assert "has not found what decides them" in doubt
+    assert said({"val_loss": GUESS * 1.01}, {"val_loss": GUESS * 0.5}) == []
+
+
+def test_weighted_classes_have_another_guess_and_nothing_is_said_of_it() -> None:
+    assert said({"val_loss": GUESS}, class_weights="balanced") == []
+
+
+def test_flat_attention_is_said() -> None:
+    flat = {"val_loss": 0.1, "kept_attention": 0.2, "attention_spread": 0.97}
+    (doubt,) = said(flat, flat, flat)
+    assert "attention is flat: 97 %" in doubt
+    assert said(flat, flat, {**flat, "attention_spread": 0.3}) == []
+
+
+def test_a_selection_that_does_not_settle_is_said() -> None:
+    drifting = {"val_loss": 0.1, "kept_attention": 0.4, "attention_spread": 0.3, "kept_overlap": 0.2}
+    (doubt,) = said(drifting, drifting, drifting)
+    assert "selection does not settle" in doubt
+    assert said(drifting, drifting, {**drifting, "kept_overlap": 0.8}) == []
+    assert said(drifting, drifting) == []
+
+
+def test_a_sigmoid_task_is_guessed_class_by_class() -> None:
+    task = TaskConfig(name="marks", classes=("a", "b"), activation="sigmoid")
+    train = [{"marks": (1.0, 0.0)}, {"marks": (1.0, 1.0)}, {"marks": (0.0, 0.0)}, {"marks": (1.0, 0.0)}]
+    val = [{"marks": (1.0, 1.0)}]
+    wanted = (-math.log(0.75) - math.log(0.25)) / 2
+    assert guess_loss([task], train=train, val=val) == pytest.approx(wanted)
+    linear = TaskConfig(name="marks", classes=("a",), activation="linear")
+    assert guess_loss([linear], train=train, val=val) == math.inf

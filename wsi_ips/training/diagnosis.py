@@ -1,0 +1,94 @@
+"""Whether a run has found anything: what its history says to somebody who would otherwise trust the checkpoint."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.datasets.targets import Target
+
+AT_CHANCE = 0.95
+"""Validation losses above this share of the guess's have not found anything."""
+FLAT = 0.9
+"""Attention that so large a share of the patches holds in equal parts is flat."""
+DRIFTING = 0.5
+"""Selections that keep less than this share of the patches kept before do not settle."""
+LAST_EPOCHS = 3
+
+WHAT_TO_TRY = (
+    "try training.restarts=5, another training.lr, an encoder that knows this kind of tissue, or more slides; "
+    "its predictions and heatmaps say nothing"
+)
+
+
+def findings(
+    history: Sequence[Mapping[str, float]],
+    best_epoch: int,
+    config: FinetuneConfig,
+    *,
+    train: Sequence[Mapping[str, Target]],
+    val: Sequence[Mapping[str, Target]],
+) -> list[str]:
+    """One sentence for each sign that the run has not found what decides the labels; none where all is well.
+
+    history, best_epoch: as of :class:`wsi_ips.training.record.FinetuneReport`. train, val: targets of the bags.
+    """
+    said = []
+    loss = history[best_epoch].get("val_loss")
+    guess = guess_loss(config.model.tasks, train=train, val=val)
+    if loss is not None and config.training.class_weights == "none" and loss > AT_CHANCE * guess:
+        said.append(
+            f"the best validation loss, {loss:.3f}, is no better than that of guessing by how frequent the labels "
+            f"are, {guess:.3f}: the run has not found what decides them; {WHAT_TO_TRY}"
+        )
+    last = [row for row in history if "attention_spread" in row][-LAST_EPOCHS:]
+    if last and min(row["attention_spread"] for row in last) > FLAT:
+        said.append(
+            f"attention is flat: {100 * last[-1]['attention_spread']:.0f} % of a slide's patches share it, and "
+            f"which ones are kept means little; {WHAT_TO_TRY}"
+        )
+    overlaps = [row["kept_overlap"] for row in last if "kept_overlap" in row]
+    kept = [row["kept_attention"] for row in last]
+    if len(overlaps) == LAST_EPOCHS and max(overlaps) < DRIFTING and min(kept) < 1:
+        said.append(
+            f"selection does not settle: of the patches kept in the last epoch {100 * overlaps[-1]:.0f} % had "
+            "been kept in the one before; try a lower training.lr, more epochs, or a larger selection.m"
+        )
+    return said
+
+
+def guess_loss(
+    tasks: Sequence[TaskConfig], *, train: Sequence[Mapping[str, Target]], val: Sequence[Mapping[str, Target]]
+) -> float:
+    """The validation loss of somebody who knows only how frequent the training labels are, mean over the tasks.
+
+    Infinite where a task is linear, or no training slide has a class: there is no such guess.
+    """
+    losses = [_guess_loss(task, train, val) for task in tasks]
+    return math.fsum(losses) / len(losses)
+
+
+def _guess_loss(
+    task: TaskConfig, train: Sequence[Mapping[str, Target]], val: Sequence[Mapping[str, Target]]
+) -> float:
+    known = [target[task.name] for target in train if task.name in target]
+    asked = [target[task.name] for target in val if task.name in target]
+    if task.activation == "linear" or not known or not asked:
+        return math.inf
+    if task.activation == "softmax":
+        counts = Counter(known)
+        if any(counts[target] == 0 for target in asked):
+            return math.inf
+        return math.fsum(-math.log(counts[target] / len(known)) for target in asked) / len(asked)
+    total = 0.0
+    for place in range(len(task.classes)):
+        share = math.fsum(_present(target, place) for target in known) / len(known)
+        for target in asked:
+            p = share if _present(target, place) else 1 - share
+            total += math.inf if p == 0 else -math.log(p)
+    return total / (len(asked) * len(task.classes))
+
+
+def _present(target: Target, place: int) -> float:
+    """Whether a sigmoid task's class of this place applies, 1 or 0."""
+    return float(target[place]) if isinstance(target, tuple) else float(target)
