@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-all test-browser page page-check lint format bench clean
+.PHONY: install demo test test-all test-browser fuzz page page-check lint format bench clean
 
 install: $(READY)
 
@@ -24,6 +24,12 @@ test: $(READY)
 
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not browser'
+
+# Damaged inputs of every kind, made by chance, for MINUTES; ends with 1 where something was found. SEED makes the same
+# inputs again, TARGET="tiff recipe" tries these kinds alone.
+MINUTES ?= 5
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(TARGET:%=--target %)
 
 # The viewer's page in Chromium. Where there is none, Debian's is installed, which takes root.
 test-browser: $(READY) page-check

@@ -34,12 +34,13 @@
         ResultsError
 
 The command line prints these in one line without a traceback and exits with 2. An exception keeps its
-parts in ``args`` and words them in ``__str__``, so it survives the pickling that brings it back from a
+parts in ``args`` and words them when it is shown, so it survives the pickling that brings it back from a
 worker process.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from unicodedata import category
 
 from wsi_ips.location import Location, locate
 
@@ -51,8 +52,46 @@ def one_line(what: Exception | str, *, most: int | None = None) -> str:
     return " ".join(text.split())[:most]
 
 
+LONGEST_WORDS = 2000
+"""Characters of an error's words: a page. What a hostile file states may have any length."""
+_KEPT_OF_END = 500
+"""Characters at the end, where the mend is."""
+_TURNED = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of writing, and so can show another text than the one that is there."""
+
+
+def harmless(text: str) -> str:
+    """The text as a terminal may be given it, though it may come out of anybody's file.
+
+    Control characters, what turns the direction of writing, line separators, and bytes of a file name that are not
+    UTF-8 are written as escapes (``\\x1b``): a terminal would obey them, or fail over them. Line breaks and tabs
+    stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        letter.encode("ascii", "backslashreplace").decode()
+        if letter in _TURNED or (category(letter) in ("Cc", "Cs", "Zl", "Zp") and letter not in "\n\t")
+        else letter
+        for letter in text
+    ).translate(_ESCAPED)
+
+
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
+"""Control characters that are ASCII, which ``backslashreplace`` leaves alone."""
+
+
 class WsiIpsError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. A subclass words itself in ``_words``."""
+
+    def __str__(self) -> str:
+        text = harmless(self._words()).replace("\n", " ").replace("\t", " ")
+        if len(text) <= LONGEST_WORDS:
+            return text
+        return f"{text[: LONGEST_WORDS - _KEPT_OF_END]} [...] {text[-_KEPT_OF_END:]}"
+
+    def _words(self) -> str:
+        return super().__str__()
 
 
 class ConfigError(WsiIpsError, ValueError):
@@ -62,7 +101,7 @@ class ConfigError(WsiIpsError, ValueError):
 class ReaderNotInstalled(WsiIpsError):
     """``ReaderNotInstalled(name, package)``: the reader exists, its package does not."""
 
-    def __str__(self) -> str:
+    def _words(self) -> str:
         name, package = self.args
         return f"reader {name} needs a package that is not installed: pip install {package}"
 
@@ -70,7 +109,7 @@ class ReaderNotInstalled(WsiIpsError):
 class ExportNotInstalled(WsiIpsError):
     """``ExportNotInstalled(name, package)``: the export exists, its package does not."""
 
-    def __str__(self) -> str:
+    def _words(self) -> str:
         name, package = self.args
         return f"export {name} needs a package that is not installed: pip install {package}"
 
@@ -78,7 +117,7 @@ class ExportNotInstalled(WsiIpsError):
 class ReaderBroken(WsiIpsError):
     """``ReaderBroken(name, package, reason)``: another package's reader does not load."""
 
-    def __str__(self) -> str:
+    def _words(self) -> str:
         name, package, reason = self.args
         return f"reader {name} of the package {package} does not load: {reason}"
 
@@ -86,7 +125,7 @@ class ReaderBroken(WsiIpsError):
 class NotFinite(WsiIpsError, ValueError):
     """``NotFinite(what)``: numbers that a network made are NaN or infinite."""
 
-    def __str__(self) -> str:
+    def _words(self) -> str:
         return f"{self.args[0]} are not finite: the network's weights are broken, or its precision is too low"
 
 
@@ -105,7 +144,7 @@ class ClusterError(WsiIpsError):
 class SlideClosed(WsiIpsError):
     """``SlideClosed(path)``: a reader was used after ``close()``."""
 
-    def __str__(self) -> str:
+    def _words(self) -> str:
         return f"{self.args[0]} is closed"
 
 
@@ -119,7 +158,7 @@ class FileError(WsiIpsError):
     def path(self) -> Location:
         return locate(self.args[0])
 
-    def __str__(self) -> str:
+    def _words(self) -> str:
         path, problem, mend = self.args
         return f"{path}: {problem}" + (f"; {mend}" if mend else "")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from wsi_ips.errors import FileError
+from wsi_ips.location import LONGEST_NAME_BYTES
 
 if TYPE_CHECKING:
     from _csv import Writer  # csv's own, under no public name
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 LARGEST_TABLE_BYTES = 2**28
 LONGEST_CELL = 10_000
 """Characters of an error or a note in a table of ours: csv reads no cell of more than 131,072."""
-LONGEST_NAME_BYTES = 255
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)|\berrno = ([0-9]+)\b")
 """As Rust's libraries word it, and HDF5."""

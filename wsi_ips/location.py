@@ -3,6 +3,7 @@
 A URL is never made a ``Path``: ``Path("http://a")`` is ``http:/a``.
 """
 
+import errno
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -50,3 +51,32 @@ def locate(where: Path | str) -> Location:
     if scheme[1].lower() == "file":
         return Path(url2pathname(urlsplit(where).path))
     return Url(where)
+
+
+LONGEST_NAME_BYTES = 255
+"""Of a file's name, in nearly every file system."""
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder. A path that none can have (a name too long, a zero byte) is not."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            return False
+        raise
+    except ValueError:
+        return False
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a file can be called so: one name, no path, without control characters, and with room for a suffix
+    and a temporary name's beginning."""
+    if Path(text).name != text or text in ("", ".", "..") or "\\" in text:
+        return False
+    if any(letter < " " or letter == "\x7f" for letter in text):
+        return False
+    return len(text.encode("utf-8", "surrogateescape")) <= LONGEST_NAME_BYTES - _ROOM
+
+
+_ROOM = len("_patches.geojson")

@@ -25,6 +25,9 @@ PlaceKind = Literal["ids", "um"]
 """How a patch's place is told. ``ids``: (n,) int64, raster index in its slide's grid. ``um``: (n, 2) float64, the
 patch's centre (x, y) in µm from the slide's top-left corner."""
 
+LARGEST_COORDINATE = 2.0**31
+"""In pixels, far beyond any slide: what is made of larger numbers overflows."""
+
 MAGNIFICATION_MPP = 10.0
 
 

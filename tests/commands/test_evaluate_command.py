@@ -411,10 +411,11 @@ def test_other_slides_than_were_predicted(console: Console, good: Made) -> None:
     predictions.write_text(text + text.splitlines()[1] + "\n")
     assert "'s00' occurs twice" in complaint(console, good)
     header, first, *rest = text.splitlines()
-    for wrong in ("nan", "1.5"):
+    said = {"nan": "'s00' for task 'label' cannot be", "1.5": "row 2 is broken (prob_normal is '1.5'"}
+    for wrong, problem in said.items():
         cells = first.split(",")
         predictions.write_text("\n".join([header, ",".join([cells[0], wrong, *cells[2:]]), *rest]) + "\n")
-        assert "'s00' for task 'label' cannot be" in complaint(console, good)
+        assert problem in complaint(console, good)
 
 
 def test_folders_that_are_no_run(console: Console, good: Made) -> None:

@@ -111,3 +111,15 @@ def test_a_broken_table_is_refused(tmp_path: Path, text: str, why: str) -> None:
     path.write_text(text.replace("HEADER", path.read_text().strip()))
     with pytest.raises(ResultsError, match=why):
         read_predictions(path, tasks=[LABEL])
+
+
+@pytest.mark.parametrize("output", ["inf", "-Infinity", "1.5", "-0.1", "1e999"])
+def test_what_no_network_says_is_refused(tmp_path: Path, output: str) -> None:
+    path = tmp_path / "predictions.csv"
+    row = PredictionRow(
+        slide_id="a", status="ok", probabilities={"label": {"normal": 0.25, "tumor": 0.75}}, n_patches=3
+    )
+    write_predictions(path, [row], tasks=[LABEL])
+    path.write_text(path.read_text().replace("0.25", output))
+    with pytest.raises(ResultsError, match=r"row 2 is broken \(prob_normal is"):
+        read_predictions(path, tasks=[LABEL])

@@ -5,7 +5,6 @@ their overlays) failed, 128 and the signal's number for what was interrupted: 13
 ``view`` has no other end than these, and its code is 0.
 """
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +15,14 @@ from wsi_ips.cli.data import data_app
 from wsi_ips.cli.detection import detect, train_detector
 from wsi_ips.cli.ending import EndingSignals
 from wsi_ips.cli.learning import demo, evaluate, finetune
+from wsi_ips.cli.log_lines import log_to_terminal
 from wsi_ips.cli.options import Set
 from wsi_ips.cli.prediction import export, overlay, predict, report
 from wsi_ips.cli.searching import search
 from wsi_ips.cli.slides import features, info, tile
 from wsi_ips.cli.start import start_job
 from wsi_ips.cli.viewing import view
-from wsi_ips.errors import WsiIpsError
-from wsi_ips.library_lines import silence_libraries
+from wsi_ips.errors import WsiIpsError, harmless
 
 app = typer.Typer(
     name="wsi-ips",
@@ -51,9 +50,7 @@ def common(
     ] = False,
 ) -> None:
     """Shared by all commands."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
-    if not verbose:
-        silence_libraries()
+    log_to_terminal(verbose=verbose)
 
 
 def run(
@@ -102,5 +99,5 @@ def _run_command() -> None:
 
 
 def _complain(message: str) -> None:
-    typer.echo(f"wsi-ips: {' '.join(message.split())}", err=True)
+    typer.echo(f"wsi-ips: {harmless(' '.join(message.split()))}", err=True)
     sys.exit(2)

@@ -57,6 +57,8 @@ def start_job(job: Any) -> None:
 
 def finish(outcome: Any) -> None:
     """Print an :class:`wsi_ips.commands.outcome.Outcome`, and exit with its code."""
+    from wsi_ips.errors import harmless
+
     for line in outcome.lines:
-        typer.echo(line)
+        typer.echo(harmless(line))
     raise typer.Exit(outcome.exit_code)

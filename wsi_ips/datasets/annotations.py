@@ -23,11 +23,10 @@ from shapely import LinearRing, MultiPolygon, Polygon
 from wsi_ips.datasets.outlines import enclosed, polygons_of
 from wsi_ips.errors import AnnotationError
 from wsi_ips.files import whole_file
-from wsi_ips.units import Size
+from wsi_ips.units import LARGEST_COORDINATE, Size
 
 LARGEST_BYTES = 64_000_000
 """Parsed it takes some ten times that; CAMELYON's largest are a tenth of it."""
-LARGEST_COORDINATE = 2.0**31
 OVERHANG = 0.02
 """Share of a slide's side by which an outline may stick out: hands slip over the edge, and scans were cropped."""
 

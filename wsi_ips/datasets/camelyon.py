@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from wsi_ips.location import is_there
+
 # Each part of a path is a pattern of a folder's name in lower case; an earlier folder wins.
 _SLIDE_FOLDERS = (
     "images",
@@ -89,7 +91,7 @@ class SlideFinder:
     def __call__(self, slide_id: str, relative: str | Path) -> Path | None:
         """``root / relative`` if it is there, else the slide of that id in CAMELYON's layouts, else None."""
         plain = self._root / relative
-        return plain if plain.exists() else self.files.slide(slide_id)
+        return plain if is_there(plain) else self.files.slide(slide_id)
 
 
 def resolve_slide(root: Path, slide_id: str, relative: str | Path) -> Path | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from wsi_ips.errors import DatasetError
+from wsi_ips.location import is_there
 from wsi_ips.progress import Advance, Progress, silent
 
 LIST_NAMES = ("checksums.md5", "checksums.txt")
@@ -93,7 +94,7 @@ def verify_folder(folder: Path, *, progress: Progress = silent) -> Verification:
         for path, checksums in sorted(wanted.items()):
             size = sizes[path]
             if size is None:
-                bad.append(f"missing: {path}" if not path.exists() else f"not a file: {path}")
+                bad.append(f"missing: {path}" if not is_there(path) else f"not a file: {path}")
                 continue
             bad += _check(path, checksums, _steps(size), advance)
     listed = {*wanted, *lists}

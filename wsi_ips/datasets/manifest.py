@@ -11,6 +11,7 @@ from wsi_ips.datasets.same_slide import same_slides
 from wsi_ips.datasets.targets import Target, target_of
 from wsi_ips.errors import ManifestError, SlideNotFound
 from wsi_ips.files import check_table_size, whole_file
+from wsi_ips.location import is_file_name, is_there
 
 COLUMNS = ("slide_id", "case_id", "split", "path")
 """What every manifest has, beside a column per task."""
@@ -117,9 +118,11 @@ def _record(
         raise ManifestError(
             path, f"line {line}: unknown split {values['split']!r}", f"known: {', '.join(SPLITS)}"
         )
-    if Path(values["slide_id"]).name != values["slide_id"] or values["slide_id"] in (".", ".."):
+    if not is_file_name(values["slide_id"]):
         raise ManifestError(
-            path, f"line {line}: slide_id {values['slide_id']!r} is no file name", "drop the slash"
+            path,
+            f"line {line}: slide_id {values['slide_id'][:80]!r} is no file name",
+            "it may have no slash and no control character, and be no longer than a file's name",
         )
     record = SlideRecord(values["slide_id"], values["case_id"], labels, values["split"], Path(values["path"]))
     try:
@@ -139,7 +142,7 @@ def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | 
     missing: list[tuple[int, Path]] = []
     for line, record in lines:
         plain = (root or path.parent) / record.path
-        slide = find(record.slide_id, record.path) if find else plain if plain.exists() else None
+        slide = find(record.slide_id, record.path) if find else plain if is_there(plain) else None
         records.append(replace(record, path=slide or plain))
         if slide is None:
             missing.append((line, plain))

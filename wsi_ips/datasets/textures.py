@@ -17,6 +17,7 @@ from skimage.exposure import match_histograms
 
 from wsi_ips.errors import ManifestError
 from wsi_ips.files import check_table_size
+from wsi_ips.location import is_there
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.units import Size
 
@@ -82,7 +83,8 @@ def read_textures(folder: Path, *, classes: Sequence[str]) -> list[TextureFile]:
     chosen = [texture for texture in found if texture.label in classes]
     label_of: dict[str, str] = {}
     for texture in chosen:
-        if not texture.path.resolve().is_relative_to(folder.resolve()) or not texture.path.is_file():
+        below = is_there(texture.path) and texture.path.resolve().is_relative_to(folder.resolve())
+        if not (below and texture.path.is_file()):
             raise ManifestError(path, f"no texture at {texture.path}", "paths are relative to the manifest")
         if label_of.setdefault(texture.group, texture.label) != texture.label:
             raise ManifestError(path, f"source_group {texture.group!r} has two classes", "groups are sources")

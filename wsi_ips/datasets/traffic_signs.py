@@ -20,6 +20,7 @@ from wsi_ips.datasets.image_bags import ImageBag, ImageGrid
 from wsi_ips.datasets.photo_augment import brightened_and_shifted, jitter_and_shift, seen_small
 from wsi_ips.datasets.targets import Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
+from wsi_ips.location import is_there
 
 CLASSES = ("EMPTY", "50_SIGN", "70_SIGN", "80_SIGN")
 VISIBILITIES = ("VISIBLE", "BLURRED", "SIDE_ROAD", "OCCLUDED")
@@ -117,7 +118,7 @@ def read_split(config: TrafficSignsConfig, split: str) -> list[SignImage]:
     kept = [
         SignImage(folder / name, label) for name, signs in annotated if (label := label_of(signs)) is not None
     ]
-    absent = [image.path for image in kept if not image.path.is_file()]
+    absent = [image.path for image in kept if not is_there(image.path)]
     if absent:
         raise DatasetError(
             absent[0],

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shapely import Polygon
 
 from wsi_ips.errors import ResultsError, one_line
+from wsi_ips.units import LARGEST_COORDINATE
 
 COLUMNS = ("class", "score", "l0_x", "l0_y", "l0_left", "l0_top", "l0_right", "l0_bottom")
 OUTLINE = "l0_outline"
@@ -77,6 +78,8 @@ class FoundTable:
         scores_N = np.asarray(scores, np.float32)
         if not (np.isfinite(l0_boxes_N4).all() and np.isfinite(scores_N).all()):
             raise ValueError("a number is not finite")
+        if (np.abs(l0_boxes_N4) > LARGEST_COORDINATE).any():
+            raise ValueError(f"a box lies beyond {LARGEST_COORDINATE:.0f} pixels")
         return cls(
             path, tuple(places), outlined, l0_boxes_N4, scores_N, np.asarray(classes, np.uint16),
             np.asarray(starts, np.int64),
@@ -122,11 +125,11 @@ def _outline_at(file: BinaryIO, start: int) -> NDArray[np.float64] | None:
     file.seek(start)
     try:
         row = next(csv.reader([file.readline(LONGEST_ROW).decode()]))
-        with np.errstate(invalid="ignore"):  # a coordinate that is no number
+        with np.errstate(all="ignore"):  # a coordinate that is no number, or larger than any
             outline = shapely.from_wkt(row[len(COLUMNS)])
     except (ValueError, LookupError, StopIteration, csv.Error, shapely.GEOSException):
         return None
     if not isinstance(outline, Polygon) or outline.is_empty:
         return None
     ring = shapely.get_coordinates(outline.exterior)[:-1]
-    return ring if np.isfinite(ring).all() else None
+    return ring if (np.abs(ring) <= LARGEST_COORDINATE).all() else None

@@ -1,6 +1,7 @@
 """``predictions.csv``: what the network says of every slide of a run. The same run gives the same bytes."""
 
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +119,14 @@ def _predicted(task: TaskConfig, probabilities: Mapping[str, float]) -> str:
     return max(task.classes, key=lambda name: probabilities[name])
 
 
+def _output(column: str, cell: str, task: TaskConfig) -> float:
+    """A probability, or of a linear task any number. Raises ``ValueError`` for what a network cannot say."""
+    value = float(cell)
+    if math.isinf(value) or (task.activation != "linear" and not math.isnan(value) and not 0 <= value <= 1):
+        raise ValueError(f"{column} is {cell!r}, " + ("no number" if math.isinf(value) else "no probability"))
+    return value
+
+
 def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig]) -> PredictionRow:
     if cells["status"] not in ("ok", "failed"):
         raise ValueError(f"status {cells['status']!r}")
@@ -125,7 +134,10 @@ def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig]) -> PredictionRow
     probabilities = {}
     if ok:
         probabilities = {
-            task.name: {name: float(cells[column]) for column, name in _probability_columns(task, tasks)}
+            task.name: {
+                name: _output(column, cells[column], task)
+                for column, name in _probability_columns(task, tasks)
+            }
             for task in tasks
         }
     return PredictionRow(

@@ -1,5 +1,6 @@
 """Where a slide's time went, and which stage to mend first."""
 
+import math
 import resource
 import sys
 from collections.abc import Iterable, Mapping
@@ -76,9 +77,10 @@ class SlideTelemetry:
     def from_json(cls, value: Any) -> Self:
         """What :meth:`to_json` gave, unknown names left out. Raises ``ValueError`` for anything else."""
         if not isinstance(value, dict) or not all(
-            isinstance(number, int | float) for number in value.values()
+            isinstance(number, int | float) and not (number < 0 or math.isinf(number))
+            for number in value.values()
         ):
-            raise ValueError("telemetry is not {name: number}")
+            raise ValueError("telemetry is not {name: number}, none of them negative or infinite")
         known = {field.name for field in fields(cls)}
         return cls(**{name: number for name, number in value.items() if name in known})
 

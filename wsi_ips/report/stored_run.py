@@ -16,6 +16,7 @@ from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_table import SlideRow, read_slide_table
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.location import is_file_name
 
 SlideStatus = Literal["ok", "failed", "unfinished"]
 
@@ -108,6 +109,4 @@ def _slide(number: int, slide_id: str, row: PredictionRow | None, begun: SlideRo
 
 def attention_file(run: StoredRun, slide_id: str) -> Path | None:
     """Where a slide's attention is stored; None for an id that is no file name, which predict never wrote."""
-    if not slide_id or slide_id in (".", "..") or "/" in slide_id or "\\" in slide_id or "\0" in slide_id:
-        return None
-    return run.folder.attention(slide_id)
+    return run.folder.attention(slide_id) if is_file_name(slide_id) else None

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import DamagedSlide, UnsupportedSlide
+from wsi_ips.errors import DamagedSlide, UnsupportedSlide, one_line
 from wsi_ips.slides.limits import LARGEST_BLOCK_PX, LARGEST_SIDE_PX, MOST_LEVELS
 from wsi_ips.slides.stated_mpp import number
 from wsi_ips.units import Size
@@ -52,7 +52,9 @@ class Slidedat:
         try:
             self._ini.read_string(data.decode("utf-8-sig", "replace"))
         except (IniError, ValueError) as error:
-            raise UnsupportedSlide(self.path, f"cannot be understood: {str(error)[:200]}") from error
+            raise UnsupportedSlide(self.path, f"cannot be understood: {one_line(error, most=200)}") from error
+        except AttributeError as error:  # what configparser runs into there
+            raise UnsupportedSlide(self.path, "goes on with the value of a key that has none") from error
 
     def text(self, section: str, key: str) -> str:
         value = self._ini.get(section, key, fallback=None)

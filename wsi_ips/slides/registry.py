@@ -19,7 +19,7 @@ from wsi_ips.errors import (
     UnsupportedSlide,
     WsiIpsError,
 )
-from wsi_ips.location import Location, Url, locate
+from wsi_ips.location import Location, Url, is_there, locate
 from wsi_ips.outside_causes import system_cause
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
@@ -75,7 +75,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     check_name(path)
     if reader is not None and reader not in READERS:
         return _with_named(path, reader)
-    if not isinstance(path, Url) and not path.exists():
+    if not isinstance(path, Url) and not is_there(path):
         raise SlideNotFound(path, "no such file", _mend_of_missing(path))
     refused: dict[str, str] = {}
     mend = "is it a whole-slide image?"
@@ -150,7 +150,7 @@ def _with_named(path: Location, reader: str) -> SlideReader:
     others = {entry.name: entry for entry in _others()}
     if reader not in others:
         raise ConfigError(f"there is no reader {reader!r}; known are {', '.join([*READERS, *others])}")
-    if not isinstance(path, Url) and not path.exists():
+    if not isinstance(path, Url) and not is_there(path):
         raise SlideNotFound(path, "no such file", _mend_of_missing(path))
     return _open_with_other(others[reader], path)
 

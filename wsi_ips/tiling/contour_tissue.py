@@ -21,7 +21,7 @@ from shapely import Polygon
 
 from wsi_ips.errors import AnnotationError, one_line
 from wsi_ips.tiling.tissue import Mask, TissueMask, thumbnail_scale
-from wsi_ips.units import Mpp, Size
+from wsi_ips.units import LARGEST_COORDINATE, Mpp, Size
 
 LARGEST_FILE_BYTES = 2**26
 OUTSIDE = 0.02
@@ -65,7 +65,7 @@ class ContourFolder:
         passed_over: Counter[str] = Counter()
         try:
             polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig")), passed_over))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             reason = one_line(error, most=200)
             raise AnnotationError(path, f"is no GeoJSON of polygons ({reason})", "export it again") from None
         if passed_over:
@@ -139,6 +139,8 @@ def _polygon(rings: Any) -> Iterator[Polygon]:
     for ring in (outline, *holes):
         if ring.ndim != 2 or ring.shape[1:] != (2,) or len(ring) < 3 or not np.isfinite(ring).all():
             raise ValueError("a ring is no list of points")
+        if np.abs(ring).max() > LARGEST_COORDINATE:
+            raise ValueError(f"a coordinate is beyond {LARGEST_COORDINATE:.0f} pixels")
     polygon = Polygon(outline, holes)
     valid = polygon
     if not polygon.is_valid:

@@ -23,7 +23,7 @@ from wsi_ips.inference.results import Probabilities, SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_table import SlideRow, read_slide_table
 from wsi_ips.inference.stored_location import stored_location
-from wsi_ips.location import Location, Url
+from wsi_ips.location import Location, Url, is_file_name, is_there
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.viewer.lately import Lately
@@ -174,7 +174,7 @@ class ViewedRun:
 
     def _there(self, slide_id: str) -> Location:
         location = self.location(slide_id)
-        if not isinstance(location, Url) and not location.exists():
+        if not isinstance(location, Url) and not is_there(location):
             raise SlideNotFound(
                 location,
                 "is not there any more",
@@ -276,7 +276,7 @@ def _is_name(slide_id: str) -> bool:
         slide_id.encode()
     except UnicodeEncodeError:
         return False
-    return Path(slide_id).name == slide_id and slide_id not in ("", ".", "..") and "\0" not in slide_id
+    return is_file_name(slide_id)
 
 
 def slide_stamp(location: Location) -> str:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from wsi_ips.errors import CheckpointError, one_line
+from wsi_ips.location import is_file_name
 from wsi_ips.outside_causes import system_cause
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher")
@@ -154,7 +155,7 @@ def _shards(path: Path) -> dict[str, Any]:
         names = sorted({str(name) for name in places.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(path, f"is no index of weights ({one_line(error, most=120)})", mend) from None
-    if not 1 <= len(names) <= MOST_SHARDS or any(Path(name).name != name for name in names):
+    if not 1 <= len(names) <= MOST_SHARDS or not all(map(is_file_name, names)):
         raise CheckpointError(path, "names no files, or files elsewhere", mend)
     tensors: dict[str, Any] = {}
     for name in names:
