@@ -42,7 +42,7 @@ def test_all_tissue_of_a_slide(
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_deterministic_holds_while_a_detector_runs(
-    console: Console, small_data: SmallData, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    console: Console, small_data: SmallData, small_detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     deterministic: bool,
 ) -> None:  # fmt: skip
     held: list[bool] = []
@@ -52,7 +52,7 @@ def test_deterministic_holds_while_a_detector_runs(
         raise ConfigError("seen enough")
 
     monkeypatch.setattr("wsi_ips.commands.detect.detect_in_slide", watched)
-    said = console("detect", small_data.slides, "--detector", detector, "--out", tmp_path,
+    said = console("detect", small_data.slides, "--detector", small_detector, "--out", tmp_path,
                    "--set", f"deterministic={deterministic}")  # fmt: skip
     assert said.code == 3
     assert set(held) == {deterministic}
