@@ -19,6 +19,7 @@ from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.config import BatchConfig, PipelineConfig, StreamingConfig
 from wsi_ips.errors import CheckpointError, ClusterError, ResultsError, WsiIpsError
 from wsi_ips.inference.batch import predict_on_workers
+from wsi_ips.inference.checkpoints import Checkpoints
 from wsi_ips.inference.in_hand import IN_HAND, SlidesInHand
 from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.results import SlideResult
@@ -28,7 +29,7 @@ from wsi_ips.inference.slide_table import SlideRow, read_slide_table
 from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.models.build import build_net
-from wsi_ips.models.checkpoint import checkpoint_sha256, save_checkpoint
+from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.slides.folder import find_slides
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -77,8 +78,7 @@ def setup_in(folder: Path, checkpoint: Path) -> WorkerSetup:
     run.root.mkdir()
     run.description.write_text("{}")
     return WorkerSetup(
-        checkpoint=checkpoint,
-        sha256=checkpoint_sha256(checkpoint),
+        models=Checkpoints.of([checkpoint]),
         run=run,
         streaming=StreamingConfig(batch=8),
         device="cpu",
