@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from wsi_ips.config import Fraction, Section, TaskConfig
 from wsi_ips.errors import CalibrationError, one_line
 from wsi_ips.evaluation.conformal import Question, in_sets, questions
-from wsi_ips.evaluation.temperature import with_temperature
+from wsi_ips.evaluation.temperature import HIGHEST, LOWEST, with_temperature
 from wsi_ips.files import whole_file
 
 LARGEST_BYTES = 2**24
@@ -39,14 +39,14 @@ class TaskCalibration(Section):
 
     classes: tuple[str, ...]
     activation: Literal["softmax", "sigmoid"]
-    temperature: PositiveFloat
+    temperature: Annotated[float, Field(ge=LOWEST, le=HIGHEST)]
     temperature_fitted: bool
     """False: every slide was right, so no temperature fits best, and 1 stands."""
     slides: PositiveInt
-    nll_before: float
-    nll_after: float
-    ece_before: float
-    ece_after: float
+    nll_before: FiniteFloat
+    nll_after: FiniteFloat
+    ece_before: FiniteFloat
+    ece_after: FiniteFloat
     rules: tuple[QuestionRule, ...]
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ def fit_temperature(
         method="bounded",
         options={"xatol": 1e-7},
     )
-    value = float(np.exp(found.x))
+    value = min(max(float(np.exp(found.x)), LOWEST), HIGHEST)
     if value < LOWEST * 1.01 or _all_right(activation, logits_NC, target):
         return Temperature(1.0, fitted=False, nll_before=before, nll_after=before)
     return Temperature(
