@@ -238,8 +238,10 @@ def test_stop_ends_with_the_first_failure_once_the_others_in_flight_are_done(
 def test_what_would_befall_every_slide_ends_the_run(
     jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, tmp_path: Path
 ) -> None:
+    (file,) = setup.models.files
+    gone = Checkpoints((replace(file, path=tmp_path / "gone.safetensors"),))
     with pytest.raises(CheckpointError, match="keep it where all workers read it"):
-        on_workers(jobs, replace(setup, checkpoint=tmp_path / "gone.safetensors"), cluster)
+        on_workers(jobs, replace(setup, models=gone), cluster)
     setup.run.description.unlink()
     with pytest.raises(ResultsError, match="a folder that all workers share"):
         on_workers(jobs, setup, cluster)
