@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from tests.commands.console import Console, Said
+from tests.conftest import SmallData
 from tests.datasets.feature_folders import features_of, write_features
 from wsi_ips.commands.job import run_job
 from wsi_ips.config import ModelConfig, PipelineConfig, TaskConfig
+from wsi_ips.evaluation.calibrated import Calibration, QuestionRule, TaskCalibration, write_calibration
 from wsi_ips.models.build import build_net
-from wsi_ips.models.checkpoint import save_checkpoint
+from wsi_ips.models.checkpoint import checkpoint_sha256, save_checkpoint
 from wsi_ips.progress import silent
 from wsi_ips.recipe import make_job
 
@@ -374,3 +376,51 @@ def test_folds_of_a_cross_validation_have_no_one_model_to_calibrate(world: World
 def test_a_run_without_calibration_has_the_columns_it_always_had(world: World) -> None:
     first = (world.folder / "run" / "predictions.csv").read_text().splitlines()[0]
     assert first == "slide_id,prob_normal,prob_tumor,pred,n_patches,status,error"
+
+
+def test_slides_are_not_read_again_for_their_calibration(
+    console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Nor is anything of it stored with them; patients' rows pool what was calibrated, a report shows it."""
+    slides, run = tmp_path / "slides", tmp_path / "run"
+    slides.mkdir()
+    for source in sorted(small_data.slides.iterdir())[:2]:
+        (slides / source.name).symlink_to(source)
+    ids = sorted(path.stem for path in slides.iterdir())
+    (tmp_path / "cases.csv").write_text("slide_id,case_id\n" + "".join(f"{one},P\n" for one in ids))
+    arguments = (
+        "predict", slides, "--checkpoint", small_checkpoint, "--out", run, "--cases", tmp_path / "cases.csv"
+    )  # fmt: skip
+    assert console(*arguments).code == 0
+    plain = table(run)
+    before = {path: path.stat().st_mtime_ns for path in (run / "attention").iterdir()}
+    told = [float(row["prob_tumor"]) for row in plain.values()]
+    threshold = (1 - max(told) + 1 - min(told)) / 2  # tumor is in one slide's set, and not in the other's
+    rule = QuestionRule(
+        question="", answers=("normal", "tumor"), thresholds=(threshold, threshold), cases=(9, 9)
+    )
+    calibration = Calibration(
+        checkpoint=checkpoint_sha256(small_checkpoint), split="val", risk=0.1, by_class=False, seed=0, slides=(),
+        tasks={
+            "label": TaskCalibration(
+                classes=("normal", "tumor"), activation="softmax", temperature=4.0, temperature_fitted=True,
+                slides=9, nll_before=1, nll_after=1, ece_before=0, ece_after=0, rules=(rule,),
+            )
+        },
+    )  # fmt: skip
+    write_calibration(tmp_path / "c.json", calibration)
+    assert console(*arguments, "--calibration", tmp_path / "c.json").code == 0
+    assert {path: path.stat().st_mtime_ns for path in (run / "attention").iterdir()} == before
+    rows = table(run)
+    assert {row["raw_tumor"] for row in rows.values()} == {row["prob_tumor"] for row in plain.values()}
+    held = {slide_id: "tumor" in row["set"].split("|") for slide_id, row in rows.items()}
+    assert held == {slide_id: float(row["prob_tumor"]) == max(told) for slide_id, row in plain.items()}
+    with (run / "cases.csv").open(newline="") as file:
+        (patient,) = csv.DictReader(file)
+    assert float(patient["prob_tumor"]) == max(float(row["prob_tumor"]) for row in rows.values())
+    said = console("report", run)
+    assert said.code == 0, said
+    other = tmp_path / "other"
+    said = console(*arguments[:4], "--out", other, "--no-overlays", "--calibration", tmp_path / "c.json")
+    assert said.code == 0, said
+    assert (other / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
