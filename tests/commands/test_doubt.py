@@ -18,6 +18,7 @@ from tests.datasets.feature_folders import features_of, write_features
 from wsi_ips.commands.job import run_job
 from wsi_ips.config import ModelConfig, PipelineConfig, TaskConfig
 from wsi_ips.evaluation.calibrated import Calibration, QuestionRule, TaskCalibration, write_calibration
+from wsi_ips.evaluation.conformal import one_of_each_case, rank
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import checkpoint_sha256, save_checkpoint
 from wsi_ips.progress import silent
@@ -284,6 +285,11 @@ def test_patients_of_several_slides_count_once(console: Console, tmp_path: Path)
     assert world.calibrate("--seed", "3").code == 0
     (rule,) = json.loads(world.json.read_text())["tasks"]["label"]["rules"]
     assert rule["cases"] == [VAL // 2, VAL // 2]
+    ids = [f"s{number:03}" for number in range(VAL)]
+    drawn = one_of_each_case([f"c{number // 2}" for number in range(VAL)], seed=3)
+    told, labels = table(tmp_path / "run"), _labels(tmp_path)
+    scores = sorted(1 - float(told[ids[place]][f"prob_{labels[ids[place]]}"]) for place in drawn)
+    assert rule["thresholds"] == [scores[rank(VAL // 2, 0.1) - 1]] * 2
     assert world.predict("calibrated", "--calibration", world.json).code == 0
     assert world.evaluate("calibrated").code == 0
     figures = world.metrics("calibrated")["label"]["doubt"]["sets"]["label"]

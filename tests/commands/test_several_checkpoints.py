@@ -13,11 +13,12 @@ from tests.commands.console import Console, Said
 from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import features_of, write_features
 from wsi_ips.cli.several_checkpoints import repeated
+from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.slide_table import read_slide_table
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.recipe import FinetuneJob, make_job, with_overrides
+from wsi_ips.recipe import FinetuneJob, PredictJob, make_job, with_overrides
 
 
 def another(path: Path, seed: int, *overrides: str, width: int | None = None) -> Path:
@@ -218,3 +219,16 @@ def test_parts_of_slides_go_with_one_model(
 )  # fmt: skip
 def test_values_that_follow_the_option(given: str, meant: str) -> None:
     assert list(repeated(given.split())) == meant.split()
+
+
+def test_a_recipe_names_one_or_several() -> None:
+    values = {"command": "predict", "slides": "s", "out": "o"}
+    several = make_job({**values, "checkpoint": ["a", "b"]}, source="test")
+    one, in_a_list = (make_job({**values, "checkpoint": given}, source="test") for given in ("a", ["a"]))
+    assert isinstance(several, PredictJob)
+    assert isinstance(one, PredictJob)
+    assert several.checkpoints == (Path("a"), Path("b"))
+    assert one.checkpoint == Path("a")
+    assert one == in_a_list
+    with pytest.raises(ConfigError, match="name a checkpoint"):
+        make_job({**values, "checkpoint": []}, source="test")

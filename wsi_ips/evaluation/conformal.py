@@ -84,7 +84,7 @@ def rank(n: int, risk: float) -> int:
 
 
 def _exact(risk: float) -> Exact:
-    """The number that was written: 0.1 as a float is a little more than a tenth, and 10 times 0.9 would be 10."""
+    """The risk as it was written: as a float, 150 times 1 - 0.18 is a little more than 123, and rounds up to 124."""
     if not 0 < risk < 1:
         raise ValueError(f"a risk of {risk}")
     return Exact(repr(float(risk)))
