@@ -84,7 +84,8 @@ def rank(n: int, risk: float) -> int:
 
 
 def _exact(risk: float) -> Exact:
-    """The risk as it was written: as a float, 150 times 1 - 0.18 is a little more than 123, and rounds up to 124."""
+    """The risk as it was written: as a float, 150 times 1 - 0.18 is a little more than 123, and rounds up to
+    124."""
     if not 0 < risk < 1:
         raise ValueError(f"a risk of {risk}")
     return Exact(repr(float(risk)))
