@@ -426,6 +426,10 @@ def test_slides_are_not_read_again_for_their_calibration(
     assert float(patient["prob_tumor"]) == max(float(row["prob_tumor"]) for row in rows.values())
     said = console("report", run)
     assert said.code == 0, said
+    assert (
+        "Probabilities are calibrated: <bdi>label: on 0 slides of split val"
+        in (run / "report.html").read_text()
+    )
     other = tmp_path / "other"
     said = console(*arguments[:4], "--out", other, "--no-overlays", "--calibration", tmp_path / "c.json")
     assert said.code == 0, said
