@@ -31,6 +31,7 @@
         ManifestError
         DatasetError         a data set's own labels or checksums, or its slides are not there
         CheckpointError
+        CalibrationError     a file of temperatures and thresholds that cannot be used, or belongs to another model
         ResultsError
 
 The command line prints these in one line without a traceback and exits with 2. An exception keeps its
@@ -282,6 +283,10 @@ class DatasetError(FileError):
 
 class CheckpointError(FileError):
     """A file that is no checkpoint of ours, or one of another architecture."""
+
+
+class CalibrationError(FileError):
+    """A calibration file that cannot be understood, or belongs to another checkpoint."""
 
 
 class ResultsError(FileError):

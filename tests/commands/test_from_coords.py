@@ -15,11 +15,12 @@ from tests.conftest import SmallData
 from tests.tiling.foreign_files import write_atlaspatch, write_clam, write_trident
 from wsi_ips.commands.inputs import stored_patches
 from wsi_ips.config import StreamingConfig
+from wsi_ips.inference.checkpoints import Checkpoints
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, SlideJob
 from wsi_ips.inference.worker import SlideWorker, WorkerSetup
-from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256
+from wsi_ips.models.checkpoint import checkpoint_config
 from wsi_ips.slides.registry import open_slide
 
 PATCH = ("--patch-px", "32", "--patch-mpp", "2.0", "--set", "tiling.min_tissue=0.2")
@@ -76,8 +77,7 @@ def test_a_worker_reads_them_too(
     (tmp_path / "two" / "run.json").write_text("{}")
     tiling = checkpoint_config(small_checkpoint).tiling
     setup = WorkerSetup(
-        checkpoint=small_checkpoint,
-        sha256=checkpoint_sha256(small_checkpoint),
+        models=Checkpoints.of([small_checkpoint]),
         run=RunFolder(tmp_path / "two"),
         streaming=StreamingConfig(),
         find_patches=stored_patches(tmp_path / "c", tiling),

@@ -19,6 +19,7 @@ from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.config import BatchConfig, PipelineConfig, StreamingConfig
 from wsi_ips.errors import CheckpointError, ClusterError, ResultsError, WsiIpsError
 from wsi_ips.inference.batch import predict_on_workers
+from wsi_ips.inference.checkpoints import Checkpoints
 from wsi_ips.inference.in_hand import IN_HAND, SlidesInHand
 from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.results import SlideResult
@@ -28,7 +29,7 @@ from wsi_ips.inference.slide_table import SlideRow, read_slide_table
 from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.models.build import build_net
-from wsi_ips.models.checkpoint import checkpoint_sha256, save_checkpoint
+from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.slides.folder import find_slides
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -77,8 +78,7 @@ def setup_in(folder: Path, checkpoint: Path) -> WorkerSetup:
     run.root.mkdir()
     run.description.write_text("{}")
     return WorkerSetup(
-        checkpoint=checkpoint,
-        sha256=checkpoint_sha256(checkpoint),
+        models=Checkpoints.of([checkpoint]),
         run=run,
         streaming=StreamingConfig(batch=8),
         device="cpu",
@@ -238,8 +238,10 @@ def test_stop_ends_with_the_first_failure_once_the_others_in_flight_are_done(
 def test_what_would_befall_every_slide_ends_the_run(
     jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, tmp_path: Path
 ) -> None:
+    (file,) = setup.models.files
+    gone = Checkpoints((replace(file, path=tmp_path / "gone.safetensors"),))
     with pytest.raises(CheckpointError, match="keep it where all workers read it"):
-        on_workers(jobs, replace(setup, checkpoint=tmp_path / "gone.safetensors"), cluster)
+        on_workers(jobs, replace(setup, models=gone), cluster)
     setup.run.description.unlink()
     with pytest.raises(ResultsError, match="a folder that all workers share"):
         on_workers(jobs, setup, cluster)

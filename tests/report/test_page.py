@@ -79,12 +79,28 @@ def evil(tmp_path: Path) -> Read:
         tasks,
     )  # fmt: skip
     description = {**run.description, "host": EVIL, "checkpoint": {"path": EVIL, "sha256": "<" * 64},
-                   "versions": {EVIL: EVIL}, "started": EVIL, "config": {EVIL: [EVIL]}}  # fmt: skip
+                   "versions": {EVIL: EVIL}, "started": EVIL, "config": {EVIL: [EVIL]},
+                   "checkpoints": [{"path": EVIL}, {"path": EVIL}, EVIL],
+                   "calibration": {"slides": [EVIL], "split": EVIL, "risk": EVIL, "tasks": {EVIL: 1}}}  # fmt: skip
     page = page_of(replace(run, description=description), notes=[EVIL])
     judged = {"<b>task</b>": Judged(EVIL, False)}
     page = replace(page, lines=[line_of(run, run.slides[0], judged), *page.lines[1:]])
     write_page(tmp_path / "r.html", page)
     return read(tmp_path / "r.html")
+
+
+def test_several_checkpoints_and_a_calibration_are_told(tmp_path: Path) -> None:
+    run = stored(tmp_path, [Slide("a")])
+    told = {
+        "checkpoints": [{"path": "runs/a.safetensors"}, {"path": "runs/b.safetensors"}],
+        "calibration": {"slides": ["x", "y"], "split": "val", "risk": 0.1, "tasks": {"label": {}}},
+    }
+    write_page(tmp_path / "plain.html", page_of(run))
+    write_page(tmp_path / "r.html", page_of(replace(run, description={**run.description, **told})))
+    assert "Probabilities are" not in read(tmp_path / "plain.html").text
+    text = read(tmp_path / "r.html").text
+    assert "Probabilities are its mean with runs/b.safetensors; attention is its own." in text
+    assert "Probabilities are calibrated: label: on 2 slides of split val, at a risk of 0.1." in text
 
 
 def test_no_text_of_a_file_becomes_markup(evil: Read) -> None:

@@ -14,11 +14,12 @@ import typer
 from wsi_ips.cli.data import data_app
 from wsi_ips.cli.detection import detect, train_detector
 from wsi_ips.cli.ending import EndingSignals
-from wsi_ips.cli.learning import demo, evaluate, finetune
+from wsi_ips.cli.learning import calibrate, demo, evaluate, finetune
 from wsi_ips.cli.log_lines import log_to_terminal
 from wsi_ips.cli.options import Set
 from wsi_ips.cli.prediction import export, overlay, predict, report
 from wsi_ips.cli.searching import search
+from wsi_ips.cli.several_checkpoints import SeveralCheckpoints
 from wsi_ips.cli.slides import features, info, tile
 from wsi_ips.cli.start import start_job
 from wsi_ips.cli.viewing import view
@@ -63,10 +64,10 @@ def run(
 
 
 for command in (
-    info, tile, features, finetune, predict, overlay, export, view, evaluate, report, train_detector, detect,
-    search, demo, run,
+    info, tile, features, finetune, predict, overlay, export, view, calibrate, evaluate, report, train_detector,
+    detect, search, demo, run,
 ):  # fmt: skip
-    app.command()(command)
+    app.command(cls=SeveralCheckpoints if command is predict else None)(command)
 app.add_typer(data_app, name="data")
 
 

@@ -1,4 +1,4 @@
-"""Commands that learn and score: ``finetune``, ``evaluate``, ``demo``."""
+"""Commands that learn and score: ``finetune``, ``calibrate``, ``evaluate``, ``demo``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -80,6 +80,30 @@ def evaluate(
              "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
              "stratify": stratify, "seed": seed, "plots": plots}  # fmt: skip
     start("evaluate", flags)
+
+
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote, of validation slides.")],
+    manifest: Annotated[Path, typer.Argument(help="CSV with the labels: slide_id,case_id,label,split,path.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/calibration.json.")] = None,
+    split: Annotated[str | None, typer.Option(help="val (default) or test.")] = None,
+    risk: Annotated[
+        float | None, typer.Option(help="How often a set of answers may miss the true one (default 0.1).")
+    ] = None,
+    by_class: Annotated[
+        bool | None, typer.Option("--by-class", help="The risk holds among the slides of every class.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Calibrate one task; default: all that have classes.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws one slide of a case that has several (default 0).")
+    ] = None,
+) -> None:
+    """Fit temperatures and thresholds on slides with known labels, for predict --calibration."""
+    flags = {"run": run, "manifest": manifest, "out": out, "split": split, "risk": risk,
+             "by_class": by_class, "task": task, "seed": seed}  # fmt: skip
+    start("calibrate", flags)
 
 
 def demo(

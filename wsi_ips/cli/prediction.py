@@ -33,7 +33,10 @@ Pool = Annotated[str | None, typer.Option(help="A patient's probability: max (de
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Option(help="model.safetensors of a fine-tuning run.")],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(help="model.safetensors of a fine-tuning run; of several: their mean and spread."),
+    ],
     out: Out,
     slides: Annotated[
         str | None, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
@@ -42,6 +45,9 @@ def predict(
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
     from_coords: FromCoords = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="JSON of calibrate: calibrated probabilities, and sets of answers.")
+    ] = None,
     overlays: Overlays = None,
     profile: Profile = None,
     force: Force = None,
@@ -60,9 +66,9 @@ def predict(
 ) -> None:
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
-             "from_coords": from_coords, "overlays": overlays, "profile": profile, "force": force,
-             "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv, "embeddings": embeddings,
-             "cases": cases, "pool": pool}  # fmt: skip
+             "from_coords": from_coords, "calibration": calibration, "overlays": overlays,
+             "profile": profile, "force": force, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
+             "embeddings": embeddings, "cases": cases, "pool": pool}  # fmt: skip
     batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
     start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
 

@@ -12,6 +12,7 @@ def start(
         "features",
         "finetune",
         "predict",
+        "calibrate",
         "train-detector",
         "detect",
         "overlay",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_ips.commands.evaluate_doubt import DoubtReport, calibration_of_run, doubt_in_words, report_doubt
 from wsi_ips.commands.evaluate_froc import FrocReport, report_froc
 from wsi_ips.commands.evaluate_join import Joined, chosen_tasks, join, tasks_of_run
 from wsi_ips.commands.evaluate_task import (
@@ -54,6 +55,7 @@ class Evaluation:
     stages: Mapping[str, StageReport]
     froc: FrocReport | None
     froc_task: str | None
+    doubts: Mapping[str, DoubtReport]
 
 
 def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
@@ -72,7 +74,7 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
         _draw(out, job, worked_out, history)
     write_metrics(
         out / "metrics.json", job, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc,
-        froc_task=worked_out.froc_task,
+        froc_task=worked_out.froc_task, doubts=worked_out.doubts,
     )  # fmt: skip
     unasked = not can_plot and job.plots is None
     notes = ["no plots: matplotlib is not installed; pip install 'wsi_ips[plots]'"] if unasked else []
@@ -108,6 +110,7 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
     all_tasks = tasks_of_run(run)
     tasks = chosen_tasks(all_tasks, job.task)
     rows = read_predictions(run.predictions, tasks=all_tasks)
+    calibration = calibration_of_run(run, rows)
     manifest = read_manifest(
         job.manifest, tasks=tasks, need_slides=False, need_labels=len(tasks) == len(all_tasks)
     )
@@ -116,6 +119,7 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
     if job.threshold_from is not None:
         elsewhere = join(manifest, rows, job.threshold_from, predictions=run.predictions)
     reports: dict[str, TaskReport] = {}
+    doubts: dict[str, DoubtReport] = {}
     rocs: dict[str, list[NamedRoc]] = {}
     stages: dict[str, StageReport] = {}
     slides_of_case = Counter(record.case_id for record in manifest.split(job.split))
@@ -123,6 +127,9 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
         for task in tasks:
             reports[task.name] = report_task(task, joined, elsewhere, job)
             rocs[task.name] = roc_plots(reports[task.name], job) if bands else []
+            if calibration is not None:
+                doubt = report_doubt(task, reports[task.name].joined, calibration, manifest, job)
+                doubts |= {task.name: doubt} if doubt is not None else {}
             staged = report_stages(reports[task.name], slides_of_case, job)
             if staged is not None:
                 stages[task.name] = staged
@@ -131,7 +138,7 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
     if job.annotations is not None:
         froc_task = _froc_task(reports)
         froc = report_froc(reports[froc_task], job, progress)
-    return Evaluation(joined, reports, rocs, stages, froc, froc_task)
+    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts)
 
 
 def _froc_task(reports: Mapping[str, TaskReport]) -> str:
@@ -181,6 +188,8 @@ def _headlines(done: Evaluation) -> list[str]:
             lines.append(f"{name}, {cases} patients: " + _in_words(first, report.case_figures[first]))
         if name in done.stages:
             lines.append(f"{name}: " + _in_words("pN stage, quadratic kappa", done.stages[name].kappa))
+        if name in done.doubts:
+            lines += doubt_in_words(name, done.doubts[name])
     if done.froc is not None:
         curve = done.froc.curve
         lines.append(

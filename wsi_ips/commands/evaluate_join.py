@@ -1,7 +1,7 @@
 """What ``evaluate`` scores: each slide of a split with its labels and its prediction, none of them lost."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.errors import ConfigError, ManifestError, ResultsError, one_line
-from wsi_ips.evaluation.task_scores import Scored
+from wsi_ips.evaluation.task_scores import THRESHOLD, Scored
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.run_folder import RunFolder
 
@@ -26,12 +26,8 @@ def tasks_of_run(run: RunFolder) -> tuple[TaskConfig, ...]:
     :class:`CheckpointError` for such a checkpoint that cannot be read.
     """
     path = run.description
-    if not path.is_file():
-        raise ResultsError(run.root, "holds no run.json", "name a folder that wsi-ips predict finished")
-    if path.stat().st_size > LARGEST_DESCRIPTION:
-        raise ResultsError(path, f"is larger than {LARGEST_DESCRIPTION} bytes", "is it a run's?")
+    described = description_of(run)
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
         tasks = described["config"].get("model", {}).get("tasks")
         if tasks:
             return _TASKS.validate_python(tasks)
@@ -44,6 +40,25 @@ def tasks_of_run(run: RunFolder) -> tuple[TaskConfig, ...]:
     from wsi_ips.models.checkpoint import load_checkpoint  # torch is needed for old runs only
 
     return load_checkpoint(checkpoint)[1].model.tasks
+
+
+def description_of(run: RunFolder) -> Mapping[str, Any]:
+    """``run.json``. Raises :class:`ResultsError` for a folder without it, or one that cannot be read."""
+    path = run.description
+    if not path.is_file():
+        raise ResultsError(run.root, "holds no run.json", "name a folder that wsi-ips predict finished")
+    if path.stat().st_size > LARGEST_DESCRIPTION:
+        raise ResultsError(path, f"is larger than {LARGEST_DESCRIPTION} bytes", "is it a run's?")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = one_line(error, most=200)
+        raise ResultsError(
+            path, f"does not say which tasks were predicted ({reason})", "predict again"
+        ) from None
+    if not isinstance(described, dict):
+        raise ResultsError(path, "describes no run", "predict again")
+    return described
 
 
 def chosen_tasks(tasks: Sequence[TaskConfig], name: str | None) -> list[TaskConfig]:
@@ -82,7 +97,7 @@ class Joined:
             *(f"{record.slide_id}: is in the manifest, not in the predictions" for record in self.missing),
         ]
 
-    def scored(self, task: TaskConfig, *, threshold: float) -> Scored:
+    def scored(self, task: TaskConfig, *, threshold: float = THRESHOLD) -> Scored:
         """One task's outputs and targets, slide by slide."""
         return Scored.of(
             task,

@@ -25,6 +25,7 @@ from wsi_ips.evaluation.plots import NamedRoc
 from wsi_ips.evaluation.slide_level import roc_curve, youden_threshold
 from wsi_ips.evaluation.staging import pn_stage, quadratic_kappa
 from wsi_ips.evaluation.task_scores import Scored, kind_of
+from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.recipe import EvaluateJob
 
 MOST_BANDS = 3
@@ -56,12 +57,12 @@ def report_task(task: TaskConfig, joined: Joined, elsewhere: Joined | None, job:
     """
     joined = joined.of_task(task)
     scored = joined.scored(task, threshold=job.threshold)
-    _check(scored, joined, job)
+    check_scored(scored, joined, manifest=job.manifest, run=job.run)
     chosen_on = None
     if elsewhere is not None and scored.kind == "binary":
         elsewhere = elsewhere.of_task(task)
         other = elsewhere.scored(task, threshold=job.threshold)
-        _check(other, elsewhere, job)
+        check_scored(other, elsewhere, manifest=job.manifest, run=job.run)
         scored = joined.scored(task, threshold=youden_threshold(other.probability, other.positive))
         chosen_on = elsewhere.split
     pooled = pool_cases(scored, job.pool)
@@ -82,11 +83,13 @@ def report_task(task: TaskConfig, joined: Joined, elsewhere: Joined | None, job:
     )
 
 
-def _check(scored: Scored, joined: Joined, job: EvaluateJob) -> None:
+def check_scored(scored: Scored, joined: Joined, *, manifest: Path, run: Path) -> None:
+    """Raises :class:`ManifestError` where no slide has a label, or all have the same; :class:`ResultsError` for an
+    output that is no probability."""
     task = scored.task
     if not joined.pairs:
         raise ManifestError(
-            job.manifest,
+            manifest,
             f"no scored slide of split {joined.split!r} has a {task.column_name}",
             "name another split or --task",
         )
@@ -96,14 +99,14 @@ def _check(scored: Scored, joined: Joined, job: EvaluateJob) -> None:
     if wrong_N.any():
         slide_id = joined.pairs[int(np.flatnonzero(wrong_N)[0])][0].slide_id
         raise ResultsError(
-            job.run / "predictions.csv",
+            RunFolder(run).predictions,
             f"the output of slide {slide_id!r} for task {task.name!r} cannot be",
             "predict again",
         )
     if scored.kind != "regression" and (scored.target_NC == scored.target_NC[0]).all():
         cell = joined.pairs[0][0].labels[task.column_name]
         raise ManifestError(
-            job.manifest,
+            manifest,
             f"all {len(joined.pairs)} scored slides of split {joined.split!r} have the {task.column_name} "
             f"{cell!r}",
             "nothing can be told apart: name another split or --task",

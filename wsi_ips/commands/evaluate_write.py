@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wsi_ips.commands.evaluate_doubt import DoubtReport, doubt_json
 from wsi_ips.commands.evaluate_froc import FrocReport
 from wsi_ips.commands.evaluate_join import Joined
 from wsi_ips.commands.evaluate_task import StageReport, TaskReport
@@ -124,6 +125,7 @@ def write_metrics(
     froc: FrocReport | None,
     *,
     froc_task: str | None,
+    doubts: Mapping[str, DoubtReport],
 ) -> None:
     """Every figure with its interval. What these slides cannot tell is null."""
     metrics = {
@@ -136,7 +138,7 @@ def write_metrics(
             "stratified": job.stratify,
             "seed": job.seed,
         },
-        "tasks": {name: _task_json(report) for name, report in tasks.items()},
+        "tasks": {name: _task_json(report, doubts.get(name)) for name, report in tasks.items()},
         "stages": {name: _stage_json(report) for name, report in stages.items()},
         "froc": _froc_json(froc, froc_task) if froc else None,
         "versions": versions(),
@@ -145,7 +147,7 @@ def write_metrics(
         partial.write_text(json.dumps(_null(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _task_json(report: TaskReport) -> dict[str, Any]:
+def _task_json(report: TaskReport, doubt: DoubtReport | None) -> dict[str, Any]:
     scored = report.scored
     described: dict[str, Any] = {
         "kind": scored.kind,
@@ -162,6 +164,8 @@ def _task_json(report: TaskReport) -> dict[str, Any]:
         described["positive"] = positive_class(scored.task)
     if scored.kind in ("binary", "multilabel"):
         described["threshold"] = {"value": scored.threshold, "chosen_on": report.threshold_from}
+    if doubt is not None:
+        described["doubt"] = doubt_json(doubt)
     if report.delong is not None:
         described["auc_delong"] = _interval_json(report.delong)
     if scored.kind != "regression":

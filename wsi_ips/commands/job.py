@@ -7,6 +7,7 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import Section
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import (
+    CalibrateJob,
     DemoJob,
     DetectJob,
     EvaluateJob,
@@ -29,6 +30,7 @@ _DONE_BY: Mapping[type[Section], str] = {
     FinetuneJob: "finetune:finetune_manifest",
     ImagesJob: "images:learn_images",
     PredictJob: "predict:predict",
+    CalibrateJob: "calibrate:calibrate",
     TrainDetectorJob: "train_detector:train",
     DetectJob: "detect:detect",
     OverlayJob: "overlay:overlay",

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,10 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import BatchConfig, PipelineConfig
 from wsi_ips.datasets.feature_files import list_features
 from wsi_ips.errors import ConfigError, UnsupportedSlide
+from wsi_ips.evaluation.calibrated import Calibration, check_belongs, read_calibration
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.case_predictions import read_case_table, write_cases
+from wsi_ips.inference.checkpoints import Checkpoints, same_patches_and_tasks
 from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.in_turn import predict_in_turn, predict_suspects
@@ -26,7 +29,7 @@ from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.location import Location, locate
-from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256, load_checkpoint
+from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
 from wsi_ips.slides.failures import named
@@ -45,29 +48,28 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     if job.features is not None:
         with calculating(deterministic=job.deterministic):
             return _from_features(job, job.features, progress)
-    pipeline = checkpoint_config(job.checkpoint)
-    pipeline = pipeline.model_copy(update={"tiling": job.tiling.added_to(pipeline.tiling)})
-    if pipeline.model.encoder.features is not None:
-        raise ConfigError(f"{job.checkpoint}: reads stored features, not slides; give them with --features")
-    if job.batch.shard_patches is not None:
-        check_parts(pipeline)
+    pipeline, raster = _pipeline(job)
     assert job.slides is not None  # the job sees to it
     jobs = _slide_jobs(job, job.slides)
     case_of = read_case_table(job.cases, [slide.slide_id for slide in jobs]) if job.cases else None
     run = RunFolder(job.out)
-    setup = _setup(job, pipeline)
+    setup = _setup(job, pipeline, raster=raster)
+    calibration = _calibration(job, setup.models, pipeline)
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     with claimed(
         run,
         config=config,
-        checkpoint=job.checkpoint,
-        sha256=setup.sha256,
+        checkpoint=job.checkpoints[0],
+        sha256=setup.models.sha256,
         force=job.force,
         numerics=numerics(deterministic=job.deterministic),
+        more=_more(setup.models, calibration),
     ) as start:
         setup = replace(setup, start=start)
-        tables = RunTables(run, jobs, tasks=pipeline.model.tasks)
+        tables = RunTables(
+            run, jobs, tasks=pipeline.model.tasks, spread=setup.models.several, calibration=calibration
+        )
         # A slide given by itself is all there is to do: its error is the command's.
         alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
         batch = job.batch.model_copy(update={"workers": _workers(job.batch, job.device)})
@@ -81,10 +83,43 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     return _outcome(tables.rows, run, details=details)
 
 
-def _setup(job: PredictJob, pipeline: PipelineConfig) -> WorkerSetup:
+def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
+    """What the slides are read with, and whether a model's positions are the paper's raster indices.
+
+    Raises :class:`ConfigError` for a model of features, or slides that cannot be scored in parts;
+    :class:`CheckpointError` for models that cannot be averaged.
+    """
+    first, *others = same_patches_and_tasks(job.checkpoints)
+    if first.model.encoder.features is not None:
+        raise ConfigError(
+            f"{job.checkpoints[0]}: reads stored features, not slides; give them with --features"
+        )
+    if job.batch.shard_patches is not None:
+        check_parts(first)
+    raster = any(one.model.attention.positions == "raster" for one in (first, *others))
+    return first.model_copy(update={"tiling": job.tiling.added_to(first.tiling)}), raster
+
+
+def _calibration(job: PredictJob, models: Checkpoints, pipeline: PipelineConfig) -> Calibration | None:
+    """Raises :class:`CalibrationError` for one that is not these checkpoints'."""
+    if job.calibration is None:
+        return None
+    calibration = read_calibration(job.calibration)
+    check_belongs(job.calibration, calibration, sha256=models.sha256, tasks=pipeline.model.tasks)
+    return calibration
+
+
+def _more(models: Checkpoints, calibration: Calibration | None) -> dict[str, Any]:
+    """What ``run.json`` says beside a single checkpoint's run. The calibration whole: its file may be gone by
+    the time the run is evaluated."""
+    several = {"checkpoints": models.to_json()} if models.several else {}
+    return several if calibration is None else {**several, "calibration": calibration.to_json()}
+
+
+def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> WorkerSetup:
+    """raster: see :func:`_pipeline`."""
     return WorkerSetup(
-        checkpoint=job.checkpoint.absolute(),
-        sha256=checkpoint_sha256(job.checkpoint),
+        models=Checkpoints.of(job.checkpoints),
         run=RunFolder(job.out.absolute()),
         streaming=job.streaming,
         device=job.device,
@@ -92,7 +127,7 @@ def _setup(job: PredictJob, pipeline: PipelineConfig) -> WorkerSetup:
         shard_patches=job.batch.shard_patches,
         draw=draw_overlay if job.overlays else None,
         embeddings=job.embeddings,
-        find_patches=_patches(job.from_coords, pipeline),
+        find_patches=_patches(job.from_coords, pipeline, raster=raster),
         deterministic=job.deterministic,
     )
 
@@ -103,10 +138,10 @@ def draw_overlay(result: SlideResult, path: Path) -> None:
         write_overlay(path, slide, result)
 
 
-def _patches(folder: Path | None, pipeline: PipelineConfig) -> FindPatches:
+def _patches(folder: Path | None, pipeline: PipelineConfig, *, raster: bool) -> FindPatches:
     if folder is None:
         return PatchesInTissue(pipeline.tiling)
-    return stored_patches(folder, pipeline.tiling, raster=pipeline.model.attention.positions == "raster")
+    return stored_patches(folder, pipeline.tiling, raster=raster)
 
 
 def _slide_jobs(job: PredictJob, slides: Location) -> list[SlideJob]:
@@ -213,18 +248,38 @@ def _outcome(rows: Sequence[PredictionRow], run: RunFolder, *, details: Sequence
 
 def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outcome:
     """The same from stored features: no slide is opened, and no overlay drawn."""
-    net, pipeline = load_checkpoint(job.checkpoint)
-    sha256 = checkpoint_sha256(job.checkpoint)
-    predictor = FeaturePredictor(net, pipeline, job.streaming, pick_device(job.device), checkpoint=sha256)
+    pipeline = same_patches_and_tasks(job.checkpoints)[0]
+    models = Checkpoints.of(job.checkpoints)
+    net, *others = [load_checkpoint(path)[0] for path in job.checkpoints]
+    predictor = FeaturePredictor(
+        net,
+        pipeline,
+        job.streaming,
+        pick_device(job.device),
+        checkpoint=models.sha256,
+        others=tuple(others),
+    )
+    calibration = _calibration(job, models, pipeline)
     run = RunFolder(job.out)
     paths = list_features(features)
     case_of = read_case_table(job.cases, list(paths)) if job.cases else None
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     with claimed(
-        run, config=config, checkpoint=job.checkpoint, sha256=sha256, force=job.force, numerics=numerics()
+        run,
+        config=config,
+        checkpoint=job.checkpoints[0],
+        sha256=models.sha256,
+        force=job.force,
+        numerics=numerics(),
+        more=_more(models, calibration),
     ):
         tables, unplaced = predict_features(
-            paths, predictor, run, on_error=job.batch.on_error, progress=progress
+            paths,
+            predictor,
+            run,
+            on_error=job.batch.on_error,
+            calibration=calibration,
+            progress=progress,
         )
         if case_of is not None:
             write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)

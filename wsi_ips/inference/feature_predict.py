@@ -4,14 +4,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError
+from wsi_ips.evaluation.calibrated import Calibration
 from wsi_ips.hdf5 import put_about, whole_hdf5
+from wsi_ips.inference.ensemble import mean_and_spread
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, named_probabilities, write_result
 from wsi_ips.inference.run_folder import RunFolder
@@ -30,7 +32,9 @@ from wsi_ips.training.feature_bags import open_source
 class FeaturePredictor:
     """A trained network that reads features, with the settings that it was trained with, on one device.
 
-    checkpoint: its fingerprint, written into results.
+    checkpoint: its fingerprint, written into results. others: further networks of the same tasks and settings,
+    whose mean with the first is told (:func:`wsi_ips.inference.ensemble.mean_result`); ``checkpoint`` is of all
+    then.
     """
 
     net: BagNet
@@ -38,12 +42,14 @@ class FeaturePredictor:
     streaming: StreamingConfig
     device: torch.device
     checkpoint: str = ""
+    others: tuple[BagNet, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises :class:`ConfigError` for a network that reads pixels."""
         if self.pipeline.model.encoder.features is None:
             raise ConfigError("this checkpoint reads the pixels of slides, not features: give it slides")
-        self.net.to(self.device).eval()
+        for net in (self.net, *self.others):
+            net.to(self.device).eval()
 
     def predict(self, slide_id: str, path: Path, run: RunFolder) -> tuple[Done, bool]:
         """Label a slide and write its attention; also, whether the file says how large its patches are.
@@ -60,27 +66,34 @@ class FeaturePredictor:
                 f"holds features of width {held.width}, the checkpoint reads {width}",
                 "give it features of the encoder that it was trained with",
             )
-        with open_source(held, batch=self.streaming.batch, device=self.device) as source:
-            reading = read_bag(self.net, source, self.pipeline.selection)
+        readings = [self._read(net, held) for net in (self.net, *self.others)]
         tasks = self.pipeline.model.tasks
+        told = [named_probabilities(reading, tasks) for reading in readings]
+        probabilities, spread = mean_and_spread(told) if self.others else (told[0], {})
         row = PredictionRow(
             slide_id=slide_id,
             status="ok",
-            probabilities=named_probabilities(reading, tasks),
+            probabilities=probabilities,
             n_patches=len(held),
+            spread=spread,
         )
         note = ""
         if held.coords is None:
-            _write_corners_only(run.attention(slide_id), row, held, reading, self.checkpoint)
+            _write_corners_only(run.attention(slide_id), row, held, readings[0], self.checkpoint)
         else:
             coords = replace(held.coords, slide_id=slide_id)
             note = upsampling_note(coords)
             result = SlideResult.of(
-                reading, coords, tasks=tasks, slide_path=str(path), checkpoint=self.checkpoint
+                readings[0], coords, tasks=tasks, slide_path=str(path), checkpoint=self.checkpoint
             )
-            write_result(run.attention(slide_id), result)
-        telemetry = SlideTelemetry(patches=len(held), seconds=time.perf_counter() - started)
+            write_result(run.attention(slide_id), replace(result, probabilities=probabilities, spread=spread))
+        patches = len(held) * len(readings)
+        telemetry = SlideTelemetry(patches=patches, seconds=time.perf_counter() - started)
         return Done(row, telemetry, note=note), held.coords is not None
+
+    def _read(self, net: BagNet, held: FeatureFile) -> SlideReading:
+        with open_source(held, batch=self.streaming.batch, device=self.device) as source:
+            return read_bag(net, source, self.pipeline.selection)
 
 
 def predict_features(
@@ -89,6 +102,7 @@ def predict_features(
     run: RunFolder,
     *,
     on_error: Literal["report", "stop"] = "report",
+    calibration: Calibration | None = None,
     progress: Progress = silent,
 ) -> tuple[RunTables, list[str]]:
     """Label every slide of {slide_id: features file}; a bad file becomes a row with its reason, or with ``stop``
@@ -98,7 +112,13 @@ def predict_features(
     after every slide, so that a killed run leaves whole files.
     """
     jobs = [SlideJob(slide_id, path) for slide_id, path in paths.items()]
-    tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
+    tables = RunTables(
+        run,
+        jobs,
+        tasks=predictor.pipeline.model.tasks,
+        spread=bool(predictor.others),
+        calibration=calibration,
+    )
     unplaced = label_features(jobs, predictor, run, tables, on_error=on_error, progress=progress)
     tables.close()
     return tables, unplaced
@@ -141,12 +161,14 @@ def _write_corners_only(
     It has no ``schema_version``: it is not what :func:`wsi_ips.inference.results.read_result` reads.
     """
     with whole_hdf5(path) as file:
-        about = {
+        about: dict[str, Any] = {
             "slide_id": row.slide_id,
             "slide_path": str(held.path),
             "probabilities": {task: dict(classes) for task, classes in row.probabilities.items()},
             "checkpoint": checkpoint,
         }
+        if row.spread:
+            about["spread"] = {task: dict(classes) for task, classes in row.spread.items()}
         put_about(file, about)
         file["coords"] = held.l0_xy_N2
         file["logits"] = reading.store.logits().numpy()

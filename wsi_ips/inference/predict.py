@@ -114,16 +114,20 @@ class Predictor:
 
     def read(self, prepared: PreparedSlide, *, progress: Progress = silent) -> SlideResult:
         """Label a prepared slide, and close it. Its telemetry's ``seconds``: preparing and reading."""
+        with prepared.slide:
+            return self.read_open(prepared, progress=progress)
+
+    def read_open(self, prepared: PreparedSlide, *, progress: Progress = silent) -> SlideResult:
+        """The same, and leave it open, so that it can be read once more."""
         started = time.perf_counter()
-        with prepared.slide as slide:
-            stream = self._stream(slide, prepared.coords)
-            with self._calculating(), progress(prepared.coords.slide_id, total=len(stream)) as advance:
-                reading = read_bag(
-                    self._net,
-                    stream,
-                    self.pipeline.selection,
-                    through=lambda chunks: _counted(chunks, advance),
-                )
+        stream = self._stream(prepared.slide, prepared.coords)
+        with self._calculating(), progress(prepared.coords.slide_id, total=len(stream)) as advance:
+            reading = read_bag(
+                self._net,
+                stream,
+                self.pipeline.selection,
+                through=lambda chunks: _counted(chunks, advance),
+            )
         telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)
         if reading.coarse is not None:
             # The stream counted windows too.

@@ -3,21 +3,29 @@
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, one_line
+from wsi_ips.evaluation.calibrated import AnswerSet, Calibration
+from wsi_ips.evaluation.conformal import questions
 from wsi_ips.files import LONGEST_CELL, check_table_size, whole_table
 from wsi_ips.inference.results import PREDICT_AGAIN, Probabilities, SlideResult
+
+BETWEEN = "|"
+"""Between several classes in one cell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionRow:
     """One slide of ``predictions.csv``. A failed slide has its error, in one line, and no probabilities.
 
-    A labelled slide may have an error too: what else was wanted of it and failed.
+    A labelled slide may have an error too: what else was wanted of it and failed. spread: of several models whose
+    mean ``probabilities`` are, each probability's standard deviation; else empty. raw, sets: of the tasks that
+    were calibrated, the probabilities before that, and each question's set of answers
+    (:mod:`wsi_ips.evaluation.conformal`); else empty.
     """
 
     slide_id: str
@@ -25,6 +33,9 @@ class PredictionRow:
     probabilities: Probabilities = field(default_factory=dict)
     n_patches: int | None = None
     error: str = ""
+    spread: Probabilities = field(default_factory=dict)
+    raw: Probabilities = field(default_factory=dict)
+    sets: Mapping[str, tuple[AnswerSet, ...]] = field(default_factory=dict)
 
     @classmethod
     def done(cls, result: SlideResult, *, error: str = "") -> Self:
@@ -34,23 +45,55 @@ class PredictionRow:
             probabilities=result.probabilities,
             n_patches=len(result.coords) if result.coarse is None else result.coarse.patches,
             error=one_line(error),
+            spread=result.spread,
         )
 
     @classmethod
     def failed(cls, slide_id: str, error: str) -> Self:
         return cls(slide_id=slide_id, status="failed", error=one_line(error))
 
+    def calibrated(self, calibration: Calibration) -> Self:
+        """The same with calibrated probabilities, and each question's set. A failed slide stays as it is."""
+        if self.status != "ok":
+            return self
+        tasks = calibration.tasks
+        raw = {name: self.probabilities[name] for name in tasks}
+        tempered = {name: task.tempered(raw[name]) for name, task in tasks.items()}
+        return replace(
+            self,
+            probabilities={**self.probabilities, **tempered},
+            raw=raw,
+            sets={name: task.sets(raw[name]) for name, task in tasks.items()},
+        )
 
-def write_predictions(path: Path, rows: Sequence[PredictionRow], *, tasks: Sequence[TaskConfig]) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Which columns of doubt a table has. spread: those of several models. calibrated: tasks with sets."""
+
+    spread: bool = False
+    calibrated: frozenset[str] = frozenset()
+
+
+def write_predictions(
+    path: Path, rows: Sequence[PredictionRow], *, tasks: Sequence[TaskConfig], doubt: Doubt | None = None
+) -> None:
     """Write the table whole.
 
     Columns: ``slide_id, prob_<class>…, pred, n_patches, status, error``; with several tasks
     ``prob_<task>_<class>…, pred_<task>`` for each. ``pred`` is the likeliest class; of a sigmoid task, the
     classes from 0.5 on, joined by ``|``; of a linear task, its numbers. Numbers read back exactly.
+
+    With ``doubt``, behind each task's ``pred``: of several models ``sd_<class>…``; of a calibrated task
+    ``raw_<class>…`` (before calibration), ``set`` (the answers that cannot be ruled out, joined by ``|``; of a
+    sigmoid task with several classes ``set_<class>…``, each of ``not <class>`` and ``<class>``) and ``abstain``
+    (1 where a set does not hold exactly one answer). With several tasks their names stand in these as in
+    ``prob_``.
     """
+    doubt = doubt or Doubt()
     with whole_table(path) as writer:
-        writer.writerow(_columns(tasks))
-        writer.writerows(_cells(row, tasks) for row in rows)
+        writer.writerow(_columns(tasks, doubt))
+        writer.writerows(_cells(row, tasks, doubt) for row in rows)
 
 
 def read_predictions(path: Path, *, tasks: Sequence[TaskConfig]) -> list[PredictionRow]:
@@ -63,41 +106,91 @@ def read_predictions(path: Path, *, tasks: Sequence[TaskConfig]) -> list[Predict
             header, *lines = csv.reader(file, strict=True)
     except (csv.Error, UnicodeDecodeError, ValueError) as error:
         raise ResultsError(path, f"is not a CSV table ({error})", PREDICT_AGAIN) from None
-    columns = _columns(tasks)
+    doubt = _doubt_of(header, tasks)
+    columns = _columns(tasks, doubt)
     if header != columns:
         raise ResultsError(path, f"has the columns {', '.join(header)}, not {', '.join(columns)}")
     rows = []
     for number, line in enumerate(lines, start=2):
         try:
-            rows.append(_row(dict(zip(columns, line, strict=True)), tasks))
+            rows.append(_row(dict(zip(columns, line, strict=True)), tasks, doubt))
         except ValueError as error:
             raise ResultsError(path, f"row {number} is broken ({error})", PREDICT_AGAIN) from None
     return rows
 
 
-def _columns(tasks: Sequence[TaskConfig]) -> list[str]:
-    return ["slide_id", *answer_columns(tasks), "n_patches", "status", "error"]
+def _columns(tasks: Sequence[TaskConfig], doubt: Doubt) -> list[str]:
+    columns = ["slide_id"]
+    for task in tasks:
+        columns += [*_task_columns(task, tasks), *_doubt_columns(task, tasks, doubt)]
+    return [*columns, "n_patches", "status", "error"]
 
 
 def answer_columns(tasks: Sequence[TaskConfig]) -> list[str]:
     """``prob_<class>…, pred``; with several tasks ``prob_<task>_<class>…, pred_<task>`` for each."""
+    return [column for task in tasks for column in _task_columns(task, tasks)]
+
+
+def _task_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> list[str]:
+    return [*(name for name, _ in _class_columns("prob", task, tasks)), _named("pred", task, tasks)]
+
+
+def _doubt_columns(task: TaskConfig, tasks: Sequence[TaskConfig], doubt: Doubt) -> list[str]:
     columns = []
-    for task in tasks:
-        columns += [name for name, _ in _probability_columns(task, tasks)]
-        columns.append("pred" if len(tasks) == 1 else f"pred_{task.name}")
+    if doubt.spread:
+        columns += [name for name, _ in _class_columns("sd", task, tasks)]
+    if task.name in doubt.calibrated:
+        columns += [name for name, _ in _class_columns("raw", task, tasks)]
+        columns += [*_set_columns(task, tasks), _named("abstain", task, tasks)]
     return columns
 
 
-def _probability_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> Iterator[tuple[str, str]]:
+def _named(what: str, task: TaskConfig, tasks: Sequence[TaskConfig]) -> str:
+    return what if len(tasks) == 1 else f"{what}_{task.name}"
+
+
+def _class_columns(what: str, task: TaskConfig, tasks: Sequence[TaskConfig]) -> Iterator[tuple[str, str]]:
     """(column, class) for every class of a task."""
-    prefix = "prob_" if len(tasks) == 1 else f"prob_{task.name}_"
-    return ((prefix + name, name) for name in task.classes)
+    return ((f"{_named(what, task, tasks)}_{name}", name) for name in task.classes)
 
 
-def _cells(row: PredictionRow, tasks: Sequence[TaskConfig]) -> list[str]:
-    answers = answer_cells(row.probabilities if row.status == "ok" else None, tasks)
+def _set_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> list[str]:
+    column = _named("set", task, tasks)
+    return [f"{column}_{question.name}" if question.name else column for question in questions(task)]
+
+
+def _doubt_of(header: Sequence[str], tasks: Sequence[TaskConfig]) -> Doubt:
+    """What a table has, by the first column that it would have of each kind."""
+    spread = any(next(_class_columns("sd", task, tasks))[0] in header for task in tasks)
+    with_sets = (task for task in tasks if _named("abstain", task, tasks) in header and questions(task))
+    return Doubt(spread, frozenset(task.name for task in with_sets))
+
+
+def _cells(row: PredictionRow, tasks: Sequence[TaskConfig], doubt: Doubt) -> list[str]:
+    cells = [row.slide_id]
+    for task in tasks:
+        if row.status != "ok":
+            cells += [""] * (len(_task_columns(task, tasks)) + len(_doubt_columns(task, tasks, doubt)))
+            continue
+        cells += [*answer_cells(row.probabilities, [task]), *_doubt_cells(row, task, doubt)]
     n_patches = "" if row.n_patches is None else str(row.n_patches)
-    return [row.slide_id, *answers, n_patches, row.status, one_line(row.error, most=LONGEST_CELL)]
+    return [*cells, n_patches, row.status, one_line(row.error, most=LONGEST_CELL)]
+
+
+def _doubt_cells(row: PredictionRow, task: TaskConfig, doubt: Doubt) -> list[str]:
+    cells = []
+    if doubt.spread:
+        cells += _numbers(row.spread[task.name], task)
+    if task.name in doubt.calibrated:
+        sets = row.sets[task.name]
+        cells += _numbers(row.raw[task.name], task)
+        cells += [BETWEEN.join(answers) for answers in sets]
+        cells.append(str(int(any(len(answers) != 1 for answers in sets))))
+    return cells
+
+
+def _numbers(values: Mapping[str, float], task: TaskConfig) -> list[str]:
+    return [repr(float(values[name])) for name in task.classes]
 
 
 def answer_cells(probabilities: Probabilities | None, tasks: Sequence[TaskConfig]) -> list[str]:
@@ -106,44 +199,60 @@ def answer_cells(probabilities: Probabilities | None, tasks: Sequence[TaskConfig
         return [""] * len(answer_columns(tasks))
     cells = []
     for task in tasks:
-        cells += [repr(float(probabilities[task.name][name])) for name in task.classes]
-        cells.append(_predicted(task, probabilities[task.name]))
+        cells += [*_numbers(probabilities[task.name], task), _predicted(task, probabilities[task.name])]
     return cells
 
 
 def _predicted(task: TaskConfig, probabilities: Mapping[str, float]) -> str:
     if task.activation == "linear":
-        return "|".join(f"{probabilities[name]:.6g}" for name in task.classes)
+        return BETWEEN.join(f"{probabilities[name]:.6g}" for name in task.classes)
     if task.activation == "sigmoid":
-        return "|".join(name for name in task.classes if probabilities[name] >= 0.5)
+        return BETWEEN.join(name for name in task.classes if probabilities[name] >= 0.5)
     return max(task.classes, key=lambda name: probabilities[name])
 
 
-def _output(column: str, cell: str, task: TaskConfig) -> float:
-    """A probability, or of a linear task any number. Raises ``ValueError`` for what a network cannot say."""
+def _output(column: str, cell: str, *, probability: bool) -> float:
+    """A probability, or any other number. Raises ``ValueError`` for what a network cannot say."""
     value = float(cell)
-    if math.isinf(value) or (task.activation != "linear" and not math.isnan(value) and not 0 <= value <= 1):
+    if math.isinf(value) or (probability and not math.isnan(value) and not 0 <= value <= 1):
         raise ValueError(f"{column} is {cell!r}, " + ("no number" if math.isinf(value) else "no probability"))
     return value
 
 
-def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig]) -> PredictionRow:
+def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig], doubt: Doubt) -> PredictionRow:
     if cells["status"] not in ("ok", "failed"):
         raise ValueError(f"status {cells['status']!r}")
-    ok = cells["status"] == "ok"
-    probabilities = {}
-    if ok:
-        probabilities = {
-            task.name: {
-                name: _output(column, cells[column], task)
-                for column, name in _probability_columns(task, tasks)
-            }
-            for task in tasks
-        }
-    return PredictionRow(
+    row = PredictionRow(
         slide_id=cells["slide_id"],
-        status="ok" if ok else "failed",
-        probabilities=probabilities,
+        status="failed",
         n_patches=int(cells["n_patches"]) if cells["n_patches"] else None,
         error=cells["error"],
     )
+    if cells["status"] == "failed":
+        return row
+
+    def numbers(what: str, which: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
+        return {
+            task.name: {
+                name: _output(column, cells[column], probability=what != "sd" and task.activation != "linear")
+                for column, name in _class_columns(what, task, tasks)
+            }
+            for task in which
+        }
+
+    calibrated = [task for task in tasks if task.name in doubt.calibrated]
+    return replace(
+        row,
+        status="ok",
+        probabilities=numbers("prob", tasks),
+        spread=numbers("sd", tasks) if doubt.spread else {},
+        raw=numbers("raw", calibrated),
+        sets={
+            task.name: tuple(_set(cells[column]) for column in _set_columns(task, tasks))
+            for task in calibrated
+        },
+    )
+
+
+def _set(cell: str) -> AnswerSet:
+    return tuple(cell.split(BETWEEN)) if cell else ()

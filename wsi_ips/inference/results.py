@@ -19,7 +19,9 @@ patches) and beside it the datasets
                    :class:`wsi_ips.inference.made_from.MadeFrom`; else null), bad_tiles (names of tiles that were
                    unreadable and white), task_queries ({task: the query that it reads}), coarse (where a
                    look from afar chose what was read closely, how much that was:
-                   :class:`wsi_ips.selection.coarse_report.CoarseReport`; else null)
+                   :class:`wsi_ips.selection.coarse_report.CoarseReport`; else null); of several models, whose mean
+                   ``probabilities`` are, also spread ({task: {class: their standard deviation}}): all datasets are
+                   the first model's then, and checkpoint names them all
 
 and the root attribute ``schema_version``. Of a cascade N are the patches that were let through: the others have
 no attention. What differs from run to run, times above all, is not in it
@@ -90,12 +92,12 @@ class SlideResult:
 
     coords: the N patches. logits_NHT: float32, pre-softmax. attention_NHT: float32, sums to 1 over N per head
     and query. kept_ids_M: int64 raster indices in memory order, kept_scores_M their selection scores.
-    kept_emb_MD: float32, their embeddings, where they are known. kept_contributions_MK: float32, what they add to
-    the outputs, where the head tells. slide_path: as it was given. checkpoint:
-    fingerprint of the weights, may be empty. task_queries: {task: the query that it reads}, empty where unknown.
-    made_from: what was read and how, where that is known. coarse: what a look from afar let through, where
-    there was one. telemetry: where the time went; it is not stored with the result. Raises ``ValueError`` for
-    parts that do not fit together.
+    kept_emb_MD: float32, their embeddings, where they are known. kept_contributions_MK: float32, what they add
+    to the outputs, where the head tells. slide_path: as it was given. checkpoint: fingerprint of the weights,
+    may be empty. task_queries: {task: the query that it reads}, empty where unknown. made_from: what was read
+    and how, where that is known. coarse: what a look from afar let through, where there was one. telemetry:
+    where the time went; it is not stored with the result. spread: of several models, each probability's
+    standard deviation over them; empty of one. Raises ``ValueError`` for parts that do not fit together.
     """
 
     slide_path: str
@@ -113,6 +115,7 @@ class SlideResult:
     bad_tiles: tuple[str, ...] = ()
     task_queries: Mapping[str, int] = field(default_factory=dict)
     coarse: CoarseReport | None = None
+    spread: Probabilities = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -205,7 +208,7 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
     """Write one slide's HDF5, whole or not at all; with the kept patches' ``embeddings``, where it has them."""
     with whole_hdf5(path) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
-        about = {
+        about: dict[str, Any] = {
             "slide_id": result.coords.slide_id,
             "slide_path": result.slide_path,
             "probabilities": {task: dict(classes) for task, classes in result.probabilities.items()},
@@ -215,6 +218,8 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
             "bad_tiles": result.bad_tiles[:MOST_NAMED],
             "coarse": None if result.coarse is None else result.coarse.to_json(),
         }
+        if result.spread:
+            about["spread"] = {task: dict(classes) for task, classes in result.spread.items()}
         put_about(file, about)
         put_coords(file, result.coords, layout="trident")
         file["logits"] = result.logits_NHT.astype(np.float32)
@@ -267,6 +272,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         bad_tiles=tuple(str(name) for name in about["bad_tiles"]),
         task_queries=_task_queries(about["task_queries"]),
         coarse=None if about["coarse"] is None else CoarseReport.from_json(about["coarse"]),
+        spread=_probabilities(about.get("spread", {})),
     )
 
 

@@ -62,9 +62,11 @@ def claimed(
     sha256: str,
     force: bool = False,
     numerics: Mapping[str, bool] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Hold the folder for the time of the ``with`` block, with a ``run.json`` that says what is run. numerics: how
-    the device calculates (:func:`wsi_ips.streaming.numerics.numerics`).
+    the device calculates (:func:`wsi_ips.streaming.numerics.numerics`). more: what else ``run.json`` says, none of
+    which makes the run another one.
 
     Gives this start's id: see :meth:`RunFolder.is_of`.
 
@@ -89,7 +91,13 @@ def claimed(
             _clear(run)
         start = uuid4().hex
         describe_run(
-            run, config=config, checkpoint=checkpoint, sha256=sha256, start=start, numerics=numerics or {}
+            run,
+            config=config,
+            checkpoint=checkpoint,
+            sha256=sha256,
+            start=start,
+            numerics=numerics,
+            more=more,
         )
         run.cases.unlink(missing_ok=True)  # of an earlier start: it would lie beside newer predictions
         yield start
@@ -103,6 +111,7 @@ def describe_run(
     sha256: str,
     start: str = "",
     numerics: Mapping[str, bool] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``run.json``: what is run, with which checkpoint and versions, where and since when."""
     its_checkpoint = {"path": str(checkpoint), "sha256": sha256}
@@ -113,6 +122,7 @@ def describe_run(
         checkpoint=its_checkpoint,
         start=start,
         numerics=dict(numerics or {}),
+        **(more or {}),
     )
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
+from wsi_ips.evaluation.calibrated import Calibration
 from wsi_ips.inference.in_hand import SlidesInHand
-from wsi_ips.inference.predictions import PredictionRow, write_predictions
+from wsi_ips.inference.predictions import Doubt, PredictionRow, write_predictions
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_table import SlideRow, read_slide_table, write_slide_table
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
@@ -29,8 +30,20 @@ class RunTables:
     labelled is not lost for it. Only :meth:`close` insists.
     """
 
-    def __init__(self, run: RunFolder, jobs: Sequence[SlideJob], *, tasks: Sequence[TaskConfig]) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        jobs: Sequence[SlideJob],
+        *,
+        tasks: Sequence[TaskConfig],
+        spread: bool = False,
+        calibration: Calibration | None = None,
+    ) -> None:
+        """spread: whether several models label each slide. calibration: what is made of their answers before
+        they are written; stored results stay the network's own."""
         self._run = run
+        self._calibration = calibration
+        self._doubt = Doubt(spread, frozenset(calibration.tasks if calibration else ()))
         self._tasks = tasks
         self._predictions: dict[str, PredictionRow] = {}
         self._measured: list[SlideTelemetry] = []
@@ -57,7 +70,7 @@ class RunTables:
 
     @property
     def rows(self) -> list[PredictionRow]:
-        """Of the slides that are done, in the order of the jobs."""
+        """Of the slides that are done, in the order of the jobs, as they are written."""
         return [self._predictions[slide_id] for slide_id in self._slides if slide_id in self._predictions]
 
     @property
@@ -129,7 +142,8 @@ class RunTables:
         elif done.row.status == "failed":
             row = replace(row, telemetry=SlideTelemetry())
         self._slides[slide_id] = row
-        self._predictions[slide_id] = done.row
+        calibration = self._calibration
+        self._predictions[slide_id] = done.row if calibration is None else done.row.calibrated(calibration)
 
     def give_up(self) -> None:
         """The run ends early: what was begun and not done waits for the next start."""
@@ -141,7 +155,7 @@ class RunTables:
 
     def close(self) -> None:
         """Write both once more. Raises :class:`OSError` where that cannot be."""
-        write_predictions(self._run.predictions, self.rows, tasks=self._tasks)
+        write_predictions(self._run.predictions, self.rows, tasks=self._tasks, doubt=self._doubt)
         write_slide_table(self._run.slides, list(self._slides.values()))
 
     def _write(self) -> None:

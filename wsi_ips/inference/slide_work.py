@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError
+from wsi_ips.inference.ensemble import EnsemblePredictor
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
@@ -174,9 +175,9 @@ class SlideRecorder:
 
 @dataclass(frozen=True, slots=True)
 class SlideWork:
-    """A network and where its results go. An error is the slide's, never the run's."""
+    """A network, or several, and where the results go. An error is the slide's, never the run's."""
 
-    predictor: Predictor
+    predictor: Predictor | EnsemblePredictor
     recorder: SlideRecorder
 
     def label(

@@ -4,18 +4,19 @@ import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from wsi_ips.config import StreamingConfig
-from wsi_ips.errors import CheckpointError, ClusterError, ResultsError
+from wsi_ips.errors import ClusterError, ResultsError
+from wsi_ips.inference.checkpoints import CheckpointFile, Checkpoints
+from wsi_ips.inference.ensemble import EnsemblePredictor
 from wsi_ips.inference.predict import Predictor, ScoredPart
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
 from wsi_ips.library_lines import silence_libraries
-from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.tiling.find_patches import FindPatches
 from wsi_ips.versions import versions
@@ -40,14 +41,13 @@ class WorkerSetup:
     """All that a worker has to know; it is sent there, so it is data. Paths are absolute, on a disk that all
     workers share.
 
-    sha256: of the checkpoint. threads: CPU threads that compute and decode; None: as many as torch likes compute,
-    and ``streaming.threads`` decode. shard_patches: slides of more patches are scored in parts. find_patches,
-    deterministic: see :class:`Predictor`. start: see :class:`SlideRecorder`. versions: those that the run began
-    with, which a worker that comes later has to have too.
+    models: the run's checkpoints. threads: CPU threads that compute and decode; None: as many as torch likes
+    compute, and ``streaming.threads`` decode. shard_patches: slides of more patches are scored in parts.
+    find_patches, deterministic: see :class:`Predictor`. start: see :class:`SlideRecorder`. versions: those that
+    the run began with, which a worker that comes later has to have too.
     """
 
-    checkpoint: Path
-    sha256: str
+    models: Checkpoints
     run: RunFolder
     streaming: StreamingConfig
     device: str = "auto"
@@ -63,7 +63,7 @@ class WorkerSetup:
     def recorder(self) -> SlideRecorder:
         return SlideRecorder(
             self.run,
-            checkpoint=self.sha256,
+            checkpoint=self.models.sha256,
             draw=self.draw,
             embeddings=self.embeddings,
             start=self.start,
@@ -83,30 +83,30 @@ class WorkerSetup:
             raise ResultsError(
                 self.run.root, "is not there for a worker", "write to a folder that all workers share"
             )
-        if not self.checkpoint.is_file() or checkpoint_sha256(self.checkpoint) != self.sha256:
-            raise CheckpointError(
-                self.checkpoint,
-                "is not there, or another one, for a worker",
-                "keep it where all workers read it",
-            )
+        self.models.check()
         streaming = self.streaming
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             streaming = streaming.model_copy(update={"threads": self.threads})
-        net, pipeline = load_checkpoint(self.checkpoint)
         device = pick_device(self.device)
         if str(device) == "cuda":  # none in particular
             device = torch.device("cuda", place % torch.cuda.device_count())
-        predictor = Predictor(
+        members = [self._predictor(file, streaming, device) for file in self.models.files]
+        if not self.models.several:
+            return SlideWork(members[0], self.recorder())
+        return SlideWork(EnsemblePredictor(members, checkpoint=self.models.sha256), self.recorder())
+
+    def _predictor(self, file: CheckpointFile, streaming: StreamingConfig, device: torch.device) -> Predictor:
+        net, pipeline = load_checkpoint(file.path)
+        return Predictor(
             net,
             pipeline,
             streaming=streaming,
             device=device,
-            checkpoint=self.sha256,
+            checkpoint=file.sha256,
             find_patches=self.find_patches,
             deterministic=self.deterministic,
         )
-        return SlideWork(predictor, self.recorder())
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +146,16 @@ class SlideWorker:
             if n_patches <= most:
                 return work.label(job, lambda: prepared)
             prepared.slide.close()
-            return Cut(tuple(work.predictor.parts(n_patches, most=most)))
+            return Cut(tuple(_one_net(work).parts(n_patches, most=most)))
 
     def score(self, job: SlideJob, part: range) -> ScoredPart | Done:
         """Score a part of a slide; where that fails, the slide has failed."""
-        return self._of_slide(job, lambda work: work.predictor.score_part(work.prepare(job), part))
+        return self._of_slide(job, lambda work: _one_net(work).score_part(work.prepare(job), part))
 
     def join(self, job: SlideJob, parts: Sequence[ScoredPart]) -> Done:
         """Label a slide whose parts are scored."""
         return self._of_slide(
-            job, lambda work: work.recorder.write(job, work.predictor.read_parts(work.prepare(job), parts))
+            job, lambda work: work.recorder.write(job, _one_net(work).read_parts(work.prepare(job), parts))
         )
 
     def _of_slide(self, job: SlideJob, what: Callable[[SlideWork], T]) -> T | Done:
@@ -170,3 +170,9 @@ class SlideWorker:
         if self._work is None:
             self._work = self._setup.load(self._place)
         return self._work
+
+
+def _one_net(work: SlideWork) -> Predictor:
+    """Slides are cut for one network only; the job sees to it."""
+    assert isinstance(work.predictor, Predictor)
+    return work.predictor

@@ -4,6 +4,7 @@ A command line and a recipe make the same job, so they cannot drift apart. Paths
 where the command is run.
 """
 
+from wsi_ips.recipe.calibrate_job import CalibrateJob
 from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
 from wsi_ips.recipe.jobs import (
     EXPORT_OPTIONS,
@@ -15,15 +16,16 @@ from wsi_ips.recipe.jobs import (
     ImagesJob,
     Job,
     OverlayJob,
-    PredictJob,
     ReportJob,
     SearchJob,
     TileJob,
 )
 from wsi_ips.recipe.loading import load_recipe, make_job, shipped_recipe, with_overrides
+from wsi_ips.recipe.predict_job import PredictJob
 
 __all__ = [
     "EXPORT_OPTIONS",
+    "CalibrateJob",
     "DemoJob",
     "DetectJob",
     "EvaluateJob",

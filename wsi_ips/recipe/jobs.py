@@ -20,7 +20,6 @@ from pydantic import (
 
 from wsi_ips.config import (
     LARGEST_OVERLAY_PX,
-    BatchConfig,
     DemoConfig,
     EncoderConfig,
     FinetuneConfig,
@@ -30,10 +29,11 @@ from wsi_ips.config import (
     Section,
     StreamingConfig,
     TilingConfig,
-    UpsamplingConfig,
 )
+from wsi_ips.recipe.calibrate_job import CalibrateJob
 from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
 from wsi_ips.recipe.given_slides import Resolution, Slides
+from wsi_ips.recipe.predict_job import PredictJob
 
 MOST_RESAMPLES = 1_000_000
 MOST_PATCHES_SHOWN = 100
@@ -132,53 +132,6 @@ class ImagesJob(FinetuneConfig):
     device: str = "auto"
     restart: bool = False
     """Begin anew where ``out`` holds a run, instead of going on with it."""
-
-
-class PredictJob(Resolution):
-    """Label every slide of a folder."""
-
-    command: Literal["predict"] = "predict"
-    slides: Slides | None = None
-    features: Path | None = None
-    """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
-    from_coords: Path | None = None
-    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): label exactly those patches."""
-    checkpoint: Path
-    out: Path
-    device: str = "auto"
-    deterministic: bool = False
-    """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
-    overlays: bool = True
-    profile: bool = False
-    """Print where the time went, and which stage is the slowest."""
-    force: bool = False
-    """Replace another run's results in ``out``."""
-    embeddings: bool = False
-    """Store the kept patches' embeddings with the attention."""
-    cases: Path | None = None
-    """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
-    pool: Literal["max", "mean", "noisy_or"] = "max"
-    """How the slides' probabilities make a patient's."""
-    tiling: UpsamplingConfig = UpsamplingConfig()
-    """All else of the tiling is the checkpoint's."""
-    streaming: StreamingConfig = StreamingConfig()
-    batch: BatchConfig = BatchConfig()
-
-    @model_validator(mode="after")
-    def _slides_or_features(self) -> Self:
-        if (self.slides is None) == (self.features is None):
-            raise ValueError("give slides, or a folder of features: one of them")
-        if self.from_coords is not None and self.features is not None:
-            raise ValueError("features have their own coordinates: from_coords goes with slides")
-        if self.features is not None:
-            batch = self.batch
-            if batch.workers or batch.scheduler or batch.shard_patches or self.embeddings:
-                raise ValueError(
-                    "workers, scheduler, shard_patches and embeddings go with slides, not features"
-                )
-            if self.slide_mpp is not None or self.mpp_csv is not None:
-                raise ValueError("features are read as they are: slide_mpp and mpp_csv go with slides")
-        return self
 
 
 def _scale_by_its_name(scale: object) -> object:
@@ -373,6 +326,7 @@ Job = (
     | FinetuneJob
     | ImagesJob
     | PredictJob
+    | CalibrateJob
     | TrainDetectorJob
     | DetectJob
     | OverlayJob

@@ -30,6 +30,7 @@ from wsi_ips.report.summary import Summary
 from wsi_ips.report.training_run import TrainingRun
 from wsi_ips.report.words import count, figure, raw, shortened
 
+MOST_CHECKPOINTS = 20
 LONGEST_SETTINGS = 60_000
 GRADIENT_STOPS = 12
 
@@ -111,13 +112,16 @@ def settings_text(config: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Of ``run.json``; what it does not say is empty."""
+    """Of ``run.json``; what it does not say is empty. others: further checkpoints whose mean with the first is
+    told. calibrated: on what the probabilities were calibrated."""
 
     started: str
     host: str
     checkpoint: str
     sha256: str
     versions: Mapping[str, str]
+    others: Sequence[str] = ()
+    calibrated: str = ""
 
 
 def _described(description: Mapping[str, Any]) -> Described:
@@ -129,6 +133,24 @@ def _described(description: Mapping[str, Any]) -> Described:
         checkpoint=str(checkpoint.get("path") or ""),
         sha256=str(checkpoint.get("sha256") or ""),
         versions=versions,
+        others=_other_checkpoints(description.get("checkpoints")),
+        calibrated=_calibrated(_mapping(description.get("calibration"))),
+    )
+
+
+def _other_checkpoints(told: object) -> Sequence[str]:
+    files = told[1:MOST_CHECKPOINTS] if isinstance(told, list) else []
+    return [str(_mapping(one).get("path") or "") for one in files]
+
+
+def _calibrated(calibration: Mapping[str, Any]) -> str:
+    slides = calibration.get("slides")
+    if not isinstance(slides, list):
+        return ""
+    tasks = ", ".join(map(str, _mapping(calibration.get("tasks"))))
+    return (
+        f"{tasks}: on {len(slides)} slides of split {calibration.get('split')}, at a risk of "
+        f"{calibration.get('risk')}"
     )
 
 
