@@ -74,6 +74,24 @@ def detections_from_attention(
     return Detections(probability * share_N, np.floor(centres_N2[kept]).astype(np.int64))
 
 
+def detections_from_contributions(
+    coords: PatchCoords,
+    contribution_N: NDArray[np.float32 | np.float64],
+    *,
+    probability: float,
+    radius_um: float | None = None,
+    most: int = MOST_DETECTIONS,
+) -> Detections:
+    """The same from what each patch adds to the logit of a lesion (N,): what takes from it is no detection.
+
+    Raises ``ValueError`` for contributions that are no numbers, or not one a patch.
+    """
+    positive_N = np.maximum(np.asarray(contribution_N, np.float64), 0)  # NaN stays NaN
+    return detections_from_attention(
+        coords, positive_N, probability=probability, radius_um=radius_um, most=most
+    )
+
+
 def _strongest_apart(
     points_N2: NDArray[np.float64], strength_N: NDArray[np.float64], *, radius: float, most: int
 ) -> list[int]:

@@ -193,30 +193,50 @@ class _HeatJob(Section):
     """Where the slides are now; none: where ``predict`` read them."""
     open_urls: bool = False
     """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
+    map: Literal["attention", "contribution"] | None = None
+    """What is shown: where the network looked, or what each patch adds to a class. None: as the command has it."""
     task: str | None = None
-    """Whose attention: that of the query which this task reads; none: the mean over all queries."""
+    """Attention: that of the query which this task reads; none: the mean over all queries. Contributions: to this
+    task's logits; none: the first task that has the class."""
+    class_name: str | None = None
+    """Contributions to this class; none: of one or two classes the last, of more the likeliest of the slide."""
     query: NonNegativeInt | None = None
-    """The same by the query's index."""
+    """Attention of a query, by its index."""
     head: NonNegativeInt | None = None
     """Of this attention head; none: the mean over all heads."""
     alpha: Fraction = 0.5
     """Opacity of the heat."""
-    colormap: Literal["blue_yellow", "blue_red"] = "blue_yellow"
-    scale: Annotated[Literal["even", "rank", "absolute"], BeforeValidator(_scale_by_its_name)] = "even"
-    """Colours by attention in times the even share 1/N (the same for every slide), by a patch's rank in its
-    slide, or by the raw value. ``percentile`` is the earlier name of ``rank``."""
+    colormap: Literal["blue_yellow", "blue_red"] | None = None
+    """Of attention (none: blue_yellow); contributions have a sign and are always blue_red."""
+    scale: Annotated[Literal["even", "rank", "absolute"] | None, BeforeValidator(_scale_by_its_name)] = None
+    """Colours by attention in times the even share 1/N (the same for every slide; none means this), by a patch's
+    rank in its slide, or by the raw value. ``percentile`` is the earlier name of ``rank``. Contributions have one
+    scale, the same for every slide: logits, 0 in the middle, logarithmic away from it."""
     low: FiniteFloat | None = None
     """What the low end of the colours stands for: so many times the even share (none: 0.25), a percentile (none:
     0) or a raw value (none: the slide's smallest)."""
     high: FiniteFloat | None = None
-    """The high end (none: 64 times the even share, 100, or the slide's largest value)."""
+    """The high end (none: 64 times the even share, 100, or the slide's largest value); of a map of contributions
+    the logits at both ends of the colours (none: 1)."""
+
+    @property
+    def map_kind(self) -> Literal["attention", "contribution"] | None:
+        """The kind of map that is asked for, by name or by what only one of them has; None: neither was."""
+        if self.map is not None or self.class_name is not None:
+            return self.map or "contribution"
+        of_attention = (self.query, self.head, self.colormap, self.scale, self.low, self.high)
+        return None if all(choice is None for choice in of_attention) else "attention"
 
     @model_validator(mode="after")
     def _choices_can_be(self) -> Self:
         if self.task is not None and self.query is not None:
             raise ValueError("task and query name the same thing: give one of them")
+        if self.map == "attention" and self.class_name is not None:
+            raise ValueError("class_name goes with map contribution: attention is of no class")
+        if self.map_kind == "contribution":
+            return self._of_contributions()
         low, high = self.low, self.high
-        if self.scale == "even":
+        if self.scale in (None, "even"):
             low, high = 0.25 if low is None else low, 64 if high is None else high
             if low <= 0:
                 raise ValueError(f"low {low:g} must be above 0: it is a multiple of the even share")
@@ -228,9 +248,22 @@ class _HeatJob(Section):
             raise ValueError(f"low {low:g} must be below high {high:g}")
         return self
 
+    def _of_contributions(self) -> Self:
+        for name in ("query", "head", "scale", "low"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with map attention: contributions have none")
+        if self.colormap == "blue_yellow":
+            raise ValueError("contributions have a sign: their colours are blue_red, which has a middle")
+        if self.high is not None and self.high <= 0:
+            raise ValueError(f"high {self.high:g} must be above 0: the colours go from -high to high")
+        return self
+
 
 class OverlayJob(_HeatJob):
-    """Draw overlays from stored attention."""
+    """Draw overlays from what is stored: contributions where the head tells them, else attention.
+
+    Whoever asks for what only attention has (a query, a head, a colour map, a scale or its ends) gets attention.
+    """
 
     command: Literal["overlay"] = "overlay"
     out: Path | None = None
@@ -248,7 +281,10 @@ EXPORT_OPTIONS: Mapping[str, Sequence[str]] = {
 
 
 class ExportJob(_HeatJob):
-    """Write stored attention for other programs."""
+    """Write stored attention for other programs; with ``map: contribution`` contributions.
+
+    Formats that hold several maps (geojson, ome-zarr) have the contributions to every class beside the attention.
+    """
 
     command: Literal["export"] = "export"
     format: Literal["ome-tiff", "ome-zarr", "geojson", "deepzoom", "sheet", "asap"]
@@ -261,11 +297,16 @@ class ExportJob(_HeatJob):
     heat_only: bool = False
     """Transparent tiles without the slide."""
     top: PositiveInt | None = None
-    """How many patches with the most attention; geojson (none: all), sheet: and with the least (none: 10)."""
+    """How many patches with the largest values; geojson (none: all), sheet: and with the smallest (none: 10)."""
     threshold: FiniteFloat | None = None
-    """Raw attention from which on a place is in a region."""
+    """Raw attention, or contribution, from which on a place is in a region."""
     percentile: Annotated[float, Field(ge=0, le=100)] | None = None
-    """The same as a percentile of the slide's patches; neither: 95."""
+    """The same as a percentile of the slide's patches, of contributions of its kept ones; neither: 95."""
+
+    @property
+    def map_kind(self) -> Literal["attention", "contribution"]:
+        """Attention, unless contributions are asked for: numbers mean what they meant in earlier versions."""
+        return "contribution" if self.map == "contribution" or self.class_name is not None else "attention"
 
     @model_validator(mode="after")
     def _options_are_the_format_s(self) -> Self:
@@ -298,6 +339,9 @@ class EvaluateJob(Section):
     names, and CAMELYON17's of isolated tumour cells. For another data set that has slides of the same names."""
     detection_radius_um: PositiveFloat | None = None
     """Detections of one slide are farther apart than this; none: 1.5 patch sides."""
+    detections: Literal["attention", "contribution"] | None = None
+    """What FROC's detections are the maxima of: the figure that is first, ``froc.png`` and ``detections/``. The
+    other one is reported beside it where it is there. None: contributions where the head tells them."""
     history: Path | None = None
     """``history.csv`` of the fine-tuning run, for the plot of its losses."""
     pool: Literal["max", "mean", "noisy_or"] = "max"
