@@ -225,7 +225,7 @@ export class Controls {
         ? [
             ["", "contribution (default class)"] as [string, string],
             ...told.map(([task, name]): [string, string] => [ofClass(task, name), `contribution to ${name}, ${task}`]),
-            ["attention", `attention, ${mean}`] as [string, string],
+            ["attention", several ? "attention, mean over queries" : "attention"] as [string, string],
           ]
         : [["", mean] as [string, string]]),
       ...(several ? tasks : []).map(([name]): [string, string] => [`task:${name}`, `task ${name}`]),

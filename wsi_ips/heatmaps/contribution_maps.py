@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.legend import short
+from wsi_ips.heatmaps.legend import short, signed
 from wsi_ips.inference.results import SlideResult
 
 NOT_TOLD = (
@@ -81,10 +81,10 @@ def spread_of_contributions(values_N: NDArray[np.floating], kept: int) -> str:
     parts = [f"{_some(kept)} of {len(values_N)} kept"]
     for verb, side_n in (("add", values_N[values_N > 0]), ("take", -values_N[values_N < 0])):
         parts.append(
-            f"{len(side_n)} {verb}" + (f" up to {short(float(side_n.max()))}" if len(side_n) else "")
+            f"{len(side_n)} {verb}" + (f" {short(float(side_n.max()))} at most" if len(side_n) else "")
         )
-    total = short(float(values_N.sum(dtype=np.float64)))
-    return f"{', '.join(parts)}; together {total} logits, the others nothing"
+    total = signed(float(values_N.sum(dtype=np.float64)))
+    return f"{', '.join(parts)}; together {total} logits; the others add nothing"
 
 
 def _some(count: int) -> str:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
-from wsi_ips.heatmaps.legend import FAINT_INK, INK, PAPER, printable, short
+from wsi_ips.heatmaps.legend import FAINT_INK, INK, PAPER, printable, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, predictions_in_words
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.slides.region import WHITE
@@ -89,8 +89,9 @@ def _draw_patch(
 ) -> None:
     x, y = heat.coords.l0_xy_N2[row].tolist()
     image.paste(Image.fromarray(patch_picture(slide, (x, y), heat.coords.l0_patch)), at)
+    said = short if heat.kind == "attention" else signed
     below = (at[0], at[1] + PATCH_PX + 3)
-    _text(ImageDraw.Draw(image), below, [f"#{rank}   {short(float(heat.values_N[row]))}", f"({x}, {y})"])
+    _text(ImageDraw.Draw(image), below, [f"#{rank}   {said(float(heat.values_N[row]))}", f"({x}, {y})"])
 
 
 def patch_picture(
