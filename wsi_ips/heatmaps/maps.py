@@ -94,12 +94,14 @@ def choose_heat(
     class_name: str | None = None,
     query: int | None = None,
     head: int | None = None,
+    alone: bool = False,
 ) -> Heat:
     """One map of a slide.
 
     kind None: contributions where the head tells them and neither a query nor a head is named, else attention.
     Attention: of a task, or of a query, and of a head; means over those not named. Contributions: to a class of a
-    task, chosen by :func:`wsi_ips.heatmaps.contribution_maps.choose_output` where it is not named.
+    task, chosen by :func:`wsi_ips.heatmaps.contribution_maps.choose_output` where it is not named. alone: the
+    slide's other maps of attention are left out, and are not looked at.
 
     Raises :class:`ConfigError` for a task, class, query or head that is not there, choices that do not go together
     and contributions that the head does not tell, :class:`ResultsError` for values that are not finite.
@@ -110,44 +112,49 @@ def choose_heat(
     if kind == "contribution":
         if query is not None or head is not None:
             raise ConfigError("queries and heads have attention; contributions are of a task and a class")
-        return _contributions(result, task=task, class_name=class_name)
+        return _contributions(result, task=task, class_name=class_name, alone=alone)
     if class_name is not None:
         raise ConfigError("attention is of no class; name a task, or use --map contribution")
-    return _attention(result, task=task, query=query, head=head)
+    return _attention(result, task=task, query=query, head=head, alone=alone)
 
 
-def _contributions(result: SlideResult, *, task: str | None, class_name: str | None) -> Heat:
+def _contributions(result: SlideResult, *, task: str | None, class_name: str | None, alone: bool) -> Heat:
     output = choose_output(result, task=task, class_name=class_name)
     values_N = contribution_map(result, output)
     assert result.kept_contributions_MK is not None
     check_finite(result, result.kept_contributions_MK, "a contribution")
-    query = task_queries(result).get(output[0])
-    attention_N = attention_map(result, query=query)
-    check_finite(result, attention_N)
+    others = {}
+    if not alone:
+        query = task_queries(result).get(output[0])
+        others[shown_in_words(result, query=query, head=None)] = attention_map(result, query=query)
+    for map_N in others.values():
+        check_finite(result, map_N)
     return Heat(
         result=result,
         values_N=values_N,
         shown=contribution_in_words(output),
         task=output[0],
         output=output,
-        other_attention={shown_in_words(result, query=query, head=None): attention_N},
+        other_attention=others,
     )
 
 
-def _attention(result: SlideResult, *, task: str | None, query: int | None, head: int | None) -> Heat:
+def _attention(
+    result: SlideResult, *, task: str | None, query: int | None, head: int | None, alone: bool
+) -> Heat:
     if task is not None:
         query = query_of_task(result, task)
     readers = [name for name, its_query in task_queries(result).items() if query in (None, its_query)]
     queries = result.attention_NHT.shape[2]
     others = {
         shown_in_words(result, query=each, head=head): attention_map(result, query=each, head=head)
-        for each in range(queries if queries > 1 else 0)
+        for each in range(queries if queries > 1 and not alone else 0)
         if each != query
     }
     values_N = attention_map(result, query=query, head=head)
     for map_N in (values_N, *others.values()):
         check_finite(result, map_N)
-    if result.kept_contributions_MK is not None:
+    if result.kept_contributions_MK is not None and not alone:
         check_finite(result, result.kept_contributions_MK, "a contribution")
     return Heat(
         result=result,

@@ -23,7 +23,7 @@ from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.colours import Colormap, HeatColours, MapKind, colourise
 from wsi_ips.heatmaps.display_scale import DisplayScale, Scale
 from wsi_ips.heatmaps.legend import FAINT_INK, PAPER, ROWS, Legend, Tick, add_legend, draw_legend
-from wsi_ips.heatmaps.maps import check_same_slide, choose_heat, predictions_in_words
+from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, predictions_in_words
 from wsi_ips.heatmaps.png_rows import PngRows
 from wsi_ips.heatmaps.raster import Cells, PatchRaster
 from wsi_ips.inference.results import SlideResult
@@ -161,7 +161,9 @@ class _Drawing:
         coords = result.coords
         self.slide, self.alpha = slide, alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
-        heat = choose_heat(result, kind=kind, task=task, class_name=class_name, query=query, head=head)
+        heat = choose_heat(
+            result, kind=kind, task=task, class_name=class_name, query=query, head=head, alone=True
+        )
         colours = HeatColours(colormap=colormap, scale=scale, low=low, high=high)
         self.display = colours.display(heat.values_N, heat.kind)
         self.table = colours.table(heat.kind)
@@ -174,14 +176,7 @@ class _Drawing:
         )
         self.picture_px = self.raster.size_px
         self.paths = _outline_paths(outlines, self.picture_px, self.l0_per_px)
-        self.legend = Legend(
-            title=coords.slide_id,
-            lines=[heat.shown, heat.spread, *predictions_in_words(result)],
-            ticks=legend_ticks(heat.values_N, self.display),
-            table=self.table,
-            mpp=coords.slide_mpp * self.l0_per_px,
-            rows=ROWS[heat.kind],
-        )
+        self.legend = _legend(heat, self.display, self.table, mpp=coords.slide_mpp * self.l0_per_px)
         self.facts = {
             **_facts(coords, heat.values_N, picture_px=self.picture_px, l0_per_px=self.l0_per_px),
             "map": heat.kind,
@@ -218,6 +213,17 @@ def _check_options(*, alpha: float, side_px: int) -> None:
         raise ConfigError(
             f"alpha {alpha:g} must be 0 to 1, side_px {side_px} must be 1 to {LARGEST_OVERLAY_PX}"
         )
+
+
+def _legend(heat: Heat, display: DisplayScale, table: NDArray[np.uint8], *, mpp: float) -> Legend:
+    return Legend(
+        title=heat.coords.slide_id,
+        lines=[heat.shown, heat.spread, *predictions_in_words(heat.result)],
+        ticks=legend_ticks(heat.values_N, display),
+        table=table,
+        mpp=mpp,
+        rows=ROWS[heat.kind],
+    )
 
 
 def _facts(

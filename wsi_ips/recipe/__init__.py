@@ -6,21 +6,19 @@ where the command is run.
 
 from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
 from wsi_ips.recipe.jobs import (
-    EXPORT_OPTIONS,
     DemoJob,
     EvaluateJob,
-    ExportJob,
     FeaturesJob,
     FinetuneJob,
     ImagesJob,
     Job,
-    OverlayJob,
     PredictJob,
     ReportJob,
     SearchJob,
     TileJob,
 )
 from wsi_ips.recipe.loading import load_recipe, make_job, shipped_recipe, with_overrides
+from wsi_ips.recipe.map_jobs import EXPORT_OPTIONS, ExportJob, OverlayJob
 
 __all__ = [
     "EXPORT_OPTIONS",

@@ -115,6 +115,7 @@ class ShownMap:
             class_name=choice.class_name,
             query=choice.query,
             head=choice.head,
+            alone=True,
         )
         colours = choice.colours if heat.kind == "attention" else HeatColours()
         return cls(
