@@ -51,9 +51,9 @@ def test_froc_by_contributions_stands_beside_that_by_attention(
     assert best["contribution"] == 1
     found = read_detections(out / "detections" / "first.csv")
     if first == "contribution":
-        assert found.probability_N.tolist() == pytest.approx([0.9, 0.9 * 0.5 / 2])
+        assert found.probability_N.tolist() == pytest.approx([0.9, 0.9 * 0.5 / 2, 0])
     assert abs(found.l0_xy_N2[0] - ([4000, 3000] if first == "contribution" else [7500, 500])).max() < 512
-    assert len(read_detections(out / "detections" / "normal.csv")) == (0 if first == "contribution" else 64)
+    assert len(read_detections(out / "detections" / "normal.csv")) == (1 if first == "contribution" else 64)
 
 
 def test_contributions_that_the_head_does_not_tell_are_no_detections(
@@ -93,3 +93,16 @@ def test_a_lesion_is_what_takes_from_the_first_of_several_classes(console: Conso
     assert said.code == 0, said.err
     froc = metrics(made.run / "evaluation")["froc"]
     assert (froc["detections"], froc["score"]["value"]) == ("contribution", 1)
+
+
+def test_no_lesion_is_lost_where_nothing_but_lesions_is_found(console: Console, tmp_path: Path) -> None:
+    """The challenge's script leaves out the lowest threshold of all: here it would be that of ``second``."""
+    only = [
+        replace(each, adds=each.adds[:1] if each.lesion else each.adds) for each in telling() if each.adds
+    ]
+    made = make_run(tmp_path, only)
+    said = console("evaluate", made.run, made.manifest, *FAST, "--annotations", made.annotations)
+    assert said.code == 0, said.err
+    froc = metrics(made.run / "evaluation")["froc"]
+    assert (froc["detections"], froc["score"]["value"]) == ("contribution", 1)
+    assert set(froc["sensitivity_at"].values()) == {1}
