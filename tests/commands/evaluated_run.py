@@ -25,6 +25,7 @@ class Slide:
     """probabilities: {task: {class: probability}}; cells: {column: what the manifest says}; none: it failed.
 
     lesion: (x, y, radius) of a disc in level-0 pixels. hot: where attention lies, likewise (x, y, attention).
+    adds: what patches add to the default task's last class, likewise (x, y, logits); none: the head does not tell.
     """
 
     slide_id: str
@@ -34,6 +35,7 @@ class Slide:
     split: str = "test"
     lesion: tuple[int, int, int] | None = None
     hot: tuple[tuple[int, int, float], ...] = ()
+    adds: tuple[tuple[int, int, float], ...] | None = None
 
 
 def tumor(slide_id: str, probability: float | None, label: str, **rest: object) -> Slide:
@@ -101,8 +103,13 @@ def _result(slide: Slide, tasks: Sequence[TaskConfig]) -> SlideResult:
     queries = task_queries(tasks)
     attention_NHT = np.repeat(attention[:, None, None], max(queries.values()) + 1, axis=2)
     assert slide.probabilities is not None
+    kept, told = ids[:2], None
+    if slide.adds is not None:
+        kept = np.array([y // PATCH * grid.g_cols + x // PATCH for x, y, _ in slide.adds])
+        tumor = np.array([value for _, _, value in slide.adds], np.float32)
+        told = np.stack([-tumor, tumor], axis=1)
     return SlideResult(
         slide_path=f"{slide.slide_id}.tif", coords=coords, logits_NHT=attention_NHT, attention_NHT=attention_NHT,
-        kept_ids_M=ids[:2], kept_scores_M=attention[:2], probabilities=slide.probabilities,
-        task_queries=queries,
+        kept_ids_M=kept, kept_scores_M=attention[kept], probabilities=slide.probabilities,
+        kept_contributions_MK=told, task_queries=queries,
     )  # fmt: skip

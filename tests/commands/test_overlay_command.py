@@ -1,16 +1,21 @@
 """``wsi-ips overlay``: every choice reaches the picture, the recipe says the same, what cannot be is one line."""
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips import cli
+from wsi_ips.inference.results import read_result, write_result
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.recipe import FinetuneJob, Job, make_job
@@ -51,6 +56,23 @@ def run(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Path
             cli.main()
     assert not ended.value.code
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def telling(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run by a head that tells: a third of the patches contribute to either task."""
+    folder = tmp_path_factory.mktemp("telling") / "run"
+    shutil.copytree(run, folder)
+    for path in (folder / "attention").glob("*.h5"):
+        result = read_result(path)
+        kept_ids = result.coords.ids_N[::3]
+        added = np.linspace(-1, 2, len(kept_ids), dtype=np.float32)
+        told = np.stack([-added, added, -2 * added, 2 * added], axis=1)
+        scores = np.zeros(len(kept_ids), np.float32)
+        write_result(
+            path, replace(result, kept_ids_M=kept_ids, kept_scores_M=scores, kept_contributions_MK=told)
+        )
+    return folder
 
 
 def flags(choices: dict[str, object]) -> list[str]:
@@ -139,6 +161,81 @@ def test_a_scale_that_one_slide_lacks_costs_that_slide_only(
         line for stem in stems for line in said.out.splitlines() if line.startswith(f"failed: {stem}: ")
     ]
     assert "cannot go from 2" in said.out
+
+
+@pytest.mark.parametrize(
+    ("choice", "shown", "scale"),
+    [
+        ({}, "Contribution to tumor, task label", "signed -1.0 1.0"),
+        ({"map": "contribution", "high": 2}, "Contribution to tumor, task label", "signed -2.0 2.0"),
+        ({"class": "low"}, "Contribution to low, task grade", "signed -1.0 1.0"),
+        ({"task": "grade"}, "Contribution to high, task grade", "signed -1.0 1.0"),
+        ({"map": "attention"}, "Attention, mean over queries, mean over 2 heads", "even 0.25 64.0"),
+        ({"head": 1}, "Attention, mean over queries, head 1", "even 0.25 64.0"),
+        ({"scale": "rank"}, "Attention, mean over queries, mean over 2 heads", "rank 0.0 100.0"),
+        ({"colormap": "blue_red"}, "Attention, mean over queries, mean over 2 heads", "even 0.25 64.0"),
+    ],
+)
+def test_contributions_are_drawn_unless_what_attention_has_is_asked_for(
+    console: Console, telling: Path, tmp_path: Path, choice: dict[str, object], shown: str, scale: str
+) -> None:
+    said = console("overlay", telling, "--out", tmp_path / "drawn", "--side-px", "200", *flags(choice))
+    assert said.code == 0, said.err
+    for picture in (tmp_path / "drawn").glob("*.png"):
+        assert (facts(picture)["shown"], facts(picture)["scale"]) == (shown, scale)
+
+
+@pytest.mark.parametrize(
+    ("choice", "problem"),
+    [
+        ({"map": "heat"}, "map"),
+        ({"class": "lung"}, "class 'lung' is not there: "),
+        ({"class": "tumor", "task": "grade"}, "class 'tumor' is not there: "),
+        ({"map": "attention", "class": "tumor"}, "class_name goes with map contribution"),
+        ({"map": "contribution", "head": 0}, "head goes with map attention"),
+        ({"map": "contribution", "scale": "even"}, "scale goes with map attention"),
+        ({"map": "contribution", "low": -1}, "low goes with map attention"),
+        ({"map": "contribution", "high": 0}, "high 0 must be above 0"),
+        ({"map": "contribution", "colormap": "blue_yellow"}, "blue_red, which has a middle"),
+    ],
+)
+def test_contributions_that_cannot_be_are_one_line_and_draw_nothing(
+    console: Console, telling: Path, tmp_path: Path, choice: dict[str, object], problem: str
+) -> None:
+    said = console("overlay", telling, "--out", tmp_path / "drawn", *flags(choice))
+    assert said.code == 2
+    assert problem in said.complaint
+    assert not (tmp_path / "drawn").exists()
+
+
+@pytest.mark.parametrize("choice", [{"map": "contribution"}, {"class": "tumor"}])
+@pytest.mark.parametrize("command", [("overlay",), ("export", "--format", "ome-tiff")])
+def test_a_head_that_does_not_tell_is_named(
+    console: Console, run: Path, tmp_path: Path, command: tuple[str, ...], choice: dict[str, object]
+) -> None:
+    name, *rest = command
+    said = console(name, run, *rest, "--out", tmp_path / "drawn", *flags(choice))
+    assert said.code == 2
+    assert "this model's head does not tell what a patch contributes" in said.complaint
+    assert said.complaint.endswith("use --map attention")
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_numbers_are_exported_as_attention_unless_contributions_are_asked_for(
+    console: Console, telling: Path, tmp_path: Path
+) -> None:
+    stem = sorted(path.stem for path in (telling / "attention").glob("*.h5"))[0]
+    result = read_result(telling / "attention" / f"{stem}.h5")
+    for name, choice, values in (
+        ("attention", {}, result.attention_NHT.mean(axis=(1, 2))),
+        ("contribution", {"map": "contribution"}, result.contribution("label", "tumor")),
+        ("class", {"class": "high"}, result.contribution("grade", "high")),
+    ):
+        said = console("export", telling, "--format", "ome-tiff", "--out", tmp_path / name, *flags(choice))
+        assert said.code == 0, said.err
+        found = tifffile.imread(tmp_path / name / f"{stem}.ome.tif")
+        assert np.nanmax(found) == pytest.approx(float(values.max()), rel=1e-6)
+        assert np.nanmin(found) == pytest.approx(float(values.min()), rel=1e-6)
 
 
 def test_drawing_loads_no_torch() -> None:

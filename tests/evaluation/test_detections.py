@@ -11,6 +11,7 @@ from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.detections import (
     Detections,
     detections_from_attention,
+    detections_from_contributions,
     read_detections,
     write_detections,
 )
@@ -111,3 +112,15 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     path.write_text(f"0.1,5,7\n{line}\n")
     with pytest.raises(ResultsError, match=r"a\.csv: line"):
         read_detections(path)
+
+
+def test_of_contributions_only_what_adds_is_a_detection_and_one_more_has_probability_0() -> None:
+    added = np.zeros(COLUMNS * ROWS)
+    added[[0, 5, COLUMNS * ROWS - 1]] = (1.5, 3.0, -2.0)
+    found = detections_from_contributions(patches(), added, probability=0.8, radius_um=0)
+    assert found.probability_N.tolist() == pytest.approx([0.8, 0.4, 0])
+    every = detections_from_attention(patches(), np.ones(COLUMNS * ROWS), probability=1, radius_um=0)
+    np.testing.assert_array_equal(found.l0_xy_N2, every.l0_xy_N2[[5, 0, COLUMNS * ROWS - 1]])
+    assert len(detections_from_contributions(patches([]), np.zeros(0), probability=0.9)) == 0
+    with pytest.raises(ValueError, match="no attention"):
+        detections_from_contributions(patches([3, 4]), np.array([np.nan, 1]), probability=0.9)

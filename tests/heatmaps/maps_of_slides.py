@@ -1,5 +1,6 @@
 """Slides with attention for the exports' tests, and the value of a place worked out by hand."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,3 +91,17 @@ def without_patches() -> Drawn:
     none = replace(coords, ids_N=coords.ids_N[:0], l0_xy_N2=coords.l0_xy_N2[:0], tissue_N=coords.tissue_N[:0])
     heat = choose_heat(result_of(none, np.empty((0, 2, 1), np.float32)))
     return Drawn(full.slide, heat, full.l0_corners_N2[:0], full.l0_patch)
+
+
+def telling(result: SlideResult, added: Mapping[int, float]) -> SlideResult:
+    """The same slide read by a head that tells: {row: what this patch adds to ``tumor``}, the kept patches.
+
+    ``normal`` gets the opposite, as the logits of a softmax over two classes do once their mean is taken off.
+    """
+    tumor_M = np.array(list(added.values()), np.float32)
+    return replace(
+        result,
+        kept_ids_M=result.coords.ids_N[list(added)],
+        kept_scores_M=np.zeros(len(added), np.float32),
+        kept_contributions_MK=np.stack([-tumor_M, tumor_M], axis=1),
+    )

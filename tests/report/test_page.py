@@ -14,9 +14,10 @@ import pytest
 from tests.report.reported_run import Slide, stored
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
-from wsi_ips.report.cards import Card, line_of, make_card
+from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.report.cards import Card, gradient, line_of, make_card
 from wsi_ips.report.evaluation import Judged
-from wsi_ips.report.page import Page, gradient, settings_text, write_page
+from wsi_ips.report.page import Page, settings_text, write_page
 from wsi_ips.report.stored_run import StoredRun
 from wsi_ips.report.summary import summarise
 
@@ -188,7 +189,7 @@ def test_settings_are_a_recipe_and_colours_go_from_low_to_high() -> None:
         == "tiling:\n  patch_px: 256\n  patch_mpp: 0.5\n"
     )
     assert len(settings_text({"a": "x" * 10**6})) < 100_000
-    stops = gradient().split(", ")
-    assert len(stops) == 12
+    stops = gradient(colour_table("blue_yellow")).split(", ")
+    assert len(stops) == 13
     brightness = [sum(int(stop[at : at + 2], 16) for at in (1, 3, 5)) for stop in stops]
     assert brightness == sorted(brightness)

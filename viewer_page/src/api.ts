@@ -28,6 +28,8 @@ export interface Maps {
   heads: number;
   queries: number;
   task_queries: Record<string, number>;
+  /** Task and class of each output whose contributions are known; none: the model's head does not tell. */
+  contributions: [string, string][];
 }
 
 export interface Slide extends Listed {
@@ -52,8 +54,13 @@ export interface Slide extends Listed {
 }
 
 export interface Legend {
+  map: "attention" | "contribution";
   shown: string;
-  scale: "even" | "rank" | "absolute";
+  /** In words, how far the values go. */
+  spread: string;
+  /** Contributions: to which class. */
+  class: string | null;
+  scale: "even" | "rank" | "absolute" | "signed";
   low: number;
   high: number;
   min: number | null;
@@ -75,10 +82,18 @@ export interface Patch {
 }
 
 export interface Held {
+  map: Legend["map"];
   value: number;
   times_even: number;
   percentile: number;
   at: number;
+  patches: Patch[];
+}
+
+export interface Patches {
+  l0_patch: number;
+  map: Legend["map"];
+  class: string | null;
   patches: Patch[];
 }
 

@@ -1,6 +1,6 @@
 // The page at work: the view on one side, panes, list and panels on the other.
 
-import { about, ask, Refused, type Legend, type Listed, type Patch, type Run, type Slide } from "./api";
+import { about, ask, Refused, type Legend, type Listed, type Patches, type Run, type Slide } from "./api";
 import { byId, el } from "./dom";
 import { Controls, drawFacts, drawPatches, drawPrediction, LegendBar } from "./inspector";
 import type { Key } from "./keys";
@@ -238,8 +238,9 @@ export class App implements PaneEvents {
     const { slide, pane } = side;
     const asked = `${about(run, slide.slide_id, "patches")}?top=${TOP}&${mapQuery(this.store.view)}`;
     try {
-      const { patches, l0_patch } = await ask<{ patches: Patch[]; l0_patch: number }>(asked, signal);
-      drawPatches(run, slide, patches, (patch, button) => {
+      const answer = await ask<Patches>(asked, signal);
+      const { l0_patch } = answer;
+      drawPatches(run, slide, answer, (patch, button) => {
         for (const other of document.querySelectorAll("#patches [aria-current]")) other.removeAttribute("aria-current");
         button.setAttribute("aria-current", "true");
         this.sides.forEach((each) => each.pane.overlay.markPatch(patch, l0_patch));
@@ -360,7 +361,7 @@ export class App implements PaneEvents {
       { keys: ["-", "_"], shown: "−", does: "Zoom out", run: () => this.lead.zoomBy(1 / 1.6) },
       { keys: ["0"], shown: "0", does: "Whole slide", run: () => this.lead.fit() },
       { keys: ["1"], shown: "1", does: "One pixel per pixel", run: () => this.fullSize() },
-      { keys: ["h"], shown: "h", does: "Attention on or off", run: () => this.toggle("heat") },
+      { keys: ["h"], shown: "h", does: "Colours on or off", run: () => this.toggle("heat") },
       { keys: [","], shown: ",", does: "Fainter", run: fade(-0.1) },
       { keys: ["."], shown: ".", does: "Stronger", run: fade(0.1) },
       {
@@ -374,7 +375,7 @@ export class App implements PaneEvents {
           store.update({ scale: next, low: null, high: null });
         },
       },
-      { keys: ["q"], shown: "q", does: "Next task or query", run: () => this.controls.next("of") },
+      { keys: ["q"], shown: "q", does: "Next class, task or query", run: () => this.controls.next("of") },
       { keys: ["g"], shown: "g", does: "Next head", run: () => this.controls.next("head") },
       { keys: ["o"], shown: "o", does: "Lesion outlines on or off", run: () => this.toggle("outlines") },
       { keys: ["d"], shown: "d", does: "Found objects on or off", run: () => this.toggle("objects") },

@@ -8,6 +8,11 @@ export function short(value: number): string {
   return value.toExponential(2);
 }
 
+/** The same with its sign: +0.25, −8.10e-4. */
+export function signed(value: number): string {
+  return (value > 0 ? "+" : "") + short(value).replace(/^-/, "\u2212");
+}
+
 /** Four digits for a readout that stands still while its last digit changes. */
 export function exact(value: number): string {
   if (value === 0) return "0";

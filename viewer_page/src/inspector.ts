@@ -1,12 +1,12 @@
 // What is said of the slide, and how its attention is shown: prediction, legend, controls, patches.
 
-import type { Held, Legend, Patch, Run, Slide } from "./api";
+import type { Held, Legend, Patch, Patches, Run, Slide } from "./api";
 import { pictures } from "./api";
 import { byId, el } from "./dom";
-import { commonPower, gradient, length, percent, short, whole } from "./format";
+import { commonPower, gradient, length, percent, short, signed, whole } from "./format";
 import { loadQuietly } from "./quiet";
 import { wrong } from "./slide_list";
-import type { Colormap, Scale, Store, View } from "./state";
+import { ofClass, type Colormap, type Scale, type Store, type View } from "./state";
 
 const STEPS = 1000;
 const BEYOND = { "": "", "<=": "≤ ", ">=": "≥ " };
@@ -96,23 +96,30 @@ export class LegendBar {
   private readonly marker = el("i", { class: "marker", hidden: true });
 
   draw(legend: Legend, title: string): void {
+    const ofClasses = legend.map === "contribution";
     const strip = el("div", { class: "strip" }, this.marker);
     strip.style.background = gradient(legend.colours);
     const last = legend.ticks.length - 1;
-    const power = commonPower(legend.ticks.map((tick) => tick.value));
+    const power = ofClasses ? 0 : commonPower(legend.ticks.map((tick) => tick.value));
     const ticks = legend.ticks.map((tick, place) => {
       const mark = el(
         "div",
         { class: "tick" + (place === 0 ? " first" : place === last ? " last" : "") },
-        el("span", { class: "times" }, `${BEYOND[tick.beyond]}${short(tick.times_even)}×`),
-        el("span", { class: "raw" }, short(tick.value / 10 ** power)),
+        el(
+          "span",
+          { class: "times" },
+          BEYOND[tick.beyond] + (ofClasses ? signed(tick.value) : `${short(tick.times_even)}×`),
+        ),
+        !ofClasses && el("span", { class: "raw" }, short(tick.value / 10 ** power)),
         el("span", { class: "faint" }, `P${Math.floor(tick.percentile * 10) / 10}`),
       );
       mark.style.left = `${tick.at * 100}%`;
       return mark;
     });
     const times = (value: number | null) => short((value ?? 0) * legend.n_patches);
-    const even = legend.n_patches
+    const even = ofClasses
+      ? ` What a patch adds to its logit: ${legend.spread}.`
+      : legend.n_patches
       ? ` ${times(legend.min)} to ${times(legend.max)} times the even share, ${short(1 / legend.n_patches)}.`
       : "";
     this.element.replaceChildren(
@@ -120,7 +127,7 @@ export class LegendBar {
       strip,
       el("div", { class: "ticks" }, ...ticks),
       ...(legend.flat
-        ? [el("p", { class: "flat" }, el("b", {}, "Flat. "), "Every patch has about the even share.")]
+        ? [el("p", { class: "flat" }, el("b", {}, "Flat. "), "Every patch has about the even share of attention.")]
         : []),
       el("figcaption", {}, power ? el("b", {}, "× 10", el("sup", {}, String(power).replace("-", "−"))) : null, `${power ? " · " : ""}${legend.shown}.${even}`),
     );
@@ -137,22 +144,23 @@ export class LegendBar {
   }
 }
 
-/** The patches with the most attention; a click flies there. */
+/** The patches with the largest values; a click flies there. */
 export function drawPatches(
   run: number,
   slide: Slide,
-  patches: Patch[],
+  { patches, map, class: name }: Patches,
   fly: (patch: Patch, button: HTMLElement) => void,
 ): void {
+  byId("patches-title").textContent = map === "contribution" ? `Add most to ${name}` : "Most attention";
   const items = patches.map((patch) => {
     const picture = slide.slide_problem ? null : el("img", { alt: "", decoding: "async" });
     if (picture) loadQuietly(picture, `${pictures(run, slide.slide_id)}/patch/${patch.id}.jpg?v=${slide.v}`);
     const chip = el("i", { class: "chip" });
     chip.style.background = patch.colour;
-    const name = `Patch ${patch.rank}, attention ${short(patch.value)}${patch.kept ? ", kept in memory" : ""}`;
+    const said = `Patch ${patch.rank}, ${map} ${short(patch.value)}${patch.kept ? ", kept in memory" : ""}`;
     const button = el(
       "button",
-      { type: "button", "data-patch": String(patch.id), "aria-label": name, title: name },
+      { type: "button", "data-patch": String(patch.id), "aria-label": said, title: said },
       picture,
       el("span", { class: "patch-line" }, chip, el("span", { class: "number" }, short(patch.value))),
       patch.kept && el("span", { class: "kept", "aria-hidden": "true" }),
@@ -183,7 +191,10 @@ export class Controls {
     });
     this.low.addEventListener("input", () => this.ends("low"));
     this.high.addEventListener("input", () => this.ends("high"));
-    this.of.addEventListener("change", () => store.update({ of: this.of.value }));
+    this.of.addEventListener("change", () => {
+      // Heads have attention: without one, the choice is what it says.
+      store.update(this.of.value === "" || this.of.value.startsWith("class:") ? { of: this.of.value, head: null } : { of: this.of.value });
+    });
     this.head.addEventListener("change", () => {
       store.update({ head: this.head.value === "" ? null : Number(this.head.value) });
     });
@@ -200,22 +211,28 @@ export class Controls {
     this.draw(store.view);
   }
 
-  /** The slide's choices: tasks, queries, heads. */
+  /** The slide's choices: classes, tasks, queries, heads. */
   choices(slide: Slide | null): void {
     const maps = slide?.maps ?? null;
     const tasks = Object.entries(maps?.task_queries ?? {});
     const read = new Set(tasks.map(([, query]) => query));
     const others = [...Array(maps?.queries ?? 0).keys()].filter((query) => !read.has(query));
     const several = (maps?.queries ?? 1) > 1;
-    const options: [string, string][] = several
-      ? [
-          ["", "mean over queries"],
-          ...tasks.map(([name]): [string, string] => [`task:${name}`, `task ${name}`]),
-          ...others.map((query): [string, string] => [`query:${query}`, `query ${query}`]),
-        ]
-      : [["", "the slide"]];
+    const told = maps?.contributions ?? [];
+    const mean = several ? "mean over queries" : "the slide";
+    const options: [string, string][] = [
+      ...(told.length
+        ? [
+            ["", "contribution (default class)"] as [string, string],
+            ...told.map(([task, name]): [string, string] => [ofClass(task, name), `contribution to ${name}, ${task}`]),
+            ["attention", several ? "attention, mean over queries" : "attention"] as [string, string],
+          ]
+        : [["", mean] as [string, string]]),
+      ...(several ? tasks : []).map(([name]): [string, string] => [`task:${name}`, `task ${name}`]),
+      ...(several ? others : []).map((query): [string, string] => [`query:${query}`, `query ${query}`]),
+    ];
     fill(this.of, options);
-    byId("of-row").hidden = !several;
+    byId("of-row").hidden = options.length < 2;
     const heads = maps?.heads ?? 1;
     fill(this.head, [
       ["", `mean over ${heads} heads`],
@@ -227,8 +244,11 @@ export class Controls {
     this.draw(this.store.view);
   }
 
-  /** The raw values that the colours can go over. */
+  /** The raw values that the colours can go over; contributions have one scale and no heads. */
   values(legend: Legend): void {
+    const ofClasses = legend.map === "contribution";
+    byId("heat-title").textContent = ofClasses ? "Contribution" : "Attention";
+    byId("controls").classList.toggle("of-class", ofClasses);
     this.range = [legend.min ?? 0, legend.max ?? 1];
     this.draw(this.store.view);
   }

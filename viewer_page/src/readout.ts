@@ -1,8 +1,8 @@
-// The line at the bottom: where the pointer is, and the raw attention there; and the scale bar.
+// The line at the bottom: where the pointer is, and the raw value there; and the scale bar.
 
 import type { Held, Slide } from "./api";
 import { byId } from "./dom";
-import { exact, length, round125, short, whole } from "./format";
+import { exact, length, round125, short, signed, whole } from "./format";
 
 const BAR_PX = 140;
 
@@ -20,7 +20,11 @@ export function drawValue(held: Held | null | "unknown"): void {
   else {
     const kept = held.patches.some((patch) => patch.kept) ? " · kept" : "";
     const mean = held.patches.length > 1 ? ` · mean of ${held.patches.length}` : "";
-    box.textContent = `attention ${exact(held.value)} · ${short(held.times_even)}× even · P${held.percentile.toFixed(1)}${mean}${kept}`;
+    const said =
+      held.map === "contribution"
+        ? `contribution ${signed(held.value)} logit`
+        : `attention ${exact(held.value)} · ${short(held.times_even)}× even`;
+    box.textContent = `${said} · P${held.percentile.toFixed(1)}${mean}${kept}`;
   }
 }
 

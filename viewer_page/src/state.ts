@@ -15,7 +15,8 @@ export interface View {
   /** The ends of the colours: times the even share, percentiles, or raw values; null: the scale's own. */
   low: number | null;
   high: number | null;
-  /** Whose attention: "", "task:NAME" or "query:NUMBER". */
+  /** Which map: "" (the default picture), "attention" (mean over queries), "task:NAME" or "query:NUMBER" (its
+   * attention), "class:TASK/CLASS" (contribution, both written as in addresses). */
   of: string;
   head: number | null;
   outlines: boolean;
@@ -67,7 +68,7 @@ export function fromHash(hash: string): View {
     scale: scaleNamed(said.get("scale")),
     low: finite(said.get("low")),
     high: finite(said.get("high")),
-    of: /^(task:.+|query:\d+)$/.test(of) ? of : "",
+    of: /^(attention|task:.+|query:\d+|class:[^/]+\/[^/]+)$/.test(of) ? of : "",
     head: head !== null && Number.isInteger(head) && head >= 0 ? head : null,
     outlines: said.get("outlines") !== "off",
     objects: said.get("objects") !== "off",
@@ -97,15 +98,34 @@ export function toHash(view: View): string {
   return "#" + said.toString();
 }
 
-/** Whose attention and which colours, as the server takes them. */
+/** The choice of a class's contributions, in `View.of`. */
+export function ofClass(task: string, name: string): string {
+  return `class:${encodeURIComponent(task)}/${encodeURIComponent(name)}`;
+}
+
+/** Which map and which colours, as the server takes them. */
 export function mapQuery(view: View): string {
   const asked = new URLSearchParams({ colormap: view.colormap, scale: view.scale });
   if (view.low !== null) asked.set("low", String(view.low));
   if (view.high !== null) asked.set("high", String(view.high));
-  if (view.of.startsWith("task:")) asked.set("task", view.of.slice(5));
-  if (view.of.startsWith("query:")) asked.set("query", view.of.slice(6));
+  const [kind, choice] = [view.of.split(":", 1)[0], view.of.slice(view.of.indexOf(":") + 1)];
+  if (kind === "class") {
+    const [task, name] = choice.split("/").map(decoded) as [string, string];
+    return new URLSearchParams({ map: "contribution", task, class: name }).toString();
+  }
+  if (kind) asked.set("map", "attention");
+  if (kind === "task" || kind === "query") asked.set(kind, choice);
   if (view.head !== null) asked.set("head", String(view.head));
   return asked.toString();
+}
+
+/** A part of an address; one that is broken stands for itself. */
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 type Listener = (view: Readonly<View>, changed: ReadonlySet<keyof View>) => void;

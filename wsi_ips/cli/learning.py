@@ -56,6 +56,10 @@ def evaluate(
     detection_radius_um: Annotated[
         float | None, typer.Option(help="µm between a slide's detections (default 1.5 patch sides).")
     ] = None,
+    detections: Annotated[
+        str | None,
+        typer.Option(help="FROC by contribution (default where the model tells) or attention, listed first."),
+    ] = None,
     history: Annotated[Path | None, typer.Option(help="history.csv of finetune: draws the losses.")] = None,
     pool: Annotated[
         str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")
@@ -76,8 +80,8 @@ def evaluate(
     """Score a run against a manifest's labels: figures with intervals, tables, FROC, plots."""
     flags = {"run": run, "manifest": manifest, "out": out, "split": split, "task": task,
              "annotations": annotations, "partly_annotated": partly_annotated,
-             "detection_radius_um": detection_radius_um, "history": history, "pool": pool,
-             "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
+             "detection_radius_um": detection_radius_um, "detections": detections, "history": history,
+             "pool": pool, "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
              "stratify": stratify, "seed": seed, "plots": plots}  # fmt: skip
     start("evaluate", flags)
 

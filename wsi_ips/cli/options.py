@@ -24,5 +24,6 @@ OpenUrls = Annotated[
     bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")
 ]
 COLOUR_END = (
-    "{} end of the colours: times the even share; with --scale rank a percentile, with absolute a raw value."
+    "{} end of the colours: times the even share; with --scale rank a percentile, with absolute a raw value, with "
+    "--map contribution the logits at both ends (--high)."
 )

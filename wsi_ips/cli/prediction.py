@@ -29,6 +29,20 @@ Embeddings = Annotated[
 Cases = Annotated[
     Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
 ]
+Map = Annotated[
+    str | None,
+    typer.Option("--map", help="contribution (default where the model tells), or attention."),
+]
+ExportMap = Annotated[str | None, typer.Option("--map", help="attention (default) or contribution.")]
+ClassName = Annotated[
+    str | None,
+    typer.Option("--class", help="Contribution to this class; default: the last of two, else the likeliest."),
+]
+Task = Annotated[
+    str | None, typer.Option(help="This task's map; default: its first, of attention the mean over queries.")
+]
+Query = Annotated[int | None, typer.Option(help="Attention of one query, from 0.")]
+Head = Annotated[int | None, typer.Option(help="Attention of one head, from 0; default: mean over heads.")]
 Pool = Annotated[str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")]
 
 
@@ -78,21 +92,25 @@ def overlay(
     slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
     open_urls: OpenUrls = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/overlays.")] = None,
-    task: Annotated[str | None, typer.Option(help="A task's attention; default: mean over queries.")] = None,
-    query: Annotated[int | None, typer.Option(help="The same by the query's index, from 0.")] = None,
-    head: Annotated[int | None, typer.Option(help="One head, from 0; default: mean over heads.")] = None,
+    map_: Map = None,
+    task: Task = None,
+    class_name: ClassName = None,
+    query: Query = None,
+    head: Head = None,
     side_px: Annotated[int | None, typer.Option(help="Longest side in pixels (default 2048).")] = None,
     alpha: Annotated[float | None, typer.Option(help="Opacity of the heat, 0 to 1 (default 0.5).")] = None,
-    colormap: Annotated[str | None, typer.Option(help="blue_yellow (default) or blue_red.")] = None,
+    colormap: Annotated[
+        str | None, typer.Option(help="Attention: blue_yellow (default) or blue_red.")
+    ] = None,
     scale: Annotated[
-        str | None, typer.Option(help="even (default): times the even share 1/N; rank; absolute.")
+        str | None, typer.Option(help="Attention: even (default): times the even share 1/N; rank; absolute.")
     ] = None,
     low: Annotated[float | None, typer.Option(help=COLOUR_END.format("Low"))] = None,
     high: Annotated[float | None, typer.Option(help=COLOUR_END.format("High"))] = None,
 ) -> None:
-    """Draw overlays from stored attention; no model is needed."""
-    flags = {"run": run, "slides": slides, "open_urls": open_urls, "out": out, "task": task,
-             "query": query, "head": head,
+    """Draw overlays from stored contributions or attention; no model is needed."""
+    flags = {"run": run, "slides": slides, "open_urls": open_urls, "out": out, "map": map_, "task": task,
+             "class_name": class_name, "query": query, "head": head,
              "side_px": side_px, "alpha": alpha, "colormap": colormap, "scale": scale, "low": low,
              "high": high}  # fmt: skip
     start("overlay", flags)
@@ -106,9 +124,11 @@ def export(
     slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
     open_urls: OpenUrls = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/exports/FORMAT.")] = None,
-    task: Annotated[str | None, typer.Option(help="A task's attention; default: mean over queries.")] = None,
-    query: Annotated[int | None, typer.Option(help="The same by the query's index, from 0.")] = None,
-    head: Annotated[int | None, typer.Option(help="One head, from 0; default: mean over heads.")] = None,
+    map_: ExportMap = None,
+    task: Task = None,
+    class_name: ClassName = None,
+    query: Query = None,
+    head: Head = None,
     um_per_px: Annotated[
         float | None, typer.Option(help="ome-tiff, ome-zarr: µm a pixel; default: a pixel a patch.")
     ] = None,
@@ -127,10 +147,10 @@ def export(
     low: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("low"))] = None,
     high: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("high"))] = None,
 ) -> None:
-    """Write stored attention for QuPath, OMERO, napari, ASAP and web viewers; no model is needed."""
-    flags = {"run": run, "format": format_, "slides": slides, "open_urls": open_urls, "out": out, "task": task,
-             "query": query,
-             "head": head, "um_per_px": um_per_px, "top": top, "threshold": threshold,
+    """Write stored attention or contributions for QuPath, OMERO, napari, ASAP, web viewers; needs no model."""
+    flags = {"run": run, "format": format_, "slides": slides, "open_urls": open_urls, "out": out,
+             "map": map_, "task": task, "class_name": class_name, "query": query, "head": head,
+             "um_per_px": um_per_px, "top": top, "threshold": threshold,
              "percentile": percentile, "heat_only": heat_only, "side_px": side_px, "alpha": alpha,
              "colormap": colormap, "scale": scale, "low": low, "high": high}  # fmt: skip
     start("export", flags)

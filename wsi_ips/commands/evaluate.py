@@ -24,6 +24,7 @@ from wsi_ips.evaluation.bootstrap import Interval
 from wsi_ips.evaluation.figure_names import figure_name
 from wsi_ips.evaluation.history import read_history
 from wsi_ips.evaluation.plots import (
+    NamedFroc,
     NamedRoc,
     check_can_plot,
     draw_confusion,
@@ -169,10 +170,8 @@ def _draw(out: Path, job: EvaluateJob, done: Evaluation, history: Mapping[str, l
         if scored.kind != "multilabel":
             draw_confusion(out / f"confusion{end}.png", scored.confusion, scored.class_names, title=title)
     if done.froc is not None:
-        draw_froc(
-            out / "froc.png", done.froc.curve, score=done.froc.score, band=done.froc.band,
-            title=f"{done.froc_task}, split {job.split}",
-        )  # fmt: skip
+        named = [NamedFroc(by, one.curve, one.score, one.band) for by, one in done.froc.by.items()]
+        draw_froc(out / "froc.png", named, title=f"{done.froc_task}, split {job.split}")
     if history is not None and job.history is not None:
         draw_history(out / "loss.png", history, title=f"losses of {job.history.resolve().parent.name}")
 
@@ -191,10 +190,9 @@ def _headlines(done: Evaluation) -> list[str]:
         if name in done.doubts:
             lines += doubt_in_words(name, done.doubts[name])
     if done.froc is not None:
-        curve = done.froc.curve
-        lines.append(
-            _in_words("FROC score", done.froc.score) + f" ({curve.lesions} lesions, {curve.slides} slides)"
-        )
+        for by, one in done.froc.by.items():
+            counts = f"{one.curve.lesions} lesions, {one.curve.slides} slides"
+            lines.append(_in_words(f"FROC score by {by}", one.score) + f" ({counts})")
     return lines
 
 

@@ -1,9 +1,10 @@
-"""FROC of a run: its stored attention against outlined lesions."""
+"""FROC of a run: its stored attention, and where it is told its contributions, against outlined lesions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from wsi_ips.datasets.annotations import Region, check_inside, read_asap
 from wsi_ips.datasets.camelyon_labels import NODE_CLASSES
 from wsi_ips.datasets.camelyon_manifest import PARTLY_ANNOTATED
 from wsi_ips.datasets.manifest import SlideRecord
-from wsi_ips.errors import AnnotationError, ResultsError
+from wsi_ips.errors import AnnotationError, ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import (
     Band,
     Interval,
@@ -25,7 +26,11 @@ from wsi_ips.evaluation.bootstrap import (
     percentile_interval,
     resample_cases,
 )
-from wsi_ips.evaluation.detections import Detections, detections_from_attention
+from wsi_ips.evaluation.detections import (
+    Detections,
+    detections_from_attention,
+    detections_from_contributions,
+)
 from wsi_ips.evaluation.froc import (
     RATES,
     TUMOR,
@@ -37,6 +42,7 @@ from wsi_ips.evaluation.froc import (
     hit_lesions,
     lesion_mask,
 )
+from wsi_ips.heatmaps.contribution_maps import NOT_TOLD, tells
 from wsi_ips.heatmaps.maps import attention_map
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
@@ -44,26 +50,41 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import EvaluateJob
 from wsi_ips.units import Size
 
+DetectionsOf = Literal["attention", "contribution"]
+
 RATES_RESAMPLED = 64
 """False positives a slide that resampling keeps: what lies below can hardly come within the rates that count."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FrocReport:
-    """detections: {slide_id: what was found}. unannotated: positive slides without outlines, left out.
-
-    unread: {slide_id: why its attention cannot be read}, left out. partly: {slide_id: why its outlines are known
-    to be incomplete}, left out by the data set's own rule. rules: {slide_id: the scale it was judged on}.
-    """
+class FrocScore:
+    """One way to find lesions. detections: {slide_id: what was found}."""
 
     curve: FrocCurve
     score: Interval
     band: Band | None
     detections: dict[str, Detections]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrocReport:
+    """by: what the detections are the maxima of, the ones that are asked for first. unannotated: positive slides
+    without outlines, left out.
+
+    unread: {slide_id: why its attention cannot be read}, left out. partly: {slide_id: why its outlines are known
+    to be incomplete}, left out by the data set's own rule. rules: {slide_id: the scale it was judged on}.
+    """
+
+    by: dict[DetectionsOf, FrocScore]
     unannotated: tuple[str, ...]
     unread: dict[str, str]
     partly: dict[str, str]
     rules: dict[str, FrocRules]
+
+    @property
+    def first(self) -> tuple[DetectionsOf, FrocScore]:
+        """The detections that are written down, by name."""
+        return next(iter(self.by.items()))
 
     @property
     def complaints(self) -> list[str]:
@@ -84,17 +105,20 @@ class FrocReport:
 def report_froc(report: TaskReport, job: EvaluateJob, progress: Progress) -> FrocReport:
     """Detections of every slide, sorted into hits and false positives.
 
+    By attention, and by contribution where every slide has them. The one that ``job.detections`` names is first;
+    where it names none, contributions do.
+
     A slide whose label is the task's first class has no lesion unless it has outlines. Slides whose outlines are
     known to be incomplete are left out (:func:`known_incomplete`), unless ``job.partly_annotated``. Raises
     :class:`AnnotationError` for a folder without outlines of these slides, or outlines that cannot be read or lie
-    outside their slide.
+    outside their slide, and :class:`ConfigError` for contributions that the model's head does not tell.
     """
     assert job.annotations is not None
     joined = report.joined
     outlines = _outlines(job.annotations, joined)
-    hits: list[SlideHits] = []
+    hits: list[Mapping[DetectionsOf, SlideHits]] = []
     cases: list[str] = []
-    detections: dict[str, Detections] = {}
+    detections: dict[str, Mapping[DetectionsOf, Detections]] = {}
     rules: dict[str, FrocRules] = {}
     unannotated: list[str] = []
     unread: dict[str, str] = {}
@@ -120,8 +144,31 @@ def report_froc(report: TaskReport, job: EvaluateJob, progress: Progress) -> Fro
             mask = None
             if annotation and has_lesion:
                 mask = _mask(regions, annotation, result.coords.l0_size, rules[slide_id])
-            hits.append(hit_lesions(found, mask, rules[slide_id]))
+            hits.append({by: hit_lesions(one, mask, rules[slide_id]) for by, one in found.items()})
             cases.append(record.case_id)
+    scores: dict[DetectionsOf, FrocScore] = {}
+    for by in _wanted(detections, job):
+        found_by = {slide_id: found[by] for slide_id, found in detections.items()}
+        scores[by] = _score([one[by] for one in hits], cases, found_by, job)
+    return FrocReport(scores, tuple(unannotated), unread, partly, rules)
+
+
+def _wanted(
+    detections: Mapping[str, Mapping[DetectionsOf, Detections]], job: EvaluateJob
+) -> list[DetectionsOf]:
+    """What every slide's detections can be made of, the ones that are asked for first."""
+    untold = [slide_id for slide_id, found in detections.items() if "contribution" not in found]
+    if untold and job.detections == "contribution":
+        raise ConfigError(f"{untold[0]}: {NOT_TOLD}; use --detections attention")
+    if untold or not detections:
+        return ["attention"]
+    return ["attention", "contribution"] if job.detections == "attention" else ["contribution", "attention"]
+
+
+def _score(
+    hits: Sequence[SlideHits], cases: Sequence[str], detections: dict[str, Detections], job: EvaluateJob
+) -> FrocScore:
+    assert job.annotations is not None
     try:
         curve = froc_curve(hits)
     except ValueError as error:
@@ -129,7 +176,7 @@ def report_froc(report: TaskReport, job: EvaluateJob, progress: Progress) -> Fro
             job.annotations, str(error), "leave --annotations away for these slides"
         ) from None
     score, band = _intervals(hits, cases, curve, job)
-    return FrocReport(curve, score, band, detections, tuple(unannotated), unread, partly, rules)
+    return FrocScore(curve, score, band, detections)
 
 
 def _partly_annotated(joined: Joined, task: TaskConfig) -> dict[str, str]:
@@ -164,17 +211,30 @@ def _outlines(folder: Path, joined: Joined) -> dict[str, Path]:
     return found
 
 
-def _detections(result: SlideResult, report: TaskReport, place: int, job: EvaluateJob) -> Detections:
+def _detections(
+    result: SlideResult, report: TaskReport, place: int, job: EvaluateJob
+) -> dict[DetectionsOf, Detections]:
+    """What a slide's attention finds, and its contributions where they are told."""
     scored = report.scored
+    task = scored.task
     # A task's first class is the slide without lesion; of a single yes-or-no class, its absence.
     lesion = scored.probability[place] if scored.kind == "binary" else 1 - scored.output_NC[place, 0]
-    query = result.task_queries.get(scored.task.name)
-    return detections_from_attention(
-        result.coords,
-        attention_map(result, query=query),
-        probability=float(lesion),
-        radius_um=job.detection_radius_um,
-    )
+    probability, radius_um = float(lesion), job.detection_radius_um
+    attention_N = attention_map(result, query=result.task_queries.get(task.name))
+    found: dict[DetectionsOf, Detections] = {
+        "attention": detections_from_attention(
+            result.coords, attention_N, probability=probability, radius_um=radius_um
+        )
+    }
+    if tells(result):
+        # Likewise: what speaks for a lesion is what takes from the first class, or adds to the only one.
+        lesion_N = result.contribution(task.name, task.classes[0]) * np.float32(
+            1 if len(task.classes) == 1 else -1
+        )
+        found["contribution"] = detections_from_contributions(
+            result.coords, lesion_N, probability=probability, radius_um=radius_um
+        )
+    return found
 
 
 def _mask(regions: Sequence[Region], annotation: Path, l0_size: Size, rules: FrocRules) -> LesionMask | None:

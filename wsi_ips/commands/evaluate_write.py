@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.commands.evaluate_doubt import DoubtReport, doubt_json
-from wsi_ips.commands.evaluate_froc import FrocReport
+from wsi_ips.commands.evaluate_froc import FrocReport, FrocScore
 from wsi_ips.commands.evaluate_join import Joined
 from wsi_ips.commands.evaluate_task import StageReport, TaskReport
 from wsi_ips.evaluation.bootstrap import LEVEL, Interval
@@ -30,6 +30,7 @@ SLIDE_COLUMNS = (
     "status",
     "error",
 )
+FROC_COLUMNS = ("threshold", "fps_per_slide", "sensitivity", "detections")
 CASE_COLUMNS = ("task", "case_id", "slides", "label", "predicted", "probability", "correct")
 
 
@@ -54,15 +55,18 @@ def write_tables(
         end = f"_{name}" if len(tasks) > 1 else ""
         write_submission(out / f"submission{end}.csv", report.nodes)
     if froc is not None:
-        thresholds = [*froc.curve.thresholds_T.tolist(), math.inf]
-        points = (froc.curve.fps_per_slide.tolist(), froc.curve.sensitivity.tolist())
-        _write_csv(
-            out / "froc.csv",
-            ("threshold", "fps_per_slide", "sensitivity"),
-            zip(thresholds, *points, strict=True),
-        )
-        for slide_id, found in froc.detections.items():
+        _write_csv(out / "froc.csv", FROC_COLUMNS, _froc_rows(froc))
+        for slide_id, found in froc.first[1].detections.items():
             write_detections(out / "detections" / f"{slide_id}.csv", found)
+
+
+def _froc_rows(froc: FrocReport) -> Iterable[Sequence[Any]]:
+    """One curve after the other, the one that is asked for first."""
+    for by, one in froc.by.items():
+        thresholds = [*one.curve.thresholds_T.tolist(), math.inf]
+        points = (one.curve.fps_per_slide.tolist(), one.curve.sensitivity.tolist())
+        for threshold, fps_per_slide, sensitivity in zip(thresholds, *points, strict=True):
+            yield threshold, fps_per_slide, sensitivity, by
 
 
 def _slide_rows(task: str, scored: Scored, joined: Joined) -> Iterable[Sequence[Any]]:
@@ -197,18 +201,27 @@ def _stage_json(report: StageReport) -> dict[str, Any]:
 
 def _froc_json(froc: FrocReport, task: str | None) -> dict[str, Any]:
     rules = {(rule.l0_mpp, rule.level) for rule in froc.rules.values()}
+    by, first = froc.first
     return {
         "task": task,
-        "score": _interval_json(froc.score),
-        "sensitivity_at": dict(zip(map(str, RATES), froc.curve.sensitivity_at().tolist(), strict=True)),
-        "slides": froc.curve.slides,
-        "lesions": froc.curve.lesions,
+        "detections": by,
+        **_froc_figures(first),
+        "beside": {name: _froc_figures(one) for name, one in froc.by.items() if name != by},
+        "slides": first.curve.slides,
+        "lesions": first.curve.lesions,
         "scales": [{"l0_mpp": float(mpp), "level": level} for mpp, level in sorted(rules)],
         "left_out": {
             "without_outlines": list(froc.unannotated),
             "unread": froc.unread,
             "partly_annotated": froc.partly,
         },
+    }
+
+
+def _froc_figures(one: FrocScore) -> dict[str, Any]:
+    return {
+        "score": _interval_json(one.score),
+        "sensitivity_at": dict(zip(map(str, RATES), one.curve.sensitivity_at().tolist(), strict=True)),
     }
 
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.commands.stored import of_every_result
+from wsi_ips.commands.stored import chosen_heat, of_every_result
 from wsi_ips.heatmaps.colours import HeatColours
 from wsi_ips.heatmaps.export import Exporter, make_exporter
-from wsi_ips.heatmaps.maps import choose_heat
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import EXPORT_OPTIONS, ExportJob
@@ -20,7 +19,7 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
     out = job.out or job.run / "exports" / job.format
 
     def write(stem: str, result: SlideResult, open_its_slide: Callable[[], SlideReader]) -> None:
-        heat = choose_heat(result, task=job.task, query=job.query, head=job.head)
+        heat = chosen_heat(job, result)
         path = out / f"{stem}{exporter.suffix}"
         # Slides that were named are opened even where none is needed: is it the one that was predicted?
         if not exporter.needs_slide and job.slides is None:

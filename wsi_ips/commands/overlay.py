@@ -1,10 +1,9 @@
-"""``overlay``: pictures from the attention that ``predict`` stored; no model."""
+"""``overlay``: pictures from the contributions or the attention that ``predict`` stored; no model."""
 
 from collections.abc import Callable
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.commands.stored import of_every_result
-from wsi_ips.heatmaps.maps import query_of_task
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.progress import Progress
@@ -17,7 +16,6 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
     out = job.out or job.run / "overlays"
 
     def draw(stem: str, result: SlideResult, open_its_slide: Callable[[], SlideReader]) -> None:
-        query = job.query if job.task is None else query_of_task(result, job.task)
         with open_its_slide() as slide:
             write_overlay(
                 out / f"{stem}.png",
@@ -29,7 +27,10 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
                 scale=job.scale,
                 low=job.low,
                 high=job.high,
-                query=query,
+                kind=job.map_kind,
+                task=job.task,
+                class_name=job.class_name,
+                query=job.query,
                 head=job.head,
             )
 

@@ -1,4 +1,4 @@
-"""What the commands on stored attention share: every result of a run in turn, a bad one costing only itself."""
+"""What the commands on stored maps share: every result of a run in turn, a bad one costing only itself."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,7 +8,7 @@ from wsi_ips.commands.inputs import slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
 from wsi_ips.files import sweep
-from wsi_ips.heatmaps.maps import choose_heat
+from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.stored_location import stored_location
 from wsi_ips.location import Location
@@ -28,8 +28,8 @@ def of_every_result(
 
     out: the folder that ``write`` writes into; what a killed command left there unfinished goes. doing: the
     progress bar's word. done: before ``out`` and after the number of slides, in the last line. Raises
-    :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, query or head that the
-    run does not have.
+    :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, class, query or head that
+    the run does not have, and for contributions that its model does not tell.
     """
     stored = sorted((job.run / "attention").glob("*.h5"))
     if not stored:
@@ -66,12 +66,24 @@ def _opened(
 
 def _check_choice(job: OverlayJob | ExportJob, stored: list[Path]) -> None:
     """One model wrote the whole run, so the first file that can be read speaks for all."""
-    if job.task is None and job.query is None and job.head is None:
+    if job.map_kind is None and job.task is None:
         return
     for path in stored:
         try:
             result = read_result(path)
         except ResultsError:
             continue
-        choose_heat(result, task=job.task, query=job.query, head=job.head)
+        chosen_heat(job, result)
         return
+
+
+def chosen_heat(job: OverlayJob | ExportJob, result: SlideResult) -> Heat:
+    """The map that the job names. Raises as :func:`choose_heat`."""
+    return choose_heat(
+        result,
+        kind=job.map_kind,
+        task=job.task,
+        class_name=job.class_name,
+        query=job.query,
+        head=job.head,
+    )

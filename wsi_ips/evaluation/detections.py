@@ -74,6 +74,36 @@ def detections_from_attention(
     return Detections(probability * share_N, np.floor(centres_N2[kept]).astype(np.int64))
 
 
+def detections_from_contributions(
+    coords: PatchCoords,
+    contribution_N: NDArray[np.float32 | np.float64],
+    *,
+    probability: float,
+    radius_um: float | None = None,
+    most: int = MOST_DETECTIONS,
+) -> Detections:
+    """The same from what each patch adds to the logit of a lesion (N,): of what takes from it, one patch is left.
+
+    That is the patch with the smallest contribution, last and with probability 0. The challenge's script leaves
+    out the lowest threshold that any slide has (:func:`wsi_ips.evaluation.froc.froc_curve`). Attention has weak
+    detections down there, but so few patches add to a lesion that it could be a lesion that was found.
+
+    Raises ``ValueError`` for contributions that are no numbers, or not one a patch.
+    """
+    strength_N = np.asarray(contribution_N, np.float64)
+    positive_N = np.maximum(strength_N, 0)  # NaN stays NaN
+    found = detections_from_attention(
+        coords, positive_N, probability=probability, radius_um=radius_um, most=most
+    )
+    if not len(coords):
+        return found
+    weakest = int(strength_N.argmin())
+    centre_12 = np.floor(coords.l0_exact_corners()[[weakest]] + coords.l0_patch / 2).astype(np.int64)
+    return Detections(
+        np.append(found.probability_N, 0.0), np.concatenate([found.l0_xy_N2, centre_12], axis=0)
+    )
+
+
 def _strongest_apart(
     points_N2: NDArray[np.float64], strength_N: NDArray[np.float64], *, radius: float, most: int
 ) -> list[int]:

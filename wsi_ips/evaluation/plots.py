@@ -43,6 +43,16 @@ class NamedRoc:
     band: Band | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NamedFroc:
+    """One curve of a plot, its score, and the band around it where there is one."""
+
+    name: str
+    curve: FrocCurve
+    score: Interval
+    band: Band | None = None
+
+
 def check_can_plot() -> None:
     """Raises :class:`ConfigError` where matplotlib is not installed."""
     try:
@@ -157,25 +167,35 @@ def draw_confusion(path: Path, confusion_CC: NDArray[np.int64], names: Sequence[
         axes.figure.colorbar(picture, ax=axes, label="share of the label's slides", shrink=0.8)
 
 
-def draw_froc(path: Path, curve: FrocCurve, *, score: Interval, band: Band | None, title: str) -> None:
-    """Sensitivity for lesions against false positives a slide; dots: the six rates that the score averages."""
+def draw_froc(path: Path, curves: Sequence[NamedFroc], *, title: str) -> None:
+    """Sensitivity for lesions against false positives a slide; dots: the six rates that the score averages.
+
+    The first curve has its band, the others are drawn beside it.
+    """
     lowest, highest = RATES[0] / 2, RATES[-1] * 2
     rates = np.geomspace(lowest, highest, 400)
-    with _figure(path, width=6, height=4.6) as axes:
-        if band is not None:
+    first = curves[0]
+    scores = [f"score by {one.name} {_with_interval(one.score)}" for one in curves]
+    with _figure(path, width=6, height=4.6 + 0.2 * len(curves)) as axes:
+        if first.band is not None:
+            band = first.band
             axes.fill_between(band.at, band.low, band.high, color=COLOURS[0], alpha=0.18, linewidth=0)
-        axes.plot(rates, curve.sensitivity_at(rates.tolist()), linewidth=1.8, **_style(0))
-        axes.plot(RATES, curve.sensitivity_at(), "o", color=COLOURS[0], clip_on=False)
+        for number, one in enumerate(curves):
+            sensitivity = one.curve.sensitivity_at(rates.tolist())
+            axes.plot(rates, sensitivity, linewidth=1.8, label=f"by {one.name}", **_style(number))
+            axes.plot(RATES, one.curve.sensitivity_at(), "o", color=COLOURS[number], clip_on=False)
         axes.set_xscale("log", base=2)
         axes.set_xticks(RATES, ["1/4", "1/2", "1", "2", "4", "8"])
         axes.minorticks_off()
         axes.set(
             xlabel="false positives a slide", ylabel="sensitivity for lesions", xlim=(lowest, highest),
             ylim=(-0.01, 1.01),
-            title=f"{title}\nscore {_with_interval(score)}; {curve.lesions} lesions, {curve.slides} slides",
+            title="\n".join([f"{title}: {first.curve.lesions} lesions, {first.curve.slides} slides", *scores]),
         )  # fmt: skip
         axes.title.set_fontsize("medium")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize="small", loc="lower right")
 
 
 def draw_history(path: Path, history: Mapping[str, Sequence[float]], *, title: str) -> None:

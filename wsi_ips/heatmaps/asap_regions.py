@@ -1,6 +1,7 @@
 """Regions over a threshold as ASAP annotations: to look at in ASAP, to correct, to learn from.
 
-A place belongs to a region where the mean attention of its patches is at least the threshold. Outer rings and
+A place belongs to a region where the mean attention of its patches, or what they contribute, is at least the
+threshold. Outer rings and
 holes are CAMELYON16's groups (``_0``, ``_2``), coordinates level-0 pixels:
 :mod:`wsi_ips.datasets.annotations` reads them.
 """
@@ -26,7 +27,11 @@ DEFAULT_PERCENTILE = 95.0
 
 @dataclass(frozen=True, slots=True)
 class AsapRegions:
-    """threshold: raw attention. percentile: instead, of the slide's patches (``np.percentile``); neither: 95."""
+    """threshold: a raw value. percentile: instead, of the slide's patches (``np.percentile``); neither: 95.
+
+    Contributions: the percentile is that of the kept patches, since all others add exactly 0, and what adds
+    nothing is in no region.
+    """
 
     threshold: float | None = None
     percentile: float | None = None
@@ -43,10 +48,10 @@ class AsapRegions:
         """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
         if slide is not None:
             check_same_slide(slide, heat.coords)
-        least = self.least(heat.values_N)
+        least = self.least(heat)
         write_asap(path, list(regions_from(heat.coords, heat.values_N, least=least).geoms))
 
-    def least(self, values_N: NDArray[np.float32]) -> float:
+    def least(self, heat: Heat) -> float:
         """The raw value from which on a place belongs to a region. Raises :class:`ConfigError`."""
         if self.threshold is not None and self.percentile is not None:
             raise ConfigError("threshold and percentile say the same thing: give one of them")
@@ -57,7 +62,11 @@ class AsapRegions:
         percentile = DEFAULT_PERCENTILE if self.percentile is None else self.percentile
         if not 0 <= percentile <= 100:
             raise ConfigError(f"percentile must be 0 to 100, not {percentile:g}")
-        return float(np.percentile(values_N, percentile)) if len(values_N) else 0.0
+        if heat.kind == "attention":
+            return float(np.percentile(heat.values_N, percentile)) if len(heat.coords) else 0.0
+        kept_M = heat.values_N[np.isin(heat.coords.ids_N, heat.result.kept_ids_M)]
+        least = float(np.percentile(kept_M, percentile)) if len(kept_M) else 0.0
+        return max(least, float(np.finfo(np.float32).tiny))
 
 
 def regions_from(coords: PatchCoords, values_N: NDArray[np.float32], *, least: float) -> MultiPolygon:

@@ -2,7 +2,8 @@
 
 ``blue_yellow`` grows ever brighter from deep blue over green to yellow: hues that H&E does not
 have, an order that survives greyscale and colour-blindness. ``blue_red`` goes over grey in the middle (the
-diverging form of Moreland 2009, "Diverging Color Maps for Scientific Visualization"), as users of CLAM know it.
+diverging form of Moreland 2009, "Diverging Color Maps for Scientific Visualization"), as users of CLAM know it:
+the colours of contributions, which have a sign.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import lab2rgb
 
+from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.display_scale import DisplayScale, Scale
 
 Colormap = Literal["blue_yellow", "blue_red"]
+MapKind = Literal["attention", "contribution"]
+"""What a map shows: how much the network looked at a patch, or what a patch adds to an output."""
 
 COLOURS = 256
 
@@ -55,13 +59,37 @@ def colourise(shares: NDArray[np.floating], table: NDArray[np.uint8]) -> NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatColours:
-    """How raw values become colours. scale, low, high: see :class:`DisplayScale`."""
+    """How raw values become colours. scale, low, high: see :class:`DisplayScale`. None: what the kind of map has,
+    which is ``blue_yellow`` and ``even`` for attention, ``blue_red`` and ``signed`` for contributions.
+    """
 
-    colormap: Colormap = "blue_yellow"
-    scale: Scale = "even"
+    colormap: Colormap | None = None
+    scale: Scale | None = None
     low: float | None = None
     high: float | None = None
 
-    def display(self, values_N: NDArray[np.floating]) -> DisplayScale:
-        """The scale of a slide's values. Raises :class:`ConfigError` for ends that cannot be."""
-        return DisplayScale(values_N, scale=self.scale, low=self.low, high=self.high)
+    def table(self, kind: MapKind) -> NDArray[np.uint8]:
+        """The colours, (256, 3) uint8. Raises :class:`ConfigError` for colours that this kind cannot have."""
+        return colour_table(self.colormap_of(kind))
+
+    def colormap_of(self, kind: MapKind) -> Colormap:
+        """The colour map by name. Raises :class:`ConfigError` for one that this kind cannot have."""
+        if kind == "attention":
+            return self.colormap or "blue_yellow"
+        if self.colormap not in (None, "blue_red"):
+            raise ConfigError(
+                f"{self.colormap} has no middle: contributions have a sign and are drawn in blue_red; "
+                "leave the colour map out, or choose the attention map"
+            )
+        return "blue_red"
+
+    def display(self, values_N: NDArray[np.floating], kind: MapKind = "attention") -> DisplayScale:
+        """The scale of a slide's values. Raises :class:`ConfigError` for ends that cannot be, and for a scale that
+        this kind of map cannot have."""
+        scale = self.scale or ("even" if kind == "attention" else "signed")
+        if (scale == "signed") != (kind == "contribution"):
+            raise ConfigError(
+                f"scale {scale} is none of {kind} maps, which have "
+                + ("even, rank and absolute" if kind == "attention" else "signed")
+            )
+        return DisplayScale(values_N, scale=scale, low=self.low, high=self.high)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file, whole_folder
-from wsi_ips.heatmaps.colours import HeatColours, colour_table, colourise
+from wsi_ips.heatmaps.colours import HeatColours, colourise
 from wsi_ips.heatmaps.maps import Heat, check_same_slide
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
@@ -93,8 +93,8 @@ class DeepZoom:
 class _Tiles:
     def __init__(self, options: DeepZoom, heat: Heat, slide: SlideReader | None) -> None:
         self.heat, self.slide, self.alpha = heat, slide, options.alpha
-        self.display = options.colours.display(heat.values_N)
-        self.table = colour_table(options.colours.colormap)
+        self.display = options.colours.display(heat.values_N, heat.kind)
+        self.table = options.colours.table(heat.kind)
         self._rasters: dict[float, PatchRaster] = {}
 
     def level(self, size: Size, l0_per_px: float) -> Iterator[tuple[str, Image.Image]]:
@@ -114,7 +114,7 @@ class _Tiles:
             picture = slide_window(self.slide, at_px, size_px, l0_per_px=l0_per_px)
             blend(picture, cells, self.display, self.table, self.alpha)
             return Image.fromarray(picture)
-        held = np.isfinite(cells.values_RC)
+        held = self.display.coloured(cells.values_RC)
         rgb = colourise(np.nan_to_num(self.display(cells.values_RC)), self.table)
         opacity = (held * round(self.alpha * 255)).astype(np.uint8)
         return Image.fromarray(cells.spread(np.dstack([rgb * held[..., None], opacity])))

@@ -1,4 +1,4 @@
-"""Patches as QuPath's tile objects with their attention as measurements, in GeoJSON.
+"""Patches as QuPath's tile objects with their attention and contributions as measurements, in GeoJSON.
 
 Coordinates are full-resolution pixels as QuPath counts them, see :mod:`wsi_ips.qupath`.
 """
@@ -18,14 +18,13 @@ from wsi_ips.heatmaps.maps import Heat, check_same_slide
 from wsi_ips.qupath import Feature, feature_id, l0_origin, rectangle, write_features
 from wsi_ips.slides.base import SlideReader
 
-PERCENTILE = "Attention percentile"
 DECIMALS = 3
 """Of coordinates: a thousandth of a pixel."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuPathGeoJson:
-    """top: write only so many patches, those with the most attention; None: all."""
+    """top: write only so many patches, those with the largest values of the map; None: all."""
 
     top: int | None = None
 
@@ -52,7 +51,8 @@ def _features(heat: Heat, slide: SlideReader, top: int | None) -> Iterator[Featu
     l0_ends_N2 = (coords.l0_exact_corners() + coords.l0_patch).clip(0, coords.l0_size)
     places = np.round(np.concatenate([l0_starts_N2 - origin, l0_ends_N2 - origin], axis=1), DECIMALS)
     percentile_N = DisplayScale(heat.values_N, scale="rank")(heat.values_N) * 100
-    maps = {heat.shown: heat.values_N, PERCENTILE: percentile_N, **heat.others}
+    percentile = f"{heat.kind.capitalize()} percentile"
+    maps = {heat.shown: heat.values_N, percentile: percentile_N, **heat.others}
     classified = _classification(heat)
     for row in _rows(heat.values_N, top).tolist():
         yield {

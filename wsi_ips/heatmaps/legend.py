@@ -1,24 +1,31 @@
-"""What stands below an overlay: what is shown, the prediction, the colour bar with raw values, a scale bar.
+"""What stands below an overlay: what is shown, the prediction, the colour bar with its numbers, a scale bar.
 
 All of it lies outside the picture, so that no mark hides tissue and no pixel of the slide moves.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log10
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from wsi_ips.heatmaps.colours import MapKind
 from wsi_ips.units import Size
 
 INK, FAINT_INK, PAPER = (25, 25, 25), (90, 90, 90), (255, 255, 255)
 
 LEAST_WIDTH_UNITS = 49
-ROWS = ("times even share", "attention", "percentile")
-"""What is said below the colour bar."""
+ROWS: Mapping[MapKind, Sequence[str]] = MappingProxyType(
+    {
+        "attention": ("times even share", "attention", "percentile"),
+        "contribution": ("adds to logit", "percentile"),
+    }
+)
+"""What is said below the colour bar, row by row."""
 BAR_UNITS = 24
 LONGEST_SCALE_BAR = 0.25
 """Of the picture's width."""
@@ -40,13 +47,15 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Legend:
-    """title: one line, larger. lines: below it. table: (256, 3) uint8, the colours. mpp: µm a picture pixel."""
+    """title: one line, larger. lines: below it. table: (256, 3) uint8, the colours. mpp: µm a picture pixel. rows:
+    names of the numbers below the colour bar, one of :data:`ROWS`."""
 
     title: str
     lines: Sequence[str]
     ticks: Sequence[Tick]
     table: NDArray[np.uint8]
     mpp: float
+    rows: Sequence[str] = ROWS["attention"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +123,25 @@ def _unit(picture_px: Size) -> int:
 
 def _draw_colour_bar(image: Image.Image, legend: Legend, top: int, unit: int) -> None:
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=unit)
-    left = round(2.5 * unit + max(font.getlength(name) for name in ROWS) + unit)
+    left = round(2.5 * unit + max(font.getlength(name) for name in legend.rows) + unit)
     length = BAR_UNITS * unit
     strip = legend.table[np.arange(length) * len(legend.table) // length]
     image.paste(Image.fromarray(np.repeat(strip[None], unit, axis=0)), (left, top))
     draw.rectangle([left - 1, top - 1, left + length, top + unit], outline=INK)
-    rows = [top + round(offset * unit) for offset in (1.6, 2.9, 4.2)]
-    for name, row in zip(ROWS, rows, strict=True):
+    rows = [top + round((1.6 + 1.3 * number) * unit) for number in range(len(legend.rows))]
+    for name, row in zip(legend.rows, rows, strict=True):
         draw.text((unit, row), name, FAINT_INK, font)
     for tick in legend.ticks:
         x = left + round(tick.at * (length - 1))
         draw.line([(x, top + unit), (x, top + round(1.4 * unit))], INK)
-        said = (tick.beyond + short(tick.times_even), short(tick.value), _percent(tick.percentile))
-        for text, row in zip(said, rows, strict=True):
-            draw.text((x, row), text, INK, font, "ma")
+        said = {
+            "times even share": tick.beyond + short(tick.times_even),
+            "attention": short(tick.value),
+            "adds to logit": tick.beyond + signed(tick.value),
+            "percentile": _percent(tick.percentile),
+        }
+        for name, row in zip(legend.rows, rows, strict=True):
+            draw.text((x, row), said[name], INK, font, "ma")
 
 
 def _draw_scale_bar(draw: ImageDraw.ImageDraw, bar: ScaleBar, right: int, top: int, unit: int) -> None:
@@ -145,6 +159,11 @@ def short(value: float) -> str:
         return f"{value:.3g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def signed(value: float) -> str:
+    """The same with a plus where it is positive: ``+0.25``, ``-8.10e-4``."""
+    return f"+{short(value)}" if value > 0 else short(value)
 
 
 def _percent(percentile: float) -> str:

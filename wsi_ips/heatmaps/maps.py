@@ -1,4 +1,6 @@
-"""Which attention is shown: the map of a task, a query, a head, or a mean; and what it is in words.
+"""Which map is shown: the attention of a task, a query, a head, or a mean; or what patches contribute to a class.
+
+The default picture is the contribution where the network's head tells it, else attention (:func:`choose_heat`).
 
 Shape suffixes: N patches, H heads, T queries.
 """
@@ -10,6 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.heatmaps.colours import MapKind
+from wsi_ips.heatmaps.contribution_maps import (
+    Output,
+    choose_output,
+    contribution_in_words,
+    contribution_map,
+    others_than,
+    spread_of_contributions,
+    tells,
+)
+from wsi_ips.heatmaps.display_scale import is_flat
+from wsi_ips.heatmaps.legend import short
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.tiling.grid import PatchCoords
@@ -19,15 +33,47 @@ from wsi_ips.tiling.grid import PatchCoords
 class Heat:
     """One map of one slide: what every overlay and export is made from.
 
-    values_N: (N,) float32, raw attention of ``result``'s patches. shown: in words, whose attention it is. task:
-    whose classes are told. others: {name: (N,) float32}, the slide's other maps, one a query.
+    values_N: (N,) float32, raw attention of ``result``'s patches, or what they contribute to ``output`` in logits.
+    shown: in words, what it is. task: whose classes are told. other_attention: {name: (N,) float32}, the slide's
+    other maps of attention.
     """
 
     result: SlideResult
     values_N: NDArray[np.float32]
     shown: str
     task: str | None = None
-    others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    output: Output | None = None
+    other_attention: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> MapKind:
+        return "attention" if self.output is None else "contribution"
+
+    @property
+    def others(self) -> dict[str, NDArray[np.float32]]:
+        """{name: (N,) float32}, the slide's other maps: one a query, and one an output whose contributions are
+        known."""
+        more = {
+            contribution_in_words(output): contribution_map(self.result, output)
+            for output in others_than(self.result, self.output)
+        }
+        return {**self.other_attention, **more}
+
+    @property
+    def flat(self) -> bool:
+        """Is attention flat? For a map of contributions, that of the query which its task reads."""
+        if self.output is None:
+            return is_flat(self.values_N)
+        query = task_queries(self.result).get(self.output[0])
+        return is_flat(attention_map(self.result, query=query))
+
+    @property
+    def spread(self) -> str:
+        """How far the values go, in words, and that attention is flat where it is."""
+        if self.output is None:
+            return spread_in_words(self.values_N)
+        words = spread_of_contributions(self.values_N, len(self.result.kept_ids_M))
+        return f"Flat attention: {words}" if self.flat else words
 
     @property
     def coords(self) -> PatchCoords:
@@ -41,31 +87,81 @@ class Heat:
 
 
 def choose_heat(
-    result: SlideResult, *, task: str | None = None, query: int | None = None, head: int | None = None
+    result: SlideResult,
+    *,
+    kind: MapKind | None = None,
+    task: str | None = None,
+    class_name: str | None = None,
+    query: int | None = None,
+    head: int | None = None,
+    alone: bool = False,
 ) -> Heat:
-    """The map of a task, or of a query, and of a head; means over those not named.
+    """One map of a slide.
 
-    Raises :class:`ConfigError` for a task, query or head that is not there, :class:`ResultsError` for attention
-    that is not finite.
+    kind None: contributions where the head tells them and neither a query nor a head is named, else attention.
+    Attention: of a task, or of a query, and of a head; means over those not named. Contributions: to a class of a
+    task, chosen by :func:`wsi_ips.heatmaps.contribution_maps.choose_output` where it is not named. alone: the
+    slide's other maps of attention are left out, and are not looked at.
+
+    Raises :class:`ConfigError` for a task, class, query or head that is not there, choices that do not go together
+    and contributions that the head does not tell, :class:`ResultsError` for values that are not finite.
     """
+    if kind is None:
+        by_default = tells(result) and query is None and head is None
+        kind = "contribution" if class_name is not None or by_default else "attention"
+    if kind == "contribution":
+        if query is not None or head is not None:
+            raise ConfigError("queries and heads have attention; contributions are of a task and a class")
+        return _contributions(result, task=task, class_name=class_name, alone=alone)
+    if class_name is not None:
+        raise ConfigError("attention is of no class; name a task, or use --map contribution")
+    return _attention(result, task=task, query=query, head=head, alone=alone)
+
+
+def _contributions(result: SlideResult, *, task: str | None, class_name: str | None, alone: bool) -> Heat:
+    output = choose_output(result, task=task, class_name=class_name)
+    values_N = contribution_map(result, output)
+    assert result.kept_contributions_MK is not None
+    check_finite(result, result.kept_contributions_MK, "a contribution")
+    others = {}
+    if not alone:
+        query = task_queries(result).get(output[0])
+        others[shown_in_words(result, query=query, head=None)] = attention_map(result, query=query)
+    for map_N in others.values():
+        check_finite(result, map_N)
+    return Heat(
+        result=result,
+        values_N=values_N,
+        shown=contribution_in_words(output),
+        task=output[0],
+        output=output,
+        other_attention=others,
+    )
+
+
+def _attention(
+    result: SlideResult, *, task: str | None, query: int | None, head: int | None, alone: bool
+) -> Heat:
     if task is not None:
         query = query_of_task(result, task)
     readers = [name for name, its_query in task_queries(result).items() if query in (None, its_query)]
     queries = result.attention_NHT.shape[2]
     others = {
         shown_in_words(result, query=each, head=head): attention_map(result, query=each, head=head)
-        for each in range(queries if queries > 1 else 0)
+        for each in range(queries if queries > 1 and not alone else 0)
         if each != query
     }
     values_N = attention_map(result, query=query, head=head)
     for map_N in (values_N, *others.values()):
         check_finite(result, map_N)
+    if result.kept_contributions_MK is not None and not alone:
+        check_finite(result, result.kept_contributions_MK, "a contribution")
     return Heat(
         result=result,
         values_N=values_N,
         shown=shown_in_words(result, query=query, head=head),
         task=task or next(iter([*readers, *result.probabilities]), None),
-        others=others,
+        other_attention=others,
     )
 
 
@@ -87,10 +183,10 @@ def attention_map(
     return np.asarray(mean_N, np.float32)
 
 
-def check_finite(result: SlideResult, values_N: NDArray[np.float32]) -> None:
-    """Raise :class:`ResultsError` for attention that is no number: it has no colour, and no rank."""
-    if not np.isfinite(values_N).all():
-        raise ResultsError(result.coords.slide_id, "has attention that is not finite", "predict it again")
+def check_finite(result: SlideResult, values: NDArray[np.float32], what: str = "attention") -> None:
+    """Raise :class:`ResultsError` for values that are no numbers: they have no colour, and no rank."""
+    if not np.isfinite(values).all():
+        raise ResultsError(result.coords.slide_id, f"has {what} that is not finite", "predict it again")
 
 
 def query_of_task(result: SlideResult, task: str) -> int:
@@ -126,6 +222,17 @@ def shown_in_words(result: SlideResult, *, query: int | None, head: int | None) 
     if heads == 1:
         return f"Attention, {of_query}"
     return f"Attention, {of_query}, " + (f"mean over {heads} heads" if head is None else f"head {head}")
+
+
+def spread_in_words(values_N: NDArray[np.floating]) -> str:
+    """How far attention goes from the even share, and that it is flat where it is."""
+    if not len(values_N):
+        return "no patch"
+    count = len(values_N)
+    least, most = (short(float(end) * count) for end in (values_N.min(), values_N.max()))
+    patches = "1 patch" if count == 1 else f"{count} patches"
+    words = f"{patches}, {least} to {most} times the even share of {short(1 / count)}"
+    return f"Flat: {words}" if is_flat(values_N) else words
 
 
 def predictions_in_words(result: SlideResult) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The map as OME-Zarr 0.5: float32, axes c, y, x; NaN where no patch is.
 
-Channel 0 is the map that was asked for, the others are the slide's other queries. ``scale`` is µm per pixel.
+Channel 0 is the map that was asked for, the others are the slide's other maps: of attention, one a query, and of
+contributions, one a class, where the head tells them. ``scale`` is µm per pixel.
 ``translation`` is where the first pixel's centre lies when that of the slide's first level-0 pixel is at 0: so
 viewers that place pixels by their centres lay it exactly over the slide.
 

@@ -1,4 +1,4 @@
-"""The slide with its attention over it, and what the colours mean, as one PNG.
+"""The slide with its contributions or its attention over it, and what the colours mean, as one PNG.
 
 The picture's top left pixel is the slide's; pixel (i, j) shows the level-0 area [i, i + 1) * l0_per_px by
 [j, j + 1) * l0_per_px. Patches are drawn as they are, without smoothing, so that an edge is a patch's edge.
@@ -20,16 +20,10 @@ from shapely import Polygon
 from wsi_ips.config import LARGEST_OVERLAY_PX
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
-from wsi_ips.heatmaps.colours import Colormap, colour_table, colourise
-from wsi_ips.heatmaps.display_scale import DisplayScale, Scale, is_flat
-from wsi_ips.heatmaps.legend import FAINT_INK, PAPER, Legend, Tick, add_legend, draw_legend, short
-from wsi_ips.heatmaps.maps import (
-    attention_map,
-    check_finite,
-    check_same_slide,
-    predictions_in_words,
-    shown_in_words,
-)
+from wsi_ips.heatmaps.colours import Colormap, HeatColours, MapKind, colourise
+from wsi_ips.heatmaps.display_scale import DisplayScale, Scale
+from wsi_ips.heatmaps.legend import FAINT_INK, PAPER, ROWS, Legend, Tick, add_legend, draw_legend
+from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, predictions_in_words
 from wsi_ips.heatmaps.png_rows import PngRows
 from wsi_ips.heatmaps.raster import Cells, PatchRaster
 from wsi_ips.inference.results import SlideResult
@@ -51,10 +45,13 @@ class OverlayOptions(TypedDict, total=False):
     outlines: Sequence[Polygon]
     side_px: int
     alpha: float
-    colormap: Colormap
-    scale: Scale
+    colormap: Colormap | None
+    scale: Scale | None
     low: float | None
     high: float | None
+    kind: MapKind | None
+    task: str | None
+    class_name: str | None
     query: int | None
     head: int | None
 
@@ -79,18 +76,21 @@ def draw_overlay(
     outlines: Sequence[Polygon] = (),
     side_px: int = 2048,
     alpha: float = 0.5,
-    colormap: Colormap = "blue_yellow",
-    scale: Scale = "even",
+    colormap: Colormap | None = None,
+    scale: Scale | None = None,
     low: float | None = None,
     high: float | None = None,
+    kind: MapKind | None = None,
+    task: str | None = None,
+    class_name: str | None = None,
     query: int | None = None,
     head: int | None = None,
 ) -> Overlay:
     """Draw in memory that grows with the picture, not with the slide.
 
     outlines: in level-0 pixels, drawn as thin lines. side_px: longest side of the slide's part; a smaller slide
-    is not enlarged. alpha: opacity of the heat, 0 to 1. scale, low, high: see :func:`display_values`. query,
-    head: see :func:`attention_map`.
+    is not enlarged. alpha: opacity of the heat, 0 to 1. colormap, scale, low, high: see :class:`HeatColours`.
+    kind, task, class_name, query, head: see :func:`choose_heat`.
 
     Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` where ``slide`` has another
     size than the slide that was predicted, and the reader's :class:`SlideReadError`.
@@ -105,6 +105,9 @@ def draw_overlay(
         scale=scale,
         low=low,
         high=high,
+        kind=kind,
+        task=task,
+        class_name=class_name,
         query=query,
         head=head,
     )
@@ -143,10 +146,13 @@ class _Drawing:
         outlines: Sequence[Polygon] = (),
         side_px: int = 2048,
         alpha: float = 0.5,
-        colormap: Colormap = "blue_yellow",
-        scale: Scale = "even",
+        colormap: Colormap | None = None,
+        scale: Scale | None = None,
         low: float | None = None,
         high: float | None = None,
+        kind: MapKind | None = None,
+        task: str | None = None,
+        class_name: str | None = None,
         query: int | None = None,
         head: int | None = None,
     ) -> None:
@@ -155,33 +161,29 @@ class _Drawing:
         coords = result.coords
         self.slide, self.alpha = slide, alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
-        self.values_N = attention_map(result, query=query, head=head)
-        check_finite(result, self.values_N)
-        self.display = DisplayScale(self.values_N, scale=scale, low=low, high=high)
-        self.table = colour_table(colormap)
+        heat = choose_heat(
+            result, kind=kind, task=task, class_name=class_name, query=query, head=head, alone=True
+        )
+        colours = HeatColours(colormap=colormap, scale=scale, low=low, high=high)
+        self.display = colours.display(heat.values_N, heat.kind)
+        self.table = colours.table(heat.kind)
         self.raster = PatchRaster.of(
             coords.l0_exact_corners(),
             coords.l0_patch,
-            self.values_N,
+            heat.values_N,
             l0_size=coords.l0_size,
             l0_per_px=self.l0_per_px,
         )
         self.picture_px = self.raster.size_px
         self.paths = _outline_paths(outlines, self.picture_px, self.l0_per_px)
-        shown = shown_in_words(result, query=query, head=head)
-        self.legend = Legend(
-            title=coords.slide_id,
-            lines=[shown, spread_in_words(self.values_N), *predictions_in_words(result)],
-            ticks=legend_ticks(self.values_N, self.display),
-            table=self.table,
-            mpp=coords.slide_mpp * self.l0_per_px,
-        )
+        self.legend = _legend(heat, self.display, self.table, mpp=coords.slide_mpp * self.l0_per_px)
         self.facts = {
-            **_facts(coords, self.values_N, picture_px=self.picture_px, l0_per_px=self.l0_per_px),
-            "shown": shown,
-            "flat": "yes" if is_flat(self.values_N) else "no",
+            **_facts(coords, heat.values_N, picture_px=self.picture_px, l0_per_px=self.l0_per_px),
+            "map": heat.kind,
+            "shown": heat.shown,
+            "flat": "yes" if heat.flat else "no",
             "scale": f"{self.display.scale} {self.display.low!r} {self.display.high!r}",
-            "colormap": colormap,
+            "colormap": colours.colormap_of(heat.kind),
         }
 
     def bands(self) -> Iterator[RgbImage]:
@@ -213,6 +215,17 @@ def _check_options(*, alpha: float, side_px: int) -> None:
         )
 
 
+def _legend(heat: Heat, display: DisplayScale, table: NDArray[np.uint8], *, mpp: float) -> Legend:
+    return Legend(
+        title=heat.coords.slide_id,
+        lines=[heat.shown, heat.spread, *predictions_in_words(heat.result)],
+        ticks=legend_ticks(heat.values_N, display),
+        table=table,
+        mpp=mpp,
+        rows=ROWS[heat.kind],
+    )
+
+
 def _facts(
     coords: PatchCoords, values_N: NDArray[np.float32], *, picture_px: tuple[int, int], l0_per_px: float
 ) -> dict[str, str]:
@@ -232,7 +245,7 @@ def blend(
     picture: RgbImage, cells: Cells, display: DisplayScale, table: NDArray[np.uint8], alpha: float
 ) -> None:
     """Mix the colours of ``cells`` into ``picture``, in place; where there are none not a pixel changes."""
-    held_RC = np.isfinite(cells.values_RC)
+    held_RC = display.coloured(cells.values_RC)
     heat_RC3 = colourise(np.nan_to_num(display(cells.values_RC)), table) * np.float32(alpha)
     kept_RC = np.where(held_RC, 1 - alpha, 1).astype(np.float32)
     mixed = picture * cells.spread(kept_RC)[..., None]
@@ -287,20 +300,9 @@ def legend_ticks(values_N: NDArray[np.float32], display: DisplayScale) -> list[T
     ticks = []
     for at, value, percentile in zip(TICKS_AT, raw.tolist(), held, strict=True):
         beyond = ""
-        if at == 0 and smallest < value * (1 - 1e-6):
+        if at == 0 and smallest < value - 1e-6 * abs(value):
             beyond = "<="
-        elif at == 1 and largest > value * (1 + 1e-6):
+        elif at == 1 and largest > value + 1e-6 * abs(value):
             beyond = ">="
         ticks.append(Tick(at, value, float(percentile), value / display.even_share, beyond))
     return ticks
-
-
-def spread_in_words(values_N: NDArray[np.floating]) -> str:
-    """How far attention goes from the even share, and that it is flat where it is."""
-    if not len(values_N):
-        return "no patch"
-    count = len(values_N)
-    least, most = (short(float(end) * count) for end in (values_N.min(), values_N.max()))
-    patches = "1 patch" if count == 1 else f"{count} patches"
-    words = f"{patches}, {least} to {most} times the even share of {short(1 / count)}"
-    return f"Flat: {words}" if is_flat(values_N) else words

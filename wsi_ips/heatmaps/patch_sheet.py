@@ -1,4 +1,4 @@
-"""What did it see? The patches with the most and the least attention on one sheet: rank, raw value, place."""
+"""What did it see? The patches with the largest and the smallest values on one sheet: rank, raw value, place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.files import whole_file
-from wsi_ips.heatmaps.legend import FAINT_INK, INK, PAPER, printable, short
+from wsi_ips.heatmaps.legend import FAINT_INK, INK, PAPER, printable, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, predictions_in_words
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.slides.region import WHITE
@@ -23,7 +23,8 @@ MOST = 500
 
 @dataclass(frozen=True, slots=True)
 class PatchSheet:
-    """top: so many patches with the most attention, and as many with the least. Raises :class:`ConfigError`."""
+    """top: so many patches with the most attention, and as many with the least; or those that add most to an
+    output and those that take most from it. Raises :class:`ConfigError`."""
 
     top: int = 10
 
@@ -50,12 +51,15 @@ class PatchSheet:
 
 
 def draw_sheet(slide: SlideReader, heat: Heat, top: int) -> Image.Image:
-    """Ranks count from the most attention, 1, to the least; of equals, the first in the grid comes first."""
+    """Ranks count from the largest value, 1, to the smallest; of equals, the first in the grid comes first."""
     order = np.argsort(-heat.values_N, kind="stable")
+    most, least = "Most attention", "Least attention"
+    if heat.output is not None:
+        most, least = f"Adds most to {heat.output[1]}", f"Adds least, or takes most from {heat.output[1]}"
     sections = [
-        ("Most attention", list(enumerate(order[:top].tolist(), start=1))),
+        (most, list(enumerate(order[:top].tolist(), start=1))),
         (
-            "Least attention",
+            least,
             [(len(order) - place, row) for place, row in enumerate(order[::-1][:top].tolist())],
         ),
     ]
@@ -85,8 +89,9 @@ def _draw_patch(
 ) -> None:
     x, y = heat.coords.l0_xy_N2[row].tolist()
     image.paste(Image.fromarray(patch_picture(slide, (x, y), heat.coords.l0_patch)), at)
+    said = short if heat.kind == "attention" else signed
     below = (at[0], at[1] + PATCH_PX + 3)
-    _text(ImageDraw.Draw(image), below, [f"#{rank}   {short(float(heat.values_N[row]))}", f"({x}, {y})"])
+    _text(ImageDraw.Draw(image), below, [f"#{rank}   {said(float(heat.values_N[row]))}", f"({x}, {y})"])
 
 
 def patch_picture(

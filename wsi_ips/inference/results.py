@@ -165,9 +165,11 @@ class SlideResult:
         shape = (len(self.kept_ids_M), outputs)
         if self.kept_contributions_MK is not None and self.kept_contributions_MK.shape != shape:
             raise ValueError(f"contributions {self.kept_contributions_MK.shape}, not {shape}")
+        if self.kept_contributions_MK is not None and len(np.unique(self.kept_ids_M)) < len(self.kept_ids_M):
+            raise ValueError("a patch is kept twice, so what it contributes is not known")
 
     def contribution(self, task: str, name: str) -> NDArray[np.float32]:
-        """(N,) float32: what each patch adds to this output; 0 for patches that were not kept.
+        """(N,) float32, logits: what each patch adds to this output; 0 for patches that were not kept.
 
         Raises ``KeyError`` for an output that the model does not have, and where the head does not tell.
         """
@@ -177,7 +179,8 @@ class SlideResult:
         if (task, name) not in outputs:
             raise KeyError(f"no output {name!r} of task {task!r}")
         contribution_N = np.zeros(len(self.coords), np.float32)
-        rows_M = np.searchsorted(self.coords.ids_N, self.kept_ids_M)
+        order = np.argsort(self.coords.ids_N)  # a file may hold them in any order
+        rows_M = order[np.searchsorted(self.coords.ids_N, self.kept_ids_M, sorter=order)]
         contribution_N[rows_M] = self.kept_contributions_MK[:, outputs.index((task, name))]
         return contribution_N
 

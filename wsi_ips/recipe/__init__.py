@@ -7,20 +7,18 @@ where the command is run.
 from wsi_ips.recipe.calibrate_job import CalibrateJob
 from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
 from wsi_ips.recipe.jobs import (
-    EXPORT_OPTIONS,
     DemoJob,
     EvaluateJob,
-    ExportJob,
     FeaturesJob,
     FinetuneJob,
     ImagesJob,
     Job,
-    OverlayJob,
     ReportJob,
     SearchJob,
     TileJob,
 )
 from wsi_ips.recipe.loading import load_recipe, make_job, shipped_recipe, with_overrides
+from wsi_ips.recipe.map_jobs import EXPORT_OPTIONS, ExportJob, OverlayJob
 from wsi_ips.recipe.predict_job import PredictJob
 
 __all__ = [

@@ -4,14 +4,11 @@ A command line and a recipe make the same job, so they cannot drift apart. Paths
 where the command is run.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
-    FiniteFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -19,7 +16,6 @@ from pydantic import (
 )
 
 from wsi_ips.config import (
-    LARGEST_OVERLAY_PX,
     DemoConfig,
     EncoderConfig,
     FinetuneConfig,
@@ -33,6 +29,7 @@ from wsi_ips.config import (
 from wsi_ips.recipe.calibrate_job import CalibrateJob
 from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
 from wsi_ips.recipe.given_slides import Resolution, Slides
+from wsi_ips.recipe.map_jobs import ExportJob, OverlayJob
 from wsi_ips.recipe.predict_job import PredictJob
 
 MOST_RESAMPLES = 1_000_000
@@ -134,105 +131,6 @@ class ImagesJob(FinetuneConfig):
     """Begin anew where ``out`` holds a run, instead of going on with it."""
 
 
-def _scale_by_its_name(scale: object) -> object:
-    """Recipes of earlier versions call ``rank`` ``percentile``."""
-    return "rank" if scale == "percentile" else scale
-
-
-class _HeatJob(Section):
-    """What is shown of stored attention; no model."""
-
-    run: Path
-    """The folder that ``predict`` wrote."""
-    slides: Slides | None = None
-    """Where the slides are now; none: where ``predict`` read them."""
-    open_urls: bool = False
-    """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
-    task: str | None = None
-    """Whose attention: that of the query which this task reads; none: the mean over all queries."""
-    query: NonNegativeInt | None = None
-    """The same by the query's index."""
-    head: NonNegativeInt | None = None
-    """Of this attention head; none: the mean over all heads."""
-    alpha: Fraction = 0.5
-    """Opacity of the heat."""
-    colormap: Literal["blue_yellow", "blue_red"] = "blue_yellow"
-    scale: Annotated[Literal["even", "rank", "absolute"], BeforeValidator(_scale_by_its_name)] = "even"
-    """Colours by attention in times the even share 1/N (the same for every slide), by a patch's rank in its
-    slide, or by the raw value. ``percentile`` is the earlier name of ``rank``."""
-    low: FiniteFloat | None = None
-    """What the low end of the colours stands for: so many times the even share (none: 0.25), a percentile (none:
-    0) or a raw value (none: the slide's smallest)."""
-    high: FiniteFloat | None = None
-    """The high end (none: 64 times the even share, 100, or the slide's largest value)."""
-
-    @model_validator(mode="after")
-    def _choices_can_be(self) -> Self:
-        if self.task is not None and self.query is not None:
-            raise ValueError("task and query name the same thing: give one of them")
-        low, high = self.low, self.high
-        if self.scale == "even":
-            low, high = 0.25 if low is None else low, 64 if high is None else high
-            if low <= 0:
-                raise ValueError(f"low {low:g} must be above 0: it is a multiple of the even share")
-        if self.scale == "rank":
-            low, high = 0 if low is None else low, 100 if high is None else high
-            if low < 0 or high > 100:
-                raise ValueError(f"low and high are percentiles, 0 to 100, not {low:g} and {high:g}")
-        if low is not None and high is not None and low >= high:
-            raise ValueError(f"low {low:g} must be below high {high:g}")
-        return self
-
-
-class OverlayJob(_HeatJob):
-    """Draw overlays from stored attention."""
-
-    command: Literal["overlay"] = "overlay"
-    out: Path | None = None
-    """None: ``overlays/`` in ``run``."""
-    side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
-    """Longest side of the slide's picture; a smaller slide is not enlarged."""
-
-
-_ON_COLOURS = ("alpha", "colormap", "scale", "low", "high", "side_px", "heat_only")
-EXPORT_OPTIONS: Mapping[str, Sequence[str]] = {
-    "ome-tiff": ("um_per_px",), "ome-zarr": ("um_per_px",), "geojson": ("top",), "deepzoom": _ON_COLOURS,
-    "sheet": ("top",), "asap": ("threshold", "percentile"),
-}  # fmt: skip
-"""Which of :class:`ExportJob`'s settings a format has; whose attention is shown is every format's."""
-
-
-class ExportJob(_HeatJob):
-    """Write stored attention for other programs."""
-
-    command: Literal["export"] = "export"
-    format: Literal["ome-tiff", "ome-zarr", "geojson", "deepzoom", "sheet", "asap"]
-    out: Path | None = None
-    """None: ``exports/<format>/`` in ``run``."""
-    um_per_px: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    """µm a pixel; none: a pixel a patch, or as fine as overlaps need it."""
-    side_px: PositiveInt | None = None
-    """Longest side of the finest level; none: the slide's own."""
-    heat_only: bool = False
-    """Transparent tiles without the slide."""
-    top: PositiveInt | None = None
-    """How many patches with the most attention; geojson (none: all), sheet: and with the least (none: 10)."""
-    threshold: FiniteFloat | None = None
-    """Raw attention from which on a place is in a region."""
-    percentile: Annotated[float, Field(ge=0, le=100)] | None = None
-    """The same as a percentile of the slide's patches; neither: 95."""
-
-    @model_validator(mode="after")
-    def _options_are_the_format_s(self) -> Self:
-        known = EXPORT_OPTIONS[self.format]
-        others = {option for options in EXPORT_OPTIONS.values() for option in options if option not in known}
-        for option in sorted(others & self.model_fields_set):
-            raise ValueError(f"{option} is no option of {self.format}, which has {', '.join(known)}")
-        if self.threshold is not None and self.percentile is not None:
-            raise ValueError("threshold and percentile say the same thing: give one of them")
-        return self
-
-
 class EvaluateJob(Section):
     """Score a prediction run against the labels of a manifest."""
 
@@ -253,6 +151,9 @@ class EvaluateJob(Section):
     names, and CAMELYON17's of isolated tumour cells. For another data set that has slides of the same names."""
     detection_radius_um: PositiveFloat | None = None
     """Detections of one slide are farther apart than this; none: 1.5 patch sides."""
+    detections: Literal["attention", "contribution"] | None = None
+    """What FROC's detections are the maxima of: the figure that is first, ``froc.png`` and ``detections/``. The
+    other one is reported beside it where it is there. None: contributions where the head tells them."""
     history: Path | None = None
     """``history.csv`` of the fine-tuning run, for the plot of its losses."""
     pool: Literal["max", "mean", "noisy_or"] = "max"

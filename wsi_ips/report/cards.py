@@ -4,18 +4,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
-from wsi_ips.heatmaps.display_scale import DisplayScale
-from wsi_ips.heatmaps.legend import ScaleBar, short
+from wsi_ips.heatmaps.colours import MapKind
+from wsi_ips.heatmaps.legend import ScaleBar, Tick, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
-from wsi_ips.heatmaps.overlay import legend_ticks, spread_in_words
+from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.stored_location import stored_location
 from wsi_ips.location import Location
 from wsi_ips.report.evaluation import Judged
-from wsi_ips.report.pictures import Pictures, Pixels, Place, draw_pictures, read_pixels, top_places
+from wsi_ips.report.pictures import COLOURS, Pictures, Pixels, Place, draw_pictures, read_pixels, top_places
 from wsi_ips.report.stored_run import StoredRun, StoredSlide, attention_file
 from wsi_ips.report.summary import Part, class_colour
 from wsi_ips.report.words import answer, count, duration, figure, millimetres, shortened
@@ -24,6 +27,8 @@ from wsi_ips.slides.registry import open_slide
 logger = logging.getLogger(__name__)
 
 BEYOND = {"<=": "≤ ", ">=": "≥ ", "": ""}
+GRADIENT_STOPS = 13
+"""An odd number, so that the colour in the middle is one of them."""
 MOST_BARS = 4
 """Classes of a task that are shown on a card, the likeliest first."""
 SCALE_BAR = 0.25
@@ -69,12 +74,15 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """shown: whose attention, and how far it goes from the even share. ticks: the colours' marks from low to high,
-    in times the even share.
-    bar: label and share of the picture's width of the scale bar."""
+    """shown: whose attention or contributions, and how far they go. ticks: the colours' marks from low to high, in
+    times the even share or in logits. gradient: the colours themselves, for CSS. most: what the patches shown have
+    in common. bar: label and share of the picture's width of the scale bar."""
 
+    kind: MapKind
     shown: str
     ticks: Sequence[str]
+    gradient: str
+    most: str
     bar: tuple[str, float] | None
 
 
@@ -260,15 +268,32 @@ def _rings(heat: Heat, places: Sequence[Place]) -> list[Ring]:
 def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
     if pictures.overlay is None or not len(heat.values_N):
         return None
-    display = DisplayScale(heat.values_N)
-    ticks = [
-        BEYOND[tick.beyond] + short(tick.times_even) + " ×" for tick in legend_ticks(heat.values_N, display)
-    ]
+    said, most = _times_even, "Most attention"
+    if heat.output is not None:
+        said, most = _logits, f"Add most to {heat.output[1]}, in logits"
+    ticks = [said(tick) for tick in legend_ticks(heat.values_N, COLOURS.display(heat.values_N, heat.kind))]
     width = pictures.overlay.width
     mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width
     bar = ScaleBar.fitting(mpp, SCALE_BAR * width)
     return Legend(
-        f"{heat.shown}; {spread_in_words(heat.values_N)}",
+        heat.kind,
+        f"{heat.shown}; {heat.spread}",
         ticks,
+        gradient(COLOURS.table(heat.kind)),
+        most,
         (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width)),
     )
+
+
+def _times_even(tick: Tick) -> str:
+    return BEYOND[tick.beyond] + short(tick.times_even) + " ×"
+
+
+def _logits(tick: Tick) -> str:
+    return BEYOND[tick.beyond] + signed(tick.value).replace("-", "−", 1)
+
+
+def gradient(table: NDArray[np.uint8]) -> str:
+    """The heat's colours from low to high, for CSS."""
+    stops = [table[round(place * (len(table) - 1) / (GRADIENT_STOPS - 1))] for place in range(GRADIENT_STOPS)]
+    return ", ".join("#{:02x}{:02x}{:02x}".format(*stop.tolist()) for stop in stops)

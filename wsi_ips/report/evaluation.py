@@ -63,14 +63,22 @@ class Stages(_Part):
     incomplete: tuple[str, ...] = ()
 
 
-class Froc(_Part):
+class FrocFigures(_Part):
     """sensitivity_at: {false positives a slide: sensitivity}."""
 
-    task: str
     score: Figure
     sensitivity_at: dict[str, float | None]
+
+
+class Froc(FrocFigures):
+    """detections: what they are the maxima of; empty in evaluations of earlier versions, which had attention
+    alone. beside: the same by others."""
+
+    task: str
     slides: int
     lesions: int
+    detections: str = ""
+    beside: dict[str, FrocFigures] = {}
 
 
 class Scored(_Part):

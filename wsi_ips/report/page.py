@@ -20,10 +20,8 @@ from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.figure_names import figure_name
 from wsi_ips.evaluation.task_scores import kind_of
 from wsi_ips.files import whole_file
-from wsi_ips.heatmaps.colours import colour_table
 from wsi_ips.report.cards import Card, Line
 from wsi_ips.report.evaluation import Figure, StoredEvaluation
-from wsi_ips.report.pictures import COLORMAP
 from wsi_ips.report.plots import Plot
 from wsi_ips.report.stored_run import StoredRun
 from wsi_ips.report.summary import Summary
@@ -32,7 +30,6 @@ from wsi_ips.report.words import count, figure, raw, shortened
 
 MOST_CHECKPOINTS = 20
 LONGEST_SETTINGS = 60_000
-GRADIENT_STOPS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +81,6 @@ def _pieces(page: Page) -> Iterable[str]:
         script=Markup(script),  # noqa: S704
         script_hash=digest,
         title=page.run.folder.root.resolve().name,
-        gradient=gradient(),
         settings=settings_text(page.run.description.get("config")),
         described=_described(page.run.description),
     )
@@ -95,13 +91,6 @@ def _never_none(value: Any) -> Any:
     if value is None:
         raise ValueError("the page would say None")
     return value
-
-
-def gradient() -> str:
-    """The heat's colours from low to high, for CSS."""
-    table = colour_table(COLORMAP)
-    stops = [table[round(place * (len(table) - 1) / (GRADIENT_STOPS - 1))] for place in range(GRADIENT_STOPS)]
-    return ", ".join("#{:02x}{:02x}{:02x}".format(*stop.tolist()) for stop in stops)
 
 
 def settings_text(config: object) -> str:

@@ -1,8 +1,10 @@
-"""A slide's pictures for a page: as it is, under its attention, and the patches with the most of it.
+"""A slide's pictures for a page: as it is, under its map, and the patches with the largest values of it.
+
+The map is of contributions where the head tells them, else of attention.
 
 The slide is read once, at the largest size that may fit its share of the report; smaller looks are made of what
 was read. Pixel (i, j) shows the level-0 area [i, i + 1) * l0_per_px by [j, j + 1) * l0_per_px at every size, so
-that attention lies where it belongs to the far corner.
+that the map lies where it belongs to the far corner.
 
 Shape suffixes: N patches; H, W rows and columns.
 """
@@ -16,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_ips.heatmaps.colours import Colormap, colour_table
-from wsi_ips.heatmaps.display_scale import DisplayScale
+from wsi_ips.heatmaps.colours import HeatColours
 from wsi_ips.heatmaps.maps import Heat
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.patch_sheet import patch_picture
@@ -31,7 +32,8 @@ from wsi_ips.units import Size
 
 ALPHA = 0.5
 """Opacity of the heat over tissue; over none it is the picture."""
-COLORMAP: Colormap = "blue_yellow"
+COLOURS = HeatColours()
+"""The same as an overlay's by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One of the patches with the most attention. rank: from 1. value: raw attention. l0_x, l0_y: its corner."""
+    """One of the patches with the largest values. rank: from 1. value: raw attention, or what it contributes in
+    logits. l0_x, l0_y: its corner."""
 
     rank: int
     value: float
@@ -76,8 +79,11 @@ class Pixels:
 
 
 def top_places(heat: Heat, top: int) -> list[Place]:
-    """The ``top`` patches with the most attention; of equals, the first in the grid comes first."""
+    """The ``top`` patches with the most attention, or of those that add to the output the ones that add most; of
+    equals, the first in the grid comes first."""
     order = np.argsort(-heat.values_N, kind="stable")[:top].tolist()
+    if heat.kind == "contribution":
+        order = [row for row in order if heat.values_N[row] > 0]
     corners = heat.coords.l0_xy_N2[order].tolist()
     return [
         Place(rank, float(heat.values_N[row]), *corner)
@@ -136,7 +142,7 @@ def _drawn(pixels: Pixels, heat: Heat | None, places: Sequence[Place], look: Loo
 
 
 def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, heat: Heat) -> RgbImage:
-    """The picture, or white paper, with the attention over it, coloured against the even share."""
+    """The picture, or white paper, with the map over it, on the scale that all slides share."""
     width, height = canvas_size(l0_size, l0_per_px)
     alpha = 1.0 if picture_HW3 is None else ALPHA
     shown_HW3 = np.full((height, width, 3), WHITE, np.uint8) if picture_HW3 is None else picture_HW3.copy()
@@ -144,8 +150,8 @@ def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, h
     raster = PatchRaster.of(
         coords.l0_exact_corners(), coords.l0_patch, heat.values_N, l0_size=l0_size, l0_per_px=l0_per_px
     )
-    display = DisplayScale(heat.values_N)
-    blend(shown_HW3, raster.window((0, 0), (width, height)), display, colour_table(COLORMAP), alpha)
+    display, table = COLOURS.display(heat.values_N, heat.kind), COLOURS.table(heat.kind)
+    blend(shown_HW3, raster.window((0, 0), (width, height)), display, table, alpha)
     return shown_HW3
 
 

@@ -1,13 +1,13 @@
-"""The web application: tiles of slides and of stored attention, and what a run says, as JSON.
+"""The web application: tiles of slides and of stored maps, and what a run says, as JSON.
 
     /                                               the page
     /page/{file}                                    what it loads
     /api/view                                       the runs, and what they can show
     /api/runs/{run}/slides                          every slide of a run with its prediction
-    /api/runs/{run}/slides/{slide_id}               one: size, µm per pixel, whose attention there is
+    /api/runs/{run}/slides/{slide_id}               one: size, µm per pixel, which maps there are
     /api/runs/{run}/slides/{slide_id}/legend        the colours and their raw values
-    /api/runs/{run}/slides/{slide_id}/patches       those with the most attention
-    /api/runs/{run}/slides/{slide_id}/value         raw attention at a place
+    /api/runs/{run}/slides/{slide_id}/patches       those with the largest values
+    /api/runs/{run}/slides/{slide_id}/value         the raw value at a place
     /api/runs/{run}/slides/{slide_id}/outlines      lesions in level-0 pixels
     /api/runs/{run}/slides/{slide_id}/objects       what detect found in a part of the slide
     /runs/{run}/slides/{slide_id}/thumbnail.jpg         nothing (204) where the slide cannot be read
@@ -15,8 +15,10 @@
     /runs/{run}/slides/{slide_id}/slide/{level}/{col}_{row}.jpg
     /runs/{run}/slides/{slide_id}/heat/{level}/{col}_{row}.png
 
-``run`` is 0, or 1 for the one that it is compared with. Maps take ``task`` or ``query``, ``head``, ``colormap``,
-``scale``, ``low``, ``high``. Whatever is not there is 404, a map that cannot be is 400, a file that cannot be
+``run`` is 0, or 1 for the one that it is compared with. Maps take ``map`` (attention or contribution; none: the
+default picture, see :func:`wsi_ips.heatmaps.maps.choose_heat`); for attention ``task`` or ``query``, ``head``,
+``colormap``, ``scale``, ``low``, ``high``; for contributions, which have their own colours, ``task`` and
+``class``. Whatever is not there is 404, a map that cannot be is 400, a file that cannot be
 read 422."""
 
 import json

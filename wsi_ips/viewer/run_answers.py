@@ -9,6 +9,7 @@ import numpy as np
 from wsi_ips import __version__
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.heatmaps.contribution_maps import outputs, tells
 from wsi_ips.heatmaps.maps import check_finite, task_queries
 from wsi_ips.heatmaps.patch_sheet import patch_picture
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
@@ -103,7 +104,12 @@ class RunAnswers:
             "n_patches": len(coords),
             "n_kept": len(result.kept_ids_M),
             "bad_tiles": len(result.bad_tiles),
-            "maps": {"heads": heads, "queries": queries, "task_queries": dict(task_queries(result))},
+            "maps": {
+                "heads": heads,
+                "queries": queries,
+                "task_queries": dict(task_queries(result)),
+                "contributions": [list(output) for output in outputs(result)] if tells(result) else [],
+            },
         }
 
     def map(self, slide_id: str, choice: MapChoice) -> ShownMap:
@@ -113,15 +119,20 @@ class RunAnswers:
         return self._maps.get((slide_id, stamp, choice), lambda: ShownMap.of(result, choice))
 
     def top_patches(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
-        """The ``top`` patches with the most attention (24)."""
+        """The ``top`` patches with the largest values (24)."""
         text = asked.get("top", "24")
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_PATCHES):
             raise ConfigError(f"top {text[:20]!r} must be 1 to {MOST_PATCHES}")
         shown = self.map(slide_id, choice)
-        return {"l0_patch": shown.coords.l0_patch, "patches": shown.top_patches(int(text))}
+        return {
+            "l0_patch": shown.coords.l0_patch,
+            "map": shown.heat.kind,
+            "class": shown.heat.output[1] if shown.heat.output else None,
+            "patches": shown.top_patches(int(text)),
+        }
 
     def value(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
-        """Raw attention at the level-0 point ``x``, ``y``."""
+        """The raw value at the level-0 point ``x``, ``y``."""
         try:
             l0_x, l0_y = float(asked["x"]), float(asked["y"])
         except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""Whose attention is shown, in which colours: what a query string asks for, and the tiles and numbers of it.
+"""Which map is shown, in which colours: what a query string asks for, and the tiles and numbers of it.
 
 Shape suffixes: N patches; H, W rows and columns of a tile.
 """
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.colours import Colormap, HeatColours, colour_table
-from wsi_ips.heatmaps.display_scale import DisplayScale, Scale, is_flat
+from wsi_ips.heatmaps.colours import Colormap, HeatColours, MapKind, colourise
+from wsi_ips.heatmaps.display_scale import DisplayScale
 from wsi_ips.heatmaps.heat_pyramid import halved
-from wsi_ips.heatmaps.maps import attention_map, check_finite, query_of_task, shown_in_words
+from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.heatmaps.raster import PatchRaster
 from wsi_ips.inference.results import SlideResult
@@ -27,14 +27,20 @@ from wsi_ips.viewer.tile_pyramid import Window
 FASTEST = 1
 """zlib's level: a tile of flat squares is small at any."""
 NO_PATCH = -1
-LEGEND_COLOURS = 64
+LEGEND_COLOURS = 65
+"""An odd number, so that the colour of a contribution of 0 is one of them."""
+OF_ATTENTION = ("even", "rank", "absolute")
 
 
 @dataclass(frozen=True, slots=True)
 class MapChoice:
-    """Whose attention: a task's or a query's, a head's; means over what is not named. And its colours."""
+    """Which map: whose attention (a task's or a query's, a head's; means over what is not named), or the
+    contribution to which class; see :func:`choose_heat`. colours: of attention; contributions have their own.
+    """
 
+    kind: MapKind | None = None
     task: str | None = None
+    class_name: str | None = None
     query: int | None = None
     head: int | None = None
     colours: HeatColours = field(default_factory=HeatColours)
@@ -42,22 +48,28 @@ class MapChoice:
     @classmethod
     def asked_for(cls, asked: Mapping[str, str]) -> Self:
         """From a query string; names that are not known are passed over. Raises :class:`ConfigError`."""
-        colormap, scale = asked.get("colormap", "blue_yellow"), asked.get("scale", "even")
+        kind, colormap = asked.get("map"), asked.get("colormap", "blue_yellow")
+        scale = asked.get("scale", "even")
         for name, value, known in (
+            ("map", kind, (None, *get_args(MapKind))),
             ("colormap", colormap, get_args(Colormap)),
-            ("scale", scale, get_args(Scale)),
+            ("scale", scale, OF_ATTENTION),
         ):
             if value not in known:
+                known = tuple(one for one in known if one)
                 raise ConfigError(f"{name} {value!r} is not known: {', '.join(known)}")
         if "task" in asked and "query" in asked:
             raise ConfigError("task and query name the same thing: give one of them")
         colours: dict[str, Any] = {"colormap": colormap, "scale": scale}
         colours |= {end: _number(asked, end) for end in ("low", "high")}
-        return cls(asked.get("task"), _index(asked, "query"), _index(asked, "head"), HeatColours(**colours))
-
-    def query_of(self, result: SlideResult) -> int | None:
-        """The query that is meant. Raises :class:`ConfigError` for a task that is not there."""
-        return self.query if self.task is None else query_of_task(result, self.task)
+        return cls(
+            kind=kind,  # type: ignore[arg-type]
+            task=asked.get("task"),
+            class_name=asked.get("class"),
+            query=_index(asked, "query"),
+            head=_index(asked, "head"),
+            colours=HeatColours(**colours),
+        )
 
 
 def _index(asked: Mapping[str, str], name: str) -> int | None:
@@ -84,30 +96,39 @@ def _number(asked: Mapping[str, str], name: str) -> float | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShownMap:
-    """One map of one slide with its colour scale. shown: in words, whose attention it is."""
+    """One map of one slide with its colour scale."""
 
-    coords: PatchCoords
-    kept_ids: frozenset[int]
+    heat: Heat
     values_N: NDArray[np.float32]
+    kept_ids: frozenset[int]
     display: DisplayScale
     table: NDArray[np.uint8]
-    shown: str
 
     @classmethod
     def of(cls, result: SlideResult, choice: MapChoice) -> Self:
-        """Raises :class:`ConfigError` for what the slide does not have, :class:`ResultsError` for attention
-        that is not finite."""
-        query = choice.query_of(result)
-        values_N = attention_map(result, query=query, head=choice.head)
-        check_finite(result, values_N)
-        return cls(
-            coords=result.coords,
-            kept_ids=frozenset(result.kept_ids_M.tolist()),
-            values_N=values_N,
-            display=choice.colours.display(values_N),
-            table=colour_table(choice.colours.colormap),
-            shown=shown_in_words(result, query=query, head=choice.head),
+        """Raises :class:`ConfigError` for what the slide does not have, :class:`ResultsError` for values that are
+        not finite."""
+        heat = choose_heat(
+            result,
+            kind=choice.kind,
+            task=choice.task,
+            class_name=choice.class_name,
+            query=choice.query,
+            head=choice.head,
+            alone=True,
         )
+        colours = choice.colours if heat.kind == "attention" else HeatColours()
+        return cls(
+            heat=heat,
+            values_N=heat.values_N,
+            kept_ids=frozenset(result.kept_ids_M.tolist()),
+            display=colours.display(heat.values_N, heat.kind),
+            table=colours.table(heat.kind),
+        )
+
+    @property
+    def coords(self) -> PatchCoords:
+        return self.heat.coords
 
     def raster(self, l0_per_px: float) -> PatchRaster:
         """Where the patches lie at this scale: the same for all maps of the slide, see :meth:`tile`."""
@@ -126,7 +147,8 @@ class ShownMap:
         return max(0, ceil(log2(l0_per_px / l0_step) - 1e-9)) if l0_step > 0 else 0
 
     def tile(self, window: Window, raster: PatchRaster, halvings: int) -> bytes:
-        """The window as PNG: a patch's colour, wholly opaque; wholly transparent where there is no patch.
+        """The window as PNG: a patch's colour, wholly opaque; wholly transparent where there is no patch, or where
+        a patch contributes exactly nothing.
 
         raster: of this scale, twice as fine for each of ``halvings``. A pixel larger than a patch has the mean
         of its patches' raw values.
@@ -149,25 +171,31 @@ class ShownMap:
         """Which colour of the table each value has, as :func:`colourise` takes it."""
         shares = self.display(values)
         numbers = np.rint(np.nan_to_num(shares) * (len(self.table) - 1)).astype(np.int16)
-        numbers[np.isnan(shares)] = NO_PATCH
+        numbers[~self.display.coloured(values)] = NO_PATCH
         return numbers
 
     def colour(self, values: NDArray[np.float32]) -> list[str]:
-        """``#rrggbb`` of each value."""
-        return ["#{:02x}{:02x}{:02x}".format(*self.table[number]) for number in self._numbers(values)]
+        """``#rrggbb`` of each value; of a contribution of 0 that of the scale's middle."""
+        return [
+            "#{:02x}{:02x}{:02x}".format(*each)
+            for each in colourise(self.display(values), self.table).tolist()
+        ]
 
     def legend(self) -> dict[str, Any]:
         """Ticks with raw values, multiples of the even share and percentiles, and the colours from low to high."""
         steps = np.linspace(0, len(self.table) - 1, LEGEND_COLOURS).round().astype(int)
         return {
-            "shown": self.shown,
+            "map": self.heat.kind,
+            "shown": self.heat.shown,
+            "spread": self.heat.spread,
+            "class": self.heat.output[1] if self.heat.output else None,
             "scale": self.display.scale,
             "low": self.display.low,
             "high": self.display.high,
             "min": float(self.values_N.min()) if len(self.values_N) else None,
             "max": float(self.values_N.max()) if len(self.values_N) else None,
             "n_patches": len(self.values_N),
-            "flat": is_flat(self.values_N),
+            "flat": self.heat.flat,
             "colours": ["#{:02x}{:02x}{:02x}".format(*self.table[step]) for step in steps],
             "ticks": [
                 {
@@ -182,7 +210,7 @@ class ShownMap:
         }
 
     def value_at(self, l0_x: float, l0_y: float) -> dict[str, Any] | None:
-        """The stored raw attention at a level-0 point, the mean where patches overlap; None outside all
+        """The map's stored raw value at a level-0 point, the mean where patches overlap; None outside all
         patches."""
         from_corner_N2 = np.array([l0_x, l0_y]) - self.coords.l0_exact_corners()
         held = np.flatnonzero(((from_corner_N2 >= 0) & (from_corner_N2 < self.coords.l0_patch)).all(axis=1))
@@ -190,6 +218,7 @@ class ShownMap:
             return None
         value = np.float32(self.values_N[held].mean(dtype=np.float64))
         return {
+            "map": self.heat.kind,
             "value": float(value),
             "times_even": float(value) * len(self.values_N),
             "percentile": float(np.mean(self.values_N <= value) * 100),
@@ -198,8 +227,11 @@ class ShownMap:
         }
 
     def top_patches(self, count: int) -> list[dict[str, Any]]:
-        """The patches with the most attention; of equals, the first in the grid comes first."""
+        """The patches with the most attention, or those that add most to the class (only those that add); of
+        equals, the first in the grid comes first."""
         order = np.argsort(-self.values_N, kind="stable")[:count].tolist()
+        if self.heat.kind == "contribution":
+            order = [row for row in order if self.values_N[row] > 0]
         return [{"rank": rank, **self._patch(row)} for rank, row in enumerate(order, start=1)]
 
     def _patch(self, row: int) -> dict[str, Any]:
