@@ -1,6 +1,7 @@
 """The start of a training: all patches first, a head start on frozen features, several beginnings."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,10 @@ def test_each_device_has_a_slide_of_a_step() -> None:
     assert FinetuneConfig.model_validate({"training": {"devices": 4}}).training.slides_per_step == 4
     uneven = {"devices": 4, "slides_per_step": 2}
     assert FinetuneConfig.model_validate({"training": uneven}).training.slides_per_step == 2
+
+
+def test_what_a_run_doubts_is_kept_with_it(tmp_path: Path) -> None:
+    blank = [MemoryBag(f"bag{n}", torch.zeros(PATCHES, WIDTH), {"label": n % 2}) for n in range(12)]
+    report = fit(blank, on_features(), tmp_path)
+    assert any("has not found what decides them" in doubt for doubt in report.doubts)
+    assert json.loads((tmp_path / "run.json").read_text())["doubts"] == list(report.doubts)

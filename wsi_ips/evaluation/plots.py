@@ -198,6 +198,26 @@ def draw_froc(path: Path, curves: Sequence[NamedFroc], *, title: str) -> None:
             axes.legend(frameon=False, fontsize="small", loc="lower right")
 
 
+SELECTION = ("kept_overlap", "kept_attention", "attention_spread")
+"""Columns of a history that say how selection goes."""
+
+
+def draw_selection(path: Path, history: Mapping[str, Sequence[float]], *, title: str) -> None:
+    """How selection goes, per epoch: the columns :data:`SELECTION`, as far as they are there, between 0 and 1."""
+    check_can_plot()
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [epoch + 1 for epoch in history["epoch"]]
+    with _figure(path, width=6, height=4.2) as axes:
+        for number, name in enumerate(name for name in SELECTION if name in history):
+            axes.plot(epochs, history[name], label=name.replace("_", " "), marker="o", markersize=3, linewidth=1.8,
+                      **_style(number))  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel="share", title=title, ylim=(-0.02, 1.02))
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.legend(frameon=False, fontsize="small")
+
+
 def draw_history(path: Path, history: Mapping[str, Sequence[float]], *, title: str) -> None:
     """Losses per epoch, and the epoch with the lowest validation loss; columns named ``…loss`` are drawn."""
     check_can_plot()

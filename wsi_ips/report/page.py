@@ -34,8 +34,8 @@ LONGEST_SETTINGS = 60_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What a report says. lines: a row a slide; cards: made while the page is written. plots, loss: where there
-    are any; notes: what is left out, and why."""
+    """What a report says. lines: a row a slide; cards: made while the page is written. plots, loss, selection:
+    where there are any; notes: what is left out, and why."""
 
     run: StoredRun
     summary: Summary
@@ -45,6 +45,7 @@ class Page:
     plots: Sequence[Plot] = ()
     training: TrainingRun | None = None
     loss: Plot | None = None
+    selection: Plot | None = None
     notes: Sequence[str] = ()
 
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.evaluation.plots import check_can_plot, draw_history
+from wsi_ips.evaluation.plots import SELECTION, check_can_plot, draw_history, draw_selection
 from wsi_ips.report.budget import LARGEST_PLOTS_BYTES
 from wsi_ips.report.pictures import Picture, data_uri
 
@@ -57,6 +57,20 @@ def loss_plot(history: Mapping[str, Sequence[float]], *, title: str) -> Plot | N
         path = Path(folder) / "loss.png"
         draw_history(path, history, title=title)
         return Plot("Losses", _few_colours(path))
+
+
+def selection_plot(history: Mapping[str, Sequence[float]], *, title: str) -> Plot | None:
+    """How selection went in a training run; None where its history says nothing of it, or matplotlib is missing."""
+    try:
+        check_can_plot()
+    except ConfigError:
+        return None
+    if not any(name in history for name in SELECTION):
+        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "selection.png"
+        draw_selection(path, history, title=title)
+        return Plot("Selection", _few_colours(path))
 
 
 def _few_colours(path: Path) -> Picture:

@@ -26,6 +26,12 @@ class TrainingRun:
     description: Mapping[str, Any]
 
     @property
+    def doubts(self) -> list[str]:
+        """What says that the run has not found anything, as ``finetune`` said it."""
+        said = self.description.get("doubts", [])
+        return [str(doubt) for doubt in said] if isinstance(said, list) else []
+
+    @property
     def best_epoch(self) -> int | None:
         """The epoch, from 1, with the lowest validation loss; None where none was measured."""
         losses = self.history.get("val_loss", ())

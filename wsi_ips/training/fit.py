@@ -125,6 +125,8 @@ def _train(
         train=[bag.targets for bag in train],
         val=[bag.targets for bag in val],
     )
+    if is_first_process():
+        _write_run(out / "run.json", config, doubts=doubts)
     return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad), doubts)
 
 
@@ -276,12 +278,13 @@ def _described(config: FinetuneConfig, train: Sequence[Bag], val: Sequence[Bag])
     return "\n".join(lines)
 
 
-def _write_run(path: Path, config: FinetuneConfig) -> None:
+def _write_run(path: Path, config: FinetuneConfig, *, doubts: Sequence[str] = ()) -> None:
     run = {
         "command": "finetune",
         "config": config.model_dump(mode="json"),
         "numerics": numerics(),
         "versions": versions(),
+        "doubts": list(doubts),
     }
     with whole_file(path) as partial:
         partial.write_text(json.dumps(run, indent=2) + "\n")
