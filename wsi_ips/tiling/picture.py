@@ -26,8 +26,8 @@ def slide_picture(
 ) -> RgbImage:
     """(height, width, 3) uint8: the window of :func:`slide_window` that is the whole picture.
 
-    Raises the reader's :class:`SlideReadError` where nothing of the slide can be read, with ``unread_HW`` too: such
-    a picture would be all white.
+    Raises the reader's :class:`SlideReadError` where nothing of the slide can be read, with ``unread_HW`` too:
+    such a picture would be all white.
     """
     picture_HWC, error = _window(slide, (0, 0), size_px, l0_per_px, unread_HW)
     if error is not None and unread_HW is not None and unread_HW.all():
