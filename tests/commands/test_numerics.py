@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.commands.predict import predict
+from wsi_ips.datasets.synthetic_signs import make_signs
 from wsi_ips.errors import ConfigError
+from wsi_ips.evaluation.bag_scores import BagScores, score_bags
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import silent
-from wsi_ips.recipe import PredictJob
+from wsi_ips.recipe import PredictJob, shipped_recipe
 
 
 def job(data: SmallData, checkpoint: Path, out: Path, *, deterministic: bool) -> PredictJob:
@@ -89,3 +92,26 @@ def test_predictions_of_held_out_slides(
             "--set", "inner_val=0")  # fmt: skip
     assert held == [True, True]
     assert json.loads((tmp_path / "cv" / "held_out" / "run.json").read_text())["numerics"]["deterministic"]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_test_images(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    make_signs(tmp_path / "sts", train=6, test=4)
+    data = f"data={{kind: traffic_signs, root: {tmp_path / 'sts'}, verify: false, height_px: 120, width_px: 160}}"
+    held: list[bool] = []
+
+    def watched(*arguments: Any, **named: Any) -> BagScores:
+        held.append(torch.are_deterministic_algorithms_enabled())
+        return score_bags(*arguments, **named)
+
+    monkeypatch.setattr("wsi_ips.commands.images.score_bags", watched)
+    words = [data, f"out={tmp_path / 'run'}", "tiling.patch_px=40", "selection.m=3", "device=cpu",
+             "model.encoder={name: resnet10t, weights: none, stage: 0, batch_norm: batch}",
+             "model.attention={heads: 2, key_dim: 4, value_dim: 4, inner_dim: 8, positions: raster}",
+             "training.epochs=1", "training.warmup_epochs=0", "training.slides_per_step=4",
+             f"training.deterministic={deterministic}"]  # fmt: skip
+    said = console("run", shipped_recipe("traffic_signs"), *(w for each in words for w in ("--set", each)))
+    assert said.code == 0, said.err
+    assert held == [deterministic]

@@ -267,3 +267,10 @@ def test_a_scribble_is_refused_soon(tmp_path: Path, points: int) -> None:
 def test_an_outline_that_crosses_itself_a_few_times_is_mended(tmp_path: Path) -> None:
     trident(tmp_path, polygon([[0, 0], [100, 100], [100, 0], [0, 100], [0, 0]]))
     assert sum(each.area for each in ContourFolder(tmp_path).polygons("s", l0_size=SIZE)) == 5000
+
+
+@pytest.mark.parametrize("far", [2.0**32, -1e300, float("nan"), float("inf")])
+def test_a_point_beyond_any_slide_is_refused(tmp_path: Path, far: float) -> None:
+    trident(tmp_path, polygon([[0, 0], [far, 0], [10, 10], [0, 0]]))
+    with pytest.raises(AnnotationError, match=r"s\.geojson"):
+        ContourFolder(tmp_path).polygons("s", l0_size=SIZE)

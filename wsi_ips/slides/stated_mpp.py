@@ -37,14 +37,15 @@ def believable_xy(x: float | None, y: float | None) -> tuple[Mpp, Mpp] | None:
 def mpp_of_resolution(pixels_per_unit: float | None, unit: str) -> float | None:
     """µm per pixel from TIFF's XResolution and ResolutionUnit (TIFF 6.0, page 18).
 
-    None where there is no unit, and for the resolutions that image programs write for print (300 dpi would be
-    85 µm).
+    None where there is no unit. NaN, which is not believable along the other axis either, for the resolutions that
+    image programs write for print (300 dpi would be 85 µm).
     """
     if pixels_per_unit is None or not pixels_per_unit > 0 or unit not in MICRONS_PER:
         return None
     mpp = MICRONS_PER[unit] / pixels_per_unit
     dpi = MICRONS_PER["inch"] / mpp
-    return None if any(abs(dpi / print_dpi - 1) < PRINT_TOLERANCE for print_dpi in PRINT_DPI) else mpp
+    for_print = any(abs(dpi / print_dpi - 1) < PRINT_TOLERANCE for print_dpi in PRINT_DPI)
+    return math.nan if for_print else mpp
 
 
 def number(text: str | None) -> float | None:

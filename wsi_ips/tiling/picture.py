@@ -24,8 +24,15 @@ MOST_FAILURES = 200
 def slide_picture(
     slide: SlideReader, size_px: Size, *, l0_per_px: float, unread_HW: NDArray[np.bool_] | None = None
 ) -> RgbImage:
-    """(height, width, 3) uint8: the window of :func:`slide_window` that is the whole picture."""
-    return slide_window(slide, (0, 0), size_px, l0_per_px=l0_per_px, unread_HW=unread_HW)
+    """(height, width, 3) uint8: the window of :func:`slide_window` that is the whole picture.
+
+    Raises the reader's :class:`SlideReadError` where nothing of the slide can be read, with ``unread_HW`` too:
+    such a picture would be all white.
+    """
+    picture_HWC, error = _window(slide, (0, 0), size_px, l0_per_px, unread_HW)
+    if error is not None and unread_HW is not None and unread_HW.all():
+        raise error
+    return picture_HWC
 
 
 def band_height(slide: SlideReader, *, l0_per_px: float) -> int:
@@ -53,6 +60,17 @@ def slide_window(
 
     Raises the reader's :class:`SlideReadError` without it, and for a file that is damaged all over.
     """
+    return _window(slide, at_px, size_px, l0_per_px, unread_HW)[0]
+
+
+def _window(
+    slide: SlideReader,
+    at_px: tuple[float, float],
+    size_px: Size,
+    l0_per_px: float,
+    unread_HW: NDArray[np.bool_] | None,
+) -> tuple[RgbImage, SlideReadError | None]:
+    """What :func:`slide_window` gives, and why the last of the reads failed that did."""
     l0_columns, l0_rows = (
         np.minimum((first + np.arange(pixels + 1)) * l0_per_px, l0_length)
         for first, pixels, l0_length in zip(at_px, size_px, slide.info.l0_size, strict=True)
@@ -63,11 +81,12 @@ def slide_window(
     painter.paint(canvas, slide.info.level_for(l0_per_px))
     if painter.failures:
         logger.warning(
-            "%s: %d reads for a picture failed; it is made of other levels, or white there",
+            "%s: %d reads for a picture failed; it is made of other levels, or white there; the last: %s",
             slide.info.path,
             painter.failures,
+            "" if painter.last is None else painter.last.args[1],
         )
-    return canvas.picture_HWC
+    return canvas.picture_HWC, painter.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +113,8 @@ class _Painter:
     l0_per_px: float
     white_where_unread: bool
     failures: int = 0
+    last: SlideReadError | None = None
+    """Why the last of them failed."""
 
     def paint(self, canvas: _Canvas, level: int) -> None:
         """Block by block; what this level does not give is taken from finer ones."""
@@ -114,8 +135,8 @@ class _Painter:
             canvas.picture_HWC[:] = _block(self.slide, level, canvas.l0_columns, canvas.l0_rows)
         except SlideInterrupted:
             raise
-        except SlideReadError:
-            self.failures += 1
+        except SlideReadError as error:
+            self.failures, self.last = self.failures + 1, error
             if self.failures > MOST_FAILURES or (level == 0 and not self.white_where_unread):
                 raise
             return False
