@@ -60,7 +60,7 @@ def loss_plot(history: Mapping[str, Sequence[float]], *, title: str) -> Plot | N
 
 
 def selection_plot(history: Mapping[str, Sequence[float]], *, title: str) -> Plot | None:
-    """How selection went in a training run; None where its history says nothing of it, or matplotlib is missing."""
+    """How selection went in training; None where the history says nothing of it, or matplotlib is missing."""
     try:
         check_can_plot()
     except ConfigError:
