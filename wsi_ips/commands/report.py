@@ -14,7 +14,7 @@ from wsi_ips.report.budget import share_of_a_slide
 from wsi_ips.report.cards import Card, Line, line_of, make_card
 from wsi_ips.report.evaluation import StoredEvaluation, read_evaluation
 from wsi_ips.report.page import Page, write_page
-from wsi_ips.report.plots import loss_plot, plots_of, selection_plot
+from wsi_ips.report.plots import plots_of, training_plots
 from wsi_ips.report.stored_run import StoredRun, read_run
 from wsi_ips.report.summary import summarise
 from wsi_ips.report.training_run import read_training
@@ -55,20 +55,15 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
 
     plots, more = plots_of(evaluation.plots) if evaluation else ([], [])
     notes += more
-    loss = (
-        loss_plot(training.history, title=f"losses of {training.folder.resolve().name}") if training else None
-    )
-    selection = None
-    if training:
-        selection = selection_plot(training.history, title=f"selection of {training.folder.resolve().name}")
-    if training and loss is None:
+    drawn = training_plots(training.history, name=training.folder.resolve().name) if training else []
+    if training and not drawn:
         notes.append(f"The losses are a table only: {NO_MATPLOTLIB}")
     notes += _notes(run, lines, share, without_slides=job.slides is None)
     write_page(
         out,
         Page(
             run=run, summary=summarise(run), lines=lines, cards=cards(), evaluation=evaluation, plots=plots,
-            training=training, loss=loss, selection=selection, notes=notes,
+            training=training, training_plots=drawn, notes=notes,
         ),
     )  # fmt: skip
     size = out.stat().st_size / 1e6

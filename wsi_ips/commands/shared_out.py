@@ -8,8 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypeVar
 
-from wsi_ips.errors import ConfigError
 from wsi_ips.inference.alone import Died, alone
+from wsi_ips.inference.shared_memory import check_shared_memory
 from wsi_ips.library_lines import silence_libraries
 
 Key = TypeVar("Key")
@@ -64,10 +64,6 @@ def _initialiser() -> Callable[[], None] | None:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    try:
-        # Not forked: threads and locks of this process would be copied in whatever state they are.
-        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialiser())
-    except (OSError, ImportError, NotImplementedError) as error:
-        raise ConfigError(
-            f"the system gives no shared memory for several processes ({error}); use --workers 1"
-        ) from None
+    check_shared_memory()
+    # Not forked: threads and locks of this process would be copied in whatever state they are.
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_initialiser())

@@ -10,6 +10,7 @@ from distributed.security import Security
 
 from wsi_ips.config import BatchConfig
 from wsi_ips.errors import ClusterError
+from wsi_ips.inference.shared_memory import check_shared_memory
 from wsi_ips.inference.worker import check_versions
 from wsi_ips.versions import versions
 
@@ -47,7 +48,10 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
-    """A client of the scheduler that is named, or of workers of our own."""
+    """A client of the scheduler that is named, or of workers of our own.
+
+    Raises :class:`ConfigError` where this system cannot have several processes.
+    """
     if batch.scheduler is not None:
         try:
             client = Client(batch.scheduler, timeout=ANSWERS_S, set_as_default=False)
@@ -58,6 +62,7 @@ def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
         with client:
             yield client
         return
+    check_shared_memory()
     workers = min(batch.workers or 1, slides)
     with (
         dask.config.set(

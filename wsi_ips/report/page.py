@@ -34,8 +34,8 @@ LONGEST_SETTINGS = 60_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What a report says. lines: a row a slide; cards: made while the page is written. plots, loss, selection:
-    where there are any; notes: what is left out, and why."""
+    """What a report says. lines: a row a slide; cards: made while the page is written. plots,
+    training_plots: where there are any; notes: what is left out, and why."""
 
     run: StoredRun
     summary: Summary
@@ -44,8 +44,7 @@ class Page:
     evaluation: StoredEvaluation | None = None
     plots: Sequence[Plot] = ()
     training: TrainingRun | None = None
-    loss: Plot | None = None
-    selection: Plot | None = None
+    training_plots: Sequence[Plot] = ()
     notes: Sequence[str] = ()
 
 

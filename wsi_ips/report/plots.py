@@ -47,30 +47,24 @@ def plots_of(paths: Iterable[Path], *, room: int = LARGEST_PLOTS_BYTES) -> tuple
     return shown, notes
 
 
-def loss_plot(history: Mapping[str, Sequence[float]], *, title: str) -> Plot | None:
-    """The losses of a training run; None where matplotlib is not installed."""
+def training_plots(history: Mapping[str, Sequence[float]], *, name: str) -> list[Plot]:
+    """The losses of a training run, and how selection went where its history says so.
+
+    Empty where matplotlib is not installed.
+    """
     try:
         check_can_plot()
     except ConfigError:
-        return None
+        return []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "loss.png"
-        draw_history(path, history, title=title)
-        return Plot("Losses", _few_colours(path))
-
-
-def selection_plot(history: Mapping[str, Sequence[float]], *, title: str) -> Plot | None:
-    """How selection went in training; None where the history says nothing of it, or matplotlib is missing."""
-    try:
-        check_can_plot()
-    except ConfigError:
-        return None
-    if not any(name in history for name in SELECTION):
-        return None
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "selection.png"
-        draw_selection(path, history, title=title)
-        return Plot("Selection", _few_colours(path))
+        draw_history(path, history, title=f"losses of {name}")
+        plots = [Plot("Losses", _few_colours(path))]
+        if any(column in history for column in SELECTION):
+            path = Path(folder) / "selection.png"
+            draw_selection(path, history, title=f"selection of {name}")
+            plots.append(Plot("Selection", _few_colours(path)))
+    return plots
 
 
 def _few_colours(path: Path) -> Picture:
