@@ -124,6 +124,13 @@ def remembering(out: Path, devices: int, *, killed: bool = False) -> Any:
     return report.history, selections, ""
 
 
+def with_head_start(out: Path, devices: int) -> Any:
+    """A head start from two beginnings on features that either process may have made, then end to end."""
+    config = config_of(devices=devices, head_start={"epochs": 2, "slides_per_step": 2}, restarts=2)
+    report = train_bags(bags(0, 1, 2, 3), bags(20, 21), config, out, device=CPU)
+    return report.history
+
+
 def other_slides(out: Path, rank: int) -> Any:
     """One process could not read a slide that the other could."""
     train = bags(0, 1, 2) if rank else bags(0, 1, 2, 3)
@@ -158,6 +165,7 @@ def one_of_two(rank: int, folder: str, port: int) -> None:
         "too bad": bad_training_slides(out / "too bad", 2, most=1),
         "whole": remembering(out / "whole", 2),
         "killed": remembering(out / "killed", 2, killed=True),
+        "head start": with_head_start(out / "head start", 2),
         "other": other_slides(out / "other", rank),
         "statistics": statistics(rank),
         "fp16": fewer_slides_than_processes(out / "fp16", 2),
@@ -224,6 +232,17 @@ def test_what_one_process_selected_the_others_remember(both: Both, tmp_path: Pat
     assert selections == 5
     assert sum(found["whole"][1] for found in both[1]) == 5
     assert same(both[1][0]["whole"][0], history)
+
+
+def test_a_head_start_of_two_processes_is_that_of_one(both: Both, tmp_path: Path) -> None:
+    history = with_head_start(tmp_path, 1)
+    starts = [
+        (folder / "head_start" / "starts.csv").read_text() for folder in (both[0] / "head start", tmp_path)
+    ]
+    assert len(starts[0].splitlines()) == 3
+    assert starts[0].splitlines()[0] == starts[1].splitlines()[0]
+    for found in both[1]:
+        assert same(found["head start"], history)
 
 
 def test_a_killed_run_of_two_processes_ends_bit_for_bit_as_it_would_have(both: Both) -> None:

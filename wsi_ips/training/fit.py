@@ -28,7 +28,7 @@ from wsi_ips.training.calibration import calibrate
 from wsi_ips.training.diagnosis import findings
 from wsi_ips.training.head_start import encoded, forget_features, head_start_config
 from wsi_ips.training.module import IPSModule
-from wsi_ips.training.processes import SharedSteps, is_first_process
+from wsi_ips.training.processes import SharedSteps, is_first_process, of_all
 from wsi_ips.training.record import BEST_NAME, FinetuneReport, Record
 from wsi_ips.training.restarts import best_start
 from wsi_ips.training.run_state import HEAD_START, STATE_NAME
@@ -151,6 +151,7 @@ def _head_start(
         progress=progress,
         max_bad=max_bad,
     )
+    of_all(None)  # the first process has written the checkpoint, and nobody reads features any more
     if not config.training.head_start.keep_features and is_first_process():
         forget_features(out)
     return report
