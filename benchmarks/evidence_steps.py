@@ -257,7 +257,7 @@ def _feature_bags(data: EvidenceData, bags: Sequence[EncodedBag]) -> list[Featur
 def ips_frozen(step: Step) -> Said:
     """The project's own selection and head on frozen features, with its defaults but for the settings; one
     start."""
-    config = head_start_config(step.data.finetune(head_start={"epochs": 20}), width=FEATURES)
+    config = head_start_config(step.data.finetune(head_start={"epochs": 40}), width=FEATURES)
     settings = step.settings
     changes = {"training": config.training.model_copy(update=step.training(settings["training"]))}
     if "attention" in settings:

@@ -177,7 +177,7 @@ def test_there_is_a_head_start_where_the_encoder_brings_weights() -> None:
     def epochs(encoder: Json, **more: Any) -> int:
         return FinetuneConfig.model_validate({"model": {"encoder": encoder, **more}}).head_start_epochs
 
-    assert epochs({"name": "resnet18"}) == 20
+    assert epochs({"name": "resnet18"}) == 40
     assert epochs({"name": "resnet18", "weights": "none"}) == 0
     assert epochs({"name": "resnet18"}, attention="paper") == 0
     assert epochs({"name": "features", "features": 8}) == 0

@@ -11,7 +11,7 @@ from wsi_ips.config.section import Section
 from wsi_ips.config.slides import StreamingConfig, TilingConfig
 from wsi_ips.config.training import TrainingConfig
 
-HEAD_START_EPOCHS = 20
+HEAD_START_EPOCHS = 40
 ALL_PATCHES_FIRST = 0.4
 
 

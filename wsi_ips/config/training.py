@@ -48,7 +48,7 @@ class HeadStartConfig(Section):
     """
 
     epochs: NonNegativeInt | None = None
-    """Epochs on the stored features; 0: no head start. none: 20 where the encoder has weights to begin with and
+    """Epochs on the stored features; 0: no head start. none: 40 where the encoder has weights to begin with and
     ``model.attention`` is direct, else 0."""
     lr: PositiveFloat = 3e-4
     weight_decay: NonNegativeFloat = 0.01
@@ -60,7 +60,7 @@ class HeadStartConfig(Section):
 class TrainingConfig(Section):
     """Optimisation. The schedule is IPS's: linear warm-up, then cosine to 0.001 of the peak; or steps."""
 
-    epochs: PositiveInt = 20
+    epochs: PositiveInt = 40
     warmup_epochs: NonNegativeFloat = 0.5
     slides_per_step: PositiveInt = 1
     """Slides whose kept patches are learned from together (the paper's B, which is 16 there); with several
