@@ -155,6 +155,7 @@ def test_features_and_slides_are_not_taken_for_each_other(
     assert "1 of 2 slides labelled" in said.out
 
 
+@pytest.mark.slow
 def test_pure_noise_is_told_from_noise_by_chance(console: Console, recipe: Path, tmp_path: Path) -> None:
     """Of the cases that it is measured on, the best of some epochs finds a difference (here an AUC of 0.59)."""
     rng = np.random.default_rng(100)

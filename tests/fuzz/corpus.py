@@ -1,8 +1,8 @@
 """Inputs that once failed, as data: a seed and what is changed in it, or the whole of a small file.
 
 A file of JSON each in ``tests/fuzz/corpus``. Edits count bytes, so they mean something on the very bytes that they
-were found on: the seed's digest stands beside them, and where other versions of the libraries write the seed
-otherwise, the entry is not what it was.
+were found on: the digest of the edited files stands beside them, and where other versions of the libraries write
+these otherwise, the entry is not what it was.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ WHOLE_BELOW = 4000
 class Entry:
     """found: what was wrong, in one line. whole: the files themselves, where they are small; else seed and edits.
 
-    digest: of the seed's files.
+    digest: of those of the seed's files that are edited.
     """
 
     target: str
@@ -36,15 +36,17 @@ class Entry:
 
     @classmethod
     def of(cls, target: str, seed_name: str, edits: Sequence[Edit], *, found: str = "") -> "Entry":
-        return cls(target, found, seed_name, digest_of(seed(seed_name)), tuple(edits))
+        return cls(target, found, seed_name, digest_of(edited(seed_name, edits)), tuple(edits))
 
     def files(self) -> Files:
         return self.whole or apply(seed(self.seed), self.edits)
 
     @property
     def stale(self) -> bool:
-        """Whether the seed is written otherwise than when this was found."""
-        return not self.whole and (self.seed not in SEEDS or digest_of(seed(self.seed)) != self.digest)
+        """Whether what is edited is written otherwise than when this was found."""
+        if self.whole:
+            return False
+        return self.seed not in SEEDS or digest_of(edited(self.seed, self.edits)) != self.digest
 
     def write(self, folder: Path) -> Path:
         """Write ``<target>-<digest>.json``; a small input as its files."""
@@ -82,6 +84,12 @@ class Entry:
             tuple(Edit.from_json(each) for each in held.get("edits", ())),
             {name: unpacked(text) for name, text in held.get("whole", {}).items()},
         )
+
+
+def edited(seed_name: str, edits: Sequence[Edit]) -> Files:
+    """Those of a seed's files that are edited: what else is in it may change."""
+    names = {each.file for each in edits}
+    return {name: data for name, data in seed(seed_name).items() if name in names}
 
 
 def digest_of(files: Files) -> str:
