@@ -38,8 +38,9 @@ def main() -> None:
     arguments = parsed()
     results = results_folder(arguments)
     if not arguments.table:
+        composed: set[str] = set()
         for data, method in wanted(arguments):
-            run(data, method, arguments, results)
+            run(data, method, arguments, results, composed)
     found = read_results(results, quick=arguments.quick)
     if arguments.table:
         print(markdown(found))
@@ -106,8 +107,8 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()[:12]
 
 
-def run(data: str, method: str, arguments: argparse.Namespace, results: Path) -> None:
-    """Run a step that has no result yet, and what it goes on from where its files are gone. Ends this process
+def run(data: str, method: str, arguments: argparse.Namespace, results: Path, composed: set[str]) -> None:
+    """Run a step that has no result yet. composed: data sets whose slides are known to be there. Ends this process
     where it fails."""
     seed, quick = arguments.seed, arguments.quick
     path = results / f"{data}_{method}_seed{seed}.json"
@@ -123,7 +124,9 @@ def run(data: str, method: str, arguments: argparse.Namespace, results: Path) ->
     folder = arguments.out / f"settings_{data}_{seed}.json"
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text(json.dumps(settings) + "\n")
-    step("data", folder, arguments.out / "data.json")
+    if data not in composed:
+        step("data", folder, arguments.out / "data.json")
+        composed.add(data)
     print(f"{data}_{method}, seed {seed} …", file=sys.stderr, flush=True)
     results.mkdir(parents=True, exist_ok=True)
     step(method, folder, path)

@@ -50,7 +50,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ips": {"training": {"epochs": 40}},
     # From the frozen start on everything learns, gently.
     "e2e": {"epochs": 6, "warmup_epochs": 0.5, "lr": 1e-4, "encoder_lr": 3e-5},
-    # A look from afar lets a fifth of the patches through, less what rounding up adds to a slide.
+    # The coarse scorer lets 0.195 of a slide's patches through. The number is rounded up on each slide, so that it
+    # is about a fifth.
     "cascade": {
         **{"epochs": 2, "warmup_epochs": 0.5, "lr": 1e-4, "encoder_lr": 3e-5, "coarse_lr": 1e-3},
         "coarse": {"scorer": "conv", "share": 0.195, "explore": 0.25, "full_epochs": 1},

@@ -306,13 +306,16 @@ def e2e(step: Step) -> Said:
 
 
 def cascade(step: Step) -> Said:
-    """A look from afar lets a part of the patches through; begun from end-to-end IPS."""
+    """A coarse scorer chooses which patches are read. Training goes on from the end-to-end checkpoint of IPS."""
     mpp = 2 * step.data.finetune().tiling.patch_mpp
     return _end_to_end(step, {"selector": "cascade", "coarse": {**step.settings["coarse"], "mpp": mpp}})
 
 
 def sampling(step: Step) -> Said:
-    """Attention sampling from the encoder's own weights: patches drawn where a look from afar attends."""
+    """Attention sampling: patches are drawn by an attention map that is made at a coarser resolution.
+
+    The encoder begins with its pretrained weights.
+    """
     mpp = 2 * step.data.finetune().tiling.patch_mpp
     selection = {
         "selector": "attention_sampling",

@@ -56,7 +56,7 @@ def one_line(what: Exception | str, *, most: int | None = None) -> str:
 LONGEST_WORDS = 2000
 """Characters of an error's words: a page. What a hostile file states may have any length."""
 _KEPT_OF_END = 500
-"""Characters at the end, where the mend is."""
+"""Characters at the end of a long text that are kept: an error says there what to do."""
 _TURNED = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the direction of writing, and so can show another text than the one that is there."""
 

@@ -78,7 +78,10 @@ def _check_choice(job: OverlayJob | ExportJob, stored: list[Path]) -> None:
 
 
 def chosen_heat(job: OverlayJob | ExportJob, result: SlideResult) -> Heat:
-    """The map that the job names. Raises as :func:`choose_heat`."""
+    """The map of the result that the job's options ask for: attention or contributions, of which task and class.
+
+    Raises the same errors as :func:`choose_heat`.
+    """
     return choose_heat(
         result,
         kind=job.map_kind,

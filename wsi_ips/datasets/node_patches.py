@@ -7,7 +7,6 @@ Winkens, Cohen, Welling, "Rotation Equivariant CNNs for Digital Pathology", 2018
 slides of CAMELYON16: 96 px at 0.972 µm per pixel, ``metastasis`` where the centre 32 px hold tumour.
 """
 
-import csv
 import io
 import random
 import re
@@ -19,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from wsi_ips.datasets.picture_list import ListedPicture, read_picture_list
 from wsi_ips.errors import ConfigError, ManifestError
-from wsi_ips.files import check_table_size
 from wsi_ips.slides.base import RgbImage
 
 COLUMNS = ("path", "class", "source_group", "stain_family", "tissue_share")
@@ -50,21 +49,8 @@ def read_patches(folder: Path) -> list[NodePatch]:
     field, a ``tissue_share`` that is no share, a path that is listed twice, leads out of the folder or to no
     file; and for a manifest without patches.
     """
-    path = folder / "manifest.csv"
-    if not path.is_file():
-        raise ManifestError(path, "no such manifest", f"a patch folder has one with {','.join(COLUMNS)}")
-    check_table_size(path, ManifestError)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-            if missing:
-                raise ManifestError(
-                    path, f"lacks the column {missing[0]}", f"it must name {','.join(COLUMNS)}"
-                )
-            patches = [_patch(path, rows.line_num, row) for row in rows]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    path, listed = read_picture_list(folder, COLUMNS, kind="patch")
+    patches = [_patch(path, picture) for picture in listed]
     if not patches:
         raise ManifestError(path, "lists no patches", "add a line per patch")
     seen: set[str] = set()
@@ -75,8 +61,9 @@ def read_patches(folder: Path) -> list[NodePatch]:
     return patches
 
 
-def _patch(path: Path, line: int, row: Mapping[str, str | None]) -> NodePatch:
-    name, label, group, family, share = ((row[column] or "").strip() for column in COLUMNS)
+def _patch(path: Path, picture: ListedPicture) -> NodePatch:
+    line = picture.line
+    name, label, group, family, share = (cell.strip() for cell in picture.cells)
     for column, value in zip(COLUMNS, (name, label, group, family, share), strict=True):
         if not value:
             raise ManifestError(path, f"line {line}: {column} is empty", "fill it in, or leave the line out")
@@ -157,7 +144,10 @@ def turned(rgb_HWC: RgbImage, symmetry: int) -> RgbImage:
 
 
 def read_patch(path: Path, *, side_px: int) -> RgbImage:
-    """The pixels of a patch, (side_px, side_px, 3) uint8 RGB. Raises as :func:`read_as_jpeg`."""
+    """The pixels of a patch, (side_px, side_px, 3) uint8 RGB.
+
+    Raises the same errors as :func:`read_as_jpeg`.
+    """
     return _read(path, side_px)[0]
 
 

@@ -4,7 +4,6 @@ Knows nothing of slides. A texture folder holds ``manifest.csv`` (``path,class,s
 pictures of one size; all pictures of a ``source_group`` show the same piece of tissue.
 """
 
-import csv
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.exposure import match_histograms
 
+from wsi_ips.datasets.picture_list import read_picture_list
 from wsi_ips.errors import ManifestError
-from wsi_ips.files import check_table_size
 from wsi_ips.location import is_there
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.units import Size
@@ -64,21 +63,8 @@ def read_textures(folder: Path, *, classes: Sequence[str]) -> list[TextureFile]:
     Raises :class:`ManifestError` for a missing manifest or column, a class without textures, a path outside
     the folder, a group of two classes.
     """
-    path = folder / "manifest.csv"
-    if not path.is_file():
-        raise ManifestError(path, "no such manifest", f"a texture folder has one with {','.join(COLUMNS)}")
-    check_table_size(path, ManifestError)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-            if missing:
-                raise ManifestError(
-                    path, f"lacks the column {missing[0]}", f"it must name {','.join(COLUMNS)}"
-                )
-            lines = [[row[name] or "" for name in ("path", "class", "source_group")] for row in rows]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    path, listed = read_picture_list(folder, COLUMNS, kind="texture")
+    lines = (picture.cells for picture in listed)
     found = [TextureFile(folder / place, label, group) for place, label, group in lines]
     chosen = [texture for texture in found if texture.label in classes]
     label_of: dict[str, str] = {}

@@ -51,10 +51,12 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
 def encoded(
     bags: Sequence[Bag], net: BagNet, config: FinetuneConfig, out: Path, *, device: torch.device
 ) -> list[EncodedBag]:
-    """These bags as ``net``'s encoder sees them. It is moved to ``device``; nothing is encoded before it is
-    read."""
+    """The bags with features of ``net``'s encoder in place of pixels.
+
+    The encoder is moved to ``device``. A bag is encoded when it is opened for the first time.
+    """
     encoder = net.encoder.to(device)
-    # Other patches or another encoder have a folder of their own.
+    # Other patches or another encoder have a folder of their own; the number of threads changes no feature.
     settings = (config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1}))
     folder = out / HEAD_START / "features" / "-".join(fingerprint(each) for each in settings)
     return [EncodedBag(bag, encoder, folder, net.place_kind) for bag in bags]
