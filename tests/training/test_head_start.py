@@ -15,6 +15,7 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.training.fit import train_bags
+from wsi_ips.training.head_start import encoded
 from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.record import FinetuneReport
 
@@ -205,3 +206,16 @@ def test_what_a_run_doubts_is_kept_with_it(tmp_path: Path) -> None:
     report = fit(blank, on_features(), tmp_path)
     assert any("has not found what decides them" in doubt for doubt in report.doubts)
     assert json.loads((tmp_path / "run.json").read_text())["doubts"] == list(report.doubts)
+
+
+def test_features_of_another_number_of_patches_are_made_again(tmp_path: Path) -> None:
+    """A run that was killed in its head start, started again with another resolution of the slide."""
+    config = on_pixels()
+    net = build_net(config.model)
+    few, many = pixels_bag(1), MemoryBag("slide1", torch.rand(7, 3, 32, 32), {"label": 1})
+    for bag, opened in ((few, 1), (many, 1)):
+        for _ in range(2):
+            (encoded_bag,) = encoded([bag], net, config, tmp_path, device=CPU)
+            with encoded_bag.open(config.streaming, CPU) as source:
+                assert len(source.ids()) == len(bag)
+        assert len(bag.opened) == opened

@@ -58,12 +58,20 @@ class EncodedBag:
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["_Encoded"]:
         """The features, in chunks of 4096 rows. Memory: one chunk. Raises the bag's own error, and
         :class:`NotFinite`."""
-        if not self._about.exists():
+        if not self._is_stored():
             self._encode(streaming, device)
         features_NC = np.load(self._features, mmap_mode="r", allow_pickle=False)
         with np.load(self._about, allow_pickle=False) as held:
             places_N = None if self.place_kind is None else held["places"]
             yield _Encoded(held["ids"], held["corners"], features_NC, places_N, device)
+
+    def _is_stored(self) -> bool:
+        """Whether the features are there, and of as many patches as the bag has now: an earlier start may have
+        known another resolution of the slide, or another slide of this name."""
+        if not self._about.exists():
+            return False
+        with np.load(self._about, allow_pickle=False) as held:
+            return len(held["ids"]) == len(self)
 
     @torch.no_grad()
     def _encode(self, streaming: StreamingConfig, device: torch.device) -> None:
