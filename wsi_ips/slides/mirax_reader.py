@@ -102,9 +102,9 @@ class _Slide:
         concats = np.cumsum([level.concat_exponent for level in self._levels]).tolist()
         levels = []
         active = np.zeros(0, np.int64)
-        for number, exponent in enumerate(concats):
-            tiles, cameras = self._level(number, 1 << exponent, active)
-            active = cameras if number == 0 else active
+        for level, exponent in enumerate(concats):
+            tiles, cameras = self._level(level, 1 << exponent, active)
+            active = cameras if level == 0 else active
             levels.append(tiles)
         pictures, left_out = self._pictures()
         others = self._ini.other_hierarchies()
