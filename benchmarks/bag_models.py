@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from wsi_ips.training.schedule import lr_multiplier
+from wsi_ips.training.losses import lr_multiplier
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def parsed() -> argparse.Namespace:
 def drawn(folder: Path, count: int) -> list[Path]:
     """So many drawn slides, of sizes that differ."""
     from wsi_ips.config import SyntheticConfig
-    from wsi_ips.datasets.synthetic import make_camelyon_like
+    from wsi_ips.drawn.synthetic import make_camelyon_like
 
     print(f"drawing {count} slides ...", file=sys.stderr, flush=True)
     config = SyntheticConfig(train=1, val=1, test=max(1, count - 2), side_px=SIDE_PX)

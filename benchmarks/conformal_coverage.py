@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-from wsi_ips.evaluation.conformal import in_sets, thresholds  # noqa: E402
-from wsi_ips.evaluation.set_scores import score_sets  # noqa: E402
+from wsi_ips.evaluation.conformal import (  # noqa: E402
+    in_sets,
+    score_sets,
+    thresholds,
+)
 
 DRAWS = 200
 

@@ -35,8 +35,7 @@ from benchmarks.make_gigapixel import (
 )
 from benchmarks.ndpi_file import write_ndpi
 from wsi_ips.config import TilingConfig
-from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.region import paste, white_region
+from wsi_ips.slides.base import RgbImage, paste, white_region
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp, Size
 

@@ -34,8 +34,11 @@ from benchmarks.container_cases import CONTAINERS, Case, DrawnSlide  # noqa: E40
 from benchmarks.stream import THREADS, by_two_threads  # noqa: E402
 from wsi_ips.config import StreamingConfig  # noqa: E402
 from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError  # noqa: E402
-from wsi_ips.slides.base import RgbImage, SlideReader  # noqa: E402
-from wsi_ips.slides.region import WHITE  # noqa: E402
+from wsi_ips.slides.base import (  # noqa: E402
+    WHITE,
+    RgbImage,
+    SlideReader,
+)
 from wsi_ips.slides.registry import open_slide  # noqa: E402
 from wsi_ips.streaming.stream import PatchStream  # noqa: E402
 

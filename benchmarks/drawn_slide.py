@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from wsi_ips.datasets.nuclei import NORMAL, Density, NucleusKind, draw_nuclei, scatter
-from wsi_ips.datasets.synthetic_tissue import EOSIN, HAEMATOXYLIN
-from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.region import WHITE
+from wsi_ips.drawn.nuclei import NORMAL, Density, NucleusKind, draw_nuclei, scatter
+from wsi_ips.drawn.synthetic import EOSIN, HAEMATOXYLIN
+from wsi_ips.slides.base import WHITE, RgbImage
 from wsi_ips.units import Mpp
 
 TILE_PX = 256

@@ -14,13 +14,13 @@ import torch
 
 from benchmarks import evidence_settings as settings
 from wsi_ips.config import FinetuneConfig, TaskConfig
-from wsi_ips.datasets.composite import CompositeConfig, make_composite
-from wsi_ips.datasets.lymph_nodes import LymphNodesConfig, make_lymph_nodes, tiling_of
 from wsi_ips.datasets.manifest import SPLITS, Manifest, SlideRecord, read_manifest
+from wsi_ips.drawn.composite import CompositeConfig, make_composite
+from wsi_ips.drawn.lymph_nodes import LymphNodesConfig, make_lymph_nodes, tiling_of
 from wsi_ips.models.build import build_net
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.training.bags import SlideBag, tile_bag
-from wsi_ips.training.encoded_bags import EncodedBag
+from wsi_ips.training.head_start import EncodedBag
 
 CPU = torch.device("cpu")
 DataName = Literal["nodes", "nodes_cross", "textures"]

@@ -33,15 +33,14 @@ from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import SPLITS, SlideRecord
 from wsi_ips.evaluation.froc import froc_curve
 from wsi_ips.evaluation.slide_level import roc_auc
-from wsi_ips.files import whole_file
-from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.ips_net import BagNet
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.slide_reading import SlideReading
-from wsi_ips.training.encoded_bags import EncodedBag
+from wsi_ips.storage.files import whole_file
 from wsi_ips.training.fit import train_bags
-from wsi_ips.training.head_start import head_start_config
-from wsi_ips.training.record import BEST_NAME
+from wsi_ips.training.head_start import EncodedBag, head_start_config
+from wsi_ips.training.run_state import BEST_NAME
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from wsi_ips.selection.slide_reading import read_slide
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.stream import Chunk, PatchStream
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.tiling.patches import tile_slide
 
 ENCODERS = {"resnet18": "resnet18", "mobilenet": "mobilenetv3_small_100"}
 """Short name in the flat keys, and timm's name."""

@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in
 from benchmarks.container_files import StoredLevel, jpeg_420, write_philips, write_tiff  # noqa: E402
 from benchmarks.drawn_slide import MPP, Mosaic, draw_library, draw_slide  # noqa: E402
 from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError  # noqa: E402
-from wsi_ips.files import whole_file  # noqa: E402
 from wsi_ips.slides.base import RgbImage  # noqa: E402
+from wsi_ips.storage.files import whole_file  # noqa: E402
 from wsi_ips.units import Mpp  # noqa: E402
 
 CONTAINERS = ("tiff", "philips")

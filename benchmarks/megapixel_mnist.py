@@ -25,13 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
 from benchmarks.image_baselines import MeanPooling, RandomPatches, fit  # noqa: E402
+from wsi_ips.commands.progress_bars import RichProgress  # noqa: E402
 from wsi_ips.config import FinetuneConfig, MegapixelMnistConfig, fingerprint  # noqa: E402
-from wsi_ips.datasets.image_sets import ImageSplits, image_splits  # noqa: E402
-from wsi_ips.evaluation.bag_scores import score_bags  # noqa: E402
-from wsi_ips.files import whole_file  # noqa: E402
+from wsi_ips.images.image_sets import ImageSplits, image_splits  # noqa: E402
+from wsi_ips.images.scores import score_bags  # noqa: E402
 from wsi_ips.models.checkpoint import load_checkpoint  # noqa: E402
-from wsi_ips.progress_bars import RichProgress  # noqa: E402
 from wsi_ips.recipe import ImagesJob, load_recipe, make_job, shipped_recipe  # noqa: E402
+from wsi_ips.storage.files import whole_file  # noqa: E402
 from wsi_ips.streaming.device import pick_device  # noqa: E402
 from wsi_ips.training.fit import train_bags  # noqa: E402
 

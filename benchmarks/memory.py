@@ -200,7 +200,7 @@ def plot(path: Path, run: Run, *, select: bool) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    from wsi_ips.files import whole_file
+    from wsi_ips.storage.files import whole_file
 
     patches, megabytes = zip(*run.curve, strict=True)
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")

@@ -18,12 +18,11 @@ from pathlib import Path
 import torch
 
 from wsi_ips.config import DetectorConfig, DetectorTrainingConfig
-from wsi_ips.datasets.nucleus_outlines import OutlinedImage, read_outlined_images, split_off
-from wsi_ips.evaluation.detector_scores import RULES, Score, chosen_threshold, found_in_images, score_found
-from wsi_ips.models.cost import parameters_of
-from wsi_ips.models.detection.build import build_detector
-from wsi_ips.models.detection.checkpoint import save_detector
-from wsi_ips.training.detector import train_detector
+from wsi_ips.models.build import parameters_of
+from wsi_ips.nuclei.data import OutlinedImage, read_outlined_images, split_off
+from wsi_ips.nuclei.models import build_detector, save_detector
+from wsi_ips.nuclei.scores import RULES, Score, chosen_threshold, found_in_images, score_found
+from wsi_ips.nuclei.training import train_detector
 
 BACKBONES = {"spinenet49s": "spinenet49s", "resnet18_fpn": "resnet18"}
 KEPT_BACK = 2

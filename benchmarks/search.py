@@ -19,16 +19,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsi_ips.config import SearchConfig
-from wsi_ips.files import whole_file
-from wsi_ips.models.spinenet.specification import Specification
-from wsi_ips.models.spinenet.specification_file import content_of, write_specification
+from wsi_ips.models.spinenet.specification import Specification, content_of, write_specification
 from wsi_ips.recipe import SearchJob, load_recipe, make_job, shipped_recipe
 from wsi_ips.search.candidate import ProxyTask, Scored
-from wsi_ips.search.plots import draw_search
-from wsi_ips.search.proxy_data import prepare, write_arrays
-from wsi_ips.search.record import Candidate, best_of
+from wsi_ips.search.proxy import prepare, write_arrays
+from wsi_ips.search.record import Candidate, best_of, draw_search
 from wsi_ips.search.run import new_candidates
 from wsi_ips.search.strategy import build_strategy
+from wsi_ips.storage.files import whole_file
 
 NOISE_NETWORKS = 3
 """How many random networks the score's own noise is measured on."""

@@ -21,10 +21,10 @@ import torch
 from benchmarks.image_baselines import RandomPatches as RandomImagePatches
 from benchmarks.image_baselines import fit as fit_images
 from wsi_ips.config import FinetuneConfig, MegapixelMnistConfig
-from wsi_ips.datasets.image_sets import ImageSplits, image_splits
-from wsi_ips.evaluation.bag_scores import score_bags
-from wsi_ips.files import whole_file
+from wsi_ips.images.image_sets import ImageSplits, image_splits
+from wsi_ips.images.scores import score_bags
 from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.storage.files import whole_file
 from wsi_ips.training.fit import train_bags
 
 CPU = torch.device("cpu")

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from shapely import MultiPolygon
 from shapely.affinity import scale
 
-from wsi_ips.datasets.composite_layout import filled
+from wsi_ips.drawn.composite import filled
 from wsi_ips.evaluation.bootstrap import Picked, bootstrap
-from wsi_ips.evaluation.detections import detections_from_attention
-from wsi_ips.evaluation.froc import FrocRules, SlideHits, hit_lesions, lesion_mask
+from wsi_ips.evaluation.froc import FrocRules, SlideHits, detections_from_attention, hit_lesions, lesion_mask
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.tiling.grid import PatchCoords
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import StreamingConfig
 from wsi_ips.slides.base import SlideInfo
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp

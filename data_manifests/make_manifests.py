@@ -2,14 +2,13 @@
 
 ``python data_manifests/make_manifests.py stages.csv``, where stages.csv is CAMELYON17's own (``stages.csv`` of the
 bucket or ``stage_labels.csv`` of GigaDB). What the columns mean and where the facts are from stands in
-``wsi_ips/datasets/camelyon_manifest.py``.
+``wsi_ips/datasets/camelyon.py``.
 """
 
 import sys
 from pathlib import Path
 
-from wsi_ips.datasets.camelyon_labels import read_stages
-from wsi_ips.datasets.camelyon_manifest import camelyon16_rows, camelyon17_rows, write_rows
+from wsi_ips.datasets.camelyon import camelyon16_rows, camelyon17_rows, read_stages, write_rows
 
 
 def main(stages: Path, out: Path) -> None:

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import settings
 
 from wsi_ips.config import SyntheticConfig
-from wsi_ips.datasets.synthetic import make_camelyon_like
+from wsi_ips.drawn.synthetic import make_camelyon_like
 from wsi_ips.errors import SlideReadError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.recipe import FinetuneJob, make_job
 from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 # Shared machines stall: a slow example is no failure. CI tries the same examples each time, so that a red run is
 # about the change at hand; developers' runs look for new ones, and one that fails becomes an @example.

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from wsi_ips.cli.start import start
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.colours import Colormap
-from wsi_ips.heatmaps.display_scale import Scale
+from wsi_ips.heatmaps.display_scale import Colormap, Scale
 from wsi_ips.recipe import (
     DemoJob,
     FeaturesJob,

@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.camelyon_manifest import read_rows
+from wsi_ips.datasets.camelyon import read_rows
 from wsi_ips.datasets.manifest import read_manifest
-from wsi_ips.datasets.textures import read_textures
+from wsi_ips.drawn.textures import read_textures
 from wsi_ips.errors import ConfigError, FileError, WsiIpsError
-from wsi_ips.evaluation.detections import read_detections
-from wsi_ips.evaluation.history import read_history
+from wsi_ips.evaluation.froc import read_detections
+from wsi_ips.evaluation.plots import read_history
 from wsi_ips.evaluation.staging import read_stages
-from wsi_ips.inference.case_predictions import read_case_table
-from wsi_ips.inference.found_table import FoundTable
-from wsi_ips.inference.predictions import PredictionRow, read_predictions, write_predictions
-from wsi_ips.inference.slide_table import SlideRow, read_slide_table, write_slide_table
+from wsi_ips.inference.predictions import PredictionRow, read_case_table, read_predictions, write_predictions
+from wsi_ips.inference.telemetry import SlideRow, read_slide_table, write_slide_table
+from wsi_ips.nuclei.found_files import FoundTable
 from wsi_ips.slides.resolution import read_mpp_table
 from wsi_ips.training.cross_validation import _write_folds
 

@@ -43,7 +43,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from unicodedata import category
 
-from wsi_ips.location import Location, locate
+from wsi_ips.storage.location import Location, locate
 
 
 def one_line(what: Exception | str, *, most: int | None = None) -> str:

@@ -17,7 +17,7 @@ from benchmarks.evidence_settings import METHODS, asked
 from benchmarks.evidence_table import figures_of, markdown, read_results
 from benchmarks.paired_gain import gain_interval
 from benchmarks.slide_scores import auc_interval, lead_interval, macro_auc, slide_hits
-from tests.datasets.drawn_textures import draw_outlines, draw_textures
+from tests.drawn.drawn_textures import draw_outlines, draw_textures
 from wsi_ips.config import TilingConfig
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp

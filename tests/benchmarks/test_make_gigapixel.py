@@ -14,7 +14,7 @@ from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.tiling.patches import tile_slide
 
 SIDE_PX = 4096
 

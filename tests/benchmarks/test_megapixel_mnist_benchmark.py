@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.image_baselines import MeanPooling, RandomPatches
 from benchmarks.megapixel_mnist import FINETUNE, main
-from tests.datasets.small_mnist import write_small_mnist
+from tests.images.small_mnist import write_small_mnist
 from wsi_ips.config import FinetuneConfig, TilingConfig
-from wsi_ips.datasets.image_bags import ImageBag, ImageGrid
+from wsi_ips.images.bags import ImageBag, ImageGrid
 
 CPU = torch.device("cpu")
 

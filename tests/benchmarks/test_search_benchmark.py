@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.search import Scores, search_figures
-from tests.datasets.drawn_textures import draw_textures
+from tests.drawn.drawn_textures import draw_textures
 from tests.search.small import settings
 from wsi_ips.search.candidate import ProxyTask
-from wsi_ips.search.proxy_data import prepare, write_arrays
+from wsi_ips.search.proxy import prepare, write_arrays
 
 STRATEGIES = ("random", "evolution", "controller")
 

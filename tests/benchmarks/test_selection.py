@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.selection import chosen, flat, main, parsed, relevant
-from tests.datasets.small_mnist import write_small_mnist
+from tests.images.small_mnist import write_small_mnist
 
 
 def options(monkeypatch: pytest.MonkeyPatch, *given: object) -> None:

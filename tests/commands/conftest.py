@@ -5,8 +5,7 @@ import torch
 
 from tests.commands.console import Console, make_console
 from wsi_ips.config import DetectorConfig
-from wsi_ips.models.detection.build import build_retinanet
-from wsi_ips.models.detection.checkpoint import save_detector
+from wsi_ips.nuclei.models import build_retinanet, save_detector
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands.console import Console
-from tests.datasets.drawn_nodes import draw_nodes
-from tests.datasets.drawn_textures import draw_outlines
+from tests.drawn.drawn_nodes import draw_nodes
+from tests.drawn.drawn_textures import draw_outlines
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import read_manifest
 

@@ -13,8 +13,7 @@ from tests.conftest import SmallData
 from wsi_ips.config import DetectorConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import read_result
-from wsi_ips.models.detection.build import build_detector
-from wsi_ips.models.detection.checkpoint import save_detector
+from wsi_ips.nuclei.models import build_detector, save_detector
 
 
 def rows(path: Path) -> list[dict[str, str]]:

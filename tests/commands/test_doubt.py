@@ -17,8 +17,14 @@ from tests.conftest import SmallData
 from tests.datasets.feature_folders import features_of, write_features
 from wsi_ips.commands.job import run_job
 from wsi_ips.config import ModelConfig, PipelineConfig, TaskConfig
-from wsi_ips.evaluation.calibrated import Calibration, QuestionRule, TaskCalibration, write_calibration
-from wsi_ips.evaluation.conformal import one_of_each_case, rank
+from wsi_ips.evaluation.conformal import (
+    Calibration,
+    QuestionRule,
+    TaskCalibration,
+    one_of_each_case,
+    rank,
+    write_calibration,
+)
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import checkpoint_sha256, save_checkpoint
 from wsi_ips.progress import silent

@@ -18,7 +18,7 @@ import sys, time
 from pathlib import Path
 from wsi_ips import cli
 from wsi_ips.cli import application
-from wsi_ips.files import whole_file
+from wsi_ips.storage.files import whole_file
 
 @application.app.command()
 def slow(path: Path) -> None:

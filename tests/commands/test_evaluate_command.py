@@ -20,12 +20,11 @@ from tests.conftest import SmallData
 from wsi_ips.commands.evaluate_froc import _pruned
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.annotations import write_asap
-from wsi_ips.datasets.camelyon_labels import NODE_CLASSES
-from wsi_ips.evaluation.cases import Pooling
-from wsi_ips.evaluation.detections import read_detections
-from wsi_ips.evaluation.froc import SlideHits, froc_curve
+from wsi_ips.datasets.camelyon import NODE_CLASSES
+from wsi_ips.evaluation.froc import SlideHits, froc_curve, read_detections
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.evaluation.staging import read_stages
+from wsi_ips.evaluation.task_scores import Pooling
 from wsi_ips.recipe import EvaluateJob
 
 FAST = ("--bootstrap", "50", "--no-plots")

@@ -10,7 +10,7 @@ from tests.commands.console import Console
 from tests.commands.evaluated_run import Slide, make_run, tumor
 from tests.commands.test_evaluate_command import FAST, metrics, rows
 from wsi_ips.config import TaskConfig
-from wsi_ips.evaluation.detections import read_detections
+from wsi_ips.evaluation.froc import read_detections
 from wsi_ips.inference.results import read_result, write_result
 from wsi_ips.inference.run_folder import RunFolder
 

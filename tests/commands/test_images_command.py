@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from tests.commands.console import Console
-from tests.datasets.small_mnist import write_small_mnist
+from tests.images.small_mnist import write_small_mnist
 from wsi_ips.config import EncoderConfig, ModelConfig
-from wsi_ips.datasets.image_sets import image_splits
-from wsi_ips.datasets.synthetic_signs import make_signs
-from wsi_ips.datasets.traffic_signs import CLASSES
 from wsi_ips.errors import ConfigError
+from wsi_ips.images.image_sets import image_splits
+from wsi_ips.images.traffic_signs import CLASSES, make_signs
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.recipe import ImagesJob, load_recipe, make_job, shipped_recipe

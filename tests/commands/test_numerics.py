@@ -12,9 +12,9 @@ from torch import Tensor
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.commands.predict import predict
-from wsi_ips.datasets.synthetic_signs import make_signs
 from wsi_ips.errors import ConfigError
-from wsi_ips.evaluation.bag_scores import BagScores, score_bags
+from wsi_ips.images.scores import BagScores, score_bags
+from wsi_ips.images.traffic_signs import make_signs
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import silent
 from wsi_ips.recipe import PredictJob, shipped_recipe

@@ -225,7 +225,7 @@ def test_without_matplotlib_the_losses_are_a_table(
         raise ConfigError("plots need matplotlib")
 
     monkeypatch.setattr(plots, "check_can_plot", absent)
-    monkeypatch.setattr("wsi_ips.report.plots.check_can_plot", absent)
+    monkeypatch.setattr("wsi_ips.report.pictures.check_can_plot", absent)
     run = make_run(tmp_path, TWELVE)
     assert console("evaluate", run, manifest_of(tmp_path, TWELVE), "--bootstrap", "5", "--no-plots").code == 0
     assert console("report", run, "--training", trained(tmp_path / "model"), "--top", "0").code == 0

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from wsi_ips.commands.shared_out import shared_out
-from wsi_ips.inference.alone import Died
+from wsi_ips.inference.in_hand import Died
 
 
 def double_or_die(number: int) -> int:

@@ -22,11 +22,11 @@ from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.tiling.foreign_files import write_clam
 from wsi_ips.datasets.feature_files import open_features
-from wsi_ips.inference.tensor_file import save_rows
-from wsi_ips.lock_file import locked
+from wsi_ips.inference.feature_export import save_rows
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.streaming.patch_region import PatchRegion
+from wsi_ips.storage.held_folder import locked
+from wsi_ips.streaming.region_source import PatchRegion
 from wsi_ips.tiling.coords import read_coords
 from wsi_ips.units import Mpp
 
@@ -342,7 +342,7 @@ MEMORY = """
 import resource, sys, numpy as np, torch
 from pathlib import Path
 from wsi_ips.errors import SlideReadError
-from wsi_ips.inference.tensor_file import save_rows
+from wsi_ips.inference.feature_export import save_rows
 def write(n):
     block = np.ones((1000, 1024), np.float32)
     path, blocks = Path(sys.argv[1]) / f"{n}.pt", (block for _ in range(n))

@@ -17,12 +17,11 @@ from filelock import FileLock
 from tests.commands.console import Console
 from tests.commands.deadly import Command, detect, features, predict, rows
 from tests.conftest import SmallData
-from wsi_ips.inference.alone import Died
-from wsi_ips.inference.in_hand import IN_HAND
+from wsi_ips.inference.in_hand import IN_HAND, Died
 from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.results import SlideResult
-from wsi_ips.inference.slide_table import SlideRow, Status, read_slide_table, write_slide_table
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
+from wsi_ips.inference.telemetry import SlideRow, Status, read_slide_table, write_slide_table
 
 BY_KILL = "the process that read it was killed by SIGKILL; if memory ran out give it more"
 
@@ -165,7 +164,7 @@ def test_a_slide_that_killed_who_looked_ahead_is_tried_once_more_alone(
     def dying(work: object, task: tuple[object, ...]) -> NoReturn:
         raise Died(-9)
 
-    monkeypatch.setattr("wsi_ips.inference.ahead.alone", dying)
+    monkeypatch.setattr("wsi_ips.inference.in_hand.alone", dying)
     monkeypatch.setattr("wsi_ips.commands.predict.predict_in_turn", partial(predict_in_turn, ahead=True))
     out = tmp_path / "out"
     assert console(*predict(slides, small_checkpoint, Path()), "--out", out).code == 3

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.commands.console import Console
-from wsi_ips.models.detection.checkpoint import load_detector
+from wsi_ips.nuclei.models import load_detector
 
 RECIPE = """
 command: train-detector

@@ -10,9 +10,8 @@ from tests.conftest import SMALL_MODEL, SmallData
 from tests.streaming.test_stream import picture
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import TooCoarse
-from wsi_ips.slides.memory_reader import MemoryReader
-from wsi_ips.tiling.find_patches import PatchesInTissue
-from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.slides.image_reader import MemoryReader
+from wsi_ips.tiling.patches import PatchesInTissue, tile_slide
 from wsi_ips.units import Mpp
 
 PATCH = ("--patch-px", "32", "--patch-mpp", "2.0")
@@ -148,8 +147,7 @@ def test_detect_at_a_finer_resolution_than_the_run_s_slide(
     import torch
 
     from wsi_ips.config import DetectorConfig
-    from wsi_ips.models.detection.build import build_retinanet
-    from wsi_ips.models.detection.checkpoint import save_detector
+    from wsi_ips.nuclei.models import build_retinanet, save_detector
 
     torch.manual_seed(0)
     config = DetectorConfig(backbone="resnet10t", pyramid_channels=8, head_channels=8, head_convs=1, mpp=2.0,

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.datasets.camelyon import find_camelyon, resolve_slide
-from wsi_ips.datasets.camelyon_manifest import shipped_rows
+from wsi_ips.datasets.camelyon import find_camelyon, resolve_slide, shipped_rows
 
 LAYOUTS = {
     "GigaDB": (

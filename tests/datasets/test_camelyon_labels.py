@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.datasets.camelyon_labels import read_reference, read_stages
+from wsi_ips.datasets.camelyon import read_reference, read_stages
 from wsi_ips.errors import DatasetError
 
 

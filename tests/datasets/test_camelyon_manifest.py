@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.camelyon_labels import NODE_CLASSES, STAGES, read_stages
-from wsi_ips.datasets.camelyon_manifest import camelyon16_rows, camelyon17_rows, shipped_rows, write_rows
+from wsi_ips.datasets.camelyon import (
+    NODE_CLASSES,
+    STAGES,
+    camelyon16_rows,
+    camelyon17_rows,
+    read_stages,
+    shipped_rows,
+    write_rows,
+)
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import DatasetError
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_ips.datasets.manifest import SlideRecord
-from wsi_ips.datasets.splits import folds_by_case, split_by_case
+from wsi_ips.datasets.manifest import SlideRecord, folds_by_case, split_by_case
 from wsi_ips.errors import ConfigError
 
 CLASSES = ("normal", "tumor")

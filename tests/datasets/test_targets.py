@@ -1,7 +1,7 @@
 import pytest
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.targets import target_of
+from wsi_ips.datasets.manifest import target_of
 
 GRADE = TaskConfig(name="grade", classes=("low", "middle", "high"))
 FOUND = TaskConfig(name="found", classes=("a", "b", "c"), activation="sigmoid")

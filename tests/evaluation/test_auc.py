@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely import MultiPolygon
 
-from wsi_ips.evaluation.patch_level import attention_auc, lesion_share_of_patches
-from wsi_ips.evaluation.slide_level import roc_auc
+from wsi_ips.evaluation.slide_level import attention_auc, lesion_share_of_patches, roc_auc
 
 scored = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40).filter(
     lambda pairs: len({positive for _, positive in pairs}) == 2

@@ -8,7 +8,7 @@ import pytest
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import CalibrationError
-from wsi_ips.evaluation.calibrated import (
+from wsi_ips.evaluation.conformal import (
     Calibration,
     QuestionRule,
     TaskCalibration,

@@ -11,15 +11,16 @@ from scipy.special import softmax
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.evaluation.conformal import (
+    clopper_pearson,
     coverage_range,
     fewest,
     in_sets,
     one_of_each_case,
     questions,
     rank,
+    score_sets,
     thresholds,
 )
-from wsi_ips.evaluation.set_scores import clopper_pearson, score_sets
 
 
 def drawn(rng: np.random.Generator, n: int, classes: int, skill: float) -> tuple[np.ndarray, np.ndarray]:

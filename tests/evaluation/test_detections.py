@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ResultsError
-from wsi_ips.evaluation.detections import (
+from wsi_ips.evaluation.froc import (
     Detections,
     detections_from_attention,
     detections_from_contributions,

@@ -8,10 +8,10 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from tests.evaluation import plain_froc
-from wsi_ips.evaluation.detections import Detections
 from wsi_ips.evaluation.froc import (
     LARGEST_MASK_PX,
     RATES,
+    Detections,
     FrocRules,
     SlideHits,
     froc_curve,

@@ -10,19 +10,22 @@ from hypothesis import strategies as st
 from torchmetrics.functional import classification as library
 from torchmetrics.functional import regression
 
-from wsi_ips.evaluation.calibration import brier, brier_of_classes, reliability, top_label
 from wsi_ips.evaluation.slide_level import (
     ClassRates,
     accuracy,
     average_precision,
     balanced_accuracy,
+    brier,
+    brier_of_classes,
     confusion_matrix,
     mean_defined,
     one_vs_rest_aucs,
     r_squared,
+    reliability,
     roc_auc,
     roc_curve,
     spearman,
+    top_label,
     youden_threshold,
 )
 

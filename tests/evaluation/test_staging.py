@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_cohen_kappa
 
-from wsi_ips.datasets.camelyon_labels import NODE_CLASSES, STAGES
+from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES
 from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.staging import (
     pn_stage,

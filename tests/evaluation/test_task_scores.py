@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.evaluation.cases import pool_cases
-from wsi_ips.evaluation.task_scores import Scored, class_rows, kind_of
+from wsi_ips.evaluation.task_scores import Scored, class_rows, kind_of, pool_cases
 
 BINARY = TaskConfig()
 SEVERAL = TaskConfig(classes=("benign", "adeno", "squamous"))

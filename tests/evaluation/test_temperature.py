@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from wsi_ips.evaluation.temperature import (
+from wsi_ips.evaluation.conformal import (
     Activation,
     fit_temperature,
     negative_log_likelihood,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_ips.errors import WsiIpsError, harmless
-from wsi_ips.files import PARTIAL
+from wsi_ips.storage.files import PARTIAL
 
 MOST_CPU_S = 8.0
 MOST_GROWN_MB = 500

@@ -95,7 +95,7 @@ def _stream(given: Path) -> None:
     from wsi_ips.config import StreamingConfig
     from wsi_ips.slides.registry import open_slide
     from wsi_ips.streaming.stream import PatchStream
-    from wsi_ips.tiling.tile import tile_slide
+    from wsi_ips.tiling.patches import tile_slide
     from wsi_ips.units import Mpp
 
     tiling = TilingConfig.model_validate({**TILING, "min_tissue": 0.0001})
@@ -113,9 +113,8 @@ def read_tile(given: Path, out: Path) -> None:
     from wsi_ips.slides.codecs.base import TileError
     from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
     from wsi_ips.slides.codecs.jpeg2000 import Jpeg2000Tiles
-    from wsi_ips.slides.codecs.plain import Packing, PlainTiles
-    from wsi_ips.slides.codecs.restart_jpeg import JpegHeader, StackedIntervals
-    from wsi_ips.slides.codecs.rle import RleTiles
+    from wsi_ips.slides.codecs.plain import Packing, PlainTiles, RleTiles
+    from wsi_ips.slides.tiff.restart_intervals import JpegHeader, StackedIntervals
 
     data, size = given.read_bytes(), (64, 64)
     view = memoryview(data)
@@ -154,7 +153,7 @@ def read_coordinates(given: Path, out: Path) -> None:
     """Coordinates by themselves, of their slide, and as patches that a model reads."""
     from tests.fuzz.seeds_of_runs import slide_info
     from wsi_ips.tiling.coords import read_coords, stored_tiled_from
-    from wsi_ips.tiling.stored_patches import StoredPatches
+    from wsi_ips.tiling.patches import StoredPatches
 
     class Slide:
         info = slide_info()
@@ -227,7 +226,7 @@ def _viewed(run: Path) -> None:
 
 
 def read_weights(given: Path, out: Path) -> None:
-    from wsi_ips.models.encoders.weights_reading import read_state_dict, without_prefix
+    from wsi_ips.models.encoders.weights import read_state_dict, without_prefix
 
     state = read_state_dict(given)
     with suppress(ValueError):  # two networks that fit: the caller says so
@@ -252,15 +251,14 @@ def read_training_state(given: Path, out: Path) -> None:
 
 def read_table(given: Path, out: Path) -> None:
     """A table by the reader that its name asks for."""
-    from wsi_ips.datasets.camelyon_labels import read_reference, read_stages
+    from wsi_ips.datasets.camelyon import read_reference, read_stages
     from wsi_ips.datasets.checksums import read_checksums, verify_folder
     from wsi_ips.datasets.manifest import read_manifest
-    from wsi_ips.evaluation.detections import read_detections
-    from wsi_ips.evaluation.history import read_history
-    from wsi_ips.inference.case_predictions import read_case_table
-    from wsi_ips.inference.found_table import FoundTable
-    from wsi_ips.inference.predictions import read_predictions
-    from wsi_ips.inference.slide_table import read_slide_table
+    from wsi_ips.evaluation.froc import read_detections
+    from wsi_ips.evaluation.plots import read_history
+    from wsi_ips.inference.predictions import read_case_table, read_predictions
+    from wsi_ips.inference.telemetry import read_slide_table
+    from wsi_ips.nuclei.found_files import FoundTable
     from wsi_ips.slides.resolution import read_mpp_table
 
     tasks = [TaskConfig()]
@@ -291,10 +289,10 @@ def read_table(given: Path, out: Path) -> None:
 
 def read_outlines(given: Path, out: Path) -> None:
     """Outlines as tissue (GeoJSON), lesions (ASAP) or nuclei (ImageScope), drawn as a mask too."""
-    from wsi_ips.datasets import nucleus_outlines
     from wsi_ips.datasets.annotations import check_inside, lesion_area, read_asap
     from wsi_ips.datasets.lesion_mask import lesion_mask
-    from wsi_ips.tiling.contour_tissue import ContourFolder, outlined_tissue
+    from wsi_ips.nuclei import data as nucleus_outlines
+    from wsi_ips.tiling.contours import ContourFolder, outlined_tissue
     from wsi_ips.units import Mpp
 
     size = (100, 100)

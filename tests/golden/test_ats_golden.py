@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from tests.conftest import SHARED
-from wsi_ips.attention_sampling.attention_map import entropy_regulariser, l2_normalised, sample_softmax
-from wsi_ips.attention_sampling.expectation import Gradient, expectation
-from wsi_ips.attention_sampling.patches import extract_patches, patch_corners
-from wsi_ips.attention_sampling.sampling import rows_and_columns, sample_without_replacement
+from wsi_ips.models.sampling import (
+    Gradient,
+    entropy_regulariser,
+    expectation,
+    extract_patches,
+    l2_normalised,
+    patch_corners,
+    rows_and_columns,
+    sample_softmax,
+    sample_without_replacement,
+)
 
 FOLDER = Path(os.environ.get("WSI_IPS_GOLDEN", SHARED / "golden"))
 FILES = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("ats_*.npz"))] or [

@@ -13,8 +13,7 @@ import pytest
 
 from tests.conftest import SHARED
 from tests.evaluation import plain_froc
-from wsi_ips.evaluation.detections import Detections
-from wsi_ips.evaluation.froc import SlideHits, froc_curve, hit_lesions, lesion_mask
+from wsi_ips.evaluation.froc import Detections, SlideHits, froc_curve, hit_lesions, lesion_mask
 
 FOLDER = Path(os.environ.get("WSI_IPS_GOLDEN", SHARED / "golden"))
 FILES = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("froc_*.npz"))] or [

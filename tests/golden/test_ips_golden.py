@@ -16,16 +16,13 @@ from torch import Tensor, nn
 from tests.conftest import SHARED
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig, TaskConfig
-from wsi_ips.models.cross_attention import CrossAttention
-from wsi_ips.models.encoders.projector import Projector
-from wsi_ips.models.heads import Heads
-from wsi_ips.models.ips_net import IPSNet, scoring
-from wsi_ips.models.positions import RasterSinusoid
-from wsi_ips.selection.ips import Kept, TopMBuffer, attention_scores, select_patches
+from wsi_ips.models.attention import CrossAttention
+from wsi_ips.models.encoders.timm_encoder import Projector
+from wsi_ips.models.ips_net import Heads, IPSNet, RasterSinusoid, scoring
+from wsi_ips.selection.memory import Kept, TopMBuffer, attention_scores, select_patches
 from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate
-from wsi_ips.training.losses import task_loss
-from wsi_ips.training.schedule import lr_multiplier
+from wsi_ips.training.losses import lr_multiplier, task_loss
 
 FOLDER = Path(os.environ.get("WSI_IPS_GOLDEN", SHARED / "golden"))
 FILES = sorted(FOLDER.glob("ips_*.npz"))

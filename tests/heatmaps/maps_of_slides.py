@@ -10,7 +10,7 @@ from wsi_ips.config import TilingConfig
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import Bounds
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp
 

@@ -13,17 +13,12 @@ from numpy.typing import NDArray
 from tests.heatmaps.maps_of_slides import GREY, drawn, telling
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.heatmaps.asap_regions import AsapRegions
-from wsi_ips.heatmaps.colours import HeatColours, colour_table
-from wsi_ips.heatmaps.contribution_maps import choose_output
-from wsi_ips.heatmaps.deepzoom import DeepZoom
-from wsi_ips.heatmaps.display_scale import DisplayScale
-from wsi_ips.heatmaps.geojson import QuPathGeoJson
-from wsi_ips.heatmaps.maps import Heat, choose_heat
-from wsi_ips.heatmaps.ome_tiff import OmeTiff
-from wsi_ips.heatmaps.ome_zarr import OmeZarr
+from wsi_ips.heatmaps.display_scale import DisplayScale, HeatColours, colour_table
+from wsi_ips.heatmaps.maps import Heat, choose_heat, choose_output
 from wsi_ips.heatmaps.overlay import draw_overlay
-from wsi_ips.heatmaps.patch_sheet import PatchSheet
+from wsi_ips.heatmaps.pictures import PatchSheet
+from wsi_ips.heatmaps.pyramids import DeepZoom, OmeTiff, OmeZarr
+from wsi_ips.heatmaps.regions import AsapRegions, QuPathGeoJson
 from wsi_ips.inference.results import SlideResult
 
 ADDED = {3: 2.5, 8: 0.0702, 20: -0.0702, 21: -0.5, 30: 1e-4}

@@ -19,10 +19,10 @@ from tests.heatmaps.test_legend import drawn_words
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.errors import ConfigError, ExportNotInstalled, ResultsError, SlideReadError
 from wsi_ips.heatmaps.export import EXPORTS, Exporter, make_exporter
-from wsi_ips.heatmaps.heat_pyramid import HeatPyramid, halved, natural_l0_per_px
 from wsi_ips.heatmaps.maps import Heat, choose_heat
+from wsi_ips.heatmaps.pyramids import HeatPyramid, halved, natural_l0_per_px
 from wsi_ips.slides.base import RgbImage, SlideReader
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.units import L0Point, Size
 
 
@@ -196,7 +196,7 @@ class TestOmeZarr(ExporterContract):
         import sys
 
         monkeypatch.setitem(sys.modules, "zarr", None)
-        monkeypatch.delitem(sys.modules, "wsi_ips.heatmaps.ome_zarr", raising=False)
+        monkeypatch.delitem(sys.modules, "wsi_ips.heatmaps.pyramids", raising=False)
         with pytest.raises(ExportNotInstalled, match=r"pip install 'wsi_ips\[zarr\]'"):
             make_exporter("ome-zarr", {})
 

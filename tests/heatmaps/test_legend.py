@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.color import rgb2lab
 
-from wsi_ips.heatmaps.colours import colour_table, colourise
-from wsi_ips.heatmaps.legend import Legend, ScaleBar, Tick, add_legend, short
+from wsi_ips.heatmaps.display_scale import Legend, ScaleBar, Tick, add_legend, colour_table, colourise, short
 
 TABLE = colour_table("blue_yellow")
 

@@ -12,13 +12,12 @@ from PIL import Image
 from tests.heatmaps.test_legend import drawn_words
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.heatmaps.colours import colour_table
-from wsi_ips.heatmaps.legend import short
+from wsi_ips.heatmaps.display_scale import colour_table, short
 from wsi_ips.heatmaps.maps import attention_map, choose_heat, query_of_task, spread_in_words
 from wsi_ips.heatmaps.overlay import draw_overlay, write_overlay
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp, Size

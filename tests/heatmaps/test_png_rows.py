@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsi_ips.heatmaps.png_rows import PngRows
+from wsi_ips.heatmaps.raster import PngRows
 
 
 def encoded(image: np.ndarray, cuts: list[int], text: dict[str, str] | None = None) -> bytes:

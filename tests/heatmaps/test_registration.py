@@ -18,14 +18,11 @@ import zarr
 from PIL import Image
 
 from tests.heatmaps.maps_of_slides import BOUNDS, GREY, L0_SIZE, SLIDE_MPP, Drawn, drawn, result_of
-from wsi_ips.heatmaps.asap_regions import AsapRegions
-from wsi_ips.heatmaps.colours import HeatColours, colour_table
-from wsi_ips.heatmaps.deepzoom import DeepZoom
-from wsi_ips.heatmaps.geojson import QuPathGeoJson
+from wsi_ips.heatmaps.display_scale import HeatColours, colour_table
 from wsi_ips.heatmaps.maps import choose_heat
-from wsi_ips.heatmaps.ome_tiff import OmeTiff
-from wsi_ips.heatmaps.ome_zarr import OmeZarr
 from wsi_ips.heatmaps.overlay import write_overlay
+from wsi_ips.heatmaps.pyramids import DeepZoom, OmeTiff, OmeZarr
+from wsi_ips.heatmaps.regions import AsapRegions, QuPathGeoJson
 
 MAPS: dict[str, dict[str, Any]] = {
     "side by side": {"patch_px": 30},

@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from wsi_ips.errors import ConfigError, SlideReadError
-from wsi_ips.inference.alone import Died, alone
+from wsi_ips.inference.in_hand import Died, alone
 
 
 def doubled(words: bytes) -> tuple[bytes, int]:
@@ -90,7 +90,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from tests.inference.test_alone import sleep_in
-from wsi_ips.inference.alone import alone
+from wsi_ips.inference.in_hand import alone
 alone(sleep_in, Path(sys.argv[1]))
 """
 

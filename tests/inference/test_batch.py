@@ -25,8 +25,8 @@ from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_table import SlideRow, read_slide_table
 from wsi_ips.inference.slide_work import SlideJob
+from wsi_ips.inference.telemetry import SlideRow, read_slide_table
 from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
@@ -250,7 +250,7 @@ def test_what_would_befall_every_slide_ends_the_run(
 def test_a_scheduler_that_is_not_there_or_has_no_workers(
     jobs: list[SlideJob], setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 1.0)
+    monkeypatch.setattr("wsi_ips.inference.batch.ANSWERS_S", 1.0)
     with pytest.raises(ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         predict_on_workers(jobs, setup, tables_of(setup, jobs), BatchConfig(scheduler="tcp://127.0.0.1:9"))
     with (

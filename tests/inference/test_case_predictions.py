@@ -7,9 +7,8 @@ import pytest
 
 from tests.inference.test_results import AGE, LABEL
 from wsi_ips.errors import ManifestError
-from wsi_ips.evaluation.cases import Pooling
-from wsi_ips.inference.case_predictions import read_case_table, write_cases
-from wsi_ips.inference.predictions import PredictionRow
+from wsi_ips.evaluation.task_scores import Pooling
+from wsi_ips.inference.predictions import PredictionRow, read_case_table, write_cases
 
 THREE = [
     PredictionRow(

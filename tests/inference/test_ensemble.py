@@ -9,7 +9,7 @@ import torch
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.errors import SlideClosed
-from wsi_ips.inference.ensemble import EnsemblePredictor, mean_and_spread, mean_result
+from wsi_ips.inference.checkpoints import EnsemblePredictor, mean_and_spread, mean_result
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import read_result, write_result
 from wsi_ips.models.build import build_net

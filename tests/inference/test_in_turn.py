@@ -12,16 +12,14 @@ import torch
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import WsiIpsError
-from wsi_ips.inference.alone import Died, NotStarted, alone
-from wsi_ips.inference.in_hand import IN_HAND, SlidesInHand
+from wsi_ips.inference.in_hand import IN_HAND, Died, NotStarted, SlidesInHand, alone
 from wsi_ips.inference.in_turn import predict_in_turn, predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_table import read_slide_table
 from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
-from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.inference.telemetry import SlideTelemetry, read_slide_table
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
 
@@ -59,7 +57,7 @@ def test_the_next_slide_s_patches_are_found_by_another_process_meanwhile(
         opened.append(list(json.loads((tmp_path / IN_HAND).read_text())["slides"]))
         return read(slide, **options)
 
-    monkeypatch.setattr("wsi_ips.inference.ahead.alone", watched)
+    monkeypatch.setattr("wsi_ips.inference.in_hand.alone", watched)
     monkeypatch.setattr(predictor, "read", watched_read)
     tables, run = in_turn(jobs, predictor, tmp_path / "ahead", in_hand)
     assert [row.status for row in tables.rows] == ["ok", "ok", "failed", "ok"]
@@ -79,7 +77,7 @@ def test_a_slide_that_kills_who_looks_ahead_is_left_and_the_others_are_labelled(
     def dying(work: object, task: Any) -> Any:
         raise Died(-9) if task[2] == jobs[1].slide_id else NotStarted("no process any more")
 
-    monkeypatch.setattr("wsi_ips.inference.ahead.alone", dying)
+    monkeypatch.setattr("wsi_ips.inference.in_hand.alone", dying)
     run = RunFolder(tmp_path)
     tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
     work = SlideWork(predictor, SlideRecorder(run, checkpoint=""))

@@ -12,7 +12,6 @@ import pytest
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
-from wsi_ips.hdf5 import fixed_text
 from wsi_ips.inference import results
 from wsi_ips.inference.results import (
     SlideResult,
@@ -20,6 +19,7 @@ from wsi_ips.inference.results import (
     write_result,
 )
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.storage.hdf5 import fixed_text
 from wsi_ips.tiling.coords import read_coords
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp

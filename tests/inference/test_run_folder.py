@@ -21,11 +21,11 @@ from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_table import read_slide_table
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
+from wsi_ips.inference.telemetry import read_slide_table
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
-from wsi_ips.tiling.stored_patches import StoredPatches
+from wsi_ips.tiling.patches import StoredPatches
 from wsi_ips.units import Mpp
 
 SHA256 = "c" * 64

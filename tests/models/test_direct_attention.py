@@ -10,11 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from wsi_ips.config import AttentionConfig, ModelConfig, PipelineConfig
+from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
-from wsi_ips.models.cross_attention import CrossAttention
-from wsi_ips.models.direct_attention import DirectAttention
-from wsi_ips.models.encoders.projector import PlainProjector, Projector
+from wsi_ips.models.encoders.timm_encoder import PlainProjector, Projector
 from wsi_ips.models.ips_net import IPSNet
 
 WIDTH, HEADS, PATCHES = 6, 3, 5

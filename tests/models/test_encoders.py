@@ -14,8 +14,7 @@ from wsi_ips.config import AttentionConfig, EncoderConfig, ModelConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
-from wsi_ips.models.encoders.weights import EFFICIENTNET_LITE0, efficientnet_lite0_weights
-from wsi_ips.models.encoders.weights_reading import read_state_dict
+from wsi_ips.models.encoders.weights import EFFICIENTNET_LITE0, efficientnet_lite0_weights, read_state_dict
 
 ESPRESSO, TABBY, TIGER_CAT, EGYPTIAN_CAT = 967, 281, 282, 285
 

@@ -3,11 +3,9 @@ import torch
 from torch import nn
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.models.cross_attention import CrossAttention
-from wsi_ips.models.encoders.projector import Projector
-from wsi_ips.models.heads import Heads
-from wsi_ips.models.ips_net import IPSNet, scoring
-from wsi_ips.models.positions import RasterSinusoid
+from wsi_ips.models.attention import CrossAttention
+from wsi_ips.models.encoders.timm_encoder import Projector
+from wsi_ips.models.ips_net import Heads, IPSNet, RasterSinusoid, scoring
 
 
 def net(*, positions: bool = False) -> IPSNet:

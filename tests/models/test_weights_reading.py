@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsi_ips.errors import CheckpointError
-from wsi_ips.models.encoders.weights import load_weights
-from wsi_ips.models.encoders.weights_reading import read_state_dict
+from wsi_ips.models.encoders.weights import load_weights, read_state_dict
 
 
 def small() -> nn.Module:

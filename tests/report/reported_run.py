@@ -12,8 +12,7 @@ from wsi_ips.config import ModelConfig, TaskConfig, TilingConfig, task_queries
 from wsi_ips.inference.predictions import PredictionRow, write_predictions
 from wsi_ips.inference.results import SlideResult, write_result
 from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_table import SlideRow, Status, write_slide_table
-from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, Status, write_slide_table
 from wsi_ips.report.stored_run import StoredRun, read_run
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp, Size

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.report.reported_run import Slide, result_of, stored
-from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.heatmaps.display_scale import colour_table
 from wsi_ips.heatmaps.maps import choose_heat
 from wsi_ips.inference.results import SlideResult, write_result
 from wsi_ips.report.cards import gradient, line_of, make_card

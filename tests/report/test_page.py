@@ -14,11 +14,10 @@ import pytest
 from tests.report.reported_run import Slide, stored
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
-from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.heatmaps.display_scale import colour_table
 from wsi_ips.report.cards import Card, gradient, line_of, make_card
-from wsi_ips.report.evaluation import Judged
 from wsi_ips.report.page import Page, settings_text, write_page
-from wsi_ips.report.stored_run import StoredRun
+from wsi_ips.report.stored_run import Judged, StoredRun
 from wsi_ips.report.summary import summarise
 
 EVIL = "<script>alert('x')<script> & <img src=x onerror=alert(1)> \"' {{ 7 * 7 }}"

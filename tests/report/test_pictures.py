@@ -12,12 +12,14 @@ from PIL import Image
 
 from tests.report.reported_run import L0_SIZE, PATCH, SLIDE_MPP, Slide, result_of, stored
 from tests.slides.tiff_files import tissue_like
-from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.heatmaps.display_scale import colour_table
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.heatmaps.raster import canvas_size
-from wsi_ips.report.budget import LARGEST_REPORT_BYTES, LOOKS, Look, share_of_a_slide, worth_trying
 from wsi_ips.report.cards import line_of, make_card
 from wsi_ips.report.pictures import (
+    LARGEST_REPORT_BYTES,
+    LOOKS,
+    Look,
     Picture,
     Pictures,
     Pixels,
@@ -25,9 +27,11 @@ from wsi_ips.report.pictures import (
     _smaller,
     draw_pictures,
     read_pixels,
+    share_of_a_slide,
     top_places,
+    worth_trying,
 )
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.tiling.picture import slide_picture
 
 TABLE = colour_table("blue_yellow").astype(int)

@@ -7,8 +7,7 @@ import pytest
 
 from tests.report.reported_run import Slide, stored
 from wsi_ips.config import TaskConfig
-from wsi_ips.report.summary import BINS, class_colour, summarise
-from wsi_ips.report.words import answer, count, duration, figure, shortened
+from wsi_ips.report.summary import BINS, answer, class_colour, count, duration, figure, shortened, summarise
 
 
 def test_slides_are_counted_and_sorted_into_classes_and_bins(tmp_path: Path) -> None:

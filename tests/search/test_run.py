@@ -8,8 +8,7 @@ import pytest
 
 from tests.search.small import SMALL, TINY, settings, share_of_residual
 from wsi_ips.errors import ConfigError, ResultsError, TrainingError
-from wsi_ips.models.spinenet.specification import Specification
-from wsi_ips.models.spinenet.specification_file import load_specification
+from wsi_ips.models.spinenet.specification import Specification, load_specification
 from wsi_ips.progress import silent
 from wsi_ips.search.candidate import Scored
 from wsi_ips.search.record import Record, best_of

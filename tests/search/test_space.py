@@ -14,7 +14,7 @@ from wsi_ips.config import SearchSpaceConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.spinenet.registry import create_spinenet
 from wsi_ips.models.spinenet.specification import Block, Specification
-from wsi_ips.search import counting
+from wsi_ips.search import space as counting
 from wsi_ips.search.space import Label, decode, replay
 
 FULL = SearchSpaceConfig()

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from tests.conftest import SMALL_MODEL
 from wsi_ips.config import CoarseConfig, PipelineConfig, StreamingConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.models.bag_net import BagNet
 from wsi_ips.models.build import build_selecting_net
-from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.models.sampling_net import SamplingNet
-from wsi_ips.selection.from_afar import let_through, look, read_cascade, read_sampled
+from wsi_ips.selection.coarse_to_fine import let_through, look, read_cascade, read_sampled
 from wsi_ips.selection.reading import read_bag
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
-from wsi_ips.tiling.windows import window_coords
+from wsi_ips.tiling.patches import window_coords
 from wsi_ips.units import Mpp
 
 CPU = torch.device("cpu")

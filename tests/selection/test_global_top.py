@@ -8,8 +8,7 @@ from torch import Tensor
 
 from tests.selection.drawn import logits_NHT, stored
 from wsi_ips.errors import NotFinite
-from wsi_ips.selection.global_top import global_top
-from wsi_ips.selection.ips import TopMBuffer
+from wsi_ips.selection.memory import TopMBuffer, global_top
 from wsi_ips.selection.score_store import ScoreStore
 
 ms = st.integers(1, 70)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wsi_ips.errors import NotFinite
-from wsi_ips.selection.ips import Kept, TopMBuffer, attention_scores, select_patches
+from wsi_ips.selection.memory import Kept, TopMBuffer, attention_scores, select_patches
 from wsi_ips.selection.score_store import ScoreStore
 
 

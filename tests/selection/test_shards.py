@@ -7,10 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.selection.drawn import in_parts, logits_NHT, stored
-from wsi_ips.selection.global_top import Top, global_top
-from wsi_ips.selection.normalisers import Normalisers
-from wsi_ips.selection.score_store import ScoreStore
-from wsi_ips.selection.shards import select_over_parts
+from wsi_ips.selection.memory import Top, global_top, select_over_parts
+from wsi_ips.selection.score_store import Normalisers, ScoreStore
 
 
 def assert_same(ours: Top, whole: Top) -> None:

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ips.config import SelectionConfig, StreamingConfig, TaskConfig, TilingConfig
-from wsi_ips.models.cross_attention import CrossAttention
-from wsi_ips.models.heads import Heads
-from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.models.positions import Positions, RasterSinusoid, SlideSinusoid
+from wsi_ips.models.attention import CrossAttention
+from wsi_ips.models.ips_net import Heads, IPSNet, Positions, RasterSinusoid, SlideSinusoid
+from wsi_ips.selection.memory import select_over_parts
 from wsi_ips.selection.score_store import ScoreStore
-from wsi_ips.selection.shards import select_over_parts
 from wsi_ips.selection.slide_reading import encode_again, places_for, read_slide, select
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.streaming.stream import Chunk, PatchStream
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp, PlaceKind

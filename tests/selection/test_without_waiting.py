@@ -20,12 +20,12 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import NotFinite
 from wsi_ips.models.build import build_net
 from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.selection import global_top, ips
-from wsi_ips.selection.global_top import Top
-from wsi_ips.selection.ips import TopMBuffer
+from wsi_ips.selection import memory as global_top
+from wsi_ips.selection import memory as ips
+from wsi_ips.selection.memory import Top, TopMBuffer
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import score_part, select
-from wsi_ips.streaming.chunk import Chunk
+from wsi_ips.streaming.patch_source import Chunk
 from wsi_ips.units import PlaceKind
 
 CHUNKS = 7

@@ -13,7 +13,7 @@ from tests.slides.tiff_files import halved, tissue_like
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.codecs.jpeg2000 import rgb_of_ycbcr
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 TILE = 128
 SIZ, COD, SOT, SOD, END = b"\xff\x51", b"\xff\x52", b"\xff\x90", b"\xff\x93", b"\xff\xd9"

@@ -17,7 +17,7 @@ from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.errors import SlideReadError, UnsupportedSlide, WsiIpsError
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.tiff import directories
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.base import LeftOut
-from wsi_ips.slides.dicom_reader import DicomReader
+from wsi_ips.slides.dicom.layout import DicomReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.streaming.stream import PatchStream
 

@@ -31,7 +31,7 @@ from wsi_ips.errors import DamagedSlide, SlideReadError, WsiIpsError
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.dicom import elements
 from wsi_ips.slides.dicom.elements import BrokenHeader, read_header
-from wsi_ips.slides.dicom_reader import DicomReader
+from wsi_ips.slides.dicom.layout import DicomReader
 
 IMAGE = tissue_like(400, 300)
 SPARSE = {"positions": True, "organization": "TILED_SPARSE"}

@@ -10,13 +10,13 @@ from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.commands.info import describe_slides
 from wsi_ips.commands.tile import tile
 from wsi_ips.errors import DamagedSlide, SeveralSlides, SlideNotFound, UnsupportedSlide
-from wsi_ips.fingerprint import fingerprint
 from wsi_ips.progress import silent
 from wsi_ips.recipe import TileJob, make_job
 from wsi_ips.slides import find_slides, open_slide, slide_id, unique_slide_ids
 from wsi_ips.slides.dicom import series
 from wsi_ips.slides.folder import files_of
 from wsi_ips.slides.resolution import SlideMpp, read_mpp_table
+from wsi_ips.storage.fingerprint import fingerprint
 
 SMALL, LARGE = tissue_like(200, 100), tissue_like(400, 300)
 

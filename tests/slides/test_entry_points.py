@@ -12,7 +12,7 @@ READER = '''
 from pathlib import Path
 from wsi_ips.errors import UnsupportedSlide
 from wsi_ips.slides.base import Level, SlideInfo
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 import numpy as np
 
 class TextReader(MemoryReader):

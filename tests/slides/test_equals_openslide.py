@@ -5,7 +5,7 @@ import pytest
 
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 APERIO = "Aperio Image Library v11.2.1 \r\n1304x976 (256x256) JPEG/RGB Q=30|AppMag = 20|MPP = 0.4990"
 

@@ -11,11 +11,12 @@ from tests.slides.range_server import Manner, RangeServer, serving
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from tests.slides.zarr_files import write_zarr
 from wsi_ips.errors import ConfigError, FileError, SlideReadError, SlideUnreachable
-from wsi_ips.location import Url
-from wsi_ips.slides import bounded_response, ome_zarr_reader, open_slide, slide_id
+from wsi_ips.slides import ome_zarr_reader, open_slide, slide_id
+from wsi_ips.slides import remote as bounded_response
 from wsi_ips.slides.folder import unique_slide_ids
 from wsi_ips.slides.ome_zarr_reader import OmeZarrReader
 from wsi_ips.slides.tiffslide_reader import TiffSlideReader
+from wsi_ips.storage.location import Url
 
 REFUSALS: dict[Manner, str] = {"endless": "more than the|though asked for", "gzip": "packs its answer"}
 

@@ -15,7 +15,7 @@ from wsi_ips.errors import UnsupportedSlide
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.base import Bounds
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 MAKE, ARGOS_METADATA = 271, 65000
 

@@ -12,7 +12,7 @@ from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.base import Bounds
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 GLASS = (1600, 1000)
 TWO = (

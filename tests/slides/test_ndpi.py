@@ -29,8 +29,8 @@ from tests.streaming.test_stream import every_patch
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import SlideReadError, UnsupportedSlide, WsiIpsError
 from wsi_ips.slides import open_slide
-from wsi_ips.slides.restart_intervals import intervals_per_stack
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
+from wsi_ips.slides.tiff.restart_intervals import intervals_per_stack
 from wsi_ips.streaming.stream import PatchStream
 
 
@@ -142,7 +142,7 @@ def test_a_list_of_intervals_that_is_absent_or_wrong_is_made_by_a_search(path, m
     with TiffReader(path) as slide:
         expected = [slide.read((0, 0), level=level, size_px=(300, 300)) for level in range(4)]
     write_ndpi(path, [replace(level, starts=level.starts and change(level.starts)) for level in levels])
-    monkeypatch.setattr("wsi_ips.slides.restart_intervals.SEARCHED_AT_ONCE", 1000)
+    monkeypatch.setattr("wsi_ips.slides.tiff.restart_intervals.SEARCHED_AT_ONCE", 1000)
     with TiffReader(path) as slide:
         for level, pixels in enumerate(expected):
             np.testing.assert_array_equal(slide.read((0, 0), level=level, size_px=(300, 300)), pixels)
@@ -155,7 +155,7 @@ def test_the_search_finds_markers_across_its_blocks(path, monkeypatch):
     with TiffReader(path) as slide:
         strip = int(slide.tile_layout(0).offsets.min()) - expected[0]
     for at_once in range(1, 40):
-        monkeypatch.setattr("wsi_ips.slides.restart_intervals.SEARCHED_AT_ONCE", at_once)
+        monkeypatch.setattr("wsi_ips.slides.tiff.restart_intervals.SEARCHED_AT_ONCE", at_once)
         with TiffReader(path) as slide:
             offsets = slide.tile_layout(0).offsets
         assert sorted(offsets.ravel() - strip) == expected
@@ -523,7 +523,7 @@ def test_a_stream_over_a_wide_slide_stays_within_its_cache(
     """Patches that no stack is aligned with: each stack waits for the next row of patches."""
     cache_mb = 128
     if row_of_stacks_px:
-        monkeypatch.setattr("wsi_ips.slides.restart_intervals.ROW_OF_STACKS_PX", row_of_stacks_px)
+        monkeypatch.setattr("wsi_ips.slides.tiff.restart_intervals.ROW_OF_STACKS_PX", row_of_stacks_px)
         cache_mb //= 16
     write_ndpi(path, [tiled_level(np.tile(tissue_like(1000, size[1]), (1, 41, 1))[:, : size[0]], cols=cols)])
     coords = every_patch(size=size, patch_px=256, mpp=0.25, patch_mpp=0.25)

@@ -15,7 +15,7 @@ from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import DamagedSlide, RefusedSlide, UnsupportedSlide, WsiIpsError
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp

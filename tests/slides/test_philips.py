@@ -14,8 +14,8 @@ from wsi_ips.errors import ConfigError, SlideReadError, UnsupportedSlide
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.base import AssociatedReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff import metadata_xml
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff import directories as metadata_xml
+from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp

@@ -13,13 +13,13 @@ from tests.slides.tiff_files import tissue_like, write_pyramid
 from tests.slides.tiff_pages import Page, reduced, write_pages
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import SlideReadError, UnsupportedSlide
-from wsi_ips.qupath import l0_origin
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.base import Bounds
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff.pyramid import of_one_shape
-from wsi_ips.slides.tiff_reader import TiffReader
-from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.slides.tiff.generic import of_one_shape
+from wsi_ips.slides.tiff.layout import TiffReader
+from wsi_ips.tiling.contours import l0_origin
+from wsi_ips.tiling.patches import tile_slide
 
 CONTAINERS = {
     "generic-tiff": {},

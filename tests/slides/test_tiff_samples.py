@@ -8,9 +8,9 @@ import tifffile
 from tests.slides.tiff_files import halved, tissue_like
 from wsi_ips.errors import RefusedSlide, UnsupportedSlide
 from wsi_ips.slides import open_slide
-from wsi_ips.slides.codecs.samples import eight_bits
+from wsi_ips.slides.codecs.base import eight_bits
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 SIZE = WIDTH, HEIGHT = 300, 200  # whole tiles of 128 px, and parts of some
 RGB = tissue_like(WIDTH, HEIGHT)

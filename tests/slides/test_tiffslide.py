@@ -25,10 +25,10 @@ from wsi_ips.errors import (
     UnsupportedSlide,
     WsiIpsError,
 )
-from wsi_ips.location import Url
 from wsi_ips.slides import find_slides, open_slide, slide_id
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.slides.tiffslide_reader import TiffSlideReader
+from wsi_ips.storage.location import Url
 
 APERIO = "Aperio Image Library v11.2.1 \r\n1304x976 (256x256) JPEG/RGB Q=30|AppMag = 20|MPP = 0.4990"
 

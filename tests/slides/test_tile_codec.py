@@ -13,11 +13,10 @@ from wsi_ips.slides import openslide_reader
 from wsi_ips.slides.codecs.base import TileError, TileFormat
 from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
 from wsi_ips.slides.codecs.jpeg2000 import Jpeg2000Tiles
-from wsi_ips.slides.codecs.pictures import PictureCodec, PictureTiles
-from wsi_ips.slides.codecs.plain import Packing, PlainTiles
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.codecs.plain import Packing, PictureCodec, PictureTiles, PlainTiles
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 SIZE = (64, 48)
 TILE = tissue_like(*SIZE)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wsi_ips.slides.tile_files import LARGEST_GAP, LARGEST_READ, TileFile
+from wsi_ips.slides.tile_layout import LARGEST_GAP, LARGEST_READ, TileFile
 
 SIZE = 300_000
 CONTENT = os.urandom(SIZE)

@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ips.errors import DamagedSlide
-from wsi_ips.slides.placed_tiles import MOST_LAYERS, BucketIndex, PlacedTiles, StoredGrid
-from wsi_ips.slides.tile_places import Box, Painting, RegularTiles, TilePlaces
+from wsi_ips.slides.tile_places import (
+    MOST_LAYERS,
+    Box,
+    BucketIndex,
+    Painting,
+    PlacedTiles,
+    RegularTiles,
+    StoredGrid,
+    TilePlaces,
+)
 
 side = st.integers(1, 40)
 boxes = st.lists(

@@ -13,7 +13,7 @@ from tests.slides.tiff_files import halved, tissue_like, write_pyramid
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 IMAGE = tissue_like(640, 500, seed=3)
 

@@ -11,7 +11,7 @@ from tests.slides.tiff_files import tissue_like
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 
 TILE = (128, 128)
 OVERLAP = (16, 8)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_ips.streaming.pixel_pool import PixelPool
+from wsi_ips.streaming.device import PixelPool
 
 
 class Stream:

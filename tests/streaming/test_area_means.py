@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.streaming.exact_means import exact_means
 from wsi_ips.streaming import area_means as module
 from wsi_ips.streaming.area_means import ONE, area_means, axis_weights, near_columns, plain_means
-from wsi_ips.streaming.resample import resample
+from wsi_ips.streaming.region_source import resample
 
 
 def smaller(region: np.ndarray, *, inset: tuple[float, float], side: float, patch_px: int) -> np.ndarray:

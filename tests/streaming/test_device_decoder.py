@@ -13,7 +13,7 @@ from tests.streaming.test_stream import every_patch
 from tests.streaming.test_tile_source import MPP, SIZE, slide_path  # noqa: F401 - a fixture
 from wsi_ips.config import StreamingConfig
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.streaming import device_decoder
 from wsi_ips.streaming.device_decoder import CHECKED, DecodingFailed, DeviceDecoder, same_pixels
 from wsi_ips.streaming.stream import PatchStream

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.streaming.numerics import calculating, numerics
+from wsi_ips.streaming.device import calculating, numerics
 
 
 def test_deterministic_switches_tf32_off_and_back_on() -> None:

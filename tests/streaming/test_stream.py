@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.streaming.exact_means import exact_means
 from wsi_ips.config import StreamingConfig, TilingConfig
 from wsi_ips.errors import ConfigError, SlideReadError
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.streaming.stream import Chunk, PatchStream
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp

@@ -16,11 +16,11 @@ from PIL import Image
 from tests.streaming.exact_means import exact_means
 from tests.streaming.test_stream import every_patch
 from wsi_ips.config import StreamingConfig
-from wsi_ips.datasets.pyramid_file import write_pyramid
+from wsi_ips.drawn.synthetic import write_pyramid
 from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.base import RgbImage, TiledReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.slides.tiff_reader import TiffReader
+from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp

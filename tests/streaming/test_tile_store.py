@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_ips.streaming.pixel_pool import PixelPool
-from wsi_ips.streaming.tile_store import TileStore
+from wsi_ips.streaming.device import PixelPool
+from wsi_ips.streaming.tile_source import TileStore
 
 SHAPE = (2, 2, 3)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.units import Mpp
 
 GLASS, EOSIN, HAEMATOXYLIN = (243, 242, 245), (225, 150, 185), (110, 70, 150)

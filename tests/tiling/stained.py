@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from wsi_ips.config import TissueConfig
 from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.tiling.tissue import find_tissue
 from wsi_ips.units import Mpp
 

@@ -18,9 +18,9 @@ from tests.commands.console import Console, make_console
 from tests.conftest import SmallData
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import AnnotationError
-from wsi_ips.slides.memory_reader import MemoryReader
-from wsi_ips.tiling.contour_tissue import ContourFolder, outlined_tissue
-from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.slides.image_reader import MemoryReader
+from wsi_ips.tiling.contours import ContourFolder, outlined_tissue
+from wsi_ips.tiling.patches import tile_slide
 from wsi_ips.units import Mpp
 
 SIZE = (1000, 800)
@@ -100,7 +100,7 @@ def test_a_pixel_is_tissue_where_its_centre_is_inside(
 def test_outlines_with_many_corners_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     circle = shapely.Point(500, 400).buffer(350, quad_segs=500)
     whole = mask_of([circle])
-    monkeypatch.setattr("wsi_ips.tiling.contour_tissue._CROSSINGS_AT_ONCE", 1)
+    monkeypatch.setattr("wsi_ips.tiling.contours._CROSSINGS_AT_ONCE", 1)
     assert np.array_equal(mask_of([circle]), whole)
     assert whole.sum() * 16 == pytest.approx(circle.area, rel=0.005)
 
@@ -152,7 +152,7 @@ def test_other_slides_missing_and_huge_files_are_refused(
     assert ContourFolder(tmp_path).polygons("s", l0_size=(740, 800))  # half a pixel of the thumbnail beyond
     with pytest.raises(AnnotationError, match=r"\(750, 500\), the slide has 700x800 px"):
         ContourFolder(tmp_path).polygons("s", l0_size=(700, 800))
-    monkeypatch.setattr("wsi_ips.tiling.contour_tissue.LARGEST_FILE_BYTES", 10)
+    monkeypatch.setattr("wsi_ips.tiling.contours.LARGEST_FILE_BYTES", 10)
     with pytest.raises(AnnotationError, match="larger than 10 bytes"):
         ContourFolder(tmp_path).polygons("s", l0_size=SIZE)
 

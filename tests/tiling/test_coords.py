@@ -12,11 +12,11 @@ import shapely
 from tests.tiling.drawn import Drawing
 from wsi_ips.config import TilingConfig, TissueConfig
 from wsi_ips.errors import CoordsError
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.tiling.contours import tissue_contours, write_geojson
 from wsi_ips.tiling.coords import Layout, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.tiling.patches import tile_slide
 from wsi_ips.tiling.tissue import TissueMask, find_tissue
 
 

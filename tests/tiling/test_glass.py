@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from tests.tiling.drawn import GLASS, Drawing
 from wsi_ips.config import TissueConfig
 from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.tiling.glass import glass_colour
+from wsi_ips.tiling.bright_field import glass_colour
 from wsi_ips.tiling.tissue import find_tissue
 from wsi_ips.units import Mpp
 

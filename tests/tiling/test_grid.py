@@ -12,10 +12,10 @@ from tests.tiling.drawn import Drawing
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.slides.base import Level
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
-from wsi_ips.tiling.tile import tile_slide, tissue_share
+from wsi_ips.tiling.patches import tile_slide, tissue_share
 from wsi_ips.tiling.tissue import TissueMask
 from wsi_ips.units import Mpp
 

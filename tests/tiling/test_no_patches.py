@@ -7,7 +7,7 @@ import pytest
 from tests.tiling.drawn import Drawing
 from wsi_ips.config import TilingConfig, TissueConfig
 from wsi_ips.errors import NoTissue
-from wsi_ips.tiling.find_patches import PatchesInTissue
+from wsi_ips.tiling.patches import PatchesInTissue
 
 SIZE = (1600, 1200)
 

@@ -9,7 +9,7 @@ from wsi_ips.config import TissueConfig
 from wsi_ips.errors import SlideReadError
 from wsi_ips.heatmaps.raster import canvas_size
 from wsi_ips.slides.base import Level, RgbImage, SlideInfo
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.tiling import picture
 from wsi_ips.tiling.picture import slide_picture, slide_window
 from wsi_ips.tiling.tissue import find_tissue

@@ -11,11 +11,11 @@ import torch
 
 from tests.tiling.onnx_file import identity_onnx
 from wsi_ips.config import READ_NO_FILE, TilingConfig, TissueConfig
-from wsi_ips.config.tissue_model import read_tissue_model
+from wsi_ips.config.slides import read_tissue_model
 from wsi_ips.errors import ConfigError, NoTissue, SegmenterError
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.tiling import segmenter
-from wsi_ips.tiling.find_patches import PatchesInTissue
+from wsi_ips.tiling.patches import PatchesInTissue
 from wsi_ips.tiling.tissue import find_tissue
 from wsi_ips.units import Mpp
 

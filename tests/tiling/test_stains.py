@@ -18,7 +18,7 @@ from tests.tiling.stained import (
     strokes,
 )
 from wsi_ips.config import TissueConfig
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.tissue import find_tissue
 from wsi_ips.units import Mpp

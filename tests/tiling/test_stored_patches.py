@@ -15,13 +15,12 @@ from tests.tiling.drawn import Drawing
 from tests.tiling.foreign_files import write_atlaspatch, write_clam, write_trident
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import CoordsError, MissingResolution
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
-from wsi_ips.streaming.patch_region import PatchRegion
+from wsi_ips.streaming.region_source import PatchRegion
 from wsi_ips.tiling.coords import write_coords
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
-from wsi_ips.tiling.stored_patches import StoredPatches, find_coords
-from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.tiling.patches import StoredPatches, find_coords, tile_slide
 from wsi_ips.units import Mpp
 
 SIZE = (1600, 1200)

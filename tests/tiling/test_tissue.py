@@ -6,7 +6,7 @@ import pytest
 from tests.tiling.drawn import BLACK_INK, BLUE_INK, EOSIN, GLASS, GREEN_INK, HAEMATOXYLIN, RED_INK, Drawing
 from wsi_ips.config import TissueConfig
 from wsi_ips.errors import MissingResolution
-from wsi_ips.slides.memory_reader import MemoryReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.pen import ink_colours
 from wsi_ips.tiling.tissue import TissueMask, find_tissue

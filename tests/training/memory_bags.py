@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import StreamingConfig
-from wsi_ips.datasets.targets import Target
+from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import SlideReadError
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.units import PlaceKind

@@ -15,7 +15,7 @@ from wsi_ips.training.cross_validation import (
     strata_column,
     write_figures,
 )
-from wsi_ips.training.record import FinetuneReport
+from wsi_ips.training.run_state import FinetuneReport
 
 SPLITS = ["train"] * 14 + ["val"] * 6 + ["test"] * 4
 

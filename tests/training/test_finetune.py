@@ -16,9 +16,9 @@ from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.ips_net import scoring
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.training.bags import tile_bag
-from wsi_ips.training.finetune import finetune
+from wsi_ips.training.fit import finetune
 from wsi_ips.training.kept_patches import PatchKeeper
-from wsi_ips.training.record import FinetuneReport
+from wsi_ips.training.run_state import FinetuneReport
 
 
 def config_of(**training: Any) -> FinetuneConfig:

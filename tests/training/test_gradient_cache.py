@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from wsi_ips.errors import TrainingError
-from wsi_ips.training.gradient_cache import backward_in_one_graph, backward_in_parts, random_in_training
 from wsi_ips.training.kept_patches import regrouped
+from wsi_ips.training.learning import backward_in_one_graph, backward_in_parts, random_in_training
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.head_start import encoded
 from wsi_ips.training.kept_patches import PatchKeeper
-from wsi_ips.training.record import FinetuneReport
+from wsi_ips.training.run_state import FinetuneReport
 
 CPU = torch.device("cpu")
 WIDTH, PATCHES = 8, 30

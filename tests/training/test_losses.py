@@ -10,12 +10,10 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from wsi_ips.config import FinetuneConfig, TaskConfig
-from wsi_ips.datasets.targets import Target
-from wsi_ips.models.bag_net import BagReading
-from wsi_ips.models.heads import Heads
+from wsi_ips.datasets.manifest import Target
+from wsi_ips.models.ips_net import BagReading, Heads
 from wsi_ips.training.learning import step_loss
-from wsi_ips.training.losses import class_weights, mean_loss, task_loss
-from wsi_ips.training.schedule import lr_multiplier
+from wsi_ips.training.losses import class_weights, lr_multiplier, mean_loss, task_loss
 
 GRADE = TaskConfig(name="grade", classes=("a", "b", "c"))
 FOUND = TaskConfig(name="found", classes=("x", "y"), activation="sigmoid")

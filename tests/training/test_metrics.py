@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.targets import Target
-from wsi_ips.models.bag_net import BagReading
+from wsi_ips.datasets.manifest import Target
+from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.metrics import SplitMetrics
 
 KINDS = TaskConfig(name="kind", classes=("a", "b", "c"))

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.manifest import SlideRecord
-from wsi_ips.datasets.splits import folds_by_case
-from wsi_ips.datasets.targets import Target
-from wsi_ips.models.bag_net import BagReading
+from wsi_ips.datasets.manifest import SlideRecord, Target, folds_by_case
+from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.learning import step_loss
 from wsi_ips.training.losses import class_weights
 from wsi_ips.training.metrics import SplitMetrics

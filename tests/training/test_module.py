@@ -12,7 +12,7 @@ from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, TrainingError
 from wsi_ips.training.fit import train_bags
-from wsi_ips.training.record import FinetuneReport
+from wsi_ips.training.run_state import FinetuneReport
 
 CPU = torch.device("cpu")
 

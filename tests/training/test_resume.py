@@ -13,10 +13,9 @@ from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.resolution import SlideMpp
-from wsi_ips.training.finetune import finetune
+from wsi_ips.training.fit import finetune
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
-from wsi_ips.training.record import LAST_NAME, FinetuneReport
-from wsi_ips.training.run_state import STATE_NAME, load_state, save_state
+from wsi_ips.training.run_state import LAST_NAME, STATE_NAME, FinetuneReport, load_state, save_state
 
 
 class Killed(Exception):

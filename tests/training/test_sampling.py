@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_ips.datasets.targets import Target
+from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError
 from wsi_ips.training.sampling import order_of_epoch
 

@@ -12,25 +12,23 @@ import torch
 from torch import Tensor
 
 from tests.conftest import SMALL_MODEL
-from wsi_ips.attention_sampling.attention_map import entropy_regulariser, sample_softmax
 from wsi_ips.config import FinetuneConfig, StreamingConfig
-from wsi_ips.datasets.image_bags import ImageBag, ImageGrid, ImagePatches
 from wsi_ips.errors import ConfigError, TrainingError
+from wsi_ips.images.bags import ImageBag, ImageGrid, ImagePatches
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.coarse import Coarse, ConvScorer
-from wsi_ips.models.heads import Heads
-from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.models.ips_net import Heads, IPSNet
+from wsi_ips.models.sampling import entropy_regulariser, sample_softmax
 from wsi_ips.models.sampling_net import SamplingNet
-from wsi_ips.selection.from_afar import let_through, look, read_sampled
+from wsi_ips.selection.coarse_to_fine import let_through, look, read_sampled
 from wsi_ips.selection.slide_reading import score_part
-from wsi_ips.training.calibration import recall_curve
-from wsi_ips.training.cascade import CascadeLearner
+from wsi_ips.training.cascade import CascadeLearner, recall_curve
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.learning import make_optimizer, step_loss
-from wsi_ips.training.methods import make_method
-from wsi_ips.training.sampled_slides import SlideLearner
+from wsi_ips.training.module import make_method
+from wsi_ips.training.sampling import SlideLearner
 
 CPU = torch.device("cpu")
 SIDE = 256

@@ -22,7 +22,7 @@ from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.training import fit, kept_patches
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.kept_patches import PatchKeeper
-from wsi_ips.training.record import LAST_NAME
+from wsi_ips.training.run_state import LAST_NAME
 
 CPU = torch.device("cpu")
 KILLED_AT = 5

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.datasets.annotations import write_asap
-from wsi_ips.datasets.pyramid_file import write_pyramid
-from wsi_ips.inference.detect import FoundObjects
-from wsi_ips.inference.found_files import write_found_csv
+from wsi_ips.drawn.synthetic import write_pyramid
 from wsi_ips.inference.predictions import PredictionRow, write_predictions
 from wsi_ips.inference.results import SlideResult, read_result, write_result
 from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_table import SlideRow, write_slide_table
+from wsi_ips.inference.telemetry import SlideRow, write_slide_table
+from wsi_ips.nuclei.detect import FoundObjects
+from wsi_ips.nuclei.found_files import write_found_csv
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp
 

@@ -19,15 +19,14 @@ from starlette.testclient import TestClient
 
 from tests.viewer.made_run import FAILED, GONE, HOT, L0_SIZE, SLIDES, WAITING, MadeRun, make_run
 from wsi_ips.errors import AnnotationError, ResultsError
-from wsi_ips.heatmaps.colours import colour_table, colourise
-from wsi_ips.heatmaps.display_scale import DisplayScale
+from wsi_ips.heatmaps.display_scale import DisplayScale, colour_table, colourise
 from wsi_ips.heatmaps.maps import attention_map
 from wsi_ips.heatmaps.raster import patch_values_to_canvas
 from wsi_ips.inference.results import write_result
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.viewer.app import create_app
-from wsi_ips.viewer.tile_pyramid import TILE_PX, TilePyramid
+from wsi_ips.viewer.slide_tiles import TILE_PX, TilePyramid
 from wsi_ips.viewer.viewed_run import OPEN_SLIDES
 
 HOT_TILES = "/runs/0/slides/hot"
@@ -259,7 +258,7 @@ def test_slides_may_lie_elsewhere(made_run: MadeRun) -> None:
 
 
 def test_another_slide_under_the_same_name_is_not_shown(made_run: MadeRun, tmp_path: Path) -> None:
-    from wsi_ips.datasets.pyramid_file import write_pyramid
+    from wsi_ips.drawn.synthetic import write_pyramid
     from wsi_ips.units import Mpp
 
     other = tmp_path / "hot.tif"

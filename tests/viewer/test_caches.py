@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from wsi_ips.viewer.lately import Lately
+from wsi_ips.viewer.slide_tiles import Lately
 
 
 def test_a_thing_that_several_threads_want_is_made_once() -> None:

@@ -19,7 +19,7 @@ FILES = 256
 """What a process may open by default on macOS."""
 STARTS = (
     f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}));"
-    "import wsi_ips.viewer.connections as connections; connections.REQUEST_S = 1.5;"
+    "import wsi_ips.viewer.guard as connections; connections.REQUEST_S = 1.5;"
     "from wsi_ips.cli import main; main()"
 )
 

@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.viewer.made_run import HOT, TISSUE, MadeRun, make_run
-from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.heatmaps.display_scale import colour_table
 from wsi_ips.inference.results import write_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.viewer.app import create_app

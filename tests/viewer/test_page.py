@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.viewer.made_run import FAILED, GONE, HOT, L0_SIZE, MPP, TISSUE, MadeRun
-from wsi_ips.heatmaps.colours import colour_table
+from wsi_ips.heatmaps.display_scale import colour_table
 from wsi_ips.heatmaps.maps import attention_map
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]

@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 from wsi_ips.config import TaskConfig
 from wsi_ips.inference.predictions import write_predictions
 from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_table import SlideRow, write_slide_table
+from wsi_ips.inference.telemetry import SlideRow, write_slide_table
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.picture import slide_window
 from wsi_ips.viewer.app import create_app
-from wsi_ips.viewer.tile_pyramid import TilePyramid
+from wsi_ips.viewer.slide_tiles import TilePyramid
 
 
 @pytest.mark.parametrize(

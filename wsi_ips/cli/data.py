@@ -23,7 +23,7 @@ def data_verify(
 ) -> None:
     """Check a downloaded data set against its checksums; exit code 3 where a file is missing or altered."""
     from wsi_ips.commands.data import verify
-    from wsi_ips.progress_bars import RichProgress
+    from wsi_ips.commands.progress_bars import RichProgress
 
     with RichProgress() as progress:
         outcome = verify(folder, progress, manifest=manifest)
@@ -79,7 +79,7 @@ def data_nodes(
 ) -> None:
     """Compose slides of real lymph-node patches, with metastases in the outlines of real lesions."""
     from wsi_ips.commands.data_nodes import compose_nodes
-    from wsi_ips.progress_bars import RichProgress
+    from wsi_ips.commands.progress_bars import RichProgress
 
     given = {"train": train, "val": val, "test": test, "patches": slide_patches, "lesion_share": lesion_share,
              "families": family or None, "least_tissue": least_tissue, "hold_back": hold_back,

@@ -3,7 +3,7 @@
 import logging
 
 from wsi_ips.errors import harmless
-from wsi_ips.library_lines import silence_libraries
+from wsi_ips.progress import silence_libraries
 
 
 def log_to_terminal(*, verbose: bool = False) -> None:

@@ -25,7 +25,7 @@ def info(
 ) -> None:
     """Say what a slide is: size, levels, resolution, vendor, which reader opens it, what else its file holds."""
     from wsi_ips.commands.info import describe_slides
-    from wsi_ips.location import locate
+    from wsi_ips.storage.location import locate
 
     asked = {"thumbnail": thumbnail, "label": label, "macro": macro}
     pictures = {name: out for name, out in asked.items() if out is not None}

@@ -49,7 +49,7 @@ def start(
 def start_job(job: Any) -> None:
     """Run a job (:data:`wsi_ips.recipe.Job`) with progress bars, print what came of it, and exit."""
     from wsi_ips.commands.job import run_job
-    from wsi_ips.progress_bars import RichProgress
+    from wsi_ips.commands.progress_bars import RichProgress
 
     with RichProgress() as progress:
         outcome = run_job(job, progress)

@@ -33,7 +33,7 @@ def view(
 ) -> None:
     """Browse a run: slides under their attention, in the browser; no model is needed."""
     from wsi_ips.commands.view import view as serve_view
-    from wsi_ips.location import locate
+    from wsi_ips.storage.location import locate
 
     outcome = serve_view(
         run,

@@ -11,17 +11,21 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import ConfigError, ManifestError, ResultsError
-from wsi_ips.evaluation.calibrated import Calibration, QuestionRule, TaskCalibration, write_calibration
 from wsi_ips.evaluation.conformal import (
+    Calibration,
     Question,
+    QuestionRule,
+    TaskCalibration,
     coverage_range,
     fewest,
+    fit_temperature,
     one_of_each_case,
     questions,
     thresholds,
+    with_temperature,
+    write_calibration,
 )
 from wsi_ips.evaluation.task_scores import Scored
-from wsi_ips.evaluation.temperature import fit_temperature, with_temperature
 from wsi_ips.inference.predictions import BETWEEN, read_predictions
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.progress import Progress

@@ -3,9 +3,17 @@
 from pathlib import Path
 
 from wsi_ips.commands.outcome import SOME_FAILED, Outcome
-from wsi_ips.datasets.camelyon import CamelyonFiles, SlideFinder
-from wsi_ips.datasets.camelyon_labels import read_reference, read_stages
-from wsi_ips.datasets.camelyon_manifest import NAMES, Row, read_rows, shipped_rows, write_rows
+from wsi_ips.datasets.camelyon import (
+    NAMES,
+    CamelyonFiles,
+    Row,
+    SlideFinder,
+    read_reference,
+    read_rows,
+    read_stages,
+    shipped_rows,
+    write_rows,
+)
 from wsi_ips.datasets.checksums import LIST_NAMES, verify_folder
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.progress import Progress

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.datasets.lymph_nodes import LymphNodesConfig, make_lymph_nodes, tiling_of
 from wsi_ips.datasets.manifest import SPLITS, read_manifest
+from wsi_ips.drawn.lymph_nodes import LymphNodesConfig, make_lymph_nodes, tiling_of
 from wsi_ips.errors import ConfigError, DatasetError
-from wsi_ips.held_folder import held
 from wsi_ips.progress import Progress
+from wsi_ips.storage.held_folder import held
 
 
 def compose_nodes(

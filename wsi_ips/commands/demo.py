@@ -1,11 +1,11 @@
 """``demo``: everything, on slides that it draws."""
 
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.demo import run_demo
+from wsi_ips.drawn.demo import run_demo
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import DemoJob
 from wsi_ips.streaming.device import pick_device
-from wsi_ips.training.training_folder import training_folder
+from wsi_ips.training.run_state import training_folder
 
 
 def demo(job: DemoJob, progress: Progress) -> Outcome:

@@ -14,27 +14,23 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.commands.slide_rows import SlideRows
 from wsi_ips.config import DetectorConfig, TilingConfig
 from wsi_ips.errors import ConfigError, one_line
-from wsi_ips.files import whole_file
 from wsi_ips.heatmaps.maps import check_same_slide
-from wsi_ips.held_folder import held
-from wsi_ips.inference.detect import detect_in_slide
-from wsi_ips.inference.found_files import write_found_csv, write_found_geojson
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
-from wsi_ips.models.detection.build import set_score_threshold
-from wsi_ips.models.detection.checkpoint import load_detector
+from wsi_ips.nuclei.detect import detect_in_slide
+from wsi_ips.nuclei.found_files import write_found_csv, write_found_geojson
+from wsi_ips.nuclei.models import load_detector, set_score_threshold
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import DetectJob
-from wsi_ips.slides.base import SlideReader
-from wsi_ips.slides.failures import named
+from wsi_ips.slides.base import SlideReader, named
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.streaming.device import pick_device
-from wsi_ips.streaming.numerics import calculating
-from wsi_ips.tiling.find_patches import PatchesInTissue
+from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.held_folder import held
+from wsi_ips.streaming.device import calculating, pick_device
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.upsampling import check_upsampling, note_of
+from wsi_ips.tiling.patches import PatchesInTissue, check_upsampling, note_of
 from wsi_ips.units import Mpp
 
 COLUMNS = ("n_patches", "n_objects", "status", "error", "note")

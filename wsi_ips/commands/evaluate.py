@@ -21,8 +21,6 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import Interval
-from wsi_ips.evaluation.figure_names import figure_name
-from wsi_ips.evaluation.history import read_history
 from wsi_ips.evaluation.plots import (
     NamedFroc,
     NamedRoc,
@@ -32,6 +30,8 @@ from wsi_ips.evaluation.plots import (
     draw_history,
     draw_reliability,
     draw_roc,
+    figure_name,
+    read_history,
 )
 from wsi_ips.inference.predictions import read_predictions
 from wsi_ips.inference.run_folder import RunFolder

@@ -12,11 +12,14 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ResultsError, one_line
 from wsi_ips.evaluation.bootstrap import Interval
-from wsi_ips.evaluation.calibrated import Calibration
-from wsi_ips.evaluation.conformal import questions
-from wsi_ips.evaluation.set_scores import SetFigures, score_sets
+from wsi_ips.evaluation.conformal import (
+    Calibration,
+    SetFigures,
+    negative_log_likelihood,
+    questions,
+    score_sets,
+)
 from wsi_ips.evaluation.task_scores import Scored
-from wsi_ips.evaluation.temperature import negative_log_likelihood
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.recipe import EvaluateJob

@@ -14,8 +14,7 @@ from wsi_ips.commands.evaluate_task import TaskReport
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets import lesion_mask as asap
 from wsi_ips.datasets.annotations import Region, check_inside, read_asap
-from wsi_ips.datasets.camelyon_labels import NODE_CLASSES
-from wsi_ips.datasets.camelyon_manifest import PARTLY_ANNOTATED
+from wsi_ips.datasets.camelyon import NODE_CLASSES, PARTLY_ANNOTATED
 from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.errors import AnnotationError, ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import (
@@ -26,24 +25,21 @@ from wsi_ips.evaluation.bootstrap import (
     percentile_interval,
     resample_cases,
 )
-from wsi_ips.evaluation.detections import (
-    Detections,
-    detections_from_attention,
-    detections_from_contributions,
-)
 from wsi_ips.evaluation.froc import (
     RATES,
     TUMOR,
+    Detections,
     FrocCurve,
     FrocRules,
     LesionMask,
     SlideHits,
+    detections_from_attention,
+    detections_from_contributions,
     froc_curve,
     hit_lesions,
     lesion_mask,
 )
-from wsi_ips.heatmaps.contribution_maps import NOT_TOLD, tells
-from wsi_ips.heatmaps.maps import attention_map
+from wsi_ips.heatmaps.maps import NOT_TOLD, attention_map, tells
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.progress import Progress

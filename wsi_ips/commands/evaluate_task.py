@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.commands.evaluate_join import Joined
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.camelyon_labels import NODE_CLASSES, STAGES
+from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES
 from wsi_ips.errors import ManifestError, ResultsError
 from wsi_ips.evaluation.bootstrap import (
     Band,
@@ -20,11 +20,10 @@ from wsi_ips.evaluation.bootstrap import (
     delong_interval,
     resample_cases,
 )
-from wsi_ips.evaluation.cases import PooledCases, pool_cases
 from wsi_ips.evaluation.plots import NamedRoc
 from wsi_ips.evaluation.slide_level import roc_curve, youden_threshold
 from wsi_ips.evaluation.staging import pn_stage, quadratic_kappa
-from wsi_ips.evaluation.task_scores import Scored, kind_of
+from wsi_ips.evaluation.task_scores import PooledCases, Scored, kind_of, pool_cases
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.recipe import EvaluateJob
 

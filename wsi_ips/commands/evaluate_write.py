@@ -11,13 +11,12 @@ from wsi_ips.commands.evaluate_froc import FrocReport, FrocScore
 from wsi_ips.commands.evaluate_join import Joined
 from wsi_ips.commands.evaluate_task import StageReport, TaskReport
 from wsi_ips.evaluation.bootstrap import LEVEL, Interval
-from wsi_ips.evaluation.detections import write_detections
-from wsi_ips.evaluation.froc import RATES
+from wsi_ips.evaluation.froc import RATES, write_detections
 from wsi_ips.evaluation.staging import write_submission
 from wsi_ips.evaluation.task_scores import Scored, class_rows, positive_class
-from wsi_ips.files import whole_file, whole_table
 from wsi_ips.recipe import EvaluateJob
-from wsi_ips.versions import versions
+from wsi_ips.storage.files import whole_file, whole_table
+from wsi_ips.storage.fingerprint import versions
 
 SLIDE_COLUMNS = (
     "task",

@@ -5,7 +5,7 @@ from typing import Any
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.commands.stored import chosen_heat, of_every_result
-from wsi_ips.heatmaps.colours import HeatColours
+from wsi_ips.heatmaps.display_scale import HeatColours
 from wsi_ips.heatmaps.export import Exporter, make_exporter
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.progress import Progress

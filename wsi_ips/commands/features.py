@@ -15,8 +15,7 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.commands.slide_rows import SlideRows
 from wsi_ips.config import TilingConfig, UpsamplingConfig
 from wsi_ips.errors import ConfigError, ProcessDied, one_line
-from wsi_ips.inference.feature_export import FeatureExport, StoredFeatures
-from wsi_ips.inference.features_folder import FeaturesFolder
+from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder, StoredFeatures
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
@@ -24,12 +23,11 @@ from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import Progress, silent
 from wsi_ips.recipe import FeaturesJob
-from wsi_ips.slides.failures import named
+from wsi_ips.slides.base import named
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.streaming.device import pick_device
-from wsi_ips.streaming.numerics import calculating, numerics
+from wsi_ips.streaming.device import calculating, numerics, pick_device
 from wsi_ips.streaming.stream import PatchStream
-from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
+from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
 
 COLUMNS = ("n_patches", "status", "error", "note")
 

@@ -9,15 +9,13 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
-from wsi_ips.slides.failures import named
+from wsi_ips.slides.base import named
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, write_figures
 from wsi_ips.training.feature_bags import finetune_features
-from wsi_ips.training.finetune import finetune
+from wsi_ips.training.fit import finetune
 from wsi_ips.training.processes import is_first_process
-from wsi_ips.training.record import FinetuneReport
-from wsi_ips.training.run_state import forget_run
-from wsi_ips.training.training_folder import training_folder
+from wsi_ips.training.run_state import FinetuneReport, forget_run, training_folder
 
 
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:

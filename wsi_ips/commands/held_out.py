@@ -17,8 +17,7 @@ from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
-from wsi_ips.streaming.device import pick_device
-from wsi_ips.streaming.numerics import calculating, numerics
+from wsi_ips.streaming.device import calculating, numerics, pick_device
 from wsi_ips.training.cross_validation import Fold
 from wsi_ips.units import Mpp
 

@@ -6,18 +6,16 @@ import math
 from pathlib import Path
 
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.datasets.image_sets import image_splits
-from wsi_ips.evaluation.bag_scores import BagScores, score_bags
-from wsi_ips.files import whole_file
+from wsi_ips.images.image_sets import image_splits
+from wsi_ips.images.scores import BagScores, score_bags
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import ImagesJob
-from wsi_ips.streaming.device import pick_device
-from wsi_ips.streaming.numerics import calculating
+from wsi_ips.storage.files import whole_file
+from wsi_ips.streaming.device import calculating, pick_device
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.processes import is_first_process
-from wsi_ips.training.run_state import forget_run
-from wsi_ips.training.training_folder import training_folder
+from wsi_ips.training.run_state import forget_run, training_folder
 
 
 def learn_images(job: ImagesJob, progress: Progress) -> Outcome:

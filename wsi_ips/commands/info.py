@@ -8,11 +8,11 @@ from PIL import Image
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError, WsiIpsError
-from wsi_ips.files import whole_file
-from wsi_ips.location import Location
 from wsi_ips.slides.base import AssociatedReader, RgbImage, SlideInfo, SlideReader
 from wsi_ips.slides.folder import find_slides, left_out_of
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.location import Location
 from wsi_ips.tiling.picture import slide_picture
 
 THUMBNAIL_PX = 1024

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.location import Location
 from wsi_ips.slides.folder import find_slides, unique_slide_ids
 from wsi_ips.slides.resolution import SlideMpp, read_mpp_table
-from wsi_ips.tiling.stored_patches import StoredPatches
+from wsi_ips.storage.location import Location
+from wsi_ips.tiling.patches import StoredPatches
 
 logger = logging.getLogger(__name__)
 

@@ -13,30 +13,28 @@ from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import BatchConfig, PipelineConfig
 from wsi_ips.datasets.feature_files import list_features
 from wsi_ips.errors import ConfigError, UnsupportedSlide
-from wsi_ips.evaluation.calibrated import Calibration, check_belongs, read_calibration
+from wsi_ips.evaluation.conformal import Calibration, check_belongs, read_calibration
 from wsi_ips.heatmaps.overlay import write_overlay
-from wsi_ips.inference.case_predictions import read_case_table, write_cases
 from wsi_ips.inference.checkpoints import Checkpoints, same_patches_and_tasks
 from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.in_turn import predict_in_turn, predict_suspects
 from wsi_ips.inference.predict import check_parts
-from wsi_ips.inference.predictions import PredictionRow
+from wsi_ips.inference.predictions import PredictionRow, read_case_table, write_cases
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.inference.worker import WorkerSetup
-from wsi_ips.location import Location, locate
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import PredictJob
-from wsi_ips.slides.failures import named
+from wsi_ips.slides.base import named
 from wsi_ips.slides.registry import check_name, open_slide
-from wsi_ips.streaming.device import pick_device
-from wsi_ips.streaming.numerics import calculating, numerics
-from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
+from wsi_ips.storage.location import Location, locate
+from wsi_ips.streaming.device import calculating, numerics, pick_device
+from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
 
 
 def predict(job: PredictJob, progress: Progress) -> Outcome:

@@ -10,14 +10,11 @@ from wsi_ips.errors import ResultsError
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import ReportJob
-from wsi_ips.report.budget import share_of_a_slide
 from wsi_ips.report.cards import Card, Line, line_of, make_card
-from wsi_ips.report.evaluation import StoredEvaluation, read_evaluation
 from wsi_ips.report.page import Page, write_page
-from wsi_ips.report.plots import plots_of, training_plots
-from wsi_ips.report.stored_run import StoredRun, read_run
+from wsi_ips.report.pictures import plots_of, share_of_a_slide, training_plots
+from wsi_ips.report.stored_run import StoredEvaluation, StoredRun, read_evaluation, read_run, read_training
 from wsi_ips.report.summary import summarise
-from wsi_ips.report.training_run import read_training
 
 NO_MATPLOTLIB = "matplotlib is not installed: pip install 'wsi_ips[plots]'"
 

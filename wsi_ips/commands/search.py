@@ -5,11 +5,10 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation.plots import check_can_plot
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import SearchJob
-from wsi_ips.search import counting
+from wsi_ips.search import space as counting
 from wsi_ips.search.candidate import ProxyTask
-from wsi_ips.search.plots import draw_search
-from wsi_ips.search.proxy_data import digest, prepare, write_arrays
-from wsi_ips.search.record import best_of
+from wsi_ips.search.proxy import digest, prepare, write_arrays
+from wsi_ips.search.record import best_of, draw_search
 from wsi_ips.search.run import claimed, search
 from wsi_ips.streaming.device import pick_device
 
@@ -18,7 +17,7 @@ def search_networks(job: SearchJob, progress: Progress) -> Outcome:
     """Leave in ``out`` a file a candidate, ``history.csv``, ``history.png`` and ``best.yaml``.
 
     Raises as :func:`wsi_ips.search.run.search`, :func:`wsi_ips.search.run.claimed` and
-    :func:`wsi_ips.search.proxy_data.prepare` do.
+    :func:`wsi_ips.search.proxy.prepare` do.
     """
     device = str(pick_device(job.device))
     arrays = prepare(job.proxy)

@@ -8,9 +8,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypeVar
 
-from wsi_ips.inference.alone import Died, alone
-from wsi_ips.inference.shared_memory import check_shared_memory
-from wsi_ips.library_lines import silence_libraries
+from wsi_ips.inference.batch import check_shared_memory
+from wsi_ips.inference.in_hand import Died, alone
+from wsi_ips.progress import silence_libraries
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsi_ips.errors import ResultsError
-from wsi_ips.files import check_table_size, whole_table
+from wsi_ips.storage.files import check_table_size, whole_table
 
 SLIDE_ID = "slide_id"
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from wsi_ips.commands.inputs import slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
-from wsi_ips.files import sweep
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.inference.results import SlideResult, read_result
-from wsi_ips.inference.stored_location import stored_location
-from wsi_ips.location import Location
+from wsi_ips.inference.run_folder import stored_location
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import ExportJob, OverlayJob
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.storage.files import sweep
+from wsi_ips.storage.location import Location
 
 Write = Callable[[str, SlideResult, Callable[[], SlideReader]], None]
 """Given the stem of the file to write, the result, and what opens its slide."""

@@ -12,11 +12,10 @@ from wsi_ips.commands.shared_out import shared_out
 from wsi_ips.commands.slide_rows import SlideRows
 from wsi_ips.commands.tile_slide import SlideToTile, TiledSlide, forget_stale, tile_one
 from wsi_ips.errors import ConfigError, ProcessDied, one_line
-from wsi_ips.held_folder import held
-from wsi_ips.inference.alone import Died
-from wsi_ips.inference.in_hand import SlidesInHand
+from wsi_ips.inference.in_hand import Died, SlidesInHand
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import TileJob
+from wsi_ips.storage.held_folder import held
 
 TABLE = "tiles.csv"
 COLUMNS = ("n_patches", "status", "error", "note")

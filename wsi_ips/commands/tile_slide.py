@@ -6,21 +6,16 @@ from pathlib import Path
 from typing import Self
 
 from wsi_ips.errors import CoordsError
-from wsi_ips.heatmaps.tissue_preview import write_preview
-from wsi_ips.location import Location
+from wsi_ips.heatmaps.pictures import write_preview
 from wsi_ips.recipe import TileJob
-from wsi_ips.slides.base import SlideInfo
-from wsi_ips.slides.failures import failure_in_words, named
+from wsi_ips.slides.base import SlideInfo, failure_in_words, named
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.tiling.contour_tissue import ContourFolder, outlined_tissue
-from wsi_ips.tiling.contours import tissue_contours, write_geojson
-from wsi_ips.tiling.coords import read_coords, stored_tiled_from, write_coords
+from wsi_ips.storage.location import Location
+from wsi_ips.tiling.contours import ContourFolder, outlined_tissue, tissue_contours, write_geojson
+from wsi_ips.tiling.coords import TiledFrom, read_coords, stored_tiled_from, write_coords
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.no_patches import no_patches
-from wsi_ips.tiling.tile import tile_slide
-from wsi_ips.tiling.tiled_from import TiledFrom
+from wsi_ips.tiling.patches import no_patches, tile_slide, upsampling_note
 from wsi_ips.tiling.tissue import TissueMask
-from wsi_ips.tiling.upsampling import upsampling_note
 from wsi_ips.units import Mpp
 
 

@@ -9,17 +9,16 @@ from torch import nn
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.config import DetectorConfig
-from wsi_ips.datasets.nucleus_outlines import OutlinedImage, read_outlined_images, split_off
 from wsi_ips.errors import DatasetError
-from wsi_ips.evaluation.detector_scores import RULES, Score, chosen_threshold, found_in_images, score_found
-from wsi_ips.files import whole_file, whole_table
-from wsi_ips.models.detection.build import build_detector
-from wsi_ips.models.detection.checkpoint import save_detector
+from wsi_ips.nuclei.data import OutlinedImage, read_outlined_images, split_off
+from wsi_ips.nuclei.models import build_detector, save_detector
+from wsi_ips.nuclei.scores import RULES, Score, chosen_threshold, found_in_images, score_found
+from wsi_ips.nuclei.training import train_detector
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import TrainDetectorJob
+from wsi_ips.storage.files import whole_file, whole_table
 from wsi_ips.streaming.device import pick_device
-from wsi_ips.training.detector import train_detector
-from wsi_ips.training.training_folder import training_folder
+from wsi_ips.training.run_state import training_folder
 
 DETECTOR = "detector.safetensors"
 

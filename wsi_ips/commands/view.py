@@ -6,7 +6,7 @@ from pathlib import Path
 from wsi_ips.commands.inputs import slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError
-from wsi_ips.location import Location
+from wsi_ips.storage.location import Location
 
 
 def view(

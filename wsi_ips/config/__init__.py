@@ -3,21 +3,36 @@
 A part of the program receives its own section, never the whole configuration.
 """
 
-from wsi_ips.config.batch import BatchConfig
-from wsi_ips.config.coarse import CoarseConfig, SamplingConfig
-from wsi_ips.config.data import ImageDataConfig, MegapixelMnistConfig, SyntheticConfig, TrafficSignsConfig
-from wsi_ips.config.detection import DetectorConfig, DetectorTrainingConfig
-from wsi_ips.config.limits import LARGEST_OVERLAY_PX
 from wsi_ips.config.model import (
+    READ_NO_FILE,
     AttentionConfig,
+    CoarseConfig,
     EncoderConfig,
     ModelConfig,
+    NamedSpecification,
+    SamplingConfig,
     SelectionConfig,
+    SpecificationTable,
     TaskConfig,
+    read_specification_table,
     task_queries,
 )
-from wsi_ips.config.pipeline import DemoConfig, FinetuneConfig, PipelineConfig
-from wsi_ips.config.search import (
+from wsi_ips.config.pipeline import BatchConfig, DemoConfig, FinetuneConfig, PipelineConfig
+from wsi_ips.config.section import LARGEST_OVERLAY_PX, Fraction, Section, fingerprint
+from wsi_ips.config.slides import (
+    ImageDataConfig,
+    MegapixelMnistConfig,
+    StreamingConfig,
+    SyntheticConfig,
+    TilingConfig,
+    TissueConfig,
+    TissueModelConfig,
+    TrafficSignsConfig,
+    UpsamplingConfig,
+)
+from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
+from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
+from wsi_ips.search.config import (
     ControllerConfig,
     EvolutionConfig,
     ProxyConfig,
@@ -25,16 +40,6 @@ from wsi_ips.config.search import (
     SearchSpaceConfig,
     StrategyName,
 )
-from wsi_ips.config.section import Fraction, Section, fingerprint
-from wsi_ips.config.slides import StreamingConfig, TilingConfig, TissueConfig, UpsamplingConfig
-from wsi_ips.config.specification import (
-    READ_NO_FILE,
-    NamedSpecification,
-    SpecificationTable,
-    read_specification_table,
-)
-from wsi_ips.config.tissue_model import TissueModelConfig
-from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
 
 __all__ = [
     "LARGEST_OVERLAY_PX",

@@ -1,13 +1,114 @@
-"""Which patches are kept, and everything that decides the network's shape."""
+"""A scale-permuted network as a table, in a file or inside of another config.
+
+{"name": "mine", "stem": [2, 2], "blocks": [{"level": 3, "parents": [0, 1], "kind": "residual"},
+                                            {"level": 3, "parents": [1, 2], "output": true}]}
+
+Looking at the whole of a slide from afar, to read only some of it closely.
+
+Which patches are kept, and everything that decides the network's shape.
+"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from wsi_ips.config.coarse import CoarseConfig, SamplingConfig
-from wsi_ips.config.section import Fraction, Section
-from wsi_ips.config.specification import NamedSpecification
+from wsi_ips.config.section import Fraction, Section, read_described
+from wsi_ips.errors import ConfigError
+
+MOST_ENTRIES = 1000
+Width = Annotated[int, Field(ge=1, le=8192)]
+
+
+class BlockEntry(Section):
+    """One permuted block."""
+
+    level: int
+    parents: Annotated[tuple[int, ...], Field(max_length=MOST_ENTRIES)]
+    kind: Literal["bottleneck", "residual"] = "bottleneck"
+    output: bool = False
+
+
+class SpecificationTable(Section):
+    """Whether its blocks make a graph is asked where a network is built of it."""
+
+    name: str | None = None
+    stem: Annotated[tuple[int, ...], Field(max_length=MOST_ENTRIES)] = (2, 2)
+    blocks: Annotated[tuple[BlockEntry, ...], Field(max_length=MOST_ENTRIES)]
+    widths: dict[int, Width] = Field(default_factory=dict)
+
+
+def read_specification_table(path: Path) -> SpecificationTable:
+    """Read JSON or YAML; without a name it is called like the file. Raises :class:`ConfigError` that names it."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; a specification is JSON or YAML with a list of blocks")
+    table = read_described(path, SpecificationTable, what="specification")
+    return table if table.name else table.model_copy(update={"name": path.stem})
+
+
+READ_NO_FILE = {"read_no_file": True}
+"""Context of a validation of what a stranger's file says (a checkpoint's config): it names no file to be read."""
+
+
+def _read_where_named(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str | Path) and info.context == READ_NO_FILE:
+        raise ValueError("a checkpoint holds its blocks, not the name of their file")
+    return read_specification_table(Path(value)) if isinstance(value, str | Path) else value
+
+
+NamedSpecification = Annotated[SpecificationTable, BeforeValidator(_read_where_named)]
+"""The table itself, or the name of the file with it: read at once, so that a checkpoint's config holds it."""
+
+
+class SamplingConfig(Section):
+    """Attention sampling (Katharopoulos and Fleuret 2019)."""
+
+    samples: PositiveInt = 10
+    """N, positions drawn; of a slide with fewer patches, all of them."""
+    replacement: bool = False
+    gradient: Literal["unbiased", "reference"] = "unbiased"
+    """Of the attention, without replacement. ``reference``: as published, which is too short from two samples
+    on."""
+    entropy: NonNegativeFloat = 1e-4
+    """Strength of the regulariser that keeps the attention from collapsing."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 1e-5
+    """Share of the attention that is spread evenly, so that no position is out of reach."""
+
+
+class CoarseConfig(Section):
+    """What looks from afar, at which resolution, and what of the tissue it lets through."""
+
+    scorer: Literal["conv", "encoder", "megapixel_mnist", "speed_limits"] = "conv"
+    """``conv``: a small network of its own, a window a patch. ``encoder`` (cascade only): the patches' own
+    encoder, shared, on patches of ``mpp``, each of which speaks for all fine ones below it. ``megapixel_mnist``,
+    ``speed_limits`` (images only): the published attention networks."""
+    mpp: PositiveFloat = 4.0
+    """Resolution of what is seen, in µm per pixel; no finer than ``tiling.patch_mpp``. Of images: pixels."""
+    context_px: NonNegativeInt = 0
+    """``conv``: pixels of the surroundings that a window shows on each side of its patch."""
+    channels: tuple[PositiveInt, ...] = (16, 32, 64)
+    """``conv``: widths of its layers; each but the first sees half as many pixels a side."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Cascade: the share of the tissue's patches that is let through (rho)."""
+    recall: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Cascade: instead, the smallest share that lets through so much of the full pass's attention, measured on the
+    validation split after training. none: ``share``."""
+    explore: Fraction = 0.25
+    """Cascade, in training: part of the share that is drawn at random, so that what the scorer misses can be
+    learned."""
+    full_epochs: NonNegativeInt = 1
+    """Cascade: epochs in which everything is let through, while the scorer learns what is looked for."""
 
 
 class SelectionConfig(Section):

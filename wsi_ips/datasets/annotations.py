@@ -1,11 +1,20 @@
-"""Lesion outlines as ASAP XML, the format of CAMELYON's annotations.
+"""What a drawn outline encloses when it crosses itself: every place that it winds around, as ASAP fills it.
+
+Winding number and not even-odd: an outline that goes around a place twice encloses it, where even-odd
+(``shapely.make_valid``) would leave a hole; the two lobes of a figure eight are both inside.
+
+Lesion outlines as ASAP XML, the format of CAMELYON's annotations.
 
 Format: ASAP's XmlRepository; groups as in the README files of CAMELYON16 and 17.
+
+Whether one slide goes by two ids: by its place in the file system, and by its contents.
 """
 
+import filecmp
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,10 +29,66 @@ from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
 from shapely import LinearRing, MultiPolygon, Polygon
 
-from wsi_ips.datasets.outlines import enclosed, polygons_of
 from wsi_ips.errors import AnnotationError
-from wsi_ips.files import whole_file
+from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.tiling.contours import crosses_too_often
 from wsi_ips.units import LARGEST_COORDINATE, Size
+
+_PAIRS_AT_ONCE = 4_000_000
+"""Points times edges whose sides are compared at once: some hundred megabytes."""
+
+
+MOST_CROSSINGS = 10_000
+"""Real lesions meet themselves up to fifty times; a scribble of a thousand random points would take minutes."""
+
+
+def enclosed(outline: LinearRing) -> MultiPolygon:
+    """The area whose winding number is not zero, valid; empty for an outline without area.
+
+    Each part is connected, and holes are those places that the outline runs around without winding around.
+    Raises ``ValueError`` for an outline that crosses itself more than ``MOST_CROSSINGS`` times.
+    """
+    simple = Polygon(outline)
+    if simple.is_valid:
+        return MultiPolygon([simple] if simple.area > 0 else [])
+    if crosses_too_often([np.asarray(outline.coords)], most=MOST_CROSSINGS):
+        raise ValueError(f"crosses itself more than {MOST_CROSSINGS} times")
+    # The union of the line with itself cuts it where it crosses itself, and drops what is drawn twice.
+    pieces = shapely.union_all([shapely.LineString(outline.coords)])
+    parts = shapely.get_parts(shapely.polygonize(shapely.get_parts(pieces)))
+    parts = parts[shapely.area(parts) > 0]
+    if not len(parts):
+        return MultiPolygon()
+    inside = winding_numbers(
+        shapely.get_coordinates(shapely.point_on_surface(parts)), np.asarray(outline.coords)
+    )
+    return polygons_of(shapely.union_all(parts[inside != 0]))
+
+
+def polygons_of(area: shapely.Geometry) -> MultiPolygon:
+    """The polygons in any geometry; lines and points, which have no area, are left out."""
+    parts = shapely.get_parts(shapely.get_parts(area))  # twice: a collection may hold multipolygons
+    return MultiPolygon([part for part in parts if isinstance(part, Polygon) and part.area > 0])
+
+
+def winding_numbers(points_P2: NDArray[np.float64], ring_N2: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How often a closed ring (first point repeated at the end) winds around each point, (P,).
+
+    Upward edges with the point on their left count 1, downward edges with it on their right -1 (Sunday 2001); an
+    edge owns its upper end only.
+    """
+    (x0, y0), (x1, y1) = ring_N2[:-1].T, ring_N2[1:].T
+    winding = np.zeros(len(points_P2), np.int64)
+    at_once = max(1, _PAIRS_AT_ONCE // len(x0))
+    for start in range(0, len(points_P2), at_once):
+        x, y = points_P2[start : start + at_once].T[..., None]
+        side = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
+        up = (y0 <= y) & (y1 > y) & (side > 0)
+        down = (y0 > y) & (y1 <= y) & (side < 0)
+        winding[start : start + at_once] = up.sum(axis=1) - down.sum(axis=1)
+    return winding
+
 
 LARGEST_BYTES = 64_000_000
 """Parsed it takes some ten times that; CAMELYON's largest are a tenth of it."""
@@ -246,3 +311,27 @@ def _points(path: Path, name: str, element: Any) -> NDArray[np.float64]:
             path, f"annotation {name!r} has two points in one place of its order", "export it again"
         )
     return points_N2
+
+
+def same_slides(slides: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
+    """(id, id, how that is known) of slides that are the same, in the order of ``slides``.
+
+    Links are followed. Of files of the same length the samples of a fingerprint are compared, and where these are
+    the same, all bytes. Of folders (Zarr, DICOM) the place alone is compared: their files' names and headers say
+    too little.
+    """
+    first_at: dict[Path, str] = {}
+    by_length: dict[int, list[str]] = {}
+    for slide_id, path in slides.items():
+        place = path.resolve()
+        if place in first_at:
+            yield first_at[place], slide_id, f"both are {place}"
+            continue
+        first_at[place] = slide_id
+        if place.is_file() and (length := place.stat().st_size):
+            by_length.setdefault(length, []).append(slide_id)
+    for ids in by_length.values():
+        known = {slide_id: fingerprint([slides[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
+        for one, other in combinations(known, 2):
+            if known[one] == known[other] and filecmp.cmp(slides[one], slides[other], shallow=False):
+                yield one, other, f"{slides[one]} and {slides[other]} have the same contents"

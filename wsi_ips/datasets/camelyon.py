@@ -5,16 +5,39 @@ A, GigaDB and the challenge's own drive: ``training/normal/normal_001.tif``, ``t
 B, the open-data bucket ``camelyon-dataset``: ``images/``, ``masks/``, ``annotations/``. The data set's folder may
 itself lie in ``CAMELYON16/`` or ``CAMELYON17/`` below the root. Names are compared without regard to case: older
 releases have ``Tumor_001.tif``.
+
+The label files that come with CAMELYON: ``reference.csv`` of 16, ``stages.csv`` of 17. Believed after checks.
+
+Neither is documented to the last string, so a string that is not known is an error and never a guess.
+
+The manifests of CAMELYON16 and 17: which slides there are, their labels, splits and oddities.
+
+Facts from the data sets' README files and challenge pages; ``data_manifests/make_manifests.py`` writes the tables.
+Paths are those of the open-data bucket below ``CAMELYON16/`` or ``CAMELYON17/``, which
+:func:`wsi_ips.datasets.camelyon.resolve_slide` also finds in the other layout.
+
+CAMELYON16: 159 normal and 111 tumour slides for training, 129 for testing. ``normal_086`` is ``tumor_111`` now
+and ``test_049``, a duplicate, is gone. Patients were not published, so a slide is its own case. Validation: the 54
+training slides that PatchCamelyon set aside.
+
+CAMELYON17: the 100 training patients, five slides each; labels of the 100 test patients were never published, so
+they are in no table and no split is called test. Validation: four of each centre's twenty patients, spread over
+the pN stages: a centre's patients are sorted by stage, then number, and of every five the first is taken in centre
+0, the second in centre 1, and so on (always the same place would leave out the rarest stage). Patients are
+mixtures of real ones, so a split by patient is the best there is and no proof that no person is on both sides.
 """
 
+import csv
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from wsi_ips.location import is_there
+from wsi_ips.errors import DatasetError, ManifestError
+from wsi_ips.storage.files import check_table_size, whole_file
+from wsi_ips.storage.location import is_there
 
 # Each part of a path is a pattern of a folder's name in lower case; an earlier folder wins.
 _SLIDE_FOLDERS = (
@@ -126,3 +149,261 @@ def _folders(below: Path, parts: list[str]) -> Iterator[Path]:
         for entry in sorted(os.scandir(below), key=lambda entry: entry.name):
             if re.fullmatch(parts[0], entry.name.lower()) and entry.is_dir():
                 yield from _folders(Path(entry.path), parts[1:])
+
+
+LARGEST_BYTES = 10_000_000
+NODES_PER_PATIENT = 5
+PATIENTS_PER_CENTER = 20
+TRAINING_PATIENTS = 100
+
+NODE_CLASSES = ("negative", "itc", "micro", "macro")
+"""Of one slide, by its largest metastasis: none; below 0.2 mm and 200 cells; below 2 mm; above."""
+
+STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
+"""In the challenge's order: the weights of its kappa are the squared distances in it."""
+
+_SLIDE_CLASSES = {"normal": "normal", "negative": "normal"} | dict.fromkeys(
+    ("tumor", "itc", "micro", "macro"), "tumor"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """CAMELYON17's labels: pN stage by patient (``patient_000``), class by slide (``patient_000_node_0``)."""
+
+    patients: Mapping[str, str]
+    nodes: Mapping[str, str]
+
+
+def read_reference(path: Path) -> dict[str, str]:
+    """CAMELYON16's ``reference.csv`` as {slide id in lower case: ``normal`` or ``tumor``}.
+
+    Two forms are told apart by the first line: without header, columns slide and ``Normal``/``Tumor`` (further
+    ones are ignored), or with a header that has ``image`` (a file name) and ``class`` (``negative``, ``normal``,
+    or anything of ``tumor``, ``macro``, ``micro``, ``itc``). Raises :class:`DatasetError` with the line for
+    another string, a name that is no CAMELYON16 slide, a name that comes twice.
+    """
+    rows = _rows(path)
+    header = [cell.strip().lower() for cell in rows[0][1]]
+    name_at, class_at = 0, 1
+    if "image" in header:
+        if "class" not in header:
+            raise DatasetError(path, "has a column image but no column class", "is it CAMELYON16's?")
+        name_at, class_at = header.index("image"), header.index("class")
+        rows = rows[1:]
+    labels: dict[str, str] = {}
+    for line, row in rows:
+        if len(row) <= max(name_at, class_at):
+            raise DatasetError(path, f"line {line}: lacks the class", "download it again")
+        name = row[name_at].strip().lower().removesuffix(".tif")
+        if not re.fullmatch(r"(normal|tumor|test)_\d{3}", name):
+            raise DatasetError(path, f"line {line}: {row[name_at]!r} is no slide of CAMELYON16", "")
+        label = _SLIDE_CLASSES.get(row[class_at].strip().lower())
+        if label is None:
+            known = ", ".join(_SLIDE_CLASSES)
+            raise DatasetError(path, f"line {line}: unknown class {row[class_at]!r}", f"known: {known}")
+        _add(path, line, labels, name, label)
+    return labels
+
+
+def read_stages(path: Path) -> Stages:
+    """CAMELYON17's ``stage_labels.csv`` (GigaDB) or ``stages.csv`` (bucket): header ``patient,stage[,center]``.
+
+    Rows are ``patient_000.zip,pN1`` and ``patient_000_node_0.tif,macro``. Raises :class:`DatasetError` with the
+    line for an unknown stage, class, name or centre, and for a patient without a stage or all five nodes.
+    """
+    rows = _rows(path)
+    header = [cell.strip().lower() for cell in rows[0][1]]
+    if header not in (["patient", "stage"], ["patient", "stage", "center"]):
+        raise DatasetError(path, f"begins with {','.join(header)!r}", "expected patient,stage[,center]")
+    patients: dict[str, str] = {}
+    nodes: dict[str, str] = {}
+    for line, row in rows[1:]:
+        if len(row) != len(header):
+            raise DatasetError(path, f"line {line}: has {len(row)} fields, not {len(header)}", "")
+        name, value = row[0].strip().lower(), row[1].strip()
+        fits = re.fullmatch(r"(patient_(\d{3}))(?:\.zip|(_node_[0-4])\.tif)", name)
+        if fits is None:
+            raise DatasetError(path, f"line {line}: {row[0]!r} is no patient or slide of CAMELYON17", "")
+        known, table = (NODE_CLASSES, nodes) if fits[3] else (STAGES, patients)
+        if value not in known:
+            raise DatasetError(path, f"line {line}: unknown value {value!r}", f"known: {', '.join(known)}")
+        training = int(fits[2]) < TRAINING_PATIENTS
+        if len(row) == 3 and training and row[2].strip() != str(center_of(fits[1])):
+            raise DatasetError(
+                path,
+                f"line {line}: {fits[1]} is not of centre {row[2]!r}",
+                "a centre has 20 patients in turn",
+            )
+        _add(path, line, table, fits[1] + (fits[3] or ""), value)
+    for patient in sorted({*patients, *(node[:11] for node in nodes)}):
+        count = sum(f"{patient}_node_{node}" in nodes for node in range(NODES_PER_PATIENT))
+        if patient not in patients or count != NODES_PER_PATIENT:
+            raise DatasetError(
+                path, f"{patient} lacks its stage or some of its five nodes", "download it again"
+            )
+    return Stages(patients, nodes)
+
+
+def center_of(patient: str) -> int:
+    """0 to 4, of a training patient (``patient_000`` to ``patient_099``): each centre has twenty, in turn."""
+    return int(patient[-3:]) // PATIENTS_PER_CENTER
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of every line that is not empty; one at least."""
+    if not path.is_file():
+        raise DatasetError(path, "no such label file", "check the path")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "is it a label file?")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(path, f"is not a CSV in UTF-8 ({error})", "download it again") from None
+    if not rows:
+        raise DatasetError(path, "is empty", "download it again")
+    return rows
+
+
+def _add(path: Path, line: int, table: dict[str, str], name: str, value: str) -> None:
+    if name in table:
+        raise DatasetError(path, f"line {line}: {name} occurs twice", "download it again")
+    table[name] = value
+
+
+Row = Mapping[str, str]
+"""A line of a manifest: its cells by column."""
+
+NAMES = ("camelyon16", "camelyon17")
+
+# fmt: off
+_TEST_TUMOR = (
+    1, 2, 4, 8, 10, 11, 13, 16, 21, 26, 27, 29, 30, 33, 38, 40, 46, 48, 51, 52, 61, 64, 65, 66, 68, 69, 71,
+    73, 74, 75, 79, 82, 84, 90, 92, 94, 97, 99, 102, 104, 105, 108, 110, 113, 114, 116, 117, 121, 122,
+)
+_VAL_NORMAL = (
+    10, 13, 16, 17, 19, 20, 25, 30, 31, 32, 52, 56, 57, 67, 76, 79, 85, 95, 98, 99, 101, 102, 105, 106, 109, 129,
+    132, 137, 142, 143, 148, 152,
+)
+_VAL_TUMOR = (1, 5, 11, 12, 13, 19, 31, 37, 43, 46, 57, 65, 69, 71, 73, 79, 80, 81, 82, 85, 97, 109)
+_PARTLY_ANNOTATED = (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
+# fmt: on
+_NOTES = {
+    "normal_027": "little tissue: a tissue threshold can lose it",
+    "normal_045": "little tissue: a tissue threshold can lose it",
+    "normal_144": "black (0) background in places: some pipelines skip it or turn black to white first",
+    "test_114": (
+        "not exhaustively annotated: out of FROC but in the slide AUC; one of the challenge's 49 tumour test "
+        "slides, though some label tables say normal"
+    ),
+    "tumor_111": "was normal_086 in the first release, mislabelled",
+    **{
+        f"tumor_{number:03d}": "not exhaustively annotated: take no negatives from it"
+        for number in _PARTLY_ANNOTATED
+    },
+}
+PARTLY_ANNOTATED = frozenset({"test_114", *(f"tumor_{number:03d}" for number in _PARTLY_ANNOTATED)})
+"""CAMELYON16's slides with tumour beside their outlines (its README): a detection there is no false positive. The
+organisers keep them in the slide-level AUC and leave them out of the FROC."""
+_ITC = "isolated tumour cells: where there are outlines, not all cells are in them"
+_ALSO = {"tumor_079": "; blurred tumour region", "tumor_092": "; blurred region on adjacent tissue"}
+
+
+def camelyon16_rows() -> list[Row]:
+    """The 399 slides in the order normal, tumor, test."""
+    numbers = {
+        "normal": [number for number in range(1, 161) if number != 86],
+        "tumor": list(range(1, 112)),
+        "test": [number for number in range(1, 131) if number != 49],
+    }
+    val = {"normal": _VAL_NORMAL, "tumor": _VAL_TUMOR, "test": ()}
+    rows: list[Row] = []
+    for kind, of_kind in numbers.items():
+        for number in of_kind:
+            slide_id = f"{kind}_{number:03d}"
+            tumor = kind == "tumor" or (kind == "test" and number in _TEST_TUMOR)
+            split = "test" if kind == "test" else "val" if number in val[kind] else "train"
+            rows.append(
+                {
+                    "slide_id": slide_id,
+                    "case_id": slide_id,
+                    "label": "tumor" if tumor else "normal",
+                    "split": split,
+                    "path": f"images/{slide_id}.tif",
+                    "notes": _NOTES.get(slide_id, "") + _ALSO.get(slide_id, ""),
+                }
+            )
+    return rows
+
+
+def camelyon17_rows(stages: Stages) -> list[Row]:
+    """The 500 training slides, by patient and node. ``label`` is the slide's class, ``stage`` the patient's pN."""
+    val = _validation_patients(stages)
+    return [
+        {
+            "slide_id": node,
+            "case_id": patient,
+            "label": stages.nodes[node],
+            "split": "val" if patient in val else "train",
+            "path": f"images/{node}.tif",
+            "center": str(center_of(patient)),
+            "stage": stages.patients[patient],
+            "notes": _ITC if stages.nodes[node] == "itc" else "",
+        }
+        for node in sorted(stages.nodes)
+        for patient in [node.partition("_node_")[0]]
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows, which all have the first one's columns, as a manifest."""
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Any manifest's lines as text. Raises :class:`ManifestError` unless each has a slide_id and a path."""
+    if not path.is_file():
+        raise ManifestError(path, "no such manifest", f"check the path; known by name: {', '.join(NAMES)}")
+    check_table_size(path, ManifestError)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [column for column in ("slide_id", "path") if column not in (rows.fieldnames or ())]
+            if missing:
+                raise ManifestError(
+                    path, f"lacks the column {missing[0]}", "its first line names the columns"
+                )
+            found: list[Row] = []
+            for row in rows:
+                if not row["slide_id"] or not row["path"]:
+                    raise ManifestError(
+                        path, f"line {rows.line_num}: slide_id or path is empty", "fill it in"
+                    )
+                found.append({column: cell or "" for column, cell in row.items() if column})
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    return found
+
+
+def shipped_rows(name: str) -> list[Row]:
+    """The lines of ``data_manifests/<name>.csv``, which comes with the package (installed, or in a checkout)."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "data_manifests", package.parent / "data_manifests"):
+        path = folder / f"{name}.csv"
+        if path.is_file():
+            return read_rows(path)
+    raise DatasetError(
+        f"{name}.csv", "does not lie beside the package", f"known manifests: {', '.join(NAMES)}"
+    )
+
+
+def _validation_patients(stages: Stages) -> set[str]:
+    by_center: dict[int, list[str]] = {}
+    for patient in sorted(stages.patients, key=lambda one: (STAGES.index(stages.patients[one]), one)):
+        by_center.setdefault(center_of(patient), []).append(patient)
+    return {patient for center, patients in by_center.items() for patient in patients[center::5]}

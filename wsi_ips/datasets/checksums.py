@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from wsi_ips.errors import DatasetError
-from wsi_ips.location import is_there
 from wsi_ips.progress import Advance, Progress, silent
+from wsi_ips.storage.location import is_there
 
 LIST_NAMES = ("checksums.md5", "checksums.txt")
 LARGEST_LIST_BYTES = 10_000_000

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import CoordsError, FeaturesError, one_line
-from wsi_ips.hdf5 import check_stored, opened_hdf5, plain_dataset
-from wsi_ips.outside_causes import outside_cause
+from wsi_ips.storage.files import outside_cause
+from wsi_ips.storage.hdf5 import check_stored, opened_hdf5, plain_dataset
 from wsi_ips.tiling.coords import take_coords
 from wsi_ips.tiling.grid import PatchCoords
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from wsi_ips.config import Section, fingerprint
 from wsi_ips.errors import ConfigError
-from wsi_ips.files import whole_file
 from wsi_ips.progress import Progress
+from wsi_ips.storage.files import whole_file
 
 Order = TypeVar("Order")
 

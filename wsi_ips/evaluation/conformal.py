@@ -1,4 +1,15 @@
-"""Split-conformal sets: of each slide the answers that cannot be ruled out at a stated risk.
+"""Temperature scaling: one number per task that makes a network's probabilities as sure as they should be.
+
+The logits are divided by the temperature before the softmax or sigmoid (Guo et al. 2017, On Calibration of
+Modern Neural Networks, section 4.2). Above 1 the probabilities become less extreme, below 1 more. The order of
+the classes, and whether a probability is 0.5 or more, stays as it is.
+
+The logits are recovered from the probabilities, up to what a softmax does not see. A float32 probability of 0 or 1
+stands for a logit that cannot be recovered; it counts as the largest one that can.
+
+Shape suffixes: N slides, C classes.
+
+Split-conformal sets: of each slide the answers that cannot be ruled out at a stated risk.
 
 A slide's score is 1 minus the probability that the network gives to the true answer. On slides with known
 labels the threshold is the ceil((n + 1)(1 - risk))-th smallest of n scores; the set of a new slide holds every
@@ -12,18 +23,130 @@ Least Ambiguous Set-Valued Classifiers with Bounded Error Levels (this score; pe
 Conditional Validity of Inductive Conformal Predictors (coverage of one calibration is Beta-distributed).
 
 Shape suffixes: N slides, C classes, A answers.
+
+How often sets of answers hold the true one, and how much they leave open.
+
+Shape suffixes: N slides, A answers.
+
+A model's calibration: temperatures and thresholds of its tasks, as one JSON, and what they make of an
+answer.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction as Exact
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from scipy import stats
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, softmax
 
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import Fraction, Section, TaskConfig
+from wsi_ips.errors import CalibrationError, one_line
+from wsi_ips.evaluation.bootstrap import LEVEL, Interval, Picked, bootstrap
+from wsi_ips.storage.files import whole_file
+
+Activation = Literal["softmax", "sigmoid"]
+
+LOWEST, HIGHEST = 0.05, 100.0
+"""Temperatures that are looked for."""
+SMALLEST_SOFTMAX = float(np.finfo(np.float32).tiny)
+SMALLEST_SIGMOID = 2.0**-24
+"""Of a probability and of its complement: float32 holds no number between 1 and 1 minus this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """nll_before, nll_after: mean negative log-likelihood of the labels, in nats, without and with ``value``.
+
+    fitted: False where no temperature has the lowest loss, because every slide's label is the likeliest class and
+    ever colder is ever better; ``value`` is 1 then.
+    """
+
+    value: float
+    fitted: bool
+    nll_before: float
+    nll_after: float
+
+
+def fit_temperature(
+    activation: Activation, probability_NC: NDArray[np.floating], target_NC: NDArray[np.floating]
+) -> Temperature:
+    """The temperature with the lowest negative log-likelihood of the labels, between 0.05 and 100.
+
+    target_NC: 0 or 1 per class; of a softmax, one 1 a slide. The loss is convex in the inverse temperature, so the
+    bounded search finds its one minimum. A network that is worse than chance gets the highest temperature, which
+    makes its probabilities nearly even. Raises ``ValueError`` for no slides, or what is no probability.
+    """
+    logits_NC = recovered_logits(activation, probability_NC)
+    target = np.asarray(target_NC, np.float64)
+    if target.shape != logits_NC.shape or not len(target):
+        raise ValueError(f"labels {target.shape} of probabilities {logits_NC.shape}")
+    before = _nll(activation, logits_NC, target)
+    found = minimize_scalar(
+        lambda log_t: _nll(activation, logits_NC / np.exp(log_t), target),
+        bounds=(np.log(LOWEST), np.log(HIGHEST)),
+        method="bounded",
+        options={"xatol": 1e-7},
+    )
+    value = min(max(float(np.exp(found.x)), LOWEST), HIGHEST)
+    if value < LOWEST * 1.01 or _all_right(activation, logits_NC, target):
+        return Temperature(1.0, fitted=False, nll_before=before, nll_after=before)
+    return Temperature(
+        value, fitted=True, nll_before=before, nll_after=_nll(activation, logits_NC / value, target)
+    )
+
+
+def with_temperature(
+    activation: Activation, probability_NC: NDArray[np.floating], temperature: float
+) -> NDArray[np.float64]:
+    """(N, C) the probabilities at this temperature. Raises ``ValueError`` for what is no probability."""
+    logits_NC = recovered_logits(activation, probability_NC) / temperature
+    return np.asarray(expit(logits_NC) if activation == "sigmoid" else softmax(logits_NC, axis=1), np.float64)
+
+
+def negative_log_likelihood(
+    activation: Activation, probability_NC: NDArray[np.floating], target_NC: NDArray[np.floating]
+) -> float:
+    """Mean over slides (of a sigmoid, over slides and classes) of -log of what the label was given, in nats.
+
+    Raises ``ValueError`` for what is no probability.
+    """
+    return _nll(activation, recovered_logits(activation, probability_NC), np.asarray(target_NC, np.float64))
+
+
+def recovered_logits(activation: Activation, probability_NC: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(N, C) logits that give these probabilities. Raises ``ValueError`` for what is no probability."""
+    probability = np.asarray(probability_NC, np.float64)
+    if probability.ndim != 2 or not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError(f"{probability.shape} numbers that are not all probabilities")
+    if activation == "sigmoid":
+        inside = np.clip(probability, SMALLEST_SIGMOID, 1 - SMALLEST_SIGMOID)
+        return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
+    return np.asarray(np.log(np.maximum(probability, SMALLEST_SOFTMAX)), np.float64)
+
+
+def _nll(activation: Activation, logits_NC: NDArray[np.float64], target_NC: NDArray[np.float64]) -> float:
+    if activation == "sigmoid":
+        return float((np.logaddexp(0, logits_NC) - target_NC * logits_NC).mean())
+    return float(-(log_softmax(logits_NC, axis=1) * target_NC).sum(axis=1).mean())
+
+
+def _all_right(
+    activation: Activation, logits_NC: NDArray[np.float64], target_NC: NDArray[np.float64]
+) -> bool:
+    """Whether every label has the highest logit: the loss then falls for ever with the temperature."""
+    if activation == "sigmoid":
+        return bool(((logits_NC > 0) == (target_NC > 0)).all() and (logits_NC != 0).all())
+    others_NC = np.where(target_NC > 0, -np.inf, logits_NC)
+    label_N = (logits_NC * target_NC).sum(axis=1)
+    return bool((label_N > others_NC.max(axis=1)).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +262,216 @@ def one_of_each_case(cases: Sequence[str], *, seed: int) -> NDArray[np.int64]:
         members.setdefault(case, []).append(place)
     rng = np.random.default_rng(seed)
     return np.array(sorted(places[rng.integers(len(places))] for places in members.values()), np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCoverage:
+    """Of the slides of which one answer is true: how many there are, and how often the set holds it (NaN of
+    none)."""
+
+    slides: int
+    coverage: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetFigures:
+    """coverage: the share of sets that hold the true answer; its interval is Clopper and Pearson's where every
+    case has one slide (``exact``), else a bootstrap over cases. size: answers in a set, on average. single:
+    share of sets of one answer; right_if_single: how many of those are right, NaN where there are none. empty:
+    share of sets that hold no answer. by_answer: {answer: its own coverage}."""
+
+    slides: int
+    coverage: Interval
+    exact: bool
+    size: float
+    single: float
+    right_if_single: float
+    empty: float
+    by_answer: dict[str, AnswerCoverage]
+
+
+def score_sets(
+    held_NA: NDArray[np.bool_],
+    truth_N: NDArray[np.int64],
+    *,
+    answers: Sequence[str],
+    cases: Sequence[Hashable],
+    resamples: int,
+    seed: int,
+) -> SetFigures:
+    """Score the sets of N slides: which answers each holds, and which one is true. Raises ``ValueError`` for
+    none."""
+    slides = len(truth_N)
+    if not slides:
+        raise ValueError("no sets to score")
+    covered_N = held_NA[np.arange(slides), truth_N]
+    size_N = held_NA.sum(axis=1)
+    single_N = size_N == 1
+    exact = len(set(cases)) == slides
+    return SetFigures(
+        slides=slides,
+        coverage=clopper_pearson(int(covered_N.sum()), slides)
+        if exact
+        else _over_cases(covered_N, cases, resamples=resamples, seed=seed),
+        exact=exact,
+        size=float(size_N.mean()),
+        single=float(single_N.mean()),
+        right_if_single=float(covered_N[single_N].mean()) if single_N.any() else math.nan,
+        empty=float((size_N == 0).mean()),
+        by_answer={
+            name: AnswerCoverage(
+                int((truth_N == answer).sum()),
+                float(covered_N[truth_N == answer].mean()) if (truth_N == answer).any() else math.nan,
+            )
+            for answer, name in enumerate(answers)
+        },
+    )
+
+
+def clopper_pearson(hits: int, n: int, *, level: float = LEVEL) -> Interval:
+    """A share of n independent draws with its exact binomial interval (Clopper and Pearson 1934), which is never
+    too narrow. Raises ``ValueError`` for hits that cannot be."""
+    if not 0 <= hits <= n or not n:
+        raise ValueError(f"{hits} of {n}")
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
+    return Interval(hits / n, low, high)
+
+
+def _over_cases(
+    covered_N: NDArray[np.bool_], cases: Sequence[Hashable], *, resamples: int, seed: int
+) -> Interval:
+    def coverage(picked: Picked) -> dict[str, float]:
+        return {"coverage": float(covered_N[picked].mean())}
+
+    return bootstrap(coverage, cases, resamples=resamples, seed=seed)["coverage"]
+
+
+LARGEST_BYTES = 2**24
+
+Risk = Annotated[float, Field(gt=0, lt=1)]
+AnswerSet = tuple[str, ...]
+
+
+class QuestionRule(Section):
+    """Which answers of one question are in a slide's set: those with 1 - probability up to their threshold."""
+
+    question: str
+    """Empty where it is the task's only one, else the class that is asked for."""
+    answers: tuple[str, ...]
+    thresholds: tuple[Fraction, ...]
+    """Of each answer; all the same, unless the calibration is ``by_class``."""
+    cases: tuple[PositiveInt, ...]
+    """How many slides, one a case, each threshold was chosen from."""
+
+
+class TaskCalibration(Section):
+    """One task's. The thresholds are of the network's own probabilities, the temperature does not move them."""
+
+    classes: tuple[str, ...]
+    activation: Literal["softmax", "sigmoid"]
+    temperature: Annotated[float, Field(ge=LOWEST, le=HIGHEST)]
+    temperature_fitted: bool
+    """False: every slide was right, so no temperature fits best, and 1 stands."""
+    slides: PositiveInt
+    nll_before: FiniteFloat
+    nll_after: FiniteFloat
+    ece_before: FiniteFloat
+    ece_after: FiniteFloat
+    rules: tuple[QuestionRule, ...]
+
+    @model_validator(mode="after")
+    def _rules_are_the_tasks(self) -> Self:
+        asked = self.questions
+        if [(rule.question, rule.answers) for rule in self.rules] != [
+            (one.name, one.answers) for one in asked
+        ]:
+            raise ValueError("the rules are not those of the task's classes")
+        for rule in self.rules:
+            if not len(rule.answers) == len(rule.thresholds) == len(rule.cases):
+                raise ValueError(f"{len(rule.answers)} answers, {len(rule.thresholds)} thresholds")
+        return self
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        return questions(TaskConfig(classes=self.classes, activation=self.activation))
+
+    def tempered(self, told: Mapping[str, float]) -> dict[str, float]:
+        """{class: probability} at the temperature."""
+        tempered_1C = with_temperature(self.activation, self._row(told), self.temperature)
+        return dict(zip(self.classes, tempered_1C[0].tolist(), strict=True))
+
+    def sets(self, told: Mapping[str, float]) -> tuple[AnswerSet, ...]:
+        """Each question's set, from the network's own {class: probability}."""
+        output_1C = self._row(told)
+        found = []
+        for question, rule in zip(self.questions, self.rules, strict=True):
+            held_A = in_sets(question.probabilities(output_1C), rule.thresholds)[0]
+            found.append(
+                tuple(name for name, held in zip(rule.answers, held_A.tolist(), strict=True) if held)
+            )
+        return tuple(found)
+
+    def _row(self, told: Mapping[str, float]) -> NDArray[np.float64]:
+        return np.array([[told[name] for name in self.classes]], np.float64)
+
+
+class Calibration(Section):
+    """What ``wsi-ips calibrate`` found on the slides of one split, for one checkpoint (or one group of them)."""
+
+    format: Literal[1] = 1
+    checkpoint: str
+    """SHA-256 of the checkpoint whose run was calibrated; of several, their run's."""
+    split: Literal["val", "test"]
+    risk: Risk
+    by_class: bool
+    seed: NonNegativeInt
+    slides: tuple[str, ...]
+    """Ids of the slides that it comes from, which no figure may be measured on."""
+    tasks: dict[str, TaskCalibration]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Write the JSON whole."""
+    with whole_file(path) as partial:
+        text = json.dumps(calibration.to_json(), indent=2, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read what :func:`write_calibration` wrote. Raises :class:`CalibrationError` for anything else."""
+    mend = "name a file that wsi-ips calibrate wrote"
+    if not path.is_file():
+        raise CalibrationError(path, "does not exist", mend)
+    if path.stat().st_size > LARGEST_BYTES:
+        raise CalibrationError(path, f"is larger than {LARGEST_BYTES} bytes", mend)
+    try:
+        return Calibration.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        why = one_line(f"{where}: {first['msg']}" if where else first["msg"], most=200)
+        raise CalibrationError(path, f"is no calibration ({why})", mend) from None
+
+
+def check_belongs(path: Path, calibration: Calibration, *, sha256: str, tasks: Sequence[TaskConfig]) -> None:
+    """Raises :class:`CalibrationError` for a calibration of another checkpoint, or of tasks that it does not
+    have."""
+    if calibration.checkpoint != sha256:
+        raise CalibrationError(
+            path,
+            f"belongs to checkpoint {calibration.checkpoint[:12]}, this one is {sha256[:12]}",
+            "calibrate a run of this checkpoint (of several: of the same ones in the same order)",
+        )
+    known = {task.name: (task.classes, task.activation) for task in tasks}
+    for name, task in calibration.tasks.items():
+        if known.get(name) != (task.classes, task.activation):
+            raise CalibrationError(
+                path,
+                f"task {name!r} with classes {', '.join(task.classes)} is none of the model's",
+                "calibrate again",
+            )

@@ -1,10 +1,15 @@
-"""Figures as PNG. matplotlib is an extra (``wsi_ips[plots]``) and is imported when something is drawn.
+"""What a figure's key in ``metrics.json`` is called among people.
+
+The figures of a training run, epoch by epoch, as ``finetune`` writes them.
+
+Figures as PNG. matplotlib is an extra (``wsi_ips[plots]``) and is imported when something is drawn.
 
 Drawn on Agg canvases through matplotlib's objects: no display, no pyplot, nothing global is changed.
 
 Shape suffixes: C classes; T points of a curve.
 """
 
+import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,15 +20,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import Band, Interval
-from wsi_ips.evaluation.calibration import Reliability
 from wsi_ips.evaluation.froc import RATES, FrocCurve
-from wsi_ips.evaluation.slide_level import RocCurve
-from wsi_ips.files import whole_file
+from wsi_ips.evaluation.slide_level import Reliability, RocCurve
+from wsi_ips.storage.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1",
+         "brier": "Brier score"}  # fmt: skip
+
+
+def figure_name(key: str) -> str:
+    """``auc_macro`` is ``AUC macro``."""
+    return " ".join(WORDS.get(word, word) for word in key.split("_"))
+
+
+LARGEST_HISTORY_BYTES = 2**26
+
+
+def read_history(path: Path) -> dict[str, list[float]]:
+    """The columns of ``history.csv`` as numbers, an empty cell as NaN. Raises :class:`ResultsError`."""
+    mend = "name the history.csv of a fine-tuning run"
+    if not path.is_file():
+        raise ResultsError(path, "no such history", mend)
+    if path.stat().st_size > LARGEST_HISTORY_BYTES:
+        raise ResultsError(path, f"is larger than {LARGEST_HISTORY_BYTES} bytes", mend)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        columns = {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+    except (UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
+        raise ResultsError(path, f"is not a table of numbers ({error})", mend) from None
+    if "epoch" not in columns or not any(name.endswith("loss") for name in columns):
+        raise ResultsError(path, "has no column epoch with losses beside it", mend)
+    return columns
+
 
 # Okabe and Ito's colours, told apart by people with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_ips.datasets.camelyon_labels import NODE_CLASSES, STAGES
+from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES
 from wsi_ips.errors import ResultsError
-from wsi_ips.files import whole_file
+from wsi_ips.storage.files import whole_file
 
 COLUMNS = ("patient", "stage")
 PATIENT_SUFFIX, NODE_SUFFIX = ".zip", ".tif"

@@ -13,12 +13,12 @@ from wsi_ips.slides.base import SlideReader
 
 EXPORTS: Mapping[str, str] = MappingProxyType(
     {
-        "ome-tiff": "wsi_ips.heatmaps.ome_tiff:OmeTiff",
-        "ome-zarr": "wsi_ips.heatmaps.ome_zarr:OmeZarr",
-        "geojson": "wsi_ips.heatmaps.geojson:QuPathGeoJson",
-        "deepzoom": "wsi_ips.heatmaps.deepzoom:DeepZoom",
-        "sheet": "wsi_ips.heatmaps.patch_sheet:PatchSheet",
-        "asap": "wsi_ips.heatmaps.asap_regions:AsapRegions",
+        "ome-tiff": "wsi_ips.heatmaps.pyramids:OmeTiff",
+        "ome-zarr": "wsi_ips.heatmaps.pyramids:OmeZarr",
+        "geojson": "wsi_ips.heatmaps.regions:QuPathGeoJson",
+        "deepzoom": "wsi_ips.heatmaps.pyramids:DeepZoom",
+        "sheet": "wsi_ips.heatmaps.pictures:PatchSheet",
+        "asap": "wsi_ips.heatmaps.regions:AsapRegions",
     }
 )
 

@@ -19,15 +19,26 @@ from shapely import Polygon
 
 from wsi_ips.config import LARGEST_OVERLAY_PX
 from wsi_ips.errors import ConfigError
-from wsi_ips.files import whole_file
-from wsi_ips.heatmaps.colours import Colormap, HeatColours, MapKind, colourise
-from wsi_ips.heatmaps.display_scale import DisplayScale, Scale
-from wsi_ips.heatmaps.legend import FAINT_INK, PAPER, ROWS, Legend, Tick, add_legend, draw_legend
+from wsi_ips.heatmaps.display_scale import (
+    FAINT_INK,
+    PAPER,
+    ROWS,
+    Colormap,
+    DisplayScale,
+    HeatColours,
+    Legend,
+    MapKind,
+    Scale,
+    Tick,
+    add_legend,
+    colourise,
+    draw_legend,
+)
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, predictions_in_words
-from wsi_ips.heatmaps.png_rows import PngRows
-from wsi_ips.heatmaps.raster import Cells, PatchRaster
+from wsi_ips.heatmaps.raster import Cells, PatchRaster, PngRows
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.storage.files import whole_file
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.picture import band_height, slide_window
 from wsi_ips.units import Size

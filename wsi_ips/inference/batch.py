@@ -1,11 +1,16 @@
-"""A folder of slides on the workers of a dask cluster: one slide is one task.
+"""Whether this system lets several processes work together: their locks lie in shared memory (/dev/shm).
+
+A dask cluster to work with: workers of our own on this machine, or a scheduler that is named.
+
+A folder of slides on the workers of a dask cluster: one slide is one task.
 
 Never more tasks in flight than there are workers, so that nothing waits on a worker and a worker that joins
 late has something to do. The slides' results are written by the workers; what travels is one line a slide. A
 slide whose worker dies is begun again by another one, as often as the cluster allows (``BatchConfig.retries`` for
-workers of our own). This module and :mod:`wsi_ips.inference.cluster` alone import dask.
+workers of our own). This module and :mod:`wsi_ips.inference.batch` alone import dask.
 """
 
+import logging
 import os
 import re
 import time
@@ -15,22 +20,129 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from multiprocessing import get_context
 from queue import SimpleQueue
 from typing import Any, Literal, cast
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_worker, wait
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker, wait
 from distributed.comm.core import CommClosedError
+from distributed.security import Security
 
 from wsi_ips.config import BatchConfig
-from wsi_ips.errors import ClusterError, ProcessDied
-from wsi_ips.inference.cluster import ANSWERS_S, connected
+from wsi_ips.errors import ClusterError, ConfigError, ProcessDied
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.predict import ScoredPart
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob
-from wsi_ips.inference.worker import Cut, SlideWorker, WorkerSetup
+from wsi_ips.inference.worker import Cut, SlideWorker, WorkerSetup, check_versions
 from wsi_ips.progress import Advance, Progress, silent
+from wsi_ips.storage.fingerprint import versions
+
+
+def check_shared_memory() -> None:
+    """Raise :class:`ConfigError` where there is none, as in some containers, before any process is started."""
+    try:
+        get_context("spawn").Semaphore()
+    except (OSError, ImportError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the system gives no shared memory for several processes ({error}); leave --workers out, or give the "
+            "container a writable /dev/shm"
+        ) from None
+
+
+ANSWERS_S = 10.0
+"""How long a scheduler may take to answer, and its first worker to come."""
+
+
+@contextmanager
+def connected(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
+    """A client of the scheduler that is named, or of at most ``slides`` workers of our own; its workers are fit.
+
+    Raises :class:`ClusterError` where no scheduler answers, it has no workers, or they would give other results.
+    """
+    with _quietly(), _client(batch, slides=slides) as client, client.as_current():
+        _check_workers(client)
+        yield client
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the cluster's own account of itself: what goes wrong is told by the run. ``-v`` tells all."""
+    if logging.getLogger().level <= logging.INFO:
+        yield
+        return
+    levels = {"distributed": logging.CRITICAL, "distributed.worker.memory": logging.WARNING}
+    before = {name: logging.getLogger(name).level for name in levels}
+    try:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
+    """A client of the scheduler that is named, or of workers of our own.
+
+    Raises :class:`ConfigError` where this system cannot have several processes.
+    """
+    if batch.scheduler is not None:
+        try:
+            client = Client(batch.scheduler, timeout=ANSWERS_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"no dask scheduler answers at {batch.scheduler} ({error}); start one with: dask scheduler"
+            ) from None
+        with client:
+            yield client
+        return
+    check_shared_memory()
+    workers = min(batch.workers or 1, slides)
+    with (
+        dask.config.set(
+            {
+                "distributed.scheduler.allowed-failures": batch.retries,
+                # Its own has malloc hand memory back at every turn, which an encoder asks for again at the next.
+                # No pages about the work for whoever else is on this machine.
+                "distributed.scheduler.http.routes": [],
+                "distributed.worker.http.routes": [],
+                "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1},
+            }
+        ),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            protocol="tls",
+            # A certificate of this run alone: who can reach the port, as any user of this machine can, could have
+            # the workers run anything otherwise.
+            security=Security.temporary(),
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _check_workers(client: Client) -> None:
+    """Raises :class:`ClusterError` without workers, or with some that would give other results."""
+    try:
+        client.wait_for_workers(1, timeout=ANSWERS_S)
+    except TimeoutError:
+        raise ClusterError("the dask scheduler has no workers; start some with: dask worker") from None
+    try:
+        theirs = client.run(versions)
+    except ModuleNotFoundError as error:
+        raise ClusterError(f"a worker has no wsi_ips ({error}); install the same version there") from None
+    for address, found in theirs.items():
+        check_versions(found, versions(), where=address)
+
 
 LOST_S = 30.0
 """How long a scheduler may be silent before the run ends."""

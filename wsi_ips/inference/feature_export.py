@@ -1,4 +1,11 @@
-"""What an encoder makes of every patch of a slide, stored as CLAM or TRIDENT store it.
+"""A tensor as ``torch.save`` writes it, row by row: the whole of it is never in memory.
+
+Such a file is a ZIP archive whose parts are not compressed. PyTorch lays it out with a hole where the numbers
+belong (``torch.serialization.skip_data``); they are filled in, and the part's checksum with them.
+
+The folder of stored features: where things lie, by whose settings, and who writes into it now.
+
+What an encoder makes of every patch of a slide, stored as CLAM or TRIDENT store it.
 
 Shape suffixes: N patches of a slide, n of a chunk, C width of a feature.
 """
@@ -8,31 +15,163 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_ips.errors import CoordsError, NotFinite
-from wsi_ips.files import whole_file
-from wsi_ips.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_hdf5
-from wsi_ips.inference.features_folder import FeaturesFolder
+from wsi_ips.errors import ConfigError, CoordsError, NotFinite
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
-from wsi_ips.inference.tensor_file import save_rows
-from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.base import SlideInfo
+from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_hdf5
+from wsi_ips.storage.held_folder import describe, difference, held
+from wsi_ips.storage.location import Location
 from wsi_ips.streaming.stream import PatchStream
-from wsi_ips.tiling.coords import put_coords, read_coords, write_coords
+from wsi_ips.tiling.coords import Layout, put_coords, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.upsampling import upsampling_note
+from wsi_ips.tiling.patches import upsampling_note
+
+_LOCAL_HEADER_BYTES, _CENTRAL_HEADER_BYTES = 30, 46
+_DESCRIPTOR, _CENTRAL = b"PK\x07\x08", b"PK\x01\x02"
+
+
+def save_rows(
+    path: Path, blocks: Iterable[NDArray[np.floating]], *, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Write a tensor whose rows come in blocks, whole or not at all; ``torch.load`` reads it.
+
+    Raises ``ValueError`` for rows that are not of this shape and type.
+    """
+    rows, width = shape
+    with whole_file(path) as partial:
+        with partial.open("wb") as file, torch.serialization.skip_data():
+            # Memory that nobody touches is never there.
+            torch.save(torch.empty(shape, dtype=dtype), file)
+        with partial.open("r+b") as file:
+            begin, size, central = _place_of_numbers(partial, file)
+            file.seek(begin)
+            checksum, left = 0, rows
+            for block in blocks:
+                if block.shape[1:] != (width,) or block.dtype != torch.empty(0, dtype=dtype).numpy().dtype:
+                    raise ValueError(f"{block.dtype} rows of shape {block.shape[1:]}")
+                left -= len(block)
+                data = np.ascontiguousarray(block).tobytes()
+                if left < 0:
+                    break
+                file.write(data)
+                checksum = zlib.crc32(data, checksum)
+            if left:
+                raise ValueError(f"{rows - left} rows, not {rows}")
+            _write_checksum(file, begin + size, _DESCRIPTOR, 4, checksum)
+            _write_checksum(file, central, _CENTRAL, 16, checksum)
+
+
+def _place_of_numbers(path: Path, file: BinaryIO) -> tuple[int, int, int]:
+    """Where the numbers begin, how many bytes they are, and where the archive's index describes them."""
+    with ZipFile(path) as archive:
+        parts = archive.infolist()
+        number = next(n for n, part in enumerate(parts) if part.filename.endswith("/data/0"))
+        index = archive.start_dir
+    part = parts[number]
+    name, extra = _lengths(file, part.header_offset + 26, "<HH")
+    begin = part.header_offset + _LOCAL_HEADER_BYTES + name + extra
+    for _ in range(number):
+        index += _CENTRAL_HEADER_BYTES + sum(_lengths(file, index + 28, "<HHH"))
+    return begin, part.file_size, index
+
+
+def _lengths(file: BinaryIO, place: int, layout: str) -> tuple[int, ...]:
+    file.seek(place)
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))
+
+
+def _write_checksum(file: BinaryIO, record: int, signature: bytes, after: int, checksum: int) -> None:
+    file.seek(record)
+    if file.read(len(signature)) != signature:
+        raise ValueError("this PyTorch lays its files out in another way")
+    file.seek(record + after)
+    file.write(struct.pack("<I", checksum))
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesFolder:
+    """CLAM: ``h5_files/`` and ``pt_files/``. TRIDENT: ``features_<encoder>/`` beside ``patches/``.
+
+    ``run.json``, ``features.csv`` and the lock lie with the features, so that several encoders share a TRIDENT
+    folder.
+    """
+
+    out: Path
+    layout: Layout
+    encoder: str
+
+    @property
+    def root(self) -> Path:
+        return self.out if self.layout == "clam" else self.out / f"features_{self.encoder}"
+
+    @property
+    def table(self) -> Path:
+        return self.root / "features.csv"
+
+    @property
+    def description(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def _files(self) -> Path:
+        return self.root / "h5_files" if self.layout == "clam" else self.root
+
+    @property
+    def _tensors(self) -> Path:
+        return self.root / "pt_files"
+
+    def features(self, slide_id: str) -> Path:
+        return self._files / f"{slide_id}.h5"
+
+    def tensor(self, slide_id: str) -> Path | None:
+        """CLAM's ``.pt``."""
+        return self._tensors / f"{slide_id}.pt" if self.layout == "clam" else None
+
+    def patches(self, slide_id: str) -> Path:
+        """TRIDENT's coordinates."""
+        return self.out / "patches" / f"{slide_id}_patches.h5"
+
+    def forget(self, slide_id: str) -> None:
+        """Remove what an earlier start left of this slide's features."""
+        for path in (self.features(slide_id), self.tensor(slide_id)):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self, settings: Mapping[str, Any], *, numerics: Mapping[str, bool]) -> Iterator[None]:
+        """Hold the folder for the time of the ``with`` block; ``run.json`` says by which settings it is filled.
+
+        ``settings``: those that decide over what is written, as JSON. ``numerics``: how the device calculates
+        (:func:`wsi_ips.streaming.device.numerics`). Raises :class:`ConfigError` where it was
+        filled by others, :class:`ResultsError` while another process holds it; a process that died holds nothing.
+        """
+        below = {self._files, self._tensors, self.root} - {self.root}
+        results = str(self._files.relative_to(self.root) / "*.h5")
+        with held(self.root, below=below, undo=(self.table, self.description), results=results):
+            if different := difference(self.description, settings, theirs=lambda told: told["settings"]):
+                raise ConfigError(
+                    f"{self.root} holds features by other settings ({different}); write elsewhere, or remove it"
+                )
+            describe(self.description, "features", settings=dict(settings), numerics=dict(numerics))
+            yield
+
 
 logger = logging.getLogger(__name__)
 

@@ -11,20 +11,20 @@ import torch
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError
-from wsi_ips.evaluation.calibrated import Calibration
-from wsi_ips.hdf5 import put_about, whole_hdf5
-from wsi_ips.inference.ensemble import mean_and_spread
+from wsi_ips.evaluation.conformal import Calibration
+from wsi_ips.inference.checkpoints import mean_and_spread
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, named_probabilities, write_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.models.bag_net import BagNet
+from wsi_ips.models.ips_net import BagNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.slide_reading import SlideReading
-from wsi_ips.tiling.upsampling import upsampling_note
+from wsi_ips.storage.hdf5 import put_about, whole_hdf5
+from wsi_ips.tiling.patches import upsampling_note
 from wsi_ips.training.feature_bags import open_source
 
 
@@ -33,7 +33,7 @@ class FeaturePredictor:
     """A trained network that reads features, with the settings that it was trained with, on one device.
 
     checkpoint: its fingerprint, written into results. others: further networks of the same tasks and settings,
-    whose mean with the first is told (:func:`wsi_ips.inference.ensemble.mean_result`); ``checkpoint`` is of all
+    whose mean with the first is told (:func:`wsi_ips.inference.checkpoints.mean_result`); ``checkpoint`` is of all
     then.
     """
 

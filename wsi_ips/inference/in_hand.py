@@ -1,26 +1,207 @@
-"""Which slides are being read now, on disk: a start that dies of one has said which, and the next one knows.
+"""One piece of work in a process of its own, so that native code that crashes there ends nothing else.
+
+The process is a new interpreter, not a fork (threads and locks would be copied in whatever state they are) and not
+one of :mod:`multiprocessing`'s (which runs the caller's script once more). It has the caller's ``sys.path`` and
+environment. Work travels to it pickled over its stdin, the answer comes back over its stdout.
+
+Which slides are being read now, on disk: a start that dies of one has said which, and the next one knows.
 
 A damaged slide may crash a native library, and memory may run out over a large one: then the process ends where it
 stands. What was in hand is suspected by the next start, which reads it last of all and in a process of its own
-(:mod:`wsi_ips.inference.alone`). What ends with an error, Ctrl-C or SIGTERM has nothing in hand any more.
+(:mod:`wsi_ips.inference.in_hand`). What ends with an error, Ctrl-C or SIGTERM has nothing in hand any more.
+
+The next slide's patches, found while this one's are encoded; by a process of its own.
+
+Where a network works on a GPU, the CPU has time to open the next slide and to look for its tissue. A damaged slide
+may crash native code meanwhile, and that must not cost the slide that is being encoded. What the process needs is
+imported from here, and PyTorch is not: it starts in a second.
 """
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from wsi_ips.errors import ProcessDied
-from wsi_ips.files import whole_file
-from wsi_ips.inference.alone import Died, alone
-from wsi_ips.location import Location
+from wsi_ips.errors import ConfigError, ProcessDied
+from wsi_ips.progress import silence_libraries
+from wsi_ips.slides.registry import open_slide
+from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.location import Location
+from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.patches import FindPatches
+from wsi_ips.units import Mpp
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from wsi_ips.inference.predict import PreparedSlide
+    from wsi_ips.inference.slide_work import SlideJob, SlideWork
+
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+
+ENDS_IN_S = 10.0
+"""How long the process may take to put away what it has begun before it is killed."""
+LENGTH_BYTES = 8
+READY = b"+"
+FIRST_TO_GO = "1000"
+"""Linux' out-of-memory killer takes the process with the highest of these numbers: this one, not the batch."""
+_START = "import sys; sys.path[:] = {path!r}; from wsi_ips.inference.in_hand import _answer; _answer()"
+
+
+class Died(Exception):
+    """``Died(code)``: the process ended with this exit code (as :mod:`subprocess` has it) and without an answer.
+
+    In words: "was killed by SIGSEGV", "ended with exit code 9".
+    """
+
+    def __str__(self) -> str:
+        (code,) = self.args
+        if code >= 0:
+            return f"ended with exit code {code}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+
+    @property
+    def by_kill(self) -> bool:
+        """Whether it was killed as the system kills for want of memory."""
+        return bool(self.args == (-signal.SIGKILL,))
+
+
+class NotStarted(ConfigError):
+    """The process did not come to begin: that is nobody's fault who was to be worked on."""
+
+
+def alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
+    """``work(argument)``, done by a new process. What it raises is raised here.
+
+    ``work`` is a function of a module, and it, its argument, its result and its errors can be pickled. Raises
+    :class:`Died` where the process dies at it, and :class:`NotStarted` where it never came to begin. Whatever
+    ends the wait (Ctrl-C) ends the process too, and the end of this process does.
+    """
+    task = pickle.dumps((work, argument))
+    process = subprocess.Popen(  # noqa: S603 - this very interpreter
+        [sys.executable, "-c", _START.format(path=sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code says how
+            for part in (pickle.dumps(logging.getLogger().level), task):
+                process.stdin.write(len(part).to_bytes(LENGTH_BYTES, "little") + part)
+            process.stdin.flush()
+        answer = process.stdout.read()
+        code = process.wait()
+    finally:
+        _end(process)
+    if not answer.startswith(READY):
+        raise NotStarted(f"a process of its own does not start for a slide: it {Died(code)}")
+    try:
+        raised, result = pickle.loads(answer.removeprefix(READY))  # noqa: S301 - from our own process
+    except (EOFError, pickle.UnpicklingError):  # none, or half of one
+        raise Died(code) from None
+    if raised:
+        raise result
+    return result  # type: ignore[no-any-return]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the process where it still runs, cleanly if it lets itself be ended."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(ENDS_IN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def _answer() -> None:
+    """What the new process does."""
+    _obey_the_parent_alone()
+    # What libraries print belongs on stderr: stdout is for the answer.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    level = _received()
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if level > logging.INFO:
+        silence_libraries()
+    work, argument = _received()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    answers.write(READY)
+    answers.flush()
+    try:
+        answer = pickle.dumps((False, work(argument)))
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGTERM)
+    except Exception as error:  # noqa: BLE001 - it is raised in the process that waits
+        answer = _pickled(error)
+    answers.write(answer)
+    answers.close()
+    logging.shutdown()
+    # Native libraries that crash while they are put away have nothing to say about the slide.
+    os._exit(0)
+
+
+def _received() -> Any:
+    length = int.from_bytes(_exactly(LENGTH_BYTES), "little")
+    return pickle.loads(_exactly(length))  # noqa: S301 - from the process that started this one
+
+
+def _exactly(length: int) -> bytes:
+    """So many bytes of stdin and none more: its end is waited for later."""
+    parts = bytearray()
+    while len(parts) < length:
+        if not (part := os.read(0, length - len(parts))):
+            sys.exit(1)
+        parts += part
+    return bytes(parts)
+
+
+def _pickled(error: Exception) -> bytes:
+    """The error, or one in its words where it does not survive pickling."""
+    try:
+        answer = pickle.dumps((True, error))
+        pickle.loads(answer)  # noqa: S301 - of the line above
+    except Exception:  # noqa: BLE001 - whatever its class does
+        return pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
+    return answer
+
+
+def _obey_the_parent_alone() -> None:
+    """Ctrl-C goes to every process of a terminal; the parent decides what it means, and sends SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
+
+
+def _end_with_parent() -> None:
+    """Once stdin ends the parent is gone: nobody holds the folder any more, or hears the answer."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 
 IN_HAND = "in_hand.json"
@@ -156,3 +337,56 @@ def _read(path: Path) -> dict[str, State]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s is passed over, it cannot be read: %s", path, error)
         return {}
+
+
+Prepare = Callable[[], "PreparedSlide"]
+_Task = tuple[FindPatches, Location, str, Mpp | None]
+_Found = tuple[PatchCoords, float]
+
+
+def looked_ahead(
+    jobs: "Sequence[SlideJob]", work: "SlideWork"
+) -> "Generator[tuple[SlideJob, Prepare | Died | None], None, None]":
+    """Each job with a call that gives its slide, or raises why there is none; while the caller has one, the next
+    one's patches are looked for.
+
+    None: nobody has looked ahead, as for the first. :class:`Died`: the process that did so died. Whether it was
+    the slide's fault, or memory was short, can only be told when nothing else is going on.
+    """
+    coming: Future[_Found] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-ahead") as pool:
+        for number, job in enumerate(jobs):
+            current, coming = coming, None
+            prepare = None if current is None else _outcome(current, job, work)
+            if number + 1 < len(jobs):
+                following = jobs[number + 1]
+                task: _Task = (work.predictor.find_patches, following.path, following.slide_id, following.mpp)
+                coming = pool.submit(alone, _find, task)
+            yield job, prepare
+
+
+def _find(task: _Task) -> _Found:
+    """A slide's patches, and the seconds that it took to find them."""
+    find_patches, location, slide_id, mpp = task
+    started = time.perf_counter()
+    with open_slide(location) as slide:
+        return find_patches(slide, slide_id=slide_id, mpp=mpp), time.perf_counter() - started
+
+
+def _outcome(found: "Future[_Found]", job: "SlideJob", work: "SlideWork") -> Prepare | Died | None:
+    try:
+        coords, seconds = found.result()
+    except Died as death:
+        return death
+    except NotStarted:
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
+        return _raising(error)
+    return lambda: work.predictor.opened(job.path, coords, seconds=seconds)
+
+
+def _raising(error: Exception) -> Prepare:
+    def prepare() -> "PreparedSlide":
+        raise error
+
+    return prepare

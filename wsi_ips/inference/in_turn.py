@@ -9,9 +9,7 @@ from contextlib import closing
 from typing import Literal
 
 from wsi_ips.errors import ProcessDied
-from wsi_ips.inference.ahead import looked_ahead
-from wsi_ips.inference.alone import Died
-from wsi_ips.inference.in_hand import SlidesInHand
+from wsi_ips.inference.in_hand import Died, SlidesInHand, looked_ahead
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from wsi_ips.config import StreamingConfig
-from wsi_ips.fingerprint import fingerprint
-from wsi_ips.location import Location
 from wsi_ips.slides.folder import files_of
-from wsi_ips.tiling.find_patches import FindPatches
+from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.storage.location import Location
+from wsi_ips.tiling.patches import FindPatches
 from wsi_ips.units import Mpp
 
 

@@ -13,20 +13,19 @@ from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.location import Location
-from wsi_ips.models.bag_net import BagNet
-from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Advance, Progress, silent
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import SlideReading, read_scored, score_part
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.streaming.numerics import calculating
+from wsi_ips.storage.location import Location
+from wsi_ips.streaming.device import calculating
+from wsi_ips.streaming.patch_source import StreamTelemetry
 from wsi_ips.streaming.stream import Chunk, PatchStream
-from wsi_ips.streaming.telemetry import StreamTelemetry
-from wsi_ips.tiling.find_patches import FindPatches, PatchesInTissue
 from wsi_ips.tiling.grid import PatchCoords
+from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
 from wsi_ips.units import Mpp
 
 
@@ -65,7 +64,7 @@ class Predictor:
     ) -> None:
         """``checkpoint`` (its fingerprint) is written into every result. ``find_patches``: which ones are looked
         at; none: those in tissue, tiled as the network was trained. ``deterministic``: see
-        :func:`wsi_ips.streaming.numerics.calculating`."""
+        :func:`wsi_ips.streaming.device.calculating`."""
         self.pipeline = pipeline
         self.checkpoint = checkpoint
         self._net = net.to(device).eval()

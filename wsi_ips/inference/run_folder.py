@@ -1,4 +1,11 @@
-"""The folder of a prediction run: where things lie, whose run it is, and who writes into it now."""
+"""Where a run folder says that a slide is, and whether that may be opened.
+
+A run folder may come from somebody else. What it names on this machine is read, as far as the user may read it; a
+URL is not opened unless the user allows it: the request alone would tell its host who looks at the run, and
+from where, and it could be sent to any service inside the user's network.
+
+The folder of a prediction run: where things lie, whose run it is, and who writes into it now.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,8 +14,24 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from wsi_ips.errors import ConfigError
-from wsi_ips.held_folder import describe, difference, held, read_description
+from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.storage.held_folder import describe, difference, held, read_description
+from wsi_ips.storage.location import Location, Url, locate
+
+
+def stored_location(text: str, *, open_urls: bool) -> Location:
+    """``text``, as ``predict`` stored it, as a path or, with ``open_urls``, as a URL.
+
+    Raises :class:`ResultsError` for a URL otherwise.
+    """
+    location = locate(text)
+    if isinstance(location, Url) and not open_urls:
+        raise ResultsError(
+            location,
+            "is a URL that the run folder names, and those are not opened unasked",
+            "give --open-urls if you trust the run, or name the slides with --slides",
+        )
+    return location
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +88,7 @@ def claimed(
     more: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Hold the folder for the time of the ``with`` block, with a ``run.json`` that says what is run. numerics: how
-    the device calculates (:func:`wsi_ips.streaming.numerics.numerics`). more: what else ``run.json`` says, none of
+    the device calculates (:func:`wsi_ips.streaming.device.numerics`). more: what else ``run.json`` says, none of
     which makes the run another one.
 
     Gives this start's id: see :meth:`RunFolder.is_of`.

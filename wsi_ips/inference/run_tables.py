@@ -8,13 +8,12 @@ from dataclasses import replace
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
-from wsi_ips.evaluation.calibrated import Calibration
+from wsi_ips.evaluation.conformal import Calibration
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.predictions import Doubt, PredictionRow, write_predictions
 from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_table import SlideRow, read_slide_table, write_slide_table
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
-from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table, write_slide_table
 
 logger = logging.getLogger(__name__)
 

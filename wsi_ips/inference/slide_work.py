@@ -7,18 +7,17 @@ from pathlib import Path
 
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError
-from wsi_ips.inference.ensemble import EnsemblePredictor
+from wsi_ips.inference.checkpoints import EnsemblePredictor
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, read_result, write_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.location import Location
 from wsi_ips.progress import Progress, silent
-from wsi_ips.slides.failures import failure_in_words
-from wsi_ips.tiling.find_patches import FindPatches
-from wsi_ips.tiling.upsampling import upsampling_note
+from wsi_ips.slides.base import failure_in_words
+from wsi_ips.storage.location import Location
+from wsi_ips.tiling.patches import FindPatches, upsampling_note
 from wsi_ips.units import Mpp
 
 logger = logging.getLogger(__name__)

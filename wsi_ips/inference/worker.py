@@ -10,16 +10,15 @@ import torch
 
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import ClusterError, ResultsError
-from wsi_ips.inference.checkpoints import CheckpointFile, Checkpoints
-from wsi_ips.inference.ensemble import EnsemblePredictor
+from wsi_ips.inference.checkpoints import CheckpointFile, Checkpoints, EnsemblePredictor
 from wsi_ips.inference.predict import Predictor, ScoredPart
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
-from wsi_ips.library_lines import silence_libraries
 from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.progress import silence_libraries
+from wsi_ips.storage.fingerprint import versions
 from wsi_ips.streaming.device import pick_device
-from wsi_ips.tiling.find_patches import FindPatches
-from wsi_ips.versions import versions
+from wsi_ips.tiling.patches import FindPatches
 
 T = TypeVar("T")
 

@@ -1,22 +1,48 @@
-"""From config to modules: the only place that knows both."""
+"""What a network costs: parameters, and multiply-adds of convolutions and linear layers.
+
+From config to modules: the only place that knows both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_ips.config import AttentionConfig, EncoderConfig, ModelConfig, SelectionConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.models.attention_nets import AttentionNet, MegapixelMnistAttention, SpeedLimitsAttention
-from wsi_ips.models.bag_net import BagNet
+from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
-from wsi_ips.models.cross_attention import CrossAttention
-from wsi_ips.models.direct_attention import DirectAttention
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
-from wsi_ips.models.encoders.features import FeatureEncoder
-from wsi_ips.models.encoders.projector import PlainProjector, Projector
-from wsi_ips.models.encoders.timm_encoder import TimmEncoder
-from wsi_ips.models.heads import Heads, queries_of
-from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.models.positions import Positions, RasterSinusoid, SlideSinusoid
-from wsi_ips.models.sampling_net import SamplingNet
+from wsi_ips.models.encoders.timm_encoder import FeatureEncoder, PlainProjector, Projector, TimmEncoder
+from wsi_ips.models.ips_net import BagNet, Heads, IPSNet, Positions, RasterSinusoid, SlideSinusoid, queries_of
+from wsi_ips.models.sampling_net import (
+    AttentionNet,
+    MegapixelMnistAttention,
+    SamplingNet,
+    SpeedLimitsAttention,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """parameters: trainable ones (BatchNorm's running statistics are none). macs: of one forward pass."""
+
+    parameters: int
+    macs: int
+
+
+def parameters_of(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+
+
+def cost_of(net: nn.Module, run: Callable[[], object]) -> Cost:
+    """Cost of ``net`` and of what ``run`` does with it. On the device "meta" nothing is computed."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    # The counter's unit is an operation: two make a multiply-add.
+    return Cost(parameters_of(net), counter.get_total_flops() // 2)
+
 
 ATS_ENCODERS: dict[str, type[MegapixelMnistEncoder | SpeedLimitsEncoder]] = {
     "ats_megapixel_mnist": MegapixelMnistEncoder,

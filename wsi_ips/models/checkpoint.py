@@ -1,15 +1,143 @@
-"""Checkpoints: safetensors whose metadata holds the config, so that nothing is unpickled and nothing guessed."""
+"""Weights and the config that they were trained with, in one safetensors file: nothing is unpickled or guessed.
+
+What the files of whole networks and those of detectors have in common; see ``checkpoint.py`` and
+``detection/checkpoint.py``.
+
+Checkpoints: safetensors whose metadata holds the config, so that nothing is unpickled and nothing guessed.
+"""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from wsi_ips.config import READ_NO_FILE, PipelineConfig
-from wsi_ips.errors import CheckpointError
-from wsi_ips.models.bag_net import BagNet
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wsi_ips import __version__
+from wsi_ips.config import READ_NO_FILE, PipelineConfig, Section
+from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.models.build import build_selecting_net
-from wsi_ips.models.weights_file import WeightsFile
+from wsi_ips.models.ips_net import BagNet
+from wsi_ips.storage.files import system_cause, whole_file
+
+MAX_CONFIG_CHARS = 1_000_000
+
+Config = TypeVar("Config", bound=Section)
+Net = TypeVar("Net", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile(Generic[Config, Net]):
+    """One kind of such files. key: of the metadata. name: what a user calls it. mend: what to name instead.
+
+    config_of: from what the metadata holds; build: the untrained network of a config, without a download.
+    """
+
+    key: str
+    name: str
+    mend: str
+    config_of: Callable[[Path, Mapping[str, Any]], Config]
+    build: Callable[[Config], Net]
+
+    def write(self, path: Path, net: nn.Module, config: Config, **more: Any) -> None:
+        """``more`` stands beside the config in the metadata."""
+        held = {"version": __version__, "config": config.model_dump(mode="json"), **more}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={self.key: json.dumps(held)})
+            partial.chmod(0o644)  # safetensors leaves it to its owner alone; colleagues predict with it
+
+    def read(self, path: Path) -> tuple[Net, Config]:
+        """The network, in eval mode on the CPU, and its config.
+
+        The file decides over no memory: its config is held against its tensors' shapes before anything is
+        allocated. Raises :class:`CheckpointError` for a missing or broken file, one of another kind, or weights
+        that do not fit the config or are not finite.
+        """
+        with self._opened(path) as file:
+            config = self._config(path, file.metadata() or {})
+            names = list(file.keys())
+            self._check_shapes(
+                path, config, {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            )
+            tensors = {name: file.get_tensor(name) for name in names}
+        net = self.build(config)
+        self._check_values(path, tensors, net.state_dict())
+        net.load_state_dict(tensors)
+        return net.eval(), config
+
+    def config(self, path: Path) -> Config:
+        """The config alone. Raises as :meth:`read`, but for the weights."""
+        with self._opened(path) as file:
+            return self._config(path, file.metadata() or {})
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        if not path.is_file():
+            raise CheckpointError(path, f"no such {self.name}", self.mend)
+        try:
+            with path.open(
+                "rb"
+            ):  # whatever keeps safetensors from opening it, it says that there is no such file
+                pass
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            if cause := system_cause(error):
+                raise CheckpointError(path, cause.problem, cause.mend) from None
+            raise CheckpointError(path, f"is not a safetensors file ({error})", self.mend) from None
+
+    def _config(self, path: Path, metadata: Mapping[str, str]) -> Config:
+        if self.key not in metadata:
+            raise CheckpointError(
+                path, f"is no {self.name} of ours: another kind or another program's file", self.mend
+            )
+        if len(metadata[self.key]) > MAX_CONFIG_CHARS:
+            raise CheckpointError(
+                path, f"holds a config of more than {MAX_CONFIG_CHARS:,} characters", self.mend
+            )
+        try:
+            return self.config_of(path, json.loads(metadata[self.key]))
+        except (KeyError, TypeError, ValueError, ValidationError, RecursionError) as error:
+            reason = one_line(error, most=200)
+            raise CheckpointError(path, f"holds a config that cannot be read ({reason})", self.mend) from None
+
+    def _check_shapes(self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse a file whose config describes another network than its tensors make up."""
+        try:
+            # On the meta device a tensor has a shape and no memory, whatever size the config asks for.
+            with torch.device("meta"):
+                net = self.build(config)
+            wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+        except Exception as error:  # noqa: BLE001 - a config from elsewhere may ask for anything
+            reason = one_line(error, most=200)
+            raise CheckpointError(
+                path, f"describes a network that cannot be built ({reason})", self.mend
+            ) from None
+        unfit = [
+            name for name in sorted(wanted.keys() | shapes.keys()) if wanted.get(name) != shapes.get(name)
+        ]
+        if unfit:
+            raise CheckpointError(
+                path,
+                f"is of another architecture than its config: {len(unfit)} tensors differ, e.g. {unfit[0]}",
+                self.mend,
+            )
+
+    def _check_values(self, path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.is_complex() or tensor.is_floating_point() != wanted[name].is_floating_point():
+                raise CheckpointError(path, f"holds {tensor.dtype} for {name}", self.mend)
+            if not torch.isfinite(tensor.float()).all():
+                raise CheckpointError(path, f"holds weights that are not finite ({name})", "train again")
+
 
 FORMAT = 1
 METADATA_KEY = "wsi_ips"

@@ -54,7 +54,7 @@ class EncoderScorer(nn.Module):
 class Coarse(nn.Module):
     """A scorer with the share of the tissue that it lets through, and the recall that was measured for shares.
 
-    The share is the config's until it is chosen for a recall (:mod:`wsi_ips.training.calibration`); both
+    The share is the config's until it is chosen for a recall (:mod:`wsi_ips.training.cascade`); both
     travel with the weights.
     """
 

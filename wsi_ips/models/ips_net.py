@@ -1,4 +1,15 @@
-"""The network in parts: an encoder of patches, cross-attention over the kept ones, heads.
+"""From query tokens to labels: one linear layer per task, each on its own token.
+
+Shape suffixes: B bags, T tasks (and query tokens), D width, C classes of a task.
+
+What every network that reads bags of patches has, whatever picks the patches.
+
+Shape suffixes: B bags, M patches of the largest bag, n patches or windows, C width of features, D of embeddings, H
+heads, T queries, Q window side.
+
+Where a patch lies, as numbers that are added to its embedding.
+
+The network in parts: an encoder of patches, cross-attention over the kept ones, heads.
 
 Receives its parts ready-built (:mod:`wsi_ips.models.build`) and knows nothing of how patches were picked.
 
@@ -6,18 +17,198 @@ Shape suffixes: B bags, M places of the largest bag, K all patches of all bags i
 of features, D of embeddings, H heads, T queries.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wsi_ips.models.bag_net import BagNet, BagReading, scoring
-from wsi_ips.models.cross_attention import CrossAttention
-from wsi_ips.models.direct_attention import DirectAttention
-from wsi_ips.models.heads import Heads
-from wsi_ips.models.positions import Positions
+from wsi_ips.config import TaskConfig, task_queries
+from wsi_ips.models.attention import CrossAttention, DirectAttention
+from wsi_ips.models.coarse import Coarse, EncoderScorer
 from wsi_ips.units import PlaceKind
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits_BC: logits_BC.softmax(dim=-1),
+    "sigmoid": Tensor.sigmoid,
+    "linear": lambda outputs_BC: outputs_BC,
+}
+
+
+class Heads(nn.Module):
+    """A task reads the token that its config names, or the one of its own place."""
+
+    def __init__(self, dim: int, tasks: Sequence[TaskConfig]) -> None:
+        super().__init__()
+        self._tasks = tuple(tasks)
+        self.tokens = task_queries(tasks)
+        """{task: the token that it reads}"""
+        self.queries = queries_of(tasks)
+        self.layers = nn.ModuleList(nn.Linear(dim, len(task.classes)) for task in tasks)
+
+    def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
+        """Task name to logits (B, C)."""
+        return {
+            task.name: layer(tokens_BTD[:, self.tokens[task.name]])
+            for task, layer in zip(self._tasks, self.layers, strict=True)
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Task name to its layer's weight (C, D)."""
+        layers = zip(self._tasks, self.layers, strict=True)
+        return {task.name: layer.weight for task, layer in layers if isinstance(layer, nn.Linear)}
+
+    def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers."""
+        return {task.name: _ACTIVATIONS[task.activation](logits[task.name]) for task in self._tasks}
+
+
+def queries_of(tasks: Sequence[TaskConfig]) -> int:
+    """How many query tokens the tasks read."""
+    return max(task_queries(tasks).values()) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class BagReading:
+    """What the network says of bags: per task logits and probabilities (B, classes); tokens_BTD; attention_BHTM
+    over each bag's own patches (0 at empty places).
+
+    contributions: of one bag read by a head that allows it, per task what each patch adds to the logits (M, C);
+    with the classifier's bias they sum to the logits exactly. None elsewhere.
+    """
+
+    logits: dict[str, Tensor]
+    probabilities: dict[str, Tensor]
+    tokens_BTD: Tensor
+    attention_BHTM: Tensor
+    contributions: dict[str, Tensor] | None = None
+
+
+class BagNet(nn.Module):
+    """encoder: one patch at a time, pixels (n, ...) to features (n, C), so that it can work in any portions.
+
+    projector: features to embeddings (n, D); it may look at all patches of a step (BatchNorm). None: they are the
+    same. coarse: what looks from afar; None: nothing does.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: Heads,
+        *,
+        projector: nn.Module | None = None,
+        coarse: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector or nn.Identity()
+        self.heads = heads
+        self.coarse = coarse
+
+    @property
+    def place_kind(self) -> PlaceKind | None:
+        """How the network wants to be told of places; None: it asks for none."""
+        return None
+
+    @property
+    def feature_width(self) -> int:
+        """C, width of the encoder's features."""
+        width: Any = self.encoder.dim
+        return int(width)
+
+    @property
+    def looks_from_afar(self) -> Coarse:
+        """What scores windows. Only of networks that have it."""
+        assert isinstance(self.coarse, Coarse)
+        return self.coarse
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Patches (n, ...) as the encoder takes them, to embeddings (n, D) without position."""
+        embeddings: Tensor = self.projector(self.encoder(pixels))
+        return embeddings
+
+    def coarse_logits(self, windows_n3QQ: Tensor) -> Tensor:
+        """Logits (n,) of windows seen from afar."""
+        scorer = self.looks_from_afar.scorer
+        seen = self.encoder(windows_n3QQ) if isinstance(scorer, EncoderScorer) else windows_n3QQ
+        logits_n: Tensor = scorer(seen)
+        return logits_n
+
+
+@contextmanager
+def scoring(net: nn.Module) -> Iterator[None]:
+    """Eval mode for the selection pass; every module's own mode is put back, after an error too."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class Positions(nn.Module):
+    """Places of n patches to encodings (n, dim) float64. ``kind`` says how it wants to be told of places.
+
+    float64, because a large slide's place times a rate loses its phase in float32. Has no weights.
+    """
+
+    kind: PlaceKind
+
+
+class RasterSinusoid(Positions):
+    """The paper's 1-D encoding (IPS reference code), over a patch's raster index.
+
+    PE[p, 2j] = sin(p * 10000**(-2j / dim)), PE[p, 2j + 1] = cos of the same; ``dim`` is even. Computed for the
+    indices at hand: no table whose length a slide could exceed.
+    """
+
+    kind: PlaceKind = "ids"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, ids_n: Tensor) -> Tensor:
+        """Raster indices (n,) int64 to encodings (n, dim) float64, on the device of the indices."""
+        even = torch.arange(0, self.dim, 2, dtype=torch.float64, device=ids_n.device)
+        return _waves(ids_n.double()[:, None] * 10000.0 ** (-even / self.dim))
+
+
+class SlideSinusoid(Positions):
+    """2-D: the first half of the width encodes x, the second y, both in µm on the slide.
+
+    Each half holds sine and cosine of dim / 4 wavelengths, which rise geometrically from ``shortest_um`` to
+    ``longest_um`` (both included). µm, not grid cells: the same place gets the same encoding at any resolution,
+    with any overlap and on a slide of any size. ``dim`` is a multiple of 4.
+    """
+
+    kind: PlaceKind = "um"
+
+    def __init__(self, dim: int, *, shortest_um: float, longest_um: float) -> None:
+        """Raises ``ValueError`` for a width that is no multiple of 4."""
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"a 2-D encoding needs a width that is a multiple of 4, not {dim}")
+        self.dim = dim
+        self._octaves = (math.log2(shortest_um), math.log2(longest_um))
+
+    def forward(self, um_n2: Tensor) -> Tensor:
+        """Centres (n, 2) float64 (x, y) in µm to encodings (n, dim) float64, on the device of the centres."""
+        wavelengths_um = torch.logspace(
+            *self._octaves, self.dim // 4, base=2, dtype=torch.float64, device=um_n2.device
+        )
+        angles_n2w = um_n2.double()[..., None] * (2 * math.pi / wavelengths_um)
+        return torch.cat([_waves(angles_n2w[:, axis]) for axis in (0, 1)], dim=1)
+
+
+def _waves(angles_nw: Tensor) -> Tensor:
+    """sin and cos of each angle, side by side: (n, 2w)."""
+    return torch.stack([angles_nw.sin(), angles_nw.cos()], dim=2).flatten(1)
+
 
 __all__ = ["BagReading", "IPSNet", "scoring"]
 

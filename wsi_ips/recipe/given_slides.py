@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, InstanceOf, PositiveFloat
 
 from wsi_ips.config import Section
-from wsi_ips.location import Url, locate
+from wsi_ips.storage.location import Url, locate
 
 
 def _located(value: Any) -> Any:

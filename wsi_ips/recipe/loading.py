@@ -8,8 +8,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
-from wsi_ips.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.recipe.jobs import Job
 
 _JOBS: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="command")])

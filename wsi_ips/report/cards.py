@@ -10,19 +10,16 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
-from wsi_ips.heatmaps.colours import MapKind
-from wsi_ips.heatmaps.legend import ScaleBar, Tick, short, signed
+from wsi_ips.heatmaps.display_scale import MapKind, ScaleBar, Tick, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.inference.results import read_result
-from wsi_ips.inference.stored_location import stored_location
-from wsi_ips.location import Location
-from wsi_ips.report.evaluation import Judged
+from wsi_ips.inference.run_folder import stored_location
 from wsi_ips.report.pictures import COLOURS, Pictures, Pixels, Place, draw_pictures, read_pixels, top_places
-from wsi_ips.report.stored_run import StoredRun, StoredSlide, attention_file
-from wsi_ips.report.summary import Part, class_colour
-from wsi_ips.report.words import answer, count, duration, figure, millimetres, shortened
+from wsi_ips.report.stored_run import Judged, StoredRun, StoredSlide, attention_file
+from wsi_ips.report.summary import Part, answer, class_colour, count, duration, figure, millimetres, shortened
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.storage.location import Location
 
 logger = logging.getLogger(__name__)
 

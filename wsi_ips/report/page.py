@@ -17,16 +17,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from wsi_ips.errors import ResultsError
-from wsi_ips.evaluation.figure_names import figure_name
+from wsi_ips.evaluation.plots import figure_name
 from wsi_ips.evaluation.task_scores import kind_of
-from wsi_ips.files import whole_file
 from wsi_ips.report.cards import Card, Line
-from wsi_ips.report.evaluation import Figure, StoredEvaluation
-from wsi_ips.report.plots import Plot
-from wsi_ips.report.stored_run import StoredRun
-from wsi_ips.report.summary import Summary
-from wsi_ips.report.training_run import TrainingRun
-from wsi_ips.report.words import count, figure, raw, shortened
+from wsi_ips.report.pictures import Plot
+from wsi_ips.report.stored_run import Figure, StoredEvaluation, StoredRun, TrainingRun
+from wsi_ips.report.summary import Summary, count, figure, raw, shortened
+from wsi_ips.storage.files import whole_file
 
 MOST_CHECKPOINTS = 20
 LONGEST_SETTINGS = 60_000

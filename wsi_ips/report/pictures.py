@@ -1,4 +1,9 @@
-"""A slide's pictures for a page: as it is, under its map, and the patches with the largest values of it.
+"""How many bytes a slide's pictures may take, and how large they can be drawn for that.
+
+A report is to be mailed: it stays below :data:`LARGEST_REPORT_BYTES` for as long as there is room for a row of
+text a slide. Every slide has the same share, so that the last one's pictures are not the poorest.
+
+A slide's pictures for a page: as it is, under its map, and the patches with the largest values of it.
 
 The map is of contributions where the head tells them, else of attention.
 
@@ -7,28 +12,90 @@ was read. Pixel (i, j) shows the level-0 area [i, i + 1) * l0_per_px by [j, j + 
 that the map lies where it belongs to the far corner.
 
 Shape suffixes: N patches; H, W rows and columns.
+
+Plots on the page: those that ``evaluate`` drew, and the losses of a training run.
+
+A PNG from a folder is decoded and written anew with few colours: a third of the bytes, and nothing of the file
+but its pixels reaches the page.
 """
 
 import base64
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_ips.heatmaps.colours import HeatColours
+from wsi_ips.errors import ConfigError
+from wsi_ips.evaluation.plots import SELECTION, check_can_plot, draw_history, draw_selection
+from wsi_ips.heatmaps.display_scale import HeatColours
 from wsi_ips.heatmaps.maps import Heat
 from wsi_ips.heatmaps.overlay import blend
-from wsi_ips.heatmaps.patch_sheet import patch_picture
+from wsi_ips.heatmaps.pictures import patch_picture
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
-from wsi_ips.report.budget import SURELY_TOO_LARGE, Look, worth_trying
-from wsi_ips.slides.base import RgbImage, SlideReader
-from wsi_ips.slides.memory_reader import MemoryReader
-from wsi_ips.slides.region import WHITE
+from wsi_ips.slides.base import WHITE, RgbImage, SlideReader
+from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Size
+
+LARGEST_REPORT_BYTES = 10_000_000
+FRAME_BYTES = 200_000
+"""Styles, script, settings, figures of an evaluation."""
+LARGEST_PLOTS_BYTES = 600_000
+"""Of all plots together, as they stand in the file."""
+TEXT_BYTES = 5_000
+"""A slide's words and numbers, in the table and on its card; measured: 3 to 4 kB with twelve patches."""
+MOST_FOR_A_SLIDE = 700_000
+"""Where there are few slides: more pixels than a screen shows are for the viewer."""
+
+LEAST_FOR_A_SLIDE = 6_000
+"""An overlay of 160 pixels: with less, no slide is opened."""
+
+LEAST_BYTES_PER_PIXEL = 0.06
+"""Of a JPEG of tissue on much white glass: a look that needs more than its share even so is not tried."""
+SURELY_TOO_LARGE = 1.3
+"""By how much a look may be guessed to pass the share and is tried all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a slide is shown. side_px: longest side of its picture, patch_px: side of a patch. quality: of JPEG."""
+
+    side_px: int
+    patch_px: int
+    quality: int
+
+    def weight(self, patches: int) -> float:
+        """What its bytes grow with, about: pixels, and JPEG's quality (measured on slides from 50 to 85)."""
+        pixels = 2 * self.side_px**2 + patches * self.patch_px**2
+        return float(pixels / (100 - self.quality) ** 0.7)
+
+
+LOOKS = (
+    Look(1024, 224, 85), Look(896, 192, 83), Look(768, 176, 82), Look(640, 160, 80), Look(560, 144, 78),
+    Look(480, 128, 76), Look(416, 112, 74), Look(352, 104, 72), Look(304, 96, 68), Look(256, 80, 64),
+    Look(208, 72, 58), Look(160, 64, 50),
+)  # fmt: skip
+"""From the largest to the smallest; a slide has the first that fits its share."""
+
+
+def share_of_a_slide(slides: int) -> int:
+    """Bytes of the file, base64 included, that the pictures of one of so many slides may take; 0: none."""
+    room = LARGEST_REPORT_BYTES - FRAME_BYTES - LARGEST_PLOTS_BYTES
+    share = min(MOST_FOR_A_SLIDE, room // max(1, slides) - TEXT_BYTES)
+    return share if share >= LEAST_FOR_A_SLIDE else 0
+
+
+def worth_trying(share: int) -> tuple[Look, ...]:
+    """The looks that may fit, largest first; always the smallest."""
+    fitting = [look for look in LOOKS if 2 * look.side_px**2 * LEAST_BYTES_PER_PIXEL <= share]
+    return tuple(fitting) or LOOKS[-1:]
+
 
 ALPHA = 0.5
 """Opacity of the heat over tissue; over none it is the picture."""
@@ -199,3 +266,65 @@ def _as_much_as_fits(pictures: Pictures, share: int) -> Pictures:
         share -= len(patch.uri)
         patches.append((place, patch))
     return Pictures(kept["slide"], kept["overlay"], patches, len(pictures.patches) - len(patches))
+
+
+LARGEST_PLOT_PX = 4000 * 4000
+PLOT_COLOURS = 96
+NAMES = {"roc": "ROC", "froc": "FROC", "reliability": "Calibration"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    title: str
+    picture: Picture
+
+
+def plots_of(paths: Iterable[Path], *, room: int = LARGEST_PLOTS_BYTES) -> tuple[list[Plot], list[str]]:
+    """The plots that are sound and for which there is room, and a line for each that is not shown."""
+    shown, notes = [], []
+    for path in paths:
+        try:
+            picture = _few_colours(path)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+            notes.append(f"{path.name} is not shown: {error}")
+            continue
+        if len(picture.uri) > room:
+            notes.append(f"{path.name} is not shown: the report has no room for it.")
+            continue
+        room -= len(picture.uri)
+        kind, _, of = path.stem.partition("_")
+        shown.append(Plot(NAMES.get(kind, kind) + (f", {of}" if of else ""), picture))
+    return shown, notes
+
+
+def training_plots(history: Mapping[str, Sequence[float]], *, name: str) -> list[Plot]:
+    """The losses of a training run, and how selection went where its history says so.
+
+    Empty where matplotlib is not installed.
+    """
+    try:
+        check_can_plot()
+    except ConfigError:
+        return []
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "loss.png"
+        draw_history(path, history, title=f"losses of {name}")
+        plots = [Plot("Losses", _few_colours(path))]
+        if any(column in history for column in SELECTION):
+            path = Path(folder) / "selection.png"
+            draw_selection(path, history, title=f"selection of {name}")
+            plots.append(Plot("Selection", _few_colours(path)))
+    return plots
+
+
+def _few_colours(path: Path) -> Picture:
+    """Raises ``OSError`` or ``ValueError`` for what is no PNG of a plot's size."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a picture that is too large to be sound is a mere warning to Pillow
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > LARGEST_PLOT_PX:
+                raise ValueError(f"{image.width}x{image.height} pixels are no plot's")
+            few = image.convert("RGB").quantize(PLOT_COLOURS)
+    file = io.BytesIO()
+    few.save(file, format="PNG", optimize=True)
+    return Picture(data_uri(file.getvalue(), "image/png"), few.width, few.height)

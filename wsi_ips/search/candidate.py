@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from wsi_ips.config import ProxyConfig, SpecificationTable
 from wsi_ips.errors import one_line
-from wsi_ips.models.spinenet.specification import Specification
-from wsi_ips.models.spinenet.specification_file import content_of, specification_of
+from wsi_ips.models.spinenet.specification import Specification, content_of, specification_of
 
 LONGEST_REASON = 300
 
@@ -103,8 +102,7 @@ def _answer(connection: Connection, work: Work, arguments: tuple[Any, ...]) -> N
 def _train(content: dict[str, Any], task: ProxyTask) -> float:
     import torch
 
-    from wsi_ips.search.proxy import proxy_score
-    from wsi_ips.search.proxy_data import read_arrays
+    from wsi_ips.search.proxy import proxy_score, read_arrays
 
     torch.set_num_threads(task.config.threads)
     specification = specification_of(SpecificationTable.model_validate(content))

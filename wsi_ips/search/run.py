@@ -9,13 +9,12 @@ from typing import Any
 
 from wsi_ips.config import SearchConfig, StrategyName
 from wsi_ips.errors import ConfigError, ResultsError, TrainingError
-from wsi_ips.held_folder import describe, difference, held
-from wsi_ips.models.spinenet.specification import Specification
-from wsi_ips.models.spinenet.specification_file import content_of, write_specification
+from wsi_ips.models.spinenet.specification import Specification, content_of, write_specification
 from wsi_ips.progress import Progress
 from wsi_ips.search.candidate import Scored, Train
 from wsi_ips.search.record import Candidate, Record, best_of, write_history
 from wsi_ips.search.strategy import Strategy, build_strategy
+from wsi_ips.storage.held_folder import describe, difference, held
 
 FREE = ("candidates", "strategies", "timeout_s")
 FREE_OF_PROXY = ("folder",)

@@ -7,15 +7,12 @@ import torch
 
 from wsi_ips.config import SelectionConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.models.attention_nets import AttentionNet
-from wsi_ips.models.bag_net import BagNet
-from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.models.sampling_net import SamplingNet
-from wsi_ips.selection.from_afar import read_cascade, read_sampled
-from wsi_ips.selection.image_views import ImageViews, read_views
+from wsi_ips.images.bags import ImageViews, read_views
+from wsi_ips.models.ips_net import BagNet, IPSNet
+from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
+from wsi_ips.selection.coarse_to_fine import read_cascade, read_sampled
 from wsi_ips.selection.slide_reading import SlideReading, read_slide
-from wsi_ips.streaming.chunk import Chunk
-from wsi_ips.streaming.patch_source import CoarseSource, PatchSource
+from wsi_ips.streaming.patch_source import Chunk, CoarseSource, PatchSource
 
 
 def read_bag(

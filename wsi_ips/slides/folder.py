@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from wsi_ips.errors import ConfigError, SlideNotFound, UnsupportedSlide
-from wsi_ips.location import Location, Url, locate
 from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.dicom.series import dicom_slides, may_be_dicom, series_of, starts_as_dicom
+from wsi_ips.storage.location import Location, Url, locate
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi"}

@@ -10,13 +10,22 @@ import numpy as np
 from openslide import OpenSlide, OpenSlideError, OpenSlideUnsupportedFormatError
 
 from wsi_ips.errors import SlideClosed, SlideInterrupted, SlideReadError, UnsupportedSlide
-from wsi_ips.outside_causes import outside_cause, system_cause
-from wsi_ips.slides.base import Bounds, LeftOut, Level, RgbImage, SlideInfo
+from wsi_ips.slides.base import (
+    WHITE,
+    Bounds,
+    ClosingReader,
+    LeftOut,
+    Level,
+    RgbImage,
+    SlideInfo,
+    check_associated,
+    check_region,
+)
 from wsi_ips.slides.dicom.series import series_of
-from wsi_ips.slides.level_shape import ANOTHER_SHAPE, shows_same_field
-from wsi_ips.slides.region import WHITE, ClosingReader, check_associated, check_region
-from wsi_ips.slides.stated_mpp import believable_xy, mpp_of_resolution, number
-from wsi_ips.slides.tiff.containers import refuse_misread
+from wsi_ips.slides.resolution import believable_xy, mpp_of_resolution, number
+from wsi_ips.slides.tiff.layout import refuse_misread
+from wsi_ips.slides.tile_layout import ANOTHER_SHAPE, shows_same_field
+from wsi_ips.storage.files import outside_cause, system_cause
 from wsi_ips.units import L0Point, Mpp, Size
 
 BROKEN = "the file is damaged or incomplete; copy it again, or leave the slide out"
@@ -28,7 +37,7 @@ class OpenSlideReader(ClosingReader):
     """``OpenSlideReader(path)``: a slide file, or a folder with one series of DICOM files.
 
     At levels > 0 OpenSlide interpolates where a position falls between two pixels. What it takes for a level of a
-    TIFF although its shape is not the slide's is left out (:mod:`wsi_ips.slides.level_shape`). Raises
+    TIFF although its shape is not the slide's is left out (:mod:`wsi_ips.slides.tile_layout`). Raises
     :class:`UnsupportedSlide` where OpenSlide does not open the file, :class:`RefusedSlide` where it would open it
     and then give wrong pixels or none.
     """

@@ -19,10 +19,10 @@ from wsi_ips.errors import (
     UnsupportedSlide,
     WsiIpsError,
 )
-from wsi_ips.location import Location, Url, is_there, locate
-from wsi_ips.outside_causes import system_cause
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
+from wsi_ips.storage.files import system_cause
+from wsi_ips.storage.location import Location, Url, is_there, locate
 
 OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
 
@@ -30,9 +30,9 @@ READERS: Mapping[str, str] = MappingProxyType(
     {
         # First match wins. Those before "openslide" read what OpenSlide reads pixel for pixel, faster, and what
         # OpenSlide shows wrongly or not at all; they leave the rest to OpenSlide.
-        "dicom": "wsi_ips.slides.dicom_reader:DicomReader",
+        "dicom": "wsi_ips.slides.dicom.layout:DicomReader",
         "mirax": "wsi_ips.slides.mirax_reader:MiraxReader",
-        "tiff": "wsi_ips.slides.tiff_reader:TiffReader",
+        "tiff": "wsi_ips.slides.tiff.layout:TiffReader",
         "openslide": "wsi_ips.slides.openslide_reader:OpenSlideReader",
         "image": "wsi_ips.slides.image_reader:ImageReader",
         OME_ZARR: "wsi_ips.slides.ome_zarr_reader:OmeZarrReader",

@@ -17,22 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from wsi_ips.byte_cache import ByteCache
 from wsi_ips.errors import SlideClosed, SlideInterrupted, SlideReadError, UnsupportedSlide
-from wsi_ips.outside_causes import OutsideCause, outside_cause, system_cause
-from wsi_ips.slides.base import RgbImage, SlideInfo
-from wsi_ips.slides.codecs.base import Parts, TileDecoder, TileError
-from wsi_ips.slides.region import (
+from wsi_ips.slides.base import (
     WHITE,
     ClosingReader,
+    RgbImage,
+    SlideInfo,
     check_associated,
     check_region,
     level_pixel,
     white_region,
 )
-from wsi_ips.slides.tile_files import TileFile, read_tiles
-from wsi_ips.slides.tile_layout import SlideLayout, TileLayout
+from wsi_ips.slides.codecs.base import Parts, TileDecoder, TileError
+from wsi_ips.slides.tile_layout import SlideLayout, TileFile, TileLayout, read_tiles
 from wsi_ips.slides.tile_places import TilePlaces
+from wsi_ips.storage.byte_cache import ByteCache
+from wsi_ips.storage.files import OutsideCause, outside_cause, system_cause
 from wsi_ips.units import L0Point, Size
 
 CACHE_BYTES = 32 << 20

@@ -31,14 +31,23 @@ from wsi_ips.errors import (
     SlideUnreachable,
     UnsupportedSlide,
 )
-from wsi_ips.location import Location, Url, locate
-from wsi_ips.outside_causes import outside_cause, system_cause
-from wsi_ips.slides.base import Level, RgbImage, SlideInfo
-from wsi_ips.slides.limits import check_levels
-from wsi_ips.slides.region import WHITE, ClosingReader, check_region, level_pixel, paste, white_region
+from wsi_ips.slides.base import (
+    WHITE,
+    ClosingReader,
+    Level,
+    RgbImage,
+    SlideInfo,
+    check_region,
+    level_pixel,
+    paste,
+    white_region,
+)
 from wsi_ips.slides.remote import NO_RANGES, TIMEOUT_SECONDS, network_error, storage_options
-from wsi_ips.slides.stated_mpp import MICRONS_PER, believable_xy, mpp_of_resolution
-from wsi_ips.slides.tiff.ome_xml import read_ome_xml
+from wsi_ips.slides.resolution import MICRONS_PER, believable_xy, mpp_of_resolution
+from wsi_ips.slides.tiff.ome import read_ome_xml
+from wsi_ips.slides.tile_places import check_levels
+from wsi_ips.storage.files import outside_cause, system_cause
+from wsi_ips.storage.location import Location, Url, locate
 from wsi_ips.units import L0Point, Mpp, Size
 
 BLOCK_BYTES = 1 << 17

@@ -1,17 +1,54 @@
-"""Where the tiles of a level lie: which of them show under a box of the level's pixels, and which covers which.
+"""What a file may claim before it is taken for damaged or hostile.
+
+Where the tiles of a level lie: which of them show under a box of the level's pixels, and which covers which.
 
 Readers and streams ask the same questions of a regular grid (:class:`RegularTiles`, here) and of tiles that have
-places of their own (:class:`wsi_ips.slides.placed_tiles.PlacedTiles`), so that neither has to know the kind.
+places of their own (:class:`wsi_ips.slides.tile_places.PlacedTiles`), so that neither has to know the kind.
+
+Tiles that have places of their own: overlapping, with gaps between them, or cut into pieces.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, sqrt
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_ips.errors import DamagedSlide
 from wsi_ips.units import Size
+
+LARGEST_SIDE_PX = 1 << 24
+"""16.8 million: at 0.1 µm per pixel that is 1.7 m of glass."""
+
+LARGEST_BLOCK_PX = 1 << 26
+"""A file's own block (tile, chunk) is decoded whole, however little of it is asked for."""
+
+MOST_LEVELS = 64
+
+
+def check_levels(path: Path | str, sizes: Sequence[Size], blocks: Sequence[Size]) -> None:
+    """Raise :class:`DamagedSlide` for sizes that no slide has, or levels that do not show the same field.
+
+    ``sizes`` are (width, height) of the levels from fine to coarse, ``blocks`` those of their blocks.
+    """
+    if not 1 <= len(sizes) <= MOST_LEVELS:
+        raise DamagedSlide(path, f"has {len(sizes)} levels")
+    for level, (size, block) in enumerate(zip(sizes, blocks, strict=True)):
+        if not all(1 <= side <= LARGEST_SIDE_PX for side in size):
+            raise DamagedSlide(path, f"level {level} claims {size[0]}x{size[1]} px")
+        if min(block) < 1 or block[0] * block[1] > LARGEST_BLOCK_PX:
+            raise DamagedSlide(path, f"level {level} claims blocks of {block[0]}x{block[1]} px")
+        wide, high = sizes[0][0] / size[0], sizes[0][1] / size[1]
+        # A level's sides were rounded, up or down, maybe to whole blocks of the coarsest level.
+        if abs(wide - high) > 0.02 * max(wide, high) + 2 * max(wide / size[0], high / size[1]):
+            raise DamagedSlide(
+                path, f"level {level} of {size[0]}x{size[1]} px has another shape than level 0"
+            )
+
 
 Box = tuple[int, int, int, int]
 """Left, top, width, height in whole pixels of a level."""
@@ -250,3 +287,349 @@ class TileSpans:
         spans_n4 = np.stack([self.first_col_n, self.end_col_n, self.first_row_n, self.end_row_n], axis=1)
         for box, (col, end_col, row, end_row) in zip(self.boxes_n4.tolist(), spans_n4.tolist(), strict=True):
             yield self.tiles._painting(box, col, end_col, row, end_row)
+
+
+MOST_PIECES = 1 << 23
+"""Of a level. A slide of 200,000 x 100,000 px in tiles of 64 px has 5 million."""
+
+MOST_BUCKETS = 1 << 21
+"""Of a level's index: 8 MiB, whatever the level's size."""
+
+MOST_LAYERS = 16
+"""Tiles that lie over each other at one place. Scanners let neighbours overlap by a part of their side."""
+
+FAR = 1 << 40
+"""Beyond every level, and far from where int64 ends."""
+
+PIECES_AT_A_TIME = 1 << 20
+"""Pieces that are looked at together when uses are counted, so that large boxes take no memory of their own."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredGrid:
+    """The tiles of one stored image, row by row: the column, the row, and what of each lies within the image."""
+
+    cols_P: NDArray[np.int64]
+    rows_P: NDArray[np.int64]
+    sources_P4: NDArray[np.int64]
+    """Left, top (both 0), width, height."""
+
+    @classmethod
+    def of(cls, image_size: Size, tile_size: Size) -> Self:
+        (width, height), (tile_width, tile_height) = image_size, tile_size
+        cols, rows = -(-width // tile_width), -(-height // tile_height)
+        rows_P, cols_P = np.divmod(np.arange(cols * rows), cols)
+        zeros = np.zeros_like(cols_P)
+        wide = np.minimum(tile_width, width - cols_P * tile_width)
+        high = np.minimum(tile_height, height - rows_P * tile_height)
+        return cls(cols_P, rows_P, np.stack([zeros, zeros, wide, high], axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedTiles:
+    """See :class:`TilePlaces`. What is placed are pieces: rectangles cut out of tiles, often the whole of them.
+
+    A piece that comes later covers those that came before it. Where no piece lies the level is white.
+    """
+
+    level_size: Size
+    tile_size: Size
+    n_tiles: int
+    numbers_P: NDArray[np.int32]
+    """The tile that each piece is cut out of."""
+    boxes_P4: NDArray[np.int32]
+    """Left, top, width, height of each piece on the level. None reaches beyond the level's edges."""
+    sources_P2: NDArray[np.int32]
+    """Where in its tile each piece begins (x, y)."""
+    index: "BucketIndex"
+    disjoint: bool
+    """Whether no piece is known to lie over another: then a box whose area they fill is covered."""
+
+    @classmethod
+    def place(
+        cls,
+        path: Path,
+        *,
+        level_size: Size,
+        tile_size: Size,
+        missing: NDArray[np.bool_],
+        numbers_P: NDArray[np.int64],
+        xy_P2: NDArray[np.int64],
+        sources_P4: NDArray[np.int64] | None = None,
+        disjoint: bool = False,
+    ) -> Self:
+        """Lay pieces out on a level.
+
+        missing: (n_tiles,) tiles without data, whose pieces are left out, so that they cover nothing. numbers_P:
+        the tile of each piece, in the order of painting. xy_P2: where on the level each piece begins, which may
+        be beyond its edges. sources_P4: left, top, width, height of each piece in its tile; None: whole tiles.
+        disjoint: no piece lies over another.
+
+        Raises :class:`DamagedSlide` for a level or a number of pieces that no slide has, and where too many lie
+        over each other.
+        """
+        if not all(1 <= side <= LARGEST_SIDE_PX for side in level_size) or len(numbers_P) > MOST_PIECES:
+            raise DamagedSlide(
+                path,
+                f"its header states {len(numbers_P)} tiles on a level of {level_size[0]}x{level_size[1]} px",
+                "the file is damaged",
+            )
+        if sources_P4 is None:
+            sources_P4 = np.broadcast_to(np.array([0, 0, *tile_size]), (len(numbers_P), 4))
+        # int64 until all is known to lie within the level: places of a hostile file may be anywhere.
+        xy_P2 = np.clip(xy_P2, -FAR, FAR)
+        starts_P2 = np.clip(xy_P2, 0, level_size)
+        ends_P2 = np.clip(xy_P2 + sources_P4[:, 2:], 0, level_size)
+        shown = (ends_P2 > starts_P2).all(axis=1) & ~missing[numbers_P]
+        boxes = np.concatenate([starts_P2, ends_P2 - starts_P2], axis=1)[shown].astype(np.int32)
+        sources = (sources_P4[:, :2] + starts_P2 - xy_P2)[shown].astype(np.int32)
+        index = BucketIndex.of(boxes)
+        if index.most_layers > MOST_LAYERS:
+            raise DamagedSlide(
+                path,
+                f"its header lays {index.most_layers:.0f} tiles or more over each other",
+                "the file is damaged",
+            )
+        numbers = numbers_P[shown].astype(np.int32)
+        return cls(level_size, tile_size, len(missing), numbers, boxes, sources, index, disjoint)
+
+    def painting(self, box: Box) -> Painting:
+        """See :meth:`TilePlaces.painting`."""
+        return next(self.under(np.array([box], np.int64)).paintings())
+
+    def under(self, boxes_n4: NDArray[np.int64]) -> "PiecesUnder":
+        """See :meth:`TilePlaces.under`."""
+        return PiecesUnder(self, boxes_n4)
+
+    def uses(self, blocks: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:
+        """See :meth:`TilePlaces.uses`."""
+        uses = np.zeros(self.n_tiles, np.int32)
+        for block_n4 in blocks:
+            parts = ceil(self.index.expected_hits(block_n4) / PIECES_AT_A_TIME)
+            for boxes_n4 in np.array_split(block_n4, max(1, min(len(block_n4), parts))):
+                box_k, piece_k = self.index.hits(boxes_n4)
+                # A tile of several pieces under one box counts once.
+                each = np.unique(box_k * self.n_tiles + self.numbers_P[piece_k])
+                uses += np.bincount(each % self.n_tiles, minlength=self.n_tiles).astype(np.int32)
+        return uses
+
+    def inside(self, number: int) -> Size:
+        """See :meth:`TilePlaces.inside`: all of it, since pieces end at the level's edge."""
+        return self.tile_size
+
+    def divides(self, scale: int) -> bool:
+        """See :meth:`TilePlaces.divides`."""
+        if scale == 1:
+            return True
+        starts = (self.boxes_P4[:, :2], self.sources_P2)
+        ends = self.boxes_P4[:, :2] + self.boxes_P4[:, 2:]
+        whole_ends = (ends % scale == 0) | (ends == self.level_size)
+        sides = (side % scale for side in self.tile_size)
+        return bool(not any(sides) and whole_ends.all() and not any((s % scale).any() for s in starts))
+
+    def smaller(self, scale: int) -> "PlacedTiles":
+        """See :meth:`TilePlaces.smaller`."""
+        if scale == 1:
+            return self
+        sizes = (-(-side // scale) for side in self.level_size)
+        width, height = self.tile_size
+        boxes_P4 = -(-self.boxes_P4 // scale)
+        return PlacedTiles(
+            (next(sizes), next(sizes)),
+            (width // scale, height // scale),
+            self.n_tiles,
+            self.numbers_P,
+            boxes_P4,
+            self.sources_P2 // scale,
+            BucketIndex.of(boxes_P4),
+            self.disjoint,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PiecesUnder:
+    """See :class:`TilesUnder`. Pieces are looked up when they are asked for: many large boxes have millions."""
+
+    tiles: PlacedTiles
+    boxes_n4: NDArray[np.int64]
+
+    def rows(self, rows_k: NDArray[np.int64]) -> "PiecesUnder":
+        """See :meth:`TilesUnder.rows`."""
+        return PiecesUnder(self.tiles, self.boxes_n4[rows_k])
+
+    def numbers(self) -> NDArray[np.int64]:
+        """See :meth:`TilesUnder.numbers`."""
+        _, piece_k = self._hits
+        return np.unique(self.tiles.numbers_P[piece_k]).astype(np.int64)
+
+    def exact(self) -> NDArray[np.int64]:
+        """See :meth:`TilesUnder.exact`."""
+        exact_n = np.full(len(self.boxes_n4), -1)
+        candidates = np.flatnonzero((self.boxes_n4[:, 2:] == self.tiles.tile_size).all(axis=1))
+        box_k, piece_k = self.tiles.index.hits(self.boxes_n4[candidates])
+        alone = np.bincount(box_k, minlength=len(candidates))[box_k] == 1
+        same = (self.tiles.boxes_P4[piece_k] == self.boxes_n4[candidates[box_k]]).all(axis=1)
+        found = alone & same  # a piece as large as its tile is the whole of it
+        exact_n[candidates[box_k[found]]] = self.tiles.numbers_P[piece_k[found]]
+        return exact_n
+
+    def paintings(self) -> Iterator[Painting]:
+        """See :meth:`TilesUnder.paintings`."""
+        box_k, piece_k = self._hits
+        boxes_k4 = self.boxes_n4[box_k]
+        pieces_k4 = self.tiles.boxes_P4[piece_k].astype(np.int64)
+        starts_k2 = np.maximum(boxes_k4[:, :2], pieces_k4[:, :2])
+        ends_k2 = np.minimum(boxes_k4[:, :2] + boxes_k4[:, 2:], pieces_k4[:, :2] + pieces_k4[:, 2:])
+        into_k2 = starts_k2 - boxes_k4[:, :2]
+        from_k2 = self.tiles.sources_P2[piece_k] + starts_k2 - pieces_k4[:, :2]
+        sizes_k2 = ends_k2 - starts_k2
+        moves = np.concatenate([into_k2, from_k2, sizes_k2], axis=1).tolist()
+        n = len(self.boxes_n4)
+        filled_n = np.bincount(box_k[(sizes_k2 == boxes_k4[:, 2:]).all(axis=1)], minlength=n) > 0
+        if self.tiles.disjoint:
+            filled_n |= np.bincount(box_k, sizes_k2.prod(axis=1), n) == self.boxes_n4[:, 2:].prod(axis=1)
+        numbers = self.tiles.numbers_P[piece_k].tolist()
+        ends = np.cumsum(np.bincount(box_k, minlength=n)).tolist()
+        start = 0
+        for end, filled in zip(ends, filled_n.tolist(), strict=True):
+            yield _painting(numbers[start:end], moves[start:end], filled=filled)
+            start = end
+
+    @cached_property
+    def _hits(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.tiles.index.hits(self.boxes_n4)
+
+
+def _painting(numbers: list[int], pieces: list[list[int]], *, filled: bool) -> Painting:
+    """pieces: for each the corner in the box, the corner in the tile, and the size, as x, y each."""
+    places: dict[int, int] = {}
+    moves: list[tuple[int, Window, Window]] = []
+    for number, (x, y, from_x, from_y, width, height) in zip(numbers, pieces, strict=True):
+        moves.append((
+            places.setdefault(number, len(places)),
+            (slice(y, y + height), slice(x, x + width)),
+            (slice(from_y, from_y + height), slice(from_x, from_x + width)),
+        ))  # fmt: skip
+    return Painting(list(places), moves, filled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BucketIndex:
+    """Finds the rectangles that a box touches.
+
+    The hull of all rectangles is cut into buckets, none smaller than the largest rectangle, each of which lists
+    the rectangles that touch it: a rectangle is listed at most four times.
+    """
+
+    boxes_P4: NDArray[np.int32]
+    origin: tuple[int, int]
+    side: Size
+    cols: int
+    rows: int
+    starts_B1: NDArray[np.int32]
+    """Where each bucket's list begins in ``listed``, and where the last one ends."""
+    listed: NDArray[np.int32]
+    most_layers: float
+    """How many rectangles lie over each other in the fullest bucket on average, were all of the largest size."""
+
+    @classmethod
+    def of(cls, boxes_P4: NDArray[np.int32]) -> Self:
+        """boxes_P4: left, top, width, height of each rectangle."""
+        if not len(boxes_P4):
+            nothing = np.zeros(0, np.int32)
+            return cls(boxes_P4, (0, 0), (1, 1), 0, 0, np.zeros(1, np.int32), nothing, 0.0)
+        starts_P2 = boxes_P4[:, :2]
+        last_P2 = starts_P2 + boxes_P4[:, 2:] - 1
+        left, top = starts_P2.min(axis=0).tolist()
+        hull = [
+            last - first + 1 for last, first in zip(last_P2.max(axis=0).tolist(), (left, top), strict=True)
+        ]
+        largest = boxes_P4[:, 2:].max(axis=0).tolist()
+        least = ceil(sqrt(hull[0] * hull[1] / MOST_BUCKETS))
+        side = max(largest[0], least), max(largest[1], least)
+        cols, rows = -(-hull[0] // side[0]), -(-hull[1] // side[1])
+        first = (starts_P2 - (left, top)) // side
+        last = (last_P2 - (left, top)) // side
+        buckets, pieces = [], []
+        every = np.arange(len(boxes_P4), dtype=np.int32)
+        for right in (False, True):
+            for below in (False, True):
+                col, row = (last if right else first)[:, 0], (last if below else first)[:, 1]
+                new = (~np.array(right) | (col > first[:, 0])) & (~np.array(below) | (row > first[:, 1]))
+                buckets.append((row * cols + col)[new])
+                pieces.append(every[new])
+        bucket, piece = np.concatenate(buckets), np.concatenate(pieces)
+        counts = np.bincount(bucket, minlength=cols * rows)
+        starts_B1 = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        listed = piece[np.argsort(bucket, kind="stable")]
+        room = (side[0] / largest[0] + 1) * (side[1] / largest[1] + 1)
+        layers = float(counts.max()) / room
+        return cls(boxes_P4, (left, top), side, cols, rows, starts_B1, listed, layers)
+
+    def expected_hits(self, boxes_n4: NDArray[np.int64]) -> float:
+        """About how many rectangles these boxes touch, all together."""
+        first_n2, end_n2 = self._buckets(boxes_n4)
+        per_bucket = 1 + len(self.listed) / max(1, self.cols * self.rows)
+        return float((end_n2 - first_n2).prod(axis=1).sum() * per_bucket)
+
+    def hits(self, boxes_n4: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All pairs of a box and a rectangle that touch: (k,) the boxes, ascending, and (k,) the rectangles,
+        ascending for each box."""
+        first_n2, end_n2 = self._buckets(boxes_n4)
+        size_n2 = end_n2 - first_n2
+        box_b, place_b = counted(size_n2.prod(axis=1))
+        row_b, col_b = np.divmod(place_b, np.maximum(size_n2[box_b, 0], 1))
+        col_b, row_b = col_b + first_n2[box_b, 0], row_b + first_n2[box_b, 1]
+        bucket_b = row_b * self.cols + col_b
+        list_starts = self.starts_B1[bucket_b]
+        bucket_k, place_k = counted(self.starts_B1[bucket_b + 1] - list_starts)
+        piece_k = self.listed[list_starts[bucket_k] + place_k].astype(np.int64)
+        box_k = box_b[bucket_k]
+        pieces_k4, boxes_k4 = self.boxes_P4[piece_k], boxes_n4[box_k]
+        touches = (
+            (pieces_k4[:, :2] < boxes_k4[:, :2] + boxes_k4[:, 2:])
+            & (boxes_k4[:, :2] < pieces_k4[:, :2] + pieces_k4[:, 2:])
+        ).all(axis=1)
+        # Listed in several buckets: it counts in the first of them that the box touches.
+        home_k2 = np.maximum((pieces_k4[:, :2] - self.origin) // self.side, first_n2[box_k])
+        touches &= (col_b[bucket_k] == home_k2[:, 0]) & (row_b[bucket_k] == home_k2[:, 1])
+        box_k, piece_k = box_k[touches], piece_k[touches]
+        order = np.lexsort((piece_k, box_k))
+        return box_k[order], piece_k[order]
+
+    def _buckets(self, boxes_n4: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n, 2) the first column and row of buckets under each box, and (n, 2) where they end."""
+        most = (self.cols, self.rows)
+        relative_n2 = boxes_n4[:, :2] - self.origin
+        first_n2 = np.clip(relative_n2 // self.side, 0, most)
+        end_n2 = np.clip((relative_n2 + boxes_n4[:, 2:] - 1) // self.side + 1, first_n2, most)
+        return first_n2, end_n2
+
+
+def counted(counts_n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """``counts_n[i]`` times i for each i, and beside it 0, 1, 2, … for each run of the same i."""
+    total = int(counts_n.sum())
+    which = np.repeat(np.arange(len(counts_n)), counts_n)
+    starts = np.cumsum(counts_n) - counts_n
+    return which, np.arange(total) - starts[which]
+
+
+def parts_of_tiles(
+    at_P2: NDArray[np.float64], part_P2: NDArray[np.int64], tile_size: Size, parts: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places and sources, in whole pixels, of tiles cut into ``parts`` by ``parts`` pieces.
+
+    at_P2: where each piece lies on the level (x, y). part_P2: which of its tile's it is (column, row). Where a
+    tile's side cannot be divided, pieces begin and end between its pixels: both ends are rounded, and the place
+    moves with the beginning. Returns (P, 2) and (P, 4), as :meth:`PlacedTiles.place` takes them.
+    """
+    exact_P2 = part_P2 * np.array(tile_size) / parts
+    starts_P2 = _nearest(exact_P2)
+    ends_P2 = _nearest((part_P2 + 1) * np.array(tile_size) / parts)
+    sources_P4 = np.concatenate([starts_P2, ends_P2 - starts_P2], axis=1)
+    return _nearest(at_P2 + starts_P2 - exact_P2), sources_P4
+
+
+def _nearest(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Halves go up, so that neighbours stay equally far apart."""
+    return np.floor(values + 0.5).astype(np.int64)

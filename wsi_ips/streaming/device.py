@@ -1,15 +1,115 @@
-"""To the accelerator: uint8 pixels in page-locked memory, copied without waiting where there is one."""
+"""How exactly a device calculates, and whether it gives the same bits each time.
 
+PyTorch's defaults on NVIDIA cards: matrix products in float32, convolutions in TF32 (10 bits of mantissa instead
+of 23, several times faster), and algorithms that may add up in another order each time.
+
+Memory for pixels that is used again once nobody looks at it.
+
+Fresh memory costs as much as decoding a JPEG tile into it (the system has to clear every page), and arrays of
+one size that come and go let a heap grow. Nobody has to give anything back: an array returns by itself when
+the last view of it is gone.
+
+To the accelerator: uint8 pixels in page-locked memory, copied without waiting where there is one.
+"""
+
+import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.errors import ConfigError
+
+WORKSPACE = ":4096:8"
+"""What cuBLAS needs to be told, in the environment, before it adds up in one order."""
+
+
+def numerics(*, deterministic: bool = False) -> dict[str, bool]:
+    """What holds in this process, or would under :func:`calculating`, for a run's description: TF32 in
+    convolutions and in matrix products, and whether only deterministic algorithms are used."""
+    with calculating(deterministic=deterministic):
+        return {
+            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        }
+
+
+@contextmanager
+def calculating(*, deterministic: bool) -> Iterator[None]:
+    """For the time of the block, with ``deterministic``, the same bits each time on the same kind of card.
+
+    No TF32, no search for the fastest convolution, deterministic algorithms only; it takes longer. Otherwise
+    everything is left as it is. Raises :class:`ConfigError` where the network needs an operation that has no
+    deterministic algorithm.
+    """
+    if not deterministic:
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (
+        cudnn.allow_tf32,
+        matmul.allow_tf32,
+        cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)
+    cudnn.allow_tf32 = matmul.allow_tf32 = cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).split(". ")[0]
+        raise ConfigError(f"deterministic: true cannot be kept ({reason}); set it to false") from error
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before[:3]
+        torch.use_deterministic_algorithms(before[3])
+
+
+class PixelPool:
+    """Hands out uint8 arrays of one shape, uninitialised. Safe from several threads.
+
+    ``spare``: how many unused arrays are kept. ``pinned``: page-locked, for copies to a CUDA device.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, spare: int, pinned: bool = False) -> None:
+        self._shape = shape
+        self._pinned = pinned
+        self._free: deque[NDArray[np.uint8]] = deque(maxlen=spare)
+
+    def take(self) -> NDArray[np.uint8]:
+        """An array of the pool's shape; it comes back when neither it nor a view of it is referenced."""
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = self._fresh()
+        return np.asarray(_Lease(buffer, self._free))
+
+    def _fresh(self) -> NDArray[np.uint8]:
+        if self._pinned:
+            pinned: NDArray[np.uint8] = torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
+            return pinned
+        return np.empty(self._shape, np.uint8)
+
+
+class _Lease:
+    """What an array from the pool is a view of (NumPy's array interface); its end is the array's return."""
+
+    def __init__(self, buffer: NDArray[np.uint8], free: deque[NDArray[np.uint8]]) -> None:
+        self.__array_interface__ = buffer.__array_interface__
+        self._buffer = buffer
+        self._free = free
+
+    def __del__(self) -> None:
+        self._free.append(self._buffer)
 
 
 def pick_device(name: str = "auto") -> torch.device:

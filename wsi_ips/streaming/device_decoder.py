@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ips.slides.region import WHITE
+from wsi_ips.slides.base import WHITE
 from wsi_ips.streaming.region_source import RegionSource
 from wsi_ips.streaming.tile_source import TileSource
 from wsi_ips.units import Size

@@ -1,16 +1,145 @@
-"""Patches out of a reader that only gives regions: one read a patch."""
+"""A region of a level to a patch of another resolution.
 
+One patch's pixels at the wanted resolution, from the level of the pyramid that serves it best.
+
+Patches out of a reader that only gives regions: one read a patch.
+"""
+
+from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from wsi_ips.errors import SlideReadError
-from wsi_ips.slides.base import SlideReader
-from wsi_ips.slides.region import WHITE
-from wsi_ips.streaming.bad_tiles import BadTiles
-from wsi_ips.streaming.patch_region import PatchRegion
-from wsi_ips.streaming.telemetry import StreamTelemetry
+from wsi_ips.errors import ConfigError, SlideReadError
+from wsi_ips.slides.base import WHITE, RgbImage, SlideInfo, SlideReader, TiledReader
+from wsi_ips.streaming.area_means import area_means
+from wsi_ips.streaming.patch_source import BadTiles, StreamTelemetry
+from wsi_ips.units import L0Point, Mpp
+
+
+def resample(region: RgbImage, patch: RgbImage, *, inset: tuple[float, float], side: float) -> None:
+    """Fill ``patch`` with the square of ``side`` pixels at ``inset`` (x, y) inside ``region``.
+
+    region: (height, width, 3) uint8, contiguous and writable. patch: (P, P, 3) uint8, contiguous. Made smaller,
+    each pixel is the mean of the area that it covers: within 0.51 grey levels of the float64 mean up to a factor
+    of 32. Made larger, it is interpolated (bilinear). Raises ``ValueError`` where the square is not inside the
+    region.
+    """
+    if side >= patch.shape[0]:
+        area_means(region, patch, inset=inset, side=side)
+        return
+    box = (inset[0], inset[1], inset[0] + side, inset[1] + side)
+    enlarged = Image.fromarray(region).resize(patch.shape[:2], Image.Resampling.BILINEAR, box=box)
+    patch[:] = np.asarray(enlarged)
+
+
+FITS = 0.01
+"""A level whose resolution is this close to the wanted one is read as it is."""
+
+WHOLE = 1e-6
+"""How close to a whole number a factor is for the decoder's own scaling: a patch drifts by less than a pixel."""
+
+BLOCK = 4096
+"""Patches that are looked at together."""
+
+LARGEST_REGION_PX = 16_384
+"""Side of the largest region that is read for one patch (0.8 GB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchRegion:
+    """How patches of one slide are read: the level, and how many of its pixels make one of the patch's.
+
+    Example: patches at 1.0 µm of a slide with levels at 0.25 and 0.5 µm come from level 1, two pixels to one.
+    """
+
+    patch_px: int
+    level: int
+    lv_downsample: float  # level-0 pixels per pixel of the level
+    lv_per_px: float  # pixels of the level per pixel of the patch
+
+    @classmethod
+    def of(cls, info: SlideInfo, *, patch_px: int, patch_mpp: Mpp, slide_mpp: Mpp) -> Self:
+        """Choose the coarsest level that is at least as fine as ``patch_mpp``.
+
+        Raises :class:`ConfigError` where one patch would take a region too large to hold.
+        """
+        downsample = patch_mpp / slide_mpp
+        level = info.level_for(downsample)
+        lv_downsample = info.levels[level].downsample
+        lv_per_px = downsample / lv_downsample
+        if patch_px * lv_per_px > LARGEST_REGION_PX:
+            raise ConfigError(
+                f"{info.path}: a patch of {patch_px} px at {patch_mpp} µm covers {patch_px * lv_per_px:.0f} px "
+                f"of level {level}, more than {LARGEST_REGION_PX}; check the slide's µm per pixel ({slide_mpp})"
+            )
+        return cls(patch_px, level, lv_downsample, 1.0 if abs(lv_per_px - 1) <= FITS else lv_per_px)
+
+    @property
+    def fits(self) -> bool:
+        """Whether patches are pixels of the level as they are."""
+        return self.lv_per_px == 1.0
+
+    def shrunk(self, slide: TiledReader, l0_xy_N2: NDArray[np.int64]) -> "tuple[Self, int]":
+        """The region in pixels of a level that the decoder makes smaller, and by how much; else (itself, 1).
+
+        It can where the patch is a whole factor coarser than the level and every patch starts on that factor's
+        own pixels. It must be asked for all patches of a slide at once: the two ways differ by about a
+        quarter of a grey level, and a patch that is read again has to be the same.
+        """
+        scale = round(self.lv_per_px)
+        if scale < 2:  # as fine as the level, or finer: nothing to make smaller
+            return self, 1
+        if abs(self.lv_per_px / scale - 1) > WHOLE or scale not in slide.tile_scales(self.level):
+            return self, 1
+        for start in range(0, len(l0_xy_N2), BLOCK):
+            l0_xy_n2 = l0_xy_N2[start : start + BLOCK]
+            if (self.lv_boxes(l0_xy_n2)[:, :2] % scale).any() or self.insets(l0_xy_n2).any():
+                return self, 1
+        return replace(self, lv_downsample=self.lv_downsample * scale, lv_per_px=1.0), scale
+
+    @property
+    def lv_side(self) -> float:
+        """Side of a patch in pixels of the level."""
+        return self.patch_px * self.lv_per_px
+
+    def lv_boxes(self, l0_xy_n2: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whole pixels of the level under patches at these level-0 corners: (n, 4) left, top, width, height."""
+        if self.fits:
+            lv_xy_n2 = np.floor(l0_xy_n2 / self.lv_downsample + 0.5).astype(np.int64)
+            return np.concatenate([lv_xy_n2, np.full_like(lv_xy_n2, self.patch_px)], axis=1)
+        lv_xy_n2 = np.floor(l0_xy_n2 / self.lv_downsample).astype(np.int64)
+        sizes_n2 = np.ceil(self.insets(l0_xy_n2) + self.lv_side).astype(np.int64)
+        return np.concatenate([lv_xy_n2, sizes_n2], axis=1)
+
+    def insets(self, l0_xy_n2: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Where inside its box of whole pixels each patch starts: (n, 2) x, y, from 0 up to 1; 0 where it fits."""
+        if self.fits:
+            return np.zeros(l0_xy_n2.shape)
+        lv_xy_n2 = l0_xy_n2 / self.lv_downsample
+        return np.asarray(lv_xy_n2 - np.floor(lv_xy_n2))
+
+    def read(self, slide: SlideReader, l0_xy: L0Point) -> RgbImage:
+        """The patch whose top left is at ``l0_xy``: (patch_px, patch_px, 3) uint8, white beyond the slide.
+
+        Where no level fits, each pixel is the mean of the area that it covers (see
+        :func:`wsi_ips.streaming.region_source.resample`).
+        """
+        if self.fits:
+            return slide.read(l0_xy, level=self.level, size_px=(self.patch_px, self.patch_px))
+        l0_xy_12 = np.array([l0_xy], np.int64)
+        left, top, width, height = self.lv_boxes(l0_xy_12)[0].tolist()
+        inset_x, inset_y = self.insets(l0_xy_12)[0].tolist()
+        l0_start = (round(left * self.lv_downsample), round(top * self.lv_downsample))
+        region = slide.read(l0_start, level=self.level, size_px=(width, height))
+        patch = np.empty((self.patch_px, self.patch_px, 3), np.uint8)
+        resample(
+            np.require(region, requirements=["C", "W"]), patch, inset=(inset_x, inset_y), side=self.lv_side
+        )
+        return patch
 
 
 class RegionSource:

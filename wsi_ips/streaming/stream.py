@@ -22,18 +22,13 @@ from torch import Tensor
 
 from wsi_ips.config import CoarseConfig, StreamingConfig
 from wsi_ips.slides.base import SlideReader, TiledReader
-from wsi_ips.streaming.bad_tiles import BadTiles
-from wsi_ips.streaming.chunk import Chunk
-from wsi_ips.streaming.device import DeviceCopies
+from wsi_ips.streaming.device import DeviceCopies, PixelPool
 from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, means_the_same, pays
-from wsi_ips.streaming.patch_region import PatchRegion
-from wsi_ips.streaming.patch_source import Windows
-from wsi_ips.streaming.pixel_pool import PixelPool
-from wsi_ips.streaming.region_source import RegionSource
-from wsi_ips.streaming.telemetry import StreamTelemetry
+from wsi_ips.streaming.patch_source import BadTiles, Chunk, StreamTelemetry, Windows
+from wsi_ips.streaming.region_source import PatchRegion, RegionSource
 from wsi_ips.streaming.tile_source import StoredJpegs, TileSource
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.windows import window_coords
+from wsi_ips.tiling.patches import window_coords
 from wsi_ips.units import PlaceKind
 
 __all__ = ["Chunk", "PatchStream"]

@@ -1,17 +1,68 @@
-"""The tissue's outlines as GeoJSON that QuPath and TRIDENT's readers open."""
+"""GeoJSON as QuPath 0.4 and later imports it: where it counts from, ids, features one after the other.
+
+Coordinates are full-resolution pixels as QuPath counts them: for a slide with OpenSlide bounds (MIRAX, some Leica
+files) from the bounds' corner on, for QuPath shows nothing else of it (its OpenslideImageServer adds
+``openslide.bounds-x`` and ``-y`` to every read).
+
+The tissue's outlines as GeoJSON that QuPath and TRIDENT's readers open.
+
+Tissue that somebody else outlined: GeoJSON polygons in level-0 pixels, as TRIDENT writes them.
+
+A FeatureCollection (or a bare list) of Features with a Polygon or MultiPolygon, holes included, one file a slide;
+no features mean no tissue. Properties and ``crs`` (TRIDENT's is a dummy) are not looked at.
+"""
 
 import json
-from collections.abc import Sequence
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from shapely import MultiPolygon, Polygon
 from skimage import measure
 
-from wsi_ips.files import whole_file
-from wsi_ips.qupath import feature_id
-from wsi_ips.tiling.tissue import TissueMask
+from wsi_ips.errors import AnnotationError, one_line
+from wsi_ips.slides.base import SlideInfo
+from wsi_ips.storage.files import whole_file
+from wsi_ips.tiling.tissue import Mask, TissueMask, thumbnail_scale
+from wsi_ips.units import LARGEST_COORDINATE, Mpp, Size
+
+Feature = dict[str, Any]
+
+
+def l0_origin(info: SlideInfo) -> tuple[int, int]:
+    """The level-0 point that is QuPath's (0, 0)."""
+    return (info.bounds.l0_x, info.bounds.l0_y) if info.bounds else (0, 0)
+
+
+def feature_id(what: str) -> str:
+    """A UUID that is the same whenever the same thing is written again."""
+    return str(uuid5(NAMESPACE_URL, f"wsi_ips/{what}"))
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> Feature:
+    """A geometry."""
+    return {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]}
+
+
+def write_features(path: Path, features: Iterable[Feature]) -> None:
+    """A FeatureCollection, a feature a line; they are written as they come: there may be a million."""
+    # One for all: json.dumps would make one for each.
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for number, feature in enumerate(features):
+            file.write(",\n" if number else "\n")
+            file.write(encode(feature))
+        file.write("\n]}\n")
 
 
 def tissue_contours(mask: TissueMask) -> list[Polygon]:
@@ -50,3 +101,194 @@ def write_geojson(path: Path, polygons: Sequence[Polygon]) -> None:
     ]
     with whole_file(path) as partial:
         partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n")
+
+
+LARGEST_FILE_BYTES = 2**26
+OUTSIDE = 0.02
+"""Share of the slide's side by which an outline may stick out: outlines are drawn on thumbnails."""
+MOST_CROSSINGS = 1000
+"""How often an outline may cross itself. Tissue that was outlined by hand does a few times; making a valid area
+of a scribble takes minutes."""
+NO_AREAS = ("no geometry", "Point", "MultiPoint", "LineString", "MultiLineString")
+MOST_COLLECTIONS = 8
+_CROSSINGS_AT_ONCE = 1 << 22
+_PAIRS_AT_ONCE = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ContourFolder:
+    """``<slide_id>.geojson``, one a slide, in the folder or in its ``contours_geojson``."""
+
+    folder: Path
+
+    def file_of(self, slide_id: str) -> Path:
+        """The slide's file, which may not be there."""
+        places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
+        return next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
+
+    def polygons(self, slide_id: str, *, l0_size: Size) -> list[Polygon]:
+        """A slide's regions with their holes, in level-0 pixels; none where it has no tissue.
+
+        Features that are no areas (points, lines, no geometry at all) are passed over, and a warning counts them.
+        Raises :class:`AnnotationError` for a file that is not there, broken, another slide's, or has nothing but
+        such features, and for an outline that crosses itself more than ``MOST_CROSSINGS`` times.
+        """
+        path = self.file_of(slide_id)
+        if not path.is_file():
+            raise AnnotationError(
+                path, "no such contours", "outline the slide's tissue, or leave the slide out"
+            )
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise AnnotationError(path, f"is larger than {LARGEST_FILE_BYTES} bytes", "are they outlines?")
+        passed_over: Counter[str] = Counter()
+        try:
+            polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig")), passed_over))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            reason = one_line(error, most=200)
+            raise AnnotationError(path, f"is no GeoJSON of polygons ({reason})", "export it again") from None
+        if passed_over:
+            what = ", ".join(f"{kind} ({number})" for kind, number in sorted(passed_over.items()))
+            logger.warning("%s: %d of its features are no areas and are passed over: %s",
+                           path, passed_over.total(), what)  # fmt: skip
+            if not polygons:
+                raise AnnotationError(
+                    path,
+                    f"is no GeoJSON of polygons: it outlines no area, only {what}",
+                    "outline the slide's tissue",
+                )
+        for polygon in polygons:
+            _check_place(polygon, path, l0_size)
+        return polygons
+
+
+def outlined_tissue(
+    polygons: Sequence[Polygon], *, l0_size: Size, slide_mpp: Mpp, thumbnail_mpp: float
+) -> TissueMask:
+    """A mask of ``thumbnail_mpp``: a pixel is tissue where its centre lies in one of the polygons."""
+    l0_per_px = thumbnail_scale(l0_size, slide_mpp=slide_mpp, thumbnail_mpp=thumbnail_mpp)
+    mask = np.zeros((ceil(l0_size[1] / l0_per_px), ceil(l0_size[0] / l0_per_px)), np.bool_)
+    for polygon in polygons:
+        _fill(mask, [np.asarray(ring.coords)[:, :2] / l0_per_px for ring in _rings(polygon)])
+    return TissueMask(mask, (l0_per_px, l0_per_px))
+
+
+def _check_place(polygon: Polygon, path: Path, l0_size: Size) -> None:
+    left, top, right, bottom = polygon.bounds
+    x_slack, y_slack = (OUTSIDE * side for side in l0_size)
+    if left < -x_slack or top < -y_slack or right > l0_size[0] + x_slack or bottom > l0_size[1] + y_slack:
+        raise AnnotationError(
+            path,
+            f"outlines ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), the slide has "
+            f"{l0_size[0]}x{l0_size[1]} px",
+            "are they this slide's, in level-0 pixels?",
+        )
+
+
+def _polygons(content: Any, passed_over: Counter[str]) -> Iterator[Polygon]:
+    """Counts what is no area. Raises ``ValueError``, ``TypeError`` or ``KeyError`` for what is no such GeoJSON."""
+    features = content["features"] if isinstance(content, dict) else content
+    if not isinstance(features, list):
+        raise TypeError("no list of features")
+    for feature in features:
+        yield from _areas(feature["geometry"], passed_over)
+
+
+def _areas(geometry: Any, passed_over: Counter[str], *, within: int = 0) -> Iterator[Polygon]:
+    kind = "no geometry" if geometry is None else geometry["type"]
+    if kind in ("Polygon", "MultiPolygon"):
+        for rings in [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]:
+            found = list(_polygon(rings)) if rings else []
+            passed_over.update([] if found else ["an outline without area"])
+            yield from found
+    elif kind == "GeometryCollection":
+        if within >= MOST_COLLECTIONS:
+            raise ValueError(f"collections lie more than {MOST_COLLECTIONS} deep within each other")
+        for inner in geometry["geometries"]:
+            yield from _areas(inner, passed_over, within=within + 1)
+    elif kind in NO_AREAS:
+        passed_over[kind] += 1
+    else:
+        raise ValueError(f"{str(kind)[:40]!r} is no kind of geometry")
+
+
+def _polygon(rings: Any) -> Iterator[Polygon]:
+    """The polygon, or the parts of one that crosses itself."""
+    outline, *holes = (np.array([point[:2] for point in ring], np.float64) for ring in rings)
+    for ring in (outline, *holes):
+        if ring.ndim != 2 or ring.shape[1:] != (2,) or len(ring) < 3 or not np.isfinite(ring).all():
+            raise ValueError("a ring is no list of points")
+        if np.abs(ring).max() > LARGEST_COORDINATE:
+            raise ValueError(f"a coordinate is beyond {LARGEST_COORDINATE:.0f} pixels")
+    polygon = Polygon(outline, holes)
+    valid = polygon
+    if not polygon.is_valid:
+        if crosses_too_often([outline, *holes], most=MOST_CROSSINGS):
+            raise ValueError(f"an outline crosses itself more than {MOST_CROSSINGS} times: a scribble")
+        valid = shapely.make_valid(polygon)
+    yield from (part for part in shapely.get_parts(valid) if isinstance(part, Polygon) and not part.is_empty)
+
+
+def crosses_too_often(rings: Sequence[NDArray[np.float64]], *, most: int) -> bool:
+    """Whether rings, (n, 2) points each, closed or not, cross themselves or each other more than ``most`` times.
+
+    Crossings are counted edge by edge in little memory, before anything is made for each of them.
+    """
+    starts = np.concatenate(rings)
+    ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+    moved = (starts != ends).any(axis=1)
+    edges = shapely.linestrings(np.stack([starts[moved], ends[moved]], axis=1))
+    tree = shapely.STRtree(edges)
+    at_once = max(1, _PAIRS_AT_ONCE // max(1, len(edges)))
+    crossings = 0
+    for first in range(0, len(edges), at_once):
+        some = edges[first : first + at_once]
+        # Each edge meets itself and its two neighbours; each crossing is met from both sides.
+        crossings += tree.query(some, predicate="intersects").shape[1] - 3 * len(some)
+        if crossings > 2 * most:
+            return True
+    return False
+
+
+def _rings(polygon: Polygon) -> Iterable[Any]:
+    return (polygon.exterior, *polygon.interiors)
+
+
+def _fill(mask: Mask, rings: Sequence[NDArray[np.float64]]) -> None:
+    """Set the pixels whose centres lie within the rings by the even-odd rule: a hole's ring takes out.
+
+    A row of centres is crossed by each edge at most once; what is right of an odd number of crossings is inside.
+    """
+    height, width = mask.shape
+    everything = np.concatenate(rings)
+    left = int(np.clip(math.floor(everything[:, 0].min()), 0, width))
+    right = int(np.clip(math.ceil(everything[:, 0].max()) + 1, left, width))
+    top = int(np.clip(math.floor(everything[:, 1].min()), 0, height))
+    bottom = int(np.clip(math.ceil(everything[:, 1].max()) + 1, top, height))
+    crossed = np.zeros((bottom - top, right - left + 1), np.bool_)
+    for ring in rings:
+        # Two arrays of edges' ends, in parts: each edge may cross every row.
+        ends, at_once = np.roll(ring, -1, axis=0), max(1, _CROSSINGS_AT_ONCE // height)
+        for part in range(0, len(ring), at_once):
+            rows = slice(part, part + at_once)
+            _cross(crossed, ring[rows] - (left, top), ends[rows] - (left, top))
+    np.logical_xor.accumulate(crossed, axis=1, out=crossed)
+    mask[top:bottom, left:right] |= crossed[:, :-1]
+
+
+def _cross(crossed: Mask, start: NDArray[np.float64], end: NDArray[np.float64]) -> None:
+    """Toggle, in each row that an edge crosses, the first pixel whose centre is right of the crossing."""
+    upper = np.where((start[:, 1] <= end[:, 1])[:, None], start, end)
+    lower = np.where((start[:, 1] <= end[:, 1])[:, None], end, start)
+    # The rows whose centres (j + 0.5) lie in [upper, lower): an edge's end belongs to its neighbour.
+    first, past = (
+        np.clip(np.ceil(y - 0.5), 0, len(crossed)).astype(np.int64) for y in (upper[:, 1], lower[:, 1])
+    )
+    counts = past - first
+    edges = np.repeat(np.arange(len(start)), counts)
+    rows = np.arange(len(edges)) - np.repeat(counts.cumsum() - counts, counts) + first[edges]
+    drop = lower[edges] - upper[edges]
+    x = upper[edges, 0] + (rows + 0.5 - upper[edges, 1]) / drop[:, 1] * drop[:, 0]
+    columns = np.clip(np.ceil(x - 0.5), 0, crossed.shape[1] - 1).astype(np.int64)
+    np.logical_xor.at(crossed, (rows, columns), True)

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import SlideInterrupted, SlideReadError
-from wsi_ips.slides.base import RgbImage, SlideReader
-from wsi_ips.slides.region import WHITE
+from wsi_ips.slides.base import WHITE, RgbImage, SlideReader
 from wsi_ips.units import Size
 
 logger = logging.getLogger(__name__)

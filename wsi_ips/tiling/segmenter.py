@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import TissueModelConfig
-from wsi_ips.config.tissue_model import file_sha256
+from wsi_ips.config.slides import file_sha256
 from wsi_ips.errors import ConfigError, SegmenterError, one_line
-from wsi_ips.outside_causes import system_cause
 from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.storage.files import system_cause
 from wsi_ips.tiling.picture import slide_window
 from wsi_ips.units import Mpp, Size
 

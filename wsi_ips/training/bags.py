@@ -8,21 +8,19 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from wsi_ips.config import StreamingConfig, TaskConfig, TilingConfig
-from wsi_ips.datasets.manifest import SlideRecord
-from wsi_ips.datasets.targets import Target
+from wsi_ips.datasets.manifest import SlideRecord, Target
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.patch_source import PatchSource
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.no_patches import no_patches
-from wsi_ips.tiling.tile import tile_slide
+from wsi_ips.tiling.patches import no_patches, tile_slide
 from wsi_ips.units import Mpp
 
 
 class Bag(Protocol):
     """Patches that share labels: a slide, an image, or a slide's stored features.
 
-    ``targets``: {task: target}, see :mod:`wsi_ips.datasets.targets`. Length: number of patches, 1 or more.
+    ``targets``: {task: target}, see :mod:`wsi_ips.datasets.manifest`. Length: number of patches, 1 or more.
     """
 
     @property

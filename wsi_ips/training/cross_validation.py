@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.config import FinetuneConfig, TaskConfig
-from wsi_ips.datasets.manifest import Manifest, SlideRecord
-from wsi_ips.datasets.splits import folds_by_case, set_aside_by_case
+from wsi_ips.datasets.manifest import Manifest, SlideRecord, folds_by_case, set_aside_by_case
 from wsi_ips.errors import ConfigError
-from wsi_ips.files import whole_file
+from wsi_ips.storage.files import whole_file
 from wsi_ips.training.fit import deciding_settings
-from wsi_ips.training.record import BEST_NAME, FinetuneReport
-from wsi_ips.training.run_state import forget_run
+from wsi_ips.training.run_state import BEST_NAME, FinetuneReport, forget_run
 
 DONE_NAME = "fold.json"
 """In a fold's folder: what was trained on what, and its figures. It is there when the fold is complete."""
 
 Train = Callable[[Manifest, Path], FinetuneReport]
-"""(manifest, folder to write to): one training, :func:`wsi_ips.training.finetune.finetune` or the like."""
+"""(manifest, folder to write to): one training, :func:`wsi_ips.training.fit.finetune` or the like."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from wsi_ips.config import FinetuneConfig, TaskConfig
-from wsi_ips.datasets.targets import Target
+from wsi_ips.datasets.manifest import Target
 
 AT_CHANCE = 0.95
 """Validation losses above this share of the guess's have not found anything."""
@@ -31,7 +31,7 @@ def findings(
 ) -> list[str]:
     """One sentence for each sign that the run has not found what decides the labels; none where all is well.
 
-    history, best_epoch: as of :class:`wsi_ips.training.record.FinetuneReport`. train, val: targets of the bags.
+    history, best_epoch: as of :class:`wsi_ips.training.run_state.FinetuneReport`. train, val: targets of the bags.
     """
     said = []
     loss = history[best_epoch].get("val_loss")

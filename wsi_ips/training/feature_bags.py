@@ -17,17 +17,15 @@ from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig
 from wsi_ips.datasets.feature_files import FeatureFile, find_features, open_features, read_rows
-from wsi_ips.datasets.manifest import Manifest, SlideRecord
-from wsi_ips.datasets.targets import Target
+from wsi_ips.datasets.manifest import Manifest, SlideRecord, Target
 from wsi_ips.errors import FeaturesError
-from wsi_ips.hdf5 import opened_hdf5
-from wsi_ips.outside_causes import system_cause
 from wsi_ips.progress import Progress, silent
+from wsi_ips.storage.files import system_cause
+from wsi_ips.storage.hdf5 import opened_hdf5
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
-from wsi_ips.training.finetune import check_labels, too_many_bad
-from wsi_ips.training.fit import train_bags
-from wsi_ips.training.record import FinetuneReport
+from wsi_ips.training.fit import check_labels, too_many_bad, train_bags
+from wsi_ips.training.run_state import FinetuneReport
 from wsi_ips.units import PlaceKind
 
 
@@ -141,7 +139,7 @@ def finetune_features(
     device: torch.device,
     progress: Progress = silent,
 ) -> FinetuneReport:
-    """As :func:`wsi_ips.training.finetune.finetune`, from the features in a folder; no slide is opened.
+    """As :func:`wsi_ips.training.fit.finetune`, from the features in a folder; no slide is opened.
 
     Files that cannot be used are left out and reported. Raises :class:`FeaturesError` for one that is missing,
     before training starts, and :class:`TrainingError` where more than ``training.max_bad_slides`` are bad.

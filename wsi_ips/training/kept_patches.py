@@ -1,10 +1,15 @@
-"""The patches that a step learns from: selected without gradients, read again as they were scored.
+"""What can be seen of a selection while it learns: does it keep the same patches, and what do they hold?
+
+Shape suffixes: N all patches of a bag, M kept patches, H heads, T queries.
+
+The patches that a step learns from: selected without gradients, read again as they were scored.
 
 Shape suffixes: n patches of a chunk, M kept patches of a bag, C width of features, P patch side.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
 from typing import cast
 
@@ -13,15 +18,51 @@ from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, WsiIpsError
-from wsi_ips.models.bag_net import BagNet
-from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.selection.ips import Kept
+from wsi_ips.models.ips_net import BagNet, IPSNet
+from wsi_ips.selection.memory import Kept
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, places_for, select
 from wsi_ips.streaming.patch_source import CoarseSource, PatchSource
 from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import AugmentedBag, Bag
-from wsi_ips.training.selection_watch import SelectionFigures
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionFigures:
+    """One bag's selection in one epoch.
+
+    kept_overlap: share of the kept patches that the last selection kept too; NaN the first time. kept_attention:
+    share of the attention over all N patches that lies on the kept ones. attention_spread: the number of patches
+    that share the attention (the exponential of its entropy) divided by N: 1 where it is flat, 1/N on one patch.
+    """
+
+    kept_overlap: float
+    kept_attention: float
+    attention_spread: float
+
+    @classmethod
+    def of(
+        cls, logits_NHT: Tensor, ids_N: Tensor, kept_M: Tensor, before_M: Tensor | None
+    ) -> "SelectionFigures":
+        """logits_NHT: of all patches, before the softmax. ids_N: which patches these are. kept_M: ids of the kept
+        ones now, before_M: those of the last selection of this bag."""
+        attention_N = logits_NHT.double().softmax(dim=0).mean(dim=(1, 2))
+        entropy = -float(torch.special.xlogy(attention_N, attention_N).sum())
+        overlap = math.nan
+        if before_M is not None:
+            overlap = float(torch.isin(kept_M, before_M).double().mean())
+        kept = float(attention_N[torch.isin(ids_N, kept_M)].sum())
+        return cls(overlap, min(1.0, kept), min(1.0, math.exp(entropy) / len(attention_N)))
+
+
+def mean_figures(watched: Iterable[SelectionFigures]) -> dict[str, float]:
+    """The mean of each figure over the bags in which it is known; without one it is left out."""
+    columns = zip(*(astuple(each) for each in watched), strict=True)
+    known = {
+        field.name: [value for value in column if not math.isnan(value)]
+        for field, column in zip(fields(SelectionFigures), columns, strict=False)
+    }
+    return {name: math.fsum(values) / len(values) for name, values in known.items() if values}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,21 @@
-"""One step of learning: from kept patches to gradients. Knows nothing of loops, files or processes.
+"""Which bags are learned from in which step: a pure function of the seed, so that a run resumes where it was.
+
+Gradients through more patches than one graph can hold.
+
+The loss needs all patches of a step at once, the encoder does not: it works patch by patch. So the features are
+made without a graph, the loss is taken back to the features, and the encoder is run once more in micro-batches,
+each with its rows of that gradient (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory
+Limited Setup"). The gradients are those of the one large graph; memory is that of one micro-batch.
+
+Shape suffixes: K patches of a step, C width of features.
+
+One step of learning: from kept patches to gradients. Knows nothing of loops, files or processes.
 
 Shape suffixes: B bags, K all kept patches of the step in a row, C width of features or classes of a task.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +24,149 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from wsi_ips.config import FinetuneConfig, TaskConfig, TrainingConfig
-from wsi_ips.datasets.targets import Target
-from wsi_ips.models.bag_net import BagNet, BagReading
-from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.datasets.manifest import Target
+from wsi_ips.errors import TrainingError
+from wsi_ips.models.ips_net import BagNet, BagReading, IPSNet
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.gradient_cache import backward_in_one_graph, backward_in_parts, random_in_training
-from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
-from wsi_ips.training.losses import mean_loss, task_loss
-from wsi_ips.training.schedule import lr_multiplier
-from wsi_ips.training.selection_watch import SelectionFigures
+from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper, SelectionFigures
+from wsi_ips.training.losses import lr_multiplier, mean_loss, task_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """number: optimiser step, from 0 over all epochs. bags: indices of the bags that are learned from."""
+
+    number: int
+    epoch: int
+    bags: tuple[int, ...]
+
+
+class Steps:
+    """The rest of the current epoch, each time it is iterated. ``done``: steps that are behind us."""
+
+    def __init__(
+        self, n_bags: int, *, per_step: int, order: Callable[[int], Sequence[int]], done: int = 0
+    ) -> None:
+        """order: {epoch: indices of the bags, in the order they are learned from}, ``n_bags`` of them."""
+        self._order = order
+        self._per_step = per_step
+        self.per_epoch = -(-n_bags // per_step)
+        self.done = done
+
+    @property
+    def epoch(self) -> int:
+        return self.done // self.per_epoch
+
+    def __iter__(self) -> Iterator[Step]:
+        first, epoch = self.done, self.epoch
+        order = list(self._order(epoch))
+        for number in range(first, (epoch + 1) * self.per_epoch):
+            start = (number - epoch * self.per_epoch) * self._per_step
+            yield Step(number, epoch, tuple(order[start : start + self._per_step]))
+
+
+Parts = Callable[[], Iterable[Tensor]]
+"""Called for each pass: the pixels of the step in micro-batches, the same ones in the same order."""
+
+
+def backward_in_one_graph(
+    encode: Callable[[Tensor], Tensor],
+    parts: Parts,
+    loss_of: Callable[[Tensor], Tensor],
+    *,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Tensor:
+    """All patches in one graph: what an encoder with batch statistics needs. Returns the detached loss."""
+    loss = finite(loss_of(encode(torch.cat(list(parts())))))
+    backward(loss)
+    return loss.detach()
+
+
+def backward_in_parts(
+    encode: Callable[[Tensor], Tensor],
+    parts: Parts,
+    loss_of: Callable[[Tensor], Tensor],
+    *,
+    features_KC: Tensor | None = None,
+    learn_encoder: bool = True,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Tensor:
+    """The same gradients with one micro-batch's graph at a time. Returns the detached loss.
+
+    features_KC: what ``encode`` makes of all parts, where that is known already (the pass that scored them).
+    learn_encoder: False leaves the encoder's gradients out. backward: takes the loss back (scaled, where
+    precision is mixed). Random layers draw the same numbers in both passes. Raises :class:`TrainingError`
+    where the loss is not finite, before any gradient is there.
+    """
+    states: list[list[Tensor]] = []
+    if features_KC is None:
+        features = []
+        with torch.no_grad():
+            for pixels in parts():
+                states.append(_random_states(pixels.device))
+                features.append(encode(pixels))
+        features_KC = torch.cat(features)
+    leaf_KC = features_KC.detach().float() if features_KC.dtype.itemsize < 4 else features_KC.detach()
+    leaf_KC = leaf_KC.clone().requires_grad_()
+    loss = finite(loss_of(leaf_KC))
+    backward(loss)
+    if learn_encoder:
+        assert leaf_KC.grad is not None
+        _backward_to_encoder(encode, parts(), leaf_KC.grad, states)
+    return loss.detach()
+
+
+def random_in_training(encoder: nn.Module) -> bool:
+    """Whether the encoder, in the mode that it is in, gives other features each time or per batch."""
+    for module in encoder.modules():
+        if not module.training:
+            continue
+        rate = getattr(module, "p", getattr(module, "drop_prob", getattr(module, "prob", None)))
+        drops = "Drop" in type(module).__name__ and (not isinstance(rate, int | float) or rate > 0)
+        if drops or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return True
+    return False
+
+
+def _backward_to_encoder(
+    encode: Callable[[Tensor], Tensor], parts: Iterable[Tensor], grad_KC: Tensor, states: list[list[Tensor]]
+) -> None:
+    start = 0
+    for number, pixels in enumerate(parts):
+        with _replayed(pixels.device, states[number] if states else None):
+            features_nC = encode(pixels)
+        end = start + len(features_nC)
+        torch.autograd.backward(features_nC, grad_KC[start:end].to(features_nC.dtype))
+        start = end
+    assert start == len(grad_KC), "the second pass saw other patches than the first"
+
+
+def finite(loss: Tensor) -> Tensor:
+    """The loss itself. Raises :class:`TrainingError` where it is not finite."""
+    if not torch.isfinite(loss.detach()).all():
+        raise TrainingError(
+            f"the loss is {loss.item()}: lower training.lr, set training.gradient_clip=1, or use another "
+            "training.precision"
+        )
+    return loss
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+@contextmanager
+def _replayed(device: torch.device, states: list[Tensor] | None) -> Iterator[None]:
+    """Random numbers as they were; those after the block are not disturbed."""
+    if states is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(states[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], device)
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +185,11 @@ class Learner:
 
     @property
     def remembered(self) -> dict[str, Tensor]:
-        """See :class:`wsi_ips.training.methods.Method`."""
+        """See :class:`wsi_ips.training.module.Method`."""
         return self.keeper.remembered
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
-        """See :class:`wsi_ips.training.methods.Method`."""
+        """See :class:`wsi_ips.training.module.Method`."""
         return self.keeper.keep(bag, epoch=epoch, device=device)
 
     def learn(self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, share: float) -> Tensor:
@@ -84,7 +230,7 @@ class Learner:
 
     @property
     def watched(self) -> list[SelectionFigures]:
-        """See :class:`wsi_ips.training.methods.Method`."""
+        """See :class:`wsi_ips.training.module.Method`."""
         return self.keeper.watched
 
     def _known_features(self, kept: Sequence[KeptPatches]) -> Tensor | None:

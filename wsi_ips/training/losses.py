@@ -1,8 +1,11 @@
 """The paper's losses (IPS reference code), computed from logits in float32, and what classes weigh in them.
 
 Shape suffixes: B bags, C classes.
+
+The paper's learning-rate schedule (IPS reference code).
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -12,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from wsi_ips.config import ClassWeights, TaskConfig
-from wsi_ips.datasets.targets import Target
+from wsi_ips.datasets.manifest import Target
 
 EPS = 1e-6
 """Added to a probability before its logarithm."""
@@ -80,3 +83,18 @@ def class_weights(
     negative_C = len(values) - positive_C
     both_C = (positive_C > 0) & (negative_C > 0)
     return torch.where(both_C, negative_C / positive_C.clamp(min=1), 1.0)
+
+
+FLOOR = 0.001
+"""Where the cosine ends, as a share of the peak."""
+
+
+def lr_multiplier(step: int, *, warmup: int, total: int) -> float:
+    """Share of the peak learning rate at ``step`` (counted from 1 to ``total``).
+
+    Below ``warmup`` it rises linearly; from there half a cosine leads down to 0.001 at ``total``.
+    """
+    if step < warmup:
+        return step / warmup
+    cosine = (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
+    return cosine + FLOOR * (1 - cosine)

@@ -20,7 +20,7 @@ from torchmetrics.regression import MeanAbsoluteError
 from torchmetrics.utilities import dim_zero_cat
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.targets import Target
+from wsi_ips.datasets.manifest import Target
 from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.learning import step_loss, target_tensor, with_label
 

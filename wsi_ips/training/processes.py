@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
 from wsi_ips.errors import TrainingError
-from wsi_ips.training.selection_watch import SelectionFigures
+from wsi_ips.training.kept_patches import SelectionFigures
 
 Value = TypeVar("Value")
 

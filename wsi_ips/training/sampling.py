@@ -1,10 +1,41 @@
-"""In which order an epoch shows the bags: a function of seed and epoch alone, so that a run resumes exactly."""
+"""In which order an epoch shows the bags: a function of seed and epoch alone, so that a run resumes exactly.
+
+Attention sampling on slides: only what was drawn is read closely, and every window learns from it.
+
+The attention is a softmax over all of a slide's windows, so that the loss reaches each of them. As with the
+encoder (:mod:`wsi_ips.training.learning`), the loss is taken back to the logits first, and the scorer is run
+once more over the windows, a chunk at a time: memory is that of a chunk, whatever the slide's size.
+
+Shape suffixes: N patches of a slide, W windows (as many), M samples, K samples of all slides, C width of features.
+"""
 
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from wsi_ips.datasets.targets import Target
-from wsi_ips.errors import ConfigError
+import torch
+from torch import Tensor
+
+from wsi_ips.config import CoarseConfig, FinetuneConfig
+from wsi_ips.datasets.manifest import Target
+from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.models.ips_net import BagNet
+from wsi_ips.models.sampling import entropy_regulariser, sample_softmax
+from wsi_ips.models.sampling_net import SamplingNet
+from wsi_ips.selection.coarse_to_fine import look
+from wsi_ips.selection.slide_reading import Seen
+from wsi_ips.training.bags import Bag
+from wsi_ips.training.kept_patches import (
+    BagLost,
+    KeptPatches,
+    PatchKeeper,
+    SelectionFigures,
+    bag_key,
+    coarse_source,
+    seeded,
+    whole_bag,
+)
+from wsi_ips.training.learning import step_loss, take_back
 
 
 def order_of_epoch(
@@ -49,7 +80,7 @@ def _by_class(targets: Sequence[Mapping[str, Target]]) -> list[list[int]]:
 def _with_classes(targets: Sequence[Mapping[str, Target]]) -> list[str]:
     """Tasks that bags can be sorted by, which all have a label for, softmax first.
 
-    A target's form tells (:mod:`wsi_ips.datasets.targets`).
+    A target's form tells (:mod:`wsi_ips.datasets.manifest`).
     """
     names = list(dict.fromkeys(name for bag in targets for name in bag))
     softmax = [name for name in names if all(isinstance(bag.get(name), int) for bag in targets)]
@@ -61,3 +92,118 @@ def _shuffled(indices: Sequence[int], key: str) -> list[int]:
     shuffled = list(indices)
     random.Random(key).shuffle(shuffled)  # noqa: S311 - not a secret
     return shuffled
+
+
+@dataclass(frozen=True, slots=True)
+class SampledBag:
+    """patches: those drawn, in the order of the draw. index_M: which of the slide's patches they are. logits_N: of
+    all of them, without gradients."""
+
+    patches: KeptPatches
+    index_M: Tensor
+    logits_N: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SlideLearner:
+    """See :class:`wsi_ips.training.module.Method`; fields as of :class:`wsi_ips.training.learning.Learner`."""
+
+    net: SamplingNet
+    config: FinetuneConfig
+    keeper: PatchKeeper
+    weights: Mapping[str, Tensor | None] = field(default_factory=dict)
+    backward: Callable[[Tensor], None] = Tensor.backward
+
+    @property
+    def remembered(self) -> dict[str, Tensor]:
+        """Nothing: it draws anew in every epoch."""
+        return self.keeper.remembered
+
+    @property
+    def watched(self) -> list[SelectionFigures]:
+        """Nothing: it keeps no memory that could be watched."""
+        return self.keeper.watched
+
+    def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> SampledBag:
+        """Look at the slide from afar and draw. Raises the bag's own error."""
+        key = bag_key(bag, self.config, epoch)
+        with whole_bag(bag, key).open(self.config.streaming, device) as source:
+            seen = look(
+                self.net,
+                coarse_source(source),
+                self.config.selection.coarse,
+                seen=self.keeper.seen(bag, epoch),
+            )
+        with torch.no_grad():
+            _, samples = self.net.draw(seen.patch_logits(), generator=seeded(key, torch.device("cpu")))
+        index_M = samples.index_BN[0]
+        ids_M = seen.ids_N[index_M]
+        return SampledBag(KeptPatches(bag, ids_M, ids_M, None), index_M, seen.patch_logits())
+
+    def learn(self, kept: Sequence[SampledBag], *, epoch: int, device: torch.device, share: float) -> Tensor:
+        """See :class:`wsi_ips.training.module.Method`."""
+        leaves = [each.logits_N.clone().requires_grad_() for each in kept]
+        tasks_loss = torch.zeros(())
+
+        def loss_of(features_KC: Tensor) -> Tensor:
+            nonlocal tasks_loss
+            maps = [sample_softmax(leaf_N[None], smoothing=self.net.sampling.smoothing) for leaf_N in leaves]
+            drawn = [a_1N[0, each.index_M].to(device) for a_1N, each in zip(maps, kept, strict=True)]
+            reading = self.net.read_samples(features_KC, drawn)
+            targets = [each.patches.bag.targets for each in kept]
+            tasks_loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
+            spread = [entropy_regulariser(a_1N, strength=self.net.sampling.entropy) for a_1N in maps]
+            return share * (tasks_loss + torch.stack(spread).mean().to(device))
+
+        take_back(
+            loss_of,
+            self.net.encoder,
+            self.keeper,
+            [each.patches for each in kept],
+            micro_batch=self.config.training.micro_batch,
+            epoch=epoch,
+            device=device,
+            backward=self.backward,
+        )
+        for each, leaf_N in zip(kept, leaves, strict=True):
+            assert leaf_N.grad is not None
+            teach_scorer(
+                self.net,
+                each.patches.bag,
+                self.config,
+                leaf_N.grad,
+                epoch=epoch,
+                device=device,
+                seen=self.keeper.seen(each.patches.bag, epoch),
+            )
+        return tasks_loss.detach()
+
+
+def teach_scorer(
+    net: BagNet,
+    bag: Bag,
+    config: FinetuneConfig,
+    grad_W: Tensor,
+    *,
+    epoch: int,
+    device: torch.device,
+    seen: Seen,
+    only: Tensor | None = None,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> None:
+    """Take a gradient of windows' logits back to the scorer, a chunk of windows at a time. Raises
+    :class:`BagLost`.
+
+    grad_W: a number for every window; ``only``: the windows that have one, by id, in the order of ``grad_W``.
+    ``backward``: of a loss whose scale is not in the gradient yet.
+    """
+    coarse: CoarseConfig = config.selection.coarse
+    try:
+        with whole_bag(bag, bag_key(bag, config, epoch)).open(config.streaming, device) as source:
+            windows = coarse_source(source).windows(coarse).source
+            for chunk in windows if only is None else windows.only(only):
+                rows_n = chunk.ids_n if only is None else torch.searchsorted(only, chunk.ids_n)
+                logits_n = net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n))
+                backward((logits_n * grad_W[rows_n].to(logits_n)).sum())
+    except WsiIpsError as error:
+        raise BagLost(bag, error) from error

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.viewer.connections import ACCEPTED_AT_ONCE, PatientProtocol, SaidOnce
+from wsi_ips.viewer.guard import ACCEPTED_AT_ONCE, PatientProtocol, SaidOnce
 
 ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - told apart, not bound to
 

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.colours import Colormap, HeatColours, MapKind, colourise
-from wsi_ips.heatmaps.display_scale import DisplayScale
-from wsi_ips.heatmaps.heat_pyramid import halved
+from wsi_ips.heatmaps.display_scale import Colormap, DisplayScale, HeatColours, MapKind, colourise
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks
+from wsi_ips.heatmaps.pyramids import halved
 from wsi_ips.heatmaps.raster import PatchRaster
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.viewer.tile_pyramid import Window
+from wsi_ips.viewer.slide_tiles import Window
 
 FASTEST = 1
 """zlib's level: a tile of flat squares is small at any."""

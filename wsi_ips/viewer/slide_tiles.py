@@ -1,15 +1,113 @@
-"""A part of a slide as JPEG, straight from the reader. Colours are the file's own: no ICC profile is applied."""
+"""The few large things that are worth keeping: open slides, attention that was read, maps of it.
 
+Which part of a slide a tile's address means: Deep Zoom's levels, each half the one above, tiles without
+overlap.
+
+Level numbers are Deep Zoom's: 0 is a single pixel, the last one the slide's own level 0.
+
+A part of a slide as JPEG, straight from the reader. Colours are the file's own: no ICC profile is applied.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from math import ceil, floor
+from threading import Lock
+from typing import Generic, TypeVar
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from wsi_ips.heatmaps.raster import canvas_size
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.tiling.picture import slide_window
 from wsi_ips.units import Size
-from wsi_ips.viewer.tile_pyramid import Window
+
+Kept = TypeVar("Kept")
+
+
+class Lately(Generic[Kept]):
+    """The ``most`` things used last. What goes is let go of, not closed: another thread may still use it.
+
+    Two threads that ask for the same new thing wait for each other, and for nobody else.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._items: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._making: dict[Hashable, Lock] = {}
+        self._lock = Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """The thing under ``key``, made now where it is not there. What ``make`` raises is not kept."""
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key]
+            making = self._making.setdefault(key, Lock())
+        with making:
+            with self._lock:
+                if key in self._items:
+                    return self._items[key]
+            try:
+                made = make()
+                with self._lock:
+                    self._items[key] = made
+                    while len(self._items) > self._most:
+                        self._items.popitem(last=False)
+                return made
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+
+    def peek(self, key: Hashable) -> Kept | None:
+        """The thing under ``key``, if it is there; it becomes no younger by it."""
+        with self._lock:
+            return self._items.get(key)
+
+
+TILE_PX = 512
+"""Side of a tile: a quarter of the requests that 256 pixels would take."""
+
+
+class NoSuchTile(LookupError):
+    """An address outside the pyramid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The pixels of ``size_px`` (width, height) from ``at_px`` (x, y) on, of the slide at this scale."""
+
+    at_px: tuple[int, int]
+    size_px: Size
+    l0_per_px: float
+
+
+@dataclass(frozen=True, slots=True)
+class TilePyramid:
+    """The pyramid of a slide of ``l0_size`` (width, height)."""
+
+    l0_size: Size
+    tile_px: int = TILE_PX
+
+    @property
+    def top_level(self) -> int:
+        """The number of the finest level."""
+        return (max(self.l0_size) - 1).bit_length()
+
+    def window(self, level: int, col: int, row: int) -> Window:
+        """What tile (col, row) of a level shows. Raises :class:`NoSuchTile`."""
+        if not 0 <= level <= self.top_level:
+            raise NoSuchTile(f"level {level}: there are 0 to {self.top_level}")
+        l0_per_px = float(2 ** (self.top_level - level))
+        width, height = canvas_size(self.l0_size, l0_per_px)
+        x, y = col * self.tile_px, row * self.tile_px
+        if not (0 <= x < width and 0 <= y < height):
+            raise NoSuchTile(f"level {level} has no tile ({col}, {row})")
+        size = (min(self.tile_px, width - x), min(self.tile_px, height - y))
+        return Window((x, y), size, l0_per_px)
+
 
 JPEG_QUALITY = 88
 MOST_READ_PX = 16_000_000

@@ -16,17 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError, one_line
 from wsi_ips.heatmaps.maps import check_same_slide
-from wsi_ips.held_folder import read_description
-from wsi_ips.inference.found_table import FoundTable
 from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_predictions
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result
-from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_table import SlideRow, read_slide_table
-from wsi_ips.inference.stored_location import stored_location
-from wsi_ips.location import Location, Url, is_file_name, is_there
+from wsi_ips.inference.run_folder import RunFolder, stored_location
+from wsi_ips.inference.telemetry import SlideRow, read_slide_table
+from wsi_ips.nuclei.found_files import FoundTable
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.viewer.lately import Lately
+from wsi_ips.storage.held_folder import read_description
+from wsi_ips.storage.location import Location, Url, is_file_name, is_there
+from wsi_ips.viewer.slide_tiles import Lately
 
 OPEN_SLIDES = 3
 """Each keeps up to 32 MB of decoded tiles."""

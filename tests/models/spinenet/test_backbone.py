@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.spinenet import MEMBERS, SpineNet, create_spinenet
-from wsi_ips.models.spinenet.layers import Resample, max_pool_same, pool_towards
+from wsi_ips.models.spinenet.backbone import Resample, max_pool_same, pool_towards
 from wsi_ips.models.spinenet.specification import SPINENET_49, Specification
 
 SMALL = partial(create_spinenet, SPINENET_49, width=0.1, endpoint_channels=8)

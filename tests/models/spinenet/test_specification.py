@@ -10,8 +10,14 @@ from torch import nn
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.spinenet import SpineNet, create_spinenet, load_specification
-from wsi_ips.models.spinenet.specification import R0_SP53, R23_SP30, SPINENET_49, Block, Specification
-from wsi_ips.models.spinenet.specification_file import write_specification
+from wsi_ips.models.spinenet.specification import (
+    R0_SP53,
+    R23_SP30,
+    SPINENET_49,
+    Block,
+    Specification,
+    write_specification,
+)
 
 # Number, level, kind, parents (+ what would dangle), output; as in the paper's table of SpineNet-49.
 TABLE_49 = """

@@ -1,4 +1,12 @@
-"""Any timm model as patch encoder: pixels in, one embedding per patch out.
+"""Stored features in the place of an encoder.
+
+Shape suffixes: n patches, C feature width.
+
+Projectors: they read stored features, or narrow an image encoder's output.
+
+Shape suffixes: n patches, C input width, D output width.
+
+Any timm model as patch encoder: pixels in, one embedding per patch out.
 
 Shape suffixes: n patches, P patch side, D embedding width.
 """
@@ -14,8 +22,59 @@ from torch import Tensor, nn
 from wsi_ips.config import EncoderConfig, SpecificationTable
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.models.encoders.weights import load_weights
-from wsi_ips.models.spinenet import MEMBERS  # and its models become timm's
-from wsi_ips.models.spinenet.specification_file import specification_of
+from wsi_ips.models.spinenet import MEMBERS
+from wsi_ips.models.spinenet.specification import specification_of
+
+
+class FeatureEncoder(nn.Module):
+    """(n, C) of any float type to the same in float32; ``dim`` is C. Has no weights."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, features_nC: Tensor) -> Tensor:
+        """Raises :class:`ConfigError` for pixels, or features of another width."""
+        if features_nC.ndim != 2 or features_nC.shape[1] != self.dim:
+            raise ConfigError(
+                f"this network reads stored features of width {self.dim}, not {tuple(features_nC.shape[1:])}"
+            )
+        return features_nC.to(torch.float32)
+
+
+class Projector(nn.Module):
+    """LayerNorm without affine, Linear, BatchNorm, ReLU (Bergner et al. 2023, CAMELYON16 model)."""
+
+    def __init__(self, n_in: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.norm = nn.LayerNorm(n_in, eps=1e-5, elementwise_affine=False)
+        self.linear = nn.Linear(n_in, dim)
+        self.batch_norm = nn.BatchNorm1d(dim)
+
+    def forward(self, x_nC: Tensor) -> Tensor:
+        """(n, C) float to (n, D)."""
+        projected: Tensor = self.batch_norm(self.linear(self.norm(x_nC))).relu()
+        return projected
+
+
+class PlainProjector(nn.Module):
+    """Linear, ReLU, dropout, as attention MIL on stored features has it (CLAM's first layer).
+
+    It looks at each patch by itself: no statistics over the patches of a step, which differ from slide to slide.
+    """
+
+    def __init__(self, n_in: int, dim: int, *, dropout: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.linear = nn.Linear(n_in, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_nC: Tensor) -> Tensor:
+        """(n, C) float to (n, D)."""
+        projected: Tensor = self.dropout(self.linear(x_nC).relu())
+        return projected
+
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 

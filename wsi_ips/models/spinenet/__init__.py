@@ -6,7 +6,6 @@ Importing this package makes ``spinenet49s``, ``spinenet49``, ``spinenet96``, ``
 
 from wsi_ips.models.spinenet.backbone import SpineNet
 from wsi_ips.models.spinenet.registry import MEMBERS, create_spinenet
-from wsi_ips.models.spinenet.specification import Block, Specification
-from wsi_ips.models.spinenet.specification_file import load_specification
+from wsi_ips.models.spinenet.specification import Block, Specification, load_specification
 
 __all__ = ["MEMBERS", "Block", "Specification", "SpineNet", "create_spinenet", "load_specification"]

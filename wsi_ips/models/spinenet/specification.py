@@ -2,15 +2,23 @@
 
 Blocks are numbered in the order in which they are built: first the stem's, one after the other, then the
 permuted ones. Level l is the resolution input / 2**l.
+
+A specification from a JSON or YAML file, e.g. what an architecture search found, and back.
+
+The file's form: :mod:`wsi_ips.config.model`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
+from wsi_ips.config import SpecificationTable, read_specification_table
 from wsi_ips.errors import ConfigError
+from wsi_ips.storage.files import whole_file
 
 FINEST, COARSEST = 2, 7
 MOST_BLOCKS = 200
@@ -203,3 +211,41 @@ R23_SP30 = Specification(
 
 R50_SP0 = Specification("r50_sp0", (2,) * 3 + (3,) * 4 + (4,) * 6 + (5,) * 3, widths={**WIDTHS, 5: 512})
 """ResNet-50 itself: nothing is permuted (He et al. 2016)."""
+
+
+def load_specification(path: Path) -> Specification:
+    """Read a specification; without a name it is called like the file.
+
+    Raises :class:`ConfigError` that names the file for a missing or broken one, an unknown key, or blocks that
+    make no graph.
+    """
+    table = read_specification_table(path)
+    try:
+        return specification_of(table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def specification_of(table: SpecificationTable) -> Specification:
+    """Raises :class:`ConfigError` for blocks that make no graph."""
+    blocks = tuple(Block(entry.level, entry.parents, entry.kind, entry.output) for entry in table.blocks)
+    return Specification(table.name or "specification", table.stem, blocks, {**WIDTHS, **table.widths})
+
+
+def content_of(specification: Specification) -> dict[str, Any]:
+    """As :class:`SpecificationTable` takes it: numbers, texts, lists and dicts."""
+    return {
+        "name": specification.name,
+        "stem": list(specification.stem),
+        "blocks": [
+            {"level": b.level, "parents": list(b.parents), "kind": b.kind, "output": b.output}
+            for b in specification.blocks
+        ],
+        "widths": {str(level): width for level, width in specification.widths.items()},
+    }
+
+
+def write_specification(path: Path, specification: Specification) -> None:
+    """Write what :func:`load_specification` reads, as JSON (which is YAML, too)."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content_of(specification), indent=1), encoding="utf-8")

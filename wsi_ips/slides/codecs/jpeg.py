@@ -1,22 +1,98 @@
-"""JPEG tiles, by libjpeg-turbo.
+"""Tiles within DICOM's items (PS3.5, A.4): a header of 8 bytes before each, and maybe a tile in several pieces.
+
+JPEG tiles, by libjpeg-turbo.
 
 JPEG in TIFF (TIFF Technical Note 2): tables may stand apart in the JPEGTables tag, and the colour space is what
 the photometric tag says, not what the stream says. DICOM is alike. OpenSlide reads both so; we do it by rewriting
 the header: the tables go in, JFIF and Adobe markers come out, and one Adobe marker that states the container's
 colour space goes in. What follows the first start-of-scan marker is passed on untouched.
+
+Pictures that come with a slide as whole JPEGs, in a file beside it or inside one of its data files.
 """
 
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 import simplejpeg
 
-from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.codecs.base import Parts, TileError
+from wsi_ips.errors import SlideReadError
+from wsi_ips.slides.base import RgbImage, white_region
+from wsi_ips.slides.codecs.base import Parts, TileDecoder, TileError, TileFormat
+from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX
 from wsi_ips.units import Size
+
+ITEM = b"\xfe\xff\x00\xe0"
+SEQUENCE_END = b"\xfe\xff\xdd\xe0"
+ITEM_HEADER = 8
+JP2_START = b"\x00\x00\x00\x0cjP  "
+
+
+@dataclass(frozen=True, slots=True)
+class EncapsulatedTiles:
+    """Each tile's bytes are one or more items, and what these hold is a tile as ``inner`` says."""
+
+    inner: TileFormat
+
+    @property
+    def size(self) -> Size:
+        return self.inner.size
+
+    def decoder(self) -> "EncapsulatedDecoder":
+        return EncapsulatedDecoder(self.inner.decoder())
+
+    def refusal(self, start: bytes) -> str | None:
+        """That of the format within; and JPEG 2000 in a file of its own, which the standard does not allow."""
+        within = start[ITEM_HEADER:]
+        if within.startswith(JP2_START):
+            return "JPEG 2000 in a JP2 file, not as a codestream"
+        return self.inner.refusal(within)
+
+
+class EncapsulatedDecoder:
+    """See :class:`TileDecoder`."""
+
+    def __init__(self, inner: TileDecoder) -> None:
+        self._inner = inner
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return self._inner.scales
+
+    def decode(self, parts: Parts, out: RgbImage) -> None:
+        """See :meth:`TileDecoder.decode`."""
+        self._inner.decode([unwrapped(parts[0])], out)
+
+    def jpeg(self, parts: Parts) -> bytes | None:
+        """See :meth:`TileDecoder.jpeg`."""
+        return self._inner.jpeg([unwrapped(parts[0])])
+
+
+def unwrapped(data: memoryview) -> memoryview:
+    """What the items in ``data`` hold, joined. Raises :class:`TileError` where ``data`` is not made of items."""
+    if data[:4] == ITEM and int.from_bytes(data[4:ITEM_HEADER], "little") == len(data) - ITEM_HEADER:
+        return data[ITEM_HEADER:]  # one piece, as nearly always
+    pieces: list[memoryview] = []
+    at = 0
+    while at < len(data):
+        start = bytes(data[at : at + ITEM_HEADER])
+        if start.startswith(SEQUENCE_END) and pieces:
+            break
+        if len(start) < ITEM_HEADER or not start.startswith(ITEM):
+            raise TileError("no DICOM item where its offset table points")
+        at += ITEM_HEADER
+        (length,) = struct.unpack_from("<I", start, 4)
+        if length > len(data) - at:
+            raise TileError("a DICOM item that is longer than its frame")
+        pieces.append(data[at : at + length])
+        at += length
+    return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+
 
 SOI, EOI, SOS, DQT, DHT = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4
 APP0, APP14 = 0xE0, 0xEE
@@ -233,3 +309,48 @@ def _frame_refusal(frame: Segment, components: int) -> str | None:
     if factors[1:] != [(1, 1), (1, 1)] or factors[0] not in TURBOJPEG_LUMA_FACTORS:
         return f"JPEG with the sampling factors {factors}"
     return None
+
+
+HEADER_BYTES = 1 << 20
+MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class JpegInFile:
+    """``count`` bytes of ``file`` from ``offset`` on. See :class:`AssociatedImage`."""
+
+    file: Path
+    offset: int
+    count: int
+    size: Size
+
+    @classmethod
+    def of(cls, file: Path, *, offset: int = 0, count: int | None = None) -> Self:
+        """Looks at the header. count: None for all that follows.
+
+        Raises :class:`TileError` for what is no JPEG or too large for a picture, ``OSError``.
+        """
+        left = file.stat().st_size - offset
+        count = left if count is None else count
+        if not 0 < count <= min(left, MOST_BYTES) or offset < 0:
+            raise TileError(f"{count} bytes from byte {offset}, of which {max(0, left)} are there")
+        size = jpeg_size(_bytes(file, offset, min(count, HEADER_BYTES)))
+        if not 0 < size[0] * size[1] <= LARGEST_BLOCK_PX:
+            raise TileError(f"JPEG that claims {size[0]}x{size[1]} px")
+        return cls(file, offset, count, size)
+
+    def read(self, path: Path) -> RgbImage:
+        """See :meth:`AssociatedImage.read`."""
+        pixels = white_region(self.size)
+        try:
+            data = memoryview(_bytes(self.file, self.offset, self.count))
+            JpegTiles(size=self.size, colours=Colours.AS_STATED).decoder().decode((data,), pixels)
+        except (OSError, TileError) as error:
+            raise SlideReadError(path, f"its picture in {self.file.name} cannot be read: {error}") from error
+        return pixels
+
+
+def _bytes(file: Path, offset: int, count: int) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        return opened.read(count)

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.codecs.base import Parts, TileError
-from wsi_ips.slides.codecs.samples import RGB_8, Pixels, Samples, joined
+from wsi_ips.slides.codecs.base import RGB_8, Parts, Pixels, Samples, TileError, joined
 from wsi_ips.units import Size
 
 J2K_START = b"\xff\x4f\xff\x51"

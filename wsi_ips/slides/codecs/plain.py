@@ -1,8 +1,16 @@
-"""Tiles of samples as they are, or packed by a lossless codec that knows nothing of images."""
+"""Tiles of samples as they are, or packed by a lossless codec that knows nothing of images.
 
+DICOM's run-length encoding (PS3.5, annex G): PackBits, a segment for each colour.
+
+Tiles that are WebP or JPEG XL pictures, as GDAL and newer scanners' exports write them into TIFF.
+
+OpenSlide opens neither. A picture of another size than the tile's is refused by the codec before it decodes.
+"""
+
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -10,8 +18,7 @@ import imagecodecs
 import numpy as np
 
 from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.codecs.base import Parts, TileError
-from wsi_ips.slides.codecs.samples import RGB_8, Pixels, Samples, joined
+from wsi_ips.slides.codecs.base import RGB_8, Parts, Pixels, Samples, TileError, joined
 from wsi_ips.units import Size
 
 
@@ -111,3 +118,110 @@ def unpacked(data: bytes, packing: Packing, expected: int) -> bytes | bytearray:
     if len(raw) < expected:
         raise TileError(f"{len(raw)} bytes of pixels where {expected} belong")
     return raw
+
+
+HEADER = 64
+"""The number of segments and where they start, sixteen integers of four bytes."""
+COLOURS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RleTiles:
+    """Each tile is three segments of 8-bit samples: red, green, blue."""
+
+    size: Size
+
+    def decoder(self) -> "RleDecoder":
+        return RleDecoder(self.size)
+
+    def refusal(self, start: bytes) -> str | None:
+        """None that another reader could read."""
+        return None
+
+
+class RleDecoder:
+    """See :class:`TileDecoder`."""
+
+    scales = (1,)
+
+    def __init__(self, size: Size) -> None:
+        self._size = size
+
+    def decode(self, parts: Parts, out: RgbImage) -> None:
+        """See :meth:`TileDecoder.decode`."""
+        data, (width, height) = bytes(parts[0]), self._size
+        if len(data) < HEADER:
+            raise TileError("a frame shorter than its header")
+        count, *starts = struct.unpack("<16I", data[:HEADER])
+        if count != COLOURS:
+            raise TileError(f"{count} segments where {COLOURS} belong")
+        ends = [*starts[1:COLOURS], len(data)]
+        for channel, (start, end) in enumerate(zip(starts[:COLOURS], ends, strict=True)):
+            if not HEADER <= start <= end <= len(data):
+                raise TileError(f"segment {channel} from byte {start} to {end} of {len(data)}")
+            try:
+                # The output's size is given: a small segment cannot unpack to a huge one.
+                plane = imagecodecs.packbits_decode(data[start:end], out=width * height)
+            except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+                raise TileError(str(error) or type(error).__name__) from error
+            if len(plane) < width * height:
+                raise TileError(f"{len(plane)} samples where {width * height} belong")
+            out[..., channel] = np.frombuffer(plane, np.uint8, width * height).reshape(height, width)
+
+    def jpeg(self, parts: Parts) -> None:
+        """See :meth:`TileDecoder.jpeg`: there is none."""
+        return
+
+
+class PictureCodec(Enum):
+    WEBP = "WebP"
+    JPEG_XL = "JPEG XL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureTiles:
+    """Each part of a tile is a picture by itself: of all samples, or of one sample (planes)."""
+
+    size: Size
+    codec: PictureCodec
+    samples: Samples = RGB_8
+
+    def decoder(self) -> "PictureDecoder":
+        return PictureDecoder(self)
+
+    def refusal(self, start: bytes) -> str | None:
+        """Nothing that another reader could read."""
+        return None
+
+
+class PictureDecoder:
+    """See :class:`TileDecoder`."""
+
+    scales = (1,)
+
+    def __init__(self, tiles: PictureTiles) -> None:
+        self._tiles = tiles
+
+    def decode(self, parts: Parts, out: RgbImage) -> None:
+        """See :meth:`TileDecoder.decode`."""
+        tiles = self._tiles
+        tiles.samples.write(joined(parts, self._picture, tiles.samples, tiles.size), out)
+
+    def jpeg(self, parts: Parts) -> None:
+        """See :meth:`TileDecoder.jpeg`: there is none."""
+        return
+
+    def _picture(self, part: memoryview, samples: int) -> Pixels:
+        """(height, width, samples)."""
+        tiles, (width, height) = self._tiles, self._tiles.size
+        pixels = np.empty((height, width, samples), tiles.samples.dtype)
+        # The codecs give one sample without its axis. They compare the size of ``out`` with the picture's.
+        out = pixels[..., 0] if samples == 1 else pixels
+        try:
+            if tiles.codec is PictureCodec.WEBP:
+                imagecodecs.webp_decode(bytes(part), hasalpha=samples == 4, out=out)
+            else:
+                imagecodecs.jpegxl_decode(bytes(part), numthreads=1, out=out)
+        except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+            raise TileError(f"{tiles.codec.value}: {error}") from error
+        return pixels

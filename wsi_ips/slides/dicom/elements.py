@@ -1,4 +1,6 @@
-"""A DICOM header as tags and bytes (PS3.5, section 7; PS3.10, section 7.1).
+"""The DICOM tags, transfer syntaxes and SOP classes that are used here (PS3.6).
+
+A DICOM header as tags and bytes (PS3.5, section 7; PS3.10, section 7.1).
 
 pydicom is not used, for three reasons. Folders of thousands of files are looked through, of which only a few
 elements near the start matter; the positions of a sparse image's frames are nested three sequences deep, of which
@@ -10,8 +12,53 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_ips.slides.dicom import tags
-from wsi_ips.slides.tile_files import TileFile
+from wsi_ips.slides.tile_layout import TileFile
+
+MEDIA_SOP_CLASS, TRANSFER_SYNTAX = 0x00020002, 0x00020010
+IMAGE_TYPE, SOP_CLASS, SOP_INSTANCE, MANUFACTURER = 0x00080008, 0x00080016, 0x00080018, 0x00080070
+SERIES_INSTANCE = 0x0020000E
+CONCATENATION, PART_NUMBER, PART_COUNT, PART_FRAME_OFFSET = 0x00209161, 0x00209162, 0x00209163, 0x00209228
+ORGANIZATION_TYPE = 0x00209311
+SAMPLES, PHOTOMETRIC, PLANAR, FRAMES, ROWS, COLUMNS = (
+    0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011,
+)  # fmt: skip
+BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PIXEL_REPRESENTATION = 0x00280100, 0x00280101, 0x00280102, 0x00280103
+PIXEL_MEASURES, PIXEL_SPACING, ICC_PROFILE = 0x00289110, 0x00280030, 0x00282000
+MATRIX_COLUMNS, MATRIX_ROWS = 0x00480006, 0x00480007
+OPTICAL_PATHS, OPTICAL_PATH_OF_FRAME, OPTICAL_PATH_IDENTIFIER = 0x00480105, 0x00480207, 0x00480106
+PLANE_POSITION, COLUMN_POSITION, ROW_POSITION, Z_OFFSET = 0x0048021A, 0x0048021E, 0x0048021F, 0x0040074A
+SHARED_GROUPS, PER_FRAME_GROUPS = 0x52009229, 0x52009230
+OFFSET_TABLE, OFFSET_TABLE_LENGTHS, PIXEL_DATA = 0x7FE00001, 0x7FE00002, 0x7FE00010
+
+KNOWN = frozenset(
+    value for name, value in list(globals().items()) if name.isupper() and isinstance(value, int)
+)
+"""Every tag above: what a header's other elements hold is passed over."""
+
+WHOLE_SLIDE_IMAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+END_OF_META = 0x0002FFFF
+"""The group up to here is written alike whatever the transfer syntax (PS3.10, 7.1)."""
+
+IMPLICIT_LITTLE, EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
+JPEG2000_LOSSLESS, JPEG2000, RLE = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"
+
+UNREADABLE = {"1.2.840.10008.1.2.1.99": "deflated", "1.2.840.10008.1.2.2": "big-endian"}
+"""Words for the transfer syntaxes whose headers cannot be read either."""
+
+OTHER_SYNTAXES = {
+    "1.2.840.10008.1.2.4.57": "lossless JPEG",
+    "1.2.840.10008.1.2.4.70": "lossless JPEG",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS",
+    "1.2.840.10008.1.2.4.110": "JPEG XL",
+    "1.2.840.10008.1.2.4.111": "JPEG XL",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.4.201": "high-throughput JPEG 2000",
+    "1.2.840.10008.1.2.4.202": "high-throughput JPEG 2000",
+    "1.2.840.10008.1.2.4.203": "high-throughput JPEG 2000",
+}
+"""Words for those whose pixels are not read."""
 
 PREAMBLE = 128
 MAGIC = b"DICM"
@@ -23,7 +70,7 @@ FIRST_READ_OF_ALL = 256 << 10
 LARGEST_HEADER = 64 << 20
 """Bytes before the pixels: the positions of a sparse image's frames take about 150 bytes each."""
 
-ALL = tags.PIXEL_DATA - 1
+ALL = PIXEL_DATA - 1
 """The last tag before the pixels."""
 
 DEEPEST = 16
@@ -63,11 +110,11 @@ class Header:
 
     @property
     def sop_class(self) -> str:
-        return self.meta.text(tags.MEDIA_SOP_CLASS) or self.body.text(tags.SOP_CLASS)
+        return self.meta.text(MEDIA_SOP_CLASS) or self.body.text(SOP_CLASS)
 
     @property
     def transfer_syntax(self) -> str:
-        return self.meta.text(tags.TRANSFER_SYNTAX)
+        return self.meta.text(TRANSFER_SYNTAX)
 
 
 class DataSet:
@@ -155,12 +202,12 @@ def read_header(path: Path, *, until: int = ALL) -> Header | None:
 
 
 def _parsed(held: "_Bytes", until: int) -> Header:
-    found, at = held.elements(START, held.size, implicit=False, depth=0, until=tags.END_OF_META)
+    found, at = held.elements(START, held.size, implicit=False, depth=0, until=END_OF_META)
     meta = DataSet(held, found, implicit=False, depth=0)
-    syntax = meta.text(tags.TRANSFER_SYNTAX)
-    if until > tags.END_OF_META and syntax in tags.UNREADABLE:
-        raise BrokenHeader(f"it is written {tags.UNREADABLE[syntax]}, which is not read here")
-    implicit = syntax == tags.IMPLICIT_LITTLE
+    syntax = meta.text(TRANSFER_SYNTAX)
+    if until > END_OF_META and syntax in UNREADABLE:
+        raise BrokenHeader(f"it is written {UNREADABLE[syntax]}, which is not read here")
+    implicit = syntax == IMPLICIT_LITTLE
     found, end = held.elements(at, held.size, implicit=implicit, depth=0, until=until)
     return Header(meta, DataSet(held, found, implicit=implicit, depth=0), end)
 
@@ -204,7 +251,7 @@ class _Bytes:
                 if after > end or after > len(self.data):
                     self._beyond(at, after, end)
                 value = (body, after, form)
-            if tag in tags.KNOWN:
+            if tag in KNOWN:
                 found[tag] = value
             at = after
         if delimited:

@@ -7,16 +7,14 @@ from types import MappingProxyType
 
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.codecs.base import TileFormat
-from wsi_ips.slides.codecs.encapsulated import EncapsulatedTiles
-from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
+from wsi_ips.slides.codecs.jpeg import Colours, EncapsulatedTiles, JpegTiles
 from wsi_ips.slides.codecs.jpeg2000 import Jpeg2000Tiles
-from wsi_ips.slides.codecs.plain import Packing, PlainTiles
-from wsi_ips.slides.codecs.rle import RleTiles
-from wsi_ips.slides.dicom import tags
+from wsi_ips.slides.codecs.plain import Packing, PlainTiles, RleTiles
+from wsi_ips.slides.dicom import elements as tags
 from wsi_ips.slides.dicom.elements import BrokenHeader, DataSet, Header, read_header
 from wsi_ips.slides.dicom.series import image_kind
-from wsi_ips.slides.limits import LARGEST_BLOCK_PX, LARGEST_SIDE_PX
 from wsi_ips.slides.tile_layout import TRUNCATED
+from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX, LARGEST_SIDE_PX
 from wsi_ips.units import Size
 
 JPEG = {tags.JPEG_BASELINE, tags.JPEG_EXTENDED}

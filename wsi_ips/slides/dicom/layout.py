@@ -1,4 +1,7 @@
-"""A DICOM series as a slide: its levels, pictures and resolution."""
+"""A DICOM series as a slide: its levels, pictures and resolution.
+
+DICOM whole-slide images, read by their own frames (see :mod:`wsi_ips.slides.dicom`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,18 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from wsi_ips.errors import DamagedSlide, SlideReadError, UnsupportedSlide
-from wsi_ips.slides.base import LeftOut, RgbImage
+from wsi_ips.slides.base import LeftOut, RgbImage, white_region
 from wsi_ips.slides.codecs.base import TileError
-from wsi_ips.slides.dicom import tags
+from wsi_ips.slides.dicom import elements as tags
 from wsi_ips.slides.dicom.elements import BrokenHeader
 from wsi_ips.slides.dicom.image import DicomImage, read_image
 from wsi_ips.slides.dicom.levels import StoredLevel, stored_level
-from wsi_ips.slides.dicom.series import Series
-from wsi_ips.slides.limits import LARGEST_BLOCK_PX, check_levels
-from wsi_ips.slides.region import white_region
-from wsi_ips.slides.stated_mpp import believable_xy
-from wsi_ips.slides.tile_files import TileFile, read_tiles
-from wsi_ips.slides.tile_layout import AssociatedImage, SlideLayout, TileLayout, size_downsample
+from wsi_ips.slides.dicom.series import Series, series_of, starts_as_dicom
+from wsi_ips.slides.resolution import believable_xy
+from wsi_ips.slides.stored_tile_reader import StoredTileReader
+from wsi_ips.slides.tile_layout import (
+    AssociatedImage,
+    SlideLayout,
+    TileFile,
+    TileLayout,
+    read_tiles,
+    size_downsample,
+)
+from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX, check_levels
 from wsi_ips.units import Mpp, Size
 
 PICTURES = {"LABEL": "label", "OVERVIEW": "macro", "THUMBNAIL": "thumbnail"}
@@ -195,3 +204,17 @@ def _factor(spacing: tuple[float, float], finest: tuple[float, float]) -> float:
     """How much coarser; a whole number where it nearly is one, for spacings are rounded."""
     factor = (spacing[0] / finest[0] + spacing[1] / finest[1]) / 2
     return float(round(factor)) if abs(factor / max(1, round(factor)) - 1) <= NEARLY_WHOLE else factor
+
+
+class DicomReader(StoredTileReader):
+    """``DicomReader(path)``: a folder that holds one series, or any file of a series; see
+    :class:`StoredTileReader`."""
+
+    name = "dicom"
+
+    def read_layout(self) -> SlideLayout:
+        """See :meth:`StoredTileReader.read_layout`. Raises also :class:`SeveralSlides`."""
+        if not self._path.is_dir() and not starts_as_dicom(self._path):
+            raise UnsupportedSlide(self._path, "not a DICOM file")
+
+        return series_layout(self._path, series_of(self._path))

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from wsi_ips.errors import DamagedSlide, SeveralSlides, UnsupportedSlide
 from wsi_ips.slides.base import LeftOut
-from wsi_ips.slides.dicom import tags
+from wsi_ips.slides.dicom import elements as tags
 from wsi_ips.slides.dicom.elements import START, BrokenHeader, is_dicom, read_header
-from wsi_ips.slides.tile_files import TileFile
-from wsi_ips.slides.tile_layout import TRUNCATED
+from wsi_ips.slides.tile_layout import TRUNCATED, TileFile
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 SHOWN = 3

@@ -4,12 +4,11 @@ Levels are every tiled top-level image, in file order; the resolution is the fie
 """
 
 from wsi_ips.errors import UnsupportedSlide
-from wsi_ips.slides.stated_mpp import believable_xy, number
+from wsi_ips.slides.resolution import believable_xy, number
 from wsi_ips.slides.tiff.associated import by_subfile_type, pictures
 from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories, TiffImage
-from wsi_ips.slides.tiff.pyramid import left_out_images, of_one_shape, refuse_disordered
-from wsi_ips.slides.tiff.tile_formats import orientation_note
-from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
+from wsi_ips.slides.tiff.generic import left_out_images, of_one_shape, refuse_disordered
+from wsi_ips.slides.tiff.tile_formats import orientation_note, resolution_mpp, tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout
 from wsi_ips.units import Mpp
 
@@ -20,7 +19,7 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
     images, why = of_one_shape(file.tiled)
     levels = [tiled_level(file, image, aperio=True) for image in images]
     refuse_disordered(file, levels)

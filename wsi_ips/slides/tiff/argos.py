@@ -10,10 +10,9 @@ from xml.etree.ElementTree import Element
 
 from wsi_ips.errors import UnsupportedSlide
 from wsi_ips.slides.tiff.associated import pictures
-from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories, TiffImage
-from wsi_ips.slides.tiff.metadata_xml import parsed_xml
-from wsi_ips.slides.tiff.pyramid import left_out_images, of_one_shape, refuse_disordered
-from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
+from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories, TiffImage, parsed_xml
+from wsi_ips.slides.tiff.generic import left_out_images, of_one_shape, refuse_disordered
+from wsi_ips.slides.tiff.tile_formats import resolution_mpp, tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout, hull_of_written_tiles
 
 METADATA = 65000
@@ -26,7 +25,7 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
     tiled, why = of_one_shape(file.tiled)
     planes = _focal_planes(tiled)
     middle = _middle_plane(file)

@@ -1,10 +1,140 @@
-"""The pictures that come with a TIFF slide, by the names that OpenSlide gives them: label, macro, thumbnail."""
+"""Pictures that come with a slide as JPEGs inside its metadata.
+
+Pictures in a TIFF that are no level of the slide: label, macro, thumbnail.
+
+The pictures that come with a TIFF slide, by the names that OpenSlide gives them: label, macro, thumbnail.
+"""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from wsi_ips.slides.tiff.directories import NEW_SUBFILE_TYPE, TiffDirectories, TiffImage
-from wsi_ips.slides.tiff.pictures import TiffPicture
-from wsi_ips.slides.tile_layout import AssociatedImage
+import numpy as np
+import tifffile
+
+from wsi_ips.errors import SlideReadError
+from wsi_ips.slides.base import RgbImage, white_region
+from wsi_ips.slides.codecs.base import TileError
+from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles, decode_jpeg_into, jpeg_size
+from wsi_ips.slides.tiff.directories import NEW_SUBFILE_TYPE, PARSING_ERRORS, TiffDirectories, TiffImage
+from wsi_ips.slides.tile_layout import AssociatedImage, TileFile
+from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX
+from wsi_ips.units import Size
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedJpeg:
+    """A whole JPEG out of a slide's metadata, kept as it is stored. See :class:`AssociatedImage`."""
+
+    size: Size
+    jpeg: bytes
+
+    @classmethod
+    def of(cls, jpeg: bytes) -> "EmbeddedJpeg":
+        """Raises :class:`TileError` where the bytes are no JPEG, or one that is too large for a picture."""
+        width, height = jpeg_size(jpeg)
+        if not 0 < width * height <= LARGEST_BLOCK_PX:
+            raise TileError(f"JPEG that claims {width}x{height} px")
+        return cls((width, height), jpeg)
+
+    def read(self, path: Path) -> RgbImage:
+        """See :meth:`AssociatedImage.read`."""
+        pixels = white_region(self.size)
+        try:
+            decode_jpeg_into(self.jpeg, pixels, self.size)
+        except TileError as error:
+            raise SlideReadError(path, f"its {self.size[0]}x{self.size[1]} px picture: {error}") from error
+        return pixels
+
+
+READABLE_COLOURS = frozenset({"MINISBLACK", "RGB", "YCBCR"})
+
+
+@dataclass(frozen=True, slots=True)
+class TiffPicture:
+    """A top-level image of a TIFF file, decoded whole. See :class:`AssociatedImage`.
+
+    Who reads it has compared its size with what may be decoded whole.
+    """
+
+    number: int
+    size: Size
+
+    @classmethod
+    def of(cls, image: TiffImage) -> "TiffPicture":
+        return cls(image.number, image.size)
+
+    def read(self, path: Path) -> RgbImage:
+        """See :meth:`AssociatedImage.read`."""
+        try:
+            with tifffile.TiffFile(path, is_ndpi=False) as tiff:
+                page = tiff.pages[self.number]
+                _check_page(path, self, page)
+                pixels = page.asarray()
+                if page.axes == "SYX":  # each colour by itself
+                    pixels = np.moveaxis(pixels, 0, -1)
+        except OSError as error:
+            raise SlideReadError(path, f"cannot be read: {error.strerror or error}") from error
+        except PARSING_ERRORS as error:
+            raise SlideReadError(path, f"its image {self.number} cannot be decoded: {error}") from error
+        return _as_rgb(path, self.number, pixels)
+
+
+def _check_page(path: Path, picture: TiffPicture, page: Any) -> None:
+    """Raise :class:`SlideReadError` for what would take too much memory, or come out in wrong colours."""
+    width, height = picture.size
+    if (page.imagewidth, page.imagelength) != picture.size or not 0 < width * height <= LARGEST_BLOCK_PX:
+        raise SlideReadError(path, f"its image {picture.number} claims {width}x{height} px")
+    tile = page.tilewidth * page.tilelength * page.tiledepth if page.is_tiled else 1
+    if max(page.nbytes, tile * page.samplesperpixel) > 4 * LARGEST_BLOCK_PX or page.bitspersample != 8:
+        raise SlideReadError(
+            path,
+            f"its image {picture.number} has {page.samplesperpixel} samples of {page.bitspersample} bits a pixel",
+        )
+    colours = getattr(page.photometric, "name", str(page.photometric))
+    # Of other compressions tifffile gives YCbCr as it is stored.
+    if colours not in READABLE_COLOURS or (colours == "YCBCR" and page.compression != 7):
+        raise SlideReadError(path, f"its image {picture.number} has colours as {colours}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JpegPicture:
+    """A JPEG that lies in the file in one piece, its colours as it states them. See :class:`AssociatedImage`."""
+
+    size: Size
+    offset: int
+    byte_count: int
+
+    def read(self, path: Path) -> RgbImage:
+        """See :meth:`AssociatedImage.read`."""
+        width, height = self.size
+        if not 0 < width * height <= LARGEST_BLOCK_PX or self.byte_count > LARGEST_BLOCK_PX * 3:
+            raise SlideReadError(
+                path, f"a picture in it claims {width}x{height} px in {self.byte_count} bytes"
+            )
+        pixels = white_region(self.size)
+        try:
+            data = memoryview(TileFile(path).read(self.offset, self.byte_count))
+            JpegTiles(size=self.size, colours=Colours.AS_STATED).decoder().decode((data,), pixels)
+        except OSError as error:
+            raise SlideReadError(path, f"cannot be read: {error.strerror or error}") from error
+        except TileError as error:
+            raise SlideReadError(
+                path, f"its picture at byte {self.offset} cannot be decoded: {error}"
+            ) from error
+        return pixels
+
+
+def _as_rgb(path: Path, number: int, pixels: np.ndarray) -> RgbImage:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise SlideReadError(path, f"its image {number} is {pixels.dtype}, not 8 bits a sample")
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.shape[2] < 3:
+        return np.repeat(pixels[..., :1], 3, axis=2)
+    return np.ascontiguousarray(pixels[..., :3])
+
 
 NAMES = ("label", "macro", "thumbnail")
 LABEL, MACRO = 1, 9

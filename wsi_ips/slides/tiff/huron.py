@@ -7,8 +7,8 @@ also wants a description, which is not needed here.
 
 from wsi_ips.slides.tiff.associated import by_subfile_type, pictures
 from wsi_ips.slides.tiff.directories import ICC_PROFILE, MAKE, TiffDirectories
-from wsi_ips.slides.tiff.pyramid import left_out_images, of_one_shape, refuse_disordered
-from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
+from wsi_ips.slides.tiff.generic import left_out_images, of_one_shape, refuse_disordered
+from wsi_ips.slides.tiff.tile_formats import resolution_mpp, tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout
 
 
@@ -18,7 +18,7 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
     images, why = of_one_shape(file.tiled)
     levels = [tiled_level(file, image) for image in images]
     refuse_disordered(file, levels)

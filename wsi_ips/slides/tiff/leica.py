@@ -15,15 +15,13 @@ import numpy as np
 
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.base import Bounds, LeftOut
-from wsi_ips.slides.limits import MOST_LEVELS
-from wsi_ips.slides.placed_tiles import PlacedTiles, StoredGrid
-from wsi_ips.slides.stated_mpp import believable_xy
-from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories, TiffImage
-from wsi_ips.slides.tiff.metadata_xml import parsed_xml
-from wsi_ips.slides.tiff.pictures import TiffPicture
-from wsi_ips.slides.tiff.pyramid import page_name, refuse_disordered
-from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
+from wsi_ips.slides.resolution import believable_xy
+from wsi_ips.slides.tiff.associated import TiffPicture
+from wsi_ips.slides.tiff.directories import ICC_PROFILE, TiffDirectories, TiffImage, parsed_xml
+from wsi_ips.slides.tiff.generic import page_name, refuse_disordered
+from wsi_ips.slides.tiff.tile_formats import resolution_mpp, tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout, TileLayout, tiles_without_data
+from wsi_ips.slides.tile_places import MOST_LEVELS, PlacedTiles, StoredGrid
 from wsi_ips.units import Size
 
 NAMESPACES = (
@@ -66,7 +64,7 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
     nm_size, images = _scn_images(file.path, file.first.description)
     macros = [image for image in images if image.nm_offset == (0, 0) and image.nm_size == nm_size]
     areas = [image for image in images if image not in macros]

@@ -18,8 +18,8 @@ from xml.etree.ElementTree import Element
 
 from wsi_ips.errors import UnsupportedSlide
 from wsi_ips.slides.codecs.base import TileError
-from wsi_ips.slides.stated_mpp import believable_xy, number
-from wsi_ips.slides.tiff.associated import pictures
+from wsi_ips.slides.resolution import believable_xy, number
+from wsi_ips.slides.tiff.associated import EmbeddedJpeg, pictures
 from wsi_ips.slides.tiff.directories import (
     ICC_PROFILE,
     SOFTWARE,
@@ -27,11 +27,11 @@ from wsi_ips.slides.tiff.directories import (
     TILE_WIDTH,
     TiffDirectories,
     TiffImage,
+    local_name,
+    parsed_xml,
 )
-from wsi_ips.slides.tiff.embedded_jpeg import EmbeddedJpeg
-from wsi_ips.slides.tiff.metadata_xml import local_name, parsed_xml
-from wsi_ips.slides.tiff.pyramid import left_out_images, of_one_shape
-from wsi_ips.slides.tiff.tiled_image import resolution_mpp, tiled_level
+from wsi_ips.slides.tiff.generic import left_out_images, of_one_shape
+from wsi_ips.slides.tiff.tile_formats import resolution_mpp, tiled_level
 from wsi_ips.slides.tile_layout import AssociatedImage, SlideLayout
 from wsi_ips.units import Mpp, Size
 
@@ -48,7 +48,7 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
     root = parsed_xml(file.path, file.first.description)
     scanned = [] if root is None else list(_scanned_images(root))
     slides = [image for image in scanned if _is_of_type(image, "WSI")]

@@ -13,9 +13,8 @@ import numpy as np
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.codecs.base import TileError
-from wsi_ips.slides.jpeg_picture import JpegInFile
-from wsi_ips.slides.placed_tiles import PlacedTiles, StoredGrid
-from wsi_ips.slides.stated_mpp import believable_xy
+from wsi_ips.slides.codecs.jpeg import JpegInFile
+from wsi_ips.slides.resolution import believable_xy
 from wsi_ips.slides.tiff.directories import (
     DESCRIPTION,
     ICC_PROFILE,
@@ -24,9 +23,10 @@ from wsi_ips.slides.tiff.directories import (
     Y_RESOLUTION,
     TiffDirectories,
 )
-from wsi_ips.slides.tiff.pyramid import refuse_disordered
-from wsi_ips.slides.tiff.tiled_image import tiled_level
+from wsi_ips.slides.tiff.generic import refuse_disordered
+from wsi_ips.slides.tiff.tile_formats import tiled_level
 from wsi_ips.slides.tile_layout import AssociatedImage, SlideLayout, TileLayout, tiles_without_data
+from wsi_ips.slides.tile_places import PlacedTiles, StoredGrid
 
 MACRO_SUFFIX = ".Full"
 """Of a JPEG beside the slide."""
@@ -43,7 +43,7 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
     overlaps = _overlaps(file.path, file.first.description)
     levels = [
         _level(file.path, tiled_level(file, image), overlaps.get(number, (0, 0)))

@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.base import LeftOut
-from wsi_ips.slides.limits import LARGEST_SIDE_PX, MOST_LEVELS
-from wsi_ips.slides.placed_tiles import PlacedTiles, StoredGrid, parts_of_tiles
-from wsi_ips.slides.stated_mpp import believable_xy, number
-from wsi_ips.slides.tiff.directories import ICC_PROFILE, XMP, TiffDirectories, TiffImage
-from wsi_ips.slides.tiff.metadata_xml import parsed_xml
-from wsi_ips.slides.tiff.pictures import TiffPicture
-from wsi_ips.slides.tiff.pyramid import page_name
-from wsi_ips.slides.tiff.tiled_image import tiled_level
+from wsi_ips.slides.resolution import believable_xy, number
+from wsi_ips.slides.tiff.associated import TiffPicture
+from wsi_ips.slides.tiff.directories import ICC_PROFILE, XMP, TiffDirectories, TiffImage, parsed_xml
+from wsi_ips.slides.tiff.generic import page_name
+from wsi_ips.slides.tiff.tile_formats import tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout, TileLayout, tiles_without_data
+from wsi_ips.slides.tile_places import LARGEST_SIDE_PX, MOST_LEVELS, PlacedTiles, StoredGrid, parts_of_tiles
 from wsi_ips.units import Size
 
 PICTURES = {"Label Image": "macro", "Label_Image": "macro", "Thumbnail": "thumbnail"}
@@ -69,7 +67,7 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.containers.CONTAINERS`."""
+    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
     path = file.path
     iscan = _iscan(path, file.first)
     images, downsamples = _level_images(file)

@@ -1,0 +1,118 @@
+"""A disk that is full while a file is written: the message names the file, whatever library wrote it."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsi_ips.storage.files import whole_file, whole_folder
+
+WRITERS = {
+    "hdf5": "with whole_hdf5(path) as file: file['x'] = noise",
+    "streamed hdf5": "with streamed_hdf5(path) as file: file['x'] = noise",
+    "streamed hdf5 in chunks": "with streamed_hdf5(path) as file:\n"
+    "      rows = file.create_dataset('x', shape=(64, 4000), chunks=(1, 4000), dtype='f8')\n"
+    "      for row in range(64): rows[row] = noise[row]",
+    "table": "with whole_table(path) as table: table.writerows(noise.tolist())",
+    "png": "with whole_file(path) as partial: Image.fromarray(pixels).save(partial, format='PNG')",
+    "jpegs": "make_signs(path, train=1, test=0, width_px=800, height_px=600)",
+    "tiff": "with whole_file(path) as partial, TiffWriter(partial) as tiff: tiff.write(noise)",
+    "tiff in tiles": "with whole_file(path) as partial, TiffWriter(partial, ome=True) as tiff: "
+    "tiff.write(noise, tile=(16, 16), compression='zlib')",
+    "npz": "with whole_file(path) as partial, partial.open('wb') as file: np.savez(file, noise)",
+    "npy": "with whole_file(path) as partial, partial.open('wb') as file: np.save(file, noise)",
+    "checkpoint": "with whole_file(path) as partial: save_file({'a': torch.from_numpy(noise)}, partial)",
+    "training state": "save_state(path, net, torch.optim.SGD(net.parameters()), run='', state={})",
+    "tensor": "save_rows(path, iter([noise]), shape=noise.shape, dtype=torch.float64)",
+    "lines": "with whole_file(path) as partial: partial.write_text(str(noise.tolist()))",
+    "zarr": "with whole_folder(path) as partial: "
+    "zarr.open_group(partial, mode='w').create_array('0', data=noise, chunks=noise.shape, compressors=None)",
+    "pictures": "with whole_folder(path) as partial: Image.fromarray(pixels).save(partial / '0.png')",
+}
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch, zarr
+from PIL import Image
+from safetensors.torch import save_file
+from tifffile import TiffWriter
+from wsi_ips.images.traffic_signs import make_signs
+from wsi_ips.storage.files import whole_file, whole_folder, whole_table
+from wsi_ips.storage.hdf5 import streamed_hdf5, whole_hdf5
+from wsi_ips.inference.feature_export import save_rows
+from wsi_ips.training.run_state import save_state
+noise = np.random.default_rng(0).random((64, 4000))
+pixels = (noise.reshape(-1)[:240_000].reshape(400, 200, 3) * 255).astype(np.uint8)
+net = torch.nn.Linear(300, 300)
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+writers = WRITERS
+for name, code in writers.items():
+  path = Path(sys.argv[1]) / name
+  try:
+    exec(code)
+    print(name, 'was written', sep='|')
+  except OSError as error:
+    print(name, error.filename, error.strerror, sep='|')
+  except BaseException as error:
+    print(name, type(error).__name__, error, sep='|')
+"""
+
+
+def written(folder: Path, *, limit: int) -> tuple[dict[str, str], str]:
+    """What was said of each writer, in one process whose files may not exceed this many bytes; and its stderr."""
+    program = PROGRAM.replace("= WRITERS", f"= {WRITERS!r}")
+    done = subprocess.run(
+        [sys.executable, "-c", program, folder, str(limit)], capture_output=True, text=True, check=False
+    )
+    lines = [line.partition("|") for line in done.stdout.splitlines()]
+    return {name: rest for name, _, rest in lines}, done.stderr
+
+
+def check(told: dict[str, str], folder: Path, why: str, complaints: str) -> None:
+    assert list(told) == list(WRITERS), complaints
+    for writer, said in told.items():
+        # Pillow cuts a JPEG off without a word; these are files in a folder.
+        name = f"{folder / writer}/Set1/0000000000.jpg" if writer == "jpegs" else str(folder / writer)
+        assert said == f"{name}|{why}"
+    assert not [path for path in folder.rglob("*") if path.is_file()], "nothing half written stays"
+
+
+def test_what_may_grow_no_further_is_named(tmp_path: Path) -> None:
+    told, complaints = written(tmp_path, limit=20_000)
+    check(told, tmp_path, "File too large", complaints)
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    mounted = subprocess.run(words, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no small disk: {mounted.stderr.decode().strip()}")
+    try:
+        told, complaints = written(disk, limit=2**30)
+        check(told, disk, "No space left on device", complaints)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_fails_where_there_is_room_is_told_as_it_is(tmp_path: Path) -> None:
+    for writing in (whole_file, whole_folder):
+        for error in (RuntimeError("as told"), OSError("as told"), OSError(errno.EIO, "as told")):
+            with pytest.raises(type(error), match="as told"), writing(tmp_path / "a"):
+                raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quota_is_named(tmp_path: Path) -> None:
+    for writing in (whole_file, whole_folder):
+        with (
+            pytest.raises(OSError, match=os.strerror(errno.EDQUOT)) as caught,
+            writing(tmp_path / "a") as partial,
+        ):
+            raise OSError(errno.EDQUOT, "x", str(partial / "deep"))
+        assert caught.value.filename == str(tmp_path / "a")

@@ -1,0 +1,117 @@
+"""The whole project on slides that it draws itself: data, fine-tuning, prediction, overlays, score."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wsi_ips.config import DemoConfig, TaskConfig
+from wsi_ips.datasets.annotations import lesion_area
+from wsi_ips.datasets.manifest import SlideRecord, read_manifest
+from wsi_ips.drawn.synthetic import make_camelyon_like
+from wsi_ips.errors import ResultsError
+from wsi_ips.evaluation.slide_level import attention_auc, lesion_share_of_patches, roc_auc
+from wsi_ips.heatmaps.overlay import write_overlay
+from wsi_ips.inference.in_turn import predict_slides
+from wsi_ips.inference.predict import Predictor
+from wsi_ips.inference.results import SlideResult, read_result
+from wsi_ips.inference.run_folder import RunFolder, describe_run
+from wsi_ips.inference.slide_work import SlideJob
+from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.progress import Progress, silent
+from wsi_ips.slides.registry import open_slide
+from wsi_ips.slides.resolution import SlideMpp
+from wsi_ips.storage.files import whole_file
+from wsi_ips.training.fit import finetune
+from wsi_ips.training.run_state import forget_run
+
+
+@dataclass(frozen=True, slots=True)
+class DemoScore:
+    """slide_auc: over held-out slides. patch_auc: attention of lesion patches above that of normal tissue in
+    the held-out tumour slides. seconds: the whole demo."""
+
+    slide_auc: float
+    patch_auc: float
+    seconds: float
+    slides: int
+    patches_per_second: float
+
+
+def run_demo(
+    config: DemoConfig, out: Path, *, device: torch.device, progress: Progress = silent
+) -> DemoScore:
+    """Leave in ``out``: ``data/``, ``model/``, ``predictions/`` with overlays, and ``metrics.json``."""
+    started = time.perf_counter()
+    task = config.model.tasks[0]
+    data = make_camelyon_like(out / "data", config.data, progress=progress)
+    manifest = read_manifest(data, tasks=config.model.tasks)
+    forget_run(out / "model")  # the demo measures the whole, every time
+    report = finetune(manifest, config, out / "model", device=device, slide_mpp=SlideMpp(), progress=progress)
+    run = RunFolder(out / "predictions")
+    held_out = manifest.split("test")
+    net, pipeline = load_checkpoint(report.checkpoint)
+    sha256 = checkpoint_sha256(report.checkpoint)
+    predictor = Predictor(net, pipeline, streaming=config.streaming, device=device, checkpoint=sha256)
+    describe_run(run, config=config.model_dump(mode="json"), checkpoint=report.checkpoint, sha256=sha256)
+    outlines = {record.slide_id: _annotation(record, data) for record in held_out}
+
+    def draw(result: SlideResult, path: Path) -> None:
+        annotation = outlines[result.coords.slide_id]
+        with open_slide(result.slide_path) as slide:
+            write_overlay(path, slide, result, outlines=lesion_area(annotation).geoms if annotation else ())
+
+    jobs = [SlideJob(record.slide_id, record.path) for record in held_out]
+    tables = predict_slides(jobs, predictor, run, draw=draw, progress=progress)
+    failed = [row for row in tables.rows if row.status != "ok" or row.error]
+    if failed:
+        raise ResultsError(run.predictions, f"slide {failed[0].slide_id} failed: {failed[0].error}")
+    results = [read_result(run.attention(record.slide_id)) for record in held_out]
+    score = DemoScore(
+        slide_auc=_slide_auc(results, held_out, task=task),
+        patch_auc=_patch_auc(results, held_out, data),
+        seconds=time.perf_counter() - started,
+        slides=len(results),
+        patches_per_second=sum(t.patches for t in tables.measured) / sum(t.seconds for t in tables.measured),
+    )
+    _write_metrics(out / "metrics.json", score)
+    return score
+
+
+def _slide_auc(results: list[SlideResult], records: list[SlideRecord], *, task: TaskConfig) -> float:
+    positive = task.classes[-1]
+    scores = [result.probabilities[task.name][positive] for result in results]
+    return roc_auc(np.array(scores), np.array([r.labels[task.column_name] == positive for r in records]))
+
+
+def _patch_auc(results: list[SlideResult], records: list[SlideRecord], data: Path) -> float:
+    """Mean over the tumour slides: attention sums to 1 in each slide, so values do not compare across them."""
+    aucs = []
+    for result, record in zip(results, records, strict=True):
+        annotation = _annotation(record, data)
+        if annotation is None:
+            continue
+        coords = result.coords
+        share_N = lesion_share_of_patches(coords.l0_xy_N2, coords.l0_patch, lesion_area(annotation))
+        aucs.append(attention_auc(result.attention_NHT.mean(axis=(1, 2)), share_N))
+    return float(np.mean(aucs))
+
+
+def _annotation(record: SlideRecord, manifest: Path) -> Path | None:
+    path = manifest.parent / "annotations" / f"{record.slide_id}.xml"
+    return path if path.exists() else None
+
+
+def _write_metrics(path: Path, score: DemoScore) -> None:
+    metrics = {
+        "slide_auc": score.slide_auc,
+        "patch_auc": score.patch_auc,
+        "seconds": score.seconds,
+        "held_out_slides": score.slides,
+        "patches_per_second": score.patches_per_second,
+    }
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -1,0 +1,164 @@
+"""Detections against the objects that are there: which belong together, and F1.
+
+Shape suffixes: P predicted, T true.
+
+A detector's figures on outlined images, at a score threshold that was chosen on others.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from torch import nn
+
+from wsi_ips.nuclei.data import OutlinedImage
+from wsi_ips.nuclei.models import LOWEST_SCORE, set_score_threshold
+from wsi_ips.nuclei.training import detect_in_image
+
+Rule = Literal["iou", "distance"]
+Boxes = NDArray[np.float32]
+"""(n, 4): left, top, right, bottom."""
+Found = tuple[Boxes, NDArray[np.float32]]
+"""Boxes and their scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """How many were found rightly, wrongly, and not at all."""
+
+    hits: int
+    false: int
+    missed: int
+
+    @property
+    def precision(self) -> float:
+        return self.hits / max(1, self.hits + self.false)
+
+    @property
+    def recall(self) -> float:
+        return self.hits / max(1, self.hits + self.missed)
+
+    @property
+    def f1(self) -> float:
+        """2 hits / (2 hits + false + missed); 1 where nothing was there and nothing was found."""
+        whole = 2 * self.hits + self.false + self.missed
+        return 2 * self.hits / whole if whole else 1.0
+
+
+def match_boxes(predicted_P4: Boxes, true_T4: Boxes, *, rule: Rule, limit: float) -> Matches:
+    """Pair off as many as can be, one to one: IoU of at least, or centres no farther apart than ``limit``."""
+    return _matched(_close(predicted_P4, true_T4, rule=rule, limit=limit))
+
+
+def _close(predicted_P4: Boxes, true_T4: Boxes, *, rule: Rule, limit: float) -> NDArray[np.bool_]:
+    if rule == "iou":
+        return np.asarray(box_ious(predicted_P4, true_T4) >= limit)
+    return np.asarray(_distances(predicted_P4, true_T4) <= limit)
+
+
+def _matched(close_PT: NDArray[np.bool_]) -> Matches:
+    predicted, true = close_PT.shape
+    hits = 0
+    if close_PT.any():
+        hits = int((maximum_bipartite_matching(csr_array(close_PT), perm_type="column") >= 0).sum())
+    return Matches(hits, predicted - hits, true - hits)
+
+
+def summed(matches: Iterable[Matches]) -> Matches:
+    """Of several images together."""
+    every = list(matches)
+    return Matches(sum(m.hits for m in every), sum(m.false for m in every), sum(m.missed for m in every))
+
+
+def best_threshold(
+    predicted: Sequence[Found],
+    true: Sequence[Boxes],
+    *,
+    rule: Rule,
+    limit: float,
+    thresholds: Sequence[float] = tuple(np.arange(0.05, 0.95, 0.025).round(3).tolist()),
+) -> float:
+    """The score from which on boxes count that gives the best F1 over these images; of equals the lowest."""
+
+    closes = [
+        _close(boxes, truth, rule=rule, limit=limit)
+        for (boxes, _), truth in zip(predicted, true, strict=True)
+    ]
+
+    def f1(threshold: float) -> float:
+        return summed(
+            _matched(close_PT[scores >= threshold])
+            for close_PT, (_, scores) in zip(closes, predicted, strict=True)
+        ).f1
+
+    return max(thresholds, key=f1)
+
+
+def box_ious(a_P4: Boxes, b_T4: Boxes) -> NDArray[np.float64]:
+    """Area of the intersection over that of the union, (P, T)."""
+    a, b = a_P4.astype(np.float64)[:, None], b_T4.astype(np.float64)[None]
+    sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0)
+    inter = sides.prod(axis=-1)
+    areas = [(box[..., 2:] - box[..., :2]).prod(axis=-1) for box in (a, b)]
+    union = areas[0] + areas[1] - inter
+    return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=union > 0))
+
+
+def _distances(a_P4: Boxes, b_T4: Boxes) -> NDArray[np.float64]:
+    centres = [(boxes[:, :2] + boxes[:, 2:]).astype(np.float64) / 2 for boxes in (a_P4, b_T4)]
+    return np.asarray(np.linalg.norm(centres[0][:, None] - centres[1][None], axis=-1))
+
+
+@dataclass(frozen=True, slots=True)
+class MatchRule:
+    """When a box that was found is an object that is there. suffix: of the figures' names."""
+
+    rule: Rule
+    limit: float
+    suffix: str
+    words: str
+
+
+BY_IOU = MatchRule("iou", 0.5, "", "at an IoU of 0.5")
+RULES = (BY_IOU, MatchRule("distance", 12.0, "_12px", "within 12 px"))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    rule: MatchRule
+    threshold: float
+    matches: Matches
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        values = {"f1": self.matches.f1, "precision": self.matches.precision, "recall": self.matches.recall}
+        return MappingProxyType({f"{name}{self.rule.suffix}": value for name, value in values.items()})
+
+
+def found_in_images(detector: nn.Module, images: Sequence[OutlinedImage]) -> list[Found]:
+    """Boxes and scores of each image down to the lowest score that may be a threshold; leaves the detector in
+    eval mode, at that score."""
+    detector.eval()
+    set_score_threshold(detector, LOWEST_SCORE)
+    return [detect_in_image(detector, image.rgb_HWC) for image in images]
+
+
+def chosen_threshold(found: Sequence[Found], images: Sequence[OutlinedImage], rule: MatchRule) -> float:
+    """The score from which on objects count that gives the best F1 over these images."""
+    return best_threshold(found, [image.boxes_N4 for image in images], rule=rule.rule, limit=rule.limit)
+
+
+def score_found(
+    found: Sequence[Found], images: Sequence[OutlinedImage], rule: MatchRule, *, threshold: float
+) -> Score:
+    """What of the images' objects was found, counted over all of them."""
+    matches = summed(
+        match_boxes(boxes[scores >= threshold], image.boxes_N4, rule=rule.rule, limit=rule.limit)
+        for image, (boxes, scores) in zip(images, found, strict=True)
+    )
+    return Score(rule, threshold, matches)

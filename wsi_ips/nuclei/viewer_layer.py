@@ -1,0 +1,83 @@
+"""Found objects in a part of a slide: each by itself, or how many are where, when there are too many to draw."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import ConfigError
+from wsi_ips.nuclei.found_files import FoundTable
+
+MOST_DRAWN = 3000
+"""What a browser draws while the slide is moved."""
+CELLS = 40
+"""Of the longer side of what is seen, at most, where only their number is told."""
+OBJECT_COLOURS = (
+    (0, 214, 100),
+    (255, 178, 0),
+    (0, 190, 255),
+    (255, 90, 170),
+    (190, 130, 255),
+    (235, 235, 60),
+)
+"""One a class: bright, on what H&E makes dark."""
+
+
+def objects_in_view(table: FoundTable, asked: Mapping[str, str]) -> dict[str, Any]:
+    """What lies in ``left``, ``top``, ``right``, ``bottom`` (level-0 pixels): ``objects`` with their class, score
+    and ring, or ``cells`` where there are more than ``MOST_DRAWN``.
+
+    Raises :class:`ConfigError` for no such part, and as :meth:`FoundTable.l0_rings`.
+    """
+    window = _window(asked)
+    rows = table.rows_in(*window)
+    seen = np.bincount(table.classes_N[rows], minlength=len(table.classes)).tolist()
+    answer: dict[str, Any] = {
+        "n_objects": len(table),
+        "in_view": len(rows),
+        "outlined": table.outlined,
+        "classes": [
+            {"name": name, "colour": _colour(place), "in_view": seen[place]}
+            for place, name in enumerate(table.classes)
+        ],
+        "objects": None,
+        "cells": None,
+    }
+    if len(rows) > MOST_DRAWN:
+        return answer | {"cells": _cells(table.l0_boxes_N4[rows], window)}
+    return answer | {
+        "objects": [
+            {
+                "class": int(table.classes_N[row]),
+                "score": round(float(table.scores_N[row]), 4),
+                "ring": ring.round(1).ravel().tolist(),
+            }
+            for row, ring in zip(rows.tolist(), table.l0_rings(rows.tolist()), strict=True)
+        ]
+    }
+
+
+def _cells(l0_boxes_n4: NDArray[np.float32], window: tuple[float, float, float, float]) -> dict[str, Any]:
+    """Squares that stay where they are while the view moves: corners at multiples of their side."""
+    left, top, right, bottom = window
+    side = 2.0 ** max(0, math.ceil(math.log2(max(right - left, bottom - top) / CELLS)))
+    centres_n2 = (l0_boxes_n4[:, :2].astype(np.float64) + l0_boxes_n4[:, 2:]) / 2
+    places, counts = np.unique(np.floor(centres_n2 / side).astype(np.int64), axis=0, return_counts=True)
+    cells = [[col, row, count] for (col, row), count in zip(places.tolist(), counts.tolist(), strict=True)]
+    return {"l0_side": side, "counts": cells}
+
+
+def _colour(place: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*OBJECT_COLOURS[place % len(OBJECT_COLOURS)])
+
+
+def _window(asked: Mapping[str, str]) -> tuple[float, float, float, float]:
+    try:
+        left, top, right, bottom = (float(asked[name]) for name in ("left", "top", "right", "bottom"))
+    except (KeyError, ValueError):
+        left = top = right = bottom = math.nan
+    if not (max(map(abs, (left, top, right, bottom))) < 1e9 and left < right and top < bottom):
+        raise ConfigError("give left, top, right and bottom, level-0 pixels")
+    return left, top, right, bottom
