@@ -1,4 +1,8 @@
-"""Data walks left to right: a room imports only rooms to its left. Read from the code's own imports."""
+"""The core is one straight flight, and wings stand beside it. Read from the code's own imports.
+
+A room of the core imports only rooms to its left. A wing imports the core, and the core never imports a wing: it
+finds what a wing adds by name (``wsi_ips/registry.py``).
+"""
 
 import ast
 from pathlib import Path
@@ -7,13 +11,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 
-# Left to right, as in ARCHITECTURE.md.
-ORDER = [
-    "location", "byte_cache", "errors", "units", "plain_yaml", "config", "files", "outside_causes", "hdf5",
-    "library_lines", "progress", "versions", "fingerprint", "lock_file", "held_folder", "slides", "qupath",
-    "tiling", "streaming", "attention_sampling", "models", "selection", "datasets", "training", "evaluation",
-    "search", "inference", "heatmaps", "report", "viewer", "recipe", "demo", "commands", "progress_bars", "cli",
+# Left to right, as in ARCHITECTURE.md. A module that has a place of its own is named with its room.
+CORE = [
+    "storage.location", "errors", "units", "registry", "config", "storage", "progress", "slides", "tiling",
+    "streaming", "models", "selection", "datasets", "training", "evaluation", "inference", "heatmaps", "report",
+    "viewer", "recipe", "commands", "cli",
 ]  # fmt: skip
+# A wing, and the wings that it stands on.
+WINGS: dict[str, set[str]] = {"nuclei": set(), "search": {"nuclei", "drawn"}, "images": set(), "drawn": set()}
+# The command line knows all commands, those of the wings too.
+KNOWS_WINGS = {"recipe", "commands", "cli"}
 
 LIGHT = {"config": {"numpy", "torch"}, "recipe": {"numpy", "torch"}, "cli": {"numpy", "torch", "pydantic"}}
 
@@ -44,16 +51,27 @@ def imports(tree: ast.Module) -> set[str]:
     return found
 
 
+def place(name: str) -> int:
+    """Where a dotted name stands in the core: as its module does if that is listed, else as its room."""
+    parts = name.split(".")
+    own = ".".join(parts[1:3])
+    return CORE.index(own if own in CORE else parts[1])
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_room_imports_only_from_its_left(path: Path) -> None:
     here = room(path)
-    assert here in ORDER, f"{here} has no place in the order of rooms: add it to ARCHITECTURE.md and here"
+    assert here in CORE or here in WINGS, f"{here} has no place: add it to ARCHITECTURE.md and here"
+    dotted = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     for name in imports(ast.parse(path.read_text())):
         parts = name.split(".")
-        if parts[0] == "wsi_ips" and len(parts) > 1 and parts[1] != "__version__":
-            assert ORDER.index(parts[1]) <= ORDER.index(here), (
-                f"{here} imports {name}, which lies to its right"
-            )
+        if parts[0] != "wsi_ips" or len(parts) == 1 or parts[1] == "__version__":
+            continue
+        if parts[1] in WINGS:
+            allowed = {here, *WINGS.get(here, set())}
+            assert parts[1] in allowed or here in KNOWS_WINGS, f"{dotted} imports {name}, which is in a wing"
+        elif here in CORE:
+            assert place(name) <= place(dotted), f"{dotted} imports {name}, which lies to its right"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +86,7 @@ def test_light_modules_import_nothing_heavy_at_the_top(path: Path, heavy: set[st
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_and_functions_stay_readable(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) < 400
+    assert len(text.splitlines()) < 700
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None

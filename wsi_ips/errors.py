@@ -123,6 +123,14 @@ class ReaderBroken(WsiIpsError):
         return f"reader {name} of the package {package} does not load: {reason}"
 
 
+class ExtensionBroken(WsiIpsError):
+    """``ExtensionBroken(kind, name, package, reason)``: what another package adds does not load."""
+
+    def _words(self) -> str:
+        kind, name, package, reason = self.args
+        return f"{kind} {name} of the package {package} does not load: {reason}"
+
+
 class NotFinite(WsiIpsError, ValueError):
     """``NotFinite(what)``: numbers that a network made are NaN or infinite."""
 

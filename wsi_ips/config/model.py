@@ -131,6 +131,17 @@ class SelectionConfig(Section):
     coarse: CoarseConfig = CoarseConfig()
     """The look from afar, of ``attention_sampling`` and ``cascade``."""
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether attention sampling sees whole images, as published, by one of the published networks."""
+        return self.selector == "attention_sampling" and self.coarse.scorer not in ("conv", "encoder")
+
+    @property
+    def way(self) -> str:
+        """The name under which the registries know how a bag is read and learned from: ``ips``,
+        ``attention_sampling``, ``cascade``, or ``image_attention`` for :attr:`reads_images`."""
+        return "image_attention" if self.reads_images else self.selector
+
     @model_validator(mode="after")
     def _scorer_is_the_selector_s(self) -> Self:
         scorer = self.coarse.scorer

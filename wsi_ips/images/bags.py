@@ -8,7 +8,7 @@ Shape suffixes: C channels, H height, W width, K positions of the map, N samples
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from wsi_ips.config import CoarseConfig, StreamingConfig, TilingConfig
+from wsi_ips.config import CoarseConfig, SelectionConfig, StreamingConfig, TilingConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.ips_net import scoring
@@ -221,8 +221,19 @@ class ImageViews(Protocol):
 
 
 @torch.no_grad()
-def read_views(net: SamplingNet, source: ImageViews) -> SlideReading:
-    """Read an image's label; kept ids are positions of the attention map, in raster order of it."""
+def read_views(
+    net: SamplingNet,
+    source: ImageViews,
+    selection: SelectionConfig,
+    *,
+    through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
+) -> SlideReading:
+    """Read an image's label; kept ids are positions of the attention map, in raster order of it.
+
+    There are no chunks to go ``through``. Raises :class:`ConfigError` for patches of a slide.
+    """
+    if not isinstance(source, ImageViews):
+        raise ConfigError(f"a network with coarse.scorer: {selection.coarse.scorer} reads images, not slides")
     image_CHW = source.image
     generator = torch.Generator(image_CHW.device).manual_seed(EVALUATION_SEED)
     with scoring(net):

@@ -32,7 +32,7 @@ class KeptViews:
 @dataclass(frozen=True, slots=True)
 class ImageLearner:
     """Takes the loss of a step's images back to the net's gradients: the tasks', the entropy's and the attention
-    network's own penalty. See :class:`wsi_ips.training.module.Method`."""
+    network's own penalty. See :class:`wsi_ips.training.methods.Method`."""
 
     net: SamplingNet
     config: FinetuneConfig
@@ -51,7 +51,7 @@ class ImageLearner:
             return KeptViews(bag, source.image, source.small, source.patch_px)
 
     def learn(self, kept: Sequence[KeptViews], *, epoch: int, device: torch.device, share: float) -> Tensor:
-        """See :class:`wsi_ips.training.module.Method`."""
+        """See :class:`wsi_ips.training.methods.Method`."""
         generator = seeded("/".join(bag_key(each.bag, self.config, epoch) for each in kept), device)
         found = self.net(
             torch.stack([each.small_CHW for each in kept]),

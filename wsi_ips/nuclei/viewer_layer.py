@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,11 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.nuclei.found_files import FoundTable
+from wsi_ips.viewer.slide_tiles import Lately
+from wsi_ips.viewer.viewed_run import file_stamp
 
+READ_OBJECTS = 2
+"""Tables of found objects that are kept, of up to 120 MB each."""
 MOST_DRAWN = 3000
 """What a browser draws while the slide is moved."""
 CELLS = 40
@@ -23,6 +28,19 @@ OBJECT_COLOURS = (
     (235, 235, 60),
 )
 """One a class: bright, on what H&E makes dark."""
+
+
+class FoundObjects:
+    """The viewer's layer of found objects, see :class:`wsi_ips.viewer.run_answers.Layer`. Tables read lately are
+    kept."""
+
+    def __init__(self) -> None:
+        self._tables: Lately[FoundTable] = Lately(READ_OBJECTS)
+
+    def in_view(self, table: Path, asked: Mapping[str, str]) -> dict[str, Any]:
+        """See :func:`objects_in_view`."""
+        stamp = (str(table), file_stamp(table))
+        return objects_in_view(self._tables.get(stamp, lambda: FoundTable.read(table)), asked)
 
 
 def objects_in_view(table: FoundTable, asked: Mapping[str, str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import CoarseConfig, SelectionConfig
+from wsi_ips.errors import ConfigError
 from wsi_ips.models.coarse import EncoderScorer
 from wsi_ips.models.ips_net import BagNet, IPSNet, scoring
 from wsi_ips.models.sampling_net import SamplingNet
@@ -62,7 +63,10 @@ def look(
     through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
 ) -> FromAfar:
     """Score all windows of a slide, without gradients; the net's own mode is restored. Memory: one chunk of
-    windows, and a number a window. Raises ``ValueError`` without patches."""
+    windows, and a number a window. Raises ``ValueError`` without patches, :class:`ConfigError` for patches that
+    cannot be looked at from afar."""
+    if not hasattr(source, "windows"):
+        raise ConfigError("this selector cannot look at these patches from afar: set selection.selector=ips")
     windows = source.windows(coarse)
     parts, largest, timer = [], 1, DeviceTimer(device_of(net))
     with scoring(net):
@@ -91,6 +95,7 @@ def let_through(
     return torch.cat([best, lucky]).sort().values
 
 
+@torch.no_grad()
 @torch.no_grad()
 def read_sampled(
     net: SamplingNet,
@@ -139,6 +144,7 @@ def encode_once(
     return emb_nD[place_M.to(emb_nD.device)]
 
 
+@torch.no_grad()
 @torch.no_grad()
 def read_cascade(
     net: IPSNet,

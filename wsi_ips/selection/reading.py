@@ -1,43 +1,51 @@
-"""A bag read by whatever selector its network has. Prediction, validation and scoring share it."""
+"""Reads a bag's label by the selector that its configuration names; prediction, validation, scoring share it."""
 
 from collections.abc import Callable, Iterable
-from typing import cast
-
-import torch
+from typing import Any, Protocol
 
 from wsi_ips.config import SelectionConfig
-from wsi_ips.errors import ConfigError
-from wsi_ips.images.bags import ImageViews, read_views
-from wsi_ips.models.ips_net import BagNet, IPSNet
-from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
-from wsi_ips.selection.coarse_to_fine import read_cascade, read_sampled
-from wsi_ips.selection.slide_reading import SlideReading, read_slide
-from wsi_ips.streaming.patch_source import Chunk, CoarseSource, PatchSource
+from wsi_ips.registry import Registry
+from wsi_ips.selection.slide_reading import SlideReading
+from wsi_ips.streaming.patch_source import Chunk, PatchSource
+
+
+class BagReader(Protocol):
+    """How a selector reads a bag, without gradients and in eval mode.
+
+    net: the network, whose own mode is restored. source: the bag's patches, or whatever this selector reads.
+    through: shown every chunk of patches on its way, where a selector has such chunks. Raises ``ValueError``
+    without patches, :class:`SlideReadError` for a slide that cannot be read, :class:`NotFinite` for a network
+    whose numbers are not finite, and :class:`ConfigError` for a source that this selector cannot read.
+    """
+
+    def __call__(
+        self,
+        net: Any,
+        source: Any,
+        selection: SelectionConfig,
+        *,
+        through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
+    ) -> SlideReading: ...
+
+
+BAG_READERS: Registry[BagReader] = Registry(
+    "selector",
+    {
+        "ips": "wsi_ips.selection.slide_reading:read_slide",
+        "attention_sampling": "wsi_ips.selection.coarse_to_fine:read_sampled",
+        "cascade": "wsi_ips.selection.coarse_to_fine:read_cascade",
+        "image_attention": "wsi_ips.images.bags:read_views",
+    },
+)
+"""By :attr:`SelectionConfig.way`."""
 
 
 def read_bag(
-    net: BagNet,
+    net: Any,
     source: PatchSource,
     selection: SelectionConfig,
     *,
     through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
 ) -> SlideReading:
-    """Read a bag's label as ``selection.selector`` does, in eval mode; the net's own mode is restored.
-
-    ``through``: as of :func:`read_slide`; not every selector has chunks of all patches. Raises as
-    :func:`read_slide`, and :class:`ConfigError` for patches that cannot be looked at as the network does.
-    """
-    if isinstance(net, SamplingNet) and isinstance(net.coarse, AttentionNet):
-        if not isinstance(source, ImageViews):
-            raise ConfigError(
-                f"a network with coarse.scorer: {selection.coarse.scorer} reads images, not slides"
-            )
-        return read_views(net, source)
-    if selection.selector == "ips":
-        return read_slide(cast(IPSNet, net), source, selection, through=through)
-    if not hasattr(source, "windows"):
-        raise ConfigError(f"selection.selector: {selection.selector} cannot look at these patches from afar")
-    with torch.no_grad():
-        if isinstance(net, SamplingNet):
-            return read_sampled(net, cast(CoarseSource, source), selection, through=through)
-        return read_cascade(cast(IPSNet, net), cast(CoarseSource, source), selection, through=through)
+    """Read a bag's label as ``selection`` says. Arguments and errors: see :class:`BagReader`."""
+    return BAG_READERS.load(selection.way)(net, source, selection, through=through)

@@ -11,7 +11,7 @@ drawn at random, so that the scorer is told of what it misses.
 Shape suffixes: n patches let through, w windows that hold one of them, H heads, T queries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from wsi_ips.training.kept_patches import (
     seeded,
     whole_bag,
 )
-from wsi_ips.training.learning import Learner
+from wsi_ips.training.learning import Learner, ips_method
 from wsi_ips.training.sampling import teach_scorer
 
 
@@ -91,7 +91,7 @@ class KeptCascade:
 
 
 class CascadeLearner:
-    """See :class:`wsi_ips.training.module.Method`. remembered: the patches that each bag kept last.
+    """See :class:`wsi_ips.training.methods.Method`. remembered: the patches that each bag kept last.
     scorer_losses: of every bag so far."""
 
     def __init__(self, learner: Learner) -> None:
@@ -145,3 +145,13 @@ class CascadeLearner:
                 backward=self._learner.backward,
             )
         return loss
+
+
+def cascade_method(
+    net: IPSNet,
+    config: FinetuneConfig,
+    weights: Mapping[str, Tensor | None],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> CascadeLearner:
+    """How the cascade learns, for :data:`wsi_ips.training.methods.METHODS`."""
+    return CascadeLearner(ips_method(net, config, weights, backward))

@@ -185,11 +185,11 @@ class Learner:
 
     @property
     def remembered(self) -> dict[str, Tensor]:
-        """See :class:`wsi_ips.training.module.Method`."""
+        """See :class:`wsi_ips.training.methods.Method`."""
         return self.keeper.remembered
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
-        """See :class:`wsi_ips.training.module.Method`."""
+        """See :class:`wsi_ips.training.methods.Method`."""
         return self.keeper.keep(bag, epoch=epoch, device=device)
 
     def learn(self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, share: float) -> Tensor:
@@ -230,7 +230,7 @@ class Learner:
 
     @property
     def watched(self) -> list[SelectionFigures]:
-        """See :class:`wsi_ips.training.module.Method`."""
+        """See :class:`wsi_ips.training.methods.Method`."""
         return self.keeper.watched
 
     def _known_features(self, kept: Sequence[KeptPatches]) -> Tensor | None:
@@ -344,3 +344,13 @@ def set_learning_rate(
     for group in groups:
         group["lr"] = group["peak_lr"] * multiplier
     return multiplier
+
+
+def ips_method(
+    net: IPSNet,
+    config: FinetuneConfig,
+    weights: Mapping[str, Tensor | None],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Learner:
+    """How iterative patch selection learns, for :data:`wsi_ips.training.methods.METHODS`."""
+    return Learner(net, config, PatchKeeper(net, config), weights, backward)

@@ -1,14 +1,12 @@
-"""What a step learns, selector by selector; the Lightning module knows only this much of them.
-
-The Lightning module: select without gradients over all patches, learn on the kept ones.
+"""The Lightning module: select without gradients over all patches, learn on the kept ones.
 
 Optimisation is manual: the encoder is run backwards in parts, and slides lie unevenly over processes.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,15 +16,13 @@ from torch.optim import Optimizer
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import TrainingError, WsiIpsError
-from wsi_ips.images.learning import ImageLearner
-from wsi_ips.models.ips_net import BagNet, IPSNet
-from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
+from wsi_ips.models.ips_net import BagNet
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.cascade import CascadeLearner
-from wsi_ips.training.kept_patches import BagLost, PatchKeeper, SelectionFigures
-from wsi_ips.training.learning import Learner, Step, Steps, make_optimizer, set_learning_rate
+from wsi_ips.training.kept_patches import BagLost, SelectionFigures
+from wsi_ips.training.learning import Step, Steps, make_optimizer, set_learning_rate
 from wsi_ips.training.losses import class_weights
+from wsi_ips.training.methods import make_method
 from wsi_ips.training.metrics import Measured, SplitMetrics
 from wsi_ips.training.processes import (
     StepNews,
@@ -37,47 +33,6 @@ from wsi_ips.training.processes import (
     raise_failures,
     sum_gradients,
 )
-from wsi_ips.training.sampling import SlideLearner
-
-
-class Method(Protocol):
-    """remembered: what it keeps of bags from one epoch to the next, part of the state that a run resumes from.
-
-    watched: one for each bag selected from since somebody took them away; of IPS alone, others leave it empty.
-    """
-
-    @property
-    def remembered(self) -> dict[str, Tensor]: ...
-
-    @property
-    def watched(self) -> list[SelectionFigures]: ...
-
-    def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> Any:
-        """What the step learns from in this bag, found without gradients. Raises the bag's own error."""
-        ...
-
-    def learn(self, kept: Sequence[Any], *, epoch: int, device: torch.device, share: float) -> Tensor:
-        """Add the gradients of ``share`` times the mean loss over these bags; returns the mean loss. Raises
-        :class:`BagLost`, and :class:`TrainingError` where the loss is not finite."""
-        ...
-
-
-def make_method(
-    net: BagNet,
-    config: FinetuneConfig,
-    weights: Mapping[str, Tensor | None],
-    *,
-    backward: Callable[[Tensor], None] = Tensor.backward,
-) -> Method:
-    """The one that ``config.selection`` names. weights, backward: as of :class:`Learner`."""
-    if isinstance(net, SamplingNet):
-        if isinstance(net.coarse, AttentionNet):
-            return ImageLearner(net, config, weights, backward)
-        return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)
-    ips = cast(IPSNet, net)
-    learner = Learner(ips, config, PatchKeeper(ips, config), weights, backward)
-    return CascadeLearner(learner) if config.selection.selector == "cascade" else learner
-
 
 logger = logging.getLogger(__name__)
 

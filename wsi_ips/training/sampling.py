@@ -106,7 +106,7 @@ class SampledBag:
 
 @dataclass(frozen=True, slots=True)
 class SlideLearner:
-    """See :class:`wsi_ips.training.module.Method`; fields as of :class:`wsi_ips.training.learning.Learner`."""
+    """See :class:`wsi_ips.training.methods.Method`; fields as of :class:`wsi_ips.training.learning.Learner`."""
 
     net: SamplingNet
     config: FinetuneConfig
@@ -141,7 +141,7 @@ class SlideLearner:
         return SampledBag(KeptPatches(bag, ids_M, ids_M, None), index_M, seen.patch_logits())
 
     def learn(self, kept: Sequence[SampledBag], *, epoch: int, device: torch.device, share: float) -> Tensor:
-        """See :class:`wsi_ips.training.module.Method`."""
+        """See :class:`wsi_ips.training.methods.Method`."""
         leaves = [each.logits_N.clone().requires_grad_() for each in kept]
         tasks_loss = torch.zeros(())
 
@@ -207,3 +207,13 @@ def teach_scorer(
                 backward((logits_n * grad_W[rows_n].to(logits_n)).sum())
     except WsiIpsError as error:
         raise BagLost(bag, error) from error
+
+
+def sampling_method(
+    net: SamplingNet,
+    config: FinetuneConfig,
+    weights: Mapping[str, Tensor | None],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> SlideLearner:
+    """How attention sampling learns from slides, for :data:`wsi_ips.training.methods.METHODS`."""
+    return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)

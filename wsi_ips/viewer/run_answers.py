@@ -4,10 +4,10 @@ What the viewer answers about one run: its slides as JSON, and pictures of them 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import shapely
@@ -20,7 +20,7 @@ from wsi_ips.errors import AnnotationError, ConfigError, WsiIpsError
 from wsi_ips.heatmaps.maps import check_finite, outputs, task_queries, tells
 from wsi_ips.heatmaps.pictures import patch_picture
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
-from wsi_ips.nuclei.viewer_layer import objects_in_view
+from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.units import Size
 from wsi_ips.viewer.shown_map import MapChoice, ShownMap
@@ -110,6 +110,22 @@ MOST_FOR_A_THUMBNAIL_PX = 40_000_000
 MOST_PATCHES = 200
 
 
+class Layer(Protocol):
+    """What a wing draws over a slide, beside its attention."""
+
+    def in_view(self, table: Path, asked: Mapping[str, str]) -> dict[str, Any]:
+        """What lies in the part of the slide that ``asked`` names, as JSON. table: the slide's file of this layer.
+
+        Raises :class:`ConfigError` for a part that cannot be, :class:`ResultsError` for a broken file.
+        """
+        ...
+
+
+LAYERS: Registry[Callable[[], Layer]] = Registry(
+    "layer of the viewer", {"objects": "wsi_ips.nuclei.viewer_layer:FoundObjects"}
+)
+
+
 class RunAnswers:
     """``RunAnswers(run, truth)``. Raises, in every method, :class:`UnknownSlide` for a slide that the run does
     not name and the errors of its files."""
@@ -119,6 +135,7 @@ class RunAnswers:
         self._truth = truth
         self._maps: Lately[ShownMap] = Lately(KEPT_MAPS)
         self._rasters: Lately[PatchRaster] = Lately(KEPT_RASTERS)
+        self._layers: dict[str, Layer] = {}
 
     def slides(self) -> dict[str, Any]:
         """Every slide of the run with its prediction, and notes on files that could not be read."""
@@ -225,9 +242,14 @@ class RunAnswers:
         l0_size = self._pyramid(slide_id).l0_size
         return {"polygons": self._truth.outlines(slide_id, l0_size)}
 
+    def _layer(self, name: str) -> Layer:
+        if name not in self._layers:
+            self._layers[name] = LAYERS.load(name)()
+        return self._layers[name]
+
     def objects(self, slide_id: str, asked: Mapping[str, str]) -> dict[str, Any]:
         """What ``detect`` found in a part of the slide."""
-        return objects_in_view(self.run.objects(slide_id), asked)
+        return self._layer("objects").in_view(self.run.objects_table(slide_id), asked)
 
     def slide_tile(self, slide_id: str, level: int, col: int, row: int) -> bytes:
         """JPEG. Raises :class:`NoSuchTile`."""

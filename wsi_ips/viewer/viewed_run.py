@@ -20,7 +20,6 @@ from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_pred
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, stored_location
 from wsi_ips.inference.telemetry import SlideRow, read_slide_table
-from wsi_ips.nuclei.found_files import FoundTable
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.held_folder import read_description
@@ -30,8 +29,6 @@ from wsi_ips.viewer.slide_tiles import Lately
 OPEN_SLIDES = 3
 """Each keeps up to 32 MB of decoded tiles."""
 READ_RESULTS = 3
-READ_OBJECTS = 2
-"""Tables of found objects, of up to 120 MB each."""
 FEATURES = (".h5", ".pt")
 """Files that `predict --features` reads instead of slides."""
 _TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
@@ -82,7 +79,6 @@ class ViewedRun:
         self._listed: Lately[dict[str, ListedSlide]] = Lately(1)
         self._slides: Lately[SlideReader] = Lately(OPEN_SLIDES)
         self._results: Lately[SlideResult] = Lately(READ_RESULTS)
-        self._found: Lately[FoundTable] = Lately(READ_OBJECTS)
         self.notes: list[str] = []
         if not root.is_dir():
             raise ResultsError(root, "no such folder", "name the folder that wsi-ips predict wrote")
@@ -117,12 +113,13 @@ class ViewedRun:
         """Whether ``detect`` looked at this slide. Raises :class:`UnknownSlide`."""
         return self._table(slide_id).is_file()
 
-    def objects(self, slide_id: str) -> FoundTable:
-        """What ``detect`` found. Raises :class:`UnknownSlide`, :class:`ResultsError`."""
+    def objects_table(self, slide_id: str) -> Path:
+        """The file with what ``detect`` found. Raises :class:`UnknownSlide`, and :class:`ResultsError` where there
+        is none."""
         path = self._table(slide_id)
         if not path.is_file():
             raise ResultsError(path, "no such table of objects", "run wsi-ips detect on this slide")
-        return self._found.get((slide_id, file_stamp(path)), lambda: FoundTable.read(path))
+        return path
 
     def _table(self, slide_id: str) -> Path:
         return self._objects / f"{self.listed(slide_id).slide_id}.csv"

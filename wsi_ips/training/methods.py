@@ -1,0 +1,69 @@
+"""What a step learns from the bags of one selector. The Lightning module knows only this much of a selector.
+
+A selector that learns in its own way adds a :class:`Method` to :data:`METHODS`, or from another package under the
+entry point group ``wsi_ips.methods``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.registry import Registry
+from wsi_ips.training.bags import Bag
+from wsi_ips.training.kept_patches import SelectionFigures
+
+
+class Method(Protocol):
+    """How the bags of a step are learned from: patches are found first, without gradients, then learned from.
+
+    remembered: what it keeps of bags from one epoch to the next, part of the state that a run resumes from.
+    watched: figures of every selection since somebody took them away; only IPS and the cascade have any.
+    """
+
+    @property
+    def remembered(self) -> dict[str, Tensor]: ...
+
+    @property
+    def watched(self) -> list[SelectionFigures]: ...
+
+    def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> Any:
+        """What the step learns from in this bag, found without gradients. Raises the bag's own error."""
+        ...
+
+    def learn(self, kept: Sequence[Any], *, epoch: int, device: torch.device, share: float) -> Tensor:
+        """Add the gradients of ``share`` times the mean loss over these bags, and return the mean loss.
+
+        Raises :class:`BagLost` for a bag that can no longer be read, and :class:`TrainingError` where the loss is
+        not finite.
+        """
+        ...
+
+
+MethodMaker = Callable[[Any, FinetuneConfig, Mapping[str, Tensor | None], Callable[[Tensor], None]], Method]
+"""(net, config, {task: (C,) weights of its classes, or None}, what takes a loss backwards) -> method."""
+
+METHODS: Registry[MethodMaker] = Registry(
+    "selector",
+    {
+        "ips": "wsi_ips.training.learning:ips_method",
+        "attention_sampling": "wsi_ips.training.sampling:sampling_method",
+        "cascade": "wsi_ips.training.cascade:cascade_method",
+        "image_attention": "wsi_ips.images.learning:ImageLearner",
+    },
+    group="wsi_ips.methods",
+)
+"""By :attr:`SelectionConfig.way`."""
+
+
+def make_method(
+    net: Any,
+    config: FinetuneConfig,
+    weights: Mapping[str, Tensor | None],
+    *,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Method:
+    """The method of ``config.selection``. Arguments: see :data:`MethodMaker`."""
+    return METHODS.load(config.selection.way)(net, config, weights, backward)
