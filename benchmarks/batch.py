@@ -74,7 +74,7 @@ def parsed() -> argparse.Namespace:
 
 def drawn(folder: Path, count: int) -> list[Path]:
     """So many drawn slides, of sizes that differ."""
-    from wsi_ips.config import SyntheticConfig
+    from wsi_ips.drawn.config import SyntheticConfig
     from wsi_ips.drawn.synthetic import make_camelyon_like
 
     print(f"drawing {count} slides ...", file=sys.stderr, flush=True)

@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in
 
 from benchmarks.image_baselines import MeanPooling, RandomPatches, fit  # noqa: E402
 from wsi_ips.commands.progress_bars import RichProgress  # noqa: E402
-from wsi_ips.config import FinetuneConfig, MegapixelMnistConfig, fingerprint  # noqa: E402
+from wsi_ips.config import FinetuneConfig, fingerprint  # noqa: E402
+from wsi_ips.images.config import MegapixelMnistConfig  # noqa: E402
 from wsi_ips.images.image_sets import ImageSplits, image_splits  # noqa: E402
 from wsi_ips.images.scores import score_bags  # noqa: E402
 from wsi_ips.models.checkpoint import load_checkpoint  # noqa: E402

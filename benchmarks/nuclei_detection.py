@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from wsi_ips.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.models.build import parameters_of
+from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.nuclei.data import OutlinedImage, read_outlined_images, split_off
 from wsi_ips.nuclei.models import build_detector, save_detector
 from wsi_ips.nuclei.scores import RULES, Score, chosen_threshold, found_in_images, score_found

@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.image_baselines import RandomPatches as RandomImagePatches
 from benchmarks.image_baselines import fit as fit_images
-from wsi_ips.config import FinetuneConfig, MegapixelMnistConfig
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.images.config import MegapixelMnistConfig
 from wsi_ips.images.image_sets import ImageSplits, image_splits
 from wsi_ips.images.scores import score_bags
 from wsi_ips.models.checkpoint import load_checkpoint

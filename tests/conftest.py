@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from wsi_ips.config import SyntheticConfig
+from wsi_ips.drawn.config import SyntheticConfig
 from wsi_ips.drawn.synthetic import make_camelyon_like
 from wsi_ips.errors import SlideReadError
 from wsi_ips.models.build import build_net

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.nuclei_detection import detection_figures
 from benchmarks.spinenet import PUBLISHED, speed_figures
-from wsi_ips.config import DetectorTrainingConfig
+from wsi_ips.nuclei.config import DetectorTrainingConfig
 from wsi_ips.nuclei.models import load_detector
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.commands.console import Console, make_console
-from wsi_ips.config import DetectorConfig
+from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.nuclei.models import build_retinanet, save_detector
 
 

@@ -10,9 +10,9 @@ import torch
 
 from tests.commands.console import Console
 from tests.conftest import SmallData
-from wsi_ips.config import DetectorConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import read_result
+from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.nuclei.models import build_detector, save_detector
 
 

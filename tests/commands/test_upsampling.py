@@ -146,7 +146,7 @@ def test_detect_at_a_finer_resolution_than_the_run_s_slide(
     """The run was allowed to enlarge; the detector asks again."""
     import torch
 
-    from wsi_ips.config import DetectorConfig
+    from wsi_ips.nuclei.config import DetectorConfig
     from wsi_ips.nuclei.models import build_retinanet, save_detector
 
     torch.manual_seed(0)

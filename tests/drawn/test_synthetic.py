@@ -5,9 +5,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.conftest import SmallData
-from wsi_ips.config import SyntheticConfig, TaskConfig, TilingConfig
+from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import read_manifest
+from wsi_ips.drawn.config import SyntheticConfig
 from wsi_ips.drawn.synthetic import LABELS, draw_slide, make_camelyon_like
 from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation.slide_level import lesion_share_of_patches, roc_auc

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from tests.images.small_mnist import write_small_mnist
-from wsi_ips.config import MegapixelMnistConfig, StreamingConfig, TaskConfig, TilingConfig
+from wsi_ips.config import StreamingConfig, TaskConfig, TilingConfig
 from wsi_ips.errors import ConfigError, DatasetError
+from wsi_ips.images.config import MegapixelMnistConfig
 from wsi_ips.images.megapixel_mnist import (
     DIGIT_PX,
     DigitPool,

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.images.small_mnist import write_small_mnist
-from wsi_ips.config import MegapixelMnistConfig, TaskConfig, TilingConfig
+from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.errors import ConfigError, DatasetError
+from wsi_ips.images.config import MegapixelMnistConfig
 from wsi_ips.images.megapixel_mnist import (
     CLASSES,
     DIGIT_PX,

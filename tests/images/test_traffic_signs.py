@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from wsi_ips.config import StreamingConfig, TaskConfig, TilingConfig, TrafficSignsConfig
+from wsi_ips.config import StreamingConfig, TaskConfig, TilingConfig
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.images import traffic_signs
+from wsi_ips.images.config import TrafficSignsConfig
 from wsi_ips.images.traffic_signs import (
     CLASSES,
     Sign,

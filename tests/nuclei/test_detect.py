@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor, nn
 
-from wsi_ips.config import DetectorConfig, StreamingConfig, TilingConfig
+from wsi_ips.config import StreamingConfig, TilingConfig
+from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.nuclei.detect import FoundObjects, detect_in_slide, patches_with_margin, without_doubles
 from wsi_ips.nuclei.found_files import write_found_csv, write_found_geojson
 from wsi_ips.nuclei.scores import box_ious

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsi_ips.config import SearchConfig, SearchSpaceConfig
 from wsi_ips.models.spinenet.specification import Specification
 from wsi_ips.search.candidate import Scored
+from wsi_ips.search.config import SearchConfig, SearchSpaceConfig
 from wsi_ips.search.space import Label, decode
 
 TINY = SearchSpaceConfig(intermediate={3: 1, 4: 1}, outputs=(3,), adjust_levels=False, adjust_kinds=False)

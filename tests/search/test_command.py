@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from tests.commands.console import Console, make_console
 from tests.drawn.drawn_textures import draw_textures
 from tests.search.small import SMALL
-from wsi_ips.config import DetectorConfig, EncoderConfig
+from wsi_ips.config import EncoderConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.checkpoint import METADATA_KEY, load_checkpoint
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.spinenet.specification import load_specification, write_specification
+from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.nuclei.models import build_retinanet, load_detector, save_detector
 from wsi_ips.search.record import Candidate, draw_search
 from wsi_ips.search.space import decode

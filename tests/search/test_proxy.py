@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from tests.drawn.drawn_textures import draw_textures
 from tests.search.drawn_nuclei import draw_nuclei
 from tests.search.small import SMALL
-from wsi_ips.config import ProxyConfig, SearchConfig, SearchSpaceConfig
 from wsi_ips.errors import DatasetError, ManifestError
 from wsi_ips.search.candidate import ProxyTask
+from wsi_ips.search.config import ProxyConfig, SearchConfig, SearchSpaceConfig
 from wsi_ips.search.proxy import digest, outlined_images, prepare, proxy_score, read_arrays, write_arrays
 from wsi_ips.search.space import decode
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.search.small import SMALL, TINY, every_sequence
-from wsi_ips.config import SearchSpaceConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.spinenet.registry import create_spinenet
 from wsi_ips.models.spinenet.specification import Block, Specification
 from wsi_ips.search import space as counting
+from wsi_ips.search.config import SearchSpaceConfig
 from wsi_ips.search.space import Label, decode, replay
 
 FULL = SearchSpaceConfig()

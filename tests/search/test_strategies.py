@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from tests.search.small import SMALL, settings, share_of_residual
-from wsi_ips.config import EvolutionConfig, SearchSpaceConfig, StrategyName
+from wsi_ips.search.config import EvolutionConfig, SearchSpaceConfig, StrategyName
 from wsi_ips.search.controller import ControllerSearch
 from wsi_ips.search.optuna_search import OptunaSearch
 from wsi_ips.search.run import new_candidates, retell

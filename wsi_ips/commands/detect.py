@@ -12,13 +12,14 @@ from torch import nn
 from wsi_ips.commands.inputs import given_mpp, slides_by_id
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.commands.slide_rows import SlideRows
-from wsi_ips.config import DetectorConfig, TilingConfig
+from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
+from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.nuclei.detect import detect_in_slide
 from wsi_ips.nuclei.found_files import write_found_csv, write_found_geojson
 from wsi_ips.nuclei.models import load_detector, set_score_threshold

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.config import DetectorConfig
 from wsi_ips.errors import DatasetError
+from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.nuclei.data import OutlinedImage, read_outlined_images, split_off
 from wsi_ips.nuclei.models import build_detector, save_detector
 from wsi_ips.nuclei.scores import RULES, Score, chosen_threshold, found_in_images, score_found

@@ -17,29 +17,16 @@ from wsi_ips.config.model import (
     read_specification_table,
     task_queries,
 )
-from wsi_ips.config.pipeline import BatchConfig, DemoConfig, FinetuneConfig, PipelineConfig
+from wsi_ips.config.pipeline import BatchConfig, FinetuneConfig, PipelineConfig
 from wsi_ips.config.section import LARGEST_OVERLAY_PX, Fraction, Section, fingerprint
 from wsi_ips.config.slides import (
-    ImageDataConfig,
-    MegapixelMnistConfig,
     StreamingConfig,
-    SyntheticConfig,
     TilingConfig,
     TissueConfig,
     TissueModelConfig,
-    TrafficSignsConfig,
     UpsamplingConfig,
 )
 from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
-from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
-from wsi_ips.search.config import (
-    ControllerConfig,
-    EvolutionConfig,
-    ProxyConfig,
-    SearchConfig,
-    SearchSpaceConfig,
-    StrategyName,
-)
 
 __all__ = [
     "LARGEST_OVERLAY_PX",
@@ -49,34 +36,21 @@ __all__ = [
     "BatchConfig",
     "ClassWeights",
     "CoarseConfig",
-    "ControllerConfig",
-    "DemoConfig",
-    "DetectorConfig",
-    "DetectorTrainingConfig",
     "EncoderConfig",
-    "EvolutionConfig",
     "FinetuneConfig",
     "Fraction",
-    "ImageDataConfig",
-    "MegapixelMnistConfig",
     "ModelConfig",
     "NamedSpecification",
     "PipelineConfig",
-    "ProxyConfig",
     "SamplingConfig",
-    "SearchConfig",
-    "SearchSpaceConfig",
     "Section",
     "SelectionConfig",
     "SpecificationTable",
-    "StrategyName",
     "StreamingConfig",
-    "SyntheticConfig",
     "TaskConfig",
     "TilingConfig",
     "TissueConfig",
     "TissueModelConfig",
-    "TrafficSignsConfig",
     "TrainingConfig",
     "UpsamplingConfig",
     "fingerprint",

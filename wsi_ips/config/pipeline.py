@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from wsi_ips.config.model import ModelConfig, SelectionConfig
 from wsi_ips.config.section import Section
-from wsi_ips.config.slides import StreamingConfig, SyntheticConfig, TilingConfig
+from wsi_ips.config.slides import StreamingConfig, TilingConfig
 from wsi_ips.config.training import TrainingConfig
 
 
@@ -158,9 +158,3 @@ class FinetuneConfig(PipelineConfig):
     @property
     def pipeline(self) -> PipelineConfig:
         return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model)
-
-
-class DemoConfig(FinetuneConfig):
-    """``demo``: draw slides, fine-tune on them, predict, score."""
-
-    data: SyntheticConfig = SyntheticConfig()

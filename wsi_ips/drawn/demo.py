@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsi_ips.config import DemoConfig, TaskConfig
+from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import SlideRecord, read_manifest
+from wsi_ips.drawn.config import DemoConfig
 from wsi_ips.drawn.synthetic import make_camelyon_like
 from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.slide_level import attention_auc, lesion_share_of_patches, roc_auc

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from shapely import MultiPolygon, Polygon
 from shapely.affinity import translate
 
-from wsi_ips.config import SyntheticConfig
 from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.datasets.made_sets import claim, make_all
 from wsi_ips.datasets.manifest import SlideRecord, write_manifest
+from wsi_ips.drawn.config import SyntheticConfig
 from wsi_ips.drawn.nuclei import NORMAL, TUMOR, Density, draw_nuclei, scatter
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.base import RgbImage

@@ -4,11 +4,12 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsi_ips.config import MegapixelMnistConfig, TaskConfig, TilingConfig, TrafficSignsConfig
+from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.images import megapixel_mnist as megapixel_mnist_files
 from wsi_ips.images import traffic_signs
 from wsi_ips.images.bags import ImageBag
+from wsi_ips.images.config import MegapixelMnistConfig, TrafficSignsConfig
 from wsi_ips.progress import Progress, silent
 
 ImageSplits = dict[str, list[ImageBag]]

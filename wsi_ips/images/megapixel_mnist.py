@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_ips.config import MegapixelMnistConfig, TaskConfig, TilingConfig
+from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.datasets.made_sets import claim
 from wsi_ips.datasets.manifest import NONE, SPLITS, Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.images.bags import ImageBag, ImageGrid
+from wsi_ips.images.config import MegapixelMnistConfig
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_hdf5

@@ -27,10 +27,11 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from wsi_ips.config import TaskConfig, TilingConfig, TrafficSignsConfig
+from wsi_ips.config import TaskConfig, TilingConfig
 from wsi_ips.datasets.manifest import Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.images.bags import ImageBag, ImageGrid
+from wsi_ips.images.config import TrafficSignsConfig
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.location import is_there
 

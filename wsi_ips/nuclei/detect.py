@@ -24,7 +24,8 @@ from skimage import measure
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from wsi_ips.config import DetectorConfig, StreamingConfig
+from wsi_ips.config import StreamingConfig
+from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords

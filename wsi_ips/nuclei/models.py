@@ -34,12 +34,13 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from wsi_ips.config import READ_NO_FILE, DetectorConfig
+from wsi_ips.config import READ_NO_FILE
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.checkpoint import WeightsFile
 from wsi_ips.models.spinenet import MEMBERS, SpineNet
 from wsi_ips.models.spinenet.backbone import activation
 from wsi_ips.models.spinenet.specification import specification_of
+from wsi_ips.nuclei.config import DetectorConfig
 
 STRIDES = (8, 16, 32, 64, 128)
 

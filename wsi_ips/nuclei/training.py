@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from wsi_ips.config import DetectorTrainingConfig
 from wsi_ips.errors import DatasetError, TrainingError
+from wsi_ips.nuclei.config import DetectorTrainingConfig
 from wsi_ips.nuclei.data import OutlinedImage, boxes_within, drawn, rows_within
 
 Target = dict[str, Tensor]

@@ -5,14 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from wsi_ips.config import (
-    DetectorConfig,
-    DetectorTrainingConfig,
-    Fraction,
-    Section,
-    StreamingConfig,
-    UpsamplingConfig,
-)
+from wsi_ips.config import Fraction, Section, StreamingConfig, UpsamplingConfig
+from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.recipe.given_slides import Resolution, Slides
 
 

@@ -15,22 +15,15 @@ from pydantic import (
     model_validator,
 )
 
-from wsi_ips.config import (
-    DemoConfig,
-    EncoderConfig,
-    FinetuneConfig,
-    Fraction,
-    ImageDataConfig,
-    SearchConfig,
-    Section,
-    StreamingConfig,
-    TilingConfig,
-)
+from wsi_ips.config import EncoderConfig, FinetuneConfig, Fraction, Section, StreamingConfig, TilingConfig
+from wsi_ips.drawn.config import DemoConfig
+from wsi_ips.images.config import ImageDataConfig
 from wsi_ips.recipe.calibrate_job import CalibrateJob
 from wsi_ips.recipe.detection_jobs import DetectJob, TrainDetectorJob
 from wsi_ips.recipe.given_slides import Resolution, Slides
 from wsi_ips.recipe.map_jobs import ExportJob, OverlayJob
 from wsi_ips.recipe.predict_job import PredictJob
+from wsi_ips.search.config import SearchConfig
 
 MOST_RESAMPLES = 1_000_000
 MOST_PATCHES_SHOWN = 100

@@ -10,9 +10,10 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol
 
-from wsi_ips.config import ProxyConfig, SpecificationTable
+from wsi_ips.config import SpecificationTable
 from wsi_ips.errors import one_line
 from wsi_ips.models.spinenet.specification import Specification, content_of, specification_of
+from wsi_ips.search.config import ProxyConfig
 
 LONGEST_REASON = 300
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wsi_ips.config import ControllerConfig, SearchSpaceConfig
+from wsi_ips.search.config import ControllerConfig, SearchSpaceConfig
 from wsi_ips.search.space import Label, decode, intermediate_levels
 from wsi_ips.search.strategy import Answers, Proposal, recorded
 

@@ -8,8 +8,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from wsi_ips.config import EvolutionConfig, SearchSpaceConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.search.config import EvolutionConfig, SearchSpaceConfig
 from wsi_ips.search.space import Label, decode
 from wsi_ips.search.strategy import Answers, Proposal, labels_of, recorded
 

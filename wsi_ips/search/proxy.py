@@ -19,15 +19,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsi_ips.config import DetectorConfig, DetectorTrainingConfig, ProxyConfig
 from wsi_ips.drawn.textures import TextureFile, read_textures, split_by_group
 from wsi_ips.errors import DatasetError, TrainingError
 from wsi_ips.models.spinenet.registry import create_spinenet
 from wsi_ips.models.spinenet.specification import Specification
+from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.nuclei.data import OutlinedImage, read_outlined_images, split_off
 from wsi_ips.nuclei.models import Pyramid, build_retinanet
 from wsi_ips.nuclei.scores import BY_IOU, chosen_threshold, found_in_images, score_found
 from wsi_ips.nuclei.training import train_detector
+from wsi_ips.search.config import ProxyConfig
 from wsi_ips.storage.files import whole_file
 
 PARTS = ("train", "held_back")

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import FiniteFloat, NonNegativeInt, ValidationError
 
-from wsi_ips.config import Section, SpecificationTable, StrategyName
+from wsi_ips.config import Section, SpecificationTable
 from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.plots import COLOURS, DPI, STYLES, check_can_plot
 from wsi_ips.models.spinenet.specification import Specification, content_of, specification_of
+from wsi_ips.search.config import StrategyName
 from wsi_ips.storage.files import whole_file, whole_table
 
 LARGEST_BYTES = 1_000_000

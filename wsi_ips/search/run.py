@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wsi_ips.config import SearchConfig, StrategyName
 from wsi_ips.errors import ConfigError, ResultsError, TrainingError
 from wsi_ips.models.spinenet.specification import Specification, content_of, write_specification
 from wsi_ips.progress import Progress
 from wsi_ips.search.candidate import Scored, Train
+from wsi_ips.search.config import SearchConfig, StrategyName
 from wsi_ips.search.record import Candidate, Record, best_of, write_history
 from wsi_ips.search.strategy import Strategy, build_strategy
 from wsi_ips.storage.held_folder import describe, difference, held

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
-from wsi_ips.config import SearchSpaceConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.spinenet.specification import COARSEST, FINEST, Block, Kind, Specification
+from wsi_ips.search.config import SearchSpaceConfig
 
 Label = int | str | tuple[int, int]
 """What a choice stands for: a block's number in the unpermuted list, two parents, levels to move by, a kind."""

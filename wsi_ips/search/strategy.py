@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from wsi_ips.config import SearchConfig, SearchSpaceConfig, StrategyName
 from wsi_ips.models.spinenet.specification import Specification
+from wsi_ips.search.config import SearchConfig, SearchSpaceConfig, StrategyName
 from wsi_ips.search.space import Decide, Label, decode
 
 Answers = Mapping[str, int]

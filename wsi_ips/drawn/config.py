@@ -1,0 +1,25 @@
+"""Settings of slides that are drawn, and of the demo."""
+
+from pydantic import PositiveFloat, PositiveInt
+
+from wsi_ips.config.pipeline import FinetuneConfig
+from wsi_ips.config.section import Section
+
+
+class SyntheticConfig(Section):
+    """The small CAMELYON-style data set that the demo draws."""
+
+    train: PositiveInt = 28
+    val: PositiveInt = 8
+    test: PositiveInt = 16
+    """Slides per split, half of them with lesions."""
+    side_px: PositiveInt = 4096
+    """Level-0 side of a slide, about; sizes vary so that nothing divides evenly."""
+    mpp: PositiveFloat = 0.5
+    seed: int = 0
+
+
+class DemoConfig(FinetuneConfig):
+    """``demo``: draw slides, fine-tune on them, predict, score."""
+
+    data: SyntheticConfig = SyntheticConfig()
