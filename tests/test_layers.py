@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 CORE = [
     "storage.location", "errors", "units", "registry", "config", "storage", "progress", "slides", "tiling",
     "streaming", "models", "selection", "datasets", "training", "evaluation", "inference", "heatmaps", "report",
-    "viewer", "recipe", "commands", "cli",
+    "viewer", "recipe", "commands", "api", "cli",
 ]  # fmt: skip
 # A wing, and the wings that it stands on.
 WINGS: dict[str, set[str]] = {"nuclei": set(), "search": {"nuclei", "drawn"}, "images": set(), "drawn": set()}
@@ -90,4 +90,6 @@ def test_modules_and_functions_stay_readable(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno < 50, f"{node.name} is too long"
+            about = node.body[0] if ast.get_docstring(node) else None
+            said = 0 if about is None else (about.end_lineno or 0) - about.lineno + 1
+            assert node.end_lineno - node.lineno - said < 50, f"{node.name} is too long"

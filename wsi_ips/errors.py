@@ -83,7 +83,15 @@ _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 
 
 class WsiIpsError(Exception):
-    """Base of every error raised on purpose. A subclass words itself in ``_words``."""
+    """Base of every error raised on purpose. A subclass words itself in ``_words``.
+
+    >>> import wsi_ips as wi
+    >>> try:
+    ...     wi.open_slide("missing.svs")
+    ... except wi.WsiIpsError as error:
+    ...     print(error)
+    missing.svs: no such file; check the path
+    """
 
     def __str__(self) -> str:
         text = harmless(self._words()).replace("\n", " ").replace("\t", " ")

@@ -8,12 +8,12 @@ from PIL import Image
 
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.errors import ConfigError, WsiIpsError
-from wsi_ips.slides.base import AssociatedReader, RgbImage, SlideInfo, SlideReader
+from wsi_ips.slides.base import AssociatedReader, SlideInfo, SlideReader
 from wsi_ips.slides.folder import find_slides, left_out_of
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.location import Location
-from wsi_ips.tiling.picture import slide_picture
+from wsi_ips.tiling.picture import thumbnail
 
 THUMBNAIL_PX = 1024
 """Longest side of a thumbnail that is made from the slide's levels."""
@@ -110,16 +110,11 @@ def _written(slide: SlideReader, name: str, out: Path) -> str:
         known = ", ".join(known_name for known_name, _ in slide.info.associated) or "none"
         raise ConfigError(f"{slide.info.path} comes with no {name} picture; it has {known}")
     picture = (
-        slide.read_associated(name) if stored and isinstance(slide, AssociatedReader) else _thumbnail(slide)
+        slide.read_associated(name)
+        if stored and isinstance(slide, AssociatedReader)
+        else thumbnail(slide, side_px=THUMBNAIL_PX)
     )
     with whole_file(out) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
     origin = "as stored" if stored else "made from the slide's levels"
     return f"{out}: {name}, {picture.shape[1]}x{picture.shape[0]} px, {origin}"
-
-
-def _thumbnail(slide: SlideReader) -> RgbImage:
-    width, height = slide.info.l0_size
-    l0_per_px = max(1.0, max(width, height) / THUMBNAIL_PX)
-    size = max(1, round(width / l0_per_px)), max(1, round(height / l0_per_px))
-    return slide_picture(slide, size, l0_per_px=l0_per_px)

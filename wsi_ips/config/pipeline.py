@@ -68,7 +68,15 @@ class PipelineConfig(Section):
 
 
 class FinetuneConfig(PipelineConfig):
-    """``finetune``: the pipeline, how it is streamed and how it learns."""
+    """All settings of a training but its files: patches, selection, network, how slides are read, how it learns.
+
+    The sections have the names that they have in a recipe of ``wsi-ips finetune``.
+
+    >>> import wsi_ips as wi
+    >>> config = wi.FinetuneConfig(tiling={"patch_px": 224}, training={"epochs": 30, "seed": 1})
+    >>> config.training.epochs, config.tiling.patch_mpp, config.model.encoder.name
+    (30, 0.5, 'resnet18')
+    """
 
     streaming: StreamingConfig = StreamingConfig()
     training: TrainingConfig = TrainingConfig()

@@ -130,7 +130,13 @@ class TissueConfig(Section):
 
 
 class TilingConfig(Section):
-    """Which patches a slide is cut into."""
+    """Which patches a slide is cut into, as a recipe's section ``tiling`` says it.
+
+    >>> import wsi_ips as wi
+    >>> tiling = wi.TilingConfig(patch_px=64, patch_mpp=1.0, min_tissue=0.5)
+    >>> wi.tile("slide.svs", tiling=tiling)
+    Patches('slide', ... of 64 px at 1 µm/px)
+    """
 
     patch_px: PositiveInt = 256
     """Side of the patch that the encoder sees, in pixels."""

@@ -147,9 +147,18 @@ LEAST_FONT_PX = 18
 def write_preview(
     path: Path, slide: SlideReader, coords: PatchCoords, mask: TissueMask, contours: Sequence[Polygon]
 ) -> None:
-    """Write a JPEG: the slide with what is no tissue shaded, the contours, the patches, and a legend below it.
+    """Write what :func:`draw_preview` draws as a JPEG, whole or not at all."""
+    picture = draw_preview(slide, coords, mask, contours)
+    with whole_file(path) as partial:
+        picture.save(partial, quality=85, subsampling=0)  # thin lines keep their colour
 
-    ``contours`` are in level-0 pixels. No patches and no tissue are drawn as such. Raises the slide's
+
+def draw_preview(
+    slide: SlideReader, coords: PatchCoords, mask: TissueMask, contours: Sequence[Polygon]
+) -> Image.Image:
+    """The slide with what is no tissue shaded, the contours, the patches, and a legend below it.
+
+    ``contours`` are in level-0 pixels. A slide without patches or tissue is drawn as such. Raises the slide's
     :class:`SlideReadError` for a file that is damaged all over.
     """
     l0_size = coords.l0_size
@@ -167,10 +176,7 @@ def write_preview(
         for ring in (polygon.exterior, *polygon.interiors):
             points = np.asarray(ring.coords) / l0_per_px
             draw.line([tuple(point) for point in points.tolist()], fill=CONTOUR, width=3)
-    with whole_file(path) as partial:
-        _with_legend(picture, coords, mask).save(
-            partial, quality=85, subsampling=0
-        )  # thin lines keep their colour
+    return _with_legend(picture, coords, mask)
 
 
 def _shaded(picture_HWC: RgbImage, mask: TissueMask, l0_per_px: float) -> RgbImage:

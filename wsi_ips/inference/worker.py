@@ -90,12 +90,30 @@ class WorkerSetup:
         device = pick_device(self.device)
         if str(device) == "cuda":  # none in particular
             device = torch.device("cuda", place % torch.cuda.device_count())
-        members = [self._predictor(file, streaming, device) for file in self.models.files]
-        if not self.models.several:
-            return SlideWork(members[0], self.recorder())
-        return SlideWork(EnsemblePredictor(members, checkpoint=self.models.sha256), self.recorder())
+        predictor = load_predictor(
+            self.models,
+            streaming=streaming,
+            device=device,
+            find_patches=self.find_patches,
+            deterministic=self.deterministic,
+        )
+        return SlideWork(predictor, self.recorder())
 
-    def _predictor(self, file: CheckpointFile, streaming: StreamingConfig, device: torch.device) -> Predictor:
+
+def load_predictor(
+    models: Checkpoints,
+    *,
+    streaming: StreamingConfig,
+    device: torch.device,
+    find_patches: FindPatches | None = None,
+    deterministic: bool = False,
+) -> Predictor | EnsemblePredictor:
+    """The networks of these checkpoints on one device: one, or several whose mean is told.
+
+    find_patches, deterministic: see :class:`Predictor`. Raises :class:`CheckpointError` for a file that is none.
+    """
+
+    def member(file: CheckpointFile) -> Predictor:
         net, pipeline = load_checkpoint(file.path)
         return Predictor(
             net,
@@ -103,9 +121,12 @@ class WorkerSetup:
             streaming=streaming,
             device=device,
             checkpoint=file.sha256,
-            find_patches=self.find_patches,
-            deterministic=self.deterministic,
+            find_patches=find_patches,
+            deterministic=deterministic,
         )
+
+    members = [member(file) for file in models.files]
+    return EnsemblePredictor(members, checkpoint=models.sha256) if models.several else members[0]
 
 
 @dataclass(frozen=True, slots=True)

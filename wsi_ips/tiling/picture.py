@@ -34,6 +34,17 @@ def slide_picture(
     return picture_HWC
 
 
+def thumbnail(slide: SlideReader, *, side_px: int) -> RgbImage:
+    """(height, width, 3) uint8: the whole slide, its longer side ``side_px`` pixels; a smaller slide as it is.
+
+    Made from the slide's levels. Raises the reader's :class:`SlideReadError` where they cannot be read.
+    """
+    width, height = slide.info.l0_size
+    l0_per_px = max(1.0, max(width, height) / side_px)
+    size = max(1, round(width / l0_per_px)), max(1, round(height / l0_per_px))
+    return slide_picture(slide, size, l0_per_px=l0_per_px)
+
+
 def band_height(slide: SlideReader, *, l0_per_px: float) -> int:
     """Rows of a picture that are best made at once: those of one block."""
     return _step(slide, slide.info.level_for(l0_per_px), l0_per_px)

@@ -1,0 +1,174 @@
+"""What a model says of one slide, and its picture."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsi_ips.api.slide import AnySlide, png_in_notebook, reading
+from wsi_ips.errors import ConfigError
+from wsi_ips.heatmaps.maps import attention_map, query_of_task
+from wsi_ips.heatmaps.overlay import OverlayOptions, draw_overlay, write_overlay
+from wsi_ips.inference.results import Probabilities, SlideResult, read_result, write_result
+from wsi_ips.inference.run_folder import stored_location
+from wsi_ips.recipe import OverlayJob, make_job
+
+NOTEBOOK_PX = 1024
+"""Longer side of the overlay that a notebook shows of a result."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What a model says of one slide, as :func:`wsi_ips.predict` gives it. In a notebook its overlay is shown.
+
+    stored: all of it, as it is written into a run's HDF5: logits and attention of every head and query, kept
+    patches, contributions, bad tiles.
+
+    >>> import wsi_ips as wi
+    >>> result = wi.predict("slide.svs", "model.safetensors")
+    >>> result
+    Result('slide', label: ...)
+    >>> result.xy.shape, result.attention().shape, result.kept.shape
+    ((44, 2), (44,), (4,))
+    >>> result.save("results/slide.h5")
+    >>> wi.Result.read("results/slide.h5").probabilities == result.probabilities
+    True
+    """
+
+    stored: SlideResult
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Result":
+        """Read what :meth:`save` or a run (``attention/<slide_id>.h5``) wrote. Raises :class:`ResultsError`."""
+        return cls(read_result(Path(path)))
+
+    def save(self, path: Path | str, *, embeddings: bool = False) -> None:
+        """Write the result as HDF5, whole or not at all; with the kept patches' embeddings if that is wanted."""
+        write_result(Path(path), self.stored, embeddings=embeddings)
+
+    @property
+    def slide_id(self) -> str:
+        """What the slide is called."""
+        return self.stored.coords.slide_id
+
+    @property
+    def probabilities(self) -> Probabilities:
+        """{task: {class: probability}}; of a regression task the predicted numbers. Not calibrated."""
+        return self.stored.probabilities
+
+    @property
+    def spread(self) -> Probabilities:
+        """{task: {class: standard deviation}} over several models; empty for one."""
+        return self.stored.spread
+
+    @property
+    def xy(self) -> NDArray[np.int64]:
+        """(N, 2) int64: top left corners (x, y) of the patches that have attention, in level-0 pixels."""
+        return self.stored.coords.l0_xy_N2
+
+    @property
+    def side(self) -> float:
+        """Side of a patch in level-0 pixels; it need not be whole."""
+        return self.stored.coords.l0_patch
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """(M,) int64: the rows of :attr:`xy` that the label was read from, in the order of the model's memory."""
+        ids_N = self.stored.coords.ids_N
+        order_N = np.argsort(ids_N)  # a file may hold them in any order
+        rows_M: NDArray[np.int64] = order_N[np.searchsorted(ids_N, self.stored.kept_ids_M, sorter=order_N)]
+        return rows_M
+
+    def attention(self, task: str | None = None, *, head: int | None = None) -> NDArray[np.float32]:
+        """(N,) float32: the share of the attention that each patch has, which sums to 1 over the slide.
+
+        For one task, or the mean over all; of one head, or the mean over all. Raises :class:`ConfigError` for a
+        task or a head that is not there.
+        """
+        query = None if task is None else query_of_task(self.stored, task)
+        return attention_map(self.stored, query=query, head=head)
+
+    def contribution(self, class_name: str, task: str | None = None) -> NDArray[np.float32]:
+        """(N,) float32, logits: what each patch adds to a class; 0 for patches that were not kept.
+
+        task: whose class it is; by default the first. Raises :class:`ConfigError` for a class that is not there
+        and for models that do not tell (``model.attention: paper``).
+        """
+        task = next(iter(self.probabilities)) if task is None else task
+        try:
+            return self.stored.contribution(task, class_name)
+        except KeyError as error:
+            raise ConfigError(f"{self.slide_id}: {error.args[0]}") from None
+
+    def __repr__(self) -> str:
+        return f"Result({self.slide_id!r}, {in_words(self.probabilities)})"
+
+    def _repr_png_(self) -> bytes | None:
+        return png_in_notebook(lambda: overlay(self, side_px=NOTEBOOK_PX))
+
+
+def in_words(probabilities: Probabilities) -> str:
+    """Every task with its classes, the likeliest three first."""
+    return "; ".join(f"{task}: {_classes(classes)}" for task, classes in probabilities.items())
+
+
+def _classes(classes: Mapping[str, float]) -> str:
+    likeliest = sorted(classes.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {value:.3f}" for name, value in likeliest[:3]) + (
+        ", …" if len(classes) > 3 else ""
+    )
+
+
+def overlay(
+    result: Result | SlideResult | Path | str,
+    slide: AnySlide | None = None,
+    *,
+    out: Path | str | None = None,
+    **options: Unpack[OverlayOptions],
+) -> Image.Image:
+    """Draw a result over its slide: what each patch adds to a class, or where the model looked; with a legend.
+
+    result: of :func:`wsi_ips.predict`, or the HDF5 of a run. slide: by default the one that the result names;
+    a URL is opened only if it is given here. out: a PNG that is written too, the same as ``wsi-ips overlay``
+    writes. options: ``side_px`` (2048), ``alpha`` (0.5), ``kind`` (``contribution`` where the model tells, or
+    ``attention``), ``task``, ``class_name``, ``query``, ``head``, ``colormap``, ``scale``, ``low``, ``high``, as
+    the command has them (docs/heatmaps.md); ``outlines``, polygons in level-0 pixels.
+
+    Returns a PIL image, whose ``info`` says what it shows. Raises :class:`ConfigError` for options that cannot be,
+    :class:`ResultsError` for a result that cannot be read or is of another slide, and the reader's errors.
+
+    >>> import wsi_ips as wi
+    >>> result = wi.predict("slide.svs", "model.safetensors")
+    >>> image = wi.overlay(result, side_px=512, out="overlay.png")
+    >>> image.info["shown"]
+    'Contribution to tumor, task label'
+    """
+    shown = result if isinstance(result, SlideResult) else _of(result).stored
+    checked = _checked(options)
+    where = stored_location(shown.slide_path, open_urls=False) if slide is None else slide
+    with reading(where) as reader:
+        drawn = draw_overlay(reader, shown, **checked)
+        if out is not None:
+            write_overlay(Path(out), reader, shown, **checked)
+    drawn.image.info.update(drawn.facts)
+    return drawn.image
+
+
+def _checked(options: OverlayOptions) -> OverlayOptions:
+    """The options as the command checks and reads them: what only attention has asks for attention."""
+    beside = ("kind", "outlines")
+    values = {name: value for name, value in options.items() if name not in beside and value is not None}
+    values = {"command": "overlay", "run": ".", "map": options.get("kind"), **values}
+    job = make_job(values, source="wsi_ips.overlay")
+    assert isinstance(job, OverlayJob)
+    checked = options.copy()
+    checked["kind"] = job.map_kind
+    return checked
+
+
+def _of(result: Result | Path | str) -> Result:
+    return result if isinstance(result, Result) else Result.read(result)

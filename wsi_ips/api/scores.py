@@ -1,0 +1,101 @@
+"""How good a run's predictions are."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from wsi_ips.api.runs import Run, run_reported
+from wsi_ips.api.slide import png_in_notebook
+from wsi_ips.errors import ResultsError
+from wsi_ips.recipe import make_job
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What :func:`wsi_ips.evaluate` worked out. In a notebook the first ROC curve is shown.
+
+    folder: where tables and plots are. metrics: all figures, as in ``metrics.json``. summary: the main ones in
+    words, a line each.
+    """
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    summary: Sequence[str]
+
+    def picture(self) -> Image.Image:
+        """The first ROC curve as a PIL image. Raises :class:`ResultsError` where none was drawn."""
+        drawn = sorted(self.folder.glob("roc*.png"))
+        if not drawn:
+            raise ResultsError(
+                self.folder, "holds no ROC curve", "evaluate with plots=True a task of classes"
+            )
+        with Image.open(drawn[0]) as image:
+            return image.convert("RGB")
+
+    def __repr__(self) -> str:
+        return "\n".join(self.summary)
+
+    def _repr_png_(self) -> bytes | None:
+        return png_in_notebook(self.picture)
+
+
+def evaluate(
+    run: Run | Path | str,
+    manifest: Path | str,
+    *,
+    out: Path | str | None = None,
+    split: Literal["train", "val", "test", "train+val"] = "test",
+    task: str | None = None,
+    annotations: Path | str | None = None,
+    pool: Literal["max", "mean", "noisy_or"] = "max",
+    threshold: float = 0.5,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    plots: bool | None = None,
+    progress: bool | None = None,
+) -> Scores:
+    """Score a run against the labels of a manifest, with intervals over cases: ``wsi-ips evaluate``.
+
+    run: of :func:`wsi_ips.predict`, or its folder. manifest: a CSV with the columns
+    ``slide_id,case_id,label,split,path``. out: where tables and plots go (``evaluation/`` in the run). split:
+    which slides are scored. task: of several, the one to score. annotations: a folder of lesion outlines
+    (``<slide_id>.xml``, ASAP), which adds FROC. pool: how the slides' probabilities make a patient's. threshold:
+    from which probability on a yes-or-no class is called. bootstrap: resamples for the intervals; 0: none. seed:
+    of the resampling. plots: PNGs; None draws them where matplotlib is installed.
+
+    Slides that cannot be scored are warned of. Raises :class:`ResultsError`, :class:`ManifestError` and
+    :class:`ConfigError` for a run, a manifest or settings that cannot be used.
+
+    >>> import wsi_ips as wi
+    >>> run = wi.predict("slides", "model.safetensors", "run")
+    >>> scores = wi.evaluate(run, "labels.csv", bootstrap=0, plots=False)
+    >>> print(scores)
+    label: AUC ...
+    2 of 2 slides of split test scored; see run/evaluation
+    >>> sorted(scores.metrics["tasks"])
+    ['label']
+    """
+    run_folder = run.folder if isinstance(run, Run) else Path(run)
+    folder = run_folder / "evaluation" if out is None else Path(out)
+    values = {
+        "command": "evaluate",
+        "run": run_folder,
+        "manifest": manifest,
+        "out": folder,
+        "split": split,
+        "task": task,
+        "annotations": annotations,
+        "pool": pool,
+        "threshold": threshold,
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "plots": plots,
+    }
+    job = make_job(values, source="wsi_ips.evaluate")
+    outcome = run_reported(job, progress)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return Scores(folder, metrics, tuple(outcome.lines))

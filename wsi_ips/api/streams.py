@@ -1,0 +1,165 @@
+"""The patches of a slide, batch by batch."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from wsi_ips.api.patches import Patches, patch_finder
+from wsi_ips.api.slide import AnySlide, place_of, reading
+from wsi_ips.config import StreamingConfig
+from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.inference.slide_work import unreadable
+from wsi_ips.slides.folder import slide_id
+from wsi_ips.slides.resolution import SlideMpp
+from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.tiling.grid import PatchCoords
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Patches of one slide that travel together.
+
+    pixels: (n, 3, px, px) uint8 RGB tensor on the device that was asked for, as encoders take it (channels last in
+    memory). xy: (n, 2) int64 tensor on the CPU, top left corners (x, y) in level-0 pixels. ids: (n,) int64 tensor
+    on the CPU, raster indices in the slide's grid. slide_id: what results call the slide.
+
+    >>> import wsi_ips as wi
+    >>> batch = next(iter(wi.stream("slide.svs", px=64, mpp=1.0, batch=16)))
+    >>> batch.pixels.shape, batch.pixels.dtype, batch.xy.shape, batch.slide_id
+    (torch.Size([16, 3, 64, 64]), torch.uint8, torch.Size([16, 2]), 'slide')
+    >>> batch.images.shape  # for matplotlib
+    (16, 64, 64, 3)
+    """
+
+    pixels: Tensor
+    xy: Tensor
+    ids: Tensor
+    slide_id: str
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """(n, px, px, 3) uint8: the same pixels as an array, as plotting libraries take them."""
+        return self.pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Stream:
+    """The patches of one slide as :class:`wsi_ips.Batch` after batch; made by :func:`wsi_ips.stream`.
+
+    It can be iterated any number of times; ``len`` is the number of batches. Memory does not grow with the slide:
+    three batches are decoded ahead, and a slow consumer stops the decoders. ``bad_tiles`` names what the latest
+    pass could not decode and gave as white.
+    """
+
+    def __init__(
+        self, slide: AnySlide, coords: PatchCoords, streaming: StreamingConfig, *, device: str = "cpu"
+    ) -> None:
+        self._slide = slide
+        self._streaming = streaming
+        self._device = pick_device(device)
+        self.coords = coords
+        self.bad_tiles: tuple[str, ...] = ()
+
+    @property
+    def n_patches(self) -> int:
+        """How many patches all batches hold together."""
+        return len(self.coords)
+
+    def __len__(self) -> int:
+        return -(-len(self.coords) // self._streaming.batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with reading(self._slide) as reader:
+            _check_same_slide(reader.info.l0_size, self.coords, reader.info.path)
+            patches = PatchStream(reader, self.coords, config=self._streaming, device=self._device)
+            try:
+                for chunk in patches:
+                    yield Batch(chunk.pixels_n3PP, chunk.l0_xy_n2, chunk.ids_n, self.coords.slide_id)
+            finally:
+                self.bad_tiles = tuple(patches.telemetry.bad_tiles)
+                if self.bad_tiles:
+                    logger.warning("%s", unreadable(self.coords.slide_id, self.bad_tiles))
+
+    def __repr__(self) -> str:
+        px, mpp = self.coords.patch_px, self.coords.patch_mpp
+        return (
+            f"Stream({self.coords.slide_id!r}, {self.n_patches} patches of {px} px at {mpp:.4g} µm/px "
+            f"in {len(self)} batches)"
+        )
+
+
+def stream(
+    slide: AnySlide,
+    *,
+    px: int | None = None,
+    mpp: float | None = None,
+    mag: float | None = None,
+    batch: int = 64,
+    overlap: int | None = None,
+    min_tissue: float | None = None,
+    patches: Patches | Path | str | None = None,
+    slide_mpp: float | None = None,
+    allow_upsampling: bool = False,
+    device: str = "cpu",
+    threads: int = 2,
+) -> Stream:
+    """Every patch of a slide that holds tissue, in batches, in memory that does not grow with the slide.
+
+    px: side of a patch in pixels (256). mpp: its resolution in µm per pixel (0.5); ``mag=20`` means the same.
+    batch: patches in a batch; the last one may have fewer. overlap, min_tissue: see :func:`wsi_ips.tile`.
+    patches: those that :func:`wsi_ips.tile` found, or a folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``),
+    instead of a search for tissue; they state px and mpp themselves. slide_mpp: the slide's resolution, used
+    instead of what the file says. allow_upsampling: enlarge a slide that is more than 10 % coarser than mpp.
+    device: where the pixels go. threads: how many decode.
+
+    Finding the tissue is done here, so that a slide without any raises here: :class:`NoTissue`,
+    :class:`MissingResolution`, :class:`TooCoarse`, the reader's errors, :class:`ConfigError` for settings that
+    cannot be. While iterating: :class:`SlideReadError` where more than 1 % of the slide's tiles cannot be decoded;
+    fewer are white, with a warning.
+
+    >>> import wsi_ips as wi
+    >>> encoder = wi.Encoder("resnet18", weights=None, device="cpu")
+    >>> for batch in wi.stream("slide.svs", px=224, mpp=0.5, batch=64):
+    ...     features = encoder(batch.pixels)
+    ...     print(features.shape, batch.xy.shape)
+    torch.Size([14, 512]) torch.Size([14, 2])
+    """
+    streaming = streaming_of("wsi_ips.stream", batch=batch, threads=threads)
+    sizes: dict[str, Any] = {"px": px, "mpp": mpp, "mag": mag, "overlap": overlap, "min_tissue": min_tissue}
+    if isinstance(patches, Patches):
+        beside = [name for name, value in {**sizes, "slide_mpp": slide_mpp}.items() if value is not None]
+        if beside:
+            raise ConfigError(f"wsi_ips.stream: {beside[0]} is stated by patches: leave it out")
+        return Stream(slide, patches.coords, streaming, device=device)
+    find = patch_finder("wsi_ips.stream", patches, allow_upsampling=allow_upsampling, **sizes)
+    name = slide_id(place_of(slide))
+    with reading(slide) as reader:
+        coords = find(reader, slide_id=name, mpp=SlideMpp(slide_mpp)(name))
+    return Stream(slide, coords, streaming, device=device)
+
+
+def streaming_of(asked_by: str, **settings: Any) -> StreamingConfig:
+    """Raises :class:`ConfigError` that names the setting which cannot be."""
+    try:
+        return StreamingConfig(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{asked_by}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _check_same_slide(l0_size: tuple[int, int], coords: PatchCoords, path: Any) -> None:
+    """Raises :class:`ResultsError` for patches of another slide."""
+    if tuple(l0_size) != tuple(coords.l0_size):
+        raise ResultsError(
+            path,
+            f"is {l0_size[0]}x{l0_size[1]} pixels, but the patches are of a slide of "
+            f"{coords.l0_size[0]}x{coords.l0_size[1]}",
+            "give the patches of this slide",
+        )
