@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.nuclei.found_files import FoundTable
+from wsi_ips.nuclei.found_table import FoundTable
 
 MOST_DRAWN = 3000
 """What a browser draws while the slide is moved."""

@@ -20,7 +20,7 @@ from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_pred
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, stored_location
 from wsi_ips.inference.telemetry import SlideRow, read_slide_table
-from wsi_ips.nuclei.found_files import FoundTable
+from wsi_ips.nuclei.found_table import FoundTable
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.held_folder import read_description
