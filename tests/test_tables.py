@@ -16,7 +16,7 @@ from wsi_ips.evaluation.plots import read_history
 from wsi_ips.evaluation.staging import read_stages
 from wsi_ips.inference.predictions import PredictionRow, read_case_table, read_predictions, write_predictions
 from wsi_ips.inference.telemetry import SlideRow, read_slide_table, write_slide_table
-from wsi_ips.nuclei.found_files import FoundTable
+from wsi_ips.nuclei.found_table import FoundTable
 from wsi_ips.slides.resolution import read_mpp_table
 from wsi_ips.training.cross_validation import _write_folds
 

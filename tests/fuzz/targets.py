@@ -258,7 +258,7 @@ def read_table(given: Path, out: Path) -> None:
     from wsi_ips.evaluation.plots import read_history
     from wsi_ips.inference.predictions import read_case_table, read_predictions
     from wsi_ips.inference.telemetry import read_slide_table
-    from wsi_ips.nuclei.found_files import FoundTable
+    from wsi_ips.nuclei.found_table import FoundTable
     from wsi_ips.slides.resolution import read_mpp_table
 
     tasks = [TaskConfig()]

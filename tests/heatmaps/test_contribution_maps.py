@@ -16,7 +16,7 @@ from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.display_scale import DisplayScale, HeatColours, colour_table
 from wsi_ips.heatmaps.maps import Heat, choose_heat, choose_output
 from wsi_ips.heatmaps.overlay import draw_overlay
-from wsi_ips.heatmaps.pictures import PatchSheet
+from wsi_ips.heatmaps.patch_sheet import PatchSheet
 from wsi_ips.heatmaps.pyramids import DeepZoom, OmeTiff, OmeZarr
 from wsi_ips.heatmaps.regions import AsapRegions, QuPathGeoJson
 from wsi_ips.inference.results import SlideResult

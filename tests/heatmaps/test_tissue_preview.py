@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.tiling.drawn import Drawing
 from wsi_ips.config import TilingConfig
-from wsi_ips.heatmaps.pictures import CONTOUR, PATCH, write_preview
+from wsi_ips.heatmaps.tissue_preview import CONTOUR, PATCH, write_preview
 from wsi_ips.tiling.contours import tissue_contours
 from wsi_ips.tiling.patches import tile_slide
 

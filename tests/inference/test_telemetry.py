@@ -11,7 +11,7 @@ from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.build import build_net
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection import slide_reading
-from wsi_ips.streaming.patch_source import StreamTelemetry
+from wsi_ips.streaming.telemetry import StreamTelemetry
 
 
 def telemetry(device: torch.device | None) -> SlideTelemetry:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ips.errors import ResultsError
-from wsi_ips.nuclei import found_files as found_table
+from wsi_ips.nuclei import found_table
 from wsi_ips.nuclei.detect import FoundObjects
-from wsi_ips.nuclei.found_files import COLUMNS, OUTLINE, FoundTable, write_found_csv
+from wsi_ips.nuclei.found_files import write_found_csv
+from wsi_ips.nuclei.found_table import COLUMNS, OUTLINE, FoundTable
 
 HEADER = ",".join(COLUMNS)
 

@@ -26,8 +26,8 @@ from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.slides.tile_layout import TileFile
 from wsi_ips.storage.files import outside_cause, system_cause
-from wsi_ips.streaming.patch_source import BadTiles
 from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.streaming.telemetry import BadTiles
 from wsi_ips.tiling.coords import read_coords
 from wsi_ips.tiling.patches import PatchesInTissue
 

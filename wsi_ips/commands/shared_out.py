@@ -8,8 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypeVar
 
-from wsi_ips.inference.batch import check_shared_memory
-from wsi_ips.inference.in_hand import Died, alone
+from wsi_ips.inference.in_hand import Died, alone, check_shared_memory
 from wsi_ips.progress import silence_libraries
 
 Key = TypeVar("Key")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from wsi_ips.errors import CoordsError
-from wsi_ips.heatmaps.pictures import write_preview
+from wsi_ips.heatmaps.tissue_preview import write_preview
 from wsi_ips.recipe import TileJob
 from wsi_ips.slides.base import SlideInfo, failure_in_words, named
 from wsi_ips.slides.registry import open_slide

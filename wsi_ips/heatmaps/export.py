@@ -17,7 +17,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "ome-zarr": "wsi_ips.heatmaps.pyramids:OmeZarr",
         "geojson": "wsi_ips.heatmaps.regions:QuPathGeoJson",
         "deepzoom": "wsi_ips.heatmaps.pyramids:DeepZoom",
-        "sheet": "wsi_ips.heatmaps.pictures:PatchSheet",
+        "sheet": "wsi_ips.heatmaps.patch_sheet:PatchSheet",
         "asap": "wsi_ips.heatmaps.regions:AsapRegions",
     }
 )

@@ -24,10 +24,11 @@ from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.ips_net import scoring
 from wsi_ips.models.sampling_net import SamplingNet
+from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.selection.coarse_to_fine import EVALUATION_SEED
 from wsi_ips.selection.memory import Kept
 from wsi_ips.selection.score_store import ScoreStore
-from wsi_ips.selection.slide_reading import CoarseReport, SlideReading
+from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.streaming.patch_source import Chunk, Windows
 from wsi_ips.units import PlaceKind
 

@@ -1,6 +1,4 @@
-"""Whether this system lets several processes work together: their locks lie in shared memory (/dev/shm).
-
-A dask cluster to work with: workers of our own on this machine, or a scheduler that is named.
+"""A dask cluster to work with: workers of our own on this machine, or a scheduler that is named.
 
 A folder of slides on the workers of a dask cluster: one slide is one task.
 
@@ -20,7 +18,6 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from multiprocessing import get_context
 from queue import SimpleQueue
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -31,26 +28,14 @@ from distributed.comm.core import CommClosedError
 from distributed.security import Security
 
 from wsi_ips.config import BatchConfig
-from wsi_ips.errors import ClusterError, ConfigError, ProcessDied
-from wsi_ips.inference.in_hand import SlidesInHand
+from wsi_ips.errors import ClusterError, ProcessDied
+from wsi_ips.inference.in_hand import SlidesInHand, check_shared_memory
 from wsi_ips.inference.predict import ScoredPart
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob
 from wsi_ips.inference.worker import Cut, SlideWorker, WorkerSetup, check_versions
 from wsi_ips.progress import Advance, Progress, silent
 from wsi_ips.storage.fingerprint import versions
-
-
-def check_shared_memory() -> None:
-    """Raise :class:`ConfigError` where there is none, as in some containers, before any process is started."""
-    try:
-        get_context("spawn").Semaphore()
-    except (OSError, ImportError, NotImplementedError) as error:
-        raise ConfigError(
-            f"the system gives no shared memory for several processes ({error}); leave --workers out, or give the "
-            "container a writable /dev/shm"
-        ) from None
-
 
 ANSWERS_S = 10.0
 """How long a scheduler may take to answer, and its first worker to come."""

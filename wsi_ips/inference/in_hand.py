@@ -1,4 +1,6 @@
-"""One piece of work in a process of its own, so that native code that crashes there ends nothing else.
+"""Whether this system lets several processes work together: their locks lie in shared memory (/dev/shm).
+
+One piece of work in a process of its own, so that native code that crashes there ends nothing else.
 
 The process is a new interpreter, not a fork (threads and locks would be copied in whatever state they are) and not
 one of :mod:`multiprocessing`'s (which runs the caller's script once more). It has the caller's ``sys.path`` and
@@ -29,6 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -45,6 +48,17 @@ from wsi_ips.units import Mpp
 if TYPE_CHECKING:
     from wsi_ips.inference.predict import PreparedSlide
     from wsi_ips.inference.slide_work import SlideJob, SlideWork
+
+
+def check_shared_memory() -> None:
+    """Raise :class:`ConfigError` where there is none, as in some containers, before any process is started."""
+    try:
+        get_context("spawn").Semaphore()
+    except (OSError, ImportError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the system gives no shared memory for several processes ({error}); leave --workers out, or give the "
+            "container a writable /dev/shm"
+        ) from None
 
 
 Argument = TypeVar("Argument")

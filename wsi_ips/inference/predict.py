@@ -22,8 +22,8 @@ from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.location import Location
 from wsi_ips.streaming.device import calculating
-from wsi_ips.streaming.patch_source import StreamTelemetry
 from wsi_ips.streaming.stream import Chunk, PatchStream
+from wsi_ips.streaming.telemetry import StreamTelemetry
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
 from wsi_ips.units import Mpp

@@ -19,7 +19,7 @@ patches) and beside it the datasets
                    :class:`wsi_ips.inference.made_from.MadeFrom`; else null), bad_tiles (names of tiles that were
                    unreadable and white), task_queries ({task: the query that it reads}), coarse (where a
                    look from afar chose what was read closely, how much that was:
-                   :class:`wsi_ips.selection.slide_reading.CoarseReport`; else null); of several models, whose mean
+                   :class:`wsi_ips.selection.coarse_report.CoarseReport`; else null); of several models, whose mean
                    ``probabilities`` are, also spread ({task: {class: their standard deviation}}): all datasets are
                    the first model's then, and checkpoint names them all
 
@@ -45,7 +45,7 @@ from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError, one_line
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.selection.slide_reading import CoarseReport
+from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.storage.files import outside_cause
 from wsi_ips.storage.hdf5 import (
     ABOUT,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from wsi_ips.errors import ResultsError, one_line
 from wsi_ips.storage.files import LONGEST_CELL, check_table_size, whole_table
-from wsi_ips.streaming.patch_source import StreamTelemetry
+from wsi_ips.streaming.telemetry import StreamTelemetry
 
 if TYPE_CHECKING:
     import torch

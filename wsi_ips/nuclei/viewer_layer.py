@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
-from wsi_ips.nuclei.found_files import FoundTable
+from wsi_ips.nuclei.found_table import FoundTable
 from wsi_ips.viewer.slide_tiles import Lately
 from wsi_ips.viewer.viewed_run import file_stamp
 

@@ -36,7 +36,7 @@ from wsi_ips.evaluation.plots import SELECTION, check_can_plot, draw_history, dr
 from wsi_ips.heatmaps.display_scale import HeatColours
 from wsi_ips.heatmaps.maps import Heat
 from wsi_ips.heatmaps.overlay import blend
-from wsi_ips.heatmaps.pictures import patch_picture
+from wsi_ips.heatmaps.patch_sheet import patch_picture
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.slides.base import WHITE, RgbImage, SlideReader
 from wsi_ips.slides.image_reader import MemoryReader

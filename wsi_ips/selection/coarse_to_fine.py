@@ -17,17 +17,10 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.models.coarse import EncoderScorer
 from wsi_ips.models.ips_net import BagNet, IPSNet, scoring
 from wsi_ips.models.sampling_net import SamplingNet
+from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.selection.memory import Kept
 from wsi_ips.selection.score_store import ScoreStore
-from wsi_ips.selection.slide_reading import (
-    CoarseReport,
-    Seen,
-    SlideReading,
-    device_of,
-    encode_again,
-    read_slide,
-    unchanged,
-)
+from wsi_ips.selection.slide_reading import Seen, SlideReading, device_of, encode_again, read_slide, unchanged
 from wsi_ips.streaming.device import DeviceTimer
 from wsi_ips.streaming.patch_source import Chunk, CoarseSource, Windows
 

@@ -16,7 +16,7 @@ from PIL import Image
 from wsi_ips.errors import ConfigError, SlideReadError
 from wsi_ips.slides.base import WHITE, RgbImage, SlideInfo, SlideReader, TiledReader
 from wsi_ips.streaming.area_means import area_means
-from wsi_ips.streaming.patch_source import BadTiles, StreamTelemetry
+from wsi_ips.streaming.telemetry import BadTiles, StreamTelemetry
 from wsi_ips.units import L0Point, Mpp
 
 

@@ -24,8 +24,9 @@ from wsi_ips.config import CoarseConfig, StreamingConfig
 from wsi_ips.slides.base import SlideReader, TiledReader
 from wsi_ips.streaming.device import DeviceCopies, PixelPool
 from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, means_the_same, pays
-from wsi_ips.streaming.patch_source import BadTiles, Chunk, StreamTelemetry, Windows
+from wsi_ips.streaming.patch_source import Chunk, Windows
 from wsi_ips.streaming.region_source import PatchRegion, RegionSource
+from wsi_ips.streaming.telemetry import BadTiles, StreamTelemetry
 from wsi_ips.streaming.tile_source import StoredJpegs, TileSource
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import window_coords

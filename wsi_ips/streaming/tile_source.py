@@ -17,8 +17,8 @@ from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.base import WHITE, JpegTiledReader, RgbImage, TiledReader
 from wsi_ips.slides.tile_places import Painting, TilesUnder
 from wsi_ips.streaming.device import PixelPool
-from wsi_ips.streaming.patch_source import BadTiles, StreamTelemetry
 from wsi_ips.streaming.region_source import PatchRegion, resample
+from wsi_ips.streaming.telemetry import BadTiles, StreamTelemetry
 from wsi_ips.units import Size
 
 SPARE_BUFFERS = 16

@@ -18,7 +18,7 @@ from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import AnnotationError, ConfigError, WsiIpsError
 from wsi_ips.heatmaps.maps import check_finite, outputs, task_queries, tells
-from wsi_ips.heatmaps.pictures import patch_picture
+from wsi_ips.heatmaps.patch_sheet import patch_picture
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideInfo, SlideReader

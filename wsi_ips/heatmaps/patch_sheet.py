@@ -1,26 +1,18 @@
-"""What did it see? The patches with the largest and the smallest values on one sheet: rank, raw value, place.
-
-One picture of what was taken for tissue and which patches were laid: one look tells whether it is right.
-"""
+"""What did it see? The patches with the largest and the smallest values on one sheet: rank, raw value, place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from shapely import Polygon
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.display_scale import FAINT_INK, INK, PAPER, printable, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, predictions_in_words
 from wsi_ips.slides.base import WHITE, RgbImage, SlideReader
 from wsi_ips.storage.files import whole_file
-from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.picture import slide_picture, slide_window
-from wsi_ips.tiling.tissue import TissueMask
+from wsi_ips.tiling.picture import slide_window
 
 PATCH_PX, MARGIN_PX, LINE_PX, TEXT_PX = 192, 16, 20, 14
 COLUMNS = 5
@@ -126,99 +118,3 @@ def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str]) 
     font = ImageFont.load_default(size=TEXT_PX)
     for number, line in enumerate(lines):
         draw.text((at[0], at[1] + number * LINE_PX), printable(line), INK if number == 0 else FAINT_INK, font)
-
-
-SIDE_PX = 2000
-"""Longer side of the slide in the picture, at most."""
-
-LEAST_WIDTH_PX = 640
-"""Width of the whole picture, so that the legend can be read."""
-
-CONTOUR, PATCH, PREVIEW_INK, PREVIEW_PAPER = (0, 150, 60), (30, 90, 230), (25, 25, 25), (255, 255, 255)
-SHADE = (0.45, 110)
-"""What is no tissue keeps this share of its colour and gets the rest of this grey level."""
-
-LEAST_PATCH_PX = 4
-"""Patches that would be smaller in the picture are not outlined: they would hide the tissue."""
-
-LEAST_FONT_PX = 18
-
-
-def write_preview(
-    path: Path, slide: SlideReader, coords: PatchCoords, mask: TissueMask, contours: Sequence[Polygon]
-) -> None:
-    """Write what :func:`draw_preview` draws as a JPEG, whole or not at all."""
-    picture = draw_preview(slide, coords, mask, contours)
-    with whole_file(path) as partial:
-        picture.save(partial, quality=85, subsampling=0)  # thin lines keep their colour
-
-
-def draw_preview(
-    slide: SlideReader, coords: PatchCoords, mask: TissueMask, contours: Sequence[Polygon]
-) -> Image.Image:
-    """The slide with what is no tissue shaded, the contours, the patches, and a legend below it.
-
-    ``contours`` are in level-0 pixels. A slide without patches or tissue is drawn as such. Raises the slide's
-    :class:`SlideReadError` for a file that is damaged all over.
-    """
-    l0_size = coords.l0_size
-    l0_per_px = max(1.0, max(l0_size) / SIDE_PX)
-    size_px = (ceil(l0_size[0] / l0_per_px), ceil(l0_size[1] / l0_per_px))
-    unread_HW = np.zeros(size_px[::-1], bool)
-    picture_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px, unread_HW=unread_HW)
-    picture = Image.fromarray(_shaded(picture_HWC, mask, l0_per_px))
-    draw = ImageDraw.Draw(picture)
-    if coords.l0_patch / l0_per_px >= LEAST_PATCH_PX:
-        for x, y in coords.l0_exact_corners() / l0_per_px:
-            side = coords.l0_patch / l0_per_px
-            draw.rectangle([x, y, x + side, y + side], outline=PATCH, width=2)
-    for polygon in contours:
-        for ring in (polygon.exterior, *polygon.interiors):
-            points = np.asarray(ring.coords) / l0_per_px
-            draw.line([tuple(point) for point in points.tolist()], fill=CONTOUR, width=3)
-    return _with_legend(picture, coords, mask)
-
-
-def _shaded(picture_HWC: RgbImage, mask: TissueMask, l0_per_px: float) -> RgbImage:
-    """Darker where there is no tissue; on a dark slide, lighter."""
-    height, width = picture_HWC.shape[:2]
-    rows, columns = (
-        _mask_pixels(count, l0_per_px / scale, length)
-        for count, scale, length in zip(
-            (height, width), mask.l0_per_px[::-1], mask.mask_HW.shape, strict=True
-        )
-    )
-    share, grey = SHADE
-    shades = (np.arange(256) * share + grey * (1 - share)).astype(np.uint8)
-    tissue_HW1 = mask.mask_HW[np.ix_(rows, columns)][..., None]
-    return np.asarray(np.where(tissue_HW1, picture_HWC, shades[picture_HWC]))
-
-
-def _mask_pixels(count: int, scale: float, length: int) -> NDArray[np.intp]:
-    return np.minimum(((np.arange(count) + 0.5) * scale).astype(np.intp), length - 1)
-
-
-def _with_legend(picture: Image.Image, coords: PatchCoords, mask: TissueMask) -> Image.Image:
-    um = coords.patch_px * coords.patch_mpp
-    lines = [
-        (PREVIEW_INK, f"{coords.slide_id}: {mask.mask_HW.mean():.1%} of the slide is tissue"),
-        (
-            PATCH,
-            f"{len(coords)} patches of {coords.patch_px} px at {coords.patch_mpp:.4g} µm ({um:.4g} µm wide)",
-        ),
-        (CONTOUR, "outline of the tissue; what is no tissue is shaded"),
-    ]
-    if mask.why_empty is not None:
-        lines.append((PREVIEW_INK, mask.why_empty[0]))
-    width = max(picture.width, LEAST_WIDTH_PX)
-    unit = max(LEAST_FONT_PX, width // 70)
-    font, row = ImageFont.load_default(size=unit), round(1.6 * unit)
-    whole = Image.new("RGB", (width, picture.height + row * len(lines) + unit), PREVIEW_PAPER)
-    whole.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(whole)
-    for number, (colour, line) in enumerate(lines):
-        y = picture.height + unit // 2 + number * row
-        if colour != PREVIEW_INK:
-            draw.rectangle([unit, y + 2, 2 * unit, y + unit], outline=colour, width=3)
-        draw.text((unit if colour == PREVIEW_INK else 2.6 * unit, y), printable(line), PREVIEW_INK, font)
-    return whole
