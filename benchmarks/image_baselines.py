@@ -60,7 +60,7 @@ class RandomPatches(Reader):
     def _drawn(self, bag: ImageBag, epoch: int) -> Tensor:
         rng = np.random.default_rng([self.config.training.seed, epoch + 1, *bag.bag_id.encode()])
         return torch.from_numpy(
-            rng.choice(len(bag), min(self.config.selection.m, len(bag)), replace=False)
+            rng.choice(len(bag), min(self.config.selection.memory_size, len(bag)), replace=False)
         ).sort()[0]
 
 

@@ -85,7 +85,7 @@ def net(*, heads: int = 4, queries: int = 2, positions: Positions | None = None)
 
 
 def rule(name: str, *, m: int = M) -> SelectionConfig:
-    return SelectionConfig(rule=name, m=m, i=7)  # type: ignore[arg-type]
+    return SelectionConfig(rule=name, memory_size=m, iteration_size=7)  # type: ignore[arg-type]
 
 
 def modes(model: nn.Module) -> list[bool]:

@@ -4,6 +4,7 @@ A part of the program receives its own section, never the whole configuration.
 """
 
 from wsi_ips.config.model import (
+    LETTERS,
     READ_NO_FILE,
     AttentionConfig,
     CoarseConfig,
@@ -30,6 +31,7 @@ from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
 
 __all__ = [
     "LARGEST_OVERLAY_PX",
+    "LETTERS",
     "READ_NO_FILE",
     "AttentionConfig",
     "AugmentConfig",

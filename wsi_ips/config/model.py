@@ -10,6 +10,7 @@ Which patches are kept, and everything that decides the network's shape.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -111,6 +112,10 @@ class CoarseConfig(Section):
     """Cascade: epochs in which everything is let through, while the scorer learns what is looked for."""
 
 
+LETTERS: Mapping[str, str] = MappingProxyType({"m": "memory_size", "i": "iteration_size"})
+"""The paper's letters for settings of the section ``selection``, and the settings' names."""
+
+
 class SelectionConfig(Section):
     """Which patches a slide's label is read from."""
 
@@ -122,14 +127,28 @@ class SelectionConfig(Section):
     """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
     order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
     patches are read and encoded a second time."""
-    m: PositiveInt = 64
-    """M, patches kept."""
-    i: PositiveInt = 64
-    """I, new patches that compete with the memory in one iteration of ``buffer``."""
+    memory_size: PositiveInt = 64
+    """M, patches kept. ``m`` is the same setting."""
+    iteration_size: PositiveInt = 64
+    """I, new patches that compete with the memory in one iteration of ``buffer``. ``i`` is the same setting."""
     sampling: SamplingConfig = SamplingConfig()
     """Of ``attention_sampling``."""
     coarse: CoarseConfig = CoarseConfig()
     """The look from afar, of ``attention_sampling`` and ``cascade``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _letters_of_the_paper(cls, values: Any) -> Any:
+        """``m`` and ``i`` as the paper has them, and as recipes and checkpoints of earlier versions do."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for letter, name in LETTERS.items():
+            if letter in values and name in values:
+                raise ValueError(f"{letter} and {name} are the same setting: give one of them")
+            if letter in values:
+                values[name] = values.pop(letter)
+        return values
 
     @property
     def reads_images(self) -> bool:

@@ -211,9 +211,16 @@ def _kept(
     store: ScoreStore | None,
 ) -> Kept:
     if selection.rule == "buffer":
-        return select_patches(chunks, encode=encode, logits=logits, m=selection.m, i=selection.i, store=store)
+        return select_patches(
+            chunks,
+            encode=encode,
+            logits=logits,
+            m=selection.memory_size,
+            i=selection.iteration_size,
+            store=store,
+        )
     store = ScoreStore() if store is None else store
-    return select_global(chunks, encode=encode, logits=logits, m=selection.m, store=store)
+    return select_global(chunks, encode=encode, logits=logits, m=selection.memory_size, store=store)
 
 
 def device_of(net: torch.nn.Module) -> torch.device:
