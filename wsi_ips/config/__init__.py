@@ -3,6 +3,7 @@
 A part of the program receives its own section, never the whole configuration.
 """
 
+from wsi_ips.config.encoder_input import TransformConfig
 from wsi_ips.config.model import (
     READ_NO_FILE,
     AttentionConfig,
@@ -78,6 +79,7 @@ __all__ = [
     "TissueModelConfig",
     "TrafficSignsConfig",
     "TrainingConfig",
+    "TransformConfig",
     "UpsamplingConfig",
     "fingerprint",
     "read_specification_table",
