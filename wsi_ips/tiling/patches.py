@@ -69,14 +69,16 @@ def _is_coarser(slide_mpp: Mpp, patch_mpp: Mpp) -> bool:
 class StoredPatches:
     """The patches in a folder of coordinates, as a model of this tiling reads them.
 
-    A patch covers what its file says, with ``tiling.patch_px`` pixels. Those that lie on the grid that we would
-    lay are that grid's cells, in its order; any others keep the file's order and numbers. ``raster``: the model
-    counts cells (``attention.positions: raster``), which means nothing on another grid.
+    A patch covers what its file says, to the pixel, with ``tiling.patch_px`` pixels. Those that lie on the grid
+    that we would lay are that grid's cells, in its order; any others keep the file's order and numbers.
+    ``raster``: the model counts cells (``attention.positions: raster``), which means nothing on another grid.
+    ``own_px``: a patch has the file's own pixels, not ``tiling``'s: the encoder resizes them.
     """
 
     folder: Path
     tiling: TilingConfig
     raster: bool = False
+    own_px: bool = False
 
     def __call__(self, slide: SlideReader, *, slide_id: str, mpp: Mpp | None) -> PatchCoords:
         """See :class:`wsi_ips.tiling.patches.FindPatches`.
@@ -91,7 +93,7 @@ class StoredPatches:
         if not len(coords):
             raise CoordsError(path, "holds no patches", "leave the slide out")
         _check_corners(coords, path)
-        fitted = _on_our_grid(_as_read(coords, self.tiling, path), self.tiling)
+        fitted = coords if self.own_px else self._fitted(coords, path)
         check_upsampling(
             info.path,
             slide_mpp=fitted.slide_mpp,
@@ -105,6 +107,14 @@ class StoredPatches:
                 "lay the patches out with wsi-ips tile, or train with positions: slide",
             )
         return fitted
+
+    def _fitted(self, coords: PatchCoords, path: Path) -> PatchCoords:
+        """With the model's pixels: as cells of our grid where they are, else with the file's own footprint."""
+        on_grid = _on_our_grid(_as_read(coords, self.tiling, path, rounded=True), self.tiling)
+        if on_grid is not None:
+            return on_grid
+        read = _as_read(coords, self.tiling, path, rounded=False)
+        return replace(read, ids_N=np.arange(len(read)), g_size=(len(read), 1))
 
     def read_from(self, slide_id: str) -> Sequence[Path]:
         """The slide's file of coordinates. Raises :class:`CoordsError` as a call does."""
@@ -146,8 +156,9 @@ def _check_corners(coords: PatchCoords, path: Path) -> None:
         )
 
 
-def _as_read(coords: PatchCoords, tiling: TilingConfig, path: Path) -> PatchCoords:
-    """With the pixels that the model takes of a patch. Raises :class:`CoordsError` for one of another size."""
+def _as_read(coords: PatchCoords, tiling: TilingConfig, path: Path, *, rounded: bool) -> PatchCoords:
+    """With the pixels that the model takes of a patch. ``rounded``: the file's footprint is the model's, written
+    down in whole pixels, where that can be. Raises :class:`CoordsError` for a patch of another size."""
     l0_wanted = tiling.patch_px * tiling.patch_mpp / coords.slide_mpp
     l0_off = abs(coords.l0_patch - l0_wanted)
     # Rounding: TRIDENT cuts off decimals of level-0 pixels; ours in CLAM's layout has whole pixels of a level.
@@ -160,31 +171,29 @@ def _as_read(coords: PatchCoords, tiling: TilingConfig, path: Path) -> PatchCoor
             f"{tiling.patch_mpp:.4g} µm ({tiling.patch_px * tiling.patch_mpp:.4g} µm)",
             "lay the patches out at the model's resolution",
         )
-    l0_patch = l0_wanted if l0_off <= rounding else coords.l0_patch
+    same = l0_off == 0 or (rounded and l0_off <= rounding)
+    l0_patch = l0_wanted if same else coords.l0_patch
     overlap = round(coords.overlap_px * tiling.patch_px / coords.patch_px)
     return replace(
         coords,
         patch_px=tiling.patch_px,
-        patch_mpp=Mpp(
-            tiling.patch_mpp if l0_off <= rounding else l0_patch * coords.slide_mpp / tiling.patch_px
-        ),
+        patch_mpp=Mpp(tiling.patch_mpp if same else l0_patch * coords.slide_mpp / tiling.patch_px),
         l0_patch=l0_patch,
         overlap_px=min(max(0, overlap), tiling.patch_px - 1),
     )
 
 
-def _on_our_grid(coords: PatchCoords, tiling: TilingConfig) -> PatchCoords:
-    """The same patches as cells of our grid, in its order, where they are; else in file order, each its own."""
-    apart = replace(coords, ids_N=np.arange(len(coords)), g_size=(len(coords), 1))
+def _on_our_grid(coords: PatchCoords, tiling: TilingConfig) -> PatchCoords | None:
+    """The same patches as cells of our grid, in its order; None where they lie elsewhere."""
     if coords.patch_mpp != tiling.patch_mpp:
-        return apart
+        return None
     grid = PatchGrid.cover(coords.l0_size, slide_mpp=coords.slide_mpp, tiling=tiling)
     g_xy_N2 = np.rint(coords.l0_xy_N2 / grid.l0_step).astype(np.int64)
     ids_N = g_xy_N2[:, 1] * grid.g_cols + g_xy_N2[:, 0]
     same_place = np.abs(g_xy_N2 * grid.l0_step - coords.l0_xy_N2).max() <= 0.5
     inside = (g_xy_N2 < (grid.g_cols, grid.g_rows)).all()
     if not (same_place and inside and len(np.unique(ids_N)) == len(ids_N)):
-        return apart
+        return None
     order_N = ids_N.argsort()
     return PatchCoords.on_grid(
         grid,
