@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 ORDER = [
     "location", "byte_cache", "errors", "units", "plain_yaml", "config", "files", "outside_causes", "hdf5",
     "library_lines", "progress", "versions", "fingerprint", "lock_file", "held_folder", "slides", "qupath",
-    "tiling", "streaming", "attention_sampling", "models", "selection", "datasets", "training", "evaluation",
-    "search", "inference", "heatmaps", "report", "viewer", "recipe", "demo", "commands", "progress_bars", "cli",
+    "tiling", "streaming", "attention_sampling", "survival", "models", "selection", "datasets", "training",
+    "evaluation", "search", "inference", "heatmaps", "report", "viewer", "recipe", "demo", "commands",
+    "progress_bars", "cli",
 ]  # fmt: skip
 
 LIGHT = {"config": {"numpy", "torch"}, "recipe": {"numpy", "torch"}, "cli": {"numpy", "torch", "pydantic"}}

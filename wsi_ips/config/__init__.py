@@ -30,7 +30,8 @@ from wsi_ips.config.slides import (
     TrafficSignsConfig,
     UpsamplingConfig,
 )
-from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
+from wsi_ips.config.survival import SurvivalConfig
+from wsi_ips.config.training import AugmentConfig, ClassWeights, Monitor, TrainingConfig
 from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.search.config import (
     ControllerConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "ImageDataConfig",
     "MegapixelMnistConfig",
     "ModelConfig",
+    "Monitor",
     "NamedSpecification",
     "PipelineConfig",
     "ProxyConfig",
@@ -71,6 +73,7 @@ __all__ = [
     "SpecificationTable",
     "StrategyName",
     "StreamingConfig",
+    "SurvivalConfig",
     "SyntheticConfig",
     "TaskConfig",
     "TilingConfig",
