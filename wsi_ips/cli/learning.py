@@ -80,6 +80,9 @@ def evaluate(
     threshold_from: Annotated[
         str | None, typer.Option(help="Choose the threshold on this split (train or val) instead.")
     ] = None,
+    risk_groups: Annotated[
+        int | None, typer.Option(help="Groups of risk whose survival is compared (default 2).")
+    ] = None,
     bootstrap: Annotated[int | None, typer.Option(help="Resamples for the intervals (default 2000).")] = None,
     stratify: Annotated[
         bool | None, typer.Option("--stratify/--no-stratify", help="Resample class by class (default).")
@@ -94,7 +97,7 @@ def evaluate(
              "annotations": annotations, "partly_annotated": partly_annotated,
              "detection_radius_um": detection_radius_um, "detections": detections, "history": history,
              "pool": pool, "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
-             "stratify": stratify, "seed": seed, "plots": plots}  # fmt: skip
+             "stratify": stratify, "seed": seed, "plots": plots, "risk_groups": risk_groups}  # fmt: skip
     start("evaluate", flags)
 
 

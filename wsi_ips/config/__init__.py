@@ -28,7 +28,8 @@ from wsi_ips.config.slides import (
     TissueModelConfig,
     UpsamplingConfig,
 )
-from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
+from wsi_ips.config.survival import SurvivalConfig
+from wsi_ips.config.training import AugmentConfig, ClassWeights, Monitor, TrainingConfig
 
 __all__ = [
     "LARGEST_OVERLAY_PX",
@@ -43,6 +44,7 @@ __all__ = [
     "FinetuneConfig",
     "Fraction",
     "ModelConfig",
+    "Monitor",
     "NamedSpecification",
     "PipelineConfig",
     "SamplingConfig",
@@ -50,6 +52,7 @@ __all__ = [
     "SelectionConfig",
     "SpecificationTable",
     "StreamingConfig",
+    "SurvivalConfig",
     "TaskConfig",
     "TilingConfig",
     "TissueConfig",

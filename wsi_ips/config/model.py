@@ -30,6 +30,7 @@ from pydantic import (
 
 from wsi_ips.config.encoder_input import Side, TransformConfig
 from wsi_ips.config.section import Fraction, Section, read_described
+from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
 
 MOST_ENTRIES = 1000
@@ -390,6 +391,12 @@ class TaskConfig(Section):
     """One label of a slide."""
 
     name: str = "label"
+    kind: Literal["label", "ordinal", "survival"] = "label"
+    """``label``: classes or numbers, as ``activation`` says. ``ordinal``: one class of several that are in order,
+    lowest first, such as grades: one score decides between all of them (cumulative link). ``survival``: when an
+    event happens, from ``survival``'s columns."""
+    survival: SurvivalConfig | None = None
+    """Of ``kind: survival`` alone."""
     column: str | None = None
     """The manifest's column that holds it; none: the one named like the task."""
     classes: tuple[str, ...] = ("normal", "tumor")
@@ -410,9 +417,31 @@ class TaskConfig(Section):
                 raise ValueError(f"{name!r} is no text: put the classes in quotes, as the manifest has them")
         return [str(name) if isinstance(name, int) else name for name in value]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _survival_says_numbers(cls, value: Any) -> Any:
+        """A survival task's outputs follow from its times."""
+        if not isinstance(value, Mapping) or value.get("kind") != "survival":
+            return value
+        if value.get("survival") is None:
+            raise ValueError("kind: survival needs survival: {time: COLUMN, event: COLUMN, at: [TIMES]}")
+        survival = SurvivalConfig.model_validate(value["survival"])
+        derived = {"classes": survival.outputs, "activation": "linear", "column": survival.event}
+        for name, its in derived.items():
+            given = value.get(name)
+            if given is not None and (tuple(given) if name == "classes" else given) != its:
+                raise ValueError(f"kind: survival has no {name} of its own: leave it out")
+        return {**value, **derived, "survival": survival}
+
     @property
     def column_name(self) -> str:
+        """The column that the label is read from; of survival, that of the event."""
         return self.column or self.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that the task is learned from."""
+        return (self.column_name,) if self.survival is None else (self.survival.event, self.survival.time)
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Self:
@@ -420,6 +449,16 @@ class TaskConfig(Section):
             raise ValueError(f"task {self.name}: classes must be named and distinct, got {self.classes}")
         if self.activation == "softmax" and len(self.classes) < 2:
             raise ValueError(f"task {self.name}: softmax needs two classes or more")
+        return self
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if self.kind != "survival" and self.survival is not None:
+            raise ValueError(f"task {self.name}: survival goes with kind: survival")
+        if self.kind == "ordinal" and (self.activation != "softmax" or len(self.classes) < 3):
+            raise ValueError(
+                f"task {self.name}: kind: ordinal needs three classes or more, in order, and activation: softmax"
+            )
         return self
 
 

@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from wsi_ips.config.model import ModelConfig, SelectionConfig
 from wsi_ips.config.section import Section
 from wsi_ips.config.slides import StreamingConfig, TilingConfig
+from wsi_ips.config.survival import FEWEST_PER_STEP
 from wsi_ips.config.training import TrainingConfig
 
 
@@ -111,6 +112,24 @@ class FinetuneConfig(PipelineConfig):
                     raise ValueError(
                         f"training.class_weights: task {task} has no class {name!r}; known: {known}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _survival_can_be_learned(self) -> Self:
+        tasks, training = self.model.tasks, self.training
+        for wanted, kind in (("c_index", "survival"), ("kappa", "ordinal")):
+            if training.monitor == wanted and all(task.kind != kind for task in tasks):
+                raise ValueError(f"training.monitor: {wanted} needs a task of kind: {kind}")
+        for task in tasks:
+            its = task.survival
+            if its is None or its.loss != "cox" or its.risk_set != "step":
+                continue
+            if training.slides_per_step < FEWEST_PER_STEP:
+                raise ValueError(
+                    f"task {task.name}: survival.risk_set: step compares the slides of a step alone, and "
+                    f"training.slides_per_step is {training.slides_per_step}: set {FEWEST_PER_STEP} or more, or "
+                    "risk_set: epoch"
+                )
         return self
 
     @model_validator(mode="after")

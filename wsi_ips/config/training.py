@@ -57,6 +57,10 @@ class HeadStartConfig(Section):
     """Leave the features (float16) in the run's folder; they are deleted when the head start is over."""
 
 
+Monitor = Literal["loss", "auc", "c_index", "kappa"]
+"""What an epoch is chosen by."""
+
+
 class TrainingConfig(Section):
     """Optimisation. The schedule is IPS's: linear warm-up, then cosine to 0.001 of the peak; or steps."""
 
@@ -111,8 +115,9 @@ class TrainingConfig(Section):
     start: Path | None = None
     """Checkpoint to begin from: all of its weights, or, of one that reads stored features, all but the encoder's.
     none: the encoder's own weights, and the rest at random."""
-    monitor: Literal["loss", "auc"] = "loss"
-    """What makes an epoch the best: the lowest validation loss, or the highest mean AUC over the tasks."""
+    monitor: Monitor = "loss"
+    """What makes an epoch the best: the lowest validation loss, or the highest mean over the tasks of ``auc``,
+    of survival tasks' ``c_index`` (Harrell's) or of ordinal tasks' quadratic ``kappa``."""
     save_minutes: NonNegativeFloat = 5.0
     """Time between two saves of the state that a killed run resumes from; 0: after every step."""
     max_bad_slides: Fraction = 0.1

@@ -17,6 +17,7 @@ from pathlib import Path
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.annotations import same_slides
 from wsi_ips.datasets.camelyon import SlideFinder
+from wsi_ips.datasets.survival_columns import check_patients_agree, survival_target
 from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.storage.files import check_table_size, whole_file
 from wsi_ips.storage.location import is_file_name, is_there
@@ -25,7 +26,8 @@ NONE = "none"
 """What a cell says of a slide that has none of a sigmoid task's classes. Empty would read as forgotten."""
 
 Target = int | tuple[float, ...]
-"""softmax: the class's index. sigmoid: 0 or 1 per class. linear: the number per output."""
+"""softmax: the class's index. sigmoid: 0 or 1 per class. linear: the number per output. Of a survival task, (time,
+event)."""
 
 
 def target_of(task: TaskConfig, cell: str) -> Target:
@@ -88,8 +90,13 @@ class SlideRecord:
 
         Raises ``ValueError`` as :func:`target_of`.
         """
-        cells = {task.name: self.labels.get(task.column_name, "") for task in tasks}
-        return {task.name: target_of(task, cells[task.name]) for task in tasks if cells[task.name]}
+        return {
+            task.name: survival_target(task, self.labels, self.case_id)
+            if task.survival is not None
+            else target_of(task, self.labels[task.column_name])
+            for task in tasks
+            if any(self.labels.get(column, "") for column in task.columns)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +126,13 @@ def read_manifest(
     there. An empty cell is a missing label: the slide is left out of that task alone. With ``need_labels`` every
     slide has a label for some task. Raises :class:`ManifestError` with the line for an unknown label, a slide
     without any, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits, a
-    file under two ids (a link or a copy; looked at where slides have to be there);
+    file under two ids (a link or a copy; looked at where slides have to be there), slides of a patient with
+    different times or events of a survival task;
     :class:`SlideNotFound` where ``root`` is no folder.
     """
     if root is not None and not root.is_dir():
         raise SlideNotFound(root, "no such folder of slides", "name the folder that holds the data set")
-    columns = (*COLUMNS, *dict.fromkeys(task.column_name for task in tasks))
+    columns = (*COLUMNS, *dict.fromkeys(column for task in tasks for column in task.columns))
     if not path.is_file():
         raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(columns)}")
     check_table_size(path, ManifestError)
@@ -143,6 +151,7 @@ def read_manifest(
         raise ManifestError(path, "lists no slides", "add a line per slide")
     records = _located(path, lines, root) if need_slides else [record for _, record in lines]
     _check_ids_and_cases(path, records)
+    check_patients_agree(path, records, tasks)
     if need_slides:
         _check_files(path, records)
     return Manifest(path, tuple(records))
@@ -165,7 +174,7 @@ def _record(
     path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig], need_label: bool
 ) -> SlideRecord:
     values = {name: (row.get(name) or "").strip() for name in COLUMNS}
-    labels = {task.column_name: (row.get(task.column_name) or "").strip() for task in tasks}
+    labels = {column: (row.get(column) or "").strip() for task in tasks for column in task.columns}
     empty = next((name for name in COLUMNS if not values[name]), None)
     if empty:
         raise ManifestError(path, f"line {line}: {empty} is empty", "fill it in, or leave the line out")

@@ -15,6 +15,7 @@ from wsi_ips.images.bags import ImageViews
 from wsi_ips.models.sampling import entropy_regulariser
 from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
 from wsi_ips.training.bags import Bag
+from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import SelectionFigures, bag_key, seeded, whole_bag
 from wsi_ips.training.learning import finite, step_loss
 
@@ -61,7 +62,8 @@ class ImageLearner:
         )
         reading = self.net.reading(found.features_BD, found.attention_Bhw.flatten(1))
         targets = [each.bag.targets for each in kept]
-        loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
+        risks = EpochRisks(self.remembered, [each.bag.bag_id for each in kept])
+        loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights, risks=risks)
         attention_net = self.net.coarse
         assert isinstance(attention_net, AttentionNet)
         strength = self.net.sampling.entropy

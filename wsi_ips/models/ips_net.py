@@ -1,4 +1,4 @@
-"""From query tokens to labels: one linear layer per task, each on its own token.
+"""From query tokens to labels: one layer per task, each on its own token.
 
 Shape suffixes: B bags, T tasks (and query tokens), D width, C classes of a task.
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.coarse import Coarse, EncoderScorer
+from wsi_ips.models.task_heads import OrdinalHead, SurvivalHead
 from wsi_ips.units import PlaceKind
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,23 +48,40 @@ class Heads(nn.Module):
         self.tokens = task_queries(tasks)
         """{task: the token that it reads}"""
         self.queries = queries_of(tasks)
-        self.layers = nn.ModuleList(nn.Linear(dim, len(task.classes)) for task in tasks)
+        self.layers = nn.ModuleList(_layer(dim, task) for task in tasks)
 
     def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
-        """Task name to logits (B, C)."""
+        """Task name to logits (B, C); of a survival task what its head says before it is risk and survival."""
         return {
             task.name: layer(tokens_BTD[:, self.tokens[task.name]])
             for task, layer in zip(self._tasks, self.layers, strict=True)
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """Task name to its layer's weight (C, D)."""
+        """Task name to its layer's weight (C, D), a row for each of the task's classes."""
         layers = zip(self._tasks, self.layers, strict=True)
-        return {task.name: layer.weight for task, layer in layers if isinstance(layer, nn.Linear)}
+        return {
+            task.name: layer.weight
+            for task, layer in layers
+            if isinstance(layer, nn.Linear | OrdinalHead | SurvivalHead)
+        }
 
     def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers."""
-        return {task.name: _ACTIVATIONS[task.activation](logits[task.name]) for task in self._tasks}
+        """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers;
+        of a survival task the risk and the probabilities of survival."""
+        return {
+            task.name: layer.said(logits[task.name])
+            if isinstance(layer, SurvivalHead)
+            else _ACTIVATIONS[task.activation](logits[task.name])
+            for task, layer in zip(self._tasks, self.layers, strict=True)
+        }
+
+
+def _layer(dim: int, task: TaskConfig) -> nn.Module:
+    if task.survival is not None:
+        return SurvivalHead(dim, task.survival)
+    classes = len(task.classes)
+    return OrdinalHead(dim, classes) if task.kind == "ordinal" else nn.Linear(dim, classes)
 
 
 def queries_of(tasks: Sequence[TaskConfig]) -> int:

@@ -227,6 +227,27 @@ class Stages(_Part):
     incomplete: tuple[str, ...] = ()
 
 
+class GroupTest(_Part):
+    """The log-rank test of groups of risk."""
+
+    p: float
+
+
+class RiskGroups(_Part):
+    log_rank: GroupTest | None = None
+    edges_from: str = ""
+
+
+class SurvivalFigures(_Part):
+    """Of patients. unit: what times are counted in."""
+
+    patients: int
+    events: int
+    unit: str
+    metrics: dict[str, Figure]
+    risk_groups: RiskGroups = RiskGroups()
+
+
 class FrocFigures(_Part):
     """sensitivity_at: {false positives a slide: sensitivity}."""
 
@@ -275,6 +296,7 @@ class Metrics(_Part):
     intervals: Intervals
     tasks: dict[str, TaskFigures]
     stages: dict[str, Stages] = {}
+    survival: dict[str, SurvivalFigures] = {}
     froc: Froc | None = None
 
 
@@ -315,7 +337,8 @@ def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
         raise ResultsError(
             path, f"is no evaluation ({where}: {one_line(first['msg'])})", EVALUATION_MEND
         ) from None
-    plots = [plot for name in ("roc*", "froc", "reliability*") for plot in sorted(folder.glob(f"{name}.png"))]
+    names = ("roc*", "kaplan_meier*", "froc", "reliability*")
+    plots = [plot for name in names for plot in sorted(folder.glob(f"{name}.png"))]
     return StoredEvaluation(folder, metrics, _judged(folder / "slides.csv", run), plots)
 
 

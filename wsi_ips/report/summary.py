@@ -67,6 +67,8 @@ def shortened(text: str) -> str:
 
 def answer(task: TaskConfig, outputs: dict[str, float]) -> str:
     """What a slide was called in one task: as ``pred`` in ``predictions.csv``, for people."""
+    if task.survival is not None:
+        return f"risk {outputs['risk']:.4g}"
     if task.activation == "linear":
         return ", ".join(f"{outputs[name]:.4g}" for name in task.classes)
     if task.activation == "sigmoid":

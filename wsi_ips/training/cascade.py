@@ -95,7 +95,7 @@ class CascadeLearner:
     scorer_losses: of every bag so far."""
 
     def __init__(self, learner: Learner) -> None:
-        self.remembered: dict[str, Tensor] = {}
+        self.remembered = learner.remembered  # where the risks of Cox tasks are too
         self.watched: list[SelectionFigures] = []
         self.scorer_losses: list[float] = []
         self._learner = learner

@@ -25,6 +25,7 @@ from wsi_ips.models.sampling_net import SamplingNet
 from wsi_ips.selection.coarse_to_fine import look
 from wsi_ips.selection.slide_reading import Seen
 from wsi_ips.training.bags import Bag
+from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import (
     BagLost,
     KeptPatches,
@@ -151,7 +152,9 @@ class SlideLearner:
             drawn = [a_1N[0, each.index_M].to(device) for a_1N, each in zip(maps, kept, strict=True)]
             reading = self.net.read_samples(features_KC, drawn)
             targets = [each.patches.bag.targets for each in kept]
-            tasks_loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
+            risks = EpochRisks(self.remembered, [each.patches.bag.bag_id for each in kept])
+            tasks = self.config.model.tasks
+            tasks_loss = step_loss(reading, targets, tasks, weights=self.weights, risks=risks)
             spread = [entropy_regulariser(a_1N, strength=self.net.sampling.entropy) for a_1N in maps]
             return share * (tasks_loss + torch.stack(spread).mean().to(device))
 
