@@ -3,6 +3,7 @@
 A part of the program receives its own section, never the whole configuration.
 """
 
+from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
 from wsi_ips.config.model import (
     READ_NO_FILE,
     AttentionConfig,
@@ -44,6 +45,8 @@ from wsi_ips.search.config import (
 __all__ = [
     "LARGEST_OVERLAY_PX",
     "READ_NO_FILE",
+    "AgainstCollapseConfig",
+    "AggregatorConfig",
     "AttentionConfig",
     "AugmentConfig",
     "BatchConfig",

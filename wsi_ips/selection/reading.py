@@ -10,6 +10,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.images.bags import ImageViews, read_views
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
+from wsi_ips.selection.all_patches import read_all
 from wsi_ips.selection.coarse_to_fine import read_cascade, read_sampled
 from wsi_ips.selection.slide_reading import SlideReading, read_slide
 from wsi_ips.streaming.patch_source import Chunk, CoarseSource, PatchSource
@@ -35,6 +36,8 @@ def read_bag(
         return read_views(net, source)
     if selection.selector == "ips":
         return read_slide(cast(IPSNet, net), source, selection, through=through)
+    if selection.selector == "all":
+        return read_all(cast(IPSNet, net), source, through=through)
     if not hasattr(source, "windows"):
         raise ConfigError(f"selection.selector: {selection.selector} cannot look at these patches from afar")
     with torch.no_grad():

@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import TrainingError, WsiIpsError
 from wsi_ips.images.learning import ImageLearner
-from wsi_ips.models.ips_net import BagNet, IPSNet
+from wsi_ips.models.ips_net import BagNet, BagsRead, IPSNet
 from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
 from wsi_ips.selection.reading import read_bag
+from wsi_ips.training.against_collapse import AgainstCollapse
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.cascade import CascadeLearner
 from wsi_ips.training.kept_patches import BagLost, PatchKeeper, SelectionFigures
@@ -68,14 +69,15 @@ def make_method(
     weights: Mapping[str, Tensor | None],
     *,
     backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> Method:
-    """The one that ``config.selection`` names. weights, backward: as of :class:`Learner`."""
+    """The one that ``config.selection`` names. weights, backward, penalty: as of :class:`Learner`."""
     if isinstance(net, SamplingNet):
         if isinstance(net.coarse, AttentionNet):
             return ImageLearner(net, config, weights, backward)
         return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)
     ips = cast(IPSNet, net)
-    learner = Learner(ips, config, PatchKeeper(ips, config), weights, backward)
+    learner = Learner(ips, config, PatchKeeper(ips, config), weights, backward, penalty)
     return CascadeLearner(learner) if config.selection.selector == "cascade" else learner
 
 
@@ -114,7 +116,14 @@ class IPSModule(LightningModule):
         self._weights = {
             task.name: class_weights(choice, task, [bag.targets for bag in bags]) for task in tasks
         }
-        self.method = make_method(net, config, self._weights, backward=self.manual_backward)
+        self._collapse = AgainstCollapse.of(net, config)
+        self.method = make_method(
+            net,
+            config,
+            self._weights,
+            backward=self.manual_backward,
+            penalty=None if self._collapse is None else self._collapse.penalty,
+        )
 
     def training_step(self, step: Step, _: int) -> None:
         optimizer = self.optimizers()
@@ -126,6 +135,8 @@ class IPSModule(LightningModule):
         )
         if slides:  # without one there is no gradient: weights do not decay either
             optimizer.step()
+            if self._collapse is not None:
+                self._collapse.stepped()
             loss = loss / (slides / len(step.bags))
             self.losses.append(float(loss))
             self.log("step_loss", loss, on_step=True, on_epoch=False, batch_size=len(step.bags))
@@ -289,6 +300,7 @@ class IPSModule(LightningModule):
             "watched": [astuple(each) for each in self.watched],
             "bad": dict(self.bad),
             "remembered": dict(self.method.remembered),
+            **({} if self._collapse is None else self._collapse.state()),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -297,3 +309,5 @@ class IPSModule(LightningModule):
         self.watched[:] = [SelectionFigures(*each) for each in state["watched"]]
         self.bad.update(state["bad"])
         self.method.remembered.update(state["remembered"])
+        if self._collapse is not None:
+            self._collapse.restore(state)
