@@ -3,6 +3,7 @@
 A part of the program receives its own section, never the whole configuration.
 """
 
+from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
 from wsi_ips.config.encoder_input import TransformConfig
 from wsi_ips.config.model import (
     LETTERS,
@@ -35,6 +36,8 @@ __all__ = [
     "LARGEST_OVERLAY_PX",
     "LETTERS",
     "READ_NO_FILE",
+    "AgainstCollapseConfig",
+    "AggregatorConfig",
     "AttentionConfig",
     "AugmentConfig",
     "BatchConfig",

@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from wsi_ips.config.aggregator import AggregatorConfig
 from wsi_ips.config.encoder_input import Side, TransformConfig
 from wsi_ips.config.section import Fraction, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
@@ -124,10 +125,12 @@ LETTERS: Mapping[str, str] = MappingProxyType({"m": "memory_size", "i": "iterati
 class SelectionConfig(Section):
     """Which patches a slide's label is read from."""
 
-    selector: Literal["ips", "attention_sampling", "cascade"] = "ips"
+    selector: Literal["ips", "attention_sampling", "cascade", "all"] = "ips"
     """``ips``: iterative patch selection over all patches (Bergner et al. 2023, section 3).
     ``attention_sampling``: patches drawn where a network that sees the slide from afar attends. ``cascade``:
-    IPS over the share of the tissue that a look from afar lets through."""
+    IPS over the share of the tissue that a look from afar lets through. ``all``: every patch is read; it is what
+    an aggregator without a score for single patches needs, and it suits stored features. Memory grows with the
+    slide, in training up to ``training.most_patches``."""
     rule: Literal["buffer", "global"] = "buffer"
     """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
     order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
@@ -472,7 +475,52 @@ class ModelConfig(Section):
 
     encoder: EncoderConfig = EncoderConfig()
     attention: AttentionConfig = AttentionConfig()
+    aggregator: AggregatorConfig | None = None
+    """What reads the kept patches in place of ``attention``: mean, max, abmil, clam_sb, clam_mb, dsmil, transmil,
+    abmilx, or another package's. ``direct`` and ``paper`` are the blocks of ``attention``. None: ``attention``. Of
+    ``attention`` only the positions go with it."""
     tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_are_aggregators(cls, value: Any) -> Any:
+        """``aggregator: direct`` is ``attention: direct``, so that the blocks can be listed beside the others."""
+        if not isinstance(value, Mapping) or "aggregator" not in value:
+            return value
+        given = value["aggregator"]
+        given = {"name": given} if isinstance(given, str) else given
+        if not isinstance(given, Mapping) or given.get("name") not in ("direct", "paper"):
+            return value
+        attention = value.get("attention", {})
+        attention = {"block": attention} if isinstance(attention, str) else attention
+        if not isinstance(attention, Mapping):
+            return value
+        if attention.get("block", given["name"]) != given["name"]:
+            raise ValueError(f"aggregator: {given['name']} is not attention.block: {attention['block']}")
+        settings = {name: setting for name, setting in given.items() if name != "name"}
+        rest = {name: part for name, part in value.items() if name != "aggregator"}
+        return {**rest, "attention": {**attention, **settings, "block": given["name"]}}
+
+    @model_validator(mode="after")
+    def _attention_goes_unused(self) -> Self:
+        if self.aggregator is None:
+            return self
+        plain, places = AttentionConfig(), ("positions", "wavelengths_um")
+        for name in AttentionConfig.model_fields:
+            if name not in places and getattr(self.attention, name) != getattr(plain, name):
+                raise ValueError(
+                    f"attention.{name} is not a setting of aggregator: {self.aggregator.name}; leave it out, and "
+                    "give the aggregator's own settings beside its name"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_without_an_aggregator(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A configuration without one is stored as earlier versions stored it, and runs of theirs can go on."""
+        stored: dict[str, Any] = handler(self)
+        if self.aggregator is None:
+            stored.pop("aggregator", None)
+        return stored
 
     @property
     def project(self) -> int:

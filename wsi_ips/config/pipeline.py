@@ -50,12 +50,17 @@ class PipelineConfig(Section):
     @model_validator(mode="after")
     def _coarse_look_can_be(self) -> Self:
         selection = self.selection
-        if selection.selector == "ips":
+        if selection.selector == "attention_sampling" and self.model.aggregator is not None:
+            raise ValueError(
+                "attention sampling reads the mean of the patches that it draws: leave model.aggregator out, or "
+                "take selection.selector: ips"
+            )
+        if selection.selector in ("ips", "all"):
             return self
         if self.model.encoder.name == "features":
             raise ValueError(
                 f"selection.selector: {selection.selector} looks at slides from afar; stored features are read by "
-                "ips"
+                "ips and all"
             )
         if selection.selector == "attention_sampling" and self.model.attention.positions != "none":
             raise ValueError("attention sampling knows no places: leave model.attention.positions at none")
@@ -147,6 +152,15 @@ class FinetuneConfig(PipelineConfig):
             raise ValueError(
                 f"selection.selector: {self.selection.selector} selects in every epoch: set "
                 "training.select_every=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _collapse_is_of_attention_over_patches(self) -> Self:
+        if self.training.against_collapse.is_on and self.selection.selector == "attention_sampling":
+            raise ValueError(
+                "training.against_collapse works on the attention over kept patches, which attention sampling "
+                "does not have: leave it out"
             )
         return self
 

@@ -11,9 +11,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
+from wsi_ips.config.aggregator import AgainstCollapseConfig
 from wsi_ips.config.section import Fraction, Section
 
 ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
@@ -135,7 +138,17 @@ class TrainingConfig(Section):
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """``shuffle``: every slide once an epoch. ``balanced``: every class equally often, slides of rare ones several
     times; by the first softmax task, or else the first sigmoid task of one class."""
+    against_collapse: AgainstCollapseConfig = AgainstCollapseConfig()
+    """What keeps attention from settling on a few patches early; nothing by default."""
     seed: int = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_nothing_is_on(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Stored as earlier versions stored it where nothing is on, so that runs of theirs can go on."""
+        stored: dict[str, Any] = handler(self)
+        if self.against_collapse == AgainstCollapseConfig():
+            stored.pop("against_collapse", None)
+        return stored
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.images.bags import ImageViews
+from wsi_ips.models.ips_net import BagsRead
 from wsi_ips.models.sampling import entropy_regulariser
 from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
 from wsi_ips.training.bags import Bag
@@ -72,3 +73,17 @@ class ImageLearner:
         )
         self.backward(finite(share * (loss + added)))
         return loss.detach()
+
+
+def image_method(
+    net: SamplingNet,
+    config: FinetuneConfig,
+    weights: Mapping[str, Tensor | None],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
+) -> ImageLearner:
+    """How attention sampling learns from images, for :data:`wsi_ips.training.methods.METHODS`.
+
+    ``penalty`` is of aggregators, which attention sampling does not have.
+    """
+    return ImageLearner(net, config, weights, backward)

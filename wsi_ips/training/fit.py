@@ -21,7 +21,7 @@ from torch import nn
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
-from wsi_ips.models.build import build_selecting_net
+from wsi_ips.models.build import build_selecting_net, complete_model
 from wsi_ips.models.checkpoint import begin_from
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
@@ -75,6 +75,7 @@ def train_bags(
             "selection.coarse.recall is measured on the validation split, which is empty: set coarse.share instead"
         )
     config = with_time_bins(config, [bag.targets for bag in train])
+    config = config.model_copy(update={"model": complete_model(config.model)})
     with calculating(deterministic=config.training.deterministic):
         if config.training.restarts > 1 and not config.head_start_epochs:
             return best_start(

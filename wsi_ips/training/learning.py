@@ -16,7 +16,7 @@ Shape suffixes: B bags, K all kept patches of the step in a row, C width of feat
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch.optim import AdamW
 from wsi_ips.config import FinetuneConfig, TaskConfig, TrainingConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError, TrainingError
-from wsi_ips.models.ips_net import BagNet, BagReading, IPSNet
+from wsi_ips.models.ips_net import BagNet, BagReading, BagsRead, IPSNet
 from wsi_ips.survival.hazards import bins_of, hazard_loss
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.epoch_risks import EpochRisks
@@ -177,7 +177,7 @@ class Learner:
     """Takes the loss of a step's bags back to the net's gradients.
 
     weights: {task: (C,) what its classes weigh}. backward: as ``Tensor.backward``; the training engine's own
-    where precision is mixed.
+    where precision is mixed. penalty: what is added to the loss of bags, for instance against collapse.
     """
 
     net: IPSNet
@@ -185,6 +185,7 @@ class Learner:
     keeper: PatchKeeper
     weights: Mapping[str, Tensor | None] = field(default_factory=dict)
     backward: Callable[[Tensor], None] = Tensor.backward
+    penalty: Callable[[BagsRead], Tensor] | None = None
 
     @property
     def remembered(self) -> dict[str, Tensor]:
@@ -208,8 +209,10 @@ class Learner:
         def loss_of(features_KC: Tensor) -> Tensor:
             reading = self.net.read_features(features_KC, places_K, counts)
             risks = EpochRisks(self.remembered, [each.bag.bag_id for each in kept])
-            tasks = self.config.model.tasks
-            return share * step_loss(reading, targets, tasks, weights=self.weights, risks=risks)
+            loss = bag_loss(reading, targets, self.config.model.tasks, weights=self.weights, risks=risks)
+            if self.penalty is not None and reading.read is not None:
+                loss = loss + self.penalty(reading.read)
+            return share * loss
 
         learn_encoder = epoch >= self.config.all_patches_epochs
         micro_batch = self.config.training.micro_batch
@@ -339,6 +342,42 @@ def survival_loss(
     return part * hazard_loss(raw_BC, bin_B, event_B, alpha=task.survival.alpha)
 
 
+def bag_loss(
+    reading: BagReading,
+    targets: Sequence[Mapping[str, Target]],
+    tasks: Sequence[TaskConfig],
+    *,
+    weights: Mapping[str, Tensor | None],
+    risks: EpochRisks | None = None,
+) -> Tensor:
+    """What training learns from: the tasks' loss as :func:`step_loss`, and what the aggregator adds to it.
+
+    It may add further predictions and auxiliary losses. Validation measures :func:`step_loss`.
+    """
+    loss = step_loss(reading, targets, tasks, weights=weights, risks=risks)
+    if reading.read is None:
+        return loss
+    aggregated, bag_weight = reading.read.aggregated, reading.read.bag_weight
+    loss = loss if bag_weight == 1 else bag_weight * loss
+    for weight, logits in aggregated.further_logits.values():
+        loss = loss + weight * step_loss(replace(reading, logits=logits), targets, tasks, weights=weights)
+    if aggregated.auxiliary is not None:
+        classes = {
+            task.name: [_class_of(target.get(task.name)) for target in targets]
+            for task in tasks
+            if task.activation == "softmax"
+        }
+        for auxiliary in aggregated.auxiliary(classes).values():
+            loss = loss + auxiliary
+    return loss
+
+
+def _class_of(target: Target | None) -> int | None:
+    """The class index that a softmax task's target is."""
+    assert not isinstance(target, tuple)
+    return target
+
+
 def with_label(task: TaskConfig, targets: Sequence[Mapping[str, Target]]) -> list[int]:
     """Places of the bags that have a label for the task."""
     return [place for place, target in enumerate(targets) if task.name in target]
@@ -387,6 +426,7 @@ def ips_method(
     config: FinetuneConfig,
     weights: Mapping[str, Tensor | None],
     backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> Learner:
     """How iterative patch selection learns, for :data:`wsi_ips.training.methods.METHODS`."""
-    return Learner(net, config, PatchKeeper(net, config), weights, backward)
+    return Learner(net, config, PatchKeeper(net, config), weights, backward, penalty)

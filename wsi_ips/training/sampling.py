@@ -19,7 +19,7 @@ from torch import Tensor
 from wsi_ips.config import CoarseConfig, FinetuneConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError, WsiIpsError
-from wsi_ips.models.ips_net import BagNet
+from wsi_ips.models.ips_net import BagNet, BagsRead
 from wsi_ips.models.sampling import entropy_regulariser, sample_softmax
 from wsi_ips.models.sampling_net import SamplingNet
 from wsi_ips.selection.coarse_to_fine import look
@@ -217,6 +217,10 @@ def sampling_method(
     config: FinetuneConfig,
     weights: Mapping[str, Tensor | None],
     backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> SlideLearner:
-    """How attention sampling learns from slides, for :data:`wsi_ips.training.methods.METHODS`."""
+    """How attention sampling learns from slides, for :data:`wsi_ips.training.methods.METHODS`.
+
+    ``penalty`` is of aggregators, which attention sampling does not have.
+    """
     return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)
