@@ -16,7 +16,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.models.aggregators.abmil import Abmil
 from wsi_ips.models.aggregators.embedding import Embedding
 from wsi_ips.models.aggregators.mean import Mean
-from wsi_ips.models.ips_net import Heads
+from wsi_ips.models.heads import Heads
 from wsi_ips.training.losses import lr_multiplier
 
 

@@ -16,7 +16,8 @@ from wsi_ips.images.bags import ImageBag
 from wsi_ips.images.image_sets import ImageSplits
 from wsi_ips.models.build import build_net
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
-from wsi_ips.models.ips_net import BagReading, Heads
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss
 from wsi_ips.training.metrics import SplitMetrics
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from tests.golden.agg_cases import Case, cases, scoring_names
 from tests.golden.test_agg_golden import Model, embedding_of, width_of
 from wsi_ips.models.aggregators.abmil import Abmil
-from wsi_ips.models.ips_net import Heads
+from wsi_ips.models.heads import Heads
 from wsi_ips.training.against_collapse import (
     Anchor,
     HideTopPatches,

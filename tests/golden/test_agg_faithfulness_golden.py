@@ -21,7 +21,7 @@ from wsi_ips.evaluation.faithfulness import (
 )
 from wsi_ips.models.aggregators.abmil import Abmil
 from wsi_ips.models.aggregators.embedding import Embedding
-from wsi_ips.models.ips_net import Heads
+from wsi_ips.models.heads import Heads
 
 ORDERS = {"morf": "most_relevant_first", "morl": "least_relevant_first"}
 

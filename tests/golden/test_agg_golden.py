@@ -17,7 +17,7 @@ from wsi_ips.models.aggregators.embedding import Embedding
 from wsi_ips.models.aggregators.max import Max
 from wsi_ips.models.aggregators.mean import Mean
 from wsi_ips.models.aggregators.transmil import TransMil
-from wsi_ips.models.ips_net import Heads
+from wsi_ips.models.heads import Heads
 
 
 class Model(nn.Module):

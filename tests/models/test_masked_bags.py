@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from wsi_ips.config import TaskConfig
 from wsi_ips.models.attention import CrossAttention
 from wsi_ips.models.encoders.timm_encoder import Projector
-from wsi_ips.models.ips_net import BagReading, Heads, IPSNet, RasterSinusoid
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import BagReading, IPSNet, RasterSinusoid
 
 DIM = 8
 EXACT = {"rtol": 0, "atol": 1e-12}

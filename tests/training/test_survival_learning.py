@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.models.checkpoint import checkpoint_config, load_checkpoint
-from wsi_ips.models.ips_net import Heads
+from wsi_ips.models.heads import Heads
 from wsi_ips.survival.cox import baseline_hazard, cox_loss
 from wsi_ips.survival.follow_up import FollowUp
 from wsi_ips.training.epoch_risks import EpochRisks

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator, pooled_contributions, zeroed
-from wsi_ips.models.ips_net import Heads
+from wsi_ips.models.heads import Heads
 
 
 class QueryAttention(Aggregator):

@@ -17,7 +17,8 @@ from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
 from wsi_ips.models.encoders.timm_encoder import FeatureEncoder, PlainProjector, Projector, TimmEncoder
-from wsi_ips.models.ips_net import BagNet, Heads, IPSNet, Positions, RasterSinusoid, SlideSinusoid, queries_of
+from wsi_ips.models.heads import Heads, queries_of
+from wsi_ips.models.ips_net import BagNet, IPSNet, Positions, RasterSinusoid, SlideSinusoid
 from wsi_ips.models.sampling_net import (
     AttentionNet,
     MegapixelMnistAttention,
@@ -76,6 +77,7 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
     dim, projector, attention = _aggregator(config, feature_dim)
     if selection is not None:
         _check_scores(attention, config, selection)
+    _check_tasks(attention, config)
     heads = Heads(attention.token_dim, config.tasks)
     positions = _positions(config.attention, dim)
     coarse = None
@@ -114,6 +116,19 @@ def _aggregator(config: ModelConfig, feature_dim: int) -> tuple[int, nn.Module |
     projector = kind.embedding(options, feature_dim, width) if width else None
     dim = width or feature_dim
     return dim, projector, kind.build(options, dim, config.tasks)
+
+
+def _check_tasks(aggregator: Aggregator, config: ModelConfig) -> None:
+    """Raise :class:`ConfigError` for a task that needs a head of its own where the aggregator returns logits."""
+    if aggregator.token_dim is not None or config.aggregator is None:
+        return
+    for task in config.tasks:
+        if task.kind != "label":
+            raise ConfigError(
+                f"model.aggregator: {config.aggregator.name} classifies by itself, so it cannot learn task "
+                f"{task.name}, which is of kind: {task.kind}; take an aggregator that heads read, such as direct, "
+                "abmil or transmil"
+            )
 
 
 def _check_scores(aggregator: Aggregator, config: ModelConfig, selection: SelectionConfig) -> None:

@@ -1,8 +1,4 @@
-"""From query tokens to labels: one layer per task, each on its own token.
-
-Shape suffixes: B bags, T tasks (and query tokens), D width, C classes of a task.
-
-What every network that reads bags of patches has, whatever picks the patches.
+"""What every network that reads bags of patches has, whatever picks the patches.
 
 Shape suffixes: B bags, M patches of the largest bag, n patches or windows, C width of features, D of embeddings, H
 heads, T queries, Q window side.
@@ -18,7 +14,7 @@ of features, D of embeddings, H heads, T queries.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,72 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator
 from wsi_ips.models.coarse import Coarse, EncoderScorer
-from wsi_ips.models.task_heads import OrdinalHead, SurvivalHead
+from wsi_ips.models.heads import Heads
 from wsi_ips.units import PlaceKind
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda logits_BC: logits_BC.softmax(dim=-1),
-    "sigmoid": Tensor.sigmoid,
-    "linear": lambda outputs_BC: outputs_BC,
-}
-
-
-class Heads(nn.Module):
-    """A task reads the token that its config names, or the one of its own place.
-
-    dim: D; None where an aggregator returns logits itself: then there are no layers, only the
-    tasks' activations.
-    """
-
-    def __init__(self, dim: int | None, tasks: Sequence[TaskConfig]) -> None:
-        super().__init__()
-        self._tasks = tuple(tasks)
-        self.tokens = task_queries(tasks)
-        """{task: the token that it reads}"""
-        self.queries = queries_of(tasks)
-        layers = [] if dim is None else [_layer(dim, task) for task in tasks]
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
-        """Task name to logits (B, C); of a survival task what its head says before it is risk and survival."""
-        return {
-            task.name: layer(tokens_BTD[:, self.tokens[task.name]])
-            for task, layer in zip(self._tasks, self.layers, strict=True)
-        }
-
-    def weights(self) -> dict[str, Tensor]:
-        """Task name to its layer's weight (C, D), a row for each of the task's classes."""
-        layers = zip(self._tasks, self.layers, strict=True)
-        return {
-            task.name: layer.weight
-            for task, layer in layers
-            if isinstance(layer, nn.Linear | OrdinalHead | SurvivalHead)
-        }
-
-    def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers;
-        of a survival task the risk and the probabilities of survival."""
-        return {
-            task.name: layer.said(logits[task.name])
-            if isinstance(layer, SurvivalHead)
-            else _ACTIVATIONS[task.activation](logits[task.name])
-            for task, layer in zip(self._tasks, self.layers, strict=True)
-        }
-
-
-def _layer(dim: int, task: TaskConfig) -> nn.Module:
-    if task.survival is not None:
-        return SurvivalHead(dim, task.survival)
-    classes = len(task.classes)
-    return OrdinalHead(dim, classes) if task.kind == "ordinal" else nn.Linear(dim, classes)
-
-
-def queries_of(tasks: Sequence[TaskConfig]) -> int:
-    """How many query tokens the tasks read."""
-    return max(task_queries(tasks).values()) + 1
 
 
 @dataclass(frozen=True, slots=True)

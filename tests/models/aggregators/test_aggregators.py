@@ -10,7 +10,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators import registry
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator
 from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
-from wsi_ips.models.ips_net import Heads
+from wsi_ips.models.heads import Heads
 
 DIM = 16
 SMALL = {

@@ -17,7 +17,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.config.section import Fraction
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator, Kind, pooled_contributions, zeroed
 from wsi_ips.models.aggregators.embedding import EmbeddingOptions, plain_embedding
-from wsi_ips.models.ips_net import Heads, queries_of
+from wsi_ips.models.heads import Heads, queries_of
 
 
 class AbmilOptions(EmbeddingOptions):

@@ -18,7 +18,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator, Kind, zeroed
 from wsi_ips.models.aggregators.embedding import Embedding, EmbeddingOptions
-from wsi_ips.models.ips_net import queries_of
+from wsi_ips.models.heads import queries_of
 
 
 class AbmilxOptions(EmbeddingOptions):

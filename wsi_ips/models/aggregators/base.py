@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wsi_ips.config import Section, TaskConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.models.ips_net import Heads
+from wsi_ips.models.heads import Heads
 
 Auxiliary = Callable[[Mapping[str, Sequence[int | None]]], dict[str, Tensor]]
 """From the class index of each bag (None where a bag has no label), by task, to losses by name. Each is a scalar

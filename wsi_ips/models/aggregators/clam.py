@@ -29,7 +29,7 @@ from wsi_ips.models.aggregators.base import (
 )
 from wsi_ips.models.aggregators.embedding import plain_embedding
 from wsi_ips.models.aggregators.instance_loss import InstanceLoss
-from wsi_ips.models.ips_net import Heads, queries_of
+from wsi_ips.models.heads import Heads, queries_of
 
 
 class ClamOptions(AbmilOptions):

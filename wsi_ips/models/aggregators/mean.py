@@ -17,7 +17,7 @@ from wsi_ips.models.aggregators.base import (
     zeroed,
 )
 from wsi_ips.models.aggregators.embedding import EmbeddingOptions, plain_embedding
-from wsi_ips.models.ips_net import Heads, queries_of
+from wsi_ips.models.heads import Heads, queries_of
 
 
 class Mean(Aggregator):

@@ -20,7 +20,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator, Kind
 from wsi_ips.models.aggregators.embedding import EmbeddingOptions, plain_embedding
 from wsi_ips.models.aggregators.nystrom import NystromAttention
-from wsi_ips.models.ips_net import queries_of
+from wsi_ips.models.heads import queries_of
 
 
 class TransMilOptions(EmbeddingOptions):

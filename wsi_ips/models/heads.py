@@ -1,14 +1,17 @@
-"""Heads that are more than one linear layer: grades in order, and survival.
+"""From query tokens to labels: one layer per task, also for grades in order and for survival.
+survival.
 
-Shape suffixes: B bags, D width, C classes or named outputs of a task, K raw outputs, T times.
+Shape suffixes: B bags, T tasks (and query tokens), D width, C classes of a task.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.survival.cox import cox_survival
 from wsi_ips.survival.hazards import hazard_risk, hazard_survival_at
@@ -99,3 +102,66 @@ class SurvivalHead(nn.Module):
 def _wide(x: Tensor) -> Tensor:
     """Half precision as float32, and what is wider as it is."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits_BC: logits_BC.softmax(dim=-1),
+    "sigmoid": Tensor.sigmoid,
+    "linear": lambda outputs_BC: outputs_BC,
+}
+
+
+class Heads(nn.Module):
+    """A task reads the token that its config names, or the one of its own place.
+
+    dim: D; None where an aggregator returns logits itself: then there are no layers, only the
+    tasks' activations.
+    """
+
+    def __init__(self, dim: int | None, tasks: Sequence[TaskConfig]) -> None:
+        super().__init__()
+        self._tasks = tuple(tasks)
+        self.tokens = task_queries(tasks)
+        """{task: the token that it reads}"""
+        self.queries = queries_of(tasks)
+        layers = [] if dim is None else [_layer(dim, task) for task in tasks]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
+        """Task name to logits (B, C); of a survival task what its head says before it is risk and survival."""
+        return {
+            task.name: layer(tokens_BTD[:, self.tokens[task.name]])
+            for task, layer in zip(self._tasks, self.layers, strict=True)
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Task name to its layer's weight (C, D), a row for each of the task's classes."""
+        layers = zip(self._tasks, self.layers, strict=True)
+        return {
+            task.name: layer.weight
+            for task, layer in layers
+            if isinstance(layer, nn.Linear | OrdinalHead | SurvivalHead)
+        }
+
+    def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers;
+        of a survival task the risk and the probabilities of survival."""
+        layers = dict(zip((task.name for task in self._tasks), self.layers, strict=False))
+        said: dict[str, Tensor] = {}
+        for task in self._tasks:
+            layer = layers.get(task.name)
+            turn = layer.said if isinstance(layer, SurvivalHead) else _ACTIVATIONS[task.activation]
+            said[task.name] = turn(logits[task.name])
+        return said
+
+
+def _layer(dim: int, task: TaskConfig) -> nn.Module:
+    if task.survival is not None:
+        return SurvivalHead(dim, task.survival)
+    classes = len(task.classes)
+    return OrdinalHead(dim, classes) if task.kind == "ordinal" else nn.Linear(dim, classes)
+
+
+def queries_of(tasks: Sequence[TaskConfig]) -> int:
+    """How many query tokens the tasks read."""
+    return max(task_queries(tasks).values()) + 1
