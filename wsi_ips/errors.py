@@ -10,7 +10,7 @@
       TrainingError          training cannot go on: a loss that is not finite, too many bad slides
       SlideFailed            a slide's failure, of whatever kind, where it ends a run
       ClusterError           no dask scheduler, no workers, workers of another version; or they were lost
-      FileError              names a file, what is wrong with it, and the mend
+      FileError              names a file, what is wrong with it, and the fix
         SlideNotFound
         SlideUnreachable     a URL that cannot be read from: no answer, no permission, no range requests
         UnsupportedSlide
@@ -166,18 +166,18 @@ class SlideClosed(WsiIpsError):
 
 
 class FileError(WsiIpsError):
-    """``FileError(path, problem, mend)``: one line that names the file, the problem and the mend."""
+    """``FileError(path, problem, fix)``: one line that names the file, the problem and the fix."""
 
-    def __init__(self, path: Path | str, problem: str, mend: str = "") -> None:
-        super().__init__(path, problem, mend)
+    def __init__(self, path: Path | str, problem: str, fix: str = "") -> None:
+        super().__init__(path, problem, fix)
 
     @property
     def path(self) -> Location:
         return locate(self.args[0])
 
     def _words(self) -> str:
-        path, problem, mend = self.args
-        return f"{path}: {problem}" + (f"; {mend}" if mend else "")
+        path, problem, fix = self.args
+        return f"{path}: {problem}" + (f"; {fix}" if fix else "")
 
 
 class SlideNotFound(FileError):
@@ -192,10 +192,10 @@ class UnsupportedSlide(FileError):
     """No reader opens this file."""
 
     @classmethod
-    def refused_by(cls, path: Path | str, refused: Mapping[str, str], mend: str) -> "UnsupportedSlide":
+    def refused_by(cls, path: Path | str, refused: Mapping[str, str], fix: str) -> "UnsupportedSlide":
         """``refused`` maps a reader's name to its reason; every reason is told."""
         reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        return cls(path, f"no reader could open it ({reasons})", mend)
+        return cls(path, f"no reader could open it ({reasons})", fix)
 
 
 class DamagedSlide(UnsupportedSlide):
@@ -244,8 +244,8 @@ class MissingResolution(FileError):
 class PixelsNotSquare(MissingResolution):
     """A slide whose pixels are wider than high, or higher than wide."""
 
-    def __init__(self, path: Path | str, problem: str, mend: str = "") -> None:
-        FileError.__init__(self, path, problem, mend)
+    def __init__(self, path: Path | str, problem: str, fix: str = "") -> None:
+        FileError.__init__(self, path, problem, fix)
 
     @classmethod
     def of(cls, path: Path | str, x: float, y: float) -> "PixelsNotSquare":
@@ -268,9 +268,9 @@ class NoTissue(FileError):
         self,
         path: Path | str,
         problem: str = "no tissue was found",
-        mend: str = "lower tiling.min_tissue, or leave the slide out",
+        fix: str = "lower tiling.min_tissue, or leave the slide out",
     ) -> None:
-        super().__init__(path, problem, mend)
+        super().__init__(path, problem, fix)
 
 
 class SegmenterError(FileError):

@@ -37,7 +37,7 @@ def failure_in_words(slide_id: str, error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
     if isinstance(error, OSError | MemoryError) and (cause := system_cause(error)):
-        return f"{cause.problem}; {cause.mend}"
+        return f"{cause.problem}; {cause.fix}"
     logger.error("slide %s failed", slide_id, exc_info=error)
     return f"{type(error).__name__}: {error}"
 

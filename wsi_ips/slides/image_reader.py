@@ -180,10 +180,10 @@ class ImageReader(ClosingReader):
             raise SlideReadError(*error.args) from error
         except (OSError, *PARSING_ERRORS) as error:
             if cause := system_cause(error):
-                raise SlideInterrupted(self._path, cause.problem, cause.mend) from error
+                raise SlideInterrupted(self._path, cause.problem, cause.fix) from error
             cause = outside_cause(error)
-            mend = cause.mend if cause else BROKEN
-            raise SlideReadError(self._path, f"cannot be decoded: {error}", mend) from error
+            fix = cause.fix if cause else BROKEN
+            raise SlideReadError(self._path, f"cannot be decoded: {error}", fix) from error
         except ImportError as error:  # a codec that is not in this installation
             raise SlideInterrupted(self._path, f"cannot be decoded here: {error}", CONVERT_OR_COPY) from error
         if pixels.shape[1::-1] != self._info.l0_size:
@@ -226,7 +226,7 @@ def _look_at(path: Path) -> _Found:
         found = _look_at_tiff(path) if _start(path).startswith(TIFF_STARTS) else _look_by_pillow(path)
     except OSError as error:
         cause = system_cause(error) or OutsideCause(f"cannot be read: {error.strerror or error}", "")
-        raise UnsupportedSlide(path, cause.problem, cause.mend) from error
+        raise UnsupportedSlide(path, cause.problem, cause.fix) from error
     width, height = found.size
     if not 0 < width * height <= MOST_PX:
         raise UnsupportedSlide(

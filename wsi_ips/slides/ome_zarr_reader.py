@@ -293,7 +293,7 @@ class OmeZarrReader(ClosingReader):
                     if cause
                     else f"{type(why).__name__}: {one_line(why)}"
                 ),
-                "try again" if known else cause.mend if cause else "copy it again: it may be damaged",
+                "try again" if known else cause.fix if cause else "copy it again: it may be damaged",
             )
             logger.debug("%s", failed, exc_info=error)
         raise failed
@@ -324,7 +324,7 @@ class OmeZarrReader(ClosingReader):
         except Exception as error:
             failed = _network_error(self._path, error)
             if failed is None and (cause := system_cause(error)):
-                failed = UnsupportedSlide(self._path, cause.problem, cause.mend)
+                failed = UnsupportedSlide(self._path, cause.problem, cause.fix)
             failed = failed or UnsupportedSlide(
                 self._path, f"not a Zarr folder that can be understood: {error}"
             )

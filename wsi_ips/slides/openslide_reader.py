@@ -73,12 +73,12 @@ class OpenSlideReader(ClosingReader):
             reason = error.args[1] if isinstance(error, UnsupportedSlide) else error
             # A file of its own that is not there makes it incomplete.
             if (cause := system_cause(error)) and cause.number != errno.ENOENT:
-                raise SlideInterrupted(self._path, cause.problem, cause.mend) from error
+                raise SlideInterrupted(self._path, cause.problem, cause.fix) from error
             cause = None if cause else outside_cause(error)
             raise SlideReadError(
                 self._path,
                 f"level {level} cannot be read at level-0 position ({l0_xy[0]}, {l0_xy[1]}): {reason}",
-                cause.mend if cause else BROKEN,
+                cause.fix if cause else BROKEN,
             ) from error
         self._adopt(fresh)
         return region

@@ -76,9 +76,9 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     if reader is not None and reader not in READERS:
         return _with_named(path, reader)
     if not isinstance(path, Url) and not is_there(path):
-        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
+        raise SlideNotFound(path, "no such file", _fix_of_missing(path))
     refused: dict[str, str] = {}
-    mend = "is it a whole-slide image?"
+    fix = "is it a whole-slide image?"
     for name in _fitting(path) if reader is None else [reader]:
         try:
             return _open_with_ours(name, path)
@@ -86,10 +86,10 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             raise
         except UnsupportedSlide as error:
             if (cause := system_cause(error)) and cause.number != errno.ENOENT:
-                raise UnsupportedSlide(path, cause.problem, cause.mend) from error
+                raise UnsupportedSlide(path, cause.problem, cause.fix) from error
             refused[name] = _reason(error)
         except ReaderNotInstalled as error:
-            refused[name], mend = str(error), ""
+            refused[name], fix = str(error), ""
     for entry in _others() if reader is None else ():
         try:
             return _open_with_other(entry, path)
@@ -102,7 +102,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             "give a slide file, or a folder of DICOM files",
         )
     suffix = (path.suffix if isinstance(path, Path) else Path(path.name).suffix).lower()
-    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, mend))
+    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, fix))
 
 
 def check_name(path: Location) -> None:
@@ -151,7 +151,7 @@ def _with_named(path: Location, reader: str) -> SlideReader:
     if reader not in others:
         raise ConfigError(f"there is no reader {reader!r}; known are {', '.join([*READERS, *others])}")
     if not isinstance(path, Url) and not is_there(path):
-        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
+        raise SlideNotFound(path, "no such file", _fix_of_missing(path))
     return _open_with_other(others[reader], path)
 
 
@@ -176,7 +176,7 @@ def _reason(error: WsiIpsError) -> str:
     return str(error)
 
 
-def _mend_of_missing(path: Path) -> str:
+def _fix_of_missing(path: Path) -> str:
     scheme = path.parts[0] if path.parts else ""
     if scheme.endswith(":") and len(scheme) > 2:  # Path("http://host/a.svs")
         return "give a URL as text, not as a Path"

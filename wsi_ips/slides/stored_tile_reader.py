@@ -172,7 +172,7 @@ class StoredTileReader(ClosingReader):
 
     def _interrupted(self, error: Exception) -> SlideInterrupted:
         cause = outside_cause(error) or OutsideCause(f"cannot be read: {error}", "try again")
-        return SlideInterrupted(self._path, cause.problem, cause.mend)
+        return SlideInterrupted(self._path, cause.problem, cause.fix)
 
     def _unreadable(self, level: int, number: int, tiles: TileLayout, error: TileError) -> SlideReadError:
         row, col = divmod(number, tiles.cols)
@@ -181,13 +181,13 @@ class StoredTileReader(ClosingReader):
         files = self._state.layout.files if self._state and tiles.files is not None else ()
         cause = outside_cause(error)
         if cause and system_cause(error):
-            return SlideInterrupted(self._path, cause.problem, cause.mend)
+            return SlideInterrupted(self._path, cause.problem, cause.fix)
         of_file = f" of {files[int(tiles.files[number])].name}" if files and tiles.files is not None else ""
         return SlideReadError(
             self._path,
             f"tile ({col}, {row}) of level {level}, {count} bytes at byte "
             f"{tiles.offsets[number].min()}{of_file}, is unreadable: {error}",
-            cause.mend if cause else "the file is damaged; copy it again, or leave the slide out",
+            cause.fix if cause else "the file is damaged; copy it again, or leave the slide out",
         )
 
     def reopen(self) -> None:
@@ -242,7 +242,7 @@ class StoredTileReader(ClosingReader):
             _refuse_odd_tiles(self._path, files, layout)
         except OSError as error:
             cause = system_cause(error) or OutsideCause(f"cannot be read: {error.strerror or error}", "")
-            raise UnsupportedSlide(self._path, cause.problem, cause.mend) from error
+            raise UnsupportedSlide(self._path, cause.problem, cause.fix) from error
         return _Opened(
             files,
             layout,

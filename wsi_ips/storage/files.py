@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from _csv import Writer
 
 
-MENDS = {
+FIXES = {
     errno.EACCES: "ask for permission to read it",
     errno.EPERM: "ask for permission to read it",
     errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer threads and workers",
@@ -61,10 +61,10 @@ CONVERT = "convert it to another kind, or leave it out; copy it again if it may 
 
 @dataclass(frozen=True, slots=True)
 class OutsideCause:
-    """problem: as of :class:`wsi_ips.errors.FileError`; mend: what to do about it; number: the system's."""
+    """problem: as of :class:`wsi_ips.errors.FileError`; fix: what to do about it; number: the system's."""
 
     problem: str
-    mend: str
+    fix: str
     number: int = 0
 
 
@@ -75,10 +75,10 @@ def system_cause(error: BaseException) -> OutsideCause | None:
     """
     for each in _chain(error):
         if isinstance(each, MemoryError) or _NO_MEMORY.search(str(each)):
-            return OutsideCause(MEMORY, MENDS[errno.ENOMEM])
+            return OutsideCause(MEMORY, FIXES[errno.ENOMEM])
         if (number := _system_error(each)) is not None:
             file = f" ({each.filename})" if isinstance(each, OSError) and each.filename else ""
-            return OutsideCause(f"cannot be read: {os.strerror(number).lower()}{file}", MENDS[number], number)
+            return OutsideCause(f"cannot be read: {os.strerror(number).lower()}{file}", FIXES[number], number)
     return None
 
 
@@ -96,15 +96,15 @@ def outside_cause(error: BaseException) -> OutsideCause | None:
 
 
 def _system_error(error: BaseException) -> int | None:
-    """The number of the system's error, one of :data:`MENDS`."""
+    """The number of the system's error, one of :data:`FIXES`."""
     if isinstance(error, OSError) and error.errno:
-        return error.errno if error.errno in MENDS else None
+        return error.errno if error.errno in FIXES else None
     text = str(error)
     for pattern in _NUMBERS:
-        if (told := pattern.search(text)) and int(told[1]) in MENDS:
+        if (told := pattern.search(text)) and int(told[1]) in FIXES:
             return int(told[1])
     # OpenSlide ends its errors in the system's words.
-    return next((number for number in MENDS if text.endswith(os.strerror(number))), None)
+    return next((number for number in FIXES if text.endswith(os.strerror(number))), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

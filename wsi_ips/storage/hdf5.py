@@ -112,31 +112,31 @@ def whole_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def plain_dataset(
-    file: Any, name: str, path: Path, *, error: type[FileError], mend: str = NEVER_OPEN
+    file: Any, name: str, path: Path, *, error: type[FileError], fix: str = NEVER_OPEN
 ) -> h5py.Dataset:
     """The dataset ``name`` of an open file, if all of it lies in that file.
 
     A link, an external or a virtual dataset would be read from wherever it points to. Raises ``error`` for those
-    and, with this ``mend``, for what is no dataset. Says nothing of its size.
+    and, with this ``fix``, for what is no dataset. Says nothing of its size.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink | None):
         raise error(path, f"keeps {name} in another file", NEVER_OPEN)
     dataset = file.get(name)
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise error(path, f"{name} is not a plain dataset", mend)
+        raise error(path, f"{name} is not a plain dataset", fix)
     return dataset
 
 
-def check_stored(dataset: Any, path: Path, *, error: type[FileError], mend: str = NEVER_OPEN) -> None:
+def check_stored(dataset: Any, path: Path, *, error: type[FileError], fix: str = NEVER_OPEN) -> None:
     """Refuse a dataset whose values are not all in the file, or that is far larger than what the file holds.
 
     HDF5 gives zeros for what was never written, so a file of a few kilobytes may claim millions of patches. Raises
-    ``error`` before anything of that size is allocated. mend: what the message tells the user to do.
+    ``error`` before anything of that size is allocated. fix: what the message tells the user to do.
     """
     name = dataset.name.lstrip("/")
     claimed, held = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if claimed > max(ALWAYS_BELIEVED_BYTES, MOST_INFLATION * held):
-        raise error(path, f"{name} claims {claimed:,} bytes, of which the file holds {held:,}", mend)
+        raise error(path, f"{name} claims {claimed:,} bytes, of which the file holds {held:,}", fix)
     if dataset.chunks is None:
         whole = claimed == 0 or held > 0
     else:
@@ -145,7 +145,7 @@ def check_stored(dataset: Any, path: Path, *, error: type[FileError], mend: str 
         )
         whole = dataset.id.get_num_chunks() >= blocks
     if not whole:
-        raise error(path, f"{name} was not written to its end", mend)
+        raise error(path, f"{name} was not written to its end", fix)
 
 
 def small_numbers(attributes: Any, names: Iterable[str]) -> dict[str, Any]:
@@ -187,12 +187,12 @@ def put_about(file: Any, about: Mapping[str, Any]) -> None:
     file[ABOUT] = fixed_text(json.dumps(about))
 
 
-def take_about(file: Any, path: Path, *, error: type[FileError], mend: str) -> Mapping[str, Any]:
+def take_about(file: Any, path: Path, *, error: type[FileError], fix: str) -> Mapping[str, Any]:
     """What :func:`put_about` wrote. Raises ``error``, or ``ValueError`` for JSON that is broken."""
-    dataset = plain_dataset(file, ABOUT, path, error=error, mend=mend)
+    dataset = plain_dataset(file, ABOUT, path, error=error, fix=fix)
     size = dataset.dtype.itemsize
     if dataset.dtype.kind != "S" or dataset.shape != () or size > LARGEST_TEXT_BYTES:
-        raise error(path, f"{ABOUT} is {dataset.dtype} of shape {dataset.shape}, not a text", mend)
+        raise error(path, f"{ABOUT} is {dataset.dtype} of shape {dataset.shape}, not a text", fix)
     try:
         held = json.loads(bytes(dataset[()]).decode("utf-8", "surrogateescape"))
     except RecursionError:

@@ -205,10 +205,10 @@ def _take_over(path: Path, over: Holder, mine: Holder) -> bool:
 def _busy(path: Path, other: Holder, mine: Holder) -> ResultsError:
     """The error of a folder that ``other`` holds."""
     here = (other.host, other.machine, other.process_space) == (mine.host, mine.machine, mine.process_space)
-    mend = "wait for it, or write elsewhere"
+    fix = "wait for it, or write elsewhere"
     if not here:
-        mend += f"; if that run is over, delete {path}"
-    return ResultsError(path.parent, f"{BUSY} ({other})", mend)
+        fix += f"; if that run is over, delete {path}"
+    return ResultsError(path.parent, f"{BUSY} ({other})", fix)
 
 
 def _create(path: Path, holder: Holder) -> bool:

@@ -77,9 +77,9 @@ class DicomImage:
         """Whether the frames lie one behind the other, without items."""
         return self.header.transfer_syntax in NATIVE
 
-    def damaged(self, problem: str, mend: str = "the file is damaged; copy it again") -> DamagedSlide:
+    def damaged(self, problem: str, fix: str = "the file is damaged; copy it again") -> DamagedSlide:
         """The error for this file, to be raised."""
-        return DamagedSlide(self.path, problem, mend)
+        return DamagedSlide(self.path, problem, fix)
 
 
 def read_image(path: Path) -> DicomImage:

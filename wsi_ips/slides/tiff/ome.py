@@ -529,6 +529,6 @@ def _area(image: OmeImage) -> int:
 
 
 def _refuse(
-    file: TiffDirectories, reason: str, mend: str = "export one plane in red, green and blue"
+    file: TiffDirectories, reason: str, fix: str = "export one plane in red, green and blue"
 ) -> NoReturn:
-    raise RefusedSlide(file.path, f"{reason}; a slide is one plane of red, green and blue, or of grey", mend)
+    raise RefusedSlide(file.path, f"{reason}; a slide is one plane of red, green and blue, or of grey", fix)
