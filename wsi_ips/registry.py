@@ -15,6 +15,7 @@ from typing import Generic, TypeVar, cast
 from wsi_ips.errors import ConfigError, ExtensionBroken
 
 Member = TypeVar("Member")
+"""What the members of a registry are."""
 
 
 class Registry(Generic[Member]):

@@ -16,6 +16,7 @@ from wsi_ips.storage.files import check_table_size
 from wsi_ips.units import Mpp
 
 SMALLEST = 0.01
+"""No slide has as few µm per pixel as this."""
 LARGEST = 100.0
 """No slide has as many µm per pixel as this. 72 dpi, which image editors write, would be 353."""
 MICRONS_PER = {"centimeter": 10_000.0, "inch": 25_400.0}

@@ -18,16 +18,16 @@ SUBSAMPLED = ([(1, 1), (2, 1), (2, 1)], [(1, 1), (2, 2), (2, 2)])
 """Steps of the components Y, Cb, Cr if chroma is halved along x, or along both axes."""
 
 _CHROMA = np.arange(256, dtype=np.int32) - 128
+# JFIF's conversion in fixed point of 16 bits. Green takes the sum of its two tables, shifted down by 16 bits. Each
+# entry is rounded by itself, as in OpenSlide and unlike libjpeg: 22 of the 65,536 pairs of Cb and Cr differ by 1.
 RED_OF_CR = ((91881 * _CHROMA + 32768) >> 16).astype(np.int16)
 """What Cr adds to red."""
 BLUE_OF_CB = ((116130 * _CHROMA + 32768) >> 16).astype(np.int16)
 """What Cb adds to blue."""
 GREEN_OF_CB = np.rint(-0.34414 * 65536 * _CHROMA).astype(np.int32) + 32768
+"""What Cb adds to green, in 16-bit fixed point."""
 GREEN_OF_CR = np.rint(-0.71414 * 65536 * _CHROMA).astype(np.int32)
-"""JFIF's conversion in fixed point of 16 bits. Green takes the sum of its two tables, shifted down by 16 bits.
-
-Each entry is rounded by itself, as in OpenSlide and unlike libjpeg: 22 of the 65,536 pairs differ by 1.
-"""
+"""What Cr adds to green, in 16-bit fixed point."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wsi_ips.slides.tile_layout import TileFile
 
+# Tags by the keywords of PS3.6, shortened. A tag is its group, times 65536, plus its element.
 MEDIA_SOP_CLASS, TRANSFER_SYNTAX = 0x00020002, 0x00020010
 IMAGE_TYPE, SOP_CLASS, SOP_INSTANCE, MANUFACTURER = 0x00080008, 0x00080016, 0x00080018, 0x00080070
 SERIES_INSTANCE = 0x0020000E
@@ -91,6 +92,7 @@ UNDEFINED = 0xFFFFFFFF
 DELIMITERS = 0xFFFE
 """The group of the tags that mark where items begin and end."""
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+"""Tags that begin an item, and end an item and a sequence of undefined length."""
 LONG_FORMS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 """Value representations whose length takes four bytes, after two that are reserved."""
 SHORT_FORMS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())

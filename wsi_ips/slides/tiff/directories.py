@@ -47,6 +47,7 @@ PARSING_ERRORS = (
     struct.error,
 )
 """What tifffile, and code that reads its tags, may raise for a hostile file."""
+# Tags by their names in TIFF 6.0, shortened.
 NEW_SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 FILL_ORDER, DESCRIPTION, MAKE, ORIENTATION, SAMPLES = 266, 270, 271, 274, 277
 X_RESOLUTION, Y_RESOLUTION, PLANAR, RESOLUTION_UNIT, SOFTWARE, PREDICTOR = 282, 283, 284, 296, 305, 317
