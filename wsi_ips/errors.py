@@ -52,12 +52,13 @@ from wsi_ips.storage.location import Location, locate
 LONGEST_WORDS = 2000
 """The most characters of an error message, about a page. Text that comes from a hostile file may have any length.
 """
+
 _KEPT_OF_END = 500
 """How many characters at the end of a long message are kept, because the fix stands there."""
+
 _TURNED = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that change the direction of writing, and so can make a terminal show another text than the one that
-is there.
-"""
+"""Characters that change the direction of writing, and can make a terminal show another text than is there."""
+
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """The ASCII control characters, which ``backslashreplace`` does not escape."""
 
@@ -205,8 +206,9 @@ class RefusedSlide(UnsupportedSlide):
 
 
 class SeveralSlides(UnsupportedSlide):
-    """A folder that holds several slides where one was asked for. No further reader is tried, since it would open
-    any one of them.
+    """A folder that holds several slides where one was asked for.
+
+    No further reader is tried, since it would open any one of them.
     """
 
 

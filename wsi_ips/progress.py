@@ -26,6 +26,7 @@ LOGGERS = (
     "PIL.TiffImagePlugin",
 )
 """Loggers of the libraries that read files."""
+
 MODULES = r"(PIL|tifffile|tiffslide|fsspec|zarr|numcodecs|imagecodecs|openslide)(\.|$)"
 """Regular expression for the modules whose warnings are hidden."""
 
@@ -41,8 +42,9 @@ class Progress(Protocol):
     """The function that opens progress bars."""
 
     def __call__(self, what: str, *, total: int) -> AbstractContextManager[Advance]:
-        """Open a bar of ``total`` steps that is labelled ``what``, for the length of a ``with`` block. Blocks may
-        nest.
+        """Open a bar of ``total`` steps that is labelled ``what``, for the length of a ``with`` block.
+
+        Blocks may nest.
         """
 
 

@@ -36,9 +36,7 @@ class Registry(Generic[Member]):
         self._loaded: dict[str, Member] = {}
 
     def names(self) -> list[str]:
-        """The names of all members: those of wsi_ips in their order, then those of other packages in alphabetical
-        order.
-        """
+        """The names of all members: those of wsi_ips in their order, then those of other packages, sorted."""
         return [*self.members, *(entry.name for entry in self.others())]
 
     def others(self) -> list[EntryPoint]:

@@ -25,12 +25,16 @@ from wsi_ips.units import L0Point, Mpp, Size
 
 RgbImage = NDArray[np.uint8]
 """Pixels, (height, width, 3) uint8, RGB."""
+
 WHITE = 255
 """The value of every channel of a white pixel."""
+
 SQUARE = 0.02
-"""By how much the two sides of a pixel may differ, as a share, and still count as square. Scanners state both
-sides as measured.
+"""By how much the two sides of a pixel may differ, as a share, and still count as square.
+
+Scanners state both sides as measured.
 """
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,9 +61,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Something in the file of a slide that is not part of any level: what it is (``page 3, 600x250 px``), and
-    why.
-    """
+    """Something in the file of a slide that belongs to no level: what it is (``page 3, 600x250 px``), and why."""
 
     what: str
     why: str
@@ -81,9 +83,7 @@ class SlideInfo:
     bounds: Bounds | None = None
     """The scanned area, if the file states it."""
     associated: tuple[tuple[str, Size], ...] = ()
-    """Names (``label``, ``macro``, ``thumbnail``) and sizes of the images that
-    :meth:`AssociatedReader.read_associated` reads.
-    """
+    """Names (``label``, ``macro``, ``thumbnail``) and sizes (width, height) of the associated images."""
     left_out: tuple[LeftOut, ...] = ()
     """What in the file is not used, and why."""
     icc_profile: bool = False
@@ -138,11 +138,11 @@ class SlideReader(Protocol):
         ...
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """Read the region of ``size_px`` (width, height) pixels of ``level`` whose top left corner is at
-        ``l0_xy``.
+        """Read a region of a level.
 
-        ``l0_xy`` is in level-0 pixels and may be negative or lie beyond the edge. Whatever lies outside the slide
-        is white. Returns (height, width, 3) uint8, a new array that the caller owns.
+        ``size_px`` is (width, height) in pixels of ``level``. ``l0_xy`` is its top left corner in level-0 pixels,
+        which may be negative or lie beyond the edge. Whatever lies outside the slide is white. Returns (height,
+        width, 3) uint8, a new array that the caller owns.
 
         Raises :class:`ConfigError` if there is no such level or the size has no pixels, :class:`SlideReadError` if
         pixels cannot be decoded, and :class:`SlideClosed` after :meth:`close`.

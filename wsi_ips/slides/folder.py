@@ -18,18 +18,25 @@ SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi"}
 )
 """Suffixes of files that are slides, besides DICOM and Zarr."""
+
 DICOM_SUFFIX = ".dcm"
 """Suffix of DICOM files, which need none."""
+
 ZARR_SUFFIX = ".zarr"
 """Suffix of Zarr folders."""
+
 ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs")
 """Files by which a Zarr folder without that suffix is known."""
+
 MASK_ENDING = "_mask"
 """End of the names of masks, without the suffix."""
+
 PLAIN_IMAGES = frozenset({".png", ".jpg", ".jpeg"})
 """Suffixes of plain images, which are no slides unless they are named one by one."""
+
 BROKEN_LINK = "a link that leads nowhere"
 """Why a link without a target is left out."""
+
 MASK = "a mask, by its name"
 """Why a mask is left out."""
 
@@ -143,8 +150,9 @@ def is_dicom_folder(folder: Path) -> bool:
 
 
 def is_zarr(path: Location) -> bool:
-    """Whether ``path`` is a Zarr folder, by the files in it or by its name. Of a URL every name in the path
-    counts.
+    """Whether ``path`` is a Zarr folder, by the files in it or by its name.
+
+    Of a URL every name in the path counts.
     """
     if isinstance(path, Url):
         return any(name.lower().endswith(ZARR_SUFFIX) for name in path.parts)

@@ -1,5 +1,4 @@
-"""Readers of plain images: :class:`ImageReader` for PNG, JPEG and TIFF without tiles, :class:`MemoryReader` for
-arrays.
+"""Readers of plain images (:class:`ImageReader`: PNG, JPEG, untiled TIFF) and of arrays (:class:`MemoryReader`).
 
 A plain image has no block that could be read by itself. It is one level, which is decoded whole on the first read
 and held in memory; files of more than :data:`MOST_PX` pixels are refused. Samples of 16 bits become ``floor((v +
@@ -48,27 +47,38 @@ from wsi_ips.storage.files import OutsideCause, outside_cause, system_cause
 from wsi_ips.units import L0Point, Mpp, Size
 
 MOST_PX = 178_000_000
-"""The most pixels of a plain image, 534 MB of RGB. Pillow takes files of about this size for decompression
-bombs.
+"""The most pixels of a plain image, 534 MB of RGB.
+
+Pillow takes files of about this size for decompression bombs.
 """
+
 CONVERT = "make it a tiled pyramid, e.g. vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg"
 """The fix for an image that is too large."""
+
 NOT_PLAIN = "not a plain image (PNG, JPEG, TIFF)"
 """Why a file of another kind is refused."""
+
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files."""
+
 PNG_START = b"\x89PNG\r\n\x1a\n"
 """First bytes of PNG files."""
+
 PILLOW_FORMATS = ("PNG", "JPEG")
 """The formats that Pillow may try."""
+
 PILLOW_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 """Pillow's modes of grey and RGB images, with and without transparency."""
+
 SWAPS_SIDES = frozenset({5, 6, 7, 8})
 """EXIF orientations that turn an image by a quarter."""
+
 EXIF_ORIENTATION = 0x0112
 """EXIF's tag of the orientation."""
+
 BROKEN = "the file is damaged or incomplete; copy it again, or leave the slide out"
 """The fix for a file that cannot be decoded."""
+
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 """Values of TIFF's PhotometricInterpretation."""
 
@@ -102,11 +112,11 @@ class ImageReader(ClosingReader):
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """Read the region of ``size_px`` (width, height) pixels whose top left corner is at ``l0_xy``; ``level``
-        has to be 0.
+        """Read a region of the image. ``level`` has to be 0.
 
-        The first read decodes the file. What lies outside the image is white. Returns (height, width, 3) uint8, a
-        new array. Raises :class:`SlideReadError` if the file cannot be decoded.
+        ``size_px`` is (width, height) in pixels and ``l0_xy`` the top left corner. What lies outside the image is
+        white. Returns (height, width, 3) uint8, a new array. The first read decodes the file, and raises
+        :class:`SlideReadError` if that fails.
         """
         check_region(self._info, level=level, size_px=size_px)
         pixels = self._decoded()
@@ -362,10 +372,10 @@ class MemoryReader(ClosingReader):
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """Read the region of ``size_px`` (width, height) pixels of ``level`` whose top left corner is at
-        ``l0_xy``.
+        """Read a region of a level.
 
-        A position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels. A
+        position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
         Returns (height, width, 3) uint8, a new array.
         """
         if self._closed:

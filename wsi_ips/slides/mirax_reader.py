@@ -43,30 +43,41 @@ from wsi_ips.units import Size
 
 SLIDEDAT = "Slidedat.ini"
 """Name of the file that describes a slide."""
+
 MOST_INI_BYTES = 1 << 20
 """The largest Slidedat.ini."""
+
 MOST_INDEX_BYTES = 1 << 28
 """The largest Index.dat."""
+
 MOST_FILES = 10_000
 """The most data files."""
+
 MOST_SECTIONS = 1000
 """The most hierarchies, and the most entries in each."""
+
 INDEX_VERSION = b"01.02"
 """First bytes of an Index.dat."""
+
 POSITION = np.dtype([("flag", "u1"), ("x", "<i4"), ("y", "<i4")])
 """A camera position as it is stored."""
+
 BROKEN = "the file is damaged or incomplete; copy the slide's folder again"
 """The fix for files that contradict each other."""
+
 SUFFIX = ".mrxs"
 """Suffix of MIRAX slides."""
+
 MOST_IMAGES_ACROSS = 1 << 20
 """The most images along one side of level 0."""
+
 PICTURES = {
     "label": ("ScanDataLayer_SlideBarcode", "BARCODE_IMAGE_TYPE"),
     "macro": ("ScanDataLayer_SlideThumbnail", "THUMBNAIL_IMAGE_TYPE"),
     "thumbnail": ("ScanDataLayer_SlidePreview", "PREVIEW_IMAGE_TYPE"),
 }
 """The associated images by OpenSlide's names: what MIRAX calls each, and the key of its format."""
+
 NOT_TOLD_APART = {"Slide filter level", "Microscope focus level"}
 """Hierarchies whose members are not told apart here."""
 
@@ -182,8 +193,9 @@ class _Slide:
             raise UnsupportedSlide(self._path, "its camera's pictures do not fill a row of images")
 
     def _read_positions(self) -> NDArray[np.int64] | None:
-        """(pictures, 2) where each picture of the camera begins in level-0 pixels, or None if the slide does not
-        store it.
+        """(pictures, 2) where each picture of the camera begins in level-0 pixels.
+
+        None if the slide does not store it.
         """
         found = self._ini.record("VIMSLIDE_POSITION_BUFFER")
         packed = found is None
@@ -329,9 +341,7 @@ class _Slide:
         )
 
     def _l0_size(self) -> Size:
-        """The size of level 0: the sum of the sides of the images, less the overlap after every picture of the
-        camera.
-        """
+        """The size of level 0: the sum of the sides of the images, less the overlap after every camera picture."""
         zoom = self._levels[0]
         sides = []
         for count, side, overlap in zip(
@@ -363,8 +373,9 @@ class _Slide:
 
 
 def _in_painting_order(order_P2: NDArray[np.int64], shown_P: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The pieces that are shown, row by row of their grid. Of two pieces at one place, the later one in the index
-    counts.
+    """The pieces that are shown, row by row of their grid.
+
+    Of two pieces at one place, the later one in the index counts.
     """
     pieces = np.flatnonzero(shown_P)
     keys = order_P2[pieces, 1] << 32 | order_P2[pieces, 0]
@@ -529,8 +540,9 @@ class IndexFile:
         self._root = len(start)
 
     def images(self, level: int) -> NDArray[np.int64]:
-        """The images of a level, (images, 4) int64: place in the grid of level 0, offset, bytes, number of the
-        data file.
+        """The images of a level.
+
+        Returns (images, 4) int64: place in the grid of level 0, offset, bytes, number of the data file.
         """
         at = self._first_page(self._integer(self._root) + 4 * level)
         pages: list[NDArray[np.int64]] = []

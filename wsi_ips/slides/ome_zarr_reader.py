@@ -52,8 +52,10 @@ from wsi_ips.units import L0Point, Mpp, Size
 
 VERSIONS = ("0.4", "0.5")
 """The versions of NGFF that are read."""
+
 BIOFORMATS2RAW = "bioformats2raw.layout"
 """An attribute of a folder whose images lie in ``0``, ``1``, … below it."""
+
 MICRONS_PER = {
     "angstrom": 1e-4,
     "nanometer": 1e-3,
@@ -64,22 +66,30 @@ MICRONS_PER = {
     "inch": 25_400.0,
 }
 """µm per unit of length."""
+
 RGB_COLOURS = ["FF0000", "00FF00", "0000FF"]
 """The colours of the channels of an RGB image."""
+
 # One name, or several with slashes between them. "." and ".." are not names.
 _ARRAY_PATH = re.compile(r"(?!\.\.?(?:/|$))[\w.+ -]+(?:/(?!\.\.?(?:/|$))[\w.+ -]+)*")
 LARGEST_READ_BYTES = 1 << 29
 """The largest file of a folder that is read whole."""
+
 LARGEST_FETCH_BYTES = 1 << 27
 """The largest file at a URL, be it metadata or a chunk."""
+
 KEPT_BYTES = 1 << 26
-"""How many bytes of the files at a URL are kept, compressed. Of a folder the operating system keeps what was read
-last.
+"""How many bytes of the files at a URL are kept, compressed.
+
+Of a folder the operating system keeps what was read last.
 """
+
 TIMEOUT_SECONDS = 30.0
 """How long to wait for a connection, and for data."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A number above 0."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -153,12 +163,14 @@ class OmeZarrReader(ClosingReader):
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """Read the region of ``size_px`` (width, height) pixels of ``level`` whose top left corner is at
-        ``l0_xy``.
+        """Read a region of a level.
 
-        A position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
-        Returns (height, width, 3) uint8, a new array. Raises :class:`SlideReadError` if a chunk cannot be decoded,
-        and :class:`SlideInterrupted` if the network or the system is to blame.
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels. A
+        position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
+        Returns (height, width, 3) uint8, a new array.
+
+        Raises :class:`SlideReadError` if a chunk cannot be decoded, and :class:`SlideInterrupted` if the network
+        or the system is to blame.
         """
         check_region(self._info, level=level, size_px=size_px)
         array = self._opened()[level]
@@ -400,8 +412,9 @@ class _Multiscale(BaseModel):
 
 
 def image_group(attributes: Mapping[str, Any]) -> str:
-    """Where below the folder the first image lies: ``""`` for the folder itself, ``"0"`` in a folder of
-    bioformats2raw.
+    """Where below the folder the first image lies.
+
+    ``""`` is the folder itself, ``"0"`` is where bioformats2raw puts it.
     """
     ome = attributes.get("ome", attributes)
     below = isinstance(ome, Mapping) and BIOFORMATS2RAW in ome and "multiscales" not in ome
@@ -475,9 +488,7 @@ def _scale(
 
 
 def _refuse_other_colours(path: Location, omero: Any) -> None:
-    """Refuse an image whose three channels have other colours than red, green and blue, since they are then
-    stains.
-    """
+    """Refuse an image whose three channels are not coloured red, green and blue, since they are then stains."""
     channels = omero.get("channels") if isinstance(omero, Mapping) else None
     if not isinstance(channels, list) or not all(isinstance(channel, Mapping) for channel in channels):
         return

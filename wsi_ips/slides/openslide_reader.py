@@ -34,6 +34,7 @@ from wsi_ips.units import L0Point, Mpp, Size
 
 BROKEN = "the file is damaged or incomplete; copy it again, or leave the slide out"
 """The fix for a region that cannot be read."""
+
 LEVELS_BY_MARK = frozenset({"aperio", "argos", "generic-tiff", "huron"})
 """Vendors whose levels OpenSlide finds by marks that a macro or label image may have too."""
 
@@ -63,12 +64,13 @@ class OpenSlideReader(ClosingReader):
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """Read the region of ``size_px`` (width, height) pixels of ``level`` whose top left corner is at
-        ``l0_xy``.
+        """Read a region of a level.
 
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels.
         What lies outside the slide is white. Returns (height, width, 3) uint8, a new array. A region that fails is
-        tried once more on a new handle. Raises :class:`SlideReadError` if that fails too,
-        :class:`SlideInterrupted` if the file is not to blame.
+        tried once more on a new handle.
+
+        Raises :class:`SlideReadError` if that fails too, or :class:`SlideInterrupted` if the file is not to blame.
         """
         check_region(self._info, level=level, size_px=size_px)
         number = self._levels[level]
@@ -226,9 +228,7 @@ def _info(path: Path, handle: OpenSlide, levels: Sequence[int], left_out: tuple[
 
 
 def _associated(properties: Mapping[str, str]) -> list[str]:
-    """Names of the associated images, read from the properties, because the images themselves are decoded on
-    access.
-    """
+    """Names of the associated images, from the properties. The images themselves are decoded on access."""
     start, end = "openslide.associated.", ".width"
     return sorted(
         key[len(start) : -len(end)] for key in properties if key.startswith(start) and key.endswith(end)

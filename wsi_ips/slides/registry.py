@@ -62,9 +62,7 @@ CONVERTED_BY: Mapping[str, str] = MappingProxyType(
 """What to do with a slide in a format that no reader here knows, by suffix."""
 
 ENTRY_POINTS = "wsi_ips.readers"
-"""The entry point group under which other packages offer readers: a name, and a class that takes a path or
-a Url.
-"""
+"""The entry point group of readers of other packages: a name, and a class that takes a path or a Url."""
 
 ReaderClass = Callable[[Location], SlideReader]
 """What an entry point leads to: takes the location of a slide, and returns the open reader."""
@@ -122,9 +120,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
 
 
 def check_name(path: Location) -> None:
-    """Raise :class:`UnsupportedSlide` if the name of the file is not UTF-8, since no table of results could name
-    it.
-    """
+    """Raise :class:`UnsupportedSlide` if the file's name is not UTF-8, since no table of results could name it."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:

@@ -20,12 +20,16 @@ from wsi_ips.storage.location import Url
 
 TIMEOUT_SECONDS = 30.0
 """How long to wait for a connection, and for data."""
+
 HTTP = ("http", "https")
 """Schemes of HTTP."""
+
 NO_RANGES = "the server does not answer range requests"
 """The problem of a server from which files can only be had whole."""
+
 MOST_WHOLE_BYTES = (1 << 27) + 1
 """The most bytes of an answer to a request that names no range, or a longer one."""
+
 _RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 
 
@@ -34,12 +38,13 @@ class UnaskedAnswer(ValueError):
 
 
 def storage_options(url: Url, *, reader: str, timeout_s: float) -> dict[str, Any]:
-    """fsspec's options for ``url``, so that connecting, and every wait for data, takes at most ``timeout_s``
-    seconds.
+    """Make fsspec's options for ``url``, with a time limit.
 
-    Only HTTP and S3 take such a limit; other protocols keep their own. ``reader`` is the reader's name for the
-    message. Raises :class:`SlideUnreachable` for an unknown protocol, and :class:`ReaderNotInstalled` for one
-    whose package is not installed.
+    Connecting, and every wait for data, takes at most ``timeout_s`` seconds. Only HTTP and S3 take such a limit;
+    other protocols keep their own. ``reader`` is the reader's name for the message.
+
+    Raises :class:`SlideUnreachable` for an unknown protocol, and :class:`ReaderNotInstalled` for one whose package
+    is not installed.
     """
     try:
         fsspec.get_filesystem_class(url.scheme)
@@ -95,8 +100,9 @@ def network_error(url: Url, error: BaseException) -> FileError | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and its causes. fsspec reports "not found" for everything that may happen, and gives the real
-    cause.
+    """The error and its causes.
+
+    fsspec reports "not found" for everything that may happen, and gives the real cause.
     """
     while error is not None:
         yield error

@@ -17,24 +17,30 @@ from wsi_ips.units import Mpp
 
 SMALLEST = 0.01
 """No slide has as few µm per pixel as this."""
+
 LARGEST = 100.0
 """No slide has as many µm per pixel as this. 72 dpi, which image editors write, would be 353."""
+
 MICRONS_PER = {"centimeter": 10_000.0, "inch": 25_400.0}
 """µm per unit of TIFF's ResolutionUnit."""
+
 PRINT_DPI = (72.0, 75.0, 96.0, 100.0, 120.0, 144.0, 150.0, 200.0, 240.0, 254.0, 300.0, 360.0, 400.0, 600.0, 720.0,
              1200.0, 1440.0, 2400.0)  # fmt: skip
 """Resolutions in dots per inch that image programs write by default or for print.
 
 No slide scanner has one of them; 2,400 dpi is 10.6 µm.
 """
+
 PRINT_TOLERANCE = 0.002
 """By how much, as a share, a resolution may differ from one for print and still be taken for it.
 
 118.11 pixels per centimetre are 299.9994 dpi, and programs round that to 118.
 """
+
 FILE_SUFFIXES = SLIDE_SUFFIXES | {".dcm", ".dicom", ".zarr", ".png", ".jpg", ".jpeg"}
-"""Endings by which a name in a table is known to be the name of a file. ``S23.2`` is not one, but an id with a
-dot.
+"""Endings by which a name in a table is known to be the name of a file.
+
+``S23.2`` is not one, but an id with a dot.
 """
 
 

@@ -40,13 +40,15 @@ from wsi_ips.units import L0Point, Size
 
 CACHE_BYTES = 32 << 20
 """Bytes of decoded tiles that a reader keeps by default."""
+
 HEADER_BYTES = 1 << 16
 """How much of the first tile of a level is read when a slide is opened. JPEG headers end long before."""
 
 
 class StoredTileReader(ClosingReader):
-    """A reader of stored tiles. Implements :class:`TiledReader`, :class:`JpegTiledReader` and
-    :class:`AssociatedReader`.
+    """A reader of stored tiles.
+
+    Implements :class:`TiledReader`, :class:`JpegTiledReader` and :class:`AssociatedReader`.
 
     A subclass sets ``name`` and implements :meth:`read_layout`. ``cache_bytes`` is how many bytes of decoded tiles
     are kept. The reader can be pickled, and reopens the file on its first read.
@@ -90,12 +92,14 @@ class StoredTileReader(ClosingReader):
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """Read the region of ``size_px`` (width, height) pixels of ``level`` whose top left corner is at
-        ``l0_xy``.
+        """Read a region of a level.
 
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels.
         ``l0_xy / downsample`` is rounded to a whole pixel of the level. What lies outside the slide is white.
-        Returns (height, width, 3) uint8, a new array. Raises :class:`ConfigError` for a region that cannot be,
-        :class:`SlideReadError` if a tile cannot be decoded, and :class:`SlideClosed` after :meth:`close`.
+        Returns (height, width, 3) uint8, a new array.
+
+        Raises :class:`ConfigError` if there is no such level or the size has no pixels, :class:`SlideReadError` if
+        a tile cannot be decoded, and :class:`SlideClosed` after :meth:`close`.
         """
         check_region(self._info, level=level, size_px=size_px)
         width, height = int(size_px[0]), int(size_px[1])
@@ -139,11 +143,10 @@ class StoredTileReader(ClosingReader):
         return tuple(s for s in opened.decoders[level].scales if opened.places[level].divides(s))
 
     def read_tile(self, level: int, col: int, row: int) -> RgbImage:
-        """Read one whole tile as (tile height, tile width, 3) uint8, white beyond the edge of the level; a new
-        array.
+        """Read one whole tile, past the cache.
 
-        The cache is not used. Raises ``IndexError`` if there is no such tile, and :class:`SlideReadError` if it
-        cannot be decoded.
+        Returns (tile height, tile width, 3) uint8, a new array that is white beyond the edge of the level. Raises
+        ``IndexError`` if there is no such tile, and :class:`SlideReadError` if it cannot be decoded.
         """
         layout = self.tile_layout(level)
         if not (0 <= col < layout.cols and 0 <= row < layout.rows):
@@ -318,15 +321,17 @@ def _no_longer(error: UnsupportedSlide) -> SlideReadError:
 
 
 def _cache_of(limit: int) -> ByteCache[tuple[int, int], RgbImage]:
-    """A cache of tiles by level and number. Without it, four regions around one tile would decode it four
-    times.
+    """A cache of tiles by level and number.
+
+    Without it, four regions around one tile would decode it four times.
     """
     return ByteCache(limit, size=lambda tile: tile.nbytes)
 
 
 def _parts(data: memoryview, tiles: TileLayout, number: int) -> Parts | None:
-    """The parts of a fetched tile, or None if it was never written. Raises :class:`TileError` if bytes are
-    missing.
+    """The parts of a fetched tile, or None if it was never written.
+
+    Raises :class:`TileError` if bytes are missing.
     """
     counts = tiles.byte_counts[number]
     whole = tiles.byte_counts.ndim == 1

@@ -69,8 +69,10 @@ OTHER_VENDORS = {
 
 RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
 """Values of PhotometricInterpretation that are read."""
+
 JPEG, JPEG2000 = tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.APERIO_JP2000_RGB
 """Compressions whose header states the size of the tile."""
+
 PLAIN = (
     tifffile.COMPRESSION.NONE,
     tifffile.COMPRESSION.LZW,
@@ -105,12 +107,14 @@ class TiffSlideReader(ClosingReader):
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """Read the region of ``size_px`` (width, height) pixels of ``level`` whose top left corner is at
-        ``l0_xy``.
+        """Read a region of a level.
 
-        A position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
-        Returns (height, width, 3) uint8, a new array. Raises :class:`SlideReadError` if a tile cannot be decoded,
-        and :class:`SlideInterrupted` if the network is to blame.
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels. A
+        position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
+        Returns (height, width, 3) uint8, a new array.
+
+        Raises :class:`SlideReadError` if a tile cannot be decoded, and :class:`SlideInterrupted` if the network is
+        to blame.
         """
         check_region(self._info, level=level, size_px=size_px)
         level_size = self._info.levels[level].size

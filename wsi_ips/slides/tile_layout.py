@@ -26,12 +26,16 @@ ROUNDING = 0.01
 
 Some writers make sides even, or multiples of 16.
 """
+
 ANOTHER_SHAPE = "its shape is not that of the slide, {0}x{1} px, so it is no level of it"
 """Why an image is no level of the slide; a format string for the slide's width and height."""
+
 TRUNCATED = "copy it again: the copy or download was cut short"
 """The fix for a file that is cut short."""
+
 LARGEST_GAP = 16 << 10
 """If no more bytes than this lie between two tiles, they are read along rather than skipped."""
+
 LARGEST_READ = 4 << 20
 """The most bytes that are read at once for several tiles."""
 
@@ -59,8 +63,9 @@ class TileLayout:
     A tile of which all parts have 0 bytes was never written. It is white.
     """
     files: NDArray[np.int32] | None = None
-    """(rows * cols,) index into :attr:`SlideLayout.files` of the file that holds each tile. None if all lie in the
-    first.
+    """(rows * cols,) index into :attr:`SlideLayout.files` of the file that holds each tile.
+
+    None if all lie in the first.
     """
     placed: PlacedTiles | None = None
     """Where the tiles lie if not in a grid. ``cols`` and ``rows`` then only number them."""
@@ -99,8 +104,9 @@ class AssociatedImage(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideLayout:
-    """Everything that the headers of a container say of a slide. Levels run from the finest, 0, to the
-    coarsest.
+    """Everything that the headers of a container say of a slide.
+
+    Levels run from the finest, 0, to the coarsest.
     """
 
     vendor: str
@@ -132,9 +138,7 @@ class SlideLayout:
 
 
 def size_downsample(level: TileLayout, finest: TileLayout) -> float:
-    """Level-0 pixels per pixel of a level: the mean of the ratios of widths and of heights, as OpenSlide computes
-    it.
-    """
+    """Level-0 pixels per pixel of a level: the mean of the ratios of widths and of heights, as in OpenSlide."""
     (width, height), (l0_width, l0_height) = level.level_size, finest.level_size
     return (l0_height / height + l0_width / width) / 2
 

@@ -24,24 +24,34 @@ from wsi_ips.units import Size
 
 LARGEST_SIDE_PX = 1 << 24
 """The longest side of a level, 16.8 million pixels. At 0.1 µm per pixel that is 1.7 m of glass."""
+
 LARGEST_BLOCK_PX = 1 << 26
 """The most pixels of a tile or chunk of a file, which is decoded whole, however little of it is asked for."""
+
 MOST_LEVELS = 64
 """The most levels of a slide."""
+
 MOST_PIECES = 1 << 23
 """The most pieces on a level. A slide of 200,000 x 100,000 px in tiles of 64 px has 5 million."""
+
 MOST_BUCKETS = 1 << 21
 """The most buckets in the index of a level, which take 8 MiB."""
+
 MOST_LAYERS = 16
-"""How many tiles may lie over each other at one place. In scanners' files neighbours overlap by a part of their
-side.
+"""How many tiles may lie over each other at one place.
+
+In scanners' files neighbours overlap by a part of their side.
 """
+
 FAR = 1 << 40
 """A coordinate beyond every level, and far from the limit of int64."""
+
 PIECES_AT_A_TIME = 1 << 20
 """How many pieces are looked at together when uses are counted, so that large boxes do not take much memory."""
+
 Box = tuple[int, int, int, int]
 """Left, top, width, height in whole pixels of a level."""
+
 Window = tuple[slice, slice]
 """Rows and columns of an image."""
 
@@ -74,8 +84,9 @@ class Painting:
     numbers: list[int]
     """The tiles that are needed, each once."""
     moves: list[tuple[int, Window, Window]]
-    """For each move: an index into ``numbers``, the window of the box that is painted, and the window of the tile
-    that goes there. A window may end beyond its image, as slices may.
+    """For each move: an index into ``numbers``, the window of the box, and the window of the tile to paint there.
+
+    A window may end beyond its image, as slices may.
     """
     filled: bool
     """Whether the moves paint every pixel. If not, the box has to be made white first."""
@@ -131,8 +142,9 @@ class TilePlaces(Protocol):
         ...
 
     def uses(self, blocks: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:
-        """(n_tiles,) in how many of the boxes some of each tile shows. ``blocks`` yields (n, 4) boxes, some at a
-        time.
+        """(n_tiles,) in how many of the boxes some of each tile shows.
+
+        ``blocks`` yields (n, 4) boxes, some at a time.
         """
         ...
 
@@ -180,8 +192,9 @@ class RegularTiles:
         return TileSpans.under(boxes_n4, self)
 
     def uses(self, blocks: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:
-        """(n_tiles,) in how many of the boxes some of each tile shows. ``blocks`` yields (n, 4) boxes, some at a
-        time.
+        """(n_tiles,) in how many of the boxes some of each tile shows.
+
+        ``blocks`` yields (n, 4) boxes, some at a time.
 
         Each box adds a rectangle of ones, as four corners of a table of differences that is summed up at the end.
         """
@@ -198,8 +211,9 @@ class RegularTiles:
         return np.ascontiguousarray(corners[:-1, :-1]).ravel()
 
     def inside(self, number: int) -> Size:
-        """Width and height of what lies within the level, from the top left corner of the tile on; may be
-        negative.
+        """Width and height of what lies within the level, from the top left corner of the tile on.
+
+        Zero or less if the tile lies wholly beyond the edge of the level.
         """
         row, col = divmod(number, self.cols)
         (width, height), (level_width, level_height) = self.tile_size, self.level_size
@@ -335,9 +349,7 @@ class PlacedTiles:
     index: "BucketIndex"
     """Finds the pieces under a box."""
     disjoint: bool
-    """Whether it is known that no piece lies over another, so that the area of the pieces in a box tells if they
-    fill it.
-    """
+    """Whether it is known that no piece lies over another. Their areas then tell whether they fill a box."""
 
     @classmethod
     def place(
@@ -401,8 +413,9 @@ class PlacedTiles:
         return PiecesUnder(self, boxes_n4)
 
     def uses(self, blocks: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:
-        """(n_tiles,) in how many of the boxes some of each tile shows. ``blocks`` yields (n, 4) boxes, some at a
-        time.
+        """(n_tiles,) in how many of the boxes some of each tile shows.
+
+        ``blocks`` yields (n, 4) boxes, some at a time.
         """
         uses = np.zeros(self.n_tiles, np.int32)
         for block_n4 in blocks:
@@ -449,8 +462,9 @@ class PlacedTiles:
 
 @dataclass(frozen=True, eq=False)
 class PiecesUnder:
-    """The pieces under n boxes. They are looked up only when they are asked for, since many large boxes have
-    millions.
+    """The pieces under n boxes.
+
+    They are looked up only when they are asked for, since many large boxes have millions.
     """
 
     tiles: PlacedTiles
@@ -505,8 +519,9 @@ class PiecesUnder:
 
 
 def _painting(numbers: list[int], pieces: list[list[int]], *, filled: bool) -> Painting:
-    """Make a :class:`Painting`. ``pieces`` holds, for each piece, its corner in the box, its corner in the tile,
-    and its size, each as x, y.
+    """Make a :class:`Painting`.
+
+    ``pieces`` holds, for each piece, its corner in the box, its corner in the tile, and its size, each as x, y.
     """
     places: dict[int, int] = {}
     moves: list[tuple[int, Window, Window]] = []
@@ -537,9 +552,7 @@ class BucketIndex:
     listed: NDArray[np.int32]
     """The lists of all buckets, one after the other."""
     most_layers: float
-    """How many rectangles would lie over each other on average in the fullest bucket if all had the largest
-    size.
-    """
+    """How many rectangles lie over each other in the fullest bucket on average, if all have the largest size."""
 
     @classmethod
     def of(cls, boxes_P4: NDArray[np.int32]) -> Self:
@@ -630,9 +643,7 @@ def counted(counts_n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredGrid:
-    """The tiles of one stored image, row by row: their columns, their rows, and what of each lies within the
-    image.
-    """
+    """The tiles of one stored image, row by row: their columns, rows, and what of each lies within the image."""
 
     cols_P: NDArray[np.int64]
     rows_P: NDArray[np.int64]

@@ -42,10 +42,13 @@ from zarr.registry import get_pipeline_class
 
 BLOSC_HEADER_BYTES = 16
 """Length of Blosc's header."""
+
 BLOSC_IS_A_COPY = 0x2
 """The bit of Blosc's flags that says that the bytes follow uncompressed."""
+
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 """First bytes of a Zstandard frame."""
+
 LZMA_MOST_BYTES = 1 << 28
 """The largest dictionary of LZMA, whose size the header states. The highest level of compression takes 65 MB."""
 

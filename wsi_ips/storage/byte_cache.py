@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 """Type of the keys."""
+
 V = TypeVar("V")
 """Type of the values."""
 

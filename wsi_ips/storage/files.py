@@ -30,18 +30,25 @@ if TYPE_CHECKING:
 
 LARGEST_TABLE_BYTES = 2**28
 """The largest CSV that is read."""
+
 LONGEST_CELL = 10_000
 """Characters of an error or a note in a table that wsi_ips writes. Python's csv reads cells of up to 131,072."""
+
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The system errors of a full disk, an exhausted quota, and a file that may not grow any further."""
+
 PROBE_BYTES = 2**20
 """How many bytes are written to find out whether a disk is full."""
+
 PARTIAL = ".*.partial*"
 """Glob pattern of the temporary names that :func:`whole_file` and :func:`whole_folder` use."""
+
 _WRITTEN_BY = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(?:partial|old)")
 """The host and the process in a temporary name."""
+
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)|\berrno = ([0-9]+)\b")
 """The number of a system error, as libraries written in Rust and HDF5 word it."""
+
 FIXES = {
     errno.EACCES: "ask for permission to read it",
     errno.EPERM: "ask for permission to read it",
@@ -60,12 +67,14 @@ FIXES = {
     errno.ENOENT: "check that it is still there",
 }  # fmt: skip
 """What to do about each error of the system that says nothing about the content of a file."""
+
 _NUMBERS = (
     re.compile(r"\[Errno ([0-9]+)\]"),
     re.compile(r"\berrno = ([0-9]+)\b"),  # HDF5
     re.compile(r"\(os error ([0-9]+)\)"),  # Rust
 )
 """How libraries write the number of a system error into their messages."""
+
 _NO_MEMORY = re.compile(r"insufficient memory|out of memory|bad[_ ]alloc", re.I)
 _NOT_SUPPORTED = re.compile(
     r"unsupported|not supported|not configured|not available|not registered|not implemented|is not installed"
@@ -74,6 +83,7 @@ _NOT_SUPPORTED = re.compile(
 )
 MEMORY = "does not fit into the memory that is free"
 """The problem of a file that needs more memory than there is."""
+
 CONVERT = "convert it to another kind, or leave it out; copy it again if it may be damaged"
 """The fix for a file with a codec, or of a kind, that cannot be decoded here."""
 
@@ -196,8 +206,9 @@ def _no_room_error(error: Exception, partial: Path) -> int | None:
 
 
 def _probed(partial: Path) -> int | None:
-    """Write to ``partial``. Returns the number of the system error if that fails for one of :data:`NO_ROOM`, else
-    None.
+    """Write to ``partial``.
+
+    Returns the number of the system error if that fails for one of :data:`NO_ROOM`, else None.
     """
     try:
         with (partial / ".probe" if partial.is_dir() else partial).open("ab", buffering=0) as file:

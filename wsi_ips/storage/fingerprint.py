@@ -15,12 +15,16 @@ from wsi_ips.storage.location import Location
 
 SAMPLES = 16
 """How many samples of a file are read."""
+
 SAMPLE_BYTES = 4096
 """Bytes of each sample."""
+
 MIRAX_SUFFIX = ".mrxs"
 """Suffix of the MIRAX slides, whose data lie in a folder of the same name."""
+
 MOST_FILES = 1000
 """How many files of a folder are read at most. A Zarr folder may hold a file for every chunk."""
+
 RECORDED = ("wsi_ips", "torch", "torchvision", "timm", "lightning", "openslide-python", "openslide-bin",
             "tifffile", "imagecodecs", "simplejpeg", "numpy", "scikit-image", "h5py")  # fmt: skip
 """Packages that can change a result."""
@@ -71,8 +75,9 @@ def _samples(path: Path) -> Iterator[bytes]:
 
 
 def versions() -> dict[str, str]:
-    """The version of Python and of every package in :data:`RECORDED`, by name; ``"not installed"`` for a missing
-    one.
+    """The versions of Python and of the packages in :data:`RECORDED`, by name.
+
+    A package that is missing has the version ``"not installed"``.
     """
     found = {"python": platform.python_version()}
     for name in RECORDED:

@@ -22,17 +22,23 @@ from wsi_ips.storage.files import whole_file
 
 NEVER_OPEN = "never open such a file"
 """The fix for a file that looks hostile."""
+
 MOST_VALUES = 4
 """The most values of an attribute that is a number, a pair or a box."""
+
 ABOUT = "about"
 """Name of the dataset that describes a file, as JSON."""
+
 LARGEST_TEXT_BYTES = 2**24
 """The longest text that is read."""
+
 ALWAYS_BELIEVED_BYTES = 2**20
 """A dataset that claims no more than this needs no check of its size."""
+
 MOST_INFLATION = 256
-"""How many times larger than in the file a dataset may be in memory. The corners of a regular grid, shuffled and
-zipped, shrink to as little as a 200th.
+"""How many times larger than in the file a dataset may be in memory.
+
+The corners of a regular grid, shuffled and zipped, shrink to as little as a 200th.
 """
 
 

@@ -31,21 +31,29 @@ from wsi_ips.storage.fingerprint import versions
 
 SYSTEM_LOCK = ".lock"
 """Name of the file that is locked by ``flock``."""
+
 HOLDER = ".lock-holder"
 """Name of the file that says which process holds the folder."""
+
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO})
 """The system errors of ``flock`` on a mount that has no locks."""
+
 LARGEST_HOLDER_BYTES = 4096
 """The most bytes that are read of a holder file."""
+
 TRIES = 20
 """How often taking the folder is tried."""
+
 WAIT_S = 0.05
 """Seconds between two tries, in which another process may fill the file that it has created."""
+
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 BUSY = "another run is writing into it"
 """The problem of a folder that another run holds."""
+
 LARGEST_DESCRIPTION_BYTES = 10_000_000
 """The largest ``run.json`` that is read."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -277,8 +285,9 @@ def _system_lock(folder: Path) -> Iterator[bool]:
 
 
 def _claim(path: Path, mine: Holder) -> None:
-    """Create ``path`` so that it names ``mine``. Raises :class:`ResultsError` if it names a process that may be
-    running.
+    """Create ``path`` so that it names ``mine``.
+
+    Raises :class:`ResultsError` if it names a process that may be running.
     """
     for _ in range(TRIES):
         if _create(path, mine):
@@ -333,8 +342,9 @@ def _busy(path: Path, other: Holder, mine: Holder) -> ResultsError:
 
 
 def _create(path: Path, holder: Holder) -> bool:
-    """Create the file and write ``holder`` into it. Only one process can. Returns False if the file exists
-    already.
+    """Create the file and write ``holder`` into it.
+
+    Only one process can. Returns False if the file exists already.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -350,8 +360,9 @@ def _create(path: Path, holder: Holder) -> bool:
 
 
 def _read(path: Path) -> Holder | None:
-    """The holder that the file names. None if there is no file, or if it is not filled yet or is no holder
-    file.
+    """The holder that the file names.
+
+    None if there is no file, or if it is not filled yet or is no holder file.
     """
     try:
         with path.open("rb") as file:

@@ -14,6 +14,7 @@ from urllib.request import url2pathname
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 LONGEST_NAME_BYTES = 255
 """The most bytes in the name of a file, in nearly every file system."""
+
 _ROOM = len("_patches.geojson")
 """Bytes kept free in a name for the longest suffix that is added to it, and for the start of a temporary name."""
 

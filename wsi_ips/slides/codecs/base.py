@@ -22,6 +22,7 @@ Parts = Sequence[memoryview]
 Most containers store a tile in one part. Several parts occur if a container spreads a tile over the file: one for
 each colour plane, or one for each restart interval.
 """
+
 Pixels = NDArray[np.unsignedinteger[Any]]
 """(height, width, samples), unsigned samples of 8 or 16 bits in the machine's byte order."""
 

@@ -30,28 +30,40 @@ from wsi_ips.units import Size
 
 SOI, EOI, SOS, DQT, DHT = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4
 """Markers of a JPEG: start of image, end of image, start of scan, quantization and Huffman tables."""
+
 APP0, APP14 = 0xE0, 0xEE
 """Markers of JFIF and Adobe."""
+
 START_OF_SCAN = bytes([0xFF, SOS])
 """The marker at which the header of a JPEG ends."""
+
 FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
 """Markers of all kinds of frames."""
+
 HUFFMAN_DCT_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Markers of baseline, extended and progressive frames."""
+
 TURBOJPEG_LUMA_FACTORS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 """Sampling factors of luma that TurboJPEG has a name for."""
+
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 """An Adobe marker (APP14) without its last byte, which is the colour transform."""
+
 ITEM = b"\xfe\xff\x00\xe0"
 """Tag of an item."""
+
 SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 """Tag of the delimiter of a sequence."""
+
 ITEM_HEADER = 8
 """Bytes of the header of an item."""
+
 JP2_START = b"\x00\x00\x00\x0cjP  "
 """First bytes of a JP2 file."""
+
 HEADER_BYTES = 1 << 20
 """How much of a file is read to find the header of a JPEG in it."""
+
 MOST_BYTES = 1 << 28
 """The most bytes of a JPEG in a file."""
 
@@ -230,11 +242,10 @@ def jpeg_size(start: bytes) -> Size:
 
 
 def _merged_header(data: bytes, tiles: JpegTiles) -> tuple[int, bytes]:
-    """Where the first scan starts, and the header to put before it, so that the JPEG decodes alone to the right
-    colours.
+    """Make a header with which the JPEG decodes alone to the right colours.
 
-    The size of the frame is compared with that of the tile here, before a decoder allocates for it. Raises
-    :class:`TileError`.
+    Returns where the first scan starts, and the header to put before it. The size of the frame is compared with
+    that of the tile here, before a decoder allocates for it. Raises :class:`TileError`.
     """
     tables = b"".join(
         tiles.tables[segment.start : segment.start + 4 + len(segment.body)]
@@ -350,8 +361,9 @@ def unwrapped(data: memoryview) -> memoryview:
 
 @dataclass(frozen=True, slots=True)
 class JpegInFile:
-    """An associated image that is a JPEG: ``count`` bytes of ``file`` from ``offset`` on, of ``size`` (width,
-    height).
+    """An associated image that is a JPEG: ``count`` bytes of ``file`` from ``offset`` on.
+
+    ``size`` is (width, height) in pixels.
     """
 
     file: Path

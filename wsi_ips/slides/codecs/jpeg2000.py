@@ -22,10 +22,13 @@ _CHROMA = np.arange(256, dtype=np.int32) - 128
 # entry is rounded by itself, as in OpenSlide and unlike libjpeg: 22 of the 65,536 pairs of Cb and Cr differ by 1.
 RED_OF_CR = ((91881 * _CHROMA + 32768) >> 16).astype(np.int16)
 """What Cr adds to red."""
+
 BLUE_OF_CB = ((116130 * _CHROMA + 32768) >> 16).astype(np.int16)
 """What Cb adds to blue."""
+
 GREEN_OF_CB = np.rint(-0.34414 * 65536 * _CHROMA).astype(np.int32) + 32768
 """What Cb adds to green, in 16-bit fixed point."""
+
 GREEN_OF_CR = np.rint(-0.71414 * 65536 * _CHROMA).astype(np.int32)
 """What Cr adds to green, in 16-bit fixed point."""
 
@@ -49,8 +52,9 @@ class Jpeg2000Tiles:
         return Jpeg2000Decoder(self)
 
     def refusal(self, start: bytes) -> str | None:
-        """Why a codestream with other components than expected is left to another reader; None if it is as
-        expected.
+        """Why tiles that begin like this are left to another reader, or None.
+
+        The reason is a codestream with other components than expected.
         """
         try:
             return self.oddity(_components(start))
@@ -108,8 +112,9 @@ class Jpeg2000Decoder:
         return
 
     def _decoded(self, part: memoryview, samples: int) -> Pixels:
-        """Decode one part to (height, width, samples). The header is compared with the tile before anything is
-        decoded.
+        """Decode one part to (height, width, samples).
+
+        The header is compared with the tile before anything is decoded.
         """
         data, (width, height) = bytes(part), self._tiles.size
         components = _components(data)

@@ -47,10 +47,13 @@ UNPACKERS: Mapping[Packing, Callable[..., bytes | bytearray]] = MappingProxyType
     }
 )
 """The decoder of each packing."""
+
 NOT_DIFFERENCED = frozenset({Packing.NONE, Packing.PACKBITS})
 """Packings to which TIFF's predictor does not apply; libtiff ignores the tag for them."""
+
 HEADER = 64
 """Bytes of the number of segments and their places, sixteen integers of four bytes."""
+
 COLOURS = 3
 """Number of segments."""
 

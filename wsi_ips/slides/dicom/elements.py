@@ -1,11 +1,10 @@
-"""A DICOM header as tags and bytes (PS3.5, section 7; PS3.10, section 7.1), and the tags that are used here
-(PS3.6).
+"""A DICOM header as tags and bytes, and the tags that are used here.
 
 :func:`read_header` reads the elements before the pixels. pydicom is not used, for three reasons. Folders of
 thousands of files are looked through, of which only a few elements near the start matter. The positions of a
 sparse image's frames are nested three sequences deep, of which pydicom reads about 14 a millisecond. And the
 numbers in a file must not decide how much memory is taken: here every length is compared with the file before it
-is followed, nesting is bounded, and only known tags are kept.
+is followed, nesting is bounded, and only known tags are kept. Sources: PS3.5, section 7; PS3.6; PS3.10, section 7.1.
 """
 
 import struct
@@ -38,13 +37,16 @@ KNOWN = frozenset(
 
 WHOLE_SLIDE_IMAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """UID of the class of whole-slide images."""
+
 END_OF_META = 0x0002FFFF
 """The last tag of the group that is written alike whatever the transfer syntax is (PS3.10, 7.1)."""
 
 IMPLICIT_LITTLE, EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 """UIDs of the transfer syntaxes without compression."""
+
 JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
 """UIDs of the transfer syntaxes of JPEG."""
+
 JPEG2000_LOSSLESS, JPEG2000, RLE = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"
 """UIDs of the transfer syntaxes of JPEG 2000 and run-length encoding."""
 
@@ -67,15 +69,19 @@ OTHER_SYNTAXES = {
 
 PREAMBLE = 128
 """Bytes before the magic letters."""
+
 MAGIC = b"DICM"
 """The letters that make a file DICOM."""
+
 START = PREAMBLE + len(MAGIC)
 """Where the elements begin."""
 
 FIRST_READ = 16 << 10
 """How many bytes are read first to tell the series of a file."""
+
 FIRST_READ_OF_ALL = 256 << 10
 """How many bytes are read first for a whole header."""
+
 LARGEST_HEADER = 64 << 20
 """The most bytes before the pixels. The positions of a sparse image's frames take about 150 bytes each."""
 
@@ -84,17 +90,22 @@ ALL = PIXEL_DATA - 1
 
 DEEPEST = 16
 """How deep sequences may be nested."""
+
 MOST_ITEMS = 1 << 20
 """The most items of a sequence."""
 
 UNDEFINED = 0xFFFFFFFF
 """The length of a value that ends with a delimiter."""
+
 DELIMITERS = 0xFFFE
 """The group of the tags that mark where items begin and end."""
+
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 """Tags that begin an item, and end an item and a sequence of undefined length."""
+
 LONG_FORMS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 """Value representations whose length takes four bytes, after two that are reserved."""
+
 SHORT_FORMS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 """Value representations whose length takes two bytes."""
 
@@ -309,10 +320,10 @@ class _Bytes:
         return items, at
 
     def _head(self, at: int, end: int, implicit: bool, until: int) -> tuple[int, bytes, int, int]:
-        """The header of the element at ``at``: tag, value representation, where its value begins, the length of
-        the value.
+        """Read the header of the element at ``at``.
 
-        Of an element beyond ``until`` only the tag means something, since it may be written in another way.
+        Returns its tag, its value representation, where its value begins, and the length of the value. Of an
+        element beyond ``until`` only the tag means something, since it may be written in another way.
         """
         data, body = self.data, at + 8
         if body > end or body > len(data):

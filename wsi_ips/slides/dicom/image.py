@@ -22,10 +22,13 @@ from wsi_ips.units import Size
 
 JPEG = {tags.JPEG_BASELINE, tags.JPEG_EXTENDED}
 """Transfer syntaxes of JPEG."""
+
 NATIVE = {tags.EXPLICIT_LITTLE, tags.IMPLICIT_LITTLE}
 """Transfer syntaxes of frames that are not compressed."""
+
 JPEG_COLOURS = {"YBR_FULL_422": Colours.YCBCR, "YBR_FULL": Colours.YCBCR, "RGB": Colours.RGB}
 """The colour space of the components of a JPEG, by photometric interpretation."""
+
 COLOURS: Mapping[str, Collection[str]] = MappingProxyType(
     {
         tags.EXPLICIT_LITTLE: {"RGB"},
@@ -45,8 +48,9 @@ SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The place of a file in a concatenation (PS3.3, C.7.6.16.2.2.4), which is one image cut into several
-    files.
+    """The place of a file in a concatenation, which is one image cut into several files.
+
+    Source: PS3.3, C.7.6.16.2.2.4.
     """
 
     concatenation: str
@@ -177,8 +181,9 @@ def _part(body: DataSet) -> Part | None:
 
 
 def _spacing(measures: DataSet | None) -> tuple[float, float] | None:
-    """The distance of pixels along (x, y). PixelSpacing states that of rows first (PS3.3, 10.7.1.3), which is
-    along y.
+    """The distance of pixels along (x, y).
+
+    PixelSpacing states that of rows first (PS3.3, 10.7.1.3), which is along y.
     """
     spacing = [] if measures is None else measures.numbers(tags.PIXEL_SPACING)
     known = len(spacing) == 2 and min(spacing) > SMALLEST_SPACING and max(spacing) < LARGEST_SPACING

@@ -35,8 +35,10 @@ from wsi_ips.units import Mpp, Size
 
 PICTURES = {"LABEL": "label", "OVERVIEW": "macro", "THUMBNAIL": "thumbnail"}
 """What OpenSlide calls the images that are no levels, by what ImageType calls them."""
+
 PHILIPS = "philips"
 """Start of the manufacturer's name of scanners that pad levels."""
+
 NEARLY_WHOLE = 0.02
 """By how much, as a share, a downsample may differ from a whole number and still be taken for it."""
 
@@ -227,8 +229,9 @@ def _without_padding(
 
 
 def _factor(spacing: tuple[float, float], finest: tuple[float, float]) -> float:
-    """How much coarser one level is than the finest. Spacings are rounded, so a factor that is nearly a whole
-    number becomes one.
+    """How much coarser one level is than the finest.
+
+    Spacings are rounded, so a factor that is nearly a whole number becomes one.
     """
     factor = (spacing[0] / finest[0] + spacing[1] / finest[1]) / 2
     return float(round(factor)) if abs(factor / max(1, round(factor)) - 1) <= NEARLY_WHOLE else factor

@@ -28,19 +28,23 @@ from wsi_ips.slides.tile_layout import TRUNCATED, TileFile, TileLayout
 
 BLOCK = 64 << 10
 """How many bytes are read at once when items are walked."""
+
 FRAME_STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51")
 """First bytes of a JPEG (start of image) and of a JPEG 2000 codestream."""
+
 _ITEM_HEAD = struct.Struct("<4sI")
 MOST_TILES = 1 << 23
 """The most tiles of a level, enough for 740,000 pixels square in tiles of 256."""
+
 FrameNumbers = NDArray[np.int64]
 """(rows * cols,) the frame of each tile, -1 if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameIndex:
-    """Where each frame of a file begins, and how many bytes it takes with the headers of its items. Both are
-    (frames,).
+    """Where each frame of a file begins, and how many bytes it takes with the headers of its items.
+
+    Both are (frames,).
     """
 
     offsets: NDArray[np.int64]
@@ -154,9 +158,7 @@ def _refuse_another_tile(part: DicomImage, first: DicomImage, tile: TileFormat) 
 
 
 def _frames_of_tiles(image: DicomImage, cols: int, rows: int) -> tuple[FrameNumbers, bool, list[LeftOut]]:
-    """The frame of each tile, whether the file says that all tiles are stored, and which frames belong to
-    no tile.
-    """
+    """The frame of each tile, whether the file says that all tiles are stored, and frames of no tile."""
     try:
         groups = image.elements.items(tags.PER_FRAME_GROUPS)
         if groups and groups[0].items(tags.PLANE_POSITION):
@@ -279,8 +281,9 @@ def _native(image: DicomImage, file: TileFile, start: int, length: int) -> Frame
 
 
 def _by_extended_table(image: DicomImage, file: TileFile, first: int) -> FrameIndex | None:
-    """Frames by the Extended Offset Table of 64 bits (PS3.3, C.7.6.3.1.8), one item for each frame. None if there
-    is none.
+    """Frames by the Extended Offset Table of 64 bits (PS3.3, C.7.6.3.1.8), one item for each frame.
+
+    None if there is none.
     """
     data = [image.elements.data(tag) for tag in (tags.OFFSET_TABLE, tags.OFFSET_TABLE_LENGTHS)]
     if not any(data):
@@ -296,8 +299,9 @@ def _by_extended_table(image: DicomImage, file: TileFile, first: int) -> FrameIn
 
 
 def _by_basic_table(image: DicomImage, items: "_Items", table: bytes, first: int) -> FrameIndex | None:
-    """Frames by the Basic Offset Table of 32 bits. None for a table that cannot be right, since offsets wrap
-    beyond 4 GiB.
+    """Frames by the Basic Offset Table of 32 bits.
+
+    None for a table that cannot be right, since offsets wrap beyond 4 GiB.
     """
     starts = first + np.frombuffer(table, "<u4").astype(np.int64)
     if len(starts) != image.frames or starts[0] != first or not (np.diff(starts) > ITEM_HEADER).all():
@@ -312,8 +316,9 @@ def _by_basic_table(image: DicomImage, items: "_Items", table: bytes, first: int
 
 
 def _by_walking(image: DicomImage, items: "_Items", first: int) -> FrameIndex:
-    """Frames by the headers of the items. If there are more items than frames, a frame begins where an image's
-    code does.
+    """Frames by the headers of the items.
+
+    If there are more items than frames, a frame begins where an image's code does.
     """
     walked = items.walk(first)
     if image.frames > 1 and len(walked) > image.frames:
@@ -330,8 +335,9 @@ def _by_walking(image: DicomImage, items: "_Items", first: int) -> FrameIndex:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """From the first byte of its header to the byte after its last, and whether the code of an image begins
-    in it.
+    """One item: from the first byte of its header to the byte after its last.
+
+    ``starts_frame`` says whether the code of an image begins in it.
     """
 
     at: int

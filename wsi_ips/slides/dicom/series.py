@@ -20,6 +20,7 @@ from wsi_ips.slides.tile_layout import TRUNCATED, TileFile
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 """Suffixes of DICOM files."""
+
 SHOWN = 3
 """How many names a message lists."""
 
@@ -69,8 +70,9 @@ class Folder:
 
 
 def may_be_dicom(name: str, *, suffix: str = "") -> bool:
-    """Whether a file of this name is looked into. ``suffix`` is a further suffix, in lower case, that counts as
-    DICOM's.
+    """Whether a file of this name is looked into.
+
+    ``suffix`` is a further suffix, in lower case, that counts as DICOM's.
     """
     if name.startswith("."):
         return False
@@ -194,8 +196,9 @@ def _is_of_another_class(path: Path) -> bool:
 
 
 def _cut(path: Path) -> Seen | None:
-    """What to say of a file named .dcm that does not start as DICOM. A broken download leaves an empty file, or
-    zeros.
+    """What to say of a file named .dcm that does not start as DICOM.
+
+    A broken download leaves an empty file, or zeros.
     """
     start = TileFile(path).read(0, START)
     return Seen(path, problem=f"it is {len(start)} bytes of nothing") if not any(start) else None

@@ -17,6 +17,7 @@ from wsi_ips.slides.tile_layout import SlideLayout, hull_of_written_tiles
 
 METADATA = 65000
 """Number of the tag that holds the XML."""
+
 ROOT = "Argos.Scan.Metadata"
 """Name of the root element of the XML."""
 

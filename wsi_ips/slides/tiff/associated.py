@@ -24,8 +24,10 @@ from wsi_ips.units import Size
 
 READABLE_COLOURS = frozenset({"MINISBLACK", "RGB", "YCBCR"})
 """tifffile's names of the colour spaces that are read."""
+
 NAMES = ("label", "macro", "thumbnail")
 """The names that images may have."""
+
 LABEL, MACRO = 1, 9
 """Values of NewSubfileType in the files of Aperio and Huron."""
 
@@ -39,8 +41,9 @@ class EmbeddedJpeg:
 
     @classmethod
     def of(cls, jpeg: bytes) -> "EmbeddedJpeg":
-        """Take the bytes of a JPEG. Raises :class:`TileError` if they are none, or one that is too large for such
-        an image.
+        """Take the bytes of a JPEG.
+
+        Raises :class:`TileError` if they are none, or one that is too large for such an image.
         """
         width, height = jpeg_size(jpeg)
         if not 0 < width * height <= LARGEST_BLOCK_PX:
@@ -157,8 +160,9 @@ class JpegPicture:
 
 
 def by_subfile_type(file: TiffDirectories, levels: Collection[TiffImage]) -> dict[str, TiffImage]:
-    """The associated images of Aperio and Huron by name. None of them is tiled, and the second image is the
-    thumbnail.
+    """The associated images of Aperio and Huron by name.
+
+    None of them is tiled, and the second image is the thumbnail.
 
     An image that its NewSubfileType does not name may be named by its description. Of two images with one name the
     later one is taken, as in OpenSlide. ``levels`` are the images that are levels.
@@ -175,10 +179,9 @@ def by_subfile_type(file: TiffDirectories, levels: Collection[TiffImage]) -> dic
 
 
 def by_description(file: TiffDirectories, others: Collection[TiffImage]) -> dict[str, TiffImage]:
-    """The images, besides the ``others``, whose description has a line that begins with the name of an associated
-    image.
+    """Images whose description has a line that begins with the name of an associated image.
 
-    Of two images with one name the first one is taken.
+    ``others`` are images to ignore. Of two images with one name the first one is taken.
     """
     numbers = {image.number for image in others}
     found: dict[str, TiffImage] = {}

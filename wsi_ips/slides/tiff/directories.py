@@ -25,16 +25,19 @@ from wsi_ips.units import Size
 
 MOST_IMAGES = 1000
 """The most images of a file."""
+
 LARGEST_SHARE = 64 << 20
-"""Bytes of tags' values that may be counted more than once, since images may point to the same tables or
-profile.
-"""
+"""Bytes of tags' values that may be counted twice or more. Images may point to the same tables or profile."""
+
 MOST_CHARACTERS = 64 << 20
 """The most characters of XML. That of Philips holds pictures of the slide, a few megabytes in base64."""
+
 MOST_ELEMENTS = 100_000
-"""The most elements of XML by default. There may be twice as many attributes. Each takes a few hundred bytes once
-it is read.
+"""The most elements of XML by default.
+
+There may be twice as many attributes. Each takes a few hundred bytes once it is read.
 """
+
 PARSING_ERRORS = (
     tifffile.TiffFileError,
     ArithmeticError,
@@ -47,6 +50,7 @@ PARSING_ERRORS = (
     struct.error,
 )
 """What tifffile, and code that reads its tags, may raise for a hostile file."""
+
 # Tags by their names in TIFF 6.0, shortened.
 NEW_SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 FILL_ORDER, DESCRIPTION, MAKE, ORIENTATION, SAMPLES = 266, 270, 271, 274, 277

@@ -78,8 +78,9 @@ def of_one_shape(images: Sequence[TiffImage]) -> tuple[list[TiffImage], dict[int
 
 
 def refuse_disordered(file: TiffDirectories, levels: Sequence[TileLayout]) -> None:
-    """Raise :class:`UnsupportedSlide` if downsamples fall from one level to the next, since OpenSlide opens no
-    such slide.
+    """Raise :class:`UnsupportedSlide` if downsamples fall from one level to the next.
+
+    OpenSlide opens no such slide.
     """
     factors = [size_downsample(level, levels[0]) for level in levels]
     if any(coarser < finer for finer, coarser in pairwise(factors)):

@@ -59,8 +59,9 @@ def read_layout(path: Path, *, file_size: int) -> SlideLayout:
 
 
 def scanner_of(file: TiffDirectories) -> str:
-    """The vendor whose format a TIFF is (``Leica``, ``Ventana``). Empty if it is no vendor's that is known
-    here.
+    """The vendor whose format a TIFF is (``Leica``, ``Ventana``).
+
+    Empty if it is no vendor's that is known here.
     """
     if NDPI_FORMAT in file.first.tags:
         return "Hamamatsu"

@@ -29,8 +29,10 @@ NAMESPACES = (
     "http://www.leica-microsystems.com/scn/2010/10/01",
 )
 """Namespaces of Leica's XML."""
+
 BRIGHTFIELD = "brightfield"
 """The illumination that is read."""
+
 MOST_IMAGES = 1000
 """The most images of the XML."""
 

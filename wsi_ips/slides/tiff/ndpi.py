@@ -1,5 +1,4 @@
-"""Hamamatsu NDPI: its levels, and its image directories, which are not quite those of TIFF (CONTAINERS.md, section
-5).
+"""Hamamatsu NDPI: its levels, and its image directories, which are not quite those of TIFF.
 
 Each level is one strip: a JPEG of the whole level, mostly with restart markers, whose intervals are the tiles (see
 :mod:`wsi_ips.slides.tiff.restart_intervals`). Levels are those of OpenSlide: the stored ones, and each of them
@@ -8,9 +7,11 @@ decoded smaller by 2, 4 and 8.
 An NDPI file is a classic TIFF with offsets of 64 bits. The offset of the first directory has 8 bytes. After the n
 entries of a directory, of 12 bytes each, stand the offset of the next directory, 8 bytes, and n high words of 4
 bytes, one for the value or offset of each entry. A single number that is kept in its entry has 64 bits if its high
-word is not 0; texts are never kept there. OpenSlide tells such files from TIFF in the same way. The directories
-are not read with tifffile, which goes by the name of the file and, on opening, reads as many bytes as the file
-claims for the header of its first JPEG.
+word is not 0; texts are never kept there. OpenSlide tells such files from TIFF in the same way. Source:
+CONTAINERS.md, section 5.
+
+The directories are not read with tifffile, which goes by the name of the file and, on opening, reads as many bytes
+as the file claims for the header of its first JPEG.
 """
 
 import struct
@@ -42,31 +43,43 @@ from wsi_ips.units import Size
 
 MOST_ENTRIES = 4096
 """The most entries of a directory."""
+
 LARGEST_OFFSET = 1 << 44
-"""16 TiB. The first eight bytes of a classic TIFF after the magic number, taken for an offset, mostly lie
-beyond.
+"""16 TiB.
+
+The first eight bytes of a classic TIFF after the magic number, taken for an offset, mostly lie beyond.
 """
+
 ASCII, RATIONAL = 2, 5
 """Types of texts and rationals."""
+
 TYPES: Mapping[int, str] = MappingProxyType(
     {1: "u1", ASCII: "u1", 3: "<u2", 4: "<u4", RATIONAL: "<u4", 6: "i1", 7: "u1", 8: "<i2", 9: "<i4", 10: "<i4",
      11: "<f4", 12: "<f8", 13: "<u4", 16: "<u8", 17: "<i8", 18: "<u8"}
 )  # fmt: skip
 """The NumPy type of the values of each TIFF type."""
+
 PAIRS = frozenset({RATIONAL, 10})
 """Types of which a value is two numbers."""
+
 LONG, SIGNED_LONG = 4, 9
 """Types of 32-bit integers."""
+
 WIDENED: Mapping[int, str] = MappingProxyType({LONG: "<u8", SIGNED_LONG: "<i8"})
 """The NumPy type of a 32-bit value that has a high word."""
+
 STRIP_OFFSETS, STRIP_BYTE_COUNTS = 273, 279
 """Tags of the strips."""
+
 SOURCE_LENS, FOCAL_PLANE, MCU_STARTS, MCU_STARTS_HIGH = 65421, 65424, 65426, 65432
 """Hamamatsu's tags: the lens, the focal plane, and where intervals start in the JPEG, in low and high words."""
+
 MACRO, MAP = -1.0, -2.0
 """Values of the lens for the macro image and the map of the scan."""
+
 JPEG_XR = 22610
 """A compression that is not read."""
+
 REDUCTIONS = (2, 4, 8)
 """By how much stored levels are decoded smaller."""
 

@@ -51,7 +51,11 @@ from wsi_ips.storage.location import Location
 from wsi_ips.units import Mpp, Size
 
 LONGEST_XML = 8 << 20
-"""The most characters of the XML. A slide has a few thousand, and some hundred for each plane of a stack."""
+"""The most characters of the XML.
+
+That of a slide has a few thousand, and a few hundred for each plane of a stack.
+"""
+
 MICRONS_PER: Mapping[str, float] = MappingProxyType(
     {
         "pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "dm": 1e5,
@@ -62,16 +66,22 @@ MICRONS_PER: Mapping[str, float] = MappingProxyType(
 
 The micro sign and the Greek letter are two characters.
 """
+
 ASSOCIATED = {"label": "label", "macro": "macro", "overview": "macro", "thumbnail": "thumbnail"}
 """Words in the name of an Image, and which associated image it is."""
+
 COLOURS = (("r", "red"), ("g", "green"), ("b", "blue"))
 """Names of the channels of an RGB image."""
+
 COLOUR_VALUES = [0xFF0000, 0x00FF00, 0x0000FF]
 """24-bit RGB values of the channels of an RGB image."""
+
 NO_NAME = re.compile(r"(channel|ch|c)?[ :_#-]*\d*([ :_#-]\d+)*")
 """What writers call a channel that nobody has named: ``Channel 0``, ``C:1``."""
+
 SAME_RESOLUTION = 0.1
 """By how much, as a share, the stated resolution of a level may differ from what its size makes of the slide's."""
+
 Planes = tuple[TiffImage, ...]
 """The images of a file that together are one picture: one, or one each for red, green and blue."""
 
@@ -112,8 +122,9 @@ class OmeImage:
     """Where the planes lie."""
 
     def ifds(self, planes: int, start: int) -> list[int] | None:
-        """Which images of the file hold the channels 0 to ``planes - 1``. None if that is not stated for each of
-        them.
+        """Which images of the file hold the channels 0 to ``planes - 1``.
+
+        None if that is not stated for each of them.
 
         ``start`` is the first image that does not belong to an earlier ``Image``, for writers that state nothing.
         """
@@ -218,8 +229,9 @@ class _Pictures:
 
 
 def _planes(file: TiffDirectories, described: OmeImage, start: int) -> Planes:
-    """The images that hold the channels of a picture at the first depth and time. () if they are not in the
-    file.
+    """The images that hold the channels of a picture at the first depth and time.
+
+    () if they are not in the file.
     """
     first = described.ifds(1, start)
     if first is None or first[0] >= len(file.images):
@@ -311,8 +323,9 @@ def _colour_order(file: TiffDirectories, described: OmeImage, *, likely: bool) -
 
 
 def _elsewhere(file: TiffDirectories, document: OmeXml, described: OmeImage) -> str:
-    """The name of another file that holds some of the image, empty if there is none. A file may have been
-    renamed.
+    """The name of another file that holds some of the image, empty if there is none.
+
+    A file may have been renamed.
     """
     known = {data.file_name for image in document.images for data in image.tiff_data if data.file_name}
     for data in described.tiff_data:

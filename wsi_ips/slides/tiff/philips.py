@@ -40,8 +40,9 @@ LARGEST_PICTURE_BYTES = 16 << 20
 
 
 def recognises(file: TiffDirectories) -> bool:
-    """Whether both the software and the XML are Philips'. OpenSlide takes other files for generic TIFFs, and so do
-    we.
+    """Whether both the software and the XML are Philips'.
+
+    OpenSlide takes other files for generic TIFFs, and so do we.
     """
     if not file.first.text(SOFTWARE).startswith("Philips"):
         return False

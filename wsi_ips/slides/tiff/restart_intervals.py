@@ -30,38 +30,53 @@ from wsi_ips.units import Size
 
 DRI = 0xDD
 """Marker of the segment that defines the restart interval."""
+
 RST0 = 0xD0
 """The first of the eight restart markers."""
+
 SEQUENTIAL_FRAMES = frozenset({0xC0, 0xC1})
 """Markers of baseline and extended sequential frames."""
+
 LARGEST_JPEG_SIDE = 65_500
 """libjpeg's limit for a side. Frames of larger images state 0, or a larger number."""
+
 END_OF_IMAGE = bytes([0xFF, EOI])
 """The marker at the end of a JPEG."""
+
 STACK_ROWS = 256
-"""Height of a stack in pixels, which is that of most patches. If two rows of patches share each stack, the threads
-that read them wait for each other.
+"""Height of a stack in pixels, which is that of most patches.
+
+If two rows of patches share each stack, the threads that read them wait for each other.
 """
+
 STACK_PX = 1 << 20
-"""The most pixels of a stack. Larger ones decode no faster, and a patch needs all of each stack that it
-touches.
+"""The most pixels of a stack.
+
+Larger ones decode no faster, and a patch needs all of each stack that it touches.
 """
+
 ROW_OF_STACKS_PX = 1 << 24
 """The most pixels of all stacks side by side.
 
 At four bytes a pixel that is 64 MiB: as much of a level waits in a stream's cache (128 MiB unless configured
 otherwise) for the next row of patches.
 """
+
 LARGEST_HEADER = 1 << 18
 """The most bytes of the header of a JPEG."""
+
 SEARCHED_AT_ONCE = 16 << 20
 """How many bytes are read at once when markers are searched."""
+
 CHECKED_STARTS = 16
 """How many entries of a list of starts are compared with the file."""
+
 SMALLEST_INTERVAL = 3
 """The fewest bytes of an interval: the code of a block, and the marker."""
+
 MOST_BYTES_PER_PX = 6
 """Twice what pixels take without compression. A JPEG that is larger is not searched and not decoded."""
+
 MOST_INTERVALS = 1 << 23
 """The most intervals. The largest slides have half a million."""
 
@@ -127,8 +142,9 @@ class JpegHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackedIntervals:
-    """Tiles that are stacks of restart intervals. Each part of a tile is an interval with the marker that
-    ends it.
+    """Tiles that are stacks of restart intervals.
+
+    Each part of a tile is an interval with the marker that ends it.
     """
 
     header: JpegHeader
@@ -191,8 +207,9 @@ class StackDecoder:
         decode_jpeg_into(self._joined(parts, n), out[: height // factor], (width, height))
 
     def jpeg(self, parts: Parts) -> bytes | None:
-        """The stack as one JPEG. None for a stack that is no whole tile, and for a level that is decoded
-        smaller.
+        """The stack as one JPEG.
+
+        None for a stack that is no whole tile, and for a level that is decoded smaller.
         """
         n = sum(1 for part in parts if len(part))
         if n < self._tiles.per_tile or self._tiles.reduction > 1:
@@ -285,8 +302,9 @@ def stacked_level(
 
 
 def reduced_level(level: TileLayout, tile: StackedIntervals, reduction: int) -> TileLayout:
-    """A level that is not stored: the stacks of ``level``, whose tiles are ``tile``, decoded smaller by 2,
-    4 or 8.
+    """A level that is not stored: the stacks of a stored level, decoded smaller.
+
+    ``tile`` describes the tiles of ``level``; ``reduction`` is 2, 4 or 8.
     """
     width, height = level.level_size
     return TileLayout(

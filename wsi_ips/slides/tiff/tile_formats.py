@@ -53,12 +53,15 @@ class Compression(IntEnum):
 
 PACKINGS = frozenset({*Packing} & {*Compression})
 """Lossless packings of plain samples."""
+
 JPEG2000S = frozenset(
     {Compression.JPEG2000_33003, Compression.JPEG2000_33004, Compression.JPEG2000_33005, Compression.JPEG2000}
 )
 """Numbers of JPEG 2000."""
+
 WEBPS = frozenset({Compression.WEBP, Compression.WEBP_OLD})
 """Numbers of WebP."""
+
 JPEG_XLS = frozenset({Compression.JPEG_XL, Compression.JPEG_XL_DNG})
 """Numbers of JPEG XL."""
 
@@ -76,12 +79,16 @@ class Photometric(IntEnum):
 
 GREYS = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO})
 """Colour spaces of grey images."""
+
 UPRIGHT = frozenset({0, 1})
 """Orientations that turn nothing. 0 stands in files whose writers left the tag empty."""
+
 SEPARATE_PLANES = LOWEST_BIT_FIRST = 2
 """The values of PlanarConfiguration and FillOrder that mean this."""
+
 UNSIGNED = frozenset({1, 4})
 """SampleFormats that are read as unsigned integers."""
+
 SAMPLE_FORMATS: Mapping[int, str] = MappingProxyType(
     {1: "whole", 2: "signed", 3: "floating-point", 4: "untyped", 5: "complex", 6: "complex"}
 )
@@ -230,8 +237,9 @@ def _plain(path: Path, image: TiffImage, samples: Samples, size: Size) -> PlainT
 def _tables(
     file: TiffDirectories, image: TiffImage, size: Size, tiles: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The offsets and byte counts of the tiles: (tiles,), or (tiles, samples) if each sample has tiles of
-    its own.
+    """The offsets and byte counts of the tiles.
+
+    Both are (tiles,), or (tiles, samples) if each sample has tiles of its own.
     """
     path, (width, height) = file.path, size
     planes = image.integer(tag.SAMPLES, 1) if is_planar(image) else 1
@@ -265,8 +273,9 @@ def _by_tile(table: NDArray[np.int64], planes: int) -> NDArray[np.int64]:
 
 
 def misread_by_openslide(image: TiffImage) -> str | None:
-    """Why OpenSlide returns wrong pixels of a tiled image, or none although it opens the file. None if it shows it
-    rightly.
+    """Why OpenSlide returns wrong pixels of a tiled image, or none although it opens the file.
+
+    None if it shows it rightly.
 
     The rules were found by comparing OpenSlide 4.0.1 (libtiff's TIFFRGBAImage) with tifffile.
     """
@@ -354,8 +363,9 @@ class Resolved(Protocol):
 
 
 def resolution_mpp(image: Resolved) -> tuple[Mpp, Mpp] | None:
-    """µm per pixel (x, y) by the tags XResolution, YResolution and ResolutionUnit. None if they cannot be
-    believed.
+    """µm per pixel (x, y) by the tags XResolution, YResolution and ResolutionUnit.
+
+    None if they cannot be believed.
     """
     unit = {1: "none", 2: "inch", 3: "centimeter"}.get(image.integer(tag.RESOLUTION_UNIT, 2), "unknown")
     x, y = (mpp_of_resolution(image.ratio(code), unit) for code in (tag.X_RESOLUTION, tag.Y_RESOLUTION))

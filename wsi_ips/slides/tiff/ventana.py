@@ -57,9 +57,7 @@ class _Area:
 
 @dataclass(frozen=True, slots=True)
 class _Mosaic:
-    """How the tiles of level 0 are laid out: the areas, and the advance from one tile to the next in pixels (x,
-    y).
-    """
+    """How the tiles of level 0 are laid out: the areas, and the distance from one tile to the next (x, y)."""
 
     areas: tuple[_Area, ...]
     advance: tuple[float, float]
@@ -237,8 +235,9 @@ def _cells(path: Path, mosaic: _Mosaic, tiles: TileLayout) -> NDArray[np.int64]:
 def _placed(
     path: Path, mosaic: _Mosaic, cells_C3: NDArray[np.int64], tiles: TileLayout, downsample: float
 ) -> tuple[TileLayout, int]:
-    """The tiles of a level, cut into one piece for each cell of level 0, and how many cells its image does not
-    hold.
+    """Cut the tiles of a level into one piece for each cell of level 0, and place the pieces.
+
+    Returns the level, and how many cells its image does not hold.
     """
     parts = round(downsample)  # along each side of a tile
     if parts != downsample:
