@@ -4,7 +4,9 @@
 thousands of files are looked through, of which only a few elements near the start matter. The positions of a
 sparse image's frames are nested three sequences deep, of which pydicom reads about 14 a millisecond. And the
 numbers in a file must not decide how much memory is taken: here every length is compared with the file before it
-is followed, nesting is bounded, and only known tags are kept. Sources: PS3.5, section 7; PS3.6; PS3.10, section 7.1.
+is followed, nesting is bounded, and only known tags are kept.
+
+Sources: PS3.5, section 7; PS3.6; PS3.10, section 7.1.
 """
 
 import struct
