@@ -323,7 +323,7 @@ def read_coords(path: Path, *, info: SlideInfo | None = None) -> PatchCoords:
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if cause := outside_cause(error):
-            raise CoordsError(path, cause.problem, cause.mend) from None
+            raise CoordsError(path, cause.problem, cause.fix) from None
         raise CoordsError(path, "is not an HDF5 file that can be read", TILE_AGAIN) from None
 
 
@@ -332,7 +332,7 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
 
     Nothing is allocated before sizes are known to be sane.
     """
-    dataset = plain_dataset(file, "coords", path, error=CoordsError, mend="is it a coordinates file?")
+    dataset = plain_dataset(file, "coords", path, error=CoordsError, fix="is it a coordinates file?")
     # AtlasPatch's have five columns, and their attributes at the root.
     columns = {2: dataset.attrs, 5: file.attrs}
     if dataset.ndim != 2 or dataset.shape[1] not in columns:
@@ -358,7 +358,7 @@ def _corners(dataset: Any, path: Path) -> NDArray[np.int64]:
 
 def _beside(file: Any, name: str, path: Path, n: int) -> Any:
     """What we keep beside the corners: (N,) numbers. Raises ``ValueError`` for another shape."""
-    dataset = plain_dataset(file, name, path, error=CoordsError, mend=TILE_AGAIN)
+    dataset = plain_dataset(file, name, path, error=CoordsError, fix=TILE_AGAIN)
     if dataset.shape != (n,) or dataset.dtype.kind not in "iuf":
         raise ValueError(f"{name} is {dataset.dtype} of shape {dataset.shape}")
     _check_block(dataset, path, name)
@@ -368,7 +368,7 @@ def _beside(file: Any, name: str, path: Path, n: int) -> Any:
 def _check_block(dataset: Any, path: Path, name: str) -> None:
     if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
         raise CoordsError(path, f"{name} claims blocks of {dataset.chunks}", TILE_AGAIN)
-    check_stored(dataset, path, error=CoordsError, mend=TILE_AGAIN)
+    check_stored(dataset, path, error=CoordsError, fix=TILE_AGAIN)
 
 
 def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchCoords:
