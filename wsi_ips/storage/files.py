@@ -169,10 +169,15 @@ def sweep(folder: Path) -> None:
     for path in folder.glob(".*"):
         found = _WRITTEN_BY.search(path.name)
         if found and found[1] == _host() and not _lives(int(found[2])):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def no_room(error: Exception) -> bool:

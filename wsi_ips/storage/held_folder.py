@@ -26,7 +26,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from wsi_ips.errors import ResultsError
-from wsi_ips.storage.files import PARTIAL, whole_file
+from wsi_ips.storage.files import PARTIAL, remove, whole_file
 from wsi_ips.storage.fingerprint import versions
 
 SYSTEM_LOCK = ".lock"
@@ -82,7 +82,7 @@ def held(root: Path, *, below: Iterable[Path], undo: Iterable[Path], results: st
             try:
                 for folder in folders:
                     for path in folder.glob(PARTIAL):
-                        path.unlink(missing_ok=True)
+                        remove(path)
                 yield
             except BaseException:
                 failed_new = not there and not any(root.glob(results))
