@@ -30,7 +30,7 @@ from wsi_ips.config.slides import (
     TrafficSignsConfig,
     UpsamplingConfig,
 )
-from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
+from wsi_ips.config.training import AugmentConfig, ClassWeights, Monitor, TrainingConfig
 from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.search.config import (
     ControllerConfig,
@@ -60,6 +60,7 @@ __all__ = [
     "ImageDataConfig",
     "MegapixelMnistConfig",
     "ModelConfig",
+    "Monitor",
     "NamedSpecification",
     "PipelineConfig",
     "ProxyConfig",

@@ -21,6 +21,10 @@ ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
 classes left out weigh 1."""
 
 
+Monitor = Literal["loss", "refined_loss", "auc", "last"]
+"""What an epoch is chosen by."""
+
+
 class AugmentConfig(Section):
     """Changes of stain and colour in training, drawn anew in every epoch. All strengths 0: none."""
 
@@ -53,6 +57,11 @@ class HeadStartConfig(Section):
     lr: PositiveFloat = 3e-4
     weight_decay: NonNegativeFloat = 0.01
     slides_per_step: PositiveInt = 1
+    views: Annotated[PositiveInt, Field(le=64)] = 4
+    """Looks of every training patch that features are made of: the patch itself, and the others flipped, turned
+    and coloured as ``training.flips`` and ``training.augment`` say. Each time that a slide is learned from, one of
+    them is drawn for every patch. Costs so many passes over the training slides, and so much room; 1: the patches
+    themselves alone."""
     keep_features: bool = False
     """Leave the features (float16) in the run's folder; they are deleted when the head start is over."""
 
@@ -80,7 +89,8 @@ class TrainingConfig(Section):
     validation prefers (``monitor``). Each takes seconds there."""
     lr: PositiveFloat = 3e-4
     encoder_lr: PositiveFloat | None = None
-    """Peak learning rate of the encoder; none: the same as ``lr``."""
+    """Peak learning rate of the encoder. none: 3e-5, or ``lr`` where that is lower, after a head start or from a
+    checkpoint (``start``), since larger steps undo what the head has learned; else the same as ``lr``."""
     coarse_lr: PositiveFloat | None = None
     """Peak learning rate of what looks from afar, which begins from nothing even where the rest is gently
     fine-tuned; none: the same as ``lr``."""
@@ -111,8 +121,12 @@ class TrainingConfig(Section):
     start: Path | None = None
     """Checkpoint to begin from: all of its weights, or, of one that reads stored features, all but the encoder's.
     none: the encoder's own weights, and the rest at random."""
-    monitor: Literal["loss", "auc"] = "loss"
-    """What makes an epoch the best: the lowest validation loss, or the highest mean AUC over the tasks."""
+    monitor: Monitor = "refined_loss"
+    """What makes an epoch the best. ``loss``: the lowest validation loss. ``refined_loss``: the lowest validation
+    loss at the best temperature (Berta et al. 2025), which does not hold it against a network that it has become
+    too sure of itself; ``wsi-ips calibrate`` mends that afterwards. Where a task has no classes it is the loss.
+    ``auc``: the highest mean AUC over the tasks, coarse where validation slides are few. ``last``: that it is the
+    last one; a few dozen validation slides say less than epochs differ. A head start keeps its last epoch."""
     save_minutes: NonNegativeFloat = 5.0
     """Time between two saves of the state that a killed run resumes from; 0: after every step."""
     max_bad_slides: Fraction = 0.1

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
-from wsi_ips.config import FinetuneConfig
+from wsi_ips.config import FinetuneConfig, Monitor
 from wsi_ips.errors import CheckpointError, ConfigError, TrainingError, one_line
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.storage.files import system_cause, whole_file
@@ -220,12 +220,22 @@ class Record(Callback):
         self._saved = monotonic()
 
 
-def merit(row: Mapping[str, float], monitor: Literal["loss", "auc"]) -> float:
-    """What is highest in the best epoch; ``row``: its line of the history, ``monitor``: as of the config."""
-    loss = row.get("val_loss", row["train_loss"])
-    aucs = [value for name, value in row.items() if name.startswith("val_") and name.endswith("auc")]
-    value = sum(aucs) / len(aucs) if monitor == "auc" and aucs else -loss
-    return value if math.isfinite(value) else -math.inf
+def merit(row: Mapping[str, float], monitor: Monitor) -> tuple[float, float]:
+    """What is highest in the best epoch; ``row``: its line of the history, ``monitor``: as of the config.
+
+    Without the figure that the monitor names, the loss decides: that of validation where there is one. It decides
+    too where several epochs tell few slides apart equally well: all of them, or none.
+    """
+    if monitor == "last":
+        return row["epoch"], 0.0
+    worst, loss = -math.inf, row.get("val_loss", row["train_loss"])
+    value = -loss
+    if monitor == "refined_loss" and "val_refined_loss" in row:
+        value = -round(row["val_refined_loss"], 4)
+    aucs = [figure for name, figure in row.items() if name.startswith("val_") and name.endswith("auc")]
+    if monitor == "auc" and aucs:
+        value = sum(aucs) / len(aucs)
+    return value if math.isfinite(value) else worst, -loss if math.isfinite(loss) else worst
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
