@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.nuclei.found_table import FoundTable
-from wsi_ips.viewer.slide_tiles import Lately
+from wsi_ips.viewer.slide_tiles import LruCache
 from wsi_ips.viewer.viewed_run import file_stamp
 
 READ_OBJECTS = 2
@@ -35,7 +35,7 @@ class FoundObjects:
     kept."""
 
     def __init__(self) -> None:
-        self._tables: Lately[FoundTable] = Lately(READ_OBJECTS)
+        self._tables: LruCache[FoundTable] = LruCache(READ_OBJECTS)
 
     def in_view(self, table: Path, asked: Mapping[str, str]) -> dict[str, Any]:
         """See :func:`objects_in_view`."""
