@@ -108,7 +108,7 @@ def read_asap(path: Path, *, groups: Mapping[str, Kind] = GROUPS) -> list[Region
 
 
 def lesion_area(path: Path, *, l0_size: Size | None = None) -> MultiPolygon:
-    """The area of tumour in a file, as :func:`area_of` computes it from the outlines.
+    """The area of tumour in a file of outlines, in level-0 pixels: one polygon per connected lesion.
 
     With ``l0_size``, outlines outside the slide are refused (:func:`check_inside`). Raises
     :class:`AnnotationError` for a file that :func:`read_asap` refuses, and for such outlines.

@@ -140,8 +140,8 @@ def _record(
             empty_cells = f"{', '.join(labels)} are all" if len(labels) > 1 else f"{next(iter(labels))} is"
             raise ValueError(f"{empty_cells} empty; fill in a label, or leave the line out")
     except ValueError as error:
-        problem, _, mend = str(error).partition("; ")
-        raise ManifestError(path, f"line {line}: {problem}", mend) from None
+        problem, _, fix = str(error).partition("; ")
+        raise ManifestError(path, f"line {line}: {problem}", fix) from None
     return record
 
 
@@ -160,13 +160,13 @@ def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | 
             missing.append((line, plain))
     if missing:
         line, first = missing[0]
-        mend = "paths are relative to the manifest, or to the folder given with --slides"
+        fix = "paths are relative to the manifest, or to the folder given with --slides"
         if root is not None:
-            mend = "a manifest of CAMELYON slides that are there: wsi-ips data manifest"
+            fix = "a manifest of CAMELYON slides that are there: wsi-ips data manifest"
         raise ManifestError(
             path,
             f"line {line}: no slide at {first} ({len(missing)} of {len(lines)} slides are missing)",
-            mend,
+            fix,
         )
     return records
 

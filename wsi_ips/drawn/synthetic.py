@@ -180,7 +180,7 @@ def _filled(coarse: Size, polygons: list[Polygon]) -> NDArray[np.bool_]:
 
 
 def _lesions(tissue: NDArray[np.bool_], coarse: Size, *, mpp: Mpp, rng: np.random.Generator) -> list[Polygon]:
-    """One to three outlines in the tissue, 0.4 to 0.7 mm across."""
+    """One to three outlines in the tissue, each about 0.4 to 0.7 mm across."""
     # Far enough from the tissue's edge to hold a lesion.
     deep = np.asarray(Image.fromarray(tissue).convert("L").filter(ImageFilter.MinFilter(15))) > 0
     places = np.argwhere(deep if deep.any() else tissue)

@@ -114,6 +114,7 @@ LONGEST_SCALE_BAR = 0.25
 """Length of the scale bar, at most, as a share of the picture's width."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+"""A font of Pillow's."""
 
 
 class DisplayScale:
@@ -386,7 +387,7 @@ def legend_width(picture_px: Size) -> int:
 
 
 def draw_legend(picture_px: Size, legend: Legend) -> Image.Image:
-    """The legend for a picture of this size (width, height), as wide as :func:`legend_width` says."""
+    """The legend for a picture of this size (width, height); its width is :func:`legend_width`."""
     unit, width = _unit(picture_px), legend_width(picture_px)
     lines = [legend.title, *legend.lines]
     image = Image.new("RGB", (width, round((3.2 + 1.6 * len(lines) + 5.9) * unit)), PAPER)

@@ -106,9 +106,9 @@ def draw_overlay(
     """Draw an overlay, in memory that grows with the picture and not with the slide.
 
     ``outlines`` are polygons in level-0 pixels, drawn as thin lines. ``side_px`` is the longest side of the
-    slide's part; a smaller slide is not enlarged. ``alpha`` is the opacity of the heat, 0 to 1.
-    :class:`HeatColours` explains ``colormap``, ``scale``, ``low`` and ``high``; :func:`choose_heat` explains
-    ``kind``, ``task``, ``class_name``, ``query`` and ``head``.
+    slide's part, but a smaller slide is not enlarged. ``alpha`` is the opacity of the heat, 0 to 1. The colours
+    (``colormap``, ``scale``, ``low``, ``high``) are explained at :class:`HeatColours`, the choice of the map
+    (``kind``, ``task``, ``class_name``, ``query``, ``head``) at :func:`choose_heat`.
 
     Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` if ``slide`` has another size
     than the slide that was predicted, and the reader's :class:`SlideReadError`.

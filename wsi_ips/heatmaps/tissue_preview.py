@@ -25,6 +25,7 @@ LEAST_WIDTH_PX = 640
 """Width of the whole picture, at least, so that the legend can be read."""
 
 CONTOUR, PATCH, INK, PAPER = (0, 150, 60), (30, 90, 230), (25, 25, 25), (255, 255, 255)
+"""Colours of contours, patches, text and the background."""
 SHADE = (0.45, 110)
 """What is no tissue keeps this share of its colour and gets the rest from this grey level."""
 

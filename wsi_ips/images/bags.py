@@ -232,7 +232,9 @@ class ImageViews(Protocol):
         ...
 
     @property
-    def patch_px(self) -> int: ...
+    def patch_px(self) -> int:
+        """Side of a patch."""
+        ...
 
 
 @torch.no_grad()

@@ -1,14 +1,14 @@
 """The Swedish traffic signs (STS) as the paper uses them: which speed limit is shown, if any.
 
 Start with :func:`read_split` and :func:`image_bags`. Source: Larsson and Felsberg 2011; the selection of images is
-that of attention sampling (Katharopoulos and Fleuret 2019), as in the IPS reference code (Bergner et al. 2023).
-Files: ``Set1`` and ``Set2``, each with ``annotations.txt`` and the images of ``Set{k}Part0.zip`` beside it;
-nothing is downloaded.
+that of attention sampling (Katharopoulos and Fleuret 2019), as in the IPS reference code (Bergner et al. 2023). On
+disk there are ``Set1`` and ``Set2``, each with ``annotations.txt`` and the images of ``Set{k}Part0.zip`` beside
+it. Nothing is downloaded.
 
 Augmentations (:func:`jitter_and_shift`, :func:`brightened_and_shifted`) do what torchvision's ColorJitter and
-RandomAffine(degrees=0) do, but are drawn from a key and not from a global random state, for a photograph is opened
-once to score its patches and again to learn from some of them. :func:`make_signs` draws a small data set in the
-same layout, for tests and a quick look.
+RandomAffine(degrees=0) do, but are drawn from a key and not from a global random state, because a photograph is
+opened once to score its patches and again to train on some of them. :func:`make_signs` draws a small data set in
+the same layout, for tests and a quick look.
 
 Shape suffixes: H height, W width, C channels.
 """

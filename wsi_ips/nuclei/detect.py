@@ -1,9 +1,9 @@
 """Detection in a slide's patches, each object once: :func:`detect_in_slide`.
 
 Every patch is read with a margin around it, so that an object on a border is seen whole from both sides. A patch
-reports objects whose centre lies in it or a little beyond: two patches see a centre on their border in two places,
-and neither may leave it to the other. Of an object that is reported twice, the one with the higher score is kept.
-Masks become polygons (:func:`mask_polygons`).
+reports objects whose centre lies in it or a little beyond, because two patches place a centre on their border
+slightly differently and might both leave the object to the other. If an object is reported twice, the one with the
+higher score is kept. Masks become polygons (:func:`mask_polygons`).
 
 Shape suffixes: N patches or objects, n patches of a chunk, P pixels of a mask's side.
 """

@@ -199,9 +199,11 @@ class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
         super().__init__(1, 1, MEAN, STD, size_divisible=STRIDES[-1])
 
     def resize(self, image: Any, target: Any = None) -> Any:
+        """Leave the image at its size."""
         return image, target
 
     def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
+        """Leave boxes and masks as the network makes them; masks are renamed to ``box_masks``."""
         for found in result if not self.training else ():
             if "masks" in found:
                 found["box_masks"] = found.pop("masks")

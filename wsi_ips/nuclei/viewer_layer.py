@@ -37,7 +37,7 @@ class FoundObjects:
         self._tables: LruCache[FoundTable] = LruCache(READ_OBJECTS)
 
     def in_view(self, table: Path, asked: Mapping[str, str]) -> dict[str, Any]:
-        """The objects in the part of the slide that the query names, as :func:`objects_in_view` describes."""
+        """The objects in the part of the slide that the query names, see :func:`objects_in_view`."""
         stamp = (str(table), file_stamp(table))
         return objects_in_view(self._tables.get(stamp, lambda: FoundTable.read(table)), asked)
 

@@ -8,7 +8,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from wsi_ips.config.section import Fraction, Section
 
 Level = Annotated[int, Field(ge=2, le=7)]
+"""A level of a feature pyramid: its stride is 2 to this power."""
 StrategyName = Literal["random", "evolution", "controller"]
+"""Names of the strategies."""
 
 
 class SearchSpaceConfig(Section):

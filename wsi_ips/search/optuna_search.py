@@ -121,11 +121,13 @@ class RegularisedEvolution(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        """Nothing is sampled jointly."""
         return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> int:
+        """The index of one decision's choice: inherited from the parent, or mutated."""
         choices = self.offered
         if self._parent is None:
             drawn: int = self._first.sample_independent(study, trial, param_name, param_distribution)

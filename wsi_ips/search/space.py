@@ -110,7 +110,7 @@ def candidates_for_parents(space: SearchSpaceConfig, number: int, *, all_before:
 
 
 def _chosen(name: str, choices: Sequence[Label], decide: Decide) -> Label:
-    """The label that is chosen. If there is only one choice, nobody is asked."""
+    """The label that is chosen. If there is only one choice, ``decide`` is not called."""
     return choices[0 if len(choices) == 1 else decide(name, choices)]
 
 

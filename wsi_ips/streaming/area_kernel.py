@@ -165,6 +165,10 @@ def _far_means(
 
 
 row_mean = _compiled(_row_mean)
+"""Compiled :func:`_row_mean`."""
 block_sums = _compiled(_block_sums)
+"""Compiled :func:`_block_sums`."""
 near_means = _compiled(_near_means)
+"""Fill a patch with means, for factors near 1. :func:`wsi_ips.streaming.area_means.area_means` calls it."""
 far_means = _compiled(_far_means)
+"""Fill a patch with means, for any factor. :func:`wsi_ips.streaming.area_means.area_means` calls it."""

@@ -137,9 +137,9 @@ class _Lease:
 class DeviceCopies:
     """Copies chunks to a device; on CUDA on a stream of its own, beside the encoder's work.
 
-    The host memory of a copy under way is held until the copy has ended, because it is reused afterwards; whoever
-    owns that memory has to keep this object as long. On CUDA, whoever asks for copies may run ahead of the device,
-    which is handed work and does it later; it has to wait once more than three chunks would lie there.
+    The host memory of a copy under way is held until the copy has ended, because it is reused afterwards. The
+    owner of that memory has to keep this object as long. On CUDA, the caller may run ahead of the device, which is
+    handed work and does it later; it has to wait once more than three chunks would lie there.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -76,10 +76,9 @@ class DeviceDecoder:
         return pixels_n3PP
 
     def seconds(self, jpegs: Sequence[bytes], insides: Sequence[Size]) -> tuple[float, Tensor]:
-        """Decode the JPEGs as :meth:`decode` does, and measure it: seconds until the pixels are there, and the
-        pixels.
+        """Decode the JPEGs and measure it: the seconds until the pixels are there, and the pixels.
 
-        Raises :class:`DecodingFailed` under the same conditions.
+        The arguments, pixels and errors are those of :meth:`decode`.
         """
         started = perf_counter()
         pixels_n3PP = self.decode(jpegs, insides)
@@ -113,7 +112,7 @@ def means_the_same(decoder: DeviceDecoder, source: TileSource | RegionSource, n:
     """Whether both decoders agree on a few of a slide's ``n`` patches, spread over all of them.
 
     False, with a warning, if the device misreads a tile's colours or cannot decode one. False as well if none of
-    the patches looked at is one JPEG of its own.
+    these patches is one JPEG of its own.
     """
     places = np.linspace(0, n - 1, min(n, CHECKED)).astype(int).tolist()
     found = [(place, stored) for place in places if (stored := source.stored_jpegs(place, 1)) is not None]

@@ -51,10 +51,11 @@ class TileSource:
         cache_bytes: int,
         bad: BadTiles,
     ) -> None:
-        """``l0_xy_N2`` holds the top-left corners of all patches that are going to be asked for, each once.
+        """Plan the reading of patches from the stored tiles of ``region.level``.
 
-        ``scale`` is the factor by which the decoder makes tiles smaller (:meth:`PatchRegion.shrunk`);
-        ``cache_bytes`` bounds the decoded tiles that are held; ``bad`` counts the tiles that cannot be decoded.
+        ``l0_xy_N2`` holds the top-left corners of all patches that are going to be asked for, each once. ``scale``
+        is the factor by which the decoder makes tiles smaller (:meth:`PatchRegion.shrunk`). ``cache_bytes`` bounds
+        the decoded tiles that are held. ``bad`` counts the tiles that cannot be decoded.
         """
         self.slide = slide
         self.region = region

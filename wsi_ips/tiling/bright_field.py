@@ -126,12 +126,12 @@ LINE_LENGTH = 12
 class Glass:
     """How bright the bare glass is at each place of the picture.
 
-    ``colour_3`` is its typical R, G and B, (3,) float32 in 0..255; white, with ``seen`` False, where the picture
-    shows no glass. ``terms_63``, (6, 3) float32, gives log10 of the glass's levels as a polynomial of second
-    degree in x and y, which run from -1 to 1 over the picture; one column per channel. ``range_23``, (2, 3)
-    float32, holds the lowest and highest log10 per channel that were seen. ``grey_noise`` and ``colour_noise`` are
-    the optical densities that the bare glass itself reaches, as mean over the channels and as difference between
-    them; 0 where no glass is seen.
+    ``colour_3`` is its typical R, G and B, (3,) float32 in 0..255. It is white, and ``seen`` is False, where the
+    picture shows no glass. ``terms_63``, (6, 3) float32, gives log10 of the glass's levels as a polynomial of
+    second degree in x and y, which run from -1 to 1 over the picture, with one column per channel. ``range_23``,
+    (2, 3) float32, holds the lowest and highest log10 per channel that were seen. ``grey_noise`` and
+    ``colour_noise`` are the optical densities that the bare glass itself reaches, as mean over the channels and as
+    difference between them. They are 0 where no glass is seen.
     """
 
     colour_3: Floats

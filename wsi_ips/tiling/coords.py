@@ -87,8 +87,8 @@ SLIDE_ID = "wsi_ips_slide_id"
 """Attribute with the slide's id."""
 
 MADE_FROM = "wsi_ips_made_from"
-"""Attribute of the file's root with what its coordinates were made from, as :meth:`TiledFrom.to_json` writes
-it.
+"""Attribute of the file's root with what its coordinates were made from, in the form of
+:meth:`TiledFrom.to_json`.
 """
 
 OUR_ATTRIBUTES = tuple(
@@ -98,6 +98,7 @@ OUR_ATTRIBUTES = tuple(
 """Names of the numeric attributes that only our own files have."""
 
 TILE_AGAIN = "write it again with wsi-ips tile"
+"""What to do about a broken file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ class TiledFrom:
     def may_be_same(self, now: Self) -> bool:
         """Whether nothing is known that tells the two apart.
 
-        As :meth:`is_same`, but True as well where the slide cannot be read ``now`` and everything else agrees.
+        This is also True where the slide cannot be read ``now``, if everything else agrees.
         """
         return self.is_same(now) or (not now.slide and replace(self, slide="") == now)
 
@@ -293,10 +294,11 @@ def _trident_attributes(coords: PatchCoords) -> dict[str, Any]:
 
 
 def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> PatchCoords:
-    """Read the coordinates in an open HDF5 group in the same way as :func:`read_coords` reads a file.
+    """Read the coordinates in an open HDF5 group.
 
-    ``path`` names the file in error messages. The sizes that the file states are checked before anything is
-    allocated. Raises :class:`CoordsError` for a group that holds no usable coordinates.
+    They are read as from a file (:func:`read_coords`); ``path`` names the file in error messages. The sizes that
+    the file states are checked before anything is allocated. Raises :class:`CoordsError` for a group that holds no
+    usable coordinates.
     """
     dataset = plain_dataset(file, "coords", path, error=CoordsError, mend="is it a coordinates file?")
     # AtlasPatch's have five columns, and their attributes at the root.

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
+"""(H, W) bool array."""
 Bytes = NDArray[np.uint8]
+"""(H, W) uint8 array."""
 
 
 def highest(values_HW: Bytes, side: int) -> Bytes:

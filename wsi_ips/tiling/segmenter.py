@@ -21,7 +21,9 @@ from wsi_ips.tiling.picture import slide_window
 from wsi_ips.units import Mpp, Size
 
 Mask = NDArray[np.bool_]
+"""(H, W) bool array."""
 Floats = NDArray[np.float32]
+"""Array of float32."""
 Network = Callable[[Floats], NDArray[np.floating]]
 """A model as a function from (1, 3, H, W) float32 to its output."""
 

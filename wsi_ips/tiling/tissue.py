@@ -88,8 +88,8 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     (:mod:`wsi_ips.tiling.bright_field`), without felt pen and black padding. On a dark background (fluorescence),
     it is what is brighter than that. With ``config.model``, it is what that segmenter says. Afterwards, small
     objects are removed and small holes filled, both by their area in µm². A slide without tissue gives an empty
-    mask. Parts that cannot be read at any level count as tissue: whoever reads their patches finds the damage,
-    counts it and names it.
+    mask. Parts that cannot be read at any level count as tissue, so that the damage is found, counted and named
+    when their patches are read.
 
     Raises :class:`MissingResolution` where neither ``mpp`` nor the file gives a resolution, and
     :class:`SegmenterError` for a model that cannot be used.

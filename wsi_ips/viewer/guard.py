@@ -190,6 +190,7 @@ class PatientProtocol(H11Protocol):
         return self._patience.when() if self._patience is not None else None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the connection's time limit, and drop a connection if there are too many."""
         super().connection_made(transport)
         self._wait()
         if len(self.connections) > self._most:
@@ -199,12 +200,14 @@ class PatientProtocol(H11Protocol):
             min(waiting, key=lambda each: each.waits_until or 0.0).drop()
 
     def data_received(self, data: bytes) -> None:
+        """Take in data of a request; once the request is complete, its time limit ends."""
         self._wait()
         super().data_received(data)
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._wait_no_more()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection's time limit."""
         self._wait_no_more()
         super().connection_lost(exc)
 

@@ -135,7 +135,7 @@ class LruCache(Generic[Kept]):
     """A cache of the ``most`` items that were used last. Safe to use from several threads.
 
     An item that is dropped is not closed, because another thread may still use it. Two threads that ask for the
-    same new item wait for each other, and for nobody else.
+    same new item wait for each other, but not for other threads.
     """
 
     def __init__(self, most: int) -> None:
