@@ -142,7 +142,7 @@ def check_inside(path: Path, regions: Sequence[Region], l0_size: Size) -> None:
                 path,
                 f"annotation {region.name!r} spans ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), "
                 f"outside its slide of {width}x{height} px",
-                "is it another slide's, or drawn on another level?",
+                "give this slide's annotation, in level-0 pixels",
             )
 
 
@@ -173,7 +173,7 @@ def _parse(path: Path) -> Any:
     if not path.is_file():
         raise AnnotationError(path, "no such annotation", "check the path")
     if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "give an ASAP annotation")
     text = path.read_bytes()
     try:
         try:
@@ -215,7 +215,7 @@ def _region(
     form = element.get("Type", "")
     if form not in OUTLINES + WITHOUT_AREA:
         raise AnnotationError(
-            path, f"annotation {name!r} has the unknown type {form!r}", "is it an ASAP annotation?"
+            path, f"annotation {name!r} has the unknown type {form!r}", "export it from ASAP"
         )
     if form in WITHOUT_AREA:
         return None

@@ -251,7 +251,9 @@ def read_reference(path: Path) -> dict[str, str]:
     name_at, class_at = 0, 1
     if "image" in header:
         if "class" not in header:
-            raise DatasetError(path, "has a column image but no column class", "is it CAMELYON16's?")
+            raise DatasetError(
+                path, "has a column image but no column class", "give reference.csv of CAMELYON16"
+            )
         name_at, class_at = header.index("image"), header.index("class")
         rows = rows[1:]
     labels: dict[str, str] = {}
@@ -260,7 +262,9 @@ def read_reference(path: Path) -> dict[str, str]:
             raise DatasetError(path, f"line {line}: lacks the class", "download it again")
         name = row[name_at].strip().lower().removesuffix(".tif")
         if not re.fullmatch(r"(normal|tumor|test)_\d{3}", name):
-            raise DatasetError(path, f"line {line}: {row[name_at]!r} is no slide of CAMELYON16", "")
+            raise DatasetError(
+                path, f"line {line}: {row[name_at]!r} is no slide of CAMELYON16", "give its reference.csv"
+            )
         label = _SLIDE_CLASSES.get(row[class_at].strip().lower())
         if label is None:
             known = ", ".join(_SLIDE_CLASSES)
@@ -284,11 +288,15 @@ def read_stages(path: Path) -> Stages:
     nodes: dict[str, str] = {}
     for line, row in rows[1:]:
         if len(row) != len(header):
-            raise DatasetError(path, f"line {line}: has {len(row)} fields, not {len(header)}", "")
+            raise DatasetError(
+                path, f"line {line}: has {len(row)} fields, not {len(header)}", "download it again"
+            )
         name, value = row[0].strip().lower(), row[1].strip()
         fits = re.fullmatch(r"(patient_(\d{3}))(?:\.zip|(_node_[0-4])\.tif)", name)
         if fits is None:
-            raise DatasetError(path, f"line {line}: {row[0]!r} is no patient or slide of CAMELYON17", "")
+            raise DatasetError(
+                path, f"line {line}: {row[0]!r} is no patient or slide of CAMELYON17", "give its stages.csv"
+            )
         known, table = (NODE_CLASSES, nodes) if fits[3] else (STAGES, patients)
         if value not in known:
             raise DatasetError(path, f"line {line}: unknown value {value!r}", f"known: {', '.join(known)}")
@@ -321,7 +329,7 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     if not path.is_file():
         raise DatasetError(path, "no such label file", "check the path")
     if path.stat().st_size > LARGEST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "is it a label file?")
+        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "give a label file of CAMELYON")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

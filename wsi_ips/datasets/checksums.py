@@ -59,7 +59,7 @@ def read_checksums(path: Path) -> list[Checksum]:
     absolute or leads out of the list's folder.
     """
     if path.stat().st_size > LARGEST_LIST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_LIST_BYTES} bytes", "is it a list of checksums?")
+        raise DatasetError(path, f"is larger than {LARGEST_LIST_BYTES} bytes", "download the list again")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

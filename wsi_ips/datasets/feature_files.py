@@ -134,7 +134,7 @@ def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.fl
 def _checked(file: Any, path: Path) -> FeatureFile:
     for name in ("features", "coords"):
         if name not in file:
-            raise FeaturesError(path, f"has no dataset {name}", "is it a file of patch features?")
+            raise FeaturesError(path, f"has no dataset {name}", "give a file of patch features")
         _plain(file, path, name)
     features, coords = file["features"], file["coords"]
     if features.ndim != 2 or features.dtype.kind != "f":

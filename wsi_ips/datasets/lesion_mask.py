@@ -100,7 +100,7 @@ def _check_size(path: Path, found: Size, wanted: Size) -> None:
             raise AnnotationError(
                 path,
                 f"is {found[0]}x{found[1]} px where its slide is {wanted[0]}x{wanted[1]}",
-                "is it its mask?",
+                "give this slide's mask",
             )
 
 

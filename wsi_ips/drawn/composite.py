@@ -290,7 +290,9 @@ def read_outlines(folder: Path) -> list[Polygon]:
     found: list[Polygon] = []
     for path in sorted(folder.glob("*.json")):
         if path.stat().st_size > LARGEST_BYTES:
-            raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+            raise AnnotationError(
+                path, f"is larger than {LARGEST_BYTES} bytes", "give outlines in NCRF's JSON format"
+            )
         try:
             held: Any = json.loads(path.read_text(encoding="utf-8"))
             holes = shapely.union_all([_polygon(ring) for ring in held["negative"]])

@@ -82,7 +82,11 @@ def read_textures(folder: Path, *, classes: Sequence[str]) -> list[TextureFile]:
         if not (below and texture.path.is_file()):
             raise ManifestError(path, f"no texture at {texture.path}", "paths are relative to the manifest")
         if label_of.setdefault(texture.group, texture.label) != texture.label:
-            raise ManifestError(path, f"source_group {texture.group!r} has two classes", "groups are sources")
+            raise ManifestError(
+                path,
+                f"source_group {texture.group!r} has two classes",
+                "give the pictures of each class a group of their own",
+            )
     absent = sorted(set(classes) - set(label_of.values()))
     if absent:
         raise ManifestError(path, f"has no textures of class {absent[0]!r}", f"needed: {', '.join(classes)}")

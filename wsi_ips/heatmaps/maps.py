@@ -120,10 +120,10 @@ def choose_heat(
         kind = "contribution" if class_name is not None or by_default else "attention"
     if kind == "contribution":
         if query is not None or head is not None:
-            raise ConfigError("queries and heads have attention; contributions are of a task and a class")
+            raise ConfigError("a query or a head chooses attention; choose contributions by task and class")
         return _contributions(result, task=task, class_name=class_name, alone=alone)
     if class_name is not None:
-        raise ConfigError("attention is of no class; name a task, or use --map contribution")
+        raise ConfigError("attention does not belong to a class; name a task, or use --map contribution")
     return _attention(result, task=task, query=query, head=head, alone=alone)
 
 

@@ -386,7 +386,7 @@ class DeepZoom:
         if slide is not None:
             check_same_slide(slide, heat.coords)
         elif not self.heat_only:
-            raise ConfigError("deepzoom needs the slide, or heat_only")
+            raise ConfigError("deepzoom needs the slide; give it, or set heat_only")
         l0_size, side_px = heat.coords.l0_size, self.side_px or max(heat.coords.l0_size)
         l0_per_px = max(1.0, max(l0_size) / side_px)
         tiles = _Tiles(self, heat, None if self.heat_only else slide)

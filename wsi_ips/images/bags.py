@@ -159,7 +159,9 @@ class ImagePatches:
         Raises :class:`ConfigError` for a coarse scorer other than ``conv`` without ``context_px``.
         """
         if coarse.scorer != "conv" or coarse.context_px:
-            raise ConfigError("images are looked at from afar by coarse.scorer: conv without context_px")
+            raise ConfigError(
+                "images need coarse.scorer: conv without context_px; set them in selection.coarse"
+            )
         px = max(1, round(self._grid.patch_px / coarse.mpp))
         return Windows(_ImageWindows(self, px), torch.arange(len(self._ids_N)))
 

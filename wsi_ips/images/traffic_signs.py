@@ -176,7 +176,7 @@ def read_photo(path: Path, *, height_px: int, width_px: int) -> NDArray[np.uint8
             photo = Image.open(path)
         with photo:
             if photo.width * photo.height > LARGEST_IMAGE_PX:
-                raise DatasetError(path, f"has {photo.width} x {photo.height} pixels", "is it of STS?")
+                raise DatasetError(path, f"has {photo.width} x {photo.height} pixels", "unpack it again")
             resized = photo.convert("RGB").resize((width_px, height_px), Image.Resampling.BILINEAR)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise DatasetError(path, f"cannot be read as an image ({error})", "unpack it again") from None
@@ -200,7 +200,7 @@ def read_annotations(path: Path) -> list[tuple[str, list[Sign]]]:
     if not path.is_file():
         raise DatasetError(path, "no such annotations", f"download them from {URL}")
     if path.stat().st_size > LARGEST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "is it annotations.txt of STS?")
+        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "give annotations.txt of STS")
     images = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         name, colon, described = line.strip().partition(":")

@@ -68,7 +68,7 @@ def read_outlines(path: Path) -> list[NDArray[np.float64]]:
     if not path.is_file():
         raise AnnotationError(path, "no such annotation", "outlines lie beside their image")
     if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "give outlines as Aperio XML")
     try:
         root = ElementTree.fromstring(path.read_bytes())
         found = [
@@ -92,7 +92,7 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
                 raise DatasetError(path, f"is larger than {LARGEST_SIDE_PX} px", "cut it into pieces")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(path, f"is no PNG that can be read ({error})") from None
+        raise DatasetError(path, f"is no PNG that can be read ({error})", "save it again as PNG") from None
 
 
 def boxes_within(

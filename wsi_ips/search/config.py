@@ -38,7 +38,7 @@ class SearchSpaceConfig(Section):
         if steps[0] or any(step not in (0, 1) for step in steps):
             raise ValueError(f"no network has the stem {list(self.stem)}: it starts at 2 and rises by 0 or 1")
         if len(set(self.outputs)) != len(self.outputs):
-            raise ValueError(f"no network has the outputs {list(self.outputs)}: one a level")
+            raise ValueError(f"no network has the outputs {list(self.outputs)}: name each level once")
         return self
 
 
@@ -130,5 +130,5 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _strategies_once(self) -> Self:
         if len(set(self.strategies)) != len(self.strategies):
-            raise ValueError("strategies: each once")
+            raise ValueError("strategies: name each one once")
         return self

@@ -84,7 +84,9 @@ def _textures(config: ProxyConfig) -> Arrays:
     arrays: dict[str, NDArray[np.generic]] = {}
     for part, files in split_by_group(textures, fractions=fractions, seed=0).items():
         if {texture.label for texture in files} != set(config.classes):
-            raise DatasetError(config.folder, "has too few sources to hold some of each class back")
+            raise DatasetError(
+                config.folder, "has too few sources to hold some of each class back", "add sources"
+            )
         arrays[f"{part}_pixels"] = np.stack([_shrunk(texture, config) for texture in files])
         arrays[f"{part}_labels"] = np.array([config.classes.index(texture.label) for texture in files])
     return arrays
@@ -106,9 +108,7 @@ def _nuclei(config: ProxyConfig) -> Arrays:
     images = read_outlined_images(config.folder)
     back = max(1, round(config.held_back * len(images)))
     if back >= len(images):
-        raise DatasetError(
-            config.folder, f"has {len(images)} images: one at least to learn from, one to score"
-        )
+        raise DatasetError(config.folder, f"has {len(images)} images; training and scoring need one each")
     arrays: dict[str, NDArray[np.generic]] = {}
     for part, chosen in zip(PARTS, split_off(images, back), strict=True):
         for place, image in enumerate(chosen):

@@ -67,7 +67,7 @@ def retell(strategy: Strategy, past: Iterable[Candidate]) -> None:
             strategy.tell(candidate.answers, candidate.score)
         except (LookupError, ConfigError):
             raise ResultsError(
-                f"candidate {candidate.number}", "is of another search", "write elsewhere"
+                f"candidate {candidate.number}", "belongs to another search", "write elsewhere"
             ) from None
 
 

@@ -127,7 +127,9 @@ class ContourFolder:
                 path, "no such contours", "outline the slide's tissue, or leave the slide out"
             )
         if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise AnnotationError(path, f"is larger than {LARGEST_FILE_BYTES} bytes", "are they outlines?")
+            raise AnnotationError(
+                path, f"is larger than {LARGEST_FILE_BYTES} bytes", "give a file of tissue outlines"
+            )
         passed_over: Counter[str] = Counter()
         try:
             polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig")), passed_over))
@@ -158,7 +160,7 @@ def _check_place(polygon: Polygon, path: Path, l0_size: Size) -> None:
             path,
             f"outlines ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), the slide has "
             f"{l0_size[0]}x{l0_size[1]} px",
-            "are they this slide's, in level-0 pixels?",
+            "give this slide's outlines, in level-0 pixels",
         )
 
 

@@ -300,11 +300,11 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
     the file states are checked before anything is allocated. Raises :class:`CoordsError` for a group that holds no
     usable coordinates.
     """
-    dataset = plain_dataset(file, "coords", path, error=CoordsError, mend="is it a coordinates file?")
+    dataset = plain_dataset(file, "coords", path, error=CoordsError, mend="give a file of patch coordinates")
     # AtlasPatch's have five columns, and their attributes at the root.
     columns = {2: dataset.attrs, 5: file.attrs}
     if dataset.ndim != 2 or dataset.shape[1] not in columns:
-        raise CoordsError(path, "has no dataset coords of shape (N, 2)", "is it a coordinates file?")
+        raise CoordsError(path, "has no dataset coords of shape (N, 2)", "give a file of patch coordinates")
     if dataset.dtype.kind not in "iu" or len(dataset) > MOST_PATCHES:
         raise CoordsError(path, f"coords are {dataset.dtype} of length {len(dataset)}", "expected integers")
     attributes = columns[dataset.shape[1]]
@@ -396,7 +396,7 @@ def foreign_coords(
     else:
         if info is None:
             raise CoordsError(
-                path, "is a CLAM file, which does not say the slide's resolution", "name the slide"
+                path, "is a CLAM file, which does not say the slide's resolution", "give the slide as well"
             )
         l0_size, slide_mpp = info.l0_size, info.known_mpp()
         l0_patch = patch_px * _clam_downsample(attributes, path, info)

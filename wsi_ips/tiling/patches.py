@@ -259,7 +259,7 @@ def _check_corners(coords: PatchCoords, path: Path) -> None:
             path,
             f"has {outside_N.sum()} of {len(coords)} patches that begin outside the slide of {size[0]}x{size[1]} "
             f"px, the first in row {row} at {corner}",
-            "are they this slide's, in level-0 pixels?",
+            "give this slide's coordinates, in level-0 pixels",
         )
 
 
@@ -276,8 +276,8 @@ def _as_read(coords: PatchCoords, tiling: TilingConfig, path: Path) -> PatchCoor
         raise CoordsError(
             path,
             f"holds patches of {coords.patch_px} px at {coords.patch_mpp:.4g} µm "
-            f"({coords.patch_px * coords.patch_mpp:.4g} µm wide), the model learned {tiling.patch_px} px at "
-            f"{tiling.patch_mpp:.4g} µm ({tiling.patch_px * tiling.patch_mpp:.4g} µm)",
+            f"({coords.patch_px * coords.patch_mpp:.4g} µm wide), the model was trained on {tiling.patch_px} px "
+            f"at {tiling.patch_mpp:.4g} µm ({tiling.patch_px * tiling.patch_mpp:.4g} µm)",
             "lay the patches out at the model's resolution",
         )
     l0_patch = l0_wanted if l0_off <= rounding else coords.l0_patch
@@ -328,8 +328,8 @@ def check_upsampling(path: Location, *, slide_mpp: Mpp, patch_mpp: Mpp, allowed:
             path,
             f"has {slide_mpp:.4g} µm per pixel and the patches are to have {patch_mpp:.4g} µm: they would be "
             f"enlarged {slide_mpp / patch_mpp:.3g} times",
-            "give a coarser --patch-mpp (or a model that learned coarser patches), or the true --slide-mpp if the "
-            "file's is wrong, or allow it with --set tiling.allow_upsampling=true",
+            "give a coarser --patch-mpp (or a model that was trained on coarser patches), or the true --slide-mpp if "
+            "the file's is wrong, or allow it with --set tiling.allow_upsampling=true",
         )
 
 

@@ -56,7 +56,9 @@ def segment(
     columns, rows = ceil(width / step), ceil(height / step)
     if columns * rows > MOST_TILES:
         raise SegmenterError(
-            model.file, f"would need {columns * rows} tiles of this slide", "is its mpp in µm per pixel?"
+            model.file,
+            f"would need {columns * rows} tiles of this slide",
+            "check that mpp in its description is in µm per pixel",
         )
     tissue_HW, seen_HW = np.zeros(size_px[::-1], np.float32), np.zeros(size_px[::-1], np.float32)
     for top in range(0, height, step):
@@ -125,22 +127,26 @@ def _shares(network: Network, model: TissueModelConfig, tile_HWC: RgbImage) -> F
         raise SegmenterError(
             model.file,
             f"does not run on (1, 3, {model.tile_px}, {model.tile_px}) ({one_line(error, most=200)})",
-            "see its description's tile_px",
+            "check tile_px in its description",
         ) from None
     out_KHW = out[0] if out.ndim == 4 else out
     if out_KHW.ndim != 3 or len(out) != 1 or not 0 < out_KHW[0].size <= 4 * model.tile_px**2:
         raise SegmenterError(
-            model.file, f"gives an array of shape {out.shape}", "it should be (1, channels, height, width)"
+            model.file,
+            f"gives an array of shape {out.shape}",
+            "export it with an output of shape (1, channels, height, width)",
         )
     if model.channel >= len(out_KHW):
         raise SegmenterError(
             model.file,
             f"gives {len(out_KHW)} channels, its description asks for {model.channel}",
-            "count from 0",
+            "correct channel in its description; channels count from 0",
         )
     values_KHW = out_KHW.astype(np.float32)
     if not np.isfinite(values_KHW).all():
-        raise SegmenterError(model.file, "gives numbers that are not finite", "see its mean and std")
+        raise SegmenterError(
+            model.file, "gives numbers that are not finite", "check mean and std in its description"
+        )
     share_HW = _activated(values_KHW, model)
     rows, columns = (np.arange(model.tile_px) * length // model.tile_px for length in share_HW.shape)
     return np.asarray(share_HW[np.ix_(rows, columns)], np.float32)
