@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-all test-browser fuzz page page-check lint format bench clean
+.PHONY: install demo test test-all test-browser encoders-real fuzz page page-check lint format bench clean
 
 install: $(READY)
 
@@ -50,6 +50,10 @@ page-check:
 	|| { echo "npm could not build the page"; exit 1; }; \
 	diff -r build ../wsi_ips/viewer/page || { echo "the page differs from its sources: make page"; exit 1; }; \
 	rm -r build
+
+# Encoders with the real weights that this machine's Hugging Face cache holds; says which ones it has not.
+encoders-real: $(READY)
+	$(BIN)/python -m pytest tests/models/encoders/test_real_weights.py -m slow -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from wsi_ips.config import TaskConfig
+from wsi_ips.models.aggregators.abmil import Abmil
+from wsi_ips.models.aggregators.embedding import Embedding
+from wsi_ips.models.aggregators.mean import Mean
+from wsi_ips.models.heads import Heads
 from wsi_ips.training.losses import lr_multiplier
 
 
@@ -52,37 +57,37 @@ class BagModel(nn.Module):
 
 
 class MeanPool(BagModel):
-    """The mean feature of a bag, one linear layer. It attends to nothing."""
+    """The package's mean of a bag's features, one linear layer. It attends to nothing."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(dim, affine=False)
-        self.head = nn.Linear(dim, classes)
+        self.aggregator = Mean(dim, queries=1)
+        self.heads = Heads(dim, [_task(classes)])
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits (1, C), and no attention."""
-        return self.head(x_ND.mean(dim=0, keepdim=True)), None
+        return self.heads(self.aggregator.read(x_ND[None]).tokens_BTE)["label"], None
 
 
 class GatedAttention(BagModel):
-    """Attention MIL with the gate of Ilse, Tomczak, Welling 2018 (equation 9), sized as in CLAM."""
+    """The package's gated attention MIL, sized as in CLAM."""
 
     def __init__(
         self, dim: int, classes: int, *, hidden: int = 256, gate: int = 128, dropout: float = 0.25
     ) -> None:
         super().__init__()
-        self.embed = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout))
-        self.tanh = nn.Linear(hidden, gate)
-        self.sigmoid = nn.Linear(hidden, gate)
-        self.score = nn.Linear(gate, 1)
-        self.head = nn.Linear(hidden, classes)
+        self.embed = Embedding(dim, hidden, dropout=dropout)
+        self.aggregator = Abmil(hidden, queries=1, hidden=gate)
+        self.heads = Heads(hidden, [_task(classes)])
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits (1, C) and attention (N,), which sums to 1."""
-        h_NE = self.embed(x_ND)
-        gated_NE = self.tanh(h_NE).tanh() * self.sigmoid(h_NE).sigmoid()
-        attention_N = self.score(gated_NE)[:, 0].softmax(dim=0)
-        return self.head(attention_N[None] @ h_NE), attention_N
+        read = self.aggregator.read(self.embed(x_ND)[None])
+        return self.heads(read.tokens_BTE)["label"], read.attention_BHTM[0, 0, 0]
+
+
+def _task(classes: int) -> TaskConfig:
+    return TaskConfig(name="label", classes=tuple(str(number) for number in range(classes)))
 
 
 Model = TypeVar("Model", bound=BagModel)

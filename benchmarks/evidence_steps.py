@@ -338,7 +338,7 @@ def _end_to_end(step: Step, selection: Mapping[str, Any] | None = None) -> Said:
     for epoch in range(len(report.history)):
         for bag in bags["train"]:
             read = passes_of(config, len(bag), epoch=epoch)
-            said.encoder_passes += read + min(read, config.selection.m)
+            said.encoder_passes += read + min(read, config.selection.memory_size)
         said.encoder_passes += sum(passes_of(config, len(bag), epoch=None) for bag in bags["val"])
     return said
 
@@ -352,7 +352,7 @@ def random(step: Step) -> Said:
     for bag in bags["test"]:
         reading, _ = model.read(bag)
         said.probabilities[bag.bag_id] = reading.probabilities["label"][0].tolist()
-    seen = {split: sum(min(len(bag), config.selection.m) for bag in bags[split]) for split in bags}
+    seen = {split: sum(min(len(bag), config.selection.memory_size) for bag in bags[split]) for split in bags}
     said.encoder_passes = config.training.epochs * (seen["train"] + seen["val"]) + seen["test"]
     return said
 

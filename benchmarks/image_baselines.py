@@ -16,7 +16,8 @@ from wsi_ips.images.bags import ImageBag
 from wsi_ips.images.image_sets import ImageSplits
 from wsi_ips.models.build import build_net
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
-from wsi_ips.models.ips_net import BagReading, Heads
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss
 from wsi_ips.training.metrics import SplitMetrics
 
@@ -60,7 +61,7 @@ class RandomPatches(Reader):
     def _drawn(self, bag: ImageBag, epoch: int) -> Tensor:
         rng = np.random.default_rng([self.config.training.seed, epoch + 1, *bag.bag_id.encode()])
         return torch.from_numpy(
-            rng.choice(len(bag), min(self.config.selection.m, len(bag)), replace=False)
+            rng.choice(len(bag), min(self.config.selection.memory_size, len(bag)), replace=False)
         ).sort()[0]
 
 

@@ -175,7 +175,7 @@ def ips(
     scores = score_bags(
         net, splits["test"], pipeline, streaming=job.streaming, device=device, progress=progress
     )
-    n, m, epochs = len(splits["train"][0]), job.selection.m, len(report.history)
+    n, m, epochs = len(splits["train"][0]), job.selection.memory_size, len(report.history)
     per_epoch = len(splits["train"]) * (n + m) + len(splits["val"]) * n
     return scores.figures, epochs * per_epoch + len(splits["test"]) * n
 
@@ -193,7 +193,7 @@ def baseline(
     torch.manual_seed(config.training.seed)
     reader = MeanPooling(config) if method == "mean_pool" else RandomPatches(config)
     figures = fit(reader, splits, config, device=device)
-    read = len(splits["train"][0]) if method == "mean_pool" else config.selection.m
+    read = len(splits["train"][0]) if method == "mean_pool" else config.selection.memory_size
     per_epoch = read * (len(splits["train"]) + len(splits["val"]))
     return figures, config.training.epochs * per_epoch + read * len(splits["test"])
 
@@ -207,7 +207,7 @@ def size(job: ImagesJob, splits: ImageSplits) -> dict[str, int]:
         "noise": job.data.noise,
         "patches": len(splits["train"][0]),
         "patch_px": job.tiling.patch_px,
-        "m": job.selection.m,
+        "m": job.selection.memory_size,
         "epochs": job.training.epochs,
         **counts,
     }

@@ -168,7 +168,9 @@ def selection(encoder: str, *, m: int) -> Any:
     from wsi_ips.selection.slide_reading import read_slide
 
     net = build_net(ModelConfig(encoder=EncoderConfig(name=encoder, weights="none")))
-    return lambda stream, through: read_slide(net, stream, SelectionConfig(m=m, i=m), through=through)
+    return lambda stream, through: read_slide(
+        net, stream, SelectionConfig(memory_size=m, iteration_size=m), through=through
+    )
 
 
 def exhaust(stream: Iterable[Any], through: Callable[[Iterable[Any]], Iterable[Any]]) -> None:

@@ -74,7 +74,7 @@ class RandomPatches:
         training = self.config.training
         key = f"{training.seed}/{epoch}/{bag.bag_id}"
         rng = np.random.default_rng([training.seed, epoch + 1, *bag.bag_id.encode()])
-        count = min(self.config.selection.m, len(bag))
+        count = min(self.config.selection.memory_size, len(bag))
         ids_M = torch.from_numpy(np.sort(rng.choice(bag.coords.ids_N, count, replace=False)))
         with bag.open(self.config.streaming, CPU) as stream:
             pixels_M3PP = stream.read(ids_M).pixels_n3PP

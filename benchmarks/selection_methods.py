@@ -50,7 +50,9 @@ def on_images(method: str, settings: Mapping[str, Any], folder: Path) -> dict[st
     splits = image_splits(data, folder.parent / "mnist_data", tasks=config.model.tasks, tiling=config.tiling)
     counts = {name: len(bags) for name, bags in splits.items()}
     size = {"side_px": data.side_px, "noise": data.noise, "patch_px": config.tiling.patch_px, **counts}
-    size |= {"samples": config.selection.sampling.samples if method == "ats" else config.selection.m}
+    size |= {
+        "samples": config.selection.sampling.samples if method == "ats" else config.selection.memory_size
+    }
     size |= {
         "epochs": config.training.epochs,
         "steps": -(-counts["train"] // config.training.slides_per_step),
@@ -64,7 +66,7 @@ def _learned_images(method: str, config: FinetuneConfig, splits: ImageSplits, fo
     if method == "random":
         torch.manual_seed(config.training.seed)
         found = fit_images(RandomImagePatches(config), splits, config, device=CPU)
-        m = config.selection.m
+        m = config.selection.memory_size
         passes = config.training.epochs * m * (counts["train"] + counts["val"]) + m * counts["test"]
         return {
             "accuracy": found["accuracy"],
@@ -82,7 +84,7 @@ def _learned_images(method: str, config: FinetuneConfig, splits: ImageSplits, fo
         scored, learned = selection.sampling.samples, 0
     else:
         share = float(net.looks_from_afar.share) if method == "cascade" else 1.0
-        scored, learned = int(np.ceil(share * patches)), selection.m
+        scored, learned = int(np.ceil(share * patches)), selection.memory_size
     full = selection.coarse.full_epochs if method == "cascade" else 0
     epochs = len(report.history)
     train_passes = epochs * (scored + learned) + min(full, epochs) * (patches - scored) * (

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 # Left to right, as in ARCHITECTURE.md. A module that has a place of its own is named with its room.
 CORE = [
     "storage.location", "errors", "units", "registry", "config", "storage", "progress", "slides", "tiling",
-    "streaming", "models", "selection", "datasets", "training", "evaluation", "inference", "heatmaps", "report",
-    "viewer", "recipe", "commands", "api", "cli",
+    "streaming", "survival", "models", "selection", "datasets", "training", "evaluation", "inference", "heatmaps",
+    "report", "viewer", "recipe", "commands", "api", "cli",
 ]  # fmt: skip
 # A wing, and the wings that it stands on.
 WINGS: dict[str, set[str]] = {"nuclei": set(), "search": {"nuclei", "drawn"}, "images": set(), "drawn": set()}

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ips.cli.start import start
+from wsi_ips.config import SelectionConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.display_scale import Colormap, Scale
 from wsi_ips.recipe import (
@@ -35,7 +36,7 @@ def test_overrides_reach_into_sections_and_leave_the_rest() -> None:
     values = load_recipe(shipped_recipe("demo"), ["training.epochs=9", "selection.m=3", "out=elsewhere"])
     job = make_job(values, source="demo")
     assert isinstance(job, DemoJob)
-    assert (job.training.epochs, job.selection.m, job.out) == (9, 3, Path("elsewhere"))
+    assert (job.training.epochs, job.selection.memory_size, job.out) == (9, 3, Path("elsewhere"))
     untouched = make_job(load_recipe(shipped_recipe("demo")), source="demo")
     assert job.model == untouched.model
 
@@ -239,3 +240,12 @@ def test_an_encoder_s_name_alone_takes_weights_from_the_command_line(
     (tmp_path / "r.yaml").write_text("encoder: [resnet10t]\nslides: s\nout: o\n")
     with pytest.raises(ConfigError, match="'encoder' is a value, not a section"):
         start("features", {}, recipe=tmp_path / "r.yaml", sections=sections)
+
+
+def test_letters_of_the_paper_are_names_of_settings() -> None:
+    short = SelectionConfig.model_validate({"m": 9, "i": 5})
+    assert (short.memory_size, short.iteration_size) == (9, 5)
+    assert short == SelectionConfig(memory_size=9, iteration_size=5)
+    assert "m" not in short.model_dump()
+    with pytest.raises(ValueError, match="m and memory_size are the same setting"):
+        SelectionConfig.model_validate({"m": 9, "memory_size": 9})

@@ -107,7 +107,7 @@ def test_finetune_predict_overlay_in_a_row(console: Console, small_data: SmallDa
     assert [row["epoch"] for row in history] == ["0", "1"]
     assert all(float(row["train_loss"]) > 0 and float(row["val_loss"]) > 0 for row in history)
     checkpoint = tmp_path / "model" / "model.safetensors"
-    assert load_checkpoint(checkpoint)[1].selection.m == 4
+    assert load_checkpoint(checkpoint)[1].selection.memory_size == 4
 
     run = tmp_path / "run"
     said = console("predict", small_data.slides, "--checkpoint", checkpoint, "--out", run)

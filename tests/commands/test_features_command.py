@@ -205,3 +205,33 @@ def test_a_slide_may_lack_the_label_of_one_of_several_tasks(
     said = console(*start, "--out", tmp_path / "none")
     assert said.code == 2
     assert "line 22: label, grade are all empty; fill in a label" in said.complaint
+
+
+@pytest.mark.parametrize("name", ["transmil", "clam_mb"])
+def test_another_aggregator_learns_and_predicts(
+    console: Console, recipe: Path, tmp_path: Path, name: str
+) -> None:
+    manifest, features, out, run = (
+        data(tmp_path, clam=False),
+        tmp_path / "features",
+        tmp_path / "m",
+        tmp_path / "run",
+    )
+    settings = yaml.safe_load(recipe.read_text())
+    settings["model"] = {**settings["model"], "aggregator": name}
+    del settings["model"]["attention"]
+    settings["training"] = {**settings["training"], "epochs": 2}
+    recipe.write_text(yaml.safe_dump(settings))
+    arguments = ["finetune", manifest, "--features", features, "--recipe", recipe, "--out", out]
+    if name == "transmil":
+        said = console(*arguments)
+        assert said.code == 2
+        assert "selection.selector=all" in said.complaint
+        arguments += ["--set", "selection.selector=all"]
+    said = console(*arguments)
+    assert said.code == 0, said.err
+    said = console("predict", "--features", features, "--checkpoint", out / "model.safetensors", "--out", run)
+    assert said.code == 0, said.err
+    result = read_result(run / "attention" / "s3.h5")
+    assert result.attention_NHT.shape == (63, *{"transmil": (8, 1), "clam_mb": (1, 2)}[name])
+    assert (result.kept_contributions_MK is not None) == (name == "clam_mb")

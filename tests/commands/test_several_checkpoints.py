@@ -145,7 +145,7 @@ def test_of_stored_features(console: Console, tmp_path: Path, trident: bool) -> 
     ("overrides", "why"),
     [
         (("tiling.patch_mpp=1.0",), "its tiling.patch_mpp is 1.0, not 2.0"),
-        (("selection.m=5",), "its selection.m is 5, not 4"),
+        (("selection.m=5",), "its selection.memory_size is 5, not 4"),
         (
             ("model.tasks=[{name: label, classes: [normal, cancer]}]",),
             "its tasks are label (softmax: normal, cancer), not label (softmax: normal, tumor)",

@@ -18,7 +18,8 @@ from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.models.attention import CrossAttention
 from wsi_ips.models.encoders.timm_encoder import Projector
-from wsi_ips.models.ips_net import Heads, IPSNet, RasterSinusoid, scoring
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import IPSNet, RasterSinusoid, scoring
 from wsi_ips.selection.memory import Kept, TopMBuffer, attention_scores, select_patches
 from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.learning import Learner, make_optimizer, set_learning_rate

@@ -40,6 +40,6 @@ def test_a_pass_on_a_card_is_timed_by_its_events(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(slide_reading, "device_of", lambda net: torch.device("cuda"))
     bag = MemoryBag("drawn", torch.rand(12, 3, 32, 32), {})
     with bag.open(StreamingConfig(batch=4), torch.device("cpu")) as source:
-        reading = slide_reading.read_slide(net, source, SelectionConfig(m=4, i=4))
+        reading = slide_reading.read_slide(net, source, SelectionConfig(memory_size=4, iteration_size=4))
     assert reading.encode_s == pytest.approx(3 * 2e-3)
     assert reading.select_s == pytest.approx(0)

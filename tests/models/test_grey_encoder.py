@@ -11,7 +11,8 @@ from wsi_ips.config import EncoderConfig, TaskConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.attention import CrossAttention
 from wsi_ips.models.encoders.timm_encoder import Projector, TimmEncoder
-from wsi_ips.models.ips_net import Heads, IPSNet
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import IPSNet
 
 
 def count(module: nn.Module) -> int:

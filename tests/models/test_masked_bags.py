@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from wsi_ips.config import TaskConfig
 from wsi_ips.models.attention import CrossAttention
 from wsi_ips.models.encoders.timm_encoder import Projector
-from wsi_ips.models.ips_net import BagReading, Heads, IPSNet, RasterSinusoid
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import BagReading, IPSNet, RasterSinusoid
 
 DIM = 8
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -103,7 +104,9 @@ def test_bags_of_one_size_need_no_mask(counts: list[int], monkeypatch: pytest.Mo
     """And no look at the device's memory to find that out."""
     model = net(0)
     masks = []
-    forward = model.attention.forward
-    monkeypatch.setattr(model.attention, "forward", lambda x, empty: masks.append(empty) or forward(x, empty))
+    read = model.attention.read
+    monkeypatch.setattr(
+        model.attention, "read", lambda x, empty, places: masks.append(empty) or read(x, empty)
+    )
     model(torch.randn(sum(counts), 3, 2, 2).double(), torch.arange(sum(counts)), counts)
     assert masks == [None]

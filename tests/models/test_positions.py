@@ -12,7 +12,8 @@ from wsi_ips.config import AttentionConfig, EncoderConfig, ModelConfig, TaskConf
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.attention import CrossAttention
 from wsi_ips.models.build import build_net
-from wsi_ips.models.ips_net import Heads, IPSNet, Positions, RasterSinusoid, SlideSinusoid
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import IPSNet, Positions, RasterSinusoid, SlideSinusoid
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import Mpp
 

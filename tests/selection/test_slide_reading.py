@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from wsi_ips.config import SelectionConfig, StreamingConfig, TaskConfig, TilingConfig
 from wsi_ips.models.attention import CrossAttention
-from wsi_ips.models.ips_net import Heads, IPSNet, Positions, RasterSinusoid, SlideSinusoid
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import IPSNet, Positions, RasterSinusoid, SlideSinusoid
 from wsi_ips.selection.memory import select_over_parts
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import encode_again, places_for, read_slide, select
@@ -85,7 +86,7 @@ def net(*, heads: int = 4, queries: int = 2, positions: Positions | None = None)
 
 
 def rule(name: str, *, m: int = M) -> SelectionConfig:
-    return SelectionConfig(rule=name, m=m, i=7)  # type: ignore[arg-type]
+    return SelectionConfig(rule=name, memory_size=m, iteration_size=7)  # type: ignore[arg-type]
 
 
 def modes(model: nn.Module) -> list[bool]:

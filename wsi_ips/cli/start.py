@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 import typer
 
+KEPT_OF_ANOTHER_ENCODER = ("project", "batch_norm", "trainable")
+"""Settings of a recipe's encoder that stay where a flag names another encoder."""
+
 
 def start(
     command: Literal[
@@ -37,12 +40,24 @@ def start(
     values = {**values, **given, "command": command}
     for section, settings in (sections or {}).items():
         chosen = {name: value for name, value in settings.items() if value is not None}
+        *outer, last = section.split(".")
+        if outer and not chosen:
+            continue
+        inner = values
+        for name in outer:
+            if not isinstance(inner.get(name) or {}, dict):
+                raise ConfigError(f"{recipe}: {name!r} is a value, not a section")
+            inner[name] = dict(inner.get(name) or {})
+            inner = inner[name]
         # A recipe may name an encoder by its name alone.
-        held = values.get(section) or {}
+        held = inner.get(last) or {}
         held = {"name": held} if isinstance(held, str) else held
         if not isinstance(held, dict):
             raise ConfigError(f"{recipe}: {section!r} is a value, not a section")
-        values[section] = {**held, **chosen}
+        if outer and chosen.get("name") not in (None, held.get("name")):
+            # Weights, arguments and stages are another encoder's; how the encoder is learned is not.
+            held = {name: value for name, value in held.items() if name in KEPT_OF_ANOTHER_ENCODER}
+        inner[last] = {**held, **chosen}
     start_job(make_job(with_overrides(values, overrides or ()), source=f"wsi-ips {command}"))
 
 

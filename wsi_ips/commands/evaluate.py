@@ -9,6 +9,12 @@ from pathlib import Path
 from wsi_ips.commands.evaluate_doubt import DoubtReport, calibration_of_run, doubt_in_words, report_doubt
 from wsi_ips.commands.evaluate_froc import FrocReport, report_froc
 from wsi_ips.commands.evaluate_join import Joined, chosen_tasks, join, tasks_of_run
+from wsi_ips.commands.evaluate_survival import (
+    SurvivalReport,
+    draw_survival,
+    report_survival,
+    write_survival,
+)
 from wsi_ips.commands.evaluate_task import (
     StageReport,
     TaskReport,
@@ -57,10 +63,12 @@ class Evaluation:
     froc: FrocReport | None
     froc_task: str | None
     doubts: Mapping[str, DoubtReport]
+    survival: Mapping[str, SurvivalReport]
 
 
 def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
-    """Write ``metrics.json``, ``slides.csv``, ``cases.csv``, with outlines ``froc.csv`` and ``detections/``, PNGs.
+    """Write ``metrics.json``, ``slides.csv``, ``cases.csv``, with outlines ``froc.csv`` and ``detections/``, of
+    survival tasks ``survival.csv`` and ``kaplan_meier.csv``, PNGs.
 
     A slide that could not be scored is named, and the exit code says so. Raises a
     :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run, manifest or folder of outlines
@@ -70,12 +78,13 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     history = read_history(job.history) if job.history else None
     worked_out = _work_out(job, progress, bands=can_plot)
     out = job.out or job.run / "evaluation"
-    write_tables(out, worked_out.tasks, worked_out.stages, worked_out.froc)
+    write_tables(out, worked_out.tasks, worked_out.stages, worked_out.froc, worked_out.survival)
+    write_survival(out, worked_out.survival)
     if can_plot:
         _draw(out, job, worked_out, history)
     write_metrics(
         out / "metrics.json", job, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc,
-        froc_task=worked_out.froc_task, doubts=worked_out.doubts,
+        froc_task=worked_out.froc_task, doubts=worked_out.doubts, survival=worked_out.survival,
     )  # fmt: skip
     unasked = not can_plot and job.plots is None
     notes = ["no plots: matplotlib is not installed; pip install 'wsi_ips[plots]'"] if unasked else []
@@ -86,6 +95,7 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
         if report.joined.unlabelled
     ]
     notes += worked_out.froc.notes if worked_out.froc else []
+    notes += [f"{name}: {note}" for name, report in worked_out.survival.items() for note in report.notes]
     scored = worked_out.joined.to_json()
     summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
     return Outcome.of_slides(complaints, summary, details=[*_headlines(worked_out), *notes])
@@ -123,9 +133,14 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
     doubts: dict[str, DoubtReport] = {}
     rocs: dict[str, list[NamedRoc]] = {}
     stages: dict[str, StageReport] = {}
+    survival: dict[str, SurvivalReport] = {}
     slides_of_case = Counter(record.case_id for record in manifest.split(job.split))
     with progress("Scoring", total=len(tasks)) as advance:
         for task in tasks:
+            if task.survival is not None:
+                survival[task.name] = report_survival(task, joined, rows, manifest, job)
+                advance(task.name)
+                continue
             reports[task.name] = report_task(task, joined, elsewhere, job)
             rocs[task.name] = roc_plots(reports[task.name], job) if bands else []
             if calibration is not None:
@@ -139,7 +154,7 @@ def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluatio
     if job.annotations is not None:
         froc_task = _froc_task(reports)
         froc = report_froc(reports[froc_task], job, progress)
-    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts)
+    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts, survival)
 
 
 def _froc_task(reports: Mapping[str, TaskReport]) -> str:
@@ -169,6 +184,7 @@ def _draw(out: Path, job: EvaluateJob, done: Evaluation, history: Mapping[str, l
         )
         if scored.kind != "multilabel":
             draw_confusion(out / f"confusion{end}.png", scored.confusion, scored.class_names, title=title)
+    draw_survival(out, done.survival, several=len(done.tasks) + len(done.survival) > 1, split=job.split)
     if done.froc is not None:
         named = [NamedFroc(by, one.curve, one.score, one.band) for by, one in done.froc.by.items()]
         draw_froc(out / "froc.png", named, title=f"{done.froc_task}, split {job.split}")
@@ -180,6 +196,7 @@ def _headlines(done: Evaluation) -> list[str]:
     lines = []
     for name, report in done.tasks.items():
         wanted = HEADLINES[report.scored.kind] or tuple(report.figures)
+        wanted = (*(["quadratic_kappa"] if "quadratic_kappa" in report.figures else []), *wanted)
         lines.append(f"{name}: " + ", ".join(_in_words(key, report.figures[key]) for key in wanted))
         if report.case_figures:
             first = wanted[0]
@@ -189,6 +206,14 @@ def _headlines(done: Evaluation) -> list[str]:
             lines.append(f"{name}: " + _in_words("pN stage, quadratic kappa", done.stages[name].kappa))
         if name in done.doubts:
             lines += doubt_in_words(name, done.doubts[name])
+    for name, survival in done.survival.items():
+        lines.append(f"{name}: {survival.predicted.follow_up.counts}")
+        shown = [
+            key for key in ("c_index", "c_index_uno", "ibs", "ibs_kaplan_meier") if key in survival.figures
+        ]
+        lines.append(f"{name}: " + ", ".join(_in_words(key, survival.figures[key]) for key in shown))
+        if survival.groups.test is not None:
+            lines.append(f"{name}: log-rank p of the risk groups {survival.groups.test.p:.3g}")
     if done.froc is not None:
         for by, one in done.froc.by.items():
             counts = f"{one.curve.lesions} lesions, {one.curve.slides} slides"

@@ -3,13 +3,17 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from wsi_ips.commands.evaluate_doubt import DoubtReport, doubt_json
 from wsi_ips.commands.evaluate_froc import FrocReport, FrocScore
 from wsi_ips.commands.evaluate_join import Joined
+from wsi_ips.commands.evaluate_survival import SurvivalReport
 from wsi_ips.commands.evaluate_task import StageReport, TaskReport
+from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.evaluation.bootstrap import LEVEL, Interval
 from wsi_ips.evaluation.froc import RATES, write_detections
 from wsi_ips.evaluation.staging import write_submission
@@ -38,13 +42,14 @@ def write_tables(
     tasks: Mapping[str, TaskReport],
     stages: Mapping[str, StageReport],
     froc: FrocReport | None,
+    survival: Mapping[str, SurvivalReport],
 ) -> None:
     """``slides.csv``, ``cases.csv``; of node classes ``submission.csv``; ``froc.csv`` and ``detections/``."""
-    _write_csv(
-        out / "slides.csv",
-        SLIDE_COLUMNS,
-        (row for name, report in tasks.items() for row in _slide_rows(name, report.scored, report.joined)),
+    labels = (
+        row for name, report in tasks.items() for row in _slide_rows(name, report.scored, report.joined)
     )
+    times = (row for name, report in survival.items() for row in _survival_rows(name, report))
+    _write_csv(out / "slides.csv", SLIDE_COLUMNS, chain(labels, times))
     _write_csv(
         out / "cases.csv",
         CASE_COLUMNS,
@@ -73,12 +78,32 @@ def _slide_rows(task: str, scored: Scored, joined: Joined) -> Iterable[Sequence[
     for place, (record, row) in enumerate(joined.pairs):
         label = _names(scored, scored.target_NC[place])
         yield (task, record.slide_id, record.case_id, label, *_called(scored, place), "ok", row.error)
+    yield from _unscored_rows(scored.task, joined)
+
+
+def _survival_rows(task: str, report: SurvivalReport) -> Iterable[Sequence[Any]]:
+    """``predicted``: risk and survival at the times, as a task of numbers has them."""
+    for record, row in report.joined.pairs:
+        said = ";".join(repr(row.probabilities[task][name]) for name in report.task.classes)
+        label = _cell(record, report.task)
+        yield (task, record.slide_id, record.case_id, label, said, "", "", "ok", row.error)
+    yield from _unscored_rows(report.task, report.joined)
+
+
+def _cell(record: SlideRecord, task: TaskConfig) -> str:
+    """The manifest's label; of survival, the time and how it ended."""
+    if task.survival is None:
+        return record.labels[task.column_name]
+    time, event = record.labels[task.survival.time], record.labels[task.survival.event]
+    return f"{time} {task.survival.unit}, {'event' if event == '1' else 'censored'}" if time else ""
+
+
+def _unscored_rows(task: TaskConfig, joined: Joined) -> Iterable[Sequence[Any]]:
     unscored = [(record, "failed", row.error) for record, row in joined.failed]
     unscored += [(record, "missing", "not in the predictions") for record in joined.missing]
     unscored += [(record, "unlabelled", "has no label for this task") for record in joined.unlabelled]
     for record, status, why in unscored:
-        label = record.labels[scored.task.column_name]
-        yield (task, record.slide_id, record.case_id, label, "", "", "", status, why)
+        yield (task.name, record.slide_id, record.case_id, _cell(record, task), "", "", "", status, why)
 
 
 def _case_rows(task: str, report: TaskReport) -> Iterable[Sequence[Any]]:
@@ -129,6 +154,7 @@ def write_metrics(
     *,
     froc_task: str | None,
     doubts: Mapping[str, DoubtReport],
+    survival: Mapping[str, SurvivalReport],
 ) -> None:
     """Every figure with its interval. What these slides cannot tell is null."""
     metrics = {
@@ -143,6 +169,7 @@ def write_metrics(
         },
         "tasks": {name: _task_json(report, doubts.get(name)) for name, report in tasks.items()},
         "stages": {name: _stage_json(report) for name, report in stages.items()},
+        "survival": {name: report.to_json() for name, report in survival.items()},
         "froc": _froc_json(froc, froc_task) if froc else None,
         "versions": versions(),
     }

@@ -1,6 +1,5 @@
 """``features``: what an encoder makes of every patch, in CLAM's or TRIDENT's layout; nothing is learned."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,17 @@ from torch import nn
 from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.commands.slide_rows import SlideRows
-from wsi_ips.config import TilingConfig, UpsamplingConfig
+from wsi_ips.config import EncoderConfig, TilingConfig, TransformConfig, UpsamplingConfig
 from wsi_ips.errors import ConfigError, ProcessDied, one_line
 from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder, StoredFeatures
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.models.encoders.fitting import fitting_tiling
+from wsi_ips.models.encoders.registry import code_file, entry_of
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
+from wsi_ips.models.encoders.weights import fingerprint_of_weights, weights_file
 from wsi_ips.progress import Progress, silent
 from wsi_ips.recipe import FeaturesJob
 from wsi_ips.slides.base import named
@@ -41,6 +43,8 @@ class _Encoder:
     name: str
     tiling: TilingConfig
     settings: dict[str, Any]
+    stored_px: bool = False
+    """Patches that somebody laid out keep their own pixels, and the encoder resizes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class _Storing:
         encoder = _of_checkpoint(job.checkpoint, job) if job.checkpoint else _of_config(job)
         find: FindPatches = PatchesInTissue(encoder.tiling)
         if job.from_coords is not None:
-            find = stored_patches(job.from_coords, encoder.tiling)
+            find = stored_patches(job.from_coords, encoder.tiling, own_px=encoder.stored_px)
         export = FeatureExport(
             encoder=encoder.module.to(device).eval(),
             width=encoder.width,
@@ -214,9 +218,37 @@ def _of_config(job: FeaturesJob) -> _Encoder:
         # Random weights (``weights: none``) are the same whenever the command is started.
         torch.manual_seed(0)
         encoder = TimmEncoder(job.encoder)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", job.encoder.name.removeprefix("hf-hub:"))
-    weights = Path(job.encoder.weights)
+    code = code_file(job.encoder.name)
+    shown = job.encoder.name if code is None else f"{code.stem}_{job.encoder.name.rpartition(':')[2]}"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", shown.removeprefix("hf-hub:"))
+    weights = weights_file(job.encoder)
     # Another file under the same name is another encoder.
-    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    sha256 = fingerprint_of_weights(weights) if weights else None
     settings = {"encoder": job.encoder.model_dump(mode="json"), "weights_sha256": sha256}
-    return _Encoder(encoder, encoder.dim, name, job.tiling or TilingConfig(), settings)
+    if entry := entry_of(job.encoder.name):
+        # What a name stands for may be corrected in a later version: then these are other features.
+        settings["listed"] = {
+            "transform": entry.transform.model_dump(mode="json"),
+            "output": entry.output,
+            "mean": list(entry.mean),
+            "std": list(entry.std),
+        }
+    if code is not None:
+        settings["code_sha256"] = fingerprint_of_weights(code)
+    given = job.tiling or TilingConfig()
+    stored_px = _resizes(job.encoder) and job.from_coords is not None and not _sizes_set(given)
+    if stored_px:
+        return _Encoder(
+            encoder, encoder.dim, name, given, {**settings, "patches": "as stored"}, stored_px=True
+        )
+    return _Encoder(encoder, encoder.dim, name, fitting_tiling(given, job.encoder), settings)
+
+
+def _resizes(encoder: EncoderConfig) -> bool:
+    """Whether the encoder takes patches of any size, as its authors' transform does."""
+    own = encoder.transform == "own" and entry_of(encoder.name) is not None
+    return own or isinstance(encoder.transform, TransformConfig)
+
+
+def _sizes_set(tiling: TilingConfig) -> bool:
+    return bool(tiling.model_fields_set & {"patch_px", "patch_mpp"})

@@ -7,6 +7,7 @@ from wsi_ips.commands.held_out import HELD_OUT, measure, predict_held_out
 from wsi_ips.commands.inputs import given_mpp
 from wsi_ips.commands.outcome import Outcome
 from wsi_ips.datasets.manifest import Manifest, read_manifest
+from wsi_ips.models.encoders.fitting import fitting_tiling
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.slides.base import named
@@ -21,8 +22,10 @@ from wsi_ips.training.run_state import FinetuneReport, forget_run, training_fold
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
     """Fine-tune, and say which epoch was best and which slides were left out; or cross-validate.
 
-    Raises :class:`wsi_ips.errors.ResultsError` while another run trains in the same folder.
+    A listed encoder's own patch size and resolution count where the job sets none. Raises
+    :class:`wsi_ips.errors.ResultsError` while another run trains in the same folder.
     """
+    job = job.model_copy(update={"tiling": fitting_tiling(job.tiling, job.model.encoder)})
     manifest = read_manifest(
         job.manifest, tasks=job.model.tasks, root=job.slides_root, need_slides=job.features is None
     )

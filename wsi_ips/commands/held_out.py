@@ -5,7 +5,8 @@ from hashlib import sha256
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.feature_files import find_features
-from wsi_ips.datasets.manifest import Manifest
+from wsi_ips.datasets.manifest import Manifest, SlideRecord
+from wsi_ips.evaluation.survival_scores import PredictedSurvival, TrainingFollowUp, survival_figures
 from wsi_ips.evaluation.task_scores import Scored
 from wsi_ips.inference.feature_predict import FeaturePredictor, label_features
 from wsi_ips.inference.in_turn import predict_in_turn
@@ -19,6 +20,7 @@ from wsi_ips.progress import Progress
 from wsi_ips.recipe import FinetuneJob
 from wsi_ips.streaming.device import calculating, numerics, pick_device
 from wsi_ips.training.cross_validation import Fold
+from wsi_ips.training.survival_start import follow_up_of
 from wsi_ips.units import Mpp
 
 HELD_OUT = "held_out"
@@ -86,6 +88,10 @@ def measure(
     figures: dict[str, float] = {}
     for task in tasks:
         known = [(record, row) for record, row in labelled if record.targets([task])]
+        if task.survival is not None:
+            its = _survival_figures(fold, known, manifest, task)
+            figures |= {name if len(tasks) == 1 else f"{task.name}_{name}": v for name, v in its.items()}
+            continue
         scored = Scored.of(
             task,
             [row.probabilities[task.name] for _, row in known],
@@ -95,6 +101,24 @@ def measure(
         its = scored.figures() if known else {}
         figures |= {name if len(tasks) == 1 else f"{task.name}_{name}": value for name, value in its.items()}
     return figures
+
+
+def _survival_figures(
+    fold: Fold, known: Sequence[tuple[SlideRecord, PredictionRow]], manifest: Manifest, task: TaskConfig
+) -> dict[str, float]:
+    """Of the patients that a fold held out, with the censoring of those that it did not."""
+    away = set(fold.held_out)
+    rest = [record for record in manifest.records if record.slide_id not in away and record.split != "test"]
+    targets = {record.case_id: record.targets([task]) for record in rest if record.targets([task])}
+    if not known or not targets:
+        return {}
+    predicted = PredictedSurvival.of(
+        task,
+        [row.probabilities[task.name] for _, row in known],
+        [record.targets([task])[task.name] for record, _ in known],
+        [record.case_id for record, _ in known],
+    )
+    return survival_figures(predicted, TrainingFollowUp.of(follow_up_of(task, list(targets.values()))))
 
 
 def _label(

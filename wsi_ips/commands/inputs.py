@@ -39,11 +39,13 @@ def given_mpp(for_all: float | None, table: Path | None, slide_ids: Collection[s
     return slide_mpp
 
 
-def stored_patches(folder: Path, tiling: TilingConfig, *, raster: bool = False) -> StoredPatches:
+def stored_patches(
+    folder: Path, tiling: TilingConfig, *, raster: bool = False, own_px: bool = False
+) -> StoredPatches:
     """The patches that ``--from-coords`` names, for any process; see :class:`StoredPatches`.
 
     Raises :class:`ConfigError` for no folder.
     """
     if not folder.is_dir():
         raise ConfigError(f"--from-coords {folder}: no such folder")
-    return StoredPatches(folder.absolute(), tiling, raster=raster)
+    return StoredPatches(folder.absolute(), tiling, raster=raster, own_px=own_px)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from wsi_ips.commands.outcome import Outcome
-from wsi_ips.config import Section
+from wsi_ips.config import EncoderConfig, Section
+from wsi_ips.models.encoders.registry import allow_code
 from wsi_ips.progress import Progress
 from wsi_ips.recipe import (
     CalibrateJob,
@@ -48,6 +49,14 @@ def run_job(job: Job, progress: Progress) -> Outcome:
 
     Each command's module is imported here and not above: tiling does not wait for torch.
     """
+    _note_named_code(job)
     module, _, function = _DONE_BY[type(job)].partition(":")
     outcome: Outcome = getattr(import_module(f"wsi_ips.commands.{module}"), function)(job, progress)
     return outcome
+
+
+def _note_named_code(job: Job) -> None:
+    """An encoder that is code in a file may be run where a job names it; one that a checkpoint names may not."""
+    encoder = getattr(getattr(job, "model", job), "encoder", None)
+    if isinstance(encoder, EncoderConfig):
+        allow_code(encoder.name)

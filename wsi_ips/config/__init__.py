@@ -3,7 +3,10 @@
 A part of the program receives its own section, never the whole configuration.
 """
 
+from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
+from wsi_ips.config.encoder_input import TransformConfig
 from wsi_ips.config.model import (
+    LETTERS,
     READ_NO_FILE,
     AttentionConfig,
     CoarseConfig,
@@ -26,11 +29,15 @@ from wsi_ips.config.slides import (
     TissueModelConfig,
     UpsamplingConfig,
 )
-from wsi_ips.config.training import AugmentConfig, ClassWeights, TrainingConfig
+from wsi_ips.config.survival import SurvivalConfig
+from wsi_ips.config.training import AugmentConfig, ClassWeights, Monitor, TrainingConfig
 
 __all__ = [
     "LARGEST_OVERLAY_PX",
+    "LETTERS",
     "READ_NO_FILE",
+    "AgainstCollapseConfig",
+    "AggregatorConfig",
     "AttentionConfig",
     "AugmentConfig",
     "BatchConfig",
@@ -40,6 +47,7 @@ __all__ = [
     "FinetuneConfig",
     "Fraction",
     "ModelConfig",
+    "Monitor",
     "NamedSpecification",
     "PipelineConfig",
     "SamplingConfig",
@@ -47,11 +55,13 @@ __all__ = [
     "SelectionConfig",
     "SpecificationTable",
     "StreamingConfig",
+    "SurvivalConfig",
     "TaskConfig",
     "TilingConfig",
     "TissueConfig",
     "TissueModelConfig",
     "TrainingConfig",
+    "TransformConfig",
     "UpsamplingConfig",
     "fingerprint",
     "read_specification_table",

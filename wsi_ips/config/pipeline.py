@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from wsi_ips.config.model import ModelConfig, SelectionConfig
 from wsi_ips.config.section import Section
 from wsi_ips.config.slides import StreamingConfig, TilingConfig
+from wsi_ips.config.survival import FEWEST_PER_STEP
 from wsi_ips.config.training import TrainingConfig
 
 
@@ -49,12 +50,17 @@ class PipelineConfig(Section):
     @model_validator(mode="after")
     def _coarse_look_can_be(self) -> Self:
         selection = self.selection
-        if selection.selector == "ips":
+        if selection.selector == "attention_sampling" and self.model.aggregator is not None:
+            raise ValueError(
+                "attention sampling reads the mean of the patches that it draws: leave model.aggregator out, or "
+                "take selection.selector: ips"
+            )
+        if selection.selector in ("ips", "all"):
             return self
         if self.model.encoder.name == "features":
             raise ValueError(
                 f"selection.selector: {selection.selector} looks at slides from afar; stored features are read by "
-                "ips"
+                "ips and all"
             )
         if selection.selector == "attention_sampling" and self.model.attention.positions != "none":
             raise ValueError("attention sampling knows no places: leave model.attention.positions at none")
@@ -114,6 +120,24 @@ class FinetuneConfig(PipelineConfig):
         return self
 
     @model_validator(mode="after")
+    def _survival_can_be_learned(self) -> Self:
+        tasks, training = self.model.tasks, self.training
+        for wanted, kind in (("c_index", "survival"), ("kappa", "ordinal")):
+            if training.monitor == wanted and all(task.kind != kind for task in tasks):
+                raise ValueError(f"training.monitor: {wanted} needs a task of kind: {kind}")
+        for task in tasks:
+            its = task.survival
+            if its is None or its.loss != "cox" or its.risk_set != "step":
+                continue
+            if training.slides_per_step < FEWEST_PER_STEP:
+                raise ValueError(
+                    f"task {task.name}: survival.risk_set: step compares the slides of a step alone, and "
+                    f"training.slides_per_step is {training.slides_per_step}: set {FEWEST_PER_STEP} or more, or "
+                    "risk_set: epoch"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _batch_statistics_need_one_graph(self) -> Self:
         encoder, training = self.model.encoder, self.training
         if encoder.batch_norm == "batch" and encoder.trainable and training.micro_batch is not None:
@@ -128,6 +152,15 @@ class FinetuneConfig(PipelineConfig):
             raise ValueError(
                 f"selection.selector: {self.selection.selector} selects in every epoch: set "
                 "training.select_every=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _collapse_is_of_attention_over_patches(self) -> Self:
+        if self.training.against_collapse.is_on and self.selection.selector == "attention_sampling":
+            raise ValueError(
+                "training.against_collapse works on the attention over kept patches, which attention sampling "
+                "does not have: leave it out"
             )
         return self
 

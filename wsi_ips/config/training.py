@@ -11,9 +11,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
+from wsi_ips.config.aggregator import AgainstCollapseConfig
 from wsi_ips.config.section import Fraction, Section
 
 ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
@@ -55,6 +58,10 @@ class HeadStartConfig(Section):
     slides_per_step: PositiveInt = 1
     keep_features: bool = False
     """Leave the features (float16) in the run's folder; they are deleted when the head start is over."""
+
+
+Monitor = Literal["loss", "auc", "c_index", "kappa"]
+"""What an epoch is chosen by."""
 
 
 class TrainingConfig(Section):
@@ -111,8 +118,9 @@ class TrainingConfig(Section):
     start: Path | None = None
     """Checkpoint to begin from: all of its weights, or, of one that reads stored features, all but the encoder's.
     none: the encoder's own weights, and the rest at random."""
-    monitor: Literal["loss", "auc"] = "loss"
-    """What makes an epoch the best: the lowest validation loss, or the highest mean AUC over the tasks."""
+    monitor: Monitor = "loss"
+    """What makes an epoch the best: the lowest validation loss, or the highest mean over the tasks of ``auc``,
+    of survival tasks' ``c_index`` (Harrell's) or of ordinal tasks' quadratic ``kappa``."""
     save_minutes: NonNegativeFloat = 5.0
     """Time between two saves of the state that a killed run resumes from; 0: after every step."""
     max_bad_slides: Fraction = 0.1
@@ -130,7 +138,17 @@ class TrainingConfig(Section):
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """``shuffle``: every slide once an epoch. ``balanced``: every class equally often, slides of rare ones several
     times; by the first softmax task, or else the first sigmoid task of one class."""
+    against_collapse: AgainstCollapseConfig = AgainstCollapseConfig()
+    """What keeps attention from settling on a few patches early; nothing by default."""
     seed: int = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_nothing_is_on(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Stored as earlier versions stored it where nothing is on, so that runs of theirs can go on."""
+        stored: dict[str, Any] = handler(self)
+        if self.against_collapse == AgainstCollapseConfig():
+            stored.pop("against_collapse", None)
+        return stored
 
     @model_validator(mode="before")
     @classmethod

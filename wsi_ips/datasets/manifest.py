@@ -17,6 +17,7 @@ from pathlib import Path
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import SlideFinder
+from wsi_ips.datasets.survival_columns import check_patients_agree, survival_target
 from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.storage.files import check_table_size, whole_file
 from wsi_ips.storage.fingerprint import fingerprint
@@ -26,8 +27,10 @@ NONE = "none"
 """The cell of a slide that has none of a sigmoid task's classes; an empty cell would look forgotten."""
 
 Target = int | tuple[float, ...]
-"""What a task learns from a slide: a class's index (softmax), 0 or 1 per class (sigmoid), a number per output
-(linear).
+"""What a task learns from a slide.
+
+That is a class's index (softmax), 0 or 1 per class (sigmoid), a number per output (linear), or (time, event) of a
+survival task.
 """
 
 COLUMNS = ("slide_id", "case_id", "split", "path")
@@ -55,8 +58,13 @@ class SlideRecord:
 
         Raises ``ValueError`` for a cell that names no target of its task.
         """
-        cells = {task.name: self.labels.get(task.column_name, "") for task in tasks}
-        return {task.name: target_of(task, cells[task.name]) for task in tasks if cells[task.name]}
+        return {
+            task.name: survival_target(task, self.labels, self.case_id)
+            if task.survival is not None
+            else target_of(task, self.labels[task.column_name])
+            for task in tasks
+            if any(self.labels.get(column, "") for column in task.columns)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,8 @@ def read_manifest(
     need_slides: bool = True,
     need_labels: bool = True,
 ) -> Manifest:
-    """Read a CSV with the columns ``slide_id,case_id,split,path`` and one per task; other columns are ignored.
+    """Read a CSV with the columns ``slide_id,case_id,split,path`` and those of the tasks; other columns are
+    ignored.
 
     Paths of slides are absolute, or relative to ``root`` (by default the CSV's folder). With ``root``, a slide
     that is not there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) no
@@ -87,12 +96,13 @@ def read_manifest(
     ``need_labels``, every slide needs a label for some task.
 
     Raises :class:`ManifestError` with the line for an unknown label, a slide without any label, an unknown split,
-    a slide_id that occurs twice, missing slides, an empty field, a case in two splits, and one file under two ids
-    (a link or a copy; checked if slides have to exist). Raises :class:`SlideNotFound` if ``root`` is no folder.
+    a slide_id that occurs twice, missing slides, an empty field, a case in two splits, one file under two ids (a
+    link or a copy; checked if slides have to exist), and slides of a patient with different times or events of a
+    survival task. Raises :class:`SlideNotFound` if ``root`` is no folder.
     """
     if root is not None and not root.is_dir():
         raise SlideNotFound(root, "no such folder of slides", "name the folder that holds the data set")
-    columns = (*COLUMNS, *dict.fromkeys(task.column_name for task in tasks))
+    columns = (*COLUMNS, *dict.fromkeys(column for task in tasks for column in task.columns))
     if not path.is_file():
         raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(columns)}")
     check_table_size(path, ManifestError)
@@ -111,6 +121,7 @@ def read_manifest(
         raise ManifestError(path, "lists no slides", "add a line per slide")
     records = _located(path, lines, root) if need_slides else [record for _, record in lines]
     _check_ids_and_cases(path, records)
+    check_patients_agree(path, records, tasks)
     if need_slides:
         _check_files(path, records)
     return Manifest(path, tuple(records))
@@ -120,7 +131,7 @@ def _record(
     path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig], need_label: bool
 ) -> SlideRecord:
     values = {name: (row.get(name) or "").strip() for name in COLUMNS}
-    labels = {task.column_name: (row.get(task.column_name) or "").strip() for task in tasks}
+    labels = {column: (row.get(column) or "").strip() for task in tasks for column in task.columns}
     empty = next((name for name in COLUMNS if not values[name]), None)
     if empty:
         raise ManifestError(path, f"line {line}: {empty} is empty", "fill it in, or leave the line out")

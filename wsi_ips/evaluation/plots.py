@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 
 WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1",
-         "brier": "Brier score"}  # fmt: skip
+         "brier": "Brier score", "ibs": "integrated Brier score", "c": "C", "uno": "(Uno)",
+         "kaplan": "of Kaplan", "meier": "Meier"}  # fmt: skip
 
 
 def figure_name(key: str) -> str:

@@ -24,6 +24,7 @@ from wsi_ips.datasets.manifest import Target
 from wsi_ips.evaluation import slide_level as level
 from wsi_ips.evaluation.bootstrap import Interval, Picked, bootstrap
 from wsi_ips.evaluation.slide_level import Reliability, brier, brier_of_classes, reliability, top_label
+from wsi_ips.evaluation.staging import quadratic_kappa
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 Figures = dict[str, float]
@@ -190,7 +191,9 @@ def _multiclass(scored: Scored) -> Figures:
     confusion_CC = scored.confusion
     rates = level.ClassRates.of(confusion_CC)
     aucs = level.one_vs_rest_aucs(scored.output_NC, scored.target_NC > 0)
+    kappa = {"quadratic_kappa": _kappa(confusion_CC)} if scored.task.kind == "ordinal" else {}
     return {
+        **kappa,
         "auc_macro": level.mean_defined(aucs),
         **{f"auc_{name}": float(auc) for name, auc in zip(scored.task.classes, aucs, strict=True)},
         "accuracy": level.accuracy(confusion_CC),
@@ -199,6 +202,18 @@ def _multiclass(scored: Scored) -> Figures:
         "brier": brier_of_classes(scored.output_NC, scored.label),
         "ece": scored.reliability.ece,
     }
+
+
+def _kappa(confusion_CC: NDArray[np.int64]) -> float:
+    """Cohen's kappa with quadratic weights between places in the order of the classes; NaN where it has none."""
+    places = [str(place) for place in range(len(confusion_CC))]
+    rows, columns = np.indices(confusion_CC.shape)
+    label = np.repeat(rows.ravel(), confusion_CC.ravel()).astype(str).tolist()
+    called = np.repeat(columns.ravel(), confusion_CC.ravel()).astype(str).tolist()
+    try:
+        return quadratic_kappa(label, called, order=places)
+    except ValueError:
+        return np.nan
 
 
 def _multilabel(scored: Scored) -> Figures:

@@ -297,6 +297,7 @@ def shown_in_words(result: SlideResult, *, query: int | None, head: int | None) 
         index = query or 0
         readers = [task for task, its_query in task_queries(result).items() if its_query == index]
         of_query = f"task {' and '.join(readers)}" if readers else f"query {index}"
+        of_query = result.query_names[index] if result.query_names else of_query
     if heads == 1:
         return f"Attention, {of_query}"
     return f"Attention, {of_query}, " + (f"mean over {heads} heads" if head is None else f"head {head}")

@@ -12,9 +12,11 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.images.bags import ImageViews
+from wsi_ips.models.ips_net import BagsRead
 from wsi_ips.models.sampling import entropy_regulariser
 from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
 from wsi_ips.training.bags import Bag
+from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import SelectionFigures, bag_key, seeded, whole_bag
 from wsi_ips.training.learning import finite, step_loss
 
@@ -67,7 +69,8 @@ class ImageLearner:
         )
         reading = self.net.reading(found.features_BD, found.attention_Bhw.flatten(1))
         targets = [each.bag.targets for each in kept]
-        loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
+        risks = EpochRisks(self.remembered, [each.bag.bag_id for each in kept])
+        loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights, risks=risks)
         attention_net = self.net.coarse
         assert isinstance(attention_net, AttentionNet)
         strength = self.net.sampling.entropy
@@ -76,3 +79,17 @@ class ImageLearner:
         )
         self.backward(finite(share * (loss + added)))
         return loss.detach()
+
+
+def image_method(
+    net: SamplingNet,
+    config: FinetuneConfig,
+    weights: Mapping[str, Tensor | None],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
+) -> ImageLearner:
+    """The learner of attention sampling on images, for :data:`wsi_ips.training.methods.METHODS`.
+
+    ``penalty`` belongs to aggregators, which attention sampling does not have, and is ignored.
+    """
+    return ImageLearner(net, config, weights, backward)

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from wsi_ips.config import PipelineConfig
+from wsi_ips.config import PipelineConfig, TaskConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import Probabilities, SlideResult
@@ -98,9 +98,7 @@ def same_patches_and_tasks(paths: Sequence[Path]) -> list[PipelineConfig]:
 
 
 def _difference(first: PipelineConfig, other: PipelineConfig) -> str:
-    tasks = [
-        [(task.name, task.classes, task.activation) for task in one.model.tasks] for one in (first, other)
-    ]
+    tasks = [[(task.name, task.classes, _says(task)) for task in one.model.tasks] for one in (first, other)]
     if tasks[0] != tasks[1]:
         return f"its tasks are {_in_words(tasks[1])}, not {_in_words(tasks[0])}"
     if first.model.encoder.features != other.model.encoder.features:
@@ -112,6 +110,13 @@ def _difference(first: PipelineConfig, other: PipelineConfig) -> str:
             if ours.get(name) != theirs.get(name):
                 return f"its {section}.{name} is {theirs.get(name)}, not {ours.get(name)}"
     return ""
+
+
+def _says(task: TaskConfig) -> str:
+    """What its numbers mean, as far as they must mean the same to be averaged."""
+    if task.survival is not None:
+        return f"survival in {task.survival.unit}, {task.survival.loss}"
+    return task.activation if task.kind == "label" else f"{task.activation}, {task.kind}"
 
 
 def _in_words(tasks: Sequence[tuple[str, tuple[str, ...], str]]) -> str:

@@ -167,7 +167,7 @@ class Predictor:
                 cast(IPSNet, self._net),
                 stream,
                 [part.store for part in parts],
-                m=self.pipeline.selection.m,
+                m=self.pipeline.selection.memory_size,
                 batch=self._streaming.batch,
             )
         telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)

@@ -87,7 +87,8 @@ def write_predictions(
 
     Columns: ``slide_id, prob_<class>…, pred, n_patches, status, error``; with several tasks
     ``prob_<task>_<class>…, pred_<task>`` for each. ``pred`` is the likeliest class; of a sigmoid task, the
-    classes from 0.5 on, joined by ``|``; of a linear task, its numbers. Numbers read back exactly.
+    classes from 0.5 on, joined by ``|``; of a linear task, its numbers. Numbers read back exactly. A survival task
+    has ``risk, survival_<time>…`` in the place of these, its name in front of each with several tasks.
 
     With ``doubt``, behind each task's ``pred``: of several models ``sd_<class>…``; of a calibrated task
     ``raw_<class>…`` (before calibration), ``set`` (the answers that cannot be ruled out, joined by ``|``; of a
@@ -137,7 +138,8 @@ def answer_columns(tasks: Sequence[TaskConfig]) -> list[str]:
 
 
 def _task_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> list[str]:
-    return [*(name for name, _ in _class_columns("prob", task, tasks)), _named("pred", task, tasks)]
+    columns = [name for name, _ in _class_columns("prob", task, tasks)]
+    return columns if task.survival is not None else [*columns, _named("pred", task, tasks)]
 
 
 def _doubt_columns(task: TaskConfig, tasks: Sequence[TaskConfig], doubt: Doubt) -> list[str]:
@@ -156,6 +158,9 @@ def _named(what: str, task: TaskConfig, tasks: Sequence[TaskConfig]) -> str:
 
 def _class_columns(what: str, task: TaskConfig, tasks: Sequence[TaskConfig]) -> Iterator[tuple[str, str]]:
     """(column, class) for every class of a task."""
+    if what == "prob" and task.survival is not None:
+        front = "" if len(tasks) == 1 else f"{task.name}_"
+        return ((front + name, name) for name in task.classes)
     return ((f"{_named(what, task, tasks)}_{name}", name) for name in task.classes)
 
 
@@ -204,7 +209,8 @@ def answer_cells(probabilities: Probabilities | None, tasks: Sequence[TaskConfig
         return [""] * len(answer_columns(tasks))
     cells = []
     for task in tasks:
-        cells += [*_numbers(probabilities[task.name], task), _predicted(task, probabilities[task.name])]
+        cells += _numbers(probabilities[task.name], task)
+        cells += [] if task.survival is not None else [_predicted(task, probabilities[task.name])]
     return cells
 
 

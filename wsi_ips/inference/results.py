@@ -17,7 +17,8 @@ patches) and beside it the datasets
     about          a text, JSON: slide_id, slide_path, probabilities ({task: {class: probability}}), checkpoint
                    (SHA-256), made_from (what was read, with which resolution and settings:
                    :class:`wsi_ips.inference.made_from.MadeFrom`; else null), bad_tiles (names of tiles that were
-                   unreadable and white), task_queries ({task: the query that it reads}), coarse (where a
+                   unreadable and white), task_queries ({task: the query that it reads}), query_names (names of the
+                   queries, of aggregators with an attention row for every class), coarse (where a
                    look from afar chose what was read closely, how much that was:
                    :class:`wsi_ips.selection.coarse_report.CoarseReport`; else null); of several models, whose mean
                    ``probabilities`` are, also spread ({task: {class: their standard deviation}}): all datasets are
@@ -94,7 +95,8 @@ class SlideResult:
     and query. kept_ids_M: int64 raster indices in memory order, kept_scores_M their selection scores.
     kept_emb_MD: float32, their embeddings, where they are known. kept_contributions_MK: float32, what they add
     to the outputs, where the head tells. slide_path: as it was given. checkpoint: fingerprint of the weights,
-    may be empty. task_queries: {task: the query that it reads}, empty where unknown. made_from: what was read
+    may be empty. task_queries: {task: the query that it reads}, empty where unknown. query_names: of each query,
+    where the aggregator names them; else empty. made_from: what was read
     and how, where that is known. coarse: what a look from afar let through, where there was one. telemetry:
     where the time went; it is not stored with the result. spread: of several models, each probability's
     standard deviation over them; empty of one. Raises ``ValueError`` for parts that do not fit together.
@@ -114,6 +116,7 @@ class SlideResult:
     telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
     bad_tiles: tuple[str, ...] = ()
     task_queries: Mapping[str, int] = field(default_factory=dict)
+    query_names: tuple[str, ...] = ()
     coarse: CoarseReport | None = None
     spread: Probabilities = field(default_factory=dict)
 
@@ -130,6 +133,7 @@ class SlideResult:
         bad_tiles: Iterable[str] = (),
     ) -> Self:
         """What one pass over a slide found, with ``tasks`` as the network has them."""
+        rows, names = _rows(reading, tasks)
         return cls(
             slide_path=slide_path,
             coords=coords,
@@ -143,7 +147,8 @@ class SlideResult:
             checkpoint=checkpoint,
             telemetry=telemetry or SlideTelemetry(),
             bad_tiles=tuple(bad_tiles),
-            task_queries=task_queries(tasks),
+            task_queries=rows,
+            query_names=names,
             coarse=reading.coarse,
         )
 
@@ -159,6 +164,8 @@ class SlideResult:
         queries = range(self.logits_NHT.shape[2])
         if not all(query in queries for query in self.task_queries.values()):
             raise ValueError(f"task_queries {dict(self.task_queries)} for {len(queries)} queries")
+        if self.query_names and len(self.query_names) != len(queries):
+            raise ValueError(f"{len(self.query_names)} query_names for {len(queries)} queries")
         if self.kept_emb_MD is not None and len(self.kept_emb_MD) != len(self.kept_ids_M):
             raise ValueError(f"{len(self.kept_emb_MD)} embeddings of {len(self.kept_ids_M)} kept patches")
         outputs = sum(len(classes) for classes in self.probabilities.values())
@@ -183,6 +190,20 @@ class SlideResult:
         rows_M = order[np.searchsorted(self.coords.ids_N, self.kept_ids_M, sorter=order)]
         contribution_N[rows_M] = self.kept_contributions_MK[:, outputs.index((task, name))]
         return contribution_N
+
+
+def _rows(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """{task: its row of the stored maps}, and the rows' names where they have any.
+
+    A selector that ranks by one score for all classes stores one row, whatever the aggregator reads afterwards.
+    """
+    rows = reading.bag.task_rows
+    if rows is None:
+        return task_queries(tasks), ()
+    stored = reading.store.logits().shape[2]
+    if stored != reading.bag.attention_BHTM.shape[2]:
+        return dict.fromkeys(rows, 0), ()
+    return dict(rows), reading.bag.row_names
 
 
 def named_probabilities(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
@@ -221,6 +242,8 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
             "bad_tiles": result.bad_tiles[:MOST_NAMED],
             "coarse": None if result.coarse is None else result.coarse.to_json(),
         }
+        if result.query_names:
+            about["query_names"] = list(result.query_names)
         if result.spread:
             about["spread"] = {task: dict(classes) for task, classes in result.spread.items()}
         put_about(file, about)
@@ -274,6 +297,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         kept_contributions_MK=floats.get(CONTRIBUTIONS),
         bad_tiles=tuple(str(name) for name in about["bad_tiles"]),
         task_queries=_task_queries(about["task_queries"]),
+        query_names=tuple(str(name) for name in about.get("query_names", [])),
         coarse=None if about["coarse"] is None else CoarseReport.from_json(about["coarse"]),
         spread=_probabilities(about.get("spread", {})),
     )

@@ -25,8 +25,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from wsi_ips.models.aggregators.base import Aggregated, Aggregator, pooled_contributions, zeroed
+from wsi_ips.models.heads import Heads
 
-class QueryAttention(nn.Module):
+
+class QueryAttention(Aggregator):
     """Scaled dot products of learned queries with the patches' keys; neither projection has a bias.
 
     dim: width D of the embeddings. queries: T. heads, key_dim: H and K.
@@ -52,13 +55,16 @@ class QueryAttention(nn.Module):
         empty_BM: bool, True where a bag has no patch. Such places get no attention, whatever stands in them. Each
         row of the attention sums to 1 over the bag's own patches; a bag without any gives NaN.
         """
+        attention_BHTM, _, x_BMD = self.attention_and_logits(x_BMD, empty_BM)
+        return attention_BHTM, x_BMD
+
+    def attention_and_logits(self, x_BMD: Tensor, empty_BM: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`attention`, with the logits (B, H, T, M) that it was made of in between."""
         bags, patches, _ = x_BMD.shape
-        if empty_BM is not None:
-            x_BMD = x_BMD.masked_fill(empty_BM[..., None], 0)  # no attention times NaN would still be NaN
+        x_BMD = zeroed(x_BMD, empty_BM)
         logits_BHTM = self.logits(x_BMD.flatten(0, 1)).unflatten(0, (bags, patches)).permute(0, 2, 3, 1)
-        if empty_BM is not None:
-            logits_BHTM = logits_BHTM.masked_fill(empty_BM[:, None, None], -torch.inf)
-        return logits_BHTM.softmax(dim=-1), x_BMD
+        attention_BHTM, logits_BHTM = self.attended(logits_BHTM, empty_BM)
+        return attention_BHTM, logits_BHTM, x_BMD
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.heads, -1)
@@ -81,19 +87,20 @@ class DirectAttention(QueryAttention):
 
     def forward(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return tokens (B, T, H * D), and attention_BHTM as :meth:`QueryAttention.attention` gives it."""
-        attention_BHTM, x_BMD = self.attention(x_BMD, empty_BM)
+        aggregated = self.read(x_BMD, empty_BM)
+        return aggregated.tokens_BTE, aggregated.attention_BHTM
+
+    def read(
+        self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None
+    ) -> Aggregated:
+        """See :meth:`wsi_ips.models.aggregators.base.Aggregator.read`."""
+        attention_BHTM, logits_BHTM, x_BMD = self.attention_and_logits(x_BMD, empty_BM)
         tokens_BTHD = torch.einsum("bhtm,bmd->bthd", self.attention_dropout(attention_BHTM), x_BMD)
-        return tokens_BTHD.flatten(2), attention_BHTM
+        return Aggregated(tokens_BTHD.flatten(2), attention_BHTM, attention_logits_BHTM=logits_BHTM)
 
-    def contributions(self, x_MD: Tensor, attention_HTM: Tensor, weight_CE: Tensor, *, query: int) -> Tensor:
-        """What each patch of one bag adds to a linear classifier's outputs, (M, C).
-
-        weight_CE: the classifier's weight, E = H * D, which reads the token of ``query``. The sum over the patches
-        plus the classifier's bias is its output, exactly.
-        """
-        weight_CHD = weight_CE.unflatten(1, (self.heads, -1))
-        votes_MHC = torch.einsum("md,chd->mhc", x_MD, weight_CHD)
-        return torch.einsum("hm,mhc->mc", attention_HTM[:, query], votes_MHC)
+    def contributions(self, x_MD: Tensor, attention_HTM: Tensor, heads: Heads) -> dict[str, Tensor] | None:
+        """Exact: a task's classifier reads the heads' means as they are."""
+        return pooled_contributions(x_MD, attention_HTM, heads)
 
 
 LAYER_NORM_EPS = 1e-6
@@ -130,13 +137,26 @@ class CrossAttention(QueryAttention):
 
     def forward(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return tokens_BTD, and attention_BHTM as :meth:`QueryAttention.attention` gives it."""
-        tokens_BTD, attention_BHTM = self.attend(x_BMD, empty_BM)
-        return self.mlp_norm(self.dropout(self.mlp(tokens_BTD)) + tokens_BTD), attention_BHTM
+        aggregated = self.read(x_BMD, empty_BM)
+        return aggregated.tokens_BTE, aggregated.attention_BHTM
+
+    def read(
+        self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None
+    ) -> Aggregated:
+        """See :meth:`wsi_ips.models.aggregators.base.Aggregator.read`."""
+        attention_BHTM, logits_BHTM, x_BMD = self.attention_and_logits(x_BMD, empty_BM)
+        tokens_BTD = self._attend(attention_BHTM, x_BMD)
+        tokens_BTD = self.mlp_norm(self.dropout(self.mlp(tokens_BTD)) + tokens_BTD)
+        return Aggregated(tokens_BTD, attention_BHTM, attention_logits_BHTM=logits_BHTM)
 
     def attend(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The first half of the block: tokens_BTD before the MLP, and attention_BHTM."""
         attention_BHTM, x_BMD = self.attention(x_BMD, empty_BM)
+        return self._attend(attention_BHTM, x_BMD), attention_BHTM
+
+    def _attend(self, attention_BHTM: Tensor, x_BMD: Tensor) -> Tensor:
         value_BMHV = self._by_head(self.value(x_BMD))
         read_BTHV = torch.einsum("bhtm,bmhv->bthv", self.attention_dropout(attention_BHTM), value_BMHV)
         read_BTD = self.dropout(self.out(read_BTHV.flatten(2)))
-        return self.attention_norm(read_BTD + self.query_tokens), attention_BHTM
+        normed_BTD: Tensor = self.attention_norm(read_BTD + self.query_tokens)
+        return normed_BTD

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsi_ips.config import AttentionConfig, EncoderConfig, ModelConfig, SelectionConfig
+from wsi_ips.config import AggregatorConfig, AttentionConfig, EncoderConfig, ModelConfig, SelectionConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.models.aggregators.base import Aggregator
+from wsi_ips.models.aggregators.registry import aggregator_kind, aggregator_options
 from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
 from wsi_ips.models.encoders.timm_encoder import FeatureEncoder, PlainProjector, Projector, TimmEncoder
-from wsi_ips.models.ips_net import BagNet, Heads, IPSNet, Positions, RasterSinusoid, SlideSinusoid, queries_of
+from wsi_ips.models.heads import Heads, queries_of
+from wsi_ips.models.ips_net import BagNet, IPSNet, Positions, RasterSinusoid, SlideSinusoid
 from wsi_ips.models.sampling_net import (
     AttentionNet,
     MegapixelMnistAttention,
@@ -71,15 +74,73 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
     Raises :class:`ConfigError` or :class:`CheckpointError` where that cannot be.
     """
     encoder, feature_dim = _encoder(config.encoder)
-    dim = config.project or feature_dim
-    projector = _projector(config, feature_dim)
-    attention = _attention(config, dim)
+    dim, projector, attention = _aggregator(config, feature_dim)
+    if selection is not None:
+        _check_scores(attention, config, selection)
+    _check_tasks(attention, config)
     heads = Heads(attention.token_dim, config.tasks)
     positions = _positions(config.attention, dim)
     coarse = None
     if selection is not None and selection.selector == "cascade":
         coarse = _coarse(selection, config.encoder, feature_dim)
     return IPSNet(encoder, attention, heads, projector=projector, positions=positions, coarse=coarse)
+
+
+def complete_model(config: ModelConfig) -> ModelConfig:
+    """The same with every setting of its aggregator, so that a stored configuration says all of it.
+
+    Raises :class:`ConfigError` as :func:`build_net`.
+    """
+    if config.aggregator is None:
+        return config
+    name = config.aggregator.name
+    options = aggregator_options(name, config.aggregator.settings).model_dump(mode="json")
+    project = config.encoder.project
+    encoder = {"project": aggregator_kind(name).width if project is None else project}
+    return config.model_copy(
+        update={
+            "aggregator": AggregatorConfig.model_validate({"name": name, **options}),
+            "encoder": config.encoder.model_copy(update=encoder),
+        }
+    )
+
+
+def _aggregator(config: ModelConfig, feature_dim: int) -> tuple[int, nn.Module | None, Aggregator]:
+    """Width of the embeddings, the layer that makes them (None: they are the features), and what reads them."""
+    if config.aggregator is None:
+        dim = config.project or feature_dim
+        return dim, _projector(config, feature_dim), _attention(config, dim)
+    kind = aggregator_kind(config.aggregator.name)
+    options = aggregator_options(config.aggregator.name, config.aggregator.settings)
+    width = kind.width if config.encoder.project is None else config.encoder.project
+    projector = kind.embedding(options, feature_dim, width) if width else None
+    dim = width or feature_dim
+    return dim, projector, kind.build(options, dim, config.tasks)
+
+
+def _check_tasks(aggregator: Aggregator, config: ModelConfig) -> None:
+    """Raise :class:`ConfigError` for a task that needs a head of its own where the aggregator returns logits."""
+    if aggregator.token_dim is not None or config.aggregator is None:
+        return
+    for task in config.tasks:
+        if task.kind != "label":
+            raise ConfigError(
+                f"model.aggregator: {config.aggregator.name} classifies by itself, so it cannot learn task "
+                f"{task.name}, which is of kind: {task.kind}; take an aggregator that heads read, such as direct, "
+                "abmil or transmil"
+            )
+
+
+def _check_scores(aggregator: Aggregator, config: ModelConfig, selection: SelectionConfig) -> None:
+    """Raise :class:`ConfigError` where patches are to be selected by scores that the aggregator does not have."""
+    if aggregator.scores_patches or selection.selector == "all":
+        return
+    name = "attention" if config.aggregator is None else config.aggregator.name
+    raise ConfigError(
+        f"model.aggregator: {name} has no score for a single patch, so selection.selector: {selection.selector} "
+        "cannot rank patches by it; set selection.selector=all, which reads every patch (best with encoder.name: "
+        "features), or take an aggregator that scores patches, such as direct, abmil or abmilx"
+    )
 
 
 def _projector(config: ModelConfig, feature_dim: int) -> nn.Module | None:

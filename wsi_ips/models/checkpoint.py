@@ -24,6 +24,7 @@ from wsi_ips import __version__
 from wsi_ips.config import READ_NO_FILE, PipelineConfig, Section
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.models.build import build_selecting_net
+from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.storage.files import system_cause, whole_file
 
@@ -209,6 +210,7 @@ def _config_of(path: Path, held: Mapping[str, Any]) -> PipelineConfig:
 
 
 def _empty(config: PipelineConfig) -> BagNet:
+    check_code_allowed(config.model.encoder.name)
     encoder = config.model.encoder.model_copy(update={"weights": "none"})
     return build_selecting_net(config.model.model_copy(update={"encoder": encoder}), config.selection)
 

@@ -1,15 +1,11 @@
-"""From query tokens to labels: one linear layer per task, each on its own token.
-
-Shape suffixes: B bags, T tasks (and query tokens), D width, C classes of a task.
-
-What every network that reads bags of patches has, whatever picks the patches.
+"""What every network that reads bags of patches has, whatever picks the patches.
 
 Shape suffixes: B bags, M patches of the largest bag, n patches or windows, C width of features, D of embeddings, H
 heads, T queries, Q window side.
 
 Where a patch lies, as numbers that are added to its embedding.
 
-The network in parts: an encoder of patches, cross-attention over the kept ones, heads.
+The network in parts: an encoder of patches, an aggregator that reads the kept ones, heads.
 
 Receives its parts ready-built (:mod:`wsi_ips.models.build`) and knows nothing of how patches were picked.
 
@@ -18,7 +14,7 @@ of features, D of embeddings, H heads, T queries.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,49 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsi_ips.config import TaskConfig, task_queries
-from wsi_ips.models.attention import CrossAttention, DirectAttention
+from wsi_ips.models.aggregators.base import Aggregated, Aggregator
 from wsi_ips.models.coarse import Coarse, EncoderScorer
+from wsi_ips.models.heads import Heads
 from wsi_ips.units import PlaceKind
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda logits_BC: logits_BC.softmax(dim=-1),
-    "sigmoid": Tensor.sigmoid,
-    "linear": lambda outputs_BC: outputs_BC,
-}
-
-
-class Heads(nn.Module):
-    """A task reads the token that its config names, or the one of its own place."""
-
-    def __init__(self, dim: int, tasks: Sequence[TaskConfig]) -> None:
-        super().__init__()
-        self._tasks = tuple(tasks)
-        self.tokens = task_queries(tasks)
-        """{task: the token that it reads}"""
-        self.queries = queries_of(tasks)
-        self.layers = nn.ModuleList(nn.Linear(dim, len(task.classes)) for task in tasks)
-
-    def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
-        """Task name to logits (B, C)."""
-        return {
-            task.name: layer(tokens_BTD[:, self.tokens[task.name]])
-            for task, layer in zip(self._tasks, self.layers, strict=True)
-        }
-
-    def weights(self) -> dict[str, Tensor]:
-        """Task name to its layer's weight (C, D)."""
-        layers = zip(self._tasks, self.layers, strict=True)
-        return {task.name: layer.weight for task, layer in layers if isinstance(layer, nn.Linear)}
-
-    def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers."""
-        return {task.name: _ACTIVATIONS[task.activation](logits[task.name]) for task in self._tasks}
-
-
-def queries_of(tasks: Sequence[TaskConfig]) -> int:
-    """How many query tokens the tasks read."""
-    return max(task_queries(tasks).values()) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +35,10 @@ class BagReading:
 
     contributions: of one bag read by a head that allows it, per task what each patch adds to the logits (M, C);
     with the classifier's bias they sum to the logits exactly. None elsewhere.
+
+    task_rows: of one bag, {task: the row of T that its map is drawn from}; None where it is as the tasks'
+    configuration says. row_names: names of the rows, where they have any. read: what training learns from beside
+    the logits; None of networks without an aggregator.
     """
 
     logits: dict[str, Tensor]
@@ -85,6 +46,20 @@ class BagReading:
     tokens_BTD: Tensor
     attention_BHTM: Tensor
     contributions: dict[str, Tensor] | None = None
+    task_rows: Mapping[str, int] | None = None
+    row_names: tuple[str, ...] = ()
+    read: "BagsRead | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class BagsRead:
+    """aggregated: what the aggregator made of x_BMD, the embeddings of bags whose empty places are empty_BM.
+    bag_weight: factor on the loss of the bags' logits."""
+
+    aggregated: Aggregated
+    x_BMD: Tensor
+    empty_BM: Tensor | None
+    bag_weight: float = 1.0
 
 
 class BagNet(nn.Module):
@@ -214,14 +189,15 @@ __all__ = ["BagReading", "IPSNet", "scoring"]
 
 
 class IPSNet(BagNet):
-    """encoder, projector, coarse: see :class:`BagNet`. positions: places to encodings (n, D), which are added to
-    embeddings; None adds nothing. A place is what ``place_kind`` names.
+    """encoder, projector, coarse: see :class:`BagNet`. attention: what reads a bag, cross-attention or any other
+    aggregator; heads have no layers where it returns logits itself. positions: places to encodings (n, D),
+    which are added to embeddings; None adds nothing. A place is what ``place_kind`` names.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
-        attention: CrossAttention | DirectAttention,
+        attention: Aggregator,
         heads: Heads,
         *,
         projector: nn.Module | None = None,
@@ -252,22 +228,18 @@ class IPSNet(BagNet):
 
     def read_features(self, features_KC: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
         """The same from what the encoder made of the patches. Raises as :meth:`forward`."""
-        return self._read(self._placed(self.projector(features_KC), places_K), counts)
+        return self._read(self._placed(self.projector(features_KC), places_K), places_K, counts)
 
     def read_bag(self, emb_nD: Tensor, places_n: Tensor) -> BagReading:
-        """Read one bag (B = 1) from embeddings that are there already, and with the direct block say what each
-        patch contributes."""
+        """Read one bag (B = 1) from embeddings that are there already, and say what each patch contributes where
+        the aggregator can tell."""
         x_nD = self._placed(emb_nD, places_n)
-        reading = self._read(x_nD, [len(emb_nD)])
-        if not isinstance(self.attention, DirectAttention):
-            return reading
-        contributions = {
-            task: self.attention.contributions(
-                x_nD, reading.attention_BHTM[0], weight_CE, query=self.heads.tokens[task]
-            )
-            for task, weight_CE in self.heads.weights().items()
-        }
-        return replace(reading, contributions=contributions)
+        reading = self._read(x_nD, places_n, [len(emb_nD)])
+        return replace(
+            reading,
+            contributions=self.attention.contributions(x_nD, reading.attention_BHTM[0], self.heads),
+            task_rows=self.attention.task_rows(reading.probabilities),
+        )
 
     def _placed(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
         if self.positions is None:
@@ -276,7 +248,7 @@ class IPSNet(BagNet):
         encoding_nD: Tensor = self.positions(places_n)
         return emb_nD + encoding_nD.to(emb_nD, non_blocking=emb_nD.is_cuda)
 
-    def _read(self, x_KD: Tensor, counts: Sequence[int]) -> BagReading:
+    def _read(self, x_KD: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
         if not counts or min(counts) < 1:
             raise ValueError(f"every bag needs a patch, got counts {list(counts)}")
         x_BMD = nn.utils.rnn.pad_sequence(list(x_KD.split(list(counts))), batch_first=True)
@@ -284,6 +256,16 @@ class IPSNet(BagNet):
         if min(counts) < max(counts):
             places_M = torch.arange(max(counts), device=x_KD.device)
             empty_BM = places_M >= torch.tensor(counts, device=x_KD.device)[:, None]
-        tokens_BTD, attention_BHTM = self.attention(x_BMD, empty_BM)
-        logits = self.heads(tokens_BTD)
-        return BagReading(logits, self.heads.probabilities(logits), tokens_BTD, attention_BHTM)
+        places_BM = None
+        if self.attention.ordered:
+            places_BM = nn.utils.rnn.pad_sequence(list(places_K.split(list(counts))), batch_first=True)
+        aggregated = self.attention.read(x_BMD, empty_BM, places_BM)
+        logits = self.heads(aggregated.tokens_BTE) if aggregated.logits is None else aggregated.logits
+        return BagReading(
+            logits,
+            self.heads.probabilities(logits),
+            aggregated.tokens_BTE,
+            aggregated.attention_BHTM,
+            row_names=self.attention.row_names(),
+            read=BagsRead(aggregated, x_BMD, empty_BM, self.attention.bag_weight),
+        )

@@ -23,7 +23,8 @@ from wsi_ips.config import SamplingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.coarse import Coarse
 from wsi_ips.models.encoders.ats_encoders import as_keras, unit_range
-from wsi_ips.models.ips_net import BagNet, BagReading, Heads
+from wsi_ips.models.heads import Heads
+from wsi_ips.models.ips_net import BagNet, BagReading
 from wsi_ips.models.sampling import (
     Samples,
     expectation,

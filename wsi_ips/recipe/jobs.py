@@ -155,10 +155,12 @@ class EvaluateJob(Section):
     """The probability from which a yes-or-no class is called."""
     threshold_from: Literal["train", "val"] | None = None
     """Choose it on this split instead (largest sensitivity + specificity), for tasks of two classes."""
+    risk_groups: Annotated[int, Field(ge=2, le=10)] = 2
+    """Groups of risk whose survival is drawn and compared, for survival tasks."""
     bootstrap: Annotated[NonNegativeInt, Field(le=MOST_RESAMPLES)] = 2000
     """Resamples of the cases, for the intervals; 0: none."""
     stratify: bool = True
-    """Each resample has as many cases of a class as the split."""
+    """Each resample has as many cases of a class as the split; of survival, as many events."""
     seed: NonNegativeInt = 0
     plots: bool | None = None
     """None: where matplotlib is installed."""

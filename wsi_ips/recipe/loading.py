@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from wsi_ips.config import LETTERS
 from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.recipe.jobs import Job
@@ -62,6 +63,9 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
                 raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
             inner[section] = dict(below)
             inner = inner[section]
+        if sections == ["selection"]:  # a letter of the paper replaces the name that it stands for, and back
+            for letter, name in LETTERS.items():
+                inner.pop({letter: name, name: letter}.get(last, ""), None)
         inner[last] = value
     return result
 

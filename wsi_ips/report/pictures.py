@@ -77,7 +77,7 @@ LARGEST_PLOT_PX = 4000 * 4000
 PLOT_COLOURS = 96
 """Colours of a plot."""
 
-NAMES = {"roc": "ROC", "froc": "FROC", "reliability": "Calibration"}
+NAMES = {"roc": "ROC", "froc": "FROC", "reliability": "Calibration", "kaplan_meier": "Kaplan-Meier"}
 """Titles of plots, by the beginning of their files' names."""
 
 
@@ -326,7 +326,8 @@ def plots_of(paths: Iterable[Path], *, room: int = LARGEST_PLOTS_BYTES) -> tuple
             notes.append(f"{path.name} is not shown: the report has no room for it.")
             continue
         room -= len(picture.uri)
-        kind, _, of = path.stem.partition("_")
+        kind = next((name for name in NAMES if f"{path.stem}_".startswith(f"{name}_")), path.stem)
+        of = path.stem[len(kind) + 1 :]
         shown.append(Plot(NAMES.get(kind, kind) + (f", {of}" if of else ""), picture))
     return shown, notes
 

@@ -254,6 +254,29 @@ class Stages(_Part):
     incomplete: tuple[str, ...] = ()
 
 
+class GroupTest(_Part):
+    """The log-rank test between groups of risk."""
+
+    p: float
+
+
+class RiskGroups(_Part):
+    """Groups of patients by risk: their log-rank test, and the split whose risks they are cut at."""
+
+    log_rank: GroupTest | None = None
+    edges_from: str = ""
+
+
+class SurvivalFigures(_Part):
+    """The figures of a survival task over patients. ``unit`` is the unit of times."""
+
+    patients: int
+    events: int
+    unit: str
+    metrics: dict[str, Figure]
+    risk_groups: RiskGroups = RiskGroups()
+
+
 class FrocFigures(_Part):
     """A FROC score, and the sensitivity at each number of false positives per slide."""
 
@@ -309,6 +332,7 @@ class Metrics(_Part):
     intervals: Intervals
     tasks: dict[str, TaskFigures]
     stages: dict[str, Stages] = {}
+    survival: dict[str, SurvivalFigures] = {}
     froc: Froc | None = None
 
 
@@ -352,7 +376,8 @@ def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
         raise ResultsError(
             path, f"is no evaluation ({where}: {one_line(first['msg'])})", EVALUATION_FIX
         ) from None
-    plots = [plot for name in ("roc*", "froc", "reliability*") for plot in sorted(folder.glob(f"{name}.png"))]
+    names = ("roc*", "kaplan_meier*", "froc", "reliability*")
+    plots = [plot for name in names for plot in sorted(folder.glob(f"{name}.png"))]
     return StoredEvaluation(folder, metrics, _judged(folder / "slides.csv", run), plots)
 
 

@@ -193,6 +193,8 @@ def answer(task: TaskConfig, outputs: dict[str, float]) -> str:
     """What a slide was predicted to be in one task, in words; ``outputs`` maps classes to probabilities or
     numbers.
     """
+    if task.survival is not None:
+        return f"risk {outputs['risk']:.4g}"
     if task.activation == "linear":
         return ", ".join(f"{outputs[name]:.4g}" for name in task.classes)
     if task.activation == "sigmoid":

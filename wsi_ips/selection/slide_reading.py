@@ -115,7 +115,7 @@ def read_slide(
     one chunk, and heads x queries floats per patch. Raises as :func:`select`.
     """
     store = ScoreStore()
-    clock = _Clock(device_of(net))
+    clock = Clock(device_of(net))
     started = perf_counter()
     with scoring(net):
         kept = _select(
@@ -152,7 +152,7 @@ def score_part(
 ) -> SlideScores:
     """Score the patches of a part of a slide, for :func:`read_scored`. Memory: one chunk, and the logits."""
     store = ScoreStore()
-    clock = _Clock(device_of(net))
+    clock = Clock(device_of(net))
     started = perf_counter()
     with scoring(net):
         for chunk in clock.timed(through(source)):
@@ -211,9 +211,16 @@ def _kept(
     store: ScoreStore | None,
 ) -> Kept:
     if selection.rule == "buffer":
-        return select_patches(chunks, encode=encode, logits=logits, m=selection.m, i=selection.i, store=store)
+        return select_patches(
+            chunks,
+            encode=encode,
+            logits=logits,
+            m=selection.memory_size,
+            i=selection.iteration_size,
+            store=store,
+        )
     store = ScoreStore() if store is None else store
-    return select_global(chunks, encode=encode, logits=logits, m=selection.m, store=store)
+    return select_global(chunks, encode=encode, logits=logits, m=selection.memory_size, store=store)
 
 
 def device_of(net: torch.nn.Module) -> torch.device:
@@ -221,7 +228,7 @@ def device_of(net: torch.nn.Module) -> torch.device:
     return next(net.parameters()).device
 
 
-class _Clock:
+class Clock:
     """Seconds in the encoder (with what it reads again) and in the stream, for a network on ``device``."""
 
     def __init__(self, device: torch.device) -> None:

@@ -183,15 +183,17 @@ def no_patches(path: Location, coords: PatchCoords, mask: TissueMask, tiling: Ti
 class StoredPatches:
     """Patches from a folder of stored coordinates, fitted to the tiling that a model was trained with.
 
-    Each patch covers the footprint that its file states and is read with ``tiling.patch_px`` pixels a side.
-    Patches that lie on the grid that this package would lay become that grid's cells, in its order; any others
-    keep the order and the numbers of the file. ``raster`` says that the model uses the cells' rows and columns as
-    positions (``attention.positions: raster``), which are meaningless on another grid.
+    Each patch covers exactly the footprint that its file states and is read with ``tiling.patch_px`` pixels a
+    side, or with the file's own number of pixels if ``own_px`` is set, because the encoder resizes them. Patches
+    that lie on the grid that this package would lay become that grid's cells, in its order; any others keep the
+    order and the numbers of the file. ``raster`` says that the model uses the cells' rows and columns as positions
+    (``attention.positions: raster``), which are meaningless on another grid.
     """
 
     folder: Path
     tiling: TilingConfig
     raster: bool = False
+    own_px: bool = False
 
     def __call__(self, slide: SlideReader, *, slide_id: str, mpp: Mpp | None) -> PatchCoords:
         """The slide's stored patches, as :class:`FindPatches` describes.
@@ -206,7 +208,7 @@ class StoredPatches:
         if not len(coords):
             raise CoordsError(path, "holds no patches", "leave the slide out")
         _check_corners(coords, path)
-        fitted = _on_our_grid(_as_read(coords, self.tiling, path), self.tiling)
+        fitted = coords if self.own_px else self._fitted(coords, path)
         check_upsampling(
             info.path,
             slide_mpp=fitted.slide_mpp,
@@ -220,6 +222,16 @@ class StoredPatches:
                 "lay the patches out with wsi-ips tile, or train with positions: slide",
             )
         return fitted
+
+    def _fitted(self, coords: PatchCoords, path: Path) -> PatchCoords:
+        """The patches with the model's pixels: cells of our grid if they lie on it, else with the file's own
+        footprint.
+        """
+        on_grid = _on_our_grid(_as_read(coords, self.tiling, path, rounded=True), self.tiling)
+        if on_grid is not None:
+            return on_grid
+        read = _as_read(coords, self.tiling, path, rounded=False)
+        return replace(read, ids_N=np.arange(len(read)), g_size=(len(read), 1))
 
     def read_from(self, slide_id: str) -> Sequence[Path]:
         """The slide's file of coordinates. Raises :class:`CoordsError` where there is none, or more than one."""
@@ -263,10 +275,12 @@ def _check_corners(coords: PatchCoords, path: Path) -> None:
         )
 
 
-def _as_read(coords: PatchCoords, tiling: TilingConfig, path: Path) -> PatchCoords:
+def _as_read(coords: PatchCoords, tiling: TilingConfig, path: Path, *, rounded: bool) -> PatchCoords:
     """The patches with the number of pixels that the model takes.
 
-    Raises :class:`CoordsError` for patches whose size differs from the model's by more than ``SIZE_TOLERANCE``.
+    With ``rounded``, the file's footprint is taken for the model's, written in whole pixels, where rounding
+    explains the difference. Raises :class:`CoordsError` for patches whose size differs from the model's by more
+    than ``SIZE_TOLERANCE``.
     """
     l0_wanted = tiling.patch_px * tiling.patch_mpp / coords.slide_mpp
     l0_off = abs(coords.l0_patch - l0_wanted)
@@ -280,31 +294,29 @@ def _as_read(coords: PatchCoords, tiling: TilingConfig, path: Path) -> PatchCoor
             f"at {tiling.patch_mpp:.4g} µm ({tiling.patch_px * tiling.patch_mpp:.4g} µm)",
             "lay the patches out at the model's resolution",
         )
-    l0_patch = l0_wanted if l0_off <= rounding else coords.l0_patch
+    same = l0_off == 0 or (rounded and l0_off <= rounding)
+    l0_patch = l0_wanted if same else coords.l0_patch
     overlap = round(coords.overlap_px * tiling.patch_px / coords.patch_px)
     return replace(
         coords,
         patch_px=tiling.patch_px,
-        patch_mpp=Mpp(
-            tiling.patch_mpp if l0_off <= rounding else l0_patch * coords.slide_mpp / tiling.patch_px
-        ),
+        patch_mpp=Mpp(tiling.patch_mpp if same else l0_patch * coords.slide_mpp / tiling.patch_px),
         l0_patch=l0_patch,
         overlap_px=min(max(0, overlap), tiling.patch_px - 1),
     )
 
 
-def _on_our_grid(coords: PatchCoords, tiling: TilingConfig) -> PatchCoords:
-    """The patches as cells of our grid, in its order, if all of them lie on it; else numbered in file order."""
-    apart = replace(coords, ids_N=np.arange(len(coords)), g_size=(len(coords), 1))
+def _on_our_grid(coords: PatchCoords, tiling: TilingConfig) -> PatchCoords | None:
+    """The patches as cells of our grid, in its order; None if they do not all lie on it."""
     if coords.patch_mpp != tiling.patch_mpp:
-        return apart
+        return None
     grid = PatchGrid.cover(coords.l0_size, slide_mpp=coords.slide_mpp, tiling=tiling)
     g_xy_N2 = np.rint(coords.l0_xy_N2 / grid.l0_step).astype(np.int64)
     ids_N = g_xy_N2[:, 1] * grid.g_cols + g_xy_N2[:, 0]
     same_place = np.abs(g_xy_N2 * grid.l0_step - coords.l0_xy_N2).max() <= 0.5
     inside = (g_xy_N2 < (grid.g_cols, grid.g_rows)).all()
     if not (same_place and inside and len(np.unique(ids_N)) == len(ids_N)):
-        return apart
+        return None
     order_N = ids_N.argsort()
     return PatchCoords.on_grid(
         grid,
@@ -328,8 +340,8 @@ def check_upsampling(path: Location, *, slide_mpp: Mpp, patch_mpp: Mpp, allowed:
             path,
             f"has {slide_mpp:.4g} µm per pixel and the patches are to have {patch_mpp:.4g} µm: they would be "
             f"enlarged {slide_mpp / patch_mpp:.3g} times",
-            "give a coarser --patch-mpp (or a model that was trained on coarser patches), or the true --slide-mpp if "
-            "the file's is wrong, or allow it with --set tiling.allow_upsampling=true",
+            "give a coarser --patch-mpp (or a model that was trained on coarser patches), or the true --slide-mpp "
+            "if the file's is wrong, or allow it with --set tiling.allow_upsampling=true",
         )
 
 

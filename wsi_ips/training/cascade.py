@@ -21,7 +21,7 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.coarse import STEPS
-from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.models.ips_net import BagsRead, IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.coarse_to_fine import let_through, look
 from wsi_ips.selection.score_store import ScoreStore
@@ -95,7 +95,7 @@ class CascadeLearner:
     scorer_losses: of every bag so far."""
 
     def __init__(self, learner: Learner) -> None:
-        self.remembered: dict[str, Tensor] = {}
+        self.remembered = learner.remembered  # where the risks of Cox tasks are too
         self.watched: list[SelectionFigures] = []
         self.scorer_losses: list[float] = []
         self._learner = learner
@@ -152,6 +152,7 @@ def cascade_method(
     config: FinetuneConfig,
     weights: Mapping[str, Tensor | None],
     backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> CascadeLearner:
     """How the cascade learns, for :data:`wsi_ips.training.methods.METHODS`."""
-    return CascadeLearner(ips_method(net, config, weights, backward))
+    return CascadeLearner(ips_method(net, config, weights, backward, penalty))

@@ -122,8 +122,11 @@ def forget_folds(out: Path) -> None:
 
 
 def strata_column(tasks: Sequence[TaskConfig]) -> str | None:
-    """The manifest's column to stratify by: that of the first task that sorts slides into classes, if any."""
-    one = (task for task in tasks if task.activation == "softmax" or _yes_or_no(task))
+    """The manifest's column to stratify by: that of the first task that sorts slides into classes, if any; of a
+    survival task, that of its event."""
+    one = (
+        task for task in tasks if task.activation == "softmax" or task.kind == "survival" or _yes_or_no(task)
+    )
     return next((task.column_name for task in one), None)
 
 

@@ -52,7 +52,7 @@ def findings(
     if len(overlaps) == LAST_EPOCHS and max(overlaps) < DRIFTING and min(kept) < 1:
         said.append(
             f"selection does not settle: of the patches kept in the last epoch {100 * overlaps[-1]:.0f} % had "
-            "been kept in the one before; try a lower training.lr, more epochs, or a larger selection.m"
+            "been kept in the one before; try a lower training.lr, more epochs, or a larger selection.memory_size"
         )
     return said
 

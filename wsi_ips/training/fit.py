@@ -21,7 +21,7 @@ from torch import nn
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
-from wsi_ips.models.build import build_selecting_net
+from wsi_ips.models.build import build_selecting_net, complete_model
 from wsi_ips.models.checkpoint import begin_from
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
@@ -39,6 +39,8 @@ from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import SharedSteps, is_first_process, of_all
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, Record
 from wsi_ips.training.sampling import order_of_epoch
+from wsi_ips.training.survival_baseline import store_baseline
+from wsi_ips.training.survival_start import check_survival, with_time_bins
 from wsi_ips.units import Mpp
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -72,6 +74,8 @@ def train_bags(
         raise ConfigError(
             "selection.coarse.recall is measured on the validation split, which is empty: set coarse.share instead"
         )
+    config = with_time_bins(config, [bag.targets for bag in train])
+    config = config.model_copy(update={"model": complete_model(config.model)})
     with calculating(deterministic=config.training.deterministic):
         if config.training.restarts > 1 and not config.head_start_epochs:
             return best_start(
@@ -120,9 +124,9 @@ def _train(
         if is_first_process():
             _write_run(out / "run.json", config)
         _fit(module, val, config, out, device=device, record=record, progress=progress)
-    if config.selection.selector == "cascade" and val and is_first_process():
-        readable = [bag for bag in val if bag.bag_id not in module.bad]
-        calibrate(out / BEST_NAME, readable, config, device=device, progress=progress)
+    if is_first_process():
+        learned, chose = ([bag for bag in bags if bag.bag_id not in module.bad] for bags in (train, val))
+        _complete(out / BEST_NAME, learned, chose, config, device=device, progress=progress)
     doubts = findings(
         record.history,
         record.best_epoch,
@@ -133,6 +137,21 @@ def _train(
     if is_first_process():
         _write_run(out / "run.json", config, doubts=doubts)
     return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad), doubts)
+
+
+def _complete(
+    checkpoint: Path,
+    train: Sequence[Bag],
+    val: Sequence[Bag],
+    config: FinetuneConfig,
+    *,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """What a checkpoint needs beside its weights: a cascade's recall, Cox tasks' baseline hazards."""
+    if config.selection.selector == "cascade" and val:
+        calibrate(checkpoint, val, config, device=device, progress=progress)
+    store_baseline(checkpoint, train, config, device=device, progress=progress)
 
 
 def _head_start(
@@ -343,6 +362,9 @@ def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:
         raise ManifestError(manifest.path, "has no slides in split 'train'", "set the split column")
     for split, records in (("train", manifest.split("train")), ("val", manifest.split("val"))):
         for task in tasks:
+            if task.survival is not None:
+                check_survival(manifest, split, records, task)
+                continue
             labels = {record.labels[task.column_name] for record in records} - {""}
             if records and len(labels) < 2:
                 what = f"the {task.column_name} {labels.pop()!r}" if labels else f"no {task.column_name}"

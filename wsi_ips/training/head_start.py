@@ -164,7 +164,7 @@ class _Encoded(PatchSource):
 
 def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
     """The same network and tasks on stored features of this width, and how the head learns from them."""
-    start = config.training.head_start
+    start, reads_all = config.training.head_start, config.selection.selector == "all"
     encoder = EncoderConfig(name="features", features=width, project=config.model.encoder.project)
     training = config.training.model_copy(
         update={
@@ -185,7 +185,7 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"encoder": encoder}),
-            "selection": config.selection.model_copy(update={"selector": "ips"}),
+            "selection": config.selection.model_copy(update={"selector": "all" if reads_all else "ips"}),
             "training": training,
         }
     )

@@ -101,10 +101,10 @@ class PatchKeeper:
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
         """The bag's M patches, selected in eval mode without gradients; in the first epochs, where the config says
-        so, all of its patches. Raises the bag's own error."""
+        so, and under ``selector: all``, all of its patches. Raises the bag's own error."""
         every, key = self._config.training.select_every, bag_key(bag, self._config, epoch)
         with whole_bag(bag, key).open(self._config.streaming, device) as source:
-            if epoch < self._config.all_patches_epochs:
+            if epoch < self._config.all_patches_epochs or self._config.selection.selector == "all":
                 ids_M, features_MC = some_of(source.ids(), self._config.training.most_patches, key), None
             elif epoch % every and bag.bag_id in self.remembered:
                 ids_M, features_MC = self.remembered[bag.bag_id], None

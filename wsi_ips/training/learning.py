@@ -16,7 +16,7 @@ Shape suffixes: B bags, K all kept patches of the step in a row, C width of feat
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,14 @@ from torch.optim import AdamW
 
 from wsi_ips.config import FinetuneConfig, TaskConfig, TrainingConfig
 from wsi_ips.datasets.manifest import Target
-from wsi_ips.errors import TrainingError
-from wsi_ips.models.ips_net import BagNet, BagReading, IPSNet
+from wsi_ips.errors import ConfigError, TrainingError
+from wsi_ips.models.ips_net import BagNet, BagReading, BagsRead, IPSNet
+from wsi_ips.survival.hazards import bins_of, hazard_loss
 from wsi_ips.training.bags import Bag
+from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper, SelectionFigures
 from wsi_ips.training.losses import lr_multiplier, mean_loss, task_loss
+from wsi_ips.training.survival_start import follow_up_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,7 @@ class Learner:
     """Takes the loss of a step's bags back to the net's gradients.
 
     weights: {task: (C,) what its classes weigh}. backward: as ``Tensor.backward``; the training engine's own
-    where precision is mixed.
+    where precision is mixed. penalty: what is added to the loss of bags, for instance against collapse.
     """
 
     net: IPSNet
@@ -182,6 +185,7 @@ class Learner:
     keeper: PatchKeeper
     weights: Mapping[str, Tensor | None] = field(default_factory=dict)
     backward: Callable[[Tensor], None] = Tensor.backward
+    penalty: Callable[[BagsRead], Tensor] | None = None
 
     @property
     def remembered(self) -> dict[str, Tensor]:
@@ -204,7 +208,11 @@ class Learner:
 
         def loss_of(features_KC: Tensor) -> Tensor:
             reading = self.net.read_features(features_KC, places_K, counts)
-            return share * step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
+            risks = EpochRisks(self.remembered, [each.bag.bag_id for each in kept])
+            loss = bag_loss(reading, targets, self.config.model.tasks, weights=self.weights, risks=risks)
+            if self.penalty is not None and reading.read is not None:
+                loss = loss + self.penalty(reading.read)
+            return share * loss
 
         learn_encoder = epoch >= self.config.all_patches_epochs
         micro_batch = self.config.training.micro_batch
@@ -281,8 +289,10 @@ def step_loss(
     tasks: Sequence[TaskConfig],
     *,
     weights: Mapping[str, Tensor | None],
+    risks: EpochRisks | None = None,
 ) -> Tensor:
-    """Mean over tasks of each task's mean over bags.
+    """Mean over tasks of each task's mean over bags; of a Cox task, what ``risks`` says of the step. Without
+    ``risks`` Cox tasks count 0, because no bag has a Cox loss by itself.
 
     A bag without a label for a task adds nothing to that task's sum, and counts as a bag all the same: a step of
     few labels teaches less, and the parts of several processes still add up to the step's loss.
@@ -294,6 +304,9 @@ def step_loss(
         if not labelled:
             losses.append(logits_BC.float().new_zeros(()))
             continue
+        if task.survival is not None:
+            losses.append(survival_loss(task, logits_BC, targets, labelled, risks))
+            continue
         loss = task_loss(
             logits_BC[labelled],
             target_tensor(task, [targets[place] for place in labelled], reading.tokens_BTD.device),
@@ -304,14 +317,76 @@ def step_loss(
     return mean_loss(losses)
 
 
+def survival_loss(
+    task: TaskConfig,
+    logits_BC: Tensor,
+    targets: Sequence[Mapping[str, Target]],
+    labelled: Sequence[int],
+    risks: EpochRisks | None,
+) -> Tensor:
+    """The loss of a survival task, a scalar, over the bags at the places ``labelled``; in the mean over all bags,
+    as :func:`step_loss` has it."""
+    assert task.survival is not None
+    raw_BC = logits_BC[list(labelled)]
+    raw_BC = raw_BC.float() if raw_BC.dtype.itemsize < 4 else raw_BC
+    part = len(labelled) / len(targets)
+    if task.survival.loss == "cox":
+        return raw_BC.sum() * 0 if risks is None else part * risks.loss(task, raw_BC[:, 0], targets, labelled)
+    if task.survival.edges is None:
+        raise ConfigError(
+            f"task {task.name}: survival.edges are not known: train with finetune, which finds them"
+        )
+    known = follow_up_of(task, [targets[place] for place in labelled])
+    bin_B = bins_of(known, torch.tensor(task.survival.edges, dtype=torch.float64)).to(raw_BC.device)
+    event_B = torch.from_numpy(known.event).to(raw_BC.device)
+    return part * hazard_loss(raw_BC, bin_B, event_B, alpha=task.survival.alpha)
+
+
+def bag_loss(
+    reading: BagReading,
+    targets: Sequence[Mapping[str, Target]],
+    tasks: Sequence[TaskConfig],
+    *,
+    weights: Mapping[str, Tensor | None],
+    risks: EpochRisks | None = None,
+) -> Tensor:
+    """What training learns from: the tasks' loss as :func:`step_loss`, and what the aggregator adds to it.
+
+    It may add further predictions and auxiliary losses. Validation measures :func:`step_loss`.
+    """
+    loss = step_loss(reading, targets, tasks, weights=weights, risks=risks)
+    if reading.read is None:
+        return loss
+    aggregated, bag_weight = reading.read.aggregated, reading.read.bag_weight
+    loss = loss if bag_weight == 1 else bag_weight * loss
+    for weight, logits in aggregated.further_logits.values():
+        loss = loss + weight * step_loss(replace(reading, logits=logits), targets, tasks, weights=weights)
+    if aggregated.auxiliary is not None:
+        classes = {
+            task.name: [_class_of(target.get(task.name)) for target in targets]
+            for task in tasks
+            if task.activation == "softmax"
+        }
+        for auxiliary in aggregated.auxiliary(classes).values():
+            loss = loss + auxiliary
+    return loss
+
+
+def _class_of(target: Target | None) -> int | None:
+    """The class index that a softmax task's target is."""
+    assert not isinstance(target, tuple)
+    return target
+
+
 def with_label(task: TaskConfig, targets: Sequence[Mapping[str, Target]]) -> list[int]:
     """Places of the bags that have a label for the task."""
     return [place for place, target in enumerate(targets) if task.name in target]
 
 
 def target_tensor(task: TaskConfig, targets: Sequence[Mapping[str, Target]], device: torch.device) -> Tensor:
-    """softmax: (B,) int64 class indices; else (B, C) float32."""
+    """softmax: (B,) int64 class indices; survival: (B, 2) float64, time and event; else (B, C) float32."""
     dtype = torch.int64 if task.activation == "softmax" else torch.float32
+    dtype = torch.float64 if task.survival is not None else dtype
     return torch.tensor([target[task.name] for target in targets], dtype=dtype, device=device)
 
 
@@ -351,6 +426,7 @@ def ips_method(
     config: FinetuneConfig,
     weights: Mapping[str, Tensor | None],
     backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> Learner:
     """How iterative patch selection learns, for :data:`wsi_ips.training.methods.METHODS`."""
-    return Learner(net, config, PatchKeeper(net, config), weights, backward)
+    return Learner(net, config, PatchKeeper(net, config), weights, backward, penalty)

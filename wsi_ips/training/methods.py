@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig
+from wsi_ips.models.ips_net import BagsRead
 from wsi_ips.registry import Registry
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.kept_patches import SelectionFigures
@@ -42,16 +43,32 @@ class Method(Protocol):
         ...
 
 
-MethodMaker = Callable[[Any, FinetuneConfig, Mapping[str, Tensor | None], Callable[[Tensor], None]], Method]
-"""(net, config, {task: (C,) weights of its classes, or None}, what takes a loss backwards) -> method."""
+class MethodMaker(Protocol):
+    """Makes the method of a selector.
+
+    net: the network that learns. weights: {task: (C,) weights of its classes, or None for equal ones}. backward:
+    what takes a loss backwards; the training engine's own where precision is mixed. penalty: what is added to a
+    step's loss against collapse, for methods that learn through an aggregator; others ignore it.
+    """
+
+    def __call__(
+        self,
+        net: Any,
+        config: FinetuneConfig,
+        weights: Mapping[str, Tensor | None],
+        backward: Callable[[Tensor], None] = ...,
+        penalty: Callable[[BagsRead], Tensor] | None = None,
+    ) -> Method: ...
+
 
 METHODS: Registry[MethodMaker] = Registry(
     "selector",
     {
         "ips": "wsi_ips.training.learning:ips_method",
         "attention_sampling": "wsi_ips.training.sampling:sampling_method",
+        "all": "wsi_ips.training.learning:ips_method",
         "cascade": "wsi_ips.training.cascade:cascade_method",
-        "image_attention": "wsi_ips.images.learning:ImageLearner",
+        "image_attention": "wsi_ips.images.learning:image_method",
     },
     group="wsi_ips.methods",
 )
@@ -64,6 +81,7 @@ def make_method(
     weights: Mapping[str, Tensor | None],
     *,
     backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> Method:
-    """The method of ``config.selection``. Arguments: see :data:`MethodMaker`."""
-    return METHODS.load(config.selection.way)(net, config, weights, backward)
+    """The method of ``config.selection``. Arguments: see :class:`MethodMaker`."""
+    return METHODS.load(config.selection.way)(net, config, weights, backward, penalty)

@@ -23,6 +23,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.learning import step_loss, target_tensor, with_label
+from wsi_ips.training.ordered_metrics import CIndex, QuadraticKappa
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,10 @@ class SplitMetrics:
 
     Names: ``loss``; per task ``auc`` (the mean over the classes that some bags have and others do not) and
     ``accuracy`` (all labels of a bag right, for sigmoid tasks of several classes), or ``mae`` for a linear task,
-    with the task's name in front where there are several. What several processes measured is put together first
-    (:mod:`wsi_ips.training.processes`), in the order of the bags, so that the figures are those of one process.
+    ``kappa`` beside the first two for an ordinal one, and ``c_index`` for survival, with the task's name in front
+    where there are several. A Cox task's part of the loss is that of all bags together. What several processes
+    measured is put together first (:mod:`wsi_ips.training.processes`), in the order of the bags, so that the
+    figures are those of one process.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig]) -> None:
@@ -75,7 +78,13 @@ class SplitMetrics:
             for task, its in measures:
                 for measure in its.values() if task.name in bags.said else ():
                     measure.update(*bags.said[task.name])
-        found = {"loss": float(mean_loss.compute())}
+        cox = [
+            survival.loss()
+            for _, its in measures
+            for survival in its.values()
+            if isinstance(survival, CIndex)
+        ]
+        found = {"loss": float(mean_loss.compute()) + math.fsum(cox) / len(self._tasks)}
         for task, its in measures:
             for name, measure in its.items():
                 shown = name if len(self._tasks) == 1 else f"{task.name}_{name}"
@@ -86,12 +95,16 @@ class SplitMetrics:
 
 def _measures(task: TaskConfig) -> dict[str, Metric]:
     classes = len(task.classes)
+    if task.kind == "survival":
+        return {"c_index": CIndex(task)}
     if task.activation == "linear":
         return {"mae": MeanAbsoluteError(sync_on_compute=False)}
     if task.activation == "softmax":
+        kappa = {"kappa": QuadraticKappa(classes)} if task.kind == "ordinal" else {}
         return {
             "auc": _MulticlassMeanAuroc(classes),
             "accuracy": MulticlassAccuracy(classes, average="micro", sync_on_compute=False),
+            **kappa,
         }
     if classes == 1:
         return {

@@ -18,6 +18,7 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import TrainingError, WsiIpsError
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.selection.reading import read_bag
+from wsi_ips.training.against_collapse import AgainstCollapse
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.kept_patches import BagLost, SelectionFigures
 from wsi_ips.training.learning import Step, Steps, make_optimizer, set_learning_rate
@@ -69,7 +70,14 @@ class IPSModule(LightningModule):
         self._weights = {
             task.name: class_weights(choice, task, [bag.targets for bag in bags]) for task in tasks
         }
-        self.method = make_method(net, config, self._weights, backward=self.manual_backward)
+        self._collapse = AgainstCollapse.of(net, config)
+        self.method = make_method(
+            net,
+            config,
+            self._weights,
+            backward=self.manual_backward,
+            penalty=None if self._collapse is None else self._collapse.penalty,
+        )
 
     def training_step(self, step: Step, _: int) -> None:
         optimizer = self.optimizers()
@@ -81,6 +89,8 @@ class IPSModule(LightningModule):
         )
         if slides:  # without one there is no gradient: weights do not decay either
             optimizer.step()
+            if self._collapse is not None:
+                self._collapse.stepped()
             loss = loss / (slides / len(step.bags))
             self.losses.append(float(loss))
             self.log("step_loss", loss, on_step=True, on_epoch=False, batch_size=len(step.bags))
@@ -244,6 +254,7 @@ class IPSModule(LightningModule):
             "watched": [astuple(each) for each in self.watched],
             "bad": dict(self.bad),
             "remembered": dict(self.method.remembered),
+            **({} if self._collapse is None else self._collapse.state()),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -252,3 +263,5 @@ class IPSModule(LightningModule):
         self.watched[:] = [SelectionFigures(*each) for each in state["watched"]]
         self.bad.update(state["bad"])
         self.method.remembered.update(state["remembered"])
+        if self._collapse is not None:
+            self._collapse.restore(state)

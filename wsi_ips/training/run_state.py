@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
-from wsi_ips.config import FinetuneConfig
+from wsi_ips.config import FinetuneConfig, Monitor
 from wsi_ips.errors import CheckpointError, ConfigError, TrainingError, one_line
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.storage.files import system_cause, whole_file
@@ -220,11 +220,11 @@ class Record(Callback):
         self._saved = monotonic()
 
 
-def merit(row: Mapping[str, float], monitor: Literal["loss", "auc"]) -> float:
+def merit(row: Mapping[str, float], monitor: Monitor) -> float:
     """What is highest in the best epoch; ``row``: its line of the history, ``monitor``: as of the config."""
     loss = row.get("val_loss", row["train_loss"])
-    aucs = [value for name, value in row.items() if name.startswith("val_") and name.endswith("auc")]
-    value = sum(aucs) / len(aucs) if monitor == "auc" and aucs else -loss
+    figures = [value for name, value in row.items() if name.startswith("val_") and name.endswith(monitor)]
+    value = sum(figures) / len(figures) if monitor != "loss" and figures else -loss
     return value if math.isfinite(value) else -math.inf
 
 

@@ -19,12 +19,13 @@ from torch import Tensor
 from wsi_ips.config import CoarseConfig, FinetuneConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError, WsiIpsError
-from wsi_ips.models.ips_net import BagNet
+from wsi_ips.models.ips_net import BagNet, BagsRead
 from wsi_ips.models.sampling import entropy_regulariser, sample_softmax
 from wsi_ips.models.sampling_net import SamplingNet
 from wsi_ips.selection.coarse_to_fine import look
 from wsi_ips.selection.slide_reading import Seen
 from wsi_ips.training.bags import Bag
+from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import (
     BagLost,
     KeptPatches,
@@ -151,7 +152,9 @@ class SlideLearner:
             drawn = [a_1N[0, each.index_M].to(device) for a_1N, each in zip(maps, kept, strict=True)]
             reading = self.net.read_samples(features_KC, drawn)
             targets = [each.patches.bag.targets for each in kept]
-            tasks_loss = step_loss(reading, targets, self.config.model.tasks, weights=self.weights)
+            risks = EpochRisks(self.remembered, [each.patches.bag.bag_id for each in kept])
+            tasks = self.config.model.tasks
+            tasks_loss = step_loss(reading, targets, tasks, weights=self.weights, risks=risks)
             spread = [entropy_regulariser(a_1N, strength=self.net.sampling.entropy) for a_1N in maps]
             return share * (tasks_loss + torch.stack(spread).mean().to(device))
 
@@ -214,6 +217,10 @@ def sampling_method(
     config: FinetuneConfig,
     weights: Mapping[str, Tensor | None],
     backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> SlideLearner:
-    """How attention sampling learns from slides, for :data:`wsi_ips.training.methods.METHODS`."""
+    """How attention sampling learns from slides, for :data:`wsi_ips.training.methods.METHODS`.
+
+    ``penalty`` is of aggregators, which attention sampling does not have.
+    """
     return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)

@@ -6,24 +6,26 @@ Projectors: they read stored features, or narrow an image encoder's output.
 
 Shape suffixes: n patches, C input width, D output width.
 
-Any timm model as patch encoder: pixels in, one embedding per patch out.
+Any listed encoder, timm model or function of a user's as patch encoder: pixels in, one embedding per patch out.
 
-Shape suffixes: n patches, P patch side, D embedding width.
+Shape suffixes: n patches, P patch side, T tokens, D embedding width.
 """
 
-import difflib
 from typing import Any, Self
 
-import timm
 import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from wsi_ips.config import EncoderConfig, SpecificationTable
-from wsi_ips.errors import CheckpointError, ConfigError, one_line
+from wsi_ips.config import EncoderConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.models.encoders.entry import EncoderEntry
+from wsi_ips.models.encoders.hub import hub_weights
+from wsi_ips.models.encoders.network import network_of, timm_network
+from wsi_ips.models.encoders.output import output_of, token_pool
+from wsi_ips.models.encoders.registry import named
+from wsi_ips.models.encoders.transform import patch_transform
 from wsi_ips.models.encoders.weights import load_weights
-from wsi_ips.models.spinenet import MEMBERS
-from wsi_ips.models.spinenet.specification import specification_of
 
 
 class FeatureEncoder(nn.Module):
@@ -82,7 +84,9 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 class TimmEncoder(nn.Module):
     """(n, 3, P, P) uint8, or float in 0..1, to (n, ``dim``); with ``in_channels`` other than 3, so many.
 
-    Pixels are normalised here, on the device, with the mean and deviation that the model was pretrained with.
+    Patches are resized and cropped here, on the device, as the encoder's authors or ``config.transform`` say, and
+    normalised with the mean and deviation that the model was pretrained with. Raises :class:`ConfigError` for
+    settings that the encoder cannot have, :class:`CheckpointError` for weights that are missing or do not fit.
     """
 
     mean: Tensor
@@ -91,13 +95,19 @@ class TimmEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self._name = config.name
-        whole = _create(config)
-        mean_C, std_C = _pixel_statistics(whole, config)
+        whole, entry = _whole(config)
+        mean_C, std_C = _pixel_statistics(whole, config, entry)
         self.register_buffer("mean", mean_C.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std_C.view(1, -1, 1, 1), persistent=False)
-        load_weights(whole, config.weights)
-        self._stages = _stages(whole, config)
-        self.backbone, self.dim = _cut(whole, self._stages)
+        load_weights(whole, config.weights, entry)
+        self._transform = patch_transform(config, entry)
+        self._output = output_of(whole, config, entry)
+        self._stages = _stages(whole, config, entry)
+        self.backbone, self.dim = _cut(
+            whole, self._stages, tokens={"cls": 1, "cls_mean": 2}.get(self._output, 0)
+        )
+        if entry is not None and self.dim != entry.width and _as_listed(config):
+            raise ConfigError(f"encoder {entry.name} gives features {self.dim} wide, not its {entry.width}")
         self._frozen_batch_norm = config.batch_norm == "frozen"
         self._random = config.weights == "none"
         self.backbone.requires_grad_(config.trainable)
@@ -107,13 +117,23 @@ class TimmEncoder(nn.Module):
 
     def forward(self, pixels_n3PP: Tensor) -> Tensor:
         """Embeddings (n, D) float. Raises :class:`ConfigError` where the model does not take this P."""
+        if self._transform is not None:
+            pixels_n3PP = self._transform(pixels_n3PP)
         x_n3PP = self._normalised(pixels_n3PP)
         try:
-            return self._features(x_n3PP)
+            features_nD = self._features(x_n3PP)
         except AssertionError as error:  # how timm's transformers refuse a size that they were not made for
             raise ConfigError(
-                f"{self._name} does not take patches of {x_n3PP.shape[-1]} px ({error}); set tiling.patch_px"
+                f"{self._name} does not take patches of {x_n3PP.shape[-1]} px ({error}); set tiling.patch_px, or "
+                "model.encoder.transform: {resize: PX}"
             ) from None
+        if features_nD.ndim != 2 or features_nD.shape[1] != self.dim:
+            shape = tuple(features_nD.shape[1:])
+            raise ConfigError(
+                f"{self._name} gives {shape} for a patch, not ({self.dim},); set encoder.pooling: cls or cls_mean "
+                "where these are tokens"
+            )
+        return features_nD
 
     def _normalised(self, pixels_n3PP: Tensor) -> Tensor:
         """Float, channels last, as the model was pretrained.
@@ -132,6 +152,8 @@ class TimmEncoder(nn.Module):
     def _features(self, x_n3PP: Tensor) -> Tensor:
         """The whole network's pooled features, or the stages' maps averaged, side by side, (n, D)."""
         backbone: Any = self.backbone
+        if self._output != "model":
+            return token_pool(backbone, x_n3PP, self._output)
         if not self._stages:
             return backbone(x_n3PP)  # type: ignore[no-any-return]
         # (n, C, height, width) of every family, Swin's channels-last maps too.
@@ -174,51 +196,45 @@ def _without_statistics(module: nn.Module) -> bool:
     )
 
 
-def _create(config: EncoderConfig) -> nn.Module:
-    """The whole model without classifier. Raises :class:`ConfigError` for a name that timm does not know."""
-    if config.specification is not None:
-        return _specified(config, config.specification)
-    hub = config.name.startswith("hf-hub:")
-    if not hub and not timm.is_model(config.name):
-        close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; see timm.list_models()"
-        raise ConfigError(f"timm has no model {config.name!r}{hint}")
-    try:
-        model: nn.Module = timm.create_model(
-            config.name, pretrained=config.weights == "timm", num_classes=0, in_chans=config.in_channels
-        )
-    except Exception as error:  # whatever the hub's client raises: no network, no access, no such repository
-        if not (hub or config.weights == "timm"):
-            raise
-        reason = one_line(f"{type(error).__name__}: {error}", most=160)
-        raise CheckpointError(
-            config.name,
-            f"{'pretrained weights' if config.weights == 'timm' else 'its description'} could not be fetched "
-            f"({reason})",
-            "download them once where there is a network, or set encoder.weights to a local file or 'none'",
-        ) from None
-    return model
-
-
-def _specified(config: EncoderConfig, table: SpecificationTable) -> nn.Module:
-    """A SpineNet of these blocks. Raises :class:`ConfigError` for what is no graph, or no SpineNet's name."""
-    name = "spinenet49" if config.name == "spinenet" else config.name
-    if name not in MEMBERS or config.weights == "timm":
+def _whole(config: EncoderConfig) -> tuple[Any, EncoderEntry | None]:
+    """The whole network without classifier, and its metadata where it is listed."""
+    found = named(config.name)
+    if isinstance(found, EncoderEntry):
+        if config.weights == "timm":
+            hub_weights(found)  # that they are missing is said before a network of gigabytes is built
+        return network_of(found, config), found
+    if found is None:
+        return timm_network(config), None
+    if not isinstance(found, nn.Module) or not isinstance(getattr(found, "dim", None), int):
         raise ConfigError(
-            f"encoder.specification goes with weights: none (or a file) and name: spinenet or {', '.join(MEMBERS)}"
+            f"encoder {config.name}: its function returns a {type(found).__name__}, not a torch module with the "
+            "width of its embeddings as attribute dim"
         )
-    model: nn.Module = timm.create_model(
-        name, specification=specification_of(table), num_classes=0, in_chans=config.in_channels
-    )
-    return model
+    if config.args or config.img_size:
+        raise ConfigError(f"encoder {config.name} takes no arguments: leave encoder.args and img_size out")
+    return found, None
 
 
-def _pixel_statistics(whole: nn.Module, config: EncoderConfig) -> tuple[Tensor, Tensor]:
+def _as_listed(config: EncoderConfig) -> bool:
+    """Whether nothing was set that changes what comes out."""
+    return not config.args and config.pooling == "model" and config.stage is None
+
+
+def _pixel_statistics(
+    whole: nn.Module, config: EncoderConfig, entry: EncoderEntry | None
+) -> tuple[Tensor, Tensor]:
     """Mean and deviation (channels,) that pixels in 0..1 are normalised by."""
     if not config.normalise:
         return torch.zeros(config.in_channels), torch.ones(config.in_channels)
-    data = resolve_model_data_config(whole)
-    mean_C, std_C = torch.tensor(data["mean"]), torch.tensor(data["std"])
+    if config.mean is not None and config.std is not None:
+        mean_C, std_C = torch.tensor(config.mean), torch.tensor(config.std)
+    elif entry is not None:
+        mean_C, std_C = torch.tensor(entry.mean), torch.tensor(entry.std)
+    elif not hasattr(whole, "pretrained_cfg"):  # a user's own module, which says nothing of it
+        return torch.zeros(config.in_channels), torch.ones(config.in_channels)
+    else:
+        data = resolve_model_data_config(whole)
+        mean_C, std_C = torch.tensor(data["mean"]), torch.tensor(data["std"])
     if config.in_channels == len(mean_C):
         return mean_C, std_C
     if config.in_channels == 1:
@@ -229,10 +245,11 @@ def _pixel_statistics(whole: nn.Module, config: EncoderConfig) -> tuple[Tensor, 
     )
 
 
-def _stages(whole: nn.Module, config: EncoderConfig) -> list[int]:
+def _stages(whole: nn.Module, config: EncoderConfig, entry: EncoderEntry | None) -> list[int]:
     """The feature stages that are pooled; none: the model pools by itself. Raises :class:`ConfigError`."""
-    if config.stage is None and config.pooling == "model":
-        return []
+    if config.stage is None and config.pooling != "levels":
+        own = getattr(entry.architecture, "stage", None) if entry and config.pooling == "model" else None
+        return [] if own is None else [own]
     setting = "encoder.stage" if config.stage is not None else "encoder.pooling"
     stages = getattr(whole, "feature_info", ())
     if not stages or not hasattr(whole, "prune_intermediate_layers"):
@@ -246,11 +263,16 @@ def _stages(whole: nn.Module, config: EncoderConfig) -> list[int]:
     return [last] if config.pooling == "model" else list(range(last + 1))
 
 
-def _cut(whole: Any, stages: list[int]) -> tuple[nn.Module, int]:
-    """The model without whatever the stages do not need, and the width of what comes out.
+def _cut(whole: Any, stages: list[int], *, tokens: int = 0) -> tuple[nn.Module, int]:
+    """The model without whatever the stages do not need, and the width of what comes out: ``tokens`` tokens side
+    by side, or what the stages or the model itself give.
 
     Not ``features_only``: EfficientNet's and MobileNetV3's extractors run, and keep, every block all the same.
     """
+    if tokens:
+        return whole, tokens * int(whole.num_features)
+    if not stages and isinstance(getattr(whole, "dim", None), int):
+        return whole, whole.dim
     if not stages:
         # MobileNetV3 and its like have a layer behind the pooled features.
         return whole, int(getattr(whole, "head_hidden_size", whole.num_features))

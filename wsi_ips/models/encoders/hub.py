@@ -1,0 +1,114 @@
+"""Where a listed encoder's weights lie: in a folder, or in the Hugging Face hub's cache on this machine.
+
+``HF_HUB_CACHE``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` are respected by the hub's own client.
+"""
+
+from pathlib import Path
+
+from wsi_ips.errors import CheckpointError, one_line
+from wsi_ips.models.encoders.entry import HUB, EncoderEntry
+
+USUAL_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".torch", ".ckpt")
+
+
+def weights_in_folder(folder: Path, files: tuple[str, ...] = ()) -> Path:
+    """The weights file in a folder: one of ``files``, one of the usual names, or the only one that there is.
+
+    Raises :class:`CheckpointError` where there is none, or several of other names.
+    """
+    for name in (*files, *USUAL_FILES):
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    wanted = ", ".join(dict.fromkeys((*files, *USUAL_FILES)))
+    raise CheckpointError(
+        folder,
+        f"holds {len(found)} files of weights and none of {wanted}",
+        "name the file that is meant in encoder.weights",
+    )
+
+
+def cached_weights(entry: EncoderEntry) -> Path | None:
+    """The encoder's weights in the hub's cache; None: they are not here. Asks no network."""
+    return _cached(entry.sources, entry.files)
+
+
+def repository_weights(source: str) -> Path:
+    """The weights of any repository, ``organisation/name``, from the cache or downloaded once.
+
+    Raises :class:`CheckpointError`.
+    """
+    mend = f"hf download {source}, or set encoder.weights to a file or a folder; see {HUB}{source}"
+    return _cached((source,), ()) or _downloaded(source, USUAL_FILES, source, mend)
+
+
+def _cached(sources: tuple[str, ...], files: tuple[str, ...]) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for source in sources:
+        for name in dict.fromkeys((*files, *USUAL_FILES)):
+            try:
+                found = try_to_load_from_cache(source, name)
+            except HFValidationError as error:
+                raise CheckpointError(
+                    source, f"is no name of a repository ({one_line(error, most=120)})"
+                ) from None
+            if isinstance(found, str) and _is_whole(Path(found)):
+                return Path(found)
+    return None
+
+
+def hub_weights(entry: EncoderEntry) -> Path:
+    """The encoder's weights, downloaded once where they are not in the cache and the hub may be asked.
+
+    Raises :class:`CheckpointError` that names the page with the licence and the file that is wanted.
+    """
+    return cached_weights(entry) or _downloaded(entry.sources[0], entry.files, entry.name, how_to_get(entry))
+
+
+def _downloaded(source: str, files: tuple[str, ...], name_of_all: str, mend: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    reasons = []
+    for name in files:
+        if name.endswith(".index.json"):
+            continue  # shards are taken from the cache alone
+        try:
+            return Path(hf_hub_download(source, name))
+        except Exception as error:  # noqa: BLE001 - whatever the client raises: offline, no consent, no such file
+            reasons.append(f"{name}: {one_line(f'{type(error).__name__}: {error}', most=120)}")
+            if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
+                break  # no network or no consent: another file would fare no better
+    raise CheckpointError(name_of_all, f"weights are not on this machine ({'; '.join(reasons)})", mend)
+
+
+def how_to_get(entry: EncoderEntry) -> str:
+    """What a user has to do for the weights, in one line."""
+    consent = f"accept the licence ({entry.licence}) at {entry.page}, then " if entry.gated else ""
+    return (
+        f"{consent}hf download {entry.sources[0]} {entry.files[0]}, or set encoder.weights to that file or its "
+        f"folder; licence and terms: {entry.page}"
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the shards that an index names lie beside it; a file that is no index is whole."""
+    if not path.name.endswith(".index.json"):
+        return path.is_file()
+    import json
+
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return all((path.parent / str(name)).is_file() for name in names)

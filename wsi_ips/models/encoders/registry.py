@@ -1,0 +1,201 @@
+"""Which encoders can be named: ours, those of other packages, and a function in a file of the user's own.
+
+Another package adds an encoder with an entry point of the group ``wsi_ips.encoders``: its name is the encoder's,
+its object an :class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`).
+"""
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from wsi_ips.errors import ConfigError, one_line
+from wsi_ips.models.encoders.entry import EncoderEntry
+from wsi_ips.models.encoders.families import (
+    conch,
+    ctranspath,
+    gigapath,
+    gpfm,
+    h_optimus,
+    hibou,
+    kaiko,
+    keep,
+    lunit,
+    midnight,
+    phikon,
+    resnets,
+    uni,
+    virchow,
+)
+
+ENTRY_POINTS = "wsi_ips.encoders"
+CODE_FILE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
+ALLOWED_CODE = "WSI_IPS_ENCODER_CODE"
+"""The environment variable by which a user allows a checkpoint's ``FILE.py:FUNCTION`` to be run."""
+
+
+def _unique(*families: tuple[EncoderEntry, ...]) -> dict[str, EncoderEntry]:
+    entries = [entry for family in families for entry in family]
+    found = {entry.name: entry for entry in entries}
+    if len(found) != len(entries):
+        raise ValueError("two encoders have the same name")
+    return found
+
+
+ENCODERS: Mapping[str, EncoderEntry] = _unique(
+    uni.ENTRIES,
+    virchow.ENTRIES,
+    h_optimus.ENTRIES,
+    gigapath.ENTRIES,
+    gpfm.ENTRIES,
+    phikon.ENTRIES,
+    hibou.ENTRIES,
+    midnight.ENTRIES,
+    kaiko.ENTRIES,
+    lunit.ENTRIES,
+    conch.ENTRIES,
+    ctranspath.ENTRIES,
+    keep.ENTRIES,
+    resnets.ENTRIES,
+)
+"""Ours, by name."""
+
+
+def named(name: str) -> EncoderEntry | Any | None:
+    """What ``name`` stands for; None: nothing here, so that it is timm's or the hub's to know.
+
+    An :class:`EncoderEntry`, or the module that a function of the user's or of another package returned: it maps
+    pixels (n, 3, P, P) of 0..1, normalised by ``model.encoder.mean`` and ``std`` where these are set, to (n, D),
+    and its attribute ``dim`` is D. A function in a file is run: :func:`check_code_allowed` comes first for a name
+    that the user has not given. Raises :class:`ConfigError`.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]
+    if CODE_FILE.fullmatch(name):
+        return _given(_from_file(name), name)
+    for entry in _others():
+        if entry.name == name:
+            return _given(_loaded(entry), name)
+    return None
+
+
+def entry_of(name: str) -> EncoderEntry | None:
+    """The metadata of an encoder; None where nobody has written any. Raises as :func:`named`.
+
+    Builds no network, and runs no file that the user has not named (:func:`allow_code`).
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]
+    found: Any = None
+    if CODE_FILE.fullmatch(name):
+        found = _from_file(name) if _is_allowed(name) else None
+    else:
+        found = next((_loaded(entry) for entry in _others() if entry.name == name), None)
+    return found if isinstance(found, EncoderEntry) else None
+
+
+def code_file(name: str) -> Path | None:
+    """The file of ``FILE.py:FUNCTION``; None for any other name."""
+    found = CODE_FILE.fullmatch(name)
+    return Path(found["file"]) if found else None
+
+
+def known_names() -> list[str]:
+    """Ours in the order of their families, then other packages'."""
+    return [*ENCODERS, *(entry.name for entry in _others())]
+
+
+def allow_code(name: str) -> None:
+    """Note, for this process and those that it starts, that the user has named this encoder himself."""
+    if CODE_FILE.fullmatch(name):
+        os.environ[ALLOWED_CODE] = _full_name(name)
+
+
+def check_code_allowed(name: str) -> None:
+    """Raise :class:`ConfigError` for code in a file that the user has not named.
+
+    A checkpoint may come from anybody, and what it names must not be run for that alone.
+    """
+    if CODE_FILE.fullmatch(name) and not _is_allowed(name):
+        raise ConfigError(
+            f"its encoder is code that would be run, {name}; where you trust it, set {ALLOWED_CODE}="
+            f"{_full_name(name)}"
+        )
+
+
+def _is_allowed(name: str) -> bool:
+    return os.environ.get(ALLOWED_CODE) == _full_name(name)
+
+
+def _full_name(name: str) -> str:
+    """``FILE.py:FUNCTION`` from the file system's root."""
+    file, _, function = name.rpartition(":")
+    return f"{Path(file).resolve()}:{function}"
+
+
+def _others() -> Iterator[EntryPoint]:
+    """Other packages' encoders, one a name; a name of ours stays ours."""
+    seen = set(ENCODERS)
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in seen:
+            seen.add(entry.name)
+            yield entry
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:
+        package = entry.dist.name if entry.dist else entry.module
+        raise ConfigError(
+            f"encoder {entry.name} of the package {package} does not load: {_reason(error)}"
+        ) from error
+
+
+def _from_file(name: str) -> Any:
+    """The function of ``FILE.py:FUNCTION``. The file is executed."""
+    found = CODE_FILE.fullmatch(name)
+    assert found is not None
+    path = Path(found["file"])
+    if not path.is_file():
+        raise ConfigError(f"encoder {name}: there is no file {path}")
+    specification = importlib.util.spec_from_file_location(f"wsi_ips_encoder_{path.stem}", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    # Where the file's own classes are looked for, e.g. by dataclasses.
+    sys.modules[specification.name] = module
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"encoder {name}: {path} does not run: {_reason(error)}") from error
+    if not hasattr(module, found["function"]):
+        raise ConfigError(f"encoder {name}: {path} has no {found['function']}")
+    return getattr(module, found["function"])
+
+
+def _given(found: Any, name: str) -> Any:
+    """An entry or a module: what was found, or what it returns when it is called."""
+    if isinstance(found, EncoderEntry):
+        return found
+    if not callable(found):
+        raise ConfigError(
+            f"encoder {name}: is of type {type(found).__name__}, neither a function nor an EncoderEntry"
+        )
+    return built(found, name)
+
+
+def built(build: Callable[[], Any], name: str) -> Any:
+    """What the function returns. Raises :class:`ConfigError` for whatever it raises."""
+    try:
+        return build()
+    except Exception as error:
+        raise ConfigError(f"encoder {name}: its function does not run: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}", most=200)

@@ -1,0 +1,123 @@
+"""Transformers as others name their tensors, as timm names them.
+
+Three ways of naming are known by the names themselves: timm's own, Meta's DINOv2, and transformers' ViT and DINOv2
+(with and without registers). Sources: timm's ``vision_transformer``; facebookresearch/dinov2; transformers'
+``modeling_vit``, ``modeling_dinov2`` as ``save_pretrained`` writes them.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor
+
+HF_MARK = "embeddings.patch_embeddings.projection.weight"
+DINO_MARK = "patch_embed.proj.weight"
+_HF_BLOCK = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+_CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")
+
+HF_NAMES = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.weights_in": "mlp.fc1",
+    "mlp.weights_out": "mlp.fc2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+HF_SCALES = {"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"}
+QKV = ("query", "key", "value")
+
+
+def as_timm(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """{name: tensor} under timm's names for ``model``, a transformer of timm; anything else as it is.
+
+    Positions that transformers stores for another size are fitted to the model's grid, bicubic without
+    antialiasing as transformers fits them at each call; nothing else is resampled.
+    """
+    for name in tensors:
+        if name.endswith(HF_MARK):
+            return _from_transformers(_below(tensors, name.removesuffix(HF_MARK)), model)
+    for name in tensors:
+        if name.endswith(DINO_MARK):
+            prefix = name.removesuffix(DINO_MARK)
+            if {f"{prefix}mask_token", f"{prefix}register_tokens"} & tensors.keys():
+                return _from_dinov2(_below(tensors, prefix), model)
+    return dict(tensors)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _from_dinov2(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        name = _CHUNKED.sub(r"blocks.\1.", name)
+        name = name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
+        if name != "mask_token" and not name.startswith(("head.", "dino_head.", "ibot_head.")):
+            found["reg_token" if name == "register_tokens" else name] = tensor
+    return _without_embedded_class(found, model)
+
+
+def _from_transformers(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    stacked: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name == "embeddings.mask_token" or name.startswith(("pooler.", "classifier.")):
+            continue
+        block = _HF_BLOCK.fullmatch(name)
+        stem, _, kind = (block[2] if block else name).rpartition(".")
+        prefix = f"blocks.{block[1]}." if block else ""
+        if block and stem.startswith("attention.attention.") and stem.rpartition(".")[2] in QKV:
+            stacked.setdefault(f"{prefix}attn.qkv.{kind}", {})[stem.rpartition(".")[2]] = tensor
+        elif block and block[2] in HF_SCALES:
+            found[prefix + HF_SCALES[block[2]]] = tensor
+        elif stem in HF_NAMES:
+            found[f"{prefix}{HF_NAMES[stem]}.{kind}"] = tensor
+        else:
+            found[_EMBEDDINGS.get(name, name)] = tensor
+    for name, parts in stacked.items():
+        if parts.keys() == set(QKV):
+            found[name] = torch.cat([parts[part] for part in QKV])
+    if "pos_embed" in found:
+        found["pos_embed"] = _on_grid(found["pos_embed"], model)
+    return _without_embedded_class(found, model)
+
+
+_EMBEDDINGS = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.register_tokens": "reg_token",
+}
+
+
+def _on_grid(positions_1NC: Tensor, model: Any) -> Tensor:
+    """Positions of the class token and a square grid, on the model's grid."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    n = positions_1NC.shape[1] - 1
+    if grid is None or n == grid[0] * grid[1] or math.isqrt(n) ** 2 != n:
+        return positions_1NC
+    resampled: Tensor = resample_abs_pos_embed(
+        positions_1NC, new_size=list(grid), num_prefix_tokens=1, antialias=False
+    )
+    return resampled
+
+
+def _without_embedded_class(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Where timm's model has no position for the class token, that position is added to the token itself."""
+    if getattr(model, "no_embed_class", False) and {"cls_token", "pos_embed"} <= tensors.keys():
+        positions_1NC = tensors["pos_embed"]
+        if positions_1NC.shape[1] == model.pos_embed.shape[1] + 1:
+            tensors["cls_token"] = tensors["cls_token"] + positions_1NC[:, :1]
+            tensors["pos_embed"] = positions_1NC[:, 1:]
+    return tensors

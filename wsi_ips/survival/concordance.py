@@ -1,0 +1,106 @@
+"""How well risks order patients: Harrell's and Uno's C-index. Source: SURVIVAL.md section 4.
+
+Shape suffixes: N patients, E of them with the event.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wsi_ips.survival.follow_up import FollowUp
+from wsi_ips.survival.kaplan_meier import SurvivalCurve
+
+TIED = 1e-8
+"""Risks that differ by no more count as equal."""
+PAIRS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Concordance:
+    """Comparable pairs of patients. concordant, discordant: where the one with the earlier event has the higher or
+    the lower risk. tied_risk: where the risks are equal. tied_time: pairs of an event and a censoring at one time,
+    which are among the others."""
+
+    concordant: int
+    discordant: int
+    tied_risk: int
+    tied_time: int
+
+    @property
+    def pairs(self) -> int:
+        """All comparable pairs."""
+        return self.concordant + self.discordant + self.tied_risk
+
+    @property
+    def index(self) -> float:
+        """Harrell's C. Raises ``ValueError`` where no pair is comparable: that is not a C-index of 0.5."""
+        if not self.pairs:
+            raise ValueError("no two patients can be compared: no event comes before another patient's time")
+        return (self.concordant + 0.5 * self.tied_risk) / self.pairs
+
+
+def harrell(follow_up: FollowUp, risk: ArrayLike) -> Concordance:
+    """Count the comparable pairs: one patient has the event, and the other is followed longer or is censored at
+    the same time.
+
+    risk: (N,) finite, higher for an earlier event. Takes time proportional to events times patients, and memory
+    for 4 million pairs at most. Raises ``ValueError`` for risks that are not finite.
+    """
+    rows_E, sums = _pair_sums(follow_up, risk)
+    totals = [int(counts_E.sum()) for counts_E in sums] if len(rows_E) else [0, 0, 0, 0]
+    return Concordance(*totals)
+
+
+def uno(follow_up: FollowUp, risk: ArrayLike, censoring: SurvivalCurve, *, tau: float | None = None) -> float:
+    """Uno's C-index: each comparable pair weighs 1 / G(t-)^2, which undoes the pattern of censoring.
+
+    censoring: G, :func:`wsi_ips.survival.kaplan_meier.censoring_curve` of the training patients; its value just
+    before the event is taken, as Uno et al. 2011 have it (scikit-survival takes the value after it). tau: only
+    events before this time count. Raises ``ValueError`` where no pair is comparable, or where G is 0 before an
+    event that counts: choose a smaller tau, such as :func:`default_tau`.
+    """
+    rows_E, (concordant_E, discordant_E, tied_E, _) = _pair_sums(follow_up, risk)
+    time_E = follow_up.time[rows_E]
+    counted_E = np.ones(len(rows_E), bool) if tau is None else time_E < tau
+    pairs_E = concordant_E + discordant_E + tied_E
+    counted_E &= pairs_E > 0
+    if not counted_E.any():
+        raise ValueError("no two patients can be compared: no event before tau and another patient's time")
+    free_E = censoring.before(time_E[counted_E])
+    if (free_E <= 0).any():
+        raise ValueError("an event lies where no training patient is followed any more: choose a smaller tau")
+    weight_E = 1 / free_E**2
+    score_E = (concordant_E + 0.5 * tied_E)[counted_E]
+    return float((weight_E * score_E).sum() / (weight_E * pairs_E[counted_E]).sum())
+
+
+def default_tau(censoring: SurvivalCurve) -> float:
+    """The longest training time at which the probability of being followed is still above 0."""
+    return float(censoring.time[censoring.survival > 0].max())
+
+
+def _pair_sums(
+    follow_up: FollowUp, risk: ArrayLike
+) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
+    """The patients with events, and for each of them (concordant, discordant, tied risk, tied time), (E,) each."""
+    risks = np.asarray(risk, np.float64)
+    if risks.shape != follow_up.time.shape or not np.isfinite(risks).all():
+        raise ValueError(f"risks {risks.shape} of {len(follow_up)} patients are not all finite numbers")
+    rows_E = np.flatnonzero(follow_up.event)
+    sums = tuple(np.zeros(len(rows_E), np.int64) for _ in range(4))
+    size = max(1, PAIRS_AT_ONCE // max(1, len(risks)))
+    for start in range(0, len(rows_E), size):
+        rows = rows_E[start : start + size]
+        same = (follow_up.time == follow_up.time[rows, None]) & ~follow_up.event
+        comparable = (follow_up.time > follow_up.time[rows, None]) | same
+        difference = risks[rows, None] - risks
+        tied = np.abs(difference) <= TIED
+        kinds = (
+            comparable & ~tied & (difference > 0),
+            comparable & ~tied & (difference < 0),
+            comparable & tied,
+        )
+        for total, pairs in zip(sums, (*kinds, same), strict=True):
+            total[start : start + size] = pairs.sum(axis=1)
+    return rows_E, sums

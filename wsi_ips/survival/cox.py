@@ -1,0 +1,92 @@
+"""Cox's partial likelihood as a loss, and the baseline hazard that turns risks into survival.
+
+Sources: SURVIVAL.md section 2; Cox 1972, Breslow 1974, Efron 1977. Shape suffixes: B bags (patients), G groups of
+bags of equal time, E events, N patients, T times.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from wsi_ips.survival.follow_up import FollowUp
+
+Ties = Literal["efron", "breslow"]
+Reduction = Literal["sum", "event", "bag"]
+
+
+def cox_loss(
+    risk_B: Tensor, time_B: Tensor, event_B: Tensor, *, ties: Ties = "efron", reduction: Reduction = "event"
+) -> Tensor:
+    """Negative logarithm of Cox's partial likelihood, a scalar in the precision of ``risk_B``.
+
+    risk_B: (B,) floating, logarithms of relative hazards: higher means an earlier event. time_B: (B,) above 0.
+    event_B: (B,) 1 where the event happened, 0 where the bag was censored. The risk set of an event time is every
+    bag whose time is equal or later, found by time and never by position. ties: how events of equal time share
+    their risk set; without ties both are the same. reduction: the ``sum``, or the sum divided by the number of
+    events or of bags.
+
+    Nothing is exponentiated on its own, so risks may be of any size. Of bags without an event the loss is 0, and
+    so is its gradient. Half precision is computed in float32. Source: SURVIVAL.md section 2.
+    """
+    risk_B = risk_B.float() if risk_B.dtype.itemsize < 4 else risk_B
+    event_B = event_B.to(torch.bool)
+    if not event_B.any():
+        return risk_B.sum() * 0
+    order = torch.argsort(time_B, descending=True, stable=True)
+    risk_B, event_B = risk_B[order], event_B[order]
+    _, group_B, bags_G = torch.unique_consecutive(time_B[order], return_inverse=True, return_counts=True)
+    at_risk_G = torch.logcumsumexp(risk_B, dim=0)[bags_G.cumsum(0) - 1]
+    group_E, risk_E = group_B[event_B], risk_B[event_B]
+    deaths_G = torch.bincount(group_E, minlength=len(bags_G))
+    logs_E = at_risk_G[group_E]
+    if ties == "efron":
+        starts_G = deaths_G.cumsum(0) - deaths_G
+        before_E = torch.arange(len(group_E), device=risk_B.device) - starts_G[group_E]
+        gone_E = before_E.to(risk_B) / deaths_G[group_E].to(risk_B)
+        # The share of the risk set that the events of this time make up, at most 1; gone_E stays below 1.
+        tied_G = _log_sum_by_group(risk_E, group_E, len(bags_G))
+        logs_E = logs_E + torch.log1p(-gone_E * (tied_G[group_E] - logs_E).exp().clamp(max=1))
+    total = (logs_E - risk_E).sum()
+    if reduction == "sum":
+        return total
+    return total / (len(risk_E) if reduction == "event" else len(risk_B))
+
+
+def _log_sum_by_group(risk_E: Tensor, group_E: Tensor, groups: int) -> Tensor:
+    """(G,) log of the sum of exp(risk) in each group; minus infinity for a group without entries."""
+    highest_G = risk_E.detach().new_full((groups,), -torch.inf)
+    highest_G = highest_G.scatter_reduce(0, group_E, risk_E.detach(), "amax")
+    sum_G = torch.zeros_like(highest_G).index_add(0, group_E, (risk_E - highest_G[group_E]).exp())
+    return sum_G.log() + highest_G
+
+
+def baseline_hazard(follow_up: FollowUp, risk: ArrayLike, at: ArrayLike) -> NDArray[np.float64]:
+    """Breslow's cumulative baseline hazard H at some times, (T,) float64: a patient's survival is exp(-H exp(r)).
+
+    follow_up, risk: (N,) the patients whose risks are known, those that were learned from. at: (T,) times in the
+    same unit. H(t) is the sum over event times s <= t of the number of events at s over the sum of exp(risk) of
+    the patients at risk at s. Raises ``ValueError`` where there is no event, or a risk is not finite.
+    """
+    risks, times = np.asarray(risk, np.float64), np.asarray(at, np.float64)
+    if not follow_up.event.any():
+        raise ValueError("no patient has the event, so there is no baseline hazard")
+    if risks.shape != follow_up.time.shape or not np.isfinite(risks).all():
+        raise ValueError(f"risks {risks.shape} of {len(follow_up)} patients are not all finite numbers")
+    highest = risks.max()
+    order = np.argsort(follow_up.time)
+    ordered = follow_up.time[order]
+    remaining = np.cumsum(np.exp(risks[order] - highest)[::-1])[::-1]
+    event_times, deaths = np.unique(follow_up.time[follow_up.event], return_counts=True)
+    with np.errstate(divide="ignore"):
+        steps = deaths / remaining[np.searchsorted(ordered, event_times, side="left")]
+    cumulative = np.concatenate([[0.0], np.cumsum(steps)])
+    return np.asarray(cumulative[np.searchsorted(event_times, times, side="right")] * np.exp(-highest))
+
+
+def cox_survival(risk_B: Tensor, baseline_T: Tensor) -> Tensor:
+    """(B, T) probability to be without the event until each time, from risks and :func:`baseline_hazard`."""
+    # Added as logarithms: infinity times 0 is not a number.
+    return torch.exp(-torch.exp(baseline_T.to(risk_B).log() + risk_B[:, None]))
