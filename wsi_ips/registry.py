@@ -1,9 +1,9 @@
-"""Members that are found by name and loaded when they are first asked for.
+"""Extension points: members that are found by name and imported when they are first needed.
 
-The core offers places where something can be added: a reader, an encoder, a selector, an export, a layer of the
-viewer. Each place is a :class:`Registry`: names of the members that come with wsi_ips, and the entry point group
-under which other packages add theirs. A member is the text ``module:attribute`` until somebody asks for it, so
-that the core neither imports its wings nor waits for packages that are not needed.
+The core has places where something can be added: a slide reader, an encoder, a selector, an exporter, a layer of
+the viewer. Each place is a :class:`Registry`. It knows the names of the members that come with wsi_ips and the
+entry point group under which other packages add theirs. A member stays the text ``"module:attribute"`` until
+somebody asks for it, so the core never imports its wings and never waits for a package that is not needed.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,18 @@ from typing import Generic, TypeVar, cast
 from wsi_ips.errors import ConfigError, ExtensionBroken
 
 Member = TypeVar("Member")
+"""What the members of a registry are."""
 
 
 class Registry(Generic[Member]):
-    """Members of one kind, by name.
+    """The members of one extension point, by name.
 
-    kind: what a member is, for messages, e.g. ``"selector"``. members: ``{name: "module:attribute"}`` of those
-    that come with wsi_ips. group: the entry point group under which other packages add members; None for a place
-    where nothing is added from outside. A name that wsi_ips has stays its own.
+    Args:
+        kind: What a member is, for error messages, for example ``"selector"``.
+        members: The members that come with wsi_ips, as ``{name: "module:attribute"}``. Another package cannot
+            replace one of these names.
+        group: The entry point group under which other packages add members. None if nothing can be added from
+            outside.
     """
 
     def __init__(self, kind: str, members: Mapping[str, str], *, group: str | None = None) -> None:
@@ -32,21 +36,23 @@ class Registry(Generic[Member]):
         self._loaded: dict[str, Member] = {}
 
     def names(self) -> list[str]:
-        """All names: those of wsi_ips in their order, then those of other packages."""
+        """The names of all members: those of wsi_ips in their order, then those of other packages, sorted."""
         return [*self.members, *(entry.name for entry in self.others())]
 
     def others(self) -> list[EntryPoint]:
-        """The members that other packages add, by name."""
+        """The entry points of members that other packages add, sorted by name."""
         if self.group is None:
             return []
         found = {entry.name: entry for entry in entry_points(group=self.group)}
         return [found[name] for name in sorted(found) if name not in self.members]
 
     def load(self, name: str) -> Member:
-        """The member of this name.
+        """Import the member of this name and return it. A second call returns the same object.
 
-        Raises :class:`ConfigError` for a name that nobody has, :class:`ExtensionBroken` where another package's
-        member does not load, and ``ImportError`` where a package that a member of wsi_ips needs is not installed.
+        Raises:
+            ConfigError: There is no member of this name. The message lists the known names.
+            ExtensionBroken: The member belongs to another package and importing it failed.
+            ImportError: The member belongs to wsi_ips and needs a package that is not installed.
         """
         if name not in self._loaded:
             self._loaded[name] = self._import(name)

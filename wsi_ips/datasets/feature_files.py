@@ -104,7 +104,7 @@ def open_features(path: Path) -> FeatureFile:
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if cause := outside_cause(error):
-            raise FeaturesError(path, cause.problem, cause.mend) from None
+            raise FeaturesError(path, cause.problem, cause.fix) from None
         raise FeaturesError(
             path, f"is not an HDF5 file that can be read ({one_line(error, most=200)})", AGAIN
         ) from None
@@ -123,7 +123,7 @@ def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.fl
         features = dataset[rising[0] : rising[-1] + 1] if together else dataset[rising]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if cause := outside_cause(error):
-            raise FeaturesError(path, cause.problem, cause.mend) from None
+            raise FeaturesError(path, cause.problem, cause.fix) from None
         raise FeaturesError(path, f"features cannot be read ({one_line(error, most=200)})", AGAIN) from None
     features_nC: NDArray[np.float32] = features.astype(np.float32, copy=False)[back]
     if not np.isfinite(features_nC).all():
@@ -152,7 +152,7 @@ def _checked(file: Any, path: Path) -> FeatureFile:
     if not 1 <= len(features) <= MOST_PATCHES or not 1 <= features.shape[1] <= LARGEST_WIDTH:
         raise FeaturesError(path, f"claims features of shape {features.shape}", AGAIN)
     for dataset in (features, coords):
-        check_stored(dataset, path, error=FeaturesError, mend=AGAIN)
+        check_stored(dataset, path, error=FeaturesError, fix=AGAIN)
     width = int(features.shape[1])
     if "patch_size" not in coords.attrs:
         l0_xy_N2 = coords[:].astype(np.int64)

@@ -250,7 +250,7 @@ def read_split(path: Path) -> Split:
         if isinstance(error, DatasetError):
             raise
         if cause := system_cause(error):
-            raise DatasetError(path, cause.problem, cause.mend) from None
+            raise DatasetError(path, cause.problem, cause.fix) from None
         raise DatasetError(path, f"cannot be read ({error})", REMAKE) from None
     start_n, index_p = held["start"], held["index"]
     if start_n[0] != 0 or start_n[-1] != len(index_p) or (np.diff(start_n) < 0).any():

@@ -67,7 +67,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 METADATA_KEY = "wsi_ips_detector"
 """Key of the config in a checkpoint's metadata."""
 
-MEND = "name a detector that train-detector wrote"
+HOW_TO_FIX = "name a detector that train-detector wrote"
 """What to do about a file that is no detector."""
 
 
@@ -117,7 +117,7 @@ def _config_of(path: Path, held: Mapping[str, Any]) -> DetectorConfig:
     return DetectorConfig.model_validate(held["config"], context=READ_NO_FILE)
 
 
-_FILE = WeightsFile(key=METADATA_KEY, name="detector", mend=MEND, config_of=_config_of, build=build_detector)
+_FILE = WeightsFile(key=METADATA_KEY, name="detector", mend=HOW_TO_FIX, config_of=_config_of, build=build_detector)
 
 
 def build_retinanet(config: DetectorConfig, pyramid: Pyramid | None = None) -> RetinaNet:

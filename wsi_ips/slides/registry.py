@@ -1,4 +1,8 @@
-"""Which reader opens a slide. A reader is a name and an import path, loaded when first asked for."""
+"""Which reader opens a slide: the built-in readers, in order, and those of other packages.
+
+:func:`open_slide` tries them until one accepts the file. A reader is a name and an import path, which is imported
+when the reader is first tried.
+"""
 
 import errno
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +29,7 @@ from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.location import Location, Url, is_there, locate
 
 OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
+"""Name of the reader of slides at a URL."""
 
 READERS: Mapping[str, str] = MappingProxyType(
     {
@@ -39,6 +44,7 @@ READERS: Mapping[str, str] = MappingProxyType(
         TIFFSLIDE: "wsi_ips.slides.tiffslide_reader:TiffSlideReader",
     }
 )
+"""The built-in readers by name, as ``module:class``, in the order in which they are tried."""
 
 EXTRAS: Mapping[str, str] = MappingProxyType({OME_ZARR: "'wsi_ips[zarr]'", TIFFSLIDE: "'wsi_ips[remote]'"})
 """What to install for a reader whose packages are optional."""
@@ -53,32 +59,40 @@ CONVERTED_BY: Mapping[str, str] = MappingProxyType(
         }.items()
     }
 )
-"""What to do with a slide in a format that no reader here knows."""
+"""What to do with a slide in a format that no reader here knows, by suffix."""
 
 ENTRY_POINTS = "wsi_ips.readers"
-"""The group under which another package offers readers: a name, and a class that takes a path or a Url."""
+"""The entry point group of readers of other packages: a name, and a class that takes a path or a Url."""
 
 ReaderClass = Callable[[Location], SlideReader]
+"""What an entry point leads to: takes the location of a slide, and returns the open reader."""
 
 
 def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReader:
-    """Open a slide with the first reader that can: a file, a folder of one slide (DICOM, OME-Zarr), a URL.
+    """Open a slide with the first reader that accepts it.
 
-    A DICOM file stands for all files of its series in its folder. ``reader`` (a name in :data:`READERS`, or of
-    another package's) asks for one in particular. Readers of other packages are asked last. Raises
-    :class:`SlideNotFound`, :class:`SlideUnreachable`, :class:`UnsupportedSlide` with every reader's reason, or its
-    kinds from the first reader that knows the file: :class:`DamagedSlide`, :class:`RefusedSlide`,
-    :class:`SeveralSlides` (a folder with several DICOM series); :class:`ConfigError` for an unknown reader, or
-    :class:`ReaderBroken` for one that was asked for and does not load.
+    ``path`` is a file, a folder of one slide (DICOM, OME-Zarr), or a URL. A DICOM file stands for all files of its
+    series in its folder. ``reader`` asks for one reader: a name in :data:`READERS`, or that of another package's
+    reader, which are otherwise tried last.
+
+    Raises:
+        ConfigError: There is no reader of this name.
+        SlideNotFound: There is no such file, or the folder holds no slide.
+        SlideUnreachable: The URL cannot be read.
+        UnsupportedSlide: No reader accepts the file. The message gives the reason of each.
+        DamagedSlide: The file is of a known format, and is cut short or contradicts itself.
+        RefusedSlide: The file is of a kind that would be shown wrongly.
+        SeveralSlides: The folder holds several DICOM series.
+        ReaderBroken: The reader of another package that was asked for cannot be imported.
     """
     path = locate(path)
     check_name(path)
     if reader is not None and reader not in READERS:
         return _with_named(path, reader)
     if not isinstance(path, Url) and not is_there(path):
-        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
+        raise SlideNotFound(path, "no such file", _fix_of_missing(path))
     refused: dict[str, str] = {}
-    mend = "is it a whole-slide image?"
+    fix = "is it a whole-slide image?"
     for name in _fitting(path) if reader is None else [reader]:
         try:
             return _open_with_ours(name, path)
@@ -86,10 +100,10 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             raise
         except UnsupportedSlide as error:
             if (cause := system_cause(error)) and cause.number != errno.ENOENT:
-                raise UnsupportedSlide(path, cause.problem, cause.mend) from error
+                raise UnsupportedSlide(path, cause.problem, cause.fix) from error
             refused[name] = _reason(error)
         except ReaderNotInstalled as error:
-            refused[name], mend = str(error), ""
+            refused[name], fix = str(error), ""
     for entry in _others() if reader is None else ():
         try:
             return _open_with_other(entry, path)
@@ -102,11 +116,11 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             "give a slide file, or a folder of DICOM files",
         )
     suffix = (path.suffix if isinstance(path, Path) else Path(path.name).suffix).lower()
-    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, mend))
+    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, fix))
 
 
 def check_name(path: Location) -> None:
-    """Raise :class:`UnsupportedSlide` for a file name that is not UTF-8: no result could say whose it is."""
+    """Raise :class:`UnsupportedSlide` if the file's name is not UTF-8, since no table of results could name it."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -115,7 +129,7 @@ def check_name(path: Location) -> None:
 
 
 def _fitting(path: Location) -> list[str]:
-    """The built-in readers to ask, in order; none for a folder that is no slide."""
+    """The built-in readers to try, in order. None are tried for a folder that is no slide."""
     if is_zarr(path):
         return [OME_ZARR]
     if isinstance(path, Url):
@@ -138,7 +152,7 @@ def _open_with_ours(name: str, path: Location) -> SlideReader:
 
 
 def _others() -> Iterator[EntryPoint]:
-    """Other packages' readers, one a name; a name of ours stays ours."""
+    """The readers of other packages, one for each name. A name of a built-in reader cannot be replaced."""
     seen = set(READERS)
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name not in seen:
@@ -151,12 +165,15 @@ def _with_named(path: Location, reader: str) -> SlideReader:
     if reader not in others:
         raise ConfigError(f"there is no reader {reader!r}; known are {', '.join([*READERS, *others])}")
     if not isinstance(path, Url) and not is_there(path):
-        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
+        raise SlideNotFound(path, "no such file", _fix_of_missing(path))
     return _open_with_other(others[reader], path)
 
 
 def _open_with_other(entry: EntryPoint, path: Location) -> SlideReader:
-    """Whatever another package's code raises becomes one of our errors, so that it ends no run."""
+    """Open a slide with the reader of another package.
+
+    Whatever exception that package raises becomes an error of wsi_ips, so that it does not end the whole run.
+    """
     try:
         loaded = cast(ReaderClass, entry.load())
     except Exception as error:
@@ -176,7 +193,7 @@ def _reason(error: WsiIpsError) -> str:
     return str(error)
 
 
-def _mend_of_missing(path: Path) -> str:
+def _fix_of_missing(path: Path) -> str:
     scheme = path.parts[0] if path.parts else ""
     if scheme.endswith(":") and len(scheme) > 2:  # Path("http://host/a.svs")
         return "give a URL as text, not as a Path"

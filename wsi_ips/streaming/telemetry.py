@@ -100,7 +100,7 @@ class BadTiles:
                 self._path,
                 f"{bad} of {self._expected} tiles cannot be decoded, more than {self._most_share:.2%} of the "
                 f"slide's; the last: {error.args[1]}",
-                f"{cause.mend if cause else 'the file is damaged; copy it again'}; or allow more with "
+                f"{cause.fix if cause else 'the file is damaged; copy it again'}; or allow more with "
                 "streaming.max_bad_tiles",
             ) from error
 

@@ -205,7 +205,7 @@ def read_coords(path: Path, *, info: SlideInfo | None = None) -> PatchCoords:
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if cause := outside_cause(error):
-            raise CoordsError(path, cause.problem, cause.mend) from None
+            raise CoordsError(path, cause.problem, cause.fix) from None
         raise CoordsError(path, "is not an HDF5 file that can be read", TILE_AGAIN) from None
 
 
@@ -300,7 +300,7 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
     the file states are checked before anything is allocated. Raises :class:`CoordsError` for a group that holds no
     usable coordinates.
     """
-    dataset = plain_dataset(file, "coords", path, error=CoordsError, mend="give a file of patch coordinates")
+    dataset = plain_dataset(file, "coords", path, error=CoordsError, fix="give a file of patch coordinates")
     # AtlasPatch's have five columns, and their attributes at the root.
     columns = {2: dataset.attrs, 5: file.attrs}
     if dataset.ndim != 2 or dataset.shape[1] not in columns:
@@ -357,7 +357,7 @@ def _beside(file: Any, name: str, path: Path, n: int) -> Any:
     """The (N,) numbers of a dataset that is stored beside the corners. Raises ``ValueError`` for another shape or
     type.
     """
-    dataset = plain_dataset(file, name, path, error=CoordsError, mend=TILE_AGAIN)
+    dataset = plain_dataset(file, name, path, error=CoordsError, fix=TILE_AGAIN)
     if dataset.shape != (n,) or dataset.dtype.kind not in "iuf":
         raise ValueError(f"{name} is {dataset.dtype} of shape {dataset.shape}")
     _check_block(dataset, path, name)
@@ -368,7 +368,7 @@ def _check_block(dataset: Any, path: Path, name: str) -> None:
     """Refuse chunks that are too large to unpack, and datasets that the file does not fully hold."""
     if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
         raise CoordsError(path, f"{name} claims blocks of {dataset.chunks}", TILE_AGAIN)
-    check_stored(dataset, path, error=CoordsError, mend=TILE_AGAIN)
+    check_stored(dataset, path, error=CoordsError, fix=TILE_AGAIN)
 
 
 def foreign_coords(

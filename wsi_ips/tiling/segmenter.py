@@ -185,7 +185,7 @@ def load_network(model: TissueModelConfig) -> Network:
         raise
     except Exception as error:  # noqa: BLE001 - what a broken file makes these raise is not documented
         if cause := system_cause(error):
-            raise SegmenterError(path, cause.problem, cause.mend) from None
+            raise SegmenterError(path, cause.problem, cause.fix) from None
         raise SegmenterError(
             path,
             f"is neither TorchScript nor ONNX ({one_line(error, most=160)})",

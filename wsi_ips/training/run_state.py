@@ -63,7 +63,7 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - of a damaged pickle, whatever its machine runs into
         if cause := system_cause(error):
-            raise CheckpointError(path, cause.problem, cause.mend) from None
+            raise CheckpointError(path, cause.problem, cause.fix) from None
         reason = one_line(error, most=120)
         raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:

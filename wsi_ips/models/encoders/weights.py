@@ -136,7 +136,7 @@ def _content(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile file may raise anything; none of it may run
         if isinstance(error, OSError) and (cause := system_cause(error)):
-            raise CheckpointError(path, cause.problem, cause.mend) from None
+            raise CheckpointError(path, cause.problem, cause.fix) from None
         forbidden = _FORBIDDEN.search(str(error))
         if forbidden:
             raise CheckpointError(
