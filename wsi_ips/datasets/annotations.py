@@ -1,5 +1,6 @@
-"""Outlines of lesions as ASAP XML, the format of CAMELYON's annotations: :func:`read_asap`, :func:`lesion_area`,
-:func:`write_asap`.
+"""Outlines of lesions as ASAP XML, the format of CAMELYON's annotations.
+
+Start with :func:`read_asap`, :func:`lesion_area` or :func:`write_asap`.
 
 The format is that of ASAP's XmlRepository; groups are those of the README files of CAMELYON16 and 17. An outline
 that crosses itself encloses every place that it winds around, as ASAP fills it (:func:`enclosed`): an outline that
@@ -35,8 +36,9 @@ _PAIRS_AT_ONCE = 4_000_000
 """Points times edges that are compared at once: some hundred megabytes."""
 
 MOST_CROSSINGS = 10_000
-"""How often an outline may cross itself. Lesions do so up to fifty times; a scribble of a thousand points takes
-minutes.
+"""How often an outline may cross itself.
+
+Lesions do so up to fifty times; a scribble of a thousand points takes minutes.
 """
 
 LARGEST_BYTES = 64_000_000
@@ -147,8 +149,9 @@ def check_inside(path: Path, regions: Sequence[Region], l0_size: Size) -> None:
 
 
 def write_asap(path: Path, polygons: Sequence[Polygon]) -> None:
-    """Write polygons in level-0 pixels: outer rings as group ``_0``, holes as group ``_2`` (CAMELYON16's
-    names).
+    """Write polygons in level-0 pixels as ASAP XML.
+
+    Outer rings are group ``_0``, holes group ``_2`` (CAMELYON16's names).
     """
     rings = [("_0", polygon.exterior) for polygon in polygons]
     rings += [("_2", hole) for polygon in polygons for hole in polygon.interiors]

@@ -148,14 +148,16 @@ class CamelyonFiles:
         return _under_either_name(self.slides, slide_id)
 
     def mask(self, slide_id: str) -> Path | None:
-        """The slide's mask (0 nothing, 1 tumour, 2 excluded; see :mod:`wsi_ips.datasets.lesion_mask`); None if
-        there is none.
+        """The slide's mask (0 nothing, 1 tumour, 2 excluded); None if there is none.
+
+        :mod:`wsi_ips.datasets.lesion_mask` reads it.
         """
         return _under_either_name(self.masks, slide_id)
 
     def annotation(self, slide_id: str) -> Path | None:
-        """The slide's outlines as ASAP XML; None if there are none. A tumour slide without outlines is no
-        negative.
+        """The slide's outlines as ASAP XML; None if there are none.
+
+        A tumour slide without outlines is no negative.
         """
         return _under_either_name(self.annotations, slide_id)
 
@@ -176,8 +178,9 @@ def find_camelyon(root: Path) -> CamelyonFiles:
 
 
 class SlideFinder:
-    """Finds the slides of a manifest below a root. Folders are listed once, when the first slide is not where it
-    should be.
+    """Finds the slides of a manifest below a root.
+
+    Folders are listed once, when the first slide is not where it should be.
     """
 
     def __init__(self, root: Path) -> None:
@@ -274,8 +277,9 @@ def read_reference(path: Path) -> dict[str, str]:
 
 
 def read_stages(path: Path) -> Stages:
-    """Read CAMELYON17's ``stage_labels.csv`` (GigaDB) or ``stages.csv`` (bucket) with the header
-    ``patient,stage[,center]``.
+    """Read CAMELYON17's ``stage_labels.csv`` (GigaDB) or ``stages.csv`` (bucket).
+
+    The header is ``patient,stage[,center]``.
 
     Rows are ``patient_000.zip,pN1`` and ``patient_000_node_0.tif,macro``. Raises :class:`DatasetError` with the
     line for an unknown stage, class, name or centre, and for a patient without its stage or all five slides.
@@ -318,8 +322,9 @@ def read_stages(path: Path) -> Stages:
 
 
 def center_of(patient: str) -> int:
-    """The centre, 0 to 4, of a training patient (``patient_000`` to ``patient_099``): twenty patients each, in
-    turn.
+    """The centre, 0 to 4, of a training patient (``patient_000`` to ``patient_099``).
+
+    Each centre has twenty patients, in turn.
     """
     return int(patient[-3:]) // PATIENTS_PER_CENTER
 

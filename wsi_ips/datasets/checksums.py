@@ -1,5 +1,4 @@
-"""Whether a downloaded data set is complete: :func:`verify_folder` compares files with the checksums that came
-with them.
+"""Whether a downloaded data set is complete, by its lists of checksums: :func:`verify_folder`.
 
 Lists are ``checksums.md5`` (MD5) and ``checksums.txt`` (SHA-256, CAMELYON16's first release) in the format of
 md5sum and sha256sum: ``<digest>  <path>``, with ``*`` before the path for binary mode. Paths are relative to the
@@ -157,8 +156,9 @@ def _steps(size: int) -> int:
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Every file below the folder. Links are followed, for folders are often on other disks; each folder is
-    visited once.
+    """Every file below the folder.
+
+    Links are followed, for folders are often on other disks; each folder is visited once.
     """
     status = folder.stat()
     if (status.st_dev, status.st_ino) in seen:

@@ -1,5 +1,4 @@
-"""Lesions as pixels: outlines drawn by ASAP's rule (:func:`lesion_mask`), and CAMELYON's mask files
-(:func:`read_mask`).
+"""Lesions as pixels: drawn from outlines (:func:`lesion_mask`), or from mask files (:func:`read_mask`).
 
 ASAP's rule (AnnotationToMask): a mask pixel is its corner at the whole level-0 point (x, y). It is inside an
 outline if the outline's winding number there is not zero and it lies strictly within the outline's bounding box.
@@ -26,8 +25,9 @@ Mask = NDArray[np.bool_]
 """(height, width) bool."""
 
 MOST_PIXELS = 1 << 27
-"""The largest level of a mask that is read; it takes ten bytes a pixel. CAMELYON's level 4 has up to 85
-million.
+"""The largest level of a mask that is read; it takes ten bytes a pixel.
+
+CAMELYON's level 4 has up to 85 million.
 """
 STORED_TILE_PX = 512
 """Side of a stored tile, to which slides are padded."""

@@ -1,6 +1,4 @@
-"""Making data sets: a folder that belongs to one config (:func:`claim`), and slides made in parallel
-(:func:`make_all`).
-"""
+"""Making data sets: a folder for one config (:func:`claim`), slides in parallel (:func:`make_all`)."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

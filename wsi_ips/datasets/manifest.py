@@ -87,8 +87,9 @@ def read_manifest(
     need_slides: bool = True,
     need_labels: bool = True,
 ) -> Manifest:
-    """Read a CSV with the columns ``slide_id,case_id,split,path`` and those of the tasks; other columns are
-    ignored.
+    """Read a CSV with the columns ``slide_id,case_id,split,path`` and those of the tasks.
+
+    Other columns are ignored.
 
     Paths of slides are absolute, or relative to ``root`` (by default the CSV's folder). With ``root``, a slide
     that is not there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) no
@@ -157,8 +158,9 @@ def _record(
 
 
 def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | None) -> list[SlideRecord]:
-    """The records with paths that exist. All missing slides make one error, for a first download is often
-    partial.
+    """The records with paths that exist.
+
+    All missing slides make one error, for a first download is often partial.
     """
     find = None if root is None else SlideFinder(root)
     records: list[SlideRecord] = []

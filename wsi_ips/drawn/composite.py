@@ -84,8 +84,9 @@ BAND_PX = 512
 
 
 class CompositeConfig(Section):
-    """Settings of composite slides. Source groups of textures are divided in proportion to the slides of each
-    split.
+    """Settings of composite slides.
+
+    Source groups of textures are divided in proportion to the slides of each split.
     """
 
     train: PositiveInt = 45
@@ -129,8 +130,9 @@ def make_composite(
     processes: int = 2,
     progress: Progress = silent,
 ) -> Path:
-    """Compose ``images/*.tif``, ``annotations/*.xml`` (slides with lesions) and ``manifest.csv``, whose path is
-    returned.
+    """Compose slides with their annotations, and return the path of ``manifest.csv``.
+
+    The folder then holds ``images/*.tif``, ``annotations/*.xml`` (slides with lesions) and ``manifest.csv``.
 
     ``textures`` is a folder as :mod:`wsi_ips.drawn.textures` describes, ``outlines`` a folder of NCRF's JSON
     files. The same input and config give the same bytes; slides of an earlier, interrupted call are kept. Each

@@ -1,6 +1,4 @@
-"""The whole package on slides that it draws itself: data, fine-tuning, prediction, overlays, scores
-(:func:`run_demo`).
-"""
+"""The whole package on slides that it draws itself: :func:`run_demo`."""
 
 import json
 import time
@@ -51,8 +49,9 @@ class DemoScore:
 def run_demo(
     config: DemoConfig, out: Path, *, device: torch.device, progress: Progress = silent
 ) -> DemoScore:
-    """Run the demo and leave ``data/``, ``model/``, ``predictions/`` with overlays, and ``metrics.json`` in
-    ``out``.
+    """Draw slides, fine-tune on them, predict and score.
+
+    This leaves ``data/``, ``model/``, ``predictions/`` with overlays, and ``metrics.json`` in ``out``.
 
     Raises :class:`ResultsError` if a slide cannot be predicted, and the errors of drawing and training.
     """

@@ -427,8 +427,9 @@ def _digest(outlines: Sequence[Polygon]) -> str:
 def lay_out_node(
     tissue: int, lesion: int, outlines: Sequence[Polygon], *, rng: np.random.Generator
 ) -> NodeLayout:
-    """Lay out one or two node-shaped pieces of exactly ``tissue`` cells, of which exactly ``lesion`` hold
-    metastasis.
+    """Lay out node-shaped tissue of exactly ``tissue`` cells, of which exactly ``lesion`` hold metastasis.
+
+    Tissue comes in one or two pieces.
 
     Metastasis comes in one to three pieces that lie apart. Each has one of the ``outlines`` (area 1, around the
     origin), turned, perhaps mirrored, and scaled until it covers as many cells as it should. Raises

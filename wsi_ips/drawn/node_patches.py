@@ -1,5 +1,4 @@
-"""Real lymph-node patches by class, source and stain (:func:`read_patches`), and their pixels in one of eight
-symmetries.
+"""Real lymph-node patches by class, source and stain, in one of eight symmetries: :func:`read_patches`.
 
 A patch folder holds ``manifest.csv`` (``path,class,source_group,stain_family,tissue_share``) and square pictures
 of one size; pictures that overlap share a ``source_group``. The folder that this was written for has
@@ -140,8 +139,9 @@ def split_patches(
 
 
 def turned(rgb_HWC: RgbImage, symmetry: int) -> RgbImage:
-    """A square picture, (side, side, 3), after ``symmetry % 4`` quarter turns; from 4 on it is mirrored as
-    well.
+    """A square picture, (side, side, 3), in one of its eight symmetries.
+
+    It is turned by ``symmetry % 4`` quarters and, from 4 on, mirrored.
     """
     result = np.rot90(rgb_HWC, symmetry % 4)
     return np.ascontiguousarray(result[:, ::-1] if symmetry >= SYMMETRIES // 2 else result)

@@ -62,8 +62,9 @@ LABELS = ("normal", "tumor")
 def make_camelyon_like(
     out: Path, config: SyntheticConfig, *, processes: int = 2, progress: Progress = silent
 ) -> Path:
-    """Draw a data set: ``images/*.tif``, ``annotations/*.xml`` (tumour slides) and ``reference.csv``, whose path
-    is returned.
+    """Draw a data set and return the path of its ``reference.csv``.
+
+    The folder also holds ``images/*.tif`` and ``annotations/*.xml`` (tumour slides).
 
     Half of each split has lesions, and no case is in two splits. The same config gives the same bytes. Slides of
     an earlier, interrupted call are kept. Raises :class:`ConfigError` if ``out`` holds another data set.
@@ -132,7 +133,7 @@ class DrawnSlide:
 
 
 def draw_slide(size_px: Size, *, mpp: Mpp, tumor: bool, rng: np.random.Generator) -> DrawnSlide:
-    """Draw a slide of ``size_px`` (width, height): glass, two or three pieces of tissue and, with ``tumor``,
+    """Draw a slide of ``size_px`` (width, height) with two or three pieces of tissue and, if ``tumor``,
     lesions.
     """
     coarse = (-(-size_px[0] // COARSE_PX), -(-size_px[1] // COARSE_PX))

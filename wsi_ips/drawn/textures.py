@@ -113,9 +113,7 @@ def split_by_group(
 
 
 def reference_colours(textures: Sequence[TextureFile], *, seed: int) -> RgbImage:
-    """A picture as large as a texture, (side, side, 3) uint8, whose pixels are drawn from all ``textures``
-    equally.
-    """
+    """A picture as large as a texture, (side, side, 3) uint8, whose pixels are drawn from all textures."""
     rng = np.random.default_rng(seed)
     side = _read(textures[0]).shape[0]
     each = -(-side * side // len(textures))

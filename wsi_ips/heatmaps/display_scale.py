@@ -1,5 +1,4 @@
-"""How values of a map are displayed: their place on a colour scale, their colours, and the legend that explains
-them.
+"""How a map is displayed: its colour scale, its colours, and the legend that explains them.
 
 Start with :class:`HeatColours`, which has the defaults, or :class:`DisplayScale`. All of this is for display only:
 stored numbers stay raw.
@@ -200,8 +199,9 @@ class HeatColours:
     high: float | None = None
 
     def table(self, kind: MapKind) -> NDArray[np.uint8]:
-        """The colours, (256, 3) uint8. Raises :class:`ConfigError` for a colour map that this kind of map cannot
-        have.
+        """The colours, (256, 3) uint8.
+
+        Raises :class:`ConfigError` for a colour map that this kind of map cannot have.
         """
         return colour_table(self.colormap_of(kind))
 
@@ -248,8 +248,9 @@ def display_values(
 def scale_ends(
     values_N: NDArray[np.floating], *, scale: Scale, low: float | None, high: float | None
 ) -> tuple[float, float]:
-    """What the two ends of a colour scale stand for: multiples of the even share, percentiles, raw values or
-    logits.
+    """What the two ends of a colour scale stand for.
+
+    They are multiples of the even share, percentiles, raw values or logits.
 
     Raises :class:`ConfigError` if the low end is above the high one, a percentile is not 0 to 100, a multiple is
     not above 0, or the ends of a signed scale do not lie opposite each other.
@@ -353,9 +354,7 @@ class ScaleBar:
 
     @classmethod
     def fitting(cls, mpp: float, most_px: float) -> "ScaleBar":
-        """The longest bar of 1, 2 or 5 times a power of ten of µm that is no longer than ``most_px`` at ``mpp`` µm
-        per pixel.
-        """
+        """The longest bar of 1, 2 or 5 times a power of ten of µm that fits ``most_px`` pixels of ``mpp`` µm."""
         most_um = mpp * most_px
         power = 10.0 ** floor(log10(most_um))
         length_um = max(
@@ -461,8 +460,9 @@ def _percent(percentile: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in ASCII: Pillow's own font has no other letters. Accents are dropped, other letters become
-    ``?``.
+    """The text in ASCII: Pillow's own font has no other letters.
+
+    Accents are dropped, other letters become ``?``.
     """
     plain = unicodedata.normalize("NFKD", text.replace("µ", "u"))
     return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()

@@ -1,6 +1,4 @@
-"""Exports of a map for other programs: :func:`make_exporter` loads the one with a given name when it is
-asked for.
-"""
+"""Exports of a map for other programs. :func:`make_exporter` loads the one with a given name."""
 
 from collections.abc import Mapping
 from dataclasses import fields

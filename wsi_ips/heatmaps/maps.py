@@ -66,8 +66,9 @@ class Heat:
 
     @property
     def flat(self) -> bool:
-        """Whether attention is flat. For contributions, this is the attention of the query that their task
-        reads.
+        """Whether attention is flat.
+
+        For contributions, this is the attention of the query that their task reads.
         """
         if self.output is None:
             return is_flat(self.values_N)
@@ -208,8 +209,9 @@ def query_of_task(result: SlideResult, task: str) -> int:
 
 
 def task_queries(result: SlideResult) -> Mapping[str, int]:
-    """The query that each task reads, as far as it is known. Files of earlier versions only have the order of
-    tasks.
+    """The query that each task reads, as far as it is known.
+
+    Files of earlier versions only have the order of tasks.
     """
     tasks, queries = result.probabilities, result.attention_NHT.shape[2]
     if result.task_queries:
@@ -321,8 +323,7 @@ def contribution_in_words(output: Output) -> str:
 
 
 def spread_of_contributions(values_N: NDArray[np.floating], kept: int) -> str:
-    """How many of the ``kept`` patches add to the output and how many take from it, how far, and the sum, in
-    words.
+    """How many of the ``kept`` patches add to the output and how many take from it, and how far, in words.
 
     ``values_N`` are the contributions of all patches, (N,) logits.
     """

@@ -324,8 +324,9 @@ def _draw_outlines(image: Image.Image, paths: Sequence[NDArray[np.float64]], *, 
 def _runs_near(
     path_P2: NDArray[np.float64], height: int, *, margin: int
 ) -> Iterator[list[tuple[float, float]]]:
-    """The parts of a path that a band of this height shows. Segments stay whole, for half of one has other
-    pixels.
+    """The parts of a path that a band of this height shows.
+
+    Segments stay whole, for half of one has other pixels.
     """
     y = path_P2[:, 1]
     near = (np.minimum(y[:-1], y[1:]) < height + margin) & (np.maximum(y[:-1], y[1:]) > -margin)

@@ -378,8 +378,9 @@ class DeepZoom:
         return not self.heat_only
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
-        """Write one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes. The tiles are complete before the
-        ``.dzi`` exists.
+        """Write one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes.
+
+        The tiles are complete before the ``.dzi`` exists.
 
         Raises :class:`ConfigError` without the slide, unless ``heat_only``.
         """

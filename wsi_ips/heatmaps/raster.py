@@ -1,5 +1,4 @@
-"""From values of patches to pixels: :class:`PatchRaster` says which patches a pixel shows, :class:`Cells` holds
-the values.
+"""From values of patches to pixels: :class:`PatchRaster` and :class:`Cells`.
 
 :class:`PngRows` writes a PNG row by row, so that a picture of any size needs the memory of a few rows (Pillow
 encodes whole images only). Format: PNG specification (third edition), colour type 2, 8 bits.
@@ -64,8 +63,9 @@ class Cells:
     values_RC: NDArray[np.float32]
 
     def spread(self, cells_RC: NDArray[Pixel]) -> NDArray[Pixel]:
-        """Repeat values of cells, (R, C, ...), as pixels (H, W, ...). Edges have to be whole pixels that begin at
-        0.
+        """Repeat values of cells, (R, C, ...), as pixels (H, W, ...).
+
+        Edges have to be whole pixels that begin at 0.
         """
         heights, widths = (np.diff(edges).astype(np.intp) for edges in (self.y_edges, self.x_edges))
         return cells_RC.repeat(heights, axis=0).repeat(widths, axis=1)
@@ -94,8 +94,9 @@ class PatchRaster:
         l0_size: Size,
         l0_per_px: float,
     ) -> Self:
-        """Place patches on a canvas of ``l0_per_px`` level-0 pixels a pixel; a pixel belongs to the patches that
-        contain its centre.
+        """Place patches on a canvas of ``l0_per_px`` level-0 pixels a pixel.
+
+        A pixel belongs to the patches that contain its centre.
 
         ``l0_xy_N2``, (N, 2), are the patches' top-left corners and ``l0_patch`` their side, in level-0 pixels. The
         centre of column i, row j is the level-0 point ((i + 0.5) * ``l0_per_px``, (j + 0.5) * ``l0_per_px``). A
@@ -112,9 +113,7 @@ class PatchRaster:
         return cls(canvas_size(l0_size, l0_per_px), starts_N2, ends_N2, values_N)
 
     def window(self, at_px: tuple[int, int], size_px: Size) -> Cells:
-        """A window of ``size_px`` (width, height) at ``at_px`` (x, y), as cells that count from the window's
-        corner.
-        """
+        """A window of ``size_px`` (width, height) at ``at_px`` (x, y), as cells counted from its corner."""
         at_2, end_2 = np.array(at_px), np.array(at_px) + size_px
         near_N = ((self.starts_N2 < end_2) & (self.ends_N2 > at_2)).all(axis=1)
         return mean_cells(
@@ -201,8 +200,9 @@ class PngRows:
             self._chunk(name, data)
 
     def write(self, rows: RgbImage) -> None:
-        """Write the next rows, (n, width, 3) uint8. Raises ``ValueError`` for rows of another width, or too many
-        of them.
+        """Write the next rows, (n, width, 3) uint8.
+
+        Raises ``ValueError`` for rows of another width, or too many of them.
         """
         self._rows += len(rows)
         if rows.shape[1:] != (self._size[0], 3) or self._rows > self._size[1]:

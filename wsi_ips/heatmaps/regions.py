@@ -1,5 +1,4 @@
-"""Two exports of places: regions over a threshold for ASAP (:class:`AsapRegions`), patches for QuPath
-(:class:`QuPathGeoJson`).
+"""Two exports of places: :class:`AsapRegions` for ASAP and :class:`QuPathGeoJson` for QuPath.
 
 ASAP's regions can be viewed and corrected in ASAP, and :mod:`wsi_ips.datasets.annotations` reads them as training
 data. Outer rings and holes are CAMELYON16's groups (``_0``, ``_2``); coordinates are level-0 pixels. QuPath's

@@ -1,6 +1,4 @@
-"""One picture of the tissue that was found and the patches that were laid, to check both at a glance:
-:func:`write_preview`.
-"""
+"""One picture of a slide's tissue and patches, to check both at a glance: :func:`write_preview`."""
 
 from collections.abc import Sequence
 from math import ceil

@@ -48,8 +48,9 @@ class ImageGrid:
 
     @classmethod
     def cover(cls, height_px: int, width_px: int, tiling: TilingConfig) -> Self:
-        """The grid of an image. Of ``tiling``, only ``patch_px`` and ``overlap_px`` are used: images are read at
-        their own size.
+        """The grid of an image.
+
+        Of ``tiling``, only ``patch_px`` and ``overlap_px`` are used: images are read at their own size.
 
         Raises :class:`ConfigError` for an image smaller than a patch.
         """
@@ -76,8 +77,9 @@ Pixels = Callable[[str | None], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class ImageBag:
-    """An image of a data set as a bag (:class:`wsi_ips.training.bags.Bag`). Its pixels exist only while it is
-    open.
+    """An image of a data set as a bag (:class:`wsi_ips.training.bags.Bag`).
+
+    Its pixels exist only while it is open.
 
     ``key`` seeds the image's augmentation; None means none. ``small`` makes the small view of a loaded image, (h,
     w, C) uint8, for attention sampling; None means that there is none.
@@ -114,8 +116,7 @@ class ImagePatches:
     def __init__(
         self, image_CHW: Tensor, grid: ImageGrid, *, batch: int, small_CHW: Tensor | None = None
     ) -> None:
-        """``image_CHW`` is uint8, on the device on which patches are wanted; ``batch`` is the number of patches of
-        a chunk.
+        """``image_CHW`` is uint8 on the wanted device, ``batch`` the number of patches of a chunk.
 
         ``small_CHW`` is the small view of the same image, if there is one.
         """
@@ -179,8 +180,9 @@ class ImagePatches:
         return Chunk(ids_n, self._grid.corners(ids_n), pixels_nCPP)
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
-        """Positions of these patches: their ids, or their centres, (n, 2) float64. A pixel of an image counts as 1
-        µm.
+        """Positions of these patches: their ids, or their centres, (n, 2) float64.
+
+        A pixel of an image counts as 1 µm.
         """
         if kind == "ids":
             return ids_n

@@ -33,8 +33,9 @@ class KeptViews:
 
 @dataclass(frozen=True, slots=True)
 class ImageLearner:
-    """Takes the loss of a step's images back to the network's gradients
-    (:class:`wsi_ips.training.methods.Method`).
+    """Takes the loss of a step's images back to the network's gradients.
+
+    It is a :class:`wsi_ips.training.methods.Method`.
 
     The loss is that of the tasks, of the entropy, and the attention network's own penalty.
     """

@@ -234,8 +234,9 @@ def _arrays(split: Split) -> Mapping[str, NDArray[np.integer]]:
 
 
 def read_split(path: Path) -> Split:
-    """Read a split. Raises :class:`DatasetError` for a file that is missing, has another format, or contradicts
-    itself.
+    """Read a split.
+
+    Raises :class:`DatasetError` for a file that is missing, has another format, or contradicts itself.
     """
     if not path.is_file():
         raise DatasetError(path, "no such split", "make the data set first")
@@ -396,8 +397,9 @@ def paint(plan: Plan, number: int, pool: DigitPool, *, noise_over: bool = False)
 def paint_small(
     plan: Plan, number: int, pool: DigitPool, *, scale: float, noise_over: bool = True
 ) -> NDArray[np.uint8]:
-    """Paint the small view of an image, (round(side * scale),) * 2 uint8, as attention sampling's generator makes
-    it.
+    """Paint the small view of an image, (round(side * scale),) * 2 uint8.
+
+    It is made as attention sampling's generator makes it.
 
     Each square is shrunk by itself (anti-aliased, bilinear) and pasted at its corner times ``scale``, rounded
     down.

@@ -46,8 +46,9 @@ def score_bags(
     device: torch.device,
     progress: Progress = silent,
 ) -> BagScores:
-    """Read every bag without augmentation and compare it with its targets. ``net`` is moved to ``device``, in eval
-    mode.
+    """Read every bag without augmentation and compare it with its targets.
+
+    ``net`` is moved to ``device``, in eval mode.
 
     Raises a bag's own error, and ``ValueError`` without bags.
     """

@@ -295,8 +295,9 @@ def brightened_and_shifted(
 
 
 def seen_small(photo_HWC: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
-    """The small view, (round(H * scale), round(W * scale), C) uint8: bilinear without anti-aliasing, as TensorFlow
-    resizes.
+    """The small view, (round(H * scale), round(W * scale), C) uint8.
+
+    It is bilinear without anti-aliasing, as TensorFlow resizes.
     """
     height, width = (max(1, round(side * scale)) for side in photo_HWC.shape[:2])
     x_1CHW = torch.from_numpy(photo_HWC).permute(2, 0, 1)[None].float()

@@ -9,15 +9,17 @@ from wsi_ips.config.section import Fraction, Section
 
 
 class DetectorConfig(Section):
-    """A RetinaNet or Mask R-CNN on a timm backbone: SpineNet with its own outputs, or a feature pyramid over any
-    other.
+    """A RetinaNet or Mask R-CNN on a timm backbone.
+
+    SpineNet has outputs of its own; any other backbone gets a feature pyramid.
     """
 
     model: Literal["retinanet", "mask_rcnn"] = "retinanet"
     """``retinanet`` finds boxes; ``mask_rcnn`` finds outlines as well, and takes longer."""
     backbone: str = "spinenet49s"
-    """A timm model with features of strides 8, 16 and 32. With ``specification``, the SpineNet whose size is
-    meant.
+    """A timm model with features of strides 8, 16 and 32.
+
+    With ``specification``, the SpineNet whose size is meant.
     """
     specification: NamedSpecification | None = None
     """A table of blocks, or the file with it, which replaces that SpineNet's own."""

@@ -65,8 +65,9 @@ class FoundObjects:
 
     @classmethod
     def joined(cls, parts: Iterable["FoundObjects"]) -> "FoundObjects":
-        """Objects of several parts, one after the other. If some have outlines, the others get their boxes as
-        outlines.
+        """Objects of several parts, one after the other.
+
+        If some have outlines, the others get their boxes as outlines.
         """
         every = [cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)), *parts]
         outlined = any(part.l0_outlines_N is not None for part in every)
@@ -91,8 +92,7 @@ def detect_in_slide(
     device: torch.device,
     margin_px: int = MARGIN_PX,
 ) -> tuple[FoundObjects, list[str]]:
-    """What a detector in eval mode on ``device`` finds in these patches, best score first, and the unreadable
-    tiles.
+    """What a detector in eval mode finds in these patches, best score first, and the unreadable tiles.
 
     Raises :class:`SlideReadError` if the slide cannot be read, or too many of its tiles are bad.
     """
@@ -104,9 +104,7 @@ def detect_in_slide(
 
 
 def patches_with_margin(coords: PatchCoords, *, mpp: Mpp, margin_px: int = MARGIN_PX) -> PatchCoords:
-    """The same patches at the detector's resolution of ``mpp`` µm per pixel, each with ``margin_px`` pixels around
-    it.
-    """
+    """The same patches at ``mpp`` µm per pixel, each with a margin of ``margin_px`` pixels around it."""
     l0_per_px = mpp / coords.slide_mpp
     patch_px = ceil(coords.l0_patch / l0_per_px - 1e-6) + 2 * margin_px
     return replace(

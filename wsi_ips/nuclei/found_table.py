@@ -96,15 +96,17 @@ class FoundTable:
         )  # fmt: skip
 
     def rows_in(self, left: float, top: float, right: float, bottom: float) -> NDArray[np.int64]:
-        """Rows of the objects whose box meets this part of the slide (level-0 pixels), in the table's order, (n,)
-        int64.
+        """Rows of the objects whose box meets this part of the slide, (n,) int64.
+
+        The part is in level-0 pixels; rows are in the table's order.
         """
         x0_N, y0_N, x1_N, y1_N = self.l0_boxes_N4.T
         return np.flatnonzero((x1_N >= left) & (x0_N <= right) & (y1_N >= top) & (y0_N <= bottom))
 
     def l0_rings(self, rows: Sequence[int]) -> list[NDArray[np.float64]]:
-        """The outline of each of these objects, or its box if it has none: (V, 2) float64 x, y in level-0 pixels,
-        not closed.
+        """The outlines of these objects, (V, 2) float64 x, y in level-0 pixels each, not closed.
+
+        An object without an outline has its box instead.
         """
         boxes = self.l0_boxes_N4[list(rows)].astype(np.float64)
         rings = [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]) for x0, y0, x1, y1 in boxes]

@@ -72,8 +72,9 @@ HOW_TO_FIX = "name a detector that train-detector wrote"
 
 
 class Pyramid(nn.Module):
-    """Backbone and feature pyramid: images (N, 3, h, w) to five maps by name, finest first, of ``out_channels``
-    each.
+    """Backbone and feature pyramid, which turn images into five maps.
+
+    Images are (N, 3, h, w); maps have ``out_channels`` channels each.
     """
 
     def __init__(self, features: nn.Module, *, fpn: nn.Module | None, out_channels: int) -> None:
@@ -91,8 +92,9 @@ class Pyramid(nn.Module):
 
 
 def build_detector(config: DetectorConfig) -> nn.Module:
-    """The untrained detector that ``config`` names. Raises :class:`ConfigError` for a backbone that cannot be
-    used.
+    """The untrained detector that ``config`` names.
+
+    Raises :class:`ConfigError` for a backbone that cannot be used.
     """
     detector: nn.Module = build_mask_rcnn(config) if config.model == "mask_rcnn" else build_retinanet(config)
     return detector
@@ -117,7 +119,9 @@ def _config_of(path: Path, held: Mapping[str, Any]) -> DetectorConfig:
     return DetectorConfig.model_validate(held["config"], context=READ_NO_FILE)
 
 
-_FILE = WeightsFile(key=METADATA_KEY, name="detector", mend=HOW_TO_FIX, config_of=_config_of, build=build_detector)
+_FILE = WeightsFile(
+    key=METADATA_KEY, name="detector", mend=HOW_TO_FIX, config_of=_config_of, build=build_detector
+)
 
 
 def build_retinanet(config: DetectorConfig, pyramid: Pyramid | None = None) -> RetinaNet:
@@ -211,8 +215,9 @@ class AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 def build_pyramid(config: DetectorConfig) -> Pyramid:
-    """An untrained pyramid: SpineNet's own outputs, or a feature pyramid (Lin et al. 2017) with P6 and P7 over
-    another model.
+    """An untrained pyramid for the config's backbone.
+
+    It is SpineNet's own outputs, or a feature pyramid (Lin et al. 2017) with P6 and P7 over another model.
 
     Raises :class:`ConfigError` for a model that timm does not know, or without features of strides 8, 16 and 32.
     """
@@ -310,8 +315,9 @@ class LevelNormRpnHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps of all levels, finest first, to objectness (N, anchors, h, w) and offsets (N, 4 * anchors, h, w) of
-        each.
+        """Maps of all levels, finest first, to objectness and offsets of each.
+
+        They are (N, anchors, h, w) and (N, 4 * anchors, h, w).
         """
         seen = [self.act(norm(self.conv(x))) for norm, x in zip(self.norms, maps, strict=True)]
         return [self.objectness(x) for x in seen], [self.offsets(x) for x in seen]

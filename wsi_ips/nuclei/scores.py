@@ -1,5 +1,4 @@
-"""How well detections match the objects that are there: matching (:func:`match_boxes`), thresholds, F1
-(:func:`score_found`).
+"""How well detections match the objects that are there: :func:`match_boxes`, :func:`score_found`.
 
 A score threshold is chosen on other images than those that are scored.
 
@@ -150,8 +149,9 @@ def best_threshold(
     limit: float,
     thresholds: Sequence[float] = tuple(np.arange(0.05, 0.95, 0.025).round(3).tolist()),
 ) -> float:
-    """The score from which on detections count that gives the best F1 over these images; of equal ones the
-    lowest.
+    """The score from which on detections count that gives the best F1 over these images.
+
+    Of equal ones, the lowest is returned.
     """
 
     closes = [

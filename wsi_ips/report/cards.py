@@ -210,8 +210,9 @@ def _pixels(
     share: int,
     open_urls: bool,
 ) -> tuple[Pixels | None, str]:
-    """The pixels of the slide, and why it could not be read, if so. Without the slide: white of its size for its
-    map.
+    """The pixels of the slide, and why it could not be read, if so.
+
+    Without the slide: white of its size for its map.
     """
     paper = None
     if heat is not None:

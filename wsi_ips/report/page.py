@@ -153,8 +153,9 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def whisker(one: Figure) -> tuple[float, float, float] | None:
-    """(low, value, high) in percent of a figure that is a share; None for other numbers, and without an
-    interval.
+    """(low, value, high) in percent of a figure that is a share, else None.
+
+    It is None without an interval as well.
     """
     if one.value is None or one.low is None or one.high is None:
         return None

@@ -1,5 +1,4 @@
-"""The pictures of a report within its limit of bytes: a slide, the slide under its map, its top patches, and
-plots.
+"""The pictures of a report within its limit of bytes: slides, maps, top patches, and plots.
 
 A report is to be mailed: it stays below :data:`LARGEST_REPORT_BYTES` as long as there is room for a row of text
 per slide. Every slide has the same share of the bytes (:func:`share_of_a_slide`), so that the last one's pictures
@@ -94,8 +93,9 @@ class Look:
     quality: int
 
     def weight(self, patches: int) -> float:
-        """What the bytes are about proportional to: pixels, and JPEG's quality (measured on slides from 50
-        to 85).
+        """What the bytes are about proportional to.
+
+        It counts pixels and JPEG's quality (measured on slides from 50 to 85).
         """
         pixels = 2 * self.side_px**2 + patches * self.patch_px**2
         return float(pixels / (100 - self.quality) ** 0.7)
@@ -161,8 +161,9 @@ class Pixels:
 
 
 def share_of_a_slide(slides: int) -> int:
-    """Bytes of the file, base64 included, that the pictures of one of so many slides may take; 0 means no
-    pictures.
+    """Bytes that the pictures of one of ``slides`` slides may take; 0 means no pictures.
+
+    Bytes are those of the file, base64 included.
     """
     room = LARGEST_REPORT_BYTES - FRAME_BYTES - LARGEST_PLOTS_BYTES
     share = min(MOST_FOR_A_SLIDE, room // max(1, slides) - TEXT_BYTES)
@@ -333,8 +334,9 @@ def plots_of(paths: Iterable[Path], *, room: int = LARGEST_PLOTS_BYTES) -> tuple
 
 
 def training_plots(history: Mapping[str, Sequence[float]], *, name: str) -> list[Plot]:
-    """Plots of a training run's losses and, if its history has it, of selection; none if matplotlib is not
-    installed.
+    """Plots of a training run's losses and of its selection; none if matplotlib is not installed.
+
+    Selection is only plotted if the history has it.
 
     ``history`` maps columns to one number per epoch.
     """

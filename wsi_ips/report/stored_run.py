@@ -1,5 +1,4 @@
-"""What a report is made from, as it lies on disk: a prediction run, and the training and evaluation that belong to
-it.
+"""What a report is made from: a prediction run, and the training and evaluation that belong to it.
 
 - :func:`read_run`: the slides of a run with their status and answers, and its settings. A run that is still going
   on or was killed can be reported too, for the tables in its folder are always whole.
@@ -139,8 +138,9 @@ def _slide(number: int, slide_id: str, row: PredictionRow | None, begun: SlideRo
 
 
 def attention_file(run: StoredRun, slide_id: str) -> Path | None:
-    """Where a slide's attention is stored; None for an id that is no file name, for which predict stores
-    nothing.
+    """Where a slide's attention is stored; None for an id that is no file name.
+
+    For such an id predict stores nothing.
     """
     return run.folder.attention(slide_id) if is_file_name(slide_id) else None
 

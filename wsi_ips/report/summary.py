@@ -190,8 +190,9 @@ def summarise_time(slides: Sequence[StoredSlide]) -> TimeSummary | None:
 
 
 def answer(task: TaskConfig, outputs: dict[str, float]) -> str:
-    """What a slide was predicted to be in one task, in words; ``outputs`` maps classes to probabilities or
-    numbers.
+    """What a slide was predicted to be in one task, in words.
+
+    ``outputs`` maps classes to probabilities or numbers.
     """
     if task.survival is not None:
         return f"risk {outputs['risk']:.4g}"

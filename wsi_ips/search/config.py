@@ -46,8 +46,10 @@ class ProxyConfig(Section):
     """What a candidate is trained on, and how small it is made for that."""
 
     data: Literal["textures", "nuclei"]
-    """``textures``: classify pictures (score: mean log-likelihood of held-back ones). ``nuclei``: find outlined
-    nuclei (score: F1 at an IoU of 0.5, at the best threshold, in held-back images)."""
+    """``textures``: classify pictures (score: mean log-likelihood of held-back ones).
+
+    ``nuclei``: find outlined nuclei (score: F1 at an IoU of 0.5, at the best threshold, in held-back images).
+    """
     folder: Path
     """Folder of textures with ``manifest.csv`` (``path,class,source_group``), or of nuclei as PNG and Aperio
     XML.

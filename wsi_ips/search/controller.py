@@ -1,5 +1,4 @@
-"""A recurrent controller that draws candidates and is trained by their scores (Zoph et al. 2018):
-:class:`ControllerSearch`.
+"""A recurrent controller that draws candidates and learns from their scores (Zoph et al. 2018).
 
 Du et al. (2020) search by reinforcement learning with such a controller but give no settings for it. This one uses
 REINFORCE (Williams 1992) with a moving baseline and an entropy bonus.
@@ -24,8 +23,9 @@ SMALLEST_DEVIATION = 1e-6
 
 
 class Policy(nn.Module):
-    """An LSTM that sees its last choice, with one head per decision. Blocks that were already placed are
-    masked.
+    """An LSTM that sees its last choice, with one head per decision.
+
+    Blocks that were already placed are masked.
     """
 
     def __init__(self, vocabulary: Mapping[str, tuple[Label, ...]], hidden: int) -> None:
@@ -152,8 +152,9 @@ class ControllerSearch:
             return Proposal(answers, decode(self._space, recorded(draw, answers)))
 
     def tell(self, answers: Answers, score: float | None) -> None:
-        """Report a candidate's score, where larger is better; None means that it failed, and nothing is learned
-        from it.
+        """Report a candidate's score, where larger is better.
+
+        None means that it failed, and nothing is learned from it.
         """
         if score is None:
             return
@@ -189,8 +190,9 @@ class ControllerSearch:
 
 
 def vocabulary_of(space: SearchSpaceConfig) -> dict[str, tuple[Label, ...]]:
-    """Everything that each decision can ever choose: all blocks for a permutation, what is offered for the
-    others.
+    """Everything that each decision can ever choose.
+
+    For a permutation these are all blocks, for the others what is offered.
     """
     found: dict[str, tuple[Label, ...]] = {}
     blocks = {"order": len(intermediate_levels(space)), "output_order": len(space.outputs)}

@@ -40,8 +40,9 @@ class _Entry(Section):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One candidate of a strategy; numbers count from 0. ``score`` is None if it failed, and ``error`` says
-    why.
+    """One candidate of a strategy; numbers count from 0.
+
+    ``score`` is None if it failed, and ``error`` says why.
     """
 
     number: int
@@ -59,8 +60,9 @@ class Record:
     folder: Path
 
     def read(self) -> list[Candidate]:
-        """All candidates. Raises :class:`ResultsError` for a file that cannot be read, or is missing in
-        between.
+        """All candidates.
+
+        Raises :class:`ResultsError` for a file that cannot be read, or is missing in between.
         """
         return [self._read(number) for number in range(len(list(self.folder.glob("[0-9]*.json"))))]
 
@@ -123,8 +125,9 @@ def write_history(path: Path, candidates: Mapping[StrategyName, Sequence[Candida
 
 
 def draw_search(path: Path, found: Mapping[Any, Sequence[Candidate]], *, title: str) -> None:
-    """Plot each strategy's candidates as points and its best so far as a line; failed ones are crosses at the
-    bottom.
+    """Plot each strategy's candidates as points and its best so far as a line.
+
+    Failed candidates are crosses at the bottom.
 
     Runs of a strategy, such as "random 0" and "random 1", share its colour. Raises :class:`ConfigError` if
     matplotlib is not installed.

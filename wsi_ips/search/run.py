@@ -1,5 +1,4 @@
-"""Runs a search (:func:`search`): propose a candidate, train it in a process of its own, tell the strategy its
-score.
+"""Runs a search (:func:`search`): propose a candidate, train it, tell the strategy its score.
 
 A search that was killed goes on where it was when it is started again.
 """
@@ -59,8 +58,9 @@ def search(
 
 
 def retell(strategy: Strategy, past: Iterable[Candidate]) -> None:
-    """Tell a strategy the candidates of an earlier start. Raises :class:`ResultsError` for those of another
-    space.
+    """Tell a strategy the candidates of an earlier start.
+
+    Raises :class:`ResultsError` for those of another space.
     """
     for candidate in past:
         try:
@@ -74,8 +74,9 @@ def retell(strategy: Strategy, past: Iterable[Candidate]) -> None:
 def new_candidates(
     strategy: Strategy, budget: int, train: Train, *, past: Sequence[Candidate] = ()
 ) -> Iterator[Candidate]:
-    """Propose and train candidates up to ``budget`` in all, after the ``past`` ones that the strategy was already
-    told.
+    """Propose and train candidates up to ``budget`` in all.
+
+    ``past`` are those that the strategy was already told.
 
     A network that was trained before, with whatever result, is not trained again.
     """

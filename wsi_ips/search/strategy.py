@@ -26,8 +26,9 @@ class Proposal:
 
 
 class Strategy(Protocol):
-    """A strategy. Calls of ``propose`` and ``tell`` alternate; at the beginning, a whole record may be told at
-    once.
+    """A strategy.
+
+    Calls of ``propose`` and ``tell`` alternate; at the beginning, a whole record may be told at once.
     """
 
     def propose(self, number: int) -> Proposal:

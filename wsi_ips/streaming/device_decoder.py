@@ -88,8 +88,9 @@ class DeviceDecoder:
 
 
 def pays(decoder: DeviceDecoder, source: TileSource | RegionSource, n: int, *, threads: int) -> bool:
-    """Whether the device decodes the first ``n`` patches faster than ``threads`` threads here, to the same
-    picture.
+    """Whether the device decodes the first ``n`` patches faster than the CPU, and to the same picture.
+
+    The CPU decodes with ``threads`` threads.
 
     The second of two rounds is measured, for the first one loads what the decoders need.
     """
@@ -133,9 +134,7 @@ def means_the_same(decoder: DeviceDecoder, source: TileSource | RegionSource, n:
 
 
 def same_pixels(theirs_n3PP: Tensor, ours_n3PP: Tensor) -> bool:
-    """Whether the pixels of two decoders, (n, 3, P, P) uint8 each, agree within ``MOST_DIFFERENCE``; warns
-    if not.
-    """
+    """Whether the pixels of two decoders, (n, 3, P, P) uint8, agree within ``MOST_DIFFERENCE``; warns if not."""
     difference = (theirs_n3PP.cpu().float() - ours_n3PP.cpu().float()).abs().mean().item()
     if difference > MOST_DIFFERENCE:
         logger.warning(

@@ -48,8 +48,9 @@ class PatchSource(Protocol):
         ...
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
-        """Positions of the patches with these ids, on the CPU: (n,) int64 ids or (n, 2) float64 centres, as
-        ``kind`` says.
+        """Positions of the patches with these ids, on the CPU.
+
+        They are (n,) int64 ids or (n, 2) float64 centres, as ``kind`` says.
 
         Only networks that encode positions ask for them.
         """

@@ -38,8 +38,7 @@ LARGEST_REGION_PX = 16_384
 
 @dataclass(frozen=True, slots=True)
 class PatchRegion:
-    """How the patches of one slide are read: from which level, and how many of its pixels make one pixel of the
-    patch.
+    """How the patches of one slide are read: from which level, and at which scale.
 
     ``patch_px`` is a patch's side in its own pixels. ``lv_downsample`` is level-0 pixels per pixel of the level,
     ``lv_per_px`` pixels of the level per pixel of the patch.
@@ -124,7 +123,7 @@ class PatchRegion:
         return np.asarray(lv_xy_n2 - np.floor(lv_xy_n2))
 
     def read(self, slide: SlideReader, l0_xy: L0Point) -> RgbImage:
-        """Read the patch whose top-left corner is ``l0_xy``, (patch_px, patch_px, 3) uint8, white beyond the
+        """Read the patch with the top-left corner ``l0_xy``, (patch_px, patch_px, 3) uint8, white beyond the
         slide.
 
         If the level's resolution is not the patch's, pixels are resampled as :func:`resample` describes. Raises
@@ -166,8 +165,9 @@ class RegionSource:
         """None: a reader without tiles has no stored tiles."""
 
     def fill(self, start: int, into_nPPC: NDArray[np.uint8]) -> StreamTelemetry:
-        """Write the n patches from place ``start`` on into ``into_nPPC``, (n, P, P, 3) uint8, white beyond the
-        level.
+        """Fill ``into_nPPC``, (n, P, P, 3) uint8, with the n patches from place ``start`` on.
+
+        What lies beyond the level is white.
 
         A patch that cannot be read twice is white and counted. Raises :class:`SlideReadError` if too many patches
         are unreadable.

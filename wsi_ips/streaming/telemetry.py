@@ -1,5 +1,6 @@
-"""Where a stream's time goes (:class:`StreamTelemetry`), and how much of a slide may be unreadable
-(:class:`BadTiles`).
+"""Where a stream's time goes, and how much of a slide may be unreadable.
+
+See :class:`StreamTelemetry` and :class:`BadTiles`.
 """
 
 import logging
@@ -63,8 +64,9 @@ class BadTiles:
     """
 
     def __init__(self, path: Location, *, most_share: float, of_slide: float = 1.0) -> None:
-        """``most_share`` is the share of the slide's tiles that may be bad, ``of_slide`` the share of its patches
-        that are read.
+        """Allow the share ``most_share`` of the slide's tiles to be bad.
+
+        ``of_slide`` is the share of the slide's patches that are read.
 
         The limit counts against the whole slide, so that one bad tile that a full pass put up with does not end
         the reading of the few patches that were kept.

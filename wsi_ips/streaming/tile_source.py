@@ -79,8 +79,9 @@ class TileSource:
         self.regions = PixelPool(((int(region.lv_side) + 3) ** 2 * 3,), spare=SPARE_BUFFERS)
 
     def fill(self, start: int, into_nPPC: NDArray[np.uint8]) -> StreamTelemetry:
-        """Write the n patches from place ``start`` on into ``into_nPPC``, (n, P, P, 3) uint8, white beyond the
-        level.
+        """Fill ``into_nPPC``, (n, P, P, 3) uint8, with the n patches from place ``start`` on.
+
+        What lies beyond the level is white.
 
         Returns what the work took. Raises :class:`SlideReadError` if the file is no longer what it was, or too
         much of it is unreadable.
@@ -180,8 +181,9 @@ class StoredJpegs:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Where the pixels of some patches lie. ``own_n`` is the tile that is the patch and no other patch's, or
-    -1.
+    """Where the pixels of some patches lie.
+
+    ``own_n`` is the tile that is the patch and no other patch's, or -1.
     """
 
     start: int
@@ -222,8 +224,9 @@ class _Share:
             self._read_patch(size, painting, into_nPPC[place], inset=inset)
 
     def _decode_in_place(self, numbers: list[int], places: list[int], into_nPPC: NDArray[np.uint8]) -> None:
-        """Decode tiles that are patches. The loop is short, because other threads wait for the interpreter's
-        lock.
+        """Decode tiles that are patches.
+
+        The loop is short, because other threads wait for the interpreter's lock.
         """
         self._fetch(numbers)
         decode, level, stored = self._source.slide.decode_tile, self._level, self._stored
@@ -312,8 +315,9 @@ class Tile:
         self._free = free
 
     def decode_unless_begun(self, decode: Callable[[RgbImage], None]) -> None:
-        """Fill the pixels with ``decode``, unless a thread is doing so or has done so. Raises what ``decode``
-        raises.
+        """Fill the pixels with ``decode``, unless a thread is doing so or has done so.
+
+        Raises what ``decode`` raises.
         """
         if self.ready or not self._begun.acquire(blocking=False):
             return
@@ -327,8 +331,9 @@ class Tile:
             self._busy.release()
 
     def wait(self) -> None:
-        """Wait until the thread that decodes the tile is done. Raises what ``decode`` raised there, if it
-        failed.
+        """Wait until the thread that decodes the tile is done.
+
+        Raises what ``decode`` raised there, if it failed.
         """
         with self._busy:
             pass
@@ -352,8 +357,9 @@ class TileStore:
     """
 
     def __init__(self, uses: NDArray[np.int32], *, tile_shape: tuple[int, int, int], tiles: int) -> None:
-        """``uses`` says how often each tile is going to be borrowed and is counted down here; ``tiles`` bounds
-        those held.
+        """``uses`` says how often each tile is going to be borrowed; ``tiles`` bounds those that are held.
+
+        ``uses`` is counted down.
 
         ``tile_shape`` is (height, width, 3).
         """

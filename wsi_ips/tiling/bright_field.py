@@ -1,5 +1,4 @@
-"""Tissue on bright glass (:func:`bright_field_tissue`), and the look of the bare glass itself
-(:func:`find_glass`).
+"""Tissue on bright glass (:func:`bright_field_tissue`) and the look of the glass itself (:func:`find_glass`).
 
 Whatever lies on glass takes light away. Tissue is therefore measured as optical density against the glass of the
 same slide, not against other tissue: one threshold between "much stain" and "little stain" loses pale tissue that
@@ -28,13 +27,15 @@ WINDOW_PX = 5
 """Side of the window that is tested for evenness: 40 µm at 8 µm per pixel, a few nuclei of tissue."""
 
 EVEN = 16
-"""Grey levels by which even noisy glass varies within the window, at most. 99 % of H&E tissue varies by 35 or
-more.
+"""Grey levels by which even noisy glass varies within the window, at most.
+
+99 % of H&E tissue varies by 35 or more.
 """
 
 LEAST_EVEN = 0.25
-"""Share of the pixels of the glass's colour that are even, at least. Tissue of that colour is even in few places
-only.
+"""Share of the pixels of the glass's colour that are even, at least.
+
+Tissue of that colour is even in few places only.
 """
 
 DARKEST = 140
@@ -84,8 +85,9 @@ Bytes = NDArray[np.uint8]
 """(H, W) uint8 array."""
 
 LEAST_GREY = 0.012
-"""Mean optical density of the channels from which on a pixel is not glass: 3 % of the light. H&E tissue has 0.1 to
-1.
+"""Mean optical density of the channels from which on a pixel is not glass: 3 % of the light.
+
+H&E tissue has 0.1 to 1.
 """
 
 LEAST_COLOUR = 0.010
@@ -111,8 +113,9 @@ BAND_ROWS = 256
 """Rows of the picture that are worked on at once, to bound memory."""
 
 SMOOTH = 2.0
-"""Mean difference between neighbouring pixels, in grey levels, below which a region is even. Tissue has 6 to 40,
-glass 0.2 to 1.5.
+"""Mean difference between neighbouring pixels, in grey levels, below which a region is even.
+
+Tissue has 6 to 40, glass 0.2 to 1.5.
 """
 
 LINE_PX = 9
@@ -157,9 +160,7 @@ class Glass:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a segmentation found: ``mask_HW`` is True where tissue, ``pen_HW`` where tissue was left out as felt
-    pen.
-    """
+    """What a segmentation found: ``mask_HW`` is True at tissue, ``pen_HW`` at tissue left out as felt pen."""
 
     mask_HW: Mask
     pen_HW: Mask

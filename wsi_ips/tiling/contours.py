@@ -47,8 +47,9 @@ OUTSIDE = 0.02
 """Share of the slide's side by which an outline may stick out: outlines are drawn on thumbnails."""
 
 MOST_CROSSINGS = 1000
-"""How often an outline may cross itself. Tissue outlined by hand does so a few times; making a scribble valid
-takes minutes.
+"""How often an outline may cross itself.
+
+Tissue outlined by hand does so a few times; making a scribble valid takes minutes.
 """
 
 NO_AREAS = ("no geometry", "Point", "MultiPoint", "LineString", "MultiLineString")
@@ -307,8 +308,9 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> Feature:
 
 
 def write_features(path: Path, features: Iterable[Feature]) -> None:
-    """Write a FeatureCollection, one feature per line. Features are written as they come, for there may be a
-    million.
+    """Write a FeatureCollection, one feature per line.
+
+    Features are written as they come, for there may be a million.
     """
     # One for all: json.dumps would make one for each.
     encode = json.JSONEncoder(ensure_ascii=False).encode

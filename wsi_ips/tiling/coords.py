@@ -1,5 +1,4 @@
-"""Patch coordinates as HDF5 files: written in the layout of CLAM or TRIDENT, and read from theirs, AtlasPatch's
-and our own.
+"""Patch coordinates as HDF5 files in the layout of CLAM or TRIDENT; AtlasPatch's are read as well.
 
 Start with :func:`write_coords` and :func:`read_coords`. A file has a dataset ``coords`` of top-left corners in
 level-0 pixels and attributes that say how large a patch is. What those layouts cannot hold (fractions of a pixel,
@@ -103,8 +102,9 @@ TILE_AGAIN = "write it again with wsi-ips tile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TiledFrom:
-    """Everything that decides which patches a slide gets. It names no path, so that files may be moved and
-    renamed.
+    """Everything that decides which patches a slide gets.
+
+    It names no path, so that files may be moved and renamed.
     """
 
     slide: str
@@ -354,8 +354,9 @@ def _corners(dataset: Any, path: Path) -> NDArray[np.int64]:
 
 
 def _beside(file: Any, name: str, path: Path, n: int) -> Any:
-    """The (N,) numbers of a dataset that is stored beside the corners. Raises ``ValueError`` for another shape or
-    type.
+    """The (N,) numbers of a dataset that is stored beside the corners.
+
+    Raises ``ValueError`` for another shape or type.
     """
     dataset = plain_dataset(file, name, path, error=CoordsError, fix=TILE_AGAIN)
     if dataset.shape != (n,) or dataset.dtype.kind not in "iuf":

@@ -1,5 +1,4 @@
-"""The grid of patches over a slide (:class:`PatchGrid`) and the patches that are kept of it
-(:class:`PatchCoords`).
+"""The grid of patches over a slide (:class:`PatchGrid`) and the patches kept of it (:class:`PatchCoords`).
 
 This is geometry only, without pixels and masks. Footprints stay floats: 256 px at 0.5 µm are 526.75 level-0 pixels
 of a slide of 0.243 µm per pixel. Rounding that step would move the patch at the far corner of a large slide by
@@ -22,6 +21,7 @@ from wsi_ips.units import Mpp, Size
 
 MOST_CELLS = 2**25
 """The most cells that a slide's grid may have: 33.5 million, more than 32-px patches on the largest scans.
+
 Computing their shares of tissue takes about a gigabyte.
 """
 MOST_PATCHES = 20_000_000
@@ -61,9 +61,7 @@ class PatchGrid:
         return cls(g_cols=g_cols, g_rows=g_rows, l0_patch=l0_patch, l0_step=l0_step)
 
     def l0_corners(self, ids_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Top-left corners (x, y) of the patches with these ids, (N, 2) int64 level-0 pixels, each rounded by
-        itself.
-        """
+        """Top-left corners (x, y) of the patches with these ids, (N, 2) int64 level-0 pixels, rounded."""
         g_rows_N, g_cols_N = np.divmod(ids_N, self.g_cols)
         return np.rint(np.stack([g_cols_N, g_rows_N], axis=1) * self.l0_step).astype(np.int64)
 
@@ -152,8 +150,7 @@ class PatchCoords:
         )
 
     def um_centres(self, ids_n: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Centres (x, y) of the patches with these grid ids, (n, 2) float64, in µm from the slide's top-left
-        corner.
+        """Centres (x, y) of the patches with these ids, (n, 2) float64 in µm from the slide's top-left corner.
 
         Where a patch lies on the grid, this is the centre of the footprint that the grid meant: the same on every
         scan of the same glass, whatever its resolution. A patch that another program laid out has the centre of

@@ -54,15 +54,14 @@ class FindPatches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PatchesInTissue:
-    """The cells of a grid over the slide that hold enough tissue, by our own segmentation or
-    ``tiling.tissue.model``.
-    """
+    """The cells of a grid over the slide that hold enough tissue, by our own or a learned segmentation."""
 
     tiling: TilingConfig
 
     def __call__(self, slide: SlideReader, *, slide_id: str, mpp: Mpp | None) -> PatchCoords:
-        """The patches with tissue, as :class:`FindPatches` describes. Raises :class:`NoTissue` where there are
-        none.
+        """The patches with tissue, as :class:`FindPatches` describes.
+
+        Raises :class:`NoTissue` where there are none.
         """
         coords, mask = tile_slide(slide, self.tiling, slide_id=slide_id, mpp=mpp)
         if not len(coords):
@@ -351,8 +350,7 @@ def upsampling_note(coords: PatchCoords) -> str:
 
 
 def note_of(*, slide_mpp: Mpp, patch_mpp: Mpp) -> str:
-    """A note if patches of ``patch_mpp`` are enlarged by more than 10 % from a slide of ``slide_mpp``, else an
-    empty text.
+    """A note if patches are enlarged by more than 10 % from a slide's resolution, else an empty text.
 
     Both resolutions are µm per pixel.
     """

@@ -1,5 +1,6 @@
-"""A slide, or a window of it, as a picture at one exact scale: :func:`slide_picture`, :func:`slide_window`,
-:func:`thumbnail`.
+"""A slide, or a window of it, as a picture at one exact scale.
+
+Start with :func:`slide_picture`, :func:`slide_window` or :func:`thumbnail`.
 
 Memory grows with the picture and not with the slide: it is read block by block.
 """
@@ -19,8 +20,9 @@ logger = logging.getLogger(__name__)
 BLOCK_PX = 1024
 """Approximate side of the region of a level that is read at once; it takes 25 MB while it is averaged."""
 PIECE_PX = 256
-"""Largest side, in level-0 pixels, of an area that is made white because it cannot be read. Tiles are about as
-large.
+"""Largest side, in level-0 pixels, of an area that is made white because it cannot be read.
+
+Tiles are about as large.
 """
 MOST_FAILURES = 200
 """Failed reads in one picture after which the file is given up. One damaged tile costs about ten."""
@@ -69,8 +71,9 @@ def slide_window(
     l0_per_px: float,
     unread_HW: NDArray[np.bool_] | None = None,
 ) -> RgbImage:
-    """A window of the slide as a picture, (height, width, 3) uint8: each pixel is the mean of the area that it
-    covers.
+    """A window of the slide as a picture, (height, width, 3) uint8.
+
+    Each pixel is the mean of the area that it covers.
 
     ``at_px`` (x, y) is the window's top-left corner in pixels of the picture; it may lie between pixels, but has
     to lie in the slide. ``size_px`` is (width, height), ``l0_per_px`` the side of a pixel in level-0 pixels.
@@ -115,8 +118,9 @@ def _window(
 
 @dataclass(frozen=True, slots=True)
 class _Canvas:
-    """A picture, or a part of one. Pixel (i, j) covers level-0 columns ``l0_columns[i]`` to ``[i + 1]``, and rows
-    likewise.
+    """A picture, or a part of one.
+
+    Pixel (i, j) covers level-0 columns ``l0_columns[i]`` to ``[i + 1]``, and rows likewise.
     """
 
     picture_HWC: RgbImage

@@ -78,9 +78,7 @@ def segment(
 
 
 def mask_scale(model: TissueModelConfig, slide_mpp: Mpp, l0_per_px: float) -> float:
-    """Level-0 pixels per pixel of the mask: ``l0_per_px`` (the thumbnail's), or the model's own where it is
-    coarser.
-    """
+    """Level-0 pixels per pixel of the mask: ``l0_per_px`` (the thumbnail's), or the model's if it is coarser."""
     return max(l0_per_px, model.mpp / slide_mpp)
 
 

@@ -59,8 +59,9 @@ LARGEST_SIDE_PX = 8192
 """The longest side of the thumbnail, however large the slide or wrong its resolution."""
 
 MOST_PX = 2**25
-"""The most pixels of the thumbnail: a whole glass of 25x75 mm at 8 µm. Segmenting it takes about 30 bytes a
-pixel.
+"""The most pixels of the thumbnail: a whole glass of 25x75 mm at 8 µm.
+
+Segmenting it takes about 30 bytes a pixel.
 """
 
 BLACK = 8
@@ -122,9 +123,7 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
 
 
 def thumbnail_scale(l0_size: Size, *, slide_mpp: Mpp, thumbnail_mpp: float) -> float:
-    """Level-0 pixels per pixel of a mask of ``thumbnail_mpp`` µm per pixel, or of the finest mask that fits in
-    memory.
-    """
+    """Level-0 pixels per pixel of a mask of ``thumbnail_mpp``, or of the finest mask that fits in memory."""
     by_area = math.sqrt(l0_size[0] * l0_size[1] / MOST_PX)
     return max(1.0, thumbnail_mpp / slide_mpp, max(l0_size) / LARGEST_SIDE_PX, by_area)
 
@@ -178,8 +177,9 @@ def _why_empty(found: Found, config: TissueConfig, um2_per_px: float) -> tuple[s
 
 
 def dark_field_tissue(rgb_HWC: RgbImage) -> Mask:
-    """Tissue in a picture (H, W, 3) uint8 that is bright on black, (H, W) bool. All False where there is only
-    background.
+    """Tissue in a picture (H, W, 3) uint8 that is bright on black, (H, W) bool.
+
+    All False where there is only background.
     """
     light_HW = brightest_channel(rgb_HWC)
     near_HW = ndimage.gaussian_filter(light_HW, NEAR_SIGMA_PX, output=np.float32)

@@ -1,5 +1,4 @@
-"""The viewer's web application (:func:`create_app`): tiles of slides and of stored maps, and a run's content as
-JSON.
+"""The viewer's web application (:func:`create_app`): tiles of slides and maps, and a run's content as JSON.
 
     /                                               the page
     /page/{file}                                    the files that the page loads
@@ -149,8 +148,9 @@ class Images:
         self._stamps: dict[tuple[RunAnswers, str], tuple[float, str]] = {}
 
     async def answer(self, request: Request, picture: Picture) -> Response:
-        """The picture as a response. A cached one is answered at once; only what has to be made waits for a
-        thread.
+        """The picture as a response.
+
+        A cached one is answered at once; only what has to be made waits for a thread.
 
         Raises whatever making the picture raises.
         """
@@ -187,8 +187,9 @@ def _headers(request: Request, picture: Picture, stamp: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """The functions behind the routes. Starlette runs those that are not ``async`` in threads, for they wait for
-    disks.
+    """The functions behind the routes.
+
+    Starlette runs those that are not ``async`` in threads, for they wait for disks.
     """
 
     runs: list[RunAnswers]

@@ -184,8 +184,9 @@ class PatientProtocol(H11Protocol):
 
     @property
     def waits_until(self) -> float | None:
-        """When the connection will be dropped, on the loop's clock; None while it is answered or between
-        requests.
+        """When the connection will be dropped, on the loop's clock.
+
+        It is None while the connection is answered or between requests.
         """
         return self._patience.when() if self._patience is not None else None
 
@@ -228,8 +229,9 @@ class PatientProtocol(H11Protocol):
 
 
 def most_connections() -> int:
-    """The most connections at a time: at most a quarter of the files that this process may open, as slides need
-    some too.
+    """The most connections at a time.
+
+    They are at most a quarter of the files that this process may open, as slides need some too.
     """
     try:
         import resource

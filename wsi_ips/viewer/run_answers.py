@@ -67,8 +67,9 @@ class Layer(Protocol):
     """What a wing of the package draws over a slide, beside its attention."""
 
     def in_view(self, table: Path, asked: Mapping[str, str]) -> dict[str, Any]:
-        """What lies in the part of the slide that the query ``asked`` names, as JSON. ``table`` is the slide's
-        file.
+        """What lies in the part of the slide that the query names, as JSON.
+
+        ``asked`` is the query, ``table`` the slide's file of this layer.
 
         Raises :class:`ConfigError` for a part that is not possible, and :class:`ResultsError` for a broken file.
         """
@@ -254,8 +255,9 @@ class RunAnswers:
         }
 
     def value(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
-        """The raw value at the level-0 point ``x``, ``y`` of the query. Raises :class:`ConfigError` if it names no
-        point.
+        """The raw value at the level-0 point ``x``, ``y`` of the query.
+
+        Raises :class:`ConfigError` if it names no point.
         """
         try:
             l0_x, l0_y = float(asked["x"]), float(asked["y"])

@@ -1,6 +1,4 @@
-"""Serving the viewer: the listening socket (:func:`bound`), its address, the token, and the loop
-(:func:`serve`).
-"""
+"""Serving the viewer: the listening socket (:func:`bound`), its address, the token, the loop (:func:`serve`)."""
 
 import logging
 import os

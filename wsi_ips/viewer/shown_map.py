@@ -1,5 +1,4 @@
-"""A map as the viewer shows it: which one a query string asks for (:class:`MapChoice`), its tiles and numbers
-(:class:`ShownMap`).
+"""A map as the viewer shows it: :class:`MapChoice` says which one, :class:`ShownMap` has its tiles.
 
 Shape suffixes: N patches; R, C rows and columns of cells; H, W rows and columns of a tile.
 """
@@ -175,9 +174,7 @@ class ShownMap:
         ]
 
     def legend(self) -> dict[str, Any]:
-        """The legend as JSON: ticks with raw values, multiples of the even share and percentiles; colours from low
-        to high.
-        """
+        """The legend as JSON: ticks with values and percentiles, and the colours from low to high."""
         steps = np.linspace(0, len(self.table) - 1, LEGEND_COLOURS).round().astype(int)
         return {
             "map": self.heat.kind,
@@ -205,8 +202,9 @@ class ShownMap:
         }
 
     def value_at(self, l0_x: float, l0_y: float) -> dict[str, Any] | None:
-        """The map's raw value at a level-0 point as JSON, the mean where patches overlap; None outside all
-        patches.
+        """The map's raw value at a level-0 point as JSON.
+
+        It is the mean where patches overlap, and None outside all patches.
         """
         from_corner_N2 = np.array([l0_x, l0_y]) - self.coords.l0_exact_corners()
         held = np.flatnonzero(((from_corner_N2 >= 0) & (from_corner_N2 < self.coords.l0_patch)).all(axis=1))

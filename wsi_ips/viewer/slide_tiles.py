@@ -1,5 +1,4 @@
-"""Tiles of a slide: which part of it an address means (:class:`TilePyramid`), and that part as JPEG
-(:func:`slide_tile`).
+"""Tiles of a slide: their addresses (:class:`TilePyramid`), and their pixels as JPEG (:func:`slide_tile`).
 
 Addresses are Deep Zoom's without overlap: level 0 is a single pixel, each level has twice the resolution of the
 one before, and the last one is the slide's own level 0. Pixels come straight from the reader; colours are the
@@ -82,8 +81,9 @@ def slide_tile(slide: SlideReader, window: Window) -> bytes:
 
 
 def encode_jpeg(pixels: RgbImage) -> bytes:
-    """Pixels, (height, width, 3) uint8, as JPEG without chroma subsampling, which would blur the edges of
-    nuclei.
+    """Pixels, (height, width, 3) uint8, as JPEG.
+
+    Chroma is not subsampled, which would blur the edges of nuclei.
     """
     return bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), JPEG_QUALITY, "RGB", colorsubsampling="444")
@@ -91,8 +91,9 @@ def encode_jpeg(pixels: RgbImage) -> bytes:
 
 
 def slide_pixels(slide: SlideReader, window: Window) -> RgbImage:
-    """The window's pixels, (height, width, 3) uint8: each the mean of the area that it covers, white beyond the
-    slide.
+    """The window's pixels, (height, width, 3) uint8, white beyond the slide.
+
+    Each pixel is the mean of the area that it covers.
 
     This is several times faster than :func:`slide_window`, because Pillow averages whole pixels; the exact shares
     of pixels do not matter to the eye. Raises the reader's :class:`SlideReadError`.
@@ -145,8 +146,9 @@ class LruCache(Generic[Kept]):
         self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        """The item under ``key``, which ``make`` makes if it is not cached. If ``make`` raises, nothing is
-        cached.
+        """The item under ``key``, which ``make`` makes if it is not cached.
+
+        If ``make`` raises, nothing is cached.
         """
         with self._lock:
             if key in self._items:
