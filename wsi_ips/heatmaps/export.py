@@ -1,4 +1,4 @@
-"""What leaves for other programs: an export is a name and an import path, loaded when first asked for."""
+"""Exports of a map for other programs. :func:`make_exporter` loads the one with a given name."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -21,17 +21,18 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "asap": "wsi_ips.heatmaps.regions:AsapRegions",
     }
 )
+"""Every export by its name, as ``module:class``."""
 
-EXTRAS: Mapping[str, str] = MappingProxyType({"ome-zarr": "'wsi_ips[zarr]'"})
-"""What to install for an export whose packages are optional."""
+EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType({"ome-zarr": ("zarr", "'wsi_ips[zarr]'")})
+"""The optional package that an export needs, and what to install for it."""
 
 
 class Exporter(Protocol):
-    """A frozen dataclass whose fields are the export's options, all with a default."""
+    """An export: a frozen dataclass whose fields are the export's options, all with a default."""
 
     @property
     def suffix(self) -> str:
-        """Of the files that it writes, e.g. ``.ome.tif``."""
+        """The suffix of the files that it writes, such as ``.ome.tif``."""
         ...
 
     @property
@@ -40,11 +41,11 @@ class Exporter(Protocol):
         ...
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None) -> None:
-        """Write one map of one slide to ``path``, whole or not at all; an earlier one is replaced.
+        """Write one map of one slide to ``path``, whole or not at all; an existing file is replaced.
 
-        Numbers are raw attention, where patches overlap their mean; only colours know scales. Raises
-        :class:`ConfigError` for an option that cannot be with these values, :class:`ResultsError` for a slide
-        of another size than the one that was predicted, and the reader's :class:`SlideReadError`.
+        Numbers are raw values of the map, and their mean where patches overlap; scales only concern colours.
+        Raises :class:`ConfigError` for an option that does not suit these values, :class:`ResultsError` for a
+        slide of another size than the one that was predicted, and the reader's :class:`SlideReadError`.
         """
         ...
 
@@ -52,16 +53,19 @@ class Exporter(Protocol):
 def make_exporter(name: str, options: Mapping[str, Any]) -> Exporter:
     """The export ``name`` with these options.
 
-    Raises :class:`ConfigError` for an unknown name or an option that this export does not have,
-    :class:`ExportNotInstalled` where its package is missing.
+    Raises :class:`ConfigError` for an unknown name or an option that this export does not have, and
+    :class:`ExportNotInstalled` if a package that it needs is missing.
     """
     if name not in EXPORTS:
         raise ConfigError(f"there is no export {name!r}; known are {', '.join(EXPORTS)}")
     module, _, attribute = EXPORTS[name].partition(":")
+    optional, install = EXTRAS.get(name, ("", ""))
     try:
         exporter = getattr(import_module(module), attribute)
+        if optional:
+            import_module(optional)
     except ImportError as error:
-        raise ExportNotInstalled(name, EXTRAS.get(name, error.name or name)) from error
+        raise ExportNotInstalled(name, install or error.name or name) from error
     known = [each.name for each in fields(exporter)]
     strange = [option for option in options if option not in known]
     if strange:
