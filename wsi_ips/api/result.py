@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_ips.api.slide import AnySlide, png_in_notebook, reading
+from wsi_ips.commands.overlay import OverlayJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.maps import attention_map, query_of_task
 from wsi_ips.heatmaps.overlay import OverlayOptions, draw_overlay, write_overlay
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result, write_result
 from wsi_ips.inference.run_folder import stored_location
-from wsi_ips.recipe import OverlayJob, make_job
 
 NOTEBOOK_PX = 1024
 """Longer side of the overlay that a notebook shows of a result."""

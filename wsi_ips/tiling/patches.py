@@ -377,3 +377,15 @@ class PatchesInTissue:
     def read_from(self, slide_id: str) -> Sequence[Path]:
         """See :class:`FindPatches`: none."""
         return ()
+
+
+def stored_patches(
+    folder: Path, tiling: TilingConfig, *, raster: bool = False, own_px: bool = False
+) -> StoredPatches:
+    """The patches that ``--from-coords`` names, for any process; see :class:`StoredPatches`.
+
+    Raises :class:`ConfigError` for no folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--from-coords {folder}: no such folder")
+    return StoredPatches(folder.absolute(), tiling, raster=raster, own_px=own_px)
