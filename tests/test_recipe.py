@@ -11,9 +11,10 @@ from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.options import start
 from wsi_ips.commands.recipe import DONE_BY, JOBS, Job, load_recipe, make_job, shipped_recipe, with_overrides
 from wsi_ips.config import SelectionConfig
+from wsi_ips.config.heat import Colormap
 from wsi_ips.drawn.command import DemoJob
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.display_scale import Colormap, Scale
+from wsi_ips.heatmaps.display_scale import Scale
 
 PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 

@@ -8,7 +8,8 @@ import typer
 from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
 from wsi_ips.commands.options import COLOUR_END, OpenUrls, Outcome, start
-from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, chosen_heat, of_every_result
+from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, of_every_result
+from wsi_ips.config.heat import MapKind
 from wsi_ips.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ class ExportJob(MapJob):
     """None: ``exports/<format>/`` in ``run``."""
     um_per_px: Annotated[FiniteFloat, Field(gt=0)] | None = None
     """µm a pixel; none: a pixel a patch, or as fine as overlaps need it."""
-    side_px: PositiveInt | None = None
-    """Longest side of the finest level; none: the slide's own."""
     heat_only: bool = False
     """Transparent tiles without the slide."""
     top: PositiveInt | None = None
@@ -48,7 +47,7 @@ class ExportJob(MapJob):
     """The same as a percentile of the slide's patches, of contributions of its kept ones; neither: 95."""
 
     @property
-    def map_kind(self) -> Literal["attention", "contribution"]:
+    def map_kind(self) -> MapKind:
         """Attention, unless contributions are asked for: numbers mean what they meant in earlier versions."""
         return "contribution" if self.map == "contribution" or self.class_name is not None else "attention"
 
@@ -108,12 +107,13 @@ def command(
 
 def export(job: ExportJob, progress: Progress) -> Outcome:
     """Write every stored slide in one format. Raises as :func:`of_every_result`, and for a missing package."""
+    from wsi_ips.heatmaps.maps import choose_heat
 
     exporter = _exporter(job)
     out = job.out or job.run / "exports" / job.format
 
     def write(stem: str, result: "SlideResult", open_its_slide: Callable[[], "SlideReader"]) -> None:
-        heat = chosen_heat(job, result)
+        heat = choose_heat(result, job.heat)
         path = out / f"{stem}{exporter.suffix}"
         # Slides that were named are opened even where none is needed: is it the one that was predicted?
         if not exporter.needs_slide and job.slides is None:
@@ -128,12 +128,9 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
 
 
 def _exporter(job: ExportJob) -> "Exporter":
-    from wsi_ips.heatmaps.display_scale import HeatColours
     from wsi_ips.heatmaps.export import make_exporter
 
-    known = EXPORT_OPTIONS[job.format]
-    options: dict[str, Any] = {name: getattr(job, name) for name in known}
+    options: dict[str, Any] = {name: getattr(job, name) for name in EXPORT_OPTIONS[job.format]}
     if job.format == "deepzoom":
-        colours = {name: options.pop(name) for name in ("colormap", "scale", "low", "high")}
-        options["colours"] = HeatColours(**colours)
+        options = {"options": job.heat, "heat_only": job.heat_only}
     return make_exporter(job.format, {name: value for name, value in options.items() if value is not None})

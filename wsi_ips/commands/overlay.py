@@ -73,21 +73,6 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
 
     def draw(stem: str, result: "SlideResult", open_its_slide: Callable[[], "SlideReader"]) -> None:
         with open_its_slide() as slide:
-            write_overlay(
-                out / f"{stem}.png",
-                slide,
-                result,
-                side_px=job.side_px,
-                alpha=job.alpha,
-                colormap=job.colormap,
-                scale=job.scale,
-                low=job.low,
-                high=job.high,
-                kind=job.map_kind,
-                task=job.task,
-                class_name=job.class_name,
-                query=job.query,
-                head=job.head,
-            )
+            write_overlay(out / f"{stem}.png", slide, result, job.heat)
 
     return of_every_result(job, progress, out=out, doing="Drawing", done="overlays", write=draw)

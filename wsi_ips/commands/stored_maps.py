@@ -3,21 +3,21 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
-from pydantic import BeforeValidator, FiniteFloat, NonNegativeInt, model_validator
+from pydantic import model_validator
 
 from wsi_ips.commands.options import Outcome
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import SlidesOfJob, slides_by_id
-from wsi_ips.config import Fraction
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location
 
 if TYPE_CHECKING:
-    from wsi_ips.heatmaps.maps import Heat
     from wsi_ips.inference.results import SlideResult
     from wsi_ips.slides.base import SlideReader
 
@@ -35,12 +35,7 @@ Query = Annotated[int | None, typer.Option(help="Attention of one query, from 0.
 Head = Annotated[int | None, typer.Option(help="Attention of one head, from 0; default: mean over heads.")]
 
 
-def _scale_by_its_name(scale: object) -> object:
-    """Recipes of earlier versions call ``rank`` ``percentile``."""
-    return "rank" if scale == "percentile" else scale
-
-
-class MapJob(Job):
+class MapJob(HeatOptions, Job):
     """Which of a run's stored maps is shown; no model."""
 
     run: Path
@@ -49,39 +44,20 @@ class MapJob(Job):
     """Where the slides are now; none: where ``predict`` read them."""
     open_urls: bool = False
     """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
-    map: Literal["attention", "contribution"] | None = None
-    """What is shown: where the network looked, or what each patch adds to a class. None: as the command has it."""
-    task: str | None = None
-    """Attention: that of the query which this task reads; none: the mean over all queries. Contributions: to this
-    task's logits; none: the first task that has the class."""
-    class_name: str | None = None
-    """Contributions to this class; none: of one or two classes the last, of more the likeliest of the slide."""
-    query: NonNegativeInt | None = None
-    """Attention of a query, by its index."""
-    head: NonNegativeInt | None = None
-    """Of this attention head; none: the mean over all heads."""
-    alpha: Fraction = 0.5
-    """Opacity of the heat."""
-    colormap: Literal["blue_yellow", "blue_red"] | None = None
-    """Of attention (none: blue_yellow); contributions have a sign and are always blue_red."""
-    scale: Annotated[Literal["even", "rank", "absolute"] | None, BeforeValidator(_scale_by_its_name)] = None
-    """Colours by attention in times the even share 1/N (the same for every slide; none means this), by a patch's
-    rank in its slide, or by the raw value. ``percentile`` is the earlier name of ``rank``. Contributions have one
-    scale, the same for every slide: logits, 0 in the middle, logarithmic away from it."""
-    low: FiniteFloat | None = None
-    """What the low end of the colours stands for: so many times the even share (none: 0.25), a percentile (none:
-    0) or a raw value (none: the slide's smallest)."""
-    high: FiniteFloat | None = None
-    """The high end (none: 64 times the even share, 100, or the slide's largest value); of a map of contributions
-    the logits at both ends of the colours (none: 1)."""
 
     @property
-    def map_kind(self) -> Literal["attention", "contribution"] | None:
+    def map_kind(self) -> MapKind | None:
         """The kind of map that is asked for, by name or by what only one of them has; None: neither was."""
         if self.map is not None or self.class_name is not None:
             return self.map or "contribution"
         of_attention = (self.query, self.head, self.colormap, self.scale, self.low, self.high)
         return None if all(choice is None for choice in of_attention) else "attention"
+
+    @property
+    def heat(self) -> HeatOptions:
+        """What is drawn: the job's options, with the kind of map that they ask for."""
+        options = {name: getattr(self, name) for name in HeatOptions.model_fields}
+        return HeatOptions.model_validate({**options, "map": self.map_kind})
 
     @model_validator(mode="after")
     def _choices_can_be(self) -> Self:
@@ -166,6 +142,7 @@ def _opened(
 
 def _check_choice(job: MapJob, stored: list[Path]) -> None:
     """One model wrote the whole run, so the first file that can be read speaks for all."""
+    from wsi_ips.heatmaps.maps import choose_heat
     from wsi_ips.inference.results import read_result
 
     if job.map_kind is None and job.task is None:
@@ -175,22 +152,5 @@ def _check_choice(job: MapJob, stored: list[Path]) -> None:
             result = read_result(path)
         except ResultsError:
             continue
-        chosen_heat(job, result)
+        choose_heat(result, job.heat)
         return
-
-
-def chosen_heat(job: MapJob, result: "SlideResult") -> "Heat":
-    """The map of the result that the job's options ask for: attention or contributions, of which task and class.
-
-    Raises the same errors as :func:`choose_heat`.
-    """
-    from wsi_ips.heatmaps.maps import choose_heat
-
-    return choose_heat(
-        result,
-        kind=job.map_kind,
-        task=job.task,
-        class_name=job.class_name,
-        query=job.query,
-        head=job.head,
-    )

@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.color import lab2rgb
 
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import Colormap, MapKind
 from wsi_ips.errors import ConfigError
 from wsi_ips.units import Size
 
@@ -177,8 +179,6 @@ def _percentiles(values_N: NDArray[np.floating]) -> tuple[NDArray[np.float64], N
     return distinct, mean_ranks / (len(values_N) - 1) * 100
 
 
-Colormap = Literal["blue_yellow", "blue_red"]
-MapKind = Literal["attention", "contribution"]
 """What a map shows: how much the network looked at a patch, or what a patch adds to an output."""
 
 COLOURS = 256
@@ -218,42 +218,35 @@ def colourise(shares: NDArray[np.floating], table: NDArray[np.uint8]) -> NDArray
     return np.asarray(table[np.rint(shares * (len(table) - 1)).astype(np.intp)])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeatColours:
-    """How raw values become colours. scale, low, high: see :class:`DisplayScale`. None: what the kind of map has,
-    which is ``blue_yellow`` and ``even`` for attention, ``blue_red`` and ``signed`` for contributions.
+def colours_of(options: HeatOptions, kind: MapKind) -> NDArray[np.uint8]:
+    """The colours of a map, (256, 3) uint8. Raises :class:`ConfigError` for colours that this kind cannot have."""
+    return colour_table(colormap_of(options, kind))
+
+
+def colormap_of(options: HeatOptions, kind: MapKind) -> Colormap:
+    """The colour map by name: ``blue_yellow`` for attention unless another is asked for, ``blue_red`` for
+    contributions. Raises :class:`ConfigError` for one that this kind cannot have."""
+    if kind == "attention":
+        return options.colormap or "blue_yellow"
+    if options.colormap not in (None, "blue_red"):
+        raise ConfigError(
+            f"{options.colormap} has no middle: contributions have a sign and are drawn in blue_red; "
+            "leave the colour map out, or choose the attention map"
+        )
+    return "blue_red"
+
+
+def scale_of(options: HeatOptions, values_N: NDArray[np.floating], kind: MapKind) -> DisplayScale:
+    """The scale of a slide's values: ``even`` for attention unless another is asked for, ``signed`` for
+    contributions.
+
+    Raises :class:`ConfigError` for ends that cannot be, and for one of attention where contributions are shown.
     """
-
-    colormap: Colormap | None = None
-    scale: Scale | None = None
-    low: float | None = None
-    high: float | None = None
-
-    def table(self, kind: MapKind) -> NDArray[np.uint8]:
-        """The colours, (256, 3) uint8. Raises :class:`ConfigError` for colours that this kind cannot have."""
-        return colour_table(self.colormap_of(kind))
-
-    def colormap_of(self, kind: MapKind) -> Colormap:
-        """The colour map by name. Raises :class:`ConfigError` for one that this kind cannot have."""
-        if kind == "attention":
-            return self.colormap or "blue_yellow"
-        if self.colormap not in (None, "blue_red"):
-            raise ConfigError(
-                f"{self.colormap} has no middle: contributions have a sign and are drawn in blue_red; "
-                "leave the colour map out, or choose the attention map"
-            )
-        return "blue_red"
-
-    def display(self, values_N: NDArray[np.floating], kind: MapKind = "attention") -> DisplayScale:
-        """The scale of a slide's values. Raises :class:`ConfigError` for ends that cannot be, and for a scale that
-        this kind of map cannot have."""
-        scale = self.scale or ("even" if kind == "attention" else "signed")
-        if (scale == "signed") != (kind == "contribution"):
-            raise ConfigError(
-                f"scale {scale} is none of {kind} maps, which have "
-                + ("even, rank and absolute" if kind == "attention" else "signed")
-            )
-        return DisplayScale(values_N, scale=scale, low=self.low, high=self.high)
+    if kind == "attention":
+        return DisplayScale(values_N, scale=options.scale or "even", low=options.low, high=options.high)
+    if options.scale is not None:
+        raise ConfigError(f"scale {options.scale} is none of contribution maps, which have signed")
+    return DisplayScale(values_N, scale="signed", low=options.low, high=options.high)
 
 
 INK, FAINT_INK, PAPER = (25, 25, 25), (90, 90, 90), (255, 255, 255)

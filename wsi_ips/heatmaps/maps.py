@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import DEFAULT_HEAT, MapKind
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.heatmaps.display_scale import MapKind, is_flat, short, signed
+from wsi_ips.heatmaps.display_scale import is_flat, short, signed
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.tiling.grid import PatchCoords
@@ -162,26 +164,20 @@ class Heat:
         return max(classes, key=lambda name: classes[name]) if len(classes) > 1 else None
 
 
-def choose_heat(
-    result: SlideResult,
-    *,
-    kind: MapKind | None = None,
-    task: str | None = None,
-    class_name: str | None = None,
-    query: int | None = None,
-    head: int | None = None,
-    alone: bool = False,
-) -> Heat:
+def choose_heat(result: SlideResult, options: HeatOptions = DEFAULT_HEAT, *, alone: bool = False) -> Heat:
     """One map of a slide.
 
-    kind None: contributions where the head tells them and neither a query nor a head is named, else attention.
-    Attention: of a task, or of a query, and of a head; means over those not named. Contributions: to a class of a
-    task, chosen by :func:`wsi_ips.heatmaps.maps.choose_output` where it is not named. alone: the
+    options: which one. Without a kind: contributions where the head tells them and neither a query nor a head is
+    named, else attention. Attention is that of a task, or of a query, and of a head; means over those not named.
+    Contributions are to a class of a task, chosen by :func:`choose_output` where it is not named. alone: the
     slide's other maps of attention are left out, and are not looked at.
 
     Raises :class:`ConfigError` for a task, class, query or head that is not there, choices that do not go together
     and contributions that the head does not tell, :class:`ResultsError` for values that are not finite.
     """
+    kind, task, class_name, query, head = (
+        options.map, options.task, options.class_name, options.query, options.head,
+    )  # fmt: skip
     if kind is None:
         by_default = tells(result) and query is None and head is None
         kind = "contribution" if class_name is not None or by_default else "attention"

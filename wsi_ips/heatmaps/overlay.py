@@ -9,7 +9,6 @@ Shape suffixes: N patches, H heads, T queries; on canvases H, W rows and columns
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 import numpy as np
 import shapely
@@ -17,22 +16,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from shapely import Polygon
 
-from wsi_ips.config import LARGEST_OVERLAY_PX
+from wsi_ips.config import LARGEST_OVERLAY_PX, HeatOptions
+from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.display_scale import (
     FAINT_INK,
     PAPER,
     ROWS,
-    Colormap,
     DisplayScale,
-    HeatColours,
     Legend,
-    MapKind,
-    Scale,
     Tick,
     add_legend,
+    colormap_of,
     colourise,
+    colours_of,
     draw_legend,
+    scale_of,
 )
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, predictions_in_words
 from wsi_ips.heatmaps.raster import Cells, PatchRaster, PngRows
@@ -46,25 +45,9 @@ from wsi_ips.units import Size
 MOST_BAND_ROWS = 128
 """Of a picture, drawn at once: 50 MB of floats for the widest."""
 
+DEFAULT_SIDE_PX = 2048
 TICKS_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 OUTLINE, HALO = (20, 20, 20), (255, 255, 255)
-
-
-class OverlayOptions(TypedDict, total=False):
-    """The options of :func:`draw_overlay`."""
-
-    outlines: Sequence[Polygon]
-    side_px: int
-    alpha: float
-    colormap: Colormap | None
-    scale: Scale | None
-    low: float | None
-    high: float | None
-    kind: MapKind | None
-    task: str | None
-    class_name: str | None
-    query: int | None
-    head: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,57 +66,35 @@ class Overlay:
 def draw_overlay(
     slide: SlideReader,
     result: SlideResult,
+    options: HeatOptions = DEFAULT_HEAT,
     *,
     outlines: Sequence[Polygon] = (),
-    side_px: int = 2048,
-    alpha: float = 0.5,
-    colormap: Colormap | None = None,
-    scale: Scale | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    kind: MapKind | None = None,
-    task: str | None = None,
-    class_name: str | None = None,
-    query: int | None = None,
-    head: int | None = None,
 ) -> Overlay:
     """Draw in memory that grows with the picture, not with the slide.
 
-    outlines: in level-0 pixels, drawn as thin lines. side_px: longest side of the slide's part; a smaller slide
-    is not enlarged. alpha: opacity of the heat, 0 to 1. colormap, scale, low, high: see :class:`HeatColours`.
-    kind, task, class_name, query, head: see :func:`choose_heat`.
+    options: which map, in which colours, how large. outlines: in level-0 pixels, drawn as thin lines.
 
     Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` where ``slide`` has another
     size than the slide that was predicted, and the reader's :class:`SlideReadError`.
     """
-    drawing = _Drawing(
-        slide,
-        result,
-        outlines=outlines,
-        side_px=side_px,
-        alpha=alpha,
-        colormap=colormap,
-        scale=scale,
-        low=low,
-        high=high,
-        kind=kind,
-        task=task,
-        class_name=class_name,
-        query=query,
-        head=head,
-    )
+    drawing = _Drawing(slide, result, options, outlines=outlines)
     picture = Image.fromarray(np.concatenate(list(drawing.bands())))
     return Overlay(add_legend(picture, drawing.legend), picture.size, drawing.l0_per_px, drawing.facts)
 
 
 def write_overlay(
-    path: Path, slide: SlideReader, result: SlideResult, **options: Unpack[OverlayOptions]
+    path: Path,
+    slide: SlideReader,
+    result: SlideResult,
+    options: HeatOptions = DEFAULT_HEAT,
+    *,
+    outlines: Sequence[Polygon] = (),
 ) -> None:
     """Draw (see :func:`draw_overlay`) and write a PNG, whole or not at all, with its facts as PNG text.
 
     Drawn and written band by band: memory grows with the picture's width, not with its area.
     """
-    drawing = _Drawing(slide, result, **options)
+    drawing = _Drawing(slide, result, options, outlines=outlines)
     below = np.asarray(draw_legend(drawing.picture_px, drawing.legend))
     height, paper = drawing.picture_px[1], below.shape[1] - drawing.picture_px[0]
     with whole_file(path) as partial, partial.open("wb") as file:
@@ -153,31 +114,19 @@ class _Drawing:
         self,
         slide: SlideReader,
         result: SlideResult,
+        options: HeatOptions,
         *,
         outlines: Sequence[Polygon] = (),
-        side_px: int = 2048,
-        alpha: float = 0.5,
-        colormap: Colormap | None = None,
-        scale: Scale | None = None,
-        low: float | None = None,
-        high: float | None = None,
-        kind: MapKind | None = None,
-        task: str | None = None,
-        class_name: str | None = None,
-        query: int | None = None,
-        head: int | None = None,
     ) -> None:
-        _check_options(alpha=alpha, side_px=side_px)
+        side_px = DEFAULT_SIDE_PX if options.side_px is None else options.side_px
+        _check_options(alpha=options.alpha, side_px=side_px)
         check_same_slide(slide, result.coords)
         coords = result.coords
-        self.slide, self.alpha = slide, alpha
+        self.slide, self.alpha = slide, options.alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
-        heat = choose_heat(
-            result, kind=kind, task=task, class_name=class_name, query=query, head=head, alone=True
-        )
-        colours = HeatColours(colormap=colormap, scale=scale, low=low, high=high)
-        self.display = colours.display(heat.values_N, heat.kind)
-        self.table = colours.table(heat.kind)
+        heat = choose_heat(result, options, alone=True)
+        self.display = scale_of(options, heat.values_N, heat.kind)
+        self.table = colours_of(options, heat.kind)
         self.raster = PatchRaster.of(
             coords.l0_exact_corners(),
             coords.l0_patch,
@@ -194,7 +143,7 @@ class _Drawing:
             "shown": heat.shown,
             "flat": "yes" if heat.flat else "no",
             "scale": f"{self.display.scale} {self.display.low!r} {self.display.high!r}",
-            "colormap": colours.colormap_of(heat.kind),
+            "colormap": colormap_of(options, heat.kind),
         }
 
     def bands(self) -> Iterator[RgbImage]:

@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 
 from wsi_ips import __version__
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import HeatOptions, TaskConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import AnnotationError, ConfigError, WsiIpsError
@@ -23,7 +23,7 @@ from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.units import Size
-from wsi_ips.viewer.shown_map import MapChoice, ShownMap
+from wsi_ips.viewer.shown_map import ShownMap
 from wsi_ips.viewer.slide_tiles import (
     TILE_PX,
     Lately,
@@ -208,13 +208,13 @@ class RunAnswers:
             },
         }
 
-    def map(self, slide_id: str, choice: MapChoice) -> ShownMap:
+    def map(self, slide_id: str, choice: HeatOptions) -> ShownMap:
         """Raises :class:`ConfigError` for a map that the slide does not have."""
         result = self.run.result(slide_id)
         stamp = file_stamp(self.run.folder.attention(slide_id))
         return self._maps.get((slide_id, stamp, choice), lambda: ShownMap.of(result, choice))
 
-    def top_patches(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
+    def top_patches(self, slide_id: str, choice: HeatOptions, asked: Mapping[str, str]) -> dict[str, Any]:
         """The ``top`` patches with the largest values (24)."""
         text = asked.get("top", "24")
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_PATCHES):
@@ -227,7 +227,7 @@ class RunAnswers:
             "patches": shown.top_patches(int(text)),
         }
 
-    def value(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
+    def value(self, slide_id: str, choice: HeatOptions, asked: Mapping[str, str]) -> dict[str, Any]:
         """The raw value at the level-0 point ``x``, ``y``."""
         try:
             l0_x, l0_y = float(asked["x"]), float(asked["y"])
@@ -256,7 +256,7 @@ class RunAnswers:
         window = self._pyramid(slide_id).window(level, col, row)
         return slide_tile(self.run.slide(slide_id), window)
 
-    def heat_tile(self, slide_id: str, choice: MapChoice, level: int, col: int, row: int) -> bytes:
+    def heat_tile(self, slide_id: str, choice: HeatOptions, level: int, col: int, row: int) -> bytes:
         """PNG. Raises :class:`NoSuchTile`."""
         window = self._pyramid(slide_id).window(level, col, row)
         shown = self.map(slide_id, choice)

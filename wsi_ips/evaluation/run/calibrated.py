@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ def calibrate_run(
     folder: Path,
     manifest: Path,
     *,
-    split: str,
+    split: Literal["val", "test"],
     task: str | None,
     risk: float,
     by_class: bool,
