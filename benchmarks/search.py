@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from wsi_ips.commands.recipe import load_recipe, make_job, shipped_recipe
 from wsi_ips.models.spinenet.specification import Specification, content_of, write_specification
-from wsi_ips.recipe import SearchJob, load_recipe, make_job, shipped_recipe
 from wsi_ips.search.candidate import ProxyTask, Scored
+from wsi_ips.search.command import SearchJob
 from wsi_ips.search.config import SearchConfig
 from wsi_ips.search.proxy import prepare, write_arrays
 from wsi_ips.search.record import Candidate, best_of, draw_search

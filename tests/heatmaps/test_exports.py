@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.heatmaps.maps_of_slides import L0_SIZE, SLIDE_MPP, drawn, result_of, without_patches
 from tests.heatmaps.test_legend import drawn_words
+from wsi_ips.config import HeatOptions
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.errors import ConfigError, ExportNotInstalled, ResultsError, SlideReadError
 from wsi_ips.heatmaps.export import EXPORTS, Exporter, make_exporter
@@ -166,7 +167,7 @@ class TestOmeZarr(ExporterContract):
     def test_metadata_is_valid_and_queries_are_channels(self, tmp_path: Path) -> None:
         from ome_zarr_models.v05 import Image as ValidImage
 
-        heat = choose_heat(drawn(queries=3).heat.result, query=1, head=0)
+        heat = choose_heat(drawn(queries=3).heat.result, HeatOptions(query=1, head=0))
         make_exporter("ome-zarr", {"um_per_px": 0.4}).write(tmp_path / "a.ome.zarr", heat)
         group = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")
         ValidImage.from_zarr(group)
@@ -258,7 +259,9 @@ class TestDeepZoom(ExporterContract):
     name = "deepzoom"
 
     def test_levels_and_tiles_are_those_of_the_format(self, tmp_path: Path) -> None:
-        make_exporter("deepzoom", {"side_px": 900}).write(tmp_path / "a.dzi", drawn().heat, drawn().slide)
+        make_exporter("deepzoom", {"options": HeatOptions(side_px=900)}).write(
+            tmp_path / "a.dzi", drawn().heat, drawn().slide
+        )
         width, height = 900, 594
         assert f'Width="{width}" Height="{height}"' in (tmp_path / "a.dzi").read_text()
         for level in range(10, -1, -1):
@@ -276,7 +279,7 @@ class TestDeepZoom(ExporterContract):
         assert len(list((tmp_path / "a_files").iterdir())) == 11
 
     def test_the_heat_alone_needs_no_slide(self, tmp_path: Path) -> None:
-        exporter = make_exporter("deepzoom", {"heat_only": True, "alpha": 1.0})
+        exporter = make_exporter("deepzoom", {"heat_only": True, "options": HeatOptions(alpha=1.0)})
         assert not exporter.needs_slide
         exporter.write(tmp_path / "a.dzi", drawn(share=0.5).heat)
         with Image.open(tmp_path / "a_files" / "11" / "0_0.png") as tile:

@@ -8,10 +8,10 @@ import pytest
 from tests.slides.dicom_files import set_all, write_image, write_series
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.commands.info import describe_slides
-from wsi_ips.commands.tile import tile
+from wsi_ips.commands.recipe import make_job
+from wsi_ips.commands.tile import TileJob, tile
 from wsi_ips.errors import DamagedSlide, SeveralSlides, SlideNotFound, UnsupportedSlide
 from wsi_ips.progress import silent
-from wsi_ips.recipe import TileJob, make_job
 from wsi_ips.slides import find_slides, open_slide, slide_id, unique_slide_ids
 from wsi_ips.slides.dicom import series
 from wsi_ips.slides.folder import files_of

@@ -5,6 +5,7 @@ A part of the program receives its own section, never the whole configuration.
 
 from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
 from wsi_ips.config.encoder_input import TransformConfig
+from wsi_ips.config.heat import HeatOptions
 from wsi_ips.config.model import (
     LETTERS,
     READ_NO_FILE,
@@ -46,6 +47,7 @@ __all__ = [
     "EncoderConfig",
     "FinetuneConfig",
     "Fraction",
+    "HeatOptions",
     "ModelConfig",
     "Monitor",
     "NamedSpecification",

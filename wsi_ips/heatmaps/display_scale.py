@@ -1,7 +1,7 @@
 """How a map is displayed: its colour scale, its colours, and the legend that explains them.
 
-Start with :class:`HeatColours`, which has the defaults, or :class:`DisplayScale`. All of this is for display only:
-stored numbers stay raw.
+Start with :func:`scale_of` and :func:`colours_of`, which know the defaults, or :class:`DisplayScale`. All of
+this is for display only: stored numbers stay raw.
 
 Scales. The attention of a slide's N patches sums to 1, so that a patch with no more than its even share has 1 / N.
 By default, colours stand for attention as a multiple of that share, on one logarithmic scale for all slides.
@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.color import lab2rgb
 
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import Colormap, MapKind
 from wsi_ips.errors import ConfigError
 from wsi_ips.units import Size
 
@@ -67,11 +69,6 @@ A logit is the sum of as many as a hundred contributions, most of which would be
 FLAT_WITHIN = 1.5
 """Attention is called flat if every patch has between 1 / 1.5 and 1.5 times the even share."""
 
-Colormap = Literal["blue_yellow", "blue_red"]
-"""Names of the colour maps."""
-
-MapKind = Literal["attention", "contribution"]
-"""What a map shows: how much the network attends to a patch, or what a patch adds to an output."""
 
 COLOURS = 256
 """Colours of a table."""
@@ -185,50 +182,42 @@ class DisplayScale:
         return held & (values != 0) if self.scale == "signed" else held
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeatColours:
-    """How raw values become colours: the colour map and the scale, see :class:`DisplayScale`.
+def colours_of(options: HeatOptions, kind: MapKind) -> NDArray[np.uint8]:
+    """The colours of a map, (256, 3) uint8.
 
-    What is None depends on the kind of map: ``blue_yellow`` and ``even`` for attention, ``blue_red`` and
-    ``signed`` for contributions.
+    Raises :class:`ConfigError` for a colour map that this kind of map cannot have.
     """
+    return colour_table(colormap_of(options, kind))
 
-    colormap: Colormap | None = None
-    scale: Scale | None = None
-    low: float | None = None
-    high: float | None = None
 
-    def table(self, kind: MapKind) -> NDArray[np.uint8]:
-        """The colours, (256, 3) uint8.
+def colormap_of(options: HeatOptions, kind: MapKind) -> Colormap:
+    """The name of the colour map: ``blue_yellow`` for attention unless another is chosen, ``blue_red`` for
+    contributions.
 
-        Raises :class:`ConfigError` for a colour map that this kind of map cannot have.
-        """
-        return colour_table(self.colormap_of(kind))
+    Raises :class:`ConfigError` for one that this kind of map cannot have.
+    """
+    if kind == "attention":
+        return options.colormap or "blue_yellow"
+    if options.colormap not in (None, "blue_red"):
+        raise ConfigError(
+            f"{options.colormap} has no middle: contributions have a sign and are drawn in blue_red; "
+            "leave the colour map out, or choose the attention map"
+        )
+    return "blue_red"
 
-    def colormap_of(self, kind: MapKind) -> Colormap:
-        """The name of the colour map. Raises :class:`ConfigError` for one that this kind of map cannot have."""
-        if kind == "attention":
-            return self.colormap or "blue_yellow"
-        if self.colormap not in (None, "blue_red"):
-            raise ConfigError(
-                f"{self.colormap} has no middle: contributions have a sign and are drawn in blue_red; "
-                "leave the colour map out, or choose the attention map"
-            )
-        return "blue_red"
 
-    def display(self, values_N: NDArray[np.floating], kind: MapKind = "attention") -> DisplayScale:
-        """The scale for a slide's values.
+def scale_of(options: HeatOptions, values_N: NDArray[np.floating], kind: MapKind) -> DisplayScale:
+    """The scale for a slide's values: ``even`` for attention unless another is chosen, ``signed`` for
+    contributions.
 
-        Raises :class:`ConfigError` for a scale that this kind of map cannot have, and for ends that the scale
-        cannot have.
-        """
-        scale = self.scale or ("even" if kind == "attention" else "signed")
-        if (scale == "signed") != (kind == "contribution"):
-            raise ConfigError(
-                f"scale {scale} is none of {kind} maps, which have "
-                + ("even, rank and absolute" if kind == "attention" else "signed")
-            )
-        return DisplayScale(values_N, scale=scale, low=self.low, high=self.high)
+    Raises :class:`ConfigError` for a scale of attention where contributions are shown, and for ends that the scale
+    cannot have.
+    """
+    if kind == "attention":
+        return DisplayScale(values_N, scale=options.scale or "even", low=options.low, high=options.high)
+    if options.scale is not None:
+        raise ConfigError(f"scale {options.scale} is none of contribution maps, which have signed")
+    return DisplayScale(values_N, scale="signed", low=options.low, high=options.high)
 
 
 def display_values(

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import DEFAULT_HEAT, MapKind
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.heatmaps.display_scale import MapKind, is_flat, short, signed
+from wsi_ips.heatmaps.display_scale import is_flat, short, signed
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.tiling.grid import PatchCoords
@@ -95,27 +97,22 @@ class Heat:
         return max(classes, key=lambda name: classes[name]) if len(classes) > 1 else None
 
 
-def choose_heat(
-    result: SlideResult,
-    *,
-    kind: MapKind | None = None,
-    task: str | None = None,
-    class_name: str | None = None,
-    query: int | None = None,
-    head: int | None = None,
-    alone: bool = False,
-) -> Heat:
+def choose_heat(result: SlideResult, options: HeatOptions = DEFAULT_HEAT, *, alone: bool = False) -> Heat:
     """Choose one map of a slide.
 
-    Without a ``kind``, contributions are shown if the head gives them and neither a query nor a head is named,
-    else attention. Attention is that of a ``task`` or a ``query``, and of a ``head``, and the mean over those that
-    are not named. Contributions are to a class of a task, chosen by :func:`choose_output` where it is not named.
-    With ``alone``, the slide's other maps of attention are neither checked nor part of the result.
+    ``options`` says which one. Without a kind (``options.map``), contributions are shown if the head gives them
+    and neither a query nor a head is named, else attention. Attention is that of a task or a query, and of a
+    head, and the mean over those that are not named. Contributions are to a class of a task, chosen by
+    :func:`choose_output` where it is not named. With ``alone``, the slide's other maps of attention are neither
+    checked nor part of the result.
 
     Raises :class:`ConfigError` for a task, class, query or head that the model does not have, for choices that do
     not go together, and for contributions that the head does not give; :class:`ResultsError` for values that are
     not finite.
     """
+    kind, task, class_name, query, head = (
+        options.map, options.task, options.class_name, options.query, options.head,
+    )  # fmt: skip
     if kind is None:
         by_default = tells(result) and query is None and head is None
         kind = "contribution" if class_name is not None or by_default else "attention"

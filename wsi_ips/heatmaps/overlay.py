@@ -10,7 +10,6 @@ Shape suffixes: N patches, P points of a path, R, C rows and columns of cells, H
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 import numpy as np
 import shapely
@@ -18,22 +17,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from shapely import Polygon
 
-from wsi_ips.config import LARGEST_OVERLAY_PX
+from wsi_ips.config import LARGEST_OVERLAY_PX, HeatOptions
+from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.display_scale import (
     FAINT_INK,
     PAPER,
     ROWS,
-    Colormap,
     DisplayScale,
-    HeatColours,
     Legend,
-    MapKind,
-    Scale,
     Tick,
     add_legend,
+    colormap_of,
     colourise,
+    colours_of,
     draw_legend,
+    scale_of,
 )
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, predictions_in_words
 from wsi_ips.heatmaps.raster import Cells, PatchRaster, PngRows
@@ -47,28 +46,12 @@ from wsi_ips.units import Size
 MOST_BAND_ROWS = 128
 """Rows of the picture that are drawn at once, at most: 50 MB of floats for the widest picture."""
 
+DEFAULT_SIDE_PX = 2048
 TICKS_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Places of the marks along the colour bar."""
 
 OUTLINE, HALO = (20, 20, 20), (255, 255, 255)
 """Colours of outlines and of the halo around them."""
-
-
-class OverlayOptions(TypedDict, total=False):
-    """The options of :func:`draw_overlay` and :func:`write_overlay`."""
-
-    outlines: Sequence[Polygon]
-    side_px: int
-    alpha: float
-    colormap: Colormap | None
-    scale: Scale | None
-    low: float | None
-    high: float | None
-    kind: MapKind | None
-    task: str | None
-    class_name: str | None
-    query: int | None
-    head: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,59 +72,37 @@ class Overlay:
 def draw_overlay(
     slide: SlideReader,
     result: SlideResult,
+    options: HeatOptions = DEFAULT_HEAT,
     *,
     outlines: Sequence[Polygon] = (),
-    side_px: int = 2048,
-    alpha: float = 0.5,
-    colormap: Colormap | None = None,
-    scale: Scale | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    kind: MapKind | None = None,
-    task: str | None = None,
-    class_name: str | None = None,
-    query: int | None = None,
-    head: int | None = None,
 ) -> Overlay:
     """Draw an overlay, in memory that grows with the picture and not with the slide.
 
-    ``outlines`` are polygons in level-0 pixels, drawn as thin lines. ``side_px`` is the longest side of the
-    slide's part, but a smaller slide is not enlarged. ``alpha`` is the opacity of the heat, 0 to 1. The colours
-    (``colormap``, ``scale``, ``low``, ``high``) are explained at :class:`HeatColours`, the choice of the map
-    (``kind``, ``task``, ``class_name``, ``query``, ``head``) at :func:`choose_heat`.
+    ``options`` says which map is drawn, in which colours and how large. ``outlines`` are polygons in level-0
+    pixels, drawn as thin lines.
 
     Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` if ``slide`` has another size
     than the slide that was predicted, and the reader's :class:`SlideReadError`.
     """
-    drawing = _Drawing(
-        slide,
-        result,
-        outlines=outlines,
-        side_px=side_px,
-        alpha=alpha,
-        colormap=colormap,
-        scale=scale,
-        low=low,
-        high=high,
-        kind=kind,
-        task=task,
-        class_name=class_name,
-        query=query,
-        head=head,
-    )
+    drawing = _Drawing(slide, result, options, outlines=outlines)
     picture = Image.fromarray(np.concatenate(list(drawing.bands())))
     return Overlay(add_legend(picture, drawing.legend), picture.size, drawing.l0_per_px, drawing.facts)
 
 
 def write_overlay(
-    path: Path, slide: SlideReader, result: SlideResult, **options: Unpack[OverlayOptions]
+    path: Path,
+    slide: SlideReader,
+    result: SlideResult,
+    options: HeatOptions = DEFAULT_HEAT,
+    *,
+    outlines: Sequence[Polygon] = (),
 ) -> None:
     """Draw an overlay and write it as a PNG, whole or not at all, with its facts as PNG text.
 
     The options and errors are those of :func:`draw_overlay`. The picture is drawn and written band by band, so
     that memory grows with its width and not with its area.
     """
-    drawing = _Drawing(slide, result, **options)
+    drawing = _Drawing(slide, result, options, outlines=outlines)
     below = np.asarray(draw_legend(drawing.picture_px, drawing.legend))
     height, paper = drawing.picture_px[1], below.shape[1] - drawing.picture_px[0]
     with whole_file(path) as partial, partial.open("wb") as file:
@@ -161,31 +122,19 @@ class _Drawing:
         self,
         slide: SlideReader,
         result: SlideResult,
+        options: HeatOptions,
         *,
         outlines: Sequence[Polygon] = (),
-        side_px: int = 2048,
-        alpha: float = 0.5,
-        colormap: Colormap | None = None,
-        scale: Scale | None = None,
-        low: float | None = None,
-        high: float | None = None,
-        kind: MapKind | None = None,
-        task: str | None = None,
-        class_name: str | None = None,
-        query: int | None = None,
-        head: int | None = None,
     ) -> None:
-        _check_options(alpha=alpha, side_px=side_px)
+        side_px = DEFAULT_SIDE_PX if options.side_px is None else options.side_px
+        _check_options(alpha=options.alpha, side_px=side_px)
         check_same_slide(slide, result.coords)
         coords = result.coords
-        self.slide, self.alpha = slide, alpha
+        self.slide, self.alpha = slide, options.alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
-        heat = choose_heat(
-            result, kind=kind, task=task, class_name=class_name, query=query, head=head, alone=True
-        )
-        colours = HeatColours(colormap=colormap, scale=scale, low=low, high=high)
-        self.display = colours.display(heat.values_N, heat.kind)
-        self.table = colours.table(heat.kind)
+        heat = choose_heat(result, options, alone=True)
+        self.display = scale_of(options, heat.values_N, heat.kind)
+        self.table = colours_of(options, heat.kind)
         self.raster = PatchRaster.of(
             coords.l0_exact_corners(),
             coords.l0_patch,
@@ -202,7 +151,7 @@ class _Drawing:
             "shown": heat.shown,
             "flat": "yes" if heat.flat else "no",
             "scale": f"{self.display.scale} {self.display.low!r} {self.display.high!r}",
-            "colormap": colours.colormap_of(heat.kind),
+            "colormap": colormap_of(options, heat.kind),
         }
 
     def bands(self) -> Iterator[RgbImage]:

@@ -20,7 +20,7 @@ Shape suffixes: N patches; H, W rows and columns, h, w half as many.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from math import gcd
 from pathlib import Path
@@ -32,9 +32,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import TiffWriter
 
-from wsi_ips.config import LARGEST_OVERLAY_PX
+from wsi_ips.config import LARGEST_OVERLAY_PX, HeatOptions
+from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.display_scale import HeatColours, colourise
+from wsi_ips.heatmaps.display_scale import colourise, colours_of, scale_of
 from wsi_ips.heatmaps.maps import Heat, check_same_slide
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
@@ -357,14 +358,12 @@ def _channel(name: str, values_N: np.ndarray[Any, np.dtype[np.float32]]) -> dict
 class DeepZoom:
     """A slide under its heat, or the heat alone, as a Deep Zoom image.
 
-    ``side_px`` is the longest side of the finest level; None, or more than the slide has, means the slide's own.
-    With ``heat_only``, tiles are transparent PNGs without the slide, which is then not needed. ``alpha`` is the
-    opacity of the heat, 0 to 1.
+    ``options`` holds the colours, the opacity of the heat and ``side_px``, the longest side of the finest level;
+    None, or more than the slide has, means the slide's own. With ``heat_only``, tiles are transparent PNGs without
+    the slide, which is then not needed.
     """
 
-    colours: HeatColours = field(default_factory=HeatColours)
-    alpha: float = 0.5
-    side_px: int | None = None
+    options: HeatOptions = DEFAULT_HEAT
     heat_only: bool = False
 
     @property
@@ -388,7 +387,7 @@ class DeepZoom:
             check_same_slide(slide, heat.coords)
         elif not self.heat_only:
             raise ConfigError("deepzoom needs the slide; give it, or set heat_only")
-        l0_size, side_px = heat.coords.l0_size, self.side_px or max(heat.coords.l0_size)
+        l0_size, side_px = heat.coords.l0_size, self.options.side_px or max(heat.coords.l0_size)
         l0_per_px = max(1.0, max(l0_size) / side_px)
         tiles = _Tiles(self, heat, None if self.heat_only else slide)
         width, height = canvas_size(l0_size, l0_per_px)
@@ -421,10 +420,10 @@ class DeepZoom:
 class _Tiles:
     """The tiles of a Deep Zoom image, level by level."""
 
-    def __init__(self, options: DeepZoom, heat: Heat, slide: SlideReader | None) -> None:
-        self.heat, self.slide, self.alpha = heat, slide, options.alpha
-        self.display = options.colours.display(heat.values_N, heat.kind)
-        self.table = options.colours.table(heat.kind)
+    def __init__(self, exporter: DeepZoom, heat: Heat, slide: SlideReader | None) -> None:
+        self.heat, self.slide, self.alpha = heat, slide, exporter.options.alpha
+        self.display = scale_of(exporter.options, heat.values_N, heat.kind)
+        self.table = colours_of(exporter.options, heat.kind)
         self._rasters: dict[float, PatchRaster] = {}
 
     def level(self, size: Size, l0_per_px: float) -> Iterator[tuple[str, Image.Image]]:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
-from wsi_ips.heatmaps.display_scale import MapKind, ScaleBar, Tick, short, signed
+from wsi_ips.heatmaps.display_scale import ScaleBar, Tick, colours_of, scale_of, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.inference.results import read_result
@@ -297,7 +298,7 @@ def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
     said, most = _times_even, "Most attention"
     if heat.output is not None:
         said, most = _logits, f"Add most to {heat.output[1]}, in logits"
-    ticks = [said(tick) for tick in legend_ticks(heat.values_N, COLOURS.display(heat.values_N, heat.kind))]
+    ticks = [said(tick) for tick in legend_ticks(heat.values_N, scale_of(COLOURS, heat.values_N, heat.kind))]
     width = pictures.overlay.width
     mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width
     bar = ScaleBar.fitting(mpp, SCALE_BAR * width)
@@ -305,7 +306,7 @@ def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
         heat.kind,
         f"{heat.shown}; {heat.spread}",
         ticks,
-        gradient(COLOURS.table(heat.kind)),
+        gradient(colours_of(COLOURS, heat.kind)),
         most,
         (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width)),
     )

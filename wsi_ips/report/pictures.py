@@ -28,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation.plots import SELECTION, check_can_plot, draw_history, draw_selection
-from wsi_ips.heatmaps.display_scale import HeatColours
+from wsi_ips.heatmaps.display_scale import colours_of, scale_of
 from wsi_ips.heatmaps.maps import Heat
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.patch_sheet import patch_picture
@@ -67,7 +68,7 @@ SURELY_TOO_LARGE = 1.3
 ALPHA = 0.5
 """Opacity of the map over the slide; without the slide, it is opaque."""
 
-COLOURS = HeatColours()
+COLOURS = DEFAULT_HEAT
 """The colours of the map: an overlay's default."""
 
 LARGEST_PLOT_PX = 4000 * 4000
@@ -252,7 +253,7 @@ def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, h
     raster = PatchRaster.of(
         coords.l0_exact_corners(), coords.l0_patch, heat.values_N, l0_size=l0_size, l0_per_px=l0_per_px
     )
-    display, table = COLOURS.display(heat.values_N, heat.kind), COLOURS.table(heat.kind)
+    display, table = scale_of(COLOURS, heat.values_N, heat.kind), colours_of(COLOURS, heat.kind)
     blend(shown_HW3, raster.window((0, 0), (width, height)), display, table, alpha)
     return shown_HW3
 

@@ -396,3 +396,15 @@ def window_coords(coords: PatchCoords, coarse: CoarseConfig) -> tuple[PatchCoord
         tissue_N=np.zeros(len(l0_xy_W2), np.float32),
     )
     return windows, window_N.reshape(-1).astype(np.int64)
+
+
+def stored_patches(
+    folder: Path, tiling: TilingConfig, *, raster: bool = False, own_px: bool = False
+) -> StoredPatches:
+    """The patches that ``--from-coords`` names, in a form that can go to other processes.
+
+    :class:`StoredPatches` explains the arguments. Raises :class:`ConfigError` if the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--from-coords {folder}: no such folder")
+    return StoredPatches(folder.absolute(), tiling, raster=raster, own_px=own_px)

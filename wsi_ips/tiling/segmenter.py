@@ -121,7 +121,7 @@ def _shares(network: Network, model: TissueModelConfig, tile_HWC: RgbImage) -> F
     scaled_HWC = (tile_HWC.astype(np.float32) / 255 - mean_3) / std_3
     try:
         out = np.asarray(network(np.ascontiguousarray(scaled_HWC.transpose(2, 0, 1)[None])))
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's network may raise
+    except Exception as error:  # noqa: BLE001 - what a broken file makes these raise is not documented
         raise SegmenterError(
             model.file,
             f"does not run on (1, 3, {model.tile_px}, {model.tile_px}) ({one_line(error, most=200)})",

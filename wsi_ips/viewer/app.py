@@ -44,7 +44,7 @@ from wsi_ips.storage.byte_cache import ByteCache
 from wsi_ips.storage.location import Location
 from wsi_ips.viewer.guard import Guard
 from wsi_ips.viewer.run_answers import RunAnswers, Truth, describe_runs
-from wsi_ips.viewer.shown_map import MapChoice
+from wsi_ips.viewer.shown_map import options_asked_for
 from wsi_ips.viewer.slide_tiles import NoSuchTile
 from wsi_ips.viewer.viewed_run import UnknownSlide, ViewedRun, complaint
 
@@ -217,9 +217,9 @@ class _Site:
         asked = dict(request.query_params)
         answers: dict[str, Callable[[], Any]] = {
             "": lambda: run.slide(slide_id),
-            "legend": lambda: run.map(slide_id, MapChoice.asked_for(asked)).legend(),
-            "patches": lambda: run.top_patches(slide_id, MapChoice.asked_for(asked), asked),
-            "value": lambda: run.value(slide_id, MapChoice.asked_for(asked), asked),
+            "legend": lambda: run.map(slide_id, options_asked_for(asked)).legend(),
+            "patches": lambda: run.top_patches(slide_id, options_asked_for(asked), asked),
+            "value": lambda: run.value(slide_id, options_asked_for(asked), asked),
             "outlines": lambda: run.outlines(slide_id),
             "objects": lambda: run.objects(slide_id, asked),
         }
@@ -260,7 +260,7 @@ class _Site:
                 run, slide_id, "image/jpeg", (layer, *place), lambda: run.slide_tile(slide_id, *place)
             )
         else:
-            choice = MapChoice.asked_for(request.query_params)
+            choice = options_asked_for(request.query_params)
             picture = Picture(
                 run, slide_id, "image/png", (layer, *place, choice),
                 lambda: run.heat_tile(slide_id, choice, *place),

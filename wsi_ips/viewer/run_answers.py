@@ -14,7 +14,7 @@ import numpy as np
 import shapely
 
 from wsi_ips import __version__
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import HeatOptions, TaskConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import AnnotationError, ConfigError, WsiIpsError
@@ -24,7 +24,7 @@ from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.units import Size
-from wsi_ips.viewer.shown_map import MapChoice, ShownMap
+from wsi_ips.viewer.shown_map import ShownMap
 from wsi_ips.viewer.slide_tiles import (
     TILE_PX,
     LruCache,
@@ -232,13 +232,13 @@ class RunAnswers:
             },
         }
 
-    def map(self, slide_id: str, choice: MapChoice) -> ShownMap:
+    def map(self, slide_id: str, choice: HeatOptions) -> ShownMap:
         """The map of a slide. Raises :class:`ConfigError` for a map that the slide does not have."""
         result = self.run.result(slide_id)
         stamp = file_stamp(self.run.folder.attention(slide_id))
         return self._maps.get((slide_id, stamp, choice), lambda: ShownMap.of(result, choice))
 
-    def top_patches(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
+    def top_patches(self, slide_id: str, choice: HeatOptions, asked: Mapping[str, str]) -> dict[str, Any]:
         """The patches with the largest values; ``top`` in the query says how many (24).
 
         Raises :class:`ConfigError` for a number that is not 1 to 200.
@@ -254,7 +254,7 @@ class RunAnswers:
             "patches": shown.top_patches(int(text)),
         }
 
-    def value(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
+    def value(self, slide_id: str, choice: HeatOptions, asked: Mapping[str, str]) -> dict[str, Any]:
         """The raw value at the level-0 point ``x``, ``y`` of the query.
 
         Raises :class:`ConfigError` if it names no point.
@@ -286,7 +286,7 @@ class RunAnswers:
         window = self._pyramid(slide_id).window(level, col, row)
         return slide_tile(self.run.slide(slide_id), window)
 
-    def heat_tile(self, slide_id: str, choice: MapChoice, level: int, col: int, row: int) -> bytes:
+    def heat_tile(self, slide_id: str, choice: HeatOptions, level: int, col: int, row: int) -> bytes:
         """A tile of a map as PNG. Raises :class:`NoSuchTile` for an address outside the slide."""
         window = self._pyramid(slide_id).window(level, col, row)
         shown = self.map(slide_id, choice)

@@ -4,7 +4,7 @@ Shape suffixes: N patches; R, C rows and columns of cells; H, W rows and columns
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from math import ceil, log2
 from typing import Any, Self, get_args
@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import Colormap, MapKind
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.display_scale import Colormap, DisplayScale, HeatColours, MapKind, colourise
+from wsi_ips.heatmaps.display_scale import DisplayScale, colourise, colours_of, scale_of
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.heatmaps.pyramids import halved
@@ -36,50 +38,26 @@ OF_ATTENTION = ("even", "rank", "absolute")
 """Scales that maps of attention can have."""
 
 
-@dataclass(frozen=True, slots=True)
-class MapChoice:
-    """Which map is shown, and in which colours.
+def options_asked_for(asked: Mapping[str, str]) -> HeatOptions:
+    """The map that a query string chooses; parameters that are not known are ignored.
 
-    It is the attention of a task or query and of a head (means over what is not named), or the contribution to a
-    class; :func:`choose_heat` explains the choice. ``colours`` are those of attention; contributions have their
-    own.
+    The colours are those of attention, since contributions have their own. Raises :class:`ConfigError` for a value
+    that is not possible.
     """
-
-    kind: MapKind | None = None
-    task: str | None = None
-    class_name: str | None = None
-    query: int | None = None
-    head: int | None = None
-    colours: HeatColours = field(default_factory=HeatColours)
-
-    @classmethod
-    def asked_for(cls, asked: Mapping[str, str]) -> Self:
-        """The choice of a query string; parameters that are not known are ignored.
-
-        Raises :class:`ConfigError` for a value that is not possible.
-        """
-        kind, colormap = asked.get("map"), asked.get("colormap", "blue_yellow")
-        scale = asked.get("scale", "even")
-        for name, value, known in (
-            ("map", kind, (None, *get_args(MapKind))),
-            ("colormap", colormap, get_args(Colormap)),
-            ("scale", scale, OF_ATTENTION),
-        ):
-            if value not in known:
-                known = tuple(one for one in known if one)
-                raise ConfigError(f"{name} {value!r} is not known: {', '.join(known)}")
-        if "task" in asked and "query" in asked:
-            raise ConfigError("task and query name the same thing: give one of them")
-        colours: dict[str, Any] = {"colormap": colormap, "scale": scale}
-        colours |= {end: _number(asked, end) for end in ("low", "high")}
-        return cls(
-            kind=kind,  # type: ignore[arg-type]
-            task=asked.get("task"),
-            class_name=asked.get("class"),
-            query=_index(asked, "query"),
-            head=_index(asked, "head"),
-            colours=HeatColours(**colours),
-        )
+    choices = {
+        "map": (asked.get("map"), get_args(MapKind)),
+        "colormap": (asked.get("colormap", "blue_yellow"), get_args(Colormap)),
+        "scale": (asked.get("scale", "even"), OF_ATTENTION),
+    }
+    for name, (value, known) in choices.items():
+        if value is not None and value not in known:
+            raise ConfigError(f"{name} {value!r} is not known: {', '.join(known)}")
+    if "task" in asked and "query" in asked:
+        raise ConfigError("task and query name the same thing: give one of them")
+    options: dict[str, Any] = {name: value for name, (value, _) in choices.items()}
+    options |= {end: _number(asked, end) for end in ("low", "high")}
+    options |= {name: _index(asked, name) for name in ("query", "head")}
+    return HeatOptions(task=asked.get("task"), class_name=asked.get("class"), **options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,28 +71,20 @@ class ShownMap:
     table: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, result: SlideResult, choice: MapChoice) -> Self:
+    def of(cls, result: SlideResult, choice: HeatOptions) -> Self:
         """The map of this choice.
 
         Raises :class:`ConfigError` for a map that the slide does not have, and :class:`ResultsError` for values
         that are not finite.
         """
-        heat = choose_heat(
-            result,
-            kind=choice.kind,
-            task=choice.task,
-            class_name=choice.class_name,
-            query=choice.query,
-            head=choice.head,
-            alone=True,
-        )
-        colours = choice.colours if heat.kind == "attention" else HeatColours()
+        heat = choose_heat(result, choice, alone=True)
+        colours = choice if heat.kind == "attention" else choice.in_default_colours()
         return cls(
             heat=heat,
             values_N=heat.values_N,
             kept_ids=frozenset(result.kept_ids_M.tolist()),
-            display=colours.display(heat.values_N, heat.kind),
-            table=colours.table(heat.kind),
+            display=scale_of(colours, heat.values_N, heat.kind),
+            table=colours_of(colours, heat.kind),
         )
 
     @property
