@@ -2,6 +2,7 @@
 
     WsiIpsError
       ConfigError            a setting that cannot be
+        ExtensionBroken      what another package adds does not load
       ReaderNotInstalled     an optional reader's package is absent
       ExportNotInstalled     an optional export's package is absent
       ReaderBroken           a reader of another package does not load
@@ -131,7 +132,7 @@ class ReaderBroken(WsiIpsError):
         return f"reader {name} of the package {package} does not load: {reason}"
 
 
-class ExtensionBroken(WsiIpsError):
+class ExtensionBroken(ConfigError):
     """``ExtensionBroken(kind, name, package, reason)``: what another package adds does not load."""
 
     def _words(self) -> str:

@@ -239,10 +239,13 @@ LINE_LENGTH = 12
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """mask_HW: True where tissue. pen_HW: what would be tissue and was left out as felt pen."""
+    """What a segmenter finds: two bool arrays (height, width) for the picture that it was given.
+
+    mask_HW: True where tissue. pen_HW: True where tissue was left out as felt pen; None: nowhere.
+    """
 
     mask_HW: Mask
-    pen_HW: Mask
+    pen_HW: Mask | None = None
 
 
 def bright_field_tissue(rgb_HWC: RgbImage, padding_HW: Mask, *, drop_pen: bool) -> Found:

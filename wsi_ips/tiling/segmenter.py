@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import TissueModelConfig
+from wsi_ips.config import TissueConfig, TissueModelConfig
 from wsi_ips.config.slides import file_sha256
 from wsi_ips.errors import ConfigError, SegmenterError, one_line
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.storage.files import system_cause
+from wsi_ips.tiling.bright_field import Found
 from wsi_ips.tiling.picture import slide_window
-from wsi_ips.units import Mpp, Size
+from wsi_ips.tiling.tissue import TissueView
+from wsi_ips.units import Size
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -25,23 +27,19 @@ MOST_TILES = 200_000
 """Tiles of a slide, at most: a description whose µm per pixel is far too fine would run for days."""
 
 
-def segment(
-    slide: SlideReader,
-    model: TissueModelConfig,
-    *,
-    slide_mpp: Mpp,
-    size_px: Size,
-    l0_per_px: float,
-    unread_HW: Mask,
-) -> Mask:
-    """The slide's tissue by the model, (height, width) for ``size_px``: pixels of ``l0_per_px`` level-0 pixels.
+def learned_tissue(view: TissueView, config: TissueConfig) -> Found:
+    """The slide's tissue by ``config.model``: the segmenter ``model`` of :data:`wsi_ips.tiling.tissue.SEGMENTERS`.
 
     The slide is read at the model's µm per pixel, one tile at a time; memory is that of a tile and of the mask. A
     pixel of the mask is tissue where at least half of the model's pixels in it are; a mask finer than the model's
-    pixels takes each from the pixel that it lies in. What cannot be read is white, and made True in ``unread_HW``.
+    pixels takes each from the pixel that it lies in. What cannot be read is white, and made True in
+    ``view.unread_HW``.
 
     Raises :class:`SegmenterError` for a model that is not there, has changed, or does not run.
     """
+    assert config.model is not None
+    model, slide, slide_mpp, unread_HW = config.model, view.slide, view.slide_mpp, view.unread_HW
+    size_px, l0_per_px = view.size_px, view.l0_per_px
     network = load_network(model)
     l0_per_model_px = model.mpp / slide_mpp
     width, height = (ceil(length / l0_per_model_px) for length in slide.info.l0_size)
@@ -65,12 +63,7 @@ def segment(
             np.add.at(seen_HW, at, 1)
             if tile_unread_HW.any():
                 np.logical_or.at(unread_HW, at, tile_unread_HW)
-    return np.asarray(tissue_HW * 2 >= np.maximum(seen_HW, 1))
-
-
-def mask_scale(model: TissueModelConfig, slide_mpp: Mpp, l0_per_px: float) -> float:
-    """Level-0 pixels per pixel of the mask: the thumbnail's, or the model's own where that is coarser."""
-    return max(l0_per_px, model.mpp / slide_mpp)
+    return Found(np.asarray(tissue_HW * 2 >= np.maximum(seen_HW, 1)))
 
 
 def _mask_pixels(first: int, count: int, scale: float, length: int) -> NDArray[np.intp]:

@@ -7,7 +7,6 @@ import torch
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.models.aggregators import registry
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator
 from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
 from wsi_ips.models.heads import Heads
@@ -182,13 +181,15 @@ def test_unknown_names_and_settings_say_what_there_is() -> None:
 
 def test_another_package_can_offer_an_aggregator(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [
-        EntryPoint("theirs", "wsi_ips.models.aggregators.mean:KIND", registry.ENTRY_POINTS),
-        EntryPoint("broken", "there_is_no_such_module:KIND", registry.ENTRY_POINTS),
-        EntryPoint("other", "math:pi", registry.ENTRY_POINTS),
+        EntryPoint("theirs", "wsi_ips.models.aggregators.mean:KIND", AGGREGATORS.group),
+        EntryPoint("broken", "there_is_no_such_module:KIND", AGGREGATORS.group),
+        EntryPoint("other", "math:pi", AGGREGATORS.group),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda *, group: entries * (group == registry.ENTRY_POINTS))
+    monkeypatch.setattr(
+        "wsi_ips.registry.entry_points", lambda *, group: entries * (group == AGGREGATORS.group)
+    )
     assert aggregator_kind("theirs") is aggregator_kind("mean")
     with pytest.raises(ConfigError, match="does not load"):
         aggregator_kind("broken")
-    with pytest.raises(ConfigError, match="which is no Kind"):
+    with pytest.raises(ConfigError, match="of type float, no Kind"):
         aggregator_kind("other")
