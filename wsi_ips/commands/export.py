@@ -34,6 +34,8 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
 
 
 def _exporter(job: ExportJob) -> Exporter:
+    if job.format not in EXPORT_OPTIONS:  # another package's
+        return make_exporter(job.format, job.options)
     known = EXPORT_OPTIONS[job.format]
     options: dict[str, Any] = {name: getattr(job, name) for name in known}
     if job.format == "deepzoom":

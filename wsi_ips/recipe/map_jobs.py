@@ -4,10 +4,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from wsi_ips.config import LARGEST_OVERLAY_PX, Fraction, Section
 from wsi_ips.recipe.given_slides import Slides
+from wsi_ips.registry import check_known
 
 
 def _scale_by_its_name(scale: object) -> object:
@@ -108,7 +118,7 @@ EXPORT_OPTIONS: Mapping[str, Sequence[str]] = {
     "ome-tiff": ("um_per_px",), "ome-zarr": ("um_per_px",), "geojson": ("top",), "deepzoom": _ON_COLOURS,
     "sheet": ("top",), "asap": ("threshold", "percentile"),
 }  # fmt: skip
-"""Which of :class:`ExportJob`'s settings a format has; whose attention is shown is every format's."""
+"""Which of :class:`ExportJob`'s settings a format of wsi_ips has; whose attention is shown is every format's."""
 
 
 class ExportJob(_MapJob):
@@ -118,7 +128,10 @@ class ExportJob(_MapJob):
     """
 
     command: Literal["export"] = "export"
-    format: Literal["ome-tiff", "ome-zarr", "geojson", "deepzoom", "sheet", "asap"]
+    format: str
+    """One of :data:`EXPORT_OPTIONS`, or the name of another package's export."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Options of another package's export, by the names of its fields."""
     out: Path | None = None
     """None: ``exports/<format>/`` in ``run``."""
     um_per_px: Annotated[FiniteFloat, Field(gt=0)] | None = None
@@ -139,12 +152,20 @@ class ExportJob(_MapJob):
         """Attention, unless contributions are asked for: numbers mean what they meant in earlier versions."""
         return "contribution" if self.map == "contribution" or self.class_name is not None else "attention"
 
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str) -> str:
+        return check_known("export", name, tuple(EXPORT_OPTIONS), group="wsi_ips.exporters")
+
     @model_validator(mode="after")
     def _options_are_the_format_s(self) -> Self:
-        known = EXPORT_OPTIONS[self.format]
+        known = EXPORT_OPTIONS.get(self.format, ())
         others = {option for options in EXPORT_OPTIONS.values() for option in options if option not in known}
         for option in sorted(others & self.model_fields_set):
-            raise ValueError(f"{option} is no option of {self.format}, which has {', '.join(known)}")
+            has = ", ".join(known) or "its own: give them under options"
+            raise ValueError(f"{option} is no option of {self.format}, which has {has}")
+        if self.options and known:
+            raise ValueError(f"options are another package's export's; {self.format} has {', '.join(known)}")
         if self.threshold is not None and self.percentile is not None:
             raise ValueError("threshold and percentile say the same thing: give one of them")
         return self
