@@ -65,7 +65,7 @@ def drawn(
     attention = rng.random((len(ids), 2, queries)).astype(np.float32) ** 4
     attention /= attention.sum(axis=0)
     l0_step = (patch_px - overlap_px) * 0.5 / SLIDE_MPP
-    corners = np.stack([ids % grid.g_cols, ids // grid.g_cols], axis=1) * l0_step
+    corners = np.stack([ids % grid.g_cols, ids // grid.g_cols], axis=1).astype(np.float64) * l0_step
     image = np.full((L0_SIZE[1], L0_SIZE[0], 3), GREY, np.uint8)
     return Drawn(
         MemoryReader(image, mpp=Mpp(SLIDE_MPP), bounds=bounds),

@@ -94,7 +94,8 @@ class OneLevelContract:
 
     def test_integers_may_be_numpy_integers(self, slide: SlideReader, image: RgbImage) -> None:
         x, y = np.array([12, 34], np.int64)
-        region = slide.read((x, y), level=np.int64(0), size_px=(np.int32(5), np.int32(6)))
+        level, size_px = np.int64(0), (np.int32(5), np.int32(6))
+        region = slide.read((x, y), level=level, size_px=size_px)  # type: ignore[arg-type]
         np.testing.assert_array_equal(region, image[34:40, 12:17])
 
     @pytest.mark.parametrize("size", [(0, 10), (10, 0), (-1, 10), (10, -5)])
