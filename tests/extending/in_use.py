@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.training.memory_bags import MemoryBag
-from wsi_ips.config import FinetuneConfig, TissueConfig, fingerprint
+from wsi_ips.config import FinetuneConfig, TissueConfig, settings_fingerprint
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.export import export_options
 from wsi_ips.models.build import build_selecting_net
@@ -88,4 +88,4 @@ def test_a_segmenter_has_settings_of_its_own() -> None:
     assert "the segmenter shadow (tiling.tissue.method) sees none" in dark.why_empty[0]
     with pytest.raises(ConfigError, match="level is a grey level, not 'dark'"):
         find_tissue(slide, TissueConfig(method="shadow", options={"level": "dark"}))
-    assert fingerprint(TissueConfig(method="shadow")) != fingerprint(TissueConfig())
+    assert settings_fingerprint(TissueConfig(method="shadow")) != settings_fingerprint(TissueConfig())

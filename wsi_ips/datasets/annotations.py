@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from shapely import LinearRing, MultiPolygon, Polygon
 
 from wsi_ips.errors import AnnotationError
-from wsi_ips.storage.files import whole_file
-from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.storage.files import check_size, whole_file
+from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.tiling.contours import crosses_too_often
 from wsi_ips.units import LARGEST_COORDINATE, Size
 
@@ -208,8 +208,7 @@ def _parse(path: Path) -> Any:
     """The element that has Annotations and AnnotationGroups as children."""
     if not path.is_file():
         raise AnnotationError(path, "no such annotation", "check the path")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+    check_size(path, AnnotationError, most=LARGEST_BYTES, mend="is it an annotation?")
     text = path.read_bytes()
     try:
         try:
@@ -331,7 +330,7 @@ def same_slides(slides: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
         if place.is_file() and (length := place.stat().st_size):
             by_length.setdefault(length, []).append(slide_id)
     for ids in by_length.values():
-        known = {slide_id: fingerprint([slides[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
+        known = {slide_id: files_fingerprint([slides[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
         for one, other in combinations(known, 2):
             if known[one] == known[other] and filecmp.cmp(slides[one], slides[other], shallow=False):
                 yield one, other, f"{slides[one]} and {slides[other]} have the same contents"

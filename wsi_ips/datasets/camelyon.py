@@ -36,7 +36,7 @@ from functools import cached_property
 from pathlib import Path
 
 from wsi_ips.errors import DatasetError, ManifestError
-from wsi_ips.storage.files import check_table_size, whole_file
+from wsi_ips.storage.files import check_size, check_table_size, whole_file
 from wsi_ips.storage.location import is_there
 
 # Each part of a path is a pattern of a folder's name in lower case; an earlier folder wins.
@@ -169,10 +169,17 @@ _SLIDE_CLASSES = {"normal": "normal", "negative": "normal"} | dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """CAMELYON17's labels: pN stage by patient (``patient_000``), class by slide (``patient_000_node_0``)."""
+    """Labels as CAMELYON17 has them.
+
+    patients: {patient, e.g. ``patient_000``: pN stage}. nodes: {slide, e.g. ``patient_000_node_0``: class}.
+    """
 
     patients: Mapping[str, str]
     nodes: Mapping[str, str]
+
+    def nodes_of(self, patient: str) -> list[str]:
+        """The classes of a patient's nodes, by the names of the slides."""
+        return [self.nodes[slide] for slide in sorted(self.nodes) if slide.startswith(f"{patient}_node_")]
 
 
 def read_reference(path: Path) -> dict[str, str]:
@@ -254,8 +261,7 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not empty; one at least."""
     if not path.is_file():
         raise DatasetError(path, "no such label file", "check the path")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "is it a label file?")
+    check_size(path, DatasetError, most=LARGEST_BYTES, mend="is it a label file?")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

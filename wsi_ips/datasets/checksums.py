@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from wsi_ips.errors import DatasetError
 from wsi_ips.progress import Advance, Progress, silent
+from wsi_ips.storage.files import check_size
 from wsi_ips.storage.location import is_there
 
 LIST_NAMES = ("checksums.md5", "checksums.txt")
@@ -48,8 +49,7 @@ class Verification:
 def read_checksums(path: Path) -> list[Checksum]:
     """The lines of a list. Raises :class:`DatasetError` with the line for one that is no checksum, and for a path
     that is absolute or climbs out of the list's folder."""
-    if path.stat().st_size > LARGEST_LIST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_LIST_BYTES} bytes", "is it a list of checksums?")
+    check_size(path, DatasetError, most=LARGEST_LIST_BYTES, mend="is it a list of checksums?")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

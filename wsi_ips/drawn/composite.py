@@ -43,7 +43,7 @@ from wsi_ips.drawn.textures import (
 from wsi_ips.errors import AnnotationError, ConfigError
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.base import RgbImage
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import check_size, whole_file
 from wsi_ips.units import Mpp, Size
 
 COARSE_PX = 16
@@ -76,8 +76,7 @@ def read_outlines(folder: Path) -> list[Polygon]:
     """
     found: list[Polygon] = []
     for path in sorted(folder.glob("*.json")):
-        if path.stat().st_size > LARGEST_BYTES:
-            raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+        check_size(path, AnnotationError, most=LARGEST_BYTES, mend="is it an annotation?")
         try:
             held: Any = json.loads(path.read_text(encoding="utf-8"))
             holes = shapely.union_all([_polygon(ring) for ring in held["negative"]])

@@ -16,6 +16,7 @@ from PIL import Image
 from skimage.draw import polygon
 
 from wsi_ips.errors import AnnotationError, DatasetError
+from wsi_ips.storage.files import check_size
 
 LARGEST_BYTES = 2**28
 LARGEST_SIDE_PX = 8192
@@ -60,8 +61,7 @@ def read_outlines(path: Path) -> list[NDArray[np.float64]]:
     """
     if not path.is_file():
         raise AnnotationError(path, "no such annotation", "outlines lie beside their image")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+    check_size(path, AnnotationError, most=LARGEST_BYTES, mend="is it an annotation?")
     try:
         root = ElementTree.fromstring(path.read_bytes())
         found = [

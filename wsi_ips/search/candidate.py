@@ -19,7 +19,7 @@ LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class CandidateScore:
     """score: None where the candidate failed, for ``error``."""
 
     score: float | None
@@ -29,7 +29,7 @@ class Scored:
 class Train(Protocol):
     """Trains and scores a network, or says why that failed."""
 
-    def __call__(self, specification: Specification, /) -> Scored: ...
+    def __call__(self, specification: Specification, /) -> CandidateScore: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ProxyTask:
     device: str
     timeout_s: float
 
-    def __call__(self, specification: Specification, /) -> Scored:
+    def __call__(self, specification: Specification, /) -> CandidateScore:
         return in_own_process(_train, (content_of(specification), self), timeout_s=self.timeout_s)
 
 
@@ -52,7 +52,7 @@ class Work(Protocol):
     def __call__(self, *arguments: Any) -> float: ...
 
 
-def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) -> Scored:
+def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) -> CandidateScore:
     """``work(*arguments)`` where it can crash, hang or run out of memory by itself."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
@@ -61,12 +61,12 @@ def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) 
     theirs.close()
     try:
         if not ours.poll(timeout_s):
-            return Scored(None, f"took longer than {timeout_s:g} s")
+            return CandidateScore(None, f"took longer than {timeout_s:g} s")
         score, error = ours.recv()
-        return Scored(score, error)
+        return CandidateScore(score, error)
     except EOFError:
         process.join()
-        return Scored(None, f"its process died (exit code {process.exitcode})")
+        return CandidateScore(None, f"its process died (exit code {process.exitcode})")
     finally:
         process.kill()
         process.join()

@@ -129,9 +129,17 @@ _WRITTEN_BY = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(?:partial|old)
 
 
 def check_table_size(path: Path, error: type[FileError]) -> None:
-    """Raises ``error`` for a CSV larger than any of slides is, before it is read."""
-    if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise error(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", "is it a table of slides?")
+    """Raise ``error`` for a CSV larger than any table of slides is, before it is read."""
+    check_size(path, error, most=LARGEST_TABLE_BYTES, mend="is it a table of slides?")
+
+
+def check_size(path: Path, error: type[FileError], *, most: int, mend: str) -> None:
+    """Raise ``error`` for a file of more than ``most`` bytes, before it is read into memory.
+
+    mend: what the message asks or advises, e.g. ``"is it a table of stages?"``.
+    """
+    if path.stat().st_size > most:
+        raise error(path, f"is larger than {most} bytes", mend)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ MOST_FILES = 1000
 """Of a folder that are looked at: a Zarr folder may hold a file for every chunk."""
 
 
-def fingerprint(where: Iterable[Location]) -> str:
+def files_fingerprint(where: Iterable[Location]) -> str:
     """64 hexadecimal digits for these files, the same wherever they lie; empty where that is not known.
 
     Of a file count its length and 16 samples spread over it, which takes milliseconds; of a folder the names and

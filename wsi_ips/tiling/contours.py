@@ -31,7 +31,7 @@ from skimage import measure
 
 from wsi_ips.errors import AnnotationError, one_line
 from wsi_ips.slides.base import SlideInfo
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import check_size, whole_file
 from wsi_ips.tiling.tissue import Mask, TissueMask, thumbnail_scale
 from wsi_ips.units import LARGEST_COORDINATE, Mpp, Size
 
@@ -140,8 +140,7 @@ class ContourFolder:
             raise AnnotationError(
                 path, "no such contours", "outline the slide's tissue, or leave the slide out"
             )
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise AnnotationError(path, f"is larger than {LARGEST_FILE_BYTES} bytes", "are they outlines?")
+        check_size(path, AnnotationError, most=LARGEST_FILE_BYTES, mend="are they outlines?")
         passed_over: Counter[str] = Counter()
         try:
             polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig")), passed_over))

@@ -29,7 +29,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_ips.config import EncoderConfig, FinetuneConfig, StreamingConfig, fingerprint
+from wsi_ips.config import EncoderConfig, FinetuneConfig, StreamingConfig, settings_fingerprint
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import NotFinite
 from wsi_ips.models.ips_net import BagNet, scoring
@@ -201,7 +201,7 @@ def encoded(
     encoder = net.encoder.to(device)
     # Other patches or another encoder have a folder of their own; the number of threads changes no feature.
     settings = (config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1}))
-    folder = out / HEAD_START / "features" / "-".join(fingerprint(each) for each in settings)
+    folder = out / HEAD_START / "features" / "-".join(settings_fingerprint(each) for each in settings)
     return [EncodedBag(bag, encoder, folder, net.place_kind) for bag in bags]
 
 
