@@ -1,5 +1,6 @@
 """What every registered aggregator must do, whatever it computes."""
 
+from functools import partial
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -9,6 +10,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregator
 from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
+from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.heads import Heads
 from wsi_ips.testing.aggregators import DIM, TASKS, AggregatorContract, build, logits_of
 
@@ -40,6 +42,20 @@ class TestOurs(AggregatorContract):
     @pytest.fixture(params=list(AGGREGATORS.members))
     def aggregator(self, request: pytest.FixtureRequest) -> Aggregator:
         return build(request.param, SMALL.get(request.param, {}))
+
+
+class TestAttentionOfModelAttention(AggregatorContract):
+    """``direct`` and ``paper``, which are settings of ``model.attention``."""
+
+    @pytest.fixture(params=["direct", "paper"])
+    def aggregator(self, request: pytest.FixtureRequest) -> Aggregator:
+        torch.manual_seed(0)
+        made = (
+            DirectAttention
+            if request.param == "direct"
+            else partial(CrossAttention, value_dim=4, inner_dim=8, dropout=0.2)
+        )
+        return made(DIM, queries=2, heads=2, key_dim=4, attention_dropout=0.2).double().eval()
 
 
 @pytest.mark.parametrize("name", TELLS)
