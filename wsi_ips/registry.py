@@ -35,6 +35,7 @@ class Registry(Generic[Member]):
         ``{name: "module:attribute"}``, or the member itself where it is only data.
     group: the entry point group under which other packages add members; None: nothing is added from outside.
     extras: ``{name: what to install}`` for members of wsi_ips whose packages are optional.
+    needs: ``{name: module}`` that a member of wsi_ips imports only when it is used, so that it is missed at once.
     not_installed: makes the error for a member of wsi_ips whose package is not installed, from the member's name
         and what to install. None: the ``ImportError`` itself is raised.
     broken: makes the error for another package's member that does not load, from the member's name, the package
@@ -50,6 +51,7 @@ class Registry(Generic[Member]):
         *,
         group: str | None = None,
         extras: Mapping[str, str] = MappingProxyType({}),
+        needs: Mapping[str, str] = MappingProxyType({}),
         not_installed: Callable[[str, str], WsiIpsError] | None = None,
         broken: Callable[[str, str, str], WsiIpsError] | None = None,
         problem: Callable[[object], str] = lambda member: "",
@@ -58,6 +60,7 @@ class Registry(Generic[Member]):
         self.members: Mapping[str, str | Member] = MappingProxyType(dict(members))
         self.group = group
         self._extras = MappingProxyType(dict(extras))
+        self._needs = MappingProxyType(dict(needs))
         self._not_installed = not_installed
         self._broken = broken
         self._problem = problem
@@ -108,6 +111,8 @@ class Registry(Generic[Member]):
         module, _, attribute = found.partition(":")
         try:
             loaded = import_module(module)
+            if name in self._needs:
+                import_module(self._needs[name])
         except ImportError as error:
             if self._not_installed is None:
                 raise

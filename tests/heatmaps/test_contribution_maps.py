@@ -75,8 +75,8 @@ def test_the_class_of_one_or_two_is_the_last_and_of_more_the_likeliest(
         (False, {"class_name": "tumor"}, "does not tell"),
         (True, {"class_name": "lung"}, "class 'lung' is not there: slide_01 has normal, tumor"),
         (True, {"kind": "contribution", "task": "grade"}, "task 'grade' is not there: slide_01 has label"),
-        (True, {"kind": "contribution", "head": 0}, "queries and heads have attention"),
-        (True, {"kind": "attention", "class_name": "tumor"}, "attention is of no class"),
+        (True, {"kind": "contribution", "head": 0}, "a query or a head chooses attention"),
+        (True, {"kind": "attention", "class_name": "tumor"}, "attention does not belong to a class"),
     ],
 )
 def test_what_cannot_be_shown_is_said(tells: bool, choice: dict[str, str], problem: str) -> None:

@@ -110,6 +110,14 @@ class TestOmeZarr(ExporterContract):
         with pytest.raises(ExportNotInstalled, match=r"pip install 'wsi_ips\[zarr\]'"):
             make_exporter("ome-zarr", {})
 
+    def test_other_exports_work_without_zarr(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        import sys
+
+        monkeypatch.setitem(sys.modules, "zarr", None)
+        monkeypatch.delitem(sys.modules, "wsi_ips.heatmaps.pyramids", raising=False)
+        make_exporter("ome-tiff", {}).write(tmp_path / "a.ome.tif", drawn().heat)
+        assert (tmp_path / "a.ome.tif").exists()
+
 
 class TestGeoJson(ExporterContract):
     name = "geojson"

@@ -144,5 +144,5 @@ def test_a_missing_candidate_is_named(tmp_path: Path) -> None:
 
 def test_a_record_of_another_space_is_refused(tmp_path: Path) -> None:
     search(CONFIG, tmp_path, share_of_residual, silent)
-    with pytest.raises(ResultsError, match="is of another search"):
+    with pytest.raises(ResultsError, match="belongs to another search"):
         search(CONFIG.model_copy(update={"space": TINY}), tmp_path, share_of_residual, silent)

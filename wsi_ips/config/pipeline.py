@@ -36,6 +36,8 @@ class BatchConfig(Section):
     never."""
 
 
+GENTLE_LR = 3e-5
+"""Of an encoder behind a head that has learned on its features already."""
 HEAD_START_EPOCHS = 40
 ALL_PATCHES_FIRST = 0.4
 
@@ -165,6 +167,14 @@ class FinetuneConfig(PipelineConfig):
         return self
 
     @model_validator(mode="after")
+    def _patience_waits_for_something(self) -> Self:
+        if self.training.patience is not None and self.training.monitor == "last":
+            raise ValueError(
+                "training.patience waits for a better epoch, and with training.monitor: last every one is"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _restarts_are_cheap(self) -> Self:
         on_features = self.model.encoder.name == "features"
         if self.training.restarts > 1 and not on_features and not self.head_start_epochs:
@@ -184,6 +194,15 @@ class FinetuneConfig(PipelineConfig):
             return asked
         begins = encoder.weights != "none" and self.training.start is None
         return HEAD_START_EPOCHS if begins and self.model.attention.block == "direct" else 0
+
+    @property
+    def encoder_lr(self) -> float:
+        """Peak learning rate of the encoder, as ``training.encoder_lr`` says where it is given."""
+        training = self.training
+        if training.encoder_lr is not None:
+            return training.encoder_lr
+        knows_something = bool(self.head_start_epochs) or training.start is not None
+        return min(training.lr, GENTLE_LR) if knows_something else training.lr
 
     @property
     def all_patches_epochs(self) -> int:

@@ -24,6 +24,10 @@ ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
 classes left out weigh 1."""
 
 
+Monitor = Literal["loss", "refined_loss", "auc", "c_index", "kappa", "last"]
+"""What an epoch is chosen by."""
+
+
 class AugmentConfig(Section):
     """Changes of stain and colour in training, drawn anew in every epoch. All strengths 0: none."""
 
@@ -56,12 +60,13 @@ class HeadStartConfig(Section):
     lr: PositiveFloat = 3e-4
     weight_decay: NonNegativeFloat = 0.01
     slides_per_step: PositiveInt = 1
+    views: Annotated[PositiveInt, Field(le=64)] = 4
+    """Looks of every training patch that features are made of: the patch itself, and the others flipped, turned
+    and coloured as ``training.flips`` and ``training.augment`` say. Each time that a slide is learned from, one of
+    them is drawn for every patch. Costs so many passes over the training slides, and so much room; 1: the patches
+    themselves alone."""
     keep_features: bool = False
     """Leave the features (float16) in the run's folder; they are deleted when the head start is over."""
-
-
-Monitor = Literal["loss", "auc", "c_index", "kappa"]
-"""What an epoch is chosen by."""
 
 
 class TrainingConfig(Section):
@@ -87,7 +92,8 @@ class TrainingConfig(Section):
     validation prefers (``monitor``). Each takes seconds there."""
     lr: PositiveFloat = 3e-4
     encoder_lr: PositiveFloat | None = None
-    """Peak learning rate of the encoder; none: the same as ``lr``."""
+    """Peak learning rate of the encoder. none: 3e-5, or ``lr`` where that is lower, after a head start or from a
+    checkpoint (``start``), since larger steps undo what the head has learned; else the same as ``lr``."""
     coarse_lr: PositiveFloat | None = None
     """Peak learning rate of what looks from afar, which begins from nothing even where the rest is gently
     fine-tuned; none: the same as ``lr``."""
@@ -118,9 +124,14 @@ class TrainingConfig(Section):
     start: Path | None = None
     """Checkpoint to begin from: all of its weights, or, of one that reads stored features, all but the encoder's.
     none: the encoder's own weights, and the rest at random."""
-    monitor: Monitor = "loss"
-    """What makes an epoch the best: the lowest validation loss, or the highest mean over the tasks of ``auc``,
-    of survival tasks' ``c_index`` (Harrell's) or of ordinal tasks' quadratic ``kappa``."""
+    monitor: Monitor = "refined_loss"
+    """What makes an epoch the best. ``loss``: the lowest validation loss. ``refined_loss``: the lowest validation
+    loss at the best temperature (Berta et al. 2025), which does not hold it against a network that it has become
+    too sure of itself; ``wsi-ips calibrate`` corrects that afterwards. Where a task has no classes it is the loss.
+    ``auc``: the highest mean AUC over the tasks, coarse where validation slides are few. ``last``: that it is the
+    last one; a few dozen validation slides say less than epochs differ. ``c_index``: the highest mean over the
+    survival tasks of Harrell's C-index. ``kappa``: of the ordinal tasks' quadratic kappa. A head start keeps its
+    last epoch."""
     save_minutes: NonNegativeFloat = 5.0
     """Time between two saves of the state that a killed run resumes from; 0: after every step."""
     max_bad_slides: Fraction = 0.1

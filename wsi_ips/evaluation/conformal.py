@@ -447,7 +447,7 @@ def read_calibration(path: Path) -> Calibration:
     mend = "name a file that wsi-ips calibrate wrote"
     if not path.is_file():
         raise CalibrationError(path, "does not exist", mend)
-    check_size(path, CalibrationError, most=LARGEST_BYTES, mend=mend)
+    check_size(path, CalibrationError, most=LARGEST_BYTES, fix=mend)
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except ValidationError as error:

@@ -157,7 +157,7 @@ def read_detections(path: Path) -> Detections:
     """Read ``probability,x,y`` without header. Raises :class:`ResultsError` with the line."""
     if not path.is_file():
         raise ResultsError(path, "no such table of detections", "write probability,x,y a line")
-    check_size(path, ResultsError, most=LARGEST_BYTES, mend="is it a table of detections?")
+    check_size(path, ResultsError, most=LARGEST_BYTES, fix="is it a table of detections?")
     rows: list[tuple[float, int, int]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

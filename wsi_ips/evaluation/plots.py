@@ -48,7 +48,7 @@ def read_history(path: Path) -> dict[str, list[float]]:
     mend = "name the history.csv of a fine-tuning run"
     if not path.is_file():
         raise ResultsError(path, "no such history", mend)
-    check_size(path, ResultsError, most=LARGEST_HISTORY_BYTES, mend=mend)
+    check_size(path, ResultsError, most=LARGEST_HISTORY_BYTES, fix=mend)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))

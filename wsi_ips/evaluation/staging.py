@@ -72,7 +72,7 @@ def read_submission(path: Path) -> Stages:
     """
     if not path.is_file():
         raise ResultsError(path, "no such table of stages", f"write a CSV with {','.join(COLUMNS)}")
-    check_size(path, ResultsError, most=LARGEST_BYTES, mend="is it a table of stages?")
+    check_size(path, ResultsError, most=LARGEST_BYTES, fix="is it a table of stages?")
     patients: dict[str, str] = {}
     nodes: dict[str, str] = {}
     try:

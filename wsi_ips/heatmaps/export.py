@@ -1,4 +1,4 @@
-"""What leaves for other programs: an export is a name and a class, which is loaded when it is first asked for."""
+"""Exports of a map for other programs. :func:`make_exporter` loads the one with a given name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -12,11 +12,11 @@ from wsi_ips.slides.base import SlideReader
 
 
 class Exporter(Protocol):
-    """A frozen dataclass whose fields are the export's options, all with a default."""
+    """An export: a frozen dataclass whose fields are the export's options, all with a default."""
 
     @property
     def suffix(self) -> str:
-        """Of the files that it writes, e.g. ``.ome.tif``."""
+        """The suffix of the files that it writes, such as ``.ome.tif``."""
         ...
 
     @property
@@ -25,11 +25,11 @@ class Exporter(Protocol):
         ...
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None) -> None:
-        """Write one map of one slide to ``path``, whole or not at all; an earlier one is replaced.
+        """Write one map of one slide to ``path``, whole or not at all; an existing file is replaced.
 
-        Numbers are raw attention, where patches overlap their mean; only colours know scales. Raises
-        :class:`ConfigError` for an option that cannot be with these values, :class:`ResultsError` for a slide
-        of another size than the one that was predicted, and the reader's :class:`SlideReadError`.
+        Numbers are raw values of the map, and their mean where patches overlap; scales only concern colours.
+        Raises :class:`ConfigError` for an option that does not suit these values, :class:`ResultsError` for a
+        slide of another size than the one that was predicted, and the reader's :class:`SlideReadError`.
         """
         ...
 
@@ -46,6 +46,7 @@ EXPORTS: Registry[Callable[..., Exporter]] = Registry(
     },
     group="wsi_ips.exporters",
     extras={"ome-zarr": "'wsi_ips[zarr]'"},
+    needs={"ome-zarr": "zarr"},
     not_installed=ExportNotInstalled,
     problem=lambda member: (
         ""

@@ -1,4 +1,8 @@
-"""Which reader opens a slide: the first of :data:`READERS` that can, then those of other packages."""
+"""Which reader opens a slide: the built-in readers, in order, and those of other packages.
+
+:func:`open_slide` tries them until one accepts the file. A reader is a name and an import path, which is imported
+when the reader is first tried.
+"""
 
 import errno
 from collections.abc import Callable, Mapping
@@ -22,6 +26,7 @@ from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.location import Location, Url, is_there, locate
 
 OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
+"""Name of the reader of slides at a URL."""
 
 ReaderClass = Callable[[Location], SlideReader]
 """Opens a slide: called with a path or a Url. Raises :class:`UnsupportedSlide` for what it does not read."""
@@ -57,29 +62,36 @@ CONVERTED_BY: Mapping[str, str] = MappingProxyType(
         }.items()
     }
 )
-"""What to do with a slide in a format that no reader here knows."""
+"""What to do with a slide in a format that no reader here knows, by suffix."""
 
 
 def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReader:
-    """Open a slide with the first reader that can: a file, a folder of one slide (DICOM, OME-Zarr), a URL.
+    """Open a slide with the first reader that accepts it.
 
-    A DICOM file stands for all files of its series in its folder. ``reader`` (a name in :data:`READERS`, or of
-    another package's) asks for one in particular. Readers of other packages are asked last. Raises
-    :class:`SlideNotFound`, :class:`SlideUnreachable`, :class:`UnsupportedSlide` with every reader's reason, or its
-    kinds from the first reader that knows the file: :class:`DamagedSlide`, :class:`RefusedSlide`,
-    :class:`SeveralSlides` (a folder with several DICOM series); :class:`ConfigError` for an unknown reader, or
-    :class:`ReaderBroken` for one that was asked for and does not load.
+    ``path`` is a file, a folder of one slide (DICOM, OME-Zarr), or a URL. A DICOM file stands for all files of its
+    series in its folder. ``reader`` asks for one reader: a name in :data:`READERS`, or that of another package's
+    reader, which are otherwise tried last.
+
+    Raises:
+        ConfigError: There is no reader of this name.
+        SlideNotFound: There is no such file, or the folder holds no slide.
+        SlideUnreachable: The URL cannot be read.
+        UnsupportedSlide: No reader accepts the file. The message gives the reason of each.
+        DamagedSlide: The file is of a known format, and is cut short or contradicts itself.
+        RefusedSlide: The file is of a kind that would be shown wrongly.
+        SeveralSlides: The folder holds several DICOM series.
+        ReaderBroken: The reader of another package that was asked for cannot be imported.
     """
     path = locate(path)
     check_name(path)
     if reader is not None and reader not in READERS:
         raise READERS.unknown(reader)
     if not isinstance(path, Url) and not is_there(path):
-        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
+        raise SlideNotFound(path, "no such file", _fix_of_missing(path))
     if reader is not None and reader not in READERS.members:
         return _open_with_other(reader, path)
     refused: dict[str, str] = {}
-    mend = "is it a whole-slide image?"
+    fix = "is it a whole-slide image?"
     for name in _fitting(path) if reader is None else [reader]:
         try:
             return _open_with_ours(name, path)
@@ -87,10 +99,10 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             raise
         except UnsupportedSlide as error:
             if (cause := system_cause(error)) and cause.number != errno.ENOENT:
-                raise UnsupportedSlide(path, cause.problem, cause.mend) from error
+                raise UnsupportedSlide(path, cause.problem, cause.fix) from error
             refused[name] = _reason(error)
         except ReaderNotInstalled as error:
-            refused[name], mend = str(error), ""
+            refused[name], fix = str(error), ""
     for entry in READERS.others() if reader is None else ():
         try:
             return _open_with_other(entry.name, path)
@@ -103,11 +115,11 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             "give a slide file, or a folder of DICOM files",
         )
     suffix = (path.suffix if isinstance(path, Path) else Path(path.name).suffix).lower()
-    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, mend))
+    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, fix))
 
 
 def check_name(path: Location) -> None:
-    """Raise :class:`UnsupportedSlide` for a file name that is not UTF-8: no result could say whose it is."""
+    """Raise :class:`UnsupportedSlide` if the file's name is not UTF-8, since no table of results could name it."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -116,7 +128,7 @@ def check_name(path: Location) -> None:
 
 
 def _fitting(path: Location) -> list[str]:
-    """The built-in readers to ask, in order; none for a folder that is no slide."""
+    """The built-in readers to try, in order. None are tried for a folder that is no slide."""
     if is_zarr(path):
         return [OME_ZARR]
     if isinstance(path, Url):
@@ -133,7 +145,10 @@ def _open_with_ours(name: str, path: Location) -> SlideReader:
 
 
 def _open_with_other(name: str, path: Location) -> SlideReader:
-    """Whatever another package's code raises becomes one of our errors, so that it ends no run."""
+    """Open a slide with the reader of another package.
+
+    Whatever exception that package raises becomes an error of wsi_ips, so that it does not end the whole run.
+    """
     opened = READERS.load(name)
     try:
         return opened(path)
@@ -149,7 +164,7 @@ def _reason(error: WsiIpsError) -> str:
     return str(error)
 
 
-def _mend_of_missing(path: Path) -> str:
+def _fix_of_missing(path: Path) -> str:
     scheme = path.parts[0] if path.parts else ""
     if scheme.endswith(":") and len(scheme) > 2:  # Path("http://host/a.svs")
         return "give a URL as text, not as a Path"

@@ -1,9 +1,11 @@
-"""Tissue of fluorescence: bright things on black.
+"""Which parts of a slide are tissue: :func:`find_tissue` makes a mask on a thumbnail of some µm per pixel.
 
-Nuclei on black are dots, and what lies between them is tissue too. So is what is dimly lit beside bright things:
-the threshold is what the black background's own noise reaches, not a level between dim and bright.
+Bright-field slides are segmented in ``bright_field.py``, learned models run in ``segmenter.py``; fluorescence
+(bright things on black) is segmented here. Nuclei on black are dots, and what lies between them is tissue too. So
+is what is dimly lit beside bright things: the threshold is what the noise of the black background reaches, not a
+level between dim and bright.
 
-What of a slide is tissue: a mask on a thumbnail of some µm per pixel.
+Shape suffixes: H rows, W columns, C channels.
 """
 
 import math
@@ -27,70 +29,55 @@ from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Mpp, Size
 
 Mask = NDArray[np.bool_]
+"""(H, W) bool array."""
 
 NEAR_SIGMA_PX = 3.0
-"""How far, in thumbnail pixels, the light around a pixel is looked at: one lit pixel alone is noise."""
+"""Sigma, in thumbnail pixels, of the blur that gives the light around a pixel: a single lit pixel is noise."""
 
 LEAST_LIGHT = 2.0
-"""Grey levels above the background, on average around a pixel, that are no more the camera's noise."""
+"""Grey levels above the background that the light around a pixel has in tissue, at least; less is the camera's
+noise.
+"""
 
 LEAST_DOT = 4.0
-"""The same of the pixel itself."""
+"""Grey levels above the background that the pixel itself has in tissue, at least."""
 
 ABOVE_NOISE = 5.0
-"""How many times the background's spread."""
+"""How many times the spread of the background the light in tissue is, at least."""
 
 GAP_PX = 11
-"""Dots that are no further apart than this belong together: 88 µm at 8 µm per pixel."""
+"""Dots that are no further apart than this, in thumbnail pixels, are joined: 88 µm at 8 µm per pixel."""
 
 EDGE = 0.4
-"""Share of the light around it, within the tissue, that a pixel at the edge has at least."""
-
-
-def dark_field_tissue(rgb_HWC: RgbImage) -> Mask:
-    """Tissue of a picture (H, W, 3) uint8 that is bright on black; nothing where all is background."""
-    light_HW = brightest_channel(rgb_HWC)
-    near_HW = ndimage.gaussian_filter(light_HW, NEAR_SIGMA_PX, output=np.float32)
-    level, spread = _background(light_HW, least=0.5)
-    near_level, near_spread = _background(near_HW, least=0.1)
-    near_HW -= near_level
-    bright_HW = near_HW > max(LEAST_LIGHT, ABOVE_NOISE * near_spread)
-    dots_HW = (light_HW > level + max(LEAST_DOT, ABOVE_NOISE * spread)) & bright_HW
-    # A mixed pixel at the edge is dimmer than what lies around it within the tissue.
-    edge_HW = dots_HW & ~shrunk(dots_HW, 3)
-    dots_HW &= ~(edge_HW & (light_HW - level < EDGE * near_HW))
-    return np.asarray(shrunk(grown(dots_HW, GAP_PX), GAP_PX) & bright_HW)
-
-
-def _background(light_HW: NDArray[np.float32] | NDArray[np.uint8], *, least: float) -> tuple[float, float]:
-    """The most common of the darker levels, and how far the levels below it spread, or ``least``."""
-    counts, edges = np.histogram(light_HW, bins=256, range=(0, 256))
-    level = float(edges[counts[:64].argmax()])
-    below = level - light_HW[light_HW < level].astype(np.float32)
-    return level, max(least, float(np.quantile(below, 0.68))) if below.size else least
-
+"""Share of the light around it that a pixel at the edge of tissue has, at least."""
 
 DARK = 64
-"""A thumbnail whose median grey level is darker is fluorescence: bright things on black."""
+"""Median grey level below which a thumbnail is taken for fluorescence: bright things on black."""
 
 LEAST_WHITE = 0.05
-"""Share of a dark thumbnail that is as bright as glass, at least, where the slide is bright-field all the same."""
+"""Share of pixels as bright as glass from which on even a dark thumbnail is taken for bright-field."""
 
 LARGEST_SIDE_PX = 8192
 """The longest side of the thumbnail, however large the slide or wrong its resolution."""
 
 MOST_PX = 2**25
-"""The most pixels of the thumbnail: a whole glass of 25x75 mm at 8 µm. Segmenting it takes about 30 bytes a
-pixel."""
+"""The most pixels of the thumbnail: a whole glass of 25x75 mm at 8 µm.
+
+Segmenting it takes about 30 bytes a pixel.
+"""
 
 BLACK = 8
-"""Grey level up to which a pixel of a bright slide is padding that a scanner left black."""
+"""Grey level up to which a pixel of a bright slide is padding that the scanner left black."""
 
 
 @dataclass(frozen=True, slots=True)
 class TissueMask:
-    """mask_HW: True where tissue. l0_per_px: level-0 pixels per mask pixel, along x and y. why_empty: where our
-    segmentation found no tissue, the problem and its mend in words."""
+    """A mask of the slide's tissue.
+
+    ``mask_HW``, (H, W) bool, is True where there is tissue. ``l0_per_px`` is the size of a mask pixel in level-0
+    pixels along x and y. ``why_empty`` is set where our segmentation found no tissue: the problem and what to do
+    about it, in words.
+    """
 
     mask_HW: Mask
     l0_per_px: tuple[float, float]
@@ -148,16 +135,17 @@ point group ``wsi_ips.segmenters``."""
 
 
 def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = None) -> TissueMask:
-    """Segment the slide. ``mpp`` is used instead of the file's own resolution.
+    """Segment the slide's tissue. ``mpp`` (µm per pixel) is used instead of the file's own resolution.
 
-    The segmenter that ``config`` names finds the tissue: as a rule, in bright-field what takes more light away
-    than the slide's own glass does (:mod:`wsi_ips.tiling.bright_field`), without felt pen and black padding; on a
-    dark background (fluorescence) what is brighter than it; with ``config.model`` what that network says. Then
-    small objects go and small holes are filled, both in µm². An empty slide gives an empty mask. Where no level
-    can be read counts as tissue: whoever reads those patches finds the damage, counts it and names it.
+    On bright-field slides, tissue is what takes more light away than the slide's own glass does
+    (:mod:`wsi_ips.tiling.bright_field`), without felt pen and black padding. On a dark background (fluorescence),
+    it is what is brighter than that. With ``config.model``, it is what that segmenter says. Afterwards, small
+    objects are removed and small holes filled, both by their area in µm². A slide without tissue gives an empty
+    mask. Parts that cannot be read at any level count as tissue, so that the damage is found, counted and named
+    when their patches are read.
 
-    Raises :class:`MissingResolution` where neither ``mpp`` nor the file says the resolution, and
-    :class:`SegmenterError` for a model, or another package's segmenter, that cannot be used.
+    Raises :class:`MissingResolution` where neither ``mpp`` nor the file gives a resolution, and
+    :class:`SegmenterError` for a model, or a segmenter of another package, that cannot be used.
     """
     slide_mpp = mpp or slide.info.known_mpp()
     l0_size = slide.info.l0_size
@@ -169,10 +157,8 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     found = _found(view, config)
     um2_per_px = (l0_per_px * slide_mpp) ** 2
     mask = morphology.remove_small_objects(found.mask_HW, max_size=_pixels(config.min_object_um2, um2_per_px))
-    mask = (
-        morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
-        | view.unread_HW
-    )
+    mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
+    mask |= view.unread_HW
     why_empty = None if mask.any() else _why_empty(found, config, um2_per_px)
     return TissueMask(mask, (l0_per_px, l0_per_px), why_empty)
 
@@ -209,8 +195,50 @@ def _is_mask(mask_HW: object, view: TissueView) -> bool:
     return isinstance(mask_HW, np.ndarray) and mask_HW.dtype == bool and mask_HW.shape == view.unread_HW.shape
 
 
+def thumbnail_scale(l0_size: Size, *, slide_mpp: Mpp, thumbnail_mpp: float) -> float:
+    """Level-0 pixels per pixel of a mask of ``thumbnail_mpp``, or of the finest mask that fits in memory."""
+    by_area = math.sqrt(l0_size[0] * l0_size[1] / MOST_PX)
+    return max(1.0, thumbnail_mpp / slide_mpp, max(l0_size) / LARGEST_SIDE_PX, by_area)
+
+
+def tissue_by_rules(view: TissueView, config: TissueConfig) -> Found:
+    """Bright-field or dark-field tissue, as the slide's own brightness says. See :class:`Segmenter`."""
+    rgb_HWC = view.picture()
+    padding_HW = brightest_channel(rgb_HWC) <= BLACK
+    if padding_HW.all():
+        return Found(np.zeros_like(padding_HW))
+    grey = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
+    is_dark = np.median(grey) < DARK and np.median(grey[~padding_HW]) < 2 * DARK
+    # Melanin may fill most of a bright slide; fluorescence is hardly ever white.
+    if is_dark and (darkest_channel(rgb_HWC) >= DARKEST).mean() < LEAST_WHITE:
+        return Found(dark_field_tissue(rgb_HWC))
+    return bright_field_tissue(rgb_HWC, padding_HW, drop_pen=config.drop_pen)
+
+
+def tissue_of_bright_field(view: TissueView, config: TissueConfig) -> Found:
+    """Bright-field tissue, however dark the slide is. See :class:`Segmenter`."""
+    rgb_HWC = view.picture()
+    padding_HW = brightest_channel(rgb_HWC) <= BLACK
+    if padding_HW.all():
+        return Found(np.zeros_like(padding_HW))
+    return bright_field_tissue(rgb_HWC, padding_HW, drop_pen=config.drop_pen)
+
+
+def tissue_of_dark_field(view: TissueView, config: TissueConfig) -> Found:
+    """Dark-field (fluorescence) tissue, however bright the slide is. See :class:`Segmenter`."""
+    return Found(dark_field_tissue(view.picture()))
+
+
+def _pixels(um2: float, um2_per_px: float) -> int:
+    """The largest number of pixels whose area is still smaller than ``um2``."""
+    return max(0, int(np.ceil(um2 / um2_per_px)) - 1)
+
+
 def _why_empty(found: Found, config: TissueConfig, um2_per_px: float) -> tuple[str, str]:
-    """What left out everything, as problem and mend. Pen is named before specks of less than a pen stroke."""
+    """What left out everything, as problem and fix.
+
+    Pen is named before specks, for the remains of a pen stroke are specks.
+    """
     pen_px = 0 if found.pen_HW is None else int(found.pen_HW.sum())
     found_px = int(found.mask_HW.sum())
     if pen_px > found_px:
@@ -242,40 +270,29 @@ def _why_empty(found: Found, config: TissueConfig, um2_per_px: float) -> tuple[s
     )
 
 
-def thumbnail_scale(l0_size: Size, *, slide_mpp: Mpp, thumbnail_mpp: float) -> float:
-    """Level-0 pixels per pixel of a mask of ``thumbnail_mpp``, or of the finest that is held in memory."""
-    by_area = math.sqrt(l0_size[0] * l0_size[1] / MOST_PX)
-    return max(1.0, thumbnail_mpp / slide_mpp, max(l0_size) / LARGEST_SIDE_PX, by_area)
+def dark_field_tissue(rgb_HWC: RgbImage) -> Mask:
+    """Tissue in a picture (H, W, 3) uint8 that is bright on black, (H, W) bool.
+
+    All False where there is only background.
+    """
+    light_HW = brightest_channel(rgb_HWC)
+    near_HW = ndimage.gaussian_filter(light_HW, NEAR_SIGMA_PX, output=np.float32)
+    level, spread = _background(light_HW, least=0.5)
+    near_level, near_spread = _background(near_HW, least=0.1)
+    near_HW -= near_level
+    bright_HW = near_HW > max(LEAST_LIGHT, ABOVE_NOISE * near_spread)
+    dots_HW = (light_HW > level + max(LEAST_DOT, ABOVE_NOISE * spread)) & bright_HW
+    # A mixed pixel at the edge is dimmer than what lies around it within the tissue.
+    edge_HW = dots_HW & ~shrunk(dots_HW, 3)
+    dots_HW &= ~(edge_HW & (light_HW - level < EDGE * near_HW))
+    return np.asarray(shrunk(grown(dots_HW, GAP_PX), GAP_PX) & bright_HW)
 
 
-def _pixels(um2: float, um2_per_px: float) -> int:
-    """The largest number of pixels that is still smaller than ``um2``."""
-    return max(0, int(np.ceil(um2 / um2_per_px)) - 1)
-
-
-def tissue_by_rules(view: TissueView, config: TissueConfig) -> Found:
-    """Bright-field or dark-field tissue, as the slide's own brightness says. See :class:`Segmenter`."""
-    rgb_HWC = view.picture()
-    padding_HW = brightest_channel(rgb_HWC) <= BLACK
-    if padding_HW.all():
-        return Found(np.zeros_like(padding_HW))
-    grey = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
-    is_dark = np.median(grey) < DARK and np.median(grey[~padding_HW]) < 2 * DARK
-    # Melanin may fill most of a bright slide; fluorescence is hardly ever white.
-    if is_dark and (darkest_channel(rgb_HWC) >= DARKEST).mean() < LEAST_WHITE:
-        return Found(dark_field_tissue(rgb_HWC))
-    return bright_field_tissue(rgb_HWC, padding_HW, drop_pen=config.drop_pen)
-
-
-def tissue_of_bright_field(view: TissueView, config: TissueConfig) -> Found:
-    """Bright-field tissue, however dark the slide is. See :class:`Segmenter`."""
-    rgb_HWC = view.picture()
-    padding_HW = brightest_channel(rgb_HWC) <= BLACK
-    if padding_HW.all():
-        return Found(np.zeros_like(padding_HW))
-    return bright_field_tissue(rgb_HWC, padding_HW, drop_pen=config.drop_pen)
-
-
-def tissue_of_dark_field(view: TissueView, config: TissueConfig) -> Found:
-    """Dark-field (fluorescence) tissue, however bright the slide is. See :class:`Segmenter`."""
-    return Found(dark_field_tissue(view.picture()))
+def _background(light_HW: NDArray[np.float32] | NDArray[np.uint8], *, least: float) -> tuple[float, float]:
+    """The most common of the darker levels, and how far the levels below it spread, which is at least
+    ``least``.
+    """
+    counts, edges = np.histogram(light_HW, bins=256, range=(0, 256))
+    level = float(edges[counts[:64].argmax()])
+    below = level - light_HW[light_HW < level].astype(np.float32)
+    return level, max(least, float(np.quantile(below, 0.68))) if below.size else least

@@ -33,7 +33,7 @@ from wsi_ips.tiling.patches import upsampling_note
 from wsi_ips.training.bags import Bag, SlideBag, tile_bag
 from wsi_ips.training.cascade import calibrate
 from wsi_ips.training.diagnosis import findings
-from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config
+from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config, views_of
 from wsi_ips.training.learning import Steps
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import SharedSteps, is_first_process, of_all
@@ -167,7 +167,7 @@ def _head_start(
 ) -> FinetuneReport:
     """Train what follows the encoder on features of all bags. Raises as :func:`train_bags`."""
     report = train_bags(
-        encoded(train, net, config, out, device=device),
+        encoded(train, net, config, out, device=device, views=views_of(config)),
         encoded(val, net, config, out, device=device),
         head_start_config(config, width=net.feature_width),
         out / HEAD_START,

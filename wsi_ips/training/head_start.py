@@ -1,13 +1,13 @@
 """Bags whose patches an encoder has seen: the first time that one is opened it is encoded and stored, then read.
 
-Shape suffixes: N patches of a bag, n some of them, C feature width.
+Shape suffixes: N patches of a bag, n some of them, V views of a patch, C feature width.
 
 The head start: what follows the encoder learns first, from features that are made once.
 
-End-to-end learning that begins with a head that knows nothing selects patches at random and teaches the encoder on
-them; from many starts it never finds what decides the label. Frozen features of all patches cost one pass over the
-slides. On them a head learns in seconds, can be tried from several starts, and can read all patches of a slide at
-first (:attr:`wsi_ips.config.TrainingConfig.all_patches_first`).
+End-to-end learning that begins with a head that knows nothing selects patches at random and teaches the encoder
+on them; from many starts it never finds what decides the label. Frozen features of all patches cost a few passes
+over the slides. On them a head learns in seconds, can be tried from several starts, and can read all patches of a
+slide at first (:attr:`wsi_ips.config.TrainingConfig.all_patches_first`).
 
 Several beginnings of one training: what validation prefers goes on.
 
@@ -20,8 +20,9 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,13 +30,14 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_ips.config import EncoderConfig, FinetuneConfig, StreamingConfig, settings_fingerprint
+from wsi_ips.config import AugmentConfig, EncoderConfig, FinetuneConfig, StreamingConfig, settings_fingerprint
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import NotFinite
 from wsi_ips.models.ips_net import BagNet, scoring
 from wsi_ips.storage.files import whole_file, whole_table
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
 from wsi_ips.tiling.grid import rows_of
+from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, LAST_NAME, STARTS, FinetuneReport, merit
@@ -45,18 +47,50 @@ ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class Views:
+    """Looks of a patch that are encoded beside the patch itself, so that what learns from features sees augmented
+    patches too. An encoder's features change with a patch's orientation; a head that has seen one look of each
+    patch learns the looks by heart.
+
+    count: how many, the patch itself among them. augment, flips: as of
+    :func:`wsi_ips.training.augment.augment`. seed: what the looks are drawn from.
+    """
+
+    count: int
+    augment: AugmentConfig
+    flips: bool
+    seed: int
+
+    def look(self, pixels: Tensor, ids_n: Tensor, *, bag_id: str, view: int) -> Tensor:
+        """The patches as they look in a view; view 0 is the patches themselves."""
+        if view == 0:
+            return pixels
+        key = f"{self.seed}/view {view}/{bag_id}"
+        return augment(pixels, ids_n, key=key, config=self.augment, flips=self.flips)
+
+    def drawn(self, patches: int, *, key: str) -> NDArray[np.int64]:
+        """A view for each patch of a bag, (N,); the same for the same key."""
+        seed = int.from_bytes(hashlib.sha256(f"{key}/views".encode()).digest()[:8], "little")
+        return np.random.default_rng(seed).integers(self.count, size=patches)
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedBag:
-    """Another bag, seen through an encoder. See :class:`wsi_ips.training.bags.Bag`.
+    """Another bag, seen through an encoder. See :class:`wsi_ips.training.bags.AugmentedBag`.
 
     bag: whose patches they are. encoder: (n, ...) pixels to (n, C), on the device that bags are opened on; it is
     used in eval mode and without gradients. folder: where the features of this encoder lie, float16, a file a bag.
-    place_kind: as of :class:`wsi_ips.models.ips_net.BagNet`; None: no place is stored.
+    place_kind: as of :class:`wsi_ips.models.ips_net.BagNet`; None: no place is stored. views: looks of the patches
+    that are encoded too; None: the patches themselves alone. shown: the key that views are drawn by; None shows
+    the patches themselves.
     """
 
     bag: Bag
     encoder: nn.Module
     folder: Path
     place_kind: PlaceKind | None
+    views: Views | None = None
+    shown: str | None = None
 
     @property
     def bag_id(self) -> str:
@@ -69,16 +103,24 @@ class EncodedBag:
     def __len__(self) -> int:
         return len(self.bag)
 
+    def as_seen(self, key: str) -> Self:
+        """The bag with a view drawn for each of its patches."""
+        return self if self.views is None else replace(self, shown=key)
+
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["_Encoded"]:
         """The features, in chunks of 4096 rows. Memory: one chunk. Raises the bag's own error, and
         :class:`NotFinite`."""
         if not self._is_stored():
             self._encode(streaming, device)
-        features_NC = np.load(self._features, mmap_mode="r", allow_pickle=False)
+        features = np.load(self._features, mmap_mode="r", allow_pickle=False)
+        features_NVC = features.reshape(len(features), -1, features.shape[-1])
+        view_N = np.zeros(len(features), np.int64)
+        if self.views is not None and self.shown is not None:
+            view_N = self.views.drawn(len(features), key=self.shown)
         with np.load(self._about, allow_pickle=False) as held:
             places_N = None if self.place_kind is None else held["places"]
-            yield _Encoded(held["ids"], held["corners"], features_NC, places_N, device)
+            yield _Encoded(held["ids"], held["corners"], features_NVC, view_N, places_N, device)
 
     def _is_stored(self) -> bool:
         """Whether the features are there, and of as many patches as the bag has now: an earlier start may have
@@ -93,15 +135,13 @@ class EncodedBag:
         ids, corners, row = [], [], 0
         with self.bag.open(streaming, device) as source:
             with whole_file(self._features) as partial, scoring(self.encoder):
-                features_NC: NDArray[np.float16] | None = None
+                features_NVC: NDArray[np.float16] | None = None
                 for chunk in source:
-                    features_nC: Tensor = self.encoder(chunk.pixels_n3PP).float()
-                    if not torch.isfinite(features_nC).all():
-                        raise NotFinite("features")
-                    if features_NC is None:
-                        shape = (len(self), features_nC.shape[1])
-                        features_NC = open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-                    features_NC[row : row + len(chunk)] = features_nC.half().cpu().numpy()
+                    features_nVC = self._encoded_views(chunk)
+                    if features_NVC is None:
+                        shape = (len(self), *features_nVC.shape[1:])
+                        features_NVC = open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+                    features_NVC[row : row + len(chunk)] = features_nVC.half().cpu().numpy()
                     row += len(chunk)
                     ids.append(chunk.ids_n.cpu())
                     corners.append(chunk.l0_xy_n2.cpu())
@@ -110,6 +150,20 @@ class EncodedBag:
         # Last: where this file is, the other one is whole.
         with whole_file(self._about) as partial, partial.open("wb") as file:
             np.savez(file, ids=ids_N.numpy(), corners=torch.cat(corners).numpy(), places=places_N.numpy())
+
+    def _encoded_views(self, chunk: Chunk) -> Tensor:
+        """(n, V, C) float. Raises :class:`NotFinite`."""
+        if self.views is None:
+            features_nVC: Tensor = self.encoder(chunk.pixels_n3PP).float()[:, None]
+        else:
+            pixels, ids_n = chunk.pixels_n3PP, chunk.ids_n
+            looks = (
+                self.views.look(pixels, ids_n, bag_id=self.bag_id, view=v) for v in range(self.views.count)
+            )
+            features_nVC = torch.stack([self.encoder(look).float() for look in looks], dim=1)
+        if not torch.isfinite(features_nVC).all():
+            raise NotFinite("features")
+        return features_nVC
 
     @property
     def _features(self) -> Path:
@@ -123,17 +177,20 @@ class EncodedBag:
 
 
 class _Encoded(PatchSource):
-    """An opened file; a chunk's "pixels" are (n, C) float32 features."""
+    """An opened file; a chunk's "pixels" are (n, C) float32 features, each patch's in the view that ``view_N``
+    names."""
 
     def __init__(
         self,
         ids_N: NDArray[np.int64],
         corners_N2: NDArray[np.int64],
-        features_NC: NDArray[np.float16],
+        features_NVC: NDArray[np.float16],
+        view_N: NDArray[np.int64],
         places_N: NDArray[np.generic] | None,
         device: torch.device,
     ) -> None:
-        self._ids_N, self._corners_N2, self._features_NC = ids_N, corners_N2, features_NC
+        self._ids_N, self._corners_N2 = ids_N, corners_N2
+        self._features_NVC, self._view_N = features_NVC, view_N
         self._places_N = places_N
         self._device = device
 
@@ -155,10 +212,11 @@ class _Encoded(PatchSource):
         return rows_of(ids_n.cpu().numpy(), self._ids_N, where="of this bag")
 
     def _chunk(self, rows_n: NDArray[np.int64]) -> Chunk:
+        features_nC = self._features_NVC[rows_n, self._view_N[rows_n]]
         return Chunk(
             ids_n=torch.from_numpy(self._ids_N[rows_n]),
             l0_xy_n2=torch.from_numpy(self._corners_N2[rows_n]),
-            pixels_n3PP=torch.from_numpy(self._features_NC[rows_n].astype(np.float32)).to(self._device),
+            pixels_n3PP=torch.from_numpy(features_nC.astype(np.float32)).to(self._device),
         )
 
 
@@ -178,6 +236,8 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
             "start": None,
             "select_every": 1,
             "patience": None,
+            # Epochs differ less than what a few validation slides say of them.
+            "monitor": "last",
             "schedule": "cosine",
             "tensorboard": False,
         }
@@ -192,17 +252,35 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
 
 
 def encoded(
-    bags: Sequence[Bag], net: BagNet, config: FinetuneConfig, out: Path, *, device: torch.device
+    bags: Sequence[Bag],
+    net: BagNet,
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    views: Views | None = None,
 ) -> list[EncodedBag]:
     """The bags with features of ``net``'s encoder in place of pixels.
 
-    The encoder is moved to ``device``. A bag is encoded when it is opened for the first time.
+    views: what training bags show of their patches beside the patches themselves, see :func:`views_of`. The
+    encoder is moved to ``device``. A bag is encoded when it is opened for the first time.
     """
     encoder = net.encoder.to(device)
     # Other patches or another encoder have a folder of their own; the number of threads changes no feature.
-    settings = (config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1}))
-    folder = out / HEAD_START / "features" / "-".join(settings_fingerprint(each) for each in settings)
-    return [EncodedBag(bag, encoder, folder, net.place_kind) for bag in bags]
+    settings = [config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1})]
+    names = [settings_fingerprint(each) for each in settings]
+    if views is not None:
+        names.append(f"{views.count}-{views.seed}-{int(views.flips)}-{settings_fingerprint(views.augment)}")
+    folder = out / HEAD_START / "features" / "-".join(names)
+    return [EncodedBag(bag, encoder, folder, net.place_kind, views) for bag in bags]
+
+
+def views_of(config: FinetuneConfig) -> Views | None:
+    """The looks of training patches that a head start learns from; None where all of them would be the same."""
+    training, nothing = config.training, AugmentConfig(per=config.training.augment.per)
+    if training.head_start.views == 1 or not (training.flips or training.augment != nothing):
+        return None
+    return Views(training.head_start.views, training.augment, training.flips, training.seed)
 
 
 def forget_features(out: Path) -> None:
@@ -222,7 +300,8 @@ def best_start(
     ``out``.
 
     train: what trains one beginning into a folder, or says how it ended there where it did already. The best is
-    the one whose best epoch ``training.monitor`` prefers, of equals the first. Writes ``starts.csv``, a line a
+    the one whose best epoch ``training.monitor`` prefers, of equals the first; where that is the last epoch, the
+    one that tells the validation slides apart best then. Writes ``starts.csv``, a line a
     beginning.
     """
     reports = []
@@ -231,7 +310,8 @@ def best_start(
             update={"restarts": 1, "seed": config.training.seed + number * SEED_STEP}
         )
         reports.append(train(config.model_copy(update={"training": training}), out / STARTS / str(number)))
-    monitor = config.training.monitor
+    # The last epochs of all beginnings are equally late.
+    monitor = "refined_loss" if config.training.monitor == "last" else config.training.monitor
     best = max(range(len(reports)), key=lambda number: merit(best_row(reports[number]), monitor))
     if is_first_process():
         for name in (BEST_NAME, LAST_NAME, "history.csv", "run.json"):

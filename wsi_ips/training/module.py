@@ -209,7 +209,8 @@ class IPSModule(LightningModule):
             self.log_dict({f"val_{name}": value for name, value in self.val_figures.items()})
 
     def configure_optimizers(self) -> Optimizer:
-        return make_optimizer(self.net, self._config.training)
+        rates = {"encoder_lr": self._config.encoder_lr}
+        return make_optimizer(self.net, self._config.training.model_copy(update=rates))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """A bag holds no tensors: its pixels go to the device chunk by chunk."""

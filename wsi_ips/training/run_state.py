@@ -63,7 +63,7 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - of a damaged pickle, whatever its machine runs into
         if cause := system_cause(error):
-            raise CheckpointError(path, cause.problem, cause.mend) from None
+            raise CheckpointError(path, cause.problem, cause.fix) from None
         reason = one_line(error, most=120)
         raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:
@@ -220,12 +220,24 @@ class RunRecorder(Callback):
         self._saved = monotonic()
 
 
-def merit(row: Mapping[str, float], monitor: Monitor) -> float:
-    """What is highest in the best epoch; ``row``: its line of the history, ``monitor``: as of the config."""
-    loss = row.get("val_loss", row["train_loss"])
-    figures = [value for name, value in row.items() if name.startswith("val_") and name.endswith(monitor)]
-    value = sum(figures) / len(figures) if monitor != "loss" and figures else -loss
-    return value if math.isfinite(value) else -math.inf
+def merit(row: Mapping[str, float], monitor: Monitor) -> tuple[float, float]:
+    """What is highest in the best epoch; ``row``: its line of the history, ``monitor``: as of the config.
+
+    Without the figure that the monitor names, the loss decides: that of validation where there is one. It decides
+    too where several epochs tell few slides apart equally well: all of them, or none.
+    """
+    if monitor == "last":
+        return row["epoch"], 0.0
+    worst, loss = -math.inf, row.get("val_loss", row["train_loss"])
+    value = -loss
+    if monitor == "refined_loss" and "val_refined_loss" in row:
+        value = -round(row["val_refined_loss"], 4)
+    if monitor in ("auc", "c_index", "kappa"):
+        figures = [
+            figure for name, figure in row.items() if name.startswith("val_") and name.endswith(monitor)
+        ]
+        value = sum(figures) / len(figures) if figures else value
+    return value if math.isfinite(value) else worst, -loss if math.isfinite(loss) else worst
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -136,7 +136,7 @@ def _content(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile file may raise anything; none of it may run
         if isinstance(error, OSError) and (cause := system_cause(error)):
-            raise CheckpointError(path, cause.problem, cause.mend) from None
+            raise CheckpointError(path, cause.problem, cause.fix) from None
         forbidden = _FORBIDDEN.search(str(error))
         if forbidden:
             raise CheckpointError(
@@ -166,7 +166,7 @@ def shards_of(path: Path) -> list[Path]:
 def _places(path: Path) -> tuple[dict[str, Any], list[Path]]:
     """{tensor: its file's name} of an index, and its files."""
     mend = "name the index beside its files"
-    check_size(path, CheckpointError, most=LARGEST_INDEX_BYTES, mend=mend)
+    check_size(path, CheckpointError, most=LARGEST_INDEX_BYTES, fix=mend)
     try:
         places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
         names = sorted({str(name) for name in places.values()})
