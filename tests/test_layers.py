@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 CORE = [
     "storage.location", "errors", "units", "registry", "config", "storage", "progress", "slides", "tiling",
     "streaming", "survival", "models", "selection", "datasets", "training", "evaluation", "inference", "heatmaps",
-    "evaluation.run", "report", "viewer", "commands", "api", "cli",
+    "evaluation.run", "report", "viewer", "commands", "api", "cli", "testing",
 ]  # fmt: skip
 # A wing, and the wings that it stands on.
 WINGS: dict[str, set[str]] = {"nuclei": set(), "search": {"nuclei", "drawn"}, "images": set(), "drawn": set()}
@@ -72,6 +72,9 @@ def test_a_room_imports_only_from_its_left(path: Path) -> None:
         parts = name.split(".")
         if parts[0] != "wsi_ips" or len(parts) == 1 or parts[1] == "__version__":
             continue
+        assert parts[1] != "testing" or here == "testing", (
+            f"{dotted} imports {name}, which is for tests alone"
+        )
         if parts[1] in WINGS:
             allowed = {here, *WINGS.get(here, set())}
             assert parts[1] in allowed, f"{dotted} imports {name}, which is in a wing"

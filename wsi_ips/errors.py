@@ -5,10 +5,10 @@ with it, and the fix::
 
     WsiIpsError
       ConfigError            a setting that is not possible
+        ExtensionBroken      an extension of another package cannot be imported
       ReaderNotInstalled     the package of an optional reader is not installed
       ExportNotInstalled     the package of an optional exporter is not installed
       ReaderBroken           a reader of another package cannot be imported
-      ExtensionBroken        any other extension of another package cannot be imported
       SlideClosed            a reader was used after close()
       NotFinite              a network computed NaN or infinity
       TrainingError          training cannot go on: the loss is not finite, or too many slides are bad
@@ -112,7 +112,7 @@ class ReaderBroken(WsiIpsError):
         return f"reader {name} of the package {package} does not load: {reason}"
 
 
-class ExtensionBroken(WsiIpsError):
+class ExtensionBroken(ConfigError):
     """An extension of another package that cannot be imported.
 
     Made as ``ExtensionBroken(kind, name, package, reason)``.

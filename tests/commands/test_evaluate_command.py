@@ -24,7 +24,7 @@ from wsi_ips.datasets.camelyon import NODE_CLASSES
 from wsi_ips.evaluation.froc import SlideHits, froc_curve, read_detections
 from wsi_ips.evaluation.run.froc import _pruned
 from wsi_ips.evaluation.slide_level import roc_auc
-from wsi_ips.evaluation.staging import read_stages
+from wsi_ips.evaluation.staging import read_submission
 from wsi_ips.evaluation.task_scores import Pooling
 
 FAST = ("--bootstrap", "50", "--no-plots")
@@ -337,7 +337,7 @@ def test_node_classes_are_staged(console: Console, tmp_path: Path) -> None:
     staged = metrics(made.run / "evaluation")["stages"]["node"]
     assert staged["patients"]["patient_1"] == {"label": "pN0(i+)", "predicted": "pN1mi"}
     assert 0 < staged["quadratic_kappa"]["value"] < 1
-    assert read_stages(made.run / "evaluation" / "submission.csv").patients["patient_3"] == "pN1"
+    assert read_submission(made.run / "evaluation" / "submission.csv").patients["patient_3"] == "pN1"
     assert "quadratic kappa" in said.out
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
-from pydantic import Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, JsonValue, PositiveInt, field_validator, model_validator
 
 from wsi_ips.commands.options import COLOUR_END, OpenUrls, Outcome, start
 from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, of_every_result
 from wsi_ips.config.heat import MapKind
 from wsi_ips.progress import Progress
+from wsi_ips.registry import check_known
 
 if TYPE_CHECKING:
     from wsi_ips.heatmaps.export import Exporter
@@ -22,7 +23,7 @@ EXPORT_OPTIONS: Mapping[str, Sequence[str]] = {
     "ome-tiff": ("um_per_px",), "ome-zarr": ("um_per_px",), "geojson": ("top",), "deepzoom": _ON_COLOURS,
     "sheet": ("top",), "asap": ("threshold", "percentile"),
 }  # fmt: skip
-"""Which of :class:`ExportJob`'s settings a format has; whose attention is shown is every format's."""
+"""Which of :class:`ExportJob`'s settings a format of wsi_ips has; whose attention is shown is every format's."""
 
 
 class ExportJob(MapJob):
@@ -32,7 +33,10 @@ class ExportJob(MapJob):
     """
 
     command: Literal["export"] = "export"
-    format: Literal["ome-tiff", "ome-zarr", "geojson", "deepzoom", "sheet", "asap"]
+    format: str
+    """One of :data:`EXPORT_OPTIONS`, or the name of another package's export."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Options of another package's export, by the names of its fields."""
     out: Path | None = None
     """None: ``exports/<format>/`` in ``run``."""
     um_per_px: Annotated[FiniteFloat, Field(gt=0)] | None = None
@@ -51,12 +55,20 @@ class ExportJob(MapJob):
         """Attention, unless contributions are asked for: numbers mean what they meant in earlier versions."""
         return "contribution" if self.map == "contribution" or self.class_name is not None else "attention"
 
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str) -> str:
+        return check_known("export", name, tuple(EXPORT_OPTIONS), group="wsi_ips.exporters")
+
     @model_validator(mode="after")
     def _options_are_the_format_s(self) -> Self:
-        known = EXPORT_OPTIONS[self.format]
+        known = EXPORT_OPTIONS.get(self.format, ())
         others = {option for options in EXPORT_OPTIONS.values() for option in options if option not in known}
         for option in sorted(others & self.model_fields_set):
-            raise ValueError(f"{option} is no option of {self.format}, which has {', '.join(known)}")
+            has = ", ".join(known) or "its own: give them under options"
+            raise ValueError(f"{option} is no option of {self.format}, which has {has}")
+        if self.options and known:
+            raise ValueError(f"options are another package's export's; {self.format} has {', '.join(known)}")
         if self.threshold is not None and self.percentile is not None:
             raise ValueError("threshold and percentile say the same thing: give one of them")
         return self
@@ -130,6 +142,8 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
 def _exporter(job: ExportJob) -> "Exporter":
     from wsi_ips.heatmaps.export import make_exporter
 
+    if job.format not in EXPORT_OPTIONS:  # another package's
+        return make_exporter(job.format, job.options)
     options: dict[str, Any] = {name: getattr(job, name) for name in EXPORT_OPTIONS[job.format]}
     if job.format == "deepzoom":
         options = {"options": job.heat, "heat_only": job.heat_only}

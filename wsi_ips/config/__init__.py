@@ -22,7 +22,7 @@ from wsi_ips.config.model import (
     task_queries,
 )
 from wsi_ips.config.pipeline import BatchConfig, FinetuneConfig, PipelineConfig
-from wsi_ips.config.section import LARGEST_OVERLAY_PX, Fraction, Section, fingerprint
+from wsi_ips.config.section import LARGEST_OVERLAY_PX, Fraction, Section, settings_fingerprint
 from wsi_ips.config.slides import (
     StreamingConfig,
     TilingConfig,
@@ -65,7 +65,7 @@ __all__ = [
     "TrainingConfig",
     "TransformConfig",
     "UpsamplingConfig",
-    "fingerprint",
     "read_specification_table",
+    "settings_fingerprint",
     "task_queries",
 ]

@@ -33,6 +33,7 @@ from wsi_ips.config.encoder_input import Side, TransformConfig
 from wsi_ips.config.section import Fraction, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.registry import check_known
 
 MOST_ENTRIES = 1000
 Width = Annotated[int, Field(ge=1, le=8192)]
@@ -122,15 +123,20 @@ LETTERS: Mapping[str, str] = MappingProxyType({"m": "memory_size", "i": "iterati
 """The paper's letters for settings of the section ``selection``, and the settings' names."""
 
 
+OUR_SELECTORS = ("ips", "attention_sampling", "cascade", "all")
+"""The selectors that come with wsi_ips. Other packages add theirs under the entry point group
+``wsi_ips.selectors``."""
+
+
 class SelectionConfig(Section):
     """Which patches a slide's label is read from."""
 
-    selector: Literal["ips", "attention_sampling", "cascade", "all"] = "ips"
+    selector: str = "ips"
     """``ips``: iterative patch selection over all patches (Bergner et al. 2023, section 3).
     ``attention_sampling``: patches drawn where a network that sees the slide from afar attends. ``cascade``:
     IPS over the share of the tissue that a look from afar lets through. ``all``: every patch is read; it is what
     an aggregator without a score for single patches needs, and it suits stored features. Memory grows with the
-    slide, in training up to ``training.most_patches``."""
+    slide, in training up to ``training.most_patches``. Or the name of another package's selector."""
     rule: Literal["buffer", "global"] = "buffer"
     """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
     order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
@@ -158,6 +164,21 @@ class SelectionConfig(Section):
                 values[name] = values.pop(letter)
         return values
 
+    @field_validator("selector")
+    @classmethod
+    def _selector_is_known(cls, name: str) -> str:
+        return check_known("selector", name, OUR_SELECTORS, group="wsi_ips.selectors")
+
+    @property
+    def is_coarse_to_fine(self) -> bool:
+        """Whether the whole slide is looked at from afar first (``attention_sampling`` and ``cascade``)."""
+        return self.selector in ("attention_sampling", "cascade")
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the selector is another package's."""
+        return self.selector not in OUR_SELECTORS
+
     @property
     def reads_images(self) -> bool:
         """Whether attention sampling sees whole images, as published, by one of the published networks."""
@@ -166,7 +187,8 @@ class SelectionConfig(Section):
     @property
     def way(self) -> str:
         """The name under which the registries know how a bag is read and learned from: ``ips``,
-        ``attention_sampling``, ``cascade``, or ``image_attention`` for :attr:`reads_images`."""
+        ``attention_sampling``, ``cascade``, ``all``, another package's name, or ``image_attention`` for
+        :attr:`reads_images`."""
         return "image_attention" if self.reads_images else self.selector
 
     @model_validator(mode="after")

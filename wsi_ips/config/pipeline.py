@@ -57,7 +57,7 @@ class PipelineConfig(Section):
                 "attention sampling reads the mean of the patches that it draws: leave model.aggregator out, or "
                 "take selection.selector: ips"
             )
-        if selection.selector in ("ips", "all"):
+        if not selection.is_coarse_to_fine:
             return self
         if self.model.encoder.name == "features":
             raise ValueError(

@@ -23,7 +23,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def fingerprint(config: Section) -> str:
+def settings_fingerprint(config: Section) -> str:
     """Cache key over every field, so that a new field cannot be forgotten."""
     return sha256(config.model_dump_json().encode()).hexdigest()[:12]
 

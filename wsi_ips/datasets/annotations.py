@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from shapely import LinearRing, MultiPolygon, Polygon
 
 from wsi_ips.errors import AnnotationError
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import check_size, whole_file
 from wsi_ips.tiling.contours import crosses_too_often
 from wsi_ips.units import LARGEST_COORDINATE, Size
 
@@ -175,8 +175,7 @@ def _parse(path: Path) -> Any:
     """The element that has Annotations and AnnotationGroups as children."""
     if not path.is_file():
         raise AnnotationError(path, "no such annotation", "check the path")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "give an ASAP annotation")
+    check_size(path, AnnotationError, most=LARGEST_BYTES, fix="give an ASAP annotation")
     text = path.read_bytes()
     try:
         try:

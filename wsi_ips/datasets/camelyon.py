@@ -39,7 +39,7 @@ from functools import cached_property
 from pathlib import Path
 
 from wsi_ips.errors import DatasetError, ManifestError
-from wsi_ips.storage.files import check_table_size, whole_file
+from wsi_ips.storage.files import check_size, check_table_size, whole_file
 from wsi_ips.storage.location import is_there
 
 # Each part of a path is a pattern of a folder's name in lower case; an earlier folder wins.
@@ -238,6 +238,10 @@ class Stages:
     patients: Mapping[str, str]
     nodes: Mapping[str, str]
 
+    def nodes_of(self, patient: str) -> list[str]:
+        """The classes of a patient's nodes, by the names of the slides."""
+        return [self.nodes[slide] for slide in sorted(self.nodes) if slide.startswith(f"{patient}_node_")]
+
 
 def read_reference(path: Path) -> dict[str, str]:
     """Read CAMELYON16's ``reference.csv``: {slide id in lower case: ``normal`` or ``tumor``}.
@@ -333,8 +337,7 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not empty. Raises :class:`DatasetError` if there is none."""
     if not path.is_file():
         raise DatasetError(path, "no such label file", "check the path")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "give a label file of CAMELYON")
+    check_size(path, DatasetError, most=LARGEST_BYTES, fix="give a label file of CAMELYON")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

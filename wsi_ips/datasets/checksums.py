@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from wsi_ips.errors import DatasetError
 from wsi_ips.progress import Advance, Progress, silent
+from wsi_ips.storage.files import check_size
 from wsi_ips.storage.location import is_there
 
 LIST_NAMES = ("checksums.md5", "checksums.txt")
@@ -57,8 +58,7 @@ def read_checksums(path: Path) -> list[Checksum]:
     Raises :class:`DatasetError` with the line for one that is no checksum and path, and for a path that is
     absolute or leads out of the list's folder.
     """
-    if path.stat().st_size > LARGEST_LIST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_LIST_BYTES} bytes", "download the list again")
+    check_size(path, DatasetError, most=LARGEST_LIST_BYTES, fix="download the list again")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wsi_ips.config import Section, fingerprint
+from wsi_ips.config import Section, settings_fingerprint
 from wsi_ips.errors import ConfigError
 from wsi_ips.progress import Progress
 from wsi_ips.storage.files import whole_file
@@ -21,10 +21,12 @@ def claim(mark: Path, config: Section, *, holds: str, content: Mapping[str, Any]
     ``mark`` is the file to write, ``holds`` says what is in the folder. Raises :class:`ConfigError` if the folder
     was made from another config.
     """
-    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != fingerprint(config):
+    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != settings_fingerprint(config):
         raise ConfigError(f"{mark.parent} holds {holds}; remove it or choose another folder")
     with whole_file(mark) as partial:
-        partial.write_text(json.dumps({"fingerprint": fingerprint(config), **content}, indent=2) + "\n")
+        partial.write_text(
+            json.dumps({"fingerprint": settings_fingerprint(config), **content}, indent=2) + "\n"
+        )
 
 
 def make_all(

@@ -20,7 +20,7 @@ from wsi_ips.datasets.camelyon import SlideFinder
 from wsi_ips.datasets.survival_columns import check_patients_agree, survival_target
 from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.storage.files import check_table_size, whole_file
-from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import is_file_name, is_there
 
 NONE = "none"
@@ -213,7 +213,7 @@ def same_slides(slides: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
         if place.is_file() and (length := place.stat().st_size):
             by_length.setdefault(length, []).append(slide_id)
     for ids in by_length.values():
-        known = {slide_id: fingerprint([slides[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
+        known = {slide_id: files_fingerprint([slides[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
         for one, other in combinations(known, 2):
             if known[one] == known[other] and filecmp.cmp(slides[one], slides[other], shallow=False):
                 yield one, other, f"{slides[one]} and {slides[other]} have the same contents"

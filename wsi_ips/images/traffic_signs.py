@@ -33,7 +33,7 @@ from wsi_ips.datasets.manifest import Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.images.bags import ImageBag, ImageGrid
 from wsi_ips.images.config import TrafficSignsConfig
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import check_size, whole_file
 from wsi_ips.storage.location import is_there
 
 OFTEN = 0.8
@@ -199,8 +199,7 @@ def read_annotations(path: Path) -> list[tuple[str, list[Sign]]]:
     """
     if not path.is_file():
         raise DatasetError(path, "no such annotations", f"download them from {URL}")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "give annotations.txt of STS")
+    check_size(path, DatasetError, most=LARGEST_BYTES, fix="give annotations.txt of STS")
     images = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         name, colon, described = line.strip().partition(":")

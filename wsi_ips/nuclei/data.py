@@ -18,6 +18,7 @@ from PIL import Image
 from skimage.draw import polygon
 
 from wsi_ips.errors import AnnotationError, DatasetError
+from wsi_ips.storage.files import check_size
 
 LARGEST_BYTES = 2**28
 """The largest file of outlines that is read."""
@@ -67,8 +68,7 @@ def read_outlines(path: Path) -> list[NDArray[np.float64]]:
     """
     if not path.is_file():
         raise AnnotationError(path, "no such annotation", "outlines lie beside their image")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "give outlines as Aperio XML")
+    check_size(path, AnnotationError, most=LARGEST_BYTES, fix="give outlines as Aperio XML")
     try:
         root = ElementTree.fromstring(path.read_bytes())
         found = [

@@ -23,6 +23,7 @@ from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table
+from wsi_ips.storage.files import check_size
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
 
@@ -298,7 +299,7 @@ class Froc(FrocFigures):
     beside: dict[str, FrocFigures] = {}
 
 
-class Scored(_Part):
+class SlideCounts(_Part):
     """How many slides were scored, and what became of the others."""
 
     in_split: int
@@ -328,7 +329,7 @@ class Metrics(_Part):
     """The content of ``metrics.json``."""
 
     job: EvaluationJob
-    slides: Scored
+    slides: SlideCounts
     intervals: Intervals
     tasks: dict[str, TaskFigures]
     stages: dict[str, Stages] = {}
@@ -366,8 +367,7 @@ def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
     path = folder / "metrics.json"
     if not path.is_file():
         raise ResultsError(folder, "holds no metrics.json", EVALUATION_FIX)
-    if path.stat().st_size > LARGEST_METRICS_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_METRICS_BYTES} bytes", EVALUATION_FIX)
+    check_size(path, ResultsError, most=LARGEST_METRICS_BYTES, fix=EVALUATION_FIX)
     try:
         metrics = Metrics.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -384,8 +384,7 @@ def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
 def _judged(path: Path, run: StoredRun) -> dict[str, dict[str, Judged]]:
     if not path.is_file():
         raise ResultsError(path, "does not exist", EVALUATION_FIX)
-    if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", EVALUATION_FIX)
+    check_size(path, ResultsError, most=LARGEST_TABLE_BYTES, fix=EVALUATION_FIX)
     predicted = {slide.slide_id: slide.probabilities for slide in run.slides}
     found: dict[str, dict[str, Judged]] = {}
     try:

@@ -20,7 +20,7 @@ LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class CandidateScore:
     """A candidate's score; None if it failed, and ``error`` says why."""
 
     score: float | None
@@ -30,7 +30,7 @@ class Scored:
 class Train(Protocol):
     """Trains and scores a network, or says why that failed."""
 
-    def __call__(self, specification: Specification, /) -> Scored: ...
+    def __call__(self, specification: Specification, /) -> CandidateScore: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class ProxyTask:
     device: str
     timeout_s: float
 
-    def __call__(self, specification: Specification, /) -> Scored:
+    def __call__(self, specification: Specification, /) -> CandidateScore:
         return in_own_process(_train, (content_of(specification), self), timeout_s=self.timeout_s)
 
 
@@ -55,7 +55,7 @@ class Work(Protocol):
     def __call__(self, *arguments: Any) -> float: ...
 
 
-def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) -> Scored:
+def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) -> CandidateScore:
     """``work(*arguments)`` in a process of its own, where it can crash, hang or run out of memory by itself."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
@@ -64,12 +64,12 @@ def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) 
     theirs.close()
     try:
         if not ours.poll(timeout_s):
-            return Scored(None, f"took longer than {timeout_s:g} s")
+            return CandidateScore(None, f"took longer than {timeout_s:g} s")
         score, error = ours.recv()
-        return Scored(score, error)
+        return CandidateScore(score, error)
     except EOFError:
         process.join()
-        return Scored(None, f"its process died (exit code {process.exitcode})")
+        return CandidateScore(None, f"its process died (exit code {process.exitcode})")
     finally:
         process.kill()
         process.join()

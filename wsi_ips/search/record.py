@@ -54,7 +54,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SearchRecord:
     """The candidates of one strategy, in a folder."""
 
     folder: Path

@@ -13,9 +13,9 @@ from typing import Any
 from wsi_ips.errors import ConfigError, ResultsError, TrainingError
 from wsi_ips.models.spinenet.specification import Specification, content_of, write_specification
 from wsi_ips.progress import Progress
-from wsi_ips.search.candidate import Scored, Train
+from wsi_ips.search.candidate import CandidateScore, Train
 from wsi_ips.search.config import SearchConfig, StrategyName
-from wsi_ips.search.record import Candidate, Record, best_of, write_history
+from wsi_ips.search.record import Candidate, SearchRecord, best_of, write_history
 from wsi_ips.search.strategy import Strategy, build_strategy
 from wsi_ips.storage.held_folder import describe, difference, held
 
@@ -38,9 +38,9 @@ def search(
     belongs to another search.
     """
     strategies = {name: build_strategy(name, config) for name in config.strategies}
-    found = {name: Record(out / name).read() for name in config.strategies}
+    found = {name: SearchRecord(out / name).read() for name in config.strategies}
     for name, strategy in strategies.items():
-        its, record = found[name], Record(out / name)
+        its, record = found[name], SearchRecord(out / name)
         retell(strategy, its)
         with progress(f"Searching: {name}", total=config.candidates) as advance:
             for _ in its:
@@ -80,7 +80,7 @@ def new_candidates(
 
     A network that was trained before, with whatever result, is not trained again.
     """
-    known = {_blocks_of(one.specification): Scored(one.score, one.error) for one in past}
+    known = {_blocks_of(one.specification): CandidateScore(one.score, one.error) for one in past}
     for number in range(len(past), budget):
         proposal = strategy.propose(number)
         blocks = _blocks_of(proposal.specification)

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol, TypeVar
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.spinenet.specification import COARSEST, FINEST, Block, Kind, Specification
@@ -21,6 +21,8 @@ from wsi_ips.search.config import SearchSpaceConfig
 Label = int | str | tuple[int, int]
 """What a choice stands for: a block's number in the unpermuted list, two parents, levels to move by, or a kind."""
 
+Chosen = TypeVar("Chosen", bound=Label)
+"""What one choice is made of."""
 LEVEL_STEPS = (-1, 0, 1, 2)
 """Levels by which a block may be moved."""
 
@@ -63,10 +65,10 @@ def decode(space: SearchSpaceConfig, decide: Decide, *, name: str = "candidate")
     ]
     for place in range(len(intermediate)):
         if space.adjust_levels:
-            step = cast(int, _chosen(f"level.{place}", LEVEL_STEPS, decide))
+            step = _chosen(f"level.{place}", LEVEL_STEPS, decide)
             levels[place] = min(COARSEST, max(FINEST, levels[place] + step))
     kinds = [
-        cast(Kind, _chosen(f"kind.{place}", KINDS, decide)) if space.adjust_kinds else KINDS[0]
+        _chosen(f"kind.{place}", KINDS, decide) if space.adjust_kinds else KINDS[0]
         for place in range(len(levels))
     ]
     blocks = tuple(
@@ -92,7 +94,7 @@ def _permutation(name: str, count: int, decide: Decide) -> list[int]:
     """An order of ``count`` blocks; the choices at each place are the blocks that are left."""
     left, order = list(range(count)), []
     for place in range(count):
-        block = cast(int, _chosen(f"{name}.{place}", tuple(left), decide))
+        block = _chosen(f"{name}.{place}", tuple(left), decide)
         left.remove(block)
         order.append(block)
     return order
@@ -101,7 +103,7 @@ def _permutation(name: str, count: int, decide: Decide) -> list[int]:
 def _parents(space: SearchSpaceConfig, number: int, decide: Decide, *, all_before: bool) -> tuple[int, int]:
     before = candidates_for_parents(space, number, all_before=all_before)
     pairs = tuple(itertools.combinations(before, 2))
-    return cast(tuple[int, int], _chosen(f"parents.{number}", pairs, decide))
+    return _chosen(f"parents.{number}", pairs, decide)
 
 
 def candidates_for_parents(space: SearchSpaceConfig, number: int, *, all_before: bool) -> range:
@@ -109,7 +111,7 @@ def candidates_for_parents(space: SearchSpaceConfig, number: int, *, all_before:
     return range(0 if all_before or space.window is None else max(0, number - space.window), number)
 
 
-def _chosen(name: str, choices: Sequence[Label], decide: Decide) -> Label:
+def _chosen(name: str, choices: Sequence[Chosen], decide: Decide) -> Chosen:
     """The label that is chosen. If there is only one choice, ``decide`` is not called."""
     return choices[0 if len(choices) == 1 else decide(name, choices)]
 

@@ -5,15 +5,11 @@ when the reader is first tried.
 """
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
 
 from wsi_ips.errors import (
-    ConfigError,
     DamagedSlide,
     ReaderBroken,
     ReaderNotInstalled,
@@ -23,6 +19,7 @@ from wsi_ips.errors import (
     UnsupportedSlide,
     WsiIpsError,
 )
+from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
 from wsi_ips.storage.files import system_cause
@@ -31,7 +28,11 @@ from wsi_ips.storage.location import Location, Url, is_there, locate
 OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
 """Name of the reader of slides at a URL."""
 
-READERS: Mapping[str, str] = MappingProxyType(
+ReaderClass = Callable[[Location], SlideReader]
+"""Opens a slide: called with a path or a Url. Raises :class:`UnsupportedSlide` for what it does not read."""
+
+READERS: Registry[ReaderClass] = Registry(
+    "reader",
     {
         # First match wins. Those before "openslide" read what OpenSlide reads pixel for pixel, faster, and what
         # OpenSlide shows wrongly or not at all; they leave the rest to OpenSlide.
@@ -42,12 +43,14 @@ READERS: Mapping[str, str] = MappingProxyType(
         "image": "wsi_ips.slides.image_reader:ImageReader",
         OME_ZARR: "wsi_ips.slides.ome_zarr_reader:OmeZarrReader",
         TIFFSLIDE: "wsi_ips.slides.tiffslide_reader:TiffSlideReader",
-    }
+    },
+    group="wsi_ips.readers",
+    extras={OME_ZARR: "'wsi_ips[zarr]'", TIFFSLIDE: "'wsi_ips[remote]'"},
+    not_installed=ReaderNotInstalled,
+    broken=ReaderBroken,
 )
-"""The built-in readers by name, as ``module:class``, in the order in which they are tried."""
-
-EXTRAS: Mapping[str, str] = MappingProxyType({OME_ZARR: "'wsi_ips[zarr]'", TIFFSLIDE: "'wsi_ips[remote]'"})
-"""What to install for a reader whose packages are optional."""
+"""Readers by name. Another package adds one under the entry point group ``wsi_ips.readers``: its name, and a class
+or a function that takes a path or a Url."""
 
 CONVERTED_BY: Mapping[str, str] = MappingProxyType(
     {
@@ -60,12 +63,6 @@ CONVERTED_BY: Mapping[str, str] = MappingProxyType(
     }
 )
 """What to do with a slide in a format that no reader here knows, by suffix."""
-
-ENTRY_POINTS = "wsi_ips.readers"
-"""The entry point group of readers of other packages: a name, and a class that takes a path or a Url."""
-
-ReaderClass = Callable[[Location], SlideReader]
-"""What an entry point leads to: takes the location of a slide, and returns the open reader."""
 
 
 def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReader:
@@ -88,9 +85,11 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     path = locate(path)
     check_name(path)
     if reader is not None and reader not in READERS:
-        return _with_named(path, reader)
+        raise READERS.unknown(reader)
     if not isinstance(path, Url) and not is_there(path):
         raise SlideNotFound(path, "no such file", _fix_of_missing(path))
+    if reader is not None and reader not in READERS.members:
+        return _open_with_other(reader, path)
     refused: dict[str, str] = {}
     fix = "is it a whole-slide image?"
     for name in _fitting(path) if reader is None else [reader]:
@@ -104,9 +103,9 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             refused[name] = _reason(error)
         except ReaderNotInstalled as error:
             refused[name], fix = str(error), ""
-    for entry in _others() if reader is None else ():
+    for entry in READERS.others() if reader is None else ():
         try:
-            return _open_with_other(entry, path)
+            return _open_with_other(entry.name, path)
         except (UnsupportedSlide, ReaderBroken) as error:
             refused[entry.name] = _reason(error)
     if not refused:
@@ -136,51 +135,23 @@ def _fitting(path: Location) -> list[str]:
         return [TIFFSLIDE]
     if path.is_dir() and not is_dicom_folder(path):
         return []
-    return [name for name in READERS if name not in (OME_ZARR, TIFFSLIDE)]
+    return [name for name in READERS.members if name not in (OME_ZARR, TIFFSLIDE)]
 
 
 def _open_with_ours(name: str, path: Location) -> SlideReader:
     if isinstance(path, Url) and name not in (OME_ZARR, TIFFSLIDE):
         raise UnsupportedSlide(path, "reads files, not URLs")
-    module, _, attribute = READERS[name].partition(":")
-    try:
-        loaded = import_module(module)
-    except ImportError as error:
-        # openslide-python without its library says so in an ImportError without a name.
-        raise ReaderNotInstalled(name, EXTRAS.get(name, error.name or name)) from error
-    return cast(ReaderClass, getattr(loaded, attribute))(path)
+    return READERS.load(name)(path)
 
 
-def _others() -> Iterator[EntryPoint]:
-    """The readers of other packages, one for each name. A name of a built-in reader cannot be replaced."""
-    seen = set(READERS)
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in seen:
-            seen.add(entry.name)
-            yield entry
-
-
-def _with_named(path: Location, reader: str) -> SlideReader:
-    others = {entry.name: entry for entry in _others()}
-    if reader not in others:
-        raise ConfigError(f"there is no reader {reader!r}; known are {', '.join([*READERS, *others])}")
-    if not isinstance(path, Url) and not is_there(path):
-        raise SlideNotFound(path, "no such file", _fix_of_missing(path))
-    return _open_with_other(others[reader], path)
-
-
-def _open_with_other(entry: EntryPoint, path: Location) -> SlideReader:
+def _open_with_other(name: str, path: Location) -> SlideReader:
     """Open a slide with the reader of another package.
 
     Whatever exception that package raises becomes an error of wsi_ips, so that it does not end the whole run.
     """
+    opened = READERS.load(name)
     try:
-        loaded = cast(ReaderClass, entry.load())
-    except Exception as error:
-        package = entry.dist.name if entry.dist else entry.module
-        raise ReaderBroken(entry.name, package, f"{type(error).__name__}: {error}") from error
-    try:
-        return loaded(path)
+        return opened(path)
     except WsiIpsError:
         raise
     except Exception as error:

@@ -187,8 +187,16 @@ def no_room(error: Exception) -> bool:
 
 def check_table_size(path: Path, error: type[FileError]) -> None:
     """Raise ``error`` if the CSV at ``path`` is larger than any table of slides, before it is read."""
-    if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise error(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", "is it a table of slides?")
+    check_size(path, error, most=LARGEST_TABLE_BYTES, fix="is it a table of slides?")
+
+
+def check_size(path: Path, error: type[FileError], *, most: int, fix: str) -> None:
+    """Raise ``error`` if the file has more than ``most`` bytes, before it is read into memory.
+
+    ``fix`` is what the message advises, such as ``"give a table of stages"``.
+    """
+    if path.stat().st_size > most:
+        raise error(path, f"is larger than {most} bytes", fix)
 
 
 def _no_room_error(error: Exception, partial: Path) -> int | None:

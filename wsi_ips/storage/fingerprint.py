@@ -30,7 +30,7 @@ RECORDED = ("wsi_ips", "torch", "torchvision", "timm", "lightning", "openslide-p
 """Packages that can change a result."""
 
 
-def fingerprint(where: Iterable[Location]) -> str:
+def files_fingerprint(where: Iterable[Location]) -> str:
     """A digest of these files: 64 hexadecimal digits that do not depend on where the files lie.
 
     Of a file, its length and 16 samples spread over it are used, which takes milliseconds. Of a folder, the names

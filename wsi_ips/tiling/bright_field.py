@@ -160,10 +160,13 @@ class Glass:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a segmentation found: ``mask_HW`` is True at tissue, ``pen_HW`` at tissue left out as felt pen."""
+    """What a segmentation found, two (H, W) bool arrays in the pixels of the picture that it was given.
+
+    ``mask_HW`` is True at tissue, ``pen_HW`` at tissue left out as felt pen; None if there is no such thing.
+    """
 
     mask_HW: Mask
-    pen_HW: Mask
+    pen_HW: Mask | None = None
 
 
 def bright_field_tissue(rgb_HWC: RgbImage, padding_HW: Mask, *, drop_pen: bool) -> Found:

@@ -38,7 +38,7 @@ from wsi_ips.errors import CoordsError, one_line
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.slides.folder import files_of
 from wsi_ips.storage.files import outside_cause
-from wsi_ips.storage.fingerprint import fingerprint, versions
+from wsi_ips.storage.fingerprint import files_fingerprint, versions
 from wsi_ips.storage.hdf5 import (
     check_stored,
     fixed_text,
@@ -129,10 +129,10 @@ class TiledFrom:
         """
         settings = tiling.model_dump(mode="json", exclude={"tissue": {"model": {"file"}}})
         return cls(
-            slide=fingerprint(files_of(slide)),
+            slide=files_fingerprint(files_of(slide)),
             mpp_given=mpp,
             # Outlines that cannot be read are no outlines that were read before.
-            outlines="" if outlines is None else fingerprint([outlines]) or "unreadable",
+            outlines="" if outlines is None else files_fingerprint([outlines]) or "unreadable",
             tiling=json.dumps(settings, sort_keys=True),
             version=versions()["wsi_ips"],
         )

@@ -1,4 +1,4 @@
-"""Tissue by a learned model that the user supplies as TorchScript or ONNX: :func:`segment` runs it tile by tile.
+"""Tissue by a model that the user supplies as TorchScript or ONNX: :func:`learned_tissue` runs it tile by tile.
 
 Shape suffixes: N batch, C or K channels, H rows, W columns.
 """
@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import TissueModelConfig
+from wsi_ips.config import TissueConfig, TissueModelConfig
 from wsi_ips.config.slides import file_sha256
 from wsi_ips.errors import ConfigError, SegmenterError, one_line
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.storage.files import system_cause
+from wsi_ips.tiling.bright_field import Found
 from wsi_ips.tiling.picture import slide_window
-from wsi_ips.units import Mpp, Size
+from wsi_ips.tiling.tissue import TissueView
+from wsi_ips.units import Size
 
 Mask = NDArray[np.bool_]
 """(H, W) bool array."""
@@ -31,24 +33,19 @@ MOST_TILES = 200_000
 """The most tiles of a slide: a description with far too few µm per pixel would run for days."""
 
 
-def segment(
-    slide: SlideReader,
-    model: TissueModelConfig,
-    *,
-    slide_mpp: Mpp,
-    size_px: Size,
-    l0_per_px: float,
-    unread_HW: Mask,
-) -> Mask:
-    """The slide's tissue according to the model, (height, width) bool for ``size_px`` (width, height).
+def learned_tissue(view: TissueView, config: TissueConfig) -> Found:
+    """The slide's tissue according to ``config.model``: the segmenter ``model`` of ``tissue.SEGMENTERS``.
 
-    A pixel of the mask covers ``l0_per_px`` level-0 pixels a side. The slide is read at the model's µm per pixel,
-    one tile at a time, so that memory is that of a tile and of the mask. A pixel of the mask is tissue where at
-    least half of the model's pixels in it are; a mask that is finer than the model's pixels takes each value from
-    the pixel that it lies in. What cannot be read is white for the model and set to True in ``unread_HW``.
+    The slide is read at the model's µm per pixel, one tile at a time, so that memory is that of a tile and of the
+    mask. A pixel of the mask is tissue where at least half of the model's pixels in it are; a mask that is finer
+    than the model's pixels takes each value from the pixel that it lies in. What cannot be read is white for the
+    model and set to True in ``view.unread_HW``.
 
     Raises :class:`SegmenterError` for a model that is missing, has changed, or does not run.
     """
+    assert config.model is not None
+    model, slide, slide_mpp, unread_HW = config.model, view.slide, view.slide_mpp, view.unread_HW
+    size_px, l0_per_px = view.size_px, view.l0_per_px
     network = load_network(model)
     l0_per_model_px = model.mpp / slide_mpp
     width, height = (ceil(length / l0_per_model_px) for length in slide.info.l0_size)
@@ -74,12 +71,7 @@ def segment(
             np.add.at(seen_HW, at, 1)
             if tile_unread_HW.any():
                 np.logical_or.at(unread_HW, at, tile_unread_HW)
-    return np.asarray(tissue_HW * 2 >= np.maximum(seen_HW, 1))
-
-
-def mask_scale(model: TissueModelConfig, slide_mpp: Mpp, l0_per_px: float) -> float:
-    """Level-0 pixels per pixel of the mask: ``l0_per_px`` (the thumbnail's), or the model's if it is coarser."""
-    return max(l0_per_px, model.mpp / slide_mpp)
+    return Found(np.asarray(tissue_HW * 2 >= np.maximum(seen_HW, 1)))
 
 
 def _mask_pixels(first: int, count: int, scale: float, length: int) -> NDArray[np.intp]:

@@ -30,7 +30,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_ips.config import AugmentConfig, EncoderConfig, FinetuneConfig, StreamingConfig, fingerprint
+from wsi_ips.config import AugmentConfig, EncoderConfig, FinetuneConfig, StreamingConfig, settings_fingerprint
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import NotFinite
 from wsi_ips.models.ips_net import BagNet, scoring
@@ -268,9 +268,9 @@ def encoded(
     encoder = net.encoder.to(device)
     # Other patches or another encoder have a folder of their own; the number of threads changes no feature.
     settings = [config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1})]
-    names = [fingerprint(each) for each in settings]
+    names = [settings_fingerprint(each) for each in settings]
     if views is not None:
-        names.append(f"{views.count}-{views.seed}-{int(views.flips)}-{fingerprint(views.augment)}")
+        names.append(f"{views.count}-{views.seed}-{int(views.flips)}-{settings_fingerprint(views.augment)}")
     folder = out / HEAD_START / "features" / "-".join(names)
     return [EncodedBag(bag, encoder, folder, net.place_kind, views) for bag in bags]
 

@@ -1,7 +1,8 @@
 """What a step learns from the bags of one selector. The Lightning module knows only this much of a selector.
 
 A selector that learns in its own way adds a :class:`Method` to :data:`METHODS`, or from another package under the
-entry point group ``wsi_ips.methods``.
+entry point group ``wsi_ips.methods``. Another package's selector without a method of its own is learned from as
+IPS is: from the patches that it keeps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -84,4 +85,5 @@ def make_method(
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> Method:
     """The method of ``config.selection``. Arguments: see :class:`MethodMaker`."""
-    return METHODS.load(config.selection.way)(net, config, weights, backward, penalty)
+    way = config.selection.way
+    return METHODS.load(way if way in METHODS else "ips")(net, config, weights, backward, penalty)

@@ -125,7 +125,7 @@ class FinetuneReport:
     doubts: Sequence[str] = ()
 
 
-class Record(Callback):
+class RunRecorder(Callback):
     """Keeps the run's folder: written by the first process only, each file whole."""
 
     def __init__(self, out: Path, config: FinetuneConfig, *, run: str) -> None:

@@ -8,8 +8,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from wsi_ips.models.encoders.families import (
     uni,
     virchow,
 )
+from wsi_ips.registry import Registry
 
-ENTRY_POINTS = "wsi_ips.encoders"
 CODE_FILE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 ALLOWED_CODE = "WSI_IPS_ENCODER_CODE"
 """The environment variable by which a user allows a checkpoint's ``FILE.py:FUNCTION`` to be run."""
@@ -62,7 +61,11 @@ ENCODERS: Mapping[str, EncoderEntry] = _unique(
     keep.ENTRIES,
     resnets.ENTRIES,
 )
-"""Ours, by name."""
+"""The metadata of the encoders that come with wsi_ips, by name."""
+
+ENCODER_REGISTRY: Registry[Any] = Registry("encoder", ENCODERS, group="wsi_ips.encoders")
+"""All encoders that have a name here. Another package adds one under the entry point group ``wsi_ips.encoders``:
+an :class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`)."""
 
 
 def named(name: str) -> EncoderEntry | Any | None:
@@ -77,10 +80,7 @@ def named(name: str) -> EncoderEntry | Any | None:
         return ENCODERS[name]
     if CODE_FILE.fullmatch(name):
         return _given(_from_file(name), name)
-    for entry in _others():
-        if entry.name == name:
-            return _given(_loaded(entry), name)
-    return None
+    return _given(ENCODER_REGISTRY.load(name), name) if name in ENCODER_REGISTRY else None
 
 
 def entry_of(name: str) -> EncoderEntry | None:
@@ -93,8 +93,8 @@ def entry_of(name: str) -> EncoderEntry | None:
     found: Any = None
     if CODE_FILE.fullmatch(name):
         found = _from_file(name) if _is_allowed(name) else None
-    else:
-        found = next((_loaded(entry) for entry in _others() if entry.name == name), None)
+    elif name in ENCODER_REGISTRY:
+        found = ENCODER_REGISTRY.load(name)
     return found if isinstance(found, EncoderEntry) else None
 
 
@@ -106,7 +106,7 @@ def code_file(name: str) -> Path | None:
 
 def known_names() -> list[str]:
     """Ours in the order of their families, then other packages'."""
-    return [*ENCODERS, *(entry.name for entry in _others())]
+    return ENCODER_REGISTRY.names()
 
 
 def allow_code(name: str) -> None:
@@ -135,25 +135,6 @@ def _full_name(name: str) -> str:
     """``FILE.py:FUNCTION`` from the file system's root."""
     file, _, function = name.rpartition(":")
     return f"{Path(file).resolve()}:{function}"
-
-
-def _others() -> Iterator[EntryPoint]:
-    """Other packages' encoders, one a name; a name of ours stays ours."""
-    seen = set(ENCODERS)
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in seen:
-            seen.add(entry.name)
-            yield entry
-
-
-def _loaded(entry: EntryPoint) -> Any:
-    try:
-        return entry.load()
-    except Exception as error:
-        package = entry.dist.name if entry.dist else entry.module
-        raise ConfigError(
-            f"encoder {entry.name} of the package {package} does not load: {_reason(error)}"
-        ) from error
 
 
 def _from_file(name: str) -> Any:

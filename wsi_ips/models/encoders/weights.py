@@ -28,7 +28,7 @@ from wsi_ips.models.encoders.entry import EncoderEntry
 from wsi_ips.models.encoders.hub import cached_weights, hub_weights, repository_weights, weights_in_folder
 from wsi_ips.models.encoders.registry import entry_of
 from wsi_ips.models.encoders.renaming import as_timm
-from wsi_ips.storage.files import system_cause
+from wsi_ips.storage.files import check_size, system_cause
 from wsi_ips.storage.location import is_file_name
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher")
@@ -166,8 +166,7 @@ def shards_of(path: Path) -> list[Path]:
 def _places(path: Path) -> tuple[dict[str, Any], list[Path]]:
     """{tensor: its file's name} of an index, and its files."""
     mend = "name the index beside its files"
-    if path.stat().st_size > LARGEST_INDEX_BYTES:
-        raise CheckpointError(path, f"is larger than {LARGEST_INDEX_BYTES} bytes", mend)
+    check_size(path, CheckpointError, most=LARGEST_INDEX_BYTES, fix=mend)
     try:
         places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
         names = sorted({str(name) for name in places.values()})
