@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.training.memory_bags import MemoryBag
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.config import FinetuneConfig, TissueConfig, settings_fingerprint
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.export import export_options
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
-from wsi_ips.commands.recipe import make_job
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.testing.segmenters import stained
