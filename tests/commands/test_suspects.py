@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -161,10 +161,16 @@ def test_a_slide_that_killed_who_looked_ahead_is_tried_once_more_alone(
 ) -> None:
     """As on a GPU. It may have been memory that was short; and no start dies at all."""
 
-    def dying(work: object, task: tuple[object, ...]) -> NoReturn:
-        raise Died(-9)
+    from wsi_ips.inference import in_hand as module
 
-    monkeypatch.setattr("wsi_ips.inference.in_hand.alone", dying)
+    alone = module.alone
+
+    def dying(work: Callable[[Any], Any], task: Any) -> Any:
+        if work is module._find:
+            raise Died(-9)
+        return alone(work, task)
+
+    monkeypatch.setattr(module, "alone", dying)
     monkeypatch.setattr("wsi_ips.inference.label.predict_in_turn", partial(predict_in_turn, ahead=True))
     out = tmp_path / "out"
     assert console(*predict(slides, small_checkpoint, Path()), "--out", out).code == 3

@@ -43,7 +43,7 @@ _COMMANDS = {
         "Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was.",
     ),
     "predict": (
-        "wsi_ips.commands.predict:command",
+        "wsi_ips.commands.predict:face",
         "Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG).",
     ),
     "overlay": (

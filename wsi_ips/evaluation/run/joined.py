@@ -5,16 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import TypeAdapter
-
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.errors import ManifestError, ResultsError
 from wsi_ips.evaluation.task_scores import THRESHOLD, Scored
 from wsi_ips.inference.predictions import PredictionRow
-
-LARGEST_DESCRIPTION = 2**24
-_TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
 
 
 @dataclass(frozen=True, slots=True)
