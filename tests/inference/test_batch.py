@@ -240,7 +240,7 @@ def test_what_would_befall_every_slide_ends_the_run(
 ) -> None:
     (file,) = setup.models.files
     gone = Checkpoints((replace(file, path=tmp_path / "gone.safetensors"),))
-    with pytest.raises(CheckpointError, match="keep it where all workers read it"):
+    with pytest.raises(CheckpointError, match="keep it where all workers can read it"):
         on_workers(jobs, replace(setup, models=gone), cluster)
     setup.run.description.unlink()
     with pytest.raises(ResultsError, match="a folder that all workers share"):
