@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.bag_models import BagModel, FeatureBag, GatedAttention, Learning, MeanPool, best_of
 from benchmarks.evidence_data import CPU, EvidenceData
-from benchmarks.evidence_settings import BEGINS_FROM, FEATURES, METHODS, QUICK_EPOCHS
+from benchmarks.evidence_settings import BEGINS_FROM, FEATURES, METHODS, QUICK_EPOCHS, QUICK_HEAD_START
 from benchmarks.random_patches import RandomPatches
 from benchmarks.slide_scores import macro_auc, slide_hits
 from wsi_ips.config import AttentionConfig, FinetuneConfig, SelectionConfig
@@ -33,14 +33,21 @@ from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import SPLITS, SlideRecord
 from wsi_ips.evaluation.froc import froc_curve
 from wsi_ips.evaluation.slide_level import roc_auc
-from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import begin_from, load_checkpoint
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.storage.files import whole_file
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.head_start import EncodedBag, head_start_config
-from wsi_ips.training.run_state import BEST_NAME
+from wsi_ips.training.run_state import BEST_NAME, HEAD_START
+
+TRAINING = (
+    *("epochs", "warmup_epochs", "lr", "encoder_lr", "coarse_lr", "slides_per_step"),
+    *("all_patches_first", "head_start", "monitor"),
+)
+"""What of a method's settings is the training's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +67,11 @@ class Step:
 
     def training(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of training among these; few epochs of a quick run."""
-        names = ("epochs", "warmup_epochs", "lr", "encoder_lr", "coarse_lr", "all_patches_first")
-        training = {name: given[name] for name in names if name in given}
-        return training | ({"epochs": QUICK_EPOCHS} if self.data.quick else {})
+        training = {name: given[name] for name in TRAINING if name in given}
+        if self.data.quick:
+            training["epochs"] = QUICK_EPOCHS
+            training |= {"head_start": QUICK_HEAD_START} if "head_start" in training else {}
+        return training
 
 
 @dataclass(slots=True)
@@ -225,7 +234,7 @@ def on_features(make: Callable[[int, int], BagModel]) -> "Method":
     def method(step: Step) -> Said:
         bags = {split: _feature_bags(step.data, bags) for split, bags in step.data.encoded_bags().items()}
         training = step.training(step.settings)
-        learning = Learning(**training, weight_decay=step.settings["weight_decay"], seeds=1)
+        learning = Learning(training["epochs"], training["lr"], step.settings["weight_decay"], seeds=1)
         classes, seed = len(step.data.classes), step.data.seed
         model, losses = best_of(
             lambda: make(FEATURES, classes), bags["train"], bags["val"], learning, first_seed=seed
@@ -300,7 +309,7 @@ def passes_of(config: FinetuneConfig, patches: int, *, epoch: int | None) -> int
 
 
 def e2e(step: Step) -> Said:
-    """Everything learns, from the frozen start on."""
+    """Everything learns, after a head start on frozen features."""
     return _end_to_end(step)
 
 
@@ -325,7 +334,7 @@ def sampling(step: Step) -> Said:
 
 
 def _end_to_end(step: Step, selection: Mapping[str, Any] | None = None) -> Said:
-    training = {**step.training(step.settings), "head_start": {"epochs": 0}, "start": step.start}
+    training = {"head_start": {"epochs": 0}, **step.training(step.settings), "start": step.start}
     config = step.data.finetune(**training)
     if selection is not None:
         merged = {**config.selection.model_dump(), **selection}
@@ -335,12 +344,25 @@ def _end_to_end(step: Step, selection: Mapping[str, Any] | None = None) -> Said:
     net, _ = load_checkpoint(report.checkpoint)
     said = _read(step, net, config, bags["test"], history=report.history)
     said.encoder_passes = said.encoder_passes_test
+    if config.head_start_epochs:
+        views = config.training.head_start.views
+        said.notes["head_start"] = _head_start_scores(step, config, bags["test"])
+        for split, each in (("train", views), ("val", 1)):
+            said.encoder_passes += each * sum(len(bag) for bag in bags[split])
     for epoch in range(len(report.history)):
         for bag in bags["train"]:
             read = passes_of(config, len(bag), epoch=epoch)
             said.encoder_passes += read + min(read, config.selection.memory_size)
         said.encoder_passes += sum(passes_of(config, len(bag), epoch=None) for bag in bags["val"])
     return said
+
+
+def _head_start_scores(step: Step, config: FinetuneConfig, bags: Sequence[Any]) -> dict[str, Any]:
+    """What the head start alone says of the test slides. Nothing is chosen by it."""
+    net = build_net(config.model)
+    begin_from(net, step.out / HEAD_START / BEST_NAME)
+    figures = scores(step.data, _read(step, net, config, bags, history=()))
+    return {name: figures[name] for name in ("auc", "auc_by_size")}
 
 
 def random(step: Step) -> Said:

@@ -26,12 +26,13 @@ sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in
 
 from benchmarks.image_baselines import MeanPooling, RandomPatches, fit  # noqa: E402
 from wsi_ips.commands.progress_bars import RichProgress  # noqa: E402
-from wsi_ips.config import FinetuneConfig, fingerprint  # noqa: E402
+from wsi_ips.commands.recipe import load_recipe, make_job, shipped_recipe  # noqa: E402
+from wsi_ips.config import FinetuneConfig, settings_fingerprint  # noqa: E402
+from wsi_ips.images.command import ImagesJob  # noqa: E402
 from wsi_ips.images.config import MegapixelMnistConfig  # noqa: E402
 from wsi_ips.images.image_sets import ImageSplits, image_splits  # noqa: E402
 from wsi_ips.images.scores import score_bags  # noqa: E402
 from wsi_ips.models.checkpoint import load_checkpoint  # noqa: E402
-from wsi_ips.recipe import ImagesJob, load_recipe, make_job, shipped_recipe  # noqa: E402
 from wsi_ips.storage.files import whole_file  # noqa: E402
 from wsi_ips.streaming.device import pick_device  # noqa: E402
 from wsi_ips.training.fit import train_bags  # noqa: E402
@@ -147,7 +148,7 @@ def result(
     method: str, job: ImagesJob, splits: ImageSplits, *, device: torch.device, progress: RichProgress
 ) -> dict[str, float]:
     """{task: accuracy on the test images, seconds, encoder_passes}; of an earlier run with the same settings."""
-    asked = fingerprint(job)
+    asked = settings_fingerprint(job)
     path = job.out / f"{method}-{asked}.json"
     if path.exists():
         held: dict[str, float] = json.loads(path.read_text())

@@ -81,11 +81,12 @@ def draw(kind: str, arguments: argparse.Namespace, path: Path) -> None:
 
     result: Any = read_result(arguments.result)
     if kind == "overlay":
+        from wsi_ips.config import HeatOptions
         from wsi_ips.heatmaps.overlay import write_overlay
         from wsi_ips.slides.registry import open_slide
 
         with open_slide(result.slide_path) as slide:
-            write_overlay(path, slide, result, side_px=arguments.side_px)
+            write_overlay(path, slide, result, HeatOptions(side_px=arguments.side_px))
     else:
         from wsi_ips.heatmaps.export import make_exporter
         from wsi_ips.heatmaps.maps import choose_heat

@@ -12,6 +12,7 @@ from wsi_ips.models.ips_net import BagReading, IPSNet
 from wsi_ips.training.augment import quarter_turns_and_flips
 from wsi_ips.training.bags import SlideBag
 from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss
+from wsi_ips.training.metrics import SplitMetrics
 
 CPU = torch.device("cpu")
 
@@ -26,14 +27,14 @@ class RandomPatches:
         self.net: IPSNet = build_net(config.model)
 
     def fit(self, train: Sequence[SlideBag], val: Sequence[SlideBag]) -> list[float]:
-        """Train and keep the epoch with the lowest validation loss. Returns the validation losses."""
+        """Train to the last epoch. Returns the validation losses at the best temperature
+        (:func:`wsi_ips.training.refinement.refinement_loss`)."""
         training = self.config.training
         optimizer = make_optimizer(self.net, training)
         per_epoch = -(-len(train) // training.slides_per_step)
         step = 0
         order = torch.Generator().manual_seed(training.seed)
         losses: list[float] = []
-        best = {name: value.clone() for name, value in self.net.state_dict().items()}
         for epoch in range(training.epochs):
             self.net.train()
             for places in torch.randperm(len(train), generator=order).split(training.slides_per_step):
@@ -46,9 +47,6 @@ class RandomPatches:
                 optimizer.step()
                 step += 1
             losses.append(self._validation_loss(val))
-            if losses[-1] == min(losses):
-                best = {name: value.clone() for name, value in self.net.state_dict().items()}
-        self.net.load_state_dict(best)
         return losses
 
     @torch.no_grad()
@@ -68,7 +66,11 @@ class RandomPatches:
         return step_loss(reading, [bag.targets for bag in bags], self.tasks, weights={})
 
     def _validation_loss(self, bags: Sequence[SlideBag]) -> float:
-        return float(np.mean([float(self._mean_loss(self.read(bag)[0], [bag])) for bag in bags]))
+        metrics, unweighted = SplitMetrics(self.tasks), {task.name: None for task in self.tasks}
+        figures = metrics.figures(
+            metrics.measure(self.read(bag)[0], [bag.targets], weights=unweighted) for bag in bags
+        )
+        return figures["refined_loss"]
 
     def _drawn(self, bag: SlideBag, *, epoch: int) -> tuple[Tensor, Tensor]:
         training = self.config.training

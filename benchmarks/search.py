@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from wsi_ips.commands.recipe import load_recipe, make_job, shipped_recipe
 from wsi_ips.models.spinenet.specification import Specification, content_of, write_specification
-from wsi_ips.recipe import SearchJob, load_recipe, make_job, shipped_recipe
-from wsi_ips.search.candidate import ProxyTask, Scored
+from wsi_ips.search.candidate import CandidateScore, ProxyTask
+from wsi_ips.search.command import SearchJob
 from wsi_ips.search.config import SearchConfig
 from wsi_ips.search.proxy import prepare, write_arrays
 from wsi_ips.search.record import Candidate, best_of, draw_search
@@ -47,10 +48,10 @@ class Scores:
         if self.path.is_file():
             self.known = json.loads(self.path.read_text())
 
-    def __call__(self, specification: Specification, /) -> Scored:
+    def __call__(self, specification: Specification, /) -> CandidateScore:
         return self.at_seed(specification, self.task.config.seed)
 
-    def at_seed(self, specification: Specification, seed: int) -> Scored:
+    def at_seed(self, specification: Specification, seed: int) -> CandidateScore:
         config = self.task.config.model_copy(update={"seed": seed})
         settings = config.model_dump_json(exclude={"folder"})
         key = hashlib.sha256((json.dumps(content_of(specification)) + settings).encode()).hexdigest()[:24]
@@ -59,7 +60,7 @@ class Scores:
             self.known[key] = (scored.score, scored.error)
             with whole_file(self.path) as partial:
                 partial.write_text(json.dumps(self.known))
-        return Scored(*self.known[key])
+        return CandidateScore(*self.known[key])
 
     def again(self, specification: Specification) -> list[float]:
         """Scores from seeds that no search uses."""

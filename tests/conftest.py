@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.drawn.config import SyntheticConfig
 from wsi_ips.drawn.synthetic import make_camelyon_like
 from wsi_ips.errors import SlideReadError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.recipe import FinetuneJob, make_job
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.tiff.layout import TiffReader
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from wsi_ips.cli.log_lines import log_to_terminal
+from wsi_ips.commands.application import log_to_terminal
 from wsi_ips.errors import LONGEST_WORDS, ConfigError, FileError, harmless
 from wsi_ips.storage.location import is_file_name, is_there
 

@@ -6,20 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_ips.cli.start import start
+from wsi_ips.commands.features import FeaturesJob
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.options import start
+from wsi_ips.commands.recipe import DONE_BY, JOBS, Job, load_recipe, make_job, shipped_recipe, with_overrides
 from wsi_ips.config import SelectionConfig
+from wsi_ips.config.heat import Colormap
+from wsi_ips.drawn.command import DemoJob
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.display_scale import Colormap, Scale
-from wsi_ips.recipe import (
-    DemoJob,
-    FeaturesJob,
-    FinetuneJob,
-    Job,
-    load_recipe,
-    make_job,
-    shipped_recipe,
-    with_overrides,
-)
+from wsi_ips.heatmaps.display_scale import Scale
 
 PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 
@@ -146,15 +141,10 @@ def test_a_job_survives_being_written_as_yaml(epochs: int, lr: float) -> None:
 
 
 def test_every_job_is_done_by_a_function_that_is_there() -> None:
-    """The table names them in words: their modules are heavy."""
-    from importlib import import_module
-
-    from wsi_ips.commands.job import _DONE_BY
-
-    assert set(_DONE_BY) == set(get_args(Job))
-    for name in _DONE_BY.values():
-        module, _, function = name.partition(":")
-        assert callable(getattr(import_module(f"wsi_ips.commands.{module}"), function))
+    assert DONE_BY.names() == JOBS.names()
+    for name in JOBS.names():
+        assert JOBS.load(name).model_fields["command"].default == name
+        assert callable(DONE_BY.load(name))
 
 
 @pytest.mark.parametrize("name", ["recipe_d", "recipe_deep", "recipe_bomb"])
@@ -171,7 +161,7 @@ def test_hostile_recipes_are_refused_in_one_line_within_a_second(cases_folder: P
     assert process_time() - began < 1
 
 
-@pytest.mark.parametrize("command", [job.model_fields["command"].default for job in get_args(Job)])
+@pytest.mark.parametrize("command", JOBS.names())
 def test_what_is_missing_has_a_name(command: str) -> None:
     try:
         make_job({"command": command}, source="r.yaml")
@@ -230,7 +220,7 @@ def test_an_encoder_s_name_alone_takes_weights_from_the_command_line(
 ) -> None:
     (tmp_path / "r.yaml").write_text("encoder: resnet10t\nslides: s\nout: o\n")
     jobs: list[object] = []
-    monkeypatch.setattr("wsi_ips.cli.start.start_job", jobs.append)
+    monkeypatch.setattr("wsi_ips.commands.options.start_job", jobs.append)
     sections = {"encoder": {"name": None, "weights": "none"}}
     start("features", {}, recipe=tmp_path / "r.yaml", sections=sections)
     (job,) = jobs

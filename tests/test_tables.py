@@ -13,7 +13,7 @@ from wsi_ips.drawn.textures import read_textures
 from wsi_ips.errors import ConfigError, FileError, WsiIpsError
 from wsi_ips.evaluation.froc import read_detections
 from wsi_ips.evaluation.plots import read_history
-from wsi_ips.evaluation.staging import read_stages
+from wsi_ips.evaluation.staging import read_submission
 from wsi_ips.inference.predictions import PredictionRow, read_case_table, read_predictions, write_predictions
 from wsi_ips.inference.telemetry import SlideRow, read_slide_table, write_slide_table
 from wsi_ips.nuclei.found_table import FoundTable
@@ -31,7 +31,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "any manifest": ("slide_id,path", read_rows),
     "textures": ("path,class,source_group", lambda path: read_textures(path.parent, classes=["a"])),
     "history": ("epoch,train_loss", read_history),
-    "stages": ("patient,stage", read_stages),
+    "stages": ("patient,stage", read_submission),
     "detections": ("0.5,1,2", read_detections),
     "cases": ("slide_id,case_id", lambda path: read_case_table(path, ["a"])),
     "predictions": (

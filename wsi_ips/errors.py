@@ -1,41 +1,45 @@
-"""Every error raised on purpose.
+"""Every error that wsi_ips raises on purpose.
+
+All of them derive from :class:`WsiIpsError`. Most are a :class:`FileError`, which names the file, what is wrong
+with it, and the fix::
 
     WsiIpsError
-      ConfigError            a setting that cannot be
-      ReaderNotInstalled     an optional reader's package is absent
-      ExportNotInstalled     an optional export's package is absent
-      ReaderBroken           a reader of another package does not load
+      ConfigError            a setting that is not possible
+        ExtensionBroken      an extension of another package cannot be imported
+      ReaderNotInstalled     the package of an optional reader is not installed
+      ExportNotInstalled     the package of an optional exporter is not installed
+      ReaderBroken           a reader of another package cannot be imported
       SlideClosed            a reader was used after close()
-      NotFinite              a network's numbers are NaN or infinite
-      TrainingError          training cannot go on: a loss that is not finite, too many bad slides
-      SlideFailed            a slide's failure, of whatever kind, where it ends a run
-      ClusterError           no dask scheduler, no workers, workers of another version; or they were lost
-      FileError              names a file, what is wrong with it, and the mend
+      NotFinite              a network computed NaN or infinity
+      TrainingError          training cannot go on: the loss is not finite, or too many slides are bad
+      SlideFailed            a failed slide ends a run, whatever the failure was
+      ClusterError           the dask cluster cannot be used, or its workers were lost
+      FileError              names a file, what is wrong with it, and the fix
         SlideNotFound
-        SlideUnreachable     a URL that cannot be read from: no answer, no permission, no range requests
-        UnsupportedSlide
-          DamagedSlide       a known format, cut short or contradicting itself
-          RefusedSlide       a whole file that other readers would show wrongly
-          SeveralSlides      a folder of several slides, where one was asked for
-        SlideReadError       the file opened, but some of it cannot be read
-          SlideInterrupted   for another reason than its content: the network, the disk, a permission, memory
-        ProcessDied          the process that read the slide died of it
+        SlideUnreachable     a URL that cannot be read: no answer, no permission, no range requests
+        UnsupportedSlide     no reader opens the file
+          DamagedSlide       a known format in a file that is cut short or contradicts itself
+          RefusedSlide       an intact file that every reader here would show wrongly
+          SeveralSlides      a folder of several slides where one was asked for
+        SlideReadError       the slide opened, but a part of it cannot be read
+          SlideInterrupted   the file is not to blame: the network, the disk, a permission, or memory is
+        ProcessDied          the process that read the slide crashed or was killed
         MissingResolution
           PixelsNotSquare
-        TooCoarse            a slide with less detail than the patches that are wanted of it
-        NoTissue             no patch is left: the message names what left them out
+        TooCoarse            the slide has less detail than the patches need
+        NoTissue             no patch is left; the message says which step removed them
         SegmenterError       a tissue model that cannot be used
         CoordsError
         FeaturesError
         AnnotationError
         ManifestError
-        DatasetError         a data set's own labels or checksums, or its slides are not there
+        DatasetError         a data set's labels or checksums cannot be read, or its slides are missing
         CheckpointError
-        CalibrationError     a file of temperatures and thresholds that cannot be used, or belongs to another model
+        CalibrationError     a calibration file that cannot be used, or belongs to another model
         ResultsError
 
-The command line prints these in one line without a traceback and exits with 2. An exception keeps its
-parts in ``args`` and words them when it is shown, so it survives the pickling that brings it back from a
+The command line prints such an error as one line without a traceback and exits with code 2. An error keeps its
+parts in ``args`` and builds the message only when it is shown, so that it can be pickled and travel back from a
 worker process.
 """
 
@@ -45,45 +49,22 @@ from unicodedata import category
 
 from wsi_ips.storage.location import Location, locate
 
-
-def one_line(what: Exception | str, *, most: int | None = None) -> str:
-    """The words without line breaks, for a message or a cell; no more than ``most`` characters of them."""
-    missing = isinstance(what, KeyError) and len(what.args) == 1
-    text = f"no {what.args[0]}" if missing and isinstance(what, KeyError) else str(what)
-    return " ".join(text.split())[:most]
-
-
 LONGEST_WORDS = 2000
-"""Characters of an error's words: a page. What a hostile file states may have any length."""
+"""The most characters of an error message, about a page. Text that comes from a hostile file may have any length.
+"""
+
 _KEPT_OF_END = 500
-"""Characters at the end of a long text that are kept: an error says there what to do."""
+"""How many characters at the end of a long message are kept, because the fix stands there."""
+
 _TURNED = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the direction of writing, and so can show another text than the one that is there."""
-
-
-def harmless(text: str) -> str:
-    """The text as a terminal may be given it, though it may come out of anybody's file.
-
-    Control characters, what turns the direction of writing, line separators, and bytes of a file name that are not
-    UTF-8 are written as escapes (``\\x1b``): a terminal would obey them, or fail over them. Line breaks and tabs
-    stay.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        letter.encode("ascii", "backslashreplace").decode()
-        if letter in _TURNED or (category(letter) in ("Cc", "Cs", "Zl", "Zp") and letter not in "\n\t")
-        else letter
-        for letter in text
-    ).translate(_ESCAPED)
-
+"""Characters that change the direction of writing, and can make a terminal show another text than is there."""
 
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
-"""Control characters that are ASCII, which ``backslashreplace`` leaves alone."""
+"""The ASCII control characters, which ``backslashreplace`` does not escape."""
 
 
 class WsiIpsError(Exception):
-    """Base of every error raised on purpose. A subclass words itself in ``_words``.
+    """Base class of every error that is raised on purpose. A subclass builds its message in ``_words``.
 
     >>> import wsi_ips as wi
     >>> try:
@@ -104,11 +85,11 @@ class WsiIpsError(Exception):
 
 
 class ConfigError(WsiIpsError, ValueError):
-    """A setting, a recipe or a combination of options that cannot be."""
+    """A setting, a recipe or a combination of options that is not possible."""
 
 
 class ReaderNotInstalled(WsiIpsError):
-    """``ReaderNotInstalled(name, package)``: the reader exists, its package does not."""
+    """A known reader whose package is not installed: ``ReaderNotInstalled(name, package)``."""
 
     def _words(self) -> str:
         name, package = self.args
@@ -116,7 +97,7 @@ class ReaderNotInstalled(WsiIpsError):
 
 
 class ExportNotInstalled(WsiIpsError):
-    """``ExportNotInstalled(name, package)``: the export exists, its package does not."""
+    """A known exporter whose package is not installed: ``ExportNotInstalled(name, package)``."""
 
     def _words(self) -> str:
         name, package = self.args
@@ -124,15 +105,18 @@ class ExportNotInstalled(WsiIpsError):
 
 
 class ReaderBroken(WsiIpsError):
-    """``ReaderBroken(name, package, reason)``: another package's reader does not load."""
+    """A reader of another package that cannot be imported: ``ReaderBroken(name, package, reason)``."""
 
     def _words(self) -> str:
         name, package, reason = self.args
         return f"reader {name} of the package {package} does not load: {reason}"
 
 
-class ExtensionBroken(WsiIpsError):
-    """``ExtensionBroken(kind, name, package, reason)``: what another package adds does not load."""
+class ExtensionBroken(ConfigError):
+    """An extension of another package that cannot be imported.
+
+    Made as ``ExtensionBroken(kind, name, package, reason)``.
+    """
 
     def _words(self) -> str:
         kind, name, package, reason = self.args
@@ -140,81 +124,92 @@ class ExtensionBroken(WsiIpsError):
 
 
 class NotFinite(WsiIpsError, ValueError):
-    """``NotFinite(what)``: numbers that a network made are NaN or infinite."""
+    """A network computed NaN or infinity: ``NotFinite(what)``, where ``what`` names the values, in the plural."""
 
     def _words(self) -> str:
         return f"{self.args[0]} are not finite: the network's weights are broken, or its precision is too low"
 
 
 class TrainingError(WsiIpsError):
-    """Training cannot go on: a loss that is not finite, too many bad slides."""
+    """Training cannot go on, because the loss is not finite or too many slides are bad."""
 
 
 class SlideFailed(WsiIpsError):
-    """A slide's failure that was not foreseen, in words, where it ends a run."""
+    """An unforeseen failure of one slide that ends the whole run. Its text is the failure in words."""
 
 
 class ClusterError(WsiIpsError):
-    """A dask cluster that cannot be worked with, or was lost."""
+    """A dask cluster that cannot be used, or that was lost during the run."""
 
 
 class SlideClosed(WsiIpsError):
-    """``SlideClosed(path)``: a reader was used after ``close()``."""
+    """A reader was used after ``close()``: ``SlideClosed(path)``."""
 
     def _words(self) -> str:
         return f"{self.args[0]} is closed"
 
 
 class FileError(WsiIpsError):
-    """``FileError(path, problem, mend)``: one line that names the file, the problem and the mend."""
+    """An error about one file: ``FileError(path, problem, fix)``.
 
-    def __init__(self, path: Path | str, problem: str, mend: str = "") -> None:
-        super().__init__(path, problem, mend)
+    The message is one line, ``path: problem; fix``. ``problem`` says what is wrong with the file, ``fix`` what the
+    user can do about it; ``fix`` may be empty.
+    """
+
+    def __init__(self, path: Path | str, problem: str, fix: str = "") -> None:
+        super().__init__(path, problem, fix)
 
     @property
     def path(self) -> Location:
+        """The file or URL that the error is about."""
         return locate(self.args[0])
 
     def _words(self) -> str:
-        path, problem, mend = self.args
-        return f"{path}: {problem}" + (f"; {mend}" if mend else "")
+        path, problem, fix = self.args
+        return f"{path}: {problem}" + (f"; {fix}" if fix else "")
 
 
 class SlideNotFound(FileError):
-    """No such file or folder, or a folder without slides."""
+    """There is no such file or folder, or the folder holds no slides."""
 
 
 class SlideUnreachable(FileError):
-    """A URL that cannot be read from: no answer in time, no permission, a server without range requests."""
+    """A URL that cannot be read: no answer in time, no permission, or a server without range requests."""
 
 
 class UnsupportedSlide(FileError):
-    """No reader opens this file."""
+    """A file that no reader opens, or that the reader in question does not open."""
 
     @classmethod
-    def refused_by(cls, path: Path | str, refused: Mapping[str, str], mend: str) -> "UnsupportedSlide":
-        """``refused`` maps a reader's name to its reason; every reason is told."""
+    def refused_by(cls, path: Path | str, refused: Mapping[str, str], fix: str) -> "UnsupportedSlide":
+        """The error for a file that every reader has refused.
+
+        ``refused`` maps the name of each reader to its reason; the message gives all of them. ``fix`` says what
+        the user can do.
+        """
         reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        return cls(path, f"no reader could open it ({reasons})", mend)
+        return cls(path, f"no reader could open it ({reasons})", fix)
 
 
 class DamagedSlide(UnsupportedSlide):
-    """A known format in a file that is cut short or contradicts itself. It ends the search for a reader.
+    """A file of a known format that is cut short or contradicts itself. No further reader is tried.
 
-    OpenSlide opens a truncated file without a word and fails hours later, so no other reader is asked.
+    OpenSlide opens a truncated file without complaint and fails hours later, so it must not be asked.
     """
 
 
 class RefusedSlide(UnsupportedSlide):
-    """A file in order, of a kind that no reader here shows rightly. It ends the search for a reader.
+    """An intact file of a kind that no reader here shows correctly. No further reader is tried.
 
-    OpenSlide opens some files and then gives wrong pixels, or none at all, so it is not asked.
+    OpenSlide opens some files and then returns wrong pixels, or none, so it must not be asked.
     """
 
 
 class SeveralSlides(UnsupportedSlide):
-    """A folder of several slides, where one was asked for. It ends the search for a reader: another one would open
-    any of them."""
+    """A folder that holds several slides where one was asked for.
+
+    No further reader is tried, since it would open any one of them.
+    """
 
 
 class SlideReadError(FileError):
@@ -222,18 +217,19 @@ class SlideReadError(FileError):
 
 
 class ProcessDied(FileError):
-    """The process that read the slide died: native code crashed over it, or memory ran out."""
+    """The process that read the slide died: native code crashed on the file, or memory ran out."""
 
 
 class SlideInterrupted(SlideReadError):
-    """A region cannot be read, and the file is not to blame: the network, the disk, a permission, memory.
+    """A region cannot be read and the file is not to blame: the network, the disk, a permission, or memory is.
 
-    Nothing is white for it: the slide fails, and can be read another time.
+    The region is never replaced by white, whatever the settings allow for damaged tiles. The slide fails, and can
+    be read again later.
     """
 
 
 class MissingResolution(FileError):
-    """``MissingResolution(path)``: the slide does not say how many µm a pixel covers."""
+    """The slide does not state how many µm a pixel covers: ``MissingResolution(path)``."""
 
     def __init__(self, path: Path | str, *_: str) -> None:
         super().__init__(
@@ -242,14 +238,14 @@ class MissingResolution(FileError):
 
 
 class PixelsNotSquare(MissingResolution):
-    """A slide whose pixels are wider than high, or higher than wide."""
+    """The slide states pixels that are not square."""
 
-    def __init__(self, path: Path | str, problem: str, mend: str = "") -> None:
-        FileError.__init__(self, path, problem, mend)
+    def __init__(self, path: Path | str, problem: str, fix: str = "") -> None:
+        FileError.__init__(self, path, problem, fix)
 
     @classmethod
     def of(cls, path: Path | str, x: float, y: float) -> "PixelsNotSquare":
-        """The error for a slide whose pixels are ``x`` µm wide and ``y`` µm high."""
+        """The error for the slide at ``path`` whose pixels are ``x`` µm wide and ``y`` µm high."""
         return cls(
             path,
             f"its pixels are not square: {x:g} µm wide and {y:g} µm high",
@@ -258,52 +254,80 @@ class PixelsNotSquare(MissingResolution):
 
 
 class TooCoarse(FileError):
-    """A slide whose pixels are coarser than those of the patches that are wanted of it."""
+    """The pixels of the slide are coarser than those that the patches need."""
 
 
 class NoTissue(FileError):
-    """A slide without patches. The message says what left all of it out, and which setting to change."""
+    """No patch of the slide is left. The message says which step removed them all, and which setting to change."""
 
     def __init__(
         self,
         path: Path | str,
         problem: str = "no tissue was found",
-        mend: str = "lower tiling.min_tissue, or leave the slide out",
+        fix: str = "lower tiling.min_tissue, or leave the slide out",
     ) -> None:
-        super().__init__(path, problem, mend)
+        super().__init__(path, problem, fix)
 
 
 class SegmenterError(FileError):
-    """A tissue model that is not there, is another one than was trained with, or cannot be run."""
+    """A tissue model that is missing, cannot be run, or is not the one that was used in training."""
 
 
 class CoordsError(FileError):
-    """A coordinates file that cannot be understood."""
+    """A file of patch coordinates that cannot be read."""
 
 
 class FeaturesError(FileError):
-    """A file of stored features that cannot be used, or is not there."""
+    """A file of stored features that is missing or cannot be used."""
 
 
 class AnnotationError(FileError):
-    """An annotation file that cannot be understood."""
+    """An annotation file that cannot be read."""
 
 
 class ManifestError(FileError):
-    """A manifest with an unknown label, a duplicate id, a missing file, …"""
+    """A manifest or table of slides with an error, such as an unknown label, a duplicate id, or a missing file."""
 
 
 class DatasetError(FileError):
-    """A data set's own file (labels, checksums) that cannot be understood, or a folder without its slides."""
+    """The labels or checksums of a data set cannot be read, or its folder holds no slides."""
 
 
 class CheckpointError(FileError):
-    """A file that is no checkpoint of ours, or one of another architecture."""
+    """A file that is not a checkpoint of wsi_ips, or one of another architecture."""
 
 
 class CalibrationError(FileError):
-    """A calibration file that cannot be understood, or belongs to another checkpoint."""
+    """A calibration file that cannot be read, or that belongs to another checkpoint."""
 
 
 class ResultsError(FileError):
-    """A results file or run directory that cannot be read or may not be written."""
+    """A results file or run folder that cannot be read, or may not be written to."""
+
+
+def one_line(what: Exception | str, *, most: int | None = None) -> str:
+    """The text of an error on one line, for a message or a table cell.
+
+    Line breaks and runs of blanks become single blanks. With ``most``, only that many characters are kept. A
+    ``KeyError`` becomes ``no <key>``, since its own text is the key alone.
+    """
+    missing = isinstance(what, KeyError) and len(what.args) == 1
+    text = f"no {what.args[0]}" if missing and isinstance(what, KeyError) else str(what)
+    return " ".join(text.split())[:most]
+
+
+def harmless(text: str) -> str:
+    """Escape everything in ``text`` that a terminal would obey or fail to print.
+
+    The text may come from an untrusted file. Control characters, characters that change the direction of writing,
+    line separators, and bytes of a file name that are not UTF-8 become escapes such as ``\\x1b``. Line breaks and
+    tabs are kept.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        letter.encode("ascii", "backslashreplace").decode()
+        if letter in _TURNED or (category(letter) in ("Cc", "Cs", "Zl", "Zp") and letter not in "\n\t")
+        else letter
+        for letter in text
+    ).translate(_ESCAPED)

@@ -1,11 +1,13 @@
-"""How long work says how far it is, without knowing who shows it.
+"""How long-running work reports its progress, and how libraries are kept from writing to the terminal.
 
-``with progress("Tiling", total=12) as advance: ... advance("slide_03")``. The library reports; only the
-command line draws bars.
+Work takes a :class:`Progress` and calls it without knowing who shows it::
 
-Lines that libraries write about odd files, which nobody asked for: kept for ``--verbose``.
+    with progress("Tiling", total=12) as advance:
+        advance("slide_03")
 
-What of it matters is said by the readers, in one error that names the file.
+The library only reports; a front end such as the command line draws bars, and :func:`silent` shows nothing.
+:func:`silence_libraries` hides the log lines and warnings that libraries write about odd files, except with
+``--verbose``. What matters of them the readers say in one error that names the file.
 """
 
 import logging
@@ -13,27 +15,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
-
-
-class Advance(Protocol):
-    def __call__(self, note: str = "") -> None:
-        """One step is done; ``note`` is shown beside the bar."""
-
-
-class Progress(Protocol):
-    def __call__(self, what: str, *, total: int) -> AbstractContextManager[Advance]:
-        """A bar of ``total`` steps for the time of a ``with`` block. Blocks may nest."""
-
-
-@contextmanager
-def silent(what: str, *, total: int) -> Iterator[Advance]:
-    """Show nothing."""
-
-    def advance(note: str = "") -> None:
-        pass
-
-    yield advance
-
 
 LOGGERS = (
     "tifffile",
@@ -44,19 +25,52 @@ LOGGERS = (
     "PIL.PngImagePlugin",
     "PIL.TiffImagePlugin",
 )
+"""Loggers of the libraries that read files."""
+
 MODULES = r"(PIL|tifffile|tiffslide|fsspec|zarr|numcodecs|imagecodecs|openslide)(\.|$)"
+"""Regular expression for the modules whose warnings are hidden."""
+
+
+class Advance(Protocol):
+    """The function that counts the steps of one progress bar."""
+
+    def __call__(self, note: str = "") -> None:
+        """Count one step as done. ``note`` is shown beside the bar."""
+
+
+class Progress(Protocol):
+    """The function that opens progress bars."""
+
+    def __call__(self, what: str, *, total: int) -> AbstractContextManager[Advance]:
+        """Open a bar of ``total`` steps that is labelled ``what``, for the length of a ``with`` block.
+
+        Blocks may nest.
+        """
+
+
+@contextmanager
+def silent(what: str, *, total: int) -> Iterator[Advance]:
+    """A :class:`Progress` that shows nothing."""
+
+    def advance(note: str = "") -> None:
+        pass
+
+    yield advance
 
 
 class OnlyIfVerbose(logging.Filter):
-    """Lets lines through where the program logs what happens, whatever process this is."""
+    """A logging filter that lets records through only if the program logs at level INFO.
+
+    It asks the root logger each time, so it also works in worker processes.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See :meth:`logging.Filter.filter`."""
+        """Whether the root logger is enabled for INFO."""
         return logging.getLogger().isEnabledFor(logging.INFO)
 
 
 def silence_libraries() -> None:
-    """Log lines and warnings of the libraries that read files are shown with ``--verbose`` only."""
+    """Show the log lines and warnings of the libraries that read files only with ``--verbose``."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(one, OnlyIfVerbose) for one in logger.filters):

@@ -1,66 +1,159 @@
 """Members that are found by name and loaded when they are first asked for.
 
-The core offers places where something can be added: a reader, an encoder, a selector, an export, a layer of the
-viewer. Each place is a :class:`Registry`: names of the members that come with wsi_ips, and the entry point group
-under which other packages add theirs. A member is the text ``module:attribute`` until somebody asks for it, so
-that the core neither imports its wings nor waits for packages that are not needed.
+The core offers places where something can be added: a reader, an encoder, an aggregator, a selector, an exporter,
+a tissue segmenter, a layer of the viewer. Each place is a :class:`Registry`: the names of the members that come
+with wsi_ips, and the entry point group under which other packages add theirs. A member is the text
+``module:attribute`` until somebody asks for it, so that the core neither imports its wings nor waits for packages
+that are not needed.
+
+``docs/extending.md`` shows how another package adds one of each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Generic, TypeVar, cast
 
-from wsi_ips.errors import ConfigError, ExtensionBroken
+from wsi_ips.errors import ConfigError, ExtensionBroken, WsiIpsError, one_line
 
 Member = TypeVar("Member")
+
+LONGEST_REASON = 200
+"""Characters of what another package's code raised that are repeated in a message."""
 
 
 class Registry(Generic[Member]):
     """Members of one kind, by name.
 
-    kind: what a member is, for messages, e.g. ``"selector"``. members: ``{name: "module:attribute"}`` of those
-    that come with wsi_ips. group: the entry point group under which other packages add members; None for a place
-    where nothing is added from outside. A name that wsi_ips has stays its own.
+    A name that wsi_ips has stays its own, whatever another package offers under it.
+
+    Parameters
+    ----------
+    kind: what a member is, for messages, e.g. ``"selector"``.
+    members: those that come with wsi_ips, in the order in which they are tried and listed:
+        ``{name: "module:attribute"}``, or the member itself where it is only data.
+    group: the entry point group under which other packages add members; None: nothing is added from outside.
+    extras: ``{name: what to install}`` for members of wsi_ips whose packages are optional.
+    needs: ``{name: module}`` that a member of wsi_ips imports only when it is used, so that it is missed at once.
+    not_installed: makes the error for a member of wsi_ips whose package is not installed, from the member's name
+        and what to install. None: the ``ImportError`` itself is raised.
+    broken: makes the error for another package's member that does not load, from the member's name, the package
+        and the reason. None: :class:`ExtensionBroken`.
+    problem: says what is wrong with a loaded member of another package, "" for nothing. It is asked once, when the
+        member is loaded.
     """
 
-    def __init__(self, kind: str, members: Mapping[str, str], *, group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        members: Mapping[str, str] | Mapping[str, Member],
+        *,
+        group: str | None = None,
+        extras: Mapping[str, str] = MappingProxyType({}),
+        needs: Mapping[str, str] = MappingProxyType({}),
+        not_installed: Callable[[str, str], WsiIpsError] | None = None,
+        broken: Callable[[str, str, str], WsiIpsError] | None = None,
+        problem: Callable[[object], str] = lambda member: "",
+    ) -> None:
         self.kind = kind
-        self.members: Mapping[str, str] = MappingProxyType(dict(members))
+        self.members: Mapping[str, str | Member] = MappingProxyType(dict(members))
         self.group = group
-        self._loaded: dict[str, Member] = {}
+        self._extras = MappingProxyType(dict(extras))
+        self._needs = MappingProxyType(dict(needs))
+        self._not_installed = not_installed
+        self._broken = broken
+        self._problem = problem
+        self._others: dict[tuple[str, str], Member] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.members or any(entry.name == name for entry in self.others())
 
     def names(self) -> list[str]:
         """All names: those of wsi_ips in their order, then those of other packages."""
         return [*self.members, *(entry.name for entry in self.others())]
 
     def others(self) -> list[EntryPoint]:
-        """The members that other packages add, by name."""
-        if self.group is None:
-            return []
-        found = {entry.name: entry for entry in entry_points(group=self.group)}
-        return [found[name] for name in sorted(found) if name not in self.members]
+        """The members that other packages add, in the order of their names; none of them is loaded.
+
+        Where two packages offer the same name, the one that comes first on ``sys.path`` has it.
+        """
+        return [] if self.group is None else outside(self.group, self.members)
 
     def load(self, name: str) -> Member:
         """The member of this name.
 
-        Raises :class:`ConfigError` for a name that nobody has, :class:`ExtensionBroken` where another package's
-        member does not load, and ``ImportError`` where a package that a member of wsi_ips needs is not installed.
+        Raises :class:`ConfigError` for a name that nobody has, :class:`ExtensionBroken` (or what ``broken`` makes)
+        where another package's member does not load, and ``ImportError`` (or what ``not_installed`` makes) where a
+        package that a member of wsi_ips needs is not installed.
         """
-        if name not in self._loaded:
-            self._loaded[name] = self._import(name)
-        return self._loaded[name]
-
-    def _import(self, name: str) -> Member:
         if name in self.members:
-            module, _, attribute = self.members[name].partition(":")
-            return cast(Member, getattr(import_module(module), attribute))
+            return self._ours(name)
         for entry in self.others():
             if entry.name == name:
-                package = entry.dist.name if entry.dist else entry.value
-                try:
-                    return cast(Member, entry.load())
-                except Exception as error:
-                    raise ExtensionBroken(self.kind, name, package, str(error)) from error
-        raise ConfigError(f"there is no {self.kind} {name!r}; known are {', '.join(self.names())}")
+                return self._theirs(entry)
+        raise self.unknown(name)
+
+    def unknown(self, name: str) -> ConfigError:
+        """The error for a name that nobody has."""
+        return ConfigError(f"there is no {self.kind} {name!r}; known are {', '.join(self.names())}")
+
+    def _ours(self, name: str) -> Member:
+        found = self.members[name]
+        if not isinstance(found, str):
+            return found
+        module, _, attribute = found.partition(":")
+        try:
+            loaded = import_module(module)
+            if name in self._needs:
+                import_module(self._needs[name])
+        except ImportError as error:
+            if self._not_installed is None:
+                raise
+            # openslide-python without its library says so in an ImportError without a name.
+            raise self._not_installed(name, self._extras.get(name, error.name or name)) from error
+        return cast(Member, getattr(loaded, attribute))
+
+    def _theirs(self, entry: EntryPoint) -> Member:
+        if (entry.name, entry.value) not in self._others:
+            try:
+                member = entry.load()
+            except Exception as error:
+                reason = one_line(f"{type(error).__name__}: {error}", most=LONGEST_REASON)
+                raise self._is_broken(entry, reason) from error
+            if problem := self._problem(member):
+                raise self._is_broken(entry, problem)
+            self._others[entry.name, entry.value] = member
+        return self._others[entry.name, entry.value]
+
+    def _is_broken(self, entry: EntryPoint, reason: str) -> WsiIpsError:
+        package = entry.dist.name if entry.dist else entry.module
+        if self._broken is not None:
+            return self._broken(entry.name, package, reason)
+        return ExtensionBroken(self.kind, entry.name, package, reason)
+
+
+def outside(group: str, ours: Container[str]) -> list[EntryPoint]:
+    """The entry points of this group, sorted by name, one for each name that is not among ``ours``."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=group):
+        if entry.name not in ours:
+            found.setdefault(entry.name, entry)
+    return [found[name] for name in sorted(found)]
+
+
+def check_known(kind: str, name: str, ours: tuple[str, ...], *, group: str) -> str:
+    """``name`` if it is one of ``ours`` or another package offers it; nothing is loaded.
+
+    For settings that name a member: they are checked where the registry's own modules are too heavy to import.
+    Raises :class:`ConfigError`.
+    """
+    if name not in ours and name not in (others := [entry.name for entry in outside(group, ours)]):
+        raise ConfigError(f"there is no {kind} {name!r}; known are {', '.join([*ours, *others])}")
+    return name

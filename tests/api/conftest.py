@@ -9,11 +9,12 @@ import torch
 import yaml
 
 from tests.conftest import SMALL_MODEL, SmallData
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import read_manifest, write_manifest
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.recipe import FinetuneJob, make_job
 
 # With the default block, which tells what each patch contributes.
 MODEL = {

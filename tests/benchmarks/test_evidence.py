@@ -111,7 +111,7 @@ def test_steps_come_with_what_they_go_on_from_and_without_a_folder_not_at_all(
     given = ("--textures", tmp_path, "--outlines", tmp_path)
     options(monkeypatch, *given, "--only", "cascade")
     steps = evidence.wanted(evidence.parsed())
-    assert steps == [("textures", "ips"), ("textures", "e2e"), ("textures", "cascade")]
+    assert steps == [("textures", "e2e"), ("textures", "cascade")]
     options(monkeypatch, *given)
     assert {data for data, _ in evidence.wanted(evidence.parsed())} == {"textures"}
 
@@ -186,7 +186,7 @@ def test_attention_mil_finds_the_marked_patches() -> None:
     bags, unseen = marked_bags(45, seed=0), marked_bags(9, seed=1)
     losses = train(model, bags, unseen, Learning(epochs=12, lr=6e-3, weight_decay=0.0))
     assert min(losses) < 0.7  # guessing is 1.1
-    assert validation_loss(model, unseen) == pytest.approx(min(losses), rel=1e-5)  # the best epoch is kept
+    assert validation_loss(model, unseen) == pytest.approx(losses[-1], rel=1e-5)  # the last epoch is kept
     marked_share = []
     for bag in unseen:
         with torch.no_grad():

@@ -102,7 +102,7 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_label(
             raise error
         write_overlay(path, *rest)
 
-    monkeypatch.setattr("wsi_ips.commands.predict.write_overlay", draw_or_fail)
+    monkeypatch.setattr("wsi_ips.heatmaps.overlay.write_overlay", draw_or_fail)
     slides = folder / "a.tif" if alone else folder
     said = console("predict", slides, "--checkpoint", small_checkpoint, "--out", out)
     assert said.code == 3

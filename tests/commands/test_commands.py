@@ -15,9 +15,9 @@ from PIL import Image
 
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
+from wsi_ips.commands.recipe import load_recipe, shipped_recipe
 from wsi_ips.inference.results import read_result
 from wsi_ips.models.checkpoint import load_checkpoint
-from wsi_ips.recipe import load_recipe, shipped_recipe
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -36,6 +36,29 @@ def test_help_answers_without_loading_torch() -> None:
     assert all(
         name in said.stdout for name in ("info", "tile", "finetune", "predict", "overlay", "demo", "run")
     )
+
+
+def test_a_command_s_help_loads_its_own_file_and_nothing_heavy() -> None:
+    """All of them in one process, each after the last: what is new with a command is its own."""
+    program = (
+        "import sys\nfrom wsi_ips.commands import application\n"
+        "def loaded():\n"
+        "    return {m for m in sys.modules if m.startswith('wsi_ips.commands.') or m.endswith('.command')}\n"
+        "shared = {'wsi_ips.commands.' + n for n in ('options', 'recipe', 'slides', 'stored_maps')}\n"
+        "for table in (application._COMMANDS, application._DATA_COMMANDS):\n"
+        "    for name, (where, line) in table.items():\n"
+        "        before = loaded()\n"
+        "        module, _, face = where.partition(':')\n"
+        "        face = getattr(__import__(module, fromlist=[face]), face)\n"
+        "        assert loaded() - before - shared <= {module}, (name, loaded() - before)\n"
+        "        function = getattr(face, 'registered_commands', None)\n"
+        "        function = function[0].callback if function else face\n"
+        "        if name != 'data':\n"
+        "            assert function.__doc__.splitlines()[0] == line, name\n"
+        "print(sorted({'torch', 'numpy', 'h5py', 'PIL', 'scipy', 'shapely'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert said.stdout.strip() == "[]", said.stderr
 
 
 def test_version(console: Console) -> None:

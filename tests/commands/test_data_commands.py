@@ -8,9 +8,10 @@ import pytest
 
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import read_manifest
-from wsi_ips.recipe import FinetuneJob, make_job
 
 SLIDES = ("images/normal_001.tif", "images/tumor_001.tif", "images/test_114.tif")
 

@@ -50,7 +50,7 @@ def test_deterministic_holds_while_a_detector_runs(
         held.append(torch.are_deterministic_algorithms_enabled())
         raise ConfigError("seen enough")
 
-    monkeypatch.setattr("wsi_ips.commands.detect.detect_in_slide", watched)
+    monkeypatch.setattr("wsi_ips.nuclei.detect_slides.detect_in_slide", watched)
     said = console("detect", small_data.slides, "--detector", small_detector, "--out", tmp_path,
                    "--set", f"deterministic={deterministic}")  # fmt: skip
     assert said.code == 3

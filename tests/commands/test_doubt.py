@@ -15,7 +15,7 @@ import torch
 from tests.commands.console import Console, Said
 from tests.conftest import SmallData
 from tests.datasets.feature_folders import features_of, write_features
-from wsi_ips.commands.job import run_job
+from wsi_ips.commands.recipe import make_job, run_job
 from wsi_ips.config import ModelConfig, PipelineConfig, TaskConfig
 from wsi_ips.evaluation.conformal import (
     Calibration,
@@ -28,7 +28,6 @@ from wsi_ips.evaluation.conformal import (
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import checkpoint_sha256, save_checkpoint
 from wsi_ips.progress import silent
-from wsi_ips.recipe import make_job
 
 WIDTH, VAL, TEST = 6, 24, 26
 THREE = TaskConfig(name="size", classes=("none", "micro", "macro"))

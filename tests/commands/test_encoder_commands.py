@@ -82,8 +82,8 @@ def test_one_encoder_and_how_to_get_its_weights(console: Console, look_alike: An
 def test_an_encoder_of_another_package_that_does_not_load_hides_no_other(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    points = [EntryPoint("theirs", "no_such_module_of_enc:it", registry.ENTRY_POINTS)]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    points = [EntryPoint("theirs", "no_such_module_of_enc:it", "wsi_ips.encoders")]
+    monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: points)
     said = console("encoders")
     assert said.code == 0
     assert "encoder theirs of the package no_such_module_of_enc does not load" in said.out

@@ -17,7 +17,7 @@ WRITES = """
 import sys, time
 from pathlib import Path
 from wsi_ips import cli
-from wsi_ips.cli import application
+from wsi_ips.commands import application
 from wsi_ips.storage.files import whole_file
 
 @application.app.command()

@@ -17,15 +17,15 @@ from PIL import Image
 from tests.commands.console import Console
 from tests.commands.evaluated_run import Made, Slide, make_run, tumor
 from tests.conftest import SmallData
-from wsi_ips.commands.evaluate_froc import _pruned
+from wsi_ips.commands.evaluate import EvaluateJob
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.datasets.camelyon import NODE_CLASSES
 from wsi_ips.evaluation.froc import SlideHits, froc_curve, read_detections
+from wsi_ips.evaluation.run.froc import _pruned
 from wsi_ips.evaluation.slide_level import roc_auc
-from wsi_ips.evaluation.staging import read_stages
+from wsi_ips.evaluation.staging import read_submission
 from wsi_ips.evaluation.task_scores import Pooling
-from wsi_ips.recipe import EvaluateJob
 
 FAST = ("--bootstrap", "50", "--no-plots")
 
@@ -195,7 +195,7 @@ def test_false_positives_that_resampling_leaves_out_change_no_rate_that_counts(
 ) -> None:
     rng = np.random.default_rng(seed)
     hits = [SlideHits(rng.random(count), np.array([score, 0], np.float32), 2) for count, score in drawn]
-    with patch("wsi_ips.commands.evaluate_froc.RATES_RESAMPLED", 9):
+    with patch("wsi_ips.evaluation.run.froc.RATES_RESAMPLED", 9):
         pruned = _pruned(hits)
     assert sum(len(one.false_positives_F) for one in pruned) <= 9 * len(hits) + 1
     assert np.array_equal(froc_curve(pruned).sensitivity_at(), froc_curve(hits).sensitivity_at())
@@ -337,7 +337,7 @@ def test_node_classes_are_staged(console: Console, tmp_path: Path) -> None:
     staged = metrics(made.run / "evaluation")["stages"]["node"]
     assert staged["patients"]["patient_1"] == {"label": "pN0(i+)", "predicted": "pN1mi"}
     assert 0 < staged["quadratic_kappa"]["value"] < 1
-    assert read_stages(made.run / "evaluation" / "submission.csv").patients["patient_3"] == "pN1"
+    assert read_submission(made.run / "evaluation" / "submission.csv").patients["patient_3"] == "pN1"
     assert "quadratic kappa" in said.out
 
 

@@ -11,11 +11,13 @@ import tifffile
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips import cli
+from wsi_ips.commands.export import EXPORT_OPTIONS, ExportJob
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.heatmaps.export import EXPORTS, make_exporter
 from wsi_ips.inference.results import read_result
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.recipe import EXPORT_OPTIONS, ExportJob, FinetuneJob, make_job
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.tiling.foreign_files import write_atlaspatch, write_clam, write_trident
-from wsi_ips.commands.inputs import stored_patches
 from wsi_ips.config import StreamingConfig
 from wsi_ips.inference.checkpoints import Checkpoints
 from wsi_ips.inference.results import SlideResult, read_result
@@ -22,6 +21,7 @@ from wsi_ips.inference.slide_work import Done, SlideJob
 from wsi_ips.inference.worker import SlideWorker, WorkerSetup
 from wsi_ips.models.checkpoint import checkpoint_config
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.tiling.patches import stored_patches
 
 PATCH = ("--patch-px", "32", "--patch-mpp", "2.0", "--set", "tiling.min_tissue=0.2")
 

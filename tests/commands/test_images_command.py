@@ -9,13 +9,14 @@ import torch
 
 from tests.commands.console import Console
 from tests.images.small_mnist import write_small_mnist
+from wsi_ips.commands.recipe import load_recipe, make_job, shipped_recipe
 from wsi_ips.config import EncoderConfig, ModelConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.images.command import ImagesJob
 from wsi_ips.images.image_sets import image_splits
 from wsi_ips.images.traffic_signs import CLASSES, make_signs
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
-from wsi_ips.recipe import ImagesJob, load_recipe, make_job, shipped_recipe
 from wsi_ips.training.kept_patches import PatchKeeper
 
 SMALL = [

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
-from wsi_ips.commands.predict import predict
+from wsi_ips.commands.predict import PredictJob, predict
+from wsi_ips.commands.recipe import shipped_recipe
 from wsi_ips.errors import ConfigError
 from wsi_ips.images.scores import BagScores, score_bags
 from wsi_ips.images.traffic_signs import make_signs
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import silent
-from wsi_ips.recipe import PredictJob, shipped_recipe
 
 
 def job(data: SmallData, checkpoint: Path, out: Path, *, deterministic: bool) -> PredictJob:
@@ -85,7 +85,7 @@ def test_predictions_of_held_out_slides(
 ) -> None:  # fmt: skip
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump({**SMALL_MODEL, "training": {"epochs": 1, "deterministic": True}}))
-    read = "wsi_ips.commands.held_out.predict_in_turn"
+    read = "wsi_ips.inference.held_out.predict_in_turn"
     held: list[bool] = []
     monkeypatch.setattr(read, lambda *_, **__: held.append(torch.are_deterministic_algorithms_enabled()))
     console("finetune", small_data.manifest, "--recipe", recipe, "--out", tmp_path / "cv", "--folds", "2",
@@ -106,7 +106,7 @@ def test_test_images(
         held.append(torch.are_deterministic_algorithms_enabled())
         return score_bags(*arguments, **named)
 
-    monkeypatch.setattr("wsi_ips.commands.images.score_bags", watched)
+    monkeypatch.setattr("wsi_ips.images.scores.score_bags", watched)
     words = [data, f"out={tmp_path / 'run'}", "tiling.patch_px=40", "selection.m=3", "device=cpu",
              "model.encoder={name: resnet10t, weights: none, stage: 0, batch_norm: batch}",
              "model.attention={heads: 2, key_dim: 4, value_dim: 4, inner_dim: 8, positions: raster}",

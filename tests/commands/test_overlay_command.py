@@ -15,10 +15,11 @@ from PIL import Image
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips import cli
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import Job, make_job
 from wsi_ips.inference.results import read_result, write_result
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.recipe import FinetuneJob, Job, make_job
 
 CHOICES: dict[str, object] = {
     "task": "grade",
@@ -111,8 +112,8 @@ def test_flags_and_a_recipe_make_the_same_job(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Job] = []
-    for module in ("application", "start"):  # flags by one, recipes by the other
-        monkeypatch.setattr(f"wsi_ips.cli.{module}.start_job", jobs.append)
+    for module in ("options", "application"):  # flags by one, recipes by the other
+        monkeypatch.setattr(f"wsi_ips.commands.{module}.start_job", jobs.append)
     with_paths = {**CHOICES, "slides": "s", "out": "o"}
     (tmp_path / "full.yaml").write_text(yaml.safe_dump({"command": "overlay", "run": "r", **with_paths}))
     (tmp_path / "bare.yaml").write_text("command: overlay\nrun: r\n")

@@ -18,11 +18,11 @@ from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.report.reported_run import Slide, make_run
 from tests.slides.tiff_files import tissue_like, write_pyramid
+from wsi_ips.commands.recipe import Job
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation import plots
 from wsi_ips.inference.results import read_result, write_result
-from wsi_ips.recipe import Job
 
 CHOICES = {"out": "o.html", "evaluation": "e", "training": "t", "slides": "s", "top": 3}
 TWELVE = [Slide(f"s{place:02}", 0.9 - place / 14) for place in range(12)]
@@ -313,8 +313,8 @@ def test_flags_and_a_recipe_make_the_same_job(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Job] = []
-    for module in ("application", "start"):  # flags by one, recipes by the other
-        monkeypatch.setattr(f"wsi_ips.cli.{module}.start_job", jobs.append)
+    for module in ("options", "application"):  # flags by one, recipes by the other
+        monkeypatch.setattr(f"wsi_ips.commands.{module}.start_job", jobs.append)
     (tmp_path / "full.yaml").write_text(yaml.safe_dump({"command": "report", "run": "r", **CHOICES}))
     for arguments in (["report", "r", *flags(dict(CHOICES))], ["run", tmp_path / "full.yaml"]):
         console(*arguments)

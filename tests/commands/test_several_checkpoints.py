@@ -12,13 +12,14 @@ import torch
 from tests.commands.console import Console, Said
 from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import features_of, write_features
-from wsi_ips.cli.several_checkpoints import repeated
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.predict import PredictJob, repeated
+from wsi_ips.commands.recipe import make_job, with_overrides
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.telemetry import read_slide_table
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.recipe import FinetuneJob, PredictJob, make_job, with_overrides
 
 
 def another(path: Path, seed: int, *overrides: str, width: int | None = None) -> Path:

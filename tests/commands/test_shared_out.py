@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from wsi_ips.commands.shared_out import shared_out
 from wsi_ips.inference.in_hand import Died
+from wsi_ips.inference.shared_out import shared_out
 
 
 def double_or_die(number: int) -> int:

@@ -6,10 +6,10 @@ import pytest
 
 from tests.commands.console import Console
 from tests.conftest import SmallData
+from wsi_ips.commands.recipe import shipped_recipe
 from wsi_ips.inference.results import read_result
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.spinenet import SpineNet
-from wsi_ips.recipe import shipped_recipe
 
 SMALL = [
     "tiling={patch_px: 32, patch_mpp: 2.0, min_tissue: 0.2}",

@@ -165,7 +165,7 @@ def test_a_slide_that_killed_who_looked_ahead_is_tried_once_more_alone(
         raise Died(-9)
 
     monkeypatch.setattr("wsi_ips.inference.in_hand.alone", dying)
-    monkeypatch.setattr("wsi_ips.commands.predict.predict_in_turn", partial(predict_in_turn, ahead=True))
+    monkeypatch.setattr("wsi_ips.inference.label.predict_in_turn", partial(predict_in_turn, ahead=True))
     out = tmp_path / "out"
     assert console(*predict(slides, small_checkpoint, Path()), "--out", out).code == 3
     assert tried_alone == ["b", "c"]
@@ -203,7 +203,7 @@ def test_a_label_stands_whose_picture_kills(
 def test_a_slide_is_in_hand_while_its_missing_picture_is_drawn(
     console: Console, slides: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wsi_ips.commands import predict as module
+    from wsi_ips.heatmaps import overlay as module
 
     out, draw = tmp_path / "out", module.write_overlay
     command = [part for part in predict(slides, small_checkpoint, Path()) if part != "--no-overlays"]
@@ -283,7 +283,7 @@ def test_objects_stay_until_others_are_whole(
     assert console(*command, "--out", out).code == 0
     before = contents(out)
     with monkeypatch.context() as patched:
-        patched.setattr("wsi_ips.commands.detect.write_found_geojson", torn)
+        patched.setattr("wsi_ips.nuclei.detect_slides.write_found_geojson", torn)
         assert console(*command, "--out", out).code != 0
     if isinstance(error, KeyboardInterrupt):
         assert contents(out) == before, "its rows too"

@@ -10,12 +10,12 @@ import pytest
 
 from tests.commands.console import Console
 from tests.conftest import SmallData
-from wsi_ips.commands import tile_slide
 from wsi_ips.errors import CoordsError
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location
+from wsi_ips.tiling import stored_tiling as tile_slide
 from wsi_ips.tiling.coords import read_coords, stored_tiled_from
 
 PATCH = ("--patch-px", "64", "--mag", "10")
@@ -174,7 +174,7 @@ def test_a_slide_out_of_reach_keeps_what_is_known_of_it(
     out = tmp_path / "out"
     assert console("tile", three_slides, "--out", out, *PATCH).code == 0
     failing(monkeypatch, OSError("the disk is gone"), at="s0.tif")
-    monkeypatch.setattr("wsi_ips.tiling.coords.fingerprint", lambda where: "")
+    monkeypatch.setattr("wsi_ips.tiling.coords.files_fingerprint", lambda where: "")
     assert console("tile", three_slides, "--out", out, *PATCH).code == 3
     assert (out / "patches" / "s0.h5").is_file()
 
@@ -197,7 +197,7 @@ def test_coordinates_say_what_they_were_made_from(
     assert console("tile", slide, "--out", out, *PATCH, "--slide-mpp", "0.4").code == 0
     made_from = stored_tiled_from(out / "patches" / "s0.h5")
     assert made_from is not None
-    assert (made_from.slide, made_from.mpp_given) == (fingerprint([slide]), 0.4)
+    assert (made_from.slide, made_from.mpp_given) == (files_fingerprint([slide]), 0.4)
     assert str(tmp_path) not in made_from.to_json()
     assert stored_tiled_from(slide) is None
     with pytest.raises(CoordsError):

@@ -11,8 +11,8 @@ from tests.commands.test_images_command import SMALL, settings
 from tests.commands.test_train_detector_command import RECIPE, draw_images
 from tests.conftest import SMALL_MODEL, SmallData
 from tests.images.small_mnist import write_small_mnist
+from wsi_ips.commands.recipe import shipped_recipe
 from wsi_ips.errors import ResultsError
-from wsi_ips.recipe import shipped_recipe
 from wsi_ips.training.run_state import training_folder
 
 Words = tuple[str | Path, ...]

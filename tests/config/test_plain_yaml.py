@@ -5,11 +5,11 @@ from time import process_time
 
 import pytest
 
+from wsi_ips.commands.recipe import with_overrides
 from wsi_ips.config import read_specification_table
 from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.config.slides import read_tissue_model
 from wsi_ips.errors import ConfigError
-from wsi_ips.recipe import with_overrides
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.annotations import same_slides
-from wsi_ips.datasets.manifest import read_manifest
+from wsi_ips.datasets.manifest import read_manifest, same_slides
 from wsi_ips.errors import ManifestError
 
 TASKS = [TaskConfig()]

@@ -13,7 +13,7 @@ from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.staging import (
     pn_stage,
     quadratic_kappa,
-    read_stages,
+    read_submission,
     score_submission,
     write_submission,
 )
@@ -22,7 +22,7 @@ stages = st.lists(st.tuples(st.sampled_from(STAGES), st.sampled_from(STAGES)), m
 
 
 def test_the_published_stages_follow_from_the_published_nodes(real_data: Path) -> None:
-    table = read_stages(real_data / "camelyon" / "camelyon17_stages.csv")
+    table = read_submission(real_data / "camelyon" / "camelyon17_stages.csv")
     assert (len(table.patients), len(table.nodes)) == (100, 500)
     disagree = [name for name, stage in table.patients.items() if pn_stage(table.nodes_of(name)) != stage]
     assert disagree == []
@@ -93,7 +93,7 @@ def test_a_submission_is_written_as_the_challenge_wants_it(tmp_path: Path) -> No
         "patient_100_node_0.tif,itc",
         "patient_100_node_1.tif,negative",
     ]
-    assert read_stages(path).patients == {"patient_100": "pN0(i+)", "patient_101": "pN2"}
+    assert read_submission(path).patients == {"patient_100": "pN0(i+)", "patient_101": "pN2"}
     assert score_submission(path, path) == 1
 
 
@@ -140,4 +140,4 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(ResultsError, match=problem):
             score_submission(good, path)
     with pytest.raises(ResultsError, match="no such table"):
-        read_stages(tmp_path / "absent.csv")
+        read_submission(tmp_path / "absent.csv")

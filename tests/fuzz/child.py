@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from tests.fuzz.judge import judge, limit_memory
-from wsi_ips.cli.log_lines import log_to_terminal
+from wsi_ips.commands.application import log_to_terminal
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ from tests.fuzz.seeds_of_text import FOUND
 from tests.report.reported_run import L0_SIZE, SLIDE_MPP, Slide, make_run, result_of
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from tests.tiling.foreign_files import write_atlaspatch, write_clam, write_trident
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.inference.results import write_result
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.recipe import FinetuneJob, make_job
 from wsi_ips.slides.base import Level, SlideInfo
 from wsi_ips.tiling.coords import write_coords
 from wsi_ips.training.run_state import STATE_NAME, save_state

@@ -7,8 +7,8 @@ from typing import Any
 
 from shapely import Polygon
 
+from wsi_ips.commands.recipe import shipped_recipe
 from wsi_ips.datasets.annotations import write_asap
-from wsi_ips.recipe import shipped_recipe
 
 SQUARE = [[10, 20], [90, 20], [90, 80], [10, 80], [10, 20]]
 HOLE = [[30, 40], [50, 40], [40, 60], [30, 40]]

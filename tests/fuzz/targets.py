@@ -79,16 +79,19 @@ def _regions(given: Path, out: Path) -> None:
 
 
 def _tile(given: Path, out: Path) -> None:
-    from wsi_ips.commands.tile_slide import SlideToTile, tile_one
-    from wsi_ips.recipe import TileJob, make_job
+    from wsi_ips.commands.recipe import make_job
+    from wsi_ips.commands.tile import TileJob
+    from wsi_ips.heatmaps.tissue_preview import write_preview
+    from wsi_ips.tiling.stored_tiling import SlideToTile, TilingFolder, tile_one
 
     job = make_job({"command": "tile", "slides": str(given), "out": str(out / "tiles"), "mask_preview": True,
                     "tiling": TILING}, source="fuzz")  # fmt: skip
     assert isinstance(job, TileJob)
-    tiled = tile_one(job, SlideToTile("s", given, None))
+    folder = TilingFolder(job.out, job.tiling, job.layout, preview=write_preview, alone=given)
+    tiled = tile_one(folder, SlideToTile("s", given, None))
     if tiled.raised is not None:
         raise tiled.raised
-    assert tile_one(job, SlideToTile("s", given, None)).was_there
+    assert tile_one(folder, SlideToTile("s", given, None)).was_there
 
 
 def _stream(given: Path) -> None:
@@ -190,8 +193,7 @@ def read_stored_result(given: Path, out: Path) -> None:
 
 def show_run(given: Path, out: Path) -> None:
     """``overlay``, ``export``, ``report``, ``evaluate`` and the viewer, of a run's folder."""
-    from wsi_ips.commands.job import run_job
-    from wsi_ips.recipe import make_job
+    from wsi_ips.commands.recipe import make_job, run_job
 
     run, slides = str(given), str(given.parent / "slides")
     jobs: list[dict[str, Any]] = [
@@ -313,7 +315,7 @@ def read_outlines(given: Path, out: Path) -> None:
 
 def read_recipe(given: Path, out: Path) -> None:
     """A recipe up to the job that it describes, and ``--set`` over it."""
-    from wsi_ips.recipe import load_recipe, make_job, with_overrides
+    from wsi_ips.commands.recipe import load_recipe, make_job, with_overrides
 
     values = load_recipe(given)
     every(

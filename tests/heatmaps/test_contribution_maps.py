@@ -11,9 +11,10 @@ import zarr
 from numpy.typing import NDArray
 
 from tests.heatmaps.maps_of_slides import GREY, drawn, telling
+from wsi_ips.config import HeatOptions
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.heatmaps.display_scale import DisplayScale, HeatColours, colour_table
+from wsi_ips.heatmaps.display_scale import DisplayScale, colour_table, colours_of, scale_of
 from wsi_ips.heatmaps.maps import Heat, choose_heat, choose_output
 from wsi_ips.heatmaps.overlay import draw_overlay
 from wsi_ips.heatmaps.patch_sheet import PatchSheet
@@ -38,10 +39,10 @@ def test_the_default_picture_is_the_contribution_where_the_head_tells_it() -> No
     assert heat.shown == "Contribution to tumor, task label"
     np.testing.assert_array_equal(heat.values_N, values_of(TELLS))
     assert choose_heat(DRAWN.heat.result).kind == "attention"
-    attention = choose_heat(TELLS, kind="attention")
+    attention = choose_heat(TELLS, HeatOptions(map="attention"))
     np.testing.assert_array_equal(attention.values_N, DRAWN.heat.values_N)
     for choice in ({"query": 0}, {"head": 1}):
-        assert choose_heat(TELLS, **choice).kind == "attention"
+        assert choose_heat(TELLS, HeatOptions(**choice)).kind == "attention"
 
 
 @pytest.mark.parametrize(
@@ -69,26 +70,26 @@ def test_the_class_of_one_or_two_is_the_last_and_of_more_the_likeliest(
     [
         (
             False,
-            {"kind": "contribution"},
+            {"map": "contribution"},
             "slide_01: this model's head does not tell .*; use --map attention",
         ),
         (False, {"class_name": "tumor"}, "does not tell"),
         (True, {"class_name": "lung"}, "class 'lung' is not there: slide_01 has normal, tumor"),
-        (True, {"kind": "contribution", "task": "grade"}, "task 'grade' is not there: slide_01 has label"),
-        (True, {"kind": "contribution", "head": 0}, "queries and heads have attention"),
-        (True, {"kind": "attention", "class_name": "tumor"}, "attention is of no class"),
+        (True, {"map": "contribution", "task": "grade"}, "task 'grade' is not there: slide_01 has label"),
+        (True, {"map": "contribution", "head": 0}, "a query or a head chooses attention"),
+        (True, {"map": "attention", "class_name": "tumor"}, "attention does not belong to a class"),
     ],
 )
 def test_what_cannot_be_shown_is_said(tells: bool, choice: dict[str, str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        choose_heat(TELLS if tells else DRAWN.heat.result, **choice)  # type: ignore[arg-type]
+        choose_heat(TELLS if tells else DRAWN.heat.result, HeatOptions(**choice))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["attention", "contribution"])
 def test_contributions_that_are_no_numbers_are_refused(kind: str) -> None:
     bad = telling(DRAWN.heat.result, {3: np.nan})
     with pytest.raises(ResultsError, match="slide_01: has a contribution that is not finite"):
-        choose_heat(bad, kind=kind)  # type: ignore[arg-type]
+        choose_heat(bad, HeatOptions(map=kind))  # type: ignore[arg-type]
 
 
 def test_the_scale_has_0_in_its_middle_and_is_the_same_for_every_slide() -> None:
@@ -115,19 +116,18 @@ def test_ends_that_are_not_opposite_each_other_are_refused(ends: dict[str, float
 @pytest.mark.parametrize(
     ("colours", "kind"),
     [
-        (HeatColours(scale="even"), "contribution"),
-        (HeatColours(scale="rank"), "contribution"),
-        (HeatColours(scale="signed"), "attention"),
-        (HeatColours(colormap="blue_yellow"), "contribution"),
+        (HeatOptions(scale="even"), "contribution"),
+        (HeatOptions(scale="rank"), "contribution"),
+        (HeatOptions(colormap="blue_yellow"), "contribution"),
     ],
 )
-def test_a_map_has_no_colours_of_the_other_kind(colours: HeatColours, kind: str) -> None:
+def test_a_map_has_no_colours_of_the_other_kind(colours: HeatOptions, kind: str) -> None:
     with pytest.raises(ConfigError):
-        _ = colours.display(np.zeros(2), kind), colours.table(kind)  # type: ignore[arg-type]
+        _ = scale_of(colours, np.zeros(2), kind), colours_of(colours, kind)  # type: ignore[arg-type]
 
 
 def test_kept_patches_have_the_colours_that_the_legend_says_and_the_others_none() -> None:
-    overlay = draw_overlay(DRAWN.slide, TELLS, side_px=3000, alpha=0.5)
+    overlay = draw_overlay(DRAWN.slide, TELLS, HeatOptions(side_px=3000, alpha=0.5))
     width, height = overlay.picture_px
     picture = np.asarray(overlay.image)[:height, :width].astype(int)
     table = colour_table("blue_red").astype(int)
@@ -174,7 +174,7 @@ def test_flat_attention_is_said_beside_contributions() -> None:
 
 
 def heat(**choice: str) -> Heat:
-    return choose_heat(TELLS, **choice)  # type: ignore[arg-type]
+    return choose_heat(TELLS, HeatOptions(**choice))  # type: ignore[arg-type]
 
 
 def test_files_of_several_maps_hold_contributions_beside_attention(tmp_path: Path) -> None:
@@ -183,14 +183,14 @@ def test_files_of_several_maps_hold_contributions_beside_attention(tmp_path: Pat
         *(f"Contribution to {c}, task label" for c in ("normal", "tumor")),
     }
     for kind in ("attention", "contribution"):
-        QuPathGeoJson().write(tmp_path / "a.geojson", heat(kind=kind), DRAWN.slide)
+        QuPathGeoJson().write(tmp_path / "a.geojson", heat(map=kind), DRAWN.slide)
         features = json.loads((tmp_path / "a.geojson").read_text())["features"]
         measured = [feature["properties"]["measurements"] for feature in features]
         assert set(measured[0]) == shown | {f"{kind.capitalize()} percentile"}
         for row, value in ADDED.items():
             assert measured[row]["Contribution to tumor, task label"] == pytest.approx(value)
             assert measured[row]["Contribution to normal, task label"] == pytest.approx(-value)
-        OmeZarr().write(tmp_path / "a.ome.zarr", heat(kind=kind))
+        OmeZarr().write(tmp_path / "a.ome.zarr", heat(map=kind))
         group = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")
         channels = [channel["label"] for channel in group.attrs["ome"]["omero"]["channels"]]  # type: ignore[index,call-overload]
         assert set(channels) == shown
@@ -228,12 +228,12 @@ def test_regions_hold_only_patches_that_add(tmp_path: Path, options: dict[str, f
 def test_tiles_without_the_slide_show_kept_patches_alone(tmp_path: Path) -> None:
     from PIL import Image
 
-    DeepZoom(heat_only=True, alpha=1).write(tmp_path / "a.dzi", heat())
+    DeepZoom(HeatOptions(alpha=1), heat_only=True).write(tmp_path / "a.dzi", heat())
     tiles = sorted((tmp_path / "a_files" / "11").glob("*.png"))
     opaque = sum(int((np.asarray(Image.open(tile))[1:-1, 1:-1, 3] > 0).sum()) for tile in tiles)
     assert opaque == pytest.approx(len(ADDED) * DRAWN.l0_patch**2, rel=0.05)
     with pytest.raises(ConfigError, match="blue_yellow has no middle"):
-        DeepZoom(colours=HeatColours(colormap="blue_yellow")).write(tmp_path / "b.dzi", heat(), DRAWN.slide)
+        DeepZoom(HeatOptions(colormap="blue_yellow")).write(tmp_path / "b.dzi", heat(), DRAWN.slide)
 
 
 def test_a_sheet_is_of_what_adds_most_and_takes_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

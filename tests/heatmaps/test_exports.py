@@ -14,107 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from tests.heatmaps.maps_of_slides import L0_SIZE, SLIDE_MPP, drawn, result_of, without_patches
+from tests.heatmaps.maps_of_slides import L0_SIZE, SLIDE_MPP, drawn, result_of
 from tests.heatmaps.test_legend import drawn_words
+from wsi_ips.config import HeatOptions
 from wsi_ips.datasets.annotations import lesion_area
-from wsi_ips.errors import ConfigError, ExportNotInstalled, ResultsError, SlideReadError
-from wsi_ips.heatmaps.export import EXPORTS, Exporter, make_exporter
+from wsi_ips.errors import ConfigError, ExportNotInstalled
+from wsi_ips.heatmaps.export import EXPORTS, make_exporter
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.heatmaps.pyramids import HeatPyramid, halved, natural_l0_per_px
-from wsi_ips.slides.base import RgbImage, SlideReader
+from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.image_reader import MemoryReader
+from wsi_ips.testing.exporters import ExporterContract, tree, white
 from wsi_ips.units import L0Point, Size
-
-
-class Damaged(MemoryReader):
-    """Its pixels cannot be read."""
-
-    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        raise SlideReadError(self.info.path, "is damaged")
-
-
-def white(width: int, height: int, kind: type[MemoryReader] = MemoryReader) -> MemoryReader:
-    return kind(np.full((height, width, 3), 255, np.uint8))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below, hidden ones too."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-class ExporterContract:
-    """Subclass with ``name``, an export's."""
-
-    name: str
-
-    @pytest.fixture
-    def exporter(self) -> Exporter:
-        return make_exporter(self.name, {})
-
-    @pytest.fixture
-    def slide(self) -> SlideReader:
-        return drawn().slide
-
-    def test_writes_under_its_name_only(self, exporter: Exporter, slide: SlideReader, tmp_path: Path) -> None:
-        path = tmp_path / "new" / f"a.b é{exporter.suffix}"
-        exporter.write(path, drawn().heat, slide)
-        assert path.exists()
-        assert tree(tmp_path)
-        assert all(name.startswith("new/a.b é") for name in tree(tmp_path))
-
-    def test_the_same_again_is_the_same_bytes(
-        self, exporter: Exporter, slide: SlideReader, tmp_path: Path
-    ) -> None:
-        """And what was there before is gone."""
-        for folder, heats in (("once", [drawn()]), ("again", [drawn(share=0.1, seed=1), drawn()])):
-            for each in heats:
-                exporter.write(tmp_path / folder / f"a{exporter.suffix}", each.heat, slide)
-        assert tree(tmp_path / "once") == tree(tmp_path / "again")
-
-    def test_leaves_the_result_alone(self, exporter: Exporter, slide: SlideReader, tmp_path: Path) -> None:
-        heat = drawn(queries=2).heat
-        values, attention = heat.values_N.copy(), heat.result.attention_NHT.copy()
-        exporter.write(tmp_path / f"a{exporter.suffix}", heat, slide)
-        np.testing.assert_array_equal(heat.values_N, values)
-        np.testing.assert_array_equal(heat.result.attention_NHT, attention)
-
-    def test_a_slide_without_patches(self, exporter: Exporter, slide: SlideReader, tmp_path: Path) -> None:
-        exporter.write(tmp_path / f"a{exporter.suffix}", without_patches().heat, slide)
-        assert (tmp_path / f"a{exporter.suffix}").exists()
-
-    def test_another_slide_of_that_name_is_refused(self, exporter: Exporter, tmp_path: Path) -> None:
-        with pytest.raises(ResultsError, match=r"is 64x65 pixels, but slide_01 was 1511x997"):
-            exporter.write(tmp_path / f"a{exporter.suffix}", drawn().heat, white(64, 65))
-        assert not tree(tmp_path)
-
-    def test_needs_its_slide_or_does_without(self, exporter: Exporter, tmp_path: Path) -> None:
-        path = tmp_path / f"a{exporter.suffix}"
-        if not exporter.needs_slide:
-            exporter.write(path, drawn().heat, None)
-            assert path.exists()
-            return
-        with pytest.raises(ConfigError, match="needs the slide"):
-            exporter.write(path, drawn().heat, None)
-        assert not tree(tmp_path)
-
-    def test_what_fails_halfway_leaves_nothing(
-        self, exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A slide that cannot be read; a disk that is full while a file is put in its place."""
-        path = tmp_path / f"a{exporter.suffix}"
-        if self.name in ("deepzoom", "sheet"):
-            with pytest.raises(SlideReadError):
-                exporter.write(path, drawn().heat, white(*L0_SIZE, kind=Damaged))
-            assert not tree(tmp_path)
-
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(Path, "replace", full)
-        with pytest.raises(OSError, match="No space"):
-            exporter.write(path, drawn().heat, drawn().slide)
-        assert not list(tmp_path.iterdir())
 
 
 class TestOmeTiff(ExporterContract):
@@ -166,7 +77,7 @@ class TestOmeZarr(ExporterContract):
     def test_metadata_is_valid_and_queries_are_channels(self, tmp_path: Path) -> None:
         from ome_zarr_models.v05 import Image as ValidImage
 
-        heat = choose_heat(drawn(queries=3).heat.result, query=1, head=0)
+        heat = choose_heat(drawn(queries=3).heat.result, HeatOptions(query=1, head=0))
         make_exporter("ome-zarr", {"um_per_px": 0.4}).write(tmp_path / "a.ome.zarr", heat)
         group = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")
         ValidImage.from_zarr(group)
@@ -199,6 +110,14 @@ class TestOmeZarr(ExporterContract):
         monkeypatch.delitem(sys.modules, "wsi_ips.heatmaps.pyramids", raising=False)
         with pytest.raises(ExportNotInstalled, match=r"pip install 'wsi_ips\[zarr\]'"):
             make_exporter("ome-zarr", {})
+
+    def test_other_exports_work_without_zarr(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        import sys
+
+        monkeypatch.setitem(sys.modules, "zarr", None)
+        monkeypatch.delitem(sys.modules, "wsi_ips.heatmaps.pyramids", raising=False)
+        make_exporter("ome-tiff", {}).write(tmp_path / "a.ome.tif", drawn().heat)
+        assert (tmp_path / "a.ome.tif").exists()
 
 
 class TestGeoJson(ExporterContract):
@@ -248,9 +167,12 @@ class TestGeoJson(ExporterContract):
 
 class TestDeepZoom(ExporterContract):
     name = "deepzoom"
+    reads_pixels = True
 
     def test_levels_and_tiles_are_those_of_the_format(self, tmp_path: Path) -> None:
-        make_exporter("deepzoom", {"side_px": 900}).write(tmp_path / "a.dzi", drawn().heat, drawn().slide)
+        make_exporter("deepzoom", {"options": HeatOptions(side_px=900)}).write(
+            tmp_path / "a.dzi", drawn().heat, drawn().slide
+        )
         width, height = 900, 594
         assert f'Width="{width}" Height="{height}"' in (tmp_path / "a.dzi").read_text()
         for level in range(10, -1, -1):
@@ -268,7 +190,7 @@ class TestDeepZoom(ExporterContract):
         assert len(list((tmp_path / "a_files").iterdir())) == 11
 
     def test_the_heat_alone_needs_no_slide(self, tmp_path: Path) -> None:
-        exporter = make_exporter("deepzoom", {"heat_only": True, "alpha": 1.0})
+        exporter = make_exporter("deepzoom", {"heat_only": True, "options": HeatOptions(alpha=1.0)})
         assert not exporter.needs_slide
         exporter.write(tmp_path / "a.dzi", drawn(share=0.5).heat)
         with Image.open(tmp_path / "a_files" / "11" / "0_0.png") as tile:
@@ -290,6 +212,7 @@ class TestDeepZoom(ExporterContract):
 
 class TestPatchSheet(ExporterContract):
     name = "sheet"
+    reads_pixels = True
 
     def test_patches_their_ranks_values_and_places(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import shapely
 from PIL import Image
 
 from tests.heatmaps.test_legend import drawn_words
-from wsi_ips.config import TilingConfig
+from wsi_ips.config import HeatOptions, TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.display_scale import colour_table, short
 from wsi_ips.heatmaps.maps import attention_map, choose_heat, query_of_task, spread_in_words
@@ -76,7 +76,9 @@ def test_a_4x4_grid_has_known_pixels() -> None:
     coords = coords_of((64, 64), patch_px=16, slide_mpp=0.5, keep=[k for k in range(16) if k != 5])
     values = np.arange(15) / 100
     overlay = draw_overlay(
-        MemoryReader(grey_slide((64, 64))), result_of(coords, values), scale="absolute", alpha=0.25
+        MemoryReader(grey_slide((64, 64))),
+        result_of(coords, values),
+        HeatOptions(scale="absolute", alpha=0.25),
     )
     expected = np.full((64, 64, 3), GREY)
     for value, (x, y) in zip(values, coords.l0_xy_N2, strict=True):
@@ -105,9 +107,11 @@ def test_a_hot_patch_at_the_far_corner_lies_where_the_slide_shows_it(
     values = np.zeros(len(coords))
     values[-1] = 1.0
     slide = MemoryReader(image, levels=levels)
-    plain = picture_of(draw_overlay(slide, result_of(coords, values), side_px=side_px, alpha=0))
+    plain = picture_of(draw_overlay(slide, result_of(coords, values), HeatOptions(side_px=side_px, alpha=0)))
     hot = picture_of(
-        draw_overlay(slide, result_of(coords, values), side_px=side_px, alpha=1, scale="absolute")
+        draw_overlay(
+            slide, result_of(coords, values), HeatOptions(side_px=side_px, alpha=1, scale="absolute")
+        )
     )
     l0_per_px = 1511 / side_px
     xs, ys = ((np.arange(n) + 0.5) * l0_per_px for n in (hot.shape[1], hot.shape[0]))
@@ -147,9 +151,10 @@ def test_the_legend_says_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(200.0) ** 2
     values /= values.sum()
     draw_overlay(
-        MemoryReader(grey_slide((2000, 1000)), mpp=Mpp(9.9)), result_of(coords, values), side_px=1000,
-        scale="rank",
-    )  # fmt: skip
+        MemoryReader(grey_slide((2000, 1000)), mpp=Mpp(9.9)),
+        result_of(coords, values),
+        HeatOptions(side_px=1000, scale="rank"),
+    )
     assert words[:4] == [
         "slide_01",
         "Attention, task label",
@@ -183,7 +188,9 @@ def test_the_legend_says_that_attention_is_flat_and_has_one_scale_for_all_slides
 def test_flat_attention_has_the_colour_of_the_even_share() -> None:
     coords = coords_of((400, 300), patch_px=100, slide_mpp=0.5)
     values = np.linspace(0.98, 1.02, 12) / 12
-    drawn = picture_of(draw_overlay(MemoryReader(grey_slide((400, 300))), result_of(coords, values), alpha=1))
+    drawn = picture_of(
+        draw_overlay(MemoryReader(grey_slide((400, 300))), result_of(coords, values), HeatOptions(alpha=1))
+    )
     even = colour_table("blue_yellow")[64].astype(int)
     assert np.abs(drawn.astype(int) - even).max() <= 6
 
@@ -192,7 +199,9 @@ def test_absolute_ticks_are_evenly_spaced_raw_values(monkeypatch: pytest.MonkeyP
     words = drawn_words(monkeypatch)
     coords = coords_of((200, 100), patch_px=50, slide_mpp=0.5)
     values = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5])
-    draw_overlay(MemoryReader(grey_slide((200, 100))), result_of(coords, values), scale="absolute")
+    draw_overlay(
+        MemoryReader(grey_slide((200, 100))), result_of(coords, values), HeatOptions(scale="absolute")
+    )
     at = words.index("percentile")
     assert words[at + 1 : at + 16] == [
         "0.8", "0.1", "62.5", "1.6", "0.2", "75", "2.4", "0.3", "87.5", "3.2", "0.4", "87.5", "4", "0.5", "100",
@@ -207,7 +216,7 @@ def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(attention_map(result), attention.mean(axis=(1, 2)), rtol=1e-6)
     np.testing.assert_allclose(attention_map(result, query=1), attention[:, :, 1].mean(axis=1), rtol=1e-6)
     np.testing.assert_array_equal(attention_map(result, query=1, head=2), attention[:, 2, 1])
-    draw_overlay(MemoryReader(grey_slide((64, 64))), result, query=1, head=2)
+    draw_overlay(MemoryReader(grey_slide((64, 64))), result, HeatOptions(query=1, head=2))
     assert words[1:3] == ["Attention, query 1, head 2", spread_in_words(attention[:, 2, 1])]
     words.clear()
     draw_overlay(MemoryReader(grey_slide((64, 64))), result)
@@ -224,9 +233,9 @@ def test_attention_that_is_no_number_is_refused(bad: float) -> None:
             ResultsError, match="slide_01: has attention that is not finite; predict it again"
         ):
             show(result)
-    draw_overlay(MemoryReader(grey_slide((64, 64))), result, query=0)
+    draw_overlay(MemoryReader(grey_slide((64, 64))), result, HeatOptions(query=0))
     with pytest.raises(ResultsError, match="not finite"):
-        choose_heat(result, query=0)  # whose other maps go into files of numbers
+        choose_heat(result, HeatOptions(query=0))  # whose other maps go into files of numbers
 
 
 def test_a_task_s_attention_is_that_of_the_query_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +247,7 @@ def test_a_task_s_attention_is_that_of_the_query_it_reads(monkeypatch: pytest.Mo
     )
     swapped = replace(result, task_queries={"grade": 1, "label": 0})
     assert [query_of_task(swapped, task) for task in ("grade", "label")] == [1, 0]
-    draw_overlay(MemoryReader(grey_slide((64, 64))), swapped, query=1)
+    draw_overlay(MemoryReader(grey_slide((64, 64))), swapped, HeatOptions(query=1))
     assert words[1] == "Attention, task grade"
     assert [query_of_task(result, task) for task in ("grade", "label")] == [0, 1], "in order, where unsaid"
     with pytest.raises(ConfigError, match="task 'x' is not there: slide_01 has grade, label"):
@@ -301,7 +310,7 @@ def test_a_large_picture_is_never_held(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("wsi_ips.heatmaps.overlay.MOST_BAND_ROWS", 32)
     tracemalloc.start()
     try:
-        write_overlay(tmp_path / "a.png", slide, result, side_px=4000)
+        write_overlay(tmp_path / "a.png", slide, result, HeatOptions(side_px=4000))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -312,7 +321,9 @@ def test_the_png_tells_the_scale_and_the_raw_values(tmp_path: Path) -> None:
     coords = coords_of((400, 300), patch_px=100, slide_mpp=0.25)
     values = np.linspace(0.01, 0.2, len(coords))
     path = tmp_path / "overlays" / "slide_01.png"
-    write_overlay(path, MemoryReader(grey_slide((400, 300))), result_of(coords, values), side_px=200)
+    write_overlay(
+        path, MemoryReader(grey_slide((400, 300))), result_of(coords, values), HeatOptions(side_px=200)
+    )
     with Image.open(path) as image:
         facts = image.text  # type: ignore[attr-defined]
         assert image.size > (200, 150)
@@ -333,7 +344,11 @@ def test_the_png_tells_the_scale_and_the_raw_values(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
     coords = coords_of((64, 64), patch_px=32, slide_mpp=0.5)
     with pytest.raises(ConfigError):
-        draw_overlay(MemoryReader(grey_slide((64, 64))), result_of(coords, np.ones(4)), **options)  # type: ignore[arg-type]
+        draw_overlay(
+            MemoryReader(grey_slide((64, 64))),
+            result_of(coords, np.ones(4)),
+            HeatOptions.model_construct(**options),
+        )  # type: ignore[arg-type]
 
 
 def test_another_slide_of_that_name_is_refused() -> None:
@@ -346,7 +361,7 @@ def test_on_a_real_slide_the_picture_is_the_slide(real_data: Path) -> None:
     """Far corner included: at full scale and without heat, pixel for pixel."""
     with open_slide(real_data / "slides" / "CMU-1-Small-Region.svs") as slide:
         coords = coords_of(slide.info.l0_size, patch_px=256, slide_mpp=0.499, keep=[0])
-        overlay = draw_overlay(slide, result_of(coords, np.ones(1)), alpha=0, side_px=4000)
+        overlay = draw_overlay(slide, result_of(coords, np.ones(1)), HeatOptions(alpha=0, side_px=4000))
         picture = picture_of(overlay)
         corner = slide.read((2220 - 300, 2967 - 200), level=0, size_px=(300, 200))
     assert picture.shape == (2967, 2220, 3)

@@ -18,7 +18,8 @@ import zarr
 from PIL import Image
 
 from tests.heatmaps.maps_of_slides import BOUNDS, GREY, L0_SIZE, SLIDE_MPP, Drawn, drawn, result_of
-from wsi_ips.heatmaps.display_scale import HeatColours, colour_table
+from wsi_ips.config import HeatOptions
+from wsi_ips.heatmaps.display_scale import colour_table
 from wsi_ips.heatmaps.maps import choose_heat
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.heatmaps.pyramids import DeepZoom, OmeTiff, OmeZarr
@@ -180,7 +181,7 @@ def deep_zoom_pixel(dzi: Path, x: int, y: int) -> np.ndarray:
 
 
 def test_deep_zoom_of_the_heat(map_: Drawn, tmp_path: Path) -> None:
-    DeepZoom(colours=HeatColours(scale="absolute"), heat_only=True).write(tmp_path / "a.dzi", map_.heat)
+    DeepZoom(HeatOptions(scale="absolute"), heat_only=True).write(tmp_path / "a.dzi", map_.heat)
     shown = 0
     for x, y in random_points():
         found = deep_zoom_pixel(tmp_path / "a.dzi", int(x), int(y))
@@ -196,9 +197,7 @@ def test_deep_zoom_of_the_heat(map_: Drawn, tmp_path: Path) -> None:
 
 def test_deep_zoom_of_the_slide(map_: Drawn, tmp_path: Path) -> None:
     """Away from edges, where JPEG rings."""
-    DeepZoom(colours=HeatColours(scale="absolute"), alpha=0.5).write(
-        tmp_path / "a.dzi", map_.heat, map_.slide
-    )
+    DeepZoom(HeatOptions(scale="absolute", alpha=0.5)).write(tmp_path / "a.dzi", map_.heat, map_.slide)
     compared = 0
     for x, y in random_points(300):
         around = [map_.value_at(x + dx, y + dy) for dx in (-9, 0, 9) for dy in (-9, 0, 9)]
@@ -213,7 +212,10 @@ def test_deep_zoom_of_the_slide(map_: Drawn, tmp_path: Path) -> None:
 @pytest.mark.parametrize("side_px", [1511, 700])
 def test_overlay(map_: Drawn, side_px: int, tmp_path: Path) -> None:
     write_overlay(
-        tmp_path / "a.png", map_.slide, map_.heat.result, side_px=side_px, alpha=1, scale="absolute"
+        tmp_path / "a.png",
+        map_.slide,
+        map_.heat.result,
+        HeatOptions(side_px=side_px, alpha=1, scale="absolute"),
     )
     l0_per_px = 1511 / side_px
     with Image.open(tmp_path / "a.png") as image:

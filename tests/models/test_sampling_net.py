@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from wsi_ips.commands.recipe import load_recipe, make_job, shipped_recipe
 from wsi_ips.config import PipelineConfig, SelectionConfig
 from wsi_ips.errors import CheckpointError, ConfigError
+from wsi_ips.images.command import ImagesJob
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import begin_from, load_checkpoint, save_checkpoint
 from wsi_ips.models.coarse import STEPS, Coarse, ConvScorer
@@ -14,7 +16,6 @@ from wsi_ips.models.encoders.ats_encoders import padded_same
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.models.sampling import expectation
 from wsi_ips.models.sampling_net import SamplingNet
-from wsi_ips.recipe import ImagesJob, load_recipe, make_job, shipped_recipe
 
 
 def net_of(recipe: str, *overrides: str) -> SamplingNet:

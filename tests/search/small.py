@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.models.spinenet.specification import Specification
-from wsi_ips.search.candidate import Scored
+from wsi_ips.search.candidate import CandidateScore
 from wsi_ips.search.config import SearchConfig, SearchSpaceConfig
 from wsi_ips.search.space import Label, decode
 
@@ -32,7 +32,7 @@ def every_sequence(space: SearchSpaceConfig) -> Iterator[dict[str, int]]:
         yield dict(zip(sizes, answers, strict=True))
 
 
-def share_of_residual(specification: Specification, /) -> Scored:
+def share_of_residual(specification: Specification, /) -> CandidateScore:
     """1 where all blocks are residual, 0 where none is."""
     kinds = [block.kind == "residual" for block in specification.blocks]
-    return Scored(sum(kinds) / len(kinds))
+    return CandidateScore(sum(kinds) / len(kinds))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.search.candidate import Scored, in_own_process
+from wsi_ips.search.candidate import CandidateScore, in_own_process
 
 
 def double(number: float) -> float:
@@ -32,18 +32,20 @@ def dawdle(number: float) -> float:
 
 
 def test_a_score_comes_back_from_another_process() -> None:
-    assert in_own_process(double, (2.0,), timeout_s=120) == Scored(4.0)
+    assert in_own_process(double, (2.0,), timeout_s=120) == CandidateScore(4.0)
 
 
 def test_an_error_is_the_candidate_s_reason() -> None:
-    assert in_own_process(refuse, (1.0,), timeout_s=120) == Scored(None, "ValueError: no score for 1.0")
+    assert in_own_process(refuse, (1.0,), timeout_s=120) == CandidateScore(
+        None, "ValueError: no score for 1.0"
+    )
 
 
 def test_a_process_that_is_killed_costs_its_candidate_only() -> None:
     scored = in_own_process(die, (1.0,), timeout_s=120)
     assert scored.score is None
     assert "exit code -9" in scored.error
-    assert in_own_process(double, (1.0,), timeout_s=120) == Scored(2.0)
+    assert in_own_process(double, (1.0,), timeout_s=120) == CandidateScore(2.0)
 
 
 def write_pid_and_dawdle(path: str) -> float:
@@ -87,5 +89,5 @@ def lives(process: int) -> bool:
 def test_a_candidate_that_takes_too_long_is_ended() -> None:
     started = time.monotonic()
     scored = in_own_process(dawdle, (1.0,), timeout_s=0.5)
-    assert scored == Scored(None, "took longer than 0.5 s")
+    assert scored == CandidateScore(None, "took longer than 0.5 s")
     assert time.monotonic() - started < 50

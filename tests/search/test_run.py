@@ -10,8 +10,8 @@ from tests.search.small import SMALL, TINY, settings, share_of_residual
 from wsi_ips.errors import ConfigError, ResultsError, TrainingError
 from wsi_ips.models.spinenet.specification import Specification, load_specification
 from wsi_ips.progress import silent
-from wsi_ips.search.candidate import Scored
-from wsi_ips.search.record import Record, best_of
+from wsi_ips.search.candidate import CandidateScore
+from wsi_ips.search.record import SearchRecord, best_of
 from wsi_ips.search.run import claimed, search
 
 ALL = ("random", "evolution", "controller")
@@ -28,7 +28,7 @@ class KilledAfter:
     def __init__(self, count: int) -> None:
         self.left = count
 
-    def __call__(self, specification: Specification, /) -> Scored:
+    def __call__(self, specification: Specification, /) -> CandidateScore:
         if not self.left:
             raise Killed
         self.left -= 1
@@ -72,8 +72,12 @@ def test_the_best_is_written_and_loads(tmp_path: Path) -> None:
 
 
 def test_a_failed_candidate_is_recorded_with_its_reason_and_the_search_goes_on(tmp_path: Path) -> None:
-    def fails_on_six(specification: Specification, /) -> Scored:
-        return Scored(None, "boom") if len(specification.blocks) < 8 else share_of_residual(specification)
+    def fails_on_six(specification: Specification, /) -> CandidateScore:
+        return (
+            CandidateScore(None, "boom")
+            if len(specification.blocks) < 8
+            else share_of_residual(specification)
+        )
 
     config = settings(strategies=ALL, candidates=6)
     found = search(config, tmp_path, fails_on_six, silent)
@@ -81,18 +85,20 @@ def test_a_failed_candidate_is_recorded_with_its_reason_and_the_search_goes_on(t
     assert failed
     assert {one.error for one in failed} == {"boom"}
     assert all(len(its) == 6 for its in found.values())
-    assert [one.error for one in Record(tmp_path / "random").read()] == [one.error for one in found["random"]]
+    assert [one.error for one in SearchRecord(tmp_path / "random").read()] == [
+        one.error for one in found["random"]
+    ]
 
 
 def test_nothing_but_failures_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no candidate succeeded.*boom"):
-        search(CONFIG, tmp_path, lambda _: Scored(None, "boom"), silent)
+        search(CONFIG, tmp_path, lambda _: CandidateScore(None, "boom"), silent)
 
 
 def test_the_same_blocks_are_trained_once(tmp_path: Path) -> None:
     trained: list[Specification] = []
 
-    def train(specification: Specification, /) -> Scored:
+    def train(specification: Specification, /) -> CandidateScore:
         trained.append(specification)
         return share_of_residual(specification)
 
@@ -138,5 +144,5 @@ def test_a_missing_candidate_is_named(tmp_path: Path) -> None:
 
 def test_a_record_of_another_space_is_refused(tmp_path: Path) -> None:
     search(CONFIG, tmp_path, share_of_residual, silent)
-    with pytest.raises(ResultsError, match="is of another search"):
+    with pytest.raises(ResultsError, match="belongs to another search"):
         search(CONFIG.model_copy(update={"space": TINY}), tmp_path, share_of_residual, silent)

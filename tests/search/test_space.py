@@ -141,7 +141,7 @@ def test_answers_of_another_space_are_refused() -> None:
         ({"stem": (2,)}, "at least 2"),
         ({"stem": (2, 4)}, "rises by 0 or 1"),
         ({"window": 1}, "greater than or equal to 2"),
-        ({"outputs": (3, 3)}, "one a level"),
+        ({"outputs": (3, 3)}, "name each level once"),
         ({"outputs": ()}, "at least 1"),
         ({"intermediate": {8: 1}}, "less than or equal to 7"),
     ],

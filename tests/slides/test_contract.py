@@ -1,10 +1,10 @@
 import pytest
 
-from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.tiff_files import write_pyramid
 from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.tiff.layout import TiffReader
+from wsi_ips.testing.readers import MPP, ReaderContract, contract_image
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.dicom_files import (
     IMPLICIT,
     J2K,
@@ -34,6 +33,7 @@ from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.dicom.layout import DicomReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.testing.readers import MPP, ReaderContract, contract_image
 
 IMAGE = tissue_like(600, 424, seed=3)
 SPARSE = {"positions": True, "organization": "TILED_SPARSE"}

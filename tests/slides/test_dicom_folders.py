@@ -8,15 +8,15 @@ import pytest
 from tests.slides.dicom_files import set_all, write_image, write_series
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.commands.info import describe_slides
-from wsi_ips.commands.tile import tile
+from wsi_ips.commands.recipe import make_job
+from wsi_ips.commands.tile import TileJob, tile
 from wsi_ips.errors import DamagedSlide, SeveralSlides, SlideNotFound, UnsupportedSlide
 from wsi_ips.progress import silent
-from wsi_ips.recipe import TileJob, make_job
 from wsi_ips.slides import find_slides, open_slide, slide_id, unique_slide_ids
 from wsi_ips.slides.dicom import series
 from wsi_ips.slides.folder import files_of
 from wsi_ips.slides.resolution import SlideMpp, read_mpp_table
-from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.storage.fingerprint import files_fingerprint
 
 SMALL, LARGE = tissue_like(200, 100), tissue_like(400, 300)
 
@@ -192,25 +192,25 @@ def test_info_describes_every_slide(two):
 
 
 def test_content_is_the_series_and_nothing_else(two):
-    before = {name: fingerprint(files_of(two / f"{name}_level0.dcm")) for name in "ab"}
+    before = {name: files_fingerprint(files_of(two / f"{name}_level0.dcm")) for name in "ab"}
     assert files_of(two / "a_level1.dcm") == [two / "a_level0.dcm", two / "a_level1.dcm"]
     write_image(two / "b_level1.dcm", tissue_like(200, 150, seed=9), series="b")
     (two / "notes.txt").write_text("seen")
-    after = {name: fingerprint(files_of(two / f"{name}_level0.dcm")) for name in "ab"}
+    after = {name: files_fingerprint(files_of(two / f"{name}_level0.dcm")) for name in "ab"}
     assert after["a"] == before["a"]
     assert after["b"] != before["b"]
 
 
 def test_content_of_a_folder_is_all_its_series(tmp_path):
     write_series(tmp_path / "a", LARGE, levels=2, suffix="")
-    before = fingerprint(files_of(tmp_path / "a"))
+    before = files_fingerprint(files_of(tmp_path / "a"))
     (tmp_path / "a" / "notes.txt").write_text("seen")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert fingerprint(files_of(tmp_path / "b")) == before
+    assert files_fingerprint(files_of(tmp_path / "b")) == before
     write_image(tmp_path / "a" / "level2", tissue_like(100, 75), series="series")
-    assert fingerprint(files_of(tmp_path / "a")) != before
+    assert files_fingerprint(files_of(tmp_path / "a")) != before
     (tmp_path / "b" / "level1.dcm").write_bytes(b"")
-    assert fingerprint(files_of(tmp_path / "b")) != before
+    assert files_fingerprint(files_of(tmp_path / "b")) != before
 
 
 def test_two_slides_of_the_shared_case(cases_folder):

@@ -7,7 +7,6 @@ import numpy as np
 import openslide
 import pytest
 
-from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.test_equals_openslide import assert_equal_everywhere
 from tests.slides.tiff_files import halved, tissue_like
 from tests.slides.tiff_pages import Page, reduced, write_pages
@@ -16,6 +15,7 @@ from wsi_ips.slides import open_slide
 from wsi_ips.slides.base import Bounds
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.tiff.layout import TiffReader
+from wsi_ips.testing.readers import MPP, ReaderContract, contract_image
 
 MAKE, ARGOS_METADATA = 271, 65000
 

@@ -10,11 +10,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tests.contract import MPP, OneLevelContract, contract_image
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.errors import MissingResolution, SlideReadError, UnsupportedSlide
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.image_reader import MOST_PX, ImageReader
+from wsi_ips.testing.readers import MPP, OneLevelContract, contract_image
 
 IMAGE = tissue_like(200, 130)
 DPI = 25_400 / MPP

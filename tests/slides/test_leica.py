@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.contract import HEIGHT, MPP, WIDTH, ReaderContract, contract_image
 from tests.slides.placed_files import LEICA_2010_10, ScnArea, write_scn
 from tests.slides.streamed import assert_streams_what_it_reads
 from tests.slides.test_equals_openslide import assert_equal_everywhere
@@ -13,6 +12,7 @@ from wsi_ips.slides.base import Bounds
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.slides.tiff.layout import TiffReader
+from wsi_ips.testing.readers import HEIGHT, MPP, WIDTH, ReaderContract, contract_image
 
 GLASS = (1600, 1000)
 TWO = (

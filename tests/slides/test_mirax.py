@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.contract import HEIGHT, MPP, WIDTH, OneLevelContract, contract_image
 from tests.slides.mirax_slide import SLIDE_ID, MiraxSlide
 from tests.slides.streamed import assert_streams_what_it_reads
 from wsi_ips.errors import DamagedSlide, UnsupportedSlide
@@ -16,6 +15,7 @@ from wsi_ips.slides.image_reader import ImageReader
 from wsi_ips.slides.mirax_reader import MiraxReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.testing.readers import HEIGHT, MPP, WIDTH, OneLevelContract, contract_image
 
 
 def written(folder: Path, slide: MiraxSlide) -> Path:

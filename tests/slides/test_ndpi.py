@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract import HEIGHT, MPP, WIDTH, ReaderContract
 from tests.slides.ndpi_files import (
     LONG,
     SHORT,
@@ -32,6 +31,7 @@ from wsi_ips.slides import open_slide
 from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.slides.tiff.restart_intervals import intervals_per_stack
 from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.testing.readers import HEIGHT, MPP, WIDTH, ReaderContract
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.ome_files import halves, ome_image, ome_xml, write_ome
 from tests.slides.tiff_files import halved, tissue_like
 from wsi_ips.config import StreamingConfig
@@ -17,6 +16,7 @@ from wsi_ips.slides import open_slide
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.testing.readers import MPP, ReaderContract, contract_image
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp
 

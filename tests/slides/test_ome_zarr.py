@@ -7,7 +7,6 @@ import resource
 import numpy as np
 import pytest
 
-from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.one_line import assert_one_line
 from tests.slides.range_server import serving
 from tests.slides.tiff_files import halved, tissue_like
@@ -21,6 +20,7 @@ from wsi_ips.errors import (
 )
 from wsi_ips.slides import find_slides, ome_zarr_reader, open_slide, slide_id
 from wsi_ips.slides.ome_zarr_reader import OmeZarrReader
+from wsi_ips.testing.readers import MPP, ReaderContract, contract_image
 
 
 @pytest.fixture(params=["0.4", "0.5"])

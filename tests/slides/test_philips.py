@@ -4,7 +4,6 @@ import numpy as np
 import openslide
 import pytest
 
-from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.philips_files import philips_xml, picture_jpeg, write_philips
 from tests.slides.test_equals_openslide import assert_equal_everywhere
 from tests.slides.tiff_files import tissue_like
@@ -17,6 +16,7 @@ from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.tiff import directories as metadata_xml
 from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.testing.readers import MPP, ReaderContract, contract_image
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp
 

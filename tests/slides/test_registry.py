@@ -7,7 +7,7 @@ import pytest
 
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.errors import ConfigError, SlideNotFound, UnsupportedSlide
-from wsi_ips.slides import READERS, open_slide, registry
+from wsi_ips.slides import READERS, open_slide
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_native_tiles_come_first(pyramid):
 
 def test_the_table_cannot_be_written_to():
     with pytest.raises(TypeError):
-        READERS["mine"] = "x:Y"
+        READERS.members["mine"] = "x:Y"
 
 
 def test_an_unknown_reader_names_the_known_ones(pyramid):
@@ -45,7 +45,8 @@ def test_a_folder_without_dicom(tmp_path):
 
 
 def test_a_reader_whose_package_is_absent_is_passed_over(pyramid, monkeypatch):
-    monkeypatch.setattr(registry, "READERS", {"zarr": "no_such_package:Reader", **READERS})
+    readers = {"zarr": "no_such_package:Reader", **READERS.members}
+    monkeypatch.setattr(READERS, "members", readers)
     with open_slide(pyramid) as slide:
         assert slide.info.reader == "tiff"
     with pytest.raises(UnsupportedSlide, match="pip install no_such_package"):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.contract import MPP, ReaderContract, contract_image
 from tests.slides.one_line import assert_one_line
 from tests.slides.range_server import serving
 from tests.slides.test_damaged import header
@@ -29,6 +28,7 @@ from wsi_ips.slides import find_slides, open_slide, slide_id
 from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.slides.tiffslide_reader import TiffSlideReader
 from wsi_ips.storage.location import Url
+from wsi_ips.testing.readers import MPP, ReaderContract, contract_image
 
 APERIO = "Aperio Image Library v11.2.1 \r\n1304x976 (256x256) JPEG/RGB Q=30|AppMag = 20|MPP = 0.4990"
 

@@ -5,7 +5,6 @@ import pytest
 import simplejpeg
 import tifffile
 
-from tests.contract import HEIGHT, MPP, WIDTH, ReaderContract, contract_image
 from tests.slides.placed_files import with_overlaps, write_trestle
 from tests.slides.streamed import assert_streams_what_it_reads
 from tests.slides.test_equals_openslide import assert_equal_everywhere
@@ -14,6 +13,7 @@ from wsi_ips.errors import DamagedSlide, UnsupportedSlide
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.slides.tiff.layout import TiffReader
+from wsi_ips.testing.readers import HEIGHT, MPP, WIDTH, ReaderContract, contract_image
 
 IMAGE = tissue_like(640, 500, seed=3)
 

@@ -9,7 +9,9 @@ import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+
+from wsi_ips.testing.pictures import halved as halved
+from wsi_ips.testing.pictures import tissue_like as tissue_like
 
 Rgb = NDArray[np.uint8]
 
@@ -21,22 +23,6 @@ SUBSAMPLING = {
     "4:2:0": ("420", (2, 2)),
     "4:4:0": ("440", (1, 1)),
 }
-
-
-def tissue_like(width: int, height: int, *, seed: int = 0) -> Rgb:
-    """Coloured structure on several scales, so that a shifted, swapped or blurred pixel shows."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((height, width, 3))
-    for scale, weight in ((64, 0.5), (9, 0.35), (1, 0.15)):
-        coarse = rng.integers(0, 256, (-(-height // scale), -(-width // scale), 3))
-        image += weight * np.kron(coarse, np.ones((scale, scale, 1)))[:height, :width]
-    return image.astype(np.uint8)
-
-
-def halved(image: Rgb) -> Rgb:
-    height, width = image.shape[:2]
-    size = (max(1, width // 2), max(1, height // 2))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 def write_pyramid(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Url
 
 
@@ -22,59 +22,59 @@ def test_a_copy_elsewhere_of_another_date_is_the_same(slide: Path, tmp_path: Pat
     copy.parent.mkdir()
     shutil.copy(slide, copy)
     os.utime(copy, (1, 1))
-    assert fingerprint([copy]) == fingerprint([slide])
-    assert len(fingerprint([slide])) == 64
+    assert files_fingerprint([copy]) == files_fingerprint([slide])
+    assert len(files_fingerprint([slide])) == 64
 
 
 @pytest.mark.parametrize("at", [0, 4095, 299_999])
 def test_another_content_is_another(slide: Path, at: int) -> None:
-    before, image = fingerprint([slide]), bytearray(slide.read_bytes())
+    before, image = files_fingerprint([slide]), bytearray(slide.read_bytes())
     image[at] ^= 1
     slide.write_bytes(bytes(image))
-    assert fingerprint([slide]) != before
+    assert files_fingerprint([slide]) != before
 
 
 def test_one_byte_more_is_another(slide: Path) -> None:
-    before = fingerprint([slide])
+    before = files_fingerprint([slide])
     with slide.open("ab") as file:
         file.write(b"\0")
-    assert fingerprint([slide]) != before
+    assert files_fingerprint([slide]) != before
 
 
 @pytest.mark.parametrize("length", [0, 1, 4096, 4097])
 def test_short_files(tmp_path: Path, length: int) -> None:
     (tmp_path / "s").write_bytes(bytes(length))
     (tmp_path / "t").write_bytes(bytes(length + 1))
-    assert fingerprint([tmp_path / "s"]) != fingerprint([tmp_path / "t"])
+    assert files_fingerprint([tmp_path / "s"]) != files_fingerprint([tmp_path / "t"])
 
 
 def test_every_file_counts(slide: Path, tmp_path: Path) -> None:
     beside = tmp_path / "coords.h5"
     beside.write_bytes(b"1")
-    both = fingerprint([slide, beside])
-    assert both != fingerprint([slide])
+    both = files_fingerprint([slide, beside])
+    assert both != files_fingerprint([slide])
     beside.write_bytes(b"2")
-    assert both != fingerprint([slide, beside])
+    assert both != files_fingerprint([slide, beside])
 
 
 def test_a_folder_is_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "dicom"
     folder.mkdir()
     (folder / "1.dcm").write_bytes(b"1")
-    before = fingerprint([folder])
+    before = files_fingerprint([folder])
     (folder / "1.dcm").rename(folder / "2.dcm")
-    assert fingerprint([folder]) != before
+    assert files_fingerprint([folder]) != before
 
 
 def test_the_data_of_a_mirax_slide_count(tmp_path: Path) -> None:
     (tmp_path / "m.mrxs").write_bytes(b"picture")
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "Data0000.dat").write_bytes(b"1")
-    before = fingerprint([tmp_path / "m.mrxs"])
+    before = files_fingerprint([tmp_path / "m.mrxs"])
     (tmp_path / "m" / "Data0000.dat").write_bytes(b"2")
-    assert fingerprint([tmp_path / "m.mrxs"]) != before
+    assert files_fingerprint([tmp_path / "m.mrxs"]) != before
 
 
 def test_nothing_is_known_of_what_cannot_be_read(slide: Path, tmp_path: Path) -> None:
-    assert fingerprint([Url("http://host/a.svs")]) == ""
-    assert fingerprint([slide, tmp_path / "gone"]) == ""
+    assert files_fingerprint([Url("http://host/a.svs")]) == ""
+    assert files_fingerprint([slide, tmp_path / "gone"]) == ""

@@ -55,7 +55,7 @@ def test_the_system_s_errors_are_told_from_a_file_s(error: BaseException, told: 
     for found in (system_cause(error), outside_cause(error)):
         assert found is not None
         assert re.search(told, found.problem)
-        assert found.mend
+        assert found.fix
 
 
 @pytest.mark.parametrize("text", [

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tests.training.memory_bags import MemoryBag
 from tests.training.test_head_start import CPU, SMALL_MODEL, WIDTH, features_bag, pixels_bag
-from wsi_ips.config import FinetuneConfig, ModelConfig, TrainingConfig
+from wsi_ips.config import FinetuneConfig, HeatOptions, ModelConfig, TrainingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.maps import choose_heat
 from wsi_ips.inference.results import SlideResult, read_result, write_result
@@ -82,7 +82,7 @@ def test_it_learns_on_features_and_its_attention_is_kept(name: str, tmp_path: Pa
         assert stored.query_names == ("label: normal", "label: tumor")
         predicted = max(stored.probabilities["label"], key=lambda each: stored.probabilities["label"][each])
         assert stored.query_names[stored.task_queries["label"]] == f"label: {predicted}"
-        assert choose_heat(stored, kind="attention", query=0).shown == "Attention, label: normal"
+        assert choose_heat(stored, HeatOptions(map="attention", query=0)).shown == "Attention, label: normal"
 
 
 def _coords(count: int) -> PatchCoords:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import TrainingError
-from wsi_ips.recipe import FinetuneJob, make_job
 from wsi_ips.training.feature_bags import finetune_features
 
 

@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 
 
 def test_the_epoch_with_the_lowest_validation_loss_is_kept(manifest: Manifest, tmp_path: Path) -> None:
-    report = run(manifest, config_of(epochs=4, lr=0.05), tmp_path)
+    report = run(manifest, config_of(epochs=4, lr=0.05, monitor="loss"), tmp_path)
     losses = [row["val_loss"] for row in report.history]
     assert len(losses) == 4
     assert report.best_epoch == losses.index(min(losses))

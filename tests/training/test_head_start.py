@@ -14,9 +14,12 @@ from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.ips_net import scoring
 from wsi_ips.training.fit import train_bags
-from wsi_ips.training.head_start import encoded
+from wsi_ips.training.head_start import EncodedBag, encoded, head_start_config, views_of
 from wsi_ips.training.kept_patches import PatchKeeper
+from wsi_ips.training.learning import Steps
+from wsi_ips.training.module import IPSModule
 from wsi_ips.training.run_state import FinetuneReport
 
 CPU = torch.device("cpu")
@@ -149,15 +152,15 @@ def test_the_beginning_that_validation_prefers_goes_on(tmp_path: Path) -> None:
     bags = [features_bag(number) for number in range(16)]
     report = fit(bags, on_features(restarts=3), tmp_path)
     rows = rows_of(tmp_path / "starts.csv")
-    losses = [float(row["val_loss"]) for row in rows]
+    losses = [float(row["val_refined_loss"]) for row in rows]
     assert len(set(losses)) == 3
     assert [row["chosen"] for row in rows] == ["yes" if loss == min(losses) else "no" for loss in losses]
-    assert report.history[report.best_epoch]["val_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert report.history[report.best_epoch]["val_refined_loss"] == pytest.approx(min(losses), rel=1e-5)
     chosen = load_checkpoint(tmp_path / "starts" / str(losses.index(min(losses))) / "model.safetensors")[0]
     kept = load_checkpoint(tmp_path / "model.safetensors")[0].state_dict()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in chosen.state_dict().items())
     alone = fit(bags, on_features(), tmp_path / "alone")
-    assert alone.history[alone.best_epoch]["val_loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert alone.history[alone.best_epoch]["val_refined_loss"] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_restarts_begin_in_the_head_start(tmp_path: Path) -> None:
@@ -219,3 +222,114 @@ def test_features_of_another_number_of_patches_are_made_again(tmp_path: Path) ->
             with encoded_bag.open(config.streaming, CPU) as source:
                 assert len(source.ids()) == len(bag)
         assert len(bag.opened) == opened
+
+
+def bag_of_features(config: FinetuneConfig, bag: MemoryBag, out: Path) -> EncodedBag:
+    (bag_of_features,) = encoded(
+        [bag], build_net(config.model), config, out, device=CPU, views=views_of(config)
+    )
+    return bag_of_features
+
+
+def shown(bag: EncodedBag, config: FinetuneConfig, key: str | None) -> torch.Tensor:
+    """(N, C) what a key shows of all patches."""
+    with (bag if key is None else bag.as_seen(key)).open(config.streaming, CPU) as source:
+        return source.read(source.ids()).pixels_n3PP
+
+
+def test_a_key_draws_a_view_for_every_patch(tmp_path: Path) -> None:
+    config, pixels = on_pixels(), pixels_bag(1)
+    bag = bag_of_features(config, pixels, tmp_path)
+    untouched = shown(bag, config, None)
+    first, again, other = (shown(bag, config, key) for key in ("0/1/slide1", "0/1/slide1", "0/2/slide1"))
+    assert len(pixels.opened) == 1
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    # Some patches are shown as they are, some are not; each as the encoder sees a turned or mirrored patch.
+    same_N = (first == untouched).all(dim=1)
+    assert 0 < same_N.sum() < len(same_N)
+    with torch.no_grad(), scoring(bag.encoder):
+        looks = [
+            bag.encoder(turned if side == 0 else turned.flip(-1))
+            for quarter in range(4)
+            for turned in [torch.rot90(pixels.pixels_N, quarter, dims=(-2, -1))]
+            for side in range(2)
+        ]
+    nearest_N = torch.stack([(first - look).abs().amax(dim=1) for look in looks]).amin(dim=0)
+    assert float(nearest_N.max()) < 2e-3  # float16
+
+
+def test_selection_and_learning_see_the_same_view(tmp_path: Path) -> None:
+    config = on_pixels()
+    bag = bag_of_features(config, pixels_bag(1), tmp_path)
+    with bag.as_seen("key").open(config.streaming, CPU) as source:
+        chunks = torch.cat([chunk.pixels_n3PP for chunk in source])
+        ids = source.ids()[[3, 1]]
+        assert torch.equal(source.read(ids).pixels_n3PP, chunks[[3, 1]])
+
+
+def test_validation_patches_are_shown_as_they_are(tmp_path: Path) -> None:
+    config = on_pixels()
+    (bag,) = encoded([pixels_bag(1)], build_net(config.model), config, tmp_path, device=CPU)
+    assert torch.equal(shown(bag, config, "0/1/slide1"), shown(bag, config, None))
+
+
+def test_views_that_would_all_be_the_same_are_not_made() -> None:
+    assert views_of(on_pixels()) is not None
+    assert views_of(on_pixels(flips=False)) is None
+    assert views_of(on_pixels(flips=False, augment={"per": "patch"})) is None
+    coloured = views_of(on_pixels(flips=False, augment={"stain": 0.1}, head_start={"views": 3}))
+    assert coloured is not None
+    assert coloured.count == 3
+    assert views_of(on_pixels(head_start={"views": 1})) is None
+
+
+def test_a_head_start_learns_from_views(tmp_path: Path) -> None:
+    bags = [pixels_bag(number) for number in range(8)]
+    ended = [
+        fit(bags, on_pixels(head_start={"epochs": 3, "views": views}), tmp_path / str(views))
+        and load_checkpoint(tmp_path / str(views) / "head_start" / "model.safetensors")[0].state_dict()
+        for views in (1, 4)
+    ]
+    assert any(not torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
+
+
+def test_an_encoder_behind_a_head_that_knows_something_learns_gently() -> None:
+    def rate(encoder: Json, **training: Any) -> float:
+        config = {"model": {"encoder": encoder}, "training": {"lr": 3e-4, **training}}
+        return FinetuneConfig.model_validate(config).encoder_lr
+
+    pretrained, random = {"name": "resnet18"}, {"name": "resnet18", "weights": "none"}
+    assert rate(pretrained) == 3e-5
+    assert rate(pretrained, lr=1e-6) == 1e-6
+    assert rate(pretrained, encoder_lr=1e-3) == 1e-3
+    assert rate(pretrained, head_start={"epochs": 0}) == 3e-4
+    assert rate(random) == 3e-4
+    assert rate(random, start="a.safetensors") == 3e-5
+
+
+def test_the_optimiser_has_the_gentle_rate(tmp_path: Path) -> None:
+    config = on_pixels(lr=1e-3)
+    net = build_net(config.model)
+    steps = Steps(1, per_step=1, order=lambda _: [0])
+    optimizer = IPSModule(net, config, bags=[pixels_bag(0)], steps=steps).configure_optimizers()
+    peak_of = {id(weight): group["peak_lr"] for group in optimizer.param_groups for weight in group["params"]}
+    assert {peak_of[id(weight)] for weight in net.encoder.parameters()} == {3e-5}
+    assert {peak_of[id(weight)] for weight in net.heads.parameters()} == {1e-3}
+
+
+def test_a_head_start_keeps_its_last_epoch(tmp_path: Path) -> None:
+    assert head_start_config(on_pixels(), width=WIDTH).training.monitor == "last"
+    noise = torch.randn(12, PATCHES, WIDTH, generator=torch.Generator().manual_seed(0))
+    bags = [MemoryBag(f"slide{n}", x_NC, {"label": n % 2}) for n, x_NC in enumerate(noise)]
+    report = fit(bags, on_features(monitor="last"), tmp_path)
+    assert report.best_epoch == len(report.history) - 1 == 4
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "last.safetensors").read_bytes()
+
+
+def test_of_several_last_epochs_the_one_that_tells_slides_apart_best_goes_on(tmp_path: Path) -> None:
+    fit([features_bag(number) for number in range(16)], on_features(restarts=3, monitor="last"), tmp_path)
+    rows = rows_of(tmp_path / "starts.csv")
+    losses = [float(row["val_refined_loss"]) for row in rows]
+    assert [row["epoch"] for row in rows] == ["4"] * 3
+    assert [row["chosen"] for row in rows] == ["yes" if loss == min(losses) else "no" for loss in losses]

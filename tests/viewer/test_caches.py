@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from wsi_ips.viewer.slide_tiles import Lately
+from wsi_ips.viewer.slide_tiles import LruCache
 
 
 def test_a_thing_that_several_threads_want_is_made_once() -> None:
-    kept: Lately[object] = Lately(2)
+    kept: LruCache[object] = LruCache(2)
     made: list[object] = []
 
     def make() -> object:
@@ -28,7 +28,7 @@ def test_a_thing_that_several_threads_want_is_made_once() -> None:
 
 
 def test_what_fails_is_tried_again_and_the_least_recent_goes() -> None:
-    kept: Lately[int] = Lately(2)
+    kept: LruCache[int] = LruCache(2)
 
     def fail() -> int:
         raise OSError("not now")

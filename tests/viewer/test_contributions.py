@@ -79,7 +79,7 @@ def test_the_legend_is_of_contributions_unless_attention_is_asked_for(client: Te
         ("hot", {"class": "lung"}, "is not there"),
         ("hot", {"map": "heat"}, "map 'heat' is not known: attention, contribution"),
         ("hot", {"scale": "signed"}, "scale 'signed' is not known"),
-        ("hot", {"map": "contribution", "head": "0"}, "queries and heads have attention"),
+        ("hot", {"map": "contribution", "head": "0"}, "a query or a head chooses attention"),
     ],
 )
 def test_a_map_that_cannot_be_is_400(

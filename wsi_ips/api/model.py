@@ -10,7 +10,6 @@ from wsi_ips.api.progress import shown_progress
 from wsi_ips.api.result import Result
 from wsi_ips.api.slide import AnySlide, place_of
 from wsi_ips.api.streams import streaming_of
-from wsi_ips.commands.inputs import stored_patches
 from wsi_ips.config import PipelineConfig, StreamingConfig, TaskConfig, UpsamplingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.checkpoints import Checkpoints, EnsemblePredictor, same_patches_and_tasks
@@ -22,7 +21,7 @@ from wsi_ips.slides.folder import slide_id
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.storage.location import Location, locate
 from wsi_ips.streaming.device import pick_device
-from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
+from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, stored_patches
 
 
 @dataclass(frozen=True, slots=True)

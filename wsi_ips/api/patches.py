@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_ips.api.slide import AnySlide, place_of, png_in_notebook, reading
+from wsi_ips.commands.recipe import make_job
+from wsi_ips.commands.tile import TileJob
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.tissue_preview import draw_preview
-from wsi_ips.recipe import TileJob, make_job
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import slide_id
 from wsi_ips.slides.registry import open_slide

@@ -1,21 +1,24 @@
 """What a model says of one slide (:class:`Result`), and its picture (:func:`overlay`)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from shapely import Polygon
 
 from wsi_ips.api.slide import AnySlide, png_in_notebook, reading
+from wsi_ips.commands.overlay import OverlayJob
+from wsi_ips.commands.recipe import make_job
+from wsi_ips.config import HeatOptions
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.maps import attention_map, query_of_task
-from wsi_ips.heatmaps.overlay import OverlayOptions, draw_overlay, write_overlay
+from wsi_ips.heatmaps.overlay import draw_overlay, write_overlay
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result, write_result
 from wsi_ips.inference.run_folder import stored_location
-from wsi_ips.recipe import OverlayJob, make_job
 
 NOTEBOOK_PX = 1024
 """Longer side, in pixels, of the overlay that a notebook shows of a result."""
@@ -143,7 +146,8 @@ def overlay(
     slide: AnySlide | None = None,
     *,
     out: Path | str | None = None,
-    **options: Unpack[OverlayOptions],
+    outlines: Sequence[Polygon] = (),
+    **options: Any,
 ) -> Image.Image:
     """Draw a result over its slide, with a legend: what each patch adds to a class, or where the model looked.
 
@@ -153,7 +157,8 @@ def overlay(
         out: A PNG to write as well, the same that ``wsi-ips overlay`` writes.
         options: ``side_px`` (2048), ``alpha`` (0.5), ``kind`` (``contribution`` if the model can tell, or
             ``attention``), ``task``, ``class_name``, ``query``, ``head``, ``colormap``, ``scale``, ``low``,
-            ``high``, as for the command (docs/heatmaps.md); ``outlines``, polygons in level-0 pixels.
+            ``high``, as for the command (docs/heatmaps.md).
+        outlines: Polygons in level-0 pixels, drawn as thin lines.
 
     Returns:
         A PIL image, whose ``info`` says what it shows.
@@ -173,23 +178,21 @@ def overlay(
     checked = _checked(options)
     where = stored_location(shown.slide_path, open_urls=False) if slide is None else slide
     with reading(where) as reader:
-        drawn = draw_overlay(reader, shown, **checked)
+        drawn = draw_overlay(reader, shown, checked, outlines=outlines)
         if out is not None:
-            write_overlay(Path(out), reader, shown, **checked)
+            write_overlay(Path(out), reader, shown, checked, outlines=outlines)
     drawn.image.info.update(drawn.facts)
     return drawn.image
 
 
-def _checked(options: OverlayOptions) -> OverlayOptions:
+def _checked(options: Mapping[str, Any]) -> HeatOptions:
     """The options, checked as the command does it. Options that only attention has select attention."""
-    beside = ("kind", "outlines")
-    values = {name: value for name, value in options.items() if name not in beside and value is not None}
-    values = {"command": "overlay", "run": ".", "map": options.get("kind"), **values}
-    job = make_job(values, source="wsi_ips.overlay")
+    values = {
+        "map" if name == "kind" else name: value for name, value in options.items() if value is not None
+    }
+    job = make_job({"command": "overlay", "run": ".", **values}, source="wsi_ips.overlay")
     assert isinstance(job, OverlayJob)
-    checked = options.copy()
-    checked["kind"] = job.map_kind
-    return checked
+    return job.heat
 
 
 def _of(result: Result | Path | str) -> Result:

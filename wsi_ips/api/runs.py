@@ -11,15 +11,13 @@ from wsi_ips.api.model import Model, checkpoint_paths, load
 from wsi_ips.api.progress import shown_progress
 from wsi_ips.api.result import Result
 from wsi_ips.api.slide import AnySlide, place_of
-from wsi_ips.commands.evaluate_join import tasks_of_run
-from wsi_ips.commands.job import run_job
-from wsi_ips.commands.outcome import Outcome
+from wsi_ips.commands.options import Outcome
+from wsi_ips.commands.recipe import Job, make_job, run_job
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
-from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.recipe import Job, make_job
+from wsi_ips.inference.run_folder import RunFolder, tasks_of_run
 from wsi_ips.slides.folder import find_slides
 from wsi_ips.storage.location import Location, is_file_name, locate
 

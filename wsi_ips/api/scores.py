@@ -10,8 +10,8 @@ from PIL import Image
 
 from wsi_ips.api.runs import Run, run_reported
 from wsi_ips.api.slide import png_in_notebook
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.errors import ResultsError
-from wsi_ips.recipe import make_job
 
 
 @dataclass(frozen=True, slots=True)

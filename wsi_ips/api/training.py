@@ -12,10 +12,10 @@ from wsi_ips.api.model import Model, load
 from wsi_ips.api.patches import tiling_of
 from wsi_ips.api.runs import run_reported
 from wsi_ips.api.slide import png_in_notebook
+from wsi_ips.commands.recipe import load_recipe, make_job
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation.plots import draw_history, read_history
-from wsi_ips.recipe import load_recipe, make_job
 
 BEST_NAME, HISTORY_NAME = "model.safetensors", "history.csv"
 """Files in the folder of a training: the checkpoint of the best epoch, and the history."""

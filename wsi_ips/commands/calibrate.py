@@ -1,40 +1,73 @@
 """``calibrate``: how far a model's probabilities can be believed, from a run of slides with known labels."""
 
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import typer
+from pydantic import Field, NonNegativeInt, field_validator
 
-from wsi_ips.commands.evaluate_join import Joined, chosen_tasks, description_of, join, tasks_of_run
-from wsi_ips.commands.evaluate_task import check_scored
-from wsi_ips.commands.outcome import Outcome
-from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.manifest import read_manifest
-from wsi_ips.errors import ConfigError, ManifestError, ResultsError
-from wsi_ips.evaluation.conformal import (
-    Calibration,
-    Question,
-    QuestionRule,
-    TaskCalibration,
-    coverage_range,
-    fewest,
-    fit_temperature,
-    one_of_each_case,
-    questions,
-    thresholds,
-    with_temperature,
-    write_calibration,
-)
-from wsi_ips.evaluation.task_scores import Scored
-from wsi_ips.inference.predictions import BETWEEN, read_predictions
-from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.commands.options import Outcome, start
+from wsi_ips.commands.recipe import Job
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import CalibrateJob
 
 EPOCH_NOTE = (
     "the epoch was probably chosen on these validation slides too, so they may flatter the model a little; "
     "slides that chose nothing are better to calibrate on"
 )
+
+
+class CalibrateJob(Job):
+    """Fit temperatures, and thresholds of sets of answers, on a prediction run of slides with known labels."""
+
+    command: Literal["calibrate"] = "calibrate"
+    run: Path
+    """The folder that ``predict`` wrote, without a calibration."""
+    manifest: Path
+    out: Path | None = None
+    """None: ``calibration.json`` in ``run``."""
+    split: Literal["val", "test"] = "val"
+    risk: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """How often a set may miss the true answer."""
+    by_class: bool = False
+    """The risk holds among the slides of every class, not only among all; takes enough slides of each."""
+    task: str | None = None
+    """Of a model with several tasks, the one to calibrate; none: all but those that tell numbers."""
+    seed: NonNegativeInt = 0
+    """Where a case has several slides, one is drawn for the sets' thresholds."""
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _not_what_was_learned_from(cls, split: object) -> object:
+        if isinstance(split, str) and "train" in split.split("+"):
+            raise ValueError(
+                f"split {split!r} holds slides that the network learned from, of which it is surer than of "
+                "others: calibrate on val, or on test slides that nothing else is measured on"
+            )
+        return split
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote, of validation slides.")],
+    manifest: Annotated[Path, typer.Argument(help="CSV with the labels: slide_id,case_id,label,split,path.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/calibration.json.")] = None,
+    split: Annotated[str | None, typer.Option(help="val (default) or test.")] = None,
+    risk: Annotated[
+        float | None, typer.Option(help="How often a set of answers may miss the true one (default 0.1).")
+    ] = None,
+    by_class: Annotated[
+        bool | None, typer.Option("--by-class", help="The risk holds among the slides of every class.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Calibrate one task; default: all that have classes.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws one slide of a case that has several (default 0).")
+    ] = None,
+) -> None:
+    """Fit temperatures and thresholds on slides with known labels, for predict --calibration."""
+    flags = {"run": run, "manifest": manifest, "out": out, "split": split, "risk": risk,
+             "by_class": by_class, "task": task, "seed": seed}  # fmt: skip
+    start("calibrate", flags)
 
 
 def calibrate(job: CalibrateJob, progress: Progress) -> Outcome:
@@ -44,145 +77,23 @@ def calibrate(job: CalibrateJob, progress: Progress) -> Outcome:
     :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run or manifest that cannot be used, for
     too few slides, and for labels that are all the same.
     """
-    run = RunFolder(job.run)
-    all_tasks = tasks_of_run(run)
-    checkpoint = _checkpoint(run)
-    tasks = [task for task in chosen_tasks(all_tasks, job.task) if task.activation != "linear"]
-    _check_tasks(tasks)
-    rows = read_predictions(run.predictions, tasks=all_tasks)
-    manifest = read_manifest(
-        job.manifest, tasks=tasks, need_slides=False, need_labels=len(tasks) == len(all_tasks)
-    )
-    joined = join(manifest, rows, job.split, predictions=run.predictions)
-    found: dict[str, TaskCalibration] = {}
-    with progress("Calibrating", total=len(tasks)) as advance:
-        for task in tasks:
-            found[task.name] = _calibrated(task, joined.of_task(task), job)
-            advance(task.name)
-    calibration = Calibration(
-        checkpoint=checkpoint,
+    from wsi_ips.evaluation.conformal import write_calibration
+    from wsi_ips.evaluation.run.calibrated import calibrate_run, calibration_in_words
+
+    calibration, joined = calibrate_run(
+        job.run,
+        job.manifest,
         split=job.split,
+        task=job.task,
         risk=job.risk,
         by_class=job.by_class,
         seed=job.seed,
-        slides=tuple(record.slide_id for record, _ in joined.pairs),
-        tasks=found,
+        progress=progress,
     )
     out = job.out or job.run / "calibration.json"
     write_calibration(out, calibration)
-    details = [line for name, task in found.items() for line in _in_words(name, task, job)]
+    details = calibration_in_words(calibration)
     if job.split == "val":
         details.append(EPOCH_NOTE)
     summary = f"{len(joined.pairs)} slides of split {job.split} calibrated on: predict --calibration {out}"
     return Outcome.of_slides(joined.complaints, summary, details=details)
-
-
-def _checkpoint(run: RunFolder) -> str:
-    """The SHA-256 that the run names its model by. Raises :class:`ResultsError` for a run that says none, or that
-    more or other than one model's own probabilities lie in."""
-    described = description_of(run)
-    if described.get("calibration") is not None:
-        raise ResultsError(
-            run.description,
-            "the run is calibrated already",
-            "predict again without --calibration; into the same folder, nothing is computed again",
-        )
-    config, checkpoint = described.get("config"), described.get("checkpoint")
-    if isinstance(config, dict) and config.get("held_out") is not None:
-        raise ResultsError(
-            run.description,
-            "each fold's slides are another model's, and a calibration belongs to one",
-            "name a run of predict with the checkpoint that new slides will be labelled by",
-        )
-    sha256 = checkpoint.get("sha256") if isinstance(checkpoint, dict) else None
-    if not isinstance(sha256, str) or not sha256:
-        raise ResultsError(run.description, "does not say which checkpoint made the run", "predict again")
-    return sha256
-
-
-def _check_tasks(tasks: Sequence[TaskConfig]) -> None:
-    if not tasks:
-        raise ConfigError(
-            "there is no task with classes to calibrate: numbers (linear) have no probabilities"
-        )
-    for task in tasks:
-        for name in task.classes:
-            if BETWEEN in name or not name:
-                raise ConfigError(
-                    f"class {name!r} of task {task.name!r} cannot be told in a set: it holds a |"
-                )
-
-
-def _calibrated(task: TaskConfig, joined: Joined, job: CalibrateJob) -> TaskCalibration:
-    scored = joined.scored(task)
-    check_scored(scored, joined, manifest=job.manifest, run=job.run)
-    assert task.activation != "linear"
-    temperature = fit_temperature(task.activation, scored.output_NC, scored.target_NC)
-    tempered_NC = with_temperature(task.activation, scored.output_NC, temperature.value)
-    after = Scored(task, tempered_NC, scored.target_NC, scored.case)
-    one_a_case = one_of_each_case([record.case_id for record, _ in joined.pairs], seed=job.seed)
-    return TaskCalibration(
-        classes=task.classes,
-        activation=task.activation,
-        temperature=temperature.value,
-        temperature_fitted=temperature.fitted,
-        slides=len(joined.pairs),
-        nll_before=temperature.nll_before,
-        nll_after=temperature.nll_after,
-        ece_before=scored.reliability.ece,
-        ece_after=after.reliability.ece,
-        rules=tuple(_rule(question, task, scored, one_a_case, job) for question in questions(task)),
-    )
-
-
-def _rule(
-    question: Question, task: TaskConfig, scored: Scored, places: NDArray[np.int64], job: CalibrateJob
-) -> QuestionRule:
-    """Raises :class:`ManifestError` for too few cases."""
-    probability_NA = question.probabilities(scored.output_NC[places])
-    truth_N = question.truth(scored.target_NC[places])
-    counts = np.bincount(truth_N, minlength=len(question.answers)) if job.by_class else [len(truth_N)]
-    cases = [int(n) for n in np.broadcast_to(counts, len(question.answers))]
-    for answer, n in zip(question.answers, cases, strict=True):
-        if n < fewest(job.risk):
-            of = f" that are {answer!r}" if job.by_class else ""
-            raise ManifestError(
-                job.manifest,
-                f"has {n} cases{of} with a {task.column_name} and a prediction in split {job.split!r}; "
-                f"a risk of {job.risk:g} takes {fewest(job.risk)} or more",
-                "add slides, or allow more with --risk"
-                + (", or leave --by-class out" if job.by_class else ""),
-            )
-    found = thresholds(probability_NA, truth_N, risk=job.risk, by_class=job.by_class)
-    return QuestionRule(
-        question=question.name,
-        answers=question.answers,
-        thresholds=tuple(found.tolist()),
-        cases=tuple(cases),
-    )
-
-
-def _in_words(name: str, task: TaskCalibration, job: CalibrateJob) -> list[str]:
-    if task.temperature_fitted:
-        fitted = (
-            f"temperature {task.temperature:.3g}; negative log-likelihood {task.nll_before:.3f} before, "
-            f"{task.nll_after:.3f} after"
-        )
-    else:
-        fitted = "every label is the likeliest class, which no temperature fits best: 1 stays"
-    lines = [f"{name}: {fitted} ({task.slides} slides)"]
-    for rule in task.rules:
-        asked = f"{name}, {rule.question}" if rule.question else name
-        ends = {n: coverage_range(n, job.risk) for n in rule.cases}
-        lines += [
-            f"{asked}: sets miss the true answer with a probability of {job.risk:.3g} or less, over "
-            f"calibrations and slides; with {n} cases{_whose(rule, n) if job.by_class else ''}, 9 of 10 "
-            f"calibrations hold it for {low:.1%} to {high:.1%} of new slides"
-            for n, (low, high) in ends.items()
-        ]
-    return lines
-
-
-def _whose(rule: QuestionRule, n: int) -> str:
-    names = [answer for answer, cases in zip(rule.answers, rule.cases, strict=True) if cases == n]
-    return f" of {', '.join(names)}"

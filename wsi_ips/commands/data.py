@@ -1,22 +1,30 @@
 """``data verify`` and ``data manifest``: whether a data set is whole, and which of its slides are there."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from wsi_ips.commands.outcome import SOME_FAILED, Outcome
-from wsi_ips.datasets.camelyon import (
-    NAMES,
-    CamelyonFiles,
-    Row,
-    SlideFinder,
-    read_reference,
-    read_rows,
-    read_stages,
-    shipped_rows,
-    write_rows,
-)
-from wsi_ips.datasets.checksums import LIST_NAMES, verify_folder
+import typer
+
+from wsi_ips.commands.options import SOME_FAILED, Outcome, finish
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.progress import Progress
+
+if TYPE_CHECKING:
+    from wsi_ips.datasets.camelyon import CamelyonFiles, Row, SlideFinder
+
+
+def verify_command(
+    folder: Annotated[Path, typer.Argument(help="Folder with checksums.md5 or checksums.txt in it.")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Are all its slides there? A CSV, camelyon16 or camelyon17.")
+    ] = None,
+) -> None:
+    """Check a downloaded data set against its checksums; exit code 3 where a file is missing or altered."""
+    from wsi_ips.commands.progress_bars import RichProgress
+
+    with RichProgress() as progress:
+        outcome = verify(folder, progress, manifest=manifest)
+    finish(outcome)
 
 
 def verify(folder: Path, progress: Progress, *, manifest: Path | None = None) -> Outcome:
@@ -24,6 +32,9 @@ def verify(folder: Path, progress: Progress, *, manifest: Path | None = None) ->
 
     Raises :class:`DatasetError` where there is neither a list nor a manifest to check against.
     """
+    from wsi_ips.datasets.camelyon import SlideFinder
+    from wsi_ips.datasets.checksums import LIST_NAMES, verify_folder
+
     _must_be_folder(folder)
     rows = (
         [] if manifest is None else _rows(manifest)
@@ -43,6 +54,17 @@ def verify(folder: Path, progress: Progress, *, manifest: Path | None = None) ->
     return Outcome(lines, SOME_FAILED if found.bad or absent else 0)
 
 
+def manifest_command(
+    root: Annotated[Path, typer.Argument(help="Folder with CAMELYON's slides, in either layout.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write.")],
+    name: Annotated[
+        str | None, typer.Option(help="camelyon16 or camelyon17; default: what is there.")
+    ] = None,
+) -> None:
+    """Write a manifest of the slides that are there, with CAMELYON's labels and splits."""
+    finish(list_slides(root, out, name=name))
+
+
 def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
     """Write the lines of CAMELYON's manifest whose slides lie below ``root``, in either layout.
 
@@ -51,6 +73,8 @@ def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
     none, :class:`ConfigError` for another name or an open choice. Where the official label file lies there too,
     a line tells of every label that it has otherwise.
     """
+    from wsi_ips.datasets.camelyon import NAMES, SlideFinder, shipped_rows, write_rows
+
     _must_be_folder(root)
     if name is not None and name not in NAMES:
         raise ConfigError(f"--name {name}: known manifests are {', '.join(NAMES)}")
@@ -72,7 +96,9 @@ def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
     return Outcome([*differing, f"{summary}; {total - len(rows)} missing"])
 
 
-def _other_labels(rows: list[Row], name: str, files: CamelyonFiles) -> list[str]:
+def _other_labels(rows: list["Row"], name: str, files: "CamelyonFiles") -> list[str]:
+    from wsi_ips.datasets.camelyon import read_reference, read_stages
+
     path = files.labels.get(name)
     if path is None:
         return []
@@ -87,7 +113,7 @@ def _other_labels(rows: list[Row], name: str, files: CamelyonFiles) -> list[str]
     ]
 
 
-def _there(rows: list[Row], finder: SlideFinder, folder: Path) -> list[Row]:
+def _there(rows: list["Row"], finder: "SlideFinder", folder: Path) -> list["Row"]:
     folder = folder.absolute()
     there: list[Row] = []
     for row in rows:
@@ -99,7 +125,9 @@ def _there(rows: list[Row], finder: SlideFinder, folder: Path) -> list[Row]:
     return there
 
 
-def _rows(manifest: Path) -> list[Row]:
+def _rows(manifest: Path) -> list["Row"]:
+    from wsi_ips.datasets.camelyon import NAMES, read_rows, shipped_rows
+
     if str(manifest) in NAMES and not manifest.exists():
         return shipped_rows(str(manifest))
     return read_rows(manifest)

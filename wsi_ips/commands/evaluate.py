@@ -1,69 +1,70 @@
 """``evaluate``: a run's predictions against a manifest's labels."""
 
-import math
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from wsi_ips.commands.evaluate_doubt import DoubtReport, calibration_of_run, doubt_in_words, report_doubt
-from wsi_ips.commands.evaluate_froc import FrocReport, report_froc
-from wsi_ips.commands.evaluate_join import Joined, chosen_tasks, join, tasks_of_run
-from wsi_ips.commands.evaluate_survival import (
-    SurvivalReport,
-    draw_survival,
-    report_survival,
-    write_survival,
-)
-from wsi_ips.commands.evaluate_task import (
-    StageReport,
-    TaskReport,
-    report_stages,
-    report_task,
-    roc_plots,
-)
-from wsi_ips.commands.evaluate_write import write_metrics, write_tables
-from wsi_ips.commands.outcome import Outcome
-from wsi_ips.datasets.manifest import read_manifest
-from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.evaluation.bootstrap import Interval
-from wsi_ips.evaluation.plots import (
-    NamedFroc,
-    NamedRoc,
-    check_can_plot,
-    draw_confusion,
-    draw_froc,
-    draw_history,
-    draw_reliability,
-    draw_roc,
-    figure_name,
-    read_history,
-)
-from wsi_ips.inference.predictions import read_predictions
-from wsi_ips.inference.run_folder import RunFolder
+import typer
+
+from wsi_ips.commands.options import Outcome, start
+from wsi_ips.commands.recipe import Job
+from wsi_ips.errors import ConfigError
+from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import EvaluateJob
-
-HEADLINES = {
-    "binary": ("auc", "balanced_accuracy", "sensitivity", "specificity", "ece"),
-    "multiclass": ("auc_macro", "balanced_accuracy", "accuracy", "ece"),
-    "multilabel": ("auc_macro", "exact_match", "f1_macro", "ece"),
-    "regression": (),
-}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Evaluation:
-    """All that was worked out, before anything is written."""
+class EvaluateJob(EvaluationConfig, Job):
+    """Score a prediction run against the labels of a manifest."""
 
-    joined: Joined
-    tasks: Mapping[str, TaskReport]
-    rocs: Mapping[str, list[NamedRoc]]
-    stages: Mapping[str, StageReport]
-    froc: FrocReport | None
-    froc_task: str | None
-    doubts: Mapping[str, DoubtReport]
-    survival: Mapping[str, SurvivalReport]
+    command: Literal["evaluate"] = "evaluate"
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    manifest: Annotated[Path, typer.Argument(help="CSV with the labels: slide_id,case_id,label,split,path.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/evaluation.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val, train+val or test (default).")] = None,
+    task: Annotated[str | None, typer.Option(help="Score one task; default: all of the model's.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of lesion outlines, SLIDE_ID.xml (ASAP): adds FROC.")
+    ] = None,
+    partly_annotated: Annotated[
+        bool | None,
+        typer.Option("--partly-annotated", help="FROC on CAMELYON's partly annotated slides too."),
+    ] = None,
+    detection_radius_um: Annotated[
+        float | None, typer.Option(help="µm between a slide's detections (default 1.5 patch sides).")
+    ] = None,
+    detections: Annotated[
+        str | None,
+        typer.Option(help="FROC by contribution (default where the model tells) or attention, listed first."),
+    ] = None,
+    history: Annotated[Path | None, typer.Option(help="history.csv of finetune: draws the losses.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Call a class from here on (default 0.5).")] = None,
+    threshold_from: Annotated[
+        str | None, typer.Option(help="Choose the threshold on this split (train or val) instead.")
+    ] = None,
+    risk_groups: Annotated[
+        int | None, typer.Option(help="Groups of risk whose survival is compared (default 2).")
+    ] = None,
+    bootstrap: Annotated[int | None, typer.Option(help="Resamples for the intervals (default 2000).")] = None,
+    stratify: Annotated[
+        bool | None, typer.Option("--stratify/--no-stratify", help="Resample class by class (default).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the resampling (default 0).")] = None,
+    plots: Annotated[
+        bool | None, typer.Option("--plots/--no-plots", help="Draw PNGs; default: where matplotlib is.")
+    ] = None,
+) -> None:
+    """Score a run against a manifest's labels: figures with intervals, tables, FROC, plots."""
+    flags = {"run": run, "manifest": manifest, "out": out, "split": split, "task": task,
+             "annotations": annotations, "partly_annotated": partly_annotated,
+             "detection_radius_um": detection_radius_um, "detections": detections, "history": history,
+             "pool": pool, "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
+             "stratify": stratify, "seed": seed, "plots": plots, "risk_groups": risk_groups}  # fmt: skip
+    start("evaluate", flags)
 
 
 def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
@@ -74,14 +75,19 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run, manifest or folder of outlines
     that cannot be used, and for a split whose labels are all the same.
     """
+    from wsi_ips.evaluation.plots import read_history
+    from wsi_ips.evaluation.run.evaluate import draw, headlines, work_out
+    from wsi_ips.evaluation.run.survival import write_survival
+    from wsi_ips.evaluation.run.tables import write_metrics, write_tables
+
     can_plot = _can_plot(job)
     history = read_history(job.history) if job.history else None
-    worked_out = _work_out(job, progress, bands=can_plot)
+    worked_out = work_out(job, progress, bands=can_plot)
     out = job.out or job.run / "evaluation"
     write_tables(out, worked_out.tasks, worked_out.stages, worked_out.froc, worked_out.survival)
     write_survival(out, worked_out.survival)
     if can_plot:
-        _draw(out, job, worked_out, history)
+        draw(out, job, worked_out, history)
     write_metrics(
         out / "metrics.json", job, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc,
         froc_task=worked_out.froc_task, doubts=worked_out.doubts, survival=worked_out.survival,
@@ -98,11 +104,13 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     notes += [f"{name}: {note}" for name, report in worked_out.survival.items() for note in report.notes]
     scored = worked_out.joined.to_json()
     summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
-    return Outcome.of_slides(complaints, summary, details=[*_headlines(worked_out), *notes])
+    return Outcome.of_slides(complaints, summary, details=[*headlines(worked_out), *notes])
 
 
 def _can_plot(job: EvaluateJob) -> bool:
     """Whether to draw. Raises :class:`ConfigError` where plots are asked for and cannot be drawn."""
+    from wsi_ips.evaluation.plots import check_can_plot
+
     if job.plots is False:
         return False
     try:
@@ -112,119 +120,3 @@ def _can_plot(job: EvaluateJob) -> bool:
             raise
         return False
     return True
-
-
-def _work_out(job: EvaluateJob, progress: Progress, *, bands: bool) -> Evaluation:
-    run = RunFolder(job.run)
-    if not job.run.is_dir():
-        raise ResultsError(job.run, "no such folder", "name the folder that wsi-ips predict wrote")
-    all_tasks = tasks_of_run(run)
-    tasks = chosen_tasks(all_tasks, job.task)
-    rows = read_predictions(run.predictions, tasks=all_tasks)
-    calibration = calibration_of_run(run, rows)
-    manifest = read_manifest(
-        job.manifest, tasks=tasks, need_slides=False, need_labels=len(tasks) == len(all_tasks)
-    )
-    joined = join(manifest, rows, job.split, predictions=run.predictions)
-    elsewhere = None
-    if job.threshold_from is not None:
-        elsewhere = join(manifest, rows, job.threshold_from, predictions=run.predictions)
-    reports: dict[str, TaskReport] = {}
-    doubts: dict[str, DoubtReport] = {}
-    rocs: dict[str, list[NamedRoc]] = {}
-    stages: dict[str, StageReport] = {}
-    survival: dict[str, SurvivalReport] = {}
-    slides_of_case = Counter(record.case_id for record in manifest.split(job.split))
-    with progress("Scoring", total=len(tasks)) as advance:
-        for task in tasks:
-            if task.survival is not None:
-                survival[task.name] = report_survival(task, joined, rows, manifest, job)
-                advance(task.name)
-                continue
-            reports[task.name] = report_task(task, joined, elsewhere, job)
-            rocs[task.name] = roc_plots(reports[task.name], job) if bands else []
-            if calibration is not None:
-                doubt = report_doubt(task, reports[task.name].joined, calibration, manifest, job)
-                doubts |= {task.name: doubt} if doubt is not None else {}
-            staged = report_stages(reports[task.name], slides_of_case, job)
-            if staged is not None:
-                stages[task.name] = staged
-            advance(task.name)
-    froc, froc_task = None, None
-    if job.annotations is not None:
-        froc_task = _froc_task(reports)
-        froc = report_froc(reports[froc_task], job, progress)
-    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts, survival)
-
-
-def _froc_task(reports: Mapping[str, TaskReport]) -> str:
-    """The first task that says whether there is a lesion."""
-    for name, report in reports.items():
-        if report.scored.kind in ("binary", "multiclass"):
-            return name
-    raise ConfigError(
-        f"FROC needs a task with classes of which the first has no lesion, not {', '.join(reports)}"
-    )
-
-
-def _draw(out: Path, job: EvaluateJob, done: Evaluation, history: Mapping[str, list[float]] | None) -> None:
-    for name, report in done.tasks.items():
-        end = f"_{name}" if len(done.tasks) > 1 else ""
-        title = f"{name}, split {job.split}"
-        if done.rocs[name]:
-            draw_roc(out / f"roc{end}.png", done.rocs[name], title=title)
-        scored = report.scored
-        if scored.kind == "regression":
-            continue
-        of = {"binary": scored.task.classes[-1], "multiclass": "the called class"}.get(
-            scored.kind, "any label"
-        )
-        draw_reliability(
-            out / f"reliability{end}.png", scored.reliability, ece=report.figures["ece"], of=of, title=title
-        )
-        if scored.kind != "multilabel":
-            draw_confusion(out / f"confusion{end}.png", scored.confusion, scored.class_names, title=title)
-    draw_survival(out, done.survival, several=len(done.tasks) + len(done.survival) > 1, split=job.split)
-    if done.froc is not None:
-        named = [NamedFroc(by, one.curve, one.score, one.band) for by, one in done.froc.by.items()]
-        draw_froc(out / "froc.png", named, title=f"{done.froc_task}, split {job.split}")
-    if history is not None and job.history is not None:
-        draw_history(out / "loss.png", history, title=f"losses of {job.history.resolve().parent.name}")
-
-
-def _headlines(done: Evaluation) -> list[str]:
-    lines = []
-    for name, report in done.tasks.items():
-        wanted = HEADLINES[report.scored.kind] or tuple(report.figures)
-        wanted = (*(["quadratic_kappa"] if "quadratic_kappa" in report.figures else []), *wanted)
-        lines.append(f"{name}: " + ", ".join(_in_words(key, report.figures[key]) for key in wanted))
-        if report.case_figures:
-            first = wanted[0]
-            cases = len(report.pooled.slides)
-            lines.append(f"{name}, {cases} patients: " + _in_words(first, report.case_figures[first]))
-        if name in done.stages:
-            lines.append(f"{name}: " + _in_words("pN stage, quadratic kappa", done.stages[name].kappa))
-        if name in done.doubts:
-            lines += doubt_in_words(name, done.doubts[name])
-    for name, survival in done.survival.items():
-        lines.append(f"{name}: {survival.predicted.follow_up.counts}")
-        shown = [
-            key for key in ("c_index", "c_index_uno", "ibs", "ibs_kaplan_meier") if key in survival.figures
-        ]
-        lines.append(f"{name}: " + ", ".join(_in_words(key, survival.figures[key]) for key in shown))
-        if survival.groups.test is not None:
-            lines.append(f"{name}: log-rank p of the risk groups {survival.groups.test.p:.3g}")
-    if done.froc is not None:
-        for by, one in done.froc.by.items():
-            counts = f"{one.curve.lesions} lesions, {one.curve.slides} slides"
-            lines.append(_in_words(f"FROC score by {by}", one.score) + f" ({counts})")
-    return lines
-
-
-def _in_words(name: str, interval: Interval) -> str:
-    name = figure_name(name)
-    if math.isnan(interval.value):
-        return f"{name} not defined"
-    if math.isnan(interval.low):
-        return f"{name} {interval.value:.3f}"
-    return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

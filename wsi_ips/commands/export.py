@@ -1,25 +1,131 @@
 """``export``: stored attention as files of other programs; no model."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from wsi_ips.commands.outcome import Outcome
-from wsi_ips.commands.stored import chosen_heat, of_every_result
-from wsi_ips.heatmaps.display_scale import HeatColours
-from wsi_ips.heatmaps.export import Exporter, make_exporter
-from wsi_ips.inference.results import SlideResult
+import typer
+from pydantic import Field, FiniteFloat, JsonValue, PositiveInt, field_validator, model_validator
+
+from wsi_ips.commands.options import COLOUR_END, OpenUrls, Outcome, start
+from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, of_every_result
+from wsi_ips.config.heat import MapKind
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import EXPORT_OPTIONS, ExportJob
-from wsi_ips.slides.base import SlideReader
+from wsi_ips.registry import check_known
+
+if TYPE_CHECKING:
+    from wsi_ips.heatmaps.export import Exporter
+    from wsi_ips.inference.results import SlideResult
+    from wsi_ips.slides.base import SlideReader
+
+_ON_COLOURS = ("alpha", "colormap", "scale", "low", "high", "side_px", "heat_only")
+EXPORT_OPTIONS: Mapping[str, Sequence[str]] = {
+    "ome-tiff": ("um_per_px",), "ome-zarr": ("um_per_px",), "geojson": ("top",), "deepzoom": _ON_COLOURS,
+    "sheet": ("top",), "asap": ("threshold", "percentile"),
+}  # fmt: skip
+"""Which of :class:`ExportJob`'s settings a format of wsi_ips has; whose attention is shown is every format's."""
+
+
+class ExportJob(MapJob):
+    """Write stored attention for other programs; with ``map: contribution`` contributions.
+
+    Formats that hold several maps (geojson, ome-zarr) have the contributions to every class beside the attention.
+    """
+
+    command: Literal["export"] = "export"
+    format: str
+    """One of :data:`EXPORT_OPTIONS`, or the name of another package's export."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Options of another package's export, by the names of its fields."""
+    out: Path | None = None
+    """None: ``exports/<format>/`` in ``run``."""
+    um_per_px: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    """µm a pixel; none: a pixel a patch, or as fine as overlaps need it."""
+    heat_only: bool = False
+    """Transparent tiles without the slide."""
+    top: PositiveInt | None = None
+    """How many patches with the largest values; geojson (none: all), sheet: and with the smallest (none: 10)."""
+    threshold: FiniteFloat | None = None
+    """Raw attention, or contribution, from which on a place is in a region."""
+    percentile: Annotated[float, Field(ge=0, le=100)] | None = None
+    """The same as a percentile of the slide's patches, of contributions of its kept ones; neither: 95."""
+
+    @property
+    def map_kind(self) -> MapKind:
+        """Attention, unless contributions are asked for: numbers mean what they meant in earlier versions."""
+        return "contribution" if self.map == "contribution" or self.class_name is not None else "attention"
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str) -> str:
+        return check_known("export", name, tuple(EXPORT_OPTIONS), group="wsi_ips.exporters")
+
+    @model_validator(mode="after")
+    def _options_are_the_format_s(self) -> Self:
+        known = EXPORT_OPTIONS.get(self.format, ())
+        others = {option for options in EXPORT_OPTIONS.values() for option in options if option not in known}
+        for option in sorted(others & self.model_fields_set):
+            has = ", ".join(known) or "its own: give them under options"
+            raise ValueError(f"{option} is no option of {self.format}, which has {has}")
+        if self.options and known:
+            raise ValueError(f"options are another package's export's; {self.format} has {', '.join(known)}")
+        if self.threshold is not None and self.percentile is not None:
+            raise ValueError("threshold and percentile say the same thing: give one of them")
+        return self
+
+
+ExportMap = Annotated[str | None, typer.Option("--map", help="attention (default) or contribution.")]
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="ome-tiff, ome-zarr, geojson, deepzoom, sheet or asap.")
+    ],
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    open_urls: OpenUrls = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/exports/FORMAT.")] = None,
+    map_: ExportMap = None,
+    task: Task = None,
+    class_name: ClassName = None,
+    query: Query = None,
+    head: Head = None,
+    um_per_px: Annotated[
+        float | None, typer.Option(help="ome-tiff, ome-zarr: µm a pixel; default: a pixel a patch.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="geojson: only so many patches; sheet: so many of each kind.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="asap: regions from this raw value on.")] = None,
+    percentile: Annotated[float | None, typer.Option(help="asap: the same as a percentile (95).")] = None,
+    heat_only: Annotated[
+        bool | None, typer.Option("--heat-only", help="deepzoom: transparent tiles without the slide.")
+    ] = None,
+    side_px: Annotated[int | None, typer.Option(help="deepzoom: longest side; default: the slide's.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="deepzoom: opacity of the heat (0.5).")] = None,
+    colormap: Annotated[str | None, typer.Option(help="deepzoom: blue_yellow (default), blue_red.")] = None,
+    scale: Annotated[str | None, typer.Option(help="deepzoom: even (default), rank, absolute.")] = None,
+    low: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("low"))] = None,
+    high: Annotated[float | None, typer.Option(help="deepzoom: " + COLOUR_END.format("high"))] = None,
+) -> None:
+    """Write stored attention or contributions for QuPath, OMERO, napari, ASAP, web viewers; needs no model."""
+    flags = {"run": run, "format": format_, "slides": slides, "open_urls": open_urls, "out": out,
+             "map": map_, "task": task, "class_name": class_name, "query": query, "head": head,
+             "um_per_px": um_per_px, "top": top, "threshold": threshold,
+             "percentile": percentile, "heat_only": heat_only, "side_px": side_px, "alpha": alpha,
+             "colormap": colormap, "scale": scale, "low": low, "high": high}  # fmt: skip
+    start("export", flags)
 
 
 def export(job: ExportJob, progress: Progress) -> Outcome:
     """Write every stored slide in one format. Raises as :func:`of_every_result`, and for a missing package."""
+    from wsi_ips.heatmaps.maps import choose_heat
+
     exporter = _exporter(job)
     out = job.out or job.run / "exports" / job.format
 
-    def write(stem: str, result: SlideResult, open_its_slide: Callable[[], SlideReader]) -> None:
-        heat = chosen_heat(job, result)
+    def write(stem: str, result: "SlideResult", open_its_slide: Callable[[], "SlideReader"]) -> None:
+        heat = choose_heat(result, job.heat)
         path = out / f"{stem}{exporter.suffix}"
         # Slides that were named are opened even where none is needed: is it the one that was predicted?
         if not exporter.needs_slide and job.slides is None:
@@ -33,10 +139,12 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
     )
 
 
-def _exporter(job: ExportJob) -> Exporter:
-    known = EXPORT_OPTIONS[job.format]
-    options: dict[str, Any] = {name: getattr(job, name) for name in known}
+def _exporter(job: ExportJob) -> "Exporter":
+    from wsi_ips.heatmaps.export import make_exporter
+
+    if job.format not in EXPORT_OPTIONS:  # another package's
+        return make_exporter(job.format, job.options)
+    options: dict[str, Any] = {name: getattr(job, name) for name in EXPORT_OPTIONS[job.format]}
     if job.format == "deepzoom":
-        colours = {name: options.pop(name) for name in ("colormap", "scale", "low", "high")}
-        options["colours"] = HeatColours(**colours)
+        options = {"options": job.heat, "heat_only": job.heat_only}
     return make_exporter(job.format, {name: value for name, value in options.items() if value is not None})

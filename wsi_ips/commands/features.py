@@ -1,50 +1,117 @@
 """``features``: what an encoder makes of every patch, in CLAM's or TRIDENT's layout; nothing is learned."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
-from torch import nn
+import typer
+from pydantic import model_validator
 
-from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
-from wsi_ips.commands.outcome import Outcome
-from wsi_ips.commands.slide_rows import SlideRows
-from wsi_ips.config import EncoderConfig, TilingConfig, TransformConfig, UpsamplingConfig
-from wsi_ips.errors import ConfigError, ProcessDied, one_line
-from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder, StoredFeatures
-from wsi_ips.inference.in_hand import SlidesInHand
-from wsi_ips.inference.made_from import MadeFrom
-from wsi_ips.inference.slide_work import SlideJob, reason, unreadable
-from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
-from wsi_ips.models.encoders.fitting import fitting_tiling
-from wsi_ips.models.encoders.registry import code_file, entry_of
-from wsi_ips.models.encoders.timm_encoder import TimmEncoder
-from wsi_ips.models.encoders.weights import fingerprint_of_weights, weights_file
+from wsi_ips.commands.options import (
+    Device,
+    EncoderName,
+    EncoderWeights,
+    Layout,
+    MppCsv,
+    Out,
+    Outcome,
+    Recipe,
+    Set,
+    SlideMppOption,
+    Slides,
+    start,
+)
+from wsi_ips.commands.recipe import Job
+from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
+from wsi_ips.config import EncoderConfig, StreamingConfig, TilingConfig
+from wsi_ips.errors import ProcessDied, one_line
 from wsi_ips.progress import Progress, silent
-from wsi_ips.recipe import FeaturesJob
-from wsi_ips.slides.base import named
-from wsi_ips.slides.registry import open_slide
-from wsi_ips.streaming.device import calculating, numerics, pick_device
-from wsi_ips.streaming.stream import PatchStream
-from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
+from wsi_ips.units import mpp_of_magnification
+
+if TYPE_CHECKING:
+    from wsi_ips.inference.feature_export import FeatureExport, StoredFeatures
+    from wsi_ips.inference.in_hand import SlidesInHand
+    from wsi_ips.inference.made_from import MadeFrom
+    from wsi_ips.inference.slide_work import SlideJob
+    from wsi_ips.tiling.patches import FindPatches
 
 COLUMNS = ("n_patches", "status", "error", "note")
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoder:
-    """An encoder with the tiling that it is given, and what tells it from others."""
+class FeaturesJob(Resolution, Job):
+    """Store what an encoder makes of every patch; nothing is learned."""
 
-    module: nn.Module
-    width: int
-    name: str
-    tiling: TilingConfig
-    settings: dict[str, Any]
-    stored_px: bool = False
-    """Patches that somebody laid out keep their own pixels, and the encoder resizes them."""
+    command: Literal["features"] = "features"
+    slides: SlidesOfJob
+    out: Path
+    layout: Literal["clam", "trident"] = "clam"
+    encoder: EncoderConfig | None = None
+    """Any encoder of patches; none: the checkpoint's."""
+    checkpoint: Path | None = None
+    """A model of ours: its encoder, as it was trained, on patches as it was trained on."""
+    tiling: TilingConfig | None = None
+    """None: the checkpoint's, or the default. With a checkpoint only ``allow_upsampling``."""
+    from_coords: Path | None = None
+    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): exactly those patches."""
+    half: bool = False
+    """Store float16."""
+    device: str = "auto"
+    deterministic: bool = False
+    """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
+    streaming: StreamingConfig = StreamingConfig()
+
+    @model_validator(mode="after")
+    def _one_encoder(self) -> Self:
+        if (self.encoder is None) == (self.checkpoint is None):
+            raise ValueError("give an encoder, or the checkpoint whose encoder is meant: one of them")
+        own = self.tiling.model_fields_set - {"allow_upsampling"} if self.tiling is not None else set()
+        if self.checkpoint is not None and own:
+            raise ValueError(
+                "a checkpoint has its own tiling: leave tiling (patch size, µm per pixel, …) out"
+            )
+        if self.encoder is not None and (self.encoder.features or self.encoder.project):
+            raise ValueError("encoder: stored are the encoder's own features; leave features and project out")
+        return self
+
+
+def command(
+    slides: Slides,
+    out: Out,
+    encoder: EncoderName = None,
+    weights: EncoderWeights = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="model.safetensors of a fine-tuning run: its encoder and its tiling.")
+    ] = None,
+    patch_px: Annotated[int | None, typer.Option(help="Side of a patch in pixels.")] = None,
+    patch_mpp: Annotated[float | None, typer.Option(help="µm per pixel of a patch.")] = None,
+    mag: Annotated[float | None, typer.Option(help='Same as --patch-mpp: 20 ("20x") is 0.5 µm.')] = None,
+    from_coords: Annotated[
+        Path | None,
+        typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
+    ] = None,
+    layout: Layout = None,
+    half: Annotated[bool | None, typer.Option("--half", help="Store float16, not float32.")] = None,
+    device: Device = None,
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+) -> None:
+    """Store what an encoder makes of every patch, as CLAM or TRIDENT do; nothing is learned."""
+    if mag is not None:
+        patch_mpp = mpp_of_magnification(mag)
+    flags = {"slides": slides, "out": out, "layout": layout, "checkpoint": checkpoint, "half": half,
+             "from_coords": from_coords, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+    sections: dict[str, dict[str, Any]] = {
+        "encoder": {"name": encoder, "weights": weights},
+        "tiling": {"patch_px": patch_px, "patch_mpp": patch_mpp},
+    }
+    # A section that is there, even an empty one, is a choice.
+    chosen = {
+        name: values for name, values in sections.items() if any(v is not None for v in values.values())
+    }
+    start("features", flags, recipe=recipe, overrides=set_, sections=chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +129,10 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     In a folder a bad slide becomes a row; a slide given by itself raises. Slides that an earlier start with the
     same settings finished are left alone, and one that it died of is tried once more in a process of its own.
     """
+    from wsi_ips.inference.in_hand import SlidesInHand
+    from wsi_ips.inference.slide_work import SlideJob
+    from wsi_ips.streaming.device import numerics
+
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, slides)
     storing = _Storing.of(job)
@@ -87,15 +158,25 @@ class _Storing:
     """All that it takes to store a slide's features. It is made from the job alone, the same in any process."""
 
     job: FeaturesJob
-    export: FeatureExport
-    find: FindPatches
+    export: "FeatureExport"
+    find: "FindPatches"
     settings: Mapping[str, Any]
 
     @classmethod
     def of(cls, job: FeaturesJob) -> Self:
         """Raises :class:`ConfigError`, :class:`CheckpointError`."""
+        from wsi_ips.inference.feature_encoder import encoder_of_checkpoint, encoder_of_config
+        from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder
+        from wsi_ips.streaming.device import pick_device
+        from wsi_ips.tiling.patches import PatchesInTissue, stored_patches
+
         device = pick_device(job.device)
-        encoder = _of_checkpoint(job.checkpoint, job) if job.checkpoint else _of_config(job)
+        if job.checkpoint is not None:
+            allowed = job.tiling is not None and job.tiling.allow_upsampling
+            encoder = encoder_of_checkpoint(job.checkpoint, allow_upsampling=allowed)
+        else:
+            assert job.encoder is not None  # the job sees to it
+            encoder = encoder_of_config(job.encoder, job.tiling, laid_out=job.from_coords is not None)
         find: FindPatches = PatchesInTissue(encoder.tiling)
         if job.from_coords is not None:
             find = stored_patches(job.from_coords, encoder.tiling, own_px=encoder.stored_px)
@@ -119,10 +200,13 @@ class _Storing:
         return cls(job, export, find, settings)
 
     def store(
-        self, slide: SlideJob, *, begin: Callable[[str], None] | None = None, progress: Progress = silent
+        self, slide: "SlideJob", *, begin: Callable[[str], None] | None = None, progress: Progress = silent
     ) -> _Row:
         """Store a slide's features, unless that is done already. ``begin`` is told the slide's id before it is
         read. What an earlier start stored stays until its successor is whole; where the slide fails it goes."""
+        from wsi_ips.inference.slide_work import unreadable
+        from wsi_ips.streaming.device import calculating
+
         now = self._made_from(slide)
         stored = self.export.done(slide.slide_id, slide.path, now)
         if stored is None:
@@ -137,12 +221,16 @@ class _Storing:
         error = unreadable(slide.slide_id, stored.bad_tiles) if stored.bad_tiles else ""
         return _Row(slide.slide_id, stored.n_patches, "ok", error, stored.note)
 
-    def forget_stale(self, slide: SlideJob) -> None:
+    def forget_stale(self, slide: "SlideJob") -> None:
         """Remove stored features of a slide that has failed, unless they are as they would be made today."""
         if self.export.done(slide.slide_id, slide.path, self._made_from(slide)) is None:
             self.export.forget(slide.slide_id)
 
-    def _make(self, slide_job: SlideJob, now: MadeFrom, progress: Progress) -> StoredFeatures:
+    def _make(self, slide_job: "SlideJob", now: "MadeFrom", progress: Progress) -> "StoredFeatures":
+        from wsi_ips.slides.registry import open_slide
+        from wsi_ips.streaming.device import pick_device
+        from wsi_ips.streaming.stream import PatchStream
+
         with open_slide(slide_job.path) as slide:
             coords = self.find(slide, slide_id=slide_job.slide_id, mpp=slide_job.mpp)
             stream = PatchStream(
@@ -150,7 +238,9 @@ class _Storing:
             )
             return self.export.write(stream, coords, slide.info, made_from=now, progress=progress)
 
-    def _made_from(self, slide: SlideJob) -> MadeFrom:
+    def _made_from(self, slide: "SlideJob") -> "MadeFrom":
+        from wsi_ips.inference.made_from import MadeFrom
+
         return MadeFrom.now(
             slide.path,
             slide_id=slide.slide_id,
@@ -161,10 +251,19 @@ class _Storing:
 
 
 def _store_all(
-    slides: Sequence[SlideJob], storing: _Storing, in_hand: SlidesInHand, progress: Progress, *, raises: bool
+    slides: "Sequence[SlideJob]",
+    storing: _Storing,
+    in_hand: "SlidesInHand",
+    progress: Progress,
+    *,
+    raises: bool,
 ) -> dict[str, _Row]:
     """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone. raises: a slide's
     error is the command's."""
+    from wsi_ips.inference.slide_rows import SlideRows
+    from wsi_ips.inference.slide_work import reason
+    from wsi_ips.slides.base import named
+
     rows: dict[str, _Row] = {}
     table = SlideRows(storing.export.folder.table, COLUMNS, [slide.slide_id for slide in slides])
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
@@ -188,7 +287,7 @@ def _store_all(
     return rows
 
 
-def _alone(slide: SlideJob, storing: _Storing, in_hand: SlidesInHand) -> _Row:
+def _alone(slide: "SlideJob", storing: _Storing, in_hand: "SlidesInHand") -> _Row:
     """Store the features of a slide that may kill whoever reads it."""
     try:
         return in_hand.alone(slide.slide_id, slide.path, _store_one, (storing.job, slide))
@@ -197,58 +296,6 @@ def _alone(slide: SlideJob, storing: _Storing, in_hand: SlidesInHand) -> _Row:
         raise
 
 
-def _store_one(task: tuple[FeaturesJob, SlideJob]) -> _Row:
+def _store_one(task: "tuple[FeaturesJob, SlideJob]") -> _Row:
     job, slide = task
     return _Storing.of(job).store(slide)
-
-
-def _of_checkpoint(path: Path, job: FeaturesJob) -> _Encoder:
-    net, pipeline = load_checkpoint(path)
-    if not isinstance(net.encoder, TimmEncoder):
-        raise ConfigError(f"{path}: reads stored features, it has no encoder of its own")
-    sha256 = checkpoint_sha256(path)
-    allowed = UpsamplingConfig(allow_upsampling=job.tiling is not None and job.tiling.allow_upsampling)
-    tiling = allowed.added_to(pipeline.tiling)
-    return _Encoder(net.encoder, net.encoder.dim, f"wsi_ips_{sha256[:12]}", tiling, {"checkpoint": sha256})
-
-
-def _of_config(job: FeaturesJob) -> _Encoder:
-    assert job.encoder is not None  # the job sees to it
-    with torch.random.fork_rng(devices=[]):
-        # Random weights (``weights: none``) are the same whenever the command is started.
-        torch.manual_seed(0)
-        encoder = TimmEncoder(job.encoder)
-    code = code_file(job.encoder.name)
-    shown = job.encoder.name if code is None else f"{code.stem}_{job.encoder.name.rpartition(':')[2]}"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", shown.removeprefix("hf-hub:"))
-    weights = weights_file(job.encoder)
-    # Another file under the same name is another encoder.
-    sha256 = fingerprint_of_weights(weights) if weights else None
-    settings = {"encoder": job.encoder.model_dump(mode="json"), "weights_sha256": sha256}
-    if entry := entry_of(job.encoder.name):
-        # What a name stands for may be corrected in a later version: then these are other features.
-        settings["listed"] = {
-            "transform": entry.transform.model_dump(mode="json"),
-            "output": entry.output,
-            "mean": list(entry.mean),
-            "std": list(entry.std),
-        }
-    if code is not None:
-        settings["code_sha256"] = fingerprint_of_weights(code)
-    given = job.tiling or TilingConfig()
-    stored_px = _resizes(job.encoder) and job.from_coords is not None and not _sizes_set(given)
-    if stored_px:
-        return _Encoder(
-            encoder, encoder.dim, name, given, {**settings, "patches": "as stored"}, stored_px=True
-        )
-    return _Encoder(encoder, encoder.dim, name, fitting_tiling(given, job.encoder), settings)
-
-
-def _resizes(encoder: EncoderConfig) -> bool:
-    """Whether the encoder takes patches of any size, as its authors' transform does."""
-    own = encoder.transform == "own" and entry_of(encoder.name) is not None
-    return own or isinstance(encoder.transform, TransformConfig)
-
-
-def _sizes_set(tiling: TilingConfig) -> bool:
-    return bool(tiling.model_fields_set & {"patch_px", "patch_mpp"})

@@ -2,21 +2,94 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from wsi_ips.commands.held_out import HELD_OUT, measure, predict_held_out
-from wsi_ips.commands.inputs import given_mpp
-from wsi_ips.commands.outcome import Outcome
-from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.models.encoders.fitting import fitting_tiling
+import typer
+from pydantic import Field, model_validator
+
+from wsi_ips.commands.options import (
+    Device,
+    EncoderName,
+    EncoderWeights,
+    MppCsv,
+    Out,
+    Outcome,
+    Recipe,
+    Set,
+    SlideMppOption,
+    start,
+)
+from wsi_ips.commands.recipe import Job
+from wsi_ips.commands.slides import Resolution, given_mpp
+from wsi_ips.config import FinetuneConfig
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import FinetuneJob
-from wsi_ips.slides.base import named
-from wsi_ips.streaming.device import pick_device
-from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, write_figures
-from wsi_ips.training.feature_bags import finetune_features
-from wsi_ips.training.fit import finetune
-from wsi_ips.training.processes import is_first_process
-from wsi_ips.training.run_state import FinetuneReport, forget_run, training_folder
+
+if TYPE_CHECKING:
+    from wsi_ips.datasets.manifest import Manifest
+    from wsi_ips.training.run_state import FinetuneReport
+
+
+class FinetuneJob(FinetuneConfig, Resolution, Job):
+    """Learn from the slide labels of a manifest."""
+
+    command: Literal["finetune"] = "finetune"
+    manifest: Path
+    slides_root: Path | None = None
+    """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
+    features: Path | None = None
+    """Folder of stored features (CLAM's or TRIDENT's), to learn from instead of the slides."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validate by case with this many folds of the train and val slides; none: train once."""
+    inner_val: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """With ``folds``: share of the cases that a fold does not hold out which its epoch is chosen on, so that it is
+    not chosen on those that it is measured on; 0: by the training loss."""
+    out: Path
+    device: str = "auto"
+    restart: bool = False
+    """Begin anew where ``out`` holds a run, instead of going on with it."""
+
+    @model_validator(mode="after")
+    def _features_are_read_by_their_encoder(self) -> Self:
+        if (self.features is not None) != (self.model.encoder.name == "features"):
+            raise ValueError(
+                "features: DIR and model.encoder {name: features, features: <width>} go together; "
+                "see pipelines/finetune_features.yaml"
+            )
+        return self
+
+
+def command(
+    manifest: Annotated[Path, typer.Argument(help="CSV: slide_id,case_id,label,split,path.")],
+    out: Out,
+    slides_root: Annotated[
+        Path | None, typer.Option("--slides", help="Folder that the manifest's paths are below.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+    ] = None,
+    encoder: EncoderName = None,
+    weights: EncoderWeights = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate by case, with so many folds.")] = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(help="Beginnings of the head start or on --features; the best one goes on (default 1)."),
+    ] = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+    restart: Annotated[
+        bool | None, typer.Option("--restart", help="Begin anew where OUT holds a run, not go on with it.")
+    ] = None,
+    device: Device = None,
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+) -> None:
+    """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
+    flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
+             "folds": folds, "restart": restart, "device": device, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv}  # fmt: skip
+    chosen = [] if restarts is None else [f"training.restarts={restarts}"]
+    sections = {"model.encoder": {"name": encoder, "weights": weights}}
+    start("finetune", flags, recipe=recipe, overrides=[*(set_ or []), *chosen], sections=sections)
 
 
 def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
@@ -25,6 +98,10 @@ def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
     A listed encoder's own patch size and resolution count where the job sets none. Raises
     :class:`wsi_ips.errors.ResultsError` while another run trains in the same folder.
     """
+    from wsi_ips.datasets.manifest import read_manifest
+    from wsi_ips.models.encoders.fitting import fitting_tiling
+    from wsi_ips.training.run_state import training_folder
+
     job = job.model_copy(update={"tiling": fitting_tiling(job.tiling, job.model.encoder)})
     manifest = read_manifest(
         job.manifest, tasks=job.model.tasks, root=job.slides_root, need_slides=job.features is None
@@ -35,7 +112,10 @@ def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
         return _once(manifest, job, progress)
 
 
-def _once(manifest: Manifest, job: FinetuneJob, progress: Progress) -> Outcome:
+def _once(manifest: "Manifest", job: FinetuneJob, progress: Progress) -> Outcome:
+    from wsi_ips.training.processes import is_first_process
+    from wsi_ips.training.run_state import forget_run
+
     if job.restart and is_first_process():
         forget_run(job.out)
     report = _train(manifest, job, job.out, progress)
@@ -49,8 +129,13 @@ def _once(manifest: Manifest, job: FinetuneJob, progress: Progress) -> Outcome:
     return Outcome.of_slides(failures, f"checkpoint {report.checkpoint}", details=[best_epoch, *doubts])
 
 
-def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> Outcome:
+def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -> Outcome:
     """Say how the folds did, which slides they left out, and where each slide's own prediction is."""
+    from wsi_ips.inference.held_out import HELD_OUT, measure, predict_held_out
+    from wsi_ips.slides.base import named
+    from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, write_figures
+    from wsi_ips.training.processes import is_first_process
+
     if job.restart and is_first_process():
         forget_folds(job.out)
     folds = cross_validate(
@@ -66,7 +151,10 @@ def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> 
     lines = [f"fold {fold.number} was complete already" for fold in folds if fold.skipped]
     bad = {slide_id: reason for fold in folds for slide_id, reason in fold.bad.items()}
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, [record.slide_id for record in manifest.records])
-    rows = predict_held_out(manifest, job, folds, slide_mpp=slide_mpp, progress=progress)
+    rows = predict_held_out(
+        manifest, job, folds, out=job.out, features=job.features, device=job.device, slide_mpp=slide_mpp,
+        progress=progress,
+    )  # fmt: skip
     folds = tuple(replace(fold, measured=measure(fold, rows, manifest, job.model.tasks)) for fold in folds)
     write_figures(job.out / "cv.csv", folds)
     figures = mean_and_sd([fold.measured for fold in folds])
@@ -77,7 +165,11 @@ def _folds(manifest: Manifest, job: FinetuneJob, k: int, progress: Progress) -> 
     return Outcome.of_slides(failures, f"{k} folds in {job.out / 'cv.csv'}", details=lines)
 
 
-def _train(manifest: Manifest, job: FinetuneJob, out: Path, progress: Progress) -> FinetuneReport:
+def _train(manifest: "Manifest", job: FinetuneJob, out: Path, progress: Progress) -> "FinetuneReport":
+    from wsi_ips.streaming.device import pick_device
+    from wsi_ips.training.feature_bags import finetune_features
+    from wsi_ips.training.fit import finetune
+
     device = pick_device(job.device)
     if job.features is not None:
         return finetune_features(manifest, job, job.features, out, device=device, progress=progress)

@@ -3,20 +3,39 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from PIL import Image
+import typer
 
-from wsi_ips.commands.outcome import Outcome
+from wsi_ips.commands.options import Outcome, finish
 from wsi_ips.errors import ConfigError, WsiIpsError
-from wsi_ips.slides.base import AssociatedReader, SlideInfo, SlideReader
-from wsi_ips.slides.folder import find_slides, left_out_of
-from wsi_ips.slides.registry import open_slide
-from wsi_ips.storage.files import whole_file
-from wsi_ips.storage.location import Location
-from wsi_ips.tiling.picture import thumbnail
+from wsi_ips.storage.location import Location, locate
+
+if TYPE_CHECKING:
+    from wsi_ips.slides.base import SlideInfo, SlideReader
 
 THUMBNAIL_PX = 1024
 """Longest side of a thumbnail that is made from the slide's levels."""
+
+
+def command(
+    slide: Annotated[str, typer.Argument(help="A slide, a folder of them, or a slide's URL.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per slide.")] = False,
+    thumbnail: Annotated[
+        Path | None,
+        typer.Option(help="Write the slide's thumbnail (made from its levels if it has none) here."),
+    ] = None,
+    label: Annotated[
+        Path | None, typer.Option(help="Write the picture of the slide's label here (PNG).")
+    ] = None,
+    macro: Annotated[
+        Path | None, typer.Option(help="Write the picture of the whole glass here (PNG).")
+    ] = None,
+) -> None:
+    """Say what a slide is: size, levels, resolution, vendor, which reader opens it, what else its file holds."""
+    asked = {"thumbnail": thumbnail, "label": label, "macro": macro}
+    pictures = {name: out for name, out in asked.items() if out is not None}
+    finish(describe_slides(locate(slide), as_json=as_json, pictures=pictures))
 
 
 def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Path] | None = None) -> Outcome:
@@ -26,6 +45,9 @@ def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Pat
     where; a slide without a stored thumbnail gets one made from its levels. A slide given by itself that does
     not open raises, and so does a picture that it does not have.
     """
+    from wsi_ips.slides.folder import find_slides, left_out_of
+    from wsi_ips.slides.registry import open_slide
+
     slides = find_slides(path)
     one = slides == [path]
     if pictures and not one:
@@ -50,7 +72,7 @@ def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Pat
     return Outcome([*lines, *(outcome.lines if failures else ())], outcome.exit_code)
 
 
-def _as_line(info: SlideInfo) -> str:
+def _as_line(info: "SlideInfo") -> str:
     width, height = info.l0_size
     levels = ", ".join(f"{level.size[0]}x{level.size[1]} (1/{level.downsample:.4g})" for level in info.levels)
     return (
@@ -59,14 +81,14 @@ def _as_line(info: SlideInfo) -> str:
     )
 
 
-def _resolution(info: SlideInfo) -> str:
+def _resolution(info: "SlideInfo") -> str:
     if info.mpp_xy is None:
         return "resolution unknown"
     x, y = info.mpp_xy
     return f"{x:.4f} µm/px" if f"{x:.4f}" == f"{y:.4f}" else f"{x:.4f} by {y:.4f} µm/px"
 
 
-def _details(info: SlideInfo) -> list[str]:
+def _details(info: "SlideInfo") -> list[str]:
     """What else the file holds, a line each."""
     lines: list[str] = []
     if info.bounds is not None:
@@ -80,7 +102,7 @@ def _details(info: SlideInfo) -> list[str]:
     return lines
 
 
-def _as_json(info: SlideInfo) -> str:
+def _as_json(info: "SlideInfo") -> str:
     width, height = info.l0_size
     mpp_x, mpp_y = info.mpp_xy or (None, None)
     bounds = info.bounds
@@ -103,8 +125,14 @@ def _as_json(info: SlideInfo) -> str:
     )
 
 
-def _written(slide: SlideReader, name: str, out: Path) -> str:
+def _written(slide: "SlideReader", name: str, out: Path) -> str:
     """Write one picture as PNG, and say what it is."""
+    from PIL import Image
+
+    from wsi_ips.slides.base import AssociatedReader
+    from wsi_ips.storage.files import whole_file
+    from wsi_ips.tiling.picture import thumbnail
+
     stored = name in dict(slide.info.associated) and isinstance(slide, AssociatedReader)
     if not stored and name != "thumbnail":
         known = ", ".join(known_name for known_name, _ in slide.info.associated) or "none"

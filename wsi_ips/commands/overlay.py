@@ -1,37 +1,78 @@
 """``overlay``: pictures from the contributions or the attention that ``predict`` stored; no model."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from wsi_ips.commands.outcome import Outcome
-from wsi_ips.commands.stored import of_every_result
-from wsi_ips.heatmaps.overlay import write_overlay
-from wsi_ips.inference.results import SlideResult
+import typer
+from pydantic import Field, PositiveInt
+
+from wsi_ips.commands.options import COLOUR_END, OpenUrls, Outcome, start
+from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, of_every_result
+from wsi_ips.config import LARGEST_OVERLAY_PX
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import OverlayJob
-from wsi_ips.slides.base import SlideReader
+
+if TYPE_CHECKING:
+    from wsi_ips.inference.results import SlideResult
+    from wsi_ips.slides.base import SlideReader
+
+
+class OverlayJob(MapJob):
+    """Draw overlays from what is stored: contributions where the head tells them, else attention.
+
+    Whoever asks for what only attention has (a query, a head, a colour map, a scale or its ends) gets attention.
+    """
+
+    command: Literal["overlay"] = "overlay"
+    out: Path | None = None
+    """None: ``overlays/`` in ``run``."""
+    side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
+    """Longest side of the slide's picture; a smaller slide is not enlarged."""
+
+
+Map = Annotated[
+    str | None,
+    typer.Option("--map", help="contribution (default where the model tells), or attention."),
+]
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    open_urls: OpenUrls = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/overlays.")] = None,
+    map_: Map = None,
+    task: Task = None,
+    class_name: ClassName = None,
+    query: Query = None,
+    head: Head = None,
+    side_px: Annotated[int | None, typer.Option(help="Longest side in pixels (default 2048).")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Opacity of the heat, 0 to 1 (default 0.5).")] = None,
+    colormap: Annotated[
+        str | None, typer.Option(help="Attention: blue_yellow (default) or blue_red.")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Attention: even (default): times the even share 1/N; rank; absolute.")
+    ] = None,
+    low: Annotated[float | None, typer.Option(help=COLOUR_END.format("Low"))] = None,
+    high: Annotated[float | None, typer.Option(help=COLOUR_END.format("High"))] = None,
+) -> None:
+    """Draw overlays from stored contributions or attention; no model is needed."""
+    flags = {"run": run, "slides": slides, "open_urls": open_urls, "out": out, "map": map_, "task": task,
+             "class_name": class_name, "query": query, "head": head,
+             "side_px": side_px, "alpha": alpha, "colormap": colormap, "scale": scale, "low": low,
+             "high": high}  # fmt: skip
+    start("overlay", flags)
 
 
 def overlay(job: OverlayJob, progress: Progress) -> Outcome:
     """Draw every stored slide. Raises as :func:`of_every_result`."""
+    from wsi_ips.heatmaps.overlay import write_overlay
+
     out = job.out or job.run / "overlays"
 
-    def draw(stem: str, result: SlideResult, open_its_slide: Callable[[], SlideReader]) -> None:
+    def draw(stem: str, result: "SlideResult", open_its_slide: Callable[[], "SlideReader"]) -> None:
         with open_its_slide() as slide:
-            write_overlay(
-                out / f"{stem}.png",
-                slide,
-                result,
-                side_px=job.side_px,
-                alpha=job.alpha,
-                colormap=job.colormap,
-                scale=job.scale,
-                low=job.low,
-                high=job.high,
-                kind=job.map_kind,
-                task=job.task,
-                class_name=job.class_name,
-                query=job.query,
-                head=job.head,
-            )
+            write_overlay(out / f"{stem}.png", slide, result, job.heat)
 
     return of_every_result(job, progress, out=out, doing="Drawing", done="overlays", write=draw)

@@ -1,40 +1,191 @@
 """``predict``: labels, attention and overlays for every slide of a folder."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
+import typer
+from pydantic import BeforeValidator, model_validator
+from typer.core import TyperCommand
 
-from wsi_ips.commands.inputs import given_mpp, slides_by_id, stored_patches
-from wsi_ips.commands.outcome import Outcome
-from wsi_ips.config import BatchConfig, PipelineConfig
-from wsi_ips.datasets.feature_files import list_features
-from wsi_ips.errors import ConfigError, UnsupportedSlide
-from wsi_ips.evaluation.conformal import Calibration, check_belongs, read_calibration
-from wsi_ips.heatmaps.overlay import write_overlay
-from wsi_ips.inference.checkpoints import Checkpoints, same_patches_and_tasks
-from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
-from wsi_ips.inference.in_hand import SlidesInHand
-from wsi_ips.inference.in_turn import predict_in_turn, predict_suspects
-from wsi_ips.inference.predict import check_parts
-from wsi_ips.inference.predictions import PredictionRow, read_case_table, write_cases
-from wsi_ips.inference.results import SlideResult
-from wsi_ips.inference.run_folder import RunFolder, claimed
-from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_work import SlideJob
-from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.inference.worker import WorkerSetup
-from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.commands.options import Device, MppCsv, Out, Outcome, Recipe, Set, SlideMppOption, start
+from wsi_ips.commands.recipe import Job
+from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
+from wsi_ips.config import BatchConfig, PipelineConfig, StreamingConfig, UpsamplingConfig
+from wsi_ips.errors import ConfigError
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import PredictJob
-from wsi_ips.slides.base import named
-from wsi_ips.slides.registry import check_name, open_slide
 from wsi_ips.storage.location import Location, locate
-from wsi_ips.streaming.device import calculating, numerics, pick_device
-from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
+
+if TYPE_CHECKING:
+    from wsi_ips.evaluation.conformal import Calibration
+    from wsi_ips.inference.checkpoints import Checkpoints
+    from wsi_ips.inference.predictions import PredictionRow
+    from wsi_ips.inference.results import SlideResult
+    from wsi_ips.inference.run_folder import RunFolder
+    from wsi_ips.inference.slide_work import SlideJob
+    from wsi_ips.inference.worker import WorkerSetup
+    from wsi_ips.tiling.patches import FindPatches
+
+
+def _one_by_itself(checkpoints: object) -> object:
+    """A list of one is that one."""
+    if isinstance(checkpoints, list | tuple):
+        if not checkpoints:
+            raise ValueError("name a checkpoint")
+        return checkpoints[0] if len(checkpoints) == 1 else checkpoints
+    return checkpoints
+
+
+class PredictJob(Resolution, Job):
+    """Label every slide of a folder."""
+
+    command: Literal["predict"] = "predict"
+    slides: SlidesOfJob | None = None
+    features: Path | None = None
+    """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
+    from_coords: Path | None = None
+    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): label exactly those patches."""
+    checkpoint: Annotated[Path | tuple[Path, ...], BeforeValidator(_one_by_itself)]
+    """A model; or several of the same tasks, tiling and selection, whose mean and spread are told."""
+    calibration: Path | None = None
+    """What ``calibrate`` wrote for this checkpoint: calibrated probabilities, and sets of answers."""
+    out: Path
+    device: str = "auto"
+    deterministic: bool = False
+    """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
+    overlays: bool = True
+    profile: bool = False
+    """Print where the time went, and which stage is the slowest."""
+    force: bool = False
+    """Replace another run's results in ``out``."""
+    embeddings: bool = False
+    """Store the kept patches' embeddings with the attention."""
+    cases: Path | None = None
+    """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
+    pool: Literal["max", "mean", "noisy_or"] = "max"
+    """How the slides' probabilities make a patient's."""
+    tiling: UpsamplingConfig = UpsamplingConfig()
+    """All else of the tiling is the checkpoint's."""
+    streaming: StreamingConfig = StreamingConfig()
+    batch: BatchConfig = BatchConfig()
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """One or more."""
+        return self.checkpoint if isinstance(self.checkpoint, tuple) else (self.checkpoint,)
+
+    @model_validator(mode="after")
+    def _parts_are_of_one_network(self) -> Self:
+        if self.batch.shard_patches is not None and len(self.checkpoints) > 1:
+            raise ValueError("batch.shard_patches goes with one checkpoint: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _slides_or_features(self) -> Self:
+        if (self.slides is None) == (self.features is None):
+            raise ValueError("give slides, or a folder of features: one of them")
+        if self.from_coords is not None and self.features is not None:
+            raise ValueError("features have their own coordinates: from_coords goes with slides")
+        if self.features is not None:
+            batch = self.batch
+            if batch.workers or batch.scheduler or batch.shard_patches or self.embeddings:
+                raise ValueError(
+                    "workers, scheduler, shard_patches and embeddings go with slides, not features"
+                )
+            if self.slide_mpp is not None or self.mpp_csv is not None:
+                raise ValueError("features are read as they are: slide_mpp and mpp_csv go with slides")
+        return self
+
+
+class SeveralCheckpoints(TyperCommand):
+    """A command whose ``--checkpoint`` takes all ``*.safetensors`` that follow it; no slide has that name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(repeated(args)))
+
+
+def repeated(arguments: Iterable[str]) -> Iterator[str]:
+    """The same arguments with the option said again before its second value and all later ones."""
+    before = ""
+    values = False  # whether what came before was a value of the option
+    for argument in arguments:
+        first = before == OPTION
+        further = values and argument.endswith(SUFFIX) and not argument.startswith("-")
+        if further:
+            yield OPTION
+        yield argument
+        values = first or further or argument.startswith(f"{OPTION}=")
+        before = argument
+
+
+OPTION, SUFFIX = "--checkpoint", ".safetensors"
+FromCoords = Annotated[
+    Path | None,
+    typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
+]
+Overlays = Annotated[
+    bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
+]
+Profile = Annotated[
+    bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
+]
+Force = Annotated[bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that work on a slide each.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of each of them.")]
+Scheduler = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")]
+OnError = Annotated[str | None, typer.Option(help="A slide that fails: report (default) and go on, or stop.")]
+Embeddings = Annotated[
+    bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
+]
+Cases = Annotated[
+    Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
+]
+Pool = Annotated[str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")]
+
+face = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@face.command("predict", cls=SeveralCheckpoints)
+def command(
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(help="model.safetensors of a fine-tuning run; of several: their mean and spread."),
+    ],
+    out: Out,
+    slides: Annotated[
+        str | None, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+    ] = None,
+    from_coords: FromCoords = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="JSON of calibrate: calibrated probabilities, and sets of answers.")
+    ] = None,
+    overlays: Overlays = None,
+    profile: Profile = None,
+    force: Force = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    scheduler: Scheduler = None,
+    on_error: OnError = None,
+    embeddings: Embeddings = None,
+    cases: Cases = None,
+    pool: Pool = None,
+    device: Device = None,
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+) -> None:
+    """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
+    flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
+             "from_coords": from_coords, "calibration": calibration, "overlays": overlays,
+             "profile": profile, "force": force, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
+             "embeddings": embeddings, "cases": cases, "pool": pool}  # fmt: skip
+    batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
+    start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
 
 
 def predict(job: PredictJob, progress: Progress) -> Outcome:
@@ -43,6 +194,13 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
+    from wsi_ips.inference.label import label
+    from wsi_ips.inference.predictions import read_case_table, write_cases
+    from wsi_ips.inference.run_folder import RunFolder, claimed
+    from wsi_ips.inference.run_tables import RunTables
+    from wsi_ips.inference.telemetry import SlideTelemetry
+    from wsi_ips.streaming.device import calculating, numerics
+
     if job.features is not None:
         with calculating(deterministic=job.deterministic):
             return _from_features(job, job.features, progress)
@@ -71,7 +229,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         # A slide given by itself is all there is to do: its error is the command's.
         alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
         batch = job.batch.model_copy(update={"workers": _workers(job.batch, job.device)})
-        _label(
+        label(
             jobs, setup, tables, batch.model_copy(update={"on_error": "stop"}) if alone else batch, progress
         )
         tables.close()
@@ -87,6 +245,9 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
     Raises :class:`ConfigError` for a model of features, or slides that cannot be scored in parts;
     :class:`CheckpointError` for models that cannot be averaged.
     """
+    from wsi_ips.inference.checkpoints import same_patches_and_tasks
+    from wsi_ips.inference.predict import check_parts
+
     first, *others = same_patches_and_tasks(job.checkpoints)
     if first.model.encoder.features is not None:
         raise ConfigError(
@@ -98,8 +259,10 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
     return first.model_copy(update={"tiling": job.tiling.added_to(first.tiling)}), raster
 
 
-def _calibration(job: PredictJob, models: Checkpoints, pipeline: PipelineConfig) -> Calibration | None:
+def _calibration(job: PredictJob, models: "Checkpoints", pipeline: PipelineConfig) -> "Calibration | None":
     """Raises :class:`CalibrationError` for one that is not these checkpoints'."""
+    from wsi_ips.evaluation.conformal import check_belongs, read_calibration
+
     if job.calibration is None:
         return None
     calibration = read_calibration(job.calibration)
@@ -107,15 +270,19 @@ def _calibration(job: PredictJob, models: Checkpoints, pipeline: PipelineConfig)
     return calibration
 
 
-def _more(models: Checkpoints, calibration: Calibration | None) -> dict[str, Any]:
+def _more(models: "Checkpoints", calibration: "Calibration | None") -> dict[str, Any]:
     """What ``run.json`` says beside a single checkpoint's run. The calibration whole: its file may be gone by
     the time the run is evaluated."""
     several = {"checkpoints": models.to_json()} if models.several else {}
     return several if calibration is None else {**several, "calibration": calibration.to_json()}
 
 
-def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> WorkerSetup:
+def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "WorkerSetup":
     """raster: see :func:`_pipeline`."""
+    from wsi_ips.inference.checkpoints import Checkpoints
+    from wsi_ips.inference.run_folder import RunFolder
+    from wsi_ips.inference.worker import WorkerSetup
+
     return WorkerSetup(
         models=Checkpoints.of(job.checkpoints),
         run=RunFolder(job.out.absolute()),
@@ -130,20 +297,27 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> Worker
     )
 
 
-def draw_overlay(result: SlideResult, path: Path) -> None:
+def draw_overlay(result: "SlideResult", path: Path) -> None:
     """Draw a slide's overlay with the defaults, whatever process this is."""
+    from wsi_ips.heatmaps.overlay import write_overlay
+    from wsi_ips.slides.registry import open_slide
+
     with open_slide(locate(result.slide_path)) as slide:
         write_overlay(path, slide, result)
 
 
-def _patches(folder: Path | None, pipeline: PipelineConfig, *, raster: bool) -> FindPatches:
+def _patches(folder: Path | None, pipeline: PipelineConfig, *, raster: bool) -> "FindPatches":
+    from wsi_ips.tiling.patches import PatchesInTissue, stored_patches
+
     if folder is None:
         return PatchesInTissue(pipeline.tiling)
     return stored_patches(folder, pipeline.tiling, raster=raster)
 
 
-def _slide_jobs(job: PredictJob, slides: Location) -> list[SlideJob]:
+def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":
     """Absolute, so that workers elsewhere, and commands started elsewhere, find the slides."""
+    from wsi_ips.inference.slide_work import SlideJob
+
     by_id = slides_by_id(slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, by_id)
     return [SlideJob(slide_id, _absolute(path), slide_mpp(slide_id)) for slide_id, path in by_id.items()]
@@ -155,88 +329,17 @@ def _absolute(where: Location) -> Location:
 
 def _workers(batch: BatchConfig, device: str) -> int | None:
     """How many workers of our own, where they are wanted or there are several GPUs; None: this process does it."""
+    import torch
+
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if batch.scheduler is None and batch.workers is None and gpus < 2:
         return None
     return batch.workers or max(1, gpus)
 
 
-def _label(
-    jobs: Sequence[SlideJob], setup: WorkerSetup, tables: RunTables, batch: BatchConfig, progress: Progress
-) -> None:
-    """Label what no earlier start has labelled. Slides that one of them died of come last, and alone."""
-    with SlidesInHand(setup.run.root) as in_hand:
-        in_hand.suspect(tables.left_running)
-        try:
-            left = tables.take_found(jobs, setup.recorder(), redraw=batch.workers is None, in_hand=in_hand)
-            if batch.workers is None:
-                _label_here(left, setup, tables, in_hand, batch, progress)
-            else:
-                _label_on_workers(left, setup, tables, in_hand, batch, progress)
-        except BaseException:
-            # Ended by an error, Ctrl-C or SIGTERM: no slide is left as one that the process died of.
-            tables.give_up()
-            raise
+def _outcome(rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequence[str]) -> Outcome:
+    from wsi_ips.slides.base import named
 
-
-def _label_here(
-    jobs: Sequence[SlideJob],
-    setup: WorkerSetup,
-    tables: RunTables,
-    in_hand: SlidesInHand,
-    batch: BatchConfig,
-    progress: Progress,
-) -> None:
-    others, suspects = in_hand.apart(jobs, lambda job: job.slide_id)
-    if others:
-        died = predict_in_turn(
-            others, setup.load(0), tables, on_error=batch.on_error, progress=progress, in_hand=in_hand
-        )
-        in_hand.suspect(slide.slide_id for slide in died)
-        suspects = [*suspects, *died]
-    if suspects:
-        predict_suspects(suspects, setup, tables, in_hand, on_error=batch.on_error, progress=progress)
-
-
-def _label_on_workers(
-    jobs: Sequence[SlideJob],
-    setup: WorkerSetup,
-    tables: RunTables,
-    in_hand: SlidesInHand,
-    batch: BatchConfig,
-    progress: Progress,
-) -> None:
-    nameable = [job for job in jobs if not _fails_by_name(job, setup, tables, batch)]
-    if not nameable:
-        return
-    # Imported here: a second that a single slide does not have to wait.
-    from wsi_ips.inference.batch import predict_on_workers
-
-    predict_on_workers(
-        nameable,
-        setup,
-        tables,
-        batch,
-        progress=progress,
-        announce=lambda line: print(line, file=sys.stderr),  # noqa: T201 - for people, beside the bars
-        in_hand=in_hand,
-    )
-
-
-def _fails_by_name(job: SlideJob, setup: WorkerSetup, tables: RunTables, batch: BatchConfig) -> bool:
-    """Whether the slide's name is none that may be sent to a worker; its failure is recorded then."""
-    try:
-        check_name(job.path)
-    except UnsupportedSlide as error:
-        tables.begun(job.slide_id)
-        tables.add(setup.recorder().failed(job, error))
-        if batch.on_error == "stop":
-            raise
-        return True
-    return False
-
-
-def _outcome(rows: Sequence[PredictionRow], run: RunFolder, *, details: Sequence[str]) -> Outcome:
     return Outcome.of_slides(
         [named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error],
         f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
@@ -246,6 +349,14 @@ def _outcome(rows: Sequence[PredictionRow], run: RunFolder, *, details: Sequence
 
 def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outcome:
     """The same from stored features: no slide is opened, and no overlay drawn."""
+    from wsi_ips.datasets.feature_files import list_features
+    from wsi_ips.inference.checkpoints import Checkpoints, same_patches_and_tasks
+    from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
+    from wsi_ips.inference.predictions import read_case_table, write_cases
+    from wsi_ips.inference.run_folder import RunFolder, claimed
+    from wsi_ips.models.checkpoint import load_checkpoint
+    from wsi_ips.streaming.device import numerics, pick_device
+
     pipeline = same_patches_and_tasks(job.checkpoints)[0]
     models = Checkpoints.of(job.checkpoints)
     net, *others = [load_checkpoint(path)[0] for path in job.checkpoints]

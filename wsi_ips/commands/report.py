@@ -2,21 +2,68 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from wsi_ips.commands.evaluate_join import tasks_of_run
-from wsi_ips.commands.inputs import slides_by_id
-from wsi_ips.commands.outcome import Outcome
+import typer
+from pydantic import Field, NonNegativeInt, model_validator
+
+from wsi_ips.commands.options import OpenUrls, Outcome, start
+from wsi_ips.commands.recipe import Job
+from wsi_ips.commands.slides import SlidesOfJob, slides_by_id
 from wsi_ips.errors import ResultsError
-from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import ReportJob
-from wsi_ips.report.cards import Card, Line, line_of, make_card
-from wsi_ips.report.page import Page, write_page
-from wsi_ips.report.pictures import plots_of, share_of_a_slide, training_plots
-from wsi_ips.report.stored_run import StoredEvaluation, StoredRun, read_evaluation, read_run, read_training
-from wsi_ips.report.summary import summarise
+
+if TYPE_CHECKING:
+    from wsi_ips.report.cards import Line
+    from wsi_ips.report.stored_run import StoredEvaluation, StoredRun
 
 NO_MATPLOTLIB = "matplotlib is not installed: pip install 'wsi_ips[plots]'"
+MOST_PATCHES_SHOWN = 100
+
+
+class ReportJob(Job):
+    """Write a run as one HTML file that can be mailed; no model."""
+
+    command: Literal["report"] = "report"
+    run: Path
+    """The folder that ``predict`` wrote."""
+    out: Path | None = None
+    """An ``.html`` file; none: ``report.html`` in ``run``."""
+    evaluation: Path | None = None
+    """The folder that ``evaluate`` wrote; none: ``evaluation/`` in ``run``, where it is of this run."""
+    training: Path | None = None
+    """The folder that ``finetune`` wrote, for the losses."""
+    slides: SlidesOfJob | None = None
+    """Where the slides are now; none: where ``predict`` read them."""
+    open_urls: bool = False
+    """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
+    top: Annotated[NonNegativeInt, Field(le=MOST_PATCHES_SHOWN)] = 9
+    """How many of a slide's patches are shown, those with the most attention."""
+
+    @model_validator(mode="after")
+    def _out_is_a_page(self) -> Self:
+        if self.out is not None and self.out.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"out {self.out} must end in .html")
+        return self
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="The folder that evaluate wrote; default: RUN/evaluation, if there.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="The folder that finetune wrote: adds its losses.")
+    ] = None,
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    open_urls: OpenUrls = None,
+    top: Annotated[int | None, typer.Option(help="Patches shown of each slide (default 9).")] = None,
+) -> None:
+    """Write a run as one HTML file that can be mailed: figures, pictures, failures; no model is needed."""
+    flags = {"run": run, "out": out, "evaluation": evaluation, "training": training, "slides": slides,
+             "open_urls": open_urls, "top": top}  # fmt: skip
+    start("report", flags)
 
 
 def report(job: ReportJob, progress: Progress) -> Outcome:
@@ -27,6 +74,12 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     is written, for a folder without a run, an evaluation or training that is none or is of another run, a place
     that cannot be written to; :class:`SlideNotFound` for a folder of slides without any.
     """
+    from wsi_ips.report.cards import Card, line_of, make_card
+    from wsi_ips.report.page import Page, write_page
+    from wsi_ips.report.pictures import plots_of, share_of_a_slide, training_plots
+    from wsi_ips.report.stored_run import read_training
+    from wsi_ips.report.summary import summarise
+
     out = job.out or job.run / "report.html"
     _check_place(out)
     run = _run_of(job.run)
@@ -77,15 +130,20 @@ def _check_place(out: Path) -> None:
         raise ResultsError(out, f"cannot be written ({above} is no folder)", mend)
 
 
-def _run_of(root: Path) -> StoredRun:
+def _run_of(root: Path) -> "StoredRun":
+    from wsi_ips.inference.run_folder import RunFolder, tasks_of_run
+    from wsi_ips.report.stored_run import read_run
+
     if not root.is_dir():
         raise ResultsError(root, "no such folder", "name the folder that wsi-ips predict wrote")
     folder = RunFolder(root)
     return read_run(folder, tasks_of_run(folder))
 
 
-def _evaluation(job: ReportJob, run: StoredRun) -> tuple[StoredEvaluation | None, list[str]]:
+def _evaluation(job: ReportJob, run: "StoredRun") -> "tuple[StoredEvaluation | None, list[str]]":
     """The evaluation that was named; or the one in the run's folder, unless it is out of date."""
+    from wsi_ips.report.stored_run import read_evaluation
+
     if job.evaluation is not None:
         found = read_evaluation(job.evaluation, run)
     else:
@@ -101,7 +159,7 @@ def _evaluation(job: ReportJob, run: StoredRun) -> tuple[StoredEvaluation | None
     return found, [f"{found.folder} holds no plots: evaluate again where matplotlib is installed."]
 
 
-def _notes(run: StoredRun, lines: Sequence[Line], share: int, *, without_slides: bool) -> list[str]:
+def _notes(run: "StoredRun", lines: "Sequence[Line]", share: int, *, without_slides: bool) -> list[str]:
     notes = list(run.notes)
     if run.of_features and without_slides:
         notes.append("Stored features were labelled: there are no pictures of slides (--slides names them).")

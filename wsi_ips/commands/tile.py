@@ -5,20 +5,80 @@ from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from wsi_ips.commands.inputs import given_mpp, slides_by_id
-from wsi_ips.commands.outcome import Outcome
-from wsi_ips.commands.shared_out import shared_out
-from wsi_ips.commands.slide_rows import SlideRows
-from wsi_ips.commands.tile_slide import SlideToTile, TiledSlide, forget_stale, tile_one
+import typer
+from pydantic import PositiveInt
+
+from wsi_ips.commands.options import Layout, MppCsv, Out, Outcome, Recipe, Set, SlideMppOption, Slides, start
+from wsi_ips.commands.recipe import Job
+from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
+from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ProcessDied, one_line
-from wsi_ips.inference.in_hand import Died, SlidesInHand
 from wsi_ips.progress import Progress
-from wsi_ips.recipe import TileJob
-from wsi_ips.storage.held_folder import held
+from wsi_ips.units import mpp_of_magnification
+
+if TYPE_CHECKING:
+    from wsi_ips.inference.in_hand import SlidesInHand
+    from wsi_ips.tiling.stored_tiling import SlideToTile, TiledSlide, TilingFolder
 
 TABLE = "tiles.csv"
 COLUMNS = ("n_patches", "status", "error", "note")
+
+
+class TileJob(Resolution, Job):
+    """Find tissue and write coordinates; no model."""
+
+    command: Literal["tile"] = "tile"
+    slides: SlidesOfJob
+    out: Path
+    layout: Literal["clam", "trident"] = "clam"
+    contours: Path | None = None
+    """Folder of ``<slide_id>.geojson`` (TRIDENT's): tissue as outlined there; none: by our own segmentation."""
+    mask_preview: bool = False
+    """Write ``previews/<slide_id>.jpg`` as well: the slide with its tissue, contours and patches drawn."""
+    workers: PositiveInt = 1
+    """Processes that tile a slide each; 1: this process does it. No result depends on it."""
+    tiling: TilingConfig = TilingConfig()
+
+
+def command(
+    slides: Slides,
+    out: Out,
+    patch_px: Annotated[int | None, typer.Option(help="Side of a patch in pixels.")] = None,
+    patch_mpp: Annotated[float | None, typer.Option(help="µm per pixel of a patch.")] = None,
+    mag: Annotated[float | None, typer.Option(help='Same as --patch-mpp: 20 ("20x") is 0.5 µm.')] = None,
+    overlap_px: Annotated[int | None, typer.Option(help="Pixels that neighbours share.")] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="Share of a patch that is tissue.")] = None,
+    layout: Layout = None,
+    contours: Annotated[
+        Path | None, typer.Option(help="Folder of SLIDE_ID.geojson (TRIDENT): tissue as outlined there.")
+    ] = None,
+    mask_preview: Annotated[
+        bool | None,
+        typer.Option(
+            "--mask-preview", help="Draw each slide's tissue and patches: OUT/previews/SLIDE_ID.jpg."
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that tile a slide each (default 1).")] = None,
+    slide_mpp: SlideMppOption = None,
+    mpp_csv: MppCsv = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+) -> None:
+    """Find tissue and write patch coordinates (HDF5) and contours (GeoJSON); no model."""
+    if mag is not None:
+        patch_mpp = mpp_of_magnification(mag)
+    tiling = {
+        "patch_px": patch_px,
+        "patch_mpp": patch_mpp,
+        "overlap_px": overlap_px,
+        "min_tissue": min_tissue,
+    }
+    flags = {"slides": slides, "out": out, "layout": layout, "contours": contours,
+             "mask_preview": mask_preview, "workers": workers, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv}  # fmt: skip
+    start("tile", flags, recipe=recipe, overrides=set_, sections={"tiling": tiling})
 
 
 def tile(job: TileJob, progress: Progress) -> Outcome:
@@ -30,13 +90,21 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     becomes a row, whatever it raised; a slide given by itself raises. Raises :class:`ResultsError` while another
     process writes into the folder.
     """
+    from wsi_ips.heatmaps.tissue_preview import write_preview
+    from wsi_ips.inference.in_hand import SlidesInHand
+    from wsi_ips.tiling.stored_tiling import SlideToTile, TilingFolder
+
     if job.contours is not None and not job.contours.is_dir():
         raise ConfigError(f"--contours {job.contours}: no such folder")
     locations = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, locations)
     slides = [SlideToTile(slide_id, path, slide_mpp(slide_id)) for slide_id, path in locations.items()]
+    folder = TilingFolder(
+        job.out, job.tiling, job.layout, contours=job.contours,
+        preview=write_preview if job.mask_preview else None, alone=job.slides,
+    )  # fmt: skip
     with _held(job.out), SlidesInHand(job.out) as in_hand:
-        tiled = _tile_all(job, slides, in_hand, progress)
+        tiled = _tile_all(folder, slides, in_hand, progress, workers=job.workers)
     failures = [tiled[slide_id].error for slide_id in locations if tiled[slide_id].error]
     kept = sum(done.was_there for done in tiled.values())
     details = [f"{kept} slides were tiled already, from the same files and settings"] if kept else []
@@ -46,20 +114,31 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
 
 
 def _held(out: Path) -> AbstractContextManager[None]:
+    from wsi_ips.storage.held_folder import held
+
     below = (out / "patches", out / "contours_geojson", out / "previews")
     return held(out, below=below, undo=(out / TABLE,), results="patches/*.h5")
 
 
 def _tile_all(
-    job: TileJob, slides: Sequence[SlideToTile], in_hand: SlidesInHand, progress: Progress
-) -> dict[str, TiledSlide]:
+    folder: "TilingFolder",
+    slides: Sequence["SlideToTile"],
+    in_hand: "SlidesInHand",
+    progress: Progress,
+    *,
+    workers: int,
+) -> dict[str, "TiledSlide"]:
     """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone."""
+    from wsi_ips.inference.slide_rows import SlideRows
+
     tiled: dict[str, TiledSlide] = {}
-    table = SlideRows(job.out / TABLE, COLUMNS, [slide.slide_id for slide in slides])
+    table = SlideRows(folder.root / TABLE, COLUMNS, [slide.slide_id for slide in slides])
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
     with progress("Tiling", total=len(slides)) as advance:
-        for slide, done in chain(_tiled(job, others, in_hand), _tiled_alone(job, suspects, in_hand)):
-            if done.raised is not None and slide.path == job.slides:
+        for slide, done in chain(
+            _tiled(folder, others, in_hand, workers=workers), _tiled_alone(folder, suspects, in_hand)
+        ):
+            if done.raised is not None and slide.path == folder.alone:
                 raise done.raised
             tiled[slide.slide_id] = done
             status = "failed" if done.error else "ok"
@@ -69,34 +148,42 @@ def _tile_all(
 
 
 def _tiled(
-    job: TileJob, slides: Sequence[SlideToTile], in_hand: SlidesInHand
-) -> Iterator[tuple[SlideToTile, TiledSlide]]:
+    folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand", *, workers: int
+) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
     """Each slide with what became of it, in the order in which they are done."""
-    workers = min(job.workers, len(slides))
+    from wsi_ips.inference.in_hand import Died
+    from wsi_ips.inference.shared_out import shared_out
+    from wsi_ips.tiling.stored_tiling import tile_one
+
+    workers = min(workers, len(slides))
     if workers <= 1:
         for slide in slides:
-            done = tile_one(job, slide, begin=in_hand.begin)
+            done = tile_one(folder, slide, begin=in_hand.begin)
             in_hand.end(slide.slide_id)
             yield slide, done
         return
-    for slide, result in shared_out(partial(tile_one, job), slides, workers=workers):
+    for slide, result in shared_out(partial(tile_one, folder), slides, workers=workers):
         if isinstance(result, Died):
-            yield slide, _killed(job, slide, in_hand.killed(slide.slide_id, slide.path, result))
+            yield slide, _killed(folder, slide, in_hand.killed(slide.slide_id, slide.path, result))
         else:
             yield slide, result
 
 
 def _tiled_alone(
-    job: TileJob, slides: Sequence[SlideToTile], in_hand: SlidesInHand
-) -> Iterator[tuple[SlideToTile, TiledSlide]]:
+    folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand"
+) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
     """The same, each in a process of its own."""
+    from wsi_ips.tiling.stored_tiling import tile_one
+
     for slide in slides:
         try:
-            yield slide, in_hand.alone(slide.slide_id, slide.path, partial(tile_one, job), slide)
+            yield slide, in_hand.alone(slide.slide_id, slide.path, partial(tile_one, folder), slide)
         except ProcessDied as error:
-            yield slide, _killed(job, slide, error)
+            yield slide, _killed(folder, slide, error)
 
 
-def _killed(job: TileJob, slide: SlideToTile, error: ProcessDied) -> TiledSlide:
-    forget_stale(job, slide)
+def _killed(folder: "TilingFolder", slide: "SlideToTile", error: ProcessDied) -> "TiledSlide":
+    from wsi_ips.tiling.stored_tiling import TiledSlide, forget_stale
+
+    forget_stale(folder, slide)
     return TiledSlide.failed(slide, str(error), error)

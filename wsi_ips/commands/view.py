@@ -1,12 +1,54 @@
-"""``view``: a run in the browser, until the user ends it; no model."""
+"""``view``: a run in the browser, until the user ends it; no model. It is the one command that stays."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
-from wsi_ips.commands.inputs import slides_by_id
-from wsi_ips.commands.outcome import Outcome
+import typer
+
+from wsi_ips.commands.options import OpenUrls, Outcome, finish
+from wsi_ips.commands.slides import slides_by_id
 from wsi_ips.errors import ConfigError
-from wsi_ips.storage.location import Location
+from wsi_ips.storage.location import Location, locate
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
+    compare: Annotated[
+        Path | None, typer.Option(help="Another run of the same slides, side by side with it.")
+    ] = None,
+    slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV with the labels; outlines in annotations/ beside it are shown.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder of lesion outlines, SLIDE_ID.xml (ASAP).")
+    ] = None,
+    objects: Annotated[
+        Path | None, typer.Option(help="The folder that detect wrote; default: RUN, if it did so there.")
+    ] = None,
+    open_urls: OpenUrls = None,
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 8080,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let every user of this machine look, with a plain address.")
+    ] = False,
+) -> None:
+    """Browse a run: slides under their attention, in the browser; no model is needed."""
+    outcome = view(
+        run,
+        say=typer.echo,
+        compare=compare,
+        slides=None if slides is None else locate(slides),
+        manifest=manifest,
+        annotations=annotations,
+        objects=objects,
+        host=host,
+        port=port,
+        with_token=not no_token,
+        open_urls=bool(open_urls),
+    )
+    finish(outcome)
 
 
 def view(

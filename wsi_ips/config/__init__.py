@@ -6,6 +6,7 @@ nor torch.
 
 from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
 from wsi_ips.config.encoder_input import TransformConfig
+from wsi_ips.config.heat import HeatOptions
 from wsi_ips.config.model import (
     LETTERS,
     READ_NO_FILE,
@@ -22,7 +23,7 @@ from wsi_ips.config.model import (
     task_queries,
 )
 from wsi_ips.config.pipeline import BatchConfig, FinetuneConfig, PipelineConfig
-from wsi_ips.config.section import LARGEST_OVERLAY_PX, Fraction, Section, fingerprint
+from wsi_ips.config.section import LARGEST_OVERLAY_PX, Fraction, Section, settings_fingerprint
 from wsi_ips.config.slides import (
     StreamingConfig,
     TilingConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "EncoderConfig",
     "FinetuneConfig",
     "Fraction",
+    "HeatOptions",
     "ModelConfig",
     "Monitor",
     "NamedSpecification",
@@ -64,7 +66,7 @@ __all__ = [
     "TrainingConfig",
     "TransformConfig",
     "UpsamplingConfig",
-    "fingerprint",
     "read_specification_table",
+    "settings_fingerprint",
     "task_queries",
 ]

@@ -34,6 +34,7 @@ from wsi_ips.config.encoder_input import Side, TransformConfig
 from wsi_ips.config.section import Fraction, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.registry import check_known
 
 MOST_ENTRIES = 1000
 """Most entries of a list in a specification."""
@@ -173,15 +174,20 @@ class CoarseConfig(Section):
     """Cascade: epochs in which everything is let through, while the scorer learns what to look for."""
 
 
+OUR_SELECTORS = ("ips", "attention_sampling", "cascade", "all")
+"""The selectors that come with wsi_ips. Other packages add theirs under the entry point group
+``wsi_ips.selectors``."""
+
+
 class SelectionConfig(Section):
     """Which patches the label of a slide is read from."""
 
-    selector: Literal["ips", "attention_sampling", "cascade", "all"] = "ips"
+    selector: str = "ips"
     """``ips``: iterative patch selection over all patches (Bergner et al. 2023, section 3).
     ``attention_sampling``: patches are drawn from the attention of a coarse scorer. ``cascade``: IPS over the
     share of the tissue that a coarse scorer lets through. ``all``: every patch is read. An aggregator without a
     score for single patches needs ``all``, and it suits stored features. Memory grows with the slide, in
-    training up to ``training.most_patches``.
+    training up to ``training.most_patches``. Or the name of a selector of another package.
     """
     rule: Literal["buffer", "global"] = "buffer"
     """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the order of the
@@ -213,6 +219,21 @@ class SelectionConfig(Section):
                 values[name] = values.pop(letter)
         return values
 
+    @field_validator("selector")
+    @classmethod
+    def _selector_is_known(cls, name: str) -> str:
+        return check_known("selector", name, OUR_SELECTORS, group="wsi_ips.selectors")
+
+    @property
+    def is_coarse_to_fine(self) -> bool:
+        """Whether the whole slide is looked at from afar first (``attention_sampling`` and ``cascade``)."""
+        return self.selector in ("attention_sampling", "cascade")
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the selector is another package's."""
+        return self.selector not in OUR_SELECTORS
+
     @property
     def reads_images(self) -> bool:
         """Whether attention sampling sees whole images, as published, with one of the published networks."""
@@ -222,8 +243,8 @@ class SelectionConfig(Section):
     def way(self) -> str:
         """The name under which the registries know how a bag is read and learned from.
 
-        It is ``ips``, ``attention_sampling``, ``cascade``, ``all``, or ``image_attention`` for
-        :attr:`reads_images`.
+        It is ``ips``, ``attention_sampling``, ``cascade``, ``all``, the name of a selector of another package,
+        or ``image_attention`` for :attr:`reads_images`.
         """
         return "image_attention" if self.reads_images else self.selector
 

@@ -19,6 +19,8 @@ HEAD_START_EPOCHS = 40
 """Epochs of the head start if they are not given."""
 ALL_PATCHES_FIRST = 0.4
 """Share of the epochs that read all patches, if it is not given and the encoder does not learn."""
+GENTLE_LR = 3e-5
+"""Of an encoder behind a head that has learned on its features already."""
 
 
 class PipelineConfig(Section):
@@ -36,7 +38,7 @@ class PipelineConfig(Section):
                 "attention sampling reads the mean of the patches that it draws: leave model.aggregator out, or "
                 "take selection.selector: ips"
             )
-        if selection.selector in ("ips", "all"):
+        if not selection.is_coarse_to_fine:
             return self
         if self.model.encoder.name == "features":
             raise ValueError(
@@ -147,6 +149,14 @@ class FinetuneConfig(PipelineConfig):
         return self
 
     @model_validator(mode="after")
+    def _patience_waits_for_something(self) -> Self:
+        if self.training.patience is not None and self.training.monitor == "last":
+            raise ValueError(
+                "training.patience waits for a better epoch, and with training.monitor: last every one is"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _restarts_are_cheap(self) -> Self:
         on_features = self.model.encoder.name == "features"
         if self.training.restarts > 1 and not on_features and not self.head_start_epochs:
@@ -166,6 +176,15 @@ class FinetuneConfig(PipelineConfig):
             return asked
         begins = encoder.weights != "none" and self.training.start is None
         return HEAD_START_EPOCHS if begins and self.model.attention.block == "direct" else 0
+
+    @property
+    def encoder_lr(self) -> float:
+        """Peak learning rate of the encoder, as ``training.encoder_lr`` says where it is given."""
+        training = self.training
+        if training.encoder_lr is not None:
+            return training.encoder_lr
+        knows_something = bool(self.head_start_epochs) or training.start is not None
+        return min(training.lr, GENTLE_LR) if knows_something else training.lr
 
     @property
     def all_patches_epochs(self) -> int:

@@ -23,12 +23,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def fingerprint(config: Section) -> str:
-    """A cache key over every field of a section, so that a new field cannot be forgotten."""
-    return sha256(config.model_dump_json().encode()).hexdigest()[:12]
-
-
 S = TypeVar("S", bound=Section)
+
+
+def settings_fingerprint(config: Section) -> str:
+    """Cache key over every field, so that a new field cannot be forgotten."""
+    return sha256(config.model_dump_json().encode()).hexdigest()[:12]
 
 
 def read_described(path: Path, section: type[S], *, what: str) -> S:

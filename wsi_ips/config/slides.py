@@ -15,18 +15,23 @@ from pydantic import (
     BeforeValidator,
     Field,
     FiniteFloat,
+    JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     StrictStr,
     ValidationInfo,
+    field_validator,
+    model_serializer,
     model_validator,
 )
 
 from wsi_ips.config.model import READ_NO_FILE
 from wsi_ips.config.section import Fraction, Section, read_described
 from wsi_ips.errors import ConfigError
+from wsi_ips.registry import check_known
 
 DESCRIPTIONS = (".json", ".yaml", ".yml")
 """Suffixes of the description of a segmenter."""
@@ -34,6 +39,11 @@ Three = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 """A number for each of red, green and blue."""
 ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 """A positive number for each of red, green and blue."""
+OUR_SEGMENTERS = ("rules", "bright_field", "dark_field", "model")
+"""The tissue segmenters that come with wsi_ips. Other packages add theirs under the entry point group
+``wsi_ips.segmenters``."""
+LATER_TISSUE_FIELDS = ("method", "options")
+"""Written only where they are set, so that stored settings of earlier versions keep their fingerprints."""
 
 
 class TissueModelDescription(Section):
@@ -133,6 +143,38 @@ class TissueConfig(Section):
     """A segmenter of the user instead of the built-in rules: FILE (TorchScript or ONNX), with its description
     beside it in FILE.json, FILE.yaml or the same name with another suffix. See :class:`TissueModelConfig`.
     """
+    method: str | None = None
+    """What finds the tissue. ``rules``: bright-field or dark-field, as the slide's own brightness says;
+    ``bright_field``, ``dark_field``: the one or the other whatever the brightness; ``model``: the segmenter that
+    ``model`` names; or the name of another package's segmenter. none: ``model`` where there is one, else
+    ``rules``."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Settings of another package's segmenter, which checks them itself."""
+
+    @property
+    def segmenter(self) -> str:
+        """The name under which the registry of segmenters knows what finds the tissue."""
+        return self.method or ("rules" if self.model is None else "model")
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_known(cls, name: str | None) -> str | None:
+        return name and check_known("tissue segmenter", name, OUR_SEGMENTERS, group="wsi_ips.segmenters")
+
+    @model_validator(mode="after")
+    def _settings_are_the_method_s(self) -> Self:
+        if self.method == "model" and self.model is None:
+            raise ValueError("method: model needs a model: set model to its file")
+        if self.method in OUR_SEGMENTERS and self.method != "model" and self.model is not None:
+            raise ValueError(f"method: {self.method} does not use model: leave one of them out")
+        if self.options and self.segmenter in OUR_SEGMENTERS:
+            raise ValueError(f"options are another package's segmenter's; {self.segmenter} has none")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        return {name: value for name, value in dumped.items() if value or name not in LATER_TISSUE_FIELDS}
 
 
 class TilingConfig(Section):

@@ -23,7 +23,9 @@ ClassWeights = Literal["none", "balanced"] | dict[str, dict[str, PositiveFloat]]
 """``balanced``: rare classes weigh as much as frequent ones, by the training labels. Or ``{task: {class:
 weight}}``, where classes that are left out weigh 1.
 """
-Monitor = Literal["loss", "auc", "c_index", "kappa"]
+
+
+Monitor = Literal["loss", "refined_loss", "auc", "c_index", "kappa", "last"]
 """What the best epoch is chosen by."""
 
 
@@ -61,6 +63,11 @@ class HeadStartConfig(Section):
     lr: PositiveFloat = 3e-4
     weight_decay: NonNegativeFloat = 0.01
     slides_per_step: PositiveInt = 1
+    views: Annotated[PositiveInt, Field(le=64)] = 4
+    """Looks of every training patch that features are made of: the patch itself, and the others flipped, turned
+    and coloured as ``training.flips`` and ``training.augment`` say. Each time that a slide is learned from, one of
+    them is drawn for every patch. Costs so many passes over the training slides, and so much room; 1: the patches
+    themselves alone."""
     keep_features: bool = False
     """Leave the features (float16) in the folder of the run. Otherwise they are deleted after the head start."""
 
@@ -94,7 +101,10 @@ class TrainingConfig(Section):
     """
     lr: PositiveFloat = 3e-4
     encoder_lr: PositiveFloat | None = None
-    """Peak learning rate of the encoder. None: the same as ``lr``."""
+    """Peak learning rate of the encoder. None: after a head start or from a checkpoint (``start``) it is 3e-5,
+    or ``lr`` if that is lower, because larger steps undo what the head has learned; otherwise the same as
+    ``lr``.
+    """
     coarse_lr: PositiveFloat | None = None
     """Peak learning rate of the coarse scorer, which learns from scratch even where the rest is gently
     fine-tuned. None: the same as ``lr``.
@@ -132,9 +142,14 @@ class TrainingConfig(Section):
     """Checkpoint to begin from: all of its weights, or, if it reads stored features, all but those of the
     encoder. None: the encoder's own weights, and the rest at random.
     """
-    monitor: Monitor = "loss"
-    """What makes an epoch the best: the lowest validation loss, or the highest mean over the tasks of ``auc``,
-    of Harrell's ``c_index`` (survival tasks) or of the quadratic ``kappa`` (ordinal tasks).
+    monitor: Monitor = "refined_loss"
+    """What makes an epoch the best. ``loss``: the lowest validation loss. ``refined_loss``: the lowest
+    validation loss at the best temperature (Berta et al. 2025), which does not count against a network that it
+    has become too sure of itself; ``wsi-ips calibrate`` corrects that afterwards. If a task has no classes, it
+    is the loss. ``auc``: the highest mean AUC over the tasks, which is coarse with few validation slides.
+    ``last``: the last epoch, because a few dozen validation slides say less than epochs differ. ``c_index``: the
+    highest mean of Harrell's C-index over the survival tasks. ``kappa``: that of the quadratic kappa over the
+    ordinal tasks. A head start keeps its last epoch.
     """
     save_minutes: NonNegativeFloat = 5.0
     """Minutes between two saves of the state that a killed run resumes from. 0: after every step."""

@@ -1,20 +1,18 @@
-"""What a drawn outline encloses when it crosses itself: every place that it winds around, as ASAP fills it.
+"""Outlines of lesions as ASAP XML, the format of CAMELYON's annotations.
 
-Winding number and not even-odd: an outline that goes around a place twice encloses it, where even-odd
-(``shapely.make_valid``) would leave a hole; the two lobes of a figure eight are both inside.
+Start with :func:`read_asap`, :func:`lesion_area` or :func:`write_asap`.
 
-Lesion outlines as ASAP XML, the format of CAMELYON's annotations.
+The format is that of ASAP's XmlRepository; groups are those of the README files of CAMELYON16 and 17. An outline
+that crosses itself encloses every place that it winds around, as ASAP fills it (:func:`enclosed`): an outline that
+goes around a place twice encloses it, where the even-odd rule (``shapely.make_valid``) would leave a hole, and
+both lobes of a figure eight are inside.
 
-Format: ASAP's XmlRepository; groups as in the README files of CAMELYON16 and 17.
-
-Whether one slide goes by two ids: by its place in the file system, and by its contents.
+Shape suffixes: N points of an outline, P other points.
 """
 
-import filecmp
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -30,72 +28,28 @@ from numpy.typing import NDArray
 from shapely import LinearRing, MultiPolygon, Polygon
 
 from wsi_ips.errors import AnnotationError
-from wsi_ips.storage.files import whole_file
-from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.storage.files import check_size, whole_file
 from wsi_ips.tiling.contours import crosses_too_often
 from wsi_ips.units import LARGEST_COORDINATE, Size
 
 _PAIRS_AT_ONCE = 4_000_000
-"""Points times edges whose sides are compared at once: some hundred megabytes."""
-
+"""Points times edges that are compared at once: some hundred megabytes."""
 
 MOST_CROSSINGS = 10_000
-"""Real lesions meet themselves up to fifty times; a scribble of a thousand random points would take minutes."""
+"""How often an outline may cross itself.
 
-
-def enclosed(outline: LinearRing) -> MultiPolygon:
-    """The area whose winding number is not zero, valid; empty for an outline without area.
-
-    Each part is connected, and holes are those places that the outline runs around without winding around.
-    Raises ``ValueError`` for an outline that crosses itself more than ``MOST_CROSSINGS`` times.
-    """
-    simple = Polygon(outline)
-    if simple.is_valid:
-        return MultiPolygon([simple] if simple.area > 0 else [])
-    if crosses_too_often([np.asarray(outline.coords)], most=MOST_CROSSINGS):
-        raise ValueError(f"crosses itself more than {MOST_CROSSINGS} times")
-    # The union of the line with itself cuts it where it crosses itself, and drops what is drawn twice.
-    pieces = shapely.union_all([shapely.LineString(outline.coords)])
-    parts = shapely.get_parts(shapely.polygonize(shapely.get_parts(pieces)))
-    parts = parts[shapely.area(parts) > 0]
-    if not len(parts):
-        return MultiPolygon()
-    inside = winding_numbers(
-        shapely.get_coordinates(shapely.point_on_surface(parts)), np.asarray(outline.coords)
-    )
-    return polygons_of(shapely.union_all(parts[inside != 0]))
-
-
-def polygons_of(area: shapely.Geometry) -> MultiPolygon:
-    """The polygons in any geometry; lines and points, which have no area, are left out."""
-    parts = shapely.get_parts(shapely.get_parts(area))  # twice: a collection may hold multipolygons
-    return MultiPolygon([part for part in parts if isinstance(part, Polygon) and part.area > 0])
-
-
-def winding_numbers(points_P2: NDArray[np.float64], ring_N2: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How often a closed ring (first point repeated at the end) winds around each point, (P,).
-
-    Upward edges with the point on their left count 1, downward edges with it on their right -1 (Sunday 2001); an
-    edge owns its upper end only.
-    """
-    (x0, y0), (x1, y1) = ring_N2[:-1].T, ring_N2[1:].T
-    winding = np.zeros(len(points_P2), np.int64)
-    at_once = max(1, _PAIRS_AT_ONCE // len(x0))
-    for start in range(0, len(points_P2), at_once):
-        x, y = points_P2[start : start + at_once].T[..., None]
-        side = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
-        up = (y0 <= y) & (y1 > y) & (side > 0)
-        down = (y0 > y) & (y1 <= y) & (side < 0)
-        winding[start : start + at_once] = up.sum(axis=1) - down.sum(axis=1)
-    return winding
-
+Lesions do so up to fifty times; a scribble of a thousand points takes minutes.
+"""
 
 LARGEST_BYTES = 64_000_000
-"""Parsed it takes some ten times that; CAMELYON's largest are a tenth of it."""
+"""The largest file that is read. Parsing takes some ten times as much; CAMELYON's largest are a tenth of it."""
+
 OVERHANG = 0.02
 """Share of a slide's side by which an outline may stick out: hands slip over the edge, and scans were cropped."""
 
 Kind = Literal["tumor", "hole"]
+"""Whether an outline is tumour, or cut out of it."""
+
 GROUPS: Mapping[str, Kind] = MappingProxyType(
     {
         "_0": "tumor",
@@ -111,14 +65,17 @@ GROUPS: Mapping[str, Kind] = MappingProxyType(
 """What an outline of a group is: names of CAMELYON16, of CAMELYON17, and of other pipelines' CAMELYON16."""
 
 OUTLINES = ("Polygon", "Spline", "Rectangle")
+"""Types of annotations that have an area."""
+
 WITHOUT_AREA = ("Dot", "PointSet", "Measurement", "None")
+"""Types of annotations that have no area."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """An outline in level-0 pixels, and whether it is tumour or cut out of it.
+    """An outline in level-0 pixels that is tumour or cut out of it.
 
-    ``outline`` is as drawn and may cross itself; ``area`` is what it encloses by ASAP's rule.
+    ``outline`` is as it was drawn and may cross itself; ``area`` is what it encloses by ASAP's rule.
     """
 
     name: str
@@ -129,13 +86,15 @@ class Region:
 
 
 def read_asap(path: Path, *, groups: Mapping[str, Kind] = GROUPS) -> list[Region]:
-    """The outlines in document order; dots, point sets and rulers have no area and are left out.
+    """Read the outlines of a file in document order; dots, point sets and rulers have no area and are left out.
 
-    As ASAP reads it: points are placed by their ``Order``, outlines are closed, the root element may be absent,
-    and a group has to be defined in the file. A group that ``groups`` does not name counts as its parent.
-    Raises :class:`AnnotationError` for a missing or oversized file, broken or hostile XML, XML that is not
-    ASAP's, an undefined group or one that is neither tumour nor hole, coordinates that are no numbers,
-    a scribble.
+    The file is read as ASAP reads it: points are ordered by their ``Order``, outlines are closed, the root element
+    may be missing, and a group has to be defined in the file. A group that ``groups`` does not name counts as its
+    parent.
+
+    Raises :class:`AnnotationError` for a file that is missing or too large, broken or hostile XML, XML that is not
+    ASAP's, a group that is undefined or neither tumour nor hole, coordinates that are no numbers, and an outline
+    that crosses itself too often.
     """
     root = _parse(path)
     annotations = root.find("Annotations")
@@ -150,25 +109,30 @@ def read_asap(path: Path, *, groups: Mapping[str, Kind] = GROUPS) -> list[Region
     return regions
 
 
-def area_of(regions: Sequence[Region]) -> MultiPolygon:
-    """Tumour minus what is cut out of it, in level-0 pixels: a polygon per connected lesion."""
-    tumor = shapely.union_all([region.area for region in regions if region.kind == "tumor"])
-    holes = shapely.union_all([region.area for region in regions if region.kind == "hole"])
-    return polygons_of(tumor.difference(holes))
-
-
 def lesion_area(path: Path, *, l0_size: Size | None = None) -> MultiPolygon:
-    """:func:`area_of` a file; with ``l0_size``, :func:`check_inside` too. Raises as :func:`read_asap`."""
+    """The area of tumour in a file of outlines, in level-0 pixels: one polygon per connected lesion.
+
+    With ``l0_size``, outlines outside the slide are refused (:func:`check_inside`). Raises
+    :class:`AnnotationError` for a file that :func:`read_asap` refuses, and for such outlines.
+    """
     regions = read_asap(path)
     if l0_size is not None:
         check_inside(path, regions, l0_size)
     return area_of(regions)
 
 
-def check_inside(path: Path, regions: Sequence[Region], l0_size: Size) -> None:
-    """Raise :class:`AnnotationError` for an outline that lies outside its slide: it is another slide's.
+def area_of(regions: Sequence[Region]) -> MultiPolygon:
+    """Tumour minus what is cut out of it, in level-0 pixels: one polygon per connected lesion."""
+    tumor = shapely.union_all([region.area for region in regions if region.kind == "tumor"])
+    holes = shapely.union_all([region.area for region in regions if region.kind == "hole"])
+    return polygons_of(tumor.difference(holes))
 
-    Sticking out by 2 % of the slide's width or height (``OVERHANG``) is let pass, being wholly outside is not.
+
+def check_inside(path: Path, regions: Sequence[Region], l0_size: Size) -> None:
+    """Raise :class:`AnnotationError` for an outline outside its slide, for it is another slide's.
+
+    ``l0_size`` is the slide's (width, height). Sticking out by 2 % of the width or height (``OVERHANG``) is
+    allowed, lying completely outside is not.
     """
     width, height = l0_size
     for region in regions:
@@ -180,12 +144,15 @@ def check_inside(path: Path, regions: Sequence[Region], l0_size: Size) -> None:
                 path,
                 f"annotation {region.name!r} spans ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), "
                 f"outside its slide of {width}x{height} px",
-                "is it another slide's, or drawn on another level?",
+                "give this slide's annotation, in level-0 pixels",
             )
 
 
 def write_asap(path: Path, polygons: Sequence[Polygon]) -> None:
-    """Outer rings as group ``_0``, holes as group ``_2`` (CAMELYON16's names), level-0 pixels."""
+    """Write polygons in level-0 pixels as ASAP XML.
+
+    Outer rings are group ``_0``, holes group ``_2`` (CAMELYON16's names).
+    """
     rings = [("_0", polygon.exterior) for polygon in polygons]
     rings += [("_2", hole) for polygon in polygons for hole in polygon.interiors]
     lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "  <Annotations>"]
@@ -208,8 +175,7 @@ def _parse(path: Path) -> Any:
     """The element that has Annotations and AnnotationGroups as children."""
     if not path.is_file():
         raise AnnotationError(path, "no such annotation", "check the path")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+    check_size(path, AnnotationError, most=LARGEST_BYTES, fix="give an ASAP annotation")
     text = path.read_bytes()
     try:
         try:
@@ -233,7 +199,7 @@ def _body(text: bytes) -> bytes:
 
 
 def _parents(path: Path, root: Any) -> dict[str, str]:
-    """{group: the group that it is part of, or "None"}, for every group that the file defines."""
+    """{group: the group that it is part of, or "None"} for every group that the file defines."""
     elements = root.iterfind("AnnotationGroups/Group")
     parents = {element.get("Name", ""): element.get("PartOfGroup", "None") for element in elements}
     for group, parent in parents.items():
@@ -242,6 +208,31 @@ def _parents(path: Path, root: Any) -> dict[str, str]:
                 path, f"group {group!r} is part of {parent!r}, which is not defined", "export it again"
             )
     return parents
+
+
+def _region(
+    path: Path, element: Any, parents: Mapping[str, str], groups: Mapping[str, Kind]
+) -> Region | None:
+    name, group = element.get("Name", ""), element.get("PartOfGroup", "")
+    form = element.get("Type", "")
+    if form not in OUTLINES + WITHOUT_AREA:
+        raise AnnotationError(
+            path, f"annotation {name!r} has the unknown type {form!r}", "export it from ASAP"
+        )
+    if form in WITHOUT_AREA:
+        return None
+    kind = _kind(path, name, group, parents, groups)
+    points_N2 = _points(path, name, element)
+    if len(points_N2) > 1 and (points_N2[0] == points_N2[-1]).all():
+        points_N2 = points_N2[:-1]  # outlines are closed anyway
+    if len(points_N2) < 3:
+        return None
+    outline = LinearRing(points_N2)
+    try:
+        area = enclosed(outline)
+    except ValueError as error:
+        raise AnnotationError(path, f"annotation {name!r} {error}", "draw it again") from None
+    return None if area.is_empty else Region(name, group, kind, outline, area)
 
 
 def _kind(path: Path, name: str, group: str, parents: Mapping[str, str], groups: Mapping[str, Kind]) -> Kind:
@@ -265,33 +256,8 @@ def _kind(path: Path, name: str, group: str, parents: Mapping[str, str], groups:
     return groups[at]
 
 
-def _region(
-    path: Path, element: Any, parents: Mapping[str, str], groups: Mapping[str, Kind]
-) -> Region | None:
-    name, group = element.get("Name", ""), element.get("PartOfGroup", "")
-    form = element.get("Type", "")
-    if form not in OUTLINES + WITHOUT_AREA:
-        raise AnnotationError(
-            path, f"annotation {name!r} has the unknown type {form!r}", "is it an ASAP annotation?"
-        )
-    if form in WITHOUT_AREA:
-        return None
-    kind = _kind(path, name, group, parents, groups)
-    points_N2 = _points(path, name, element)
-    if len(points_N2) > 1 and (points_N2[0] == points_N2[-1]).all():
-        points_N2 = points_N2[:-1]  # outlines are closed anyway
-    if len(points_N2) < 3:
-        return None
-    outline = LinearRing(points_N2)
-    try:
-        area = enclosed(outline)
-    except ValueError as error:
-        raise AnnotationError(path, f"annotation {name!r} {error}", "draw it again") from None
-    return None if area.is_empty else Region(name, group, kind, outline, area)
-
-
 def _points(path: Path, name: str, element: Any) -> NDArray[np.float64]:
-    """(N, 2) in the order of ``Order``; a file that has none at all means the document's."""
+    """Points (N, 2) in the order of their ``Order``, or in document order if the file has none at all."""
     coordinates = element.findall("Coordinates/Coordinate")
     numbered = any(point.get("Order") is not None for point in coordinates)
     try:
@@ -313,25 +279,49 @@ def _points(path: Path, name: str, element: Any) -> NDArray[np.float64]:
     return points_N2
 
 
-def same_slides(slides: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
-    """(id, id, how that is known) of slides that are the same, in the order of ``slides``.
+def enclosed(outline: LinearRing) -> MultiPolygon:
+    """The valid area in which an outline's winding number is not zero; empty for an outline without area.
 
-    Links are followed. Of files of the same length the samples of a fingerprint are compared, and where these are
-    the same, all bytes. Of folders (Zarr, DICOM) the place alone is compared: their files' names and headers say
-    too little.
+    Each part is connected; holes are places that the outline runs around without winding around them. Raises
+    ``ValueError`` for an outline that crosses itself more than ``MOST_CROSSINGS`` times.
     """
-    first_at: dict[Path, str] = {}
-    by_length: dict[int, list[str]] = {}
-    for slide_id, path in slides.items():
-        place = path.resolve()
-        if place in first_at:
-            yield first_at[place], slide_id, f"both are {place}"
-            continue
-        first_at[place] = slide_id
-        if place.is_file() and (length := place.stat().st_size):
-            by_length.setdefault(length, []).append(slide_id)
-    for ids in by_length.values():
-        known = {slide_id: fingerprint([slides[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
-        for one, other in combinations(known, 2):
-            if known[one] == known[other] and filecmp.cmp(slides[one], slides[other], shallow=False):
-                yield one, other, f"{slides[one]} and {slides[other]} have the same contents"
+    simple = Polygon(outline)
+    if simple.is_valid:
+        return MultiPolygon([simple] if simple.area > 0 else [])
+    if crosses_too_often([np.asarray(outline.coords)], most=MOST_CROSSINGS):
+        raise ValueError(f"crosses itself more than {MOST_CROSSINGS} times")
+    # The union of the line with itself cuts it where it crosses itself, and drops what is drawn twice.
+    pieces = shapely.union_all([shapely.LineString(outline.coords)])
+    parts = shapely.get_parts(shapely.polygonize(shapely.get_parts(pieces)))
+    parts = parts[shapely.area(parts) > 0]
+    if not len(parts):
+        return MultiPolygon()
+    inside = winding_numbers(
+        shapely.get_coordinates(shapely.point_on_surface(parts)), np.asarray(outline.coords)
+    )
+    return polygons_of(shapely.union_all(parts[inside != 0]))
+
+
+def polygons_of(area: shapely.Geometry) -> MultiPolygon:
+    """The polygons in any geometry. Lines and points, which have no area, are left out."""
+    parts = shapely.get_parts(shapely.get_parts(area))  # twice: a collection may hold multipolygons
+    return MultiPolygon([part for part in parts if isinstance(part, Polygon) and part.area > 0])
+
+
+def winding_numbers(points_P2: NDArray[np.float64], ring_N2: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How often a closed ring winds around each point, (P,) int64.
+
+    ``points_P2`` and ``ring_N2`` are (x, y); the ring's first point is repeated at its end. Upward edges with the
+    point on their left count 1, downward edges with it on their right -1 (Sunday 2001); only its upper end belongs
+    to an edge.
+    """
+    (x0, y0), (x1, y1) = ring_N2[:-1].T, ring_N2[1:].T
+    winding = np.zeros(len(points_P2), np.int64)
+    at_once = max(1, _PAIRS_AT_ONCE // len(x0))
+    for start in range(0, len(points_P2), at_once):
+        x, y = points_P2[start : start + at_once].T[..., None]
+        side = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
+        up = (y0 <= y) & (y1 > y) & (side > 0)
+        down = (y0 > y) & (y1 <= y) & (side < 0)
+        winding[start : start + at_once] = up.sum(axis=1) - down.sum(axis=1)
+    return winding

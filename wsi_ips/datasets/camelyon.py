@@ -1,30 +1,33 @@
-"""Where CAMELYON16 and 17 keep slides, masks and outlines, in either of the two layouts they are given out in.
+"""CAMELYON16 and CAMELYON17: where their files are, what their label files say, and their manifests.
 
-A, GigaDB and the challenge's own drive: ``training/normal/normal_001.tif``, ``testing/images/test_001.tif``,
-``training/center_0/patient_000_node_0.tif``, ``training/lesion_annotations/tumor_001.xml``.
-B, the open-data bucket ``camelyon-dataset``: ``images/``, ``masks/``, ``annotations/``. The data set's folder may
-itself lie in ``CAMELYON16/`` or ``CAMELYON17/`` below the root. Names are compared without regard to case: older
-releases have ``Tumor_001.tif``.
+Start with :func:`find_camelyon` for the files, :func:`read_reference` and :func:`read_stages` for the labels, and
+:func:`shipped_rows` for the manifests that come with the package.
 
-The label files that come with CAMELYON: ``reference.csv`` of 16, ``stages.csv`` of 17. Believed after checks.
+Files. Both data sets are distributed in two layouts:
 
-Neither is documented to the last string, so a string that is not known is an error and never a guess.
+- GigaDB and the challenge's own drive: ``training/normal/normal_001.tif``, ``testing/images/test_001.tif``,
+  ``training/center_0/patient_000_node_0.tif``, ``training/lesion_annotations/tumor_001.xml``.
+- the open-data bucket ``camelyon-dataset``: ``images/``, ``masks/``, ``annotations/``.
 
-The manifests of CAMELYON16 and 17: which slides there are, their labels, splits and oddities.
+The data set's folder may itself lie in ``CAMELYON16/`` or ``CAMELYON17/`` below the root. Names are compared
+without regard to case, for older releases have ``Tumor_001.tif``.
 
-Facts from the data sets' README files and challenge pages; ``data_manifests/make_manifests.py`` writes the tables.
-Paths are those of the open-data bucket below ``CAMELYON16/`` or ``CAMELYON17/``, which
-:func:`wsi_ips.datasets.camelyon.resolve_slide` also finds in the other layout.
+Labels. ``reference.csv`` of CAMELYON16 and ``stages.csv`` of CAMELYON17 are not documented to the last string, so
+a string that is not known is an error and never a guess.
 
-CAMELYON16: 159 normal and 111 tumour slides for training, 129 for testing. ``normal_086`` is ``tumor_111`` now
-and ``test_049``, a duplicate, is gone. Patients were not published, so a slide is its own case. Validation: the 54
-training slides that PatchCamelyon set aside.
+Manifests. Facts are from the data sets' README files and challenge pages; ``data_manifests/make_manifests.py``
+writes the tables. Paths are those of the open-data bucket below ``CAMELYON16/`` or ``CAMELYON17/``, which
+:func:`resolve_slide` also finds in the other layout.
 
-CAMELYON17: the 100 training patients, five slides each; labels of the 100 test patients were never published, so
-they are in no table and no split is called test. Validation: four of each centre's twenty patients, spread over
-the pN stages: a centre's patients are sorted by stage, then number, and of every five the first is taken in centre
-0, the second in centre 1, and so on (always the same place would leave out the rarest stage). Patients are
-mixtures of real ones, so a split by patient is the best there is and no proof that no person is on both sides.
+- CAMELYON16: 159 normal and 111 tumour slides for training, 129 for testing. ``normal_086`` is now ``tumor_111``,
+  and ``test_049``, a duplicate, has been removed. Patients were not published, so each slide is a case of its own.
+  Validation: the 54 training slides that PatchCamelyon set aside.
+- CAMELYON17: the 100 training patients with five slides each. Labels of the 100 test patients were never
+  published, so they are in no table and no split is called test. Validation: four of each centre's twenty
+  patients, spread over the pN stages: a centre's patients are sorted by stage, then number, and of every five the
+  first is taken in centre 0, the second in centre 1, and so on (always taking the same place would leave out the
+  rarest stage). Patients are mixtures of real ones, so that a split by patient is the best there is, but no proof
+  that no person is on both sides.
 """
 
 import csv
@@ -36,7 +39,7 @@ from functools import cached_property
 from pathlib import Path
 
 from wsi_ips.errors import DatasetError, ManifestError
-from wsi_ips.storage.files import check_table_size, whole_file
+from wsi_ips.storage.files import check_size, check_table_size, whole_file
 from wsi_ips.storage.location import is_there
 
 # Each part of a path is a pattern of a folder's name in lower case; an earlier folder wins.
@@ -59,37 +62,110 @@ _SETS = ("", "camelyon16", "camelyon17")
 _SLIDE_NAME = r"((?:normal|tumor|test)_\d{3}|patient_\d{3}_node_\d)"
 
 FIRST_NAMES = {"tumor_111": "normal_086"}
-"""Slides that had another name in the first release (README of CAMELYON16): same pixels, corrected label."""
+"""Slides that had another name in the first release (README of CAMELYON16): the same pixels with a corrected
+label.
+"""
+
+LARGEST_BYTES = 10_000_000
+"""The largest label file that is read."""
+
+NODES_PER_PATIENT = 5
+"""Slides per patient of CAMELYON17."""
+
+PATIENTS_PER_CENTER = 20
+"""Training patients per centre of CAMELYON17."""
+
+TRAINING_PATIENTS = 100
+"""Training patients of CAMELYON17; patients are numbered from 0."""
+
+NODE_CLASSES = ("negative", "itc", "micro", "macro")
+"""Classes of a slide by its largest metastasis: none; below 0.2 mm and 200 cells; below 2 mm; larger."""
+
+STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
+"""pN stages in the challenge's order: the weights of its kappa are squared distances in this order."""
+
+_SLIDE_CLASSES = {"normal": "normal", "negative": "normal"} | dict.fromkeys(
+    ("tumor", "itc", "micro", "macro"), "tumor"
+)
+
+Row = Mapping[str, str]
+"""A line of a manifest: its cells by column."""
+
+NAMES = ("camelyon16", "camelyon17")
+"""The manifests that come with the package."""
+
+# fmt: off
+_TEST_TUMOR = (
+    1, 2, 4, 8, 10, 11, 13, 16, 21, 26, 27, 29, 30, 33, 38, 40, 46, 48, 51, 52, 61, 64, 65, 66, 68, 69, 71,
+    73, 74, 75, 79, 82, 84, 90, 92, 94, 97, 99, 102, 104, 105, 108, 110, 113, 114, 116, 117, 121, 122,
+)
+_VAL_NORMAL = (
+    10, 13, 16, 17, 19, 20, 25, 30, 31, 32, 52, 56, 57, 67, 76, 79, 85, 95, 98, 99, 101, 102, 105, 106, 109, 129,
+    132, 137, 142, 143, 148, 152,
+)
+_VAL_TUMOR = (1, 5, 11, 12, 13, 19, 31, 37, 43, 46, 57, 65, 69, 71, 73, 79, 80, 81, 82, 85, 97, 109)
+_PARTLY_ANNOTATED = (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
+
+# fmt: on
+_NOTES = {
+    "normal_027": "little tissue: a tissue threshold can lose it",
+    "normal_045": "little tissue: a tissue threshold can lose it",
+    "normal_144": "black (0) background in places: some pipelines skip it or turn black to white first",
+    "test_114": (
+        "not exhaustively annotated: out of FROC but in the slide AUC; one of the challenge's 49 tumour test "
+        "slides, though some label tables say normal"
+    ),
+    "tumor_111": "was normal_086 in the first release, mislabelled",
+    **{
+        f"tumor_{number:03d}": "not exhaustively annotated: take no negatives from it"
+        for number in _PARTLY_ANNOTATED
+    },
+}
+
+PARTLY_ANNOTATED = frozenset({"test_114", *(f"tumor_{number:03d}" for number in _PARTLY_ANNOTATED)})
+"""CAMELYON16's slides with tumour outside their outlines (its README): a detection there is no false positive.
+
+The organisers keep them in the slide-level AUC and leave them out of the FROC.
+"""
+
+_ITC = "isolated tumour cells: where there are outlines, not all cells are in them"
+_ALSO = {"tumor_079": "; blurred tumour region", "tumor_092": "; blurred region on adjacent tissue"}
 
 
 @dataclass(frozen=True, slots=True)
 class CamelyonFiles:
-    """What was found below ``root``, by slide id in lower case, as :func:`find_camelyon` saw it."""
+    """The files that :func:`find_camelyon` found below ``root``, by slide id in lower case."""
 
     root: Path
     slides: Mapping[str, Path]
     masks: Mapping[str, Path]
     annotations: Mapping[str, Path]
     labels: Mapping[str, Path]
-    """The official label files, by ``camelyon16`` and ``camelyon17``; :mod:`.camelyon_labels` reads them."""
+    """The official label files, by ``camelyon16`` and ``camelyon17``."""
 
     def slide(self, slide_id: str) -> Path | None:
-        """The slide, under its name of today or of the first release."""
+        """The slide's file, under its present name or that of the first release; None if there is none."""
         return _under_either_name(self.slides, slide_id)
 
     def mask(self, slide_id: str) -> Path | None:
-        """The mask (0 none, 1 tumour, 2 excluded), where there is one: see :mod:`wsi_ips.datasets.lesion_mask`."""
+        """The slide's mask (0 nothing, 1 tumour, 2 excluded); None if there is none.
+
+        :mod:`wsi_ips.datasets.lesion_mask` reads it.
+        """
         return _under_either_name(self.masks, slide_id)
 
     def annotation(self, slide_id: str) -> Path | None:
-        """The outlines as ASAP XML, where there are some. A tumour slide without them is no negative."""
+        """The slide's outlines as ASAP XML; None if there are none.
+
+        A tumour slide without outlines is no negative.
+        """
         return _under_either_name(self.annotations, slide_id)
 
 
 def find_camelyon(root: Path) -> CamelyonFiles:
-    """Look through the folders of both layouts below ``root``; what lies elsewhere is not searched for.
+    """Find the files of both layouts below ``root``. Other folders are not searched.
 
-    Finding nothing is no error: the answer is empty. Raises ``OSError`` for a folder that cannot be listed.
+    If there are none, the result is empty. Raises ``OSError`` for a folder that cannot be listed.
     """
     labels = {name: _files(root, folders, re.compile(file)) for name, (folders, file) in _LABEL_FILES.items()}
     return CamelyonFiles(
@@ -102,23 +178,27 @@ def find_camelyon(root: Path) -> CamelyonFiles:
 
 
 class SlideFinder:
-    """Resolves the paths of a manifest below a root; the folders are listed once, when the first is amiss."""
+    """Finds the slides of a manifest below a root.
+
+    Folders are listed once, when the first slide is not where it should be.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     @cached_property
     def files(self) -> CamelyonFiles:
+        """All files below the root."""
         return find_camelyon(self._root)
 
     def __call__(self, slide_id: str, relative: str | Path) -> Path | None:
-        """``root / relative`` if it is there, else the slide of that id in CAMELYON's layouts, else None."""
+        """``root / relative`` if it exists, else the slide with this id in CAMELYON's layouts, else None."""
         plain = self._root / relative
         return plain if is_there(plain) else self.files.slide(slide_id)
 
 
 def resolve_slide(root: Path, slide_id: str, relative: str | Path) -> Path | None:
-    """One slide of a manifest below ``root``: see :class:`SlideFinder`, which is for many."""
+    """Find one slide of a manifest below ``root``, as :class:`SlideFinder` does for many."""
     return SlideFinder(root)(slide_id, relative)
 
 
@@ -151,22 +231,6 @@ def _folders(below: Path, parts: list[str]) -> Iterator[Path]:
                 yield from _folders(Path(entry.path), parts[1:])
 
 
-LARGEST_BYTES = 10_000_000
-NODES_PER_PATIENT = 5
-PATIENTS_PER_CENTER = 20
-TRAINING_PATIENTS = 100
-
-NODE_CLASSES = ("negative", "itc", "micro", "macro")
-"""Of one slide, by its largest metastasis: none; below 0.2 mm and 200 cells; below 2 mm; above."""
-
-STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
-"""In the challenge's order: the weights of its kappa are the squared distances in it."""
-
-_SLIDE_CLASSES = {"normal": "normal", "negative": "normal"} | dict.fromkeys(
-    ("tumor", "itc", "micro", "macro"), "tumor"
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Stages:
     """CAMELYON17's labels: pN stage by patient (``patient_000``), class by slide (``patient_000_node_0``)."""
@@ -174,21 +238,29 @@ class Stages:
     patients: Mapping[str, str]
     nodes: Mapping[str, str]
 
+    def nodes_of(self, patient: str) -> list[str]:
+        """The classes of a patient's nodes, by the names of the slides."""
+        return [self.nodes[slide] for slide in sorted(self.nodes) if slide.startswith(f"{patient}_node_")]
+
 
 def read_reference(path: Path) -> dict[str, str]:
-    """CAMELYON16's ``reference.csv`` as {slide id in lower case: ``normal`` or ``tumor``}.
+    """Read CAMELYON16's ``reference.csv``: {slide id in lower case: ``normal`` or ``tumor``}.
 
-    Two forms are told apart by the first line: without header, columns slide and ``Normal``/``Tumor`` (further
-    ones are ignored), or with a header that has ``image`` (a file name) and ``class`` (``negative``, ``normal``,
-    or anything of ``tumor``, ``macro``, ``micro``, ``itc``). Raises :class:`DatasetError` with the line for
-    another string, a name that is no CAMELYON16 slide, a name that comes twice.
+    There are two forms. Without a header, the columns are slide and ``Normal`` or ``Tumor``, and further ones are
+    ignored. With a header, the columns are ``image`` (a file name) and ``class`` (``negative`` or ``normal``;
+    ``tumor``, ``macro``, ``micro`` or ``itc``).
+
+    Raises :class:`DatasetError` with the line for any other class, a name that is no slide of CAMELYON16, or a
+    name that occurs twice.
     """
     rows = _rows(path)
     header = [cell.strip().lower() for cell in rows[0][1]]
     name_at, class_at = 0, 1
     if "image" in header:
         if "class" not in header:
-            raise DatasetError(path, "has a column image but no column class", "is it CAMELYON16's?")
+            raise DatasetError(
+                path, "has a column image but no column class", "give reference.csv of CAMELYON16"
+            )
         name_at, class_at = header.index("image"), header.index("class")
         rows = rows[1:]
     labels: dict[str, str] = {}
@@ -197,7 +269,9 @@ def read_reference(path: Path) -> dict[str, str]:
             raise DatasetError(path, f"line {line}: lacks the class", "download it again")
         name = row[name_at].strip().lower().removesuffix(".tif")
         if not re.fullmatch(r"(normal|tumor|test)_\d{3}", name):
-            raise DatasetError(path, f"line {line}: {row[name_at]!r} is no slide of CAMELYON16", "")
+            raise DatasetError(
+                path, f"line {line}: {row[name_at]!r} is no slide of CAMELYON16", "give its reference.csv"
+            )
         label = _SLIDE_CLASSES.get(row[class_at].strip().lower())
         if label is None:
             known = ", ".join(_SLIDE_CLASSES)
@@ -207,10 +281,12 @@ def read_reference(path: Path) -> dict[str, str]:
 
 
 def read_stages(path: Path) -> Stages:
-    """CAMELYON17's ``stage_labels.csv`` (GigaDB) or ``stages.csv`` (bucket): header ``patient,stage[,center]``.
+    """Read CAMELYON17's ``stage_labels.csv`` (GigaDB) or ``stages.csv`` (bucket).
+
+    The header is ``patient,stage[,center]``.
 
     Rows are ``patient_000.zip,pN1`` and ``patient_000_node_0.tif,macro``. Raises :class:`DatasetError` with the
-    line for an unknown stage, class, name or centre, and for a patient without a stage or all five nodes.
+    line for an unknown stage, class, name or centre, and for a patient without its stage or all five slides.
     """
     rows = _rows(path)
     header = [cell.strip().lower() for cell in rows[0][1]]
@@ -220,11 +296,15 @@ def read_stages(path: Path) -> Stages:
     nodes: dict[str, str] = {}
     for line, row in rows[1:]:
         if len(row) != len(header):
-            raise DatasetError(path, f"line {line}: has {len(row)} fields, not {len(header)}", "")
+            raise DatasetError(
+                path, f"line {line}: has {len(row)} fields, not {len(header)}", "download it again"
+            )
         name, value = row[0].strip().lower(), row[1].strip()
         fits = re.fullmatch(r"(patient_(\d{3}))(?:\.zip|(_node_[0-4])\.tif)", name)
         if fits is None:
-            raise DatasetError(path, f"line {line}: {row[0]!r} is no patient or slide of CAMELYON17", "")
+            raise DatasetError(
+                path, f"line {line}: {row[0]!r} is no patient or slide of CAMELYON17", "give its stages.csv"
+            )
         known, table = (NODE_CLASSES, nodes) if fits[3] else (STAGES, patients)
         if value not in known:
             raise DatasetError(path, f"line {line}: unknown value {value!r}", f"known: {', '.join(known)}")
@@ -246,16 +326,18 @@ def read_stages(path: Path) -> Stages:
 
 
 def center_of(patient: str) -> int:
-    """0 to 4, of a training patient (``patient_000`` to ``patient_099``): each centre has twenty, in turn."""
+    """The centre, 0 to 4, of a training patient (``patient_000`` to ``patient_099``).
+
+    Each centre has twenty patients, in turn.
+    """
     return int(patient[-3:]) // PATIENTS_PER_CENTER
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of every line that is not empty; one at least."""
+    """(line number, cells) of every line that is not empty. Raises :class:`DatasetError` if there is none."""
     if not path.is_file():
         raise DatasetError(path, "no such label file", "check the path")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_BYTES} bytes", "is it a label file?")
+    check_size(path, DatasetError, most=LARGEST_BYTES, fix="give a label file of CAMELYON")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -273,46 +355,8 @@ def _add(path: Path, line: int, table: dict[str, str], name: str, value: str) ->
     table[name] = value
 
 
-Row = Mapping[str, str]
-"""A line of a manifest: its cells by column."""
-
-NAMES = ("camelyon16", "camelyon17")
-
-# fmt: off
-_TEST_TUMOR = (
-    1, 2, 4, 8, 10, 11, 13, 16, 21, 26, 27, 29, 30, 33, 38, 40, 46, 48, 51, 52, 61, 64, 65, 66, 68, 69, 71,
-    73, 74, 75, 79, 82, 84, 90, 92, 94, 97, 99, 102, 104, 105, 108, 110, 113, 114, 116, 117, 121, 122,
-)
-_VAL_NORMAL = (
-    10, 13, 16, 17, 19, 20, 25, 30, 31, 32, 52, 56, 57, 67, 76, 79, 85, 95, 98, 99, 101, 102, 105, 106, 109, 129,
-    132, 137, 142, 143, 148, 152,
-)
-_VAL_TUMOR = (1, 5, 11, 12, 13, 19, 31, 37, 43, 46, 57, 65, 69, 71, 73, 79, 80, 81, 82, 85, 97, 109)
-_PARTLY_ANNOTATED = (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
-# fmt: on
-_NOTES = {
-    "normal_027": "little tissue: a tissue threshold can lose it",
-    "normal_045": "little tissue: a tissue threshold can lose it",
-    "normal_144": "black (0) background in places: some pipelines skip it or turn black to white first",
-    "test_114": (
-        "not exhaustively annotated: out of FROC but in the slide AUC; one of the challenge's 49 tumour test "
-        "slides, though some label tables say normal"
-    ),
-    "tumor_111": "was normal_086 in the first release, mislabelled",
-    **{
-        f"tumor_{number:03d}": "not exhaustively annotated: take no negatives from it"
-        for number in _PARTLY_ANNOTATED
-    },
-}
-PARTLY_ANNOTATED = frozenset({"test_114", *(f"tumor_{number:03d}" for number in _PARTLY_ANNOTATED)})
-"""CAMELYON16's slides with tumour beside their outlines (its README): a detection there is no false positive. The
-organisers keep them in the slide-level AUC and leave them out of the FROC."""
-_ITC = "isolated tumour cells: where there are outlines, not all cells are in them"
-_ALSO = {"tumor_079": "; blurred tumour region", "tumor_092": "; blurred region on adjacent tissue"}
-
-
 def camelyon16_rows() -> list[Row]:
-    """The 399 slides in the order normal, tumor, test."""
+    """The manifest of CAMELYON16: its 399 slides in the order normal, tumor, test."""
     numbers = {
         "normal": [number for number in range(1, 161) if number != 86],
         "tumor": list(range(1, 112)),
@@ -339,7 +383,10 @@ def camelyon16_rows() -> list[Row]:
 
 
 def camelyon17_rows(stages: Stages) -> list[Row]:
-    """The 500 training slides, by patient and node. ``label`` is the slide's class, ``stage`` the patient's pN."""
+    """The manifest of CAMELYON17: its 500 training slides by patient and node.
+
+    ``label`` is the slide's class, ``stage`` the patient's pN stage.
+    """
     val = _validation_patients(stages)
     return [
         {
@@ -357,8 +404,15 @@ def camelyon17_rows(stages: Stages) -> list[Row]:
     ]
 
 
+def _validation_patients(stages: Stages) -> set[str]:
+    by_center: dict[int, list[str]] = {}
+    for patient in sorted(stages.patients, key=lambda one: (STAGES.index(stages.patients[one]), one)):
+        by_center.setdefault(center_of(patient), []).append(patient)
+    return {patient for center, patients in by_center.items() for patient in patients[center::5]}
+
+
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows, which all have the first one's columns, as a manifest."""
+    """Write rows as a manifest. All of them have the columns of the first one."""
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -366,7 +420,10 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Any manifest's lines as text. Raises :class:`ManifestError` unless each has a slide_id and a path."""
+    """Read the lines of any manifest as text.
+
+    Raises :class:`ManifestError` for a file that is missing or no CSV, and for a line without slide_id or path.
+    """
     if not path.is_file():
         raise ManifestError(path, "no such manifest", f"check the path; known by name: {', '.join(NAMES)}")
     check_table_size(path, ManifestError)
@@ -391,7 +448,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def shipped_rows(name: str) -> list[Row]:
-    """The lines of ``data_manifests/<name>.csv``, which comes with the package (installed, or in a checkout)."""
+    """The lines of ``data_manifests/<name>.csv``, which comes with the package, installed or in a checkout.
+
+    Raises :class:`DatasetError` for a manifest that is not there.
+    """
     package = Path(__file__).parents[1]
     for folder in (package / "data_manifests", package.parent / "data_manifests"):
         path = folder / f"{name}.csv"
@@ -400,10 +460,3 @@ def shipped_rows(name: str) -> list[Row]:
     raise DatasetError(
         f"{name}.csv", "does not lie beside the package", f"known manifests: {', '.join(NAMES)}"
     )
-
-
-def _validation_patients(stages: Stages) -> set[str]:
-    by_center: dict[int, list[str]] = {}
-    for patient in sorted(stages.patients, key=lambda one: (STAGES.index(stages.patients[one]), one)):
-        by_center.setdefault(center_of(patient), []).append(patient)
-    return {patient for center, patients in by_center.items() for patient in patients[center::5]}

@@ -1,7 +1,8 @@
-"""Whether a downloaded data set is whole: files against the lists of checksums that came with it.
+"""Whether a downloaded data set is complete, by its lists of checksums: :func:`verify_folder`.
 
-``checksums.md5`` (MD5) and ``checksums.txt`` (SHA-256, CAMELYON16's first release), as md5sum and sha256sum write
-them: ``<digest>  <path>``, a ``*`` before the path for binary mode; paths are relative to the list's folder.
+Lists are ``checksums.md5`` (MD5) and ``checksums.txt`` (SHA-256, CAMELYON16's first release) in the format of
+md5sum and sha256sum: ``<digest>  <path>``, with ``*`` before the path for binary mode. Paths are relative to the
+list's folder.
 """
 
 import hashlib
@@ -14,12 +15,15 @@ from pathlib import Path, PurePosixPath
 
 from wsi_ips.errors import DatasetError
 from wsi_ips.progress import Advance, Progress, silent
+from wsi_ips.storage.files import check_size
 from wsi_ips.storage.location import is_there
 
 LIST_NAMES = ("checksums.md5", "checksums.txt")
+"""Names of the lists."""
 LARGEST_LIST_BYTES = 10_000_000
+"""The largest list that is read."""
 STEP_BYTES = 64 << 20
-"""What one step of the progress bar stands for."""
+"""Bytes per step of the progress bar."""
 
 _READ_BYTES = 1 << 20
 _LINE = re.compile(r"([0-9a-fA-F]{32}|[0-9a-fA-F]{64})[ \t]+\*?(\S.*)")
@@ -28,7 +32,7 @@ _ALGORITHMS = {32: "md5", 64: "sha256"}
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """A line of a list: what ``path`` (absolute) should hash to."""
+    """A line of a list: what the file ``path`` (absolute) should hash to."""
 
     path: Path
     algorithm: str
@@ -37,7 +41,10 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What :func:`verify_folder` found. ``bad``: a line per file that is missing, altered or unreadable."""
+    """The result of :func:`verify_folder`.
+
+    ``bad`` has a line for each file that is missing, altered or unreadable; ``unlisted`` are files in no list.
+    """
 
     lists: Sequence[Path]
     checked: int
@@ -46,10 +53,12 @@ class Verification:
 
 
 def read_checksums(path: Path) -> list[Checksum]:
-    """The lines of a list. Raises :class:`DatasetError` with the line for one that is no checksum, and for a path
-    that is absolute or climbs out of the list's folder."""
-    if path.stat().st_size > LARGEST_LIST_BYTES:
-        raise DatasetError(path, f"is larger than {LARGEST_LIST_BYTES} bytes", "is it a list of checksums?")
+    """Read the lines of a list.
+
+    Raises :class:`DatasetError` with the line for one that is no checksum and path, and for a path that is
+    absolute or leads out of the list's folder.
+    """
+    check_size(path, DatasetError, most=LARGEST_LIST_BYTES, fix="download the list again")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -77,9 +86,9 @@ def read_checksums(path: Path) -> list[Checksum]:
 
 
 def verify_folder(folder: Path, *, progress: Progress = silent) -> Verification:
-    """Hash every file that a list at or below ``folder`` names; each is read once, a megabyte at a time.
+    """Hash every file that is named in a list in ``folder`` or below; each is read once, a megabyte at a time.
 
-    No list is no error: then nothing is checked. Raises as :func:`read_checksums`.
+    Without a list, nothing is checked. Raises :class:`DatasetError` for a list that cannot be used.
     """
     present = list(_walk(folder, set()))
     lists = [path for path in present if path.name in LIST_NAMES]
@@ -102,7 +111,7 @@ def verify_folder(folder: Path, *, progress: Progress = silent) -> Verification:
 
 
 def _check(path: Path, checksums: Sequence[Checksum], steps: int, advance: Advance) -> list[str]:
-    """A line if the file is bad, however many lists say so."""
+    """One line if the file is bad, however many lists say so."""
     try:
         digests = _hashes(path, {checksum.algorithm for checksum in checksums}, steps, advance)
     except OSError as error:
@@ -116,7 +125,7 @@ def _check(path: Path, checksums: Sequence[Checksum], steps: int, advance: Advan
 
 
 def _hashes(path: Path, algorithms: set[str], steps: int, advance: Advance) -> Mapping[str, str]:
-    """Digests by algorithm; advances ``steps`` times, even where the file has grown or shrunk meanwhile."""
+    """Digests by algorithm. Advances ``steps`` times, even if the file grows or shrinks meanwhile."""
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     buffer = memoryview(bytearray(_READ_BYTES))
     taken, told = 0, 0
@@ -134,7 +143,7 @@ def _hashes(path: Path, algorithms: set[str], steps: int, advance: Advance) -> M
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a regular file (or of what a link leads to), None of anything else."""
+    """Size in bytes of a regular file (or of what a link leads to); None for anything else."""
     try:
         status = path.stat()
     except OSError:
@@ -147,7 +156,10 @@ def _steps(size: int) -> int:
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Every file below; folders on other disks are often linked in, so links are followed, each folder once."""
+    """Every file below the folder.
+
+    Links are followed, for folders are often on other disks; each folder is visited once.
+    """
     status = folder.stat()
     if (status.st_dev, status.st_ino) in seen:
         return

@@ -1,7 +1,8 @@
-"""Patch features that CLAM or TRIDENT stored, one HDF5 a slide: checked before they are believed.
+"""Patch features that CLAM or TRIDENT stored, one HDF5 file per slide, which are checked before they are used.
 
-CLAM: ``features`` (N, C) and ``coords`` (N, 2), no attributes, in ``h5_files/``. TRIDENT: the same with the
-attributes of its coordinates, so that the patches' size and place in µm are known too.
+Start with :func:`find_features` and :func:`open_features`. CLAM's files have ``features`` (N, C) and ``coords``
+(N, 2) without attributes, in ``h5_files/``. TRIDENT's have the same with the attributes of its coordinates, so
+that the size and place of patches in µm are known too.
 
 Shape suffixes: N patches of a slide, n some of them, C feature width.
 """
@@ -22,18 +23,22 @@ from wsi_ips.tiling.coords import take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
 MOST_PATCHES = 10_000_000
+"""The most patches of one slide."""
 LARGEST_WIDTH = 65_536
+"""The widest features that are read."""
 LARGEST_BLOCK_BYTES = 2**28
-"""A file's own block (HDF5 chunk) is unpacked whole, however little of it is asked for."""
+"""The largest HDF5 chunk that is read. HDF5 unpacks a chunk whole, however little of it is asked for."""
 AGAIN = "extract the slide's features again"
+"""What to do about a broken file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureFile:
-    """What a features file holds, without the features. l0_xy_N2: int64, top-left corners in level-0 pixels.
+    """What a file of features holds, without the features themselves.
 
-    coords: where the file says how large its patches are (TRIDENT's do); None: only their corners are known.
-    ids_N: raster indices where the file has them (``on_grid``), else 0, 1, ... in file order.
+    ``width`` is C. ``l0_xy_N2``, (N, 2) int64, are top-left corners in level-0 pixels. ``ids_N``, (N,) int64, are
+    raster indices if the file has them (``on_grid``), else 0, 1, ... in file order. ``coords`` is set if the file
+    says how large its patches are, as TRIDENT's do; with None, only their corners are known.
     """
 
     path: Path
@@ -50,7 +55,7 @@ class FeatureFile:
 def find_features(folder: Path, slide_ids: Iterable[str]) -> dict[str, Path]:
     """{slide_id: its file}: ``<slide_id>.h5`` in the folder itself (TRIDENT) or in its ``h5_files`` (CLAM).
 
-    Raises one :class:`FeaturesError` for all that are missing.
+    Raises one :class:`FeaturesError` for all files that are missing.
     """
     if not folder.is_dir():
         raise FeaturesError(folder, "no such folder of features", "name the one that holds <slide_id>.h5")
@@ -74,9 +79,9 @@ def find_features(folder: Path, slide_ids: Iterable[str]) -> dict[str, Path]:
 
 
 def list_features(folder: Path) -> dict[str, Path]:
-    """{slide_id: its file} of all features in a folder, in either layout, in a stable order.
+    """{slide_id: its file} for all features in a folder, in either layout, sorted by id.
 
-    Raises :class:`FeaturesError` where there are none.
+    Raises :class:`FeaturesError` if there are none.
     """
     files = [*sorted((folder / "h5_files").glob("*.h5")), *sorted(folder.glob("*.h5"))]
     found = {path.stem: path for path in files if path.is_file() and not path.name.startswith(".")}
@@ -86,10 +91,10 @@ def list_features(folder: Path) -> dict[str, Path]:
 
 
 def open_features(path: Path) -> FeatureFile:
-    """Check a features file of either layout, and read where its patches lie.
+    """Check a file of features of either layout, and read where its patches lie.
 
-    Nothing is allocated for features, and nothing else before types, shapes and sizes are known to be sane.
-    Raises :class:`FeaturesError`.
+    No features are read, and nothing is allocated before types, shapes and sizes are known to be plausible. Raises
+    :class:`FeaturesError` for a file that cannot be used.
     """
     try:
         with opened_hdf5(path) as file:
@@ -99,14 +104,17 @@ def open_features(path: Path) -> FeatureFile:
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if cause := outside_cause(error):
-            raise FeaturesError(path, cause.problem, cause.mend) from None
+            raise FeaturesError(path, cause.problem, cause.fix) from None
         raise FeaturesError(
             path, f"is not an HDF5 file that can be read ({one_line(error, most=200)})", AGAIN
         ) from None
 
 
 def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Features (n, C) of these rows of an open file, in the order given. Raises :class:`FeaturesError`."""
+    """Features (n, C) float32 of these rows of an open file, in the order given.
+
+    Raises :class:`FeaturesError` for features that cannot be read or are not finite.
+    """
     # HDF5 takes rows in rising order only, each once.
     rising, back = np.unique(rows_n, return_inverse=True)
     together = len(rising) and rising[-1] - rising[0] + 1 == len(rising)
@@ -115,7 +123,7 @@ def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.fl
         features = dataset[rising[0] : rising[-1] + 1] if together else dataset[rising]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if cause := outside_cause(error):
-            raise FeaturesError(path, cause.problem, cause.mend) from None
+            raise FeaturesError(path, cause.problem, cause.fix) from None
         raise FeaturesError(path, f"features cannot be read ({one_line(error, most=200)})", AGAIN) from None
     features_nC: NDArray[np.float32] = features.astype(np.float32, copy=False)[back]
     if not np.isfinite(features_nC).all():
@@ -126,7 +134,7 @@ def read_rows(file: Any, path: Path, rows_n: NDArray[np.int64]) -> NDArray[np.fl
 def _checked(file: Any, path: Path) -> FeatureFile:
     for name in ("features", "coords"):
         if name not in file:
-            raise FeaturesError(path, f"has no dataset {name}", "is it a file of patch features?")
+            raise FeaturesError(path, f"has no dataset {name}", "give a file of patch features")
         _plain(file, path, name)
     features, coords = file["features"], file["coords"]
     if features.ndim != 2 or features.dtype.kind != "f":
@@ -144,7 +152,7 @@ def _checked(file: Any, path: Path) -> FeatureFile:
     if not 1 <= len(features) <= MOST_PATCHES or not 1 <= features.shape[1] <= LARGEST_WIDTH:
         raise FeaturesError(path, f"claims features of shape {features.shape}", AGAIN)
     for dataset in (features, coords):
-        check_stored(dataset, path, error=FeaturesError, mend=AGAIN)
+        check_stored(dataset, path, error=FeaturesError, fix=AGAIN)
     width = int(features.shape[1])
     if "patch_size" not in coords.attrs:
         l0_xy_N2 = coords[:].astype(np.int64)
@@ -171,7 +179,7 @@ def _with_geometry(file: Any, path: Path, width: int, attributes: Mapping[str, A
 
 
 def _plain(file: Any, path: Path, name: str) -> Any:
-    """Refuse what reaches into other files, or unpacks more at once than a block of features needs."""
+    """A dataset that does not reach into other files and whose chunks are not too large."""
     dataset = plain_dataset(file, name, path, error=FeaturesError)
     if math.prod(dataset.chunks or ()) * dataset.dtype.itemsize > LARGEST_BLOCK_BYTES:
         raise FeaturesError(path, f"{name} claims blocks of {dataset.chunks}", AGAIN)

@@ -1,8 +1,11 @@
-"""Lesions as pixels: outlines drawn by ASAP's rule, and the masks that CAMELYON comes with.
+"""Lesions as pixels: drawn from outlines (:func:`lesion_mask`), or from mask files (:func:`read_mask`).
 
-ASAP's rule (AnnotationToMask): a mask pixel is its corner at the integer level-0 place (x, y); it is inside where
-an outline's winding number is not zero and it lies strictly within the outline's bounding box. Each outline is
-filled alone; tumour first, then what is cut out of it. A coarser level is every so manieth pixel of level 0.
+ASAP's rule (AnnotationToMask): a mask pixel is its corner at the whole level-0 point (x, y). It is inside an
+outline if the outline's winding number there is not zero and it lies strictly within the outline's bounding box.
+Each outline is filled by itself, tumour first, then what is cut out of it. A coarser level takes every 2nd, 4th,
+... pixel of level 0.
+
+Shape suffixes: N points, E edges.
 """
 
 from collections.abc import Sequence
@@ -22,26 +25,32 @@ Mask = NDArray[np.bool_]
 """(height, width) bool."""
 
 MOST_PIXELS = 1 << 27
-"""Largest level of a mask that is read; it takes ten bytes a pixel. CAMELYON's level 4 has up to 85 million."""
+"""The largest level of a mask that is read; it takes ten bytes a pixel.
+
+CAMELYON's level 4 has up to 85 million.
+"""
 STORED_TILE_PX = 512
+"""Side of a stored tile, to which slides are padded."""
 TUMOR, EXCLUDED = 1, 2
+"""Values of tumour and of excluded pixels in a mask file."""
 
 _CELLS_AT_ONCE = 1 << 22
+"""Cells that are filled at once, to bound memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMask:
-    """A level of a mask file. ``excluded``: neither tumour nor known to be free of it."""
+    """A level of a mask file. ``excluded`` is neither tumour nor known to be free of it."""
 
     tumor: Mask
     excluded: Mask
 
 
 def lesion_mask(regions: Sequence[Region], *, downsample: float, size: Size) -> Mask:
-    """Where ``regions`` are tumour, (height, width) bool of ``size`` (width, height) pixels.
+    """Draw regions as a mask, (height, width) bool for ``size`` (width, height).
 
-    Pixel (x, y) is the level-0 place (x * downsample, y * downsample): with a power of two, ASAP's own mask at
-    that level. Outlines may lie partly or wholly outside.
+    Pixel (x, y) is the level-0 point (x * ``downsample``, y * ``downsample``); if that is a power of two, the
+    result is ASAP's own mask at that level. Outlines may lie partly or completely outside.
     """
     mask = np.zeros((size[1], size[0]), np.bool_)
     for kind in ("tumor", "hole"):
@@ -52,13 +61,15 @@ def lesion_mask(regions: Sequence[Region], *, downsample: float, size: Size) -> 
 
 
 def read_mask(path: Path, *, level: int, size: Size | None = None, tumor_value: int = TUMOR) -> StoredMask:
-    """A level of a mask file: 0 nothing, 1 tumour, 2 excluded, as in the open-data bucket.
+    """Read a level of a mask file: 0 nothing, 1 tumour, 2 excluded, as in the open-data bucket.
 
-    The official evaluation's masks have 255 for tumour: say so with ``tumor_value``. ``size`` is the slide's at
-    this level; slides are padded to whole tiles at every level and masks are not, so the mask is cut or filled up
-    with nothing to it. Raises :class:`AnnotationError` for a level that is not there or larger than
-    ``MOST_PIXELS``, a size that differs by more than 2 % and a tile, another value; the errors of
-    :func:`open_slide` and of reading for a file that is no slide.
+    ``tumor_value`` is 255 in the official evaluation's masks. ``size`` is the slide's (width, height) at this
+    level. Slides are padded to whole tiles at every level and masks are not, so the mask is cut, or filled up with
+    nothing, to that size.
+
+    Raises :class:`AnnotationError` for a level that does not exist or is larger than ``MOST_PIXELS``, for a size
+    that differs by more than 2 % and a tile, and for any other value; and the errors of :func:`open_slide` and of
+    reading for a file that is no slide.
     """
     with open_slide(path) as file:
         levels = file.info.levels
@@ -89,7 +100,7 @@ def _check_size(path: Path, found: Size, wanted: Size) -> None:
             raise AnnotationError(
                 path,
                 f"is {found[0]}x{found[1]} px where its slide is {wanted[0]}x{wanted[1]}",
-                "is it its mask?",
+                "give this slide's mask",
             )
 
 
@@ -103,7 +114,7 @@ def _of_size(mask: Mask, size: Size | None) -> Mask:
 
 
 def _fill(mask: Mask, outline: LinearRing, downsample: float, *, value: bool) -> None:
-    """Set the pixels inside, some rows at a time, so that memory does not grow with the lesion."""
+    """Set the pixels inside an outline, some rows at a time, so that memory does not grow with the lesion."""
     edges_E5 = _edges(outline)
     left, top, right, bottom = (bound / downsample for bound in outline.bounds)
     # Strictly within the bounding box.
@@ -119,10 +130,11 @@ def _fill(mask: Mask, outline: LinearRing, downsample: float, *, value: bool) ->
 
 
 def _edges(outline: LinearRing) -> NDArray[np.float64]:
-    """(x, y) of the upper end, (x, y) of the lower end, direction (1 where y grows along the outline), (E, 5).
+    """Edges of an outline, (E, 5): x, y of the upper end, x, y of the lower end, direction (1 where y grows along
+    it).
 
-    Without level edges, which no row crosses. From the upper end on, so that an edge drawn there and back is
-    crossed at the very same place and leaves nothing.
+    Level edges, which cross no row, are left out. Edges run from their upper end, so that an edge drawn back and
+    forth is crossed at exactly the same point and cancels.
     """
     points_N2 = np.asarray(outline.coords, np.float64)
     start, end = points_N2[:-1], points_N2[1:]
@@ -133,9 +145,9 @@ def _edges(outline: LinearRing) -> NDArray[np.float64]:
 
 
 def _winding(edges_E5: NDArray[np.float64], rows: range, cols: range, downsample: float) -> NDArray[np.int32]:
-    """Winding number of each pixel of some rows and columns, (rows, cols).
+    """Winding number at each pixel of some rows and columns, (rows, cols) int32.
 
-    An edge adds its direction to all pixels left of where it crosses their row; it owns its upper end only.
+    An edge adds its direction to all pixels left of where it crosses their row; only its upper end belongs to it.
     """
     first, last = np.clip(np.ceil(edges_E5[:, [1, 3]] / downsample), rows.start, rows.stop).astype(np.int64).T
     crossings = last - first

@@ -1,4 +1,4 @@
-"""What data sets that are made here have in common: a folder that is one config's, slides made in parallel."""
+"""Making data sets: a folder for one config (:func:`claim`), slides in parallel (:func:`make_all`)."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wsi_ips.config import Section, fingerprint
+from wsi_ips.config import Section, settings_fingerprint
 from wsi_ips.errors import ConfigError
 from wsi_ips.progress import Progress
 from wsi_ips.storage.files import whole_file
@@ -16,14 +16,17 @@ Order = TypeVar("Order")
 
 
 def claim(mark: Path, config: Section, *, holds: str, content: Mapping[str, Any]) -> None:
-    """Mark a folder as this config's, with ``content`` for people beside the fingerprint.
+    """Mark a folder as made from this config, with ``content`` for people beside the config's fingerprint.
 
-    ``holds``: what is in the folder. Raises :class:`ConfigError` where the mark is another config's.
+    ``mark`` is the file to write, ``holds`` says what is in the folder. Raises :class:`ConfigError` if the folder
+    was made from another config.
     """
-    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != fingerprint(config):
+    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != settings_fingerprint(config):
         raise ConfigError(f"{mark.parent} holds {holds}; remove it or choose another folder")
     with whole_file(mark) as partial:
-        partial.write_text(json.dumps({"fingerprint": fingerprint(config), **content}, indent=2) + "\n")
+        partial.write_text(
+            json.dumps({"fingerprint": settings_fingerprint(config), **content}, indent=2) + "\n"
+        )
 
 
 def make_all(
@@ -34,7 +37,10 @@ def make_all(
     what: str,
     progress: Progress,
 ) -> None:
-    """``make`` every order, in so many processes; what it returns is shown beside the bar, which says ``what``."""
+    """Call ``make`` for every order, in ``processes`` processes.
+
+    ``what`` is the progress bar's title; what ``make`` returns is shown beside it. Raises what ``make`` raises.
+    """
     with progress(what, total=len(orders)) as advance:
         if processes == 1:
             for order in orders:

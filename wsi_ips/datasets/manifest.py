@@ -1,41 +1,260 @@
-"""From a manifest's cell to what a task learns.
+"""Manifests: a CSV of slides with their cases, labels and splits, which is checked before it is used.
 
-A target is an index or a tuple of numbers, so that data sets need no torch.
-
-Which slides there are, whose they are, and what they are: a CSV that is believed only after checks.
-
-Dividing slides by case, so that no patient is learned from and measured on.
+Start with :func:`read_manifest`. :func:`target_of` turns a cell into what a task learns; targets are indices or
+tuples of numbers, so that data sets need no torch. :func:`split_by_case`, :func:`folds_by_case` and
+:func:`set_aside_by_case` divide slides by case, so that no patient is in the training data and in what is
+measured.
 """
 
 import csv
+import filecmp
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.annotations import same_slides
 from wsi_ips.datasets.camelyon import SlideFinder
 from wsi_ips.datasets.survival_columns import check_patients_agree, survival_target
 from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.storage.files import check_table_size, whole_file
+from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import is_file_name, is_there
 
 NONE = "none"
-"""What a cell says of a slide that has none of a sigmoid task's classes. Empty would read as forgotten."""
+"""The cell of a slide that has none of a sigmoid task's classes; an empty cell would look forgotten."""
 
 Target = int | tuple[float, ...]
-"""softmax: the class's index. sigmoid: 0 or 1 per class. linear: the number per output. Of a survival task, (time,
-event)."""
+"""What a task learns from a slide.
+
+That is a class's index (softmax), 0 or 1 per class (sigmoid), a number per output (linear), or (time, event) of a
+survival task.
+"""
+
+COLUMNS = ("slide_id", "case_id", "split", "path")
+"""The columns that every manifest has, beside one column per task."""
+
+SPLITS = ("train", "val", "test")
+"""The splits."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRecord:
+    """One slide of a manifest.
+
+    ``case_id`` is the patient; all slides of a case are in one split. ``labels`` maps columns to cells.
+    """
+
+    slide_id: str
+    case_id: str
+    labels: Mapping[str, str]
+    split: str
+    path: Path
+
+    def targets(self, tasks: Sequence[TaskConfig]) -> dict[str, Target]:
+        """{task: what it learns from this slide}, without the tasks for which the slide has no label.
+
+        Raises ``ValueError`` for a cell that names no target of its task.
+        """
+        return {
+            task.name: survival_target(task, self.labels, self.case_id)
+            if task.survival is not None
+            else target_of(task, self.labels[task.column_name])
+            for task in tasks
+            if any(self.labels.get(column, "") for column in task.columns)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The slides of a data set, in file order. ``path`` is the CSV that they come from."""
+
+    path: Path
+    records: tuple[SlideRecord, ...]
+
+    def split(self, name: str) -> list[SlideRecord]:
+        """The slides of ``train``, ``val`` or ``test``, or of several splits joined by ``+``."""
+        return [record for record in self.records if record.split in name.split("+")]
+
+
+def read_manifest(
+    path: Path,
+    *,
+    tasks: Sequence[TaskConfig],
+    root: Path | None = None,
+    need_slides: bool = True,
+    need_labels: bool = True,
+) -> Manifest:
+    """Read a CSV with the columns ``slide_id,case_id,split,path`` and those of the tasks.
+
+    Other columns are ignored.
+
+    Paths of slides are absolute, or relative to ``root`` (by default the CSV's folder). With ``root``, a slide
+    that is not there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) no
+    slide has to exist. An empty cell is a missing label: the slide is left out of that task only. With
+    ``need_labels``, every slide needs a label for some task.
+
+    Raises :class:`ManifestError` with the line for an unknown label, a slide without any label, an unknown split,
+    a slide_id that occurs twice, missing slides, an empty field, a case in two splits, one file under two ids (a
+    link or a copy; checked if slides have to exist), and slides of a patient with different times or events of a
+    survival task. Raises :class:`SlideNotFound` if ``root`` is no folder.
+    """
+    if root is not None and not root.is_dir():
+        raise SlideNotFound(root, "no such folder of slides", "name the folder that holds the data set")
+    columns = (*COLUMNS, *dict.fromkeys(column for task in tasks for column in task.columns))
+    if not path.is_file():
+        raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(columns)}")
+    check_table_size(path, ManifestError)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in columns if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ManifestError(
+                    path, f"lacks the column {missing[0]}", f"its first line must name {','.join(columns)}"
+                )
+            lines = [(rows.line_num, _record(path, rows.line_num, row, tasks, need_labels)) for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    if not lines:
+        raise ManifestError(path, "lists no slides", "add a line per slide")
+    records = _located(path, lines, root) if need_slides else [record for _, record in lines]
+    _check_ids_and_cases(path, records)
+    check_patients_agree(path, records, tasks)
+    if need_slides:
+        _check_files(path, records)
+    return Manifest(path, tuple(records))
+
+
+def _record(
+    path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig], need_label: bool
+) -> SlideRecord:
+    values = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    labels = {column: (row.get(column) or "").strip() for task in tasks for column in task.columns}
+    empty = next((name for name in COLUMNS if not values[name]), None)
+    if empty:
+        raise ManifestError(path, f"line {line}: {empty} is empty", "fill it in, or leave the line out")
+    if values["split"] not in SPLITS:
+        raise ManifestError(
+            path, f"line {line}: unknown split {values['split']!r}", f"known: {', '.join(SPLITS)}"
+        )
+    if not is_file_name(values["slide_id"]):
+        raise ManifestError(
+            path,
+            f"line {line}: slide_id {values['slide_id'][:80]!r} is no file name",
+            "it may have no slash and no control character, and be no longer than a file's name",
+        )
+    record = SlideRecord(values["slide_id"], values["case_id"], labels, values["split"], Path(values["path"]))
+    try:
+        if not record.targets(tasks) and need_label and tasks:
+            empty_cells = f"{', '.join(labels)} are all" if len(labels) > 1 else f"{next(iter(labels))} is"
+            raise ValueError(f"{empty_cells} empty; fill in a label, or leave the line out")
+    except ValueError as error:
+        problem, _, fix = str(error).partition("; ")
+        raise ManifestError(path, f"line {line}: {problem}", fix) from None
+    return record
+
+
+def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | None) -> list[SlideRecord]:
+    """The records with paths that exist.
+
+    All missing slides make one error, for a first download is often partial.
+    """
+    find = None if root is None else SlideFinder(root)
+    records: list[SlideRecord] = []
+    missing: list[tuple[int, Path]] = []
+    for line, record in lines:
+        plain = (root or path.parent) / record.path
+        slide = find(record.slide_id, record.path) if find else plain if is_there(plain) else None
+        records.append(replace(record, path=slide or plain))
+        if slide is None:
+            missing.append((line, plain))
+    if missing:
+        line, first = missing[0]
+        fix = "paths are relative to the manifest, or to the folder given with --slides"
+        if root is not None:
+            fix = "a manifest of CAMELYON slides that are there: wsi-ips data manifest"
+        raise ManifestError(
+            path,
+            f"line {line}: no slide at {first} ({len(missing)} of {len(lines)} slides are missing)",
+            fix,
+        )
+    return records
+
+
+def _check_files(path: Path, records: Sequence[SlideRecord]) -> None:
+    """Raise :class:`ManifestError` if one file has two ids: training data would be measured on."""
+    split_of = {record.slide_id: record.split for record in records}
+    for one, other, why in same_slides({record.slide_id: record.path for record in records}):
+        raise ManifestError(
+            path,
+            f"{one!r} (in {split_of[one]}) and {other!r} (in {split_of[other]}) are the same slide: {why}",
+            "give every slide one line, or results leak",
+        )
+
+
+def same_slides(slides: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
+    """Find slides that are the same file under two ids: (id, id, how that is known), in the order of ``slides``.
+
+    Links are followed. Files of the same length are compared by the samples of a fingerprint and, if these agree,
+    byte by byte. Folders (Zarr, DICOM) are compared by their path only, for the names and headers of their files
+    say too little.
+    """
+    first_at: dict[Path, str] = {}
+    by_length: dict[int, list[str]] = {}
+    for slide_id, path in slides.items():
+        place = path.resolve()
+        if place in first_at:
+            yield first_at[place], slide_id, f"both are {place}"
+            continue
+        first_at[place] = slide_id
+        if place.is_file() and (length := place.stat().st_size):
+            by_length.setdefault(length, []).append(slide_id)
+    for ids in by_length.values():
+        known = {slide_id: files_fingerprint([slides[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
+        for one, other in combinations(known, 2):
+            if known[one] == known[other] and filecmp.cmp(slides[one], slides[other], shallow=False):
+                yield one, other, f"{slides[one]} and {slides[other]} have the same contents"
+
+
+def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:
+    seen: set[str] = set()
+    split_of: dict[str, str] = {}
+    for record in records:
+        if record.slide_id in seen:
+            raise ManifestError(
+                path, f"slide_id {record.slide_id!r} occurs twice", "give every slide its own id"
+            )
+        seen.add(record.slide_id)
+        if split_of.setdefault(record.case_id, record.split) != record.split:
+            raise ManifestError(
+                path,
+                f"case {record.case_id!r} lies in {split_of[record.case_id]} and in {record.split}",
+                "put all slides of a case into one split, or results leak",
+            )
+
+
+def write_manifest(path: Path, records: Sequence[SlideRecord]) -> None:
+    """Write a manifest. Paths of slides below the CSV's folder become relative to it."""
+    columns = list(dict.fromkeys(column for record in records for column in record.labels))
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["slide_id", "case_id", *columns, "split", "path"])
+        for record in records:
+            below = record.path.is_relative_to(path.parent)
+            where = record.path.relative_to(path.parent) if below else record.path
+            labels = [record.labels.get(column, "") for column in columns]
+            writer.writerow([record.slide_id, record.case_id, *labels, record.split, where.as_posix()])
 
 
 def target_of(task: TaskConfig, cell: str) -> Target:
-    """The target that ``cell`` names.
+    """The target that a cell of a manifest names.
 
-    softmax: a class's name. sigmoid: the names of the classes that apply, with ``;`` between them, or
-    ``none``; where there is one class, 1 and 0 too. linear: one finite number per output, with ``;``.
-    Raises ``ValueError`` with the problem and the mend.
+    For softmax, the cell is a class's name. For sigmoid, it has the names of the classes that apply, separated by
+    ``;``, or ``none``; with a single class, 1 and 0 are possible too. For linear, it has one finite number per
+    output, separated by ``;``. Raises ``ValueError`` with the problem and what to do about it.
     """
     if not cell:
         raise ValueError(f"{task.column_name} is empty; fill it in, or leave the line out")
@@ -70,193 +289,13 @@ def _numbers(task: TaskConfig, parts: list[str]) -> tuple[float, ...]:
     return numbers
 
 
-COLUMNS = ("slide_id", "case_id", "split", "path")
-"""What every manifest has, beside a column per task."""
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class SlideRecord:
-    """One slide. ``case_id`` is the patient: all slides of a case lie in one split. ``labels``: column to cell."""
-
-    slide_id: str
-    case_id: str
-    labels: Mapping[str, str]
-    split: str
-    path: Path
-
-    def targets(self, tasks: Sequence[TaskConfig]) -> dict[str, Target]:
-        """{task: what it learns from this slide}, without the tasks that the slide has no label for.
-
-        Raises ``ValueError`` as :func:`target_of`.
-        """
-        return {
-            task.name: survival_target(task, self.labels, self.case_id)
-            if task.survival is not None
-            else target_of(task, self.labels[task.column_name])
-            for task in tasks
-            if any(self.labels.get(column, "") for column in task.columns)
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The slides of a data set, in file order. ``path`` is the CSV that they came from."""
-
-    path: Path
-    records: tuple[SlideRecord, ...]
-
-    def split(self, name: str) -> list[SlideRecord]:
-        """The slides of ``train``, ``val`` or ``test``; of several, joined by ``+``."""
-        return [record for record in self.records if record.split in name.split("+")]
-
-
-def read_manifest(
-    path: Path,
-    *,
-    tasks: Sequence[TaskConfig],
-    root: Path | None = None,
-    need_slides: bool = True,
-    need_labels: bool = True,
-) -> Manifest:
-    """Read a CSV with the columns ``slide_id,case_id,split,path`` and one per task; others are ignored.
-
-    Slide paths are absolute or relative to ``root`` (none: the CSV's folder); with ``root`` a slide that is not
-    there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) none has to be
-    there. An empty cell is a missing label: the slide is left out of that task alone. With ``need_labels`` every
-    slide has a label for some task. Raises :class:`ManifestError` with the line for an unknown label, a slide
-    without any, an unknown split, a duplicate slide_id, missing slides, an empty field, a case in two splits, a
-    file under two ids (a link or a copy; looked at where slides have to be there), slides of a patient with
-    different times or events of a survival task;
-    :class:`SlideNotFound` where ``root`` is no folder.
-    """
-    if root is not None and not root.is_dir():
-        raise SlideNotFound(root, "no such folder of slides", "name the folder that holds the data set")
-    columns = (*COLUMNS, *dict.fromkeys(column for task in tasks for column in task.columns))
-    if not path.is_file():
-        raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(columns)}")
-    check_table_size(path, ManifestError)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in columns if name not in (rows.fieldnames or ())]
-            if missing:
-                raise ManifestError(
-                    path, f"lacks the column {missing[0]}", f"its first line must name {','.join(columns)}"
-                )
-            lines = [(rows.line_num, _record(path, rows.line_num, row, tasks, need_labels)) for row in rows]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
-    if not lines:
-        raise ManifestError(path, "lists no slides", "add a line per slide")
-    records = _located(path, lines, root) if need_slides else [record for _, record in lines]
-    _check_ids_and_cases(path, records)
-    check_patients_agree(path, records, tasks)
-    if need_slides:
-        _check_files(path, records)
-    return Manifest(path, tuple(records))
-
-
-def write_manifest(path: Path, records: Sequence[SlideRecord]) -> None:
-    """Write records; slide paths below the CSV's folder become relative to it."""
-    columns = list(dict.fromkeys(column for record in records for column in record.labels))
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["slide_id", "case_id", *columns, "split", "path"])
-        for record in records:
-            below = record.path.is_relative_to(path.parent)
-            where = record.path.relative_to(path.parent) if below else record.path
-            labels = [record.labels.get(column, "") for column in columns]
-            writer.writerow([record.slide_id, record.case_id, *labels, record.split, where.as_posix()])
-
-
-def _record(
-    path: Path, line: int, row: Mapping[str, str | None], tasks: Sequence[TaskConfig], need_label: bool
-) -> SlideRecord:
-    values = {name: (row.get(name) or "").strip() for name in COLUMNS}
-    labels = {column: (row.get(column) or "").strip() for task in tasks for column in task.columns}
-    empty = next((name for name in COLUMNS if not values[name]), None)
-    if empty:
-        raise ManifestError(path, f"line {line}: {empty} is empty", "fill it in, or leave the line out")
-    if values["split"] not in SPLITS:
-        raise ManifestError(
-            path, f"line {line}: unknown split {values['split']!r}", f"known: {', '.join(SPLITS)}"
-        )
-    if not is_file_name(values["slide_id"]):
-        raise ManifestError(
-            path,
-            f"line {line}: slide_id {values['slide_id'][:80]!r} is no file name",
-            "it may have no slash and no control character, and be no longer than a file's name",
-        )
-    record = SlideRecord(values["slide_id"], values["case_id"], labels, values["split"], Path(values["path"]))
-    try:
-        if not record.targets(tasks) and need_label and tasks:
-            empty_cells = f"{', '.join(labels)} are all" if len(labels) > 1 else f"{next(iter(labels))} is"
-            raise ValueError(f"{empty_cells} empty; fill in a label, or leave the line out")
-    except ValueError as error:
-        problem, _, mend = str(error).partition("; ")
-        raise ManifestError(path, f"line {line}: {problem}", mend) from None
-    return record
-
-
-def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | None) -> list[SlideRecord]:
-    """The records with paths that exist. One error for all that do not: a first download is often partial."""
-    find = None if root is None else SlideFinder(root)
-    records: list[SlideRecord] = []
-    missing: list[tuple[int, Path]] = []
-    for line, record in lines:
-        plain = (root or path.parent) / record.path
-        slide = find(record.slide_id, record.path) if find else plain if is_there(plain) else None
-        records.append(replace(record, path=slide or plain))
-        if slide is None:
-            missing.append((line, plain))
-    if missing:
-        line, first = missing[0]
-        mend = "paths are relative to the manifest, or to the folder given with --slides"
-        if root is not None:
-            mend = "a manifest of CAMELYON slides that are there: wsi-ips data manifest"
-        raise ManifestError(
-            path,
-            f"line {line}: no slide at {first} ({len(missing)} of {len(lines)} slides are missing)",
-            mend,
-        )
-    return records
-
-
-def _check_files(path: Path, records: Sequence[SlideRecord]) -> None:
-    """Raise where one file goes by two ids: what is learned from would be measured on."""
-    split_of = {record.slide_id: record.split for record in records}
-    for one, other, why in same_slides({record.slide_id: record.path for record in records}):
-        raise ManifestError(
-            path,
-            f"{one!r} (in {split_of[one]}) and {other!r} (in {split_of[other]}) are the same slide: {why}",
-            "give every slide one line, or results leak",
-        )
-
-
-def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:
-    seen: set[str] = set()
-    split_of: dict[str, str] = {}
-    for record in records:
-        if record.slide_id in seen:
-            raise ManifestError(
-                path, f"slide_id {record.slide_id!r} occurs twice", "give every slide its own id"
-            )
-        seen.add(record.slide_id)
-        if split_of.setdefault(record.case_id, record.split) != record.split:
-            raise ManifestError(
-                path,
-                f"case {record.case_id!r} lies in {split_of[record.case_id]} and in {record.split}",
-                "put all slides of a case into one split, or results leak",
-            )
-
-
 def split_by_case(
     records: Sequence[SlideRecord], *, column: str = "label", fractions: Mapping[str, float], seed: int
 ) -> list[SlideRecord]:
-    """Give every case to one split, in about these fractions for each label of ``column``, by ``seed``.
+    """Put every case into one split, in about these fractions for each label of ``column``.
 
-    A case counts under its rarest label. Raises :class:`ConfigError` where fractions do not sum to 1.
+    A case counts under its rarest label. ``seed`` decides the order. Raises :class:`ConfigError` if the fractions
+    do not sum to 1 or name another split.
     """
     if set(fractions) - set(SPLITS) or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ConfigError(f"fractions {dict(fractions)} must name {', '.join(SPLITS)} and sum to 1")
@@ -272,11 +311,11 @@ def split_by_case(
 
 
 def folds_by_case(records: Sequence[SlideRecord], *, k: int, column: str | None, seed: int) -> list[int]:
-    """The fold, 0 to ``k`` - 1, of each record: every case lies in one, by ``seed``.
+    """The fold, 0 to ``k`` - 1, of each record. All records of a case are in one fold.
 
     Each label of ``column`` is spread evenly (a case counts under its rarest label), and folds hold equally many
-    cases, give or take one; without ``column`` only the latter. Raises :class:`ConfigError` where a label has
-    fewer than ``k`` cases, so that a fold would lack it.
+    cases, give or take one; without ``column``, only the latter. ``seed`` decides the order. Raises
+    :class:`ConfigError` if a label has fewer than ``k`` cases, so that some fold would lack it.
     """
     if k < 2:
         raise ConfigError(f"cross-validation needs 2 folds or more, not {k}")
@@ -296,11 +335,11 @@ def folds_by_case(records: Sequence[SlideRecord], *, k: int, column: str | None,
 def set_aside_by_case(
     records: Sequence[SlideRecord], *, share: float, column: str | None, seed: int | str
 ) -> list[bool]:
-    """Which records are set aside: about ``share`` of the cases of each label of ``column``, by ``seed``.
+    """Which records are set aside: about ``share`` of the cases of each label of ``column``.
 
-    Of a label with two cases or more at least one is set aside and one is not; a case counts under its rarest
-    label. Without ``column`` labels are not looked at. Raises :class:`ConfigError` where either side would have
-    slides of one label only, or none.
+    If a label has two cases or more, at least one is set aside and one is not; a case counts under its rarest
+    label. Without ``column``, labels are ignored. ``seed`` decides the order. Raises :class:`ConfigError` if
+    either side would have slides of one label only, or none.
     """
     aside: set[str] = set()
     for cases in _shuffled_cases(records, column=column, seed=seed).values():
@@ -321,7 +360,7 @@ def set_aside_by_case(
 def _shuffled_cases(
     records: Sequence[SlideRecord], *, column: str | None, seed: int | str
 ) -> dict[str, list[str]]:
-    """{label: its cases, shuffled}, each case once under its rarest label; without column all under ''."""
+    """{label: its cases, shuffled}, each case once under its rarest label; without a column all under ''."""
     labels = ["" if column is None else record.labels[column] for record in records]
     by_case: dict[str, list[str]] = {}
     for record, label in zip(records, labels, strict=True):

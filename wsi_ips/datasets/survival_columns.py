@@ -1,4 +1,4 @@
-"""Times and events of patients out of a manifest's cells."""
+"""Survival in a manifest: the columns with a patient's time and event (:func:`survival_target`)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from wsi_ips.errors import ManifestError
 
 
 class Labelled(Protocol):
-    """A manifest's line, as far as it is needed here."""
+    """A line of a manifest, as far as it is needed here."""
 
     @property
     def case_id(self) -> str: ...
@@ -20,10 +20,10 @@ class Labelled(Protocol):
 
 
 def survival_target(task: TaskConfig, labels: Mapping[str, str], case_id: str) -> tuple[float, float]:
-    """(time, event) of a survival task from a line's cells, {column: cell}.
+    """(time, event) of a survival task from a line's cells. ``labels`` maps columns to cells.
 
-    Raises ``ValueError``, with the patient, the problem and the mend, for a cell that is empty, a time that is
-    not a finite number above 0, or an event that is neither 1 nor 0.
+    Raises ``ValueError``, with the patient, the problem and what to do, for an empty cell, a time that is not a
+    finite number above 0, and an event that is neither 1 nor 0.
     """
     assert task.survival is not None
     columns = task.survival
@@ -51,7 +51,7 @@ def survival_target(task: TaskConfig, labels: Mapping[str, str], case_id: str) -
 
 
 def check_patients_agree(path: Path, records: Sequence[Labelled], tasks: Sequence[TaskConfig]) -> None:
-    """Raise :class:`ManifestError` where slides of one patient have different times or events."""
+    """Raise :class:`ManifestError` if slides of one patient have different times or events."""
     for task in tasks:
         if task.survival is None:
             continue

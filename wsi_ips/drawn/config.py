@@ -1,4 +1,4 @@
-"""Settings of slides that are drawn, and of the demo."""
+"""Settings of the slides that are drawn, and of the demo."""
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -14,12 +14,12 @@ class SyntheticConfig(Section):
     test: PositiveInt = 16
     """Slides per split, half of them with lesions."""
     side_px: PositiveInt = 4096
-    """Level-0 side of a slide, about; sizes vary so that nothing divides evenly."""
+    """Approximate level-0 side of a slide; sizes vary so that nothing divides evenly."""
     mpp: PositiveFloat = 0.5
     seed: int = 0
 
 
 class DemoConfig(FinetuneConfig):
-    """``demo``: draw slides, fine-tune on them, predict, score."""
+    """Settings of ``demo``: draw slides, fine-tune on them, predict, score."""
 
     data: SyntheticConfig = SyntheticConfig()

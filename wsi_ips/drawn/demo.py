@@ -1,4 +1,4 @@
-"""The whole project on slides that it draws itself: data, fine-tuning, prediction, overlays, score."""
+"""The whole package on slides that it draws itself: :func:`run_demo`."""
 
 import json
 import time
@@ -32,8 +32,12 @@ from wsi_ips.training.run_state import forget_run
 
 @dataclass(frozen=True, slots=True)
 class DemoScore:
-    """slide_auc: over held-out slides. patch_auc: attention of lesion patches above that of normal tissue in
-    the held-out tumour slides. seconds: the whole demo."""
+    """The demo's results.
+
+    ``slide_auc`` is the AUC over held-out slides. ``patch_auc`` says how well attention ranks lesion patches above
+    normal tissue in the held-out tumour slides. ``seconds`` is the duration of the whole demo, ``slides`` the
+    number of held-out slides.
+    """
 
     slide_auc: float
     patch_auc: float
@@ -45,7 +49,12 @@ class DemoScore:
 def run_demo(
     config: DemoConfig, out: Path, *, device: torch.device, progress: Progress = silent
 ) -> DemoScore:
-    """Leave in ``out``: ``data/``, ``model/``, ``predictions/`` with overlays, and ``metrics.json``."""
+    """Draw slides, fine-tune on them, predict and score.
+
+    This leaves ``data/``, ``model/``, ``predictions/`` with overlays, and ``metrics.json`` in ``out``.
+
+    Raises :class:`ResultsError` if a slide cannot be predicted, and the errors of drawing and training.
+    """
     started = time.perf_counter()
     task = config.model.tasks[0]
     data = make_camelyon_like(out / "data", config.data, progress=progress)
@@ -89,7 +98,9 @@ def _slide_auc(results: list[SlideResult], records: list[SlideRecord], *, task: 
 
 
 def _patch_auc(results: list[SlideResult], records: list[SlideRecord], data: Path) -> float:
-    """Mean over the tumour slides: attention sums to 1 in each slide, so values do not compare across them."""
+    """Mean AUC over the tumour slides: attention sums to 1 in each slide, so that values do not compare across
+    slides.
+    """
     aucs = []
     for result, record in zip(results, records, strict=True):
         annotation = _annotation(record, data)

@@ -1,20 +1,19 @@
-"""Where tissue and metastases lie on the grid of a composite lymph node. No pixels and no patches.
+"""Composite lymph nodes: slides of real lymph-node patches with metastases in the outlines of real lesions.
 
-Everything is counted in cells of the grid: a cell holds one patch, or glass.
+Start with :func:`make_lymph_nodes`. A slide is a mosaic on the patches' own grid. Every cell of its tissue holds
+one real patch in one of its eight symmetries, and level 0 begins with the grid: if it is read with patches of the
+same size and resolution (:func:`tiling_of`), each patch that an encoder sees is a real one. Half of the slides are
+normal; the positive ones have macro, micro or small metastases in turn. A slide has patches of one stain family,
+which says nothing about its label: in every split, each family has equally many positive slides of each size. No
+source group is in two splits.
 
-The file of a composite lymph node: tiles of level 0 that are patches or glass, and smaller levels.
-
-Composite lymph nodes: slides of real lymph-node patches, with metastases in the outlines of real lesions.
-
-A slide is a mosaic on the patches' own grid. Every cell of its tissue holds one real patch in one of its eight
-symmetries, and level 0 begins with the grid: read with patches of the same size and resolution
-(:func:`tiling_of`), each patch that an encoder sees is a real one. Half of the slides are normal; the positive
-ones have macro, micro or small metastases in turn. A slide has patches of one stain family, which says nothing of
-its label: in every split, each family has equally many positive slides of each size. No source group lies in two
-splits.
+:func:`plan_slides` decides which patch lies where (:func:`lay_out_node` lays out tissue and metastases),
+:func:`write_node_slide` writes the file.
 
 Patches: see :mod:`wsi_ips.drawn.node_patches` (PatchCamelyon, Veeling et al. 2018, CC0). Outlines: those of
 CAMELYON16's lesions (CC0), in NCRF's JSON format.
+
+Shape suffixes: R, C rows and columns of the grid's cells; a cell holds one patch, or glass. N patches of a slide.
 """
 
 import csv
@@ -62,207 +61,65 @@ from wsi_ips.units import Mpp
 
 MARGIN = 2
 """Cells of glass around the tissue, and between two pieces of it."""
+
 SUB = 8
-"""An outline's share of a cell is counted on so many points each way."""
+"""Points along each side of a cell at which an outline's share of it is counted."""
+
 PLACEMENTS = 60
 """Places and outlines that are tried for one piece of metastasis."""
+
 LARGEST_GROWTH = 3.0
-"""An outline may grow to so many times the area of its cells, until enough cells are half covered."""
+"""How many times the area of its cells an outline may grow to, until enough cells are half covered."""
+
 MOST_CLIPPED = 0.3
 """Share of an outline that may lie outside the tissue, where it is cut off: metastases reach the node's edge."""
 
 Cells = NDArray[np.bool_]
 """(rows, columns) bool."""
 
-
-@dataclass(frozen=True, slots=True)
-class NodeLayout:
-    """tissue_RC, lesion_RC: which cells hold a patch, and which of them metastasis, (rows, columns) bool."""
-
-    tissue_RC: Cells
-    lesion_RC: Cells
-
-
-def lay_out_node(
-    tissue: int, lesion: int, outlines: Sequence[Polygon], *, rng: np.random.Generator
-) -> NodeLayout:
-    """One or two node-shaped pieces of exactly ``tissue`` cells, exactly ``lesion`` of them metastasis.
-
-    Metastasis comes in one to three pieces, each in one of the ``outlines`` (area 1, about the origin), turned,
-    perhaps mirrored, and scaled until it covers as many cells as it should; pieces lie apart. Raises
-    :class:`ConfigError` where there is no room.
-    """
-    tissue_RC = node_tissue(tissue, rng)
-    if lesion == 0:
-        return NodeLayout(tissue_RC, np.zeros_like(tissue_RC))
-    most = 3 if lesion >= 12 else 2 if lesion >= 4 else 1
-    for pieces in range(int(rng.integers(1, most + 1)), 0, -1):
-        counts = 1 + rng.multinomial(lesion - pieces, rng.dirichlet(np.full(pieces, 2.0)))
-        lesion_RC = _lesion(tissue_RC, sorted(counts.tolist(), reverse=True), outlines, rng)
-        if lesion_RC is not None:
-            return NodeLayout(tissue_RC, lesion_RC)
-    raise ConfigError(f"no room for a metastasis of {lesion} of {tissue} patches; give a lower lesion_share")
-
-
-def outlines_of(cells_RC: Cells, *, side_px: int) -> MultiPolygon:
-    """The outlines of the cells in level-0 pixels: a polygon per connected region, on the cells' borders."""
-    rows, columns = np.nonzero(cells_RC)
-    boxes = shapely.box(columns * side_px, rows * side_px, (columns + 1) * side_px, (rows + 1) * side_px)
-    return polygons_of(shapely.union_all(boxes).simplify(0))
-
-
-def node_tissue(cells: int, rng: np.random.Generator) -> Cells:
-    """Exactly so many cells in one or two smooth blobs, apart, with glass around them."""
-    if rng.integers(2) or cells < 20:
-        return np.pad(_blob(cells, rng), MARGIN)
-    first = round(cells * rng.uniform(0.55, 0.75))
-    parts = [_blob(first, rng), _blob(cells - first, rng)]
-    if rng.integers(2):
-        parts.reverse()
-    # Side by side; the shorter one somewhere along the taller one. Then perhaps one above the other.
-    tall = max(len(part) for part in parts)
-    placed = []
-    for part in parts:
-        above = int(rng.integers(tall - len(part) + 1))
-        placed.append(np.pad(part, ((above, tall - len(part) - above), (0, 0))))
-    gap = np.zeros((tall, MARGIN), np.bool_)
-    tissue_RC = np.pad(np.hstack([placed[0], gap, placed[1]]), MARGIN)
-    return np.ascontiguousarray(tissue_RC.T) if rng.integers(2) else tissue_RC
-
-
-def _blob(cells: int, rng: np.random.Generator) -> Cells:
-    """Exactly so many connected cells: an ellipse with a wavy edge and a dent (the hilum), in its bounding box."""
-    side = 4 * int(np.ceil(np.sqrt(cells))) + 5
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
-    while True:
-        angle = np.arctan2(y, x) - rng.uniform(0, 2 * np.pi)
-        aspect = rng.uniform(1.05, 1.35)
-        radius = 1 / np.hypot(np.cos(angle) / aspect, np.sin(angle) * aspect)
-        for waves in (2, 3, 4, 5):
-            radius *= 1 + rng.uniform(0, 0.25 / waves) * np.cos(waves * angle + rng.uniform(0, 2 * np.pi))
-        dent = np.angle(np.exp(1j * (angle - rng.choice([-1, 1]) * np.pi / 2)))
-        radius *= 1 - rng.uniform(0, 0.4) * np.exp(-((dent / 0.5) ** 2))
-        nearest = np.argsort((np.hypot(x, y) / radius).ravel(), kind="stable")[:cells]
-        blob = np.zeros(side * side, np.bool_)
-        blob[nearest] = True
-        blob_RC = blob.reshape(side, side)
-        if ndimage.label(blob_RC)[1] == 1:
-            rows, columns = np.nonzero(blob_RC)
-            return blob_RC[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-
-
-def _lesion(
-    tissue_RC: Cells, counts: Sequence[int], outlines: Sequence[Polygon], rng: np.random.Generator
-) -> Cells | None:
-    """Pieces of so many cells each, a cell or more apart; None where one of them finds no room."""
-    lesion_RC, free_RC = np.zeros_like(tissue_RC), tissue_RC.copy()
-    for count in counts:
-        piece_RC = _piece(free_RC, count, outlines, rng)
-        if piece_RC is None:
-            return None
-        lesion_RC |= piece_RC
-        free_RC &= ~ndimage.binary_dilation(piece_RC, np.ones((3, 3)))
-    return lesion_RC
-
-
-def _piece(free_RC: Cells, count: int, outlines: Sequence[Polygon], rng: np.random.Generator) -> Cells | None:
-    """The ``count`` free cells that an outline covers most, each by half at least."""
-    rows, columns = np.nonzero(free_RC)
-    if len(rows) < count:
-        return None
-    for _ in range(PLACEMENTS):
-        outline = rotate(outlines[int(rng.integers(len(outlines)))], rng.uniform(0, 360), origin=(0, 0))
-        mirrored = -1 if rng.integers(2) else 1
-        at = int(rng.integers(len(rows)))
-        x, y = columns[at] + rng.uniform(), rows[at] + rng.uniform()
-        area = float(count)
-        while area <= LARGEST_GROWTH * count + 1:
-            placed = translate(scale(outline, mirrored * area**0.5, area**0.5, origin=(0, 0)), x, y)
-            covered_RC = np.where(free_RC, _coverage(placed, free_RC.shape), 0)
-            if (covered_RC >= 0.5).sum() >= count:
-                if covered_RC.sum() < (1 - MOST_CLIPPED) * area and count > 1:
-                    break  # too much of it lies outside
-                most = np.argsort(-covered_RC.ravel(), kind="stable")[:count]
-                piece = np.zeros(covered_RC.size, np.bool_)
-                piece[most] = True
-                return piece.reshape(free_RC.shape)
-            area *= 1.08
-    return None
-
-
-def _coverage(outline: Polygon, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Which share of each cell lies inside the outline, (rows, columns)."""
-    rows, columns = shape
-    inside = filled((columns * SUB, rows * SUB), scale(outline, SUB, SUB, origin=(0, 0)))
-    return np.asarray(inside.reshape(rows, SUB, columns, SUB).mean(axis=(1, 3)))
-
-
 GLASS = (243, 242, 244)
+"""Colour of glass."""
+
 GLASS_QUALITY = 95
-
-
-def write_node_slide(
-    path: Path,
-    stored: Mapping[tuple[int, int], tuple[RgbImage, bytes]],
-    size: tuple[int, int],
-    *,
-    side_px: int,
-    mpp: Mpp,
-) -> None:
-    """Write a pyramid whose level-0 tiles are the cells of a grid of ``size`` (rows, columns).
-
-    stored: the pixels and the JPEG stream (YCbCr, no chroma subsampling) of each cell (row, column) with tissue,
-    as :func:`wsi_ips.drawn.node_patches.read_as_jpeg` returns them. All other cells are glass. The same cells
-    give the same bytes.
-    """
-    rows, columns = size
-    noise = np.random.default_rng(0).integers(-1, 2, (side_px, side_px, 3))
-    glass = (np.array(GLASS) + noise).astype(np.uint8)
-    glass_jpeg = bytes(simplejpeg.encode_jpeg(glass, GLASS_QUALITY, "RGB", "444"))
-    image = np.tile(glass, (rows, columns, 1))
-    for (row, column), (rgb_HWC, _) in stored.items():
-        top, left = row * side_px, column * side_px
-        image[top : top + side_px, left : left + side_px] = rgb_HWC
-
-    def tiles() -> Iterator[bytes]:
-        for row in range(rows):
-            for column in range(columns):
-                held = stored.get((row, column))
-                yield held[1] if held else glass_jpeg
-
-    finest = StoredLevel(tiles(), tile_px=side_px, subsampling=(1, 1))
-    write_pyramid(path, image, mpp=mpp, finest=finest)
-
+"""JPEG quality of glass."""
 
 LABELS = ("normal", "tumor")
+"""The labels of slides."""
+
 SIZES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"macro": (0.05, 0.2), "micro": (0.01, 0.05), "small": (0.002, 0.01)}
 )
 """Sizes of metastases by their share of the tissue, from and to."""
+
 FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.5, "val": 0.2, "test": 0.3})
-"""Shares of the source groups. They do not follow the numbers of slides: with fewer training slides the test
-slides stay what they are."""
+"""Shares of the source groups in each split.
+
+They do not depend on the numbers of slides: with fewer training slides, the test slides stay the same.
+"""
+
 OWN_NORMAL, OWN_METASTASES = 0.5, 60
-"""Share of its split's normal patches that a slide draws from, and how many of the patches with metastasis."""
+"""Share of its split's normal patches from which a slide draws, and the number of its patches with metastasis."""
+
 CELL_COLUMNS = ("row", "column", "path", "symmetry", "tumor")
+"""Columns of the list of a slide's patches."""
 
 
 class LymphNodesConfig(Section):
-    """Composite lymph nodes. Multiples of 12 slides balance families, labels and sizes exactly."""
+    """Settings of composite lymph nodes. Multiples of 12 slides balance families, labels and sizes exactly."""
 
     train: PositiveInt = 90
     val: NonNegativeInt = 30
     test: NonNegativeInt = 60
     """Slides per split. A set with fewer slides of a split has the first ones of a larger set, bit by bit."""
     patches: Annotated[PositiveInt, Field(ge=120, le=100_000)] = 500
-    """Patches of tissue on a slide, about: they vary by 10 %."""
+    """Approximate number of patches of tissue on a slide; they vary by 10 %."""
     patch_px: Annotated[PositiveInt, Field(ge=16, le=1024, multiple_of=16)] = 96
     mpp: PositiveFloat = 0.97
-    """µm per pixel of the patches; PatchCamelyon's 0.972, rounded."""
+    """µm per pixel of the patches: PatchCamelyon's 0.972, rounded."""
     lesion_share: tuple[PositiveFloat, PositiveFloat] | None = None
-    """Least and largest share of the tissue that is metastasis on every positive slide; none: sizes in turn."""
+    """Least and largest share of the tissue that is metastasis on every positive slide; None: sizes take turns."""
     families: tuple[str, ...] = ()
-    """Stain families to make slides of; none named: all."""
+    """Stain families to make slides of; empty: all."""
     least_tissue: Fraction = 0.3
     """Patches with less tissue are not used."""
     hold_back: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -281,9 +138,20 @@ class LymphNodesConfig(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class NodeLayout:
+    """Which cells hold a patch, and which of them hold metastasis, (R, C) bool each."""
+
+    tissue_RC: Cells
+    lesion_RC: Cells
+
+
+@dataclass(frozen=True, slots=True)
 class NodeCell:
-    """A patch on a slide. row, column: its place on the grid. ``path``: relative to the patch folder.
-    ``symmetry``: see :func:`wsi_ips.drawn.node_patches.turned`."""
+    """A patch on a slide.
+
+    ``row`` and ``column`` are its place on the grid. ``path`` is relative to the patch folder; ``symmetry`` is
+    explained at :func:`wsi_ips.drawn.node_patches.turned`.
+    """
 
     row: int
     column: int
@@ -294,7 +162,7 @@ class NodeCell:
 
 @dataclass(frozen=True, slots=True)
 class NodeSlide:
-    """A slide as it is planned, before any pixel is read. ``cells``: row by row, every cell of tissue."""
+    """A slide as it is planned, before any pixel is read. ``cells`` are all cells of tissue, row by row."""
 
     record: SlideRecord
     layout: NodeLayout
@@ -303,7 +171,7 @@ class NodeSlide:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """One slide to compose, all drawn already."""
+    """A slide to compose, with everything random already drawn."""
 
     slide: NodeSlide
     out: Path
@@ -312,7 +180,7 @@ class _Order:
 
 
 class _Input(Section):
-    """What a set is made of: with another folder of patches or outlines it is another set."""
+    """What a data set is made of: other patches or outlines make another set."""
 
     config: LymphNodesConfig
     patches: str
@@ -328,17 +196,17 @@ def make_lymph_nodes(
     processes: int = 2,
     progress: Progress = silent,
 ) -> Path:
-    """Compose the slides, and return the path of ``manifest.csv``.
+    """Compose the slides below ``out``, and return the path of ``manifest.csv``.
 
-    Written below ``out``: ``images/ID.tif``; ``annotations/ID.xml``, the outlines of a positive slide's metastases
-    on the cells' borders; ``cells/ID.csv``, which patch lies where; ``manifest.csv``, and for every two stain
-    families ``cross_A_to_B.csv`` with A's slides to learn from and B's to test on. The manifests' columns are
-    slide_id, case_id, label (normal, tumor), lesion_size (macro, micro, small, none), lesion_share, stain_family,
-    patches (how many), split and path.
+    The folder then holds ``images/ID.tif``; ``annotations/ID.xml`` with the outlines of a positive slide's
+    metastases along the cells' borders; ``cells/ID.csv`` with the patch in each cell; ``manifest.csv``; and for
+    every two stain families ``cross_A_to_B.csv`` with A's slides as training data and B's to test on. The
+    manifests' columns are slide_id, case_id, label (normal, tumor), lesion_size (macro, micro, small, none),
+    lesion_share, stain_family, patches (how many), split and path.
 
-    The same input and config give the same bytes; what an earlier, interrupted call has composed is kept. Raises
-    :class:`ConfigError` where ``out`` holds another set, or the patches are too few, and :class:`ManifestError` or
-    :class:`AnnotationError` for what is wrong with the input.
+    The same input and config give the same bytes; slides of an earlier, interrupted call are kept. Raises
+    :class:`ConfigError` if ``out`` holds another data set or there are too few patches, and :class:`ManifestError`
+    or :class:`AnnotationError` for input that cannot be used.
     """
     files, shapes = read_patches(patches), read_outlines(outlines)
     slides = list(plan_slides(out, config, patches=files, outlines=shapes))
@@ -355,7 +223,7 @@ def make_lymph_nodes(
 
 
 def _write_manifests(out: Path, records: Sequence[SlideRecord]) -> Path:
-    """Those across stains, then the one of all slides, whose path is returned."""
+    """Write the manifests across stains and the one of all slides, whose path is returned."""
     families = sorted({record.labels["stain_family"] for record in records})
     for one, other in itertools.permutations(families, 2):
         family_of = {"train": one, "val": one, "test": other}
@@ -368,7 +236,7 @@ def _write_manifests(out: Path, records: Sequence[SlideRecord]) -> Path:
 def plan_slides(
     out: Path, config: LymphNodesConfig, *, patches: Sequence[NodePatch], outlines: Sequence[Polygon]
 ) -> Iterator[NodeSlide]:
-    """The slides that :func:`make_lymph_nodes` composes, without reading or writing a file: bags of patches.
+    """Plan the slides that :func:`make_lymph_nodes` composes, without reading or writing a file.
 
     Raises :class:`ConfigError` for too few patches, or no room for a metastasis.
     """
@@ -423,7 +291,7 @@ def _planned(
 def _filled(
     layout: NodeLayout, pool: Sequence[NodePatch], *, where: str, rng: np.random.Generator
 ) -> tuple[NodeCell, ...]:
-    """A patch for every cell of the layout. ``where``: whose patches the pool has, for the message."""
+    """A patch for every cell of the layout. ``where`` says in messages whose patches ``pool`` has."""
     drawn = {}
     for label, cells_RC in (
         (NORMAL, layout.tissue_RC & ~layout.lesion_RC),
@@ -447,16 +315,16 @@ def _filled(
 
 
 def size_of(share: float) -> str:
-    """The name of a metastasis that takes this share of the tissue: none, small, micro or macro."""
+    """The name of a metastasis with this share of the tissue: none, small, micro or macro."""
     if share <= 0:
         return "none"
     return next((name for name, (low, _) in SIZES.items() if share >= low), "small")
 
 
 def _lesion_cells(tissue: int, share: tuple[float, float], rng: np.random.Generator) -> int:
-    """A number of cells whose share lies between the two, log-uniform; one cell at least.
+    """A number of cells whose share lies between the two values, log-uniform; at least one cell.
 
-    Where no whole number lies between them, the nearest one.
+    If no whole number lies between them, the nearest one is returned.
     """
     low, high = share
     least = max(1, math.ceil(low * tissue - 1e-9))
@@ -468,7 +336,7 @@ def _lesion_cells(tissue: int, share: tuple[float, float], rng: np.random.Genera
 def _draw(
     patches: Sequence[NodePatch], count: int, own: int, rng: np.random.Generator
 ) -> list[tuple[NodePatch, int]]:
-    """``count`` patches with their symmetries, from ``own`` patches (more where they are too few for it).
+    """Draw ``count`` patches with their symmetries from ``own`` patches (more if these are too few).
 
     Every patch is used once before any is used again, and then in another symmetry.
     """
@@ -501,11 +369,6 @@ def _compose(order: _Order) -> str:
     return record.slide_id
 
 
-def cells_path(out: Path, slide_id: str) -> Path:
-    """Where :func:`make_lymph_nodes` lists the patches of a slide."""
-    return out / "cells" / f"{slide_id}.csv"
-
-
 def _write_cells(path: Path, cells: Sequence[NodeCell]) -> None:
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -513,11 +376,16 @@ def _write_cells(path: Path, cells: Sequence[NodeCell]) -> None:
         writer.writerows((cell.row, cell.column, cell.path, cell.symmetry, int(cell.tumor)) for cell in cells)
 
 
-def read_cells(path: Path) -> list[NodeCell]:
-    """The patches of a slide, row by row: the order in which its grid is read.
+def cells_path(out: Path, slide_id: str) -> Path:
+    """The path at which :func:`make_lymph_nodes` lists the patches of a slide."""
+    return out / "cells" / f"{slide_id}.csv"
 
-    With them a frozen encoder reads every pair of patch and symmetry once, however many slides show it. Raises
-    :class:`ManifestError` for a missing or broken file.
+
+def read_cells(path: Path) -> list[NodeCell]:
+    """The patches of a slide, row by row, which is the order in which its grid is read.
+
+    With them, a frozen encoder reads every pair of patch and symmetry once, however many slides show it. Raises
+    :class:`ManifestError` for a file that is missing or broken.
     """
     if not path.is_file():
         raise ManifestError(path, "no such list of patches", "make the data set again")
@@ -542,9 +410,9 @@ def tumor_cells(cells: Sequence[NodeCell]) -> NDArray[np.bool_]:
 
 
 def tiling_of(config: LymphNodesConfig) -> TilingConfig:
-    """How the slides are read, so that each patch is a real one and (nearly) all of the tissue is there.
+    """The tiling with which each patch that is read is a real one, and nearly all of the tissue is read.
 
-    With the default tissue mask 99.99 % of the cells of 180 slides of PatchCamelyon are kept, and no glass.
+    With the default tissue mask, 99.99 % of the cells of 180 slides of PatchCamelyon are kept, and no glass.
     """
     return TilingConfig(patch_px=config.patch_px, patch_mpp=config.mpp, min_tissue=0.2)
 
@@ -554,3 +422,154 @@ def _digest(outlines: Sequence[Polygon]) -> str:
     for outline in outlines:
         held.update(shapely.to_wkb(outline, byte_order=1))
     return held.hexdigest()[:16]
+
+
+def lay_out_node(
+    tissue: int, lesion: int, outlines: Sequence[Polygon], *, rng: np.random.Generator
+) -> NodeLayout:
+    """Lay out node-shaped tissue of exactly ``tissue`` cells, of which exactly ``lesion`` hold metastasis.
+
+    Tissue comes in one or two pieces.
+
+    Metastasis comes in one to three pieces that lie apart. Each has one of the ``outlines`` (area 1, around the
+    origin), turned, perhaps mirrored, and scaled until it covers as many cells as it should. Raises
+    :class:`ConfigError` if there is no room.
+    """
+    tissue_RC = node_tissue(tissue, rng)
+    if lesion == 0:
+        return NodeLayout(tissue_RC, np.zeros_like(tissue_RC))
+    most = 3 if lesion >= 12 else 2 if lesion >= 4 else 1
+    for pieces in range(int(rng.integers(1, most + 1)), 0, -1):
+        counts = 1 + rng.multinomial(lesion - pieces, rng.dirichlet(np.full(pieces, 2.0)))
+        lesion_RC = _lesion(tissue_RC, sorted(counts.tolist(), reverse=True), outlines, rng)
+        if lesion_RC is not None:
+            return NodeLayout(tissue_RC, lesion_RC)
+    raise ConfigError(f"no room for a metastasis of {lesion} of {tissue} patches; give a lower lesion_share")
+
+
+def outlines_of(cells_RC: Cells, *, side_px: int) -> MultiPolygon:
+    """The outlines of the cells in level-0 pixels: one polygon per connected region, along the cells' borders."""
+    rows, columns = np.nonzero(cells_RC)
+    boxes = shapely.box(columns * side_px, rows * side_px, (columns + 1) * side_px, (rows + 1) * side_px)
+    return polygons_of(shapely.union_all(boxes).simplify(0))
+
+
+def node_tissue(cells: int, rng: np.random.Generator) -> Cells:
+    """Exactly ``cells`` cells in one or two smooth blobs, apart, with glass around them."""
+    if rng.integers(2) or cells < 20:
+        return np.pad(_blob(cells, rng), MARGIN)
+    first = round(cells * rng.uniform(0.55, 0.75))
+    parts = [_blob(first, rng), _blob(cells - first, rng)]
+    if rng.integers(2):
+        parts.reverse()
+    # Side by side; the shorter one somewhere along the taller one. Then perhaps one above the other.
+    tall = max(len(part) for part in parts)
+    placed = []
+    for part in parts:
+        above = int(rng.integers(tall - len(part) + 1))
+        placed.append(np.pad(part, ((above, tall - len(part) - above), (0, 0))))
+    gap = np.zeros((tall, MARGIN), np.bool_)
+    tissue_RC = np.pad(np.hstack([placed[0], gap, placed[1]]), MARGIN)
+    return np.ascontiguousarray(tissue_RC.T) if rng.integers(2) else tissue_RC
+
+
+def _blob(cells: int, rng: np.random.Generator) -> Cells:
+    """Exactly so many connected cells in their bounding box: an ellipse with a wavy edge and a dent (the
+    hilum).
+    """
+    side = 4 * int(np.ceil(np.sqrt(cells))) + 5
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    while True:
+        angle = np.arctan2(y, x) - rng.uniform(0, 2 * np.pi)
+        aspect = rng.uniform(1.05, 1.35)
+        radius = 1 / np.hypot(np.cos(angle) / aspect, np.sin(angle) * aspect)
+        for waves in (2, 3, 4, 5):
+            radius *= 1 + rng.uniform(0, 0.25 / waves) * np.cos(waves * angle + rng.uniform(0, 2 * np.pi))
+        dent = np.angle(np.exp(1j * (angle - rng.choice([-1, 1]) * np.pi / 2)))
+        radius *= 1 - rng.uniform(0, 0.4) * np.exp(-((dent / 0.5) ** 2))
+        nearest = np.argsort((np.hypot(x, y) / radius).ravel(), kind="stable")[:cells]
+        blob = np.zeros(side * side, np.bool_)
+        blob[nearest] = True
+        blob_RC = blob.reshape(side, side)
+        if ndimage.label(blob_RC)[1] == 1:
+            rows, columns = np.nonzero(blob_RC)
+            return blob_RC[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def _lesion(
+    tissue_RC: Cells, counts: Sequence[int], outlines: Sequence[Polygon], rng: np.random.Generator
+) -> Cells | None:
+    """Pieces of so many cells each, at least one cell apart; None if one of them finds no room."""
+    lesion_RC, free_RC = np.zeros_like(tissue_RC), tissue_RC.copy()
+    for count in counts:
+        piece_RC = _piece(free_RC, count, outlines, rng)
+        if piece_RC is None:
+            return None
+        lesion_RC |= piece_RC
+        free_RC &= ~ndimage.binary_dilation(piece_RC, np.ones((3, 3)))
+    return lesion_RC
+
+
+def _piece(free_RC: Cells, count: int, outlines: Sequence[Polygon], rng: np.random.Generator) -> Cells | None:
+    """The ``count`` free cells that an outline covers most, each at least by half."""
+    rows, columns = np.nonzero(free_RC)
+    if len(rows) < count:
+        return None
+    for _ in range(PLACEMENTS):
+        outline = rotate(outlines[int(rng.integers(len(outlines)))], rng.uniform(0, 360), origin=(0, 0))
+        mirrored = -1 if rng.integers(2) else 1
+        at = int(rng.integers(len(rows)))
+        x, y = columns[at] + rng.uniform(), rows[at] + rng.uniform()
+        area = float(count)
+        while area <= LARGEST_GROWTH * count + 1:
+            placed = translate(scale(outline, mirrored * area**0.5, area**0.5, origin=(0, 0)), x, y)
+            covered_RC = np.where(free_RC, _coverage(placed, free_RC.shape), 0)
+            if (covered_RC >= 0.5).sum() >= count:
+                if covered_RC.sum() < (1 - MOST_CLIPPED) * area and count > 1:
+                    break  # too much of it lies outside
+                most = np.argsort(-covered_RC.ravel(), kind="stable")[:count]
+                piece = np.zeros(covered_RC.size, np.bool_)
+                piece[most] = True
+                return piece.reshape(free_RC.shape)
+            area *= 1.08
+    return None
+
+
+def _coverage(outline: Polygon, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The share of each cell that lies inside the outline, (R, C) float64."""
+    rows, columns = shape
+    inside = filled((columns * SUB, rows * SUB), scale(outline, SUB, SUB, origin=(0, 0)))
+    return np.asarray(inside.reshape(rows, SUB, columns, SUB).mean(axis=(1, 3)))
+
+
+def write_node_slide(
+    path: Path,
+    stored: Mapping[tuple[int, int], tuple[RgbImage, bytes]],
+    size: tuple[int, int],
+    *,
+    side_px: int,
+    mpp: Mpp,
+) -> None:
+    """Write a pyramid whose level-0 tiles are the cells of a grid of ``size`` (rows, columns).
+
+    ``stored`` maps each cell (row, column) with tissue to its pixels and its JPEG stream (YCbCr, no chroma
+    subsampling), as :func:`wsi_ips.drawn.node_patches.read_as_jpeg` returns them. All other cells are glass. The
+    same cells give the same bytes.
+    """
+    rows, columns = size
+    noise = np.random.default_rng(0).integers(-1, 2, (side_px, side_px, 3))
+    glass = (np.array(GLASS) + noise).astype(np.uint8)
+    glass_jpeg = bytes(simplejpeg.encode_jpeg(glass, GLASS_QUALITY, "RGB", "444"))
+    image = np.tile(glass, (rows, columns, 1))
+    for (row, column), (rgb_HWC, _) in stored.items():
+        top, left = row * side_px, column * side_px
+        image[top : top + side_px, left : left + side_px] = rgb_HWC
+
+    def tiles() -> Iterator[bytes]:
+        for row in range(rows):
+            for column in range(columns):
+                held = stored.get((row, column))
+                yield held[1] if held else glass_jpeg
+
+    finest = StoredLevel(tiles(), tile_px=side_px, subsampling=(1, 1))
+    write_pyramid(path, image, mpp=mpp, finest=finest)

@@ -1,10 +1,10 @@
-"""Real lymph-node patches by class, source and stain, and their pixels in one of eight symmetries.
+"""Real lymph-node patches by class, source and stain, in one of eight symmetries: :func:`read_patches`.
 
-Knows nothing of slides. A patch folder holds ``manifest.csv``
-(``path,class,source_group,stain_family,tissue_share``) and square pictures of one size; pictures that overlap
-share a ``source_group``. The folder that this was written for has PatchCamelyon's patches (Veeling, Linmans,
-Winkens, Cohen, Welling, "Rotation Equivariant CNNs for Digital Pathology", 2018; CC0), which were cut from the
-slides of CAMELYON16: 96 px at 0.972 µm per pixel, ``metastasis`` where the centre 32 px hold tumour.
+A patch folder holds ``manifest.csv`` (``path,class,source_group,stain_family,tissue_share``) and square pictures
+of one size; pictures that overlap share a ``source_group``. The folder that this was written for has
+PatchCamelyon's patches (Veeling, Linmans, Winkens, Cohen, Welling, "Rotation Equivariant CNNs for Digital
+Pathology", 2018; CC0), which were cut from the slides of CAMELYON16: 96 px at 0.972 µm per pixel, of class
+``metastasis`` if the centre 32 px contain tumour.
 """
 
 import io
@@ -23,17 +23,18 @@ from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.slides.base import RgbImage
 
 COLUMNS = ("path", "class", "source_group", "stain_family", "tissue_share")
+"""Columns of the manifest."""
 NORMAL, METASTASIS = "normal", "metastasis"
 """The classes of patches."""
 SYMMETRIES = 8
-"""Four quarter turns, and the same four mirrored."""
+"""Symmetries of a square: four quarter turns, and the same mirrored."""
 QUALITY = 100
-"""Of JPEG, for pictures that come without quantisation tables of their own."""
+"""JPEG quality for pictures without quantisation tables of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodePatch:
-    """One line of the manifest. ``name``: its path as the manifest has it, relative to the folder."""
+    """A line of the manifest. ``name`` is the patch's path as the manifest has it, relative to the folder."""
 
     name: str
     label: str
@@ -43,11 +44,11 @@ class NodePatch:
 
 
 def read_patches(folder: Path) -> list[NodePatch]:
-    """The patches of a folder, in file order; no picture is opened.
+    """The patches of a folder, in file order. No picture is opened.
 
-    Raises :class:`ManifestError`, with the line, for a missing manifest or column, an unknown class, an empty
-    field, a ``tissue_share`` that is no share, a path that is listed twice, leads out of the folder or to no
-    file; and for a manifest without patches.
+    Raises :class:`ManifestError` with the line for a manifest or column that is missing, an unknown class, an
+    empty field, a ``tissue_share`` that is no share, and a path that is listed twice, leads out of the folder or
+    to no file; also for a manifest without patches.
     """
     path, listed = read_picture_list(folder, COLUMNS, kind="patch")
     patches = [_patch(path, picture) for picture in listed]
@@ -90,7 +91,7 @@ def _patch(path: Path, picture: ListedPicture) -> NodePatch:
 
 
 def digest(folder: Path, patches: Iterable[NodePatch]) -> str:
-    """Tells one patch folder from another: a hash over the patches' lines and the sizes of their files."""
+    """A hash that tells patch folders apart, made from the patches' lines and the sizes of their files."""
     held = sha256()
     for patch in patches:
         held.update(f"{patch} {(folder / patch.name).stat().st_size}\n".encode())
@@ -98,25 +99,25 @@ def digest(folder: Path, patches: Iterable[NodePatch]) -> str:
 
 
 def held_back(patches: Sequence[NodePatch], *, share: float) -> list[bool]:
-    """Which patches belong to the groups that are held back: about ``share`` of all groups.
+    """Which patches belong to groups that are held back: about ``share`` of all groups.
 
-    A group's own name decides, not a seed and not the other groups: what is held back stays so in every set that
-    is made, and a larger share holds back the same groups and more.
+    Only a group's own name decides, not a seed and not the other groups. What is held back is therefore held back
+    in every data set, and a larger share holds back the same groups and more.
     """
     return [_place(patch.group) < share for patch in patches]
 
 
 def _place(group: str) -> float:
-    """A number from 0 to 1 that looks random and is always the same for a name."""
+    """A number from 0 to 1 that looks random but is always the same for a name."""
     return int.from_bytes(sha256(group.encode()).digest()[:6], "big") / 2**48
 
 
 def split_patches(
     patches: Sequence[NodePatch], *, fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[NodePatch]]:
-    """Give each source group whole to one split, in these fractions of the groups of each family and class.
+    """Put each source group into one split, in these fractions of the groups of each family and class.
 
-    A group of two classes (or families) is dealt out among its like. The same for a seed.
+    A group with two classes (or families) is divided among groups of the same kind. ``seed`` decides the order.
     """
     kinds: dict[str, set[tuple[str, str]]] = {}
     for patch in patches:
@@ -138,7 +139,10 @@ def split_patches(
 
 
 def turned(rgb_HWC: RgbImage, symmetry: int) -> RgbImage:
-    """A square picture, (side, side, 3), after ``symmetry % 4`` quarter turns, from 4 on mirrored as well."""
+    """A square picture, (side, side, 3), in one of its eight symmetries.
+
+    It is turned by ``symmetry % 4`` quarters and, from 4 on, mirrored.
+    """
     result = np.rot90(rgb_HWC, symmetry % 4)
     return np.ascontiguousarray(result[:, ::-1] if symmetry >= SYMMETRIES // 2 else result)
 
@@ -146,7 +150,7 @@ def turned(rgb_HWC: RgbImage, symmetry: int) -> RgbImage:
 def read_patch(path: Path, *, side_px: int) -> RgbImage:
     """The pixels of a patch, (side_px, side_px, 3) uint8 RGB.
 
-    Raises the same errors as :func:`read_as_jpeg`.
+    Raises :class:`ManifestError` for a file that is no picture, or has another size.
     """
     return _read(path, side_px)[0]
 
@@ -154,9 +158,9 @@ def read_patch(path: Path, *, side_px: int) -> RgbImage:
 def read_as_jpeg(path: Path, symmetry: int, *, side_px: int) -> tuple[RgbImage, bytes]:
     """A patch in one of its symmetries: its pixels, and the same as a JPEG stream without chroma subsampling.
 
-    A patch that is a JPEG is written with its own quantisation tables, turned with it: the coefficients are the
-    same whole numbers again, and what changes (0.2 grey levels on average) is rounding and clipping. Raises
-    :class:`ManifestError` for a file that is no picture, or one of another size.
+    A patch that is a JPEG is written with its own quantisation tables, turned with it, so that the coefficients
+    are the same whole numbers again; what changes (0.2 grey levels on average) is rounding and clipping. Raises
+    :class:`ManifestError` for a file that is no picture, or has another size.
     """
     rgb_HWC, tables = _read(path, side_px)
     rgb_HWC = turned(rgb_HWC, symmetry)
@@ -185,12 +189,12 @@ def _read(path: Path, side_px: int) -> tuple[RgbImage, dict[int, list[int]]]:
 
 
 def _transposed(table: Sequence[int]) -> list[int]:
-    """A quantisation table of the picture turned by a quarter: rows of frequencies become columns."""
+    """The quantisation table of the picture turned by a quarter: rows of frequencies become columns."""
     return [int(value) for value in np.array(table).reshape(8, 8).T.ravel()]
 
 
 def families_of(patches: Iterable[NodePatch], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The stain families of the patches, sorted; those ``wanted`` only, in their order, where any are.
+    """The stain families of the patches, sorted; if any are ``wanted``, only those, in their order.
 
     Raises :class:`ConfigError` for a wanted family that no patch has.
     """

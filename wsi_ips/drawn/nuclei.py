@@ -1,4 +1,7 @@
-"""Drawn nuclei: small, round and dark in normal lymphoid tissue; large, pale and irregular in lesions."""
+"""Drawn nuclei: small, round and dark in normal lymphoid tissue; large, pale and irregular in lesions.
+
+:func:`draw_nuclei` draws them as small pictures, :func:`scatter` places these on a slide.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +16,7 @@ Density = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class NucleusKind:
-    """How a kind of nucleus looks. Lengths in µm; densities 0 to 255."""
+    """How a kind of nucleus looks. Lengths are in µm, densities 0 to 255."""
 
     diameter_um: tuple[float, float]
     elongation: tuple[float, float]
@@ -27,11 +30,13 @@ class NucleusKind:
 
 
 NORMAL = NucleusKind((5.6, 7.2), (1.0, 1.25), 0.03, 165, 0.12, 0)
+"""Nuclei of normal lymphoid tissue."""
 TUMOR = NucleusKind((10.0, 14.0), (1.0, 1.7), 0.13, 90, 0.35, 2)
+"""Nuclei of lesions."""
 
 
 def draw_nuclei(kind: NucleusKind, variants: int, *, mpp: Mpp, rng: np.random.Generator) -> list[Density]:
-    """Sprites, each a small (h, w) uint8 map of stain with a soft edge."""
+    """Draw ``variants`` nuclei, each a small (h, w) uint8 map of stain with a soft edge."""
     return [_draw(kind, mpp=mpp, rng=rng) for _ in range(variants)]
 
 
@@ -81,9 +86,10 @@ def scatter(
     jitter: float,
     rng: np.random.Generator,
 ) -> None:
-    """Stamp sprites about ``spacing_px`` apart wherever ``where`` (one value per ``where_px`` pixels) is True.
+    """Place nuclei about ``spacing_px`` apart on ``canvas`` wherever ``where`` is True.
 
-    Places are those of a grid, each moved by up to ``jitter`` of the spacing: cells keep their distance.
+    ``where`` has one value per ``where_px`` pixels. Places are those of a grid, each moved by up to ``jitter`` of
+    the spacing, so that cells keep their distance.
     """
     height, width = canvas.shape
     rows, columns = np.mgrid[0 : height / spacing_px, 0 : width / spacing_px].reshape(2, -1)

@@ -1,11 +1,11 @@
-"""Writes an image as the kind of file that CAMELYON's slides are: a tiled JPEG BigTIFF pyramid.
+"""A small data set of drawn H&E slides in CAMELYON's layout, made from a seed: :func:`make_camelyon_like`.
 
-Draws one H&E-looking slide. Lesions differ from normal tissue by morphology, not by mean colour.
+It is for the demo, tests and benchmarks. :func:`draw_slide` draws one slide, whose lesions differ from normal
+tissue by morphology and not by mean colour. Stain is drawn as two maps, eosin and haematoxylin, and becomes colour
+by Beer and Lambert's law, so that overlapping stains darken as they do on glass. :func:`write_pyramid` writes a
+picture as the kind of file that CAMELYON's slides are, a tiled JPEG BigTIFF pyramid.
 
-Stain is drawn as two maps, eosin and haematoxylin, and becomes colour by Beer and Lambert's law, so that
-overlapping stains darken as they do on glass.
-
-A small data set in CAMELYON's layout, drawn from a seed: for the demo, for tests, for benchmarks.
+Shape suffixes: H rows, W columns, C channels.
 """
 
 from collections.abc import Iterator
@@ -31,84 +31,111 @@ from wsi_ips.storage.files import whole_file
 from wsi_ips.units import Mpp, Size
 
 TILE_PX = 256
+"""Side of the tiles of a pyramid."""
+
 JPEG_QUALITY = 85
+"""Quality of the JPEG tiles."""
+
 SMALLEST_SIDE_PX = 512
+"""Levels halve until their shorter side would be below this."""
+
 REDUCED_IMAGE = 1
-
-
-@dataclass(frozen=True, slots=True)
-class StoredLevel:
-    """A level that is encoded already. tiles: a JPEG stream each, YCbCr, row by row. subsampling: of chroma, along
-    x and y, as TIFF has it: (1, 1) for none."""
-
-    tiles: Iterator[bytes]
-    tile_px: int
-    subsampling: tuple[int, int]
-
-
-def write_pyramid(path: Path, image: RgbImage, *, mpp: Mpp, finest: StoredLevel | None = None) -> None:
-    """Levels halve until the shorter side would fall under 512 px; JPEG YCbCr 4:2:0; mpp in the resolution tags.
-
-    ``finest`` is stored as level 0 in place of ``image``, which has to show the same. Reduced levels are top-level
-    images with NewSubfileType 1 (TIFF 6.0), which OpenSlide reads as a generic tiled TIFF. The same image gives
-    the same bytes.
-    """
-    level, number = image, 0
-    stored = finest or _encoded(image)
-    with whole_file(path) as partial, tifffile.TiffWriter(partial, bigtiff=True) as writer:
-        while True:
-            writer.write(
-                stored.tiles,
-                shape=level.shape,
-                dtype=np.uint8,
-                tile=(stored.tile_px, stored.tile_px),
-                photometric="ycbcr",
-                subsampling=stored.subsampling,
-                compression="jpeg",
-                subfiletype=REDUCED_IMAGE if number else 0,
-                resolution=(1e4 / (mpp * 2**number), 1e4 / (mpp * 2**number)),
-                resolutionunit="CENTIMETER",
-                metadata=None,
-                software="wsi_ips",
-            )
-            if min(level.shape[:2]) < 2 * SMALLEST_SIDE_PX:
-                return
-            level, number = np.asarray(Image.fromarray(level).reduce(2)), number + 1
-            stored = _encoded(level)
-
-
-def _encoded(level: RgbImage) -> StoredLevel:
-    return StoredLevel(_encoded_tiles(level), tile_px=TILE_PX, subsampling=(2, 2))
-
-
-def _encoded_tiles(level: RgbImage) -> Iterator[bytes]:
-    height, width = level.shape[:2]
-    padded = np.pad(level, ((0, -height % TILE_PX), (0, -width % TILE_PX), (0, 0)), "edge")
-    for top in range(0, height, TILE_PX):
-        for left in range(0, width, TILE_PX):
-            tile = np.ascontiguousarray(padded[top : top + TILE_PX, left : left + TILE_PX])
-            yield bytes(simplejpeg.encode_jpeg(tile, JPEG_QUALITY, "RGB", "420"))
-
+"""NewSubfileType of reduced levels (TIFF 6.0)."""
 
 COARSE_PX = 16
-"""Tissue and lesions are laid out on a map that is this much coarser than level 0."""
+"""Level-0 pixels per pixel of the map on which tissue and lesions are laid out."""
 
 # Optical density of the pure stains in R, G, B (about those of Ruifrok and Johnston 2001).
 EOSIN = np.array([0.10, 0.75, 0.35])
+"""Optical density of pure eosin in R, G, B (about that of Ruifrok and Johnston 2001)."""
+
 HAEMATOXYLIN = np.array([0.75, 0.80, 0.35])
+"""Optical density of pure haematoxylin in R, G, B."""
+
 VARIANTS = 72
+"""Different nuclei of each kind that are drawn for one slide."""
+
+LABELS = ("normal", "tumor")
+"""The labels of slides."""
+
+
+def make_camelyon_like(
+    out: Path, config: SyntheticConfig, *, processes: int = 2, progress: Progress = silent
+) -> Path:
+    """Draw a data set and return the path of its ``reference.csv``.
+
+    The folder also holds ``images/*.tif`` and ``annotations/*.xml`` (tumour slides).
+
+    Half of each split has lesions, and no case is in two splits. The same config gives the same bytes. Slides of
+    an earlier, interrupted call are kept. Raises :class:`ConfigError` if ``out`` holds another data set.
+    """
+    claim(
+        out / "synthetic.json",
+        config,
+        holds="a data set drawn with other settings",
+        content={"config": config.model_dump(mode="json")},
+    )
+    orders = list(_orders(out, config))
+    missing = [order for order in orders if not order.record.path.exists()]
+    make_all(missing, _draw, processes=processes, what="Drawing slides", progress=progress)
+    manifest = out / "reference.csv"
+    write_manifest(manifest, [order.record for order in orders])
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A slide to draw. ``number`` seeds its random numbers, whichever process draws it."""
+
+    record: SlideRecord
+    annotation: Path
+    number: int
+    config: SyntheticConfig
+
+
+def _orders(out: Path, config: SyntheticConfig) -> Iterator[_Order]:
+    number = 0
+    for split, count in (("train", config.train), ("val", config.val), ("test", config.test)):
+        for index in range(count):
+            label = LABELS[index % 2]
+            slide_id = f"{split}_{index:03d}_{label}"
+            record = SlideRecord(
+                slide_id=slide_id,
+                case_id=f"case_{split}_{index // 2:03d}",
+                labels={"label": label},
+                split=split,
+                path=out / "images" / f"{slide_id}.tif",
+            )
+            yield _Order(record, out / "annotations" / f"{slide_id}.xml", number, config)
+            number += 1
+
+
+def _draw(order: _Order) -> str:
+    config = order.config
+    rng = np.random.default_rng(np.random.SeedSequence([config.seed, order.number]))
+    width, height = (int(config.side_px * rng.uniform(0.9, 1.1)) | 1 for _ in range(2))
+    drawn = draw_slide(
+        (width, height), mpp=Mpp(config.mpp), tumor=order.record.labels["label"] == "tumor", rng=rng
+    )
+    if drawn.lesions.geoms:
+        write_asap(order.annotation, list(drawn.lesions.geoms))
+    # The slide comes last: while it is missing, the slide counts as not drawn.
+    write_pyramid(order.record.path, drawn.rgb_HWC, mpp=Mpp(config.mpp))
+    return order.record.slide_id
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnSlide:
-    """rgb_HWC: the picture. lesions: outlines in level-0 pixels."""
+    """A drawn slide: its picture, (H, W, 3) uint8, and the outlines of its lesions in level-0 pixels."""
 
     rgb_HWC: RgbImage
     lesions: MultiPolygon
 
 
 def draw_slide(size_px: Size, *, mpp: Mpp, tumor: bool, rng: np.random.Generator) -> DrawnSlide:
-    """Glass, one to three pieces of tissue, and lesions in some of it where ``tumor``."""
+    """Draw a slide of ``size_px`` (width, height) with two or three pieces of tissue and, if ``tumor``,
+    lesions.
+    """
     coarse = (-(-size_px[0] // COARSE_PX), -(-size_px[1] // COARSE_PX))
     pieces = [_blob(coarse, share=rng.uniform(0.12, 0.22), rng=rng) for _ in range(rng.integers(2, 4))]
     tissue = _filled(coarse, pieces)
@@ -125,7 +152,7 @@ def draw_slide(size_px: Size, *, mpp: Mpp, tumor: bool, rng: np.random.Generator
 
 
 def _blob(coarse: Size, *, share: float, rng: np.random.Generator) -> Polygon:
-    """An organic outline around a random place, about ``share`` of the slide in area."""
+    """An organic outline around a random place; its area is about ``share`` of the slide."""
     radius = np.sqrt(share * coarse[0] * coarse[1] / np.pi)
     centre = [rng.uniform(0.3, 0.7) * side for side in coarse]
     return translate(_outline(radius, harmonics=7, roughness=0.16, rng=rng), *centre)
@@ -154,7 +181,7 @@ def _filled(coarse: Size, polygons: list[Polygon]) -> NDArray[np.bool_]:
 
 
 def _lesions(tissue: NDArray[np.bool_], coarse: Size, *, mpp: Mpp, rng: np.random.Generator) -> list[Polygon]:
-    """One to three outlines inside the tissue, 0.5 to 1 mm across, together 5 to 20 % of it or so."""
+    """One to three outlines in the tissue, each about 0.4 to 0.7 mm across."""
     # Far enough from the tissue's edge to hold a lesion.
     deep = np.asarray(Image.fromarray(tissue).convert("L").filter(ImageFilter.MinFilter(15))) > 0
     places = np.argwhere(deep if deep.any() else tissue)
@@ -206,7 +233,7 @@ def _texture(
     rng: np.random.Generator,
     signed: bool = False,
 ) -> NDArray[np.int16]:
-    """Smooth noise: coarse values, interpolated."""
+    """Smooth noise: coarse random values, interpolated."""
     width, height = size_px
     coarse = rng.normal(size=(height // scale_px + 4, width // scale_px + 4)) * 50 + 128
     image = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize(
@@ -217,7 +244,7 @@ def _texture(
 
 
 def _develop(eosin: Density, haematoxylin: Density, *, rng: np.random.Generator) -> RgbImage:
-    """Stain to colour. Each slide is stained a little differently, whatever its label."""
+    """Colours from the stains. Each slide is stained a little differently, whatever its label."""
     levels = np.arange(256) / 255
     strength = rng.normal(1, 0.08, 2).clip(0.8, 1.2)
     tint = rng.normal(1, 0.05, (2, 3)).clip(0.85, 1.15)
@@ -236,9 +263,9 @@ def _develop(eosin: Density, haematoxylin: Density, *, rng: np.random.Generator)
 def _match_mean_colour(
     rgb_HWC: RgbImage, stained: NDArray[np.bool_], tissue: NDArray[np.bool_], lesion: NDArray[np.bool_]
 ) -> None:
-    """Shift the lesions' colours so that their mean is that of the normal tissue beside them.
+    """Shift the colours of lesions so that their mean is that of the normal tissue beside them.
 
-    ``stained`` is at level 0, the other two on the coarse map.
+    ``stained`` is at level 0, the other two are on the coarse map.
     """
     height, width = rgb_HWC.shape[:2]
 
@@ -258,67 +285,59 @@ def _match_mean_colour(
     rgb_HWC[box] = np.where(inside[box][..., None], shifted, rgb_HWC[box])
 
 
-LABELS = ("normal", "tumor")
-
-
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """One slide to draw; ``number`` makes its own random numbers, whichever process draws it."""
+class StoredLevel:
+    """A level that is already encoded.
 
-    record: SlideRecord
-    annotation: Path
-    number: int
-    config: SyntheticConfig
-
-
-def make_camelyon_like(
-    out: Path, config: SyntheticConfig, *, processes: int = 2, progress: Progress = silent
-) -> Path:
-    """Write ``images/*.tif``, ``annotations/*.xml`` (tumour slides) and ``reference.csv``, whose path is returned.
-
-    Half of each split has lesions; no case lies in two splits. The same config gives the same bytes. What an
-    earlier, interrupted call has drawn is kept. Raises :class:`ConfigError` where ``out`` holds another set.
+    ``tiles`` gives one JPEG stream (YCbCr) per tile, row by row. ``subsampling`` is that of chroma along x and y
+    as in TIFF, (1, 1) for none.
     """
-    claim(
-        out / "synthetic.json",
-        config,
-        holds="a data set drawn with other settings",
-        content={"config": config.model_dump(mode="json")},
-    )
-    orders = list(_orders(out, config))
-    missing = [order for order in orders if not order.record.path.exists()]
-    make_all(missing, _draw, processes=processes, what="Drawing slides", progress=progress)
-    manifest = out / "reference.csv"
-    write_manifest(manifest, [order.record for order in orders])
-    return manifest
+
+    tiles: Iterator[bytes]
+    tile_px: int
+    subsampling: tuple[int, int]
 
 
-def _orders(out: Path, config: SyntheticConfig) -> Iterator[_Order]:
-    number = 0
-    for split, count in (("train", config.train), ("val", config.val), ("test", config.test)):
-        for index in range(count):
-            label = LABELS[index % 2]
-            slide_id = f"{split}_{index:03d}_{label}"
-            record = SlideRecord(
-                slide_id=slide_id,
-                case_id=f"case_{split}_{index // 2:03d}",
-                labels={"label": label},
-                split=split,
-                path=out / "images" / f"{slide_id}.tif",
+def write_pyramid(path: Path, image: RgbImage, *, mpp: Mpp, finest: StoredLevel | None = None) -> None:
+    """Write a picture, (H, W, 3) uint8, as a tiled pyramid with its resolution of ``mpp`` µm per pixel.
+
+    Levels are halved as long as the shorter side has 512 px or more; tiles are JPEG YCbCr 4:2:0. ``finest`` is
+    stored as level 0 instead of ``image``, which has to show the same. Reduced levels are top-level images with
+    NewSubfileType 1 (TIFF 6.0), which OpenSlide reads as a generic tiled TIFF. The same image gives the same
+    bytes.
+    """
+    level, number = image, 0
+    stored = finest or _encoded(image)
+    with whole_file(path) as partial, tifffile.TiffWriter(partial, bigtiff=True) as writer:
+        while True:
+            writer.write(
+                stored.tiles,
+                shape=level.shape,
+                dtype=np.uint8,
+                tile=(stored.tile_px, stored.tile_px),
+                photometric="ycbcr",
+                subsampling=stored.subsampling,
+                compression="jpeg",
+                subfiletype=REDUCED_IMAGE if number else 0,
+                resolution=(1e4 / (mpp * 2**number), 1e4 / (mpp * 2**number)),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+                software="wsi_ips",
             )
-            yield _Order(record, out / "annotations" / f"{slide_id}.xml", number, config)
-            number += 1
+            if min(level.shape[:2]) < 2 * SMALLEST_SIDE_PX:
+                return
+            level, number = np.asarray(Image.fromarray(level).reduce(2)), number + 1
+            stored = _encoded(level)
 
 
-def _draw(order: _Order) -> str:
-    config = order.config
-    rng = np.random.default_rng(np.random.SeedSequence([config.seed, order.number]))
-    width, height = (int(config.side_px * rng.uniform(0.9, 1.1)) | 1 for _ in range(2))
-    drawn = draw_slide(
-        (width, height), mpp=Mpp(config.mpp), tumor=order.record.labels["label"] == "tumor", rng=rng
-    )
-    if drawn.lesions.geoms:
-        write_asap(order.annotation, list(drawn.lesions.geoms))
-    # The slide comes last: while it is missing, the slide counts as not drawn.
-    write_pyramid(order.record.path, drawn.rgb_HWC, mpp=Mpp(config.mpp))
-    return order.record.slide_id
+def _encoded(level: RgbImage) -> StoredLevel:
+    return StoredLevel(_encoded_tiles(level), tile_px=TILE_PX, subsampling=(2, 2))
+
+
+def _encoded_tiles(level: RgbImage) -> Iterator[bytes]:
+    height, width = level.shape[:2]
+    padded = np.pad(level, ((0, -height % TILE_PX), (0, -width % TILE_PX), (0, 0)), "edge")
+    for top in range(0, height, TILE_PX):
+        for left in range(0, width, TILE_PX):
+            tile = np.ascontiguousarray(padded[top : top + TILE_PX, left : left + TILE_PX])
+            yield bytes(simplejpeg.encode_jpeg(tile, JPEG_QUALITY, "RGB", "420"))

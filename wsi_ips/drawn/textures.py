@@ -1,9 +1,10 @@
-"""The list of a folder of pictures: ``manifest.csv``, a line per picture.
+"""Real texture patches by class and source, made equal in colour and woven into areas of any size (:func:`weave`).
 
-Real texture patches by class and source, made equal in colour, and woven into areas of any size.
+A texture folder holds ``manifest.csv`` (``path,class,source_group``) and square RGB pictures of one size; all
+pictures of a ``source_group`` show the same piece of tissue. :func:`read_textures` reads it.
+:func:`read_picture_list` reads the list of any folder of pictures.
 
-Knows nothing of slides. A texture folder holds ``manifest.csv`` (``path,class,source_group``) and square RGB
-pictures of one size; all pictures of a ``source_group`` show the same piece of tissue.
+Shape suffixes: N textures, H rows, W columns, C channels.
 """
 
 import csv
@@ -23,56 +24,25 @@ from wsi_ips.storage.files import check_table_size
 from wsi_ips.storage.location import is_there
 from wsi_ips.units import Size
 
-
-@dataclass(frozen=True, slots=True)
-class ListedPicture:
-    """line: its number in the file. cells: what it has in the columns that were asked for, in their order."""
-
-    line: int
-    cells: tuple[str, ...]
-
-
-def read_picture_list(folder: Path, columns: Sequence[str], *, kind: str) -> tuple[Path, list[ListedPicture]]:
-    """The path of the folder's list, and its lines in file order; an absent cell is empty.
-
-    kind: what such a folder is called, for the message. Raises :class:`ManifestError` for a missing list or
-    column, and for a file that is no CSV or too large for one.
-    """
-    path = folder / "manifest.csv"
-    if not path.is_file():
-        raise ManifestError(path, "no such manifest", f"a {kind} folder has one with {','.join(columns)}")
-    check_table_size(path, ManifestError)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in columns if name not in (rows.fieldnames or ())]
-            if missing:
-                raise ManifestError(
-                    path, f"lacks the column {missing[0]}", f"it must name {','.join(columns)}"
-                )
-            listed = [
-                ListedPicture(rows.line_num, tuple(row[name] or "" for name in columns)) for row in rows
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
-    return path, listed
-
-
 COLUMNS = ("path", "class", "source_group")
+"""Columns of the list of a texture folder."""
+
 LARGEST_SIDE_PX = 4096
+"""Side of the largest texture."""
 
 BLEND_PX = 16
-"""Neighbouring textures fade into each other over so many pixels."""
+"""Width in pixels over which neighbouring textures fade into each other."""
+
 PLAY_PX = 16
-"""A texture is cut by so many pixels, at a random place, so that none lies twice on the same pixels."""
+"""Pixels by which a texture is cropped, at a random place, so that it never covers the same pixels twice."""
 
 Tiles = NDArray[np.uint8]
-"""(n, side, side, 3) uint8 RGB."""
+"""(N, side, side, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextureFile:
-    """One line of the manifest."""
+    """A line of a texture folder's list."""
 
     path: Path
     label: str
@@ -81,25 +51,26 @@ class TextureFile:
 
 @dataclass(frozen=True, slots=True)
 class TexturePool:
-    """Textures to weave from. group_N: (n,) int64, which textures show the same piece of tissue."""
+    """Textures to weave from. ``group_N``, (N,) int64, says which of them show the same piece of tissue."""
 
     tiles_N: Tiles
     group_N: NDArray[np.int64]
 
     @property
     def side_px(self) -> int:
+        """Side of a texture."""
         return int(self.tiles_N.shape[1])
 
     def of_groups(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Places of the textures of these groups."""
+        """Indices of the textures of these groups, (n,) int64."""
         return np.flatnonzero(np.isin(self.group_N, groups))
 
 
 def read_textures(folder: Path, *, classes: Sequence[str]) -> list[TextureFile]:
     """The textures of these classes, in file order.
 
-    Raises :class:`ManifestError` for a missing manifest or column, a class without textures, a path outside
-    the folder, a group of two classes.
+    Raises :class:`ManifestError` for a list or column that is missing, a class without textures, a path outside
+    the folder, and a group of two classes.
     """
     path, listed = read_picture_list(folder, COLUMNS, kind="texture")
     lines = (picture.cells for picture in listed)
@@ -111,7 +82,11 @@ def read_textures(folder: Path, *, classes: Sequence[str]) -> list[TextureFile]:
         if not (below and texture.path.is_file()):
             raise ManifestError(path, f"no texture at {texture.path}", "paths are relative to the manifest")
         if label_of.setdefault(texture.group, texture.label) != texture.label:
-            raise ManifestError(path, f"source_group {texture.group!r} has two classes", "groups are sources")
+            raise ManifestError(
+                path,
+                f"source_group {texture.group!r} has two classes",
+                "give the pictures of each class a group of their own",
+            )
     absent = sorted(set(classes) - set(label_of.values()))
     if absent:
         raise ManifestError(path, f"has no textures of class {absent[0]!r}", f"needed: {', '.join(classes)}")
@@ -121,7 +96,7 @@ def read_textures(folder: Path, *, classes: Sequence[str]) -> list[TextureFile]:
 def split_by_group(
     textures: Sequence[TextureFile], *, fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[TextureFile]]:
-    """Give each source group whole to one split, class by class in these fractions; the same for a seed."""
+    """Put each source group into one split, class by class in these fractions. ``seed`` decides the order."""
     split_of: dict[str, str] = {}
     for label in sorted({texture.label for texture in textures}):
         groups = sorted({texture.group for texture in textures if texture.label == label})
@@ -138,7 +113,7 @@ def split_by_group(
 
 
 def reference_colours(textures: Sequence[TextureFile], *, seed: int) -> RgbImage:
-    """A picture as large as a texture whose pixels are drawn from all ``textures`` alike."""
+    """A picture as large as a texture, (side, side, 3) uint8, whose pixels are drawn from all textures."""
     rng = np.random.default_rng(seed)
     side = _read(textures[0]).shape[0]
     each = -(-side * side // len(textures))
@@ -148,11 +123,11 @@ def reference_colours(textures: Sequence[TextureFile], *, seed: int) -> RgbImage
 
 
 def load_matched(textures: Sequence[TextureFile], reference: RgbImage, *, seed: int) -> Tiles:
-    """Every texture with the reference's histogram in each channel, exactly.
+    """The textures, (N, side, side, 3) uint8, each with exactly the reference's histogram in each channel.
 
-    Grey levels are spread by half a level before they are matched: else equal pixels stay equal, and which
-    levels a texture leaves empty would tell what colours it had. Raises :class:`ManifestError` for a picture of
-    another size.
+    Grey levels are spread by half a level before they are matched. Otherwise equal pixels would stay equal, and
+    the levels that a texture leaves empty would reveal its original colours. Raises :class:`ManifestError` for a
+    picture of another size.
     """
     rng = np.random.default_rng(seed)
     tiles = np.empty((len(textures), *reference.shape), np.uint8)
@@ -167,20 +142,11 @@ def load_matched(textures: Sequence[TextureFile], reference: RgbImage, *, seed: 
     return tiles
 
 
-def _read(texture: TextureFile) -> RgbImage:
-    with Image.open(texture.path) as picture:
-        if picture.width != picture.height or picture.width > LARGEST_SIDE_PX:
-            raise ManifestError(
-                texture.path, f"is {picture.width}x{picture.height} px", "textures are square"
-            )
-        return np.asarray(picture.convert("RGB"))
-
-
 def weave(size_px: Size, pool: TexturePool, places: NDArray[np.int64], rng: np.random.Generator) -> RgbImage:
-    """An area of (width, height) pixels of the textures at ``places``, turned, mirrored, cut and blended.
+    """An area of ``size_px`` (width, height) made of the textures at ``places``, (height, width, 3) uint8.
 
-    All areas are woven alike, whatever the textures show: same step, same blending, rows shifted at random.
-    Every texture is used once before any is used again.
+    Textures are turned, mirrored, cropped and blended in the same way whatever they show: same step, same
+    blending, rows shifted at random. Every texture is used once before any is used again.
     """
     width, height = size_px
     crop = pool.side_px - PLAY_PX
@@ -209,7 +175,7 @@ def weave(size_px: Size, pool: TexturePool, places: NDArray[np.int64], rng: np.r
 
 
 def _cut(tile: RgbImage, crop: int, rng: np.random.Generator) -> RgbImage:
-    """A copy: one of the square's eight symmetries, then a window at a random place."""
+    """A copy of a texture in one of the square's eight symmetries, cropped at a random place."""
     turned = np.rot90(tile, int(rng.integers(4)))
     if rng.integers(2):
         turned = turned[:, ::-1]
@@ -223,7 +189,53 @@ def _fade(from_: RgbImage, to: RgbImage, *, axis: int) -> RgbImage:
 
 
 def mix(under: RgbImage, over: RgbImage, alpha_HW: NDArray[np.integer]) -> RgbImage:
-    """``over`` where alpha is 256, ``under`` where it is 0. alpha_HW broadcasts to both heights and widths."""
+    """``over`` where alpha is 256, ``under`` where it is 0, blended in between; (H, W, 3) uint8.
+
+    ``alpha_HW`` may be broadcast to height and width.
+    """
     alpha = alpha_HW.astype(np.uint16)[..., None]
     # The sum is at most 255 * 256 + 128: it fits.
     return ((under * (256 - alpha) + over * alpha + np.uint16(128)) >> 8).astype(np.uint8)
+
+
+def _read(texture: TextureFile) -> RgbImage:
+    with Image.open(texture.path) as picture:
+        if picture.width != picture.height or picture.width > LARGEST_SIDE_PX:
+            raise ManifestError(
+                texture.path, f"is {picture.width}x{picture.height} px", "textures are square"
+            )
+        return np.asarray(picture.convert("RGB"))
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPicture:
+    """A line of a list of pictures: its number in the file, and its cells in the columns that were asked for."""
+
+    line: int
+    cells: tuple[str, ...]
+
+
+def read_picture_list(folder: Path, columns: Sequence[str], *, kind: str) -> tuple[Path, list[ListedPicture]]:
+    """The path of the folder's list ``manifest.csv``, and its lines in file order. A missing cell is empty.
+
+    ``kind`` says what such a folder is called in messages. Raises :class:`ManifestError` for a list or a column
+    that is missing, and for a file that is no CSV or too large.
+    """
+    path = folder / "manifest.csv"
+    if not path.is_file():
+        raise ManifestError(path, "no such manifest", f"a {kind} folder has one with {','.join(columns)}")
+    check_table_size(path, ManifestError)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in columns if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ManifestError(
+                    path, f"lacks the column {missing[0]}", f"it must name {','.join(columns)}"
+                )
+            listed = [
+                ListedPicture(rows.line_num, tuple(row[name] or "" for name in columns)) for row in rows
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
+    return path, listed

@@ -43,7 +43,7 @@ from scipy.special import expit, log_softmax, softmax
 from wsi_ips.config import Fraction, Section, TaskConfig
 from wsi_ips.errors import CalibrationError, one_line
 from wsi_ips.evaluation.bootstrap import LEVEL, Interval, Picked, bootstrap
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import check_size, whole_file
 
 Activation = Literal["softmax", "sigmoid"]
 """The activation of a task that can be calibrated."""
@@ -516,8 +516,7 @@ def read_calibration(path: Path) -> Calibration:
     fix = "name a file that wsi-ips calibrate wrote"
     if not path.is_file():
         raise CalibrationError(path, "does not exist", fix)
-    if path.stat().st_size > LARGEST_BYTES:
-        raise CalibrationError(path, f"is larger than {LARGEST_BYTES} bytes", fix)
+    check_size(path, CalibrationError, most=LARGEST_BYTES, fix=fix)
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except ValidationError as error:

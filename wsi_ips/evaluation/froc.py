@@ -36,7 +36,7 @@ from scipy.spatial import KDTree
 from skimage import measure
 
 from wsi_ips.errors import ResultsError
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import check_size, whole_file
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp, Size
 
@@ -200,8 +200,7 @@ def read_detections(path: Path) -> Detections:
         raise ResultsError(
             path, "no such table of detections", "write one line probability,x,y per detection"
         )
-    if path.stat().st_size > LARGEST_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_BYTES} bytes", "is it a table of detections?")
+    check_size(path, ResultsError, most=LARGEST_BYTES, fix="is it a table of detections?")
     rows: list[tuple[float, int, int]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -23,7 +23,7 @@ from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import Band, Interval
 from wsi_ips.evaluation.froc import RATES, FrocCurve
 from wsi_ips.evaluation.slide_level import Reliability, RocCurve
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import check_size, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -231,8 +231,7 @@ def read_history(path: Path) -> dict[str, list[float]]:
     fix = "name the history.csv of a fine-tuning run"
     if not path.is_file():
         raise ResultsError(path, "no such history", fix)
-    if path.stat().st_size > LARGEST_HISTORY_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_HISTORY_BYTES} bytes", fix)
+    check_size(path, ResultsError, most=LARGEST_HISTORY_BYTES, fix=fix)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))

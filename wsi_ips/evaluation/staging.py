@@ -7,14 +7,13 @@ kappa with quadratic weights over the patients of the reference.
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES
+from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES, Stages
 from wsi_ips.errors import ResultsError
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import check_size, whole_file
 
 COLUMNS = ("patient", "stage")
 """Columns of a table of stages."""
@@ -74,35 +73,17 @@ def quadratic_kappa(first: Sequence[str], second: Sequence[str], *, order: Seque
     return float(1 - (weights * observed).sum() / by_chance)
 
 
-@dataclass(frozen=True, slots=True)
-class StageTable:
-    """A table of stages, without the suffixes of its names.
+def read_submission(path: Path) -> Stages:
+    """Read a submission or a reference in the challenge's form ``patient,stage``.
 
-    Attributes:
-        patients: ``{patient: stage}``.
-        nodes: ``{slide: class}``.
-    """
-
-    patients: Mapping[str, str]
-    nodes: Mapping[str, str]
-
-    def nodes_of(self, patient: str) -> list[str]:
-        """The classes of the nodes of a patient, ordered by the names of the slides."""
-        return [self.nodes[slide] for slide in sorted(self.nodes) if slide.startswith(f"{patient}_node_")]
-
-
-def read_stages(path: Path) -> StageTable:
-    """Read ``patient,stage`` with rows such as ``patient_100.zip,pN1`` and ``patient_100_node_0.tif,micro``.
-
-    Labels are taken as they are written; further columns are ignored.
-
-    Raises:
-        ResultsError: The file is missing or has no such columns, or a row has no name or one that occurs twice.
+    Rows are ``patient_100.zip,pN1`` and ``patient_100_node_0.tif,micro``. Labels are taken as they are written,
+    unlike those of the official table (:func:`wsi_ips.datasets.camelyon.read_stages`), and further columns are
+    ignored. Raises :class:`ResultsError` for a missing file, no such columns, a row without a name, or one that
+    occurs twice.
     """
     if not path.is_file():
         raise ResultsError(path, "no such table of stages", f"write a CSV with {','.join(COLUMNS)}")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_BYTES} bytes", "is it a table of stages?")
+    check_size(path, ResultsError, most=LARGEST_BYTES, fix="is it a table of stages?")
     patients: dict[str, str] = {}
     nodes: dict[str, str] = {}
     try:
@@ -120,7 +101,7 @@ def read_stages(path: Path) -> StageTable:
                 table[key] = stage
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
-    return StageTable(patients, nodes)
+    return Stages(patients, nodes)
 
 
 def write_submission(path: Path, nodes: Mapping[str, Mapping[str, str]]) -> None:
@@ -147,7 +128,7 @@ def score_submission(submission: Path, reference: Path) -> float:
     Raises:
         ResultsError: A stage in either file is unknown (capitals count), or the submission lacks a patient.
     """
-    ours, theirs = read_stages(submission).patients, read_stages(reference).patients
+    ours, theirs = read_submission(submission).patients, read_submission(reference).patients
     if not theirs:
         raise ResultsError(reference, "names no patient", "its rows are patient_100.zip,pN1")
     for patient, stage in theirs.items():

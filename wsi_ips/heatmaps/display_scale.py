@@ -1,23 +1,24 @@
-"""From raw values to a place on the colour scale. For display only: stored numbers stay raw.
+"""How a map is displayed: its colour scale, its colours, and the legend that explains them.
 
-The attention of a slide's N patches sums to 1, so a patch with no more than its even share has 1 / N. By default
-colours stand for attention as a multiple of that share, on one logarithmic scale for all slides. Colours by rank
-would give half of the patches of every slide the warm half of the colours, even where attention is flat.
+Start with :func:`scale_of` and :func:`colours_of`, which know the defaults, or :class:`DisplayScale`. All of
+this is for display only: stored numbers stay raw.
 
-Contributions have a sign and a unit, logits: their scale has 0 in its middle and the same ends for all slides.
+Scales. The attention of a slide's N patches sums to 1, so that a patch with no more than its even share has 1 / N.
+By default, colours stand for attention as a multiple of that share, on one logarithmic scale for all slides.
+Colours by rank would give half of the patches of every slide the warm half of the colours, even where attention is
+flat. Contributions have a sign and a unit, logits; their scale has 0 in its middle and the same ends for all
+slides.
+
+Colour maps are tables of 256 colours. ``blue_yellow`` grows ever brighter from deep blue over green to yellow:
+hues that H&E does not have, in an order that survives greyscale and colour-blindness. ``blue_red`` passes through
+grey in the middle (the diverging form of Moreland 2009, "Diverging Color Maps for Scientific Visualization"), as
+users of CLAM know it; it is for contributions, which have a sign.
+
+The legend (:func:`add_legend`) stands below the picture: what is shown, the prediction, the colour bar with its
+numbers, a scale bar. All of it lies outside the picture, so that no mark hides tissue and no pixel of the slide
+moves.
 
 Shape suffix: N patches.
-
-Colour maps for values in 0..1, as tables of 256 colours.
-
-``blue_yellow`` grows ever brighter from deep blue over green to yellow: hues that H&E does not
-have, an order that survives greyscale and colour-blindness. ``blue_red`` goes over grey in the middle (the
-diverging form of Moreland 2009, "Diverging Color Maps for Scientific Visualization"), as users of CLAM know it:
-the colours of contributions, which have a sign.
-
-What stands below an overlay: what is shown, the prediction, the colour bar with its numbers, a scale bar.
-
-All of it lies outside the picture, so that no mark hides tissue and no pixel of the slide moves.
 """
 
 import unicodedata
@@ -32,40 +33,102 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.color import lab2rgb
 
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import Colormap, MapKind
 from wsi_ips.errors import ConfigError
 from wsi_ips.units import Size
 
 Scale = Literal["even", "rank", "absolute", "signed"]
-"""``even``: multiples of the even share 1 / N. ``rank``: percentiles of the slide's own patches. ``absolute``:
-raw attention. ``signed``: contributions, in logits, with 0 in the middle."""
+"""Kinds of colour scales.
+
+- ``even``: multiples of the even share 1 / N.
+- ``rank``: percentiles of the slide's own patches.
+- ``absolute``: raw attention.
+- ``signed``: contributions in logits, with 0 in the middle.
+"""
 
 EVEN_ENDS = (0.25, 64.0)
-"""The colours' ends, in times the even share. The share itself lies a quarter of the way up. A factor of 4 takes
-as much colour everywhere; a patch beyond 64 times looks like one at 64 times."""
+"""Ends of the scale ``even``, in multiples of the even share.
+
+The share itself lies a quarter of the way up. A factor of 4 takes as much colour everywhere; a patch beyond 64
+times the share looks like one at 64 times.
+"""
 
 SIGNED_END = 1.0
-"""Logits at the ends of the scale of contributions. One patch that adds as much multiplies the odds by 2.7 (those
-of a softmax task of two classes by 7.4)."""
+"""Logits at the ends of the scale of contributions.
+
+One patch that adds as much multiplies the odds by 2.7 (those of a softmax task of two classes by 7.4).
+"""
 
 SIGNED_LINEAR = 0.01
-"""As a share of the end: within it the scale of contributions is about linear, beyond it about logarithmic. A
-logit is the sum of as many as a hundred contributions: a linear scale would show most of them as nothing."""
+"""Share of the end within which the scale of contributions is about linear; beyond it is about logarithmic.
+
+A logit is the sum of as many as a hundred contributions, most of which would be invisible on a linear scale.
+"""
 
 FLAT_WITHIN = 1.5
-"""Attention is called flat where every patch has between 1 / 1.5 and 1.5 times the even share."""
+"""Attention is called flat if every patch has between 1 / 1.5 and 1.5 times the even share."""
+
+
+COLOURS = 256
+"""Colours of a table."""
+
+CLASS_COLOURS = ((64, 128, 160), (200, 60, 60), (70, 150, 70), (150, 90, 170), (200, 140, 40), (60, 60, 60))
+"""One RGB colour per class, in the task's order."""
+
+# Points of the path: lightness, chroma, hue in degrees (CIE LCh of CIELAB, D65), inside sRGB's gamut.
+PATHS_LCH: dict[Colormap, list[tuple[float, float, float]]] = {
+    "blue_yellow": [
+        (22, 50, 298),
+        (36, 38, 274),
+        (48, 29, 235),
+        (58, 31, 185),
+        (72, 55, 142),
+        (90, 82, 102),
+    ],
+    "blue_red": [(35, 70, 297), (62, 42, 285), (86, 0, 285), (86, 0, 40), (62, 52, 40), (40, 78, 36)],
+}
+
+INK, FAINT_INK, PAPER = (25, 25, 25), (90, 90, 90), (255, 255, 255)
+"""Colours of text, of secondary text and of the background."""
+
+LEAST_WIDTH_UNITS = 49
+"""Width of a legend, at least, in heights of a line."""
+
+ROWS: Mapping[MapKind, Sequence[str]] = MappingProxyType(
+    {
+        "attention": ("times even share", "attention", "percentile"),
+        "contribution": ("adds to logit", "percentile"),
+    }
+)
+"""Names of the numbers below the colour bar, row by row."""
+
+BAR_UNITS = 24
+"""Length of the colour bar, in heights of a line."""
+
+LONGEST_SCALE_BAR = 0.25
+"""Length of the scale bar, at most, as a share of the picture's width."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+"""A font of Pillow's."""
 
 
 class DisplayScale:
-    """``DisplayScale(values_N)``: from raw values to places on the colour scale, 0 to 1.
+    """Maps the raw values of one slide to places on the colour scale, 0 to 1.
 
-    ``even``: logarithmic between ``low`` and ``high`` times the even share 1 / N, by default
-    :data:`EVEN_ENDS`, which are the same for every slide. ``rank``: by rank among ``values_N`` (0 the smallest, 1
-    the largest, ties share their mean rank, values in between lie in between); ``low`` and ``high`` are the
-    percentiles, 0 to 100, at the scale's ends. ``absolute``: linear; ``low`` and ``high`` are raw values, by
-    default the smallest and the largest of ``values_N``. Equal values all lie at 0.5 of the latter two.
-    ``signed``: from ``-high`` to ``high`` logits, by default :data:`SIGNED_END`, with 0 at 0.5 exactly: the
-    inverse hyperbolic sine, linear near 0 (:data:`SIGNED_LINEAR`), logarithmic beyond. Raises as
-    :func:`scale_ends`.
+    ``values_N`` are the slide's values. ``low`` and ``high`` are the scale's ends; their meaning depends on the
+    scale:
+
+    - ``even``: logarithmic between ``low`` and ``high`` times the even share 1 / N, by default :data:`EVEN_ENDS`,
+      which are the same for every slide.
+    - ``rank``: by rank among ``values_N`` (0 the smallest, 1 the largest; ties share their mean rank, values in
+      between are interpolated); the ends are percentiles, 0 to 100.
+    - ``absolute``: linear between raw values, by default the smallest and the largest of ``values_N``.
+    - ``signed``: from ``-high`` to ``high`` logits, by default :data:`SIGNED_END`, with 0 at exactly 0.5, by the
+      inverse hyperbolic sine: linear near 0 (:data:`SIGNED_LINEAR`), logarithmic beyond.
+
+    If all values are equal, they lie at 0.5 of the scales ``rank`` and ``absolute``. Raises :class:`ConfigError`
+    for ends that the scale cannot have (:func:`scale_ends`).
     """
 
     def __init__(
@@ -82,7 +145,7 @@ class DisplayScale:
         self._ranked, self._percentiles = _percentiles(values_N)
 
     def __call__(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Shares of the same shape, float32 in 0..1; NaN stays NaN."""
+        """Places on the scale for values of any shape, float32 in 0..1; NaN stays NaN."""
         shown = values.astype(np.float64)
         if self.scale == "even":
             low, high = np.log2([self.low, self.high])
@@ -98,7 +161,7 @@ class DisplayScale:
         return ((shown - self.low) / (self.high - self.low)).clip(0, 1).astype(np.float32)
 
     def values_at(self, places: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Raw values, float64, at places on the scale, 0 to 1: the inverse of a call between the scale's ends."""
+        """Raw values, float64, at places on the scale (0 to 1): the inverse of a call between the scale's ends."""
         if self.scale == "even":
             return np.asarray(self.low * (self.high / self.low) ** places * self.even_share, np.float64)
         if self.scale == "signed":
@@ -110,21 +173,51 @@ class DisplayScale:
         return np.asarray(along, np.float64)
 
     def coloured(self, values: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which of these values get a colour, of the same shape: not NaN, where no patch is.
+        """Which of the values get a colour, of the same shape.
 
-        On the signed scale not 0 either: patches that were not kept add exactly nothing, and the slide shows as it
-        is.
+        These are all but NaN, where there is no patch. On the signed scale, 0 has no colour either: patches that
+        were not kept add exactly nothing, and the slide is shown unchanged there.
         """
         held: NDArray[np.bool_] = np.isfinite(values)
         return held & (values != 0) if self.scale == "signed" else held
 
 
-def is_flat(values_N: NDArray[np.floating]) -> bool:
-    """Does no patch stand out? See :data:`FLAT_WITHIN`; False without patches."""
-    times_N = values_N.astype(np.float64) * len(values_N)
-    # float32 holds seven digits: a patch of exactly 1.5 times counts as within.
-    within_N = (times_N <= FLAT_WITHIN * (1 + 1e-6)) & (times_N >= (1 - 1e-6) / FLAT_WITHIN)
-    return bool(len(values_N)) and bool(within_N.all())
+def colours_of(options: HeatOptions, kind: MapKind) -> NDArray[np.uint8]:
+    """The colours of a map, (256, 3) uint8.
+
+    Raises :class:`ConfigError` for a colour map that this kind of map cannot have.
+    """
+    return colour_table(colormap_of(options, kind))
+
+
+def colormap_of(options: HeatOptions, kind: MapKind) -> Colormap:
+    """The name of the colour map: ``blue_yellow`` for attention unless another is chosen, ``blue_red`` for
+    contributions.
+
+    Raises :class:`ConfigError` for one that this kind of map cannot have.
+    """
+    if kind == "attention":
+        return options.colormap or "blue_yellow"
+    if options.colormap not in (None, "blue_red"):
+        raise ConfigError(
+            f"{options.colormap} has no middle: contributions have a sign and are drawn in blue_red; "
+            "leave the colour map out, or choose the attention map"
+        )
+    return "blue_red"
+
+
+def scale_of(options: HeatOptions, values_N: NDArray[np.floating], kind: MapKind) -> DisplayScale:
+    """The scale for a slide's values: ``even`` for attention unless another is chosen, ``signed`` for
+    contributions.
+
+    Raises :class:`ConfigError` for a scale of attention where contributions are shown, and for ends that the scale
+    cannot have.
+    """
+    if kind == "attention":
+        return DisplayScale(values_N, scale=options.scale or "even", low=options.low, high=options.high)
+    if options.scale is not None:
+        raise ConfigError(f"scale {options.scale} is none of contribution maps, which have signed")
+    return DisplayScale(values_N, scale="signed", low=options.low, high=options.high)
 
 
 def display_values(
@@ -134,17 +227,22 @@ def display_values(
     low: float | None = None,
     high: float | None = None,
 ) -> NDArray[np.float32]:
-    """Where each value lies on the colour scale of its slide, (N,) in 0..1: see :class:`DisplayScale`."""
+    """Where each value lies on the colour scale of its slide, (N,) float32 in 0..1.
+
+    :class:`DisplayScale` explains the arguments and raises the same errors.
+    """
     return DisplayScale(values_N, scale=scale, low=low, high=high)(values_N)
 
 
 def scale_ends(
     values_N: NDArray[np.floating], *, scale: Scale, low: float | None, high: float | None
 ) -> tuple[float, float]:
-    """What the two ends of the colour scale stand for: times the even share, percentiles, raw values or logits.
+    """What the two ends of a colour scale stand for.
 
-    Raises :class:`ConfigError` where the low end is above the high one, a percentile is not 0 to 100, a multiple
-    is not above 0, or the ends of a signed scale do not lie opposite each other.
+    They are multiples of the even share, percentiles, raw values or logits.
+
+    Raises :class:`ConfigError` if the low end is above the high one, a percentile is not 0 to 100, a multiple is
+    not above 0, or the ends of a signed scale do not lie opposite each other.
     """
     if scale == "even":
         ends = EVEN_ENDS[0] if low is None else float(low), EVEN_ENDS[1] if high is None else float(high)
@@ -177,31 +275,16 @@ def _percentiles(values_N: NDArray[np.floating]) -> tuple[NDArray[np.float64], N
     return distinct, mean_ranks / (len(values_N) - 1) * 100
 
 
-Colormap = Literal["blue_yellow", "blue_red"]
-MapKind = Literal["attention", "contribution"]
-"""What a map shows: how much the network looked at a patch, or what a patch adds to an output."""
-
-COLOURS = 256
-
-CLASS_COLOURS = ((64, 128, 160), (200, 60, 60), (70, 150, 70), (150, 90, 170), (200, 140, 40), (60, 60, 60))
-"""One a class, in the task's order."""
-
-# Points of the path: lightness, chroma, hue in degrees (CIE LCh of CIELAB, D65), inside sRGB's gamut.
-PATHS_LCH: dict[Colormap, list[tuple[float, float, float]]] = {
-    "blue_yellow": [
-        (22, 50, 298),
-        (36, 38, 274),
-        (48, 29, 235),
-        (58, 31, 185),
-        (72, 55, 142),
-        (90, 82, 102),
-    ],
-    "blue_red": [(35, 70, 297), (62, 42, 285), (86, 0, 285), (86, 0, 40), (62, 52, 40), (40, 78, 36)],
-}
+def is_flat(values_N: NDArray[np.floating]) -> bool:
+    """Whether no patch stands out by :data:`FLAT_WITHIN`; False without patches."""
+    times_N = values_N.astype(np.float64) * len(values_N)
+    # float32 holds seven digits: a patch of exactly 1.5 times counts as within.
+    within_N = (times_N <= FLAT_WITHIN * (1 + 1e-6)) & (times_N >= (1 - 1e-6) / FLAT_WITHIN)
+    return bool(len(values_N)) and bool(within_N.all())
 
 
 def colour_table(name: Colormap) -> NDArray[np.uint8]:
-    """(256, 3) uint8 RGB, from low to high, neighbours equally far apart to the eye (in CIELAB)."""
+    """The colours of a map from low to high, (256, 3) uint8 RGB. Neighbours are equally far apart in CIELAB."""
     path = np.array(PATHS_LCH[name])
     places = np.linspace(0, len(path) - 1, 16 * COLOURS)
     lightness, chroma, hue = (np.interp(places, np.arange(len(path)), path[:, part]) for part in range(3))
@@ -214,69 +297,18 @@ def colour_table(name: Colormap) -> NDArray[np.uint8]:
 
 
 def colourise(shares: NDArray[np.floating], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Shares (...,) in 0..1 to RGB (..., 3) uint8."""
+    """Colours for places on the scale: (...,) in 0..1 to RGB (..., 3) uint8."""
     return np.asarray(table[np.rint(shares * (len(table) - 1)).astype(np.intp)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeatColours:
-    """How raw values become colours. scale, low, high: see :class:`DisplayScale`. None: what the kind of map has,
-    which is ``blue_yellow`` and ``even`` for attention, ``blue_red`` and ``signed`` for contributions.
-    """
-
-    colormap: Colormap | None = None
-    scale: Scale | None = None
-    low: float | None = None
-    high: float | None = None
-
-    def table(self, kind: MapKind) -> NDArray[np.uint8]:
-        """The colours, (256, 3) uint8. Raises :class:`ConfigError` for colours that this kind cannot have."""
-        return colour_table(self.colormap_of(kind))
-
-    def colormap_of(self, kind: MapKind) -> Colormap:
-        """The colour map by name. Raises :class:`ConfigError` for one that this kind cannot have."""
-        if kind == "attention":
-            return self.colormap or "blue_yellow"
-        if self.colormap not in (None, "blue_red"):
-            raise ConfigError(
-                f"{self.colormap} has no middle: contributions have a sign and are drawn in blue_red; "
-                "leave the colour map out, or choose the attention map"
-            )
-        return "blue_red"
-
-    def display(self, values_N: NDArray[np.floating], kind: MapKind = "attention") -> DisplayScale:
-        """The scale of a slide's values. Raises :class:`ConfigError` for ends that cannot be, and for a scale that
-        this kind of map cannot have."""
-        scale = self.scale or ("even" if kind == "attention" else "signed")
-        if (scale == "signed") != (kind == "contribution"):
-            raise ConfigError(
-                f"scale {scale} is none of {kind} maps, which have "
-                + ("even, rank and absolute" if kind == "attention" else "signed")
-            )
-        return DisplayScale(values_N, scale=scale, low=self.low, high=self.high)
-
-
-INK, FAINT_INK, PAPER = (25, 25, 25), (90, 90, 90), (255, 255, 255)
-
-LEAST_WIDTH_UNITS = 49
-ROWS: Mapping[MapKind, Sequence[str]] = MappingProxyType(
-    {
-        "attention": ("times even share", "attention", "percentile"),
-        "contribution": ("adds to logit", "percentile"),
-    }
-)
-"""What is said below the colour bar, row by row."""
-BAR_UNITS = 24
-LONGEST_SCALE_BAR = 0.25
-"""Of the picture's width."""
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A mark of the colour bar: where (0 to 1), its raw value, the share of patches up to it in percent, and how
-    many times the even share it is. beyond: ``<=`` or ``>=`` at an end that values go beyond, else empty."""
+    """A mark of the colour bar.
+
+    ``at`` is its place, 0 to 1, and ``value`` its raw value. ``percentile`` is the share of patches up to that
+    value in percent, ``times_even`` the value in multiples of the even share. ``beyond`` is ``<=`` or ``>=`` at an
+    end that values go beyond, else empty.
+    """
 
     at: float
     value: float
@@ -287,8 +319,12 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Legend:
-    """title: one line, larger. lines: below it. table: (256, 3) uint8, the colours. mpp: µm a picture pixel. rows:
-    names of the numbers below the colour bar, one of :data:`ROWS`."""
+    """What a legend says.
+
+    ``title`` is one line in larger letters, ``lines`` stand below it. ``ticks`` and ``table`` (the colours, (256,
+    3) uint8) make the colour bar, ``rows`` names the numbers below it (one of :data:`ROWS`). ``mpp`` is µm per
+    pixel of the picture.
+    """
 
     title: str
     lines: Sequence[str]
@@ -300,14 +336,14 @@ class Legend:
 
 @dataclass(frozen=True, slots=True)
 class ScaleBar:
-    """A bar of a round length. length_px is rounded to whole pixels; length_um is exact."""
+    """A scale bar of a round length. ``length_px`` is rounded to whole pixels, ``length_um`` is exact."""
 
     length_um: float
     length_px: int
 
     @classmethod
     def fitting(cls, mpp: float, most_px: float) -> "ScaleBar":
-        """The longest 1, 2 or 5 times a power of ten of µm that is no longer than ``most_px``."""
+        """The longest bar of 1, 2 or 5 times a power of ten of µm that fits ``most_px`` pixels of ``mpp`` µm."""
         most_um = mpp * most_px
         power = 10.0 ** floor(log10(most_um))
         length_um = max(
@@ -317,17 +353,13 @@ class ScaleBar:
 
     @property
     def label(self) -> str:
+        """The length with its unit."""
         # "um": Pillow's own font has neither U+00B5 nor U+03BC.
         return f"{self.length_um / 1000:g} mm" if self.length_um >= 1000 else f"{self.length_um:g} um"
 
 
-def legend_width(picture_px: Size) -> int:
-    """Width of the image that a picture becomes with its legend: a narrow one gets paper to its right."""
-    return max(picture_px[0], LEAST_WIDTH_UNITS * _unit(picture_px))
-
-
 def add_legend(picture: Image.Image, legend: Legend) -> Image.Image:
-    """``picture`` at the top left, unchanged, with :func:`draw_legend` below."""
+    """The picture, unchanged, with the legend below it."""
     below = draw_legend(picture.size, legend)
     image = Image.new("RGB", (below.width, picture.height + below.height), PAPER)
     image.paste(picture, (0, 0))
@@ -337,8 +369,13 @@ def add_legend(picture: Image.Image, legend: Legend) -> Image.Image:
     return image
 
 
+def legend_width(picture_px: Size) -> int:
+    """Width of the picture with its legend: a narrow picture gets empty space to its right."""
+    return max(picture_px[0], LEAST_WIDTH_UNITS * _unit(picture_px))
+
+
 def draw_legend(picture_px: Size, legend: Legend) -> Image.Image:
-    """What stands below a picture of this size, as wide as :func:`legend_width`."""
+    """The legend for a picture of this size (width, height); its width is :func:`legend_width`."""
     unit, width = _unit(picture_px), legend_width(picture_px)
     lines = [legend.title, *legend.lines]
     image = Image.new("RGB", (width, round((3.2 + 1.6 * len(lines) + 5.9) * unit)), PAPER)
@@ -394,7 +431,7 @@ def _draw_scale_bar(draw: ImageDraw.ImageDraw, bar: ScaleBar, right: int, top: i
 
 
 def short(value: float) -> str:
-    """Three digits: ``0.25``, ``8.10e-4``."""
+    """Three significant digits: ``0.25``, ``8.10e-4``."""
     if value == 0 or 0.01 <= abs(value) < 1000:
         return f"{value:.3g}"
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -402,23 +439,26 @@ def short(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """The same with a plus where it is positive: ``+0.25``, ``-8.10e-4``."""
+    """Three significant digits with a plus if the number is positive: ``+0.25``, ``-8.10e-4``."""
     return f"+{short(value)}" if value > 0 else short(value)
 
 
 def _percent(percentile: float) -> str:
-    """One digit after the point where it says something: ``100`` is said of all patches only."""
+    """A percentage, rounded down to one decimal: only all patches are ``100``."""
     return f"{floor(percentile * 10) / 10:g}"
 
 
 def printable(text: str) -> str:
-    """Pillow's own font has the letters of ASCII: others lose their accents or become question marks."""
+    """The text in ASCII: Pillow's own font has no other letters.
+
+    Accents are dropped, other letters become ``?``.
+    """
     plain = unicodedata.normalize("NFKD", text.replace("µ", "u"))
     return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()
 
 
 def _fitting(text: str, font: Font, width: float) -> str:
-    """The text, cut in its middle where it does not fit: names differ at their ends."""
+    """The text, shortened in its middle if it does not fit: names differ at their ends."""
     if font.getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 1, -1):

@@ -1,37 +1,22 @@
-"""What leaves for other programs: an export is a name and an import path, loaded when first asked for."""
+"""Exports of a map for other programs. :func:`make_exporter` loads the one with a given name."""
 
-from collections.abc import Mapping
-from dataclasses import fields
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from wsi_ips.errors import ConfigError, ExportNotInstalled
 from wsi_ips.heatmaps.maps import Heat
+from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideReader
-
-EXPORTS: Mapping[str, str] = MappingProxyType(
-    {
-        "ome-tiff": "wsi_ips.heatmaps.pyramids:OmeTiff",
-        "ome-zarr": "wsi_ips.heatmaps.pyramids:OmeZarr",
-        "geojson": "wsi_ips.heatmaps.regions:QuPathGeoJson",
-        "deepzoom": "wsi_ips.heatmaps.pyramids:DeepZoom",
-        "sheet": "wsi_ips.heatmaps.patch_sheet:PatchSheet",
-        "asap": "wsi_ips.heatmaps.regions:AsapRegions",
-    }
-)
-
-EXTRAS: Mapping[str, str] = MappingProxyType({"ome-zarr": "'wsi_ips[zarr]'"})
-"""What to install for an export whose packages are optional."""
 
 
 class Exporter(Protocol):
-    """A frozen dataclass whose fields are the export's options, all with a default."""
+    """An export: a frozen dataclass whose fields are the export's options, all with a default."""
 
     @property
     def suffix(self) -> str:
-        """Of the files that it writes, e.g. ``.ome.tif``."""
+        """The suffix of the files that it writes, such as ``.ome.tif``."""
         ...
 
     @property
@@ -40,30 +25,53 @@ class Exporter(Protocol):
         ...
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None) -> None:
-        """Write one map of one slide to ``path``, whole or not at all; an earlier one is replaced.
+        """Write one map of one slide to ``path``, whole or not at all; an existing file is replaced.
 
-        Numbers are raw attention, where patches overlap their mean; only colours know scales. Raises
-        :class:`ConfigError` for an option that cannot be with these values, :class:`ResultsError` for a slide
-        of another size than the one that was predicted, and the reader's :class:`SlideReadError`.
+        Numbers are raw values of the map, and their mean where patches overlap; scales only concern colours.
+        Raises :class:`ConfigError` for an option that does not suit these values, :class:`ResultsError` for a
+        slide of another size than the one that was predicted, and the reader's :class:`SlideReadError`.
         """
         ...
+
+
+EXPORTS: Registry[Callable[..., Exporter]] = Registry(
+    "export",
+    {
+        "ome-tiff": "wsi_ips.heatmaps.pyramids:OmeTiff",
+        "ome-zarr": "wsi_ips.heatmaps.pyramids:OmeZarr",
+        "geojson": "wsi_ips.heatmaps.regions:QuPathGeoJson",
+        "deepzoom": "wsi_ips.heatmaps.pyramids:DeepZoom",
+        "sheet": "wsi_ips.heatmaps.patch_sheet:PatchSheet",
+        "asap": "wsi_ips.heatmaps.regions:AsapRegions",
+    },
+    group="wsi_ips.exporters",
+    extras={"ome-zarr": "'wsi_ips[zarr]'"},
+    needs={"ome-zarr": "zarr"},
+    not_installed=ExportNotInstalled,
+    problem=lambda member: (
+        ""
+        if isinstance(member, type) and is_dataclass(member)
+        else "it is no dataclass, whose fields are its options"
+    ),
+)
+"""Classes of :class:`Exporter` by name. Another package adds one under the entry point group
+``wsi_ips.exporters``."""
+
+
+def export_options(name: str) -> list[str]:
+    """The names of an export's options. Raises as :func:`make_exporter`."""
+    return [each.name for each in fields(EXPORTS.load(name))]  # type: ignore[arg-type]
 
 
 def make_exporter(name: str, options: Mapping[str, Any]) -> Exporter:
     """The export ``name`` with these options.
 
     Raises :class:`ConfigError` for an unknown name or an option that this export does not have,
-    :class:`ExportNotInstalled` where its package is missing.
+    :class:`ExportNotInstalled` where its package is missing, and :class:`ExtensionBroken` for an export of another
+    package that does not load.
     """
-    if name not in EXPORTS:
-        raise ConfigError(f"there is no export {name!r}; known are {', '.join(EXPORTS)}")
-    module, _, attribute = EXPORTS[name].partition(":")
-    try:
-        exporter = getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise ExportNotInstalled(name, EXTRAS.get(name, error.name or name)) from error
-    known = [each.name for each in fields(exporter)]
+    exporter, known = EXPORTS.load(name), export_options(name)
     strange = [option for option in options if option not in known]
     if strange:
         raise ConfigError(f"{strange[0]} is no option of {name}, which has {', '.join(known) or 'none'}")
-    return cast(Exporter, exporter(**options))
+    return exporter(**options)

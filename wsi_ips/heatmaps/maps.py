@@ -1,16 +1,12 @@
-"""Contributions as maps: what each patch adds to an output of the network, and what that is in words.
+"""Which map of a slide is shown (:func:`choose_heat`), its values, and what it is in words.
 
-A head that reads the mean of the patches' embeddings (``model.attention: direct``) makes each logit a sum over the
-kept patches, so what one of them adds is exact. Attention says how much a patch weighs in that mean; its
-contribution says which way it pulls, and how far. Patches that were not kept add exactly 0.
+Maps of attention belong to a task, a query, a head, or are means of those. Maps of contributions say what each
+patch adds to an output of the network. A head that reads the mean of the patches' embeddings
+(``model.attention.block: direct``) makes each logit a sum over the kept patches, so that what one of them adds is
+exact; patches that were not kept add exactly 0. Attention says how much a patch weighs in that mean, its
+contribution which way it pulls and how far. Contributions are the default where the head gives them.
 
-Shape suffixes: N patches, M kept patches, K outputs.
-
-Which map is shown: the attention of a task, a query, a head, or a mean; or what patches contribute to a class.
-
-The default picture is the contribution where the network's head tells it, else attention (:func:`choose_heat`).
-
-Shape suffixes: N patches, H heads, T queries.
+Shape suffixes: N patches, M kept patches, H heads, T queries, K outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import DEFAULT_HEAT, MapKind
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.heatmaps.display_scale import MapKind, is_flat, short, signed
+from wsi_ips.heatmaps.display_scale import is_flat, short, signed
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.tiling.grid import PatchCoords
@@ -29,89 +27,19 @@ NOT_TOLD = (
     "this model's head does not tell what a patch contributes "
     "(model.attention.block: direct does, in predictions of this version)"
 )
+"""Problem and fix, in words, for a model without contributions."""
 
 Output = tuple[str, str]
-"""(task, class)."""
-
-
-def tells(result: SlideResult) -> bool:
-    """Whether it is known what each patch contributes."""
-    return result.kept_contributions_MK is not None
-
-
-def outputs(result: SlideResult) -> list[Output]:
-    """Every output of the network, tasks and classes in the model's order."""
-    return [(task, name) for task, classes in result.probabilities.items() for name in classes]
-
-
-def choose_output(result: SlideResult, *, task: str | None = None, class_name: str | None = None) -> Output:
-    """The output that is meant; what is not named is chosen.
-
-    Task: the first one that has the class. Class: of one or two the last, which is the one that a yes-or-no task
-    looks for; of more the likeliest. Raises :class:`ConfigError` for a task or class that is not there.
-    """
-    slide_id, tasks = result.coords.slide_id, result.probabilities
-    if task is not None and task not in tasks:
-        raise ConfigError(f"task {task!r} is not there: {slide_id} has {', '.join(tasks)}")
-    having = [name for name in tasks if class_name is None or class_name in tasks[name]]
-    if task is None:
-        task = next(iter(having), None)
-    if task not in having:
-        known = ", ".join(dict.fromkeys(name for _, name in outputs(result)))
-        raise ConfigError(f"class {class_name!r} is not there: {slide_id} has {known}")
-    classes = tasks[task]
-    if class_name is None:
-        likeliest = max(classes, key=lambda name: classes[name])
-        class_name = likeliest if len(classes) > 2 else list(classes)[-1]
-    return task, class_name
-
-
-def contribution_map(result: SlideResult, output: Output) -> NDArray[np.float32]:
-    """(N,) float32, logits: what each patch adds to this output.
-
-    Raises :class:`ConfigError` where the head does not tell, or the output is not there.
-    """
-    if not tells(result):
-        raise ConfigError(f"{result.coords.slide_id}: {NOT_TOLD}; use --map attention")
-    if output not in outputs(result):
-        raise ConfigError(f"{result.coords.slide_id} has no output {output[1]!r} of task {output[0]!r}")
-    return result.contribution(*output)
-
-
-def contribution_in_words(output: Output) -> str:
-    """Whose contribution, and to what."""
-    return f"Contribution to {output[1]}, task {output[0]}"
-
-
-def spread_of_contributions(values_N: NDArray[np.floating], kept: int) -> str:
-    """How many of the kept patches add to the output and how many take from it, how far, and the sum."""
-    if not len(values_N):
-        return "no patch"
-    parts = [f"{_some(kept)} of {len(values_N)} kept"]
-    for verb, side_n in (("add", values_N[values_N > 0]), ("take", -values_N[values_N < 0])):
-        parts.append(
-            f"{len(side_n)} {verb}" + (f" {short(float(side_n.max()))} at most" if len(side_n) else "")
-        )
-    total = signed(float(values_N.sum(dtype=np.float64)))
-    return f"{', '.join(parts)}; together {total} logits; the others add nothing"
-
-
-def _some(count: int) -> str:
-    return "1 patch" if count == 1 else f"{count} patches"
-
-
-def others_than(result: SlideResult, shown: Output | None) -> Sequence[Output]:
-    """The outputs whose contributions are known beside the one that is shown."""
-    return [output for output in outputs(result) if output != shown] if tells(result) else []
+"""An output of the network: (task, class)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heat:
     """One map of one slide: what every overlay and export is made from.
 
-    values_N: (N,) float32, raw attention of ``result``'s patches, or what they contribute to ``output`` in logits.
-    shown: in words, what it is. task: whose classes are told. other_attention: {name: (N,) float32}, the slide's
-    other maps of attention.
+    ``values_N``, (N,) float32, is the raw attention of ``result``'s patches or, where ``output`` is set, what they
+    contribute to it in logits. ``shown`` is the map's title in words, ``task`` the task whose classes are
+    reported. ``other_attention`` maps titles to the slide's other maps of attention, (N,) float32 each.
     """
 
     result: SlideResult
@@ -123,12 +51,15 @@ class Heat:
 
     @property
     def kind(self) -> MapKind:
+        """Whether the values are attention or contributions."""
         return "attention" if self.output is None else "contribution"
 
     @property
     def others(self) -> dict[str, NDArray[np.float32]]:
-        """{name: (N,) float32}, the slide's other maps: one a query, and one an output whose contributions are
-        known."""
+        """The slide's other maps by their titles, (N,) float32 each.
+
+        There is one per query, and one per output whose contributions are known.
+        """
         more = {
             contribution_in_words(output): contribution_map(self.result, output)
             for output in others_than(self.result, self.output)
@@ -137,7 +68,10 @@ class Heat:
 
     @property
     def flat(self) -> bool:
-        """Is attention flat? For a map of contributions, that of the query which its task reads."""
+        """Whether attention is flat.
+
+        For contributions, this is the attention of the query that their task reads.
+        """
         if self.output is None:
             return is_flat(self.values_N)
         query = task_queries(self.result).get(self.output[0])
@@ -145,7 +79,7 @@ class Heat:
 
     @property
     def spread(self) -> str:
-        """How far the values go, in words, and that attention is flat where it is."""
+        """How far the values go, in words; it begins by saying so where attention is flat."""
         if self.output is None:
             return spread_in_words(self.values_N)
         words = spread_of_contributions(self.values_N, len(self.result.kept_ids_M))
@@ -153,44 +87,41 @@ class Heat:
 
     @property
     def coords(self) -> PatchCoords:
+        """The slide's patches."""
         return self.result.coords
 
     @property
     def likeliest(self) -> str | None:
-        """The class that the slide was given in ``task``; None without one, or where it is a mere number."""
+        """The likeliest class of ``task``; None without a task, or where its output is a mere number."""
         classes = self.result.probabilities.get(self.task or "", {})
         return max(classes, key=lambda name: classes[name]) if len(classes) > 1 else None
 
 
-def choose_heat(
-    result: SlideResult,
-    *,
-    kind: MapKind | None = None,
-    task: str | None = None,
-    class_name: str | None = None,
-    query: int | None = None,
-    head: int | None = None,
-    alone: bool = False,
-) -> Heat:
-    """One map of a slide.
+def choose_heat(result: SlideResult, options: HeatOptions = DEFAULT_HEAT, *, alone: bool = False) -> Heat:
+    """Choose one map of a slide.
 
-    kind None: contributions where the head tells them and neither a query nor a head is named, else attention.
-    Attention: of a task, or of a query, and of a head; means over those not named. Contributions: to a class of a
-    task, chosen by :func:`wsi_ips.heatmaps.maps.choose_output` where it is not named. alone: the
-    slide's other maps of attention are left out, and are not looked at.
+    ``options`` says which one. Without a kind (``options.map``), contributions are shown if the head gives them
+    and neither a query nor a head is named, else attention. Attention is that of a task or a query, and of a
+    head, and the mean over those that are not named. Contributions are to a class of a task, chosen by
+    :func:`choose_output` where it is not named. With ``alone``, the slide's other maps of attention are neither
+    checked nor part of the result.
 
-    Raises :class:`ConfigError` for a task, class, query or head that is not there, choices that do not go together
-    and contributions that the head does not tell, :class:`ResultsError` for values that are not finite.
+    Raises :class:`ConfigError` for a task, class, query or head that the model does not have, for choices that do
+    not go together, and for contributions that the head does not give; :class:`ResultsError` for values that are
+    not finite.
     """
+    kind, task, class_name, query, head = (
+        options.map, options.task, options.class_name, options.query, options.head,
+    )  # fmt: skip
     if kind is None:
         by_default = tells(result) and query is None and head is None
         kind = "contribution" if class_name is not None or by_default else "attention"
     if kind == "contribution":
         if query is not None or head is not None:
-            raise ConfigError("queries and heads have attention; contributions are of a task and a class")
+            raise ConfigError("a query or a head chooses attention; choose contributions by task and class")
         return _contributions(result, task=task, class_name=class_name, alone=alone)
     if class_name is not None:
-        raise ConfigError("attention is of no class; name a task, or use --map contribution")
+        raise ConfigError("attention does not belong to a class; name a task, or use --map contribution")
     return _attention(result, task=task, query=query, head=head, alone=alone)
 
 
@@ -244,10 +175,10 @@ def _attention(
 def attention_map(
     result: SlideResult, *, query: int | None = None, head: int | None = None
 ) -> NDArray[np.float32]:
-    """(N,) float32: the attention of one query and head, or the mean over those not named.
+    """The attention of one query and head, (N,) float32, or the mean over those that are not named.
 
-    Each map sums to 1 over the slide, and so does a mean of maps. Raises :class:`ConfigError` for an index
-    that is not there.
+    Each map sums to 1 over the slide, and so does a mean of maps. Raises :class:`ConfigError` for an index that
+    the model does not have.
     """
     heads, queries = result.attention_NHT.shape[1:]
     for name, index, count in (("head", head, heads), ("query", query, queries)):
@@ -259,14 +190,11 @@ def attention_map(
     return np.asarray(mean_N, np.float32)
 
 
-def check_finite(result: SlideResult, values: NDArray[np.float32], what: str = "attention") -> None:
-    """Raise :class:`ResultsError` for values that are no numbers: they have no colour, and no rank."""
-    if not np.isfinite(values).all():
-        raise ResultsError(result.coords.slide_id, f"has {what} that is not finite", "predict it again")
-
-
 def query_of_task(result: SlideResult, task: str) -> int:
-    """The query that ``task`` reads. Raises :class:`ConfigError` for a task that is not there."""
+    """The query that ``task`` reads.
+
+    Raises :class:`ConfigError` for a task that the model does not have, or whose query the result does not say.
+    """
     queries = task_queries(result)
     if task not in result.probabilities:
         raise ConfigError(
@@ -278,7 +206,10 @@ def query_of_task(result: SlideResult, task: str) -> int:
 
 
 def task_queries(result: SlideResult) -> Mapping[str, int]:
-    """{task: query}, as far as it is known: files of earlier versions have the tasks' order only."""
+    """The query that each task reads, as far as it is known.
+
+    Files of earlier versions only have the order of tasks.
+    """
     tasks, queries = result.probabilities, result.attention_NHT.shape[2]
     if result.task_queries:
         return result.task_queries
@@ -287,8 +218,78 @@ def task_queries(result: SlideResult) -> Mapping[str, int]:
     return {task: place for place, task in enumerate(tasks)} if len(tasks) == queries else {}
 
 
+def tells(result: SlideResult) -> bool:
+    """Whether the result holds what each patch contributes."""
+    return result.kept_contributions_MK is not None
+
+
+def outputs(result: SlideResult) -> list[Output]:
+    """Every output of the network: tasks and their classes in the model's order."""
+    return [(task, name) for task, classes in result.probabilities.items() for name in classes]
+
+
+def choose_output(result: SlideResult, *, task: str | None = None, class_name: str | None = None) -> Output:
+    """The output with this task and class; what is not named is chosen.
+
+    The task is the first one that has the class. The class is the last one of a task with one or two classes,
+    which is what a yes-or-no task looks for, and the likeliest one of a task with more. Raises
+    :class:`ConfigError` for a task or class that the model does not have.
+    """
+    slide_id, tasks = result.coords.slide_id, result.probabilities
+    if task is not None and task not in tasks:
+        raise ConfigError(f"task {task!r} is not there: {slide_id} has {', '.join(tasks)}")
+    having = [name for name in tasks if class_name is None or class_name in tasks[name]]
+    if task is None:
+        task = next(iter(having), None)
+    if task not in having:
+        known = ", ".join(dict.fromkeys(name for _, name in outputs(result)))
+        raise ConfigError(f"class {class_name!r} is not there: {slide_id} has {known}")
+    classes = tasks[task]
+    if class_name is None:
+        likeliest = max(classes, key=lambda name: classes[name])
+        class_name = likeliest if len(classes) > 2 else list(classes)[-1]
+    return task, class_name
+
+
+def contribution_map(result: SlideResult, output: Output) -> NDArray[np.float32]:
+    """What each patch adds to this output, (N,) float32 logits.
+
+    Raises :class:`ConfigError` if the head does not give contributions, or has no such output.
+    """
+    if not tells(result):
+        raise ConfigError(f"{result.coords.slide_id}: {NOT_TOLD}; use --map attention")
+    if output not in outputs(result):
+        raise ConfigError(f"{result.coords.slide_id} has no output {output[1]!r} of task {output[0]!r}")
+    return result.contribution(*output)
+
+
+def others_than(result: SlideResult, shown: Output | None) -> Sequence[Output]:
+    """The other outputs whose contributions are known; an empty list if the head does not give any."""
+    return [output for output in outputs(result) if output != shown] if tells(result) else []
+
+
+def check_finite(result: SlideResult, values: NDArray[np.float32], what: str = "attention") -> None:
+    """Raise :class:`ResultsError` if a value is not finite: it has neither a colour nor a rank."""
+    if not np.isfinite(values).all():
+        raise ResultsError(result.coords.slide_id, f"has {what} that is not finite", "predict it again")
+
+
+def check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
+    """Raise :class:`ResultsError` if the slide's size differs from that of the slide that was predicted.
+
+    Heat would be drawn in wrong places.
+    """
+    (width, height), (l0_width, l0_height) = slide.info.l0_size, coords.l0_size
+    if (width, height) != (l0_width, l0_height):
+        raise ResultsError(
+            slide.info.path,
+            f"is {width}x{height} pixels, but {coords.slide_id} was {l0_width}x{l0_height} when predicted",
+            "name the folder of the slides that were predicted",
+        )
+
+
 def shown_in_words(result: SlideResult, *, query: int | None, head: int | None) -> str:
-    """Whose attention."""
+    """The title of a map of attention."""
     heads, queries = result.attention_NHT.shape[1:]
     of_query = "mean over queries"
     if query is not None or queries == 1:
@@ -302,7 +303,7 @@ def shown_in_words(result: SlideResult, *, query: int | None, head: int | None) 
 
 
 def spread_in_words(values_N: NDArray[np.floating]) -> str:
-    """How far attention goes from the even share, and that it is flat where it is."""
+    """How far attention goes from the even share, in words, and whether it is flat."""
     if not len(values_N):
         return "no patch"
     count = len(values_N)
@@ -312,20 +313,35 @@ def spread_in_words(values_N: NDArray[np.floating]) -> str:
     return f"Flat: {words}" if is_flat(values_N) else words
 
 
+def contribution_in_words(output: Output) -> str:
+    """The title of a map of contributions."""
+    task, class_name = output
+    return f"Contribution to {class_name}, task {task}"
+
+
+def spread_of_contributions(values_N: NDArray[np.floating], kept: int) -> str:
+    """How many of the ``kept`` patches add to the output and how many take from it, and how far, in words.
+
+    ``values_N`` are the contributions of all patches, (N,) logits.
+    """
+    if not len(values_N):
+        return "no patch"
+    parts = [f"{_some(kept)} of {len(values_N)} kept"]
+    for verb, side_n in (("add", values_N[values_N > 0]), ("take", -values_N[values_N < 0])):
+        parts.append(
+            f"{len(side_n)} {verb}" + (f" {short(float(side_n.max()))} at most" if len(side_n) else "")
+        )
+    total = signed(float(values_N.sum(dtype=np.float64)))
+    return f"{', '.join(parts)}; together {total} logits; the others add nothing"
+
+
+def _some(count: int) -> str:
+    return "1 patch" if count == 1 else f"{count} patches"
+
+
 def predictions_in_words(result: SlideResult) -> Iterator[str]:
-    """One line for each task, its likeliest three classes first."""
+    """One line per task with its likeliest three classes, likeliest first."""
     for task, probabilities in result.probabilities.items():
         likeliest = sorted(probabilities.items(), key=lambda item: -item[1])
         more = ", ..." if len(likeliest) > 3 else ""
         yield f"Predicted {task}: " + ", ".join(f"{name} {p:.3f}" for name, p in likeliest[:3]) + more
-
-
-def check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
-    """Raise :class:`ResultsError` for a slide of another size under the same name: heat in wrong places."""
-    (width, height), (l0_width, l0_height) = slide.info.l0_size, coords.l0_size
-    if (width, height) != (l0_width, l0_height):
-        raise ResultsError(
-            slide.info.path,
-            f"is {width}x{height} pixels, but {coords.slide_id} was {l0_width}x{l0_height} when predicted",
-            "name the folder of the slides that were predicted",
-        )

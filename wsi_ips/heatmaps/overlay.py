@@ -1,15 +1,15 @@
 """The slide with its contributions or its attention over it, and what the colours mean, as one PNG.
 
-The picture's top left pixel is the slide's; pixel (i, j) shows the level-0 area [i, i + 1) * l0_per_px by
-[j, j + 1) * l0_per_px. Patches are drawn as they are, without smoothing, so that an edge is a patch's edge.
+Start with :func:`write_overlay`; :func:`draw_overlay` gives the same as a picture in memory. The picture's
+top-left pixel is the slide's, and pixel (i, j) shows the level-0 area [i, i + 1) * l0_per_px by [j, j + 1) *
+l0_per_px. Patches are drawn without smoothing, so that an edge in the picture is a patch's edge.
 
-Shape suffixes: N patches, H heads, T queries; on canvases H, W rows and columns.
+Shape suffixes: N patches, P points of a path, R, C rows and columns of cells, H, W rows and columns of pixels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 import numpy as np
 import shapely
@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from shapely import Polygon
 
-from wsi_ips.config import LARGEST_OVERLAY_PX
+from wsi_ips.config import LARGEST_OVERLAY_PX, HeatOptions
+from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
 from wsi_ips.heatmaps.display_scale import (
     FAINT_INK,
     PAPER,
     ROWS,
-    Colormap,
     DisplayScale,
-    HeatColours,
     Legend,
-    MapKind,
-    Scale,
     Tick,
     add_legend,
+    colormap_of,
     colourise,
+    colours_of,
     draw_legend,
+    scale_of,
 )
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, predictions_in_words
 from wsi_ips.heatmaps.raster import Cells, PatchRaster, PngRows
@@ -44,34 +44,23 @@ from wsi_ips.tiling.picture import band_height, slide_window
 from wsi_ips.units import Size
 
 MOST_BAND_ROWS = 128
-"""Of a picture, drawn at once: 50 MB of floats for the widest."""
+"""Rows of the picture that are drawn at once, at most: 50 MB of floats for the widest picture."""
 
+DEFAULT_SIDE_PX = 2048
 TICKS_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Places of the marks along the colour bar."""
+
 OUTLINE, HALO = (20, 20, 20), (255, 255, 255)
-
-
-class OverlayOptions(TypedDict, total=False):
-    """The options of :func:`draw_overlay`."""
-
-    outlines: Sequence[Polygon]
-    side_px: int
-    alpha: float
-    colormap: Colormap | None
-    scale: Scale | None
-    low: float | None
-    high: float | None
-    kind: MapKind | None
-    task: str | None
-    class_name: str | None
-    query: int | None
-    head: int | None
+"""Colours of outlines and of the halo around them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """image: the slide's picture with the legend below. picture_px: (width, height) of the slide's part.
+    """A drawn overlay.
 
-    l0_per_px: its scale. facts: what the image shows, in words and numbers, for the PNG's text.
+    ``image`` is the slide's picture with the legend below it, ``picture_px`` the (width, height) of the slide's
+    part and ``l0_per_px`` its scale. ``facts`` says what the image shows, in words and numbers, for the PNG's
+    text.
     """
 
     image: Image.Image
@@ -83,57 +72,37 @@ class Overlay:
 def draw_overlay(
     slide: SlideReader,
     result: SlideResult,
+    options: HeatOptions = DEFAULT_HEAT,
     *,
     outlines: Sequence[Polygon] = (),
-    side_px: int = 2048,
-    alpha: float = 0.5,
-    colormap: Colormap | None = None,
-    scale: Scale | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    kind: MapKind | None = None,
-    task: str | None = None,
-    class_name: str | None = None,
-    query: int | None = None,
-    head: int | None = None,
 ) -> Overlay:
-    """Draw in memory that grows with the picture, not with the slide.
+    """Draw an overlay, in memory that grows with the picture and not with the slide.
 
-    outlines: in level-0 pixels, drawn as thin lines. side_px: longest side of the slide's part; a smaller slide
-    is not enlarged. alpha: opacity of the heat, 0 to 1. colormap, scale, low, high: see :class:`HeatColours`.
-    kind, task, class_name, query, head: see :func:`choose_heat`.
+    ``options`` says which map is drawn, in which colours and how large. ``outlines`` are polygons in level-0
+    pixels, drawn as thin lines.
 
-    Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` where ``slide`` has another
-    size than the slide that was predicted, and the reader's :class:`SlideReadError`.
+    Raises :class:`ConfigError` for an option out of range, :class:`ResultsError` if ``slide`` has another size
+    than the slide that was predicted, and the reader's :class:`SlideReadError`.
     """
-    drawing = _Drawing(
-        slide,
-        result,
-        outlines=outlines,
-        side_px=side_px,
-        alpha=alpha,
-        colormap=colormap,
-        scale=scale,
-        low=low,
-        high=high,
-        kind=kind,
-        task=task,
-        class_name=class_name,
-        query=query,
-        head=head,
-    )
+    drawing = _Drawing(slide, result, options, outlines=outlines)
     picture = Image.fromarray(np.concatenate(list(drawing.bands())))
     return Overlay(add_legend(picture, drawing.legend), picture.size, drawing.l0_per_px, drawing.facts)
 
 
 def write_overlay(
-    path: Path, slide: SlideReader, result: SlideResult, **options: Unpack[OverlayOptions]
+    path: Path,
+    slide: SlideReader,
+    result: SlideResult,
+    options: HeatOptions = DEFAULT_HEAT,
+    *,
+    outlines: Sequence[Polygon] = (),
 ) -> None:
-    """Draw (see :func:`draw_overlay`) and write a PNG, whole or not at all, with its facts as PNG text.
+    """Draw an overlay and write it as a PNG, whole or not at all, with its facts as PNG text.
 
-    Drawn and written band by band: memory grows with the picture's width, not with its area.
+    The options and errors are those of :func:`draw_overlay`. The picture is drawn and written band by band, so
+    that memory grows with its width and not with its area.
     """
-    drawing = _Drawing(slide, result, **options)
+    drawing = _Drawing(slide, result, options, outlines=outlines)
     below = np.asarray(draw_legend(drawing.picture_px, drawing.legend))
     height, paper = drawing.picture_px[1], below.shape[1] - drawing.picture_px[0]
     with whole_file(path) as partial, partial.open("wb") as file:
@@ -153,31 +122,19 @@ class _Drawing:
         self,
         slide: SlideReader,
         result: SlideResult,
+        options: HeatOptions,
         *,
         outlines: Sequence[Polygon] = (),
-        side_px: int = 2048,
-        alpha: float = 0.5,
-        colormap: Colormap | None = None,
-        scale: Scale | None = None,
-        low: float | None = None,
-        high: float | None = None,
-        kind: MapKind | None = None,
-        task: str | None = None,
-        class_name: str | None = None,
-        query: int | None = None,
-        head: int | None = None,
     ) -> None:
-        _check_options(alpha=alpha, side_px=side_px)
+        side_px = DEFAULT_SIDE_PX if options.side_px is None else options.side_px
+        _check_options(alpha=options.alpha, side_px=side_px)
         check_same_slide(slide, result.coords)
         coords = result.coords
-        self.slide, self.alpha = slide, alpha
+        self.slide, self.alpha = slide, options.alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
-        heat = choose_heat(
-            result, kind=kind, task=task, class_name=class_name, query=query, head=head, alone=True
-        )
-        colours = HeatColours(colormap=colormap, scale=scale, low=low, high=high)
-        self.display = colours.display(heat.values_N, heat.kind)
-        self.table = colours.table(heat.kind)
+        heat = choose_heat(result, options, alone=True)
+        self.display = scale_of(options, heat.values_N, heat.kind)
+        self.table = colours_of(options, heat.kind)
         self.raster = PatchRaster.of(
             coords.l0_exact_corners(),
             coords.l0_patch,
@@ -194,11 +151,11 @@ class _Drawing:
             "shown": heat.shown,
             "flat": "yes" if heat.flat else "no",
             "scale": f"{self.display.scale} {self.display.low!r} {self.display.high!r}",
-            "colormap": colours.colormap_of(heat.kind),
+            "colormap": colormap_of(options, heat.kind),
         }
 
     def bands(self) -> Iterator[RgbImage]:
-        """The picture from top to bottom, each band (rows, width, 3) uint8."""
+        """The picture from top to bottom, in bands of (rows, width, 3) uint8."""
         width, height = self.picture_px
         step = min(MOST_BAND_ROWS, band_height(self.slide, l0_per_px=self.l0_per_px))
         for top in range(0, height, step):
@@ -219,6 +176,21 @@ class _Drawing:
         return np.asarray(image)
 
 
+def blend(
+    picture: RgbImage, cells: Cells, display: DisplayScale, table: NDArray[np.uint8], alpha: float
+) -> None:
+    """Mix the colours of ``cells`` into ``picture``, (H, W, 3) uint8, in place; other pixels do not change.
+
+    ``table``, (256, 3) uint8, holds the colours; ``alpha`` is the opacity of the heat, 0 to 1.
+    """
+    held_RC = display.coloured(cells.values_RC)
+    heat_RC3 = colourise(np.nan_to_num(display(cells.values_RC)), table) * np.float32(alpha)
+    kept_RC = np.where(held_RC, 1 - alpha, 1).astype(np.float32)
+    mixed = picture * cells.spread(kept_RC)[..., None]
+    mixed += cells.spread((heat_RC3 * held_RC[..., None]).astype(np.float32))
+    picture[:] = np.rint(mixed, out=mixed)
+
+
 def _check_options(*, alpha: float, side_px: int) -> None:
     if not 0 <= alpha <= 1 or not 1 <= side_px <= LARGEST_OVERLAY_PX:
         raise ConfigError(
@@ -237,68 +209,8 @@ def _legend(heat: Heat, display: DisplayScale, table: NDArray[np.uint8], *, mpp:
     )
 
 
-def _facts(
-    coords: PatchCoords, values_N: NDArray[np.float32], *, picture_px: tuple[int, int], l0_per_px: float
-) -> dict[str, str]:
-    return {
-        "Software": "wsi_ips",
-        "slide_id": coords.slide_id,
-        "picture_px": f"{picture_px[0]}x{picture_px[1]}",
-        "l0_per_px": repr(l0_per_px),
-        "slide_mpp": repr(float(coords.slide_mpp)),
-        "n_patches": str(len(coords)),
-        "value_min": repr(float(values_N.min(initial=np.inf))),
-        "value_max": repr(float(values_N.max(initial=-np.inf))),
-    }
-
-
-def blend(
-    picture: RgbImage, cells: Cells, display: DisplayScale, table: NDArray[np.uint8], alpha: float
-) -> None:
-    """Mix the colours of ``cells`` into ``picture``, in place; where there are none not a pixel changes."""
-    held_RC = display.coloured(cells.values_RC)
-    heat_RC3 = colourise(np.nan_to_num(display(cells.values_RC)), table) * np.float32(alpha)
-    kept_RC = np.where(held_RC, 1 - alpha, 1).astype(np.float32)
-    mixed = picture * cells.spread(kept_RC)[..., None]
-    mixed += cells.spread((heat_RC3 * held_RC[..., None]).astype(np.float32))
-    picture[:] = np.rint(mixed, out=mixed)
-
-
-def _outline_paths(outlines: Sequence[Polygon], size_px: Size, l0_per_px: float) -> list[NDArray[np.float64]]:
-    """Rings in canvas pixels, (P, 2) each, cut at the canvas: Pillow walks along what lies outside, too."""
-    l0_canvas = shapely.box(-1, -1, size_px[0] * l0_per_px + 1, size_px[1] * l0_per_px + 1)
-    paths = []
-    for polygon in outlines:
-        for ring in (polygon.exterior, *polygon.interiors):
-            for part in shapely.get_parts(shapely.intersection(shapely.LineString(ring.coords), l0_canvas)):
-                points = np.floor(shapely.get_coordinates(part) / l0_per_px)  # the pixel that a point lies in
-                if len(points) > 1:
-                    paths.append(points)
-    return paths
-
-
-def _draw_outlines(image: Image.Image, paths: Sequence[NDArray[np.float64]], *, top: int, thin: int) -> None:
-    """On a band that begins ``top`` pixels down the picture."""
-    draw = ImageDraw.Draw(image)
-    near = [run for path in paths for run in _runs_near(path - (0, top), image.height, margin=4 * thin)]
-    for colour, width in ((HALO, 3 * thin), (OUTLINE, thin)):
-        for run in near:
-            draw.line(run, fill=colour, width=width, joint="curve")
-
-
-def _runs_near(
-    path_P2: NDArray[np.float64], height: int, *, margin: int
-) -> Iterator[list[tuple[float, float]]]:
-    """The parts of a path that a band of this height sees. Segments stay whole: half of one has other pixels."""
-    y = path_P2[:, 1]
-    near = (np.minimum(y[:-1], y[1:]) < height + margin) & (np.maximum(y[:-1], y[1:]) > -margin)
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], near, [False]]).astype(np.int8)))
-    for first, past in changes.reshape(-1, 2).tolist():
-        yield [(x, y) for x, y in path_P2[first : past + 1].tolist()]
-
-
 def legend_ticks(values_N: NDArray[np.float32], display: DisplayScale) -> list[Tick]:
-    """The marks of a colour bar of these values, from its low to its high end; none without patches."""
+    """The marks of a colour bar for these values, from its low to its high end; none without patches."""
     if not len(values_N):
         return []
     along = np.linspace(display.low, display.high, len(TICKS_AT))
@@ -317,3 +229,56 @@ def legend_ticks(values_N: NDArray[np.float32], display: DisplayScale) -> list[T
             beyond = ">="
         ticks.append(Tick(at, value, float(percentile), value / display.even_share, beyond))
     return ticks
+
+
+def _facts(
+    coords: PatchCoords, values_N: NDArray[np.float32], *, picture_px: tuple[int, int], l0_per_px: float
+) -> dict[str, str]:
+    return {
+        "Software": "wsi_ips",
+        "slide_id": coords.slide_id,
+        "picture_px": f"{picture_px[0]}x{picture_px[1]}",
+        "l0_per_px": repr(l0_per_px),
+        "slide_mpp": repr(float(coords.slide_mpp)),
+        "n_patches": str(len(coords)),
+        "value_min": repr(float(values_N.min(initial=np.inf))),
+        "value_max": repr(float(values_N.max(initial=-np.inf))),
+    }
+
+
+def _outline_paths(outlines: Sequence[Polygon], size_px: Size, l0_per_px: float) -> list[NDArray[np.float64]]:
+    """Rings of the outlines in pixels of the picture, (P, 2) each, cut at its edges: Pillow is slow outside the
+    picture.
+    """
+    l0_canvas = shapely.box(-1, -1, size_px[0] * l0_per_px + 1, size_px[1] * l0_per_px + 1)
+    paths = []
+    for polygon in outlines:
+        for ring in (polygon.exterior, *polygon.interiors):
+            for part in shapely.get_parts(shapely.intersection(shapely.LineString(ring.coords), l0_canvas)):
+                points = np.floor(shapely.get_coordinates(part) / l0_per_px)  # the pixel that a point lies in
+                if len(points) > 1:
+                    paths.append(points)
+    return paths
+
+
+def _draw_outlines(image: Image.Image, paths: Sequence[NDArray[np.float64]], *, top: int, thin: int) -> None:
+    """Draw paths on a band that begins ``top`` pixels down the picture."""
+    draw = ImageDraw.Draw(image)
+    near = [run for path in paths for run in _runs_near(path - (0, top), image.height, margin=4 * thin)]
+    for colour, width in ((HALO, 3 * thin), (OUTLINE, thin)):
+        for run in near:
+            draw.line(run, fill=colour, width=width, joint="curve")
+
+
+def _runs_near(
+    path_P2: NDArray[np.float64], height: int, *, margin: int
+) -> Iterator[list[tuple[float, float]]]:
+    """The parts of a path that a band of this height shows.
+
+    Segments stay whole, for half of one has other pixels.
+    """
+    y = path_P2[:, 1]
+    near = (np.minimum(y[:-1], y[1:]) < height + margin) & (np.maximum(y[:-1], y[1:]) > -margin)
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], near, [False]]).astype(np.int8)))
+    for first, past in changes.reshape(-1, 2).tolist():
+        yield [(x, y) for x, y in path_P2[first : past + 1].tolist()]

@@ -1,4 +1,7 @@
-"""What did it see? The patches with the largest and the smallest values on one sheet: rank, raw value, place."""
+"""The patches with the largest and the smallest values of a map on one sheet, each with its rank, value and place.
+
+:class:`PatchSheet` is the export; :func:`patch_picture` draws a single patch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +18,20 @@ from wsi_ips.storage.files import whole_file
 from wsi_ips.tiling.picture import slide_window
 
 PATCH_PX, MARGIN_PX, LINE_PX, TEXT_PX = 192, 16, 20, 14
+"""Sizes on the sheet, in pixels."""
 COLUMNS = 5
+"""Patches side by side, at most."""
 MOST = 500
-"""Of each kind on a sheet."""
+"""The most patches of each kind on a sheet."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatchSheet:
-    """top: so many patches with the most attention, and as many with the least; or those that add most to an
-    output and those that take most from it. Raises :class:`ConfigError`."""
+    """A sheet of the ``top`` patches with the most attention and as many with the least.
+
+    For contributions, it shows the patches that add most to the output and those that take most from it. Raises
+    :class:`ConfigError` if ``top`` is not 1 to 500.
+    """
 
     top: int = 10
 
@@ -33,14 +41,19 @@ class PatchSheet:
 
     @property
     def suffix(self) -> str:
+        """``.png``"""
         return ".png"
 
     @property
     def needs_slide(self) -> bool:
+        """True: the sheet shows the slide's pixels."""
         return True
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
-        """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
+        """Write a sheet for one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes.
+
+        Raises :class:`ConfigError` without the slide.
+        """
         if slide is None:
             raise ConfigError("a sheet of patches needs the slide")
         check_same_slide(slide, heat.coords)
@@ -50,7 +63,11 @@ class PatchSheet:
 
 
 def draw_sheet(slide: SlideReader, heat: Heat, top: int) -> Image.Image:
-    """Ranks count from the largest value, 1, to the smallest; of equals, the first in the grid comes first."""
+    """The sheet as a picture.
+
+    Ranks count from 1 for the largest value to N for the smallest; of equal values, the first in the grid comes
+    first. Raises the reader's :class:`SlideReadError`.
+    """
     order = np.argsort(-heat.values_N, kind="stable")
     most, least = "Most attention", "Least attention"
     if heat.output is not None:
@@ -96,9 +113,10 @@ def _draw_patch(
 def patch_picture(
     slide: SlideReader, l0_xy: tuple[int, int], l0_patch: float, *, side_px: int = PATCH_PX
 ) -> RgbImage:
-    """(side_px, side_px, 3) uint8: the footprint at one exact scale, white beyond the slide's edge.
+    """A patch at one exact scale, (side_px, side_px, 3) uint8, white beyond the slide's edge.
 
-    l0_xy: its corner, l0_patch: its side, in level-0 pixels. Raises the reader's :class:`SlideReadError`.
+    ``l0_xy`` is its top-left corner (x, y) and ``l0_patch`` its side, in level-0 pixels. Raises the reader's
+    :class:`SlideReadError`.
     """
     l0_per_px = l0_patch / side_px
     patch = np.full((side_px, side_px, 3), WHITE, np.uint8)

@@ -1,32 +1,26 @@
-"""A map of raw values as a pyramid of pixels, registered with its slide; made band by band.
+"""Maps of raw values as pyramids of pixels, in place on their slide: OME-TIFF, OME-Zarr and Deep Zoom.
 
-Pixel (i, j) of level k is the level-0 area [i, i + 1) * l0_per_px * 2^k by [j, j + 1) * l0_per_px * 2^k: it begins
-at the slide's corner. Level 0 has the value of the patches that hold a pixel's centre; each level below has the
-means of four, without what is NaN (no patch).
+The exports are :class:`OmeTiff`, :class:`OmeZarr` and :class:`DeepZoom`. :class:`HeatPyramid` makes the pixels,
+band by band: pixel (i, j) of level k is the level-0 area [i, i + 1) * l0_per_px * 2^k by [j, j + 1) * l0_per_px *
+2^k, beginning at the slide's corner. Level 0 has the value of the patches that contain a pixel's centre; each
+coarser level has the means of four pixels, without those that are NaN (no patch).
 
-The map as a pyramidal OME-TIFF of raw values, which QuPath, OMERO, napari and Fiji open in its place.
+- OME-TIFF 2016-06, which QuPath, OMERO, napari and Fiji open: float32, 256-px tiles, reduced levels as SubIFDs of
+  the one plane, NaN where there is no patch. PhysicalSizeX and -Y are µm per pixel. The first pixel begins at the
+  slide's corner; a MapAnnotation (namespace ``wsi_ips``) gives that place in level-0 pixels.
+- OME-Zarr 0.5 (OME-NGFF, Zarr v3, https://ngff.openmicroscopy.org/0.5/): float32, axes c, y, x, NaN where there is
+  no patch. Channel 0 is the map that was asked for, the others are the slide's other maps. ``scale`` is µm per
+  pixel; ``translation`` is where the first pixel's centre lies if that of the slide's first level-0 pixel is at 0,
+  so that viewers that place pixels by their centres lay it exactly over the slide.
+- Deep Zoom (``NAME.dzi`` and ``NAME_files/LEVEL/COLUMN_ROW.jpeg``), as OpenSeadragon reads it: the slide under its
+  heat, or the heat alone on transparent tiles; 254-px tiles that share a pixel with each neighbour. Made a few
+  tiles at a time, from the slide's own level that fits.
 
-Format: OME-TIFF 2016-06, float32, 256-px tiles, reduced levels as SubIFDs of the one plane, NaN where no patch
-is. PhysicalSizeX and -Y are µm per pixel; the first pixel begins at the slide's corner, which a MapAnnotation
-(namespace ``wsi_ips``) tells in level-0 pixels.
-
-The map as OME-Zarr 0.5: float32, axes c, y, x; NaN where no patch is.
-
-Channel 0 is the map that was asked for, the others are the slide's other maps: of attention, one a query, and of
-contributions, one a class, where the head tells them. ``scale`` is µm per pixel.
-``translation`` is where the first pixel's centre lies when that of the slide's first level-0 pixel is at 0: so
-viewers that place pixels by their centres lay it exactly over the slide.
-
-Format: OME-NGFF 0.5 (Zarr v3), see https://ngff.openmicroscopy.org/0.5/.
-
-The slide under its heat as a Deep Zoom image, or the heat alone on transparent tiles, for web viewers.
-
-Format: Deep Zoom (``NAME.dzi`` and ``NAME_files/LEVEL/COLUMN_ROW.jpeg``), as OpenSeadragon reads it; 254-px tiles
-that share a pixel with each neighbour. Made a few tiles at a time, from the slide's own level that fits.
+Shape suffixes: N patches; H, W rows and columns, h, w half as many.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from math import gcd
 from pathlib import Path
@@ -34,14 +28,14 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from PIL import Image
 from tifffile import TiffWriter
 
-from wsi_ips.config import LARGEST_OVERLAY_PX
+from wsi_ips.config import LARGEST_OVERLAY_PX, HeatOptions
+from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.display_scale import HeatColours, colourise
+from wsi_ips.heatmaps.display_scale import colourise, colours_of, scale_of
 from wsi_ips.heatmaps.maps import Heat, check_same_slide
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
@@ -52,38 +46,58 @@ from wsi_ips.tiling.picture import slide_window
 from wsi_ips.units import Size
 
 TILE_PX = 256
+"""Side of a tile of OME-TIFF and OME-Zarr, and rows of a band."""
+
 MOST_CHOSEN_PX = 8192
-"""Longest side that is chosen where none was asked for: a quarter of a gigabyte of floats."""
+"""Longest side of a map if no resolution is asked for: a quarter of a gigabyte of floats."""
+
 STRANGE_PER_PATCH = 8
-"""Pixels along a patch of no grid."""
+"""Pixels along the side of a patch that lies on no grid."""
+
 ON_A_LINE = 1e-4
-"""Of a pixel: how near an edge has to be to a pixel's edge to lie on it."""
+"""How near, in pixels, a patch's edge has to be to a pixel's edge to lie on it."""
 
+CLASSIC_BYTES = 2**31
+"""The largest map that is written with 32-bit offsets, which more programs read."""
 
-def natural_l0_per_px(coords: PatchCoords) -> float:
-    """The largest pixel with all edges of patches on edges of pixels: a patch, where patches do not overlap.
+AXES = [
+    {"name": "c", "type": "channel"},
+    {"name": "y", "type": "space", "unit": "micrometer"},
+    {"name": "x", "type": "space", "unit": "micrometer"},
+]
+"""Axes of the OME-Zarr arrays."""
 
-    Then every place of the slide has its own patches' value exactly. Patches that lie on no grid have eight
-    pixels along a side. Not finer than 8192 pixels along the slide.
-    """
-    common_px = gcd(coords.patch_px, coords.overlap_px)
-    l0_per_px = coords.l0_patch * common_px / coords.patch_px
-    if not _on_lines(coords, l0_per_px):
-        l0_per_px = coords.l0_patch / STRANGE_PER_PATCH
-    return max(l0_per_px, max(coords.l0_size) / MOST_CHOSEN_PX)
+CHANNEL_COLOUR = "FFFF00"
+"""Colour (RGB, hexadecimal) with which viewers show a channel."""
 
+DEEPZOOM_TILE_PX, OVERLAP_PX = 254, 1
+"""Side of a Deep Zoom tile without its overlap, and the overlap."""
 
-def _on_lines(coords: PatchCoords, l0_per_px: float) -> bool:
-    places_N2 = coords.l0_exact_corners() / l0_per_px
-    return bool((np.abs(places_N2 - np.rint(places_N2)) < ON_A_LINE).all())
+TILES_AT_ONCE = 4
+"""Tiles along the side of a block that is made at once: 1018 pixels."""
+
+BLOCK_PX = TILES_AT_ONCE * DEEPZOOM_TILE_PX
+"""A level that is no larger is made at once, and those below it by halving it."""
+
+JPEG_QUALITY = 90
+"""Quality of JPEG tiles."""
+
+DZI = """<?xml version="1.0" encoding="UTF-8"?>
+<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="{form}" Overlap="{overlap}" TileSize="{tile}">
+  <Size Width="{width}" Height="{height}"/>
+</Image>
+"""
+"""The text of the ``.dzi`` file."""
 
 
 class HeatPyramid:
-    """``HeatPyramid(coords, values_N)``: read :meth:`bands` to their end, then :meth:`coarser`.
+    """A map as a pyramid of pixels: read :meth:`bands` to their end, then :meth:`coarser`.
 
-    um_per_px: of level 0; None: :func:`natural_l0_per_px`. sizes: (width, height) of the levels. Raises
-    :class:`ConfigError` for pixels so small that the map would be larger than 16,384 along a side, and for such
-    as are larger than the slide, when they are asked for.
+    ``um_per_px`` is µm per pixel of the finest level, chosen by :func:`natural_l0_per_px` if None. ``sizes`` are
+    the (width, height) of the levels.
+
+    Raises :class:`ConfigError` for pixels so small that the map would have more than 16,384 along a side, and for
+    pixels larger than the slide.
     """
 
     def __init__(
@@ -118,7 +132,7 @@ class HeatPyramid:
         self._half = np.empty(self.sizes[1][::-1] if len(self.sizes) > 1 else (0, 0), np.float32)
 
     def bands(self) -> Iterator[NDArray[np.float32]]:
-        """Level 0 from top to bottom, (256, width) float32 each, the last as high as there are rows."""
+        """Level 0 from top to bottom, in bands of (256, width) float32; the last one may have fewer rows."""
         width, height = self.sizes[0]
         for top in range(0, height, TILE_PX):
             cells = self._raster.window((0, top), (width, min(TILE_PX, height - top)))
@@ -129,15 +143,34 @@ class HeatPyramid:
             yield band
 
     def coarser(self) -> Iterator[NDArray[np.float32]]:
-        """The levels below 0, each (height, width) float32."""
+        """The levels below level 0, each (height, width) float32."""
         level = self._half
         for number in range(1, len(self.sizes)):
             yield level
             level = halved(level) if number + 1 < len(self.sizes) else level
 
 
+def natural_l0_per_px(coords: PatchCoords) -> float:
+    """Side in level-0 pixels of the largest pixel with which all edges of patches are edges of pixels.
+
+    That is a patch if patches do not overlap. Every place of the slide then has exactly its own patches' value.
+    Patches that lie on no grid have eight pixels along a side. The map never has more than 8192 pixels along the
+    slide.
+    """
+    common_px = gcd(coords.patch_px, coords.overlap_px)
+    l0_per_px = coords.l0_patch * common_px / coords.patch_px
+    if not _on_lines(coords, l0_per_px):
+        l0_per_px = coords.l0_patch / STRANGE_PER_PATCH
+    return max(l0_per_px, max(coords.l0_size) / MOST_CHOSEN_PX)
+
+
+def _on_lines(coords: PatchCoords, l0_per_px: float) -> bool:
+    places_N2 = coords.l0_exact_corners() / l0_per_px
+    return bool((np.abs(places_N2 - np.rint(places_N2)) < ON_A_LINE).all())
+
+
 def halved(values_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Means of two by two without NaN; NaN where all are."""
+    """Means of two by two pixels without those that are NaN; NaN where all four are. Odd sides are rounded up."""
     height, width = values_HW.shape
     sum_hw = np.zeros((-(-height // 2), -(-width // 2)))
     count_hw = np.zeros(sum_hw.shape, np.int8)
@@ -153,7 +186,7 @@ def halved(values_HW: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def registration(coords: PatchCoords, pyramid: HeatPyramid) -> dict[str, str]:
-    """Where the map lies on its slide, in words and numbers."""
+    """Where the map lies on its slide, as texts by name."""
     return {
         "slide_id": coords.slide_id,
         "l0_x": "0",
@@ -169,26 +202,27 @@ def registration(coords: PatchCoords, pyramid: HeatPyramid) -> dict[str, str]:
     }
 
 
-CLASSIC_BYTES = 2**31
-"""Up to here a file has 32-bit offsets, which more programs read."""
-
-
 @dataclass(frozen=True, slots=True)
 class OmeTiff:
-    """um_per_px: µm a pixel of the finest level; None: a pixel a patch, or as fine as overlaps need it."""
+    """A map as a pyramidal OME-TIFF of raw values.
+
+    ``um_per_px`` is µm per pixel of the finest level; None: one pixel a patch, or as fine as overlaps need it.
+    """
 
     um_per_px: float | None = None
 
     @property
     def suffix(self) -> str:
+        """``.ome.tif``"""
         return ".ome.tif"
 
     @property
     def needs_slide(self) -> bool:
+        """False: the file has the map only."""
         return False
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
-        """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
+        """Write one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes."""
         coords = heat.coords
         if slide is not None:
             check_same_slide(slide, coords)
@@ -234,7 +268,7 @@ class OmeTiff:
 
 
 def _tiles(values_HW: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Along rows, filled up with NaN to whole tiles."""
+    """Tiles along rows, padded with NaN to whole tiles."""
     height, width = values_HW.shape
     for top in range(0, height, TILE_PX):
         for left in range(0, width, TILE_PX):
@@ -244,30 +278,29 @@ def _tiles(values_HW: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
             yield tile
 
 
-AXES = [
-    {"name": "c", "type": "channel"},
-    {"name": "y", "type": "space", "unit": "micrometer"},
-    {"name": "x", "type": "space", "unit": "micrometer"},
-]
-CHANNEL_COLOUR = "FFFF00"
-
-
 @dataclass(frozen=True, slots=True)
 class OmeZarr:
-    """um_per_px: see :class:`wsi_ips.heatmaps.pyramids.OmeTiff`."""
+    """A slide's maps as an OME-Zarr image of raw values, one channel a map. It needs the package zarr.
+
+    ``um_per_px`` is µm per pixel of the finest level; None: one pixel a patch, or as fine as overlaps need it.
+    """
 
     um_per_px: float | None = None
 
     @property
     def suffix(self) -> str:
+        """``.ome.zarr``"""
         return ".ome.zarr"
 
     @property
     def needs_slide(self) -> bool:
+        """False: the image has the maps only."""
         return False
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
-        """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
+        """Write the maps, as :class:`wsi_ips.heatmaps.export.Exporter` describes."""
+        import zarr  # an optional package: this module's other exports work without it
+
         coords = heat.coords
         if slide is not None:
             check_same_slide(slide, coords)
@@ -321,45 +354,40 @@ def _channel(name: str, values_N: np.ndarray[Any, np.dtype[np.float32]]) -> dict
     return {"label": name, "color": CHANNEL_COLOUR, "active": True, "window": window}
 
 
-DEEPZOOM_TILE_PX, OVERLAP_PX = 254, 1
-TILES_AT_ONCE = 4
-"""Along a side: a block of 1018 pixels is made at once."""
-BLOCK_PX = TILES_AT_ONCE * DEEPZOOM_TILE_PX
-"""A level that is no larger is made at once, and those below it by halving it."""
-JPEG_QUALITY = 90
-DZI = """<?xml version="1.0" encoding="UTF-8"?>
-<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="{form}" Overlap="{overlap}" TileSize="{tile}">
-  <Size Width="{width}" Height="{height}"/>
-</Image>
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class DeepZoom:
-    """side_px: longest side of the finest level; None, or more than the slide has: the slide's own. heat_only:
-    transparent PNG tiles without the slide, which then is not needed. alpha: opacity of the heat.
+    """A slide under its heat, or the heat alone, as a Deep Zoom image.
+
+    ``options`` holds the colours, the opacity of the heat and ``side_px``, the longest side of the finest level;
+    None, or more than the slide has, means the slide's own. With ``heat_only``, tiles are transparent PNGs without
+    the slide, which is then not needed.
     """
 
-    colours: HeatColours = field(default_factory=HeatColours)
-    alpha: float = 0.5
-    side_px: int | None = None
+    options: HeatOptions = DEFAULT_HEAT
     heat_only: bool = False
 
     @property
     def suffix(self) -> str:
+        """``.dzi``"""
         return ".dzi"
 
     @property
     def needs_slide(self) -> bool:
+        """Whether tiles show the slide."""
         return not self.heat_only
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
-        """See :meth:`wsi_ips.heatmaps.export.Exporter.write`. The tiles are whole before the ``.dzi`` is there."""
+        """Write one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes.
+
+        The tiles are complete before the ``.dzi`` exists.
+
+        Raises :class:`ConfigError` without the slide, unless ``heat_only``.
+        """
         if slide is not None:
             check_same_slide(slide, heat.coords)
         elif not self.heat_only:
-            raise ConfigError("deepzoom needs the slide, or heat_only")
-        l0_size, side_px = heat.coords.l0_size, self.side_px or max(heat.coords.l0_size)
+            raise ConfigError("deepzoom needs the slide; give it, or set heat_only")
+        l0_size, side_px = heat.coords.l0_size, self.options.side_px or max(heat.coords.l0_size)
         l0_per_px = max(1.0, max(l0_size) / side_px)
         tiles = _Tiles(self, heat, None if self.heat_only else slide)
         width, height = canvas_size(l0_size, l0_per_px)
@@ -390,10 +418,12 @@ class DeepZoom:
 
 
 class _Tiles:
-    def __init__(self, options: DeepZoom, heat: Heat, slide: SlideReader | None) -> None:
-        self.heat, self.slide, self.alpha = heat, slide, options.alpha
-        self.display = options.colours.display(heat.values_N, heat.kind)
-        self.table = options.colours.table(heat.kind)
+    """The tiles of a Deep Zoom image, level by level."""
+
+    def __init__(self, exporter: DeepZoom, heat: Heat, slide: SlideReader | None) -> None:
+        self.heat, self.slide, self.alpha = heat, slide, exporter.options.alpha
+        self.display = scale_of(exporter.options, heat.values_N, heat.kind)
+        self.table = colours_of(exporter.options, heat.kind)
         self._rasters: dict[float, PatchRaster] = {}
 
     def level(self, size: Size, l0_per_px: float) -> Iterator[tuple[str, Image.Image]]:
@@ -434,7 +464,7 @@ class _Tiles:
 
 
 def _cut(block: Image.Image, at_px: tuple[int, int], size: Size) -> Iterator[tuple[str, Image.Image]]:
-    """The tiles of a level of ``size`` that lie whole in a block of it that begins at ``at_px``, (x, y)."""
+    """The tiles of a level of ``size`` that lie completely in a block that begins at ``at_px`` (x, y)."""
     x, y = at_px
     for row in _inside(y, y + block.height, size[1]):
         for column in _inside(x, x + block.width, size[0]):
@@ -443,14 +473,14 @@ def _cut(block: Image.Image, at_px: tuple[int, int], size: Size) -> Iterator[tup
 
 
 def _inside(start: int, end: int, length: int) -> range:
-    """Numbers of the tiles along one side whose pixels are all in [start, end)."""
+    """Numbers of the tiles along one side whose pixels all lie in [start, end)."""
     first = 0 if start == 0 else (start + OVERLAP_PX) // DEEPZOOM_TILE_PX
     past = -(-length // DEEPZOOM_TILE_PX) if end == length else (end - OVERLAP_PX) // DEEPZOOM_TILE_PX
     return range(first, past)
 
 
 def _span(number: int, length: int) -> tuple[int, int]:
-    """First pixel of a tile and the one past its last, the overlap with its neighbours included."""
+    """First pixel of a tile and the one past its last, including the overlap with its neighbours."""
     return max(0, number * DEEPZOOM_TILE_PX - OVERLAP_PX), min(
         (number + 1) * DEEPZOOM_TILE_PX + OVERLAP_PX, length
     )

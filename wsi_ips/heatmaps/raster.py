@@ -1,8 +1,7 @@
-"""A PNG that is written row by row, so that a picture of any size needs the memory of a few rows.
+"""From values of patches to pixels: :class:`PatchRaster` and :class:`Cells`.
 
-Format: PNG specification (third edition), colour type 2, 8 bits. Pillow encodes whole images only.
-
-From the values of patches to pixels.
+:class:`PngRows` writes a PNG row by row, so that a picture of any size needs the memory of a few rows (Pillow
+encodes whole images only). Format: PNG specification (third edition), colour type 2, 8 bits.
 
 Shape suffixes: N patches; H, W rows and columns of the canvas; R, C rows and columns of cells.
 """
@@ -22,84 +21,31 @@ from wsi_ips.slides.base import RgbImage
 from wsi_ips.units import Size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of a PNG."""
+
 RGB_8 = struct.pack(">5B", 8, 2, 0, 0, 0)
+"""The part of the IHDR chunk that says RGB with 8 bits a channel."""
+
 LEVEL = 5
+"""Compression level of zlib."""
+
 SUB, UP = 1, 2
+"""The PNG filters that are used: difference from the pixel to the left, and from the one above."""
+
 ROWS_AT_ONCE = 32
-
-
-class PngRows:
-    """``PngRows(file, (width, height), text)``: then :meth:`write` all rows, then :meth:`close`.
-
-    text: {keyword: text}, kept as iTXt.
-    """
-
-    def __init__(self, file: BinaryIO, size_px: Size, text: Mapping[str, str]) -> None:
-        self._file, self._size = file, size_px
-        self._deflate = zlib.compressobj(LEVEL)
-        self._above: NDArray[np.uint8] = np.zeros((size_px[0], 3), np.uint8)
-        self._rows = 0
-        file.write(SIGNATURE)
-        self._chunk(b"IHDR", struct.pack(">2I", *size_px) + RGB_8)
-        facts = PngInfo()
-        for keyword, fact in text.items():
-            facts.add_itxt(keyword, fact)
-        for name, data, *_ in facts.chunks:
-            self._chunk(name, data)
-
-    def write(self, rows: RgbImage) -> None:
-        """The next rows, (n, width, 3) uint8. Raises ``ValueError`` for rows of another width, or too many."""
-        self._rows += len(rows)
-        if rows.shape[1:] != (self._size[0], 3) or self._rows > self._size[1]:
-            raise ValueError(f"rows of {rows.shape}, {self._rows} in all, for an image of {self._size}")
-        for first in range(0, len(rows), ROWS_AT_ONCE):
-            self._compress(rows[first : first + ROWS_AT_ONCE])
-
-    def _compress(self, rows: RgbImage) -> None:
-        filtered = np.empty((len(rows), 1 + 3 * self._size[0]), np.uint8)
-        previous = np.concatenate([self._above[None], rows[:-1]])
-        filtered[:, 0] = SUB
-        filtered[:, 1:4] = rows[:, 0]
-        np.subtract(rows[:, 1:], rows[:, :-1], out=filtered[:, 4:].reshape(len(rows), self._size[0] - 1, 3))
-        up = (rows - previous).reshape(len(rows), -1)
-        # The rule of thumb of the specification: the filter whose bytes are nearer to zero.
-        better = _size_of(up) < _size_of(filtered[:, 1:])
-        filtered[better, 0] = UP
-        filtered[better, 1:] = up[better]
-        self._above = rows[-1].copy()
-        self._chunk(b"IDAT", self._deflate.compress(filtered.data))
-
-    def close(self) -> None:
-        """End the image. Raises ``ValueError`` where rows are missing."""
-        if self._rows != self._size[1]:
-            raise ValueError(f"{self._rows} of {self._size[1]} rows were written")
-        self._chunk(b"IDAT", self._deflate.flush())
-        self._chunk(b"IEND", b"")
-
-    def _chunk(self, name: bytes, data: bytes) -> None:
-        if not data and name == b"IDAT":
-            return
-        self._file.write(struct.pack(">I", len(data)) + name)
-        self._file.write(data)
-        self._file.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(name))))
-
-
-def _size_of(filtered: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Per row, the sum of the bytes taken as signed."""
-    return np.asarray(np.minimum(filtered, 0 - filtered).sum(axis=1, dtype=np.int64))
-
+"""Rows that are compressed at once."""
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 
 SAME_EDGE = 1e-3
-"""Lines that are nearer than this (pixels) are one."""
+"""Lines that are nearer than this, in pixels, are one line."""
 
 PIXEL_DECIMALS = 6
-"""Canvas positions are rounded here, so that two ways to compute one edge give one pixel."""
+"""Positions on the canvas are rounded to so many decimals, so that two ways to compute one edge give one pixel."""
 
 
 def canvas_size(l0_size: Size, l0_per_px: float) -> Size:
-    """(width, height) in pixels of the canvas that covers the slide; its last column and row may stick out."""
+    """(width, height) in pixels of the canvas that covers the slide. Its last column and row may stick out."""
     width, height = (max(1, ceil(round(length / l0_per_px, PIXEL_DECIMALS))) for length in l0_size)
     return width, height
 
@@ -108,8 +54,8 @@ def canvas_size(l0_size: Size, l0_per_px: float) -> Size:
 class Cells:
     """Values between the lines on which patches begin and end: a raster whose pixels are as large as they can be.
 
-    x_edges: (C + 1,) ascending, y_edges: (R + 1,). values_RC: float32, the mean of the patches that hold a
-    cell, NaN where none does.
+    ``x_edges``, (C + 1,), and ``y_edges``, (R + 1,), ascend. ``values_RC``, float32, is the mean of the patches
+    that contain a cell, and NaN where there is no patch.
     """
 
     x_edges: NDArray[np.float64]
@@ -117,9 +63,80 @@ class Cells:
     values_RC: NDArray[np.float32]
 
     def spread(self, cells_RC: NDArray[Pixel]) -> NDArray[Pixel]:
-        """(R, C, ...) of these cells as pixels (H, W, ...), where edges are whole pixels from 0 on."""
+        """Repeat values of cells, (R, C, ...), as pixels (H, W, ...).
+
+        Edges have to be whole pixels that begin at 0.
+        """
         heights, widths = (np.diff(edges).astype(np.intp) for edges in (self.y_edges, self.x_edges))
         return cells_RC.repeat(heights, axis=0).repeat(widths, axis=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchRaster:
+    """Where patches lie on a canvas that is never held whole; :meth:`window` gives parts of it.
+
+    ``size_px`` is the canvas's (width, height). ``starts_N2`` and ``ends_N2``, (N, 2) int64, are for each patch
+    the first pixel (x, y) whose centre it contains, and the one past the last.
+    """
+
+    size_px: Size
+    starts_N2: NDArray[np.int64]
+    ends_N2: NDArray[np.int64]
+    values_N: NDArray[np.floating]
+
+    @classmethod
+    def of(
+        cls,
+        l0_xy_N2: NDArray[np.integer | np.floating],
+        l0_patch: float,
+        values_N: NDArray[np.floating],
+        *,
+        l0_size: Size,
+        l0_per_px: float,
+    ) -> Self:
+        """Place patches on a canvas of ``l0_per_px`` level-0 pixels a pixel.
+
+        A pixel belongs to the patches that contain its centre.
+
+        ``l0_xy_N2``, (N, 2), are the patches' top-left corners and ``l0_patch`` their side, in level-0 pixels. The
+        centre of column i, row j is the level-0 point ((i + 0.5) * ``l0_per_px``, (j + 0.5) * ``l0_per_px``). A
+        patch covers [x, x + l0_patch) as far as it lies in the slide. Neither corners nor sides are rounded to
+        pixels of the canvas, so that nothing drifts towards the bottom right. A patch smaller than a pixel may
+        contain no centre.
+        """
+        l0_ends_N2 = np.minimum(l0_xy_N2 + l0_patch, l0_size)
+        # (i + 0.5) * l0_per_px >= edge, solved for the smallest whole i.
+        starts_N2, ends_N2 = (
+            np.ceil(np.round(edge_N2 / l0_per_px - 0.5, PIXEL_DECIMALS)).clip(0).astype(np.int64)
+            for edge_N2 in (l0_xy_N2, l0_ends_N2)
+        )
+        return cls(canvas_size(l0_size, l0_per_px), starts_N2, ends_N2, values_N)
+
+    def window(self, at_px: tuple[int, int], size_px: Size) -> Cells:
+        """A window of ``size_px`` (width, height) at ``at_px`` (x, y), as cells counted from its corner."""
+        at_2, end_2 = np.array(at_px), np.array(at_px) + size_px
+        near_N = ((self.starts_N2 < end_2) & (self.ends_N2 > at_2)).all(axis=1)
+        return mean_cells(
+            self.starts_N2[near_N] - at_2, self.ends_N2[near_N] - at_2, self.values_N[near_N], size=size_px
+        )
+
+
+def patch_values_to_canvas(
+    l0_xy_N2: NDArray[np.integer | np.floating],
+    l0_patch: float,
+    values_N: NDArray[np.floating],
+    *,
+    l0_size: Size,
+    l0_per_px: float,
+) -> NDArray[np.float32]:
+    """The values of patches as pixels, (H, W) float32, NaN where there is no patch.
+
+    A pixel has the value of the patch that contains its centre, or the mean of several; :meth:`PatchRaster.of`
+    explains the arguments.
+    """
+    raster = PatchRaster.of(l0_xy_N2, l0_patch, values_N, l0_size=l0_size, l0_per_px=l0_per_px)
+    cells = raster.window((0, 0), raster.size_px)
+    return cells.spread(cells.values_RC)
 
 
 def mean_cells(
@@ -129,9 +146,10 @@ def mean_cells(
     *,
     size: tuple[float, float],
 ) -> Cells:
-    """The cells of rectangles [start, end) (x, y), as far as they lie in [0, size); means where they overlap.
+    """The cells of rectangles [start, end) (x, y), as far as they lie in [0, size); overlaps have the mean.
 
-    A cell that one patch holds has its value, not one bit changed. Memory: 16 bytes a cell.
+    ``starts_N2`` and ``ends_N2`` are (N, 2), ``values_N`` (N,), ``size`` is (width, height). A cell that only one
+    patch contains has exactly that patch's value. Memory: 16 bytes a cell.
     """
     first_N2, past_N2 = (np.clip(edge_N2, 0, size).astype(np.float64) for edge_N2 in (starts_N2, ends_N2))
     held_N = (first_N2 < past_N2).all(axis=1)
@@ -154,7 +172,7 @@ def mean_cells(
 def _lines(
     start_N: NDArray[np.float64], end_N: NDArray[np.float64], length: float
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
-    """The lines between cells, and of each patch the numbers of the lines that it begins and ends at."""
+    """The lines between cells, and for each patch the numbers of the lines at which it begins and ends."""
     lines = np.unique(np.concatenate([[0.0, length], start_N, end_N]))
     # Two ways to compute one edge are one line.
     number = np.concatenate([[0], np.cumsum(np.diff(lines) > SAME_EDGE)])
@@ -162,62 +180,65 @@ def _lines(
     return distinct, number[np.searchsorted(lines, start_N)], number[np.searchsorted(lines, end_N)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PatchRaster:
-    """Where patches lie on a canvas that is never held whole: see :meth:`window`.
+class PngRows:
+    """Writes an RGB PNG row by row: :meth:`write` all rows, then :meth:`close`.
 
-    size_px: (width, height) of the canvas. starts_N2, ends_N2: (N, 2) int64, per patch the first pixel (x, y)
-    whose centre it holds and the one past the last.
+    ``size_px`` is (width, height); ``text`` maps keywords to texts, which are stored as iTXt chunks.
     """
 
-    size_px: Size
-    starts_N2: NDArray[np.int64]
-    ends_N2: NDArray[np.int64]
-    values_N: NDArray[np.floating]
+    def __init__(self, file: BinaryIO, size_px: Size, text: Mapping[str, str]) -> None:
+        self._file, self._size = file, size_px
+        self._deflate = zlib.compressobj(LEVEL)
+        self._above: NDArray[np.uint8] = np.zeros((size_px[0], 3), np.uint8)
+        self._rows = 0
+        file.write(SIGNATURE)
+        self._chunk(b"IHDR", struct.pack(">2I", *size_px) + RGB_8)
+        facts = PngInfo()
+        for keyword, fact in text.items():
+            facts.add_itxt(keyword, fact)
+        for name, data, *_ in facts.chunks:
+            self._chunk(name, data)
 
-    @classmethod
-    def of(
-        cls,
-        l0_xy_N2: NDArray[np.integer | np.floating],
-        l0_patch: float,
-        values_N: NDArray[np.floating],
-        *,
-        l0_size: Size,
-        l0_per_px: float,
-    ) -> Self:
-        """Every pixel belongs to the patches that hold its centre.
+    def write(self, rows: RgbImage) -> None:
+        """Write the next rows, (n, width, 3) uint8.
 
-        The centre of column i, row j is the level-0 point ((i + 0.5) * l0_per_px, (j + 0.5) * l0_per_px). A patch
-        holds what is in [x, x + l0_patch) and in the slide; neither corners nor sides are rounded to canvas
-        pixels, so nothing drifts towards the bottom right. A patch smaller than a pixel may hold no centre.
+        Raises ``ValueError`` for rows of another width, or too many of them.
         """
-        l0_ends_N2 = np.minimum(l0_xy_N2 + l0_patch, l0_size)
-        # (i + 0.5) * l0_per_px >= edge, solved for the smallest whole i.
-        starts_N2, ends_N2 = (
-            np.ceil(np.round(edge_N2 / l0_per_px - 0.5, PIXEL_DECIMALS)).clip(0).astype(np.int64)
-            for edge_N2 in (l0_xy_N2, l0_ends_N2)
-        )
-        return cls(canvas_size(l0_size, l0_per_px), starts_N2, ends_N2, values_N)
+        self._rows += len(rows)
+        if rows.shape[1:] != (self._size[0], 3) or self._rows > self._size[1]:
+            raise ValueError(f"rows of {rows.shape}, {self._rows} in all, for an image of {self._size}")
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            self._compress(rows[first : first + ROWS_AT_ONCE])
 
-    def window(self, at_px: tuple[int, int], size_px: Size) -> Cells:
-        """The pixels of ``size_px`` (width, height) from ``at_px`` (x, y) on, as cells counted from there."""
-        at_2, end_2 = np.array(at_px), np.array(at_px) + size_px
-        near_N = ((self.starts_N2 < end_2) & (self.ends_N2 > at_2)).all(axis=1)
-        return mean_cells(
-            self.starts_N2[near_N] - at_2, self.ends_N2[near_N] - at_2, self.values_N[near_N], size=size_px
-        )
+    def _compress(self, rows: RgbImage) -> None:
+        filtered = np.empty((len(rows), 1 + 3 * self._size[0]), np.uint8)
+        previous = np.concatenate([self._above[None], rows[:-1]])
+        filtered[:, 0] = SUB
+        filtered[:, 1:4] = rows[:, 0]
+        np.subtract(rows[:, 1:], rows[:, :-1], out=filtered[:, 4:].reshape(len(rows), self._size[0] - 1, 3))
+        up = (rows - previous).reshape(len(rows), -1)
+        # The rule of thumb of the specification: the filter whose bytes are nearer to zero.
+        better = _size_of(up) < _size_of(filtered[:, 1:])
+        filtered[better, 0] = UP
+        filtered[better, 1:] = up[better]
+        self._above = rows[-1].copy()
+        self._chunk(b"IDAT", self._deflate.compress(filtered.data))
+
+    def close(self) -> None:
+        """End the image. Raises ``ValueError`` if rows are missing."""
+        if self._rows != self._size[1]:
+            raise ValueError(f"{self._rows} of {self._size[1]} rows were written")
+        self._chunk(b"IDAT", self._deflate.flush())
+        self._chunk(b"IEND", b"")
+
+    def _chunk(self, name: bytes, data: bytes) -> None:
+        if not data and name == b"IDAT":
+            return
+        self._file.write(struct.pack(">I", len(data)) + name)
+        self._file.write(data)
+        self._file.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(name))))
 
 
-def patch_values_to_canvas(
-    l0_xy_N2: NDArray[np.integer | np.floating],
-    l0_patch: float,
-    values_N: NDArray[np.floating],
-    *,
-    l0_size: Size,
-    l0_per_px: float,
-) -> NDArray[np.float32]:
-    """values_HW float32: every pixel has the value of the patch that holds its centre (the mean, where several
-    do), NaN where none does. See :meth:`PatchRaster.of`."""
-    raster = PatchRaster.of(l0_xy_N2, l0_patch, values_N, l0_size=l0_size, l0_per_px=l0_per_px)
-    cells = raster.window((0, 0), raster.size_px)
-    return cells.spread(cells.values_RC)
+def _size_of(filtered: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Sum of the absolute values of each row's bytes, taken as signed."""
+    return np.asarray(np.minimum(filtered, 0 - filtered).sum(axis=1, dtype=np.int64))

@@ -1,13 +1,11 @@
-"""Regions over a threshold as ASAP annotations: to look at in ASAP, to correct, to learn from.
+"""Two exports of places: :class:`AsapRegions` for ASAP and :class:`QuPathGeoJson` for QuPath.
 
-A place belongs to a region where the mean attention of its patches, or what they contribute, is at least the
-threshold. Outer rings and
-holes are CAMELYON16's groups (``_0``, ``_2``), coordinates level-0 pixels:
-:mod:`wsi_ips.datasets.annotations` reads them.
+ASAP's regions can be viewed and corrected in ASAP, and :mod:`wsi_ips.datasets.annotations` reads them as training
+data. Outer rings and holes are CAMELYON16's groups (``_0``, ``_2``); coordinates are level-0 pixels. QuPath's
+GeoJSON holds tile objects with attention and contributions as measurements; coordinates are pixels as QuPath
+counts them (:mod:`wsi_ips.tiling.contours`).
 
-Patches as QuPath's tile objects with their attention and contributions as measurements, in GeoJSON.
-
-Coordinates are full-resolution pixels as QuPath counts them, see :mod:`wsi_ips.tiling.contours`.
+Shape suffixes: N patches, M kept patches, R, C rows and columns of cells.
 """
 
 from collections.abc import Iterator
@@ -30,14 +28,19 @@ from wsi_ips.tiling.contours import Feature, feature_id, l0_origin, rectangle, w
 from wsi_ips.tiling.grid import PatchCoords
 
 DEFAULT_PERCENTILE = 95.0
+"""The percentile of the patches' values that is the threshold if none is given."""
+
+DECIMALS = 3
+"""Decimals of coordinates: a thousandth of a pixel."""
 
 
 @dataclass(frozen=True, slots=True)
 class AsapRegions:
-    """threshold: a raw value. percentile: instead, of the slide's patches (``np.percentile``); neither: 95.
+    """Regions where the mean value of the patches is at least a threshold, as ASAP's XML.
 
-    Contributions: the percentile is that of the kept patches, since all others add exactly 0, and what adds
-    nothing is in no region.
+    ``threshold`` is a raw value; ``percentile`` instead is one of the slide's patches (``np.percentile``), 95 if
+    neither is given. For contributions, the percentile is that of the kept patches, since all others add exactly
+    0, and a place that adds nothing is in no region.
     """
 
     threshold: float | None = None
@@ -45,21 +48,26 @@ class AsapRegions:
 
     @property
     def suffix(self) -> str:
+        """``.xml``"""
         return ".xml"
 
     @property
     def needs_slide(self) -> bool:
+        """False: coordinates are level-0 pixels, which the result knows."""
         return False
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
-        """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
+        """Write the regions of one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes."""
         if slide is not None:
             check_same_slide(slide, heat.coords)
         least = self.least(heat)
         write_asap(path, list(regions_from(heat.coords, heat.values_N, least=least).geoms))
 
     def least(self, heat: Heat) -> float:
-        """The raw value from which on a place belongs to a region. Raises :class:`ConfigError`."""
+        """The raw value from which on a place belongs to a region.
+
+        Raises :class:`ConfigError` for a threshold that is not finite, a percentile out of range, or both of them.
+        """
         if self.threshold is not None and self.percentile is not None:
             raise ConfigError("threshold and percentile say the same thing: give one of them")
         if self.threshold is not None:
@@ -77,7 +85,10 @@ class AsapRegions:
 
 
 def regions_from(coords: PatchCoords, values_N: NDArray[np.float32], *, least: float) -> MultiPolygon:
-    """What lies over ``least``, in level-0 pixels, inside the slide; places that touch at a corner are apart."""
+    """The places with a mean value of at least ``least``, in level-0 pixels, inside the slide.
+
+    Places that touch only at a corner are separate polygons.
+    """
     l0_starts_N2 = coords.l0_exact_corners()
     cells = mean_cells(l0_starts_N2, l0_starts_N2 + coords.l0_patch, values_N, size=coords.l0_size)
     # NaN, where no patch is, is not over anything. In float32, as the values are: 0.1 is at least 0.1.
@@ -89,26 +100,30 @@ def regions_from(coords: PatchCoords, values_N: NDArray[np.float32], *, least: f
     return polygons_of(shapely.union_all(shapely.box(x[first], y[rows], x[past], y[rows + 1])))
 
 
-DECIMALS = 3
-"""Of coordinates: a thousandth of a pixel."""
-
-
 @dataclass(frozen=True, slots=True)
 class QuPathGeoJson:
-    """top: write only so many patches, those with the largest values of the map; None: all."""
+    """Patches as QuPath's tile objects, with the slide's maps as measurements.
+
+    ``top`` writes only that many patches, those with the largest values of the map; by default all are written.
+    """
 
     top: int | None = None
 
     @property
     def suffix(self) -> str:
+        """``.geojson``"""
         return ".geojson"
 
     @property
     def needs_slide(self) -> bool:
+        """True: the slide's bounds say where QuPath begins to count."""
         return True
 
     def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
-        """See :meth:`wsi_ips.heatmaps.export.Exporter.write`."""
+        """Write the patches of one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes.
+
+        Raises :class:`ConfigError` without the slide.
+        """
         if slide is None:
             raise ConfigError("geojson needs the slide, whose bounds say where QuPath begins to count")
         check_same_slide(slide, heat.coords)
@@ -116,7 +131,7 @@ class QuPathGeoJson:
 
 
 def _features(heat: Heat, slide: SlideReader, top: int | None) -> Iterator[Feature]:
-    """In grid order."""
+    """The patches as GeoJSON features, in grid order."""
     coords, origin = heat.coords, l0_origin(slide.info)
     l0_starts_N2 = coords.l0_exact_corners().clip(0, coords.l0_size)
     l0_ends_N2 = (coords.l0_exact_corners() + coords.l0_patch).clip(0, coords.l0_size)
@@ -140,14 +155,14 @@ def _features(heat: Heat, slide: SlideReader, top: int | None) -> Iterator[Featu
 
 
 def _rows(values_N: NDArray[np.float32], top: int | None) -> NDArray[np.intp]:
-    """Of equals, those that come first in the grid."""
+    """Rows of the ``top`` largest values, in grid order; of equal values, those that come first in the grid."""
     if top is None:
         return np.arange(len(values_N))
     return np.sort(np.argsort(-values_N, kind="stable")[:top])
 
 
 def _classification(heat: Heat) -> dict[str, Any]:
-    """What the slide was predicted to be: every patch of it is shown as evidence for that."""
+    """The class that the slide was predicted to have: each of its patches is shown as evidence for it."""
     name = heat.likeliest
     if name is None:
         return {}

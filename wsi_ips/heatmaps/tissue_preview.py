@@ -1,4 +1,4 @@
-"""One picture of what was taken for tissue and which patches were laid: one look tells whether it is right."""
+"""One picture of a slide's tissue and patches, to check both at a glance: :func:`write_preview`."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -20,22 +20,24 @@ SIDE_PX = 2000
 """Longer side of the slide in the picture, at most."""
 
 LEAST_WIDTH_PX = 640
-"""Width of the whole picture, so that the legend can be read."""
+"""Width of the whole picture, at least, so that the legend can be read."""
 
 CONTOUR, PATCH, INK, PAPER = (0, 150, 60), (30, 90, 230), (25, 25, 25), (255, 255, 255)
+"""Colours of contours, patches, text and the background."""
 SHADE = (0.45, 110)
-"""What is no tissue keeps this share of its colour and gets the rest of this grey level."""
+"""What is no tissue keeps this share of its colour and gets the rest from this grey level."""
 
 LEAST_PATCH_PX = 4
-"""Patches that would be smaller in the picture are not outlined: they would hide the tissue."""
+"""Patches that are smaller than this in the picture are not outlined, for they would hide the tissue."""
 
 LEAST_FONT_PX = 18
+"""Height of the legend's letters, at least."""
 
 
 def write_preview(
     path: Path, slide: SlideReader, coords: PatchCoords, mask: TissueMask, contours: Sequence[Polygon]
 ) -> None:
-    """Write what :func:`draw_preview` draws as a JPEG, whole or not at all."""
+    """Draw the preview of :func:`draw_preview` and write it as a JPEG, whole or not at all."""
     picture = draw_preview(slide, coords, mask, contours)
     with whole_file(path) as partial:
         picture.save(partial, quality=85, subsampling=0)  # thin lines keep their colour
@@ -44,9 +46,9 @@ def write_preview(
 def draw_preview(
     slide: SlideReader, coords: PatchCoords, mask: TissueMask, contours: Sequence[Polygon]
 ) -> Image.Image:
-    """The slide with what is no tissue shaded, the contours, the patches, and a legend below it.
+    """The slide with everything that is no tissue shaded, the contours, the patches, and a legend below.
 
-    ``contours`` are in level-0 pixels. A slide without patches or tissue is drawn as such. Raises the slide's
+    ``contours`` are in level-0 pixels. A slide may have no tissue or patches. Raises the reader's
     :class:`SlideReadError` for a file that is damaged all over.
     """
     l0_size = coords.l0_size
@@ -68,7 +70,7 @@ def draw_preview(
 
 
 def _shaded(picture_HWC: RgbImage, mask: TissueMask, l0_per_px: float) -> RgbImage:
-    """Darker where there is no tissue; on a dark slide, lighter."""
+    """Darken what is no tissue; on a dark slide, lighten it."""
     height, width = picture_HWC.shape[:2]
     rows, columns = (
         _mask_pixels(count, l0_per_px / scale, length)

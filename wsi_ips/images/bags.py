@@ -1,10 +1,10 @@
-"""An image as a bag: cut into patches in memory, without a tissue mask.
+"""Images as bags (:class:`ImageBag`): cut into patches in memory, without a tissue mask.
 
-Shape suffixes: n patches of a chunk, C channels, H height, W width, P patch side.
+:class:`ImageViews` and :func:`read_views` serve images that are small enough to be attended to as a whole, as the
+published attention-sampling models do it.
 
-An image that is small enough to be attended to as a whole: the published models' way.
-
-Shape suffixes: C channels, H height, W width, K positions of the map, N samples, T queries.
+Shape suffixes: n patches of a chunk, C channels, H height, W width, P patch side, N patches or samples, K
+positions of the attention map, T queries; h, w height and width of the small view.
 """
 
 import copy
@@ -35,8 +35,11 @@ from wsi_ips.units import PlaceKind
 
 @dataclass(frozen=True, slots=True)
 class ImageGrid:
-    """The whole patches that fit into an image, in raster order; what is left over at the right and bottom edge
-    is not looked at (as ``Tensor.unfold`` does, by which the paper's code cuts)."""
+    """The whole patches that fit into an image, in raster order.
+
+    What is left over at the right and bottom edge is ignored, as ``Tensor.unfold`` does, with which the paper's
+    code cuts patches.
+    """
 
     patch_px: int
     step_px: int
@@ -45,7 +48,9 @@ class ImageGrid:
 
     @classmethod
     def cover(cls, height_px: int, width_px: int, tiling: TilingConfig) -> Self:
-        """Only ``patch_px`` and ``overlap_px`` of ``tiling`` are used: an image is read at its own resolution.
+        """The grid of an image.
+
+        Of ``tiling``, only ``patch_px`` and ``overlap_px`` are used: images are read at their own size.
 
         Raises :class:`ConfigError` for an image smaller than a patch.
         """
@@ -61,21 +66,23 @@ class ImageGrid:
         return self.rows * self.columns
 
     def corners(self, ids_n: Tensor) -> Tensor:
-        """Top-left corners (n, 2) int64, (x, y) in pixels."""
+        """Top-left corners of these patches, (n, 2) int64 (x, y) in pixels."""
         rows_n, columns_n = ids_n // self.columns, ids_n % self.columns
         return torch.stack([columns_n, rows_n], dim=1) * self.step_px
 
 
 Pixels = Callable[[str | None], NDArray[np.uint8]]
-"""Loads an image, (H, W, C) uint8. Its argument seeds an augmentation; None: the image as it is."""
+"""Loads an image, (H, W, C) uint8. The argument seeds its augmentation; None means without augmentation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageBag:
-    """An image of a data set. Its pixels exist only while it is open.
+    """An image of a data set as a bag (:class:`wsi_ips.training.bags.Bag`).
 
-    key: what the augmentation of the image is drawn from; None: none. small: makes the small view of what was
-    loaded, (h, w, C) uint8, for attention sampling; None: there is none. See :class:`wsi_ips.training.bags.Bag`.
+    Its pixels exist only while it is open.
+
+    ``key`` seeds the image's augmentation; None means none. ``small`` makes the small view of a loaded image, (h,
+    w, C) uint8, for attention sampling; None means that there is none.
     """
 
     bag_id: str
@@ -89,12 +96,12 @@ class ImageBag:
         return len(self.grid)
 
     def as_seen(self, key: str) -> Self:
-        """The same image as it is shown to the network in one epoch; ``key`` names seed, epoch and image."""
+        """The same image as the network sees it in one epoch. ``key`` names the seed, the epoch and the image."""
         return replace(self, key=key)
 
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["ImagePatches"]:
-        """The image's patches, on ``device``. Raises the image's own error."""
+        """Context manager: the image's patches on ``device``. Raises the image's own error."""
         image_HWC = self.load(self.key)
         image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1).to(device)
         small_CHW = None
@@ -104,13 +111,15 @@ class ImageBag:
 
 
 class ImagePatches:
-    """The patches of an image that is in memory: a :class:`wsi_ips.streaming.patch_source.PatchSource`."""
+    """The patches of an image that is in memory, a :class:`wsi_ips.streaming.patch_source.PatchSource`."""
 
     def __init__(
         self, image_CHW: Tensor, grid: ImageGrid, *, batch: int, small_CHW: Tensor | None = None
     ) -> None:
-        """image_CHW: uint8, on the device that the patches are wanted on. ``batch``: patches of a chunk.
-        small_CHW: the same image seen small."""
+        """``image_CHW`` is uint8 on the wanted device, ``batch`` the number of patches of a chunk.
+
+        ``small_CHW`` is the small view of the same image, if there is one.
+        """
         self.image = image_CHW
         self._small = small_CHW
         self._ids_N = torch.arange(len(grid))
@@ -125,29 +134,35 @@ class ImagePatches:
 
     @property
     def patch_px(self) -> int:
+        """Side of a patch."""
         return self._grid.patch_px
 
     @property
     def small(self) -> Tensor:
-        """(C, h, w) uint8. Raises :class:`ConfigError` where the images have no small view."""
+        """The small view, (C, h, w) uint8. Raises :class:`ConfigError` if the images have none."""
         if self._small is None:
             raise ConfigError("these images have no small view for attention sampling: set data.small_scale")
         return self._small
 
     def ids(self) -> Tensor:
-        """(N,) int64 raster indices of the patches that iterating gives."""
+        """Raster indices of the patches that iterating gives, (N,) int64."""
         return self._ids_N
 
     def only(self, ids_n: Tensor) -> "ImagePatches":
-        """The same image, iterating over these patches alone, in raster order."""
+        """The same image, but iterating over these patches only, in raster order."""
         narrowed = copy.copy(self)
         narrowed._ids_N = ids_n.cpu().sort().values
         return narrowed
 
     def windows(self, coarse: CoarseConfig) -> Windows:
-        """The patches seen at ``coarse.mpp`` pixels a pixel, a window each; means of areas."""
+        """The patches as a coarse scorer sees them: each made smaller by ``coarse.mpp``, as means of areas.
+
+        Raises :class:`ConfigError` for a coarse scorer other than ``conv`` without ``context_px``.
+        """
         if coarse.scorer != "conv" or coarse.context_px:
-            raise ConfigError("images are looked at from afar by coarse.scorer: conv without context_px")
+            raise ConfigError(
+                "images need coarse.scorer: conv without context_px; set them in selection.coarse"
+            )
         px = max(1, round(self._grid.patch_px / coarse.mpp))
         return Windows(_ImageWindows(self, px), torch.arange(len(self._ids_N)))
 
@@ -165,14 +180,17 @@ class ImagePatches:
         return Chunk(ids_n, self._grid.corners(ids_n), pixels_nCPP)
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
-        """See :class:`wsi_ips.streaming.patch_source.PatchSource`; a pixel of an image counts as 1 µm."""
+        """Positions of these patches: their ids, or their centres, (n, 2) float64.
+
+        A pixel of an image counts as 1 µm.
+        """
         if kind == "ids":
             return ids_n
         return self._grid.corners(ids_n).double() + self._grid.patch_px / 2
 
 
 class _ImageWindows:
-    """The patches of an image, each made smaller; ids are their places in the order of iterating."""
+    """The patches of an image, each made smaller. Ids are their places in the order of iterating."""
 
     def __init__(self, patches: ImagePatches, px: int) -> None:
         self._patches = patches
@@ -205,20 +223,22 @@ class _ImageWindows:
 
 @runtime_checkable
 class ImageViews(Protocol):
-    """An image in both resolutions. patch_px: side of the patches that are read of it."""
+    """An image in both resolutions. ``patch_px`` is the side of the patches that are read from it."""
 
     @property
     def image(self) -> Tensor:
-        """(C, H, W) uint8."""
+        """The image, (C, H, W) uint8."""
         ...
 
     @property
     def small(self) -> Tensor:
-        """(C, h, w) uint8. Raises :class:`ConfigError` where the data set has no small views."""
+        """The small view, (C, h, w) uint8. Raises :class:`ConfigError` if the data set has none."""
         ...
 
     @property
-    def patch_px(self) -> int: ...
+    def patch_px(self) -> int:
+        """Side of a patch."""
+        ...
 
 
 @torch.no_grad()
@@ -229,9 +249,9 @@ def read_views(
     *,
     through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
 ) -> SlideReading:
-    """Read an image's label; kept ids are positions of the attention map, in raster order of it.
+    """Predict an image with attention sampling. Kept ids are positions of the attention map, in raster order.
 
-    There are no chunks to go ``through``. Raises :class:`ConfigError` for patches of a slide.
+    ``through`` is not used, for there are no chunks. Raises :class:`ConfigError` for patches of a slide.
     """
     if not isinstance(source, ImageViews):
         raise ConfigError(f"a network with coarse.scorer: {selection.coarse.scorer} reads images, not slides")

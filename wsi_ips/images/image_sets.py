@@ -1,4 +1,4 @@
-"""The image data sets by name: their splits as bags."""
+"""The data sets of images by name, with their splits as bags: :func:`image_splits`."""
 
 import random
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from wsi_ips.images.config import MegapixelMnistConfig, TrafficSignsConfig
 from wsi_ips.progress import Progress, silent
 
 ImageSplits = dict[str, list[ImageBag]]
-"""``train``, ``val`` (may be empty) and ``test``."""
+"""The bags of ``train``, ``val`` (which may be empty) and ``test``."""
 
 
 def image_splits(
@@ -26,8 +26,8 @@ def image_splits(
 ) -> ImageSplits:
     """The data set's bags. What has to be drawn is written into ``folder``, once.
 
-    Raises :class:`ConfigError` for tasks that the data set does not have, or where all training images have the
-    same label; :class:`DatasetError` for data that are not there or broken.
+    Raises :class:`ConfigError` for tasks that the data set does not have, and if all images of a split have the
+    same label; :class:`DatasetError` for data that are missing or broken.
     """
     if isinstance(data, MegapixelMnistConfig):
         splits = _megapixel_mnist(data, folder, tasks=tasks, tiling=tiling, progress=progress)

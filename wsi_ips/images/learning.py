@@ -1,6 +1,6 @@
-"""Attention sampling on whole images, the published models' way: a step's images in one graph.
+"""Training of attention sampling on whole images, as the published models do it: a step's images in one graph.
 
-Shape suffixes: B images, C channels, H height, W width.
+Shape suffixes: B images, C channels, H height, W width; h, w height and width of the small view.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from wsi_ips.training.learning import finite, step_loss
 
 @dataclass(frozen=True, slots=True)
 class KeptViews:
-    """An image in both resolutions, uint8, as its epoch shows it."""
+    """An image in both resolutions, uint8, as it is seen in this epoch."""
 
     bag: Bag
     image_CHW: Tensor
@@ -33,8 +33,12 @@ class KeptViews:
 
 @dataclass(frozen=True, slots=True)
 class ImageLearner:
-    """Takes the loss of a step's images back to the net's gradients: the tasks', the entropy's and the attention
-    network's own penalty. See :class:`wsi_ips.training.methods.Method`."""
+    """Takes the loss of a step's images back to the network's gradients.
+
+    It is a :class:`wsi_ips.training.methods.Method`.
+
+    The loss is that of the tasks, of the entropy, and the attention network's own penalty.
+    """
 
     net: SamplingNet
     config: FinetuneConfig
@@ -44,7 +48,10 @@ class ImageLearner:
     watched: list[SelectionFigures] = field(default_factory=list, init=False)
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptViews:
-        """Raises the bag's own error, and :class:`ConfigError` for one that is no image."""
+        """Load an image as it is seen in this epoch.
+
+        Raises the bag's own error, and :class:`ConfigError` for a bag that is no image.
+        """
         key = bag_key(bag, self.config, epoch)
         with whole_bag(bag, key).open(self.config.streaming, device) as source:
             if not isinstance(source, ImageViews):
@@ -53,7 +60,7 @@ class ImageLearner:
             return KeptViews(bag, source.image, source.small, source.patch_px)
 
     def learn(self, kept: Sequence[KeptViews], *, epoch: int, device: torch.device, share: float) -> Tensor:
-        """See :class:`wsi_ips.training.methods.Method`."""
+        """Backpropagate the loss of these images, weighted with ``share``, and return the tasks' loss."""
         generator = seeded("/".join(bag_key(each.bag, self.config, epoch) for each in kept), device)
         found = self.net(
             torch.stack([each.small_CHW for each in kept]),
@@ -82,8 +89,8 @@ def image_method(
     backward: Callable[[Tensor], None] = Tensor.backward,
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> ImageLearner:
-    """How attention sampling learns from images, for :data:`wsi_ips.training.methods.METHODS`.
+    """The learner of attention sampling on images, for :data:`wsi_ips.training.methods.METHODS`.
 
-    ``penalty`` is of aggregators, which attention sampling does not have.
+    ``penalty`` belongs to aggregators, which attention sampling does not have, and is ignored.
     """
     return ImageLearner(net, config, weights, backward)

@@ -1,4 +1,4 @@
-"""How well a network reads bags: the figures that training chooses by, on bags that it has not seen."""
+"""How well a network reads bags: the figures by which training is judged, on bags that it has not seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,21 +15,25 @@ from wsi_ips.training.metrics import Measured, SplitMetrics
 
 
 @dataclass(frozen=True, slots=True)
-class BagScores:
-    """figures: the mean loss and, per task, AUC and accuracy (of a sigmoid task: all labels of a bag right),
-    or the mean absolute error, named as :class:`SplitMetrics` names them. rows: per bag and task, what it is and
-    what the network says of it."""
-
-    figures: dict[str, float]
-    rows: list["BagRow"]
-
-
-@dataclass(frozen=True, slots=True)
 class BagRow:
+    """One bag in one task: its target, and the probabilities that the network gives."""
+
     bag_id: str
     task: str
     target: Target
     probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BagScores:
+    """Figures over all bags, and what the network says of each.
+
+    ``figures`` are the mean loss and, per task, AUC and accuracy (for a sigmoid task: all labels of a bag right)
+    or the mean absolute error, named as :class:`SplitMetrics` names them. ``rows`` has one row per bag and task.
+    """
+
+    figures: dict[str, float]
+    rows: list["BagRow"]
 
 
 @torch.no_grad()
@@ -42,7 +46,9 @@ def score_bags(
     device: torch.device,
     progress: Progress = silent,
 ) -> BagScores:
-    """Read every bag as it is, without augmentation, and compare. ``net`` is moved to ``device``, in eval mode.
+    """Read every bag without augmentation and compare it with its targets.
+
+    ``net`` is moved to ``device``, in eval mode.
 
     Raises a bag's own error, and ``ValueError`` without bags.
     """

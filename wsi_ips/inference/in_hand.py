@@ -361,7 +361,7 @@ def _answer() -> None:
         answer = pickle.dumps((False, work(argument)))
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGTERM)
-    except Exception as error:  # noqa: BLE001 - it is raised in the process that waits
+    except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
         answer = _pickled(error)
     answers.write(answer)
     answers.close()

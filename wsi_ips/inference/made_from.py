@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from wsi_ips.config import StreamingConfig
 from wsi_ips.slides.folder import files_of
-from wsi_ips.storage.fingerprint import fingerprint
+from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.patches import FindPatches
 from wsi_ips.units import Mpp
@@ -54,8 +54,8 @@ class MadeFrom:
         """
         beside = () if find_patches is None else find_patches.read_from(slide_id)
         return cls(
-            slide=fingerprint(files_of(slide)),
-            patches=fingerprint(beside) if beside else "",
+            slide=files_fingerprint(files_of(slide)),
+            patches=files_fingerprint(beside) if beside else "",
             mpp_given=mpp,
             decode=streaming.decode,
             max_bad_tiles=streaming.max_bad_tiles,

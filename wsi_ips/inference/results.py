@@ -276,7 +276,7 @@ def read_result(path: Path) -> SlideResult:
     # h5py has no error of its own: a damaged file shows as any of these.
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if cause := outside_cause(error):
-            raise ResultsError(path, cause.problem, cause.mend) from None
+            raise ResultsError(path, cause.problem, cause.fix) from None
         if not h5py.is_hdf5(path):
             raise ResultsError(path, "is not an HDF5 file", PREDICT_AGAIN) from None
         raise ResultsError(path, f"is damaged ({one_line(error)})", PREDICT_AGAIN) from None
@@ -288,7 +288,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
     for name in (*DATASETS, *more):
         _check_dataset(file, name, path)
     floats = {name: file[name][()].astype(np.float32, copy=False) for name in more}
-    about = take_about(file, path, error=ResultsError, mend=PREDICT_AGAIN)
+    about = take_about(file, path, error=ResultsError, fix=PREDICT_AGAIN)
     return SlideResult(
         slide_path=str(about["slide_path"]),
         coords=take_coords(file, path),
@@ -329,13 +329,13 @@ def _check_dataset(file: Any, name: str, path: Path) -> None:
     """Refuse a dataset that reaches into other files, or claims more memory than a slide can need."""
     if name not in file:
         raise ResultsError(path, f"has no dataset {name}", PREDICT_AGAIN)
-    dataset = plain_dataset(file, name, path, error=ResultsError, mend=PREDICT_AGAIN)
+    dataset = plain_dataset(file, name, path, error=ResultsError, fix=PREDICT_AGAIN)
     if dataset.dtype.kind not in "iuf":
         raise ResultsError(path, f"{name} holds {dataset.dtype}, not numbers", PREDICT_AGAIN)
     size = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * dataset.dtype.itemsize
     if size > LARGEST_DATASET_BYTES:
         raise ResultsError(path, f"{name} claims {size} bytes", PREDICT_AGAIN)
-    check_stored(dataset, path, error=ResultsError, mend=PREDICT_AGAIN)
+    check_stored(dataset, path, error=ResultsError, fix=PREDICT_AGAIN)
 
 
 def _probabilities(value: Any) -> dict[str, dict[str, float]]:

@@ -7,14 +7,18 @@ alone would tell its host who looks at the run, and from where, and it could be 
 network of the user.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from wsi_ips.errors import ConfigError, ResultsError
+from pydantic import TypeAdapter, ValidationError
+
+from wsi_ips.config import TaskConfig
+from wsi_ips.errors import ConfigError, ResultsError, one_line
 from wsi_ips.storage.held_folder import describe, difference, held, read_description
 from wsi_ips.storage.location import Location, Url, locate
 
@@ -194,3 +198,57 @@ def stored_location(text: str, *, open_urls: bool) -> Location:
             "give --open-urls if you trust the run, or name the slides with --slides",
         )
     return location
+
+
+LARGEST_DESCRIPTION = 2**24
+_TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
+
+
+def tasks_of_run(run: RunFolder) -> tuple[TaskConfig, ...]:
+    """The tasks of the model that made the run, from ``run.json``; of older runs, from the checkpoint it names.
+
+    Raises :class:`ResultsError` for a folder without ``run.json`` or one that says neither,
+    :class:`CheckpointError` for such a checkpoint that cannot be read.
+    """
+    path = run.description
+    described = description_of(run)
+    try:
+        tasks = described["config"].get("model", {}).get("tasks")
+        if tasks:
+            return _TASKS.validate_python(tasks)
+        checkpoint = Path(described["checkpoint"]["path"])
+    except (ValueError, ValidationError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = one_line(error, most=200)
+        raise ResultsError(
+            path, f"does not say which tasks were predicted ({reason})", "predict again"
+        ) from None
+    from wsi_ips.models.checkpoint import load_checkpoint  # torch is needed for old runs only
+
+    return load_checkpoint(checkpoint)[1].model.tasks
+
+
+def description_of(run: RunFolder) -> Mapping[str, Any]:
+    """``run.json``. Raises :class:`ResultsError` for a folder without it, or one that cannot be read."""
+    path = run.description
+    if not path.is_file():
+        raise ResultsError(run.root, "holds no run.json", "name a folder that wsi-ips predict finished")
+    if path.stat().st_size > LARGEST_DESCRIPTION:
+        raise ResultsError(path, f"is larger than {LARGEST_DESCRIPTION} bytes", "is it a run's?")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = one_line(error, most=200)
+        raise ResultsError(
+            path, f"does not say which tasks were predicted ({reason})", "predict again"
+        ) from None
+    if not isinstance(described, dict):
+        raise ResultsError(path, "describes no run", "predict again")
+    return described
+
+
+def chosen_tasks(tasks: Sequence[TaskConfig], name: str | None) -> list[TaskConfig]:
+    """The task of this name, or all. Raises :class:`ConfigError` for a name that is not there."""
+    chosen = [task for task in tasks if name in (None, task.name)]
+    if not chosen:
+        raise ConfigError(f"task {name!r} is not there: the run has {', '.join(task.name for task in tasks)}")
+    return chosen

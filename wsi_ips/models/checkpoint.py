@@ -110,7 +110,7 @@ class WeightsFile(Generic[Config, Net]):
                 yield file
         except (SafetensorError, OSError) as error:
             if cause := system_cause(error):
-                raise CheckpointError(path, cause.problem, cause.mend) from None
+                raise CheckpointError(path, cause.problem, cause.fix) from None
             raise CheckpointError(path, f"is not a safetensors file ({error})", self.mend) from None
 
     def _config(self, path: Path, metadata: Mapping[str, str]) -> Config:

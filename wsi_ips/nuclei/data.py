@@ -1,4 +1,6 @@
-"""Images whose nuclei are outlined one by one: MoNuSeg (Kumar et al. 2017), PNG and Aperio XML by the same name.
+"""Images whose nuclei are outlined one by one: :func:`read_outlined_images`.
+
+The format is MoNuSeg's (Kumar et al. 2017): PNG, and Aperio XML with the same name.
 
 Shape suffixes: H rows, W columns, C colours, V vertices, N nuclei.
 """
@@ -16,16 +18,19 @@ from PIL import Image
 from skimage.draw import polygon
 
 from wsi_ips.errors import AnnotationError, DatasetError
+from wsi_ips.storage.files import check_size
 
 LARGEST_BYTES = 2**28
+"""The largest file of outlines that is read."""
 LARGEST_SIDE_PX = 8192
+"""The longest side of an image."""
 SMALLEST_PX = 1.0
-"""Side of the smallest box that is a nucleus."""
+"""Side of the smallest box that counts as a nucleus, in pixels."""
 
 
 @dataclass(frozen=True)
 class OutlinedImage:
-    """rgb_HWC: uint8. outlines: a (V, 2) float array of x, y a nucleus, in pixels of the image."""
+    """An image, (H, W, 3) uint8, with one outline per nucleus, (V, 2) float64 x, y in pixels of the image."""
 
     name: str
     rgb_HWC: NDArray[np.uint8]
@@ -33,7 +38,7 @@ class OutlinedImage:
 
     @cached_property
     def boxes_N4(self) -> NDArray[np.float32]:  # noqa: N802 - a shape suffix
-        """Around each outline, cut at the image's edge: left, top, right, bottom."""
+        """Boxes around the outlines, cut at the image's edge: left, top, right, bottom, (N, 4) float32."""
         if not self.outlines:
             return np.zeros((0, 4), np.float32)
         height, width = self.rgb_HWC.shape[:2]
@@ -42,8 +47,11 @@ class OutlinedImage:
 
 
 def read_outlined_images(folder: Path) -> list[OutlinedImage]:
-    """All pairs of a folder, by name. Raises :class:`DatasetError` for none or a PNG that is none,
-    :class:`AnnotationError` for outlines that are missing or cannot be understood."""
+    """All pairs of image and outlines in a folder, by name.
+
+    Raises :class:`DatasetError` if there are none or a PNG cannot be read, and :class:`AnnotationError` for
+    outlines that are missing or cannot be read.
+    """
     pictures = sorted(folder.glob("*.png"))
     if not pictures:
         raise DatasetError(folder, "has no *.png", "name a folder of images with outlines (*.xml)")
@@ -54,14 +62,13 @@ def read_outlined_images(folder: Path) -> list[OutlinedImage]:
 
 
 def read_outlines(path: Path) -> list[NDArray[np.float64]]:
-    """The regions of an Aperio XML as (V, 2) arrays; what encloses less than a pixel is left out.
+    """The regions of an Aperio XML as (V, 2) arrays; those that enclose less than a pixel are left out.
 
-    Raises :class:`AnnotationError`.
+    Raises :class:`AnnotationError` for a file that is missing, too large, or no such XML.
     """
     if not path.is_file():
         raise AnnotationError(path, "no such annotation", "outlines lie beside their image")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise AnnotationError(path, f"is larger than {LARGEST_BYTES} bytes", "is it an annotation?")
+    check_size(path, AnnotationError, most=LARGEST_BYTES, fix="give outlines as Aperio XML")
     try:
         root = ElementTree.fromstring(path.read_bytes())
         found = [
@@ -85,13 +92,16 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
                 raise DatasetError(path, f"is larger than {LARGEST_SIDE_PX} px", "cut it into pieces")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(path, f"is no PNG that can be read ({error})") from None
+        raise DatasetError(path, f"is no PNG that can be read ({error})", "save it again as PNG") from None
 
 
 def boxes_within(
     boxes_N4: NDArray[np.float32], *, left: int, top: int, side: int, least: float = 0.5
 ) -> NDArray[np.float32]:
-    """Boxes as a crop of ``side`` pixels sees them; of those cut, those with at least this share left."""
+    """Boxes in the coordinates of a crop of ``side`` pixels, cut at its edge.
+
+    Boxes with less than the share ``least`` of their area inside are left out.
+    """
     return _cut(boxes_N4, left=left, top=top, side=side)[
         rows_within(boxes_N4, left=left, top=top, side=side, least=least)
     ]
@@ -100,7 +110,7 @@ def boxes_within(
 def rows_within(
     boxes_N4: NDArray[np.float32], *, left: int, top: int, side: int, least: float = 0.5
 ) -> NDArray[np.int64]:
-    """Which of them those are."""
+    """Rows of the boxes that :func:`boxes_within` returns, (n,) int64."""
     cut = _cut(boxes_N4, left=left, top=top, side=side)
     area = (boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])
     left_area = (cut[:, 2] - cut[:, 0]) * (cut[:, 3] - cut[:, 1])
@@ -114,7 +124,7 @@ def _cut(boxes_N4: NDArray[np.float32], *, left: int, top: int, side: int) -> ND
 
 
 def drawn(outlines: Sequence[NDArray[np.float64]], *, left: int, top: int, side: int) -> NDArray[np.uint8]:
-    """(N, side, side): 1 where a pixel's centre is inside the outline, in a crop."""
+    """Masks of outlines in a crop, (N, side, side) uint8: 1 where a pixel's centre is inside the outline."""
     masks = np.zeros((len(outlines), side, side), np.uint8)
     for mask, outline in zip(masks, outlines, strict=True):
         # Vertices count from the corner of the first pixel, skimage from its centre.
@@ -124,5 +134,5 @@ def drawn(outlines: Sequence[NDArray[np.float64]], *, left: int, top: int, side:
 
 
 def split_off(images: Sequence[OutlinedImage], count: int) -> tuple[list[OutlinedImage], list[OutlinedImage]]:
-    """The images but the last ``count``, and those: to choose a threshold on."""
+    """The images without the last ``count``, and those ``count``, on which a threshold is chosen."""
     return list(images[: len(images) - count]), list(images[len(images) - count :])

@@ -1,14 +1,11 @@
-"""What Mask R-CNN says of a box's pixels, as a polygon.
+"""Detection in a slide's patches, each object once: :func:`detect_in_slide`.
 
-Shape suffixes: N objects, P pixels of a mask's side.
+Every patch is read with a margin around it, so that an object on a border is seen whole from both sides. A patch
+reports objects whose centre lies in it or a little beyond, because two patches place a centre on their border
+slightly differently and might both leave the object to the other. If an object is reported twice, the one with the
+higher score is kept. Masks become polygons (:func:`mask_polygons`).
 
-What a detector finds in a slide's patches, each object once.
-
-Every patch is read with a margin around it, so that what a border cuts is seen whole from both sides. A patch
-tells of objects whose centre lies in it or a little beyond: two patches see a centre on their border in two
-places, and neither may leave it to the other. Of what is told twice the higher score stays.
-
-Shape suffixes: N patches or objects, n patches of a chunk.
+Shape suffixes: N patches or objects, n patches of a chunk, P pixels of a mask's side.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,57 +29,26 @@ from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp
 
 INSIDE = 0.5
-"""What a pixel of the object has at least."""
+"""Value of a mask's pixel that belongs to the object, at least."""
+
 TOLERANCE_PX = 0.5
-"""By which an outline may differ from the mask's."""
-
-
-def box_polygons(boxes_N4: NDArray[np.float64]) -> NDArray[np.object_]:
-    """Boxes (left, top, right, bottom) as polygons (N,)."""
-    return np.asarray(shapely.box(*boxes_N4.T), object)
-
-
-def mask_polygons(masks_N1PP: Tensor, boxes_N4: Tensor) -> NDArray[np.object_]:
-    """A polygon (N,) an object, in the pixels of its box; the box where its mask has no outline.
-
-    masks_N1PP: 0..1, each over its own box, as :class:`wsi_ips.nuclei.models.AsItIs` leaves them. Each is
-    pasted as torchvision does it, but onto pixels of its own.
-    """
-    polygons = box_polygons(boxes_N4.cpu().numpy().astype(np.float64))
-    for place, (mask_1PP, box_4) in enumerate(zip(masks_N1PP.cpu(), boxes_N4.cpu(), strict=True)):
-        outline = _outline(mask_1PP, box_4)
-        if outline is not None:
-            polygons[place] = outline
-    return polygons
-
-
-def _outline(mask_1PP: Tensor, box_4: Tensor) -> Polygon | None:
-    """The largest ring around pixels of the object, simplified; holes are filled."""
-    width, height = (box_4[2:] - box_4[:2]).tolist()
-    # torchvision widens mask and box by one of the mask's pixels; one more of the image's closes each ring.
-    edge = ceil(max(width, height) / mask_1PP.shape[-1]) + 2
-    corner_2 = box_4[:2].floor() - edge
-    size = (ceil(height) + 2 * edge + 1, ceil(width) + 2 * edge + 1)
-    pasted = paste_masks_in_image(mask_1PP[None], (box_4 - corner_2.repeat(2))[None], size)[0, 0].numpy()
-    # Contours count from the centre of the first pixel.
-    rings = [ring[:, ::-1] + 0.5 + corner_2.numpy() for ring in measure.find_contours(pasted, INSIDE)]
-    polygons = [Polygon(ring) for ring in rings if len(ring) >= 4]
-    if not polygons:
-        return None
-    outline = shapely.simplify(max(polygons, key=lambda each: each.area), TOLERANCE_PX)
-    return outline if isinstance(outline, Polygon) and outline.is_valid and outline.area > 0 else None
-
+"""Pixels by which a simplified outline may differ from the mask's."""
 
 MARGIN_PX = 32
-"""Of the detector's pixels: more than half of what it looks for."""
+"""Margin around a patch in the detector's pixels: more than half of what it looks for."""
+
 SLACK_PX = 8
-"""How far beyond its patch a centre may lie."""
+"""How far beyond its patch an object's centre may lie, in the detector's pixels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoundObjects:
-    """l0_boxes_N4: float64, left, top, right, bottom in level-0 pixels. scores_N: float64. classes_N: int64, place
-    among the detector's classes. l0_outlines_N: shapely polygons; None of a detector without masks."""
+    """The objects found in a slide.
+
+    ``l0_boxes_N4``, float64, holds left, top, right and bottom in level-0 pixels, ``scores_N``, float64, the
+    scores, and ``classes_N``, int64, indices of the detector's classes. ``l0_outlines_N`` are shapely polygons, or
+    None for a detector without masks.
+    """
 
     l0_boxes_N4: NDArray[np.float64]
     scores_N: NDArray[np.float64]
@@ -93,12 +59,16 @@ class FoundObjects:
         return len(self.scores_N)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "FoundObjects":
+        """The objects in these rows, or where the mask is True."""
         outlines = None if self.l0_outlines_N is None else self.l0_outlines_N[rows]
         return FoundObjects(self.l0_boxes_N4[rows], self.scores_N[rows], self.classes_N[rows], outlines)
 
     @classmethod
     def joined(cls, parts: Iterable["FoundObjects"]) -> "FoundObjects":
-        """One after the other; where some have outlines, the others' boxes are theirs."""
+        """Objects of several parts, one after the other.
+
+        If some have outlines, the others get their boxes as outlines.
+        """
         every = [cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)), *parts]
         outlined = any(part.l0_outlines_N is not None for part in every)
         return cls(
@@ -112,20 +82,6 @@ class FoundObjects:
         return box_polygons(self.l0_boxes_N4) if self.l0_outlines_N is None else self.l0_outlines_N
 
 
-def patches_with_margin(coords: PatchCoords, *, mpp: Mpp, margin_px: int = MARGIN_PX) -> PatchCoords:
-    """The same patches at the detector's resolution, each with ``margin_px`` of its pixels around it."""
-    l0_per_px = mpp / coords.slide_mpp
-    patch_px = ceil(coords.l0_patch / l0_per_px - 1e-6) + 2 * margin_px
-    return replace(
-        coords,
-        patch_px=patch_px,
-        patch_mpp=mpp,
-        overlap_px=0,
-        l0_patch=patch_px * l0_per_px,
-        l0_xy_N2=np.floor(coords.l0_exact_corners() - margin_px * l0_per_px).astype(np.int64),
-    )
-
-
 def detect_in_slide(
     detector: nn.Module,
     slide: SlideReader,
@@ -136,15 +92,29 @@ def detect_in_slide(
     device: torch.device,
     margin_px: int = MARGIN_PX,
 ) -> tuple[FoundObjects, list[str]]:
-    """What a detector in eval mode on ``device`` finds in these patches, best score first; and unreadable tiles.
+    """What a detector in eval mode finds in these patches, best score first, and the unreadable tiles.
 
-    Raises :class:`SlideReadError` as :class:`PatchStream`.
+    Raises :class:`SlideReadError` if the slide cannot be read, or too many of its tiles are bad.
     """
     wider = patches_with_margin(coords, mpp=Mpp(config.mpp), margin_px=margin_px)
     stream = PatchStream(slide, wider, config=streaming, device=device)
     found = FoundObjects.joined(_in_patches(detector, stream, coords, wider))
     once = without_doubles(found, overlap=config.overlap_threshold)
     return once.take(_centred_in_any(once, coords)), stream.telemetry.bad_tiles
+
+
+def patches_with_margin(coords: PatchCoords, *, mpp: Mpp, margin_px: int = MARGIN_PX) -> PatchCoords:
+    """The same patches at ``mpp`` µm per pixel, each with a margin of ``margin_px`` pixels around it."""
+    l0_per_px = mpp / coords.slide_mpp
+    patch_px = ceil(coords.l0_patch / l0_per_px - 1e-6) + 2 * margin_px
+    return replace(
+        coords,
+        patch_px=patch_px,
+        patch_mpp=mpp,
+        overlap_px=0,
+        l0_patch=patch_px * l0_per_px,
+        l0_xy_N2=np.floor(coords.l0_exact_corners() - margin_px * l0_per_px).astype(np.int64),
+    )
 
 
 @torch.no_grad()
@@ -166,7 +136,7 @@ def _in_patches(
 
 
 def _as_objects(output: dict[str, Tensor], l0_xy_2: NDArray[np.int64], l0_per_px: float) -> FoundObjects:
-    """torchvision's boxes in a patch at this corner; its class 0, background, becomes -1."""
+    """torchvision's boxes in a patch with this corner, in level-0 pixels; its class 0, background, becomes -1."""
     l0_boxes_N4 = output["boxes"].cpu().numpy().astype(np.float64) * l0_per_px + np.tile(l0_xy_2, 2)
     return FoundObjects(
         l0_boxes_N4, output["scores"].cpu().numpy().astype(np.float64), output["labels"].cpu().numpy() - 1
@@ -199,8 +169,10 @@ def _centred_in_any(found: FoundObjects, coords: PatchCoords) -> NDArray[np.bool
 
 
 def without_doubles(found: FoundObjects, *, overlap: float) -> FoundObjects:
-    """Of two of a class that overlap by more than ``overlap`` (IoU) the higher score, best first; of equals the
-    one that came first."""
+    """Drop the lower score of two objects of a class that overlap by more than ``overlap`` (IoU); best first.
+
+    Of equal scores, the one that came first is kept.
+    """
     found = found.take(np.argsort(-found.scores_N, kind="stable"))
     boxes = shapely.box(*found.l0_boxes_N4.T)
     # Pairs by a tree: a slide has a million nuclei, and each few neighbours.
@@ -216,3 +188,39 @@ def without_doubles(found: FoundObjects, *, overlap: float) -> FoundObjects:
         if kept[stronger]:
             kept[weaker] = False
     return found.take(kept)
+
+
+def mask_polygons(masks_N1PP: Tensor, boxes_N4: Tensor) -> NDArray[np.object_]:
+    """One polygon per object, (N,), in the same pixels as its box; the box if its mask has no outline.
+
+    ``masks_N1PP`` in 0..1 are each over their own box, as :class:`wsi_ips.nuclei.models.AsItIs` leaves them. Each
+    is pasted as torchvision does it, but onto pixels of its own.
+    """
+    polygons = box_polygons(boxes_N4.cpu().numpy().astype(np.float64))
+    for place, (mask_1PP, box_4) in enumerate(zip(masks_N1PP.cpu(), boxes_N4.cpu(), strict=True)):
+        outline = _outline(mask_1PP, box_4)
+        if outline is not None:
+            polygons[place] = outline
+    return polygons
+
+
+def _outline(mask_1PP: Tensor, box_4: Tensor) -> Polygon | None:
+    """The largest ring around pixels of the object, simplified; holes are filled."""
+    width, height = (box_4[2:] - box_4[:2]).tolist()
+    # torchvision widens mask and box by one of the mask's pixels; one more of the image's closes each ring.
+    edge = ceil(max(width, height) / mask_1PP.shape[-1]) + 2
+    corner_2 = box_4[:2].floor() - edge
+    size = (ceil(height) + 2 * edge + 1, ceil(width) + 2 * edge + 1)
+    pasted = paste_masks_in_image(mask_1PP[None], (box_4 - corner_2.repeat(2))[None], size)[0, 0].numpy()
+    # Contours count from the centre of the first pixel.
+    rings = [ring[:, ::-1] + 0.5 + corner_2.numpy() for ring in measure.find_contours(pasted, INSIDE)]
+    polygons = [Polygon(ring) for ring in rings if len(ring) >= 4]
+    if not polygons:
+        return None
+    outline = shapely.simplify(max(polygons, key=lambda each: each.area), TOLERANCE_PX)
+    return outline if isinstance(outline, Polygon) and outline.is_valid and outline.area > 0 else None
+
+
+def box_polygons(boxes_N4: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Boxes (left, top, right, bottom), (N, 4), as polygons, (N,)."""
+    return np.asarray(shapely.box(*boxes_N4.T), object)

@@ -1,4 +1,4 @@
-"""Objects that were found in a slide, as files: CSV, and GeoJSON that QuPath imports as detections."""
+"""Objects that were found in a slide, written as CSV and as GeoJSON that QuPath imports as detections."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +14,16 @@ from wsi_ips.storage.files import whole_table
 from wsi_ips.tiling.contours import Feature, feature_id, l0_origin, rectangle, write_features
 
 DECIMALS = 2
+"""Decimals of coordinates."""
 Shape = Literal["box", "point", "outline"]
+"""How an object is drawn in GeoJSON."""
 
 
 def write_found_csv(path: Path, found: FoundObjects, *, classes: Sequence[str]) -> None:
-    """A row an object: its class, score, centre and box in level-0 pixels of the file; where the detector tells
-    outlines, the outline in the same pixels (WKT)."""
+    """Write one row per object: class, score, centre and box in level-0 pixels of the file.
+
+    If the detector finds outlines, the last column has the outline in the same pixels as WKT.
+    """
     outlined = found.l0_outlines_N is not None
     with whole_table(path) as writer:
         writer.writerow([*COLUMNS, OUTLINE] if outlined else COLUMNS)
@@ -33,9 +37,9 @@ def write_found_csv(path: Path, found: FoundObjects, *, classes: Sequence[str]) 
 def write_found_geojson(
     path: Path, found: FoundObjects, info: SlideInfo, *, slide_id: str, classes: Sequence[str], shape: Shape
 ) -> None:
-    """QuPath detections with their score, as outlines, as boxes or as points.
+    """Write QuPath detections with their score, as outlines, boxes or points.
 
-    Counted from the corner of OpenSlide's bounds, where the slide has any, as QuPath shows such slides.
+    If the slide has OpenSlide bounds, coordinates count from their corner, as QuPath shows such slides.
     """
     write_features(path, _features(found, l0_origin(info), slide_id, classes, shape))
 

@@ -1,4 +1,4 @@
-"""The table of a slide's objects, as ``detect`` writes it, for those who show it: loads no torch.
+"""The table of the objects that ``detect`` found in a slide, read without torch: :class:`FoundTable`.
 
 Shape suffixes: N objects, V vertices.
 """
@@ -19,20 +19,27 @@ from wsi_ips.errors import ResultsError, one_line
 from wsi_ips.units import LARGEST_COORDINATE
 
 COLUMNS = ("class", "score", "l0_x", "l0_y", "l0_left", "l0_top", "l0_right", "l0_bottom")
+"""Columns of the table."""
 OUTLINE = "l0_outline"
-"""The last column, of a detector with masks: WKT."""
+"""The last column of the tables of detectors with masks: an outline as WKT."""
 DETECT_AGAIN = "run wsi-ips detect again"
+"""What to do about a broken table."""
 MOST_OBJECTS = 4_000_000
-"""30 bytes each."""
+"""The most objects of a table; each takes 30 bytes of memory."""
 MOST_CLASSES = 1000
+"""The most classes of a table."""
 LONGEST_ROW = 2**16
-"""Bytes: an outline of three thousand vertices."""
+"""Bytes of the longest row: an outline of three thousand vertices."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoundTable:
-    """l0_boxes_N4: float32, left, top, right, bottom in level-0 pixels. classes_N: uint16, place in ``classes``.
-    starts_N: where a row begins in the file; outlines stay there until they are asked for."""
+    """The objects of a slide.
+
+    ``l0_boxes_N4``, float32, holds left, top, right and bottom in level-0 pixels, ``scores_N``, float32, the
+    scores, and ``classes_N``, uint16, indices into ``classes``. ``starts_N``, int64, is where each row begins in
+    the file: outlines are only read when they are asked for.
+    """
 
     path: Path
     classes: tuple[str, ...]
@@ -47,7 +54,10 @@ class FoundTable:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises :class:`ResultsError` for what is no such table, or one of more than ``MOST_OBJECTS``."""
+        """Read a table.
+
+        Raises :class:`ResultsError` for a file that is no such table, or has more than ``MOST_OBJECTS`` objects.
+        """
         try:
             with path.open("rb") as file:
                 return cls._of(path, file)
@@ -86,12 +96,18 @@ class FoundTable:
         )  # fmt: skip
 
     def rows_in(self, left: float, top: float, right: float, bottom: float) -> NDArray[np.int64]:
-        """Whose box meets this part of the slide, in level-0 pixels; in the order of the table."""
+        """Rows of the objects whose box meets this part of the slide, (n,) int64.
+
+        The part is in level-0 pixels; rows are in the table's order.
+        """
         x0_N, y0_N, x1_N, y1_N = self.l0_boxes_N4.T
         return np.flatnonzero((x1_N >= left) & (x0_N <= right) & (y1_N >= top) & (y0_N <= bottom))
 
     def l0_rings(self, rows: Sequence[int]) -> list[NDArray[np.float64]]:
-        """(V, 2) an object, x and y in level-0 pixels, not closed: its outline, else its box."""
+        """The outlines of these objects, (V, 2) float64 x, y in level-0 pixels each, not closed.
+
+        An object without an outline has its box instead.
+        """
         boxes = self.l0_boxes_N4[list(rows)].astype(np.float64)
         rings = [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]) for x0, y0, x1, y1 in boxes]
         if self.outlined:
@@ -103,7 +119,7 @@ class FoundTable:
 
 
 def _rows(file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
-    """Each row, and where it begins."""
+    """Each row with the byte at which it begins."""
     read = 0
 
     def lines() -> Iterator[str]:
@@ -121,7 +137,7 @@ def _rows(file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
 
 
 def _outline_at(file: BinaryIO, start: int) -> NDArray[np.float64] | None:
-    """None where the row has no outline that can be drawn: the file may have changed meanwhile."""
+    """The outline in a row; None if there is none that can be drawn, for the file may have changed meanwhile."""
     file.seek(start)
     try:
         row = next(csv.reader([file.readline(LONGEST_ROW).decode()]))

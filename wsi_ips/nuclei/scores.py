@@ -1,8 +1,8 @@
-"""Detections against the objects that are there: which belong together, and F1.
+"""How well detections match the objects that are there: :func:`match_boxes`, :func:`score_found`.
+
+A score threshold is chosen on other images than those that are scored.
 
 Shape suffixes: P predicted, T true.
-
-A detector's figures on outlined images, at a score threshold that was chosen on others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,15 +21,18 @@ from wsi_ips.nuclei.models import LOWEST_SCORE, set_score_threshold
 from wsi_ips.nuclei.training import detect_in_image
 
 Rule = Literal["iou", "distance"]
+"""How a predicted box is compared with a true one."""
+
 Boxes = NDArray[np.float32]
 """(n, 4): left, top, right, bottom."""
+
 Found = tuple[Boxes, NDArray[np.float32]]
-"""Boxes and their scores."""
+"""Boxes and their scores, (n,) float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """How many were found rightly, wrongly, and not at all."""
+    """How many objects were found, how many detections are false, and how many objects were missed."""
 
     hits: int
     false: int
@@ -37,21 +40,84 @@ class Matches:
 
     @property
     def precision(self) -> float:
+        """Share of the detections that are right; 0 if there are none."""
         return self.hits / max(1, self.hits + self.false)
 
     @property
     def recall(self) -> float:
+        """Share of the objects that were found; 0 if there are none."""
         return self.hits / max(1, self.hits + self.missed)
 
     @property
     def f1(self) -> float:
-        """2 hits / (2 hits + false + missed); 1 where nothing was there and nothing was found."""
+        """2 hits / (2 hits + false + missed); 1 if nothing was there and nothing was found."""
         whole = 2 * self.hits + self.false + self.missed
         return 2 * self.hits / whole if whole else 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class MatchRule:
+    """When a detection counts as an object that is there. ``suffix`` is appended to the names of figures."""
+
+    rule: Rule
+    limit: float
+    suffix: str
+    words: str
+
+
+BY_IOU = MatchRule("iou", 0.5, "", "at an IoU of 0.5")
+"""The usual rule: an IoU of at least 0.5."""
+
+RULES = (BY_IOU, MatchRule("distance", 12.0, "_12px", "within 12 px"))
+"""The rules by which detectors are scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a detector finds by one rule at one score threshold."""
+
+    rule: MatchRule
+    threshold: float
+    matches: Matches
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """F1, precision and recall by their names."""
+        values = {"f1": self.matches.f1, "precision": self.matches.precision, "recall": self.matches.recall}
+        return MappingProxyType({f"{name}{self.rule.suffix}": value for name, value in values.items()})
+
+
+def found_in_images(detector: nn.Module, images: Sequence[OutlinedImage]) -> list[Found]:
+    """Boxes and scores of each image, down to the lowest score that may become a threshold.
+
+    The detector is left in eval mode with that threshold.
+    """
+    detector.eval()
+    set_score_threshold(detector, LOWEST_SCORE)
+    return [detect_in_image(detector, image.rgb_HWC) for image in images]
+
+
+def chosen_threshold(found: Sequence[Found], images: Sequence[OutlinedImage], rule: MatchRule) -> float:
+    """The score from which on detections count that gives the best F1 over these images by ``rule``."""
+    return best_threshold(found, [image.boxes_N4 for image in images], rule=rule.rule, limit=rule.limit)
+
+
+def score_found(
+    found: Sequence[Found], images: Sequence[OutlinedImage], rule: MatchRule, *, threshold: float
+) -> Score:
+    """How many objects of the images were found, counted over all of them."""
+    matches = summed(
+        match_boxes(boxes[scores >= threshold], image.boxes_N4, rule=rule.rule, limit=rule.limit)
+        for image, (boxes, scores) in zip(images, found, strict=True)
+    )
+    return Score(rule, threshold, matches)
+
+
 def match_boxes(predicted_P4: Boxes, true_T4: Boxes, *, rule: Rule, limit: float) -> Matches:
-    """Pair off as many as can be, one to one: IoU of at least, or centres no farther apart than ``limit``."""
+    """Pair predicted with true boxes one to one, as many as possible.
+
+    A pair has an IoU of at least ``limit``, or its centres are at most ``limit`` pixels apart, as ``rule`` says.
+    """
     return _matched(_close(predicted_P4, true_T4, rule=rule, limit=limit))
 
 
@@ -70,7 +136,7 @@ def _matched(close_PT: NDArray[np.bool_]) -> Matches:
 
 
 def summed(matches: Iterable[Matches]) -> Matches:
-    """Of several images together."""
+    """The matches of several images together."""
     every = list(matches)
     return Matches(sum(m.hits for m in every), sum(m.false for m in every), sum(m.missed for m in every))
 
@@ -83,7 +149,10 @@ def best_threshold(
     limit: float,
     thresholds: Sequence[float] = tuple(np.arange(0.05, 0.95, 0.025).round(3).tolist()),
 ) -> float:
-    """The score from which on boxes count that gives the best F1 over these images; of equals the lowest."""
+    """The score from which on detections count that gives the best F1 over these images.
+
+    Of equal ones, the lowest is returned.
+    """
 
     closes = [
         _close(boxes, truth, rule=rule, limit=limit)
@@ -100,7 +169,7 @@ def best_threshold(
 
 
 def box_ious(a_P4: Boxes, b_T4: Boxes) -> NDArray[np.float64]:
-    """Area of the intersection over that of the union, (P, T)."""
+    """Intersection over union of every pair of boxes, (P, T) float64."""
     a, b = a_P4.astype(np.float64)[:, None], b_T4.astype(np.float64)[None]
     sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0)
     inter = sides.prod(axis=-1)
@@ -112,53 +181,3 @@ def box_ious(a_P4: Boxes, b_T4: Boxes) -> NDArray[np.float64]:
 def _distances(a_P4: Boxes, b_T4: Boxes) -> NDArray[np.float64]:
     centres = [(boxes[:, :2] + boxes[:, 2:]).astype(np.float64) / 2 for boxes in (a_P4, b_T4)]
     return np.asarray(np.linalg.norm(centres[0][:, None] - centres[1][None], axis=-1))
-
-
-@dataclass(frozen=True, slots=True)
-class MatchRule:
-    """When a box that was found is an object that is there. suffix: of the figures' names."""
-
-    rule: Rule
-    limit: float
-    suffix: str
-    words: str
-
-
-BY_IOU = MatchRule("iou", 0.5, "", "at an IoU of 0.5")
-RULES = (BY_IOU, MatchRule("distance", 12.0, "_12px", "within 12 px"))
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    rule: MatchRule
-    threshold: float
-    matches: Matches
-
-    @property
-    def figures(self) -> Mapping[str, float]:
-        values = {"f1": self.matches.f1, "precision": self.matches.precision, "recall": self.matches.recall}
-        return MappingProxyType({f"{name}{self.rule.suffix}": value for name, value in values.items()})
-
-
-def found_in_images(detector: nn.Module, images: Sequence[OutlinedImage]) -> list[Found]:
-    """Boxes and scores of each image down to the lowest score that may be a threshold; leaves the detector in
-    eval mode, at that score."""
-    detector.eval()
-    set_score_threshold(detector, LOWEST_SCORE)
-    return [detect_in_image(detector, image.rgb_HWC) for image in images]
-
-
-def chosen_threshold(found: Sequence[Found], images: Sequence[OutlinedImage], rule: MatchRule) -> float:
-    """The score from which on objects count that gives the best F1 over these images."""
-    return best_threshold(found, [image.boxes_N4 for image in images], rule=rule.rule, limit=rule.limit)
-
-
-def score_found(
-    found: Sequence[Found], images: Sequence[OutlinedImage], rule: MatchRule, *, threshold: float
-) -> Score:
-    """What of the images' objects was found, counted over all of them."""
-    matches = summed(
-        match_boxes(boxes[scores >= threshold], image.boxes_N4, rule=rule.rule, limit=rule.limit)
-        for image, (boxes, scores) in zip(images, found, strict=True)
-    )
-    return Score(rule, threshold, matches)

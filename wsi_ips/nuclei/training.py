@@ -1,4 +1,4 @@
-"""A detector learns from outlined images, and says what it sees in one.
+"""Training of detectors on outlined images (:func:`train_detector`), and detection in a single image.
 
 Shape suffixes: H rows, W columns, C colours, N boxes.
 """
@@ -17,16 +17,16 @@ from wsi_ips.nuclei.config import DetectorTrainingConfig
 from wsi_ips.nuclei.data import OutlinedImage, boxes_within, drawn, rows_within
 
 Target = dict[str, Tensor]
-"""torchvision's: boxes (N, 4) float, labels (N,) int64; for Mask R-CNN masks (N, H, W) uint8."""
+"""torchvision's targets: boxes (N, 4) float, labels (N,) int64 and, for Mask R-CNN, masks (N, H, W) uint8."""
 
 
 def train_detector(
     detector: nn.Module, images: Sequence[OutlinedImage], config: DetectorTrainingConfig
 ) -> Iterator[float]:
-    """Train in place, on the device that it is on; yields each step's loss. A function of ``config.seed``.
+    """Train a detector in place, on the device that it is on. Yields the loss of each step.
 
-    Raises :class:`DatasetError` for an image smaller than a crop, :class:`TrainingError` for a loss that is not
-    finite.
+    The result depends only on ``config`` and its seed. Raises :class:`DatasetError` for an image smaller than a
+    crop, and :class:`TrainingError` for a loss that is not finite.
     """
     for image in images:
         if min(image.rgb_HWC.shape[:2]) < config.crop_px:
@@ -58,7 +58,10 @@ def train_detector(
 def random_crop(
     image: OutlinedImage, config: DetectorTrainingConfig, rng: np.random.Generator, *, masks: bool = False
 ) -> tuple[Tensor, Target]:
-    """A crop, turned, mirrored and recoloured at random: (3, side, side) in 0..1, and its boxes and masks."""
+    """A crop that is turned, mirrored and recoloured at random: (3, side, side) float in 0..1, and its targets.
+
+    ``masks`` adds masks to the targets, for Mask R-CNN.
+    """
     side = config.crop_px
     height, width = image.rgb_HWC.shape[:2]
     left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
@@ -81,13 +84,13 @@ def random_crop(
 
 
 def _turned(boxes_N4: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """By a quarter counterclockwise, as ``np.rot90`` turns pixels: (x, y) to (y, side - x)."""
+    """Boxes turned by a quarter counterclockwise, as ``np.rot90`` turns pixels: (x, y) to (y, side - x)."""
     left, top, right, bottom = boxes_N4.T
     return np.stack([top, side - right, bottom, side - left], axis=1)
 
 
 def _rate(step: int, config: DetectorTrainingConfig) -> float:
-    """Share of the learning rate: a linear rise, then a cosine to zero."""
+    """Share of the learning rate at a step: a linear rise, then a cosine to zero."""
     warmup = config.warmup_share * config.steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -98,7 +101,7 @@ def _rate(step: int, config: DetectorTrainingConfig) -> float:
 def detect_in_image(
     detector: nn.Module, rgb_HWC: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Boxes (N, 4) and scores (N,) of a detector in eval mode."""
+    """What a detector in eval mode finds in an image, (H, W, 3) uint8: boxes (N, 4) and scores (N,), float32."""
     device = next(detector.parameters()).device
     pixels = torch.from_numpy(rgb_HWC.copy()).to(device).permute(2, 0, 1).float() / 255
     (found,) = detector([pixels])

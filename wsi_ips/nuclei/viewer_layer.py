@@ -1,4 +1,4 @@
-"""Found objects in a part of a slide: each by itself, or how many are where, when there are too many to draw."""
+"""The viewer's layer of found objects: each object, or their number per square if there are too many to draw."""
 
 import math
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.nuclei.found_table import FoundTable
-from wsi_ips.viewer.slide_tiles import Lately
+from wsi_ips.viewer.slide_tiles import LruCache
 from wsi_ips.viewer.viewed_run import file_stamp
 
 READ_OBJECTS = 2
-"""Tables of found objects that are kept, of up to 120 MB each."""
+"""Tables of found objects that are cached, of up to 120 MB each."""
 MOST_DRAWN = 3000
-"""What a browser draws while the slide is moved."""
+"""The most objects that a browser can draw while the slide is moved."""
 CELLS = 40
-"""Of the longer side of what is seen, at most, where only their number is told."""
+"""The most squares along the longer side of the view."""
 OBJECT_COLOURS = (
     (0, 214, 100),
     (255, 178, 0),
@@ -27,27 +27,26 @@ OBJECT_COLOURS = (
     (190, 130, 255),
     (235, 235, 60),
 )
-"""One a class: bright, on what H&E makes dark."""
+"""One colour per class: bright, on what H&E makes dark."""
 
 
 class FoundObjects:
-    """The viewer's layer of found objects, see :class:`wsi_ips.viewer.run_answers.Layer`. Tables read lately are
-    kept."""
+    """The layer of found objects, as :class:`wsi_ips.viewer.run_answers.Layer` describes it. Tables are cached."""
 
     def __init__(self) -> None:
-        self._tables: Lately[FoundTable] = Lately(READ_OBJECTS)
+        self._tables: LruCache[FoundTable] = LruCache(READ_OBJECTS)
 
     def in_view(self, table: Path, asked: Mapping[str, str]) -> dict[str, Any]:
-        """See :func:`objects_in_view`."""
+        """The objects in the part of the slide that the query names, see :func:`objects_in_view`."""
         stamp = (str(table), file_stamp(table))
         return objects_in_view(self._tables.get(stamp, lambda: FoundTable.read(table)), asked)
 
 
 def objects_in_view(table: FoundTable, asked: Mapping[str, str]) -> dict[str, Any]:
-    """What lies in ``left``, ``top``, ``right``, ``bottom`` (level-0 pixels): ``objects`` with their class, score
-    and ring, or ``cells`` where there are more than ``MOST_DRAWN``.
+    """The objects between ``left``, ``top``, ``right`` and ``bottom`` of the query (level-0 pixels), as JSON.
 
-    Raises :class:`ConfigError` for no such part, and as :meth:`FoundTable.l0_rings`.
+    The answer has ``objects`` with their class, score and ring, or ``cells`` with counts if there are more than
+    ``MOST_DRAWN``. Raises :class:`ConfigError` if the query names no such part.
     """
     window = _window(asked)
     rows = table.rows_in(*window)
@@ -78,7 +77,7 @@ def objects_in_view(table: FoundTable, asked: Mapping[str, str]) -> dict[str, An
 
 
 def _cells(l0_boxes_n4: NDArray[np.float32], window: tuple[float, float, float, float]) -> dict[str, Any]:
-    """Squares that stay where they are while the view moves: corners at multiples of their side."""
+    """Counts in squares that stay in place while the view moves: their corners are multiples of their side."""
     left, top, right, bottom = window
     side = 2.0 ** max(0, math.ceil(math.log2(max(right - left, bottom - top) / CELLS)))
     centres_n2 = (l0_boxes_n4[:, :2].astype(np.float64) + l0_boxes_n4[:, 2:]) / 2

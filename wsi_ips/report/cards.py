@@ -1,4 +1,7 @@
-"""One slide of a report: its line in the table, and its card. A bad slide costs only its pictures."""
+"""One slide of a report: its row in the table (:func:`line_of`) and its card (:func:`make_card`).
+
+A slide that cannot be read costs only its pictures.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
-from wsi_ips.heatmaps.display_scale import MapKind, ScaleBar, Tick, short, signed
+from wsi_ips.heatmaps.display_scale import ScaleBar, Tick, colours_of, scale_of, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.inference.results import read_result
@@ -24,21 +28,31 @@ from wsi_ips.storage.location import Location
 logger = logging.getLogger(__name__)
 
 BEYOND = {"<=": "≤ ", ">=": "≥ ", "": ""}
+"""Signs at the ends of a colour bar that values go beyond."""
+
 GRADIENT_STOPS = 13
-"""An odd number, so that the colour in the middle is one of them."""
+"""Colours of a gradient: an odd number, so that the colour in the middle is one of them."""
+
 MOST_BARS = 4
 """Classes of a task that are shown on a card, the likeliest first."""
+
 SCALE_BAR = 0.25
-"""Of the picture's width, at most."""
+"""Length of the scale bar, at most, as a share of the picture's width."""
+
 LEAST_RING = 0.025
-"""Of the slide's longest side: a patch is marked by a square as large as this at least, or nobody finds it."""
+"""Side of the square that marks a patch, at least, as a share of the slide's longest side: smaller ones are
+invisible.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a slide was called in one task. order: a number to sort by, p: the same as it is shown: of a yes or no
-    the positive's probability (what is unsure lies in the middle), of several the likeliest one's; empty where
-    there is none. bars: its likeliest classes. judged: against the label, where it was evaluated."""
+    """What a slide was predicted to be in one task.
+
+    ``order`` is the number by which rows are sorted and ``p`` the same as text: for a yes-or-no task the positive
+    class's probability (unsure slides lie in the middle), for several classes the likeliest one's; empty for
+    numeric outputs. ``bars`` are the likeliest classes. ``judged`` is the verdict, if the slide was evaluated.
+    """
 
     task: str
     called: str
@@ -50,7 +64,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A slide's row in the table. answers: one a task, none where the slide is not labelled."""
+    """A slide's row in the table.
+
+    ``answers`` has one answer per task, none if the slide has no prediction. ``seconds`` is its time in words,
+    ``order`` the same as a number.
+    """
 
     slide: StoredSlide
     answers: Sequence[Answer]
@@ -61,7 +79,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Where one of the patches lies, in level-0 pixels: its corner and side, large enough to be seen."""
+    """Where a patch lies: corner and side of its square in level-0 pixels, enlarged if it would be invisible."""
 
     rank: int
     l0_x: float
@@ -71,9 +89,12 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """shown: whose attention or contributions, and how far they go. ticks: the colours' marks from low to high, in
-    times the even share or in logits. gradient: the colours themselves, for CSS. most: what the patches shown have
-    in common. bar: label and share of the picture's width of the scale bar."""
+    """The legend of a card's map.
+
+    ``shown`` is the map's title and spread. ``ticks`` are the marks of the colours from low to high, in multiples
+    of the even share or in logits. ``gradient`` is the colours for CSS. ``most`` is the heading of the patches
+    below. ``bar`` is the scale bar's label and its share of the picture's width.
+    """
 
     kind: MapKind
     shown: str
@@ -85,7 +106,10 @@ class Legend:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """facts: of the slide, in words. problem: why it has no pictures, or not all; empty where it has."""
+    """A slide's card.
+
+    ``facts`` describe the slide in words. ``problem`` says why some or all pictures are missing; empty if none is.
+    """
 
     line: Line
     facts: Sequence[str]
@@ -97,7 +121,7 @@ class Card:
 
 
 def line_of(run: StoredRun, slide: StoredSlide, judged: Mapping[str, Judged]) -> Line:
-    """judged: {task: …} of this slide, empty where it was not evaluated."""
+    """The row of a slide. ``judged`` maps tasks to verdicts; it is empty if the slide was not evaluated."""
     answers: list[Answer] = []
     if slide.probabilities is not None:
         for task in run.tasks:
@@ -131,11 +155,11 @@ def make_card(
     share: int,
     open_urls: bool = False,
 ) -> Card:
-    """A slide's card, with pictures of ``share`` bytes at most. Never raises for what a slide or a result holds.
+    """A slide's card with pictures of at most ``share`` bytes. It never raises for what a slide or a result holds.
 
-    elsewhere: {slide_id: where it is now}; None: where predict read it, at URLs with ``open_urls``
-    alone. top: how many patches are shown. A slide
-    that is gone has its attention on white paper. Of one slide at a time the pixels are held.
+    ``elsewhere`` maps slide ids to where the slides are now; without it they are read where predict read them, at
+    URLs only with ``open_urls``. ``top`` is how many patches are shown. If the slide is gone, its map is drawn on
+    white. The pixels of one slide at a time are in memory.
     """
     card = Card(line, facts=_facts(line.slide))
     if not share:
@@ -187,7 +211,10 @@ def _pixels(
     share: int,
     open_urls: bool,
 ) -> tuple[Pixels | None, str]:
-    """What is read of the slide, and why it could not be; without the slide, paper of its size for its heat."""
+    """The pixels of the slide, and why it could not be read, if so.
+
+    Without the slide: white of its size for its map.
+    """
     paper = None
     if heat is not None:
         paper = Pixels(heat.coords.l0_size, max(1.0, max(heat.coords.l0_size) / 2048))
@@ -216,8 +243,11 @@ def _location(
     *,
     open_urls: bool,
 ) -> Location | None:
-    """None: there is no slide to open. Raises :class:`SlideNotFound` for one that is not among ``elsewhere``, and
-    as :func:`stored_location`."""
+    """Where the slide is, or None if there is none to open.
+
+    Raises :class:`SlideNotFound` if it is not among ``elsewhere``, and the errors of :func:`stored_location` for a
+    URL that may not be opened.
+    """
     if elsewhere is not None:
         if slide.slide_id not in elsewhere:
             raise SlideNotFound(slide.slide_id, "is not in the folder that --slides names")
@@ -268,7 +298,7 @@ def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
     said, most = _times_even, "Most attention"
     if heat.output is not None:
         said, most = _logits, f"Add most to {heat.output[1]}, in logits"
-    ticks = [said(tick) for tick in legend_ticks(heat.values_N, COLOURS.display(heat.values_N, heat.kind))]
+    ticks = [said(tick) for tick in legend_ticks(heat.values_N, scale_of(COLOURS, heat.values_N, heat.kind))]
     width = pictures.overlay.width
     mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width
     bar = ScaleBar.fitting(mpp, SCALE_BAR * width)
@@ -276,7 +306,7 @@ def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
         heat.kind,
         f"{heat.shown}; {heat.spread}",
         ticks,
-        gradient(COLOURS.table(heat.kind)),
+        gradient(colours_of(COLOURS, heat.kind)),
         most,
         (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width)),
     )
@@ -291,6 +321,6 @@ def _logits(tick: Tick) -> str:
 
 
 def gradient(table: NDArray[np.uint8]) -> str:
-    """The heat's colours from low to high, for CSS."""
+    """The colours of a table, (n, 3) uint8, from low to high, for CSS."""
     stops = [table[round(place * (len(table) - 1) / (GRADIENT_STOPS - 1))] for place in range(GRADIENT_STOPS)]
     return ", ".join("#{:02x}{:02x}{:02x}".format(*stop.tolist()) for stop in stops)

@@ -1,8 +1,8 @@
-"""The page: everything that was found out, as one HTML file that asks nothing of anyone.
+"""Writes the report as one HTML file that loads nothing from elsewhere: :func:`write_page`.
 
-Written slide by slide: pictures of one slide are in memory at a time. Names, labels and errors come from files
-that anybody may have made: Jinja2 escapes all of them, and the page's own policy lets nothing run but the script
-whose hash it names, and nothing load at all.
+The file is written slide by slide, so that only the pictures of one slide are in memory at a time. Names, labels
+and errors come from files that anybody may have made: Jinja2 escapes all of them, and the page's content security
+policy allows no script but the one whose hash it names, and no loading at all.
 """
 
 import base64
@@ -26,13 +26,18 @@ from wsi_ips.report.summary import Summary, count, figure, raw, shortened
 from wsi_ips.storage.files import whole_file
 
 MOST_CHECKPOINTS = 20
+"""The most checkpoints of an ensemble that are listed."""
 LONGEST_SETTINGS = 60_000
+"""Characters of the settings that are shown, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What a report says. lines: a row a slide; cards: made while the page is written. plots,
-    training_plots: where there are any; notes: what is left out, and why."""
+    """The content of a report.
+
+    ``lines`` has one row per slide; ``cards`` are made while the page is written. ``plots`` are those of the
+    evaluation, ``training_plots`` those of the training. ``notes`` say what is left out, and why.
+    """
 
     run: StoredRun
     summary: Summary
@@ -46,7 +51,7 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Write the page, whole or not at all. Raises :class:`ResultsError` for a place that cannot be written to."""
+    """Write the page, whole or not at all. Raises :class:`ResultsError` if the file cannot be written."""
     try:
         # backslashreplace: a file name that is not UTF-8 must not cost the report.
         with (
@@ -84,22 +89,25 @@ def _pieces(page: Page) -> Iterable[str]:
 
 
 def _never_none(value: Any) -> Any:
-    """A ``None`` on the page is a mistake of ours."""
+    """Refuse None: if it reached the page, that would be a mistake of this package."""
     if value is None:
         raise ValueError("the page would say None")
     return value
 
 
 def settings_text(config: object) -> str:
-    """Settings as YAML, as a recipe would have them."""
+    """Settings as YAML, as in a recipe; shortened if they are very long."""
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100) if config else ""
     return text if len(text) <= LONGEST_SETTINGS else text[:LONGEST_SETTINGS] + "\n…"
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Of ``run.json``; what it does not say is empty. others: further checkpoints whose mean with the first is
-    told. calibrated: on what the probabilities were calibrated."""
+    """What ``run.json`` says of a run; empty where it says nothing.
+
+    ``others`` are further checkpoints whose mean with the first one is reported. ``calibrated`` says on which
+    slides the probabilities were calibrated.
+    """
 
     started: str
     host: str
@@ -145,7 +153,10 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def whisker(one: Figure) -> tuple[float, float, float] | None:
-    """(low, value, high) of a figure that is a share, in percent; None of other numbers, and without interval."""
+    """(low, value, high) in percent of a figure that is a share, else None.
+
+    It is None without an interval as well.
+    """
     if one.value is None or one.low is None or one.high is None:
         return None
     ends = (one.low, one.value, one.high)

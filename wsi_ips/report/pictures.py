@@ -1,22 +1,19 @@
-"""How many bytes a slide's pictures may take, and how large they can be drawn for that.
+"""The pictures of a report within its limit of bytes: slides, maps, top patches, and plots.
 
-A report is to be mailed: it stays below :data:`LARGEST_REPORT_BYTES` for as long as there is room for a row of
-text a slide. Every slide has the same share, so that the last one's pictures are not the poorest.
+A report is to be mailed: it stays below :data:`LARGEST_REPORT_BYTES` as long as there is room for a row of text
+per slide. Every slide has the same share of the bytes (:func:`share_of_a_slide`), so that the last one's pictures
+are not the poorest.
 
-A slide's pictures for a page: as it is, under its map, and the patches with the largest values of it.
+A slide is read once (:func:`read_pixels`), at the largest size that may fit its share; smaller versions are made
+from what was read (:func:`draw_pictures`). Pixel (i, j) shows the level-0 area [i, i + 1) * l0_per_px by [j, j +
+1) * l0_per_px at every size, so that the map lies where it belongs to the far corner. The map is of contributions
+if the head gives them, else of attention.
 
-The map is of contributions where the head tells them, else of attention.
-
-The slide is read once, at the largest size that may fit its share of the report; smaller looks are made of what
-was read. Pixel (i, j) shows the level-0 area [i, i + 1) * l0_per_px by [j, j + 1) * l0_per_px at every size, so
-that the map lies where it belongs to the far corner.
+Plots are those that ``evaluate`` drew, and the losses of a training run. A PNG from a folder is decoded and
+written again with few colours: that takes a third of the bytes, and nothing of the file but its pixels reaches the
+page.
 
 Shape suffixes: N patches; H, W rows and columns.
-
-Plots on the page: those that ``evaluate`` drew, and the losses of a training run.
-
-A PNG from a folder is decoded and written anew with few colours: a third of the bytes, and nothing of the file
-but its pixels reaches the page.
 """
 
 import base64
@@ -31,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation.plots import SELECTION, check_can_plot, draw_history, draw_selection
-from wsi_ips.heatmaps.display_scale import HeatColours
+from wsi_ips.heatmaps.display_scale import colours_of, scale_of
 from wsi_ips.heatmaps.maps import Heat
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.patch_sheet import patch_picture
@@ -44,34 +42,62 @@ from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Size
 
 LARGEST_REPORT_BYTES = 10_000_000
+"""The largest report that is aimed at."""
+
 FRAME_BYTES = 200_000
-"""Styles, script, settings, figures of an evaluation."""
+"""Bytes of the styles, the script, the settings and the figures of an evaluation."""
+
 LARGEST_PLOTS_BYTES = 600_000
-"""Of all plots together, as they stand in the file."""
+"""Bytes of all plots together, as they stand in the file."""
+
 TEXT_BYTES = 5_000
-"""A slide's words and numbers, in the table and on its card; measured: 3 to 4 kB with twelve patches."""
+"""Bytes of a slide's words and numbers, in the table and on its card; measured: 3 to 4 kB with twelve patches."""
+
 MOST_FOR_A_SLIDE = 700_000
-"""Where there are few slides: more pixels than a screen shows are for the viewer."""
+"""The most bytes for one slide's pictures, if there are few slides: larger pictures are for the viewer."""
 
 LEAST_FOR_A_SLIDE = 6_000
-"""An overlay of 160 pixels: with less, no slide is opened."""
+"""The fewest bytes for a slide's pictures, an overlay of 160 pixels: with less, no slide is opened."""
 
 LEAST_BYTES_PER_PIXEL = 0.06
-"""Of a JPEG of tissue on much white glass: a look that needs more than its share even so is not tried."""
+"""Bytes per pixel of a JPEG of little tissue on white glass: a size that does not fit even so is not tried."""
+
 SURELY_TOO_LARGE = 1.3
-"""By how much a look may be guessed to pass the share and is tried all the same."""
+"""A size is not tried if its estimated bytes are more than this many times the share."""
+
+ALPHA = 0.5
+"""Opacity of the map over the slide; without the slide, it is opaque."""
+
+COLOURS = DEFAULT_HEAT
+"""The colours of the map: an overlay's default."""
+
+LARGEST_PLOT_PX = 4000 * 4000
+"""Pixels of the largest plot that is shown."""
+
+PLOT_COLOURS = 96
+"""Colours of a plot."""
+
+NAMES = {"roc": "ROC", "froc": "FROC", "reliability": "Calibration", "kaplan_meier": "Kaplan-Meier"}
+"""Titles of plots, by the beginning of their files' names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a slide is shown. side_px: longest side of its picture, patch_px: side of a patch. quality: of JPEG."""
+    """A size in which a slide's pictures can be drawn.
+
+    ``side_px`` is the longest side of the slide's picture, ``patch_px`` the side of a patch, ``quality`` that of
+    the JPEGs.
+    """
 
     side_px: int
     patch_px: int
     quality: int
 
     def weight(self, patches: int) -> float:
-        """What its bytes grow with, about: pixels, and JPEG's quality (measured on slides from 50 to 85)."""
+        """What the bytes are about proportional to.
+
+        It counts pixels and JPEG's quality (measured on slides from 50 to 85).
+        """
         pixels = 2 * self.side_px**2 + patches * self.patch_px**2
         return float(pixels / (100 - self.quality) ** 0.7)
 
@@ -81,31 +107,12 @@ LOOKS = (
     Look(480, 128, 76), Look(416, 112, 74), Look(352, 104, 72), Look(304, 96, 68), Look(256, 80, 64),
     Look(208, 72, 58), Look(160, 64, 50),
 )  # fmt: skip
-"""From the largest to the smallest; a slide has the first that fits its share."""
-
-
-def share_of_a_slide(slides: int) -> int:
-    """Bytes of the file, base64 included, that the pictures of one of so many slides may take; 0: none."""
-    room = LARGEST_REPORT_BYTES - FRAME_BYTES - LARGEST_PLOTS_BYTES
-    share = min(MOST_FOR_A_SLIDE, room // max(1, slides) - TEXT_BYTES)
-    return share if share >= LEAST_FOR_A_SLIDE else 0
-
-
-def worth_trying(share: int) -> tuple[Look, ...]:
-    """The looks that may fit, largest first; always the smallest."""
-    fitting = [look for look in LOOKS if 2 * look.side_px**2 * LEAST_BYTES_PER_PIXEL <= share]
-    return tuple(fitting) or LOOKS[-1:]
-
-
-ALPHA = 0.5
-"""Opacity of the heat over tissue; over none it is the picture."""
-COLOURS = HeatColours()
-"""The same as an overlay's by default."""
+"""The sizes from the largest to the smallest; a slide gets the first that fits its share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """uri: ``data:image/…``, the whole picture. width, height: in pixels."""
+    """A picture as a data URI (``data:image/…``), with its size in pixels."""
 
     uri: str
     width: int
@@ -114,8 +121,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One of the patches with the largest values. rank: from 1. value: raw attention, or what it contributes in
-    logits. l0_x, l0_y: its corner."""
+    """One of the patches with the largest values.
+
+    ``rank`` counts from 1. ``value`` is raw attention, or the contribution in logits. ``l0_x`` and ``l0_y`` are
+    its corner in level-0 pixels.
+    """
 
     rank: int
     value: float
@@ -125,8 +135,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """What a slide's card shows. patches: with their places, as many as there is room for; left_out: the others
-    that were asked for. mpp: µm a pixel of the overlay, NaN where the resolution is not known."""
+    """What a slide's card shows.
+
+    ``patches`` are as many as there is room for, with their places; ``left_out`` is the number of the others that
+    were asked for.
+    """
 
     slide: Picture | None = None
     overlay: Picture | None = None
@@ -136,8 +149,11 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
-    """What was read of a slide. picture_HW3: uint8, None where the slide cannot be opened. l0_per_px: its scale.
-    patches: uint8 squares, one for each of the first places."""
+    """What was read of a slide.
+
+    ``picture_HW3``, uint8, is None if the slide cannot be opened; ``l0_per_px`` is its scale. ``patches`` are
+    uint8 squares, one for each of the first places.
+    """
 
     l0_size: Size
     l0_per_px: float
@@ -145,9 +161,28 @@ class Pixels:
     patches: Sequence[RgbImage] = field(default_factory=tuple)
 
 
+def share_of_a_slide(slides: int) -> int:
+    """Bytes that the pictures of one of ``slides`` slides may take; 0 means no pictures.
+
+    Bytes are those of the file, base64 included.
+    """
+    room = LARGEST_REPORT_BYTES - FRAME_BYTES - LARGEST_PLOTS_BYTES
+    share = min(MOST_FOR_A_SLIDE, room // max(1, slides) - TEXT_BYTES)
+    return share if share >= LEAST_FOR_A_SLIDE else 0
+
+
+def worth_trying(share: int) -> tuple[Look, ...]:
+    """The sizes that may fit ``share`` bytes, largest first; the smallest is always among them."""
+    fitting = [look for look in LOOKS if 2 * look.side_px**2 * LEAST_BYTES_PER_PIXEL <= share]
+    return tuple(fitting) or LOOKS[-1:]
+
+
 def top_places(heat: Heat, top: int) -> list[Place]:
-    """The ``top`` patches with the most attention, or of those that add to the output the ones that add most; of
-    equals, the first in the grid comes first."""
+    """The ``top`` patches with the largest values.
+
+    For contributions, only patches that add to the output are listed. Of equal values, the first in the grid comes
+    first.
+    """
     order = np.argsort(-heat.values_N, kind="stable")[:top].tolist()
     if heat.kind == "contribution":
         order = [row for row in order if heat.values_N[row] > 0]
@@ -159,9 +194,10 @@ def top_places(heat: Heat, top: int) -> list[Place]:
 
 
 def read_pixels(slide: SlideReader, places: Sequence[Place], *, l0_patch: float | None, share: int) -> Pixels:
-    """Read as many pixels as may fit ``share`` bytes. l0_patch: side of a patch, in level-0 pixels.
+    """Read as many pixels of a slide as may fit ``share`` bytes.
 
-    Memory grows with the share and not with the slide. Raises the reader's :class:`SlideReadError`.
+    ``l0_patch`` is the side of a patch in level-0 pixels; None means no patches. Memory grows with the share and
+    not with the slide. Raises the reader's :class:`SlideReadError`.
     """
     look = worth_trying(share)[0]
     l0_size = slide.info.l0_size
@@ -177,10 +213,10 @@ def read_pixels(slide: SlideReader, places: Sequence[Place], *, l0_patch: float 
 
 
 def draw_pictures(pixels: Pixels, heat: Heat | None, places: Sequence[Place], *, share: int) -> Pictures:
-    """Pictures that take ``share`` bytes of the page at most, data URIs and all.
+    """The pictures of a slide, with at most ``share`` bytes as data URIs.
 
-    In the first look in which all fit; in the smallest, what is most telling is kept: the overlay, the slide,
-    the patches from the first rank on.
+    They are drawn in the largest size in which all of them fit. If they do not even fit in the smallest, the most
+    informative ones are kept: the overlay, the slide, then patches from the first rank on.
     """
     *larger, smallest = worth_trying(share)
     bytes_by_weight = 0.0
@@ -209,7 +245,7 @@ def _drawn(pixels: Pixels, heat: Heat | None, places: Sequence[Place], look: Loo
 
 
 def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, heat: Heat) -> RgbImage:
-    """The picture, or white paper, with the map over it, on the scale that all slides share."""
+    """The picture, or white of its size, with the map over it, on the scale that all slides share."""
     width, height = canvas_size(l0_size, l0_per_px)
     alpha = 1.0 if picture_HW3 is None else ALPHA
     shown_HW3 = np.full((height, width, 3), WHITE, np.uint8) if picture_HW3 is None else picture_HW3.copy()
@@ -217,7 +253,7 @@ def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, h
     raster = PatchRaster.of(
         coords.l0_exact_corners(), coords.l0_patch, heat.values_N, l0_size=l0_size, l0_per_px=l0_per_px
     )
-    display, table = COLOURS.display(heat.values_N, heat.kind), COLOURS.table(heat.kind)
+    display, table = scale_of(COLOURS, heat.values_N, heat.kind), colours_of(COLOURS, heat.kind)
     blend(shown_HW3, raster.window((0, 0), (width, height)), display, table, alpha)
     return shown_HW3
 
@@ -245,7 +281,7 @@ def _jpeg(pixels_HW3: NDArray[np.uint8], quality: int) -> Picture:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """``data:<kind>;base64,…``."""
+    """The content as a data URI: ``data:<kind>;base64,…``."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -268,19 +304,19 @@ def _as_much_as_fits(pictures: Pictures, share: int) -> Pictures:
     return Pictures(kept["slide"], kept["overlay"], patches, len(pictures.patches) - len(patches))
 
 
-LARGEST_PLOT_PX = 4000 * 4000
-PLOT_COLOURS = 96
-NAMES = {"roc": "ROC", "froc": "FROC", "reliability": "Calibration", "kaplan_meier": "Kaplan-Meier"}
-
-
 @dataclass(frozen=True, slots=True)
 class Plot:
+    """A plot with its title."""
+
     title: str
     picture: Picture
 
 
 def plots_of(paths: Iterable[Path], *, room: int = LARGEST_PLOTS_BYTES) -> tuple[list[Plot], list[str]]:
-    """The plots that are sound and for which there is room, and a line for each that is not shown."""
+    """The plots that can be read and for which there is room, and a note for each of the others.
+
+    ``room`` is in bytes of the data URIs.
+    """
     shown, notes = [], []
     for path in paths:
         try:
@@ -299,9 +335,11 @@ def plots_of(paths: Iterable[Path], *, room: int = LARGEST_PLOTS_BYTES) -> tuple
 
 
 def training_plots(history: Mapping[str, Sequence[float]], *, name: str) -> list[Plot]:
-    """The losses of a training run, and how selection went where its history says so.
+    """Plots of a training run's losses and of its selection; none if matplotlib is not installed.
 
-    Empty where matplotlib is not installed.
+    Selection is only plotted if the history has it.
+
+    ``history`` maps columns to one number per epoch.
     """
     try:
         check_can_plot()
@@ -319,7 +357,7 @@ def training_plots(history: Mapping[str, Sequence[float]], *, name: str) -> list
 
 
 def _few_colours(path: Path) -> Picture:
-    """Raises ``OSError`` or ``ValueError`` for what is no PNG of a plot's size."""
+    """A PNG with few colours. Raises ``OSError`` or ``ValueError`` for what is no PNG of a plot's size."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a picture that is too large to be sound is a mere warning to Pillow
         with Image.open(path, formats=["PNG"]) as image:

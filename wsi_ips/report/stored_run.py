@@ -1,10 +1,10 @@
-"""What a prediction run left behind, put together: its slides with status and answers, its settings.
+"""What a report is made from: a prediction run, and the training and evaluation that belong to it.
 
-A run that is still going on, or was killed, can be reported too: the tables in its folder are always whole.
-
-What ``wsi-ips finetune`` left: losses epoch by epoch, its settings, and whether the run's checkpoint is its.
-
-What ``wsi-ips evaluate`` left: figures with intervals, what became of each slide, plots.
+- :func:`read_run`: the slides of a run with their status and answers, and its settings. A run that is still going
+  on or was killed can be reported too, for the tables in its folder are always whole.
+- :func:`read_training`: what ``wsi-ips finetune`` left: losses by epoch, settings, and whether the run used its
+  checkpoint.
+- :func:`read_evaluation`: what ``wsi-ips evaluate`` left: figures with intervals, each slide's verdict, plots.
 """
 
 import csv
@@ -23,17 +23,37 @@ from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table
+from wsi_ips.storage.files import check_size
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
 
 SlideStatus = Literal["ok", "failed", "unfinished"]
+"""What became of a slide."""
+
+CHECKPOINTS = ("model.safetensors", "last.safetensors")
+"""The checkpoints that a training run leaves."""
+
+TRAINING_FIX = "name the folder that wsi-ips finetune wrote"
+"""What to do about a folder that is no training run."""
+
+LARGEST_METRICS_BYTES = 2**26
+"""The largest ``metrics.json`` that is read."""
+
+LARGEST_TABLE_BYTES = 2**28
+"""The largest ``slides.csv`` of an evaluation that is read."""
+
+EVALUATION_FIX = "name the folder that wsi-ips evaluate wrote"
+"""What to do about a folder that is no evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSlide:
-    """One slide of a run. number: its place in the run, from 1. path: where predict read it; empty where that is
-    not known. unfinished: the run ended, or is still going on. error: of a slide that is ok, what else failed.
-    telemetry: None where its time was not written down."""
+    """One slide of a run.
+
+    ``number`` is its place in the run, from 1. ``path`` is where predict read it, empty if that is not known. The
+    status ``unfinished`` means that the run ended before the slide, or is still going on. ``error`` of a slide
+    that is ok says what else failed. ``telemetry`` is None if its time was not recorded.
+    """
 
     number: int
     slide_id: str
@@ -47,8 +67,11 @@ class StoredSlide:
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """tasks: the model's. slides: in the run's order. description: ``run.json``. notes: what is not as it should
-    be, in words."""
+    """A run as it is stored.
+
+    ``tasks`` are the model's, ``slides`` are in the run's order, ``description`` is ``run.json``. ``notes`` say in
+    words what is not as it should be.
+    """
 
     folder: RunFolder
     tasks: Sequence[TaskConfig]
@@ -58,7 +81,7 @@ class StoredRun:
 
     @property
     def of_features(self) -> bool:
-        """Whether stored features were labelled, not slides."""
+        """Whether the run predicted from stored features and not from slides."""
         config = self.description.get("config")
         return isinstance(config, dict) and bool(config.get("features"))
 
@@ -66,8 +89,8 @@ class StoredRun:
 def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
     """Read a run's tables and its description.
 
-    A ``slides.csv`` that cannot be read costs the times only. Raises :class:`ResultsError` for predictions or a
-    description that cannot be read, and for a run without a slide.
+    If ``slides.csv`` cannot be read, only the times are missing. Raises :class:`ResultsError` for predictions or a
+    description that cannot be read, and for a run without slides.
     """
     predicted = {row.slide_id: row for row in read_predictions(folder.predictions, tasks=tasks)}
     notes = []
@@ -116,18 +139,20 @@ def _slide(number: int, slide_id: str, row: PredictionRow | None, begun: SlideRo
 
 
 def attention_file(run: StoredRun, slide_id: str) -> Path | None:
-    """Where a slide's attention is stored; None for an id that is no file name, which predict never wrote."""
+    """Where a slide's attention is stored; None for an id that is no file name.
+
+    For such an id predict stores nothing.
+    """
     return run.folder.attention(slide_id) if is_file_name(slide_id) else None
-
-
-CHECKPOINTS = ("model.safetensors", "last.safetensors")
-MEND = "name the folder that wsi-ips finetune wrote"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """history: {column: a number an epoch}. checkpoint: which of its files the run was made with, None: neither.
-    description: its ``run.json``, empty where there is none."""
+    """A training run as it is stored.
+
+    ``history`` maps columns to one number per epoch. ``checkpoint`` is the file with which the prediction run was
+    made, None if it was made with neither. ``description`` is its ``run.json``, empty if there is none.
+    """
 
     folder: Path
     history: Mapping[str, Sequence[float]]
@@ -136,24 +161,24 @@ class TrainingRun:
 
     @property
     def doubts(self) -> list[str]:
-        """What says that the run has not found anything, as ``finetune`` said it."""
+        """The reasons to doubt that training has found anything, as ``finetune`` stated them."""
         said = self.description.get("doubts", [])
         return [str(doubt) for doubt in said] if isinstance(said, list) else []
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch, from 1, with the lowest validation loss; None where none was measured."""
+        """The epoch, from 1, with the lowest validation loss; None if none was measured."""
         losses = self.history.get("val_loss", ())
         known = [(loss, place) for place, loss in enumerate(losses) if loss == loss]
         return int(self.history["epoch"][min(known)[1]]) + 1 if known else None
 
 
 def read_training(folder: Path, run: StoredRun) -> TrainingRun:
-    """Read a training run's folder. Raises :class:`ResultsError` for one that is none, with the mend."""
+    """Read the folder of a training run. Raises :class:`ResultsError` if it is none, or cannot be read."""
     if not (folder / "history.csv").is_file():
         folds = sorted(path.name for path in folder.glob("fold_*") if (path / "history.csv").is_file())
-        mend = f"name one fold's: {folder / folds[0]}" if folds else MEND
-        raise ResultsError(folder, "holds no history.csv", mend)
+        fix = f"name one fold's: {folder / folds[0]}" if folds else TRAINING_FIX
+        raise ResultsError(folder, "holds no history.csv", fix)
     history = read_history(folder / "history.csv")
     try:
         description = read_description(folder / "run.json")
@@ -174,19 +199,14 @@ def _checkpoint(folder: Path, run: StoredRun) -> str | None:
     return None
 
 
-LARGEST_METRICS_BYTES = 2**26
-LARGEST_TABLE_BYTES = 2**28
-EVALUATION_MEND = "name the folder that wsi-ips evaluate wrote"
-
-
 class _Part(BaseModel):
-    """A part of ``metrics.json``; later versions may say more."""
+    """A part of ``metrics.json``. Later versions may write more than is read here."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Figure(_Part):
-    """A figure with its interval; None: what these slides cannot tell."""
+    """A figure with its interval; None if these slides do not determine it."""
 
     value: float | None
     low: float | None = None
@@ -194,24 +214,30 @@ class Figure(_Part):
 
 
 class Cases(_Part):
+    """Figures by case: how many cases were pooled, those with mixed labels, and metrics."""
+
     pooled: int = 0
     mixed: tuple[str, ...] = ()
     metrics: dict[str, Figure] = {}
 
 
 class Confusion(_Part):
-    """rows_are_labels: counts; a row a label, a column a call."""
+    """A confusion matrix of counts: one row per label, one column per predicted class."""
 
     classes: tuple[str, ...]
     rows_are_labels: tuple[tuple[int, ...], ...]
 
 
 class Threshold(_Part):
+    """The threshold of a yes-or-no task, and the split on which it was chosen."""
+
     value: float
     chosen_on: str | None = None
 
 
 class TaskFigures(_Part):
+    """The figures of one task."""
+
     kind: str
     classes: tuple[str, ...]
     metrics: dict[str, Figure]
@@ -223,23 +249,27 @@ class TaskFigures(_Part):
 
 
 class Stages(_Part):
+    """pN stages of CAMELYON17: the challenge's kappa, and the patients without all their slides."""
+
     quadratic_kappa: Figure
     incomplete: tuple[str, ...] = ()
 
 
 class GroupTest(_Part):
-    """The log-rank test of groups of risk."""
+    """The log-rank test between groups of risk."""
 
     p: float
 
 
 class RiskGroups(_Part):
+    """Groups of patients by risk: their log-rank test, and the split whose risks they are cut at."""
+
     log_rank: GroupTest | None = None
     edges_from: str = ""
 
 
 class SurvivalFigures(_Part):
-    """Of patients. unit: what times are counted in."""
+    """The figures of a survival task over patients. ``unit`` is the unit of times."""
 
     patients: int
     events: int
@@ -249,15 +279,18 @@ class SurvivalFigures(_Part):
 
 
 class FrocFigures(_Part):
-    """sensitivity_at: {false positives a slide: sensitivity}."""
+    """A FROC score, and the sensitivity at each number of false positives per slide."""
 
     score: Figure
     sensitivity_at: dict[str, float | None]
 
 
 class Froc(FrocFigures):
-    """detections: what they are the maxima of; empty in evaluations of earlier versions, which had attention
-    alone. beside: the same by others."""
+    """FROC of a task: of its own detections, and of others beside them.
+
+    ``detections`` says of what they are the maxima; it is empty in evaluations of earlier versions, which only
+    knew attention.
+    """
 
     task: str
     slides: int
@@ -266,7 +299,9 @@ class Froc(FrocFigures):
     beside: dict[str, FrocFigures] = {}
 
 
-class Scored(_Part):
+class SlideCounts(_Part):
+    """How many slides were scored, and what became of the others."""
+
     in_split: int
     scored: int
     cases: int
@@ -276,12 +311,14 @@ class Scored(_Part):
 
 
 class Intervals(_Part):
+    """How intervals were computed."""
+
     level: float
     resamples: int
 
 
 class EvaluationJob(_Part):
-    """Of what was asked for."""
+    """What was asked of the evaluation, as far as the report says it."""
 
     split: str
     manifest: str
@@ -289,10 +326,10 @@ class EvaluationJob(_Part):
 
 
 class Metrics(_Part):
-    """``metrics.json``."""
+    """The content of ``metrics.json``."""
 
     job: EvaluationJob
-    slides: Scored
+    slides: SlideCounts
     intervals: Intervals
     tasks: dict[str, TaskFigures]
     stages: dict[str, Stages] = {}
@@ -302,7 +339,7 @@ class Metrics(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One slide in one task. correct: None where it cannot be said."""
+    """The verdict on one slide in one task. ``correct`` is None if it cannot be said."""
 
     label: str
     correct: bool | None
@@ -310,7 +347,10 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvaluation:
-    """slides: {slide_id: {task: what became of it}}. plots: PNG files, in reading order."""
+    """An evaluation as it is stored.
+
+    ``slides`` maps slide ids to {task: verdict}. ``plots`` are PNG files in reading order.
+    """
 
     folder: Path
     metrics: Metrics
@@ -321,21 +361,20 @@ class StoredEvaluation:
 def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
     """Read an evaluation of ``run``.
 
-    Raises :class:`ResultsError` for a folder that is none, for files that cannot be read, and for an evaluation of
-    other predictions: figures of one run beside pictures of another would mislead.
+    Raises :class:`ResultsError` for a folder that is no evaluation, for files that cannot be read, and for an
+    evaluation of other predictions, because figures of one run beside pictures of another would mislead.
     """
     path = folder / "metrics.json"
     if not path.is_file():
-        raise ResultsError(folder, "holds no metrics.json", EVALUATION_MEND)
-    if path.stat().st_size > LARGEST_METRICS_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_METRICS_BYTES} bytes", EVALUATION_MEND)
+        raise ResultsError(folder, "holds no metrics.json", EVALUATION_FIX)
+    check_size(path, ResultsError, most=LARGEST_METRICS_BYTES, fix=EVALUATION_FIX)
     try:
         metrics = Metrics.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ResultsError(
-            path, f"is no evaluation ({where}: {one_line(first['msg'])})", EVALUATION_MEND
+            path, f"is no evaluation ({where}: {one_line(first['msg'])})", EVALUATION_FIX
         ) from None
     names = ("roc*", "kaplan_meier*", "froc", "reliability*")
     plots = [plot for name in names for plot in sorted(folder.glob(f"{name}.png"))]
@@ -344,9 +383,8 @@ def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
 
 def _judged(path: Path, run: StoredRun) -> dict[str, dict[str, Judged]]:
     if not path.is_file():
-        raise ResultsError(path, "does not exist", EVALUATION_MEND)
-    if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise ResultsError(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", EVALUATION_MEND)
+        raise ResultsError(path, "does not exist", EVALUATION_FIX)
+    check_size(path, ResultsError, most=LARGEST_TABLE_BYTES, fix=EVALUATION_FIX)
     predicted = {slide.slide_id: slide.probabilities for slide in run.slides}
     found: dict[str, dict[str, Judged]] = {}
     try:
@@ -360,13 +398,13 @@ def _judged(path: Path, run: StoredRun) -> dict[str, dict[str, Judged]]:
                 found.setdefault(slide_id, {})[task] = Judged(row["label"], correct)
     except (csv.Error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ResultsError(
-            path, f"is no table of scored slides ({one_line(error)})", EVALUATION_MEND
+            path, f"is no table of scored slides ({one_line(error)})", EVALUATION_FIX
         ) from None
     return found
 
 
 def _check_same(path: Path, slide_id: str, scored: str, outputs: Mapping[str, float]) -> None:
-    """Both tables hold numbers that read back exactly."""
+    """Raise :class:`ResultsError` if a scored probability is none of the run's; both tables hold exact numbers."""
     if not {float(number) for number in scored.split(";")} <= set(outputs.values()):
         raise ResultsError(
             path,

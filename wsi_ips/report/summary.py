@@ -1,6 +1,6 @@
-"""Numbers as people read them.
+"""The top of a report (:func:`summarise`): how many slides, what they were predicted to be, where the time went.
 
-What stands on top of a report: how many slides, what they were called, where the time went.
+:func:`duration`, :func:`count`, :func:`figure` and their neighbours write numbers as people read them.
 """
 
 import math
@@ -17,75 +17,25 @@ from wsi_ips.inference.telemetry import IN_THREADS, SlideTelemetry
 from wsi_ips.report.stored_run import StoredRun, StoredSlide
 
 LONGEST_TEXT = 600
-"""Letters of an untrusted text, an error or a path, that are shown."""
-
-
-def duration(seconds: float) -> str:
-    """``0.42 s``, ``38 s``, ``12 min 5 s``, ``3 h 20 min``."""
-    if seconds < 10:
-        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def count(number: int, thing: str, things: str | None = None) -> str:
-    """``1 slide``, ``1,024 slides``."""
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
-
-
-def figure(value: float | None) -> str:
-    """Three digits after the point for a share, three in all for other numbers; a dash for none."""
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:.3f}" if abs(value) < 10 else short(value)
-
-
-def raw(value: float) -> str:
-    """Three digits of raw attention, ``8.10e-4``."""
-    return short(value)
-
-
-def millimetres(l0_length: float, mpp: float) -> str:
-    """A length of the slide, in mm."""
-    return f"{l0_length * mpp / 1000:.3g}"
-
-
-def shortened(text: str) -> str:
-    """A text in one line that cannot fill the page: its middle goes, names differ at their ends."""
-    line = one_line(text)
-    if len(line) <= LONGEST_TEXT:
-        return line
-    half = LONGEST_TEXT // 2
-    return f"{line[:half]} … {line[-half:]}"
-
-
-def answer(task: TaskConfig, outputs: dict[str, float]) -> str:
-    """What a slide was called in one task: as ``pred`` in ``predictions.csv``, for people."""
-    if task.survival is not None:
-        return f"risk {outputs['risk']:.4g}"
-    if task.activation == "linear":
-        return ", ".join(f"{outputs[name]:.4g}" for name in task.classes)
-    if task.activation == "sigmoid":
-        return ", ".join(name for name in task.classes if outputs[name] >= 0.5) or "none"
-    return max(task.classes, key=lambda name: outputs[name])
-
+"""Characters of an untrusted text (an error or a path) that are shown, at most."""
 
 BINS = 20
+"""Bins of a histogram."""
+
 GREY = "#7d8791"
+"""Colour of a histogram that belongs to no class."""
+
 STAGES = {"open_s": "opening and tissue", "waited_s": "waiting for patches", "copy_s": "to the device",
           "encode_s": "encoding", "select_s": "selecting"}  # fmt: skip
+"""Parts of a slide's time, by their field in the telemetry."""
+
 STAGE_COLOURS = ("#8a7fb5", "#d39b46", "#8f9aa6", "#4080a0", "#5e9c6a", "#b9b4ab")
+"""Colours of these parts and of the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a bar. share: of the whole, 0 to 1. colour: for CSS."""
+    """A piece of a bar: its share of the whole (0 to 1), and its colour for CSS."""
 
     name: str
     shown: str
@@ -95,7 +45,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Of a probability between 0 and 1, in bins of one width. of: whose probability. colours: a bin's, for CSS."""
+    """A histogram of probabilities in bins of equal width from 0 to 1.
+
+    ``of`` says whose probability it is; ``colours`` has one colour per bin, for CSS.
+    """
 
     of: str
     counts: Sequence[int]
@@ -103,13 +56,18 @@ class Histogram:
 
     @property
     def most(self) -> int:
+        """The count of the fullest bin."""
         return max(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """What the labelled slides were called in one task. parts: a class each (of yes-or-no classes, the bars are of
-    all slides and do not add up). histogram: of the last class, of two; of the called one, of several."""
+    """What the slides were predicted to be in one task.
+
+    ``parts`` has one piece per class; for classes that are independent of each other (``stacked`` False), each is
+    a share of all slides, and they do not add up. ``histogram`` shows the last of two classes, or the predicted
+    one of several. ``numbers`` describes numeric outputs.
+    """
 
     name: str
     parts: Sequence[Part]
@@ -120,7 +78,10 @@ class TaskSummary:
 
 @dataclass(frozen=True, slots=True)
 class TimeSummary:
-    """Of the slides whose time was written down. threads: what went on beside, in seconds of all threads."""
+    """Where the time went, over the slides whose time was recorded.
+
+    ``threads`` lists the work that went on beside, in seconds of all threads.
+    """
 
     total: str
     slides: int
@@ -135,7 +96,7 @@ class TimeSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """counts: {status: slides}."""
+    """The top of a report. ``counts`` maps each status to its number of slides."""
 
     counts: dict[str, int]
     patches: int
@@ -144,7 +105,7 @@ class Summary:
 
 
 def summarise(run: StoredRun) -> Summary:
-    """From the tables alone: no slide and no attention is opened."""
+    """Sum up a run from its tables alone: no slide and no attention is opened."""
     labelled = [slide for slide in run.slides if slide.probabilities is not None]
     counts = dict.fromkeys(("ok", "failed", "unfinished"), 0) | Counter(slide.status for slide in run.slides)
     return Summary(
@@ -155,13 +116,8 @@ def summarise(run: StoredRun) -> Summary:
     )
 
 
-def class_colour(place: int) -> str:
-    """Of a task's class, for CSS."""
-    return "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[place % len(CLASS_COLOURS)])
-
-
 def summarise_task(task: TaskConfig, slides: Sequence[StoredSlide]) -> TaskSummary:
-    """Of labelled slides, one at least."""
+    """Sum up one task over the slides that have predictions; there has to be at least one."""
     outputs = [dict(slide.probabilities[task.name]) for slide in slides if slide.probabilities is not None]
     if task.activation == "linear":
         return TaskSummary(task.name, (), False, None, "; ".join(_spread(outputs, n) for n in task.classes))
@@ -199,8 +155,13 @@ def _histogram(task: TaskConfig, outputs: Sequence[dict[str, float]]) -> Histogr
     return Histogram(of, [filled[place] for place in range(BINS)], colours) if bins else None
 
 
+def class_colour(place: int) -> str:
+    """The colour of a task's class, for CSS."""
+    return "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[place % len(CLASS_COLOURS)])
+
+
 def summarise_time(slides: Sequence[StoredSlide]) -> TimeSummary | None:
-    """None where no slide's time is known."""
+    """Sum up where the time went; None if no slide's time was recorded."""
     measured = [(slide, slide.telemetry) for slide in slides if slide.telemetry is not None]
     if not measured:
         return None
@@ -226,3 +187,62 @@ def summarise_time(slides: Sequence[StoredSlide]) -> TimeSummary | None:
         threads=[(name, duration(seconds)) for name, seconds in beside if seconds],
         peak_memory=f"{total.peak_rss_mb:,.0f} MB" if total.peak_rss_mb else "–",
     )
+
+
+def answer(task: TaskConfig, outputs: dict[str, float]) -> str:
+    """What a slide was predicted to be in one task, in words.
+
+    ``outputs`` maps classes to probabilities or numbers.
+    """
+    if task.survival is not None:
+        return f"risk {outputs['risk']:.4g}"
+    if task.activation == "linear":
+        return ", ".join(f"{outputs[name]:.4g}" for name in task.classes)
+    if task.activation == "sigmoid":
+        return ", ".join(name for name in task.classes if outputs[name] >= 0.5) or "none"
+    return max(task.classes, key=lambda name: outputs[name])
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: ``0.42 s``, ``38 s``, ``12 min 5 s``, ``3 h 20 min``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def count(number: int, thing: str, things: str | None = None) -> str:
+    """A number of things: ``1 slide``, ``1,024 slides``."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def figure(value: float | None) -> str:
+    """Three decimals for a number below 10, three significant digits for larger ones, a dash for None or NaN."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else short(value)
+
+
+def raw(value: float) -> str:
+    """A raw value with three significant digits: ``8.10e-4``."""
+    return short(value)
+
+
+def millimetres(l0_length: float, mpp: float) -> str:
+    """A length of ``l0_length`` level-0 pixels at ``mpp`` µm per pixel, in mm."""
+    return f"{l0_length * mpp / 1000:.3g}"
+
+
+def shortened(text: str) -> str:
+    """The text in one line, without its middle if it is long: names differ at their ends."""
+    line = one_line(text)
+    if len(line) <= LONGEST_TEXT:
+        return line
+    half = LONGEST_TEXT // 2
+    return f"{line[:half]} … {line[-half:]}"

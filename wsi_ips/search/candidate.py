@@ -1,4 +1,4 @@
-"""One candidate in a process of its own: what kills it costs nobody else."""
+"""Trains one candidate in a process of its own (:class:`ProxyTask`): a crash there ends nothing else."""
 
 import multiprocessing
 import os
@@ -16,11 +16,12 @@ from wsi_ips.models.spinenet.specification import Specification, content_of, spe
 from wsi_ips.search.config import ProxyConfig
 
 LONGEST_REASON = 300
+"""Characters of an error's reason that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """score: None where the candidate failed, for ``error``."""
+class CandidateScore:
+    """A candidate's score; None if it failed, and ``error`` says why."""
 
     score: float | None
     error: str = ""
@@ -29,20 +30,22 @@ class Scored:
 class Train(Protocol):
     """Trains and scores a network, or says why that failed."""
 
-    def __call__(self, specification: Specification, /) -> Scored: ...
+    def __call__(self, specification: Specification, /) -> CandidateScore: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyTask:
-    """The proxy in a process a candidate, which is killed after ``timeout_s``. data: what
-    :func:`write_arrays` wrote."""
+    """The proxy task, with a process per candidate that is killed after ``timeout_s`` seconds.
+
+    ``data`` is a file that :func:`wsi_ips.search.proxy.write_arrays` wrote.
+    """
 
     config: ProxyConfig
     data: Path
     device: str
     timeout_s: float
 
-    def __call__(self, specification: Specification, /) -> Scored:
+    def __call__(self, specification: Specification, /) -> CandidateScore:
         return in_own_process(_train, (content_of(specification), self), timeout_s=self.timeout_s)
 
 
@@ -52,8 +55,8 @@ class Work(Protocol):
     def __call__(self, *arguments: Any) -> float: ...
 
 
-def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) -> Scored:
-    """``work(*arguments)`` where it can crash, hang or run out of memory by itself."""
+def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) -> CandidateScore:
+    """``work(*arguments)`` in a process of its own, where it can crash, hang or run out of memory by itself."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, work, arguments), daemon=True)  # type: ignore[attr-defined]
@@ -61,12 +64,12 @@ def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) 
     theirs.close()
     try:
         if not ours.poll(timeout_s):
-            return Scored(None, f"took longer than {timeout_s:g} s")
+            return CandidateScore(None, f"took longer than {timeout_s:g} s")
         score, error = ours.recv()
-        return Scored(score, error)
+        return CandidateScore(score, error)
     except EOFError:
         process.join()
-        return Scored(None, f"its process died (exit code {process.exitcode})")
+        return CandidateScore(None, f"its process died (exit code {process.exitcode})")
     finally:
         process.kill()
         process.join()
@@ -74,7 +77,9 @@ def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) 
 
 
 def _context() -> BaseContext:
-    """A server that has imported PyTorch once and forks for each candidate: a start costs no seconds."""
+    """A server process that has imported PyTorch once and forks for each candidate, so that a start takes no
+    seconds.
+    """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -83,7 +88,7 @@ def _context() -> BaseContext:
 
 
 def _end_with_parent() -> None:
-    """A search that is killed takes its candidate along: nobody would hear the answer."""
+    """End a candidate whose search was killed: nobody would receive the answer."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""Search for scale-permuted networks: the space, the proxy task, the strategies."""
+"""Settings of a search for scale-permuted networks: the space, the proxy task, the strategies."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -8,25 +8,29 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from wsi_ips.config.section import Fraction, Section
 
 Level = Annotated[int, Field(ge=2, le=7)]
+"""A level of a feature pyramid: its stride is 2 to this power."""
 StrategyName = Literal["random", "evolution", "controller"]
+"""Names of the strategies."""
 
 
 class SearchSpaceConfig(Section):
-    """What may be chosen (Du et al. 2020, section 3.4). The default: R0-SP53's blocks, adjusted."""
+    """What can be chosen (Du et al. 2020, section 3.4). The default is R0-SP53's blocks, adjusted."""
 
     stem: Annotated[tuple[Level, ...], Field(min_length=2, max_length=50)] = (2, 2)
     """Levels of the fixed blocks that come first."""
     intermediate: dict[Level, Annotated[NonNegativeInt, Field(le=50)]] = Field(
         default_factory=lambda: {2: 1, 3: 3, 4: 5, 5: 1}
     )
-    """How many permuted blocks there are of a level, beside the outputs."""
+    """Number of permuted blocks of each level, beside the outputs."""
     outputs: Annotated[tuple[Level, ...], Field(min_length=1)] = (3, 4, 5, 6, 7)
     window: Annotated[int, Field(ge=2)] | None = 5
-    """Intermediate blocks choose two parents among so many blocks built last; none, and outputs: among all."""
+    """Intermediate blocks choose two parents among the last so many blocks; None, and outputs: among all blocks
+    before.
+    """
     adjust_levels: bool = True
-    """An intermediate block may be moved by -1, 0, 1 or 2 levels (within 2 to 7)."""
+    """Whether an intermediate block may be moved by -1, 0, 1 or 2 levels (within 2 to 7)."""
     adjust_kinds: bool = True
-    """Any block may be a bottleneck or a residual block; else all are bottlenecks."""
+    """Whether each block may be a bottleneck or a residual block; otherwise all are bottlenecks."""
 
     @model_validator(mode="after")
     def _can_be_decoded(self) -> Self:
@@ -34,7 +38,7 @@ class SearchSpaceConfig(Section):
         if steps[0] or any(step not in (0, 1) for step in steps):
             raise ValueError(f"no network has the stem {list(self.stem)}: it starts at 2 and rises by 0 or 1")
         if len(set(self.outputs)) != len(self.outputs):
-            raise ValueError(f"no network has the outputs {list(self.outputs)}: one a level")
+            raise ValueError(f"no network has the outputs {list(self.outputs)}: name each level once")
         return self
 
 
@@ -42,33 +46,37 @@ class ProxyConfig(Section):
     """What a candidate is trained on, and how small it is made for that."""
 
     data: Literal["textures", "nuclei"]
-    """``textures``: classify pictures (score: mean log-likelihood of held-back ones). ``nuclei``: find outlined
-    nuclei (score: F1 at an IoU of 0.5, at the best threshold, in held-back images)."""
+    """``textures``: classify pictures (score: mean log-likelihood of held-back ones).
+
+    ``nuclei``: find outlined nuclei (score: F1 at an IoU of 0.5, at the best threshold, in held-back images).
+    """
     folder: Path
-    """Of textures, one with ``manifest.csv`` (``path,class,source_group``); of nuclei, PNG and Aperio XML."""
+    """Folder of textures with ``manifest.csv`` (``path,class,source_group``), or of nuclei as PNG and Aperio
+    XML.
+    """
     classes: Annotated[tuple[str, ...], Field(min_length=2)] = ("adenocarcinoma", "benign", "squamous")
-    """Of textures."""
+    """Classes of textures."""
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the textures' sources, or of the images, that candidates are scored on."""
     side_px: Annotated[PositiveInt, Field(ge=32, le=2048)] = 64
-    """Textures are shrunk to this; of nuclei, crops of it are learned from."""
+    """Textures are shrunk to this side; of images of nuclei, crops of this side are the training data."""
     grey: bool = False
-    """Textures without their colours, which alone tell much of what they show."""
+    """Remove the colours of textures, which by themselves reveal much of what they show."""
     steps: PositiveInt = 60
     batch: Annotated[int, Field(ge=2)] = 32
-    """Pictures, or crops, a step."""
+    """Pictures, or crops, per step."""
     lr: PositiveFloat = 3e-3
     width: PositiveFloat = 0.25
     alpha: PositiveFloat = 0.25
     endpoint_channels: PositiveInt = 64
     head_channels: PositiveInt = 64
-    """Of the detector's subnets."""
+    """Channels of the detector's heads."""
     head_convs: NonNegativeInt = 4
     anchor_base: PositiveFloat = 2.0
     seed: NonNegativeInt = 0
-    """Of every candidate's weights and batches: two candidates of the same blocks have the same score."""
+    """Seed of every candidate's weights and batches: two candidates with the same blocks have the same score."""
     threads: PositiveInt = 1
-    """On a CPU; the last digits of a score depend on it."""
+    """Threads on a CPU; the last digits of a score depend on it."""
 
     @model_validator(mode="after")
     def _crops_fit_the_strides(self) -> Self:
@@ -81,38 +89,38 @@ class EvolutionConfig(Section):
     """Regularised evolution (Real et al. 2019, algorithm 1)."""
 
     population: Annotated[int, Field(ge=2)] = 20
-    """P; the oldest makes room for the newest."""
+    """P; the oldest member makes room for the newest."""
     sample: PositiveInt = 6
-    """S, drawn (with replacement) from the population; the best of them is mutated."""
+    """S, the number drawn (with replacement) from the population; the best of them is mutated."""
 
 
 class ControllerConfig(Section):
-    """The recurrent network that draws candidates, and how rewards teach it (Zoph et al. 2018)."""
+    """The recurrent network that draws candidates, and how rewards train it (Zoph et al. 2018)."""
 
     hidden: PositiveInt = 64
     lr: PositiveFloat = 5e-3
     batch: PositiveInt = 5
     """Candidates between two updates."""
     baseline_decay: Fraction = 0.9
-    """Of the moving mean and deviation that a score is measured by."""
+    """Decay of the moving mean and deviation against which a score is measured."""
     entropy: NonNegativeFloat = 1e-3
-    """Weight of the decisions' mean entropy beside the reward: how much it keeps on trying."""
+    """Weight of the decisions' mean entropy beside the reward: how much the controller keeps on exploring."""
 
 
 class SearchConfig(Section):
-    """A search: the same budget for every strategy."""
+    """A search. Every strategy has the same budget."""
 
     space: SearchSpaceConfig = SearchSpaceConfig()
     proxy: ProxyConfig
     strategies: Annotated[tuple[StrategyName, ...], Field(min_length=1)] = ("evolution",)
     candidates: Annotated[PositiveInt, Field(le=100_000)] = 100
-    """Of each strategy."""
+    """Candidates of each strategy."""
     evolution: EvolutionConfig = EvolutionConfig()
     controller: ControllerConfig = ControllerConfig()
     seed: NonNegativeInt = 0
-    """Of the strategies."""
+    """Seed of the strategies."""
     timeout_s: PositiveFloat = 3600
-    """A candidate that takes longer has failed."""
+    """Seconds after which a candidate has failed."""
 
     @model_validator(mode="after")
     def _outputs_are_the_detector_s(self) -> Self:
@@ -124,5 +132,5 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _strategies_once(self) -> Self:
         if len(set(self.strategies)) != len(self.strategies):
-            raise ValueError("strategies: each once")
+            raise ValueError("strategies: name each one once")
         return self

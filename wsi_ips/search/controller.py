@@ -1,7 +1,7 @@
-"""A recurrent controller that draws candidates and is taught by their scores (Zoph et al. 2018).
+"""A recurrent controller that draws candidates and learns from their scores (Zoph et al. 2018).
 
-Du et al. (2020) search by reinforcement learning with such a controller and give no settings of it. REINFORCE
-(Williams 1992) with a moving baseline and an entropy bonus.
+Du et al. (2020) search by reinforcement learning with such a controller but give no settings for it. This one uses
+REINFORCE (Williams 1992) with a moving baseline and an entropy bonus.
 
 Shape suffixes: B candidates, H hidden units, V labels of a decision.
 """
@@ -17,12 +17,16 @@ from wsi_ips.search.space import Label, decode, intermediate_levels
 from wsi_ips.search.strategy import Answers, Proposal, recorded
 
 LOGIT_SCALE = 2.5
-"""Logits are LOGIT_SCALE * tanh: no choice is given up for good by a few good scores (Zoph et al. 2018)."""
+"""Logits are LOGIT_SCALE * tanh, so that a few good scores rule out no choice for good (Zoph et al. 2018)."""
 SMALLEST_DEVIATION = 1e-6
+"""Deviation of scores that is assumed at least."""
 
 
 class Policy(nn.Module):
-    """An LSTM that sees what it chose last, with a head a decision. Blocks that are placed already are masked."""
+    """An LSTM that sees its last choice, with one head per decision.
+
+    Blocks that were already placed are masked.
+    """
 
     def __init__(self, vocabulary: Mapping[str, tuple[Label, ...]], hidden: int) -> None:
         super().__init__()
@@ -37,22 +41,22 @@ class Policy(nn.Module):
             nn.init.uniform_(parameter, -0.1, 0.1)
 
     def log_probabilities(self, name: str, hidden_BH: Tensor, allowed_BV: Tensor) -> Tensor:
-        """(B, V) of a decision's labels; -inf where they are not allowed."""
+        """Log-probabilities of a decision's labels, (B, V); -inf for those that are not allowed."""
         logits_BV = LOGIT_SCALE * torch.tanh(self.heads[self._place[name]](hidden_BH))
         return logits_BV.masked_fill(~allowed_BV, float("-inf")).log_softmax(dim=1)
 
     def seen(self, name: str, chosen_B: Tensor) -> Tensor:
-        """(B, H): what the next step sees of this one's choice."""
+        """What the next step sees of this choice, (B, H)."""
         found_BH: Tensor = self.embeddings[self._place[name]](chosen_B)
         return found_BH
 
     def allowed(self, name: str, choices: Sequence[Label]) -> Tensor:
-        """(V,) bool."""
+        """Which labels of the decision are among the choices, (V,) bool."""
         return torch.tensor([label in choices for label in self.vocabulary[name]])
 
 
 class _Draw:
-    """One candidate, decision by decision."""
+    """Draws one candidate, decision by decision."""
 
     def __init__(self, policy: Policy, generator: torch.Generator) -> None:
         self._policy, self._generator = policy, generator
@@ -71,7 +75,7 @@ class _Draw:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A decision of all candidates of a batch. allowed_BV: bool; chosen_B: places in the vocabulary."""
+    """A decision of all candidates of a batch. ``chosen_B`` are indices of the vocabulary."""
 
     name: str
     allowed_BV: Tensor
@@ -108,7 +112,7 @@ def _steps(space: SearchSpaceConfig, policy: Policy, batch: Sequence[Answers]) -
 
 
 def gone_through(policy: Policy, steps: Sequence[_Step], size: int) -> tuple[Tensor, Tensor]:
-    """Log-probability (B,) and mean entropy of the decisions (B,) of a batch of candidates."""
+    """Log-probabilities (B,) of a batch of candidates, and the mean entropy (B,) of their decisions."""
     input_BH, state = torch.zeros(size, policy.hidden), None
     log_p_B, entropy_B = torch.zeros(size), torch.zeros(size)
     for step in steps:
@@ -123,10 +127,10 @@ def gone_through(policy: Policy, steps: Sequence[_Step], size: int) -> tuple[Ten
 
 
 class ControllerSearch:
-    """See :class:`wsi_ips.search.strategy.Strategy`.
+    """A strategy: the controller proposes candidates and learns from batches of scores.
 
-    A score is measured by the scores' moving mean and deviation, so that the learning rate does not depend on
-    the proxy's scale.
+    A score is measured against the moving mean and deviation of the scores, so that the learning rate does not
+    depend on the proxy's scale.
     """
 
     def __init__(self, space: SearchSpaceConfig, config: ControllerConfig, *, seed: int) -> None:
@@ -140,6 +144,7 @@ class ControllerSearch:
         self._variance = 0.0
 
     def propose(self, number: int) -> Proposal:
+        """The candidate with this number, from 0."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
         answers: dict[str, int] = {}
         with torch.no_grad():
@@ -147,6 +152,10 @@ class ControllerSearch:
             return Proposal(answers, decode(self._space, recorded(draw, answers)))
 
     def tell(self, answers: Answers, score: float | None) -> None:
+        """Report a candidate's score, where larger is better.
+
+        None means that it failed, and nothing is learned from it.
+        """
         if score is None:
             return
         self._batch.append((answers, score))
@@ -166,7 +175,7 @@ class ControllerSearch:
         self._optimizer.step()
 
     def _advantages(self, scores: Sequence[float]) -> list[float]:
-        """By the mean and deviation before these scores; the first batch's by its own."""
+        """Scores relative to the mean and deviation before them; the first batch's are relative to its own."""
         mean = sum(scores) / len(scores)
         variance = sum((score - mean) ** 2 for score in scores) / len(scores)
         if self._mean is None:
@@ -181,7 +190,10 @@ class ControllerSearch:
 
 
 def vocabulary_of(space: SearchSpaceConfig) -> dict[str, tuple[Label, ...]]:
-    """Everything that a decision can ever choose: of a permutation all blocks, of others what is offered."""
+    """Everything that each decision can ever choose.
+
+    For a permutation these are all blocks, for the others what is offered.
+    """
     found: dict[str, tuple[Label, ...]] = {}
     blocks = {"order": len(intermediate_levels(space)), "output_order": len(space.outputs)}
 

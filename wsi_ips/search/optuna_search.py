@@ -1,7 +1,7 @@
-"""Random search and regularised evolution on Optuna (the extra ``wsi_ips[search]``).
+"""Random search and regularised evolution with Optuna (the extra ``wsi_ips[search]``): :class:`OptunaSearch`.
 
-Optuna draws, keeps the trials and hands them to the sampler; its own storages are not used: what is kept on
-disk is a candidate's file (:mod:`wsi_ips.search.record`), the same for every strategy.
+Optuna draws, keeps the trials and hands them to the sampler. Its own storages are not used: what is kept on disk
+is a file per candidate (:mod:`wsi_ips.search.record`), the same for every strategy.
 """
 
 import random
@@ -25,10 +25,11 @@ except ImportError:
     ) from None
 
 LABELS = "labels"
+"""The attribute of a trial that holds what its answers stand for."""
 
 
 class OptunaSearch:
-    """Without ``evolution``, random search. See :class:`wsi_ips.search.strategy.Strategy`."""
+    """A strategy: random search, or regularised evolution if ``evolution`` is given."""
 
     def __init__(
         self, space: SearchSpaceConfig, *, seed: int, evolution: EvolutionConfig | None = None
@@ -41,6 +42,7 @@ class OptunaSearch:
         self._asked: optuna.Trial | None = None
 
     def propose(self, number: int) -> Proposal:
+        """The candidate with this number, from 0."""
         seed = random.Random(f"{self._seed}/{number}").getrandbits(32)  # noqa: S311 - not a secret
         evolution = None if self._evolution is None else RegularisedEvolution(self._evolution, seed=seed)
         self._study.sampler = RandomSampler(seed=seed) if evolution is None else evolution
@@ -55,6 +57,7 @@ class OptunaSearch:
         return Proposal(answers, decode(self._space, recorded(decide, answers)))
 
     def tell(self, answers: Answers, score: float | None) -> None:
+        """Report a candidate's score, where larger is better; None means that it failed."""
         state = TrialState.FAIL if score is None else TrialState.COMPLETE
         labels = labels_of(self._space, answers)
         if self._asked is not None:
@@ -75,7 +78,7 @@ class OptunaSearch:
 
     @property
     def _sizes(self) -> dict[str, int]:
-        """How many choices each decision has."""
+        """Number of choices of each decision."""
         sizes: dict[str, int] = {}
 
         def decide(name: str, choices: Sequence[Label], /) -> int:
@@ -87,11 +90,11 @@ class OptunaSearch:
 
 
 class RegularisedEvolution(BaseSampler):
-    """Ageing evolution (Real et al. 2019, algorithm 1), for one trial: Optuna 5 has none.
+    """Regularised (ageing) evolution (Real et al. 2019, algorithm 1) for one trial; Optuna 5 has none.
 
-    The population are the latest ``population`` trials that succeeded; until there are so many, trials are
-    random search's. A child answers like its parent but for one decision. In a permutation, a block that comes
-    earlier now leaves its place to the one that it replaced.
+    The population is the latest ``population`` trials that succeeded; until there are that many, trials are
+    random. A child answers like its parent in all decisions but one. In a permutation, a block that now comes
+    earlier leaves its place to the block that it replaced.
     """
 
     def __init__(self, config: EvolutionConfig, *, seed: int) -> None:
@@ -118,11 +121,13 @@ class RegularisedEvolution(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        """Nothing is sampled jointly."""
         return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> int:
+        """The index of one decision's choice: inherited from the parent, or mutated."""
         choices = self.offered
         if self._parent is None:
             drawn: int = self._first.sample_independent(study, trial, param_name, param_distribution)

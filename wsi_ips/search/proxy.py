@@ -1,10 +1,9 @@
-"""The pictures of a proxy task: read once, kept as arrays, opened by every candidate's process.
+"""The proxy task: train a candidate a little, and score it on held-back data (Du et al. 2020, section 4).
 
-Shape suffixes: n pictures, s their side, B boxes.
+:func:`prepare` reads the pictures once; they are stored as arrays that every candidate's process opens.
+:func:`proxy_score` trains and scores one network.
 
-The proxy task: train one network a little, and score it on what it has not seen (Du et al. 2020, section 4).
-
-Shape suffixes: n pictures, s their side, K classes.
+Shape suffixes: n pictures, s their side, B boxes, K classes.
 """
 
 import hashlib
@@ -32,19 +31,31 @@ from wsi_ips.search.config import ProxyConfig
 from wsi_ips.storage.files import whole_file
 
 PARTS = ("train", "held_back")
+"""Parts of the data."""
+
 Arrays = Mapping[str, NDArray[np.generic]]
+"""Arrays by name."""
+
+WARMUP_SHARE = 0.2
+"""Share of the steps in which the learning rate rises."""
+
+SCORED_AT_ONCE = 256
+"""Pictures that are scored at once."""
 
 
 def prepare(config: ProxyConfig) -> Arrays:
-    """What a proxy task looks at. Raises :class:`ManifestError`, :class:`DatasetError` or
-    :class:`AnnotationError` for data that are not there, or too few to hold any back."""
+    """The arrays of a proxy task.
+
+    Raises :class:`ManifestError`, :class:`DatasetError` or :class:`AnnotationError` for data that are missing,
+    broken, or too few to hold any back.
+    """
     if not config.folder.is_dir():
         raise DatasetError(config.folder, "no such folder", "name the proxy's data in proxy.folder")
     return _textures(config) if config.data == "textures" else _nuclei(config)
 
 
 def digest(arrays: Arrays) -> str:
-    """Of every name, shape and value."""
+    """A hash of every name, shape and value."""
     hashed = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         hashed.update(f"{name} {array.shape} {array.dtype}".encode())
@@ -53,23 +64,29 @@ def digest(arrays: Arrays) -> str:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays as ``.npz``, whole or not at all."""
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_arrays(path: Path) -> Arrays:
+    """Read what :func:`write_arrays` wrote."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def _textures(config: ProxyConfig) -> Arrays:
-    """``train_pixels`` (n, s, s, 3) uint8, ``train_labels`` (n,) int64; ``held_back_…`` from other sources."""
+    """``train_pixels`` (n, s, s, 3) uint8 and ``train_labels`` (n,) int64; ``held_back_...`` from other
+    sources.
+    """
     textures = read_textures(config.folder, classes=config.classes)
     fractions = {"train": 1 - config.held_back, "held_back": config.held_back}
     arrays: dict[str, NDArray[np.generic]] = {}
     for part, files in split_by_group(textures, fractions=fractions, seed=0).items():
         if {texture.label for texture in files} != set(config.classes):
-            raise DatasetError(config.folder, "has too few sources to hold some of each class back")
+            raise DatasetError(
+                config.folder, "has too few sources to hold some of each class back", "add sources"
+            )
         arrays[f"{part}_pixels"] = np.stack([_shrunk(texture, config) for texture in files])
         arrays[f"{part}_labels"] = np.array([config.classes.index(texture.label) for texture in files])
     return arrays
@@ -87,13 +104,11 @@ def _shrunk(texture: TextureFile, config: ProxyConfig) -> NDArray[np.uint8]:
 
 
 def _nuclei(config: ProxyConfig) -> Arrays:
-    """For each picture ``<part>_<place>_pixels`` (height, width, 3) uint8 and ``…_boxes`` (B, 4) float32."""
+    """For each picture ``<part>_<place>_pixels`` (height, width, 3) uint8 and ``..._boxes`` (B, 4) float32."""
     images = read_outlined_images(config.folder)
     back = max(1, round(config.held_back * len(images)))
     if back >= len(images):
-        raise DatasetError(
-            config.folder, f"has {len(images)} images: one at least to learn from, one to score"
-        )
+        raise DatasetError(config.folder, f"has {len(images)} images; training and scoring need one each")
     arrays: dict[str, NDArray[np.generic]] = {}
     for part, chosen in zip(PARTS, split_off(images, back), strict=True):
         for place, image in enumerate(chosen):
@@ -105,7 +120,7 @@ def _nuclei(config: ProxyConfig) -> Arrays:
 
 
 def outlined_images(arrays: Arrays, part: str) -> Sequence[OutlinedImage]:
-    """The pictures of nuclei again, outlined by their boxes."""
+    """The pictures of nuclei, outlined by their boxes."""
     names = sorted(name for name in arrays if name.startswith(part) and name.endswith("_pixels"))
     return [
         OutlinedImage(
@@ -117,16 +132,13 @@ def outlined_images(arrays: Arrays, part: str) -> Sequence[OutlinedImage]:
     ]
 
 
-WARMUP_SHARE = 0.2
-SCORED_AT_ONCE = 256
-
-
 def proxy_score(
     specification: Specification, arrays: Arrays, config: ProxyConfig, device: torch.device
 ) -> float:
-    """See :class:`ProxyConfig`; larger is better. A function of blocks, data and config (on a CPU).
+    """Train a network on the proxy task and score it; larger is better. :class:`ProxyConfig` explains the scores.
 
-    Raises :class:`TrainingError` where the network's numbers are not finite.
+    On a CPU, the score depends on blocks, data and config only. Raises :class:`TrainingError` if the network's
+    outputs are not finite.
     """
     torch.manual_seed(config.seed)
     score = (
@@ -182,7 +194,7 @@ def _rate(done: float) -> float:
 
 
 def _batches(count: int, config: ProxyConfig) -> Iterator[Tensor]:
-    """Places of the pictures of each step; all pictures once before any comes again."""
+    """Indices of the pictures of each step; all pictures are used once before any is used again."""
     generator = torch.Generator().manual_seed(config.seed)
     left = torch.randperm(count, generator=generator)
     for _ in range(config.steps):
@@ -193,14 +205,14 @@ def _batches(count: int, config: ProxyConfig) -> Iterator[Tensor]:
 
 
 def _turned(x_n3ss: Tensor, *, generator_seed: int) -> Tensor:
-    """A whole batch turned and mirrored in one of eight ways."""
+    """A whole batch, turned and mirrored in one of eight ways."""
     way = generator_seed % 8
     x_n3ss = torch.rot90(x_n3ss, way % 4, (2, 3))
     return x_n3ss.flip(3) if way >= 4 else x_n3ss
 
 
 def _scaled(pixels_nss3: Tensor) -> Tensor:
-    """uint8 to (n, 3, s, s) float around 0, channels last."""
+    """uint8 pixels as (n, 3, s, s) float around 0, channels last."""
     return pixels_nss3.permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
 
@@ -211,7 +223,9 @@ def _tensors(arrays: Arrays, part: str) -> tuple[Tensor, Tensor]:
 def _nuclei_score(
     specification: Specification, arrays: Arrays, config: ProxyConfig, device: torch.device
 ) -> float:
-    """F1 over the held-back pictures at the threshold that is best there: of use to compare, not to publish."""
+    """F1 over the held-back pictures at the threshold that is best there: good for comparing, not for
+    publishing.
+    """
     detector = _detector(specification, config).to(device)
     training = DetectorTrainingConfig(
         steps=config.steps,

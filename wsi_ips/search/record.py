@@ -1,6 +1,6 @@
-"""What became of each candidate: a file each, whole, and a table of all of them.
+"""What became of each candidate: one file per candidate (:class:`Record`), a table and a plot of all of them.
 
-How a search went, as PNG (the extra ``wsi_ips[plots]``).
+Plots need matplotlib (the extra ``wsi_ips[plots]``).
 """
 
 import json
@@ -19,9 +19,17 @@ from wsi_ips.search.config import StrategyName
 from wsi_ips.storage.files import whole_file, whole_table
 
 LARGEST_BYTES = 1_000_000
+"""The largest file of a candidate that is read."""
+
+LOWEST_SHARE = 0.05
+"""Share of the candidates, the worst ones, that lie below the plot: a few that learned nothing would flatten
+it.
+"""
 
 
 class _Entry(Section):
+    """The content of a candidate's file."""
+
     number: NonNegativeInt
     score: FiniteFloat | None
     error: str
@@ -32,7 +40,10 @@ class _Entry(Section):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One candidate of a strategy, from 0 on. score: None where it failed, for ``error``."""
+    """One candidate of a strategy; numbers count from 0.
+
+    ``score`` is None if it failed, and ``error`` says why.
+    """
 
     number: int
     score: float | None
@@ -43,16 +54,20 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SearchRecord:
     """The candidates of one strategy, in a folder."""
 
     folder: Path
 
     def read(self) -> list[Candidate]:
-        """All of them. Raises :class:`ResultsError` for a file that cannot be understood, or one too few."""
+        """All candidates.
+
+        Raises :class:`ResultsError` for a file that cannot be read, or is missing in between.
+        """
         return [self._read(number) for number in range(len(list(self.folder.glob("[0-9]*.json"))))]
 
     def add(self, candidate: Candidate) -> None:
+        """Write a candidate's file, whole or not at all."""
         content: dict[str, Any] = {
             "number": candidate.number,
             "score": candidate.score,
@@ -83,13 +98,13 @@ class Record:
 
 
 def best_of(candidates: Iterable[Candidate]) -> Candidate | None:
-    """The one with the best score; of equals the first."""
+    """The candidate with the best score; of equal ones the first. None if none succeeded."""
     scored = [candidate for candidate in candidates if candidate.score is not None]
     return max(scored, key=lambda one: one.score if one.score is not None else 0.0, default=None)
 
 
 def best_so_far(candidates: Sequence[Candidate]) -> list[float | None]:
-    """After each candidate; None before the first that succeeded."""
+    """The best score after each candidate; None before the first that succeeded."""
     found: list[float | None] = []
     best: float | None = None
     for candidate in candidates:
@@ -100,7 +115,7 @@ def best_so_far(candidates: Sequence[Candidate]) -> list[float | None]:
 
 
 def write_history(path: Path, candidates: Mapping[StrategyName, Sequence[Candidate]]) -> None:
-    """All strategies' candidates as CSV."""
+    """Write the candidates of all strategies as CSV."""
     with whole_table(path) as writer:
         writer.writerow(["strategy", "number", "score", "best", "blocks", "seconds", "error"])
         for strategy, its in candidates.items():
@@ -109,16 +124,13 @@ def write_history(path: Path, candidates: Mapping[StrategyName, Sequence[Candida
                 writer.writerow([strategy, one.number, *("" if cell is None else cell for cell in row)])
 
 
-LOWEST_SHARE = 0.05
-"""The worst candidates, so many of all, lie below the picture: a few that learned nothing would flatten it."""
-
-
 def draw_search(path: Path, found: Mapping[Any, Sequence[Candidate]], *, title: str) -> None:
-    """Each strategy's candidates as points, its best so far as a line; a failed one as a cross at the bottom.
+    """Plot each strategy's candidates as points and its best so far as a line.
 
-    Runs of a strategy, e.g. "random 0" and "random 1", share its colour.
+    Failed candidates are crosses at the bottom.
 
-    Raises :class:`ConfigError` where matplotlib is not installed.
+    Runs of a strategy, such as "random 0" and "random 1", share its colour. Raises :class:`ConfigError` if
+    matplotlib is not installed.
     """
     check_can_plot()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -161,7 +173,7 @@ def draw_search(path: Path, found: Mapping[Any, Sequence[Candidate]], *, title: 
 
 
 def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour for each strategy (the first word), a line style for each of its runs."""
+    """A colour for each strategy (the first word), and a line style for each of its runs."""
     runs: dict[str, list[str]] = {}
     for name in names:
         runs.setdefault(name.partition(" ")[0], []).append(name)

@@ -1,4 +1,7 @@
-"""Search: propose, train apart, tell; killed and started again, it goes on where it was."""
+"""Runs a search (:func:`search`): propose a candidate, train it, tell the strategy its score.
+
+A search that was killed goes on where it was when it is started again.
+"""
 
 import json
 import time
@@ -10,30 +13,34 @@ from typing import Any
 from wsi_ips.errors import ConfigError, ResultsError, TrainingError
 from wsi_ips.models.spinenet.specification import Specification, content_of, write_specification
 from wsi_ips.progress import Progress
-from wsi_ips.search.candidate import Scored, Train
+from wsi_ips.search.candidate import CandidateScore, Train
 from wsi_ips.search.config import SearchConfig, StrategyName
-from wsi_ips.search.record import Candidate, Record, best_of, write_history
+from wsi_ips.search.record import Candidate, SearchRecord, best_of, write_history
 from wsi_ips.search.strategy import Strategy, build_strategy
 from wsi_ips.storage.held_folder import describe, difference, held
 
 FREE = ("candidates", "strategies", "timeout_s")
+"""Settings that another start may change: more candidates, more strategies, another time limit."""
+
 FREE_OF_PROXY = ("folder",)
-"""Settings that another start may change: more candidates, more strategies, data that have moved (their digest
-must be the same)."""
+"""Settings of the proxy task that another start may change: data that were moved; their digest has to be the
+same.
+"""
 
 
 def search(
     config: SearchConfig, out: Path, train: Train, progress: Progress
 ) -> Mapping[StrategyName, Sequence[Candidate]]:
-    """Every strategy's candidates, those of earlier starts first.
+    """Run a search. Returns every strategy's candidates, including those of earlier starts.
 
-    Leaves in ``out``: ``<strategy>/<number>.json``, ``history.csv`` and ``best.yaml``, the best network found.
-    Raises :class:`TrainingError` where no candidate succeeded.
+    Leaves ``<strategy>/<number>.json``, ``history.csv`` and ``best.yaml`` (the best network) in ``out``. Raises
+    :class:`TrainingError` if no candidate succeeded, and :class:`ResultsError` for a record that cannot be read or
+    belongs to another search.
     """
     strategies = {name: build_strategy(name, config) for name in config.strategies}
-    found = {name: Record(out / name).read() for name in config.strategies}
+    found = {name: SearchRecord(out / name).read() for name in config.strategies}
     for name, strategy in strategies.items():
-        its, record = found[name], Record(out / name)
+        its, record = found[name], SearchRecord(out / name)
         retell(strategy, its)
         with progress(f"Searching: {name}", total=config.candidates) as advance:
             for _ in its:
@@ -51,24 +58,29 @@ def search(
 
 
 def retell(strategy: Strategy, past: Iterable[Candidate]) -> None:
-    """Tell a record. Raises :class:`ResultsError` for one of another space."""
+    """Tell a strategy the candidates of an earlier start.
+
+    Raises :class:`ResultsError` for those of another space.
+    """
     for candidate in past:
         try:
             strategy.tell(candidate.answers, candidate.score)
         except (LookupError, ConfigError):
             raise ResultsError(
-                f"candidate {candidate.number}", "is of another search", "write elsewhere"
+                f"candidate {candidate.number}", "belongs to another search", "write elsewhere"
             ) from None
 
 
 def new_candidates(
     strategy: Strategy, budget: int, train: Train, *, past: Sequence[Candidate] = ()
 ) -> Iterator[Candidate]:
-    """After those of a record that it was told, the candidates up to ``budget`` in all.
+    """Propose and train candidates up to ``budget`` in all.
+
+    ``past`` are those that the strategy was already told.
 
     A network that was trained before, with whatever result, is not trained again.
     """
-    known = {_blocks_of(one.specification): Scored(one.score, one.error) for one in past}
+    known = {_blocks_of(one.specification): CandidateScore(one.score, one.error) for one in past}
     for number in range(len(past), budget):
         proposal = strategy.propose(number)
         blocks = _blocks_of(proposal.specification)
@@ -85,10 +97,10 @@ def new_candidates(
 
 @contextmanager
 def claimed(out: Path, config: SearchConfig, *, data: str, device: str) -> Iterator[None]:
-    """Hold the folder, with a ``run.json`` that says what is searched. data: the pictures' digest.
+    """Context manager: lock the folder, and write a ``run.json`` that says what is searched.
 
-    Raises :class:`ConfigError` where the folder holds another search, with what differs, :class:`ResultsError`
-    while another process writes into it.
+    ``data`` is the digest of the pictures. Raises :class:`ConfigError`, with the difference, if the folder holds
+    another search, and :class:`ResultsError` while another process writes into it.
     """
     description = out / "run.json"
     below = [out / name for name in config.strategies]
@@ -105,7 +117,7 @@ def claimed(out: Path, config: SearchConfig, *, data: str, device: str) -> Itera
 
 
 def _deciding(config: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """What of a search's settings another start may not change."""
+    """The settings of a search that another start may not change."""
     settings = {name: value for name, value in config.items() if name not in FREE}
     proxy = {name: value for name, value in config["proxy"].items() if name not in FREE_OF_PROXY}
     return {**settings, "proxy": proxy, "data": data}

@@ -1,51 +1,58 @@
-"""The space of scale-permuted networks, as a sequence of choices (Du et al. 2020, section 3.4).
+"""The space of scale-permuted networks as a sequence of choices (Du et al. 2020, section 3.4): :func:`decode`.
 
-First the order of the intermediate blocks and of the outputs (scale permutation), then two parents for each
-(cross-scale connections), then each block's level and kind (block adjustments). Whoever makes the choices
-answers :class:`Decide`; any answers make a graph that can be built.
+First come the order of the intermediate blocks and of the outputs (scale permutation), then two parents for each
+block (cross-scale connections), then each block's level and kind (block adjustments). Whoever makes the choices
+answers :class:`Decide`; any answers make a graph that can be built. :func:`size` and its neighbours count the
+choices.
 
-How many choices a space has (Du et al. 2020, section 3.4). N permuted blocks, m blocks of the stem.
+In formulas, N is the number of permuted blocks, m that of the stem's.
 """
 
 import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol, TypeVar
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.spinenet.specification import COARSEST, FINEST, Block, Kind, Specification
 from wsi_ips.search.config import SearchSpaceConfig
 
 Label = int | str | tuple[int, int]
-"""What a choice stands for: a block's number in the unpermuted list, two parents, levels to move by, a kind."""
+"""What a choice stands for: a block's number in the unpermuted list, two parents, levels to move by, or a kind."""
+
+Chosen = TypeVar("Chosen", bound=Label)
+"""What one choice is made of."""
 LEVEL_STEPS = (-1, 0, 1, 2)
+"""Levels by which a block may be moved."""
+
 KINDS: tuple[Kind, ...] = ("bottleneck", "residual")
+"""Kinds of blocks."""
 
 
 class Decide(Protocol):
-    """``decide(name, choices)`` gives an index into ``choices``. How many there are depends on the name alone."""
+    """``decide(name, choices)`` returns an index into ``choices``. Their number depends on the name alone."""
 
     def __call__(self, name: str, choices: Sequence[Label], /) -> int: ...
 
 
 class _Unchecked(Specification):
-    """With blocks that lead nowhere, too."""
+    """A specification that may have blocks that lead nowhere."""
 
     def __post_init__(self) -> None:
         pass
 
 
 def intermediate_levels(space: SearchSpaceConfig) -> tuple[int, ...]:
-    """Levels of the blocks that are permuted, before they are, finest first."""
+    """Levels of the blocks that are permuted, before permutation, finest first."""
     return tuple(level for level, count in sorted(space.intermediate.items()) for _ in range(count))
 
 
 def decode(space: SearchSpaceConfig, decide: Decide, *, name: str = "candidate") -> Specification:
     """The network that these decisions make.
 
-    Levels are kept within 2 to 7. A block that nobody uses, and that no output of its level and channels takes
-    up, contributes nothing in the reference either: it is left out, with whatever only it used.
+    Levels are kept within 2 to 7. A block that no block uses, and that no output of its level and channels
+    absorbs, contributes nothing in the reference either: it is left out, together with what only it used.
     """
     intermediate = intermediate_levels(space)
     first = len(space.stem)
@@ -58,10 +65,10 @@ def decode(space: SearchSpaceConfig, decide: Decide, *, name: str = "candidate")
     ]
     for place in range(len(intermediate)):
         if space.adjust_levels:
-            step = cast(int, _chosen(f"level.{place}", LEVEL_STEPS, decide))
+            step = _chosen(f"level.{place}", LEVEL_STEPS, decide)
             levels[place] = min(COARSEST, max(FINEST, levels[place] + step))
     kinds = [
-        cast(Kind, _chosen(f"kind.{place}", KINDS, decide)) if space.adjust_kinds else KINDS[0]
+        _chosen(f"kind.{place}", KINDS, decide) if space.adjust_kinds else KINDS[0]
         for place in range(len(levels))
     ]
     blocks = tuple(
@@ -69,11 +76,6 @@ def decode(space: SearchSpaceConfig, decide: Decide, *, name: str = "candidate")
         for place, (level, pair, kind) in enumerate(zip(levels, parents, kinds, strict=True))
     )
     return _living(name, space.stem, blocks)
-
-
-def candidates_for_parents(space: SearchSpaceConfig, number: int, *, all_before: bool) -> range:
-    """Numbers of the blocks that block ``number`` may choose from."""
-    return range(0 if all_before or space.window is None else max(0, number - space.window), number)
 
 
 def replay(space: SearchSpaceConfig, answers: Mapping[str, int], *, name: str = "candidate") -> Specification:
@@ -89,10 +91,10 @@ def replay(space: SearchSpaceConfig, answers: Mapping[str, int], *, name: str = 
 
 
 def _permutation(name: str, count: int, decide: Decide) -> list[int]:
-    """Each of ``count`` blocks once, in an order: choices are the blocks that are left."""
+    """An order of ``count`` blocks; the choices at each place are the blocks that are left."""
     left, order = list(range(count)), []
     for place in range(count):
-        block = cast(int, _chosen(f"{name}.{place}", tuple(left), decide))
+        block = _chosen(f"{name}.{place}", tuple(left), decide)
         left.remove(block)
         order.append(block)
     return order
@@ -101,16 +103,21 @@ def _permutation(name: str, count: int, decide: Decide) -> list[int]:
 def _parents(space: SearchSpaceConfig, number: int, decide: Decide, *, all_before: bool) -> tuple[int, int]:
     before = candidates_for_parents(space, number, all_before=all_before)
     pairs = tuple(itertools.combinations(before, 2))
-    return cast(tuple[int, int], _chosen(f"parents.{number}", pairs, decide))
+    return _chosen(f"parents.{number}", pairs, decide)
 
 
-def _chosen(name: str, choices: Sequence[Label], decide: Decide) -> Label:
-    """Where there is one choice only, nobody is asked."""
+def candidates_for_parents(space: SearchSpaceConfig, number: int, *, all_before: bool) -> range:
+    """Numbers of the blocks from which block ``number`` may choose its parents."""
+    return range(0 if all_before or space.window is None else max(0, number - space.window), number)
+
+
+def _chosen(name: str, choices: Sequence[Chosen], decide: Decide) -> Chosen:
+    """The label that is chosen. If there is only one choice, ``decide`` is not called."""
     return choices[0 if len(choices) == 1 else decide(name, choices)]
 
 
 def _living(name: str, stem: tuple[int, ...], blocks: tuple[Block, ...]) -> Specification:
-    """Without the blocks that no output depends on, numbered anew."""
+    """The network without the blocks on which no output depends, numbered anew."""
     while True:
         graph = _Unchecked(name, stem, blocks)
         needed = graph.needed(list(graph.outputs))
@@ -127,19 +134,22 @@ def _living(name: str, stem: tuple[int, ...], blocks: tuple[Block, ...]) -> Spec
 
 
 def permutations(space: SearchSpaceConfig) -> int:
-    """Scale permutations: (N - 5)! 5!, where there are five outputs. Equal blocks count as different."""
+    """Number of scale permutations: (N - 5)! 5! with five outputs. Equal blocks count as different."""
     return math.factorial(len(intermediate_levels(space))) * math.factorial(len(space.outputs))
 
 
 def level_orders(space: SearchSpaceConfig) -> int:
-    """Those that differ in the order of levels: equal blocks count once."""
+    """Number of permutations that differ in the order of levels: equal blocks count once."""
     levels = Counter(intermediate_levels(space))
     return permutations(space) // math.prod(math.factorial(count) for count in levels.values())
 
 
 def connections(space: SearchSpaceConfig) -> int:
-    """Pairs of parents: the product of C(i, 2) for i from m to N + m - 1; with a window w, of C(min(i, w), 2)
-    over the intermediate blocks."""
+    """Number of choices of parents.
+
+    It is the product of C(i, 2) for i from m to N + m - 1; with a window w, of C(min(i, w), 2) for the
+    intermediate blocks.
+    """
     intermediate, first = len(intermediate_levels(space)), len(space.stem)
     return math.prod(
         math.comb(len(candidates_for_parents(space, first + place, all_before=place >= intermediate)), 2)
@@ -148,7 +158,7 @@ def connections(space: SearchSpaceConfig) -> int:
 
 
 def adjustments(space: SearchSpaceConfig) -> int:
-    """Block adjustments: 4^(N - 5) levels times 2^N kinds."""
+    """Number of block adjustments: 4^(N - 5) levels times 2^N kinds, with five outputs."""
     intermediate = len(intermediate_levels(space))
     levels = len(LEVEL_STEPS) ** intermediate if space.adjust_levels else 1
     kinds = len(KINDS) ** (intermediate + len(space.outputs)) if space.adjust_kinds else 1
@@ -156,5 +166,5 @@ def adjustments(space: SearchSpaceConfig) -> int:
 
 
 def size(space: SearchSpaceConfig) -> int:
-    """All sequences of choices. Several of them may make the same network."""
+    """Number of all sequences of choices. Several of them may make the same network."""
     return permutations(space) * connections(space) * adjustments(space)

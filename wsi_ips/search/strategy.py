@@ -1,7 +1,8 @@
-"""What every strategy does: propose the next candidate, and hear what became of it.
+"""What every strategy does (:class:`Strategy`): propose the next candidate, and learn its score.
 
-A strategy is a function of its settings, its seed and what it was told, in that order: told the record of a
-killed search, it goes on as if nothing had happened. Chance is drawn anew for each candidate, by seed and number.
+A strategy is a function of its settings, its seed and what it was told, in that order: told the record of a search
+that was killed, it goes on as if nothing had happened. Random numbers are drawn anew for each candidate, from the
+seed and its number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,19 +26,22 @@ class Proposal:
 
 
 class Strategy(Protocol):
-    """Proposals and what is told about them alternate; at the beginning a record may be told at once."""
+    """A strategy.
+
+    Calls of ``propose`` and ``tell`` alternate; at the beginning, a whole record may be told at once.
+    """
 
     def propose(self, number: int) -> Proposal:
-        """The candidate of this number, from 0."""
+        """The candidate with this number, from 0."""
         ...
 
     def tell(self, answers: Answers, score: float | None) -> None:
-        """``score``: larger is better; None: the candidate failed."""
+        """Report a candidate's score, where larger is better; None means that it failed."""
         ...
 
 
 def build_strategy(name: StrategyName, config: SearchConfig) -> Strategy:
-    """Raises :class:`ConfigError` where Optuna is needed and not installed."""
+    """The strategy with this name. Raises :class:`ConfigError` if it needs Optuna, which is not installed."""
     if name == "controller":
         from wsi_ips.search.controller import ControllerSearch
 
@@ -49,7 +53,7 @@ def build_strategy(name: StrategyName, config: SearchConfig) -> Strategy:
 
 
 def recorded(decide: Decide, answers: dict[str, int]) -> Decide:
-    """``decide``, with its answers written into ``answers``."""
+    """``decide``, but its answers are also written into ``answers``."""
 
     def recording(name: str, choices: Sequence[Label], /) -> int:
         answers[name] = decide(name, choices)
@@ -59,7 +63,7 @@ def recorded(decide: Decide, answers: dict[str, int]) -> Decide:
 
 
 def labels_of(space: SearchSpaceConfig, answers: Answers) -> dict[str, Label]:
-    """What recorded answers stood for."""
+    """What recorded answers stand for, by decision."""
     labels: dict[str, Label] = {}
 
     def decide(name: str, choices: Sequence[Label], /) -> int:

@@ -47,8 +47,13 @@ BAG_READERS: Registry[BagReader] = Registry(
         "cascade": "wsi_ips.selection.coarse_to_fine:read_cascade",
         "image_attention": "wsi_ips.images.bags:read_views",
     },
+    group="wsi_ips.selectors",
 )
-"""The readers by the name of their way, :attr:`SelectionConfig.way`."""
+"""How a bag is read, by the name of its way, :attr:`SelectionConfig.way`.
+
+Another package adds a selector under the entry point group ``wsi_ips.selectors``: its name, and a function that
+is a :class:`BagReader`. How it is learned from is in :data:`wsi_ips.training.methods.METHODS`.
+"""
 
 
 def read_bag(

@@ -1,6 +1,7 @@
-"""Whole-slide images: what they are, which reader opens them, which lie in a folder.
+"""Whole-slide images: what a slide is, which reader opens it, and which slides lie in a folder.
 
-Nothing heavy is imported here; a reader's libraries load when it is first asked for.
+Start with :func:`open_slide`, which returns a :class:`SlideReader`. Importing this package is fast: the libraries
+of a reader are imported when a slide is first opened with it.
 """
 
 from wsi_ips.slides.base import Bounds, Level, RgbImage, SlideInfo, SlideReader

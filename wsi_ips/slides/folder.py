@@ -1,4 +1,8 @@
-"""Which slides lie in a folder, and what they are called."""
+"""Which slides lie in a folder, and what they are called.
+
+:func:`find_slides` lists them, :func:`left_out_of` says what it passed over, and :func:`slide_id` and
+:func:`unique_slide_ids` give them the ids that labels and results use.
+"""
 
 import os
 from collections import Counter
@@ -13,24 +17,42 @@ from wsi_ips.storage.location import Location, Url, locate
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi"}
 )
+"""Suffixes of files that are slides, besides DICOM and Zarr."""
+
 DICOM_SUFFIX = ".dcm"
+"""Suffix of DICOM files, which need none."""
+
 ZARR_SUFFIX = ".zarr"
+"""Suffix of Zarr folders."""
+
 ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs")
+"""Files by which a Zarr folder without that suffix is known."""
+
 MASK_ENDING = "_mask"
+"""End of the names of masks, without the suffix."""
+
 PLAIN_IMAGES = frozenset({".png", ".jpg", ".jpeg"})
+"""Suffixes of plain images, which are no slides unless they are named one by one."""
+
 BROKEN_LINK = "a link that leads nowhere"
+"""Why a link without a target is left out."""
+
 MASK = "a mask, by its name"
+"""Why a mask is left out."""
 
 
 def find_slides(folder: Location | str) -> list[Location]:
-    """Every slide in ``folder`` and the folders below it, sorted by path.
+    """List every slide in ``folder`` and the folders below it, sorted by path.
 
-    A Zarr folder is one slide and stands for itself, and so does a folder whose DICOM files are one series. Of a
-    folder with several series each is a slide, addressed by the first of its files, by name, that holds a level
-    (``ImageType`` says VOLUME); any other file of the series opens the same slide. DICOM files need no suffix: see
-    :mod:`wsi_ips.slides.dicom.series`. Left out: hidden files and folders, masks (``*_mask.tif``), the data folder
-    beside ``X.mrxs``. A file is returned as it is, whatever its suffix, and so is a URL. Raises
-    :class:`SlideNotFound` where nothing is there.
+    A Zarr folder is one slide and stands for itself, and so does a folder whose DICOM files are one series. If a
+    folder holds several series, each is a slide and is addressed by the first of its files, by name, that holds a
+    level (``ImageType`` says VOLUME); any other file of the series opens the same slide. DICOM files need no
+    suffix, see :mod:`wsi_ips.slides.dicom.series`.
+
+    Hidden files and folders, masks (``*_mask.tif``) and the data folder of a MIRAX slide are left out. If
+    ``folder`` is a file, it is returned as it is, whatever its suffix, and so is a URL.
+
+    Raises :class:`SlideNotFound` if there is no such folder, or no slide in it.
     """
     root = locate(folder)
     if isinstance(root, Url) or root.is_file():
@@ -45,9 +67,9 @@ def find_slides(folder: Location | str) -> list[Location]:
 
 
 def left_out_of(folder: Path) -> list[LeftOut]:
-    """What in ``folder`` and the folders below it :func:`find_slides` takes for no slide, and why.
+    """What in ``folder`` and the folders below it :func:`find_slides` does not take for a slide, and why.
 
-    Files of one kind are counted, broken links and masks are named. Hidden files are passed over.
+    Broken links and masks are named one by one, other files are counted by kind. Hidden files are ignored.
     """
     named: list[LeftOut] = []
     kinds: Counter[tuple[str, str]] = Counter()
@@ -64,11 +86,13 @@ def left_out_of(folder: Path) -> list[LeftOut]:
 
 
 def slide_id(path: Location | str) -> str:
-    """The file's name without its last suffix (``.ome.tif`` and ``.ome.zarr`` count as one).
+    """The id of a slide: the name of its file without the last suffix.
 
-    Digits alone are no suffix but the end of a DICOM file's UID. A folder's whole name, but for ``.zarr``. Of a
-    URL the last name counts, without ``?query``; raises :class:`ConfigError` where it has none, or one that
-    no file can have.
+    ``.ome.tif`` and ``.ome.zarr`` count as one suffix. An ending of digits only is no suffix, since it is the end
+    of the UID in the name of a DICOM file. A folder keeps its whole name, except for ``.zarr``. Of a URL the last
+    name counts, without ``?query``.
+
+    Raises :class:`ConfigError` if a URL ends in no name, or in one that no file can have.
     """
     path = locate(path)
     if isinstance(path, Url):
@@ -88,11 +112,11 @@ def slide_id(path: Location | str) -> str:
 
 
 def unique_slide_ids(paths: Iterable[Location]) -> dict[str, Location]:
-    """slide_id to path, in the order given.
+    """Map the ids of these slides to their paths, in the given order.
 
-    Raises :class:`ConfigError` naming both files where two slides share an id. They are not told apart by
-    their folders' names: labels are keyed by slide_id, and an id that depends on what else lies in the
-    folder would silently miss its label.
+    Raises :class:`ConfigError` that names both files if two slides have the same id. They are not told apart by
+    the names of their folders: labels belong to ids, and an id that depends on what else lies in the folder would
+    silently miss its label.
     """
     named: dict[str, Location] = {}
     for path in paths:
@@ -106,9 +130,10 @@ def unique_slide_ids(paths: Iterable[Location]) -> dict[str, Location]:
 
 
 def files_of(slide: Location) -> list[Location]:
-    """The files that make up a slide: all of its series for DICOM, and not those of another series beside it.
+    """The files that make up a slide.
 
-    For other slides, and where the files cannot be told, the file or folder itself.
+    For DICOM these are all files of its series, but not those of another series beside it. For other slides, or if
+    the files cannot be told, it is the file or folder itself.
     """
     if isinstance(slide, Url) or is_zarr(slide):
         return [slide]
@@ -125,7 +150,10 @@ def is_dicom_folder(folder: Path) -> bool:
 
 
 def is_zarr(path: Location) -> bool:
-    """Whether this is a Zarr folder, by its files or its name; of a URL any name above it counts too."""
+    """Whether ``path`` is a Zarr folder, by the files in it or by its name.
+
+    Of a URL every name in the path counts.
+    """
     if isinstance(path, Url):
         return any(name.lower().endswith(ZARR_SUFFIX) for name in path.parts)
     return path.is_dir() and (

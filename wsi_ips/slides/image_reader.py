@@ -1,10 +1,11 @@
-"""A slide out of an array: for tests, and for callers who have their pixels already.
+"""Readers of plain images (:class:`ImageReader`: PNG, JPEG, untiled TIFF) and of arrays (:class:`MemoryReader`).
 
-Plain images: PNG, JPEG, and TIFF without tiles. One level, decoded whole when it is first read from.
+A plain image has no block that could be read by itself. It is one level, which is decoded whole on the first read
+and held in memory; files of more than :data:`MOST_PX` pixels are refused. Samples of 16 bits become ``floor((v +
+128) / 257)``, as in OpenSlide. Transparent pixels are laid over white. The orientation that a camera wrote into a
+JPEG is applied.
 
-Such a file has no block that could be read by itself, so all of it is held in memory, and files of more than
-:data:`MOST_PX` pixels are refused. Samples of 16 bits become ``floor((v + 128) / 257)``, as in OpenSlide;
-transparent pixels are laid over white; the orientation that a camera wrote into a JPEG is applied.
+A :class:`MemoryReader` makes a slide out of an array, for tests and for callers that have their pixels already.
 """
 
 import struct
@@ -45,91 +46,47 @@ from wsi_ips.storage.files import CONVERT as CONVERT_OR_COPY
 from wsi_ips.storage.files import OutsideCause, outside_cause, system_cause
 from wsi_ips.units import L0Point, Mpp, Size
 
-
-class MemoryReader(ClosingReader):
-    """``MemoryReader(image, mpp=Mpp(0.5), levels=(1, 4))``.
-
-    ``image`` is (height, width, 3) uint8 RGB, level 0. ``levels`` are downsample factors from 1 upwards; the
-    coarser levels are means of areas (Pillow's BOX), whole pixels at least 1 px wide. ``mpp`` None: unknown.
-    Raises :class:`ConfigError` for another kind of array or factors out of order.
-    """
-
-    def __init__(
-        self,
-        image: RgbImage,
-        *,
-        mpp: Mpp | None = None,
-        levels: Sequence[float] = (1,),
-        name: str = "memory",
-        bounds: Bounds | None = None,
-    ) -> None:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ConfigError(f"{name}: expected (height, width, 3) uint8, got {image.shape} {image.dtype}")
-        if not levels or levels[0] != 1 or any(finer >= coarser for finer, coarser in pairwise(levels)):
-            raise ConfigError(f"{name}: levels are factors from 1 upwards, got {tuple(levels)}")
-        # A copy: the caller's array may change after.
-        self._images = [image.copy(), *(_shrink(image, factor) for factor in levels[1:])]
-        self._info = SlideInfo(
-            path=Path(name),
-            reader="memory",
-            vendor="memory",
-            levels=tuple(_level(shrunk, of=image) for shrunk in self._images),
-            mpp_xy=None if mpp is None else (mpp, mpp),
-            bounds=bounds,
-        )
-        self._closed = False
-
-    @property
-    def info(self) -> SlideInfo:
-        return self._info
-
-    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """See :meth:`SlideReader.read`; a position between two pixels of the level goes to the nearest."""
-        if self._closed:
-            raise SlideClosed(self._info.path)
-        check_region(self._info, level=level, size_px=size_px)
-        lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
-        region = white_region(size_px)
-        paste(region, self._images[level], at=(-lv_x, -lv_y))
-        return region
-
-    def close(self) -> None:
-        self._closed = True
-
-
-def _shrink(image: RgbImage, factor: float) -> RgbImage:
-    height, width = image.shape[:2]
-    size = (max(1, round(width / factor)), max(1, round(height / factor)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-
-
-def _level(image: RgbImage, *, of: RgbImage) -> Level:
-    height, width = image.shape[:2]
-    return Level((width, height), (of.shape[1] / width + of.shape[0] / height) / 2)
-
-
 MOST_PX = 178_000_000
-"""534 MB of RGB; beyond about this Pillow takes a file for a decompression bomb."""
+"""The most pixels of a plain image, 534 MB of RGB.
+
+Pillow takes files of about this size for decompression bombs.
+"""
 
 CONVERT = "make it a tiled pyramid, e.g. vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg"
+"""The fix for an image that is too large."""
+
 NOT_PLAIN = "not a plain image (PNG, JPEG, TIFF)"
+"""Why a file of another kind is refused."""
+
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF files."""
+
 PNG_START = b"\x89PNG\r\n\x1a\n"
+"""First bytes of PNG files."""
+
 PILLOW_FORMATS = ("PNG", "JPEG")
+"""The formats that Pillow may try."""
+
 PILLOW_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+"""Pillow's modes of grey and RGB images, with and without transparency."""
+
 SWAPS_SIDES = frozenset({5, 6, 7, 8})
 """EXIF orientations that turn an image by a quarter."""
+
 EXIF_ORIENTATION = 0x0112
+"""EXIF's tag of the orientation."""
 
 BROKEN = "the file is damaged or incomplete; copy it again, or leave the slide out"
+"""The fix for a file that cannot be decoded."""
 
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+"""Values of TIFF's PhotometricInterpretation."""
 
 
 class ImageReader(ClosingReader):
-    """``ImageReader(path)``: see :mod:`wsi_ips.slides.image_reader`.
+    """A reader of one PNG, JPEG or untiled TIFF file.
 
-    Raises :class:`UnsupportedSlide` for another kind of file, or one that is too large to be held.
+    Raises :class:`UnsupportedSlide` for another kind of file, or one that is too large to be held in memory.
     """
 
     _pixels: RgbImage | None
@@ -151,10 +108,16 @@ class ImageReader(ClosingReader):
 
     @property
     def info(self) -> SlideInfo:
+        """The description of the image."""
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """See :meth:`SlideReader.read`. The first read decodes the file."""
+        """Read a region of the image. ``level`` has to be 0.
+
+        ``size_px`` is (width, height) in pixels and ``l0_xy`` the top left corner. What lies outside the image is
+        white. Returns (height, width, 3) uint8, a new array. The first read decodes the file, and raises
+        :class:`SlideReadError` if that fails.
+        """
         check_region(self._info, level=level, size_px=size_px)
         pixels = self._decoded()
         region = white_region(size_px)
@@ -162,6 +125,7 @@ class ImageReader(ClosingReader):
         return region
 
     def close(self) -> None:
+        """Release the pixels. May be called twice."""
         with self._lock:
             self._closed, self._pixels = True, None
 
@@ -180,10 +144,10 @@ class ImageReader(ClosingReader):
             raise SlideReadError(*error.args) from error
         except (OSError, *PARSING_ERRORS) as error:
             if cause := system_cause(error):
-                raise SlideInterrupted(self._path, cause.problem, cause.mend) from error
+                raise SlideInterrupted(self._path, cause.problem, cause.fix) from error
             cause = outside_cause(error)
-            mend = cause.mend if cause else BROKEN
-            raise SlideReadError(self._path, f"cannot be decoded: {error}", mend) from error
+            fix = cause.fix if cause else BROKEN
+            raise SlideReadError(self._path, f"cannot be decoded: {error}", fix) from error
         except ImportError as error:  # a codec that is not in this installation
             raise SlideInterrupted(self._path, f"cannot be decoded here: {error}", CONVERT_OR_COPY) from error
         if pixels.shape[1::-1] != self._info.l0_size:
@@ -218,6 +182,7 @@ class _Found:
 
 
 def _look_at(path: Path) -> _Found:
+    """Read the header of an image. Raises :class:`UnsupportedSlide` for a file that is not read here."""
     if path.is_dir():
         raise UnsupportedSlide(path, "a folder, not an image")
     if path.suffix.lower() == ".mrxs":
@@ -226,7 +191,7 @@ def _look_at(path: Path) -> _Found:
         found = _look_at_tiff(path) if _start(path).startswith(TIFF_STARTS) else _look_by_pillow(path)
     except OSError as error:
         cause = system_cause(error) or OutsideCause(f"cannot be read: {error.strerror or error}", "")
-        raise UnsupportedSlide(path, cause.problem, cause.mend) from error
+        raise UnsupportedSlide(path, cause.problem, cause.fix) from error
     width, height = found.size
     if not 0 < width * height <= MOST_PX:
         raise UnsupportedSlide(
@@ -239,7 +204,7 @@ def _look_at(path: Path) -> _Found:
 
 
 def _pixels(path: Path) -> RgbImage:
-    """(height, width, 3) uint8. Raises what the decoders raise."""
+    """Decode a file to (height, width, 3) uint8. Raises what the decoders raise."""
     start = _start(path)
     if start.startswith(TIFF_STARTS):
         return _tiff_pixels(path)
@@ -337,7 +302,11 @@ def _tiff_pixels(path: Path) -> RgbImage:
 
 
 def _as_rgb(samples: NDArray[Any], *, premultiplied: bool = False) -> RgbImage:
-    """Grey, grey and alpha, RGB or RGB and alpha, 8 or 16 bits, to (height, width, 3) uint8 over white."""
+    """Lay samples over white as (height, width, 3) uint8.
+
+    ``samples`` are grey, grey and alpha, RGB, or RGB and alpha, in 8 or 16 bits. ``premultiplied`` says that the
+    colours are already multiplied by alpha.
+    """
     eight = _to_8_bits(samples)
     if eight.ndim == 2:
         eight = eight[..., None]
@@ -356,3 +325,78 @@ def _to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
     if samples.dtype != np.uint16:
         raise ValueError(f"samples of {samples.dtype}")
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+class MemoryReader(ClosingReader):
+    """A slide made of an array, for example ``MemoryReader(image, mpp=Mpp(0.5), levels=(1, 4))``.
+
+    Args:
+        image: (height, width, 3) uint8 RGB, level 0. It is copied.
+        mpp: µm per pixel, None if it is not known.
+        levels: Downsample factors from 1 upwards. Coarser levels are means of areas (Pillow's BOX filter), and at
+            least one pixel wide and high.
+        name: What the slide is called in its description and in messages.
+        bounds: The scanned area in level-0 pixels, if the description should state one.
+
+    Raises :class:`ConfigError` for another kind of array, or for factors out of order.
+    """
+
+    def __init__(
+        self,
+        image: RgbImage,
+        *,
+        mpp: Mpp | None = None,
+        levels: Sequence[float] = (1,),
+        name: str = "memory",
+        bounds: Bounds | None = None,
+    ) -> None:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise ConfigError(f"{name}: expected (height, width, 3) uint8, got {image.shape} {image.dtype}")
+        if not levels or levels[0] != 1 or any(finer >= coarser for finer, coarser in pairwise(levels)):
+            raise ConfigError(f"{name}: levels are factors from 1 upwards, got {tuple(levels)}")
+        # A copy: the caller's array may change after.
+        self._images = [image.copy(), *(_shrink(image, factor) for factor in levels[1:])]
+        self._info = SlideInfo(
+            path=Path(name),
+            reader="memory",
+            vendor="memory",
+            levels=tuple(_level(shrunk, of=image) for shrunk in self._images),
+            mpp_xy=None if mpp is None else (mpp, mpp),
+            bounds=bounds,
+        )
+        self._closed = False
+
+    @property
+    def info(self) -> SlideInfo:
+        """The description of the slide."""
+        return self._info
+
+    def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
+        """Read a region of a level.
+
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels. A
+        position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
+        Returns (height, width, 3) uint8, a new array.
+        """
+        if self._closed:
+            raise SlideClosed(self._info.path)
+        check_region(self._info, level=level, size_px=size_px)
+        lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
+        region = white_region(size_px)
+        paste(region, self._images[level], at=(-lv_x, -lv_y))
+        return region
+
+    def close(self) -> None:
+        """Make the reader unusable. May be called twice."""
+        self._closed = True
+
+
+def _shrink(image: RgbImage, factor: float) -> RgbImage:
+    height, width = image.shape[:2]
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def _level(image: RgbImage, *, of: RgbImage) -> Level:
+    height, width = image.shape[:2]
+    return Level((width, height), (of.shape[1] / width + of.shape[0] / height) / 2)

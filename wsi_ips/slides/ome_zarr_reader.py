@@ -1,10 +1,10 @@
-"""What an OME-Zarr image says of itself: NGFF 0.4 (Zarr 2, ``multiscales``) and 0.5 (Zarr 3, ``ome``).
+"""The reader of OME-Zarr images in RGB of 8 bits, in a folder or at a URL, through zarr.
 
-https://ngff.openmicroscopy.org/0.5/ and /0.4/, section "multiscales" metadata.
+Start with :class:`OmeZarrReader`. :func:`read_multiscale` understands the metadata: NGFF 0.4 (Zarr 2,
+``multiscales``) and NGFF 0.5 (Zarr 3, ``ome``). Source: https://ngff.openmicroscopy.org/0.4/ and /0.5/, section
+"multiscales" metadata.
 
-OME-Zarr (NGFF 0.4 and 0.5), RGB in 8 bits: a folder or a URL, through zarr.
-
-A chunk that was never written is the array's fill value, as Zarr has it.
+A chunk that was never written has the array's fill value, as Zarr defines it.
 """
 
 import logging
@@ -51,6 +51,7 @@ from wsi_ips.storage.location import Location, Url, locate
 from wsi_ips.units import L0Point, Mpp, Size
 
 VERSIONS = ("0.4", "0.5")
+"""The versions of NGFF that are read."""
 
 BIOFORMATS2RAW = "bioformats2raw.layout"
 """An attribute of a folder whose images lie in ``0``, ``1``, … below it."""
@@ -64,42 +65,40 @@ MICRONS_PER = {
     "meter": 1e6,
     "inch": 25_400.0,
 }
+"""µm per unit of length."""
 
 RGB_COLOURS = ["FF0000", "00FF00", "0000FF"]
+"""The colours of the channels of an RGB image."""
 
-# One name, or several with slashes between; "." and ".." are none.
+# One name, or several with slashes between them. "." and ".." are not names.
 _ARRAY_PATH = re.compile(r"(?!\.\.?(?:/|$))[\w.+ -]+(?:/(?!\.\.?(?:/|$))[\w.+ -]+)*")
+LARGEST_READ_BYTES = 1 << 29
+"""The largest file of a folder that is read whole."""
+
+LARGEST_FETCH_BYTES = 1 << 27
+"""The largest file at a URL, be it metadata or a chunk."""
+
+KEPT_BYTES = 1 << 26
+"""How many bytes of the files at a URL are kept, compressed.
+
+Of a folder the operating system keeps what was read last.
+"""
+
+TIMEOUT_SECONDS = 30.0
+"""How long to wait for a connection, and for data."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A number above 0."""
 
-
-class _Axis(BaseModel):
-    name: str
-    unit: str | None = None
-
-
-class _Transformation(BaseModel):
-    type: str
-    scale: list[Positive] | None = None
-
-
-class _Dataset(BaseModel):
-    path: str
-    coordinateTransformations: list[_Transformation] = []
-
-
-class _Multiscale(BaseModel):
-    version: str | None = None
-    axes: Annotated[list[_Axis], Field(min_length=2, max_length=5)]
-    datasets: Annotated[list[_Dataset], Field(min_length=1, max_length=MOST_LEVELS)]
-    coordinateTransformations: list[_Transformation] = []
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Multiscale:
-    """The image's axes (``t``, ``c``, ``z``, ``y``, ``x``) with their units, and its levels.
+    """The metadata of one image: its axes (``t``, ``c``, ``z``, ``y``, ``x``) with their units, and its levels.
 
-    scales: of each level the physical size of a pixel, axis by axis; None where nothing is stated.
+    ``paths`` are the names of the arrays below the folder. ``scales`` holds, for each level, the physical size of
+    a pixel along each axis, or None if it is not stated.
     """
 
     axes: tuple[str, ...]
@@ -108,7 +107,7 @@ class Multiscale:
     scales: tuple[tuple[float, ...] | None, ...]
 
     def axis(self, name: Literal["x", "y", "c"]) -> int:
-        """Where the axis stands in the shape of every level."""
+        """The index of an axis in the shape of every level."""
         return self.axes.index(name)
 
     def in_order(self, order: Sequence[int]) -> Self:
@@ -121,7 +120,7 @@ class Multiscale:
 
     @property
     def mpp_xy(self) -> tuple[Mpp, Mpp] | None:
-        """µm per pixel (x, y) of the first level; None without a scale, or with a unit that is no length."""
+        """µm per pixel (x, y) of the first level. None without a scale, or if its unit is no length."""
         scale, places = self.scales[0], (self.axis("x"), self.axis("y"))
         if scale is None:
             return None
@@ -129,107 +128,16 @@ class Multiscale:
         return believable_xy(x, y)
 
 
-def image_group(attributes: Mapping[str, Any]) -> str:
-    """Where below the folder the first image lies: ``""``, the folder itself, or ``"0"`` (bioformats2raw)."""
-    ome = attributes.get("ome", attributes)
-    below = isinstance(ome, Mapping) and BIOFORMATS2RAW in ome and "multiscales" not in ome
-    return "0" if below else ""
-
-
-def read_multiscale(path: Location, attributes: Mapping[str, Any]) -> Multiscale:
-    """The first multiscale image of a group's attributes.
-
-    Raises :class:`UnsupportedSlide` for another version or another kind of image than y, x with colours,
-    :class:`DamagedSlide` for metadata that cannot be.
-    """
-    ome = attributes.get("ome", attributes)
-    if not isinstance(ome, Mapping) or not ome.get("multiscales"):
-        raise UnsupportedSlide(path, "a Zarr folder without multiscales metadata, so no OME-Zarr image")
-    listed = ome["multiscales"]
-    first = listed[0] if isinstance(listed, list) else None
-    version = ome.get("version") or (first.get("version") if isinstance(first, Mapping) else None)
-    if version is not None and version not in VERSIONS:
-        raise UnsupportedSlide(path, f"OME-Zarr {version!s:.20}; this reads {' and '.join(VERSIONS)}")
-    try:
-        image = _Multiscale.model_validate(first)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the top"
-        raise DamagedSlide(path, f"its multiscales metadata is wrong at {where}: {problem['msg']}") from None
-    _refuse_other_colours(path, ome.get("omero"))
-    return _checked(path, image)
-
-
-def _checked(path: Location, image: _Multiscale) -> Multiscale:
-    axes = tuple(axis.name for axis in image.axes)
-    if len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes) <= {"t", "c", "z", "y", "x"}:
-        raise UnsupportedSlide(
-            path, f"its axes are {', '.join(axes)}; expected y and x, with c, maybe t and z"
-        )
-    if "c" not in axes:
-        raise UnsupportedSlide(path, "has no channels, so is not RGB")
-    for dataset in image.datasets:
-        if not _ARRAY_PATH.fullmatch(dataset.path):
-            raise DamagedSlide(
-                path, f"names a level {dataset.path[:80]!r}, which is no path below the folder"
-            )
-    return Multiscale(
-        axes=axes,
-        units=tuple(axis.unit for axis in image.axes),
-        paths=tuple(dataset.path for dataset in image.datasets),
-        scales=tuple(
-            _scale(path, len(axes), dataset.coordinateTransformations, image.coordinateTransformations)
-            for dataset in image.datasets
-        ),
-    )
-
-
-def _scale(
-    path: Location, ndim: int, level: Sequence[_Transformation], whole: Sequence[_Transformation]
-) -> tuple[float, ...] | None:
-    """Physical size of a pixel, axis by axis: the level's scale times the whole image's; None for neither."""
-    scales = [step.scale for step in (*level, *whole) if step.type == "scale" and step.scale is not None]
-    if any(len(scale) != ndim for scale in scales):
-        raise DamagedSlide(path, f"a scale has not the length of its {ndim} axes")
-    if not scales:
-        return None
-    product = [1.0] * ndim
-    for scale in scales:
-        product = [a * b for a, b in zip(product, scale, strict=True)]
-    return tuple(product)
-
-
-def _refuse_other_colours(path: Location, omero: Any) -> None:
-    """Three channels may be stains: where the file colours them otherwise than red, green, blue, they are."""
-    channels = omero.get("channels") if isinstance(omero, Mapping) else None
-    if not isinstance(channels, list) or not all(isinstance(channel, Mapping) for channel in channels):
-        return
-    colours = [str(channel.get("color")).upper() for channel in channels]
-    if len(colours) == 3 and len(set(colours)) == 3 and colours != RGB_COLOURS:
-        raise UnsupportedSlide(
-            path, f"its channels are coloured {', '.join(c[:8] for c in colours)}: not RGB"
-        )
-
-
-LARGEST_READ_BYTES = 1 << 29
-LARGEST_FETCH_BYTES = 1 << 27
-"""The most that one file of the folder may hold, be it metadata or a chunk."""
-
-KEPT_BYTES = 1 << 26
-"""Of a URL's files, compressed; of a folder's the operating system keeps what was read last."""
-
-TIMEOUT_SECONDS = 30.0
-
-logger = logging.getLogger(__name__)
-
 Levels = tuple[zarr.Array[Any], ...]
+"""The arrays of all levels, from fine to coarse."""
 
 
 class OmeZarrReader(ClosingReader):
-    """``OmeZarrReader(folder_or_url)``: see :mod:`wsi_ips.slides.ome_zarr_reader`.
+    """A reader of an OME-Zarr image in a folder or at a URL.
 
-    A folder as bioformats2raw writes it is its first image. Raises :class:`UnsupportedSlide`,
-    :class:`DamagedSlide`, for a URL also :class:`SlideNotFound`, :class:`SlideUnreachable`.
+    A folder as bioformats2raw writes it is read as its first image. ``timeout_s`` is how many seconds to wait for
+    a connection, and for data. Raises :class:`UnsupportedSlide` and :class:`DamagedSlide`, and for a URL also
+    :class:`SlideNotFound` and :class:`SlideUnreachable`.
     """
 
     def __init__(self, path: Location | str, *, timeout_s: float = TIMEOUT_SECONDS) -> None:
@@ -251,10 +159,19 @@ class OmeZarrReader(ClosingReader):
 
     @property
     def info(self) -> SlideInfo:
+        """The description of the slide."""
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """See :meth:`SlideReader.read`; a position between two pixels of the level goes to the nearest."""
+        """Read a region of a level.
+
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels. A
+        position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
+        Returns (height, width, 3) uint8, a new array.
+
+        Raises :class:`SlideReadError` if a chunk cannot be decoded, and :class:`SlideInterrupted` if the network
+        or the system is to blame.
+        """
         check_region(self._info, level=level, size_px=size_px)
         array = self._opened()[level]
         level_width, level_height = self._info.levels[level].size
@@ -268,6 +185,7 @@ class OmeZarrReader(ClosingReader):
         return region
 
     def close(self) -> None:
+        """Release the arrays. May be called twice."""
         with self._lock:
             self._closed, self._levels = True, None
 
@@ -293,7 +211,7 @@ class OmeZarrReader(ClosingReader):
                     if cause
                     else f"{type(why).__name__}: {one_line(why)}"
                 ),
-                "try again" if known else cause.mend if cause else "copy it again: it may be damaged",
+                "try again" if known else cause.fix if cause else "copy it again: it may be damaged",
             )
             logger.debug("%s", failed, exc_info=error)
         raise failed
@@ -324,7 +242,7 @@ class OmeZarrReader(ClosingReader):
         except Exception as error:
             failed = _network_error(self._path, error)
             if failed is None and (cause := system_cause(error)):
-                failed = UnsupportedSlide(self._path, cause.problem, cause.mend)
+                failed = UnsupportedSlide(self._path, cause.problem, cause.fix)
             failed = failed or UnsupportedSlide(
                 self._path, f"not a Zarr folder that can be understood: {error}"
             )
@@ -341,10 +259,10 @@ class OmeZarrReader(ClosingReader):
 
 
 class _BoundedStore(WrapperStore[Store]):
-    """Reads no file of unbounded length into memory, and keeps the files read last.
+    """A store that reads no file of unbounded length into memory, and keeps the files that were read last.
 
-    Neighbouring patches share a chunk: over a network each would fetch it again. Called on zarr's one event
-    loop only, so without a lock.
+    Neighbouring patches share a chunk, which each of them would fetch again over a network. It needs no lock,
+    because it is called on zarr's one event loop only.
     """
 
     def __init__(self, store: Store, *, most_bytes: int, keep_bytes: int = 0) -> None:
@@ -356,6 +274,7 @@ class _BoundedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
+        """Read a file, or a range of its bytes. Raises ``ValueError`` if it is too long."""
         if byte_range is None and key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -421,7 +340,7 @@ def _group(path: Location, store: Store, name: str) -> zarr.Group:
 
 
 def _check_arrays(path: Location, image: Multiscale, levels: Sequence[zarr.Array[Any]]) -> None:
-    """Nothing has been decoded yet, and nothing will be that fails here."""
+    """Check the arrays of all levels before any chunk is decoded."""
     for number, array in enumerate(levels):
         if array.ndim != len(image.axes):
             raise DamagedSlide(path, f"level {number} has {array.ndim} axes, not {len(image.axes)}")
@@ -439,7 +358,7 @@ def _check_arrays(path: Location, image: Multiscale, levels: Sequence[zarr.Array
 
 
 def _check_scales(path: Location, image: Multiscale, sizes: list[Size]) -> None:
-    """A level must be as much coarser as its stated pixels are larger, or patches would lie elsewhere."""
+    """Check that each level is as much coarser as its stated pixels are larger, or patches would lie elsewhere."""
     finest = image.scales[0]
     for number, (scale, size) in enumerate(zip(image.scales, sizes, strict=True)):
         if finest is None or scale is None:
@@ -468,3 +387,113 @@ def _network_error(path: Location, error: Exception) -> FileError | None:
     from wsi_ips.slides.remote import network_error
 
     return network_error(path, error)
+
+
+class _Axis(BaseModel):
+    name: str
+    unit: str | None = None
+
+
+class _Transformation(BaseModel):
+    type: str
+    scale: list[Positive] | None = None
+
+
+class _Dataset(BaseModel):
+    path: str
+    coordinateTransformations: list[_Transformation] = []
+
+
+class _Multiscale(BaseModel):
+    version: str | None = None
+    axes: Annotated[list[_Axis], Field(min_length=2, max_length=5)]
+    datasets: Annotated[list[_Dataset], Field(min_length=1, max_length=MOST_LEVELS)]
+    coordinateTransformations: list[_Transformation] = []
+
+
+def image_group(attributes: Mapping[str, Any]) -> str:
+    """Where below the folder the first image lies.
+
+    ``""`` is the folder itself, ``"0"`` is where bioformats2raw puts it.
+    """
+    ome = attributes.get("ome", attributes)
+    below = isinstance(ome, Mapping) and BIOFORMATS2RAW in ome and "multiscales" not in ome
+    return "0" if below else ""
+
+
+def read_multiscale(path: Location, attributes: Mapping[str, Any]) -> Multiscale:
+    """Read the metadata of the first image from the attributes of a Zarr group.
+
+    Raises :class:`UnsupportedSlide` for another version of NGFF, or an image that is not y and x with colours, and
+    :class:`DamagedSlide` for metadata that cannot be right.
+    """
+    ome = attributes.get("ome", attributes)
+    if not isinstance(ome, Mapping) or not ome.get("multiscales"):
+        raise UnsupportedSlide(path, "a Zarr folder without multiscales metadata, so no OME-Zarr image")
+    listed = ome["multiscales"]
+    first = listed[0] if isinstance(listed, list) else None
+    version = ome.get("version") or (first.get("version") if isinstance(first, Mapping) else None)
+    if version is not None and version not in VERSIONS:
+        raise UnsupportedSlide(path, f"OME-Zarr {version!s:.20}; this reads {' and '.join(VERSIONS)}")
+    try:
+        image = _Multiscale.model_validate(first)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "the top"
+        raise DamagedSlide(path, f"its multiscales metadata is wrong at {where}: {problem['msg']}") from None
+    _refuse_other_colours(path, ome.get("omero"))
+    return _checked(path, image)
+
+
+def _checked(path: Location, image: _Multiscale) -> Multiscale:
+    axes = tuple(axis.name for axis in image.axes)
+    if len(set(axes)) != len(axes) or not {"y", "x"} <= set(axes) <= {"t", "c", "z", "y", "x"}:
+        raise UnsupportedSlide(
+            path, f"its axes are {', '.join(axes)}; expected y and x, with c, maybe t and z"
+        )
+    if "c" not in axes:
+        raise UnsupportedSlide(path, "has no channels, so is not RGB")
+    for dataset in image.datasets:
+        if not _ARRAY_PATH.fullmatch(dataset.path):
+            raise DamagedSlide(
+                path, f"names a level {dataset.path[:80]!r}, which is no path below the folder"
+            )
+    return Multiscale(
+        axes=axes,
+        units=tuple(axis.unit for axis in image.axes),
+        paths=tuple(dataset.path for dataset in image.datasets),
+        scales=tuple(
+            _scale(path, len(axes), dataset.coordinateTransformations, image.coordinateTransformations)
+            for dataset in image.datasets
+        ),
+    )
+
+
+def _scale(
+    path: Location, ndim: int, level: Sequence[_Transformation], whole: Sequence[_Transformation]
+) -> tuple[float, ...] | None:
+    """The physical size of a pixel along each axis: the scale of the level times that of the whole image.
+
+    None if neither states a scale.
+    """
+    scales = [step.scale for step in (*level, *whole) if step.type == "scale" and step.scale is not None]
+    if any(len(scale) != ndim for scale in scales):
+        raise DamagedSlide(path, f"a scale has not the length of its {ndim} axes")
+    if not scales:
+        return None
+    product = [1.0] * ndim
+    for scale in scales:
+        product = [a * b for a, b in zip(product, scale, strict=True)]
+    return tuple(product)
+
+
+def _refuse_other_colours(path: Location, omero: Any) -> None:
+    """Refuse an image whose three channels are not coloured red, green and blue, since they are then stains."""
+    channels = omero.get("channels") if isinstance(omero, Mapping) else None
+    if not isinstance(channels, list) or not all(isinstance(channel, Mapping) for channel in channels):
+        return
+    colours = [str(channel.get("color")).upper() for channel in channels]
+    if len(colours) == 3 and len(set(colours)) == 3 and colours != RGB_COLOURS:
+        raise UnsupportedSlide(
+            path, f"its channels are coloured {', '.join(c[:8] for c in colours)}: not RGB"
+        )

@@ -1,4 +1,8 @@
-"""Every format that OpenSlide knows, composited on white."""
+"""The reader of every format that OpenSlide knows.
+
+Slides that another reader here reads never get to it, except where that reader leaves them to OpenSlide.
+Transparent pixels are laid over white.
+"""
 
 import errno
 from collections.abc import Mapping, Sequence
@@ -29,17 +33,20 @@ from wsi_ips.storage.files import outside_cause, system_cause
 from wsi_ips.units import L0Point, Mpp, Size
 
 BROKEN = "the file is damaged or incomplete; copy it again, or leave the slide out"
+"""The fix for a region that cannot be read."""
+
 LEVELS_BY_MARK = frozenset({"aperio", "argos", "generic-tiff", "huron"})
-"""Vendors whose levels OpenSlide finds by marks that a macro or label may have too."""
+"""Vendors whose levels OpenSlide finds by marks that a macro or label image may have too."""
 
 
 class OpenSlideReader(ClosingReader):
-    """``OpenSlideReader(path)``: a slide file, or a folder with one series of DICOM files.
+    """A reader of a slide file, or of a folder with one series of DICOM files, through OpenSlide.
 
-    At levels > 0 OpenSlide interpolates where a position falls between two pixels. What it takes for a level of a
-    TIFF although its shape is not the slide's is left out (:mod:`wsi_ips.slides.tile_layout`). Raises
-    :class:`UnsupportedSlide` where OpenSlide does not open the file, :class:`RefusedSlide` where it would open it
-    and then give wrong pixels or none.
+    At levels above 0 OpenSlide interpolates if a position falls between two pixels. An image in a TIFF that
+    OpenSlide takes for a level, although its shape is not that of the slide, is left out.
+
+    Raises :class:`UnsupportedSlide` if OpenSlide does not open the file, and :class:`RefusedSlide` if it would
+    open it and then return wrong pixels or none.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -53,10 +60,18 @@ class OpenSlideReader(ClosingReader):
 
     @property
     def info(self) -> SlideInfo:
+        """The description of the slide."""
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """See :meth:`SlideReader.read`. A region that fails is tried once more on a handle of its own."""
+        """Read a region of a level.
+
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels.
+        What lies outside the slide is white. Returns (height, width, 3) uint8, a new array. A region that fails is
+        tried once more on a new handle.
+
+        Raises :class:`SlideReadError` if that fails too, or :class:`SlideInterrupted` if the file is not to blame.
+        """
         check_region(self._info, level=level, size_px=size_px)
         number = self._levels[level]
         try:
@@ -71,20 +86,24 @@ class OpenSlideReader(ClosingReader):
             region = _region(fresh, l0_xy, number, size_px)
         except (OpenSlideError, UnsupportedSlide) as error:
             reason = error.args[1] if isinstance(error, UnsupportedSlide) else error
-            # A file of its own that is not there makes it incomplete.
+            # A slide of several files is incomplete if one of them is missing.
             if (cause := system_cause(error)) and cause.number != errno.ENOENT:
-                raise SlideInterrupted(self._path, cause.problem, cause.mend) from error
+                raise SlideInterrupted(self._path, cause.problem, cause.fix) from error
             cause = None if cause else outside_cause(error)
             raise SlideReadError(
                 self._path,
                 f"level {level} cannot be read at level-0 position ({l0_xy[0]}, {l0_xy[1]}): {reason}",
-                cause.mend if cause else BROKEN,
+                cause.fix if cause else BROKEN,
             ) from error
         self._adopt(fresh)
         return region
 
     def read_associated(self, name: str) -> RgbImage:
-        """See :meth:`AssociatedReader.read_associated`."""
+        """Read the label, macro or thumbnail as (height, width, 3) uint8.
+
+        Raises :class:`ConfigError` if the slide has no image of this name, and :class:`SlideReadError` if it
+        cannot be decoded.
+        """
         size = check_associated(self._info, name)
         try:
             image = _open(self._path).associated_images[name]
@@ -95,8 +114,9 @@ class OpenSlideReader(ClosingReader):
         return _on_white(np.asarray(image))
 
     def close(self) -> None:
-        # The handle is let go, not closed: a read in another thread may still be inside it, and OpenSlide
-        # frees it when the last reference goes.
+        # The handle is dropped rather than closed: another thread may still be reading from it, and OpenSlide
+        # frees it with the last reference.
+        """Release the file. May be called twice."""
         with self._lock:
             self._closed, self._handle = True, None
 
@@ -152,7 +172,7 @@ def _region(handle: OpenSlide, l0_xy: L0Point, level: int, size_px: Size) -> Rgb
 
 
 def _on_white(rgba: np.ndarray[Any, np.dtype[np.uint8]]) -> RgbImage:
-    """(h, w, 4) uint8, not premultiplied, over white."""
+    """Lay (h, w, 4) uint8 RGBA, not premultiplied, over white. Returns (h, w, 3) uint8."""
     alpha = rgba[..., 3:]
     rgb = np.ascontiguousarray(rgba[..., :3])
     # Nearly every read is opaque, so the arithmetic is kept for the few pixels that are not.
@@ -166,7 +186,8 @@ def _on_white(rgba: np.ndarray[Any, np.dtype[np.uint8]]) -> RgbImage:
 def _levels(path: Path, handle: OpenSlide) -> tuple[tuple[int, ...], tuple[LeftOut, ...]]:
     """OpenSlide's numbers of the levels that show the slide, and what else it takes for a level.
 
-    Raises :class:`UnsupportedSlide` where its level 0 is none of them: places are counted in its pixels.
+    Raises :class:`UnsupportedSlide` if its level 0 does not show the slide, since positions are counted in its
+    pixels.
     """
     sizes, properties = handle.level_dimensions, handle.properties
     if properties.get("openslide.vendor") not in LEVELS_BY_MARK:
@@ -207,7 +228,7 @@ def _info(path: Path, handle: OpenSlide, levels: Sequence[int], left_out: tuple[
 
 
 def _associated(properties: Mapping[str, str]) -> list[str]:
-    """Names of the associated images, read from the properties: the images themselves are decoded on access."""
+    """Names of the associated images, from the properties. The images themselves are decoded on access."""
     start, end = "openslide.associated.", ".width"
     return sorted(
         key[len(start) : -len(end)] for key in properties if key.startswith(start) and key.endswith(end)

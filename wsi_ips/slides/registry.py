@@ -1,15 +1,15 @@
-"""Which reader opens a slide. A reader is a name and an import path, loaded when first asked for."""
+"""Which reader opens a slide: the built-in readers, in order, and those of other packages.
+
+:func:`open_slide` tries them until one accepts the file. A reader is a name and an import path, which is imported
+when the reader is first tried.
+"""
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
 
 from wsi_ips.errors import (
-    ConfigError,
     DamagedSlide,
     ReaderBroken,
     ReaderNotInstalled,
@@ -19,14 +19,20 @@ from wsi_ips.errors import (
     UnsupportedSlide,
     WsiIpsError,
 )
+from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
 from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.location import Location, Url, is_there, locate
 
 OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
+"""Name of the reader of slides at a URL."""
 
-READERS: Mapping[str, str] = MappingProxyType(
+ReaderClass = Callable[[Location], SlideReader]
+"""Opens a slide: called with a path or a Url. Raises :class:`UnsupportedSlide` for what it does not read."""
+
+READERS: Registry[ReaderClass] = Registry(
+    "reader",
     {
         # First match wins. Those before "openslide" read what OpenSlide reads pixel for pixel, faster, and what
         # OpenSlide shows wrongly or not at all; they leave the rest to OpenSlide.
@@ -37,11 +43,14 @@ READERS: Mapping[str, str] = MappingProxyType(
         "image": "wsi_ips.slides.image_reader:ImageReader",
         OME_ZARR: "wsi_ips.slides.ome_zarr_reader:OmeZarrReader",
         TIFFSLIDE: "wsi_ips.slides.tiffslide_reader:TiffSlideReader",
-    }
+    },
+    group="wsi_ips.readers",
+    extras={OME_ZARR: "'wsi_ips[zarr]'", TIFFSLIDE: "'wsi_ips[remote]'"},
+    not_installed=ReaderNotInstalled,
+    broken=ReaderBroken,
 )
-
-EXTRAS: Mapping[str, str] = MappingProxyType({OME_ZARR: "'wsi_ips[zarr]'", TIFFSLIDE: "'wsi_ips[remote]'"})
-"""What to install for a reader whose packages are optional."""
+"""Readers by name. Another package adds one under the entry point group ``wsi_ips.readers``: its name, and a class
+or a function that takes a path or a Url."""
 
 CONVERTED_BY: Mapping[str, str] = MappingProxyType(
     {
@@ -53,32 +62,36 @@ CONVERTED_BY: Mapping[str, str] = MappingProxyType(
         }.items()
     }
 )
-"""What to do with a slide in a format that no reader here knows."""
-
-ENTRY_POINTS = "wsi_ips.readers"
-"""The group under which another package offers readers: a name, and a class that takes a path or a Url."""
-
-ReaderClass = Callable[[Location], SlideReader]
+"""What to do with a slide in a format that no reader here knows, by suffix."""
 
 
 def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReader:
-    """Open a slide with the first reader that can: a file, a folder of one slide (DICOM, OME-Zarr), a URL.
+    """Open a slide with the first reader that accepts it.
 
-    A DICOM file stands for all files of its series in its folder. ``reader`` (a name in :data:`READERS`, or of
-    another package's) asks for one in particular. Readers of other packages are asked last. Raises
-    :class:`SlideNotFound`, :class:`SlideUnreachable`, :class:`UnsupportedSlide` with every reader's reason, or its
-    kinds from the first reader that knows the file: :class:`DamagedSlide`, :class:`RefusedSlide`,
-    :class:`SeveralSlides` (a folder with several DICOM series); :class:`ConfigError` for an unknown reader, or
-    :class:`ReaderBroken` for one that was asked for and does not load.
+    ``path`` is a file, a folder of one slide (DICOM, OME-Zarr), or a URL. A DICOM file stands for all files of its
+    series in its folder. ``reader`` asks for one reader: a name in :data:`READERS`, or that of another package's
+    reader, which are otherwise tried last.
+
+    Raises:
+        ConfigError: There is no reader of this name.
+        SlideNotFound: There is no such file, or the folder holds no slide.
+        SlideUnreachable: The URL cannot be read.
+        UnsupportedSlide: No reader accepts the file. The message gives the reason of each.
+        DamagedSlide: The file is of a known format, and is cut short or contradicts itself.
+        RefusedSlide: The file is of a kind that would be shown wrongly.
+        SeveralSlides: The folder holds several DICOM series.
+        ReaderBroken: The reader of another package that was asked for cannot be imported.
     """
     path = locate(path)
     check_name(path)
     if reader is not None and reader not in READERS:
-        return _with_named(path, reader)
+        raise READERS.unknown(reader)
     if not isinstance(path, Url) and not is_there(path):
-        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
+        raise SlideNotFound(path, "no such file", _fix_of_missing(path))
+    if reader is not None and reader not in READERS.members:
+        return _open_with_other(reader, path)
     refused: dict[str, str] = {}
-    mend = "is it a whole-slide image?"
+    fix = "is it a whole-slide image?"
     for name in _fitting(path) if reader is None else [reader]:
         try:
             return _open_with_ours(name, path)
@@ -86,13 +99,13 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             raise
         except UnsupportedSlide as error:
             if (cause := system_cause(error)) and cause.number != errno.ENOENT:
-                raise UnsupportedSlide(path, cause.problem, cause.mend) from error
+                raise UnsupportedSlide(path, cause.problem, cause.fix) from error
             refused[name] = _reason(error)
         except ReaderNotInstalled as error:
-            refused[name], mend = str(error), ""
-    for entry in _others() if reader is None else ():
+            refused[name], fix = str(error), ""
+    for entry in READERS.others() if reader is None else ():
         try:
-            return _open_with_other(entry, path)
+            return _open_with_other(entry.name, path)
         except (UnsupportedSlide, ReaderBroken) as error:
             refused[entry.name] = _reason(error)
     if not refused:
@@ -102,11 +115,11 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             "give a slide file, or a folder of DICOM files",
         )
     suffix = (path.suffix if isinstance(path, Path) else Path(path.name).suffix).lower()
-    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, mend))
+    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, fix))
 
 
 def check_name(path: Location) -> None:
-    """Raise :class:`UnsupportedSlide` for a file name that is not UTF-8: no result could say whose it is."""
+    """Raise :class:`UnsupportedSlide` if the file's name is not UTF-8, since no table of results could name it."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -115,55 +128,30 @@ def check_name(path: Location) -> None:
 
 
 def _fitting(path: Location) -> list[str]:
-    """The built-in readers to ask, in order; none for a folder that is no slide."""
+    """The built-in readers to try, in order. None are tried for a folder that is no slide."""
     if is_zarr(path):
         return [OME_ZARR]
     if isinstance(path, Url):
         return [TIFFSLIDE]
     if path.is_dir() and not is_dicom_folder(path):
         return []
-    return [name for name in READERS if name not in (OME_ZARR, TIFFSLIDE)]
+    return [name for name in READERS.members if name not in (OME_ZARR, TIFFSLIDE)]
 
 
 def _open_with_ours(name: str, path: Location) -> SlideReader:
     if isinstance(path, Url) and name not in (OME_ZARR, TIFFSLIDE):
         raise UnsupportedSlide(path, "reads files, not URLs")
-    module, _, attribute = READERS[name].partition(":")
+    return READERS.load(name)(path)
+
+
+def _open_with_other(name: str, path: Location) -> SlideReader:
+    """Open a slide with the reader of another package.
+
+    Whatever exception that package raises becomes an error of wsi_ips, so that it does not end the whole run.
+    """
+    opened = READERS.load(name)
     try:
-        loaded = import_module(module)
-    except ImportError as error:
-        # openslide-python without its library says so in an ImportError without a name.
-        raise ReaderNotInstalled(name, EXTRAS.get(name, error.name or name)) from error
-    return cast(ReaderClass, getattr(loaded, attribute))(path)
-
-
-def _others() -> Iterator[EntryPoint]:
-    """Other packages' readers, one a name; a name of ours stays ours."""
-    seen = set(READERS)
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in seen:
-            seen.add(entry.name)
-            yield entry
-
-
-def _with_named(path: Location, reader: str) -> SlideReader:
-    others = {entry.name: entry for entry in _others()}
-    if reader not in others:
-        raise ConfigError(f"there is no reader {reader!r}; known are {', '.join([*READERS, *others])}")
-    if not isinstance(path, Url) and not is_there(path):
-        raise SlideNotFound(path, "no such file", _mend_of_missing(path))
-    return _open_with_other(others[reader], path)
-
-
-def _open_with_other(entry: EntryPoint, path: Location) -> SlideReader:
-    """Whatever another package's code raises becomes one of our errors, so that it ends no run."""
-    try:
-        loaded = cast(ReaderClass, entry.load())
-    except Exception as error:
-        package = entry.dist.name if entry.dist else entry.module
-        raise ReaderBroken(entry.name, package, f"{type(error).__name__}: {error}") from error
-    try:
-        return loaded(path)
+        return opened(path)
     except WsiIpsError:
         raise
     except Exception as error:
@@ -176,7 +164,7 @@ def _reason(error: WsiIpsError) -> str:
     return str(error)
 
 
-def _mend_of_missing(path: Path) -> str:
+def _fix_of_missing(path: Path) -> str:
     scheme = path.parts[0] if path.parts else ""
     if scheme.endswith(":") and len(scheme) > 2:  # Path("http://host/a.svs")
         return "give a URL as text, not as a Path"

@@ -1,9 +1,10 @@
-"""What both readers of URLs need of fsspec: time limits, and one clear error for whatever a network does.
+"""Reading slides at a URL through fsspec: time limits, clear errors, and answers of bounded size.
 
-HTTP answers that hold no more bytes than were asked for, as they lie in the file.
-
-A server decides how long an answer is and how it is packed: a body without end, or a megabyte of gzip that becomes
-gigabytes, would fill the memory of whoever reads it whole.
+:func:`storage_options` makes fsspec's options and :func:`network_error` turns what fsspec raises into one clear
+error; both readers of URLs use them. A server decides how long its answer is and how it is packed, and a body
+without an end, or a megabyte of gzip that becomes gigabytes, would fill the memory of whoever reads all of it.
+:class:`BoundedResponse` therefore accepts HTTP answers only if they hold no more bytes than were asked for, as
+they lie in the file.
 """
 
 import re
@@ -18,20 +19,32 @@ from wsi_ips.errors import FileError, ReaderNotInstalled, SlideNotFound, SlideUn
 from wsi_ips.storage.location import Url
 
 TIMEOUT_SECONDS = 30.0
+"""How long to wait for a connection, and for data."""
 
 HTTP = ("http", "https")
+"""Schemes of HTTP."""
+
 NO_RANGES = "the server does not answer range requests"
+"""The problem of a server from which files can only be had whole."""
+
+MOST_WHOLE_BYTES = (1 << 27) + 1
+"""The most bytes of an answer to a request that names no range, or a longer one."""
+
+_RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 
 
 class UnaskedAnswer(ValueError):
-    """A server sends other bytes than it was asked for, or more of them."""
+    """A server sent other bytes than it was asked for, or more of them."""
 
 
 def storage_options(url: Url, *, reader: str, timeout_s: float) -> dict[str, Any]:
-    """fsspec's options for ``url``: connecting, and every wait for data, may take ``timeout_s``.
+    """Make fsspec's options for ``url``, with a time limit.
 
-    Only HTTP and S3 take such a limit; other protocols keep their own. Raises :class:`SlideUnreachable` for a
-    protocol that nobody knows, :class:`ReaderNotInstalled` for one whose package is absent.
+    Connecting, and every wait for data, takes at most ``timeout_s`` seconds. Only HTTP and S3 take such a limit;
+    other protocols keep their own. ``reader`` is the reader's name for the message.
+
+    Raises :class:`SlideUnreachable` for an unknown protocol, and :class:`ReaderNotInstalled` for one whose package
+    is not installed.
     """
     try:
         fsspec.get_filesystem_class(url.scheme)
@@ -59,10 +72,10 @@ def storage_options(url: Url, *, reader: str, timeout_s: float) -> dict[str, Any
 
 
 def network_error(url: Url, error: BaseException) -> FileError | None:
-    """The error for what fsspec raised, or None where the network is not to blame.
+    """The error to raise for what fsspec has raised, or None if the network is not to blame.
 
-    Raise it after the ``except`` block, not in it: a network's errors hold connections, and an error of ours
-    that had one for its cause would not travel from a worker process.
+    Raise it after the ``except`` block and not inside it. A network's exceptions hold connections, and an error
+    that has one for its cause cannot be pickled and sent back from a worker process.
     """
     chain = list(_chain(error))
     for link in chain:
@@ -87,23 +100,24 @@ def network_error(url: Url, error: BaseException) -> FileError | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and its causes. fsspec says "not found" for all that may happen, and gives the cause."""
+    """The error and its causes.
+
+    fsspec reports "not found" for everything that may happen, and gives the real cause.
+    """
     while error is not None:
         yield error
         error = error.__cause__
 
 
-MOST_WHOLE_BYTES = (1 << 27) + 1
-"""Of an answer to a request that names no range, or a longer one."""
-
-_RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
-
-
 class BoundedResponse(ClientResponse):
-    """aiohttp's answer, for sessions with ``auto_decompress=False``. Raises :class:`UnaskedAnswer`."""
+    """An HTTP answer for aiohttp sessions with ``auto_decompress=False``, whose body has a limit.
+
+    Reading it raises :class:`UnaskedAnswer` if the server sends other bytes than it was asked for, or more of
+    them.
+    """
 
     async def start(self, connection: Connection) -> ClientResponse:
-        """Wait for the headers; refuse a body that is packed (RFC 9110, section 8.4)."""
+        """Wait for the headers, and refuse a body that is compressed (RFC 9110, section 8.4)."""
         await super().start(connection)
         packed = self.headers.get("Content-Encoding", "identity").strip().lower()
         if self.ok and packed not in ("", "identity"):
@@ -112,7 +126,7 @@ class BoundedResponse(ClientResponse):
         return self
 
     async def read(self) -> bytes:
-        """The body, of at most as many bytes as were asked for."""
+        """Read the body, of at most as many bytes as were asked for."""
         if self._body is None:
             most, body = self._asked_bytes(), bytearray()
             if self.content_length is not None and self.content_length > most:

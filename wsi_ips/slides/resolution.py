@@ -1,6 +1,8 @@
-"""What a file says of its resolution, where that can be believed.
+"""The resolution of a slide in µm per pixel: which statements of a file can be believed, and what the user says.
 
-Resolutions that the user knows better than the file.
+:func:`believable_xy` and :func:`mpp_of_resolution` judge what a file states. :class:`SlideMpp` holds the
+resolutions that the user has given, because they know better than the file, and :func:`read_mpp_table` reads them
+from a CSV.
 """
 
 import csv
@@ -13,41 +15,56 @@ from wsi_ips.slides.folder import SLIDE_SUFFIXES, slide_id
 from wsi_ips.storage.files import check_table_size
 from wsi_ips.units import Mpp
 
-SMALLEST, LARGEST = 0.01, 100.0
-"""Exclusive limits, in µm per pixel. 72 dpi, what image editors write, is 353."""
+SMALLEST = 0.01
+"""No slide has as few µm per pixel as this."""
+
+LARGEST = 100.0
+"""No slide has as many µm per pixel as this. 72 dpi, which image editors write, would be 353."""
 
 MICRONS_PER = {"centimeter": 10_000.0, "inch": 25_400.0}
+"""µm per unit of TIFF's ResolutionUnit."""
 
 PRINT_DPI = (72.0, 75.0, 96.0, 100.0, 120.0, 144.0, 150.0, 200.0, 240.0, 254.0, 300.0, 360.0, 400.0, 600.0, 720.0,
              1200.0, 1440.0, 2400.0)  # fmt: skip
-"""Dots per inch that image programs write by default or for print; no slide scanner's resolution is one of them
-(2,400 dpi is 10.6 µm)."""
+"""Resolutions in dots per inch that image programs write by default or for print.
+
+No slide scanner has one of them; 2,400 dpi is 10.6 µm.
+"""
 
 PRINT_TOLERANCE = 0.002
-"""118.11 pixels per centimetre are 299.9994 dpi, and programs round to 118."""
+"""By how much, as a share, a resolution may differ from one for print and still be taken for it.
+
+118.11 pixels per centimetre are 299.9994 dpi, and programs round that to 118.
+"""
+
+FILE_SUFFIXES = SLIDE_SUFFIXES | {".dcm", ".dicom", ".zarr", ".png", ".jpg", ".jpeg"}
+"""Endings by which a name in a table is known to be the name of a file.
+
+``S23.2`` is not one, but an id with a dot.
+"""
 
 
 def believable(mpp: float | None) -> Mpp | None:
-    """``mpp`` where it may be the resolution of a slide, else None."""
+    """``mpp`` if it can be the resolution of a slide in µm per pixel, else None."""
     if mpp is None or not math.isfinite(mpp) or not SMALLEST < mpp < LARGEST:
         return None
     return Mpp(mpp)
 
 
 def believable_xy(x: float | None, y: float | None) -> tuple[Mpp, Mpp] | None:
-    """µm per pixel along x and y, or None where one of them is no resolution of a slide.
+    """µm per pixel along x and y, or None if one of them cannot be the resolution of a slide.
 
-    An axis that is not stated (None) is taken to be like the other one.
+    If the file states one axis only (the other is None), both are taken to be alike.
     """
     mpp_x, mpp_y = (believable(y if axis is None else axis) for axis, y in ((x, y), (y, x)))
     return None if mpp_x is None or mpp_y is None else (mpp_x, mpp_y)
 
 
 def mpp_of_resolution(pixels_per_unit: float | None, unit: str) -> float | None:
-    """µm per pixel from TIFF's XResolution and ResolutionUnit (TIFF 6.0, page 18).
+    """µm per pixel of TIFF's XResolution or YResolution and ResolutionUnit (TIFF 6.0, page 18).
 
-    None where there is no unit. NaN, which is not believable along the other axis either, for the resolutions that
-    image programs write for print (300 dpi would be 85 µm).
+    Returns None if there is no resolution or no unit of length. Returns NaN, which is never believable, for
+    resolutions that image programs write for print: 300 dpi would be 85 µm.
     """
     if pixels_per_unit is None or not pixels_per_unit > 0 or unit not in MICRONS_PER:
         return None
@@ -58,21 +75,20 @@ def mpp_of_resolution(pixels_per_unit: float | None, unit: str) -> float | None:
 
 
 def number(text: str | None) -> float | None:
-    """``text`` as a number, a decimal comma allowed as OpenSlide does; None where it is none."""
+    """``text`` as a number, or None if it is none. A decimal comma is allowed, as OpenSlide does."""
     try:
         return None if text is None else float(text.strip().replace(",", "."))
     except ValueError:
         return None
 
 
-FILE_SUFFIXES = SLIDE_SUFFIXES | {".dcm", ".dicom", ".zarr", ".png", ".jpg", ".jpeg"}
-"""Endings by which a name in a table is known to be a file's. ``S23.2`` is none: it is a slide id with a dot."""
-
-
 class SlideMpp:
-    """``slide_mpp(slide_id)``: the resolution to use, or None to believe the file.
+    """The resolutions that the user has given. Call it with a slide's id.
 
-    ``table`` maps slide ids, or names of slide files, to µm per pixel; a row of it wins over ``for_all``.
+    ``for_all`` applies to every slide, in µm per pixel. ``table`` maps slide ids, or names of slide files, to µm
+    per pixel, and takes precedence. Calling it returns µm per pixel, or None if the file is to be believed.
+
+    Raises :class:`ConfigError` if ``for_all`` cannot be the resolution of a slide.
     """
 
     def __init__(self, for_all: float | None = None, table: Mapping[str, Mpp] | None = None) -> None:
@@ -89,22 +105,24 @@ class SlideMpp:
         return self._names.get(slide_id, by_name)
 
     def unmatched(self, slide_ids: Collection[str]) -> list[str]:
-        """The table's names that are none of these slides'."""
+        """The names in the table that belong to none of these slides."""
         return [name for name in self._names if name not in slide_ids and _id_of(name) not in slide_ids]
 
 
 def read_mpp_table(path: Path) -> dict[str, Mpp]:
-    """A CSV with the columns ``wsi,mpp`` (TRIDENT's names): slide file name or slide id, µm per pixel.
+    """Read resolutions from a CSV with the columns ``wsi,mpp`` (the names that TRIDENT uses).
 
-    Blanks around names and numbers are no part of them. Raises :class:`ManifestError` with the line for
-    anything else, and for a slide that is given two resolutions.
+    ``wsi`` is the name of a slide file or a slide id, ``mpp`` is in µm per pixel. Blanks around them are ignored.
+    Returns ``{name: mpp}``.
+
+    Raises :class:`ManifestError` with the line if the table is something else, or gives a slide two resolutions.
     """
     if not path.is_file():
         raise ManifestError(path, "does not exist", "--mpp-csv wants a CSV with the columns wsi,mpp")
     table: dict[str, Mpp] = {}
     of_slide: dict[str, Mpp] = {}
     check_table_size(path, ManifestError)
-    try:  # all of it, so that what is wrong is said before anything is done
+    try:  # read all of it first, so that an error is reported before anything is done
         with path.open(newline="", encoding="utf-8-sig") as file:
             for _ in csv.reader(file):
                 pass

@@ -1,10 +1,13 @@
-"""Reads a slide by its own stored tiles, whatever container they lie in.
+"""Base class of readers that read a slide by its stored tiles, whatever container the tiles lie in.
 
-A container's parser says where the tiles are (:class:`SlideLayout`); fetching, decoding and cutting regions are
-the same for all of them. Pixels equal OpenSlide's where OpenSlide is right, and tifffile's where it is not (16-bit
-grey, turned tiles) or opens nothing (WebP, JPEG XL); what is not read here is left to OpenSlide. One difference is
-meant: where a position falls between two pixels of a level, OpenSlide interpolates and this reader takes the
-nearest pixel. A tile without data is white here and transparent, so white too, in OpenSlide.
+The parser of a container says where the tiles are (:class:`wsi_ips.slides.tile_layout.SlideLayout`). Fetching and
+decoding them, and cutting regions out of them, is done here for all containers. A new container needs a subclass
+of :class:`StoredTileReader` with :meth:`~StoredTileReader.read_layout`.
+
+Pixels equal those of OpenSlide where OpenSlide is right, and those of tifffile where OpenSlide is wrong (16-bit
+grey, tiles that it turns) or opens nothing (WebP, JPEG XL). What is not read here is left to OpenSlide. One
+difference is intended: if a position falls between two pixels of a level, OpenSlide interpolates, and this reader
+takes the nearest pixel. A tile without data is white here; OpenSlide makes it transparent, and so white too.
 """
 
 from collections import Counter
@@ -36,16 +39,22 @@ from wsi_ips.storage.files import OutsideCause, outside_cause, system_cause
 from wsi_ips.units import L0Point, Size
 
 CACHE_BYTES = 32 << 20
+"""Bytes of decoded tiles that a reader keeps by default."""
+
 HEADER_BYTES = 1 << 16
-"""How much of a level's first tile is read on opening: JPEG headers end long before."""
+"""How much of the first tile of a level is read when a slide is opened. JPEG headers end long before."""
 
 
 class StoredTileReader(ClosingReader):
-    """Base of the readers of stored tiles; a subclass says its ``name`` and reads its container's layout.
+    """A reader of stored tiles.
 
-    A :class:`TiledReader`, for callers who plan their own reading tile by tile, a :class:`JpegTiledReader` and
-    an :class:`AssociatedReader`. Opening raises :class:`UnsupportedSlide`, or its kind :class:`DamagedSlide`
-    where no other reader should be asked.
+    Implements :class:`TiledReader`, :class:`JpegTiledReader` and :class:`AssociatedReader`.
+
+    A subclass sets ``name`` and implements :meth:`read_layout`. ``cache_bytes`` is how many bytes of decoded tiles
+    are kept. The reader can be pickled, and reopens the file on its first read.
+
+    Opening raises :class:`UnsupportedSlide`, or :class:`DamagedSlide` or :class:`RefusedSlide` if no other reader
+    should be tried.
     """
 
     name = ""
@@ -71,25 +80,34 @@ class StoredTileReader(ClosingReader):
         )
 
     def read_layout(self) -> SlideLayout:
-        """What the container's headers say.
+        """Read from the headers of the container where the tiles lie. A subclass implements this.
 
-        Raises :class:`UnsupportedSlide`, :class:`DamagedSlide`, ``OSError``.
+        May raise :class:`UnsupportedSlide`, :class:`DamagedSlide`, :class:`RefusedSlide`, and ``OSError``.
         """
         raise NotImplementedError
 
     @property
     def info(self) -> SlideInfo:
+        """The description of the slide."""
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """See :meth:`SlideReader.read`. ``l0_xy / downsample`` is rounded to a whole pixel of the level."""
+        """Read a region of a level.
+
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels.
+        ``l0_xy / downsample`` is rounded to a whole pixel of the level. What lies outside the slide is white.
+        Returns (height, width, 3) uint8, a new array.
+
+        Raises :class:`ConfigError` if there is no such level or the size has no pixels, :class:`SlideReadError` if
+        a tile cannot be decoded, and :class:`SlideClosed` after :meth:`close`.
+        """
         check_region(self._info, level=level, size_px=size_px)
         width, height = int(size_px[0]), int(size_px[1])
         lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
         places = self._opened().places[level]
         painting = places.painting((lv_x, lv_y, width, height))
         if (width, height) == places.tile_size and painting.is_one_whole_tile(places.tile_size):
-            # A patch that is one tile, the case to be fast in: nothing is copied or kept.
+            # A patch that is exactly one tile is the case that has to be fast, so nothing is copied or cached.
             return self._tile(level, painting.numbers[0])
         region = white_region(size_px)
         uses = Counter(place for place, _, _ in painting.moves)
@@ -99,32 +117,36 @@ class StoredTileReader(ClosingReader):
             if tile is None:
                 tile = self._cached(level, painting.numbers[place])
             uses[place] -= 1
-            if uses[place]:  # a tile of several pieces is decoded once, however much lies between them
+            if uses[place]:  # keep a tile of several pieces, so that it is decoded only once
                 held[place] = tile
             region[into] = tile[window]
         return region
 
     def read_associated(self, name: str) -> RgbImage:
-        """See :meth:`AssociatedReader.read_associated`."""
+        """Read the label, macro or thumbnail as (height, width, 3) uint8.
+
+        Raises :class:`ConfigError` if the slide has no image of this name, and :class:`SlideReadError` if it
+        cannot be decoded.
+        """
         check_associated(self._info, name)
         return self._opened().layout.associated[name].read(self._path)
 
     def tile_layout(self, level: int) -> TileLayout:
-        """See :meth:`TiledReader.tile_layout`."""
+        """The tiles of a level: their size, number, places, and where their bytes lie."""
         check_region(self._info, level=level, size_px=(1, 1))
         return self._opened().layout.levels[level]
 
     def tile_scales(self, level: int) -> tuple[int, ...]:
-        """See :meth:`TiledReader.tile_scales`."""
+        """The whole factors by which the tiles of a level can be decoded smaller. 1 is among them."""
         check_region(self._info, level=level, size_px=(1, 1))
         opened = self._opened()
         return tuple(s for s in opened.decoders[level].scales if opened.places[level].divides(s))
 
     def read_tile(self, level: int, col: int, row: int) -> RgbImage:
-        """One whole tile, (tile height, tile width, 3) uint8, white beyond the level's edge; a new array.
+        """Read one whole tile, past the cache.
 
-        Goes past the cache. Raises :class:`SlideReadError` where it cannot be decoded, ``IndexError`` where
-        there is no such tile.
+        Returns (tile height, tile width, 3) uint8, a new array that is white beyond the edge of the level. Raises
+        ``IndexError`` if there is no such tile, and :class:`SlideReadError` if it cannot be decoded.
         """
         layout = self.tile_layout(level)
         if not (0 <= col < layout.cols and 0 <= row < layout.rows):
@@ -137,7 +159,10 @@ class StoredTileReader(ClosingReader):
         return tile
 
     def fetch_tiles(self, level: int, numbers: Sequence[int]) -> list[memoryview]:
-        """See :meth:`TiledReader.fetch_tiles`."""
+        """Read the stored bytes of these tiles, whose numbers must ascend. A tile that was never written is empty.
+
+        Raises :class:`SlideInterrupted` if the file cannot be read.
+        """
         opened = self._opened()
         try:
             return read_tiles(opened.files, opened.layout.levels[level], np.asarray(numbers, np.int64))
@@ -145,7 +170,12 @@ class StoredTileReader(ClosingReader):
             raise self._interrupted(error) from error
 
     def decode_tile(self, level: int, number: int, data: memoryview, out: RgbImage) -> None:
-        """See :meth:`TiledReader.decode_tile`."""
+        """Decode a fetched tile into ``out``, a contiguous array (tile height, tile width, 3 or 4) uint8.
+
+        A tile that was never written, and what lies beyond the edge of the level, become white. ``out`` may be
+        smaller than the tile by one of :meth:`tile_scales`. Raises :class:`SlideReadError` if the bytes are no
+        such tile; ``out`` may then hold anything.
+        """
         opened = self._opened()
         tiles = opened.layout.levels[level]
         try:
@@ -161,7 +191,11 @@ class StoredTileReader(ClosingReader):
         _whiten_beyond(out, opened.places[level], number)
 
     def tile_jpeg(self, level: int, number: int, data: memoryview) -> bytes | None:
-        """See :meth:`JpegTiledReader.tile_jpeg`."""
+        """A fetched tile as one complete JPEG that states its own colour space.
+
+        Returns None if tiles are not stored as JPEGs, or if this one was never written. Raises
+        :class:`SlideReadError` if the bytes are no such tile.
+        """
         opened = self._opened()
         tiles = opened.layout.levels[level]
         try:
@@ -172,7 +206,7 @@ class StoredTileReader(ClosingReader):
 
     def _interrupted(self, error: Exception) -> SlideInterrupted:
         cause = outside_cause(error) or OutsideCause(f"cannot be read: {error}", "try again")
-        return SlideInterrupted(self._path, cause.problem, cause.mend)
+        return SlideInterrupted(self._path, cause.problem, cause.fix)
 
     def _unreadable(self, level: int, number: int, tiles: TileLayout, error: TileError) -> SlideReadError:
         row, col = divmod(number, tiles.cols)
@@ -181,17 +215,21 @@ class StoredTileReader(ClosingReader):
         files = self._state.layout.files if self._state and tiles.files is not None else ()
         cause = outside_cause(error)
         if cause and system_cause(error):
-            return SlideInterrupted(self._path, cause.problem, cause.mend)
+            return SlideInterrupted(self._path, cause.problem, cause.fix)
         of_file = f" of {files[int(tiles.files[number])].name}" if files and tiles.files is not None else ""
         return SlideReadError(
             self._path,
             f"tile ({col}, {row}) of level {level}, {count} bytes at byte "
             f"{tiles.offsets[number].min()}{of_file}, is unreadable: {error}",
-            cause.mend if cause else "the file is damaged; copy it again, or leave the slide out",
+            cause.fix if cause else "the file is damaged; copy it again, or leave the slide out",
         )
 
     def reopen(self) -> None:
-        """See :meth:`TiledReader.reopen`."""
+        """Read the headers of the container again.
+
+        Raises :class:`SlideReadError` if the levels are not what they were, and :class:`SlideClosed` after
+        :meth:`close`.
+        """
         with self._lock:
             if self._closed:
                 raise SlideClosed(self._path)
@@ -208,12 +246,14 @@ class StoredTileReader(ClosingReader):
             self._state = fresh
 
     def close(self) -> None:
+        """Release the file and the cached tiles. May be called twice."""
         with self._lock:
             self._closed = True
             self._state = None
             self._cache = _cache_of(0)
 
     def _cached(self, level: int, number: int) -> RgbImage:
+        """A whole tile from the cache. The array is shared, and so is not writable."""
         key = (level, number)
         cache = self._cache
         tile = cache.get(key)
@@ -224,6 +264,7 @@ class StoredTileReader(ClosingReader):
         return tile
 
     def _opened(self) -> "_Opened":
+        """What was read from the container. A reader that was unpickled opens the file here."""
         state = self._state
         if state is None:
             with self._lock:
@@ -242,7 +283,7 @@ class StoredTileReader(ClosingReader):
             _refuse_odd_tiles(self._path, files, layout)
         except OSError as error:
             cause = system_cause(error) or OutsideCause(f"cannot be read: {error.strerror or error}", "")
-            raise UnsupportedSlide(self._path, cause.problem, cause.mend) from error
+            raise UnsupportedSlide(self._path, cause.problem, cause.fix) from error
         return _Opened(
             files,
             layout,
@@ -265,25 +306,33 @@ class StoredTileReader(ClosingReader):
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
+    """What a reader holds while the file is open. ``places`` and ``decoders`` have one entry for each level."""
+
     files: tuple[TileFile, ...]
     layout: SlideLayout
-    places: tuple[TilePlaces, ...]  # one a level
-    decoders: tuple[TileDecoder, ...]  # one a level
+    places: tuple[TilePlaces, ...]
+    decoders: tuple[TileDecoder, ...]
 
 
 def _no_longer(error: UnsupportedSlide) -> SlideReadError:
-    """What is said where a slide that was opened before is not opened again."""
+    """The error for a slide that was opened before and cannot be opened again."""
     kind = SlideInterrupted if system_cause(error) else SlideReadError
     return kind(*error.args)
 
 
 def _cache_of(limit: int) -> ByteCache[tuple[int, int], RgbImage]:
-    """By level and number: four regions around one tile do not decode it four times."""
+    """A cache of tiles by level and number.
+
+    Without it, four regions around one tile would decode it four times.
+    """
     return ByteCache(limit, size=lambda tile: tile.nbytes)
 
 
 def _parts(data: memoryview, tiles: TileLayout, number: int) -> Parts | None:
-    """A fetched tile's parts, None for one that was never written. Raises :class:`TileError` where bytes lack."""
+    """The parts of a fetched tile, or None if it was never written.
+
+    Raises :class:`TileError` if bytes are missing.
+    """
     counts = tiles.byte_counts[number]
     whole = tiles.byte_counts.ndim == 1
     count = counts if whole else counts.sum()
@@ -298,7 +347,7 @@ def _parts(data: memoryview, tiles: TileLayout, number: int) -> Parts | None:
 
 
 def _whiten_beyond(out: RgbImage, places: TilePlaces, number: int) -> None:
-    """Make white what lies beyond the level in a tile decoded into ``out``, at whatever scale."""
+    """Make white what lies beyond the level in a tile that was decoded into ``out``, at whatever scale."""
     width, height = places.inside(number)
     scale = places.tile_size[1] // len(out)
     inside_x, inside_y = -(-width // scale), -(-height // scale)
@@ -309,7 +358,10 @@ def _whiten_beyond(out: RgbImage, places: TilePlaces, number: int) -> None:
 
 
 def _refuse_odd_tiles(path: Path, files: Sequence[TileFile], layout: SlideLayout) -> None:
-    """Look at one tile header a level, so that an unusual kind of tile goes to OpenSlide from the start."""
+    """Look at the header of one tile of each level, and leave unusual kinds of tiles to OpenSlide from the start.
+
+    Raises :class:`UnsupportedSlide`.
+    """
     for level, tiles in enumerate(layout.levels):
         written = np.flatnonzero(~tiles.missing)
         if not len(written):

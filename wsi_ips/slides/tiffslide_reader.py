@@ -1,9 +1,9 @@
-"""Tiled TIFF pyramids and Aperio SVS at a URL, read by ranges of bytes: tiffslide over fsspec.
+"""The reader of tiled TIFF pyramids and Aperio SVS at a URL, by range requests: tiffslide over fsspec.
 
-The pixels are those of the ``tiff`` reader, with these differences: where a JPEG tile and the TIFF's own tag
-disagree on the colour space, the tag is believed there and the tile here; of an Aperio file tifffile takes the
-second image for the thumbnail; OME-TIFF pyramids are read here. Vendors whose levels or tiles lie otherwise
-(NDPI, SCN, BIF, Philips) are refused: tiffslide places some of their pixels differently from OpenSlide.
+The pixels are those of the ``tiff`` reader, with these differences. If a JPEG tile and the TIFF's own tag disagree
+on the colour space, this reader believes the tile. In an Aperio file, tifffile takes the second image for the
+thumbnail. OME-TIFF pyramids are read here. Vendors whose levels or tiles are laid out differently (NDPI, SCN, BIF,
+Philips) are refused, since tiffslide places some of their pixels differently from OpenSlide.
 """
 
 import logging
@@ -51,11 +51,13 @@ from wsi_ips.storage.location import Location, Url, locate
 from wsi_ips.units import L0Point, Mpp, Size
 
 BLOCK_BYTES = 1 << 17
-"""What is fetched at once: a few tiles. fsspec's own 5 MiB is a read-ahead for files read in order."""
+"""What is fetched at once, a few tiles. fsspec's own 5 MiB suit files that are read in order."""
 
 KEPT_BLOCKS = 64
+"""How many blocks are kept."""
 
 MOST_IMAGES = 1000
+"""The most images of a file."""
 
 OTHER_VENDORS = {
     "is_scn": "Leica SCN",
@@ -63,26 +65,32 @@ OTHER_VENDORS = {
     "is_ndpi": "Hamamatsu NDPI",
     "is_philips": "Philips TIFF",
 }
+"""tifffile's flags of vendors whose slides are refused, and what they are called."""
 
 RGB, YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR
+"""Values of PhotometricInterpretation that are read."""
+
 JPEG, JPEG2000 = tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.APERIO_JP2000_RGB
+"""Compressions whose header states the size of the tile."""
+
 PLAIN = (
     tifffile.COMPRESSION.NONE,
     tifffile.COMPRESSION.LZW,
     tifffile.COMPRESSION.ADOBE_DEFLATE,
     tifffile.COMPRESSION.DEFLATE,
 )
-"""tifffile decodes these into as many bytes as the tile has, and no more."""
+"""Compressions that tifffile decodes to as many bytes as the tile has, and no more."""
 
 
 logger = logging.getLogger(__name__)
 
 
 class TiffSlideReader(ClosingReader):
-    """``TiffSlideReader("https://host/slide.svs")``: see :mod:`wsi_ips.slides.tiffslide_reader`.
+    """A reader of a slide at a URL, for example ``TiffSlideReader("https://host/slide.svs")``.
 
-    Reads from several threads wait for each other. ``timeout_s``: how long to wait for a connection, and for
-    data. Raises :class:`SlideNotFound`, :class:`SlideUnreachable`, :class:`UnsupportedSlide`.
+    Reads from several threads wait for each other. ``timeout_s`` is how many seconds to wait for a connection, and
+    for data. Raises :class:`SlideNotFound`, :class:`SlideUnreachable`, and :class:`UnsupportedSlide` for a file
+    that is not read here.
     """
 
     def __init__(self, path: Location | str, *, timeout_s: float = TIMEOUT_SECONDS) -> None:
@@ -95,10 +103,19 @@ class TiffSlideReader(ClosingReader):
 
     @property
     def info(self) -> SlideInfo:
+        """The description of the slide."""
         return self._info
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
-        """See :meth:`SlideReader.read`; a position between two pixels of the level goes to the nearest."""
+        """Read a region of a level.
+
+        ``size_px`` is (width, height) in pixels of ``level``, ``l0_xy`` its top left corner in level-0 pixels. A
+        position between two pixels of the level goes to the nearest one. What lies outside the slide is white.
+        Returns (height, width, 3) uint8, a new array.
+
+        Raises :class:`SlideReadError` if a tile cannot be decoded, and :class:`SlideInterrupted` if the network is
+        to blame.
+        """
         check_region(self._info, level=level, size_px=size_px)
         level_size = self._info.levels[level].size
         lv_x, lv_y = level_pixel(l0_xy, self._info.levels[level].downsample)
@@ -118,12 +135,13 @@ class TiffSlideReader(ClosingReader):
         return region
 
     def close(self) -> None:
+        """Release the connection. May be called twice."""
         with self._lock:
             self._closed = True
             self._drop()
 
     def _read_inside(self, lv_xy: Size, level: int, size_px: Size) -> RgbImage:
-        """A region that lies inside the level. After an error the next read starts from a new handle."""
+        """Read a region that lies inside the level. After an error, the next read starts with a new handle."""
         try:
             if self._handle is None:
                 self._handle = self._open()
@@ -171,14 +189,18 @@ class TiffSlideReader(ClosingReader):
 
 
 class _LevelSlide(TiffSlide):
-    """tiffslide with positions in pixels of the level (its own rule cuts fractions off), that owns its file."""
+    """A TiffSlide whose positions are pixels of the level, and that closes its file.
+
+    tiffslide itself takes positions in level-0 pixels, and cuts fractions off.
+    """
 
     def __init__(self, file: Any, *, name: str) -> None:
         self._file = file
-        # Not _multifile: an OME-TIFF may name other files, anywhere.
+        # _multifile is off, because an OME-TIFF may name other files anywhere.
         super().__init__(file, tifffile_options={"name": name, "_multifile": False})
 
     def close(self) -> None:
+        """Close the slide and its file."""
         super().close()
         self._file.close()
 
@@ -204,10 +226,10 @@ def _open_file(path: Location, *, timeout_s: float) -> Any:
         logger.debug("%s", failed, exc_info=error)
     if failed is not None:
         raise failed
-    if isinstance(file, BytesIO):  # memory:// gives everyone the same file, with one position, and writable
+    if isinstance(file, BytesIO):  # memory:// hands everyone the same writable file, with one position
         return BufferedReader(BytesIO(file.getvalue()))
     try:
-        file.seek(1)  # a stream refuses, which is what fsspec gives for a server without ranges or a length
+        file.seek(1)  # fails for a stream, which fsspec returns for a server without ranges or a length
         file.seek(0)
     except (OSError, ValueError) as error:
         file.close()
@@ -216,7 +238,7 @@ def _open_file(path: Location, *, timeout_s: float) -> Any:
 
 
 def _checked(path: Location, file: Any) -> _LevelSlide:
-    """The open slide, or its refusal."""
+    """Open the slide and check it. Raises :class:`UnsupportedSlide` or :class:`DamagedSlide`."""
     slide = _LevelSlide(file, name=path.name)
     tiff = slide.ts_tifffile
     for number, _ in enumerate(tiff.pages):
@@ -229,7 +251,7 @@ def _checked(path: Location, file: Any) -> _LevelSlide:
     for number, series in enumerate(levels):
         page = series.keyframe
         _check_page(path, number, series.axes, page)
-        # tifffile fills tiles without data with this, by default black; black counts as tissue.
+        # tifffile fills tiles without data with this value. Its default is black, which would count as tissue.
         page.nodata = WHITE
         page.decode = _guarded(page)
     sizes = [(series.keyframe.imagewidth, series.keyframe.imagelength) for series in levels]
@@ -266,7 +288,10 @@ def _check_page(path: Location, level: int, axes: str, page: Any) -> None:
 
 
 def _guarded(page: Any) -> Callable[..., Any]:
-    """The page's decoder, for tiles that are as large as the page says: it makes room for what a JPEG claims."""
+    """The decoder of a page, which decodes only tiles whose headers state the size that the page says.
+
+    The decoder itself allocates whatever the header of a JPEG claims.
+    """
     decode, expected = page.decode, (page.tilelength, page.tilewidth, 3)
 
     def decode_checked(data: bytes | None, index: int, /, **options: Any) -> Any:
@@ -285,7 +310,7 @@ def _jpeg_shape(data: bytes) -> tuple[int, int, int]:
 
 
 def _jpeg2000_shape(data: bytes) -> tuple[int, int, int]:
-    """(height, width, components) of a codestream, by its SIZ segment (ISO/IEC 15444-1, A.5.1)."""
+    """(height, width, components) of a codestream, from its SIZ segment (ISO/IEC 15444-1, A.5.1)."""
     if not data.startswith(b"\xff\x4f\xff\x51"):
         raise ValueError("not a JPEG 2000 codestream")
     right, bottom, left, top, *_, components = struct.unpack_from(">8IH", data, 8)
@@ -308,7 +333,7 @@ def _network_error(path: Location, error: Exception) -> FileError | None:
 
 
 def _number(stated: Any) -> float | None:
-    """What a file says as a number; None for what is none: it states no resolution."""
+    """What a file states as a number, or None if it is none."""
     try:
         return None if stated is None else float(stated)
     except (TypeError, ValueError):

@@ -1,11 +1,12 @@
-"""What a file may claim before it is taken for damaged or hostile.
+"""Where the tiles of a level lie: which of them show in a box of the level's pixels, and which covers which.
 
-Where the tiles of a level lie: which of them show under a box of the level's pixels, and which covers which.
+Readers and streams ask the same questions (:class:`TilePlaces`) of a regular grid (:class:`RegularTiles`) and of
+tiles that have places of their own, overlap, leave gaps, or are cut into pieces (:class:`PlacedTiles`), and do not
+have to know which kind it is.
 
-Readers and streams ask the same questions of a regular grid (:class:`RegularTiles`, here) and of tiles that have
-places of their own (:class:`wsi_ips.slides.tile_places.PlacedTiles`), so that neither has to know the kind.
-
-Tiles that have places of their own: overlapping, with gaps between them, or cut into pieces.
+The module also holds the limits for what a file may claim before it is taken for damaged or hostile
+(:func:`check_levels`). Suffixes of array names give the shape: ``n`` boxes, ``k`` hits, ``P`` pieces, ``B``
+buckets; a digit is the length of an axis, for example ``boxes_n4``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,18 +23,44 @@ from wsi_ips.errors import DamagedSlide
 from wsi_ips.units import Size
 
 LARGEST_SIDE_PX = 1 << 24
-"""16.8 million: at 0.1 µm per pixel that is 1.7 m of glass."""
+"""The longest side of a level, 16.8 million pixels. At 0.1 µm per pixel that is 1.7 m of glass."""
 
 LARGEST_BLOCK_PX = 1 << 26
-"""A file's own block (tile, chunk) is decoded whole, however little of it is asked for."""
+"""The most pixels of a tile or chunk of a file, which is decoded whole, however little of it is asked for."""
 
 MOST_LEVELS = 64
+"""The most levels of a slide."""
+
+MOST_PIECES = 1 << 23
+"""The most pieces on a level. A slide of 200,000 x 100,000 px in tiles of 64 px has 5 million."""
+
+MOST_BUCKETS = 1 << 21
+"""The most buckets in the index of a level, which take 8 MiB."""
+
+MOST_LAYERS = 16
+"""How many tiles may lie over each other at one place.
+
+In scanners' files neighbours overlap by a part of their side.
+"""
+
+FAR = 1 << 40
+"""A coordinate beyond every level, and far from the limit of int64."""
+
+PIECES_AT_A_TIME = 1 << 20
+"""How many pieces are looked at together when uses are counted, so that large boxes do not take much memory."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, width, height in whole pixels of a level."""
+
+Window = tuple[slice, slice]
+"""Rows and columns of an image."""
 
 
 def check_levels(path: Path | str, sizes: Sequence[Size], blocks: Sequence[Size]) -> None:
-    """Raise :class:`DamagedSlide` for sizes that no slide has, or levels that do not show the same field.
+    """Check the sizes that a file states for its levels.
 
-    ``sizes`` are (width, height) of the levels from fine to coarse, ``blocks`` those of their blocks.
+    ``sizes`` are (width, height) of the levels from fine to coarse, ``blocks`` those of their tiles or chunks.
+    Raises :class:`DamagedSlide` for sizes that no slide has, and for levels that do not show the same field.
     """
     if not 1 <= len(sizes) <= MOST_LEVELS:
         raise DamagedSlide(path, f"has {len(sizes)} levels")
@@ -50,27 +77,22 @@ def check_levels(path: Path | str, sizes: Sequence[Size], blocks: Sequence[Size]
             )
 
 
-Box = tuple[int, int, int, int]
-"""Left, top, width, height in whole pixels of a level."""
-
-Window = tuple[slice, slice]
-"""Rows and columns of an image."""
-
-
 @dataclass(frozen=True, slots=True)
 class Painting:
     """How a box is painted out of tiles. A later move covers what an earlier one has painted."""
 
     numbers: list[int]
-    """The tiles that it takes, each once."""
+    """The tiles that are needed, each once."""
     moves: list[tuple[int, Window, Window]]
-    """A tile's place in ``numbers``, the window of the box that is painted, and the window of the tile that goes
-    there. A window may end beyond its image, as slices may."""
+    """For each move: an index into ``numbers``, the window of the box, and the window of the tile to paint there.
+
+    A window may end beyond its image, as slices may.
+    """
     filled: bool
-    """Whether the moves paint every pixel. Where they may not, the box has to be white before."""
+    """Whether the moves paint every pixel. If not, the box has to be made white first."""
 
     def is_one_whole_tile(self, tile_size: Size) -> bool:
-        """Whether a box of a tile's size is one tile, from corner to corner, and nothing else."""
+        """Whether a box of the size of a tile is exactly one whole tile and nothing else."""
         if len(self.moves) != 1:
             return False
         _, into, window = self.moves[0]
@@ -82,19 +104,19 @@ class TilesUnder(Protocol):
     """The tiles under each of n boxes."""
 
     def rows(self, rows_k: NDArray[np.int64]) -> "TilesUnder":
-        """The tiles under some of the boxes."""
+        """The tiles under the boxes with these indices."""
         ...
 
     def numbers(self) -> NDArray[np.int64]:
-        """The tiles under any of the boxes, ascending, each once."""
+        """The numbers of the tiles under any of the boxes, ascending, each once."""
         ...
 
     def exact(self) -> NDArray[np.int64]:
-        """(n,) the number of the one whole tile that is all that shows in the box, or -1."""
+        """(n,) the number of the tile if exactly one whole tile shows in the box and nothing else, or -1."""
         ...
 
     def paintings(self) -> Iterator[Painting]:
-        """How each of the boxes is painted, in their order."""
+        """How each box is painted, in the order of the boxes."""
         ...
 
 
@@ -102,27 +124,34 @@ class TilePlaces(Protocol):
     """Where the tiles of one level lie. They are numbered from 0 to ``n_tiles - 1``."""
 
     @property
-    def tile_size(self) -> Size: ...
+    def tile_size(self) -> Size:
+        """Width and height of a tile in pixels."""
+        ...
 
     @property
-    def n_tiles(self) -> int: ...
+    def n_tiles(self) -> int:
+        """Number of tiles."""
+        ...
 
     def painting(self, box: Box) -> Painting:
-        """How one box, which may lie beyond the level's edges, is painted."""
+        """How one box is painted. It may lie beyond the edges of the level."""
         ...
 
     def under(self, boxes_n4: NDArray[np.int64]) -> TilesUnder:
-        """The tiles under many boxes: (n, 4) left, top, width, height, as in :data:`Box`."""
+        """The tiles under many boxes, given as (n, 4) left, top, width, height."""
         ...
 
     def uses(self, blocks: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:
-        """(n_tiles,) how many of the boxes show some of each tile. blocks: (n, 4) boxes, some at a time."""
+        """(n_tiles,) in how many of the boxes some of each tile shows.
+
+        ``blocks`` yields (n, 4) boxes, some at a time.
+        """
         ...
 
     def inside(self, number: int) -> Size:
-        """(width, height) of what may show of a tile, from its top left on; the rest is to be white.
+        """Width and height of what may show of a tile, from its top left corner on. The rest has to be white.
 
-        Zero or less for a tile that lies wholly beyond the level's edge.
+        Zero or less if the tile lies wholly beyond the edge of the level.
         """
         ...
 
@@ -131,7 +160,7 @@ class TilePlaces(Protocol):
         ...
 
     def smaller(self, scale: int) -> "TilePlaces":
-        """The places of tiles decoded smaller by a factor for which :meth:`divides` holds."""
+        """The places of tiles that are decoded smaller by a factor for which :meth:`divides` is true."""
         ...
 
 
@@ -146,10 +175,11 @@ class RegularTiles:
 
     @property
     def n_tiles(self) -> int:
+        """Number of tiles."""
         return self.cols * self.rows
 
     def painting(self, box: Box) -> Painting:
-        """See :meth:`TilePlaces.painting`."""
+        """How one box is painted. It may lie beyond the edges of the level."""
         left, top, width, height = box
         tile_width, tile_height = self.tile_size
         col, row = max(0, left // tile_width), max(0, top // tile_height)
@@ -158,12 +188,16 @@ class RegularTiles:
         return self._painting(box, col, end_col, row, end_row)
 
     def under(self, boxes_n4: NDArray[np.int64]) -> "TileSpans":
-        """See :meth:`TilePlaces.under`."""
+        """The tiles under many boxes, given as (n, 4) left, top, width, height."""
         return TileSpans.under(boxes_n4, self)
 
     def uses(self, blocks: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:
-        """See :meth:`TilePlaces.uses`. Each box adds a rectangle of ones, as four corners of a table of
-        differences."""
+        """(n_tiles,) in how many of the boxes some of each tile shows.
+
+        ``blocks`` yields (n, 4) boxes, some at a time.
+
+        Each box adds a rectangle of ones, as four corners of a table of differences that is summed up at the end.
+        """
         corners = np.zeros((self.rows + 1, self.cols + 1), np.int32)
         flat, width = corners.ravel(), self.cols + 1  # one index into a view is much faster than two
         for boxes_n4 in blocks:
@@ -177,17 +211,20 @@ class RegularTiles:
         return np.ascontiguousarray(corners[:-1, :-1]).ravel()
 
     def inside(self, number: int) -> Size:
-        """See :meth:`TilePlaces.inside`."""
+        """Width and height of what lies within the level, from the top left corner of the tile on.
+
+        Zero or less if the tile lies wholly beyond the edge of the level.
+        """
         row, col = divmod(number, self.cols)
         (width, height), (level_width, level_height) = self.tile_size, self.level_size
         return min(width, level_width - col * width), min(height, level_height - row * height)
 
     def divides(self, scale: int) -> bool:
-        """See :meth:`TilePlaces.divides`."""
+        """Whether the sides of a tile are multiples of this factor."""
         return not any(side % scale for side in self.tile_size)
 
     def smaller(self, scale: int) -> "RegularTiles":
-        """See :meth:`TilePlaces.smaller`."""
+        """The places of tiles that are decoded smaller by a factor for which :meth:`divides` is true."""
         (level_width, level_height), (tile_width, tile_height) = self.level_size, self.tile_size
         return RegularTiles(
             (-(-level_width // scale), -(-level_height // scale)),
@@ -210,7 +247,7 @@ class RegularTiles:
         moves: list[tuple[int, Window, Window]] = []
         for r in range(row, end_row):
             y = r * tile_height - top
-            # Slices end at the arrays' ends by themselves; only beginnings must not be negative.
+            # Slices are cut at the ends of arrays by themselves, but must not begin at negative places.
             box_rows = slice(y if y > 0 else 0, y + tile_height)
             tile_rows = slice(-y if y < 0 else 0, height - y)
             for c in range(col, end_col):
@@ -226,7 +263,10 @@ class RegularTiles:
 
 @dataclass(frozen=True, slots=True)
 class TileSpans:
-    """Per box the half-open ranges of tile columns and rows under it, (n,) int64 each; empty off the level."""
+    """The tiles of a regular grid under n boxes, as half-open ranges of columns and rows.
+
+    Each range is (n,) int64. It is empty for a box that lies off the level.
+    """
 
     tiles: RegularTiles
     boxes_n4: NDArray[np.int64]
@@ -237,7 +277,7 @@ class TileSpans:
 
     @classmethod
     def under(cls, boxes_n4: NDArray[np.int64], tiles: RegularTiles) -> Self:
-        """``boxes_n4``: (n, 4) left, top, width, height in pixels of the level."""
+        """Find the ranges for ``boxes_n4``, (n, 4) left, top, width, height in pixels of the level."""
         left, top, width, height = boxes_n4.T
         tile_width, tile_height = tiles.tile_size
         first_col = np.clip(left // tile_width, 0, tiles.cols)
@@ -247,7 +287,7 @@ class TileSpans:
         return cls(tiles, boxes_n4, first_col, end_col, first_row, end_row)
 
     def rows(self, rows_k: NDArray[np.int64]) -> "TileSpans":
-        """See :meth:`TilesUnder.rows`."""
+        """The ranges of the boxes with these indices."""
         return TileSpans(
             self.tiles,
             self.boxes_n4[rows_k],
@@ -258,7 +298,7 @@ class TileSpans:
         )
 
     def numbers(self) -> NDArray[np.int64]:
-        """See :meth:`TilesUnder.numbers`."""
+        """The numbers of the tiles under any of the boxes, ascending, each once."""
         cols_nk = self.first_col_n[:, None] + np.arange((self.end_col_n - self.first_col_n).max(initial=0))
         rows_nk = self.first_row_n[:, None] + np.arange((self.end_row_n - self.first_row_n).max(initial=0))
         inside = (cols_nk < self.end_col_n[:, None])[:, None, :] & (rows_nk < self.end_row_n[:, None])[
@@ -267,7 +307,7 @@ class TileSpans:
         return np.unique((rows_nk[:, :, None] * self.tiles.cols + cols_nk[:, None, :])[inside])
 
     def exact(self) -> NDArray[np.int64]:
-        """See :meth:`TilesUnder.exact`."""
+        """(n,) the number of the tile if the box is exactly that tile, or -1."""
         tile_width, tile_height = self.tiles.tile_size
         wanted_n4 = np.stack(
             [
@@ -283,53 +323,18 @@ class TileSpans:
         return np.where(same, self.first_row_n * self.tiles.cols + self.first_col_n, -1)
 
     def paintings(self) -> Iterator[Painting]:
-        """See :meth:`TilesUnder.paintings`."""
+        """How each box is painted, in the order of the boxes."""
         spans_n4 = np.stack([self.first_col_n, self.end_col_n, self.first_row_n, self.end_row_n], axis=1)
         for box, (col, end_col, row, end_row) in zip(self.boxes_n4.tolist(), spans_n4.tolist(), strict=True):
             yield self.tiles._painting(box, col, end_col, row, end_row)
 
 
-MOST_PIECES = 1 << 23
-"""Of a level. A slide of 200,000 x 100,000 px in tiles of 64 px has 5 million."""
-
-MOST_BUCKETS = 1 << 21
-"""Of a level's index: 8 MiB, whatever the level's size."""
-
-MOST_LAYERS = 16
-"""Tiles that lie over each other at one place. Scanners let neighbours overlap by a part of their side."""
-
-FAR = 1 << 40
-"""Beyond every level, and far from where int64 ends."""
-
-PIECES_AT_A_TIME = 1 << 20
-"""Pieces that are looked at together when uses are counted, so that large boxes take no memory of their own."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredGrid:
-    """The tiles of one stored image, row by row: the column, the row, and what of each lies within the image."""
-
-    cols_P: NDArray[np.int64]
-    rows_P: NDArray[np.int64]
-    sources_P4: NDArray[np.int64]
-    """Left, top (both 0), width, height."""
-
-    @classmethod
-    def of(cls, image_size: Size, tile_size: Size) -> Self:
-        (width, height), (tile_width, tile_height) = image_size, tile_size
-        cols, rows = -(-width // tile_width), -(-height // tile_height)
-        rows_P, cols_P = np.divmod(np.arange(cols * rows), cols)
-        zeros = np.zeros_like(cols_P)
-        wide = np.minimum(tile_width, width - cols_P * tile_width)
-        high = np.minimum(tile_height, height - rows_P * tile_height)
-        return cls(cols_P, rows_P, np.stack([zeros, zeros, wide, high], axis=1))
-
-
 @dataclass(frozen=True, eq=False)
 class PlacedTiles:
-    """See :class:`TilePlaces`. What is placed are pieces: rectangles cut out of tiles, often the whole of them.
+    """Tiles that have places of their own. Implements :class:`TilePlaces`.
 
-    A piece that comes later covers those that came before it. Where no piece lies the level is white.
+    What is placed are pieces: rectangles cut out of tiles, often whole tiles. A later piece covers the earlier
+    ones. If no piece lies at a place, the level is white there. :meth:`place` makes such a layout.
     """
 
     level_size: Size
@@ -338,12 +343,13 @@ class PlacedTiles:
     numbers_P: NDArray[np.int32]
     """The tile that each piece is cut out of."""
     boxes_P4: NDArray[np.int32]
-    """Left, top, width, height of each piece on the level. None reaches beyond the level's edges."""
+    """Left, top, width, height of each piece on the level. No piece reaches beyond the edges of the level."""
     sources_P2: NDArray[np.int32]
     """Where in its tile each piece begins (x, y)."""
     index: "BucketIndex"
+    """Finds the pieces under a box."""
     disjoint: bool
-    """Whether no piece is known to lie over another: then a box whose area they fill is covered."""
+    """Whether it is known that no piece lies over another. Their areas then tell whether they fill a box."""
 
     @classmethod
     def place(
@@ -360,13 +366,18 @@ class PlacedTiles:
     ) -> Self:
         """Lay pieces out on a level.
 
-        missing: (n_tiles,) tiles without data, whose pieces are left out, so that they cover nothing. numbers_P:
-        the tile of each piece, in the order of painting. xy_P2: where on the level each piece begins, which may
-        be beyond its edges. sources_P4: left, top, width, height of each piece in its tile; None: whole tiles.
-        disjoint: no piece lies over another.
+        Args:
+            path: The slide, for messages.
+            level_size: Width and height of the level.
+            tile_size: Width and height of a tile.
+            missing: (n_tiles,) tiles without data. Their pieces are left out, so that they cover nothing.
+            numbers_P: The tile of each piece, in the order of painting.
+            xy_P2: Where on the level each piece begins, which may be beyond its edges.
+            sources_P4: Left, top, width, height of each piece in its tile. None for whole tiles.
+            disjoint: Whether it is known that no piece lies over another.
 
-        Raises :class:`DamagedSlide` for a level or a number of pieces that no slide has, and where too many lie
-        over each other.
+        Raises :class:`DamagedSlide` for a level or a number of pieces that no slide has, and if too many pieces
+        lie over each other.
         """
         if not all(1 <= side <= LARGEST_SIDE_PX for side in level_size) or len(numbers_P) > MOST_PIECES:
             raise DamagedSlide(
@@ -376,7 +387,7 @@ class PlacedTiles:
             )
         if sources_P4 is None:
             sources_P4 = np.broadcast_to(np.array([0, 0, *tile_size]), (len(numbers_P), 4))
-        # int64 until all is known to lie within the level: places of a hostile file may be anywhere.
+        # Computed in int64 until all lies within the level, since a hostile file may place tiles anywhere.
         xy_P2 = np.clip(xy_P2, -FAR, FAR)
         starts_P2 = np.clip(xy_P2, 0, level_size)
         ends_P2 = np.clip(xy_P2 + sources_P4[:, 2:], 0, level_size)
@@ -394,31 +405,34 @@ class PlacedTiles:
         return cls(level_size, tile_size, len(missing), numbers, boxes, sources, index, disjoint)
 
     def painting(self, box: Box) -> Painting:
-        """See :meth:`TilePlaces.painting`."""
+        """How one box is painted. It may lie beyond the edges of the level."""
         return next(self.under(np.array([box], np.int64)).paintings())
 
     def under(self, boxes_n4: NDArray[np.int64]) -> "PiecesUnder":
-        """See :meth:`TilePlaces.under`."""
+        """The tiles under many boxes, given as (n, 4) left, top, width, height."""
         return PiecesUnder(self, boxes_n4)
 
     def uses(self, blocks: Iterable[NDArray[np.int64]]) -> NDArray[np.int32]:
-        """See :meth:`TilePlaces.uses`."""
+        """(n_tiles,) in how many of the boxes some of each tile shows.
+
+        ``blocks`` yields (n, 4) boxes, some at a time.
+        """
         uses = np.zeros(self.n_tiles, np.int32)
         for block_n4 in blocks:
             parts = ceil(self.index.expected_hits(block_n4) / PIECES_AT_A_TIME)
             for boxes_n4 in np.array_split(block_n4, max(1, min(len(block_n4), parts))):
                 box_k, piece_k = self.index.hits(boxes_n4)
-                # A tile of several pieces under one box counts once.
+                # A tile of which several pieces lie under one box counts once.
                 each = np.unique(box_k * self.n_tiles + self.numbers_P[piece_k])
                 uses += np.bincount(each % self.n_tiles, minlength=self.n_tiles).astype(np.int32)
         return uses
 
     def inside(self, number: int) -> Size:
-        """See :meth:`TilePlaces.inside`: all of it, since pieces end at the level's edge."""
+        """Width and height of the whole tile, since pieces end at the edge of the level anyway."""
         return self.tile_size
 
     def divides(self, scale: int) -> bool:
-        """See :meth:`TilePlaces.divides`."""
+        """Whether every piece still lies on whole pixels when the level is made smaller by this factor."""
         if scale == 1:
             return True
         starts = (self.boxes_P4[:, :2], self.sources_P2)
@@ -428,7 +442,7 @@ class PlacedTiles:
         return bool(not any(sides) and whole_ends.all() and not any((s % scale).any() for s in starts))
 
     def smaller(self, scale: int) -> "PlacedTiles":
-        """See :meth:`TilePlaces.smaller`."""
+        """The places of tiles that are decoded smaller by a factor for which :meth:`divides` is true."""
         if scale == 1:
             return self
         sizes = (-(-side // scale) for side in self.level_size)
@@ -448,22 +462,25 @@ class PlacedTiles:
 
 @dataclass(frozen=True, eq=False)
 class PiecesUnder:
-    """See :class:`TilesUnder`. Pieces are looked up when they are asked for: many large boxes have millions."""
+    """The pieces under n boxes.
+
+    They are looked up only when they are asked for, since many large boxes have millions.
+    """
 
     tiles: PlacedTiles
     boxes_n4: NDArray[np.int64]
 
     def rows(self, rows_k: NDArray[np.int64]) -> "PiecesUnder":
-        """See :meth:`TilesUnder.rows`."""
+        """The pieces under the boxes with these indices."""
         return PiecesUnder(self.tiles, self.boxes_n4[rows_k])
 
     def numbers(self) -> NDArray[np.int64]:
-        """See :meth:`TilesUnder.numbers`."""
+        """The numbers of the tiles under any of the boxes, ascending, each once."""
         _, piece_k = self._hits
         return np.unique(self.tiles.numbers_P[piece_k]).astype(np.int64)
 
     def exact(self) -> NDArray[np.int64]:
-        """See :meth:`TilesUnder.exact`."""
+        """(n,) the number of the tile if exactly one whole tile shows in the box and nothing else, or -1."""
         exact_n = np.full(len(self.boxes_n4), -1)
         candidates = np.flatnonzero((self.boxes_n4[:, 2:] == self.tiles.tile_size).all(axis=1))
         box_k, piece_k = self.tiles.index.hits(self.boxes_n4[candidates])
@@ -474,7 +491,7 @@ class PiecesUnder:
         return exact_n
 
     def paintings(self) -> Iterator[Painting]:
-        """See :meth:`TilesUnder.paintings`."""
+        """How each box is painted, in the order of the boxes."""
         box_k, piece_k = self._hits
         boxes_k4 = self.boxes_n4[box_k]
         pieces_k4 = self.tiles.boxes_P4[piece_k].astype(np.int64)
@@ -497,11 +514,15 @@ class PiecesUnder:
 
     @cached_property
     def _hits(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All pairs of a box and a piece that touch."""
         return self.tiles.index.hits(self.boxes_n4)
 
 
 def _painting(numbers: list[int], pieces: list[list[int]], *, filled: bool) -> Painting:
-    """pieces: for each the corner in the box, the corner in the tile, and the size, as x, y each."""
+    """Make a :class:`Painting`.
+
+    ``pieces`` holds, for each piece, its corner in the box, its corner in the tile, and its size, each as x, y.
+    """
     places: dict[int, int] = {}
     moves: list[tuple[int, Window, Window]] = []
     for number, (x, y, from_x, from_y, width, height) in zip(numbers, pieces, strict=True):
@@ -515,10 +536,10 @@ def _painting(numbers: list[int], pieces: list[list[int]], *, filled: bool) -> P
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BucketIndex:
-    """Finds the rectangles that a box touches.
+    """An index that finds the rectangles under a box.
 
-    The hull of all rectangles is cut into buckets, none smaller than the largest rectangle, each of which lists
-    the rectangles that touch it: a rectangle is listed at most four times.
+    The hull of all rectangles is cut into buckets, none of which is smaller than the largest rectangle. Each
+    bucket lists the rectangles that touch it, so every rectangle is listed at most four times.
     """
 
     boxes_P4: NDArray[np.int32]
@@ -527,14 +548,15 @@ class BucketIndex:
     cols: int
     rows: int
     starts_B1: NDArray[np.int32]
-    """Where each bucket's list begins in ``listed``, and where the last one ends."""
+    """(B + 1,) where the list of each bucket begins in ``listed``, and where the last list ends."""
     listed: NDArray[np.int32]
+    """The lists of all buckets, one after the other."""
     most_layers: float
-    """How many rectangles lie over each other in the fullest bucket on average, were all of the largest size."""
+    """How many rectangles lie over each other in the fullest bucket on average, if all have the largest size."""
 
     @classmethod
     def of(cls, boxes_P4: NDArray[np.int32]) -> Self:
-        """boxes_P4: left, top, width, height of each rectangle."""
+        """Build the index for rectangles given as (P, 4) left, top, width, height."""
         if not len(boxes_P4):
             nothing = np.zeros(0, np.int32)
             return cls(boxes_P4, (0, 0), (1, 1), 0, 0, np.zeros(1, np.int32), nothing, 0.0)
@@ -573,8 +595,10 @@ class BucketIndex:
         return float((end_n2 - first_n2).prod(axis=1).sum() * per_bucket)
 
     def hits(self, boxes_n4: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All pairs of a box and a rectangle that touch: (k,) the boxes, ascending, and (k,) the rectangles,
-        ascending for each box."""
+        """All pairs of a box and a rectangle that touch.
+
+        Returns (k,) the boxes, ascending, and (k,) the rectangles, ascending for each box.
+        """
         first_n2, end_n2 = self._buckets(boxes_n4)
         size_n2 = end_n2 - first_n2
         box_b, place_b = counted(size_n2.prod(axis=1))
@@ -590,7 +614,7 @@ class BucketIndex:
             (pieces_k4[:, :2] < boxes_k4[:, :2] + boxes_k4[:, 2:])
             & (boxes_k4[:, :2] < pieces_k4[:, :2] + pieces_k4[:, 2:])
         ).all(axis=1)
-        # Listed in several buckets: it counts in the first of them that the box touches.
+        # A rectangle that is listed in several buckets counts in the first of them that the box touches.
         home_k2 = np.maximum((pieces_k4[:, :2] - self.origin) // self.side, first_n2[box_k])
         touches &= (col_b[bucket_k] == home_k2[:, 0]) & (row_b[bucket_k] == home_k2[:, 1])
         box_k, piece_k = box_k[touches], piece_k[touches]
@@ -607,21 +631,51 @@ class BucketIndex:
 
 
 def counted(counts_n: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """``counts_n[i]`` times i for each i, and beside it 0, 1, 2, … for each run of the same i."""
+    """Repeat each index i ``counts_n[i]`` times, and count 0, 1, 2, … within each run of the same i.
+
+    Returns two arrays of length ``counts_n.sum()``.
+    """
     total = int(counts_n.sum())
     which = np.repeat(np.arange(len(counts_n)), counts_n)
     starts = np.cumsum(counts_n) - counts_n
     return which, np.arange(total) - starts[which]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredGrid:
+    """The tiles of one stored image, row by row: their columns, rows, and what of each lies within the image."""
+
+    cols_P: NDArray[np.int64]
+    rows_P: NDArray[np.int64]
+    sources_P4: NDArray[np.int64]
+    """Left, top (both 0), width, height of the part of each tile that lies within the image."""
+
+    @classmethod
+    def of(cls, image_size: Size, tile_size: Size) -> Self:
+        """The tiles of an image of ``image_size`` (width, height) that is stored in tiles of ``tile_size``."""
+        (width, height), (tile_width, tile_height) = image_size, tile_size
+        cols, rows = -(-width // tile_width), -(-height // tile_height)
+        rows_P, cols_P = np.divmod(np.arange(cols * rows), cols)
+        zeros = np.zeros_like(cols_P)
+        wide = np.minimum(tile_width, width - cols_P * tile_width)
+        high = np.minimum(tile_height, height - rows_P * tile_height)
+        return cls(cols_P, rows_P, np.stack([zeros, zeros, wide, high], axis=1))
+
+
 def parts_of_tiles(
     at_P2: NDArray[np.float64], part_P2: NDArray[np.int64], tile_size: Size, parts: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places and sources, in whole pixels, of tiles cut into ``parts`` by ``parts`` pieces.
+    """Places and sources, in whole pixels, of tiles that are cut into ``parts`` by ``parts`` pieces.
 
-    at_P2: where each piece lies on the level (x, y). part_P2: which of its tile's it is (column, row). Where a
-    tile's side cannot be divided, pieces begin and end between its pixels: both ends are rounded, and the place
-    moves with the beginning. Returns (P, 2) and (P, 4), as :meth:`PlacedTiles.place` takes them.
+    Args:
+        at_P2: Where each piece lies on the level (x, y), maybe between pixels.
+        part_P2: Which piece of its tile it is (column, row).
+        tile_size: Width and height of a tile.
+        parts: Number of pieces along each side.
+
+    If the side of a tile is no multiple of ``parts``, pieces begin and end between its pixels. Both ends are then
+    rounded, and the place moves with the beginning. Returns (P, 2) places and (P, 4) sources as
+    :meth:`PlacedTiles.place` takes them.
     """
     exact_P2 = part_P2 * np.array(tile_size) / parts
     starts_P2 = _nearest(exact_P2)
@@ -631,5 +685,5 @@ def parts_of_tiles(
 
 
 def _nearest(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Halves go up, so that neighbours stay equally far apart."""
+    """Round to whole numbers. Halves are rounded up, so that neighbours stay equally far apart."""
     return np.floor(values + 0.5).astype(np.int64)

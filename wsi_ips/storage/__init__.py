@@ -1,0 +1,1 @@
+"""Files and folders: where they are, writing them whole, locking a folder, HDF5, fingerprints and caches."""

@@ -1,4 +1,4 @@
-"""What was made lately, within so many bytes: decoded tiles of a slide, encoded tiles of a page."""
+"""A cache that is limited by bytes, for decoded tiles of a slide or encoded tiles of a web page."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -6,13 +6,17 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+"""Type of the keys."""
+
 V = TypeVar("V")
+"""Type of the values."""
 
 
 class ByteCache(Generic[K, V]):
-    """Holds ``limit`` bytes at most, as ``size`` counts them; what was asked for longest ago goes first.
+    """A least-recently-used cache that holds at most ``limit`` bytes. It can be used from several threads.
 
-    Safe from several threads. What is larger than all of it is not held; what is held already stays as it is.
+    ``size`` returns the bytes of a value. When the cache is full, the value that was asked for longest ago is
+    dropped. A value that is larger than ``limit`` is not kept.
     """
 
     def __init__(self, limit: int, *, size: Callable[[V], int]) -> None:
@@ -23,6 +27,7 @@ class ByteCache(Generic[K, V]):
         self._lock = Lock()
 
     def get(self, key: K) -> V | None:
+        """The value of this key, or None if it is not in the cache."""
         with self._lock:
             item = self._items.get(key)
             if item is not None:
@@ -30,6 +35,7 @@ class ByteCache(Generic[K, V]):
             return item
 
     def put(self, key: K, item: V) -> None:
+        """Keep ``item`` under ``key``. If the key is there already, its value stays as it is."""
         size = self._size(item)
         with self._lock:
             if key in self._items or size > self._limit:
@@ -42,4 +48,5 @@ class ByteCache(Generic[K, V]):
 
     @property
     def held_bytes(self) -> int:
+        """The bytes of all values that are in the cache."""
         return self._held

@@ -1,8 +1,11 @@
-"""Why a file could not be read where its content is not to blame, so that no sound file is called damaged.
+"""Writing files whole or not at all, and telling a broken file from a broken disk.
 
-Libraries pass the system's errors on in several ways: as ``OSError``, or only in words (HDF5, OpenSlide, libjpeg).
+:func:`whole_file`, :func:`whole_table` and :func:`whole_folder` write under a temporary name and rename it when
+all is written, so no reader ever sees half a file. :func:`sweep` removes what killed writers left behind.
 
-Whole files only: written under a temporary name, renamed into place when complete.
+:func:`system_cause` and :func:`outside_cause` find out whether a file could not be read for a reason that has
+nothing to do with its content, such as a missing permission, so that no sound file is called damaged. Libraries
+pass on errors of the system in several ways: as ``OSError``, or only in words (HDF5, OpenSlide, libjpeg).
 """
 
 import csv
@@ -25,8 +28,28 @@ from wsi_ips.storage.location import LONGEST_NAME_BYTES
 if TYPE_CHECKING:
     from _csv import Writer
 
+LARGEST_TABLE_BYTES = 2**28
+"""The largest CSV that is read."""
 
-MENDS = {
+LONGEST_CELL = 10_000
+"""Characters of an error or a note in a table that wsi_ips writes. Python's csv reads cells of up to 131,072."""
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The system errors of a full disk, an exhausted quota, and a file that may not grow any further."""
+
+PROBE_BYTES = 2**20
+"""How many bytes are written to find out whether a disk is full."""
+
+PARTIAL = ".*.partial*"
+"""Glob pattern of the temporary names that :func:`whole_file` and :func:`whole_folder` use."""
+
+_WRITTEN_BY = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(?:partial|old)")
+"""The host and the process in a temporary name."""
+
+_OS_ERROR = re.compile(r"\(os error ([0-9]+)\)|\berrno = ([0-9]+)\b")
+"""The number of a system error, as libraries written in Rust and HDF5 word it."""
+
+FIXES = {
     errno.EACCES: "ask for permission to read it",
     errno.EPERM: "ask for permission to read it",
     errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer threads and workers",
@@ -43,12 +66,15 @@ MENDS = {
     errno.EDQUOT: "make room there",
     errno.ENOENT: "check that it is still there",
 }  # fmt: skip
-"""What to do about the system's errors that say nothing of a file's content."""
+"""What to do about each error of the system that says nothing about the content of a file."""
+
 _NUMBERS = (
     re.compile(r"\[Errno ([0-9]+)\]"),
     re.compile(r"\berrno = ([0-9]+)\b"),  # HDF5
     re.compile(r"\(os error ([0-9]+)\)"),  # Rust
 )
+"""How libraries write the number of a system error into their messages."""
+
 _NO_MEMORY = re.compile(r"insufficient memory|out of memory|bad[_ ]alloc", re.I)
 _NOT_SUPPORTED = re.compile(
     r"unsupported|not supported|not configured|not available|not registered|not implemented|is not installed"
@@ -56,91 +82,21 @@ _NOT_SUPPORTED = re.compile(
     re.I,
 )
 MEMORY = "does not fit into the memory that is free"
+"""The problem of a file that needs more memory than there is."""
+
 CONVERT = "convert it to another kind, or leave it out; copy it again if it may be damaged"
-
-
-@dataclass(frozen=True, slots=True)
-class OutsideCause:
-    """problem: as of :class:`wsi_ips.errors.FileError`; mend: what to do about it; number: the system's."""
-
-    problem: str
-    mend: str
-    number: int = 0
-
-
-def system_cause(error: BaseException) -> OutsideCause | None:
-    """What of the system kept a file from being read, by an error and what it came of.
-
-    No permission, too many open files, a disk or network drive that fails, too little memory. None: none of these.
-    """
-    for each in _chain(error):
-        if isinstance(each, MemoryError) or _NO_MEMORY.search(str(each)):
-            return OutsideCause(MEMORY, MENDS[errno.ENOMEM])
-        if (number := _system_error(each)) is not None:
-            file = f" ({each.filename})" if isinstance(each, OSError) and each.filename else ""
-            return OutsideCause(f"cannot be read: {os.strerror(number).lower()}{file}", MENDS[number], number)
-    return None
-
-
-def outside_cause(error: BaseException) -> OutsideCause | None:
-    """As :func:`system_cause`, and a codec or a kind of file that is not supported here.
-
-    The latter goes by a library's words, which some have for damage, too.
-    """
-    if (cause := system_cause(error)) is not None:
-        return cause
-    for each in _chain(error):
-        if isinstance(each, ImportError | NotImplementedError) or _NOT_SUPPORTED.search(str(each)):
-            return OutsideCause(f"cannot be decoded here: {one_line(str(each), most=200)}", CONVERT)
-    return None
-
-
-def _system_error(error: BaseException) -> int | None:
-    """The number of the system's error, one of :data:`MENDS`."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno if error.errno in MENDS else None
-    text = str(error)
-    for pattern in _NUMBERS:
-        if (told := pattern.search(text)) and int(told[1]) in MENDS:
-            return int(told[1])
-    # OpenSlide ends its errors in the system's words.
-    return next((number for number in MENDS if text.endswith(os.strerror(number))), None)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-LARGEST_TABLE_BYTES = 2**28
-LONGEST_CELL = 10_000
-"""Characters of an error or a note in a table of ours: csv reads no cell of more than 131,072."""
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_OS_ERROR = re.compile(r"\(os error ([0-9]+)\)|\berrno = ([0-9]+)\b")
-"""As Rust's libraries word it, and HDF5."""
-PROBE_BYTES = 2**20
-PARTIAL = ".*.partial*"
-"""What :func:`whole_file` and :func:`whole_folder` call what is being written."""
-_WRITTEN_BY = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.(?:partial|old)")
-"""Host and process."""
-
-
-def check_table_size(path: Path, error: type[FileError]) -> None:
-    """Raises ``error`` for a CSV larger than any of slides is, before it is read."""
-    if path.stat().st_size > LARGEST_TABLE_BYTES:
-        raise error(path, f"is larger than {LARGEST_TABLE_BYTES} bytes", "is it a table of slides?")
+"""The fix for a file with a codec, or of a kind, that cannot be decoded here."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; on success it becomes ``path``, else it goes.
+    """Yield a temporary path next to ``path`` to write to, which becomes ``path`` when the block succeeds.
 
-    The temporary name keeps the suffix (libraries choose a format by it), starts with a dot (no folder
-    scan takes it for a result) and is unique, so that two writers never meet in one file. Where there is no room,
-    the :class:`OSError` names ``path``, whatever the library that wrote has raised.
+    If the block fails, the temporary file is removed. The temporary name keeps the suffix, by which libraries
+    choose a format. It starts with a dot, so that no scan of the folder takes it for a result, and it is unique,
+    so that two writers never meet in one file.
+
+    Raises ``OSError`` that names ``path`` if the disk is full, whatever error the library that wrote has raised.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path, _writer(), "partial")
@@ -156,47 +112,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def no_room(error: Exception) -> bool:
-    """Whether the disk is full, or the user's share of it, or a file may not grow any further."""
-    return isinstance(error, OSError) and error.errno in NO_ROOM
-
-
-def _no_room_error(error: Exception, partial: Path) -> int | None:
-    """The number of the system's error, where a library's error stands for one of :data:`NO_ROOM`.
-
-    partial: what was being written. Pillow, NumPy and HDF5 may say no more than that writing failed: then it is
-    tried whether more can be written to it.
-    """
-    each: BaseException | None = error
-    unexplained = False
-    while each is not None:
-        if isinstance(each, OSError) and each.errno in NO_ROOM:
-            return each.errno
-        told = _OS_ERROR.search(str(each))
-        if told and (number := int(told[1] or told[2])) in NO_ROOM:
-            return number
-        unexplained |= isinstance(each, RuntimeError) or (isinstance(each, OSError) and each.errno is None)
-        each = each.__cause__ or each.__context__
-    return _probed(partial) if unexplained else None
-
-
-def _probed(partial: Path) -> int | None:
-    """The number of the system's error, of :data:`NO_ROOM`, if no more can be written to what failed."""
-    try:
-        with (partial / ".probe" if partial.is_dir() else partial).open("ab", buffering=0) as file:
-            left = PROBE_BYTES
-            while left > 0:
-                left -= file.write(bytes(left)) or 0
-    except OSError as error:
-        return error.errno if error.errno in NO_ROOM else None
-    return None
-
-
 @contextmanager
 def whole_table(path: Path) -> Iterator["Writer"]:
-    """Yield a writer of rows of CSV; on success they become ``path``, whole.
+    """Yield a CSV writer whose rows become the file ``path``, whole, when the block succeeds.
 
-    A file name that is not UTF-8 is escaped: it must not cost the other slides' rows.
+    Text that is not UTF-8, such as the name of a file, is escaped, so that it does not cost the rows of other
+    slides.
     """
     with (
         whole_file(path) as partial,
@@ -207,11 +128,12 @@ def whole_table(path: Path) -> Iterator["Writer"]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` to fill; on success it becomes ``path``, else it goes.
+    """Yield a temporary folder next to ``path`` to fill, which becomes ``path`` when the block succeeds.
 
-    Where there is no room, the :class:`OSError` names ``path``, as of :func:`whole_file`.
+    If the block fails, the temporary folder is removed. A folder that is already at ``path`` is replaced: for a
+    moment there is no folder, but never half a one.
 
-    A folder that is there is replaced: for a moment there is none, never a half one.
+    Raises ``OSError`` that names ``path`` if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = _writer()
@@ -238,37 +160,99 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers left unfinished in ``folder`` that were killed on this machine.
+    """Remove the temporary files and folders in ``folder`` whose writers were killed on this machine.
 
-    Those at work keep theirs; of other machines nothing is known."""
+    Those of running writers stay, and so do those of other machines, about which nothing is known.
+    """
     if not folder.is_dir():
         return
     for path in folder.glob(".*"):
         found = _WRITTEN_BY.search(path.name)
         if found and found[1] == _host() and not _lives(int(found[2])):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def no_room(error: Exception) -> bool:
+    """Whether an error says that the disk is full, a quota is used up, or a file may not grow any further."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def check_table_size(path: Path, error: type[FileError]) -> None:
+    """Raise ``error`` if the CSV at ``path`` is larger than any table of slides, before it is read."""
+    check_size(path, error, most=LARGEST_TABLE_BYTES, fix="is it a table of slides?")
+
+
+def check_size(path: Path, error: type[FileError], *, most: int, fix: str) -> None:
+    """Raise ``error`` if the file has more than ``most`` bytes, before it is read into memory.
+
+    ``fix`` is what the message advises, such as ``"give a table of stages"``.
+    """
+    if path.stat().st_size > most:
+        raise error(path, f"is larger than {most} bytes", fix)
+
+
+def _no_room_error(error: Exception, partial: Path) -> int | None:
+    """The number of the system error if a library's error means one of :data:`NO_ROOM`, else None.
+
+    ``partial`` is the file or folder that was being written. Pillow, NumPy and HDF5 may only say that writing
+    failed. In that case the disk is tested by writing to ``partial``.
+    """
+    each: BaseException | None = error
+    unexplained = False
+    while each is not None:
+        if isinstance(each, OSError) and each.errno in NO_ROOM:
+            return each.errno
+        told = _OS_ERROR.search(str(each))
+        if told and (number := int(told[1] or told[2])) in NO_ROOM:
+            return number
+        unexplained |= isinstance(each, RuntimeError) or (isinstance(each, OSError) and each.errno is None)
+        each = each.__cause__ or each.__context__
+    return _probed(partial) if unexplained else None
+
+
+def _probed(partial: Path) -> int | None:
+    """Write to ``partial``.
+
+    Returns the number of the system error if that fails for one of :data:`NO_ROOM`, else None.
+    """
+    try:
+        with (partial / ".probe" if partial.is_dir() else partial).open("ab", buffering=0) as file:
+            left = PROBE_BYTES
+            while left > 0:
+                left -= file.write(bytes(left)) or 0
+    except OSError as error:
+        return error.errno if error.errno in NO_ROOM else None
+    return None
 
 
 def _beside(path: Path, writer: str, kind: str) -> Path:
-    """A temporary name beside ``path``; of a long name only as much as the file system takes."""
+    """A temporary path next to ``path``. A long name is shortened to what the file system takes."""
     ending = f".{writer}.{kind}{path.suffix}"
     room = LONGEST_NAME_BYTES - len(os.fsencode(ending)) - 1
     return path.with_name("." + os.fsdecode(os.fsencode(path.stem)[:room]) + ending)
 
 
 def _writer() -> str:
+    """What identifies this writer in a temporary name: host, process, and a random part."""
     return f"{_host()}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
 def _host() -> str:
-    # Short: a slide's name may leave little room.
+    # Kept short, because the name of a slide may leave little room.
+    """A digest of the host's name. It is short because the name of a slide may leave little room."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
 def _lives(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -276,3 +260,68 @@ def _lives(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideCause:
+    """Why a file could not be read, where its content is not to blame.
+
+    ``problem`` and ``fix`` are the words for a :class:`wsi_ips.errors.FileError`. ``number`` is that of the
+    system's error, 0 if there is none.
+    """
+
+    problem: str
+    fix: str
+    number: int = 0
+
+
+def system_cause(error: BaseException) -> OutsideCause | None:
+    """Find out whether the system kept a file from being read.
+
+    Causes are a missing permission, too many open files, a disk or network drive that fails, and too little
+    memory. The error itself and the errors that led to it are searched. Returns None if none of them is such a
+    cause.
+    """
+    for each in _chain(error):
+        if isinstance(each, MemoryError) or _NO_MEMORY.search(str(each)):
+            return OutsideCause(MEMORY, FIXES[errno.ENOMEM])
+        if (number := _system_error(each)) is not None:
+            file = f" ({each.filename})" if isinstance(each, OSError) and each.filename else ""
+            return OutsideCause(f"cannot be read: {os.strerror(number).lower()}{file}", FIXES[number], number)
+    return None
+
+
+def outside_cause(error: BaseException) -> OutsideCause | None:
+    """Find out whether something other than the content of a file kept it from being read.
+
+    Causes are those of the system (:func:`system_cause`) and a codec or a kind of file that is not supported in
+    this installation. The latter are recognised by the words of the library's message. Some libraries use the same
+    words for damaged files, so this is less certain. Returns None if no such cause is found.
+    """
+    if (cause := system_cause(error)) is not None:
+        return cause
+    for each in _chain(error):
+        if isinstance(each, ImportError | NotImplementedError) or _NOT_SUPPORTED.search(str(each)):
+            return OutsideCause(f"cannot be decoded here: {one_line(str(each), most=200)}", CONVERT)
+    return None
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The number of the system error, one of :data:`FIXES`, that this exception stands for."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno if error.errno in FIXES else None
+    text = str(error)
+    for pattern in _NUMBERS:
+        if (told := pattern.search(text)) and int(told[1]) in FIXES:
+            return int(told[1])
+    # OpenSlide ends its errors in the system's words.
+    return next((number for number in FIXES if text.endswith(os.strerror(number))), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and those that caused it, or were being handled when it was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

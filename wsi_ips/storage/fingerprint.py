@@ -1,7 +1,8 @@
-"""Whether a file is still the one that was read, by its length and samples of it: its date says little, files
-are copied about.
+"""Fingerprints of files and versions of packages, which tell whether a result can still be reproduced.
 
-The versions that a result was made with.
+:func:`fingerprint` tells whether a slide is still the file that was read. It compares lengths and samples of the
+content rather than dates, because copying a file changes its date. :func:`versions` lists the packages that can
+change a result.
 """
 
 import hashlib
@@ -13,18 +14,30 @@ from pathlib import Path
 from wsi_ips.storage.location import Location
 
 SAMPLES = 16
+"""How many samples of a file are read."""
+
 SAMPLE_BYTES = 4096
+"""Bytes of each sample."""
+
 MIRAX_SUFFIX = ".mrxs"
+"""Suffix of the MIRAX slides, whose data lie in a folder of the same name."""
+
 MOST_FILES = 1000
-"""Of a folder that are looked at: a Zarr folder may hold a file for every chunk."""
+"""How many files of a folder are read at most. A Zarr folder may hold a file for every chunk."""
+
+RECORDED = ("wsi_ips", "torch", "torchvision", "timm", "lightning", "openslide-python", "openslide-bin",
+            "tifffile", "imagecodecs", "simplejpeg", "numpy", "scikit-image", "h5py")  # fmt: skip
+"""Packages that can change a result."""
 
 
-def fingerprint(where: Iterable[Location]) -> str:
-    """64 hexadecimal digits for these files, the same wherever they lie; empty where that is not known.
+def files_fingerprint(where: Iterable[Location]) -> str:
+    """A digest of these files: 64 hexadecimal digits that do not depend on where the files lie.
 
-    Of a file count its length and 16 samples spread over it, which takes milliseconds; of a folder the names and
-    the contents of the files directly in it, by name the first 1000; a MIRAX slide's data folder counts with it.
-    Nothing is known of a URL, nor of a file that is not there or cannot be read.
+    Of a file, its length and 16 samples spread over it are used, which takes milliseconds. Of a folder, the names
+    and contents of the first 1000 files directly in it are used, in order of their names. The data folder of a
+    MIRAX slide belongs to the slide.
+
+    Returns an empty text if one of the files is a URL, is missing, or cannot be read.
     """
     digest = hashlib.sha256()
     for each in where:
@@ -61,12 +74,11 @@ def _samples(path: Path) -> Iterator[bytes]:
                 return
 
 
-RECORDED = ("wsi_ips", "torch", "torchvision", "timm", "lightning", "openslide-python", "openslide-bin",
-            "tifffile", "imagecodecs", "simplejpeg", "numpy", "scikit-image", "h5py")  # fmt: skip
-
-
 def versions() -> dict[str, str]:
-    """Package name to version, for the packages that can change a result, and Python's own."""
+    """The versions of Python and of the packages in :data:`RECORDED`, by name.
+
+    A package that is missing has the version ``"not installed"``.
+    """
     found = {"python": platform.python_version()}
     for name in RECORDED:
         try:

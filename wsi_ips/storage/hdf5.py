@@ -1,4 +1,9 @@
-"""HDF5: our own files written whole, files of others believed after checks."""
+"""HDF5 files: those of wsi_ips are written whole, and those of others are checked before they are believed.
+
+:func:`whole_hdf5` and :func:`streamed_hdf5` write, :func:`opened_hdf5` reads. Nothing that a file claims about
+itself may cost memory or lead to another file: take datasets from :func:`plain_dataset` and pass them through
+:func:`check_stored` before reading them.
+"""
 
 import json
 import math
@@ -16,23 +21,35 @@ from wsi_ips.errors import FileError
 from wsi_ips.storage.files import whole_file
 
 NEVER_OPEN = "never open such a file"
+"""The fix for a file that looks hostile."""
+
 MOST_VALUES = 4
-"""In an attribute that is a number, a pair or a box."""
+"""The most values of an attribute that is a number, a pair or a box."""
+
 ABOUT = "about"
-"""The dataset that holds what is known of a file, as JSON."""
+"""Name of the dataset that describes a file, as JSON."""
+
 LARGEST_TEXT_BYTES = 2**24
+"""The longest text that is read."""
+
 ALWAYS_BELIEVED_BYTES = 2**20
+"""A dataset that claims no more than this needs no check of its size."""
+
 MOST_INFLATION = 256
-"""Corners of a regular grid, shuffled and zipped, take up to 200 times less room than in memory."""
+"""How many times larger than in the file a dataset may be in memory.
+
+The corners of a regular grid, shuffled and zipped, shrink to as little as a 200th.
+"""
 
 
 def opened_hdf5(path: Path) -> h5py.File:
-    """Open a file to read from, without HDF5's lock.
+    """Open an HDF5 file for reading, without HDF5's lock.
 
-    Network file systems may have no locks, and a reader's lock would keep out, or fail because of, somebody who
-    has the file open to write. Files of ours are renamed into place when they are whole. Raises ``OSError`` with
-    the system's error number where the file cannot be opened at all (no permission, too many open files), and
-    whatever h5py raises for what is no HDF5.
+    Network file systems may have no locks. A reader's lock would also keep out somebody who writes to the file, or
+    fail because of them. Files of wsi_ips need none, because they are renamed into place when they are complete.
+
+    Raises ``OSError`` with the number of the system's error if the file cannot be opened at all (no permission,
+    too many open files), and whatever h5py raises for a file that is not HDF5.
     """
     with path.open("rb"):  # h5py's own error does not always keep the number
         pass
@@ -41,10 +58,10 @@ def opened_hdf5(path: Path) -> h5py.File:
 
 @contextmanager
 def streamed_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to write to piece by piece, whole or not there when the block ends.
+    """Yield an HDF5 file to write to piece by piece. It becomes ``path`` when the block ends without an error.
 
-    Without HDF5's lock: nobody else knows its name before. Raises ``OSError`` naming ``path`` where there is no
-    room.
+    HDF5's lock is not used, since nobody else knows the temporary name. Raises ``OSError`` that names ``path`` if
+    the disk is full.
     """
     with whole_file(path) as partial, partial.open("w+b", buffering=0) as disk:
         written = _UntilItFails(disk)
@@ -57,10 +74,10 @@ def streamed_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 class _UntilItFails(RawIOBase):
-    """A file for HDF5 to write to that never fails: from the first failure on, nothing is written any more.
+    """A file for HDF5 to write to that never raises. After the first failure nothing more is written.
 
-    HDF5 keeps a file open that cannot be written to its end, and crashes over what is left of it later. Whoever
-    holds this raises ``failure`` once the file is closed.
+    HDF5 keeps a file open that it could not write to the end, and crashes later over what is left of it. The
+    caller raises ``failure`` once the file is closed.
     """
 
     def __init__(self, disk: FileIO) -> None:
@@ -68,7 +85,7 @@ class _UntilItFails(RawIOBase):
         self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """All of it: a disk that is nearly full takes a part first."""
+        """Write all of ``data``, and return its length. A disk that is nearly full first takes a part."""
         left = memoryview(data).cast("B")
         size = len(left)
         if self.failure is None:
@@ -80,28 +97,28 @@ class _UntilItFails(RawIOBase):
         return size
 
     def truncate(self, size: int | None = None) -> int:
-        """As of a file."""
+        """Set the size of the file, unless writing has failed."""
         return self._disk.truncate(size) if self.failure is None else size or 0
 
     def readinto(self, into: Any) -> int:
-        """As of a file."""
+        """Read into a buffer and return how many bytes were read."""
         return self._disk.readinto(into) or 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As of a file."""
+        """Move the position, and return it."""
         return self._disk.seek(offset, whence)
 
     def tell(self) -> int:
-        """As of a file."""
+        """The position in the file."""
         return self._disk.tell()
 
 
 @contextmanager
 def whole_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to write to, made in memory, and written whole or not at all when the block ends.
+    """Yield an HDF5 file in memory. It is written to ``path``, whole, when the block ends without an error.
 
-    For files that memory holds anyway. Written to a disk that is full, HDF5 says so in a ``RuntimeError``, again
-    for every object that is freed later, and keeps the file open; this raises :class:`OSError`.
+    Use it for files that fit into memory. When HDF5 itself writes to a full disk, it raises ``RuntimeError``,
+    again for every object that is freed later, and keeps the file open. This function raises ``OSError``.
     """
     with h5py.File(f"{uuid4().hex}.h5", "w", driver="core", backing_store=False) as file:
         yield file
@@ -112,31 +129,48 @@ def whole_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def plain_dataset(
-    file: Any, name: str, path: Path, *, error: type[FileError], mend: str = NEVER_OPEN
+    file: Any, name: str, path: Path, *, error: type[FileError], fix: str = NEVER_OPEN
 ) -> h5py.Dataset:
     """The dataset ``name`` of an open file, if all of it lies in that file.
 
-    A link, an external or a virtual dataset would be read from wherever it points to. Raises ``error`` for those
-    and, with this ``mend``, for what is no dataset. Says nothing of its size.
+    A soft or external link, an external dataset and a virtual dataset would be read from wherever they point to.
+    The size of the dataset is not checked, see :func:`check_stored`.
+
+    Args:
+        file: An open ``h5py.File`` or group.
+        name: Name of the dataset.
+        path: Path of the file, for the message.
+        error: The class of error to raise.
+        fix: What the message tells the user to do if ``name`` is missing or not a plain dataset.
+
+    Raises ``error`` if the dataset is missing, is not a dataset, or lies elsewhere.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink | None):
         raise error(path, f"keeps {name} in another file", NEVER_OPEN)
     dataset = file.get(name)
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise error(path, f"{name} is not a plain dataset", mend)
+        raise error(path, f"{name} is not a plain dataset", fix)
     return dataset
 
 
-def check_stored(dataset: Any, path: Path, *, error: type[FileError], mend: str = NEVER_OPEN) -> None:
-    """Refuse a dataset whose values are not all in the file, or that is far larger than what the file holds.
+def check_stored(dataset: Any, path: Path, *, error: type[FileError], fix: str = NEVER_OPEN) -> None:
+    """Refuse a dataset whose values are not all in the file, or that claims far more than the file holds.
 
-    HDF5 gives zeros for what was never written, so a file of a few kilobytes may claim millions of patches. Raises
-    ``error`` before anything of that size is allocated. mend: what the message tells the user to do.
+    HDF5 returns zeros for values that were never written, so a file of a few kilobytes may claim millions of
+    patches.
+
+    Args:
+        dataset: An open ``h5py.Dataset``.
+        path: Path of the file, for the message.
+        error: The class of error to raise.
+        fix: What the message tells the user to do.
+
+    Raises ``error`` before anything of the claimed size is allocated.
     """
     name = dataset.name.lstrip("/")
     claimed, held = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if claimed > max(ALWAYS_BELIEVED_BYTES, MOST_INFLATION * held):
-        raise error(path, f"{name} claims {claimed:,} bytes, of which the file holds {held:,}", mend)
+        raise error(path, f"{name} claims {claimed:,} bytes, of which the file holds {held:,}", fix)
     if dataset.chunks is None:
         whole = claimed == 0 or held > 0
     else:
@@ -145,14 +179,14 @@ def check_stored(dataset: Any, path: Path, *, error: type[FileError], mend: str 
         )
         whole = dataset.id.get_num_chunks() >= blocks
     if not whole:
-        raise error(path, f"{name} was not written to its end", mend)
+        raise error(path, f"{name} was not written to its end", fix)
 
 
 def small_numbers(attributes: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Those of these attributes that are there: numbers, a few each.
+    """Read those of the named attributes that are there. Each has to be a number or a few numbers.
 
-    Their type is looked at before they are read: an attribute may claim any size, and HDF5's library crashes over
-    damaged text. Raises ``ValueError`` for one that is anything else.
+    The type is checked before the value is read: an attribute may claim any size, and the HDF5 library crashes
+    over damaged text. Raises ``ValueError`` for an attribute of another type or of more than four values.
     """
     found = {}
     for name in names:
@@ -165,15 +199,18 @@ def small_numbers(attributes: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def fixed_text(text: str) -> np.bytes_:
-    """UTF-8 in bytes of a fixed number: what :func:`stated_text` reads.
+    """Text as UTF-8 of a fixed length, which :func:`stated_text` reads back.
 
-    Text of variable length lies elsewhere in the file, and HDF5's library crashes over a damaged place of it.
+    HDF5 keeps text of variable length elsewhere in the file, and crashes if that place is damaged.
     """
     return np.bytes_(text.encode("utf-8", "surrogateescape"))
 
 
 def stated_text(attributes: Any, name: str) -> str | None:
-    """An attribute that :func:`fixed_text` made; None where there is none, or text of variable length."""
+    """The text of an attribute that was written with :func:`fixed_text`.
+
+    Returns None if there is no such attribute, or if it is something else, such as text of variable length.
+    """
     if name not in attributes:
         return None
     held = attributes.get_id(name)
@@ -183,16 +220,20 @@ def stated_text(attributes: Any, name: str) -> str | None:
 
 
 def put_about(file: Any, about: Mapping[str, Any]) -> None:
-    """What is known of an open file, as JSON in the scalar dataset ``about``."""
+    """Write the description of a file, as JSON, into its scalar dataset ``about``."""
     file[ABOUT] = fixed_text(json.dumps(about))
 
 
-def take_about(file: Any, path: Path, *, error: type[FileError], mend: str) -> Mapping[str, Any]:
-    """What :func:`put_about` wrote. Raises ``error``, or ``ValueError`` for JSON that is broken."""
-    dataset = plain_dataset(file, ABOUT, path, error=error, mend=mend)
+def take_about(file: Any, path: Path, *, error: type[FileError], fix: str) -> Mapping[str, Any]:
+    """Read the description that :func:`put_about` wrote into an open file.
+
+    ``path`` and ``fix`` are for the message. Raises ``error`` if the dataset is missing or is not a text, and
+    ``ValueError`` if it is not a JSON object.
+    """
+    dataset = plain_dataset(file, ABOUT, path, error=error, fix=fix)
     size = dataset.dtype.itemsize
     if dataset.dtype.kind != "S" or dataset.shape != () or size > LARGEST_TEXT_BYTES:
-        raise error(path, f"{ABOUT} is {dataset.dtype} of shape {dataset.shape}, not a text", mend)
+        raise error(path, f"{ABOUT} is {dataset.dtype} of shape {dataset.shape}, not a text", fix)
     try:
         held = json.loads(bytes(dataset[()]).decode("utf-8", "surrogateescape"))
     except RecursionError:

@@ -1,10 +1,12 @@
-"""One run at a time in a folder: by the file system's locks, or by a file that can be told stale.
+"""A folder that only one run at a time writes into, and the ``run.json`` that describes the run.
 
-Two files lie in the folder. ``.lock`` is locked by ``flock``, which ends with the process. Network file systems
-and other mounts may not have it; ``.lock-holder`` works there too: whoever creates it holds the folder, and it
-says who that is, so that the file of a process that died is told from that of one at work.
+:func:`held` holds the folder of a run and cleans up after a failure. It uses :func:`locked`, which works with two
+files in the folder. ``.lock`` is locked by ``flock``, which ends with the process. Network file systems and other
+mounts may not have ``flock``, so there is also ``.lock-holder``: whoever creates it holds the folder. It says
+which process that is, so that the file of a process that died can be told from that of a running one.
 
-A folder that one run at a time writes into, and the ``run.json`` that says which.
+:func:`describe` writes ``run.json``, :func:`read_description` reads it, and :func:`difference` compares it with
+the settings of the present run.
 """
 
 import errno
@@ -24,30 +26,144 @@ from typing import Any, Self
 from uuid import uuid4
 
 from wsi_ips.errors import ResultsError
-from wsi_ips.storage.files import PARTIAL, whole_file
+from wsi_ips.storage.files import PARTIAL, remove, whole_file
 from wsi_ips.storage.fingerprint import versions
 
 SYSTEM_LOCK = ".lock"
+"""Name of the file that is locked by ``flock``."""
+
 HOLDER = ".lock-holder"
+"""Name of the file that says which process holds the folder."""
+
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO})
-"""What ``flock`` answers on a mount that has no locks."""
+"""The system errors of ``flock`` on a mount that has no locks."""
+
 LARGEST_HOLDER_BYTES = 4096
+"""The most bytes that are read of a holder file."""
+
 TRIES = 20
+"""How often taking the folder is tried."""
+
 WAIT_S = 0.05
-"""Between two tries: another process may be between creating the file and filling it."""
+"""Seconds between two tries, in which another process may fill the file that it has created."""
+
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 BUSY = "another run is writing into it"
+"""The problem of a folder that another run holds."""
+
+LARGEST_DESCRIPTION_BYTES = 10_000_000
+"""The largest ``run.json`` that is read."""
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder``, which is there, for the time of the ``with`` block.
+def held(root: Path, *, below: Iterable[Path], undo: Iterable[Path], results: str) -> Iterator[None]:
+    """Hold the folder ``root`` for the length of the ``with`` block, and clean up if the block fails.
 
-    A process that died on this machine holds nothing. Raises :class:`ResultsError` while another one holds the
-    folder, or where that cannot be known because it runs, or ran, on another machine without locks; the message
-    names the file to delete if that run is over. ``OSError`` where the folder cannot be written to.
+    Before the block, temporary files of killed writers are removed from ``root`` and from the folders ``below``.
+    If the block fails, ``root`` was new, and no file in it matches the glob pattern ``results``, then the run's
+    own files ``undo`` are removed, and so is every folder that is empty then.
+
+    Args:
+        root: Folder of the run, which is created if it is missing.
+        below: Folders below it that the run writes into.
+        undo: Files to remove after an early failure.
+        results: Glob pattern of files that are worth keeping.
+
+    Raises :class:`ResultsError` if another process holds the folder. A process that died holds nothing.
+    """
+    there = root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    folders = [*below, root]
+    failed_new = False
+    try:
+        with locked(root):
+            try:
+                for folder in folders:
+                    for path in folder.glob(PARTIAL):
+                        remove(path)
+                yield
+            except BaseException:
+                failed_new = not there and not any(root.glob(results))
+                if failed_new:
+                    for path in (*undo, root / SYSTEM_LOCK):
+                        path.unlink(missing_ok=True)
+                raise
+    finally:
+        if failed_new:
+            for folder in folders:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+
+def describe(path: Path, command: str, **content: Any) -> None:
+    """Write ``run.json``: the name of the command, ``content``, package versions, host, and the time in UTC."""
+    description = {
+        "command": command,
+        **content,
+        "versions": versions(),
+        "host": platform.node(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_description(path: Path) -> Mapping[str, Any]:
+    """Read the ``run.json`` that :func:`describe` wrote. Raises ``ValueError`` if it is something else."""
+    if path.stat().st_size > LARGEST_DESCRIPTION_BYTES:
+        raise ValueError("too large")
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("too deep") from None
+    if not isinstance(held, dict):
+        raise ValueError("no description of a run")
+    return held
+
+
+def difference(
+    description: Path, ours: Mapping[str, Any], *, theirs: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> str:
+    """The first setting in which an earlier run differs from the present one, in words.
+
+    Args:
+        description: The ``run.json`` of the earlier run.
+        ours: Settings of the present run. Sections are compared setting by setting.
+        theirs: Takes the content of ``run.json`` and returns the settings to compare.
+
+    Returns an empty text if nothing differs, or if there is no ``run.json``.
+    """
+    if not description.is_file():
+        return ""
+    try:
+        before, here = _flat(theirs(read_description(description))), _flat(ours)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its run.json cannot be read"
+    for name in [*here, *sorted(before.keys() - here.keys())]:
+        if before.get(name) != here.get(name):
+            return f"{name} {before.get(name)} there, {here.get(name)} here"
+    return ""
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary with dotted names: ``{"tiling.patch_px": 256, ...}``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+    return flat
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an existing folder for the length of the ``with`` block.
+
+    A process that died on this machine holds nothing.
+
+    Raises :class:`ResultsError` if another process holds the folder. It is also raised if that cannot be known,
+    because the process runs or ran on another machine and there are no locks: the message then names the file to
+    delete if that run is over. Raises ``OSError`` if the folder cannot be written to.
     """
     with _system_lock(folder) as by_system:
         path = folder / HOLDER
@@ -62,11 +178,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process that holds a folder, told from every other one.
+    """A process that holds a folder, with all that tells it from any other process.
 
-    machine, boot, process_space: which installation, which start of it, and whose process numbers (a container
-    has its own). process_started: in the kernel's ticks since the boot; empty where the system does not say.
-    by_system: whether the process holds ``flock`` too.
+    Fields:
+        token: A random text that belongs to this holder alone.
+        host, process, since: Name of the machine, number of the process, and time in UTC, for messages.
+        machine: Which installation of the operating system it is.
+        boot: Which start of the machine it is.
+        process_space: Whose process numbers are meant, since a container has its own.
+        process_started: When the process began, in ticks of the kernel since the boot. Empty if the system does
+            not say.
+        by_system: Whether the process also holds the lock by ``flock``.
     """
 
     token: str
@@ -81,7 +203,7 @@ class Holder:
 
     @classmethod
     def here(cls, *, by_system: bool) -> Self:
-        """This process."""
+        """The present process as a holder."""
         return cls(
             token=uuid4().hex,
             host=platform.node(),
@@ -96,7 +218,10 @@ class Holder:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises ``ValueError`` for anything but what :func:`json.dumps` makes of :func:`dataclasses.asdict`."""
+        """Read a holder from the JSON that :func:`json.dumps` makes of its fields.
+
+        Raises ``ValueError`` for anything else.
+        """
         try:
             told = json.loads(text)
             holder = cls(**told)
@@ -110,7 +235,7 @@ class Holder:
         return holder
 
     def is_over(self, now: "Holder") -> bool:
-        """Whether this process, seen from that of ``now``, is certain to have ended."""
+        """Whether this process is certain to have ended, as far as the process ``now`` can tell."""
         if self.by_system and now.by_system:
             return True  # it would hold the system's lock
         if (self.host, self.machine) != (now.host, now.machine):
@@ -130,8 +255,10 @@ class Holder:
 
 @contextmanager
 def _system_lock(folder: Path) -> Iterator[bool]:
-    """Lock the folder by the system, and give whether that has locks. Raises :class:`ResultsError` if another has
-    it."""
+    """Lock the folder by ``flock``, and yield whether the file system has such locks.
+
+    Raises :class:`ResultsError` if another process has the lock.
+    """
     # The file stays: who removes it may split those that open it before from those that open it after.
     descriptor = os.open(folder / SYSTEM_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -158,7 +285,10 @@ def _system_lock(folder: Path) -> Iterator[bool]:
 
 
 def _claim(path: Path, mine: Holder) -> None:
-    """Make ``path`` say that it is ``mine``. Raises :class:`ResultsError` where it is somebody else's."""
+    """Create ``path`` so that it names ``mine``.
+
+    Raises :class:`ResultsError` if it names a process that may be running.
+    """
     for _ in range(TRIES):
         if _create(path, mine):
             return
@@ -178,11 +308,11 @@ def _claim(path: Path, mine: Holder) -> None:
 
 
 def _take_over(path: Path, over: Holder, mine: Holder) -> bool:
-    """Put ``mine`` in the place of one that is over; False where another process did so first.
+    """Replace a holder that is over by ``mine``. Returns False if another process did so first.
 
-    A file named after the one that is over can be created once only. Whoever created it looks again, since one
-    that came late may have read the old file before another took it over, and then renames it: at no time is the
-    place empty, for others to create the file.
+    A file named after the old holder can be created only once. Whoever created it looks again, because a process
+    that came late may have read the old file before another one took it over, and then renames it to ``path``. At
+    no time is ``path`` missing, so no third process can create it meanwhile.
     """
     right = path.with_name(f"{path.name}.{over.token}")
     if not _create(right, mine):
@@ -203,16 +333,19 @@ def _take_over(path: Path, over: Holder, mine: Holder) -> bool:
 
 
 def _busy(path: Path, other: Holder, mine: Holder) -> ResultsError:
-    """The error of a folder that ``other`` holds."""
+    """The error for a folder that ``other`` holds."""
     here = (other.host, other.machine, other.process_space) == (mine.host, mine.machine, mine.process_space)
-    mend = "wait for it, or write elsewhere"
+    fix = "wait for it, or write elsewhere"
     if not here:
-        mend += f"; if that run is over, delete {path}"
-    return ResultsError(path.parent, f"{BUSY} ({other})", mend)
+        fix += f"; if that run is over, delete {path}"
+    return ResultsError(path.parent, f"{BUSY} ({other})", fix)
 
 
 def _create(path: Path, holder: Holder) -> bool:
-    """Create the file, which only one process can; False where it is there."""
+    """Create the file and write ``holder`` into it.
+
+    Only one process can. Returns False if the file exists already.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
@@ -227,7 +360,10 @@ def _create(path: Path, holder: Holder) -> bool:
 
 
 def _read(path: Path) -> Holder | None:
-    """Who wrote the file; None where there is none, or it is not filled or not ours."""
+    """The holder that the file names.
+
+    None if there is no file, or if it is not filled yet or is no holder file.
+    """
     try:
         with path.open("rb") as file:
             return Holder.from_json(file.read(LARGEST_HOLDER_BYTES).decode())
@@ -236,7 +372,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _started(process: int) -> str | None:
-    """When a process of this machine began: None if it has ended, empty where that cannot be known."""
+    """When a process of this machine began. None if it has ended, empty if that cannot be known."""
     with suppress(OSError, IndexError):
         # The name in brackets may hold anything; the state and 18 numbers lie between it and the start.
         fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
@@ -251,99 +387,14 @@ def _started(process: int) -> str | None:
 
 
 def _process_space() -> str:
+    """What identifies the space of process numbers, empty if the system does not say."""
     with suppress(OSError):
         return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a name, not a path
     return ""
 
 
 def _text(path: Path) -> str:
+    """The first 100 characters of a small file of the system, empty if it cannot be read."""
     with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace").strip()[:100]
     return ""
-
-
-LARGEST_DESCRIPTION_BYTES = 10_000_000
-
-
-@contextmanager
-def held(root: Path, *, below: Iterable[Path], undo: Iterable[Path], results: str) -> Iterator[None]:
-    """Hold ``root`` (made where it is not there) for the time of the ``with`` block.
-
-    What killed writers left unfinished in it and in the folders ``below`` is removed first. A block that fails
-    in a folder that was new, before any file matches the glob ``results``, takes ``undo`` (files of the run's
-    own) and every empty folder along. Raises :class:`ResultsError` while another process holds the folder; a
-    process that died holds nothing (see :func:`wsi_ips.storage.held_folder.locked`).
-    """
-    there = root.exists()
-    root.mkdir(parents=True, exist_ok=True)
-    folders = [*below, root]
-    failed_new = False
-    try:
-        with locked(root):
-            try:
-                for folder in folders:
-                    for path in folder.glob(PARTIAL):
-                        path.unlink(missing_ok=True)
-                yield
-            except BaseException:
-                failed_new = not there and not any(root.glob(results))
-                if failed_new:
-                    for path in (*undo, root / SYSTEM_LOCK):
-                        path.unlink(missing_ok=True)
-                raise
-    finally:
-        if failed_new:
-            for folder in folders:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
-
-
-def describe(path: Path, command: str, **content: Any) -> None:
-    """Write ``run.json``: ``content``, with the versions, where and since when."""
-    description = {
-        "command": command,
-        **content,
-        "versions": versions(),
-        "host": platform.node(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(description, indent=2) + "\n")
-
-
-def read_description(path: Path) -> Mapping[str, Any]:
-    """What :func:`describe` wrote. Raises ``ValueError`` for anything else."""
-    if path.stat().st_size > LARGEST_DESCRIPTION_BYTES:
-        raise ValueError("too large")
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("too deep") from None
-    if not isinstance(held, dict):
-        raise ValueError("no description of a run")
-    return held
-
-
-def difference(
-    description: Path, ours: Mapping[str, Any], *, theirs: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-) -> str:
-    """What sets the run that a ``run.json`` describes apart from ``ours``, in words; empty if nothing does, or if
-    none is there. theirs: of the description, what is compared; sections are compared setting by setting."""
-    if not description.is_file():
-        return ""
-    try:
-        before, here = _flat(theirs(read_description(description))), _flat(ours)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its run.json cannot be read"
-    for name in [*here, *sorted(before.keys() - here.keys())]:
-        if before.get(name) != here.get(name):
-            return f"{name} {before.get(name)} there, {here.get(name)} here"
-    return ""
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """``{"tiling.patch_px": 256, ...}``."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
-    return flat

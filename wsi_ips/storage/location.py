@@ -1,6 +1,7 @@
 """Where a slide is: a path on this machine, or a URL.
 
-A URL is never made a ``Path``: ``Path("http://a")`` is ``http:/a``.
+:func:`locate` turns text into one or the other. A URL never becomes a ``Path``, since ``Path("http://a")`` is
+``http:/a``. The module also answers what may be the name of a file (:func:`is_file_name`, :func:`is_there`).
 """
 
 import errno
@@ -9,23 +10,28 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-# Two letters at least: "C://" is a drive.
+# At least two letters, because "C://" is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+LONGEST_NAME_BYTES = 255
+"""The most bytes in the name of a file, in nearly every file system."""
+
+_ROOM = len("_patches.geojson")
+"""Bytes kept free in a name for the longest suffix that is added to it, and for the start of a temporary name."""
 
 
 class Url(str):
-    """A URL, as text: ``http://host/a.svs``, ``s3://bucket/a.svs``, ``memory://a.svs``. Made by :func:`locate`."""
+    """A URL as text: ``http://host/a.svs``, ``s3://bucket/a.svs``, ``memory://a.svs``. :func:`locate` makes it."""
 
     __slots__ = ()
 
     @property
     def scheme(self) -> str:
-        """``http`` of ``http://host/a.svs``, in lower case."""
+        """The part before ``://`` in lower case, for example ``"http"``."""
         return self.partition("://")[0].lower()
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names between the slashes, without the host, decoded; a name never holds a slash."""
+        """The decoded names between the slashes, without the host. No name holds a slash."""
         if self.scheme in ("http", "https"):
             path = unquote(urlsplit(self).path).replace("\\", "/")
         else:
@@ -34,15 +40,19 @@ class Url(str):
 
     @property
     def name(self) -> str:
-        """The last name, the slide's file name; empty where the URL has none."""
+        """The last part of the URL, which is the slide's file name. Empty if the URL has none."""
         return self.parts[-1] if self.parts else ""
 
 
 Location = Path | Url
+"""The path or URL of a slide or of another file."""
 
 
 def locate(where: Path | str) -> Location:
-    """Text as a path, or as a :class:`Url` where it starts with ``scheme://``; ``file://`` is a path."""
+    """Turn text into a :class:`Url` if it starts with ``scheme://``, and into a path otherwise.
+
+    ``file://`` URLs become paths. A path is returned unchanged.
+    """
     if isinstance(where, Path):
         return where
     scheme = _SCHEME.match(where)
@@ -53,12 +63,11 @@ def locate(where: Path | str) -> Location:
     return Url(where)
 
 
-LONGEST_NAME_BYTES = 255
-"""Of a file's name, in nearly every file system."""
-
-
 def is_there(path: Path) -> bool:
-    """Whether there is such a file or folder. A path that none can have (a name too long, a zero byte) is not."""
+    """Whether there is a file or folder at this path.
+
+    A path that no file can have (a name that is too long, or holds a zero byte) counts as not there.
+    """
     try:
         return path.exists()
     except OSError as error:
@@ -70,13 +79,13 @@ def is_there(path: Path) -> bool:
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a file can be called so: one name, no path, without control characters, and with room for a suffix
-    and a temporary name's beginning."""
+    """Whether ``text`` can be the name of a file.
+
+    It has to be one name and not a path, without backslashes and control characters, and short enough to leave
+    room for a suffix and for the start of a temporary name.
+    """
     if Path(text).name != text or text in ("", ".", "..") or "\\" in text:
         return False
     if any(letter < " " or letter == "\x7f" for letter in text):
         return False
     return len(text.encode("utf-8", "surrogateescape")) <= LONGEST_NAME_BYTES - _ROOM
-
-
-_ROOM = len("_patches.geojson")

@@ -1,9 +1,9 @@
-"""Area means as machine code (numba): the same integers as :mod:`wsi_ips.streaming.area_means` without it.
+"""Area means compiled with numba: the same integers as :mod:`wsi_ips.streaming.area_means` computes without it.
 
-Both kernels work row by row, so that everything between the region and the patch stays in the fastest cache.
-They neither allocate inside their loops nor slice there: numba counts references to slices, which costs more than
-the arithmetic. Indices are unsigned, because a signed index may mean "from the end", and loops that check for that
-are not vectorised.
+Both kernels (:func:`near_means`, :func:`far_means`) work row by row, so that everything between the region and the
+patch stays in the fastest cache. They neither allocate nor slice inside their loops: numba counts references to
+slices, which costs more than the arithmetic. Indices are unsigned, because a signed index may count from the end,
+and loops that check for that are not vectorised. Shape suffixes are those of ``area_means.py``; U taps.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ BLOCK = 48
 
 
 def _compiled(function: Callable[..., None]) -> Any:
-    """As machine code that holds no lock of the interpreter; kept on disk, if there is a place for it."""
+    """Compile without the interpreter's lock; the machine code is cached on disk if there is a place for it."""
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither beside this file nor in the user's cache folder
@@ -33,7 +33,9 @@ def _row_mean(
     weights_NT: NDArray[np.uint32],
     row_L: NDArray[np.uint32],
 ) -> None:
-    """Row j of the patch, before it is averaged along x: 256 times the mean, (L,) uint32."""
+    """Row j of the patch before it is averaged along x: 256 times the mean, written into ``row_L``, (L,)
+    uint32.
+    """
     length, taps = region_HL.shape[1], taps_N[j]
     i = first_N[j]
     last = region_HL.shape[0] - 1
@@ -68,7 +70,7 @@ def _block_sums(
     weights_W: NDArray[np.uint32],
     sums_E: NDArray[np.uint32],
 ) -> None:
-    """A row of the patch, times 2 ** 24, and a half for the rounding."""
+    """Sums of a row of the patch along x, times 2 ** 24, plus a half for rounding."""
     half, three, span = uint32(1 << 23), uint64(3), uint64(BLOCK)
     blocks: Any = uint64(starts_B.shape[0])
     a = uint64(0)
@@ -105,7 +107,7 @@ def _near_means(
     weights_W: NDArray[np.uint32],
     patch_NE: NDArray[np.uint8],
 ) -> None:
-    """Where factors are near 1: 16 pixels at a time lie at their places plus a shift that hardly changes."""
+    """Means for factors near 1: 16 pixels at a time lie at their places plus a shift that hardly changes."""
     row_L = np.zeros(region_HL.shape[1] + 4 * BLOCK, np.uint32)
     sums_E = np.zeros(starts_B.shape[0] * BLOCK, np.uint32)
     for j in range(patch_NE.shape[0]):
@@ -124,7 +126,9 @@ def _far_means(
     weights_NU: NDArray[np.uint64],
     patch_NE: NDArray[np.uint8],
 ) -> None:
-    """At any factor: pixel by pixel, two rows at once in the halves of 64-bit numbers, which cannot overflow."""
+    """Means for any factor: pixel by pixel, two rows at once in the halves of 64-bit numbers, which cannot
+    overflow.
+    """
     side, length = patch_NE.shape[0], region_HL.shape[1]
     taps: Any = uint64(weights_NU.shape[1])
     pixels: Any = uint64(side)
@@ -161,6 +165,10 @@ def _far_means(
 
 
 row_mean = _compiled(_row_mean)
+"""Compiled :func:`_row_mean`."""
 block_sums = _compiled(_block_sums)
+"""Compiled :func:`_block_sums`."""
 near_means = _compiled(_near_means)
+"""Fill a patch with means, for factors near 1. :func:`wsi_ips.streaming.area_means.area_means` calls it."""
 far_means = _compiled(_far_means)
+"""Fill a patch with means, for any factor. :func:`wsi_ips.streaming.area_means.area_means` calls it."""

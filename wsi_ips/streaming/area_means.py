@@ -1,16 +1,17 @@
-"""Pixels made smaller: each one the mean of the area that it covers, at any factor.
+"""Pixels made smaller by any factor, each one the mean of the area that it covers: :func:`area_means`.
 
-A patch at 0.5 µm of a level at 0.486 µm takes 1.029 of the level's pixels for each of its own, so most of its
-pixels cover parts of two rows and two columns. Each part counts by its share. (Pillow's BOX gives a pixel the
-weight 0 or 1: the row 0, 0, 100, 100, 200, 200, 50, 50 from 0.5 to 4.5 in two pixels becomes 50 and 150 there
-instead of 25 and 125.)
+A patch at 0.5 µm per pixel of a level at 0.486 µm takes 1.029 of the level's pixels for each of its own, so most
+of its pixels cover parts of two rows and two columns. Each part counts by its share. (Pillow's BOX filter gives a
+pixel the weight 0 or 1: reducing the row 0, 0, 100, 100, 200, 200, 50, 50 from 0.5 to 4.5 to two pixels gives 50
+and 150 instead of 25 and 125.)
 
 The weights along x and y are independent, and all patches that start at the same fraction of a pixel share them.
-Means are computed in integers, so that they are the same bits whoever computes them: numba where it is installed
-(``pip install wsi_ips[fast]``), else SciPy's sparse products, which take five to seven times as long.
+Means are computed in integers, so that the bits are the same whoever computes them: numba (``area_kernel.py``)
+where it is installed (``pip install wsi_ips[fast]``), else SciPy's sparse products, which take five to seven times
+as long.
 
-Shape suffixes: H, L rows of the region and values in one of them, N rows or columns of the patch, T taps (pixels
-that one pixel of the patch covers, whole or in part), E values in a row of the patch, B blocks of 16 pixels.
+Shape suffixes: H rows of the region, L values in one of them; N rows or columns of the patch, E values in one of
+its rows; T taps (pixels that one pixel of the patch covers, whole or in part); B blocks of 16 pixels; W weights.
 """
 
 from dataclasses import dataclass
@@ -24,25 +25,28 @@ from PIL import Image
 from wsi_ips.slides.base import RgbImage
 
 ONE = 1 << 16
-"""What the weights of one pixel of the patch add up to, exactly: what is of one colour stays of that colour."""
+"""Sum of the weights of one pixel of the patch, exactly: an area of one colour keeps that colour."""
 
 EDGE = 1e-6
-"""An edge this close to a whole pixel lies on it: what is left is the error of float64."""
+"""Distance from a whole pixel within which an edge lies on it: what is left is the error of float64."""
 
 KEPT_WEIGHTS = 2048
-"""Starts whose weights are kept (about 10 kB each): the columns of a slide's grid, and the row that is read."""
+"""Cached starts, about 10 kB each: the columns of a slide's grid, and the row that is being read."""
 
 BLOCK_PX = 16
+"""Pixels of a block that the kernel for factors near 1 computes together."""
 NEAR_TAPS = 8
-"""As long as 16 neighbouring pixels need no more taps from one common start, they are computed together."""
+"""The most taps from one common start that the pixels of a block may need to be computed together."""
 
 
 def area_means(region: RgbImage, patch: RgbImage, *, inset: tuple[float, float], side: float) -> None:
     """Fill ``patch`` with the means of the square of ``side`` pixels at ``inset`` (x, y) inside ``region``.
 
-    region: (height, width, 3) uint8, contiguous and writable. patch: (P, P, 3) uint8, contiguous. ``side`` is at
-    least P. Every value is within 0.51 of the mean in float64 up to a factor of 32, and within 1 up to 256; the
-    errors have no preferred sign. Raises ``ValueError`` where the square is not inside the region.
+    ``region``, (height, width, 3) uint8, is contiguous and writable; ``patch``, (P, P, 3) uint8, is contiguous.
+    ``side`` is at least P. Every value is within 0.51 of the float64 mean up to a factor of 32, and within 1 up to
+    256; the errors have no preferred sign.
+
+    Raises ``ValueError`` if the square does not lie inside the region, or ``side`` is less than P.
     """
     height, width = region.shape[:2]
     patch_px = patch.shape[0]
@@ -76,7 +80,7 @@ def area_means(region: RgbImage, patch: RgbImage, *, inset: tuple[float, float],
 
 @cache
 def compiled_kernel() -> Any:
-    """The module :mod:`wsi_ips.streaming.area_kernel`; None without numba."""
+    """The module :mod:`wsi_ips.streaming.area_kernel`, or None where numba is not installed."""
     try:
         from wsi_ips.streaming import area_kernel
     except ImportError:
@@ -86,11 +90,11 @@ def compiled_kernel() -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AxisWeights:
-    """Which pixels along one axis make a patch's, and how much each counts.
+    """Which pixels along one axis make each pixel of a patch, and how much each counts.
 
-    first_N: (N,) int64, the first pixel of each. taps_N: (N,) int64, how many there are. weights_NT: (N, T)
-    uint32, ``ONE`` in all along T, 0 behind the last tap; T is at least 2. end: how many pixels the axis has to
-    have.
+    ``first_N``, (N,) int64, is the first pixel of each, ``taps_N``, (N,) int64, how many there are.
+    ``weights_NT``, (N, T) uint32, adds up to ``ONE`` along T and is 0 behind the last tap; T is at least 2.
+    ``end`` is how many pixels the axis needs.
     """
 
     first_N: NDArray[np.int64]
@@ -101,9 +105,10 @@ class AxisWeights:
 
 @lru_cache(KEPT_WEIGHTS)
 def axis_weights(inset: float, side: float, patch_px: int) -> AxisWeights:
-    """The weights of ``patch_px`` equal parts of ``side`` pixels, the first of which starts at ``inset``.
+    """Weights of ``patch_px`` equal parts of ``side`` pixels, the first of which starts at ``inset``.
 
-    Each weight is a difference of rounded sums, so that they add up to ``ONE`` and no rounding adds up.
+    Each weight is a difference of rounded cumulative sums, so that they add up to ``ONE`` and rounding does not
+    accumulate.
     """
     factor = side / patch_px
     edges_N = inset + np.arange(patch_px + 1) * factor
@@ -119,10 +124,11 @@ def axis_weights(inset: float, side: float, patch_px: int) -> AxisWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NearColumns:
-    """The weights along x for factors near 1, 16 pixels (48 values) at a time.
+    """Weights along x for factors near 1, in blocks of 16 pixels (48 values).
 
-    starts_B: (B,) uint64, where each block starts in a row of the region. taps_B: (B,) uint64, 2 or more.
-    offsets_B: (B,) uint64, where its weights start in weights_W: 48 uint32 a tap, three times each.
+    ``starts_B``, (B,) uint64, is where each block starts in a row of the region. ``taps_B``, (B,) uint64, is its
+    number of taps, 2 or more. ``offsets_B``, (B,) uint64, is where its weights start in ``weights_W``, which holds
+    48 uint32 per tap, each weight three times.
     """
 
     starts_B: NDArray[np.uint64]
@@ -133,7 +139,7 @@ class NearColumns:
 
 @lru_cache(KEPT_WEIGHTS)
 def near_columns(inset: float, side: float, patch_px: int) -> NearColumns | None:
-    """The columns as blocks; None where a block would need more than ``NEAR_TAPS``."""
+    """The weights along x as blocks, or None if a block would need more than ``NEAR_TAPS`` taps."""
     if (side / patch_px - 1) * (BLOCK_PX - 1) > NEAR_TAPS:
         return None
     across = axis_weights(inset, side, patch_px)
@@ -161,8 +167,11 @@ def near_columns(inset: float, side: float, patch_px: int) -> NearColumns | None
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FarColumns:
-    """The weights along x for any factor. starts_N: (N,) uint64, where each pixel's first tap is in a row of the
-    region. weights_NT: (N, T) uint64."""
+    """Weights along x for any factor.
+
+    ``starts_N``, (N,) uint64, is where each pixel's first tap lies in a row of the region; ``weights_NT`` is (N,
+    T) uint64.
+    """
 
     starts_N: NDArray[np.uint64]
     weights_NT: NDArray[np.uint64]
@@ -170,7 +179,7 @@ class FarColumns:
 
 @lru_cache(KEPT_WEIGHTS)
 def far_columns(inset: float, side: float, patch_px: int) -> FarColumns:
-    """The columns pixel by pixel."""
+    """The weights along x, pixel by pixel."""
     across = axis_weights(inset, side, patch_px)
     return FarColumns((across.first_N * 3).astype(np.uint64), across.weights_NT.astype(np.uint64))
 
@@ -178,7 +187,11 @@ def far_columns(inset: float, side: float, patch_px: int) -> FarColumns:
 def plain_means(
     region_HL: NDArray[np.uint8], patch_NE: NDArray[np.uint8], *, inset: tuple[float, float], side: float
 ) -> None:
-    """What the compiled kernels compute, without them. region_HL: (height, 3 width), patch_NE: (N, 3 N), uint8."""
+    """Compute the same means as the compiled kernels, with SciPy.
+
+    ``region_HL``, (height, 3 * width) uint8, is the region, ``patch_NE``, (N, 3 * N) uint8, the patch that is
+    filled.
+    """
     patch_px, (height, length) = len(patch_NE), region_HL.shape
     factor = side / patch_px
     if inset == (0.0, 0.0) and factor in (2.0, 4.0, 8.0, 16.0):
@@ -200,7 +213,7 @@ def plain_means(
 
 @lru_cache(KEPT_WEIGHTS)
 def sparse_weights(inset: float, side: float, patch_px: int, length: int) -> Any:
-    """:func:`axis_weights` as a sparse matrix (N, length) of uint32."""
+    """The weights of :func:`axis_weights` as a sparse matrix, (N, length) uint32."""
     from scipy.sparse import csr_array
 
     axis = axis_weights(inset, side, patch_px)

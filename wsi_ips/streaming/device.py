@@ -1,15 +1,13 @@
-"""How exactly a device calculates, and whether it gives the same bits each time.
+"""Devices: choosing one (:func:`pick_device`), its numerics, and copying pixels to it.
 
-PyTorch's defaults on NVIDIA cards: matrix products in float32, convolutions in TF32 (10 bits of mantissa instead
-of 23, several times faster), and algorithms that may add up in another order each time.
-
-Memory for pixels that is used again once nobody looks at it.
-
-Fresh memory costs as much as decoding a JPEG tile into it (the system has to clear every page), and arrays of
-one size that come and go let a heap grow. Nobody has to give anything back: an array returns by itself when
-the last view of it is gone.
-
-To the accelerator: uint8 pixels in page-locked memory, copied without waiting where there is one.
+- :func:`calculating` and :func:`numerics`: how exactly a device calculates, and whether it gives the same bits
+  each time. On NVIDIA cards PyTorch's defaults are matrix products in float32, convolutions in TF32 (10 bits of
+  mantissa instead of 23, several times faster), and algorithms that may add up in another order each time.
+- :class:`PixelPool`: memory for pixels that is reused once nobody refers to it. Fresh memory costs as much as
+  decoding a JPEG tile into it, because the system has to clear every page, and arrays of one size that come and go
+  let a heap grow.
+- :class:`DeviceCopies` copies chunks of pixels to the device, on CUDA beside the encoder's work;
+  :class:`DeviceTimer` measures work there.
 """
 
 import os
@@ -27,27 +25,34 @@ from torch import Tensor
 from wsi_ips.errors import ConfigError
 
 WORKSPACE = ":4096:8"
-"""What cuBLAS needs to be told, in the environment, before it adds up in one order."""
+"""Value of ``CUBLAS_WORKSPACE_CONFIG`` with which cuBLAS always adds up in one order."""
 
 
-def numerics(*, deterministic: bool = False) -> dict[str, bool]:
-    """What holds in this process, or would under :func:`calculating`, for a run's description: TF32 in
-    convolutions and in matrix products, and whether only deterministic algorithms are used."""
-    with calculating(deterministic=deterministic):
-        return {
-            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-        }
+def pick_device(name: str = "auto") -> torch.device:
+    """The torch device with this name; ``auto`` is CUDA, then Apple's MPS, then the CPU.
+
+    Called once, at the edge of the program. Raises :class:`ConfigError` for a device that cannot be used.
+    """
+    if name != "auto":
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 @contextmanager
 def calculating(*, deterministic: bool) -> Iterator[None]:
-    """For the time of the block, with ``deterministic``, the same bits each time on the same kind of card.
+    """Context manager: with ``deterministic``, the block gives the same bits each time on the same kind of GPU.
 
-    No TF32, no search for the fastest convolution, deterministic algorithms only; it takes longer. Otherwise
-    everything is left as it is. Raises :class:`ConfigError` where the network needs an operation that has no
-    deterministic algorithm.
+    Inside there is no TF32, no search for the fastest convolution, and only deterministic algorithms are used,
+    which takes longer. Without ``deterministic`` nothing is changed. Raises :class:`ConfigError` if the network
+    needs an operation without a deterministic algorithm.
     """
     if not deterministic:
         yield
@@ -74,10 +79,25 @@ def calculating(*, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[3])
 
 
-class PixelPool:
-    """Hands out uint8 arrays of one shape, uninitialised. Safe from several threads.
+def numerics(*, deterministic: bool = False) -> dict[str, bool]:
+    """How numbers are computed in this process, or inside :func:`calculating`, for a run's description.
 
-    ``spare``: how many unused arrays are kept. ``pinned``: page-locked, for copies to a CUDA device.
+    Returns whether convolutions and matrix products use TF32, and whether only deterministic algorithms are used.
+    """
+    with calculating(deterministic=deterministic):
+        return {
+            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        }
+
+
+class PixelPool:
+    """Hands out uninitialised uint8 arrays of one shape. Safe to use from several threads.
+
+    Nothing has to be given back: an array returns to the pool when neither it nor a view of it is referenced.
+    ``spare`` is the number of unused arrays that are kept; ``pinned`` makes them page-locked, for copies to a CUDA
+    device.
     """
 
     def __init__(self, shape: tuple[int, ...], *, spare: int, pinned: bool = False) -> None:
@@ -86,7 +106,7 @@ class PixelPool:
         self._free: deque[NDArray[np.uint8]] = deque(maxlen=spare)
 
     def take(self) -> NDArray[np.uint8]:
-        """An array of the pool's shape; it comes back when neither it nor a view of it is referenced."""
+        """An array of the pool's shape."""
         try:
             buffer = self._free.pop()
         except IndexError:
@@ -101,7 +121,9 @@ class PixelPool:
 
 
 class _Lease:
-    """What an array from the pool is a view of (NumPy's array interface); its end is the array's return."""
+    """What an array from the pool is a view of (by NumPy's array interface); when it is freed, the array
+    returns.
+    """
 
     def __init__(self, buffer: NDArray[np.uint8], free: deque[NDArray[np.uint8]]) -> None:
         self.__array_interface__ = buffer.__array_interface__
@@ -112,30 +134,12 @@ class _Lease:
         self._free.append(self._buffer)
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """``auto``: CUDA, then Apple's MPS, then the CPU. Called once, at the edge of the program.
-
-    Raises :class:`ConfigError` for a device that is not there.
-    """
-    if name != "auto":
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from None
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
 class DeviceCopies:
-    """Copies chunks to a device; on CUDA beside the encoder's work, on a stream of their own.
+    """Copies chunks to a device; on CUDA on a stream of its own, beside the encoder's work.
 
-    The host memory of a copy under way is held until the copy has ended, since it is used again afterwards:
-    whoever owns that memory keeps this object as long. On CUDA, whoever asks for copies may run ahead of the
-    device, which is handed work and does it later; it has to wait where more than three chunks would lie there.
+    The host memory of a copy under way is held until the copy has ended, because it is reused afterwards. The
+    owner of that memory has to keep this object as long. On CUDA, the caller may run ahead of the device, which is
+    handed work and does it later; it has to wait once more than three chunks would lie there.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -147,11 +151,11 @@ class DeviceCopies:
 
     @property
     def run_beside(self) -> bool:
-        """Whether a copy goes on while its caller does something else."""
+        """Whether a copy runs while its caller does something else."""
         return self._stream is not None
 
     def to_device(self, pixels_nPPC: Tensor) -> Tensor:
-        """The pixels on the device, uint8 as they are; for CUDA from page-locked memory, without waiting."""
+        """The same uint8 pixels on the device; on CUDA copied from page-locked memory without waiting."""
         if self._stream is None:
             started = perf_counter()
             copied_nPPC = pixels_nPPC.to(self._device)
@@ -179,7 +183,7 @@ class DeviceCopies:
             self._let_go()
 
     def take_seconds(self) -> float:
-        """Seconds that copies took, of those that ended since this was last asked; on CUDA by its own clock."""
+        """Seconds of the copies that ended since the last call; on CUDA by the GPU's clock."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
@@ -189,7 +193,7 @@ class DeviceCopies:
             self._seconds += ended.begun.elapsed_time(ended.done) / 1e3
 
     def _wait_for(self, consumer: torch.cuda.Stream) -> None:
-        """Wait until the consumer's device has done what was handed to it before the last chunk was asked for."""
+        """Wait until the device has done what it was handed before the last chunk was asked for."""
         handed_over = torch.cuda.Event()
         handed_over.record(consumer)
         self._handed_over.append(handed_over)
@@ -207,9 +211,9 @@ class _UnderWay:
 
 
 class DeviceTimer:
-    """How long work takes: on CUDA by the card's own events, elsewhere by the clock.
+    """Measures how long work takes: on CUDA by the GPU's own events, elsewhere by the clock.
 
-    A card is handed its work and does it later, so that the clock would tell how long handing over takes.
+    A GPU is handed its work and does it later, so that the clock would measure how long handing over takes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -219,7 +223,7 @@ class DeviceTimer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count what is done, or handed over, in the block."""
+        """Context manager: count what is done, or handed over, in the block."""
         if self._device.type != "cuda":
             started = perf_counter()
             yield
@@ -232,7 +236,7 @@ class DeviceTimer:
             self._count()
 
     def seconds(self) -> float:
-        """Seconds so far. Waits for the card."""
+        """Seconds so far. Waits for the GPU."""
         while self._running:
             self._running[0][1].synchronize()
             self._count()

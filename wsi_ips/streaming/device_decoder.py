@@ -1,7 +1,11 @@
-"""JPEG tiles decoded on the device: what goes over the bus is a tenth of the pixels.
+"""JPEG tiles decoded on the device, so that a tenth of the pixels' bytes go over the bus: :class:`DeviceDecoder`.
 
-By torchvision: on CUDA by nvJPEG, on the CPU by libjpeg-turbo, so that all but the copy is tested without a GPU.
-The decoders' pixels differ by a few grey levels (chroma is scaled up in other ways): it is never done unasked.
+torchvision decodes with nvJPEG on CUDA and with libjpeg-turbo on the CPU, so that everything but the copy is
+tested without a GPU. The decoders' pixels differ by a few grey levels, because they enlarge chroma in different
+ways; it is therefore only done if the user asks for it (``streaming.decode``) and both decoders agree
+(:func:`pays`, :func:`means_the_same`).
+
+Shape suffixes: n patches, P pixels along a patch's side, C or 3 channels.
 """
 
 import logging
@@ -23,7 +27,7 @@ from wsi_ips.units import Size
 logger = logging.getLogger(__name__)
 
 MOST_DIFFERENCE = 2.0
-"""Mean grey levels between the two decoders' pixels; colours taken for others differ by tens."""
+"""Mean difference, in grey levels, up to which two decoders agree. Misread colours differ by tens."""
 
 
 CHECKED = 8
@@ -31,20 +35,22 @@ CHECKED = 8
 
 
 class DecodingFailed(Exception):
-    """Some of these JPEGs cannot be decoded on the device, or none."""
+    """The device cannot decode at least one of these JPEGs."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceDecoder:
-    """Decodes many JPEGs of one size at once."""
+    """Decodes many JPEGs of ``side_px`` x ``side_px`` pixels at once on ``device``."""
 
     device: torch.device
     side_px: int
 
     def decode(self, jpegs: Sequence[bytes], insides: Sequence[Size]) -> Tensor:
-        """(n, 3, P, P) uint8 on the device, channels last; white beyond ``insides``, (width, height) each.
+        """Decode the JPEGs: (n, 3, P, P) uint8 on the device, channels last in memory.
 
-        Raises :class:`DecodingFailed`.
+        ``insides`` is the (width, height) of each JPEG that shows the slide; what lies beyond becomes white.
+        Raises :class:`DecodingFailed` if torchvision decodes no images, or one of these cannot be decoded or has
+        another size.
         """
         try:
             from torchvision.io import ImageReadMode, decode_jpeg
@@ -70,7 +76,10 @@ class DeviceDecoder:
         return pixels_n3PP
 
     def seconds(self, jpegs: Sequence[bytes], insides: Sequence[Size]) -> tuple[float, Tensor]:
-        """How long that takes until the pixels are there, and they. Raises as :meth:`decode`."""
+        """Decode the JPEGs and measure it: the seconds until the pixels are there, and the pixels.
+
+        The arguments, pixels and errors are those of :meth:`decode`.
+        """
         started = perf_counter()
         pixels_n3PP = self.decode(jpegs, insides)
         if self.device.type == "cuda":
@@ -79,9 +88,11 @@ class DeviceDecoder:
 
 
 def pays(decoder: DeviceDecoder, source: TileSource | RegionSource, n: int, *, threads: int) -> bool:
-    """Whether the first ``n`` patches are sooner decoded there than by so many threads here, to the same picture.
+    """Whether the device decodes the first ``n`` patches faster than the CPU, and to the same picture.
 
-    Measured on the second of two rounds: the first one loads what the decoders need.
+    The CPU decodes with ``threads`` threads.
+
+    The second of two rounds is measured, for the first one loads what the decoders need.
     """
     ours_nPPC = np.empty((n, decoder.side_px, decoder.side_px, 3), np.uint8)
     theirs_s, ours_s = math.inf, 0.0
@@ -99,10 +110,10 @@ def pays(decoder: DeviceDecoder, source: TileSource | RegionSource, n: int, *, t
 
 
 def means_the_same(decoder: DeviceDecoder, source: TileSource | RegionSource, n: int) -> bool:
-    """Whether the device's pixels are ours, on a few of a slide's ``n`` patches, spread over all of them.
+    """Whether both decoders agree on a few of a slide's ``n`` patches, spread over all of them.
 
-    False, with a warning, where the device takes a tile's colours for others or cannot decode one, and where none
-    of the patches looked at is a JPEG of its own.
+    False, with a warning, if the device misreads a tile's colours or cannot decode one. False as well if none of
+    these patches is one JPEG of its own.
     """
     places = np.linspace(0, n - 1, min(n, CHECKED)).astype(int).tolist()
     found = [(place, stored) for place in places if (stored := source.stored_jpegs(place, 1)) is not None]
@@ -123,7 +134,7 @@ def means_the_same(decoder: DeviceDecoder, source: TileSource | RegionSource, n:
 
 
 def same_pixels(theirs_n3PP: Tensor, ours_n3PP: Tensor) -> bool:
-    """Whether two decoders mean the same picture."""
+    """Whether the pixels of two decoders, (n, 3, P, P) uint8, agree within ``MOST_DIFFERENCE``; warns if not."""
     difference = (theirs_n3PP.cpu().float() - ours_n3PP.cpu().float()).abs().mean().item()
     if difference > MOST_DIFFERENCE:
         logger.warning(

@@ -1,6 +1,7 @@
-"""What a stream is made of.
+"""The protocols of what streams patches, wherever they come from: a slide, an image, stored features.
 
-What a pass needs of patches, wherever they come from: a slide, an image, stored features.
+Start with :class:`PatchSource` and the :class:`Chunk` that it gives. Shape suffixes: N patches of a bag, n patches
+of a chunk, P pixels along a patch's side, W windows.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from wsi_ips.units import PlaceKind
 class Chunk:
     """Patches that travel together.
 
-    ids_n: (n,) int64, raster index in the slide's grid. l0_xy_n2: (n, 2) int64, top-left corners in level-0
-    pixels. pixels_n3PP: (n, 3, P, P) uint8 RGB on the wanted device, channels last in memory.
+    ``ids_n``, (n,) int64, are their raster indices in the slide's grid. ``l0_xy_n2``, (n, 2) int64, are their
+    top-left corners (x, y) in level-0 pixels. ``pixels_n3PP``, (n, 3, P, P) uint8, is RGB on the wanted device,
+    channels last in memory.
     """
 
     ids_n: Tensor
@@ -30,46 +32,57 @@ class Chunk:
 
 
 class PatchSource(Protocol):
-    """All patches of a bag in chunks, some of them again, and where they lie. :class:`PatchStream` is one."""
+    """All patches of a bag in chunks. Some of them can be read again, and their positions can be asked for.
+
+    :class:`wsi_ips.streaming.stream.PatchStream` is one.
+    """
 
     def __iter__(self) -> Iterator[Chunk]: ...
 
     def ids(self) -> Tensor:
-        """(N,) int64 on the CPU: all patches, in the order of iterating."""
+        """The ids of all patches in the order of iterating, (N,) int64 on the CPU."""
         ...
 
     def read(self, ids_n: Tensor) -> Chunk:
-        """The patches with these ids, in the order given, with the pixels that iterating gave."""
+        """The patches with these ids, in the order given, with the same pixels that iterating gave."""
         ...
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
-        """Where these patches lie, (n,) int64 or (n, 2) float64 as ``kind`` says, on the CPU.
+        """Positions of the patches with these ids, on the CPU.
 
-        Asked only by networks that encode positions.
+        They are (n,) int64 ids or (n, 2) float64 centres, as ``kind`` says.
+
+        Only networks that encode positions ask for them.
         """
         ...
 
 
 class SomePatches(PatchSource, Protocol):
-    """A source that can be narrowed down."""
+    """A source that can be narrowed down to some of its patches."""
 
     def only(self, ids_n: Tensor) -> "SomePatches":
-        """The same patches, iterating over these alone, in grid order. Raises ``KeyError`` as :meth:`read`."""
+        """The same source, but iterating over the patches with these ids only, in grid order.
+
+        Raises ``KeyError`` for an id that the source does not have.
+        """
         ...
 
 
 class CoarseSource(SomePatches, Protocol):
-    """Patches that can be looked at from afar. :class:`PatchStream` is one."""
+    """A source whose patches a coarse scorer can see. :class:`wsi_ips.streaming.stream.PatchStream` is one."""
 
     def windows(self, coarse: CoarseConfig) -> "Windows":
-        """What is seen of them at a coarser resolution."""
+        """The windows in which a coarse scorer sees the patches."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """source: the windows, ids from 0 to W - 1 in the order of iterating. window_N: (N,) int64 on the CPU, in
-    which window each patch lies, patches in the order of :meth:`CoarseSource.ids`."""
+    """The windows in which a coarse scorer sees a bag's patches.
+
+    ``source`` gives the windows, with ids from 0 to W - 1 in the order of iterating. ``window_N``, (N,) int64 on
+    the CPU, is the window in which each patch lies, patches in the order of :meth:`CoarseSource.ids`.
+    """
 
     source: SomePatches
     window_N: Tensor

@@ -1,8 +1,13 @@
-"""A slide's patches as a bounded, ordered stream of chunks.
+"""A slide's patches as a bounded, ordered stream of chunks: :class:`PatchStream`.
 
-Knows nothing of what the patches are for. Memory is ``chunks_in_flight`` chunks whatever the slide's size:
-a slow consumer stops the decoders, because a chunk is only handed to them when one has been taken. On CUDA one
-chunk more is on its way to the device while the consumer works on the one before it.
+The stream does not know what the patches are for. It holds ``chunks_in_flight`` chunks whatever the slide's size:
+the decoders get a new chunk only when one has been taken, so that a slow consumer stops them. On CUDA, one chunk
+more is on its way to the device while the consumer works on the one before it.
+
+Where pixels come from: ``tile_source.py`` for readers that give stored tiles, ``region_source.py`` for all others,
+``device_decoder.py`` where tiles that are patches are decoded on the GPU.
+
+Shape suffixes: N patches of the slide, n patches of a chunk, P pixels along a patch's side, C or 3 channels.
 """
 
 import copy
@@ -33,18 +38,18 @@ from wsi_ips.tiling.patches import window_coords
 from wsi_ips.units import PlaceKind
 
 __all__ = ["Chunk", "PatchStream"]
-
 logger = logging.getLogger(__name__)
 
 
 class PatchStream:
-    """The patches of ``coords`` out of ``slide``, in grid order.
+    """The patches of ``coords`` read from ``slide``, in grid order, as chunks of pixels on a device.
 
-    Iterate for all of them in chunks of ``config.batch``; :meth:`read` fetches some again. The reader is
-    borrowed: the caller closes it. A tile that cannot be decoded is tried again on a reopened file, then
-    white and counted in ``telemetry``. Raises :class:`SlideReadError` at the chunk where more than
-    ``config.max_bad_tiles`` of the tiles are bad, or the file is no longer what it was; no thread outlives
-    the iteration, however it ends.
+    Iterating gives all patches in chunks of ``config.batch``; :meth:`read` fetches some of them again. The reader
+    is borrowed: the caller closes it. A tile that cannot be decoded is tried again on a reopened file, and is then
+    white and counted in ``telemetry``. No thread outlives the iteration, however it ends.
+
+    Iterating and :meth:`read` raise :class:`SlideReadError` at the chunk where more than ``config.max_bad_tiles``
+    (a share) of the slide's tiles are bad, or where the file is no longer what it was.
     """
 
     def __init__(
@@ -56,8 +61,11 @@ class PatchStream:
         device: torch.device | None = None,
         part: range | None = None,
     ) -> None:
-        """``part``: iterate for these of the patches alone, by where they stand in ``coords``. How pixels are made
-        is decided by all of the slide's, so that a part's are the whole's."""
+        """With ``part``, iterating gives only these patches, counted by their place in ``coords``.
+
+        ``device`` is where pixels go, by default the CPU. How pixels are made is decided for all patches of the
+        slide, so that a part has the same pixels as the whole.
+        """
         self._slide = slide
         self._rows_N = np.arange(len(coords))[slice(None) if part is None else slice(part.start, part.stop)]
         self._coords = coords
@@ -90,36 +98,40 @@ class PatchStream:
     def read(self, ids_n: Tensor) -> Chunk:
         """The patches with these grid ids, in the order given, as one chunk.
 
-        Raises ``KeyError`` for an id that is not in the slide's coordinates.
+        Raises ``KeyError`` for an id that is not in the slide's coordinates, and :class:`SlideReadError` as
+        iterating does.
         """
         rows = self._coords.rows(ids_n.cpu().numpy())
         return next(self._chunks(rows, len(rows)))
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
-        """Where the patches with these grid ids lie, on the CPU: ids as they are, or centres (n, 2) in µm.
+        """Positions of the patches with these grid ids, on the CPU.
 
-        Raises ``KeyError`` as :meth:`read`.
+        For the kind ``ids`` these are the ids themselves, (n,) int64; otherwise the patches' centres, (n, 2)
+        float64 (x, y) in µm. Raises ``KeyError`` for an id that is not in the slide's coordinates.
         """
         ids_n = ids_n.cpu()
         return ids_n if kind == "ids" else torch.from_numpy(self._coords.um_centres(ids_n.numpy()))
 
     def ids(self) -> Tensor:
-        """(N,) int64: the grid ids of all patches that iterating gives."""
+        """The grid ids of all patches that iterating gives, (N,) int64."""
         return torch.from_numpy(self._coords.ids_N[self._rows_N])
 
     def only(self, ids_n: Tensor) -> "PatchStream":
-        """The same stream, iterating over these patches alone, in grid order; its telemetry is this one's.
+        """The same stream, but iterating over the patches with these ids only, in grid order. Telemetry is shared.
 
-        Raises ``KeyError`` as :meth:`read`.
+        Raises ``KeyError`` for an id that is not in the slide's coordinates.
         """
         narrowed = copy.copy(self)
         narrowed._rows_N = np.sort(self._coords.rows(ids_n.cpu().numpy()))
         return narrowed
 
     def windows(self, coarse: CoarseConfig) -> Windows:
-        """What is seen of all patches from afar, read from the level that serves ``coarse.mpp`` best; the
-        telemetry is this stream's. Of a slide without a level between, it is averaged from the patches' own,
-        with a warning.
+        """The windows in which a coarse scorer sees the patches.
+
+        They are read from the level that serves ``coarse.mpp`` best; telemetry is shared with this stream. If the
+        slide has no level between that resolution and the patches', the windows are averaged from the patches' own
+        level, with a warning.
         """
         patches = self._coords.only(self._coords.ids_N[self._rows_N])
         coords, window_N = window_coords(patches, coarse)
@@ -180,8 +192,8 @@ class PatchStream:
         source: TileSource | RegionSource,
         decoder: DeviceDecoder | None,
     ) -> Chunk:
-        there = None if decoder is None else self._decoded_there(coming, decoder)
-        return self._finish(coming, source) if there is None else there
+        on_device = None if decoder is None else self._decoded_on_device(coming, decoder)
+        return self._finish(coming, source) if on_device is None else on_device
 
     def _source(self, rows_N: NDArray[np.int64], bad: BadTiles) -> TileSource | RegionSource:
         l0_xy_N2 = self._coords.l0_xy_N2[rows_N]
@@ -215,13 +227,18 @@ class PatchStream:
         return _ChunkInFlight(start, rows, pixels_nPPC, decoding)
 
     def _memory(self, n: int) -> NDArray[np.uint8]:
-        """(n, P, P, 3); more rows than a chunk has (kept patches, read again) get memory of their own."""
+        """Memory for (n, P, P, 3) uint8 pixels: from the pool, or of its own for more rows than a chunk has (kept
+        patches).
+        """
         patch_px = self._coords.patch_px
         own = n > self._config.batch
         return np.empty((n, patch_px, patch_px, 3), np.uint8) if own else self._pool.take()[:n]
 
     def _choose_decoder(self) -> DeviceDecoder | None:
-        """Once a stream, for all of the slide's patches: what is read again has to be what was read."""
+        """Decide whether the device decodes this slide's tiles.
+
+        That is decided once, for all patches, because a patch that is read again needs the same pixels.
+        """
         if not self._decoder_chosen:
             self._decoder_chosen = True
             rows_N = np.arange(len(self._coords))
@@ -236,8 +253,8 @@ class PatchStream:
                 self._decoder = decoder if wanted else None
         return self._decoder
 
-    def _decoded_there(self, chunk: "_ChunkInFlight", decoder: DeviceDecoder) -> Chunk | None:
-        """None where a tile of the chunk is not a JPEG that the device can decode."""
+    def _decoded_on_device(self, chunk: "_ChunkInFlight", decoder: DeviceDecoder) -> Chunk | None:
+        """The chunk, or None if one of its tiles is not a JPEG that the device can decode."""
         assert chunk.stored is not None
         started = perf_counter()
         stored = chunk.stored.result()
@@ -272,21 +289,9 @@ class PatchStream:
         )
 
 
-@lru_cache(maxsize=1024)  # once a slide: training looks at it in every epoch
-def _warn_of_averaging(path: str, fine_mpp: float, coarse_mpp: float, level: int) -> None:
-    logger.warning(
-        "%s has no level between %g and %g µm per pixel: the look from afar is averaged from level %d, which "
-        "decodes all of its tissue",
-        path,
-        fine_mpp,
-        coarse_mpp,
-        level,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _ChunkInFlight:
-    """Pixels that are being decoded, or what is stored of them, for a decoder on the device."""
+    """Pixels that are being decoded, or the stored tiles of a chunk that a device is going to decode."""
 
     start: int
     rows: NDArray[np.int64]
@@ -296,7 +301,19 @@ class _ChunkInFlight:
 
     @property
     def decoded(self) -> bool:
-        """Whether all pixels are there, without an error that is to be raised at this chunk."""
+        """Whether all pixels are there, without an error that has to be raised at this chunk."""
         return self.stored is None and all(
             future.done() and future.exception() is None for future in self.decoding
         )
+
+
+@lru_cache(maxsize=1024)  # once a slide: training looks at it in every epoch
+def _warn_of_averaging(path: str, fine_mpp: float, coarse_mpp: float, level: int) -> None:
+    logger.warning(
+        "%s has no level between %g and %g µm per pixel: the coarse scorer's windows are averaged from level %d, "
+        "which decodes all of its tissue",
+        path,
+        fine_mpp,
+        coarse_mpp,
+        level,
+    )

@@ -1,6 +1,6 @@
-"""Where the time of a stream goes.
+"""Where a stream's time goes, and how much of a slide may be unreadable.
 
-How much of a slide may be unreadable.
+See :class:`StreamTelemetry` and :class:`BadTiles`.
 """
 
 import logging
@@ -11,16 +11,25 @@ from wsi_ips.errors import SlideInterrupted, SlideReadError
 from wsi_ips.storage.files import outside_cause
 from wsi_ips.storage.location import Location
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class StreamTelemetry:
-    """Sums over a stream. Seconds are those of all threads together, except ``waited_s``.
+    """Sums over a stream: times in seconds, counts, and names of bad tiles.
 
-    read_s: stored bytes from the file. decode_s: bytes to pixels (for a reader without tiles, reading too).
-    assemble_s: patches put together from tiles. resample_s: to the wanted resolution. copy_s: to the device, on
-    CUDA by the card's own clock: copies run beside everything else.
-    waited_s: how long the consumer waited for chunks. tile_uses: how often patches needed a tile, of which
-    tiles_decoded were decoded and the rest was there already. bad_tiles: what could not be decoded and is white.
+    Times are those of all threads together, except ``waited_s``.
+
+    - ``read_s``: reading stored bytes from the file.
+    - ``decode_s``: decoding bytes to pixels; for a reader without tiles, reading as well.
+    - ``assemble_s``: putting patches together from tiles.
+    - ``resample_s``: resampling to the wanted resolution.
+    - ``copy_s``: copying to the device; on CUDA by the GPU's own clock, for copies run beside everything else.
+    - ``waited_s``: how long the consumer waited for chunks.
+    - ``patches``: patches that were given.
+    - ``tile_uses``: how often patches needed a tile.
+    - ``tiles_decoded``: how many of these uses decoded the tile; for the rest it was cached.
+    - ``bad_tiles``: what could not be decoded and is white.
     """
 
     read_s: float = 0.0
@@ -35,7 +44,7 @@ class StreamTelemetry:
     bad_tiles: list[str] = field(default_factory=list)
 
     def add(self, other: "StreamTelemetry") -> None:
-        """Take in the work of one thread or of another stream."""
+        """Add the work of one thread or of another stream."""
         self.read_s += other.read_s
         self.decode_s += other.decode_s
         self.assemble_s += other.assemble_s
@@ -48,18 +57,20 @@ class StreamTelemetry:
         self.bad_tiles += other.bad_tiles
 
 
-logger = logging.getLogger(__name__)
-
-
 class BadTiles:
     """Counts what could not be decoded in one pass over a slide, and ends the pass when it is too much.
 
-    A tile that is dropped from the cache and fails again counts once. Safe from several threads.
+    A tile that is dropped from the cache and fails again counts once. Safe to use from several threads.
     """
 
     def __init__(self, path: Location, *, most_share: float, of_slide: float = 1.0) -> None:
-        """``of_slide``: share of the slide's patches that are read. The slide is what ``most_share`` is a share
-        of: one bad tile that the pass put up with does not end the reading of the few patches that were kept."""
+        """Allow the share ``most_share`` of the slide's tiles to be bad.
+
+        ``of_slide`` is the share of the slide's patches that are read.
+
+        The limit counts against the whole slide, so that one bad tile that a full pass put up with does not end
+        the reading of the few patches that were kept.
+        """
         self._path = path
         self._most_share = most_share
         self._of_slide = of_slide
@@ -68,14 +79,14 @@ class BadTiles:
         self._lock = Lock()
 
     def expect(self, n: int) -> None:
-        """``n`` tiles (or, of a reader without tiles, patches) will be read."""
+        """Set how many tiles (for a reader without tiles: patches) are going to be read."""
         self._expected = n
 
     def add(self, name: str, error: SlideReadError) -> None:
-        """``name`` stays unreadable and becomes white.
+        """Count ``name`` as unreadable, which makes it white.
 
-        Raises :class:`SlideReadError` once more than the allowed share of all is bad, and ``error`` itself if the
-        file is not to blame: read another time, there would be something else than white.
+        Raises :class:`SlideReadError` once more than the allowed share is bad, and ``error`` itself if the file is
+        not to blame, for another read would then give something else than white.
         """
         if isinstance(error, SlideInterrupted):
             raise error
@@ -91,10 +102,11 @@ class BadTiles:
                 self._path,
                 f"{bad} of {self._expected} tiles cannot be decoded, more than {self._most_share:.2%} of the "
                 f"slide's; the last: {error.args[1]}",
-                f"{cause.mend if cause else 'the file is damaged; copy it again'}; or allow more with "
+                f"{cause.fix if cause else 'the file is damaged; copy it again'}; or allow more with "
                 "streaming.max_bad_tiles",
             ) from error
 
     @property
     def names(self) -> tuple[str, ...]:
+        """What could not be decoded, in the order in which it was met."""
         return tuple(self._names)

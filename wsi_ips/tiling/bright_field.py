@@ -1,13 +1,12 @@
-"""The bare glass of a bright-field slide: its colour, how its light varies over the slide, and its noise.
+"""Tissue on bright glass (:func:`bright_field_tissue`) and the look of the glass itself (:func:`find_glass`).
 
-Whatever lies on glass takes light away. Tissue is therefore measured in optical density against the glass of the
-slide itself: lamps are tinted, light is uneven, and a scanner's noise decides how pale a tissue can still be told.
+Whatever lies on glass takes light away. Tissue is therefore measured as optical density against the glass of the
+same slide, not against other tissue: one threshold between "much stain" and "little stain" loses pale tissue that
+lies beside strong tissue. Lamps are tinted and light is uneven, so the glass's colour is a surface over the slide;
+the threshold is what the glass's own noise and unevenness reach, with a floor. Felt pen and marks of the glass
+(bubbles, coverslip edges, dirt) are left out.
 
-Tissue on bright glass: whatever takes light away, is no pen, and is not a mark that the glass itself has.
-
-Tissue is measured against the glass of the same slide, not against other tissue: one threshold between "much
-stain" and "little stain" loses pale tissue that lies beside strong tissue. The threshold is what the glass's own
-noise and unevenness reach, with a floor.
+Shape suffixes: H rows, W columns, C or 3 channels, N pixels, K regions.
 """
 
 from dataclasses import dataclass
@@ -22,15 +21,22 @@ from wsi_ips.tiling.neighbourhood import box_sum, brightest_channel, darkest_cha
 from wsi_ips.tiling.pen import find_pen
 
 Floats = NDArray[np.float32]
+"""Array of float32."""
 
 WINDOW_PX = 5
-"""Side of the neighbourhood that is asked whether it is even: 40 µm at 8 µm per pixel, a few nuclei of tissue."""
+"""Side of the window that is tested for evenness: 40 µm at 8 µm per pixel, a few nuclei of tissue."""
 
 EVEN = 16
-"""Grey levels that even noisy glass varies within the window, at most. 99 % of H&E tissue varies by 35 or more."""
+"""Grey levels by which even noisy glass varies within the window, at most.
+
+99 % of H&E tissue varies by 35 or more.
+"""
 
 LEAST_EVEN = 0.25
-"""Share of the pixels of the glass's colour that are even. Tissue of that colour is even in a few places only."""
+"""Share of the pixels of the glass's colour that are even, at least.
+
+Tissue of that colour is even in few places only.
+"""
 
 DARKEST = 140
 """Grey level that bare glass has at least."""
@@ -42,41 +48,93 @@ LEAST_STAIN = 0.04
 """Haematoxylin and eosin take more green than red or blue, by this share of the brightest channel or more."""
 
 WHITE = 250
-"""Where every channel has this level there is little to learn: padding, or an overexposed picture."""
+"""Level from which on a pixel, in every channel, says little about the glass: padding, or an overexposed
+picture.
+"""
 
 LEAST_SHARE = 0.01
-"""Share of the picture that is even ground; less than this may be a vessel or a drop of mucin in the tissue."""
+"""Share of the picture that is even ground, at least; less may be a vessel or a drop of mucin in the tissue."""
 
 BRIGHTEST = 0.9
 """Quantile of the even ground's grey levels at which its brightest part, the glass, is looked for."""
 
 SAME_GLASS = 12
-"""Grey levels around that quantile that are the same glass."""
+"""Grey levels around that quantile that belong to the same glass."""
 
 SIDE_PX = 1024
-"""Side of the picture, about, that colours are looked at in. The largest pictures are thinned out to it."""
+"""Approximate side of the picture in which the glass is looked for; larger pictures are thinned out to it."""
 
 MOST_POINTS = 20_000
-"""Pixels of the ground, about, that the surface is fitted to."""
+"""Approximate number of pixels of the ground to which the surface is fitted."""
 
 STRONGEST_SLOPE = 0.12
-"""Optical density, at most, that uneven light adds or takes away from the glass's typical colour."""
+"""Optical density, at most, by which uneven light makes the glass darker or brighter than its typical colour."""
 
 LEAST_SPREAD = 0.002
-"""Optical density of half a grey level at 243: a picture in whole grey levels is not more exact."""
+"""The smallest spread that is assumed, in optical density: half a grey level at 243, the precision of whole
+levels.
+"""
 
 UNTINTED = np.full(3, 255.0, np.float32)
+"""The colour of white glass."""
+
+Mask = NDArray[np.bool_]
+"""(H, W) bool array."""
+
+Bytes = NDArray[np.uint8]
+"""(H, W) uint8 array."""
+
+LEAST_GREY = 0.012
+"""Mean optical density of the channels from which on a pixel is not glass: 3 % of the light.
+
+H&E tissue has 0.1 to 1.
+"""
+
+LEAST_COLOUR = 0.010
+"""Difference of optical density between the channels from which on a pixel is not glass."""
+
+ABOVE_NOISE = 2.0
+"""How many times the densities that the glass itself reaches the threshold is, at least."""
+
+PER_OD = 500
+"""Steps per unit of optical density: densities are kept as bytes in steps of 0.002, up to 0.51."""
+
+EDGE = (2, 5)
+"""Share, as a fraction (2/5), of its tissue's density that a pixel at the edge has, at least; less is mostly
+glass.
+"""
+
+EDGE_PX = 2
+"""Width of the edge that is tested for being mostly glass: one mixed pixel, and one blurred by the optics or
+JPEG.
+"""
+
+BAND_ROWS = 256
+"""Rows of the picture that are worked on at once, to bound memory."""
+
+SMOOTH = 2.0
+"""Mean difference between neighbouring pixels, in grey levels, below which a region is even.
+
+Tissue has 6 to 40, glass 0.2 to 1.5.
+"""
+
+LINE_PX = 9
+"""Width of a line, at most, such as a coverslip's edge or a scratch: 72 µm at 8 µm per pixel."""
+
+LINE_LENGTH = 12
+"""How many times longer than wide a line is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Glass:
-    """How bright the bare glass is at each place.
+    """How bright the bare glass is at each place of the picture.
 
-    colour_3: R, G and B in 0..255. seen: False where the picture shows no glass, and ``colour_3`` is white.
-    terms_63: log10 of the glass's levels as a polynomial of the second degree in x and y, which run from -1 to 1
-    over the picture; one column a channel. range_23: the lowest and highest log10 per channel that were seen.
-    grey_noise, colour_noise: optical density that the glass itself reaches, on average over the channels and
-    between them; 0 where no glass is seen.
+    ``colour_3`` is its typical R, G and B, (3,) float32 in 0..255. It is white, and ``seen`` is False, where the
+    picture shows no glass. ``terms_63``, (6, 3) float32, gives log10 of the glass's levels as a polynomial of
+    second degree in x and y, which run from -1 to 1 over the picture, with one column per channel. ``range_23``,
+    (2, 3) float32, holds the lowest and highest log10 per channel that were seen. ``grey_noise`` and
+    ``colour_noise`` are the optical densities that the bare glass itself reaches, as mean over the channels and as
+    difference between them. They are 0 where no glass is seen.
     """
 
     colour_3: Floats
@@ -87,7 +145,10 @@ class Glass:
     colour_noise: float
 
     def log_levels(self, channel: int, rows: slice, size_px: tuple[int, int]) -> Floats:
-        """log10 of the glass's levels in a channel, (rows, width), for these rows of a picture (width, height)."""
+        """log10 of the glass's levels in one channel for some rows of a picture of ``size_px`` (width, height).
+
+        Returns (rows, width) float32.
+        """
         y = _places(size_px[1])[rows, None]
         x = _places(size_px[0])
         c = self.terms_63[:, channel]
@@ -97,17 +158,127 @@ class Glass:
         return np.asarray(surface.clip(*self.range_23[:, channel]), np.float32)
 
 
-def log_of_levels() -> Floats:
-    """(256,) float32: log10 of each grey level, of 0 that of 1."""
-    return np.log10(np.maximum(np.arange(256), 1)).astype(np.float32)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a segmentation found, two (H, W) bool arrays in the pixels of the picture that it was given.
+
+    ``mask_HW`` is True at tissue, ``pen_HW`` at tissue left out as felt pen; None if there is no such thing.
+    """
+
+    mask_HW: Mask
+    pen_HW: Mask | None = None
+
+
+def bright_field_tissue(rgb_HWC: RgbImage, padding_HW: Mask, *, drop_pen: bool) -> Found:
+    """Tissue in a picture (H, W, 3) uint8 of a bright-field slide.
+
+    ``padding_HW``, (H, W) bool, marks what was not scanned. With ``drop_pen``, felt pen is left out.
+    """
+    # A 3x3 median: single noisy pixels would raise the density of glass. It keeps edges where they are.
+    smooth_HWC = np.asarray(Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3)))
+    glass = find_glass(rgb_HWC, ~padding_HW)
+    texture_HW = _texture(rgb_HWC)
+    grey_HW, colour_HW = _densities(smooth_HWC, glass)
+    least_grey = max(LEAST_GREY, ABOVE_NOISE * glass.grey_noise) * PER_OD
+    least_colour = max(LEAST_COLOUR, ABOVE_NOISE * glass.colour_noise) * PER_OD
+    stained_HW = (grey_HW >= least_grey) | ((colour_HW >= least_colour) & (grey_HW > 0))
+    stained_HW &= ~padding_HW
+    pen_HW = np.zeros_like(stained_HW)
+    if drop_pen:
+        pen_HW = find_pen(smooth_HWC, stained_HW, texture_HW, glass.colour_3)
+        stained_HW &= ~pen_HW
+    if not glass.seen:
+        return Found(stained_HW, pen_HW)
+    mask_HW = _without_edges(stained_HW, grey_HW)
+    mask_HW &= ~_marks_on_glass(mask_HW, grey_HW, colour_HW, texture_HW, least_colour)
+    return Found(mask_HW, pen_HW)
+
+
+def _densities(rgb_HWC: RgbImage, glass: Glass) -> tuple[Bytes, Bytes]:
+    """Optical density against the glass, as (H, W) bytes in steps of ``1 / PER_OD``.
+
+    Returns the mean over the channels, and the difference between the channels.
+    """
+    height, width = rgb_HWC.shape[:2]
+    logs = log_of_levels()
+    grey_HW, colour_HW = np.empty((height, width), np.uint8), np.empty((height, width), np.uint8)
+    for top in range(0, height, BAND_ROWS):
+        rows = slice(top, min(height, top + BAND_ROWS))
+        red, green, blue = (
+            glass.log_levels(channel, rows, (width, height)) - logs[rgb_HWC[rows, :, channel]]
+            for channel in range(3)
+        )
+        grey_HW[rows] = ((red + green + blue) * (PER_OD / 3)).clip(0, 255)
+        most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+        colour_HW[rows] = ((most - least) * PER_OD).clip(0, 255)
+    return grey_HW, colour_HW
+
+
+def _texture(rgb_HWC: RgbImage) -> Bytes:
+    """Mean difference of each pixel from the next one and the one below, (H, W) uint8 in eighths of a grey level.
+
+    It is computed channel by channel, for red grains on blue may be as bright as the blue.
+    """
+    height, width = rgb_HWC.shape[:2]
+    texture_HW = np.zeros((height, width), np.uint8)
+    for top in range(0, height - 1, BAND_ROWS):
+        bottom = min(height - 1, top + BAND_ROWS)
+        total = np.zeros((bottom - top, width - 1), np.uint16)
+        for channel in range(3):
+            here = rgb_HWC[top:bottom, :-1, channel]
+            for other in (rgb_HWC[top:bottom, 1:, channel], rgb_HWC[top + 1 : bottom + 1, :-1, channel]):
+                total += np.maximum(here, other) - np.minimum(here, other)
+        texture_HW[top:bottom, :-1] = np.minimum(total * 8 // 6, 255)
+    return texture_HW
+
+
+def _without_edges(mask_HW: Mask, grey_HW: Bytes) -> Mask:
+    """Remove pixels at the outer edge that are mostly glass, judged by the tissue beside them.
+
+    The threshold for tissue lies far below the density of most tissue, so that a pixel with 5 % of it, or the halo
+    that a lens or JPEG's blocks leave around it, would count as tissue.
+    """
+    left = mask_HW
+    for _ in range(EDGE_PX):
+        inner = shrunk(left, 3)
+        # The tissue's own level, from what is not edge within two pixels; whole numbers below 2**16.
+        count = box_sum(inner, 5)
+        level = box_sum(np.where(inner, grey_HW, 0), 5)
+        mostly_glass = (grey_HW * count) * EDGE[1] < level * EDGE[0]
+        left = left & (inner | (count == 0) | ~mostly_glass)
+    return left
+
+
+def _marks_on_glass(
+    mask_HW: Mask, grey_HW: Bytes, colour_HW: Bytes, texture_HW: Bytes, least_colour: float
+) -> Mask:
+    """Regions without colour that are even or a line: bubbles, shadows, coverslip edges, dirt out of focus."""
+    labels_HW, count = ndimage.label(mask_HW, np.ones((3, 3)))
+    if not count:
+        return np.zeros_like(mask_HW)
+    labels_N = labels_HW[mask_HW]
+    area_K = np.bincount(labels_N, minlength=count + 1)
+    grey_K, colour_K, texture_K = (
+        np.bincount(labels_N, weights=values[mask_HW], minlength=count + 1) / np.maximum(1, area_K)
+        for values in (grey_HW, colour_HW, texture_HW)
+    )
+    neutral_K = colour_K < np.maximum(least_colour, 0.2 * grey_K)
+    even_K = neutral_K & (texture_K < 8 * SMOOTH)
+    wide_K = np.zeros(count + 1, bool)
+    wide_K[labels_HW[shrunk(mask_HW, LINE_PX)]] = True
+    lines_K = neutral_K & ~wide_K & (area_K > LINE_LENGTH * LINE_PX)
+    drop_K = even_K | lines_K
+    drop_K[0] = False
+    return np.asarray(drop_K[labels_HW])
 
 
 def find_glass(rgb_HWC: RgbImage, allowed_HW: NDArray[np.bool_]) -> Glass:
-    """The slide's glass. ``allowed_HW`` leaves out pens and padding.
+    """Find the slide's bare glass in a picture (H, W, 3) uint8. ``allowed_HW`` is False at padding.
 
-    Glass is what is even (tissue has nuclei and fibres), bright, at most slightly tinted, not in the stains'
-    colours, and of all that the brightest. From there on a surface is fitted to it, time and again without what is
-    darker than it: pale even tissue does not pull the surface down, as nothing makes glass brighter.
+    Glass is what is even (tissue has nuclei and fibres), bright, at most slightly tinted and not in the colours of
+    stains, and of all that the brightest. A surface is then fitted to it several times, each time without what is
+    darker than the last surface. Pale even tissue does not pull the surface down, for nothing makes glass
+    brighter.
     """
     step = max(1, max(rgb_HWC.shape[:2]) // SIDE_PX)
     part = (slice(None, None, step), slice(None, None, step))
@@ -130,24 +301,26 @@ def find_glass(rgb_HWC: RgbImage, allowed_HW: NDArray[np.bool_]) -> Glass:
 
 
 def glass_colour(rgb_HWC: RgbImage, allowed: NDArray[np.bool_]) -> Floats:
-    """The glass's R, G and B, (3,) float32 in 0..255; ``UNTINTED`` where no glass is to be seen."""
+    """R, G and B of the slide's glass, (3,) float32 in 0..255; ``UNTINTED`` where no glass is seen."""
     return find_glass(rgb_HWC, allowed).colour_3
 
 
 def _white_glass() -> Glass:
+    """The glass that is assumed where none is seen."""
     terms_63 = np.zeros((6, 3), np.float32)
     terms_63[0] = np.log10(UNTINTED)
     return Glass(UNTINTED, False, terms_63, np.stack([terms_63[0]] * 2), 0.0, 0.0)
 
 
 def _even(rgb_HWC: RgbImage, part: tuple[slice, slice]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Grey levels, and whether they hardly differ from their neighbours'."""
+    """Grey levels of the thinned-out picture, and where they hardly differ from their neighbours'."""
     grey_HW = np.asarray(Image.fromarray(rgb_HWC).convert("L"))
     varies_HW = highest(grey_HW, WINDOW_PX) - lowest(grey_HW, WINDOW_PX)
     return grey_HW[part], varies_HW[part] <= EVEN
 
 
 def _coloured(rgb_HWC: RgbImage) -> NDArray[np.bool_]:
+    """Where a pixel has a stain's colour."""
     red, green, blue = (rgb_HWC[..., channel].astype(np.int16) for channel in range(3))
     top, bottom = brightest_channel(rgb_HWC).astype(np.int16), darkest_channel(rgb_HWC)
     return np.asarray(
@@ -156,6 +329,7 @@ def _coloured(rgb_HWC: RgbImage) -> NDArray[np.bool_]:
 
 
 def _fitted(rgb_HWC: RgbImage, ground: NDArray[np.bool_], colour_3: Floats) -> Glass:
+    """Fit the surface of the glass's levels to the pixels of the ground."""
     rows_N, columns_N = np.nonzero(ground)
     every = max(1, len(rows_N) // MOST_POINTS)
     rows_N, columns_N = rows_N[::every], columns_N[::every]
@@ -183,7 +357,7 @@ def _fitted(rgb_HWC: RgbImage, ground: NDArray[np.bool_], colour_3: Floats) -> G
 
 
 def _inliers(density_N3: Floats) -> NDArray[np.bool_]:
-    """What is not much darker than the surface, judged by how much brighter the glass gets."""
+    """Pixels that are not much darker than the surface, judged by how far the brighter ones lie above it."""
     grey_N = density_N3.mean(axis=1)
     brighter = grey_N[grey_N < 0]
     spread = max(LEAST_SPREAD, float(np.quantile(-brighter, 0.68))) if brighter.size else LEAST_SPREAD
@@ -191,7 +365,7 @@ def _inliers(density_N3: Floats) -> NDArray[np.bool_]:
 
 
 def _noise(density_N3: Floats, kept: NDArray[np.bool_]) -> tuple[float, float]:
-    """Optical densities that bare glass has: grey from its brighter side, where there is no tissue."""
+    """Optical densities that bare glass reaches: the grey one from its brighter side, where there is no tissue."""
     grey_N = density_N3.mean(axis=1)
     brighter = -grey_N[grey_N < 0]
     grey = float(np.quantile(brighter, 0.99)) if brighter.size else 0.0
@@ -200,143 +374,10 @@ def _noise(density_N3: Floats, kept: NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def _places(length: int) -> Floats:
+    """Coordinates from -1 to 1 of a row of pixels."""
     return np.linspace(-1, 1, length, dtype=np.float32)
 
 
-Mask = NDArray[np.bool_]
-Bytes = NDArray[np.uint8]
-
-LEAST_GREY = 0.012
-"""Mean optical density of the three channels that is no more glass: 3 % of the light. H&E tissue has 0.1 to 1."""
-
-LEAST_COLOUR = 0.010
-"""Difference of optical density between channels that is no more glass."""
-
-ABOVE_NOISE = 2.0
-"""How many times the densities that the glass itself reaches."""
-
-PER_OD = 500
-"""Optical densities are kept as bytes in steps of 0.002, up to 0.51."""
-
-EDGE = (2, 5)
-"""Share, as a fraction, of its tissue's density that a pixel at the edge has, at least: less is mostly glass."""
-
-EDGE_PX = 2
-"""Pixels at the edge of tissue that are asked for it: a mixed one, and one that the scanner's optics or JPEG
-spoil."""
-
-BAND_ROWS = 256
-
-SMOOTH = 2.0
-"""Mean difference, in grey levels, between neighbouring pixels; tissue has 6 to 40, glass 0.2 to 1.5."""
-
-LINE_PX = 9
-"""Width of a line, at most, for a coverslip's edge or a scratch: 72 µm at 8 µm per pixel."""
-
-LINE_LENGTH = 12
-"""How many times longer than wide a line is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """mask_HW: True where tissue. pen_HW: what would be tissue and was left out as felt pen."""
-
-    mask_HW: Mask
-    pen_HW: Mask
-
-
-def bright_field_tissue(rgb_HWC: RgbImage, padding_HW: Mask, *, drop_pen: bool) -> Found:
-    """Tissue of a picture (H, W, 3) uint8 of a bright-field slide; ``padding_HW`` is what was not scanned."""
-    # A 3x3 median: single noisy pixels would raise the density of glass. It keeps edges where they are.
-    smooth_HWC = np.asarray(Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3)))
-    glass = find_glass(rgb_HWC, ~padding_HW)
-    texture_HW = _texture(rgb_HWC)
-    grey_HW, colour_HW = _densities(smooth_HWC, glass)
-    least_grey = max(LEAST_GREY, ABOVE_NOISE * glass.grey_noise) * PER_OD
-    least_colour = max(LEAST_COLOUR, ABOVE_NOISE * glass.colour_noise) * PER_OD
-    stained_HW = (grey_HW >= least_grey) | ((colour_HW >= least_colour) & (grey_HW > 0))
-    stained_HW &= ~padding_HW
-    pen_HW = np.zeros_like(stained_HW)
-    if drop_pen:
-        pen_HW = find_pen(smooth_HWC, stained_HW, texture_HW, glass.colour_3)
-        stained_HW &= ~pen_HW
-    if not glass.seen:
-        return Found(stained_HW, pen_HW)
-    mask_HW = _without_edges(stained_HW, grey_HW)
-    mask_HW &= ~_marks_on_glass(mask_HW, grey_HW, colour_HW, texture_HW, least_colour)
-    return Found(mask_HW, pen_HW)
-
-
-def _densities(rgb_HWC: RgbImage, glass: Glass) -> tuple[Bytes, Bytes]:
-    """Optical density against the glass, mean over the channels and the channels' range, in ``1 / PER_OD``."""
-    height, width = rgb_HWC.shape[:2]
-    logs = log_of_levels()
-    grey_HW, colour_HW = np.empty((height, width), np.uint8), np.empty((height, width), np.uint8)
-    for top in range(0, height, BAND_ROWS):
-        rows = slice(top, min(height, top + BAND_ROWS))
-        red, green, blue = (
-            glass.log_levels(channel, rows, (width, height)) - logs[rgb_HWC[rows, :, channel]]
-            for channel in range(3)
-        )
-        grey_HW[rows] = ((red + green + blue) * (PER_OD / 3)).clip(0, 255)
-        most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-        colour_HW[rows] = ((most - least) * PER_OD).clip(0, 255)
-    return grey_HW, colour_HW
-
-
-def _texture(rgb_HWC: RgbImage) -> Bytes:
-    """How much a pixel differs from the next one and from the one below, mean of both and of the channels.
-
-    In eighths of a grey level. Channel by channel: red grains on blue may be as bright as the blue.
-    """
-    height, width = rgb_HWC.shape[:2]
-    texture_HW = np.zeros((height, width), np.uint8)
-    for top in range(0, height - 1, BAND_ROWS):
-        bottom = min(height - 1, top + BAND_ROWS)
-        total = np.zeros((bottom - top, width - 1), np.uint16)
-        for channel in range(3):
-            here = rgb_HWC[top:bottom, :-1, channel]
-            for other in (rgb_HWC[top:bottom, 1:, channel], rgb_HWC[top + 1 : bottom + 1, :-1, channel]):
-                total += np.maximum(here, other) - np.minimum(here, other)
-        texture_HW[top:bottom, :-1] = np.minimum(total * 8 // 6, 255)
-    return texture_HW
-
-
-def _without_edges(mask_HW: Mask, grey_HW: Bytes) -> Mask:
-    """Without the pixels at the outer edge that are mostly glass, judged by the tissue beside them.
-
-    The threshold lies far below the density of most tissue: a pixel that holds 5 % of it, or the halo that a lens
-    or JPEG's blocks leave around it, would count as tissue.
-    """
-    left = mask_HW
-    for _ in range(EDGE_PX):
-        inner = shrunk(left, 3)
-        # The tissue's own level, from what is not edge within two pixels; whole numbers below 2**16.
-        count = box_sum(inner, 5)
-        level = box_sum(np.where(inner, grey_HW, 0), 5)
-        mostly_glass = (grey_HW * count) * EDGE[1] < level * EDGE[0]
-        left = left & (inner | (count == 0) | ~mostly_glass)
-    return left
-
-
-def _marks_on_glass(
-    mask_HW: Mask, grey_HW: Bytes, colour_HW: Bytes, texture_HW: Bytes, least_colour: float
-) -> Mask:
-    """Regions without colour that are even, or a line: bubbles, shadows, coverslip edges, dirt out of focus."""
-    labels_HW, count = ndimage.label(mask_HW, np.ones((3, 3)))
-    if not count:
-        return np.zeros_like(mask_HW)
-    labels_N = labels_HW[mask_HW]
-    area_K = np.bincount(labels_N, minlength=count + 1)
-    grey_K, colour_K, texture_K = (
-        np.bincount(labels_N, weights=values[mask_HW], minlength=count + 1) / np.maximum(1, area_K)
-        for values in (grey_HW, colour_HW, texture_HW)
-    )
-    neutral_K = colour_K < np.maximum(least_colour, 0.2 * grey_K)
-    even_K = neutral_K & (texture_K < 8 * SMOOTH)
-    wide_K = np.zeros(count + 1, bool)
-    wide_K[labels_HW[shrunk(mask_HW, LINE_PX)]] = True
-    lines_K = neutral_K & ~wide_K & (area_K > LINE_LENGTH * LINE_PX)
-    drop_K = even_K | lines_K
-    drop_K[0] = False
-    return np.asarray(drop_K[labels_HW])
+def log_of_levels() -> Floats:
+    """Table of log10 of each grey level, (256,) float32; level 0 has the value of level 1."""
+    return np.log10(np.maximum(np.arange(256), 1)).astype(np.float32)

@@ -1,15 +1,15 @@
-"""GeoJSON as QuPath 0.4 and later imports it: where it counts from, ids, features one after the other.
+"""Outlines of tissue as GeoJSON: written for QuPath and TRIDENT, and read where somebody else outlined the tissue.
 
-Coordinates are full-resolution pixels as QuPath counts them: for a slide with OpenSlide bounds (MIRAX, some Leica
-files) from the bounds' corner on, for QuPath shows nothing else of it (its OpenslideImageServer adds
-``openslide.bounds-x`` and ``-y`` to every read).
+Start with :func:`tissue_contours` and :func:`write_geojson`, or with :class:`ContourFolder` and
+:func:`outlined_tissue`. :func:`write_features` and its neighbours are how all GeoJSON of this package is written.
 
-The tissue's outlines as GeoJSON that QuPath and TRIDENT's readers open.
+What is written: QuPath 0.4 and later imports it. Coordinates are full-resolution pixels as QuPath counts them; for
+a slide with OpenSlide bounds (MIRAX, some Leica files) they count from the bounds' corner, for QuPath shows
+nothing else of the slide (its OpenslideImageServer adds ``openslide.bounds-x`` and ``-y`` to every read).
 
-Tissue that somebody else outlined: GeoJSON polygons in level-0 pixels, as TRIDENT writes them.
-
-A FeatureCollection (or a bare list) of Features with a Polygon or MultiPolygon, holes included, one file a slide;
-no features mean no tissue. Properties and ``crs`` (TRIDENT's is a dummy) are not looked at.
+What is read: a FeatureCollection (or a bare list) of Features with a Polygon or MultiPolygon in level-0 pixels,
+holes included, one file a slide, as TRIDENT writes them. No features mean no tissue. Properties and ``crs``
+(TRIDENT's is a dummy) are ignored.
 """
 
 import json
@@ -35,40 +35,40 @@ from wsi_ips.storage.files import whole_file
 from wsi_ips.tiling.tissue import Mask, TissueMask, thumbnail_scale
 from wsi_ips.units import LARGEST_COORDINATE, Mpp, Size
 
+logger = logging.getLogger(__name__)
+
 Feature = dict[str, Any]
+"""A GeoJSON feature or geometry as JSON."""
 
+LARGEST_FILE_BYTES = 2**26
+"""The largest file of outlines that is read."""
 
-def l0_origin(info: SlideInfo) -> tuple[int, int]:
-    """The level-0 point that is QuPath's (0, 0)."""
-    return (info.bounds.l0_x, info.bounds.l0_y) if info.bounds else (0, 0)
+OUTSIDE = 0.02
+"""Share of the slide's side by which an outline may stick out: outlines are drawn on thumbnails."""
 
+MOST_CROSSINGS = 1000
+"""How often an outline may cross itself.
 
-def feature_id(what: str) -> str:
-    """A UUID that is the same whenever the same thing is written again."""
-    return str(uuid5(NAMESPACE_URL, f"wsi_ips/{what}"))
+Tissue outlined by hand does so a few times; making a scribble valid takes minutes.
+"""
 
+NO_AREAS = ("no geometry", "Point", "MultiPoint", "LineString", "MultiLineString")
+"""Kinds of GeoJSON geometry that have no area and are skipped."""
 
-def rectangle(x0: float, y0: float, x1: float, y1: float) -> Feature:
-    """A geometry."""
-    return {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]}
+MOST_COLLECTIONS = 8
+"""How deep geometry collections may lie within each other."""
 
+_CROSSINGS_AT_ONCE = 1 << 22
+"""Crossings of edges and rows of pixels that are worked on at once, to bound memory."""
 
-def write_features(path: Path, features: Iterable[Feature]) -> None:
-    """A FeatureCollection, a feature a line; they are written as they come: there may be a million."""
-    # One for all: json.dumps would make one for each.
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
-        for number, feature in enumerate(features):
-            file.write(",\n" if number else "\n")
-            file.write(encode(feature))
-        file.write("\n]}\n")
+_PAIRS_AT_ONCE = 1 << 20
+"""Pairs of edges that are tested for a crossing at once, to bound memory."""
 
 
 def tissue_contours(mask: TissueMask) -> list[Polygon]:
-    """Regions of tissue with their holes, in level-0 pixels, largest first.
+    """Outlines of the regions of tissue with their holes, in level-0 pixels, largest first.
 
-    The outline runs along pixel edges and cuts corners by half a mask pixel.
+    The outlines run along pixel edges and cut corners by half a mask pixel.
     """
     # A frame of background closes outlines at the border. Pixel (0, 0)'s centre lies at (0.5, 0.5).
     framed = np.pad(mask.mask_HW, 1).astype(np.float32)
@@ -81,9 +81,10 @@ def tissue_contours(mask: TissueMask) -> list[Polygon]:
 
 
 def write_geojson(path: Path, polygons: Sequence[Polygon]) -> None:
-    """A FeatureCollection in level-0 pixels: TRIDENT's ``tissue_id``, QuPath's ``objectType`` and UUIDs.
+    """Write outlines of tissue as a FeatureCollection in level-0 pixels.
 
-    Ids depend on the file's name and the region's number, so that writing again gives the same bytes.
+    Each feature has TRIDENT's ``tissue_id``, QuPath's ``objectType``, and an id that depends on the file's name
+    and the region's number only, so that writing again gives the same bytes.
     """
     features = [
         {
@@ -103,36 +104,22 @@ def write_geojson(path: Path, polygons: Sequence[Polygon]) -> None:
         partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n")
 
 
-LARGEST_FILE_BYTES = 2**26
-OUTSIDE = 0.02
-"""Share of the slide's side by which an outline may stick out: outlines are drawn on thumbnails."""
-MOST_CROSSINGS = 1000
-"""How often an outline may cross itself. Tissue that was outlined by hand does a few times; making a valid area
-of a scribble takes minutes."""
-NO_AREAS = ("no geometry", "Point", "MultiPoint", "LineString", "MultiLineString")
-MOST_COLLECTIONS = 8
-_CROSSINGS_AT_ONCE = 1 << 22
-_PAIRS_AT_ONCE = 1 << 20
-
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, slots=True)
 class ContourFolder:
-    """``<slide_id>.geojson``, one a slide, in the folder or in its ``contours_geojson``."""
+    """A folder with one ``<slide_id>.geojson`` per slide, in it or in its ``contours_geojson``."""
 
     folder: Path
 
     def file_of(self, slide_id: str) -> Path:
-        """The slide's file, which may not be there."""
+        """The path of the slide's file, which may not exist."""
         places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
         return next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
 
     def polygons(self, slide_id: str, *, l0_size: Size) -> list[Polygon]:
-        """A slide's regions with their holes, in level-0 pixels; none where it has no tissue.
+        """The slide's regions of tissue with their holes, in level-0 pixels; an empty list where it has no tissue.
 
-        Features that are no areas (points, lines, no geometry at all) are passed over, and a warning counts them.
-        Raises :class:`AnnotationError` for a file that is not there, broken, another slide's, or has nothing but
+        Features that are no areas (points, lines, no geometry at all) are skipped with a warning that counts them.
+        Raises :class:`AnnotationError` for a file that is missing, broken, of another slide, or has nothing but
         such features, and for an outline that crosses itself more than ``MOST_CROSSINGS`` times.
         """
         path = self.file_of(slide_id)
@@ -141,7 +128,9 @@ class ContourFolder:
                 path, "no such contours", "outline the slide's tissue, or leave the slide out"
             )
         if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise AnnotationError(path, f"is larger than {LARGEST_FILE_BYTES} bytes", "are they outlines?")
+            raise AnnotationError(
+                path, f"is larger than {LARGEST_FILE_BYTES} bytes", "give a file of tissue outlines"
+            )
         passed_over: Counter[str] = Counter()
         try:
             polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig")), passed_over))
@@ -163,18 +152,8 @@ class ContourFolder:
         return polygons
 
 
-def outlined_tissue(
-    polygons: Sequence[Polygon], *, l0_size: Size, slide_mpp: Mpp, thumbnail_mpp: float
-) -> TissueMask:
-    """A mask of ``thumbnail_mpp``: a pixel is tissue where its centre lies in one of the polygons."""
-    l0_per_px = thumbnail_scale(l0_size, slide_mpp=slide_mpp, thumbnail_mpp=thumbnail_mpp)
-    mask = np.zeros((ceil(l0_size[1] / l0_per_px), ceil(l0_size[0] / l0_per_px)), np.bool_)
-    for polygon in polygons:
-        _fill(mask, [np.asarray(ring.coords)[:, :2] / l0_per_px for ring in _rings(polygon)])
-    return TissueMask(mask, (l0_per_px, l0_per_px))
-
-
 def _check_place(polygon: Polygon, path: Path, l0_size: Size) -> None:
+    """Raise :class:`AnnotationError` if the polygon sticks out of the slide."""
     left, top, right, bottom = polygon.bounds
     x_slack, y_slack = (OUTSIDE * side for side in l0_size)
     if left < -x_slack or top < -y_slack or right > l0_size[0] + x_slack or bottom > l0_size[1] + y_slack:
@@ -182,12 +161,15 @@ def _check_place(polygon: Polygon, path: Path, l0_size: Size) -> None:
             path,
             f"outlines ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), the slide has "
             f"{l0_size[0]}x{l0_size[1]} px",
-            "are they this slide's, in level-0 pixels?",
+            "give this slide's outlines, in level-0 pixels",
         )
 
 
 def _polygons(content: Any, passed_over: Counter[str]) -> Iterator[Polygon]:
-    """Counts what is no area. Raises ``ValueError``, ``TypeError`` or ``KeyError`` for what is no such GeoJSON."""
+    """The polygons of parsed GeoJSON. Features that are no areas are counted in ``passed_over``.
+
+    Raises ``ValueError``, ``TypeError`` or ``KeyError`` for anything that is no such GeoJSON.
+    """
     features = content["features"] if isinstance(content, dict) else content
     if not isinstance(features, list):
         raise TypeError("no list of features")
@@ -196,6 +178,7 @@ def _polygons(content: Any, passed_over: Counter[str]) -> Iterator[Polygon]:
 
 
 def _areas(geometry: Any, passed_over: Counter[str], *, within: int = 0) -> Iterator[Polygon]:
+    """The polygons of one geometry."""
     kind = "no geometry" if geometry is None else geometry["type"]
     if kind in ("Polygon", "MultiPolygon"):
         for rings in [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]:
@@ -214,7 +197,7 @@ def _areas(geometry: Any, passed_over: Counter[str], *, within: int = 0) -> Iter
 
 
 def _polygon(rings: Any) -> Iterator[Polygon]:
-    """The polygon, or the parts of one that crosses itself."""
+    """The polygon of these rings, or the valid parts of one that crosses itself."""
     outline, *holes = (np.array([point[:2] for point in ring], np.float64) for ring in rings)
     for ring in (outline, *holes):
         if ring.ndim != 2 or ring.shape[1:] != (2,) or len(ring) < 3 or not np.isfinite(ring).all():
@@ -231,9 +214,10 @@ def _polygon(rings: Any) -> Iterator[Polygon]:
 
 
 def crosses_too_often(rings: Sequence[NDArray[np.float64]], *, most: int) -> bool:
-    """Whether rings, (n, 2) points each, closed or not, cross themselves or each other more than ``most`` times.
+    """Whether rings cross themselves or each other more than ``most`` times.
 
-    Crossings are counted edge by edge in little memory, before anything is made for each of them.
+    Each ring is an (n, 2) array of points, closed or not. Crossings are counted edge by edge in little memory,
+    before anything is allocated for each of them.
     """
     starts = np.concatenate(rings)
     ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
@@ -251,14 +235,24 @@ def crosses_too_often(rings: Sequence[NDArray[np.float64]], *, most: int) -> boo
     return False
 
 
-def _rings(polygon: Polygon) -> Iterable[Any]:
-    return (polygon.exterior, *polygon.interiors)
+def outlined_tissue(
+    polygons: Sequence[Polygon], *, l0_size: Size, slide_mpp: Mpp, thumbnail_mpp: float
+) -> TissueMask:
+    """A mask of ``thumbnail_mpp`` µm per pixel that is True where a pixel's centre lies in one of the polygons.
+
+    The polygons are in level-0 pixels, ``l0_size`` is the slide's (width, height), ``slide_mpp`` its µm per pixel.
+    """
+    l0_per_px = thumbnail_scale(l0_size, slide_mpp=slide_mpp, thumbnail_mpp=thumbnail_mpp)
+    mask = np.zeros((ceil(l0_size[1] / l0_per_px), ceil(l0_size[0] / l0_per_px)), np.bool_)
+    for polygon in polygons:
+        _fill(mask, [np.asarray(ring.coords)[:, :2] / l0_per_px for ring in _rings(polygon)])
+    return TissueMask(mask, (l0_per_px, l0_per_px))
 
 
 def _fill(mask: Mask, rings: Sequence[NDArray[np.float64]]) -> None:
-    """Set the pixels whose centres lie within the rings by the even-odd rule: a hole's ring takes out.
+    """Set the pixels whose centres lie within the rings by the even-odd rule, so that a hole's ring is left out.
 
-    A row of centres is crossed by each edge at most once; what is right of an odd number of crossings is inside.
+    Each edge crosses a row of pixel centres at most once; what is right of an odd number of crossings is inside.
     """
     height, width = mask.shape
     everything = np.concatenate(rings)
@@ -292,3 +286,37 @@ def _cross(crossed: Mask, start: NDArray[np.float64], end: NDArray[np.float64]) 
     x = upper[edges, 0] + (rows + 0.5 - upper[edges, 1]) / drop[:, 1] * drop[:, 0]
     columns = np.clip(np.ceil(x - 0.5), 0, crossed.shape[1] - 1).astype(np.int64)
     np.logical_xor.at(crossed, (rows, columns), True)
+
+
+def _rings(polygon: Polygon) -> Iterable[Any]:
+    return (polygon.exterior, *polygon.interiors)
+
+
+def l0_origin(info: SlideInfo) -> tuple[int, int]:
+    """The level-0 point (x, y) that is QuPath's (0, 0)."""
+    return (info.bounds.l0_x, info.bounds.l0_y) if info.bounds else (0, 0)
+
+
+def feature_id(what: str) -> str:
+    """A UUID for ``what``, always the same for the same text, so that writing again gives the same bytes."""
+    return str(uuid5(NAMESPACE_URL, f"wsi_ips/{what}"))
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> Feature:
+    """A rectangle as a GeoJSON Polygon geometry."""
+    return {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]}
+
+
+def write_features(path: Path, features: Iterable[Feature]) -> None:
+    """Write a FeatureCollection, one feature per line.
+
+    Features are written as they come, for there may be a million.
+    """
+    # One for all: json.dumps would make one for each.
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for number, feature in enumerate(features):
+            file.write(",\n" if number else "\n")
+            file.write(encode(feature))
+        file.write("\n]}\n")

@@ -1,8 +1,11 @@
-"""Where a slide's patches lie: geometry only, no pixels and no mask.
+"""The grid of patches over a slide (:class:`PatchGrid`) and the patches kept of it (:class:`PatchCoords`).
 
-Footprints stay floats: 256 px at 0.5 µm are 526.75 level-0 pixels of a 0.243-µm slide. Rounding that step
-would move the patch at the far corner of a large slide by hundreds of pixels, so only corners are rounded,
-each by itself.
+This is geometry only, without pixels and masks. Footprints stay floats: 256 px at 0.5 µm are 526.75 level-0 pixels
+of a slide of 0.243 µm per pixel. Rounding that step would move the patch at the far corner of a large slide by
+hundreds of pixels, so only the corners are rounded, each by itself.
+
+Names begin with their frame of reference: ``l0_`` level-0 pixels, ``g_`` columns and rows of the grid. Shape
+suffixes: N patches of the slide, n some of them.
 """
 
 from dataclasses import dataclass, replace
@@ -17,18 +20,20 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.units import Mpp, Size
 
 MOST_CELLS = 2**25
-"""The most cells that a slide's grid may have: 33.5 million, more than 32-px patches on the largest scans. Their
-shares of tissue take a gigabyte."""
+"""The most cells that a slide's grid may have: 33.5 million, more than 32-px patches on the largest scans.
+
+Computing their shares of tissue takes about a gigabyte.
+"""
 MOST_PATCHES = 20_000_000
 """The most patches of one slide, whether they are kept by a grid or stored in a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:
-    """A grid that covers a slide. Ids run along rows from 0, ``g_cols * g_rows`` of them.
+    """A grid of patches that covers a slide.
 
-    g_: grid columns and rows. l0_patch: side of one patch's footprint, l0_step: distance between
-    neighbours, both in level-0 pixels and not rounded.
+    Patches have ids from 0 to ``g_cols * g_rows - 1`` along rows. ``l0_patch`` is the side of a patch's footprint
+    and ``l0_step`` the distance between neighbours, both in level-0 pixels and not rounded.
     """
 
     g_cols: int
@@ -38,9 +43,10 @@ class PatchGrid:
 
     @classmethod
     def cover(cls, l0_size: Size, *, slide_mpp: Mpp, tiling: TilingConfig) -> Self:
-        """The patches that cover the slide, its ragged right and bottom edges too.
+        """The grid that covers the whole slide, including its ragged right and bottom edges.
 
-        Raises :class:`ConfigError` for resolutions that would make more than ``MOST_CELLS`` patches.
+        ``l0_size`` is the slide's (width, height) in level-0 pixels, ``slide_mpp`` its µm per pixel. Raises
+        :class:`ConfigError` for settings that would make more than ``MOST_CELLS`` cells.
         """
         l0_patch = tiling.patch_px * tiling.patch_mpp / slide_mpp
         l0_step = (tiling.patch_px - tiling.overlap_px) * tiling.patch_mpp / slide_mpp
@@ -55,18 +61,23 @@ class PatchGrid:
         return cls(g_cols=g_cols, g_rows=g_rows, l0_patch=l0_patch, l0_step=l0_step)
 
     def l0_corners(self, ids_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Top-left corners of the patches, (N, 2) int64 (x, y), each rounded by itself."""
+        """Top-left corners (x, y) of the patches with these ids, (N, 2) int64 level-0 pixels, rounded."""
         g_rows_N, g_cols_N = np.divmod(ids_N, self.g_cols)
         return np.rint(np.stack([g_cols_N, g_rows_N], axis=1) * self.l0_step).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchCoords:
-    """The patches of one slide that hold tissue, in grid order.
+    """The patches of one slide that are read, in grid order.
 
-    l0_patch: side of one patch's footprint in level-0 pixels, not rounded. g_size: (columns, rows) of the
-    grid. ids_N: (N,) int64, raster index in the grid, ascending. l0_xy_N2: (N, 2) int64, top-left corners
-    (x, y). tissue_N: (N,) float32, share of the patch that is tissue.
+    ``l0_size`` is the slide's (width, height) in level-0 pixels, ``slide_mpp`` its µm per pixel. A patch has
+    ``patch_px`` pixels a side at ``patch_mpp`` µm per pixel and shares ``overlap_px`` of them with its neighbour;
+    its footprint has a side of ``l0_patch`` level-0 pixels, not rounded. ``g_size`` is (columns, rows) of the
+    grid.
+
+    ``ids_N``, (N,) int64, are the patches' raster indices in the grid, ascending. ``l0_xy_N2``, (N, 2) int64, are
+    their top-left corners (x, y) in level-0 pixels. ``tissue_N``, (N,) float32, is the share of each patch that is
+    tissue.
     """
 
     slide_id: str
@@ -93,7 +104,7 @@ class PatchCoords:
         tiling: TilingConfig,
         tissue_N: NDArray[np.float32],
     ) -> Self:
-        """These cells of a grid that was laid with the same resolution and ``tiling``."""
+        """The patches with the ids ``ids_N`` of a grid that was laid with the same resolution and ``tiling``."""
         return cls(
             slide_id=slide_id,
             l0_size=l0_size,
@@ -112,9 +123,9 @@ class PatchCoords:
         return len(self.ids_N)
 
     def only(self, ids_n: NDArray[np.int64]) -> Self:
-        """These of the patches, in the order given; the same object where they are all of them.
+        """The patches with these ids, in the order given. Returns this very object if they are all of them.
 
-        Raises ``KeyError`` as :meth:`rows`.
+        Raises ``KeyError`` for an id that is not among the slide's patches.
         """
         if np.array_equal(ids_n, self.ids_N):
             return self
@@ -124,7 +135,7 @@ class PatchCoords:
         )
 
     def rows(self, ids_n: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the patches with these grid ids stand in ``ids_N``.
+        """The rows of ``ids_N`` at which the patches with these grid ids stand, (n,) int64.
 
         Raises ``KeyError`` for an id that is not among the slide's patches.
         """
@@ -132,18 +143,20 @@ class PatchCoords:
 
     @property
     def lies_on_grid(self) -> bool:
-        """Whether ``ids_N`` are raster indices: every patch lies where the grid has it, and in its order."""
+        """Whether the patches are cells of a regular grid: each lies where the grid has it, and ids ascend."""
         return bool(
             np.abs(self._on_grid(self.ids_N) - self.l0_xy_N2).max(initial=0) <= 0.5
             and (np.diff(self.ids_N) > 0).all()
         )
 
     def um_centres(self, ids_n: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Centres (n, 2) float64 (x, y) of the patches with these grid ids, in µm from the top-left corner.
+        """Centres (x, y) of the patches with these ids, (n, 2) float64 in µm from the slide's top-left corner.
 
-        Of the footprint that the grid meant, where the patch lies on the grid: the same on every scan of the
-        same glass, whatever its resolution. A patch that another program laid out has the centre that it has.
-        Raises ``KeyError`` as :meth:`rows`.
+        Where a patch lies on the grid, this is the centre of the footprint that the grid meant: the same on every
+        scan of the same glass, whatever its resolution. A patch that another program laid out has the centre of
+        the footprint that it was given.
+
+        Raises ``KeyError`` for an id that is not among the slide's patches.
         """
         l0_xy_n2 = self.l0_xy_N2[self.rows(ids_n)].astype(float)
         exact_n2 = self._on_grid(ids_n)
@@ -153,15 +166,15 @@ class PatchCoords:
         return l0_centres_n2 * self.slide_mpp
 
     def l0_exact_corners(self) -> NDArray[np.float64]:
-        """(N, 2) float64: the grid's own corners where these patches lie on it, so that neighbours meet exactly.
+        """Unrounded top-left corners, (N, 2) float64 level-0 pixels, at which neighbouring patches meet exactly.
 
-        Pixels are read at the rounded corners, half a level-0 pixel away at most. Patches that another
+        Pixels are read at the rounded corners, which are at most half a level-0 pixel away. Patches that another
         program laid out keep the corners that they have.
         """
         return self._on_grid(self.ids_N) if self.lies_on_grid else self.l0_xy_N2.astype(float)
 
     def _on_grid(self, ids_n: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, 2) float64: unrounded level-0 corners of these cells."""
+        """Unrounded level-0 corners of these cells of the grid, (n, 2) float64."""
         l0_step = (self.patch_px - self.overlap_px) * self.patch_mpp / self.slide_mpp
         g_rows_n, g_cols_n = np.divmod(ids_n, self.g_size[0])
         corners_n2: NDArray[np.float64] = np.stack([g_cols_n, g_rows_n], axis=1) * l0_step
@@ -169,9 +182,10 @@ class PatchCoords:
 
 
 def rows_of(ids_n: NDArray[np.int64], ids_N: NDArray[np.int64], *, where: str) -> NDArray[np.int64]:
-    """Where these ids stand in the ascending ``ids_N``.
+    """The rows of the ascending ``ids_N`` at which ``ids_n`` stand, (n,) int64.
 
-    Raises ``KeyError`` for an id that is not ``where`` it is looked for.
+    Raises ``KeyError`` for an id that is missing; ``where`` completes its message: "patches [7] are not
+    ``where``".
     """
     rows_n = np.searchsorted(ids_N, ids_n).clip(max=max(0, len(ids_N) - 1))
     strangers = ids_n[ids_N[rows_n] != ids_n] if len(ids_N) else ids_n

@@ -1,7 +1,9 @@
-"""Felt pen on the glass: pathologists mark slides in blue, green, black and red.
+"""Felt pen on the glass (:func:`find_pen`): pathologists mark slides in blue, green, black and red.
 
-A colour alone is no pen: Alcian blue, trichrome, methenamine silver and melanin have the same hues. Ink is smooth,
-tissue has nuclei and fibres, and ink lies on glass or crosses tissue in strokes.
+Colour alone does not tell pen: Alcian blue, trichrome, methenamine silver and melanin have the same hues. But ink
+is smooth, where tissue has nuclei and fibres, and ink lies on glass or crosses tissue in strokes.
+
+Shape suffixes: H rows, W columns, C channels.
 """
 
 import numpy as np
@@ -13,18 +15,21 @@ from wsi_ips.slides.base import RgbImage
 from wsi_ips.tiling.neighbourhood import box_sum, grown, shrunk
 
 Mask = NDArray[np.bool_]
+"""(H, W) bool array."""
 
 SMOOTH = 4.0
 """Mean difference between neighbouring pixels of ink, in grey levels, at most; tissue has 6 to 40."""
 
 SMOOTH_SHARE = 0.4
-"""The same as a share of what the slide's other tissue has: coarse tissue shows that the picture is sharp."""
+"""That difference as a share of what the slide's other tissue has: coarse tissue shows that the picture is
+sharp.
+"""
 
 AROUND_PX = 9
 """Side of the neighbourhood over which the difference is averaged."""
 
 GAP_PX = 7
-"""Ink-coloured pixels that are no further apart are looked at as one region."""
+"""Ink-coloured pixels that are no further apart than this are treated as one region."""
 
 SMALLEST_PX = 24
 """Pixels of an ink mark, at least; less is a fleck of the stain."""
@@ -33,39 +38,19 @@ ON_GLASS = 0.3
 """Share of a mark's rim that is glass, at least, unless the mark is a stroke."""
 
 THIN_ON_GLASS = 0.7
-"""The same for a mark that is thinner than five pixels, and has to be a stroke besides."""
+"""Share of the rim that is glass for a mark that is thinner than five pixels, which has to be a stroke as well."""
 
 SOLID = 0.7
-"""Share of a stroke over tissue that is five pixels wide; smooth spots of a stain are ragged."""
+"""Share of a stroke over tissue that is at least five pixels wide; smooth spots of a stain are ragged."""
 
 STROKE = 5.0
 """How many times longer than wide a stroke is."""
 
 RIM_PX = 5
-"""Width of the rim around a mark that is asked for glass, as the side of a square filter's half."""
+"""Width of the rim around a mark that is tested for glass."""
 
 BLEED_PX = 3
-"""How far ink spreads beyond the pixels that have its full colour: its thin edge, and JPEG's coarse colours."""
-
-
-def ink_colours(rgb_HWC: RgbImage) -> tuple[Mask, Mask, Mask, Mask]:
-    """Where a pixel has an ink's colour rather than H&E's, (H, W) each: green, blue, red, black.
-
-    In degrees of hue, eosin lies at 300-350 and haematoxylin at 240-300, more red than green. Ink is told
-    from them by hue (green, cyan, pure blue), by strong saturation, or (black) by darkness without colour.
-    Blood and eosin keep more blue than green beside their red; bright red ink has as little of both.
-    """
-    hsv = np.asarray(Image.fromarray(rgb_HWC).convert("HSV"))
-    # Pillow stores a full turn, and full saturation, as 255.
-    hue, saturation, value = (hsv[..., channel] for channel in range(3))
-    red, green, blue = (rgb_HWC[..., channel].astype(np.int16) for channel in range(3))
-    green_ink = _hue_between(hue, 70, 190) & (saturation > 0.2 * 255)
-    blue_ink = _hue_between(hue, 190, 250) & (saturation > 0.35 * 255) & (red - green < 10)
-    scarlet = _hue_between(hue, 0, 12) | _hue_between(hue, 348, 360)
-    red_ink = scarlet & (saturation > 0.7 * 255) & (value > 0.6 * 255) & (np.abs(blue - green) < 40)
-    red_ink |= scarlet & (saturation > 0.5 * 255) & (value > 0.8 * 255) & (np.abs(blue - green) < 20)
-    black_ink = (value < 0.4 * 255) & (saturation < 0.3 * 255)
-    return green_ink, blue_ink, red_ink, black_ink
+"""How far ink spreads beyond the pixels of its full colour: its thin edge, and JPEG's coarse colours."""
 
 
 def find_pen(
@@ -74,9 +59,11 @@ def find_pen(
     texture_HW: NDArray[np.uint8],
     glass_3: NDArray[np.float32],
 ) -> Mask:
-    """Which of the stained pixels are felt pen, with its bleeding edges, (H, W).
+    """Which of the stained pixels are felt pen, including its bleeding edges, (H, W) bool.
 
-    ``texture_HW``: a pixel's difference from its neighbours in eighths of a grey level.
+    ``rgb_HWC`` is the picture, (H, W, 3) uint8, and ``stained_HW`` where it is not glass. ``texture_HW``, (H, W)
+    uint8, is each pixel's difference from its neighbours in eighths of a grey level. ``glass_3`` is the glass's R,
+    G and B in 0..255.
     """
     colours = [stained_HW & ink for ink in ink_colours(_against_white(rgb_HWC, glass_3))]
     ink_HW = np.logical_or.reduce(colours)
@@ -98,14 +85,43 @@ def find_pen(
 
 
 def _against_white(rgb_HWC: RgbImage, glass_3: NDArray[np.float32]) -> RgbImage:
-    """As it would look on white glass: the tint of a lamp is no ink."""
+    """The picture as it would look on white glass, so that the tint of a lamp is not taken for ink."""
     levels = np.arange(256, dtype=np.float32)
     tables = [(levels * (255 / light)).clip(0, 255).astype(np.uint8) for light in glass_3]
     return np.stack([tables[channel][rgb_HWC[..., channel]] for channel in range(3)], axis=2)
 
 
+def ink_colours(rgb_HWC: RgbImage) -> tuple[Mask, Mask, Mask, Mask]:
+    """Where pixels have an ink's colour rather than H&E's: four (H, W) masks for green, blue, red and black.
+
+    In degrees of hue, eosin lies at 300-350 and haematoxylin at 240-300 with more red than green. Ink differs from
+    them by hue (green, cyan, pure blue), by strong saturation, or (black) by darkness without colour. Blood and
+    eosin have more blue than green beside their red; bright red ink has little of both.
+    """
+    hsv = np.asarray(Image.fromarray(rgb_HWC).convert("HSV"))
+    # Pillow stores a full turn, and full saturation, as 255.
+    hue, saturation, value = (hsv[..., channel] for channel in range(3))
+    red, green, blue = (rgb_HWC[..., channel].astype(np.int16) for channel in range(3))
+    green_ink = _hue_between(hue, 70, 190) & (saturation > 0.2 * 255)
+    blue_ink = _hue_between(hue, 190, 250) & (saturation > 0.35 * 255) & (red - green < 10)
+    scarlet = _hue_between(hue, 0, 12) | _hue_between(hue, 348, 360)
+    red_ink = scarlet & (saturation > 0.7 * 255) & (value > 0.6 * 255) & (np.abs(blue - green) < 40)
+    red_ink |= scarlet & (saturation > 0.5 * 255) & (value > 0.8 * 255) & (np.abs(blue - green) < 20)
+    black_ink = (value < 0.4 * 255) & (saturation < 0.3 * 255)
+    return green_ink, blue_ink, red_ink, black_ink
+
+
+def _hue_between(hue: NDArray[np.uint8], low_degrees: float, high_degrees: float) -> Mask:
+    return (hue >= low_degrees / 360 * 255) & (hue <= high_degrees / 360 * 255)
+
+
+def _closed(mask_HW: Mask) -> Mask:
+    """The mask with gaps of up to ``GAP_PX`` filled."""
+    return shrunk(grown(mask_HW, GAP_PX), GAP_PX)
+
+
 def _inside(mask_HW: Mask) -> Mask:
-    """Without the edge: a mixed pixel, and one whose texture sees the mixed one."""
+    """The mask without its edge: a mixed pixel, and one whose texture is influenced by the mixed one."""
     return shrunk(mask_HW, 5)
 
 
@@ -118,7 +134,7 @@ def _roughness(inside_HW: Mask, texture_HW: NDArray[np.uint8]) -> NDArray[np.flo
 def _smoothest(
     tissue_HW: Mask, texture_HW: NDArray[np.uint8], level_HW: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Below this texture, in eighths of a grey level, ink is smooth. Dark things have less contrast."""
+    """The texture, in eighths of a grey level, below which ink is smooth. Dark things have less contrast."""
     inside_HW = _inside(tissue_HW)
     least = np.float32(8 * SMOOTH)
     if inside_HW.mean() < 0.001:
@@ -147,7 +163,7 @@ def _marks(smooth_HW: Mask, inside_HW: Mask, tissue_HW: Mask) -> Mask:
 
 
 def _is_mark(mark_HW: Mask, on_glass: float, *, wide: bool) -> bool:
-    """Whether a smooth region of ink's colour lies or runs as ink does; ``on_glass``: share of its rim."""
+    """Whether a smooth region of an ink's colour is ink. ``on_glass`` is the share of its rim that is glass."""
     if not wide:
         # Too thin to show whether it is smooth: it may be a fibre.
         return on_glass >= THIN_ON_GLASS and _elongation(mark_HW) >= STROKE
@@ -163,6 +179,7 @@ def _elongation(mark_HW: Mask) -> float:
 
 
 def _half_width(mark_HW: Mask) -> float:
+    """Half the greatest width of a region, in pixels."""
     step = max(1, max(mark_HW.shape) // 1024)
     framed = np.pad(mark_HW[::step, ::step], 1)
     widest = np.max(ndimage.distance_transform_edt(framed))
@@ -170,7 +187,7 @@ def _half_width(mark_HW: Mask) -> float:
 
 
 def _with_edges(marks_HW: Mask, ink_HW: Mask, stained_HW: Mask) -> Mask:
-    """The marks, where they go on over tissue that shows through, and what bleeds from them."""
+    """The marks with what bleeds from them and with where they go on over tissue that shows through."""
     bleeding = grown(marks_HW, 2 * BLEED_PX + 1)
     labels_HW, count = ndimage.label(ink_HW & ~bleeding, np.ones((3, 3)))
     touching = np.unique(labels_HW[grown(bleeding, 3)])
@@ -182,12 +199,3 @@ def _with_edges(marks_HW: Mask, ink_HW: Mask, stained_HW: Mask) -> Mask:
         if _half_width(part) <= widest:
             bleeding[box] |= part
     return np.asarray(bleeding & stained_HW)
-
-
-def _closed(mask_HW: Mask) -> Mask:
-    """With gaps of up to ``GAP_PX`` filled."""
-    return shrunk(grown(mask_HW, GAP_PX), GAP_PX)
-
-
-def _hue_between(hue: NDArray[np.uint8], low_degrees: float, high_degrees: float) -> Mask:
-    return (hue >= low_degrees / 360 * 255) & (hue <= high_degrees / 360 * 255)

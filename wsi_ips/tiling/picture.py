@@ -1,4 +1,9 @@
-"""The slide at one exact scale, in memory that grows with the picture and not with the slide."""
+"""A slide, or a window of it, as a picture at one exact scale.
+
+Start with :func:`slide_picture`, :func:`slide_window` or :func:`thumbnail`.
+
+Memory grows with the picture and not with the slide: it is read block by block.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -13,20 +18,27 @@ from wsi_ips.units import Size
 logger = logging.getLogger(__name__)
 
 BLOCK_PX = 1024
-"""Side of the region of a level that is read at once, about: 25 MB while it is averaged."""
+"""Approximate side of the region of a level that is read at once; it takes 25 MB while it is averaged."""
 PIECE_PX = 256
-"""Side of the area of level 0 that is white where it cannot be read, at most; tiles are about as large."""
+"""Largest side, in level-0 pixels, of an area that is made white because it cannot be read.
+
+Tiles are about as large.
+"""
 MOST_FAILURES = 200
-"""Failed reads in one picture before the file is given up: a damaged tile costs about ten."""
+"""Failed reads in one picture after which the file is given up. One damaged tile costs about ten."""
 
 
 def slide_picture(
     slide: SlideReader, size_px: Size, *, l0_per_px: float, unread_HW: NDArray[np.bool_] | None = None
 ) -> RgbImage:
-    """(height, width, 3) uint8: the window of :func:`slide_window` that is the whole picture.
+    """The whole slide as a picture, (height, width, 3) uint8 for ``size_px`` (width, height).
 
-    Raises the reader's :class:`SlideReadError` where nothing of the slide can be read, with ``unread_HW`` too:
-    such a picture would be all white.
+    Pixels cover ``l0_per_px`` level-0 pixels a side and are made as :func:`slide_window` describes. Where
+    ``unread_HW``, (height, width) bool, is given, it is set to True at the pixels that cannot be read, which are
+    white.
+
+    Raises the reader's :class:`SlideReadError` where the slide cannot be read: without ``unread_HW`` at the first
+    such place, with it where nothing at all can be read, for such a picture would be all white.
     """
     picture_HWC, error = _window(slide, (0, 0), size_px, l0_per_px, unread_HW)
     if error is not None and unread_HW is not None and unread_HW.all():
@@ -35,9 +47,10 @@ def slide_picture(
 
 
 def thumbnail(slide: SlideReader, *, side_px: int) -> RgbImage:
-    """(height, width, 3) uint8: the whole slide, its longer side ``side_px`` pixels; a smaller slide as it is.
+    """The whole slide as a picture whose longer side has ``side_px`` pixels, (height, width, 3) uint8.
 
-    Made from the slide's levels. Raises the reader's :class:`SlideReadError` where they cannot be read.
+    A slide that is smaller is not enlarged. Raises the reader's :class:`SlideReadError` where the slide cannot be
+    read.
     """
     width, height = slide.info.l0_size
     l0_per_px = max(1.0, max(width, height) / side_px)
@@ -46,7 +59,7 @@ def thumbnail(slide: SlideReader, *, side_px: int) -> RgbImage:
 
 
 def band_height(slide: SlideReader, *, l0_per_px: float) -> int:
-    """Rows of a picture that are best made at once: those of one block."""
+    """How many rows of a picture at this scale are best made at once: those of one block."""
     return _step(slide, slide.info.level_for(l0_per_px), l0_per_px)
 
 
@@ -58,17 +71,21 @@ def slide_window(
     l0_per_px: float,
     unread_HW: NDArray[np.bool_] | None = None,
 ) -> RgbImage:
-    """(height, width, 3) uint8, the slide's pixels from ``at_px`` (x, y) on: each the mean of the area it covers.
+    """A window of the slide as a picture, (height, width, 3) uint8.
 
-    ``at_px`` may lie between pixels, but in the slide.
+    Each pixel is the mean of the area that it covers.
 
-    Pixel (i, j) covers the level-0 area [i, i + 1) * l0_per_px by [j, j + 1) * l0_per_px, as far as it lies in
-    the slide: the scale is never stretched to whole pixels, which would move the far corner. Read block by
-    block from the coarsest level that is fine enough, so that a large slide of one level fits too. A block that
-    cannot be read there is read from the finer levels. With ``unread_HW``, (height, width), what of level 0 cannot
-    be read is white, as patches are, and made True there.
+    ``at_px`` (x, y) is the window's top-left corner in pixels of the picture; it may lie between pixels, but has
+    to lie in the slide. ``size_px`` is (width, height), ``l0_per_px`` the side of a pixel in level-0 pixels.
 
-    Raises the reader's :class:`SlideReadError` without it, and for a file that is damaged all over.
+    Pixel (i, j) of the whole picture covers the level-0 area [i, i + 1) * ``l0_per_px`` by [j, j + 1) *
+    ``l0_per_px``, as far as it lies in the slide. The scale is never stretched to whole pixels, which would move
+    the far corner. Blocks are read from the coarsest level that is fine enough, so that a large slide of one level
+    can be read too; a block that cannot be read there is read from the finer levels.
+
+    With ``unread_HW``, (height, width) bool, what cannot be read at level 0 is white, as in patches, and True
+    there. Raises the reader's :class:`SlideReadError` where ``unread_HW`` is not given, and for a file that is
+    damaged all over.
     """
     return _window(slide, at_px, size_px, l0_per_px, unread_HW)[0]
 
@@ -80,7 +97,7 @@ def _window(
     l0_per_px: float,
     unread_HW: NDArray[np.bool_] | None,
 ) -> tuple[RgbImage, SlideReadError | None]:
-    """What :func:`slide_window` gives, and why the last of the reads failed that did."""
+    """The window's picture, and the error of the last read that failed, if any."""
     l0_columns, l0_rows = (
         np.minimum((first + np.arange(pixels + 1)) * l0_per_px, l0_length)
         for first, pixels, l0_length in zip(at_px, size_px, slide.info.l0_size, strict=True)
@@ -101,7 +118,10 @@ def _window(
 
 @dataclass(frozen=True, slots=True)
 class _Canvas:
-    """A picture, or a part of one: pixel (i, j) covers l0_columns[i] to [i + 1] by l0_rows[j] to [j + 1]."""
+    """A picture, or a part of one.
+
+    Pixel (i, j) covers level-0 columns ``l0_columns[i]`` to ``[i + 1]``, and rows likewise.
+    """
 
     picture_HWC: RgbImage
     unread_HW: NDArray[np.bool_]
@@ -119,15 +139,19 @@ class _Canvas:
 
 @dataclass(slots=True)
 class _Painter:
+    """Fills a canvas from the slide's levels and counts the reads that fail."""
+
     slide: SlideReader
     l0_per_px: float
     white_where_unread: bool
     failures: int = 0
     last: SlideReadError | None = None
-    """Why the last of them failed."""
+    """The error of the last read that failed."""
 
     def paint(self, canvas: _Canvas, level: int) -> None:
-        """Block by block; what this level does not give is taken from finer ones."""
+        """Fill the canvas block by block from this level; blocks that cannot be read are taken from the finer
+        levels.
+        """
         step = _step(self.slide, level, self.l0_per_px)
         height, width = canvas.unread_HW.shape
         for top in range(0, height, step):
@@ -141,6 +165,7 @@ class _Painter:
                     self._in_pieces(block)
 
     def _painted(self, canvas: _Canvas, level: int) -> bool:
+        """Fill the canvas with one read of this level. Returns False where that fails."""
         try:
             canvas.picture_HWC[:] = _block(self.slide, level, canvas.l0_columns, canvas.l0_rows)
         except SlideInterrupted:
@@ -153,7 +178,7 @@ class _Painter:
         return True
 
     def _in_pieces(self, canvas: _Canvas) -> None:
-        """Half by half of what level 0 does not give, as much of it as can be read."""
+        """Halve a block that level 0 does not give until what can be read is read and the rest is white."""
         height, width = canvas.unread_HW.shape
         if max(height, width) == 1 or max(height, width) * self.l0_per_px <= PIECE_PX:
             canvas.picture_HWC[:] = WHITE
@@ -171,12 +196,14 @@ class _Painter:
 
 
 def _step(slide: SlideReader, level: int, l0_per_px: float) -> int:
+    """Pixels of the picture per block of a level."""
     return max(1, int(BLOCK_PX * slide.info.levels[level].downsample / l0_per_px))
 
 
 def _block(
     slide: SlideReader, level: int, l0_columns: NDArray[np.float64], l0_rows: NDArray[np.float64]
 ) -> RgbImage:
+    """The canvas's pixels as means over one region of a level."""
     lv_size, downsample = slide.info.levels[level].size, slide.info.levels[level].downsample
     lv_columns, lv_rows = (
         edges * (lv_length / l0_length)
@@ -200,14 +227,14 @@ def _block(
 
 
 def _whole_pixels(edges: NDArray[np.float64]) -> bool:
-    """Each pixel of the picture is one of the level: nothing to average."""
+    """Whether each pixel of the picture is exactly one of the level, so that nothing is averaged."""
     return bool((edges == edges[0] + np.arange(len(edges))).all() and edges[0] == int(edges[0]))
 
 
 def _means_between(
     pixels: NDArray[np.uint8] | NDArray[np.float64], edges: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Means over [edges[i], edges[i + 1]) along the first axis, fractions of pixels counted as such."""
+    """Means over [edges[i], edges[i + 1]) along the first axis; pixels that lie inside in part count in part."""
     sums = np.zeros((len(pixels) + 1, *pixels.shape[1:]))
     for index, line in enumerate(pixels):  # ten times as fast as np.cumsum along this axis
         np.add(sums[index], line, out=sums[index + 1])

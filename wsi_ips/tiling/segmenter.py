@@ -1,4 +1,7 @@
-"""Tissue by a learned segmenter that the user gives: TorchScript or ONNX, tile by tile."""
+"""Tissue by a model that the user supplies as TorchScript or ONNX: :func:`learned_tissue` runs it tile by tile.
+
+Shape suffixes: N batch, C or K channels, H rows, W columns.
+"""
 
 import importlib
 import warnings
@@ -9,39 +12,40 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import TissueModelConfig
+from wsi_ips.config import TissueConfig, TissueModelConfig
 from wsi_ips.config.slides import file_sha256
 from wsi_ips.errors import ConfigError, SegmenterError, one_line
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.storage.files import system_cause
+from wsi_ips.tiling.bright_field import Found
 from wsi_ips.tiling.picture import slide_window
-from wsi_ips.units import Mpp, Size
+from wsi_ips.tiling.tissue import TissueView
+from wsi_ips.units import Size
 
 Mask = NDArray[np.bool_]
+"""(H, W) bool array."""
 Floats = NDArray[np.float32]
+"""Array of float32."""
 Network = Callable[[Floats], NDArray[np.floating]]
+"""A model as a function from (1, 3, H, W) float32 to its output."""
 
 MOST_TILES = 200_000
-"""Tiles of a slide, at most: a description whose µm per pixel is far too fine would run for days."""
+"""The most tiles of a slide: a description with far too few µm per pixel would run for days."""
 
 
-def segment(
-    slide: SlideReader,
-    model: TissueModelConfig,
-    *,
-    slide_mpp: Mpp,
-    size_px: Size,
-    l0_per_px: float,
-    unread_HW: Mask,
-) -> Mask:
-    """The slide's tissue by the model, (height, width) for ``size_px``: pixels of ``l0_per_px`` level-0 pixels.
+def learned_tissue(view: TissueView, config: TissueConfig) -> Found:
+    """The slide's tissue according to ``config.model``: the segmenter ``model`` of ``tissue.SEGMENTERS``.
 
-    The slide is read at the model's µm per pixel, one tile at a time; memory is that of a tile and of the mask. A
-    pixel of the mask is tissue where at least half of the model's pixels in it are; a mask finer than the model's
-    pixels takes each from the pixel that it lies in. What cannot be read is white, and made True in ``unread_HW``.
+    The slide is read at the model's µm per pixel, one tile at a time, so that memory is that of a tile and of the
+    mask. A pixel of the mask is tissue where at least half of the model's pixels in it are; a mask that is finer
+    than the model's pixels takes each value from the pixel that it lies in. What cannot be read is white for the
+    model and set to True in ``view.unread_HW``.
 
-    Raises :class:`SegmenterError` for a model that is not there, has changed, or does not run.
+    Raises :class:`SegmenterError` for a model that is missing, has changed, or does not run.
     """
+    assert config.model is not None
+    model, slide, slide_mpp, unread_HW = config.model, view.slide, view.slide_mpp, view.unread_HW
+    size_px, l0_per_px = view.size_px, view.l0_per_px
     network = load_network(model)
     l0_per_model_px = model.mpp / slide_mpp
     width, height = (ceil(length / l0_per_model_px) for length in slide.info.l0_size)
@@ -49,7 +53,9 @@ def segment(
     columns, rows = ceil(width / step), ceil(height / step)
     if columns * rows > MOST_TILES:
         raise SegmenterError(
-            model.file, f"would need {columns * rows} tiles of this slide", "is its mpp in µm per pixel?"
+            model.file,
+            f"would need {columns * rows} tiles of this slide",
+            "check that mpp in its description is in µm per pixel",
         )
     tissue_HW, seen_HW = np.zeros(size_px[::-1], np.float32), np.zeros(size_px[::-1], np.float32)
     for top in range(0, height, step):
@@ -65,16 +71,11 @@ def segment(
             np.add.at(seen_HW, at, 1)
             if tile_unread_HW.any():
                 np.logical_or.at(unread_HW, at, tile_unread_HW)
-    return np.asarray(tissue_HW * 2 >= np.maximum(seen_HW, 1))
-
-
-def mask_scale(model: TissueModelConfig, slide_mpp: Mpp, l0_per_px: float) -> float:
-    """Level-0 pixels per pixel of the mask: the thumbnail's, or the model's own where that is coarser."""
-    return max(l0_per_px, model.mpp / slide_mpp)
+    return Found(np.asarray(tissue_HW * 2 >= np.maximum(seen_HW, 1)))
 
 
 def _mask_pixels(first: int, count: int, scale: float, length: int) -> NDArray[np.intp]:
-    """Which pixel of the mask each of the model's pixels lies in, by its centre."""
+    """The pixel of the mask in which the centre of each of the model's pixels lies."""
     return np.minimum(((np.arange(first, first + count) + 0.5) * scale).astype(np.intp), length - 1)
 
 
@@ -86,7 +87,9 @@ def _one_tile(
     size_px: Size,
     l0_per_px: float,
 ) -> tuple[Floats, Mask]:
-    """Shares of tissue in the inner part (left, top, width, height) of a tile, and what of it cannot be read."""
+    """Share of tissue in the inner part (left, top, width, height) of a tile, and which of its pixels cannot be
+    read.
+    """
     left, top, width, height = inner
     start = (max(0, left - model.overlap_px), max(0, top - model.overlap_px))
     ends = (
@@ -105,37 +108,42 @@ def _one_tile(
 
 
 def _shares(network: Network, model: TissueModelConfig, tile_HWC: RgbImage) -> Floats:
-    """(tile_px, tile_px) float32: how much of each pixel is tissue by the model, 0 to 1."""
+    """Share of tissue at each pixel of a tile according to the model, (tile_px, tile_px) float32 in 0..1."""
     mean_3, std_3 = np.asarray(model.mean, np.float32), np.asarray(model.std, np.float32)
     scaled_HWC = (tile_HWC.astype(np.float32) / 255 - mean_3) / std_3
     try:
         out = np.asarray(network(np.ascontiguousarray(scaled_HWC.transpose(2, 0, 1)[None])))
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's network may raise
+    except Exception as error:  # noqa: BLE001 - what a broken file makes these raise is not documented
         raise SegmenterError(
             model.file,
             f"does not run on (1, 3, {model.tile_px}, {model.tile_px}) ({one_line(error, most=200)})",
-            "see its description's tile_px",
+            "check tile_px in its description",
         ) from None
     out_KHW = out[0] if out.ndim == 4 else out
     if out_KHW.ndim != 3 or len(out) != 1 or not 0 < out_KHW[0].size <= 4 * model.tile_px**2:
         raise SegmenterError(
-            model.file, f"gives an array of shape {out.shape}", "it should be (1, channels, height, width)"
+            model.file,
+            f"gives an array of shape {out.shape}",
+            "export it with an output of shape (1, channels, height, width)",
         )
     if model.channel >= len(out_KHW):
         raise SegmenterError(
             model.file,
             f"gives {len(out_KHW)} channels, its description asks for {model.channel}",
-            "count from 0",
+            "correct channel in its description; channels count from 0",
         )
     values_KHW = out_KHW.astype(np.float32)
     if not np.isfinite(values_KHW).all():
-        raise SegmenterError(model.file, "gives numbers that are not finite", "see its mean and std")
+        raise SegmenterError(
+            model.file, "gives numbers that are not finite", "check mean and std in its description"
+        )
     share_HW = _activated(values_KHW, model)
     rows, columns = (np.arange(model.tile_px) * length // model.tile_px for length in share_HW.shape)
     return np.asarray(share_HW[np.ix_(rows, columns)], np.float32)
 
 
 def _activated(values_KHW: Floats, model: TissueModelConfig) -> Floats:
+    """The output's channel for tissue after its activation, (H, W)."""
     if model.activation == "softmax":
         powers_KHW = np.exp(values_KHW - values_KHW.max(axis=0))
         return np.asarray(powers_KHW[model.channel] / powers_KHW.sum(axis=0))
@@ -146,11 +154,11 @@ def _activated(values_KHW: Floats, model: TissueModelConfig) -> Floats:
 
 
 def load_network(model: TissueModelConfig) -> Network:
-    """The model as a function of arrays, on the CPU: (1, 3, H, W) float32 to its output.
+    """Load the model onto the CPU, as a function from (1, 3, H, W) float32 to its output.
 
-    ``*.onnx`` is run by onnxruntime, anything else is TorchScript; nothing is unpickled. Raises
-    :class:`SegmenterError` for a file that is not there or not the one that the config was made with, and
-    :class:`ConfigError` where onnxruntime is not installed.
+    ``*.onnx`` is run by onnxruntime, anything else has to be TorchScript; nothing is unpickled. Raises
+    :class:`SegmenterError` for a file that is missing, is not the one that the config was made with, or is no
+    model, and :class:`ConfigError` where onnxruntime is not installed.
     """
     path = model.file
     if not path.is_file():
@@ -167,7 +175,7 @@ def load_network(model: TissueModelConfig) -> Network:
         raise
     except Exception as error:  # noqa: BLE001 - what a broken file makes these raise is not documented
         if cause := system_cause(error):
-            raise SegmenterError(path, cause.problem, cause.mend) from None
+            raise SegmenterError(path, cause.problem, cause.fix) from None
         raise SegmenterError(
             path,
             f"is neither TorchScript nor ONNX ({one_line(error, most=160)})",

@@ -40,11 +40,11 @@ def findings(
         train, val: The targets of the bags.
     """
     said = []
-    loss = history[best_epoch].get("val_loss")
     guess = guess_loss(config.model.tasks, train=train, val=val)
+    name, loss = _told_apart(history[best_epoch])
     if loss is not None and config.training.class_weights == "none" and loss > AT_CHANCE * guess:
         said.append(
-            f"the best validation loss, {loss:.3f}, is no better than that of guessing by how frequent the labels "
+            f"{name}, {loss:.3f}, is no better than that of guessing by how frequent the labels "
             f"are, {guess:.3f}: the run has not found what decides them; {WHAT_TO_TRY}"
         )
     last = [row for row in history if "attention_spread" in row][-LAST_EPOCHS:]
@@ -61,6 +61,16 @@ def findings(
             "been kept in the one before; try a lower training.lr, more epochs, or a larger selection.memory_size"
         )
     return said
+
+
+def _told_apart(row: Mapping[str, float]) -> tuple[str, float | None]:
+    """The best epoch's loss that is compared with a guess's, with its name; None without validation slides.
+
+    A network that is too sure of itself may tell slides apart and still have a worse loss than a guess.
+    """
+    if "val_refined_loss" in row:
+        return "the best validation loss at the best temperature", row["val_refined_loss"]
+    return "the best validation loss", row.get("val_loss")
 
 
 def guess_loss(

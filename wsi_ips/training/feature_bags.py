@@ -126,7 +126,7 @@ def open_source(held: FeatureFile, *, batch: int, device: torch.device) -> Itera
         file = opened_hdf5(held.path)
     except OSError as error:
         if cause := system_cause(error):
-            raise FeaturesError(held.path, cause.problem, cause.mend) from None
+            raise FeaturesError(held.path, cause.problem, cause.fix) from None
         raise FeaturesError(held.path, f"can no longer be opened ({error})", "start again") from None
     with file:
         yield FeatureSource(file, held, batch=batch, device=device)

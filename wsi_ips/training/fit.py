@@ -35,11 +35,11 @@ from wsi_ips.tiling.patches import upsampling_note
 from wsi_ips.training.bags import Bag, SlideBag, tile_bag
 from wsi_ips.training.cascade import calibrate
 from wsi_ips.training.diagnosis import findings
-from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config
+from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config, views_of
 from wsi_ips.training.learning import Steps
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import SharedSteps, is_first_process, of_all
-from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, Record
+from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, RunRecorder
 from wsi_ips.training.sampling import order_of_epoch
 from wsi_ips.training.survival_baseline import store_baseline
 from wsi_ips.training.survival_start import check_survival, with_time_bins
@@ -226,7 +226,7 @@ def _train(
     )
     module = IPSModule(net, config, bags=train, steps=steps, max_bad=max_bad)
     module.bad.update(bad)
-    record = Record(out, config, run=_described(config, train, val))
+    record = RunRecorder(out, config, run=_described(config, train, val))
     record.resume(module)
     if not record.finished:
         if is_first_process():
@@ -277,7 +277,7 @@ def _head_start(
 ) -> FinetuneReport:
     """Train what follows the encoder on features of all bags."""
     report = train_bags(
-        encoded(train, net, config, out, device=device),
+        encoded(train, net, config, out, device=device, views=views_of(config)),
         encoded(val, net, config, out, device=device),
         head_start_config(config, width=net.feature_width),
         out / HEAD_START,
@@ -304,7 +304,7 @@ def _fit(
     out: Path,
     *,
     device: torch.device,
-    record: Record,
+    record: RunRecorder,
     progress: Progress,
 ) -> None:
     training, steps = config.training, module.steps
@@ -351,7 +351,7 @@ class _Share:
 
 
 class _ShowProgress(Callback):
-    def __init__(self, advance: Callable[[str], None], record: Record) -> None:
+    def __init__(self, advance: Callable[[str], None], record: RunRecorder) -> None:
         self._advance, self._record = advance, record
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

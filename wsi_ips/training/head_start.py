@@ -2,23 +2,24 @@
 
 If end-to-end learning begins with a head that knows nothing, it selects patches at random and teaches the
 encoder on them, and from many starts it never finds what decides the label. Frozen features of all patches cost
-one pass over the slides. On them a head learns in seconds, can be tried from several starts, and can read all
-patches of a slide at first (:attr:`wsi_ips.config.TrainingConfig.all_patches_first`).
+a few passes over the slides. On them a head learns in seconds, can be tried from several starts, and can read
+all patches of a slide at first (:attr:`wsi_ips.config.TrainingConfig.all_patches_first`).
 
 :func:`encoded` turns bags into bags of features: the first time that one is opened, it is encoded and stored.
 :func:`best_start` trains from several random starts and keeps the one that validation prefers. Where the labels
 say little of where to look, the random initial weights decide whether attention finds it, and how many starts
 learned says how far the result can be trusted.
 
-Shape suffixes: N patches of a bag, n some of them, C feature width.
+Shape suffixes: N patches of a bag, n some of them, V views of a patch, C feature width.
 """
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -26,13 +27,14 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_ips.config import EncoderConfig, FinetuneConfig, StreamingConfig, fingerprint
+from wsi_ips.config import AugmentConfig, EncoderConfig, FinetuneConfig, StreamingConfig, settings_fingerprint
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import NotFinite
 from wsi_ips.models.ips_net import BagNet, scoring
 from wsi_ips.storage.files import whole_file, whole_table
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
 from wsi_ips.tiling.grid import rows_of
+from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, LAST_NAME, STARTS, FinetuneReport, merit
@@ -44,6 +46,34 @@ TABLE = "starts.csv"
 """Table that says how each start ended."""
 SEED_STEP = 10_007
 """Difference between the seeds of two starts. It is large because users number their own seeds 0, 1, 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Looks of a patch that are encoded beside the patch itself, so that what learns from features sees augmented
+    patches too. An encoder's features change with a patch's orientation; a head that has seen one look of each
+    patch learns the looks by heart.
+
+    count: how many, the patch itself among them. augment, flips: as of
+    :func:`wsi_ips.training.augment.augment`. seed: what the looks are drawn from.
+    """
+
+    count: int
+    augment: AugmentConfig
+    flips: bool
+    seed: int
+
+    def look(self, pixels: Tensor, ids_n: Tensor, *, bag_id: str, view: int) -> Tensor:
+        """The patches as they look in a view; view 0 is the patches themselves."""
+        if view == 0:
+            return pixels
+        key = f"{self.seed}/view {view}/{bag_id}"
+        return augment(pixels, ids_n, key=key, config=self.augment, flips=self.flips)
+
+    def drawn(self, patches: int, *, key: str) -> NDArray[np.int64]:
+        """A view for each patch of a bag, (N,); the same for the same key."""
+        seed = int.from_bytes(hashlib.sha256(f"{key}/views".encode()).digest()[:8], "little")
+        return np.random.default_rng(seed).integers(self.count, size=patches)
 
 
 def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
@@ -62,6 +92,8 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
             "start": None,
             "select_every": 1,
             "patience": None,
+            # Epochs differ less than what a few validation slides say of them.
+            "monitor": "last",
             "schedule": "cosine",
             "tensorboard": False,
         }
@@ -77,7 +109,7 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
 
 @dataclass(frozen=True, slots=True)
 class EncodedBag:
-    """Another bag, seen through an encoder. It is a :class:`wsi_ips.training.bags.Bag`.
+    """Another bag, seen through an encoder. It is a :class:`wsi_ips.training.bags.AugmentedBag`.
 
     Attributes:
         bag: The bag that the patches come from.
@@ -85,12 +117,16 @@ class EncodedBag:
             eval mode and without gradients.
         folder: Where the features of this encoder are stored, float16, one file for each bag.
         place_kind: In which form the network wants to be told of places. None: no places are stored.
+        views: Augmented views of the patches that are encoded too. None: only the patches themselves.
+        shown: The key that views are drawn by. None shows the patches themselves.
     """
 
     bag: Bag
     encoder: nn.Module
     folder: Path
     place_kind: PlaceKind | None
+    views: Views | None = None
+    shown: str | None = None
 
     @property
     def bag_id(self) -> str:
@@ -103,6 +139,10 @@ class EncodedBag:
     def __len__(self) -> int:
         return len(self.bag)
 
+    def as_seen(self, key: str) -> Self:
+        """The bag with a view drawn for each of its patches."""
+        return self if self.views is None else replace(self, shown=key)
+
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["_Encoded"]:
         """The features in chunks of 4096 rows. Memory: one chunk.
@@ -112,10 +152,14 @@ class EncodedBag:
         """
         if not self._is_stored():
             self._encode(streaming, device)
-        features_NC = np.load(self._features, mmap_mode="r", allow_pickle=False)
+        features = np.load(self._features, mmap_mode="r", allow_pickle=False)
+        features_NVC = features.reshape(len(features), -1, features.shape[-1])
+        view_N = np.zeros(len(features), np.int64)
+        if self.views is not None and self.shown is not None:
+            view_N = self.views.drawn(len(features), key=self.shown)
         with np.load(self._about, allow_pickle=False) as held:
             places_N = None if self.place_kind is None else held["places"]
-            yield _Encoded(held["ids"], held["corners"], features_NC, places_N, device)
+            yield _Encoded(held["ids"], held["corners"], features_NVC, view_N, places_N, device)
 
     def _is_stored(self) -> bool:
         """Whether the features are stored, for as many patches as the bag has now.
@@ -132,15 +176,13 @@ class EncodedBag:
         ids, corners, row = [], [], 0
         with self.bag.open(streaming, device) as source:
             with whole_file(self._features) as partial, scoring(self.encoder):
-                features_NC: NDArray[np.float16] | None = None
+                features_NVC: NDArray[np.float16] | None = None
                 for chunk in source:
-                    features_nC: Tensor = self.encoder(chunk.pixels_n3PP).float()
-                    if not torch.isfinite(features_nC).all():
-                        raise NotFinite("features")
-                    if features_NC is None:
-                        shape = (len(self), features_nC.shape[1])
-                        features_NC = open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-                    features_NC[row : row + len(chunk)] = features_nC.half().cpu().numpy()
+                    features_nVC = self._encoded_views(chunk)
+                    if features_NVC is None:
+                        shape = (len(self), *features_nVC.shape[1:])
+                        features_NVC = open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+                    features_NVC[row : row + len(chunk)] = features_nVC.half().cpu().numpy()
                     row += len(chunk)
                     ids.append(chunk.ids_n.cpu())
                     corners.append(chunk.l0_xy_n2.cpu())
@@ -149,6 +191,20 @@ class EncodedBag:
         # This file is written last, so where it exists the other one is complete.
         with whole_file(self._about) as partial, partial.open("wb") as file:
             np.savez(file, ids=ids_N.numpy(), corners=torch.cat(corners).numpy(), places=places_N.numpy())
+
+    def _encoded_views(self, chunk: Chunk) -> Tensor:
+        """(n, V, C) float. Raises :class:`NotFinite`."""
+        if self.views is None:
+            features_nVC: Tensor = self.encoder(chunk.pixels_n3PP).float()[:, None]
+        else:
+            pixels, ids_n = chunk.pixels_n3PP, chunk.ids_n
+            looks = (
+                self.views.look(pixels, ids_n, bag_id=self.bag_id, view=v) for v in range(self.views.count)
+            )
+            features_nVC = torch.stack([self.encoder(look).float() for look in looks], dim=1)
+        if not torch.isfinite(features_nVC).all():
+            raise NotFinite("features")
+        return features_nVC
 
     @property
     def _features(self) -> Path:
@@ -162,17 +218,21 @@ class EncodedBag:
 
 
 class _Encoded(PatchSource):
-    """An open file of features. The "pixels" of a chunk are features (n, C) float32."""
+    """An open file of features. The "pixels" of a chunk are features (n, C) float32, each patch in the view that
+    ``view_N`` names.
+    """
 
     def __init__(
         self,
         ids_N: NDArray[np.int64],
         corners_N2: NDArray[np.int64],
-        features_NC: NDArray[np.float16],
+        features_NVC: NDArray[np.float16],
+        view_N: NDArray[np.int64],
         places_N: NDArray[np.generic] | None,
         device: torch.device,
     ) -> None:
-        self._ids_N, self._corners_N2, self._features_NC = ids_N, corners_N2, features_NC
+        self._ids_N, self._corners_N2 = ids_N, corners_N2
+        self._features_NVC, self._view_N = features_NVC, view_N
         self._places_N = places_N
         self._device = device
 
@@ -194,15 +254,22 @@ class _Encoded(PatchSource):
         return rows_of(ids_n.cpu().numpy(), self._ids_N, where="of this bag")
 
     def _chunk(self, rows_n: NDArray[np.int64]) -> Chunk:
+        features_nC = self._features_NVC[rows_n, self._view_N[rows_n]]
         return Chunk(
             ids_n=torch.from_numpy(self._ids_N[rows_n]),
             l0_xy_n2=torch.from_numpy(self._corners_N2[rows_n]),
-            pixels_n3PP=torch.from_numpy(self._features_NC[rows_n].astype(np.float32)).to(self._device),
+            pixels_n3PP=torch.from_numpy(features_nC.astype(np.float32)).to(self._device),
         )
 
 
 def encoded(
-    bags: Sequence[Bag], net: BagNet, config: FinetuneConfig, out: Path, *, device: torch.device
+    bags: Sequence[Bag],
+    net: BagNet,
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    views: Views | None = None,
 ) -> list[EncodedBag]:
     """The bags with features of the encoder of ``net`` in place of pixels.
 
@@ -214,12 +281,24 @@ def encoded(
         config: The settings of the run.
         out: Folder of the run. Features are stored below ``out/head_start/features``.
         device: Where the encoder runs.
+        views: What training bags show of their patches beside the patches themselves, see :func:`views_of`.
     """
     encoder = net.encoder.to(device)
     # Other patches or another encoder get another folder. The number of threads changes no feature.
-    settings = (config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1}))
-    folder = out / HEAD_START / "features" / "-".join(fingerprint(each) for each in settings)
-    return [EncodedBag(bag, encoder, folder, net.place_kind) for bag in bags]
+    settings = [config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1})]
+    names = [settings_fingerprint(each) for each in settings]
+    if views is not None:
+        names.append(f"{views.count}-{views.seed}-{int(views.flips)}-{settings_fingerprint(views.augment)}")
+    folder = out / HEAD_START / "features" / "-".join(names)
+    return [EncodedBag(bag, encoder, folder, net.place_kind, views) for bag in bags]
+
+
+def views_of(config: FinetuneConfig) -> Views | None:
+    """The looks of training patches that a head start learns from; None where all of them would be the same."""
+    training, nothing = config.training, AugmentConfig(per=config.training.augment.per)
+    if training.head_start.views == 1 or not (training.flips or training.augment != nothing):
+        return None
+    return Views(training.head_start.views, training.augment, training.flips, training.seed)
 
 
 def forget_features(out: Path) -> None:
@@ -232,8 +311,9 @@ def best_start(
 ) -> FinetuneReport:
     """Train from several random starts, and put the files of the best one into ``out``.
 
-    The best start is the one whose best epoch ``training.monitor`` prefers, the first among equals.
-    ``starts.csv`` gets a line for each start.
+    The best start is the one whose best epoch ``training.monitor`` prefers, the first among equals. If that is
+    the last epoch, it is the start that tells the validation slides apart best then. ``starts.csv`` gets a line
+    for each start.
 
     Args:
         config: The settings; ``training.restarts`` is the number of starts.
@@ -246,7 +326,8 @@ def best_start(
             update={"restarts": 1, "seed": config.training.seed + number * SEED_STEP}
         )
         reports.append(train(config.model_copy(update={"training": training}), out / STARTS / str(number)))
-    monitor = config.training.monitor
+    # The last epochs of all beginnings are equally late.
+    monitor = "refined_loss" if config.training.monitor == "last" else config.training.monitor
     best = max(range(len(reports)), key=lambda number: merit(best_row(reports[number]), monitor))
     if is_first_process():
         for name in (BEST_NAME, LAST_NAME, "history.csv", "run.json"):

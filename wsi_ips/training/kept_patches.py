@@ -9,7 +9,8 @@ patch side, H heads, T queries.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
 from hashlib import sha256
 from typing import cast
 
@@ -20,9 +21,10 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, WsiIpsError
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.selection.memory import Kept
+from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, places_for, select
-from wsi_ips.streaming.patch_source import CoarseSource, PatchSource
+from wsi_ips.streaming.patch_source import Chunk, CoarseSource, PatchSource
 from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import AugmentedBag, Bag
 
@@ -85,8 +87,14 @@ class PatchKeeper:
             return KeptPatches(bag, ids_M, places_for(self._net, source, ids_M), features_MC)
 
     def _select(self, bag: Bag, source: PatchSource, epoch: int) -> Kept:
-        net, store = cast(IPSNet, self._net), ScoreStore()
-        kept = select(net, source, self._config.selection, seen=self.seen(bag, epoch), store=store)
+        selection, seen = self._config.selection, self.seen(bag, epoch)
+        if selection.is_outside:
+            reading = read_bag(self._net, source, selection, through=partial(shown, seen=seen))
+            # Its embeddings are the projector's, which learns too: they are made again.
+            kept, store = replace(reading.kept, emb_MD=None), reading.store
+        else:
+            store = ScoreStore()
+            kept = select(cast(IPSNet, self._net), source, selection, seen=seen, store=store)
         before_M = self.remembered.get(bag.bag_id)
         self.watched.append(SelectionFigures.of(store.logits(), store.ids(), kept.ids_M, before_M))
         self.remembered[bag.bag_id] = kept.ids_M
@@ -124,6 +132,12 @@ class PatchKeeper:
         return lambda pixels_n3PP, ids_n: augment(
             pixels_n3PP, ids_n, key=key, config=training.augment, flips=training.flips
         )
+
+
+def shown(chunks: Iterable[Chunk], *, seen: Seen) -> Iterator[Chunk]:
+    """The chunks with the pixels that the network is shown."""
+    for chunk in chunks:
+        yield replace(chunk, pixels_n3PP=seen(chunk.pixels_n3PP, chunk.ids_n))
 
 
 def bag_key(bag: Bag, config: FinetuneConfig, epoch: int) -> str:

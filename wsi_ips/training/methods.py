@@ -2,7 +2,8 @@
 selector.
 
 A selector that learns in its own way adds a :class:`MethodMaker` to :data:`METHODS`, or from another package
-under the entry point group ``wsi_ips.methods``.
+under the entry point group ``wsi_ips.methods``. A selector of another package without a method of its own is
+learned from as IPS is: from the patches that it keeps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -95,4 +96,5 @@ def make_method(
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> Method:
     """The method of ``config.selection``. For the arguments see :class:`MethodMaker`."""
-    return METHODS.load(config.selection.way)(net, config, weights, backward, penalty)
+    way = config.selection.way
+    return METHODS.load(way if way in METHODS else "ips")(net, config, weights, backward, penalty)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
@@ -29,6 +30,7 @@ from wsi_ips.datasets.manifest import Target
 from wsi_ips.models.ips_net import BagReading
 from wsi_ips.training.learning import step_loss, target_tensor, with_label
 from wsi_ips.training.ordered_metrics import CIndex, QuadraticKappa
+from wsi_ips.training.refinement import refinement_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,14 @@ class Measured:
 class SplitMetrics:
     """The figures of a split, ``{name: value}``, from what was measured bag by bag.
 
-    They are ``loss``, and for each task ``auc`` (the mean over the classes that some bags have and others do
-    not) and ``accuracy`` (for sigmoid tasks of several classes, all labels of a bag have to be right). A linear
-    task has ``mae`` instead, an ordinal task also ``kappa``, and survival has ``c_index``. With several tasks,
-    the name of the task stands in front. The part of a Cox task in the loss is that of all bags together. What
-    several processes measured is put together first (:mod:`wsi_ips.training.processes`), in the order of the
-    bags, so that the figures are those of one process.
+    They are ``loss``; ``refined_loss``, what is left of it at the best temperature
+    (:func:`wsi_ips.training.refinement.refinement_loss`), the mean over the tasks, if all of them have classes;
+    and for each task ``auc`` (the mean over the classes that some bags have and others do not) and ``accuracy``
+    (for sigmoid tasks of several classes, all labels of a bag have to be right). A linear task has ``mae``
+    instead, an ordinal task also ``kappa``, and survival has ``c_index``. With several tasks, the name of the
+    task stands in front. The part of a Cox task in the loss is that of all bags together. What several processes
+    measured is put together first (:mod:`wsi_ips.training.processes`), in the order of the bags, so that the
+    figures are those of one process.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig]) -> None:
@@ -87,6 +91,7 @@ class SplitMetrics:
 
     def figures(self, measured: Iterable[Measured]) -> dict[str, float]:
         """The figures over all that was measured, in the order given. A task without labels has NaN."""
+        measured = list(measured)
         mean_loss = MeanMetric(sync_on_compute=False)
         measures = [(task, _measures(task)) for task in self._tasks]
         for bags in measured:
@@ -101,12 +106,31 @@ class SplitMetrics:
             if isinstance(survival, CIndex)
         ]
         found = {"loss": float(mean_loss.compute()) + math.fsum(cox) / len(self._tasks)}
+        refined = [_refined_loss(task, measured) for task in self._tasks]
+        if not any(math.isnan(loss) for loss in refined):
+            found["refined_loss"] = math.fsum(refined) / len(refined)
         for task, its in measures:
             for name, measure in its.items():
                 shown = name if len(self._tasks) == 1 else f"{task.name}_{name}"
                 # A metric without updates would warn.
                 found[shown] = float(measure.compute()) if measure.update_called else math.nan
         return found
+
+
+def _refined_loss(task: TaskConfig, measured: Sequence[Measured]) -> float:
+    """The mean over the task's sigmoids, or of its softmax. NaN where no bag has a label, or it has no classes."""
+    said = [bags.said[task.name] for bags in measured if task.name in bags.said]
+    if task.activation not in ("softmax", "sigmoid") or not said:
+        return math.nan
+    p_SC = torch.cat([p for p, _ in said]).double().numpy()
+    target = torch.cat([target for _, target in said]).numpy()
+    if task.activation == "softmax":
+        return refinement_loss(p_SC, target)
+    losses = [
+        refinement_loss(np.stack([1 - p_S, p_S], axis=1), target_S)
+        for p_S, target_S in zip(p_SC.T, target.reshape(p_SC.shape).T, strict=True)
+    ]
+    return math.fsum(losses) / len(losses)
 
 
 def _measures(task: TaskConfig) -> dict[str, Metric]:

@@ -227,7 +227,8 @@ class IPSModule(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimiser, see :func:`make_optimizer`."""
-        return make_optimizer(self.net, self._config.training)
+        rates = {"encoder_lr": self._config.encoder_lr}
+        return make_optimizer(self.net, self._config.training.model_copy(update=rates))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave the bag as it is: it holds no tensors, and its pixels go to the device chunk by chunk."""

@@ -64,7 +64,7 @@ class FinetuneReport:
     doubts: Sequence[str] = ()
 
 
-class Record(Callback):
+class RunRecorder(Callback):
     """A Lightning callback that keeps the folder of a run. Only the first process writes, and each file is
     written whole.
     """
@@ -175,17 +175,28 @@ class Record(Callback):
         self._saved = monotonic()
 
 
-def merit(row: Mapping[str, float], monitor: Monitor) -> float:
+def merit(row: Mapping[str, float], monitor: Monitor) -> tuple[float, float]:
     """How good an epoch is; the best epoch has the highest value.
+
+    Without the figure that the monitor names, the loss decides: that of validation if there is one. It also
+    decides if several epochs tell few slides apart equally well, all of them or none.
 
     Args:
         row: Its line of the history.
         monitor: The setting ``training.monitor``.
     """
-    loss = row.get("val_loss", row["train_loss"])
-    figures = [value for name, value in row.items() if name.startswith("val_") and name.endswith(monitor)]
-    value = sum(figures) / len(figures) if monitor != "loss" and figures else -loss
-    return value if math.isfinite(value) else -math.inf
+    if monitor == "last":
+        return row["epoch"], 0.0
+    worst, loss = -math.inf, row.get("val_loss", row["train_loss"])
+    value = -loss
+    if monitor == "refined_loss" and "val_refined_loss" in row:
+        value = -round(row["val_refined_loss"], 4)
+    if monitor in ("auc", "c_index", "kappa"):
+        figures = [
+            figure for name, figure in row.items() if name.startswith("val_") and name.endswith(monitor)
+        ]
+        value = sum(figures) / len(figures) if figures else value
+    return value if math.isfinite(value) else worst, -loss if math.isfinite(loss) else worst
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
@@ -232,7 +243,7 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a damaged pickle may raise anything
         if cause := system_cause(error):
-            raise CheckpointError(path, cause.problem, cause.mend) from None
+            raise CheckpointError(path, cause.problem, cause.fix) from None
         reason = one_line(error, most=120)
         raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:

@@ -1,27 +1,26 @@
-"""Pictures over HTTP: made once, kept a while here and longer in browsers.
-
-The web application: tiles of slides and of stored maps, and what a run says, as JSON.
+"""The viewer's web application (:func:`create_app`): tiles of slides and maps, and a run's content as JSON.
 
     /                                               the page
-    /page/{file}                                    what it loads
+    /page/{file}                                    the files that the page loads
     /api/view                                       the runs, and what they can show
     /api/runs/{run}/slides                          every slide of a run with its prediction
-    /api/runs/{run}/slides/{slide_id}               one: size, µm per pixel, which maps there are
+    /api/runs/{run}/slides/{slide_id}               one slide: size, µm per pixel, which maps there are
     /api/runs/{run}/slides/{slide_id}/legend        the colours and their raw values
-    /api/runs/{run}/slides/{slide_id}/patches       those with the largest values
+    /api/runs/{run}/slides/{slide_id}/patches       the patches with the largest values
     /api/runs/{run}/slides/{slide_id}/value         the raw value at a place
     /api/runs/{run}/slides/{slide_id}/outlines      lesions in level-0 pixels
     /api/runs/{run}/slides/{slide_id}/objects       what detect found in a part of the slide
-    /runs/{run}/slides/{slide_id}/thumbnail.jpg         nothing (204) where the slide cannot be read
+    /runs/{run}/slides/{slide_id}/thumbnail.jpg     no content (204) where the slide cannot be read
     /runs/{run}/slides/{slide_id}/patch/{id}.jpg
     /runs/{run}/slides/{slide_id}/slide/{level}/{col}_{row}.jpg
     /runs/{run}/slides/{slide_id}/heat/{level}/{col}_{row}.png
 
-``run`` is 0, or 1 for the one that it is compared with. Maps take ``map`` (attention or contribution; none: the
-default picture, see :func:`wsi_ips.heatmaps.maps.choose_heat`); for attention ``task`` or ``query``, ``head``,
-``colormap``, ``scale``, ``low``, ``high``; for contributions, which have their own colours, ``task`` and
-``class``. Whatever is not there is 404, a map that cannot be is 400, a file that cannot be
-read 422.
+``run`` is 0, or 1 for the run that it is compared with. Maps take the query parameter ``map`` (attention or
+contribution; without it the default of :func:`wsi_ips.heatmaps.maps.choose_heat`); for attention also ``task`` or
+``query``, ``head``, ``colormap``, ``scale``, ``low`` and ``high``; for contributions, which have their own
+colours, ``task`` and ``class``.
+
+Status codes: 404 for what does not exist, 400 for a map that is not possible, 422 for a file that cannot be read.
 """
 
 import json
@@ -45,73 +44,25 @@ from wsi_ips.storage.byte_cache import ByteCache
 from wsi_ips.storage.location import Location
 from wsi_ips.viewer.guard import Guard
 from wsi_ips.viewer.run_answers import RunAnswers, Truth, describe_runs
-from wsi_ips.viewer.shown_map import MapChoice
+from wsi_ips.viewer.shown_map import options_asked_for
 from wsi_ips.viewer.slide_tiles import NoSuchTile
 from wsi_ips.viewer.viewed_run import UnknownSlide, ViewedRun, complaint
 
 CACHE_BYTES = 64 << 20
+"""Bytes of pictures that are cached."""
+
 A_DAY = "private, max-age=86400, immutable"
+"""``Cache-Control`` for an address that always gives the same bytes."""
+
 ASK_AGAIN = "private, no-cache"
+"""``Cache-Control`` for an address whose content may change."""
+
 LOOK_AGAIN_S = 1.0
-"""How long a slide's files are taken to be what they were."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """what: of its slide, what it shows; the same means the same bytes, as long as the slide's stamp holds."""
-
-    run: RunAnswers
-    slide_id: str
-    media_type: str
-    what: tuple[Hashable, ...]
-    make: Callable[[], bytes]
-
-
-class Images:
-    """Answers requests for pictures, with ETag and Cache-Control.
-
-    With the slide's stamp (``v``) in its address a picture never changes, and browsers keep it; without, they ask
-    whether it is still the same.
-    """
-
-    def __init__(self) -> None:
-        self._made: ByteCache[tuple[str, Hashable], bytes] = ByteCache(CACHE_BYTES, size=len)
-        self._stamps: dict[tuple[RunAnswers, str], tuple[float, str]] = {}
-
-    async def answer(self, request: Request, picture: Picture) -> Response:
-        """What is at hand is answered at once; only what has to be made waits for a thread."""
-        looked_at, stamp = self._stamps.get((picture.run, picture.slide_id), (0.0, ""))
-        if stamp and time.monotonic() - looked_at < LOOK_AGAIN_S:
-            answer = self._at_hand(request, picture, stamp)
-            if answer is not None:
-                return answer
-        return await run_in_threadpool(self._answer, request, picture)
-
-    def _answer(self, request: Request, picture: Picture) -> Response:
-        stamp = picture.run.run.stamp(picture.slide_id)
-        self._stamps[picture.run, picture.slide_id] = (time.monotonic(), stamp)
-        answer = self._at_hand(request, picture, stamp)
-        if answer is None:
-            data = picture.make()
-            self._made.put((stamp, picture.what), data)
-            answer = Response(data, media_type=picture.media_type, headers=_headers(request, picture, stamp))
-        return answer
-
-    def _at_hand(self, request: Request, picture: Picture, stamp: str) -> Response | None:
-        headers = _headers(request, picture, stamp)
-        if headers["ETag"] in [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]:
-            return Response(status_code=304, headers=headers)
-        data = self._made.get((stamp, picture.what))
-        return None if data is None else Response(data, media_type=picture.media_type, headers=headers)
-
-
-def _headers(request: Request, picture: Picture, stamp: str) -> dict[str, str]:
-    said = repr((stamp, picture.what)).encode("utf-8", "surrogateescape")
-    lasting = request.query_params.get("v") == stamp
-    return {"ETag": f'"{sha256(said).hexdigest()[:20]}"', "Cache-Control": A_DAY if lasting else ASK_AGAIN}
-
+"""Seconds for which a slide's files are assumed not to change."""
 
 PAGE = Path(__file__).parent / "page"
+"""Folder of the built page."""
+
 _TILE = re.compile(r"([0-9]{1,7})_([0-9]{1,7})\.(jpg|png)")
 _PATCH = re.compile(r"([0-9]{1,18})\.jpg")
 
@@ -128,14 +79,16 @@ def create_app(
     token: str | None = None,
     open_urls: bool = False,
 ) -> Starlette:
-    """The application over a run, and over a second one beside it.
+    """The application over a run, and over a second one that is compared with it.
 
-    elsewhere: {slide_id: where it is now}; None: where predict read it. manifest: labels, and outlines that lie
-    beside it; annotations: folder of outlines. objects: the folder that detect wrote; None: each run's own. host:
-    what the server is bound to; token: asked of every request. open_urls: whether slides at URLs that the run
-    names are opened.
+    Parameters: ``run_dir`` and ``compare`` are folders that predict wrote. ``elsewhere`` maps slide ids to where
+    the slides are now; by default they are where predict read them. ``manifest`` gives labels, and outlines that
+    lie beside it; ``annotations`` is a folder of outlines. ``objects`` is the folder that detect wrote, by default
+    each run's own. ``host`` is what the server is bound to, ``token`` what every request has to show.
+    ``open_urls`` allows slides at URLs that the run names.
 
-    Raises :class:`ResultsError` for a folder without results or without objects, and as :meth:`Truth.read`.
+    Raises :class:`ResultsError` for a folder without results or objects, :class:`ManifestError` for a manifest
+    that cannot be used, and :class:`AnnotationError` if ``annotations`` is no folder.
     """
     roots = [Path(run_dir)] + ([Path(compare)] if compare is not None else [])
     runs = [ViewedRun(root, elsewhere=elsewhere, objects=objects, open_urls=open_urls) for root in roots]
@@ -169,8 +122,75 @@ def create_app(
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that a request asks for, and how to make it.
+
+    ``what`` says what it shows of its slide: as long as the slide's stamp is the same, the same ``what`` means the
+    same bytes.
+    """
+
+    run: RunAnswers
+    slide_id: str
+    media_type: str
+    what: tuple[Hashable, ...]
+    make: Callable[[], bytes]
+
+
+class Images:
+    """Answers requests for pictures, with ETag and Cache-Control; pictures are cached here.
+
+    If the address contains the slide's stamp (``v``), the picture never changes and browsers keep it; without it,
+    they ask whether it is still the same.
+    """
+
+    def __init__(self) -> None:
+        self._made: ByteCache[tuple[str, Hashable], bytes] = ByteCache(CACHE_BYTES, size=len)
+        self._stamps: dict[tuple[RunAnswers, str], tuple[float, str]] = {}
+
+    async def answer(self, request: Request, picture: Picture) -> Response:
+        """The picture as a response.
+
+        A cached one is answered at once; only what has to be made waits for a thread.
+
+        Raises whatever making the picture raises.
+        """
+        looked_at, stamp = self._stamps.get((picture.run, picture.slide_id), (0.0, ""))
+        if stamp and time.monotonic() - looked_at < LOOK_AGAIN_S:
+            answer = self._at_hand(request, picture, stamp)
+            if answer is not None:
+                return answer
+        return await run_in_threadpool(self._answer, request, picture)
+
+    def _answer(self, request: Request, picture: Picture) -> Response:
+        stamp = picture.run.run.stamp(picture.slide_id)
+        self._stamps[picture.run, picture.slide_id] = (time.monotonic(), stamp)
+        answer = self._at_hand(request, picture, stamp)
+        if answer is None:
+            data = picture.make()
+            self._made.put((stamp, picture.what), data)
+            answer = Response(data, media_type=picture.media_type, headers=_headers(request, picture, stamp))
+        return answer
+
+    def _at_hand(self, request: Request, picture: Picture, stamp: str) -> Response | None:
+        headers = _headers(request, picture, stamp)
+        if headers["ETag"] in [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]:
+            return Response(status_code=304, headers=headers)
+        data = self._made.get((stamp, picture.what))
+        return None if data is None else Response(data, media_type=picture.media_type, headers=headers)
+
+
+def _headers(request: Request, picture: Picture, stamp: str) -> dict[str, str]:
+    said = repr((stamp, picture.what)).encode("utf-8", "surrogateescape")
+    lasting = request.query_params.get("v") == stamp
+    return {"ETag": f'"{sha256(said).hexdigest()[:20]}"', "Cache-Control": A_DAY if lasting else ASK_AGAIN}
+
+
+@dataclass(frozen=True, slots=True)
 class _Site:
-    """The routes' functions. Starlette runs those that are not ``async`` in threads: they wait for disks."""
+    """The functions behind the routes.
+
+    Starlette runs those that are not ``async`` in threads, for they wait for disks.
+    """
 
     runs: list[RunAnswers]
     images: Images
@@ -197,9 +217,9 @@ class _Site:
         asked = dict(request.query_params)
         answers: dict[str, Callable[[], Any]] = {
             "": lambda: run.slide(slide_id),
-            "legend": lambda: run.map(slide_id, MapChoice.asked_for(asked)).legend(),
-            "patches": lambda: run.top_patches(slide_id, MapChoice.asked_for(asked), asked),
-            "value": lambda: run.value(slide_id, MapChoice.asked_for(asked), asked),
+            "legend": lambda: run.map(slide_id, options_asked_for(asked)).legend(),
+            "patches": lambda: run.top_patches(slide_id, options_asked_for(asked), asked),
+            "value": lambda: run.value(slide_id, options_asked_for(asked), asked),
             "outlines": lambda: run.outlines(slide_id),
             "objects": lambda: run.objects(slide_id, asked),
         }
@@ -240,7 +260,7 @@ class _Site:
                 run, slide_id, "image/jpeg", (layer, *place), lambda: run.slide_tile(slide_id, *place)
             )
         else:
-            choice = MapChoice.asked_for(request.query_params)
+            choice = options_asked_for(request.query_params)
             picture = Picture(
                 run, slide_id, "image/png", (layer, *place, choice),
                 lambda: run.heat_tile(slide_id, choice, *place),

@@ -1,13 +1,12 @@
-"""Connections that a server can bear: so many at once, and each says within seconds what it wants.
+"""Access control (:class:`Guard`) and limits on connections (:class:`PatientProtocol`).
 
-Whoever can reach the port can open connections and send half a request, without a token. Left alone, those use
-up the files that a process may open, and then nobody is answered.
+Every request passes :class:`Guard` first. A page of another site that a browser has open must learn nothing of the
+slides: the Host header has to be this server's own (against DNS rebinding), and no answer may be embedded
+elsewhere. Beyond this machine, a token is required, once in the address and from then on in a cookie.
 
-Who may ask, and for what: every request passes here first.
-
-A page of another site that a browser has open must learn nothing of the slides: the Host header has to be this
-server's own (DNS rebinding), and no answer may be embedded elsewhere. Beyond this machine a token is asked
-for, once in the address, from then on in a cookie.
+Whoever can reach the port can open connections and send half a request, without a token. These would use up the
+files that a process may open, so that nobody is answered any more. Connections are therefore limited in number,
+and each has to send a whole request within seconds.
 """
 
 import asyncio
@@ -28,102 +27,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 128
-"""A browser opens six. Fewer where the process may open few files: see :func:`most_connections`."""
+"""The most connections at a time; a browser opens six. :func:`most_connections` allows fewer if few files may be
+open.
+"""
 
 REQUEST_S = 10.0
-"""A request has to be whole within this time after its first byte, or after the connection came."""
+"""Seconds within which a request has to be complete, from its first byte or from the connection on."""
 
 ACCEPTED_AT_ONCE = 64
-"""Of the connections that wait; asyncio tells of every one that it could not accept."""
+"""Waiting connections that are accepted at once; asyncio logs every one that it could not accept."""
 
 SAY_AGAIN_S = 60.0
-
-
-def most_connections() -> int:
-    """At most a quarter of the files that this process may open: slides and results need some, too."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return MOST_CONNECTIONS
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, files // 4))
-
-
-class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which drops a connection that keeps it waiting for a request.
-
-    When there are too many, the one that has waited longest goes; where all others are being answered, the new
-    one.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._most = most_connections()
-        self._patience: asyncio.TimerHandle | None = None
-
-    @property
-    def waits_until(self) -> float | None:
-        """When it will be dropped, on the loop's clock; None while it is being answered, or between requests."""
-        return self._patience.when() if self._patience is not None else None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait()
-        if len(self.connections) > self._most:
-            waiting = [
-                each for each in self.connections if isinstance(each, PatientProtocol) and each.waits_until
-            ]
-            min(waiting, key=lambda each: each.waits_until or 0.0).drop()
-
-    def data_received(self, data: bytes) -> None:
-        self._wait()
-        super().data_received(data)
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._wait_no_more()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._wait_no_more()
-        super().connection_lost(exc)
-
-    def drop(self) -> None:
-        """Close at once, without an answer."""
-        self._wait_no_more()
-        self.connections.discard(self)
-        self.transport.abort()
-
-    def _wait(self) -> None:
-        if self._patience is None:
-            self._patience = self.loop.call_later(REQUEST_S, self.drop)
-
-    def _wait_no_more(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-
-class SaidOnce(logging.Filter):
-    """Lets a logger say the same thing once a minute: asyncio tells of every connection that it cannot accept."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether ``record`` is written."""
-        text, now = str(record.msg)[:60], time.monotonic()
-        if now - self._said.get(text, -SAY_AGAIN_S) < SAY_AGAIN_S:
-            return False
-        if len(self._said) > 100:
-            self._said.clear()
-        self._said[text] = now
-        return True
-
+"""Seconds after which a log line is repeated."""
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names of this machine that only it can reach."""
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+"""The content security policy of every answer: the page may load its own files only."""
+
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -132,25 +57,14 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that binds to ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def cookie_name(token: str) -> str:
-    """One a token: cookies know no ports, and a host may have several servers."""
-    return f"wsi_ips_view_{sha256(token.encode()).hexdigest()[:8]}"
+"""Headers that every answer gets."""
 
 
 class Guard:
-    """Middleware. host: what the server binds to. token: what a request has to show, None for nobody."""
+    """ASGI middleware that decides which requests are answered.
+
+    ``host`` is what the server binds to; ``token`` is what a request has to show, None if nothing is required.
+    """
 
     def __init__(self, app: ASGIApp, *, host: str = "127.0.0.1", token: str | None = None) -> None:
         self._app = app
@@ -189,8 +103,11 @@ class Guard:
         return PlainTextResponse("open the address with the token that wsi-ips view printed\n", 401)
 
     def _known_host(self, header: str) -> bool:
-        """The name that was bound to; on this machine its usual ones. Of a server on all addresses any numeric
-        one, and the machine's names: rebinding needs a name of its own."""
+        """Whether the Host header names this server.
+
+        On this machine that is the name that was bound to, or one of its usual names. For a server on all
+        addresses it is any numeric address or one of the machine's names: DNS rebinding needs a name of its own.
+        """
         name = _without_port(header).lower()
         if is_loopback(self._host):
             return name in LOOPBACK_NAMES or name == self._host
@@ -207,7 +124,7 @@ class Guard:
 
 
 def _let_in(scope: Scope, asked: QueryParams, token: str) -> Response:
-    """The token goes from the address into a cookie, so that no link that is passed on holds it."""
+    """Move the token from the address into a cookie, so that no link that is passed on contains it."""
     rest = urlencode([(name, value) for name, value in asked.multi_items() if name != "token"])
     # "//host" would lead to another host.
     path = "/" + scope["path"].lstrip("/\\")
@@ -217,7 +134,7 @@ def _let_in(scope: Scope, asked: QueryParams, token: str) -> Response:
 
 
 def _without_port(header: str) -> str:
-    """``host``, ``host:80``, ``[::1]:80``."""
+    """The host of a Host header: ``host``, ``host:80``, ``[::1]:80``."""
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.partition(":")[0]
@@ -233,3 +150,113 @@ def _cookie(header: str, name: str) -> str:
 
 def _same(given: str, wanted: str) -> bool:
     return compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that binds to ``host`` can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def cookie_name(token: str) -> str:
+    """The name of the cookie for a token.
+
+    Each token has a name of its own: cookies do not know ports, and a host may have several servers.
+    """
+    return f"wsi_ips_view_{sha256(token.encode()).hexdigest()[:8]}"
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, but a connection that does not send a request in time is dropped.
+
+    If there are too many connections, the one that has waited longest is dropped; if all others are being
+    answered, the new one is.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._most = most_connections()
+        self._patience: asyncio.TimerHandle | None = None
+
+    @property
+    def waits_until(self) -> float | None:
+        """When the connection will be dropped, on the loop's clock.
+
+        It is None while the connection is answered or between requests.
+        """
+        return self._patience.when() if self._patience is not None else None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the connection's time limit, and drop a connection if there are too many."""
+        super().connection_made(transport)
+        self._wait()
+        if len(self.connections) > self._most:
+            waiting = [
+                each for each in self.connections if isinstance(each, PatientProtocol) and each.waits_until
+            ]
+            min(waiting, key=lambda each: each.waits_until or 0.0).drop()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in data of a request; once the request is complete, its time limit ends."""
+        self._wait()
+        super().data_received(data)
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._wait_no_more()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection's time limit."""
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """Close the connection at once, without an answer."""
+        self._wait_no_more()
+        self.connections.discard(self)
+        self.transport.abort()
+
+    def _wait(self) -> None:
+        if self._patience is None:
+            self._patience = self.loop.call_later(REQUEST_S, self.drop)
+
+    def _wait_no_more(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+
+def most_connections() -> int:
+    """The most connections at a time.
+
+    They are at most a quarter of the files that this process may open, as slides need some too.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MOST_CONNECTIONS
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, files // 4))
+
+
+class SaidOnce(logging.Filter):
+    """Logging filter that lets the same message through once a minute.
+
+    asyncio logs every connection that it cannot accept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether ``record`` is written."""
+        text, now = str(record.msg)[:60], time.monotonic()
+        if now - self._said.get(text, -SAY_AGAIN_S) < SAY_AGAIN_S:
+            return False
+        if len(self._said) > 100:
+            self._said.clear()
+        self._said[text] = now
+        return True

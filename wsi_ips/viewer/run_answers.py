@@ -1,6 +1,7 @@
-"""What is known of the slides besides the run: a manifest's labels, and lesions that someone outlined.
+"""What the viewer answers about one run (:class:`RunAnswers`): its slides as JSON, and pictures of them as bytes.
 
-What the viewer answers about one run: its slides as JSON, and pictures of them as bytes.
+:class:`Truth` is what is known besides the run: labels from a manifest, and outlines of lesions. :data:`LAYERS`
+lists what other rooms can draw over a slide.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 import shapely
 
 from wsi_ips import __version__
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import HeatOptions, TaskConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import AnnotationError, ConfigError, WsiIpsError
@@ -23,10 +24,10 @@ from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.units import Size
-from wsi_ips.viewer.shown_map import MapChoice, ShownMap
+from wsi_ips.viewer.shown_map import ShownMap
 from wsi_ips.viewer.slide_tiles import (
     TILE_PX,
-    Lately,
+    LruCache,
     NoSuchTile,
     TilePyramid,
     Window,
@@ -36,19 +37,58 @@ from wsi_ips.viewer.slide_tiles import (
 from wsi_ips.viewer.viewed_run import ListedSlide, ViewedRun, complaint, file_stamp
 
 BESIDE_A_MANIFEST = ("annotations", "training/lesion_annotations", "testing/lesion_annotations")
-"""Where a data set's own folder keeps outlines: of `wsi-ips demo`, of CAMELYON in either layout."""
+"""Where data sets keep outlines, relative to the manifest: `wsi-ips demo`, and CAMELYON in both layouts."""
+
 LEAST_STEP_PX = 1.0
-"""Level-0 pixels by which a shown outline may differ from the drawn one: CAMELYON's have a point every few
-pixels."""
+"""Level-0 pixels by which a shown outline may differ from the original: CAMELYON's have a point every few
+pixels.
+"""
 
 Rings = list[list[tuple[float, float]]]
 """A polygon in level-0 pixels: its outer ring, then its holes."""
 
+KEPT_MAPS = 8
+"""Maps that are cached."""
+
+KEPT_RASTERS = 12
+"""Rasters that are cached: a large slide has as many scales; a quarter of a million patches take 8 MB each."""
+
+THUMBNAIL_PX = 128
+"""Longest side of a thumbnail."""
+
+MOST_FOR_A_THUMBNAIL_PX = 40_000_000
+"""Pixels of a slide's coarsest level above which the slide has no thumbnail, for it would take long to read."""
+
+MOST_PATCHES = 200
+"""The most patches in one answer."""
+
+
+class Layer(Protocol):
+    """What a wing of the package draws over a slide, beside its attention."""
+
+    def in_view(self, table: Path, asked: Mapping[str, str]) -> dict[str, Any]:
+        """What lies in the part of the slide that the query names, as JSON.
+
+        ``asked`` is the query, ``table`` the slide's file of this layer.
+
+        Raises :class:`ConfigError` for a part that is not possible, and :class:`ResultsError` for a broken file.
+        """
+        ...
+
+
+LAYERS: Registry[Callable[[], Layer]] = Registry(
+    "layer of the viewer", {"objects": "wsi_ips.nuclei.viewer_layer:FoundObjects"}
+)
+"""Layers by their name, as ``module:class``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """labels: {slide_id: {task: the manifest's cell}}. splits: {slide_id: split}. annotations: {slide_id in
-    small letters: ASAP XML}."""
+    """Labels and outlines of slides.
+
+    ``labels`` maps slide ids to {task: the manifest's cell}, ``splits`` slide ids to splits, and ``annotations``
+    slide ids in lower case to ASAP XML files.
+    """
 
     labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
@@ -56,9 +96,11 @@ class Truth:
 
     @classmethod
     def read(cls, manifest: Path | None, annotations: Path | None, *, tasks: Sequence[TaskConfig]) -> Self:
-        """annotations: folder of ``<slide_id>.xml``; None: those that lie beside the manifest, if any.
+        """Read labels from a manifest and find outlines.
 
-        Raises :class:`ManifestError`, :class:`AnnotationError` for no folder.
+        ``annotations`` is a folder of ``<slide_id>.xml``; without it, outlines that lie beside the manifest are
+        used, if any. Raises :class:`ManifestError` for a manifest that cannot be used, and
+        :class:`AnnotationError` if ``annotations`` is no folder.
         """
         if annotations is not None and not annotations.is_dir():
             raise AnnotationError(annotations, "no such folder", "name the folder of <slide_id>.xml")
@@ -83,10 +125,14 @@ class Truth:
         )
 
     def has_outlines(self, slide_id: str) -> bool:
+        """Whether the slide has a file of outlines."""
         return slide_id.lower() in self.annotations
 
     def outlines(self, slide_id: str, l0_size: Size) -> list[Rings]:
-        """The lesions, holes cut out; none where nobody outlined any. Raises :class:`AnnotationError`."""
+        """The slide's lesions with their holes, in level-0 pixels; none if there is no file of outlines.
+
+        Raises :class:`AnnotationError` for a file that cannot be read.
+        """
         path = self.annotations.get(slide_id.lower())
         if path is None:
             return []
@@ -101,40 +147,18 @@ class Truth:
         ]
 
 
-KEPT_MAPS = 8
-KEPT_RASTERS = 12
-"""As many as a large slide has scales; a quarter of a million patches take 8 MB each."""
-THUMBNAIL_PX = 128
-MOST_FOR_A_THUMBNAIL_PX = 40_000_000
-"""Pixels of a slide's coarsest level: more, and the list goes without its picture."""
-MOST_PATCHES = 200
-
-
-class Layer(Protocol):
-    """What a wing draws over a slide, beside its attention."""
-
-    def in_view(self, table: Path, asked: Mapping[str, str]) -> dict[str, Any]:
-        """What lies in the part of the slide that ``asked`` names, as JSON. table: the slide's file of this layer.
-
-        Raises :class:`ConfigError` for a part that cannot be, :class:`ResultsError` for a broken file.
-        """
-        ...
-
-
-LAYERS: Registry[Callable[[], Layer]] = Registry(
-    "layer of the viewer", {"objects": "wsi_ips.nuclei.viewer_layer:FoundObjects"}
-)
-
-
 class RunAnswers:
-    """``RunAnswers(run, truth)``. Raises, in every method, :class:`UnknownSlide` for a slide that the run does
-    not name and the errors of its files."""
+    """Answers about the slides of one run.
+
+    Every method raises :class:`UnknownSlide` for a slide that the run does not have, and the errors of the files
+    that it reads.
+    """
 
     def __init__(self, run: ViewedRun, truth: Truth) -> None:
         self.run = run
         self._truth = truth
-        self._maps: Lately[ShownMap] = Lately(KEPT_MAPS)
-        self._rasters: Lately[PatchRaster] = Lately(KEPT_RASTERS)
+        self._maps: LruCache[ShownMap] = LruCache(KEPT_MAPS)
+        self._rasters: LruCache[PatchRaster] = LruCache(KEPT_RASTERS)
         self._layers: dict[str, Layer] = {}
 
     def slides(self) -> dict[str, Any]:
@@ -159,7 +183,7 @@ class RunAnswers:
         }
 
     def slide(self, slide_id: str) -> dict[str, Any]:
-        """One slide: how large it is, what can be shown of it, and why not where something cannot be."""
+        """One slide: its size, what can be shown of it, and the reason where something cannot be shown."""
         listed = self.run.listed(slide_id)
         answer = {**self._listed(listed), "v": self.run.stamp(slide_id), "tile_px": TILE_PX}
         answer |= {
@@ -208,14 +232,17 @@ class RunAnswers:
             },
         }
 
-    def map(self, slide_id: str, choice: MapChoice) -> ShownMap:
-        """Raises :class:`ConfigError` for a map that the slide does not have."""
+    def map(self, slide_id: str, choice: HeatOptions) -> ShownMap:
+        """The map of a slide. Raises :class:`ConfigError` for a map that the slide does not have."""
         result = self.run.result(slide_id)
         stamp = file_stamp(self.run.folder.attention(slide_id))
         return self._maps.get((slide_id, stamp, choice), lambda: ShownMap.of(result, choice))
 
-    def top_patches(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
-        """The ``top`` patches with the largest values (24)."""
+    def top_patches(self, slide_id: str, choice: HeatOptions, asked: Mapping[str, str]) -> dict[str, Any]:
+        """The patches with the largest values; ``top`` in the query says how many (24).
+
+        Raises :class:`ConfigError` for a number that is not 1 to 200.
+        """
         text = asked.get("top", "24")
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_PATCHES):
             raise ConfigError(f"top {text[:20]!r} must be 1 to {MOST_PATCHES}")
@@ -227,8 +254,11 @@ class RunAnswers:
             "patches": shown.top_patches(int(text)),
         }
 
-    def value(self, slide_id: str, choice: MapChoice, asked: Mapping[str, str]) -> dict[str, Any]:
-        """The raw value at the level-0 point ``x``, ``y``."""
+    def value(self, slide_id: str, choice: HeatOptions, asked: Mapping[str, str]) -> dict[str, Any]:
+        """The raw value at the level-0 point ``x``, ``y`` of the query.
+
+        Raises :class:`ConfigError` if it names no point.
+        """
         try:
             l0_x, l0_y = float(asked["x"]), float(asked["y"])
         except (KeyError, ValueError):
@@ -238,7 +268,7 @@ class RunAnswers:
         return {"l0_x": l0_x, "l0_y": l0_y, "held": self.map(slide_id, choice).value_at(l0_x, l0_y)}
 
     def outlines(self, slide_id: str) -> dict[str, Any]:
-        """Lesions as polygons of level-0 points."""
+        """The slide's lesions as polygons of level-0 points."""
         l0_size = self._pyramid(slide_id).l0_size
         return {"polygons": self._truth.outlines(slide_id, l0_size)}
 
@@ -248,16 +278,16 @@ class RunAnswers:
         return self._layers[name]
 
     def objects(self, slide_id: str, asked: Mapping[str, str]) -> dict[str, Any]:
-        """What ``detect`` found in a part of the slide."""
+        """What ``detect`` found in the part of the slide that the query names."""
         return self._layer("objects").in_view(self.run.objects_table(slide_id), asked)
 
     def slide_tile(self, slide_id: str, level: int, col: int, row: int) -> bytes:
-        """JPEG. Raises :class:`NoSuchTile`."""
+        """A tile of the slide as JPEG. Raises :class:`NoSuchTile` for an address outside the slide."""
         window = self._pyramid(slide_id).window(level, col, row)
         return slide_tile(self.run.slide(slide_id), window)
 
-    def heat_tile(self, slide_id: str, choice: MapChoice, level: int, col: int, row: int) -> bytes:
-        """PNG. Raises :class:`NoSuchTile`."""
+    def heat_tile(self, slide_id: str, choice: HeatOptions, level: int, col: int, row: int) -> bytes:
+        """A tile of a map as PNG. Raises :class:`NoSuchTile` for an address outside the slide."""
         window = self._pyramid(slide_id).window(level, col, row)
         shown = self.map(slide_id, choice)
         halvings = shown.halvings(window.l0_per_px)
@@ -266,7 +296,7 @@ class RunAnswers:
         return shown.tile(window, self._rasters.get(key, lambda: shown.raster(scale)), halvings)
 
     def thumbnail(self, slide_id: str) -> bytes:
-        """The whole slide, small, as JPEG. Raises :class:`NoSuchTile` where it would take long to read."""
+        """The whole slide, small, as JPEG. Raises :class:`NoSuchTile` if it would take long to read."""
         with self.run.glance(slide_id) as slide:
             coarsest = min(slide.info.levels, key=lambda level: level.size[0])
             if math.prod(coarsest.size) > MOST_FOR_A_THUMBNAIL_PX:
@@ -276,7 +306,7 @@ class RunAnswers:
             return slide_tile(slide, Window((0, 0), size_px, l0_per_px))
 
     def patch(self, slide_id: str, patch_id: int) -> bytes:
-        """One patch's footprint as JPEG. Raises :class:`NoSuchTile` for one that the slide does not have."""
+        """One patch's footprint as JPEG. Raises :class:`NoSuchTile` for a patch that the slide does not have."""
         coords = self.run.result(slide_id).coords
         rows = np.flatnonzero(coords.ids_N == patch_id)
         if not len(rows):
@@ -285,7 +315,7 @@ class RunAnswers:
         return encode_jpeg(patch_picture(self.run.slide(slide_id), (l0_x, l0_y), coords.l0_patch))
 
     def _pyramid(self, slide_id: str) -> TilePyramid:
-        """Of the slide as it was predicted, which it must still be; of one that was not, as it is."""
+        """The tile addresses of a slide; its size is that with which it was predicted, if it was."""
         if self.run.listed(slide_id).has_attention:
             return TilePyramid(self.run.result(slide_id).coords.l0_size)
         slide: SlideReader = self.run.slide(slide_id)
@@ -293,14 +323,14 @@ class RunAnswers:
 
 
 def _scanned(info: SlideInfo) -> list[int] | None:
-    """Left, top, width and height of what was scanned, where the slide is mostly not."""
+    """Left, top, width and height of the scanned area, if the file says which part of the slide was scanned."""
     if info.bounds is None:
         return None
     return [info.bounds.l0_x, info.bounds.l0_y, info.bounds.l0_width, info.bounds.l0_height]
 
 
 def describe_runs(runs: Sequence[RunAnswers]) -> dict[str, Any]:
-    """What the page asks first."""
+    """The runs with their tasks, which the page asks for first."""
     return {
         "version": __version__,
         "runs": [

@@ -1,4 +1,4 @@
-"""Binding, the token, and the lines that say where to look."""
+"""Serving the viewer: the listening socket (:func:`bound`), its address, the token, the loop (:func:`serve`)."""
 
 import logging
 import os
@@ -14,15 +14,19 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.viewer.guard import ACCEPTED_AT_ONCE, PatientProtocol, SaidOnce
 
 ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - told apart, not bound to
+"""Hosts that mean all addresses of this machine."""
 
 
 def new_token() -> str:
-    """What every request has to show: others may have an account on this machine, or reach it."""
+    """A random token that every request has to show: others may have an account on this machine, or reach it."""
     return secrets.token_urlsafe(24)
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any free one. Raises :class:`ConfigError` where that cannot be."""
+    """A listening socket on ``host``; port 0 takes any free one.
+
+    Raises :class:`ConfigError` for a host or port that cannot be bound.
+    """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port}: ports are 1 to 65535, or 0 for any free one")
     try:
@@ -45,12 +49,8 @@ def bound(host: str, port: int) -> socket.socket:
     return server
 
 
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
 def address_of(server: socket.socket, host: str, token: str | None) -> str:
-    """What to open in a browser on this machine, or of a server for others on theirs."""
+    """The address to open in a browser: on this machine, or on the users' own if the server is for others."""
     name = socket.gethostname() if host in ALL_ADDRESSES else host
     port = server.getsockname()[1]
     in_brackets = f"[{name}]" if ":" in name else name
@@ -58,7 +58,7 @@ def address_of(server: socket.socket, host: str, token: str | None) -> str:
 
 
 def serve(app: Starlette, server: socket.socket, *, ready: Callable[[], None]) -> None:
-    """Answer until the process is interrupted. ready: called once the first request could be answered."""
+    """Answer requests until the process is interrupted. ``ready`` is called once a request would be answered."""
     ready()  # the socket listens: who comes before the loop runs waits a moment
     # uvicorn warns of what strangers send; errors are our own.
     config = uvicorn.Config(
@@ -78,3 +78,7 @@ def serve(app: Starlette, server: socket.socket, *, ready: Callable[[], None]) -
             uvicorn.Server(config).run(sockets=[server])
     finally:
         asyncio_s.removeFilter(said_once)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

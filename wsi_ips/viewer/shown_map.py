@@ -1,10 +1,10 @@
-"""Which map is shown, in which colours: what a query string asks for, and the tiles and numbers of it.
+"""A map as the viewer shows it: :class:`MapChoice` says which one, :class:`ShownMap` has its tiles.
 
-Shape suffixes: N patches; H, W rows and columns of a tile.
+Shape suffixes: N patches; R, C rows and columns of cells; H, W rows and columns of a tile.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from math import ceil, log2
 from typing import Any, Self, get_args
@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import Colormap, MapKind
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.display_scale import Colormap, DisplayScale, HeatColours, MapKind, colourise
+from wsi_ips.heatmaps.display_scale import DisplayScale, colourise, colours_of, scale_of
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.heatmaps.pyramids import halved
@@ -24,73 +26,38 @@ from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.viewer.slide_tiles import Window
 
 FASTEST = 1
-"""zlib's level: a tile of flat squares is small at any."""
+"""Compression level of zlib: a tile of flat squares is small at any level."""
+
 NO_PATCH = -1
+"""Number of the colour where there is no patch: transparent."""
+
 LEGEND_COLOURS = 65
-"""An odd number, so that the colour of a contribution of 0 is one of them."""
+"""Colours of the legend: an odd number, so that the colour of a contribution of 0 is one of them."""
+
 OF_ATTENTION = ("even", "rank", "absolute")
+"""Scales that maps of attention can have."""
 
 
-@dataclass(frozen=True, slots=True)
-class MapChoice:
-    """Which map: whose attention (a task's or a query's, a head's; means over what is not named), or the
-    contribution to which class; see :func:`choose_heat`. colours: of attention; contributions have their own.
+def options_asked_for(asked: Mapping[str, str]) -> HeatOptions:
+    """The map that a query string chooses; parameters that are not known are ignored.
+
+    The colours are those of attention, since contributions have their own. Raises :class:`ConfigError` for a value
+    that is not possible.
     """
-
-    kind: MapKind | None = None
-    task: str | None = None
-    class_name: str | None = None
-    query: int | None = None
-    head: int | None = None
-    colours: HeatColours = field(default_factory=HeatColours)
-
-    @classmethod
-    def asked_for(cls, asked: Mapping[str, str]) -> Self:
-        """From a query string; names that are not known are passed over. Raises :class:`ConfigError`."""
-        kind, colormap = asked.get("map"), asked.get("colormap", "blue_yellow")
-        scale = asked.get("scale", "even")
-        for name, value, known in (
-            ("map", kind, (None, *get_args(MapKind))),
-            ("colormap", colormap, get_args(Colormap)),
-            ("scale", scale, OF_ATTENTION),
-        ):
-            if value not in known:
-                known = tuple(one for one in known if one)
-                raise ConfigError(f"{name} {value!r} is not known: {', '.join(known)}")
-        if "task" in asked and "query" in asked:
-            raise ConfigError("task and query name the same thing: give one of them")
-        colours: dict[str, Any] = {"colormap": colormap, "scale": scale}
-        colours |= {end: _number(asked, end) for end in ("low", "high")}
-        return cls(
-            kind=kind,  # type: ignore[arg-type]
-            task=asked.get("task"),
-            class_name=asked.get("class"),
-            query=_index(asked, "query"),
-            head=_index(asked, "head"),
-            colours=HeatColours(**colours),
-        )
-
-
-def _index(asked: Mapping[str, str], name: str) -> int | None:
-    text = asked.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 7):
-        raise ConfigError(f"{name} {text!r} is no index, counted from 0")
-    return int(text)
-
-
-def _number(asked: Mapping[str, str], name: str) -> float | None:
-    text = asked.get(name)
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.nan
-    if not np.isfinite(value):
-        raise ConfigError(f"{name} {text!r} is no number")
-    return value
+    choices = {
+        "map": (asked.get("map"), get_args(MapKind)),
+        "colormap": (asked.get("colormap", "blue_yellow"), get_args(Colormap)),
+        "scale": (asked.get("scale", "even"), OF_ATTENTION),
+    }
+    for name, (value, known) in choices.items():
+        if value is not None and value not in known:
+            raise ConfigError(f"{name} {value!r} is not known: {', '.join(known)}")
+    if "task" in asked and "query" in asked:
+        raise ConfigError("task and query name the same thing: give one of them")
+    options: dict[str, Any] = {name: value for name, (value, _) in choices.items()}
+    options |= {end: _number(asked, end) for end in ("low", "high")}
+    options |= {name: _index(asked, name) for name in ("query", "head")}
+    return HeatOptions(task=asked.get("task"), class_name=asked.get("class"), **options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,33 +71,29 @@ class ShownMap:
     table: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, result: SlideResult, choice: MapChoice) -> Self:
-        """Raises :class:`ConfigError` for what the slide does not have, :class:`ResultsError` for values that are
-        not finite."""
-        heat = choose_heat(
-            result,
-            kind=choice.kind,
-            task=choice.task,
-            class_name=choice.class_name,
-            query=choice.query,
-            head=choice.head,
-            alone=True,
-        )
-        colours = choice.colours if heat.kind == "attention" else HeatColours()
+    def of(cls, result: SlideResult, choice: HeatOptions) -> Self:
+        """The map of this choice.
+
+        Raises :class:`ConfigError` for a map that the slide does not have, and :class:`ResultsError` for values
+        that are not finite.
+        """
+        heat = choose_heat(result, choice, alone=True)
+        colours = choice if heat.kind == "attention" else choice.in_default_colours()
         return cls(
             heat=heat,
             values_N=heat.values_N,
             kept_ids=frozenset(result.kept_ids_M.tolist()),
-            display=colours.display(heat.values_N, heat.kind),
-            table=colours.table(heat.kind),
+            display=scale_of(colours, heat.values_N, heat.kind),
+            table=colours_of(colours, heat.kind),
         )
 
     @property
     def coords(self) -> PatchCoords:
+        """The slide's patches."""
         return self.heat.coords
 
     def raster(self, l0_per_px: float) -> PatchRaster:
-        """Where the patches lie at this scale: the same for all maps of the slide, see :meth:`tile`."""
+        """Where the patches lie at this scale. All maps of the slide share it, see :meth:`tile`."""
         return PatchRaster.of(
             self.coords.l0_exact_corners(),
             self.coords.l0_patch,
@@ -140,17 +103,17 @@ class ShownMap:
         )
 
     def halvings(self, l0_per_px: float) -> int:
-        """How often a tile is made twice as fine and halved, so that no patch falls between two pixels."""
+        """How often a tile is made twice as fine and then halved, so that no patch falls between two pixels."""
         coords = self.coords
         l0_step = coords.l0_patch * (coords.patch_px - coords.overlap_px) / coords.patch_px
         return max(0, ceil(log2(l0_per_px / l0_step) - 1e-9)) if l0_step > 0 else 0
 
     def tile(self, window: Window, raster: PatchRaster, halvings: int) -> bytes:
-        """The window as PNG: a patch's colour, wholly opaque; wholly transparent where there is no patch, or where
-        a patch contributes exactly nothing.
+        """The window as PNG.
 
-        raster: of this scale, twice as fine for each of ``halvings``. A pixel larger than a patch has the mean
-        of its patches' raw values.
+        A patch's pixels are opaque; those without a patch, or of a patch that contributes exactly nothing, are
+        transparent. ``raster`` has to be of this scale, twice as fine for each of ``halvings``. A pixel larger
+        than a patch has the mean of its patches' raw values.
         """
         factor = 2**halvings
         x, y = window.at_px
@@ -167,21 +130,21 @@ class ShownMap:
         return _png(*_palette(self._numbers(values_HW), self.table))
 
     def _numbers(self, values: NDArray[np.float32]) -> NDArray[np.int16]:
-        """Which colour of the table each value has, as :func:`colourise` takes it."""
+        """Number of each value's colour in the table, or ``NO_PATCH``."""
         shares = self.display(values)
         numbers = np.rint(np.nan_to_num(shares) * (len(self.table) - 1)).astype(np.int16)
         numbers[~self.display.coloured(values)] = NO_PATCH
         return numbers
 
     def colour(self, values: NDArray[np.float32]) -> list[str]:
-        """``#rrggbb`` of each value; of a contribution of 0 that of the scale's middle."""
+        """Colours of values as ``#rrggbb``. A contribution of 0 has the colour of the scale's middle."""
         return [
             "#{:02x}{:02x}{:02x}".format(*each)
             for each in colourise(self.display(values), self.table).tolist()
         ]
 
     def legend(self) -> dict[str, Any]:
-        """Ticks with raw values, multiples of the even share and percentiles, and the colours from low to high."""
+        """The legend as JSON: ticks with values and percentiles, and the colours from low to high."""
         steps = np.linspace(0, len(self.table) - 1, LEGEND_COLOURS).round().astype(int)
         return {
             "map": self.heat.kind,
@@ -209,8 +172,10 @@ class ShownMap:
         }
 
     def value_at(self, l0_x: float, l0_y: float) -> dict[str, Any] | None:
-        """The map's stored raw value at a level-0 point, the mean where patches overlap; None outside all
-        patches."""
+        """The map's raw value at a level-0 point as JSON.
+
+        It is the mean where patches overlap, and None outside all patches.
+        """
         from_corner_N2 = np.array([l0_x, l0_y]) - self.coords.l0_exact_corners()
         held = np.flatnonzero(((from_corner_N2 >= 0) & (from_corner_N2 < self.coords.l0_patch)).all(axis=1))
         if not len(held) or not (0 <= l0_x < self.coords.l0_size[0] and 0 <= l0_y < self.coords.l0_size[1]):
@@ -226,8 +191,11 @@ class ShownMap:
         }
 
     def top_patches(self, count: int) -> list[dict[str, Any]]:
-        """The patches with the most attention, or those that add most to the class (only those that add); of
-        equals, the first in the grid comes first."""
+        """The ``count`` patches with the largest values as JSON.
+
+        For contributions, only patches that add to the class are listed. Of equal values, the first in the grid
+        comes first.
+        """
         order = np.argsort(-self.values_N, kind="stable")[:count].tolist()
         if self.heat.kind == "contribution":
             order = [row for row in order if self.values_N[row] > 0]
@@ -249,7 +217,7 @@ class ShownMap:
 def _palette(
     numbers: NDArray[np.int16], table: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Numbers of the table's colours, or NO_PATCH, as places among those that occur; and these, RGBA."""
+    """Turn numbers of the table's colours into indices of the colours that occur, and those colours as RGBA."""
     held = np.bincount(numbers.ravel() - NO_PATCH, minlength=len(table) + 1) > 0
     distinct = np.flatnonzero(held) + NO_PATCH
     places = np.cumsum(held, dtype=np.int16)[numbers - NO_PATCH] - np.int16(1)
@@ -261,7 +229,7 @@ def _palette(
 
 
 def _png(places_HW: NDArray[np.int16], colours: NDArray[np.uint8]) -> bytes:
-    """With a palette, or RGBA where there are more colours than a palette holds."""
+    """A PNG with a palette, or RGBA if there are more colours than a palette holds."""
     file = BytesIO()
     if len(colours) <= 256:
         image = Image.fromarray(places_HW.astype(np.uint8), "P")
@@ -270,3 +238,25 @@ def _png(places_HW: NDArray[np.int16], colours: NDArray[np.uint8]) -> bytes:
     else:
         Image.fromarray(colours[places_HW]).save(file, "PNG", compress_level=FASTEST)
     return file.getvalue()
+
+
+def _index(asked: Mapping[str, str], name: str) -> int | None:
+    text = asked.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 7):
+        raise ConfigError(f"{name} {text!r} is no index, counted from 0")
+    return int(text)
+
+
+def _number(asked: Mapping[str, str], name: str) -> float | None:
+    text = asked.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise ConfigError(f"{name} {text!r} is no number")
+    return value

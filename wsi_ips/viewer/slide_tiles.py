@@ -1,11 +1,9 @@
-"""The few large things that are worth keeping: open slides, attention that was read, maps of it.
+"""Tiles of a slide: their addresses (:class:`TilePyramid`), and their pixels as JPEG (:func:`slide_tile`).
 
-Which part of a slide a tile's address means: Deep Zoom's levels, each half the one above, tiles without
-overlap.
-
-Level numbers are Deep Zoom's: 0 is a single pixel, the last one the slide's own level 0.
-
-A part of a slide as JPEG, straight from the reader. Colours are the file's own: no ICC profile is applied.
+Addresses are Deep Zoom's without overlap: level 0 is a single pixel, each level has twice the resolution of the
+one before, and the last one is the slide's own level 0. Pixels come straight from the reader; colours are the
+file's own, and no ICC profile is applied. :class:`LruCache` holds the few large things that are worth keeping:
+open slides, attention that was read, maps of it.
 """
 
 from collections import OrderedDict
@@ -26,49 +24,14 @@ from wsi_ips.units import Size
 
 Kept = TypeVar("Kept")
 
-
-class Lately(Generic[Kept]):
-    """The ``most`` things used last. What goes is let go of, not closed: another thread may still use it.
-
-    Two threads that ask for the same new thing wait for each other, and for nobody else.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._items: OrderedDict[Hashable, Kept] = OrderedDict()
-        self._making: dict[Hashable, Lock] = {}
-        self._lock = Lock()
-
-    def get(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        """The thing under ``key``, made now where it is not there. What ``make`` raises is not kept."""
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-                return self._items[key]
-            making = self._making.setdefault(key, Lock())
-        with making:
-            with self._lock:
-                if key in self._items:
-                    return self._items[key]
-            try:
-                made = make()
-                with self._lock:
-                    self._items[key] = made
-                    while len(self._items) > self._most:
-                        self._items.popitem(last=False)
-                return made
-            finally:
-                with self._lock:
-                    self._making.pop(key, None)
-
-    def peek(self, key: Hashable) -> Kept | None:
-        """The thing under ``key``, if it is there; it becomes no younger by it."""
-        with self._lock:
-            return self._items.get(key)
-
-
 TILE_PX = 512
 """Side of a tile: a quarter of the requests that 256 pixels would take."""
+
+JPEG_QUALITY = 88
+"""Quality of the JPEGs."""
+
+MOST_READ_PX = 16_000_000
+"""Pixels that one tile reads at once; if no level is coarse enough, the slide is read block by block."""
 
 
 class NoSuchTile(LookupError):
@@ -77,7 +40,10 @@ class NoSuchTile(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The pixels of ``size_px`` (width, height) from ``at_px`` (x, y) on, of the slide at this scale."""
+    """A part of the slide at one scale: ``size_px`` (width, height) from ``at_px`` (x, y) on.
+
+    ``l0_per_px`` is the side of a pixel in level-0 pixels.
+    """
 
     at_px: tuple[int, int]
     size_px: Size
@@ -86,7 +52,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class TilePyramid:
-    """The pyramid of a slide of ``l0_size`` (width, height)."""
+    """Addresses of the tiles of a slide of ``l0_size`` (width, height)."""
 
     l0_size: Size
     tile_px: int = TILE_PX
@@ -97,7 +63,7 @@ class TilePyramid:
         return (max(self.l0_size) - 1).bit_length()
 
     def window(self, level: int, col: int, row: int) -> Window:
-        """What tile (col, row) of a level shows. Raises :class:`NoSuchTile`."""
+        """What tile (col, row) of a level shows. Raises :class:`NoSuchTile` for an address outside the pyramid."""
         if not 0 <= level <= self.top_level:
             raise NoSuchTile(f"level {level}: there are 0 to {self.top_level}")
         l0_per_px = float(2 ** (self.top_level - level))
@@ -109,28 +75,28 @@ class TilePyramid:
         return Window((x, y), size, l0_per_px)
 
 
-JPEG_QUALITY = 88
-MOST_READ_PX = 16_000_000
-"""Pixels that one tile reads at once; where a slide has no level that is coarse enough, it reads block by
-block."""
-
-
 def slide_tile(slide: SlideReader, window: Window) -> bytes:
     """The window as JPEG. Raises the reader's :class:`SlideReadError`."""
     return encode_jpeg(slide_pixels(slide, window))
 
 
 def encode_jpeg(pixels: RgbImage) -> bytes:
-    """Without subsampling: the edges of nuclei are what is looked at."""
+    """Pixels, (height, width, 3) uint8, as JPEG.
+
+    Chroma is not subsampled, which would blur the edges of nuclei.
+    """
     return bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), JPEG_QUALITY, "RGB", colorsubsampling="444")
     )
 
 
 def slide_pixels(slide: SlideReader, window: Window) -> RgbImage:
-    """(height, width, 3) uint8: each pixel the mean of the area that it covers, white beyond the slide.
+    """The window's pixels, (height, width, 3) uint8, white beyond the slide.
 
-    As :func:`slide_window`, several times faster: Pillow averages instead of sums of floats.
+    Each pixel is the mean of the area that it covers.
+
+    This is several times faster than :func:`slide_window`, because Pillow averages whole pixels; the exact shares
+    of pixels do not matter to the eye. Raises the reader's :class:`SlideReadError`.
     """
     l0_per_px = window.l0_per_px
     level = slide.info.level_for(l0_per_px)
@@ -164,3 +130,47 @@ def _resized(
     # For the eye alone, where Pillow's BOX (whole pixels, not their parts) will do.
     rule = Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(pixels).resize(size_px, rule, box=box))
+
+
+class LruCache(Generic[Kept]):
+    """A cache of the ``most`` items that were used last. Safe to use from several threads.
+
+    An item that is dropped is not closed, because another thread may still use it. Two threads that ask for the
+    same new item wait for each other, but not for other threads.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._items: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._making: dict[Hashable, Lock] = {}
+        self._lock = Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """The item under ``key``, which ``make`` makes if it is not cached.
+
+        If ``make`` raises, nothing is cached.
+        """
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key]
+            making = self._making.setdefault(key, Lock())
+        with making:
+            with self._lock:
+                if key in self._items:
+                    return self._items[key]
+            try:
+                made = make()
+                with self._lock:
+                    self._items[key] = made
+                    while len(self._items) > self._most:
+                        self._items.popitem(last=False)
+                return made
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+
+    def peek(self, key: Hashable) -> Kept | None:
+        """The item under ``key``, or None if it is not cached. This does not count as a use."""
+        with self._lock:
+            return self._items.get(key)

@@ -1,7 +1,7 @@
-"""A run's folder as the viewer sees it: its slides, what became of each, and where to read them.
+"""A run's folder as the viewer sees it (:class:`ViewedRun`): its slides, their status, and where to read them.
 
-Every file that is opened is one that the run names: a slide is looked up in what the run lists, and no path is
-made of what a browser sends.
+Every file that is opened is one that the run names: a slide is looked up in the run's list, and no path is made
+from what a browser sends.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,26 +24,31 @@ from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import Location, Url, is_file_name, is_there
-from wsi_ips.viewer.slide_tiles import Lately
+from wsi_ips.viewer.slide_tiles import LruCache
 
 OPEN_SLIDES = 3
-"""Each keeps up to 32 MB of decoded tiles."""
+"""Slides that are kept open. Each holds up to 32 MB of decoded tiles."""
 READ_RESULTS = 3
+"""Results that are cached."""
 FEATURES = (".h5", ".pt")
-"""Files that `predict --features` reads instead of slides."""
+"""Suffixes of the files that ``predict --features`` reads instead of slides."""
 _TASKS: TypeAdapter[tuple[TaskConfig, ...]] = TypeAdapter(tuple[TaskConfig, ...])
 
 Status = Literal["ok", "failed", "waiting", "running"]
+"""What became of a slide."""
 
 
 class UnknownSlide(LookupError):
-    """A slide that the run does not name."""
+    """A slide that the run does not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedSlide:
-    """One slide of the run. predicted: {task: the answer in words}. path: where predict read it, where that is
-    known without opening its attention."""
+    """One slide of the run.
+
+    ``predicted`` maps tasks to the answer in words. ``path`` is where predict read the slide, if that is known
+    without opening its attention.
+    """
 
     slide_id: str
     status: Status
@@ -56,12 +61,14 @@ class ListedSlide:
 
 
 class ViewedRun:
-    """``ViewedRun(root)``. elsewhere: {slide_id: where it is now}, None for where predict read it, at URLs
-    with ``open_urls`` alone. objects: the folder that ``detect`` wrote, None for the run's own, where ``detect``
-    may have written too.
+    """One run: what its tables and stored results say, and its slides.
 
-    Raises :class:`ResultsError` for no folder, one that holds neither predictions nor attention, or objects that
-    are not there.
+    ``elsewhere`` maps slide ids to where the slides are now; without it they are where predict read them, at URLs
+    only with ``open_urls``. ``objects`` is the folder that ``detect`` wrote, by default the run's own, where
+    ``detect`` may have written too.
+
+    Raises :class:`ResultsError` if the folder does not exist or holds neither predictions nor attention, or if
+    ``objects`` has no objects.
     """
 
     def __init__(
@@ -76,9 +83,9 @@ class ViewedRun:
         self._objects = (objects or root) / "objects"
         self.name = root.resolve().name or str(root)
         self._elsewhere, self._open_urls = elsewhere, open_urls
-        self._listed: Lately[dict[str, ListedSlide]] = Lately(1)
-        self._slides: Lately[SlideReader] = Lately(OPEN_SLIDES)
-        self._results: Lately[SlideResult] = Lately(READ_RESULTS)
+        self._listed: LruCache[dict[str, ListedSlide]] = LruCache(1)
+        self._slides: LruCache[SlideReader] = LruCache(OPEN_SLIDES)
+        self._results: LruCache[SlideResult] = LruCache(READ_RESULTS)
         self.notes: list[str] = []
         if not root.is_dir():
             raise ResultsError(root, "no such folder", "name the folder that wsi-ips predict wrote")
@@ -91,31 +98,36 @@ class ViewedRun:
         self.tasks = self._read_tasks()
 
     def slides(self) -> Mapping[str, ListedSlide]:
-        """{slide_id: what is known of it}, in the run's order; read again when its files have changed."""
+        """Every slide by its id, in the run's order. The tables are read again when they have changed."""
         tables = (self.folder.predictions, self.folder.slides, self.folder.root / "attention")
         return self._listed.get(tuple(file_stamp(path) for path in tables), self._list)
 
     def listed(self, slide_id: str) -> ListedSlide:
-        """Raises :class:`UnknownSlide`."""
+        """What is known of a slide. Raises :class:`UnknownSlide`."""
         try:
             return self.slides()[slide_id]
         except KeyError:
             raise UnknownSlide(f"the run has no slide {slide_id!r}") from None
 
     def result(self, slide_id: str) -> SlideResult:
-        """The stored attention. Raises :class:`UnknownSlide`, :class:`ResultsError`."""
+        """The slide's stored attention.
+
+        Raises :class:`UnknownSlide`, and :class:`ResultsError` if none is stored or it cannot be read.
+        """
         if not self.listed(slide_id).has_attention:
             raise ResultsError(slide_id, "has no stored attention in this run", "predict it again")
         path = self.folder.attention(slide_id)
         return self._results.get((slide_id, file_stamp(path)), lambda: _lean(read_result(path)))
 
     def has_objects(self, slide_id: str) -> bool:
-        """Whether ``detect`` looked at this slide. Raises :class:`UnknownSlide`."""
+        """Whether ``detect`` has processed this slide. Raises :class:`UnknownSlide`."""
         return self._table(slide_id).is_file()
 
     def objects_table(self, slide_id: str) -> Path:
-        """The file with what ``detect`` found. Raises :class:`UnknownSlide`, and :class:`ResultsError` where there
-        is none."""
+        """The file with the objects that ``detect`` found.
+
+        Raises :class:`UnknownSlide`, and :class:`ResultsError` if there is no such file.
+        """
         path = self._table(slide_id)
         if not path.is_file():
             raise ResultsError(path, "no such table of objects", "run wsi-ips detect on this slide")
@@ -125,8 +137,11 @@ class ViewedRun:
         return self._objects / f"{self.listed(slide_id).slide_id}.csv"
 
     def location(self, slide_id: str) -> Location:
-        """Where the slide is. Raises :class:`UnknownSlide`, :class:`SlideNotFound` where nothing says it,
-        and as :func:`stored_location`."""
+        """Where the slide is.
+
+        Raises :class:`UnknownSlide`, :class:`SlideNotFound` if neither the run nor the user says where it is, and
+        the errors of :func:`stored_location` for a URL that may not be opened.
+        """
         listed = self.listed(slide_id)
         if self._elsewhere is not None:
             if slide_id not in self._elsewhere:
@@ -145,8 +160,11 @@ class ViewedRun:
         return stored_location(path, open_urls=self._open_urls)
 
     def slide(self, slide_id: str) -> SlideReader:
-        """The open slide, which other requests use too: it is not closed. Raises :class:`UnknownSlide` and as
-        :func:`open_slide` and :func:`check_same_slide`."""
+        """The open slide. Other requests use it as well, so it must not be closed.
+
+        Raises :class:`UnknownSlide`, :class:`SlideNotFound`, the errors of :func:`open_slide`, and
+        :class:`ResultsError` if the slide has another size than when it was predicted.
+        """
         location = self._there(slide_id)
 
         def opened() -> SlideReader:
@@ -159,7 +177,11 @@ class ViewedRun:
 
     @contextmanager
     def glance(self, slide_id: str) -> Iterator[SlideReader]:
-        """The slide for a moment: a list of hundreds must not drive out those that are looked at."""
+        """Context manager: the slide for a moment, without a place in the cache.
+
+        A list of hundreds of slides must not drive out those that are being looked at. Raises the same errors as
+        opening the slide.
+        """
         location = self._there(slide_id)
         kept = self._slides.peek((slide_id, slide_stamp(location)))
         if kept is not None:
@@ -179,8 +201,10 @@ class ViewedRun:
         return location
 
     def stamp(self, slide_id: str) -> str:
-        """Short text that changes whenever the slide, its attention or the run's place does: part of every
-        tile's address, so that a browser never shows another run's tile."""
+        """Short text that changes whenever the slide, its attention or the run's place does.
+
+        It is part of every tile's address, so that a browser never shows another run's tile.
+        """
         try:
             where = slide_stamp(self.location(slide_id))
         except WsiIpsError:
@@ -236,8 +260,9 @@ class ViewedRun:
             return {}
 
     def _read_tasks(self) -> tuple[TaskConfig, ...]:
-        """Of the model that made the run; none where ``run.json`` does not say: then attention alone is
-        shown."""
+        """Tasks of the model that made the run; none if ``run.json`` does not say, and then only attention is
+        shown.
+        """
         try:
             config = read_description(self.folder.description)["config"]
             return _TASKS.validate_python(config["model"]["tasks"])
@@ -261,13 +286,15 @@ def _of_prediction(row: PredictionRow, tasks: tuple[TaskConfig, ...], begun: Sli
 
 
 def _lean(result: SlideResult) -> SlideResult:
-    """Without what is not shown: half of the memory."""
+    """The result without what is not shown, which takes half of the memory."""
     return replace(result, logits_NHT=result.attention_NHT, kept_emb_MD=None)
 
 
 def _is_name(slide_id: str) -> bool:
-    """A table may name anything; only plain names are looked for in the run's folder. One that is not UTF-8 (a
-    file may be called so) has no address."""
+    """Whether an id can be looked for in the run's folder: a table may name anything.
+
+    A file's name that is not UTF-8 cannot be written as an address.
+    """
     try:
         slide_id.encode()
     except UnicodeEncodeError:
@@ -276,12 +303,12 @@ def _is_name(slide_id: str) -> bool:
 
 
 def slide_stamp(location: Location) -> str:
-    """As :func:`file_stamp`; of a URL, the URL."""
+    """Text that changes when the slide's file does; for a URL, the URL."""
     return str(location) if isinstance(location, Url) else f"{location} {file_stamp(location)}"
 
 
 def file_stamp(path: Path) -> str:
-    """Time and size of a file or folder as text; empty where there is none."""
+    """Time and size of a file or folder as text; empty if it does not exist."""
     try:
         about = path.stat()
     except (OSError, ValueError):
@@ -290,7 +317,7 @@ def file_stamp(path: Path) -> str:
 
 
 def complaint(error: Exception) -> str:
-    """An error in one line."""
+    """An error's message in one line."""
     if isinstance(error, WsiIpsError):
         text = str(error)
     elif isinstance(error, LookupError) and error.args:  # str() of a KeyError is quoted

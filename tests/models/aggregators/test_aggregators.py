@@ -1,5 +1,6 @@
 """What every registered aggregator must do, whatever it computes."""
 
+from functools import partial
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -7,22 +8,18 @@ import torch
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.models.aggregators import registry
-from wsi_ips.models.aggregators.base import Aggregated, Aggregator
+from wsi_ips.models.aggregators.base import Aggregator
 from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
+from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.heads import Heads
+from wsi_ips.testing.aggregators import DIM, TASKS, AggregatorContract, build, logits_of
 
-DIM = 16
 SMALL = {
     "abmil": {"hidden": 5},
     "clam_sb": {"hidden": 5},
     "clam_mb": {"hidden": 5},
     "dsmil": {"query_dim": 6},
 }
-TASKS = (
-    TaskConfig(name="label", classes=("a", "b", "c")),
-    TaskConfig(name="tumor.grade", classes=("no", "yes")),
-)
 TELLS = ("mean", "max", "abmil", "clam_sb", "clam_mb", "dsmil")
 PARAMETERS = {  # of 1024 features and two classes, as counted in the reference implementations
     ("mean", 512): 525_826,
@@ -37,67 +34,28 @@ PARAMETERS = {  # of 1024 features and two classes, as counted in the reference 
 
 
 def made(name: str, *, seed: int = 0, **given: object) -> tuple[Aggregator, Heads]:
-    torch.manual_seed(seed)
-    kind = aggregator_kind(name)
-    aggregator = kind.build(aggregator_options(name, {**SMALL.get(name, {}), **given}), DIM, TASKS)
-    return aggregator.double().eval(), Heads(aggregator.token_dim, TASKS).double()
+    aggregator = build(name, {**SMALL.get(name, {}), **given}, seed=seed)
+    return aggregator, Heads(aggregator.token_dim, TASKS).double()
 
 
-def logits_of(out: Aggregated, heads: Heads) -> dict[str, torch.Tensor]:
-    return heads(out.tokens_BTE) if out.logits is None else out.logits
+class TestOurs(AggregatorContract):
+    @pytest.fixture(params=list(AGGREGATORS.members))
+    def aggregator(self, request: pytest.FixtureRequest) -> Aggregator:
+        return build(request.param, SMALL.get(request.param, {}))
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
-def test_a_bag_does_not_depend_on_what_stands_at_empty_places_or_on_other_bags(name: str) -> None:
-    aggregator, heads = made(name)
-    bags = [torch.randn(count, DIM).double() for count in (7, 1, 4)]
-    padded = torch.full((3, 7, DIM), torch.nan).double()
-    empty = torch.ones(3, 7, dtype=torch.bool)
-    for number, bag in enumerate(bags):
-        where = torch.randperm(7)[: len(bag)].sort().values  # not only behind the patches
-        padded[number, where], empty[number, where] = bag, False
-    padded.requires_grad_()
-    together = aggregator.read(padded, empty)
-    logits = logits_of(together, heads)
-    for number, bag in enumerate(bags):
-        alone = aggregator.read(bag[None])
-        for task, alone_1C in logits_of(alone, heads).items():
-            torch.testing.assert_close(logits[task][number], alone_1C[0], rtol=0, atol=1e-10)
-        torch.testing.assert_close(
-            together.attention_BHTM[number][..., ~empty[number]], alone.attention_BHTM[0], rtol=0, atol=1e-10
+class TestAttentionOfModelAttention(AggregatorContract):
+    """``direct`` and ``paper``, which are settings of ``model.attention``."""
+
+    @pytest.fixture(params=["direct", "paper"])
+    def aggregator(self, request: pytest.FixtureRequest) -> Aggregator:
+        torch.manual_seed(0)
+        made = (
+            DirectAttention
+            if request.param == "direct"
+            else partial(CrossAttention, value_dim=4, inner_dim=8, dropout=0.2)
         )
-        assert not together.attention_BHTM[number][..., empty[number]].any()
-    sum(each.sum() for each in logits.values()).backward()
-    assert padded.grad is not None
-    assert not padded.grad[empty].any()
-    assert torch.isfinite(padded.grad).all()
-
-
-@pytest.mark.parametrize("name", AGGREGATORS)
-def test_softmax_attention_sums_to_one_and_its_logits_give_it(name: str) -> None:
-    aggregator, _ = made(name)
-    out = aggregator.read(torch.randn(2, 9, DIM).double())
-    if not aggregator.has_softmax:
-        assert out.attention_logits_BHTM is None
-        return
-    torch.testing.assert_close(
-        out.attention_BHTM.sum(dim=-1), torch.ones(out.attention_BHTM.shape[:3]).double()
-    )
-    assert out.attention_logits_BHTM is not None
-    torch.testing.assert_close(out.attention_logits_BHTM.softmax(dim=-1), out.attention_BHTM)
-
-
-@pytest.mark.parametrize("name", AGGREGATORS)
-def test_a_score_depends_on_its_patch_alone_or_is_refused(name: str) -> None:
-    aggregator, _ = made(name)
-    x = torch.randn(9, DIM).double()
-    if not aggregator.scores_patches:
-        with pytest.raises(ConfigError, match="scores no patch"):
-            aggregator.logits(x)
-        return
-    scores = aggregator.logits(x)
-    assert scores.ndim == 3
-    torch.testing.assert_close(aggregator.logits(x[3:5]), scores[3:5])
+        return made(DIM, queries=2, heads=2, key_dim=4, attention_dropout=0.2).double().eval()
 
 
 @pytest.mark.parametrize("name", TELLS)
@@ -182,13 +140,15 @@ def test_unknown_names_and_settings_say_what_there_is() -> None:
 
 def test_another_package_can_offer_an_aggregator(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [
-        EntryPoint("theirs", "wsi_ips.models.aggregators.mean:KIND", registry.ENTRY_POINTS),
-        EntryPoint("broken", "there_is_no_such_module:KIND", registry.ENTRY_POINTS),
-        EntryPoint("other", "math:pi", registry.ENTRY_POINTS),
+        EntryPoint("theirs", "wsi_ips.models.aggregators.mean:KIND", AGGREGATORS.group),
+        EntryPoint("broken", "there_is_no_such_module:KIND", AGGREGATORS.group),
+        EntryPoint("other", "math:pi", AGGREGATORS.group),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda *, group: entries * (group == registry.ENTRY_POINTS))
+    monkeypatch.setattr(
+        "wsi_ips.registry.entry_points", lambda *, group: entries * (group == AGGREGATORS.group)
+    )
     assert aggregator_kind("theirs") is aggregator_kind("mean")
     with pytest.raises(ConfigError, match="does not load"):
         aggregator_kind("broken")
-    with pytest.raises(ConfigError, match="which is no Kind"):
+    with pytest.raises(ConfigError, match="of type float, no Kind"):
         aggregator_kind("other")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wsi_ips.commands.encoders import markdown_table
+from wsi_ips.models.encoders.listing import markdown_table
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "encoders.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"

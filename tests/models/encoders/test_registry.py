@@ -182,14 +182,14 @@ def test_another_package_adds_an_encoder(monkeypatch: pytest.MonkeyPatch, tmp_pa
     )
     monkeypatch.syspath_prepend(tmp_path)
     points = [
-        EntryPoint("theirs", "theirs_of_enc:theirs", registry.ENTRY_POINTS),
-        EntryPoint("uni", "theirs_of_enc:theirs", registry.ENTRY_POINTS),
-        EntryPoint("absent", "no_such_module_of_enc:theirs", registry.ENTRY_POINTS),
+        EntryPoint("theirs", "theirs_of_enc:theirs", "wsi_ips.encoders"),
+        EntryPoint("uni", "theirs_of_enc:theirs", "wsi_ips.encoders"),
+        EntryPoint("absent", "no_such_module_of_enc:theirs", "wsi_ips.encoders"),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: points)
     assert entry_of("theirs").width == 384  # type: ignore[union-attr]
     assert entry_of("uni") is ENCODERS["uni"], "a name of ours stays ours"
-    assert registry.known_names()[-2:] == ["theirs", "absent"]
+    assert registry.known_names()[-2:] == ["absent", "theirs"]
     with pytest.raises(ConfigError, match=r"encoder absent .* does not load"):
         named("absent")
     with torch.device("meta"):

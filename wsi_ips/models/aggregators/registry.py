@@ -1,18 +1,17 @@
 """Which aggregator a name means: an import path for each, loaded when it is asked for."""
 
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import entry_points
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
 from wsi_ips.config import Section
-from wsi_ips.errors import ConfigError, one_line
+from wsi_ips.errors import ConfigError, ExtensionBroken
 from wsi_ips.models.aggregators.base import Kind
+from wsi_ips.registry import Registry
 
-AGGREGATORS: Mapping[str, str] = MappingProxyType(
+AGGREGATORS: Registry[Kind] = Registry(
+    "aggregator",
     {
         "mean": "wsi_ips.models.aggregators.mean:KIND",
         "max": "wsi_ips.models.aggregators.max:KIND",
@@ -22,12 +21,14 @@ AGGREGATORS: Mapping[str, str] = MappingProxyType(
         "dsmil": "wsi_ips.models.aggregators.dsmil:KIND",
         "transmil": "wsi_ips.models.aggregators.transmil:KIND",
         "abmilx": "wsi_ips.models.aggregators.abmilx:KIND",
-    }
+    },
+    group="wsi_ips.aggregators",
+    problem=lambda member: (
+        "" if isinstance(member, Kind) else f"it is of type {type(member).__name__}, no Kind"
+    ),
 )
-"""{name: where its :class:`Kind` is}. The names ``direct`` and ``paper`` are ``model.attention``'s own."""
-
-ENTRY_POINTS = "wsi_ips.aggregators"
-"""The group under which another package offers aggregators: a name, and a :class:`Kind`."""
+"""The :class:`Kind` of each aggregator. Another package adds one under the entry point group
+``wsi_ips.aggregators``. The names ``direct`` and ``paper`` are ``model.attention``'s own."""
 
 
 def aggregator_kind(name: str) -> Kind:
@@ -35,23 +36,13 @@ def aggregator_kind(name: str) -> Kind:
 
     Raises :class:`ConfigError` for a name that nobody has, and for another package's that does not load.
     """
-    if name in AGGREGATORS:
-        module, _, attribute = AGGREGATORS[name].partition(":")
-        ours: Kind = getattr(import_module(module), attribute)
-        return ours
-    offered = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
-    if name not in offered:
-        known = ", ".join(["direct", "paper", *AGGREGATORS, *sorted(offered)])
+    if name not in AGGREGATORS:
+        known = ", ".join(["direct", "paper", *AGGREGATORS])
         raise ConfigError(f"model.aggregator: there is no {name!r}; known: {known}")
-    try:  # another package's code may fail in any way
-        kind = offered[name].load()
-    except Exception as error:
-        raise ConfigError(
-            f"model.aggregator: {name} comes from {offered[name].value} and does not load ({one_line(error)})"
-        ) from error
-    if not isinstance(kind, Kind):
-        raise ConfigError(f"model.aggregator: {name} comes from {offered[name].value}, which is no Kind")
-    return kind
+    try:
+        return AGGREGATORS.load(name)
+    except ExtensionBroken as error:
+        raise ConfigError(f"model.aggregator: {error}") from error
 
 
 def aggregator_options(name: str, given: Mapping[str, Any]) -> Section:

@@ -10,8 +10,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,8 @@ from wsi_ips.models.encoders.families import (
     uni,
     virchow,
 )
+from wsi_ips.registry import Registry
 
-ENTRY_POINTS = "wsi_ips.encoders"
-"""The entry point group under which other packages add encoders."""
 CODE_FILE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 """The form ``FILE.py:FUNCTION`` of an encoder that is a function in a file of the user."""
 ALLOWED_CODE = "WSI_IPS_ENCODER_CODE"
@@ -66,7 +64,7 @@ ENCODERS: Mapping[str, EncoderEntry] = _unique(
     keep.ENTRIES,
     resnets.ENTRIES,
 )
-"""The listed encoders, by name."""
+"""The metadata of the encoders that come with wsi_ips, by name."""
 
 
 def named(name: str) -> EncoderEntry | Any | None:
@@ -84,10 +82,7 @@ def named(name: str) -> EncoderEntry | Any | None:
         return ENCODERS[name]
     if CODE_FILE.fullmatch(name):
         return _given(_from_file(name), name)
-    for entry in _others():
-        if entry.name == name:
-            return _given(_loaded(entry), name)
-    return None
+    return _given(ENCODER_REGISTRY.load(name), name) if name in ENCODER_REGISTRY else None
 
 
 def entry_of(name: str) -> EncoderEntry | None:
@@ -103,14 +98,14 @@ def entry_of(name: str) -> EncoderEntry | None:
     found: Any = None
     if CODE_FILE.fullmatch(name):
         found = _from_file(name) if _is_allowed(name) else None
-    else:
-        found = next((_loaded(entry) for entry in _others() if entry.name == name), None)
+    elif name in ENCODER_REGISTRY:
+        found = ENCODER_REGISTRY.load(name)
     return found if isinstance(found, EncoderEntry) else None
 
 
 def known_names() -> list[str]:
     """The names of all encoders: the listed ones in the order of their families, then those of other packages."""
-    return [*ENCODERS, *(entry.name for entry in _others())]
+    return ENCODER_REGISTRY.names()
 
 
 def code_file(name: str) -> Path | None:
@@ -152,6 +147,11 @@ def built(build: Callable[[], Any], name: str) -> Any:
         raise ConfigError(f"encoder {name}: its function does not run: {_reason(error)}") from error
 
 
+ENCODER_REGISTRY: Registry[Any] = Registry("encoder", ENCODERS, group="wsi_ips.encoders")
+"""All encoders that have a name here. Another package adds one under the entry point group ``wsi_ips.encoders``:
+an :class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`)."""
+
+
 def _is_allowed(name: str) -> bool:
     return os.environ.get(ALLOWED_CODE) == _full_name(name)
 
@@ -160,25 +160,6 @@ def _full_name(name: str) -> str:
     """``FILE.py:FUNCTION`` with the absolute path of the file."""
     file, _, function = name.rpartition(":")
     return f"{Path(file).resolve()}:{function}"
-
-
-def _others() -> Iterator[EntryPoint]:
-    """The encoders of other packages, one for each name. A name that wsi_ips has cannot be replaced."""
-    seen = set(ENCODERS)
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in seen:
-            seen.add(entry.name)
-            yield entry
-
-
-def _loaded(entry: EntryPoint) -> Any:
-    try:
-        return entry.load()
-    except Exception as error:
-        package = entry.dist.name if entry.dist else entry.module
-        raise ConfigError(
-            f"encoder {entry.name} of the package {package} does not load: {_reason(error)}"
-        ) from error
 
 
 def _from_file(name: str) -> Any:

@@ -29,7 +29,7 @@ from wsi_ips.models.encoders.entry import EncoderEntry
 from wsi_ips.models.encoders.hub import cached_weights, hub_weights, repository_weights, weights_in_folder
 from wsi_ips.models.encoders.registry import entry_of
 from wsi_ips.models.encoders.renaming import as_timm
-from wsi_ips.storage.files import system_cause
+from wsi_ips.storage.files import check_size, system_cause
 from wsi_ips.storage.location import is_file_name
 
 logger = logging.getLogger(__name__)
@@ -301,7 +301,7 @@ def _content(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a hostile file may raise anything; none of it may run
         if isinstance(error, OSError) and (cause := system_cause(error)):
-            raise CheckpointError(path, cause.problem, cause.mend) from None
+            raise CheckpointError(path, cause.problem, cause.fix) from None
         forbidden = _FORBIDDEN.search(str(error))
         if forbidden:
             raise CheckpointError(
@@ -342,8 +342,7 @@ def _shards(path: Path) -> dict[str, Any]:
 def _places(path: Path) -> tuple[dict[str, Any], list[Path]]:
     """``{tensor: name of its file}`` of an index, and its files."""
     fix = "name the index that is beside its files"
-    if path.stat().st_size > LARGEST_INDEX_BYTES:
-        raise CheckpointError(path, f"is larger than {LARGEST_INDEX_BYTES} bytes", fix)
+    check_size(path, CheckpointError, most=LARGEST_INDEX_BYTES, fix=fix)
     try:
         places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
         names = sorted({str(name) for name in places.values()})

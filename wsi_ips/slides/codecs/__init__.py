@@ -1,1 +1,4 @@
-"""One stored tile's bytes to pixels: a file per family of codecs. Nothing here knows of files or levels."""
+"""From the stored bytes of one tile to pixels, with one file for each family of codecs.
+
+Nothing here knows of files or levels. Start with the protocols in :mod:`wsi_ips.slides.codecs.base`.
+"""

@@ -1,13 +1,14 @@
-"""Tiles within DICOM's items (PS3.5, A.4): a header of 8 bytes before each, and maybe a tile in several pieces.
+"""JPEG tiles, decoded by libjpeg-turbo, and JPEGs inside other data: DICOM's items, and a stretch of a file.
 
-JPEG tiles, by libjpeg-turbo.
+:class:`JpegTiles` describes tiles that are JPEGs. In TIFF (Technical Note 2) the tables of a JPEG may stand apart
+in the JPEGTables tag, and its colour space is what the photometric tag says, not what the stream says. DICOM is
+alike. OpenSlide reads both in this way. Here the header is rewritten: the tables go in, JFIF and Adobe markers
+come out, and one Adobe marker that states the container's colour space goes in. Everything from the first
+start-of-scan marker on is passed on unchanged.
 
-JPEG in TIFF (TIFF Technical Note 2): tables may stand apart in the JPEGTables tag, and the colour space is what
-the photometric tag says, not what the stream says. DICOM is alike. OpenSlide reads both so; we do it by rewriting
-the header: the tables go in, JFIF and Adobe markers come out, and one Adobe marker that states the container's
-colour space goes in. What follows the first start-of-scan marker is passed on untouched.
-
-Pictures that come with a slide as whole JPEGs, in a file beside it or inside one of its data files.
+:class:`EncapsulatedTiles` are tiles within DICOM's items (PS3.5, A.4), which have a header of 8 bytes each, and
+may hold a tile in several pieces. :class:`JpegInFile` is an associated image that is a whole JPEG, in a file
+beside the slide or inside one of its data files.
 """
 
 import struct
@@ -27,117 +28,97 @@ from wsi_ips.slides.codecs.base import Parts, TileDecoder, TileError, TileFormat
 from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX
 from wsi_ips.units import Size
 
-ITEM = b"\xfe\xff\x00\xe0"
-SEQUENCE_END = b"\xfe\xff\xdd\xe0"
-ITEM_HEADER = 8
-JP2_START = b"\x00\x00\x00\x0cjP  "
-
-
-@dataclass(frozen=True, slots=True)
-class EncapsulatedTiles:
-    """Each tile's bytes are one or more items, and what these hold is a tile as ``inner`` says."""
-
-    inner: TileFormat
-
-    @property
-    def size(self) -> Size:
-        return self.inner.size
-
-    def decoder(self) -> "EncapsulatedDecoder":
-        return EncapsulatedDecoder(self.inner.decoder())
-
-    def refusal(self, start: bytes) -> str | None:
-        """That of the format within; and JPEG 2000 in a file of its own, which the standard does not allow."""
-        within = start[ITEM_HEADER:]
-        if within.startswith(JP2_START):
-            return "JPEG 2000 in a JP2 file, not as a codestream"
-        return self.inner.refusal(within)
-
-
-class EncapsulatedDecoder:
-    """See :class:`TileDecoder`."""
-
-    def __init__(self, inner: TileDecoder) -> None:
-        self._inner = inner
-
-    @property
-    def scales(self) -> tuple[int, ...]:
-        return self._inner.scales
-
-    def decode(self, parts: Parts, out: RgbImage) -> None:
-        """See :meth:`TileDecoder.decode`."""
-        self._inner.decode([unwrapped(parts[0])], out)
-
-    def jpeg(self, parts: Parts) -> bytes | None:
-        """See :meth:`TileDecoder.jpeg`."""
-        return self._inner.jpeg([unwrapped(parts[0])])
-
-
-def unwrapped(data: memoryview) -> memoryview:
-    """What the items in ``data`` hold, joined. Raises :class:`TileError` where ``data`` is not made of items."""
-    if data[:4] == ITEM and int.from_bytes(data[4:ITEM_HEADER], "little") == len(data) - ITEM_HEADER:
-        return data[ITEM_HEADER:]  # one piece, as nearly always
-    pieces: list[memoryview] = []
-    at = 0
-    while at < len(data):
-        start = bytes(data[at : at + ITEM_HEADER])
-        if start.startswith(SEQUENCE_END) and pieces:
-            break
-        if len(start) < ITEM_HEADER or not start.startswith(ITEM):
-            raise TileError("no DICOM item where its offset table points")
-        at += ITEM_HEADER
-        (length,) = struct.unpack_from("<I", start, 4)
-        if length > len(data) - at:
-            raise TileError("a DICOM item that is longer than its frame")
-        pieces.append(data[at : at + length])
-        at += length
-    return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
-
-
 SOI, EOI, SOS, DQT, DHT = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4
+"""Markers of a JPEG: start of image, end of image, start of scan, quantization and Huffman tables."""
+
 APP0, APP14 = 0xE0, 0xEE
+"""Markers of JFIF and Adobe."""
+
 START_OF_SCAN = bytes([0xFF, SOS])
+"""The marker at which the header of a JPEG ends."""
+
 FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
+"""Markers of all kinds of frames."""
+
 HUFFMAN_DCT_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""Markers of baseline, extended and progressive frames."""
+
 TURBOJPEG_LUMA_FACTORS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
+"""Sampling factors of luma that TurboJPEG has a name for."""
+
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-"""An Adobe marker (APP14) but for its last byte, the colour transform."""
+"""An Adobe marker (APP14) without its last byte, which is the colour transform."""
+
+ITEM = b"\xfe\xff\x00\xe0"
+"""Tag of an item."""
+
+SEQUENCE_END = b"\xfe\xff\xdd\xe0"
+"""Tag of the delimiter of a sequence."""
+
+ITEM_HEADER = 8
+"""Bytes of the header of an item."""
+
+JP2_START = b"\x00\x00\x00\x0cjP  "
+"""First bytes of a JP2 file."""
+
+HEADER_BYTES = 1 << 20
+"""How much of a file is read to find the header of a JPEG in it."""
+
+MOST_BYTES = 1 << 28
+"""The most bytes of a JPEG in a file."""
 
 
 class Colours(Enum):
-    """The colour space of a JPEG's components."""
+    """The colour space of the components of a JPEG."""
 
     RGB = "RGB"
     YCBCR = "YCbCr"
     AS_STATED = "as stated"
     """What the stream itself says, as libjpeg understands it."""
     GREY = "grey"
-    """One component; of a tile in three parts, each part is a colour (a planar image)."""
+    """One component. If a tile has three parts, each part is a colour (a planar image)."""
 
 
 ADOBE_TRANSFORM: Mapping[Colours, int] = MappingProxyType({Colours.RGB: 0, Colours.YCBCR: 1})
-"""Adobe's code for the transform to undo."""
+"""Adobe's code for the transform of a colour space."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A marker segment of a JPEG stream.
+
+    ``start`` is where its marker begins in the stream, ``body`` its content without the marker and the length.
+    """
+
+    marker: int
+    start: int
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JpegTiles:
-    """Each tile is a JPEG of three components of 8 bits, or of one, maybe without its tables."""
+    """Tiles that are JPEGs of three components of 8 bits, or of one, maybe without their tables."""
 
     size: Size
+    """(width, height) of a tile."""
     colours: Colours
     tables: bytes = b""
-    """A JPEG stream of tables alone (TIFF's JPEGTables), or empty."""
+    """A JPEG stream that holds nothing but tables (TIFF's JPEGTables), or empty."""
 
     @property
     def components(self) -> int:
-        """Of each JPEG."""
+        """Number of components of each JPEG."""
         return 1 if self.colours is Colours.GREY else 3
 
     def decoder(self) -> "JpegDecoder":
+        """A decoder for these tiles."""
         return JpegDecoder(self)
 
     def refusal(self, start: bytes) -> str | None:
-        """Kinds of JPEG that TurboJPEG has no name for, though libjpeg reads them."""
+        """Why tiles that begin like this are left to another reader, or None.
+
+        Refused are kinds of JPEG that TurboJPEG has no name for, though libjpeg reads them.
+        """
         try:
             for segment in segments(start):
                 if segment.marker in FRAMES:
@@ -147,30 +128,24 @@ class JpegTiles:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A marker segment of a JPEG stream. body: without the marker and the length."""
-
-    marker: int
-    start: int
-    body: bytes
-
-
 class JpegDecoder:
-    """See :class:`TileDecoder`."""
+    """Decodes :class:`JpegTiles`, also at a half, a quarter and an eighth of their size."""
 
     def __init__(self, tiles: JpegTiles) -> None:
         self._tiles = tiles
-        # A level's tiles mostly start with the same header: what it was, and what it has to become.
+        # The tiles of a level mostly start with the same header. Kept are that header, and what it becomes.
         self._header: tuple[bytes, bytes] = (b"", b"")
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Those of libjpeg's reduced inverse transforms that divide the tile evenly."""
+        """The factors of libjpeg's reduced inverse transforms that divide the tile evenly. 1 is among them."""
         return tuple(scale for scale in (1, 2, 4, 8) if not any(side % scale for side in self._tiles.size))
 
     def decode(self, parts: Parts, out: RgbImage) -> None:
-        """See :meth:`TileDecoder.decode`."""
+        """Write the pixels of a tile into ``out``, (height, width, 3 or 4) uint8.
+
+        Raises :class:`TileError` if a JPEG is broken, or is not of the stated size and components.
+        """
         if len(parts) == 1:
             decode_jpeg_into(self._merged(parts[0]), out, self._tiles.size)
             return
@@ -182,7 +157,10 @@ class JpegDecoder:
             out[..., channel] = plane[..., 0]
 
     def jpeg(self, parts: Parts) -> bytes | None:
-        """See :meth:`TileDecoder.jpeg`: none of grey tiles and planes."""
+        """The tile as one JPEG file that states its own colour space. None for grey tiles and planes.
+
+        Raises :class:`TileError` for a header that cannot be understood.
+        """
         return None if self._tiles.colours is Colours.GREY else self._merged(parts[0])
 
     def _merged(self, data: memoryview) -> bytes:
@@ -197,12 +175,11 @@ class JpegDecoder:
 
 
 def decode_jpeg_into(jpeg: bytes | bytearray, out: RgbImage, size: Size) -> None:
-    """Decode a whole JPEG of ``size`` (width, height) into ``out``, smaller where ``out`` is smaller.
+    """Decode a whole JPEG of ``size`` (width, height) into ``out``, at a smaller size if ``out`` is smaller.
 
-    ``out`` has three or four channels, or one for grey.
-
-    The header must have been compared with ``size`` before: the decoder allocates for what it states. Raises
-    :class:`TileError`.
+    ``out`` is (height, width, 3 or 4) uint8, or (height, width, 1) for grey. The header must have been compared
+    with ``size`` before, since the decoder allocates what the header states. Raises :class:`TileError` if the JPEG
+    is broken.
     """
     colours = {1: "GRAY", 3: "RGB", 4: "RGBX"}[out.shape[2]]
     height, width = out.shape[:2]
@@ -221,22 +198,10 @@ def decode_jpeg_into(jpeg: bytes | bytearray, out: RgbImage, size: Size) -> None
         raise TileError(f"decoded to {rgb.shape[1]}x{rgb.shape[0]} px, not to {width}x{height}")
 
 
-def jpeg_size(start: bytes) -> Size:
-    """(width, height) that a JPEG's frame states. start: the stream, or enough of its beginning.
-
-    Raises :class:`TileError`.
-    """
-    for segment in segments(start):
-        if segment.marker in FRAMES and len(segment.body) >= 5:
-            height, width = (int.from_bytes(segment.body[at : at + 2], "big") for at in (1, 3))
-            return width, height
-    raise TileError("JPEG without an image")
-
-
 def segments(data: bytes) -> Iterator[Segment]:
-    """The marker segments from SOI up to and including the first SOS (or to EOI, or an empty stream).
+    """The marker segments from SOI up to and including the first SOS, or up to EOI. An empty stream has none.
 
-    Raises :class:`TileError` where the stream is not a JPEG header.
+    Raises :class:`TileError` if the stream is not the header of a JPEG.
     """
     if not data:
         return
@@ -264,11 +229,23 @@ def segments(data: bytes) -> Iterator[Segment]:
         position = end
 
 
-def _merged_header(data: bytes, tiles: JpegTiles) -> tuple[int, bytes]:
-    """Where the first scan starts, and what to put before it, for a JPEG that decodes alone to the right colours.
+def jpeg_size(start: bytes) -> Size:
+    """(width, height) that the frame of a JPEG states. ``start`` is the stream, or enough of its beginning.
 
-    The frame's size is compared with the tile's here, before a decoder allocates for it. Raises
-    :class:`TileError`.
+    Raises :class:`TileError` if it is no JPEG.
+    """
+    for segment in segments(start):
+        if segment.marker in FRAMES and len(segment.body) >= 5:
+            height, width = (int.from_bytes(segment.body[at : at + 2], "big") for at in (1, 3))
+            return width, height
+    raise TileError("JPEG without an image")
+
+
+def _merged_header(data: bytes, tiles: JpegTiles) -> tuple[int, bytes]:
+    """Make a header with which the JPEG decodes alone to the right colours.
+
+    Returns where the first scan starts, and the header to put before it. The size of the frame is compared with
+    that of the tile here, before a decoder allocates for it. Raises :class:`TileError`.
     """
     tables = b"".join(
         tiles.tables[segment.start : segment.start + 4 + len(segment.body)]
@@ -301,7 +278,7 @@ def _check_frame(frame: Segment, tiles: JpegTiles) -> None:
 
 
 def _frame_refusal(frame: Segment, components: int) -> str | None:
-    if components == 1:  # of planes, other readers would show the first as grey
+    if components == 1:  # another reader would show the first plane as grey
         return None
     if frame.marker not in HUFFMAN_DCT_FRAMES:
         return "JPEG that is neither baseline nor progressive"
@@ -311,13 +288,83 @@ def _frame_refusal(frame: Segment, components: int) -> str | None:
     return None
 
 
-HEADER_BYTES = 1 << 20
-MOST_BYTES = 1 << 28
+@dataclass(frozen=True, slots=True)
+class EncapsulatedTiles:
+    """Tiles whose bytes are one or more of DICOM's items, which hold a tile as ``inner`` describes it."""
+
+    inner: TileFormat
+
+    @property
+    def size(self) -> Size:
+        """(width, height) of a decoded tile."""
+        return self.inner.size
+
+    def decoder(self) -> "EncapsulatedDecoder":
+        """A decoder for these tiles."""
+        return EncapsulatedDecoder(self.inner.decoder())
+
+    def refusal(self, start: bytes) -> str | None:
+        """Why tiles that begin like this are left to another reader, or None.
+
+        The reason is that of the inner format, or that JPEG 2000 is stored as a JP2 file, which the standard does
+        not allow.
+        """
+        within = start[ITEM_HEADER:]
+        if within.startswith(JP2_START):
+            return "JPEG 2000 in a JP2 file, not as a codestream"
+        return self.inner.refusal(within)
+
+
+class EncapsulatedDecoder:
+    """Decodes :class:`EncapsulatedTiles`."""
+
+    def __init__(self, inner: TileDecoder) -> None:
+        self._inner = inner
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The whole factors by which tiles can be decoded smaller. 1 is among them."""
+        return self._inner.scales
+
+    def decode(self, parts: Parts, out: RgbImage) -> None:
+        """Write the pixels of a tile into ``out``, (height, width, 3 or 4) uint8.
+
+        Raises :class:`TileError` if the items or the tile in them are broken.
+        """
+        self._inner.decode([unwrapped(parts[0])], out)
+
+    def jpeg(self, parts: Parts) -> bytes | None:
+        """The tile as one JPEG file that states its own colour space. None if tiles are not stored as JPEGs."""
+        return self._inner.jpeg([unwrapped(parts[0])])
+
+
+def unwrapped(data: memoryview) -> memoryview:
+    """The joined content of the items in ``data``. Raises :class:`TileError` if ``data`` is not made of items."""
+    if data[:4] == ITEM and int.from_bytes(data[4:ITEM_HEADER], "little") == len(data) - ITEM_HEADER:
+        return data[ITEM_HEADER:]  # one piece, as nearly always
+    pieces: list[memoryview] = []
+    at = 0
+    while at < len(data):
+        start = bytes(data[at : at + ITEM_HEADER])
+        if start.startswith(SEQUENCE_END) and pieces:
+            break
+        if len(start) < ITEM_HEADER or not start.startswith(ITEM):
+            raise TileError("no DICOM item where its offset table points")
+        at += ITEM_HEADER
+        (length,) = struct.unpack_from("<I", start, 4)
+        if length > len(data) - at:
+            raise TileError("a DICOM item that is longer than its frame")
+        pieces.append(data[at : at + length])
+        at += length
+    return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
 
 
 @dataclass(frozen=True, slots=True)
 class JpegInFile:
-    """``count`` bytes of ``file`` from ``offset`` on. See :class:`AssociatedImage`."""
+    """An associated image that is a JPEG: ``count`` bytes of ``file`` from ``offset`` on.
+
+    ``size`` is (width, height) in pixels.
+    """
 
     file: Path
     offset: int
@@ -326,9 +373,9 @@ class JpegInFile:
 
     @classmethod
     def of(cls, file: Path, *, offset: int = 0, count: int | None = None) -> Self:
-        """Looks at the header. count: None for all that follows.
+        """Find a JPEG in a file by its header. If ``count`` is None, it takes up the rest of the file.
 
-        Raises :class:`TileError` for what is no JPEG or too large for a picture, ``OSError``.
+        Raises :class:`TileError` if it is no JPEG, or too large for an associated image, and ``OSError``.
         """
         left = file.stat().st_size - offset
         count = left if count is None else count
@@ -340,7 +387,10 @@ class JpegInFile:
         return cls(file, offset, count, size)
 
     def read(self, path: Path) -> RgbImage:
-        """See :meth:`AssociatedImage.read`."""
+        """Decode the image to (height, width, 3) uint8. ``path`` is the slide, for messages.
+
+        Raises :class:`SlideReadError` if it cannot be decoded.
+        """
         pixels = white_region(self.size)
         try:
             data = memoryview(_bytes(self.file, self.offset, self.count))

@@ -1,4 +1,4 @@
-"""JPEG 2000 tiles, by OpenJPEG."""
+"""JPEG 2000 tiles, decoded by OpenJPEG. :class:`Jpeg2000Tiles` describes how they are stored."""
 
 import struct
 from dataclasses import dataclass
@@ -12,27 +12,34 @@ from wsi_ips.slides.codecs.base import RGB_8, Parts, Pixels, Samples, TileError,
 from wsi_ips.units import Size
 
 J2K_START = b"\xff\x4f\xff\x51"
+"""First bytes of a codestream."""
 
 SUBSAMPLED = ([(1, 1), (2, 1), (2, 1)], [(1, 1), (2, 2), (2, 2)])
-"""Steps of the components of Y, Cb, Cr with chroma halved along x, or along both."""
+"""Steps of the components Y, Cb, Cr if chroma is halved along x, or along both axes."""
 
 _CHROMA = np.arange(256, dtype=np.int32) - 128
+# JFIF's conversion in fixed point of 16 bits. Green takes the sum of its two tables, shifted down by 16 bits. Each
+# entry is rounded by itself, as in OpenSlide and unlike libjpeg: 22 of the 65,536 pairs of Cb and Cr differ by 1.
 RED_OF_CR = ((91881 * _CHROMA + 32768) >> 16).astype(np.int16)
-BLUE_OF_CB = ((116130 * _CHROMA + 32768) >> 16).astype(np.int16)
-GREEN_OF_CB = np.rint(-0.34414 * 65536 * _CHROMA).astype(np.int32) + 32768
-GREEN_OF_CR = np.rint(-0.71414 * 65536 * _CHROMA).astype(np.int32)
-"""JFIF's conversion in fixed point of 16 bits. Green takes the sum of its two tables, shifted down by 16 bits.
+"""What Cr adds to red."""
 
-Each entry is rounded by itself, as in OpenSlide and unlike libjpeg: 22 of the 65,536 pairs differ by 1."""
+BLUE_OF_CB = ((116130 * _CHROMA + 32768) >> 16).astype(np.int16)
+"""What Cb adds to blue."""
+
+GREEN_OF_CB = np.rint(-0.34414 * 65536 * _CHROMA).astype(np.int32) + 32768
+"""What Cb adds to green, in 16-bit fixed point."""
+
+GREEN_OF_CR = np.rint(-0.71414 * 65536 * _CHROMA).astype(np.int32)
+"""What Cr adds to green, in 16-bit fixed point."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jpeg2000Tiles:
-    """Each part of a tile is a JPEG 2000 codestream: of all samples, or of one sample (planes).
+    """Tiles each part of which is a JPEG 2000 codestream, of all samples or of one sample.
 
-    ycbcr: the codestream's components are Y, Cb, Cr, which the codestream itself does not say (Aperio's
-    compression 33003). Where Cb and Cr are subsampled, OpenJPEG's conversion is used, which differs from
-    OpenSlide's by no more than 1 (CONTAINERS.md, section 6).
+    ``planes`` says that there is a part for each sample. ``ycbcr`` says that the components are Y, Cb, Cr, which
+    the codestream itself does not say (Aperio's compression 33003). If Cb and Cr are subsampled, OpenJPEG converts
+    them to RGB, which differs from OpenSlide's result by no more than 1 (CONTAINERS.md, section 6).
     """
 
     size: Size
@@ -41,17 +48,21 @@ class Jpeg2000Tiles:
     ycbcr: bool = False
 
     def decoder(self) -> "Jpeg2000Decoder":
+        """A decoder for these tiles."""
         return Jpeg2000Decoder(self)
 
     def refusal(self, start: bytes) -> str | None:
-        """Codestreams of other components."""
+        """Why tiles that begin like this are left to another reader, or None.
+
+        The reason is a codestream with other components than expected.
+        """
         try:
             return self.oddity(_components(start))
         except TileError:
             return None
 
     def oddity(self, components: "Components") -> str | None:
-        """What is wrong with a codestream of these components; None: nothing."""
+        """What is wrong with a codestream of these components, or None."""
         count = 1 if self.planes else self.samples.count
         whole = [(1, 1)] * count
         allowed = [whole, *(SUBSAMPLED if self.ycbcr else ())]
@@ -63,17 +74,18 @@ class Jpeg2000Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """What a codestream's SIZ segment states (ISO/IEC 15444-1, A.5.1)."""
+    """What the SIZ segment of a codestream states (ISO/IEC 15444-1, A.5.1)."""
 
     size: Size
+    """(width, height) in pixels."""
     bits: frozenset[int]
-    """Bits of the components; 0 stands for signed ones."""
+    """The numbers of bits of the components; 0 stands for signed ones."""
     steps: list[tuple[int, int]]
-    """Of each component, how many pixels apart its samples are, (x, y)."""
+    """How many pixels apart the samples of each component are, (x, y)."""
 
 
 class Jpeg2000Decoder:
-    """See :class:`TileDecoder`."""
+    """Decodes :class:`Jpeg2000Tiles`, at full size only."""
 
     scales = (1,)
 
@@ -81,7 +93,10 @@ class Jpeg2000Decoder:
         self._tiles = tiles
 
     def decode(self, parts: Parts, out: RgbImage) -> None:
-        """See :meth:`TileDecoder.decode`."""
+        """Write the pixels of a tile into ``out``, (height, width, 3 or 4) uint8.
+
+        Raises :class:`TileError` if the codestream is broken, or is not of the stated size and components.
+        """
         tiles = self._tiles
         if not tiles.ycbcr:
             tiles.samples.write(joined(parts, self._decoded, tiles.samples, tiles.size), out)
@@ -89,15 +104,18 @@ class Jpeg2000Decoder:
         pixels = self._decoded(parts[0], 3)
         if _components(bytes(parts[0])).steps not in SUBSAMPLED:
             rgb_of_ycbcr(pixels, out)
-        else:  # the decoder has made RGB of them
+        else:  # OpenJPEG has converted them to RGB
             out[..., :3] = pixels
 
     def jpeg(self, parts: Parts) -> None:
-        """See :meth:`TileDecoder.jpeg`: there is none."""
+        """Always None, since tiles are not stored as JPEGs."""
         return
 
     def _decoded(self, part: memoryview, samples: int) -> Pixels:
-        """(height, width, samples). The header is compared with the tile before anything is decoded."""
+        """Decode one part to (height, width, samples).
+
+        The header is compared with the tile before anything is decoded.
+        """
         data, (width, height) = bytes(part), self._tiles.size
         components = _components(data)
         if oddity := self._tiles.oddity(components):
@@ -117,7 +135,7 @@ class Jpeg2000Decoder:
 
 
 def rgb_of_ycbcr(pixels: Pixels, out: RgbImage) -> None:
-    """Write Y, Cb, Cr, (height, width, 3) uint8, as RGB into ``out``, (height, width, 3 or 4)."""
+    """Write Y, Cb, Cr, (height, width, 3) uint8, as RGB into ``out``, (height, width, 3 or 4) uint8."""
     luma, cb, cr = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
     green = GREEN_OF_CB.take(cb)
     green += GREEN_OF_CR.take(cr)

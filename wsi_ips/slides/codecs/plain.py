@@ -1,10 +1,10 @@
-"""Tiles of samples as they are, or packed by a lossless codec that knows nothing of images.
+"""Tiles of plain samples, of DICOM's run-length encoding, and of pictures that other libraries decode.
 
-DICOM's run-length encoding (PS3.5, annex G): PackBits, a segment for each colour.
-
-Tiles that are WebP or JPEG XL pictures, as GDAL and newer scanners' exports write them into TIFF.
-
-OpenSlide opens neither. A picture of another size than the tile's is refused by the codec before it decodes.
+- :class:`PlainTiles`: samples as they are, or packed by a lossless codec that knows nothing of images.
+- :class:`RleTiles`: DICOM's run-length encoding (PS3.5, annex G), which is PackBits with a segment for each
+  colour.
+- :class:`PictureTiles`: WebP or JPEG XL pictures, as GDAL and newer scanners' exports write them into TIFF.
+  OpenSlide opens neither. The codec refuses a picture of another size than the tile's before it decodes it.
 """
 
 import struct
@@ -23,7 +23,7 @@ from wsi_ips.units import Size
 
 
 class Packing(IntEnum):
-    """How the samples are packed, as TIFF's Compression tag numbers it."""
+    """How samples are packed, with the numbers of TIFF's Compression tag."""
 
     NONE = 1
     LZW = 5
@@ -46,34 +46,44 @@ UNPACKERS: Mapping[Packing, Callable[..., bytes | bytearray]] = MappingProxyType
         Packing.ZSTD_OLD: imagecodecs.zstd_decode,
     }
 )
+"""The decoder of each packing."""
 
 NOT_DIFFERENCED = frozenset({Packing.NONE, Packing.PACKBITS})
-"""TIFF has the predictor for the other schemes only (libtiff passes over the tag here)."""
+"""Packings to which TIFF's predictor does not apply; libtiff ignores the tag for them."""
+
+HEADER = 64
+"""Bytes of the number of segments and their places, sixteen integers of four bytes."""
+
+COLOURS = 3
+"""Number of segments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainTiles:
-    """Tiles of interleaved samples, or of one part a sample (planes)."""
+    """Tiles of interleaved samples, or with one part for each sample (planes)."""
 
     size: Size
+    """(width, height) of a tile."""
     packing: Packing
     horizontal_predictor: bool = False
+    """Whether each sample is stored as the difference to its left neighbour (TIFF's Predictor 2)."""
     samples: Samples = RGB_8
     big_endian: bool = False
-    """Of 16-bit samples: which of their bytes comes first."""
+    """Which byte of a 16-bit sample comes first."""
     reversed_bits: bool = False
     """Whether the lowest bit of each stored byte comes first (TIFF's FillOrder 2)."""
 
     def decoder(self) -> "PlainDecoder":
+        """A decoder for these tiles."""
         return PlainDecoder(self)
 
     def refusal(self, start: bytes) -> str | None:
-        """Nothing in the bytes could tell."""
+        """Always None, since nothing in the bytes could tell."""
         return None
 
 
 class PlainDecoder:
-    """See :class:`TileDecoder`."""
+    """Decodes :class:`PlainTiles`, at full size only."""
 
     scales = (1,)
 
@@ -83,16 +93,19 @@ class PlainDecoder:
         self._stored: np.dtype[np.unsignedinteger[Any]] = np.dtype(f"{order}u{tiles.samples.bits // 8}")
 
     def decode(self, parts: Parts, out: RgbImage) -> None:
-        """See :meth:`TileDecoder.decode`."""
+        """Write the pixels of a tile into ``out``, (height, width, 3 or 4) uint8.
+
+        Raises :class:`TileError` if the bytes do not unpack, or to fewer than a tile has.
+        """
         tiles = self._tiles
         tiles.samples.write(joined(parts, self._unpacked, tiles.samples, tiles.size), out)
 
     def jpeg(self, parts: Parts) -> None:
-        """See :meth:`TileDecoder.jpeg`: there is none."""
+        """Always None, since tiles are not stored as JPEGs."""
         return
 
     def _unpacked(self, part: memoryview, samples: int) -> Pixels:
-        """(height, width, samples)."""
+        """Unpack one part to (height, width, samples)."""
         tiles, (width, height) = self._tiles, self._tiles.size
         n_samples = width * height * samples
         data = bytes(imagecodecs.bitorder_decode(bytes(part))) if tiles.reversed_bits else bytes(part)
@@ -105,14 +118,14 @@ class PlainDecoder:
 
 
 def unpacked(data: bytes, packing: Packing, expected: int) -> bytes | bytearray:
-    """The samples' bytes, at least ``expected`` of them.
+    """Unpack the bytes of samples, at least ``expected`` of them.
 
-    The output's size is given to the codec, so that a small tile cannot unpack to a huge one. Raises
-    :class:`TileError` for bytes that do not unpack, or to fewer than expected.
+    The codec is told the size of its output, so that a small tile cannot unpack to a huge one. Raises
+    :class:`TileError` if the bytes do not unpack, or to fewer than expected.
     """
     try:
         raw = data if packing is Packing.NONE else UNPACKERS[packing](data, out=expected)
-    # The codecs raise their own kinds (LzwError, ZlibError, … are RuntimeErrors).
+    # The codecs raise classes of their own; LzwError, ZlibError and the like are RuntimeErrors.
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise TileError(str(error) or type(error).__name__) from error
     if len(raw) < expected:
@@ -120,27 +133,23 @@ def unpacked(data: bytes, packing: Packing, expected: int) -> bytes | bytearray:
     return raw
 
 
-HEADER = 64
-"""The number of segments and where they start, sixteen integers of four bytes."""
-COLOURS = 3
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RleTiles:
-    """Each tile is three segments of 8-bit samples: red, green, blue."""
+    """Tiles of three segments of 8-bit samples: red, green, blue. ``size`` is (width, height)."""
 
     size: Size
 
     def decoder(self) -> "RleDecoder":
+        """A decoder for these tiles."""
         return RleDecoder(self.size)
 
     def refusal(self, start: bytes) -> str | None:
-        """None that another reader could read."""
+        """Always None, since no other reader could read what this one cannot."""
         return None
 
 
 class RleDecoder:
-    """See :class:`TileDecoder`."""
+    """Decodes :class:`RleTiles`, at full size only."""
 
     scales = (1,)
 
@@ -148,7 +157,10 @@ class RleDecoder:
         self._size = size
 
     def decode(self, parts: Parts, out: RgbImage) -> None:
-        """See :meth:`TileDecoder.decode`."""
+        """Write the pixels of a tile into ``out``, (height, width, 3 or 4) uint8.
+
+        Raises :class:`TileError` if the segments are broken, or hold fewer samples than a tile has.
+        """
         data, (width, height) = bytes(parts[0]), self._size
         if len(data) < HEADER:
             raise TileError("a frame shorter than its header")
@@ -160,7 +172,7 @@ class RleDecoder:
             if not HEADER <= start <= end <= len(data):
                 raise TileError(f"segment {channel} from byte {start} to {end} of {len(data)}")
             try:
-                # The output's size is given: a small segment cannot unpack to a huge one.
+                # The size of the output is given, so that a small segment cannot unpack to a huge one.
                 plane = imagecodecs.packbits_decode(data[start:end], out=width * height)
             except (ValueError, RuntimeError, TypeError, OverflowError) as error:
                 raise TileError(str(error) or type(error).__name__) from error
@@ -169,33 +181,36 @@ class RleDecoder:
             out[..., channel] = np.frombuffer(plane, np.uint8, width * height).reshape(height, width)
 
     def jpeg(self, parts: Parts) -> None:
-        """See :meth:`TileDecoder.jpeg`: there is none."""
+        """Always None, since tiles are not stored as JPEGs."""
         return
 
 
 class PictureCodec(Enum):
+    """The kinds of pictures."""
+
     WEBP = "WebP"
     JPEG_XL = "JPEG XL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureTiles:
-    """Each part of a tile is a picture by itself: of all samples, or of one sample (planes)."""
+    """Tiles each part of which is a picture by itself, of all samples or of one sample (planes)."""
 
     size: Size
     codec: PictureCodec
     samples: Samples = RGB_8
 
     def decoder(self) -> "PictureDecoder":
+        """A decoder for these tiles."""
         return PictureDecoder(self)
 
     def refusal(self, start: bytes) -> str | None:
-        """Nothing that another reader could read."""
+        """Always None, since no other reader could read what this one cannot."""
         return None
 
 
 class PictureDecoder:
-    """See :class:`TileDecoder`."""
+    """Decodes :class:`PictureTiles`, at full size only."""
 
     scales = (1,)
 
@@ -203,19 +218,22 @@ class PictureDecoder:
         self._tiles = tiles
 
     def decode(self, parts: Parts, out: RgbImage) -> None:
-        """See :meth:`TileDecoder.decode`."""
+        """Write the pixels of a tile into ``out``, (height, width, 3 or 4) uint8.
+
+        Raises :class:`TileError` if a picture cannot be decoded, or has another size than the tile.
+        """
         tiles = self._tiles
         tiles.samples.write(joined(parts, self._picture, tiles.samples, tiles.size), out)
 
     def jpeg(self, parts: Parts) -> None:
-        """See :meth:`TileDecoder.jpeg`: there is none."""
+        """Always None, since tiles are not stored as JPEGs."""
         return
 
     def _picture(self, part: memoryview, samples: int) -> Pixels:
-        """(height, width, samples)."""
+        """Decode one part to (height, width, samples)."""
         tiles, (width, height) = self._tiles, self._tiles.size
         pixels = np.empty((height, width, samples), tiles.samples.dtype)
-        # The codecs give one sample without its axis. They compare the size of ``out`` with the picture's.
+        # The codecs return one sample without its axis. They compare the size of `out` with the picture's.
         out = pixels[..., 0] if samples == 1 else pixels
         try:
             if tiles.codec is PictureCodec.WEBP:

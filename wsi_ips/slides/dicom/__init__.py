@@ -1,1 +1,1 @@
-"""DICOM whole-slide images (PS3.3, A.32.8): which files are one slide, and where their tiles lie."""
+"""DICOM whole-slide images (PS3.3, A.32.8). Start with :mod:`wsi_ips.slides.dicom.layout`."""

@@ -1,11 +1,12 @@
-"""The DICOM tags, transfer syntaxes and SOP classes that are used here (PS3.6).
+"""A DICOM header as tags and bytes, and the tags that are used here.
 
-A DICOM header as tags and bytes (PS3.5, section 7; PS3.10, section 7.1).
+:func:`read_header` reads the elements before the pixels. pydicom is not used, for three reasons. Folders of
+thousands of files are looked through, of which only a few elements near the start matter. The positions of a
+sparse image's frames are nested three sequences deep, of which pydicom reads about 14 a millisecond. And the
+numbers in a file must not decide how much memory is taken: here every length is compared with the file before it
+is followed, nesting is bounded, and only known tags are kept.
 
-pydicom is not used, for three reasons. Folders of thousands of files are looked through, of which only a few
-elements near the start matter; the positions of a sparse image's frames are nested three sequences deep, of which
-it reads about 14 a millisecond; and the numbers in a file must not decide how much memory is taken. Here every
-length is compared with the file before it is followed, nesting is bounded, and only known tags are kept.
+Sources: PS3.5, section 7; PS3.6; PS3.10, section 7.1.
 """
 
 import struct
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from wsi_ips.slides.tile_layout import TileFile
 
+# Tags by the keywords of PS3.6, shortened. A tag is its group, times 65536, plus its element.
 MEDIA_SOP_CLASS, TRANSFER_SYNTAX = 0x00020002, 0x00020010
 IMAGE_TYPE, SOP_CLASS, SOP_INSTANCE, MANUFACTURER = 0x00080008, 0x00080016, 0x00080018, 0x00080070
 SERIES_INSTANCE = 0x0020000E
@@ -33,18 +35,25 @@ OFFSET_TABLE, OFFSET_TABLE_LENGTHS, PIXEL_DATA = 0x7FE00001, 0x7FE00002, 0x7FE00
 KNOWN = frozenset(
     value for name, value in list(globals().items()) if name.isupper() and isinstance(value, int)
 )
-"""Every tag above: what a header's other elements hold is passed over."""
+"""Every tag above. What other elements of a header hold is ignored."""
 
 WHOLE_SLIDE_IMAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+"""UID of the class of whole-slide images."""
+
 END_OF_META = 0x0002FFFF
-"""The group up to here is written alike whatever the transfer syntax (PS3.10, 7.1)."""
+"""The last tag of the group that is written alike whatever the transfer syntax is (PS3.10, 7.1)."""
 
 IMPLICIT_LITTLE, EXPLICIT_LITTLE = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+"""UIDs of the transfer syntaxes without compression."""
+
 JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
+"""UIDs of the transfer syntaxes of JPEG."""
+
 JPEG2000_LOSSLESS, JPEG2000, RLE = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5"
+"""UIDs of the transfer syntaxes of JPEG 2000 and run-length encoding."""
 
 UNREADABLE = {"1.2.840.10008.1.2.1.99": "deflated", "1.2.840.10008.1.2.2": "big-endian"}
-"""Words for the transfer syntaxes whose headers cannot be read either."""
+"""Words for the transfer syntaxes of which not even the header can be read."""
 
 OTHER_SYNTAXES = {
     "1.2.840.10008.1.2.4.57": "lossless JPEG",
@@ -58,51 +67,71 @@ OTHER_SYNTAXES = {
     "1.2.840.10008.1.2.4.202": "high-throughput JPEG 2000",
     "1.2.840.10008.1.2.4.203": "high-throughput JPEG 2000",
 }
-"""Words for those whose pixels are not read."""
+"""Words for the transfer syntaxes whose pixels are not read."""
 
 PREAMBLE = 128
+"""Bytes before the magic letters."""
+
 MAGIC = b"DICM"
+"""The letters that make a file DICOM."""
+
 START = PREAMBLE + len(MAGIC)
+"""Where the elements begin."""
 
 FIRST_READ = 16 << 10
-"""As much of a file as it takes to tell its series."""
+"""How many bytes are read first to tell the series of a file."""
+
 FIRST_READ_OF_ALL = 256 << 10
+"""How many bytes are read first for a whole header."""
+
 LARGEST_HEADER = 64 << 20
-"""Bytes before the pixels: the positions of a sparse image's frames take about 150 bytes each."""
+"""The most bytes before the pixels. The positions of a sparse image's frames take about 150 bytes each."""
 
 ALL = PIXEL_DATA - 1
 """The last tag before the pixels."""
 
 DEEPEST = 16
+"""How deep sequences may be nested."""
+
 MOST_ITEMS = 1 << 20
+"""The most items of a sequence."""
 
 UNDEFINED = 0xFFFFFFFF
+"""The length of a value that ends with a delimiter."""
+
 DELIMITERS = 0xFFFE
 """The group of the tags that mark where items begin and end."""
+
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+"""Tags that begin an item, and end an item and a sequence of undefined length."""
+
 LONG_FORMS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 """Value representations whose length takes four bytes, after two that are reserved."""
+
 SHORT_FORMS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+"""Value representations whose length takes two bytes."""
 
 _EXPLICIT = struct.Struct("<HH2sH")
 _IMPLICIT = struct.Struct("<HHI")
 
 Range = tuple[int, int, bytes]
-"""Where a value begins and ends in the header's bytes, and its value representation (empty where implicit)."""
+"""Where a value begins and ends in the bytes of the header, and its value representation (empty if implicit)."""
 
 
 class BrokenHeader(ValueError):
-    """A header that contradicts itself or the file's length."""
+    """A header that contradicts itself or the length of the file."""
 
 
 class _ReadFurther(Exception):
+    """More bytes of the file are needed, up to ``end``."""
+
     def __init__(self, end: int) -> None:
         self.end = end
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's elements before its pixels. end: where the first element after them starts."""
+    """The elements of a file before its pixels. ``end`` is where the first element after them starts."""
 
     meta: "DataSet"
     body: "DataSet"
@@ -110,15 +139,20 @@ class Header:
 
     @property
     def sop_class(self) -> str:
+        """UID of the class of the file."""
         return self.meta.text(MEDIA_SOP_CLASS) or self.body.text(SOP_CLASS)
 
     @property
     def transfer_syntax(self) -> str:
+        """UID of the transfer syntax."""
         return self.meta.text(TRANSFER_SYNTAX)
 
 
 class DataSet:
-    """Elements by tag. What is absent, or is not what was asked for, reads as empty, None or no items."""
+    """Elements by tag.
+
+    An element that is missing, or is not of the kind that was asked for, reads as empty, None or no items.
+    """
 
     __slots__ = ("_bytes", "_depth", "_found", "_implicit")
 
@@ -131,29 +165,31 @@ class DataSet:
         return tag in self._found
 
     def data(self, tag: int) -> bytes:
+        """The bytes of an element."""
         value = self._found.get(tag)
         return self._bytes.data[value[0] : value[1]] if isinstance(value, tuple) else b""
 
     def texts(self, tag: int) -> list[str]:
-        """The values of a text element, without padding; an absent element has none."""
+        """The values of a text element, without padding."""
         text = self.data(tag).decode("latin-1").strip(" \0")
         return [part.strip(" \0") for part in text.split("\\")] if text else []
 
     def text(self, tag: int) -> str:
+        """The first value of a text element, empty if it is missing."""
         return next(iter(self.texts(tag)), "")
 
     def unsigned(self, tag: int) -> int | None:
-        """An element of one binary integer of 2 or 4 bytes (US, UL)."""
+        """The value of an element of one unsigned integer of 2 or 4 bytes (US, UL)."""
         data = self.data(tag)
         return int.from_bytes(data, "little") if len(data) in (2, 4) else None
 
     def signed(self, tag: int) -> int | None:
-        """The same of SS and SL."""
+        """The value of an element of one signed integer of 2 or 4 bytes (SS, SL)."""
         data = self.data(tag)
         return int.from_bytes(data, "little", signed=True) if len(data) in (2, 4) else None
 
     def numbers(self, tag: int) -> list[float]:
-        """The values of decimal text (DS, IS); none where one of them is no finite number."""
+        """The values of an element of decimal text (DS, IS). Empty if one of them is no finite number."""
         try:
             values = [float(text) for text in self.texts(tag)]
         except ValueError:
@@ -161,7 +197,7 @@ class DataSet:
         return values if all(abs(value) < float("inf") for value in values) else []
 
     def items(self, tag: int) -> "Items":
-        """A sequence's items. Raises :class:`BrokenHeader`."""
+        """The items of a sequence. Raises :class:`BrokenHeader`."""
         value = self._found.get(tag)
         if not isinstance(value, tuple):
             return value or []
@@ -172,17 +208,18 @@ class DataSet:
 
 
 Items = list[DataSet]
+"""The items of a sequence."""
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether a file that begins like this is a DICOM file, by the four letters at byte 128."""
+    """Whether a file that begins like this is DICOM, by the four letters at byte 128."""
     return start[PREAMBLE:START] == MAGIC
 
 
 def read_header(path: Path, *, until: int = ALL) -> Header | None:
-    """The elements of a file up to the tag ``until``; None for a file that is no DICOM file.
+    """Read the elements of a file up to the tag ``until``. None if it is no DICOM file.
 
-    Raises :class:`BrokenHeader`, ``OSError``.
+    Raises :class:`BrokenHeader` if the header contradicts itself or the length of the file, and ``OSError``.
     """
     file = TileFile(path)
     size, count = file.size, FIRST_READ if until < ALL else FIRST_READ_OF_ALL
@@ -213,7 +250,7 @@ def _parsed(held: "_Bytes", until: int) -> Header:
 
 
 class _Bytes:
-    """The first bytes of a file of ``size`` bytes."""
+    """The first bytes of a file, and the file's size."""
 
     __slots__ = ("data", "size")
 
@@ -230,8 +267,10 @@ class _Bytes:
         until: int = UNDEFINED,
         delimited: bool = False,
     ) -> tuple[dict[int, "Range | Items"], int]:
-        """The known elements from ``at``, and where they end: at ``end``, before a tag beyond ``until``, or where
-        the item is ``delimited`` behind its delimiter."""
+        """The known elements from ``at`` on, and where they end.
+
+        They end at ``end``, before a tag beyond ``until``, or, for a ``delimited`` item, after its delimiter.
+        """
         found: dict[int, Range | Items] = {}
         while at < end:
             tag, form, body, length = self._head(at, end, implicit, until)
@@ -259,7 +298,7 @@ class _Bytes:
         return found, at
 
     def items(self, at: int, end: int, *, implicit: bool, depth: int, delimited: bool) -> tuple["Items", int]:
-        """The items from ``at``, and where they end: at ``end``, or where ``delimited`` behind the delimiter."""
+        """The items from ``at`` on, and where they end: at ``end``, or, if ``delimited``, after the delimiter."""
         if depth > DEEPEST:
             raise BrokenHeader(f"sequences in sequences, more than {DEEPEST} deep, at byte {at}")
         items: list[DataSet] = []
@@ -283,9 +322,10 @@ class _Bytes:
         return items, at
 
     def _head(self, at: int, end: int, implicit: bool, until: int) -> tuple[int, bytes, int, int]:
-        """Of the element at ``at``: tag, value representation, where its value begins, the value's length.
+        """Read the header of the element at ``at``.
 
-        Only the tag counts of one beyond ``until``: it may be written in another way.
+        Returns its tag, its value representation, where its value begins, and the length of the value. Of an
+        element beyond ``until`` only the tag means something, since it may be written in another way.
         """
         data, body = self.data, at + 8
         if body > end or body > len(data):
@@ -304,7 +344,11 @@ class _Bytes:
         return tag, form, body, int.from_bytes(data[at + 8 : body], "little")
 
     def _beyond(self, at: int, needed: int, end: int) -> None:
-        """What starts at ``at`` reaches up to ``needed``: beyond ``end``, or beyond what was read yet."""
+        """Raise for an element at ``at`` that needs the bytes up to ``needed``.
+
+        Raises :class:`BrokenHeader` if that lies beyond ``end``, and ``_ReadFurther`` if the bytes were not read
+        yet.
+        """
         if needed > end:
             where = "the file's end" if end == self.size else "what it is part of"
             raise BrokenHeader(f"the element at byte {at} reaches beyond {where}, to byte {needed}")

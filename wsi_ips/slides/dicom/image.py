@@ -1,4 +1,7 @@
-"""One DICOM file of a slide: what its header states, checked."""
+"""One DICOM file of a slide: what its header states about the image, checked.
+
+:func:`read_image` reads a header, :func:`check_sizes` and :func:`tile_format` check it.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,8 +21,14 @@ from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX, LARGEST_SIDE_PX
 from wsi_ips.units import Size
 
 JPEG = {tags.JPEG_BASELINE, tags.JPEG_EXTENDED}
+"""Transfer syntaxes of JPEG."""
+
 NATIVE = {tags.EXPLICIT_LITTLE, tags.IMPLICIT_LITTLE}
+"""Transfer syntaxes of frames that are not compressed."""
+
 JPEG_COLOURS = {"YBR_FULL_422": Colours.YCBCR, "YBR_FULL": Colours.YCBCR, "RGB": Colours.RGB}
+"""The colour space of the components of a JPEG, by photometric interpretation."""
+
 COLOURS: Mapping[str, Collection[str]] = MappingProxyType(
     {
         tags.EXPLICIT_LITTLE: {"RGB"},
@@ -34,56 +43,67 @@ COLOURS: Mapping[str, Collection[str]] = MappingProxyType(
 """The photometric interpretations that are read, by transfer syntax. JPEG 2000 decodes to RGB with all of them."""
 
 SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 10.0
-"""In mm, exclusive: between pixels of levels of any slide, and so that their ratios are numbers."""
+"""Limits, in mm and exclusive, for the distance of two pixels, so that ratios of distances are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file's place in a concatenation (PS3.3, C.7.6.16.2.2.4): one image cut into several files."""
+    """The place of a file in a concatenation, which is one image cut into several files.
+
+    Source: PS3.3, C.7.6.16.2.2.4.
+    """
 
     concatenation: str
+    """UID of the concatenation."""
     number: int
-    """From 1."""
+    """Number of the part, from 1."""
     count: int | None
-    """Of parts, where stated."""
+    """The number of parts, if it is stated."""
     first_frame: int
-    """How many frames of the image are in the parts before it."""
+    """How many frames of the image lie in the parts before this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DicomImage:
-    """A file's header as it states it; see :func:`check_sizes` and :func:`tile_format`."""
+    """The header of one file as it states it. :func:`check_sizes` and :func:`tile_format` check the values."""
 
     path: Path
     header: Header
     instance: str
-    """The file's own UID."""
+    """The UID of the file itself."""
     kind: str
     """VOLUME, LABEL, OVERVIEW, THUMBNAIL, or something else."""
     matrix: Size
-    """(width, height) of the whole image, in pixels."""
+    """(width, height) of the whole image in pixels."""
     tile_size: Size
+    """(width, height) of a frame in pixels."""
     frames: int
+    """Number of frames in this file."""
     part: Part | None
+    """The file's place in a concatenation, None if it is whole."""
     spacing_mm: tuple[float, float] | None
-    """Distance of neighbouring pixels along (x, y)."""
+    """The distance of neighbouring pixels along (x, y) in mm, if it is stated."""
 
     @property
     def elements(self) -> DataSet:
+        """The elements of the data set."""
         return self.header.body
 
     @property
     def is_native(self) -> bool:
-        """Whether the frames lie one behind the other, without items."""
+        """Whether the frames are not compressed, and so lie one behind the other without items."""
         return self.header.transfer_syntax in NATIVE
 
-    def damaged(self, problem: str, mend: str = "the file is damaged; copy it again") -> DamagedSlide:
-        """The error for this file, to be raised."""
-        return DamagedSlide(self.path, problem, mend)
+    def damaged(self, problem: str, fix: str = "the file is damaged; copy it again") -> DamagedSlide:
+        """Make the error for this file, to be raised by the caller."""
+        return DamagedSlide(self.path, problem, fix)
 
 
 def read_image(path: Path) -> DicomImage:
-    """Read a file's header; no pixels. Raises :class:`DamagedSlide`, ``OSError``."""
+    """Read the header of a file, but no pixels.
+
+    Raises :class:`DamagedSlide` if the header is broken, and ``OSError``.
+    """
     try:
         header = read_header(path)
         if header is None:
@@ -109,7 +129,7 @@ def read_image(path: Path) -> DicomImage:
 
 
 def check_sizes(image: DicomImage) -> None:
-    """Raise :class:`DamagedSlide` for sizes and counts that no image has."""
+    """Raise :class:`DamagedSlide` if the header states sizes or counts that no image has."""
     for what, (width, height) in (("an image", image.matrix), ("tiles", image.tile_size)):
         if not all(1 <= side <= LARGEST_SIDE_PX for side in (width, height)):
             raise image.damaged(f"states {what} of {width}x{height} px")
@@ -120,7 +140,7 @@ def check_sizes(image: DicomImage) -> None:
 
 
 def tile_format(image: DicomImage) -> TileFormat:
-    """How the image's frames are stored. Raises :class:`UnsupportedSlide` for what is not read here."""
+    """How the frames of the image are stored. Raises :class:`UnsupportedSlide` for what is not read here."""
     body, syntax = image.elements, image.header.transfer_syntax
     photometric = body.text(tags.PHOTOMETRIC)
     stated = {
@@ -161,7 +181,10 @@ def _part(body: DataSet) -> Part | None:
 
 
 def _spacing(measures: DataSet | None) -> tuple[float, float] | None:
-    """PixelSpacing says the distance of rows first (PS3.3, 10.7.1.3), that is along y."""
+    """The distance of pixels along (x, y).
+
+    PixelSpacing states that of rows first (PS3.3, 10.7.1.3), which is along y.
+    """
     spacing = [] if measures is None else measures.numbers(tags.PIXEL_SPACING)
     known = len(spacing) == 2 and min(spacing) > SMALLEST_SPACING and max(spacing) < LARGEST_SPACING
     return (spacing[1], spacing[0]) if known else None

@@ -1,6 +1,8 @@
-"""A DICOM series as a slide: its levels, pictures and resolution.
+"""The reader of DICOM whole-slide images: a series of files as one slide, with its levels, images and resolution.
 
-DICOM whole-slide images, read by their own frames (see :mod:`wsi_ips.slides.dicom`).
+Start with :class:`DicomReader`. The steps below it are files of their own: :mod:`.series` finds the files of a
+slide, :mod:`.elements` reads a header, :mod:`.image` checks what one file states, and :mod:`.levels` finds the
+tiles.
 """
 
 from collections.abc import Sequence
@@ -32,18 +34,37 @@ from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX, check_levels
 from wsi_ips.units import Mpp, Size
 
 PICTURES = {"LABEL": "label", "OVERVIEW": "macro", "THUMBNAIL": "thumbnail"}
-"""What ImageType calls them, and OpenSlide."""
+"""What OpenSlide calls the images that are no levels, by what ImageType calls them."""
 
 PHILIPS = "philips"
+"""Start of the manufacturer's name of scanners that pad levels."""
+
 NEARLY_WHOLE = 0.02
+"""By how much, as a share, a downsample may differ from a whole number and still be taken for it."""
+
+
+class DicomReader(StoredTileReader):
+    """A reader of a folder that holds one series, or of any file of a series."""
+
+    name = "dicom"
+
+    def read_layout(self) -> SlideLayout:
+        """Read the headers of all files of the series.
+
+        Raises :class:`UnsupportedSlide` for what is not read here, :class:`DamagedSlide` for files that contradict
+        each other or themselves, and :class:`SeveralSlides` for a folder of several slides.
+        """
+        if not self._path.is_dir() and not starts_as_dicom(self._path):
+            raise UnsupportedSlide(self._path, "not a DICOM file")
+
+        return series_layout(self._path, series_of(self._path))
 
 
 def series_layout(path: Path, series: Series) -> SlideLayout:
-    """What the files of a series say of the slide at ``path``.
+    """Where the tiles of all levels lie in the files of a series. ``path`` is the slide, for messages.
 
-    Levels are the files whose ImageType says VOLUME, a level for each size (or the parts of a concatenation of
-    that size), as OpenSlide has it. Raises :class:`UnsupportedSlide` and :class:`DamagedSlide` with the name of
-    the file.
+    The levels are the files whose ImageType says VOLUME: one level for each size, or the parts of a concatenation
+    of that size, as in OpenSlide. Raises :class:`UnsupportedSlide` and :class:`DamagedSlide` that name the file.
     """
     images = [read_image(file) for file in series.files]
     levels = _levels(path, images)
@@ -72,17 +93,21 @@ def series_layout(path: Path, series: Series) -> SlideLayout:
 
 @dataclass(frozen=True, slots=True)
 class DicomPicture:
-    """A label or overview, one file. See :class:`AssociatedImage`."""
+    """A label, overview or thumbnail, which is one file."""
 
     file: Path
     tiles: TileLayout
 
     @property
     def size(self) -> Size:
+        """Width and height in pixels."""
         return self.tiles.level_size
 
     def read(self, path: Path) -> RgbImage:
-        """See :meth:`AssociatedImage.read`."""
+        """Read the image from the slide at ``path`` as (height, width, 3) uint8.
+
+        Raises :class:`SlideReadError` if it cannot be decoded.
+        """
         (width, height), (tile_width, tile_height) = self.size, self.tiles.tile_size
         if self.tiles.rows * tile_height * self.tiles.cols * tile_width > LARGEST_BLOCK_PX:
             raise SlideReadError(path, f"the picture {self.file.name} claims {width}x{height} px")
@@ -103,7 +128,7 @@ class DicomPicture:
 
 
 def _levels(path: Path, images: Sequence[DicomImage]) -> list[StoredLevel]:
-    """From the finest to the coarsest."""
+    """The levels, from the finest to the coarsest."""
     by_size: dict[Size, list[DicomImage]] = {}
     for image in images:
         if image.kind == "VOLUME":
@@ -172,10 +197,13 @@ def _has_profile(finest: DicomImage) -> bool:
 def _without_padding(
     levels: Sequence[StoredLevel], tiles: tuple[TileLayout, ...]
 ) -> tuple[tuple[TileLayout, ...], tuple[float, ...] | None, list[LeftOut]]:
-    """Philips states the size of whole tiles, so that the ratios of sizes are not those of pixels.
+    """Cut the padding off the levels of Philips' scanners.
 
-    There the distances of pixels say how much coarser a level is, and the level ends where level 0 does (see
-    CONTAINERS.md, sections 1 and 2). Elsewhere downsamples are the ratios of sizes, None here.
+    Philips states the size of whole tiles, so the ratios of sizes are not those of pixels. There the distances of
+    pixels say how much coarser a level is, and a level ends where level 0 does (CONTAINERS.md, sections 1 and 2).
+    For other scanners downsamples are the ratios of sizes, which is stated as None.
+
+    Returns the levels, their downsamples, and what was left out.
     """
     finest = levels[0].parts[0]
     spacings = [level.parts[0].spacing_mm for level in levels]
@@ -201,20 +229,9 @@ def _without_padding(
 
 
 def _factor(spacing: tuple[float, float], finest: tuple[float, float]) -> float:
-    """How much coarser; a whole number where it nearly is one, for spacings are rounded."""
+    """How much coarser one level is than the finest.
+
+    Spacings are rounded, so a factor that is nearly a whole number becomes one.
+    """
     factor = (spacing[0] / finest[0] + spacing[1] / finest[1]) / 2
     return float(round(factor)) if abs(factor / max(1, round(factor)) - 1) <= NEARLY_WHOLE else factor
-
-
-class DicomReader(StoredTileReader):
-    """``DicomReader(path)``: a folder that holds one series, or any file of a series; see
-    :class:`StoredTileReader`."""
-
-    name = "dicom"
-
-    def read_layout(self) -> SlideLayout:
-        """See :meth:`StoredTileReader.read_layout`. Raises also :class:`SeveralSlides`."""
-        if not self._path.is_dir() and not starts_as_dicom(self._path):
-            raise UnsupportedSlide(self._path, "not a DICOM file")
-
-        return series_layout(self._path, series_of(self._path))

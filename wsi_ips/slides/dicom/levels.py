@@ -1,11 +1,12 @@
-"""Where the frames of a DICOM file lie (PS3.5, A.4): from a table of offsets, or by walking the items.
+"""The levels of a DICOM slide: which frame of which file is each tile, and where it lies in the file.
 
-The range of an encapsulated frame begins with its item's header, and ends with its last item: what is between,
-maybe in several pieces, is joined when the frame is decoded (:mod:`wsi_ips.slides.codecs.jpeg`). So a
-table is believed without a look at every item, and a frame that is not where the table says is noticed when it is
-read.
+:func:`stored_level` makes a level out of the files of one size (PS3.3, C.8.12.4, C.7.6.17.3). :func:`frame_index`
+finds the frames of one file (PS3.5, A.4), from a table of offsets or by walking the items.
 
-The levels of a DICOM slide: which frame of which file is each tile (PS3.3, C.8.12.4, C.7.6.17.3).
+The range of an encapsulated frame begins with the header of its first item and ends with its last item. What lies
+between, maybe in several pieces, is joined when the frame is decoded (:mod:`wsi_ips.slides.codecs.jpeg`). A table
+is therefore believed without a look at every item, and a frame that is not where the table says is noticed when it
+is read.
 """
 
 import struct
@@ -26,194 +27,49 @@ from wsi_ips.slides.dicom.image import DicomImage, check_sizes, tile_format
 from wsi_ips.slides.tile_layout import TRUNCATED, TileFile, TileLayout
 
 BLOCK = 64 << 10
+"""How many bytes are read at once when items are walked."""
+
 FRAME_STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51")
-"""JPEG's start of image, JPEG 2000's start of codestream."""
+"""First bytes of a JPEG (start of image) and of a JPEG 2000 codestream."""
 
 _ITEM_HEAD = struct.Struct("<4sI")
+MOST_TILES = 1 << 23
+"""The most tiles of a level, enough for 740,000 pixels square in tiles of 256."""
+
+FrameNumbers = NDArray[np.int64]
+"""(rows * cols,) the frame of each tile, -1 if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameIndex:
-    """Where each frame of a file begins, and how many bytes it takes with its items' headers. (frames,) both."""
+    """Where each frame of a file begins, and how many bytes it takes with the headers of its items.
+
+    Both are (frames,).
+    """
 
     offsets: NDArray[np.int64]
     byte_counts: NDArray[np.int64]
 
 
-def frame_index(image: DicomImage) -> FrameIndex:
-    """Find the frames of ``image``. Raises :class:`DamagedSlide` where they are not all there; ``OSError``."""
-    file = TileFile(image.path)
-    start, length = _pixel_data(image, file)
-    if image.is_native:
-        return _native(image, file, start, length)
-    if length != UNDEFINED:
-        raise image.damaged("its compressed pixels are stated to have no items")
-    if image.frames > file.size // ITEM_HEADER:
-        raise image.damaged(f"states {image.frames} frames and has {file.size} bytes", TRUNCATED)
-    items = _Items(image, file)
-    table, first = items.basic_table(start)
-    return _by_extended_table(image, file, first) or _by_basic_table(image, items, table, first) or (
-        _by_walking(image, items, first)
-    )  # fmt: skip
-
-
-def _pixel_data(image: DicomImage, file: TileFile) -> tuple[int, int]:
-    """Where the pixels' value begins, and its stated length."""
-    at = image.header.end
-    head = file.read(at, 12)
-    group, number, form, short = struct.unpack("<HH2sH", head[:8]) if len(head) >= 8 else (0, 0, b"", 0)
-    if group << 16 | number != tags.PIXEL_DATA:
-        raise image.damaged(f"has no pixels where they should begin, at byte {at} of {file.size}", TRUNCATED)
-    if image.header.transfer_syntax == tags.IMPLICIT_LITTLE:
-        return at + 8, int.from_bytes(head[4:8], "little")
-    if form not in LONG_FORMS or len(head) < 12:
-        raise image.damaged(f"its pixels are of the value representation {form!r}, {short} bytes")
-    return at + 12, int.from_bytes(head[8:12], "little")
-
-
-def _native(image: DicomImage, file: TileFile, start: int, length: int) -> FrameIndex:
-    width, height = image.tile_size
-    size = width * height * 3
-    if image.frames * size > min(length, file.size - start):
-        raise image.damaged(
-            f"truncated: states {image.frames} frames of {size} bytes and has {file.size - start} bytes of pixels",
-            TRUNCATED,
-        )
-    offsets = start + size * np.arange(image.frames, dtype=np.int64)
-    return FrameIndex(offsets, np.full(image.frames, size, np.int64))
-
-
-def _by_extended_table(image: DicomImage, file: TileFile, first: int) -> FrameIndex | None:
-    """By the Extended Offset Table, of 64 bits (PS3.3, C.7.6.3.1.8): one item a frame."""
-    data = [image.elements.data(tag) for tag in (tags.OFFSET_TABLE, tags.OFFSET_TABLE_LENGTHS)]
-    if not any(data):
-        return None
-    if any(len(table) != 8 * image.frames for table in data):
-        raise image.damaged(f"states {image.frames} frames, and its extended offset table has another length")
-    starts, lengths = (np.frombuffer(table, np.uint64) for table in data)
-    room = np.uint64(max(0, file.size - first - ITEM_HEADER))
-    if ((starts > room) | (lengths > room - np.minimum(starts, room))).any():
-        raise image.damaged("truncated: its extended offset table points beyond the file's end", TRUNCATED)
-    even = lengths.astype(np.int64) + (lengths % 2).astype(np.int64)  # items are padded to even lengths
-    return FrameIndex(first + starts.astype(np.int64), ITEM_HEADER + even)
-
-
-def _by_basic_table(image: DicomImage, items: "_Items", table: bytes, first: int) -> FrameIndex | None:
-    """By the Basic Offset Table, of 32 bits; None for one that cannot be right (beyond 4 GiB offsets wrap)."""
-    starts = first + np.frombuffer(table, "<u4").astype(np.int64)
-    if len(starts) != image.frames or starts[0] != first or not (np.diff(starts) > ITEM_HEADER).all():
-        return None
-    if starts[-1] + ITEM_HEADER > items.file_size:
-        raise image.damaged("truncated: its offset table points beyond the file's end", TRUNCATED)
-    last = items.walk(int(starts[-1]))
-    if not last:
-        raise image.damaged("its offset table points to no frame", TRUNCATED)
-    ends = np.append(starts[1:], last[-1].end)
-    return FrameIndex(starts, ends - starts)
-
-
-def _by_walking(image: DicomImage, items: "_Items", first: int) -> FrameIndex:
-    """By the items' own headers. Where there are more items than frames, a frame begins where its code does."""
-    walked = items.walk(first)
-    if image.frames > 1 and len(walked) > image.frames:
-        begins = [number for number, item in enumerate(walked) if item.starts_frame]
-    else:
-        begins = list(range(len(walked))) if image.frames > 1 else [0] * bool(walked)
-    if len(begins) != image.frames or begins[0] != 0:
-        raise image.damaged(f"states {image.frames} frames and has {len(begins)}", TRUNCATED)
-    offsets = np.array([walked[number].at for number in begins], np.int64)
-    last = [*(number - 1 for number in begins[1:]), len(walked) - 1]
-    ends = np.array([walked[number].end for number in last], np.int64)
-    return FrameIndex(offsets, ends - offsets)
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """From its header's first byte to behind its last; and whether an image's code begins in it."""
-
-    at: int
-    end: int
-    starts_frame: bool
-
-
-class _Items:
-    """The items of a file's encapsulated pixels, read in blocks."""
-
-    def __init__(self, image: DicomImage, file: TileFile) -> None:
-        self._image, self._file = image, file
-        self.file_size = file.size
-        self._block, self._at = b"", 0
-
-    def basic_table(self, at: int) -> tuple[bytes, int]:
-        """The first item, which is the Basic Offset Table, maybe empty; and where the item behind it begins."""
-        tag, length = self._item(at)
-        if tag != ITEM:
-            raise self._image.damaged(
-                f"its compressed pixels do not begin with an offset table, at byte {at}"
-            )
-        if length != 4 * self._image.frames:  # empty, or not one for these frames
-            return b"", at + ITEM_HEADER + length
-        return self._file.read(at + ITEM_HEADER, length), at + ITEM_HEADER + length
-
-    def walk(self, at: int) -> list["_Item"]:
-        """Each item from ``at`` to the sequence's end."""
-        found: list[_Item] = []
-        while True:
-            tag, length = self._item(at)
-            if tag == SEQUENCE_END:
-                return found
-            if tag != ITEM:
-                raise self._image.damaged(f"has something else than a frame at byte {at}")
-            start = self._bytes(at + ITEM_HEADER, 4)
-            at += ITEM_HEADER + length
-            found.append(_Item(at - length - ITEM_HEADER, at, start.startswith(FRAME_STARTS)))
-
-    def _item(self, at: int) -> tuple[bytes, int]:
-        head = self._bytes(at, ITEM_HEADER)
-        if len(head) < ITEM_HEADER:
-            raise self._image.damaged(
-                f"truncated: its frames break off at byte {at} of {self.file_size}", TRUNCATED
-            )
-        tag, length = _ITEM_HEAD.unpack(head)
-        if tag == ITEM and length > self.file_size - at - ITEM_HEADER:
-            raise self._image.damaged(
-                f"truncated: the frame at byte {at} has {length} bytes and the file {self.file_size}",
-                TRUNCATED,
-            )
-        return tag, length
-
-    def _bytes(self, at: int, count: int) -> bytes:
-        if not self._at <= at <= self._at + len(self._block) - count:
-            self._block, self._at = self._file.read(at, BLOCK), at
-        return self._block[at - self._at : at - self._at + count]
-
-
-MOST_TILES = 1 << 23
-"""Of a level: 740,000 pixels square in tiles of 256."""
-
-FrameNumbers = NDArray[np.int64]
-"""(rows * cols,) the frame of each tile, -1 where there is none."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredLevel:
-    """A level's tiles, and its files: one, or the parts of a concatenation in order."""
+    """The tiles of a level, and its files: one, or the parts of a concatenation in order."""
 
     tiles: TileLayout
     parts: tuple[DicomImage, ...]
     left_out: tuple[LeftOut, ...]
 
     def with_files(self, files: Sequence[Path]) -> TileLayout:
-        """The tiles, with the files' places in ``files`` instead of those among the parts."""
+        """The tiles, with each tile's file as an index into ``files`` instead of into the parts."""
         places = np.array([files.index(part.path) for part in self.parts], np.int32)
         chosen = np.zeros(len(self.tiles.offsets), np.int32) if self.tiles.files is None else self.tiles.files
         return replace(self.tiles, files=places[chosen])
 
 
 def stored_level(images: Sequence[DicomImage]) -> StoredLevel:
-    """The level that these files hold: all files of one size.
+    """The level that these files hold, which are all files of one size.
 
-    Raises :class:`UnsupportedSlide` for tiles that are not read here, :class:`DamagedSlide` for files that
+    Raises :class:`UnsupportedSlide` for tiles that are not read here, and :class:`DamagedSlide` for files that
     contradict each other or themselves.
     """
     for image in images:
@@ -235,7 +91,7 @@ def stored_level(images: Sequence[DicomImage]) -> StoredLevel:
         numbers, full, unused = _frames_of_tiles(part, cols, rows)
         is_full &= full
         left_out += unused
-        chosen = free & (numbers >= 0)  # of parts that both have a tile, the first counts
+        chosen = free & (numbers >= 0)  # if several parts have a tile, the first one counts
         offsets[chosen] = index.offsets[numbers[chosen]]
         byte_counts[chosen] = index.byte_counts[numbers[chosen]]
         files[chosen] = place
@@ -258,7 +114,7 @@ def stored_level(images: Sequence[DicomImage]) -> StoredLevel:
 
 
 def _parts(images: Sequence[DicomImage]) -> tuple[list[DicomImage], list[LeftOut]]:
-    """The files that make up one image, in order."""
+    """The files that make up one image, in order, and copies that are left out."""
     by_instance: dict[str, DicomImage] = {}
     left_out: list[LeftOut] = []
     for image in images:
@@ -302,7 +158,7 @@ def _refuse_another_tile(part: DicomImage, first: DicomImage, tile: TileFormat) 
 
 
 def _frames_of_tiles(image: DicomImage, cols: int, rows: int) -> tuple[FrameNumbers, bool, list[LeftOut]]:
-    """The frame of each tile, whether the file says that all tiles are stored, and the frames that are none's."""
+    """The frame of each tile, whether the file says that all tiles are stored, and frames of no tile."""
     try:
         groups = image.elements.items(tags.PER_FRAME_GROUPS)
         if groups and groups[0].items(tags.PLANE_POSITION):
@@ -313,7 +169,7 @@ def _frames_of_tiles(image: DicomImage, cols: int, rows: int) -> tuple[FrameNumb
         raise image.damaged("does not say where its tiles belong (neither TILED_FULL nor with positions)")
     numbers = np.arange(cols * rows, dtype=np.int64) - (image.part.first_frame if image.part else 0)
     numbers[(numbers < 0) | (numbers >= image.frames)] = -1
-    # Tiles of the first focal plane of the first optical path come first.
+    # The frames of the first focal plane of the first optical path come first.
     unused = image.frames - int((numbers >= 0).sum())
     return numbers, True, _further(image, unused)
 
@@ -329,15 +185,14 @@ def _by_position(
     if several_paths or len(np.unique(tiles)) < len(tiles):
         frames = _lowest(image, groups)
     numbers = np.full(cols * rows, -1, np.int64)
-    numbers[tiles[frames][::-1]] = frames[
-        ::-1
-    ]  # of several at one place the first is written last, and stays
+    # Written in reverse, so that of several frames at one place the first one stays.
+    numbers[tiles[frames][::-1]] = frames[::-1]
     is_full = image.elements.text(tags.ORGANIZATION_TYPE) == "TILED_FULL"
     return numbers, is_full, _further(image, image.frames - int((numbers >= 0).sum()))
 
 
 def _tile_numbers(image: DicomImage, groups: Sequence[DataSet], cols: int, rows: int) -> Iterator[int]:
-    """Which tile each frame is. Raises :class:`DamagedSlide` for one that is not on the grid."""
+    """Which tile each frame is. Raises :class:`DamagedSlide` for a frame that is not on the grid."""
     width, height = image.tile_size
     for number, group in enumerate(groups):
         position = next(iter(group.items(tags.PLANE_POSITION)), None)
@@ -377,3 +232,166 @@ def _further(image: DicomImage, count: int) -> list[LeftOut]:
             f"{count} of {image.frames} frames of {image.path.name}", "of other focal planes or optical paths"
         )
     ]
+
+
+def frame_index(image: DicomImage) -> FrameIndex:
+    """Find the frames of ``image`` in its file.
+
+    Raises :class:`DamagedSlide` if they are not all there, and ``OSError``.
+    """
+    file = TileFile(image.path)
+    start, length = _pixel_data(image, file)
+    if image.is_native:
+        return _native(image, file, start, length)
+    if length != UNDEFINED:
+        raise image.damaged("its compressed pixels are stated to have no items")
+    if image.frames > file.size // ITEM_HEADER:
+        raise image.damaged(f"states {image.frames} frames and has {file.size} bytes", TRUNCATED)
+    items = _Items(image, file)
+    table, first = items.basic_table(start)
+    return _by_extended_table(image, file, first) or _by_basic_table(image, items, table, first) or (
+        _by_walking(image, items, first)
+    )  # fmt: skip
+
+
+def _pixel_data(image: DicomImage, file: TileFile) -> tuple[int, int]:
+    """Where the value of the pixels begins, and its stated length."""
+    at = image.header.end
+    head = file.read(at, 12)
+    group, number, form, short = struct.unpack("<HH2sH", head[:8]) if len(head) >= 8 else (0, 0, b"", 0)
+    if group << 16 | number != tags.PIXEL_DATA:
+        raise image.damaged(f"has no pixels where they should begin, at byte {at} of {file.size}", TRUNCATED)
+    if image.header.transfer_syntax == tags.IMPLICIT_LITTLE:
+        return at + 8, int.from_bytes(head[4:8], "little")
+    if form not in LONG_FORMS or len(head) < 12:
+        raise image.damaged(f"its pixels are of the value representation {form!r}, {short} bytes")
+    return at + 12, int.from_bytes(head[8:12], "little")
+
+
+def _native(image: DicomImage, file: TileFile, start: int, length: int) -> FrameIndex:
+    width, height = image.tile_size
+    size = width * height * 3
+    if image.frames * size > min(length, file.size - start):
+        raise image.damaged(
+            f"truncated: states {image.frames} frames of {size} bytes and has {file.size - start} bytes of pixels",
+            TRUNCATED,
+        )
+    offsets = start + size * np.arange(image.frames, dtype=np.int64)
+    return FrameIndex(offsets, np.full(image.frames, size, np.int64))
+
+
+def _by_extended_table(image: DicomImage, file: TileFile, first: int) -> FrameIndex | None:
+    """Frames by the Extended Offset Table of 64 bits (PS3.3, C.7.6.3.1.8), one item for each frame.
+
+    None if there is none.
+    """
+    data = [image.elements.data(tag) for tag in (tags.OFFSET_TABLE, tags.OFFSET_TABLE_LENGTHS)]
+    if not any(data):
+        return None
+    if any(len(table) != 8 * image.frames for table in data):
+        raise image.damaged(f"states {image.frames} frames, and its extended offset table has another length")
+    starts, lengths = (np.frombuffer(table, np.uint64) for table in data)
+    room = np.uint64(max(0, file.size - first - ITEM_HEADER))
+    if ((starts > room) | (lengths > room - np.minimum(starts, room))).any():
+        raise image.damaged("truncated: its extended offset table points beyond the file's end", TRUNCATED)
+    even = lengths.astype(np.int64) + (lengths % 2).astype(np.int64)  # items are padded to even lengths
+    return FrameIndex(first + starts.astype(np.int64), ITEM_HEADER + even)
+
+
+def _by_basic_table(image: DicomImage, items: "_Items", table: bytes, first: int) -> FrameIndex | None:
+    """Frames by the Basic Offset Table of 32 bits.
+
+    None for a table that cannot be right, since offsets wrap beyond 4 GiB.
+    """
+    starts = first + np.frombuffer(table, "<u4").astype(np.int64)
+    if len(starts) != image.frames or starts[0] != first or not (np.diff(starts) > ITEM_HEADER).all():
+        return None
+    if starts[-1] + ITEM_HEADER > items.file_size:
+        raise image.damaged("truncated: its offset table points beyond the file's end", TRUNCATED)
+    last = items.walk(int(starts[-1]))
+    if not last:
+        raise image.damaged("its offset table points to no frame", TRUNCATED)
+    ends = np.append(starts[1:], last[-1].end)
+    return FrameIndex(starts, ends - starts)
+
+
+def _by_walking(image: DicomImage, items: "_Items", first: int) -> FrameIndex:
+    """Frames by the headers of the items.
+
+    If there are more items than frames, a frame begins where an image's code does.
+    """
+    walked = items.walk(first)
+    if image.frames > 1 and len(walked) > image.frames:
+        begins = [number for number, item in enumerate(walked) if item.starts_frame]
+    else:
+        begins = list(range(len(walked))) if image.frames > 1 else [0] * bool(walked)
+    if len(begins) != image.frames or begins[0] != 0:
+        raise image.damaged(f"states {image.frames} frames and has {len(begins)}", TRUNCATED)
+    offsets = np.array([walked[number].at for number in begins], np.int64)
+    last = [*(number - 1 for number in begins[1:]), len(walked) - 1]
+    ends = np.array([walked[number].end for number in last], np.int64)
+    return FrameIndex(offsets, ends - offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One item: from the first byte of its header to the byte after its last.
+
+    ``starts_frame`` says whether the code of an image begins in it.
+    """
+
+    at: int
+    end: int
+    starts_frame: bool
+
+
+class _Items:
+    """The items of a file's encapsulated pixels, read in blocks."""
+
+    def __init__(self, image: DicomImage, file: TileFile) -> None:
+        self._image, self._file = image, file
+        self.file_size = file.size
+        self._block, self._at = b"", 0
+
+    def basic_table(self, at: int) -> tuple[bytes, int]:
+        """The first item, which is the Basic Offset Table and may be empty, and where the next item begins."""
+        tag, length = self._item(at)
+        if tag != ITEM:
+            raise self._image.damaged(
+                f"its compressed pixels do not begin with an offset table, at byte {at}"
+            )
+        if length != 4 * self._image.frames:  # empty, or not one for these frames
+            return b"", at + ITEM_HEADER + length
+        return self._file.read(at + ITEM_HEADER, length), at + ITEM_HEADER + length
+
+    def walk(self, at: int) -> list["_Item"]:
+        """All items from byte ``at`` to the end of the sequence."""
+        found: list[_Item] = []
+        while True:
+            tag, length = self._item(at)
+            if tag == SEQUENCE_END:
+                return found
+            if tag != ITEM:
+                raise self._image.damaged(f"has something else than a frame at byte {at}")
+            start = self._bytes(at + ITEM_HEADER, 4)
+            at += ITEM_HEADER + length
+            found.append(_Item(at - length - ITEM_HEADER, at, start.startswith(FRAME_STARTS)))
+
+    def _item(self, at: int) -> tuple[bytes, int]:
+        head = self._bytes(at, ITEM_HEADER)
+        if len(head) < ITEM_HEADER:
+            raise self._image.damaged(
+                f"truncated: its frames break off at byte {at} of {self.file_size}", TRUNCATED
+            )
+        tag, length = _ITEM_HEAD.unpack(head)
+        if tag == ITEM and length > self.file_size - at - ITEM_HEADER:
+            raise self._image.damaged(
+                f"truncated: the frame at byte {at} has {length} bytes and the file {self.file_size}",
+                TRUNCATED,
+            )
+        return tag, length
+
+    def _bytes(self, at: int, count: int) -> bytes:
+        if not self._at <= at <= self._at + len(self._block) - count:
+            self._block, self._at = self._file.read(at, BLOCK), at
+        return self._block[at - self._at : at - self._at + count]

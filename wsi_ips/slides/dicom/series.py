@@ -1,8 +1,11 @@
-"""Which files of a folder are one slide: the DICOM files of one series, as OpenSlide has it.
+"""Which files of a folder are one slide: the DICOM files of one series, as in OpenSlide.
 
-A file is looked into where its name ends in .dcm or .dicom, or has no suffix, or one of digits only (files named
-by their UID have one); others are never opened, so that a folder of 100,000 features is listed as fast as without
-DICOM. What decides is the content: ``DICM`` at byte 128, the class of whole-slide images, and the series' UID.
+:func:`dicom_slides` lists the slides of a folder, :func:`series_of` the files of one slide.
+
+A file is looked into only if its name ends in .dcm or .dicom, has no suffix, or has one of digits only, as files
+named by their UID have. Other files are never opened, so that a folder of 100,000 features is listed as fast as it
+would be without DICOM. What decides is the content: ``DICM`` at byte 128, the class of whole-slide images, and the
+UID of the series.
 """
 
 from collections.abc import Iterable
@@ -16,28 +19,32 @@ from wsi_ips.slides.dicom.elements import START, BrokenHeader, is_dicom, read_he
 from wsi_ips.slides.tile_layout import TRUNCATED, TileFile
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+"""Suffixes of DICOM files."""
+
 SHOWN = 3
+"""How many names a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the start of one file says. series: its UID, empty where unknown."""
+    """What the start of one file says."""
 
     path: Path
     series: str = ""
+    """UID of the series, empty if it is not known."""
     is_slide: bool = False
-    """Whether it is of the class of whole-slide images."""
+    """Whether the file is of the class of whole-slide images."""
     is_level: bool = False
-    """Whether it holds a level of one (VOLUME), not its label or the like."""
+    """Whether it holds a level (VOLUME), and not the label or the like."""
     problem: str = ""
-    """Why the series is not known, though the file should be a slide's."""
+    """Why the series is not known, although the file should belong to a slide."""
     error: OSError | None = None
-    """What kept the file from being looked at, if it was the system."""
+    """The system's error that kept the file from being looked at, if there was one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The files of one slide, sorted by name; and what beside them was passed over although it is named .dcm."""
+    """The files of one slide, sorted by name, and what beside them was ignored although it is named .dcm."""
 
     files: tuple[Path, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -45,24 +52,28 @@ class Series:
 
 @dataclass(slots=True)
 class Folder:
-    """The DICOM files of a folder: whole-slide images by series, and files that are none though they should be."""
+    """The DICOM files of a folder: whole-slide images by series, and files that should be some and are not."""
 
     series: dict[str, list[Seen]] = field(default_factory=dict)
+    """The files of each series, by its UID."""
     unknown: list[Seen] = field(default_factory=list)
-    """Files whose series cannot be read: cut short, or damaged."""
+    """Files whose series cannot be read, because they are cut short or damaged."""
     foreign: list[Path] = field(default_factory=list)
     """Files named .dcm that are no DICOM files."""
 
     @property
     def slides(self) -> list[list[Seen]]:
-        """The series that have a level, in order of their first file's name."""
+        """The series that have a level, in the order of the names of their first files."""
         return sorted(
             (seen for seen in self.series.values() if any(file.is_level for file in seen)), key=first_level
         )
 
 
 def may_be_dicom(name: str, *, suffix: str = "") -> bool:
-    """Whether a file of this name is looked into; ``suffix``: another one that counts, in lower case."""
+    """Whether a file of this name is looked into.
+
+    ``suffix`` is a further suffix, in lower case, that counts as DICOM's.
+    """
     if name.startswith("."):
         return False
     own = Path(name).suffix.lower()
@@ -70,11 +81,11 @@ def may_be_dicom(name: str, *, suffix: str = "") -> bool:
 
 
 def dicom_slides(folder: Path, names: Iterable[str]) -> list[Path]:
-    """How the DICOM slides directly in ``folder`` are addressed; ``names`` are those of its files.
+    """How the DICOM slides directly in ``folder`` are addressed. ``names`` are those of its files.
 
-    One series is the folder: ``folder`` itself. Of several, each is addressed by the first of its files, by name,
-    that holds a level. A folder whose .dcm files are damaged is a slide too, so that opening it says what is
-    wrong; a folder of other DICOM files (CT, annotations) is none.
+    If the files are one series, the slide is ``folder`` itself. If there are several series, each is addressed by
+    the first of its files, by name, that holds a level. A folder whose .dcm files are damaged is a slide too, so
+    that opening it reports what is wrong. A folder of other DICOM files (CT, annotations) holds no slide.
     """
     found = _look_through(folder / name for name in sorted(names))
     slides = found.slides
@@ -84,10 +95,10 @@ def dicom_slides(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def series_of(path: Path) -> Series:
-    """The files of the slide at ``path``: a file, or a folder of one series.
+    """The files of the slide at ``path``, which is a file, or a folder of one series.
 
-    Raises :class:`UnsupportedSlide` for what is no DICOM slide, :class:`DamagedSlide` for a file whose series
-    cannot be read, :class:`SeveralSlides` for a folder that holds several; ``OSError``.
+    Raises :class:`UnsupportedSlide` if there is no DICOM slide, :class:`DamagedSlide` for a file whose series
+    cannot be read, :class:`SeveralSlides` for a folder that holds several slides, and ``OSError``.
     """
     found = _look_through(_beside(path))
     if path.is_dir():
@@ -112,7 +123,8 @@ def series_of(path: Path) -> Series:
 def starts_as_dicom(path: Path) -> bool:
     """Whether this file is to be read as DICOM.
 
-    Not a file that is TIFF as well and is named so (PS3.10, 7.1 allows both in one): OpenSlide reads it as TIFF.
+    A file that is named as TIFF and starts as both is not, since OpenSlide reads it as TIFF (PS3.10, 7.1 allows
+    both in one file).
     """
     start = TileFile(path).read(0, START)
     is_tiff = path.suffix.lower() in {".tif", ".tiff"} and start[:2] in (b"II", b"MM")
@@ -120,12 +132,12 @@ def starts_as_dicom(path: Path) -> bool:
 
 
 def first_level(seen: Iterable[Seen]) -> Path:
-    """By which file a series is addressed: the first by name that holds a level."""
+    """The file by which a series is addressed: the first by name that holds a level."""
     return min(file.path for file in seen if file.is_level)
 
 
 def _beside(path: Path) -> list[Path]:
-    """The files in which the slide's series is looked for, sorted by name."""
+    """The files in which the series of the slide is looked for, sorted by name."""
     folder = path if path.is_dir() else path.parent
     suffix = "" if path.is_dir() else path.suffix.lower()
     files = {file for file in folder.iterdir() if may_be_dicom(file.name, suffix=suffix) and file.is_file()}
@@ -147,7 +159,7 @@ def _look_through(files: Iterable[Path]) -> Folder:
 
 
 def _look(path: Path) -> Seen | None:
-    """What a file is, by its start; None for no DICOM file."""
+    """What a file is, by its start. None if it is no DICOM file."""
     named_so = path.suffix.lower() in DICOM_SUFFIXES
     try:
         header = read_header(path, until=tags.SERIES_INSTANCE)
@@ -170,7 +182,7 @@ def _look(path: Path) -> Seen | None:
 
 
 def image_kind(image_type: list[str]) -> str:
-    """The third value of ImageType: VOLUME for a level, LABEL, OVERVIEW or THUMBNAIL for a picture."""
+    """The third value of ImageType: VOLUME for a level; LABEL, OVERVIEW or THUMBNAIL for another image."""
     return image_type[2] if len(image_type) > 2 else ""
 
 
@@ -184,7 +196,10 @@ def _is_of_another_class(path: Path) -> bool:
 
 
 def _cut(path: Path) -> Seen | None:
-    """A file named .dcm without a DICOM file's start: nothing, or zeros, are what a broken download leaves."""
+    """What to say of a file named .dcm that does not start as DICOM.
+
+    A broken download leaves an empty file, or zeros.
+    """
     start = TileFile(path).read(0, START)
     return Seen(path, problem=f"it is {len(start)} bytes of nothing") if not any(start) else None
 

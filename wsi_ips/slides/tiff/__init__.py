@@ -1,2 +1,4 @@
-"""TIFF and the slide containers that are built on it: a file per container, asked in the order of
-:mod:`wsi_ips.slides.tiff.layout`."""
+"""TIFF and the slide formats that are built on it, with one file for each format.
+
+:mod:`wsi_ips.slides.tiff.layout` tells which format a file is, and holds the reader.
+"""

@@ -1,6 +1,6 @@
 """Aperio SVS.
 
-Levels are every tiled top-level image, in file order; the resolution is the field ``MPP`` of the description.
+Levels are all tiled top-level images, in file order. The resolution is the field ``MPP`` of the description.
 """
 
 from wsi_ips.errors import UnsupportedSlide
@@ -14,12 +14,16 @@ from wsi_ips.units import Mpp
 
 
 def recognises(file: TiffDirectories) -> bool:
-    """By the first image's description."""
+    """Whether the first image's description is Aperio's."""
     return file.first.description.startswith("Aperio") and file.first.is_tiled
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
+    """Where the tiles of the levels lie.
+
+    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file that is
+    cut short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show wrongly.
+    """
     images, why = of_one_shape(file.tiled)
     levels = [tiled_level(file, image, aperio=True) for image in images]
     refuse_disordered(file, levels)
@@ -40,7 +44,7 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
 
 
 def _stated_mpp(first: TiffImage) -> tuple[Mpp, Mpp] | None:
-    """The description's last field ``MPP = 0.25``."""
+    """The last field ``MPP = 0.25`` of the description."""
     fields = [field.partition("=") for field in first.description.split("|")[1:]]
     stated = [value for name, _, value in fields if name.strip() == "MPP"]
     mpp = number(stated[-1]) if stated else None

@@ -1,8 +1,8 @@
 """Argos AVS.
 
-A tag of its own holds XML that says how many focal planes there are. Each plane is a pyramid: tiled top-level
-images whose widths fall; the next plane begins where the width does not. The plane in the middle is the slide, as
-in OpenSlide (CONTAINERS.md, section 14); the others are left out.
+XML in a tag of its own says how many focal planes there are. Each plane is a pyramid: tiled top-level images of
+falling width, where the next plane begins with the first image that is not narrower. The plane in the middle is
+the slide, as in OpenSlide (CONTAINERS.md, section 14). The other planes are left out.
 """
 
 from itertools import pairwise
@@ -16,16 +16,23 @@ from wsi_ips.slides.tiff.tile_formats import resolution_mpp, tiled_level
 from wsi_ips.slides.tile_layout import SlideLayout, hull_of_written_tiles
 
 METADATA = 65000
+"""Number of the tag that holds the XML."""
+
 ROOT = "Argos.Scan.Metadata"
+"""Name of the root element of the XML."""
 
 
 def recognises(file: TiffDirectories) -> bool:
-    """By the root of the XML in its tag."""
+    """Whether the first image has Argos' XML in its tag."""
     return file.first.is_tiled and _metadata(file) is not None
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
+    """Where the tiles of the levels lie.
+
+    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file that is
+    cut short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show wrongly.
+    """
     tiled, why = of_one_shape(file.tiled)
     planes = _focal_planes(tiled)
     middle = _middle_plane(file)
@@ -85,6 +92,6 @@ def _focal_planes(tiled: list[TiffImage]) -> list[list[TiffImage]]:
 
 
 def _pictures_at_the_end(file: TiffDirectories) -> dict[str, TiffImage]:
-    """The last image is the macro and the one before it the thumbnail, where they are not tiled."""
+    """The last image is the macro, and the one before it the thumbnail, unless they are tiled."""
     named = {"macro": file.images[-1], "thumbnail": file.images[-2]} if len(file.images) > 1 else {}
     return {name: image for name, image in named.items() if not image.is_tiled}

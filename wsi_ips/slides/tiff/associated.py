@@ -1,8 +1,8 @@
-"""Pictures that come with a slide as JPEGs inside its metadata.
+"""The images that come with a TIFF slide and are no levels: label, macro, thumbnail.
 
-Pictures in a TIFF that are no level of the slide: label, macro, thumbnail.
-
-The pictures that come with a TIFF slide, by the names that OpenSlide gives them: label, macro, thumbnail.
+Three classes read them, depending on where they lie: :class:`TiffPicture` an image directory of the file,
+:class:`JpegPicture` a stretch of the file, and :class:`EmbeddedJpeg` the slide's metadata. :func:`by_subfile_type`
+and :func:`by_description` find image directories and give them OpenSlide's names.
 """
 
 from collections.abc import Collection, Mapping
@@ -22,24 +22,39 @@ from wsi_ips.slides.tile_layout import AssociatedImage, TileFile
 from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX
 from wsi_ips.units import Size
 
+READABLE_COLOURS = frozenset({"MINISBLACK", "RGB", "YCBCR"})
+"""tifffile's names of the colour spaces that are read."""
+
+NAMES = ("label", "macro", "thumbnail")
+"""The names that images may have."""
+
+LABEL, MACRO = 1, 9
+"""Values of NewSubfileType in the files of Aperio and Huron."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedJpeg:
-    """A whole JPEG out of a slide's metadata, kept as it is stored. See :class:`AssociatedImage`."""
+    """A JPEG in the metadata of a slide, kept in memory as it is stored."""
 
     size: Size
     jpeg: bytes
 
     @classmethod
     def of(cls, jpeg: bytes) -> "EmbeddedJpeg":
-        """Raises :class:`TileError` where the bytes are no JPEG, or one that is too large for a picture."""
+        """Take the bytes of a JPEG.
+
+        Raises :class:`TileError` if they are none, or one that is too large for such an image.
+        """
         width, height = jpeg_size(jpeg)
         if not 0 < width * height <= LARGEST_BLOCK_PX:
             raise TileError(f"JPEG that claims {width}x{height} px")
         return cls((width, height), jpeg)
 
     def read(self, path: Path) -> RgbImage:
-        """See :meth:`AssociatedImage.read`."""
+        """Decode the image to (height, width, 3) uint8. ``path`` is the slide, for messages.
+
+        Raises :class:`SlideReadError` if it cannot be decoded.
+        """
         pixels = white_region(self.size)
         try:
             decode_jpeg_into(self.jpeg, pixels, self.size)
@@ -48,14 +63,12 @@ class EmbeddedJpeg:
         return pixels
 
 
-READABLE_COLOURS = frozenset({"MINISBLACK", "RGB", "YCBCR"})
-
-
 @dataclass(frozen=True, slots=True)
 class TiffPicture:
-    """A top-level image of a TIFF file, decoded whole. See :class:`AssociatedImage`.
+    """A top-level image of a TIFF file that is decoded whole.
 
-    Who reads it has compared its size with what may be decoded whole.
+    ``number`` is its place in the chain of directories, ``size`` is (width, height). The caller compares the size
+    with what may be decoded whole.
     """
 
     number: int
@@ -63,10 +76,14 @@ class TiffPicture:
 
     @classmethod
     def of(cls, image: TiffImage) -> "TiffPicture":
+        """The picture in this image directory."""
         return cls(image.number, image.size)
 
     def read(self, path: Path) -> RgbImage:
-        """See :meth:`AssociatedImage.read`."""
+        """Decode the image from the file at ``path`` to (height, width, 3) uint8.
+
+        Raises :class:`SlideReadError` if it cannot be decoded, or if its colours are not known.
+        """
         try:
             with tifffile.TiffFile(path, is_ndpi=False) as tiff:
                 page = tiff.pages[self.number]
@@ -82,7 +99,7 @@ class TiffPicture:
 
 
 def _check_page(path: Path, picture: TiffPicture, page: Any) -> None:
-    """Raise :class:`SlideReadError` for what would take too much memory, or come out in wrong colours."""
+    """Raise :class:`SlideReadError` for an image that would take too much memory, or come out in wrong colours."""
     width, height = picture.size
     if (page.imagewidth, page.imagelength) != picture.size or not 0 < width * height <= LARGEST_BLOCK_PX:
         raise SlideReadError(path, f"its image {picture.number} claims {width}x{height} px")
@@ -93,21 +110,37 @@ def _check_page(path: Path, picture: TiffPicture, page: Any) -> None:
             f"its image {picture.number} has {page.samplesperpixel} samples of {page.bitspersample} bits a pixel",
         )
     colours = getattr(page.photometric, "name", str(page.photometric))
-    # Of other compressions tifffile gives YCbCr as it is stored.
+    # For other compressions tifffile returns YCbCr as it is stored.
     if colours not in READABLE_COLOURS or (colours == "YCBCR" and page.compression != 7):
         raise SlideReadError(path, f"its image {picture.number} has colours as {colours}")
 
 
+def _as_rgb(path: Path, number: int, pixels: np.ndarray) -> RgbImage:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise SlideReadError(path, f"its image {number} is {pixels.dtype}, not 8 bits a sample")
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.shape[2] < 3:
+        return np.repeat(pixels[..., :1], 3, axis=2)
+    return np.ascontiguousarray(pixels[..., :3])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JpegPicture:
-    """A JPEG that lies in the file in one piece, its colours as it states them. See :class:`AssociatedImage`."""
+    """A JPEG that lies in the file in one piece. Its colours are as it states them.
+
+    ``size`` is (width, height), ``offset`` and ``byte_count`` are in bytes.
+    """
 
     size: Size
     offset: int
     byte_count: int
 
     def read(self, path: Path) -> RgbImage:
-        """See :meth:`AssociatedImage.read`."""
+        """Decode the image from the file at ``path`` to (height, width, 3) uint8.
+
+        Raises :class:`SlideReadError` if it cannot be decoded.
+        """
         width, height = self.size
         if not 0 < width * height <= LARGEST_BLOCK_PX or self.byte_count > LARGEST_BLOCK_PX * 3:
             raise SlideReadError(
@@ -126,26 +159,13 @@ class JpegPicture:
         return pixels
 
 
-def _as_rgb(path: Path, number: int, pixels: np.ndarray) -> RgbImage:
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-        raise SlideReadError(path, f"its image {number} is {pixels.dtype}, not 8 bits a sample")
-    if pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
-    if pixels.shape[2] < 3:
-        return np.repeat(pixels[..., :1], 3, axis=2)
-    return np.ascontiguousarray(pixels[..., :3])
-
-
-NAMES = ("label", "macro", "thumbnail")
-LABEL, MACRO = 1, 9
-"""Values of NewSubfileType in Aperio's and Huron's files."""
-
-
 def by_subfile_type(file: TiffDirectories, levels: Collection[TiffImage]) -> dict[str, TiffImage]:
-    """Aperio's and Huron's pictures, none of which is tiled: the second image is the thumbnail.
+    """The associated images of Aperio and Huron by name.
 
-    What their NewSubfileType does not name may be named by its description. Of two with one name, the later one
-    is taken, as OpenSlide does.
+    None of them is tiled, and the second image is the thumbnail.
+
+    An image that its NewSubfileType does not name may be named by its description. Of two images with one name the
+    later one is taken, as in OpenSlide. ``levels`` are the images that are levels.
     """
     found: dict[str, TiffImage] = {}
     for image in file.images:
@@ -159,9 +179,9 @@ def by_subfile_type(file: TiffDirectories, levels: Collection[TiffImage]) -> dic
 
 
 def by_description(file: TiffDirectories, others: Collection[TiffImage]) -> dict[str, TiffImage]:
-    """Images besides the ``others`` of which a line of the description begins with a picture's name.
+    """Images whose description has a line that begins with the name of an associated image.
 
-    Of two with one name, the first is taken.
+    ``others`` are images to ignore. Of two images with one name the first one is taken.
     """
     numbers = {image.number for image in others}
     found: dict[str, TiffImage] = {}
@@ -173,7 +193,7 @@ def by_description(file: TiffDirectories, others: Collection[TiffImage]) -> dict
 
 
 def pictures(images: Mapping[str, TiffImage]) -> dict[str, AssociatedImage]:
-    """As :attr:`SlideLayout.associated`, in alphabetical order."""
+    """Readable pictures of these image directories, in alphabetical order, for :attr:`SlideLayout.associated`."""
     return {name: TiffPicture.of(images[name]) for name in sorted(images)}
 
 

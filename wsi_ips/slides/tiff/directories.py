@@ -1,8 +1,8 @@
-"""A TIFF file's image directories (IFDs): tags only, no pixels.
+"""The image directories (IFDs) of a TIFF file: tags only, no pixels; and XML that tags hold.
 
-Every number of the file is compared with the file's size before anything is allocated for it.
-
-XML in a TIFF's tags: read within bounds, and without whatever XML can do beyond holding data.
+:func:`opened_directories` reads the directories through tifffile. Every number of the file is compared with the
+size of the file before anything is allocated for it. :func:`parsed_xml` reads XML within limits, and without
+anything that XML can do beyond holding data.
 """
 
 import logging
@@ -24,33 +24,59 @@ from wsi_ips.slides.tile_layout import TRUNCATED
 from wsi_ips.units import Size
 
 MOST_IMAGES = 1000
+"""The most images of a file."""
 
 LARGEST_SHARE = 64 << 20
-"""Bytes of tags' values that may be counted more than once: images may point to the same tables or profile."""
+"""Bytes of tags' values that may be counted twice or more. Images may point to the same tables or profile."""
 
+MOST_CHARACTERS = 64 << 20
+"""The most characters of XML. That of Philips holds pictures of the slide, a few megabytes in base64."""
+
+MOST_ELEMENTS = 100_000
+"""The most elements of XML by default.
+
+There may be twice as many attributes. Each takes a few hundred bytes once it is read.
+"""
+
+PARSING_ERRORS = (
+    tifffile.TiffFileError,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    struct.error,
+)
+"""What tifffile, and code that reads its tags, may raise for a hostile file."""
+
+# Tags by their names in TIFF 6.0, shortened.
 NEW_SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 FILL_ORDER, DESCRIPTION, MAKE, ORIENTATION, SAMPLES = 266, 270, 271, 274, 277
 X_RESOLUTION, Y_RESOLUTION, PLANAR, RESOLUTION_UNIT, SOFTWARE, PREDICTOR = 282, 283, 284, 296, 305, 317
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTE_COUNTS, EXTRA_SAMPLES = 322, 323, 324, 325, 338
 SAMPLE_FORMAT, JPEG_TABLES, XMP, ICC_PROFILE, NDPI_FORMAT = 339, 347, 700, 34675, 65420
 
-# tifffile logs what it meets in a broken file, and we say it in one error: without any handler, Python would
-# print both. What a program with handlers shows: see library_lines.py.
+# tifffile logs what it meets in a broken file, and the reader says it in one error. Without any handler, Python
+# would print both. What a program with handlers shows is set in progress.py.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
 class TiffImage:
-    """One image directory of a file. sub_images: those of its SubIFDs tag (330), in order."""
+    """One image directory of a file, and those of its SubIFDs tag (330), in order."""
 
     number: int
-    """Its place in the file's chain of directories; for a sub-image, that of its parent."""
+    """Its place in the file's chain of directories. A sub-image has that of its parent."""
     tags: tifffile.TiffTags
     sub_images: "tuple[TiffImage, ...]" = ()
     big_endian: bool = False
+    """Whether the file stores the highest byte of a number first."""
 
     @property
     def is_tiled(self) -> bool:
+        """Whether the image is stored in tiles."""
         return TILE_WIDTH in self.tags and TILE_LENGTH in self.tags
 
     @property
@@ -60,49 +86,51 @@ class TiffImage:
 
     @property
     def is_mask(self) -> bool:
-        """Whether it is marked as a mask of transparency (NewSubfileType bit 2)."""
+        """Whether it is marked as a transparency mask (NewSubfileType bit 2)."""
         return bool(self.integer(NEW_SUBFILE_TYPE) & 4)
 
     @property
     def size(self) -> Size:
-        """(width, height) as stated; 0 where a tag is absent."""
+        """(width, height) as stated, 0 if a tag is missing."""
         return self.integer(IMAGE_WIDTH), self.integer(IMAGE_LENGTH)
 
     @property
     def description(self) -> str:
+        """The text of ImageDescription."""
         return self.text(DESCRIPTION)
 
     def value(self, code: int, default: Any = None) -> Any:
-        """A tag's value as tifffile gives it."""
+        """The value of a tag as tifffile returns it, ``default`` if it is missing."""
         return self.tags.valueof(code, default)
 
     def integer(self, code: int, default: int = 0) -> int:
-        """A tag's one integer; ``default`` where it is absent or something else."""
+        """The one integer of a tag, ``default`` if the tag is missing or is something else."""
         value = self.tags.valueof(code, default)
         return int(value) if isinstance(value, int) else default
 
     def integers(self, code: int, default: int) -> list[int]:
-        """A tag's integers, one or several."""
+        """The integers of a tag, one or several."""
         return [int(value) for value in np.atleast_1d(self.tags.valueof(code, default)).tolist()]
 
     def text(self, code: int) -> str:
+        """The text of a tag, empty if it is missing."""
         value = self.tags.valueof(code, "")
         return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
     def data(self, code: int) -> bytes:
-        """A tag's bytes; a text as UTF-8."""
+        """The bytes of a tag. A text becomes UTF-8."""
         value = self.tags.valueof(code, b"")
         return value if isinstance(value, bytes) else bytes(str(value), "utf-8", "replace")
 
     def ratio(self, code: int) -> float | None:
-        """A rational tag's value."""
+        """The value of a rational tag, None if it is missing or its denominator is 0."""
         value = self.tags.valueof(code)
         return value[0] / value[1] if isinstance(value, tuple) and len(value) == 2 and value[1] else None
 
 
 @dataclass(frozen=True, slots=True)
 class TiffDirectories:
-    """A file's top-level image directories, at least one, in file order."""
+    """The top-level image directories of a file, at least one, in file order."""
 
     path: Path
     file_size: int
@@ -110,6 +138,7 @@ class TiffDirectories:
 
     @property
     def first(self) -> TiffImage:
+        """The first image."""
         return self.images[0]
 
     @property
@@ -120,10 +149,11 @@ class TiffDirectories:
 
 @contextmanager
 def opened_directories(path: Path, *, file_size: int) -> Iterator[TiffDirectories]:
-    """All image directories of a file. Long values are read when they are first asked for, inside the ``with``.
+    """Open the image directories of a file, for the length of a ``with`` block. ``file_size`` is in bytes.
 
-    Raises :class:`UnsupportedSlide` for what is no TIFF, and for whatever the code inside the ``with`` runs into
-    while it interprets tags; :class:`DamagedSlide` for a file that is cut short.
+    Long values are read when they are first asked for, inside the block. Raises :class:`UnsupportedSlide` if the
+    file is no TIFF, and for whatever the code inside the block runs into while it interprets tags. Raises
+    :class:`DamagedSlide` if the file is cut short.
     """
     _check_start(path, file_size)
     try:
@@ -141,20 +171,6 @@ def opened_directories(path: Path, *, file_size: int) -> Iterator[TiffDirectorie
         raise UnsupportedSlide(path, f"cannot be read: {error.strerror or error}") from error
     except PARSING_ERRORS as error:
         raise UnsupportedSlide(path, f"not a TIFF that can be understood: {error}") from error
-
-
-PARSING_ERRORS = (
-    tifffile.TiffFileError,
-    ArithmeticError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    struct.error,
-)
-"""What tifffile, and whoever reads its tags, runs into in a hostile file."""
 
 
 def _check_start(path: Path, file_size: int) -> None:
@@ -176,7 +192,7 @@ def _check_start(path: Path, file_size: int) -> None:
 
 
 def _pages(path: Path, tiff: tifffile.TiffFile) -> Sequence[Any]:
-    """The top-level images; a chain that breaks off is a truncated file."""
+    """The top-level images. A chain of directories that breaks off means that the file is cut short."""
     pages: list[Any] = []
     images = value_bytes = 0
     read: Iterator[Any] = iter(tiff.pages)
@@ -185,7 +201,7 @@ def _pages(path: Path, tiff: tifffile.TiffFile) -> Sequence[Any]:
         images += 1 + len(page.subifds or ())
         if images > MOST_IMAGES:
             raise UnsupportedSlide(path, f"more than {MOST_IMAGES} images")
-        # Values are read with their image, so a few bytes that say "the same 1 GB again" would fill the memory.
+        # Values are read with their image, so a few bytes that say "the same 1 GB again" could fill the memory.
         value_bytes += sum(tag.valuebytecount for tag in page.tags)
         if value_bytes > tiff.filehandle.size + LARGEST_SHARE:
             raise DamagedSlide(
@@ -210,20 +226,14 @@ def _sub_images(path: Path, number: int, page: Any) -> tuple[TiffImage, ...]:
     return tuple(TiffImage(number, sub.tags, big_endian=big_endian) for sub in page.pages)
 
 
-MOST_CHARACTERS = 64 << 20
-"""Philips' holds pictures of the slide, a few megabytes in base64."""
-
-MOST_ELEMENTS = 100_000
-"""And twice as many attributes: each takes a few hundred bytes once it is read."""
-
-
 def parsed_xml(path: Path, text: str, *, most_elements: int = MOST_ELEMENTS) -> Element | None:
-    """The root element; None for what is not well-formed. most_elements: and twice as many attributes.
+    """Parse XML, and return the root element. None if it is not well-formed.
 
-    Raises :class:`UnsupportedSlide` for what is too large, or declares entities or a document type.
+    ``most_elements`` limits the elements, and attributes to twice as many. ``path`` is the slide, for messages.
+    Raises :class:`UnsupportedSlide` for XML that is too large, or that declares entities or a document type.
     """
     text = text.partition("\0")[0]
-    # Counted before a parser sees them: each "<" may be an element, each "=" an attribute.
+    # Counted before the parser sees the text, since each "<" may be an element and each "=" an attribute.
     if (
         len(text) > MOST_CHARACTERS
         or text.count("<") > 2 * most_elements
@@ -242,5 +252,5 @@ def parsed_xml(path: Path, text: str, *, most_elements: int = MOST_ELEMENTS) -> 
 
 
 def local_name(element: Element) -> str:
-    """An element's name without its namespace."""
+    """The name of an element without its namespace."""
     return element.tag.rpartition("}")[2]

@@ -1,8 +1,8 @@
 """Huron TIFF.
 
-Levels are every tiled top-level image, in file order; the resolution is that of the TIFF tags (CONTAINERS.md,
-section 14). A tile without data is white; OpenSlide opens such a slide and fails where the tile is read. OpenSlide
-also wants a description, which is not needed here.
+Levels are all tiled top-level images, in file order. The resolution is that of the TIFF tags (CONTAINERS.md,
+section 14). A tile without data is white here, while OpenSlide opens such a slide and fails when the tile is read.
+OpenSlide also requires a description, which is not needed here.
 """
 
 from wsi_ips.slides.tiff.associated import by_subfile_type, pictures
@@ -13,12 +13,16 @@ from wsi_ips.slides.tile_layout import SlideLayout
 
 
 def recognises(file: TiffDirectories) -> bool:
-    """By the scanner's make."""
+    """Whether the tag of the scanner's make says Huron."""
     return file.first.is_tiled and file.first.text(MAKE).startswith("Huron")
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
+    """Where the tiles of the levels lie.
+
+    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file that is
+    cut short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show wrongly.
+    """
     images, why = of_one_shape(file.tiled)
     levels = [tiled_level(file, image) for image in images]
     refuse_disordered(file, levels)

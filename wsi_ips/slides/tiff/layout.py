@@ -1,6 +1,7 @@
-"""Which container a TIFF is. They are asked in OpenSlide's order: another order would give a file other levels.
+"""The reader of tiled pyramidal TIFF, and which vendor's format a file is.
 
-Tiled pyramidal TIFF of many scanners, read by its own tiles (see :mod:`wsi_ips.slides.tiff.layout`).
+Start with :class:`TiffReader`. The formats are asked in OpenSlide's order, since another order would give a file
+other levels.
 """
 
 from contextlib import suppress
@@ -15,18 +16,39 @@ from wsi_ips.slides.tiff.tile_formats import misread_by_openslide
 from wsi_ips.slides.tile_layout import SlideLayout
 
 CONTAINERS: tuple[ModuleType, ...] = (trestle, aperio, huron, argos, leica, philips, ventana, ome, generic)
-"""Each a module with ``recognises(file: TiffDirectories) -> bool`` and ``read_layout(file) -> SlideLayout``, which
-raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` and
-:class:`RefusedSlide` for what no reader should be asked for. The last one recognises everything."""
+"""The formats, in the order in which they are asked.
+
+Each is a module with ``recognises(file: TiffDirectories) -> bool`` and ``read_layout(file) -> SlideLayout``. The
+latter raises :class:`UnsupportedSlide` for what is better left to OpenSlide, and :class:`DamagedSlide` or
+:class:`RefusedSlide` if no other reader should be asked. The last module recognises every file.
+"""
+
+
+class TiffReader(StoredTileReader):
+    """A reader of TIFF slides by their own stored tiles."""
+
+    name = "tiff"
+
+    def read_layout(self) -> SlideLayout:
+        """Read the image directories of the file, but no pixels.
+
+        Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file
+        that is cut short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show
+        wrongly.
+        """
+        if self._path.is_dir():
+            raise UnsupportedSlide(self._path, "a folder, not a TIFF file")
+        return read_layout(self._path, file_size=self._path.stat().st_size)
 
 
 def read_layout(path: Path, *, file_size: int) -> SlideLayout:
-    """Read a TIFF slide's directories; no pixels.
+    """Read the image directories of a TIFF slide, but no pixels. ``file_size`` is in bytes.
 
-    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file
-    that is cut short or whose header states what cannot be.
+    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file that is
+    cut short or whose header states what cannot be, and :class:`RefusedSlide` for one that OpenSlide would show
+    wrongly.
     """
-    # Asked first: its directories are not quite TIFF's.
+    # NDPI is asked first, because its directories are not quite those of TIFF.
     hamamatsu = ndpi.read_layout(path, file_size=file_size)
     if hamamatsu is not None:
         return hamamatsu
@@ -37,7 +59,10 @@ def read_layout(path: Path, *, file_size: int) -> SlideLayout:
 
 
 def scanner_of(file: TiffDirectories) -> str:
-    """Whose container a TIFF is (``Leica``, ``Ventana``); empty where it is no scanner's that is known here."""
+    """The vendor whose format a TIFF is (``Leica``, ``Ventana``).
+
+    Empty if it is no vendor's that is known here.
+    """
     if NDPI_FORMAT in file.first.tags:
         return "Hamamatsu"
     container = next(module for module in CONTAINERS if module.recognises(file))
@@ -47,7 +72,7 @@ def scanner_of(file: TiffDirectories) -> str:
 def refuse_misread(path: Path) -> None:
     """Raise :class:`RefusedSlide` for a TIFF that OpenSlide opens and then shows wrongly, or cannot show at all.
 
-    What is no TIFF, or cannot be understood here, is not judged.
+    A file that is no TIFF, or cannot be understood here, is not judged.
     """
     if not path.is_file():
         return
@@ -59,15 +84,3 @@ def refuse_misread(path: Path) -> None:
         raise RefusedSlide(
             path, f"OpenSlide would not show it rightly: {wrong}", "let another reader open it, or convert it"
         )
-
-
-class TiffReader(StoredTileReader):
-    """``TiffReader(path)``: see :class:`StoredTileReader`."""
-
-    name = "tiff"
-
-    def read_layout(self) -> SlideLayout:
-        """See :meth:`StoredTileReader.read_layout`."""
-        if self._path.is_dir():
-            raise UnsupportedSlide(self._path, "a folder, not a TIFF file")
-        return read_layout(self._path, file_size=self._path.stat().st_size)

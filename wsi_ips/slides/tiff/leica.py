@@ -1,8 +1,8 @@
-"""Leica SCN: areas scanned on one glass slide, each a pyramid of its own (CONTAINERS.md, section 4).
+"""Leica SCN: areas that were scanned on one glass slide, each a pyramid of its own (CONTAINERS.md, section 4).
 
-The slide is the whole glass, as in OpenSlide: each area lies where the XML of the first image's description says,
-and between areas it is white. Only brightfield is read. Two differences from OpenSlide are meant: a tile without
-data is white, where OpenSlide fails, and two areas need no macro.
+The slide is the whole glass, as in OpenSlide. Each area lies where the XML of the first image's description says,
+and between areas it is white. Only brightfield is read. Two differences from OpenSlide are intended: a tile
+without data is white, where OpenSlide fails, and two areas need no macro image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,17 +28,21 @@ NAMESPACES = (
     "http://www.leica-microsystems.com/scn/2010/03/10",
     "http://www.leica-microsystems.com/scn/2010/10/01",
 )
+"""Namespaces of Leica's XML."""
+
 BRIGHTFIELD = "brightfield"
+"""The illumination that is read."""
+
 MOST_IMAGES = 1000
-"""Of the XML."""
+"""The most images of the XML."""
 
 SAME_RESOLUTION = 0.02
-"""How far areas' resolutions may lie apart."""
+"""By how much, as a share, the resolutions of areas may differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Dimension:
-    """One size of an image. ifd: the place in the file of the TIFF image that holds it."""
+    """One size of an image. ``ifd`` is the place in the file of the TIFF image that holds it."""
 
     ifd: int
     width: int
@@ -47,7 +51,7 @@ class _Dimension:
 
 @dataclass(frozen=True, slots=True)
 class _ScnImage:
-    """One ``image`` of the XML. dimensions: those of the first focal plane, from fine to coarse."""
+    """One ``image`` of the XML. ``dimensions`` are those of the first focal plane, from fine to coarse."""
 
     nm_offset: tuple[int, int]
     nm_size: tuple[int, int]
@@ -59,12 +63,16 @@ class _ScnImage:
 
 
 def recognises(file: TiffDirectories) -> bool:
-    """By the XML namespace in the first image's description."""
+    """Whether the first image's description has Leica's XML namespace."""
     return any(name in file.first.description for name in NAMESPACES)
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
+    """Where the tiles of the levels lie.
+
+    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file that is
+    cut short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show wrongly.
+    """
     nm_size, images = _scn_images(file.path, file.first.description)
     macros = [image for image in images if image.nm_offset == (0, 0) and image.nm_size == nm_size]
     areas = [image for image in images if image not in macros]
@@ -98,7 +106,7 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
 
 
 def _scn_images(path: Path, description: str) -> tuple[Size, list[_ScnImage]]:
-    """The glass slide's size in nanometres, and the images on it."""
+    """The size of the glass slide in nanometres, and the images on it."""
     root = parsed_xml(path, description)
     names = {f"{{{name}}}scn": {"": name} for name in NAMESPACES}
     if root is None or root.tag not in names:
@@ -139,7 +147,7 @@ def _scn_image(path: Path, element: Element, space: dict[str, str]) -> _ScnImage
 
 
 def _refuse_dissimilar(path: Path, areas: Sequence[_ScnImage]) -> None:
-    """Areas are laid on one pyramid: they need the same levels."""
+    """Check that all areas have the same levels, since they are laid out on one pyramid."""
     first = areas[0]
     if not first.dimensions:
         raise UnsupportedSlide(path, "Leica's XML with an image that has no pixels")
@@ -161,8 +169,8 @@ def _level(
 ) -> tuple[TileLayout, list[tuple[int, int]]]:
     """One level of all areas, and where on it each area begins.
 
-    As in OpenSlide, places are cut to whole pixels, and where areas lie over each other the one that comes first
-    in the file is seen.
+    As in OpenSlide, places are cut to whole pixels, and where areas overlap, the one that comes first in the file
+    is seen.
     """
     dimensions = [area.dimensions[number] for area in areas]
     nm_per_px = min(dimension.nm_per_px for dimension in dimensions)
@@ -191,7 +199,7 @@ def _level(
         offsets=np.concatenate([tiles.offsets for tiles in stored]),
         byte_counts=np.concatenate([tiles.byte_counts for tiles in stored]),
     )
-    # Painted last is seen; so the file's first area comes last.
+    # What is painted last is seen, so the first area of the file comes last.
     placed = PlacedTiles.place(
         file.path,
         level_size=level_size,
@@ -206,7 +214,7 @@ def _level(
 
 
 def _disjoint(offsets: Sequence[tuple[int, int]], sizes: Sequence[Size]) -> bool:
-    """Whether no area lies over another."""
+    """Whether no area overlaps another."""
     starts_A2 = np.array(offsets)
     ends_A2 = starts_A2 + sizes
     over_AA = (starts_A2[:, None] < ends_A2) & (starts_A2 < ends_A2[:, None])
@@ -244,7 +252,7 @@ def _left_out(
     areas: Sequence[_ScnImage],
     macro: Sequence[TiffImage],
 ) -> Iterator[LeftOut]:
-    """The file's images that are no level, and why."""
+    """The images of the file that are no level, and why."""
     used = {dimension.ifd for area in shown for dimension in area.dimensions}
     used |= {image.number for image in macro}
     why = {ifd: "another focal plane than the first" for area in areas for ifd in area.other_planes}

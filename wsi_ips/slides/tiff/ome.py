@@ -1,14 +1,13 @@
-"""What OME-XML says of the images in an OME-TIFF.
-
-Schema 2016-06 (https://docs.openmicroscopy.org/ome-model/6.3.1/ome-tiff/specification.html); of older schemas,
-what they have in common with it.
-
-OME-TIFF: what the OME-XML of the first image describes (CONTAINERS.md, section 3).
+"""OME-TIFF: the images that the OME-XML of the first image describes (CONTAINERS.md, section 3).
 
 OpenSlide has no reader for it: it shows the finest level alone, of three grey planes only the first, and knows no
-resolution. The levels are the SubIFDs of the slide's image; where there are none, further images of the same
-shape. A file is refused, and left to no other reader, where it holds other channels than red, green and blue or
-grey, several depths or times: which of them is the slide is not stated.
+resolution. The levels are the SubIFDs of the slide's image or, if there are none, further images of the same
+shape. A file is refused, and left to no other reader, if it holds other channels than red, green and blue or grey,
+or several depths or times, because it is not stated which of them is the slide.
+
+:func:`read_ome_xml` understands the XML: schema 2016-06
+(https://docs.openmicroscopy.org/ome-model/6.3.1/ome-tiff/specification.html), and of older schemas what they have
+in common with it.
 """
 
 import re
@@ -52,7 +51,10 @@ from wsi_ips.storage.location import Location
 from wsi_ips.units import Mpp, Size
 
 LONGEST_XML = 8 << 20
-"""Characters. The XML of a slide has a few thousand, and some hundred for each plane of a stack."""
+"""The most characters of the XML.
+
+That of a slide has a few thousand, and a few hundred for each plane of a stack.
+"""
 
 MICRONS_PER: Mapping[str, float] = MappingProxyType(
     {
@@ -60,20 +62,44 @@ MICRONS_PER: Mapping[str, float] = MappingProxyType(
         "m": 1e6, "km": 1e9, "in": 25_400.0, "thou": 25.4, "mil": 25.4,
     }
 )  # fmt: skip
-"""OME's symbols for units of length that may be a pixel's; "pixel" and "reference frame" are no lengths. The micro
-sign and the Greek letter are two characters."""
+"""µm per unit, by OME's symbols for units of length. "pixel" and "reference frame" are no lengths.
+
+The micro sign and the Greek letter are two characters.
+"""
+
+ASSOCIATED = {"label": "label", "macro": "macro", "overview": "macro", "thumbnail": "thumbnail"}
+"""Words in the name of an Image, and which associated image it is."""
+
+COLOURS = (("r", "red"), ("g", "green"), ("b", "blue"))
+"""Names of the channels of an RGB image."""
+
+COLOUR_VALUES = [0xFF0000, 0x00FF00, 0x0000FF]
+"""24-bit RGB values of the channels of an RGB image."""
+
+NO_NAME = re.compile(r"(channel|ch|c)?[ :_#-]*\d*([ :_#-]\d+)*")
+"""What writers call a channel that nobody has named: ``Channel 0``, ``C:1``."""
+
+SAME_RESOLUTION = 0.1
+"""By how much, as a share, the stated resolution of a level may differ from what its size makes of the slide's."""
+
+Planes = tuple[TiffImage, ...]
+"""The images of a file that together are one picture: one, or one each for red, green and blue."""
 
 
 @dataclass(frozen=True, slots=True)
 class TiffData:
-    """Which planes lie in which of the file's images (``TiffData``); None: not stated."""
+    """Which planes lie in which image of the file (``TiffData``). None means that it is not stated."""
 
     ifd: int | None
+    """The first image that holds planes."""
     first_channel: int
+    """The channel of the first plane."""
     planes: int | None
+    """The number of planes."""
     file_name: str
-    """Of the file that holds them, and its UUID; empty where none is stated."""
+    """Name of the file that holds the planes, empty if it is not stated."""
     uuid: str
+    """UUID of the file that holds the planes, empty if it is not stated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,21 +108,25 @@ class OmeImage:
 
     name: str
     size: Size
+    """(width, height) in pixels."""
     channels: int
     depths: int
     times: int
     mpp_xy: tuple[Mpp, Mpp] | None
     """µm per pixel along x and y."""
     channel_names: tuple[str, ...]
-    """In order, empty where a ``Channel`` has none; () where there are no ``Channel`` elements."""
+    """Names in order, empty for a ``Channel`` without one. () if there are no ``Channel`` elements."""
     channel_colours: tuple[int, ...]
-    """24-bit RGB of each channel; () where not every channel states one."""
+    """24-bit RGB of each channel. () if not every channel states one."""
     tiff_data: tuple[TiffData, ...]
+    """Where the planes lie."""
 
     def ifds(self, planes: int, start: int) -> list[int] | None:
-        """Which of the file's images hold the ``planes`` channels; None where that is not stated of each.
+        """Which images of the file hold the channels 0 to ``planes - 1``.
 
-        start: the first image that is not an earlier ``Image``'s, for a writer that states nothing.
+        None if that is not stated for each of them.
+
+        ``start`` is the first image that does not belong to an earlier ``Image``, for writers that state nothing.
         """
         places: dict[int, int] = {}
         for data in self.tiff_data or (TiffData(None, 0, None, "", ""),):
@@ -111,140 +141,23 @@ class OmeImage:
 
 @dataclass(frozen=True, slots=True)
 class OmeXml:
-    """A file's images in document order, and the UUID that the file gives itself."""
+    """The images of a file in document order, and the UUID that the file gives itself."""
 
     images: tuple[OmeImage, ...]
     uuid: str
 
 
-def read_ome_xml(path: Location, text: str) -> OmeXml:
-    """The images that the XML describes, at least one.
-
-    Raises :class:`DamagedSlide` for XML that is broken, hostile or states what cannot be,
-    :class:`RefusedSlide` for XML that only names another file.
-    """
-    root = _parsed(path, text)
-    only = next(_children(root, "BinaryOnly"), None)
-    if only is not None:
-        where = only.get("MetadataFile", "another file")
-        raise RefusedSlide(
-            path,
-            f"one of several files of an OME-TIFF, described by {where!r:.200}",
-            "convert it to one file",
-        )
-    images: list[OmeImage] = []
-    for element in _children(root, "Image"):
-        if len(images) == MOST_IMAGES:
-            raise DamagedSlide(path, f"its OME-XML describes more than {MOST_IMAGES} images")
-        pixels = next(_children(element, "Pixels"), None)
-        if pixels is not None:
-            images.append(_image(path, element.get("Name", ""), pixels))
-    if not images:
-        raise DamagedSlide(path, "its OME-XML describes no image")
-    return OmeXml(tuple(images), root.get("UUID", ""))
-
-
-def _parsed(path: Location, text: str) -> Any:
-    if len(text) > LONGEST_XML:
-        raise DamagedSlide(path, f"its OME-XML is longer than {LONGEST_XML >> 20} million characters")
-    try:
-        # The declaration may state another encoding than that of the bytes made here.
-        body = text.strip("\0\ufeff \r\n\t")
-        if body.startswith("<?xml"):
-            body = body.partition("?>")[2]
-        return ElementTree.fromstring(body.encode("utf-8", "replace"), forbid_dtd=True)
-    except (ElementTree.ParseError, DefusedXmlException, ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise DamagedSlide(path, f"its OME-XML cannot be understood: {reason}") from error
-
-
-def _children(element: Any, name: str) -> Iterator[Any]:
-    """Those of this name, in whatever version's namespace."""
-    return (child for child in element if child.tag.rpartition("}")[2] == name)
-
-
-def _image(path: Location, name: str, pixels: Any) -> OmeImage:
-    channels = list(_children(pixels, "Channel"))[:MOST_IMAGES]
-    colours = [_colour(channel.get("Color")) for channel in channels]
-    tiff_data: list[TiffData] = []
-    for element in _children(pixels, "TiffData"):
-        if len(tiff_data) == MOST_IMAGES:
-            break
-        tiff_data.append(_tiff_data(path, element))
-    return OmeImage(
-        name=name,
-        size=(_integer(path, pixels, "SizeX", least=1) or 0, _integer(path, pixels, "SizeY", least=1) or 0),
-        channels=_integer(path, pixels, "SizeC", least=1) or 1,
-        depths=_integer(path, pixels, "SizeZ", least=1) or 1,
-        times=_integer(path, pixels, "SizeT", least=1) or 1,
-        mpp_xy=_mpp_xy(pixels),
-        channel_names=tuple(channel.get("Name", "") for channel in channels),
-        channel_colours=tuple(c for c in colours if c is not None) if None not in colours else (),
-        tiff_data=tuple(tiff_data),
-    )
-
-
-def _tiff_data(path: Location, element: Any) -> TiffData:
-    file = next(_children(element, "UUID"), None)
-    return TiffData(
-        ifd=_integer(path, element, "IFD"),
-        first_channel=_integer(path, element, "FirstC") or 0,
-        planes=_integer(path, element, "PlaneCount"),
-        file_name="" if file is None else file.get("FileName", ""),
-        uuid="" if file is None else (file.text or "").strip(),
-    )
-
-
-def _integer(path: Location, element: Any, name: str, *, least: int = 0) -> int | None:
-    """An attribute's integer; None where it is absent."""
-    text = element.get(name)
-    if text is None:
-        return None
-    value = int(text) if text.strip().isascii() and text.strip().isdigit() and len(text) < 12 else -1
-    if value < least:
-        raise DamagedSlide(path, f"its OME-XML states {name}={text!r:.40}")
-    return value
-
-
-def _colour(text: str | None) -> int | None:
-    """OME keeps a colour as a signed 32-bit integer of red, green, blue and alpha."""
-    try:
-        return None if text is None else (int(text) & 0xFFFFFFFF) >> 8
-    except ValueError:
-        return None
-
-
-def _mpp_xy(pixels: Any) -> tuple[Mpp, Mpp] | None:
-    sizes: list[float | None] = []
-    for axis in "XY":
-        value, unit = number(pixels.get(f"PhysicalSize{axis}")), pixels.get(f"PhysicalSize{axis}Unit", "µm")
-        per = MICRONS_PER.get(unit.strip())
-        sizes.append(value * per if value is not None and per is not None else None)
-    return believable_xy(*sizes)
-
-
-ASSOCIATED = {"label": "label", "macro": "macro", "overview": "macro", "thumbnail": "thumbnail"}
-"""Words in an Image's name, and what the picture is."""
-
-COLOURS = (("r", "red"), ("g", "green"), ("b", "blue"))
-COLOUR_VALUES = [0xFF0000, 0x00FF00, 0x0000FF]
-NO_NAME = re.compile(r"(channel|ch|c)?[ :_#-]*\d*([ :_#-]\d+)*")
-"""What writers call a channel that nobody has named: ``Channel 0``, ``C:1``."""
-
-SAME_RESOLUTION = 0.1
-"""By which share a level's stated resolution may differ from what its size makes of the slide's."""
-
-Planes = tuple[TiffImage, ...]
-"""The images of a file that together are one picture: one, or one each for red, green and blue."""
-
-
 def recognises(file: TiffDirectories) -> bool:
-    """By the end of the first image's description."""
+    """Whether the first image's description ends as OME-XML does."""
     return file.first.description.rstrip("\0 \r\n\t").endswith("OME>")
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
+    """Where the tiles of the levels lie.
+
+    Raises :class:`UnsupportedSlide` for a slide that is not tiled, :class:`DamagedSlide` for a file that is cut
+    short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show wrongly.
+    """
     document = read_ome_xml(file.path, file.first.description)
     pictures = _Pictures.of(file, document)
     slide = _checked(file, document, pictures.slide)
@@ -265,25 +178,26 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """An Image of the XML, and the file's images that hold it; () where these are not in the file."""
+    """An Image of the XML, and the images of the file that hold it; () if these are not in the file."""
 
     described: OmeImage
     planes: Planes
 
     @property
     def title(self) -> str:
-        """``image 'Scene 2'``."""
+        """Its name for messages: ``image 'Scene 2'``."""
         return f"image {self.described.name[:60]!r}"
 
     @property
     def label(self) -> str:
+        """Its name and size for messages."""
         width, height = self.described.size
         return f"{self.title}, {width}x{height} px"
 
 
 @dataclass(slots=True)
 class _Pictures:
-    """All that the XML describes, and the file's images that it does not name."""
+    """Everything that the XML describes, and the images of the file that it does not name."""
 
     slide: _Picture
     associated: dict[str, _Picture] = field(default_factory=dict)
@@ -292,7 +206,7 @@ class _Pictures:
 
     @classmethod
     def of(cls, file: TiffDirectories, document: OmeXml) -> "_Pictures":
-        """The slide is the largest image that is not called a label, macro or thumbnail."""
+        """Sort the images. The slide is the largest one that is not called a label, macro or thumbnail."""
         pictures = []
         used: set[int] = set()
         for described in document.images:
@@ -315,7 +229,10 @@ class _Pictures:
 
 
 def _planes(file: TiffDirectories, described: OmeImage, start: int) -> Planes:
-    """The images that hold a picture's channels at the first depth and time; () where they are not in the file."""
+    """The images that hold the channels of a picture at the first depth and time.
+
+    () if they are not in the file.
+    """
     first = described.ifds(1, start)
     if first is None or first[0] >= len(file.images):
         return ()
@@ -328,7 +245,11 @@ def _planes(file: TiffDirectories, described: OmeImage, start: int) -> Planes:
 
 
 def _checked(file: TiffDirectories, document: OmeXml, slide: _Picture) -> _Picture:
-    """The slide's image with its planes in the order red, green, blue. Raises as :func:`read_layout` does."""
+    """The slide's image with its planes in the order red, green, blue.
+
+    Raises :class:`UnsupportedSlide`, :class:`DamagedSlide` or :class:`RefusedSlide` for an image that is not read
+    here.
+    """
     path, described = file.path, slide.described
     if described.depths > 1 or described.times > 1:
         _refuse(
@@ -379,8 +300,9 @@ def _checked(file: TiffDirectories, document: OmeXml, slide: _Picture) -> _Pictu
 def _colour_order(file: TiffDirectories, described: OmeImage, *, likely: bool) -> list[int]:
     """Where red, green and blue are among the channels.
 
-    Three channels must be named so or coloured so. likely: whether three without names and colours may be taken
-    for red, green and blue, as channels of 8 bits may; stains under a microscope mostly have more.
+    Three channels must have these names or colours. ``likely`` says whether three channels without names and
+    colours may be taken for red, green and blue. Channels of 8 bits may; stains under a microscope mostly have
+    more bits.
     """
     if len(described.channel_names) not in (0, 3):  # one Channel holds all three samples
         return [0, 1, 2]
@@ -401,7 +323,10 @@ def _colour_order(file: TiffDirectories, described: OmeImage, *, likely: bool) -
 
 
 def _elsewhere(file: TiffDirectories, document: OmeXml, described: OmeImage) -> str:
-    """The name of another file that holds some of the image; "" for none. A file may have been renamed."""
+    """The name of another file that holds some of the image, empty if there is none.
+
+    A file may have been renamed.
+    """
     known = {data.file_name for image in document.images for data in image.tiff_data if data.file_name}
     for data in described.tiff_data:
         own = not data.file_name or data.file_name == file.path.name or len(known) == 1
@@ -411,8 +336,10 @@ def _elsewhere(file: TiffDirectories, document: OmeXml, described: OmeImage) -> 
 
 
 def _samples(file: TiffDirectories, slide: _Picture) -> Samples | None:
-    """What the samples mean where the XML knows it better than the tags: three planes, or three samples that the
-    tags call grey, are red, green and blue. None: what the tags say."""
+    """What the samples mean if the XML knows it better than the tags. None to believe the tags.
+
+    Three planes, or three samples that the tags call grey, are red, green and blue.
+    """
     first = slide.planes[0]
     bits = first.integers(BITS, 1)
     if (
@@ -439,7 +366,7 @@ def _samples(file: TiffDirectories, slide: _Picture) -> Samples | None:
 def _levels(
     file: TiffDirectories, pictures: _Pictures, slide: _Picture, samples: Samples | None
 ) -> tuple[list[TileLayout], list[LeftOut]]:
-    """The slide's levels from fine to coarse, and the images that might have been some and are not."""
+    """The levels of the slide from fine to coarse, and the images that might have been levels and are not."""
     of_parts = [plane.sub_images for plane in slide.planes]
     if len({len(subs) for subs in of_parts}) > 1:
         raise DamagedSlide(file.path, "its three colours have different numbers of levels")
@@ -470,9 +397,9 @@ def _levels(
 
 
 def _other_field(slide: _Picture, other: _Picture) -> str:
-    """Why another Image of the XML is no level of the slide; "" where it may be one.
+    """Why another Image of the XML is no level of the slide, empty if it may be one.
 
-    Of one that states the slide's own resolution, a smaller size is a smaller field.
+    If it states the resolution of the slide itself, a smaller size means a smaller field.
     """
     ours, theirs = slide.described, other.described
     if len(other.planes) != len(slide.planes) or theirs.channels != ours.channels:
@@ -487,7 +414,7 @@ def _other_field(slide: _Picture, other: _Picture) -> str:
 
 
 def _no_level(slide: _Picture, planes: Planes, taken: Collection[Size]) -> str:
-    """Why these images are no level besides those of the sizes ``taken``; "" where they are one."""
+    """Why these images are no level besides those of the sizes ``taken``, empty if they are one."""
     first, size = slide.planes[0], planes[0].size
     if any(plane.size != size for plane in planes):
         return "its colours are of different sizes"
@@ -507,7 +434,7 @@ def _sized(title: str, planes: Planes) -> str:
 
 
 def _associated(pictures: _Pictures) -> tuple[dict[str, AssociatedImage], list[LeftOut]]:
-    """The pictures beside the slide by name, and those that cannot be read."""
+    """The associated images by name, and those that cannot be read."""
     found: dict[str, AssociatedImage] = {}
     left_out: list[LeftOut] = []
     for name, picture in pictures.associated.items():
@@ -529,6 +456,112 @@ def _area(image: OmeImage) -> int:
 
 
 def _refuse(
-    file: TiffDirectories, reason: str, mend: str = "export one plane in red, green and blue"
+    file: TiffDirectories, reason: str, fix: str = "export one plane in red, green and blue"
 ) -> NoReturn:
-    raise RefusedSlide(file.path, f"{reason}; a slide is one plane of red, green and blue, or of grey", mend)
+    raise RefusedSlide(file.path, f"{reason}; a slide is one plane of red, green and blue, or of grey", fix)
+
+
+def read_ome_xml(path: Location, text: str) -> OmeXml:
+    """The images that the XML describes, at least one. ``path`` is the slide, for messages.
+
+    Raises :class:`DamagedSlide` for XML that is broken, hostile or states what cannot be, and
+    :class:`RefusedSlide` for XML that only names another file.
+    """
+    root = _parsed(path, text)
+    only = next(_children(root, "BinaryOnly"), None)
+    if only is not None:
+        where = only.get("MetadataFile", "another file")
+        raise RefusedSlide(
+            path,
+            f"one of several files of an OME-TIFF, described by {where!r:.200}",
+            "convert it to one file",
+        )
+    images: list[OmeImage] = []
+    for element in _children(root, "Image"):
+        if len(images) == MOST_IMAGES:
+            raise DamagedSlide(path, f"its OME-XML describes more than {MOST_IMAGES} images")
+        pixels = next(_children(element, "Pixels"), None)
+        if pixels is not None:
+            images.append(_image(path, element.get("Name", ""), pixels))
+    if not images:
+        raise DamagedSlide(path, "its OME-XML describes no image")
+    return OmeXml(tuple(images), root.get("UUID", ""))
+
+
+def _parsed(path: Location, text: str) -> Any:
+    if len(text) > LONGEST_XML:
+        raise DamagedSlide(path, f"its OME-XML is longer than {LONGEST_XML >> 20} million characters")
+    try:
+        # The declaration may state another encoding than that of the bytes made here.
+        body = text.strip("\0\ufeff \r\n\t")
+        if body.startswith("<?xml"):
+            body = body.partition("?>")[2]
+        return ElementTree.fromstring(body.encode("utf-8", "replace"), forbid_dtd=True)
+    except (ElementTree.ParseError, DefusedXmlException, ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise DamagedSlide(path, f"its OME-XML cannot be understood: {reason}") from error
+
+
+def _children(element: Any, name: str) -> Iterator[Any]:
+    """The child elements of this name, in the namespace of any version."""
+    return (child for child in element if child.tag.rpartition("}")[2] == name)
+
+
+def _image(path: Location, name: str, pixels: Any) -> OmeImage:
+    channels = list(_children(pixels, "Channel"))[:MOST_IMAGES]
+    colours = [_colour(channel.get("Color")) for channel in channels]
+    tiff_data: list[TiffData] = []
+    for element in _children(pixels, "TiffData"):
+        if len(tiff_data) == MOST_IMAGES:
+            break
+        tiff_data.append(_tiff_data(path, element))
+    return OmeImage(
+        name=name,
+        size=(_integer(path, pixels, "SizeX", least=1) or 0, _integer(path, pixels, "SizeY", least=1) or 0),
+        channels=_integer(path, pixels, "SizeC", least=1) or 1,
+        depths=_integer(path, pixels, "SizeZ", least=1) or 1,
+        times=_integer(path, pixels, "SizeT", least=1) or 1,
+        mpp_xy=_mpp_xy(pixels),
+        channel_names=tuple(channel.get("Name", "") for channel in channels),
+        channel_colours=tuple(c for c in colours if c is not None) if None not in colours else (),
+        tiff_data=tuple(tiff_data),
+    )
+
+
+def _tiff_data(path: Location, element: Any) -> TiffData:
+    file = next(_children(element, "UUID"), None)
+    return TiffData(
+        ifd=_integer(path, element, "IFD"),
+        first_channel=_integer(path, element, "FirstC") or 0,
+        planes=_integer(path, element, "PlaneCount"),
+        file_name="" if file is None else file.get("FileName", ""),
+        uuid="" if file is None else (file.text or "").strip(),
+    )
+
+
+def _integer(path: Location, element: Any, name: str, *, least: int = 0) -> int | None:
+    """The integer of an attribute, None if it is missing."""
+    text = element.get(name)
+    if text is None:
+        return None
+    value = int(text) if text.strip().isascii() and text.strip().isdigit() and len(text) < 12 else -1
+    if value < least:
+        raise DamagedSlide(path, f"its OME-XML states {name}={text!r:.40}")
+    return value
+
+
+def _colour(text: str | None) -> int | None:
+    """The 24-bit RGB of a colour, which OME stores as a signed 32-bit integer of red, green, blue and alpha."""
+    try:
+        return None if text is None else (int(text) & 0xFFFFFFFF) >> 8
+    except ValueError:
+        return None
+
+
+def _mpp_xy(pixels: Any) -> tuple[Mpp, Mpp] | None:
+    sizes: list[float | None] = []
+    for axis in "XY":
+        value, unit = number(pixels.get(f"PhysicalSize{axis}")), pixels.get(f"PhysicalSize{axis}Unit", "µm")
+        per = MICRONS_PER.get(unit.strip())
+        sizes.append(value * per if value is not None and per is not None else None)
+    return believable_xy(*sizes)

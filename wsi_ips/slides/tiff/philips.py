@@ -1,12 +1,12 @@
 """Philips TIFF, as Philips' export from iSyntax writes it and CAMELYON16 holds it (CONTAINERS.md, section 1).
 
 Every tiled top-level image is a level. Level 0 is as large as its image says. The images of the other levels are
-padded to whole tiles and state the padded size; their true size follows from the pixel spacings in the XML of the
+padded to whole tiles and state the padded size. Their true size follows from the pixel spacings in the XML of the
 first image's description. Label and macro are images of their own, or JPEGs in the XML.
 
-Levels are as in OpenSlide, with three exceptions: a text in the XML may be longer than 10 MB (OpenSlide would take
-the slide for a generic TIFF with padded sizes); a tiled image of another shape than the slide is left out
-(OpenSlide refuses the slide); and so is one that is not as large as its spacing says.
+Levels are those of OpenSlide, with three exceptions. A text in the XML may be longer than 10 MB; OpenSlide would
+then take the slide for a generic TIFF with padded sizes. A tiled image of another shape than the slide is left
+out; OpenSlide refuses such a slide. And an image that is not as large as its spacing says is left out too.
 """
 
 import binascii
@@ -36,11 +36,14 @@ from wsi_ips.slides.tile_layout import AssociatedImage, SlideLayout
 from wsi_ips.units import Mpp, Size
 
 LARGEST_PICTURE_BYTES = 16 << 20
-"""Of a JPEG in the XML: it is kept while the slide is open."""
+"""The most bytes of a JPEG in the XML, which is kept in memory while the slide is open."""
 
 
 def recognises(file: TiffDirectories) -> bool:
-    """By the software and the XML, both; otherwise OpenSlide takes it for a generic TIFF, and so do we."""
+    """Whether both the software and the XML are Philips'.
+
+    OpenSlide takes other files for generic TIFFs, and so do we.
+    """
     if not file.first.text(SOFTWARE).startswith("Philips"):
         return False
     root = parsed_xml(file.path, file.first.description)
@@ -48,7 +51,11 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
+    """Where the tiles of the levels lie.
+
+    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file that is
+    cut short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show wrongly.
+    """
     root = parsed_xml(file.path, file.first.description)
     scanned = [] if root is None else list(_scanned_images(root))
     slides = [image for image in scanned if _is_of_type(image, "WSI")]
@@ -83,7 +90,7 @@ class _Level:
 
 
 def _levels(file: TiffDirectories, slide: Element) -> tuple[list[_Level], dict[int, str]]:
-    """The levels from fine to coarse, and why other tiled images, by their number, are none."""
+    """The levels from fine to coarse, and why other tiled images, by their number, are no levels."""
     tiled = file.tiled
     if not tiled or tiled[0] is not file.first:
         raise UnsupportedSlide(file.path, "its first image is not tiled")
@@ -114,7 +121,7 @@ def _levels(file: TiffDirectories, slide: Element) -> tuple[list[_Level], dict[i
 
 
 def _fits(level: _Level, l0_size: Size) -> bool:
-    """Whether the image is about as large as the level, or padded to whole tiles."""
+    """Whether the image is about as large as the level, or is padded to whole tiles."""
     tile = level.image.integer(TILE_WIDTH), level.image.integer(TILE_LENGTH)
     sides = zip(level.image.size, level.size, l0_size, tile, strict=True)
     return min(level.size) > 0 and all(
@@ -124,7 +131,7 @@ def _fits(level: _Level, l0_size: Size) -> bool:
 
 
 def _downsamples(file: TiffDirectories, spacings: Sequence[tuple[float, float]]) -> list[int]:
-    """Whole numbers, rounded half away from zero, as OpenSlide has them."""
+    """Downsamples as whole numbers, rounded half away from zero as in OpenSlide."""
     x0, y0 = spacings[0]
     factors = [1, *(floor((x / x0 + y / y0) / 2 + 0.5) for x, y in spacings[1:])]
     if min(factors) < 1 or any(coarser < finer for finer, coarser in pairwise(factors)):
@@ -153,7 +160,7 @@ def _level_spacings(file: TiffDirectories, slide: Element) -> list[tuple[float, 
 
 
 def _mpp(slide: Element) -> tuple[Mpp, Mpp] | None:
-    """µm per pixel of the whole-slide image, of several statements the last one."""
+    """µm per pixel of the slide. If it is stated several times, the last statement counts."""
     stated = [
         attribute.text or "" for attribute in _attributes(slide, "DICOM_PIXEL_SPACING") if not len(attribute)
     ]
@@ -162,7 +169,7 @@ def _mpp(slide: Element) -> tuple[Mpp, Mpp] | None:
 
 
 def _spacing(text: str) -> tuple[float, float] | None:
-    """mm per pixel (x, y) of ``"row" "column"``, with the quotation marks."""
+    """mm per pixel (x, y) from the text ``"row" "column"``, whose quotation marks belong to it."""
     parts = [number(part.replace('"', " ")) for part in text.split(" ")]
     if len(parts) != 2 or any(part is None or not isfinite(part) or part <= 0 for part in parts):
         return None
@@ -186,7 +193,7 @@ def _is_of_type(image: Element, kind: str) -> bool:
 
 
 def _named_images(file: TiffDirectories) -> dict[str, TiffImage]:
-    """Label and macro that are images of their own, not tiled; of several the last one."""
+    """Label and macro that are images of their own and not tiled. Of several, the last one counts."""
     named: dict[str, TiffImage] = {}
     for image in file.images:
         for name in ("Label", "Macro"):
@@ -196,7 +203,7 @@ def _named_images(file: TiffDirectories) -> dict[str, TiffImage]:
 
 
 def _picture_in_xml(scanned: Sequence[Element], kind: str) -> EmbeddedJpeg | None:
-    """None where there is none that can be understood, which is no reason to refuse a slide."""
+    """A JPEG in the XML, or None if there is none that can be understood, which is no reason to refuse a slide."""
     texts = [
         data.text
         for image in scanned

@@ -1,17 +1,17 @@
-"""Tiles that are pieces of one huge JPEG, cut at its restart markers (Hamamatsu's NDPI).
+"""Tiles that are pieces of one huge JPEG, cut at its restart markers, as in Hamamatsu's NDPI.
 
-Between two restart markers lies an interval of whole blocks that decodes without the rest. Here an interval is
-a piece of one row of blocks, often thousands of pixels wide and 8 high. Decoding it alone would be slow, so a
-tile is a stack: the intervals of one column below each other, joined under the JPEG's own header. Its pixels
-equal those that OpenSlide decodes interval by interval, where no component is halved vertically. (With 4:2:0,
-at which OpenSlide fails, chroma is not smoothed across the border between two stacks.)
+:func:`stacked_level` finds the pieces and makes a level of them. :class:`StackedIntervals` says how such tiles are
+decoded.
 
-A JPEG without restart markers is one interval. Source: ITU-T T.81, B.2 and E.1.4; CONTAINERS.md, section 5.
+Between two restart markers lies an interval of whole blocks that decodes without the rest. In NDPI an interval is
+a piece of one row of blocks, often thousands of pixels wide and 8 high. Decoding it alone would be slow, so a tile
+is a stack: the intervals of one column below each other, joined under the JPEG's own header. Its pixels equal
+those that OpenSlide decodes interval by interval if no component is halved vertically. (With 4:2:0, at which
+OpenSlide fails, chroma is not smoothed across the border between two stacks.) A JPEG without restart markers is
+one interval.
 
-Where the restart intervals of one huge JPEG lie in a file, and how they are stacked to tiles.
-
-See :mod:`wsi_ips.slides.tiff.restart_intervals`. A large slide has half a million intervals, so that none of
-them is looked at in Python.
+A large slide has half a million intervals, so none of them is looked at in a Python loop. Source: ITU-T T.81, B.2
+and E.1.4; CONTAINERS.md, section 5.
 """
 
 from dataclasses import dataclass, replace
@@ -29,30 +29,75 @@ from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX, LARGEST_SIDE_PX
 from wsi_ips.units import Size
 
 DRI = 0xDD
+"""Marker of the segment that defines the restart interval."""
+
 RST0 = 0xD0
+"""The first of the eight restart markers."""
+
 SEQUENTIAL_FRAMES = frozenset({0xC0, 0xC1})
+"""Markers of baseline and extended sequential frames."""
+
 LARGEST_JPEG_SIDE = 65_500
-"""libjpeg's limit. Frames of larger images state 0, or a larger number."""
+"""libjpeg's limit for a side. Frames of larger images state 0, or a larger number."""
+
 END_OF_IMAGE = bytes([0xFF, EOI])
+"""The marker at the end of a JPEG."""
+
+STACK_ROWS = 256
+"""Height of a stack in pixels, which is that of most patches.
+
+If two rows of patches share each stack, the threads that read them wait for each other.
+"""
+
+STACK_PX = 1 << 20
+"""The most pixels of a stack.
+
+Larger ones decode no faster, and a patch needs all of each stack that it touches.
+"""
+
+ROW_OF_STACKS_PX = 1 << 24
+"""The most pixels of all stacks side by side.
+
+At four bytes a pixel that is 64 MiB: as much of a level waits in a stream's cache (128 MiB unless configured
+otherwise) for the next row of patches.
+"""
+
+LARGEST_HEADER = 1 << 18
+"""The most bytes of the header of a JPEG."""
+
+SEARCHED_AT_ONCE = 16 << 20
+"""How many bytes are read at once when markers are searched."""
+
+CHECKED_STARTS = 16
+"""How many entries of a list of starts are compared with the file."""
+
+SMALLEST_INTERVAL = 3
+"""The fewest bytes of an interval: the code of a block, and the marker."""
+
+MOST_BYTES_PER_PX = 6
+"""Twice what pixels take without compression. A JPEG that is larger is not searched and not decoded."""
+
+MOST_INTERVALS = 1 << 23
+"""The most intervals. The largest slides have half a million."""
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """A JPEG's bytes up to its first scan's data, and what they say."""
+    """The bytes of a JPEG up to the data of its first scan, and what they say."""
 
     data: bytes
     frame_at: int
-    """Where in ``data`` the frame's height stands; its width follows."""
+    """Where in ``data`` the height of the frame stands; its width follows."""
     size: Size
-    """(width, height) as the frame states them, maybe not the image's."""
+    """(width, height) as the frame states them, which may not be those of the image."""
     block: Size
     """(width, height) in pixels of the blocks that are coded together (MCU)."""
     restart_interval: int
-    """Blocks between two restart markers; 0 where there are none."""
+    """Blocks between two restart markers, 0 if there are none."""
 
     @classmethod
     def parse(cls, start: bytes) -> "JpegHeader":
-        """``start``: the beginning of a JPEG, its header at least.
+        """Read the header of a JPEG. ``start`` is its beginning, at least the header.
 
         Raises :class:`TileError` for bytes that are no JPEG of three 8-bit components that TurboJPEG decodes, and
         for one that has restart markers and several scans, so that intervals hold no whole pixels.
@@ -84,11 +129,11 @@ class JpegHeader:
 
     @property
     def states_size(self) -> bool:
-        """Whether the frame's size can be the image's."""
+        """Whether the size that the frame states can be that of the image."""
         return all(0 < side <= LARGEST_JPEG_SIDE for side in self.size)
 
     def with_size(self, size: Size) -> bytes:
-        """The header of an image of another size (width, height)."""
+        """The header for an image of another size (width, height)."""
         width, height = size
         at = self.frame_at
         sides = height.to_bytes(2, "big") + width.to_bytes(2, "big")
@@ -97,20 +142,24 @@ class JpegHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackedIntervals:
-    """Each tile is a stack of restart intervals; a part of it is an interval with the marker that ends it."""
+    """Tiles that are stacks of restart intervals.
+
+    Each part of a tile is an interval with the marker that ends it.
+    """
 
     header: JpegHeader
     interval: Size
     """(width, height) of an interval in pixels."""
     per_tile: int
-    """Intervals in a stack. The last row's stacks may have fewer: their last parts are empty."""
+    """Intervals in a stack. The stacks of the last row may have fewer: their last parts are empty."""
     cols: int
-    """Intervals side by side: that many further on in the JPEG lies the one below."""
+    """Intervals side by side. The interval below another one lies this many further on in the JPEG."""
     reduction: int = 1
-    """1, 2, 4 or 8: tiles are decoded smaller by this, as levels that are not stored."""
+    """1, 2, 4 or 8: by how much tiles are decoded smaller, for levels that are not stored."""
 
     @property
     def size(self) -> Size:
+        """(width, height) of a decoded tile."""
         width, height = self.interval
         return width // self.reduction, height * self.per_tile // self.reduction
 
@@ -123,15 +172,16 @@ class StackedIntervals:
         return factor <= 8 and not any(side % factor for side in self.interval)
 
     def decoder(self) -> "StackDecoder":
+        """A decoder for these tiles."""
         return StackDecoder(self)
 
     def refusal(self, start: bytes) -> None:
-        """Nothing in an interval could tell; the header was looked at before."""
+        """Always None, since nothing in an interval could tell, and the header was checked before."""
         return
 
 
 class StackDecoder:
-    """See :class:`TileDecoder`."""
+    """Decodes :class:`StackedIntervals`."""
 
     def __init__(self, tiles: StackedIntervals) -> None:
         self._tiles = tiles
@@ -139,12 +189,16 @@ class StackDecoder:
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Those of libjpeg's reduced inverse transforms that divide an interval evenly."""
+        """The factors of libjpeg's reduced inverse transforms that divide an interval evenly. 1 is among them."""
         tiles = self._tiles
         return tuple(scale for scale in (1, 2, 4, 8) if tiles.divides(scale * tiles.reduction))
 
     def decode(self, parts: Parts, out: RgbImage) -> None:
-        """See :meth:`TileDecoder.decode`. Of a stack with fewer intervals the rest of ``out`` is left as it is."""
+        """Write the pixels of a stack into ``out``, (height, width, 3 or 4) uint8.
+
+        If a stack has fewer intervals than a tile, the rest of ``out`` is left as it is. Raises :class:`TileError`
+        if an interval is broken.
+        """
         tiles = self._tiles
         n = sum(1 for part in parts if len(part))
         width, height = tiles.interval[0], tiles.interval[1] * n
@@ -153,25 +207,28 @@ class StackDecoder:
         decode_jpeg_into(self._joined(parts, n), out[: height // factor], (width, height))
 
     def jpeg(self, parts: Parts) -> bytes | None:
-        """See :meth:`TileDecoder.jpeg`. None for a stack that is no whole tile, and for a reduced level."""
+        """The stack as one JPEG.
+
+        None for a stack that is no whole tile, and for a level that is decoded smaller.
+        """
         n = sum(1 for part in parts if len(part))
         if n < self._tiles.per_tile or self._tiles.reduction > 1:
             return None
         return bytes(self._joined(parts, n))
 
     def _joined(self, parts: Parts, n: int) -> bytearray:
-        """One JPEG of the first ``n`` parts. Raises :class:`TileError` where one does not end in its marker."""
+        """One JPEG of the first ``n`` parts. Raises :class:`TileError` if a part does not end in its marker."""
         if not n:
             raise TileError("no interval has data")
         header = self._headers.get(n) or self._header(n)
         jpeg = bytearray().join((header, *parts))
         data = np.frombuffer(jpeg, np.uint8)
-        # Where each part's marker is: FF, and its number.
+        # Where the marker of each part is: a byte FF, and then its number.
         at_n = len(header) - 1 + np.cumsum([len(part) for part in parts[:n]])
         numbers_n = data[at_n].astype(np.int64) - RST0
         wrong_n = (data[at_n - 1] != 0xFF) | (numbers_n < 0) | (numbers_n > 7)
         if wrong_n[-1] and bytes(parts[n - 1]).rfind(END_OF_IMAGE) > 0:
-            # The image's end, and maybe padding behind it, at which no decoder looks.
+            # The end of the image, and maybe padding after it, which no decoder looks at.
             wrong_n[-1] = False
         else:
             data[at_n[-1]] = EOI
@@ -190,28 +247,9 @@ class StackDecoder:
         return self._tiles.header.with_size((width, height * n))
 
 
-STACK_ROWS = 256
-"""Pixels high, as patches mostly are. Where two rows of patches share each stack, the threads that read them wait
-for each other."""
-STACK_PX = 1 << 20
-"""Pixels of a stack at most: larger ones decode no faster, and a patch needs all of each stack that it touches."""
-ROW_OF_STACKS_PX = 1 << 24
-"""Pixels of all stacks side by side at most. At four bytes a pixel that is 64 MiB: as much of a level waits in a
-stream's cache (128 MiB unless configured otherwise) for the next row of patches."""
-LARGEST_HEADER = 1 << 18
-SEARCHED_AT_ONCE = 16 << 20
-CHECKED_STARTS = 16
-SMALLEST_INTERVAL = 3
-"""Bytes: a block's code and the marker."""
-MOST_BYTES_PER_PX = 6
-"""Twice what they take without compression. A JPEG that is larger is none: it is not searched, nor decoded."""
-MOST_INTERVALS = 1 << 23
-"""The largest slides have half a million."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredJpeg:
-    """A JPEG that lies in a file in one piece, from byte ``offset`` on. name: for messages."""
+    """A JPEG that lies in a file in one piece, from byte ``offset`` on. ``name`` is what messages call it."""
 
     path: Path
     file: TileFile
@@ -220,7 +258,7 @@ class StoredJpeg:
     name: str
 
     def header(self) -> JpegHeader:
-        """Raises :class:`UnsupportedSlide` for one that is not decoded here."""
+        """Read the header. Raises :class:`UnsupportedSlide` if the JPEG is not decoded here."""
         try:
             return JpegHeader.parse(self.file.read(self.offset, min(LARGEST_HEADER, self.byte_count)))
         except TileError as error:
@@ -230,16 +268,20 @@ class StoredJpeg:
 def stacked_level(
     jpeg: StoredJpeg, stated: Size, listed: NDArray[np.int64] | None
 ) -> tuple[TileLayout, StackedIntervals]:
-    """A level of stacks of the JPEG's intervals, and how they are stored.
+    """A level of stacks of the intervals of a JPEG, and how they are stored.
 
-    ``stated``: (width, height) of the level as the container has it; a JPEG without restart markers knows its
-    own size better. ``listed``: where each interval starts, counted from the JPEG's start, as the container has
-    it. A list that is absent, of another length, out of order or false (it is compared with the file in 16
-    places) is replaced by a search for the markers, which reads the whole JPEG once. A list that is false
-    elsewhere is found out when the tile is decoded.
+    Args:
+        jpeg: The JPEG of the whole level.
+        stated: (width, height) of the level as the container states it. A JPEG without restart markers knows its
+            own size better.
+        listed: Where each interval starts, counted from the start of the JPEG, as the container lists it.
 
-    Raises :class:`UnsupportedSlide` for a JPEG that is not decoded here, :class:`DamagedSlide` for sizes that no
-    slide has or that contradict each other, or for too few markers.
+    The list is compared with the file in 16 places. If it is missing, of another length, out of order or false,
+    the markers are searched instead, which reads the whole JPEG once. A list that is false elsewhere is found out
+    when a tile is decoded.
+
+    Raises :class:`UnsupportedSlide` for a JPEG that is not decoded here, and :class:`DamagedSlide` for sizes that
+    no slide has or that contradict each other, or for too few markers.
     """
     header = jpeg.header()
     size, interval = _sizes(jpeg, header, stated)
@@ -260,7 +302,10 @@ def stacked_level(
 
 
 def reduced_level(level: TileLayout, tile: StackedIntervals, reduction: int) -> TileLayout:
-    """The level that is not stored: ``level``'s stacks (of ``tile``), decoded smaller by 2, 4 or 8."""
+    """A level that is not stored: the stacks of a stored level, decoded smaller.
+
+    ``tile`` describes the tiles of ``level``; ``reduction`` is 2, 4 or 8.
+    """
     width, height = level.level_size
     return TileLayout(
         level_size=(width // reduction, height // reduction),
@@ -273,9 +318,9 @@ def reduced_level(level: TileLayout, tile: StackedIntervals, reduction: int) -> 
 
 
 def intervals_per_stack(interval: Size, level_width: int) -> int:
-    """How many intervals of (width, height) are stacked: 256 px high, or halved until it fits.
+    """How many intervals of (width, height) are stacked: as many as make 256 px, or a half, a quarter, … of that.
 
-    A stack is at most :data:`STACK_PX` large, and the stacks side by side :data:`ROW_OF_STACKS_PX`.
+    A stack has at most :data:`STACK_PX` pixels, and the stacks side by side :data:`ROW_OF_STACKS_PX`.
     """
     width, height = interval
     high = STACK_ROWS
@@ -285,15 +330,16 @@ def intervals_per_stack(interval: Size, level_width: int) -> int:
 
 
 def find_starts(jpeg: StoredJpeg, header_bytes: int, expected: int) -> NDArray[np.int64]:
-    """Where the intervals start, from the JPEG's start on: the first behind the header, others behind markers.
+    """Search a JPEG for its intervals, in one pass. Returns where they start, counted from the start of the JPEG.
 
-    One pass over the JPEG. Raises :class:`DamagedSlide` where there are not ``expected`` of them.
+    The first interval starts after the header, the others after restart markers. Raises :class:`DamagedSlide` if
+    there are not ``expected`` of them.
     """
     found = [np.array([header_bytes], np.int64)]
     n, at = 1, header_bytes
     while at < jpeg.byte_count and n <= expected:
         count = min(SEARCHED_AT_ONCE, jpeg.byte_count - at)
-        # One byte of the next block along: a marker may lie across.
+        # One byte of the next block is read too, since a marker may lie across the border.
         block = np.frombuffer(
             jpeg.file.read(jpeg.offset + at, min(count + 1, jpeg.byte_count - at)), np.uint8
         )
@@ -339,7 +385,7 @@ def _sizes(jpeg: StoredJpeg, header: JpegHeader, stated: Size) -> tuple[Size, Si
 def _starts(
     jpeg: StoredJpeg, header: JpegHeader, tiles: tuple[int, Size], listed: NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
-    """Where the intervals start, counted from the JPEG's start. tiles: how many there are, and their size."""
+    """Where the intervals start, counted from the start of the JPEG. ``tiles`` is their number and their size."""
     expected, (width, height) = tiles
     header_bytes, most = len(header.data), LARGEST_HEADER + width * height * MOST_BYTES_PER_PX
     if listed is not None and len(listed) == expected > 1:
@@ -360,7 +406,7 @@ def _starts(
 
 
 def _follow_markers(jpeg: StoredJpeg, starts: NDArray[np.int64]) -> bool:
-    """Whether some of the intervals, the last among them, start behind the restart marker that is due."""
+    """Whether some of the intervals, the last one among them, start after the restart marker that is due."""
     for number in np.linspace(1, len(starts) - 1, CHECKED_STARTS).astype(int).tolist():
         due = bytes([0xFF, RST0 + (number - 1) % 8])
         if jpeg.file.read(jpeg.offset + int(starts[number]) - 2, 2) != due:
@@ -371,7 +417,7 @@ def _follow_markers(jpeg: StoredJpeg, starts: NDArray[np.int64]) -> bool:
 def _stacked(
     jpeg: StoredJpeg, starts: NDArray[np.int64], size: Size, tile: StackedIntervals, rows: int
 ) -> TileLayout:
-    """The intervals, row by row, as tiles of ``tile.per_tile`` parts; parts below the last row are empty."""
+    """The intervals, row by row, as tiles of ``tile.per_tile`` parts. Parts below the last row are empty."""
     tile_rows = -(-rows // tile.per_tile)
     padding = (tile_rows * tile.per_tile - rows) * tile.cols
     counts = np.diff(starts, append=jpeg.byte_count)

@@ -1,6 +1,7 @@
-"""How a TIFF image stores its tiles: its tags as a :class:`TileFormat`, or why they cannot be read.
+"""A tiled TIFF image as a level: how its tiles are stored, and where they lie.
 
-A tiled TIFF image as a level: where its tiles lie.
+:func:`tiled_level` makes the level. :func:`tile_format` turns the tags into a :class:`TileFormat`, or says why
+they cannot be read. :func:`misread_by_openslide` tells which images OpenSlide would show wrongly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ class Compression(IntEnum):
     PACKBITS = 32773
     DEFLATE_OLD = 32946
     JPEG2000_33003 = 33003
-    """Y, Cb, Cr in Aperio's files; what the photometric tag says in those of Bio-Formats."""
+    """Y, Cb, Cr in Aperio's files. In those of Bio-Formats, what the photometric tag says."""
     JPEG2000_33004 = 33004
     JPEG2000_33005 = 33005
     JPEG2000 = 34712
@@ -51,14 +52,23 @@ class Compression(IntEnum):
 
 
 PACKINGS = frozenset({*Packing} & {*Compression})
+"""Lossless packings of plain samples."""
+
 JPEG2000S = frozenset(
     {Compression.JPEG2000_33003, Compression.JPEG2000_33004, Compression.JPEG2000_33005, Compression.JPEG2000}
 )
+"""Numbers of JPEG 2000."""
+
 WEBPS = frozenset({Compression.WEBP, Compression.WEBP_OLD})
+"""Numbers of WebP."""
+
 JPEG_XLS = frozenset({Compression.JPEG_XL, Compression.JPEG_XL_DNG})
+"""Numbers of JPEG XL."""
 
 
 class Photometric(IntEnum):
+    """Values of PhotometricInterpretation."""
+
     WHITE_IS_ZERO = 0
     BLACK_IS_ZERO = 1
     RGB = 2
@@ -68,17 +78,62 @@ class Photometric(IntEnum):
 
 
 GREYS = frozenset({Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO})
+"""Colour spaces of grey images."""
 
 UPRIGHT = frozenset({0, 1})
-"""Orientations that are none; 0 stands in files whose writers left the tag empty."""
+"""Orientations that turn nothing. 0 stands in files whose writers left the tag empty."""
 
 SEPARATE_PLANES = LOWEST_BIT_FIRST = 2
+"""The values of PlanarConfiguration and FillOrder that mean this."""
 
 UNSIGNED = frozenset({1, 4})
+"""SampleFormats that are read as unsigned integers."""
+
 SAMPLE_FORMATS: Mapping[int, str] = MappingProxyType(
     {1: "whole", 2: "signed", 3: "floating-point", 4: "untyped", 5: "complex", 6: "complex"}
 )
-"""What TIFF's SampleFormat numbers mean; 4 is read as 1."""
+"""What the numbers of TIFF's SampleFormat mean. 4 is read like 1."""
+
+
+def tiled_level(
+    file: TiffDirectories,
+    image: TiffImage,
+    *,
+    level_size: Size | None = None,
+    samples: Samples | None = None,
+    planes: Sequence[TiffImage] = (),
+    aperio: bool = False,
+) -> TileLayout:
+    """The tiles of an image as a level.
+
+    Args:
+        file: The directories of the file.
+        image: The image directory.
+        level_size: (width, height), if the container knows it better than the tags.
+        samples: What the samples mean, if the container knows it better than the tags.
+        planes: Further images that hold the next colours of the same picture, stored in the same way.
+        aperio: Whether compression 33003 means Y, Cb, Cr whatever the photometric tag says.
+
+    Raises :class:`UnsupportedSlide` for what is left to OpenSlide, :class:`RefusedSlide` for what OpenSlide would
+    show wrongly, and :class:`DamagedSlide` for tags that cannot be right, or tables that do not fit the sizes or
+    the file.
+    """
+    path = file.path
+    tile = tile_format(path, image, samples=samples, planes=bool(planes), aperio=aperio)
+    width, height = count(path, image, tag.IMAGE_WIDTH), count(path, image, tag.IMAGE_LENGTH)
+    cols, rows = -(-width // tile.size[0]), -(-height // tile.size[1])
+    tables = [_tables(file, one, (width, height), cols * rows) for one in (image, *planes)]
+    offsets, byte_counts = (
+        np.column_stack(table) if planes else table[0] for table in zip(*tables, strict=True)
+    )
+    return TileLayout(
+        level_size=level_size or (width, height),
+        tile=tile,
+        cols=cols,
+        rows=rows,
+        offsets=offsets,
+        byte_counts=byte_counts,
+    )
 
 
 def tile_format(
@@ -89,13 +144,17 @@ def tile_format(
     planes: bool = False,
     aperio: bool = False,
 ) -> TileFormat:
-    """How the tiles are stored. samples: where the container knows better than the tags what they mean.
+    """How the tiles of an image are stored.
 
-    planes: whether the image holds one of several colours, each stored like this one. aperio: whether
-    compression 33003 means Y, Cb, Cr whatever the photometric tag says.
+    Args:
+        path: The slide, for messages.
+        image: The image directory.
+        samples: What the samples mean, if the container knows it better than the tags.
+        planes: Whether the image holds one of several colours, each of which is stored like this one.
+        aperio: Whether compression 33003 means Y, Cb, Cr whatever the photometric tag says.
 
     Raises :class:`UnsupportedSlide` for what is left to OpenSlide, :class:`RefusedSlide` for what OpenSlide would
-    show wrongly, :class:`DamagedSlide` for tags that cannot be.
+    show wrongly, and :class:`DamagedSlide` for tags that cannot be right.
     """
     samples = samples or stated_samples(path, image)
     size = count(path, image, tag.TILE_WIDTH), count(path, image, tag.TILE_LENGTH)
@@ -124,7 +183,11 @@ def tile_format(
 
 
 def stated_samples(path: Path, image: TiffImage) -> Samples:
-    """What the samples are by the image's tags. Raises as :func:`tile_format` does."""
+    """What the samples are according to the tags of the image.
+
+    Raises :class:`UnsupportedSlide` for samples that are left to OpenSlide, and :class:`RefusedSlide` for samples
+    that OpenSlide would show wrongly.
+    """
     photometric, n_samples = image.value(tag.PHOTOMETRIC, -1), image.integer(tag.SAMPLES, 1)
     bits = set(image.integers(tag.BITS, 1))
     if bits not in ({8}, {16}) or not set(image.integers(tag.SAMPLE_FORMAT, 1)) <= UNSIGNED:
@@ -145,70 +208,6 @@ def stated_samples(path: Path, image: TiffImage) -> Samples:
     if white_is_zero and alpha is not Alpha.NONE:
         raise refusal(path, image, "grey that counts from white, with transparency")
     return Samples(colours=colours, bits=bits.pop(), alpha=alpha, white_is_zero=white_is_zero)
-
-
-def misread_by_openslide(image: TiffImage) -> str | None:
-    """Why OpenSlide gives wrong pixels of a tiled image, or none though it opens the file; None: it does not.
-
-    Found by comparing OpenSlide 4.0.1 (libtiff's TIFFRGBAImage) with tifffile.
-    """
-    photometric, n_samples = image.value(tag.PHOTOMETRIC, -1), image.integer(tag.SAMPLES, 1)
-    bits, kinds = max(image.integers(tag.BITS, 1)), set(image.integers(tag.SAMPLE_FORMAT, 1))
-    if bits > 16 or not kinds <= UNSIGNED:
-        names = "/".join(SAMPLE_FORMATS.get(kind, "unknown") for kind in sorted(kinds))
-        return f"its samples are {names} numbers of {bits} bits, not colours of 8 or 16 bits"
-    if photometric == Photometric.INKS:
-        return "its colours are amounts of ink (CMYK), and which ink is not stated"
-    colours = 1 if photometric in {*GREYS, Photometric.PALETTE} else 3
-    extra = n_samples - colours
-    if extra > 0 and (extra > 1 or image.integers(tag.EXTRA_SAMPLES, 0)[:1] not in ([1], [2])):
-        return f"it has {n_samples} samples a pixel, and what the last {extra} mean is not stated"
-    ragged = any(
-        whole % image.integer(side, 1)
-        for whole, side in zip(image.size, (tag.TILE_WIDTH, tag.TILE_LENGTH), strict=True)
-        if image.integer(side, 1)
-    )
-    if bits == 16 and photometric in GREYS and ragged:
-        return "it is grey of 16 bits in tiles that reach beyond the image"
-    orientation = image.integer(tag.ORIENTATION, 1)
-    if orientation not in UPRIGHT and not _decoded_as_stored(image):
-        return f"its Orientation tag is {orientation}, by which each tile would be turned in its place"
-    return None
-
-
-def refusal(path: Path, image: TiffImage, reason: str) -> UnsupportedSlide:
-    """The error for an image that is not read here for this reason: one that leaves it to OpenSlide, or ends the
-    search where OpenSlide would show it wrongly."""
-    wrong = misread_by_openslide(image)
-    if wrong:
-        return RefusedSlide(path, wrong, "convert it to RGB of 8 bits, for example with vips")
-    return UnsupportedSlide(path, f"not a kind of tiles that is read here: {reason}")
-
-
-def orientation_note(image: TiffImage) -> tuple[LeftOut, ...]:
-    """Says that the image's orientation is not applied, where it states one."""
-    orientation = image.integer(tag.ORIENTATION, 1)
-    if orientation in UPRIGHT:
-        return ()
-    return (LeftOut(f"its Orientation tag, {orientation}", "pixels are read as they are stored"),)
-
-
-def is_planar(image: TiffImage) -> bool:
-    """Whether each sample has tiles of its own (PlanarConfiguration 2)."""
-    return image.integer(tag.PLANAR, 1) == SEPARATE_PLANES and image.integer(tag.SAMPLES, 1) > 1
-
-
-def count(path: Path, image: TiffImage, code: int) -> int:
-    """A tag's positive integer. Raises :class:`DamagedSlide` where it is none."""
-    value = image.value(code, 0)
-    if not isinstance(value, int) or value <= 0:
-        raise DamagedSlide(path, f"its header states {value!r} for tag {code}", "the file is damaged")
-    return int(value)
-
-
-def named(value: Any) -> str:
-    """tifffile's name for a tag's value."""
-    return str(getattr(value, "name", value))
 
 
 def _jpeg(image: TiffImage, samples: Samples, size: Size, *, planes: bool) -> JpegTiles | None:
@@ -235,53 +234,13 @@ def _plain(path: Path, image: TiffImage, samples: Samples, size: Size) -> PlainT
     )
 
 
-def _decoded_as_stored(image: TiffImage) -> bool:
-    """Whether OpenSlide gives the tiles to libjpeg itself, which knows nothing of orientations."""
-    return (
-        image.value(tag.COMPRESSION, 1) == Compression.JPEG
-        and image.value(tag.PHOTOMETRIC, -1) in {Photometric.RGB, Photometric.YCBCR}
-        and image.integer(tag.SAMPLES, 1) == 3
-        and not is_planar(image)
-    )
-
-
-def tiled_level(
-    file: TiffDirectories,
-    image: TiffImage,
-    *,
-    level_size: Size | None = None,
-    samples: Samples | None = None,
-    planes: Sequence[TiffImage] = (),
-    aperio: bool = False,
-) -> TileLayout:
-    """The image's tiles. level_size: where the container knows it better than the image's own tags.
-
-    planes: further images that hold the next colours of the same picture, stored in the same way. samples,
-    aperio: see :func:`tile_format`. Raises as :func:`tile_format` does, and :class:`DamagedSlide` for tables that
-    do not fit the sizes or the file.
-    """
-    path = file.path
-    tile = tile_format(path, image, samples=samples, planes=bool(planes), aperio=aperio)
-    width, height = count(path, image, tag.IMAGE_WIDTH), count(path, image, tag.IMAGE_LENGTH)
-    cols, rows = -(-width // tile.size[0]), -(-height // tile.size[1])
-    tables = [_tables(file, one, (width, height), cols * rows) for one in (image, *planes)]
-    offsets, byte_counts = (
-        np.column_stack(table) if planes else table[0] for table in zip(*tables, strict=True)
-    )
-    return TileLayout(
-        level_size=level_size or (width, height),
-        tile=tile,
-        cols=cols,
-        rows=rows,
-        offsets=offsets,
-        byte_counts=byte_counts,
-    )
-
-
 def _tables(
     file: TiffDirectories, image: TiffImage, size: Size, tiles: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The image's tile offsets and byte counts: (tiles,), or (tiles, samples) where planes lie apart."""
+    """The offsets and byte counts of the tiles.
+
+    Both are (tiles,), or (tiles, samples) if each sample has tiles of its own.
+    """
     path, (width, height) = file.path, size
     planes = image.integer(tag.SAMPLES, 1) if is_planar(image) else 1
     entries = [image.tags.get(code) for code in (tag.TILE_OFFSETS, tag.TILE_BYTE_COUNTS)]
@@ -309,20 +268,105 @@ def _tables(
 
 
 def _by_tile(table: NDArray[np.int64], planes: int) -> NDArray[np.int64]:
-    """(planes * tiles,) as TIFF lists it, plane after plane, to (tiles, planes)."""
+    """Turn (planes * tiles,), as TIFF lists it plane after plane, into (tiles, planes)."""
     return np.ascontiguousarray(table.reshape(planes, -1).T)
 
 
+def misread_by_openslide(image: TiffImage) -> str | None:
+    """Why OpenSlide returns wrong pixels of a tiled image, or none although it opens the file.
+
+    None if it shows it rightly.
+
+    The rules were found by comparing OpenSlide 4.0.1 (libtiff's TIFFRGBAImage) with tifffile.
+    """
+    photometric, n_samples = image.value(tag.PHOTOMETRIC, -1), image.integer(tag.SAMPLES, 1)
+    bits, kinds = max(image.integers(tag.BITS, 1)), set(image.integers(tag.SAMPLE_FORMAT, 1))
+    if bits > 16 or not kinds <= UNSIGNED:
+        names = "/".join(SAMPLE_FORMATS.get(kind, "unknown") for kind in sorted(kinds))
+        return f"its samples are {names} numbers of {bits} bits, not colours of 8 or 16 bits"
+    if photometric == Photometric.INKS:
+        return "its colours are amounts of ink (CMYK), and which ink is not stated"
+    colours = 1 if photometric in {*GREYS, Photometric.PALETTE} else 3
+    extra = n_samples - colours
+    if extra > 0 and (extra > 1 or image.integers(tag.EXTRA_SAMPLES, 0)[:1] not in ([1], [2])):
+        return f"it has {n_samples} samples a pixel, and what the last {extra} mean is not stated"
+    ragged = any(
+        whole % image.integer(side, 1)
+        for whole, side in zip(image.size, (tag.TILE_WIDTH, tag.TILE_LENGTH), strict=True)
+        if image.integer(side, 1)
+    )
+    if bits == 16 and photometric in GREYS and ragged:
+        return "it is grey of 16 bits in tiles that reach beyond the image"
+    orientation = image.integer(tag.ORIENTATION, 1)
+    if orientation not in UPRIGHT and not _decoded_as_stored(image):
+        return f"its Orientation tag is {orientation}, by which each tile would be turned in its place"
+    return None
+
+
+def refusal(path: Path, image: TiffImage, reason: str) -> UnsupportedSlide:
+    """The error for an image that is not read here for this reason.
+
+    It leaves the image to OpenSlide, or, if OpenSlide would show it wrongly, ends the search for a reader.
+    """
+    wrong = misread_by_openslide(image)
+    if wrong:
+        return RefusedSlide(path, wrong, "convert it to RGB of 8 bits, for example with vips")
+    return UnsupportedSlide(path, f"not a kind of tiles that is read here: {reason}")
+
+
+def orientation_note(image: TiffImage) -> tuple[LeftOut, ...]:
+    """A note that the orientation of the image is not applied, if it states one."""
+    orientation = image.integer(tag.ORIENTATION, 1)
+    if orientation in UPRIGHT:
+        return ()
+    return (LeftOut(f"its Orientation tag, {orientation}", "pixels are read as they are stored"),)
+
+
+def is_planar(image: TiffImage) -> bool:
+    """Whether each sample has tiles of its own (PlanarConfiguration 2)."""
+    return image.integer(tag.PLANAR, 1) == SEPARATE_PLANES and image.integer(tag.SAMPLES, 1) > 1
+
+
+def count(path: Path, image: TiffImage, code: int) -> int:
+    """The positive integer of a tag. Raises :class:`DamagedSlide` if it is none."""
+    value = image.value(code, 0)
+    if not isinstance(value, int) or value <= 0:
+        raise DamagedSlide(path, f"its header states {value!r} for tag {code}", "the file is damaged")
+    return int(value)
+
+
+def named(value: Any) -> str:
+    """tifffile's name for the value of a tag."""
+    return str(getattr(value, "name", value))
+
+
+def _decoded_as_stored(image: TiffImage) -> bool:
+    """Whether OpenSlide passes the tiles to libjpeg itself, which knows nothing of orientations."""
+    return (
+        image.value(tag.COMPRESSION, 1) == Compression.JPEG
+        and image.value(tag.PHOTOMETRIC, -1) in {Photometric.RGB, Photometric.YCBCR}
+        and image.integer(tag.SAMPLES, 1) == 3
+        and not is_planar(image)
+    )
+
+
 class Resolved(Protocol):
-    """What states a resolution in TIFF's tags."""
+    """An image whose tags state a resolution."""
 
-    def integer(self, code: int, default: int = 0) -> int: ...
+    def integer(self, code: int, default: int = 0) -> int:
+        """The one integer of a tag, ``default`` if it is missing."""
+        ...
 
-    def ratio(self, code: int) -> float | None: ...
+    def ratio(self, code: int) -> float | None:
+        """The value of a rational tag, or None."""
+        ...
 
 
 def resolution_mpp(image: Resolved) -> tuple[Mpp, Mpp] | None:
-    """µm per pixel (x, y) of the tags XResolution, YResolution and ResolutionUnit, where they can be believed."""
+    """µm per pixel (x, y) by the tags XResolution, YResolution and ResolutionUnit.
+
+    None if they cannot be believed.
+    """
     unit = {1: "none", 2: "inch", 3: "centimeter"}.get(image.integer(tag.RESOLUTION_UNIT, 2), "unknown")
     x, y = (mpp_of_resolution(image.ratio(code), unit) for code in (tag.X_RESOLUTION, tag.Y_RESOLUTION))
     return believable_xy(x, y)

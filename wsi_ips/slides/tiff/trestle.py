@@ -1,7 +1,7 @@
-"""Trestle's TIFF (MedScan): every image is a level, and its tiles overlap (CONTAINERS.md, section 8).
+"""Trestle TIFF (MedScan): every image is a level, and its tiles overlap (CONTAINERS.md, section 8).
 
-Where tiles lie over each other the lower one is seen, and in a row the one to the right, as in OpenSlide. A tile
-without data is white, where OpenSlide fails.
+Where tiles overlap, the lower one is seen, and in a row the one to the right, as in OpenSlide. A tile without data
+is white here, where OpenSlide fails.
 """
 
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ from wsi_ips.slides.tile_layout import AssociatedImage, SlideLayout, TileLayout,
 from wsi_ips.slides.tile_places import PlacedTiles, StoredGrid
 
 MACRO_SUFFIX = ".Full"
-"""Of a JPEG beside the slide."""
+"""Suffix of a JPEG beside the slide, which is its macro image."""
 
 
 def recognises(file: TiffDirectories) -> bool:
-    """By the program that wrote the file; every image is tiled."""
+    """Whether MedScan wrote the file, and every image is tiled."""
     first = file.first
     return (
         first.text(SOFTWARE).startswith("MedScan")
@@ -43,7 +43,11 @@ def recognises(file: TiffDirectories) -> bool:
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
+    """Where the tiles of the levels lie.
+
+    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file that is
+    cut short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show wrongly.
+    """
     overlaps = _overlaps(file.path, file.first.description)
     levels = [
         _level(file.path, tiled_level(file, image), overlaps.get(number, (0, 0)))
@@ -56,7 +60,7 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
         vendor="trestle",
         files=(file.path,),
         levels=tuple(levels),
-        # Not pixels per unit, as TIFF has it: Trestle writes µm per pixel.
+        # Trestle writes µm per pixel here, and not pixels per unit as TIFF defines it.
         mpp_xy=believable_xy(file.first.ratio(X_RESOLUTION), file.first.ratio(Y_RESOLUTION)),
         associated=pictures,
         left_out=tuple(left_out),
@@ -65,7 +69,7 @@ def read_layout(file: TiffDirectories) -> SlideLayout:
 
 
 def _overlaps(path: Path, description: str) -> dict[int, tuple[int, int]]:
-    """The overlap of tiles (x, y) by level: ``OverlapsXY=64 64 32 32``, a pair for each image."""
+    """The overlap of tiles (x, y) for each level: ``OverlapsXY=64 64 32 32`` has a pair for each image."""
     fields = [field.partition("=") for field in description.split(";")]
     stated = [value.split() for name, _, value in fields if name.strip() == "OverlapsXY"]
     values = stated[-1] if stated else []
@@ -104,7 +108,7 @@ def _level(path: Path, tiles: TileLayout, overlap: tuple[int, int]) -> TileLayou
 
 
 def _add_macro(path: Path, pictures: dict[str, AssociatedImage]) -> Iterator[LeftOut]:
-    """The JPEG beside the slide, if there is one that can be read."""
+    """Add the JPEG beside the slide to ``pictures``, if there is one. Yields why it cannot be read, if so."""
     beside = path.with_suffix(MACRO_SUFFIX)
     if beside.is_file():
         try:

@@ -1,14 +1,16 @@
 """Ventana's (Roche's) BIF, and the TIFF of the same scanners (CONTAINERS.md, section 7).
 
-A BIF's tiles overlap. As OpenSlide does, all of them are laid out with one advance, the mean of the overlaps that
-the scanner measured, weighted by its confidence; the seams of single tiles may so be off by a few pixels. Where
-tiles lie over each other the lower one is seen, and in a row the one to the right. Coarser levels were made of the
-tiles put side by side, overlaps and all: a stored tile is cut into the parts that came from single tiles of level
-0, and each is placed by itself.
+The tiles of a BIF overlap. As in OpenSlide, all of them are laid out with one advance: the mean of the overlaps
+that the scanner measured, weighted by its confidence. The seams of single tiles may therefore be off by a few
+pixels. Where tiles overlap, the lower one is seen, and in a row the one to the right. Coarser levels were made of
+the tiles put side by side, overlaps and all: a stored tile is cut into the parts that came from single tiles of
+level 0, and each part is placed by itself.
 
-OpenSlide places tiles between pixels where the advance is no whole number, and interpolates; here places are
-rounded, so each pixel is one that was stored, half a pixel away at most. A tile without data is white, where
-OpenSlide fails.
+If the advance is no whole number, OpenSlide places tiles between pixels and interpolates. Here places are rounded,
+so each pixel is one that was stored, half a pixel away at most. A tile without data is white here, where OpenSlide
+fails.
+
+Suffixes of array names give the shape: ``C`` cells, which are the tiles of level 0, ``A`` areas, ``T`` tiles.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,18 +34,18 @@ from wsi_ips.slides.tile_places import LARGEST_SIDE_PX, MOST_LEVELS, PlacedTiles
 from wsi_ips.units import Size
 
 PICTURES = {"Label Image": "macro", "Label_Image": "macro", "Thumbnail": "thumbnail"}
-"""Names by the image's description."""
+"""What OpenSlide calls the associated images, by their description."""
 
 MOST_ELEMENTS = 400_000
-"""Of the XML: two joints a tile and one element that says where it was focused."""
+"""The most elements of the XML: two joints for each tile, and one element that says where it was focused."""
 
 LARGEST_ADVANCE = 2
-"""In tiles: scanners leave no gaps."""
+"""The largest advance, in tiles. Scanners leave no gaps."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Area:
-    """A rectangle of tiles that was scanned at once. x, y: where it begins on level 0."""
+    """A rectangle of tiles that was scanned at once. It begins at (x, y) on level 0."""
 
     x: int
     y: int
@@ -55,19 +57,23 @@ class _Area:
 
 @dataclass(frozen=True, slots=True)
 class _Mosaic:
-    """How the tiles of level 0 are laid out: the areas, and from one tile to the next, in pixels."""
+    """How the tiles of level 0 are laid out: the areas, and the distance from one tile to the next (x, y)."""
 
     areas: tuple[_Area, ...]
     advance: tuple[float, float]
 
 
 def recognises(file: TiffDirectories) -> bool:
-    """By the name of the scanner's XML in the first image's tag 700."""
+    """Whether tag 700 of the first image holds the XML of Ventana's scanner."""
     return b"iScan" in file.first.data(XMP)
 
 
 def read_layout(file: TiffDirectories) -> SlideLayout:
-    """See :data:`wsi_ips.slides.tiff.layout.CONTAINERS`."""
+    """Where the tiles of the levels lie.
+
+    Raises :class:`UnsupportedSlide` for what is better left to OpenSlide, :class:`DamagedSlide` for a file that is
+    cut short or contradicts itself, and :class:`RefusedSlide` for one that OpenSlide would show wrongly.
+    """
     path = file.path
     iscan = _iscan(path, file.first)
     images, downsamples = _level_images(file)
@@ -137,7 +143,7 @@ def _level_images(file: TiffDirectories) -> tuple[list[TiffImage], list[float]]:
 
 
 def _mosaic(path: Path, image: TiffImage, tiles: TileLayout) -> _Mosaic:
-    """From the XML ``EncodeInfo`` in level 0's tag 700."""
+    """The layout of the tiles, from the XML ``EncodeInfo`` in tag 700 of level 0."""
     root = parsed_xml(path, image.data(XMP).decode("utf-8", "replace"), most_elements=MOST_ELEMENTS)
     if root is None or root.tag != "EncodeInfo":
         raise UnsupportedSlide(path, "its EncodeInfo XML cannot be understood")
@@ -164,7 +170,7 @@ def _mosaic(path: Path, image: TiffImage, tiles: TileLayout) -> _Mosaic:
 
 
 def _area(path: Path, info: Element, origin: Element, tiles: TileLayout) -> _Area:
-    """One area, its y still counted from below."""
+    """One area, whose y is still counted from below."""
     tile_width, tile_height = tiles.tile_size
     if (_integer(path, info, "Width"), _integer(path, info, "Height")) != tiles.tile_size:
         raise UnsupportedSlide(path, "its XML and its image state tiles of other sizes")
@@ -192,7 +198,7 @@ def _area(path: Path, info: Element, origin: Element, tiles: TileLayout) -> _Are
 
 
 def _advance(path: Path, infos: Sequence[Element], tile_size: Size) -> tuple[float, float]:
-    """From one tile to the next to the right, and to the next below, over the joints of all areas."""
+    """The distance from one tile to the next to the right, and to the next below, over the joints of all areas."""
     sums, weights = [0.0, 0.0], [0, 0]
     for joint in (joint for info in infos for joint in info.iterfind("TileJointInfo")):
         direction = joint.get("Direction", "")
@@ -229,14 +235,17 @@ def _cells(path: Path, mosaic: _Mosaic, tiles: TileLayout) -> NDArray[np.int64]:
 def _placed(
     path: Path, mosaic: _Mosaic, cells_C3: NDArray[np.int64], tiles: TileLayout, downsample: float
 ) -> tuple[TileLayout, int]:
-    """A level's tiles, cut into one piece for each cell of level 0; and how many cells its image does not hold."""
-    parts = round(downsample)  # of a tile's side
+    """Cut the tiles of a level into one piece for each cell of level 0, and place the pieces.
+
+    Returns the level, and how many cells its image does not hold.
+    """
+    parts = round(downsample)  # along each side of a tile
     if parts != downsample:
         raise UnsupportedSlide(path, f"a level of it is {downsample:g} times coarser than the first")
     area_A4 = np.array([(area.x, area.y, area.start_col, area.start_row) for area in mosaic.areas], float)
     advance, tile = np.array(mosaic.advance), np.array(tiles.tile_size)
     of_cell_C4 = area_A4[cells_C3[:, 2]]
-    # The order of the arithmetic is OpenSlide's, for the sake of the level's size.
+    # The arithmetic is done in OpenSlide's order, so that the size of the level comes out the same.
     offsets_C2 = (of_cell_C4[:, :2] - of_cell_C4[:, 2:] * advance) / downsample
     at_C2 = cells_C3[:, :2] * (advance / downsample) + offsets_C2
     right, bottom = (at_C2 + tile / downsample).max(axis=0).tolist()

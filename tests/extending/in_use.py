@@ -1,0 +1,91 @@
+"""What commands make of members from outside.
+
+Run by test_extending.py with the package of ``docs/extending.md`` on the path; the suite itself must not know it.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.memory_bags import MemoryBag
+from wsi_ips.commands.recipe import make_job
+from wsi_ips.config import FinetuneConfig, TissueConfig, settings_fingerprint
+from wsi_ips.errors import ConfigError
+from wsi_ips.heatmaps.export import export_options
+from wsi_ips.models.build import build_selecting_net
+from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.selection.reading import read_bag
+from wsi_ips.slides.image_reader import MemoryReader
+from wsi_ips.testing.segmenters import stained
+from wsi_ips.tiling.tissue import find_tissue
+from wsi_ips.training.methods import make_method
+from wsi_ips.units import Mpp
+
+CPU = torch.device("cpu")
+
+
+def config() -> FinetuneConfig:
+    return FinetuneConfig.model_validate(
+        {
+            "tiling": {"patch_px": 16, "patch_mpp": 2.0},
+            "selection": {"selector": "darkest", "m": 4, "i": 8},
+            "model": {"encoder": {"name": "mean_colour", "weights": "none"}, "aggregator": "focus"},
+            "training": {"micro_batch": 4},
+        }
+    )
+
+
+def bag() -> MemoryBag:
+    """Thirty patches, of which 7, 11, 20 and 28 are the darkest."""
+    pixels_N = torch.randint(
+        120, 256, (30, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    pixels_N[[7, 11, 20, 28]] //= 3
+    return MemoryBag("drawn", pixels_N, {})
+
+
+def test_encoder_aggregator_and_selector_are_learned_from_and_come_back_from_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    settings = config()
+    net = build_selecting_net(settings.model, settings.selection)
+    method = make_method(net, settings, {"label": None})
+    kept = method.keep(bag(), epoch=0, device=CPU)
+    assert sorted(kept.ids_M.tolist()) == [7, 11, 20, 28]
+    assert kept.features_MC is None
+
+    save_checkpoint(tmp_path / "model.safetensors", net, settings.pipeline)
+    again, pipeline = load_checkpoint(tmp_path / "model.safetensors")
+    assert pipeline == settings.pipeline
+    with bag().open(settings.streaming, CPU) as source:
+        first, second = (read_bag(each, source, pipeline.selection) for each in (net, again))
+    assert sorted(first.kept.ids_M.tolist()) == [7, 11, 20, 28]
+    assert torch.equal(first.bag.probabilities["label"], second.bag.probabilities["label"])
+
+
+def test_an_exporter_s_fields_are_its_options() -> None:
+    job = make_job(
+        {"command": "export", "run": "r", "format": "csv", "options": {"decimals": 2}}, source="test"
+    )
+    assert job.format == "csv"  # type: ignore[union-attr]
+    assert export_options("csv") == ["decimals"]
+    for wrong, said in (
+        ({"format": "csv", "top": 3}, "top is no option of csv, which has its own: give them under options"),
+        ({"format": "asap", "options": {"top": 3}}, "options are another package's export's"),
+        ({"format": "table"}, "there is no export 'table'; known are ome-tiff, .*, csv"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            make_job({"command": "export", "run": "r", **wrong}, source="test")
+
+
+def test_a_segmenter_has_settings_of_its_own() -> None:
+    slide = MemoryReader(stained(), mpp=Mpp(2.0))
+    dark = find_tissue(slide, TissueConfig(method="shadow", options={"level": 10}))
+    assert not dark.mask_HW.any()
+    assert dark.why_empty is not None
+    assert "the segmenter shadow (tiling.tissue.method) sees none" in dark.why_empty[0]
+    with pytest.raises(ConfigError, match="level is a grey level, not 'dark'"):
+        find_tissue(slide, TissueConfig(method="shadow", options={"level": "dark"}))
+    assert settings_fingerprint(TissueConfig(method="shadow")) != settings_fingerprint(TissueConfig())

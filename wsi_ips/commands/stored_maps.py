@@ -1,0 +1,156 @@
+"""What ``overlay`` and ``export`` share: which of a run's stored maps is shown, and every result in turn."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+from pydantic import model_validator
+
+from wsi_ips.commands.options import Outcome
+from wsi_ips.commands.recipe import Job
+from wsi_ips.commands.slides import SlidesOfJob, slides_by_id
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import MapKind
+from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
+from wsi_ips.progress import Progress
+from wsi_ips.storage.location import Location
+
+if TYPE_CHECKING:
+    from wsi_ips.inference.results import SlideResult
+    from wsi_ips.slides.base import SlideReader
+
+    Write = Callable[[str, SlideResult, Callable[[], SlideReader]], None]
+    """Given the stem of the file to write, the result, and what opens its slide."""
+
+ClassName = Annotated[
+    str | None,
+    typer.Option("--class", help="Contribution to this class; default: the last of two, else the likeliest."),
+]
+Task = Annotated[
+    str | None, typer.Option(help="This task's map; default: its first, of attention the mean over queries.")
+]
+Query = Annotated[int | None, typer.Option(help="Attention of one query, from 0.")]
+Head = Annotated[int | None, typer.Option(help="Attention of one head, from 0; default: mean over heads.")]
+
+
+class MapJob(HeatOptions, Job):
+    """Which of a run's stored maps is shown; no model."""
+
+    run: Path
+    """The folder that ``predict`` wrote."""
+    slides: SlidesOfJob | None = None
+    """Where the slides are now; none: where ``predict`` read them."""
+    open_urls: bool = False
+    """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
+
+    @property
+    def map_kind(self) -> MapKind | None:
+        """The kind of map that is asked for, by name or by what only one of them has; None: neither was."""
+        if self.map is not None or self.class_name is not None:
+            return self.map or "contribution"
+        of_attention = (self.query, self.head, self.colormap, self.scale, self.low, self.high)
+        return None if all(choice is None for choice in of_attention) else "attention"
+
+    @property
+    def heat(self) -> HeatOptions:
+        """What is drawn: the job's options, with the kind of map that they ask for."""
+        options = {name: getattr(self, name) for name in HeatOptions.model_fields}
+        return HeatOptions.model_validate({**options, "map": self.map_kind})
+
+    @model_validator(mode="after")
+    def _choices_can_be(self) -> Self:
+        if self.task is not None and self.query is not None:
+            raise ValueError("task and query name the same thing: give one of them")
+        if self.map == "attention" and self.class_name is not None:
+            raise ValueError("class_name goes with map contribution: attention is of no class")
+        if self.map_kind == "contribution":
+            return self._of_contributions()
+        low, high = self.low, self.high
+        if self.scale in (None, "even"):
+            low, high = 0.25 if low is None else low, 64 if high is None else high
+            if low <= 0:
+                raise ValueError(f"low {low:g} must be above 0: it is a multiple of the even share")
+        if self.scale == "rank":
+            low, high = 0 if low is None else low, 100 if high is None else high
+            if low < 0 or high > 100:
+                raise ValueError(f"low and high are percentiles, 0 to 100, not {low:g} and {high:g}")
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"low {low:g} must be below high {high:g}")
+        return self
+
+    def _of_contributions(self) -> Self:
+        for name in ("query", "head", "scale", "low"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with map attention: contributions have none")
+        if self.colormap == "blue_yellow":
+            raise ValueError("contributions have a sign: their colours are blue_red, which has a middle")
+        if self.high is not None and self.high <= 0:
+            raise ValueError(f"high {self.high:g} must be above 0: the colours go from -high to high")
+        return self
+
+
+def of_every_result(
+    job: MapJob, progress: Progress, *, out: Path, doing: str, done: str, write: "Write"
+) -> Outcome:
+    """Call ``write`` for each stored slide; one that fails is reported, the others finish.
+
+    out: the folder that ``write`` writes into; what a killed command left there unfinished goes. doing: the
+    progress bar's word. done: before ``out`` and after the number of slides, in the last line. Raises
+    :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, class, query or head that
+    the run does not have, and for contributions that its model does not tell.
+    """
+    from wsi_ips.inference.results import read_result
+    from wsi_ips.storage.files import sweep
+
+    stored = sorted((job.run / "attention").glob("*.h5"))
+    if not stored:
+        raise ResultsError(job.run, "holds no attention/*.h5", "name the folder that predict wrote")
+    _check_choice(job, stored)
+    elsewhere = slides_by_id(job.slides) if job.slides else {}
+    sweep(out)
+    failures: list[str] = []
+    with progress(doing, total=len(stored)) as advance:
+        for path in stored:
+            try:
+                result = read_result(path)
+                write(path.stem, result, partial(_opened, job, path, result, elsewhere))
+            except ConfigError as error:  # names no file: a scale or threshold that this slide's values lack
+                failures.append(f"{path.stem}: {error}")
+            except WsiIpsError as error:
+                failures.append(str(error))
+            except OSError as error:  # a full disk, a place that may not be written to
+                failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror or error}")
+            advance(path.stem)
+    return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done} in {out}")
+
+
+def _opened(
+    job: MapJob, path: Path, result: "SlideResult", elsewhere: Mapping[str, Location]
+) -> "SlideReader":
+    """The slide of the result in ``path``: among those that were named, or where ``predict`` read it."""
+    from wsi_ips.inference.run_folder import stored_location
+    from wsi_ips.slides.registry import open_slide
+
+    if not job.slides:
+        return open_slide(stored_location(result.slide_path, open_urls=job.open_urls))
+    if result.coords.slide_id not in elsewhere:
+        raise ResultsError(path, f"is of a slide that is not in {job.slides}", "leave --slides out")
+    return open_slide(elsewhere[result.coords.slide_id])
+
+
+def _check_choice(job: MapJob, stored: list[Path]) -> None:
+    """One model wrote the whole run, so the first file that can be read speaks for all."""
+    from wsi_ips.heatmaps.maps import choose_heat
+    from wsi_ips.inference.results import read_result
+
+    if job.map_kind is None and job.task is None:
+        return
+    for path in stored:
+        try:
+            result = read_result(path)
+        except ResultsError:
+            continue
+        choose_heat(result, job.heat)
+        return

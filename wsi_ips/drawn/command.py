@@ -1,0 +1,146 @@
+"""Commands that draw slides: ``demo`` does everything on them, ``data nodes`` composes real lymph-node patches."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from wsi_ips.commands.options import Device, Out, Outcome, Set, finish, start
+from wsi_ips.commands.recipe import Job, shipped_recipe
+from wsi_ips.drawn.config import DemoConfig
+from wsi_ips.errors import ConfigError, DatasetError
+from wsi_ips.progress import Progress
+
+
+class DemoJob(DemoConfig, Job):
+    """Draw slides, fine-tune, predict, score."""
+
+    command: Literal["demo"] = "demo"
+    out: Path = Path("demo_run")
+    device: str = "auto"
+
+
+def demo_command(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: demo_run.")] = None,
+    device: Device = None,
+    set_: Set = None,
+) -> None:
+    """Draw a small CAMELYON-style data set, fine-tune on it, predict it and score the result."""
+    start("demo", {"out": out, "device": device}, recipe=shipped_recipe("demo"), overrides=set_)
+
+
+def demo(job: DemoJob, progress: Progress) -> Outcome:
+    """Run the demo and print its score."""
+    from wsi_ips.drawn.demo import run_demo
+    from wsi_ips.streaming.device import pick_device
+    from wsi_ips.training.run_state import training_folder
+
+    with training_folder(job.out):
+        score = run_demo(job, job.out, device=pick_device(job.device), progress=progress)
+    return Outcome(
+        [
+            f"slide AUC {score.slide_auc:.3f} on {score.slides} held-out slides",
+            f"patch AUC {score.patch_auc:.3f}: attention of lesions against normal tissue, by the outlines",
+            f"{score.seconds:.0f} s; prediction {score.patches_per_second:.0f} patches/s",
+            f"look at {job.out / 'predictions' / 'overlays'}",
+        ]
+    )
+
+
+def nodes_command(
+    patches: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of patches, with manifest.csv: path, class, source_group, stain_family, tissue_share."
+        ),
+    ],
+    outlines: Annotated[Path, typer.Option(help="Folder of NCRF's JSON outlines of lesions.")],
+    out: Out,
+    train: Annotated[int | None, typer.Option(help="Slides to learn from (default 90).")] = None,
+    val: Annotated[int | None, typer.Option(help="Slides to choose by (default 30).")] = None,
+    test: Annotated[int | None, typer.Option(help="Slides to test on (default 60).")] = None,
+    slide_patches: Annotated[int | None, typer.Option(help="Patches on a slide (default 500).")] = None,
+    lesion_share: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="LOW HIGH: share of metastasis; default: macro, micro and small in turn."),
+    ] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Stain family to use; repeatable; default: all.")
+    ] = None,
+    least_tissue: Annotated[
+        float | None, typer.Option(help="Leave out patches with less tissue (default 0.3).")
+    ] = None,
+    hold_back: Annotated[float | None, typer.Option(help="Share of source groups to leave out.")] = None,
+    only_held_back: Annotated[
+        bool | None, typer.Option("--only-held-back", help="Use only what --hold-back leaves out.")
+    ] = None,
+    patch_px: Annotated[int | None, typer.Option(help="Side of the patches (default 96).")] = None,
+    mpp: Annotated[float | None, typer.Option(help="µm per pixel of the patches (default 0.97).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes that compose a slide each.")] = 2,
+) -> None:
+    """Compose slides of real lymph-node patches, with metastases in the outlines of real lesions."""
+    from wsi_ips.commands.progress_bars import RichProgress
+
+    given = {"train": train, "val": val, "test": test, "patches": slide_patches, "lesion_share": lesion_share,
+             "families": family or None, "least_tissue": least_tissue, "hold_back": hold_back,
+             "only_held_back": only_held_back, "patch_px": patch_px, "mpp": mpp, "seed": seed}  # fmt: skip
+    settings = {name: value for name, value in given.items() if value is not None}
+    with RichProgress() as progress:
+        outcome = compose_nodes(
+            out, settings, progress, patches=patches, outlines=outlines, processes=processes
+        )
+    finish(outcome)
+
+
+def compose_nodes(
+    out: Path,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    *,
+    patches: Path,
+    outlines: Path,
+    processes: int = 2,
+) -> Outcome:
+    """Compose the slides into ``out``, and say how many there are and how to read them.
+
+    ``settings``: of :class:`LymphNodesConfig`. Raises :class:`ConfigError` for settings that cannot be,
+    :class:`DatasetError` for a folder that is not there, :class:`ResultsError` while another process writes into
+    ``out``, and what :func:`make_lymph_nodes` raises.
+    """
+    from pydantic import ValidationError
+
+    from wsi_ips.datasets.manifest import SPLITS, read_manifest
+    from wsi_ips.drawn.lymph_nodes import LymphNodesConfig, make_lymph_nodes, tiling_of
+    from wsi_ips.storage.held_folder import held
+
+    try:
+        config = LymphNodesConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{first['loc'][0]}: " if first["loc"] else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"wsi-ips data nodes: {where}{message}") from None
+    if processes < 1:
+        raise ConfigError(f"--processes {processes}: one at least")
+    for folder in (patches, outlines):
+        if not folder.is_dir():
+            raise DatasetError(folder, "no such folder", "check the path")
+    parts = [out / "images", out / "annotations", out / "cells"]
+    with held(out, below=parts, undo=[out / "lymph_nodes.json"], results="images/*.tif"):
+        manifest = make_lymph_nodes(
+            out, config, patches=patches, outlines=outlines, processes=processes, progress=progress
+        )
+    records = read_manifest(manifest, tasks=()).records
+    counts = Counter(record.split for record in records)
+    splits = ", ".join(f"{split} {counts[split]}" for split in SPLITS if counts[split])
+    tiling = tiling_of(config)
+    return Outcome(
+        [
+            f"{len(records)} slides in {manifest} ({splits})",
+            f"read them with --set tiling.patch_px={tiling.patch_px} --set tiling.patch_mpp={tiling.patch_mpp:g} "
+            f"--set tiling.min_tissue={tiling.min_tissue:g}: each patch is a real one",
+        ]
+    )

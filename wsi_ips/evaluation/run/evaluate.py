@@ -1,0 +1,179 @@
+"""The evaluation of a prediction run against a manifest's labels: everything worked out, drawn, and in words.
+
+Start with :func:`work_out`; ``tables.py`` writes what it finds.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_ips.datasets.manifest import read_manifest
+from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.evaluation.bootstrap import Interval
+from wsi_ips.evaluation.plots import (
+    NamedFroc,
+    NamedRoc,
+    draw_confusion,
+    draw_froc,
+    draw_history,
+    draw_reliability,
+    draw_roc,
+    figure_name,
+)
+from wsi_ips.evaluation.run.config import EvaluationConfig
+from wsi_ips.evaluation.run.doubt import DoubtReport, calibration_of_run, doubt_in_words, report_doubt
+from wsi_ips.evaluation.run.froc import FrocReport, report_froc
+from wsi_ips.evaluation.run.joined import Joined, join
+from wsi_ips.evaluation.run.survival import SurvivalReport, draw_survival, report_survival
+from wsi_ips.evaluation.run.tasks import StageReport, TaskReport, report_stages, report_task, roc_plots
+from wsi_ips.inference.predictions import read_predictions
+from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, tasks_of_run
+from wsi_ips.progress import Progress
+
+HEADLINES = {
+    "binary": ("auc", "balanced_accuracy", "sensitivity", "specificity", "ece"),
+    "multiclass": ("auc_macro", "balanced_accuracy", "accuracy", "ece"),
+    "multilabel": ("auc_macro", "exact_match", "f1_macro", "ece"),
+    "regression": (),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """All that was worked out, before anything is written."""
+
+    joined: Joined
+    tasks: Mapping[str, TaskReport]
+    rocs: Mapping[str, list[NamedRoc]]
+    stages: Mapping[str, StageReport]
+    froc: FrocReport | None
+    froc_task: str | None
+    doubts: Mapping[str, DoubtReport]
+    survival: Mapping[str, SurvivalReport]
+
+
+def work_out(config: EvaluationConfig, progress: Progress, *, bands: bool) -> Evaluation:
+    """Score the run. bands: whether plots will want ROC curves with their bands.
+
+    Raises a :class:`wsi_ips.errors.WsiIpsError` for a run, manifest or folder of outlines that cannot be used, and
+    for a split whose labels are all the same.
+    """
+    run = RunFolder(config.run)
+    if not config.run.is_dir():
+        raise ResultsError(config.run, "no such folder", "name the folder that wsi-ips predict wrote")
+    all_tasks = tasks_of_run(run)
+    tasks = chosen_tasks(all_tasks, config.task)
+    rows = read_predictions(run.predictions, tasks=all_tasks)
+    calibration = calibration_of_run(run, rows)
+    manifest = read_manifest(
+        config.manifest, tasks=tasks, need_slides=False, need_labels=len(tasks) == len(all_tasks)
+    )
+    joined = join(manifest, rows, config.split, predictions=run.predictions)
+    elsewhere = None
+    if config.threshold_from is not None:
+        elsewhere = join(manifest, rows, config.threshold_from, predictions=run.predictions)
+    reports: dict[str, TaskReport] = {}
+    doubts: dict[str, DoubtReport] = {}
+    rocs: dict[str, list[NamedRoc]] = {}
+    stages: dict[str, StageReport] = {}
+    survival: dict[str, SurvivalReport] = {}
+    slides_of_case = Counter(record.case_id for record in manifest.split(config.split))
+    with progress("Scoring", total=len(tasks)) as advance:
+        for task in tasks:
+            if task.survival is not None:
+                survival[task.name] = report_survival(task, joined, rows, manifest, config)
+                advance(task.name)
+                continue
+            reports[task.name] = report_task(task, joined, elsewhere, config)
+            rocs[task.name] = roc_plots(reports[task.name], config) if bands else []
+            if calibration is not None:
+                doubt = report_doubt(task, reports[task.name].joined, calibration, manifest, config)
+                doubts |= {task.name: doubt} if doubt is not None else {}
+            staged = report_stages(reports[task.name], slides_of_case, config)
+            if staged is not None:
+                stages[task.name] = staged
+            advance(task.name)
+    froc, froc_task = None, None
+    if config.annotations is not None:
+        froc_task = _froc_task(reports)
+        froc = report_froc(reports[froc_task], config, progress)
+    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts, survival)
+
+
+def _froc_task(reports: Mapping[str, TaskReport]) -> str:
+    """The first task that says whether there is a lesion."""
+    for name, report in reports.items():
+        if report.scored.kind in ("binary", "multiclass"):
+            return name
+    raise ConfigError(
+        f"FROC needs a task with classes of which the first has no lesion, not {', '.join(reports)}"
+    )
+
+
+def draw(
+    out: Path, config: EvaluationConfig, done: Evaluation, history: Mapping[str, list[float]] | None
+) -> None:
+    """Draw the plots into ``out`` as PNGs. history: losses of the training, by column."""
+    for name, report in done.tasks.items():
+        end = f"_{name}" if len(done.tasks) > 1 else ""
+        title = f"{name}, split {config.split}"
+        if done.rocs[name]:
+            draw_roc(out / f"roc{end}.png", done.rocs[name], title=title)
+        scored = report.scored
+        if scored.kind == "regression":
+            continue
+        of = {"binary": scored.task.classes[-1], "multiclass": "the called class"}.get(
+            scored.kind, "any label"
+        )
+        draw_reliability(
+            out / f"reliability{end}.png", scored.reliability, ece=report.figures["ece"], of=of, title=title
+        )
+        if scored.kind != "multilabel":
+            draw_confusion(out / f"confusion{end}.png", scored.confusion, scored.class_names, title=title)
+    draw_survival(out, done.survival, several=len(done.tasks) + len(done.survival) > 1, split=config.split)
+    if done.froc is not None:
+        named = [NamedFroc(by, one.curve, one.score, one.band) for by, one in done.froc.by.items()]
+        draw_froc(out / "froc.png", named, title=f"{done.froc_task}, split {config.split}")
+    if history is not None and config.history is not None:
+        draw_history(out / "loss.png", history, title=f"losses of {config.history.resolve().parent.name}")
+
+
+def headlines(done: Evaluation) -> list[str]:
+    """The figures that count, as lines to print."""
+    lines = []
+    for name, report in done.tasks.items():
+        wanted = HEADLINES[report.scored.kind] or tuple(report.figures)
+        wanted = (*(["quadratic_kappa"] if "quadratic_kappa" in report.figures else []), *wanted)
+        lines.append(f"{name}: " + ", ".join(_in_words(key, report.figures[key]) for key in wanted))
+        if report.case_figures:
+            first = wanted[0]
+            cases = len(report.pooled.slides)
+            lines.append(f"{name}, {cases} patients: " + _in_words(first, report.case_figures[first]))
+        if name in done.stages:
+            lines.append(f"{name}: " + _in_words("pN stage, quadratic kappa", done.stages[name].kappa))
+        if name in done.doubts:
+            lines += doubt_in_words(name, done.doubts[name])
+    for name, survival in done.survival.items():
+        lines.append(f"{name}: {survival.predicted.follow_up.counts}")
+        shown = [
+            key for key in ("c_index", "c_index_uno", "ibs", "ibs_kaplan_meier") if key in survival.figures
+        ]
+        lines.append(f"{name}: " + ", ".join(_in_words(key, survival.figures[key]) for key in shown))
+        if survival.groups.test is not None:
+            lines.append(f"{name}: log-rank p of the risk groups {survival.groups.test.p:.3g}")
+    if done.froc is not None:
+        for by, one in done.froc.by.items():
+            counts = f"{one.curve.lesions} lesions, {one.curve.slides} slides"
+            lines.append(_in_words(f"FROC score by {by}", one.score) + f" ({counts})")
+    return lines
+
+
+def _in_words(name: str, interval: Interval) -> str:
+    name = figure_name(name)
+    if math.isnan(interval.value):
+        return f"{name} not defined"
+    if math.isnan(interval.low):
+        return f"{name} {interval.value:.3f}"
+    return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
