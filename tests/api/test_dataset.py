@@ -177,7 +177,7 @@ def test_stored_coordinates_say_which_patches(wanted: Counter[Key], here: Path) 
         ({"rank": 0}, "give both"),
         ({"on_error": "ignore"}, "on_error is raise or skip"),
         ({"share": "tiles"}, "share is patches or slides"),
-        ({"slide_mpp": {"c": 0.5}}, "'c', which is none of the slides"),
+        ({"slide_mpp": {"c": 0.5}}, "'c', which is not one of the slides"),
         ({"slide_mpp": {"a": -1.0}}, "no resolution of a slide"),
         ({"threads": 0}, "threads"),
         ({"px": 0}, "patch_px"),

@@ -182,7 +182,7 @@ def test_checkpoints_that_are_not_ours(
     torch.save(net.state_dict(), pickled)
     problems = {
         other: "another architecture",
-        foreign: "no checkpoint of ours",
+        foreign: "not a checkpoint of wsi_ips",
         pickled: "not a safetensors file",
         tmp_path / "absent": "no such checkpoint",
     }

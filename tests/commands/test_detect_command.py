@@ -114,7 +114,7 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     slides = small_data.slides
     said = console("detect", slides, "--detector", small_checkpoint, "--out", tmp_path)
-    assert "no detector of ours" in said.complaint
+    assert "not a detector of wsi_ips" in said.complaint
     said = console("detect", slides, "--detector", small_detector, "--run", tmp_path, "--out", tmp_path)
     assert "name the folder that predict wrote" in said.complaint
     said = console(

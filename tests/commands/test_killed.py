@@ -106,7 +106,7 @@ def test_a_slide_that_takes_the_start_with_it_even_from_a_child_fails_at_the_thi
     assert in_hand(out) == {"b": "read alone"}
     code, said = start(installed, "tile", slides, "--out", out, *PATCH)
     assert code == 3
-    assert "the next one while a process of its own read it" in said
+    assert "the next start died while it was read in a process of its own" in said
     assert been(slides / "b.tif") == 2
 
 

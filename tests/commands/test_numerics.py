@@ -76,7 +76,7 @@ def test_features(
     assert not torch.are_deterministic_algorithms_enabled()
     other = console(*words, "--set", f"deterministic={not deterministic}")
     assert other.code == 2
-    assert "features by other settings (deterministic" in other.complaint
+    assert "features made with other settings (deterministic" in other.complaint
 
 
 def test_predictions_of_held_out_slides(

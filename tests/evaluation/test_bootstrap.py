@@ -86,7 +86,7 @@ def test_delong_s_variance_is_that_of_counting_pairs() -> None:
     assert interval.high - interval.value == pytest.approx(1.959964 * math.sqrt(variance), abs=1e-6)
     perfect = delong_interval(positive.astype(float), positive)
     assert (perfect.low, perfect.value, perfect.high) == (1, 1, 1)
-    with pytest.raises(ValueError, match="no variance"):
+    with pytest.raises(ValueError, match="too few for an interval"):
         delong_interval(np.array([0.1, 0.2, 0.3]), np.array([True, False, False]))
 
 

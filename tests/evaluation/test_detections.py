@@ -122,5 +122,5 @@ def test_of_contributions_only_what_adds_is_a_detection_and_one_more_has_probabi
     every = detections_from_attention(patches(), np.ones(COLUMNS * ROWS), probability=1, radius_um=0)
     np.testing.assert_array_equal(found.l0_xy_N2, every.l0_xy_N2[[5, 0, COLUMNS * ROWS - 1]])
     assert len(detections_from_contributions(patches([]), np.zeros(0), probability=0.9)) == 0
-    with pytest.raises(ValueError, match="no attention"):
+    with pytest.raises(ValueError, match="is not one finite value"):
         detections_from_contributions(patches([3, 4]), np.array([np.nan, 1]), probability=0.9)

@@ -82,7 +82,7 @@ def test_how_it_died_is_said(how: str, said: str) -> None:
 
 def test_a_process_that_cannot_start_is_not_the_slide_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ConfigError, match="does not start for a slide: it ended with exit code 1"):
+    with pytest.raises(ConfigError, match="does not start: it ended with exit code 1"):
         alone(doubled, b"")
 
 

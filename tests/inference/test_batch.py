@@ -204,7 +204,7 @@ def test_a_slide_that_kills_every_worker_fails_and_the_others_finish(
     SlidesInHand(setup.run.root).begin(jobs[1].slide_id)  # an earlier start without workers died
     in_hand, first = SlidesInHand(setup.run.root), jobs[0].slide_id
     rows = on_workers(jobs[:3], replace(setup, draw=die_of_the_first), cluster, in_hand)
-    assert "2 workers in turn died of it alone" in rows[first].error
+    assert "2 workers in turn died while they read it alone" in rows[first].error
     assert [row.status for row in rows.values()] == ["failed", "ok", "ok"]
     assert not setup.run.attention(first).exists()
     assert in_hand.suspected(first), "a start without workers reads it in a process of its own"
@@ -240,7 +240,7 @@ def test_what_would_befall_every_slide_ends_the_run(
 ) -> None:
     (file,) = setup.models.files
     gone = Checkpoints((replace(file, path=tmp_path / "gone.safetensors"),))
-    with pytest.raises(CheckpointError, match="keep it where all workers read it"):
+    with pytest.raises(CheckpointError, match="keep it where all workers can read it"):
         on_workers(jobs, replace(setup, models=gone), cluster)
     setup.run.description.unlink()
     with pytest.raises(ResultsError, match="a folder that all workers share"):

@@ -54,9 +54,9 @@ def test_a_manifest_says_whose_slides_they_are(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ("slide_id,case\ns1,p\n", "lacks the column 'case_id'"),
-        ("slide_id,case_id\ns2,p\n", "does not say whose slide s1 is"),
-        ("slide_id,case_id\ns1,\n", "does not say whose slide s1 is"),
-        ("slide_id,case_id\ns1,p\ns1,q\n", "slide s1 is of two cases"),
+        ("slide_id,case_id\ns2,p\n", "does not give the case of slide s1"),
+        ("slide_id,case_id\ns1,\n", "does not give the case of slide s1"),
+        ("slide_id,case_id\ns1,p\ns1,q\n", "slide s1 has two cases"),
         ('slide_id,case_id\n"s1"x,p\n', "is no CSV"),
     ],
 )

@@ -248,7 +248,7 @@ def test_a_worker_that_outlives_its_run_touches_nothing_of_the_next(
     with hold(tmp_path) as start:
         assert not run.cases.exists(), "an earlier start's patients do not lie beside newer predictions"
         written = run.attention(job.slide_id).stat().st_mtime_ns
-        with pytest.raises(ResultsError, match="another run's by now"):
+        with pytest.raises(ResultsError, match="belongs to another run by now"):
             first.write(job, result)
         assert first.failed(job, OSError("late")).row.status == "failed"
         assert run.attention(job.slide_id).stat().st_mtime_ns == written

@@ -99,7 +99,7 @@ def test_weights_are_never_looked_for_where_the_config_says(small_checkpoint: Pa
 def test_another_program_s_file_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file(load_file(small_checkpoint), path, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="another program's"):
+    with pytest.raises(CheckpointError, match="another program"):
         load_checkpoint(path)
 
 

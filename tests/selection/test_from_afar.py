@@ -1,4 +1,4 @@
-"""Slides looked at from afar first: windows where the patches are, the share let through, labels from the rest."""
+"""Coarse-to-fine: windows where the patches are, the share let through, labels from the rest."""
 
 import logging
 from dataclasses import replace
@@ -228,7 +228,7 @@ def test_patches_that_cannot_be_seen_from_afar_are_one_line() -> None:
     class Plain:
         """A source that has patches and nothing else."""
 
-    with pytest.raises(ConfigError, match="cannot look at these patches from afar"):
+    with pytest.raises(ConfigError, match="needs coarse windows, which these patches do not have"):
         read_bag(net_of(config), Plain(), config.selection)  # type: ignore[arg-type]
     images = pipeline("attention_sampling", coarse={"scorer": "megapixel_mnist"})
     with pytest.raises(ConfigError, match="reads images, not slides"):

@@ -88,7 +88,7 @@ def test_parts_of_different_networks_are_refused() -> None:
     stores = [stored(torch.arange(2), torch.zeros(2, 8, 1)), stored(torch.arange(2, 4), torch.zeros(2, 4, 2))]
     with pytest.raises(ValueError, match="different networks"):
         select_over_parts(stores, 3)
-    with pytest.raises(ValueError, match="do not add up"):
+    with pytest.raises(ValueError, match="cannot be merged"):
         Normalisers.merged([store.normalisers() for store in stores])
 
 

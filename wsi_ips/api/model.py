@@ -1,4 +1,4 @@
-"""A trained model, loaded once, that labels slides."""
+"""A trained model, loaded once, that labels slides: :func:`load` and :class:`Model`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, stored_patches
 
 @dataclass(frozen=True, slots=True)
 class _Reads:
-    """How a slide's patches are found and read."""
+    """How the patches of a slide are found and read."""
 
     folder: Path | None
     allow_upsampling: bool
@@ -34,9 +34,13 @@ class _Reads:
 
 
 class Model:
-    """A checkpoint of ``wsi-ips finetune`` on a device, or several whose mean is told; see :func:`wsi_ips.load`.
+    """A checkpoint of ``wsi-ips finetune`` on a device, or several whose mean is the answer. Made by
+    :func:`wsi_ips.load`.
 
-    paths: the checkpoint files. sha256: what results name the model by. device: where it works.
+    Attributes:
+        paths: The checkpoint files.
+        configs: The settings that each was trained with.
+        device: Where it runs.
 
     >>> import wsi_ips as wi
     >>> model = wi.load("model.safetensors", device="cpu")
@@ -52,6 +56,7 @@ class Model:
     """
 
     def __init__(self, checkpoints: Path | str | Sequence[Path | str], *, device: str = "auto") -> None:
+        """Read the settings of the checkpoints, see :func:`wsi_ips.load`. Networks are loaded when needed."""
         self.paths = checkpoint_paths(checkpoints)
         self.configs: tuple[PipelineConfig, ...] = tuple(same_patches_and_tasks(self.paths))
         self.device = pick_device(device)
@@ -60,7 +65,9 @@ class Model:
 
     @property
     def config(self) -> PipelineConfig:
-        """The settings that the model was trained with: tiling, selection, network. Of several, the first's."""
+        """The settings that the model was trained with: tiling, selection, network. For several, those of the
+        first.
+        """
         return self.configs[0]
 
     @property
@@ -70,21 +77,21 @@ class Model:
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:
-        """What the model tells of a slide: names, classes and kinds of its tasks."""
+        """What the model says of a slide: names, classes and kinds of its tasks."""
         return self.config.model.tasks
 
     def network(self) -> BagNet:
-        """A copy of the (first) checkpoint's network as a ``torch.nn.Module``, in eval mode on the CPU."""
+        """A copy of the network of the (first) checkpoint as a ``torch.nn.Module``, in eval mode on the CPU."""
         return load_checkpoint(self.paths[0])[0]
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The (first) checkpoint's patch encoder as it was trained, on the model's device.
+        """The patch encoder of the (first) checkpoint as it was trained, on the device of the model.
 
         It takes patches as ``config.tiling`` says. Raises :class:`ConfigError` for a model of stored features.
         """
         if self.config.model.encoder.features is not None:
-            raise ConfigError(f"{self.paths[0]}: reads stored features, it has no encoder of its own")
+            raise ConfigError(f"{self.paths[0]}: reads stored features, so it has no encoder of its own")
         return Encoder.of_module(self.network().encoder, self.config.model.encoder.name, device=self.device)
 
     def predict(
@@ -97,12 +104,19 @@ class Model:
         threads: int | None = None,
         progress: bool | None = None,
     ) -> Result:
-        """Label one slide, in memory; nothing is written. See :func:`wsi_ips.predict` for what is raised.
+        """Label one slide in memory. Nothing is written.
 
-        slide_mpp: the slide's resolution in µm per pixel, used instead of what the file says. patches: a folder of
-        coordinates (CLAM, TRIDENT, ``wsi-ips tile``) instead of a search for tissue. allow_upsampling: enlarge a
-        slide that is more than 10 % coarser than the model's patches. threads: how many decode (2). progress: a
-        bar; None shows one in notebooks.
+        Args:
+            slide: The slide.
+            slide_mpp: Resolution of the slide in µm per pixel, used instead of what the file states.
+            patches: A folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``), used instead of a search for
+                tissue.
+            allow_upsampling: Enlarge a slide that is more than 10 % coarser than the patches of the model.
+            threads: How many threads decode (2).
+            progress: Whether to show a bar. None shows one in notebooks.
+
+        Raises:
+            WsiIpsError: The slide or a setting cannot be used; :func:`wsi_ips.predict` lists the kinds.
         """
         place = _absolute(locate(place_of(slide)))
         name = slide_id(place)
@@ -126,7 +140,7 @@ class Model:
                 raster = any(config.model.attention.positions == "raster" for config in self.configs)
                 find = stored_patches(reads.folder, tiling, raster=raster)
             self._files.check()
-            self._loaded = None  # two copies may not fit
+            self._loaded = None  # free the old copy first, because two may not fit into memory
             loaded = load_predictor(
                 self._files, streaming=reads.streaming, device=self.device, find_patches=find
             )
@@ -145,9 +159,12 @@ class Model:
 def load(checkpoint: Path | str | Sequence[Path | str], *, device: str = "auto") -> Model:
     """Load a checkpoint that :func:`wsi_ips.train` or ``wsi-ips finetune`` wrote, to label slides with it.
 
-    checkpoint: a ``model.safetensors``, or several of the same tasks, whose mean is told. device: ``auto`` takes a
-    GPU where there is one. Raises :class:`CheckpointError` for a file that is none of ours, or one that cannot be
-    averaged with the others.
+    Args:
+        checkpoint: A ``model.safetensors``, or several for the same tasks, whose mean is the answer.
+        device: ``auto`` takes a GPU if there is one.
+
+    Raises:
+        CheckpointError: A file is not a checkpoint, or cannot be averaged with the others.
 
     >>> import wsi_ips as wi
     >>> model = wi.load("model.safetensors", device="cpu")
@@ -162,7 +179,7 @@ def load(checkpoint: Path | str | Sequence[Path | str], *, device: str = "auto")
 
 
 def checkpoint_paths(checkpoints: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
-    """One path or more. Raises :class:`ConfigError` for none."""
+    """One path or more as paths. Raises :class:`ConfigError` if there are none."""
     given = [checkpoints] if isinstance(checkpoints, Path | str) else list(checkpoints)
     if not given:
         raise ConfigError("name a checkpoint: the model.safetensors of a fine-tuning run")

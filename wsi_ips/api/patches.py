@@ -1,4 +1,4 @@
-"""Which patches of a slide are looked at."""
+"""Which patches of a slide are used: :func:`tile` finds them, :class:`Patches` holds them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,12 @@ from wsi_ips.units import Mpp, mpp_of_magnification
 class Patches:
     """The patches of one slide that hold tissue, as :func:`wsi_ips.tile` finds them.
 
-    coords: the package's own coordinates. path: the slide. mask: its tissue on a thumbnail. In a notebook the
-    slide is shown with its tissue outlined and its patches drawn.
+    In a notebook, the slide is shown with its tissue outlined and its patches drawn.
+
+    Attributes:
+        coords: Their coordinates, in the package's own form.
+        path: The slide.
+        mask: Its tissue on a thumbnail.
 
     >>> import wsi_ips as wi
     >>> patches = wi.tile("slide.svs", px=64, mpp=1.0)
@@ -63,12 +67,12 @@ class Patches:
 
     @property
     def xy(self) -> NDArray[np.int64]:
-        """(N, 2) int64: top left corners (x, y) in level-0 pixels, row by row of the grid."""
+        """(N, 2) int64: top-left corners (x, y) in level-0 pixels, row by row of the grid."""
         return self.coords.l0_xy_N2
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """(N,) int64: the patches' raster indices in the grid that covers the slide, ascending."""
+        """(N,) int64: raster indices of the patches in the grid that covers the slide, ascending."""
         return self.coords.ids_N
 
     @property
@@ -88,19 +92,22 @@ class Patches:
 
     @property
     def side(self) -> float:
-        """Side of a patch in level-0 pixels; it need not be whole."""
+        """Side of a patch in level-0 pixels. It need not be an integer."""
         return self.coords.l0_patch
 
     def save(self, path: Path | str) -> None:
-        """Write the coordinates as ``wsi-ips tile`` does: HDF5 that CLAM reads, called ``<slide_id>.h5``.
+        """Write the coordinates as ``wsi-ips tile`` does: HDF5 that CLAM reads, to be called ``<slide_id>.h5``.
 
-        Its folder can be given as ``patches=`` to :func:`wsi_ips.stream` and :class:`wsi_ips.PatchDataset`.
+        The folder of the file can be given as ``patches=`` to :func:`wsi_ips.stream` and
+        :class:`wsi_ips.PatchDataset`.
         """
         with open_slide(self.path) as reader:
             write_coords(Path(path), self.coords, layout="clam", info=reader.info)
 
     def picture(self) -> Image.Image:
-        """The slide with what is no tissue shaded, outlines and patches drawn, and a legend, as a PIL image."""
+        """A PIL image of the slide in which all but tissue is shaded, outlines and patches are drawn, and a
+        legend explains it.
+        """
         with open_slide(self.path) as reader:
             return draw_preview(reader, self.coords, self.mask, tissue_contours(self.mask))
 
@@ -122,16 +129,26 @@ def tile(
     slide_mpp: float | None = None,
     tiling: TilingConfig | None = None,
 ) -> Patches:
-    """Find the tissue of a slide and the patches that hold it; no model is needed.
+    """Find the tissue of a slide and the patches that hold it. No model is needed.
 
-    px: side of a patch in pixels (256). mpp: its resolution in µm per pixel (0.5); ``mag=20`` means the same.
-    overlap: pixels that neighbours share (0). min_tissue: share of a patch that has to be tissue (0.25).
-    slide_mpp: the slide's resolution, used instead of what the file says. tiling: all settings at once; the
-    others are laid over it.
+    The coordinates are those that ``wsi-ips tile`` writes.
 
-    Gives the coordinates that ``wsi-ips tile`` writes. Raises :class:`ConfigError` for settings that cannot be,
-    :class:`MissingResolution` where nobody says the slide's, :class:`TooCoarse` for a slide with less detail than
-    the patches, :class:`NoTissue` where no patch is left, and the reader's errors.
+    Args:
+        slide: The slide.
+        px: Side of a patch in pixels (256).
+        mpp: Resolution of a patch in µm per pixel (0.5).
+        mag: The resolution as a magnification instead; ``mag=20`` is ``mpp=0.5``.
+        overlap: Pixels that neighbouring patches share (0).
+        min_tissue: Share of a patch that has to be tissue (0.25).
+        slide_mpp: Resolution of the slide in µm per pixel, used instead of what the file states.
+        tiling: All settings at once. The other arguments override it.
+
+    Raises:
+        ConfigError: Settings are not possible.
+        MissingResolution: The file does not state its resolution, and ``slide_mpp`` is not given.
+        TooCoarse: The slide has less detail than the patches need.
+        NoTissue: No patch is left.
+        FileError: The slide cannot be opened or read; the error is that of the reader.
 
     >>> import wsi_ips as wi
     >>> wi.tile("slide.svs", px=64, mag=10)
@@ -159,15 +176,15 @@ def tiling_of(
     min_tissue: float | None = None,
     allow_upsampling: bool | None = None,
 ) -> TilingConfig:
-    """The settings that are given, over ``tiling``, over the defaults; checked as a recipe's are.
+    """The settings that are given, over ``tiling``, over the defaults, checked like those of a recipe.
 
-    Raises :class:`ConfigError` that names the setting.
+    ``asked_by`` is what the message says in front. Raises :class:`ConfigError` that names the wrong setting.
     """
     if mag is not None:
         if mpp is not None:
             raise ConfigError(f"{asked_by}: mag and mpp say the same thing: give one of them")
         if not mag > 0:
-            raise ConfigError(f"{asked_by}: mag {mag} is no magnification; expected e.g. 20")
+            raise ConfigError(f"{asked_by}: mag {mag} is not a magnification; expected e.g. 20")
         mpp = mpp_of_magnification(mag)
     asked = {
         "patch_px": px,
@@ -185,13 +202,13 @@ def tiling_of(
 
 @dataclass(frozen=True, slots=True)
 class PatchesAsStored:
-    """The patches in a folder of coordinates, with the pixels and the resolution that their files state."""
+    """Finds the patches in a folder of coordinates, with the pixels and the resolution that its files state."""
 
     folder: Path
     allow_upsampling: bool = False
 
     def __call__(self, slide: SlideReader, *, slide_id: str, mpp: Mpp | None) -> PatchCoords:
-        """See :class:`wsi_ips.tiling.patches.StoredPatches`, whose errors these are."""
+        """The stored patches of a slide. For the errors see :class:`wsi_ips.tiling.patches.StoredPatches`."""
         info = slide.info if mpp is None else slide.info.with_mpp(mpp)
         stored = read_coords(find_coords(self.folder, slide_id), info=info)
         tiling = tiling_of(
@@ -204,7 +221,7 @@ class PatchesAsStored:
         return StoredPatches(self.folder, tiling)(slide, slide_id=slide_id, mpp=mpp)
 
     def read_from(self, slide_id: str) -> tuple[Path, ...]:
-        """See :class:`wsi_ips.tiling.patches.FindPatches`."""
+        """The file with the coordinates of a slide."""
         return (find_coords(self.folder, slide_id),)
 
 
@@ -219,10 +236,12 @@ def patch_finder(
     min_tissue: float | None,
     allow_upsampling: bool,
 ) -> FindPatches:
-    """What finds a slide's patches: in its tissue, or in ``patches``, a folder of stored coordinates.
+    """What finds the patches of a slide: in its tissue, or in ``patches``, a folder of stored coordinates.
 
-    Raises :class:`ConfigError` for a folder that is not there, and for a setting beside a folder whose files
-    state it.
+    ``asked_by`` is what messages say in front; the other arguments are those of :func:`tile`.
+
+    Raises:
+        ConfigError: The folder does not exist, or a setting is given that the files in the folder state.
     """
     if patches is None:
         return PatchesInTissue(
@@ -233,7 +252,7 @@ def patch_finder(
         )  # fmt: skip
     folder = Path(patches)
     if not folder.is_dir():
-        raise ConfigError(f"{asked_by}: patches: {folder} is no folder")
+        raise ConfigError(f"{asked_by}: patches: {folder} is not a folder")
     for name, value in (
         ("px", px),
         ("mpp", mpp),

@@ -1,4 +1,4 @@
-"""Who shows progress: a notebook shows bars by itself, a script only if it asks for them."""
+"""Progress bars for Python: a notebook shows them by itself, a script only if it asks for them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,20 +11,22 @@ from typing import Any, Protocol
 from wsi_ips.progress import Advance, Progress, silent
 
 SECONDS_BETWEEN = 0.2
-"""A bar is drawn again no sooner than this."""
+"""Least seconds between two redraws of a bar."""
 
 
 class Shown(Protocol):
-    """Something in a notebook's output that can be changed (IPython's ``DisplayHandle``)."""
+    """Something in the output of a notebook that can be changed (IPython's ``DisplayHandle``)."""
 
-    def update(self, content: Any) -> None: ...
+    def update(self, content: Any) -> None:
+        """Show ``content`` in its place."""
+        ...
 
 
 @contextmanager
 def shown_progress(wanted: bool | None) -> Iterator[Progress]:
-    """Bars for the time of the ``with`` block. ``wanted`` None: in a notebook, and nowhere else.
+    """Bars for the length of the ``with`` block. With ``wanted`` None, they are shown only in notebooks.
 
-    In a notebook they are drawn into the cell's output, in a script by rich on standard error.
+    In a notebook they are drawn into the output of the cell, in a script by rich on standard error.
     """
     notebook = in_notebook()
     if wanted is False or (wanted is None and not notebook):
@@ -39,7 +41,7 @@ def shown_progress(wanted: bool | None) -> Iterator[Progress]:
 
 
 def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook (Jupyter, VS Code, Colab)."""
+    """Whether this process is the kernel of a notebook (Jupyter, VS Code, Colab)."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and hasattr(shell, "kernel")
@@ -61,7 +63,7 @@ class _Bar:
 
 
 class _Html:
-    """HTML as IPython displays it; its own class for that lives in a package that need not be installed."""
+    """HTML that IPython displays. IPython's own class is in a package that need not be installed."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -74,10 +76,10 @@ class _Html:
 
 
 class NotebookProgress:
-    """A :class:`wsi_ips.progress.Progress` whose bars are HTML in a cell's output; no widgets are needed."""
+    """A :class:`wsi_ips.progress.Progress` whose bars are HTML in the output of a cell. No widgets are needed."""
 
     def __init__(self, display: Callable[[Any], Shown]) -> None:
-        """``display`` shows something and gives what changes it."""
+        """Prepare to draw. ``display`` shows something and returns what can change it."""
         self._display = display
         self._shown: Shown | None = None
         self._bars: list[_Bar] = []
@@ -97,7 +99,7 @@ class NotebookProgress:
         try:
             yield advance
         finally:
-            if len(self._bars) > 1:  # the outermost one stays, as it ended
+            if len(self._bars) > 1:  # the outermost bar stays visible in its final state
                 self._bars.remove(bar)
             self._draw()
             if self._bars == [bar]:

@@ -1,4 +1,4 @@
-"""What a model says of one slide, and its picture."""
+"""What a model says of one slide (:class:`Result`), and its picture (:func:`overlay`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +21,16 @@ from wsi_ips.inference.results import Probabilities, SlideResult, read_result, w
 from wsi_ips.inference.run_folder import stored_location
 
 NOTEBOOK_PX = 1024
-"""Longer side of the overlay that a notebook shows of a result."""
+"""Longer side, in pixels, of the overlay that a notebook shows of a result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """What a model says of one slide, as :func:`wsi_ips.predict` gives it. In a notebook its overlay is shown.
+    """What a model says of one slide, as :func:`wsi_ips.predict` returns it. In a notebook its overlay is shown.
 
-    stored: all of it, as it is written into a run's HDF5: logits and attention of every head and query, kept
-    patches, contributions, bad tiles.
+    Attributes:
+        stored: Everything that is written into the HDF5 file of a run: logits and attention of every head and
+            query, kept patches, contributions, bad tiles.
 
     >>> import wsi_ips as wi
     >>> result = wi.predict("slide.svs", "model.safetensors")
@@ -46,11 +47,15 @@ class Result:
 
     @classmethod
     def read(cls, path: Path | str) -> "Result":
-        """Read what :meth:`save` or a run (``attention/<slide_id>.h5``) wrote. Raises :class:`ResultsError`."""
+        """Read what :meth:`save` or a run (``attention/<slide_id>.h5``) wrote. Raises :class:`ResultsError` for
+        other files.
+        """
         return cls(read_result(Path(path)))
 
     def save(self, path: Path | str, *, embeddings: bool = False) -> None:
-        """Write the result as HDF5, whole or not at all; with the kept patches' embeddings if that is wanted."""
+        """Write the result as HDF5, completely or not at all. ``embeddings`` also stores those of the kept
+        patches.
+        """
         write_result(Path(path), self.stored, embeddings=embeddings)
 
     @property
@@ -60,46 +65,56 @@ class Result:
 
     @property
     def probabilities(self) -> Probabilities:
-        """{task: {class: probability}}; of a regression task the predicted numbers. Not calibrated."""
+        """``{task: {class: probability}}``, not calibrated. For a regression task, the predicted numbers."""
         return self.stored.probabilities
 
     @property
     def spread(self) -> Probabilities:
-        """{task: {class: standard deviation}} over several models; empty for one."""
+        """``{task: {class: standard deviation}}`` over several models; empty for one."""
         return self.stored.spread
 
     @property
     def xy(self) -> NDArray[np.int64]:
-        """(N, 2) int64: top left corners (x, y) of the patches that have attention, in level-0 pixels."""
+        """(N, 2) int64: top-left corners (x, y) of the patches that have attention, in level-0 pixels."""
         return self.stored.coords.l0_xy_N2
 
     @property
     def side(self) -> float:
-        """Side of a patch in level-0 pixels; it need not be whole."""
+        """Side of a patch in level-0 pixels. It need not be an integer."""
         return self.stored.coords.l0_patch
 
     @property
     def kept(self) -> NDArray[np.int64]:
-        """(M,) int64: the rows of :attr:`xy` that the label was read from, in the order of the model's memory."""
+        """(M,) int64: the rows of :attr:`xy` that the label was read from, in the order of the memory of the
+        model.
+        """
         ids_N = self.stored.coords.ids_N
         order_N = np.argsort(ids_N)  # a file may hold them in any order
         rows_M: NDArray[np.int64] = order_N[np.searchsorted(ids_N, self.stored.kept_ids_M, sorter=order_N)]
         return rows_M
 
     def attention(self, task: str | None = None, *, head: int | None = None) -> NDArray[np.float32]:
-        """(N,) float32: the share of the attention that each patch has, which sums to 1 over the slide.
+        """The share of the attention that each patch has, (N,) float32. It sums to 1 over the slide.
 
-        For one task, or the mean over all; of one head, or the mean over all. Raises :class:`ConfigError` for a
-        task or a head that is not there.
+        Args:
+            task: Attention for this task. None: the mean over all.
+            head: Attention of this head. None: the mean over all.
+
+        Raises:
+            ConfigError: There is no such task or head.
         """
         query = None if task is None else query_of_task(self.stored, task)
         return attention_map(self.stored, query=query, head=head)
 
     def contribution(self, class_name: str, task: str | None = None) -> NDArray[np.float32]:
-        """(N,) float32, logits: what each patch adds to a class; 0 for patches that were not kept.
+        """What each patch adds to a class, (N,) float32 in logits; 0 for patches that were not kept.
 
-        task: whose class it is; by default the first. Raises :class:`ConfigError` for a class that is not there
-        and for models that do not tell (``model.attention: paper``).
+        Args:
+            class_name: The class.
+            task: The task that it belongs to. None: the first.
+
+        Raises:
+            ConfigError: There is no such class, or the model cannot tell (``model.attention: paper``).
         """
         task = next(iter(self.probabilities)) if task is None else task
         try:
@@ -115,7 +130,7 @@ class Result:
 
 
 def in_words(probabilities: Probabilities) -> str:
-    """Every task with its classes, the likeliest three first."""
+    """Every task with its likeliest three classes, as a text."""
     return "; ".join(f"{task}: {_classes(classes)}" for task, classes in probabilities.items())
 
 
@@ -134,16 +149,24 @@ def overlay(
     outlines: Sequence[Polygon] = (),
     **options: Any,
 ) -> Image.Image:
-    """Draw a result over its slide: what each patch adds to a class, or where the model looked; with a legend.
+    """Draw a result over its slide, with a legend: what each patch adds to a class, or where the model looked.
 
-    result: of :func:`wsi_ips.predict`, or the HDF5 of a run. slide: by default the one that the result names;
-    a URL is opened only if it is given here. out: a PNG that is written too, the same as ``wsi-ips overlay``
-    writes. options: ``side_px`` (2048), ``alpha`` (0.5), ``kind`` (``contribution`` where the model tells, or
-    ``attention``), ``task``, ``class_name``, ``query``, ``head``, ``colormap``, ``scale``, ``low``, ``high``, as
-    the command has them (docs/heatmaps.md). outlines: polygons in level-0 pixels, drawn as thin lines.
+    Args:
+        result: A result of :func:`wsi_ips.predict`, or the HDF5 file of a run.
+        slide: The slide. By default the one that the result names; a URL is opened only if it is given here.
+        out: A PNG to write as well, the same that ``wsi-ips overlay`` writes.
+        options: ``side_px`` (2048), ``alpha`` (0.5), ``kind`` (``contribution`` if the model can tell, or
+            ``attention``), ``task``, ``class_name``, ``query``, ``head``, ``colormap``, ``scale``, ``low``,
+            ``high``, as for the command (docs/heatmaps.md).
+        outlines: Polygons in level-0 pixels, drawn as thin lines.
 
-    Returns a PIL image, whose ``info`` says what it shows. Raises :class:`ConfigError` for options that cannot be,
-    :class:`ResultsError` for a result that cannot be read or is of another slide, and the reader's errors.
+    Returns:
+        A PIL image, whose ``info`` says what it shows.
+
+    Raises:
+        ConfigError: Options are not possible.
+        ResultsError: The result cannot be read, or belongs to another slide.
+        FileError: The slide cannot be opened or read; the error is that of the reader.
 
     >>> import wsi_ips as wi
     >>> result = wi.predict("slide.svs", "model.safetensors")
@@ -163,7 +186,7 @@ def overlay(
 
 
 def _checked(options: Mapping[str, Any]) -> HeatOptions:
-    """The options as the command checks and reads them: what only attention has asks for attention."""
+    """The options, checked as the command does it. Options that only attention has select attention."""
     values = {
         "map" if name == "kind" else name: value for name, value in options.items() if value is not None
     }

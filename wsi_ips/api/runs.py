@@ -1,4 +1,6 @@
-"""Labelling slides, one in memory or a folder of them into a run's folder."""
+"""Labelling slides (:func:`predict`): one in memory, or a folder of them into the folder of a run
+(:class:`Run`).
+"""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class Run(Mapping[str, Result]):
-    """The folder that ``wsi-ips predict`` or :func:`wsi_ips.predict` wrote: {slide_id: :class:`wsi_ips.Result`}.
+    """The folder that ``wsi-ips predict`` or :func:`wsi_ips.predict` wrote, as a mapping of slide ids to
+    :class:`wsi_ips.Result`.
 
-    Slides that failed are not among the keys: ``failed`` says why. Results are read when they are asked for.
+    Slides that failed are not among the keys; ``failed`` says why. Results are read when they are asked for.
 
     >>> import wsi_ips as wi
     >>> wi.predict("slides", "model.safetensors", "run")
@@ -40,7 +43,7 @@ class Run(Mapping[str, Result]):
     """
 
     def __init__(self, folder: Path | str) -> None:
-        """Raises :class:`ResultsError` for a folder that holds no run."""
+        """Open the folder. Raises :class:`ResultsError` if it does not hold a run."""
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ResultsError(self.folder, "no such folder", "name the folder that wsi-ips predict wrote")
@@ -52,12 +55,12 @@ class Run(Mapping[str, Result]):
 
     @property
     def probabilities(self) -> dict[str, Probabilities]:
-        """{slide_id: {task: {class: probability}}} of the slides that were labelled; calibrated, if the run is."""
+        """``{slide_id: {task: {class: probability}}}`` of the labelled slides, calibrated if the run is."""
         return {row.slide_id: row.probabilities for row in self.rows if row.status == "ok"}
 
     @property
     def failed(self) -> dict[str, str]:
-        """{slide_id: why} of the slides that were not labelled."""
+        """``{slide_id: why}`` of the slides that were not labelled."""
         return {row.slide_id: row.error for row in self.rows if row.status != "ok"}
 
     def __getitem__(self, slide_id: str) -> Result:
@@ -77,7 +80,7 @@ class Run(Mapping[str, Result]):
 
 
 Checkpoint = Model | Path | str | Sequence[Path | str]
-"""A loaded model, a checkpoint's path, or several whose mean is told."""
+"""A loaded model, the path of a checkpoint, or several paths, whose mean is the answer."""
 
 
 @overload
@@ -134,23 +137,32 @@ def predict(
     """Label a slide, or with ``out`` a folder of slides.
 
     Without ``out`` the slide is labelled in memory, and its :class:`wsi_ips.Result` is returned. With ``out`` this
-    is ``wsi-ips predict``: it writes ``predictions.csv``, attention and overlays into that folder, goes on with a
-    run that was stopped, and returns the folder as a :class:`wsi_ips.Run`.
+    is ``wsi-ips predict``: it writes ``predictions.csv``, attention and overlays into that folder, continues a run
+    that was stopped, and returns the folder as a :class:`wsi_ips.Run`.
 
-    slides: a slide, or with ``out`` also a folder that is searched for slides. model: of :func:`wsi_ips.load`, or
-    a checkpoint's path, or several whose mean is told. slide_mpp: the slides' resolution in µm per pixel, used
-    instead of what the files say. patches: a folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``) instead of a
-    search for tissue. allow_upsampling: enlarge slides that are more than 10 % coarser than the model's patches.
-    device: ``auto`` takes a GPU where there is one; a loaded model stays on its own. progress: bars; None shows
-    them in notebooks.
+    Args:
+        slides: A slide, or with ``out`` also a folder that is searched for slides.
+        model: A model of :func:`wsi_ips.load`, the path of a checkpoint, or several paths, whose mean is the
+            answer.
+        out: The folder to write to.
+        slide_mpp: Resolution of the slides in µm per pixel, used instead of what the files state.
+        patches: A folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``), used instead of a search for tissue.
+        allow_upsampling: Enlarge slides that are more than 10 % coarser than the patches of the model.
+        device: ``auto`` takes a GPU if there is one. A loaded model stays on its own device.
+        progress: Whether to show bars. None shows them in notebooks.
+        overlays: With ``out``: draw the overlay of every slide.
+        calibration: With ``out``: a file of ``wsi-ips calibrate``.
+        embeddings: With ``out``: store the embeddings of the kept patches.
+        workers: With ``out``: processes that work on a slide each.
+        on_error: With ``out``: ``report`` a slide that fails and go on, or ``stop``.
+        force: With ``out``: replace the results of another run.
 
-    These go with ``out``. overlays: draw one of every slide. calibration: a file of ``wsi-ips calibrate``.
-    embeddings: store the kept patches'. workers: processes that work on a slide each. on_error: ``report`` a slide
-    that fails and go on, or ``stop``. force: replace another run's results.
-
-    Raises the errors of a slide that is given by itself: :class:`SlideNotFound`, :class:`UnsupportedSlide`,
-    :class:`MissingResolution`, :class:`NoTissue`, …; in a folder a bad slide is warned of, and in ``Run.failed``.
-    Raises :class:`CheckpointError` and :class:`ConfigError` for a model or settings that cannot be.
+    Raises:
+        FileError: A slide that is given by itself cannot be used; the error is that of the slide, such as
+            :class:`SlideNotFound`, :class:`UnsupportedSlide`, :class:`MissingResolution` or :class:`NoTissue`. In
+            a folder, a bad slide is warned of and listed in ``Run.failed``.
+        CheckpointError: The model cannot be used.
+        ConfigError: Settings are not possible.
 
     >>> import wsi_ips as wi
     >>> wi.predict("slide.svs", "model.safetensors")
@@ -190,7 +202,7 @@ def predict(
 
 
 def _check_one_slide(place: Location) -> None:
-    """Raises :class:`ConfigError` for a folder of slides."""
+    """Raise ConfigError for a folder of slides."""
     if isinstance(place, Path) and place.is_dir() and find_slides(place) != [place]:
         raise ConfigError(
             f"{place} is a folder of slides: name out as well, the folder that results are written into"
@@ -198,7 +210,7 @@ def _check_one_slide(place: Location) -> None:
 
 
 def run_reported(job: Job, progress: bool | None) -> Outcome:
-    """Run a command's job; whatever failed without ending it is logged as a warning."""
+    """Run the job of a command. What failed without ending the job is logged as a warning."""
     with shown_progress(progress) as bars:
         outcome = run_job(job, bars)
     for line in outcome.lines:

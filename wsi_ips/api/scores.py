@@ -1,4 +1,4 @@
-"""How good a run's predictions are."""
+"""How good the predictions of a run are: :func:`evaluate`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,12 @@ from wsi_ips.errors import ResultsError
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What :func:`wsi_ips.evaluate` worked out. In a notebook the first ROC curve is shown.
+    """What :func:`wsi_ips.evaluate` found. In a notebook the first ROC curve is shown.
 
-    folder: where tables and plots are. metrics: all figures, as in ``metrics.json``. summary: the main ones in
-    words, a line each.
+    Attributes:
+        folder: Where tables and plots are.
+        metrics: All figures, as in ``metrics.json``.
+        summary: The main figures in words, one line each.
     """
 
     folder: Path
@@ -27,7 +29,7 @@ class Scores:
     summary: Sequence[str]
 
     def picture(self) -> Image.Image:
-        """The first ROC curve as a PIL image. Raises :class:`ResultsError` where none was drawn."""
+        """The first ROC curve as a PIL image. Raises :class:`ResultsError` if none was drawn."""
         drawn = sorted(self.folder.glob("roc*.png"))
         if not drawn:
             raise ResultsError(
@@ -58,17 +60,28 @@ def evaluate(
     plots: bool | None = None,
     progress: bool | None = None,
 ) -> Scores:
-    """Score a run against the labels of a manifest, with intervals over cases: ``wsi-ips evaluate``.
+    """Score a run against the labels of a manifest, with intervals over cases, as ``wsi-ips evaluate`` does.
 
-    run: of :func:`wsi_ips.predict`, or its folder. manifest: a CSV with the columns
-    ``slide_id,case_id,label,split,path``. out: where tables and plots go (``evaluation/`` in the run). split:
-    which slides are scored. task: of several, the one to score. annotations: a folder of lesion outlines
-    (``<slide_id>.xml``, ASAP), which adds FROC. pool: how the slides' probabilities make a patient's. threshold:
-    from which probability on a yes-or-no class is called. bootstrap: resamples for the intervals; 0: none. seed:
-    of the resampling. plots: PNGs; None draws them where matplotlib is installed.
+    Slides that cannot be scored are warned of.
 
-    Slides that cannot be scored are warned of. Raises :class:`ResultsError`, :class:`ManifestError` and
-    :class:`ConfigError` for a run, a manifest or settings that cannot be used.
+    Args:
+        run: A run of :func:`wsi_ips.predict`, or its folder.
+        manifest: A CSV with the columns ``slide_id,case_id,label,split,path``.
+        out: Folder for tables and plots. None: ``evaluation/`` in the run.
+        split: Which slides are scored.
+        task: The task to score, if there are several.
+        annotations: A folder of lesion outlines (``<slide_id>.xml``, ASAP), which adds FROC.
+        pool: How the probabilities of slides are pooled to that of a patient.
+        threshold: A yes-or-no class with this probability or more is called.
+        bootstrap: Resamples for the intervals. 0: none.
+        seed: Seed of the resampling.
+        plots: Whether to draw PNGs. None draws them if matplotlib is installed.
+        progress: Whether to show bars. None shows them in notebooks.
+
+    Raises:
+        ResultsError: The run cannot be used.
+        ManifestError: The manifest cannot be used.
+        ConfigError: Settings are not possible.
 
     >>> import wsi_ips as wi
     >>> run = wi.predict("slides", "model.safetensors", "run")

@@ -1,4 +1,4 @@
-"""An open slide: its size, its pixels, its picture."""
+"""An open slide (:class:`Slide`): its size, its pixels, its picture. :func:`open_slide` opens one."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ from wsi_ips.tiling.picture import thumbnail
 logger = logging.getLogger(__name__)
 
 NOTEBOOK_PX = 512
-"""Longer side of the picture that a notebook shows of a slide."""
+"""Longer side, in pixels, of the picture that a notebook shows of a slide."""
 
 
 class Slide:
-    """An open slide, as :func:`wsi_ips.open_slide` gives it. Close it, or use it in a ``with`` block.
+    """An open slide, as :func:`wsi_ips.open_slide` returns it. Close it, or use it in a ``with`` block.
 
-    Positions are (x, y) in level-0 pixels from the slide's top left corner; sizes are (width, height) in pixels.
-    In a notebook a slide is shown as its thumbnail. ``reader`` is the package's own reader behind it.
+    Positions are (x, y) in level-0 pixels from the top-left corner of the slide; sizes are (width, height) in
+    pixels. In a notebook a slide is shown as its thumbnail. ``reader`` is the package's own reader behind it.
 
     >>> import wsi_ips as wi
     >>> with wi.open_slide("slide.svs") as slide:
@@ -43,17 +43,17 @@ class Slide:
 
     @property
     def info(self) -> SlideInfo:
-        """All that is known of the slide without reading a pixel: levels, vendor, reader, pictures, bounds."""
+        """What is known of the slide without reading a pixel: levels, vendor, reader, pictures, bounds."""
         return self.reader.info
 
     @property
     def path(self) -> Location:
-        """Where the slide is: a path, or a URL as text."""
+        """Where the slide is, a path or a URL."""
         return self.info.path
 
     @property
     def slide_id(self) -> str:
-        """What results call the slide: the name of its file without the ending."""
+        """What results call the slide: the name of its file without the suffix."""
         return slide_id(self.path)
 
     @property
@@ -63,7 +63,7 @@ class Slide:
 
     @property
     def mpp(self) -> float | None:
-        """µm per level-0 pixel, the mean over x and y; None where the file does not say."""
+        """µm per level-0 pixel, the mean over x and y. None if the file does not state it."""
         return self.info.mpp
 
     @property
@@ -72,12 +72,21 @@ class Slide:
         return tuple(level.size for level in self.info.levels)
 
     def read(self, xy: tuple[int, int], size: tuple[int, int], *, level: int = 0) -> RgbImage:
-        """The region of ``size`` (width, height) pixels of ``level`` whose top left corner is at ``xy``.
+        """Read a region of the slide.
 
-        ``xy`` is in level-0 pixels, whatever the level, and may lie outside the slide, where pixels are white.
-        Returns (height, width, 3) uint8 RGB. Raises :class:`ConfigError` for a level that the slide does not have
-        or a size that is not positive, :class:`SlideReadError` for pixels that cannot be decoded, and
-        :class:`SlideClosed` once the slide is closed.
+        Args:
+            xy: The top-left corner (x, y) in level-0 pixels, whatever the level. It may be outside the slide,
+                where pixels are white.
+            size: (width, height) of the region in pixels of ``level``.
+            level: The level to read from, 0 is the finest.
+
+        Returns:
+            (height, width, 3) uint8 RGB.
+
+        Raises:
+            ConfigError: The slide has no such level, or the size is not positive.
+            SlideReadError: Pixels cannot be decoded.
+            SlideClosed: The slide is closed.
         """
         if not 0 <= level < len(self.info.levels):
             raise ConfigError(
@@ -88,9 +97,10 @@ class Slide:
         return self.reader.read(xy, level=level, size_px=size)
 
     def thumbnail(self, side: int = 1024) -> Image.Image:
-        """The whole slide as a PIL image, made from its levels, its longer side ``side`` pixels.
+        """The whole slide as a PIL image whose longer side has ``side`` pixels, made from its levels.
 
-        A smaller slide is not enlarged. Raises :class:`SlideReadError` for pixels that cannot be decoded.
+        A smaller slide is not enlarged. Raises :class:`ConfigError` for a side below 1, and
+        :class:`SlideReadError` for pixels that cannot be decoded.
         """
         if side < 1:
             raise ConfigError(f"a thumbnail of {side} px cannot be made")
@@ -99,14 +109,14 @@ class Slide:
     def picture(self, name: str) -> Image.Image:
         """A picture that comes with the slide (``label``, ``macro``, ``thumbnail``), as a PIL image.
 
-        Raises :class:`ConfigError` where the slide has none of this name.
+        Raises :class:`ConfigError` if the slide has no picture of this name.
         """
         if not isinstance(self.reader, AssociatedReader):
             raise ConfigError(f"{self.path} comes with no pictures")
         return Image.fromarray(self.reader.read_associated(name))
 
     def close(self) -> None:
-        """Release the file. May be called twice."""
+        """Release the file. It may be called twice."""
         self.reader.close()
 
     def __enter__(self) -> Self:
@@ -128,15 +138,17 @@ class Slide:
 
 
 AnySlide = Slide | SlideReader | Path | str
-"""A slide that is open already, or where it is: a path, a folder of one slide (DICOM, OME-Zarr), a URL."""
+"""A slide that is open already, or where it is: a path, a folder of one slide (DICOM, OME-Zarr), or a URL."""
 
 
 def open_slide(path: Path | str, *, reader: str | None = None) -> Slide:
     """Open a slide: a file, a folder of one slide (DICOM, OME-Zarr), or a URL.
 
-    The first reader that can open it does; ``reader`` asks for one by its name (``tiff``, ``openslide``, …).
-    Raises a kind of :class:`wsi_ips.WsiIpsError` that names the file, what is wrong with it and what to do:
-    :class:`SlideNotFound`, :class:`UnsupportedSlide`, :class:`DamagedSlide`, …
+    The first reader that can open it is used; ``reader`` selects one by its name (``tiff``, ``openslide``, …).
+
+    Raises:
+        WsiIpsError: The slide cannot be opened. Its kind (:class:`SlideNotFound`, :class:`UnsupportedSlide`,
+            :class:`DamagedSlide`, …) and its message say what is wrong with the file, and what to do.
 
     >>> import wsi_ips as wi
     >>> slide = wi.open_slide("slide.svs")
@@ -151,7 +163,7 @@ def open_slide(path: Path | str, *, reader: str | None = None) -> Slide:
 
 @contextmanager
 def reading(slide: AnySlide) -> Iterator[SlideReader]:
-    """A reader of the slide for the time of the ``with`` block.
+    """A reader of the slide for the length of the ``with`` block.
 
     A slide that is given by its path is opened here and closed afterwards; one that is open stays open.
     """
@@ -163,12 +175,12 @@ def reading(slide: AnySlide) -> Iterator[SlideReader]:
 
 
 def place_of(slide: AnySlide) -> Location | str:
-    """Where the slide is."""
+    """Where the slide is, as a path, a URL, or the text that was given."""
     return slide if isinstance(slide, Path | str) else slide.info.path
 
 
 def png_in_notebook(draw: Callable[[], Image.Image]) -> bytes | None:
-    """What ``draw`` draws as PNG; None, with a warning, where that is not possible, so that the text is shown."""
+    """What ``draw`` draws, as PNG. None, with a warning, if that fails, so that the text is shown instead."""
     try:
         buffer = BytesIO()
         draw().save(buffer, format="PNG")

@@ -1,4 +1,4 @@
-"""The patches of a slide, batch by batch."""
+"""The patches of a slide, batch by batch: :func:`stream`."""
 
 import logging
 from collections.abc import Iterator
@@ -25,11 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """Patches of one slide that travel together.
+    """A batch of patches of one slide.
 
-    pixels: (n, 3, px, px) uint8 RGB tensor on the device that was asked for, as encoders take it (channels last in
-    memory). xy: (n, 2) int64 tensor on the CPU, top left corners (x, y) in level-0 pixels. ids: (n,) int64 tensor
-    on the CPU, raster indices in the slide's grid. slide_id: what results call the slide.
+    Attributes:
+        pixels: (n, 3, px, px) uint8 RGB tensor on the device that was asked for, in the form that encoders take
+            (channels last in memory).
+        xy: (n, 2) int64 tensor on the CPU, top-left corners (x, y) in level-0 pixels.
+        ids: (n,) int64 tensor on the CPU, raster indices in the grid of the slide.
+        slide_id: What results call the slide.
 
     >>> import wsi_ips as wi
     >>> batch = next(iter(wi.stream("slide.svs", px=64, mpp=1.0, batch=16)))
@@ -46,16 +49,16 @@ class Batch(NamedTuple):
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """(n, px, px, 3) uint8: the same pixels as an array, as plotting libraries take them."""
+        """(n, px, px, 3) uint8: the same pixels as an array, in the form that plotting libraries take."""
         return self.pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 class Stream:
-    """The patches of one slide as :class:`wsi_ips.Batch` after batch; made by :func:`wsi_ips.stream`.
+    """The patches of one slide, one :class:`wsi_ips.Batch` after another. Made by :func:`wsi_ips.stream`.
 
-    It can be iterated any number of times; ``len`` is the number of batches. Memory does not grow with the slide:
-    three batches are decoded ahead, and a slow consumer stops the decoders. ``bad_tiles`` names what the latest
-    pass could not decode and gave as white.
+    It can be iterated any number of times; ``len`` is the number of batches. Memory does not grow with the
+    slide: three batches are decoded ahead, and a slow consumer stops the decoders. ``bad_tiles`` names the tiles
+    that the latest pass could not decode and gave as white.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Stream:
 
     @property
     def n_patches(self) -> int:
-        """How many patches all batches hold together."""
+        """How many patches all batches have together."""
         return len(self.coords)
 
     def __len__(self) -> int:
@@ -112,17 +115,31 @@ def stream(
 ) -> Stream:
     """Every patch of a slide that holds tissue, in batches, in memory that does not grow with the slide.
 
-    px: side of a patch in pixels (256). mpp: its resolution in µm per pixel (0.5); ``mag=20`` means the same.
-    batch: patches in a batch; the last one may have fewer. overlap, min_tissue: see :func:`wsi_ips.tile`.
-    patches: those that :func:`wsi_ips.tile` found, or a folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``),
-    instead of a search for tissue; they state px and mpp themselves. slide_mpp: the slide's resolution, used
-    instead of what the file says. allow_upsampling: enlarge a slide that is more than 10 % coarser than mpp.
-    device: where the pixels go. threads: how many decode.
+    The tissue is found here, so a slide without any raises here and not while iterating.
 
-    Finding the tissue is done here, so that a slide without any raises here: :class:`NoTissue`,
-    :class:`MissingResolution`, :class:`TooCoarse`, the reader's errors, :class:`ConfigError` for settings that
-    cannot be. While iterating: :class:`SlideReadError` where more than 1 % of the slide's tiles cannot be decoded;
-    fewer are white, with a warning.
+    Args:
+        slide: The slide.
+        px: Side of a patch in pixels (256).
+        mpp: Resolution of a patch in µm per pixel (0.5).
+        mag: The resolution as a magnification instead; ``mag=20`` is ``mpp=0.5``.
+        batch: Patches in a batch. The last one may have fewer.
+        overlap: Pixels that neighbouring patches share (0).
+        min_tissue: Share of a patch that has to be tissue (0.25).
+        patches: Those that :func:`wsi_ips.tile` found, or a folder of coordinates (CLAM, TRIDENT, ``wsi-ips
+            tile``), used instead of a search for tissue. They state px and mpp themselves.
+        slide_mpp: Resolution of the slide in µm per pixel, used instead of what the file states.
+        allow_upsampling: Enlarge a slide that is more than 10 % coarser than mpp.
+        device: Where the pixels go.
+        threads: How many threads decode.
+
+    Raises:
+        ConfigError: Settings are not possible.
+        NoTissue: No patch is left.
+        MissingResolution: The file does not state its resolution, and ``slide_mpp`` is not given.
+        TooCoarse: The slide has less detail than the patches need.
+        SlideReadError: While iterating: more than 1 % of the tiles of the slide cannot be decoded. Fewer are
+            white, with a warning.
+        FileError: The slide cannot be opened or read; the error is that of the reader.
 
     >>> import wsi_ips as wi
     >>> encoder = wi.Encoder("resnet18", weights=None, device="cpu")
@@ -146,7 +163,7 @@ def stream(
 
 
 def streaming_of(asked_by: str, **settings: Any) -> StreamingConfig:
-    """Raises :class:`ConfigError` that names the setting which cannot be."""
+    """The settings as a section. Raises :class:`ConfigError` that names the setting that is not possible."""
     try:
         return StreamingConfig(**settings)
     except ValidationError as error:
@@ -155,7 +172,7 @@ def streaming_of(asked_by: str, **settings: Any) -> StreamingConfig:
 
 
 def _check_same_slide(l0_size: tuple[int, int], coords: PatchCoords, path: Any) -> None:
-    """Raises :class:`ResultsError` for patches of another slide."""
+    """Raise ResultsError for the patches of another slide."""
     if tuple(l0_size) != tuple(coords.l0_size):
         raise ResultsError(
             path,

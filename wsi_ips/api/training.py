@@ -1,4 +1,4 @@
-"""Learning from the slide labels of a manifest."""
+"""Learning from the slide labels of a manifest: :func:`train`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,17 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation.plots import draw_history, read_history
 
 BEST_NAME, HISTORY_NAME = "model.safetensors", "history.csv"
+"""Files in the folder of a training: the checkpoint of the best epoch, and the history."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What :func:`wsi_ips.train` leaves in ``folder``. In a notebook its losses are shown.
+    """What :func:`wsi_ips.train` left in ``folder``. In a notebook its losses are shown.
 
-    checkpoint: of the best epoch. history: {column: a value an epoch}, e.g. ``train_loss``, ``val_loss``.
+    Attributes:
+        folder: The folder of the run.
+        checkpoint: The checkpoint of the best epoch.
+        history: ``{column: one value per epoch}``, e.g. ``train_loss``, ``val_loss``.
     """
 
     folder: Path
@@ -32,11 +36,11 @@ class Training:
     history: Mapping[str, Sequence[float]]
 
     def load(self, *, device: str = "auto") -> Model:
-        """The best epoch's model, to label slides with."""
+        """The model of the best epoch, to label slides with."""
         return load(self.checkpoint, device=device)
 
     def picture(self) -> Image.Image:
-        """The losses by epoch as a PIL image. Raises :class:`ConfigError` where matplotlib is not installed."""
+        """The losses by epoch as a PIL image. Raises :class:`ConfigError` if matplotlib is not installed."""
         with TemporaryDirectory() as folder:
             path = Path(folder) / "loss.png"
             draw_history(path, self.history, title=f"losses of {self.folder.name}")
@@ -70,18 +74,30 @@ def train(
     restart: bool = False,
     progress: bool | None = None,
 ) -> Training:
-    """Fine-tune an encoder, selection and attention from slide labels: ``wsi-ips finetune``.
+    """Fine-tune an encoder, selection and attention from slide labels, as ``wsi-ips finetune`` does.
 
-    manifest: a CSV with the columns ``slide_id,case_id,label,split,path``. out: the folder of the run; one that
-    was stopped is gone on with, or with ``restart`` begun anew. config: all settings: a
-    :class:`wsi_ips.FinetuneConfig`, a recipe's path, or a mapping as in a recipe; the others are laid over it.
-    slides: the folder that the manifest's paths are below. features: a folder of stored features to learn from
-    instead of the slides. encoder, weights: the patch encoder; see :class:`wsi_ips.Encoder`. px, mpp, mag: its
-    patches; see :func:`wsi_ips.tile`. epochs: how often every slide is learned from. slide_mpp: the slides'
-    resolution, used instead of what the files say. device: ``auto`` takes a GPU where there is one.
+    Bad slides are left out with a warning.
 
-    Bad slides are left out with a warning. Raises :class:`ManifestError`, :class:`ConfigError` that names the
-    setting, :class:`CheckpointError` for weights, :class:`TrainingError` where learning cannot go on.
+    Args:
+        manifest: A CSV with the columns ``slide_id,case_id,label,split,path``.
+        out: The folder of the run. One that was stopped is continued, or with ``restart`` begun anew.
+        config: All settings: a :class:`wsi_ips.FinetuneConfig`, the path of a recipe, or a mapping as in a
+            recipe. The other arguments override it.
+        slides: The folder that the paths in the manifest are relative to.
+        features: A folder of stored features to learn from instead of the slides.
+        encoder, weights: The patch encoder, see :class:`wsi_ips.Encoder`.
+        px, mpp, mag: Its patches, see :func:`wsi_ips.tile`.
+        epochs: How often every slide is learned from.
+        slide_mpp: Resolution of the slides in µm per pixel, used instead of what the files state.
+        device: ``auto`` takes a GPU if there is one.
+        restart: Begin anew in a folder that holds a run.
+        progress: Whether to show bars. None shows them in notebooks.
+
+    Raises:
+        ManifestError: The manifest cannot be used.
+        ConfigError: Settings are not possible; the message names the setting.
+        CheckpointError: Weights cannot be used.
+        TrainingError: Training cannot go on.
 
     >>> import wsi_ips as wi
     >>> training = wi.train("labels.csv", "trained", config="small.yaml", epochs=1, device="cpu")
@@ -133,7 +149,7 @@ def _settings(config: FinetuneConfig | Mapping[str, Any] | Path | str | None) ->
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A section of the settings as a mapping, whatever it is given as. Raises :class:`ConfigError`."""
+    """A section of the settings as a mapping, whatever it is given as."""
     section = values.get(name)
     try:
         return dict(section or {})
@@ -142,7 +158,7 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _encoder(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe may name an encoder by its name alone."""
+    """The settings of the encoder. A recipe may give its name alone."""
     encoder = model.get("encoder")
     return {"name": encoder} if isinstance(encoder, str) else _section(model, "encoder")
 

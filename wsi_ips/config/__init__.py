@@ -1,6 +1,7 @@
-"""Every knob. Frozen, ranges checked, a key that is not known refused. Imports neither numpy nor torch.
+"""Every setting. Sections are frozen, ranges are checked, and an unknown key is refused.
 
-A part of the program receives its own section, never the whole configuration.
+A part of the program receives its own section, never the whole configuration. This package imports neither numpy
+nor torch.
 """
 
 from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig

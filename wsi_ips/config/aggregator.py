@@ -1,4 +1,4 @@
-"""What reads the patches of a bag, by name, and what keeps its attention from collapsing."""
+"""The settings of what reads the patches of a bag, and of what keeps its attention from collapsing."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from wsi_ips.config.section import Fraction, Section
 
 
 class AggregatorConfig(Section):
-    """``name: abmil`` and the settings of that aggregator beside it; or ``aggregator: abmil`` alone.
+    """An aggregator by its name, with its settings beside it; ``aggregator: abmil`` alone is the name.
 
-    ``docs/aggregators.md`` lists the aggregators and their settings. The network is what checks the settings: a
-    package may offer aggregators of its own, which a configuration knows nothing of.
+    ``docs/aggregators.md`` lists the aggregators and their settings. The settings are checked when the network
+    is built, because another package may add aggregators that a configuration does not know.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -20,7 +20,7 @@ class AggregatorConfig(Section):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is given beside the name."""
+        """The settings that are given beside the name."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="before")
@@ -30,25 +30,26 @@ class AggregatorConfig(Section):
 
 
 class AgainstCollapseConfig(Section):
-    """Against attention that settles on a few patches early; for any aggregator with a softmax over patches."""
+    """Keeps attention from settling on a few patches early, for any aggregator with a softmax over patches."""
 
     entropy: NonNegativeFloat = 0.0
-    """Weight of the attention's negative entropy in the loss (AEM; 0.1 is its authors' value); 0: none."""
+    """Weight of the negative entropy of the attention in the loss (AEM; its authors take 0.1). 0: none."""
     entropy_by_size: bool = False
     """Divide the entropy by the logarithm of the number of patches, so that one weight suits bags of any size."""
     hide_share: Fraction = 0.0
-    """Share of the highest-scored patches that are hidden at random in each training step (STKIM; 0.6 is its
-    authors' value); 0: none."""
+    """Share of the highest-scored patches that are hidden at random in each training step (STKIM; its authors
+    take 0.6). 0: none.
+    """
     hide_top: PositiveInt = 10
     """How many of the highest-scored patches these are drawn from."""
     anchor: NonNegativeFloat = 0.0
     """Weight of the cross entropy between the attention and that of a slowly moving copy (ASMIL); 0: none."""
     anchor_momentum: Fraction = 0.999
-    """How much of the copy stays in each step."""
+    """How much of the copy is kept in each step."""
     anchor_temperature: PositiveFloat = 1.0
-    """The copy's attention logits are divided by it."""
+    """The attention logits of the copy are divided by it."""
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is to be done."""
+        """Whether anything is switched on."""
         return self.entropy > 0 or self.hide_share > 0 or self.anchor > 0

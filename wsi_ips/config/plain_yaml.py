@@ -1,7 +1,8 @@
-"""YAML from anybody, as plain values: numbers, texts, lists and mappings, within a bound on time and memory.
+"""YAML from anybody, read as plain values (:func:`load_yaml`): numbers, texts, lists and mappings.
 
-A file's size does not bound what it stands for: a few lines of aliases stand for billions of values, and lists in
-lists exhaust the stack. Both are refused before any value is made.
+Time and memory are bounded. The size of a file does not bound what it stands for: a few lines of aliases can
+stand for billions of values, and lists in lists can exhaust the stack. Both are refused before any value is
+made.
 """
 
 from typing import Any
@@ -10,20 +11,21 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 LARGEST_BYTES = 100_000
-"""Of a file of YAML: PyYAML reads about as much in a second."""
+"""Largest file of YAML. PyYAML reads about as much in a second."""
 MOST_DEPTH = 40
+"""How deep lists and mappings may be nested."""
 MOST_VALUES = 100_000
-"""In the whole of a document, those that aliases repeat counted each time."""
+"""Most values of a document, where those that aliases repeat count each time."""
 
 _TOO_DEEP = f"lists or mappings nested more than {MOST_DEPTH} deep"
 
 
 class NotPlainYaml(ValueError):
-    """The text is no YAML, or stands for more than plain values."""
+    """The text is not YAML, or it stands for more than plain values."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A date is a text, as everything is that is no number, no truth value and not empty."""
+    """Reads everything as text that is not a number, a truth value or empty; dates too."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -33,7 +35,11 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def load_yaml(text: str) -> Any:
-    """The values of one YAML document. Raises :class:`NotPlainYaml`, with the line where PyYAML knows it."""
+    """The values of one YAML document.
+
+    Raises:
+        NotPlainYaml: The text is not plain YAML. The message names the line if PyYAML knows it.
+    """
     if len(text) > LARGEST_BYTES:
         raise NotPlainYaml(f"larger than {LARGEST_BYTES} characters")
     try:
@@ -49,7 +55,7 @@ def load_yaml(text: str) -> Any:
         raise
     except yaml.YAMLError as error:
         raise NotPlainYaml(str(error)) from None
-    # Where an explicit tag (!!int, !!timestamp) does not fit its text, PyYAML raises whatever it runs into.
+    # If an explicit tag (!!int, !!timestamp) does not fit its text, PyYAML may raise any of these.
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
         raise NotPlainYaml(f"a value that does not fit its type: {error}") from None
 
@@ -63,7 +69,7 @@ def _check(root: Node) -> None:
 
 
 def _measure(node: Node, known: dict[int, tuple[int, int]], *, depth: int) -> tuple[int, int]:
-    """How many values a node stands for, and how deep they lie. ``known``: the nodes that were measured before."""
+    """How many values a node stands for, and how deep they are nested. ``known`` are the nodes measured before."""
     if depth > MOST_DEPTH:
         raise NotPlainYaml(f"{_TOO_DEEP}, or an alias within its own value")
     if id(node) in known:
@@ -80,7 +86,7 @@ def _measure(node: Node, known: dict[int, tuple[int, int]], *, depth: int) -> tu
 
 
 def _refuse_doubles(node: MappingNode) -> None:
-    """PyYAML lets the last of two equal keys win, without a word."""
+    """Refuse a key that occurs twice. PyYAML would silently take the last one."""
     seen: set[str] = set()
     for key, _ in node.value:
         if isinstance(key, ScalarNode) and key.value != "<<":

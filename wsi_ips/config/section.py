@@ -1,8 +1,5 @@
-"""What all sections have in common.
-
-Bounds that a setting has and the code that obeys it checks again.
-
-A section of the configuration that lies in a file of its own, as JSON or YAML.
+"""What all sections have in common: their base class (:class:`Section`), and reading one from a file of
+its own.
 """
 
 from hashlib import sha256
@@ -15,12 +12,18 @@ from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A number in 0..1."""
+LARGEST_OVERLAY_PX = 16_384
+"""Longest side of an overlay: a gigabyte of pixels, and the most that viewers open."""
 
 
 class Section(BaseModel):
-    """Frozen, and a key it does not know is an error that names the key."""
+    """Base class of sections. They are frozen, and an unknown key is an error that names the key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
 
 
 def settings_fingerprint(config: Section) -> str:
@@ -28,16 +31,16 @@ def settings_fingerprint(config: Section) -> str:
     return sha256(config.model_dump_json().encode()).hexdigest()[:12]
 
 
-LARGEST_OVERLAY_PX = 16_384
-"""Longest side of an overlay: a gigabyte of pixels, and the most that viewers open."""
-
-S = TypeVar("S", bound=Section)
-
-
 def read_described(path: Path, section: type[S], *, what: str) -> S:
-    """Read a ``section`` from a file that exists. what: what the file should be, for the message.
+    """Read a section from a file that exists.
 
-    Raises :class:`ConfigError`, which names the file and the first key that is wrong.
+    Args:
+        path: The file, JSON or YAML.
+        section: The class of the section.
+        what: What the file should be, for the message.
+
+    Raises:
+        ConfigError: The file is wrong. The message names it and the first wrong key.
     """
     if path.stat().st_size > LARGEST_BYTES:
         raise ConfigError(f"{path}: larger than {LARGEST_BYTES} bytes; is it a {what}?")

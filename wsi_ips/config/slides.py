@@ -1,13 +1,10 @@
-"""A learned tissue segmenter: a model file of the user's own, and what it takes and gives.
+"""Which patches a slide is cut into (:class:`TilingConfig`), what counts as tissue, and how patches are read.
 
-The description lies beside the model, as JSON or YAML:
+A user can bring a learned tissue segmenter (:class:`TissueModelConfig`): a model file with a description beside
+it, as JSON or YAML::
 
-{"mpp": 10, "tile_px": 512, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
- "channel": 1, "activation": "softmax", "threshold": 0.5}
-
-Which patches a slide is cut into, and how they are read.
-
-Data sets that are drawn here, or read in a format of their own.
+    {"mpp": 10, "tile_px": 512, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+     "channel": 1, "activation": "softmax", "threshold": 0.5}
 """
 
 import hashlib
@@ -37,27 +34,37 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.registry import check_known
 
 DESCRIPTIONS = (".json", ".yaml", ".yml")
+"""Suffixes of the description of a segmenter."""
 Three = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+"""A number for each of red, green and blue."""
 ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+"""A positive number for each of red, green and blue."""
+OUR_SEGMENTERS = ("rules", "bright_field", "dark_field", "model")
+"""The tissue segmenters that come with wsi_ips. Other packages add theirs under the entry point group
+``wsi_ips.segmenters``."""
+LATER_TISSUE_FIELDS = ("method", "options")
+"""Written only where they are set, so that stored settings of earlier versions keep their fingerprints."""
 
 
 class TissueModelDescription(Section):
-    """What a segmenter takes and gives. It sees (1, 3, tile_px, tile_px) float32, RGB, and gives (1, K, h, w)."""
+    """What a segmenter takes and returns: (1, 3, tile_px, tile_px) float32 RGB to (1, K, h, w)."""
 
     mpp: Annotated[PositiveFloat, Field(le=1000)]
     """µm per pixel of its input."""
     tile_px: Annotated[int, Field(ge=16, le=8192)] = 512
     """Side of its input in pixels."""
     overlap_px: NonNegativeInt = 64
-    """Pixels along each side of a tile that it sees and leaves to its neighbours: a network errs at its edges."""
+    """Pixels along each side of a tile that it sees but leaves to its neighbours, because a network errs at its
+    edges.
+    """
     mean: Three = (0.485, 0.456, 0.406)
-    """Taken from the channels, which run from 0 to 1."""
+    """Subtracted from the channels, which run from 0 to 1."""
     std: ThreePositive = (0.229, 0.224, 0.225)
-    """What the channels are divided by then."""
+    """What the channels are then divided by."""
     channel: NonNegativeInt = 1
     """Which of the K output channels is tissue, from 0."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
-    """What makes a share of 0 to 1 of its output: softmax over the channels, sigmoid, or nothing."""
+    """What turns its output into a share of 0 to 1: softmax over the channels, sigmoid, or nothing."""
     threshold: Fraction = 0.5
     """Tissue is where the channel has this value or more."""
 
@@ -69,16 +76,17 @@ class TissueModelDescription(Section):
 
 
 class TissueModelConfig(TissueModelDescription):
-    """A segmenter as a config holds it: its description, its file, and the file's contents as a digest."""
+    """A segmenter as a configuration holds it: its description, its file, and the SHA-256 of the file."""
 
     file: Path
     sha256: Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def read_tissue_model(path: Path) -> TissueModelConfig:
-    """The model file's description and digest; the model itself is not loaded.
+    """The description and the SHA-256 of a model file. The model itself is not loaded.
 
-    Raises :class:`ConfigError` for a file that is not there, has no description beside it, or a wrong one.
+    Raises:
+        ConfigError: The file is missing, or its description is missing or wrong.
     """
     if not path.is_file():
         raise ConfigError(f"tiling.tissue.model {path}: no such file")
@@ -99,7 +107,7 @@ def read_tissue_model(path: Path) -> TissueModelConfig:
 
 
 def file_sha256(path: Path) -> str:
-    """The file's SHA-256 in hex."""
+    """The SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -113,15 +121,9 @@ def _read_where_named(value: Any, info: ValidationInfo) -> Any:
 
 
 NamedTissueModel = Annotated[TissueModelConfig, BeforeValidator(_read_where_named)]
-"""The description itself, or the model file's name: its description is read at once, so that a checkpoint's config
-holds it."""
-
-
-OUR_SEGMENTERS = ("rules", "bright_field", "dark_field", "model")
-"""The tissue segmenters that come with wsi_ips. Other packages add theirs under the entry point group
-``wsi_ips.segmenters``."""
-LATER_TISSUE_FIELDS = ("method", "options")
-"""Written only where they are set, so that stored settings of earlier versions keep their fingerprints."""
+"""A description, or the name of a model file. Its description is read at once, so that the configuration of a
+checkpoint holds it.
+"""
 
 
 class TissueConfig(Section):
@@ -130,15 +132,17 @@ class TissueConfig(Section):
     thumbnail_mpp: PositiveFloat = 8.0
     """Resolution of the thumbnail that is segmented, in µm per pixel."""
     min_object_um2: NonNegativeFloat = 20_000.0
-    """Specks of tissue smaller than this are dropped, in µm²."""
+    """Pieces of tissue smaller than this are dropped, in µm²."""
     min_hole_um2: NonNegativeFloat = 20_000.0
     """Holes smaller than this are filled, in µm²."""
     drop_pen: bool = True
-    """Leave out felt pen: smooth marks in a pen's colours (blue, green, black, bright red) that lie on glass or
-    cross tissue in strokes."""
+    """Leave out felt pen: smooth marks in the colours of a pen (blue, green, black, bright red) on glass or in
+    strokes across tissue.
+    """
     model: NamedTissueModel | None = None
-    """A segmenter of the user's own instead of our rules: FILE (TorchScript or ONNX), with its description beside
-    it in FILE.json, FILE.yaml or the same name with another ending. See :class:`TissueModelConfig`."""
+    """A segmenter of the user instead of the built-in rules: FILE (TorchScript or ONNX), with its description
+    beside it in FILE.json, FILE.yaml or the same name with another suffix. See :class:`TissueModelConfig`.
+    """
     method: str | None = None
     """What finds the tissue. ``rules``: bright-field or dark-field, as the slide's own brightness says;
     ``bright_field``, ``dark_field``: the one or the other whatever the brightness; ``model``: the segmenter that
@@ -174,7 +178,7 @@ class TissueConfig(Section):
 
 
 class TilingConfig(Section):
-    """Which patches a slide is cut into, as a recipe's section ``tiling`` says it.
+    """Which patches a slide is cut into, as in the section ``tiling`` of a recipe.
 
     >>> import wsi_ips as wi
     >>> tiling = wi.TilingConfig(patch_px=64, patch_mpp=1.0, min_tissue=0.5)
@@ -187,7 +191,7 @@ class TilingConfig(Section):
     patch_mpp: PositiveFloat = 0.5
     """Resolution of the patch, in µm per pixel ("20x" is 0.5)."""
     overlap_px: NonNegativeInt = 0
-    """Pixels that neighbouring patches share, at the patch's resolution."""
+    """Pixels that neighbouring patches share, at the resolution of the patch."""
     min_tissue: Fraction = 0.25
     """Share of a patch that has to be tissue."""
     allow_upsampling: bool = False
@@ -201,32 +205,35 @@ class TilingConfig(Section):
         return self
 
 
-class UpsamplingConfig(Section):
-    """What may be said of a tiling that a checkpoint or a detector already has."""
-
-    allow_upsampling: bool = False
-    """Read slides that are more than 10 % coarser than the patches, and enlarge them."""
-
-    def added_to(self, tiling: TilingConfig) -> TilingConfig:
-        """The same tiling, which allows upsampling if it or this does."""
-        return tiling.model_copy(
-            update={"allow_upsampling": tiling.allow_upsampling or self.allow_upsampling}
-        )
-
-
 class StreamingConfig(Section):
-    """How patches are read. None of it changes a result, but ``decode``: decoders differ by a few grey levels."""
+    """How patches are read. Nothing here changes a result, except ``decode``: decoders differ by a few grey
+    levels.
+    """
 
     batch: PositiveInt = 64
     """Patches decoded together and encoded in one call."""
     threads: PositiveInt = 2
     """Threads that decode."""
     chunks_in_flight: PositiveInt = 3
-    """Chunks being decoded or waiting for the encoder; bounds memory and read-ahead."""
+    """Chunks that are being decoded or wait for the encoder. This bounds memory and read-ahead."""
     tile_cache_mb: NonNegativeInt = 128
     """MiB of decoded tiles that wait for the next row of patches."""
     decode: Literal["cpu", "device", "auto"] = "cpu"
-    """Where JPEG tiles that are patches are decoded. ``device``: there (CUDA: nvJPEG). ``auto``: where it takes
-    less time, measured on each slide's first patches. All else is decoded on the CPU."""
+    """Where JPEG tiles that are whole patches are decoded. ``device``: on the device (CUDA: nvJPEG). ``auto``:
+    where it takes less time, measured on the first patches of each slide. All else is decoded on the CPU.
+    """
     max_bad_tiles: Fraction = 0.01
-    """Share of a slide's tiles that may be unreadable, and white, before the slide fails."""
+    """Share of the tiles of a slide that may be unreadable, and white, before the slide fails."""
+
+
+class UpsamplingConfig(Section):
+    """The one setting that may be changed in a tiling that a checkpoint or a detector already has."""
+
+    allow_upsampling: bool = False
+    """Read slides that are more than 10 % coarser than the patches, and enlarge them."""
+
+    def added_to(self, tiling: TilingConfig) -> TilingConfig:
+        """The same tiling, which allows upsampling if it or this section does."""
+        return tiling.model_copy(
+            update={"allow_upsampling": tiling.allow_upsampling or self.allow_upsampling}
+        )

@@ -1,35 +1,28 @@
-"""Temperature scaling: one number per task that makes a network's probabilities as sure as they should be.
+"""Calibrated doubt: temperatures that make probabilities honest, and sets of answers that hold at a stated risk.
 
-The logits are divided by the temperature before the softmax or sigmoid (Guo et al. 2017, On Calibration of
-Modern Neural Networks, section 4.2). Above 1 the probabilities become less extreme, below 1 more. The order of
-the classes, and whether a probability is 0.5 or more, stays as it is.
+:class:`Calibration` is what ``wsi-ips calibrate`` finds for a model, kept as one JSON file
+(:func:`read_calibration`, :func:`write_calibration`). It holds for each task a temperature and the thresholds of
+its sets.
 
-The logits are recovered from the probabilities, up to what a softmax does not see. A float32 probability of 0 or 1
-stands for a logit that cannot be recovered; it counts as the largest one that can.
+Temperature scaling (:func:`fit_temperature`): the logits are divided by the temperature before the softmax or
+sigmoid (Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2). Above 1 the probabilities
+become less extreme, below 1 more. The order of the classes, and whether a probability is 0.5 or more, stay as
+they are. The logits are recovered from the probabilities, up to a constant that a softmax does not see. A
+float32 probability of 0 or 1 stands for a logit that cannot be recovered; it counts as the largest one that can.
 
-Shape suffixes: N slides, C classes.
+Split-conformal sets (:func:`thresholds`, :func:`in_sets`): the score of a slide is 1 minus the probability that
+the network gives to the true answer. On slides with known labels, the threshold is the ceil((n + 1)(1 -
+risk))-th smallest of n scores; the set of a new slide holds every answer whose score is at most that. If the new
+slide and those n are exchangeable (drawn alike, in no order that matters), the set holds the true answer with a
+probability of at least 1 - risk, and of at most 1 - risk + 1 / (n + 1) if scores do not tie. The probability is
+over new slides *and* over the n slides; for one set of n slides it varies (:func:`coverage_range`).
+:func:`score_sets` measures how often sets hold the true answer, and how much they leave open.
 
-Split-conformal sets: of each slide the answers that cannot be ruled out at a stated risk.
-
-A slide's score is 1 minus the probability that the network gives to the true answer. On slides with known
-labels the threshold is the ceil((n + 1)(1 - risk))-th smallest of n scores; the set of a new slide holds every
-answer whose score is at most that. If the new slide and those n are exchangeable (drawn alike, in no order that
-matters), the set holds the true answer with a probability of at least 1 - risk, and of at most 1 - risk + 1 /
-(n + 1) where scores do not tie. The probability is over new slides *and* over the n slides: of one set of n it
-varies (:func:`coverage_range`).
-
-Sources: Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random World; Sadinle, Lei and Wasserman 2019,
-Least Ambiguous Set-Valued Classifiers with Bounded Error Levels (this score; per class as well); Vovk 2012,
-Conditional Validity of Inductive Conformal Predictors (coverage of one calibration is Beta-distributed).
+Sources: Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random World; Sadinle, Lei and Wasserman
+2019, Least Ambiguous Set-Valued Classifiers with Bounded Error Levels (this score; per class as well); Vovk
+2012, Conditional Validity of Inductive Conformal Predictors (coverage of one calibration is Beta-distributed).
 
 Shape suffixes: N slides, C classes, A answers.
-
-How often sets of answers hold the true one, and how much they leave open.
-
-Shape suffixes: N slides, A answers.
-
-A model's calibration: temperatures and thresholds of its tasks, as one JSON, and what they make of an
-answer.
 """
 
 import json
@@ -53,20 +46,32 @@ from wsi_ips.evaluation.bootstrap import LEVEL, Interval, Picked, bootstrap
 from wsi_ips.storage.files import check_size, whole_file
 
 Activation = Literal["softmax", "sigmoid"]
+"""The activation of a task that can be calibrated."""
 
 LOWEST, HIGHEST = 0.05, 100.0
-"""Temperatures that are looked for."""
+"""Bounds of the temperatures that are searched."""
 SMALLEST_SOFTMAX = float(np.finfo(np.float32).tiny)
+"""Smallest probability of a softmax, the smallest normal float32."""
 SMALLEST_SIGMOID = 2.0**-24
-"""Of a probability and of its complement: float32 holds no number between 1 and 1 minus this."""
+"""Smallest probability of a sigmoid, and of its complement: float32 has no number between 1 and 1 minus this."""
+LARGEST_BYTES = 2**24
+"""Largest calibration file that is read."""
+Risk = Annotated[float, Field(gt=0, lt=1)]
+"""A probability that a set does not hold the true answer."""
+AnswerSet = tuple[str, ...]
+"""The answers that cannot be ruled out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
-    """nll_before, nll_after: mean negative log-likelihood of the labels, in nats, without and with ``value``.
+    """A fitted temperature.
 
-    fitted: False where no temperature has the lowest loss, because every slide's label is the likeliest class and
-    ever colder is ever better; ``value`` is 1 then.
+    Attributes:
+        value: The temperature.
+        fitted: False if no temperature has the lowest loss, because the label of every slide is the likeliest
+            class and colder is always better. ``value`` is 1 then.
+        nll_before, nll_after: The mean negative log-likelihood of the labels, in nats, without and with
+            ``value``.
     """
 
     value: float
@@ -80,14 +85,23 @@ def fit_temperature(
 ) -> Temperature:
     """The temperature with the lowest negative log-likelihood of the labels, between 0.05 and 100.
 
-    target_NC: 0 or 1 per class; of a softmax, one 1 a slide. The loss is convex in the inverse temperature, so the
-    bounded search finds its one minimum. A network that is worse than chance gets the highest temperature, which
-    makes its probabilities nearly even. Raises ``ValueError`` for no slides, or what is no probability.
+    The loss is convex in the inverse temperature, so the bounded search finds its one minimum. A network that is
+    worse than chance gets the highest temperature, which makes its probabilities nearly even.
+
+    Args:
+        activation: That of the task.
+        probability_NC: The probabilities of the network.
+        target_NC: 0 or 1 for each class; for a softmax, one 1 for each slide.
+
+    Raises:
+        ValueError: There are no slides, or a number is not a probability.
     """
     logits_NC = recovered_logits(activation, probability_NC)
     target = np.asarray(target_NC, np.float64)
     if target.shape != logits_NC.shape or not len(target):
-        raise ValueError(f"labels {target.shape} of probabilities {logits_NC.shape}")
+        raise ValueError(
+            f"labels of shape {target.shape} do not fit probabilities of shape {logits_NC.shape}"
+        )
     before = _nll(activation, logits_NC, target)
     found = minimize_scalar(
         lambda log_t: _nll(activation, logits_NC / np.exp(log_t), target),
@@ -106,7 +120,9 @@ def fit_temperature(
 def with_temperature(
     activation: Activation, probability_NC: NDArray[np.floating], temperature: float
 ) -> NDArray[np.float64]:
-    """(N, C) the probabilities at this temperature. Raises ``ValueError`` for what is no probability."""
+    """The probabilities (N, C) at this temperature. Raises ``ValueError`` for a number that is not a
+    probability.
+    """
     logits_NC = recovered_logits(activation, probability_NC) / temperature
     return np.asarray(expit(logits_NC) if activation == "sigmoid" else softmax(logits_NC, axis=1), np.float64)
 
@@ -114,18 +130,21 @@ def with_temperature(
 def negative_log_likelihood(
     activation: Activation, probability_NC: NDArray[np.floating], target_NC: NDArray[np.floating]
 ) -> float:
-    """Mean over slides (of a sigmoid, over slides and classes) of -log of what the label was given, in nats.
+    """The mean of -log of the probability that the label was given, in nats.
 
-    Raises ``ValueError`` for what is no probability.
+    The mean is over slides; for a sigmoid, over slides and classes. Raises ``ValueError`` for a number that is
+    not a probability.
     """
     return _nll(activation, recovered_logits(activation, probability_NC), np.asarray(target_NC, np.float64))
 
 
 def recovered_logits(activation: Activation, probability_NC: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N, C) logits that give these probabilities. Raises ``ValueError`` for what is no probability."""
+    """Logits (N, C) that give these probabilities. Raises ``ValueError`` for a number that is not
+    a probability.
+    """
     probability = np.asarray(probability_NC, np.float64)
     if probability.ndim != 2 or not ((probability >= 0) & (probability <= 1)).all():
-        raise ValueError(f"{probability.shape} numbers that are not all probabilities")
+        raise ValueError(f"numbers of shape {probability.shape} are not all probabilities")
     if activation == "sigmoid":
         inside = np.clip(probability, SMALLEST_SIGMOID, 1 - SMALLEST_SIGMOID)
         return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
@@ -141,7 +160,7 @@ def _nll(activation: Activation, logits_NC: NDArray[np.float64], target_NC: NDAr
 def _all_right(
     activation: Activation, logits_NC: NDArray[np.float64], target_NC: NDArray[np.float64]
 ) -> bool:
-    """Whether every label has the highest logit: the loss then falls for ever with the temperature."""
+    """Whether every label has the highest logit. The loss then falls forever with the temperature."""
     if activation == "sigmoid":
         return bool(((logits_NC > 0) == (target_NC > 0)).all() and (logits_NC != 0).all())
     others_NC = np.where(target_NC > 0, -np.inf, logits_NC)
@@ -151,10 +170,12 @@ def _all_right(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one set is about: a softmax task's class, or whether one class of a sigmoid task is there.
+    """What one set is about: the class of a softmax task, or whether one class of a sigmoid task is present.
 
-    name: empty where it is its task's only one, else the class. answers: one of them is true. column: of a
-    yes-or-no question, its class's place among the task's.
+    Attributes:
+        name: Empty if it is the only question of its task, otherwise the class.
+        answers: One of them is true.
+        column: For a yes-or-no question, the place of its class among those of the task.
     """
 
     name: str
@@ -162,7 +183,7 @@ class Question:
     column: int | None = None
 
     def probabilities(self, output_NC: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(N, A) of the answers, from the task's (N, C) outputs."""
+        """The probabilities (N, A) of the answers, from the outputs (N, C) of the task."""
         output = np.asarray(output_NC, np.float64)
         if self.column is None:
             return output
@@ -170,14 +191,16 @@ class Question:
         return np.stack([1 - yes_N, yes_N], axis=1)
 
     def truth(self, target_NC: NDArray[np.floating]) -> NDArray[np.int64]:
-        """(N,) which answer is true, from the task's (N, C) targets of 0 and 1."""
+        """Which answer is true, (N,), from the targets (N, C) of 0 and 1 of the task."""
         if self.column is None:
             return np.asarray(target_NC.argmax(axis=1), np.int64)
         return np.asarray(target_NC[:, self.column] > 0, np.int64)
 
 
 def questions(task: TaskConfig) -> tuple[Question, ...]:
-    """A softmax task asks one question, a sigmoid task one for each class, a linear task none."""
+    """The questions of a task: one for a softmax task, one for each class of a sigmoid task, none for a linear
+    task.
+    """
     if task.activation == "linear":
         return ()
     if task.activation == "softmax":
@@ -190,13 +213,16 @@ def questions(task: TaskConfig) -> tuple[Question, ...]:
 
 
 def fewest(risk: float) -> int:
-    """Scores without which there is no threshold at this risk: ceil(1 / risk) - 1. Raises ``ValueError`` for a
-    risk that is not between 0 and 1."""
+    """The smallest number of scores that gives a threshold at this risk: ceil(1 / risk) - 1.
+
+    Raises ``ValueError`` for a risk that is not between 0 and 1.
+    """
     return math.ceil(1 / _exact(risk)) - 1
 
 
 def rank(n: int, risk: float) -> int:
-    """Which of n scores in ascending order is the threshold, from 1: ceil((n + 1)(1 - risk)), without rounding.
+    """Which of n scores in ascending order is the threshold, counted from 1: ceil((n + 1)(1 - risk)), without
+    rounding.
 
     Raises ``ValueError`` for fewer than :func:`fewest` scores.
     """
@@ -207,25 +233,33 @@ def rank(n: int, risk: float) -> int:
 
 
 def _exact(risk: float) -> Exact:
-    """The risk as it was written: as a float, 150 times 1 - 0.18 is a little more than 123, and rounds up to
-    124."""
+    """The risk as it was written. As floats, 150 times 1 - 0.18 is a little more than 123, and would round up to
+    124.
+    """
     if not 0 < risk < 1:
-        raise ValueError(f"a risk of {risk}")
+        raise ValueError(f"a risk must be between 0 and 1, not {risk}")
     return Exact(repr(float(risk)))
 
 
 def scores(probability_NA: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, A) how little each answer fits: 1 minus its probability."""
+    """How badly each answer fits, (N, A): 1 minus its probability."""
     return np.asarray(1 - probability_NA, np.float64)
 
 
 def thresholds(
     probability_NA: NDArray[np.float64], truth_N: NDArray[np.int64], *, risk: float, by_class: bool = False
 ) -> NDArray[np.float64]:
-    """(A,) the highest score with which an answer is in a set.
+    """The highest score with which each answer is in a set, (A,).
 
-    One for all answers; ``by_class``: each from the slides of which it is true, so that the risk holds among the
-    slides of every class (Mondrian). Raises ``ValueError`` for too few slides, or too few of an answer.
+    Args:
+        probability_NA: Probabilities of the answers.
+        truth_N: Which answer is true.
+        risk: The probability that a set does not hold the true answer.
+        by_class: Choose the threshold of each answer from the slides for which it is true, so that the risk
+            holds among the slides of every class (Mondrian). Otherwise all answers have the same threshold.
+
+    Raises:
+        ValueError: There are too few slides, or too few of an answer.
     """
     true_N = scores(probability_NA)[np.arange(len(truth_N)), truth_N]
     answers = probability_NA.shape[1]
@@ -241,22 +275,28 @@ def _threshold(score_N: NDArray[np.float64], risk: float) -> float:
 def in_sets(
     probability_NA: NDArray[np.float64], threshold_A: Sequence[float] | NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """(N, A) which answers are in each slide's set: one, several, or none."""
+    """Which answers are in the set of each slide, (N, A): one, several, or none."""
     return np.asarray(scores(probability_NA) <= np.asarray(threshold_A, np.float64))
 
 
 def coverage_range(n: int, risk: float, *, level: float = 0.9) -> tuple[float, float]:
-    """Between which shares of true answers in the sets of many new slides lie, in ``level`` of all draws of the n
-    slides that the threshold comes from: quantiles of Beta(k, n + 1 - k), k being :func:`rank`."""
+    """The range of the share of new slides whose sets hold the true answer, over draws of the n slides of the
+    calibration.
+
+    The share is in this range for ``level`` of all draws. Its ends are quantiles of Beta(k, n + 1 - k), where k
+    is :func:`rank`.
+    """
     place = rank(n, risk)
     ends = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], place, n + 1 - place)
     return float(ends[0]), float(ends[1])
 
 
 def one_of_each_case(cases: Sequence[str], *, seed: int) -> NDArray[np.int64]:
-    """Places of one slide a case, drawn at random: slides of one patient are alike, and not exchangeable with
-    those of others. (Dunn, Wasserman and Ramdas 2023, Distribution-Free Prediction Sets for Two-Layer
-    Hierarchical Models: subsampling once.) The same seed gives the same slides."""
+    """The places of one slide of each case, drawn at random. The same seed gives the same slides.
+
+    Slides of one patient are alike, and not exchangeable with those of others. (Dunn, Wasserman and Ramdas 2023,
+    Distribution-Free Prediction Sets for Two-Layer Hierarchical Models: subsampling once.)
+    """
     members: dict[str, list[int]] = {}
     for place, case in enumerate(cases):
         members.setdefault(case, []).append(place)
@@ -266,8 +306,9 @@ def one_of_each_case(cases: Sequence[str], *, seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class AnswerCoverage:
-    """Of the slides of which one answer is true: how many there are, and how often the set holds it (NaN of
-    none)."""
+    """For the slides for which one answer is true: how many there are, and how often the set holds it (NaN for
+    none).
+    """
 
     slides: int
     coverage: float
@@ -275,10 +316,19 @@ class AnswerCoverage:
 
 @dataclass(frozen=True, slots=True)
 class SetFigures:
-    """coverage: the share of sets that hold the true answer; its interval is Clopper and Pearson's where every
-    case has one slide (``exact``), else a bootstrap over cases. size: answers in a set, on average. single:
-    share of sets of one answer; right_if_single: how many of those are right, NaN where there are none. empty:
-    share of sets that hold no answer. by_answer: {answer: its own coverage}."""
+    """Figures of the sets of slides.
+
+    Attributes:
+        slides: How many there are.
+        coverage: The share of sets that hold the true answer. Its interval is that of Clopper and Pearson if
+            every case has one slide (``exact``), otherwise from a bootstrap over cases.
+        exact: Whether it is the former.
+        size: The mean number of answers in a set.
+        single: The share of sets with one answer.
+        right_if_single: How many of these are right; NaN if there are none.
+        empty: The share of sets without an answer.
+        by_answer: The coverage of each answer.
+    """
 
     slides: int
     coverage: Interval
@@ -299,8 +349,19 @@ def score_sets(
     resamples: int,
     seed: int,
 ) -> SetFigures:
-    """Score the sets of N slides: which answers each holds, and which one is true. Raises ``ValueError`` for
-    none."""
+    """The figures of the sets of N slides.
+
+    Args:
+        held_NA: Which answers each set holds.
+        truth_N: Which answer is true.
+        answers: Their names.
+        cases: The case of each slide.
+        resamples: Of the bootstrap over cases.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: There are no slides.
+    """
     slides = len(truth_N)
     if not slides:
         raise ValueError("no sets to score")
@@ -330,9 +391,12 @@ def score_sets(
 
 def clopper_pearson(hits: int, n: int, *, level: float = LEVEL) -> Interval:
     """A share of n independent draws with its exact binomial interval (Clopper and Pearson 1934), which is never
-    too narrow. Raises ``ValueError`` for hits that cannot be."""
+    too narrow.
+
+    Raises ``ValueError`` if ``hits`` is not in 0..n, or n is 0.
+    """
     if not 0 <= hits <= n or not n:
-        raise ValueError(f"{hits} of {n}")
+        raise ValueError(f"{hits} of {n} is not a share")
     tail = (1 - level) / 2
     low = float(stats.beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
     high = float(stats.beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
@@ -348,32 +412,31 @@ def _over_cases(
     return bootstrap(coverage, cases, resamples=resamples, seed=seed)["coverage"]
 
 
-LARGEST_BYTES = 2**24
-
-Risk = Annotated[float, Field(gt=0, lt=1)]
-AnswerSet = tuple[str, ...]
-
-
 class QuestionRule(Section):
-    """Which answers of one question are in a slide's set: those with 1 - probability up to their threshold."""
+    """Which answers of one question are in the set of a slide: those with 1 - probability up to
+    their threshold.
+    """
 
     question: str
-    """Empty where it is the task's only one, else the class that is asked for."""
+    """Empty if it is the only question of the task, otherwise the class that is asked for."""
     answers: tuple[str, ...]
     thresholds: tuple[Fraction, ...]
-    """Of each answer; all the same, unless the calibration is ``by_class``."""
+    """The threshold of each answer. All are the same unless the calibration is ``by_class``."""
     cases: tuple[PositiveInt, ...]
-    """How many slides, one a case, each threshold was chosen from."""
+    """How many slides, one per case, each threshold was chosen from."""
 
 
 class TaskCalibration(Section):
-    """One task's. The thresholds are of the network's own probabilities, the temperature does not move them."""
+    """The calibration of one task.
+
+    The thresholds are for the probabilities of the network itself; the temperature does not move them.
+    """
 
     classes: tuple[str, ...]
     activation: Literal["softmax", "sigmoid"]
     temperature: Annotated[float, Field(ge=LOWEST, le=HIGHEST)]
     temperature_fitted: bool
-    """False: every slide was right, so no temperature fits best, and 1 stands."""
+    """False if every slide was right, so that no temperature fits best and it is 1."""
     slides: PositiveInt
     nll_before: FiniteFloat
     nll_after: FiniteFloat
@@ -395,15 +458,16 @@ class TaskCalibration(Section):
 
     @property
     def questions(self) -> tuple[Question, ...]:
+        """The questions of the task."""
         return questions(TaskConfig(classes=self.classes, activation=self.activation))
 
     def tempered(self, told: Mapping[str, float]) -> dict[str, float]:
-        """{class: probability} at the temperature."""
+        """``{class: probability}`` at the temperature, from that of the network."""
         tempered_1C = with_temperature(self.activation, self._row(told), self.temperature)
         return dict(zip(self.classes, tempered_1C[0].tolist(), strict=True))
 
     def sets(self, told: Mapping[str, float]) -> tuple[AnswerSet, ...]:
-        """Each question's set, from the network's own {class: probability}."""
+        """The set of each question, from the ``{class: probability}`` of the network."""
         output_1C = self._row(told)
         found = []
         for question, rule in zip(self.questions, self.rules, strict=True):
@@ -418,53 +482,61 @@ class TaskCalibration(Section):
 
 
 class Calibration(Section):
-    """What ``wsi-ips calibrate`` found on the slides of one split, for one checkpoint (or one group of them)."""
+    """What ``wsi-ips calibrate`` found on the slides of one split, for one checkpoint or several together."""
 
     format: Literal[1] = 1
     checkpoint: str
-    """SHA-256 of the checkpoint whose run was calibrated; of several, their run's."""
+    """SHA-256 of the checkpoint whose run was calibrated; for several, that of their run."""
     split: Literal["val", "test"]
     risk: Risk
     by_class: bool
     seed: NonNegativeInt
     slides: tuple[str, ...]
-    """Ids of the slides that it comes from, which no figure may be measured on."""
+    """Ids of the slides that it was made from. No figure may be measured on them."""
     tasks: dict[str, TaskCalibration]
 
     def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
         return self.model_dump(mode="json")
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write the JSON whole."""
+    """Write a calibration as JSON, completely or not at all."""
     with whole_file(path) as partial:
         text = json.dumps(calibration.to_json(), indent=2, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read what :func:`write_calibration` wrote. Raises :class:`CalibrationError` for anything else."""
-    mend = "name a file that wsi-ips calibrate wrote"
+    """Read what :func:`write_calibration` wrote.
+
+    Raises:
+        CalibrationError: The file is missing or broken.
+    """
+    fix = "name a file that wsi-ips calibrate wrote"
     if not path.is_file():
-        raise CalibrationError(path, "does not exist", mend)
-    check_size(path, CalibrationError, most=LARGEST_BYTES, fix=mend)
+        raise CalibrationError(path, "does not exist", fix)
+    check_size(path, CalibrationError, most=LARGEST_BYTES, fix=fix)
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         why = one_line(f"{where}: {first['msg']}" if where else first["msg"], most=200)
-        raise CalibrationError(path, f"is no calibration ({why})", mend) from None
+        raise CalibrationError(path, f"is no calibration ({why})", fix) from None
 
 
 def check_belongs(path: Path, calibration: Calibration, *, sha256: str, tasks: Sequence[TaskConfig]) -> None:
-    """Raises :class:`CalibrationError` for a calibration of another checkpoint, or of tasks that it does not
-    have."""
+    """Check that a calibration was made for this checkpoint and these tasks.
+
+    Raises:
+        CalibrationError: It belongs to another checkpoint, or to tasks that the model does not have.
+    """
     if calibration.checkpoint != sha256:
         raise CalibrationError(
             path,
             f"belongs to checkpoint {calibration.checkpoint[:12]}, this one is {sha256[:12]}",
-            "calibrate a run of this checkpoint (of several: of the same ones in the same order)",
+            "calibrate a run of this checkpoint (for several: of the same ones in the same order)",
         )
     known = {task.name: (task.classes, task.activation) for task in tasks}
     for name, task in calibration.tasks.items():

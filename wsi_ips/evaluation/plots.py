@@ -1,12 +1,11 @@
-"""What a figure's key in ``metrics.json`` is called among people.
+"""Figures as PNG: ROC and FROC curves, reliability, confusion, and the course of a training.
 
-The figures of a training run, epoch by epoch, as ``finetune`` writes them.
+matplotlib is an optional package (``wsi_ips[plots]``) and is imported when something is drawn. Figures are drawn
+on Agg canvases through the objects of matplotlib: no display, no pyplot, and nothing global is changed.
+:func:`read_history` reads the figures of a training run, and :func:`figure_name` turns a key of ``metrics.json``
+into words.
 
-Figures as PNG. matplotlib is an extra (``wsi_ips[plots]``) and is imported when something is drawn.
-
-Drawn on Agg canvases through matplotlib's objects: no display, no pyplot, nothing global is changed.
-
-Shape suffixes: C classes; T points of a curve.
+Shape suffixes: C classes.
 """
 
 import csv
@@ -33,44 +32,26 @@ if TYPE_CHECKING:
 WORDS = {"auc": "AUC", "ece": "calibration error", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1",
          "brier": "Brier score", "ibs": "integrated Brier score", "c": "C", "uno": "(Uno)",
          "kaplan": "of Kaplan", "meier": "Meier"}  # fmt: skip
-
-
-def figure_name(key: str) -> str:
-    """``auc_macro`` is ``AUC macro``."""
-    return " ".join(WORDS.get(word, word) for word in key.split("_"))
-
-
+"""Words of a key that are written differently for people."""
 LARGEST_HISTORY_BYTES = 2**26
-
-
-def read_history(path: Path) -> dict[str, list[float]]:
-    """The columns of ``history.csv`` as numbers, an empty cell as NaN. Raises :class:`ResultsError`."""
-    mend = "name the history.csv of a fine-tuning run"
-    if not path.is_file():
-        raise ResultsError(path, "no such history", mend)
-    check_size(path, ResultsError, most=LARGEST_HISTORY_BYTES, fix=mend)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        columns = {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
-    except (UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
-        raise ResultsError(path, f"is not a table of numbers ({error})", mend) from None
-    if "epoch" not in columns or not any(name.endswith("loss") for name in columns):
-        raise ResultsError(path, "has no column epoch with losses beside it", mend)
-    return columns
-
-
-# Okabe and Ito's colours, told apart by people with any colour vision.
+"""Largest history that is read."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which people with any colour vision can tell apart."""
 STYLES = ("-", "--", "-.", ":")
+"""Line styles, for more curves than colours."""
 GREY = "#777777"
+"""Colour of what is not a curve."""
 DPI = 150
+"""Pixels per inch of a figure."""
 MOST_NAMED_CLASSES = 12
+"""With more classes, the numbers of a confusion matrix are written smaller."""
+SELECTION = ("kept_overlap", "kept_attention", "attention_spread")
+"""Columns of a history that say how the selection develops."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedRoc:
-    """One curve of a plot, its area, and the band around it where there is one."""
+    """A ROC curve of a plot, its AUC, and its band if there is one."""
 
     name: str
     curve: RocCurve
@@ -80,7 +61,7 @@ class NamedRoc:
 
 @dataclass(frozen=True, slots=True)
 class NamedFroc:
-    """One curve of a plot, its score, and the band around it where there is one."""
+    """A FROC curve of a plot, its score, and its band if there is one."""
 
     name: str
     curve: FrocCurve
@@ -88,47 +69,8 @@ class NamedFroc:
     band: Band | None = None
 
 
-def check_can_plot() -> None:
-    """Raises :class:`ConfigError` where matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401 - to see whether it is there
-    except ImportError:
-        raise ConfigError(
-            "plots need matplotlib: pip install 'wsi_ips[plots]', or leave them out with --no-plots"
-        ) from None
-
-
-@contextmanager
-def _figure(path: Path, *, width: float, height: float) -> Iterator["Axes"]:
-    """Axes to draw on; the figure is written, whole, when the block ends."""
-    check_can_plot()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    yield axes
-    with whole_file(path) as partial:
-        figure.savefig(partial)
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
-    }
-
-
-def _with_interval(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
 def draw_roc(path: Path, curves: Sequence[NamedRoc], *, title: str) -> None:
-    """ROC curves, each with its AUC and 95 % interval; shaded: the pointwise 95 % band."""
+    """Draw ROC curves, each with its AUC and 95 % interval. The pointwise 95 % band is shaded."""
     with _figure(path, width=5.2, height=5.2) as axes:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
         for number, one in enumerate(curves):
@@ -148,7 +90,9 @@ def draw_roc(path: Path, curves: Sequence[NamedRoc], *, title: str) -> None:
 
 
 def draw_reliability(path: Path, curve: Reliability, *, ece: Interval, of: str, title: str) -> None:
-    """Observed share against mean probability ``of`` something, a point per bin, its size by the slides in it."""
+    """Draw the observed share against the mean probability ``of`` something, a point for each bin, sized by its
+    slides.
+    """
     check_can_plot()
     from matplotlib.patheffects import withStroke
 
@@ -175,12 +119,12 @@ def draw_reliability(path: Path, curve: Reliability, *, ece: Interval, of: str, 
             xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
         )  # fmt: skip
         axes.title.set_fontsize("medium")
-        # Below the axes: points may lie in any corner.
+        # The legend goes below the axes, because points may be in any corner.
         axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
 
 
 def draw_confusion(path: Path, confusion_CC: NDArray[np.int64], names: Sequence[str], *, title: str) -> None:
-    """Counts; colour: the share of the row, which is what its label was called."""
+    """Draw a confusion matrix with its counts. The colour is the share of the slides with the label of the row."""
     classes = len(names)
     side = min(2.6 + 0.75 * classes, 14)
     rows = confusion_CC.sum(axis=1, keepdims=True)
@@ -203,9 +147,10 @@ def draw_confusion(path: Path, confusion_CC: NDArray[np.int64], names: Sequence[
 
 
 def draw_froc(path: Path, curves: Sequence[NamedFroc], *, title: str) -> None:
-    """Sensitivity for lesions against false positives a slide; dots: the six rates that the score averages.
+    """Draw the sensitivity for lesions against false positives per slide, with dots at the six rates of the
+    score.
 
-    The first curve has its band, the others are drawn beside it.
+    Only the first curve has a band; the others are drawn beside it.
     """
     lowest, highest = RATES[0] / 2, RATES[-1] * 2
     rates = np.geomspace(lowest, highest, 400)
@@ -233,12 +178,10 @@ def draw_froc(path: Path, curves: Sequence[NamedFroc], *, title: str) -> None:
             axes.legend(frameon=False, fontsize="small", loc="lower right")
 
 
-SELECTION = ("kept_overlap", "kept_attention", "attention_spread")
-"""Columns of a history that say how selection goes."""
-
-
 def draw_selection(path: Path, history: Mapping[str, Sequence[float]], *, title: str) -> None:
-    """How selection goes, per epoch: the columns :data:`SELECTION`, as far as they are there, between 0 and 1."""
+    """Draw how the selection develops by epoch: those columns of :data:`SELECTION` that are there, between 0 and
+    1.
+    """
     check_can_plot()
     from matplotlib.ticker import MaxNLocator
 
@@ -254,7 +197,7 @@ def draw_selection(path: Path, history: Mapping[str, Sequence[float]], *, title:
 
 
 def draw_history(path: Path, history: Mapping[str, Sequence[float]], *, title: str) -> None:
-    """Losses per epoch, and the epoch with the lowest validation loss; columns named ``…loss`` are drawn."""
+    """Draw the losses by epoch (columns named ``…loss``), and the epoch with the lowest validation loss."""
     check_can_plot()
     from matplotlib.ticker import MaxNLocator
 
@@ -277,3 +220,68 @@ def draw_history(path: Path, history: Mapping[str, Sequence[float]], *, title: s
         axes.set(xlabel="epoch", ylabel="loss", title=title)
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.legend(frameon=False, fontsize="small")
+
+
+def read_history(path: Path) -> dict[str, list[float]]:
+    """The columns of a ``history.csv`` as numbers. An empty cell is NaN.
+
+    Raises:
+        ResultsError: The file is missing, too large, or not such a table.
+    """
+    fix = "name the history.csv of a fine-tuning run"
+    if not path.is_file():
+        raise ResultsError(path, "no such history", fix)
+    check_size(path, ResultsError, most=LARGEST_HISTORY_BYTES, fix=fix)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        columns = {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+    except (UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
+        raise ResultsError(path, f"is not a table of numbers ({error})", fix) from None
+    if "epoch" not in columns or not any(name.endswith("loss") for name in columns):
+        raise ResultsError(path, "has no column epoch with losses beside it", fix)
+    return columns
+
+
+def figure_name(key: str) -> str:
+    """The name of a figure for people: ``auc_macro`` becomes ``AUC macro``."""
+    return " ".join(WORDS.get(word, word) for word in key.split("_"))
+
+
+def check_can_plot() -> None:
+    """Raise :class:`ConfigError` if matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401 - to see whether it is there
+    except ImportError:
+        raise ConfigError(
+            "plots need matplotlib: pip install 'wsi_ips[plots]', or leave them out with --no-plots"
+        ) from None
+
+
+@contextmanager
+def _figure(path: Path, *, width: float, height: float) -> Iterator["Axes"]:
+    """Axes to draw on. The figure is written, completely, when the block ends."""
+    check_can_plot()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    yield axes
+    with whole_file(path) as partial:
+        figure.savefig(partial)
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
+    }
+
+
+def _with_interval(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -1,6 +1,8 @@
-"""Patients in groups of predicted risk: a Kaplan-Meier curve each, and whether they differ.
+"""Patients in groups of predicted risk: a Kaplan-Meier curve for each group, and whether the groups differ.
 
-Source: SURVIVAL.md section 5. Shape suffix: N patients.
+:func:`group_by_risk` makes the :class:`RiskGroups`. Source: SURVIVAL.md section 5.
+
+Shape suffix: N patients.
 """
 
 from dataclasses import dataclass
@@ -14,12 +16,22 @@ from wsi_ips.survival.kaplan_meier import SurvivalCurve, kaplan_meier
 from wsi_ips.survival.log_rank import HazardRatio, LogRank, hazard_ratio, log_rank, risk_group
 
 NAMES = {1: ("all",), 2: ("low risk", "high risk"), 3: ("low risk", "medium risk", "high risk")}
+"""What the groups are called, by their number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RiskGroups:
-    """group_N: of each patient, 0 for the lowest risk; every group has patients. edges_from: whose risks the edges
-    between groups are quantiles of. test, ratio: None where the patients do not give them."""
+    """Groups of patients by risk, lowest first. Every group has patients.
+
+    Attributes:
+        edges: The risks between groups.
+        edges_from: The patients whose risks the edges are quantiles of.
+        group_N: The group of each patient, 0 for the lowest risk.
+        names: The names of the groups.
+        curves: The Kaplan-Meier curve of each group.
+        test: The log-rank test; None if there are too few events.
+        ratio: The hazard ratio of one group to the next lower one; None if there is no finite estimate.
+    """
 
     edges: tuple[float, ...]
     edges_from: str
@@ -30,7 +42,7 @@ class RiskGroups:
     ratio: HazardRatio | None
 
     def to_json(self, predicted: PredictedSurvival) -> dict[str, Any]:
-        """For ``metrics.json``; a median that is never reached is infinite."""
+        """The groups for ``metrics.json``. A median that is never reached is infinite."""
         events = predicted.follow_up.event
         return {
             "edges": list(self.edges),
@@ -53,7 +65,7 @@ class RiskGroups:
 
 
 def group_by_risk(predicted: PredictedSurvival, edges: NDArray[np.float64], *, edges_from: str) -> RiskGroups:
-    """Sort patients into groups by these edges. A group that nobody falls into is left out.
+    """Sort patients into groups by these edges. A group without patients is left out.
 
     The hazard ratio is that of one group to the next lower one.
     """
@@ -66,7 +78,7 @@ def group_by_risk(predicted: PredictedSurvival, edges: NDArray[np.float64], *, e
             test = log_rank(follow_up, group_N, len(found))
             ratio = hazard_ratio(follow_up, group_N)
         except ValueError:
-            pass  # as few events as this tell nothing, and the report says so
+            pass  # there are too few events to compare the groups, and the report says so
     return RiskGroups(
         tuple(edges.tolist()),
         edges_from,

@@ -1,7 +1,8 @@
-"""CAMELYON17: from the classes of a patient's lymph nodes to the pN stage, and how stages are scored.
+"""CAMELYON17: from the classes of a patient's lymph nodes to the pN stage (:func:`pn_stage`), and how stages are
+scored.
 
-Rules: camelyon17.grand-challenge.org; the score repeats the challenge's evaluate.py: Cohen's kappa with
-quadratic weights over the patients of the reference.
+Rules: camelyon17.grand-challenge.org. :func:`score_submission` repeats the challenge's evaluate.py: Cohen's
+kappa with quadratic weights over the patients of the reference.
 """
 
 import csv
@@ -15,16 +16,23 @@ from wsi_ips.errors import ResultsError
 from wsi_ips.storage.files import check_size, whole_file
 
 COLUMNS = ("patient", "stage")
+"""Columns of a table of stages."""
 PATIENT_SUFFIX, NODE_SUFFIX = ".zip", ".tif"
+"""What the names of patients and of slides end with in a table of stages."""
 MOST_POSITIVE = 9
+"""Most positive nodes of a stage of the challenge."""
 LARGEST_BYTES = 2**26
+"""Largest table of stages that is read."""
 
 
 def pn_stage(nodes: Sequence[str]) -> str:
     """The stage of a patient with these nodes, each one of :data:`NODE_CLASSES`.
 
-    Isolated tumour cells make no node positive. Raises ``ValueError`` for no nodes, an unknown class, or more
-    than nine positive nodes, which is pN3 and not part of the challenge.
+    Isolated tumour cells do not make a node positive.
+
+    Raises:
+        ValueError: There are no nodes, a class is unknown, or more than nine nodes are positive, which is pN3
+            and not part of the challenge.
     """
     unknown = [node for node in nodes if node not in NODE_CLASSES]
     if unknown or not nodes:
@@ -43,9 +51,12 @@ def pn_stage(nodes: Sequence[str]) -> str:
 def quadratic_kappa(first: Sequence[str], second: Sequence[str], *, order: Sequence[str] = STAGES) -> float:
     """Cohen's kappa with quadratic weights between two lists of labels of the same items.
 
-    1 - sum(w O) / sum(w E), with w_ij = (i - j)^2, O the confusion matrix and E the outer product of its
-    marginals over n. Raises ``ValueError`` for labels that are not in ``order``, and where kappa is no number:
-    without items, or where both lists hold one and the same label throughout.
+    It is 1 - sum(w O) / sum(w E), where w_ij = (i - j)^2, O is the confusion matrix, and E is the outer product
+    of its marginals over n.
+
+    Raises:
+        ValueError: A label is not in ``order``, there are no items, or both lists hold one and the same label
+            throughout, so that kappa is not defined.
     """
     places = {label: place for place, label in enumerate(order)}
     for label in (*first, *second):
@@ -86,7 +97,7 @@ def read_submission(path: Path) -> Stages:
                 key = name.removesuffix(PATIENT_SUFFIX if table is patients else NODE_SUFFIX)
                 if key in table or not key:
                     why = "occurs twice" if key else "has no name"
-                    raise ResultsError(path, f"line {rows.line_num}: {name!r} {why}", "mend the line")
+                    raise ResultsError(path, f"line {rows.line_num}: {name!r} {why}", "correct the line")
                 table[key] = stage
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(path, f"is not a CSV in UTF-8 ({error})", "save it as CSV") from None
@@ -94,9 +105,10 @@ def read_submission(path: Path) -> Stages:
 
 
 def write_submission(path: Path, nodes: Mapping[str, Mapping[str, str]]) -> None:
-    """Write the challenge's CSV from {patient: {slide: class}}: each patient's stage, then its nodes.
+    """Write the CSV of the challenge: the stage of each patient, then the patient's nodes.
 
-    Raises ``ValueError`` as :func:`pn_stage`, before anything is written.
+    ``nodes`` is ``{patient: {slide: class}}``. Raises ``ValueError`` if a patient has no stage, see
+    :func:`pn_stage`, before anything is written.
     """
     rows = []
     for patient, classes in sorted(nodes.items()):
@@ -109,10 +121,12 @@ def write_submission(path: Path, nodes: Mapping[str, Mapping[str, str]]) -> None
 
 
 def score_submission(submission: Path, reference: Path) -> float:
-    """The challenge's score of a submission: kappa over the patients of the reference.
+    """The score of the challenge for a submission: kappa over the patients of the reference.
 
-    Only the patients' rows count, and patients that the reference lacks do not. Raises :class:`ResultsError`
-    for an unknown stage in either file (capitals count) and for a patient that the submission lacks.
+    Only the rows of patients count, and not those of patients that the reference lacks.
+
+    Raises:
+        ResultsError: A stage in either file is unknown (capitals count), or the submission lacks a patient.
     """
     ours, theirs = read_submission(submission).patients, read_submission(reference).patients
     if not theirs:

@@ -6,11 +6,24 @@ from wsi_ips.evaluation.plots import COLOURS, GREY, _figure
 from wsi_ips.evaluation.risk_groups import RiskGroups
 
 MOST_TICKS = 7
+"""Most ticks of the time axis."""
 
 
 def draw_kaplan_meier(path: Path, groups: RiskGroups, *, unit: str, title: str) -> None:
-    """Survival over time for each group, with its 95 % band, strokes where patients were censored, and below the
-    axis the numbers of patients at risk. Raises :class:`ConfigError` where matplotlib is not installed."""
+    """Draw survival over time for each group.
+
+    Each curve has its 95 % band and strokes where patients were censored. The numbers of patients at risk stand
+    below the axis.
+
+    Args:
+        path: The file to write.
+        groups: The groups.
+        unit: Unit of time, for the axis.
+        title: The title.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
     height = 4.4 + 0.25 * len(groups.names)
     with _figure(path, width=6.4, height=height) as axes:
         for number, (name, curve) in enumerate(zip(groups.names, groups.curves, strict=True)):

@@ -1,6 +1,7 @@
-"""The figures of a survival task, patient by patient. Source: SURVIVAL.md sections 4 and 5.
+"""The figures of a survival task, counted by patient: :func:`survival_figures`, with intervals
+:func:`survival_intervals`.
 
-Shape suffixes: N patients, T times.
+Source: SURVIVAL.md sections 4 and 5. Shape suffixes: N patients, T times.
 """
 
 import math
@@ -23,10 +24,16 @@ from wsi_ips.survival.kaplan_meier import SurvivalCurve, censoring_curve, kaplan
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PredictedSurvival:
-    """What is known and what was predicted of patients.
+    """What is known of patients, and what was predicted for them.
 
-    case, slides: each patient's id and number of slides. risk_N, survival_NT: the mean over a patient's slides;
-    survival is NaN where the model does not tell it.
+    Attributes:
+        config: The settings of the task.
+        case: The id of each patient.
+        slides: How many slides each patient has.
+        follow_up: Times and events.
+        risk_N: The mean risk over the slides of a patient.
+        survival_NT: The mean probability of survival over the slides of a patient. NaN if the model does not
+            give it.
     """
 
     config: SurvivalConfig
@@ -44,7 +51,14 @@ class PredictedSurvival:
         targets: Sequence[Target],
         case: Sequence[str],
     ) -> Self:
-        """From each slide's {output: number}, its (time, event) and its patient, in the order of first slides."""
+        """Pool slides by patient, in the order of their first slides.
+
+        Args:
+            task: The survival task.
+            outputs: ``{output: number}`` of each slide.
+            targets: (time, event) of each slide.
+            case: The patient of each slide.
+        """
         assert task.survival is not None
         places: dict[str, list[int]] = {}
         for place, name in enumerate(case):
@@ -85,9 +99,12 @@ class PredictedSurvival:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingFollowUp:
-    """What the figures take from the training patients: how they were censored, up to when, and their survival.
+    """What the figures need of the training patients.
 
-    tau: the longest time at which a training patient may still be followed; Uno's C counts events before it.
+    Attributes:
+        censoring: The probability to be still followed.
+        survival: Their Kaplan-Meier curve.
+        tau: The longest time at which a training patient may still be followed. Uno's C counts events before it.
     """
 
     censoring: SurvivalCurve
@@ -96,21 +113,25 @@ class TrainingFollowUp:
 
     @classmethod
     def of(cls, follow_up: FollowUp) -> Self:
-        """Raises ``ValueError`` without patients."""
+        """From the times and events of the training patients. Raises ``ValueError`` without patients."""
         censoring = censoring_curve(follow_up)
         return cls(censoring, kaplan_meier(follow_up), default_tau(censoring))
 
     def times(self, at: Sequence[float]) -> NDArray[np.int64]:
-        """Places of the times at which a Brier score can be computed: training patients are still followed."""
+        """The places of the times at which a Brier score can be computed, because training patients are still
+        followed.
+        """
         return np.flatnonzero(self.censoring.at(np.array(at)) > 0)
 
 
 def survival_figures(predicted: PredictedSurvival, training: TrainingFollowUp) -> dict[str, float]:
-    """Every figure, NaN where these patients do not give it.
+    """Every figure of a survival task. NaN if these patients do not give it.
 
-    ``c_index``: Harrell's. ``c_index_uno``: Uno's, with the training patients' censoring, up to their tau.
-    ``brier_<time>`` at each time, ``ibs``: their mean over time, and ``ibs_kaplan_meier``: the same of one who
-    predicts the training patients' Kaplan-Meier curve for everybody; these three only where survival is predicted.
+    - ``c_index``: Harrell's.
+    - ``c_index_uno``: Uno's, with the censoring of the training patients, up to their tau.
+    - ``brier_<time>`` at each time, and ``ibs``, their mean over time; only if survival is predicted.
+    - ``ibs_kaplan_meier``: the ``ibs`` of predicting the Kaplan-Meier curve of the training patients for
+      everybody.
     """
     follow_up = predicted.follow_up
     counted = harrell(follow_up, predicted.risk_N)
@@ -135,7 +156,7 @@ def survival_figures(predicted: PredictedSurvival, training: TrainingFollowUp) -
 def survival_intervals(
     predicted: PredictedSurvival, training: TrainingFollowUp, *, resamples: int, seed: int, stratified: bool
 ) -> dict[str, Interval]:
-    """The figures with bootstrap intervals over patients; stratified: each resample has as many events."""
+    """The figures with bootstrap intervals over patients. ``stratified``: each resample has as many events."""
     return bootstrap(
         lambda places: survival_figures(predicted.pick(places), training),
         range(len(predicted.case)),

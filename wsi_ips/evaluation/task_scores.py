@@ -1,15 +1,14 @@
-"""The figures of one task, whatever its kind, with their intervals.
+"""The figures of one task with their intervals, for slides (:class:`Scored`) and for patients
+(:func:`pool_cases`).
+
+Which figures there are depends on the kind of the task::
 
     binary       two classes of which one is the positive, or one yes-or-no class
     multiclass   one class of several
     multilabel   several yes-or-no classes
     regression   numbers
 
-Shape suffixes: N slides, C classes (or a regression's outputs).
-
-From slides to patients.
-
-Shape suffixes: N slides, C classes.
+Shape suffixes: N slides, C classes (or outputs of a regression).
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -27,31 +26,25 @@ from wsi_ips.evaluation.slide_level import Reliability, brier, brier_of_classes,
 from wsi_ips.evaluation.staging import quadratic_kappa
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+"""The kind of a task, which decides its figures."""
 Figures = dict[str, float]
-
+"""``{name: value}``."""
+Pooling = Literal["max", "mean", "noisy_or"]
+"""How the slides of a case are pooled, see :func:`pool_cases`."""
 THRESHOLD = 0.5
-
-
-def kind_of(task: TaskConfig) -> Kind:
-    """What sort of figures a task has."""
-    if task.activation == "linear":
-        return "regression"
-    if task.activation == "sigmoid":
-        return "binary" if len(task.classes) == 1 else "multilabel"
-    return "binary" if len(task.classes) == 2 else "multiclass"
-
-
-def positive_class(task: TaskConfig) -> str:
-    """The class that a binary task looks for: its last."""
-    return task.classes[-1]
+"""A class with a probability of its own is called if the probability is at least this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """What is known of one task's slides. Cases in their place are scored alike.
+    """What is known of the slides of one task. Cases in the place of slides are scored alike.
 
-    output_NC: float64, probabilities or numbers. target_N: the class's index (softmax). target_NC: 0 or 1 per
-    class, or the numbers. case: of each slide. threshold: from where a class of its own probability is called.
+    Attributes:
+        task: The task.
+        output_NC: float64, probabilities or numbers.
+        target_NC: float64, 0 or 1 for each class, or the numbers.
+        case: The case of each slide.
+        threshold: A class with a probability of its own is called if the probability is at least this.
     """
 
     task: TaskConfig
@@ -70,7 +63,15 @@ class Scored:
         *,
         threshold: float = THRESHOLD,
     ) -> Self:
-        """From each slide's {class: probability} and target."""
+        """From the outputs and targets of slides.
+
+        Args:
+            task: The task.
+            outputs: ``{class: probability}`` of each slide.
+            targets: The target of each slide, see :mod:`wsi_ips.datasets.manifest`.
+            case: The case of each slide.
+            threshold: See :class:`Scored`.
+        """
         output_NC = np.array([[one[name] for name in task.classes] for one in outputs], np.float64)
         rows = [np.eye(len(task.classes))[t] if isinstance(t, int) else t for t in targets]
         shape = (-1, len(task.classes))
@@ -78,26 +79,27 @@ class Scored:
 
     @property
     def kind(self) -> Kind:
+        """The kind of the task."""
         return kind_of(self.task)
 
     @property
     def label(self) -> NDArray[np.int64]:
-        """(N,) the class's index; of one yes-or-no class, 0 or 1."""
+        """The index of the class of each slide, (N,). For one yes-or-no class, 0 or 1."""
         return _index(self.target_NC)
 
     @property
     def positive(self) -> NDArray[np.bool_]:
-        """(N,) of a binary task: which slides are positive."""
+        """Which slides are positive, (N,). Only for a binary task."""
         return np.asarray(self.target_NC[:, -1] > 0)
 
     @property
     def probability(self) -> NDArray[np.float64]:
-        """(N,) of a binary task: the positive's probability."""
+        """The probability of the positive class, (N,). Only for a binary task."""
         return self.output_NC[:, -1]
 
     @property
     def called(self) -> NDArray[np.bool_]:
-        """(N, C) which classes are called: the likeliest of several; else each from the threshold on."""
+        """Which classes are called, (N, C): the likeliest of several, otherwise each from the threshold on."""
         if self.kind == "multiclass":
             likeliest_N1 = self.output_NC.argmax(axis=1)[:, np.newaxis]
             return np.asarray(likeliest_N1 == np.arange(self.output_NC.shape[1]))
@@ -108,23 +110,23 @@ class Scored:
 
     @property
     def called_class(self) -> NDArray[np.int64]:
-        """(N,) the called class's index; of one yes-or-no class, 0 or 1."""
+        """The index of the called class, (N,). For one yes-or-no class, 0 or 1."""
         return _index(self.called)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of :attr:`label`'s values."""
+        """The names of the values of :attr:`label`."""
         name = self.task.classes[0]
         return self.task.classes if len(self.task.classes) > 1 else (f"not {name}", name)
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """(C, C) of a binary or multi-class task; rows are labels."""
+        """The confusion matrix (C, C) of a binary or multi-class task. Rows are labels."""
         return level.confusion_matrix(self.label, self.called_class, len(self.class_names))
 
     @property
     def reliability(self) -> Reliability:
-        """The positive's probability; of several classes, the likeliest one's."""
+        """The reliability of the probability of the positive class; for several classes, of the likeliest one."""
         if self.kind == "multiclass":
             return reliability(*top_label(self.output_NC, self.label))
         if self.kind == "multilabel":
@@ -133,12 +135,14 @@ class Scored:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """(N,) which slides are called what they are; of several labels, in all of them."""
+        """Which slides are called correctly, (N,). With several labels, all of them have to be."""
         return np.asarray((self.called == (self.target_NC > 0)).all(axis=1))
 
     @property
     def strata(self) -> list[int] | None:
-        """What a resample keeps the numbers of: each case's highest class. None of several labels or numbers."""
+        """The highest class of each slide's case, of which a resample keeps the numbers. None for several labels
+        or numbers.
+        """
         if self.kind in ("multilabel", "regression"):
             return None
         highest: dict[Hashable, int] = {}
@@ -153,11 +157,13 @@ class Scored:
         )
 
     def figures(self) -> Figures:
-        """Every figure of the task's kind, NaN where these slides do not give it."""
+        """Every figure of the kind of the task. NaN if these slides do not give it."""
         return _FIGURES[self.kind](self)
 
     def intervals(self, *, resamples: int, seed: int, stratified: bool = True) -> dict[str, Interval]:
-        """The figures with their bootstrap intervals over cases."""
+        """The figures with their bootstrap intervals over cases. ``stratified``: each resample keeps the numbers
+        of classes.
+        """
         strata = self.strata if stratified else None
         return bootstrap(
             lambda places: self.pick(places).figures(),
@@ -166,6 +172,20 @@ class Scored:
             resamples=resamples,
             seed=seed,
         )
+
+
+def kind_of(task: TaskConfig) -> Kind:
+    """The kind of a task, which decides its figures."""
+    if task.activation == "linear":
+        return "regression"
+    if task.activation == "sigmoid":
+        return "binary" if len(task.classes) == 1 else "multilabel"
+    return "binary" if len(task.classes) == 2 else "multiclass"
+
+
+def positive_class(task: TaskConfig) -> str:
+    """The class that a binary task looks for, which is its last."""
+    return task.classes[-1]
 
 
 def _binary(scored: Scored) -> Figures:
@@ -205,7 +225,9 @@ def _multiclass(scored: Scored) -> Figures:
 
 
 def _kappa(confusion_CC: NDArray[np.int64]) -> float:
-    """Cohen's kappa with quadratic weights between places in the order of the classes; NaN where it has none."""
+    """Cohen's kappa with quadratic weights between places in the order of the classes. NaN if it is
+    not defined.
+    """
     places = [str(place) for place in range(len(confusion_CC))]
     rows, columns = np.indices(confusion_CC.shape)
     label = np.repeat(rows.ravel(), confusion_CC.ravel()).astype(str).tolist()
@@ -262,7 +284,7 @@ def _index(chosen_NC: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.int
 
 
 def class_rows(scored: Scored) -> list[dict[str, str | int | float]]:
-    """One row per class: slides, recall, precision, specificity, F1, AUC. None of a regression."""
+    """One row for each class: slides, recall, precision, specificity, F1, AUC. Empty for a regression."""
     if scored.kind == "regression":
         return []
     present_NC, called_NC = scored.target_NC > 0, scored.called
@@ -284,12 +306,15 @@ def class_rows(scored: Scored) -> list[dict[str, str | int | float]]:
     return rows
 
 
-Pooling = Literal["max", "mean", "noisy_or"]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class PooledCases:
-    """scored: one entry per case. slides: how many each has. mixed: cases without one label of their own."""
+    """Slides pooled by case.
+
+    Attributes:
+        scored: One entry for each case.
+        slides: How many slides each case has.
+        mixed: Cases that are left out, because they have no single label.
+    """
 
     scored: Scored
     slides: tuple[int, ...]
@@ -297,13 +322,13 @@ class PooledCases:
 
 
 def pool_cases(scored: Scored, how: Pooling = "max") -> PooledCases:
-    """One probability and one label per case, in the order of its first slide.
+    """One probability and one label for each case, in the order of its first slide.
 
-    A case has a class of its own probability (the positive of two, each of several labels) where one of its
-    slides has it; that probability is the slides' ``max``, ``mean`` or ``noisy_or``, 1 - Π(1 - p): the chance
-    that any slide has it, were slides independent. Of one class of several, and of numbers, the mean is taken
-    whatever ``how`` says; there, a case whose slides have different classes has no label: it is named in
-    ``mixed`` and left out.
+    If classes have probabilities of their own (the positive of two, each of several labels), a case has a class
+    if one of its slides has it, and the probability is the ``max`` or the ``mean`` over the slides, or
+    ``noisy_or``, 1 - Π(1 - p): the probability that any slide has it, if slides were independent. For one class
+    of several, and for numbers, the mean is taken whatever ``how`` says; a case whose slides have different
+    classes has no label then, is named in ``mixed``, and left out.
     """
     places: dict[Hashable, list[int]] = {}
     for place, case in enumerate(scored.case):
@@ -333,7 +358,7 @@ def pool_cases(scored: Scored, how: Pooling = "max") -> PooledCases:
 
 
 def pool_outputs(kind: Kind, output_NC: NDArray[np.float64], how: Pooling) -> NDArray[np.float64]:
-    """What (N, C) slides of one case say together, (C,). See :func:`pool_cases`."""
+    """What the slides of one case say together: (N, C) to (C,). See :func:`pool_cases`."""
     if kind in ("multiclass", "regression"):
         return np.asarray(output_NC.mean(axis=0), np.float64)
     if kind == "binary":

@@ -1,11 +1,12 @@
-"""A dask cluster to work with: workers of our own on this machine, or a scheduler that is named.
+"""Predicting a folder of slides on a dask cluster, where one slide is one task: :func:`predict_on_workers`.
 
-A folder of slides on the workers of a dask cluster: one slide is one task.
+The workers are processes of our own on this machine, or those of a scheduler that the user names. There are
+never more tasks in flight than workers, so that nothing waits on a worker, and a worker that joins late has
+something to do. The results of slides are written by the workers; what travels is one line for each slide. A
+slide whose worker dies is begun again by another one, as often as the cluster allows (``BatchConfig.retries``
+for workers of our own).
 
-Never more tasks in flight than there are workers, so that nothing waits on a worker and a worker that joins
-late has something to do. The slides' results are written by the workers; what travels is one line a slide. A
-slide whose worker dies is begun again by another one, as often as the cluster allows (``BatchConfig.retries`` for
-workers of our own). This module and :mod:`wsi_ips.inference.batch` alone import dask.
+No other module imports dask.
 """
 
 import logging
@@ -38,103 +39,14 @@ from wsi_ips.progress import Advance, Progress, silent
 from wsi_ips.storage.fingerprint import versions
 
 ANSWERS_S = 10.0
-"""How long a scheduler may take to answer, and its first worker to come."""
-
-
-@contextmanager
-def connected(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
-    """A client of the scheduler that is named, or of at most ``slides`` workers of our own; its workers are fit.
-
-    Raises :class:`ClusterError` where no scheduler answers, it has no workers, or they would give other results.
-    """
-    with _quietly(), _client(batch, slides=slides) as client, client.as_current():
-        _check_workers(client)
-        yield client
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the cluster's own account of itself: what goes wrong is told by the run. ``-v`` tells all."""
-    if logging.getLogger().level <= logging.INFO:
-        yield
-        return
-    levels = {"distributed": logging.CRITICAL, "distributed.worker.memory": logging.WARNING}
-    before = {name: logging.getLogger(name).level for name in levels}
-    try:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
-
-
-@contextmanager
-def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
-    """A client of the scheduler that is named, or of workers of our own.
-
-    Raises :class:`ConfigError` where this system cannot have several processes.
-    """
-    if batch.scheduler is not None:
-        try:
-            client = Client(batch.scheduler, timeout=ANSWERS_S, set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(
-                f"no dask scheduler answers at {batch.scheduler} ({error}); start one with: dask scheduler"
-            ) from None
-        with client:
-            yield client
-        return
-    check_shared_memory()
-    workers = min(batch.workers or 1, slides)
-    with (
-        dask.config.set(
-            {
-                "distributed.scheduler.allowed-failures": batch.retries,
-                # Its own has malloc hand memory back at every turn, which an encoder asks for again at the next.
-                # No pages about the work for whoever else is on this machine.
-                "distributed.scheduler.http.routes": [],
-                "distributed.worker.http.routes": [],
-                "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1},
-            }
-        ),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            protocol="tls",
-            # A certificate of this run alone: who can reach the port, as any user of this machine can, could have
-            # the workers run anything otherwise.
-            security=Security.temporary(),
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-def _check_workers(client: Client) -> None:
-    """Raises :class:`ClusterError` without workers, or with some that would give other results."""
-    try:
-        client.wait_for_workers(1, timeout=ANSWERS_S)
-    except TimeoutError:
-        raise ClusterError("the dask scheduler has no workers; start some with: dask worker") from None
-    try:
-        theirs = client.run(versions)
-    except ModuleNotFoundError as error:
-        raise ClusterError(f"a worker has no wsi_ips ({error}); install the same version there") from None
-    for address, found in theirs.items():
-        check_versions(found, versions(), where=address)
-
-
+"""Seconds that a scheduler may take to answer, and its first worker to come."""
 LOST_S = 30.0
-"""How long a scheduler may be silent before the run ends."""
+"""Seconds that a scheduler may be silent before the run ends."""
 LOOK_AGAIN_S = 1.0
-"""How often it is looked whether workers came or went."""
+"""Seconds between two looks at whether workers came or went."""
 
 Announce = Callable[[str], None]
+"""A function that is told where the dashboard of the cluster is."""
 
 
 def predict_on_workers(
@@ -147,17 +59,29 @@ def predict_on_workers(
     announce: Announce = lambda _: None,
     in_hand: SlidesInHand | None = None,
 ) -> None:
-    """Label every job's slide. Where one fails, ``report`` goes on; ``stop`` lets the others in flight end, then
-    raises its error. ``announce`` is told where the cluster's dashboard is. Slides that ``in_hand`` suspects come
-    last, each when nobody else is at work.
+    """Label the slide of every job on the workers of a cluster.
 
-    Raises :class:`ClusterError` where there is no cluster, or it was lost: what is done stays.
+    Slides that ``in_hand`` suspects come last, each at a time when nobody else is at work.
+
+    Args:
+        jobs: The slides.
+        setup: What a worker has to know.
+        tables: The tables of the run, which are kept up to date.
+        batch: Which cluster, and what happens when a slide fails: ``report`` goes on; ``stop`` lets the others
+            in flight end, then raises the error of the slide.
+        progress: Shows how far it is.
+        announce: Is told where the dashboard of the cluster is.
+        in_hand: Knows which slides are being read, and which ones may have killed an earlier start.
+
+    Raises:
+        ClusterError: There is no cluster, or it was lost. What is done stays.
+        ConfigError: This system cannot have several processes.
     """
     if batch.scheduler is None and setup.threads is None:
         cores = os.cpu_count() or 1
         setup = replace(setup, threads=max(1, cores // (batch.workers or 1)))
     with connected(batch, slides=len(jobs)) as client:
-        if find_spec("bokeh") is not None:  # without it the dashboard says no more than that
+        if find_spec("bokeh") is not None:  # without bokeh, the dashboard only says that bokeh is missing
             announce(f"dashboard: {client.dashboard_link}")
         desk_of_run = _Desk(client, setup, tables, in_hand)
         with desk_of_run.open() as desk, progress("Predicting", total=len(jobs)) as advance:
@@ -165,16 +89,17 @@ def predict_on_workers(
 
 
 class _Hands(WorkerPlugin):
-    """Gives every worker of the run, late ones too, what it needs to begin. Nothing is loaded before a slide."""
+    """Gives every worker of the run, also those that join late, what it needs. Nothing is loaded before a slide
+    comes.
+    """
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
         self.slides: SlideWorker
 
     def setup(self, worker: Worker) -> None:
-        number = re.search(
-            r"[0-9]+$", str(worker.name)
-        )  # 3, or of "dask worker --nworkers 4 --name gpu": gpu-3
+        # The name is 3, or with "dask worker --nworkers 4 --name gpu": gpu-3.
+        number = re.search(r"[0-9]+$", str(worker.name))
         self.slides = SlideWorker(self._setup, int(number[0]) if number else 0)
 
     def __getstate__(self) -> WorkerSetup:
@@ -185,11 +110,12 @@ class _Hands(WorkerPlugin):
 
 
 Kind = Literal["label", "score", "join"]
+"""Whether a slide is labelled, a part of it is scored, or its parts are put together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Order:
-    """A slide, or a part of one (``score``), or its parts to be put together (``join``)."""
+    """A task for a worker: a slide, or a part of one (``score``), or its parts to be put together (``join``)."""
 
     job: SlideJob
     kind: Kind = "label"
@@ -197,7 +123,7 @@ class _Order:
 
 
 def _carry_out(run: str, order: _Order, parts: Sequence[ScoredPart] = ()) -> Done | Cut | ScoredPart:
-    """On a worker."""
+    """Carry out an order. This runs on a worker."""
     worker = get_worker()
     slides = cast(_Hands, worker.plugins[run]).slides
     if order.kind == "label":
@@ -211,14 +137,16 @@ def _carry_out(run: str, order: _Order, parts: Sequence[ScoredPart] = ()) -> Don
 
 @dataclass(slots=True)
 class _CutSlide:
-    """A slide whose parts are being scored. held: futures of those that are, which stay on their workers."""
+    """A slide whose parts are being scored. ``held`` are the futures of the scored parts, which stay on their
+    workers.
+    """
 
     parts: int
     held: list[Future[Any]] = field(default_factory=list)
 
 
 class _Desk:
-    """Hands out orders and takes what comes back."""
+    """Hands out orders and takes the results."""
 
     def __init__(
         self, client: Client, setup: WorkerSetup, tables: RunTables, in_hand: SlidesInHand | None
@@ -238,7 +166,7 @@ class _Desk:
 
     @contextmanager
     def open(self) -> Iterator["_Desk"]:
-        """Tell the workers what is to be done, and in the end that it is over."""
+        """Tell the workers what is to be done, and at the end that it is over."""
         self._client.subscribe_topic(self._run, self._hear)
         self._client.register_plugin(_Hands(self._setup), name=self._run)
         try:
@@ -252,7 +180,7 @@ class _Desk:
     def work_off(
         self, jobs: Sequence[SlideJob], advance: Advance, *, on_error: Literal["report", "stop"]
     ) -> None:
-        """Until nothing is left, or after the first failure nothing in flight."""
+        """Work until nothing is left, or after the first failure until nothing is in flight."""
         for job in jobs:
             if self._in_hand is not None and self._in_hand.suspected(job.slide_id):
                 self._suspected.add(job.slide_id)
@@ -280,18 +208,18 @@ class _Desk:
             raise failure
 
     def _clear(self, done: Done) -> None:
-        """Nothing is held any more against a slide that did not kill its workers."""
+        """Stop suspecting a slide that did not kill its workers."""
         if self._in_hand is not None and not isinstance(done.error, ProcessDied):
             self._in_hand.end(done.row.slide_id)
 
     def _begin_no_more(self) -> None:
-        """Slides that are being scored in parts are ended, no other is begun."""
+        """Begin no other slide. Those that are being scored in parts are finished."""
         self._ending = True
         self._suspects.clear()
         self._waiting = deque(item for item in self._waiting if item[0].kind != "label")
 
     def _hand_out(self) -> None:
-        """An order for every worker that has none; last of all the suspects, each when nobody else is at work."""
+        """Give an order to every worker that has none. Suspects come last, each when nobody else is at work."""
         if self._suspects and not self._waiting and not self._in_flight:
             self._waiting.append((_Order(self._suspects.popleft()), []))
         while self._waiting and len(self._in_flight) < self._workers():
@@ -303,7 +231,7 @@ class _Desk:
         self._in_flight[future] = order
 
     def _finished(self) -> list[Future[Any]]:
-        """Orders that are done; waits for one, but not for long, since workers may come."""
+        """Orders that are done. Waits for one, but not for long, since workers may come."""
         self._note_begun()
         if not self._in_flight:
             time.sleep(LOOK_AGAIN_S)
@@ -317,7 +245,7 @@ class _Desk:
         return [future for future in self._in_flight if future.done()]
 
     def _take(self, future: Future[Any], order: _Order) -> Done | None:
-        """What an order came to; None where its slide is not done yet."""
+        """The result of an order. None if its slide is not done yet."""
         slide_id = order.job.slide_id
         try:
             result = future.result(timeout=ANSWERS_S)
@@ -339,7 +267,9 @@ class _Desk:
         return result
 
     def _take_part(self, future: Future[Any], order: _Order, result: Any) -> Done | None:
-        """A part that is scored brings its slide nearer; one that failed fails it, once."""
+        """Note a scored part. When all parts of a slide are there, have them joined. A failed part fails its
+        slide, once.
+        """
         slide_id = order.job.slide_id
         if isinstance(result, Done):
             self._drop_parts(slide_id)
@@ -358,8 +288,11 @@ class _Desk:
             del self._in_flight[other]
 
     def _killed(self, job: SlideJob, *, deaths: int) -> Done | None:
-        """Worker after worker died with this slide at hand. It may have been another slide's fault, which waited
-        on the same worker: once more, alone, before it is given up."""
+        """Deal with a slide over which worker after worker died.
+
+        Another slide that waited on the same worker may have been to blame, so it gets one more try, alone,
+        before it is given up.
+        """
         self._drop_parts(job.slide_id)
         if job.slide_id not in self._suspected:
             self._suspected.add(job.slide_id)
@@ -368,12 +301,12 @@ class _Desk:
             return None
         if self._in_hand is not None:
             self._in_hand.blame(job.slide_id)
-        why = f"{deaths} workers in turn died of it alone"
-        error = ProcessDied(str(job.path), why, "was it memory? see the workers' logs")
+        why = f"{deaths} workers in turn died while they read it alone"
+        error = ProcessDied(str(job.path), why, "see the workers' logs: memory may have run out")
         return self._setup.recorder().failed(job, error)
 
     def _workers(self) -> int:
-        """How many there are now."""
+        """How many workers there are now."""
         try:
             return len(self._client.nthreads())
         except (CommClosedError, OSError, TimeoutError, ValueError):
@@ -381,7 +314,7 @@ class _Desk:
             return 0
 
     def _check_connection(self) -> None:
-        """Raises :class:`ClusterError` once the scheduler is gone for good."""
+        """Raise ClusterError once the scheduler is gone for good."""
         until = time.monotonic() + LOST_S
         while self._client.status != "running":
             if self._client.status in ("closed", "closing") or time.monotonic() > until:
@@ -395,7 +328,7 @@ class _Desk:
         )
 
     def _hear(self, event: tuple[float, dict[str, str]]) -> None:
-        """In the client's own thread: a worker begins with a slide."""
+        """Note that a worker begins with a slide. This runs in a thread of the client."""
         _, said = event
         self._begun.put((said["slide_id"], said["worker"]))
 
@@ -403,3 +336,91 @@ class _Desk:
         while not self._begun.empty():
             slide_id, worker = self._begun.get()
             self._tables.begun(slide_id, worker=worker)
+
+
+@contextmanager
+def connected(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
+    """A client of the scheduler that ``batch`` names, or of at most ``slides`` workers of our own, for a
+    ``with`` block.
+
+    Raises:
+        ClusterError: No scheduler answers, it has no workers, or they would give other results.
+        ConfigError: This system cannot have several processes.
+    """
+    with _quietly(), _client(batch, slides=slides) as client, client.as_current():
+        _check_workers(client)
+        yield client
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the log lines of the cluster: the run itself says what goes wrong. With ``-v`` they are shown."""
+    if logging.getLogger().level <= logging.INFO:
+        yield
+        return
+    levels = {"distributed": logging.CRITICAL, "distributed.worker.memory": logging.WARNING}
+    before = {name: logging.getLogger(name).level for name in levels}
+    try:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _client(batch: BatchConfig, *, slides: int) -> Iterator[Client]:
+    """A client of the scheduler that is named, or of workers of our own."""
+    if batch.scheduler is not None:
+        try:
+            client = Client(batch.scheduler, timeout=ANSWERS_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"no dask scheduler answers at {batch.scheduler} ({error}); start one with: dask scheduler"
+            ) from None
+        with client:
+            yield client
+        return
+    check_shared_memory()
+    workers = min(batch.workers or 1, slides)
+    with (
+        dask.config.set(
+            {
+                "distributed.scheduler.allowed-failures": batch.retries,
+                # No pages about the work for other users of this machine.
+                "distributed.scheduler.http.routes": [],
+                "distributed.worker.http.routes": [],
+                # Dask's own value has malloc hand memory back at once, which an encoder then asks for again.
+                "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1},
+            }
+        ),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            protocol="tls",
+            # A certificate of this run alone. Otherwise every user of this machine, who can reach the port, could
+            # have the workers run anything.
+            security=Security.temporary(),
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _check_workers(client: Client) -> None:
+    """Raise ClusterError if there are no workers, or some that would give other results."""
+    try:
+        client.wait_for_workers(1, timeout=ANSWERS_S)
+    except TimeoutError:
+        raise ClusterError("the dask scheduler has no workers; start some with: dask worker") from None
+    try:
+        theirs = client.run(versions)
+    except ModuleNotFoundError as error:
+        raise ClusterError(f"a worker has no wsi_ips ({error}); install the same version there") from None
+    for address, found in theirs.items():
+        check_versions(found, versions(), where=address)

@@ -1,6 +1,7 @@
-"""The checkpoints that a run is made with: one, or several that read the same patches for the same tasks.
+"""The checkpoints of a run: one, or several that read the same patches for the same tasks.
 
-One slide by several networks: the mean of what they say, and how far apart they are.
+:class:`Checkpoints` are the files. :class:`EnsemblePredictor` labels a slide with several networks: the result
+is the mean of what they say, and how far apart they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,12 @@ from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp
 
 SAME = ("tiling", "selection")
-"""Sections that decide which patches are read, and so have to agree."""
+"""Sections of the configuration that decide which patches are read, and so have to agree."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFile:
-    """A checkpoint's absolute path and its SHA-256."""
+    """The absolute path of a checkpoint, and its SHA-256."""
 
     path: Path
     sha256: str
@@ -36,55 +37,61 @@ class CheckpointFile:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """One checkpoint or more. The first is the one whose attention is stored."""
+    """One checkpoint or more. The attention that is stored is that of the first."""
 
     files: tuple[CheckpointFile, ...]
 
     @classmethod
     def of(cls, paths: Sequence[Path]) -> Self:
-        """Those at these paths. Raises :class:`ConfigError` where two are the same file's content."""
+        """The checkpoints at these paths. Raises :class:`ConfigError` if two files have the same content."""
         files = [CheckpointFile(path.absolute(), checkpoint_sha256(path)) for path in paths]
         seen: dict[str, Path] = {}
         for file in files:
             if file.sha256 in seen:
                 raise ConfigError(
-                    f"{file.path} and {seen[file.sha256]} are the same checkpoint, and a model that counts twice "
-                    "is no second opinion: give each once"
+                    f"{file.path} and {seen[file.sha256]} are the same checkpoint, and counting a model twice "
+                    "adds no second opinion: give each checkpoint once"
                 )
             seen[file.sha256] = file.path
         return cls(tuple(files))
 
     @property
     def several(self) -> bool:
+        """Whether there is more than one."""
         return len(self.files) > 1
 
     @property
     def sha256(self) -> str:
-        """What results name their model by: the checkpoint's SHA-256; of several, one over all of theirs, in
-        order."""
+        """What results name their model by: the SHA-256 of the checkpoint; for several, one over all of theirs,
+        in order.
+        """
         if not self.several:
             return self.files[0].sha256
         return sha256(("mean of " + " ".join(file.sha256 for file in self.files)).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raises :class:`CheckpointError` where a file is gone, or is another one by now."""
+        """Check that every file still has the content that it had. Raises :class:`CheckpointError` if one is
+        gone or changed.
+        """
         for file in self.files:
             if not file.path.is_file() or checkpoint_sha256(file.path) != file.sha256:
                 raise CheckpointError(
                     file.path,
-                    "is not there, or another one, for a worker",
-                    "keep it where all workers read it",
+                    "is missing or has other content where a worker runs",
+                    "keep it where all workers can read it, and do not change it during a run",
                 )
 
     def to_json(self) -> list[dict[str, str]]:
+        """Path and SHA-256 of each, for ``run.json``."""
         return [{"path": str(file.path), "sha256": file.sha256} for file in self.files]
 
 
 def same_patches_and_tasks(paths: Sequence[Path]) -> list[PipelineConfig]:
-    """Each checkpoint's config, where they differ in nothing that the mean of their answers needs alike.
+    """The configuration of each checkpoint, after a check that their answers can be averaged.
 
-    Raises :class:`CheckpointError` as :func:`checkpoint_config`, and for one whose tasks, tiling or selection
-    differ from the first's, or that reads features of another width where the first reads pixels.
+    Raises:
+        CheckpointError: A file cannot be read, or the tasks, tiling or selection of one differ from those of the
+            first, or one reads pixels and another features, or features of another width.
     """
     first, *others = configs = [checkpoint_config(path) for path in paths]
     for path, config in zip(paths[1:], others, strict=True):
@@ -113,7 +120,7 @@ def _difference(first: PipelineConfig, other: PipelineConfig) -> str:
 
 
 def _says(task: TaskConfig) -> str:
-    """What its numbers mean, as far as they must mean the same to be averaged."""
+    """What the numbers of a task mean, as far as it has to be the same to average them."""
     if task.survival is not None:
         return f"survival in {task.survival.unit}, {task.survival.loss}"
     return task.activation if task.kind == "label" else f"{task.activation}, {task.kind}"
@@ -135,10 +142,14 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 class EnsemblePredictor:
-    """Several networks that read the same patches for the same tasks. Each slide is read once by each of them."""
+    """Several networks that read the same patches for the same tasks. Each of them reads each slide once.
+
+    Args:
+        members: One predictor for each network.
+        checkpoint: What results name all of them by together.
+    """
 
     def __init__(self, members: Sequence[Predictor], *, checkpoint: str = "") -> None:
-        """``checkpoint``: what results name all of them by together."""
         self.members = tuple(members)
         self.checkpoint = checkpoint
         self.pipeline = members[0].pipeline
@@ -146,28 +157,28 @@ class EnsemblePredictor:
         self.find_patches = members[0].find_patches
 
     def prepare(self, path: Location, *, slide_id: str, mpp: Mpp | None = None) -> PreparedSlide:
-        """See :meth:`Predictor.prepare`."""
+        """Open a slide and find its patches, see :meth:`Predictor.prepare`."""
         return self.members[0].prepare(path, slide_id=slide_id, mpp=mpp)
 
     def opened(self, path: Location, coords: PatchCoords, *, seconds: float) -> PreparedSlide:
-        """See :meth:`Predictor.opened`."""
+        """Open a slide whose patches are known, see :meth:`Predictor.opened`."""
         return self.members[0].opened(path, coords, seconds=seconds)
 
     def read(self, prepared: PreparedSlide, *, progress: Progress = silent) -> SlideResult:
-        """Label a prepared slide by each network in turn, and close it. See :func:`mean_result`."""
+        """Label a prepared slide by each network in turn, and close it. For the result see :func:`mean_result`."""
         with prepared.slide:
             results = [self.members[0].read_open(prepared, progress=progress)]
-            again = replace(prepared, seconds=0.0)  # opened and segmented once
+            again = replace(prepared, seconds=0.0)  # the slide was opened and segmented only once
             results += [member.read_open(again, progress=progress) for member in self.members[1:]]
         return mean_result(results, checkpoint=self.checkpoint)
 
 
 def mean_result(results: Sequence[SlideResult], *, checkpoint: str) -> SlideResult:
-    """Several networks' results of one slide as one.
+    """The results of several networks for one slide as one result.
 
-    Probabilities are means, ``spread`` their standard deviations, telemetry is that of all passes together, bad
-    tiles are those that any pass met. Coordinates, attention, kept patches and contributions are the first
-    network's: logits of different networks have no common scale.
+    Probabilities are means and ``spread`` their standard deviations; telemetry is that of all passes together;
+    bad tiles are those that any pass met. Coordinates, attention, kept patches and contributions are those of
+    the first network, because the logits of different networks have no common scale.
     """
     probabilities, spread = mean_and_spread([result.probabilities for result in results])
     return replace(
@@ -183,9 +194,9 @@ def mean_result(results: Sequence[SlideResult], *, checkpoint: str) -> SlideResu
 def mean_and_spread(
     told: Sequence[Probabilities],
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """{task: {class: mean}} and {task: {class: standard deviation}} over two networks or more.
+    """``{task: {class: mean}}`` and ``{task: {class: standard deviation}}`` over two networks or more.
 
-    The deviation is the sample's, with the number of networks less one below the line.
+    It is the sample standard deviation, which divides by the number of networks minus one.
     """
     values = {
         task: {name: np.array([one[task][name] for one in told], np.float64) for name in classes}

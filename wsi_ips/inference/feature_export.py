@@ -1,11 +1,10 @@
-"""A tensor as ``torch.save`` writes it, row by row: the whole of it is never in memory.
+"""The features that an encoder computes for every patch of a slide, stored in the format of CLAM or TRIDENT.
 
-Such a file is a ZIP archive whose parts are not compressed. PyTorch lays it out with a hole where the numbers
-belong (``torch.serialization.skip_data``); they are filled in, and the part's checksum with them.
-
-The folder of stored features: where things lie, by whose settings, and who writes into it now.
-
-What an encoder makes of every patch of a slide, stored as CLAM or TRIDENT store it.
+:class:`FeatureExport` encodes and stores slides. :class:`FeaturesFolder` says where files are, by which settings
+they were made, and lets only one process at a time write. :func:`save_rows` writes a tensor as ``torch.save``
+does, row by row, so that the whole of it is never in memory: such a file is a ZIP archive whose parts are not
+compressed; PyTorch lays it out with a hole where the numbers belong (``torch.serialization.skip_data``), and
+they are filled in together with the checksum of the part.
 
 Shape suffixes: N patches of a slide, n of a chunk, C width of a feature.
 """
@@ -43,74 +42,32 @@ from wsi_ips.tiling.coords import Layout, put_coords, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import upsampling_note
 
+logger = logging.getLogger(__name__)
+
+CHUNK_ROWS = 32
+"""Rows of an HDF5 chunk, as in CLAM's files. HDF5 holds one chunk in memory."""
+BLOCK_ROWS = 4096
+"""Rows that are copied at a time."""
+COORDS_BYTES, SPARE_BYTES = 32, 2**20
+"""Bytes of the coordinates of a patch, and bytes that a disk needs to spare, for the check of room."""
+READ_FROM = "wsi_ips_read_from"
+"""The attribute, JSON, that says what the features were made from."""
 _LOCAL_HEADER_BYTES, _CENTRAL_HEADER_BYTES = 30, 46
 _DESCRIPTOR, _CENTRAL = b"PK\x07\x08", b"PK\x01\x02"
 
 
-def save_rows(
-    path: Path, blocks: Iterable[NDArray[np.floating]], *, shape: tuple[int, int], dtype: torch.dtype
-) -> None:
-    """Write a tensor whose rows come in blocks, whole or not at all; ``torch.load`` reads it.
-
-    Raises ``ValueError`` for rows that are not of this shape and type.
-    """
-    rows, width = shape
-    with whole_file(path) as partial:
-        with partial.open("wb") as file, torch.serialization.skip_data():
-            # Memory that nobody touches is never there.
-            torch.save(torch.empty(shape, dtype=dtype), file)
-        with partial.open("r+b") as file:
-            begin, size, central = _place_of_numbers(partial, file)
-            file.seek(begin)
-            checksum, left = 0, rows
-            for block in blocks:
-                if block.shape[1:] != (width,) or block.dtype != torch.empty(0, dtype=dtype).numpy().dtype:
-                    raise ValueError(f"{block.dtype} rows of shape {block.shape[1:]}")
-                left -= len(block)
-                data = np.ascontiguousarray(block).tobytes()
-                if left < 0:
-                    break
-                file.write(data)
-                checksum = zlib.crc32(data, checksum)
-            if left:
-                raise ValueError(f"{rows - left} rows, not {rows}")
-            _write_checksum(file, begin + size, _DESCRIPTOR, 4, checksum)
-            _write_checksum(file, central, _CENTRAL, 16, checksum)
-
-
-def _place_of_numbers(path: Path, file: BinaryIO) -> tuple[int, int, int]:
-    """Where the numbers begin, how many bytes they are, and where the archive's index describes them."""
-    with ZipFile(path) as archive:
-        parts = archive.infolist()
-        number = next(n for n, part in enumerate(parts) if part.filename.endswith("/data/0"))
-        index = archive.start_dir
-    part = parts[number]
-    name, extra = _lengths(file, part.header_offset + 26, "<HH")
-    begin = part.header_offset + _LOCAL_HEADER_BYTES + name + extra
-    for _ in range(number):
-        index += _CENTRAL_HEADER_BYTES + sum(_lengths(file, index + 28, "<HHH"))
-    return begin, part.file_size, index
-
-
-def _lengths(file: BinaryIO, place: int, layout: str) -> tuple[int, ...]:
-    file.seek(place)
-    return struct.unpack(layout, file.read(struct.calcsize(layout)))
-
-
-def _write_checksum(file: BinaryIO, record: int, signature: bytes, after: int, checksum: int) -> None:
-    file.seek(record)
-    if file.read(len(signature)) != signature:
-        raise ValueError("this PyTorch lays its files out in another way")
-    file.seek(record + after)
-    file.write(struct.pack("<I", checksum))
-
-
 @dataclass(frozen=True, slots=True)
 class FeaturesFolder:
-    """CLAM: ``h5_files/`` and ``pt_files/``. TRIDENT: ``features_<encoder>/`` beside ``patches/``.
+    """Where the features of slides are stored.
 
-    ``run.json``, ``features.csv`` and the lock lie with the features, so that several encoders share a TRIDENT
-    folder.
+    For CLAM these are ``h5_files/`` and ``pt_files/``; for TRIDENT ``features_<encoder>/`` beside ``patches/``.
+    ``run.json``, ``features.csv`` and the lock are kept with the features, so that several encoders can share a
+    TRIDENT folder.
+
+    Attributes:
+        out: The folder that the user named.
+        layout: ``clam`` or ``trident``.
+        encoder: Name of the encoder.
     """
 
     out: Path
@@ -119,14 +76,17 @@ class FeaturesFolder:
 
     @property
     def root(self) -> Path:
+        """The folder with the features of this encoder."""
         return self.out if self.layout == "clam" else self.out / f"features_{self.encoder}"
 
     @property
     def table(self) -> Path:
+        """The table of what became of each slide."""
         return self.root / "features.csv"
 
     @property
     def description(self) -> Path:
+        """The file that says by which settings the folder is filled."""
         return self.root / "run.json"
 
     @property
@@ -138,54 +98,56 @@ class FeaturesFolder:
         return self.root / "pt_files"
 
     def features(self, slide_id: str) -> Path:
+        """The HDF5 file with the features of a slide."""
         return self._files / f"{slide_id}.h5"
 
     def tensor(self, slide_id: str) -> Path | None:
-        """CLAM's ``.pt``."""
+        """CLAM's ``.pt`` file of a slide. None for TRIDENT."""
         return self._tensors / f"{slide_id}.pt" if self.layout == "clam" else None
 
     def patches(self, slide_id: str) -> Path:
-        """TRIDENT's coordinates."""
+        """TRIDENT's file with the coordinates of the patches of a slide."""
         return self.out / "patches" / f"{slide_id}_patches.h5"
 
     def forget(self, slide_id: str) -> None:
-        """Remove what an earlier start left of this slide's features."""
+        """Remove the features of a slide that an earlier start left."""
         for path in (self.features(slide_id), self.tensor(slide_id)):
             if path is not None:
                 path.unlink(missing_ok=True)
 
     @contextmanager
     def claimed(self, settings: Mapping[str, Any], *, numerics: Mapping[str, bool]) -> Iterator[None]:
-        """Hold the folder for the time of the ``with`` block; ``run.json`` says by which settings it is filled.
+        """Hold the folder within the ``with`` block. ``run.json`` says by which settings it is filled.
 
-        ``settings``: those that decide over what is written, as JSON. ``numerics``: how the device calculates
-        (:func:`wsi_ips.streaming.device.numerics`). Raises :class:`ConfigError` where it was
-        filled by others, :class:`ResultsError` while another process holds it; a process that died holds nothing.
+        Args:
+            settings: The settings that decide what is written, as JSON.
+            numerics: How the device calculates (:func:`wsi_ips.streaming.device.numerics`).
+
+        Raises:
+            ConfigError: The folder was filled with other settings.
+            ResultsError: Another process holds the folder. A process that died holds nothing.
         """
         below = {self._files, self._tensors, self.root} - {self.root}
         results = str(self._files.relative_to(self.root) / "*.h5")
         with held(self.root, below=below, undo=(self.table, self.description), results=results):
             if different := difference(self.description, settings, theirs=lambda told: told["settings"]):
                 raise ConfigError(
-                    f"{self.root} holds features by other settings ({different}); write elsewhere, or remove it"
+                    f"{self.root} holds features made with other settings ({different}); write to another folder, "
+                    "or remove this one"
                 )
             describe(self.description, "features", settings=dict(settings), numerics=dict(numerics))
             yield
 
 
-logger = logging.getLogger(__name__)
-
-CHUNK_ROWS = 32
-"""CLAM's; a file's block is what HDF5 holds in memory."""
-BLOCK_ROWS = 4096
-COORDS_BYTES, SPARE_BYTES = 32, 2**20
-READ_FROM = "wsi_ips_read_from"
-"""The attribute, JSON, by which the same slide is known again."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredFeatures:
-    """bad_tiles: names of those that were unreadable and white. note: what else a reader has to know."""
+    """What is stored of a slide.
+
+    Attributes:
+        n_patches: Number of patches.
+        bad_tiles: Names of tiles that were unreadable and are white.
+        note: What else a reader of the features has to know.
+    """
 
     n_patches: int
     bad_tiles: tuple[str, ...]
@@ -194,9 +156,14 @@ class StoredFeatures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureExport:
-    """An encoder on its device, (n, 3, P, P) uint8 to (n, ``width``), and where its features go.
+    """Encodes slides and stores their features.
 
-    name: of the encoder, written into TRIDENT's files. half: stored as float16; computed in float32 all the same.
+    Attributes:
+        encoder: Maps patches (n, 3, P, P) uint8 to features (n, ``width``). It is on its device already.
+        width: C, the width of a feature.
+        name: Name of the encoder, written into TRIDENT's files.
+        folder: Where the features go.
+        half: Store as float16. They are computed in float32 all the same.
     """
 
     encoder: nn.Module
@@ -206,9 +173,9 @@ class FeatureExport:
     half: bool = False
 
     def done(self, slide_id: str, location: Location, now: MadeFrom) -> StoredFeatures | None:
-        """What an earlier start stored of this very slide, made from what it would be made from ``now``.
+        """What an earlier start stored of this slide, if it would be made from the same ``now``.
 
-        None where it has to be done. A file that was left alone, without its ``.pt``, gets it.
+        None if it has to be made. If only CLAM's ``.pt`` file is missing, it is written.
         """
         try:
             with opened_hdf5(self.folder.features(slide_id)) as file:
@@ -237,11 +204,24 @@ class FeatureExport:
         made_from: MadeFrom,
         progress: Progress = silent,
     ) -> StoredFeatures:
-        """Encode and store a slide's patches, chunk by chunk: in memory that does not grow with their number.
+        """Encode and store the patches of a slide chunk by chunk, in memory that does not grow with their
+        number.
 
-        ``made_from``: what is read, and how. Every file is whole or not there, and what was there before stays
-        until all that replaces it is whole. Raises the slide's error, :class:`NotFinite`, and
-        :class:`CoordsError` where TRIDENT's ``patches/`` holds others of this slide.
+        Every file is complete or absent, and what was there before stays until everything that replaces it is
+        complete.
+
+        Args:
+            stream: The patches.
+            coords: Where they lie.
+            info: The description of the slide.
+            made_from: What is read, and how.
+            progress: Shows how far it is.
+
+        Raises:
+            NotFinite: Features are NaN or infinite.
+            CoordsError: TRIDENT's ``patches/`` holds other patches of this slide.
+            SlideReadError: The slide cannot be read.
+            OSError: The disk has not enough room.
         """
         if self.folder.layout == "trident":
             _share_coords(self.folder.patches(coords.slide_id), coords, info)
@@ -259,7 +239,7 @@ class FeatureExport:
                 features.attrs.update(
                     {"name": coords.slide_id, "savetodir": "features", "encoder": self.name}
                 )
-            # CLAM keeps the corners in 32 bits.
+            # CLAM stores the corners as 32-bit integers.
             dtype = np.int32 if self.folder.layout == "clam" else np.int64
             put_coords(file, coords, layout=self.folder.layout, info=info, dtype=dtype)
             with progress(coords.slide_id, total=len(stream)) as advance:
@@ -280,20 +260,23 @@ class FeatureExport:
         return StoredFeatures(len(coords), bad_tiles, note)
 
     def forget(self, slide_id: str) -> None:
-        """Remove the features that are stored of a slide; those that another program has stored stay."""
+        """Remove the features of a slide that are stored. Those that another program stored stay."""
         try:
             with opened_hdf5(self.folder.features(slide_id)) as file:
                 ours = READ_FROM in file.attrs
-        except (OSError, RuntimeError):  # not there, or nobody can read it
+        except (OSError, RuntimeError):  # absent, or unreadable for everybody
             ours = True
         if ours:
             self.folder.forget(slide_id)
 
     @contextmanager
     def _with_tensor(self, slide_id: str, path: Path) -> Iterator[Path]:
-        """A temporary path for a new HDF5 file. Once it is closed CLAM's ``.pt`` is made from it, and both replace
-        those of an earlier start. An old ``.pt`` never lies beside a new HDF5 file, whenever the process dies: a
-        ``.pt`` that is missing is made again."""
+        """A temporary path for a new HDF5 file. Once it is closed, CLAM's ``.pt`` is made from it, and both
+        replace the old files.
+
+        An old ``.pt`` never lies beside a new HDF5 file, whenever the process dies, because a ``.pt`` that is
+        missing is made again.
+        """
         tensor = self.folder.tensor(slide_id)
         if tensor is None:
             with whole_file(path) as partial:
@@ -305,8 +288,10 @@ class FeatureExport:
             tensor.unlink(missing_ok=True)
 
     def _check_room(self, folder: Path, n_patches: int) -> None:
-        """Raises ``OSError`` where the disk has not room enough. HDF5 does not survive a disk that runs full under
-        it, and these files are too large to be made in memory."""
+        """Raise ``OSError`` if the disk has not enough room.
+
+        HDF5 does not survive a disk that runs full under it, and these files are too large to be made in memory.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         bytes_each = self.width * (2 if self.half else 4) * (2 if self.folder.layout == "clam" else 1)
         if shutil.disk_usage(folder).free < n_patches * (bytes_each + COORDS_BYTES) + SPARE_BYTES:
@@ -328,7 +313,7 @@ class FeatureExport:
             self._save_tensor(self.folder.features(slide_id), path)
 
     def _save_tensor(self, features: Path, path: Path) -> None:
-        """CLAM's ``.pt``, out of the HDF5."""
+        """Write CLAM's ``.pt`` from the HDF5 file."""
         with opened_hdf5(features) as file:
             features_NC = file["features"]
             save_rows(
@@ -340,7 +325,9 @@ class FeatureExport:
 
 
 def _share_coords(path: Path, coords: PatchCoords, info: SlideInfo) -> None:
-    """TRIDENT's coordinates, which the features of several encoders share."""
+    """Write TRIDENT's coordinates, or check those that are there, since the features of several encoders share
+    them.
+    """
     if not path.exists():
         write_coords(path, coords, layout="trident", info=info)
         return
@@ -350,5 +337,72 @@ def _share_coords(path: Path, coords: PatchCoords, info: SlideInfo) -> None:
         raise CoordsError(
             path,
             "holds other patches of this slide",
-            "write to another folder, or give them with --from-coords",
+            "write to another folder, or read these patches with --from-coords",
         )
+
+
+def save_rows(
+    path: Path, blocks: Iterable[NDArray[np.floating]], *, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Write a tensor whose rows come in blocks, completely or not at all. ``torch.load`` reads it.
+
+    Args:
+        path: The file to write.
+        blocks: The rows, in order.
+        shape: (rows, width) of the tensor.
+        dtype: Its type.
+
+    Raises:
+        ValueError: The rows are not of this shape and type.
+    """
+    rows, width = shape
+    with whole_file(path) as partial:
+        with partial.open("wb") as file, torch.serialization.skip_data():
+            # The system gives no memory to an array that nobody writes to.
+            torch.save(torch.empty(shape, dtype=dtype), file)
+        with partial.open("r+b") as file:
+            begin, size, central = _place_of_numbers(partial, file)
+            file.seek(begin)
+            checksum, left = 0, rows
+            for block in blocks:
+                if block.shape[1:] != (width,) or block.dtype != torch.empty(0, dtype=dtype).numpy().dtype:
+                    raise ValueError(
+                        f"rows are {block.dtype} of shape {block.shape[1:]}, not {dtype} of ({width},)"
+                    )
+                left -= len(block)
+                data = np.ascontiguousarray(block).tobytes()
+                if left < 0:
+                    break
+                file.write(data)
+                checksum = zlib.crc32(data, checksum)
+            if left:
+                raise ValueError(f"there are {rows - left} rows, not {rows}")
+            _write_checksum(file, begin + size, _DESCRIPTOR, 4, checksum)
+            _write_checksum(file, central, _CENTRAL, 16, checksum)
+
+
+def _place_of_numbers(path: Path, file: BinaryIO) -> tuple[int, int, int]:
+    """Where the numbers begin, how many bytes they are, and where the index of the archive describes them."""
+    with ZipFile(path) as archive:
+        parts = archive.infolist()
+        number = next(n for n, part in enumerate(parts) if part.filename.endswith("/data/0"))
+        index = archive.start_dir
+    part = parts[number]
+    name, extra = _lengths(file, part.header_offset + 26, "<HH")
+    begin = part.header_offset + _LOCAL_HEADER_BYTES + name + extra
+    for _ in range(number):
+        index += _CENTRAL_HEADER_BYTES + sum(_lengths(file, index + 28, "<HHH"))
+    return begin, part.file_size, index
+
+
+def _lengths(file: BinaryIO, place: int, layout: str) -> tuple[int, ...]:
+    file.seek(place)
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))
+
+
+def _write_checksum(file: BinaryIO, record: int, signature: bytes, after: int, checksum: int) -> None:
+    file.seek(record)
+    if file.read(len(signature)) != signature:
+        raise ValueError("this PyTorch lays its files out in another way")
+    file.seek(record + after)
+    file.write(struct.pack("<I", checksum))

@@ -1,4 +1,4 @@
-"""Slides labelled from their stored features, without opening a slide."""
+"""Labelling slides from their stored features, without opening a slide: :func:`predict_features`."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,14 @@ from wsi_ips.training.feature_bags import open_source
 class FeaturePredictor:
     """A trained network that reads features, with the settings that it was trained with, on one device.
 
-    checkpoint: its fingerprint, written into results. others: further networks of the same tasks and settings,
-    whose mean with the first is told (:func:`wsi_ips.inference.checkpoints.mean_result`); ``checkpoint`` is of all
-    then.
+    Attributes:
+        net: The network.
+        pipeline: The configuration that it was trained with.
+        streaming: How many patches are read at a time.
+        device: Where the network runs.
+        checkpoint: Its SHA-256, which is written into results. With ``others``, that of all networks together.
+        others: Further networks of the same tasks and settings. The result is then the mean of all
+            (:func:`wsi_ips.inference.checkpoints.mean_result`).
     """
 
     net: BagNet
@@ -45,17 +50,28 @@ class FeaturePredictor:
     others: tuple[BagNet, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises :class:`ConfigError` for a network that reads pixels."""
+        """Move the networks to the device. Raises :class:`ConfigError` for a network that reads pixels."""
         if self.pipeline.model.encoder.features is None:
             raise ConfigError("this checkpoint reads the pixels of slides, not features: give it slides")
         for net in (self.net, *self.others):
             net.to(self.device).eval()
 
     def predict(self, slide_id: str, path: Path, run: RunFolder) -> tuple[Done, bool]:
-        """Label a slide and write its attention; also, whether the file says how large its patches are.
+        """Label a slide and write its attention.
 
-        Where it does not (CLAM's), the attention's HDF5 holds the corners only, and no overlay can be drawn of
-        it. Raises :class:`FeaturesError`.
+        If the file does not say how large its patches are (CLAM's do not), the HDF5 file with the attention
+        holds only the corners, and no overlay can be drawn from it.
+
+        Args:
+            slide_id: Name of the slide.
+            path: File of its features.
+            run: Where the attention is written.
+
+        Returns:
+            What became of the slide, and whether its file says how large its patches are.
+
+        Raises:
+            FeaturesError: The file cannot be used.
         """
         started = time.perf_counter()
         held = open_features(path)
@@ -105,11 +121,22 @@ def predict_features(
     calibration: Calibration | None = None,
     progress: Progress = silent,
 ) -> tuple[RunTables, list[str]]:
-    """Label every slide of {slide_id: features file}; a bad file becomes a row with its reason, or with ``stop``
-    ends the run. It is seconds of work: a run that is started again does all of it.
+    """Label every slide and write the tables of the run.
 
-    Also gives the ids of the slides whose files do not say how large their patches are. The tables are written
-    after every slide, so that a killed run leaves whole files.
+    A bad file becomes a row with its reason, or with ``stop`` ends the run. This is seconds of work, so a run
+    that is started again does all of it. The tables are written after every slide, so that a run that is killed
+    leaves complete files.
+
+    Args:
+        paths: ``{slide_id: features file}``.
+        predictor: The network.
+        run: The folder to write to.
+        on_error: ``report`` or ``stop``.
+        calibration: What is done to the probabilities before they are written.
+        progress: Shows how far it is.
+
+    Returns:
+        The tables, and the ids of the slides whose files do not say how large their patches are.
     """
     jobs = [SlideJob(slide_id, path) for slide_id, path in paths.items()]
     tables = RunTables(
@@ -133,8 +160,19 @@ def label_features(
     on_error: Literal["report", "stop"] = "report",
     progress: Progress = silent,
 ) -> list[str]:
-    """Label the slides whose features files the jobs name, as part of a run; give what :func:`predict_features`
-    gives of them."""
+    """Label slides from their features as part of a run.
+
+    Args:
+        jobs: The slides. ``path`` is the features file.
+        predictor: The network.
+        run: The folder to write to.
+        tables: The tables of the run, which are kept up to date.
+        on_error: ``report`` makes a row of a bad file and goes on; ``stop`` raises its error.
+        progress: Shows how far it is.
+
+    Returns:
+        The ids of the slides whose files do not say how large their patches are.
+    """
     unplaced: list[str] = []
     recorder = SlideRecorder(run, checkpoint=predictor.checkpoint)
     with progress("Predicting", total=len(jobs)) as advance:
@@ -156,9 +194,10 @@ def label_features(
 def _write_corners_only(
     path: Path, row: PredictionRow, held: FeatureFile, reading: SlideReading, checkpoint: str
 ) -> None:
-    """What is known of a slide whose patches have no size: the datasets of a result, coords without attributes.
+    """Write what is known of a slide whose patches have no size: the datasets of a result, coords without
+    attributes.
 
-    It has no ``schema_version``: it is not what :func:`wsi_ips.inference.results.read_result` reads.
+    The file has no ``schema_version``, because :func:`wsi_ips.inference.results.read_result` cannot read it.
     """
     with whole_hdf5(path) as file:
         about: dict[str, Any] = {

@@ -1,22 +1,18 @@
-"""Whether this system lets several processes work together: their locks lie in shared memory (/dev/shm).
+"""Slides that may kill the process that reads them: known on disk, read in a process of their own, found ahead.
 
-One piece of work in a process of its own, so that native code that crashes there ends nothing else.
+A damaged slide may crash a native library, or memory may run out over a large one; then the process ends where
+it stands.
 
-The process is a new interpreter, not a fork (threads and locks would be copied in whatever state they are) and not
-one of :mod:`multiprocessing`'s (which runs the caller's script once more). It has the caller's ``sys.path`` and
-environment. Work travels to it pickled over its stdin, the answer comes back over its stdout.
-
-Which slides are being read now, on disk: a start that dies of one has said which, and the next one knows.
-
-A damaged slide may crash a native library, and memory may run out over a large one: then the process ends where it
-stands. What was in hand is suspected by the next start, which reads it last of all and in a process of its own
-(:mod:`wsi_ips.inference.in_hand`). What ends with an error, Ctrl-C or SIGTERM has nothing in hand any more.
-
-The next slide's patches, found while this one's are encoded; by a process of its own.
-
-Where a network works on a GPU, the CPU has time to open the next slide and to look for its tissue. A damaged slide
-may crash native code meanwhile, and that must not cost the slide that is being encoded. What the process needs is
-imported from here, and PyTorch is not: it starts in a second.
+- :class:`SlidesInHand` keeps on disk which slides are being read now. If a start dies, the next one suspects
+  them: it reads them last, each in a process of its own. A slide whose reading ends with an error, Ctrl-C or
+  SIGTERM is not suspected.
+- :func:`alone` does one piece of work in a process of its own. The process is a new interpreter: a fork would
+  copy threads and locks in whatever state they are, and :mod:`multiprocessing` would run the caller's script
+  once more. It has the ``sys.path`` and the environment of the caller. Work travels to it pickled over its
+  stdin, and the answer comes back over its stdout.
+- :func:`looked_ahead` finds the patches of the next slide in such a process while a network on a GPU encodes the
+  present one, so that a damaged slide does not cost the slide that is being encoded. What the process needs is
+  imported from here, and PyTorch is not, so it starts in a second.
 """
 
 import contextlib
@@ -50,33 +46,45 @@ if TYPE_CHECKING:
     from wsi_ips.inference.slide_work import SlideJob, SlideWork
 
 
-def check_shared_memory() -> None:
-    """Raise :class:`ConfigError` where there is none, as in some containers, before any process is started."""
-    try:
-        get_context("spawn").Semaphore()
-    except (OSError, ImportError, NotImplementedError) as error:
-        raise ConfigError(
-            f"the system gives no shared memory for several processes ({error}); leave --workers out, or give the "
-            "container a writable /dev/shm"
-        ) from None
-
-
+logger = logging.getLogger(__name__)
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 ENDS_IN_S = 10.0
-"""How long the process may take to put away what it has begun before it is killed."""
+"""Seconds that the process may take to clean up before it is killed."""
 LENGTH_BYTES = 8
+"""Bytes of the number in front of each message that says how long it is."""
 READY = b"+"
+"""What the process writes first, when it is about to begin the work."""
 FIRST_TO_GO = "1000"
-"""Linux' out-of-memory killer takes the process with the highest of these numbers: this one, not the batch."""
+"""Linux's out-of-memory killer takes the process with the highest of these numbers: this one, not the batch."""
 _START = "import sys; sys.path[:] = {path!r}; from wsi_ips.inference.in_hand import _answer; _answer()"
+"""What the new interpreter runs."""
+Job = TypeVar("Job")
+
+IN_HAND = "in_hand.json"
+"""File of the slides that are being read."""
+LARGEST_BYTES = 2**26
+"""Largest such file that is read."""
+WANT_OF_MEMORY = "if memory ran out give it more, else leave the slide out"
+"""What a message advises where memory may have run out."""
+
+State = Literal["read", "read alone", "deadly"]
+"""How a slide was being read: ``read`` by the process that does the batch, ``read alone`` by a process of its
+own, ``deadly`` if that one died of it.
+"""
+STATES: tuple[State, ...] = ("read", "read alone", "deadly")
+"""All values of :data:`State`."""
+Prepare = Callable[[], "PreparedSlide"]
+"""A function that gives a prepared slide, or raises why there is none."""
+_Task = tuple[FindPatches, Location, str, Mpp | None]
+_Found = tuple[PatchCoords, float]
 
 
 class Died(Exception):
-    """``Died(code)``: the process ended with this exit code (as :mod:`subprocess` has it) and without an answer.
+    """The process ended without an answer: ``Died(code)``, with the exit code as :mod:`subprocess` has it.
 
-    In words: "was killed by SIGSEGV", "ended with exit code 9".
+    As a text: "was killed by SIGSEGV", "ended with exit code 9".
     """
 
     def __str__(self) -> str:
@@ -90,152 +98,23 @@ class Died(Exception):
 
     @property
     def by_kill(self) -> bool:
-        """Whether it was killed as the system kills for want of memory."""
+        """Whether it was killed in the way in which the system kills when memory runs out."""
         return bool(self.args == (-signal.SIGKILL,))
 
 
 class NotStarted(ConfigError):
-    """The process did not come to begin: that is nobody's fault who was to be worked on."""
-
-
-def alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
-    """``work(argument)``, done by a new process. What it raises is raised here.
-
-    ``work`` is a function of a module, and it, its argument, its result and its errors can be pickled. Raises
-    :class:`Died` where the process dies at it, and :class:`NotStarted` where it never came to begin. Whatever
-    ends the wait (Ctrl-C) ends the process too, and the end of this process does.
-    """
-    task = pickle.dumps((work, argument))
-    process = subprocess.Popen(  # noqa: S603 - this very interpreter
-        [sys.executable, "-c", _START.format(path=sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin
-    assert process.stdout
-    try:
-        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code says how
-            for part in (pickle.dumps(logging.getLogger().level), task):
-                process.stdin.write(len(part).to_bytes(LENGTH_BYTES, "little") + part)
-            process.stdin.flush()
-        answer = process.stdout.read()
-        code = process.wait()
-    finally:
-        _end(process)
-    if not answer.startswith(READY):
-        raise NotStarted(f"a process of its own does not start for a slide: it {Died(code)}")
-    try:
-        raised, result = pickle.loads(answer.removeprefix(READY))  # noqa: S301 - from our own process
-    except (EOFError, pickle.UnpicklingError):  # none, or half of one
-        raise Died(code) from None
-    if raised:
-        raise result
-    return result  # type: ignore[no-any-return]
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the process where it still runs, cleanly if it lets itself be ended."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(ENDS_IN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-
-def _answer() -> None:
-    """What the new process does."""
-    _obey_the_parent_alone()
-    # What libraries print belongs on stderr: stdout is for the answer.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    level = _received()
-    logging.basicConfig(level=level, format="%(name)s: %(message)s")
-    if level > logging.INFO:
-        silence_libraries()
-    work, argument = _received()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    answers.write(READY)
-    answers.flush()
-    try:
-        answer = pickle.dumps((False, work(argument)))
-    except KeyboardInterrupt:
-        os._exit(128 + signal.SIGTERM)
-    except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
-        answer = _pickled(error)
-    answers.write(answer)
-    answers.close()
-    logging.shutdown()
-    # Native libraries that crash while they are put away have nothing to say about the slide.
-    os._exit(0)
-
-
-def _received() -> Any:
-    length = int.from_bytes(_exactly(LENGTH_BYTES), "little")
-    return pickle.loads(_exactly(length))  # noqa: S301 - from the process that started this one
-
-
-def _exactly(length: int) -> bytes:
-    """So many bytes of stdin and none more: its end is waited for later."""
-    parts = bytearray()
-    while len(parts) < length:
-        if not (part := os.read(0, length - len(parts))):
-            sys.exit(1)
-        parts += part
-    return bytes(parts)
-
-
-def _pickled(error: Exception) -> bytes:
-    """The error, or one in its words where it does not survive pickling."""
-    try:
-        answer = pickle.dumps((True, error))
-        pickle.loads(answer)  # noqa: S301 - of the line above
-    except Exception:  # noqa: BLE001 - whatever its class does
-        return pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
-    return answer
-
-
-def _obey_the_parent_alone() -> None:
-    """Ctrl-C goes to every process of a terminal; the parent decides what it means, and sends SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
-
-
-def _end_with_parent() -> None:
-    """Once stdin ends the parent is gone: nobody holds the folder any more, or hears the answer."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
-
-
-logger = logging.getLogger(__name__)
-Job = TypeVar("Job")
-
-IN_HAND = "in_hand.json"
-LARGEST_BYTES = 2**26
-WANT_OF_MEMORY = "if memory ran out give it more, else leave the slide out"
-
-State = Literal["read", "read alone", "deadly"]
-STATES: tuple[State, ...] = ("read", "read alone", "deadly")
-"""``read``: by the process that does the batch. ``read alone``: by a process of its own. ``deadly``: that one died
-of it."""
+    """The process never began the work, so the slide is not to blame."""
 
 
 class SlidesInHand:
-    """``with SlidesInHand(folder) as in_hand:`` the slides that are read into a folder, which one start at a time
-    writes into. Its file is there only while there is something to be known.
+    """The slides that are being read into a folder, kept on disk. Use it as a context manager.
 
-    A file that cannot be written now (a full disk) is a warning: the slide can be read all the same.
+    Only one start at a time writes into the folder. The file exists only while there is something to know. If it
+    cannot be written (a full disk), that is a warning: the slide can be read all the same.
     """
 
     def __init__(self, folder: Path) -> None:
+        """Read what earlier starts left in ``folder``."""
         self._path = folder / IN_HAND
         self._earlier = _read(self._path)
         self._now: dict[str, State] = {}
@@ -251,7 +130,7 @@ class SlidesInHand:
             self._write()
 
     def suspect(self, slide_ids: Iterable[str]) -> None:
-        """These were being read when a process died, as something else has told."""
+        """Note slides that were being read when a process died, as something else has told."""
         read: State = "read"
         known = self._earlier
         self._earlier = dict.fromkeys(slide_ids, read) | known
@@ -259,50 +138,56 @@ class SlidesInHand:
             self._write()
 
     def suspected(self, slide_id: str) -> bool:
-        """Whether an earlier start died while the slide was being read, or it killed a process by itself."""
+        """Whether an earlier start died while the slide was being read, or it killed a process of its own."""
         return slide_id in self._earlier
 
     def apart(
         self, jobs: Iterable[Job], slide_id: Callable[[Job], str]
     ) -> tuple[Sequence[Job], Sequence[Job]]:
-        """The jobs whose slides nothing is held against, and those of suspected slides."""
+        """Divide jobs into those whose slides are not suspected, and those whose slides are.
+
+        ``slide_id`` gives the id of the slide of a job.
+        """
         both: tuple[list[Job], list[Job]] = ([], [])
         for job in jobs:
             both[self.suspected(slide_id(job))].append(job)
         return both
 
     def begin(self, slide_id: str, *, alone: bool = False) -> None:
-        """The slide will be read next; on disk before it is touched."""
+        """Note, on disk, that the slide will be read next. Call it before the slide is touched."""
         self._now[slide_id] = "read alone" if alone else "read"
         self._write()
 
     def end(self, slide_id: str) -> None:
-        """The slide is read, or has failed by an error. Nothing is held against it any more."""
+        """Note that the slide was read, or failed with an error. It is no longer suspected."""
         known = self._now.pop(slide_id, None), self._earlier.pop(slide_id, None)
         if any(known):
             self._write()
 
     def blame(self, slide_id: str) -> None:
-        """The slide killed a process that read nothing else: it is never read by the batch's own again."""
+        """Note that the slide killed a process that read nothing else. The process of the batch never reads it
+        again.
+        """
         self._now.pop(slide_id, None)
         self._earlier[slide_id] = "deadly"
         self._write()
 
     def check(self, slide_id: str, location: Location) -> None:
-        """Raises :class:`ProcessDied` for a slide that took a start with it though it was read alone."""
+        """Raise :class:`ProcessDied` for a slide that took a whole start with it though it was read alone."""
         if self._earlier.get(slide_id) == "read alone":
             self.blame(slide_id)
             raise ProcessDied(
                 str(location),
-                "a start died while it was being read, and the next one while a process of its own read it",
+                "a start died while it was being read, and the next start died while it was read in a process of "
+                "its own",
                 WANT_OF_MEMORY,
             )
 
     def killed(self, slide_id: str, location: Location, death: Died) -> ProcessDied:
-        """Blame the slide for the death of a process that read nothing else; gives the error that says so."""
+        """Blame the slide for the death of a process that read nothing else, and return the error that says so."""
         self.blame(slide_id)
-        mend = WANT_OF_MEMORY if death.by_kill else "its file may be damaged: leave it out, or convert it"
-        return ProcessDied(str(location), f"the process that read it {death}", mend)
+        fix = WANT_OF_MEMORY if death.by_kill else "its file may be damaged: leave it out, or convert it"
+        return ProcessDied(str(location), f"the process that read it {death}", fix)
 
     def alone(
         self,
@@ -311,9 +196,12 @@ class SlidesInHand:
         work: Callable[[Argument], Result],
         argument: Argument,
     ) -> Result:
-        """``work(argument)`` by a process of its own, for a slide that is suspected; what it raises is raised.
+        """Return ``work(argument)``, computed by a process of its own, for a slide that is suspected.
 
-        Raises :class:`ProcessDied` where the slide kills that process, or did so and the whole start with it.
+        What ``work`` raises is raised here.
+
+        Raises:
+            ProcessDied: The slide kills that process, or did so in an earlier start and took the start with it.
         """
         self.check(slide_id, location)
         self.begin(slide_id, alone=True)
@@ -340,7 +228,7 @@ class SlidesInHand:
 
 
 def _read(path: Path) -> dict[str, State]:
-    """{slide_id: state} of what earlier starts left; nothing of a file that is none of ours."""
+    """``{slide_id: state}`` of what earlier starts left. Empty for a file that cannot be read."""
     try:
         if path.stat().st_size > LARGEST_BYTES:
             raise ValueError("too large")
@@ -349,23 +237,18 @@ def _read(path: Path) -> dict[str, State]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning("%s is passed over, it cannot be read: %s", path, error)
+        logger.warning("%s is ignored, because it cannot be read: %s", path, error)
         return {}
-
-
-Prepare = Callable[[], "PreparedSlide"]
-_Task = tuple[FindPatches, Location, str, Mpp | None]
-_Found = tuple[PatchCoords, float]
 
 
 def looked_ahead(
     jobs: "Sequence[SlideJob]", work: "SlideWork"
 ) -> "Generator[tuple[SlideJob, Prepare | Died | None], None, None]":
-    """Each job with a call that gives its slide, or raises why there is none; while the caller has one, the next
-    one's patches are looked for.
+    """Find the patches of each slide while the caller works on the one before.
 
-    None: nobody has looked ahead, as for the first. :class:`Died`: the process that did so died. Whether it was
-    the slide's fault, or memory was short, can only be told when nothing else is going on.
+    Yields each job with a function that gives its prepared slide or raises why there is none; with None if
+    nobody has looked ahead, as for the first slide; or with :class:`Died` if the process that looked ahead died.
+    Whether the slide was to blame, or memory was short, can only be told when nothing else is going on.
     """
     coming: Future[_Found] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-ahead") as pool:
@@ -380,7 +263,7 @@ def looked_ahead(
 
 
 def _find(task: _Task) -> _Found:
-    """A slide's patches, and the seconds that it took to find them."""
+    """The patches of a slide, and the seconds that it took to find them."""
     find_patches, location, slide_id, mpp = task
     started = time.perf_counter()
     with open_slide(location) as slide:
@@ -404,3 +287,145 @@ def _raising(error: Exception) -> Prepare:
         raise error
 
     return prepare
+
+
+def alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
+    """Return ``work(argument)``, computed by a new process. What it raises is raised here.
+
+    Whatever ends the wait (Ctrl-C) ends the process too, and so does the end of the calling process.
+
+    Args:
+        work: A function of a module. It, its argument, its result and its errors have to be picklable.
+        argument: Its argument.
+
+    Raises:
+        Died: The process died during the work.
+        NotStarted: The process never began the work.
+    """
+    task = pickle.dumps((work, argument))
+    process = subprocess.Popen(  # noqa: S603 - this very interpreter
+        [sys.executable, "-c", _START.format(path=sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code says how
+            for part in (pickle.dumps(logging.getLogger().level), task):
+                process.stdin.write(len(part).to_bytes(LENGTH_BYTES, "little") + part)
+            process.stdin.flush()
+        answer = process.stdout.read()
+        code = process.wait()
+    finally:
+        _end(process)
+    if not answer.startswith(READY):
+        raise NotStarted(f"the process that should read a slide does not start: it {Died(code)}")
+    try:
+        raised, result = pickle.loads(answer.removeprefix(READY))  # noqa: S301 - from our own process
+    except (EOFError, pickle.UnpicklingError):  # there is no answer, or half of one
+        raise Died(code) from None
+    if raised:
+        raise result
+    return result  # type: ignore[no-any-return]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the process if it still runs, cleanly if possible."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(ENDS_IN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def _answer() -> None:
+    """The main function of the new process."""
+    _obey_the_parent_alone()
+    # Libraries may print to stdout, which is for the answer. Send that to stderr.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    level = _received()
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if level > logging.INFO:
+        silence_libraries()
+    work, argument = _received()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    answers.write(READY)
+    answers.flush()
+    try:
+        answer = pickle.dumps((False, work(argument)))
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGTERM)
+    except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
+        answer = _pickled(error)
+    answers.write(answer)
+    answers.close()
+    logging.shutdown()
+    # Skip the clean-up: a native library that crashes in it would be blamed on the slide.
+    os._exit(0)
+
+
+def _received() -> Any:
+    length = int.from_bytes(_exactly(LENGTH_BYTES), "little")
+    return pickle.loads(_exactly(length))  # noqa: S301 - from the process that started this one
+
+
+def _exactly(length: int) -> bytes:
+    """So many bytes of stdin and no more, because its end is waited for later."""
+    parts = bytearray()
+    while len(parts) < length:
+        if not (part := os.read(0, length - len(parts))):
+            sys.exit(1)
+        parts += part
+    return bytes(parts)
+
+
+def _pickled(error: Exception) -> bytes:
+    """The error pickled, or one with its text if it cannot be pickled."""
+    try:
+        answer = pickle.dumps((True, error))
+        pickle.loads(answer)  # noqa: S301 - of the line above
+    except Exception:  # noqa: BLE001 - whatever its class does
+        return pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
+    return answer
+
+
+def _obey_the_parent_alone() -> None:
+    """Ignore Ctrl-C, which goes to every process of a terminal. The parent decides what it means, and sends
+    SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of stdin: then the parent is gone, and nobody holds the folder or hears the answer."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def check_shared_memory() -> None:
+    """Check that this system lets several processes work together, before any of them is started.
+
+    Their locks are in shared memory (/dev/shm), which some containers do not have.
+
+    Raises:
+        ConfigError: There is no shared memory.
+    """
+    try:
+        get_context("spawn").Semaphore()
+    except (OSError, ImportError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the system has no shared memory for several processes ({error}); leave --workers out, or give the "
+            "container a writable /dev/shm"
+        ) from None

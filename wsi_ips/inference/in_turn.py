@@ -1,7 +1,8 @@
-"""A folder of slides in this process, one after the other.
+"""Predicting a folder of slides in this process, one after the other.
 
-A slide is touched by this process only once the one before it is stored: it may kill whoever opens it. Where the
-network is on a GPU, another process looks for the next slide's patches meanwhile.
+:func:`predict_slides` does a whole run. A slide is touched by this process only once the one before it is
+stored, because it may kill whoever opens it. Where the network is on a GPU, another process finds the patches of
+the next slide meanwhile.
 """
 
 from collections.abc import Generator, Sequence
@@ -28,10 +29,19 @@ def predict_slides(
     resume: bool = False,
     progress: Progress = silent,
 ) -> RunTables:
-    """Predict every job, here and one after the other, and write all that a run writes; give its tables.
+    """Predict every job in this process, one after the other, and write all that a run writes.
 
-    ``draw`` draws each slide's overlay. Where a slide fails, ``report`` makes a row of it and goes on, ``stop``
-    raises its error. ``resume`` leaves slides alone that ``run`` holds by the same checkpoint.
+    Args:
+        jobs: The slides.
+        predictor: The network.
+        run: The folder to write to.
+        draw: Draws the overlay of each slide, if given.
+        on_error: ``report`` makes a row of a slide that fails and goes on; ``stop`` raises its error.
+        resume: Leave slides alone that ``run`` holds from the same checkpoint.
+        progress: Shows how far it is.
+
+    Returns:
+        The tables of the run.
     """
     recorder = SlideRecorder(run, checkpoint=predictor.checkpoint, draw=draw)
     tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
@@ -52,12 +62,20 @@ def predict_in_turn(
     in_hand: SlidesInHand | None = None,
     ahead: bool | None = None,
 ) -> Sequence[SlideJob]:
-    """Label every job's slide. Where one fails, ``report`` goes on and ``stop`` raises its error.
+    """Label the slide of every job, as part of a run.
 
-    ``in_hand`` is told of a slide before it is touched, and again once what is known of it is written. ``ahead``:
-    whether a process looks for the next slide's patches meanwhile; None: where the network is not on the CPU, and
-    none is needed for finding tissue. Gives the jobs of slides over which that process died: they are not
-    labelled.
+    Args:
+        jobs: The slides.
+        work: The network, and where results go.
+        tables: The tables of the run, which are kept up to date.
+        on_error: ``report`` goes on when a slide fails; ``stop`` raises its error.
+        progress: Shows how far it is.
+        in_hand: Is told of a slide before it is touched, and again once what is known of it is written.
+        ahead: Whether a process finds the patches of the next slide meanwhile. None: if the network is not on
+            the CPU, and finding tissue needs no network.
+
+    Returns:
+        The jobs of slides over which that process died. They are not labelled.
     """
     if ahead is None:
         ahead = work.predictor.device.type != "cpu" and work.predictor.pipeline.tiling.tissue.model is None
@@ -95,9 +113,17 @@ def predict_suspects(
     on_error: Literal["report", "stop"] = "report",
     progress: Progress = silent,
 ) -> None:
-    """Label slides that may kill the process which reads them, each in a process of its own.
+    """Label slides that may kill the process that reads them, each in a process of its own.
 
-    One that does so has failed, and the others are labelled all the same.
+    A slide that kills its process has failed, and the others are labelled all the same.
+
+    Args:
+        jobs: The slides.
+        setup: What the processes have to know.
+        tables: The tables of the run, which are kept up to date.
+        in_hand: Knows which slides are being read.
+        on_error: ``report`` goes on when a slide fails; ``stop`` raises its error.
+        progress: Shows how far it is.
     """
     with progress("Predicting, each alone", total=len(jobs)) as advance:
         for job in jobs:

@@ -1,7 +1,7 @@
-"""What a stored result was made from, and whether it would be made from the same today.
+"""What a stored result was made from, and whether it would be made from the same today: :class:`MadeFrom`.
 
-Compared by content: files may be moved and renamed, a table of resolutions may be written anew; what counts is
-what this slide's own result comes from.
+The comparison is by content: files may be moved and renamed, and a table of resolutions may be written anew.
+What counts is what the result of this one slide depends on.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,15 +20,15 @@ class MadeFrom:
     """Everything beside the network and its tiling that decides what is stored of a slide."""
 
     slide: str
-    """Fingerprint of the slide's files; empty where it cannot be had (a URL)."""
+    """Fingerprint of the files of the slide; empty if there is none (for a URL)."""
     patches: str
-    """Fingerprint of the file with the patches' coordinates; empty where our own segmentation finds them."""
+    """Fingerprint of the file with the coordinates of the patches; empty if they are found by segmentation."""
     mpp_given: float | None
-    """µm per pixel that the user gave; None: the file's own were believed."""
+    """µm per pixel that the user gave. None: those that the file states were used."""
     decode: str
-    """``streaming.decode``: decoders differ by a few grey levels."""
+    """The setting ``streaming.decode``, since decoders differ by a few grey levels."""
     max_bad_tiles: float
-    """``streaming.max_bad_tiles``, the share of unreadable tiles that was allowed."""
+    """The setting ``streaming.max_bad_tiles``, the share of unreadable tiles that was allowed."""
 
     @classmethod
     def now(
@@ -40,7 +40,18 @@ class MadeFrom:
         streaming: StreamingConfig,
         find_patches: FindPatches | None = None,
     ) -> Self:
-        """What a result would be made from if it were made now. Raises :class:`CoordsError`."""
+        """What a result would be made from if it were made now.
+
+        Args:
+            slide: The slide.
+            slide_id: Its name.
+            mpp: µm per pixel that the user gave, or None.
+            streaming: How slides are read.
+            find_patches: How patches are found. None: by segmentation.
+
+        Raises:
+            CoordsError: The file with the coordinates of the patches cannot be used.
+        """
         beside = () if find_patches is None else find_patches.read_from(slide_id)
         return cls(
             slide=files_fingerprint(files_of(slide)),
@@ -51,15 +62,17 @@ class MadeFrom:
         )
 
     def difference(self, now: Self, *, bad_tiles: bool) -> str:
-        """Why a result made from this has to be made again, in words; empty where it has not.
+        """Why a result made from this has to be made again, as a text. Empty if it has not.
 
-        bad_tiles: whether some of the slide's tiles were unreadable. A slide without any is the same whatever
-        share was allowed.
+        Args:
+            now: What it would be made from now.
+            bad_tiles: Whether some tiles of the slide were unreadable. Without any, the result is the same
+                whatever share was allowed.
         """
         if self.slide and now.slide and self.slide != now.slide:
-            return "the slide's file is another one by now"
+            return "the slide's file has changed"
         if self.patches != now.patches:
-            return "its patches' coordinates are others by now"
+            return "the coordinates of its patches have changed"
         if self.mpp_given != now.mpp_given:
             return f"its resolution was {_source(self.mpp_given)}, now it is {_source(now.mpp_given)}"
         if self.decode != now.decode:
@@ -69,11 +82,14 @@ class MadeFrom:
         return ""
 
     def to_json(self) -> dict[str, Any]:
+        """The values by name."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
-        """Raises ``TypeError`` or ``ValueError`` for anything that :meth:`to_json` did not give."""
+        """The object that :meth:`to_json` wrote. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for
+        anything else.
+        """
         mpp = stored["mpp_given"]
         return cls(
             slide=str(stored["slide"]),

@@ -1,4 +1,8 @@
-"""One slide: find tissue, stream every patch, keep M, read the label and the attention of all."""
+"""Predicting one slide: find tissue, stream every patch, keep M of them, read the label and the attention of
+all.
+
+Start with :meth:`Predictor.predict`.
+"""
 
 import math
 import time
@@ -31,7 +35,14 @@ from wsi_ips.units import Mpp
 
 @dataclass(frozen=True, slots=True)
 class PreparedSlide:
-    """An open slide whose patches are known. ``seconds``: what that took. Whoever has it closes ``slide``."""
+    """An open slide whose patches are known. Whoever has it has to close ``slide``.
+
+    Attributes:
+        slide: The open slide.
+        location: Its path or URL, as given.
+        coords: Where its patches lie.
+        seconds: How long it took to open it and to find its patches.
+    """
 
     slide: SlideReader
     location: Location
@@ -41,7 +52,13 @@ class PreparedSlide:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPart:
-    """A part of a slide, scored: what travels to whoever puts the parts together."""
+    """A part of a slide that has been scored, on its way to whoever puts the parts together.
+
+    Attributes:
+        store: The attention logits of its patches.
+        telemetry: Where the time went.
+        bad_tiles: Names of tiles that were unreadable and white.
+    """
 
     store: ScoreStore
     telemetry: SlideTelemetry
@@ -62,9 +79,17 @@ class Predictor:
         find_patches: FindPatches | None = None,
         deterministic: bool = False,
     ) -> None:
-        """``checkpoint`` (its fingerprint) is written into every result. ``find_patches``: which ones are looked
-        at; none: those in tissue, tiled as the network was trained. ``deterministic``: see
-        :func:`wsi_ips.streaming.device.calculating`."""
+        """Move a network to its device.
+
+        Args:
+            net: The network.
+            pipeline: The configuration that it was trained with.
+            streaming: How slides are read.
+            device: Where the network runs.
+            checkpoint: Its SHA-256, which is written into every result.
+            find_patches: Finds the patches of a slide. None: those in tissue, tiled as the network was trained.
+            deterministic: See :func:`wsi_ips.streaming.device.calculating`.
+        """
         self.pipeline = pipeline
         self.checkpoint = checkpoint
         self._net = net.to(device).eval()
@@ -75,27 +100,44 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device that the network is on."""
         return self._device
 
     @property
     def find_patches(self) -> FindPatches:
-        """Which patches of a slide are looked at."""
+        """Finds the patches of a slide."""
         return self._find_patches
 
     def predict(
         self, path: Location, *, slide_id: str, mpp: Mpp | None = None, progress: Progress = silent
     ) -> SlideResult:
-        """Label one slide. ``mpp`` is used instead of the file's own resolution.
+        """Label one slide.
 
-        Raises the slide's error (:class:`SlideReadError`, :class:`MissingResolution`, …) or :class:`NoTissue`.
+        Args:
+            path: The slide.
+            slide_id: Its name.
+            mpp: µm per pixel, used instead of the resolution that the file states.
+            progress: Shows how far it is.
+
+        Raises:
+            FileError: The slide cannot be opened or read; the error is that of the slide, such as
+                :class:`SlideReadError` or :class:`MissingResolution`.
+            NoTissue: The slide has no patches.
+            NotFinite: The network computed NaN or infinity.
         """
         return self.read(self.prepare(path, slide_id=slide_id, mpp=mpp), progress=progress)
 
     def prepare(self, path: Location, *, slide_id: str, mpp: Mpp | None = None) -> PreparedSlide:
-        """Open a slide and find its patches: what can be done while another slide is encoded.
+        """Open a slide and find its patches, which can be done while another slide is encoded.
 
-        Raises as :meth:`predict`.
+        Args:
+            path: The slide.
+            slide_id: Its name.
+            mpp: µm per pixel, used instead of the resolution that the file states.
+
+        Raises:
+            FileError: The slide cannot be opened or read; the error is that of the slide.
+            NoTissue: The slide has no patches.
         """
         started = time.perf_counter()
         slide = open_slide(path)
@@ -107,17 +149,19 @@ class Predictor:
         return PreparedSlide(slide, path, coords, time.perf_counter() - started)
 
     def opened(self, path: Location, coords: PatchCoords, *, seconds: float) -> PreparedSlide:
-        """The slide, opened, with patches that ``find_patches`` found of it in so many seconds."""
+        """Open a slide whose patches have been found already by ``find_patches``, which took ``seconds``."""
         started = time.perf_counter()
         return PreparedSlide(open_slide(path), path, coords, seconds + time.perf_counter() - started)
 
     def read(self, prepared: PreparedSlide, *, progress: Progress = silent) -> SlideResult:
-        """Label a prepared slide, and close it. Its telemetry's ``seconds``: preparing and reading."""
+        """Label a prepared slide, and close it. ``seconds`` of its telemetry are those of preparing
+        and reading.
+        """
         with prepared.slide:
             return self.read_open(prepared, progress=progress)
 
     def read_open(self, prepared: PreparedSlide, *, progress: Progress = silent) -> SlideResult:
-        """The same, and leave it open, so that it can be read once more."""
+        """Label a prepared slide and leave it open, so that it can be read once more."""
         started = time.perf_counter()
         stream = self._stream(prepared.slide, prepared.coords)
         with self._calculating(), progress(prepared.coords.slide_id, total=len(stream)) as advance:
@@ -129,7 +173,7 @@ class Predictor:
             )
         telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)
         if reading.coarse is not None:
-            # The stream counted windows too.
+            # The stream counted the windows too, so the numbers are taken from the report.
             recall = reading.coarse.recall
             telemetry = replace(
                 telemetry,
@@ -140,17 +184,19 @@ class Predictor:
         return self._result(prepared, reading, telemetry, stream.telemetry.bad_tiles)
 
     def parts(self, n_patches: int, *, most: int) -> list[range]:
-        """Where a slide of so many patches is cut so that no part has more than ``most`` (or one chunk).
+        """Cut a slide of ``n_patches`` so that no part has more than ``most`` patches (or one chunk).
 
-        At the ends of chunks, so that every patch is encoded beside the same others as in one pass. Raises
-        :class:`ConfigError` for a rule that cannot be cut.
+        The cuts are at the ends of chunks, so that every patch is encoded beside the same others as in one pass.
+
+        Raises:
+            ConfigError: The selection cannot be done in parts.
         """
         check_parts(self.pipeline)
         step = max(1, most // self._streaming.batch) * self._streaming.batch
         return [range(first, min(first + step, n_patches)) for first in range(0, n_patches, step)]
 
     def score_part(self, prepared: PreparedSlide, part: range) -> ScoredPart:
-        """Score these patches of a prepared slide, and close it."""
+        """Score the patches ``part`` of a prepared slide, and close it."""
         started = time.perf_counter()
         with prepared.slide as slide, self._calculating():
             stream = self._stream(slide, prepared.coords, part=part)
@@ -159,7 +205,7 @@ class Predictor:
         return ScoredPart(scores.store, telemetry, tuple(stream.telemetry.bad_tiles))
 
     def read_parts(self, prepared: PreparedSlide, parts: Sequence[ScoredPart]) -> SlideResult:
-        """Label a prepared slide whose patches are all scored, in parts; and close it."""
+        """Label a prepared slide whose parts have all been scored, and close it."""
         started = time.perf_counter()
         with prepared.slide as slide, self._calculating():
             stream = self._stream(slide, prepared.coords)
@@ -218,7 +264,7 @@ class Predictor:
 
 
 def check_parts(pipeline: PipelineConfig) -> None:
-    """Raises :class:`ConfigError` where a slide cannot be scored in parts."""
+    """Raise :class:`ConfigError` if the selection cannot be done in parts."""
     if pipeline.selection.rule != "global" or pipeline.selection.selector != "ips":
         raise ConfigError(
             "a slide is scored in parts by selection.selector: ips under selection.rule: global only; leave "

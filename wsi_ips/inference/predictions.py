@@ -1,6 +1,7 @@
-"""``predictions.csv``: what the network says of every slide of a run. The same run gives the same bytes.
+"""The tables of what a network says: ``predictions.csv`` of every slide, ``cases.csv`` of every patient.
 
-``cases.csv``: what the network says of every patient, pooled over the slides.
+:func:`write_predictions` and :func:`read_predictions` are the first, :func:`write_cases` is the second. The same
+run gives the same bytes.
 """
 
 import csv
@@ -20,17 +21,27 @@ from wsi_ips.inference.results import PREDICT_AGAIN, Probabilities, SlideResult
 from wsi_ips.storage.files import LONGEST_CELL, check_table_size, whole_file, whole_table
 
 BETWEEN = "|"
-"""Between several classes in one cell."""
+"""Separates several classes in one cell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionRow:
-    """One slide of ``predictions.csv``. A failed slide has its error, in one line, and no probabilities.
+    """One slide of ``predictions.csv``.
 
-    A labelled slide may have an error too: what else was wanted of it and failed. spread: of several models whose
-    mean ``probabilities`` are, each probability's standard deviation; else empty. raw, sets: of the tasks that
-    were calibrated, the probabilities before that, and each question's set of answers
-    (:mod:`wsi_ips.evaluation.conformal`); else empty.
+    A failed slide has an error in one line, and no probabilities. A labelled slide may have an error too, if
+    something else that was wanted of it failed.
+
+    Attributes:
+        slide_id: Its name.
+        status: ``ok`` or ``failed``.
+        probabilities: ``{task: {class: probability}}``.
+        n_patches: How many patches its tissue has.
+        error: What failed.
+        spread: The standard deviation of each probability over several models whose mean ``probabilities`` is.
+            Empty for one model.
+        raw: For calibrated tasks, the probabilities before calibration. Otherwise empty.
+        sets: For calibrated tasks, the set of answers to each question (:mod:`wsi_ips.evaluation.conformal`).
+            Otherwise empty.
     """
 
     slide_id: str
@@ -44,6 +55,7 @@ class PredictionRow:
 
     @classmethod
     def done(cls, result: SlideResult, *, error: str = "") -> Self:
+        """The row of a labelled slide."""
         return cls(
             slide_id=result.coords.slide_id,
             status="ok",
@@ -55,10 +67,13 @@ class PredictionRow:
 
     @classmethod
     def failed(cls, slide_id: str, error: str) -> Self:
+        """The row of a failed slide."""
         return cls(slide_id=slide_id, status="failed", error=one_line(error))
 
     def calibrated(self, calibration: Calibration) -> Self:
-        """The same with calibrated probabilities, and each question's set. A failed slide stays as it is."""
+        """The same row with calibrated probabilities and the set of each question. A failed slide stays as it
+        is.
+        """
         if self.status != "ok":
             return self
         tasks = calibration.tasks
@@ -74,7 +89,12 @@ class PredictionRow:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Which columns of doubt a table has. spread: those of several models. calibrated: tasks with sets."""
+    """Which columns of doubt a table has.
+
+    Attributes:
+        spread: Whether it has the standard deviations over several models.
+        calibrated: The tasks that have sets of answers.
+    """
 
     spread: bool = False
     calibrated: frozenset[str] = frozenset()
@@ -83,18 +103,19 @@ class Doubt:
 def write_predictions(
     path: Path, rows: Sequence[PredictionRow], *, tasks: Sequence[TaskConfig], doubt: Doubt | None = None
 ) -> None:
-    """Write the table whole.
+    """Write ``predictions.csv``, completely or not at all.
 
-    Columns: ``slide_id, prob_<class>…, pred, n_patches, status, error``; with several tasks
-    ``prob_<task>_<class>…, pred_<task>`` for each. ``pred`` is the likeliest class; of a sigmoid task, the
-    classes from 0.5 on, joined by ``|``; of a linear task, its numbers. Numbers read back exactly. A survival task
-    has ``risk, survival_<time>…`` in the place of these, its name in front of each with several tasks.
+    The columns are ``slide_id, prob_<class>…, pred, n_patches, status, error``; with several tasks
+    ``prob_<task>_<class>…, pred_<task>`` for each. ``pred`` is the likeliest class; for a sigmoid task the
+    classes with 0.5 or more, joined by ``|``; for a linear task its numbers. Numbers read back exactly. A
+    survival task has ``risk, survival_<time>…`` instead, with its name in front of each if there are several
+    tasks.
 
-    With ``doubt``, behind each task's ``pred``: of several models ``sd_<class>…``; of a calibrated task
-    ``raw_<class>…`` (before calibration), ``set`` (the answers that cannot be ruled out, joined by ``|``; of a
-    sigmoid task with several classes ``set_<class>…``, each of ``not <class>`` and ``<class>``) and ``abstain``
-    (1 where a set does not hold exactly one answer). With several tasks their names stand in these as in
-    ``prob_``.
+    With ``doubt``, further columns follow the ``pred`` of each task. For several models they are
+    ``sd_<class>…``. For a calibrated task they are ``raw_<class>…`` (before calibration), ``set`` (the answers
+    that cannot be ruled out, joined by ``|``; for a sigmoid task with several classes ``set_<class>…``, each of
+    ``not <class>`` and ``<class>``) and ``abstain`` (1 if a set does not hold exactly one answer). With several
+    tasks these contain the name of the task as ``prob_`` does.
     """
     doubt = doubt or Doubt()
     with whole_table(path) as writer:
@@ -103,7 +124,11 @@ def write_predictions(
 
 
 def read_predictions(path: Path, *, tasks: Sequence[TaskConfig]) -> list[PredictionRow]:
-    """Read what :func:`write_predictions` wrote for these tasks. Raises :class:`ResultsError`."""
+    """Read what :func:`write_predictions` wrote for these tasks.
+
+    Raises:
+        ResultsError: The file is missing, broken, or has other columns.
+    """
     if not path.is_file():
         raise ResultsError(path, "does not exist", "name a table that wsi-ips predict wrote")
     check_table_size(path, ResultsError)
@@ -125,16 +150,95 @@ def read_predictions(path: Path, *, tasks: Sequence[TaskConfig]) -> list[Predict
     return rows
 
 
+def read_case_table(path: Path, slide_ids: Sequence[str]) -> dict[str, str]:
+    """Read ``{slide_id: case_id}`` of these slides from a CSV table that has both columns. All else is ignored.
+
+    Raises:
+        ManifestError: The file cannot be read, a slide is missing, or a slide belongs to two cases.
+    """
+    if not path.is_file():
+        raise ManifestError(path, "does not exist", "name a CSV with the columns slide_id,case_id")
+    check_table_size(path, ManifestError)
+    case_of: dict[str, str] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for line in csv.DictReader(file, strict=True):
+                case = case_of.setdefault(line["slide_id"], line["case_id"])
+                if case != line["case_id"]:
+                    raise ManifestError(path, f"slide {line['slide_id']} has two cases", "give it one")
+    except (csv.Error, UnicodeDecodeError, KeyError) as error:
+        why = f"lacks the column {error}" if isinstance(error, KeyError) else f"is no CSV ({one_line(error)})"
+        raise ManifestError(path, why, "it needs the columns slide_id,case_id") from None
+    for slide_id in slide_ids:
+        if not case_of.get(slide_id):
+            raise ManifestError(path, f"does not give the case of slide {slide_id}", "add a line for it")
+    return {slide_id: case_of[slide_id] for slide_id in slide_ids}
+
+
+def write_cases(
+    path: Path,
+    rows: Sequence[PredictionRow],
+    case_of: Mapping[str, str],
+    *,
+    tasks: Sequence[TaskConfig],
+    pool: Pooling = "max",
+) -> None:
+    """Write ``cases.csv``, one line for each patient in the order of their first slides, completely or not at
+    all.
+
+    The columns are ``case_id``, those of ``predictions.csv`` from ``prob_…`` to ``pred``, ``n_slides``
+    (labelled, and so pooled) and ``n_failed``. Slides are pooled as
+    :func:`wsi_ips.evaluation.task_scores.pool_cases` says. A patient whose slides all failed has no answer.
+
+    Args:
+        path: The file to write.
+        rows: The slides.
+        case_of: ``{slide_id: case_id}``.
+        tasks: The tasks.
+        pool: How the slides of a patient are pooled.
+    """
+    slides: dict[str, list[PredictionRow]] = {}
+    for row in rows:
+        slides.setdefault(case_of[row.slide_id], []).append(row)
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["case_id", *answer_columns(tasks), "n_slides", "n_failed"])
+        for case, its in slides.items():
+            labelled = [row for row in its if row.status == "ok"]
+            pooled = {task.name: _pooled(task, labelled, pool) for task in tasks} if labelled else None
+            writer.writerow([case, *answer_cells(pooled, tasks), len(labelled), len(its) - len(labelled)])
+
+
+def _pooled(task: TaskConfig, rows: Sequence[PredictionRow], pool: Pooling) -> dict[str, float]:
+    if len(rows) == 1:
+        return dict(rows[0].probabilities[task.name])
+    output_NC = np.array([[row.probabilities[task.name][name] for name in task.classes] for row in rows])
+    return dict(zip(task.classes, pool_outputs(kind_of(task), output_NC, pool).tolist(), strict=True))
+
+
+def answer_columns(tasks: Sequence[TaskConfig]) -> list[str]:
+    """The columns of the answers: ``prob_<class>…, pred``; with several tasks ``prob_<task>_<class>…,
+    pred_<task>`` for each.
+    """
+    return [column for task in tasks for column in _task_columns(task, tasks)]
+
+
+def answer_cells(probabilities: Probabilities | None, tasks: Sequence[TaskConfig]) -> list[str]:
+    """The cells of :func:`answer_columns`. They are empty if ``probabilities`` is None."""
+    if probabilities is None:
+        return [""] * len(answer_columns(tasks))
+    cells = []
+    for task in tasks:
+        cells += _numbers(probabilities[task.name], task)
+        cells += [] if task.survival is not None else [_predicted(task, probabilities[task.name])]
+    return cells
+
+
 def _columns(tasks: Sequence[TaskConfig], doubt: Doubt) -> list[str]:
     columns = ["slide_id"]
     for task in tasks:
         columns += [*_task_columns(task, tasks), *_doubt_columns(task, tasks, doubt)]
     return [*columns, "n_patches", "status", "error"]
-
-
-def answer_columns(tasks: Sequence[TaskConfig]) -> list[str]:
-    """``prob_<class>…, pred``; with several tasks ``prob_<task>_<class>…, pred_<task>`` for each."""
-    return [column for task in tasks for column in _task_columns(task, tasks)]
 
 
 def _task_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> list[str]:
@@ -157,7 +261,7 @@ def _named(what: str, task: TaskConfig, tasks: Sequence[TaskConfig]) -> str:
 
 
 def _class_columns(what: str, task: TaskConfig, tasks: Sequence[TaskConfig]) -> Iterator[tuple[str, str]]:
-    """(column, class) for every class of a task."""
+    """``(column, class)`` for every class of a task."""
     if what == "prob" and task.survival is not None:
         front = "" if len(tasks) == 1 else f"{task.name}_"
         return ((front + name, name) for name in task.classes)
@@ -170,7 +274,7 @@ def _set_columns(task: TaskConfig, tasks: Sequence[TaskConfig]) -> list[str]:
 
 
 def _doubt_of(header: Sequence[str], tasks: Sequence[TaskConfig]) -> Doubt:
-    """What a table has, by the first column that it would have of each kind."""
+    """Which columns of doubt a table has, by the first column that it would have of each kind."""
     spread = any(next(_class_columns("sd", task, tasks))[0] in header for task in tasks)
     with_sets = (task for task in tasks if _named("abstain", task, tasks) in header and questions(task))
     return Doubt(spread, frozenset(task.name for task in with_sets))
@@ -203,17 +307,6 @@ def _numbers(values: Mapping[str, float], task: TaskConfig) -> list[str]:
     return [repr(float(values[name])) for name in task.classes]
 
 
-def answer_cells(probabilities: Probabilities | None, tasks: Sequence[TaskConfig]) -> list[str]:
-    """The cells of :func:`answer_columns`; empty ones where there is no answer."""
-    if probabilities is None:
-        return [""] * len(answer_columns(tasks))
-    cells = []
-    for task in tasks:
-        cells += _numbers(probabilities[task.name], task)
-        cells += [] if task.survival is not None else [_predicted(task, probabilities[task.name])]
-    return cells
-
-
 def _predicted(task: TaskConfig, probabilities: Mapping[str, float]) -> str:
     if task.activation == "linear":
         return BETWEEN.join(f"{probabilities[name]:.6g}" for name in task.classes)
@@ -223,10 +316,10 @@ def _predicted(task: TaskConfig, probabilities: Mapping[str, float]) -> str:
 
 
 def _output(column: str, cell: str, *, probability: bool) -> float:
-    """A probability, or any other number. Raises ``ValueError`` for what a network cannot say."""
+    """A probability or another number. Raises ``ValueError`` for a number that no network can say."""
     value = float(cell)
     if math.isinf(value) or (probability and not math.isnan(value) and not 0 <= value <= 1):
-        raise ValueError(f"{column} is {cell!r}, " + ("no number" if math.isinf(value) else "no probability"))
+        raise ValueError(f"{column} is {cell!r}, not a " + ("number" if math.isinf(value) else "probability"))
     return value
 
 
@@ -267,60 +360,3 @@ def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig], doubt: Doubt) ->
 
 def _set(cell: str) -> AnswerSet:
     return tuple(cell.split(BETWEEN)) if cell else ()
-
-
-def read_case_table(path: Path, slide_ids: Sequence[str]) -> dict[str, str]:
-    """{slide_id: case_id} of these slides, from a CSV with both columns; other columns and slides are left out.
-
-    Raises :class:`ManifestError` for a slide that is not there, or is with two cases.
-    """
-    if not path.is_file():
-        raise ManifestError(path, "does not exist", "name a CSV with the columns slide_id,case_id")
-    check_table_size(path, ManifestError)
-    case_of: dict[str, str] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for line in csv.DictReader(file, strict=True):
-                case = case_of.setdefault(line["slide_id"], line["case_id"])
-                if case != line["case_id"]:
-                    raise ManifestError(path, f"slide {line['slide_id']} is of two cases", "give it one")
-    except (csv.Error, UnicodeDecodeError, KeyError) as error:
-        why = f"lacks the column {error}" if isinstance(error, KeyError) else f"is no CSV ({one_line(error)})"
-        raise ManifestError(path, why, "it needs the columns slide_id,case_id") from None
-    for slide_id in slide_ids:
-        if not case_of.get(slide_id):
-            raise ManifestError(path, f"does not say whose slide {slide_id} is", "add a line for it")
-    return {slide_id: case_of[slide_id] for slide_id in slide_ids}
-
-
-def write_cases(
-    path: Path,
-    rows: Sequence[PredictionRow],
-    case_of: Mapping[str, str],
-    *,
-    tasks: Sequence[TaskConfig],
-    pool: Pooling = "max",
-) -> None:
-    """Write a line per patient, in the order of their first slides, whole.
-
-    Columns: ``case_id``, those of ``predictions.csv`` from ``prob_…`` to ``pred``, ``n_slides`` (labelled, and so
-    pooled), ``n_failed``. Pooled as :func:`wsi_ips.evaluation.task_scores.pool_cases` says; a patient whose
-    slides all failed has no answer.
-    """
-    slides: dict[str, list[PredictionRow]] = {}
-    for row in rows:
-        slides.setdefault(case_of[row.slide_id], []).append(row)
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["case_id", *answer_columns(tasks), "n_slides", "n_failed"])
-        for case, its in slides.items():
-            labelled = [row for row in its if row.status == "ok"]
-            pooled = {task.name: _pooled(task, labelled, pool) for task in tasks} if labelled else None
-            writer.writerow([case, *answer_cells(pooled, tasks), len(labelled), len(its) - len(labelled)])
-
-
-def _pooled(task: TaskConfig, rows: Sequence[PredictionRow], pool: Pooling) -> dict[str, float]:
-    if len(rows) == 1:
-        return dict(rows[0].probabilities[task.name])
-    output_NC = np.array([[row.probabilities[task.name][name] for name in task.classes] for row in rows])
-    return dict(zip(task.classes, pool_outputs(kind_of(task), output_NC, pool).tolist(), strict=True))

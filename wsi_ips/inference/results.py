@@ -1,35 +1,34 @@
-"""What a network says of a slide, as HDF5, and how it is read back.
+"""The result of one slide (:class:`SlideResult`) and its HDF5 file (:func:`write_result`, :func:`read_result`).
 
-The HDF5 holds, patch by patch in grid order, TRIDENT's ``coords`` (so that its readers and CLAM's find the
-patches) and beside it the datasets
+The file holds, patch by patch in grid order, TRIDENT's ``coords`` (so that its readers and CLAM's find the
+patches) and the datasets
 
-    logits         (N, H, T) float32, pre-softmax attention per head and query
+    logits         (N, H, T) float32, attention logits per head and query
     attention      (N, H, T) float32, one softmax over all N: raw values, comparable across the slide
     kept_ids       (M,) int64, raster indices of the kept patches in memory order
     kept_scores    (M,) float32, their selection scores
-    kept_embeddings  (M, D) float32, what the encoder made of them; on request only
+    kept_embeddings  (M, D) float32, their embeddings; on request only
     kept_contributions  (M, K) float32, what each of them adds to each of the K outputs, tasks and classes in the
-                   order of ``probabilities``; of models with the direct block only. Of a softmax task: to the
-                   class's logit against the mean of the task's logits; else to the output before the sigmoid.
-                   With the classifier's bias they add up to what the label was read from; other patches add
-                   nothing.
+                   order of ``probabilities``; only for models whose aggregator can tell. For a softmax task: to
+                   the logit of the class relative to the mean of the task's logits; otherwise to the output before
+                   the sigmoid. With the bias of the classifier they add up to what the label was read from; other
+                   patches add nothing.
 
     about          a text, JSON: slide_id, slide_path, probabilities ({task: {class: probability}}), checkpoint
-                   (SHA-256), made_from (what was read, with which resolution and settings:
-                   :class:`wsi_ips.inference.made_from.MadeFrom`; else null), bad_tiles (names of tiles that were
+                   (SHA-256), made_from (what was read, with which resolution and settings, see
+                   :class:`wsi_ips.inference.made_from.MadeFrom`; or null), bad_tiles (names of tiles that were
                    unreadable and white), task_queries ({task: the query that it reads}), query_names (names of the
-                   queries, of aggregators with an attention row for every class), coarse (where a
-                   look from afar chose what was read closely, how much that was:
-                   :class:`wsi_ips.selection.coarse_report.CoarseReport`; else null); of several models, whose mean
-                   ``probabilities`` are, also spread ({task: {class: their standard deviation}}): all datasets are
-                   the first model's then, and checkpoint names them all
+                   queries, for aggregators with an attention row for every class), coarse (how much a coarse
+                   scorer let through, see :class:`wsi_ips.selection.coarse_report.CoarseReport`; or null). For
+                   several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
+                   deviation}}); all datasets are then those of the first model, and checkpoint names all of them
 
-and the root attribute ``schema_version``. Of a cascade N are the patches that were let through: the others have
-no attention. What differs from run to run, times above all, is not in it
-(``slides.csv`` has it): the same slide and checkpoint give the same bytes. It is not compressed: gzip saves 7 %
-of such floats at 60 times the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
+and the root attribute ``schema_version``. For a cascade, N are the patches that were let through; the others
+have no attention. What differs from run to run, above all times, is in ``slides.csv`` and not here, so the same
+slide and checkpoint give the same bytes. The file is not compressed: gzip saves 7 % of such floats at 60 times
+the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
 
-Shape suffixes: N patches, H heads, T queries, M kept patches.
+Shape suffixes: N patches, H heads, T queries, M kept patches, D embedding width, C classes of a task, K outputs.
 """
 
 import math
@@ -61,14 +60,16 @@ from wsi_ips.storage.hdf5 import (
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
-if TYPE_CHECKING:  # who draws stored attention does not load torch: half a gigabyte
+if TYPE_CHECKING:  # drawing stored attention must not load torch, which is half a gigabyte
     from wsi_ips.selection.slide_reading import SlideReading
 
 SCHEMA_VERSION = 4
+"""Version of the file. A file of another version is refused."""
 MOST_NAMED = 1000
-"""Unreadable tiles that are named: an attribute, where features keep them, holds 64 KB."""
+"""How many unreadable tiles are named. An HDF5 attribute, where features keep them, holds 64 KB."""
 
 LARGEST_DATASET_BYTES = 2**31
+"""Largest dataset that is read."""
 
 DATASETS = (
     "coords",
@@ -79,27 +80,43 @@ DATASETS = (
     "kept_ids",
     "kept_scores",
 )
+"""Datasets that every result has."""
 EMBEDDINGS = "kept_embeddings"
+"""Dataset of the embeddings of the kept patches."""
 CONTRIBUTIONS = "kept_contributions"
+"""Dataset of the contributions of the kept patches."""
 PREDICT_AGAIN = "write it again with wsi-ips predict"
+"""What a message about an unusable result advises."""
 
 Probabilities = Mapping[str, Mapping[str, float]]
-"""{task: {class: probability}}, tasks and classes in the model's order."""
+"""``{task: {class: probability}}``, tasks and classes in the order of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlideResult:
     """What the network says of one slide.
 
-    coords: the N patches. logits_NHT: float32, pre-softmax. attention_NHT: float32, sums to 1 over N per head
-    and query. kept_ids_M: int64 raster indices in memory order, kept_scores_M their selection scores.
-    kept_emb_MD: float32, their embeddings, where they are known. kept_contributions_MK: float32, what they add
-    to the outputs, where the head tells. slide_path: as it was given. checkpoint: fingerprint of the weights,
-    may be empty. task_queries: {task: the query that it reads}, empty where unknown. query_names: of each query,
-    where the aggregator names them; else empty. made_from: what was read
-    and how, where that is known. coarse: what a look from afar let through, where there was one. telemetry:
-    where the time went; it is not stored with the result. spread: of several models, each probability's
-    standard deviation over them; empty of one. Raises ``ValueError`` for parts that do not fit together.
+    Attributes:
+        slide_path: The slide, as it was given.
+        coords: Where the N patches lie.
+        logits_NHT: float32, attention logits.
+        attention_NHT: float32, sums to 1 over N for each head and query.
+        kept_ids_M: int64, raster indices of the kept patches in memory order.
+        kept_scores_M: Their selection scores.
+        probabilities: ``{task: {class: probability}}``.
+        checkpoint: SHA-256 of the weights. May be empty.
+        made_from: What was read and how, if known.
+        kept_emb_MD: float32, the embeddings of the kept patches, if known.
+        kept_contributions_MK: float32, what the kept patches add to the outputs, if the aggregator can tell.
+        telemetry: Where the time went. It is not stored with the result.
+        bad_tiles: Names of tiles that were unreadable and white.
+        task_queries: ``{task: the query that it reads}``; empty if unknown.
+        query_names: The name of each query, if the aggregator names them; otherwise empty.
+        coarse: What a coarse scorer let through, if there was one.
+        spread: The standard deviation of each probability over several models; empty for one.
+
+    Raises:
+        ValueError: The parts do not fit together.
     """
 
     slide_path: str
@@ -132,7 +149,17 @@ class SlideResult:
         telemetry: SlideTelemetry | None = None,
         bad_tiles: Iterable[str] = (),
     ) -> Self:
-        """What one pass over a slide found, with ``tasks`` as the network has them."""
+        """The result of one pass over a slide.
+
+        Args:
+            reading: What the pass found.
+            coords: Where its patches lie.
+            tasks: The tasks, as the network has them.
+            slide_path: The slide, as it was given.
+            checkpoint: SHA-256 of the weights.
+            telemetry: Where the time went.
+            bad_tiles: Names of tiles that were unreadable and white.
+        """
         rows, names = _rows(reading, tasks)
         return cls(
             slide_path=slide_path,
@@ -176,9 +203,14 @@ class SlideResult:
             raise ValueError("a patch is kept twice, so what it contributes is not known")
 
     def contribution(self, task: str, name: str) -> NDArray[np.float32]:
-        """(N,) float32, logits: what each patch adds to this output; 0 for patches that were not kept.
+        """What each patch adds to an output, (N,) float32 in logits; 0 for patches that were not kept.
 
-        Raises ``KeyError`` for an output that the model does not have, and where the head does not tell.
+        Args:
+            task: Name of the task.
+            name: Name of the class.
+
+        Raises:
+            KeyError: The model has no such output, or its aggregator cannot tell.
         """
         if self.kept_contributions_MK is None:
             raise KeyError("this model's head does not tell what a patch contributes")
@@ -192,44 +224,14 @@ class SlideResult:
         return contribution_N
 
 
-def _rows(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """{task: its row of the stored maps}, and the rows' names where they have any.
-
-    A selector that ranks by one score for all classes stores one row, whatever the aggregator reads afterwards.
-    """
-    rows = reading.bag.task_rows
-    if rows is None:
-        return task_queries(tasks), ()
-    stored = reading.store.logits().shape[2]
-    if stored != reading.bag.attention_BHTM.shape[2]:
-        return dict.fromkeys(rows, 0), ()
-    return dict(rows), reading.bag.row_names
-
-
-def named_probabilities(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
-    """What the network says of a slide, by task and class."""
-    return {
-        task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))
-        for task in tasks
-    }
-
-
-def contributions(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> NDArray[np.float32] | None:
-    """(M, K) of the kept patches as :class:`SlideResult` has them; None where the head does not tell."""
-    told = reading.bag.contributions
-    if told is None:
-        return None
-    columns = []
-    for task in tasks:
-        share_MC = told[task.name].float().cpu().numpy()
-        if task.activation == "softmax":  # which is the same whatever is added to all of its logits
-            share_MC = share_MC - share_MC.mean(axis=1, keepdims=True)
-        columns.append(share_MC)
-    return np.concatenate(columns, axis=1)
-
-
 def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -> None:
-    """Write one slide's HDF5, whole or not at all; with the kept patches' ``embeddings``, where it has them."""
+    """Write the HDF5 file of a slide, completely or not at all.
+
+    Args:
+        path: The file to write.
+        result: The result.
+        embeddings: Also store the embeddings of the kept patches, if they are known.
+    """
     with whole_hdf5(path) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
         about: dict[str, Any] = {
@@ -259,7 +261,11 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
 
 
 def read_result(path: Path) -> SlideResult:
-    """Read what :func:`write_result` wrote. Raises :class:`ResultsError` for anything else."""
+    """Read what :func:`write_result` wrote.
+
+    Raises:
+        ResultsError: The file is missing, damaged, or something else.
+    """
     if not path.is_file():
         raise ResultsError(path, "does not exist", "name a file that wsi-ips predict wrote")
     try:
@@ -320,7 +326,7 @@ def _check_version(file: Any, path: Path) -> None:
 
 
 def _check_dataset(file: Any, name: str, path: Path) -> None:
-    """Refuse what would reach into other files, or claims more memory than a slide can need."""
+    """Refuse a dataset that reaches into other files, or claims more memory than a slide can need."""
     if name not in file:
         raise ResultsError(path, f"has no dataset {name}", PREDICT_AGAIN)
     dataset = plain_dataset(file, name, path, error=ResultsError, fix=PREDICT_AGAIN)
@@ -342,3 +348,41 @@ def _task_queries(value: Any) -> dict[str, int]:
     if not isinstance(value, dict) or not all(type(query) is int for query in value.values()):
         raise ValueError("task_queries are not {task: query}")
     return value
+
+
+def _rows(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """``{task: its row of the stored maps}``, and the names of the rows if they have any.
+
+    A selector that ranks by one score for all classes stores one row, whatever the aggregator reads afterwards.
+    """
+    rows = reading.bag.task_rows
+    if rows is None:
+        return task_queries(tasks), ()
+    stored = reading.store.logits().shape[2]
+    if stored != reading.bag.attention_BHTM.shape[2]:
+        return dict.fromkeys(rows, 0), ()
+    return dict(rows), reading.bag.row_names
+
+
+def named_probabilities(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
+    """What the network says of a slide, ``{task: {class: probability}}``."""
+    return {
+        task.name: dict(zip(task.classes, reading.bag.probabilities[task.name][0].tolist(), strict=True))
+        for task in tasks
+    }
+
+
+def contributions(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> NDArray[np.float32] | None:
+    """The contributions (M, K) of the kept patches, as :class:`SlideResult` has them. None if the aggregator
+    cannot tell.
+    """
+    told = reading.bag.contributions
+    if told is None:
+        return None
+    columns = []
+    for task in tasks:
+        share_MC = told[task.name].float().cpu().numpy()
+        if task.activation == "softmax":  # a softmax does not change if all of its logits are shifted
+            share_MC = share_MC - share_MC.mean(axis=1, keepdims=True)
+        columns.append(share_MC)
+    return np.concatenate(columns, axis=1)

@@ -1,10 +1,10 @@
-"""Where a run folder says that a slide is, and whether that may be opened.
+"""The folder of a prediction run: where its files are, whose run it is, and who writes into it now.
 
-A run folder may come from somebody else. What it names on this machine is read, as far as the user may read it; a
-URL is not opened unless the user allows it: the request alone would tell its host who looks at the run, and
-from where, and it could be sent to any service inside the user's network.
-
-The folder of a prediction run: where things lie, whose run it is, and who writes into it now.
+:class:`RunFolder` names the files, :func:`claimed` holds the folder for a run. :func:`stored_location` says
+whether a slide that the folder names may be opened. A run folder may come from somebody else. What it names on
+this machine is read, as far as the user may read it. A URL is not opened unless the user allows it: the request
+alone would tell its host who looks at the run, and from where, and it could be sent to any service inside the
+network of the user.
 """
 
 import json
@@ -23,59 +23,52 @@ from wsi_ips.storage.held_folder import describe, difference, held, read_descrip
 from wsi_ips.storage.location import Location, Url, locate
 
 
-def stored_location(text: str, *, open_urls: bool) -> Location:
-    """``text``, as ``predict`` stored it, as a path or, with ``open_urls``, as a URL.
-
-    Raises :class:`ResultsError` for a URL otherwise.
-    """
-    location = locate(text)
-    if isinstance(location, Url) and not open_urls:
-        raise ResultsError(
-            location,
-            "is a URL that the run folder names, and those are not opened unasked",
-            "give --open-urls if you trust the run, or name the slides with --slides",
-        )
-    return location
-
-
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where a prediction run keeps what it writes."""
+    """Where a prediction run keeps its files."""
 
     root: Path
 
     @property
     def predictions(self) -> Path:
+        """The table of what the network says of each slide."""
         return self.root / "predictions.csv"
 
     @property
     def cases(self) -> Path:
+        """The table of what the network says of each patient."""
         return self.root / "cases.csv"
 
     @property
     def slides(self) -> Path:
+        """The table of how each slide went."""
         return self.root / "slides.csv"
 
     @property
     def description(self) -> Path:
+        """The file that says what is run."""
         return self.root / "run.json"
 
     def attention(self, slide_id: str) -> Path:
+        """The HDF5 file with the result of a slide."""
         return self.root / "attention" / f"{slide_id}.h5"
 
     def overlay(self, slide_id: str) -> Path:
+        """The picture of the attention over a slide."""
         return self.root / "overlays" / f"{slide_id}.png"
 
     def is_of(self, start: str) -> bool:
-        """Whether the folder is (still) this start's. A worker elsewhere may outlive the run that sent it a slide,
-        and the lock is held by others then."""
+        """Whether the folder still belongs to the start with this id.
+
+        A worker elsewhere may outlive the run that sent it a slide, and others may hold the lock by then.
+        """
         try:
             return read_description(self.description).get("start") == start
         except (OSError, ValueError):
             return False
 
     def forget(self, slide_id: str) -> None:
-        """Remove what an earlier run left of this slide: no old picture beside a new failure."""
+        """Remove what an earlier run left of this slide, so that no old picture lies beside a new failure."""
         for path in (self.attention(slide_id), self.overlay(slide_id)):
             path.unlink(missing_ok=True)
 
@@ -91,15 +84,25 @@ def claimed(
     numerics: Mapping[str, bool] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """Hold the folder for the time of the ``with`` block, with a ``run.json`` that says what is run. numerics: how
-    the device calculates (:func:`wsi_ips.streaming.device.numerics`). more: what else ``run.json`` says, none of
-    which makes the run another one.
+    """Hold the folder within the ``with`` block, with a ``run.json`` that says what is run.
 
-    Gives this start's id: see :meth:`RunFolder.is_of`.
+    A run of the same checkpoint and settings that is there already is continued.
 
-    A run of the same checkpoint and settings that was there before is gone on with. Raises
-    :class:`ConfigError` where there was another one (``force`` removes what it wrote), :class:`ResultsError`
-    while another process holds the folder; a process that died holds nothing.
+    Args:
+        run: The folder.
+        config: The settings of the run.
+        checkpoint: The checkpoint, for people.
+        sha256: What results name the model by.
+        force: If the folder holds another run, remove what it wrote.
+        numerics: How the device calculates (:func:`wsi_ips.streaming.device.numerics`).
+        more: What else ``run.json`` says. It does not make the run another one.
+
+    Yields:
+        The id of this start, see :meth:`RunFolder.is_of`.
+
+    Raises:
+        ConfigError: The folder holds another run.
+        ResultsError: Another process holds the folder. A process that died holds nothing.
     """
     below = (run.root / "attention", run.root / "overlays")
     tables = (run.predictions, run.slides, run.cases, run.description)
@@ -111,8 +114,8 @@ def claimed(
         )
         if different and not force:
             raise ConfigError(
-                f"{run.root} holds a run with other settings ({different}); write elsewhere, or give --force "
-                "to replace it"
+                f"{run.root} holds a run with other settings ({different}); write to another folder, or give "
+                "--force to replace it"
             )
         if different:
             _clear(run)
@@ -126,7 +129,7 @@ def claimed(
             numerics=numerics,
             more=more,
         )
-        run.cases.unlink(missing_ok=True)  # of an earlier start: it would lie beside newer predictions
+        run.cases.unlink(missing_ok=True)  # that of an earlier start would lie beside newer predictions
         yield start
 
 
@@ -140,7 +143,10 @@ def describe_run(
     numerics: Mapping[str, bool] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``run.json``: what is run, with which checkpoint and versions, where and since when."""
+    """Write ``run.json``: what is run, with which checkpoint and versions, where and since when.
+
+    Arguments are those of :func:`claimed`; ``start`` is the id of this start.
+    """
     its_checkpoint = {"path": str(checkpoint), "sha256": sha256}
     describe(
         run.description,
@@ -154,10 +160,11 @@ def describe_run(
 
 
 def _deciding(config: Mapping[str, Any], sha256: str) -> dict[str, Any]:
-    """What makes a run another run, beside its slides: they may be more, or elsewhere, or on another device.
+    """What makes a run another run, beside its slides: there may be more of them, or elsewhere, or on another
+    device.
 
-    What decides a single slide's result (a table's resolution of it, its coordinates) is stored with the result
-    and compared there, by content: :class:`wsi_ips.inference.made_from.MadeFrom`.
+    What decides the result of a single slide (its resolution from a table, its coordinates) is stored with the
+    result and compared there, by content: :class:`wsi_ips.inference.made_from.MadeFrom`.
     """
     return {
         "checkpoint": sha256[:12],
@@ -175,6 +182,22 @@ def _clear(run: RunFolder) -> None:
     run.cases.unlink(missing_ok=True)
     for path in [*run.root.glob("attention/*.h5"), *run.root.glob("overlays/*.png")]:
         path.unlink()
+
+
+def stored_location(text: str, *, open_urls: bool) -> Location:
+    """The slide that ``predict`` stored as ``text``, as a path or, with ``open_urls``, as a URL.
+
+    Raises:
+        ResultsError: It is a URL, and ``open_urls`` is False.
+    """
+    location = locate(text)
+    if isinstance(location, Url) and not open_urls:
+        raise ResultsError(
+            location,
+            "is a URL that the run folder names, and those are not opened unasked",
+            "give --open-urls if you trust the run, or name the slides with --slides",
+        )
+    return location
 
 
 LARGEST_DESCRIPTION = 2**24

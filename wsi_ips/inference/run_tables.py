@@ -1,4 +1,4 @@
-"""The two tables of a run, kept up to date while slides are begun and done."""
+"""The two tables of a run, kept up to date while slides are begun and done: :class:`RunTables`."""
 
 import logging
 import math
@@ -18,15 +18,18 @@ from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_tab
 logger = logging.getLogger(__name__)
 
 MANY = 500
+"""Number of slides above which the tables are not written after every change."""
 AT_MOST_EVERY_S = 1.0
+"""Seconds between two writes then."""
 
 
 class RunTables:
-    """``predictions.csv`` and ``slides.csv``, written whole after every change (of more than 500 slides, once a
-    second), so that a killed run leaves both.
+    """``predictions.csv`` and ``slides.csv``, written completely after every change, so that a killed run leaves
+    both.
 
-    A table that cannot be written now (a full disk) is tried again with the next change: a slide that was
-    labelled is not lost for it. Only :meth:`close` insists.
+    With more than 500 slides they are written once a second. A table that cannot be written now (a full disk) is
+    tried again with the next change, because a slide that was labelled must not be lost for it. Only
+    :meth:`close` raises the error.
     """
 
     def __init__(
@@ -38,8 +41,16 @@ class RunTables:
         spread: bool = False,
         calibration: Calibration | None = None,
     ) -> None:
-        """spread: whether several models label each slide. calibration: what is made of their answers before
-        they are written; stored results stay the network's own."""
+        """Read what an earlier start of the run noted.
+
+        Args:
+            run: The folder.
+            jobs: The slides.
+            tasks: The tasks.
+            spread: Whether several models label each slide.
+            calibration: What is done to the probabilities before they are written. Stored results stay those of
+                the network.
+        """
         self._run = run
         self._calibration = calibration
         self._doubt = Doubt(spread, frozenset(calibration.tasks if calibration else ()))
@@ -69,7 +80,7 @@ class RunTables:
 
     @property
     def rows(self) -> list[PredictionRow]:
-        """Of the slides that are done, in the order of the jobs, as they are written."""
+        """The rows of the slides that are done, as they are written, in the order of the jobs."""
         return [self._predictions[slide_id] for slide_id in self._slides if slide_id in self._predictions]
 
     @property
@@ -79,19 +90,19 @@ class RunTables:
 
     @property
     def measured(self) -> Sequence[SlideTelemetry]:
-        """Of the slides that were labelled now."""
+        """The telemetry of the slides that were labelled by this start."""
         return self._measured
 
     @property
     def recorded(self) -> Sequence[SlideTelemetry]:
-        """Of the slides that are labelled, by this start or an earlier one."""
+        """The telemetry of the slides that were labelled by this start or an earlier one."""
         rows = self._slides.values()
         return [row.telemetry for row in rows if row.status == "ok" and row.telemetry.seconds]
 
     def begun(self, slide_id: str, *, worker: str = "") -> None:
-        """Someone begins with a slide: another attempt."""
+        """Note that a slide is begun, which counts as another attempt. ``worker`` says who does it."""
         row = self._slides[slide_id]
-        if slide_id in self._predictions:  # told of late
+        if slide_id in self._predictions:  # the news came late
             self._slides[slide_id] = replace(row, attempts=row.attempts + 1, worker=worker)
             return
         self._slides[slide_id] = replace(
@@ -107,8 +118,15 @@ class RunTables:
         redraw: bool = True,
         in_hand: SlidesInHand | None = None,
     ) -> list[SlideJob]:
-        """Note the slides that an earlier start of the run has done; give those that are left, without ``redraw``
-        (and of slides that ``in_hand`` suspects) also those whose overlay alone is missing."""
+        """Note the slides that an earlier start of the run has done, and return the jobs that are left.
+
+        Args:
+            jobs: The slides.
+            recorder: Finds stored results.
+            redraw: Draw a missing overlay here. Otherwise, and for slides that ``in_hand`` suspects, a slide
+                without its overlay is left.
+            in_hand: Is told of a slide that is opened for its overlay.
+        """
         left = []
         for job in jobs:
             suspected = in_hand is not None and in_hand.suspected(job.slide_id)
@@ -128,7 +146,7 @@ class RunTables:
         return left
 
     def add(self, done: Done) -> None:
-        """A slide is labelled, or it failed."""
+        """Note that a slide is labelled, or that it failed."""
         self._note(done)
         self._write()
 
@@ -145,20 +163,20 @@ class RunTables:
         self._predictions[slide_id] = done.row if calibration is None else done.row.calibrated(calibration)
 
     def give_up(self) -> None:
-        """The run ends early: what was begun and not done waits for the next start."""
+        """Note that the run ends early: what was begun and not done waits for the next start."""
         for slide_id, row in self._slides.items():
             if row.status == "running":
                 self._slides[slide_id] = replace(row, status="waiting")
-        self._written = -math.inf  # now, however many slides there are
+        self._written = -math.inf  # write now, however many slides there are
         self._write()
 
     def close(self) -> None:
-        """Write both once more. Raises :class:`OSError` where that cannot be."""
+        """Write both tables once more. Raises ``OSError`` if that fails."""
         write_predictions(self._run.predictions, self.rows, tasks=self._tasks, doubt=self._doubt)
         write_slide_table(self._run.slides, list(self._slides.values()))
 
     def _write(self) -> None:
-        # Thousands of lines take a while to write: not for each of thousands of slides, twice.
+        # Thousands of lines take a while to write, too long to do it after each of thousands of slides.
         if len(self._slides) > MANY and time.monotonic() - self._written < AT_MOST_EVERY_S:
             return
         self._written = time.monotonic()
@@ -169,7 +187,7 @@ class RunTables:
 
 
 def _earlier(run: RunFolder) -> dict[str, SlideRow]:
-    """What an earlier start of the run noted."""
+    """What an earlier start of the run noted, by slide."""
     if not run.slides.is_file():
         return {}
     try:

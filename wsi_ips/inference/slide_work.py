@@ -1,4 +1,7 @@
-"""What is done to one slide of a run, in whatever process: label it, write its attention, draw it."""
+"""What is done to one slide of a run, in whatever process: label it, store its result, draw it.
+
+:class:`SlideWork` labels slides, :class:`SlideRecorder` writes what becomes of them.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,14 +26,21 @@ from wsi_ips.units import Mpp
 logger = logging.getLogger(__name__)
 
 SHOWN_BAD_TILES = 3
+"""How many unreadable tiles a message names."""
 
 Draw = Callable[[SlideResult, Path], None]
-"""Draws a slide's overlay."""
+"""A function that draws the overlay of a result into a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlideJob:
-    """One slide to predict; ``mpp`` is used instead of the file's own resolution."""
+    """One slide to predict.
+
+    Attributes:
+        slide_id: Its name.
+        path: The slide.
+        mpp: µm per pixel, used instead of the resolution that the file states.
+    """
 
     slide_id: str
     path: Location
@@ -39,8 +49,14 @@ class SlideJob:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What became of a slide. telemetry: None of one that was done by an earlier run, or failed. error: of one
-    that failed, to be raised where that ends the run. note: as in ``slides.csv``."""
+    """What became of a slide.
+
+    Attributes:
+        row: Its row of ``predictions.csv``.
+        telemetry: Where the time went. None if an earlier run did it, or it failed.
+        error: The error of a slide that failed, to be raised if that ends the run.
+        note: Its note in ``slides.csv``.
+    """
 
     row: PredictionRow
     telemetry: SlideTelemetry | None = None
@@ -49,7 +65,7 @@ class Done:
 
 
 class SlideRecorder:
-    """Writes what becomes of a run's slides, and finds what an earlier start wrote. Knows no network."""
+    """Writes what becomes of the slides of a run, and finds what an earlier start wrote. It needs no network."""
 
     def __init__(
         self,
@@ -62,9 +78,17 @@ class SlideRecorder:
         streaming: StreamingConfig | None = None,
         find_patches: FindPatches | None = None,
     ) -> None:
-        """``checkpoint``: its SHA-256. ``streaming``: how slides are read. ``draw`` draws the overlays;
-        ``embeddings`` of the kept patches are stored with the attention. ``start``: of the run; nothing is
-        touched once the folder is another's. ``find_patches``: see :class:`Predictor`."""
+        """Prepare to write.
+
+        Args:
+            run: The folder.
+            checkpoint: SHA-256 of the model.
+            draw: Draws overlays, if given.
+            embeddings: Also store the embeddings of the kept patches.
+            start: Id of the start of the run. Nothing is touched once the folder belongs to another start.
+            streaming: How slides are read.
+            find_patches: How patches are found, see :class:`Predictor`.
+        """
         self._run = run
         self._checkpoint = checkpoint
         self._draw = draw
@@ -74,10 +98,16 @@ class SlideRecorder:
         self._find_patches = find_patches
 
     def write(self, job: SlideJob, result: SlideResult) -> Done:
-        """Store a new result, and draw it. Where the overlay cannot be drawn the label stands, and the row says
-        why. Raises :class:`ResultsError` where the folder is another run's by now."""
+        """Store a new result, and draw it. If the overlay cannot be drawn, the label stands and the row says
+        why.
+
+        Raises:
+            ResultsError: The folder belongs to another run by now.
+        """
         if not self._still_ours():
-            raise ResultsError(self._run.root, "is another run's by now", "what this worker found is dropped")
+            raise ResultsError(
+                self._run.root, "belongs to another run by now", "the result of this worker is dropped"
+            )
         result = replace(result, made_from=self._made_from(job))
         write_result(self._run.attention(job.slide_id), result, embeddings=self._embeddings)
         return Done(
@@ -85,7 +115,7 @@ class SlideRecorder:
         )
 
     def failed(self, job: SlideJob, error: Exception) -> Done:
-        """The slide's failure; what an earlier run left of it goes."""
+        """Note the failure of a slide. What an earlier run left of it is removed."""
         if self._still_ours():
             self._run.forget(job.slide_id)
         why = reason(job, error)
@@ -93,8 +123,11 @@ class SlideRecorder:
         return Done(PredictionRow.failed(job.slide_id, why), error=known)
 
     def found(self, job: SlideJob, *, redraw: bool = True) -> Done | None:
-        """What an earlier start with the same checkpoint found of the same slide and patches; None where the slide
-        has to be done. Where its overlay is missing, that is drawn, or without ``redraw`` counts as not done."""
+        """What an earlier start with the same checkpoint found of the same slide and patches. None if it has to
+        be done.
+
+        If only the overlay is missing, it is drawn; without ``redraw`` the slide counts as not done.
+        """
         if not redraw and self._draw is not None and not self._run.overlay(job.slide_id).exists():
             return None
         result = self._stored(job)
@@ -103,13 +136,14 @@ class SlideRecorder:
         return Done(self._row(job, result, redraw=False), note=upsampling_note(result.coords))
 
     def lacks_picture(self, job: SlideJob) -> bool:
-        """Whether a result is stored, but not its overlay: :meth:`found` may open the slide to draw it."""
+        """Whether a result is stored but not its overlay, so that :meth:`found` may open the slide to draw it."""
         wanted = self._draw is not None and not self._run.overlay(job.slide_id).exists()
         return wanted and self._run.attention(job.slide_id).exists()
 
     def died(self, job: SlideJob, error: ProcessDied) -> Done:
-        """A slide that killed the process which read it has failed; where it is labelled already, only its overlay
-        has."""
+        """Note that a slide killed the process that read it. If it is labelled already, only its overlay has
+        failed.
+        """
         result = self._stored(job)
         if result is None:
             return self.failed(job, error)
@@ -117,7 +151,7 @@ class SlideRecorder:
         return Done(PredictionRow.done(result, error=complaint), note=upsampling_note(result.coords))
 
     def _stored(self, job: SlideJob) -> SlideResult | None:
-        """The result of the same slide and patches by the same checkpoint, where it is stored."""
+        """The stored result of the same slide and patches by the same checkpoint, if there is one."""
         path = self._run.attention(job.slide_id)
         if not self._checkpoint or not path.exists():
             return None
@@ -136,11 +170,11 @@ class SlideRecorder:
         return result
 
     def _outdated(self, job: SlideJob, result: SlideResult) -> str:
-        """Why a stored result has to be made again, in words; empty where it has not."""
+        """Why a stored result has to be made again, as a text. Empty if it has not."""
         if result.made_from is None:
             return "it does not say what it was made from"
         now = self._made_from(job)
-        # Coordinates that are gone by now are no reason: there is nothing to make the result anew from.
+        # Coordinates that have disappeared are no reason, because nothing is left to make the result from.
         return "" if now is None else result.made_from.difference(now, bad_tiles=bool(result.bad_tiles))
 
     def _made_from(self, job: SlideJob) -> MadeFrom | None:
@@ -174,7 +208,12 @@ class SlideRecorder:
 
 @dataclass(frozen=True, slots=True)
 class SlideWork:
-    """A network, or several, and where the results go. An error is the slide's, never the run's."""
+    """Labels slides with a network, or several. An error is that of the slide, never that of the run.
+
+    Attributes:
+        predictor: The network, or several.
+        recorder: Where results go.
+    """
 
     predictor: Predictor | EnsemblePredictor
     recorder: SlideRecorder
@@ -186,7 +225,13 @@ class SlideWork:
         *,
         progress: Progress = silent,
     ) -> Done:
-        """Label a slide, already ``prepared`` or not, and write what is known of it."""
+        """Label a slide, and write what is known of it.
+
+        Args:
+            job: The slide.
+            prepared: Gives the slide if it is prepared already, or raises why it is not.
+            progress: Shows how far it is.
+        """
         try:
             slide = self.prepare(job) if prepared is None else prepared()
             return self.recorder.write(job, self.predictor.read(slide, progress=progress))
@@ -194,16 +239,16 @@ class SlideWork:
             return self.recorder.failed(job, error)
 
     def prepare(self, job: SlideJob) -> PreparedSlide:
-        """Open the slide and find its patches. Raises as :meth:`Predictor.prepare`."""
+        """Open the slide and find its patches. Raises the error of the slide, see :meth:`Predictor.prepare`."""
         return self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp)
 
 
 def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
-    """What is said of a slide some of whose tiles could not be read."""
+    """What is said of a slide with tiles that could not be read."""
     shown = ", ".join(bad_tiles[:SHOWN_BAD_TILES]) + (", …" if len(bad_tiles) > SHOWN_BAD_TILES else "")
     return f"{slide_id}: {len(bad_tiles)} tiles unreadable, read as white: {shown}"
 
 
 def reason(job: SlideJob, error: Exception) -> str:
-    """The error in words; what was not raised on purpose goes to the log with its trace."""
+    """The error as a text. An error that was not raised on purpose is logged with its traceback."""
     return failure_in_words(job.slide_id, error)

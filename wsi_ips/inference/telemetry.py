@@ -1,6 +1,8 @@
-"""Where a slide's time went, and which stage to mend first.
+"""Where the time of a slide went (:class:`SlideTelemetry`), and ``slides.csv``, the table of how each slide
+went.
 
-``slides.csv``: how every slide of a run went. Times, attempts and where: what differs from run to run.
+:func:`write_slide_table` and :func:`read_slide_table` are the table. It has times, attempts and workers: all
+that differs from run to run.
 """
 
 import csv
@@ -21,19 +23,33 @@ if TYPE_CHECKING:
 
 
 IN_THREADS = ("read_s", "decode_s", "assemble_s", "resample_s")
-"""Stages that several threads do beside the encoder: their seconds are those of all threads together."""
+"""Stages that several threads do beside the encoder. Their seconds are those of all threads together."""
 HIGHEST = ("threads", "peak_rss_mb", "peak_vram_mb")
+"""Numbers whose total over slides is the highest."""
 IN_TURN = ("copy_s", "encode_s", "select_s")
+"""Stages that are done one after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTelemetry:
-    """patches: read closely; patches_saved: of the tissue, not read closely, because a look from afar did not let
-    them through; recall: the share of a full pass's attention that it lets through, as measured on validation
-    slides, NaN where it was not. seconds: the whole slide. open_s: opening and finding tissue. read_s …
-    copy_s, waited_s: see :class:`StreamTelemetry`. encode_s, select_s: on CUDA, as copy_s, by the card's own
-    clock. cache_hits: share of tile uses that found the tile decoded. peak_rss_mb: of the process so far;
-    peak_vram_mb: of PyTorch on the slide's own card, 0 without CUDA."""
+    """Where the time of a slide went. Times are in seconds.
+
+    Attributes:
+        threads: Threads that read the slide.
+        patches: Patches that were read in full resolution.
+        patches_saved: Patches of the tissue that a coarse scorer did not let through.
+        recall: The share of a full pass's attention that the coarse scorer lets through, as measured on
+            validation slides. NaN if it was not measured.
+        seconds: The whole slide.
+        open_s: Opening it and finding tissue.
+        read_s, decode_s, assemble_s, resample_s, copy_s, waited_s: See :class:`StreamTelemetry`.
+        encode_s, select_s: The encoder, and the rest of the pass. On CUDA these, and copy_s, are times of the
+            device.
+        tiles_decoded: How many tiles were decoded.
+        tile_uses: How often a tile was needed.
+        peak_rss_mb: Highest memory of the process so far, in MB.
+        peak_vram_mb: Highest memory of PyTorch on the device of the slide, in MB; 0 without CUDA.
+    """
 
     threads: int = 1
     patches: int = 0
@@ -66,7 +82,17 @@ class SlideTelemetry:
         select_s: float,
         device: "torch.device | None" = None,
     ) -> Self:
-        """What one pass over a slide, or a part of it, took. device: where the network is; none: on the CPU."""
+        """The telemetry of one pass over a slide, or over a part of it.
+
+        Args:
+            stream: What the stream counted.
+            threads: Threads that read the slide.
+            seconds: The whole slide.
+            open_s: Opening it and finding tissue.
+            encode_s: The encoder.
+            select_s: The rest of the pass.
+            device: Where the network is. None: on the CPU.
+        """
         return cls(
             threads=threads,
             patches=stream.patches,
@@ -83,7 +109,11 @@ class SlideTelemetry:
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """What :meth:`to_json` gave, unknown names left out. Raises ``ValueError`` for anything else."""
+        """The telemetry that :meth:`to_json` wrote. Unknown names are ignored.
+
+        Raises:
+            ValueError: It is not names and numbers, or a number is negative or infinite.
+        """
         if not isinstance(value, dict) or not all(
             isinstance(number, int | float) and not (number < 0 or math.isinf(number))
             for number in value.values()
@@ -93,12 +123,12 @@ class SlideTelemetry:
         return cls(**{name: number for name, number in value.items() if name in known})
 
     def to_json(self) -> dict[str, float]:
-        """{name: number}."""
+        """The telemetry as ``{name: number}``."""
         return asdict(self)
 
     @classmethod
     def total(cls, slides: Iterable[Self]) -> Self:
-        """Sums over slides; the highest peak, the lowest recall."""
+        """The total over slides: sums, but of peaks and threads the highest, and of recall the lowest."""
         together: dict[str, float] = {}
         for slide in slides:
             for name, number in slide.to_json().items():
@@ -111,23 +141,23 @@ class SlideTelemetry:
 
     @property
     def waited(self) -> float:
-        """Share of the pass in which the encoder waited for patches."""
+        """The share of the pass in which the encoder waited for patches."""
         passed = self.waited_s + self.copy_s + self.encode_s + self.select_s
         return self.waited_s / passed if passed else 0.0
 
     @property
     def cache_hits(self) -> float:
-        """Share of tile uses that found the tile decoded."""
+        """The share of tile uses that found the tile already decoded."""
         return 1 - self.tiles_decoded / self.tile_uses if self.tile_uses else 0.0
 
     def wall_ms(self) -> Mapping[str, float]:
-        """Milliseconds of the clock that each stage needs for 1,000 patches, were it alone."""
+        """Milliseconds that each stage would need for 1,000 patches if it were alone."""
         per = 1e6 / max(1, self.patches)
         shared = {name: getattr(self, name) / self.threads * per for name in IN_THREADS}
         return {**shared, **{name: getattr(self, name) * per for name in IN_TURN}}
 
     def table(self) -> list[str]:
-        """Lines to print; the last names the slowest stage."""
+        """Lines to print. The last one names the slowest stage."""
         wall_ms = self.wall_ms()
         slowest = max(wall_ms, key=lambda name: wall_ms[name])
         lines = ["stage      ms per 1,000 patches"]
@@ -147,7 +177,7 @@ class SlideTelemetry:
 def _peak_vram_mb(device: "torch.device | None") -> float:
     if device is None or device.type != "cuda":
         return 0.0
-    # Whoever used a GPU has torch loaded, and this module is read by many who need none.
+    # Imported here because many import this module without needing torch.
     import torch
 
     return torch.cuda.max_memory_allocated(device) / 2**20
@@ -159,17 +189,30 @@ def _peak_rss_mb() -> float:
 
 
 Status = Literal["waiting", "running", "ok", "failed"]
+"""How far a slide is."""
 STATUSES: tuple[Status, ...] = ("waiting", "running", "ok", "failed")
+"""All values of :data:`Status`."""
 
 MEASURED = tuple(measure.name for measure in fields(SlideTelemetry) if measure.name != "seconds")
+"""Columns of the telemetry."""
 COLUMNS = ("slide_id", "path", "status", "attempts", "seconds", "worker", "error", "note", *MEASURED)
+"""Columns of ``slides.csv``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideRow:
-    """path: as it was read. attempts: how often the slide was begun, over all starts of the run; a slide that
-    ``running`` was left at by a dead run has been begun and not finished. worker: who had it last. error: as in
-    ``predictions.csv``. note: what a reader of the result has to know, such as patches that were enlarged."""
+    """One slide of ``slides.csv``.
+
+    Attributes:
+        slide_id: Its name.
+        path: The slide, as it was read.
+        status: How far it is. A slide that a dead run left as ``running`` was begun and not finished.
+        attempts: How often it was begun, over all starts of the run.
+        worker: The worker that had it last.
+        error: As in ``predictions.csv``.
+        note: What a reader of the result has to know, such as that patches were enlarged.
+        telemetry: Where the time went.
+    """
 
     slide_id: str
     path: str
@@ -182,20 +225,24 @@ class SlideRow:
 
 
 def write_slide_table(path: Path, rows: Sequence[SlideRow]) -> None:
-    """Write the table whole; a number that was not measured is an empty cell."""
+    """Write the table, completely or not at all. A number that was not measured is an empty cell."""
     with whole_table(path) as writer:
         writer.writerow(COLUMNS)
         writer.writerows(_cells(row) for row in rows)
 
 
 def read_slide_table(path: Path) -> dict[str, SlideRow]:
-    """{slide_id: row} of what :func:`write_slide_table` wrote. Raises :class:`ResultsError`."""
+    """Read what :func:`write_slide_table` wrote, as ``{slide_id: row}``.
+
+    Raises:
+        ResultsError: The file cannot be read.
+    """
     check_table_size(path, ResultsError)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return {row["slide_id"]: _row(row) for row in csv.DictReader(file, strict=True)}
     except (csv.Error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ResultsError(path, f"is no table of slides ({one_line(error)})", "remove it") from None
+        raise ResultsError(path, f"is not a table of slides ({one_line(error)})", "remove it") from None
 
 
 def _cells(row: SlideRow) -> list[str]:

@@ -1,4 +1,7 @@
-"""What runs in a worker process: the network, loaded once, and the slides and parts of slides it is given."""
+"""What runs in a worker process: the network, loaded once, and the slides and parts of slides that it is given.
+
+:class:`SlideWorker` carries out the orders; :class:`WorkerSetup` is all that it has to know.
+"""
 
 import platform
 import threading
@@ -26,24 +29,26 @@ SAME = ("wsi_ips", "torch")
 """Packages whose versions decide what a network says."""
 
 
-def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str], *, where: str) -> None:
-    """Raises :class:`ClusterError` for a worker that would give other results."""
-    for name in SAME:
-        if theirs[name] != ours[name]:
-            raise ClusterError(
-                f"worker {where} has {name} {theirs[name]}, here is {ours[name]}; install the same there"
-            )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
-    """All that a worker has to know; it is sent there, so it is data. Paths are absolute, on a disk that all
-    workers share.
+    """All that a worker has to know. It is sent to the worker, so it is plain data.
 
-    models: the run's checkpoints. threads: CPU threads that compute and decode; None: as many as torch likes
-    compute, and ``streaming.threads`` decode. shard_patches: slides of more patches are scored in parts.
-    find_patches, deterministic: see :class:`Predictor`. start: see :class:`SlideRecorder`. versions: those that
-    the run began with, which a worker that comes later has to have too.
+    Paths are absolute, on a disk that all workers share.
+
+    Attributes:
+        models: The checkpoints of the run.
+        run: The folder of the run.
+        streaming: How slides are read.
+        device: Name of the device, or ``auto``.
+        threads: CPU threads that compute and decode. None: torch decides how many compute, and
+            ``streaming.threads`` decode.
+        shard_patches: Slides with more patches are scored in parts. None: none are.
+        draw: Draws overlays, if given.
+        embeddings: Also store the embeddings of the kept patches.
+        find_patches: How patches are found, see :class:`Predictor`.
+        start: Id of the start of the run, see :class:`SlideRecorder`.
+        deterministic: See :class:`Predictor`.
+        versions: The versions that the run began with. A worker that joins later has to have them too.
     """
 
     models: Checkpoints
@@ -60,6 +65,7 @@ class WorkerSetup:
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def recorder(self) -> SlideRecorder:
+        """What writes the results of the run."""
         return SlideRecorder(
             self.run,
             checkpoint=self.models.sha256,
@@ -71,16 +77,21 @@ class WorkerSetup:
         )
 
     def load(self, place: int) -> SlideWork:
-        """The network on this process's device. ``place``: its number among the workers of one machine.
+        """Load the network on the device of this process. ``place`` is its number among the workers of one
+        machine.
 
-        Raises :class:`CheckpointError` for a checkpoint that is not the one that was meant,
-        :class:`ResultsError` where the run's folder is not there, :class:`ClusterError` for other versions.
+        Raises:
+            CheckpointError: A checkpoint is missing, or has other content.
+            ResultsError: The folder of the run is missing.
+            ClusterError: The versions of the packages differ.
         """
         silence_libraries()
         check_versions(versions(), self.versions, where=platform.node())
         if not self.run.description.is_file():
             raise ResultsError(
-                self.run.root, "is not there for a worker", "write to a folder that all workers share"
+                self.run.root,
+                "does not exist where a worker runs",
+                "write to a folder that all workers share",
             )
         self.models.check()
         streaming = self.streaming
@@ -88,7 +99,7 @@ class WorkerSetup:
             torch.set_num_threads(self.threads)
             streaming = streaming.model_copy(update={"threads": self.threads})
         device = pick_device(self.device)
-        if str(device) == "cuda":  # none in particular
+        if str(device) == "cuda":  # no GPU in particular, so workers take turns
             device = torch.device("cuda", place % torch.cuda.device_count())
         predictor = load_predictor(
             self.models,
@@ -108,9 +119,17 @@ def load_predictor(
     find_patches: FindPatches | None = None,
     deterministic: bool = False,
 ) -> Predictor | EnsemblePredictor:
-    """The networks of these checkpoints on one device: one, or several whose mean is told.
+    """Load the networks of these checkpoints onto one device: one, or several whose mean is the result.
 
-    find_patches, deterministic: see :class:`Predictor`. Raises :class:`CheckpointError` for a file that is none.
+    Args:
+        models: The checkpoints.
+        streaming: How slides are read.
+        device: Where the networks run.
+        find_patches: How patches are found, see :class:`Predictor`.
+        deterministic: See :class:`Predictor`.
+
+    Raises:
+        CheckpointError: A file is not a checkpoint.
     """
 
     def member(file: CheckpointFile) -> Predictor:
@@ -131,15 +150,15 @@ def load_predictor(
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A slide that one worker should not take alone, and its parts."""
+    """A slide that is too large for one worker, and the parts that it is cut into."""
 
     parts: tuple[range, ...]
 
 
 class SlideWorker:
-    """One process's share of a run. Takes one order at a time, whatever threads the process has.
+    """What one process does in a run. It carries out one order at a time, however many threads the process has.
 
-    An error of a slide becomes its :class:`Done`; what is raised would befall every slide.
+    An error of a slide becomes its :class:`Done`; only what concerns every slide is raised.
     """
 
     def __init__(self, setup: WorkerSetup, place: int) -> None:
@@ -149,8 +168,10 @@ class SlideWorker:
         self._one_at_a_time = threading.Lock()
 
     def label(self, job: SlideJob) -> Done | Cut:
-        """Label a slide, or say how it is to be cut. One that was labelled already, here by a worker that died or
-        by an earlier start, gets its picture."""
+        """Label a slide, or say how it is to be cut.
+
+        If a worker that died, or an earlier start, has labelled it already, only its overlay is drawn.
+        """
         with self._one_at_a_time:
             work = self._loaded()
             if (done := work.recorder.found(job)) is not None:
@@ -169,11 +190,11 @@ class SlideWorker:
             return Cut(tuple(_one_net(work).parts(n_patches, most=most)))
 
     def score(self, job: SlideJob, part: range) -> ScoredPart | Done:
-        """Score a part of a slide; where that fails, the slide has failed."""
+        """Score a part of a slide. If that fails, the slide has failed."""
         return self._of_slide(job, lambda work: _one_net(work).score_part(work.prepare(job), part))
 
     def join(self, job: SlideJob, parts: Sequence[ScoredPart]) -> Done:
-        """Label a slide whose parts are scored."""
+        """Label a slide whose parts have been scored."""
         return self._of_slide(
             job, lambda work: work.recorder.write(job, _one_net(work).read_parts(work.prepare(job), parts))
         )
@@ -193,6 +214,19 @@ class SlideWorker:
 
 
 def _one_net(work: SlideWork) -> Predictor:
-    """Slides are cut for one network only; the job sees to it."""
+    """The predictor of one network. The job makes sure that slides are cut for one network only."""
     assert isinstance(work.predictor, Predictor)
     return work.predictor
+
+
+def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str], *, where: str) -> None:
+    """Compare the versions of a worker with ours. ``where`` names the worker.
+
+    Raises:
+        ClusterError: The worker would give other results.
+    """
+    for name in SAME:
+        if theirs[name] != ours[name]:
+            raise ClusterError(
+                f"worker {where} has {name} {theirs[name]}, here is {ours[name]}; install the same there"
+            )

@@ -1,23 +1,18 @@
-"""Attention of learned queries over patches, each patch scored by itself (Bergner et al. 2023, section 3.2).
+"""Attention of learned queries over patches, in which each patch is scored by itself.
 
-What the paper's block (:mod:`wsi_ips.models.attention`) and the direct one
-(:mod:`wsi_ips.models.attention`) have in common; they differ in what they read with it.
+:class:`CrossAttention` is the block of the paper (Bergner et al. 2023, section 3.2): cross-attention of learned
+queries, then an MLP. A value projection, a residual on the raw query, an MLP and two LayerNorms stand between
+the patches and the classifier. They dim the first gradients, and from many starts the attention never finds what
+decides the label.
 
-Shape suffixes: B bags, M patches of a bag, T queries, D width, H heads, K key width; n any number of patches.
+:class:`DirectAttention` has the same attention, but the mean of the patches under each head goes straight to the
+classifier, as in attention MIL (Ilse, Tomczak, Welling, ICML 2018). A logit is then a sum over patches, and the
+contribution of each patch to it is exact.
 
-Direct attention: each head's mean of the patches goes straight to the classifier.
+:class:`QueryAttention` is what both have in common.
 
-The paper's block (:mod:`wsi_ips.models.attention`) puts a value projection, a residual on the raw query, an
-MLP and two LayerNorms between the patches and the classifier. They dim the first gradients: from many starts the
-attention never finds what decides the label. Here nothing stands in between, as in attention MIL (Ilse, Tomczak,
-Welling, ICML 2018), so that a logit is a sum over patches and each patch's contribution to it is exact. Attention
-itself is the paper's: learned queries, scaled dot products, several heads, each patch scored by itself.
-
-Shape suffixes: B bags, M patches of a bag, T queries, D width, H heads, C classes.
-
-The cross-attention transformer: learned queries read the kept patches (Bergner et al. 2023, section 3.2).
-
-Shape suffixes: B bags, M patches of a bag, T queries, D width, H heads, V value width.
+Shape suffixes: B bags, M patches of a bag, n any number of patches, T queries, D width, H heads, K key width, V
+value width, E width of tokens.
 """
 
 import math
@@ -28,11 +23,18 @@ from torch import Tensor, nn
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator, pooled_contributions, zeroed
 from wsi_ips.models.heads import Heads
 
+LAYER_NORM_EPS = 1e-6
+"""Epsilon of the LayerNorms of :class:`CrossAttention`, as in the reference code."""
+
 
 class QueryAttention(Aggregator):
-    """Scaled dot products of learned queries with the patches' keys; neither projection has a bias.
+    """Scaled dot products of learned queries with the keys of patches. Neither projection has a bias.
 
-    dim: width D of the embeddings. queries: T. heads, key_dim: H and K.
+    Args:
+        dim: Width D of the embeddings.
+        queries: Number T of queries.
+        heads: Number H of heads.
+        key_dim: Width K of a key.
     """
 
     def __init__(self, dim: int, *, queries: int, heads: int, key_dim: int) -> None:
@@ -44,22 +46,31 @@ class QueryAttention(Aggregator):
         self.key = nn.Linear(dim, heads * key_dim, bias=False)
 
     def logits(self, x_nD: Tensor) -> Tensor:
-        """Attention before the softmax, (n, H, T), of patches one by one: what selection ranks by."""
+        """The attention logits (n, H, T) of patches, each by itself. Selection ranks patches by them."""
         query_THK = self._by_head(self.query(self.query_tokens[0]))
         key_nHK = self._by_head(self.key(x_nD))
         return torch.einsum("thk,nhk->nht", query_THK, key_nHK) / math.sqrt(key_nHK.shape[-1])
 
     def attention(self, x_BMD: Tensor, empty_BM: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return attention_BHTM, before dropout, and x_BMD with zeros at empty places.
+        """Attention over bags, and the embeddings with zeros at empty places.
 
-        empty_BM: bool, True where a bag has no patch. Such places get no attention, whatever stands in them. Each
-        row of the attention sums to 1 over the bag's own patches; a bag without any gives NaN.
+        Args:
+            x_BMD: Embeddings of the bags.
+            empty_BM: bool, True where a bag has no patch. Such places get no attention, whatever stands there.
+                None: there are none.
+
+        Returns:
+            attention_BHTM before dropout, and x_BMD. Each row of the attention sums to 1 over the patches of the
+                bag; a bag without patches gives NaN.
         """
         attention_BHTM, _, x_BMD = self.attention_and_logits(x_BMD, empty_BM)
         return attention_BHTM, x_BMD
 
     def attention_and_logits(self, x_BMD: Tensor, empty_BM: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`attention`, with the logits (B, H, T, M) that it was made of in between."""
+        """Attention, the logits (B, H, T, M) behind it, and the embeddings with zeros at empty places.
+
+        Arguments are those of :meth:`attention`.
+        """
         bags, patches, _ = x_BMD.shape
         x_BMD = zeroed(x_BMD, empty_BM)
         logits_BHTM = self.logits(x_BMD.flatten(0, 1)).unflatten(0, (bags, patches)).permute(0, 2, 3, 1)
@@ -71,10 +82,14 @@ class QueryAttention(Aggregator):
 
 
 class DirectAttention(QueryAttention):
-    """Learned queries read a bag: per query the heads' mean embeddings, concatenated.
+    """Learned queries read a bag: for each query the mean embeddings of all heads, concatenated.
 
-    dim, queries, heads, key_dim: see :class:`QueryAttention`. attention_dropout: share of the attention that is
-    dropped in training.
+    Args:
+        dim: Width D of the embeddings.
+        queries: Number T of queries.
+        heads: Number H of heads.
+        key_dim: Width K of a key.
+        attention_dropout: Share of the attention that is dropped in training.
     """
 
     def __init__(
@@ -86,30 +101,39 @@ class DirectAttention(QueryAttention):
         self.attention_dropout = nn.Dropout(attention_dropout)
 
     def forward(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, T, H * D), and attention_BHTM as :meth:`QueryAttention.attention` gives it."""
+        """Return the tokens (B, T, H * D) and the attention (B, H, T, M), as :meth:`read` computes them."""
         aggregated = self.read(x_BMD, empty_BM)
         return aggregated.tokens_BTE, aggregated.attention_BHTM
 
     def read(
         self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None
     ) -> Aggregated:
-        """See :meth:`wsi_ips.models.aggregators.base.Aggregator.read`."""
+        """Read bags. See :meth:`wsi_ips.models.aggregators.base.Aggregator.read`."""
         attention_BHTM, logits_BHTM, x_BMD = self.attention_and_logits(x_BMD, empty_BM)
         tokens_BTHD = torch.einsum("bhtm,bmd->bthd", self.attention_dropout(attention_BHTM), x_BMD)
         return Aggregated(tokens_BTHD.flatten(2), attention_BHTM, attention_logits_BHTM=logits_BHTM)
 
     def contributions(self, x_MD: Tensor, attention_HTM: Tensor, heads: Heads) -> dict[str, Tensor] | None:
-        """Exact: a task's classifier reads the heads' means as they are."""
+        """What each patch adds to the logits of each task. It is exact, because a classifier reads the means as
+        they are.
+        """
         return pooled_contributions(x_MD, attention_HTM, heads)
 
 
-LAYER_NORM_EPS = 1e-6
-
-
 class CrossAttention(QueryAttention):
-    """One block: cross-attention, then an MLP, each with a residual and a LayerNorm behind it.
+    """The block of the paper: cross-attention, then an MLP, each with a residual and a LayerNorm behind it.
 
     The four projections have no bias, and the first residual adds the raw learned queries.
+
+    Args:
+        dim: Width D of the embeddings.
+        queries: Number T of queries.
+        heads: Number H of heads.
+        key_dim: Width K of a key.
+        value_dim: Width V of a value.
+        inner_dim: Width of the hidden layer of the MLP.
+        attention_dropout: Share of the attention that is dropped in training.
+        dropout: Dropout behind the projection of the values and behind the MLP.
     """
 
     def __init__(
@@ -136,21 +160,21 @@ class CrossAttention(QueryAttention):
         self.mlp_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
     def forward(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return tokens_BTD, and attention_BHTM as :meth:`QueryAttention.attention` gives it."""
+        """Return the tokens (B, T, D) and the attention (B, H, T, M), as :meth:`read` computes them."""
         aggregated = self.read(x_BMD, empty_BM)
         return aggregated.tokens_BTE, aggregated.attention_BHTM
 
     def read(
         self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None
     ) -> Aggregated:
-        """See :meth:`wsi_ips.models.aggregators.base.Aggregator.read`."""
+        """Read bags. See :meth:`wsi_ips.models.aggregators.base.Aggregator.read`."""
         attention_BHTM, logits_BHTM, x_BMD = self.attention_and_logits(x_BMD, empty_BM)
         tokens_BTD = self._attend(attention_BHTM, x_BMD)
         tokens_BTD = self.mlp_norm(self.dropout(self.mlp(tokens_BTD)) + tokens_BTD)
         return Aggregated(tokens_BTD, attention_BHTM, attention_logits_BHTM=logits_BHTM)
 
     def attend(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The first half of the block: tokens_BTD before the MLP, and attention_BHTM."""
+        """The first half of the block: the tokens (B, T, D) before the MLP, and the attention (B, H, T, M)."""
         attention_BHTM, x_BMD = self.attention(x_BMD, empty_BM)
         return self._attend(attention_BHTM, x_BMD), attention_BHTM
 

@@ -1,6 +1,7 @@
-"""What a network costs: parameters, and multiply-adds of convolutions and linear layers.
+"""From configuration to network: the only module that knows both. Start with :func:`build_selecting_net`.
 
-From config to modules: the only place that knows both.
+:func:`cost_of` counts what a network costs: its parameters, and the multiply-adds of its convolutions and linear
+layers.
 """
 
 from collections.abc import Callable
@@ -26,41 +27,25 @@ from wsi_ips.models.sampling_net import (
     SpeedLimitsAttention,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """parameters: trainable ones (BatchNorm's running statistics are none). macs: of one forward pass."""
-
-    parameters: int
-    macs: int
-
-
-def parameters_of(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-
-
-def cost_of(net: nn.Module, run: Callable[[], object]) -> Cost:
-    """Cost of ``net`` and of what ``run`` does with it. On the device "meta" nothing is computed."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    # The counter's unit is an operation: two make a multiply-add.
-    return Cost(parameters_of(net), counter.get_total_flops() // 2)
-
-
 ATS_ENCODERS: dict[str, type[MegapixelMnistEncoder | SpeedLimitsEncoder]] = {
     "ats_megapixel_mnist": MegapixelMnistEncoder,
     "ats_speed_limits": SpeedLimitsEncoder,
 }
+"""The encoders of the two published models of attention sampling, by ``encoder.name``."""
 ATTENTION_NETS: dict[str, type[MegapixelMnistAttention | SpeedLimitsAttention]] = {
     "megapixel_mnist": MegapixelMnistAttention,
     "speed_limits": SpeedLimitsAttention,
 }
+"""The attention networks of these two models, by ``selection.coarse.scorer``."""
 
 
 def build_selecting_net(model: ModelConfig, selection: SelectionConfig) -> BagNet:
-    """The network that ``model`` describes, with what ``selection`` needs to look from afar.
+    """The network that ``model`` describes, with the coarse scorer that the selector of ``selection`` needs, if
+    any.
 
-    Raises as :func:`build_net`.
+    Raises:
+        ConfigError: The settings contradict each other, or name something unknown.
+        CheckpointError: The weights of the encoder are missing or do not fit.
     """
     if selection.selector == "attention_sampling":
         return _sampling_net(model, selection)
@@ -68,10 +53,14 @@ def build_selecting_net(model: ModelConfig, selection: SelectionConfig) -> BagNe
 
 
 def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> IPSNet:
-    """The network that ``config`` describes, its encoder with the weights that it names; IPS's, or with a
-    ``selection`` of it the cascade's.
+    """The network for IPS that ``config`` describes, its encoder with the weights that it names.
 
-    Raises :class:`ConfigError` or :class:`CheckpointError` where that cannot be.
+    With a ``selection`` it is also checked that the aggregator has the scores that the selector needs, and the
+    selector ``cascade`` gets its coarse scorer.
+
+    Raises:
+        ConfigError: The settings contradict each other, or name something unknown.
+        CheckpointError: The weights of the encoder are missing or do not fit.
     """
     encoder, feature_dim = _encoder(config.encoder)
     dim, projector, attention = _aggregator(config, feature_dim)
@@ -87,9 +76,11 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
 
 
 def complete_model(config: ModelConfig) -> ModelConfig:
-    """The same with every setting of its aggregator, so that a stored configuration says all of it.
+    """The configuration with every setting of its aggregator written out, so that a stored configuration is
+    complete.
 
-    Raises :class:`ConfigError` as :func:`build_net`.
+    Raises:
+        ConfigError: There is no such aggregator, or it has no such setting.
     """
     if config.aggregator is None:
         return config
@@ -105,8 +96,23 @@ def complete_model(config: ModelConfig) -> ModelConfig:
     )
 
 
+def _encoder(config: EncoderConfig) -> tuple[nn.Module, int]:
+    """The encoder, and the width of its features."""
+    if config.features is not None:
+        return FeatureEncoder(config.features), config.features
+    if config.name in ATS_ENCODERS:
+        if config.weights not in ("timm", "none") or config.stage is not None:
+            raise ConfigError(f"encoder {config.name} is learned from scratch: weights: none, and no stage")
+        kind = ATS_ENCODERS[config.name]
+        return kind(config.in_channels), kind.dim
+    encoder = TimmEncoder(config)
+    return encoder, encoder.dim
+
+
 def _aggregator(config: ModelConfig, feature_dim: int) -> tuple[int, nn.Module | None, Aggregator]:
-    """Width of the embeddings, the layer that makes them (None: they are the features), and what reads them."""
+    """The width of the embeddings, the projector that makes them (None: they are the features), and the
+    aggregator.
+    """
     if config.aggregator is None:
         dim = config.project or feature_dim
         return dim, _projector(config, feature_dim), _attention(config, dim)
@@ -116,31 +122,6 @@ def _aggregator(config: ModelConfig, feature_dim: int) -> tuple[int, nn.Module |
     projector = kind.embedding(options, feature_dim, width) if width else None
     dim = width or feature_dim
     return dim, projector, kind.build(options, dim, config.tasks)
-
-
-def _check_tasks(aggregator: Aggregator, config: ModelConfig) -> None:
-    """Raise :class:`ConfigError` for a task that needs a head of its own where the aggregator returns logits."""
-    if aggregator.token_dim is not None or config.aggregator is None:
-        return
-    for task in config.tasks:
-        if task.kind != "label":
-            raise ConfigError(
-                f"model.aggregator: {config.aggregator.name} classifies by itself, so it cannot learn task "
-                f"{task.name}, which is of kind: {task.kind}; take an aggregator that heads read, such as direct, "
-                "abmil or transmil"
-            )
-
-
-def _check_scores(aggregator: Aggregator, config: ModelConfig, selection: SelectionConfig) -> None:
-    """Raise :class:`ConfigError` where patches are to be selected by scores that the aggregator does not have."""
-    if aggregator.scores_patches or selection.selector == "all" or selection.is_outside:
-        return
-    name = "attention" if config.aggregator is None else config.aggregator.name
-    raise ConfigError(
-        f"model.aggregator: {name} has no score for a single patch, so selection.selector: {selection.selector} "
-        "cannot rank patches by it; set selection.selector=all, which reads every patch (best with encoder.name: "
-        "features), or take an aggregator that scores patches, such as direct, abmil or abmilx"
-    )
 
 
 def _projector(config: ModelConfig, feature_dim: int) -> nn.Module | None:
@@ -173,6 +154,34 @@ def _attention(config: ModelConfig, dim: int) -> CrossAttention | DirectAttentio
     )
 
 
+def _positions(config: AttentionConfig, dim: int) -> Positions | None:
+    """The encoding of places. Raises ConfigError for an embedding width that sines and cosines do not fill
+    evenly.
+    """
+    if config.positions == "none":
+        return None
+    multiple = 2 if config.positions == "raster" else 4
+    if dim % multiple:
+        raise ConfigError(
+            f"positions: {config.positions} needs an embedding width that is a multiple of {multiple}, not {dim}; "
+            f"encoder.project sets the width"
+        )
+    if config.positions == "raster":
+        return RasterSinusoid(dim)
+    shortest_um, longest_um = config.wavelengths_um
+    return SlideSinusoid(dim, shortest_um=shortest_um, longest_um=longest_um)
+
+
+def _coarse(selection: SelectionConfig, encoder: EncoderConfig, feature_dim: int) -> Coarse:
+    config = selection.coarse
+    scorer = (
+        EncoderScorer(feature_dim)
+        if config.scorer == "encoder"
+        else ConvScorer(config.channels, in_channels=encoder.in_channels)
+    )
+    return Coarse(scorer, share=config.share)
+
+
 def _sampling_net(model: ModelConfig, selection: SelectionConfig) -> SamplingNet:
     encoder, feature_dim = _encoder(model.encoder)
     projector = Projector(feature_dim, model.encoder.project) if model.encoder.project else None
@@ -187,40 +196,52 @@ def _sampling_net(model: ModelConfig, selection: SelectionConfig) -> SamplingNet
     return SamplingNet(encoder, coarse, heads, sampling=selection.sampling, projector=projector)
 
 
-def _coarse(selection: SelectionConfig, encoder: EncoderConfig, feature_dim: int) -> Coarse:
-    config = selection.coarse
-    scorer = (
-        EncoderScorer(feature_dim)
-        if config.scorer == "encoder"
-        else ConvScorer(config.channels, in_channels=encoder.in_channels)
+def _check_tasks(aggregator: Aggregator, config: ModelConfig) -> None:
+    """Raise ConfigError for a task that needs a head of its own if the aggregator classifies by itself."""
+    if aggregator.token_dim is not None or config.aggregator is None:
+        return
+    for task in config.tasks:
+        if task.kind != "label":
+            raise ConfigError(
+                f"model.aggregator: {config.aggregator.name} classifies by itself, so it cannot learn task "
+                f"{task.name}, which is of kind: {task.kind}; take an aggregator that heads read, such as direct, "
+                "abmil or transmil"
+            )
+
+
+def _check_scores(aggregator: Aggregator, config: ModelConfig, selection: SelectionConfig) -> None:
+    """Raise ConfigError if patches are to be selected by scores that the aggregator does not have."""
+    if aggregator.scores_patches or selection.selector == "all" or selection.is_outside:
+        return
+    name = "attention" if config.aggregator is None else config.aggregator.name
+    raise ConfigError(
+        f"model.aggregator: {name} has no score for a single patch, so selection.selector: {selection.selector} "
+        "cannot rank patches by it; set selection.selector=all, which reads every patch (best with encoder.name: "
+        "features), or take an aggregator that scores patches, such as direct, abmil or abmilx"
     )
-    return Coarse(scorer, share=config.share)
 
 
-def _encoder(config: EncoderConfig) -> tuple[nn.Module, int]:
-    """The encoder and the width of its features."""
-    if config.features is not None:
-        return FeatureEncoder(config.features), config.features
-    if config.name in ATS_ENCODERS:
-        if config.weights not in ("timm", "none") or config.stage is not None:
-            raise ConfigError(f"encoder {config.name} is learned from scratch: weights: none, and no stage")
-        kind = ATS_ENCODERS[config.name]
-        return kind(config.in_channels), kind.dim
-    encoder = TimmEncoder(config)
-    return encoder, encoder.dim
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network costs.
+
+    Attributes:
+        parameters: Number of trainable parameters. The running statistics of BatchNorm do not count.
+        macs: Multiply-adds of one forward pass.
+    """
+
+    parameters: int
+    macs: int
 
 
-def _positions(config: AttentionConfig, dim: int) -> Positions | None:
-    """Raises :class:`ConfigError` for an embedding width that sines and cosines do not fill evenly."""
-    if config.positions == "none":
-        return None
-    multiple = 2 if config.positions == "raster" else 4
-    if dim % multiple:
-        raise ConfigError(
-            f"positions: {config.positions} needs an embedding width that is a multiple of {multiple}, not {dim}; "
-            f"encoder.project sets the width"
-        )
-    if config.positions == "raster":
-        return RasterSinusoid(dim)
-    shortest_um, longest_um = config.wavelengths_um
-    return SlideSinusoid(dim, shortest_um=shortest_um, longest_um=longest_um)
+def parameters_of(net: nn.Module) -> int:
+    """The number of trainable parameters of a network."""
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+
+
+def cost_of(net: nn.Module, run: Callable[[], object]) -> Cost:
+    """The cost of ``net``, and of what ``run`` does with it. On the device "meta" nothing is computed."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    # The counter counts operations, and a multiply-add is two of them.
+    return Cost(parameters_of(net), counter.get_total_flops() // 2)

@@ -1,9 +1,8 @@
-"""Weights and the config that they were trained with, in one safetensors file: nothing is unpickled or guessed.
+"""Checkpoints: the weights of a network and the configuration that it was trained with, in one safetensors file.
 
-What the files of whole networks and those of detectors have in common; see ``checkpoint.py`` and
-``detection/checkpoint.py``.
-
-Checkpoints: safetensors whose metadata holds the config, so that nothing is unpickled and nothing guessed.
+The metadata of the file holds the configuration, so nothing is unpickled and nothing has to be guessed. Start
+with :func:`save_checkpoint` and :func:`load_checkpoint`. :class:`WeightsFile` is the format itself, which the
+checkpoints of other networks share (:mod:`wsi_ips.nuclei.models`).
 """
 
 import hashlib
@@ -28,17 +27,28 @@ from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.storage.files import system_cause, whole_file
 
+FORMAT = 1
+"""Version of the format. A file of another version is refused."""
+METADATA_KEY = "wsi_ips"
+"""Key of the metadata under which a checkpoint keeps its configuration."""
+MEND = "name the model.safetensors of a fine-tuning run"
+"""What a message about a bad checkpoint tells the user to do."""
 MAX_CONFIG_CHARS = 1_000_000
-
+"""Most characters of a configuration that is read from a file."""
 Config = TypeVar("Config", bound=Section)
 Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile(Generic[Config, Net]):
-    """One kind of such files. key: of the metadata. name: what a user calls it. mend: what to name instead.
+    """One kind of file with weights and a configuration.
 
-    config_of: from what the metadata holds; build: the untrained network of a config, without a download.
+    Attributes:
+        key: Key of the metadata under which the configuration is kept.
+        name: What a user calls such a file, for messages.
+        mend: What the user can do if a file is not of this kind, for messages.
+        config_of: Makes the configuration from the path and the content of the metadata.
+        build: Builds the untrained network of a configuration, without downloading anything.
     """
 
     key: str
@@ -48,7 +58,9 @@ class WeightsFile(Generic[Config, Net]):
     build: Callable[[Config], Net]
 
     def write(self, path: Path, net: nn.Module, config: Config, **more: Any) -> None:
-        """``more`` stands beside the config in the metadata."""
+        """Write weights and configuration to ``path``. ``more`` is stored beside the configuration in the
+        metadata.
+        """
         held = {"version": __version__, "config": config.model_dump(mode="json"), **more}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
         with whole_file(path) as partial:
@@ -56,11 +68,14 @@ class WeightsFile(Generic[Config, Net]):
             partial.chmod(0o644)  # safetensors leaves it to its owner alone; colleagues predict with it
 
     def read(self, path: Path) -> tuple[Net, Config]:
-        """The network, in eval mode on the CPU, and its config.
+        """Read the network, in eval mode on the CPU, and its configuration.
 
-        The file decides over no memory: its config is held against its tensors' shapes before anything is
-        allocated. Raises :class:`CheckpointError` for a missing or broken file, one of another kind, or weights
-        that do not fit the config or are not finite.
+        The file cannot make the program allocate more memory than it has tensors: its configuration is compared
+        with the shapes of its tensors first.
+
+        Raises:
+            CheckpointError: The file is missing, broken or of another kind, or its weights do not fit the
+                configuration or are not finite.
         """
         with self._opened(path) as file:
             config = self._config(path, file.metadata() or {})
@@ -75,7 +90,11 @@ class WeightsFile(Generic[Config, Net]):
         return net.eval(), config
 
     def config(self, path: Path) -> Config:
-        """The config alone. Raises as :meth:`read`, but for the weights."""
+        """Read only the configuration.
+
+        Raises:
+            CheckpointError: The file is missing, broken or of another kind.
+        """
         with self._opened(path) as file:
             return self._config(path, file.metadata() or {})
 
@@ -84,9 +103,8 @@ class WeightsFile(Generic[Config, Net]):
         if not path.is_file():
             raise CheckpointError(path, f"no such {self.name}", self.mend)
         try:
-            with path.open(
-                "rb"
-            ):  # whatever keeps safetensors from opening it, it says that there is no such file
+            # safetensors says of every file that it cannot open that it does not exist; Python gives the reason.
+            with path.open("rb"):
                 pass
             with safe_open(path, framework="pt") as file:
                 yield file
@@ -98,7 +116,7 @@ class WeightsFile(Generic[Config, Net]):
     def _config(self, path: Path, metadata: Mapping[str, str]) -> Config:
         if self.key not in metadata:
             raise CheckpointError(
-                path, f"is no {self.name} of ours: another kind or another program's file", self.mend
+                path, f"is not a {self.name} of wsi_ips, but of another kind or another program", self.mend
             )
         if len(metadata[self.key]) > MAX_CONFIG_CHARS:
             raise CheckpointError(
@@ -111,7 +129,7 @@ class WeightsFile(Generic[Config, Net]):
             raise CheckpointError(path, f"holds a config that cannot be read ({reason})", self.mend) from None
 
     def _check_shapes(self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse a file whose config describes another network than its tensors make up."""
+        """Refuse a file whose configuration describes another network than its tensors do."""
         try:
             # On the meta device a tensor has a shape and no memory, whatever size the config asks for.
             with torch.device("meta"):
@@ -140,40 +158,51 @@ class WeightsFile(Generic[Config, Net]):
                 raise CheckpointError(path, f"holds weights that are not finite ({name})", "train again")
 
 
-FORMAT = 1
-METADATA_KEY = "wsi_ips"
-MEND = "name the model.safetensors of a fine-tuning run"
-
-
 def save_checkpoint(
     path: Path, net: BagNet, config: PipelineConfig, *, notes: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights and config; ``notes`` (losses, epoch) are for people."""
+    """Write the weights and the configuration of a network.
+
+    Args:
+        path: The file to write.
+        net: The network.
+        config: The configuration that it was trained with.
+        notes: Texts for people, such as losses or the epoch.
+    """
     _FILE.write(path, net, config, format=FORMAT, notes=dict(notes or {}))
 
 
 def load_checkpoint(path: Path) -> tuple[BagNet, PipelineConfig]:
-    """The network, in eval mode on the CPU, and the config that it was trained with.
+    """Read a network, in eval mode on the CPU, and the configuration that it was trained with.
 
-    Downloads no weights: the encoder is built empty and filled from the file (timm looks up the description of
-    an ``hf-hub:`` encoder, in its cache or on the hub). The file decides over no memory: its config is held
-    against its tensors' shapes before anything is allocated. Raises :class:`CheckpointError` for a missing or
-    broken file, one that is not ours, or weights that do not fit the config.
+    No weights are downloaded: the encoder is built empty and filled from the file. (For an ``hf-hub:`` encoder,
+    timm looks up its description in the cache or on the hub.) The file cannot make the program allocate more
+    memory than it has tensors: its configuration is compared with their shapes first.
+
+    Raises:
+        CheckpointError: The file is missing, broken or not a checkpoint, or its weights do not fit the
+            configuration.
     """
     return _FILE.read(path)
 
 
 def checkpoint_config(path: Path) -> PipelineConfig:
-    """The config alone, of a checkpoint whose weights are to be loaded elsewhere. Raises as
-    :func:`load_checkpoint`, but for the weights."""
+    """Read only the configuration of a checkpoint.
+
+    Raises:
+        CheckpointError: The file is missing, broken or not a checkpoint.
+    """
     return _FILE.config(path)
 
 
 def begin_from(net: BagNet, path: Path) -> None:
-    """Put a checkpoint's weights into ``net``: all of them, or all but the encoder's from stored features'
-    model. A cascade may begin from IPS: what looks from afar is then as it was built.
+    """Put the weights of a checkpoint into ``net``, to begin a training from them.
 
-    Raises :class:`CheckpointError` as :func:`load_checkpoint`, and where the two differ in any other weight.
+    If the checkpoint was trained on stored features, all weights but those of the encoder are taken. If it has
+    no coarse scorer, the one of ``net`` stays as it was built.
+
+    Raises:
+        CheckpointError: The file cannot be read, or any other weight is missing or of another shape.
     """
     theirs, pipeline = load_checkpoint(path)
     given, wanted = theirs.state_dict(), net.state_dict()
@@ -196,7 +225,7 @@ def begin_from(net: BagNet, path: Path) -> None:
 
 
 def checkpoint_sha256(path: Path) -> str:
-    """The file's SHA-256 in hex: what a result names its model by."""
+    """The SHA-256 of the file in hex. Results name their model by it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

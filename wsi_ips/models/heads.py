@@ -1,7 +1,10 @@
-"""From query tokens to labels: one layer per task, also for grades in order and for survival.
-survival.
+"""Heads: from the tokens of an aggregator to the outputs of each task. Start with :class:`Heads`.
 
-Shape suffixes: B bags, T tasks (and query tokens), D width, C classes of a task.
+A task has a linear layer; a task with grades in order has an :class:`OrdinalHead`, and a survival task a
+:class:`SurvivalHead`.
+
+Shape suffixes: B bags, T query tokens (in :class:`SurvivalHead` times), D width, C classes of a task, K
+thresholds or time bins.
 """
 
 import math
@@ -16,13 +19,85 @@ from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.survival.cox import cox_survival
 from wsi_ips.survival.hazards import hazard_risk, hazard_survival_at
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits_BC: logits_BC.softmax(dim=-1),
+    "sigmoid": Tensor.sigmoid,
+    "linear": lambda outputs_BC: outputs_BC,
+}
+
+
+class Heads(nn.Module):
+    """One layer per task. Each reads the token that the configuration of the task names, or the one of its own
+    place.
+
+    Args:
+        dim: Width D of the tokens. None if an aggregator returns logits itself: then there are no layers, only
+            the activations of the tasks.
+        tasks: The tasks.
+    """
+
+    def __init__(self, dim: int | None, tasks: Sequence[TaskConfig]) -> None:
+        super().__init__()
+        self._tasks = tuple(tasks)
+        self.tokens = task_queries(tasks)
+        """For each task, the number of the token that it reads."""
+        self.queries = queries_of(tasks)
+        layers = [] if dim is None else [_layer(dim, task) for task in tasks]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
+        """The logits (B, C) of each task. For a survival task these are the raw outputs of
+        :class:`SurvivalHead`.
+        """
+        return {
+            task.name: layer(tokens_BTD[:, self.tokens[task.name]])
+            for task, layer in zip(self._tasks, self.layers, strict=True)
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weight (C, D) of the layer of each task, with a row for each class."""
+        layers = zip(self._tasks, self.layers, strict=True)
+        return {
+            task.name: layer.weight
+            for task, layer in layers
+            if isinstance(layer, nn.Linear | OrdinalHead | SurvivalHead)
+        }
+
+    def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The probabilities (B, C) of each task.
+
+        They are the softmax or the sigmoid of its logits, as the task says. A linear task keeps its numbers. A
+        survival task gives the risk and the probabilities of survival, see :meth:`SurvivalHead.said`.
+        """
+        layers = dict(zip((task.name for task in self._tasks), self.layers, strict=False))
+        said: dict[str, Tensor] = {}
+        for task in self._tasks:
+            layer = layers.get(task.name)
+            turn = layer.said if isinstance(layer, SurvivalHead) else _ACTIVATIONS[task.activation]
+            said[task.name] = turn(logits[task.name])
+        return said
+
+
+def queries_of(tasks: Sequence[TaskConfig]) -> int:
+    """How many query tokens the tasks read."""
+    return max(task_queries(tasks).values()) + 1
+
+
+def _layer(dim: int, task: TaskConfig) -> nn.Module:
+    if task.survival is not None:
+        return SurvivalHead(dim, task.survival)
+    classes = len(task.classes)
+    return OrdinalHead(dim, classes) if task.kind == "ordinal" else nn.Linear(dim, classes)
+
 
 class OrdinalHead(nn.Module):
-    """Classes in order from one score s = w x (cumulative link, proportional odds; McCullagh 1980).
+    """Classes in order, from one score s = w x (cumulative link, proportional odds; McCullagh 1980).
 
-    The chance that a bag is above class k is sigmoid(s - threshold_k), with thresholds that rise whatever is
-    learned. ``forward`` gives the logarithms of the classes' probabilities (B, C), so that they are logits of a
-    softmax like any other task's.
+    The probability that a bag is above class k is sigmoid(s - threshold_k), with thresholds that always rise.
+
+    Args:
+        dim: Width D of the token.
+        classes: Number C of classes.
     """
 
     def __init__(self, dim: int, classes: int) -> None:
@@ -35,13 +110,15 @@ class OrdinalHead(nn.Module):
 
     @property
     def thresholds(self) -> Tensor:
-        """(C - 1,) rising."""
+        """The thresholds (C - 1,), rising."""
         return torch.cat([self.first, self.first + softplus(self.steps).cumsum(0)])
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, C) log probabilities."""
+        """The logarithms (B, C) of the probabilities of the classes. They serve as logits of a softmax as those
+        of any other task.
+        """
         above_BK = _wide(self.score(x_BD)) - _wide(self.thresholds)
-        # log(sigmoid(a) - sigmoid(b)) for a > b, without taking one probability from another.
+        # log(sigmoid(a) - sigmoid(b)) for a > b, without the cancellation of subtracting two probabilities.
         log_above_BK, log_below_BK = -softplus(-above_BK), -softplus(above_BK)
         gap_K = softplus(_wide(self.steps))
         between = log_above_BK[:, :-1] + log_below_BK[:, 1:] + torch.log(-torch.expm1(-gap_K))
@@ -49,15 +126,24 @@ class OrdinalHead(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(C, D) what a contribution to each class is told by: the score's weights for the highest class, their
-        opposite for the lowest, and evenly between the two for the others."""
+        """The weights (C, D) by which a contribution to each class is told.
+
+        These are the weights of the score for the highest class, their opposite for the lowest, and evenly
+        between the two for the others.
+        """
         classes = len(self.first) + len(self.steps) + 1
         signs_C = torch.linspace(-1, 1, classes).to(self.score.weight)
         return signs_C[:, None] * self.score.weight
 
 
 class SurvivalHead(nn.Module):
-    """One risk (``loss: cox``) or a logit per time bin (``loss: hazards``), and survival at the task's times."""
+    """One risk (``loss: cox``) or a logit for each time bin (``loss: hazards``), and survival at the times of
+    the task.
+
+    Args:
+        dim: Width D of the token.
+        survival: The settings of the task.
+    """
 
     def __init__(self, dim: int, survival: SurvivalConfig) -> None:
         super().__init__()
@@ -67,14 +153,16 @@ class SurvivalHead(nn.Module):
         self.linear = nn.Linear(dim, 1 if survival.loss == "cox" else bins, bias=survival.loss != "cox")
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, 1) risks, or (B, K) logits of hazards."""
+        """The risks (B, 1), or the logits (B, K) of the hazards."""
         raw_BK: Tensor = self.linear(x_BD)
         return raw_BK
 
     def said(self, raw_BK: Tensor) -> Tensor:
-        """(B, 1 + T) the risk, higher for an earlier event, and the probability of survival at each time.
+        """Risk and survival (B, 1 + T) from the output of :meth:`forward`.
 
-        Survival is NaN as long as the config lacks the baseline hazard or the edges that it needs.
+        The first column is the risk, which is higher for an earlier event. The others are the probabilities of
+        survival at each time of the task; they are NaN as long as the configuration lacks the baseline hazard or
+        the bin edges that they need.
         """
         its = self._survival
         raw_BK = _wide(raw_BK)
@@ -93,75 +181,15 @@ class SurvivalHead(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(1 + T, D) what a contribution to each output is told by: to the log hazard (of ``loss: hazards``, the
-        mean of the bins' logits) for the risk, and its opposite for survival at any time."""
+        """The weights (1 + T, D) by which a contribution to each output is told.
+
+        For the risk, it is the contribution to the log hazard (with ``loss: hazards``, to the mean of the logits
+        of the bins); for survival at any time, its opposite.
+        """
         log_hazard_1D = self.linear.weight.mean(dim=0, keepdim=True)
         return torch.cat([log_hazard_1D, *[-log_hazard_1D] * len(self._survival.at)])
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Half precision as float32, and what is wider as it is."""
+    """Half precision as float32; wider types as they are."""
     return x.float() if x.dtype.itemsize < 4 else x
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda logits_BC: logits_BC.softmax(dim=-1),
-    "sigmoid": Tensor.sigmoid,
-    "linear": lambda outputs_BC: outputs_BC,
-}
-
-
-class Heads(nn.Module):
-    """A task reads the token that its config names, or the one of its own place.
-
-    dim: D; None where an aggregator returns logits itself: then there are no layers, only the
-    tasks' activations.
-    """
-
-    def __init__(self, dim: int | None, tasks: Sequence[TaskConfig]) -> None:
-        super().__init__()
-        self._tasks = tuple(tasks)
-        self.tokens = task_queries(tasks)
-        """{task: the token that it reads}"""
-        self.queries = queries_of(tasks)
-        layers = [] if dim is None else [_layer(dim, task) for task in tasks]
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, tokens_BTD: Tensor) -> dict[str, Tensor]:
-        """Task name to logits (B, C); of a survival task what its head says before it is risk and survival."""
-        return {
-            task.name: layer(tokens_BTD[:, self.tokens[task.name]])
-            for task, layer in zip(self._tasks, self.layers, strict=True)
-        }
-
-    def weights(self) -> dict[str, Tensor]:
-        """Task name to its layer's weight (C, D), a row for each of the task's classes."""
-        layers = zip(self._tasks, self.layers, strict=True)
-        return {
-            task.name: layer.weight
-            for task, layer in layers
-            if isinstance(layer, nn.Linear | OrdinalHead | SurvivalHead)
-        }
-
-    def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Task name to probabilities (B, C): softmax or sigmoid, as the task says; a linear task's own numbers;
-        of a survival task the risk and the probabilities of survival."""
-        layers = dict(zip((task.name for task in self._tasks), self.layers, strict=False))
-        said: dict[str, Tensor] = {}
-        for task in self._tasks:
-            layer = layers.get(task.name)
-            turn = layer.said if isinstance(layer, SurvivalHead) else _ACTIVATIONS[task.activation]
-            said[task.name] = turn(logits[task.name])
-        return said
-
-
-def _layer(dim: int, task: TaskConfig) -> nn.Module:
-    if task.survival is not None:
-        return SurvivalHead(dim, task.survival)
-    classes = len(task.classes)
-    return OrdinalHead(dim, classes) if task.kind == "ordinal" else nn.Linear(dim, classes)
-
-
-def queries_of(tasks: Sequence[TaskConfig]) -> int:
-    """How many query tokens the tasks read."""
-    return max(task_queries(tasks).values()) + 1

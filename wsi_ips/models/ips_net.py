@@ -1,16 +1,12 @@
-"""What every network that reads bags of patches has, whatever picks the patches.
+"""The network that IPS trains: an encoder of patches, an aggregator that reads the kept ones, and heads.
 
-Shape suffixes: B bags, M patches of the largest bag, n patches or windows, C width of features, D of embeddings, H
-heads, T queries, Q window side.
+:class:`IPSNet` is the whole network. :class:`BagNet` is what it has in common with the network of attention
+sampling, and :class:`BagReading` is what both say of a bag. :class:`Positions` encode where a patch lies, to be
+added to its embedding. The network is given its parts ready-built by :mod:`wsi_ips.models.build`, and knows
+nothing of how patches were picked.
 
-Where a patch lies, as numbers that are added to its embedding.
-
-The network in parts: an encoder of patches, an aggregator that reads the kept ones, heads.
-
-Receives its parts ready-built (:mod:`wsi_ips.models.build`) and knows nothing of how patches were picked.
-
-Shape suffixes: B bags, M places of the largest bag, K all patches of all bags in a row, n patches, C width
-of features, D of embeddings, H heads, T queries.
+Shape suffixes: B bags, M patches of the largest bag, K all patches of all bags in a row, n patches or windows, C
+width of features, D width of embeddings, E width of tokens, H heads, T queries, Q window side.
 """
 
 import math
@@ -30,15 +26,20 @@ from wsi_ips.units import PlaceKind
 
 @dataclass(frozen=True, slots=True)
 class BagReading:
-    """What the network says of bags: per task logits and probabilities (B, classes); tokens_BTD; attention_BHTM
-    over each bag's own patches (0 at empty places).
+    """What the network says of bags.
 
-    contributions: of one bag read by a head that allows it, per task what each patch adds to the logits (M, C);
-    with the classifier's bias they sum to the logits exactly. None elsewhere.
-
-    task_rows: of one bag, {task: the row of T that its map is drawn from}; None where it is as the tasks'
-    configuration says. row_names: names of the rows, where they have any. read: what training learns from beside
-    the logits; None of networks without an aggregator.
+    Attributes:
+        logits: For each task, (B, classes).
+        probabilities: For each task, (B, classes).
+        tokens_BTD: The tokens that the heads read.
+        attention_BHTM: Attention over the patches of each bag; 0 at empty places.
+        contributions: For each task what each patch adds to the logits, (M, classes); together with the bias of
+            the classifier they sum to the logits exactly. Only for a single bag and an aggregator that allows
+            it, otherwise None.
+        task_rows: For each task the row of T that its map is drawn from, for a single bag. None: the row that
+            the configuration of the task says.
+        row_names: Names of the rows, if they have any.
+        read: What training learns from beside the logits. None for networks without an aggregator.
     """
 
     logits: dict[str, Tensor]
@@ -53,8 +54,14 @@ class BagReading:
 
 @dataclass(frozen=True, slots=True)
 class BagsRead:
-    """aggregated: what the aggregator made of x_BMD, the embeddings of bags whose empty places are empty_BM.
-    bag_weight: factor on the loss of the bags' logits."""
+    """What an aggregator read, for losses beside that of the labels.
+
+    Attributes:
+        aggregated: The output of the aggregator.
+        x_BMD: The embeddings that it read.
+        empty_BM: bool, True at places where a bag has no patch; None if there are none.
+        bag_weight: Factor on the loss of the labels.
+    """
 
     aggregated: Aggregated
     x_BMD: Tensor
@@ -63,10 +70,15 @@ class BagsRead:
 
 
 class BagNet(nn.Module):
-    """encoder: one patch at a time, pixels (n, ...) to features (n, C), so that it can work in any portions.
+    """Base class of networks that read bags of patches, whatever picks the patches.
 
-    projector: features to embeddings (n, D); it may look at all patches of a step (BatchNorm). None: they are the
-    same. coarse: what looks from afar; None: nothing does.
+    Args:
+        encoder: Maps patches (n, ...) to features (n, C). It sees each patch by itself, so that it can work on
+            any portions.
+        heads: The classifiers.
+        projector: Maps features to embeddings (n, D). It may look at all patches of a step (BatchNorm). None:
+            features and embeddings are the same.
+        coarse: The coarse scorer. None: there is none.
     """
 
     def __init__(
@@ -85,60 +97,49 @@ class BagNet(nn.Module):
 
     @property
     def place_kind(self) -> PlaceKind | None:
-        """How the network wants to be told of places; None: it asks for none."""
+        """In which form the network wants to be told where patches lie. None: it uses no places."""
         return None
 
     @property
     def feature_width(self) -> int:
-        """C, width of the encoder's features."""
+        """C, the width of the features of the encoder."""
         width: Any = self.encoder.dim
         return int(width)
 
     @property
     def looks_from_afar(self) -> Coarse:
-        """What scores windows. Only of networks that have it."""
+        """The coarse scorer. Only for networks that have one."""
         assert isinstance(self.coarse, Coarse)
         return self.coarse
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Patches (n, ...) as the encoder takes them, to embeddings (n, D) without position."""
+        """Map patches (n, ...), as the encoder takes them, to embeddings (n, D) without position."""
         embeddings: Tensor = self.projector(self.encoder(pixels))
         return embeddings
 
     def coarse_logits(self, windows_n3QQ: Tensor) -> Tensor:
-        """Logits (n,) of windows seen from afar."""
+        """The logits (n,) that the coarse scorer gives to windows (n, 3, Q, Q)."""
         scorer = self.looks_from_afar.scorer
         seen = self.encoder(windows_n3QQ) if isinstance(scorer, EncoderScorer) else windows_n3QQ
         logits_n: Tensor = scorer(seen)
         return logits_n
 
 
-@contextmanager
-def scoring(net: nn.Module) -> Iterator[None]:
-    """Eval mode for the selection pass; every module's own mode is put back, after an error too."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 class Positions(nn.Module):
-    """Places of n patches to encodings (n, dim) float64. ``kind`` says how it wants to be told of places.
+    """Base class of encodings of places: the places of n patches to encodings (n, dim) float64.
 
-    float64, because a large slide's place times a rate loses its phase in float32. Has no weights.
+    ``kind`` says in which form it wants to be told of places. The result is float64, because the place on a
+    large slide times a rate loses its phase in float32. Encodings have no weights.
     """
 
     kind: PlaceKind
 
 
 class RasterSinusoid(Positions):
-    """The paper's 1-D encoding (IPS reference code), over a patch's raster index.
+    """The 1-D encoding of the paper, over the raster index of a patch (IPS reference code).
 
-    PE[p, 2j] = sin(p * 10000**(-2j / dim)), PE[p, 2j + 1] = cos of the same; ``dim`` is even. Computed for the
-    indices at hand: no table whose length a slide could exceed.
+    PE[p, 2j] = sin(p * 10000**(-2j / dim)), and PE[p, 2j + 1] is the cosine of the same. ``dim`` is even.
+    Encodings are computed for the indices at hand, so there is no table whose length a slide could exceed.
     """
 
     kind: PlaceKind = "ids"
@@ -148,31 +149,40 @@ class RasterSinusoid(Positions):
         self.dim = dim
 
     def forward(self, ids_n: Tensor) -> Tensor:
-        """Raster indices (n,) int64 to encodings (n, dim) float64, on the device of the indices."""
+        """Encode raster indices (n,) int64 as (n, dim) float64, on their device."""
         even = torch.arange(0, self.dim, 2, dtype=torch.float64, device=ids_n.device)
         return _waves(ids_n.double()[:, None] * 10000.0 ** (-even / self.dim))
 
 
 class SlideSinusoid(Positions):
-    """2-D: the first half of the width encodes x, the second y, both in µm on the slide.
+    """A 2-D encoding: the first half of the width encodes x, the second y, both in µm on the slide.
 
     Each half holds sine and cosine of dim / 4 wavelengths, which rise geometrically from ``shortest_um`` to
-    ``longest_um`` (both included). µm, not grid cells: the same place gets the same encoding at any resolution,
-    with any overlap and on a slide of any size. ``dim`` is a multiple of 4.
+    ``longest_um``, both included. Because it counts in µm and not in grid cells, a place gets the same encoding
+    at any resolution, with any overlap, and on a slide of any size.
     """
 
     kind: PlaceKind = "um"
 
     def __init__(self, dim: int, *, shortest_um: float, longest_um: float) -> None:
-        """Raises ``ValueError`` for a width that is no multiple of 4."""
+        """Choose the width and the wavelengths.
+
+        Args:
+            dim: Width of the encoding, a multiple of 4.
+            shortest_um: Shortest wavelength in µm.
+            longest_um: Longest wavelength in µm.
+
+        Raises:
+            ValueError: ``dim`` is not a multiple of 4.
+        """
         super().__init__()
         if dim % 4:
-            raise ValueError(f"a 2-D encoding needs a width that is a multiple of 4, not {dim}")
+            raise ValueError(f"the width of a 2-D encoding must be a multiple of 4, not {dim}")
         self.dim = dim
         self._octaves = (math.log2(shortest_um), math.log2(longest_um))
 
     def forward(self, um_n2: Tensor) -> Tensor:
-        """Centres (n, 2) float64 (x, y) in µm to encodings (n, dim) float64, on the device of the centres."""
+        """Encode centres (n, 2) float64 (x, y) in µm as (n, dim) float64, on their device."""
         wavelengths_um = torch.logspace(
             *self._octaves, self.dim // 4, base=2, dtype=torch.float64, device=um_n2.device
         )
@@ -181,17 +191,21 @@ class SlideSinusoid(Positions):
 
 
 def _waves(angles_nw: Tensor) -> Tensor:
-    """sin and cos of each angle, side by side: (n, 2w)."""
+    """Sine and cosine of each angle, side by side: (n, 2w)."""
     return torch.stack([angles_nw.sin(), angles_nw.cos()], dim=2).flatten(1)
 
 
-__all__ = ["BagReading", "IPSNet", "scoring"]
-
-
 class IPSNet(BagNet):
-    """encoder, projector, coarse: see :class:`BagNet`. attention: what reads a bag, cross-attention or any other
-    aggregator; heads have no layers where it returns logits itself. positions: places to encodings (n, D),
-    which are added to embeddings; None adds nothing. A place is what ``place_kind`` names.
+    """The network of iterative patch selection.
+
+    Args:
+        encoder: See :class:`BagNet`.
+        attention: Reads a bag: cross-attention or any other aggregator.
+        heads: The classifiers. They have no layers if the aggregator returns logits itself.
+        projector: See :class:`BagNet`.
+        positions: Encodes places as (n, D), which is added to the embeddings. None adds nothing. What a place
+            is, ``place_kind`` says.
+        coarse: See :class:`BagNet`.
     """
 
     def __init__(
@@ -210,29 +224,51 @@ class IPSNet(BagNet):
 
     @property
     def place_kind(self) -> PlaceKind | None:
-        """How the network wants to be told of places; None: it asks for none."""
+        """In which form the network wants to be told where patches lie. None: it uses no places."""
         return None if self.positions is None else self.positions.kind
 
     def logits(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
-        """Pre-softmax attention (n, H, T) of embedded patches at these places."""
+        """The attention logits (n, H, T) of embedded patches at these places."""
         return self.attention.logits(self._placed(emb_nD, places_n))
 
     def forward(self, pixels: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
         """Read bags from their patches, with gradients.
 
-        pixels: (K, ...) the patches of all bags one after the other, ``counts`` of them per bag. places_K: one
-        for each, as ``place_kind`` says. Only real patches are encoded, so that BatchNorm and attention never
-        see padding. Raises ``ValueError`` for a bag without patches: there is nothing to attend to.
+        Only real patches are encoded, so that BatchNorm and attention never see padding.
+
+        Args:
+            pixels: (K, ...), the patches of all bags, one bag after the other.
+            places_K: A place for each patch, in the form that ``place_kind`` says.
+            counts: How many patches each bag has.
+
+        Raises:
+            ValueError: There is no bag, or a bag has no patches.
         """
         return self.read_features(self.encoder(pixels), places_K, counts)
 
     def read_features(self, features_KC: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
-        """The same from what the encoder made of the patches. Raises as :meth:`forward`."""
+        """Read bags from the output of the encoder, with gradients.
+
+        Args:
+            features_KC: Features of the patches of all bags, one bag after the other.
+            places_K: A place for each patch, in the form that ``place_kind`` says.
+            counts: How many patches each bag has.
+
+        Raises:
+            ValueError: There is no bag, or a bag has no patches.
+        """
         return self._read(self._placed(self.projector(features_KC), places_K), places_K, counts)
 
     def read_bag(self, emb_nD: Tensor, places_n: Tensor) -> BagReading:
-        """Read one bag (B = 1) from embeddings that are there already, and say what each patch contributes where
-        the aggregator can tell."""
+        """Read one bag (B = 1) from embeddings, and say what each patch contributes if the aggregator can tell.
+
+        Args:
+            emb_nD: Embeddings of the patches, without position.
+            places_n: A place for each patch, in the form that ``place_kind`` says.
+
+        Raises:
+            ValueError: There are no patches.
+        """
         x_nD = self._placed(emb_nD, places_n)
         reading = self._read(x_nD, places_n, [len(emb_nD)])
         return replace(
@@ -244,13 +280,13 @@ class IPSNet(BagNet):
     def _placed(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
         if self.positions is None:
             return emb_nD
-        # Without waiting for the device: it is still at work on the embeddings.
+        # The device is still at work on the embeddings; non_blocking does not wait for it.
         encoding_nD: Tensor = self.positions(places_n)
         return emb_nD + encoding_nD.to(emb_nD, non_blocking=emb_nD.is_cuda)
 
     def _read(self, x_KD: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
         if not counts or min(counts) < 1:
-            raise ValueError(f"every bag needs a patch, got counts {list(counts)}")
+            raise ValueError(f"every bag needs a patch, but the counts are {list(counts)}")
         x_BMD = nn.utils.rnn.pad_sequence(list(x_KD.split(list(counts))), batch_first=True)
         empty_BM = None
         if min(counts) < max(counts):
@@ -269,3 +305,18 @@ class IPSNet(BagNet):
             row_names=self.attention.row_names(),
             read=BagsRead(aggregated, x_BMD, empty_BM, self.attention.bag_weight),
         )
+
+
+@contextmanager
+def scoring(net: nn.Module) -> Iterator[None]:
+    """Context manager that puts a network into eval mode, without changing it for good.
+
+    The mode of every module is restored afterwards, also after an error.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

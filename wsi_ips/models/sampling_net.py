@@ -1,15 +1,12 @@
-"""Attention networks of attention sampling's two published models: a small view of an image to a map of logits.
+"""The network of attention sampling: :class:`SamplingNet`, and the attention networks of the two published
+models.
 
-Source: Katharopoulos and Fleuret 2019, reference code; initial weights are Keras's.
+A coarse network looks at a small view, an encoder sees the patches that are sampled from its attention, and
+heads read the expectation of their features. Source: Katharopoulos and Fleuret, ICML 2019, and its reference
+code; initial weights are those of Keras.
 
-Shape suffixes: B images, C channels, H height, W width, h and w of the map.
-
-Attention sampling as a network: a look from afar, an encoder of sampled patches, heads on their expectation.
-
-Source: Katharopoulos and Fleuret, ICML 2019, and its reference code.
-
-Shape suffixes: B bags, C channels, N samples, K all positions of a bag, D feature width, P patch side, T queries,
-h and w of the map.
+Shape suffixes: B images or bags, C channels, H height, W width, h and w of the attention map, N samples, K all
+positions of a bag, D feature width, P patch side, T queries.
 """
 
 from collections.abc import Sequence
@@ -38,18 +35,24 @@ from wsi_ips.models.sampling import (
 
 
 class AttentionNet(nn.Module):
-    """(B, C, H, W), uint8 or float in 0..1, to logits (B, h, w). receptive_field: of a network without padding, in
-    pixels of its input; 0 for one that pads."""
+    """Base class of networks that map a small view (B, C, H, W), uint8 or float in 0..1, to attention logits (B,
+    h, w).
+
+    ``receptive_field`` is that of a network without padding, in pixels of its input; 0 for a network that pads.
+    """
 
     receptive_field = 0
 
     def penalty(self) -> Tensor:
-        """Scalar that training adds to its loss."""
+        """A scalar that training adds to its loss; 0 here."""
         return torch.zeros(())
 
 
 class MegapixelMnistAttention(AttentionNet):
-    """Three padded convolutions, tanh between them: a logit a pixel; 737 weights for C = 1."""
+    """Attention on Megapixel MNIST: three padded convolutions with tanh between them, one logit for each pixel.
+
+    It has 737 weights for C = 1.
+    """
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
@@ -68,10 +71,14 @@ class MegapixelMnistAttention(AttentionNet):
 
 
 class SpeedLimitsAttention(AttentionNet):
-    """Four convolutions without padding and the maximum over 8 x 8: 6,321 weights for C = 3."""
+    """Attention on traffic signs: four convolutions without padding, then the maximum over 8 x 8 logits.
+
+    It has 6,321 weights for C = 3.
+    """
 
     receptive_field = 9
     L2 = 1e-5
+    """Factor of the penalty on the weights."""
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
@@ -90,14 +97,19 @@ class SpeedLimitsAttention(AttentionNet):
         return logits_B1hw[:, 0]
 
     def penalty(self) -> Tensor:
-        """The reference's L2 on the kernels of the three hidden convolutions."""
+        """The L2 penalty of the reference code, on the kernels of the three hidden convolutions."""
         kernels = [weight for name, weight in self.hidden.named_parameters() if name.endswith("weight")]
         return self.L2 * torch.stack([kernel.square().sum() for kernel in kernels]).sum()
 
 
 class Sampled(NamedTuple):
-    """features_BD: the expectation of the patches' features under the attention. attention_Bhw: the whole map.
-    patches_BNCPP: what was looked at, in the order in which it was drawn."""
+    """What :class:`SamplingNet` found in images.
+
+    Attributes:
+        features_BD: The expectation of the features of the patches under the attention.
+        attention_Bhw: The whole attention map.
+        patches_BNCPP: The patches that were looked at, in the order in which they were drawn.
+    """
 
     features_BD: Tensor
     attention_Bhw: Tensor
@@ -105,8 +117,16 @@ class Sampled(NamedTuple):
 
 
 class SamplingNet(BagNet):
-    """encoder: patches (n, ...) to features (n, C). coarse: of images, a small view to a map of logits; of slides,
-    windows to a logit each. heads read the expectation of the normalised features, all of them the same."""
+    """A network that looks only at patches sampled from a coarse attention.
+
+    Args:
+        encoder: Maps patches (n, ...) to features (n, C).
+        coarse: For images an :class:`AttentionNet`, which maps a small view to a map of logits; for slides a
+            :class:`Coarse`, which maps each window to a logit.
+        heads: The classifiers. All of them read the same expectation of the normalised features.
+        sampling: How many patches are drawn, and how.
+        projector: Maps features to embeddings (n, D). None: they are the same.
+    """
 
     def __init__(
         self,
@@ -128,10 +148,17 @@ class SamplingNet(BagNet):
         patch_px: int,
         generator: torch.Generator | None = None,
     ) -> Sampled:
-        """Look at the small views, draw, and look at the patches drawn: features, attention, patches.
+        """Look at the small views, draw positions, and look at the patches there. Only for networks with an
+        AttentionNet.
 
-        Of networks with an :class:`AttentionNet`. uint8, or float in 0..1; images of any size. ``generator``:
-        on the images' device. Raises :class:`ConfigError` for more samples than the map has positions.
+        Args:
+            small_BCHW: Small views of the images, uint8 or float in 0..1.
+            image_BCHW: The images in full resolution, of any size.
+            patch_px: Patch side in pixels.
+            generator: Random generator on the device of the images.
+
+        Raises:
+            ConfigError: More samples are wanted than the map has positions.
         """
         attention_net = self.coarse
         assert isinstance(attention_net, AttentionNet)
@@ -152,11 +179,18 @@ class SamplingNet(BagNet):
         return Sampled(self._expected(samples.attention_BN, features_BND), attention_Bhw, patches_BNCPP)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Patches (n, ...) to features (n, D) of length 1."""
+        """Map patches (n, ...) to features (n, D) of length 1."""
         return l2_normalised(self.projector(self.encoder(pixels)))
 
     def draw(self, logits_K: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Samples]:
-        """A slide's attention (K,) and its samples (B = 1): all of its positions where it has fewer than N."""
+        """The attention (K,) of a slide, and its samples as a batch of one.
+
+        Without replacement and with fewer than N positions, all positions are drawn.
+
+        Args:
+            logits_K: The logits of all positions.
+            generator: Random generator on the device of the logits.
+        """
         attention_K = sample_softmax(logits_K[None], smoothing=self.sampling.smoothing)[0]
         n = self.sampling.samples if self.sampling.replacement else min(self.sampling.samples, len(logits_K))
         return attention_K, self._drawn(attention_K[None], n, generator)
@@ -166,8 +200,11 @@ class SamplingNet(BagNet):
     ) -> BagReading:
         """Read bags from their sampled patches.
 
-        features_KC: what the encoder made of the patches of all bags in a row, each bag's in the order of its
-        draw; ``encoded``: what :meth:`encode` made of them. attention_B: (N,) of each bag, of its samples.
+        Args:
+            features_KC: Output of the encoder for the patches of all bags in a row, those of each bag in the
+                order of its draw. With ``encoded``, output of :meth:`encode`.
+            attention_B: For each bag the attention (N,) at its samples.
+            encoded: Whether the features have gone through the projector already.
         """
         features_KD = features_KC if encoded else l2_normalised(self.projector(features_KC))
         counts = [len(attention_N) for attention_N in attention_B]
@@ -180,7 +217,9 @@ class SamplingNet(BagNet):
         return self.reading(expected_BD, nn.utils.rnn.pad_sequence(list(attention_B), batch_first=True))
 
     def reading(self, expected_BD: Tensor, attention_BN: Tensor) -> BagReading:
-        """What the heads say of an expectation. attention_BN: the map at the samples, or all of it."""
+        """What the heads say of an expectation. ``attention_BN`` is the attention at the samples, or the whole
+        map.
+        """
         tokens_BTD = expected_BD[:, None].expand(-1, self.heads.queries, -1)
         logits = self.heads(tokens_BTD)
         attention_BHTN = attention_BN[:, None, None].expand(-1, 1, self.heads.queries, -1)

@@ -1,4 +1,6 @@
-"""Every patch of a bag is read: for aggregators without a score for single patches, and as selection's baseline.
+"""Reading a bag from all of its patches, without selecting any: :func:`read_all`.
+
+This is the way for aggregators that have no score for a single patch, and the baseline for every selector.
 
 Shape suffixes: N patches of a bag, H heads, T attention rows, D embedding width.
 """
@@ -17,8 +19,9 @@ from wsi_ips.selection.slide_reading import Clock, SlideReading, device_of, plac
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
 
 SMALLEST = 1e-30
-"""Attention whose logarithm is stored where a patch has less; attention that only resembles a softmax can be
-negative (TransMIL's)."""
+"""Attention below this value is stored as the logarithm of this value. Attention that only resembles a softmax,
+as that of TransMIL, can be negative.
+"""
 
 
 @torch.no_grad()
@@ -29,12 +32,21 @@ def read_all(
     *,
     through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
 ) -> SlideReading:
-    """Read a bag's label from all of its patches, in eval mode; the net's own mode is restored.
+    """Read the label of a bag from all of its patches, in eval mode and without gradients.
 
-    The stored logits are logarithms of the aggregator's own attention, so that their softmax over the patches is
-    that attention; where it is not positive it counts as 1e-30. All patches are kept, in stream
-    order.
-    Memory: the embeddings of all patches. Raises ``ValueError`` without patches, and :class:`NotFinite`.
+    The mode of ``net`` is restored afterwards. The stored logits are the logarithms of the attention of the
+    aggregator, so that their softmax over all patches is that attention; attention below 1e-30 counts as 1e-30.
+    All patches are kept, in stream order. Memory: the embeddings of all patches.
+
+    Args:
+        net: The network.
+        source: The patches of the bag.
+        selection: Not used; it is there because every selector takes it.
+        through: A function that the chunks pass on their way, for example to count them.
+
+    Raises:
+        ValueError: The bag has no patches.
+        NotFinite: The attention holds NaN or infinity.
     """
     clock = Clock(device_of(net))
     started = perf_counter()

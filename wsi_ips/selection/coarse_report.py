@@ -1,4 +1,7 @@
-"""What a look from afar let through. Imports no torch: who draws stored attention loads none."""
+"""How much of a slide a coarse scorer let through: :class:`CoarseReport`.
+
+This module imports no torch, so that drawing stored attention does not load it.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -6,10 +9,16 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class CoarseReport:
-    """patches: in the slide's tissue. let_through: of these, what was read closely. windows: what was looked
-    at from afar; encoder_windows: of these, what went through the patches' encoder. recall: the share of a
-    full pass's attention that lies in what was let through, as measured on validation slides for the same
-    share of patches; None where it was not measured."""
+    """What a coarse-to-fine selector did with one slide.
+
+    Attributes:
+        patches: How many patches the tissue of the slide has.
+        let_through: How many of them were read in full resolution.
+        windows: How many windows the coarse scorer saw.
+        encoder_windows: How many of these windows went through the encoder of the patches.
+        recall: The share of a full pass's attention that lies in the patches let through, as it was measured on
+            validation slides for the same share of patches. None if it was not measured.
+    """
 
     patches: int
     let_through: int
@@ -19,20 +28,20 @@ class CoarseReport:
 
     @property
     def saved(self) -> int:
-        """Patches that were never read closely."""
+        """How many patches were not read in full resolution."""
         return self.patches - self.let_through
 
     def to_json(self) -> dict[str, float | None]:
-        """{name: number}, ``saved`` too."""
+        """The report as ``{name: number}``, with ``saved``."""
         return {**asdict(self), "saved": self.saved}
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """What :meth:`to_json` gave. Raises ``ValueError`` for anything else."""
+        """The report that :meth:`to_json` wrote. Raises ``ValueError`` if ``value`` is anything else."""
         names = ("patches", "let_through", "windows", "encoder_windows")
         if not isinstance(value, dict) or not all(type(value.get(name)) is int for name in names):
-            raise ValueError("the report on the look from afar has no counts")
+            raise ValueError("the report of the coarse scorer has no counts")
         recall = value.get("recall")
         if recall is not None and not isinstance(recall, int | float):
-            raise ValueError("the report on the look from afar has no recall")
+            raise ValueError("the recall in the report of the coarse scorer is not a number")
         return cls(**{name: value[name] for name in names}, recall=recall)

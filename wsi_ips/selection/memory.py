@@ -1,33 +1,28 @@
-"""Iterative patch selection (Bergner, Lippert, Mahendran, ICLR 2023, section 3): a running top-M memory.
+"""Which patches of a slide are kept: the running memory of the paper, and the exact top M.
 
-Knows nothing of slides or networks: it sees chunks of patches, their embeddings and their logits.
+:class:`TopMBuffer` is the memory of iterative patch selection (Bergner, Lippert, Mahendran, ICLR 2023, section
+3): M patches are kept, and I newcomers at a time compete with them. It normalises scores within each iteration,
+so with several heads or queries the result depends on the order of the patches, on M and on I.
+:func:`global_top` is the alternative rule: the logits of all patches are kept (heads x queries floats per
+patch), normalised by one softmax over the whole slide, and ranked once, whatever order they came in.
+:func:`select_patches` and :func:`select_global` run a stream of patches through the one or the other. This
+module knows nothing of slides or networks.
 
-Shape suffixes: n patches of a chunk, L candidates (memory and newcomers), M memory, N all patches, H heads,
-T queries, D embedding width.
+Under the global rule a slide can be scored in several parts, by several processes or machines, with the same
+result to the bit as if it had been scored whole. A part cannot tell by itself which of its patches are kept,
+because a score is the mean over heads and queries of attentions that are normalised over the whole slide. But
+the normalisers are a few numbers and add up exactly, so nothing that grows with the slide has to travel:
 
-The exact top-M of a slide: one softmax over all of its patches, whatever the order they came in.
+1. Every part scores its patches into a ``ScoreStore`` and sends ``store.normalisers()``.
+2. ``Normalisers.merged`` of all of them goes back to every part.
+3. Each part sends ``global_top(store, m, normalisers)``: M ids, scores and logits.
+4. ``Top.merged(tops, m)`` is the selection of the slide.
 
-The paper's memory (:mod:`wsi_ips.selection.memory`) normalises inside an iteration, so with several heads or
-queries it depends on order, M and I. Here every patch's logits are kept (heads x queries floats) and ranked once.
+``store.attention(normalisers)`` is then the part's share of the attention map of the slide. Where the logits of
+all patches are gathered anyway, because a result file holds them, :func:`select_over_parts` does all of this.
 
-Shape suffixes: n patches of a chunk, N all patches, M kept patches, D embedding width, H heads, T queries.
-
-One slide scored in several parts, by several processes or machines, and selected from as if it had been whole.
-
-A part cannot tell by itself which of its patches are kept: a patch's score is a mean over heads and queries of
-attentions whose normalisers are the whole slide's, and they weigh the heads and queries anew. A patch is out for
-certain only if M others of its part have logits as high for every head and query: of 250,000 patches with 8 heads
-and 4 queries next to none (if heads were independent). But the normalisers are a few numbers and add up exactly,
-so nothing that grows with the slide has to travel:
-
-1. every part scores its patches: ``store``, and sends ``store.normalisers()``;
-2. ``Normalisers.merged`` of all of them goes back to every part;
-3. a part sends ``global_top(store, m, normalisers)``: M ids, scores and logits;
-4. ``Top.merged(tops, m)`` is the slide's selection, to the bit.
-
-``store.attention(normalisers)`` is then the part's own share of the slide's attention map. Where the logits of
-all patches are gathered anyway, because a result file holds them, :func:`select_over_parts` does all of it.
-Only the global rule can be cut into parts: the paper's memory is one patch after the other.
+Shape suffixes: n patches of a chunk, L candidates (memory and newcomers), M kept patches, N all patches of a
+slide, H heads, T queries, D embedding width.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -43,10 +38,16 @@ from wsi_ips.selection.score_store import Normalisers, ScoreStore
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is left after a pass: ids_M (int64, CPU), emb_MD, scores_M, logits_MHT.
+    """The patches that are left after a pass over a bag.
 
-    Order: falling score in the last iteration, and with M patches or fewer all of them in stream order; under
-    the global rule always falling score. emb_MD is None there: the kept patches are to be encoded again.
+    Under the running memory they are sorted by falling score in the last iteration; if the bag has M patches or
+    fewer, all of them are there in stream order. Under the global rule they are always sorted by falling score.
+
+    Attributes:
+        ids_M: int64 on the CPU, the ids of the patches.
+        emb_MD: Their embeddings. None under the global rule, where the kept patches have to be encoded again.
+        scores_M: Their scores, the attention averaged over heads and queries.
+        logits_MHT: Their attention logits.
     """
 
     ids_M: Tensor
@@ -55,27 +56,92 @@ class Kept:
     logits_MHT: Tensor
 
 
-def attention_scores(logits_LHT: Tensor) -> Tensor:
-    """Scores (L,): attention over exactly these candidates, mean over heads and queries."""
-    return logits_LHT.softmax(dim=0).mean(dim=(1, 2))
+def select_patches(
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    *,
+    encode: Callable[[Tensor], Tensor],
+    logits: Callable[[Tensor, Tensor], Tensor],
+    m: int,
+    i: int,
+    store: ScoreStore | None = None,
+) -> Kept:
+    """Encode every patch once and keep the M most salient with the running memory, without gradients.
+
+    Memory: M + I embeddings and one chunk, however long the stream is.
+
+    Args:
+        chunks: Pairs of ids (n,) int64 and pixels (n, ...).
+        encode: Maps pixels to embeddings (n, D).
+        logits: Maps embeddings (n, D) and ids (n,) to attention logits (n, H, T).
+        m: How many patches are kept.
+        i: How many newcomers compete at a time.
+        store: Gathers the logits of all patches, if given.
+
+    Raises:
+        ValueError: The stream is empty.
+        NotFinite: Scores are not finite.
+    """
+    buffer = TopMBuffer(m=m, i=i)
+    with torch.no_grad():
+        for ids_n, pixels in chunks:
+            emb_nD = encode(pixels)
+            logits_nHT = logits(emb_nD, ids_n)
+            buffer.add(ids_n, emb_nD, logits_nHT)
+            if store is not None:
+                store.add(ids_n, logits_nHT)
+        return buffer.finish()
 
 
-def looking_waits(device: torch.device) -> bool:
-    """Whether a look at a number on this device makes the program wait for all that was handed to the device."""
-    return device.type != "cpu"
+def select_global(
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    *,
+    encode: Callable[[Tensor], Tensor],
+    logits: Callable[[Tensor, Tensor], Tensor],
+    m: int,
+    store: ScoreStore,
+) -> Kept:
+    """Encode every patch once, gather the logits of all of them, and keep the exact top M, without gradients.
+
+    The embeddings of the kept patches are gone by the time it is known that they are kept, so ``emb_MD`` is
+    None.
+
+    Args:
+        chunks: Pairs of ids (n,) int64 and pixels (n, ...).
+        encode: Maps pixels to embeddings (n, D).
+        logits: Maps embeddings (n, D) and ids (n,) to attention logits (n, H, T).
+        m: How many patches are kept, 1 or more.
+        store: Gathers the logits of all patches.
+
+    Raises:
+        ValueError: The stream is empty, or ``m`` is below 1.
+        NotFinite: Logits are not finite.
+    """
+    with torch.no_grad():
+        for ids_n, pixels in chunks:
+            store.add(ids_n, logits(encode(pixels), ids_n))
+    top = global_top(store, m)
+    return Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
 
 
 class TopMBuffer:
-    """The paper's memory: M patches, challenged by I newcomers at a time.
+    """The running memory of the paper: M patches, and I newcomers at a time that compete with them.
 
-    A patch's logits do not change during a pass, because the weights do not, so they are computed once when
-    it is encoded; an iteration only normalises them over its candidates. Newcomers are pooled until I of them
-    are there: the result depends on their order, on M and on I, not on how the stream was cut. Of equal
-    scores the one that came first wins, and the memory before newcomers.
+    The logits of a patch do not change during a pass, because the weights do not, so they are computed once when
+    the patch is encoded; an iteration only normalises them over its candidates. Newcomers are pooled until there
+    are I of them, so the result depends on their order, on M and on I, but not on how the stream was cut into
+    chunks. Among equal scores the patch that came first wins, and the memory wins over newcomers.
     """
 
     def __init__(self, *, m: int, i: int) -> None:
-        """m, i: 1 or more. Raises ``ValueError``."""
+        """Start with an empty memory.
+
+        Args:
+            m: How many patches are kept, 1 or more.
+            i: How many newcomers compete at a time, 1 or more.
+
+        Raises:
+            ValueError: ``m`` or ``i`` is below 1.
+        """
         if m < 1 or i < 1:
             raise ValueError(f"M and I are 1 or more, got {m} and {i}")
         self._m = m
@@ -86,10 +152,16 @@ class TopMBuffer:
         self._finite: Tensor | None = None
 
     def add(self, ids_n: Tensor, emb_nD: Tensor, logits_nHT: Tensor) -> None:
-        """Take in any number of patches. ids_n: (n,) int64; emb_nD and logits_nHT on one device.
+        """Add any number of patches. On CUDA nothing here waits for the device.
 
-        On CUDA nothing here waits for the device. Raises :class:`NotFinite` for scores that are not finite; on an
-        accelerator :meth:`finish` does, since a look at the scores would wait.
+        Args:
+            ids_n: (n,) int64, the ids of the patches.
+            emb_nD: Their embeddings, on the device of the logits.
+            logits_nHT: Their attention logits.
+
+        Raises:
+            NotFinite: Scores are not finite. On an accelerator :meth:`finish` raises this instead, since looking
+                at the scores would wait for the device.
         """
         ids_n = ids_n.to(logits_nHT.device, non_blocking=logits_nHT.is_cuda)
         newcomers = _Candidates(ids_n, emb_nD, logits_nHT)
@@ -106,9 +178,11 @@ class TopMBuffer:
                 self._iterate()
 
     def finish(self) -> Kept:
-        """The memory, after a last iteration with what is left in the pool.
+        """Let what is left in the pool compete, and return the memory.
 
-        Raises ``ValueError`` if empty, and like :meth:`add` :class:`NotFinite` for scores that are not finite.
+        Raises:
+            ValueError: No patch was ever added.
+            NotFinite: Scores are not finite.
         """
         if self._pool:
             self._iterate()
@@ -139,40 +213,16 @@ class TopMBuffer:
         return scores_L
 
     def _raise_if_not_finite(self) -> None:
-        """One NaN makes every score of its iteration NaN, and all newcomers would be lost without a word."""
+        """Raise NotFinite where an iteration had a NaN: it makes all scores NaN, and the newcomers would be lost
+        silently.
+        """
         if self._finite is not None and not self._finite:
             raise NotFinite("attention logits")
 
 
-def select_patches(
-    chunks: Iterable[tuple[Tensor, Tensor]],
-    *,
-    encode: Callable[[Tensor], Tensor],
-    logits: Callable[[Tensor, Tensor], Tensor],
-    m: int,
-    i: int,
-    store: ScoreStore | None = None,
-) -> Kept:
-    """Encode every patch once and keep the M most salient, without gradients.
-
-    chunks: (ids_n, pixels_n...) pairs. encode: pixels to emb_nD. logits: (emb_nD, ids_n) to logits_nHT.
-    ``store`` gathers the logits of all patches. Holds M + I embeddings and one chunk whatever the stream's
-    length. Raises ``ValueError`` for an empty stream, :class:`NotFinite` for scores that are not finite.
-    """
-    buffer = TopMBuffer(m=m, i=i)
-    with torch.no_grad():
-        for ids_n, pixels in chunks:
-            emb_nD = encode(pixels)
-            logits_nHT = logits(emb_nD, ids_n)
-            buffer.add(ids_n, emb_nD, logits_nHT)
-            if store is not None:
-                store.add(ids_n, logits_nHT)
-        return buffer.finish()
-
-
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """Rows that compete. scores_L are those of the iteration that they came out of, if any."""
+    """Patches that compete. ``scores_L`` are the scores of the iteration that kept them, if there was one."""
 
     ids_L: Tensor
     emb_LD: Tensor
@@ -183,14 +233,14 @@ class _Candidates:
         return len(self.ids_L)
 
     def split(self, n: int) -> tuple["_Candidates", "_Candidates"]:
-        """The first ``n`` rows, and the rest."""
+        """Return the first ``n`` rows, and the rest."""
         return (
             _Candidates(self.ids_L[:n], self.emb_LD[:n], self.logits_LHT[:n]),
             _Candidates(self.ids_L[n:], self.emb_LD[n:], self.logits_LHT[n:]),
         )
 
     def with_(self, others: "_Candidates") -> "_Candidates":
-        """These rows, then the others."""
+        """Return these rows followed by ``others``."""
         return _Candidates(
             torch.cat([self.ids_L, others.ids_L]),
             torch.cat([self.emb_LD, others.emb_LD]),
@@ -198,15 +248,28 @@ class _Candidates:
         )
 
     def rows(self, rows_M: Tensor, scores_L: Tensor) -> "_Candidates":
-        """The rows asked for, with their scores."""
+        """Return the rows ``rows_M`` with their scores."""
         return _Candidates(self.ids_L[rows_M], self.emb_LD[rows_M], self.logits_LHT[rows_M], scores_L[rows_M])
+
+
+def attention_scores(logits_LHT: Tensor) -> Tensor:
+    """Scores (L,) of candidates: their softmax over exactly these candidates, averaged over heads and queries."""
+    return logits_LHT.softmax(dim=0).mean(dim=(1, 2))
+
+
+def looking_waits(device: torch.device) -> bool:
+    """Whether reading a number from this device makes the program wait for all work that the device was given."""
+    return device.type != "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """The best patches: ids_M (int64), scores_M (float64), logits_MHT (float32), on the CPU.
+    """The best patches under the global rule, sorted by falling score and among equals by rising id.
 
-    Order: falling score, of equal scores the lowest grid id first.
+    Attributes:
+        ids_M: int64 on the CPU.
+        scores_M: float64 on the CPU.
+        logits_MHT: float32 on the CPU.
     """
 
     ids_M: Tensor
@@ -215,7 +278,9 @@ class Top:
 
     @classmethod
     def merged(cls, tops: Sequence["Top"], m: int) -> "Top":
-        """The ``m`` best of several parts of one slide, all scored with the whole slide's normalisers."""
+        """The ``m`` best of several parts of one slide, which were all scored with the normalisers of the whole
+        slide.
+        """
         return cls(
             torch.cat([top.ids_M for top in tops]),
             torch.cat([top.scores_M for top in tops]),
@@ -223,19 +288,26 @@ class Top:
         ).best(m)
 
     def best(self, m: int) -> "Top":
-        """The ``m`` best of these, or all of them."""
+        """The ``m`` best of these patches, or all of them if there are fewer."""
         best_M = torch.from_numpy(np.lexsort((self.ids_M.numpy(), -self.scores_M.numpy()))[:m].copy())
         return Top(self.ids_M[best_M], self.scores_M[best_M], self.logits_MHT[best_M])
 
 
 def global_top(store: ScoreStore, m: int, normalisers: Normalisers | None = None) -> Top:
-    """The ``m`` patches with the highest attention over all N, mean over heads and queries.
+    """The ``m`` patches with the highest attention over all N patches, averaged over heads and queries.
 
-    A score is exact to float64's last digits and depends on nothing but the set of logits: not on order, nor on
-    how a slide was cut into parts. Scores below float64's normal numbers (2.2e-308) are flushed to zero by some
-    of torch's kernels, so their order among each other is open. A part of a slide is given the whole slide's
-    ``normalisers``. Raises
-    ``ValueError`` without patches and for ``m`` below 1, and :class:`NotFinite`.
+    A score is exact to the last digits of float64. It depends only on the set of logits, not on their order or
+    on how the slide was cut into parts. Some kernels of torch flush scores below the normal numbers of float64
+    (2.2e-308) to zero, so the order among such scores is undefined.
+
+    Args:
+        store: The logits of the patches.
+        m: How many patches to keep, 1 or more.
+        normalisers: Those of the whole slide if ``store`` holds a part of it. None: those of ``store``.
+
+    Raises:
+        ValueError: There are no patches, or ``m`` is below 1.
+        NotFinite: Logits are not finite.
     """
     if m < 1:
         raise ValueError(f"M is 1 or more, got {m}")
@@ -243,30 +315,15 @@ def global_top(store: ScoreStore, m: int, normalisers: Normalisers | None = None
     return Top(store.ids(), normalisers.scores(store.logits()), store.logits()).best(m)
 
 
-def select_global(
-    chunks: Iterable[tuple[Tensor, Tensor]],
-    *,
-    encode: Callable[[Tensor], Tensor],
-    logits: Callable[[Tensor, Tensor], Tensor],
-    m: int,
-    store: ScoreStore,
-) -> Kept:
-    """Encode every patch once, without gradients, gather all logits in ``store``, and keep the exact top-M.
-
-    Arguments and errors as of :func:`wsi_ips.selection.memory.select_patches`. The kept patches' embeddings are
-    gone by the time they are known to be kept: ``emb_MD`` is None.
-    """
-    with torch.no_grad():
-        for ids_n, pixels in chunks:
-            store.add(ids_n, logits(encode(pixels), ids_n))
-    top = global_top(store, m)
-    return Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
-
-
 @dataclass(frozen=True, slots=True)
 class SlideSelection:
-    """top: the M kept patches. store: the logits of all N patches, in the order of their ids. attention_NHT:
-    (N, H, T) float32 in the same order, the softmax over all N."""
+    """The selection over all parts of a slide.
+
+    Attributes:
+        top: The M kept patches.
+        store: The logits of all N patches, in the order of their ids.
+        attention_NHT: (N, H, T) float32 in the same order, the softmax over all N patches.
+    """
 
     top: Top
     store: ScoreStore
@@ -274,12 +331,15 @@ class SlideSelection:
 
 
 def select_over_parts(stores: Sequence[ScoreStore], m: int) -> SlideSelection:
-    """Merge the scored parts of one slide, in any order, and keep its ``m`` best patches.
+    """Merge the scored parts of one slide, given in any order, and keep its ``m`` best patches.
 
-    Equal to the bit to the whole slide scored in one pass with the same logits, whatever the cut (on one kind of
-    CPU: another's exponentials may differ in their last bit). The kept patches are to be read again:
-    :func:`wsi_ips.selection.slide_reading.encode_again`. Raises ``ValueError`` without patches, for a patch in
-    two parts and for parts of different networks, and :class:`NotFinite`.
+    The result equals, to the bit, that of the whole slide scored in one pass with the same logits. (Logits of
+    two kinds of CPU may differ in the last bit.) The kept patches then have to be encoded again, see
+    :func:`wsi_ips.selection.slide_reading.encode_again`.
+
+    Raises:
+        ValueError: There are no patches, a patch is in two parts, or the parts come from different networks.
+        NotFinite: Logits are not finite.
     """
     store = ScoreStore.merged(stores)
     normalisers = store.normalisers()

@@ -1,4 +1,7 @@
-"""Reads a bag's label by the selector that its configuration names; prediction, validation, scoring share it."""
+"""The choice of a selector: :func:`read_bag` reads a bag with the one that the configuration names.
+
+Prediction, validation and scoring all go through it. :data:`BAG_READERS` lists the selectors.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -10,12 +13,19 @@ from wsi_ips.streaming.patch_source import Chunk, PatchSource
 
 
 class BagReader(Protocol):
-    """How a selector reads a bag, without gradients and in eval mode.
+    """How a selector reads a bag. It works in eval mode and without gradients, and restores the mode of ``net``.
 
-    net: the network, whose own mode is restored. source: the bag's patches, or whatever this selector reads.
-    through: shown every chunk of patches on its way, where a selector has such chunks. Raises ``ValueError``
-    without patches, :class:`SlideReadError` for a slide that cannot be read, :class:`NotFinite` for a network
-    whose numbers are not finite, and :class:`ConfigError` for a source that this selector cannot read.
+    Args:
+        net: The network.
+        source: The patches of the bag, or whatever this selector reads.
+        selection: The settings of the selector.
+        through: A function that every chunk of patches passes on its way, where the selector has such chunks.
+
+    Raises:
+        ValueError: The bag has no patches.
+        SlideReadError: The slide cannot be read.
+        NotFinite: The network computed NaN or infinity.
+        ConfigError: This selector cannot read this kind of source.
     """
 
     def __call__(
@@ -39,9 +49,11 @@ BAG_READERS: Registry[BagReader] = Registry(
     },
     group="wsi_ips.selectors",
 )
-"""How a bag is read, by :attr:`SelectionConfig.way`. Another package adds a selector under the entry point group
-``wsi_ips.selectors``: its name, and a function that is a :class:`BagReader`. How it is learned from is
-:data:`wsi_ips.training.methods.METHODS`."""
+"""How a bag is read, by the name of its way, :attr:`SelectionConfig.way`.
+
+Another package adds a selector under the entry point group ``wsi_ips.selectors``: its name, and a function that
+is a :class:`BagReader`. How it is learned from is in :data:`wsi_ips.training.methods.METHODS`.
+"""
 
 
 def read_bag(
@@ -51,5 +63,8 @@ def read_bag(
     *,
     through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
 ) -> SlideReading:
-    """Read a bag's label as ``selection`` says. Arguments and errors: see :class:`BagReader`."""
+    """Read the label of a bag with the selector that ``selection`` names.
+
+    Arguments and errors are those of :class:`BagReader`.
+    """
     return BAG_READERS.load(selection.way)(net, source, selection, through=through)

@@ -1,16 +1,19 @@
-"""What divides a softmax over a whole slide: one sum of exponentials per head and query, exact in any order.
+"""The attention logits of every patch of a slide, and its attention map, the same whatever order the patches
+came in.
 
-A float sum depends on the order of its terms, so two shards' sums added up would not be the whole slide's to
-the bit, and two almost equal scores could change places. Here a term is rounded once, by itself, to an integer
-number of units, and integers add up the same in any order. The units are those of the window of logits that the
-term lies in; windows far below the highest one are dropped, which no float64 would notice (the idea of Demmel
-and Nguyen, "Parallel reproducible summation", IEEE Trans. Comput. 2015, in its simplest form).
+:class:`ScoreStore` gathers the logits chunk by chunk. :class:`Normalisers` are what a softmax over the whole
+slide divides by: one sum of exponentials for each head and query. They can be computed in parts and merged
+exactly.
 
-Shape suffixes: n, N patches, H heads, T queries, C columns (heads x queries), W windows, 2 limbs of an integer.
+A sum of floats depends on the order of its terms, so the sums of two parts of a slide would not add up to that
+of the whole slide to the bit, and two almost equal scores could change places. Here each term is rounded once,
+by itself, to an integer number of units, and integers add up the same in any order. The units are those of the
+window of logits that the term lies in. Windows far below the highest one are dropped, which no float64 would
+notice. This is the idea of Demmel and Nguyen, "Parallel reproducible summation", IEEE Trans. Comput. 2015, in
+its simplest form.
 
-The logits of every patch of a slide, and from them its attention map.
-
-Shape suffixes: n patches of a chunk, N all patches, C capacity (N or more), H heads, T queries.
+Shape suffixes: n patches of a chunk, N all patches, H heads, T queries, C capacity of the store (N or more), in
+:class:`Normalisers` C columns (heads x queries), W windows, 2 the two limbs of an integer.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,18 +31,23 @@ from wsi_ips.errors import NotFinite
 WIDTH = 8.0
 """Logits of one window differ by less than this, so that a term keeps 50 bits or more."""
 WINDOWS = 9
-"""What lies below the last window is less than e**-64 of the sum, per patch."""
+"""Number of windows. What lies below the last one is less than e**-64 of the sum, per patch."""
 LIMB = 2.0**31
-"""A term is a high and a low limb: 62 bits, and 2**31 of either add up in an int64."""
+"""Units of a limb. A term is a high and a low limb, 62 bits together, and 2**31 terms add up in an int64."""
 BLOCK = 2**16
-"""Logits worked on at a time: they and what is made of them stay in a core's cache."""
+"""How many logits are worked on at a time, so that they and what is made of them stay in the cache of a core."""
+FIRST_CAPACITY = 4096
+"""How many patches the first array of a store has room for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Normalisers:
-    """Sums of exponentials of the logits of some patches, (H, T) of them. A few kilobytes, whatever N.
+    """Sums of exponentials of the logits of some patches, for each head and query. A few kilobytes, whatever N.
 
-    shape: (H, T). top_C: float64, number of the highest window. sums_W2C: int64, from the highest window down.
+    Attributes:
+        shape: (H, T).
+        top_C: float64, the number of the highest window.
+        sums_W2C: int64, the sums from the highest window downwards.
     """
 
     shape: tuple[int, int]
@@ -48,9 +56,11 @@ class Normalisers:
 
     @classmethod
     def of(cls, logits_NHT: Tensor) -> Self:
-        """Of these patches' logits (N, H, T), float, on the CPU; N is 1 or more.
+        """The normalisers of patches with the logits ``logits_NHT``, float on the CPU.
 
-        Raises ``ValueError`` for none, and :class:`NotFinite` for a network that went wrong.
+        Raises:
+            ValueError: There are no patches.
+            NotFinite: A logit is NaN or infinite.
         """
         if not len(logits_NHT):
             raise ValueError("no patches")
@@ -58,26 +68,29 @@ class Normalisers:
 
     @classmethod
     def merged(cls, parts: Iterable[Self]) -> Self:
-        """Of all the patches of ``parts`` together: the same whatever their cut and order.
+        """The normalisers of all patches of ``parts`` together, the same whatever the cut and the order.
 
-        Raises ``ValueError`` for no parts, or parts with other heads and queries.
+        Raises:
+            ValueError: There are no parts, or they differ in heads or queries.
         """
         parts = list(parts)
         if len({part.shape for part in parts}) != 1:
             raise ValueError(
-                f"normalisers of {[part.shape for part in parts]} heads and queries do not add up"
+                f"normalisers with {[part.shape for part in parts]} heads and queries cannot be merged"
             )
         return reduce(cls._and, parts)
 
     def attention(self, logits_NHT: Tensor) -> Tensor:
-        """(N, H, T) float32: the softmax of these logits over all patches that the normalisers are of."""
+        """The attention (N, H, T) float32: the softmax of these logits over all patches that the normalisers
+        cover.
+        """
         attention_NHT = torch.empty(logits_NHT.shape)
         for rows in _blocks(logits_NHT):
             attention_NHT[rows] = torch.from_numpy(self._attention(logits_NHT[rows])).unflatten(1, self.shape)
         return attention_NHT
 
     def scores(self, logits_NHT: Tensor) -> Tensor:
-        """(N,) float64: the same, mean over heads and queries."""
+        """The scores (N,) float64: the attention averaged over heads and queries."""
         scores_N = torch.empty(len(logits_NHT), dtype=torch.float64)
         for rows in _blocks(logits_NHT):
             scores_N[rows] = torch.from_numpy(self._attention(logits_NHT[rows]).mean(axis=1))
@@ -98,7 +111,7 @@ class Normalisers:
         low_nC = np.floor((term_nC - high_nC) * LIMB)
         # One row of bins more than is kept, for what lies below the last window.
         bins_nC = (depth_nC * columns + np.arange(columns)).ravel()
-        # Of floats, but whole ones below 2**53: a block is far too short to leave them.
+        # These are sums of floats, but of whole numbers: a block is far too short for them to reach 2**53.
         sums = [
             np.bincount(bins_nC, limb_nC.ravel(), minlength=(WINDOWS + 1) * columns)
             for limb_nC in (high_nC, low_nC)
@@ -111,14 +124,16 @@ class Normalisers:
         return type(self)(self.shape, top_C, self._down_to(top_C) + other._down_to(top_C))
 
     def _down_to(self, top_C: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The sums as seen from a higher top: each column moved down, what leaves the last window dropped."""
+        """The sums relative to a higher top: each column is moved down, and what leaves the last window is
+        dropped.
+        """
         moved_C = np.minimum(top_C - self.top_C, WINDOWS).astype(np.int64)
         from_WC = np.arange(WINDOWS)[:, None] - moved_C
         sums_W2C = np.take_along_axis(self.sums_W2C, from_WC.clip(min=0)[:, None], axis=0)
         return np.where(from_WC[:, None] >= 0, sums_W2C, 0)
 
     def _attention(self, logits_nHT: Tensor) -> NDArray[np.float64]:
-        """(n, C) float64, each value by itself: the same in whatever block it comes."""
+        """The attention (n, C) float64. Each value is computed by itself, so it is the same in any block."""
         powers_W2 = np.exp(-WIDTH * np.arange(WINDOWS))[:, None] * [1 / LIMB, LIMB**-2]
         total_C = (self.sums_W2C * powers_W2[:, :, None])[::-1].sum(axis=(0, 1))
         attention_nC: NDArray[np.float64] = np.exp(_columns(logits_nHT) - self.top_C * WIDTH) / total_C
@@ -126,7 +141,7 @@ class Normalisers:
 
 
 def _columns(logits_nHT: Tensor) -> NDArray[Any]:
-    """(n, C) float64, contiguous."""
+    """The logits as a contiguous array (n, C) float64."""
     return logits_nHT.detach().flatten(1).double().numpy()
 
 
@@ -135,17 +150,12 @@ def _blocks(logits_NHT: Tensor) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(logits_NHT), rows))
 
 
-FIRST_CAPACITY = 4096
-
-
 class ScoreStore:
-    """Gathers logits chunk by chunk: heads x queries floats per patch, whatever its pixels.
+    """The logits of the patches of a slide, gathered chunk by chunk: heads x queries floats per patch.
 
-    They stay on the device that made them until they are asked for: to fetch a chunk's would make the program wait
-    for the device at every chunk, and the device for the program.
-
-    In one growing array: small tensors that stay, a pair a chunk, would lie between the large ones that come
-    and go, and the heap would grow with the slide.
+    They stay on the device that made them until they are asked for. Fetching those of each chunk would make the
+    program wait for the device at every chunk. They lie in one growing array: a pair of small tensors for each
+    chunk would lie between the large tensors that come and go, and the heap would grow with the slide.
     """
 
     def __init__(self) -> None:
@@ -154,7 +164,12 @@ class ScoreStore:
         self._logits_CHT = torch.empty(0, 0, 0)
 
     def add(self, ids_n: Tensor, logits_nHT: Tensor) -> None:
-        """ids_n: (n,) int64. logits_nHT: pre-softmax attention logits, any device."""
+        """Add the patches of a chunk.
+
+        Args:
+            ids_n: (n,) int64, the ids of the patches.
+            logits_nHT: Their attention logits before the softmax, on any device.
+        """
         end = self._n + len(ids_n)
         if end > len(self._ids_C):
             self._grow(max(end, 2 * len(self._ids_C), FIRST_CAPACITY), logits_nHT)
@@ -171,11 +186,11 @@ class ScoreStore:
         self._ids_C, self._logits_CHT = ids_C, logits_CHT
 
     def ids(self) -> Tensor:
-        """(N,) int64, in stream order."""
+        """The ids (N,) int64 of all patches, in stream order."""
         return self._ids_C[: self._n]
 
     def logits(self) -> Tensor:
-        """(N, H, T) float32 on the CPU, in stream order."""
+        """The logits (N, H, T) float32 of all patches on the CPU, in stream order."""
         if self._logits_CHT.device.type != "cpu":
             self._logits_CHT, self._ids_C = self._logits_CHT[: self._n].cpu(), self.ids()
         return self._logits_CHT[: self._n]
@@ -185,22 +200,33 @@ class ScoreStore:
         return Normalisers.of(self.logits())
 
     def attention(self, normalisers: Normalisers | None = None) -> Tensor:
-        """(N, H, T) float32: one softmax over all N patches, per head and query; each sums to 1.
+        """The attention (N, H, T) float32: for each head and query one softmax over all N patches, which sums to
+        1.
 
-        Unlike scores that were normalised inside a chunk, these compare across the whole slide. A part of
-        a slide is given the whole slide's ``normalisers``. Raises ``ValueError`` without patches.
+        Unlike scores that were normalised inside a chunk, attention can be compared across the whole slide.
+
+        Args:
+            normalisers: Those of the whole slide, if the store holds only a part of it.
+
+        Raises:
+            ValueError: There are no patches.
+            NotFinite: A logit is NaN or infinite.
         """
         return (normalisers or self.normalisers()).attention(self.logits())
 
     @classmethod
     def merged(cls, stores: Sequence[Self]) -> Self:
-        """The patches of several parts of one slide, in the order of their ids: the slide's own grid order.
+        """One store of the patches of several parts of a slide, sorted by id, which is the grid order of the
+        slide.
 
-        Raises ``ValueError`` for a patch that is in two parts, or for parts with other heads and queries.
+        Raises:
+            ValueError: A patch is in two parts, or the parts differ in heads or queries.
         """
         shapes = {tuple(store.logits().shape[1:]) for store in stores if len(store.ids())}
         if len(shapes) > 1:
-            raise ValueError(f"parts have {sorted(shapes)} heads and queries: of different networks")
+            raise ValueError(
+                f"parts have {sorted(shapes)} heads and queries: they come from different networks"
+            )
         filled = [store for store in stores if len(store.ids())]
         whole = cls()
         if filled:
@@ -213,7 +239,7 @@ class ScoreStore:
         return whole
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travels to another process without its spare capacity."""
+        """The content without the spare capacity, for another process."""
         return {"ids": self.ids().clone(), "logits": self.logits().clone()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
-"""One pass over a slide: every patch scored once, the M most salient kept, the label read from those.
+"""IPS over one slide: score every patch once, keep the M most salient, and read the label from those.
 
-Prediction, validation and training's selection share it. Nothing here learns; see
-:mod:`wsi_ips.training.module` for that.
+Start with :func:`read_slide`. Prediction, validation and the selection in training share this pass.
+:func:`score_part` and :func:`read_scored` do the same for a slide that is scored in several parts. Nothing here
+learns; :mod:`wsi_ips.training.module` does.
 
-Shape suffixes: n patches of a chunk, M kept patches, D embedding width, P patch side.
+Shape suffixes: n patches of a chunk, N all patches, M kept patches, D embedding width, C feature width, P patch
+side.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,17 +24,23 @@ from wsi_ips.streaming.device import DeviceTimer
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
 
 Seen = Callable[[Tensor, Tensor], Tensor]
-"""(pixels_n3PP, ids_n) to the pixels that the network is shown: augmentation."""
+"""Augmentation: maps ``pixels_n3PP`` and ``ids_n`` to the pixels that the network is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlideReading:
-    """kept: the M patches; store: the logits of all N; emb_MD: the kept ones' embeddings; bag: what the network
-    says of them (B = 1).
+    """What one pass over a bag found.
 
-    encode_s, select_s: seconds in the encoder (and in reading again what it encodes again), and in everything
-    else of the pass but the stream; on CUDA those of the card, select_s of the chunks alone. coarse: what a look
-    from afar let through, where there was one.
+    Attributes:
+        kept: The M kept patches.
+        store: The attention logits of all N patches.
+        emb_MD: The embeddings of the kept patches.
+        bag: What the network says of them, for a batch of one bag.
+        encode_s: Seconds in the encoder, including patches that are read and encoded again. On CUDA these are
+            seconds of the device.
+        select_s: Seconds of the pass in everything else but the stream. On CUDA these are seconds of the device,
+            spent on the chunks.
+        coarse: What the coarse scorer let through; None without a coarse scorer.
     """
 
     kept: Kept
@@ -45,60 +53,23 @@ class SlideReading:
 
 
 def unchanged(pixels_n3PP: Tensor, ids_n: Tensor) -> Tensor:
-    """The pixels as they are."""
+    """No augmentation: return the pixels as they are."""
     return pixels_n3PP
 
 
-def select(
-    net: IPSNet,
-    source: PatchSource,
-    selection: SelectionConfig,
-    *,
-    seen: Seen = unchanged,
-    store: ScoreStore | None = None,
-) -> Kept:
-    """The M patches that ``selection.rule`` keeps, without gradients; the net's own mode is restored.
+@dataclass(frozen=True, slots=True)
+class SlideScores:
+    """The scores of a part of a slide.
 
-    What is kept of them (``emb_MD``) is what the encoder made, before the projector: who learns from them takes
-    the projector's gradients, and would encode them again otherwise. ``seen`` must give a patch the same pixels
-    whatever chunk it comes in. ``store`` gathers the logits of all patches. Memory: one chunk, and under
-    ``buffer`` M + I embeddings, under ``global`` heads x queries floats per patch. Raises ``ValueError`` without
-    patches, and :class:`NotFinite` for a network that went wrong.
-    """
-    chunks = ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in source)
-
-    def logits(features_nC: Tensor, ids_n: Tensor) -> Tensor:
-        return net.logits(net.projector(features_nC), places_for(net, source, ids_n))
-
-    with scoring(net):
-        return _kept(chunks, selection, encode=net.encoder, logits=logits, store=store)
-
-
-def places_for(net: BagNet, source: PatchSource, ids_n: Tensor) -> Tensor:
-    """Where these patches lie, told as ``net`` wants it: the ids themselves if it looks at no places."""
-    return ids_n if net.place_kind is None else source.places(ids_n, net.place_kind)
-
-
-@torch.no_grad()
-def encode_again(
-    net: BagNet, source: PatchSource, ids_n: Tensor, *, batch: int, seen: Seen = unchanged
-) -> Tensor:
-    """Embeddings (n, D) of the patches with these ids, in the order given, ``batch`` of them at a time.
-
-    Read in grid order, in which neighbours share the file's tiles. Memory: one batch, and the embeddings. The
-    net's own mode is restored. Raises ``ValueError`` without ids.
+    Attributes:
+        store: The attention logits of the patches of the part.
+        encode_s: Seconds in the encoder. On CUDA these are seconds of the device.
+        select_s: Seconds of the pass in everything else but the stream.
     """
 
-    def encode(part_n: Tensor) -> Tensor:
-        chunk = source.read(part_n)
-        return net.encode(seen(chunk.pixels_n3PP, chunk.ids_n))
-
-    if not len(ids_n):
-        raise ValueError("no patches")
-    grid_order_n = ids_n.argsort()
-    with scoring(net):
-        emb_nD = torch.cat([encode(part_n) for part_n in ids_n[grid_order_n].split(batch)])
-    return emb_nD[grid_order_n.argsort().to(emb_nD.device)]
+    store: ScoreStore
+    encode_s: float
+    select_s: float
 
 
 @torch.no_grad()
@@ -109,21 +80,33 @@ def read_slide(
     *,
     through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter,
 ) -> SlideReading:
-    """Read a slide's label from the patches that are kept, in eval mode; the net's own mode is restored.
+    """Read the label of a slide from the M patches that are kept, in eval mode and without gradients.
 
-    ``through`` is what the pass's chunks go through on their way, to be counted or timed. Memory: M embeddings,
-    one chunk, and heads x queries floats per patch. Raises as :func:`select`.
+    The mode of ``net`` is restored. Memory: M embeddings, one chunk, and heads x queries floats per patch.
+
+    Args:
+        net: The network.
+        source: The patches of the slide.
+        selection: The rule of the selection, M and I.
+        through: A function that the chunks pass on their way, to be counted or timed.
+
+    Raises:
+        ValueError: The slide has no patches.
+        NotFinite: The network computed scores that are not finite.
     """
     store = ScoreStore()
     clock = Clock(device_of(net))
     started = perf_counter()
+
+    def logits(emb_nD: Tensor, ids_n: Tensor) -> Tensor:
+        return net.logits(emb_nD, places_for(net, source, ids_n))
+
     with scoring(net):
-        kept = _select(
-            net,
-            source,
+        kept = _kept(
             ((chunk.ids_n, chunk.pixels_n3PP) for chunk in clock.timed(through(source))),
             selection,
             encode=lambda pixels: clock.run(net.encode, pixels),
+            logits=logits,
             store=store,
         )
         # A running memory holds the embeddings already: nothing is encoded twice.
@@ -137,69 +120,38 @@ def read_slide(
     return SlideReading(kept, store, emb_MD, bag, encode_s, select_s)
 
 
-@dataclass(frozen=True, slots=True)
-class SlideScores:
-    """store: the logits of a part of a slide. encode_s, select_s: as of :class:`SlideReading`."""
-
-    store: ScoreStore
-    encode_s: float
-    select_s: float
-
-
-@torch.no_grad()
-def score_part(
-    net: IPSNet, source: PatchSource, *, through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter
-) -> SlideScores:
-    """Score the patches of a part of a slide, for :func:`read_scored`. Memory: one chunk, and the logits."""
-    store = ScoreStore()
-    clock = Clock(device_of(net))
-    started = perf_counter()
-    with scoring(net):
-        for chunk in clock.timed(through(source)):
-            emb_nD = clock.run(net.encode, chunk.pixels_n3PP)
-            store.add(chunk.ids_n, net.logits(emb_nD, places_for(net, source, chunk.ids_n)))
-    return SlideScores(store, *clock.seconds(since=started))
-
-
-@torch.no_grad()
-def read_scored(
-    net: IPSNet, source: PatchSource, stores: Sequence[ScoreStore], *, m: int, batch: int
-) -> SlideReading:
-    """Read a slide's label where all of its parts are scored: what :func:`read_slide` gives under the rule
-    ``global``, to the bit where the parts' chunks are those of the whole slide.
-
-    ``source`` is the whole slide; its kept patches are read again, ``batch`` of them at a time. Raises as
-    :func:`wsi_ips.selection.memory.select_over_parts`.
-    """
-    started = perf_counter()
-    selection = select_over_parts(stores, m)
-    top = selection.top
-    selected = perf_counter()
-    with scoring(net):
-        timer = DeviceTimer(device_of(net))
-        with timer.running():
-            emb_MD = encode_again(net, source, top.ids_M, batch=batch)
-        encode_s = timer.seconds()
-        encoded = perf_counter()
-        bag = net.read_bag(emb_MD, places_for(net, source, top.ids_M))
-    kept = Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
-    select_s = selected - started + perf_counter() - encoded
-    return SlideReading(kept, selection.store, emb_MD, bag, encode_s, select_s)
-
-
-def _select(
+def select(
     net: IPSNet,
     source: PatchSource,
-    chunks: Iterable[tuple[Tensor, Tensor]],
     selection: SelectionConfig,
     *,
-    encode: Callable[[Tensor], Tensor],
-    store: ScoreStore | None,
+    seen: Seen = unchanged,
+    store: ScoreStore | None = None,
 ) -> Kept:
-    def logits(emb_nD: Tensor, ids_n: Tensor) -> Tensor:
-        return net.logits(emb_nD, places_for(net, source, ids_n))
+    """The M patches that ``selection.rule`` keeps, without gradients. The mode of ``net`` is restored.
 
-    return _kept(chunks, selection, encode=encode, logits=logits, store=store)
+    ``emb_MD`` of the result is the output of the encoder, before the projector: training needs the gradients of
+    the projector, and would otherwise have to encode the patches again. Memory: one chunk; under the rule
+    ``buffer`` also M + I embeddings, under ``global`` heads x queries floats per patch.
+
+    Args:
+        net: The network.
+        source: The patches of the slide.
+        selection: The rule, M and I.
+        seen: Augmentation. It must give a patch the same pixels whatever chunk the patch comes in.
+        store: Gathers the logits of all patches, if given.
+
+    Raises:
+        ValueError: There are no patches.
+        NotFinite: The network computed scores that are not finite.
+    """
+    chunks = ((chunk.ids_n, seen(chunk.pixels_n3PP, chunk.ids_n)) for chunk in source)
+
+    def logits(features_nC: Tensor, ids_n: Tensor) -> Tensor:
+        return net.logits(net.projector(features_nC), places_for(net, source, ids_n))
+
+    with scoring(net):
+        return _kept(chunks, selection, encode=net.encoder, logits=logits, store=store)
 
 
 def _kept(
@@ -223,13 +175,108 @@ def _kept(
     return select_global(chunks, encode=encode, logits=logits, m=selection.memory_size, store=store)
 
 
+@torch.no_grad()
+def encode_again(
+    net: BagNet, source: PatchSource, ids_n: Tensor, *, batch: int, seen: Seen = unchanged
+) -> Tensor:
+    """Read the patches with these ids again and return their embeddings (n, D), in the order of the ids.
+
+    They are read in grid order, in which neighbours share tiles of the file. The mode of ``net`` is restored.
+    Memory: one batch, and the embeddings.
+
+    Args:
+        net: The network.
+        source: The patches of the slide.
+        ids_n: (n,) int64, 1 or more ids.
+        batch: How many patches are read and encoded at a time.
+        seen: Augmentation.
+
+    Raises:
+        ValueError: There are no ids.
+    """
+
+    def encode(part_n: Tensor) -> Tensor:
+        chunk = source.read(part_n)
+        return net.encode(seen(chunk.pixels_n3PP, chunk.ids_n))
+
+    if not len(ids_n):
+        raise ValueError("no patches")
+    grid_order_n = ids_n.argsort()
+    with scoring(net):
+        emb_nD = torch.cat([encode(part_n) for part_n in ids_n[grid_order_n].split(batch)])
+    return emb_nD[grid_order_n.argsort().to(emb_nD.device)]
+
+
+@torch.no_grad()
+def score_part(
+    net: IPSNet, source: PatchSource, *, through: Callable[[Iterable[Chunk]], Iterable[Chunk]] = iter
+) -> SlideScores:
+    """Score the patches of a part of a slide, for :func:`read_scored`.
+
+    ``through`` is a function that the chunks pass on their way. Memory: one chunk, and the logits.
+    """
+    store = ScoreStore()
+    clock = Clock(device_of(net))
+    started = perf_counter()
+    with scoring(net):
+        for chunk in clock.timed(through(source)):
+            emb_nD = clock.run(net.encode, chunk.pixels_n3PP)
+            store.add(chunk.ids_n, net.logits(emb_nD, places_for(net, source, chunk.ids_n)))
+    return SlideScores(store, *clock.seconds(since=started))
+
+
+@torch.no_grad()
+def read_scored(
+    net: IPSNet, source: PatchSource, stores: Sequence[ScoreStore], *, m: int, batch: int
+) -> SlideReading:
+    """Read the label of a slide whose parts have all been scored with :func:`score_part`.
+
+    The result is that of :func:`read_slide` under the rule ``global``, to the bit if the chunks of the parts are
+    those of the whole slide.
+
+    Args:
+        net: The network.
+        source: The patches of the whole slide. Those that are kept are read again.
+        stores: The logits of the parts, in any order.
+        m: How many patches are kept.
+        batch: How many patches are read again at a time.
+
+    Raises:
+        ValueError: There are no patches, a patch is in two parts, or the parts come from different networks.
+        NotFinite: Logits are not finite.
+    """
+    started = perf_counter()
+    selection = select_over_parts(stores, m)
+    top = selection.top
+    selected = perf_counter()
+    with scoring(net):
+        timer = DeviceTimer(device_of(net))
+        with timer.running():
+            emb_MD = encode_again(net, source, top.ids_M, batch=batch)
+        encode_s = timer.seconds()
+        encoded = perf_counter()
+        bag = net.read_bag(emb_MD, places_for(net, source, top.ids_M))
+    kept = Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
+    select_s = selected - started + perf_counter() - encoded
+    return SlideReading(kept, selection.store, emb_MD, bag, encode_s, select_s)
+
+
+def places_for(net: BagNet, source: PatchSource, ids_n: Tensor) -> Tensor:
+    """Where these patches lie, in the form that ``net`` wants. If it uses no places, the ids themselves."""
+    return ids_n if net.place_kind is None else source.places(ids_n, net.place_kind)
+
+
 def device_of(net: torch.nn.Module) -> torch.device:
-    """Where the network's weights lie."""
+    """The device that the weights of the network are on."""
     return next(net.parameters()).device
 
 
 class Clock:
-    """Seconds in the encoder (with what it reads again) and in the stream, for a network on ``device``."""
+    """Measures a pass over chunks: seconds in the encoder, in the stream, and in the rest.
+
+    On CUDA the time of the device is measured. ``largest_chunk`` is the number of patches in the largest chunk
+    so far.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.largest_chunk = 1
@@ -239,11 +286,12 @@ class Clock:
         self._runs_ahead = device.type == "cuda"
 
     def run(self, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
+        """Return ``work(argument)``, and count its time as that of the encoder."""
         with self._encoding.running():
             return work(argument)
 
     def timed(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """The chunks, timing how long each took to come, and what is then done with it."""
+        """The same chunks, measuring how long each takes to come, and how long it is then worked on."""
         iterator = iter(chunks)
         while True:
             started = perf_counter()
@@ -256,7 +304,11 @@ class Clock:
                 yield chunk
 
     def seconds(self, *, since: float) -> tuple[float, float]:
-        """In the encoder, and in what else was done ``since`` then, but for the stream. Waits for the card."""
+        """Seconds in the encoder, and in everything else but the stream, since the time ``since`` of
+        ``perf_counter``.
+
+        On CUDA this waits for the device.
+        """
         encode_s = self._encoding.seconds()
         if self._runs_ahead:  # the program waits for chunks while the card works
             return encode_s, max(0.0, self._working.seconds() - encode_s)

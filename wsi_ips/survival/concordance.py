@@ -1,6 +1,6 @@
-"""How well risks order patients: Harrell's and Uno's C-index. Source: SURVIVAL.md section 4.
+"""How well risks order patients: the C-index of Harrell (:func:`harrell`) and of Uno (:func:`uno`).
 
-Shape suffixes: N patients, E of them with the event.
+Source: SURVIVAL.md section 4. Shape suffixes: N patients, E of them with the event.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,21 @@ from wsi_ips.survival.follow_up import FollowUp
 from wsi_ips.survival.kaplan_meier import SurvivalCurve
 
 TIED = 1e-8
-"""Risks that differ by no more count as equal."""
+"""Risks that differ by no more than this count as equal."""
 PAIRS_AT_ONCE = 2**22
+"""How many pairs are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Concordance:
-    """Comparable pairs of patients. concordant, discordant: where the one with the earlier event has the higher or
-    the lower risk. tied_risk: where the risks are equal. tied_time: pairs of an event and a censoring at one time,
-    which are among the others."""
+    """Counts of comparable pairs of patients.
+
+    Attributes:
+        concordant: Pairs in which the patient with the earlier event has the higher risk.
+        discordant: Pairs in which that patient has the lower risk.
+        tied_risk: Pairs with equal risks.
+        tied_time: Pairs of an event and a censoring at one time, which are among the others.
+    """
 
     concordant: int
     discordant: int
@@ -34,18 +40,24 @@ class Concordance:
 
     @property
     def index(self) -> float:
-        """Harrell's C. Raises ``ValueError`` where no pair is comparable: that is not a C-index of 0.5."""
+        """Harrell's C. Raises ``ValueError`` if no pair is comparable, which is not a C-index of 0.5."""
         if not self.pairs:
             raise ValueError("no two patients can be compared: no event comes before another patient's time")
         return (self.concordant + 0.5 * self.tied_risk) / self.pairs
 
 
 def harrell(follow_up: FollowUp, risk: ArrayLike) -> Concordance:
-    """Count the comparable pairs: one patient has the event, and the other is followed longer or is censored at
-    the same time.
+    """Count the comparable pairs.
 
-    risk: (N,) finite, higher for an earlier event. Takes time proportional to events times patients, and memory
-    for 4 million pairs at most. Raises ``ValueError`` for risks that are not finite.
+    A pair is comparable if one patient has the event, and the other is followed longer or is censored at the
+    same time. Takes time proportional to events times patients, and memory for 4 million pairs at most.
+
+    Args:
+        follow_up: The patients.
+        risk: (N,) finite, higher for an earlier event.
+
+    Raises:
+        ValueError: Risks are not finite.
     """
     rows_E, sums = _pair_sums(follow_up, risk)
     totals = [int(counts_E.sum()) for counts_E in sums] if len(rows_E) else [0, 0, 0, 0]
@@ -55,10 +67,17 @@ def harrell(follow_up: FollowUp, risk: ArrayLike) -> Concordance:
 def uno(follow_up: FollowUp, risk: ArrayLike, censoring: SurvivalCurve, *, tau: float | None = None) -> float:
     """Uno's C-index: each comparable pair weighs 1 / G(t-)^2, which undoes the pattern of censoring.
 
-    censoring: G, :func:`wsi_ips.survival.kaplan_meier.censoring_curve` of the training patients; its value just
-    before the event is taken, as Uno et al. 2011 have it (scikit-survival takes the value after it). tau: only
-    events before this time count. Raises ``ValueError`` where no pair is comparable, or where G is 0 before an
-    event that counts: choose a smaller tau, such as :func:`default_tau`.
+    Args:
+        follow_up: The patients.
+        risk: (N,) finite, higher for an earlier event.
+        censoring: G, the :func:`wsi_ips.survival.kaplan_meier.censoring_curve` of the training patients. Its
+            value just before the event is taken, as in Uno et al. 2011. (scikit-survival takes the value after
+            it.)
+        tau: Only events before this time count.
+
+    Raises:
+        ValueError: No pair is comparable, or G is 0 before an event that counts. For the latter, choose a
+            smaller tau, such as :func:`default_tau`.
     """
     rows_E, (concordant_E, discordant_E, tied_E, _) = _pair_sums(follow_up, risk)
     time_E = follow_up.time[rows_E]
@@ -69,7 +88,7 @@ def uno(follow_up: FollowUp, risk: ArrayLike, censoring: SurvivalCurve, *, tau: 
         raise ValueError("no two patients can be compared: no event before tau and another patient's time")
     free_E = censoring.before(time_E[counted_E])
     if (free_E <= 0).any():
-        raise ValueError("an event lies where no training patient is followed any more: choose a smaller tau")
+        raise ValueError("no training patient is followed until one of the events: choose a smaller tau")
     weight_E = 1 / free_E**2
     score_E = (concordant_E + 0.5 * tied_E)[counted_E]
     return float((weight_E * score_E).sum() / (weight_E * pairs_E[counted_E]).sum())

@@ -1,7 +1,8 @@
-"""Cox's partial likelihood as a loss, and the baseline hazard that turns risks into survival.
+"""Cox's partial likelihood as a loss (:func:`cox_loss`), and the baseline hazard that turns risks into survival.
 
-Sources: SURVIVAL.md section 2; Cox 1972, Breslow 1974, Efron 1977. Shape suffixes: B bags (patients), G groups of
-bags of equal time, E events, N patients, T times.
+Sources: SURVIVAL.md section 2; Cox 1972, Breslow 1974, Efron 1977.
+
+Shape suffixes: B bags (patients), G groups of bags of equal time, E events, N patients, T times.
 """
 
 from typing import Literal
@@ -14,22 +15,26 @@ from torch import Tensor
 from wsi_ips.survival.follow_up import FollowUp
 
 Ties = Literal["efron", "breslow"]
+"""How events of equal time share their risk set."""
 Reduction = Literal["sum", "event", "bag"]
+"""What the sum of the loss is divided by."""
 
 
 def cox_loss(
     risk_B: Tensor, time_B: Tensor, event_B: Tensor, *, ties: Ties = "efron", reduction: Reduction = "event"
 ) -> Tensor:
-    """Negative logarithm of Cox's partial likelihood, a scalar in the precision of ``risk_B``.
+    """The negative logarithm of Cox's partial likelihood, a scalar in the precision of ``risk_B``.
 
-    risk_B: (B,) floating, logarithms of relative hazards: higher means an earlier event. time_B: (B,) above 0.
-    event_B: (B,) 1 where the event happened, 0 where the bag was censored. The risk set of an event time is every
-    bag whose time is equal or later, found by time and never by position. ties: how events of equal time share
-    their risk set; without ties both are the same. reduction: the ``sum``, or the sum divided by the number of
-    events or of bags.
+    The risk set of an event time is every bag whose time is equal or later, found by time and never by position.
+    Nothing is exponentiated on its own, so risks may be of any size. If no bag has the event, the loss and its
+    gradient are 0. Half precision is computed in float32. Source: SURVIVAL.md section 2.
 
-    Nothing is exponentiated on its own, so risks may be of any size. Of bags without an event the loss is 0, and
-    so is its gradient. Half precision is computed in float32. Source: SURVIVAL.md section 2.
+    Args:
+        risk_B: Floating, logarithms of relative hazards: higher means an earlier event.
+        time_B: Times, above 0.
+        event_B: 1 where the event happened, 0 where the bag was censored.
+        ties: How events of equal time share their risk set. Without ties both are the same.
+        reduction: ``sum``, or the sum divided by the number of events (``event``) or of bags (``bag``).
     """
     risk_B = risk_B.float() if risk_B.dtype.itemsize < 4 else risk_B
     event_B = event_B.to(torch.bool)
@@ -46,7 +51,8 @@ def cox_loss(
         starts_G = deaths_G.cumsum(0) - deaths_G
         before_E = torch.arange(len(group_E), device=risk_B.device) - starts_G[group_E]
         gone_E = before_E.to(risk_B) / deaths_G[group_E].to(risk_B)
-        # The share of the risk set that the events of this time make up, at most 1; gone_E stays below 1.
+        # tied - at_risk is the log of the share of the risk set that the events of this time make up. The share is
+        # at most 1 and gone_E below 1, so the logarithm is finite.
         tied_G = _log_sum_by_group(risk_E, group_E, len(bags_G))
         logs_E = logs_E + torch.log1p(-gone_E * (tied_G[group_E] - logs_E).exp().clamp(max=1))
     total = (logs_E - risk_E).sum()
@@ -56,7 +62,7 @@ def cox_loss(
 
 
 def _log_sum_by_group(risk_E: Tensor, group_E: Tensor, groups: int) -> Tensor:
-    """(G,) log of the sum of exp(risk) in each group; minus infinity for a group without entries."""
+    """The log of the sum of exp(risk) in each group, (G,). Minus infinity for a group without entries."""
     highest_G = risk_E.detach().new_full((groups,), -torch.inf)
     highest_G = highest_G.scatter_reduce(0, group_E, risk_E.detach(), "amax")
     sum_G = torch.zeros_like(highest_G).index_add(0, group_E, (risk_E - highest_G[group_E]).exp())
@@ -64,11 +70,19 @@ def _log_sum_by_group(risk_E: Tensor, group_E: Tensor, groups: int) -> Tensor:
 
 
 def baseline_hazard(follow_up: FollowUp, risk: ArrayLike, at: ArrayLike) -> NDArray[np.float64]:
-    """Breslow's cumulative baseline hazard H at some times, (T,) float64: a patient's survival is exp(-H exp(r)).
+    """Breslow's cumulative baseline hazard H at some times, (T,) float64. The survival of a patient is exp(-H
+    exp(r)).
 
-    follow_up, risk: (N,) the patients whose risks are known, those that were learned from. at: (T,) times in the
-    same unit. H(t) is the sum over event times s <= t of the number of events at s over the sum of exp(risk) of
-    the patients at risk at s. Raises ``ValueError`` where there is no event, or a risk is not finite.
+    H(t) is the sum over event times s <= t of the number of events at s over the sum of exp(risk) of the
+    patients at risk at s.
+
+    Args:
+        follow_up: The patients that were learned from.
+        risk: (N,) their risks.
+        at: (T,) times in the same unit.
+
+    Raises:
+        ValueError: There is no event, or a risk is not finite.
     """
     risks, times = np.asarray(risk, np.float64), np.asarray(at, np.float64)
     if not follow_up.event.any():
@@ -87,6 +101,6 @@ def baseline_hazard(follow_up: FollowUp, risk: ArrayLike, at: ArrayLike) -> NDAr
 
 
 def cox_survival(risk_B: Tensor, baseline_T: Tensor) -> Tensor:
-    """(B, T) probability to be without the event until each time, from risks and :func:`baseline_hazard`."""
-    # Added as logarithms: infinity times 0 is not a number.
+    """The probability to be without the event until each time, (B, T), from risks and :func:`baseline_hazard`."""
+    # Logarithms are added, because infinity times 0 would be NaN.
     return torch.exp(-torch.exp(baseline_T.to(risk_B).log() + risk_B[:, None]))

@@ -1,4 +1,4 @@
-"""Follow-up times and events of patients, checked once and then relied on.
+"""Follow-up times and events of patients, checked once and then relied on: :class:`FollowUp`.
 
 Shape suffix: N patients.
 """
@@ -12,11 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FollowUp:
-    """How long each patient was followed and how that ended.
+    """How long each patient was followed, and how that ended.
 
-    time: (N,) float64, above 0, in one unit. event: (N,) bool, True where the event happened at ``time`` and False
-    where the patient was last seen then without it (right-censored). At equal times events come before censorings:
-    a patient who is censored at a time is still at risk for an event at that time (SURVIVAL.md section 1).
+    At equal times events come before censorings: a patient who is censored at a time is still at risk for an
+    event at that time (SURVIVAL.md section 1).
+
+    Attributes:
+        time: (N,) float64, above 0, in one unit.
+        event: (N,) bool, True if the event happened at ``time``, False if the patient was last seen then without
+            it (right-censored).
     """
 
     time: NDArray[np.float64]
@@ -24,9 +28,11 @@ class FollowUp:
 
     @classmethod
     def of(cls, time: ArrayLike, event: ArrayLike) -> Self:
-        """From any two sequences of equal length; events are True and False, or 1 and 0.
+        """From two sequences of equal length. Events are True and False, or 1 and 0.
 
-        Raises ``ValueError`` for other shapes, a time that is not a finite number above 0, or another event.
+        Raises:
+            ValueError: The shapes are wrong, a time is not a finite number above 0, or an event is something
+                else.
         """
         times, events = np.asarray(time, np.float64), np.asarray(event)
         if times.ndim != 1 or times.shape != events.shape:

@@ -1,7 +1,10 @@
-"""Survival in time bins: a hazard per bin, its likelihood, and what follows from it.
+"""Survival in time bins: a hazard for each bin, its likelihood (:func:`hazard_loss`), and the survival that
+follows.
 
-Source: SURVIVAL.md section 3 (Zadeh and Schmid 2020, as MCAT, PORPOISE and Patho-Bench use it). Everything is
-computed from logits, so that confident mistakes keep their gradient. Shape suffixes: B bags, K bins, T times.
+Everything is computed from logits, so that confident mistakes keep their gradient. Source: SURVIVAL.md section 3
+(Zadeh and Schmid 2020, as MCAT, PORPOISE and Patho-Bench use it).
+
+Shape suffixes: B bags, K bins, T times.
 """
 
 import torch
@@ -13,12 +16,17 @@ from wsi_ips.survival.time_bins import bin_of
 
 
 def hazard_loss(logits_BK: Tensor, bin_B: Tensor, event_B: Tensor, *, alpha: float = 0.0) -> Tensor:
-    """Mean negative log likelihood of hazards h = sigmoid(logits), a scalar.
+    """The mean negative log-likelihood of the hazards h = sigmoid(logits), a scalar.
 
-    bin_B: (B,) int64, the bin of each bag's time. event_B: (B,) 1 or 0. With S_k = (1 - h_0) ... (1 - h_k), a bag
-    with the event adds -log S_{y-1} - log h_y, a censored one -log S_y: it counts as having survived the whole bin
-    in which it was last seen. alpha: how much less censored bags weigh; 0 is the likelihood. Half precision is
+    With S_k = (1 - h_0) ... (1 - h_k), a bag with the event in bin y adds -log S_{y-1} - log h_y, and a censored
+    one adds -log S_y: it counts as having survived the whole bin in which it was last seen. Half precision is
     computed in float32. Source: SURVIVAL.md section 3.
+
+    Args:
+        logits_BK: The output of the head.
+        bin_B: int64, the bin of the time of each bag.
+        event_B: 1 or 0.
+        alpha: How much less censored bags weigh. 0 is the likelihood.
     """
     logits_BK = logits_BK.float() if logits_BK.dtype.itemsize < 4 else logits_BK
     event_B = event_B.to(logits_BK)
@@ -31,21 +39,26 @@ def hazard_loss(logits_BK: Tensor, bin_B: Tensor, event_B: Tensor, *, alpha: flo
 
 
 def hazard_survival(logits_BK: Tensor) -> Tensor:
-    """(B, K) probability to be without the event at the end of each bin."""
+    """The probability to be without the event at the end of each bin, (B, K)."""
     return torch.exp(-softplus(logits_BK).cumsum(dim=1))
 
 
 def hazard_risk(logits_BK: Tensor) -> Tensor:
-    """(B,) one number per bag, higher for an earlier event: minus the sum of the survival over the bins."""
+    """One risk for each bag, (B,), higher for an earlier event: minus the sum of the survival over the bins."""
     return -hazard_survival(logits_BK).sum(dim=1)
 
 
 def hazard_survival_at(logits_BK: Tensor, edges_K1: Tensor, at_T: Tensor) -> Tensor:
-    """(B, T) probability to be without the event until each time.
+    """The probability to be without the event until each time, (B, T).
 
-    edges_K1: (K + 1,) rising. Within a bin the hazard per unit of time is constant, so log survival falls in a
-    straight line from edge to edge. Before the first edge the probability is 1; behind the last edge it is NaN,
-    because nothing was learned there.
+    Within a bin the hazard per unit of time is constant, so log survival falls in a straight line from edge to
+    edge. Before the first edge the probability is 1. Behind the last edge it is NaN, because nothing was learned
+    there.
+
+    Args:
+        logits_BK: The output of the head.
+        edges_K1: (K + 1,) the edges of the bins, rising.
+        at_T: The times.
     """
     edges_K1, at_T = edges_K1.to(logits_BK), at_T.to(logits_BK)
     until_BK = softplus(logits_BK).cumsum(dim=1)
@@ -58,5 +71,5 @@ def hazard_survival_at(logits_BK: Tensor, edges_K1: Tensor, at_T: Tensor) -> Ten
 
 
 def bins_of(follow_up: FollowUp, edges: Tensor) -> Tensor:
-    """(N,) int64, the bin of every patient's time."""
+    """The bin of the time of every patient, (N,) int64."""
     return torch.from_numpy(bin_of(follow_up.time, edges.numpy()))

@@ -1,6 +1,7 @@
-"""Kaplan and Meier's estimate of survival, for events and for censoring. Source: SURVIVAL.md sections 4 and 5.
+"""The estimate of Kaplan and Meier, for survival (:func:`kaplan_meier`) and for censoring
+(:func:`censoring_curve`).
 
-Shape suffixes: N patients, T distinct times.
+Source: SURVIVAL.md sections 4 and 5. Shape suffixes: N patients, T distinct times.
 """
 
 import math
@@ -19,8 +20,13 @@ Z95 = 1.959963984540054
 class SurvivalCurve:
     """A falling step function with its table. Every array has shape (T + 1,): time 0, then every distinct time.
 
-    survival: just after the time. at_risk: patients followed at least so long. events, censored: how many of them
-    at this time. low, high: the pointwise 95 % band.
+    Attributes:
+        time: The times.
+        survival: The value just after each time.
+        at_risk: How many patients were followed at least so long.
+        events: How many of them had the event at this time.
+        censored: How many of them were censored at this time.
+        low, high: The pointwise 95 % band.
     """
 
     time: NDArray[np.float64]
@@ -32,11 +38,11 @@ class SurvivalCurve:
     high: NDArray[np.float64]
 
     def at(self, times: ArrayLike) -> NDArray[np.float64]:
-        """The curve's value at each time, that of its last step behind the end."""
+        """The value at each time. Behind the end it is that of the last step."""
         return np.asarray(self.survival[np.searchsorted(self.time, times, side="right") - 1])
 
     def before(self, times: ArrayLike) -> NDArray[np.float64]:
-        """The value just before each time, without the steps at the time itself; at time 0 it is 1."""
+        """The value just before each time, without the steps at the time itself. At time 0 it is 1."""
         places = np.searchsorted(self.time, times, side="left") - 1
         return np.asarray(self.survival[np.maximum(places, 0)])
 
@@ -47,7 +53,7 @@ class SurvivalCurve:
 
     @property
     def median(self) -> float:
-        """The first time at which survival is 0.5 or less; infinite where it never is."""
+        """The first time at which survival is 0.5 or less. Infinite if there is none."""
         reached = np.flatnonzero(self.survival <= 0.5)
         return float(self.time[reached[0]]) if len(reached) else math.inf
 
@@ -55,7 +61,7 @@ class SurvivalCurve:
 def kaplan_meier(follow_up: FollowUp) -> SurvivalCurve:
     """Survival as the product over times of (1 - events / at risk), with a log-log band after Greenwood.
 
-    Where survival is 1 or 0 the band has no width. Raises ``ValueError`` for no patients.
+    Where survival is 1 or 0, the band has no width. Raises ``ValueError`` without patients.
     """
     time, at_risk, events, censored = _table(follow_up)
     steps = 1 - events / at_risk
@@ -70,10 +76,10 @@ def kaplan_meier(follow_up: FollowUp) -> SurvivalCurve:
 
 
 def censoring_curve(follow_up: FollowUp) -> SurvivalCurve:
-    """Probability to be still followed, the same estimate with censorings in the place of events.
+    """The probability to be still followed: the same estimate with censorings in the place of events.
 
-    At equal times events come first, so they have left when censorings are counted. Its band is not estimated and
-    NaN. Raises ``ValueError`` for no patients.
+    At equal times events come first, so those patients have left when censorings are counted. Its band is not
+    estimated, and NaN. Raises ``ValueError`` without patients.
     """
     time, at_risk, events, censored = _table(follow_up)
     left = at_risk - events
@@ -87,7 +93,7 @@ def _table(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """(time, at risk, events, censored), each (T + 1,)."""
     if not len(follow_up):
-        raise ValueError("there is no survival curve of no patients")
+        raise ValueError("a survival curve needs patients, and there are none")
     time, place, count = np.unique(follow_up.time, return_inverse=True, return_counts=True)
     events = np.bincount(place, weights=follow_up.event, minlength=len(time)).astype(np.int64)
     at_risk = len(follow_up) - np.concatenate([[0], np.cumsum(count)[:-1]])

@@ -1,6 +1,7 @@
-"""Patients in groups of risk, and whether the groups' survival differs. Source: SURVIVAL.md section 5.
+"""Patients in groups of risk (:func:`risk_group`), and whether survival differs between groups
+(:func:`log_rank`).
 
-Shape suffixes: N patients, G groups, T distinct event times.
+Source: SURVIVAL.md section 5. Shape suffixes: N patients, G groups, T distinct event times.
 """
 
 import math
@@ -16,12 +17,20 @@ from wsi_ips.survival.follow_up import FollowUp
 from wsi_ips.survival.kaplan_meier import Z95
 
 STEPS = 50
+"""Most Newton steps of a Cox regression."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogRank:
-    """chi2, with G - 1 degrees of freedom, and p, its upper tail. observed, expected: (G,) events of each
-    group, and how many it would have were all groups alike. covariance: (G, G) of observed minus expected."""
+    """The result of a log-rank test.
+
+    Attributes:
+        chi2: The statistic, with G - 1 degrees of freedom.
+        p: Its upper tail.
+        observed: (G,) events of each group.
+        expected: (G,) how many it would have if all groups were alike.
+        covariance: (G, G) of observed minus expected.
+    """
 
     chi2: float
     p: float
@@ -30,30 +39,17 @@ class LogRank:
     covariance: NDArray[np.float64]
 
 
-def risk_group_edges(risk: ArrayLike, groups: int) -> NDArray[np.float64]:
-    """(G - 1,) float64, the risks between equally large groups (quantiles, linear interpolation).
-
-    Take them from training or validation patients: cut at their own quantiles, the patients that are measured say
-    too much of themselves. Raises ``ValueError`` for fewer than two groups, or risks that are not finite.
-    """
-    risks = np.asarray(risk, np.float64)
-    if groups < 2:
-        raise ValueError(f"patients are compared in 2 groups of risk or more, not {groups}")
-    if not len(risks) or not np.isfinite(risks).all():
-        raise ValueError(f"{len(risks)} risks are not all finite numbers")
-    return np.asarray(np.quantile(risks, np.arange(1, groups) / groups), np.float64)
-
-
-def risk_group(risk: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
-    """(N,) the group of each patient, 0 for the lowest risk; a risk at an edge is of the group below it."""
-    return np.asarray(np.searchsorted(np.asarray(edges), np.asarray(risk), side="left"), np.int64)
-
-
 def log_rank(follow_up: FollowUp, group: ArrayLike, groups: int) -> LogRank:
     """Test whether survival is the same in all groups (Mantel 1966; Peto and Peto 1972).
 
-    group: (N,) 0 to ``groups`` - 1. Raises ``ValueError`` for fewer than two groups, a group without patients, or
-    where the groups cannot be told apart because there is no event with patients of several groups at risk.
+    Args:
+        follow_up: The patients.
+        group: (N,) from 0 to ``groups`` - 1.
+        groups: Number of groups.
+
+    Raises:
+        ValueError: There are fewer than two groups, a group has no patients, or no event has patients of several
+            groups at risk, so that the groups cannot be compared.
     """
     group_N = np.asarray(group, np.int64)
     sizes = np.bincount(group_N, minlength=groups)
@@ -94,10 +90,11 @@ class HazardRatio:
 
 
 def hazard_ratio(follow_up: FollowUp, number: ArrayLike) -> HazardRatio:
-    """Cox regression on one number per patient, such as the group 0 or 1, with Efron's ties; by Newton's steps.
+    """Cox regression on one number per patient, such as the group 0 or 1, with Efron's ties, by Newton's method.
 
-    Raises ``ValueError`` where there is no finite estimate: the number is the same everywhere, there is no event,
-    or it separates the patients perfectly.
+    Raises:
+        ValueError: There is no finite estimate: the number is the same everywhere, there is no event, or it
+            separates the patients perfectly.
     """
     number_N = torch.as_tensor(np.asarray(number, np.float64))
     time_N, event_N = torch.from_numpy(follow_up.time.copy()), torch.from_numpy(follow_up.event.copy())
@@ -115,3 +112,25 @@ def hazard_ratio(follow_up: FollowUp, number: ArrayLike) -> HazardRatio:
             value, reach = float(beta.detach()), Z95 / math.sqrt(float(curve))
             return HazardRatio(math.exp(value), math.exp(value - reach), math.exp(value + reach))
     raise ValueError("the hazard ratio has no finite estimate from these patients")
+
+
+def risk_group_edges(risk: ArrayLike, groups: int) -> NDArray[np.float64]:
+    """The risks between equally large groups, (G - 1,) float64 (quantiles, linear interpolation).
+
+    Take them from training or validation patients. Groups that are cut at the quantiles of the very patients
+    that are measured flatter.
+
+    Raises:
+        ValueError: There are fewer than two groups, or risks are not finite.
+    """
+    risks = np.asarray(risk, np.float64)
+    if groups < 2:
+        raise ValueError(f"patients are compared in 2 groups of risk or more, not {groups}")
+    if not len(risks) or not np.isfinite(risks).all():
+        raise ValueError(f"{len(risks)} risks are not all finite numbers")
+    return np.asarray(np.quantile(risks, np.arange(1, groups) / groups), np.float64)
+
+
+def risk_group(risk: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
+    """The group of each patient, (N,), 0 for the lowest risk. A risk at an edge belongs to the group below it."""
+    return np.asarray(np.searchsorted(np.asarray(edges), np.asarray(risk), side="left"), np.int64)

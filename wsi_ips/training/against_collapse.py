@@ -1,11 +1,15 @@
-"""Against attention that settles on a few patches early, for any aggregator whose attention is a softmax.
+"""Keeps attention from settling on a few patches early, for any aggregator whose attention is a softmax.
 
-* Attention entropy (AEM: Zhang et al. 2024): a penalty on peaked attention.
-* Stochastic top-k masking (STKIM: ACMIL, ECCV 2024): in training some of the highest-scored patches are hidden, so
-  that others have to be read as well.
-* An anchor (ASMIL, ICLR 2026): a slowly moving copy of the aggregator, whose attention the learned one is held to.
+:class:`AgainstCollapse` applies what ``training.against_collapse`` asks for:
 
-Shape suffixes: B bags, H heads, T attention rows, M patches of the largest bag, k patches of the top.
+- Attention entropy (AEM: Zhang et al. 2024): a penalty on peaked attention.
+- Stochastic top-k masking (STKIM: ACMIL, ECCV 2024): in training some of the highest-scored patches are hidden,
+  so that others have to be read as well.
+- An anchor (ASMIL, ICLR 2026): a slowly moving copy of the aggregator, whose attention the learned one is held
+  to.
+
+Shape suffixes: B bags, H heads, T attention rows, M patches of the largest bag, N patches of a bag, k patches of
+the top, h hidden patches.
 """
 
 import copy
@@ -22,14 +26,19 @@ from wsi_ips.models.aggregators.base import Aggregator
 from wsi_ips.models.ips_net import BagNet, BagsRead, IPSNet
 
 HIDDEN = -1e9
-"""Attention logit of what has no attention, where minus infinity would make a gradient NaN."""
+"""The attention logit of a patch without attention, where minus infinity would make a gradient NaN."""
 
 
 def negative_entropy(logits_BHTM: Tensor, *, by_size: bool = False) -> Tensor:
-    """Sum of a log a over each bag's patches, in nats; mean over attention rows, then over bags.
+    """The sum of a log a over the patches of each bag, in nats; mean over attention rows, then over bags.
 
-    logits_BHTM: attention before the softmax, minus infinity where there is no patch. by_size: divide by log N of
-    each bag, so that one weight suits bags of any size; a bag of one patch is then 0.
+    Args:
+        logits_BHTM: Attention before the softmax, minus infinity where there is no patch.
+        by_size: Divide by log N of each bag, so that one weight suits bags of any size. A bag of one patch then
+            gives 0.
+
+    Returns:
+        A scalar.
     """
     log_attention_BHTM = finite_logits(logits_BHTM).log_softmax(dim=-1)
     entropy_BHT = (log_attention_BHTM.exp() * log_attention_BHTM).sum(dim=-1)
@@ -40,7 +49,7 @@ def negative_entropy(logits_BHTM: Tensor, *, by_size: bool = False) -> Tensor:
 
 
 def finite_logits(logits_BHTM: Tensor) -> Tensor:
-    """The same in float32 or wider, with a large negative number in place of minus infinity."""
+    """The logits in float32 or wider, with a large negative number in place of minus infinity."""
     wide_BHTM = logits_BHTM.float() if logits_BHTM.dtype.itemsize < 4 else logits_BHTM
     return wide_BHTM.masked_fill(wide_BHTM == -torch.inf, HIDDEN)
 
@@ -49,17 +58,23 @@ def finite_logits(logits_BHTM: Tensor) -> Tensor:
 class HideTopPatches:
     """Hides some of the highest attention logits of every row, at random.
 
-    top: how many of the highest are candidates. share: int(min(top, N) * share) of them are hidden, but never the
-    last patch of a bag. Random numbers are PyTorch's own, so a step with the same seed hides the same.
+    Random numbers are those of PyTorch, so a step with the same seed hides the same patches.
+
+    Attributes:
+        top: How many of the highest logits are candidates.
+        share: int(min(top, N) * share) of the candidates are hidden, but never the last patch of a bag.
     """
 
     top: int
     share: float
 
     def __call__(self, logits_BHTM: Tensor, uniform_BHTk: Tensor | None = None) -> Tensor:
-        """The logits with minus infinity where a patch is hidden.
+        """Return the logits with minus infinity where a patch is hidden.
 
-        uniform_BHTk: numbers whose order decides which candidates are hidden, k of them or more; drawn if None.
+        Args:
+            logits_BHTM: Attention before the softmax, minus infinity where there is no patch.
+            uniform_BHTk: Numbers whose order decides which candidates are hidden, k of them or more. None: they
+                are drawn.
         """
         hidden = torch.zeros_like(logits_BHTM, dtype=torch.bool)
         for bag, logits_HTM in enumerate(logits_BHTM):
@@ -80,19 +95,23 @@ class HideTopPatches:
 
 
 def anchor_target(logits_BHTM: Tensor, *, temperature: float) -> Tensor:
-    """What an anchor's attention logits ask for: their sigmoids, divided by their sum over the bag.
+    """The attention that the logits of an anchor ask for: their sigmoids, divided by their sum over the bag.
 
-    Where there is no patch it is 0. temperature: the logits are divided by it first.
+    It is 0 where there is no patch. The logits are divided by ``temperature`` first.
     """
     gates_BHTM = (logits_BHTM / temperature).sigmoid()
     return gates_BHTM / (gates_BHTM.sum(dim=-1, keepdim=True) + 1e-8)
 
 
 def anchor_loss(logits_BHTM: Tensor, target_BHTM: Tensor) -> Tensor:
-    """Cross entropy of the learned attention against the anchor's target.
+    """The cross entropy of the learned attention against the target of the anchor, a scalar.
 
-    Summed over each bag's patches, mean over attention rows, then over bags. Patches without attention, because
-    they are hidden or not there, are not asked for any.
+    It is summed over the patches of each bag; mean over attention rows, then over bags. Patches without
+    attention, because they are hidden or not there, count nothing.
+
+    Args:
+        logits_BHTM: The learned attention before the softmax, minus infinity where there is none.
+        target_BHTM: The target, see :func:`anchor_target`.
     """
     target_BHTM = target_BHTM.masked_fill(logits_BHTM == -torch.inf, 0)
     log_attention_BHTM = finite_logits(logits_BHTM).log_softmax(dim=-1)
@@ -100,10 +119,14 @@ def anchor_loss(logits_BHTM: Tensor, target_BHTM: Tensor) -> Tensor:
 
 
 class Anchor:
-    """A copy of a module whose weights follow the learned ones slowly.
+    """A copy of a module whose weights slowly follow the learned ones.
 
-    It begins as an exact copy and is always in eval mode without gradients. momentum: after each step a weight is
-    momentum * itself + (1 - momentum) * the learned one; buffers that are not floating are copied.
+    It begins as an exact copy and is always in eval mode, without gradients.
+
+    Args:
+        module: The module that learns.
+        momentum: After each step a weight of the copy becomes momentum * itself + (1 - momentum) * the learned
+            one. Buffers that are not floating are copied.
     """
 
     def __init__(self, module: nn.Module, *, momentum: float) -> None:
@@ -112,7 +135,7 @@ class Anchor:
 
     @torch.no_grad()
     def follow(self, module: nn.Module) -> None:
-        """Move towards the module as it is now; called after each step of the optimiser."""
+        """Move towards the module as it is now. Call it after each step of the optimiser."""
         for ours, theirs in zip(_tensors(self.module), _tensors(module), strict=True):
             if ours.is_floating_point():
                 ours.mul_(self._momentum).add_(theirs.to(ours), alpha=1 - self._momentum)
@@ -128,8 +151,13 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 class AgainstCollapse:
     """Applies ``training.against_collapse`` to an aggregator: hides patches, adds penalties, moves the anchor.
 
-    name: what the configuration calls the aggregator. Raises :class:`ConfigError` for one without a softmax over
-    patches.
+    Args:
+        aggregator: The aggregator that learns.
+        config: What to do.
+        name: What the configuration calls the aggregator, for messages.
+
+    Raises:
+        ConfigError: The attention of the aggregator is not a softmax over patches.
     """
 
     def __init__(self, aggregator: Aggregator, config: AgainstCollapseConfig, *, name: str) -> None:
@@ -146,7 +174,11 @@ class AgainstCollapse:
 
     @classmethod
     def of(cls, net: BagNet, config: FinetuneConfig) -> "AgainstCollapse | None":
-        """What the configuration asks for; None where it asks for nothing."""
+        """What the configuration asks for; None if it asks for nothing.
+
+        Raises:
+            ConfigError: The attention of the aggregator is not a softmax over patches.
+        """
         asked, aggregator = config.training.against_collapse, config.model.aggregator
         if not asked.is_on:
             return None
@@ -154,7 +186,7 @@ class AgainstCollapse:
         return cls(net.attention, asked, name="attention" if aggregator is None else aggregator.name)
 
     def penalty(self, read: BagsRead) -> Tensor:
-        """Scalar to add to the loss of these bags."""
+        """A scalar to add to the loss of these bags."""
         logits_BHTM, config = read.aggregated.attention_logits_BHTM, self._config
         assert logits_BHTM is not None  # has_softmax says so
         penalty = finite_logits(logits_BHTM).new_zeros(())
@@ -173,16 +205,16 @@ class AgainstCollapse:
             return anchor_target(asked_BHTM, temperature=self._config.anchor_temperature)
 
     def stepped(self) -> None:
-        """Called after each step of the optimiser."""
+        """Move the anchor, if there is one. Call it after each step of the optimiser."""
         if self._anchor is not None:
             self._anchor.module.to(next(self._aggregator.parameters()).device)
             self._anchor.follow(self._aggregator)
 
     def state(self) -> dict[str, Any]:
-        """What a run resumes from; it is no part of the model."""
+        """What a run resumes from. It is not part of the model."""
         return {} if self._anchor is None else {"anchor": dict(self._anchor.module.state_dict())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Put back what :meth:`state` returned."""
         if self._anchor is not None:
             self._anchor.module.load_state_dict(state["anchor"])

@@ -1,9 +1,10 @@
-"""Augmentation that scoring and learning agree on: seeded by (seed, epoch, slide, patch).
+"""Augmentation of patches: :func:`augment` flips, turns and colours them.
 
-Stain and colour are functions of a pixel's own colour and of the draw: no mean over a patch enters, so that all
-patches of a slide can be changed alike.
+What happens to a patch is drawn from (seed, epoch, slide, patch) alone, so that the pass that scores a patch and
+the one that learns from it see the same pixels. Stain and colour change each pixel by its own colour and the
+draw; no mean over a patch enters, so that all patches of a slide can be changed alike.
 
-Shape suffixes: n patches, P patch side, k draws, R G B colours.
+Shape suffixes: n patches, P patch side, k draws, S stains, R G B colours, Y coordinates in YIQ.
 """
 
 import math
@@ -19,22 +20,35 @@ from torch import Tensor
 from wsi_ips.config import AugmentConfig
 
 GREY = 127.5
-"""What contrast leaves alone."""
+"""The grey level that a change of contrast leaves alone."""
 LUMA = (0.299, 0.587, 0.114)
+"""What red, green and blue add to the brightness of a pixel."""
 YIQ_FROM_RGB = np.array([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
+"""Matrix from RGB to YIQ, the colour space in which hue is turned."""
 STAINS = 3
+"""Number of stains: haematoxylin, eosin and a rest."""
 DRAWS = 2 * STAINS + 4
-"""Numbers that a change of colour takes: a factor and an offset a stain, and the four of colour jitter."""
+"""Random numbers that a change of colour takes: a factor and an offset for each stain, and the four of colour
+jitter.
+"""
 
 
 def augment(pixels: Tensor, ids_n: Tensor, *, key: str, config: AugmentConfig, flips: bool) -> Tensor:
-    """Flip and turn, stain and colour patches as ``config`` says.
+    """Flip and turn patches, and change their stain and colour, as ``config`` says.
 
-    pixels: (n, 3, P, P) uint8 RGB on any device; the same shape, dtype and memory order come back, in a new
-    tensor where anything changes. Stored features (n, C) have no such symmetries: they are returned as they
-    are. ids_n: (n,) int64 grid ids. What happens to a patch depends on ``key`` (seed, epoch and slide) and its
-    id alone, with ``per: slide`` its stain and colour on ``key`` alone: not on the chunk it came in, so the
-    pass that scores a patch and the one that learns from it see the same pixels.
+    What happens to a patch depends only on ``key`` and its id, or with ``per: slide`` its stain and colour only
+    on ``key``; it does not depend on the chunk that the patch came in.
+
+    Args:
+        pixels: (n, 3, P, P) uint8 RGB on any device. Stored features (n, C) have no such symmetries and are
+            returned as they are.
+        ids_n: (n,) int64, the grid ids of the patches.
+        key: Text made of seed, epoch and slide.
+        config: Strengths of the changes of stain and colour.
+        flips: Whether patches are flipped and turned.
+
+    Returns:
+        Pixels of the same shape, dtype and memory order, in a new tensor if anything changed.
     """
     if pixels.ndim != 4:
         return pixels
@@ -46,12 +60,20 @@ def augment(pixels: Tensor, ids_n: Tensor, *, key: str, config: AugmentConfig, f
 def quarter_turns_and_flips(pixels_n3PP: Tensor, ids_n: Tensor, *, key: str) -> Tensor:
     """Turn and mirror each patch by one of the eight symmetries of the square, drawn uniformly.
 
-    pixels_n3PP: (n, 3, P, P), any dtype; a new tensor is returned.
+    Args:
+        pixels_n3PP: Patches of any dtype.
+        ids_n: (n,) int64, the grid ids of the patches.
+        key: Text that the draw depends on.
+
+    Returns:
+        A new tensor of the same shape and dtype.
     """
     counters_n = ids_n.cpu().numpy().astype(np.uint64)
     symmetry_n = (_random_bits(counters_n, key) >> np.uint64(61)).astype(np.int64)
     turned = torch.empty_like(pixels_n3PP)
-    if pixels_n3PP.device.type == "cpu":  # a patch by itself stays in the processor's cache: 8 times as fast
+    if (
+        pixels_n3PP.device.type == "cpu"
+    ):  # one patch at a time stays in the processor's cache: 8 times as fast
         for row, symmetry in enumerate(symmetry_n):
             turned[row] = _turned(pixels_n3PP[row], symmetry)
         return turned
@@ -62,17 +84,27 @@ def quarter_turns_and_flips(pixels_n3PP: Tensor, ids_n: Tensor, *, key: str) -> 
 
 
 def _turned(patches: Tensor, symmetry: int) -> Tensor:
-    """(..., P, P): ``symmetry % 4`` quarter turns, mirrored from 4 on."""
+    """Turn (..., P, P) by ``symmetry % 4`` quarter turns, and mirror it if ``symmetry`` is 4 or more."""
     quarters = torch.rot90(patches, symmetry % 4, dims=(-2, -1))
     return quarters.flip(-1) if symmetry >= 4 else quarters
 
 
 def stained_and_coloured(pixels_n3PP: Tensor, ids_n: Tensor, *, key: str, config: AugmentConfig) -> Tensor:
-    """Change stain, then colour; (n, 3, P, P) uint8 as it came where all strengths are 0.
+    """Change the stain of patches, then their colour.
 
-    Stain (Tellez et al. 2019, "HED"): optical density is unmixed into haematoxylin, eosin and a rest (Ruifrok
-    and Johnston 2001), each concentration times 1 ± ``stain`` plus ± ``stain_offset``, and mixed again. Colour:
-    brightness, contrast (about middle grey), saturation and hue (turned in YIQ), one after the other.
+    Stain (Tellez et al. 2019, "HED"): the optical density is unmixed into haematoxylin, eosin and a rest
+    (Ruifrok and Johnston 2001); each concentration is multiplied by 1 ± ``stain``, ± ``stain_offset`` is added,
+    and they are mixed again. Colour: brightness, contrast (about middle grey), saturation and hue (turned in
+    YIQ), one after the other.
+
+    Args:
+        pixels_n3PP: uint8 RGB patches.
+        ids_n: (n,) int64, the grid ids of the patches.
+        key: Text that the draws depend on.
+        config: Strengths of the changes.
+
+    Returns:
+        uint8 patches of the same shape; the very same tensor if all strengths are 0.
     """
     stain, colour = _strengths(config)
     if not (any(stain) or any(colour)) or not len(pixels_n3PP):
@@ -89,7 +121,7 @@ def stained_and_coloured(pixels_n3PP: Tensor, ids_n: Tensor, *, key: str, config
         for name, matrix_n34 in steps.items()
     }
     changed = torch.empty_like(pixels_n3PP)
-    # A patch by itself stays in the processor's cache, and is worked on alike whatever chunk it came in.
+    # One patch at a time stays in the processor's cache, and is computed alike whatever chunk it came in.
     at_once = 1 if device.type == "cpu" else len(pixels_n3PP)
     for start in range(0, len(pixels_n3PP), at_once):
         rows = slice(start, start + at_once)
@@ -97,10 +129,33 @@ def stained_and_coloured(pixels_n3PP: Tensor, ids_n: Tensor, *, key: str, config
     return changed
 
 
+def _draws(ids_n: Tensor, key: str, *, per_slide: bool) -> NDArray[np.float64]:
+    """Random numbers (n, DRAWS) float64, uniform in -1..1."""
+    counters_n = ids_n.cpu().numpy().astype(np.uint64)
+    if per_slide:
+        counters_n = np.zeros_like(counters_n)
+    counters_nk: NDArray[np.uint64] = counters_n[:, None] * np.uint64(DRAWS) + np.arange(DRAWS).astype(
+        np.uint64
+    )
+    # 53 bits fill the mantissa of a double.
+    shares_nk = (_random_bits(counters_nk, f"{key}/colour") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return 2 * shares_nk - 1
+
+
+def _random_bits(counters: NDArray[np.uint64], key: str) -> NDArray[np.uint64]:
+    """64 random bits for every counter under this key."""
+    seed = np.uint64(int.from_bytes(sha256(key.encode()).digest()[:8], "little"))
+    mixed = counters * np.uint64(0x9E3779B97F4A7C15) + seed
+    # SplitMix64's finaliser (Steele, Lea, Flood 2014): neighbouring counters give unrelated bits.
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 def _recolour(pixels_n3PP: Tensor, changed_n3PP: Tensor, changes: dict[str, Tensor]) -> None:
     planes = [pixels_n3PP[:, channel].float() for channel in range(3)]
     if "stain" in changes:
-        # +1: black has a density too. Natural logarithms of intensity, so density with the other sign.
+        # +1, so that black has a density too. These are logarithms of intensity: density with the other sign.
         logs = [plane.add_(1).log_() for plane in planes]
         planes = [plane.exp_().sub_(1).clamp_(0, 255) for plane in _mixed(logs, changes["stain"])]
     if "colour" in changes:
@@ -110,8 +165,10 @@ def _recolour(pixels_n3PP: Tensor, changed_n3PP: Tensor, changes: dict[str, Tens
 
 
 def _mixed(planes: Sequence[Tensor], change_n34: Tensor) -> list[Tensor]:
-    """Each new plane (n, P, P) is a sum of the three and a constant. No matrix product: those of three numbers
-    are slow, and may round otherwise in another chunk."""
+    """Each new plane (n, P, P) as a sum of the three planes and a constant.
+
+    This is not a matrix product: those of three numbers are slow, and may round otherwise in another chunk.
+    """
     factor = change_n34[:, :, :, None, None]
     return [
         torch.addcmul(factor[:, new, 3], planes[0], factor[:, new, 0])
@@ -137,7 +194,7 @@ def _stain_changes(change_nk: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _colour_changes(change_nk: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 3, 4): the map of colour values, from factors - 1 (hue: the turn, as a share of the circle)."""
+    """(n, 3, 4): the map of colour values, from factors - 1 (for hue: the turn, as a share of the circle)."""
     brightness_n, contrast_n, saturation_n = (1 + change_nk[:, column] for column in range(3))
     angle_n = 2 * math.pi * change_nk[:, 3]
     turn_nYY = np.zeros((len(change_nk), 3, 3))
@@ -149,29 +206,6 @@ def _colour_changes(change_nk: NDArray[np.float64]) -> NDArray[np.float64]:
     grey_RR = np.ones((3, 1)) * np.array(LUMA)
     saturation_nRR = saturation_n[:, None, None] * (np.eye(3) - grey_RR) + grey_RR
     mix_nRR = hue_nRR @ saturation_nRR * (brightness_n * contrast_n)[:, None, None]
-    # Saturation and hue leave greys alone, so contrast's grey goes through them unchanged.
+    # Saturation and hue leave greys alone, so the grey of contrast goes through them unchanged.
     shift_nR = np.repeat((GREY * (1 - contrast_n))[:, None], 3, axis=1)
     return np.concatenate([mix_nRR, shift_nR[:, :, None]], axis=2)
-
-
-def _draws(ids_n: Tensor, key: str, *, per_slide: bool) -> NDArray[np.float64]:
-    """(n, DRAWS) float64, uniform in -1..1."""
-    counters_n = ids_n.cpu().numpy().astype(np.uint64)
-    if per_slide:
-        counters_n = np.zeros_like(counters_n)
-    counters_nk: NDArray[np.uint64] = counters_n[:, None] * np.uint64(DRAWS) + np.arange(DRAWS).astype(
-        np.uint64
-    )
-    # 53 bits fill a double's mantissa.
-    shares_nk = (_random_bits(counters_nk, f"{key}/colour") >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return 2 * shares_nk - 1
-
-
-def _random_bits(counters: NDArray[np.uint64], key: str) -> NDArray[np.uint64]:
-    """64 random bits for every counter under this key."""
-    seed = np.uint64(int.from_bytes(sha256(key.encode()).digest()[:8], "little"))
-    mixed = counters * np.uint64(0x9E3779B97F4A7C15) + seed
-    # SplitMix64's finaliser (Steele, Lea, Flood 2014): neighbouring counters give unrelated bits.
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))

@@ -1,4 +1,8 @@
-"""What training iterates over: bags of patches with what is known of them. No pixels until one is opened."""
+"""What training iterates over: a :class:`Bag` is a set of patches that share labels. It holds no pixels until
+opened.
+
+:class:`SlideBag` is a slide cut into patches; :func:`tile_bag` makes one.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,9 +22,10 @@ from wsi_ips.units import Mpp
 
 
 class Bag(Protocol):
-    """Patches that share labels: a slide, an image, or a slide's stored features.
+    """Patches that share labels: a slide, an image, or the stored features of a slide.
 
-    ``targets``: {task: target}, see :mod:`wsi_ips.datasets.manifest`. Length: number of patches, 1 or more.
+    ``bag_id`` is its unique name, ``targets`` is ``{task: target}`` (see :mod:`wsi_ips.datasets.manifest`), and
+    its length is the number of patches, 1 or more.
     """
 
     @property
@@ -32,7 +37,7 @@ class Bag(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, streaming: StreamingConfig, device: torch.device) -> AbstractContextManager[PatchSource]:
-        """The bag's patches, on ``device``; files are open for the time of the ``with`` block only."""
+        """The patches of the bag on ``device``. Files are open only within the ``with`` block."""
         ...
 
 
@@ -41,13 +46,19 @@ class AugmentedBag(Bag, Protocol):
     """A bag that is augmented before it is cut into patches, such as a photograph that is moved."""
 
     def as_seen(self, key: str) -> Bag:
-        """The bag as it is shown to the network; the same for the same ``key`` (seed, epoch and bag)."""
+        """The bag as it is shown to the network. It is the same for the same ``key`` (seed, epoch and bag)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SlideBag:
-    """A slide of the training set, cut into patches."""
+    """A slide of the training data, cut into patches.
+
+    Attributes:
+        record: The line of the manifest.
+        coords: Where its patches lie.
+        targets: ``{task: target}``.
+    """
 
     record: SlideRecord
     coords: PatchCoords
@@ -62,7 +73,7 @@ class SlideBag:
 
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator[PatchStream]:
-        """See :class:`Bag`. Raises the slide's own error."""
+        """The patches of the slide on ``device``. Raises the error of the slide if it cannot be read."""
         with open_slide(self.record.path) as slide:
             yield PatchStream(slide, self.coords, config=streaming, device=device)
 
@@ -74,10 +85,19 @@ def tile_bag(
     tiling: TilingConfig,
     slide_mpp: Callable[[str], Mpp | None],
 ) -> SlideBag:
-    """Open a slide, find its tissue and cut it, so that what is wrong with it shows before hours are spent.
+    """Open a slide, find its tissue and cut it into patches.
 
-    ``slide_mpp`` gives a slide's resolution where the user knows better than the file. Raises the slide's
-    own error, or :class:`wsi_ips.errors.NoTissue`.
+    Doing this before training shows what is wrong with a slide before hours are spent.
+
+    Args:
+        record: The line of the manifest.
+        tasks: What is learned.
+        tiling: How the slide is cut.
+        slide_mpp: Gives the resolution of a slide if the user knows it better than the file, or None.
+
+    Raises:
+        NoTissue: The slide has no patches.
+        FileError: The slide cannot be opened or read; the error is that of the slide.
     """
     with open_slide(record.path) as slide:
         coords, mask = tile_slide(slide, tiling, slide_id=record.slide_id, mpp=slide_mpp(record.slide_id))

@@ -1,14 +1,15 @@
-"""How much of a full pass's attention a look from afar lets through, measured on bags that were not learned from.
+"""How the cascade learns: IPS on the patches that a coarse scorer lets through, and the scorer from the
+attention of IPS.
 
-Shape suffixes: N patches of a bag, S steps of the curve.
+The target of the scorer is the attention of the patches that were read closely: its loss is the cross entropy,
+over their windows, between that attention and the softmax of the scorer. In the first epochs all patches are let
+through; after that, a part of the share is drawn at random, so that the scorer learns of what it misses.
 
-IPS over what a look from afar lets through, and the look learned from what IPS attends to.
+After training, :func:`calibrate` measures how much of the attention of a full pass the scorer lets through, on
+bags that were not learned from.
 
-The scorer's target is the attention of the patches that were read closely: a cross entropy over their windows
-between it and the scorer's own softmax. The first epochs let everything through; after them a part of the share is
-drawn at random, so that the scorer is told of what it misses.
-
-Shape suffixes: n patches let through, w windows that hold one of them, H heads, T queries.
+Shape suffixes: N patches of a bag, n patches let through, w windows that hold one of them, S steps of the recall
+curve, H heads, T queries.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,50 +40,16 @@ from wsi_ips.training.learning import Learner, ips_method
 from wsi_ips.training.sampling import teach_scorer
 
 
-def calibrate(
-    checkpoint: Path,
-    val: Sequence[Bag],
-    config: FinetuneConfig,
-    *,
-    device: torch.device,
-    progress: Progress = silent,
-) -> None:
-    """Measure the recall of every share on ``val`` and store it in the checkpoint; where ``coarse.recall``
-    asks for it, the share too. One full pass over each bag; a checkpoint that has been measured is left as it
-    is."""
-    net, pipeline = load_checkpoint(checkpoint)
-    assert isinstance(net, IPSNet)
-    if net.looks_from_afar.recall_at(1.0) is not None:
-        return
-    net.to(device)
-    curves = []
-    with progress("Measuring recall", total=len(val)) as advance:
-        for bag in val:
-            curves.append(recall_curve(net, bag, config, device=device))
-            advance(bag.bag_id)
-    recall_S = torch.stack(curves).mean(dim=0)
-    net.looks_from_afar.calibrate(recall_S, target=config.selection.coarse.recall)
-    notes = {"recall measured on": f"{len(val)} validation bags"}
-    save_checkpoint(checkpoint, net, pipeline, notes=notes)
-
-
-def recall_curve(net: IPSNet, bag: Bag, config: FinetuneConfig, *, device: torch.device) -> Tensor:
-    """(S,) float32: at shares 0, 0.01, ..., 1 the share of the full pass's attention (mean over heads and queries)
-    in what would be let through. Raises the bag's own error."""
-    with bag.open(config.streaming, device) as opened:
-        source = coarse_source(opened)
-        logits_N = look(net, source, config.selection.coarse).patch_logits()
-        attention_N = score_part(net, source).store.attention().mean(dim=(1, 2))
-    order_N = logits_N.argsort(descending=True, stable=True)
-    mass_N1 = torch.cat([torch.zeros(1), attention_N[order_N].double().cumsum(0).float()])
-    let_S = (torch.linspace(0, 1, STEPS, dtype=torch.float64) * len(logits_N)).round(decimals=6).ceil().long()
-    return (mass_N1[let_S] / mass_N1[-1]).clamp(0, 1)
-
-
 @dataclass(frozen=True, slots=True)
 class KeptCascade:
-    """patches: those that IPS kept. window_w: windows, ascending, that hold something read closely. grad_w:
-    of their logits, of the scorer's own loss, which is ``loss``."""
+    """What a step learns from in one bag.
+
+    Attributes:
+        patches: The patches that IPS kept.
+        window_w: The windows, ascending, that hold a patch that was read closely.
+        grad_w: The gradient of the loss of the scorer with respect to their logits.
+        loss: The loss of the scorer.
+    """
 
     patches: KeptPatches
     window_w: Tensor
@@ -91,18 +58,26 @@ class KeptCascade:
 
 
 class CascadeLearner:
-    """See :class:`wsi_ips.training.methods.Method`. remembered: the patches that each bag kept last.
-    scorer_losses: of every bag so far."""
+    """Learns the cascade. It is a :class:`wsi_ips.training.methods.Method`.
+
+    Attributes:
+        remembered: The patches that each bag kept last, and the risks of Cox tasks.
+        watched: Figures of every selection, until they are taken away.
+        scorer_losses: The loss of the scorer for every bag so far.
+    """
 
     def __init__(self, learner: Learner) -> None:
-        self.remembered = learner.remembered  # where the risks of Cox tasks are too
+        self.remembered = learner.remembered  # shared, because it also holds the risks of Cox tasks
         self.watched: list[SelectionFigures] = []
         self.scorer_losses: list[float] = []
         self._learner = learner
         self._config = learner.config
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptCascade:
-        """Look from afar, let a share through, and select of it as IPS does. Raises the bag's own error."""
+        """Score the windows, let a share of the patches through, and select among them as IPS does.
+
+        Raises the error of the bag if it cannot be read.
+        """
         net, coarse = self._learner.net, self._config.selection.coarse
         key, seen = bag_key(bag, self._config, epoch), self._learner.keeper.seen(bag, epoch)
         with whole_bag(bag, key).open(self._config.streaming, device) as opened:
@@ -128,7 +103,15 @@ class CascadeLearner:
         return KeptCascade(patches, window_w, log_w.exp() - target_w, loss)
 
     def learn(self, kept: Sequence[KeptCascade], *, epoch: int, device: torch.device, share: float) -> Tensor:
-        """Gradients of the tasks' loss through IPS, and of the scorer's; returns the former."""
+        """Add the gradients of the loss of the tasks through IPS and of the loss of the scorer; return the
+        former.
+
+        ``share`` is the part of the bags of the step that these are.
+
+        Raises:
+            BagLost: A bag can no longer be read.
+            TrainingError: The loss is not finite.
+        """
         loss = self._learner.learn([each.patches for each in kept], epoch=epoch, device=device, share=share)
         for each in kept:
             self.scorer_losses.append(each.loss)
@@ -154,5 +137,62 @@ def cascade_method(
     backward: Callable[[Tensor], None] = Tensor.backward,
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> CascadeLearner:
-    """How the cascade learns, for :data:`wsi_ips.training.methods.METHODS`."""
+    """The method of the cascade, for :data:`wsi_ips.training.methods.METHODS`.
+
+    For the arguments see :class:`wsi_ips.training.methods.MethodMaker`.
+    """
     return CascadeLearner(ips_method(net, config, weights, backward, penalty))
+
+
+def calibrate(
+    checkpoint: Path,
+    val: Sequence[Bag],
+    config: FinetuneConfig,
+    *,
+    device: torch.device,
+    progress: Progress = silent,
+) -> None:
+    """Measure the recall of every share on validation bags, and store it in the checkpoint.
+
+    If ``selection.coarse.recall`` is set, the share is chosen to reach it. This takes one full pass over each
+    bag. A checkpoint that has been measured already is left as it is.
+
+    Args:
+        checkpoint: The checkpoint, which is overwritten.
+        val: The bags to measure on.
+        config: The settings of the run.
+        device: Where the network runs.
+        progress: Shows how far it is.
+    """
+    net, pipeline = load_checkpoint(checkpoint)
+    assert isinstance(net, IPSNet)
+    if net.looks_from_afar.recall_at(1.0) is not None:
+        return
+    net.to(device)
+    curves = []
+    with progress("Measuring recall", total=len(val)) as advance:
+        for bag in val:
+            curves.append(recall_curve(net, bag, config, device=device))
+            advance(bag.bag_id)
+    recall_S = torch.stack(curves).mean(dim=0)
+    net.looks_from_afar.calibrate(recall_S, target=config.selection.coarse.recall)
+    notes = {"recall measured on": f"{len(val)} validation bags"}
+    save_checkpoint(checkpoint, net, pipeline, notes=notes)
+
+
+def recall_curve(net: IPSNet, bag: Bag, config: FinetuneConfig, *, device: torch.device) -> Tensor:
+    """How much of the attention of a full pass each share of the patches holds, if the scorer chooses them.
+
+    Attention is the mean over heads and queries. Raises the error of the bag if it cannot be read.
+
+    Returns:
+        (S,) float32, for the shares 0, 0.01, ..., 1.
+    """
+    with bag.open(config.streaming, device) as opened:
+        source = coarse_source(opened)
+        logits_N = look(net, source, config.selection.coarse).patch_logits()
+        attention_N = score_part(net, source).store.attention().mean(dim=(1, 2))
+    order_N = logits_N.argsort(descending=True, stable=True)
+    mass_N1 = torch.cat([torch.zeros(1), attention_N[order_N].double().cumsum(0).float()])
+    let_S = (torch.linspace(0, 1, STEPS, dtype=torch.float64) * len(logits_N)).round(decimals=6).ceil().long()
+    return (mass_N1[let_S] / mass_N1[-1]).clamp(0, 1)

@@ -1,8 +1,8 @@
-"""k-fold cross-validation by case: as many trainings, each measured on cases that it has not seen in any way.
+"""k-fold cross-validation by case: k trainings, each measured on cases that it has not seen in any way.
 
-The cases that a fold holds out neither teach its model nor choose its epoch: the epoch is chosen on other cases,
-set aside from the rest. Chosen on the cases that it is measured on, the best of many epochs flatters: on pure
-noise an AUC of 0.64 was measured that way.
+Start with :func:`cross_validate`. The cases that a fold holds out neither teach its model nor choose its epoch:
+the epoch is chosen on other cases, set aside from the rest. If it were chosen on the cases that it is measured
+on, the best of many epochs would flatter; an AUC of 0.64 was measured that way on pure noise.
 """
 
 import csv
@@ -23,17 +23,30 @@ from wsi_ips.training.fit import deciding_settings
 from wsi_ips.training.run_state import BEST_NAME, FinetuneReport, forget_run
 
 DONE_NAME = "fold.json"
-"""In a fold's folder: what was trained on what, and its figures. It is there when the fold is complete."""
+"""File in the folder of a fold that says what was trained on what, and its figures. It exists once the fold is
+complete.
+"""
 
 Train = Callable[[Manifest, Path], FinetuneReport]
-"""(manifest, folder to write to): one training, :func:`wsi_ips.training.fit.finetune` or the like."""
+"""A function that does one training, such as :func:`wsi_ips.training.fit.finetune`, from a manifest and the
+folder to write to.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """figures: of the epoch that was kept, as in ``history.csv``. bad: {slide_id: why it was left out}. held_out:
-    ids of the slides that its checkpoint has not seen and that its epoch was not chosen on. measured: figures of
-    those, once they are known. skipped: the fold was complete already."""
+    """One training of a cross-validation.
+
+    Attributes:
+        number: Number of the fold, from 0.
+        train_slides, val_slides: How many slides were learned from, and chose the epoch.
+        bad: ``{slide_id: why it was left out}``.
+        figures: Figures of the epoch that was kept, as in ``history.csv``.
+        held_out: Ids of the slides that its model has not seen, and that its epoch was not chosen on.
+        checkpoint: Its model.
+        measured: Figures on the slides held out, once they are known.
+        skipped: Whether the fold was complete before this run.
+    """
 
     number: int
     train_slides: int
@@ -47,28 +60,38 @@ class Fold:
 
     @property
     def chosen_on(self) -> str:
-        """What the fold's epoch was chosen on, for ``cv.csv``."""
+        """What the epoch of the fold was chosen on, for ``cv.csv``."""
         return "inner validation cases" if self.val_slides else "training loss"
 
 
 def cross_validate(
     manifest: Manifest, config: FinetuneConfig, out: Path, *, k: int, inner_val: float, train: Train
 ) -> tuple[Fold, ...]:
-    """Divide the ``train`` and ``val`` cases into ``k`` folds and train once without each; ``test`` is not read.
+    """Divide the ``train`` and ``val`` cases into ``k`` folds and train once without each. ``test`` is not read.
 
-    Of the cases that a fold does not hold out, about ``inner_val`` are its validation split, which chooses the
-    epoch; with 0 there is none, and the training loss does. Divisions are stratified by the first task with
-    classes, by ``training.seed``. Writes ``folds.csv`` (which slide lies in which fold, and validates which), and
-    ``fold_0`` ... with a model each; ``cv.csv`` says how each did: see :func:`write_figures`. A complete fold is
-    not trained again, one that was killed goes on. Raises :class:`ConfigError` where cases do not suffice, or
-    ``out`` holds another cross-validation, and whatever ``train`` raises.
+    Divisions are stratified by the first task with classes, and drawn from ``training.seed``. Into ``out`` are
+    written ``folds.csv`` (which fold a slide is held out in, and which folds it validates), ``fold_0`` and so on
+    with a model each, and ``cv.csv`` with the figures of each (see :func:`write_figures`). A complete fold is
+    not trained again, and one that was interrupted is continued.
+
+    Args:
+        manifest: The slides.
+        config: The settings of each training.
+        out: Folder to write to.
+        k: Number of folds.
+        inner_val: Of the cases that a fold does not hold out, about this share is its validation split, which
+            chooses the epoch. 0: there is none, and the training loss chooses it.
+        train: Does one training.
+
+    Raises:
+        ConfigError: There are too few cases, or ``out`` holds another cross-validation.
     """
     manifests = fold_manifests(manifest, config, k=k, inner_val=inner_val)
     _write_folds(out / "folds.csv", manifests)
     folds: list[Fold] = []
     for number, fold_manifest in enumerate(manifests):
         folds.append(_fold(number, fold_manifest, config, out / f"fold_{number}", train))
-        # After every fold, so that a killed run leaves what it found out.
+        # After every fold, so that a run that is killed leaves the figures so far.
         write_figures(out / "cv.csv", folds)
     return tuple(folds)
 
@@ -76,9 +99,11 @@ def cross_validate(
 def fold_manifests(
     manifest: Manifest, config: FinetuneConfig, *, k: int, inner_val: float
 ) -> tuple[Manifest, ...]:
-    """Each fold's own manifest: what it learns from, chooses its epoch on, and holds out (``test``).
+    """The manifest of each fold: what it learns from, what it chooses its epoch on, and what it holds out
+    (``test``).
 
-    Raises :class:`ConfigError` where cases do not suffice.
+    Raises:
+        ConfigError: There are too few cases.
     """
     records = [*manifest.split("train"), *manifest.split("val")]
     column, seed = strata_column(config.model.tasks), config.training.seed
@@ -99,7 +124,7 @@ def fold_manifests(
 def _inner_validation(
     rest: Sequence[SlideRecord], *, share: float, column: str | None, seed: str
 ) -> set[str]:
-    """Ids of the slides that choose a fold's epoch."""
+    """Ids of the slides that choose the epoch of a fold."""
     if not share:
         return set()
     try:
@@ -112,71 +137,19 @@ def _inner_validation(
     return {record.slide_id for record, one in zip(rest, chosen, strict=True) if one}
 
 
-def forget_folds(out: Path) -> None:
-    """Remove what a cross-validation would go on with in ``out``. Models and tables stay until they are
-    written again."""
-    for folder in out.glob("fold_*"):
-        (folder / DONE_NAME).unlink(missing_ok=True)
-        forget_run(folder)
-    (out / "folds.csv").unlink(missing_ok=True)
-
-
 def strata_column(tasks: Sequence[TaskConfig]) -> str | None:
-    """The manifest's column to stratify by: that of the first task that sorts slides into classes, if any; of a
-    survival task, that of its event."""
+    """The column of the manifest to stratify by: that of the first task that sorts slides into classes.
+
+    For a survival task it is the column of the event. None if no task has such a column.
+    """
     one = (
         task for task in tasks if task.activation == "softmax" or task.kind == "survival" or _yes_or_no(task)
     )
     return next((task.column_name for task in one), None)
 
 
-def mean_and_sd(figures: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """{figure: its mean and sample standard deviation over the folds}.
-
-    Both are nan where a fold does not give the figure; the latter is for one fold.
-    """
-    names = dict.fromkeys(name for each in figures for name in each if name != "epoch")
-    values = {name: [each.get(name, math.nan) for each in figures] for name in names}
-    return {name: (statistics.fmean(each), _deviation(each)) for name, each in values.items()}
-
-
-def _deviation(values: Sequence[float]) -> float:
-    # statistics.stdev raises an AttributeError for nan.
-    defined = len(values) > 1 and all(math.isfinite(value) for value in values)
-    return statistics.stdev(values) if defined else math.nan
-
-
-def write_figures(path: Path, folds: Sequence[Fold]) -> None:
-    """``cv.csv``: a row per fold, then their mean and standard deviation.
-
-    ``held_out_<figure>``: of the slides that the fold held out, empty as long as they are not measured; these are
-    the cross-validation's result. ``epoch_chosen_on`` says what chose the epoch; the columns behind it are the
-    figures of that epoch, of the slides that were learned from (``train_``) and that chose it (``val_``, which
-    flatters).
-    """
-    rows = (
-        [{f"held_out_{name}": value for name, value in fold.measured.items()} for fold in folds],
-        [fold.figures for fold in folds],
-    )
-    measured, kept = (list(dict.fromkeys(name for row in each for name in row)) for each in rows)
-    counts = ["fold", "train_slides", "val_slides", "held_out_slides", "bad_slides"]
-    table = [[*counts, *measured, "epoch_chosen_on", *kept]]
-    for fold, its_measured, its_kept in zip(folds, *rows, strict=True):
-        sizes = (fold.number, fold.train_slides, fold.val_slides, len(fold.held_out), len(fold.bad))
-        table.append([
-            *map(str, sizes),
-            *(repr(its_measured[name]) if name in its_measured else "" for name in measured),
-            fold.chosen_on,
-            *(repr(its_kept.get(name, math.nan)) for name in kept),
-        ])  # fmt: skip
-    summaries = [mean_and_sd(each) for each in rows]
-    for row, place in (("mean", 0), ("sd", 1)):
-        cells = [
-            [repr(summary[name][place]) if name in summary else "" for name in names]
-            for summary, names in zip(summaries, (measured, kept), strict=True)
-        ]
-        table.append([row, "", "", "", "", *cells[0], "", *cells[1]])
-    _write_table(path, table)
+def _yes_or_no(task: TaskConfig) -> bool:
+    return task.activation == "sigmoid" and len(task.classes) == 1
 
 
 def _fold(number: int, manifest: Manifest, config: FinetuneConfig, out: Path, train: Train) -> Fold:
@@ -206,7 +179,7 @@ def _done(path: Path, number: int, what: str, held_out: tuple[str, ...]) -> Fold
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if held["run"] != what:
             raise ConfigError(
-                f"{path.parent}: holds a fold of another cross-validation (other settings or slides); "
+                f"{path.parent}: holds a fold of another cross-validation (with other settings or slides); "
                 "write to a new folder"
             )
         train_slides, val_slides = int(held["train_slides"]), int(held["val_slides"])
@@ -229,15 +202,11 @@ def _done(path: Path, number: int, what: str, held_out: tuple[str, ...]) -> Fold
 
 
 def _fingerprint(manifest: Manifest, config: FinetuneConfig) -> str:
-    """Of all that decides a fold's result: settings, slides, labels, which side they are on."""
+    """A hash of all that decides the result of a fold: settings, slides, labels and their splits."""
     slides = [
         [record.slide_id, record.case_id, dict(record.labels), record.split] for record in manifest.records
     ]
     return sha256(json.dumps([deciding_settings(config), slides], sort_keys=True).encode()).hexdigest()
-
-
-def _yes_or_no(task: TaskConfig) -> bool:
-    return task.activation == "sigmoid" and len(task.classes) == 1
 
 
 def _write_folds(path: Path, manifests: Sequence[Manifest]) -> None:
@@ -253,11 +222,70 @@ def _write_folds(path: Path, manifests: Sequence[Manifest]) -> None:
         except (UnicodeDecodeError, csv.Error):
             same = False
         if not same:
-            raise ConfigError(f"{path}: divides slides otherwise; write to a new folder")
+            raise ConfigError(f"{path}: divides the slides into other folds; write to a new folder")
         return
     _write_table(path, table)
+
+
+def write_figures(path: Path, folds: Sequence[Fold]) -> None:
+    """Write ``cv.csv``: a row for each fold, then their mean and standard deviation.
+
+    The columns ``held_out_<figure>`` are the result of the cross-validation: the figures on the slides that the
+    fold held out. They are empty until they have been measured. ``epoch_chosen_on`` says what chose the epoch.
+    The columns behind it are the figures of that epoch, on the slides that were learned from (``train_``) and on
+    those that chose it (``val_``, which flatters).
+    """
+    rows = (
+        [{f"held_out_{name}": value for name, value in fold.measured.items()} for fold in folds],
+        [fold.figures for fold in folds],
+    )
+    measured, kept = (list(dict.fromkeys(name for row in each for name in row)) for each in rows)
+    counts = ["fold", "train_slides", "val_slides", "held_out_slides", "bad_slides"]
+    table = [[*counts, *measured, "epoch_chosen_on", *kept]]
+    for fold, its_measured, its_kept in zip(folds, *rows, strict=True):
+        sizes = (fold.number, fold.train_slides, fold.val_slides, len(fold.held_out), len(fold.bad))
+        table.append([
+            *map(str, sizes),
+            *(repr(its_measured[name]) if name in its_measured else "" for name in measured),
+            fold.chosen_on,
+            *(repr(its_kept.get(name, math.nan)) for name in kept),
+        ])  # fmt: skip
+    summaries = [mean_and_sd(each) for each in rows]
+    for row, place in (("mean", 0), ("sd", 1)):
+        cells = [
+            [repr(summary[name][place]) if name in summary else "" for name in names]
+            for summary, names in zip(summaries, (measured, kept), strict=True)
+        ]
+        table.append([row, "", "", "", "", *cells[0], "", *cells[1]])
+    _write_table(path, table)
+
+
+def mean_and_sd(figures: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """``{figure: (mean, sample standard deviation)}`` over the folds.
+
+    Both are NaN if a fold does not have the figure; the standard deviation is NaN for one fold.
+    """
+    names = dict.fromkeys(name for each in figures for name in each if name != "epoch")
+    values = {name: [each.get(name, math.nan) for each in figures] for name in names}
+    return {name: (statistics.fmean(each), _deviation(each)) for name, each in values.items()}
+
+
+def _deviation(values: Sequence[float]) -> float:
+    # statistics.stdev raises an AttributeError for NaN.
+    defined = len(values) > 1 and all(math.isfinite(value) for value in values)
+    return statistics.stdev(values) if defined else math.nan
 
 
 def _write_table(path: Path, table: Sequence[Sequence[str]]) -> None:
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(table)
+
+
+def forget_folds(out: Path) -> None:
+    """Remove what a cross-validation in ``out`` would continue. Models and tables stay until they are
+    overwritten.
+    """
+    for folder in out.glob("fold_*"):
+        (folder / DONE_NAME).unlink(missing_ok=True)
+        forget_run(folder)
+    (out / "folds.csv").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Whether a run has found anything: what its history says to somebody who would otherwise trust the checkpoint."""
+"""Whether a training run has found anything: :func:`findings` says what speaks against trusting its checkpoint."""
 
 import math
 from collections import Counter
@@ -8,17 +8,19 @@ from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Target
 
 AT_CHANCE = 0.95
-"""Validation losses above this share of the guess's have not found anything."""
+"""A validation loss above this share of that of guessing has not found anything."""
 FLAT = 0.9
-"""Attention that so large a share of the patches holds in equal parts is flat."""
+"""Attention that is shared evenly by more than this share of the patches is flat."""
 DRIFTING = 0.5
-"""Selections that keep less than this share of the patches kept before do not settle."""
+"""A selection that keeps less than this share of the patches that it kept before does not settle."""
 LAST_EPOCHS = 3
+"""How many epochs at the end are looked at."""
 
 WHAT_TO_TRY = (
     "try training.restarts=5, another training.lr, an encoder that knows this kind of tissue, or more slides; "
     "its predictions and heatmaps say nothing"
 )
+"""What a finding advises the user to do."""
 
 
 def findings(
@@ -29,9 +31,13 @@ def findings(
     train: Sequence[Mapping[str, Target]],
     val: Sequence[Mapping[str, Target]],
 ) -> list[str]:
-    """One sentence for each sign that the run has not found what decides the labels; none where all is well.
+    """One sentence for each sign that the run has not found what decides the labels. Empty if there is none.
 
-    history, best_epoch: as of :class:`wsi_ips.training.run_state.FinetuneReport`. train, val: targets of the bags.
+    Args:
+        history: The figures of each epoch, see :class:`wsi_ips.training.run_state.FinetuneReport`.
+        best_epoch: Index of the epoch that was kept.
+        config: The settings of the run.
+        train, val: The targets of the bags.
     """
     said = []
     guess = guess_loss(config.model.tasks, train=train, val=val)
@@ -70,9 +76,10 @@ def _told_apart(row: Mapping[str, float]) -> tuple[str, float | None]:
 def guess_loss(
     tasks: Sequence[TaskConfig], *, train: Sequence[Mapping[str, Target]], val: Sequence[Mapping[str, Target]]
 ) -> float:
-    """The validation loss of somebody who knows only how frequent the training labels are, mean over the tasks.
+    """The validation loss of guessing by the frequency of the training labels, mean over the tasks.
 
-    Infinite where a task is linear, or no training slide has a class: there is no such guess.
+    It is infinite if a task is linear, or if a validation slide has a class that no training slide has: there is
+    no such guess.
     """
     losses = [_guess_loss(task, train, val) for task in tasks]
     return math.fsum(losses) / len(losses)
@@ -100,5 +107,5 @@ def _guess_loss(
 
 
 def _present(target: Target, place: int) -> float:
-    """Whether a sigmoid task's class of this place applies, 1 or 0."""
+    """Whether the class at this place of a sigmoid task applies, 1 or 0."""
     return float(target[place]) if isinstance(target, tuple) else float(target)

@@ -1,7 +1,9 @@
-"""Cox's likelihood over all training bags, though a step sees only a few of them.
+"""The Cox likelihood over all training bags, though a step sees only a few of them: :class:`EpochRisks`.
 
-A step of one slide has a risk set of one, and nothing to learn; the risks of the slides outside the step are taken
-as they were last seen. Shape suffix: B bags.
+A step of one slide has a risk set of one, and nothing to learn from. So the risks of the slides outside the step
+are taken as they were last computed.
+
+Shape suffix: B bags.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +18,20 @@ from wsi_ips.survival.cox import cox_loss
 from wsi_ips.training.survival_start import follow_up_of
 
 PREFIX = "survival/"
-"""Begins the names of risks among what a method remembers; no slide's name has a slash."""
+"""What the names of risks begin with among the other tensors that a method remembers. No name of a slide has a
+slash.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochRisks:
     """The risk of every training bag as it was last computed, at most an epoch ago.
 
-    remembered: what the training's method keeps from one step to the next
-    (:class:`wsi_ips.training.module.Method`); risks lie there beside other tensors, so that they are saved,
-    resumed and shared between processes as those are. bag_ids: of the bags of this step, in order.
+    Attributes:
+        remembered: What the training's method keeps from one step to the next
+            (:class:`wsi_ips.training.methods.Method`). Risks are kept there beside other tensors, so that they
+            are saved, resumed and shared between processes like those.
+        bag_ids: The ids of the bags of this step, in order.
     """
 
     remembered: dict[str, Tensor]
@@ -34,11 +40,17 @@ class EpochRisks:
     def loss(
         self, task: TaskConfig, risk_B: Tensor, targets: Sequence[Mapping[str, Target]], places: Sequence[int]
     ) -> Tensor:
-        """The loss of a step, a scalar, and the step's risks are remembered.
+        """The loss of a step, a scalar. The risks of the step are remembered.
 
-        risk_B: of the bags at ``places`` of the step, which have a label. Its value is the negative log partial
-        likelihood per event of all bags known so far; its gradient, that of these bags' risks alone, times the
-        number of known bags over the number of these: over an epoch, steps add up to the gradient of the whole.
+        The value is the negative log partial likelihood per event of all bags known so far. The gradient is that
+        of the risks of these bags alone, times the number of known bags over the number of these: over an epoch,
+        the steps add up to the gradient of the whole.
+
+        Args:
+            task: The Cox task.
+            risk_B: Risks of the bags at ``places`` of the step, which have a label.
+            targets: ``{task: target}`` of each bag of the step.
+            places: Which bags of the step have a label.
         """
         assert task.survival is not None
         known = follow_up_of(task, [targets[place] for place in places])

@@ -1,4 +1,6 @@
-"""Bags of stored features: the same heads, learned without slides.
+"""Training on stored features instead of slides: :func:`finetune_features`.
+
+A :class:`FeatureBag` is a slide that is known only by its features.
 
 Shape suffixes: N patches of a slide, n some of them, C feature width.
 """
@@ -30,9 +32,9 @@ from wsi_ips.units import PlaceKind
 
 
 class FeatureSource:
-    """An open file of features as a :class:`wsi_ips.streaming.patch_source.PatchSource`.
+    """An open file of features in the form of a :class:`wsi_ips.streaming.patch_source.PatchSource`.
 
-    A chunk's "pixels" are (n, C) float32 features. Memory: one chunk.
+    The "pixels" of a chunk are features (n, C) float32. Memory: one chunk.
     """
 
     def __init__(self, file: Any, held: FeatureFile, *, batch: int, device: torch.device) -> None:
@@ -42,7 +44,7 @@ class FeatureSource:
         self._device = device
 
     def __len__(self) -> int:
-        """Number of chunks."""
+        """The number of chunks."""
         return -(-len(self._held) // self._batch)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -50,16 +52,20 @@ class FeatureSource:
             yield self._chunk(np.arange(start, min(start + self._batch, len(self._held))))
 
     def ids(self) -> Tensor:
-        """See :class:`wsi_ips.streaming.patch_source.PatchSource`."""
+        """The ids (N,) int64 of all patches, in the order of the file."""
         return torch.from_numpy(self._held.ids_N)
 
     def read(self, ids_n: Tensor) -> Chunk:
-        """Raises ``KeyError`` for an id that the file does not have."""
+        """The patches with these ids. Raises ``KeyError`` for an id that the file does not have."""
         held = self._held
         return self._chunk(rows_of(ids_n.cpu().numpy(), held.ids_N, where=f"in {held.path}"))
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
-        """Raises :class:`FeaturesError` where the file does not say what ``kind`` asks for."""
+        """Where these patches lie, in the form ``kind``.
+
+        Raises:
+            FeaturesError: The file does not say what ``kind`` asks for.
+        """
         coords = self._held.coords
         if kind == "um" and coords is not None:
             return torch.from_numpy(coords.um_centres(ids_n.cpu().numpy()))
@@ -85,7 +91,9 @@ class FeatureSource:
 
 @dataclass(frozen=True, slots=True)
 class FeatureBag:
-    """A slide of the training set, known by its stored features. See :class:`wsi_ips.training.bags.Bag`."""
+    """A slide of the training data that is known by its stored features. It is a
+    :class:`wsi_ips.training.bags.Bag`.
+    """
 
     record: SlideRecord
     held: FeatureFile
@@ -100,14 +108,20 @@ class FeatureBag:
 
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator[FeatureSource]:
-        """Chunks of ``streaming.batch`` rows. Raises :class:`FeaturesError`."""
+        """The features in chunks of ``streaming.batch`` rows. Raises :class:`FeaturesError` if the file cannot
+        be read.
+        """
         with open_source(self.held, batch=streaming.batch, device=device) as source:
             yield source
 
 
 @contextmanager
 def open_source(held: FeatureFile, *, batch: int, device: torch.device) -> Iterator[FeatureSource]:
-    """The features in a checked file; it is open for the time of the ``with`` block only."""
+    """The features of a file that has been checked. The file is open only within the ``with`` block.
+
+    Raises:
+        FeaturesError: The file can no longer be opened.
+    """
     try:
         file = opened_hdf5(held.path)
     except OSError as error:
@@ -119,7 +133,11 @@ def open_source(held: FeatureFile, *, batch: int, device: torch.device) -> Itera
 
 
 def feature_bag(record: SlideRecord, path: Path, *, tasks: Sequence[TaskConfig], width: int) -> FeatureBag:
-    """Check a slide's file. Raises :class:`FeaturesError`, for another width than the network's too."""
+    """Check the file of a slide and return its bag.
+
+    Raises:
+        FeaturesError: The file cannot be used, or its features are of another width than ``width``.
+    """
     held = open_features(path)
     if held.width != width:
         raise FeaturesError(
@@ -139,15 +157,28 @@ def finetune_features(
     device: torch.device,
     progress: Progress = silent,
 ) -> FinetuneReport:
-    """As :func:`wsi_ips.training.fit.finetune`, from the features in a folder; no slide is opened.
+    """Train on the features in a folder, like :func:`wsi_ips.training.fit.finetune`. No slide is opened.
 
-    Files that cannot be used are left out and reported. Raises :class:`FeaturesError` for one that is missing,
-    before training starts, and :class:`TrainingError` where more than ``training.max_bad_slides`` are bad.
+    Files that cannot be used are left out and reported.
+
+    Args:
+        manifest: The slides.
+        config: The settings of the run; ``model.encoder.features`` is the width of the features.
+        features: Folder of the feature files.
+        out: Folder to write to.
+        device: Where the network runs.
+        progress: Shows how far it is.
+
+    Raises:
+        ManifestError: There are no training slides, or only one label.
+        FeaturesError: A file is missing. This is found before training starts.
+        ConfigError: ``out`` holds another run.
+        TrainingError: More files than ``training.max_bad_slides`` allows are bad, or the loss is not finite.
     """
     check_labels(manifest, config.model.tasks)
     records = [*manifest.split("train"), *manifest.split("val")]
     width = config.model.encoder.features
-    assert width is not None  # FinetuneJob sees to it
+    assert width is not None  # FinetuneJob makes sure of it
     paths = find_features(features, (record.slide_id for record in records))
     bags: dict[str, list[FeatureBag]] = {"train": [], "val": []}
     bad: dict[str, str] = {}

@@ -1,6 +1,8 @@
-"""Training on bags, from whatever data set: the run's folder, its loop, what it resumes from.
+"""Training, from a manifest to a checkpoint: :func:`finetune`.
 
-From a manifest to a checkpoint.
+:func:`train_bags` is the same for bags from whatever data set: it builds the network, makes the head start, runs
+Lightning, and completes the checkpoint. What a run leaves in its folder, and resumes from, is in
+:mod:`wsi_ips.training.run_state`; what a step does is in :mod:`wsi_ips.training.module`.
 """
 
 import json
@@ -44,8 +46,104 @@ from wsi_ips.training.survival_start import check_survival, with_time_bins
 from wsi_ips.units import Mpp
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""What Lightning calls each ``training.precision``."""
 FREE = ("save_minutes", "tensorboard", "max_bad_slides")
-"""Settings that may change when a run is resumed."""
+"""Settings of ``training`` that may change when a run is resumed."""
+
+
+def finetune(
+    manifest: Manifest,
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    slide_mpp: Callable[[str], Mpp | None],
+    progress: Progress = silent,
+) -> FinetuneReport:
+    """Train on the ``train`` slides of a manifest and choose the epoch on its ``val`` slides. ``test`` is not
+    read.
+
+    Slides that cannot be opened or have no tissue are left out and reported. For what is written into ``out``,
+    see :func:`train_bags`.
+
+    Args:
+        manifest: The slides and their labels.
+        config: The settings of the run.
+        out: Folder to write to.
+        device: Where the network runs.
+        slide_mpp: Gives the resolution of a slide if the user knows it better than the file, or None.
+        progress: Shows how far it is.
+
+    Raises:
+        ManifestError: There are no training slides, or only one label.
+        ConfigError: ``out`` holds another run, or the settings are not possible.
+        TrainingError: More slides than ``training.max_bad_slides`` allows are bad, or the loss is not finite.
+    """
+    records = [*manifest.split("train"), *manifest.split("val")]
+    check_labels(manifest, config.model.tasks)
+    if config.model.encoder.weights == "none":
+        check_encoder(config)
+    bags: dict[str, list[SlideBag]] = {"train": [], "val": []}
+    bad: dict[str, str] = {}
+    allowed = math.ceil(config.training.max_bad_slides * len(records))
+    with progress("Finding tissue", total=len(records)) as advance:
+        for record in records:
+            try:
+                bag = tile_bag(record, tasks=config.model.tasks, tiling=config.tiling, slide_mpp=slide_mpp)
+            except WsiIpsError as error:
+                bad[record.slide_id] = str(error)
+                advance(f"{record.slide_id} is left out: {error}")
+                if len(bad) > allowed:
+                    raise too_many_bad(bad, error) from error
+                continue
+            bags[record.split].append(bag)
+            note = upsampling_note(bag.coords)
+            advance(f"{record.slide_id}: {len(bag)} patches" + (f" ({note})" if note else ""))
+    report = train_bags(
+        bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
+    )
+    return replace(report, bad={**bad, **report.bad})
+
+
+def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:
+    """Check that there is something to learn, and something to choose the epoch by.
+
+    Raises:
+        ManifestError: There are no training slides, or a split has only one label.
+    """
+    if not manifest.split("train"):
+        raise ManifestError(manifest.path, "has no slides in split 'train'", "set the split column")
+    for split, records in (("train", manifest.split("train")), ("val", manifest.split("val"))):
+        for task in tasks:
+            if task.survival is not None:
+                check_survival(manifest, split, records, task)
+                continue
+            labels = {record.labels[task.column_name] for record in records} - {""}
+            if records and len(labels) < 2:
+                what = f"the {task.column_name} {labels.pop()!r}" if labels else f"no {task.column_name}"
+                raise ManifestError(
+                    manifest.path,
+                    f"all slides of split {split!r} have {what}",
+                    "there is nothing to tell apart: give it slides of at least two",
+                )
+
+
+def check_encoder(config: FinetuneConfig) -> None:
+    """Check the encoder before bags are made, as :func:`train_bags` will.
+
+    Raises:
+        ConfigError: Training would leave the encoder without normalisation for good.
+    """
+    if config.training.start is None:
+        with torch.random.fork_rng(devices=[]):
+            _check_normalised(build_selecting_net(config.model, config.selection))
+
+
+def too_many_bad(bad: Mapping[str, str], last: WsiIpsError) -> TrainingError:
+    """The error for more bad slides than ``training.max_bad_slides`` allows."""
+    return TrainingError(
+        f"{len(bad)} slides cannot be used, more than training.max_bad_slides allows; the last one: {last}"
+    )
 
 
 def train_bags(
@@ -58,17 +156,27 @@ def train_bags(
     progress: Progress = silent,
     max_bad: int = 0,
 ) -> FinetuneReport:
-    """Train on bags, choose the epoch on ``val`` (by the training loss, without any).
+    """Train on bags and choose the epoch on ``val``, or by the training loss if there are none.
 
-    Writes into ``out``: ``model.safetensors`` (the best epoch so far, with its config), ``last.safetensors``,
-    ``history.csv`` (losses and figures per epoch), ``run.json`` (the resolved config, versions, and how the
-    device calculates) and the state that the same call resumes from where it was killed. Raises
-    :class:`ConfigError` where ``out`` holds another run, or an encoder of random weights would never be
-    normalised (:meth:`TimmEncoder.check_normalised`), :class:`TrainingError` where the loss is not finite or
-    more than ``max_bad`` bags cannot be read.
+    Into ``out`` are written ``model.safetensors`` (the best epoch so far, with its configuration),
+    ``last.safetensors``, ``history.csv`` (losses and figures of each epoch), ``run.json`` (the complete
+    configuration, versions, and how the device calculates), and the state from which the same call resumes after
+    it was killed. A head start, if the configuration asks for one, is made first, below ``out/head_start``. With
+    restarts, each start is a run below ``out/starts``, and ``starts.csv`` says how each of them ended.
 
-    Where the config has a head start, it is made first, below ``out/head_start``; where it has restarts, each is a
-    run below ``out/starts``, and ``starts.csv`` says how each of them ended.
+    Args:
+        train: The bags to learn from.
+        val: The bags to choose the epoch on.
+        config: The settings of the run.
+        out: Folder to write to.
+        device: Where the network runs.
+        progress: Shows how far it is.
+        max_bad: How many bags may turn out to be unreadable.
+
+    Raises:
+        ConfigError: ``out`` holds another run, or an encoder with random weights would never be normalised
+            (:meth:`TimmEncoder.check_normalised`).
+        TrainingError: The loss is not finite, or more than ``max_bad`` bags cannot be read.
     """
     if config.selection.selector == "cascade" and config.selection.coarse.recall is not None and not val:
         raise ConfigError(
@@ -148,7 +256,9 @@ def _complete(
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """What a checkpoint needs beside its weights: a cascade's recall, Cox tasks' baseline hazards."""
+    """Add what a checkpoint needs beside its weights: the recall of a cascade, the baseline hazards of Cox
+    tasks.
+    """
     if config.selection.selector == "cascade" and val:
         calibrate(checkpoint, val, config, device=device, progress=progress)
     store_baseline(checkpoint, train, config, device=device, progress=progress)
@@ -165,7 +275,7 @@ def _head_start(
     progress: Progress,
     max_bad: int,
 ) -> FinetuneReport:
-    """Train what follows the encoder on features of all bags. Raises as :func:`train_bags`."""
+    """Train what follows the encoder on features of all bags."""
     report = train_bags(
         encoded(train, net, config, out, device=device, views=views_of(config)),
         encoded(val, net, config, out, device=device),
@@ -175,17 +285,10 @@ def _head_start(
         progress=progress,
         max_bad=max_bad,
     )
-    of_all(None)  # the first process has written the checkpoint, and nobody reads features any more
+    of_all(None)  # wait until the first process has written the checkpoint and nobody reads features any more
     if not config.training.head_start.keep_features and is_first_process():
         forget_features(out)
     return report
-
-
-def check_encoder(config: FinetuneConfig) -> None:
-    """Raise :class:`ConfigError` for an encoder that :func:`train_bags` would refuse, before bags are made."""
-    if config.training.start is None:
-        with torch.random.fork_rng(devices=[]):
-            _check_normalised(build_selecting_net(config.model, config.selection))
 
 
 def _check_normalised(net: nn.Module) -> None:
@@ -238,7 +341,7 @@ def _logger(out: Path) -> TensorBoardLogger:
 
 
 class _Share:
-    """This process's share of the validation bags."""
+    """The part of the validation bags that this process measures."""
 
     def __init__(self, bags: Sequence[Bag], trainer: Trainer) -> None:
         self._bags, self._trainer = bags, trainer
@@ -267,7 +370,9 @@ class _ShowProgress(Callback):
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """No banner, and none of the advice that does not hold here: bags carry no pixels, so no loader workers."""
+    """No banner, and none of the advice that does not apply: bags carry no pixels, so no loader workers are
+    needed.
+    """
     names = ("pytorch.utilities.rank_zero", "pytorch.accelerators", "fabric.utilities.distributed")
     loggers = [logging.getLogger(f"lightning.{name}") for name in names]
     levels = [logger.level for logger in loggers]
@@ -289,14 +394,14 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 def deciding_settings(config: FinetuneConfig) -> dict[str, Any]:
-    """What of the settings decides a training's result, as JSON; how it is streamed changes none."""
+    """The settings that decide the result of a training, as JSON. How slides are streamed does not."""
     settings = config.model_dump(mode="json", include={"tiling", "selection", "model", "training"})
     settings["training"] = {k: v for k, v in settings["training"].items() if k not in FREE}
     return settings
 
 
 def _described(config: FinetuneConfig, train: Sequence[Bag], val: Sequence[Bag]) -> str:
-    """What is trained on what, a line per setting and per bag."""
+    """What is trained on what, with a line for each setting and for each bag."""
     lines = [json.dumps(deciding_settings(config), indent=1, sort_keys=True)]
     for split, bags in (("train", train), ("val", val)):
         lines += [f"{split}: {bag.bag_id} {dict(bag.targets)}" for bag in bags]
@@ -313,70 +418,3 @@ def _write_run(path: Path, config: FinetuneConfig, *, doubts: Sequence[str] = ()
     }
     with whole_file(path) as partial:
         partial.write_text(json.dumps(run, indent=2) + "\n")
-
-
-def finetune(
-    manifest: Manifest,
-    config: FinetuneConfig,
-    out: Path,
-    *,
-    device: torch.device,
-    slide_mpp: Callable[[str], Mpp | None],
-    progress: Progress = silent,
-) -> FinetuneReport:
-    """Train on the manifest's ``train`` slides, choose the epoch on its ``val`` slides; ``test`` is not read.
-
-    Slides that cannot be opened or have no tissue are left out and reported. Writes and raises as
-    :func:`train_bags`; raises :class:`ManifestError` without training slides or with one label only,
-    :class:`TrainingError` where more than ``training.max_bad_slides`` of the slides are bad.
-    """
-    records = [*manifest.split("train"), *manifest.split("val")]
-    check_labels(manifest, config.model.tasks)
-    if config.model.encoder.weights == "none":
-        check_encoder(config)
-    bags: dict[str, list[SlideBag]] = {"train": [], "val": []}
-    bad: dict[str, str] = {}
-    allowed = math.ceil(config.training.max_bad_slides * len(records))
-    with progress("Finding tissue", total=len(records)) as advance:
-        for record in records:
-            try:
-                bag = tile_bag(record, tasks=config.model.tasks, tiling=config.tiling, slide_mpp=slide_mpp)
-            except WsiIpsError as error:
-                bad[record.slide_id] = str(error)
-                advance(f"{record.slide_id} is left out: {error}")
-                if len(bad) > allowed:
-                    raise too_many_bad(bad, error) from error
-                continue
-            bags[record.split].append(bag)
-            note = upsampling_note(bag.coords)
-            advance(f"{record.slide_id}: {len(bag)} patches" + (f" ({note})" if note else ""))
-    report = train_bags(
-        bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
-    )
-    return replace(report, bad={**bad, **report.bad})
-
-
-def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:
-    """Raise :class:`ManifestError` where there is nothing to learn, or nothing to choose the epoch by."""
-    if not manifest.split("train"):
-        raise ManifestError(manifest.path, "has no slides in split 'train'", "set the split column")
-    for split, records in (("train", manifest.split("train")), ("val", manifest.split("val"))):
-        for task in tasks:
-            if task.survival is not None:
-                check_survival(manifest, split, records, task)
-                continue
-            labels = {record.labels[task.column_name] for record in records} - {""}
-            if records and len(labels) < 2:
-                what = f"the {task.column_name} {labels.pop()!r}" if labels else f"no {task.column_name}"
-                raise ManifestError(
-                    manifest.path,
-                    f"all slides of split {split!r} have {what}",
-                    "there is nothing to tell apart: give it slides of at least two",
-                )
-
-
-def too_many_bad(bad: Mapping[str, str], last: WsiIpsError) -> TrainingError:
-    """The error for more bad slides than ``training.max_bad_slides`` allows."""
-    return TrainingError(
-        f"{len(bad)} slides cannot be used, more than training.max_bad_slides allows; the last one: {last}"
-    )

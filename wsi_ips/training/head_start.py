@@ -1,19 +1,16 @@
-"""Bags whose patches an encoder has seen: the first time that one is opened it is encoded and stored, then read.
+"""The head start: what follows the encoder learns first, on features that are computed once.
+
+If end-to-end learning begins with a head that knows nothing, it selects patches at random and teaches the
+encoder on them, and from many starts it never finds what decides the label. Frozen features of all patches cost
+a few passes over the slides. On them a head learns in seconds, can be tried from several starts, and can read
+all patches of a slide at first (:attr:`wsi_ips.config.TrainingConfig.all_patches_first`).
+
+:func:`encoded` turns bags into bags of features: the first time that one is opened, it is encoded and stored.
+:func:`best_start` trains from several random starts and keeps the one that validation prefers. Where the labels
+say little of where to look, the random initial weights decide whether attention finds it, and how many starts
+learned says how far the result can be trusted.
 
 Shape suffixes: N patches of a bag, n some of them, V views of a patch, C feature width.
-
-The head start: what follows the encoder learns first, from features that are made once.
-
-End-to-end learning that begins with a head that knows nothing selects patches at random and teaches the encoder
-on them; from many starts it never finds what decides the label. Frozen features of all patches cost a few passes
-over the slides. On them a head learns in seconds, can be tried from several starts, and can read all patches of a
-slide at first (:attr:`wsi_ips.config.TrainingConfig.all_patches_first`).
-
-Several beginnings of one training: what validation prefers goes on.
-
-Where the labels say little of where to look, the random weights of the beginning decide whether attention finds
-it. On stored features a beginning costs seconds, so that several can be tried, and how many of them learned says
-how far the result can be trusted.
 """
 
 import hashlib
@@ -44,6 +41,11 @@ from wsi_ips.training.run_state import BEST_NAME, HEAD_START, LAST_NAME, STARTS,
 from wsi_ips.units import PlaceKind
 
 ROWS_AT_ONCE = 4096
+"""Patches of a chunk of stored features."""
+TABLE = "starts.csv"
+"""Table that says how each start ended."""
+SEED_STEP = 10_007
+"""Difference between the seeds of two starts. It is large because users number their own seeds 0, 1, 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +76,49 @@ class Views:
         return np.random.default_rng(seed).integers(self.count, size=patches)
 
 
+def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
+    """The configuration of a head start: the same network and tasks on stored features ``width`` wide."""
+    start, reads_all = config.training.head_start, config.selection.selector == "all"
+    encoder = EncoderConfig(name="features", features=width, project=config.model.encoder.project)
+    training = config.training.model_copy(
+        update={
+            "epochs": config.head_start_epochs,
+            "warmup_epochs": 0.5,
+            "lr": start.lr,
+            "encoder_lr": None,
+            "weight_decay": start.weight_decay,
+            "slides_per_step": start.slides_per_step,
+            "precision": "32",
+            "start": None,
+            "select_every": 1,
+            "patience": None,
+            # Epochs differ less than what a few validation slides say of them.
+            "monitor": "last",
+            "schedule": "cosine",
+            "tensorboard": False,
+        }
+    )
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"encoder": encoder}),
+            "selection": config.selection.model_copy(update={"selector": "all" if reads_all else "ips"}),
+            "training": training,
+        }
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedBag:
-    """Another bag, seen through an encoder. See :class:`wsi_ips.training.bags.AugmentedBag`.
+    """Another bag, seen through an encoder. It is a :class:`wsi_ips.training.bags.AugmentedBag`.
 
-    bag: whose patches they are. encoder: (n, ...) pixels to (n, C), on the device that bags are opened on; it is
-    used in eval mode and without gradients. folder: where the features of this encoder lie, float16, a file a bag.
-    place_kind: as of :class:`wsi_ips.models.ips_net.BagNet`; None: no place is stored. views: looks of the patches
-    that are encoded too; None: the patches themselves alone. shown: the key that views are drawn by; None shows
-    the patches themselves.
+    Attributes:
+        bag: The bag that the patches come from.
+        encoder: Maps pixels (n, ...) to features (n, C), on the device that bags are opened on. It is used in
+            eval mode and without gradients.
+        folder: Where the features of this encoder are stored, float16, one file for each bag.
+        place_kind: In which form the network wants to be told of places. None: no places are stored.
+        views: Augmented views of the patches that are encoded too. None: only the patches themselves.
+        shown: The key that views are drawn by. None shows the patches themselves.
     """
 
     bag: Bag
@@ -109,8 +145,11 @@ class EncodedBag:
 
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["_Encoded"]:
-        """The features, in chunks of 4096 rows. Memory: one chunk. Raises the bag's own error, and
-        :class:`NotFinite`."""
+        """The features in chunks of 4096 rows. Memory: one chunk.
+
+        Raises the error of the bag if it cannot be read, and :class:`NotFinite` for features that are NaN or
+        infinite.
+        """
         if not self._is_stored():
             self._encode(streaming, device)
         features = np.load(self._features, mmap_mode="r", allow_pickle=False)
@@ -123,8 +162,10 @@ class EncodedBag:
             yield _Encoded(held["ids"], held["corners"], features_NVC, view_N, places_N, device)
 
     def _is_stored(self) -> bool:
-        """Whether the features are there, and of as many patches as the bag has now: an earlier start may have
-        known another resolution of the slide, or another slide of this name."""
+        """Whether the features are stored, for as many patches as the bag has now.
+
+        An earlier run may have known another resolution of the slide, or another slide of this name.
+        """
         if not self._about.exists():
             return False
         with np.load(self._about, allow_pickle=False) as held:
@@ -147,7 +188,7 @@ class EncodedBag:
                     corners.append(chunk.l0_xy_n2.cpu())
             ids_N, kind = torch.cat(ids), self.place_kind
             places_N = ids_N if kind is None else source.places(ids_N, kind).cpu()
-        # Last: where this file is, the other one is whole.
+        # This file is written last, so where it exists the other one is complete.
         with whole_file(self._about) as partial, partial.open("wb") as file:
             np.savez(file, ids=ids_N.numpy(), corners=torch.cat(corners).numpy(), places=places_N.numpy())
 
@@ -167,18 +208,19 @@ class EncodedBag:
 
     @property
     def _features(self) -> Path:
-        """A bag's id may be any text, a file's name may not."""
+        """File of the features. Its name is a hash, because the id of a bag may be any text."""
         return self.folder / f"{hashlib.sha256(self.bag_id.encode()).hexdigest()[:24]}.npy"
 
     @property
     def _about(self) -> Path:
-        """Which patches they are, and where they lie."""
+        """File that says which patches these are, and where they lie."""
         return self._features.with_suffix(".npz")
 
 
 class _Encoded(PatchSource):
-    """An opened file; a chunk's "pixels" are (n, C) float32 features, each patch's in the view that ``view_N``
-    names."""
+    """An open file of features. The "pixels" of a chunk are features (n, C) float32, each patch in the view that
+    ``view_N`` names.
+    """
 
     def __init__(
         self,
@@ -220,37 +262,6 @@ class _Encoded(PatchSource):
         )
 
 
-def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
-    """The same network and tasks on stored features of this width, and how the head learns from them."""
-    start, reads_all = config.training.head_start, config.selection.selector == "all"
-    encoder = EncoderConfig(name="features", features=width, project=config.model.encoder.project)
-    training = config.training.model_copy(
-        update={
-            "epochs": config.head_start_epochs,
-            "warmup_epochs": 0.5,
-            "lr": start.lr,
-            "encoder_lr": None,
-            "weight_decay": start.weight_decay,
-            "slides_per_step": start.slides_per_step,
-            "precision": "32",
-            "start": None,
-            "select_every": 1,
-            "patience": None,
-            # Epochs differ less than what a few validation slides say of them.
-            "monitor": "last",
-            "schedule": "cosine",
-            "tensorboard": False,
-        }
-    )
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"encoder": encoder}),
-            "selection": config.selection.model_copy(update={"selector": "all" if reads_all else "ips"}),
-            "training": training,
-        }
-    )
-
-
 def encoded(
     bags: Sequence[Bag],
     net: BagNet,
@@ -260,13 +271,20 @@ def encoded(
     device: torch.device,
     views: Views | None = None,
 ) -> list[EncodedBag]:
-    """The bags with features of ``net``'s encoder in place of pixels.
+    """The bags with features of the encoder of ``net`` in place of pixels.
 
-    views: what training bags show of their patches beside the patches themselves, see :func:`views_of`. The
-    encoder is moved to ``device``. A bag is encoded when it is opened for the first time.
+    The encoder is moved to ``device``. A bag is encoded when it is first opened.
+
+    Args:
+        bags: The bags.
+        net: The network whose encoder is used.
+        config: The settings of the run.
+        out: Folder of the run. Features are stored below ``out/head_start/features``.
+        device: Where the encoder runs.
+        views: What training bags show of their patches beside the patches themselves, see :func:`views_of`.
     """
     encoder = net.encoder.to(device)
-    # Other patches or another encoder have a folder of their own; the number of threads changes no feature.
+    # Other patches or another encoder get another folder. The number of threads changes no feature.
     settings = [config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1})]
     names = [settings_fingerprint(each) for each in settings]
     if views is not None:
@@ -284,25 +302,23 @@ def views_of(config: FinetuneConfig) -> Views | None:
 
 
 def forget_features(out: Path) -> None:
-    """Delete what :func:`encoded` stored."""
+    """Delete the features that :func:`encoded` stored."""
     shutil.rmtree(out / HEAD_START / "features", ignore_errors=True)
-
-
-TABLE = "starts.csv"
-SEED_STEP = 10_007
-"""Between the seeds of two beginnings: users number theirs 0, 1, 2."""
 
 
 def best_start(
     config: FinetuneConfig, out: Path, train: Callable[[FinetuneConfig, Path], FinetuneReport]
 ) -> FinetuneReport:
-    """Train ``config.training.restarts`` times, each below ``out/starts``, and put the best one's files into
-    ``out``.
+    """Train from several random starts, and put the files of the best one into ``out``.
 
-    train: what trains one beginning into a folder, or says how it ended there where it did already. The best is
-    the one whose best epoch ``training.monitor`` prefers, of equals the first; where that is the last epoch, the
-    one that tells the validation slides apart best then. Writes ``starts.csv``, a line a
-    beginning.
+    The best start is the one whose best epoch ``training.monitor`` prefers, the first among equals. If that is
+    the last epoch, it is the start that tells the validation slides apart best then. ``starts.csv`` gets a line
+    for each start.
+
+    Args:
+        config: The settings; ``training.restarts`` is the number of starts.
+        out: Folder to write to. Each start is a run below ``out/starts``.
+        train: Trains one start into a folder, or returns how it ended if it has been trained already.
     """
     reports = []
     for number in range(config.training.restarts):
@@ -328,7 +344,7 @@ def best_start(
 
 
 def best_row(report: FinetuneReport) -> Mapping[str, float]:
-    """The best epoch's line of the history."""
+    """The line of the best epoch in the history."""
     return report.history[report.best_epoch]
 
 

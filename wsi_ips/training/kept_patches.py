@@ -1,10 +1,10 @@
-"""What can be seen of a selection while it learns: does it keep the same patches, and what do they hold?
+"""The patches that a step learns from: selected without gradients, then read again exactly as they were scored.
 
-Shape suffixes: N all patches of a bag, M kept patches, H heads, T queries.
+:class:`PatchKeeper` selects them and reads them again. :class:`SelectionFigures` says how a selection develops
+while it learns: whether it keeps the same patches, and how much attention they hold.
 
-The patches that a step learns from: selected without gradients, read again as they were scored.
-
-Shape suffixes: n patches of a chunk, M kept patches of a bag, C width of features, P patch side.
+Shape suffixes: n patches of a chunk, N all patches of a bag, M kept patches of a bag, C width of features, P
+patch side, H heads, T queries.
 """
 
 import math
@@ -30,49 +30,15 @@ from wsi_ips.training.bags import AugmentedBag, Bag
 
 
 @dataclass(frozen=True, slots=True)
-class SelectionFigures:
-    """One bag's selection in one epoch.
-
-    kept_overlap: share of the kept patches that the last selection kept too; NaN the first time. kept_attention:
-    share of the attention over all N patches that lies on the kept ones. attention_spread: the number of patches
-    that share the attention (the exponential of its entropy) divided by N: 1 where it is flat, 1/N on one patch.
-    """
-
-    kept_overlap: float
-    kept_attention: float
-    attention_spread: float
-
-    @classmethod
-    def of(
-        cls, logits_NHT: Tensor, ids_N: Tensor, kept_M: Tensor, before_M: Tensor | None
-    ) -> "SelectionFigures":
-        """logits_NHT: of all patches, before the softmax. ids_N: which patches these are. kept_M: ids of the kept
-        ones now, before_M: those of the last selection of this bag."""
-        attention_N = logits_NHT.double().softmax(dim=0).mean(dim=(1, 2))
-        entropy = -float(torch.special.xlogy(attention_N, attention_N).sum())
-        overlap = math.nan
-        if before_M is not None:
-            overlap = float(torch.isin(kept_M, before_M).double().mean())
-        kept = float(attention_N[torch.isin(ids_N, kept_M)].sum())
-        return cls(overlap, min(1.0, kept), min(1.0, math.exp(entropy) / len(attention_N)))
-
-
-def mean_figures(watched: Iterable[SelectionFigures]) -> dict[str, float]:
-    """The mean of each figure over the bags in which it is known; without one it is left out."""
-    columns = zip(*(astuple(each) for each in watched), strict=True)
-    known = {
-        field.name: [value for value in column if not math.isnan(value)]
-        for field, column in zip(fields(SelectionFigures), columns, strict=False)
-    }
-    return {name: math.fsum(values) / len(values) for name, values in known.items() if values}
-
-
-@dataclass(frozen=True, slots=True)
 class KeptPatches:
     """What a step learns from in one bag.
 
-    ids_M: (M,) int64 on the CPU. places_M: where they lie, as the net wants it. features_MC: what the encoder
-    made of them when they were scored, if that was just now and under the running memory.
+    Attributes:
+        bag: The bag.
+        ids_M: int64 on the CPU, the ids of the patches.
+        places_M: Where they lie, in the form that the network wants.
+        features_MC: What the encoder made of them when they were scored, if that was in this step and under the
+            running memory. Otherwise None.
     """
 
     bag: Bag
@@ -82,7 +48,7 @@ class KeptPatches:
 
 
 class BagLost(Exception):
-    """``BagLost(bag, error)``: a bag could be read when its patches were kept, and now it cannot."""
+    """A bag could be read when its patches were kept, and now it cannot: ``BagLost(bag, error)``."""
 
     def __init__(self, bag: Bag, error: WsiIpsError) -> None:
         super().__init__(bag, error)
@@ -90,20 +56,25 @@ class BagLost(Exception):
 
 
 class PatchKeeper:
-    """Selects the M patches of a bag, and remembers them: a later epoch may learn from them again, and every one
-    is told how many of them it keeps."""
+    """Selects the M patches of a bag, and remembers them.
+
+    A later epoch may learn from them again, and every selection is compared with the one before.
+    """
 
     def __init__(self, net: BagNet, config: FinetuneConfig) -> None:
         self._net = net
         self._config = config
         self.remembered: dict[str, Tensor] = {}
-        """{bag_id: ids_M} of the last selection; part of the state that a run resumes from."""
+        """``{bag_id: ids_M}`` of the last selections. It is part of the state that a run resumes from."""
         self.watched: list[SelectionFigures] = []
-        """One for each selection, until somebody takes them away."""
+        """Figures of every selection, until they are taken away."""
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
-        """The bag's M patches, selected in eval mode without gradients; in the first epochs, where the config says
-        so, and under ``selector: all``, all of its patches. Raises the bag's own error."""
+        """The patches of a bag to learn from, selected in eval mode without gradients.
+
+        These are all patches, up to ``training.most_patches``, in the first epochs if the configuration says so,
+        and always under ``selector: all``. Raises the error of the bag if it cannot be read.
+        """
         every, key = self._config.training.select_every, bag_key(bag, self._config, epoch)
         with whole_bag(bag, key).open(self._config.streaming, device) as source:
             if epoch < self._config.all_patches_epochs or self._config.selection.selector == "all":
@@ -132,9 +103,12 @@ class PatchKeeper:
     def pixels(
         self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, most: int
     ) -> Iterator[Tensor]:
-        """The pixels of all kept patches in a row, ``most`` at a time, augmented as they were scored.
+        """The pixels of all kept patches in a row, ``most`` at a time, augmented as they were when scored.
 
-        Read from the slides each time: what is held is one micro-batch, whatever M is. Raises :class:`BagLost`.
+        They are read from the slides each time, so memory is one micro-batch whatever M is.
+
+        Raises:
+            BagLost: A bag can no longer be read.
         """
         return regrouped(self._pieces(kept, epoch=epoch, device=device, most=most), most)
 
@@ -153,7 +127,7 @@ class PatchKeeper:
                 raise BagLost(each.bag, error) from error
 
     def seen(self, bag: Bag, epoch: int) -> Seen:
-        """The augmentation of the bag's patches in this epoch."""
+        """The augmentation of the patches of a bag in this epoch."""
         training, key = self._config.training, bag_key(bag, self._config, epoch)
         return lambda pixels_n3PP, ids_n: augment(
             pixels_n3PP, ids_n, key=key, config=training.augment, flips=training.flips
@@ -167,23 +141,23 @@ def shown(chunks: Iterable[Chunk], *, seen: Seen) -> Iterator[Chunk]:
 
 
 def bag_key(bag: Bag, config: FinetuneConfig, epoch: int) -> str:
-    """What everything random about a bag in an epoch is drawn from."""
+    """The text that everything random about a bag in an epoch is drawn from."""
     return f"{config.training.seed}/{epoch}/{bag.bag_id}"
 
 
 def whole_bag(bag: Bag, key: str) -> Bag:
-    """The bag as an epoch shows it."""
+    """The bag as an epoch shows it: augmented, if it is one that is augmented as a whole."""
     return bag.as_seen(key) if isinstance(bag, AugmentedBag) else bag
 
 
 def seeded(key: str, device: torch.device) -> torch.Generator:
-    """Random numbers that are the key's own."""
+    """A random generator that depends only on ``key``."""
     seed = int.from_bytes(sha256(f"{key}/draw".encode()).digest()[:7], "little")
     return torch.Generator(device).manual_seed(seed)
 
 
 def some_of(ids_N: Tensor, most: int, key: str) -> Tensor:
-    """All of these ids, or ``most`` of them, drawn by ``key``, in the same order."""
+    """These ids, or ``most`` of them drawn by ``key``, in the same order."""
     if len(ids_N) <= most:
         return ids_N
     drawn = torch.randperm(len(ids_N), generator=seeded(key, torch.device("cpu")))[:most]
@@ -191,14 +165,20 @@ def some_of(ids_N: Tensor, most: int, key: str) -> Tensor:
 
 
 def coarse_source(source: PatchSource) -> CoarseSource:
-    """The same source. Raises :class:`ConfigError` for one that cannot be looked at from afar."""
+    """The same source, after a check that it has coarse windows.
+
+    Raises:
+        ConfigError: It has none.
+    """
     if not hasattr(source, "windows"):
-        raise ConfigError("these patches cannot be looked at from afar: selection.selector: ips reads them")
+        raise ConfigError(
+            "these patches have no coarse windows: set selection.selector: ips, which needs none"
+        )
     return cast(CoarseSource, source)
 
 
 def regrouped(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The same rows in the same order, ``size`` at a time; fewer in the last one."""
+    """The same rows in the same order, ``size`` at a time; fewer in the last piece."""
     held: list[Tensor] = []
     count = 0
     for piece in pieces:
@@ -212,3 +192,49 @@ def regrouped(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
                 held, count = [], 0
     if held:
         yield torch.cat(held)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionFigures:
+    """Figures of the selection of one bag in one epoch.
+
+    Attributes:
+        kept_overlap: Share of the kept patches that the last selection kept too. NaN the first time.
+        kept_attention: Share of the attention over all N patches that lies on the kept ones.
+        attention_spread: The number of patches that share the attention (the exponential of its entropy),
+            divided by N: 1 if it is flat, 1/N if it lies on one patch.
+    """
+
+    kept_overlap: float
+    kept_attention: float
+    attention_spread: float
+
+    @classmethod
+    def of(
+        cls, logits_NHT: Tensor, ids_N: Tensor, kept_M: Tensor, before_M: Tensor | None
+    ) -> "SelectionFigures":
+        """The figures of a selection.
+
+        Args:
+            logits_NHT: Attention logits of all patches.
+            ids_N: The ids of all patches.
+            kept_M: The ids of the kept patches.
+            before_M: The ids of those that the last selection of this bag kept. None if there was none.
+        """
+        attention_N = logits_NHT.double().softmax(dim=0).mean(dim=(1, 2))
+        entropy = -float(torch.special.xlogy(attention_N, attention_N).sum())
+        overlap = math.nan
+        if before_M is not None:
+            overlap = float(torch.isin(kept_M, before_M).double().mean())
+        kept = float(attention_N[torch.isin(ids_N, kept_M)].sum())
+        return cls(overlap, min(1.0, kept), min(1.0, math.exp(entropy) / len(attention_N)))
+
+
+def mean_figures(watched: Iterable[SelectionFigures]) -> dict[str, float]:
+    """The mean of each figure over the bags in which it is known. A figure that no bag has is left out."""
+    columns = zip(*(astuple(each) for each in watched), strict=True)
+    known = {
+        field.name: [value for value in column if not math.isnan(value)]
+        for field, column in zip(fields(SelectionFigures), columns, strict=False)
+    }
+    return {name: math.fsum(values) / len(values) for name, values in known.items() if values}

@@ -1,8 +1,8 @@
-"""The paper's losses (IPS reference code), computed from logits in float32, and what classes weigh in them.
+"""The losses of the tasks, what classes weigh in them, and the schedule of the learning rate.
+
+:func:`task_loss` and :func:`lr_multiplier` are those of the paper (IPS reference code).
 
 Shape suffixes: B bags, C classes.
-
-The paper's learning-rate schedule (IPS reference code).
 """
 
 import math
@@ -18,7 +18,9 @@ from wsi_ips.config import ClassWeights, TaskConfig
 from wsi_ips.datasets.manifest import Target
 
 EPS = 1e-6
-"""Added to a probability before its logarithm."""
+"""Added to a probability before its logarithm is taken."""
+FLOOR = 0.001
+"""The learning rate at the end of the cosine, as a share of the peak."""
 
 
 def task_loss(
@@ -28,19 +30,23 @@ def task_loss(
     activation: Literal["softmax", "sigmoid", "linear"],
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Scalar, mean over bags, of what the heads say before their activation.
-
-    softmax: ``target`` (B,) int64 class indices, -log(p + 1e-6). sigmoid: (B,) or (B, C) of 0 and 1, binary
-    cross entropy over all elements. linear (ours): (B, C) numbers, mean squared error over all elements.
+    """The loss of a task, a scalar: the mean over bags.
 
     Half precision is widened to float32 first: the sigmoid of a half-precision logit of 8.5 is 1, whose loss has
     no gradient, and a sum of small losses loses its digits. The sigmoid loss never sees probabilities, which
     autocast forbids on CUDA.
 
-    ``weights`` (C,), from :func:`class_weights`. softmax: each bag's loss is multiplied by its class's weight.
-    The mean is over bags, not over weights as in PyTorch's ``NLLLoss``: there a step of one class, or of one
-    bag, is not weighted at all, and processes could not add up their shares. sigmoid
-    (``BCEWithLogitsLoss(pos_weight=)``): factor on the positive term of each class. linear has none: None.
+    Args:
+        logits_BC: The output of the head, before its activation.
+        target: For softmax (B,) int64 class indices; for sigmoid (B,) or (B, C) of 0 and 1; for linear (B, C)
+            numbers.
+        activation: ``softmax``: -log(p + 1e-6). ``sigmoid``: binary cross entropy over all elements. ``linear``
+            (not in the paper): mean squared error over all elements.
+        weights: (C,), from :func:`class_weights`. For softmax the loss of each bag is multiplied by the weight
+            of its class. The mean is over bags, not over weights as in PyTorch's ``NLLLoss``: there a step of
+            one class, or of one bag, is not weighted at all, and processes could not add up their shares. For
+            sigmoid it is the factor on the positive term of each class, as in
+            ``BCEWithLogitsLoss(pos_weight=)``. For linear it has to be None.
     """
     logits_BC = logits_BC.float() if logits_BC.dtype.itemsize < 4 else logits_BC
     if activation == "linear":
@@ -54,18 +60,24 @@ def task_loss(
 
 
 def mean_loss(losses: Sequence[Tensor]) -> Tensor:
-    """Tasks count the same."""
+    """The mean of the losses of several tasks."""
     return torch.stack(list(losses)).mean()
 
 
 def class_weights(
     choice: ClassWeights, task: TaskConfig, targets: Sequence[Mapping[str, Target]]
 ) -> Tensor | None:
-    """``TrainingConfig.class_weights`` as (C,) float32 for :func:`task_loss`; None where nothing is weighted.
+    """The weights of ``TrainingConfig.class_weights`` as (C,) float32 for :func:`task_loss`. None if all weigh
+    the same.
 
-    ``targets``: of the training bags, {task: target} each. ``balanced``, softmax: B / (C' * bags of the class)
-    over the C' classes that occur; sigmoid: bags without the class over bags with it. A class that never
-    occurs, or always, weighs 1.
+    With ``balanced``, a class of a softmax task weighs B / (C' * bags of the class) over the C' classes that
+    occur, and a class of a sigmoid task weighs the number of bags without it over the number with it. A class
+    that never occurs, or always, weighs 1.
+
+    Args:
+        choice: The setting.
+        task: The task.
+        targets: ``{task: target}`` of each training bag.
     """
     if choice == "none" or task.activation == "linear":
         return None
@@ -85,14 +97,10 @@ def class_weights(
     return torch.where(both_C, negative_C / positive_C.clamp(min=1), 1.0)
 
 
-FLOOR = 0.001
-"""Where the cosine ends, as a share of the peak."""
-
-
 def lr_multiplier(step: int, *, warmup: int, total: int) -> float:
-    """Share of the peak learning rate at ``step`` (counted from 1 to ``total``).
+    """The share of the peak learning rate at ``step``, which counts from 1 to ``total``.
 
-    Below ``warmup`` it rises linearly; from there half a cosine leads down to 0.001 at ``total``.
+    It rises linearly up to ``warmup``; from there half a cosine leads down to 0.001 at ``total``.
     """
     if step < warmup:
         return step / warmup

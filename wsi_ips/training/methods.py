@@ -1,8 +1,9 @@
-"""What a step learns from the bags of one selector. The Lightning module knows only this much of a selector.
+"""How a selector learns: the choice of a :class:`Method`. The Lightning module knows only this much of a
+selector.
 
-A selector that learns in its own way adds a :class:`Method` to :data:`METHODS`, or from another package under the
-entry point group ``wsi_ips.methods``. Another package's selector without a method of its own is learned from as
-IPS is: from the patches that it keeps.
+A selector that learns in its own way adds a :class:`MethodMaker` to :data:`METHODS`, or from another package
+under the entry point group ``wsi_ips.methods``. A selector of another package without a method of its own is
+learned from as IPS is: from the patches that it keeps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,12 @@ from wsi_ips.training.kept_patches import SelectionFigures
 
 
 class Method(Protocol):
-    """How the bags of a step are learned from: patches are found first, without gradients, then learned from.
+    """How the bags of a step are learned from: first patches are found without gradients, then they are learned
+    from.
 
-    remembered: what it keeps of bags from one epoch to the next, part of the state that a run resumes from.
-    watched: figures of every selection since somebody took them away; only IPS and the cascade have any.
+    ``remembered`` is what the method keeps of bags from one epoch to the next, part of the state that a run
+    resumes from. ``watched`` are figures of every selection until they are taken away; only IPS and the cascade
+    have any.
     """
 
     @property
@@ -32,24 +35,32 @@ class Method(Protocol):
     def watched(self) -> list[SelectionFigures]: ...
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> Any:
-        """What the step learns from in this bag, found without gradients. Raises the bag's own error."""
+        """What the step learns from in this bag, found without gradients. Raises the error of the bag if it
+        cannot be read.
+        """
         ...
 
     def learn(self, kept: Sequence[Any], *, epoch: int, device: torch.device, share: float) -> Tensor:
         """Add the gradients of ``share`` times the mean loss over these bags, and return the mean loss.
 
-        Raises :class:`BagLost` for a bag that can no longer be read, and :class:`TrainingError` where the loss is
-        not finite.
+        Raises:
+            BagLost: A bag can no longer be read.
+            TrainingError: The loss is not finite.
         """
         ...
 
 
 class MethodMaker(Protocol):
-    """Makes the method of a selector.
+    """A function that makes the method of a selector.
 
-    net: the network that learns. weights: {task: (C,) weights of its classes, or None for equal ones}. backward:
-    what takes a loss backwards; the training engine's own where precision is mixed. penalty: what is added to a
-    step's loss against collapse, for methods that learn through an aggregator; others ignore it.
+    Args:
+        net: The network that learns.
+        config: The settings of the run.
+        weights: ``{task: (C,) weights of its classes}``; None for equal weights.
+        backward: Takes a loss back. With mixed precision it is that of the training engine, which scales the
+            loss.
+        penalty: Gives what is added to the loss of a step against collapse. Methods that do not learn through an
+            aggregator ignore it.
     """
 
     def __call__(
@@ -73,7 +84,7 @@ METHODS: Registry[MethodMaker] = Registry(
     },
     group="wsi_ips.methods",
 )
-"""By :attr:`SelectionConfig.way`."""
+"""The methods by the name of their way, :attr:`SelectionConfig.way`."""
 
 
 def make_method(
@@ -84,6 +95,6 @@ def make_method(
     backward: Callable[[Tensor], None] = Tensor.backward,
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> Method:
-    """The method of ``config.selection``. Arguments: see :class:`MethodMaker`."""
+    """The method of ``config.selection``. For the arguments see :class:`MethodMaker`."""
     way = config.selection.way
     return METHODS.load(way if way in METHODS else "ips")(net, config, weights, backward, penalty)

@@ -1,4 +1,9 @@
-"""What is measured of a split while training goes on: the loss and how well each task is told apart."""
+"""Figures of a split while training goes on: the loss, and how well each task tells bags apart.
+
+:class:`SplitMetrics` computes them from what was measured bag by bag.
+
+Shape suffixes: B bags, C outputs of a task, S bags that a metric has seen.
+"""
 
 import math
 import warnings
@@ -30,8 +35,13 @@ from wsi_ips.training.refinement import refinement_loss
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a network said of some bags, all on the CPU: their mean loss, how many they are, and of each task the
-    probabilities (B, C) float32 with the targets as the measures count them."""
+    """What a network said of some bags, on the CPU.
+
+    Attributes:
+        loss: Their mean loss.
+        bags: How many they are.
+        said: For each task the probabilities (B, C) float32, and the targets in the form that the metrics take.
+    """
 
     loss: Tensor
     bags: int
@@ -39,14 +49,14 @@ class Measured:
 
 
 class SplitMetrics:
-    """The figures of a split, out of what was measured bag by bag: ``{name: value}``.
+    """The figures of a split, ``{name: value}``, from what was measured bag by bag.
 
-    Names: ``loss``; ``refined_loss``, what is left of it at the best temperature
-    (:func:`wsi_ips.training.refinement.refinement_loss`), the mean over the tasks, where all of them have
-    classes; per task ``auc`` (the mean over the classes that some bags have and others do not) and
-    ``accuracy`` (all labels of a bag right, for sigmoid tasks of several classes), or ``mae`` for a linear task,
-    ``kappa`` beside the first two for an ordinal one, and ``c_index`` for survival, with the task's name in front
-    where there are several. A Cox task's part of the loss is that of all bags together. What several processes
+    They are ``loss``; ``refined_loss``, what is left of it at the best temperature
+    (:func:`wsi_ips.training.refinement.refinement_loss`), the mean over the tasks, if all of them have classes;
+    and for each task ``auc`` (the mean over the classes that some bags have and others do not) and ``accuracy``
+    (for sigmoid tasks of several classes, all labels of a bag have to be right). A linear task has ``mae``
+    instead, an ordinal task also ``kappa``, and survival has ``c_index``. With several tasks, the name of the
+    task stands in front. The part of a Cox task in the loss is that of all bags together. What several processes
     measured is put together first (:mod:`wsi_ips.training.processes`), in the order of the bags, so that the
     figures are those of one process.
     """
@@ -61,7 +71,13 @@ class SplitMetrics:
         *,
         weights: Mapping[str, Tensor | None],
     ) -> Measured:
-        """What a network says of one bag or more, and what they are; all of it as for :func:`step_loss`."""
+        """Measure one bag or more.
+
+        Args:
+            reading: What the network says of them.
+            targets: ``{task: target}`` of each bag.
+            weights: ``{task: (C,) weights of its classes}``; None for equal weights.
+        """
         loss = step_loss(reading, targets, self._tasks, weights=weights)
         said: dict[str, tuple[Tensor, Tensor]] = {}
         for task in self._tasks:
@@ -74,7 +90,7 @@ class SplitMetrics:
         return Measured(loss.detach().cpu(), len(targets), said)
 
     def figures(self, measured: Iterable[Measured]) -> dict[str, float]:
-        """The figures of one or more bags, in the order given."""
+        """The figures over all that was measured, in the order given. A task without labels has NaN."""
         measured = list(measured)
         mean_loss = MeanMetric(sync_on_compute=False)
         measures = [(task, _measures(task)) for task in self._tasks]
@@ -96,7 +112,7 @@ class SplitMetrics:
         for task, its in measures:
             for name, measure in its.items():
                 shown = name if len(self._tasks) == 1 else f"{task.name}_{name}"
-                # Without labels there is nothing to measure.
+                # A metric without updates would warn.
                 found[shown] = float(measure.compute()) if measure.update_called else math.nan
         return found
 
@@ -142,7 +158,9 @@ def _measures(task: TaskConfig) -> dict[str, Metric]:
 
 
 class _MulticlassMeanAuroc(MulticlassAUROC):
-    """torchmetrics counts a class that does not occur as an AUC of 0, which is no judgement of a small split."""
+    """The mean AUC over classes. torchmetrics counts a class that does not occur as an AUC of 0; here it is left
+    out.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes, average="none", sync_on_compute=False)
@@ -163,7 +181,9 @@ class _MultilabelMeanAuroc(MultilabelAUROC):
 
 
 def _mean_of_told(aucs: Callable[[], Tensor], positives_C: Tensor, bags: int) -> Tensor:
-    """The mean over classes that some bags have and others do not; where there is none, nothing is told: 0.5."""
+    """The mean over classes that some bags have and others do not. If there is none, it is 0.5: nothing is told
+    apart.
+    """
     told_C = (positives_C > 0) & (positives_C < bags)
     if not told_C.any():
         return torch.full((), 0.5, device=positives_C.device)

@@ -1,6 +1,7 @@
-"""The Lightning module: select without gradients over all patches, learn on the kept ones.
+"""The Lightning module: it selects patches without gradients over all of a bag, and learns on the kept ones.
 
-Optimisation is manual: the encoder is run backwards in parts, and slides lie unevenly over processes.
+Optimisation is manual, because the encoder is run backwards in parts and the slides of a step are shared
+unevenly among processes.
 """
 
 import logging
@@ -39,28 +40,36 @@ logger = logging.getLogger(__name__)
 
 
 class IPSModule(LightningModule):
-    """Fine-tunes ``net`` on ``bags`` in the order of ``steps``, and measures it on bags that it is given.
+    """Fine-tunes ``net`` on ``bags`` in the order of ``steps``, and measures it on validation bags.
 
-    A bag that cannot be read is replaced by another of the same targets, where there is one, and not asked
-    again; ``bad`` says which and why. Raises :class:`TrainingError` past ``training.max_bad_slides``.
+    A bag that cannot be read is replaced by another with the same targets, if there is one, and not tried again;
+    ``bad`` says which bags these are and why.
     """
 
     def __init__(
         self, net: BagNet, config: FinetuneConfig, *, bags: Sequence[Bag], steps: Steps, max_bad: int = 1
     ) -> None:
-        """max_bad: bags that may turn out unreadable before training fails."""
+        """Prepare the training.
+
+        Args:
+            net: The network.
+            config: The settings of the run.
+            bags: The bags to learn from.
+            steps: Which bags are learned from in which step.
+            max_bad: How many bags may turn out to be unreadable before training fails.
+        """
         super().__init__()
         self.automatic_optimization = False
         self.net = net
         self.steps = steps
         self.bad: dict[str, str] = {}
-        """{bag_id: why it could not be read}"""
+        """``{bag_id: why it could not be read}``."""
         self.losses: list[float] = []
         """The loss of every step of this epoch so far."""
         self.watched: list[SelectionFigures] = []
-        """What was seen of this epoch's selections so far."""
+        """Figures of the selections of this epoch so far."""
         self.val_figures: dict[str, float] = {}
-        """What :class:`SplitMetrics` found last."""
+        """The figures of the last validation."""
         self._val_metrics = SplitMetrics(config.model.tasks)
         self._measured: list[Measured | None] = []
         self._max_bad = max_bad
@@ -80,6 +89,7 @@ class IPSModule(LightningModule):
         )
 
     def training_step(self, step: Step, _: int) -> None:
+        """Learn from the bags of a step. Raises :class:`TrainingError` if too many bags are bad."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         loss, slides = self._learned_by_all(step)
@@ -87,7 +97,7 @@ class IPSModule(LightningModule):
         multiplier = set_learning_rate(
             optimizer.param_groups, step.number, training=training, per_epoch=self.steps.per_epoch
         )
-        if slides:  # without one there is no gradient: weights do not decay either
+        if slides:  # without slides there is no gradient, and weights must not decay either
             optimizer.step()
             if self._collapse is not None:
                 self._collapse.stepped()
@@ -98,17 +108,18 @@ class IPSModule(LightningModule):
         self.steps.done = step.number + 1
 
     def _learned_by_all(self, step: Step) -> tuple[Tensor, int]:
-        """Gradients of all processes' parts of the step; its loss, and how many slides were learned from.
+        """Gradients of the parts of all processes; returns the loss of the step, and how many slides were
+        learned from.
 
-        Each process then knows of the others' unreadable bags, and which patches of theirs were selected. Where
-        one fails, all do. Raises what this process's part raised, or :class:`TrainingError`.
+        Afterwards each process knows of the unreadable bags of the others, and which patches they selected. If
+        one process fails, all do. Raises what the part of this process raised, or :class:`TrainingError`.
         """
         several = self.trainer.world_size > 1
         bad, remembered = set(self.bad), dict(self.method.remembered)
         learned: tuple[Tensor, int] | None = None
         failed: Exception | None = None
         try:
-            while learned is None:  # a bag was lost on the way: the others again, with another in its place
+            while learned is None:  # a bag was lost on the way: learn again, with another bag in its place
                 learned = self._learned(step)
         except Exception as error:
             if not several:
@@ -146,8 +157,11 @@ class IPSModule(LightningModule):
         return loss, sum(each.slides for each in news)
 
     def _learned(self, step: Step) -> tuple[Tensor, int] | None:
-        """Gradients of this process's share of the step; its part of the loss, and how many slides it learned
-        from. None where a bag was lost."""
+        """Gradients of the part of this process; returns its part of the loss, and how many slides it learned
+        from.
+
+        Returns None if a bag was lost.
+        """
         # Random layers draw the same numbers in a run that was killed and resumed.
         torch.manual_seed((self._config.training.seed * 1_000_003 + step.number) * 1_009 + self.global_rank)
         self.net.zero_grad()
@@ -162,7 +176,7 @@ class IPSModule(LightningModule):
         try:
             loss = self.method.learn(kept, epoch=step.epoch, device=self.device, share=part)
         except BagLost as lost:
-            # The others are selected from once more, as if it had been for the first time.
+            # The other bags are selected from once more, as if for the first time.
             self.method.watched.clear()
             self.method.remembered.clear()
             self.method.remembered.update(before)
@@ -172,30 +186,33 @@ class IPSModule(LightningModule):
         return part * loss, len(kept)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Here gradients are no longer scaled for mixed precision.
+        """Clip the gradients. Here they are no longer scaled for mixed precision."""
         clip, weights = self._config.training.gradient_clip, list(self.net.parameters())
         if clip:
             for clipped in [weights] if self._config.training.clip == "all" else [[w] for w in weights]:
                 torch.nn.utils.clip_grad_norm_(clipped, clip)
 
     def on_train_epoch_start(self) -> None:
+        """Forget the figures of the last epoch, except when an epoch is resumed in its middle."""
         if self.steps.done % self.steps.per_epoch == 0:
             self.losses.clear()
             self.watched.clear()
 
     def validation_step(self, bag: Bag, _: int) -> None:
+        """Measure a validation bag, or count it as bad if it cannot be read."""
         try:
             with bag.open(self._config.streaming, self.device) as source:
                 reading = read_bag(self.net, source, self._config.selection).bag
         except WsiIpsError as error:
             self._count_bad(bag, error)
             self._measured.append(None)
-            if self.trainer.world_size == 1:  # several processes count together, when all are done
+            if self.trainer.world_size == 1:  # several processes count together at the end of the epoch
                 self._check_bad()
             return
         self._measured.append(self._val_metrics.measure(reading, [bag.targets], weights=self._weights))
 
     def on_validation_epoch_end(self) -> None:
+        """Put together what all processes measured, and compute the figures."""
         mine = self._measured, dict(self.bad)
         everyone = of_all(mine)
         for _, bad in everyone:
@@ -203,17 +220,18 @@ class IPSModule(LightningModule):
         self._check_bad()
         measured = [each for each in in_turn([theirs for theirs, _ in everyone]) if each is not None]
         self._measured = []
-        # Without one readable slide, in any process, nothing is known.
+        # No process had a readable slide: there are no figures.
         self.val_figures = self._val_metrics.figures(measured) if measured else {}
         if self.val_figures:
             self.log_dict({f"val_{name}": value for name, value in self.val_figures.items()})
 
     def configure_optimizers(self) -> Optimizer:
+        """The optimiser, see :func:`make_optimizer`."""
         rates = {"encoder_lr": self._config.encoder_lr}
         return make_optimizer(self.net, self._config.training.model_copy(update=rates))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """A bag holds no tensors: its pixels go to the device chunk by chunk."""
+        """Leave the bag as it is: it holds no tensors, and its pixels go to the device chunk by chunk."""
         return batch
 
     def _keep(self, index: int, step: Step) -> Any | None:
@@ -229,7 +247,7 @@ class IPSModule(LightningModule):
         return None
 
     def _candidates(self, index: int, step: Step) -> Iterator[int]:
-        """The bag itself; then those of the same targets, in an order of this step's own."""
+        """The bag itself, then those with the same targets, in an order that depends on the step."""
         yield index
         generator = torch.Generator().manual_seed(self._config.training.seed * 1_000_003 + step.number)
         for other in torch.randperm(len(self._bags), generator=generator).tolist():
@@ -259,6 +277,7 @@ class IPSModule(LightningModule):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` returned."""
         self.steps.done = int(state["done"])
         self.losses[:] = state["losses"]
         self.watched[:] = [SelectionFigures(*each) for each in state["watched"]]

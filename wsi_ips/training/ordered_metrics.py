@@ -1,4 +1,4 @@
-"""Figures of tasks whose answers have an order: survival's C-index and the quadratic kappa of grades.
+"""Metrics of tasks whose answers have an order: the C-index of survival, and the quadratic kappa of grades.
 
 Shape suffixes: B bags, C outputs of a task.
 """
@@ -17,7 +17,7 @@ from wsi_ips.survival.follow_up import FollowUp
 
 
 class CIndex(Metric):
-    """Harrell's C-index of a survival task; NaN where no two bags can be compared."""
+    """Harrell's C-index of a survival task. It is NaN if no two bags can be compared, or a risk is not finite."""
 
     said: list[Tensor]
     target: list[Tensor]
@@ -30,11 +30,12 @@ class CIndex(Metric):
         self.add_state("target", default=[], dist_reduce_fx="cat")
 
     def update(self, said_BC: Tensor, target_B2: Tensor) -> None:
-        """said_BC: risk in the first column. target_B2: time and event."""
+        """Add bags. The first column of ``said_BC`` is the risk; ``target_B2`` are time and event."""
         self.said.append(said_BC[:, 0])
         self.target.append(target_B2)
 
     def compute(self) -> Tensor:
+        """The C-index of all bags, a float64 scalar."""
         risk_B, target_B2 = torch.cat(self.said).double(), torch.cat(self.target)
         if not risk_B.isfinite().all():
             return torch.tensor(math.nan, dtype=torch.float64)
@@ -42,8 +43,10 @@ class CIndex(Metric):
         return torch.tensor(counted.index if counted.pairs else math.nan, dtype=torch.float64)
 
     def loss(self) -> float:
-        """The Cox loss per event of all bags together; 0 for ``loss: hazards``, whose bags have losses of their
-        own, and where no bag has a label."""
+        """The Cox loss per event of all bags together.
+
+        It is 0 for ``loss: hazards``, where each bag has a loss of its own, and if no bag has a label.
+        """
         if self._survival.loss != "cox" or not self.said:
             return 0.0
         target_B2 = torch.cat(self.target)
@@ -52,8 +55,10 @@ class CIndex(Metric):
 
 
 class QuadraticKappa(MulticlassCohenKappa):
-    """Cohen's kappa with quadratic weights between the likeliest class and the label; NaN where all bags have one
-    class and are called that."""
+    """Cohen's kappa with quadratic weights between the likeliest class and the label.
+
+    It is NaN if all bags have the same class and are classified so.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes, weights="quadratic", sync_on_compute=False)

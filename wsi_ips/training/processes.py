@@ -1,7 +1,8 @@
-"""Training in several processes, each with its own share of a step's slides.
+"""Training in several processes, each with its own share of the slides of a step.
 
-Not DistributedDataParallel: it averages the gradients of one backward pass per process, and here the encoder
-is run backwards several times a step and processes have different numbers of slides, even none.
+DistributedDataParallel is not used for this: it averages the gradients of one backward pass per process, but
+here the encoder is run backwards several times in a step, and processes have different numbers of slides, even
+none. :class:`SharedSteps` starts the processes; the functions below exchange values, gradients and statistics.
 """
 
 import os
@@ -20,24 +21,24 @@ Value = TypeVar("Value")
 
 
 class SharedSteps(DDPStrategy):
-    """Starts and joins the processes as DDP does; the module adds up its gradients by itself."""
+    """Starts and joins the processes as DDP does; the module adds up its gradients itself."""
 
     def configure_ddp(self) -> None:
-        """Leave the module as it is, with the weights of the first process."""
+        """Give all processes the weights of the first one, and leave the module unwrapped."""
         assert self.model is not None
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             distributed.broadcast(tensor.data, src=0)
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that reports and writes; Lightning and torchrun number the others."""
+    """Whether this process is the one that reports and writes. Lightning and torchrun number the others."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def of_all(mine: Value) -> list[Value]:
-    """This value of every process, in the order of their ranks; ``[mine]`` where there is one process.
+    """The values of all processes, in the order of their ranks; ``[mine]`` if there is only one process.
 
-    Every process has to call it, as often and in the same order as the others. The value is pickled.
+    Every process has to call this as often and in the same order as the others. The value is pickled.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return [mine]
@@ -54,11 +55,14 @@ def in_turn(shares: Sequence[Sequence[Value]]) -> list[Value]:
 
 @dataclass(frozen=True, slots=True)
 class StepNews:
-    """What the other processes have to know of a process's part of a step.
+    """What the other processes have to know of the part of a step that a process did.
 
-    slides: how many it learned from. bad: {bag_id: why it could not be read}. remembered: {bag_id: patches} that
-    were selected in this step. watched: what was seen of those selections. failure: what ended the process's
-    part, if anything did.
+    Attributes:
+        slides: How many slides it learned from.
+        bad: ``{bag_id: why it could not be read}``.
+        remembered: ``{bag_id: patches}`` that were selected in this step.
+        watched: Figures of these selections.
+        failure: What ended the part of the process, if anything did.
     """
 
     slides: int
@@ -69,7 +73,7 @@ class StepNews:
 
 
 def raise_failures(news: Sequence[StepNews]) -> None:
-    """Raise :class:`TrainingError` where a process failed: the others would wait for it without end."""
+    """Raise :class:`TrainingError` if a process failed. Otherwise the others would wait for it forever."""
     for rank, each in enumerate(news):
         if each.failure is not None:
             raise TrainingError(f"process {rank} of {len(news)} failed: {each.failure}")
@@ -78,8 +82,8 @@ def raise_failures(news: Sequence[StepNews]) -> None:
 def backward_of_nothing(net: nn.Module) -> Tensor:
     """A loss of 0 whose gradients are 0, for a process without slides.
 
-    It goes backwards like any other loss, because the scaler of mixed precision (fp16) sets itself up at the first
-    loss that it sees, and refuses to step without one.
+    It is taken back like any other loss, because the scaler of mixed precision (fp16) sets itself up at the
+    first loss that it sees, and refuses to step without one.
     """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     return torch.stack([weight.flatten()[0].float() * 0 for weight in weights]).sum()
@@ -89,8 +93,8 @@ def backward_of_nothing(net: nn.Module) -> Tensor:
 def average_statistics(net: nn.Module, slides: int) -> None:
     """Give all processes the mean of their running statistics of BatchNorm, weighted by their slides, in place.
 
-    Only of layers that gather statistics. What is validated, saved and resumed is then one network, whichever
-    process does it.
+    Only layers that gather statistics take part. What is validated, saved and resumed is then one network,
+    whichever process does it.
     """
     device = next(net.parameters()).device
     total = torch.tensor(float(slides), device=device)
@@ -108,12 +112,13 @@ def average_statistics(net: nn.Module, slides: int) -> None:
 
 
 def sum_gradients(net: nn.Module, loss: Tensor) -> None:
-    """Add up every learned weight's gradient and ``loss`` over all processes, in place.
+    """Add up the gradient of every weight that learns, and ``loss``, over all processes, in place.
 
     A process without slides takes part with zeros.
     """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
-    # Contiguous: what is added up is memory, and channels-last gradients would meet zeros in another order.
+    # All have to be contiguous, because memory is added up: channels-last gradients would meet zeros in another
+    # order.
     sums = [
         torch.zeros_like(w, memory_format=torch.contiguous_format) if w.grad is None else w.grad
         for w in weights

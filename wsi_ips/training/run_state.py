@@ -1,8 +1,8 @@
-"""What a killed training run resumes from, so that it ends with the weights it would have had.
+"""The folder of a training run: what it leaves behind, and what it resumes from after it was killed.
 
-The folder of a training run: one run at a time writes into it.
-
-What a training run leaves behind: history, the best and the last checkpoint, the state to resume from.
+:class:`Record` writes the history, the best and the last checkpoint, and the state from which a run continues,
+so that it ends with the weights that it would have had. :func:`training_folder` makes sure that only one run at
+a time writes into a folder.
 """
 
 import csv
@@ -30,93 +30,32 @@ from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import is_first_process, of_all
 
 FORMAT = 1
+"""Version of the training state. A file of another version is refused."""
 STATE_NAME = "training_state.pt"
-HEAD_START = "head_start"
-"""Folder of the head start's own run."""
-STARTS = "starts"
-"""Folder of the runs of several beginnings."""
-MEND = "train into another folder, or give --restart to begin anew in this one"
-
-
-def save_state(
-    path: Path, net: nn.Module, optimizer: Optimizer, *, run: str, state: Mapping[str, Any]
-) -> None:
-    """Write weights, optimiser and ``state`` (plain values and tensors). run: what is trained on what."""
-    held = {
-        "format": FORMAT,
-        "run": run,
-        "net": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "state": dict(state),
-    }
-    # Given a path, torch does not say why it could not write.
-    with whole_file(path) as partial, partial.open("wb") as file:
-        torch.save(held, file)
-
-
-def load_state(path: Path, *, run: str) -> dict[str, Any]:
-    """What :func:`save_state` wrote: net, optimizer, state. No code in the file is run.
-
-    Raises :class:`CheckpointError` for a file that cannot be read, :class:`ConfigError` for another run's.
-    """
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - of a damaged pickle, whatever its machine runs into
-        if cause := system_cause(error):
-            raise CheckpointError(path, cause.problem, cause.fix) from None
-        reason = one_line(error, most=120)
-        raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
-    if not isinstance(held, dict) or held.get("format") != FORMAT:
-        raise CheckpointError(path, "is no training state of this version", MEND)
-    kinds = {"run": str, "net": Mapping, "optimizer": Mapping, "state": Mapping}
-    lacking = [name for name, kind in kinds.items() if not isinstance(held.get(name), kind)]
-    if lacking:
-        raise CheckpointError(path, f"is no whole training state: it has no {lacking[0]!r}", MEND)
-    if held["run"] != run:
-        differs = _difference(held["run"], run)
-        raise ConfigError(f"{path.parent} holds a run with other settings or slides ({differs}); {MEND}")
-    return held
-
-
-def forget_run(folder: Path) -> None:
-    """The next run in this folder begins anew, with its head start and restarts. Checkpoints stay until it writes
-    its own."""
-    (folder / STATE_NAME).unlink(missing_ok=True)
-    for name in (HEAD_START, STARTS):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _difference(theirs: str, ours: str) -> str:
-    """The first line of two descriptions that differs."""
-    for before, now in zip(theirs.splitlines(), ours.splitlines(), strict=False):
-        if before != now:
-            return f"{before.strip().rstrip(',')} there, {now.strip().rstrip(',')} here"
-    return "another number of slides"
-
-
-@contextmanager
-def training_folder(out: Path, *, results: str = f"**/{STATE_NAME}") -> Iterator[None]:
-    """Hold ``out`` for the time of the ``with`` block. A run that fails before it learned anything
-    leaves no folder.
-
-    results: glob of the files that say that something was. The first process of a run holds the folder for the
-    others. Raises :class:`wsi_ips.errors.ResultsError` while another run holds it; one that died holds nothing.
-    """
-    if not is_first_process():
-        yield
-        return
-    with held(out, below=(), undo=(out / "run.json", out / "folds.csv"), results=results):
-        yield
-
-
+"""File of the state that a run resumes from."""
 BEST_NAME = "model.safetensors"
+"""Checkpoint of the best epoch."""
 LAST_NAME = "last.safetensors"
+"""Checkpoint of the last epoch."""
+HEAD_START = "head_start"
+"""Folder of the run of the head start."""
+STARTS = "starts"
+"""Folder of the runs of several starts."""
+MEND = "train into another folder, or give --restart to begin anew in this one"
+"""What a message about an unusable state tells the user to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneReport:
-    """checkpoint: the best epoch's (see ``training.monitor``). bad: {slide_id: why it was left out}. doubts: what
-    says that the run has not found anything, see :func:`wsi_ips.training.diagnosis.findings`."""
+    """How a training ended.
+
+    Attributes:
+        checkpoint: The checkpoint of the best epoch (see ``training.monitor``).
+        best_epoch: Index of that epoch in the history.
+        history: The figures of each epoch.
+        bad: ``{slide_id: why it was left out}``.
+        doubts: Signs that the run has not found anything, see :func:`wsi_ips.training.diagnosis.findings`.
+    """
 
     checkpoint: Path
     best_epoch: int
@@ -126,10 +65,18 @@ class FinetuneReport:
 
 
 class RunRecorder(Callback):
-    """Keeps the run's folder: written by the first process only, each file whole."""
+    """A Lightning callback that keeps the folder of a run. Only the first process writes, and each file is
+    written whole.
+    """
 
     def __init__(self, out: Path, config: FinetuneConfig, *, run: str) -> None:
-        """run: what is trained on what, see :func:`save_state`."""
+        """Prepare the record of a run.
+
+        Args:
+            out: The folder of the run.
+            config: Its settings.
+            run: Text that says what is trained on what. A state with another text is refused.
+        """
         self._out = out
         self._config = config
         self._run = run
@@ -139,14 +86,16 @@ class RunRecorder(Callback):
 
     @property
     def best_epoch(self) -> int:
-        """Index into the history; the first of equals. -1 before the first epoch ends."""
+        """Index of the best epoch in the history, the first among equals. -1 before the first epoch ends."""
         monitor = self._config.training.monitor
         return max(range(len(self.history)), key=lambda row: merit(self.history[row], monitor), default=-1)
 
     def resume(self, module: IPSModule) -> None:
-        """Put the saved state, if there is one, into ``module``, and into the optimiser once there is one.
+        """Put the saved state, if there is one, into ``module``, and into the optimiser when training starts.
 
-        Raises as :func:`load_state`.
+        Raises:
+            CheckpointError: The state cannot be read, or does not fit.
+            ConfigError: It belongs to another run.
         """
         path = self._out / STATE_NAME
         if not path.exists():
@@ -162,8 +111,12 @@ class RunRecorder(Callback):
             ) from None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises :class:`TrainingError` where the processes have different slides or resume from different steps:
-        they would learn from each other's slides."""
+        """Restore the optimiser, after a check that all processes do the same run.
+
+        Raises:
+            TrainingError: The processes have different slides or resume from different steps, so that they would
+                learn from each other's slides.
+        """
         assert isinstance(pl_module, IPSModule)
         if len(set(of_all((self._run, pl_module.steps.done)))) > 1:
             raise TrainingError(
@@ -176,6 +129,7 @@ class RunRecorder(Callback):
             self._held = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save the state every ``training.save_minutes`` minutes."""
         assert isinstance(pl_module, IPSModule)
         steps = pl_module.steps
         if (
@@ -185,7 +139,8 @@ class RunRecorder(Callback):
             self._save_state(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning runs validation before this hook, so both splits' figures of the epoch are there.
+        """Write history, checkpoints and state, and stop if the patience is used up."""
+        # Lightning runs validation before this hook, so the figures of both splits are there.
         assert isinstance(pl_module, IPSModule)
         epoch = len(self.history)
         losses = pl_module.losses
@@ -221,10 +176,14 @@ class RunRecorder(Callback):
 
 
 def merit(row: Mapping[str, float], monitor: Monitor) -> tuple[float, float]:
-    """What is highest in the best epoch; ``row``: its line of the history, ``monitor``: as of the config.
+    """How good an epoch is; the best epoch has the highest value.
 
-    Without the figure that the monitor names, the loss decides: that of validation where there is one. It decides
-    too where several epochs tell few slides apart equally well: all of them, or none.
+    Without the figure that the monitor names, the loss decides: that of validation if there is one. It also
+    decides if several epochs tell few slides apart equally well, all of them or none.
+
+    Args:
+        row: Its line of the history.
+        monitor: The setting ``training.monitor``.
     """
     if monitor == "last":
         return row["epoch"], 0.0
@@ -241,9 +200,97 @@ def merit(row: Mapping[str, float], monitor: Monitor) -> tuple[float, float]:
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """One line per epoch."""
+    """Write the history as CSV, with one line for each epoch."""
     columns = list(dict.fromkeys(name for row in history for name in row))
     with whole_file(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(history)
+
+
+def save_state(
+    path: Path, net: nn.Module, optimizer: Optimizer, *, run: str, state: Mapping[str, Any]
+) -> None:
+    """Write the state that a run resumes from.
+
+    Args:
+        path: The file to write.
+        net: The network.
+        optimizer: Its optimiser.
+        run: Text that says what is trained on what.
+        state: Plain values and tensors that the run also needs.
+    """
+    held = {
+        "format": FORMAT,
+        "run": run,
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state": dict(state),
+    }
+    # Given a path instead of a file, torch would not say why it could not write.
+    with whole_file(path) as partial, partial.open("wb") as file:
+        torch.save(held, file)
+
+
+def load_state(path: Path, *, run: str) -> dict[str, Any]:
+    """Read what :func:`save_state` wrote: ``net``, ``optimizer`` and ``state``. No code in the file is run.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+        ConfigError: It belongs to another run than ``run``. The message names the first difference.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged pickle may raise anything
+        if cause := system_cause(error):
+            raise CheckpointError(path, cause.problem, cause.fix) from None
+        reason = one_line(error, most=120)
+        raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        raise CheckpointError(path, "is no training state of this version", MEND)
+    kinds = {"run": str, "net": Mapping, "optimizer": Mapping, "state": Mapping}
+    lacking = [name for name, kind in kinds.items() if not isinstance(held.get(name), kind)]
+    if lacking:
+        raise CheckpointError(path, f"is no whole training state: it has no {lacking[0]!r}", MEND)
+    if held["run"] != run:
+        differs = _difference(held["run"], run)
+        raise ConfigError(f"{path.parent} holds a run with other settings or slides ({differs}); {MEND}")
+    return held
+
+
+def _difference(theirs: str, ours: str) -> str:
+    """The first line in which two descriptions differ."""
+    for before, now in zip(theirs.splitlines(), ours.splitlines(), strict=False):
+        if before != now:
+            return f"{before.strip().rstrip(',')} there, {now.strip().rstrip(',')} here"
+    return "another number of slides"
+
+
+def forget_run(folder: Path) -> None:
+    """Make the next run in this folder begin anew, with its head start and starts. Checkpoints stay until it
+    writes its own.
+    """
+    (folder / STATE_NAME).unlink(missing_ok=True)
+    for name in (HEAD_START, STARTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+@contextmanager
+def training_folder(out: Path, *, results: str = f"**/{STATE_NAME}") -> Iterator[None]:
+    """Hold the folder ``out`` within the ``with`` block, so that no other run writes into it.
+
+    The first process of a run holds it for the others. A run that fails before it learned anything leaves no
+    folder. A run that died holds nothing.
+
+    Args:
+        out: The folder.
+        results: Glob of the files that show that something was learned.
+
+    Raises:
+        ResultsError: Another run holds the folder.
+    """
+    if not is_first_process():
+        yield
+        return
+    with held(out, below=(), undo=(out / "run.json", out / "folds.csv"), results=results):
+        yield

@@ -1,12 +1,15 @@
-"""In which order an epoch shows the bags: a function of seed and epoch alone, so that a run resumes exactly.
+"""How attention sampling learns from slides: only the drawn patches are read closely, and every window learns
+from them.
 
-Attention sampling on slides: only what was drawn is read closely, and every window learns from it.
+The attention is a softmax over all windows of a slide, so the loss reaches each of them. As for the encoder
+(:mod:`wsi_ips.training.learning`), the loss is taken back to the logits first, and the scorer is run once more
+over the windows, one chunk at a time: memory is that of a chunk, whatever the size of the slide.
 
-The attention is a softmax over all of a slide's windows, so that the loss reaches each of them. As with the
-encoder (:mod:`wsi_ips.training.learning`), the loss is taken back to the logits first, and the scorer is run
-once more over the windows, a chunk at a time: memory is that of a chunk, whatever the slide's size.
+:func:`order_of_epoch` says in which order an epoch shows the bags, whatever the selector. It is a function of
+seed and epoch, so that a run resumes exactly.
 
-Shape suffixes: N patches of a slide, W windows (as many), M samples, K samples of all slides, C width of features.
+Shape suffixes: N patches of a slide, W windows (as many as patches), M samples, K samples of all slides, C width
+of features.
 """
 
 import random
@@ -39,66 +42,15 @@ from wsi_ips.training.kept_patches import (
 from wsi_ips.training.learning import step_loss, take_back
 
 
-def order_of_epoch(
-    targets: Sequence[Mapping[str, Target]], *, seed: int, epoch: int, balanced: bool
-) -> list[int]:
-    """Indices of the bags in the order in which epoch ``epoch`` (from 0) shows them, as many as there are bags.
-
-    ``targets``: of the bags, {task: target} each. Without ``balanced`` every bag once. With it every class
-    equally often, give or take one, so that bags of a rare class come several times and not all of a frequent
-    one do; an epoch goes on where the last one stopped, so that over epochs all bags of a class are shown
-    equally often too. Classes are those of the first softmax task, else of the first task that is one yes or
-    no; without either :class:`ConfigError`.
-    """
-    if not balanced:
-        return _shuffled(range(len(targets)), f"{seed}/{epoch}")
-    members = _by_class(targets)
-    drawn = []
-    # All epochs are one endless round of the classes, of which each takes as many draws as there are bags.
-    for draw in range(epoch * len(targets), (epoch + 1) * len(targets)):
-        turn, place = divmod(draw, len(members))
-        lap, nth = divmod(turn, len(members[place]))
-        drawn.append((place, lap, nth))
-    # A class's laps are shuffled each once, however many draws fall into them.
-    laps = {(place, lap): _shuffled(members[place], f"{seed}/{place}/{lap}") for place, lap, _ in drawn}
-    return _shuffled([laps[place, lap][nth] for place, lap, nth in drawn], f"{seed}/{epoch}")
-
-
-def _by_class(targets: Sequence[Mapping[str, Target]]) -> list[list[int]]:
-    """The bags of each class that occurs, classes in their own order."""
-    task = next(iter(_with_classes(targets)), None)
-    if task is None:
-        raise ConfigError(
-            "training.sampling: balanced needs a softmax task, or a sigmoid task of one class, that every slide "
-            "has a label for; leave it at shuffle"
-        )
-    members: dict[Hashable, list[int]] = {}
-    for index, bag in enumerate(targets):
-        members.setdefault(bag[task], []).append(index)
-    return [members[value] for value in sorted(members, key=repr)]
-
-
-def _with_classes(targets: Sequence[Mapping[str, Target]]) -> list[str]:
-    """Tasks that bags can be sorted by, which all have a label for, softmax first.
-
-    A target's form tells (:mod:`wsi_ips.datasets.manifest`).
-    """
-    names = list(dict.fromkeys(name for bag in targets for name in bag))
-    softmax = [name for name in names if all(isinstance(bag.get(name), int) for bag in targets)]
-    yes_or_no = [name for name in names if all(bag.get(name) in ((0.0,), (1.0,)) for bag in targets)]
-    return [*softmax, *yes_or_no]
-
-
-def _shuffled(indices: Sequence[int], key: str) -> list[int]:
-    shuffled = list(indices)
-    random.Random(key).shuffle(shuffled)  # noqa: S311 - not a secret
-    return shuffled
-
-
 @dataclass(frozen=True, slots=True)
 class SampledBag:
-    """patches: those drawn, in the order of the draw. index_M: which of the slide's patches they are. logits_N: of
-    all of them, without gradients."""
+    """What a step learns from in one bag.
+
+    Attributes:
+        patches: The patches that were drawn, in the order of the draw.
+        index_M: Which of the N patches of the slide they are.
+        logits_N: The coarse logits of all patches, without gradients.
+    """
 
     patches: KeptPatches
     index_M: Tensor
@@ -107,7 +59,16 @@ class SampledBag:
 
 @dataclass(frozen=True, slots=True)
 class SlideLearner:
-    """See :class:`wsi_ips.training.methods.Method`; fields as of :class:`wsi_ips.training.learning.Learner`."""
+    """Learns by attention sampling. It is a :class:`wsi_ips.training.methods.Method`.
+
+    Attributes:
+        net: The network that learns.
+        config: The settings of the run.
+        keeper: Reads the pixels of the patches.
+        weights: ``{task: (C,) weights of its classes}``; None for equal weights.
+        backward: Takes the loss back. With mixed precision it is that of the training engine, which scales the
+            loss.
+    """
 
     net: SamplingNet
     config: FinetuneConfig
@@ -117,16 +78,16 @@ class SlideLearner:
 
     @property
     def remembered(self) -> dict[str, Tensor]:
-        """Nothing: it draws anew in every epoch."""
+        """The risks of Cox tasks. Patches are drawn anew in every epoch, so none are remembered."""
         return self.keeper.remembered
 
     @property
     def watched(self) -> list[SelectionFigures]:
-        """Nothing: it keeps no memory that could be watched."""
+        """Empty, because no memory is kept that could be watched."""
         return self.keeper.watched
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> SampledBag:
-        """Look at the slide from afar and draw. Raises the bag's own error."""
+        """Score the windows of the slide and draw patches. Raises the error of the bag if it cannot be read."""
         key = bag_key(bag, self.config, epoch)
         with whole_bag(bag, key).open(self.config.streaming, device) as source:
             seen = look(
@@ -142,7 +103,13 @@ class SlideLearner:
         return SampledBag(KeptPatches(bag, ids_M, ids_M, None), index_M, seen.patch_logits())
 
     def learn(self, kept: Sequence[SampledBag], *, epoch: int, device: torch.device, share: float) -> Tensor:
-        """See :class:`wsi_ips.training.methods.Method`."""
+        """Add the gradients of ``share`` times the mean loss over these bags, and return the mean loss of the
+        tasks.
+
+        Raises:
+            BagLost: A bag can no longer be read.
+            TrainingError: The loss is not finite.
+        """
         leaves = [each.logits_N.clone().requires_grad_() for each in kept]
         tasks_loss = torch.zeros(())
 
@@ -182,6 +149,21 @@ class SlideLearner:
         return tasks_loss.detach()
 
 
+def sampling_method(
+    net: SamplingNet,
+    config: FinetuneConfig,
+    weights: Mapping[str, Tensor | None],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    penalty: Callable[[BagsRead], Tensor] | None = None,
+) -> SlideLearner:
+    """The method of attention sampling on slides, for :data:`wsi_ips.training.methods.METHODS`.
+
+    For the arguments see :class:`wsi_ips.training.methods.MethodMaker`. ``penalty`` is ignored, because
+    attention sampling has no aggregator.
+    """
+    return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)
+
+
 def teach_scorer(
     net: BagNet,
     bag: Bag,
@@ -194,11 +176,22 @@ def teach_scorer(
     only: Tensor | None = None,
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> None:
-    """Take a gradient of windows' logits back to the scorer, a chunk of windows at a time. Raises
-    :class:`BagLost`.
+    """Take a gradient of the logits of windows back to the coarse scorer, one chunk of windows at a time.
 
-    grad_W: a number for every window; ``only``: the windows that have one, by id, in the order of ``grad_W``.
-    ``backward``: of a loss whose scale is not in the gradient yet.
+    Args:
+        net: The network.
+        bag: The bag that the windows belong to.
+        config: The settings of the run.
+        grad_W: The gradient for each window.
+        epoch: The epoch, from 0.
+        device: Where the network is.
+        seen: The augmentation of the bag in this epoch.
+        only: The ids, ascending, of the windows that ``grad_W`` is for. None: all windows.
+        backward: Takes the loss back. It has to scale the loss if the scale of mixed precision is not in
+            ``grad_W`` yet.
+
+    Raises:
+        BagLost: The bag can no longer be read.
     """
     coarse: CoarseConfig = config.selection.coarse
     try:
@@ -212,15 +205,65 @@ def teach_scorer(
         raise BagLost(bag, error) from error
 
 
-def sampling_method(
-    net: SamplingNet,
-    config: FinetuneConfig,
-    weights: Mapping[str, Tensor | None],
-    backward: Callable[[Tensor], None] = Tensor.backward,
-    penalty: Callable[[BagsRead], Tensor] | None = None,
-) -> SlideLearner:
-    """How attention sampling learns from slides, for :data:`wsi_ips.training.methods.METHODS`.
+def order_of_epoch(
+    targets: Sequence[Mapping[str, Target]], *, seed: int, epoch: int, balanced: bool
+) -> list[int]:
+    """Indices of the bags in the order in which an epoch shows them, as many as there are bags.
 
-    ``penalty`` is of aggregators, which attention sampling does not have.
+    With ``balanced``, every class is shown equally often, give or take one, so that bags of a rare class come
+    several times and not all bags of a frequent one do. An epoch goes on where the last one stopped, so that
+    over epochs all bags of a class are shown equally often too. Classes are those of the first softmax task,
+    otherwise of the first task that is one yes or no.
+
+    Args:
+        targets: ``{task: target}`` of each bag.
+        seed: Seed of the run.
+        epoch: The epoch, from 0.
+        balanced: Whether classes are shown equally often. Otherwise every bag is shown once.
+
+    Raises:
+        ConfigError: ``balanced`` is wanted and there is no such task.
     """
-    return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)
+    if not balanced:
+        return _shuffled(range(len(targets)), f"{seed}/{epoch}")
+    members = _by_class(targets)
+    drawn = []
+    # All epochs together are one endless round of the classes; each epoch takes as many draws as there are bags.
+    for draw in range(epoch * len(targets), (epoch + 1) * len(targets)):
+        turn, place = divmod(draw, len(members))
+        lap, nth = divmod(turn, len(members[place]))
+        drawn.append((place, lap, nth))
+    # Each lap of a class is shuffled once, however many draws fall into it.
+    laps = {(place, lap): _shuffled(members[place], f"{seed}/{place}/{lap}") for place, lap, _ in drawn}
+    return _shuffled([laps[place, lap][nth] for place, lap, nth in drawn], f"{seed}/{epoch}")
+
+
+def _by_class(targets: Sequence[Mapping[str, Target]]) -> list[list[int]]:
+    """The bags of each class that occurs, with the classes in their own order."""
+    task = next(iter(_with_classes(targets)), None)
+    if task is None:
+        raise ConfigError(
+            "training.sampling: balanced needs a softmax task, or a sigmoid task of one class, that every slide "
+            "has a label for; leave it at shuffle"
+        )
+    members: dict[Hashable, list[int]] = {}
+    for index, bag in enumerate(targets):
+        members.setdefault(bag[task], []).append(index)
+    return [members[value] for value in sorted(members, key=repr)]
+
+
+def _with_classes(targets: Sequence[Mapping[str, Target]]) -> list[str]:
+    """Tasks that bags can be sorted by and that all bags have a label for, softmax tasks first.
+
+    The form of a target tells the kind of the task (:mod:`wsi_ips.datasets.manifest`).
+    """
+    names = list(dict.fromkeys(name for bag in targets for name in bag))
+    softmax = [name for name in names if all(isinstance(bag.get(name), int) for bag in targets)]
+    yes_or_no = [name for name in names if all(bag.get(name) in ((0.0,), (1.0,)) for bag in targets)]
+    return [*softmax, *yes_or_no]
+
+
+def _shuffled(indices: Sequence[int], key: str) -> list[int]:
+    shuffled = list(indices)
+    random.Random(key).shuffle(shuffled)  # noqa: S311 - not a secret
+    return shuffled

@@ -1,4 +1,4 @@
-"""The baseline hazard of a trained Cox model, so that risks become probabilities of survival."""
+"""The baseline hazard of a trained Cox model, which turns risks into probabilities of survival."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,23 @@ def store_baseline(
     device: torch.device,
     progress: Progress = silent,
 ) -> None:
-    """Read every training bag once with the checkpoint's network, as in prediction, and write Breslow's baseline
-    hazard at each task's times into the checkpoint's config.
+    """Estimate the baseline hazards of a checkpoint and store them in its configuration.
 
-    A checkpoint without Cox tasks, or one that has been given its baselines, is left as it is. Slides of one
-    patient count one by one, as in training; a bag that can no longer be read is left out with a warning. Raises
-    :class:`CheckpointError`, and :class:`TrainingError` where no event is left or a risk is not finite.
+    Every training bag is read once, as in prediction, and Breslow's baseline hazard is written for the times of
+    each Cox task. A checkpoint without Cox tasks, or one that has its baselines already, is left as it is.
+    Slides of one patient count one by one, as in training. A bag that can no longer be read is left out with a
+    warning.
+
+    Args:
+        checkpoint: The checkpoint, which is overwritten.
+        train: The training bags.
+        config: The settings of the run.
+        device: Where the network runs.
+        progress: Shows how far it is.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        TrainingError: No event is left, or a risk is not finite.
     """
     if not any(_lacks_baseline(task) for task in config.model.tasks):
         return

@@ -1,4 +1,6 @@
-"""What has to be known of the training patients before survival is learned."""
+"""What training finds out about its patients before it learns survival: whether it can be learned, and the time
+bins.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,15 +14,22 @@ from wsi_ips.survival.time_bins import time_bins
 
 
 def follow_up_of(task: TaskConfig, targets: Sequence[Mapping[str, Target]]) -> FollowUp:
-    """Times and events of the bags that have them, in their order; targets: {task: target} of each bag."""
+    """The times and events of the bags that have them, in their order. ``targets`` is ``{task: target}`` of each
+    bag.
+    """
     known = [target[task.name] for target in targets if task.name in target]
     pairs = [each for each in known if isinstance(each, tuple)]
     return FollowUp.of([time for time, _ in pairs], [event for _, event in pairs])
 
 
 def check_survival(manifest: Manifest, split: str, records: Sequence[SlideRecord], task: TaskConfig) -> None:
-    """Raise :class:`ManifestError` where survival cannot be learned from a split's patients, or an epoch cannot be
-    chosen by them: training needs both events and censorings, any other split two patients whose order is known.
+    """Check that survival can be learned from the patients of a split, or an epoch chosen by them.
+
+    Training needs both events and censorings; any other split needs two patients of whom it is known whose event
+    came first.
+
+    Raises:
+        ManifestError: The patients of the split do not suffice.
     """
     assert task.survival is not None
     if not records:
@@ -44,10 +53,13 @@ def check_survival(manifest: Manifest, split: str, records: Sequence[SlideRecord
 
 
 def with_time_bins(config: FinetuneConfig, targets: Sequence[Mapping[str, Target]]) -> FinetuneConfig:
-    """The config with the edges of every hazards task's time bins, found in the training bags' times.
+    """The configuration with the edges of the time bins of every hazards task, found in the times of the
+    training bags.
 
-    Edges that the config has already stay. Raises :class:`ConfigError` where bins cannot be cut, or a time at
-    which survival is asked for lies beyond the longest follow-up.
+    Edges that the configuration has already stay.
+
+    Raises:
+        ConfigError: Bins cannot be cut, or survival is asked for at a time beyond the longest follow-up.
     """
     if all(task.survival is None for task in config.model.tasks):
         return config
@@ -76,6 +88,6 @@ def _begun(task: TaskConfig, targets: Sequence[Mapping[str, Target]]) -> TaskCon
 
 
 def with_survival(task: TaskConfig, **fitted: Any) -> TaskConfig:
-    """The task with something that was found out about its patients."""
+    """The task with values in its ``survival`` section that were found out about its patients."""
     assert task.survival is not None
     return task.model_copy(update={"survival": task.survival.model_copy(update=fitted)})

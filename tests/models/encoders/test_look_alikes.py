@@ -221,7 +221,7 @@ def test_any_repository_s_weights_go_into_any_network(cache: Path) -> None:
         assert torch.equal(tensor, plain.state_dict()[name])
     for weights, message in (
         ("hf-hub:someone/else", "hf download someone/else"),
-        ("hf-hub:a/b/c", "is no name"),
+        ("hf-hub:a/b/c", "is not the name"),
     ):
         with pytest.raises(CheckpointError, match=message):
             TimmEncoder(config.model_copy(update={"weights": weights}))
@@ -342,7 +342,7 @@ def test_a_model_that_gives_tokens_says_how_to_pool_them() -> None:
             "norms only its pooled",
         ),
         ({"name": "resnet10t", "args": {"init_values": 1e-5}}, r"does not take these encoder\.args"),
-        ({"name": "vit_tiny_patch16_224", "args": {"mlp_layer": "Swiglu"}}, "is none of SwiGLUPacked"),
+        ({"name": "vit_tiny_patch16_224", "args": {"mlp_layer": "Swiglu"}}, "is not one of SwiGLUPacked"),
         (
             {"name": "vit_tiny_patch16_224", "args": {"act_layer": "swush"}},
             r"does not take these encoder\.args",

@@ -1,21 +1,29 @@
-"""The feature networks of attention sampling's two published models, as encoders of patches.
+"""The encoders of the two published models of attention sampling.
 
-Source: Katharopoulos and Fleuret 2019, reference code; initial weights are Keras's (Glorot uniform, zero biases).
+:class:`MegapixelMnistEncoder` reads patches of Megapixel MNIST, :class:`SpeedLimitsEncoder` patches of traffic
+scenes.
 
-Shape suffixes: n patches, C channels of a pixel, P patch side, D embedding width.
+Source: Katharopoulos and Fleuret 2019, reference code. Initial weights are those of Keras: Glorot uniform,
+biases 0.
+
+Shape suffixes: n patches, C channels of a pixel, P patch side.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.01
-"""Keras's defaults (whose momentum, 0.99, is what is kept of the old)."""
+"""Defaults of Keras. Its momentum, 0.99, is the share of the old value that is kept."""
 
 WIDTH = 32
+"""Width of the embeddings of both encoders, and of all their layers."""
 
 
 class MegapixelMnistEncoder(nn.Module):
-    """Four convolutions without padding, global maximum: (n, C, P, P) to (n, 32); 29,344 weights for C = 1."""
+    """Four convolutions without padding, then the global maximum: (n, C, P, P) to (n, 32).
+
+    It has 29,344 weights for C = 1.
+    """
 
     dim = WIDTH
 
@@ -26,7 +34,7 @@ class MegapixelMnistEncoder(nn.Module):
         as_keras(self)
 
     def forward(self, pixels_nCPP: Tensor) -> Tensor:
-        """uint8, or float in 0..1."""
+        """Encode pixels, uint8 or float in 0..1."""
         x = unit_range(pixels_nCPP)
         for layer in self.layers:
             x = layer(x).relu()
@@ -35,7 +43,10 @@ class MegapixelMnistEncoder(nn.Module):
 
 
 class SpeedLimitsEncoder(nn.Module):
-    """A pre-activation ResNet of three blocks: (n, C, P, P) to (n, 32); 59,680 weights for C = 3."""
+    """A pre-activation ResNet of three blocks: (n, C, P, P) to (n, 32).
+
+    It has 59,680 weights for C = 3.
+    """
 
     dim = WIDTH
 
@@ -47,7 +58,7 @@ class SpeedLimitsEncoder(nn.Module):
         as_keras(self)
 
     def forward(self, pixels_nCPP: Tensor) -> Tensor:
-        """uint8, or float in 0..1."""
+        """Encode pixels, uint8 or float in 0..1."""
         x: Tensor = self.norm(self.blocks(self.stem(unit_range(pixels_nCPP))))
         return x.relu().mean(dim=(2, 3))
 
@@ -68,27 +79,27 @@ class _PreActivation(nn.Module):
         return deep + shallow
 
 
-def padded_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros as TensorFlow's "same" puts them: the odd one goes to the right and the bottom."""
-    pads = []
-    for length in (x.shape[-1], x.shape[-2]):
-        total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
-        pads += [total // 2, total - total // 2]
-    return functional.pad(x, pads)
-
-
-def unit_range(pixels: Tensor) -> Tensor:
-    """uint8 as float in 0..1; anything else as it is."""
-    return pixels if pixels.is_floating_point() else pixels.float() / 255
-
-
 def as_keras(module: nn.Module) -> None:
-    """Begin as Keras begins: Glorot uniform weights, zero biases."""
+    """Initialise convolutions and linear layers as Keras does: Glorot uniform weights, biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """Pixels as float in 0..1: uint8 is divided by 255, floats stay as they are."""
+    return pixels if pixels.is_floating_point() else pixels.float() / 255
+
+
+def padded_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Pad with zeros as TensorFlow's "same" does: an odd one goes to the right and the bottom."""
+    pads = []
+    for length in (x.shape[-1], x.shape[-2]):
+        total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+        pads += [total // 2, total - total // 2]
+    return functional.pad(x, pads)
 
 
 def _batch_norm(width: int) -> nn.BatchNorm2d:

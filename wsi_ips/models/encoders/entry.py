@@ -1,4 +1,4 @@
-"""What has to be known of a published encoder before it is listed."""
+"""What is written down about a published encoder: :class:`EncoderEntry`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,11 @@ from typing import Any, Literal
 from wsi_ips.config import TransformConfig
 
 Output = Literal["cls", "cls_mean", "model"]
+"""What becomes the embedding: the class token (``cls``), the class token beside the mean of the patch tokens
+(``cls_mean``), or what the network pools itself (``model``).
+"""
 Statistics = tuple[float, float, float]
+"""A value for each of red, green and blue, in 0..1."""
 
 IMAGENET_MEAN: Statistics = (0.485, 0.456, 0.406)
 IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
@@ -16,15 +20,18 @@ CLIP_MEAN: Statistics = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Statistics = (0.26862954, 0.26130258, 0.27577711)
 
 HUB = "https://huggingface.co/"
+"""Address of the Hugging Face hub."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimmArchitecture:
     """A network that timm builds.
 
-    name: timm's name of it. arguments: keyword arguments of ``timm.create_model``; classes are written as the
-    words of :data:`wsi_ips.models.encoders.network.LAYERS`. stage: the feature stage that is average-pooled; none:
-    the whole network.
+    Attributes:
+        name: Its name in timm.
+        arguments: Keyword arguments of ``timm.create_model``. Classes are written as the words of
+            :data:`wsi_ips.models.encoders.network.LAYERS`.
+        stage: The feature stage that is average-pooled. None: the whole network is used.
     """
 
     name: str
@@ -36,9 +43,11 @@ class TimmArchitecture:
 class OwnArchitecture:
     """A network that timm does not have.
 
-    build: a function without arguments, or its place as ``package.module:function``. It returns a module that maps
-    normalised pixels (n, 3, P, P) to (n, width). Where the module has a method ``renamed(tensors)``, weights files
-    go through it first: {name in the file: tensor} to {name in the module: tensor}.
+    Attributes:
+        build: A function without arguments, or its place as ``package.module:function``. It returns a module
+            that maps normalised pixels (n, 3, P, P) to (n, width). If the module has a method
+            ``renamed(tensors)``, the tensors of a weights file go through it first: ``{name in the file:
+            tensor}`` to ``{name in the module: tensor}``.
     """
 
     build: str | Callable[[], Any]
@@ -48,21 +57,27 @@ class OwnArchitecture:
 class EncoderEntry:
     """An encoder that can be used by its name. Every field has to be given.
 
-    - name: what a user calls it.
-    - sources: repositories on the Hugging Face hub that hold its weights, the authors' first.
-    - files: names of the weights file there, the preferred one first.
-    - licence: of the weights. gated: whether the hub asks for consent first.
-    - patch_px: side in pixels of the patches that it is meant for. transform: what is done to such a patch.
-    - mean, std: of red, green and blue in 0..1.
-    - mpp: micrometres per pixel of the patches that it was trained on, the recommended one first; empty where
-      nobody says. mpp_basis: whether the authors state that (``stated``), name only a magnification, or users have
-      settled on it (``convention``).
-    - output: the class token, the class token beside the mean of the patch tokens, or what the network pools
-      itself. prefix_tokens: class and register tokens in front of the patch tokens; 0 where there are no tokens.
-    - width: of an embedding. parameters: weights of the network as it is built here.
-    - precision: that its authors compute in.
-    - checked: ``run`` where the architecture was built and counted against published figures, ``inferred`` where
-      an argument was derived from such figures, ``read`` where it was written down from code alone.
+    Attributes:
+        name: What a user calls it.
+        sources: Repositories on the Hugging Face hub that hold its weights, that of the authors first.
+        files: Names of the weights file there, the preferred one first.
+        licence: The licence of the weights.
+        gated: Whether the hub asks for consent first.
+        architecture: The network.
+        patch_px: Side in pixels of the patches that it is meant for.
+        transform: What is done to such a patch.
+        mean, std: Mean and standard deviation of red, green and blue, in 0..1.
+        mpp: µm per pixel of the patches that it was trained on, the recommended one first. Empty if nobody says.
+        mpp_basis: Whether the authors state the resolution (``stated``), name only a magnification
+            (``magnification``), or users have settled on it (``convention``).
+        output: What becomes the embedding.
+        prefix_tokens: Number of class and register tokens in front of the patch tokens; 0 if there are no
+            tokens.
+        width: Width of an embedding.
+        parameters: Number of weights of the network as it is built here.
+        precision: The precision that its authors compute in.
+        checked: ``run`` if the architecture was built and counted against published figures, ``inferred`` if an
+            argument was derived from such figures, ``read`` if it was written down from code alone.
     """
 
     name: str
@@ -85,7 +100,7 @@ class EncoderEntry:
     checked: Literal["run", "inferred", "read"]
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` for metadata that cannot be: a wrong entry is an error at import."""
+        """Raise ``ValueError`` for impossible values, so that a wrong entry is an error at import."""
         wrong = [
             what
             for what, holds in {
@@ -110,12 +125,12 @@ class EncoderEntry:
 
     @property
     def page(self) -> str:
-        """The page with its licence and, where it is gated, the form to ask for it."""
+        """The page of the encoder, with its licence and, if it is gated, the form that asks for consent."""
         return HUB + self.sources[0]
 
 
 def resized(
     px: int, *, crop: int | None = None, interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 ) -> TransformConfig:
-    """The usual transform: resize to ``px``, then keep the centre of ``crop`` pixels."""
+    """The usual transform: resize to ``px`` pixels, then keep the central ``crop`` pixels."""
     return TransformConfig(resize=px, crop=crop, interpolation=interpolation)

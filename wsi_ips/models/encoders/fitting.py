@@ -1,4 +1,6 @@
-"""Which patches suit an encoder: its own where the user has set none, a warning where they do not fit."""
+"""Which patches suit an encoder: :func:`fitting_tiling` fills in what the user has not set, and warns of a
+misfit.
+"""
 
 import logging
 
@@ -8,17 +10,20 @@ from wsi_ips.models.encoders.entry import EncoderEntry
 from wsi_ips.models.encoders.registry import entry_of
 
 SAME_MPP = 0.02
-"""Resolutions that differ by less than this share are the same."""
+"""Two resolutions that differ by less than this share count as the same."""
 
 logger = logging.getLogger(__name__)
 
 
 def fitting_tiling(tiling: TilingConfig, encoder: EncoderConfig) -> TilingConfig:
-    """The tiling with a listed encoder's own ``patch_px`` and ``patch_mpp`` in place of what was not set.
+    """The tiling with the ``patch_px`` and ``patch_mpp`` of a listed encoder in place of those that the user has
+    not set.
 
-    What was set stays, and a warning with both numbers says where it differs. Any other encoder's tiling is
-    returned as it is. Raises :class:`ConfigError` where the encoder's patch is not larger than the overlap that
-    was set.
+    What the user has set stays, and a warning with both numbers says where it differs. For an encoder that is
+    not listed, the tiling is returned as it is.
+
+    Raises:
+        ConfigError: The patches of the encoder are not larger than the overlap that was set.
     """
     entry = entry_of(encoder.name)
     if entry is None:
@@ -39,7 +44,9 @@ def fitting_tiling(tiling: TilingConfig, encoder: EncoderConfig) -> TilingConfig
 
 
 def misfit(entry: EncoderEntry, encoder: EncoderConfig, *, patch_px: int, patch_mpp: float) -> str:
-    """What is unlike the patches that the encoder was trained on, in words; empty: nothing."""
+    """In which way these patches differ from those that the encoder was trained on, as a text. Empty if they do
+    not.
+    """
     wanted_px = entry.input_px if encoder.transform == "none" else entry.patch_px
     known = not entry.mpp or any(abs(patch_mpp / mpp - 1) <= SAME_MPP for mpp in entry.mpp)
     if known and patch_px == wanted_px:

@@ -1,6 +1,8 @@
-"""Where a listed encoder's weights lie: in a folder, or in the Hugging Face hub's cache on this machine.
+"""Where the weights of a listed encoder are: in a folder, or in the cache of the Hugging Face hub on this
+machine.
 
-``HF_HUB_CACHE``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` are respected by the hub's own client.
+:func:`hub_weights` finds or downloads them. The client of the hub respects ``HF_HUB_CACHE``, ``HF_HOME`` and
+``HF_HUB_OFFLINE``.
 """
 
 from pathlib import Path
@@ -14,13 +16,43 @@ USUAL_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+"""Names that a weights file usually has on the hub, the preferred one first."""
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".torch", ".ckpt")
+"""Suffixes of weights files."""
+
+
+def hub_weights(entry: EncoderEntry) -> Path:
+    """The weights of a listed encoder. They are downloaded once if they are not in the cache and the hub may be
+    asked.
+
+    Raises:
+        CheckpointError: They cannot be had. The message names the file, and the page with the licence.
+    """
+    return cached_weights(entry) or _downloaded(entry.sources[0], entry.files, entry.name, how_to_get(entry))
+
+
+def cached_weights(entry: EncoderEntry) -> Path | None:
+    """The weights of a listed encoder in the cache of the hub, or None if they are not there. Never uses the
+    network.
+    """
+    return _cached(entry.sources, entry.files)
+
+
+def repository_weights(source: str) -> Path:
+    """The weights of any repository, ``organisation/name``, from the cache or downloaded once.
+
+    Raises:
+        CheckpointError: They cannot be had, or ``source`` is not the name of a repository.
+    """
+    fix = f"hf download {source}, or set encoder.weights to a file or a folder; see {HUB}{source}"
+    return _cached((source,), ()) or _downloaded(source, USUAL_FILES, source, fix)
 
 
 def weights_in_folder(folder: Path, files: tuple[str, ...] = ()) -> Path:
-    """The weights file in a folder: one of ``files``, one of the usual names, or the only one that there is.
+    """The weights file in a folder: one of ``files``, one with a usual name, or the only one that there is.
 
-    Raises :class:`CheckpointError` where there is none, or several of other names.
+    Raises:
+        CheckpointError: There is none, or there are several with other names.
     """
     for name in (*files, *USUAL_FILES):
         if (folder / name).is_file():
@@ -36,18 +68,13 @@ def weights_in_folder(folder: Path, files: tuple[str, ...] = ()) -> Path:
     )
 
 
-def cached_weights(entry: EncoderEntry) -> Path | None:
-    """The encoder's weights in the hub's cache; None: they are not here. Asks no network."""
-    return _cached(entry.sources, entry.files)
-
-
-def repository_weights(source: str) -> Path:
-    """The weights of any repository, ``organisation/name``, from the cache or downloaded once.
-
-    Raises :class:`CheckpointError`.
-    """
-    mend = f"hf download {source}, or set encoder.weights to a file or a folder; see {HUB}{source}"
-    return _cached((source,), ()) or _downloaded(source, USUAL_FILES, source, mend)
+def how_to_get(entry: EncoderEntry) -> str:
+    """What a user has to do to get the weights of a listed encoder, in one line."""
+    consent = f"accept the licence ({entry.licence}) at {entry.page}, then " if entry.gated else ""
+    return (
+        f"{consent}hf download {entry.sources[0]} {entry.files[0]}, or set encoder.weights to that file or its "
+        f"folder; licence and terms: {entry.page}"
+    )
 
 
 def _cached(sources: tuple[str, ...], files: tuple[str, ...]) -> Path | None:
@@ -60,22 +87,14 @@ def _cached(sources: tuple[str, ...], files: tuple[str, ...]) -> Path | None:
                 found = try_to_load_from_cache(source, name)
             except HFValidationError as error:
                 raise CheckpointError(
-                    source, f"is no name of a repository ({one_line(error, most=120)})"
+                    source, f"is not the name of a repository ({one_line(error, most=120)})"
                 ) from None
             if isinstance(found, str) and _is_whole(Path(found)):
                 return Path(found)
     return None
 
 
-def hub_weights(entry: EncoderEntry) -> Path:
-    """The encoder's weights, downloaded once where they are not in the cache and the hub may be asked.
-
-    Raises :class:`CheckpointError` that names the page with the licence and the file that is wanted.
-    """
-    return cached_weights(entry) or _downloaded(entry.sources[0], entry.files, entry.name, how_to_get(entry))
-
-
-def _downloaded(source: str, files: tuple[str, ...], name_of_all: str, mend: str) -> Path:
+def _downloaded(source: str, files: tuple[str, ...], name_of_all: str, fix: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -89,20 +108,11 @@ def _downloaded(source: str, files: tuple[str, ...], name_of_all: str, mend: str
             reasons.append(f"{name}: {one_line(f'{type(error).__name__}: {error}', most=120)}")
             if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
                 break  # no network or no consent: another file would fare no better
-    raise CheckpointError(name_of_all, f"weights are not on this machine ({'; '.join(reasons)})", mend)
-
-
-def how_to_get(entry: EncoderEntry) -> str:
-    """What a user has to do for the weights, in one line."""
-    consent = f"accept the licence ({entry.licence}) at {entry.page}, then " if entry.gated else ""
-    return (
-        f"{consent}hf download {entry.sources[0]} {entry.files[0]}, or set encoder.weights to that file or its "
-        f"folder; licence and terms: {entry.page}"
-    )
+    raise CheckpointError(name_of_all, f"weights are not on this machine ({'; '.join(reasons)})", fix)
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the shards that an index names lie beside it; a file that is no index is whole."""
+    """Whether the shards that an index names are beside it. A file that is not an index is whole."""
     if not path.name.endswith(".index.json"):
         return path.is_file()
     import json

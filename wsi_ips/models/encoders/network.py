@@ -1,4 +1,7 @@
-"""From an encoder's settings to its whole network, still without pretrained weights of files."""
+"""From the settings of an encoder to its whole network, before any weights are read from files.
+
+:func:`network_of` builds a listed encoder, :func:`timm_network` any other model of timm.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -14,7 +17,7 @@ from wsi_ips.config import EncoderConfig, SpecificationTable
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.models.encoders.entry import EncoderEntry, OwnArchitecture, TimmArchitecture
 from wsi_ips.models.encoders.registry import built, known_names
-from wsi_ips.models.spinenet import MEMBERS  # and its models become timm's
+from wsi_ips.models.spinenet import MEMBERS  # this import also registers its models with timm
 from wsi_ips.models.spinenet.specification import specification_of
 
 LAYERS: Mapping[str, Any] = {
@@ -27,31 +30,18 @@ LAYERS: Mapping[str, Any] = {
     "LayerNorm": partial(nn.LayerNorm, eps=1e-6),
     "LayerNorm-1e-12": partial(nn.LayerNorm, eps=1e-12),
 }
-"""Layers by the words that stand for them in settings, which hold no classes."""
+"""Layers by the words that stand for them in settings, which cannot hold classes."""
 
 LAYER_ARGUMENTS = ("mlp_layer", "act_layer", "norm_layer")
-
-
-def network_of(entry: EncoderEntry, config: EncoderConfig) -> Any:
-    """A listed encoder's network with random weights. Raises :class:`ConfigError`."""
-    if config.in_channels != 3:
-        raise ConfigError(f"encoder {entry.name} takes colours: leave encoder.in_channels at 3")
-    if isinstance(entry.architecture, OwnArchitecture):
-        if config.args or config.img_size:
-            raise ConfigError(f"encoder {entry.name} takes no arguments: leave encoder.args and img_size out")
-        return built(_function(entry.architecture, entry.name), entry.name)
-    architecture: TimmArchitecture = entry.architecture
-    arguments = {**architecture.arguments, **config.args}
-    if config.img_size:
-        arguments["img_size"] = config.img_size
-    return _created(architecture.name, arguments, shown=entry.name)
+"""Arguments of ``timm.create_model`` that take such a word."""
 
 
 def timm_network(config: EncoderConfig) -> Any:
-    """Any other model that timm knows, with its own pretrained weights where ``weights`` is ``timm``.
+    """Any other model that timm knows, with its pretrained weights if ``weights`` is ``timm``.
 
-    Raises :class:`ConfigError` for a name that nobody knows and for arguments that the model does not take,
-    :class:`CheckpointError` for weights that cannot be had.
+    Raises:
+        ConfigError: There is no such model, or it does not take these arguments.
+        CheckpointError: The weights, or the description of an ``hf-hub:`` model, cannot be fetched.
     """
     if config.specification is not None:
         return _specified(config, config.specification)
@@ -81,6 +71,25 @@ def timm_network(config: EncoderConfig) -> Any:
         ) from None
 
 
+def network_of(entry: EncoderEntry, config: EncoderConfig) -> Any:
+    """The network of a listed encoder, with random weights.
+
+    Raises:
+        ConfigError: The network does not take these settings, or its code cannot be imported.
+    """
+    if config.in_channels != 3:
+        raise ConfigError(f"encoder {entry.name} takes colours: leave encoder.in_channels at 3")
+    if isinstance(entry.architecture, OwnArchitecture):
+        if config.args or config.img_size:
+            raise ConfigError(f"encoder {entry.name} takes no arguments: leave encoder.args and img_size out")
+        return built(_function(entry.architecture, entry.name), entry.name)
+    architecture: TimmArchitecture = entry.architecture
+    arguments = {**architecture.arguments, **config.args}
+    if config.img_size:
+        arguments["img_size"] = config.img_size
+    return _created(architecture.name, arguments, shown=entry.name)
+
+
 def _created(name: str, arguments: Mapping[str, Any], *, shown: str, pretrained: bool = False) -> Any:
     words = {**arguments}
     for argument in LAYER_ARGUMENTS:
@@ -90,11 +99,11 @@ def _created(name: str, arguments: Mapping[str, Any], *, shown: str, pretrained:
         if word in LAYERS:
             words[argument] = LAYERS[word]
         elif argument == "mlp_layer":
-            raise ConfigError(f"encoder.args.{argument}: {word!r} is none of {', '.join(LAYERS)}")
+            raise ConfigError(f"encoder.args.{argument}: {word!r} is not one of {', '.join(LAYERS)}")
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **words)
     except Exception as error:
-        # timm says in many ways that an argument does not suit; the hub's client, that weights cannot be had.
+        # timm raises one of these for an argument that does not suit; other errors come from the hub's client.
         theirs = isinstance(error, TypeError | AssertionError | KeyError | AttributeError)
         if words.keys() <= {"in_chans"} or (pretrained and not theirs):
             raise
@@ -105,7 +114,9 @@ def _created(name: str, arguments: Mapping[str, Any], *, shown: str, pretrained:
 
 
 def _specified(config: EncoderConfig, table: SpecificationTable) -> Any:
-    """A SpineNet of these blocks. Raises :class:`ConfigError` for what is no graph, or no SpineNet's name."""
+    """A SpineNet of these blocks. Raises ConfigError if they are not a graph, or ``name`` is not that of a
+    SpineNet.
+    """
     name = "spinenet49" if config.name == "spinenet" else config.name
     if name not in MEMBERS or config.weights == "timm":
         raise ConfigError(

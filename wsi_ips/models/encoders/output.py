@@ -1,6 +1,8 @@
-"""Which of a transformer's tokens become a patch's embedding.
+"""Which of the tokens of a transformer become the embedding of a patch.
 
-Shape suffixes: n patches, P patch side, T tokens (class and registers first, patches behind them), D width.
+:func:`output_of` decides when the encoder is built, :func:`token_pool` picks the tokens in each forward pass.
+
+Shape suffixes: n patches, P patch side, T tokens (class and registers first, then patches), D width.
 """
 
 from typing import Any
@@ -14,10 +16,17 @@ from wsi_ips.models.encoders.entry import EncoderEntry, Output
 
 
 def output_of(whole: Any, config: EncoderConfig, entry: EncoderEntry | None) -> Output:
-    """``cls``, ``cls_mean``, or ``model``: what the network, its stage or its levels pool by themselves.
+    """What becomes the embedding: ``cls``, ``cls_mean``, or ``model`` for what the network or its stages pool
+    themselves.
 
-    Raises :class:`ConfigError` for tokens of a network that has none, or that norms only what it has pooled, and
-    for a network that pools nothing where nobody says which tokens are meant.
+    Args:
+        whole: The network.
+        config: The settings of the encoder.
+        entry: Its metadata, if it is listed.
+
+    Raises:
+        ConfigError: Tokens are wanted from a network that has none, or that normalises only its pooled features;
+            or the network returns tokens and nobody says which ones are meant.
     """
     if config.pooling == "levels" or config.stage is not None:
         return "model"
@@ -39,8 +48,11 @@ def output_of(whole: Any, config: EncoderConfig, entry: EncoderEntry | None) -> 
 
 
 def token_pool(network: Any, pixels_n3PP: Tensor, output: Output) -> Tensor:
-    """(n, 3, P, P) normalised pixels to the class token (n, D), or with the mean of the patch tokens beside it
-    (n, 2 D). Registers are in neither."""
+    """Map normalised pixels (n, 3, P, P) to the class token (n, D), or to it beside the mean of the patch tokens
+    (n, 2 D).
+
+    Registers are in neither.
+    """
     tokens_nTD: Tensor = network.forward_features(pixels_n3PP)
     if output == "cls":
         return tokens_nTD[:, 0]

@@ -1,7 +1,9 @@
-"""Which encoders can be named: ours, those of other packages, and a function in a file of the user's own.
+"""Which encoders can be used by name: the listed ones, those of other packages, and functions in a file of the
+user.
 
-Another package adds an encoder with an entry point of the group ``wsi_ips.encoders``: its name is the encoder's,
-its object an :class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`).
+:func:`named` finds an encoder, :func:`entry_of` its metadata. Another package adds an encoder with an entry
+point of the group ``wsi_ips.encoders``. The name of the entry point is that of the encoder; its object is an
+:class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`).
 """
 
 import importlib.util
@@ -33,8 +35,9 @@ from wsi_ips.models.encoders.families import (
 from wsi_ips.registry import Registry
 
 CODE_FILE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
+"""The form ``FILE.py:FUNCTION`` of an encoder that is a function in a file of the user."""
 ALLOWED_CODE = "WSI_IPS_ENCODER_CODE"
-"""The environment variable by which a user allows a checkpoint's ``FILE.py:FUNCTION`` to be run."""
+"""The environment variable by which a user allows the ``FILE.py:FUNCTION`` of a checkpoint to be run."""
 
 
 def _unique(*families: tuple[EncoderEntry, ...]) -> dict[str, EncoderEntry]:
@@ -63,18 +66,17 @@ ENCODERS: Mapping[str, EncoderEntry] = _unique(
 )
 """The metadata of the encoders that come with wsi_ips, by name."""
 
-ENCODER_REGISTRY: Registry[Any] = Registry("encoder", ENCODERS, group="wsi_ips.encoders")
-"""All encoders that have a name here. Another package adds one under the entry point group ``wsi_ips.encoders``:
-an :class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`)."""
-
 
 def named(name: str) -> EncoderEntry | Any | None:
-    """What ``name`` stands for; None: nothing here, so that it is timm's or the hub's to know.
+    """The encoder of this name. None if nobody here knows it, so that timm or the hub may.
 
-    An :class:`EncoderEntry`, or the module that a function of the user's or of another package returned: it maps
-    pixels (n, 3, P, P) of 0..1, normalised by ``model.encoder.mean`` and ``std`` where these are set, to (n, D),
-    and its attribute ``dim`` is D. A function in a file is run: :func:`check_code_allowed` comes first for a name
-    that the user has not given. Raises :class:`ConfigError`.
+    The result is an :class:`EncoderEntry`, or the module that a function of the user or of another package
+    returned. Such a module maps pixels (n, 3, P, P) in 0..1, normalised by ``model.encoder.mean`` and ``std`` if
+    these are set, to (n, D), and its attribute ``dim`` is D. A function in a file is run, so call
+    :func:`check_code_allowed` first for a name that does not come from the user.
+
+    Raises:
+        ConfigError: The file or the package of the encoder does not load, or its function fails.
     """
     if name in ENCODERS:
         return ENCODERS[name]
@@ -84,9 +86,12 @@ def named(name: str) -> EncoderEntry | Any | None:
 
 
 def entry_of(name: str) -> EncoderEntry | None:
-    """The metadata of an encoder; None where nobody has written any. Raises as :func:`named`.
+    """The metadata of an encoder, or None if there are none.
 
-    Builds no network, and runs no file that the user has not named (:func:`allow_code`).
+    No network is built, and a file is run only if the user has named it (:func:`allow_code`).
+
+    Raises:
+        ConfigError: The file or the package of the encoder does not load.
     """
     if name in ENCODERS:
         return ENCODERS[name]
@@ -98,33 +103,53 @@ def entry_of(name: str) -> EncoderEntry | None:
     return found if isinstance(found, EncoderEntry) else None
 
 
+def known_names() -> list[str]:
+    """The names of all encoders: the listed ones in the order of their families, then those of other packages."""
+    return ENCODER_REGISTRY.names()
+
+
 def code_file(name: str) -> Path | None:
     """The file of ``FILE.py:FUNCTION``; None for any other name."""
     found = CODE_FILE.fullmatch(name)
     return Path(found["file"]) if found else None
 
 
-def known_names() -> list[str]:
-    """Ours in the order of their families, then other packages'."""
-    return ENCODER_REGISTRY.names()
-
-
 def allow_code(name: str) -> None:
-    """Note, for this process and those that it starts, that the user has named this encoder himself."""
+    """Note that the user has named this encoder, for this process and those that it starts."""
     if CODE_FILE.fullmatch(name):
         os.environ[ALLOWED_CODE] = _full_name(name)
 
 
 def check_code_allowed(name: str) -> None:
-    """Raise :class:`ConfigError` for code in a file that the user has not named.
+    """Refuse code in a file that the user has not named.
 
-    A checkpoint may come from anybody, and what it names must not be run for that alone.
+    A checkpoint may come from anybody, and that it names a file must not be enough to run it.
+
+    Raises:
+        ConfigError: The name is that of code in a file, and the user has not allowed it.
     """
     if CODE_FILE.fullmatch(name) and not _is_allowed(name):
         raise ConfigError(
-            f"its encoder is code that would be run, {name}; where you trust it, set {ALLOWED_CODE}="
+            f"its encoder is code that would be run, {name}; if you trust it, set {ALLOWED_CODE}="
             f"{_full_name(name)}"
         )
+
+
+def built(build: Callable[[], Any], name: str) -> Any:
+    """What the function ``build`` returns.
+
+    Raises:
+        ConfigError: It raised an exception.
+    """
+    try:
+        return build()
+    except Exception as error:
+        raise ConfigError(f"encoder {name}: its function does not run: {_reason(error)}") from error
+
+
+ENCODER_REGISTRY: Registry[Any] = Registry("encoder", ENCODERS, group="wsi_ips.encoders")
+"""All encoders that have a name here. Another package adds one under the entry point group ``wsi_ips.encoders``:
+an :class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`)."""
 
 
 def _is_allowed(name: str) -> bool:
@@ -132,7 +157,7 @@ def _is_allowed(name: str) -> bool:
 
 
 def _full_name(name: str) -> str:
-    """``FILE.py:FUNCTION`` from the file system's root."""
+    """``FILE.py:FUNCTION`` with the absolute path of the file."""
     file, _, function = name.rpartition(":")
     return f"{Path(file).resolve()}:{function}"
 
@@ -148,7 +173,7 @@ def _from_file(name: str) -> Any:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    # Where the file's own classes are looked for, e.g. by dataclasses.
+    # Dataclasses, among others, look the classes of a file up here.
     sys.modules[specification.name] = module
     try:
         specification.loader.exec_module(module)
@@ -160,7 +185,7 @@ def _from_file(name: str) -> Any:
 
 
 def _given(found: Any, name: str) -> Any:
-    """An entry or a module: what was found, or what it returns when it is called."""
+    """The entry or module that was found, or that the function that was found returns."""
     if isinstance(found, EncoderEntry):
         return found
     if not callable(found):
@@ -168,14 +193,6 @@ def _given(found: Any, name: str) -> Any:
             f"encoder {name}: is of type {type(found).__name__}, neither a function nor an EncoderEntry"
         )
     return built(found, name)
-
-
-def built(build: Callable[[], Any], name: str) -> Any:
-    """What the function returns. Raises :class:`ConfigError` for whatever it raises."""
-    try:
-        return build()
-    except Exception as error:
-        raise ConfigError(f"encoder {name}: its function does not run: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

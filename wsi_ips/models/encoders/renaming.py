@@ -1,8 +1,9 @@
-"""Transformers as others name their tensors, as timm names them.
+"""Renames the tensors of transformers that other programs wrote to the names of timm: :func:`as_timm`.
 
-Three ways of naming are known by the names themselves: timm's own, Meta's DINOv2, and transformers' ViT and DINOv2
-(with and without registers). Sources: timm's ``vision_transformer``; facebookresearch/dinov2; transformers'
-``modeling_vit``, ``modeling_dinov2`` as ``save_pretrained`` writes them.
+Three ways of naming are recognised by the names themselves: that of timm, that of Meta's DINOv2, and those of
+the ViT and DINOv2 of the package transformers (with and without registers). Sources: ``vision_transformer`` of
+timm; facebookresearch/dinov2; ``modeling_vit`` and ``modeling_dinov2`` of transformers, as ``save_pretrained``
+writes them.
 """
 
 import math
@@ -15,7 +16,9 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 HF_MARK = "embeddings.patch_embeddings.projection.weight"
+"""A tensor that only files of transformers have."""
 DINO_MARK = "patch_embed.proj.weight"
+"""A tensor that files of DINOv2 and of timm have."""
 _HF_BLOCK = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")
 
@@ -34,15 +37,25 @@ HF_NAMES = {
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
 }
+"""Layers in transformers, and what timm calls them."""
 HF_SCALES = {"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"}
+"""The layer scales in transformers, and what timm calls them."""
 QKV = ("query", "key", "value")
+"""Layers that transformers keeps apart and timm stacks."""
+_EMBEDDINGS = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.register_tokens": "reg_token",
+}
+"""Embeddings in transformers, and what timm calls them."""
 
 
 def as_timm(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """{name: tensor} under timm's names for ``model``, a transformer of timm; anything else as it is.
+    """The tensors ``{name: tensor}`` under the names of timm for ``model``, a transformer of timm. Others stay
+    as they are.
 
-    Positions that transformers stores for another size are fitted to the model's grid, bicubic without
-    antialiasing as transformers fits them at each call; nothing else is resampled.
+    Positions that transformers stores for another size are fitted to the grid of the model, bicubic without
+    antialiasing, as transformers does in each call. Nothing else is resampled.
     """
     for name in tensors:
         if name.endswith(HF_MARK):
@@ -94,15 +107,8 @@ def _from_transformers(tensors: Mapping[str, Tensor], model: Any) -> dict[str, T
     return _without_embedded_class(found, model)
 
 
-_EMBEDDINGS = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.register_tokens": "reg_token",
-}
-
-
 def _on_grid(positions_1NC: Tensor, model: Any) -> Tensor:
-    """Positions of the class token and a square grid, on the model's grid."""
+    """Positions of the class token and a square grid, resampled to the grid of the model."""
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     n = positions_1NC.shape[1] - 1
     if grid is None or n == grid[0] * grid[1] or math.isqrt(n) ** 2 != n:
@@ -114,7 +120,7 @@ def _on_grid(positions_1NC: Tensor, model: Any) -> Tensor:
 
 
 def _without_embedded_class(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Where timm's model has no position for the class token, that position is added to the token itself."""
+    """Where the model has no position for the class token, add that position to the token itself."""
     if getattr(model, "no_embed_class", False) and {"cls_token", "pos_embed"} <= tensors.keys():
         positions_1NC = tensors["pos_embed"]
         if positions_1NC.shape[1] == model.pos_embed.shape[1] + 1:

@@ -1,14 +1,10 @@
-"""Stored features in the place of an encoder.
+"""The encoder of patches: :class:`TimmEncoder` maps pixels to one embedding per patch.
 
-Shape suffixes: n patches, C feature width.
+It is any listed encoder, any model of timm, or a function of the user. :class:`FeatureEncoder` takes its place
+when features are stored already. :class:`Projector` and :class:`PlainProjector` map the features of either to
+embeddings of another width.
 
-Projectors: they read stored features, or narrow an image encoder's output.
-
-Shape suffixes: n patches, C input width, D output width.
-
-Any listed encoder, timm model or function of a user's as patch encoder: pixels in, one embedding per patch out.
-
-Shape suffixes: n patches, P patch side, T tokens, D embedding width.
+Shape suffixes: n patches, P patch side, C input width, D embedding width.
 """
 
 from typing import Any, Self
@@ -27,66 +23,23 @@ from wsi_ips.models.encoders.registry import named
 from wsi_ips.models.encoders.transform import patch_transform
 from wsi_ips.models.encoders.weights import load_weights
 
-
-class FeatureEncoder(nn.Module):
-    """(n, C) of any float type to the same in float32; ``dim`` is C. Has no weights."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, features_nC: Tensor) -> Tensor:
-        """Raises :class:`ConfigError` for pixels, or features of another width."""
-        if features_nC.ndim != 2 or features_nC.shape[1] != self.dim:
-            raise ConfigError(
-                f"this network reads stored features of width {self.dim}, not {tuple(features_nC.shape[1:])}"
-            )
-        return features_nC.to(torch.float32)
-
-
-class Projector(nn.Module):
-    """LayerNorm without affine, Linear, BatchNorm, ReLU (Bergner et al. 2023, CAMELYON16 model)."""
-
-    def __init__(self, n_in: int, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.norm = nn.LayerNorm(n_in, eps=1e-5, elementwise_affine=False)
-        self.linear = nn.Linear(n_in, dim)
-        self.batch_norm = nn.BatchNorm1d(dim)
-
-    def forward(self, x_nC: Tensor) -> Tensor:
-        """(n, C) float to (n, D)."""
-        projected: Tensor = self.batch_norm(self.linear(self.norm(x_nC))).relu()
-        return projected
-
-
-class PlainProjector(nn.Module):
-    """Linear, ReLU, dropout, as attention MIL on stored features has it (CLAM's first layer).
-
-    It looks at each patch by itself: no statistics over the patches of a step, which differ from slide to slide.
-    """
-
-    def __init__(self, n_in: int, dim: int, *, dropout: float) -> None:
-        super().__init__()
-        self.dim = dim
-        self.linear = nn.Linear(n_in, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x_nC: Tensor) -> Tensor:
-        """(n, C) float to (n, D)."""
-        projected: Tensor = self.dropout(self.linear(x_nC).relu())
-        return projected
-
-
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+"""Kinds of BatchNorm that can be frozen."""
 
 
 class TimmEncoder(nn.Module):
-    """(n, 3, P, P) uint8, or float in 0..1, to (n, ``dim``); with ``in_channels`` other than 3, so many.
+    """An encoder of patches: pixels (n, 3, P, P), uint8 or float in 0..1, to embeddings (n, ``dim``).
 
-    Patches are resized and cropped here, on the device, as the encoder's authors or ``config.transform`` say, and
-    normalised with the mean and deviation that the model was pretrained with. Raises :class:`ConfigError` for
-    settings that the encoder cannot have, :class:`CheckpointError` for weights that are missing or do not fit.
+    With ``in_channels`` other than 3 it takes that many. Patches are resized and cropped here, on the device, as
+    the authors of the encoder or ``config.transform`` say, and normalised with the mean and standard deviation
+    that the model was pretrained with.
+
+    Args:
+        config: Which encoder, with which weights.
+
+    Raises:
+        ConfigError: The encoder does not take these settings.
+        CheckpointError: Its weights are missing or do not fit.
     """
 
     mean: Tensor
@@ -111,12 +64,17 @@ class TimmEncoder(nn.Module):
         self._frozen_batch_norm = config.batch_norm == "frozen"
         self._random = config.weights == "none"
         self.backbone.requires_grad_(config.trainable)
-        # Convolutions on a CPU and on tensor cores are faster so; pixels arrive in this order anyway.
+        # Convolutions on a CPU and on tensor cores are faster in this order, and pixels arrive in it anyway.
         self.backbone.to(memory_format=torch.channels_last)
         self.train(self.training)
 
     def forward(self, pixels_n3PP: Tensor) -> Tensor:
-        """Embeddings (n, D) float. Raises :class:`ConfigError` where the model does not take this P."""
+        """Encode patches.
+
+        Raises:
+            ConfigError: The model does not take patches of this size, or returns something else than (n,
+                ``dim``).
+        """
         if self._transform is not None:
             pixels_n3PP = self._transform(pixels_n3PP)
         x_n3PP = self._normalised(pixels_n3PP)
@@ -136,10 +94,10 @@ class TimmEncoder(nn.Module):
         return features_nD
 
     def _normalised(self, pixels_n3PP: Tensor) -> Tensor:
-        """Float, channels last, as the model was pretrained.
+        """The pixels as float, channels last, normalised as for the pretraining of the model.
 
-        Worked on rows of interleaved colours: over a channels-last (n, 3, P, P) the same arithmetic runs three
-        numbers at a time and takes as long as a quarter of a small encoder.
+        The arithmetic runs over rows of interleaved colours. Over a channels-last (n, 3, P, P) it would run
+        three numbers at a time, and take as long as a quarter of a small encoder.
         """
         largest = 255.0 if pixels_n3PP.dtype == torch.uint8 else 1.0
         factor_3, shift_3 = 1 / (largest * self.std.flatten()), -self.mean.flatten() / self.std.flatten()
@@ -150,23 +108,26 @@ class TimmEncoder(nn.Module):
         return rows.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def _features(self, x_n3PP: Tensor) -> Tensor:
-        """The whole network's pooled features, or the stages' maps averaged, side by side, (n, D)."""
+        """The pooled features (n, D) of the whole network, or the averaged maps of its stages side by side."""
         backbone: Any = self.backbone
         if self._output != "model":
             return token_pool(backbone, x_n3PP, self._output)
         if not self._stages:
             return backbone(x_n3PP)  # type: ignore[no-any-return]
-        # (n, C, height, width) of every family, Swin's channels-last maps too.
+        # NCHW also for families such as Swin, whose own maps are channels last.
         maps = backbone.forward_intermediates(
             x_n3PP, indices=self._stages, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
         return torch.cat([map_nChw.mean(dim=(2, 3)) for map_nChw in maps], dim=1)
 
     def check_normalised(self) -> None:
-        """Raise :class:`ConfigError` where training would leave this encoder without normalisation for good.
+        """Check that training would not leave this encoder without normalisation for good.
 
-        Random weights have no statistics. Frozen, each BatchNorm keeps mean 0 and variance 1, so that it only
-        passes on what it gets. Weights that were loaded into the module since it was built count.
+        Random weights have no statistics. If it is frozen, each BatchNorm keeps mean 0 and variance 1, so that
+        it only passes its input on. Weights that were loaded into the module after it was built count.
+
+        Raises:
+            ConfigError: The weights are random, and a frozen BatchNorm has no statistics.
         """
         if self._random and self._frozen_batch_norm and _without_statistics(self.backbone):
             raise ConfigError(
@@ -176,7 +137,9 @@ class TimmEncoder(nn.Module):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but frozen BatchNorm keeps its pretrained statistics."""
+        """Set training or eval mode. A frozen BatchNorm stays in eval mode, so that it keeps its pretrained
+        statistics.
+        """
         super().train(mode)
         if self._frozen_batch_norm:
             for module in self.backbone.modules():
@@ -186,7 +149,7 @@ class TimmEncoder(nn.Module):
 
 
 def _without_statistics(module: nn.Module) -> bool:
-    """Whether one of its BatchNorms has seen nothing yet."""
+    """Whether a BatchNorm of the module has seen no data yet."""
     return any(
         norm.running_mean is not None
         and norm.running_var is not None
@@ -197,11 +160,11 @@ def _without_statistics(module: nn.Module) -> bool:
 
 
 def _whole(config: EncoderConfig) -> tuple[Any, EncoderEntry | None]:
-    """The whole network without classifier, and its metadata where it is listed."""
+    """The whole network without classifier, and its metadata if it is listed."""
     found = named(config.name)
     if isinstance(found, EncoderEntry):
         if config.weights == "timm":
-            hub_weights(found)  # that they are missing is said before a network of gigabytes is built
+            hub_weights(found)  # raises if they are missing, before a network of gigabytes is built
         return network_of(found, config), found
     if found is None:
         return timm_network(config), None
@@ -216,21 +179,21 @@ def _whole(config: EncoderConfig) -> tuple[Any, EncoderEntry | None]:
 
 
 def _as_listed(config: EncoderConfig) -> bool:
-    """Whether nothing was set that changes what comes out."""
+    """Whether no setting changes what the encoder returns."""
     return not config.args and config.pooling == "model" and config.stage is None
 
 
 def _pixel_statistics(
     whole: nn.Module, config: EncoderConfig, entry: EncoderEntry | None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (channels,) that pixels in 0..1 are normalised by."""
+    """Mean and standard deviation (channels,) by which pixels in 0..1 are normalised."""
     if not config.normalise:
         return torch.zeros(config.in_channels), torch.ones(config.in_channels)
     if config.mean is not None and config.std is not None:
         mean_C, std_C = torch.tensor(config.mean), torch.tensor(config.std)
     elif entry is not None:
         mean_C, std_C = torch.tensor(entry.mean), torch.tensor(entry.std)
-    elif not hasattr(whole, "pretrained_cfg"):  # a user's own module, which says nothing of it
+    elif not hasattr(whole, "pretrained_cfg"):  # a module of the user, whose statistics are unknown
         return torch.zeros(config.in_channels), torch.ones(config.in_channels)
     else:
         data = resolve_model_data_config(whole)
@@ -246,7 +209,7 @@ def _pixel_statistics(
 
 
 def _stages(whole: nn.Module, config: EncoderConfig, entry: EncoderEntry | None) -> list[int]:
-    """The feature stages that are pooled; none: the model pools by itself. Raises :class:`ConfigError`."""
+    """The feature stages that are pooled; none if the model pools by itself."""
     if config.stage is None and config.pooling != "levels":
         own = getattr(entry.architecture, "stage", None) if entry and config.pooling == "model" else None
         return [] if own is None else [own]
@@ -264,18 +227,79 @@ def _stages(whole: nn.Module, config: EncoderConfig, entry: EncoderEntry | None)
 
 
 def _cut(whole: Any, stages: list[int], *, tokens: int = 0) -> tuple[nn.Module, int]:
-    """The model without whatever the stages do not need, and the width of what comes out: ``tokens`` tokens side
-    by side, or what the stages or the model itself give.
+    """The model without what its stages do not need, and the width of its output.
 
-    Not ``features_only``: EfficientNet's and MobileNetV3's extractors run, and keep, every block all the same.
+    ``tokens`` is the number of tokens that the output puts side by side; 0 if the stages or the model itself
+    pool. timm's ``features_only`` is not used, because the extractors of EfficientNet and MobileNetV3 run, and
+    keep, every block all the same.
     """
     if tokens:
         return whole, tokens * int(whole.num_features)
     if not stages and isinstance(getattr(whole, "dim", None), int):
         return whole, whole.dim
     if not stages:
-        # MobileNetV3 and its like have a layer behind the pooled features.
+        # MobileNetV3 and similar models have a layer behind the pooled features.
         return whole, int(getattr(whole, "head_hidden_size", whole.num_features))
     widths = [int(whole.feature_info[stage]["num_chs"]) for stage in stages]
     whole.prune_intermediate_layers(stages, prune_norm=True, prune_head=True)
     return whole, sum(widths)
+
+
+class FeatureEncoder(nn.Module):
+    """Takes the place of an encoder for stored features: (n, C) of any float type to the same in float32.
+
+    ``dim`` is C. It has no weights.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, features_nC: Tensor) -> Tensor:
+        """Return the features as float32.
+
+        Raises:
+            ConfigError: The input is pixels, or features of another width.
+        """
+        if features_nC.ndim != 2 or features_nC.shape[1] != self.dim:
+            raise ConfigError(
+                f"this network reads stored features of width {self.dim}, not {tuple(features_nC.shape[1:])}"
+            )
+        return features_nC.to(torch.float32)
+
+
+class Projector(nn.Module):
+    """LayerNorm without affine, Linear, BatchNorm, ReLU: (n, C) to (n, D) (Bergner et al. 2023, CAMELYON16
+    model).
+    """
+
+    def __init__(self, n_in: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.norm = nn.LayerNorm(n_in, eps=1e-5, elementwise_affine=False)
+        self.linear = nn.Linear(n_in, dim)
+        self.batch_norm = nn.BatchNorm1d(dim)
+
+    def forward(self, x_nC: Tensor) -> Tensor:
+        """Map features (n, C) float to embeddings (n, D)."""
+        projected: Tensor = self.batch_norm(self.linear(self.norm(x_nC))).relu()
+        return projected
+
+
+class PlainProjector(nn.Module):
+    """Linear, ReLU, dropout: (n, C) to (n, D). This is the first layer of CLAM, attention MIL on stored
+    features.
+
+    It looks at each patch by itself. Statistics over the patches of a step would differ from slide to slide.
+    """
+
+    def __init__(self, n_in: int, dim: int, *, dropout: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.linear = nn.Linear(n_in, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_nC: Tensor) -> Tensor:
+        """Map features (n, C) float to embeddings (n, D)."""
+        projected: Tensor = self.dropout(self.linear(x_nC).relu())
+        return projected

@@ -1,4 +1,6 @@
-"""An encoder's own way from a patch to its picture, on the patch's device, to Pillow's very grey levels.
+"""How an encoder gets its picture from a patch: resize and crop, on the device of the patch.
+
+:class:`PatchTransform` gives exactly the grey levels of Pillow, on any device.
 
 Shape suffixes: n patches, P patch side, Q side of the picture.
 """
@@ -15,30 +17,37 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.models.encoders.entry import EncoderEntry
 
 PRECISION_BITS = 22
-"""Of Pillow's fixed-point weights for 8-bit pictures (``Resample.c``: 32 - 8 - 2)."""
-PATCHES_AT_ONCE = {"cpu": 4}
-"""By kind of device, so that what is worked on stays in a processor's cache; others take all at once."""
+"""Bits of Pillow's fixed-point weights for 8-bit pictures (``Resample.c``: 32 - 8 - 2)."""
 CUBIC_A = -0.5
-
+"""Parameter of Pillow's bicubic kernel."""
+PATCHES_AT_ONCE = {"cpu": 4}
+"""How many patches are resampled at a time by kind of device, so that the data stays in the cache of a
+processor. Devices that are not listed take all patches at once.
+"""
 Taps = list[tuple[Tensor, Tensor]]
+"""Pairs of places and weights, see :func:`pillow_taps`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatchTransform:
-    """Resize to ``config.resize``, then cut out the centre of ``config.crop`` pixels.
+    """Resize to ``config.resize`` pixels, then keep the central ``config.crop`` pixels.
 
-    The same integers on any device: with ``antialias`` those that Pillow's ``Image.resize`` gives for an 8-bit
-    picture, so those of the ``torchvision`` transforms that the encoders' authors publish.
+    The result is the same integers on any device. With ``antialias`` they are those that ``Image.resize`` of
+    Pillow gives for an 8-bit picture, and so those of the ``torchvision`` transforms that the authors of
+    encoders publish.
     """
 
     config: TransformConfig
     _taps: dict[tuple[int, str], Taps] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, pixels_n3PP: Tensor) -> Tensor:
-        """(n, 3, P, P) to (n, 3, Q, Q). A patch that is resized becomes uint8: floats in 0..1 are rounded to grey
-        levels first. One that has its size already is returned as it is.
+        """Map patches (n, 3, P, P) to pictures (n, 3, Q, Q).
 
-        Raises :class:`ConfigError` where a patch is smaller than the crop.
+        A patch that is resized becomes uint8; floats in 0..1 are rounded to grey levels first. A patch that has
+        its size already is returned as it is.
+
+        Raises:
+            ConfigError: A patch is smaller than the crop.
         """
         resize, crop = self.config.resize, self.config.crop
         if resize is not None and resize != pixels_n3PP.shape[-1]:
@@ -74,7 +83,7 @@ class PatchTransform:
 
 
 def patch_transform(config: EncoderConfig, entry: EncoderEntry | None) -> PatchTransform | None:
-    """What is done to patches for this encoder; None: nothing."""
+    """What is done to patches for this encoder. None if nothing is."""
     if isinstance(config.transform, TransformConfig):
         return PatchTransform(config.transform)
     if config.transform == "none" or entry is None:
@@ -83,10 +92,17 @@ def patch_transform(config: EncoderConfig, entry: EncoderEntry | None) -> PatchT
 
 
 def pillow_taps(length: int, side: int, interpolation: str) -> Taps:
-    """Which pixels of a line of ``length`` make each of ``side`` new ones, and with which whole-number weights.
+    """Which pixels of a line make each pixel of a resized line, and with which integer weights.
 
-    A list of (places, weights), int64 and int32 of shape (side,); weights sum to about 2^22 over the list.
     Source: Pillow's ``Resample.c``.
+
+    Args:
+        length: Number of pixels of the line.
+        side: Number of pixels of the resized line.
+        interpolation: ``bilinear`` or ``bicubic``.
+
+    Returns:
+        A list of (places, weights), int64 and int32 of shape (side,). Weights sum to about 2^22 over the list.
     """
     support, kernel = (1.0, _triangle) if interpolation == "bilinear" else (2.0, _cubic)
     scale = length / side
@@ -105,7 +121,7 @@ def pillow_taps(length: int, side: int, interpolation: str) -> Taps:
     for number in range(most):
         places = [min(first + number, length - 1) for first, _ in lines]
         weights = [weights[number] if number < len(weights) else 0 for _, weights in lines]
-        # On the CPU even where networks are being built on the meta device.
+        # On the CPU even while networks are built on the meta device.
         taps.append(
             (
                 torch.tensor(places, device="cpu"),
@@ -116,9 +132,9 @@ def pillow_taps(length: int, side: int, interpolation: str) -> Taps:
 
 
 def _resampled(pixels_n3PP: Tensor, taps: Taps) -> Tensor:
-    """uint8 along rows, then along columns, with uint8 in between as Pillow has it.
+    """Resample uint8 along rows, then along columns, with uint8 in between as Pillow does.
 
-    The axis that is resampled comes second each time, so that whole lines are copied; what comes out is channels
+    The axis that is resampled comes second each time, so that whole lines are copied. The result is channels
     last in memory.
     """
     n, channels, height, width = pixels_n3PP.shape
@@ -129,7 +145,7 @@ def _resampled(pixels_n3PP: Tensor, taps: Taps) -> Tensor:
 
 
 def _pass(lines: Tensor, taps: Taps) -> Tensor:
-    """(n, lines, length) uint8 to other lines, each the rounded and clipped weighted sum of some."""
+    """Map (n, lines, length) uint8 to other lines, each the rounded and clipped weighted sum of some lines."""
     total = torch.full((), 1 << (PRECISION_BITS - 1), dtype=torch.int32, device=lines.device)
     for places, weights in taps:
         term = lines.index_select(1, places).to(torch.int32)
@@ -144,7 +160,7 @@ def _grey_levels(pixels: Tensor) -> Tensor:
 
 
 def _fixed(weight: float) -> int:
-    """Rounded half away from zero, as a cast of C does it."""
+    """The weight as an integer, rounded half away from zero as a cast in C does."""
     scaled = weight * (1 << PRECISION_BITS)
     return int(scaled - 0.5) if weight < 0 else int(scaled + 0.5)
 

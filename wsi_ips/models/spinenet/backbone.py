@@ -1,13 +1,10 @@
-"""The pieces of a scale-permuted network: blocks, and what brings one block's output to another's scale.
+"""A scale-permuted network as a timm model, built from its specification: :class:`SpineNet`.
 
-Convolutions pad symmetrically, the pooling like TensorFlow's "SAME" (right and bottom first), as in the
-reference (tensorflow/tpu, ``models/official/detection``). Both give ceil(width / stride).
+Its pieces come first: blocks, and :class:`Resample`, which brings the output of one block to the scale of
+another. Convolutions pad symmetrically; the pooling pads like TensorFlow's "SAME", the odd one at the right and
+the bottom, as in the reference (tensorflow/tpu, ``models/official/detection``). Both give ceil(width / stride).
 
-Shape suffixes: n images, C channels, h rows, w columns.
-
-Any scale-permuted network as a timm model, built from its specification.
-
-Shape suffixes: n images, C channels, h rows, w columns, E endpoint channels, K classes.
+Shape suffixes: n images, C channels, h rows, w columns, E channels of the outputs, K classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,20 +20,25 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.models.spinenet.specification import Kind, Specification
 
 Norm = Callable[[int], nn.Module]
-"""A layer that normalises so many channels."""
+"""A function that makes a normalisation layer for so many channels."""
 RowsColumns = tuple[int, int]
+"""A size as (rows, columns)."""
 
 EXPANSION = {"bottleneck": 4, "residual": 1}
-"""Channels that a block gives, over those of its 3x3 convolution."""
+"""Output channels of a kind of block, as a multiple of those of its 3x3 convolution."""
+STEM_CHANNELS = 64
+"""Channels of the first convolution, whatever the width factor."""
+TRUNCATED_AT_2 = 0.87962566103423978
+"""Standard deviation of a standard normal that is cut off at 2, by which the initialiser of TensorFlow divides."""
 
 
 def activation(name: str) -> nn.Module:
-    """``relu`` or ``swish`` (also called ``silu``)."""
+    """The activation of this name: ``relu``, or ``swish`` (also called ``silu``)."""
     return nn.ReLU(inplace=True) if name == "relu" else nn.SiLU(inplace=True)
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, norm, and the activation if there is one."""
+    """A convolution without bias, its norm, and the activation ``act`` if there is one."""
 
     def __init__(
         self, n_in: int, n_out: int, *, kernel: int = 1, stride: int = 1, norm: Norm, act: str | None = None
@@ -49,9 +51,9 @@ class ConvNorm(nn.Sequential):
 
 
 class ConvBlock(nn.Module):
-    """A bottleneck or residual block with its shortcut, (n, C, h, w) to (n, C', h / stride, w / stride).
+    """A bottleneck or residual block with its shortcut: (n, C, h, w) to (n, C', h / stride, w / stride).
 
-    drop_path: probability that a sample skips the convolutions in training.
+    ``drop_path`` is the probability that a sample skips the convolutions in training.
     """
 
     def __init__(
@@ -81,10 +83,16 @@ class ConvBlock(nn.Module):
 
 
 class Resample(nn.Module):
-    """A parent's output to the target's resolution and channels (Du et al. 2020, section 3.3).
+    """Brings the output of a parent to the resolution and the channels of its target (Du et al. 2020, section
+    3.3).
 
-    n_squeezed: channels in between, alpha times the parent's 3x3 width. steps: levels from parent to target,
-    positive where the target is coarser.
+    Args:
+        n_in: Channels of the parent.
+        n_squeezed: Channels in between: alpha times the width of the parent's 3x3 convolution.
+        n_out: Channels of the target.
+        steps: Levels from parent to target, positive if the target is coarser.
+        norm: Makes the norms.
+        act: Name of the activation.
     """
 
     def __init__(self, n_in: int, n_squeezed: int, n_out: int, *, steps: int, norm: Norm, act: str) -> None:
@@ -97,7 +105,7 @@ class Resample(nn.Module):
         self.expand = ConvNorm(n_squeezed, n_out, norm=norm)
 
     def forward(self, x_nChw: Tensor, size: RowsColumns) -> Tensor:
-        """(n, C, h, w) to (n, n_out, *size), without activation."""
+        """Map (n, C, h, w) to (n, n_out, *size), without activation."""
         before = (x_nChw.shape[-2], x_nChw.shape[-1])
         x = self.squeeze(x_nChw)
         if self.down is not None:
@@ -111,9 +119,10 @@ class Resample(nn.Module):
 
 
 def pool_towards(x_nChw: Tensor, *, before: RowsColumns, size: RowsColumns) -> Tensor:
-    """One max-pool that brings a map, halved already from ``before``, close to ``size``.
+    """One max-pool that brings a map, which was halved already from ``before``, close to ``size``.
 
-    Per axis: stride half of before / size where that is whole, else 2; window 3 up to a factor of 4, else 5.
+    For each axis the stride is half of before / size if that is an integer, otherwise 2; the window is 3 up to a
+    factor of 4, otherwise 5.
     """
     strides, windows = [], []
     for parent, target in zip(before, size, strict=True):
@@ -127,7 +136,7 @@ def pool_towards(x_nChw: Tensor, *, before: RowsColumns, size: RowsColumns) -> T
 
 
 def max_pool_same(x_nChw: Tensor, *, windows: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """Max-pool to ceil(size / stride) per axis (rows, columns); where padding is odd, more at the far end."""
+    """Max-pool to ceil(size / stride) for each axis (rows, columns). An odd padding is larger at the far end."""
     edges: list[int] = []
     for length, window, stride in zip(x_nChw.shape[-2:], windows, strides, strict=True):
         whole = max((-(-length // stride) - 1) * stride + window - length, 0)
@@ -137,14 +146,15 @@ def max_pool_same(x_nChw: Tensor, *, windows: Sequence[int], strides: Sequence[i
     return functional.max_pool2d(x_nChw, tuple(windows), tuple(strides))
 
 
-STEM_CHANNELS = 64
-"""Of the first convolution, whatever the width factor."""
-TRUNCATED_AT_2 = 0.87962566103423978
-"""Deviation of a standard normal cut off at 2, by which TensorFlow's initialiser divides."""
-
-
 class PermutedBlock(nn.Module):
-    """Fuses other blocks' outputs at its own scale, then runs its convolutions."""
+    """Fuses the outputs of other blocks at its own scale, then runs its convolutions.
+
+    Args:
+        resamples: For each parent the module that brings its output here.
+        loose: Blocks of the same scale whose outputs are added as they are.
+        group: The convolutions.
+        act: The activation behind the sum.
+    """
 
     def __init__(
         self, resamples: Mapping[int, nn.Module], loose: Sequence[int], group: nn.Module, act: nn.Module
@@ -156,7 +166,7 @@ class PermutedBlock(nn.Module):
         self.group = group
 
     def forward(self, outputs: dict[int, Tensor], size: RowsColumns) -> Tensor:
-        """outputs: of the blocks built so far, by number. (n, C, *size)."""
+        """The output (n, C, *size). ``outputs`` are those of the blocks built so far, by number."""
         inputs = [module(outputs[int(parent)], size) for parent, module in self.resamples.items()]
         inputs += [outputs[number] for number in self.loose]
         fused = inputs[0]
@@ -167,13 +177,29 @@ class PermutedBlock(nn.Module):
 
 
 class SpineNet(nn.Module):
-    """(n, ``in_chans``, h, w) float to (n, ``num_classes``) logits; with ``num_classes=0`` to pooled features.
+    """A scale-permuted network: images (n, ``in_chans``, h, w) float to logits (n, ``num_classes``).
 
-    width: factor on all channels but the first convolution's. alpha: channels inside of a resampling over the
-    parent's. repeats: blocks one after the other in place of each. endpoint_channels: E, channels of every
-    output; None leaves the outputs as they are, and the coarsest alone is pooled and classified.
+    With ``num_classes=0`` it returns the pooled features. As published, the outputs P_l are brought to the
+    finest scale by nearest-neighbour steps, averaged, and pooled to (n, E).
 
-    As published, outputs P_l are brought to the finest by nearest-neighbour steps, averaged and pooled (n, E).
+    Args:
+        specification: Its blocks.
+        num_classes: K, the number of classes.
+        in_chans: Channels of a pixel.
+        width: Factor on all channels but those of the first convolution.
+        alpha: Channels inside a resampling, as a multiple of those of the parent.
+        repeats: How many blocks follow each other in place of each.
+        endpoint_channels: E, channels of every output. None leaves the outputs as they are, and only the
+            coarsest one is pooled and classified.
+        act_layer: ``relu``, ``swish`` or ``silu``.
+        drop_rate: Dropout in front of the classifier.
+        drop_path_rate: Probability that a sample skips the last block in training; it rises to this from block
+            to block.
+        norm_eps, norm_momentum: Of BatchNorm.
+        global_pool: ``avg``, or empty for none.
+
+    Raises:
+        ConfigError: An option is not possible.
     """
 
     def __init__(
@@ -218,7 +244,7 @@ class SpineNet(nn.Module):
         return self.forward_head(self.forward_features(x_nChw))
 
     def forward_features(self, x_nChw: Tensor) -> Tensor:
-        """The average of all outputs at the finest one's scale (n, E, h, w); or the coarsest output."""
+        """The average of all outputs at the scale of the finest one (n, E, h, w), or the coarsest output."""
         maps = self._maps(x_nChw, self.kept_levels)
         total = maps[-1]
         if not self.averaged:
@@ -228,7 +254,7 @@ class SpineNet(nn.Module):
         return total / len(maps)
 
     def forward_head(self, x_nEhw: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pooled, and classified unless ``pre_logits``: (n, E) or (n, K)."""
+        """Pool, and classify unless ``pre_logits``: (n, E) or (n, K)."""
         x = x_nEhw.mean(dim=(2, 3)) if self.global_pool else x_nEhw
         x = functional.dropout(x, self.drop_rate, self.training)
         out: Tensor = x if pre_logits else self.fc(x)
@@ -243,7 +269,9 @@ class SpineNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """timm's way to the outputs: by index, the finest is 0. ``norm`` and ``stop_early`` change nothing."""
+        """The interface of timm to the outputs by index, the finest being 0. ``norm`` and ``stop_early`` have no
+        effect.
+        """
         assert output_fmt == "NCHW", "output_fmt is NCHW"
         wanted, _ = feature_take_indices(len(self.levels), indices)
         maps = self._maps(x, [self.levels[index] for index in wanted])
@@ -254,7 +282,9 @@ class SpineNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop whatever these outputs do not depend on; indices mean the same afterwards."""
+        """Drop whatever these outputs do not depend on. Indices mean the same afterwards. Part of the interface
+        of timm.
+        """
         wanted, _ = feature_take_indices(len(self.levels), indices)
         self.kept_levels = tuple(self.levels[index] for index in sorted(set(wanted)))
         needed = self.specification.needed(self.kept_levels)
@@ -267,15 +297,17 @@ class SpineNet(nn.Module):
         return wanted
 
     def get_classifier(self) -> nn.Module:
+        """The classifier. Part of the interface of timm."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by an untrained one, or by none for 0 classes. Part of the interface of timm."""
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def _maps(self, x_nChw: Tensor, levels: Sequence[int]) -> list[Tensor]:
-        """The outputs of these levels, in this order, (n, E, h / 2**level, w / 2**level) rounded up."""
+        """The outputs of these levels in this order, (n, E, h / 2**level, w / 2**level), rounded up."""
         rows, columns = x_nChw.shape[-2:]
         sizes = {
             level: (-(-rows // 2**level), -(-columns // 2**level)) for level in set(self.specification.levels)
@@ -304,7 +336,7 @@ class SpineNet(nn.Module):
         }
 
     def _feature_info(self, endpoint_channels: int | None) -> list[dict[str, Any]]:
-        """timm's description of the outputs, finest first."""
+        """The description of the outputs that timm wants, finest first."""
         return [
             {
                 "num_chs": endpoint_channels or self._channels(number),
@@ -334,7 +366,7 @@ class SpineNet(nn.Module):
         return blocks
 
     def _group(self, number: int, n_in: int, norm: Norm, *, stride: int, drop_path: float) -> nn.Module:
-        """``repeats`` blocks in sequence; only the first one changes channels or scale."""
+        """``repeats`` blocks in sequence. Only the first one changes channels or scale."""
         kind, width = self.specification.kinds[number], self.widths[self.specification.levels[number]]
         block = partial(ConvBlock, width=width, kind=kind, norm=norm, act=self._act, drop_path=drop_path)
         further = [block(self._channels(number), stride=1) for _ in range(self._repeats - 1)]
@@ -361,7 +393,9 @@ def _check_options(act_layer: str, global_pool: str) -> None:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Convolutions as in the reference: normal, cut off at 2, of variance 1 / (inputs of an output)."""
+    """Initialise as the reference does: convolutions normal, cut off at 2, with variance 1 / (inputs of an
+    output).
+    """
     if isinstance(module, nn.Conv2d):
         deviation = (module.weight[0].numel() ** -0.5) / TRUNCATED_AT_2
         nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)

@@ -1,4 +1,4 @@
-"""The published members as timm models: one table, no code per size."""
+"""The published SpineNets as timm models. They are one table; no size has code of its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from wsi_ips.models.spinenet.specification import R0_SP53, R23_SP30, R50_SP0, SP
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What distinguishes a size of network; see :class:`SpineNet`."""
+    """What distinguishes one published network from another. The fields are arguments of :class:`SpineNet`."""
 
     specification: Specification
     endpoint_channels: int | None = 256
@@ -37,7 +37,7 @@ MEMBERS: Mapping[str, Member] = MappingProxyType(
         "r50_sp0": Member(R50_SP0, None),
     }
 )
-"""Du et al. 2020, tables of SpineNet sizes and of scale-permuted ResNets."""
+"""The published networks by name (Du et al. 2020, tables of SpineNet sizes and of scale-permuted ResNets)."""
 
 _DESCRIPTION = {
     "url": "",
@@ -54,9 +54,13 @@ _DESCRIPTION = {
 
 
 def create_spinenet(specification: Specification, *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """A network of any specification, with timm's options and :class:`SpineNet`'s.
+    """A network of any specification.
 
-    ``features_only=True`` gives a module that returns the list of outputs, finest first; ``out_indices`` chooses.
+    Args:
+        specification: Its blocks.
+        pretrained: Part of the interface of timm. There are no pretrained weights.
+        options: Options of timm and of :class:`SpineNet`. ``features_only=True`` gives a module that returns the
+            list of outputs, finest first; ``out_indices`` chooses among them.
     """
     count = len(specification.outputs)
     model: nn.Module = build_model_with_cfg(
@@ -80,7 +84,7 @@ def _register(name: str, member: Member) -> None:
             "repeats": member.repeats,
             "endpoint_channels": member.endpoint_channels,
         }
-        # timm hands its own descriptions of pretrained weights on; there are none.
+        # timm passes descriptions of pretrained weights, of which there are none.
         for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
             options.pop(unused, None)
         specification = options.pop("specification", member.specification)

@@ -1,11 +1,10 @@
-"""Which blocks a scale-permuted network has, and which of them feed which. Knows nothing of tensors.
+"""Which blocks a scale-permuted network has, and which of them feed which: :class:`Specification`.
 
-Blocks are numbered in the order in which they are built: first the stem's, one after the other, then the
-permuted ones. Level l is the resolution input / 2**l.
+Blocks are numbered in the order in which they are built: first those of the stem, one after the other, then the
+permuted ones. Level l is the resolution of the input / 2**l. Nothing here knows of tensors.
 
-A specification from a JSON or YAML file, e.g. what an architecture search found, and back.
-
-The file's form: :mod:`wsi_ips.config.model`.
+:func:`load_specification` and :func:`write_specification` keep a specification, such as an architecture search
+finds, in a JSON or YAML file. The form of the file is :class:`wsi_ips.config.SpecificationTable`.
 """
 
 import json
@@ -21,17 +20,21 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.storage.files import whole_file
 
 FINEST, COARSEST = 2, 7
+"""The finest and the coarsest level that a block can have."""
 MOST_BLOCKS = 200
+"""Most blocks of a network."""
 
 WIDTHS: Mapping[int, int] = MappingProxyType({2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256})
-"""Channels of a block's 3x3 convolution by level (Du et al. 2020, section 3)."""
+"""Channels of the 3x3 convolution of a block, by level (Du et al. 2020, section 3)."""
 
 Kind = Literal["bottleneck", "residual"]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One permuted block: its level, the numbers of the blocks that it fuses, and whether it is an output."""
+    """One permuted block: its level, the numbers of the blocks that it fuses, its kind, and whether it is an
+    output.
+    """
 
     level: int
     parents: tuple[int, ...]
@@ -43,12 +46,16 @@ class Block:
 class Specification:
     """A scale-permuted network as a graph.
 
-    stem: levels of the stem's bottlenecks, each fed by the one before it. blocks: the permuted ones. Without any,
-    the network is scale-decreasing (a ResNet), and the last stem block of each level is an output. widths: see
-    :data:`WIDTHS`.
+    Args:
+        name: Its name, for messages.
+        stem: Levels of the bottlenecks of the stem, each fed by the one before it.
+        blocks: The permuted blocks. Without any the network is scale-decreasing (a ResNet), and the last stem
+            block of each level is an output.
+        widths: Channels of the 3x3 convolution of a block, by level.
 
-    Raises :class:`ConfigError` for what is no graph that can be built: a parent that comes later (a cycle) or is
-    not there, levels out of range, two outputs of a level, a block that leads nowhere.
+    Raises:
+        ConfigError: The graph cannot be built: a parent comes later (a cycle) or is not there, a level is out of
+            range, a level has two outputs, or a block leads nowhere.
     """
 
     name: str
@@ -70,15 +77,17 @@ class Specification:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
+        """The kind of every block, by number."""
         stem = [Block(level, ()) for level in self.stem]
         return tuple(block.kind for block in (*stem, *self.blocks))
 
     @cached_property
     def sources(self) -> tuple[tuple[int, ...], ...]:
-        """By number, the blocks that each block takes its input from: parents, and what would dangle.
+        """For every block, by number, the blocks that it takes its input from: its parents, and blocks that
+        would dangle.
 
-        An earlier block of an output's level and channels that nobody has used when the output is built is
-        added to the output's input.
+        If an earlier block has the level and the channels of an output, and no block has used it by the time
+        that the output is built, it is added to the input of the output.
         """
         channels = [self._channels(number) for number in range(len(self.levels))]
         used: set[int] = set(range(len(self.stem) - 1))
@@ -101,14 +110,16 @@ class Specification:
 
     @cached_property
     def outputs(self) -> Mapping[int, int]:
-        """{level: number of the block that is its output}, finest level first."""
+        """For each level the number of the block that is its output, finest level first."""
         if not self.blocks:
             return {level: number for number, level in enumerate(self.stem)}
         found = {b.level: number for number, b in enumerate(self.blocks, len(self.stem)) if b.output}
         return dict(sorted(found.items()))
 
     def needed(self, levels: Sequence[int]) -> frozenset[int]:
-        """Numbers of the blocks that the outputs of these levels depend on, themselves included."""
+        """The numbers of the blocks that the outputs of these levels depend on, including the outputs
+        themselves.
+        """
         waiting, found = [self.outputs[level] for level in levels], set[int]()
         while waiting:
             number = waiting.pop()
@@ -171,7 +182,7 @@ class Specification:
 
 
 def _blocks(*rows: tuple[int, tuple[int, ...]], residual: Sequence[int] = ()) -> tuple[Block, ...]:
-    """Rows of level and parents after two stem blocks or more; the last five are the outputs."""
+    """Permuted blocks from rows of level and parents, after a stem. The last five are the outputs."""
     return tuple(
         Block(level, parents, "residual" if place in residual else "bottleneck", place >= len(rows) - 5)
         for place, (level, parents) in enumerate(rows)
@@ -197,7 +208,7 @@ R0_SP53 = Specification(
         (4, (8, 9)), (4, (8, 10)), (3, (4, 10)), (4, (6, 7)), (5, (8, 13)), (7, (6, 9)), (6, (7, 9)),
     ),
 )  # fmt: skip
-"""ResNet-50's blocks, all of them permuted (Du et al. 2020, figure of learned architectures)."""
+"""The blocks of ResNet-50, all of them permuted (Du et al. 2020, figure of learned architectures)."""
 
 R23_SP30 = Specification(
     "r23_sp30",
@@ -207,17 +218,18 @@ R23_SP30 = Specification(
         (5, (9, 10)), (7, (11, 13)), (6, (9, 14)),
     ),
 )  # fmt: skip
-"""A ResNet's beginning, the rest permuted (same figure)."""
+"""The beginning of a ResNet, the rest permuted (Du et al. 2020, figure of learned architectures)."""
 
 R50_SP0 = Specification("r50_sp0", (2,) * 3 + (3,) * 4 + (4,) * 6 + (5,) * 3, widths={**WIDTHS, 5: 512})
-"""ResNet-50 itself: nothing is permuted (He et al. 2016)."""
+"""ResNet-50 itself, in which nothing is permuted (He et al. 2016)."""
 
 
 def load_specification(path: Path) -> Specification:
-    """Read a specification; without a name it is called like the file.
+    """Read a specification from a JSON or YAML file. Without a name, it is called like the file.
 
-    Raises :class:`ConfigError` that names the file for a missing or broken one, an unknown key, or blocks that
-    make no graph.
+    Raises:
+        ConfigError: The file is missing or broken, has an unknown key, or its blocks do not make a graph. The
+            message names the file.
     """
     table = read_specification_table(path)
     try:
@@ -227,13 +239,17 @@ def load_specification(path: Path) -> Specification:
 
 
 def specification_of(table: SpecificationTable) -> Specification:
-    """Raises :class:`ConfigError` for blocks that make no graph."""
+    """The specification that a table of a file describes.
+
+    Raises:
+        ConfigError: Its blocks do not make a graph.
+    """
     blocks = tuple(Block(entry.level, entry.parents, entry.kind, entry.output) for entry in table.blocks)
     return Specification(table.name or "specification", table.stem, blocks, {**WIDTHS, **table.widths})
 
 
 def content_of(specification: Specification) -> dict[str, Any]:
-    """As :class:`SpecificationTable` takes it: numbers, texts, lists and dicts."""
+    """The specification as numbers, texts, lists and dicts, in the form of :class:`SpecificationTable`."""
     return {
         "name": specification.name,
         "stem": list(specification.stem),
@@ -246,6 +262,6 @@ def content_of(specification: Specification) -> dict[str, Any]:
 
 
 def write_specification(path: Path, specification: Specification) -> None:
-    """Write what :func:`load_specification` reads, as JSON (which is YAML, too)."""
+    """Write the specification as JSON (which is YAML, too), for :func:`load_specification`."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(content_of(specification), indent=1), encoding="utf-8")

@@ -1,6 +1,8 @@
-"""CONCH's image towers: a ViT whose tokens are read by one learned query.
+"""The image towers of CONCH: a ViT whose tokens are read by one learned query.
 
-Source: mahmoodlab/CONCH, ``conch/open_clip_custom`` (v1); the public code of v1.5's tower. Sizes are theirs.
+:func:`conch_v1` and :func:`conch_v1_5` build them. Source: mahmoodlab/CONCH, ``conch/open_clip_custom`` (v1);
+the public code of the tower of v1.5. Sizes are those of the authors.
+
 Shape suffixes: n patches, T tokens, C width of a token, D width of the embedding.
 """
 
@@ -13,13 +15,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 HEADS = 8
+"""Heads of the attention of the query."""
 PX = 448
+"""Side in pixels of the picture that the towers take."""
 PARTS = ("trunk.", "attn_pool_contrast.", "ln_contrast.")
-"""What of a file belongs to the image tower; captions, text and the projection to the text's space do not."""
+"""What the tensors of the image tower begin with in a file. Captions, text, and the projection to the space of
+the text do not belong to it.
+"""
+
+
+def conch_v1() -> nn.Module:
+    """The tower of v1: ViT-B/16 at 448 px, embeddings 512 wide."""
+    trunk = timm.create_model(
+        "vit_base_patch16_224", img_size=PX, global_pool="", num_classes=0, dynamic_img_size=True
+    )
+    return ConchTower(trunk, _QueryOfV1(512, 768), 512)
+
+
+def conch_v1_5() -> nn.Module:
+    """The tower of v1.5: ViT-L/16 with LayerScale at 448 px, embeddings 768 wide."""
+    trunk = timm.create_model(
+        "vit_large_patch16_224", img_size=PX, init_values=1.0, global_pool="", num_classes=0
+    )
+    return ConchTower(trunk, _QueryOfV15(768, 1024), 768)
 
 
 class ConchTower(nn.Module):
-    """(n, 3, 448, 448) normalised to (n, D): tokens, the query's look at them, LayerNorm."""
+    """Map normalised pixels (n, 3, 448, 448) to embeddings (n, D): tokens, attention of the query, LayerNorm."""
 
     def __init__(self, trunk: nn.Module, pooler: nn.Module, dim: int) -> None:
         super().__init__()
@@ -29,13 +51,13 @@ class ConchTower(nn.Module):
         self.ln_contrast = nn.LayerNorm(dim)
 
     def forward(self, pixels_n3PP: Tensor) -> Tensor:
-        """Embeddings (n, D), before the projection to the text's space and not L2-normalised."""
+        """The embeddings (n, D), before the projection to the space of the text and not L2-normalised."""
         tokens_nTC = self.trunk.forward_features(pixels_n3PP)  # type: ignore[operator]
         embedding_nD: Tensor = self.ln_contrast(self.attn_pool_contrast(tokens_nTC))
         return embedding_nD
 
     def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The image tower's tensors of a published file."""
+        """The tensors of the image tower in a published file, under the names of this module."""
         found = {}
         for name, tensor in tensors.items():
             inner = name.removeprefix("module.").removeprefix("visual.")
@@ -48,7 +70,7 @@ class ConchTower(nn.Module):
 
 
 class _QueryOfV1(nn.Module):
-    """PyTorch's multi-head attention of one query to the normed tokens."""
+    """PyTorch's multi-head attention of one query to the normalised tokens."""
 
     def __init__(self, dim: int, context: int) -> None:
         super().__init__()
@@ -64,7 +86,9 @@ class _QueryOfV1(nn.Module):
 
 
 class _QueryOfV15(nn.Module):
-    """The same with projections without biases, keys and values in one."""
+    """Multi-head attention of one query to the normalised tokens, without biases, with keys and values in one
+    projection.
+    """
 
     def __init__(self, dim: int, context: int) -> None:
         super().__init__()
@@ -87,8 +111,10 @@ class _QueryOfV15(nn.Module):
 
 
 def _positions_for(positions_1NC: Tensor, side: int) -> Tensor:
-    """Positions of the class token and a square grid, on a grid of ``side``: as v1.5's authors resample them,
-    bicubic by (side + 0.1) / stored side."""
+    """Positions of the class token and a square grid, resampled to a grid of ``side``.
+
+    As the authors of v1.5 resample them: bicubic, by the factor (side + 0.1) / stored side.
+    """
     stored = math.isqrt(positions_1NC.shape[1] - 1)
     if stored == side or stored * stored != positions_1NC.shape[1] - 1:
         return positions_1NC
@@ -97,19 +123,3 @@ def _positions_for(positions_1NC: Tensor, side: int) -> Tensor:
     resampled = functional.interpolate(grid.float(), scale_factor=(scale, scale), mode="bicubic")
     flat = resampled.permute(0, 2, 3, 1).flatten(1, 2).to(positions_1NC.dtype)
     return torch.cat([positions_1NC[:, :1], flat], dim=1)
-
-
-def conch_v1() -> nn.Module:
-    """ViT-B/16 at 448 px, 512 wide."""
-    trunk = timm.create_model(
-        "vit_base_patch16_224", img_size=PX, global_pool="", num_classes=0, dynamic_img_size=True
-    )
-    return ConchTower(trunk, _QueryOfV1(512, 768), 512)
-
-
-def conch_v1_5() -> nn.Module:
-    """ViT-L/16 with LayerScale at 448 px, 768 wide."""
-    trunk = timm.create_model(
-        "vit_large_patch16_224", img_size=PX, init_values=1.0, global_pool="", num_classes=0
-    )
-    return ConchTower(trunk, _QueryOfV15(768, 1024), 768)

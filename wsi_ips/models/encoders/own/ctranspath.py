@@ -1,4 +1,4 @@
-"""CTransPath: a Swin-T whose patch embedding is a small stack of convolutions.
+"""CTransPath: a Swin-T whose patch embedding is a small stack of convolutions. :func:`ctranspath` builds it.
 
 Source: Wang et al. 2022 and its public code (Xiyue-Wang/TransPath, ``ctran.py``).
 """
@@ -12,11 +12,56 @@ from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 
 BUFFERS = ("attn_mask", "relative_position_index")
+"""Tensors of a published file that timm computes itself."""
 STEM_PATCH = 4
+"""Side in pixels of the patches that become tokens."""
+
+
+def ctranspath() -> nn.Module:
+    """The network as published."""
+    return CTransPath(img_size=224)
+
+
+class CTransPath(nn.Module):
+    """Map normalised pixels (n, 3, 224, 224) to embeddings (n, 768), the mean of the last map."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        swin: Any = timm.create_model(
+            "swin_tiny_patch4_window7_224", embed_layer=ConvStem, num_classes=0, **arguments
+        )
+        self.swin = swin
+        self.dim = int(swin.num_features)
+
+    def forward(self, pixels_n3PP: Tensor) -> Tensor:
+        """The embeddings (n, 768). Raises ``AssertionError`` for pictures of another size than that of the
+        network.
+        """
+        assert pixels_n3PP.shape[-1] == self.swin.patch_embed.img_size[0], "the network's size is fixed"
+        embedding: Tensor = self.swin(pixels_n3PP)
+        return embedding
+
+    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a published file, or of today's timm, under the names of this module.
+
+        timm has since moved the downsampling of a stage to the stage behind it. Masks are computed, not read.
+        """
+        plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        old = "layers.0.downsample.reduction.weight" in plain
+        found = {}
+        for name, tensor in plain.items():
+            if name.startswith("head.") or name.rpartition(".")[2] in BUFFERS:
+                continue
+            if old:
+                name = re.sub(
+                    r"^layers\.(\d+)\.downsample", lambda at: f"layers.{int(at[1]) + 1}.downsample", name
+                )
+            found[f"swin.{name.removeprefix('swin.')}"] = tensor
+        return found
 
 
 class ConvStem(nn.Module):
-    """Two convolutions of stride 2 with BatchNorm and ReLU, one of 1x1: (n, 3, P, P) to (n, P/4, P/4, D)."""
+    """Two convolutions of stride 2 with BatchNorm and ReLU, then one of 1x1: (n, 3, P, P) to (n, P/4, P/4, D)."""
 
     def __init__(
         self,
@@ -44,47 +89,6 @@ class ConvStem(nn.Module):
         self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
 
     def forward(self, pixels_n3PP: Tensor) -> Tensor:
-        """Channels last, as timm's Swin takes it."""
+        """Embed the patches of pictures, channels last as timm's Swin takes them."""
         normed: Tensor = self.norm(self.proj(pixels_n3PP).permute(0, 2, 3, 1))
         return normed
-
-
-class CTransPath(nn.Module):
-    """(n, 3, 224, 224) normalised to (n, 768), the mean of the last map."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__()
-        swin: Any = timm.create_model(
-            "swin_tiny_patch4_window7_224", embed_layer=ConvStem, num_classes=0, **arguments
-        )
-        self.swin = swin
-        self.dim = int(swin.num_features)
-
-    def forward(self, pixels_n3PP: Tensor) -> Tensor:
-        """Embeddings (n, 768). Raises ``AssertionError`` for pictures of another size than the network's."""
-        assert pixels_n3PP.shape[-1] == self.swin.patch_embed.img_size[0], "the network's size is fixed"
-        embedding: Tensor = self.swin(pixels_n3PP)
-        return embedding
-
-    def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The published names, or timm's of today, as this module's.
-
-        timm has since moved a stage's downsampling to the stage behind it; masks are made, not read.
-        """
-        plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-        old = "layers.0.downsample.reduction.weight" in plain
-        found = {}
-        for name, tensor in plain.items():
-            if name.startswith("head.") or name.rpartition(".")[2] in BUFFERS:
-                continue
-            if old:
-                name = re.sub(
-                    r"^layers\.(\d+)\.downsample", lambda at: f"layers.{int(at[1]) + 1}.downsample", name
-                )
-            found[f"swin.{name.removeprefix('swin.')}"] = tensor
-        return found
-
-
-def ctranspath() -> nn.Module:
-    """As published."""
-    return CTransPath(img_size=224)
