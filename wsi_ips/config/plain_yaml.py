@@ -25,7 +25,23 @@ class NotPlainYaml(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads everything as text that is not a number, a truth value or empty; dates too."""
+    """Reads everything as text that is not a number, a truth value or empty; dates too.
+
+    Stops where lists or mappings are nested too deep: PyYAML's time grows with the square of the depth.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        """Compose a node, and count how deep it lies."""
+        self._depth += 1
+        if self._depth > MOST_DEPTH + 1:  # the document's own node is not nested
+            raise NotPlainYaml(_TOO_DEEP)
+        composed: Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return composed
 
 
 _Loader.yaml_implicit_resolvers = {
