@@ -206,6 +206,7 @@ def test_several_tasks(console: Console, tmp_path: Path) -> None:
     assert "s ok b 0.700 x, y 0.900 61.5 176 2.0 s" in text
 
 
+@pytest.mark.slow
 def test_a_hundred_slides_are_less_than_ten_megabytes(console: Console, tmp_path: Path) -> None:
     """Of a drawn slide that JPEG packs badly."""
     run = make_run(

@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -97,29 +95,3 @@ def test_the_longest_names_are_written_and_read(tmp_path: Path) -> None:
     with whole_folder(tmp_path / ("y" * 255)) as partial:
         assert partial.is_dir()
     assert len(list(tmp_path.iterdir())) == 4
-
-
-@pytest.mark.parametrize("writer", ["bytes", "torch", "safetensors"])
-def test_a_file_that_may_grow_no_further_is_named(tmp_path: Path, writer: str) -> None:
-    """In a process of its own, whose files may not exceed 100,000 bytes: EFBIG stands for a full disk."""
-    code = (
-        "import resource, sys\nfrom pathlib import Path\nimport torch\nfrom safetensors.torch import save_file\n"
-        "from wsi_ips.storage.files import whole_file\n"
-        "from wsi_ips.training.run_state import save_state\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "net = torch.nn.Linear(300, 300)\npath = Path(sys.argv[1])\n"
-        "try:\n"
-        "  if sys.argv[2] == 'torch':\n"
-        "    save_state(path, net, torch.optim.SGD(net.parameters()), run='', state={})\n"
-        "  with whole_file(path) as partial:\n"
-        "    if sys.argv[2] == 'bytes': partial.write_bytes(bytes(200_000))\n"
-        "    else: save_file({'a': net.weight}, partial)\n"
-        "except OSError as error:\n"
-        "  print(error.filename, error.strerror, sep='|')\n"
-    )
-    path = tmp_path / "a.bin"
-    done = subprocess.run(
-        [sys.executable, "-c", code, path, writer], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == f"{path}|File too large"
-    assert not list(tmp_path.iterdir())

@@ -24,6 +24,9 @@ from wsi_ips.training.fit import train_bags
 from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.run_state import LAST_NAME
 
+# Each worker of the fast tests would start the two processes for itself: 20 s each.
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 KILLED_AT = 5
 """The call of ``PatchKeeper.keep``, in the second process, that never ends."""
