@@ -83,8 +83,8 @@ def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
     present = {each: _there(rows, finder, out.parent) for each, rows in all_rows.items()}
     chosen = [each for each, rows in present.items() if rows]
     if not chosen:
-        mend = "name the folder that holds images/ or training/, or the one above it; archives have to be unpacked"
-        raise DatasetError(root, f"holds no slide of {' or '.join(all_rows)}", mend)
+        fix = "name the folder that holds images/ or training/, or the one above it; archives have to be unpacked"
+        raise DatasetError(root, f"holds no slide of {' or '.join(all_rows)}", fix)
     if len(chosen) > 1:
         raise ConfigError(f"{root} holds slides of {' and '.join(chosen)}: say which with --name")
     rows, total = present[chosen[0]], len(all_rows[chosen[0]])

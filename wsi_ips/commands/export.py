@@ -118,7 +118,11 @@ def command(
 
 
 def export(job: ExportJob, progress: Progress) -> Outcome:
-    """Write every stored slide in one format. Raises as :func:`of_every_result`, and for a missing package."""
+    """Write the map of every stored slide in one format; a slide that fails costs only itself.
+
+    Raises :class:`ResultsError` for a folder without results, :class:`ConfigError` for a map or an option that
+    cannot be, :class:`ExportNotInstalled` where the format's package is missing.
+    """
     from wsi_ips.heatmaps.maps import choose_heat
 
     exporter = _exporter(job)

@@ -164,7 +164,11 @@ class _Storing:
 
     @classmethod
     def of(cls, job: FeaturesJob) -> Self:
-        """Raises :class:`ConfigError`, :class:`CheckpointError`."""
+        """What a job asks for, with its encoder loaded.
+
+        Raises :class:`ConfigError` for settings that do not go together, :class:`CheckpointError` for weights that
+        are missing or do not fit.
+        """
         from wsi_ips.inference.feature_encoder import encoder_of_checkpoint, encoder_of_config
         from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder
         from wsi_ips.streaming.device import pick_device

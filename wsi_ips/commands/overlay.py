@@ -66,7 +66,10 @@ def command(
 
 
 def overlay(job: OverlayJob, progress: Progress) -> Outcome:
-    """Draw every stored slide. Raises as :func:`of_every_result`."""
+    """Draw the map of every stored slide; a slide that fails costs only itself.
+
+    Raises :class:`ResultsError` for a folder without results, and :class:`ConfigError` for a map that cannot be.
+    """
     from wsi_ips.heatmaps.overlay import write_overlay
 
     out = job.out or job.run / "overlays"

@@ -122,12 +122,12 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
 
 def _check_place(out: Path) -> None:
     """Said before minutes of drawing, not after."""
-    mend = "name another file with --out"
+    fix = "name another file with --out"
     if out.is_dir():
-        raise ResultsError(out, "is a folder", mend)
+        raise ResultsError(out, "is a folder", fix)
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise ResultsError(out, f"cannot be written ({above} is no folder)", mend)
+        raise ResultsError(out, f"cannot be written ({above} is no folder)", fix)
 
 
 def _run_of(root: Path) -> "StoredRun":

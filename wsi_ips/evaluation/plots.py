@@ -71,7 +71,7 @@ class NamedFroc:
 
 def draw_roc(path: Path, curves: Sequence[NamedRoc], *, title: str) -> None:
     """Draw ROC curves, each with its AUC and 95 % interval. The pointwise 95 % band is shaded."""
-    with _figure(path, width=5.2, height=5.2) as axes:
+    with figure_at(path, width=5.2, height=5.2) as axes:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
         for number, one in enumerate(curves):
             if one.band is not None:
@@ -98,7 +98,7 @@ def draw_reliability(path: Path, curve: Reliability, *, ece: Interval, of: str, 
 
     halo = [withStroke(linewidth=2.5, foreground="white")]
     filled = curve.count_B > 0
-    with _figure(path, width=5.2, height=5.5) as axes:
+    with figure_at(path, width=5.2, height=5.5) as axes:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="perfectly calibrated")
         axes.plot(curve.predicted_B[filled], curve.observed_B[filled], linewidth=1, marker="o",
                   markersize=5, label="observed (number: in this bin)", **_style(0))  # fmt: skip
@@ -129,7 +129,7 @@ def draw_confusion(path: Path, confusion_CC: NDArray[np.int64], names: Sequence[
     side = min(2.6 + 0.75 * classes, 14)
     rows = confusion_CC.sum(axis=1, keepdims=True)
     share_CC = confusion_CC / np.maximum(rows, 1)
-    with _figure(path, width=side + 0.8, height=side) as axes:
+    with figure_at(path, width=side + 0.8, height=side) as axes:
         picture = axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(confusion_CC):
             dark = share_CC[row, column] > 0.55
@@ -156,7 +156,7 @@ def draw_froc(path: Path, curves: Sequence[NamedFroc], *, title: str) -> None:
     rates = np.geomspace(lowest, highest, 400)
     first = curves[0]
     scores = [f"score by {one.name} {_with_interval(one.score)}" for one in curves]
-    with _figure(path, width=6, height=4.6 + 0.2 * len(curves)) as axes:
+    with figure_at(path, width=6, height=4.6 + 0.2 * len(curves)) as axes:
         if first.band is not None:
             band = first.band
             axes.fill_between(band.at, band.low, band.high, color=COLOURS[0], alpha=0.18, linewidth=0)
@@ -186,7 +186,7 @@ def draw_selection(path: Path, history: Mapping[str, Sequence[float]], *, title:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [epoch + 1 for epoch in history["epoch"]]
-    with _figure(path, width=6, height=4.2) as axes:
+    with figure_at(path, width=6, height=4.2) as axes:
         for number, name in enumerate(name for name in SELECTION if name in history):
             axes.plot(epochs, history[name], label=name.replace("_", " "), marker="o", markersize=3, linewidth=1.8,
                       **_style(number))  # fmt: skip
@@ -203,7 +203,7 @@ def draw_history(path: Path, history: Mapping[str, Sequence[float]], *, title: s
 
     epochs = [epoch + 1 for epoch in history["epoch"]]
     losses = {name: values for name, values in history.items() if name.endswith("loss")}
-    with _figure(path, width=6, height=4.2) as axes:
+    with figure_at(path, width=6, height=4.2) as axes:
         for number, (name, values) in enumerate(losses.items()):
             few = len(epochs) < 3
             axes.plot(epochs, values, label=name.replace("_", " "), marker="o" if few else None, linewidth=1.8,
@@ -259,7 +259,7 @@ def check_can_plot() -> None:
 
 
 @contextmanager
-def _figure(path: Path, *, width: float, height: float) -> Iterator["Axes"]:
+def figure_at(path: Path, *, width: float, height: float) -> Iterator["Axes"]:
     """Axes to draw on. The figure is written, completely, when the block ends."""
     check_can_plot()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wsi_ips.evaluation.plots import COLOURS, GREY, _figure
+from wsi_ips.evaluation.plots import COLOURS, GREY, figure_at
 from wsi_ips.evaluation.risk_groups import RiskGroups
 
 MOST_TICKS = 7
@@ -25,7 +25,7 @@ def draw_kaplan_meier(path: Path, groups: RiskGroups, *, unit: str, title: str) 
         ConfigError: matplotlib is not installed.
     """
     height = 4.4 + 0.25 * len(groups.names)
-    with _figure(path, width=6.4, height=height) as axes:
+    with figure_at(path, width=6.4, height=height) as axes:
         for number, (name, curve) in enumerate(zip(groups.names, groups.curves, strict=True)):
             colour = COLOURS[number % len(COLOURS)]
             axes.step(curve.time, curve.survival, where="post", color=colour, label=name, linewidth=1.8)

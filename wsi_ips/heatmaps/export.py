@@ -59,7 +59,11 @@ EXPORTS: Registry[Callable[..., Exporter]] = Registry(
 
 
 def export_options(name: str) -> list[str]:
-    """The names of an export's options. Raises as :func:`make_exporter`."""
+    """The names of the options of the export ``name``: the fields of its class.
+
+    Raises :class:`ConfigError` for an unknown name, :class:`ExportNotInstalled` where its package is missing, and
+    :class:`ExtensionBroken` for an export of another package that does not load.
+    """
     return [each.name for each in fields(EXPORTS.load(name))]  # type: ignore[arg-type]
 
 

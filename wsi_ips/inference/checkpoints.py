@@ -4,11 +4,11 @@
 is the mean of what they say, and how far apart they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from wsi_ips.inference.results import Probabilities, SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256
 from wsi_ips.progress import Progress, silent
+from wsi_ips.storage.held_folder import flat_settings
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp
@@ -111,8 +112,8 @@ def _difference(first: PipelineConfig, other: PipelineConfig) -> str:
     if first.model.encoder.features != other.model.encoder.features:
         return f"it reads {_read(other.model.encoder.features)}, not {_read(first.model.encoder.features)}"
     for section in SAME:
-        ours = _flat(getattr(first, section).model_dump(mode="json"))
-        theirs = _flat(getattr(other, section).model_dump(mode="json"))
+        ours = flat_settings(getattr(first, section).model_dump(mode="json"))
+        theirs = flat_settings(getattr(other, section).model_dump(mode="json"))
         for name in [*ours, *(name for name in theirs if name not in ours)]:
             if ours.get(name) != theirs.get(name):
                 return f"its {section}.{name} is {theirs.get(name)}, not {ours.get(name)}"
@@ -132,13 +133,6 @@ def _in_words(tasks: Sequence[tuple[str, tuple[str, ...], str]]) -> str:
 
 def _read(width: int | None) -> str:
     return "slides" if width is None else f"features of width {width}"
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
-    return flat
 
 
 class EnsemblePredictor:

@@ -77,6 +77,14 @@ class QueryAttention(Aggregator):
         attention_BHTM, logits_BHTM = self.attended(logits_BHTM, empty_BM)
         return attention_BHTM, logits_BHTM, x_BMD
 
+    def forward(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the tokens (B, T, E) and the attention (B, H, T, M), as :meth:`read` computes them.
+
+        E is :attr:`token_dim`.
+        """
+        aggregated = self.read(x_BMD, empty_BM)
+        return aggregated.tokens_BTE, aggregated.attention_BHTM
+
     def _by_head(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.heads, -1)
 
@@ -100,11 +108,6 @@ class DirectAttention(QueryAttention):
         """Width of a query's token: what a task's classifier reads."""
         self.attention_dropout = nn.Dropout(attention_dropout)
 
-    def forward(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the tokens (B, T, H * D) and the attention (B, H, T, M), as :meth:`read` computes them."""
-        aggregated = self.read(x_BMD, empty_BM)
-        return aggregated.tokens_BTE, aggregated.attention_BHTM
-
     def read(
         self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None
     ) -> Aggregated:
@@ -114,8 +117,8 @@ class DirectAttention(QueryAttention):
         return Aggregated(tokens_BTHD.flatten(2), attention_BHTM, attention_logits_BHTM=logits_BHTM)
 
     def contributions(self, x_MD: Tensor, attention_HTM: Tensor, heads: Heads) -> dict[str, Tensor] | None:
-        """What each patch adds to the logits of each task. It is exact, because a classifier reads the means as
-        they are.
+        """What each patch adds to the logits, {task: (M, C)}; exact, since the classifier reads the means as they
+        are.
         """
         return pooled_contributions(x_MD, attention_HTM, heads)
 
@@ -158,11 +161,6 @@ class CrossAttention(QueryAttention):
         self.attention_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = nn.Sequential(nn.Linear(dim, inner_dim), nn.ReLU(), nn.Linear(inner_dim, dim))
         self.mlp_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-
-    def forward(self, x_BMD: Tensor, empty_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the tokens (B, T, D) and the attention (B, H, T, M), as :meth:`read` computes them."""
-        aggregated = self.read(x_BMD, empty_BM)
-        return aggregated.tokens_BTE, aggregated.attention_BHTM
 
     def read(
         self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None

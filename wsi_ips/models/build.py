@@ -1,14 +1,6 @@
-"""From configuration to network: the only module that knows both. Start with :func:`build_selecting_net`.
-
-:func:`cost_of` counts what a network costs: its parameters, and the multiply-adds of its convolutions and linear
-layers.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+"""From configuration to network: the only module that knows both. Start with :func:`build_selecting_net`."""
 
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_ips.config import AggregatorConfig, AttentionConfig, EncoderConfig, ModelConfig, SelectionConfig
 from wsi_ips.errors import ConfigError
@@ -219,29 +211,3 @@ def _check_scores(aggregator: Aggregator, config: ModelConfig, selection: Select
         "cannot rank patches by it; set selection.selector=all, which reads every patch (best with encoder.name: "
         "features), or take an aggregator that scores patches, such as direct, abmil or abmilx"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a network costs.
-
-    Attributes:
-        parameters: Number of trainable parameters. The running statistics of BatchNorm do not count.
-        macs: Multiply-adds of one forward pass.
-    """
-
-    parameters: int
-    macs: int
-
-
-def parameters_of(net: nn.Module) -> int:
-    """The number of trainable parameters of a network."""
-    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-
-
-def cost_of(net: nn.Module, run: Callable[[], object]) -> Cost:
-    """The cost of ``net``, and of what ``run`` does with it. On the device "meta" nothing is computed."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    # The counter counts operations, and a multiply-add is two of them.
-    return Cost(parameters_of(net), counter.get_total_flops() // 2)

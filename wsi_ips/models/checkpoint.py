@@ -31,7 +31,7 @@ FORMAT = 1
 """Version of the format. A file of another version is refused."""
 METADATA_KEY = "wsi_ips"
 """Key of the metadata under which a checkpoint keeps its configuration."""
-MEND = "name the model.safetensors of a fine-tuning run"
+HOW_TO_FIX = "name the model.safetensors of a fine-tuning run"
 """What a message about a bad checkpoint tells the user to do."""
 MAX_CONFIG_CHARS = 1_000_000
 """Most characters of a configuration that is read from a file."""
@@ -46,14 +46,14 @@ class WeightsFile(Generic[Config, Net]):
     Attributes:
         key: Key of the metadata under which the configuration is kept.
         name: What a user calls such a file, for messages.
-        mend: What the user can do if a file is not of this kind, for messages.
+        fix: What the user can do if a file is not of this kind, for messages.
         config_of: Makes the configuration from the path and the content of the metadata.
         build: Builds the untrained network of a configuration, without downloading anything.
     """
 
     key: str
     name: str
-    mend: str
+    fix: str
     config_of: Callable[[Path, Mapping[str, Any]], Config]
     build: Callable[[Config], Net]
 
@@ -101,7 +101,7 @@ class WeightsFile(Generic[Config, Net]):
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
         if not path.is_file():
-            raise CheckpointError(path, f"no such {self.name}", self.mend)
+            raise CheckpointError(path, f"no such {self.name}", self.fix)
         try:
             # safetensors says of every file that it cannot open that it does not exist; Python gives the reason.
             with path.open("rb"):
@@ -111,22 +111,22 @@ class WeightsFile(Generic[Config, Net]):
         except (SafetensorError, OSError) as error:
             if cause := system_cause(error):
                 raise CheckpointError(path, cause.problem, cause.fix) from None
-            raise CheckpointError(path, f"is not a safetensors file ({error})", self.mend) from None
+            raise CheckpointError(path, f"is not a safetensors file ({error})", self.fix) from None
 
     def _config(self, path: Path, metadata: Mapping[str, str]) -> Config:
         if self.key not in metadata:
             raise CheckpointError(
-                path, f"is not a {self.name} of wsi_ips, but of another kind or another program", self.mend
+                path, f"is not a {self.name} of wsi_ips, but of another kind or another program", self.fix
             )
         if len(metadata[self.key]) > MAX_CONFIG_CHARS:
             raise CheckpointError(
-                path, f"holds a config of more than {MAX_CONFIG_CHARS:,} characters", self.mend
+                path, f"holds a config of more than {MAX_CONFIG_CHARS:,} characters", self.fix
             )
         try:
             return self.config_of(path, json.loads(metadata[self.key]))
         except (KeyError, TypeError, ValueError, ValidationError, RecursionError) as error:
             reason = one_line(error, most=200)
-            raise CheckpointError(path, f"holds a config that cannot be read ({reason})", self.mend) from None
+            raise CheckpointError(path, f"holds a config that cannot be read ({reason})", self.fix) from None
 
     def _check_shapes(self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse a file whose configuration describes another network than its tensors do."""
@@ -138,7 +138,7 @@ class WeightsFile(Generic[Config, Net]):
         except Exception as error:  # noqa: BLE001 - a config from elsewhere may ask for anything
             reason = one_line(error, most=200)
             raise CheckpointError(
-                path, f"describes a network that cannot be built ({reason})", self.mend
+                path, f"describes a network that cannot be built ({reason})", self.fix
             ) from None
         unfit = [
             name for name in sorted(wanted.keys() | shapes.keys()) if wanted.get(name) != shapes.get(name)
@@ -147,13 +147,13 @@ class WeightsFile(Generic[Config, Net]):
             raise CheckpointError(
                 path,
                 f"is of another architecture than its config: {len(unfit)} tensors differ, e.g. {unfit[0]}",
-                self.mend,
+                self.fix,
             )
 
     def _check_values(self, path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             if tensor.is_complex() or tensor.is_floating_point() != wanted[name].is_floating_point():
-                raise CheckpointError(path, f"holds {tensor.dtype} for {name}", self.mend)
+                raise CheckpointError(path, f"holds {tensor.dtype} for {name}", self.fix)
             if not torch.isfinite(tensor.float()).all():
                 raise CheckpointError(path, f"holds weights that are not finite ({name})", "train again")
 
@@ -245,5 +245,5 @@ def _empty(config: PipelineConfig) -> BagNet:
 
 
 _FILE = WeightsFile(
-    key=METADATA_KEY, name="checkpoint", mend=MEND, config_of=_config_of, build=_empty
+    key=METADATA_KEY, name="checkpoint", fix=HOW_TO_FIX, config_of=_config_of, build=_empty
 )  # fmt: skip

@@ -120,7 +120,7 @@ def _config_of(path: Path, held: Mapping[str, Any]) -> DetectorConfig:
 
 
 _FILE = WeightsFile(
-    key=METADATA_KEY, name="detector", mend=HOW_TO_FIX, config_of=_config_of, build=build_detector
+    key=METADATA_KEY, name="detector", fix=HOW_TO_FIX, config_of=_config_of, build=build_detector
 )
 
 

@@ -37,8 +37,9 @@ def command(
 def search_networks(job: SearchJob, progress: Progress) -> Outcome:
     """Leave in ``out`` a file a candidate, ``history.csv``, ``history.png`` and ``best.yaml``.
 
-    Raises as :func:`wsi_ips.search.run.search`, :func:`wsi_ips.search.run.claimed` and
-    :func:`wsi_ips.search.proxy.prepare` do.
+    Raises :class:`DatasetError`, :class:`ManifestError` or :class:`AnnotationError` for the proxy's data,
+    :class:`ConfigError` for a folder that holds another search, :class:`ResultsError` for a broken record or a
+    folder in use, and :class:`TrainingError` if no candidate succeeded.
     """
     from wsi_ips.evaluation.plots import check_can_plot
     from wsi_ips.search import space as counting

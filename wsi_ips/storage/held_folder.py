@@ -138,7 +138,7 @@ def difference(
     if not description.is_file():
         return ""
     try:
-        before, here = _flat(theirs(read_description(description))), _flat(ours)
+        before, here = flat_settings(theirs(read_description(description))), flat_settings(ours)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its run.json cannot be read"
     for name in [*here, *sorted(before.keys() - here.keys())]:
@@ -147,11 +147,13 @@ def difference(
     return ""
 
 
-def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flat_settings(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Nested settings as one dictionary with dotted names: ``{"tiling.patch_px": 256, ...}``."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+        flat |= (
+            flat_settings(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+        )
     return flat
 
 

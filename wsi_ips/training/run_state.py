@@ -41,7 +41,7 @@ HEAD_START = "head_start"
 """Folder of the run of the head start."""
 STARTS = "starts"
 """Folder of the runs of several starts."""
-MEND = "train into another folder, or give --restart to begin anew in this one"
+HOW_TO_FIX = "train into another folder, or give --restart to begin anew in this one"
 """What a message about an unusable state tells the user to do."""
 
 
@@ -107,7 +107,7 @@ class RunRecorder(Callback):
             self.history = list(held["state"]["history"])
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                path, f"does not fit this run ({one_line(error, most=120)})", MEND
+                path, f"does not fit this run ({one_line(error, most=120)})", HOW_TO_FIX
             ) from None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -245,16 +245,18 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
         if cause := system_cause(error):
             raise CheckpointError(path, cause.problem, cause.fix) from None
         reason = one_line(error, most=120)
-        raise CheckpointError(path, f"cannot be read ({reason})", MEND) from None
+        raise CheckpointError(path, f"cannot be read ({reason})", HOW_TO_FIX) from None
     if not isinstance(held, dict) or held.get("format") != FORMAT:
-        raise CheckpointError(path, "is no training state of this version", MEND)
+        raise CheckpointError(path, "is no training state of this version", HOW_TO_FIX)
     kinds = {"run": str, "net": Mapping, "optimizer": Mapping, "state": Mapping}
     lacking = [name for name, kind in kinds.items() if not isinstance(held.get(name), kind)]
     if lacking:
-        raise CheckpointError(path, f"is no whole training state: it has no {lacking[0]!r}", MEND)
+        raise CheckpointError(path, f"is no whole training state: it has no {lacking[0]!r}", HOW_TO_FIX)
     if held["run"] != run:
         differs = _difference(held["run"], run)
-        raise ConfigError(f"{path.parent} holds a run with other settings or slides ({differs}); {MEND}")
+        raise ConfigError(
+            f"{path.parent} holds a run with other settings or slides ({differs}); {HOW_TO_FIX}"
+        )
     return held
 
 

@@ -87,8 +87,11 @@ def report_task(
 
 
 def check_scored(scored: Scored, joined: Joined, *, manifest: Path, run: Path) -> None:
-    """Raises :class:`ManifestError` where no slide has a label, or all have the same; :class:`ResultsError` for an
-    output that is no probability."""
+    """Check that a task can be scored.
+
+    Raises :class:`ManifestError` where no slide has a label, or all have the same; :class:`ResultsError` for an
+    output that is no probability.
+    """
     task = scored.task
     if not joined.pairs:
         raise ManifestError(

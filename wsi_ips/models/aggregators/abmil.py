@@ -45,7 +45,7 @@ class PatchScores(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_nD: Tensor) -> Tensor:
-        """(..., D) to (..., T)."""
+        """The scores (..., T) of patches with the embeddings (..., D)."""
         hidden_nL: Tensor = self.dropout(self.tanh(x_nD).tanh())
         if self.gate is not None:
             hidden_nL = hidden_nL * self.dropout(self.gate(x_nD).sigmoid())
@@ -67,25 +67,25 @@ class Abmil(Aggregator):
         self.scores = PatchScores(dim, hidden=hidden, rows=queries, gated=gated, dropout=score_dropout)
 
     def logits(self, x_nD: Tensor) -> Tensor:
-        """(n, 1, T)."""
+        """Scores (n, 1, T) of patches one by one, before the softmax."""
         scores_nT: Tensor = self.scores(x_nD)
         return scores_nT[:, None]
 
     def read(
         self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None
     ) -> Aggregated:
-        """Tokens (B, T, D) and attention (B, 1, T, M)."""
+        """Read bags: tokens (B, T, D), each the mean of the embeddings weighted by attention (B, 1, T, M)."""
         x_BMD = zeroed(x_BMD, empty_BM)
         return self.read_scored(x_BMD, self.scores(x_BMD).mT, empty_BM)
 
     def read_scored(self, x_BMD: Tensor, scores_BTM: Tensor, empty_BM: Tensor | None) -> Aggregated:
-        """The same where the scores are there already, and embeddings are 0 at empty places."""
+        """Read bags whose patches have been scored; the embeddings must be 0 at empty places."""
         attention_B1TM, logits_B1TM = self.attended(scores_BTM[:, None], empty_BM)
         tokens_BTD = torch.einsum("btm,bmd->btd", attention_B1TM[:, 0], x_BMD)
         return Aggregated(tokens_BTD, attention_B1TM, attention_logits_BHTM=logits_B1TM)
 
     def contributions(self, x_MD: Tensor, attention_HTM: Tensor, heads: Heads) -> dict[str, Tensor] | None:
-        """Exact, since the head is linear in the weighted mean."""
+        """What each patch adds to the logits, {task: (M, C)}; exact, since the head is linear in their mean."""
         return pooled_contributions(x_MD, attention_HTM, heads)
 
 

@@ -77,7 +77,11 @@ class Clam(Abmil):
     def read(
         self, x_BMD: Tensor, empty_BM: Tensor | None = None, places_BM: Tensor | None = None
     ) -> Aggregated:
-        """As :meth:`Abmil.read`, with the instance loss as the auxiliary one."""
+        """Read bags by gated attention.
+
+        Returns tokens (B, T, D), the attention (B, 1, T, M), and the instance loss, which needs the bags'
+        labels, as the auxiliary loss.
+        """
         x_BMD = zeroed(x_BMD, empty_BM)
         scores_BTM = self.scores(x_BMD).mT
         aggregated = self.read_scored(x_BMD, scores_BTM, empty_BM)
@@ -133,7 +137,8 @@ class ClamMultiBranch(Clam):
         return replace(aggregated, logits=logits)
 
     def contributions(self, x_MD: Tensor, attention_HTM: Tensor, heads: Heads) -> dict[str, Tensor] | None:
-        """Exact: a class's logit is linear in the mean that its own row weighs."""
+        """What each patch adds to the logits, {task: (M, C)}; exact, since a class's logit is linear in the mean
+        that its own row weighs."""
         told = {}
         for task, layer, rows in zip(self._tasks, self.layers, self._rows(), strict=True):
             assert isinstance(layer, nn.Linear)

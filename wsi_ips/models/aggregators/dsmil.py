@@ -101,7 +101,8 @@ class Dsmil(Aggregator):
         )
 
     def contributions(self, x_MD: Tensor, attention_HTM: Tensor, heads: Heads) -> dict[str, Tensor] | None:
-        """Exact: the bag's classifier is linear in the weighted means."""
+        """What each patch adds to the logits, {task: (M, C)}; exact, since the bag's classifier is linear in the
+        weighted means."""
         value_MV = self.value(x_MD)
         told = {}
         for task, layer, rows in zip(self._tasks, self.layers, class_rows(self._tasks), strict=True):

@@ -42,7 +42,7 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_nC: Tensor) -> Tensor:
-        """(n, C) float to (n, D)."""
+        """The embeddings (n, D) of features (n, C), both float."""
         embedded: Tensor = self.dropout(self.activation(self.linear(self.norm(x_nC))))
         return embedded
 

@@ -54,7 +54,11 @@ class Max(Aggregator):
         return [layer(x_nD) for layer in self.layers]
 
     def logits(self, x_nD: Tensor) -> Tensor:
-        """(n, 1, 1). per_class: the largest logit of any class; one_patch: what decides which patch it is."""
+        """Scores (n, 1, 1) of patches one by one.
+
+        With the rule ``per_class`` it is the largest logit of any class, with ``one_patch`` what decides which
+        patch is read.
+        """
         scores = []
         for logits_nC in self.instance_logits(x_nD):
             if self.rule == "one_patch":

@@ -47,7 +47,7 @@ class Mean(Aggregator):
         )
 
     def contributions(self, x_MD: Tensor, attention_HTM: Tensor, heads: Heads) -> dict[str, Tensor] | None:
-        """Exact, since the head is linear."""
+        """What each patch adds to the logits, {task: (M, C)}; exact, since the head is linear in the mean."""
         return pooled_contributions(x_MD, attention_HTM, heads)
 
 

@@ -108,7 +108,7 @@ class SquarePositions(nn.Module):
         )
 
     def forward(self, x_ND: Tensor, side: int) -> Tensor:
-        """(1 + side * side, D) to the same; the first token is left as it is."""
+        """Add positions to the tokens (1 + side * side, D); the first one, the class token, stays as it is."""
         square_1DSS = x_ND[1:].T.unflatten(1, (side, side))[None]
         placed_1DSS = square_1DSS + sum(convolution(square_1DSS) for convolution in self.convolutions)
         return torch.cat([x_ND[:1], placed_1DSS[0].flatten(1).T])

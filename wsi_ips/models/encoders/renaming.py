@@ -59,16 +59,17 @@ def as_timm(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
     """
     for name in tensors:
         if name.endswith(HF_MARK):
-            return _from_transformers(_below(tensors, name.removesuffix(HF_MARK)), model)
+            return _from_transformers(below_prefix(tensors, name.removesuffix(HF_MARK)), model)
     for name in tensors:
         if name.endswith(DINO_MARK):
             prefix = name.removesuffix(DINO_MARK)
             if {f"{prefix}mask_token", f"{prefix}register_tokens"} & tensors.keys():
-                return _from_dinov2(_below(tensors, prefix), model)
+                return _from_dinov2(below_prefix(tensors, prefix), model)
     return dict(tensors)
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, under the rest of their names."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

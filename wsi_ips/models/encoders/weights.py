@@ -28,7 +28,7 @@ from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.models.encoders.entry import EncoderEntry
 from wsi_ips.models.encoders.hub import cached_weights, hub_weights, repository_weights, weights_in_folder
 from wsi_ips.models.encoders.registry import entry_of
-from wsi_ips.models.encoders.renaming import as_timm
+from wsi_ips.models.encoders.renaming import as_timm, below_prefix
 from wsi_ips.storage.files import check_size, system_cause
 from wsi_ips.storage.location import is_file_name
 
@@ -260,7 +260,7 @@ def without_prefix(
     Raises:
         ValueError: Two prefixes fit and their tensors differ, so nobody knows which is meant.
     """
-    candidates = {prefix: _below(state, prefix) for prefix in _prefixes(state)}
+    candidates = {prefix: below_prefix(state, prefix) for prefix in _prefixes(state)}
     fitting = [prefix for prefix, below in candidates.items() if _count(below, wanted) == len(wanted)]
     if len(fitting) > 1 and "" not in fitting:
         first, second = (candidates[prefix] for prefix in fitting[:2])
@@ -280,10 +280,6 @@ def _prefixes(state: Mapping[str, Tensor]) -> Iterator[str]:
             for longer in (prefix + more for more in PREFIXES)
             if any(name.startswith(longer) for name in state)
         ]
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _count(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> int:
