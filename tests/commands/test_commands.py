@@ -214,3 +214,19 @@ def test_real_slides_are_labelled_and_damaged_ones_reported(
 
 def test_the_demo_recipe_is_the_demo_command_s_default() -> None:
     assert load_recipe(shipped_recipe("demo"))["command"] == "demo"
+
+
+@pytest.mark.parametrize("name", ["nope", "transmil"])
+def test_an_aggregator_that_cannot_be_is_told_before_tissue_is_searched(
+    console: Console, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def searched(*_: object, **__: object) -> None:
+        raise AssertionError("tissue was searched first")
+
+    monkeypatch.setattr("wsi_ips.training.fit.tile_bag", searched)
+    said = console(
+        "finetune", small_data.manifest, "--out", tmp_path / "out", "--set", f"model.aggregator={name}"
+    )
+    assert said.code == 2
+    assert name in said.complaint
+    assert not (tmp_path / "out").exists()

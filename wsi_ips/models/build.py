@@ -1,5 +1,6 @@
 """From configuration to network: the only module that knows both. Start with :func:`build_selecting_net`."""
 
+import torch
 from torch import nn
 
 from wsi_ips.config import AggregatorConfig, AttentionConfig, EncoderConfig, ModelConfig, SelectionConfig
@@ -65,6 +66,22 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
     if selection is not None and selection.selector == "cascade":
         coarse = _coarse(selection, config.encoder, feature_dim)
     return IPSNet(encoder, attention, heads, projector=projector, positions=positions, coarse=coarse)
+
+
+def check_aggregator(config: ModelConfig, selection: SelectionConfig) -> None:
+    """Check that the aggregator of ``config`` can learn its tasks with this selection, without any weights.
+
+    A long preparation, such as finding tissue, need not come first. The state of torch's random numbers stays.
+
+    Raises :class:`ConfigError` for an aggregator that is not known, settings that it does not have, tasks that it
+    cannot learn, or a selector that needs scores which it does not have.
+    """
+    if config.aggregator is None:
+        return
+    with torch.random.fork_rng(devices=[]):
+        _, _, aggregator = _aggregator(config, feature_dim=1)
+    _check_scores(aggregator, config, selection)
+    _check_tasks(aggregator, config)
 
 
 def complete_model(config: ModelConfig) -> ModelConfig:

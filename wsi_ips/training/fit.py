@@ -23,7 +23,7 @@ from torch import nn
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
-from wsi_ips.models.build import build_selecting_net, complete_model
+from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
 from wsi_ips.models.checkpoint import begin_from
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
@@ -81,6 +81,7 @@ def finetune(
     """
     records = [*manifest.split("train"), *manifest.split("val")]
     check_labels(manifest, config.model.tasks)
+    check_aggregator(config.model, config.selection)
     if config.model.encoder.weights == "none":
         check_encoder(config)
     bags: dict[str, list[SlideBag]] = {"train": [], "val": []}

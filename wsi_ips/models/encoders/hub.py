@@ -105,9 +105,12 @@ def _downloaded(source: str, files: tuple[str, ...], name_of_all: str, fix: str)
         try:
             return Path(hf_hub_download(source, name))
         except Exception as error:  # noqa: BLE001 - whatever the client raises: offline, no consent, no such file
+            if isinstance(error, LocalEntryNotFoundError):
+                reasons.append(f"{name} is not in the hub's cache, and the hub cannot be asked")
+                break  # another file would fare no better
             reasons.append(f"{name}: {one_line(f'{type(error).__name__}: {error}', most=120)}")
-            if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
-                break  # no network or no consent: another file would fare no better
+            if not isinstance(error, EntryNotFoundError):
+                break  # no consent: another file would fare no better
     raise CheckpointError(name_of_all, f"weights are not on this machine ({'; '.join(reasons)})", fix)
 
 
