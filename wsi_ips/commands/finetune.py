@@ -41,8 +41,8 @@ class FinetuneJob(FinetuneConfig, Resolution, Job):
     folds: Annotated[int, Field(ge=2)] | None = None
     """Cross-validate by case with this many folds of the train and val slides; none: train once."""
     inner_val: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """With ``folds``: share of the cases that a fold does not hold out which its epoch is chosen on, so that it is
-    not chosen on those that it is measured on; 0: by the training loss."""
+    """With ``folds``: each fold sets aside this share of its training cases and chooses its epoch on them, so that
+    the epoch is not chosen on the cases that the fold is measured on; 0: it is chosen by the training loss."""
     out: Path
     device: str = "auto"
     restart: bool = False

@@ -64,7 +64,7 @@ class MapJob(HeatOptions, Job):
         if self.task is not None and self.query is not None:
             raise ValueError("task and query name the same thing: give one of them")
         if self.map == "attention" and self.class_name is not None:
-            raise ValueError("class_name goes with map contribution: attention is of no class")
+            raise ValueError("class_name goes with map contribution: attention does not belong to a class")
         if self.map_kind == "contribution":
             return self._of_contributions()
         low, high = self.low, self.high
