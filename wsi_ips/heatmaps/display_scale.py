@@ -216,7 +216,10 @@ def scale_of(options: HeatOptions, values_N: NDArray[np.floating], kind: MapKind
     if kind == "attention":
         return DisplayScale(values_N, scale=options.scale or "even", low=options.low, high=options.high)
     if options.scale is not None:
-        raise ConfigError(f"scale {options.scale} is for attention; contributions have one scale of their own: leave the scale out")
+        raise ConfigError(
+            f"scale {options.scale} is for attention, and contributions have one scale of their own: "
+            "leave the scale out"
+        )
     return DisplayScale(values_N, scale="signed", low=options.low, high=options.high)
 
 
