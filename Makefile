@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-all test-browser encoders-real fuzz page page-check lint format bench clean
+.PHONY: install demo docs test test-all test-browser encoders-real fuzz page page-check lint format bench clean
 
 install: $(READY)
 
@@ -54,6 +54,10 @@ page-check:
 # Encoders with the real weights that this machine's Hugging Face cache holds; says which ones it has not.
 encoders-real: $(READY)
 	$(BIN)/python -m pytest tests/models/encoders/test_real_weights.py -m slow -rs
+
+# The documentation as a site, in site/. A broken link or a setting without its page is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(READY)
 	$(BIN)/ruff check .

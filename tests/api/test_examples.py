@@ -1,4 +1,5 @@
-"""Every public name has an example in its docstring, and each of them runs; so does docs/python.md."""
+"""Every public name has an example in its docstring, and each of them runs; so do docs/python.md and the first
+tutorial."""
 
 import doctest
 import re
@@ -9,7 +10,7 @@ import pytest
 import wsi_ips as wi
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-TOUR = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -28,9 +29,10 @@ def test_the_example_in_a_docstring_runs_and_says_what_it_prints(name: str, here
     assert run(documented.__doc__ or "", name, here) >= 2, f"{name} has no example"
 
 
-def test_the_tour_runs_from_top_to_bottom(here: Path) -> None:
-    blocks = BLOCK.findall(TOUR.read_text(encoding="utf-8"))
-    assert len(blocks) >= 8
+@pytest.mark.parametrize(("page", "fewest"), [("python.md", 8), ("tutorials/first_slide.md", 1)])
+def test_a_page_runs_from_top_to_bottom(page: str, fewest: int, here: Path) -> None:
+    blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+    assert len(blocks) >= fewest
     names: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, str(TOUR), "exec"), names)
+        exec(compile(block, page, "exec"), names)
