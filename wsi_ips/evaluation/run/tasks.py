@@ -16,9 +16,9 @@ from wsi_ips.evaluation.bootstrap import (
     Picked,
     bootstrap,
     bootstrap_band,
-    delong_interval,
     resample_cases,
 )
+from wsi_ips.evaluation.delong import delong_interval
 from wsi_ips.evaluation.plots import NamedRoc
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.joined import Joined
