@@ -11,7 +11,7 @@ from shapely import MultiPolygon
 from shapely.affinity import scale
 
 from wsi_ips.drawn.composite import filled
-from wsi_ips.evaluation.bootstrap import Picked, bootstrap
+from wsi_ips.evaluation.bootstrap import Pair, Picked, bootstrap, paired_bootstrap
 from wsi_ips.evaluation.froc import FrocRules, SlideHits, detections_from_attention, hit_lesions, lesion_mask
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.tiling.grid import PatchCoords
@@ -34,10 +34,14 @@ def lead_interval(
     ours_SC: NDArray[np.floating], theirs_SC: NDArray[np.floating], target_S: NDArray[np.int64]
 ) -> tuple[float, float]:
     """Bootstrap interval of the difference of two methods' :func:`macro_auc` on the same slides."""
-    return _interval(
-        lambda rows: macro_auc(ours_SC[rows], target_S[rows]) - macro_auc(theirs_SC[rows], target_S[rows]),
-        target_S,
+    pair = Pair(
+        lambda rows: {"auc": macro_auc(ours_SC[rows], target_S[rows])},
+        lambda rows: {"auc": macro_auc(theirs_SC[rows], target_S[rows])},
+        range(len(target_S)),
+        target_S.tolist(),
     )
+    found = paired_bootstrap([pair], resamples=RESAMPLES)["auc"]
+    return found.low, found.high
 
 
 def _interval(measure: Callable[[Picked], float], target_S: NDArray[np.int64]) -> tuple[float, float]:

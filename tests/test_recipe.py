@@ -23,7 +23,17 @@ PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 def test_every_shipped_recipe_is_a_job(recipe: Path) -> None:
     job = make_job(load_recipe(recipe), source=recipe.name)
     assert job.command in (
-        *("demo", "finetune", "images", "predict", "overlay", "evaluate", "train-detector", "search"),
+        *(
+            "demo",
+            "finetune",
+            "images",
+            "predict",
+            "overlay",
+            "evaluate",
+            "train-detector",
+            "search",
+            "compare",
+        ),
     )
 
 

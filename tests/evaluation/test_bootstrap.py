@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_ips.evaluation.bootstrap import bootstrap, delong_interval, percentile_interval, resample_cases
+from wsi_ips.evaluation.bootstrap import (
+    Pair,
+    bootstrap,
+    paired_bootstrap,
+    percentile_interval,
+    resample_cases,
+)
+from wsi_ips.evaluation.delong import delong_interval
 from wsi_ips.evaluation.slide_level import auc_or_nan, roc_auc
 
 
@@ -115,3 +122,58 @@ def test_what_a_resample_does_not_tell_is_left_out_and_counted() -> None:
     assert (interval.low, interval.high) == (1, 1)
     none = percentile_interval(0.5, np.array([]))
     assert (none.value, math.isnan(none.low), none.undefined) == (0.5, True, 0)
+
+
+def test_a_paired_interval_is_of_the_difference_and_cases_are_drawn_alike() -> None:
+    """Two models that differ by 0.25 on every slide: whatever is drawn, they differ by 0.25."""
+    values = np.random.default_rng(0).normal(size=30)
+    pair = Pair(
+        lambda p: {"mean": float(values[p].mean()) + 0.25},
+        lambda p: {"mean": float(values[p].mean())},
+        range(30),
+    )
+    for pairs in ([pair], [pair] * 3):
+        found = paired_bootstrap(pairs, resamples=50)["mean"]
+        assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_the_slides_of_a_case_are_drawn_together_for_both() -> None:
+    lead = np.array([1.0, -1.0, 1.0, -1.0])  # within each case the two slides cancel
+    pair = Pair(lambda p: {"x": float(lead[p].sum())}, lambda p: {"x": 0.0}, ["a", "a", "b", "b"])
+    found = paired_bootstrap([pair], resamples=200)["x"]
+    assert (found.low, found.high) == (0, 0)
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    def pair(lead: float) -> Pair:
+        return Pair(lambda p: {"x": lead}, lambda p: {"x": 0.0}, range(5))
+
+    found = paired_bootstrap([pair(0.0), pair(0.3)], resamples=400)["x"]
+    assert (found.value, found.low, found.high) == pytest.approx((0.15, 0.0, 0.3))
+
+
+def test_same_slides_do_not_average_out_over_seeds() -> None:
+    """Three seeds that lead on the same slides tell no more of the slides than one does; on slides of their own
+    they do.
+    """
+    values = np.random.default_rng(1).normal(size=40)
+    pair = Pair(lambda p: {"x": float(values[p].mean())}, lambda p: {"x": 0.0}, range(40))
+    width = {
+        same: (lambda one: one.high - one.low)(
+            paired_bootstrap([pair] * 3, same_slides=same, resamples=1500)["x"]
+        )
+        for same in (True, False)
+    }
+    alone = paired_bootstrap([pair], resamples=1500)["x"]
+    assert width[True] == pytest.approx(alone.high - alone.low, rel=0.1)
+    assert width[False] == pytest.approx(width[True] / np.sqrt(3), rel=0.15)
+
+
+def test_pairs_of_the_same_slides_have_the_same_cases() -> None:
+    def pair(count: int) -> Pair:
+        return Pair(lambda p: {"x": 1.0}, lambda p: {"x": 0.0}, range(count))
+
+    with pytest.raises(ValueError, match="same cases"):
+        paired_bootstrap([pair(3), pair(4)])
+    with pytest.raises(ValueError, match="no pairs"):
+        paired_bootstrap([])

@@ -15,3 +15,8 @@ class TestIpsByTheGlobalRule(SelectorContract):
 class TestAll(SelectorContract):
     name = "all"
     keeps_all = True
+
+
+class TestRandom(SelectorContract):
+    name = "random"
+    torn_at = 1

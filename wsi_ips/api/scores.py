@@ -22,11 +22,13 @@ class Scores:
         folder: Where tables and plots are.
         metrics: All figures, as in ``metrics.json``.
         summary: The main figures in words, one line each.
+        against: The comparison with another run, as in ``against.json``. None if none was asked for.
     """
 
     folder: Path
     metrics: Mapping[str, Any]
     summary: Sequence[str]
+    against: Mapping[str, Any] | None = None
 
     def picture(self) -> Image.Image:
         """The first ROC curve as a PIL image. Raises :class:`ResultsError` if none was drawn."""
@@ -49,6 +51,7 @@ def evaluate(
     run: Run | Path | str,
     manifest: Path | str,
     *,
+    against: Run | Path | str | None = None,
     out: Path | str | None = None,
     split: Literal["train", "val", "test", "train+val"] = "test",
     task: str | None = None,
@@ -67,6 +70,7 @@ def evaluate(
     Args:
         run: A run of :func:`wsi_ips.predict`, or its folder.
         manifest: A CSV with the columns ``slide_id,case_id,label,split,path``.
+        against: Another run. Each figure of both is compared on the slides that both have predicted.
         out: Folder for tables and plots. None: ``evaluation/`` in the run.
         split: Which slides are scored.
         task: The task to score, if there are several.
@@ -98,6 +102,7 @@ def evaluate(
         "command": "evaluate",
         "run": run_folder,
         "manifest": manifest,
+        "against": against.folder if isinstance(against, Run) else against,
         "out": folder,
         "split": split,
         "task": task,
@@ -111,4 +116,7 @@ def evaluate(
     job = make_job(values, source="wsi_ips.evaluate")
     outcome = run_reported(job, progress)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return Scores(folder, metrics, tuple(outcome.lines))
+    compared = None
+    if against is not None:
+        compared = json.loads((folder / "against.json").read_text(encoding="utf-8"))
+    return Scores(folder, metrics, tuple(outcome.lines), compared)

@@ -66,6 +66,10 @@ _COMMANDS = {
         "wsi_ips.commands.evaluate:command",
         "Score a run against a manifest's labels: figures with intervals, tables, FROC, plots.",
     ),
+    "compare": (
+        "wsi_ips.commands.compare:command",
+        "Train several aggregators and selectors on the same splits and seeds; one table of what each is worth.",
+    ),
     "report": (
         "wsi_ips.commands.report:command",
         "Write a run as one HTML file that can be mailed: figures, pictures, failures; no model is needed.",

@@ -21,6 +21,9 @@ class EvaluateJob(EvaluationConfig, Job):
 def command(
     run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
     manifest: Annotated[Path, typer.Argument(help="CSV with the labels: slide_id,case_id,label,split,path.")],
+    against: Annotated[
+        Path | None, typer.Option(help="Another run: compare each figure on the slides of both.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/evaluation.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val, train+val or test (default).")] = None,
     task: Annotated[str | None, typer.Option(help="Score one task; default: all of the model's.")] = None,
@@ -59,7 +62,7 @@ def command(
     ] = None,
 ) -> None:
     """Score a run against a manifest's labels: figures with intervals, tables, FROC, plots."""
-    flags = {"run": run, "manifest": manifest, "out": out, "split": split, "task": task,
+    flags = {"run": run, "manifest": manifest, "against": against, "out": out, "split": split, "task": task,
              "annotations": annotations, "partly_annotated": partly_annotated,
              "detection_radius_um": detection_radius_um, "detections": detections, "history": history,
              "pool": pool, "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
@@ -69,13 +72,15 @@ def command(
 
 def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     """Write ``metrics.json``, ``slides.csv``, ``cases.csv``, with outlines ``froc.csv`` and ``detections/``, of
-    survival tasks ``survival.csv`` and ``kaplan_meier.csv``, PNGs.
+    survival tasks ``survival.csv`` and ``kaplan_meier.csv``, PNGs. With ``against`` also ``against.csv`` and
+    ``against.json``.
 
     A slide that could not be scored is named, and the exit code says so. Raises a
     :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run, manifest or folder of outlines
     that cannot be used, and for a split whose labels are all the same.
     """
     from wsi_ips.evaluation.plots import read_history
+    from wsi_ips.evaluation.run.against import compare_runs, write_comparison
     from wsi_ips.evaluation.run.evaluate import draw, headlines, work_out
     from wsi_ips.evaluation.run.survival import write_survival
     from wsi_ips.evaluation.run.tables import write_metrics, write_tables
@@ -83,6 +88,7 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     can_plot = _can_plot(job)
     history = read_history(job.history) if job.history else None
     worked_out = work_out(job, progress, bands=can_plot)
+    comparison = compare_runs(job) if job.against is not None else None
     out = job.out or job.run / "evaluation"
     write_tables(out, worked_out.tasks, worked_out.stages, worked_out.froc, worked_out.survival)
     write_survival(out, worked_out.survival)
@@ -92,6 +98,8 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
         out / "metrics.json", job, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc,
         froc_task=worked_out.froc_task, doubts=worked_out.doubts, survival=worked_out.survival,
     )  # fmt: skip
+    if comparison is not None:
+        write_comparison(out, comparison)
     unasked = not can_plot and job.plots is None
     notes = ["no plots: matplotlib is not installed; pip install 'wsi_ips[plots]'"] if unasked else []
     complaints = [*worked_out.joined.complaints, *(worked_out.froc.complaints if worked_out.froc else ())]
@@ -102,9 +110,10 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     ]
     notes += worked_out.froc.notes if worked_out.froc else []
     notes += [f"{name}: {note}" for name, report in worked_out.survival.items() for note in report.notes]
+    compared = comparison.lines if comparison is not None else []
     scored = worked_out.joined.to_json()
     summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
-    return Outcome.of_slides(complaints, summary, details=[*headlines(worked_out), *notes])
+    return Outcome.of_slides(complaints, summary, details=[*headlines(worked_out), *notes, *compared])
 
 
 def _can_plot(job: EvaluateJob) -> bool:

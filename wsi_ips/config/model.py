@@ -174,7 +174,7 @@ class CoarseConfig(Section):
     """Cascade: epochs in which everything is let through, while the scorer learns what to look for."""
 
 
-OUR_SELECTORS = ("ips", "attention_sampling", "cascade", "all")
+OUR_SELECTORS = ("ips", "attention_sampling", "cascade", "all", "random")
 """The selectors that come with wsi_ips. Other packages add theirs under the entry point group
 ``wsi_ips.selectors``."""
 
@@ -187,7 +187,8 @@ class SelectionConfig(Section):
     ``attention_sampling``: patches are drawn from the attention of a coarse scorer. ``cascade``: IPS over the
     share of the tissue that a coarse scorer lets through. ``all``: every patch is read. An aggregator without a
     score for single patches needs ``all``, and it suits stored features. Memory grows with the slide, in
-    training up to ``training.most_patches``. Or the name of a selector of another package.
+    training up to ``training.most_patches``. ``random``: M patches drawn uniformly, the baseline that selection
+    is compared with; in training, anew in every epoch. Or the name of a selector of another package.
     """
     rule: Literal["buffer", "global"] = "buffer"
     """``buffer``: the paper's running top-M memory; with several heads or queries it depends on the order of the
@@ -204,6 +205,10 @@ class SelectionConfig(Section):
     """Settings of ``attention_sampling``."""
     coarse: CoarseConfig = CoarseConfig()
     """The coarse scorer of ``attention_sampling`` and ``cascade``."""
+    seed: NonNegativeInt = 0
+    """``random``: seed of the draw at prediction and validation, which is the same for a slide whenever it is
+    read. In training ``training.seed`` decides, with the epoch and the slide.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -218,6 +223,13 @@ class SelectionConfig(Section):
             if letter in values:
                 values[name] = values.pop(letter)
         return values
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        if not self.seed:  # so that stored settings of earlier versions keep their fingerprints
+            dumped.pop("seed", None)
+        return dumped
 
     @field_validator("selector")
     @classmethod
@@ -243,8 +255,7 @@ class SelectionConfig(Section):
     def way(self) -> str:
         """The name under which the registries know how a bag is read and learned from.
 
-        It is ``ips``, ``attention_sampling``, ``cascade``, ``all``, the name of a selector of another package,
-        or ``image_attention`` for :attr:`reads_images`.
+        It is the name of the selector, or ``image_attention`` for :attr:`reads_images`.
         """
         return "image_attention" if self.reads_images else self.selector
 

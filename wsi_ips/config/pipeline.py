@@ -43,7 +43,7 @@ class PipelineConfig(Section):
         if self.model.encoder.name == "features":
             raise ValueError(
                 f"selection.selector: {selection.selector} needs slides for its coarse scorer; stored features "
-                "are read by ips and all"
+                "are read by ips, all and random"
             )
         if selection.selector == "attention_sampling" and self.model.attention.positions != "none":
             raise ValueError("attention sampling uses no positions: leave model.attention.positions at none")

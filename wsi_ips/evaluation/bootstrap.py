@@ -1,21 +1,24 @@
-"""How sure a figure is: intervals from resampled cases (:func:`bootstrap`), and DeLong's interval for the AUC.
+"""How sure a figure is: intervals from resampled cases (:func:`bootstrap`).
+
+:func:`paired_bootstrap` is the same for the difference of two models on the same slides. DeLong's interval and
+test for the AUC are in :mod:`wsi_ips.evaluation.delong`.
 
 The slides of a case are resampled together: slides of one patient are alike, and resampling them one by one
 would make intervals too narrow.
-
-Shape suffixes: N slides, P positives, Q negatives.
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 Picked = NDArray[np.int64]
 """Places of the slides in one resample, with repetitions."""
+
+Measure = Callable[[Picked], Mapping[str, float]]
+"""Computes figures from some of the slides, given their places. NaN for a figure that they do not give."""
 
 LEVEL = 0.95
 """Level of the intervals."""
@@ -39,7 +42,7 @@ class Interval:
 
 
 def bootstrap(
-    measure: Callable[[Picked], Mapping[str, float]],
+    measure: Measure,
     cases: Sequence[Hashable],
     *,
     strata: Sequence[Hashable] | None = None,
@@ -67,6 +70,81 @@ def bootstrap(
         name: percentile_interval(value, np.array([one[name] for one in drawn], np.float64), level=level)
         for name, value in values.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two models on the same slides, for :func:`paired_bootstrap`.
+
+    Attributes:
+        one, other: Compute the figures of each model from some of the slides, given their places.
+        cases: The case of each slide.
+        strata: The stratum of each slide, see :func:`resample_cases`.
+    """
+
+    one: Measure
+    other: Measure
+    cases: Sequence[Hashable]
+    strata: Sequence[Hashable] | None = None
+
+    def lead(self, picked: Picked) -> dict[str, float]:
+        """Each figure of ``one`` minus that of ``other`` on these slides. Only figures that both have."""
+        one, other = self.one(picked), self.other(picked)
+        return {name: value - other[name] for name, value in one.items() if name in other}
+
+
+def paired_bootstrap(
+    pairs: Sequence[Pair],
+    *,
+    same_slides: bool = True,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> dict[str, Interval]:
+    """Percentile intervals of how far one model is ahead of another, by resampling cases alike for both.
+
+    With several pairs, such as one for each seed of a training, a figure is the mean over the pairs, and the pairs
+    are resampled too.
+
+    Args:
+        pairs: The pairs, one or more. All have the same figures.
+        same_slides: Whether the slides of all pairs are the same: a resample then draws the same cases in each
+            pair. False: it draws in each pair by itself.
+        resamples: How often to draw. With 0, intervals are NaN.
+        seed: Seed of the draws.
+        level: Level of the intervals.
+
+    Raises:
+        ValueError: There are no pairs, or pairs of the same slides have different cases.
+    """
+    if not pairs:
+        raise ValueError("no pairs")
+    if same_slides and any(list(pair.cases) != list(pairs[0].cases) for pair in pairs):
+        raise ValueError("pairs of the same slides have the same cases")
+    count = len(pairs)
+    draws = [
+        resample_cases(pair.cases, strata=pair.strata, resamples=resamples * count, seed=seed + number)
+        for number, pair in enumerate(pairs[:1] if same_slides else pairs)
+    ]
+    rng = np.random.default_rng([seed, count])
+    drawn: list[dict[str, float]] = []
+    for _ in range(resamples if len(pairs[0].cases) else 0):
+        chosen = rng.integers(count, size=count).tolist()
+        if same_slides:
+            picked = next(draws[0])
+            leads = {number: pairs[number].lead(picked) for number in set(chosen)}
+            drawn.append(_mean_of([leads[number] for number in chosen]))
+        else:
+            drawn.append(_mean_of([pairs[number].lead(next(draws[number])) for number in chosen]))
+    whole = _mean_of([pair.lead(np.arange(len(pair.cases))) for pair in pairs])
+    return {
+        name: percentile_interval(value, np.array([one[name] for one in drawn], np.float64), level=level)
+        for name, value in whole.items()
+    }
+
+
+def _mean_of(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
 
 
 def resample_cases(
@@ -150,31 +228,3 @@ def bootstrap_band(
         return None
     low, high = np.quantile(np.stack(curves), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Band(at, low, high)
-
-
-def delong_interval(
-    scores_N: NDArray[np.floating], positive_N: NDArray[np.bool_], *, level: float = LEVEL
-) -> Interval:
-    """The AUC with DeLong's interval (DeLong et al. 1988), cut off at 0 and 1. Slides count as independent.
-
-    Raises:
-        ValueError: There are fewer than two positives or negatives.
-    """
-    scores, positive = np.asarray(scores_N, np.float64), np.asarray(positive_N, bool)
-    above, below = np.sort(scores[positive]), np.sort(scores[~positive])
-    if len(above) < 2 or len(below) < 2:
-        raise ValueError(
-            f"{len(above)} positives and {len(below)} negatives are too few for an interval of the AUC"
-        )
-    placement_P = _share_below(below, above)
-    placement_Q = 1 - _share_below(above, below)
-    auc = float(placement_P.mean())
-    variance = placement_P.var(ddof=1) / len(above) + placement_Q.var(ddof=1) / len(below)
-    reach = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(variance)
-    return Interval(auc, max(0.0, auc - reach), min(1.0, auc + reach))
-
-
-def _share_below(ordered: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each value, the share of ``ordered`` that is below it. Equal values count half."""
-    left, right = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
-    return np.asarray((left + right) / (2 * len(ordered)), np.float64)

@@ -15,9 +15,10 @@ from wsi_ips.images.bags import ImageViews
 from wsi_ips.models.ips_net import BagsRead
 from wsi_ips.models.sampling import entropy_regulariser
 from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
+from wsi_ips.selection.random_patches import seeded
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.epoch_risks import EpochRisks
-from wsi_ips.training.kept_patches import SelectionFigures, bag_key, seeded, whole_bag
+from wsi_ips.training.kept_patches import SelectionFigures, bag_key, whole_bag
 from wsi_ips.training.learning import finite, step_loss
 
 

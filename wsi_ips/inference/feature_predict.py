@@ -24,6 +24,7 @@ from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.storage.hdf5 import put_about, whole_hdf5
+from wsi_ips.tiling.grid import rows_of
 from wsi_ips.tiling.patches import upsampling_note
 from wsi_ips.training.feature_bags import open_source
 
@@ -97,7 +98,7 @@ class FeaturePredictor:
         if held.coords is None:
             _write_corners_only(run.attention(slide_id), row, held, readings[0], self.checkpoint)
         else:
-            coords = replace(held.coords, slide_id=slide_id)
+            coords = replace(held.coords, slide_id=slide_id).only(readings[0].store.ids().numpy())
             note = upsampling_note(coords)
             result = SlideResult.of(
                 readings[0], coords, tasks=tasks, slide_path=str(path), checkpoint=self.checkpoint
@@ -209,7 +210,8 @@ def _write_corners_only(
         if row.spread:
             about["spread"] = {task: dict(classes) for task, classes in row.spread.items()}
         put_about(file, about)
-        file["coords"] = held.l0_xy_N2
+        rows_N = rows_of(reading.store.ids().numpy(), held.ids_N, where=f"in {held.path}")
+        file["coords"] = held.l0_xy_N2[rows_N]
         file["logits"] = reading.store.logits().numpy()
         file["attention"] = reading.store.attention().numpy()
         file["kept_ids"] = reading.kept.ids_M.cpu().numpy()

@@ -1,9 +1,12 @@
-"""What each fold's model says of the slides that it has not seen: one prediction run over all of them."""
+"""Prediction runs over slides of a manifest: :func:`predict_slides`; and :func:`predict_held_out`, what each
+fold's model says of the slides that it has not seen.
+"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig
 from wsi_ips.datasets.feature_files import find_features
@@ -46,27 +49,62 @@ def predict_held_out(
     config: what the folds were trained with; ``run.json`` tells all of it. out: the folder of the
     cross-validation. features: stored features to read instead of slides.
     """
-    run = RunFolder(out / HELD_OUT)
-    records = {record.slide_id: record for record in manifest.records}
-    held_out = [slide_id for fold in folds for slide_id in fold.held_out]
-    paths = {slide_id: records[slide_id].path.absolute() for slide_id in held_out}
-    if features is not None:
-        paths = find_features(features, held_out)
-    hashes = [checkpoint_sha256(fold.checkpoint) for fold in folds]
-    together = sha256(" ".join(hashes).encode()).hexdigest()
     described = {
-        **config.model_dump(mode="json"),
         "held_out": {
             "model": "of each slide the fold's that held its case out, fold_<number of folds.csv>",
             "epoch_chosen_on": folds[0].chosen_on,
         },
     }
+    models = [(fold.checkpoint, fold.held_out) for fold in folds]
+    return predict_slides(
+        manifest, config, models, out / HELD_OUT, checkpoint=out, described=described, features=features,
+        device=device, slide_mpp=slide_mpp, progress=progress,
+    )  # fmt: skip
+
+
+def predict_slides(
+    manifest: Manifest,
+    config: FinetuneConfig,
+    models: Sequence[tuple[Path, Sequence[str]]],
+    out: Path,
+    *,
+    checkpoint: Path,
+    features: Path | None,
+    device: str,
+    slide_mpp: Callable[[str], Mpp | None],
+    progress: Progress,
+    described: Mapping[str, Any] | None = None,
+) -> list[PredictionRow]:
+    """Label slides of a manifest into a run as ``predict`` writes it; give its rows.
+
+    A slide that cannot be read becomes a row. A run that was killed goes on; one of other models is replaced.
+
+    Args:
+        manifest: The slides.
+        config: What the models were trained with; ``run.json`` tells all of it.
+        models: Checkpoints, and the ids of the slides that each labels.
+        out: Folder of the run.
+        checkpoint: What ``run.json`` names as the model, for people.
+        features: Stored features to read instead of slides.
+        device: Where the networks run.
+        slide_mpp: Gives the resolution of a slide if the user knows it better than the file, or None.
+        progress: Shows how far it is.
+        described: What else ``run.json`` says of the configuration.
+    """
+    run = RunFolder(out)
+    records = {record.slide_id: record for record in manifest.records}
+    slide_ids = [slide_id for _, its in models for slide_id in its]
+    paths = {slide_id: records[slide_id].path.absolute() for slide_id in slide_ids}
+    if features is not None:
+        paths = find_features(features, slide_ids)
+    hashes = [checkpoint_sha256(path) for path, _ in models]
+    together = sha256(" ".join(hashes).encode()).hexdigest()
     deterministic = config.training.deterministic
     with (
         claimed(
             run,
-            config=described,
-            checkpoint=out,
+            config={**config.model_dump(mode="json"), **(described or {})},
+            checkpoint=checkpoint,
             sha256=together,
             force=True,
             numerics=numerics(deterministic=deterministic),
@@ -75,11 +113,9 @@ def predict_held_out(
     ):
         jobs = {slide_id: SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in paths.items()}
         tables = RunTables(run, list(jobs.values()), tasks=config.model.tasks)
-        for fold, checkpoint in zip(folds, hashes, strict=True):
-            reader = _Reader(
-                fold.checkpoint, checkpoint, config.streaming, device, of_features=features is not None
-            )
-            reader.label([jobs[slide_id] for slide_id in fold.held_out], run, tables, progress)
+        for (path, its), model in zip(models, hashes, strict=True):
+            reader = _Reader(path, model, config.streaming, device, of_features=features is not None)
+            reader.label([jobs[slide_id] for slide_id in its], run, tables, progress)
         tables.close()
         return tables.rows
 

@@ -23,10 +23,10 @@ patches) and the datasets
                    several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
                    deviation}}); all datasets are then those of the first model, and checkpoint names all of them
 
-and the root attribute ``schema_version``. For a cascade, N are the patches that were let through; the others
-have no attention. What differs from run to run, above all times, is in ``slides.csv`` and not here, so the same
-slide and checkpoint give the same bytes. The file is not compressed: gzip saves 7 % of such floats at 60 times
-the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
+and the root attribute ``schema_version``. For a cascade and for random patches, N are the patches that were read;
+the others have no attention. What differs from run to run, above all times, is in ``slides.csv`` and not here, so
+the same slide and checkpoint give the same bytes. The file is not compressed: gzip saves 7 % of such floats at 60
+times the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
 
 Shape suffixes: N patches, H heads, T queries, M kept patches, D embedding width, C classes of a task, K outputs.
 """

@@ -103,7 +103,7 @@ class SlideTelemetry:
             select_s=select_s,
             tiles_decoded=stream.tiles_decoded,
             tile_uses=stream.tile_uses,
-            peak_rss_mb=_peak_rss_mb(),
+            peak_rss_mb=peak_rss_mb(),
             peak_vram_mb=_peak_vram_mb(device),
         )
 
@@ -183,7 +183,8 @@ def _peak_vram_mb(device: "torch.device | None") -> float:
     return torch.cuda.max_memory_allocated(device) / 2**20
 
 
-def _peak_rss_mb() -> float:
+def peak_rss_mb() -> float:
+    """The most MiB of memory that this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

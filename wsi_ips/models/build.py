@@ -220,7 +220,7 @@ def _check_tasks(aggregator: Aggregator, config: ModelConfig) -> None:
 
 def _check_scores(aggregator: Aggregator, config: ModelConfig, selection: SelectionConfig) -> None:
     """Raise ConfigError if patches are to be selected by scores that the aggregator does not have."""
-    if aggregator.scores_patches or selection.selector == "all" or selection.is_outside:
+    if aggregator.scores_patches or selection.selector in ("all", "random") or selection.is_outside:
         return
     name = "attention" if config.aggregator is None else config.aggregator.name
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""How much of a slide a coarse scorer let through: :class:`CoarseReport`.
+"""How much of a slide a coarse scorer, or a random draw, let through: :class:`CoarseReport`.
 
 This module imports no torch, so that drawing stored attention does not load it.
 """
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class CoarseReport:
-    """What a coarse-to-fine selector did with one slide.
+    """What a coarse-to-fine selector did with one slide. Random patches have no windows.
 
     Attributes:
         patches: How many patches the tissue of the slide has.

@@ -44,6 +44,7 @@ BAG_READERS: Registry[BagReader] = Registry(
         "ips": "wsi_ips.selection.slide_reading:read_slide",
         "attention_sampling": "wsi_ips.selection.coarse_to_fine:read_sampled",
         "all": "wsi_ips.selection.all_patches:read_all",
+        "random": "wsi_ips.selection.random_patches:read_random",
         "cascade": "wsi_ips.selection.coarse_to_fine:read_cascade",
         "image_attention": "wsi_ips.images.bags:read_views",
     },

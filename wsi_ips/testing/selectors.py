@@ -74,6 +74,12 @@ class PatchesInMemory:
         self._held.append(weakref.ref(chunk.pixels_n3PP))
         return chunk
 
+    def only(self, ids_n: Tensor) -> "PatchesInMemory":
+        """The same bag, but streaming only the patches with these ids, in the order of the bag. What is held is
+        counted by this bag too.
+        """
+        return _Narrowed(self, self._ids_N[torch.isin(self._ids_N, ids_n)])
+
     def ids(self) -> Tensor:
         """(N,) int64 in the order of streaming."""
         return self._ids_N
@@ -89,10 +95,24 @@ class PatchesInMemory:
         )
 
 
+class _Narrowed(PatchesInMemory):
+    """Some patches of another bag, which counts the pixels that are held."""
+
+    def __init__(self, whole: PatchesInMemory, ids_n: Tensor) -> None:
+        self.__dict__.update(vars(whole))
+        self._whole, self._ids_N = whole, ids_n
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in super().__iter__():
+            self._whole.alive = max(self._whole.alive, self.alive)
+            yield chunk
+
+
 class SelectorContract:
     """Subclass with ``name``, as ``selection.selector`` has it, e.g. ``"ips"``.
 
     settings: other settings of the section ``selection``. keeps_all: every patch is kept, not M of them at most.
+    torn_at: the number of a chunk that the selector reads of 150 patches in chunks of 10.
     order_matters: whether the patches that are kept depend on the order in which they come. most_chunks: how many
     chunks' pixels may be held at once.
     """
@@ -101,6 +121,7 @@ class SelectorContract:
     settings: dict[str, object] = {}  # noqa: RUF012 - a default to be replaced
     keeps_all = False
     order_matters = False
+    torn_at = 3
     most_chunks = 2
 
     @pytest.fixture
@@ -194,7 +215,7 @@ class SelectorContract:
         assert not reading.emb_MD.requires_grad
         assert not reading.bag.tokens_BTD.requires_grad
         with pytest.raises(SlideReadError):
-            self.read(net, PatchesInMemory(torn_at=3))
+            self.read(net, PatchesInMemory(torn_at=self.torn_at))
         assert all(module.training for module in net.modules())
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

@@ -25,6 +25,7 @@ from wsi_ips.models.coarse import STEPS
 from wsi_ips.models.ips_net import BagsRead, IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.coarse_to_fine import let_through, look
+from wsi_ips.selection.random_patches import seeded
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import places_for, score_part, select
 from wsi_ips.training.bags import Bag
@@ -33,7 +34,6 @@ from wsi_ips.training.kept_patches import (
     SelectionFigures,
     bag_key,
     coarse_source,
-    seeded,
     whole_bag,
 )
 from wsi_ips.training.learning import Learner, ips_method

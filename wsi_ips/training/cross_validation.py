@@ -153,7 +153,7 @@ def _yes_or_no(task: TaskConfig) -> bool:
 
 
 def _fold(number: int, manifest: Manifest, config: FinetuneConfig, out: Path, train: Train) -> Fold:
-    what = _fingerprint(manifest, config)
+    what = run_fingerprint(manifest, config)
     done, held_out = out / DONE_NAME, tuple(record.slide_id for record in manifest.split("test"))
     if done.is_file():
         return _done(done, number, what, held_out)
@@ -201,8 +201,8 @@ def _done(path: Path, number: int, what: str, held_out: tuple[str, ...]) -> Fold
     )
 
 
-def _fingerprint(manifest: Manifest, config: FinetuneConfig) -> str:
-    """A hash of all that decides the result of a fold: settings, slides, labels and their splits."""
+def run_fingerprint(manifest: Manifest, config: FinetuneConfig) -> str:
+    """A hash of all that decides the result of a training: settings, slides, labels and their splits."""
     slides = [
         [record.slide_id, record.case_id, dict(record.labels), record.split] for record in manifest.records
     ]

@@ -78,7 +78,8 @@ class Views:
 
 def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
     """The configuration of a head start: the same network and tasks on stored features ``width`` wide."""
-    start, reads_all = config.training.head_start, config.selection.selector == "all"
+    start = config.training.head_start
+    selector = config.selection.selector if config.selection.selector in ("all", "random") else "ips"
     encoder = EncoderConfig(name="features", features=width, project=config.model.encoder.project)
     training = config.training.model_copy(
         update={
@@ -101,7 +102,7 @@ def head_start_config(config: FinetuneConfig, *, width: int) -> FinetuneConfig:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"encoder": encoder}),
-            "selection": config.selection.model_copy(update={"selector": "all" if reads_all else "ips"}),
+            "selection": config.selection.model_copy(update={"selector": selector}),
             "training": training,
         }
     )

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
-from hashlib import sha256
 from typing import cast
 
 import torch
@@ -21,6 +20,7 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, WsiIpsError
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.selection.memory import Kept
+from wsi_ips.selection.random_patches import some_of
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, places_for, select
@@ -73,12 +73,16 @@ class PatchKeeper:
         """The patches of a bag to learn from, selected in eval mode without gradients.
 
         These are all patches, up to ``training.most_patches``, in the first epochs if the configuration says so,
-        and always under ``selector: all``. Raises the error of the bag if it cannot be read.
+        and always under ``selector: all``. Under ``selector: random`` they are M patches, drawn anew in every
+        epoch. Raises the error of the bag if it cannot be read.
         """
+        selection = self._config.selection
         every, key = self._config.training.select_every, bag_key(bag, self._config, epoch)
         with whole_bag(bag, key).open(self._config.streaming, device) as source:
-            if epoch < self._config.all_patches_epochs or self._config.selection.selector == "all":
+            if epoch < self._config.all_patches_epochs or selection.selector == "all":
                 ids_M, features_MC = some_of(source.ids(), self._config.training.most_patches, key), None
+            elif selection.selector == "random":
+                ids_M, features_MC = some_of(source.ids(), selection.memory_size, key), None
             elif epoch % every and bag.bag_id in self.remembered:
                 ids_M, features_MC = self.remembered[bag.bag_id], None
             else:
@@ -148,20 +152,6 @@ def bag_key(bag: Bag, config: FinetuneConfig, epoch: int) -> str:
 def whole_bag(bag: Bag, key: str) -> Bag:
     """The bag as an epoch shows it: augmented, if it is one that is augmented as a whole."""
     return bag.as_seen(key) if isinstance(bag, AugmentedBag) else bag
-
-
-def seeded(key: str, device: torch.device) -> torch.Generator:
-    """A random generator that depends only on ``key``."""
-    seed = int.from_bytes(sha256(f"{key}/draw".encode()).digest()[:7], "little")
-    return torch.Generator(device).manual_seed(seed)
-
-
-def some_of(ids_N: Tensor, most: int, key: str) -> Tensor:
-    """These ids, or ``most`` of them drawn by ``key``, in the same order."""
-    if len(ids_N) <= most:
-        return ids_N
-    drawn = torch.randperm(len(ids_N), generator=seeded(key, torch.device("cpu")))[:most]
-    return ids_N[drawn.sort().values]
 
 
 def coarse_source(source: PatchSource) -> CoarseSource:

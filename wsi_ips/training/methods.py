@@ -79,6 +79,7 @@ METHODS: Registry[MethodMaker] = Registry(
         "ips": "wsi_ips.training.learning:ips_method",
         "attention_sampling": "wsi_ips.training.sampling:sampling_method",
         "all": "wsi_ips.training.learning:ips_method",
+        "random": "wsi_ips.training.learning:ips_method",
         "cascade": "wsi_ips.training.cascade:cascade_method",
         "image_attention": "wsi_ips.images.learning:image_method",
     },

@@ -26,6 +26,7 @@ from wsi_ips.models.ips_net import BagNet, BagsRead
 from wsi_ips.models.sampling import entropy_regulariser, sample_softmax
 from wsi_ips.models.sampling_net import SamplingNet
 from wsi_ips.selection.coarse_to_fine import look
+from wsi_ips.selection.random_patches import seeded
 from wsi_ips.selection.slide_reading import Seen
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.epoch_risks import EpochRisks
@@ -36,7 +37,6 @@ from wsi_ips.training.kept_patches import (
     SelectionFigures,
     bag_key,
     coarse_source,
-    seeded,
     whole_bag,
 )
 from wsi_ips.training.learning import step_loss, take_back

@@ -1,9 +1,16 @@
 """What the evaluation of a run may be told."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from wsi_ips.config import Fraction, Section
 
@@ -16,6 +23,9 @@ class EvaluationConfig(Section):
     run: Path
     """The folder that ``predict`` wrote."""
     manifest: Path
+    against: Path | None = None
+    """The folder of another run on the same slides. Each figure of both is compared on the slides that both have
+    predicted."""
     out: Path | None = None
     """None: ``evaluation/`` in ``run``."""
     split: Literal["train", "val", "test", "train+val"] = "test"
@@ -49,6 +59,13 @@ class EvaluationConfig(Section):
     seed: NonNegativeInt = 0
     plots: bool | None = None
     """None: where matplotlib is installed."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        if self.against is None:  # so that metrics.json without a comparison is as it was
+            dumped.pop("against", None)
+        return dumped
 
     @model_validator(mode="after")
     def _threshold_is_chosen_elsewhere(self) -> Self:

@@ -82,24 +82,14 @@ def report_survival(
     has a time and an event, or no two of them can be compared; :class:`ResultsError` for a prediction that cannot
     be; :class:`ConfigError` for several splits at once.
     """
-    if "+" in config.split:
-        raise ConfigError(
-            f"task {task.name}: split {config.split} may hold predictions of several folds' models, whose risks "
-            "do not compare; cv.csv has each fold's own C-index"
-        )
     joined = joined.of_task(task)
-    predicted = _checked(_predicted(task, joined), task, manifest, config)
+    predicted = checked_survival(task, joined, manifest, config)
     notes: list[str] = []
-    train = manifest.split("train")
-    known = {r.case_id: r.targets([task])[task.name] for r in train if r.targets([task])}
-    targets = [each for each in known.values() if isinstance(each, tuple)]
-    censoring_from = "train" if targets else config.split
-    if not targets:
+    training, censoring_from = training_follow_up(task, predicted, manifest, config)
+    if censoring_from == config.split:
         notes.append(
             f"the manifest has no training patients: censoring is estimated on split {config.split} itself"
         )
-    follow_up = FollowUp.of(*zip(*targets, strict=True)) if targets else predicted.follow_up
-    training = TrainingFollowUp.of(follow_up)
     if not predicted.tells_survival:
         notes.append("this model tells no survival at times, only risks: there is no Brier score")
     groups = _groups(task, predicted, rows, manifest, config)
@@ -114,6 +104,33 @@ def report_survival(
         predicted, training, resamples=config.bootstrap, seed=config.seed, stratified=config.stratify
     )
     return SurvivalReport(task, joined, predicted, training, censoring_from, figures, groups, tuple(notes))
+
+
+def checked_survival(
+    task: TaskConfig, joined: Joined, manifest: Manifest, config: EvaluationConfig
+) -> PredictedSurvival:
+    """The patients of a survival task and what was predicted for them. Errors are those of
+    :func:`report_survival`.
+    """
+    if "+" in config.split:
+        raise ConfigError(
+            f"task {task.name}: split {config.split} may hold predictions of several folds' models, whose risks "
+            "do not compare; cv.csv has each fold's own C-index"
+        )
+    return _checked(_predicted(task, joined.of_task(task)), task, manifest, config)
+
+
+def training_follow_up(
+    task: TaskConfig, predicted: PredictedSurvival, manifest: Manifest, config: EvaluationConfig
+) -> tuple[TrainingFollowUp, str]:
+    """What the figures need of the training patients, and the split that they are from: the scored one where the
+    manifest has no training patients.
+    """
+    train = manifest.split("train")
+    known = {r.case_id: r.targets([task])[task.name] for r in train if r.targets([task])}
+    targets = [each for each in known.values() if isinstance(each, tuple)]
+    follow_up = FollowUp.of(*zip(*targets, strict=True)) if targets else predicted.follow_up
+    return TrainingFollowUp.of(follow_up), "train" if targets else config.split
 
 
 def _predicted(task: TaskConfig, joined: Joined) -> PredictedSurvival:

@@ -174,7 +174,9 @@ def write_metrics(
         "versions": versions(),
     }
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(_null(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(without_nan(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def _task_json(report: TaskReport, doubt: DoubtReport | None) -> dict[str, Any]:
@@ -260,10 +262,10 @@ def _interval_json(interval: Interval) -> dict[str, float | int]:
     }
 
 
-def _null(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The same without NaN, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: _null(one) for key, one in value.items()}
+        return {key: without_nan(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_null(one) for one in value]
+        return [without_nan(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

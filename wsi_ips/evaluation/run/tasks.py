@@ -16,9 +16,9 @@ from wsi_ips.evaluation.bootstrap import (
     Picked,
     bootstrap,
     bootstrap_band,
-    delong_interval,
     resample_cases,
 )
+from wsi_ips.evaluation.delong import delong_interval
 from wsi_ips.evaluation.plots import NamedRoc
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.joined import Joined
@@ -56,16 +56,7 @@ def report_task(
     Raises :class:`ManifestError` where the slides' labels are all the same, :class:`ResultsError` for an output
     that is no probability.
     """
-    joined = joined.of_task(task)
-    scored = joined.scored(task, threshold=config.threshold)
-    check_scored(scored, joined, manifest=config.manifest, run=config.run)
-    chosen_on = None
-    if elsewhere is not None and scored.kind == "binary":
-        elsewhere = elsewhere.of_task(task)
-        other = elsewhere.scored(task, threshold=config.threshold)
-        check_scored(other, elsewhere, manifest=config.manifest, run=config.run)
-        scored = joined.scored(task, threshold=youden_threshold(other.probability, other.positive))
-        chosen_on = elsewhere.split
+    joined, scored, chosen_on = score_task(task, joined, elsewhere, config)
     pooled = pool_cases(scored, config.pool)
     several = len(set(scored.case)) < len(scored.case)
     delong = None
@@ -84,6 +75,24 @@ def report_task(
         else {},
         threshold_from=chosen_on,
     )
+
+
+def score_task(
+    task: TaskConfig, joined: Joined, elsewhere: Joined | None, config: EvaluationConfig
+) -> tuple[Joined, Scored, str | None]:
+    """The slides that have a label for the task, their outputs and targets, and the split that the threshold of
+    a binary task was chosen on. Arguments and errors are those of :func:`report_task`.
+    """
+    joined = joined.of_task(task)
+    scored = joined.scored(task, threshold=config.threshold)
+    check_scored(scored, joined, manifest=config.manifest, run=config.run)
+    if elsewhere is None or scored.kind != "binary":
+        return joined, scored, None
+    elsewhere = elsewhere.of_task(task)
+    other = elsewhere.scored(task, threshold=config.threshold)
+    check_scored(other, elsewhere, manifest=config.manifest, run=config.run)
+    scored = joined.scored(task, threshold=youden_threshold(other.probability, other.positive))
+    return joined, scored, elsewhere.split
 
 
 def check_scored(scored: Scored, joined: Joined, *, manifest: Path, run: Path) -> None:
