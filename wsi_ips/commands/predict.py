@@ -62,7 +62,7 @@ class PredictJob(Resolution, Job):
     embeddings: bool = False
     """Store the kept patches' embeddings with the attention."""
     explain: Literal["gradient"] | None = None
-    """A further map that is stored beside attention and contributions: gradient times input of the kept patches."""
+    """A further map beside attention and contributions: gradient times input of the kept patches."""
     cases: Path | None = None
     """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
     pool: Literal["max", "mean", "noisy_or"] = "max"

@@ -56,7 +56,8 @@ class FeaturePredictor:
     def __post_init__(self) -> None:
         """Move the networks to the device.
 
-        Raises :class:`ConfigError` for a network that reads pixels, and for gradients that its selector cannot give.
+        Raises :class:`ConfigError` for a network that reads pixels, and for gradients that its selector cannot
+        give.
         """
         if self.gradients:
             check_explained(self.pipeline.selection)

@@ -194,7 +194,10 @@ class SurvivalHead(nn.Module):
         return torch.cat([risk_B[:, None], survival_BT], dim=1)
 
     def log_hazards(self, raw_BK: Tensor) -> Tensor:
-        """The log hazards (B, 1 + T) that a map explains, from the output of :meth:`forward`; see :attr:`weight`."""
+        """The log hazards (B, 1 + T) that a map explains, from the output of :meth:`forward`.
+
+        Their signs are those of :attr:`weight`.
+        """
         log_hazard_B1 = raw_BK.mean(dim=1, keepdim=True)
         return torch.cat([log_hazard_B1, *[-log_hazard_B1] * len(self._survival.at)], dim=1)
 
