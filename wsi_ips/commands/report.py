@@ -102,15 +102,8 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     def cards() -> Iterator[Card]:
         with progress("Reporting", total=len(shown)) as advance:
             for line in shown:
-                card = make_card(
-                    run,
-                    line,
-                    elsewhere=elsewhere,
-                    top=job.top,
-                    share=share,
-                    open_urls=job.open_urls,
-                    kind=job.map,
-                )
+                card = make_card(run, line, elsewhere=elsewhere, top=job.top, share=share, kind=job.map,
+                                 open_urls=job.open_urls)  # fmt: skip
                 if card.problem:
                     failures.append(f"{line.slide.slide_id}: {card.problem}")
                 yield card
