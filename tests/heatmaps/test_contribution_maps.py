@@ -15,7 +15,7 @@ from wsi_ips.config import HeatOptions
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.display_scale import DisplayScale, colour_table, colours_of, scale_of
-from wsi_ips.heatmaps.maps import Heat, choose_heat, choose_output
+from wsi_ips.heatmaps.maps import Heat, choose_heat, choose_output, speaking_for, spread_of_gradients
 from wsi_ips.heatmaps.overlay import draw_overlay
 from wsi_ips.heatmaps.patch_sheet import PatchSheet
 from wsi_ips.heatmaps.pyramids import DeepZoom, OmeTiff, OmeZarr
@@ -243,3 +243,36 @@ def test_a_sheet_is_of_what_adds_most_and_takes_most(tmp_path: Path, monkeypatch
     assert "Adds most to tumor" in said
     assert "#1   +2.5" in said
     assert f"#{len(TELLS.coords)}   -0.5" in said
+
+
+def test_gradients_are_titled_and_described_as_what_they_are() -> None:
+    """They have no sum that would mean anything."""
+    told = replace(TELLS, kept_gradients_MK=TELLS.kept_contributions_MK)
+    heat = choose_heat(told, HeatOptions(map="gradient"))
+    assert (heat.kind, heat.output) == ("gradient", ("label", "tumor"))
+    np.testing.assert_array_equal(heat.values_N, values_of(TELLS))
+    assert heat.shown == "Gradient times input for tumor, task label"
+    assert heat.spread.endswith(
+        f"5 patches of {len(heat.values_N)} kept, 3 for it, 2.5 at most, 2 against it, 0.5 at most; "
+        "the others were not kept"
+    )
+    assert spread_of_gradients(np.zeros(0, np.float32), 0) == "no patch"
+    assert "Contribution to tumor, task label" in heat.others
+    assert "Gradient times input for normal, task label" in heat.others
+    assert heat.shown not in heat.others
+    assert speaking_for("gradient", "tumor") == "Largest gradient for tumor"
+    assert choose_heat(told).kind == "contribution", "the default does not change"
+    assert (
+        scale_of(HeatOptions(), heat.values_N, "gradient").low,
+        scale_of(HeatOptions(), heat.values_N, "gradient").high,
+    ) == (-1, 1)
+    with pytest.raises(ConfigError, match="scale rank is for attention, and gradients have one scale"):
+        scale_of(HeatOptions(scale="rank"), heat.values_N, "gradient")
+
+
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    assert TELLS.kept_contributions_MK is not None
+    told = replace(TELLS, kept_gradients_MK=np.full_like(TELLS.kept_contributions_MK, np.nan))
+    for kind in ("gradient", "attention", "contribution"):
+        with pytest.raises(ResultsError, match="a gradient that is not finite"):
+            choose_heat(told, HeatOptions(map=kind))

@@ -30,6 +30,8 @@ export interface Maps {
   task_queries: Record<string, number>;
   /** Task and class of each output whose contributions are known; none: the model's head does not tell. */
   contributions: [string, string][];
+  /** The same of gradient times input; none: predict was not asked for it. */
+  gradients: [string, string][];
 }
 
 export interface Slide extends Listed {
@@ -53,12 +55,14 @@ export interface Slide extends Listed {
   reader?: string;
 }
 
+export type MapKind = "attention" | "contribution" | "gradient";
+
 export interface Legend {
-  map: "attention" | "contribution";
+  map: MapKind;
   shown: string;
   /** In words, how far the values go. */
   spread: string;
-  /** Contributions: to which class. */
+  /** Contributions and gradients: to which class. */
   class: string | null;
   scale: "even" | "rank" | "absolute" | "signed";
   low: number;

@@ -96,7 +96,7 @@ export class LegendBar {
   private readonly marker = el("i", { class: "marker", hidden: true });
 
   draw(legend: Legend, title: string): void {
-    const ofClasses = legend.map === "contribution";
+    const ofClasses = legend.map !== "attention";
     const strip = el("div", { class: "strip" }, this.marker);
     strip.style.background = gradient(legend.colours);
     const last = legend.ticks.length - 1;
@@ -118,7 +118,7 @@ export class LegendBar {
     });
     const times = (value: number | null) => short((value ?? 0) * legend.n_patches);
     const even = ofClasses
-      ? ` What a patch adds to its logit: ${legend.spread}.`
+      ? ` ${legend.map === "gradient" ? "Gradient times input of a patch" : "What a patch adds to its logit"}: ${legend.spread}.`
       : legend.n_patches
       ? ` ${times(legend.min)} to ${times(legend.max)} times the even share, ${short(1 / legend.n_patches)}.`
       : "";
@@ -151,7 +151,8 @@ export function drawPatches(
   { patches, map, class: name }: Patches,
   fly: (patch: Patch, button: HTMLElement) => void,
 ): void {
-  byId("patches-title").textContent = map === "contribution" ? `Add most to ${name}` : "Most attention";
+  byId("patches-title").textContent =
+    map === "contribution" ? `Add most to ${name}` : map === "gradient" ? `Largest gradient for ${name}` : "Most attention";
   const items = patches.map((patch) => {
     const picture = slide.slide_problem ? null : el("img", { alt: "", decoding: "async" });
     if (picture) loadQuietly(picture, `${pictures(run, slide.slide_id)}/patch/${patch.id}.jpg?v=${slide.v}`);
@@ -193,7 +194,8 @@ export class Controls {
     this.high.addEventListener("input", () => this.ends("high"));
     this.of.addEventListener("change", () => {
       // Heads have attention: without one, the choice is what it says.
-      store.update(this.of.value === "" || this.of.value.startsWith("class:") ? { of: this.of.value, head: null } : { of: this.of.value });
+      const withoutHead = this.of.value === "" || /^(class|gradient):/.test(this.of.value);
+      store.update(withoutHead ? { of: this.of.value, head: null } : { of: this.of.value });
     });
     this.head.addEventListener("change", () => {
       store.update({ head: this.head.value === "" ? null : Number(this.head.value) });
@@ -224,10 +226,11 @@ export class Controls {
       ...(told.length
         ? [
             ["", "contribution (default class)"] as [string, string],
-            ...told.map(([task, name]): [string, string] => [ofClass(task, name), `contribution to ${name}, ${task}`]),
+            ...told.map(([task, name]): [string, string] => [ofClass("class", task, name), `contribution to ${name}, ${task}`]),
             ["attention", several ? "attention, mean over queries" : "attention"] as [string, string],
           ]
         : [["", mean] as [string, string]]),
+      ...(maps?.gradients ?? []).map(([task, name]): [string, string] => [ofClass("gradient", task, name), `gradient for ${name}, ${task}`]),
       ...(several ? tasks : []).map(([name]): [string, string] => [`task:${name}`, `task ${name}`]),
       ...(several ? others : []).map((query): [string, string] => [`query:${query}`, `query ${query}`]),
     ];
@@ -246,8 +249,8 @@ export class Controls {
 
   /** The raw values that the colours can go over; contributions have one scale and no heads. */
   values(legend: Legend): void {
-    const ofClasses = legend.map === "contribution";
-    byId("heat-title").textContent = ofClasses ? "Contribution" : "Attention";
+    const ofClasses = legend.map !== "attention";
+    byId("heat-title").textContent = { attention: "Attention", contribution: "Contribution", gradient: "Gradient" }[legend.map];
     byId("controls").classList.toggle("of-class", ofClasses);
     this.range = [legend.min ?? 0, legend.max ?? 1];
     this.draw(this.store.view);

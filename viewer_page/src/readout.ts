@@ -21,8 +21,8 @@ export function drawValue(held: Held | null | "unknown"): void {
     const kept = held.patches.some((patch) => patch.kept) ? " · kept" : "";
     const mean = held.patches.length > 1 ? ` · mean of ${held.patches.length}` : "";
     const said =
-      held.map === "contribution"
-        ? `contribution ${signed(held.value)} logit`
+      held.map !== "attention"
+        ? `${held.map} ${signed(held.value)} logit`
         : `attention ${exact(held.value)} · ${short(held.times_even)}× even`;
     box.textContent = `${said} · P${held.percentile.toFixed(1)}${mean}${kept}`;
   }

@@ -16,7 +16,7 @@ export interface View {
   low: number | null;
   high: number | null;
   /** Which map: "" (the default picture), "attention" (mean over queries), "task:NAME" or "query:NUMBER" (its
-   * attention), "class:TASK/CLASS" (contribution, both written as in addresses). */
+   * attention), "class:TASK/CLASS" (contribution, both written as in addresses), "gradient:TASK/CLASS". */
   of: string;
   head: number | null;
   outlines: boolean;
@@ -68,7 +68,7 @@ export function fromHash(hash: string): View {
     scale: scaleNamed(said.get("scale")),
     low: finite(said.get("low")),
     high: finite(said.get("high")),
-    of: /^(attention|task:.+|query:\d+|class:[^/]+\/[^/]+)$/.test(of) ? of : "",
+    of: /^(attention|task:.+|query:\d+|(class|gradient):[^/]+\/[^/]+)$/.test(of) ? of : "",
     head: head !== null && Number.isInteger(head) && head >= 0 ? head : null,
     outlines: said.get("outlines") !== "off",
     objects: said.get("objects") !== "off",
@@ -98,9 +98,9 @@ export function toHash(view: View): string {
   return "#" + said.toString();
 }
 
-/** The choice of a class's contributions, in `View.of`. */
-export function ofClass(task: string, name: string): string {
-  return `class:${encodeURIComponent(task)}/${encodeURIComponent(name)}`;
+/** The choice of a class's contributions, or gradients, in `View.of`. */
+export function ofClass(kind: "class" | "gradient", task: string, name: string): string {
+  return `${kind}:${encodeURIComponent(task)}/${encodeURIComponent(name)}`;
 }
 
 /** Which map and which colours, as the server takes them. */
@@ -109,9 +109,9 @@ export function mapQuery(view: View): string {
   if (view.low !== null) asked.set("low", String(view.low));
   if (view.high !== null) asked.set("high", String(view.high));
   const [kind, choice] = [view.of.split(":", 1)[0], view.of.slice(view.of.indexOf(":") + 1)];
-  if (kind === "class") {
+  if (kind === "class" || kind === "gradient") {
     const [task, name] = choice.split("/").map(decoded) as [string, string];
-    return new URLSearchParams({ map: "contribution", task, class: name }).toString();
+    return new URLSearchParams({ map: kind === "class" ? "contribution" : kind, task, class: name }).toString();
   }
   if (kind) asked.set("map", "attention");
   if (kind === "task" || kind === "query") asked.set(kind, choice);

@@ -122,6 +122,24 @@ class Result:
         except KeyError as error:
             raise ConfigError(f"{self.slide_id}: {error.args[0]}") from None
 
+    def gradient(self, class_name: str, task: str | None = None) -> NDArray[np.float32]:
+        """Gradient times input of each patch for a class, (N,) float32 in logits; 0 for patches not kept.
+
+        Only runs of ``wsi-ips predict --explain gradient`` hold it (docs/heatmaps.md).
+
+        Args:
+            class_name: The class.
+            task: The task that it belongs to. None: the first.
+
+        Raises:
+            ConfigError: There is no such class, or the result does not hold gradients.
+        """
+        task = next(iter(self.probabilities)) if task is None else task
+        try:
+            return self.stored.gradient(task, class_name)
+        except KeyError as error:
+            raise ConfigError(f"{self.slide_id}: {error.args[0]}") from None
+
     def __repr__(self) -> str:
         return f"Result({self.slide_id!r}, {in_words(self.probabilities)})"
 
@@ -155,9 +173,9 @@ def overlay(
         result: A result of :func:`wsi_ips.predict`, or the HDF5 file of a run.
         slide: The slide. By default the one that the result names; a URL is opened only if it is given here.
         out: A PNG to write as well, the same that ``wsi-ips overlay`` writes.
-        options: ``side_px`` (2048), ``alpha`` (0.5), ``kind`` (``contribution`` if the model can tell, or
-            ``attention``), ``task``, ``class_name``, ``query``, ``head``, ``colormap``, ``scale``, ``low``,
-            ``high``, as for the command (docs/heatmaps.md).
+        options: ``side_px`` (2048), ``alpha`` (0.5), ``kind`` (``contribution`` if the model can tell, else
+            ``attention``; or ``gradient``), ``task``, ``class_name``, ``query``, ``head``, ``colormap``,
+            ``scale``, ``low``, ``high``, as for the command (docs/heatmaps.md).
         outlines: Polygons in level-0 pixels, drawn as thin lines.
 
     Returns:

@@ -27,9 +27,11 @@ EXPORT_OPTIONS: Mapping[str, Sequence[str]] = {
 
 
 class ExportJob(MapJob):
-    """Write stored attention for other programs; with ``map: contribution`` contributions.
+    """Write stored attention for other programs; with ``map: contribution`` contributions, with
+    ``map: gradient`` gradient times input.
 
-    Formats that hold several maps (geojson, ome-zarr) have the contributions to every class beside the attention.
+    Formats that hold several maps (geojson, ome-zarr) have the contributions to every class beside the attention,
+    and gradient times input where the run holds it.
     """
 
     command: Literal["export"] = "export"
@@ -52,8 +54,8 @@ class ExportJob(MapJob):
 
     @property
     def map_kind(self) -> MapKind:
-        """Attention, unless contributions are asked for: numbers mean what they meant in earlier versions."""
-        return "contribution" if self.map == "contribution" or self.class_name is not None else "attention"
+        """Attention, unless another map is asked for: numbers mean what they meant in earlier versions."""
+        return self.map or ("attention" if self.class_name is None else "contribution")
 
     @field_validator("format")
     @classmethod
@@ -74,7 +76,9 @@ class ExportJob(MapJob):
         return self
 
 
-ExportMap = Annotated[str | None, typer.Option("--map", help="attention (default) or contribution.")]
+ExportMap = Annotated[
+    str | None, typer.Option("--map", help="attention (default), contribution or gradient.")
+]
 
 
 def command(

@@ -8,7 +8,7 @@ import typer
 from pydantic import Field, PositiveInt
 
 from wsi_ips.commands.options import COLOUR_END, OpenUrls, Outcome, start
-from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, of_every_result
+from wsi_ips.commands.stored_maps import ClassName, Head, Map, MapJob, Query, Task, of_every_result
 from wsi_ips.config import LARGEST_OVERLAY_PX
 from wsi_ips.progress import Progress
 
@@ -28,12 +28,6 @@ class OverlayJob(MapJob):
     """None: ``overlays/`` in ``run``."""
     side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
     """Longest side of the slide's picture; a smaller slide is not enlarged."""
-
-
-Map = Annotated[
-    str | None,
-    typer.Option("--map", help="contribution (default where the model tells), or attention."),
-]
 
 
 def command(

@@ -61,6 +61,8 @@ class PredictJob(Resolution, Job):
     """Replace another run's results in ``out``."""
     embeddings: bool = False
     """Store the kept patches' embeddings with the attention."""
+    explain: Literal["gradient"] | None = None
+    """A further map beside attention and contributions: gradient times input of the kept patches."""
     cases: Path | None = None
     """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
     pool: Literal["max", "mean", "noisy_or"] = "max"
@@ -138,6 +140,10 @@ OnError = Annotated[str | None, typer.Option(help="A slide that fails: report (d
 Embeddings = Annotated[
     bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
 ]
+Explain = Annotated[
+    str | None,
+    typer.Option(help="gradient: also store gradient times input of the kept patches, for --map gradient."),
+]
 Cases = Annotated[
     Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
 ]
@@ -171,6 +177,7 @@ def command(
     scheduler: Scheduler = None,
     on_error: OnError = None,
     embeddings: Embeddings = None,
+    explain: Explain = None,
     cases: Cases = None,
     pool: Pool = None,
     device: Device = None,
@@ -183,7 +190,7 @@ def command(
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
              "from_coords": from_coords, "calibration": calibration, "overlays": overlays,
              "profile": profile, "force": force, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
-             "embeddings": embeddings, "cases": cases, "pool": pool}  # fmt: skip
+             "embeddings": embeddings, "explain": explain, "cases": cases, "pool": pool}  # fmt: skip
     batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
     start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
 
@@ -247,6 +254,7 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
     """
     from wsi_ips.inference.checkpoints import same_patches_and_tasks
     from wsi_ips.inference.predict import check_parts
+    from wsi_ips.selection.explained import check_explained
 
     first, *others = same_patches_and_tasks(job.checkpoints)
     if first.model.encoder.features is not None:
@@ -255,6 +263,8 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
         )
     if job.batch.shard_patches is not None:
         check_parts(first)
+    if job.explain is not None:
+        check_explained(first.selection)
     raster = any(one.model.attention.positions == "raster" for one in (first, *others))
     return first.model_copy(update={"tiling": job.tiling.added_to(first.tiling)}), raster
 
@@ -292,6 +302,7 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
         shard_patches=job.batch.shard_patches,
         draw=draw_overlay if job.overlays else None,
         embeddings=job.embeddings,
+        gradients=job.explain is not None,
         find_patches=_patches(job.from_coords, pipeline, raster=raster),
         deterministic=job.deterministic,
     )
@@ -367,6 +378,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         pick_device(job.device),
         checkpoint=models.sha256,
         others=tuple(others),
+        gradients=job.explain is not None,
     )
     calibration = _calibration(job, models, pipeline)
     run = RunFolder(job.out)

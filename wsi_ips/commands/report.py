@@ -10,6 +10,9 @@ from pydantic import Field, NonNegativeInt, model_validator
 from wsi_ips.commands.options import OpenUrls, Outcome, start
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import SlidesOfJob, slides_by_id
+from wsi_ips.commands.stored_maps import Map, check_choice
+from wsi_ips.config import HeatOptions
+from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ResultsError
 from wsi_ips.progress import Progress
 
@@ -39,6 +42,8 @@ class ReportJob(Job):
     """Open slides at URLs that the run names, too: without ``slides``, a run folder decides no requests."""
     top: Annotated[NonNegativeInt, Field(le=MOST_PATCHES_SHOWN)] = 9
     """How many of a slide's patches are shown, those with the most attention."""
+    map: MapKind | None = None
+    """Which map is drawn; none: contributions where the head tells them, else attention."""
 
     @model_validator(mode="after")
     def _out_is_a_page(self) -> Self:
@@ -59,10 +64,11 @@ def command(
     slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
     open_urls: OpenUrls = None,
     top: Annotated[int | None, typer.Option(help="Patches shown of each slide (default 9).")] = None,
+    map_: Map = None,
 ) -> None:
     """Write a run as one HTML file that can be mailed: figures, pictures, failures; no model is needed."""
     flags = {"run": run, "out": out, "evaluation": evaluation, "training": training, "slides": slides,
-             "open_urls": open_urls, "top": top}  # fmt: skip
+             "open_urls": open_urls, "top": top, "map": map_}  # fmt: skip
     start("report", flags)
 
 
@@ -70,9 +76,10 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     """Write the page. A slide that cannot be shown costs its pictures: its card says why, and so does the exit
     code.
 
-    Slides are opened one after the other, so memory is one slide's. Raises :class:`ResultsError`, before anything
-    is written, for a folder without a run, an evaluation or training that is none or is of another run, a place
-    that cannot be written to; :class:`SlideNotFound` for a folder of slides without any.
+    Slides are opened one after the other, so memory is one slide's. Raises, before anything is written,
+    :class:`ConfigError` for a map that the run does not hold, :class:`ResultsError` for a folder without a run, an
+    evaluation or training that is none or is of another run, and a place that cannot be written to, and
+    :class:`SlideNotFound` for a folder of slides without any.
     """
     from wsi_ips.report.cards import Card, line_of, make_card
     from wsi_ips.report.page import Page, write_page
@@ -82,7 +89,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
 
     out = job.out or job.run / "report.html"
     _check_place(out)
-    run = _run_of(job.run)
+    run = _run_of(job.run, job.map)
     evaluation, notes = _evaluation(job, run)
     training = read_training(job.training, run) if job.training else None
     elsewhere = slides_by_id(job.slides) if job.slides else None
@@ -95,9 +102,8 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     def cards() -> Iterator[Card]:
         with progress("Reporting", total=len(shown)) as advance:
             for line in shown:
-                card = make_card(
-                    run, line, elsewhere=elsewhere, top=job.top, share=share, open_urls=job.open_urls
-                )
+                card = make_card(run, line, elsewhere=elsewhere, top=job.top, share=share, kind=job.map,
+                                 open_urls=job.open_urls)  # fmt: skip
                 if card.problem:
                     failures.append(f"{line.slide.slide_id}: {card.problem}")
                 yield card
@@ -113,7 +119,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
         out,
         Page(
             run=run, summary=summarise(run), lines=lines, cards=cards(), evaluation=evaluation, plots=plots,
-            training=training, training_plots=drawn, notes=notes,
+            training=training, training_plots=drawn, notes=notes, of_gradients=job.map == "gradient",
         ),
     )  # fmt: skip
     size = out.stat().st_size / 1e6
@@ -130,12 +136,15 @@ def _check_place(out: Path) -> None:
         raise ResultsError(out, f"cannot be written ({above} is no folder)", fix)
 
 
-def _run_of(root: Path) -> "StoredRun":
+def _run_of(root: Path, shown: MapKind | None) -> "StoredRun":
+    """The run, which has to hold the map that is to be shown."""
     from wsi_ips.inference.run_folder import RunFolder, tasks_of_run
     from wsi_ips.report.stored_run import read_run
 
     if not root.is_dir():
         raise ResultsError(root, "no such folder", "name the folder that wsi-ips predict wrote")
+    if shown is not None:
+        check_choice(HeatOptions(map=shown), sorted((root / "attention").glob("*.h5")))
     folder = RunFolder(root)
     return read_run(folder, tasks_of_run(folder))
 

@@ -1,6 +1,6 @@
 """What ``overlay`` and ``export`` share: which of a run's stored maps is shown, and every result in turn."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -24,9 +24,15 @@ if TYPE_CHECKING:
     Write = Callable[[str, SlideResult, Callable[[], SlideReader]], None]
     """Given the stem of the file to write, the result, and what opens its slide."""
 
+Map = Annotated[
+    str | None,
+    typer.Option("--map", help="contribution (default where the model tells), attention, or gradient."),
+]
 ClassName = Annotated[
     str | None,
-    typer.Option("--class", help="Contribution to this class; default: the last of two, else the likeliest."),
+    typer.Option(
+        "--class", help="Contribution, gradient: to this class; default: last of two, else likeliest."
+    ),
 ]
 Task = Annotated[
     str | None, typer.Option(help="This task's map; default: its first, of attention the mean over queries.")
@@ -65,8 +71,8 @@ class MapJob(HeatOptions, Job):
             raise ValueError("task and query name the same thing: give one of them")
         if self.map == "attention" and self.class_name is not None:
             raise ValueError("class_name goes with map contribution: attention does not belong to a class")
-        if self.map_kind == "contribution":
-            return self._of_contributions()
+        if self.map_kind in ("contribution", "gradient"):
+            return self._of_an_output(plural=f"{self.map_kind}s")
         low, high = self.low, self.high
         if self.scale in (None, "even"):
             low, high = 0.25 if low is None else low, 64 if high is None else high
@@ -80,12 +86,12 @@ class MapJob(HeatOptions, Job):
             raise ValueError(f"low {low:g} must be below high {high:g}")
         return self
 
-    def _of_contributions(self) -> Self:
+    def _of_an_output(self, *, plural: str) -> Self:
         for name in ("query", "head", "scale", "low"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} goes with map attention: contributions have none")
+                raise ValueError(f"{name} goes with map attention: {plural} have none")
         if self.colormap == "blue_yellow":
-            raise ValueError("contributions have a sign: their colours are blue_red, which has a middle")
+            raise ValueError(f"{plural} have a sign: their colours are blue_red, which has a middle")
         if self.high is not None and self.high <= 0:
             raise ValueError(f"high {self.high:g} must be above 0: the colours go from -high to high")
         return self
@@ -99,7 +105,7 @@ def of_every_result(
     out: the folder that ``write`` writes into; what a killed command left there unfinished goes. doing: the
     progress bar's word. done: before ``out`` and after the number of slides, in the last line. Raises
     :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, class, query or head that
-    the run does not have, and for contributions that its model does not tell.
+    the run does not have, for contributions that its model does not tell, and for gradients that it does not hold.
     """
     from wsi_ips.inference.results import read_result
     from wsi_ips.storage.files import sweep
@@ -141,16 +147,22 @@ def _opened(
 
 
 def _check_choice(job: MapJob, stored: list[Path]) -> None:
-    """One model wrote the whole run, so the first file that can be read speaks for all."""
+    if job.map_kind is not None or job.task is not None:
+        check_choice(job.heat, stored)
+
+
+def check_choice(heat: HeatOptions, stored: Iterable[Path]) -> None:
+    """Raise :class:`ConfigError` if the results of a run do not have this map.
+
+    One model wrote the whole run, so the first of the files that can be read speaks for all.
+    """
     from wsi_ips.heatmaps.maps import choose_heat
     from wsi_ips.inference.results import read_result
 
-    if job.map_kind is None and job.task is None:
-        return
     for path in stored:
         try:
             result = read_result(path)
         except ResultsError:
             continue
-        choose_heat(result, job.heat)
+        choose_heat(result, heat)
         return

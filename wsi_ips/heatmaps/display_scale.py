@@ -7,7 +7,7 @@ Scales. The attention of a slide's N patches sums to 1, so that a patch with no 
 By default, colours stand for attention as a multiple of that share, on one logarithmic scale for all slides.
 Colours by rank would give half of the patches of every slide the warm half of the colours, even where attention is
 flat. Contributions have a sign and a unit, logits; their scale has 0 in its middle and the same ends for all
-slides.
+slides. Gradient times input has the same sign and unit, and the same scale.
 
 Colour maps are tables of 256 colours. ``blue_yellow`` grows ever brighter from deep blue over green to yellow:
 hues that H&E does not have, in an order that survives greyscale and colour-blindness. ``blue_red`` passes through
@@ -99,6 +99,7 @@ ROWS: Mapping[MapKind, Sequence[str]] = MappingProxyType(
     {
         "attention": ("times even share", "attention", "percentile"),
         "contribution": ("adds to logit", "percentile"),
+        "gradient": ("gradient x input", "percentile"),
     }
 )
 """Names of the numbers below the colour bar, row by row."""
@@ -192,7 +193,7 @@ def colours_of(options: HeatOptions, kind: MapKind) -> NDArray[np.uint8]:
 
 def colormap_of(options: HeatOptions, kind: MapKind) -> Colormap:
     """The name of the colour map: ``blue_yellow`` for attention unless another is chosen, ``blue_red`` for
-    contributions.
+    contributions and gradients.
 
     Raises :class:`ConfigError` for one that this kind of map cannot have.
     """
@@ -200,7 +201,7 @@ def colormap_of(options: HeatOptions, kind: MapKind) -> Colormap:
         return options.colormap or "blue_yellow"
     if options.colormap not in (None, "blue_red"):
         raise ConfigError(
-            f"{options.colormap} has no middle: contributions have a sign and are drawn in blue_red; "
+            f"{options.colormap} has no middle: {kind}s have a sign and are drawn in blue_red; "
             "leave the colour map out, or choose the attention map"
         )
     return "blue_red"
@@ -208,7 +209,7 @@ def colormap_of(options: HeatOptions, kind: MapKind) -> Colormap:
 
 def scale_of(options: HeatOptions, values_N: NDArray[np.floating], kind: MapKind) -> DisplayScale:
     """The scale for a slide's values: ``even`` for attention unless another is chosen, ``signed`` for
-    contributions.
+    contributions and gradients.
 
     Raises :class:`ConfigError` for a scale of attention where contributions are shown, and for ends that the scale
     cannot have.
@@ -217,7 +218,7 @@ def scale_of(options: HeatOptions, values_N: NDArray[np.floating], kind: MapKind
         return DisplayScale(values_N, scale=options.scale or "even", low=options.low, high=options.high)
     if options.scale is not None:
         raise ConfigError(
-            f"scale {options.scale} is for attention, and contributions have one scale of their own: "
+            f"scale {options.scale} is for attention, and {kind}s have one scale of their own: "
             "leave the scale out"
         )
     return DisplayScale(values_N, scale="signed", low=options.low, high=options.high)
@@ -418,6 +419,7 @@ def _draw_colour_bar(image: Image.Image, legend: Legend, top: int, unit: int) ->
             "times even share": tick.beyond + short(tick.times_even),
             "attention": short(tick.value),
             "adds to logit": tick.beyond + signed(tick.value),
+            "gradient x input": tick.beyond + signed(tick.value),
             "percentile": _percent(tick.percentile),
         }
         for name, row in zip(legend.rows, rows, strict=True):

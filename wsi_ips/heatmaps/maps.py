@@ -4,13 +4,15 @@ Maps of attention belong to a task, a query, a head, or are means of those. Maps
 patch adds to an output of the network. A head that reads the mean of the patches' embeddings
 (``model.attention.block: direct``) makes each logit a sum over the kept patches, so that what one of them adds is
 exact; patches that were not kept add exactly 0. Attention says how much a patch weighs in that mean, its
-contribution which way it pulls and how far. Contributions are the default where the head gives them.
+contribution which way it pulls and how far. Contributions are the default where the head gives them. Maps of
+gradients hold gradient times input, which every aggregator has, where ``predict --explain gradient`` asked for it.
 
 Shape suffixes: N patches, M kept patches, H heads, T queries, K outputs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,17 @@ NOT_TOLD = (
 )
 """Problem and fix, in words, for a model without contributions."""
 
+NOT_ASKED = (
+    "this run holds no map of gradients; predict into the same folder again with --explain gradient, which "
+    "adds it"
+)
+"""Problem and fix, in words, for a result without gradients."""
+
+TITLES: Mapping[MapKind, str] = MappingProxyType(
+    {"contribution": "Contribution", "gradient": "Gradient times input"}
+)
+"""What maps of an output are called in titles."""
+
 Output = tuple[str, str]
 """An output of the network: (task, class)."""
 
@@ -38,8 +51,9 @@ class Heat:
     """One map of one slide: what every overlay and export is made from.
 
     ``values_N``, (N,) float32, is the raw attention of ``result``'s patches or, where ``output`` is set, what they
-    contribute to it in logits. ``shown`` is the map's title in words, ``task`` the task whose classes are
-    reported. ``other_attention`` maps titles to the slide's other maps of attention, (N,) float32 each.
+    contribute to it in logits, or gradient times input for it, as ``kind`` says. ``shown`` is the map's title in
+    words, ``task`` the task whose classes are reported. ``other_attention`` maps titles to the slide's other
+    maps of attention, (N,) float32 each.
     """
 
     result: SlideResult
@@ -47,22 +61,20 @@ class Heat:
     shown: str
     task: str | None = None
     output: Output | None = None
+    kind: MapKind = "attention"
     other_attention: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> MapKind:
-        """Whether the values are attention or contributions."""
-        return "attention" if self.output is None else "contribution"
 
     @property
     def others(self) -> dict[str, NDArray[np.float32]]:
         """The slide's other maps by their titles, (N,) float32 each.
 
-        There is one per query, and one per output whose contributions are known.
+        There is one per query, and one per output whose contributions are known, or whose gradients are.
         """
         more = {
-            contribution_in_words(output): contribution_map(self.result, output)
-            for output in others_than(self.result, self.output)
+            output_in_words(kind, output): output_map(self.result, kind, output)
+            for kind in OF_OUTPUTS
+            for output in outputs_with(self.result, kind)
+            if (kind, output) != (self.kind, self.output)
         }
         return {**self.other_attention, **more}
 
@@ -70,7 +82,7 @@ class Heat:
     def flat(self) -> bool:
         """Whether attention is flat.
 
-        For contributions, this is the attention of the query that their task reads.
+        For contributions and gradients, this is the attention of the query that their task reads.
         """
         if self.output is None:
             return is_flat(self.values_N)
@@ -82,7 +94,8 @@ class Heat:
         """How far the values go, in words; it begins by saying so where attention is flat."""
         if self.output is None:
             return spread_in_words(self.values_N)
-        words = spread_of_contributions(self.values_N, len(self.result.kept_ids_M))
+        describe = spread_of_contributions if self.kind == "contribution" else spread_of_gradients
+        words = describe(self.values_N, len(self.result.kept_ids_M))
         return f"Flat attention: {words}" if self.flat else words
 
     @property
@@ -102,13 +115,13 @@ def choose_heat(result: SlideResult, options: HeatOptions = DEFAULT_HEAT, *, alo
 
     ``options`` says which one. Without a kind (``options.map``), contributions are shown if the head gives them
     and neither a query nor a head is named, else attention. Attention is that of a task or a query, and of a
-    head, and the mean over those that are not named. Contributions are to a class of a task, chosen by
-    :func:`choose_output` where it is not named. With ``alone``, the slide's other maps of attention are neither
+    head, and the mean over those that are not named. Contributions and gradients are of a class of a task, chosen
+    by :func:`choose_output` where it is not named. With ``alone``, the slide's other maps of attention are neither
     checked nor part of the result.
 
     Raises :class:`ConfigError` for a task, class, query or head that the model does not have, for choices that do
-    not go together, and for contributions that the head does not give; :class:`ResultsError` for values that are
-    not finite.
+    not go together, and for contributions or gradients that the result does not hold; :class:`ResultsError` for
+    values that are not finite.
     """
     kind, task, class_name, query, head = (
         options.map, options.task, options.class_name, options.query, options.head,
@@ -116,20 +129,23 @@ def choose_heat(result: SlideResult, options: HeatOptions = DEFAULT_HEAT, *, alo
     if kind is None:
         by_default = tells(result) and query is None and head is None
         kind = "contribution" if class_name is not None or by_default else "attention"
-    if kind == "contribution":
+    if kind != "attention":
         if query is not None or head is not None:
-            raise ConfigError("a query or a head chooses attention; choose contributions by task and class")
-        return _contributions(result, task=task, class_name=class_name, alone=alone)
+            raise ConfigError(f"a query or a head chooses attention; choose {plural(kind)} by task and class")
+        return _of_output(result, kind, task=task, class_name=class_name, alone=alone)
     if class_name is not None:
         raise ConfigError("attention does not belong to a class; name a task, or use --map contribution")
     return _attention(result, task=task, query=query, head=head, alone=alone)
 
 
-def _contributions(result: SlideResult, *, task: str | None, class_name: str | None, alone: bool) -> Heat:
+def _of_output(
+    result: SlideResult, kind: MapKind, *, task: str | None, class_name: str | None, alone: bool
+) -> Heat:
     output = choose_output(result, task=task, class_name=class_name)
-    values_N = contribution_map(result, output)
-    assert result.kept_contributions_MK is not None
-    check_finite(result, result.kept_contributions_MK, "a contribution")
+    values_N = output_map(result, kind, output)
+    check_finite(result, values_N, f"a {kind}")
+    if not alone:
+        _check_told(result)
     others = {}
     if not alone:
         query = task_queries(result).get(output[0])
@@ -139,9 +155,10 @@ def _contributions(result: SlideResult, *, task: str | None, class_name: str | N
     return Heat(
         result=result,
         values_N=values_N,
-        shown=contribution_in_words(output),
+        shown=output_in_words(kind, output),
         task=output[0],
         output=output,
+        kind=kind,
         other_attention=others,
     )
 
@@ -161,8 +178,8 @@ def _attention(
     values_N = attention_map(result, query=query, head=head)
     for map_N in (values_N, *others.values()):
         check_finite(result, map_N)
-    if result.kept_contributions_MK is not None and not alone:
-        check_finite(result, result.kept_contributions_MK, "a contribution")
+    if not alone:
+        _check_told(result)
     return Heat(
         result=result,
         values_N=values_N,
@@ -251,21 +268,38 @@ def choose_output(result: SlideResult, *, task: str | None = None, class_name: s
     return task, class_name
 
 
-def contribution_map(result: SlideResult, output: Output) -> NDArray[np.float32]:
-    """What each patch adds to this output, (N,) float32 logits.
+OF_OUTPUTS: tuple[MapKind, ...] = ("contribution", "gradient")
+"""Kinds of maps that belong to an output of the network. They have a sign, and 0 for patches that were not
+kept."""
 
-    Raises :class:`ConfigError` if the head does not give contributions, or has no such output.
+
+def outputs_with(result: SlideResult, kind: MapKind) -> list[Output]:
+    """The outputs that have a map of this kind: all of them, or none."""
+    told = result.kept_contributions_MK if kind == "contribution" else result.kept_gradients_MK
+    return outputs(result) if told is not None else []
+
+
+def output_map(result: SlideResult, kind: MapKind, output: Output) -> NDArray[np.float32]:
+    """What each patch adds to this output, or gradient times input of each patch for it, (N,) float32 logits.
+
+    Raises :class:`ConfigError` if the result does not hold this kind of map, or has no such output.
     """
-    if not tells(result):
-        raise ConfigError(f"{result.coords.slide_id}: {NOT_TOLD}; use --map attention")
+    if not outputs_with(result, kind):
+        why = f"{NOT_TOLD}; use --map attention" if kind == "contribution" else NOT_ASKED
+        raise ConfigError(f"{result.coords.slide_id}: {why}")
     if output not in outputs(result):
         raise ConfigError(f"{result.coords.slide_id} has no output {output[1]!r} of task {output[0]!r}")
-    return result.contribution(*output)
+    return result.contribution(*output) if kind == "contribution" else result.gradient(*output)
 
 
-def others_than(result: SlideResult, shown: Output | None) -> Sequence[Output]:
-    """The other outputs whose contributions are known; an empty list if the head does not give any."""
-    return [output for output in outputs(result) if output != shown] if tells(result) else []
+def _check_told(result: SlideResult) -> None:
+    """Raise :class:`ResultsError` if a contribution or a gradient of any output is not finite."""
+    for values_MK, what in (
+        (result.kept_contributions_MK, "a contribution"),
+        (result.kept_gradients_MK, "a gradient"),
+    ):
+        if values_MK is not None:
+            check_finite(result, values_MK, what)
 
 
 def check_finite(result: SlideResult, values: NDArray[np.float32], what: str = "attention") -> None:
@@ -313,10 +347,20 @@ def spread_in_words(values_N: NDArray[np.floating]) -> str:
     return f"Flat: {words}" if is_flat(values_N) else words
 
 
-def contribution_in_words(output: Output) -> str:
-    """The title of a map of contributions."""
+def output_in_words(kind: MapKind, output: Output) -> str:
+    """The title of a map of contributions or gradients."""
     task, class_name = output
-    return f"Contribution to {class_name}, task {task}"
+    return f"{TITLES[kind]} {'to' if kind == 'contribution' else 'for'} {class_name}, task {task}"
+
+
+def plural(kind: MapKind) -> str:
+    """What many values of a map are called."""
+    return "attention" if kind == "attention" else f"{kind}s"
+
+
+def speaking_for(kind: MapKind, class_name: str) -> str:
+    """The title of a list of the patches with the largest values of a map of a class."""
+    return f"Add most to {class_name}" if kind == "contribution" else f"Largest gradient for {class_name}"
 
 
 def spread_of_contributions(values_N: NDArray[np.floating], kept: int) -> str:
@@ -333,6 +377,21 @@ def spread_of_contributions(values_N: NDArray[np.floating], kept: int) -> str:
         )
     total = signed(float(values_N.sum(dtype=np.float64)))
     return f"{', '.join(parts)}; together {total} logits; the others add nothing"
+
+
+def spread_of_gradients(values_N: NDArray[np.floating], kept: int) -> str:
+    """How many of the ``kept`` patches speak for the output and how many against it, and how far, in words.
+
+    ``values_N`` is gradient times input of all patches, (N,) logits. There is no sum: it is not the logit.
+    """
+    if not len(values_N):
+        return "no patch"
+    parts = [f"{_some(kept)} of {len(values_N)} kept"]
+    for side, side_n in (("for it", values_N[values_N > 0]), ("against it", -values_N[values_N < 0])):
+        parts.append(
+            f"{len(side_n)} {side}" + (f", {short(float(side_n.max()))} at most" if len(side_n) else "")
+        )
+    return f"{', '.join(parts)}; the others were not kept"
 
 
 def _some(count: int) -> str:

@@ -29,7 +29,8 @@ MOST = 500
 class PatchSheet:
     """A sheet of the ``top`` patches with the most attention and as many with the least.
 
-    For contributions, it shows the patches that add most to the output and those that take most from it. Raises
+    For contributions and gradients, it shows the patches that add most to the output and those that take most from
+    it. Raises
     :class:`ConfigError` if ``top`` is not 1 to 500.
     """
 
@@ -72,6 +73,8 @@ def draw_sheet(slide: SlideReader, heat: Heat, top: int) -> Image.Image:
     most, least = "Most attention", "Least attention"
     if heat.output is not None:
         most, least = f"Adds most to {heat.output[1]}", f"Adds least, or takes most from {heat.output[1]}"
+        if heat.kind == "gradient":
+            most, least = f"Largest gradient for {heat.output[1]}", f"Smallest gradient for {heat.output[1]}"
     sections = [
         (most, list(enumerate(order[:top].tolist(), start=1))),
         (

@@ -39,8 +39,8 @@ class AsapRegions:
     """Regions where the mean value of the patches is at least a threshold, as ASAP's XML.
 
     ``threshold`` is a raw value; ``percentile`` instead is one of the slide's patches (``np.percentile``), 95 if
-    neither is given. For contributions, the percentile is that of the kept patches, since all others add exactly
-    0, and a place that adds nothing is in no region.
+    neither is given. For contributions and gradients, the percentile is that of the kept patches, since all
+    others add exactly 0, and a place that adds nothing is in no region.
     """
 
     threshold: float | None = None

@@ -4,9 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
@@ -19,8 +20,9 @@ from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.models.ips_net import BagNet
+from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Progress, silent
+from wsi_ips.selection.explained import check_explained, kept_gradients
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.storage.hdf5 import put_about, whole_hdf5
@@ -41,6 +43,7 @@ class FeaturePredictor:
         checkpoint: Its SHA-256, which is written into results. With ``others``, that of all networks together.
         others: Further networks of the same tasks and settings. The result is then the mean of all
             (:func:`wsi_ips.inference.checkpoints.mean_result`).
+        gradients: Whether results also hold gradient times input of the patches, by the first network.
     """
 
     net: BagNet
@@ -49,9 +52,16 @@ class FeaturePredictor:
     device: torch.device
     checkpoint: str = ""
     others: tuple[BagNet, ...] = ()
+    gradients: bool = False
 
     def __post_init__(self) -> None:
-        """Move the networks to the device. Raises :class:`ConfigError` for a network that reads pixels."""
+        """Move the networks to the device.
+
+        Raises :class:`ConfigError` for a network that reads pixels, and for gradients that its selector cannot
+        give.
+        """
+        if self.gradients:
+            check_explained(self.pipeline.selection)
         if self.pipeline.model.encoder.features is None:
             raise ConfigError("this checkpoint reads the pixels of slides, not features: give it slides")
         for net in (self.net, *self.others):
@@ -83,7 +93,8 @@ class FeaturePredictor:
                 f"holds features of width {held.width}, the checkpoint reads {width}",
                 "give it features of the encoder that it was trained with",
             )
-        readings = [self._read(net, held) for net in (self.net, *self.others)]
+        both = [self._read(net, held) for net in (self.net, *self.others)]
+        readings, gradients = [reading for reading, _ in both], both[0][1]
         tasks = self.pipeline.model.tasks
         told = [named_probabilities(reading, tasks) for reading in readings]
         probabilities, spread = mean_and_spread(told) if self.others else (told[0], {})
@@ -101,16 +112,25 @@ class FeaturePredictor:
             coords = replace(held.coords, slide_id=slide_id).only(readings[0].store.ids().numpy())
             note = upsampling_note(coords)
             result = SlideResult.of(
-                readings[0], coords, tasks=tasks, slide_path=str(path), checkpoint=self.checkpoint
+                readings[0],
+                coords,
+                tasks=tasks,
+                slide_path=str(path),
+                checkpoint=self.checkpoint,
+                gradients=gradients,
             )
             write_result(run.attention(slide_id), replace(result, probabilities=probabilities, spread=spread))
         patches = len(held) * len(readings)
         telemetry = SlideTelemetry(patches=patches, seconds=time.perf_counter() - started)
         return Done(row, telemetry, note=note), held.coords is not None
 
-    def _read(self, net: BagNet, held: FeatureFile) -> SlideReading:
+    def _read(self, net: BagNet, held: FeatureFile) -> tuple[SlideReading, dict[str, Tensor] | None]:
+        """What a network read, and of the first network gradient times input if it is asked for."""
         with open_source(held, batch=self.streaming.batch, device=self.device) as source:
-            return read_bag(net, source, self.pipeline.selection)
+            reading = read_bag(net, source, self.pipeline.selection)
+            if not self.gradients or net is not self.net:
+                return reading, None
+            return reading, kept_gradients(cast(IPSNet, net), source, reading)
 
 
 def predict_features(

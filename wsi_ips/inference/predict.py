@@ -6,12 +6,13 @@ Start with :meth:`Predictor.predict`.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.errors import ConfigError
@@ -19,6 +20,7 @@ from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Advance, Progress, silent
+from wsi_ips.selection.explained import check_explained, kept_gradients
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import SlideReading, read_scored, score_part
@@ -78,6 +80,7 @@ class Predictor:
         checkpoint: str = "",
         find_patches: FindPatches | None = None,
         deterministic: bool = False,
+        gradients: bool = False,
     ) -> None:
         """Move a network to its device.
 
@@ -89,7 +92,14 @@ class Predictor:
             checkpoint: Its SHA-256, which is written into every result.
             find_patches: Finds the patches of a slide. None: those in tissue, tiled as the network was trained.
             deterministic: See :func:`wsi_ips.streaming.device.calculating`.
+            gradients: Whether results also hold gradient times input of the kept patches.
+
+        Raises:
+            ConfigError: Gradients are asked for, and this selector cannot give them.
         """
+        if gradients:
+            check_explained(pipeline.selection)
+        self._gradients = gradients
         self.pipeline = pipeline
         self.checkpoint = checkpoint
         self._net = net.to(device).eval()
@@ -171,6 +181,7 @@ class Predictor:
                 self.pipeline.selection,
                 through=lambda chunks: _counted(chunks, advance),
             )
+            gradients = self._explain(reading, stream)
         telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)
         if reading.coarse is not None:
             # The stream counted the windows too, so the numbers are taken from the report.
@@ -181,7 +192,7 @@ class Predictor:
                 patches_saved=reading.coarse.saved,
                 recall=math.nan if recall is None else recall,
             )
-        return self._result(prepared, reading, telemetry, stream.telemetry.bad_tiles)
+        return self._result(prepared, reading, telemetry, stream.telemetry.bad_tiles, gradients)
 
     def parts(self, n_patches: int, *, most: int) -> list[range]:
         """Cut a slide of ``n_patches`` so that no part has more than ``most`` patches (or one chunk).
@@ -216,10 +227,16 @@ class Predictor:
                 m=self.pipeline.selection.memory_size,
                 batch=self._streaming.batch,
             )
+            gradients = self._explain(reading, stream)
         telemetry = self._telemetry(prepared, started, stream.telemetry, reading.encode_s, reading.select_s)
         total = SlideTelemetry.total([*(part.telemetry for part in parts), telemetry])
         bad_tiles = dict.fromkeys([name for part in parts for name in part.bad_tiles])
-        return self._result(prepared, reading, total, bad_tiles | dict.fromkeys(stream.telemetry.bad_tiles))
+        bad_tiles |= dict.fromkeys(stream.telemetry.bad_tiles)
+        return self._result(prepared, reading, total, bad_tiles, gradients)
+
+    def _explain(self, reading: SlideReading, stream: PatchStream) -> dict[str, Tensor] | None:
+        """Gradient times input of the kept patches if results are to hold it."""
+        return kept_gradients(cast(IPSNet, self._net), stream, reading) if self._gradients else None
 
     def _calculating(self) -> AbstractContextManager[None]:
         return calculating(deterministic=self._deterministic)
@@ -251,6 +268,7 @@ class Predictor:
         reading: SlideReading,
         telemetry: SlideTelemetry,
         bad_tiles: Iterable[str],
+        gradients: Mapping[str, Tensor] | None,
     ) -> SlideResult:
         return SlideResult.of(
             reading,
@@ -260,6 +278,7 @@ class Predictor:
             checkpoint=self.checkpoint,
             telemetry=telemetry,
             bad_tiles=bad_tiles,
+            gradients=gradients,
         )
 
 

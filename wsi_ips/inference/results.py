@@ -13,6 +13,9 @@ patches) and the datasets
                    the logit of the class relative to the mean of the task's logits; otherwise to the output before
                    the sigmoid. With the bias of the classifier they add up to what the label was read from; other
                    patches add nothing.
+    kept_gradients  (M, K) float32, gradient times input of each of them for each of the K outputs, relative to the
+                   mean of the logits in the same way (:meth:`wsi_ips.models.ips_net.IPSNet.gradients`); on request
+                   only
 
     about          a text, JSON: slide_id, slide_path, probabilities ({task: {class: probability}}), checkpoint
                    (SHA-256), made_from (what was read, with which resolution and settings, see
@@ -61,6 +64,8 @@ from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
 if TYPE_CHECKING:  # drawing stored attention must not load torch, which is half a gigabyte
+    from torch import Tensor
+
     from wsi_ips.selection.slide_reading import SlideReading
 
 SCHEMA_VERSION = 4
@@ -85,6 +90,8 @@ EMBEDDINGS = "kept_embeddings"
 """Dataset of the embeddings of the kept patches."""
 CONTRIBUTIONS = "kept_contributions"
 """Dataset of the contributions of the kept patches."""
+GRADIENTS = "kept_gradients"
+"""Dataset of gradient times input of the kept patches."""
 PREDICT_AGAIN = "write it again with wsi-ips predict"
 """What a message about an unusable result advises."""
 
@@ -108,6 +115,7 @@ class SlideResult:
         made_from: What was read and how, if known.
         kept_emb_MD: float32, the embeddings of the kept patches, if known.
         kept_contributions_MK: float32, what the kept patches add to the outputs, if the aggregator can tell.
+        kept_gradients_MK: float32, gradient times input of the kept patches for the outputs, if it was asked for.
         telemetry: Where the time went. It is not stored with the result.
         bad_tiles: Names of tiles that were unreadable and white.
         task_queries: ``{task: the query that it reads}``; empty if unknown.
@@ -130,6 +138,7 @@ class SlideResult:
     made_from: MadeFrom | None = None
     kept_emb_MD: NDArray[np.float32] | None = None
     kept_contributions_MK: NDArray[np.float32] | None = None
+    kept_gradients_MK: NDArray[np.float32] | None = None
     telemetry: SlideTelemetry = field(default_factory=SlideTelemetry)
     bad_tiles: tuple[str, ...] = ()
     task_queries: Mapping[str, int] = field(default_factory=dict)
@@ -148,6 +157,7 @@ class SlideResult:
         checkpoint: str,
         telemetry: SlideTelemetry | None = None,
         bad_tiles: Iterable[str] = (),
+        gradients: "Mapping[str, Tensor] | None" = None,
     ) -> Self:
         """The result of one pass over a slide.
 
@@ -159,6 +169,7 @@ class SlideResult:
             checkpoint: SHA-256 of the weights.
             telemetry: Where the time went.
             bad_tiles: Names of tiles that were unreadable and white.
+            gradients: Gradient times input of the kept patches for each task, (M, classes), if it was asked for.
         """
         rows, names = _rows(reading, tasks)
         return cls(
@@ -169,7 +180,8 @@ class SlideResult:
             kept_ids_M=reading.kept.ids_M.cpu().numpy(),
             kept_scores_M=reading.kept.scores_M.cpu().numpy(),
             kept_emb_MD=reading.emb_MD.float().cpu().numpy(),
-            kept_contributions_MK=contributions(reading, tasks),
+            kept_contributions_MK=by_output(reading.bag.contributions, tasks),
+            kept_gradients_MK=by_output(gradients, tasks),
             probabilities=named_probabilities(reading, tasks),
             checkpoint=checkpoint,
             telemetry=telemetry or SlideTelemetry(),
@@ -197,10 +209,14 @@ class SlideResult:
             raise ValueError(f"{len(self.kept_emb_MD)} embeddings of {len(self.kept_ids_M)} kept patches")
         outputs = sum(len(classes) for classes in self.probabilities.values())
         shape = (len(self.kept_ids_M), outputs)
-        if self.kept_contributions_MK is not None and self.kept_contributions_MK.shape != shape:
-            raise ValueError(f"contributions {self.kept_contributions_MK.shape}, not {shape}")
-        if self.kept_contributions_MK is not None and len(np.unique(self.kept_ids_M)) < len(self.kept_ids_M):
-            raise ValueError("a patch is kept twice, so what it contributes is not known")
+        for name, told_MK in (
+            ("contributions", self.kept_contributions_MK),
+            ("gradients", self.kept_gradients_MK),
+        ):
+            if told_MK is not None and told_MK.shape != shape:
+                raise ValueError(f"{name} {told_MK.shape}, not {shape}")
+            if told_MK is not None and len(np.unique(self.kept_ids_M)) < len(self.kept_ids_M):
+                raise ValueError(f"a patch is kept twice, so its {name} are not known")
 
     def contribution(self, task: str, name: str) -> NDArray[np.float32]:
         """What each patch adds to an output, (N,) float32 in logits; 0 for patches that were not kept.
@@ -214,14 +230,35 @@ class SlideResult:
         """
         if self.kept_contributions_MK is None:
             raise KeyError("this model's head does not tell what a patch contributes")
+        return self._of_all(self.kept_contributions_MK, task, name)
+
+    def gradient(self, task: str, name: str) -> NDArray[np.float32]:
+        """Gradient times input of each patch for an output, (N,) float32; 0 for patches that were not kept.
+
+        Args:
+            task: Name of the task.
+            name: Name of the class.
+
+        Raises:
+            KeyError: The model has no such output, or gradients were not asked for.
+        """
+        if self.kept_gradients_MK is None:
+            raise KeyError("gradients were not asked for when this result was made")
+        return self._of_all(self.kept_gradients_MK, task, name)
+
+    def kept_rows(self) -> NDArray[np.intp]:
+        """The rows (M,) of the kept patches among the N patches of the slide."""
+        order = np.argsort(self.coords.ids_N)  # a file may hold them in any order
+        return np.asarray(order[np.searchsorted(self.coords.ids_N, self.kept_ids_M, sorter=order)])
+
+    def _of_all(self, told_MK: NDArray[np.float32], task: str, name: str) -> NDArray[np.float32]:
+        """One output's values for all patches, (N,), from those of the kept ones."""
         outputs = [(each, of) for each, classes in self.probabilities.items() for of in classes]
         if (task, name) not in outputs:
             raise KeyError(f"no output {name!r} of task {task!r}")
-        contribution_N = np.zeros(len(self.coords), np.float32)
-        order = np.argsort(self.coords.ids_N)  # a file may hold them in any order
-        rows_M = order[np.searchsorted(self.coords.ids_N, self.kept_ids_M, sorter=order)]
-        contribution_N[rows_M] = self.kept_contributions_MK[:, outputs.index((task, name))]
-        return contribution_N
+        told_N = np.zeros(len(self.coords), np.float32)
+        told_N[self.kept_rows()] = told_MK[:, outputs.index((task, name))]
+        return told_N
 
 
 def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -> None:
@@ -258,6 +295,8 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
             file[EMBEDDINGS] = result.kept_emb_MD.astype(np.float32)
         if result.kept_contributions_MK is not None:
             file[CONTRIBUTIONS] = result.kept_contributions_MK.astype(np.float32)
+        if result.kept_gradients_MK is not None:
+            file[GRADIENTS] = result.kept_gradients_MK.astype(np.float32)
 
 
 def read_result(path: Path) -> SlideResult:
@@ -284,7 +323,7 @@ def read_result(path: Path) -> SlideResult:
 
 def _take_result(file: Any, path: Path) -> SlideResult:
     _check_version(file, path)
-    more = [name for name in (EMBEDDINGS, CONTRIBUTIONS) if name in file]
+    more = [name for name in (EMBEDDINGS, CONTRIBUTIONS, GRADIENTS) if name in file]
     for name in (*DATASETS, *more):
         _check_dataset(file, name, path)
     floats = {name: file[name][()].astype(np.float32, copy=False) for name in more}
@@ -301,6 +340,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         made_from=None if about["made_from"] is None else MadeFrom.from_json(about["made_from"]),
         kept_emb_MD=floats.get(EMBEDDINGS),
         kept_contributions_MK=floats.get(CONTRIBUTIONS),
+        kept_gradients_MK=floats.get(GRADIENTS),
         bad_tiles=tuple(str(name) for name in about["bad_tiles"]),
         task_queries=_task_queries(about["task_queries"]),
         query_names=tuple(str(name) for name in about.get("query_names", [])),
@@ -372,11 +412,11 @@ def named_probabilities(reading: "SlideReading", tasks: Sequence[TaskConfig]) ->
     }
 
 
-def contributions(reading: "SlideReading", tasks: Sequence[TaskConfig]) -> NDArray[np.float32] | None:
-    """The contributions (M, K) of the kept patches, as :class:`SlideResult` has them. None if the aggregator
-    cannot tell.
+def by_output(told: "Mapping[str, Tensor] | None", tasks: Sequence[TaskConfig]) -> NDArray[np.float32] | None:
+    """What is told of the kept patches by task, (M, classes) each, as :class:`SlideResult` has it: (M, K) float32.
+
+    For a softmax task each value is taken relative to the mean over the classes of the task. None stays None.
     """
-    told = reading.bag.contributions
     if told is None:
         return None
     columns = []

@@ -74,6 +74,7 @@ class SlideRecorder:
         checkpoint: str,
         draw: Draw | None = None,
         embeddings: bool = False,
+        gradients: bool = False,
         start: str | None = None,
         streaming: StreamingConfig | None = None,
         find_patches: FindPatches | None = None,
@@ -85,6 +86,7 @@ class SlideRecorder:
             checkpoint: SHA-256 of the model.
             draw: Draws overlays, if given.
             embeddings: Also store the embeddings of the kept patches.
+            gradients: Whether a stored result counts as done only with gradient times input of the kept patches.
             start: Id of the start of the run. Nothing is touched once the folder belongs to another start.
             streaming: How slides are read.
             find_patches: How patches are found, see :class:`Predictor`.
@@ -93,6 +95,7 @@ class SlideRecorder:
         self._checkpoint = checkpoint
         self._draw = draw
         self._embeddings = embeddings
+        self._gradients = gradients
         self._start = start
         self._streaming = streaming or StreamingConfig()
         self._find_patches = find_patches
@@ -163,6 +166,8 @@ class SlideRecorder:
         if result.checkpoint != self._checkpoint or result.slide_path != str(job.path):
             return None
         if self._embeddings and result.kept_emb_MD is None:
+            return None
+        if self._gradients and result.kept_gradients_MK is None:
             return None
         if why := self._outdated(job, result):
             logger.warning("slide %s is done again: %s", job.slide_id, why)

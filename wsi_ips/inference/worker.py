@@ -45,6 +45,7 @@ class WorkerSetup:
         shard_patches: Slides with more patches are scored in parts. None: none are.
         draw: Draws overlays, if given.
         embeddings: Also store the embeddings of the kept patches.
+        gradients: Also store gradient times input of the kept patches.
         find_patches: How patches are found, see :class:`Predictor`.
         start: Id of the start of the run, see :class:`SlideRecorder`.
         deterministic: See :class:`Predictor`.
@@ -59,6 +60,7 @@ class WorkerSetup:
     shard_patches: int | None = None
     draw: Draw | None = None
     embeddings: bool = False
+    gradients: bool = False
     find_patches: FindPatches | None = None
     start: str | None = None
     deterministic: bool = False
@@ -71,6 +73,7 @@ class WorkerSetup:
             checkpoint=self.models.sha256,
             draw=self.draw,
             embeddings=self.embeddings,
+            gradients=self.gradients,
             start=self.start,
             streaming=self.streaming,
             find_patches=self.find_patches,
@@ -107,6 +110,7 @@ class WorkerSetup:
             device=device,
             find_patches=self.find_patches,
             deterministic=self.deterministic,
+            gradients=self.gradients,
         )
         return SlideWork(predictor, self.recorder())
 
@@ -118,6 +122,7 @@ def load_predictor(
     device: torch.device,
     find_patches: FindPatches | None = None,
     deterministic: bool = False,
+    gradients: bool = False,
 ) -> Predictor | EnsemblePredictor:
     """Load the networks of these checkpoints onto one device: one, or several whose mean is the result.
 
@@ -127,9 +132,11 @@ def load_predictor(
         device: Where the networks run.
         find_patches: How patches are found, see :class:`Predictor`.
         deterministic: See :class:`Predictor`.
+        gradients: See :class:`Predictor`.
 
     Raises:
         CheckpointError: A file is not a checkpoint.
+        ConfigError: Gradients are asked for, and the selector of a checkpoint cannot give them.
     """
 
     def member(file: CheckpointFile) -> Predictor:
@@ -142,6 +149,7 @@ def load_predictor(
             checkpoint=file.sha256,
             find_patches=find_patches,
             deterministic=deterministic,
+            gradients=gradients,
         )
 
     members = [member(file) for file in models.files]

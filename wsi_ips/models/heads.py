@@ -63,6 +63,20 @@ class Heads(nn.Module):
             if isinstance(layer, nn.Linear | OrdinalHead | SurvivalHead)
         }
 
+    def explained(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a map explains of each task: (B, C), a number for each class or other output, with gradients.
+
+        These are the logits themselves. Of a survival task they are the log hazard for the risk (with ``loss:
+        hazards`` the mean of the logits of the bins), and its opposite for survival at each time.
+        """
+        layers = dict(zip((task.name for task in self._tasks), self.layers, strict=False))
+        told: dict[str, Tensor] = {}
+        for task in self._tasks:
+            layer = layers.get(task.name)
+            turn = layer.log_hazards if isinstance(layer, SurvivalHead) else _ACTIVATIONS["linear"]
+            told[task.name] = turn(logits[task.name])
+        return told
+
     def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The probabilities (B, C) of each task.
 
@@ -178,6 +192,14 @@ class SurvivalHead(nn.Module):
                 device = raw_BK.device
                 survival_BT = hazard_survival_at(raw_BK, edges_K1.to(device), at_T.to(device))
         return torch.cat([risk_B[:, None], survival_BT], dim=1)
+
+    def log_hazards(self, raw_BK: Tensor) -> Tensor:
+        """The log hazards (B, 1 + T) that a map explains, from the output of :meth:`forward`.
+
+        Their signs are those of :attr:`weight`.
+        """
+        log_hazard_B1 = raw_BK.mean(dim=1, keepdim=True)
+        return torch.cat([log_hazard_B1, *[-log_hazard_B1] * len(self._survival.at)], dim=1)
 
     @property
     def weight(self) -> Tensor:

@@ -277,6 +277,36 @@ class IPSNet(BagNet):
             task_rows=self.attention.task_rows(reading.probabilities),
         )
 
+    def gradients(self, emb_nD: Tensor, places_n: Tensor) -> dict[str, Tensor]:
+        """Gradient times input of each patch of one bag: for each task (n, classes).
+
+        For a class with the logit s it is the sum over d of x[d] * ds/dx[d], where x is what the aggregator reads
+        of the patch: its embedding, with the encoding of its place where the network has one. The gradient is the
+        full one, through the attention as well. A survival task has log hazards in place of logits
+        (:meth:`wsi_ips.models.heads.Heads.explained`). Works in any mode, also under ``torch.no_grad``; nothing is
+        accumulated in the gradients of the weights.
+
+        Args:
+            emb_nD: Embeddings of the patches, without position.
+            places_n: A place for each patch, in the form that ``place_kind`` says.
+
+        Raises:
+            ValueError: There are no patches.
+        """
+        with torch.enable_grad():
+            x_nD = self._placed(emb_nD, places_n).detach().requires_grad_()
+            told = self.heads.explained(self._read(x_nD, places_n, [len(x_nD)]).logits)
+            return {
+                task: torch.stack(
+                    [
+                        (x_nD * torch.autograd.grad(output, x_nD, retain_graph=True)[0]).sum(dim=1).detach()
+                        for output in outputs_1C[0]
+                    ],
+                    dim=1,
+                )
+                for task, outputs_1C in told.items()
+            }
+
     def _placed(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
         if self.positions is None:
             return emb_nD

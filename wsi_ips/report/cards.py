@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import HeatOptions, TaskConfig
 from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
 from wsi_ips.heatmaps.display_scale import ScaleBar, Tick, colours_of, scale_of, short, signed
-from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat
+from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, speaking_for
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import stored_location
@@ -154,18 +154,19 @@ def make_card(
     top: int,
     share: int,
     open_urls: bool = False,
+    kind: MapKind | None = None,
 ) -> Card:
     """A slide's card with pictures of at most ``share`` bytes. It never raises for what a slide or a result holds.
 
     ``elsewhere`` maps slide ids to where the slides are now; without it they are read where predict read them, at
-    URLs only with ``open_urls``. ``top`` is how many patches are shown. If the slide is gone, its map is drawn on
-    white. The pixels of one slide at a time are in memory.
+    URLs only with ``open_urls``. ``top`` is how many patches are shown, ``kind`` which map. If the slide is
+    gone, its map is drawn on white. The pixels of one slide at a time are in memory.
     """
     card = Card(line, facts=_facts(line.slide))
     if not share:
         return card
     try:
-        heat = _stored_heat(run, line.slide) if line.slide.status == "ok" else None
+        heat = _stored_heat(run, line.slide, kind) if line.slide.status == "ok" else None
     except (WsiIpsError, OSError, ValueError) as error:
         return replace(card, problem=f"its attention cannot be shown: {_why(error)}")
     places = top_places(heat, top) if heat else []
@@ -194,11 +195,11 @@ def make_card(
     )
 
 
-def _stored_heat(run: StoredRun, slide: StoredSlide) -> Heat:
+def _stored_heat(run: StoredRun, slide: StoredSlide, kind: MapKind | None) -> Heat:
     path = attention_file(run, slide.slide_id)
     if path is None:
         raise ResultsError(run.folder.predictions, f"{slide.slide_id!r} is no file name", "predict again")
-    return choose_heat(read_result(path))
+    return choose_heat(read_result(path), HeatOptions(map=kind))
 
 
 def _pixels(
@@ -297,7 +298,7 @@ def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
         return None
     said, most = _times_even, "Most attention"
     if heat.output is not None:
-        said, most = _logits, f"Add most to {heat.output[1]}, in logits"
+        said, most = _logits, f"{speaking_for(heat.kind, heat.output[1])}, in logits"
     ticks = [said(tick) for tick in legend_ticks(heat.values_N, scale_of(COLOURS, heat.values_N, heat.kind))]
     width = pictures.overlay.width
     mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width

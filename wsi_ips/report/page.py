@@ -37,6 +37,7 @@ class Page:
 
     ``lines`` has one row per slide; ``cards`` are made while the page is written. ``plots`` are those of the
     evaluation, ``training_plots`` those of the training. ``notes`` say what is left out, and why.
+    ``of_gradients`` says whether the maps are of gradients.
     """
 
     run: StoredRun
@@ -48,6 +49,7 @@ class Page:
     training: TrainingRun | None = None
     training_plots: Sequence[Plot] = ()
     notes: Sequence[str] = ()
+    of_gradients: bool = False
 
 
 def write_page(path: Path, page: Page) -> None:

@@ -180,11 +180,11 @@ def worth_trying(share: int) -> tuple[Look, ...]:
 def top_places(heat: Heat, top: int) -> list[Place]:
     """The ``top`` patches with the largest values.
 
-    For contributions, only patches that add to the output are listed. Of equal values, the first in the grid comes
-    first.
+    For contributions and gradients, only patches that add to the output are listed. Of equal values, the first
+    in the grid comes first.
     """
     order = np.argsort(-heat.values_N, kind="stable")[:top].tolist()
-    if heat.kind == "contribution":
+    if heat.output is not None:
         order = [row for row in order if heat.values_N[row] > 0]
     corners = heat.coords.l0_xy_N2[order].tolist()
     return [

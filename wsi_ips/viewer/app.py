@@ -15,10 +15,10 @@
     /runs/{run}/slides/{slide_id}/slide/{level}/{col}_{row}.jpg
     /runs/{run}/slides/{slide_id}/heat/{level}/{col}_{row}.png
 
-``run`` is 0, or 1 for the run that it is compared with. Maps take the query parameter ``map`` (attention or
-contribution; without it the default of :func:`wsi_ips.heatmaps.maps.choose_heat`); for attention also ``task`` or
-``query``, ``head``, ``colormap``, ``scale``, ``low`` and ``high``; for contributions, which have their own
-colours, ``task`` and ``class``.
+``run`` is 0, or 1 for the run that it is compared with. Maps take the query parameter ``map`` (attention,
+contribution or gradient; without it the default of :func:`wsi_ips.heatmaps.maps.choose_heat`); for attention
+also ``task`` or ``query``, ``head``, ``colormap``, ``scale``, ``low`` and ``high``; for contributions and
+gradients, which have their own colours, ``task`` and ``class``.
 
 Status codes: 404 for what does not exist, 400 for a map that is not possible, 422 for a file that cannot be read.
 """

@@ -18,7 +18,7 @@ from wsi_ips.config import HeatOptions, TaskConfig
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import AnnotationError, ConfigError, WsiIpsError
-from wsi_ips.heatmaps.maps import check_finite, outputs, task_queries, tells
+from wsi_ips.heatmaps.maps import check_finite, outputs_with, task_queries
 from wsi_ips.heatmaps.patch_sheet import patch_picture
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.registry import Registry
@@ -228,7 +228,8 @@ class RunAnswers:
                 "heads": heads,
                 "queries": queries,
                 "task_queries": dict(task_queries(result)),
-                "contributions": [list(output) for output in outputs(result)] if tells(result) else [],
+                "contributions": [list(output) for output in outputs_with(result, "contribution")],
+                "gradients": [list(output) for output in outputs_with(result, "gradient")],
             },
         }
 

@@ -193,11 +193,11 @@ class ShownMap:
     def top_patches(self, count: int) -> list[dict[str, Any]]:
         """The ``count`` patches with the largest values as JSON.
 
-        For contributions, only patches that add to the class are listed. Of equal values, the first in the grid
-        comes first.
+        For contributions and gradients, only patches that add to the class are listed. Of equal values, the
+        first in the grid comes first.
         """
         order = np.argsort(-self.values_N, kind="stable")[:count].tolist()
-        if self.heat.kind == "contribution":
+        if self.heat.output is not None:
             order = [row for row in order if self.values_N[row] > 0]
         return [{"rank": rank, **self._patch(row)} for rank, row in enumerate(order, start=1)]
 
