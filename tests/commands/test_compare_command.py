@@ -1,4 +1,4 @@
-"""``compare``: entries and seeds on the same slides in one table. What is complete stays, faults are told first."""
+"""``compare``: entries and seeds on the same slides. What is complete stays; faults are told first."""
 
 import csv
 import json
