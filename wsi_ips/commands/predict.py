@@ -62,9 +62,10 @@ class PredictJob(Resolution, Job):
     embeddings: bool = False
     """Store the kept patches' embeddings with the attention."""
     cases: Path | None = None
-    """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
+    """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient. A model
+    that reads all slides of a case as one bag (``bag: case``) needs it."""
     pool: Literal["max", "mean", "noisy_or"] = "max"
-    """How the slides' probabilities make a patient's."""
+    """How the slides' probabilities make a patient's. Not used with ``bag: case``, where nothing is pooled."""
     tiling: UpsamplingConfig = UpsamplingConfig()
     """All else of the tiling is the checkpoint's."""
     streaming: StreamingConfig = StreamingConfig()
@@ -194,8 +195,9 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
+    from wsi_ips.inference.case_predict import case_jobs, label_cases
     from wsi_ips.inference.label import label
-    from wsi_ips.inference.predictions import read_case_table, write_cases
+    from wsi_ips.inference.predictions import read_case_table
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.telemetry import SlideTelemetry
@@ -208,6 +210,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     assert job.slides is not None  # the job sees to it
     jobs = _slide_jobs(job, job.slides)
     case_of = read_case_table(job.cases, [slide.slide_id for slide in jobs]) if job.cases else None
+    by_case = _is_by_case(job, pipeline)
     run = RunFolder(job.out)
     setup = _setup(job, pipeline, raster=raster)
     calibration = _calibration(job, setup.models, pipeline)
@@ -224,19 +227,68 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     ) as start:
         setup = replace(setup, start=start)
         tables = RunTables(
-            run, jobs, tasks=pipeline.model.tasks, spread=setup.models.several, calibration=calibration
+            run,
+            jobs,
+            tasks=pipeline.model.tasks,
+            spread=setup.models.several,
+            calibration=calibration,
+            by_case=by_case,
         )
         # A slide given by itself is all there is to do: its error is the command's.
         alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
         batch = job.batch.model_copy(update={"workers": _workers(job.batch, job.device)})
-        label(
-            jobs, setup, tables, batch.model_copy(update={"on_error": "stop"}) if alone else batch, progress
-        )
+        batch = batch.model_copy(update={"on_error": "stop"}) if alone else batch
+        if by_case and case_of is not None:
+            label_cases(case_jobs(jobs, case_of), setup, tables, on_error=batch.on_error, progress=progress)
+        else:
+            label(jobs, setup, tables, batch, progress)
         tables.close()
-        if case_of is not None:
-            write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
+        absent = _write_cases(job, run, tables.rows, case_of, pipeline)
     details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
-    return _outcome(tables.rows, run, details=details)
+    return _outcome(tables.rows, run, details=details, absent=absent)
+
+
+def _is_by_case(job: PredictJob, pipeline: PipelineConfig) -> bool:
+    """Whether all slides of a case are one bag. Raises :class:`ConfigError` where the job cannot be done so."""
+    from wsi_ips.inference.case_predict import check_in_turn
+
+    if pipeline.bag == "slide":
+        return False
+    if job.cases is None:
+        raise ConfigError(
+            f"{job.checkpoints[0]}: reads all slides of a case as one bag (bag: case); say which slides are a "
+            "case's with --cases CSV, which has the columns slide_id,case_id"
+        )
+    batch = job.batch
+    check_in_turn(workers=batch.workers, scheduler=batch.scheduler, shard_patches=batch.shard_patches)
+    return True
+
+
+def _write_cases(
+    job: PredictJob,
+    run: "RunFolder",
+    rows: "Sequence[PredictionRow]",
+    case_of: dict[str, str] | None,
+    pipeline: PipelineConfig,
+) -> list[str]:
+    """Write ``cases.csv``, if cases are known. Returns a line for each slide that its case, read as one bag, had
+    to do without because it was not given.
+    """
+    from wsi_ips.inference.predictions import absent_slides, write_case_answers, write_cases
+
+    if job.cases is None or case_of is None:
+        return []
+    tasks = pipeline.model.tasks
+    if pipeline.bag == "slide":
+        write_cases(run.cases, rows, case_of, tasks=tasks, pool=job.pool)
+        return []
+    absent = absent_slides(job.cases, case_of)
+    write_case_answers(run.cases, rows, tasks=tasks, absent=absent)
+    return [
+        f"{slide_id}: belongs to case {case_id!r} ({job.cases}) and was not given: the case was read without it"
+        for case_id, slides in absent.items()
+        for slide_id in slides
+    ]
 
 
 def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
@@ -337,11 +389,13 @@ def _workers(batch: BatchConfig, device: str) -> int | None:
     return batch.workers or max(1, gpus)
 
 
-def _outcome(rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequence[str]) -> Outcome:
+def _outcome(
+    rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequence[str], absent: Sequence[str] = ()
+) -> Outcome:
     from wsi_ips.slides.base import named
 
     return Outcome.of_slides(
-        [named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error],
+        [*(named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error), *absent],
         f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
         details=details,
     )
@@ -350,9 +404,10 @@ def _outcome(rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequ
 def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outcome:
     """The same from stored features: no slide is opened, and no overlay drawn."""
     from wsi_ips.datasets.feature_files import list_features
+    from wsi_ips.inference.case_predict import predict_feature_cases
     from wsi_ips.inference.checkpoints import Checkpoints, same_patches_and_tasks
     from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
-    from wsi_ips.inference.predictions import read_case_table, write_cases
+    from wsi_ips.inference.predictions import read_case_table
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.models.checkpoint import load_checkpoint
     from wsi_ips.streaming.device import numerics, pick_device
@@ -372,6 +427,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     run = RunFolder(job.out)
     paths = list_features(features)
     case_of = read_case_table(job.cases, list(paths)) if job.cases else None
+    by_case = _is_by_case(job, pipeline)
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     with claimed(
         run,
@@ -382,18 +438,14 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         numerics=numerics(),
         more=_more(models, calibration),
     ):
-        tables, unplaced = predict_features(
-            paths,
-            predictor,
-            run,
-            on_error=job.batch.on_error,
-            calibration=calibration,
-            progress=progress,
-        )
-        if case_of is not None:
-            write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
+        how: Any = {"on_error": job.batch.on_error, "calibration": calibration, "progress": progress}
+        if by_case and case_of is not None:
+            tables, unplaced = predict_feature_cases(paths, case_of, predictor, run, **how)
+        else:
+            tables, unplaced = predict_features(paths, predictor, run, **how)
+        absent = _write_cases(job, run, tables.rows, case_of, pipeline)
     note = (
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"
     )
-    return _outcome(tables.rows, run, details=[note] if unplaced else ())
+    return _outcome(tables.rows, run, details=[note] if unplaced else (), absent=absent)
