@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsi_ips.inference.predictions import PredictionRow
     from wsi_ips.inference.results import SlideResult
     from wsi_ips.inference.run_folder import RunFolder
+    from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.inference.worker import WorkerSetup
     from wsi_ips.tiling.patches import FindPatches
@@ -195,9 +196,6 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
-    from wsi_ips.inference.case_predict import case_jobs, label_cases
-    from wsi_ips.inference.label import label
-    from wsi_ips.inference.predictions import read_case_table
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.telemetry import SlideTelemetry
@@ -209,8 +207,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     pipeline, raster = _pipeline(job)
     assert job.slides is not None  # the job sees to it
     jobs = _slide_jobs(job, job.slides)
-    case_of = read_case_table(job.cases, [slide.slide_id for slide in jobs]) if job.cases else None
-    by_case = _is_by_case(job, pipeline)
+    case_of = _case_of(job, pipeline, [slide.slide_id for slide in jobs])
     run = RunFolder(job.out)
     setup = _setup(job, pipeline, raster=raster)
     calibration = _calibration(job, setup.models, pipeline)
@@ -232,28 +229,59 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
             tasks=pipeline.model.tasks,
             spread=setup.models.several,
             calibration=calibration,
-            by_case=by_case,
+            by_case=pipeline.bag == "case",
         )
         # A slide given by itself is all there is to do: its error is the command's.
         alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
-        batch = job.batch.model_copy(update={"workers": _workers(job.batch, job.device)})
-        batch = batch.model_copy(update={"on_error": "stop"}) if alone else batch
-        if by_case and case_of is not None:
-            label_cases(case_jobs(jobs, case_of), setup, tables, on_error=batch.on_error, progress=progress)
+        batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
+        if pipeline.bag == "case":
+            _label_cases(jobs, case_of, setup, tables, batch, progress)
         else:
-            label(jobs, setup, tables, batch, progress)
+            _label_slides(jobs, setup, tables, batch, job, progress)
         tables.close()
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
     details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
     return _outcome(tables.rows, run, details=details, absent=absent)
 
 
-def _is_by_case(job: PredictJob, pipeline: PipelineConfig) -> bool:
-    """Whether all slides of a case are one bag. Raises :class:`ConfigError` where the job cannot be done so."""
+def _label_slides(
+    jobs: "Sequence[SlideJob]",
+    setup: "WorkerSetup",
+    tables: "RunTables",
+    batch: BatchConfig,
+    job: PredictJob,
+    progress: Progress,
+) -> None:
+    from wsi_ips.inference.label import label
+
+    label(jobs, setup, tables, batch.model_copy(update={"workers": _workers(batch, job.device)}), progress)
+
+
+def _label_cases(
+    jobs: "Sequence[SlideJob]",
+    case_of: dict[str, str] | None,
+    setup: "WorkerSetup",
+    tables: "RunTables",
+    batch: BatchConfig,
+    progress: Progress,
+) -> None:
+    from wsi_ips.inference.case_predict import case_jobs, label_cases
+
+    assert case_of is not None  # _case_of sees to it
+    label_cases(case_jobs(jobs, case_of), setup, tables, on_error=batch.on_error, progress=progress)
+
+
+def _case_of(job: PredictJob, pipeline: PipelineConfig, slide_ids: Sequence[str]) -> dict[str, str] | None:
+    """``{slide_id: case_id}`` from the job's table; None without a table.
+
+    Raises :class:`ConfigError` for a job that a model that reads all slides of a case as one bag cannot do,
+    :class:`ManifestError` for a table that does not give the case of every slide.
+    """
     from wsi_ips.inference.case_predict import check_in_turn
+    from wsi_ips.inference.predictions import read_case_table
 
     if pipeline.bag == "slide":
-        return False
+        return read_case_table(job.cases, slide_ids) if job.cases else None
     if job.cases is None:
         raise ConfigError(
             f"{job.checkpoints[0]}: reads all slides of a case as one bag (bag: case); say which slides are a "
@@ -261,7 +289,7 @@ def _is_by_case(job: PredictJob, pipeline: PipelineConfig) -> bool:
         )
     batch = job.batch
     check_in_turn(workers=batch.workers, scheduler=batch.scheduler, shard_patches=batch.shard_patches)
-    return True
+    return read_case_table(job.cases, slide_ids)
 
 
 def _write_cases(
@@ -407,7 +435,6 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     from wsi_ips.inference.case_predict import predict_feature_cases
     from wsi_ips.inference.checkpoints import Checkpoints, same_patches_and_tasks
     from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
-    from wsi_ips.inference.predictions import read_case_table
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.models.checkpoint import load_checkpoint
     from wsi_ips.streaming.device import numerics, pick_device
@@ -426,8 +453,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     calibration = _calibration(job, models, pipeline)
     run = RunFolder(job.out)
     paths = list_features(features)
-    case_of = read_case_table(job.cases, list(paths)) if job.cases else None
-    by_case = _is_by_case(job, pipeline)
+    case_of = _case_of(job, pipeline, list(paths))
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     with claimed(
         run,
@@ -439,7 +465,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         more=_more(models, calibration),
     ):
         how: Any = {"on_error": job.batch.on_error, "calibration": calibration, "progress": progress}
-        if by_case and case_of is not None:
+        if pipeline.bag == "case" and case_of is not None:
             tables, unplaced = predict_feature_cases(paths, case_of, predictor, run, **how)
         else:
             tables, unplaced = predict_features(paths, predictor, run, **how)

@@ -235,7 +235,7 @@ class FinetuneConfig(PipelineConfig):
     @property
     def pipeline(self) -> PipelineConfig:
         """The sections that a checkpoint remembers."""
-        return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model)
+        return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model, bag=self.bag)
 
 
 class BatchConfig(Section):

@@ -45,11 +45,6 @@ def with_labels_of_cases(
     pairs: Sequence[Pair], manifest: Manifest, tasks: Sequence[TaskConfig]
 ) -> list[Pair]:
     """The same pairs, each slide with the labels of its case. For errors see :func:`one_for_each_case`."""
-    case_targets(manifest, tasks)  # raises for labels that differ
-    labels: dict[str, dict[str, str]] = {}
-    for record in manifest.records:
-        of_case = labels.setdefault(record.case_id, {})
-        of_case |= {column: cell for column, cell in record.labels.items() if cell}
     for record, row in pairs:
         if row.case is None or row.case.case_id != record.case_id:
             said = None if row.case is None else row.case.case_id
@@ -58,6 +53,11 @@ def with_labels_of_cases(
                 f"slide {record.slide_id!r} belongs to case {record.case_id!r}, and was read as part of {said!r}",
                 "predict again with --cases and this manifest",
             )
+    case_targets(manifest, tasks)  # raises for labels that differ
+    labels: dict[str, dict[str, str]] = {}
+    for record in manifest.records:
+        of_case = labels.setdefault(record.case_id, {})
+        of_case |= {column: cell for column, cell in record.labels.items() if cell}
     return [
         (replace(record, labels={**record.labels, **labels[record.case_id]}), row) for record, row in pairs
     ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig
 from wsi_ips.datasets.feature_files import find_features
@@ -61,18 +62,11 @@ def predict_held_out(
         paths = find_features(features, held_out)
     hashes = [checkpoint_sha256(fold.checkpoint) for fold in folds]
     together = sha256(" ".join(hashes).encode()).hexdigest()
-    described = {
-        **config.model_dump(mode="json"),
-        "held_out": {
-            "model": "of each slide the fold's that held its case out, fold_<number of folds.csv>",
-            "epoch_chosen_on": folds[0].chosen_on,
-        },
-    }
     deterministic = config.training.deterministic
     with (
         claimed(
             run,
-            config=described,
+            config=_described(config, folds),
             checkpoint=out,
             sha256=together,
             force=True,
@@ -93,6 +87,17 @@ def predict_held_out(
         if by_case:
             write_case_answers(run.cases, tables.rows, tasks=config.model.tasks)
         return tables.rows
+
+
+def _described(config: FinetuneConfig, folds: Sequence[Fold]) -> dict[str, Any]:
+    """The settings that ``run.json`` holds."""
+    return {
+        **config.model_dump(mode="json"),
+        "held_out": {
+            "model": "of each slide the fold's that held its case out, fold_<number of folds.csv>",
+            "epoch_chosen_on": folds[0].chosen_on,
+        },
+    }
 
 
 def measure(
