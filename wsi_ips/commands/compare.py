@@ -152,7 +152,7 @@ def check_can_be_compared(job: CompareJob, manifest: "Manifest") -> None:
     from wsi_ips.evaluation.plots import check_can_plot
     from wsi_ips.training.fit import check_labels
 
-    check_labels(manifest, job.model.tasks)
+    check_labels(manifest, job)
     scored = manifest.split(job.split)
     if not scored:
         raise ManifestError(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsi_ips.inference.predictions import PredictionRow
     from wsi_ips.inference.results import SlideResult
     from wsi_ips.inference.run_folder import RunFolder
+    from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.inference.worker import WorkerSetup
     from wsi_ips.tiling.patches import FindPatches
@@ -64,9 +65,10 @@ class PredictJob(Resolution, Job):
     explain: Literal["gradient"] | None = None
     """A further map beside attention and contributions: gradient times input of the kept patches."""
     cases: Path | None = None
-    """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient."""
+    """CSV with the columns slide_id,case_id (a manifest has them): adds ``cases.csv``, a row per patient. A model
+    that reads all slides of a case as one bag (``bag: case``) needs it."""
     pool: Literal["max", "mean", "noisy_or"] = "max"
-    """How the slides' probabilities make a patient's."""
+    """How the slides' probabilities make a patient's. Not used with ``bag: case``, where nothing is pooled."""
     tiling: UpsamplingConfig = UpsamplingConfig()
     """All else of the tiling is the checkpoint's."""
     streaming: StreamingConfig = StreamingConfig()
@@ -201,8 +203,6 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
-    from wsi_ips.inference.label import label
-    from wsi_ips.inference.predictions import read_case_table, write_cases
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.telemetry import SlideTelemetry
@@ -214,7 +214,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     pipeline, raster = _pipeline(job)
     assert job.slides is not None  # the job sees to it
     jobs = _slide_jobs(job, job.slides)
-    case_of = read_case_table(job.cases, [slide.slide_id for slide in jobs]) if job.cases else None
+    case_of = _case_of(job, pipeline, [slide.slide_id for slide in jobs])
     run = RunFolder(job.out)
     setup = _setup(job, pipeline, raster=raster)
     calibration = _calibration(job, setup.models, pipeline)
@@ -231,19 +231,99 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     ) as start:
         setup = replace(setup, start=start)
         tables = RunTables(
-            run, jobs, tasks=pipeline.model.tasks, spread=setup.models.several, calibration=calibration
+            run,
+            jobs,
+            tasks=pipeline.model.tasks,
+            spread=setup.models.several,
+            calibration=calibration,
+            by_case=pipeline.bag == "case",
         )
         # A slide given by itself is all there is to do: its error is the command's.
         alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
-        batch = job.batch.model_copy(update={"workers": _workers(job.batch, job.device)})
-        label(
-            jobs, setup, tables, batch.model_copy(update={"on_error": "stop"}) if alone else batch, progress
-        )
+        batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
+        if pipeline.bag == "case":
+            _label_cases(jobs, case_of, setup, tables, batch, progress)
+        else:
+            _label_slides(jobs, setup, tables, batch, job, progress)
         tables.close()
-        if case_of is not None:
-            write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
+        absent = _write_cases(job, run, tables.rows, case_of, pipeline)
     details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
-    return _outcome(tables.rows, run, details=details)
+    return _outcome(tables.rows, run, details=details, absent=absent)
+
+
+def _label_slides(
+    jobs: "Sequence[SlideJob]",
+    setup: "WorkerSetup",
+    tables: "RunTables",
+    batch: BatchConfig,
+    job: PredictJob,
+    progress: Progress,
+) -> None:
+    from wsi_ips.inference.label import label
+
+    label(jobs, setup, tables, batch.model_copy(update={"workers": _workers(batch, job.device)}), progress)
+
+
+def _label_cases(
+    jobs: "Sequence[SlideJob]",
+    case_of: dict[str, str] | None,
+    setup: "WorkerSetup",
+    tables: "RunTables",
+    batch: BatchConfig,
+    progress: Progress,
+) -> None:
+    from wsi_ips.inference.case_predict import case_jobs, label_cases
+
+    assert case_of is not None  # _case_of sees to it
+    label_cases(case_jobs(jobs, case_of), setup, tables, on_error=batch.on_error, progress=progress)
+
+
+def _case_of(job: PredictJob, pipeline: PipelineConfig, slide_ids: Sequence[str]) -> dict[str, str] | None:
+    """``{slide_id: case_id}`` from the job's table; None without a table.
+
+    Raises :class:`ConfigError` for a job that a model that reads all slides of a case as one bag cannot do,
+    :class:`ManifestError` for a table that does not give the case of every slide.
+    """
+    from wsi_ips.inference.case_predict import check_in_turn
+    from wsi_ips.inference.predictions import read_case_table
+
+    if pipeline.bag == "slide":
+        return read_case_table(job.cases, slide_ids) if job.cases else None
+    if job.cases is None:
+        raise ConfigError(
+            f"{job.checkpoints[0]}: reads all slides of a case as one bag (bag: case); say which slides are a "
+            "case's with --cases CSV, which has the columns slide_id,case_id"
+        )
+    batch = job.batch
+    check_in_turn(workers=batch.workers, scheduler=batch.scheduler, shard_patches=batch.shard_patches)
+    return read_case_table(job.cases, slide_ids)
+
+
+def _write_cases(
+    job: PredictJob,
+    run: "RunFolder",
+    rows: "Sequence[PredictionRow]",
+    case_of: dict[str, str] | None,
+    pipeline: PipelineConfig,
+) -> list[str]:
+    """Write ``cases.csv``, if cases are known. Returns a line for each slide that its case, read as one bag, had
+    to do without because it was not given.
+    """
+    from wsi_ips.inference.predictions import absent_slides, write_case_answers, write_cases
+
+    if job.cases is None or case_of is None:
+        return []
+    tasks = pipeline.model.tasks
+    if pipeline.bag == "slide":
+        write_cases(run.cases, rows, case_of, tasks=tasks, pool=job.pool)
+        return []
+    absent = absent_slides(job.cases, case_of)
+    write_case_answers(run.cases, rows, tasks=tasks, absent=absent)
+    return [
+        f"{slide_id}: belongs to case {case_id!r} ({job.cases}) and was not given: the case was read without it"
+        for case_id, slides in absent.items()
+        for slide_id in slides
+    ]
 
 
 def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
@@ -264,7 +344,7 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
     if job.batch.shard_patches is not None:
         check_parts(first)
     if job.explain is not None:
-        check_explained(first.selection)
+        check_explained(first)
     raster = any(one.model.attention.positions == "raster" for one in (first, *others))
     return first.model_copy(update={"tiling": job.tiling.added_to(first.tiling)}), raster
 
@@ -348,11 +428,13 @@ def _workers(batch: BatchConfig, device: str) -> int | None:
     return batch.workers or max(1, gpus)
 
 
-def _outcome(rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequence[str]) -> Outcome:
+def _outcome(
+    rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequence[str], absent: Sequence[str] = ()
+) -> Outcome:
     from wsi_ips.slides.base import named
 
     return Outcome.of_slides(
-        [named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error],
+        [*(named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error), *absent],
         f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
         details=details,
     )
@@ -361,9 +443,9 @@ def _outcome(rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequ
 def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outcome:
     """The same from stored features: no slide is opened, and no overlay drawn."""
     from wsi_ips.datasets.feature_files import list_features
+    from wsi_ips.inference.case_predict import predict_feature_cases
     from wsi_ips.inference.checkpoints import Checkpoints, same_patches_and_tasks
     from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
-    from wsi_ips.inference.predictions import read_case_table, write_cases
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.models.checkpoint import load_checkpoint
     from wsi_ips.streaming.device import numerics, pick_device
@@ -383,7 +465,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     calibration = _calibration(job, models, pipeline)
     run = RunFolder(job.out)
     paths = list_features(features)
-    case_of = read_case_table(job.cases, list(paths)) if job.cases else None
+    case_of = _case_of(job, pipeline, list(paths))
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     with claimed(
         run,
@@ -394,18 +476,14 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         numerics=numerics(),
         more=_more(models, calibration),
     ):
-        tables, unplaced = predict_features(
-            paths,
-            predictor,
-            run,
-            on_error=job.batch.on_error,
-            calibration=calibration,
-            progress=progress,
-        )
-        if case_of is not None:
-            write_cases(run.cases, tables.rows, case_of, tasks=pipeline.model.tasks, pool=job.pool)
+        how: Any = {"on_error": job.batch.on_error, "calibration": calibration, "progress": progress}
+        if pipeline.bag == "case" and case_of is not None:
+            tables, unplaced = predict_feature_cases(paths, case_of, predictor, run, **how)
+        else:
+            tables, unplaced = predict_features(paths, predictor, run, **how)
+        absent = _write_cases(job, run, tables.rows, case_of, pipeline)
     note = (
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"
     )
-    return _outcome(tables.rows, run, details=[note] if unplaced else ())
+    return _outcome(tables.rows, run, details=[note] if unplaced else (), absent=absent)

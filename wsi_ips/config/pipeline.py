@@ -5,9 +5,15 @@
 """
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from wsi_ips.config.model import ModelConfig, SelectionConfig
 from wsi_ips.config.section import Section
@@ -29,6 +35,35 @@ class PipelineConfig(Section):
     tiling: TilingConfig = TilingConfig()
     selection: SelectionConfig = SelectionConfig()
     model: ModelConfig = ModelConfig()
+    bag: Literal["slide", "case"] = "slide"
+    """What is one bag, with one label. ``slide``: every slide by itself; slides of a patient meet only when their
+    answers are pooled. ``case``: all slides of a patient are streamed as one bag (early fusion): patches are
+    selected among all of them, and the patient has one answer. See docs/patients.md.
+    """
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_a_slide_is_a_bag(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Store a configuration of slides as earlier versions did, so that fingerprints stay the same."""
+        stored: dict[str, Any] = handler(self)
+        if stored.get("bag") == "slide":
+            stored.pop("bag")
+        return stored
+
+    @model_validator(mode="after")
+    def _cases_can_be_bags(self) -> Self:
+        if self.bag == "slide":
+            return self
+        if self.selection.is_coarse_to_fine or self.selection.way == "image_attention":
+            raise ValueError(
+                f"bag: case is read by selection.selector ips or all, not {self.selection.selector}: set one of "
+                "these, or bag: slide"
+            )
+        if self.model.attention.positions == "raster":
+            raise ValueError(
+                "attention.positions: raster is a place in the grid of one slide, and bag: case has several: set "
+                "positions to slide or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _coarse_look_can_be(self) -> Self:
@@ -200,7 +235,7 @@ class FinetuneConfig(PipelineConfig):
     @property
     def pipeline(self) -> PipelineConfig:
         """The sections that a checkpoint remembers."""
-        return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model)
+        return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model, bag=self.bag)
 
 
 class BatchConfig(Section):

@@ -114,6 +114,18 @@ def write_submission(path: Path, nodes: Mapping[str, Mapping[str, str]]) -> None
     for patient, classes in sorted(nodes.items()):
         rows.append((patient + PATIENT_SUFFIX, pn_stage(list(classes.values()))))
         rows += [(slide + NODE_SUFFIX, classes[slide]) for slide in sorted(classes)]
+    _write(path, rows)
+
+
+def write_stages(path: Path, stages: Mapping[str, str]) -> None:
+    """Write the CSV of the challenge with the rows of patients alone, which are the ones that it scores.
+
+    ``stages`` is ``{patient: stage}``.
+    """
+    _write(path, [(patient + PATIENT_SUFFIX, stage) for patient, stage in sorted(stages.items())])
+
+
+def _write(path: Path, rows: Sequence[tuple[str, str]]) -> None:
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)

@@ -111,6 +111,8 @@ def _difference(first: PipelineConfig, other: PipelineConfig) -> str:
         return f"its tasks are {_in_words(tasks[1])}, not {_in_words(tasks[0])}"
     if first.model.encoder.features != other.model.encoder.features:
         return f"it reads {_read(other.model.encoder.features)}, not {_read(first.model.encoder.features)}"
+    if first.bag != other.bag:
+        return f"its bag is {other.bag}, not {first.bag}"
     for section in SAME:
         ours = flat_settings(getattr(first, section).model_dump(mode="json"))
         theirs = flat_settings(getattr(other, section).model_dump(mode="json"))
@@ -165,6 +167,15 @@ class EnsemblePredictor:
             again = replace(prepared, seconds=0.0)  # the slide was opened and segmented only once
             results += [member.read_open(again, progress=progress) for member in self.members[1:]]
         return mean_result(results, checkpoint=self.checkpoint)
+
+    def read_case(
+        self, slides: Sequence[PreparedSlide], *, case_id: str, progress: Progress = silent
+    ) -> list[SlideResult]:
+        """Label a case by each network in turn and leave its slides open, see :meth:`Predictor.read_case`."""
+        told = [self.members[0].read_case(slides, case_id=case_id, progress=progress)]
+        again = [replace(slide, seconds=0.0) for slide in slides]
+        told += [member.read_case(again, case_id=case_id, progress=progress) for member in self.members[1:]]
+        return [mean_result(results, checkpoint=self.checkpoint) for results in zip(*told, strict=True)]
 
 
 def mean_result(results: Sequence[SlideResult], *, checkpoint: str) -> SlideResult:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +14,7 @@ from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError
 from wsi_ips.evaluation.conformal import Calibration
+from wsi_ips.inference.case_reading import SlideLost, SlideOfCase, slides_of_case
 from wsi_ips.inference.checkpoints import mean_and_spread
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, named_probabilities, write_result
@@ -24,8 +26,10 @@ from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.explained import check_explained, kept_gradients
 from wsi_ips.selection.reading import read_bag
+from wsi_ips.selection.score_store import Normalisers
 from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.storage.hdf5 import put_about, whole_hdf5
+from wsi_ips.streaming.case_source import CaseSource
 from wsi_ips.tiling.grid import rows_of
 from wsi_ips.tiling.patches import upsampling_note
 from wsi_ips.training.feature_bags import open_source
@@ -61,7 +65,7 @@ class FeaturePredictor:
         give.
         """
         if self.gradients:
-            check_explained(self.pipeline.selection)
+            check_explained(self.pipeline)
         if self.pipeline.model.encoder.features is None:
             raise ConfigError("this checkpoint reads the pixels of slides, not features: give it slides")
         for net in (self.net, *self.others):
@@ -85,14 +89,7 @@ class FeaturePredictor:
             FeaturesError: The file cannot be used.
         """
         started = time.perf_counter()
-        held = open_features(path)
-        width = self.pipeline.model.encoder.features
-        if held.width != width:
-            raise FeaturesError(
-                path,
-                f"holds features of width {held.width}, the checkpoint reads {width}",
-                "give it features of the encoder that it was trained with",
-            )
+        held = self.checked(path)
         both = [self._read(net, held) for net in (self.net, *self.others)]
         readings, gradients = [reading for reading, _ in both], both[0][1]
         tasks = self.pipeline.model.tasks
@@ -105,24 +102,109 @@ class FeaturePredictor:
             n_patches=len(held),
             spread=spread,
         )
-        note = ""
-        if held.coords is None:
-            _write_corners_only(run.attention(slide_id), row, held, readings[0], self.checkpoint)
-        else:
-            coords = replace(held.coords, slide_id=slide_id).only(readings[0].store.ids().numpy())
-            note = upsampling_note(coords)
-            result = SlideResult.of(
-                readings[0],
-                coords,
-                tasks=tasks,
-                slide_path=str(path),
-                checkpoint=self.checkpoint,
-                gradients=gradients,
-            )
-            write_result(run.attention(slide_id), replace(result, probabilities=probabilities, spread=spread))
+        note = self._write(run.attention(slide_id), row, held, readings[0], gradients=gradients)
         patches = len(held) * len(readings)
         telemetry = SlideTelemetry(patches=patches, seconds=time.perf_counter() - started)
         return Done(row, telemetry, note=note), held.coords is not None
+
+    def checked(self, path: Path) -> FeatureFile:
+        """The features of a slide, after a check that this network reads such.
+
+        Raises:
+            FeaturesError: The file cannot be used.
+        """
+        held, width = open_features(path), self.pipeline.model.encoder.features
+        if held.width != width:
+            raise FeaturesError(
+                path,
+                f"holds features of width {held.width}, the checkpoint reads {width}",
+                "give it features of the encoder that it was trained with",
+            )
+        return held
+
+    def predict_case(
+        self, case_id: str, slide_ids: Sequence[str], files: Sequence[FeatureFile], run: RunFolder
+    ) -> list[Done]:
+        """Label a case whose slides are one bag, and write the attention of each slide.
+
+        Args:
+            case_id: Name of the case.
+            slide_ids: Names of its slides, in order.
+            files: The features of each slide.
+            run: Where the attention is written.
+
+        Raises:
+            SlideLost: A file can no longer be read; it says which, and why.
+            NotFinite: The network computed NaN or infinity.
+        """
+        started = time.perf_counter()
+        tasks = self.pipeline.model.tasks
+        told: list[dict[str, dict[str, float]]] = []
+        slides: list[SlideOfCase] = []
+        for net in (self.net, *self.others):
+            with ExitStack() as opened:
+                source = self._opened(files, opened)
+                try:
+                    reading = read_bag(net, source, self.pipeline.selection)
+                except Exception as error:
+                    if source.lost is None:
+                        raise
+                    raise SlideLost(source.lost, error) from error
+                told.append(named_probabilities(reading, tasks))
+                slides = slides or slides_of_case(reading, source, case_id=case_id, slide_ids=slide_ids)
+        probabilities, spread = mean_and_spread(told) if self.others else (told[0], {})
+        seconds = (time.perf_counter() - started) / sum(map(len, files))
+        done = []
+        for slide_id, held, slide in zip(slide_ids, files, slides, strict=True):
+            row = PredictionRow(
+                slide_id=slide_id,
+                status="ok",
+                probabilities=probabilities,
+                n_patches=len(held),
+                spread=spread,
+                case=slide.part,
+            )
+            note = self._write(run.attention(slide_id), row, held, slide.reading, slide.normalisers)
+            patches = len(held) * len(told)
+            done.append(Done(row, SlideTelemetry(patches=patches, seconds=seconds * len(held)), note=note))
+        return done
+
+    def _opened(self, files: Sequence[FeatureFile], opened: ExitStack) -> CaseSource:
+        sources = []
+        for place, held in enumerate(files):
+            try:
+                source = open_source(held, batch=self.streaming.batch, device=self.device)
+                sources.append(opened.enter_context(source))
+            except FeaturesError as error:
+                raise SlideLost(place, error) from error
+        return CaseSource(sources)
+
+    def _write(
+        self,
+        path: Path,
+        row: PredictionRow,
+        held: FeatureFile,
+        reading: SlideReading,
+        normalisers: Normalisers | None = None,
+        gradients: Mapping[str, Tensor] | None = None,
+    ) -> str:
+        """Write the attention of a slide, and return the note on its resolution."""
+        if held.coords is None:
+            _write_corners_only(path, row, held, reading, self.checkpoint, normalisers)
+            return ""
+        coords = replace(held.coords, slide_id=row.slide_id).only(reading.store.ids().numpy())
+        result = SlideResult.of(
+            reading,
+            coords,
+            tasks=self.pipeline.model.tasks,
+            slide_path=str(held.path),
+            checkpoint=self.checkpoint,
+            normalisers=normalisers,
+            case=row.case,
+            gradients=gradients,
+        )
+        write_result(path, replace(result, probabilities=row.probabilities, spread=row.spread))
+        return upsampling_note(coords)
 
     def _read(self, net: BagNet, held: FeatureFile) -> tuple[SlideReading, dict[str, Tensor] | None]:
         """What a network read, and of the first network gradient times input if it is asked for."""
@@ -213,7 +295,12 @@ def label_features(
 
 
 def _write_corners_only(
-    path: Path, row: PredictionRow, held: FeatureFile, reading: SlideReading, checkpoint: str
+    path: Path,
+    row: PredictionRow,
+    held: FeatureFile,
+    reading: SlideReading,
+    checkpoint: str,
+    normalisers: Normalisers | None,
 ) -> None:
     """Write what is known of a slide whose patches have no size: the datasets of a result, coords without
     attributes.
@@ -229,10 +316,12 @@ def _write_corners_only(
         }
         if row.spread:
             about["spread"] = {task: dict(classes) for task, classes in row.spread.items()}
+        if row.case is not None:
+            about["case"] = row.case.to_json()
         put_about(file, about)
         rows_N = rows_of(reading.store.ids().numpy(), held.ids_N, where=f"in {held.path}")
         file["coords"] = held.l0_xy_N2[rows_N]
         file["logits"] = reading.store.logits().numpy()
-        file["attention"] = reading.store.attention().numpy()
+        file["attention"] = reading.store.attention(normalisers).numpy()
         file["kept_ids"] = reading.kept.ids_M.cpu().numpy()
         file["kept_scores"] = reading.kept.scores_M.cpu().numpy()

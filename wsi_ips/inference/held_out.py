@@ -13,10 +13,17 @@ from wsi_ips.datasets.feature_files import find_features
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.evaluation.survival_scores import PredictedSurvival, TrainingFollowUp, survival_figures
 from wsi_ips.evaluation.task_scores import Scored
+from wsi_ips.inference.case_answers import one_for_each_case
+from wsi_ips.inference.case_predict import (
+    case_jobs,
+    label_cases_here,
+    label_feature_cases,
+    take_found,
+)
 from wsi_ips.inference.feature_predict import FeaturePredictor, label_features
 from wsi_ips.inference.in_turn import predict_in_turn
 from wsi_ips.inference.predict import Predictor
-from wsi_ips.inference.predictions import PredictionRow
+from wsi_ips.inference.predictions import PredictionRow, write_case_answers
 from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
@@ -112,11 +119,15 @@ def predict_slides(
         calculating(deterministic=deterministic),
     ):
         jobs = {slide_id: SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in paths.items()}
-        tables = RunTables(run, list(jobs.values()), tasks=config.model.tasks)
+        by_case = config.bag == "case"
+        tables = RunTables(run, list(jobs.values()), tasks=config.model.tasks, by_case=by_case)
+        case_of = {slide_id: records[slide_id].case_id for slide_id in slide_ids} if by_case else None
         for (path, its), model in zip(models, hashes, strict=True):
             reader = _Reader(path, model, config.streaming, device, of_features=features is not None)
-            reader.label([jobs[slide_id] for slide_id in its], run, tables, progress)
+            reader.label([jobs[slide_id] for slide_id in its], run, tables, progress, case_of)
         tables.close()
+        if by_case:
+            write_case_answers(run.cases, tables.rows, tasks=config.model.tasks)
         return tables.rows
 
 
@@ -130,6 +141,7 @@ def measure(
     records = {record.slide_id: record for record in manifest.records}
     row_of = {row.slide_id: row for row in rows if row.status == "ok"}
     labelled = [(records[slide_id], row_of[slide_id]) for slide_id in fold.held_out if slide_id in row_of]
+    labelled = one_for_each_case(labelled, manifest, tasks)
     figures: dict[str, float] = {}
     for task in tasks:
         known = [(record, row) for record, row in labelled if record.targets([task])]
@@ -176,14 +188,29 @@ class _Reader:
     device: str
     of_features: bool
 
-    def label(self, jobs: Sequence[SlideJob], run: RunFolder, tables: RunTables, progress: Progress) -> None:
+    def label(
+        self,
+        jobs: Sequence[SlideJob],
+        run: RunFolder,
+        tables: RunTables,
+        progress: Progress,
+        case_of: Mapping[str, str] | None,
+    ) -> None:
+        """Label slides, or with ``case_of`` the cases that they make."""
         net, pipeline = load_checkpoint(self.path)
         device = pick_device(self.device)
         if self.of_features:
             reader = FeaturePredictor(net, pipeline, self.streaming, device, checkpoint=self.sha256)
-            label_features(jobs, reader, run, tables, progress=progress)
+            if case_of is None:
+                label_features(jobs, reader, run, tables, progress=progress)
+            else:
+                label_feature_cases(case_jobs(jobs, case_of), reader, run, tables, progress=progress)
             return
         predictor = Predictor(net, pipeline, streaming=self.streaming, device=device, checkpoint=self.sha256)
         recorder = SlideRecorder(run, checkpoint=self.sha256, streaming=self.streaming)
+        if case_of is not None:
+            cases = [case for case in case_jobs(jobs, case_of) if not take_found(case, recorder, tables)]
+            label_cases_here(cases, SlideWork(predictor, recorder), tables, progress=progress)
+            return
         left = tables.take_found(jobs, recorder)
         predict_in_turn(left, SlideWork(predictor, recorder), tables, progress=progress)

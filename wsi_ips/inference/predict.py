@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.inference.case_reading import SlideLost, SlideOfCase, slides_of_case
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.ips_net import BagNet, IPSNet
@@ -27,6 +28,7 @@ from wsi_ips.selection.slide_reading import SlideReading, read_scored, score_par
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.location import Location
+from wsi_ips.streaming.case_source import CaseSource
 from wsi_ips.streaming.device import calculating
 from wsi_ips.streaming.stream import Chunk, PatchStream
 from wsi_ips.streaming.telemetry import StreamTelemetry
@@ -98,7 +100,7 @@ class Predictor:
             ConfigError: Gradients are asked for, and this selector cannot give them.
         """
         if gradients:
-            check_explained(pipeline.selection)
+            check_explained(pipeline)
         self._gradients = gradients
         self.pipeline = pipeline
         self.checkpoint = checkpoint
@@ -194,6 +196,60 @@ class Predictor:
             )
         return self._result(prepared, reading, telemetry, stream.telemetry.bad_tiles, gradients)
 
+    def read_case(
+        self, slides: Sequence[PreparedSlide], *, case_id: str, progress: Progress = silent
+    ) -> list[SlideResult]:
+        """Label a case whose slides are prepared, as one bag, and leave the slides open.
+
+        Args:
+            slides: The slides, in the order of their names. Their patches are streamed in this order.
+            case_id: The name of the case.
+            progress: Shows how far it is.
+
+        Returns:
+            The result of each slide: with the label of the case, and the slide's rows of its attention.
+
+        Raises:
+            SlideLost: A slide cannot be read; it says which, and why.
+            NotFinite: The network computed NaN or infinity.
+        """
+        started = time.perf_counter()
+        streams = [self._stream(slide.slide, slide.coords) for slide in slides]
+        source = CaseSource(streams)
+        try:
+            with self._calculating(), progress(f"case {case_id}", total=sum(map(len, streams))) as advance:
+                reading = read_bag(
+                    self._net,
+                    source,
+                    self.pipeline.selection,
+                    through=lambda chunks: _counted(chunks, advance),
+                )
+        except Exception as error:
+            if source.lost is None:
+                raise
+            raise SlideLost(source.lost, error) from error
+        names = [slide.coords.slide_id for slide in slides]
+        seconds = time.perf_counter() - started
+        results = []
+        for slide, stream, its in zip(
+            slides,
+            streams,
+            slides_of_case(reading, source, case_id=case_id, slide_ids=names),
+            strict=True,
+        ):
+            of_all = len(its.reading.store.ids()) / len(reading.store.ids())
+            telemetry = SlideTelemetry.of(
+                stream.telemetry,
+                threads=self._streaming.threads,
+                seconds=slide.seconds + of_all * seconds,
+                open_s=slide.seconds,
+                encode_s=of_all * reading.encode_s,
+                select_s=of_all * reading.select_s,
+                device=self._device,
+            )
+            results.append(self._result(slide, its.reading, telemetry, stream.telemetry.bad_tiles, of=its))
+        return results
+
     def parts(self, n_patches: int, *, most: int) -> list[range]:
         """Cut a slide of ``n_patches`` so that no part has more than ``most`` patches (or one chunk).
 
@@ -268,7 +324,8 @@ class Predictor:
         reading: SlideReading,
         telemetry: SlideTelemetry,
         bad_tiles: Iterable[str],
-        gradients: Mapping[str, Tensor] | None,
+        gradients: Mapping[str, Tensor] | None = None,
+        of: SlideOfCase | None = None,
     ) -> SlideResult:
         return SlideResult.of(
             reading,
@@ -279,6 +336,8 @@ class Predictor:
             telemetry=telemetry,
             bad_tiles=bad_tiles,
             gradients=gradients,
+            normalisers=None if of is None else of.normalisers,
+            case=None if of is None else of.part,
         )
 
 

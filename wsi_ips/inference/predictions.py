@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Self
 
 import numpy as np
@@ -17,11 +18,14 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ManifestError, ResultsError, one_line
 from wsi_ips.evaluation.conformal import AnswerSet, Calibration, questions
 from wsi_ips.evaluation.task_scores import Pooling, kind_of, pool_outputs
+from wsi_ips.inference.part_of_case import PartOfCase
 from wsi_ips.inference.results import PREDICT_AGAIN, Probabilities, SlideResult
 from wsi_ips.storage.files import LONGEST_CELL, check_table_size, whole_file, whole_table
 
 BETWEEN = "|"
 """Separates several classes in one cell."""
+CASE_COLUMNS = ("case_id", "attention_share")
+"""Columns that a table has behind ``slide_id`` where all slides of a case are one bag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,8 @@ class PredictionRow:
         raw: For calibrated tasks, the probabilities before calibration. Otherwise empty.
         sets: For calibrated tasks, the set of answers to each question (:mod:`wsi_ips.evaluation.conformal`).
             Otherwise empty.
+        case: If all slides of a case are one bag, what the slide is in its case; the probabilities are then those
+            of the case. Otherwise None.
     """
 
     slide_id: str
@@ -52,6 +58,7 @@ class PredictionRow:
     spread: Probabilities = field(default_factory=dict)
     raw: Probabilities = field(default_factory=dict)
     sets: Mapping[str, tuple[AnswerSet, ...]] = field(default_factory=dict)
+    case: PartOfCase | None = None
 
     @classmethod
     def done(cls, result: SlideResult, *, error: str = "") -> Self:
@@ -63,6 +70,7 @@ class PredictionRow:
             n_patches=len(result.coords) if result.coarse is None else result.coarse.patches,
             error=one_line(error),
             spread=result.spread,
+            case=result.case,
         )
 
     @classmethod
@@ -89,15 +97,17 @@ class PredictionRow:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Which columns of doubt a table has.
+    """Which columns of doubt a table has, and whether it has those of cases.
 
     Attributes:
         spread: Whether it has the standard deviations over several models.
         calibrated: The tasks that have sets of answers.
+        by_case: Whether all slides of a case are one bag, so that the table names the case of each slide.
     """
 
     spread: bool = False
     calibrated: frozenset[str] = frozenset()
+    by_case: bool = False
 
 
 def write_predictions(
@@ -110,6 +120,9 @@ def write_predictions(
     classes with 0.5 or more, joined by ``|``; for a linear task its numbers. Numbers read back exactly. A
     survival task has ``risk, survival_<time>…`` instead, with its name in front of each if there are several
     tasks.
+
+    Where all slides of a case are one bag, ``case_id, attention_share`` follow ``slide_id``: the case whose answer
+    it is, and how much of the attention of the case lies on the slide.
 
     With ``doubt``, further columns follow the ``pred`` of each task. For several models they are
     ``sd_<class>…``. For a calibrated task they are ``raw_<class>…`` (before calibration), ``set`` (the answers
@@ -156,6 +169,29 @@ def read_case_table(path: Path, slide_ids: Sequence[str]) -> dict[str, str]:
     Raises:
         ManifestError: The file cannot be read, a slide is missing, or a slide belongs to two cases.
     """
+    case_of = _case_table(path)
+    for slide_id in slide_ids:
+        if not case_of.get(slide_id):
+            raise ManifestError(path, f"does not give the case of slide {slide_id}", "add a line for it")
+    return {slide_id: case_of[slide_id] for slide_id in slide_ids}
+
+
+def absent_slides(path: Path, case_of: Mapping[str, str]) -> dict[str, list[str]]:
+    """``{case_id: its slides in the table that are not in case_of}``, for the cases in ``case_of``.
+
+    Args:
+        path: A table that :func:`read_case_table` has read.
+        case_of: What it returned.
+    """
+    cases = set(case_of.values())
+    absent: dict[str, list[str]] = {}
+    for slide_id, case in _case_table(path).items():
+        if case in cases and slide_id not in case_of:
+            absent.setdefault(case, []).append(slide_id)
+    return absent
+
+
+def _case_table(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise ManifestError(path, "does not exist", "name a CSV with the columns slide_id,case_id")
     check_table_size(path, ManifestError)
@@ -169,10 +205,7 @@ def read_case_table(path: Path, slide_ids: Sequence[str]) -> dict[str, str]:
     except (csv.Error, UnicodeDecodeError, KeyError) as error:
         why = f"lacks the column {error}" if isinstance(error, KeyError) else f"is no CSV ({one_line(error)})"
         raise ManifestError(path, why, "it needs the columns slide_id,case_id") from None
-    for slide_id in slide_ids:
-        if not case_of.get(slide_id):
-            raise ManifestError(path, f"does not give the case of slide {slide_id}", "add a line for it")
-    return {slide_id: case_of[slide_id] for slide_id in slide_ids}
+    return case_of
 
 
 def write_cases(
@@ -209,6 +242,39 @@ def write_cases(
             writer.writerow([case, *answer_cells(pooled, tasks), len(labelled), len(its) - len(labelled)])
 
 
+def write_case_answers(
+    path: Path,
+    rows: Sequence[PredictionRow],
+    *,
+    tasks: Sequence[TaskConfig],
+    absent: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> None:
+    """Write ``cases.csv`` where all slides of a case are one bag, completely or not at all.
+
+    The columns are those of :func:`write_cases`, and ``failed``, the names of the slides that the answer had to do
+    without, joined by ``|``. Nothing is pooled: the answer is the network's own for the whole case. A case whose
+    slides all failed has no answer.
+
+    Args:
+        path: The file to write.
+        rows: The slides.
+        tasks: The tasks.
+        absent: ``{case_id: slides}`` that belong to a case and were not given. They count as failed.
+    """
+    cases: dict[str, list[PredictionRow]] = {}
+    for row in rows:
+        assert row.case is not None
+        cases.setdefault(row.case.case_id, []).append(row)
+    with whole_table(path) as writer:
+        writer.writerow(["case_id", *answer_columns(tasks), "n_slides", "n_failed", "failed"])
+        for case_id, its in cases.items():
+            labelled = [row for row in its if row.status == "ok"]
+            failed = [row.slide_id for row in its if row.status != "ok"] + list(absent.get(case_id, ()))
+            answer = labelled[0].probabilities if labelled else None
+            cells = [len(labelled), len(failed), BETWEEN.join(failed)]
+            writer.writerow([case_id, *answer_cells(answer, tasks), *cells])
+
+
 def _pooled(task: TaskConfig, rows: Sequence[PredictionRow], pool: Pooling) -> dict[str, float]:
     if len(rows) == 1:
         return dict(rows[0].probabilities[task.name])
@@ -235,7 +301,7 @@ def answer_cells(probabilities: Probabilities | None, tasks: Sequence[TaskConfig
 
 
 def _columns(tasks: Sequence[TaskConfig], doubt: Doubt) -> list[str]:
-    columns = ["slide_id"]
+    columns = ["slide_id", *(CASE_COLUMNS if doubt.by_case else ())]
     for task in tasks:
         columns += [*_task_columns(task, tasks), *_doubt_columns(task, tasks, doubt)]
     return [*columns, "n_patches", "status", "error"]
@@ -277,11 +343,15 @@ def _doubt_of(header: Sequence[str], tasks: Sequence[TaskConfig]) -> Doubt:
     """Which columns of doubt a table has, by the first column that it would have of each kind."""
     spread = any(next(_class_columns("sd", task, tasks))[0] in header for task in tasks)
     with_sets = (task for task in tasks if _named("abstain", task, tasks) in header and questions(task))
-    return Doubt(spread, frozenset(task.name for task in with_sets))
+    by_case = tuple(header[1 : 1 + len(CASE_COLUMNS)]) == CASE_COLUMNS
+    return Doubt(spread, frozenset(task.name for task in with_sets), by_case)
 
 
 def _cells(row: PredictionRow, tasks: Sequence[TaskConfig], doubt: Doubt) -> list[str]:
     cells = [row.slide_id]
+    if doubt.by_case:
+        assert row.case is not None
+        cells += [row.case.case_id, "" if math.isnan(row.case.share) else repr(row.case.share)]
     for task in tasks:
         if row.status != "ok":
             cells += [""] * (len(_task_columns(task, tasks)) + len(_doubt_columns(task, tasks, doubt)))
@@ -331,6 +401,7 @@ def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig], doubt: Doubt) ->
         status="failed",
         n_patches=int(cells["n_patches"]) if cells["n_patches"] else None,
         error=cells["error"],
+        case=_part(cells) if doubt.by_case else None,
     )
     if cells["status"] == "failed":
         return row
@@ -356,6 +427,17 @@ def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig], doubt: Doubt) ->
             for task in calibrated
         },
     )
+
+
+def _part(cells: Mapping[str, str]) -> PartOfCase:
+    """The case of a row. Raises ``ValueError`` for a row without one, or a share that is none."""
+    case_id, share = (cells[name] for name in CASE_COLUMNS)
+    if not case_id:
+        raise ValueError("case_id is empty")
+    of_case = float(share) if share else math.nan
+    if share and not 0 <= of_case <= 1 + 1e-6:
+        raise ValueError(f"attention_share is {share!r}, not a share")
+    return PartOfCase(case_id, share=of_case)
 
 
 def _set(cell: str) -> AnswerSet:

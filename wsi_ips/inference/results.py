@@ -24,7 +24,10 @@ patches) and the datasets
                    queries, for aggregators with an attention row for every class), coarse (how much a coarse
                    scorer let through, see :class:`wsi_ips.selection.coarse_report.CoarseReport`; or null). For
                    several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
-                   deviation}}); all datasets are then those of the first model, and checkpoint names all of them
+                   deviation}}); all datasets are then those of the first model, and checkpoint names all of them.
+                   For a slide that was read as a part of its case also case (case_id, slides, share, see
+                   :class:`wsi_ips.inference.part_of_case.PartOfCase`): probabilities are then those of the case,
+                   and attention sums to 1 over all slides of the case, over this slide to about the share
 
 and the root attribute ``schema_version``. For a cascade and for random patches, N are the patches that were read;
 the others have no attention. What differs from run to run, above all times, is in ``slides.csv`` and not here, so
@@ -47,6 +50,7 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError, one_line
 from wsi_ips.inference.made_from import MadeFrom
+from wsi_ips.inference.part_of_case import PartOfCase
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.storage.files import outside_cause
@@ -66,6 +70,7 @@ from wsi_ips.tiling.grid import PatchCoords
 if TYPE_CHECKING:  # drawing stored attention must not load torch, which is half a gigabyte
     from torch import Tensor
 
+    from wsi_ips.selection.score_store import Normalisers
     from wsi_ips.selection.slide_reading import SlideReading
 
 SCHEMA_VERSION = 4
@@ -122,6 +127,8 @@ class SlideResult:
         query_names: The name of each query, if the aggregator names them; otherwise empty.
         coarse: What a coarse scorer let through, if there was one.
         spread: The standard deviation of each probability over several models; empty for one.
+        case: If the slide was read as a part of its case, what it is in it. ``probabilities`` are then those of
+            the case, and ``attention_NHT`` sums to 1 over all slides of the case.
 
     Raises:
         ValueError: The parts do not fit together.
@@ -145,6 +152,7 @@ class SlideResult:
     query_names: tuple[str, ...] = ()
     coarse: CoarseReport | None = None
     spread: Probabilities = field(default_factory=dict)
+    case: PartOfCase | None = None
 
     @classmethod
     def of(
@@ -158,6 +166,8 @@ class SlideResult:
         telemetry: SlideTelemetry | None = None,
         bad_tiles: Iterable[str] = (),
         gradients: "Mapping[str, Tensor] | None" = None,
+        normalisers: "Normalisers | None" = None,
+        case: PartOfCase | None = None,
     ) -> Self:
         """The result of one pass over a slide.
 
@@ -170,13 +180,15 @@ class SlideResult:
             telemetry: Where the time went.
             bad_tiles: Names of tiles that were unreadable and white.
             gradients: Gradient times input of the kept patches for each task, (M, classes), if it was asked for.
+            normalisers: Those of the whole case, if the slide was read as a part of one.
+            case: What the slide is in its case, if it was read as a part of one.
         """
         rows, names = _rows(reading, tasks)
         return cls(
             slide_path=slide_path,
             coords=coords,
             logits_NHT=reading.store.logits().numpy(),
-            attention_NHT=reading.store.attention().numpy(),
+            attention_NHT=reading.store.attention(normalisers).numpy(),
             kept_ids_M=reading.kept.ids_M.cpu().numpy(),
             kept_scores_M=reading.kept.scores_M.cpu().numpy(),
             kept_emb_MD=reading.emb_MD.float().cpu().numpy(),
@@ -189,6 +201,7 @@ class SlideResult:
             task_queries=rows,
             query_names=names,
             coarse=reading.coarse,
+            case=case,
         )
 
     def __post_init__(self) -> None:
@@ -285,6 +298,8 @@ def write_result(path: Path, result: SlideResult, *, embeddings: bool = False) -
             about["query_names"] = list(result.query_names)
         if result.spread:
             about["spread"] = {task: dict(classes) for task, classes in result.spread.items()}
+        if result.case is not None:
+            about["case"] = result.case.to_json()
         put_about(file, about)
         put_coords(file, result.coords, layout="trident")
         file["logits"] = result.logits_NHT.astype(np.float32)
@@ -346,6 +361,7 @@ def _take_result(file: Any, path: Path) -> SlideResult:
         query_names=tuple(str(name) for name in about.get("query_names", [])),
         coarse=None if about["coarse"] is None else CoarseReport.from_json(about["coarse"]),
         spread=_probabilities(about.get("spread", {})),
+        case=None if about.get("case") is None else PartOfCase.from_json(about["case"]),
     )
 
 

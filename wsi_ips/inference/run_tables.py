@@ -40,6 +40,7 @@ class RunTables:
         tasks: Sequence[TaskConfig],
         spread: bool = False,
         calibration: Calibration | None = None,
+        by_case: bool = False,
     ) -> None:
         """Read what an earlier start of the run noted.
 
@@ -50,10 +51,11 @@ class RunTables:
             spread: Whether several models label each slide.
             calibration: What is done to the probabilities before they are written. Stored results stay those of
                 the network.
+            by_case: Whether all slides of a case are one bag.
         """
         self._run = run
         self._calibration = calibration
-        self._doubt = Doubt(spread, frozenset(calibration.tasks if calibration else ()))
+        self._doubt = Doubt(spread, frozenset(calibration.tasks if calibration else ()), by_case)
         self._tasks = tasks
         self._predictions: dict[str, PredictionRow] = {}
         self._measured: list[SlideTelemetry] = []

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from wsi_ips.config import SelectionConfig
+from wsi_ips.config import PipelineConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.ips_net import IPSNet, scoring
 from wsi_ips.selection.slide_reading import SlideReading, places_for
@@ -24,9 +24,16 @@ def kept_gradients(net: IPSNet, source: PatchSource, reading: SlideReading) -> d
         return net.gradients(reading.emb_MD, places_for(net, source, reading.kept.ids_M))
 
 
-def check_explained(selection: SelectionConfig) -> None:
-    """Raise :class:`ConfigError` for a selector whose network has no aggregator to take gradients through."""
-    if selection.selector == "attention_sampling":
+def check_explained(pipeline: PipelineConfig) -> None:
+    """Raise :class:`ConfigError` for a model without an aggregator to take gradients through, and for one that reads
+    all slides of a case as one bag.
+    """
+    if pipeline.bag == "case":
+        raise ConfigError(
+            "--explain gradient reads one slide at a time, and this model reads all slides of a case as one bag "
+            "(bag: case): leave it out"
+        )
+    if pipeline.selection.selector == "attention_sampling":
         raise ConfigError(
             "--explain gradient needs an aggregator that reads the kept patches, and attention sampling has none: "
             "leave it out"

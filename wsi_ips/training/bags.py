@@ -6,8 +6,8 @@ opened.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 
@@ -70,6 +70,10 @@ class SlideBag:
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    def labelled(self, targets: Mapping[str, Target]) -> Self:
+        """The same slide with other targets, such as those of its case."""
+        return replace(self, targets=targets)
 
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator[PatchStream]:

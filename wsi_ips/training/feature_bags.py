@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.hdf5 import opened_hdf5
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
+from wsi_ips.training.case_bag import bags_of, without_slides
 from wsi_ips.training.fit import check_labels, too_many_bad, train_bags
 from wsi_ips.training.run_state import FinetuneReport
 from wsi_ips.units import PlaceKind
@@ -106,6 +107,10 @@ class FeatureBag:
     def __len__(self) -> int:
         return len(self.held)
 
+    def labelled(self, targets: Mapping[str, Target]) -> Self:
+        """The same slide with other targets, such as those of its case."""
+        return replace(self, targets=targets)
+
     @contextmanager
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator[FeatureSource]:
         """The features in chunks of ``streaming.batch`` rows. Raises :class:`FeaturesError` if the file cannot
@@ -175,7 +180,7 @@ def finetune_features(
         ConfigError: ``out`` holds another run.
         TrainingError: More files than ``training.max_bad_slides`` allows are bad, or the loss is not finite.
     """
-    check_labels(manifest, config.model.tasks)
+    check_labels(manifest, config)
     records = [*manifest.split("train"), *manifest.split("val")]
     width = config.model.encoder.features
     assert width is not None  # FinetuneJob makes sure of it
@@ -195,7 +200,7 @@ def finetune_features(
                 continue
             bags[record.split].append(bag)
             advance(f"{record.slide_id}: {len(bag)} patches")
-    report = train_bags(
-        bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
-    )
+    bad |= without_slides(bad, records, config)
+    train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
+    report = train_bags(train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad))
     return replace(report, bad={**bad, **report.bad})

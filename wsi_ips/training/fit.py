@@ -20,7 +20,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from wsi_ips.config import FinetuneConfig, TaskConfig
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.datasets.case_labels import case_targets
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
@@ -34,6 +35,7 @@ from wsi_ips.streaming.device import calculating, numerics
 from wsi_ips.tiling.patches import upsampling_note
 from wsi_ips.training.bags import Bag, SlideBag, tile_bag
 from wsi_ips.training.cascade import calibrate
+from wsi_ips.training.case_bag import bags_of, without_slides
 from wsi_ips.training.diagnosis import findings
 from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config, views_of
 from wsi_ips.training.learning import Steps
@@ -80,7 +82,7 @@ def finetune(
         TrainingError: More slides than ``training.max_bad_slides`` allows are bad, or the loss is not finite.
     """
     records = [*manifest.split("train"), *manifest.split("val")]
-    check_labels(manifest, config.model.tasks)
+    check_labels(manifest, config)
     check_aggregator(config.model, config.selection)
     if config.model.encoder.weights == "none":
         check_encoder(config)
@@ -100,18 +102,22 @@ def finetune(
             bags[record.split].append(bag)
             note = upsampling_note(bag.coords)
             advance(f"{record.slide_id}: {len(bag)} patches" + (f" ({note})" if note else ""))
-    report = train_bags(
-        bags["train"], bags["val"], config, out, device=device, progress=progress, max_bad=allowed - len(bad)
-    )
+    bad |= without_slides(bad, records, config)
+    train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
+    report = train_bags(train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad))
     return replace(report, bad={**bad, **report.bad})
 
 
-def check_labels(manifest: Manifest, tasks: Sequence[TaskConfig]) -> None:
+def check_labels(manifest: Manifest, config: FinetuneConfig) -> None:
     """Check that there is something to learn, and something to choose the epoch by.
 
     Raises:
-        ManifestError: There are no training slides, or a split has only one label.
+        ManifestError: There are no training slides, a split has only one label, or with ``bag: case`` slides of
+            a case have different labels.
     """
+    tasks = config.model.tasks
+    if config.bag == "case":
+        case_targets(manifest, tasks)
     if not manifest.split("train"):
         raise ManifestError(manifest.path, "has no slides in split 'train'", "set the split column")
     for split, records in (("train", manifest.split("train")), ("val", manifest.split("val"))):

@@ -299,6 +299,11 @@ def _of_labels(of: str, scored: Scored, *, stratified: bool, independent: bool) 
 def _joined(
     manifest: Manifest, rows: Sequence[PredictionRow], split: str, config: EvaluationConfig
 ) -> Joined:
+    """Rows and records of the slides, which must have been read one by one."""
+    if any(row.case for row in rows):
+        raise ResultsError(
+            config.run, "read all slides of a case as one bag", "compare runs of models with bag: slide"
+        )
     return join(manifest, rows, split, predictions=RunFolder(config.run).predictions)
 
 

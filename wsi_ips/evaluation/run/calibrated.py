@@ -58,7 +58,8 @@ def calibrate_run(
     _check_can_calibrate(tasks)
     rows = read_predictions(run.predictions, tasks=all_tasks)
     listed = read_manifest(manifest, tasks=tasks, need_slides=False, need_labels=len(tasks) == len(all_tasks))
-    joined = join(listed, rows, split, predictions=run.predictions)
+    slides = join(listed, rows, split, predictions=run.predictions)
+    joined = slides.by_case(listed, tasks)
     found: dict[str, TaskCalibration] = {}
     with progress("Calibrating", total=len(tasks)) as advance:
         for one in tasks:
@@ -78,7 +79,7 @@ def calibrate_run(
         risk=risk,
         by_class=by_class,
         seed=seed,
-        slides=tuple(record.slide_id for record, _ in joined.pairs),
+        slides=tuple(record.slide_id for record, _ in slides.pairs),
         tasks=found,
     )
     return calibration, joined

@@ -56,6 +56,8 @@ class CompareConfig(FinetuneConfig):
 
     @model_validator(mode="after")
     def _entries_can_be(self) -> Self:
+        if self.bag == "case":
+            raise ValueError("bag: case cannot be compared yet: use finetune and predict for each entry")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one occurs twice")
         if len({name.lower() for name in self.entries}) < len(self.entries):

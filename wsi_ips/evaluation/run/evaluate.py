@@ -6,10 +6,10 @@ Start with :func:`work_out`; ``tables.py`` writes what it finds.
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wsi_ips.datasets.manifest import read_manifest
+from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import Interval
 from wsi_ips.evaluation.plots import (
@@ -27,7 +27,15 @@ from wsi_ips.evaluation.run.doubt import DoubtReport, calibration_of_run, doubt_
 from wsi_ips.evaluation.run.froc import FrocReport, report_froc
 from wsi_ips.evaluation.run.joined import Joined, join
 from wsi_ips.evaluation.run.survival import SurvivalReport, draw_survival, report_survival
-from wsi_ips.evaluation.run.tasks import StageReport, TaskReport, report_stages, report_task, roc_plots
+from wsi_ips.evaluation.run.tasks import (
+    StageReport,
+    TaskReport,
+    report_patient_stages,
+    report_stages,
+    report_task,
+    roc_plots,
+)
+from wsi_ips.inference.case_answers import with_labels_of_cases
 from wsi_ips.inference.predictions import read_predictions
 from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, tasks_of_run
 from wsi_ips.progress import Progress
@@ -70,10 +78,12 @@ def work_out(config: EvaluationConfig, progress: Progress, *, bands: bool) -> Ev
     manifest = read_manifest(
         config.manifest, tasks=tasks, need_slides=False, need_labels=len(tasks) == len(all_tasks)
     )
-    joined = join(manifest, rows, config.split, predictions=run.predictions)
+    slides = join(manifest, rows, config.split, predictions=run.predictions)
+    joined = slides.by_case(manifest, tasks)
     elsewhere = None
     if config.threshold_from is not None:
         elsewhere = join(manifest, rows, config.threshold_from, predictions=run.predictions)
+        elsewhere = elsewhere.by_case(manifest, tasks)
     reports: dict[str, TaskReport] = {}
     doubts: dict[str, DoubtReport] = {}
     rocs: dict[str, list[NamedRoc]] = {}
@@ -92,14 +102,25 @@ def work_out(config: EvaluationConfig, progress: Progress, *, bands: bool) -> Ev
                 doubt = report_doubt(task, reports[task.name].joined, calibration, manifest, config)
                 doubts |= {task.name: doubt} if doubt is not None else {}
             staged = report_stages(reports[task.name], slides_of_case, config)
+            staged = staged or report_patient_stages(reports[task.name], config)
             if staged is not None:
                 stages[task.name] = staged
             advance(task.name)
     froc, froc_task = None, None
     if config.annotations is not None:
         froc_task = _froc_task(reports)
-        froc = report_froc(reports[froc_task], config, progress)
+        froc = report_froc(_slide_by_slide(reports[froc_task], slides, manifest), config, progress)
     return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts, survival)
+
+
+def _slide_by_slide(report: TaskReport, slides: Joined, manifest: Manifest) -> TaskReport:
+    """The same report with a pair for each slide, whose outlines are its own, where cases were read as bags."""
+    if report.joined.bag == "slide":
+        return report
+    task = report.scored.task
+    pairs = with_labels_of_cases(slides.pairs, manifest, [task])
+    joined = replace(slides, pairs=tuple(pairs)).of_task(task)
+    return replace(report, joined=joined, scored=joined.scored(task, threshold=report.scored.threshold))
 
 
 def _froc_task(reports: Mapping[str, TaskReport]) -> str:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.errors import ManifestError, ResultsError
 from wsi_ips.evaluation.task_scores import THRESHOLD, Scored
+from wsi_ips.inference.case_answers import one_for_each_case
 from wsi_ips.inference.predictions import PredictionRow
 
 
@@ -17,6 +18,8 @@ class Joined:
     """The slides of one split: scored (pairs), failed, or missing. elsewhere: predicted slides of other splits.
 
     unlabelled: of one task, the predicted slides that have no label for it; see :meth:`of_task`.
+
+    bag: ``case`` where all slides of a case were read as one bag: pairs are then cases, see :meth:`by_case`.
     """
 
     split: str
@@ -25,6 +28,17 @@ class Joined:
     missing: tuple[SlideRecord, ...]
     elsewhere: int
     unlabelled: tuple[SlideRecord, ...] = ()
+    bag: Literal["slide", "case"] = "slide"
+
+    def by_case(self, manifest: Manifest, tasks: Sequence[TaskConfig]) -> Self:
+        """One pair for each case, where slides were read with their cases; otherwise the same.
+
+        Raises :class:`ManifestError` where the manifest's cases are others, or slides of a case have different
+        labels.
+        """
+        if not any(row.case for _, row in self.pairs):
+            return self
+        return replace(self, pairs=tuple(one_for_each_case(self.pairs, manifest, tasks)), bag="case")
 
     def of_task(self, task: TaskConfig) -> Self:
         """The same without the slides that have no label for the task."""
@@ -52,6 +66,7 @@ class Joined:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            **({"bag": self.bag} if self.bag == "case" else {}),
             "in_split": len(self.pairs) + len(self.failed) + len(self.missing),
             "scored": len(self.pairs),
             "cases": len({record.case_id for record, _ in self.pairs}),

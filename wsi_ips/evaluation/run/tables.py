@@ -17,8 +17,9 @@ from wsi_ips.evaluation.run.froc import FrocReport, FrocScore
 from wsi_ips.evaluation.run.joined import Joined
 from wsi_ips.evaluation.run.survival import SurvivalReport
 from wsi_ips.evaluation.run.tasks import StageReport, TaskReport
-from wsi_ips.evaluation.staging import write_submission
+from wsi_ips.evaluation.staging import write_stages, write_submission
 from wsi_ips.evaluation.task_scores import Scored, class_rows, positive_class
+from wsi_ips.inference.case_answers import JOINER
 from wsi_ips.storage.files import whole_file, whole_table
 from wsi_ips.storage.fingerprint import versions
 
@@ -57,7 +58,10 @@ def write_tables(
     )
     for name, report in stages.items():
         end = f"_{name}" if len(tasks) > 1 else ""
-        write_submission(out / f"submission{end}.csv", report.nodes)
+        if report.nodes:
+            write_submission(out / f"submission{end}.csv", report.nodes)
+        else:
+            write_stages(out / f"submission{end}.csv", report.predicted)
     if froc is not None:
         _write_csv(out / "froc.csv", FROC_COLUMNS, _froc_rows(froc))
         for slide_id, found in froc.first[1].detections.items():
@@ -108,7 +112,10 @@ def _unscored_rows(task: TaskConfig, joined: Joined) -> Iterable[Sequence[Any]]:
 
 def _case_rows(task: str, report: TaskReport) -> Iterable[Sequence[Any]]:
     scored = report.pooled.scored
-    for place, (case, slides) in enumerate(zip(scored.case, report.pooled.slides, strict=True)):
+    sizes = report.pooled.slides
+    if report.joined.bag == "case":
+        sizes = tuple(len(record.slide_id.split(JOINER)) for record, _ in report.joined.pairs)
+    for place, (case, slides) in enumerate(zip(scored.case, sizes, strict=True)):
         yield (task, case, slides, _names(scored, scored.target_NC[place]), *_called(scored, place))
     for case in report.pooled.mixed:
         yield (task, case, "", "mixed", "", "", "")

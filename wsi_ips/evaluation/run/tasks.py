@@ -165,9 +165,11 @@ def _draws(scored: Scored, config: EvaluationConfig) -> Iterator[Picked]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StageReport:
-    """Of a task that tells CAMELYON17's node classes: patients' stages and their agreement.
+    """Of a task that tells CAMELYON17's node classes, or the pN stages themselves: patients' stages and their
+    agreement.
 
-    nodes: {patient: {slide: predicted class}}, patients with every node scored. incomplete: the others.
+    nodes: {patient: {slide: predicted class}}, patients with every node scored; empty for a task that tells
+    stages. incomplete: the other patients; for a task that tells stages, those with more than one label.
     """
 
     nodes: dict[str, dict[str, str]]
@@ -182,7 +184,7 @@ def report_stages(
 ) -> StageReport | None:
     """The pN stages, where the task's classes are the challenge's; ``records``: slides a patient should have."""
     task = report.scored.task
-    if kind_of(task) != "multiclass" or set(task.classes) != set(NODE_CLASSES):
+    if kind_of(task) != "multiclass" or set(task.classes) != set(NODE_CLASSES) or report.joined.bag == "case":
         return None
     nodes: dict[str, dict[str, str]] = {}
     truth: dict[str, list[str]] = {}
@@ -196,16 +198,40 @@ def report_stages(
     except ValueError as error:
         raise ResultsError(Path(config.manifest), f"a patient cannot be staged: {error}") from None
 
+    return StageReport(
+        {case: nodes[case] for case in whole}, labels, predicted, _kappa(labels, predicted, config),
+        tuple(case for case in nodes if case not in labels),
+    )  # fmt: skip
+
+
+def report_patient_stages(report: TaskReport, config: EvaluationConfig) -> StageReport | None:
+    """The pN stages of a task whose classes they are, patient by patient. None for any other task.
+
+    Where all slides of a patient are one bag, the answer is the network's own; otherwise the patient's slides are
+    pooled.
+    """
+    task, scored = report.scored.task, report.pooled.scored
+    if kind_of(task) != "multiclass" or set(task.classes) != set(STAGES):
+        return None
+    cases = [str(case) for case in scored.case]
+    labels, predicted = (
+        {case: task.classes[place] for case, place in zip(cases, places.tolist(), strict=True)}
+        for places in (scored.label, scored.called_class)
+    )
+    mixed = tuple(str(case) for case in report.pooled.mixed)
+    return StageReport({}, labels, predicted, _kappa(labels, predicted, config), mixed)
+
+
+def _kappa(labels: dict[str, str], predicted: dict[str, str], config: EvaluationConfig) -> Interval:
+    """Quadratic kappa of the stages of patients, in the challenge's order, with its bootstrap interval."""
+    cases = list(labels)
+
     def kappa(picked: Picked) -> dict[str, float]:
-        chosen = [whole[place] for place in picked.tolist()]
+        chosen = [cases[place] for place in picked.tolist()]
         try:
             return {"kappa": quadratic_kappa([labels[c] for c in chosen], [predicted[c] for c in chosen])}
         except ValueError:
             return {"kappa": float("nan")}
 
-    strata = [STAGES.index(labels[case]) for case in whole] if config.stratify else None
-    interval = bootstrap(kappa, whole, strata=strata, resamples=config.bootstrap, seed=config.seed)["kappa"]
-    return StageReport(
-        {case: nodes[case] for case in whole}, labels, predicted, interval,
-        tuple(case for case in nodes if case not in labels),
-    )  # fmt: skip
+    strata = [STAGES.index(labels[case]) for case in cases] if config.stratify else None
+    return bootstrap(kappa, cases, strata=strata, resamples=config.bootstrap, seed=config.seed)["kappa"]
