@@ -25,8 +25,8 @@ def kept_gradients(net: IPSNet, source: PatchSource, reading: SlideReading) -> d
 
 
 def check_explained(pipeline: PipelineConfig) -> None:
-    """Raise :class:`ConfigError` for a model without an aggregator to take gradients through, and for one that reads
-    all slides of a case as one bag.
+    """Raise :class:`ConfigError` for a model without an aggregator to take gradients through, and for one that
+    reads all slides of a case as one bag.
     """
     if pipeline.bag == "case":
         raise ConfigError(
