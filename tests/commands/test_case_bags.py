@@ -2,6 +2,8 @@
 
 import csv
 import json
+import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,17 @@ import yaml
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import write_features
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.datasets.camelyon import STAGES
+from wsi_ips.errors import SlideReadError
 from wsi_ips.evaluation.staging import quadratic_kappa
+from wsi_ips.inference.in_hand import IN_HAND, Died
 from wsi_ips.inference.results import read_result
-from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.slides.base import RgbImage
+from wsi_ips.slides.tiff.layout import TiffReader
 
 WIDTH = 4
 SPLITS = ("train", "train", "val", "test")
@@ -326,8 +335,145 @@ def test_slides_are_streamed_as_one_bag_and_a_killed_run_goes_on(
     assert {s for s, path in stored.items() if path.stat().st_mtime_ns != times[s]} == {first, second}
     assert {slide: path.read_bytes() for slide, path in stored.items()} == before
     # Everything that shows a run shows one of cases.
-    assert console("export", run, "--format", "csv", "--out", tmp_path / "x").code == 0
+    for form in ("geojson", "sheet"):
+        said = console("export", run, "--format", form, "--out", tmp_path / form)
+        assert said.code == 0, said.err
     assert console("report", run).code == 0
+
+
+def test_a_slide_that_tears_while_it_is_streamed_is_left_out(
+    console: Console,
+    small_data: SmallData,
+    untrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = in_cases(small_data, tmp_path)
+    torn_id, other_id = (row["slide_id"] for row in table(manifest) if row["case_id"] == "of_test")
+    decode_tile = TiffReader.decode_tile
+
+    def torn(self: TiffReader, level: int, number: int, data: memoryview, out: RgbImage) -> None:
+        if Path(str(self.info.path)).stem == torn_id and threading.current_thread().name.startswith(
+            "wsi_ips-decode"
+        ):
+            raise SlideReadError(self.info.path, "is torn")
+        decode_tile(self, level, number, data, out)
+
+    monkeypatch.setattr(TiffReader, "decode_tile", torn)
+    given = ("predict", small_data.slides, "--checkpoint", untrained, "--cases", manifest)
+    assert console(*given, "--out", tmp_path / "torn").code == 3
+    monkeypatch.undo()
+    rows = {row["slide_id"]: row for row in table(tmp_path / "torn" / "predictions.csv")}
+    assert rows[torn_id]["status"] == "failed"
+    assert "tiles" in rows[torn_id]["error"]
+    cases = {row["case_id"]: row for row in table(tmp_path / "torn" / "cases.csv")}
+    assert (cases["of_test"]["n_slides"], cases["of_test"]["failed"]) == ("1", torn_id)
+    assert not (tmp_path / "torn" / "attention" / f"{torn_id}.h5").exists()
+    assert float(rows[other_id]["attention_share"]) == pytest.approx(1, abs=1e-9)
+    # The answer is that of the case without the slide.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for slide in small_data.slides.glob("*.tif"):
+        if slide.stem != torn_id:
+            (alone / slide.name).symlink_to(slide)
+    assert console("predict", alone, *given[2:], "--out", tmp_path / "without").code == 3
+    without = {row["case_id"]: row for row in table(tmp_path / "without" / "cases.csv")}
+    assert without["of_test"] == cases["of_test"]
+
+
+def test_a_case_that_an_earlier_start_died_of_is_read_in_a_process_of_its_own(
+    console: Console,
+    small_data: SmallData,
+    untrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest, run = in_cases(small_data, tmp_path), tmp_path / "run"
+    tried = []
+
+    def alone(work: Any, argument: Any) -> Any:
+        _, case = pickle.loads(pickle.dumps(argument))
+        tried.append(case.case_id)
+        raise Died(-9)
+
+    monkeypatch.setattr("wsi_ips.inference.in_hand.alone", alone)
+    run.mkdir()
+    (run / IN_HAND).write_text(json.dumps({"slides": {"case of_val": "read"}}))
+    given = ("predict", small_data.slides, "--checkpoint", untrained, "--cases", manifest, "--no-overlays")
+    said = console(*given, "--out", run)
+    assert said.code == 3
+    assert tried == ["of_val"]
+    rows = table(run / "predictions.csv")
+    failed = [row for row in rows if row["case_id"] == "of_val"]
+    assert all("killed by SIGKILL" in row["error"] for row in failed)
+    assert {row["status"] for row in rows if row["case_id"] != "of_val"} == {"ok"}
+    cases = {row["case_id"]: row for row in table(run / "cases.csv")}
+    assert (cases["of_val"]["prob_tumor"], cases["of_val"]["n_failed"]) == ("", "2")
+    said = console(*given, "--workers", "2", "--out", tmp_path / "workers")
+    assert said.code == 2
+    assert "batch.workers" in said.complaint
+
+
+@pytest.mark.parametrize("aggregator", ["abmil", "transmil"])
+def test_an_aggregator_that_reads_in_order_warns(
+    console: Console, tmp_path: Path, caplog: pytest.LogCaptureFixture, aggregator: str
+) -> None:
+    model = {**SETTINGS["model"], "attention": {}, "aggregator": aggregator}
+    model["encoder"] = {**SETTINGS["model"]["encoder"], "project": 8}
+    train(console, tmp_path, draw(tmp_path, 8), model=model, selection={"selector": "all"})
+    assert ("with bag: case the last patches of a slide" in caplog.text) == (aggregator == "transmil")
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    settings = {"command": "finetune", "manifest": "m", "out": "o", **SMALL_MODEL, "bag": "case"}
+    job = make_job(settings, source="test")
+    assert isinstance(job, FinetuneJob)
+    path = tmp_path / "untrained.safetensors"
+    save_checkpoint(path, build_net(job.model), job.pipeline)
+    return path
+
+
+def test_each_case_of_a_cross_validation_by_the_model_that_has_not_seen_it(
+    console: Console, tmp_path: Path
+) -> None:
+    manifest = draw(tmp_path, 16)
+    recipe, out = tmp_path / "r.yaml", tmp_path / "cv"
+    recipe.write_text(yaml.safe_dump({**SETTINGS, "inner_val": 0}))
+    given = ("--recipe", recipe, "--features", tmp_path / "features", "--out", out, "--folds", "2")
+    said = console("finetune", manifest, *given)
+    assert said.code == 0, said.err
+    rows = by_case(table(out / "held_out" / "predictions.csv"))
+    assert len(rows) == 12  # the test split is in no fold
+    assert all(len({row["prob_tumor"] for row in its}) == 1 for its in rows.values())
+    assert len(table(out / "held_out" / "cases.csv")) == 12
+    fold_of = {row["case_id"]: row["fold"] for row in table(out / "folds.csv")}
+    right = [
+        (float(its[0]["prob_tumor"]) >= 0.5) == bool(int(case[1:]) // 4 % 2)
+        for case, its in rows.items()
+        if fold_of[case] == "0"
+    ]
+    measured = next(row for row in table(out / "cv.csv") if row["fold"] == "0")
+    assert float(measured["held_out_accuracy"]) == pytest.approx(np.mean(right))
+
+
+def test_several_models_are_averaged_case_by_case(console: Console, tmp_path: Path) -> None:
+    manifest = draw(tmp_path, 8)
+    training = [{**SETTINGS["training"], "seed": seed} for seed in (0, 1)]
+    models = [train(console, tmp_path, manifest, f"m{n}", training=one) for n, one in enumerate(training)]
+    given = ("predict", "--features", tmp_path / "features", "--cases", manifest)
+    for number, model in enumerate(models):
+        assert console(*given, "--checkpoint", model, "--out", tmp_path / f"run{number}").code == 0
+    both = console(*given, "--checkpoint", *models, "--out", tmp_path / "both")
+    assert both.code == 0, both.err
+    told = [table(tmp_path / run / "cases.csv") for run in ("run0", "run1", "both")]
+    for one, other, mean in zip(*told, strict=True):
+        expected = (float(one["prob_tumor"]) + float(other["prob_tumor"])) / 2
+        assert float(mean["prob_tumor"]) == pytest.approx(expected, abs=1e-9)
+    by_slide = train(console, tmp_path, manifest, "by_slide", bag="slide")
+    said = console(*given, "--checkpoint", models[0], by_slide, "--out", tmp_path / "mixed")
+    assert said.code == 2
+    assert "its bag is slide, not case" in said.complaint
 
 
 @pytest.fixture

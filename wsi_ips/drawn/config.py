@@ -1,6 +1,8 @@
 """Settings of the slides that are drawn, and of the demo."""
 
-from pydantic import PositiveFloat, PositiveInt
+from typing import Self
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from wsi_ips.config.pipeline import FinetuneConfig
 from wsi_ips.config.section import Section
@@ -23,3 +25,9 @@ class DemoConfig(FinetuneConfig):
     """Settings of ``demo``: draw slides, fine-tune on them, predict, score."""
 
     data: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="after")
+    def _slides_are_bags(self) -> Self:
+        if self.bag == "case":
+            raise ValueError("bag: case: the demo's patients have slides of both labels; leave bag at slide")
+        return self

@@ -2,6 +2,7 @@
 ``bag: case``.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,12 +10,16 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
+from torch import nn
 
 from wsi_ips.config import FinetuneConfig, StreamingConfig
 from wsi_ips.datasets.case_labels import case_targets
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, Target
+from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.streaming.case_source import CaseSource
 from wsi_ips.training.bags import Bag
+
+logger = logging.getLogger(__name__)
 
 
 class RecordedBag(Bag, Protocol):
@@ -90,6 +95,18 @@ def bags_of(slides: Sequence[RecordedBag], manifest: Manifest, config: FinetuneC
     if config.bag == "slide":
         return slides
     return case_bags(slides, case_targets(manifest, config.model.tasks))
+
+
+def warn_of_order(net: nn.Module, config: FinetuneConfig) -> None:
+    """Log a warning if the aggregator takes neighbours in the order of patches for neighbours in the tissue: where
+    the slides of a case meet, they are not.
+    """
+    if config.bag == "case" and isinstance(net, IPSNet) and net.attention.ordered:
+        logger.warning(
+            "%s reads patches in order, and with bag: case the last patches of a slide stand beside the first "
+            "ones of the next",
+            config.model.aggregator.name if config.model.aggregator else "the aggregator",
+        )
 
 
 def without_slides(

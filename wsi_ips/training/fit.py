@@ -35,7 +35,7 @@ from wsi_ips.streaming.device import calculating, numerics
 from wsi_ips.tiling.patches import upsampling_note
 from wsi_ips.training.bags import Bag, SlideBag, tile_bag
 from wsi_ips.training.cascade import calibrate
-from wsi_ips.training.case_bag import bags_of, without_slides
+from wsi_ips.training.case_bag import bags_of, warn_of_order, without_slides
 from wsi_ips.training.diagnosis import findings
 from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config, views_of
 from wsi_ips.training.learning import Steps
@@ -220,6 +220,7 @@ def _train(
     if config.training.start is not None:
         begin_from(net, config.training.start)
     _check_normalised(net)
+    warn_of_order(net, config)
     if config.training.start is None and config.head_start_epochs and not (out / STATE_NAME).exists():
         started = _head_start(net, train, val, config, out, device=device, progress=progress, max_bad=max_bad)
         begin_from(net, started.checkpoint)
