@@ -5,10 +5,12 @@ Start with :func:`work_out`; ``tables.py`` writes what it finds.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import Interval
@@ -32,6 +34,9 @@ from wsi_ips.inference.predictions import read_predictions
 from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, tasks_of_run
 from wsi_ips.progress import Progress
 
+if TYPE_CHECKING:
+    from wsi_ips.evaluation.run.faithfulness import FaithfulnessReport
+
 HEADLINES = {
     "binary": ("auc", "balanced_accuracy", "sensitivity", "specificity", "ece"),
     "multiclass": ("auc_macro", "balanced_accuracy", "accuracy", "ece"),
@@ -52,6 +57,7 @@ class Evaluation:
     froc_task: str | None
     doubts: Mapping[str, DoubtReport]
     survival: Mapping[str, SurvivalReport]
+    faithfulness: "Mapping[str, FaithfulnessReport]"
 
 
 def work_out(config: EvaluationConfig, progress: Progress, *, bands: bool) -> Evaluation:
@@ -99,7 +105,16 @@ def work_out(config: EvaluationConfig, progress: Progress, *, bands: bool) -> Ev
     if config.annotations is not None:
         froc_task = _froc_task(reports)
         froc = report_froc(reports[froc_task], config, progress)
-    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts, survival)
+    faithful = _faithfulness(tasks, joined, config, progress) if config.faithfulness else {}
+    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts, survival, faithful)
+
+
+def _faithfulness(
+    tasks: Sequence[TaskConfig], joined: Joined, config: EvaluationConfig, progress: Progress
+) -> "Mapping[str, FaithfulnessReport]":
+    from wsi_ips.evaluation.run.faithfulness import report_faithfulness  # torch is needed for nothing else
+
+    return report_faithfulness(tasks, [record for record, _ in joined.pairs], config, progress)
 
 
 def _froc_task(reports: Mapping[str, TaskReport]) -> str:
@@ -136,6 +151,12 @@ def draw(
     if done.froc is not None:
         named = [NamedFroc(by, one.curve, one.score, one.band) for by, one in done.froc.by.items()]
         draw_froc(out / "froc.png", named, title=f"{done.froc_task}, split {config.split}")
+    if done.faithfulness:
+        from wsi_ips.evaluation.run.faithfulness import draw_faithfulness
+
+        for name, faithful in done.faithfulness.items():
+            end = f"_{name}" if len(done.faithfulness) > 1 else ""
+            draw_faithfulness(out / f"faithfulness{end}.png", faithful, split=config.split)
     if history is not None and config.history is not None:
         draw_history(out / "loss.png", history, title=f"losses of {config.history.resolve().parent.name}")
 
@@ -167,6 +188,8 @@ def headlines(done: Evaluation) -> list[str]:
         for by, one in done.froc.by.items():
             counts = f"{one.curve.lesions} lesions, {one.curve.slides} slides"
             lines.append(_in_words(f"FROC score by {by}", one.score) + f" ({counts})")
+    for faithful in done.faithfulness.values():
+        lines += faithful.in_words()
     return lines
 
 
