@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wsi_ips.commands.options import Outcome, start
+from wsi_ips.commands.options import Device, OpenUrls, Outcome, start
 from wsi_ips.commands.recipe import Job
 from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation.run.config import EvaluationConfig
@@ -16,6 +16,25 @@ class EvaluateJob(EvaluationConfig, Job):
     """Score a prediction run against the labels of a manifest."""
 
     command: Literal["evaluate"] = "evaluate"
+
+
+Detections = Annotated[
+    str | None,
+    typer.Option(help="FROC by contribution (default where the model tells) or attention, listed first."),
+]
+Faithfulness = Annotated[
+    bool | None,
+    typer.Option(
+        "--faithfulness", help="Remove patches in the order of each map: does it tell what decided?"
+    ),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="--faithfulness: the run's checkpoint; default: where predict read it.")
+]
+WhereSlidesAre = Annotated[
+    Path | None,
+    typer.Option("--slides", help="--faithfulness: the slides; default: where predict read them."),
+]
 
 
 def command(
@@ -37,10 +56,7 @@ def command(
     detection_radius_um: Annotated[
         float | None, typer.Option(help="µm between a slide's detections (default 1.5 patch sides).")
     ] = None,
-    detections: Annotated[
-        str | None,
-        typer.Option(help="FROC by contribution (default where the model tells) or attention, listed first."),
-    ] = None,
+    detections: Detections = None,
     history: Annotated[Path | None, typer.Option(help="history.csv of finetune: draws the losses.")] = None,
     pool: Annotated[
         str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")
@@ -57,6 +73,11 @@ def command(
         bool | None, typer.Option("--stratify/--no-stratify", help="Resample class by class (default).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the resampling (default 0).")] = None,
+    faithfulness: Faithfulness = None,
+    checkpoint: Checkpoint = None,
+    slides: WhereSlidesAre = None,
+    open_urls: OpenUrls = None,
+    device: Device = None,
     plots: Annotated[
         bool | None, typer.Option("--plots/--no-plots", help="Draw PNGs; default: where matplotlib is.")
     ] = None,
@@ -66,14 +87,16 @@ def command(
              "annotations": annotations, "partly_annotated": partly_annotated,
              "detection_radius_um": detection_radius_um, "detections": detections, "history": history,
              "pool": pool, "threshold": threshold, "threshold_from": threshold_from, "bootstrap": bootstrap,
-             "stratify": stratify, "seed": seed, "plots": plots, "risk_groups": risk_groups}  # fmt: skip
+             "stratify": stratify, "seed": seed, "plots": plots, "risk_groups": risk_groups,
+             "faithfulness": faithfulness, "checkpoint": checkpoint, "slides": slides, "open_urls": open_urls,
+             "device": device}  # fmt: skip
     start("evaluate", flags)
 
 
 def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     """Write ``metrics.json``, ``slides.csv``, ``cases.csv``, with outlines ``froc.csv`` and ``detections/``, of
-    survival tasks ``survival.csv`` and ``kaplan_meier.csv``, PNGs. With ``against`` also ``against.csv`` and
-    ``against.json``.
+    survival tasks ``survival.csv`` and ``kaplan_meier.csv``, on request ``faithfulness.csv``, PNGs. With
+    ``against`` also ``against.csv`` and ``against.json``.
 
     A slide that could not be scored is named, and the exit code says so. Raises a
     :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run, manifest or folder of outlines
@@ -92,17 +115,23 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     out = job.out or job.run / "evaluation"
     write_tables(out, worked_out.tasks, worked_out.stages, worked_out.froc, worked_out.survival)
     write_survival(out, worked_out.survival)
+    if worked_out.faithfulness:
+        from wsi_ips.evaluation.run.faithfulness import write_faithfulness
+
+        write_faithfulness(out / "faithfulness.csv", worked_out.faithfulness)
     if can_plot:
         draw(out, job, worked_out, history)
     write_metrics(
         out / "metrics.json", job, worked_out.joined, worked_out.tasks, worked_out.stages, worked_out.froc,
         froc_task=worked_out.froc_task, doubts=worked_out.doubts, survival=worked_out.survival,
+        faithfulness=worked_out.faithfulness,
     )  # fmt: skip
     if comparison is not None:
         write_comparison(out, comparison)
     unasked = not can_plot and job.plots is None
     notes = ["no plots: matplotlib is not installed; pip install 'wsi_ips[plots]'"] if unasked else []
     complaints = [*worked_out.joined.complaints, *(worked_out.froc.complaints if worked_out.froc else ())]
+    complaints += [line for report in worked_out.faithfulness.values() for line in report.complaints]
     notes += [
         f"{name}: {len(report.joined.unlabelled)} slides have no label and are left out of its figures"
         for name, report in worked_out.tasks.items()

@@ -50,6 +50,49 @@ class Faithfulness:
         return self.least_first - self.most_first
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FlippingCurves:
+    """What is predicted while patches are removed in the order of a map, and in the reverse order.
+
+    Attributes:
+        most_first: (K + 1,), patches with the highest scores go first.
+        least_first: (K + 1,), those with the lowest scores go first.
+    """
+
+    most_first: Tensor
+    least_first: Tensor
+
+    @property
+    def between(self) -> float:
+        """The area between the two curves."""
+        return float(area_under(self.least_first)) - float(area_under(self.most_first))
+
+
+def flipping_curves(
+    predict: Predict, features_NC: Tensor, scores_N: Tensor, *, steps: int = ONE_PERCENT
+) -> FlippingCurves:
+    """The two curves of a map. Arguments are those of :func:`faithfulness`."""
+    return FlippingCurves(
+        flipping_curve(predict, features_NC, scores_N, steps=steps, order="most_relevant_first"),
+        flipping_curve(predict, features_NC, scores_N, steps=steps, order="least_relevant_first"),
+    )
+
+
+def random_curves(
+    predict: Predict, features_NC: Tensor, *, steps: int = ONE_PERCENT, seed: int = 0
+) -> list[FlippingCurves]:
+    """The curves of :data:`RANDOM_ORDERS` maps of uniform random numbers, the same for the same seed.
+
+    Other arguments are those of :func:`faithfulness`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.rand(len(features_NC), generator=generator) for _ in range(RANDOM_ORDERS)]
+    return [
+        flipping_curves(predict, features_NC, scores_N.to(features_NC.device), steps=steps)
+        for scores_N in drawn
+    ]
+
+
 def faithfulness(
     predict: Predict, features_NC: Tensor, scores_N: Tensor, *, steps: int = ONE_PERCENT, seed: int = 0
 ) -> Faithfulness:
@@ -62,17 +105,12 @@ def faithfulness(
         steps: K.
         seed: Seed of the random orders.
     """
-
-    def area(scores: Tensor, order: Literal["most_relevant_first", "least_relevant_first"]) -> float:
-        return float(area_under(flipping_curve(predict, features_NC, scores, steps=steps, order=order)))
-
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.rand(len(scores_N), generator=generator) for _ in range(RANDOM_ORDERS)]
-    between = [area(each, "least_relevant_first") - area(each, "most_relevant_first") for each in drawn]
+    drawn = random_curves(predict, features_NC, steps=steps, seed=seed)
+    curves = flipping_curves(predict, features_NC, scores_N, steps=steps)
     return Faithfulness(
-        area(scores_N, "most_relevant_first"),
-        area(scores_N, "least_relevant_first"),
-        sum(between) / len(between),
+        float(area_under(curves.most_first)),
+        float(area_under(curves.least_first)),
+        sum(each.between for each in drawn) / len(drawn),
     )
 
 

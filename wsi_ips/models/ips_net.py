@@ -229,7 +229,7 @@ class IPSNet(BagNet):
 
     def logits(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
         """The attention logits (n, H, T) of embedded patches at these places."""
-        return self.attention.logits(self._placed(emb_nD, places_n))
+        return self.attention.logits(self.placed(emb_nD, places_n))
 
     def forward(self, pixels: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
         """Read bags from their patches, with gradients.
@@ -257,7 +257,7 @@ class IPSNet(BagNet):
         Raises:
             ValueError: There is no bag, or a bag has no patches.
         """
-        return self._read(self._placed(self.projector(features_KC), places_K), places_K, counts)
+        return self._read(self.placed(self.projector(features_KC), places_K), places_K, counts)
 
     def read_bag(self, emb_nD: Tensor, places_n: Tensor) -> BagReading:
         """Read one bag (B = 1) from embeddings, and say what each patch contributes if the aggregator can tell.
@@ -269,13 +269,26 @@ class IPSNet(BagNet):
         Raises:
             ValueError: There are no patches.
         """
-        x_nD = self._placed(emb_nD, places_n)
+        x_nD = self.placed(emb_nD, places_n)
         reading = self._read(x_nD, places_n, [len(emb_nD)])
         return replace(
             reading,
             contributions=self.attention.contributions(x_nD, reading.attention_BHTM[0], self.heads),
             task_rows=self.attention.task_rows(reading.probabilities),
         )
+
+    def read_placed(self, x_nD: Tensor) -> BagReading:
+        """Read one bag from what :meth:`placed` gave.
+
+        An aggregator that reads patches in order takes the given one.
+
+        Args:
+            x_nD: Embeddings of the patches, with the encoding of their places.
+
+        Raises:
+            ValueError: There are no patches.
+        """
+        return self._read(x_nD, None, [len(x_nD)])
 
     def gradients(self, emb_nD: Tensor, places_n: Tensor) -> dict[str, Tensor]:
         """Gradient times input of each patch of one bag: for each task (n, classes).
@@ -294,7 +307,7 @@ class IPSNet(BagNet):
             ValueError: There are no patches.
         """
         with torch.enable_grad():
-            x_nD = self._placed(emb_nD, places_n).detach().requires_grad_()
+            x_nD = self.placed(emb_nD, places_n).detach().requires_grad_()
             told = self.heads.explained(self._read(x_nD, places_n, [len(x_nD)]).logits)
             return {
                 task: torch.stack(
@@ -307,14 +320,15 @@ class IPSNet(BagNet):
                 for task, outputs_1C in told.items()
             }
 
-    def _placed(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
+    def placed(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
+        """Embeddings (n, D) with the encoding of their places added, where the network has one."""
         if self.positions is None:
             return emb_nD
         # The device is still at work on the embeddings; non_blocking does not wait for it.
         encoding_nD: Tensor = self.positions(places_n)
         return emb_nD + encoding_nD.to(emb_nD, non_blocking=emb_nD.is_cuda)
 
-    def _read(self, x_KD: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
+    def _read(self, x_KD: Tensor, places_K: Tensor | None, counts: Sequence[int]) -> BagReading:
         if not counts or min(counts) < 1:
             raise ValueError(f"every bag needs a patch, but the counts are {list(counts)}")
         x_BMD = nn.utils.rnn.pad_sequence(list(x_KD.split(list(counts))), batch_first=True)
@@ -323,7 +337,7 @@ class IPSNet(BagNet):
             places_M = torch.arange(max(counts), device=x_KD.device)
             empty_BM = places_M >= torch.tensor(counts, device=x_KD.device)[:, None]
         places_BM = None
-        if self.attention.ordered:
+        if self.attention.ordered and places_K is not None:
             places_BM = nn.utils.rnn.pad_sequence(list(places_K.split(list(counts))), batch_first=True)
         aggregated = self.attention.read(x_BMD, empty_BM, places_BM)
         logits = self.heads(aggregated.tokens_BTE) if aggregated.logits is None else aggregated.logits

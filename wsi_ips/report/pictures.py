@@ -77,7 +77,8 @@ LARGEST_PLOT_PX = 4000 * 4000
 PLOT_COLOURS = 96
 """Colours of a plot."""
 
-NAMES = {"roc": "ROC", "froc": "FROC", "reliability": "Calibration", "kaplan_meier": "Kaplan-Meier"}
+NAMES = {"roc": "ROC", "froc": "FROC", "reliability": "Calibration", "kaplan_meier": "Kaplan-Meier",
+         "faithfulness": "Faithfulness"}  # fmt: skip
 """Titles of plots, by the beginning of their files' names."""
 
 

@@ -299,6 +299,22 @@ class Froc(FrocFigures):
     beside: dict[str, FrocFigures] = {}
 
 
+class FaithfulMap(_Part):
+    """How faithful one map is: areas between curves, means over slides."""
+
+    between: Figure
+    random: Figure
+    above_random: Figure
+
+
+class Faithfulness(_Part):
+    """How faithful the maps of a task are, by their names."""
+
+    slides: int
+    random_orders: int
+    explanations: dict[str, FaithfulMap]
+
+
 class SlideCounts(_Part):
     """How many slides were scored, and what became of the others."""
 
@@ -335,6 +351,7 @@ class Metrics(_Part):
     stages: dict[str, Stages] = {}
     survival: dict[str, SurvivalFigures] = {}
     froc: Froc | None = None
+    faithfulness: dict[str, Faithfulness] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +393,7 @@ def read_evaluation(folder: Path, run: StoredRun) -> StoredEvaluation:
         raise ResultsError(
             path, f"is no evaluation ({where}: {one_line(first['msg'])})", EVALUATION_FIX
         ) from None
-    names = ("roc*", "kaplan_meier*", "froc", "reliability*")
+    names = ("roc*", "kaplan_meier*", "froc", "faithfulness*", "reliability*")
     plots = [plot for name in names for plot in sorted(folder.glob(f"{name}.png"))]
     return StoredEvaluation(folder, metrics, _judged(folder / "slides.csv", run), plots)
 

@@ -56,7 +56,19 @@ class EvaluationConfig(Section):
     """Resamples of the cases, for the intervals; 0: none."""
     stratify: bool = True
     """Each resample has as many cases of a class as the split; of survival, as many events."""
+    faithfulness: bool = False
+    """Remove patches in the order of each map, and watch the prediction: does the map tell what decided? Needs the
+    checkpoint, and the embeddings of the kept patches or the slides."""
+    checkpoint: Path | None = None
+    """The checkpoint of the run, for ``faithfulness``; none: where ``predict`` read it."""
+    slides: Path | None = None
+    """Where the slides are now, for ``faithfulness``; none: where ``predict`` read them."""
+    open_urls: bool = False
+    """Open slides at URLs that the run names, for ``faithfulness``."""
+    device: str = "auto"
+    """Where the network of ``faithfulness`` runs."""
     seed: NonNegativeInt = 0
+    """Of the resampling, and of the random orders of ``faithfulness``."""
     plots: bool | None = None
     """None: where matplotlib is installed."""
 
@@ -73,4 +85,11 @@ class EvaluationConfig(Section):
             raise ValueError(
                 f"threshold_from must be another split than the one that is scored, {self.split}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_network_needs(self) -> Self:
+        for name in ("checkpoint", "slides", "open_urls"):
+            if getattr(self, name) and not self.faithfulness:
+                raise ValueError(f"{name} goes with faithfulness: nothing else needs the network")
         return self

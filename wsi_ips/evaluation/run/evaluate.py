@@ -5,10 +5,12 @@ Start with :func:`work_out`; ``tables.py`` writes what it finds.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import Interval
@@ -40,6 +42,9 @@ from wsi_ips.inference.predictions import read_predictions
 from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, tasks_of_run
 from wsi_ips.progress import Progress
 
+if TYPE_CHECKING:
+    from wsi_ips.evaluation.run.faithfulness import FaithfulnessReport
+
 HEADLINES = {
     "binary": ("auc", "balanced_accuracy", "sensitivity", "specificity", "ece"),
     "multiclass": ("auc_macro", "balanced_accuracy", "accuracy", "ece"),
@@ -60,6 +65,7 @@ class Evaluation:
     froc_task: str | None
     doubts: Mapping[str, DoubtReport]
     survival: Mapping[str, SurvivalReport]
+    faithfulness: "Mapping[str, FaithfulnessReport]"
 
 
 def work_out(config: EvaluationConfig, progress: Progress, *, bands: bool) -> Evaluation:
@@ -110,7 +116,22 @@ def work_out(config: EvaluationConfig, progress: Progress, *, bands: bool) -> Ev
     if config.annotations is not None:
         froc_task = _froc_task(reports)
         froc = report_froc(_slide_by_slide(reports[froc_task], slides, manifest), config, progress)
-    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts, survival)
+    faithful = _faithfulness(tasks, joined, config, progress) if config.faithfulness else {}
+    return Evaluation(joined, reports, rocs, stages, froc, froc_task, doubts, survival, faithful)
+
+
+def _faithfulness(
+    tasks: Sequence[TaskConfig], joined: Joined, config: EvaluationConfig, progress: Progress
+) -> "Mapping[str, FaithfulnessReport]":
+    from wsi_ips.evaluation.run.faithfulness import report_faithfulness  # torch is needed for nothing else
+
+    if joined.bag == "case":
+        raise ResultsError(
+            config.run,
+            "read all slides of a case as one bag, and patches are removed slide by slide",
+            "leave --faithfulness out",
+        )
+    return report_faithfulness(tasks, [record for record, _ in joined.pairs], config, progress)
 
 
 def _slide_by_slide(report: TaskReport, slides: Joined, manifest: Manifest) -> TaskReport:
@@ -157,6 +178,12 @@ def draw(
     if done.froc is not None:
         named = [NamedFroc(by, one.curve, one.score, one.band) for by, one in done.froc.by.items()]
         draw_froc(out / "froc.png", named, title=f"{done.froc_task}, split {config.split}")
+    if done.faithfulness:
+        from wsi_ips.evaluation.run.faithfulness import draw_faithfulness
+
+        for name, faithful in done.faithfulness.items():
+            end = f"_{name}" if len(done.faithfulness) > 1 else ""
+            draw_faithfulness(out / f"faithfulness{end}.png", faithful, split=config.split)
     if history is not None and config.history is not None:
         draw_history(out / "loss.png", history, title=f"losses of {config.history.resolve().parent.name}")
 
@@ -188,6 +215,8 @@ def headlines(done: Evaluation) -> list[str]:
         for by, one in done.froc.by.items():
             counts = f"{one.curve.lesions} lesions, {one.curve.slides} slides"
             lines.append(_in_words(f"FROC score by {by}", one.score) + f" ({counts})")
+    for faithful in done.faithfulness.values():
+        lines += faithful.in_words()
     return lines
 
 

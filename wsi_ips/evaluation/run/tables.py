@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import SlideRecord
@@ -22,6 +23,9 @@ from wsi_ips.evaluation.task_scores import Scored, class_rows, positive_class
 from wsi_ips.inference.case_answers import JOINER
 from wsi_ips.storage.files import whole_file, whole_table
 from wsi_ips.storage.fingerprint import versions
+
+if TYPE_CHECKING:  # its module loads torch
+    from wsi_ips.evaluation.run.faithfulness import FaithfulnessReport
 
 SLIDE_COLUMNS = (
     "task",
@@ -162,9 +166,10 @@ def write_metrics(
     froc_task: str | None,
     doubts: Mapping[str, DoubtReport],
     survival: Mapping[str, SurvivalReport],
+    faithfulness: "Mapping[str, FaithfulnessReport]" = MappingProxyType({}),
 ) -> None:
     """Every figure with its interval. What these slides cannot tell is null."""
-    metrics = {
+    metrics: dict[str, Any] = {
         "job": {"command": "evaluate", **config.model_dump(mode="json")},
         "slides": joined.to_json(),
         "intervals": {
@@ -180,6 +185,10 @@ def write_metrics(
         "froc": _froc_json(froc, froc_task) if froc else None,
         "versions": versions(),
     }
+    if faithfulness:
+        metrics["faithfulness"] = {
+            name: report.to_json(seed=config.seed) for name, report in faithfulness.items()
+        }
     with whole_file(path) as partial:
         partial.write_text(
             json.dumps(without_nan(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8"
