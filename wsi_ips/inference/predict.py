@@ -17,6 +17,7 @@ from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.models.encoders.precision import Compute, compute_in
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Advance, Progress, silent
 from wsi_ips.selection.reading import read_bag
@@ -78,6 +79,7 @@ class Predictor:
         checkpoint: str = "",
         find_patches: FindPatches | None = None,
         deterministic: bool = False,
+        compute: Compute | None = None,
     ) -> None:
         """Move a network to its device.
 
@@ -89,10 +91,12 @@ class Predictor:
             checkpoint: Its SHA-256, which is written into every result.
             find_patches: Finds the patches of a slide. None: those in tissue, tiled as the network was trained.
             deterministic: See :func:`wsi_ips.streaming.device.calculating`.
+            compute: What the encoder computes in, and whether it is compiled. None: float32, not compiled.
         """
         self.pipeline = pipeline
         self.checkpoint = checkpoint
         self._net = net.to(device).eval()
+        compute_in(net, compute or Compute())
         self._streaming = streaming
         self._device = device
         self._deterministic = deterministic
