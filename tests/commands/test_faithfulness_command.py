@@ -232,4 +232,4 @@ def test_without_the_flag_nothing_of_it_is_written(made: Made, console: Console)
     made.save(ABMIL).predict(console)
     assert console("evaluate", made.run, made.manifest, "--bootstrap", "0").code == 0
     assert not list((made.run / "evaluation").glob("faithfulness*"))
-    assert "faithfulness" not in json.loads((made.run / "evaluation" / "metrics.json").read_text()).keys()
+    assert "faithfulness" not in json.loads((made.run / "evaluation" / "metrics.json").read_text())

@@ -11,6 +11,8 @@ from tests.conftest import SMALL_MODEL
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, TrainingError
+from wsi_ips.models.attention import DirectAttention
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.run_state import FinetuneReport
 
@@ -115,6 +117,36 @@ def test_mixed_precision_learns(precision: str, tmp_path: Path) -> None:
     train = [bag(n) for n in range(4)]
     report = fit(train, train, config_of(precision=precision, epochs=6), tmp_path)
     assert report.history[-1]["val_auc"] == 1
+
+
+def test_only_the_encoder_trains_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head start, selection, learning and validation alike; what the encoder gives is float32."""
+    inside: set[Any] = set()
+    behind: set[Any] = set()
+    encoded, read = TimmEncoder._features, DirectAttention.read
+
+    def features(self: TimmEncoder, x: torch.Tensor) -> torch.Tensor:
+        inside.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return encoded(self, x)
+
+    def reading(self: DirectAttention, x: torch.Tensor, *more: Any) -> Any:
+        found = read(self, x, *more)
+        behind.update({x.dtype, found.tokens_BTE.dtype, found.attention_BHTM.dtype})
+        behind.add("half" if torch.is_autocast_enabled("cpu") else torch.float32)
+        return found
+
+    monkeypatch.setattr(TimmEncoder, "_features", features)
+    monkeypatch.setattr(DirectAttention, "read", reading)
+    config = config_of(precision="bf16", epochs=1, head_start={"epochs": 1, "keep_features": True})
+    attention = {"block": "direct", "heads": 2, "key_dim": 8}
+    model = {**config.model.model_dump(mode="json"), "attention": attention}
+    config = FinetuneConfig.model_validate({**config.model_dump(mode="json"), "model": model})
+    fit([bag(n) for n in range(4)], [bag(4), bag(5)], config, tmp_path)
+    assert inside == {torch.bfloat16}
+    assert behind == {torch.float32}
+    stored = [folder.name for folder in (tmp_path / "head_start" / "features").iterdir()]
+    assert stored
+    assert all(name.endswith("-bf16") for name in stored)
 
 
 def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 from pydantic import model_validator
 
 from wsi_ips.commands.options import (
+    Compile,
     Device,
     EncoderName,
     EncoderWeights,
@@ -16,6 +17,7 @@ from wsi_ips.commands.options import (
     MppCsv,
     Out,
     Outcome,
+    PrecisionOption,
     Recipe,
     Set,
     SlideMppOption,
@@ -24,7 +26,7 @@ from wsi_ips.commands.options import (
 )
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
-from wsi_ips.config import EncoderConfig, StreamingConfig, TilingConfig
+from wsi_ips.config import Computing, EncoderConfig, StreamingConfig, TilingConfig
 from wsi_ips.errors import ProcessDied, one_line
 from wsi_ips.progress import Progress, silent
 from wsi_ips.units import mpp_of_magnification
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 COLUMNS = ("n_patches", "status", "error", "note")
 
 
-class FeaturesJob(Resolution, Job):
+class FeaturesJob(Resolution, Computing, Job):
     """Store what an encoder makes of every patch; nothing is learned."""
 
     command: Literal["features"] = "features"
@@ -92,6 +94,8 @@ def command(
     ] = None,
     layout: Layout = None,
     half: Annotated[bool | None, typer.Option("--half", help="Store float16, not float32.")] = None,
+    precision: PrecisionOption = None,
+    compile_: Compile = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
@@ -102,7 +106,8 @@ def command(
     if mag is not None:
         patch_mpp = mpp_of_magnification(mag)
     flags = {"slides": slides, "out": out, "layout": layout, "checkpoint": checkpoint, "half": half,
-             "from_coords": from_coords, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
+             "from_coords": from_coords, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
+             "precision": precision, "compile": compile_}  # fmt: skip
     sections: dict[str, dict[str, Any]] = {
         "encoder": {"name": encoder, "weights": weights},
         "tiling": {"patch_px": patch_px, "patch_mpp": patch_mpp},
@@ -161,6 +166,8 @@ class _Storing:
     export: "FeatureExport"
     find: "FindPatches"
     settings: Mapping[str, Any]
+    precision: str
+    """What the encoder computes in, once ``auto`` is decided."""
 
     @classmethod
     def of(cls, job: FeaturesJob) -> Self:
@@ -171,6 +178,7 @@ class _Storing:
         """
         from wsi_ips.inference.feature_encoder import encoder_of_checkpoint, encoder_of_config
         from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder
+        from wsi_ips.models.encoders.precision import Compute, check_compiles, compute_in, settled
         from wsi_ips.streaming.device import pick_device
         from wsi_ips.tiling.patches import PatchesInTissue, stored_patches
 
@@ -181,6 +189,11 @@ class _Storing:
         else:
             assert job.encoder is not None  # the job sees to it
             encoder = encoder_of_config(job.encoder, job.tiling, laid_out=job.from_coords is not None)
+        if job.compile:
+            check_compiles(device)
+        batch = job.streaming.batch if job.compile else None
+        compute = Compute(settled(job.precision, encoder.config_name, device.type), compiled_batch=batch)
+        compute_in(encoder.module, compute)
         find: FindPatches = PatchesInTissue(encoder.tiling)
         if job.from_coords is not None:
             find = stored_patches(job.from_coords, encoder.tiling, own_px=encoder.stored_px)
@@ -201,7 +214,7 @@ class _Storing:
             # Only where it is set, so that folders of earlier versions are gone on with.
             **({"deterministic": True} if job.deterministic else {}),
         }
-        return cls(job, export, find, settings)
+        return cls(job, export, find, settings, compute.precision)
 
     def store(
         self, slide: "SlideJob", *, begin: Callable[[str], None] | None = None, progress: Progress = silent
@@ -251,6 +264,7 @@ class _Storing:
             mpp=slide.mpp,
             streaming=self.job.streaming,
             find_patches=self.find,
+            precision=self.precision,
         )
 
 

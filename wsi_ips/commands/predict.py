@@ -9,10 +9,21 @@ import typer
 from pydantic import BeforeValidator, model_validator
 from typer.core import TyperCommand
 
-from wsi_ips.commands.options import Device, MppCsv, Out, Outcome, Recipe, Set, SlideMppOption, start
+from wsi_ips.commands.options import (
+    Compile,
+    Device,
+    MppCsv,
+    Out,
+    Outcome,
+    PrecisionOption,
+    Recipe,
+    Set,
+    SlideMppOption,
+    start,
+)
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
-from wsi_ips.config import BatchConfig, PipelineConfig, StreamingConfig, UpsamplingConfig
+from wsi_ips.config import BatchConfig, Computing, PipelineConfig, StreamingConfig, UpsamplingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location, locate
@@ -26,6 +37,7 @@ if TYPE_CHECKING:
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.inference.worker import WorkerSetup
+    from wsi_ips.models.encoders.precision import Compute
     from wsi_ips.tiling.patches import FindPatches
 
 
@@ -38,7 +50,7 @@ def _one_by_itself(checkpoints: object) -> object:
     return checkpoints
 
 
-class PredictJob(Resolution, Job):
+class PredictJob(Resolution, Computing, Job):
     """Label every slide of a folder."""
 
     command: Literal["predict"] = "predict"
@@ -97,6 +109,8 @@ class PredictJob(Resolution, Job):
                 raise ValueError(
                     "workers, scheduler, shard_patches and embeddings go with slides, not features"
                 )
+            if self.compile or self.precision in ("bf16", "fp16"):
+                raise ValueError("features need no encoder: precision and compile go with slides")
             if self.slide_mpp is not None or self.mpp_csv is not None:
                 raise ValueError("features are read as they are: slide_mpp and mpp_csv go with slides")
         return self
@@ -182,6 +196,8 @@ def command(
     explain: Explain = None,
     cases: Cases = None,
     pool: Pool = None,
+    precision: PrecisionOption = None,
+    compile_: Compile = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
@@ -192,7 +208,8 @@ def command(
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
              "from_coords": from_coords, "calibration": calibration, "overlays": overlays,
              "profile": profile, "force": force, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
-             "embeddings": embeddings, "explain": explain, "cases": cases, "pool": pool}  # fmt: skip
+             "embeddings": embeddings, "explain": explain, "cases": cases, "pool": pool,
+             "precision": precision, "compile": compile_}  # fmt: skip
     batch = {"workers": workers, "threads": threads, "scheduler": scheduler, "on_error": on_error}
     start("predict", flags, recipe=recipe, overrides=set_, sections={"batch": batch})
 
@@ -385,7 +402,23 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
         gradients=job.explain is not None,
         find_patches=_patches(job.from_coords, pipeline, raster=raster),
         deterministic=job.deterministic,
+        compute=_compute(job),
     )
+
+
+def _compute(job: PredictJob) -> "tuple[Compute, ...]":
+    """What the encoder of each checkpoint computes in. It is decided here, where the command was started, so that
+    all workers compute in the same precision. Raises :class:`ConfigError` where nothing can be compiled."""
+    from wsi_ips.models.checkpoint import checkpoint_config
+    from wsi_ips.models.encoders.precision import Compute, check_compiles, settled
+    from wsi_ips.streaming.device import pick_device
+
+    kind = pick_device().type if job.device == "auto" else job.device.partition(":")[0]
+    batch = job.streaming.batch if job.compile else None
+    if job.compile and job.batch.scheduler is None:
+        check_compiles(pick_device(job.device))
+    names = [checkpoint_config(path).model.encoder.name for path in job.checkpoints]
+    return tuple(Compute(settled(job.precision, name, kind), compiled_batch=batch) for name in names)
 
 
 def draw_overlay(result: "SlideResult", path: Path) -> None:

@@ -5,6 +5,7 @@ nor torch.
 """
 
 from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
+from wsi_ips.config.computing import Computing, Precision
 from wsi_ips.config.encoder_input import TransformConfig
 from wsi_ips.config.heat import HeatOptions
 from wsi_ips.config.model import (
@@ -45,6 +46,7 @@ __all__ = [
     "BatchConfig",
     "ClassWeights",
     "CoarseConfig",
+    "Computing",
     "EncoderConfig",
     "FinetuneConfig",
     "Fraction",
@@ -53,6 +55,7 @@ __all__ = [
     "Monitor",
     "NamedSpecification",
     "PipelineConfig",
+    "Precision",
     "SamplingConfig",
     "Section",
     "SelectionConfig",

@@ -126,7 +126,9 @@ class TrainingConfig(Section):
     precision: Annotated[
         Literal["32", "bf16", "fp16"], BeforeValidator(lambda value: "32" if value == 32 else value)
     ] = "32"
-    """``bf16``, ``fp16``: mixed precision (fp16 with loss scaling, on a GPU only)."""
+    """What the encoder computes in when it selects, learns and is validated: float32, or mixed precision ``bf16``
+    or ``fp16`` (with loss scaling, on a GPU only). Everything behind the encoder computes in float32.
+    """
     deterministic: bool = False
     """The same bits each time on the same kind of GPU: no TF32 in convolutions, and only deterministic
     algorithms; slower. Otherwise PyTorch's defaults apply: convolutions in TF32 on NVIDIA GPUs that have it,

@@ -47,6 +47,7 @@ def _learn(job: ImagesJob, progress: Progress) -> Outcome:
     from wsi_ips.images.image_sets import image_splits
     from wsi_ips.images.scores import score_bags
     from wsi_ips.models.checkpoint import load_checkpoint
+    from wsi_ips.models.encoders.precision import Compute, compute_in
     from wsi_ips.streaming.device import calculating, pick_device
     from wsi_ips.training.fit import train_bags
     from wsi_ips.training.processes import is_first_process
@@ -65,6 +66,7 @@ def _learn(job: ImagesJob, progress: Progress) -> Outcome:
     if not is_first_process():
         return Outcome([])
     net, pipeline = load_checkpoint(report.checkpoint)
+    compute_in(net, Compute(job.training.precision))
     with calculating(deterministic=job.training.deterministic):
         scores = score_bags(
             net, splits["test"], pipeline, streaming=job.streaming, device=device, progress=progress

@@ -26,6 +26,8 @@ class StoringEncoder:
     name: str
     tiling: TilingConfig
     settings: dict[str, Any]
+    config_name: str
+    """Its name in the configuration, by which it may be listed."""
     stored_px: bool = False
     """Patches that somebody laid out keep their own pixels, and the encoder resizes them."""
 
@@ -39,7 +41,12 @@ def encoder_of_checkpoint(path: Path, *, allow_upsampling: bool) -> StoringEncod
     sha256 = checkpoint_sha256(path)
     tiling = UpsamplingConfig(allow_upsampling=allow_upsampling).added_to(pipeline.tiling)
     return StoringEncoder(
-        net.encoder, net.encoder.dim, f"wsi_ips_{sha256[:12]}", tiling, {"checkpoint": sha256}
+        net.encoder,
+        net.encoder.dim,
+        f"wsi_ips_{sha256[:12]}",
+        tiling,
+        {"checkpoint": sha256},
+        pipeline.model.encoder.name,
     )
 
 
@@ -76,9 +83,15 @@ def encoder_of_config(
     stored_px = _resizes(config) and laid_out and not _sizes_set(given)
     if stored_px:
         return StoringEncoder(
-            encoder, encoder.dim, name, given, {**settings, "patches": "as stored"}, stored_px=True
+            encoder,
+            encoder.dim,
+            name,
+            given,
+            {**settings, "patches": "as stored"},
+            config.name,
+            stored_px=True,
         )
-    return StoringEncoder(encoder, encoder.dim, name, fitting_tiling(given, config), settings)
+    return StoringEncoder(encoder, encoder.dim, name, fitting_tiling(given, config), settings, config.name)
 
 
 def _resizes(encoder: EncoderConfig) -> bool:

@@ -29,6 +29,9 @@ class MadeFrom:
     """The setting ``streaming.decode``, since decoders differ by a few grey levels."""
     max_bad_tiles: float
     """The setting ``streaming.max_bad_tiles``, the share of unreadable tiles that was allowed."""
+    precision: str = "32"
+    """What the encoder computed in: ``32``, ``bf16`` or ``fp16``; that of every network, if they differ. Results
+    of earlier versions, which do not say, were made in float32."""
 
     @classmethod
     def now(
@@ -39,6 +42,7 @@ class MadeFrom:
         mpp: Mpp | None,
         streaming: StreamingConfig,
         find_patches: FindPatches | None = None,
+        precision: str = "32",
     ) -> Self:
         """What a result would be made from if it were made now.
 
@@ -48,6 +52,7 @@ class MadeFrom:
             mpp: µm per pixel that the user gave, or None.
             streaming: How slides are read.
             find_patches: How patches are found. None: by segmentation.
+            precision: What the encoder computes in.
 
         Raises:
             CoordsError: The file with the coordinates of the patches cannot be used.
@@ -59,6 +64,7 @@ class MadeFrom:
             mpp_given=mpp,
             decode=streaming.decode,
             max_bad_tiles=streaming.max_bad_tiles,
+            precision=precision,
         )
 
     def difference(self, now: Self, *, bad_tiles: bool) -> str:
@@ -77,13 +83,18 @@ class MadeFrom:
             return f"its resolution was {_source(self.mpp_given)}, now it is {_source(now.mpp_given)}"
         if self.decode != now.decode:
             return f"streaming.decode was {self.decode}, now it is {now.decode}"
+        if self.precision != now.precision:
+            return f"its encoder computed in precision {self.precision}, now it is {now.precision}"
         if bad_tiles and now.max_bad_tiles < self.max_bad_tiles:
             return f"streaming.max_bad_tiles was {self.max_bad_tiles}, now it is {now.max_bad_tiles}"
         return ""
 
     def to_json(self) -> dict[str, Any]:
-        """The values by name."""
-        return asdict(self)
+        """The values by name. The precision is named only if it is not float32, as in earlier versions."""
+        values = asdict(self)
+        if self.precision == "32":
+            del values["precision"]
+        return values
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
@@ -97,6 +108,7 @@ class MadeFrom:
             mpp_given=None if mpp is None else float(mpp),
             decode=str(stored["decode"]),
             max_bad_tiles=float(stored["max_bad_tiles"]),
+            precision=str(stored.get("precision", "32")),
         )
 
 

@@ -19,6 +19,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.inference.case_reading import SlideLost, SlideOfCase, slides_of_case
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
+from wsi_ips.models.encoders.precision import Compute, compute_in
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Advance, Progress, silent
 from wsi_ips.selection.explained import check_explained, kept_gradients
@@ -83,6 +84,7 @@ class Predictor:
         find_patches: FindPatches | None = None,
         deterministic: bool = False,
         gradients: bool = False,
+        compute: Compute | None = None,
     ) -> None:
         """Move a network to its device.
 
@@ -95,6 +97,7 @@ class Predictor:
             find_patches: Finds the patches of a slide. None: those in tissue, tiled as the network was trained.
             deterministic: See :func:`wsi_ips.streaming.device.calculating`.
             gradients: Whether results also hold gradient times input of the kept patches.
+            compute: What the encoder computes in, and whether it is compiled. None: float32, not compiled.
 
         Raises:
             ConfigError: Gradients are asked for, and this selector cannot give them.
@@ -105,6 +108,7 @@ class Predictor:
         self.pipeline = pipeline
         self.checkpoint = checkpoint
         self._net = net.to(device).eval()
+        compute_in(net, compute or Compute())
         self._streaming = streaming
         self._device = device
         self._deterministic = deterministic

@@ -78,6 +78,7 @@ class SlideRecorder:
         start: str | None = None,
         streaming: StreamingConfig | None = None,
         find_patches: FindPatches | None = None,
+        precision: str = "32",
     ) -> None:
         """Prepare to write.
 
@@ -90,6 +91,7 @@ class SlideRecorder:
             start: Id of the start of the run. Nothing is touched once the folder belongs to another start.
             streaming: How slides are read.
             find_patches: How patches are found, see :class:`Predictor`.
+            precision: What the encoder computes in, see :class:`wsi_ips.inference.made_from.MadeFrom`.
         """
         self._run = run
         self._checkpoint = checkpoint
@@ -99,6 +101,7 @@ class SlideRecorder:
         self._start = start
         self._streaming = streaming or StreamingConfig()
         self._find_patches = find_patches
+        self._precision = precision
 
     def write(self, job: SlideJob, result: SlideResult) -> Done:
         """Store a new result, and draw it. If the overlay cannot be drawn, the label stands and the row says
@@ -190,6 +193,7 @@ class SlideRecorder:
                 mpp=job.mpp,
                 streaming=self._streaming,
                 find_patches=self._find_patches,
+                precision=self._precision,
             )
         except CoordsError:  # gone since they were read
             return None

@@ -18,6 +18,7 @@ from wsi_ips.inference.predict import Predictor, ScoredPart
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
 from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.models.encoders.precision import Compute, check_compiles
 from wsi_ips.progress import silence_libraries
 from wsi_ips.storage.fingerprint import versions
 from wsi_ips.streaming.device import pick_device
@@ -49,6 +50,8 @@ class WorkerSetup:
         find_patches: How patches are found, see :class:`Predictor`.
         start: Id of the start of the run, see :class:`SlideRecorder`.
         deterministic: See :class:`Predictor`.
+        compute: What the encoder of each checkpoint computes in, and whether it is compiled. Empty: float32, not
+            compiled.
         versions: The versions that the run began with. A worker that joins later has to have them too.
     """
 
@@ -64,6 +67,7 @@ class WorkerSetup:
     find_patches: FindPatches | None = None
     start: str | None = None
     deterministic: bool = False
+    compute: tuple[Compute, ...] = ()
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def recorder(self) -> SlideRecorder:
@@ -77,6 +81,7 @@ class WorkerSetup:
             start=self.start,
             streaming=self.streaming,
             find_patches=self.find_patches,
+            precision=precision_of(self.compute),
         )
 
     def load(self, place: int) -> SlideWork:
@@ -111,6 +116,7 @@ class WorkerSetup:
             find_patches=self.find_patches,
             deterministic=self.deterministic,
             gradients=self.gradients,
+            compute=self.compute,
         )
         return SlideWork(predictor, self.recorder())
 
@@ -123,6 +129,7 @@ def load_predictor(
     find_patches: FindPatches | None = None,
     deterministic: bool = False,
     gradients: bool = False,
+    compute: Sequence[Compute] = (),
 ) -> Predictor | EnsemblePredictor:
     """Load the networks of these checkpoints onto one device: one, or several whose mean is the result.
 
@@ -133,13 +140,17 @@ def load_predictor(
         find_patches: How patches are found, see :class:`Predictor`.
         deterministic: See :class:`Predictor`.
         gradients: See :class:`Predictor`.
+        compute: What the encoder of each checkpoint computes in, see :class:`WorkerSetup`.
 
     Raises:
         CheckpointError: A file is not a checkpoint.
-        ConfigError: Gradients are asked for, and the selector of a checkpoint cannot give them.
+        ConfigError: Gradients are asked for, and the selector of a checkpoint cannot give them; or an encoder is to
+            be compiled, and this machine has no compiler for it.
     """
+    if any(each.compiled_batch for each in compute):
+        check_compiles(device)
 
-    def member(file: CheckpointFile) -> Predictor:
+    def member(file: CheckpointFile, how: Compute) -> Predictor:
         net, pipeline = load_checkpoint(file.path)
         return Predictor(
             net,
@@ -150,9 +161,11 @@ def load_predictor(
             find_patches=find_patches,
             deterministic=deterministic,
             gradients=gradients,
+            compute=how,
         )
 
-    members = [member(file) for file in models.files]
+    ways = compute or [Compute()] * len(models.files)
+    members = [member(file, how) for file, how in zip(models.files, ways, strict=True)]
     return EnsemblePredictor(members, checkpoint=models.sha256) if models.several else members[0]
 
 
@@ -225,6 +238,14 @@ def _one_net(work: SlideWork) -> Predictor:
     """The predictor of one network. The job makes sure that slides are cut for one network only."""
     assert isinstance(work.predictor, Predictor)
     return work.predictor
+
+
+def precision_of(compute: Sequence[Compute]) -> str:
+    """What results say that their encoders computed in: the precision of all, or, where they differ, of each in
+    turn.
+    """
+    told = [how.precision for how in compute] or ["32"]
+    return told[0] if len(set(told)) == 1 else " ".join(told)
 
 
 def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str], *, where: str) -> None:

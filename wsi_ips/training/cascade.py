@@ -22,6 +22,7 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.coarse import STEPS
+from wsi_ips.models.encoders.precision import Compute, compute_in
 from wsi_ips.models.ips_net import BagsRead, IPSNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.coarse_to_fine import let_through, look
@@ -165,6 +166,7 @@ def calibrate(
         progress: Shows how far it is.
     """
     net, pipeline = load_checkpoint(checkpoint)
+    compute_in(net, Compute(config.training.precision))
     assert isinstance(net, IPSNet)
     if net.looks_from_afar.recall_at(1.0) is not None:
         return

@@ -26,6 +26,7 @@ from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
 from wsi_ips.models.checkpoint import begin_from
+from wsi_ips.models.encoders.precision import Compute, compute_in
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.progress import Progress, silent
@@ -47,8 +48,9 @@ from wsi_ips.training.survival_baseline import store_baseline
 from wsi_ips.training.survival_start import check_survival, with_time_bins
 from wsi_ips.units import Mpp
 
-PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-"""What Lightning calls each ``training.precision``."""
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "32-true", "fp16": "16-mixed"}
+"""What Lightning is asked for, for each ``training.precision``. Encoders switch to half precision themselves; of
+Lightning only the scaler of fp16 is needed."""
 FREE = ("save_minutes", "tensorboard", "max_bad_slides")
 """Settings of ``training`` that may change when a run is resumed."""
 
@@ -216,6 +218,7 @@ def _train(
     seed = config.training.seed
     seed_everything(seed, verbose=False)
     net = build_selecting_net(config.model, config.selection)
+    compute_in(net, Compute(config.training.precision))
     bad: dict[str, str] = {}
     if config.training.start is not None:
         begin_from(net, config.training.start)

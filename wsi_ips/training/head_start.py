@@ -290,6 +290,8 @@ def encoded(
     names = [settings_fingerprint(each) for each in settings]
     if views is not None:
         names.append(f"{views.count}-{views.seed}-{int(views.flips)}-{settings_fingerprint(views.augment)}")
+    if config.training.precision != "32":
+        names.append(config.training.precision)
     folder = out / HEAD_START / "features" / "-".join(names)
     return [EncodedBag(bag, encoder, folder, net.place_kind, views) for bag in bags]
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import TrainingError, WsiIpsError
+from wsi_ips.models.encoders.precision import float32_behind
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.against_collapse import AgainstCollapse
@@ -92,7 +93,8 @@ class IPSModule(LightningModule):
         """Learn from the bags of a step. Raises :class:`TrainingError` if too many bags are bad."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        loss, slides = self._learned_by_all(step)
+        with float32_behind(self.device.type):
+            loss, slides = self._learned_by_all(step)
         training = self._config.training
         multiplier = set_learning_rate(
             optimizer.param_groups, step.number, training=training, per_epoch=self.steps.per_epoch
@@ -201,7 +203,8 @@ class IPSModule(LightningModule):
     def validation_step(self, bag: Bag, _: int) -> None:
         """Measure a validation bag, or count it as bad if it cannot be read."""
         try:
-            with bag.open(self._config.streaming, self.device) as source:
+            streaming = self._config.streaming
+            with float32_behind(self.device.type), bag.open(streaming, self.device) as source:
                 reading = read_bag(self.net, source, self._config.selection).bag
         except WsiIpsError as error:
             self._count_bad(bag, error)
@@ -209,7 +212,8 @@ class IPSModule(LightningModule):
             if self.trainer.world_size == 1:  # several processes count together at the end of the epoch
                 self._check_bad()
             return
-        self._measured.append(self._val_metrics.measure(reading, [bag.targets], weights=self._weights))
+        with float32_behind(self.device.type):
+            self._measured.append(self._val_metrics.measure(reading, [bag.targets], weights=self._weights))
 
     def on_validation_epoch_end(self) -> None:
         """Put together what all processes measured, and compute the figures."""

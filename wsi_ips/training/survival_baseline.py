@@ -10,6 +10,7 @@ from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import TrainingError, WsiIpsError
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.models.encoders.precision import Compute, compute_in
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.survival.cox import baseline_hazard
@@ -49,6 +50,7 @@ def store_baseline(
     if not any(_lacks_baseline(task) for task in config.model.tasks):
         return
     net, pipeline = load_checkpoint(checkpoint)
+    compute_in(net, Compute(config.training.precision))
     tasks = pipeline.model.tasks
     if not any(_lacks_baseline(task) for task in tasks):
         return

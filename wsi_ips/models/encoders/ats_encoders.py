@@ -12,6 +12,8 @@ Shape suffixes: n patches, C channels of a pixel, P patch side.
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsi_ips.models.encoders.precision import ComputingModule
+
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.01
 """Defaults of Keras. Its momentum, 0.99, is the share of the old value that is kept."""
 
@@ -19,7 +21,7 @@ WIDTH = 32
 """Width of the embeddings of both encoders, and of all their layers."""
 
 
-class MegapixelMnistEncoder(nn.Module):
+class MegapixelMnistEncoder(ComputingModule):
     """Four convolutions without padding, then the global maximum: (n, C, P, P) to (n, 32).
 
     It has 29,344 weights for C = 1.
@@ -35,14 +37,16 @@ class MegapixelMnistEncoder(nn.Module):
 
     def forward(self, pixels_nCPP: Tensor) -> Tensor:
         """Encode pixels, uint8 or float in 0..1."""
-        x = unit_range(pixels_nCPP)
+        return self.computed(self._features, unit_range(pixels_nCPP))
+
+    def _features(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x).relu()
         highest: Tensor = x.amax(dim=(2, 3))
         return highest
 
 
-class SpeedLimitsEncoder(nn.Module):
+class SpeedLimitsEncoder(ComputingModule):
     """A pre-activation ResNet of three blocks: (n, C, P, P) to (n, 32).
 
     It has 59,680 weights for C = 3.
@@ -59,7 +63,10 @@ class SpeedLimitsEncoder(nn.Module):
 
     def forward(self, pixels_nCPP: Tensor) -> Tensor:
         """Encode pixels, uint8 or float in 0..1."""
-        x: Tensor = self.norm(self.blocks(self.stem(unit_range(pixels_nCPP))))
+        return self.computed(self._features, unit_range(pixels_nCPP))
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = self.norm(self.blocks(self.stem(x)))
         return x.relu().mean(dim=(2, 3))
 
 

@@ -19,6 +19,7 @@ from wsi_ips.models.encoders.entry import EncoderEntry
 from wsi_ips.models.encoders.hub import hub_weights
 from wsi_ips.models.encoders.network import network_of, timm_network
 from wsi_ips.models.encoders.output import output_of, token_pool
+from wsi_ips.models.encoders.precision import ComputingModule
 from wsi_ips.models.encoders.registry import named
 from wsi_ips.models.encoders.transform import patch_transform
 from wsi_ips.models.encoders.weights import load_weights
@@ -27,7 +28,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 """Kinds of BatchNorm that can be frozen."""
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(ComputingModule):
     """An encoder of patches: pixels (n, 3, P, P), uint8 or float in 0..1, to embeddings (n, ``dim``).
 
     With ``in_channels`` other than 3 it takes that many. Patches are resized and cropped here, on the device, as
@@ -79,7 +80,7 @@ class TimmEncoder(nn.Module):
             pixels_n3PP = self._transform(pixels_n3PP)
         x_n3PP = self._normalised(pixels_n3PP)
         try:
-            features_nD = self._features(x_n3PP)
+            features_nD = self.computed(self._features, x_n3PP)
         except AssertionError as error:  # how timm's transformers refuse a size that they were not made for
             raise ConfigError(
                 f"{self._name} does not take patches of {x_n3PP.shape[-1]} px ({error}); set tiling.patch_px, or "
