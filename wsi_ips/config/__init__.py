@@ -7,6 +7,7 @@ nor torch.
 from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
 from wsi_ips.config.computing import Computing, Precision
 from wsi_ips.config.encoder_input import TransformConfig
+from wsi_ips.config.encoder_learning import LoraConfig
 from wsi_ips.config.heat import HeatOptions
 from wsi_ips.config.model import (
     LETTERS,
@@ -51,6 +52,7 @@ __all__ = [
     "FinetuneConfig",
     "Fraction",
     "HeatOptions",
+    "LoraConfig",
     "ModelConfig",
     "Monitor",
     "NamedSpecification",

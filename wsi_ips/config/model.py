@@ -31,6 +31,7 @@ from pydantic import (
 
 from wsi_ips.config.aggregator import AggregatorConfig
 from wsi_ips.config.encoder_input import Side, TransformConfig
+from wsi_ips.config.encoder_learning import LoraConfig
 from wsi_ips.config.section import Fraction, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
@@ -62,7 +63,7 @@ BLOCK_WORDS = ("depth", "layer", "block", "stage", "repeat")
 """What the names of such arguments contain."""
 LARGEST_ARGUMENT = 2**20
 """Largest number for any other argument."""
-LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std")
+LATER_ENCODER_FIELDS = ("args", "img_size", "transform", "mean", "std", "lora", "drop_path")
 """Fields that are written only if they are set, so that stored settings of earlier versions keep their
 fingerprints.
 """
@@ -328,6 +329,12 @@ class EncoderConfig(Section):
     """
     trainable: bool = True
     """False keeps the weights of the encoder as they are and trains only what follows it."""
+    lora: LoraConfig | None = None
+    """Learn low-rank adapters instead of the weights of the encoder. None: the weights themselves learn."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the patches that skip the last block in training (stochastic depth); it rises evenly from 0 in
+    the first block. For models of timm that have it.
+    """
     in_channels: PositiveInt = 3
     """Channels of a pixel: 3, or 1 for grey images (timm then sums the pretrained weights of the first layer)."""
     normalise: bool = True
@@ -359,6 +366,22 @@ class EncoderConfig(Section):
             self.mean and self.std and len(self.mean) != len(self.std)
         ):
             raise ValueError("mean and std go together, a number for each channel")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_an_encoder(self) -> Self:
+        if self.drop_path and "drop_path_rate" in self.args:
+            raise ValueError("drop_path and args.drop_path_rate are the same setting: give drop_path")
+        if self.features is not None and (self.lora is not None or self.drop_path):
+            raise ValueError("stored features have no encoder that could learn: leave lora and drop_path out")
+        if self.lora is None:
+            return self
+        if self.weights == "none":
+            raise ValueError(
+                "lora leaves the weights of the encoder as they are, and weights: none are random: name weights"
+            )
+        if not self.trainable:
+            raise ValueError("lora learns, and trainable: false learns nothing: leave one of them out")
         return self
 
     @field_validator("args", mode="before")

@@ -144,8 +144,8 @@ def load_predictor(
 
     Raises:
         CheckpointError: A file is not a checkpoint.
-        ConfigError: Gradients are asked for, and the selector of a checkpoint cannot give them; or an encoder is to
-            be compiled, and this machine has no compiler for it.
+        ConfigError: Gradients are asked for, and the selector of a checkpoint cannot give them; or an encoder is
+            to be compiled, and this machine has no compiler for it.
     """
     if any(each.compiled_batch for each in compute):
         check_compiles(device)

@@ -112,6 +112,8 @@ def _encoder(config: EncoderConfig) -> tuple[nn.Module, int]:
     if config.name in ATS_ENCODERS:
         if config.weights not in ("timm", "none") or config.stage is not None:
             raise ConfigError(f"encoder {config.name} is learned from scratch: weights: none, and no stage")
+        if config.lora is not None or config.drop_path:
+            raise ConfigError(f"encoder {config.name} is learned from scratch: leave lora and drop_path out")
         kind = ATS_ENCODERS[config.name]
         return kind(config.in_channels), kind.dim
     encoder = TimmEncoder(config)

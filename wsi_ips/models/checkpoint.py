@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsi_ips import __version__
-from wsi_ips.config import READ_NO_FILE, PipelineConfig, Section
+from wsi_ips.config import READ_NO_FILE, ModelConfig, PipelineConfig, Section
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.models.build import build_selecting_net
+from wsi_ips.models.encoders.base_weights import found_again, with_fingerprint
+from wsi_ips.models.encoders.lora import load_stored, stored_state
 from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.storage.files import system_cause, whole_file
@@ -49,6 +51,9 @@ class WeightsFile(Generic[Config, Net]):
         fix: What the user can do if a file is not of this kind, for messages.
         config_of: Makes the configuration from the path and the content of the metadata.
         build: Builds the untrained network of a configuration, without downloading anything.
+        begin: Builds the network that the tensors of a file are laid on, where that takes weights that the file
+            does not hold: from the path, the configuration and the same network on the meta device. None: it
+            is ``build``.
     """
 
     key: str
@@ -56,13 +61,14 @@ class WeightsFile(Generic[Config, Net]):
     fix: str
     config_of: Callable[[Path, Mapping[str, Any]], Config]
     build: Callable[[Config], Net]
+    begin: Callable[[Path, Config, Net], Net] | None = None
 
     def write(self, path: Path, net: nn.Module, config: Config, **more: Any) -> None:
         """Write weights and configuration to ``path``. ``more`` is stored beside the configuration in the
         metadata.
         """
         held = {"version": __version__, "config": config.model_dump(mode="json"), **more}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_state(net).items()}
         with whole_file(path) as partial:
             save_file(tensors, partial, metadata={self.key: json.dumps(held)})
             partial.chmod(0o644)  # safetensors leaves it to its owner alone; colleagues predict with it
@@ -80,13 +86,13 @@ class WeightsFile(Generic[Config, Net]):
         with self._opened(path) as file:
             config = self._config(path, file.metadata() or {})
             names = list(file.keys())
-            self._check_shapes(
+            empty = self._check_shapes(
                 path, config, {name: tuple(file.get_slice(name).get_shape()) for name in names}
             )
             tensors = {name: file.get_tensor(name) for name in names}
-        net = self.build(config)
+        net = self.build(config) if self.begin is None else self.begin(path, config, empty)
         self._check_values(path, tensors, net.state_dict())
-        net.load_state_dict(tensors)
+        load_stored(net, tensors)
         return net.eval(), config
 
     def config(self, path: Path) -> Config:
@@ -128,13 +134,16 @@ class WeightsFile(Generic[Config, Net]):
             reason = one_line(error, most=200)
             raise CheckpointError(path, f"holds a config that cannot be read ({reason})", self.fix) from None
 
-    def _check_shapes(self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse a file whose configuration describes another network than its tensors do."""
+    def _check_shapes(self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Net:
+        """Refuse a file whose configuration describes another network than its tensors do.
+
+        Returns the network on the meta device.
+        """
         try:
             # On the meta device a tensor has a shape and no memory, whatever size the config asks for.
             with torch.device("meta"):
                 net = self.build(config)
-            wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+            wanted = {name: tuple(tensor.shape) for name, tensor in stored_state(net).items()}
         except Exception as error:  # noqa: BLE001 - a config from elsewhere may ask for anything
             reason = one_line(error, most=200)
             raise CheckpointError(
@@ -149,6 +158,7 @@ class WeightsFile(Generic[Config, Net]):
                 f"is of another architecture than its config: {len(unfit)} tensors differ, e.g. {unfit[0]}",
                 self.fix,
             )
+        return net
 
     def _check_values(self, path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -175,13 +185,14 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> tuple[BagNet, PipelineConfig]:
     """Read a network, in eval mode on the CPU, and the configuration that it was trained with.
 
-    No weights are downloaded: the encoder is built empty and filled from the file. (For an ``hf-hub:`` encoder,
-    timm looks up its description in the cache or on the hub.) The file cannot make the program allocate more
-    memory than it has tensors: its configuration is compared with their shapes first.
+    No weights are downloaded: the encoder is built empty and filled from the file. If the file holds adapters, the
+    encoder's own weights are found again, see :mod:`wsi_ips.models.encoders.base_weights`. (For an ``hf-hub:``
+    encoder, timm looks up its description in the cache or on the hub.) The file cannot make the program allocate
+    more memory than it has tensors: its configuration is compared with their shapes first.
 
     Raises:
         CheckpointError: The file is missing, broken or not a checkpoint, or its weights do not fit the
-            configuration.
+            configuration; or it holds adapters, and the weights below them are not here or are others.
     """
     return _FILE.read(path)
 
@@ -205,6 +216,13 @@ def begin_from(net: BagNet, path: Path) -> None:
         CheckpointError: The file cannot be read, or any other weight is missing or of another shape.
     """
     theirs, pipeline = load_checkpoint(path)
+    if pipeline.model.encoder.features is None and _base_of(theirs) != _base_of(net):
+        raise CheckpointError(
+            path,
+            "has other weights below its adapters than this model, or only one of them has adapters",
+            "give training.start a checkpoint of the same encoder weights and lora; to begin from a merged one, "
+            "name it in model.encoder.weights",
+        )
     given, wanted = theirs.state_dict(), net.state_dict()
     if pipeline.model.encoder.features is not None:
         wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("encoder.")}
@@ -222,6 +240,16 @@ def begin_from(net: BagNet, path: Path) -> None:
             "give training.start a checkpoint of the same encoder width, attention and tasks",
         )
     net.load_state_dict(given, strict=False)
+
+
+def named_base(config: ModelConfig, net: BagNet) -> ModelConfig:
+    """The configuration of a network with the fingerprint of the weights below its adapters, if it has any."""
+    return config.model_copy(update={"encoder": with_fingerprint(config.encoder, _base_of(net))})
+
+
+def _base_of(net: BagNet) -> str | None:
+    """The fingerprint of the weights below the adapters of the encoder; None if it has no adapters."""
+    return getattr(net.encoder, "base_sha256", None)
 
 
 def checkpoint_sha256(path: Path) -> str:
@@ -244,6 +272,15 @@ def _empty(config: PipelineConfig) -> BagNet:
     return build_selecting_net(config.model.model_copy(update={"encoder": encoder}), config.selection)
 
 
+def _begin(path: Path, config: PipelineConfig, empty: BagNet) -> BagNet:
+    """The network that the tensors of a checkpoint are laid on: empty, or with the weights below its adapters."""
+    if config.model.encoder.lora is None:
+        return _empty(config)
+    check_code_allowed(config.model.encoder.name)
+    encoder = found_again(path, config.model.encoder, empty.state_dict())
+    return build_selecting_net(config.model.model_copy(update={"encoder": encoder}), config.selection)
+
+
 _FILE = WeightsFile(
-    key=METADATA_KEY, name="checkpoint", fix=HOW_TO_FIX, config_of=_config_of, build=_empty
-)  # fmt: skip
+    key=METADATA_KEY, name="checkpoint", fix=HOW_TO_FIX, config_of=_config_of, build=_empty, begin=_begin
+)

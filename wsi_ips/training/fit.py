@@ -25,7 +25,7 @@ from wsi_ips.datasets.case_labels import case_targets
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
-from wsi_ips.models.checkpoint import begin_from
+from wsi_ips.models.checkpoint import begin_from, named_base
 from wsi_ips.models.encoders.precision import Compute, compute_in
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
@@ -219,6 +219,7 @@ def _train(
     seed_everything(seed, verbose=False)
     net = build_selecting_net(config.model, config.selection)
     compute_in(net, Compute(config.training.precision))
+    config = config.model_copy(update={"model": named_base(config.model, net)})
     bad: dict[str, str] = {}
     if config.training.start is not None:
         begin_from(net, config.training.start)

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from wsi_ips.config import FinetuneConfig, Monitor
 from wsi_ips.errors import CheckpointError, ConfigError, TrainingError, one_line
 from wsi_ips.models.checkpoint import save_checkpoint
+from wsi_ips.models.encoders.lora import load_stored, stored_state
 from wsi_ips.storage.files import system_cause, whole_file
 from wsi_ips.storage.held_folder import held
 from wsi_ips.training.kept_patches import mean_figures
@@ -102,7 +103,7 @@ class RunRecorder(Callback):
             return
         self._held = held = load_state(path, run=self._run)
         try:
-            module.net.load_state_dict(held["net"])
+            load_stored(module.net, held["net"])
             module.restore(held["state"])
             self.history = list(held["state"]["history"])
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -223,7 +224,7 @@ def save_state(
     held = {
         "format": FORMAT,
         "run": run,
-        "net": net.state_dict(),
+        "net": stored_state(net),
         "optimizer": optimizer.state_dict(),
         "state": dict(state),
     }

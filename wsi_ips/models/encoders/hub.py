@@ -38,6 +38,15 @@ def cached_weights(entry: EncoderEntry) -> Path | None:
     return _cached(entry.sources, entry.files)
 
 
+def cached_repository(source: str) -> Path | None:
+    """The weights of any repository in the cache of the hub, or None. Never uses the network.
+
+    Raises:
+        CheckpointError: ``source`` is not the name of a repository.
+    """
+    return _cached((source.partition("@")[0],), ())
+
+
 def repository_weights(source: str) -> Path:
     """The weights of any repository, ``organisation/name``, from the cache or downloaded once.
 

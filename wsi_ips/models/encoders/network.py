@@ -52,7 +52,7 @@ def timm_network(config: EncoderConfig) -> Any:
             f"; did you mean {' or '.join(close)}?" if close else "; see wsi-ips encoders, timm.list_models()"
         )
         raise ConfigError(f"timm has no model {config.name!r}{hint}")
-    arguments: dict[str, Any] = {**config.args, "in_chans": config.in_channels}
+    arguments: dict[str, Any] = {**config.args, **_drop_path(config), "in_chans": config.in_channels}
     if config.img_size:
         arguments["img_size"] = config.img_size
     try:
@@ -80,14 +80,20 @@ def network_of(entry: EncoderEntry, config: EncoderConfig) -> Any:
     if config.in_channels != 3:
         raise ConfigError(f"encoder {entry.name} takes colours: leave encoder.in_channels at 3")
     if isinstance(entry.architecture, OwnArchitecture):
-        if config.args or config.img_size:
-            raise ConfigError(f"encoder {entry.name} takes no arguments: leave encoder.args and img_size out")
+        if config.args or config.img_size or config.drop_path:
+            raise ConfigError(
+                f"encoder {entry.name} takes no arguments: leave encoder.args, img_size and drop_path out"
+            )
         return built(_function(entry.architecture, entry.name), entry.name)
     architecture: TimmArchitecture = entry.architecture
-    arguments = {**architecture.arguments, **config.args}
+    arguments = {**architecture.arguments, **config.args, **_drop_path(config)}
     if config.img_size:
         arguments["img_size"] = config.img_size
     return _created(architecture.name, arguments, shown=entry.name)
+
+
+def _drop_path(config: EncoderConfig) -> dict[str, Any]:
+    return {"drop_path_rate": config.drop_path} if config.drop_path else {}
 
 
 def _created(name: str, arguments: Mapping[str, Any], *, shown: str, pretrained: bool = False) -> Any:
@@ -109,7 +115,7 @@ def _created(name: str, arguments: Mapping[str, Any], *, shown: str, pretrained:
             raise
         reason = one_line(error, most=160)
         raise ConfigError(
-            f"encoder {shown} does not take these encoder.args or img_size ({reason})"
+            f"encoder {shown} does not take these encoder.args, img_size or drop_path ({reason})"
         ) from None
 
 

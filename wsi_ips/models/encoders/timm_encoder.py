@@ -11,12 +11,14 @@ from typing import Any, Self
 
 import torch
 from timm.data.config import resolve_model_data_config
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from wsi_ips.config import EncoderConfig
-from wsi_ips.errors import ConfigError
+from wsi_ips.config import EncoderConfig, LoraConfig
+from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.encoders.entry import EncoderEntry
 from wsi_ips.models.encoders.hub import hub_weights
+from wsi_ips.models.encoders.lora import add_adapters, base_names, check_reached, fingerprint_of_base
 from wsi_ips.models.encoders.network import network_of, timm_network
 from wsi_ips.models.encoders.output import output_of, token_pool
 from wsi_ips.models.encoders.precision import ComputingModule
@@ -45,6 +47,7 @@ class TimmEncoder(ComputingModule):
 
     mean: Tensor
     std: Tensor
+    _adapters_reached = True
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -64,7 +67,14 @@ class TimmEncoder(ComputingModule):
             raise ConfigError(f"encoder {entry.name} gives features {self.dim} wide, not its {entry.width}")
         self._frozen_batch_norm = config.batch_norm == "frozen"
         self._random = config.weights == "none"
+        self.base_sha256: str | None = None
+        """Fingerprint of the encoder's own weights, if it learns adapters."""
+        self.found_again: frozenset[str] = frozenset()
+        """Tensors that are not stored, because they are the encoder's own weights below its adapters."""
         self.backbone.requires_grad_(config.trainable)
+        self._check_drop_path(config)
+        if config.lora is not None:
+            self._adapt(config.lora, config)
         # Convolutions on a CPU and on tensor cores are faster in this order, and pixels arrive in it anyway.
         self.backbone.to(memory_format=torch.channels_last)
         self.train(self.training)
@@ -92,6 +102,9 @@ class TimmEncoder(ComputingModule):
                 f"{self._name} gives {shape} for a patch, not ({self.dim},); set encoder.pooling: cls or cls_mean "
                 "where these are tokens"
             )
+        if not self._adapters_reached:
+            check_reached(self.backbone, name=self._name)
+            self._adapters_reached = True
         return features_nD
 
     def _normalised(self, pixels_n3PP: Tensor) -> Tensor:
@@ -120,6 +133,43 @@ class TimmEncoder(ComputingModule):
             x_n3PP, indices=self._stages, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
         return torch.cat([map_nChw.mean(dim=(2, 3)) for map_nChw in maps], dim=1)
+
+    def _adapt(self, lora: LoraConfig, config: EncoderConfig) -> None:
+        """Freeze the network and put adapters onto it, after a check that its weights are the right ones."""
+        if not self._random:  # without weights, only names and shapes are asked for
+            self.base_sha256 = fingerprint_of_base(self.backbone)
+            if lora.base_sha256 not in (None, self.base_sha256):
+                raise CheckpointError(
+                    self._name if config.weights == "timm" else config.weights,
+                    f"holds other weights than the adapters were trained on: their SHA-256 is {self.base_sha256}, "
+                    f"not {lora.base_sha256}",
+                    f"give the weights of {self._name} that the adapters were trained on",
+                )
+        add_adapters(self.backbone, lora, name=self._name)
+        names = base_names(self.backbone, keep_statistics=not self._frozen_batch_norm)
+        self.found_again = frozenset(f"backbone.{name}" for name in names)
+        self._adapters_reached = False
+
+    def _check_drop_path(self, config: EncoderConfig) -> None:
+        if config.drop_path and not any(
+            isinstance(module, DropPath) and module.drop_prob for module in self.backbone.modules()
+        ):
+            raise ConfigError(f"model.encoder.drop_path: {self._name} has no drop path; leave it out")
+
+    def save_memory(self) -> None:
+        """Recompute the blocks of the network in the backward pass instead of keeping what they made.
+
+        Raises:
+            ConfigError: The network cannot do that.
+        """
+        backbone: Any = self.backbone
+        try:
+            backbone.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError, NotImplementedError):  # timm's models assert that they can
+            raise ConfigError(
+                f"training.encoder_checkpointing: {self._name} cannot recompute its blocks; leave it out, and set "
+                "a smaller training.micro_batch"
+            ) from None
 
     def check_normalised(self) -> None:
         """Check that training would not leave this encoder without normalisation for good.
@@ -174,8 +224,10 @@ def _whole(config: EncoderConfig) -> tuple[Any, EncoderEntry | None]:
             f"encoder {config.name}: its function returns a {type(found).__name__}, not a torch module with the "
             "width of its embeddings as attribute dim"
         )
-    if config.args or config.img_size:
-        raise ConfigError(f"encoder {config.name} takes no arguments: leave encoder.args and img_size out")
+    if config.args or config.img_size or config.drop_path:
+        raise ConfigError(
+            f"encoder {config.name} takes no arguments: leave encoder.args, img_size and drop_path out"
+        )
     return found, None
 
 
