@@ -310,3 +310,13 @@ def test_a_training_begins_from_adapters_on_the_same_weights_alone(weights: Path
     whole = build_net(config.model.model_copy(update={"encoder": plain}))
     with pytest.raises(CheckpointError, match="only one of them has adapters"):
         begin_from(whole, path)
+
+
+def test_the_adapters_of_uni2_h_are_a_quarter_of_a_percent_of_its_weights() -> None:
+    """docs/encoders.md says so. On the meta device, where tensors have a size and no memory."""
+    with torch.device("meta"):
+        config = EncoderConfig.model_validate({"name": NAME, "lora": {"rank": 8}})
+        found = TimmEncoder(config.model_copy(update={"weights": "none"}))
+    stored = sum(tensor.numel() for tensor in stored_state(found).values())
+    assert stored == 1_769_472
+    assert 0.0025 < stored / ENCODERS[NAME].parameters < 0.0027
