@@ -91,9 +91,17 @@ def _missing(encoder: EncoderConfig) -> tuple[str, str]:
         repository = source.removeprefix(HUB_PREFIX)
         where = f"{repository} is not in the hub's cache"
         return ("", "") if cached_repository(repository) else (where, f"hf download {repository}")
-    if weights == "timm" or weights.startswith("pypi:") or Path(weights).exists():
+    if weights == "timm" or weights.startswith("pypi:") or _is_there(Path(weights)):
         return "", ""
-    return f"there is no {weights}", "put them there"
+    return f"there is no file or folder {weights}", "put them there"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it is a plain file or a folder. A checkpoint may name anything, such as a device without an end."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:
+        return False
 
 
 def _check_size(path: Path, encoder: EncoderConfig, size: int) -> None:
