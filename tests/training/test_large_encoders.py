@@ -17,6 +17,7 @@ from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.encoders import registry
+from wsi_ips.models.encoders.precision import Compute, compute_in, float32_behind
 from wsi_ips.models.encoders.registry import ENCODERS
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.slides.resolution import SlideMpp
@@ -103,6 +104,25 @@ def test_the_gradient_cache_gives_the_gradients_of_one_graph(
         torch.manual_seed(6)
         backward_in_parts(ours, lambda: pixels.split(4), loss_of)
         assert relative_error(gradients(ours), theirs) > 0.01
+
+
+def test_in_half_precision_too(weights: Path) -> None:
+    """Within the autocast of the training engine, whose cache of weights must not outlive the first pass."""
+    pixels = torch.rand(6, 3, PX, PX, generator=torch.Generator().manual_seed(3))
+    found = []
+    for in_parts in (False, True):
+        learning = encoder(weights, lora={"rank": 3, "norms": True}, drop_path=0.5)
+        compute_in(learning, Compute("bf16"))
+        torch.manual_seed(5)
+        if not in_parts:
+            features = torch.cat([learning(part) for part in pixels.split(3)])
+            features.softmax(dim=0).std().backward()
+        else:
+            learning.save_memory()
+            with torch.autocast("cpu", dtype=torch.bfloat16), float32_behind("cpu"):
+                backward_in_parts(learning, lambda: pixels.split(3), lambda x: x.softmax(dim=0).std())
+        found.append(gradients(learning))
+    assert relative_error(found[1], found[0]) <= 1e-5
 
 
 def test_an_encoder_that_cannot_recompute_says_so() -> None:
