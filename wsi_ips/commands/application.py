@@ -94,6 +94,10 @@ _COMMANDS = {
         "wsi_ips.commands.encoders:command",
         "List the encoders that --encoder takes by name: sizes, µm, licences, and whether their weights are here.",
     ),
+    "merge": (
+        "wsi_ips.commands.merge:command",
+        "Make a whole checkpoint of one that holds adapters alone; it needs no other weights then.",
+    ),
     "run": ("wsi_ips.commands.application:run", "Run a recipe."),
     "data": (
         "wsi_ips.commands.application:data_app",

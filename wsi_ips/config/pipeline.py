@@ -27,6 +27,8 @@ ALL_PATCHES_FIRST = 0.4
 """Share of the epochs that read all patches, if it is not given and the encoder does not learn."""
 GENTLE_LR = 3e-5
 """Of an encoder behind a head that has learned on its features already."""
+GENTLE_LORA_LR = 1e-4
+"""Of the adapters of such an encoder."""
 
 
 class PipelineConfig(Section):
@@ -166,6 +168,17 @@ class FinetuneConfig(PipelineConfig):
         return self
 
     @model_validator(mode="after")
+    def _the_encoder_learns(self) -> Self:
+        encoder, training = self.model.encoder, self.training
+        learns = encoder.trainable and encoder.name != "features"
+        for name in ("layer_decay", "encoder_checkpointing"):
+            if getattr(training, name) and not learns:
+                raise ValueError(
+                    f"training.{name} is for an encoder that learns, and this one does not: leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _selection_is_of_every_epoch(self) -> Self:
         if self.selection.selector != "ips" and self.training.select_every > 1:
             raise ValueError(
@@ -219,7 +232,8 @@ class FinetuneConfig(PipelineConfig):
         if training.encoder_lr is not None:
             return training.encoder_lr
         knows_something = bool(self.head_start_epochs) or training.start is not None
-        return min(training.lr, GENTLE_LR) if knows_something else training.lr
+        gentle = GENTLE_LR if self.model.encoder.lora is None else GENTLE_LORA_LR
+        return min(training.lr, gentle) if knows_something else training.lr
 
     @property
     def all_patches_epochs(self) -> int:

@@ -25,6 +25,8 @@ weight}}``, where classes that are left out weigh 1.
 """
 
 
+LATER_FIELDS = ("layer_decay", "encoder_checkpointing", "ema")
+"""Fields that are written only if they are set, so that runs of earlier versions can be continued."""
 Monitor = Literal["loss", "refined_loss", "auc", "c_index", "kappa", "last"]
 """What the best epoch is chosen by."""
 
@@ -101,9 +103,13 @@ class TrainingConfig(Section):
     """
     lr: PositiveFloat = 3e-4
     encoder_lr: PositiveFloat | None = None
-    """Peak learning rate of the encoder. None: after a head start or from a checkpoint (``start``) it is 3e-5,
-    or ``lr`` if that is lower, because larger steps undo what the head has learned; otherwise the same as
-    ``lr``.
+    """Peak learning rate of the encoder. None: after a head start or from a checkpoint (``start``) it is 3e-5
+    (1e-4 for adapters, ``model.encoder.lora``), or ``lr`` if that is lower, because larger steps undo what the
+    head has learned; otherwise the same as ``lr``.
+    """
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Each layer of the encoder learns at this many times the rate of the layer behind it, so that the first ones
+    change least. 0.65 to 0.9 is usual. None: all at the same rate.
     """
     coarse_lr: PositiveFloat | None = None
     """Peak learning rate of the coarse scorer, which learns from scratch even where the rest is gently
@@ -122,6 +128,15 @@ class TrainingConfig(Section):
     micro_batch: PositiveInt | None = 32
     """Patches that are taken back through the encoder at a time (gradient cache). It bounds memory and changes
     no gradient. None: all patches of a step in one graph, as an encoder with ``batch_norm: batch`` needs.
+    """
+    encoder_checkpointing: bool = False
+    """Compute the blocks of the encoder once more in the backward pass instead of keeping what they made: a
+    micro-batch takes several times less memory, and a step about a third longer. It changes no gradient.
+    """
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Validate, and store as checkpoint, an exponential moving average of the weights, of which this share is
+    left after each step (less in the first steps). 0.999 is about the last thousand steps. None: the weights
+    themselves.
     """
     precision: Annotated[
         Literal["32", "bf16", "fp16"], BeforeValidator(lambda value: "32" if value == 32 else value)
@@ -184,6 +199,9 @@ class TrainingConfig(Section):
         stored: dict[str, Any] = handler(self)
         if self.against_collapse == AgainstCollapseConfig():
             stored.pop("against_collapse", None)
+        for name in LATER_FIELDS:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                stored.pop(name, None)
         return stored
 
     @model_validator(mode="before")

@@ -9,7 +9,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -182,8 +183,13 @@ def save_checkpoint(
     _FILE.write(path, net, config, format=FORMAT, notes=dict(notes or {}))
 
 
-def load_checkpoint(path: Path) -> tuple[BagNet, PipelineConfig]:
+def load_checkpoint(path: Path, *, base_weights: Path | None = None) -> tuple[BagNet, PipelineConfig]:
     """Read a network, in eval mode on the CPU, and the configuration that it was trained with.
+
+    Args:
+        path: The file.
+        base_weights: File or folder of the weights below the adapters of its encoder, if it has any. None: where
+            the training had them.
 
     No weights are downloaded: the encoder is built empty and filled from the file. If the file holds adapters, the
     encoder's own weights are found again, see :mod:`wsi_ips.models.encoders.base_weights`. (For an ``hf-hub:``
@@ -194,7 +200,7 @@ def load_checkpoint(path: Path) -> tuple[BagNet, PipelineConfig]:
         CheckpointError: The file is missing, broken or not a checkpoint, or its weights do not fit the
             configuration; or it holds adapters, and the weights below them are not here or are others.
     """
-    return _FILE.read(path)
+    return replace(_FILE, begin=partial(_begin, base_weights=base_weights)).read(path)
 
 
 def checkpoint_config(path: Path) -> PipelineConfig:
@@ -272,15 +278,13 @@ def _empty(config: PipelineConfig) -> BagNet:
     return build_selecting_net(config.model.model_copy(update={"encoder": encoder}), config.selection)
 
 
-def _begin(path: Path, config: PipelineConfig, empty: BagNet) -> BagNet:
+def _begin(path: Path, config: PipelineConfig, empty: BagNet, *, base_weights: Path | None = None) -> BagNet:
     """The network that the tensors of a checkpoint are laid on: empty, or with the weights below its adapters."""
     if config.model.encoder.lora is None:
         return _empty(config)
     check_code_allowed(config.model.encoder.name)
-    encoder = found_again(path, config.model.encoder, empty.state_dict())
+    encoder = found_again(path, config.model.encoder, empty.state_dict(), named=base_weights)
     return build_selecting_net(config.model.model_copy(update={"encoder": encoder}), config.selection)
 
 
-_FILE = WeightsFile(
-    key=METADATA_KEY, name="checkpoint", fix=HOW_TO_FIX, config_of=_config_of, build=_empty, begin=_begin
-)
+_FILE = WeightsFile(key=METADATA_KEY, name="checkpoint", fix=HOW_TO_FIX, config_of=_config_of, build=_empty)

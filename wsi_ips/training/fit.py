@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from wsi_ips.config import FinetuneConfig
+from wsi_ips.config import FinetuneConfig, TrainingConfig
 from wsi_ips.datasets.case_labels import case_targets
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
@@ -230,13 +230,7 @@ def _train(
         begin_from(net, started.checkpoint)
         seed_everything(seed, verbose=False)
         bad = dict(started.bad)
-    targets, balanced = [bag.targets for bag in train], config.training.sampling == "balanced"
-    steps = Steps(
-        len(train),
-        per_step=config.training.slides_per_step,
-        order=lambda epoch: order_of_epoch(targets, seed=seed, epoch=epoch, balanced=balanced),
-    )
-    module = IPSModule(net, config, bags=train, steps=steps, max_bad=max_bad)
+    module = IPSModule(net, config, bags=train, steps=_steps(train, config.training), max_bad=max_bad)
     module.bad.update(bad)
     record = RunRecorder(out, config, run=_described(config, train, val))
     record.resume(module)
@@ -257,6 +251,16 @@ def _train(
     if is_first_process():
         _write_run(out / "run.json", config, doubts=doubts)
     return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad), doubts)
+
+
+def _steps(train: Sequence[Bag], training: TrainingConfig) -> Steps:
+    """The steps of a training on these bags, from the first one on."""
+    targets, balanced = [bag.targets for bag in train], training.sampling == "balanced"
+    return Steps(
+        len(train),
+        per_step=training.slides_per_step,
+        order=lambda epoch: order_of_epoch(targets, seed=training.seed, epoch=epoch, balanced=balanced),
+    )
 
 
 def _complete(

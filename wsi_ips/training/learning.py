@@ -29,6 +29,7 @@ from wsi_ips.survival.hazards import bins_of, hazard_loss
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper, SelectionFigures
+from wsi_ips.training.layer_decay import layer_rates
 from wsi_ips.training.losses import lr_multiplier, mean_loss, task_loss
 from wsi_ips.training.survival_start import follow_up_of
 
@@ -505,11 +506,17 @@ def make_optimizer(net: BagNet, training: TrainingConfig) -> AdamW:
     """AdamW with weight decay on every parameter, as in the paper.
 
     The encoder and the coarse scorer have learning rates of their own if ``training.encoder_lr`` and
-    ``training.coarse_lr`` are set.
+    ``training.coarse_lr`` are set, and each layer of the encoder if ``training.layer_decay`` is.
+
+    Raises:
+        ConfigError: The encoder does not say what its layers are, as ``training.layer_decay`` needs.
     """
     rates: dict[int, float] = {}
     for part, rate in ((net.coarse, training.coarse_lr), (net.encoder, training.encoder_lr)):
         rates |= {id(weight): rate for weight in (part.parameters() if part else ()) if rate is not None}
+    if training.layer_decay is not None:
+        rate = training.lr if training.encoder_lr is None else training.encoder_lr
+        rates |= layer_rates(net.encoder, rate, decay=training.layer_decay)
     groups: dict[float, list[nn.Parameter]] = {}
     for weight in net.parameters():
         if weight.requires_grad:

@@ -6,6 +6,7 @@ unevenly among processes.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from wsi_ips.config import FinetuneConfig
-from wsi_ips.errors import TrainingError, WsiIpsError
+from wsi_ips.errors import ConfigError, TrainingError, WsiIpsError
 from wsi_ips.models.encoders.precision import float32_behind
+from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.against_collapse import AgainstCollapse
@@ -36,6 +38,7 @@ from wsi_ips.training.processes import (
     raise_failures,
     sum_gradients,
 )
+from wsi_ips.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,10 @@ class IPSModule(LightningModule):
             task.name: class_weights(choice, task, [bag.targets for bag in bags]) for task in tasks
         }
         self._collapse = AgainstCollapse.of(net, config)
+        ema = config.training.ema
+        self._average = None if ema is None else WeightAverage(net, ema)
+        if config.training.encoder_checkpointing:
+            save_memory(net)
         self.method = make_method(
             net,
             config,
@@ -103,6 +110,8 @@ class IPSModule(LightningModule):
             optimizer.step()
             if self._collapse is not None:
                 self._collapse.stepped()
+            if self._average is not None:
+                self._average.stepped()
             loss = loss / (slides / len(step.bags))
             self.losses.append(float(loss))
             self.log("step_loss", loss, on_step=True, on_epoch=False, batch_size=len(step.bags))
@@ -200,6 +209,17 @@ class IPSModule(LightningModule):
             self.losses.clear()
             self.watched.clear()
 
+    def shown(self) -> AbstractContextManager[None]:
+        """Context manager in which ``net`` has the weights that are validated and stored: its own, or their moving
+        average.
+        """
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate with the averaged weights, if there are any."""
+        self._showing = self.shown()
+        self._showing.__enter__()
+
     def validation_step(self, bag: Bag, _: int) -> None:
         """Measure a validation bag, or count it as bad if it cannot be read."""
         try:
@@ -217,6 +237,7 @@ class IPSModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Put together what all processes measured, and compute the figures."""
+        self._showing.__exit__(None, None, None)
         mine = self._measured, dict(self.bad)
         everyone = of_all(mine)
         for _, bad in everyone:
@@ -278,6 +299,7 @@ class IPSModule(LightningModule):
             "bad": dict(self.bad),
             "remembered": dict(self.method.remembered),
             **({} if self._collapse is None else self._collapse.state()),
+            **({} if self._average is None else {"ema": self._average.state()}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -289,3 +311,18 @@ class IPSModule(LightningModule):
         self.method.remembered.update(state["remembered"])
         if self._collapse is not None:
             self._collapse.restore(state)
+        if self._average is not None:
+            self._average.restore(state["ema"])
+
+
+def save_memory(net: BagNet) -> None:
+    """Have the encoder recompute its blocks in the backward pass.
+
+    Raises:
+        ConfigError: It cannot do that.
+    """
+    if not isinstance(net.encoder, TimmEncoder):
+        raise ConfigError(
+            "training.encoder_checkpointing: this encoder cannot recompute its blocks; leave it out"
+        )
+    net.encoder.save_memory()

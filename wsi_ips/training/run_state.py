@@ -151,8 +151,9 @@ class RunRecorder(Callback):
         self.history.append(row)
         if trainer.is_global_zero:
             notes = {name: f"{value:.6g}" for name, value in row.items()}
-            for name in [LAST_NAME, *([BEST_NAME] if self.best_epoch == epoch else [])]:
-                save_checkpoint(self._out / name, pl_module.net, self._config.pipeline, notes=notes)
+            with pl_module.shown():
+                for name in [LAST_NAME, *([BEST_NAME] if self.best_epoch == epoch else [])]:
+                    save_checkpoint(self._out / name, pl_module.net, self._config.pipeline, notes=notes)
             write_history(self._out / "history.csv", self.history)
         self._save_state(trainer, pl_module)
         patience = self._config.training.patience

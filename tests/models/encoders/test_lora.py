@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.encoders.look_alikes import PX, as_file, at_random, plain_network, tiny_entry
-from wsi_ips.config import EncoderConfig, FinetuneConfig, LoraConfig
+from wsi_ips.config import EncoderConfig, FinetuneConfig, LoraConfig, ModelConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import begin_from, load_checkpoint, named_base, save_checkpoint
@@ -28,6 +28,7 @@ from wsi_ips.models.encoders.lora import (
 from wsi_ips.models.encoders.registry import ENCODERS
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
+from wsi_ips.models.merging import merge_checkpoint
 
 NAME = "uni2-h"
 
@@ -265,12 +266,28 @@ def test_weights_are_found_in_a_file_of_another_kind_and_place(
         load_checkpoint(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: holds adapters alone, and the weights of uni2-h")
-    assert f"there is no {weights}" in message
+    assert f"there is no file or folder {weights}" in message
     assert BASE_WEIGHTS in message
     assert "\n" not in message
     monkeypatch.setenv(BASE_WEIGHTS, str(moved.parent))
     with torch.no_grad():
         assert torch.equal(load_checkpoint(path)[0].encode(pixels()), net.encode(pixels()))
+
+
+@pytest.mark.parametrize(
+    "named", ["/dev/zero", "x" * 5000, "\0", "hf-hub:no/such", "hf-hub:../../x", "none of these"]
+)
+def test_a_checkpoint_that_names_odd_weights_is_one_line(
+    named: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    net, config = small_net(weights)
+    encoder = config.model.encoder.model_copy(update={"weights": named})
+    model = config.model.model_copy(update={"encoder": encoder})
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, net, config.pipeline.model_copy(update={"model": model}))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
 
 
 def test_a_checkpoint_that_asks_for_more_than_its_weights_can_fill_is_refused(
@@ -310,3 +327,49 @@ def test_a_training_begins_from_adapters_on_the_same_weights_alone(weights: Path
     whole = build_net(config.model.model_copy(update={"encoder": plain}))
     with pytest.raises(CheckpointError, match="only one of them has adapters"):
         begin_from(whole, path)
+
+
+@torch.no_grad()
+def test_a_merged_checkpoint_gives_the_same_and_its_encoder_can_be_trained_on(
+    weights: Path, tmp_path: Path
+) -> None:
+    net, config = small_net(weights)
+    path, merged = tmp_path / "model.safetensors", tmp_path / "merged.safetensors"
+    save_checkpoint(path, net, config.pipeline)
+    assert 0 < merge_checkpoint(path, merged) <= 1e-5
+    weights.unlink()
+    whole, pipeline = load_checkpoint(merged)
+    assert pipeline.model.encoder.lora is None
+    assert whole.state_dict().keys() == {name for name in net.state_dict() if "lora_" not in name}
+    expected = net.encoder(pixels())
+    assert (whole.encoder(pixels()) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    further = encoder(merged, lora={"rank": 2}).eval()
+    assert torch.equal(further(pixels()), whole.encoder(pixels()))
+
+
+def test_adapters_that_do_not_merge_write_nothing(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, config = small_net(weights)
+    path, merged = tmp_path / "model.safetensors", tmp_path / "merged.safetensors"
+    save_checkpoint(path, net, config.pipeline)
+    monkeypatch.setattr(LoraLinear, "merged", lambda self: nn.Linear(self.in_features, self.out_features))
+    with pytest.raises(CheckpointError, match="computes something else when its adapters are merged"):
+        merge_checkpoint(path, merged)
+    assert not merged.exists()
+
+
+def test_a_checkpoint_of_uni2_h_is_a_third_of_a_percent_of_its_weights() -> None:
+    """docs/encoders.md says so. On the meta device, where tensors have a size and no memory."""
+    encoder = EncoderConfig.model_validate({"name": NAME, "lora": {"rank": 8}})
+    config = ModelConfig().model_copy(update={"encoder": encoder.model_copy(update={"weights": "none"})})
+    with torch.device("meta"):
+        net = build_net(config)
+    sizes = [
+        {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+        for state in (stored_state(net), net.state_dict())
+    ]
+    adapters = [size for name, size in sizes[0].items() if name.startswith("encoder.")]
+    assert sum(adapters) == 4 * 1_769_472
+    assert 8.5e6 < sum(sizes[0].values()) < 9.5e6
+    assert 0.0032 < sum(sizes[0].values()) / sum(sizes[1].values()) < 0.0034

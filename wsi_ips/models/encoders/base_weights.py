@@ -30,7 +30,9 @@ SMALL_BYTES = 2**24
 """Networks up to this size are built whatever the size of their file."""
 
 
-def found_again(path: Path, encoder: EncoderConfig, wanted: Mapping[str, Tensor]) -> EncoderConfig:
+def found_again(
+    path: Path, encoder: EncoderConfig, wanted: Mapping[str, Tensor], *, named: Path | None = None
+) -> EncoderConfig:
     """The settings of the encoder of a checkpoint with adapters, with its weights as they are named here.
 
     Nothing is downloaded for a listed encoder or a repository of the hub, which a stranger's checkpoint may name.
@@ -40,6 +42,8 @@ def found_again(path: Path, encoder: EncoderConfig, wanted: Mapping[str, Tensor]
         path: The checkpoint.
         encoder: The settings that it holds.
         wanted: The tensors of the network, on the meta device.
+        named: Their file or folder, if the user says it. None: :data:`BASE_WEIGHTS`, or where the training had
+            them.
 
     Raises:
         CheckpointError: The weights are not on this machine, or the checkpoint does not say which ones they are,
@@ -50,8 +54,8 @@ def found_again(path: Path, encoder: EncoderConfig, wanted: Mapping[str, Tensor]
         raise CheckpointError(
             path, "holds adapters and does not say which weights they belong to", "train it again"
         )
-    if named := os.environ.get(BASE_WEIGHTS):
-        encoder = encoder.model_copy(update={"weights": named})
+    if given := str(named or os.environ.get(BASE_WEIGHTS, "")):
+        encoder = encoder.model_copy(update={"weights": given})
     problem, fix = _missing(encoder)
     if problem:
         raise CheckpointError(
@@ -87,9 +91,17 @@ def _missing(encoder: EncoderConfig) -> tuple[str, str]:
         repository = source.removeprefix(HUB_PREFIX)
         where = f"{repository} is not in the hub's cache"
         return ("", "") if cached_repository(repository) else (where, f"hf download {repository}")
-    if weights == "timm" or weights.startswith("pypi:") or Path(weights).exists():
+    if weights == "timm" or weights.startswith("pypi:") or _is_there(Path(weights)):
         return "", ""
-    return f"there is no {weights}", "put them there"
+    return f"there is no file or folder {weights}", "put them there"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it is a plain file or a folder. A checkpoint may name anything, such as a device without an end."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:
+        return False
 
 
 def _check_size(path: Path, encoder: EncoderConfig, size: int) -> None:
