@@ -141,7 +141,8 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     notes += [f"{name}: {note}" for name, report in worked_out.survival.items() for note in report.notes]
     compared = comparison.lines if comparison is not None else []
     scored = worked_out.joined.to_json()
-    summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
+    found, joined = f"{scored['scored']} of {scored['in_split']}", worked_out.joined
+    summary = f"{found} {joined.bag}s of split {job.split} scored; see {out}"
     return Outcome.of_slides(complaints, summary, details=[*headlines(worked_out), *notes, *compared])
 
 
