@@ -72,6 +72,11 @@ class Joined:
         records = [*(record for record, _ in (*self.pairs, *self.failed)), *self.missing]
         return len({record.case_id for record in records})
 
+    @property
+    def counted(self) -> str:
+        """How many are scored, in words."""
+        return f"{len(self.pairs)} of {self.in_split} {self.bag}s"
+
     def to_json(self) -> dict[str, Any]:
         return {
             **({"bag": self.bag} if self.bag == "case" else {}),
