@@ -123,7 +123,9 @@ def test_evaluate_counts_patients(console: Console, trained: tuple[Path, Path, P
     run = tmp_path / "run"
     given = ("--features", features, "--checkpoint", checkpoint, "--out", run)
     assert console("predict", *given, "--cases", manifest).code == 0
-    assert console("evaluate", run, manifest, "--bootstrap", "20").code == 0
+    said = console("evaluate", run, manifest, "--bootstrap", "20")
+    assert said.code == 0
+    assert "4 of 4 cases of split test scored" in said.out
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["slides"]["bag"] == "case"
     assert (metrics["slides"]["scored"], metrics["slides"]["cases"]) == (4, 4)
@@ -131,6 +133,13 @@ def test_evaluate_counts_patients(console: Console, trained: tuple[Path, Path, P
     rows = table(run / "evaluation" / "slides.csv")
     assert [row["slide_id"] for row in rows] == [f"c{n:02}_0;c{n:02}_1" for n in (3, 7, 11, 15)]
     assert [row["slides"] for row in table(run / "evaluation" / "cases.csv")] == ["2"] * 4
+    # A calibration knows the slides of its cases, so that none of them is judged by it.
+    calibration = tmp_path / "c.json"
+    said = console("calibrate", run, manifest, "--split", "test", "--out", calibration, "--risk", "0.4")
+    assert said.code == 0, said.err
+    assert "4 cases of split test calibrated on" in said.out
+    slides = json.loads(calibration.read_text())["slides"]
+    assert slides == [f"c{n:02}_{place}" for n in (3, 7, 11, 15) for place in (0, 1)]
     # Another manifest's cases are not those that were read.
     other = tmp_path / "other.csv"
     other.write_text(manifest.read_text().replace("c03_1,c03,", "c03_1,c07,"))

@@ -95,5 +95,7 @@ def calibrate(job: CalibrateJob, progress: Progress) -> Outcome:
     details = calibration_in_words(calibration)
     if job.split == "val":
         details.append(EPOCH_NOTE)
-    summary = f"{len(joined.pairs)} slides of split {job.split} calibrated on: predict --calibration {out}"
+    summary = (
+        f"{len(joined.pairs)} {joined.bag}s of split {job.split} calibrated on: predict --calibration {out}"
+    )
     return Outcome.of_slides(joined.complaints, summary, details=details)

@@ -140,8 +140,7 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     notes += worked_out.froc.notes if worked_out.froc else []
     notes += [f"{name}: {note}" for name, report in worked_out.survival.items() for note in report.notes]
     compared = comparison.lines if comparison is not None else []
-    scored = worked_out.joined.to_json()
-    summary = f"{scored['scored']} of {scored['in_split']} slides of split {job.split} scored; see {out}"
+    summary = f"{worked_out.joined.counted} of split {job.split} scored; see {out}"
     return Outcome.of_slides(complaints, summary, details=[*headlines(worked_out), *notes, *compared])
 
 

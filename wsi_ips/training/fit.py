@@ -224,7 +224,6 @@ def _train(
     if config.training.start is not None:
         begin_from(net, config.training.start)
     _check_normalised(net)
-    warn_of_order(net, config)
     if config.training.start is None and config.head_start_epochs and not (out / STATE_NAME).exists():
         started = _head_start(net, train, val, config, out, device=device, progress=progress, max_bad=max_bad)
         begin_from(net, started.checkpoint)
@@ -241,13 +240,8 @@ def _train(
     if is_first_process():
         learned, chose = ([bag for bag in bags if bag.bag_id not in module.bad] for bags in (train, val))
         _complete(out / BEST_NAME, learned, chose, config, device=device, progress=progress)
-    doubts = findings(
-        record.history,
-        record.best_epoch,
-        config,
-        train=[bag.targets for bag in train],
-        val=[bag.targets for bag in val],
-    )
+    val_targets = [bag.targets for bag in val]
+    doubts = findings(record.history, record.best_epoch, config, train=targets, val=val_targets)
     if is_first_process():
         _write_run(out / "run.json", config, doubts=doubts)
     return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad), doubts)
@@ -324,6 +318,7 @@ def _fit(
     progress: Progress,
 ) -> None:
     training, steps = config.training, module.steps
+    warn_of_order(module.net, config)
     if device.type == "cpu" and training.precision == "fp16":
         raise ConfigError("training.precision: fp16 needs a GPU; bf16 and 32 run on a CPU")
     total = training.epochs * (steps.per_epoch + len(val)) - (steps.done + steps.epoch * len(val))

@@ -64,10 +64,23 @@ class Joined:
             threshold=threshold,
         )
 
+    @property
+    def in_split(self) -> int:
+        """How many slides the split has, or how many cases where cases were read as bags."""
+        if self.bag == "slide":
+            return len(self.pairs) + len(self.failed) + len(self.missing)
+        records = [*(record for record, _ in (*self.pairs, *self.failed)), *self.missing]
+        return len({record.case_id for record in records})
+
+    @property
+    def counted(self) -> str:
+        """How many are scored, in words."""
+        return f"{len(self.pairs)} of {self.in_split} {self.bag}s"
+
     def to_json(self) -> dict[str, Any]:
         return {
             **({"bag": self.bag} if self.bag == "case" else {}),
-            "in_split": len(self.pairs) + len(self.failed) + len(self.missing),
+            "in_split": self.in_split,
             "scored": len(self.pairs),
             "cases": len({record.case_id for record, _ in self.pairs}),
             "failed": {record.slide_id: row.error for record, row in self.failed},
