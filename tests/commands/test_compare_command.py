@@ -1,4 +1,4 @@
-"""``compare``: entries and seeds on the same slides in one table. What is complete stays, faults are told first."""
+"""``compare``: entries and seeds on the same slides in one table. What is complete stays; faults come first."""
 
 import csv
 import json
@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from tests.commands.console import Console
+from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import write_features
 from wsi_ips.evaluation.run.compare import counted_passes
 from wsi_ips.evaluation.slide_level import roc_auc
@@ -206,12 +207,31 @@ def test_passes_are_counted_only_within_the_block() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_tells_its_peak_memory(console: Console, tmp_path: Path) -> None:
-    data(tmp_path, slides=24)
-    some = {name: ENTRIES[name] for name in ("abmil", "random")}
-    said = console("compare", recipe(tmp_path, some, seeds=[0]), "--isolate", "--no-plots")
+def test_slides_end_to_end_in_processes_of_their_own(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    """IPS scores every patch of a slide; random reads 4. Peak memory is that of each training."""
+    settings = {
+        **SMALL_MODEL,
+        "manifest": str(small_data.manifest),
+        "out": str(tmp_path / "out"),
+        "entries": {"ips": {}, "random": {"selection.selector": "random"}},
+        "seeds": [0],
+        "bootstrap": 20,
+        "training": {"epochs": 1},
+    }
+    settings["model"] = {**SMALL_MODEL["model"]}  # type: ignore[dict-item]
+    settings["model"]["encoder"] = {**SMALL_MODEL["model"]["encoder"], "batch_norm": "batch"}  # type: ignore[index]
+    settings["training"]["micro_batch"] = None  # type: ignore[index]
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    said = console("compare", path, "--no-plots")
     assert said.code == 0, said.err
-    for entry in some:
+    found = table(tmp_path)
+    assert float(found["random", "auc"]["predict_passes"]) == 2 * 4
+    assert float(found["ips", "auc"]["predict_passes"]) > 2 * 4
+    assert float(found["random", "auc"]["train_passes"]) < float(found["ips", "auc"]["train_passes"])
+    for entry in ("ips", "random"):
         held = json.loads((tmp_path / "out" / entry / "seed_0" / "done.json").read_text())
         assert 50 * 2**20 < held["costs"]["peak_memory"] < 8 * 2**30
     assert not (tmp_path / "out" / "compare.png").exists()
