@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from PIL import Image
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import write_features
+from wsi_ips.commands.compare import CompareJob, entry_job
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.evaluation.run.compare import counted_passes
+from wsi_ips.evaluation.run.compare_table import Line, Table
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.inference.predictions import read_predictions
 from wsi_ips.inference.run_folder import RunFolder, tasks_of_run
+from wsi_ips.models.build import check_aggregator
 
 WIDTH, PATCHES = 6, 20
 SPLITS = ("train", "train", "val", "test")
@@ -248,3 +253,21 @@ def test_the_shipped_recipe_is_one(console: Console, tmp_path: Path) -> None:
     )  # fmt: skip
     assert said.code == 0, said.err
     assert {entry for entry, _ in table(tmp_path)} >= {"ips", "abmil", "transmil", "random abmil"}
+
+
+def test_the_recipe_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    job = make_job(yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]), source="compare.md")
+    assert isinstance(job, CompareJob)
+    for name, settings in job.entries.items():
+        its = entry_job(job, name, settings, seed=4)
+        check_aggregator(its.model, its.selection)
+        assert its.training.seed == 4
+
+
+def test_a_figure_that_the_slides_do_not_give_is_no_headline() -> None:
+    def line(figure: str, value: float) -> Line:
+        return Line("a", "label", "patients", 4, figure, (value, value), None, ())
+
+    lines = (line("accuracy", 0.5), line("auc", math.nan), line("balanced_accuracy", 0.25))
+    assert [each.figure for each in Table(lines, {}, 4, ()).headlines] == ["balanced_accuracy"]
