@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.build import build_net
 from wsi_ips.models.ips_net import BagReading, IPSNet
+from wsi_ips.selection.random_patches import some_of
 from wsi_ips.training.augment import quarter_turns_and_flips
 from wsi_ips.training.bags import SlideBag
 from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss
@@ -75,9 +75,7 @@ class RandomPatches:
     def _drawn(self, bag: SlideBag, *, epoch: int) -> tuple[Tensor, Tensor]:
         training = self.config.training
         key = f"{training.seed}/{epoch}/{bag.bag_id}"
-        rng = np.random.default_rng([training.seed, epoch + 1, *bag.bag_id.encode()])
-        count = min(self.config.selection.memory_size, len(bag))
-        ids_M = torch.from_numpy(np.sort(rng.choice(bag.coords.ids_N, count, replace=False)))
+        ids_M = some_of(torch.from_numpy(bag.coords.ids_N), self.config.selection.memory_size, key)
         with bag.open(self.config.streaming, CPU) as stream:
             pixels_M3PP = stream.read(ids_M).pixels_n3PP
         if training.flips and epoch >= 0:

@@ -1,7 +1,8 @@
-"""``compare``: entries and seeds on the same slides. What is complete stays; faults are told first."""
+"""``compare``: entries and seeds on the same slides in one table. What is complete stays; faults come first."""
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ import yaml
 from PIL import Image
 
 from tests.commands.console import Console
+from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import write_features
+from wsi_ips.commands.compare import CompareJob, entry_job
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.evaluation.run.compare import counted_passes
+from wsi_ips.evaluation.run.compare_table import Line, Table
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.inference.predictions import read_predictions
 from wsi_ips.inference.run_folder import RunFolder, tasks_of_run
+from wsi_ips.models.build import check_aggregator
 
 WIDTH, PATCHES = 6, 20
 SPLITS = ("train", "train", "val", "test")
@@ -206,12 +212,31 @@ def test_passes_are_counted_only_within_the_block() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_tells_its_peak_memory(console: Console, tmp_path: Path) -> None:
-    data(tmp_path, slides=24)
-    some = {name: ENTRIES[name] for name in ("abmil", "random")}
-    said = console("compare", recipe(tmp_path, some, seeds=[0]), "--isolate", "--no-plots")
+def test_slides_end_to_end_in_processes_of_their_own(
+    console: Console, small_data: SmallData, tmp_path: Path
+) -> None:
+    """IPS scores every patch of a slide; random reads 4. Peak memory is that of each training."""
+    settings = {
+        **SMALL_MODEL,
+        "manifest": str(small_data.manifest),
+        "out": str(tmp_path / "out"),
+        "entries": {"ips": {}, "random": {"selection.selector": "random"}},
+        "seeds": [0],
+        "bootstrap": 20,
+        "training": {"epochs": 1},
+    }
+    settings["model"] = {**SMALL_MODEL["model"]}  # type: ignore[dict-item]
+    settings["model"]["encoder"] = {**SMALL_MODEL["model"]["encoder"], "batch_norm": "batch"}  # type: ignore[index]
+    settings["training"]["micro_batch"] = None  # type: ignore[index]
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    said = console("compare", path, "--no-plots")
     assert said.code == 0, said.err
-    for entry in some:
+    found = table(tmp_path)
+    assert float(found["random", "auc"]["predict_passes"]) == 2 * 4
+    assert float(found["ips", "auc"]["predict_passes"]) > 2 * 4
+    assert float(found["random", "auc"]["train_passes"]) < float(found["ips", "auc"]["train_passes"])
+    for entry in ("ips", "random"):
         held = json.loads((tmp_path / "out" / entry / "seed_0" / "done.json").read_text())
         assert 50 * 2**20 < held["costs"]["peak_memory"] < 8 * 2**30
     assert not (tmp_path / "out" / "compare.png").exists()
@@ -228,3 +253,21 @@ def test_the_shipped_recipe_is_one(console: Console, tmp_path: Path) -> None:
     )  # fmt: skip
     assert said.code == 0, said.err
     assert {entry for entry, _ in table(tmp_path)} >= {"ips", "abmil", "transmil", "random abmil"}
+
+
+def test_the_recipe_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    job = make_job(yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]), source="compare.md")
+    assert isinstance(job, CompareJob)
+    for name, settings in job.entries.items():
+        its = entry_job(job, name, settings, seed=4)
+        check_aggregator(its.model, its.selection)
+        assert its.training.seed == 4
+
+
+def test_a_figure_that_the_slides_do_not_give_is_no_headline() -> None:
+    def line(figure: str, value: float) -> Line:
+        return Line("a", "label", "patients", 4, figure, (value, value), None, ())
+
+    lines = (line("accuracy", 0.5), line("auc", math.nan), line("balanced_accuracy", 0.25))
+    assert [each.figure for each in Table(lines, {}, 4, ()).headlines] == ["balanced_accuracy"]

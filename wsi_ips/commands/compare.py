@@ -1,6 +1,7 @@
 """``compare``: several aggregators and selectors on the same splits and seeds, in one table."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -184,10 +185,8 @@ def _shown(table: "Table") -> list[str]:
         p = f", DeLong p {', '.join(f'{each:.2g}' for each in line.delong)}" if line.delong else ""
         spread = f" ± {line.sd:.3f}, worst {line.worst:.3f}" if len(line.values) > 1 else ""
         ahead = f"; {lead}{p}" if lead else ""
-        shown.append(
-            f"{line.entry}: {line.task}, {line.count} {line.of}: {figure_name(line.figure)} "
-            f"{line.mean:.3f}{spread}{ahead}"
-        )
+        value = "not defined" if math.isnan(line.mean) else f"{line.mean:.3f}{spread}{ahead}"
+        shown.append(f"{line.entry}: {line.task}, {line.count} {line.of}: {figure_name(line.figure)} {value}")
     return shown
 
 

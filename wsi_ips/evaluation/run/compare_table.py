@@ -88,13 +88,17 @@ class Table:
 
     @property
     def headlines(self) -> list[Line]:
-        """The lines of the main figures: of each task and kind of unit, the first that is one."""
+        """The lines of the main figures: of each task and kind of unit, the first that is one and that these
+        slides give.
+        """
         first: dict[tuple[str, str], str] = {}
         for line in self.lines:
             key = (line.task, line.of)
+            if math.isnan(line.mean):
+                continue
             if key not in first or (line.figure in HEADLINES and first[key] not in HEADLINES):
                 first[key] = line.figure
-        return [line for line in self.lines if first[line.task, line.of] == line.figure]
+        return [line for line in self.lines if first.get((line.task, line.of)) == line.figure]
 
 
 def tabulate(config: CompareConfig, finished: Sequence[Finished], manifest: Manifest) -> Table:
