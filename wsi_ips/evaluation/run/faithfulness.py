@@ -326,9 +326,8 @@ def draw_faithfulness(path: Path, report: FaithfulnessReport, *, split: str) -> 
             title=f"{report.task.name}, split {split}, {slides}\nsolid: highest first; dashed: lowest first",
             xlim=(0, 100), ylim=(0, 1.02),
         )  # fmt: skip
-        axes.legend(
-            loc="best", frameon=False, fontsize="small", title="area between the curves [95 % interval]"
-        )
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize="small",
+                    title="area between the curves [95 % interval]")  # fmt: skip
 
 
 def _both(curves: FlippingCurves) -> tuple[Tensor, Tensor]:
