@@ -171,7 +171,10 @@ def report_faithfulness(
     complaints = [f"faithfulness: {error}" for error in errors]
     return {
         task.name: FaithfulnessReport(
-            task, found[task.name], _figures(found[task.name], config), complaints if task is tasks[0] else ()
+            task,
+            found[task.name],
+            mean_figures(found[task.name], resamples=config.bootstrap, seed=config.seed),
+            complaints if task is tasks[0] else (),
         )
         for task in tasks
     }
@@ -253,8 +256,16 @@ def _column(result: SlideResult, task: str, place: int) -> int:
     return before + place
 
 
-def _figures(slides: Sequence[SlideFaithfulness], config: EvaluationConfig) -> dict[str, dict[str, Interval]]:
-    """Mean figures over slides, for each explanation that all slides have."""
+def mean_figures(
+    slides: Sequence[SlideFaithfulness], *, resamples: int, seed: int
+) -> dict[str, dict[str, Interval]]:
+    """The figures of :class:`FaithfulnessReport`, for each explanation that all slides have.
+
+    Args:
+        slides: The slides, at least one.
+        resamples: How often the patients are drawn again for the intervals. 0: there are no intervals.
+        seed: Seed of the draws.
+    """
     names = [name for name in slides[0].curves if all(name in one.curves for one in slides)]
     cases = [one.record.case_id for one in slides]
     random_S = np.array([one.random_between for one in slides])
@@ -272,7 +283,7 @@ def _figures(slides: Sequence[SlideFaithfulness], config: EvaluationConfig) -> d
         def means(picked: Picked, columns: Mapping[str, NDArray[np.float64]] = columns) -> dict[str, float]:
             return {key: float(values_S[picked].mean()) for key, values_S in columns.items()}
 
-        told[name] = bootstrap(means, cases, resamples=config.bootstrap, seed=config.seed)
+        told[name] = bootstrap(means, cases, resamples=resamples, seed=seed)
     return told
 
 
@@ -315,9 +326,8 @@ def draw_faithfulness(path: Path, report: FaithfulnessReport, *, split: str) -> 
             title=f"{report.task.name}, split {split}, {slides}\nsolid: highest first; dashed: lowest first",
             xlim=(0, 100), ylim=(0, 1.02),
         )  # fmt: skip
-        axes.legend(
-            loc="best", frameon=False, fontsize="small", title="area between the curves [95 % interval]"
-        )
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize="small",
+                    title="area between the curves [95 % interval]")  # fmt: skip
 
 
 def _both(curves: FlippingCurves) -> tuple[Tensor, Tensor]:
