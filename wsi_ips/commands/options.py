@@ -39,7 +39,7 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        help="What the encoder computes in: auto (default: as it is listed on a CUDA GPU, else 32), 32, bf16, fp16.",
+        help="What the encoder computes in: auto (default; as listed on a CUDA GPU, else 32), 32, bf16, fp16.",
     ),
 ]
 Compile = Annotated[

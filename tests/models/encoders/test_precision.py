@@ -159,6 +159,6 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         return run
 
     monkeypatch.setattr(precision.torch, "compile", compiled)
-    with pytest.raises(ConfigError, match="cannot compile for cpu here.*leave compile out") as told:
+    with pytest.raises(ConfigError, match=r"cannot compile for cpu here.*leave compile out") as told:
         check_compiles(torch.device("cpu"))
     assert "\n" not in str(told.value)
