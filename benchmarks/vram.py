@@ -30,7 +30,6 @@ from torch.distributed._tools.mod_tracker import ModTracker
 
 from wsi_ips.config import EncoderConfig, FinetuneConfig
 from wsi_ips.models.build import build_net
-from wsi_ips.models.encoders import timm_encoder
 from wsi_ips.models.encoders.precision import Compute, compute_in
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.memory import TopMBuffer
@@ -183,12 +182,12 @@ def peak_of(case: Case, *, device: str) -> Peak | None:
 
 def config_of(case: Case) -> FinetuneConfig | None:
     """The settings of a run. None for adapters, where encoders have none."""
-    encoder = {**MODELS[case.model.removesuffix("_lora")], "weights": "none"}
+    encoder = {**MODELS[case.model.removesuffix("_lora")]}
     if case.model.endswith("_lora"):
         if "lora" not in EncoderConfig.model_fields:
             return None
         encoder["lora"] = LORA
-    return FinetuneConfig.model_validate(
+    config = FinetuneConfig.model_validate(
         {
             "selection": {"m": case.m, "i": min(case.m, case.micro_batch)},
             "streaming": {"batch": case.micro_batch},
@@ -200,6 +199,9 @@ def config_of(case: Case) -> FinetuneConfig | None:
             },
         }
     )
+    # Random weights, also under adapters: what they are changes no size, and nothing is downloaded.
+    random = config.model.encoder.model_copy(update={"weights": "none"})
+    return config.model_copy(update={"model": config.model.model_copy(update={"encoder": random})})
 
 
 def step_of(
@@ -225,9 +227,10 @@ def step_of(
 
 
 class Counted:
-    """Where tensors are made, and how their bytes are counted: on a card."""
+    """Where tensors are made, and how their bytes are counted: on a card. Without counting, on any device."""
 
-    device = torch.device("cuda")
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cuda")
 
     def net(self, config: FinetuneConfig) -> IPSNet:
         return build_net(config.model).to(self.device)
@@ -261,12 +264,11 @@ class Counted:
 class Simulated(Counted):
     """Tensors without memory on the CPU, whose bytes are added up. They have no values."""
 
-    device = torch.device("cpu")
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
 
     def net(self, config: FinetuneConfig) -> IPSNet:
-        # Adapters name the weights that they are for by a digest, and these have no values.
-        digest = patch.object(timm_encoder, "fingerprint_of_base", lambda *_, **__: "0" * 64, create=True)
-        with unset_fake_temporarily(), torch.device("meta"), torch.random.fork_rng(devices=[]), digest:
+        with unset_fake_temporarily(), torch.device("meta"), torch.random.fork_rng(devices=[]):
             net = build_net(config.model)
         for module in net.modules():
             for name, weight in list(module._parameters.items()):
