@@ -41,9 +41,17 @@ def test_simulated_memory_is_that_of_a_micro_batch_and_not_of_m() -> None:
     assert of_m[1] is not None
     assert wider is not None
     assert of_m[1].step_gb < 1.1 * of_m[0].step_gb
-    half = peak_of(small(precision="bf16"), device="simulated")
+    assert of_m[0].step_gb < wider.step_gb
+
+
+def test_bf16_halves_what_a_large_micro_batch_keeps() -> None:
+    exact, half = (
+        peak_of(Case("resnet18", precision, m=32, bags=1, px=224, micro_batch=32), device="simulated")
+        for precision in ("32", "bf16")
+    )
+    assert exact is not None
     assert half is not None
-    assert half.step_gb < of_m[0].step_gb < wider.step_gb
+    assert 0.5 < half.step_gb / exact.step_gb < 0.8
 
 
 def test_adapters_are_counted_where_there_are_any_and_said_to_be_missing_elsewhere() -> None:
