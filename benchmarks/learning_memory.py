@@ -62,7 +62,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--patch-px", type=int, default=128)
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="32", help="32 or bf16")
+    parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.slide.is_file():
@@ -86,21 +86,21 @@ def measured(arguments: argparse.Namespace, m: int) -> StepMemory:
     import torch
 
     from wsi_ips.models.build import build_net
+    from wsi_ips.models.encoders.precision import Compute, compute_in
     from wsi_ips.training.kept_patches import PatchKeeper
     from wsi_ips.training.learning import Learner, make_optimizer
 
     config = settings(arguments, m)
     device = torch.device(arguments.device)
     net = build_net(config.model).to(device).train()
+    compute_in(net, Compute(arguments.precision))
     optimizer = make_optimizer(net, config.training)
     keeper = PatchKeeper(net, config)
     bags = windows(arguments, config)
     before = memory_mb(device)
     started = time.perf_counter()
-    mixed = arguments.precision == "bf16"
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-        kept = [keeper.keep(bag, epoch=0, device=device) for bag in bags]
-        Learner(net, config, keeper).learn(kept, epoch=0, device=device, share=1)
+    kept = [keeper.keep(bag, epoch=0, device=device) for bag in bags]
+    Learner(net, config, keeper).learn(kept, epoch=0, device=device, share=1)
     optimizer.step()
     seconds = time.perf_counter() - started
     return StepMemory(m, before, memory_mb(device, peak=True) - before, seconds)

@@ -37,22 +37,23 @@ WhereSlidesAre = Annotated[
 ]
 
 
+Against = Annotated[Path | None, typer.Option(help="Another run: compare each figure on the slides of both.")]
+PartlyAnnotated = Annotated[
+    bool | None, typer.Option("--partly-annotated", help="FROC on CAMELYON's partly annotated slides too.")
+]
+
+
 def command(
     run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
     manifest: Annotated[Path, typer.Argument(help="CSV with the labels: slide_id,case_id,label,split,path.")],
-    against: Annotated[
-        Path | None, typer.Option(help="Another run: compare each figure on the slides of both.")
-    ] = None,
+    against: Against = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/evaluation.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val, train+val or test (default).")] = None,
     task: Annotated[str | None, typer.Option(help="Score one task; default: all of the model's.")] = None,
     annotations: Annotated[
         Path | None, typer.Option(help="Folder of lesion outlines, SLIDE_ID.xml (ASAP): adds FROC.")
     ] = None,
-    partly_annotated: Annotated[
-        bool | None,
-        typer.Option("--partly-annotated", help="FROC on CAMELYON's partly annotated slides too."),
-    ] = None,
+    partly_annotated: PartlyAnnotated = None,
     detection_radius_um: Annotated[
         float | None, typer.Option(help="µm between a slide's detections (default 1.5 patch sides).")
     ] = None,

@@ -240,8 +240,8 @@ def _train(
     if is_first_process():
         learned, chose = ([bag for bag in bags if bag.bag_id not in module.bad] for bags in (train, val))
         _complete(out / BEST_NAME, learned, chose, config, device=device, progress=progress)
-    val_targets = [bag.targets for bag in val]
-    doubts = findings(record.history, record.best_epoch, config, train=targets, val=val_targets)
+    train_targets, val_targets = ([bag.targets for bag in bags] for bags in (train, val))
+    doubts = findings(record.history, record.best_epoch, config, train=train_targets, val=val_targets)
     if is_first_process():
         _write_run(out / "run.json", config, doubts=doubts)
     return FinetuneReport(out / BEST_NAME, record.best_epoch, tuple(record.history), dict(module.bad), doubts)
