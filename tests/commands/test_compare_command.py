@@ -242,6 +242,7 @@ def test_slides_end_to_end_in_processes_of_their_own(
     assert not (tmp_path / "out" / "compare.png").exists()
 
 
+@pytest.mark.slow
 def test_the_shipped_recipe_is_one(console: Console, tmp_path: Path) -> None:
     """With the settings of a test, its entries train."""
     manifest = data(tmp_path, slides=24)
