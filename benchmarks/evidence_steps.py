@@ -122,6 +122,7 @@ def main() -> None:
     runs = data.folder / "runs"
     start = runs / f"{data.name}_{BEGINS_FROM[method]}" / BEST_NAME if method in BEGINS_FROM else None
     step = Step(method, data, runs / f"{data.name}_{method}", start, int(settings["processes"]))
+    resumed = bytes_below(step.out) > 0
     before, started = bytes_below(data.folder), time.perf_counter()
     said = STEPS[method](step)
     figures: dict[str, Any] = {"seconds": time.perf_counter() - started}
@@ -132,6 +133,8 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures["peak_rss_mb"] = peak / (1024**2 if sys.platform == "darwin" else 1024)
     figures["bytes_written"] = bytes_below(data.folder) - before
+    if resumed:  # a killed call had done a part: what this one took says nothing of the step
+        figures |= {"resumed": True, "seconds": None, "peak_rss_mb": None, "bytes_written": None}
     with whole_file(result) as partial:
         partial.write_text(json.dumps(figures) + "\n")
 

@@ -48,7 +48,8 @@ def read_results(folder: Path, *, quick: bool) -> Results:
         for method in FROZEN:
             for seed, held in methods.get(method, {}).items():
                 for name in ("encoder_passes", "seconds", "bytes_written"):
-                    held[name] += made.get(seed, {}).get(name, 0)
+                    if held[name] is not None:  # it is of a step that went on where a killed call had stopped
+                        held[name] += made.get(seed, {}).get(name) or 0
     return found
 
 
@@ -172,7 +173,7 @@ def _cells(method: str, runs: Sequence[Mapping[str, Any]], sized: bool) -> list[
     cells += [f"{held['auc']:.3f}{deviation}", f"{held['auc_worst']:.3f}"]
     cells += [_number(held.get(f"auc_{size}")) for size in SIZES] if sized else []
     cells += [_number(held.get(f"froc_{name}")) for name in ("attention", "contribution")]
-    return [*cells, f"{held['encoder_passes']:,.0f}", f"{held['seconds']:,.0f}"]
+    return [*cells, f"{held['encoder_passes']:,.0f}", f"{held['seconds']:,.0f}" if "seconds" in held else ""]
 
 
 def _number(value: float | None) -> str:
