@@ -41,7 +41,8 @@ SPARSE = {"positions": True, "organization": "TILED_SPARSE"}
 
 class TestNative(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         write_series(class_folder / "käse", contract_image(), levels=2, mpp=MPP, syntax=NATIVE)
         return class_folder / "käse"
 
@@ -55,7 +56,8 @@ class TestSparseRunLengths(ReaderContract):
     """Tiles of 96x160 px, addressed by one of the files, which has no suffix."""
 
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         write_series(
             class_folder, contract_image(), levels=2, mpp=MPP, syntax=RLE, suffix="", tile=(96, 160),
             positions=True, organization="TILED_SPARSE",

@@ -51,7 +51,8 @@ def assert_same_pictures(path):
 
 class TestHuron(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         pages = [
             Page(contract_image(), tile=128, compression="lzw", mpp=MPP, extra_tags=[make("Huron X")]),
             Page(halved(contract_image()), tile=128, compression="lzw"),
@@ -67,7 +68,8 @@ class TestHuron(ReaderContract):
 
 class TestArgos(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         pages = [
             Page(contract_image(), tile=128, compression="lzw", mpp=MPP, extra_tags=[argos_xml(0, 0)]),
             Page(halved(contract_image()), tile=128, compression="lzw"),

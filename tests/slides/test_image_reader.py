@@ -28,7 +28,8 @@ def whole(path):
 
 class TestPng(OneLevelContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         Image.fromarray(contract_image()).save(class_folder / "a.png", dpi=(DPI, DPI))
         return class_folder / "a.png"
 

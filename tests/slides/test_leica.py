@@ -25,7 +25,8 @@ class TestLeicaReader(ReaderContract):
     """The picture was scanned as two areas, one below the other."""
 
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         path = class_folder / "slide.scn"
         image = contract_image()
         areas = [ScnArea(image[:200], (0, 0)), ScnArea(image[200:], (0, 200))]

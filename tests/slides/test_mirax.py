@@ -28,7 +28,8 @@ class TestMiraxReader(OneLevelContract):
     """JPEG is all that MIRAX holds, so the picture is what its images decode to."""
 
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         drawn = MiraxSlide(
             grid=(4, 4), image_size=(WIDTH // 4, HEIGHT // 4), overlap=(0, 0), levels=1, mpp=MPP,
             positions=None, picture=contract_image(),

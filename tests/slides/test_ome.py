@@ -27,7 +27,8 @@ RGB_COLOURS = (-16776961, 16711935, 65535)  # OME's signed RGBA of red, green an
 
 class TestOmeTiff(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         path = class_folder / "käse.ome.tif"
         xml = ome_xml(ome_image(600, 424, mpp=MPP))
         write_ome(path, contract_image(), levels=2, compression="lzw", xml=xml)
@@ -41,7 +42,8 @@ class TestOmeTiff(ReaderContract):
 
 class TestPlanesApart(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         path = class_folder / "a.ome.tif"
         write_ome(path, contract_image(), levels=2, compression="deflate", apart=True)
         return path

@@ -46,7 +46,8 @@ def folder(tmp_path, good, version):
 
 class Test04(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         write_zarr(class_folder / "käse.zarr", contract_image(), version="0.4", mpp=MPP)
         return class_folder / "käse.zarr"
 
@@ -58,7 +59,8 @@ class Test04(ReaderContract):
 
 class Test05(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         write_zarr(class_folder / "käse.zarr", contract_image(), version="0.5", mpp=MPP, axes="tczyx")
         return class_folder / "käse.zarr"
 
@@ -70,7 +72,8 @@ class Test05(ReaderContract):
 
 class TestOverHttp(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         write_zarr(class_folder / "käse.zarr", contract_image(), mpp=MPP)
         return class_folder
 

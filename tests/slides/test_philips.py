@@ -28,7 +28,8 @@ def path(tmp_path):
 
 class TestPhilipsTiff(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         path = class_folder / "slide.tiff"
         xml = philips_xml([1, 2], mpp_xy=(MPP, MPP))
         write_philips(

@@ -25,7 +25,8 @@ def overlapping(tile=(128, 128), first=(32, 16), second=(16, 8)):
 
 class TestTrestleReader(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         path = class_folder / "slide.tif"
         image = contract_image()
         levels = [

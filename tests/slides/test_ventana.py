@@ -21,7 +21,8 @@ MOSAIC = with_overlaps(tissue_like(5 * 112 + 16, 4 * 120 + 8, seed=4), TILE, OVE
 
 class TestVentanaReader(ReaderContract):
     @pytest.fixture(scope="class")
-    def drawn(self, class_folder):
+    @classmethod
+    def drawn(cls, class_folder):
         path = class_folder / "slide.bif"
         mosaic = with_overlaps(contract_image(), (144, 144), (30, 4), tinted=False)
         write_bif(path, mosaic, [BifArea(5, 3)], overlap=(30, 4), tile=(144, 144), mpp=MPP, compression="lzw")

@@ -111,7 +111,9 @@ def test_a_large_slide_of_one_level_is_read_in_blocks() -> None:
     found = slide_picture(slide, (300, 200), l0_per_px=30.0)
     assert max(max(size) for _, size in slide.reads) <= picture.BLOCK_PX
     assert found[0, 0, 0] == 0
-    assert found[0, -1, 0] == 136, "8160 // 60: a block is 34 pixels of the picture, the last one starts at the 272nd"
+    assert found[0, -1, 0] == 136, (
+        "8160 // 60: blocks are 34 pixels of the picture, the last one starts at 272"
+    )
     assert (np.diff(found[0, :, 0].astype(int)) >= 0).all()
 
 
