@@ -143,7 +143,7 @@ class WeightsFile(Generic[Config, Net]):
         """
         try:
             # On the meta device a tensor has a shape and no memory, whatever size the config asks for.
-            with torch.device("meta"), _Unfilled():
+            with torch.device("meta"), Unfilled():
                 net = self.build(config)
             wanted = {name: tuple(tensor.shape) for name, tensor in stored_state(net).items()}
         except Exception as error:  # noqa: BLE001 - a config from elsewhere may ask for anything
@@ -170,7 +170,7 @@ class WeightsFile(Generic[Config, Net]):
                 raise CheckpointError(path, f"holds weights that are not finite ({name})", "train again")
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """Tensors of the meta device keep no values, so they are not filled with random ones.
 
     PyTorch works out some of these operations in Python there, which takes longer than building the network.
