@@ -74,9 +74,7 @@ def test_ips_pass_gives_a_cost_for_each_encoder(small_slide: Path) -> None:
     assert cost["mobilenetv3_small_100"] == figures["overlap_cost_mobilenet"] > 0
 
 
-def refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str | Path
-) -> str:
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str | Path) -> str:
     """What ``memory.py`` says on stderr as it ends with 2."""
     monkeypatch.setattr(sys, "argv", ["memory.py", *map(str, options)])
     with pytest.raises(SystemExit) as ended:
