@@ -1,29 +1,29 @@
-"""Where the shared real files and golden arrays lie, and a small trained model that several tests use."""
+"""Where the shared real files and golden arrays lie, and a small trained model that several tests use.
+
+What takes long to import is imported where it is used: the process that hands out the tests to the others needs
+none of it, and neither do many tests.
+"""
 
 import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from wsi_ips.commands.finetune import FinetuneJob
-from wsi_ips.commands.recipe import make_job
-from wsi_ips.drawn.config import SyntheticConfig
-from wsi_ips.drawn.synthetic import make_camelyon_like
-from wsi_ips.errors import SlideReadError
-from wsi_ips.models.build import build_net
-from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.slides.base import RgbImage
-from wsi_ips.slides.tiff.layout import TiffReader
+if TYPE_CHECKING:
+    from wsi_ips.slides.base import RgbImage
+    from wsi_ips.slides.tiff.layout import TiffReader
 
 # Shared machines stall: a slow example is no failure. CI tries the same examples each time, so that a red run is
 # about the change at hand; developers' runs look for new ones, and one that fails becomes an @example.
 settings.register_profile("wsi_ips", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "wsi_ips")
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -91,6 +91,9 @@ class SmallData:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
+    from wsi_ips.drawn.config import SyntheticConfig
+    from wsi_ips.drawn.synthetic import make_camelyon_like
+
     folder = tmp_path_factory.mktemp("drawn")
     config = SyntheticConfig(train=2, val=2, test=2, side_px=1400)
     manifest = make_camelyon_like(folder, config, processes=1)
@@ -100,6 +103,11 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of an untrained small network."""
+    from wsi_ips.commands.finetune import FinetuneJob
+    from wsi_ips.commands.recipe import make_job
+    from wsi_ips.models.build import build_net
+    from wsi_ips.models.checkpoint import save_checkpoint
+
     job = make_job({"command": "finetune", "manifest": "m", "out": "o", **SMALL_MODEL}, source="test")
     assert isinstance(job, FinetuneJob)
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
@@ -110,9 +118,12 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def torn_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tile 8 of every level of every slide cannot be decoded by streams; tissue masks still see it."""
+    from wsi_ips.errors import SlideReadError
+    from wsi_ips.slides.tiff.layout import TiffReader
+
     decode_tile = TiffReader.decode_tile
 
-    def torn(self: TiffReader, level: int, number: int, data: memoryview, out: RgbImage) -> None:
+    def torn(self: "TiffReader", level: int, number: int, data: memoryview, out: "RgbImage") -> None:
         if number == 8 and threading.current_thread().name.startswith("wsi_ips-decode"):
             raise SlideReadError(self.info.path, "tile 8 is torn")
         decode_tile(self, level, number, data, out)

@@ -9,9 +9,12 @@ that are not needed.
 ``docs/extending.md`` shows how another package adds one of each.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import Generic, TypeVar, cast
 
@@ -142,10 +145,31 @@ class Registry(Generic[Member]):
 def outside(group: str, ours: Container[str]) -> list[EntryPoint]:
     """The entry points of this group, sorted by name, one for each name that is not among ``ours``."""
     found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=group):
+    for entry in _offered(entry_points, group, _places()):
         if entry.name not in ours:
             found.setdefault(entry.name, entry)
     return [found[name] for name in sorted(found)]
+
+
+def _places() -> tuple[tuple[str, int], ...]:
+    """Where packages are looked for, and when something was last added to or removed from each of the folders."""
+    return tuple((place, _changed_ns(place)) for place in sys.path)
+
+
+def _changed_ns(place: str) -> int:
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=64)
+def _offered(
+    ask: Callable[..., Iterable[EntryPoint]], group: str, places: tuple[tuple[str, int], ...]
+) -> tuple[EntryPoint, ...]:
+    """The entry points of a group. Asking takes milliseconds, since it reads a file of every installed package, so
+    it is done once for each state of the places."""
+    return tuple(ask(group=group))
 
 
 def check_known(kind: str, name: str, ours: tuple[str, ...], *, group: str) -> str:

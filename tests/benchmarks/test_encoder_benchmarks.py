@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from benchmarks import gpu, vram
 from benchmarks.make_gigapixel import make_gigapixel
-from benchmarks.vram import Case, peak_of
+from benchmarks.vram import Case, Peak, peak_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -25,8 +26,13 @@ def small(model: str = "resnet18", precision: str = "32", *, m: int = 16, micro_
     return Case(model, precision, m=m, bags=2, px=64, micro_batch=micro_batch)
 
 
+@cache
+def simulated(case: Case) -> Peak | None:
+    return peak_of(case, device="simulated")
+
+
 def test_simulated_memory_counts_weights_gradients_and_the_optimiser() -> None:
-    peak = peak_of(small(), device="simulated")
+    peak = simulated(small())
     assert peak is not None
     assert peak.weights_m == peak.learning_m
     weights_gb = peak.weights_m * 1e6 * 4 / GIB
@@ -35,8 +41,8 @@ def test_simulated_memory_counts_weights_gradients_and_the_optimiser() -> None:
 
 
 def test_simulated_memory_is_that_of_a_micro_batch_and_not_of_m() -> None:
-    of_m = [peak_of(small(m=m), device="simulated") for m in (16, 64)]
-    wider = peak_of(small(micro_batch=16), device="simulated")
+    of_m = [simulated(small(m=m)) for m in (16, 64)]
+    wider = simulated(small(micro_batch=16))
     assert of_m[0] is not None
     assert of_m[1] is not None
     assert wider is not None
@@ -46,7 +52,7 @@ def test_simulated_memory_is_that_of_a_micro_batch_and_not_of_m() -> None:
 
 def test_bf16_halves_what_a_large_micro_batch_keeps() -> None:
     exact, half = (
-        peak_of(Case("resnet18", precision, m=32, bags=1, px=224, micro_batch=32), device="simulated")
+        simulated(Case("resnet18", precision, m=32, bags=1, px=224, micro_batch=32))
         for precision in ("32", "bf16")
     )
     assert exact is not None
@@ -55,8 +61,8 @@ def test_bf16_halves_what_a_large_micro_batch_keeps() -> None:
 
 
 def test_adapters_are_counted_where_there_are_any_and_said_to_be_missing_elsewhere() -> None:
-    case = Case("vit_s_lora", "bf16", m=8, bags=1, px=224, micro_batch=2)
-    peak = peak_of(case, device="simulated")
+    case = Case("vit_s_lora", "bf16", m=2, bags=1, px=224, micro_batch=2)
+    peak = simulated(case)
     if "lora" not in vram.EncoderConfig.model_fields:
         assert peak is None
         assert "not available" in vram.row(case, peak)

@@ -369,7 +369,7 @@ def test_a_slide_that_tears_while_it_is_streamed_is_left_out(
         decode_tile(self, level, number, data, out)
 
     monkeypatch.setattr(TiffReader, "decode_tile", torn)
-    given = ("predict", small_data.slides, "--checkpoint", untrained, "--cases", manifest)
+    given = ("predict", small_data.slides, "--checkpoint", untrained, "--cases", manifest, "--no-overlays")
     assert console(*given, "--out", tmp_path / "torn").code == 3
     monkeypatch.undo()
     rows = {row["slide_id"]: row for row in table(tmp_path / "torn" / "predictions.csv")}

@@ -1,6 +1,7 @@
 """Encoders and their weights. Nothing here reaches for a network."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,18 +82,24 @@ FAMILIES = {
     "convnext_atto": 64,
 }
 """A model of each kind, and a size of patch that it takes."""
+Family = tuple[str, Any, Path]
+"""The name, the whole model and the file of its weights."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """One of :data:`FAMILIES` with random weights."""
+    torch.manual_seed(0)
+    whole = timm.create_model(request.param, pretrained=False).eval()
+    weights = tmp_path_factory.mktemp("family") / "weights.pth"
+    torch.save(whole.state_dict(), weights)
+    return request.param, whole, weights
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_cut_is_gone_and_the_rest_is_the_whole_one_s_beginning(
-    tmp_path: Path, name: str, stage: int
-) -> None:
-    torch.manual_seed(0)
-    whole = timm.create_model(name, pretrained=False).eval()
-    torch.save(whole.state_dict(), tmp_path / "weights.pth")
-    config = EncoderConfig(name=name, weights=str(tmp_path / "weights.pth"), stage=stage)
-    encoder = TimmEncoder(config).eval()
+def test_what_is_cut_is_gone_and_the_rest_is_the_whole_one_s_beginning(family: Family, stage: int) -> None:
+    name, whole, weights = family
+    encoder = TimmEncoder(EncoderConfig(name=name, weights=str(weights), stage=stage)).eval()
     pixels = torch.rand(2, 3, FAMILIES[name], FAMILIES[name])
     embedding = encoder(pixels)
     with torch.no_grad():

@@ -7,9 +7,9 @@ from wsi_ips.slides.tiff.layout import TiffReader
 from wsi_ips.testing.readers import MPP, ReaderContract, contract_image
 
 
-@pytest.fixture
-def pyramid(tmp_path):
-    path = tmp_path / "käse.tif"
+@pytest.fixture(scope="module")
+def pyramid(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pyramid") / "käse.tif"
     write_pyramid(path, contract_image(), mpp=MPP, tile=128, levels=2, compression="lzw")
     return path
 

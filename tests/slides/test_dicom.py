@@ -40,23 +40,33 @@ SPARSE = {"positions": True, "organization": "TILED_SPARSE"}
 
 
 class TestNative(ReaderContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        write_series(class_folder / "käse", contract_image(), levels=2, mpp=MPP, syntax=NATIVE)
+        return class_folder / "käse"
+
     @pytest.fixture
-    def slide(self, tmp_path):
-        write_series(tmp_path / "käse", contract_image(), levels=2, mpp=MPP, syntax=NATIVE)
-        with DicomReader(tmp_path / "käse") as reader:
+    def slide(self, drawn):
+        with DicomReader(drawn) as reader:
             yield reader
 
 
 class TestSparseRunLengths(ReaderContract):
     """Tiles of 96x160 px, addressed by one of the files, which has no suffix."""
 
-    @pytest.fixture
-    def slide(self, tmp_path):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
         write_series(
-            tmp_path, contract_image(), levels=2, mpp=MPP, syntax=RLE, suffix="", tile=(96, 160),
+            class_folder, contract_image(), levels=2, mpp=MPP, syntax=RLE, suffix="", tile=(96, 160),
             positions=True, organization="TILED_SPARSE",
         )  # fmt: skip
-        with DicomReader(tmp_path / "level1") as reader:
+        return class_folder / "level1"
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with DicomReader(drawn) as reader:
             yield reader
 
 

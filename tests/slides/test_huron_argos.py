@@ -50,26 +50,36 @@ def assert_same_pictures(path):
 
 
 class TestHuron(ReaderContract):
-    @pytest.fixture
-    def slide(self, tmp_path):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
         pages = [
             Page(contract_image(), tile=128, compression="lzw", mpp=MPP, extra_tags=[make("Huron X")]),
             Page(halved(contract_image()), tile=128, compression="lzw"),
         ]
-        write_pages(tmp_path / "slide.tif", pages)
-        with TiffReader(tmp_path / "slide.tif") as reader:
+        write_pages(class_folder / "slide.tif", pages)
+        return class_folder / "slide.tif"
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with TiffReader(drawn) as reader:
             yield reader
 
 
 class TestArgos(ReaderContract):
-    @pytest.fixture
-    def slide(self, tmp_path):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
         pages = [
             Page(contract_image(), tile=128, compression="lzw", mpp=MPP, extra_tags=[argos_xml(0, 0)]),
             Page(halved(contract_image()), tile=128, compression="lzw"),
         ]
-        write_pages(tmp_path / "slide.avs", pages)
-        with TiffReader(tmp_path / "slide.avs") as reader:
+        write_pages(class_folder / "slide.avs", pages)
+        return class_folder / "slide.avs"
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with TiffReader(drawn) as reader:
             yield reader
 
 

@@ -27,10 +27,15 @@ def whole(path):
 
 
 class TestPng(OneLevelContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        Image.fromarray(contract_image()).save(class_folder / "a.png", dpi=(DPI, DPI))
+        return class_folder / "a.png"
+
     @pytest.fixture
-    def slide(self, tmp_path):
-        Image.fromarray(contract_image()).save(tmp_path / "a.png", dpi=(DPI, DPI))
-        with ImageReader(tmp_path / "a.png") as reader:
+    def slide(self, drawn):
+        with ImageReader(drawn) as reader:
             yield reader
 
 

@@ -24,13 +24,18 @@ TWO = (
 class TestLeicaReader(ReaderContract):
     """The picture was scanned as two areas, one below the other."""
 
-    @pytest.fixture
-    def slide(self, tmp_path):
-        path = tmp_path / "slide.scn"
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        path = class_folder / "slide.scn"
         image = contract_image()
         areas = [ScnArea(image[:200], (0, 0)), ScnArea(image[200:], (0, 200))]
         write_scn(path, areas, l0_size=(WIDTH, HEIGHT), mpp=MPP, compression="lzw")
-        with TiffReader(path) as reader:
+        return path
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with TiffReader(drawn) as reader:
             assert reader.info.vendor == "leica"
             yield reader
 

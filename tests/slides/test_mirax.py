@@ -27,13 +27,14 @@ def written(folder: Path, slide: MiraxSlide) -> Path:
 class TestMiraxReader(OneLevelContract):
     """JPEG is all that MIRAX holds, so the picture is what its images decode to."""
 
-    @pytest.fixture
-    def drawn(self, tmp_path):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
         drawn = MiraxSlide(
             grid=(4, 4), image_size=(WIDTH // 4, HEIGHT // 4), overlap=(0, 0), levels=1, mpp=MPP,
             positions=None, picture=contract_image(),
         )  # fmt: skip
-        drawn.path = written(tmp_path, drawn)  # type: ignore[attr-defined]
+        drawn.path = written(class_folder, drawn)  # type: ignore[attr-defined]
         return drawn
 
     @pytest.fixture

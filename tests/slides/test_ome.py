@@ -26,21 +26,31 @@ RGB_COLOURS = (-16776961, 16711935, 65535)  # OME's signed RGBA of red, green an
 
 
 class TestOmeTiff(ReaderContract):
-    @pytest.fixture
-    def slide(self, tmp_path):
-        path = tmp_path / "käse.ome.tif"
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        path = class_folder / "käse.ome.tif"
         xml = ome_xml(ome_image(600, 424, mpp=MPP))
         write_ome(path, contract_image(), levels=2, compression="lzw", xml=xml)
-        with TiffReader(path) as reader:
+        return path
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with TiffReader(drawn) as reader:
             yield reader
 
 
 class TestPlanesApart(ReaderContract):
-    @pytest.fixture
-    def slide(self, tmp_path):
-        path = tmp_path / "a.ome.tif"
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        path = class_folder / "a.ome.tif"
         write_ome(path, contract_image(), levels=2, compression="deflate", apart=True)
-        with TiffReader(path) as reader:
+        return path
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with TiffReader(drawn) as reader:
             yield reader
 
 

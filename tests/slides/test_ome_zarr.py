@@ -3,6 +3,7 @@
 import json
 import pickle
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -28,35 +29,57 @@ def version(request):
     return request.param
 
 
-@pytest.fixture
-def folder(tmp_path, version):
-    """A good slide, to be spoiled."""
-    path = tmp_path / "slide.ome.zarr"
-    write_zarr(path, tissue_like(300, 200), version=version)
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A good slide of each version."""
+    path = tmp_path_factory.mktemp("good")
+    for version in ("0.4", "0.5"):
+        write_zarr(path / version, tissue_like(300, 200), version=version)
     return path
 
 
+@pytest.fixture
+def folder(tmp_path, good, version):
+    """A good slide, to be spoiled."""
+    return shutil.copytree(good / version, tmp_path / "slide.ome.zarr")
+
+
 class Test04(ReaderContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        write_zarr(class_folder / "käse.zarr", contract_image(), version="0.4", mpp=MPP)
+        return class_folder / "käse.zarr"
+
     @pytest.fixture
-    def slide(self, tmp_path):
-        write_zarr(tmp_path / "käse.zarr", contract_image(), version="0.4", mpp=MPP)
-        with open_slide(tmp_path / "käse.zarr") as reader:
+    def slide(self, drawn):
+        with open_slide(drawn) as reader:
             yield reader
 
 
 class Test05(ReaderContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        write_zarr(class_folder / "käse.zarr", contract_image(), version="0.5", mpp=MPP, axes="tczyx")
+        return class_folder / "käse.zarr"
+
     @pytest.fixture
-    def slide(self, tmp_path):
-        write_zarr(tmp_path / "käse.zarr", contract_image(), version="0.5", mpp=MPP, axes="tczyx")
-        with open_slide(tmp_path / "käse.zarr") as reader:
+    def slide(self, drawn):
+        with open_slide(drawn) as reader:
             yield reader
 
 
 class TestOverHttp(ReaderContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        write_zarr(class_folder / "käse.zarr", contract_image(), mpp=MPP)
+        return class_folder
+
     @pytest.fixture
-    def slide(self, tmp_path):
-        write_zarr(tmp_path / "käse.zarr", contract_image(), mpp=MPP)
-        with serving(tmp_path) as server, open_slide(server.url("käse.zarr")) as reader:
+    def slide(self, drawn):
+        with serving(drawn) as server, open_slide(server.url("käse.zarr")) as reader:
             yield reader
 
 

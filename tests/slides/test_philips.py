@@ -27,13 +27,19 @@ def path(tmp_path):
 
 
 class TestPhilipsTiff(ReaderContract):
-    @pytest.fixture
-    def slide(self, path):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        path = class_folder / "slide.tiff"
         xml = philips_xml([1, 2], mpp_xy=(MPP, MPP))
         write_philips(
             path, contract_image(), factors=(1, 2), tile=128, padded=False, compression="lzw", xml=xml
         )
-        with TiffReader(path) as reader:
+        return path
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with TiffReader(drawn) as reader:
             yield reader
 
 

@@ -61,24 +61,29 @@ def write_contract_slide(folder):
     return path
 
 
+@pytest.fixture(scope="class")
+def contract_slide(class_folder):
+    return write_contract_slide(class_folder)
+
+
 class TestOverHttp(ReaderContract):
     @pytest.fixture
-    def slide(self, tmp_path, server):
-        with open_slide(server.url(write_contract_slide(tmp_path).name)) as reader:
+    def slide(self, contract_slide):
+        with serving(contract_slide.parent) as server, open_slide(server.url(contract_slide.name)) as reader:
             yield reader
 
 
 class TestOverMemory(ReaderContract):
     @pytest.fixture
-    def slide(self, tmp_path, memory):
-        with TiffSlideReader(memory(write_contract_slide(tmp_path).read_bytes())) as reader:
+    def slide(self, contract_slide, memory):
+        with TiffSlideReader(memory(contract_slide.read_bytes())) as reader:
             yield reader
 
 
 class TestOfAFile(ReaderContract):
     @pytest.fixture
-    def slide(self, tmp_path):
-        with open_slide(write_contract_slide(tmp_path), reader="tiffslide") as reader:
+    def slide(self, contract_slide):
+        with open_slide(contract_slide, reader="tiffslide") as reader:
             yield reader
 
 

@@ -24,16 +24,21 @@ def overlapping(tile=(128, 128), first=(32, 16), second=(16, 8)):
 
 
 class TestTrestleReader(ReaderContract):
-    @pytest.fixture
-    def slide(self, tmp_path):
-        path = tmp_path / "slide.tif"
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        path = class_folder / "slide.tif"
         image = contract_image()
         levels = [
             with_overlaps(picture, (128, 128), overlap, tinted=False)
             for picture, overlap in ((image, (32, 16)), (halved(image), (16, 64)))
         ]
         write_trestle(path, levels, overlaps="32 16 16 64", mpp=MPP, compression="lzw")
-        with TiffReader(path) as reader:
+        return path
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with TiffReader(drawn) as reader:
             assert reader.info.levels[0].size == (WIDTH, HEIGHT)
             yield reader
 

@@ -20,12 +20,17 @@ MOSAIC = with_overlaps(tissue_like(5 * 112 + 16, 4 * 120 + 8, seed=4), TILE, OVE
 
 
 class TestVentanaReader(ReaderContract):
-    @pytest.fixture
-    def slide(self, tmp_path):
-        path = tmp_path / "slide.bif"
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, class_folder):
+        path = class_folder / "slide.bif"
         mosaic = with_overlaps(contract_image(), (144, 144), (30, 4), tinted=False)
         write_bif(path, mosaic, [BifArea(5, 3)], overlap=(30, 4), tile=(144, 144), mpp=MPP, compression="lzw")
-        with TiffReader(path) as reader:
+        return path
+
+    @pytest.fixture
+    def slide(self, drawn):
+        with TiffReader(drawn) as reader:
             assert reader.info.levels[0].size == (WIDTH, HEIGHT)
             yield reader
 

@@ -1,14 +1,26 @@
 """A disk that is full while a file is written: the message names the file, whatever library wrote it."""
 
 import errno
+import multiprocessing
+import multiprocessing.connection
 import os
+import resource
 import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import zarr
+from PIL import Image
+from safetensors.torch import save_file
+from tifffile import TiffWriter
 
-from wsi_ips.storage.files import whole_file, whole_folder
+from wsi_ips.images.traffic_signs import make_signs
+from wsi_ips.inference.feature_export import save_rows
+from wsi_ips.storage.files import whole_file, whole_folder, whole_table
+from wsi_ips.storage.hdf5 import streamed_hdf5, whole_hdf5
+from wsi_ips.training.run_state import save_state
 
 WRITERS = {
     "hdf5": "with whole_hdf5(path) as file: file['x'] = noise",
@@ -32,48 +44,52 @@ WRITERS = {
     "zarr.open_group(partial, mode='w').create_array('0', data=noise, chunks=noise.shape, compressors=None)",
     "pictures": "with whole_folder(path) as partial: Image.fromarray(pixels).save(partial / '0.png')",
 }
-PROGRAM = """
-import resource, sys
-from pathlib import Path
-import numpy as np, torch, zarr
-from PIL import Image
-from safetensors.torch import save_file
-from tifffile import TiffWriter
-from wsi_ips.images.traffic_signs import make_signs
-from wsi_ips.storage.files import whole_file, whole_folder, whole_table
-from wsi_ips.storage.hdf5 import streamed_hdf5, whole_hdf5
-from wsi_ips.inference.feature_export import save_rows
-from wsi_ips.training.run_state import save_state
-noise = np.random.default_rng(0).random((64, 4000))
-pixels = (noise.reshape(-1)[:240_000].reshape(400, 200, 3) * 255).astype(np.uint8)
-net = torch.nn.Linear(300, 300)
-limit = int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-writers = WRITERS
-for name, code in writers.items():
-  path = Path(sys.argv[1]) / name
-  try:
-    exec(code)
-    print(name, 'was written', sep='|')
-  except OSError as error:
-    print(name, error.filename, error.strerror, sep='|')
-  except BaseException as error:
-    print(name, type(error).__name__, error, sep='|')
-"""
+TOOLS = {
+    "np": np, "torch": torch, "zarr": zarr, "Image": Image, "TiffWriter": TiffWriter, "save_file": save_file,
+    "whole_file": whole_file, "whole_folder": whole_folder, "whole_table": whole_table, "whole_hdf5": whole_hdf5,
+    "streamed_hdf5": streamed_hdf5, "make_signs": make_signs, "save_rows": save_rows, "save_state": save_state,
+}  # fmt: skip
+"""What the code of the writers uses."""
 
 
-def written(folder: Path, *, limit: int) -> tuple[dict[str, str], str]:
-    """What was said of each writer, in one process whose files may not exceed this many bytes; and its stderr."""
-    program = PROGRAM.replace("= WRITERS", f"= {WRITERS!r}")
-    done = subprocess.run(
-        [sys.executable, "-c", program, folder, str(limit)], capture_output=True, text=True, check=False
-    )
-    lines = [line.partition("|") for line in done.stdout.splitlines()]
-    return {name: rest for name, _, rest in lines}, done.stderr
+def write_all(folder: Path, limit: int) -> dict[str, str]:
+    """What was said of each writer in this process, whose files may not exceed this many bytes from now on."""
+    noise = np.random.default_rng(0).random((64, 4000))
+    pixels = (noise.reshape(-1)[:240_000].reshape(400, 200, 3) * 255).astype(np.uint8)
+    names = {**TOOLS, "noise": noise, "pixels": pixels, "net": torch.nn.Linear(300, 300)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    told = {}
+    for name, code in WRITERS.items():
+        try:
+            exec(code, {**names, "path": folder / name})
+            told[name] = "was written"
+        except OSError as error:
+            told[name] = f"{error.filename}|{error.strerror}"
+        except BaseException as error:
+            told[name] = f"{type(error).__name__}|{error}"
+    return told
 
 
-def check(told: dict[str, str], folder: Path, why: str, complaints: str) -> None:
-    assert list(told) == list(WRITERS), complaints
+def _answer(folder: Path, limit: int, answers: "multiprocessing.connection.Connection") -> None:
+    answers.send(write_all(folder, limit))
+
+
+def written(folder: Path, *, limit: int) -> dict[str, str]:
+    """What :func:`write_all` gives, in a process of its own: the limit cannot be lifted again."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(folder, limit, theirs))
+    process.start()
+    theirs.close()
+    with ours:
+        told: dict[str, str] = ours.recv()
+    process.join()
+    assert process.exitcode == 0
+    return told
+
+
+def check(told: dict[str, str], folder: Path, why: str) -> None:
+    assert list(told) == list(WRITERS)
     for writer, said in told.items():
         # Pillow cuts a JPEG off without a word; these are files in a folder.
         name = f"{folder / writer}/Set1/0000000000.jpg" if writer == "jpegs" else str(folder / writer)
@@ -82,8 +98,7 @@ def check(told: dict[str, str], folder: Path, why: str, complaints: str) -> None
 
 
 def test_what_may_grow_no_further_is_named(tmp_path: Path) -> None:
-    told, complaints = written(tmp_path, limit=20_000)
-    check(told, tmp_path, "File too large", complaints)
+    check(written(tmp_path, limit=20_000), tmp_path, "File too large")
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
@@ -94,8 +109,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip(f"no small disk: {mounted.stderr.decode().strip()}")
     try:
-        told, complaints = written(disk, limit=2**30)
-        check(told, disk, "No space left on device", complaints)
+        check(written(disk, limit=2**30), disk, "No space left on device")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

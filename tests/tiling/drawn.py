@@ -1,6 +1,10 @@
 """Slides drawn for tests of the tissue mask: what is tissue is known."""
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.units import Mpp
@@ -15,10 +19,10 @@ class Drawing:
     mpp = Mpp(2.0)
 
     def __init__(self, size: tuple[int, int], *, background: tuple[int, int, int] = GLASS) -> None:
-        rng = np.random.default_rng(0)
-        noise = rng.normal(0, 1.5, (size[1], size[0], 3))
+        noise, state = _noise(*size)
         self.pixels = np.clip(np.array(background) + noise, 0, 255).astype(np.uint8)
-        self._rng = rng
+        self._rng = np.random.default_rng()
+        self._rng.bit_generator.state = state
 
     def tissue(self, x: int, y: int, width: int, height: int) -> "Drawing":
         """Eosin with scattered nuclei."""
@@ -35,3 +39,10 @@ class Drawing:
 
     def reader(self, *, levels: tuple[int, ...] = (1,)) -> MemoryReader:
         return MemoryReader(self.pixels, mpp=self.mpp, levels=levels)
+
+
+@lru_cache(maxsize=2)
+def _noise(width: int, height: int) -> tuple[NDArray[np.float64], Any]:
+    """The noise of the glass, the same on all slides of a size, and the state of the generator after it."""
+    rng = np.random.default_rng(0)
+    return rng.normal(0, 1.5, (height, width, 3)), rng.bit_generator.state

@@ -20,12 +20,12 @@ from wsi_ips.tiling.patches import tile_slide
 from wsi_ips.tiling.tissue import TissueMask, find_tissue
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def slide() -> MemoryReader:
     return Drawing((1600, 1200)).tissue(200, 300, 900, 700).reader(levels=(1, 2, 4))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def coords(slide: MemoryReader) -> PatchCoords:
     return tile_slide(slide, TilingConfig(patch_px=50, patch_mpp=4.0, overlap_px=10), slide_id="drawn")[0]
 

@@ -83,7 +83,7 @@ class WatchedReader(MemoryReader):
 
 
 class WideReader(WatchedReader):
-    """A single level of 30 000 x 20 000 that exists only where it is read."""
+    """A single level of 9000 x 6000 that exists only where it is read."""
 
     def __init__(self) -> None:
         super().__init__(np.zeros((1, 1, 3), np.uint8))
@@ -91,7 +91,7 @@ class WideReader(WatchedReader):
             path=self._info.path,
             reader="fake",
             vendor="fake",
-            levels=(Level((30_000, 20_000), 1.0),),
+            levels=(Level((9000, 6000), 1.0),),
             mpp_xy=None,
         )
 
@@ -101,17 +101,19 @@ class WideReader(WatchedReader):
 
     def read(self, l0_xy: L0Point, *, level: int, size_px: Size) -> RgbImage:
         self.reads.append((level, size_px))
-        assert l0_xy[0] + size_px[0] <= 30_000
-        assert l0_xy[1] + size_px[1] <= 20_000
-        return np.full((size_px[1], size_px[0], 3), l0_xy[0] // 200, np.uint8)
+        assert l0_xy[0] + size_px[0] <= 9000
+        assert l0_xy[1] + size_px[1] <= 6000
+        return np.full((size_px[1], size_px[0], 3), l0_xy[0] // 60, np.uint8)
 
 
 def test_a_large_slide_of_one_level_is_read_in_blocks() -> None:
     slide = WideReader()
-    found = slide_picture(slide, (300, 200), l0_per_px=100.0)
+    found = slide_picture(slide, (300, 200), l0_per_px=30.0)
     assert max(max(size) for _, size in slide.reads) <= picture.BLOCK_PX
     assert found[0, 0, 0] == 0
-    assert found[0, -1, 0] == 145, "29 000 // 200: the last block starts at 29 000"
+    assert found[0, -1, 0] == 136, (
+        "8160 // 60: blocks are 34 pixels of the picture, the last one starts at 272"
+    )
     assert (np.diff(found[0, :, 0].astype(int)) >= 0).all()
 
 

@@ -29,7 +29,7 @@ TILING = TilingConfig(patch_px=40, patch_mpp=4.0)
 SCATTERED = np.array([[803, 11], [7, 501], [1577, 1199], [7, 540], [0, 0]])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def slide() -> MemoryReader:
     return Drawing(SIZE).tissue(200, 300, 900, 700).reader(levels=(1, 2, 4))
 

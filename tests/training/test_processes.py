@@ -50,7 +50,8 @@ def one_of_two(rank: int, folder: str, slides: int) -> None:
 @pytest.mark.parametrize("slides", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_two_processes_give_the_gradient_of_one(slides: int, tmp_path: Path) -> None:
     """Five slides: three and two. One slide: the second process has none, and takes part with zeros."""
-    multiprocessing.spawn(one_of_two, (str(tmp_path), slides), nprocs=2)
+    # Forked: two processes that start anew import all of PyTorch first, which takes longer than the rest.
+    multiprocessing.start_processes(one_of_two, (str(tmp_path), slides), nprocs=2, start_method="fork")
     loss, gradients = learned(slides, 0, 1)
     for rank in (0, 1):
         their_loss, theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from urllib.request import urlopen
 
@@ -24,8 +24,8 @@ STARTS = (
 )
 
 
-@pytest.fixture
-def server(made_run: MadeRun) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+@contextmanager
+def started(made_run: MadeRun) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     command = [sys.executable, "-c", STARTS, "view", str(made_run.root), "--port", "0", "--no-token"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -41,24 +41,28 @@ def server(made_run: MadeRun) -> Iterator[tuple["subprocess.Popen[str]", int]]:
         process.communicate()
 
 
+@pytest.fixture(scope="module")
+def server(made_run: MadeRun) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    with started(made_run) as process_and_port:
+        yield process_and_port
+
+
 def answers(port: int) -> bool:
     with urlopen(f"http://127.0.0.1:{port}/api/view", timeout=10) as answer:
         return b"predictions" in answer.read()
 
 
-def test_hundreds_of_half_requests_stop_nobody_and_fill_no_log(
-    server: tuple["subprocess.Popen[str]", int],
-) -> None:
-    process, port = server
-    half = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(FILES + 60)]
-    for place, each in enumerate(half):
-        with suppress(OSError):  # dropped already
-            each.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" if place % 2 else b"")
-    assert answers(port)
-    for each in half:
-        each.close()
-    process.terminate()
-    _, said = process.communicate(timeout=20)
+def test_hundreds_of_half_requests_stop_nobody_and_fill_no_log(made_run: MadeRun) -> None:
+    with started(made_run) as (process, port):
+        half = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(FILES + 60)]
+        for place, each in enumerate(half):
+            with suppress(OSError):  # dropped already
+                each.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" if place % 2 else b"")
+        assert answers(port)
+        for each in half:
+            each.close()
+        process.terminate()
+        _, said = process.communicate(timeout=20)
     assert said.count("\n") < 5, said[:2000]
 
 

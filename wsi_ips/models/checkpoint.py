@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from wsi_ips import __version__
 from wsi_ips.config import READ_NO_FILE, ModelConfig, PipelineConfig, Section
@@ -142,7 +143,7 @@ class WeightsFile(Generic[Config, Net]):
         """
         try:
             # On the meta device a tensor has a shape and no memory, whatever size the config asks for.
-            with torch.device("meta"):
+            with torch.device("meta"), Unfilled():
                 net = self.build(config)
             wanted = {name: tuple(tensor.shape) for name, tensor in stored_state(net).items()}
         except Exception as error:  # noqa: BLE001 - a config from elsewhere may ask for anything
@@ -167,6 +168,22 @@ class WeightsFile(Generic[Config, Net]):
                 raise CheckpointError(path, f"holds {tensor.dtype} for {name}", self.fix)
             if not torch.isfinite(tensor.float()).all():
                 raise CheckpointError(path, f"holds weights that are not finite ({name})", "train again")
+
+
+class Unfilled(TorchFunctionMode):
+    """Tensors of the meta device keep no values, so they are not filled with random ones.
+
+    PyTorch works out some of these operations in Python there, which takes longer than building the network.
+    """
+
+    FILLING = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self.FILLING and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def save_checkpoint(

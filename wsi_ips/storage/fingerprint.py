@@ -8,6 +8,7 @@ change a result.
 import hashlib
 import platform
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -79,10 +80,13 @@ def versions() -> dict[str, str]:
 
     A package that is missing has the version ``"not installed"``.
     """
-    found = {"python": platform.python_version()}
-    for name in RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{name: _version(name) for name in RECORDED}}
+
+
+@cache
+def _version(package: str) -> str:
+    """What is imported stays the same while the program runs, so the files of a package are read once."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,5 +1,7 @@
 """Pictures that are drawn for contracts."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -8,12 +10,21 @@ Rgb = NDArray[np.uint8]
 
 
 def tissue_like(width: int, height: int, *, seed: int = 0) -> Rgb:
-    """(height, width, 3) uint8: structure on several scales, so that a shifted, swapped or blurred pixel shows."""
+    """(height, width, 3) uint8: structure on several scales, so that a shifted, swapped or blurred pixel shows.
+
+    The array is the caller's own, and may be written to.
+    """
+    return _drawn(width, height, seed).copy()
+
+
+@lru_cache(maxsize=16)
+def _drawn(width: int, height: int, seed: int) -> Rgb:
+    """Many tests ask for one picture, which takes far longer to draw than to copy."""
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3))
     for scale, weight in ((64, 0.5), (9, 0.35), (1, 0.15)):
-        coarse = rng.integers(0, 256, (-(-height // scale), -(-width // scale), 3))
-        image += weight * np.kron(coarse, np.ones((scale, scale, 1)))[:height, :width]
+        coarse = weight * rng.integers(0, 256, (-(-height // scale), -(-width // scale), 3))
+        image += coarse.repeat(scale, axis=0)[:height].repeat(scale, axis=1)[:, :width]
     return image.astype(np.uint8)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from wsi_ips.config import EncoderConfig
 from wsi_ips.errors import ConfigError
+from wsi_ips.models.checkpoint import Unfilled
 from wsi_ips.models.encoders import registry
 from wsi_ips.models.encoders.entry import EncoderEntry
 from wsi_ips.models.encoders.network import network_of
@@ -59,9 +60,10 @@ def test_the_network_has_the_published_size_and_gives_the_published_width(name: 
     """On the meta device: no weights, no memory."""
     entry = ENCODERS[name]
     with torch.device("meta"):
-        whole = network_of(entry, EncoderConfig(name=name))
+        with Unfilled():
+            whole = network_of(entry, EncoderConfig(name=name))
+            encoder = TimmEncoder(EncoderConfig(name=name, weights="none")).eval()
         total = sum(parameter.numel() for parameter in whole.parameters())
-        encoder = TimmEncoder(EncoderConfig(name=name, weights="none")).eval()
         # A picture of the network's own size, so that nothing is resized.
         pixels = torch.empty(2, 3, entry.transform.resize, entry.transform.resize)
         embedding = encoder(pixels)

@@ -24,7 +24,7 @@ CLASSIFIERS = {
 def test_classifiers_have_the_published_counts(name: str) -> None:
     backbone, whole, statistics, gmacs, published = CLASSIFIERS[name]
     with torch.device("meta"):
-        model = timm.create_model(name, num_classes=1001)
+        model = timm.create_model(name, num_classes=1001).eval()
         cost = cost_of(model, lambda: model(torch.empty(1, 3, 224, 224)))
     assert cost.parameters == whole
     assert cost.macs / 1e9 == pytest.approx(gmacs, abs=5e-4)
