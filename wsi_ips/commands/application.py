@@ -30,6 +30,10 @@ _COMMANDS = {
         "wsi_ips.commands.info:command",
         "Say what a slide is: size, levels, resolution, vendor, which reader opens it, what else its file holds.",
     ),
+    "inspect": (
+        "wsi_ips.commands.inspect:command",
+        "Say what a run read of one slide and why: reader, level, µm, patches, kept ids, attention, bad tiles.",
+    ),
     "tile": (
         "wsi_ips.commands.tile:command",
         "Find tissue and write patch coordinates (HDF5) and contours (GeoJSON); no model.",
