@@ -282,4 +282,3 @@ def test_the_overlay_has_everything_where_it_is_up_to_the_far_corner(tmp_path: P
     lines = np.flatnonzero(drawn.mean(0) > 0.5)
     last_line = coords.g_size[0] - 1
     assert lines.max() == pytest.approx(last_line * side / scale, abs=1), "no drift over all columns"
-    Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "far.png")
