@@ -91,7 +91,9 @@ def test_a_read_only_folder_is_a_warning_and_no_fault(
     (finding,) = folders.folder_of_slides_or_results(tmp_path)
     assert finding.status == "warning"
     assert "can be read, not written to (read-only file system)" in finding.found
-    assert "not measured" in folders.speed(tmp_path).found
+    speed_there = folders.speed(tmp_path)
+    assert isinstance(speed_there, Finding)
+    assert "not measured: read-only file system" in speed_there.found
 
 
 def test_a_drive_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +286,8 @@ def test_speeds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "JPEG tiles of 256 px a second in one thread" in speed.decoding().found
     assert speed.encoding().status == "ok"
     assert "resnet18 in float32 on" in speed.encoding().found
-    assert folders.speed(tmp_path).status == "warning"
-    assert "MiB/s written" in folders.speed(tmp_path).found
+    measured = folders.speed(tmp_path)
+    assert isinstance(measured, Finding)
+    assert (measured.status, "MiB/s written" in measured.found) == ("warning", True)
+    assert folders.speed(tmp_path / "none") == []
     assert not list(tmp_path.iterdir())

@@ -81,7 +81,7 @@ def encoding() -> Finding:
         rate = batches * BATCH / (time.perf_counter() - start)
     told = f"{rate:,.0f} patches of {PATCH_PX} px a second, {ENCODER} in float32 on {device}"
     if rate < SLOW_PATCHES_S:
-        fix = "use a GPU, or 'wsi-ips features' once and learn from stored features"
+        fix = "see what else uses the processors; use a GPU, or store features once with wsi-ips features"
         return Finding("speed of encoding", "warning", told, fix)
     return Finding("speed of encoding", "ok", told)
 

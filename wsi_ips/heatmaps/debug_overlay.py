@@ -77,7 +77,7 @@ def draw_debug_overlay(
     xy_N2 = coords.l0_exact_corners() / l0_per_px
     if side >= LEAST_PATCH_PX:
         for x, y in xy_N2:
-            draw.rectangle([x, y, x + side, y + side], outline=PATCH, width=1)
+            draw.rectangle([x, y, x + side, y + side], outline=PATCH, width=2)
     for polygon in contours:
         for ring in (polygon.exterior, *polygon.interiors):
             points = np.asarray(ring.coords) / l0_per_px
