@@ -279,6 +279,6 @@ def test_the_overlay_has_everything_where_it_is_up_to_the_far_corner(tmp_path: P
     ]
     assert inside.max() < 20, "the black square lies within the red one"
     drawn = (np.abs(shown - GRID).sum(2) < 10) | (np.abs(shown - PATCH).sum(2) < 10)
-    lines = np.flatnonzero(drawn.mean(0) > 0.5)
+    lines = np.flatnonzero(drawn.mean(0)[:1990] > 0.5)  # without the last patches' own right edge
     last_line = coords.g_size[0] - 1
     assert lines.max() == pytest.approx(last_line * side / scale, abs=1), "no drift over all columns"
