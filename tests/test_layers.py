@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 CORE = [
     "storage.location", "errors", "units", "registry", "config", "storage", "progress", "slides", "tiling",
     "streaming", "survival", "models", "selection", "datasets", "training", "evaluation", "inference", "heatmaps",
-    "evaluation.run", "report", "viewer", "commands", "api", "cli", "testing",
+    "evaluation.run", "report", "viewer", "doctor", "commands", "api", "cli", "testing",
 ]  # fmt: skip
 # A wing, and the wings that it stands on.
 WINGS: dict[str, set[str]] = {"nuclei": set(), "search": {"nuclei", "drawn"}, "images": set(), "drawn": set()}

@@ -105,7 +105,7 @@ def test_tile_draws_what_it_took_for_tissue_and_names_what_left_out_everything(
     ink[200:800, 200:800] = (30, 60, 190)
     tifffile.imwrite(tmp_path / "slides" / "ink.tif", ink, tile=(256, 256), photometric="rgb",
                      resolution=(20_000, 20_000), resolutionunit="CENTIMETER")  # fmt: skip
-    said = console("tile", tmp_path / "slides", "--out", tmp_path / "out", "--mask-preview")
+    said = console("tile", tmp_path / "slides", "--out", tmp_path / "out")
     assert said.code == 3
     errors = {row["slide_id"]: row["error"] for row in rows(tmp_path / "out" / "tiles.csv")}
     assert errors["good"] == ""
@@ -114,10 +114,8 @@ def test_tile_draws_what_it_took_for_tissue_and_names_what_left_out_everything(
         with Image.open(tmp_path / "out" / "previews" / f"{slide_id}.jpg") as picture:
             assert picture.format == "JPEG"
             assert picture.width >= 640
-    said = console(
-        "tile", tmp_path / "slides", "--out", tmp_path / "out", "--set", "tiling.tissue.drop_pen=false"
-    )
-    assert said.code == 0
+    pen = ("--set", "tiling.tissue.drop_pen=false", "--no-mask-preview")
+    assert console("tile", tmp_path / "slides", "--out", tmp_path / "out", *pen).code == 0
     assert not list((tmp_path / "out" / "previews").iterdir()), "no pictures of an earlier run's mask"
 
 

@@ -4,7 +4,7 @@
 
 Exit codes: 0 done, 1 a bug of ours (traceback), 2 wrong input (one line), 3 done but some slides (or some of
 their overlays) failed, 128 and the signal's number for what was interrupted: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
-``view`` has no other end than these, and its code is 0.
+``view`` has no other end than these, and its code is 0. ``doctor`` ends with 1 where it found a fault.
 """
 
 import logging
@@ -29,6 +29,10 @@ _COMMANDS = {
     "info": (
         "wsi_ips.commands.info:command",
         "Say what a slide is: size, levels, resolution, vendor, which reader opens it, what else its file holds.",
+    ),
+    "inspect": (
+        "wsi_ips.commands.inspect:command",
+        "Say what a run read of one slide and why: reader, level, µm, patches, kept ids, attention, bad tiles.",
     ),
     "tile": (
         "wsi_ips.commands.tile:command",
@@ -97,6 +101,10 @@ _COMMANDS = {
     "merge": (
         "wsi_ips.commands.merge:command",
         "Make a whole checkpoint of one that holds adapters alone; it needs no other weights then.",
+    ),
+    "doctor": (
+        "wsi_ips.commands.doctor:command",
+        "Check this installation: versions, devices, codecs, folders, speed; exit code 1 where a fault is found.",
     ),
     "run": ("wsi_ips.commands.application:run", "Run a recipe."),
     "data": (

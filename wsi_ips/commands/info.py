@@ -90,7 +90,11 @@ def _resolution(info: "SlideInfo") -> str:
 
 def _details(info: "SlideInfo") -> list[str]:
     """What else the file holds, a line each."""
+    from wsi_ips.slides.resolution import stated_in
+
     lines: list[str] = []
+    if info.mpp_xy is not None:
+        lines.append(f"  resolution stated in: {stated_in(info.reader, info.vendor)}")
     if info.bounds is not None:
         b = info.bounds
         lines.append(f"  scanned area: {b.l0_width}x{b.l0_height} px at ({b.l0_x}, {b.l0_y})")
@@ -103,6 +107,8 @@ def _details(info: "SlideInfo") -> list[str]:
 
 
 def _as_json(info: "SlideInfo") -> str:
+    from wsi_ips.slides.resolution import stated_in
+
     width, height = info.l0_size
     mpp_x, mpp_y = info.mpp_xy or (None, None)
     bounds = info.bounds
@@ -116,6 +122,7 @@ def _as_json(info: "SlideInfo") -> str:
             "mpp": info.mpp,
             "mpp_x": mpp_x,
             "mpp_y": mpp_y,
+            "mpp_from": None if info.mpp_xy is None else stated_in(info.reader, info.vendor),
             "levels": [[*level.size, level.downsample] for level in info.levels],
             "bounds": bounds and [bounds.l0_x, bounds.l0_y, bounds.l0_width, bounds.l0_height],
             "associated": {name: list(size) for name, size in info.associated},

@@ -215,7 +215,8 @@ def command(
 
 
 def predict(job: PredictJob, progress: Progress) -> Outcome:
-    """Write ``predictions.csv``, ``slides.csv``, ``attention/*.h5``, ``overlays/*.png`` and ``run.json``.
+    """Write ``predictions.csv``, ``slides.csv``, ``attention/*.h5``, ``overlays/*.png``, ``run.json``, and at
+    the end ``summary.md``.
 
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
@@ -223,6 +224,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.telemetry import SlideTelemetry
+    from wsi_ips.report.run_summary import write_summary
     from wsi_ips.streaming.device import calculating, numerics
 
     if job.features is not None:
@@ -264,6 +266,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
             _label_slides(jobs, setup, tables, batch, job, progress)
         tables.close()
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
+        write_summary(run, pipeline.model.tasks)
     details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
     return _outcome(tables.rows, run, details=details, absent=absent)
 
@@ -481,6 +484,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     from wsi_ips.inference.feature_predict import FeaturePredictor, predict_features
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.models.checkpoint import load_checkpoint
+    from wsi_ips.report.run_summary import write_summary
     from wsi_ips.streaming.device import numerics, pick_device
 
     pipeline = same_patches_and_tasks(job.checkpoints)[0]
@@ -515,6 +519,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         else:
             tables, unplaced = predict_features(paths, predictor, run, **how)
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
+        write_summary(run, pipeline.model.tasks)
     note = (
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"

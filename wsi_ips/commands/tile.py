@@ -35,7 +35,7 @@ class TileJob(Resolution, Job):
     layout: Literal["clam", "trident"] = "clam"
     contours: Path | None = None
     """Folder of ``<slide_id>.geojson`` (TRIDENT's): tissue as outlined there; none: by our own segmentation."""
-    mask_preview: bool = False
+    mask_preview: bool = True
     """Write ``previews/<slide_id>.jpg`` as well: the slide with its tissue, contours and patches drawn."""
     workers: PositiveInt = 1
     """Processes that tile a slide each; 1: this process does it. No result depends on it."""
@@ -57,7 +57,8 @@ def command(
     mask_preview: Annotated[
         bool | None,
         typer.Option(
-            "--mask-preview", help="Draw each slide's tissue and patches: OUT/previews/SLIDE_ID.jpg."
+            "--mask-preview/--no-mask-preview",
+            help="Draw each slide's tissue and patches: OUT/previews/SLIDE_ID.jpg (default).",
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that tile a slide each (default 1).")] = None,
@@ -83,7 +84,7 @@ def command(
 
 def tile(job: TileJob, progress: Progress) -> Outcome:
     """Write ``patches/*.h5``, ``contours_geojson/*.geojson`` (unless contours are given) and ``tiles.csv``;
-    with ``mask_preview`` ``previews/*.jpg``, also of slides without tissue.
+    unless ``mask_preview`` is False ``previews/*.jpg``, also of slides without tissue.
 
     A slide whose stored coordinates were made from the same file and settings is left alone, so that a run that
     was killed goes on; a slide that it died of is tried once more in a process of its own. In a folder a bad slide

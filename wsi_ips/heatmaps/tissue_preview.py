@@ -22,6 +22,9 @@ SIDE_PX = 2000
 LEAST_WIDTH_PX = 640
 """Width of the whole picture, at least, so that the legend can be read."""
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
 CONTOUR, PATCH, INK, PAPER = (0, 150, 60), (30, 90, 230), (25, 25, 25), (255, 255, 255)
 """Colours of contours, patches, text and the background."""
 SHADE = (0.45, 110)
@@ -100,6 +103,11 @@ def _with_legend(picture: Image.Image, coords: PatchCoords, mask: TissueMask) ->
     ]
     if mask.why_empty is not None:
         lines.append((INK, mask.why_empty[0]))
+    return with_legend(picture, lines)
+
+
+def with_legend(picture: Image.Image, lines: Sequence[tuple[Colour, str]]) -> Image.Image:
+    """The picture with these lines of text below it, each behind a box of its colour; ink has no box."""
     width = max(picture.width, LEAST_WIDTH_PX)
     unit = max(LEAST_FONT_PX, width // 70)
     font, row = ImageFont.load_default(size=unit), round(1.6 * unit)

@@ -45,6 +45,11 @@ class RunFolder:
         return self.root / "slides.csv"
 
     @property
+    def summary(self) -> Path:
+        """The text that says how the run went; it is there once the run is done."""
+        return self.root / "summary.md"
+
+    @property
     def description(self) -> Path:
         """The file that says what is run."""
         return self.root / "run.json"
@@ -105,7 +110,7 @@ def claimed(
         ResultsError: Another process holds the folder. A process that died holds nothing.
     """
     below = (run.root / "attention", run.root / "overlays")
-    tables = (run.predictions, run.slides, run.cases, run.description)
+    tables = (run.predictions, run.slides, run.cases, run.summary, run.description)
     with held(run.root, below=below, undo=tables, results="attention/*.h5"):
         different = difference(
             run.description,
@@ -129,7 +134,8 @@ def claimed(
             numerics=numerics,
             more=more,
         )
-        run.cases.unlink(missing_ok=True)  # that of an earlier start would lie beside newer predictions
+        for path in (run.cases, run.summary):  # those of an earlier start would lie beside newer predictions
+            path.unlink(missing_ok=True)
         yield start
 
 
@@ -180,6 +186,7 @@ def _clear(run: RunFolder) -> None:
     run.predictions.unlink(missing_ok=True)
     run.slides.unlink(missing_ok=True)
     run.cases.unlink(missing_ok=True)
+    run.summary.unlink(missing_ok=True)
     for path in [*run.root.glob("attention/*.h5"), *run.root.glob("overlays/*.png")]:
         path.unlink()
 

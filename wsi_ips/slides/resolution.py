@@ -9,6 +9,7 @@ import csv
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.slides.folder import SLIDE_SUFFIXES, slide_id
@@ -165,3 +166,40 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+STATED_IN: Mapping[str, str] = MappingProxyType(
+    {
+        "aperio": "MPP in the image's description, or else the TIFF resolution tags",
+        "argos": "the TIFF resolution tags",
+        "generic-tiff": "the TIFF resolution tags",
+        "hamamatsu": "the TIFF resolution tags",
+        "huron": "the TIFF resolution tags",
+        "leica": "the TIFF resolution tags, or else the sizes in its XML",
+        "ome-tiff": "PhysicalSizeX and PhysicalSizeY in its OME-XML, or else the TIFF resolution tags",
+        "philips": "DICOM_PIXEL_SPACING in its XML, or else the TIFF resolution tags",
+        "trestle": "the TIFF tags XResolution and YResolution, which hold µm",
+        "ventana": "ScanRes in its XML",
+        "dicom": "PixelSpacing",
+        "mirax": "MICROMETER_PER_PIXEL in Slidedat.ini",
+        "ome-zarr": "the scale in its metadata",
+    }
+)
+"""Where the built-in readers of stored tiles find the resolution, by container."""
+
+STATED_TO: Mapping[str, str] = MappingProxyType(
+    {
+        "openslide": "OpenSlide's mpp-x and mpp-y, or else the TIFF resolution tags",
+        "image": "its dots per inch, or the TIFF resolution tags",
+        "tiffslide": "what tiffslide reports",
+    }
+)
+"""The same by reader, for readers that open several kinds of file."""
+
+
+def stated_in(reader: str, container: str) -> str:
+    """Where a slide's resolution is stated, in words.
+
+    ``reader`` and ``container`` are those of :class:`wsi_ips.slides.base.SlideInfo`.
+    """
+    return STATED_TO.get(reader) or STATED_IN.get(container) or f"as reader {reader} says"

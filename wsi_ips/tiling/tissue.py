@@ -266,7 +266,7 @@ def _why_empty(found: Found, config: TissueConfig, um2_per_px: float) -> tuple[s
         )
     return (
         "no tissue was found: nothing on it differs from the bare glass",
-        "look at it with wsi-ips tile --mask-preview; outline its tissue (--contours), or leave the slide out",
+        "see its picture in previews/ of wsi-ips tile; outline its tissue (--contours), or leave the slide out",
     )
 
 
