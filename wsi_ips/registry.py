@@ -9,7 +9,8 @@ that are not needed.
 ``docs/extending.md`` shows how another package adds one of each.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from wsi_ips.errors import ConfigError, ExtensionBroken, WsiIpsError, one_line
 
 Member = TypeVar("Member")
 
+LONGEST_NAME = 100
+"""Characters of a name that are compared with the known ones."""
 LONGEST_REASON = 200
 """Characters of what another package's code raised that are repeated in a message."""
 
@@ -102,7 +105,10 @@ class Registry(Generic[Member]):
 
     def unknown(self, name: str) -> ConfigError:
         """The error for a name that nobody has."""
-        return ConfigError(f"there is no {self.kind} {name!r}; known are {', '.join(self.names())}")
+        known = self.names()
+        return ConfigError(
+            f"there is no {self.kind} {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}"
+        )
 
     def _ours(self, name: str) -> Member:
         found = self.members[name]
@@ -155,5 +161,17 @@ def check_known(kind: str, name: str, ours: tuple[str, ...], *, group: str) -> s
     Raises :class:`ConfigError`.
     """
     if name not in ours and name not in (others := [entry.name for entry in outside(group, ours)]):
-        raise ConfigError(f"there is no {kind} {name!r}; known are {', '.join([*ours, *others])}")
+        known = [*ours, *others]
+        raise ConfigError(
+            f"there is no {kind} {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}"
+        )
     return name
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean KNOWN?`` with the known name that is spelled most like ``name``, whatever its case; "" if
+    none is like it.
+    """
+    lower = {one.lower(): one for one in known}
+    alike = get_close_matches(name[:LONGEST_NAME].lower(), list(lower), n=1)
+    return f"; did you mean {lower[alike[0]]}?" if alike else ""
