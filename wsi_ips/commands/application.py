@@ -39,6 +39,10 @@ _COMMANDS = {
         "wsi_ips.commands.features:command",
         "Store what an encoder makes of every patch, as CLAM or TRIDENT do; nothing is learned.",
     ),
+    "init": (
+        "wsi_ips.commands.init:command",
+        "Write a commented recipe and the next steps into a folder, checked against your labels and slides.",
+    ),
     "finetune": (
         "wsi_ips.commands.finetune:command",
         "Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was.",

@@ -68,7 +68,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = MappingProxyType({
     ),
     "verify": ("wsi-ips data verify CAMELYON16",),
     "manifest": ("wsi-ips data manifest CAMELYON16 --out manifest.csv",),
-    "nodes": ("wsi-ips data nodes patches/ --out nodes",),
+    "nodes": ("wsi-ips data nodes patches/ --outlines outlines/ --out nodes",),
 })  # fmt: skip
 """``{command: command lines}`` as its ``--help`` shows them. A test parses every line."""
 

@@ -33,7 +33,11 @@ class FinetuneJob(FinetuneConfig, Resolution, Job):
     """Learn from the slide labels of a manifest."""
 
     command: Literal["finetune"] = "finetune"
+    """What the recipe is for."""
     manifest: Path
+    """The table of slides: a CSV with the columns slide_id, case_id (the patient), split (train, val or test),
+    path, and the labels.
+    """
     slides_root: Path | None = None
     """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
     features: Path | None = None
@@ -44,7 +48,9 @@ class FinetuneJob(FinetuneConfig, Resolution, Job):
     """With ``folds``: each fold sets aside this share of its training cases and chooses its epoch on them, so that
     the epoch is not chosen on the cases that the fold is measured on; 0: it is chosen by the training loss."""
     out: Path
+    """Folder of the run."""
     device: str = "auto"
+    """Where the network runs: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     restart: bool = False
     """Begin anew where ``out`` holds a run, instead of going on with it."""
 

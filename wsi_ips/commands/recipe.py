@@ -103,10 +103,26 @@ def make_job(values: Mapping[str, Any], *, source: str | Origin) -> Job:
         )
     job = JOBS.load(command)
     try:
-        return job.model_validate(dict(values))
+        return job.model_validate(_without_empty_sections(values, job))
     except ValidationError as error:
         where = origin.place(error.errors()[0]["loc"])
         raise ConfigError(f"{where}: {_first_problem(error, job)}") from None
+
+
+def _without_empty_sections(values: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """The same values without sections that hold no key, such as ``tiling:`` above nothing but comments."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        held = section.model_fields.get(name)
+        inner = None if held is None else held.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if value is None:
+                continue
+            if isinstance(value, Mapping):
+                kept[name] = _without_empty_sections(value, inner)
+                continue
+        kept[name] = value
+    return kept
 
 
 def run_job(job: Job, progress: Progress) -> Outcome:
