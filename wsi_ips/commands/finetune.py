@@ -140,6 +140,7 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
     from wsi_ips.inference.held_out import HELD_OUT, measure, predict_held_out
     from wsi_ips.slides.base import named
     from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, write_figures
+    from wsi_ips.training.model_card import write_folds_card
     from wsi_ips.training.processes import is_first_process
 
     if job.restart and is_first_process():
@@ -164,6 +165,7 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
     folds = tuple(replace(fold, measured=measure(fold, rows, manifest, job.model.tasks)) for fold in folds)
     write_figures(job.out / "cv.csv", folds)
     figures = mean_and_sd([fold.measured for fold in folds])
+    write_folds_card(job.out, manifest, job, figures, k=k)
     lines += [f"held_out_{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in figures.items()]
     bad |= {row.slide_id: row.error for row in rows if row.error and row.slide_id not in bad}
     failures = [named(slide_id, reason) for slide_id, reason in bad.items()]
