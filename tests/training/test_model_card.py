@@ -68,7 +68,7 @@ def test_a_training_leaves_its_card(small_data: SmallData, tmp_path: Path) -> No
     assert rows(card)["val_loss"] == [f"{best['val_loss']:.4f}"]
     assert "Resolution of the slides at level 0: 0.5 µm per pixel." in card
     assert "Few training slides: 1 of label tumor." in card
-    assert "2 validation slides: their figures are rough." in card
+    assert "Few validation slides, 2: their figures are rough." in card
     assert "All slides are of one scanner or format" in card
     assert rows(card)["tiling.patch_px"] == ["32"]
     assert rows(card)["weights"] == ["random at the start: no licence but that of the slides"]

@@ -340,7 +340,7 @@ def _figures(manifest: Manifest, report: "FinetuneReport") -> str:
     rows = [[name, f"{value:.4f}"] for name, value in best.items() if name != "epoch"]
     val = sum(record.slide_id not in report.bad for record in manifest.split("val"))
     chosen = (
-        f"The figures that begin with `val_` are of the {val} validation slides, which also chose the epoch: they "
+        f"The figures that begin with `val_` are of validation slides ({val}), which also chose the epoch: they "
         "flatter."
         if val
         else "There were no validation slides: the epoch was chosen by the training loss, and nothing here was "
@@ -374,7 +374,7 @@ def _limits(
                     f"No validation slide is {_cell(task.name)} {_cell(name)}: no figure speaks of it."
                 )
     if 0 < len(used["val"]) < FEW_VALIDATED:
-        found.append(f"{len(used['val'])} validation slides: their figures are rough.")
+        found.append(f"Few validation slides, {len(used['val'])}: their figures are rough.")
     if len(manifest.split("train")) > len({record.case_id for record in manifest.split("train")}):
         found.append(
             "Several training slides are of one patient: there are fewer independent ones than slides."
