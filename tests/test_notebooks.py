@@ -36,6 +36,7 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first cell to the last, in an empty folder; a command that fails fails the notebook too."""
     client = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = read(path)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from itertools import islice
 from types import MappingProxyType
 from typing import Generic, TypeVar, cast
 
@@ -22,6 +23,8 @@ Member = TypeVar("Member")
 
 LONGEST_NAME = 100
 """Characters of a name that are compared with the known ones."""
+MOST_COMPARED = 1000
+"""How many known names are compared with a name: those of a table may come from anybody."""
 LONGEST_REASON = 200
 """Characters of what another package's code raised that are repeated in a message."""
 
@@ -172,6 +175,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean KNOWN?`` with the known name that is spelled most like ``name``, whatever its case; "" if
     none is like it.
     """
-    lower = {one.lower(): one for one in known}
+    lower = {one.lower(): one for one in islice(known, MOST_COMPARED)}
     alike = get_close_matches(name[:LONGEST_NAME].lower(), list(lower), n=1)
     return f"; did you mean {lower[alike[0]]}?" if alike else ""

@@ -80,9 +80,6 @@ completion."""
 MOST_SUGGESTED = 3
 """How many options a message about a mistyped one names at most."""
 
-Completed = list[str] | list[tuple[str, str]]
-"""What completes a value: texts, or each with a line of help."""
-
 
 class ExplainedCommand(TyperCommand):
     """A command whose help ends with :data:`EXAMPLES`, and which answers a mistyped option with what was meant."""

@@ -24,6 +24,8 @@ KINDS = ("classification", "ordinal", "multilabel", "survival", "regression")
 """Kinds of tasks that can be proposed."""
 MOST_CLASSES = 50
 """A column with more different texts is no column of classes."""
+MOST_NAMED, LONGEST_NAME = 10, 80
+"""How many columns or classes a message names, and how many characters of each."""
 FEW = 5
 """Fewer training slides of a class than this are worth a warning."""
 WITHOUT_TABLE: Mapping[str, Mapping[str, Any]] = MappingProxyType({
@@ -94,17 +96,23 @@ def _column(path: Path, cells: Mapping[str, Sequence[str]], wanted: str | None) 
         if wanted in others:
             return wanted
         raise ManifestError(
-            path, f"has no column {wanted!r}", f"it has {', '.join(others)}{did_you_mean(wanted, others)}"
+            path, f"has no column {wanted!r}", f"it has {_listed(others)}{did_you_mean(wanted, others)}"
         )
     if "label" in others:
         return "label"
     if len(others) != 1:
         raise ManifestError(
             path,
-            "has no column label" if not others else f"has the columns {', '.join(others)}",
+            "has no column label" if not others else f"has the columns {_listed(others)}",
             "add one with the labels" if not others else "say with --column which one holds the labels",
         )
     return others[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of a table, which may be long and many, for a message."""
+    shown = ", ".join(name[:LONGEST_NAME] for name in names[:MOST_NAMED])
+    return f"{shown} and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else shown
 
 
 def _named(path: Path, column: str, names: Sequence[str], *, fewest: int) -> list[str]:
@@ -117,7 +125,7 @@ def _named(path: Path, column: str, names: Sequence[str], *, fewest: int) -> lis
             "learn numbers with --task regression" if numbers else "name a column of classes with --column",
         )
     if len(classes) < fewest:
-        found = ", ".join(map(repr, classes)) or "nothing"
+        found = _listed([repr(name) for name in classes]) or "nothing"
         raise ManifestError(path, f"{column} holds only {found}", f"{fewest} classes or more are needed")
     return classes
 
@@ -177,7 +185,7 @@ def _survival(
             raise ManifestError(
                 path,
                 f"has no column {name!r}",
-                f"say with {option} which it is: {', '.join(others) or 'it has none'}{did_you_mean(name, others)}",
+                f"say with {option} which it is: {_listed(others) or 'it has none'}{did_you_mean(name, others)}",
             )
     splits = [record.split for record in manifest.records]
     learned = sorted(
