@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.commands.console import Console
+from tests.conftest import SmallData
 from tests.test_docs_examples import commands, parse
 from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.init import KEYS
@@ -242,3 +243,26 @@ def test_the_next_steps_are_commands_that_parse(console: Console, tmp_path: Path
     for line in shown:
         parse(line)
     assert job_of(study / "recipe.yaml").out == study / "run"
+
+
+def test_what_init_wrote_is_run_as_it_stands(console: Console, tmp_path: Path, small_data: SmallData) -> None:
+    study = tmp_path / "study"
+    assert console("init", study, "--labels", small_data.manifest).code == 0
+    small = {
+        "tiling": "{patch_px: 32, patch_mpp: 2.0, min_tissue: 0.2}",
+        "selection": "{m: 4, i: 8}",
+        "model.encoder": "{name: test_convnext, weights: none, stage: 2}",
+        "training": "{epochs: 1, slides_per_step: 2}",
+        "device": "cpu",
+    }
+    settings = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    ended = console("run", study / "recipe.yaml", *settings)
+    assert ended.code == 0, ended.err
+    assert {"model.safetensors", "MODEL_CARD.md", "history.csv"} <= {
+        path.name for path in (study / "run").iterdir()
+    }
+    predicted = console(
+        "predict", small_data.slides, "--checkpoint", study / "run" / "model.safetensors", "--out",
+        study / "predictions", "--device", "cpu", "--no-overlays",
+    )  # fmt: skip
+    assert predicted.code == 0, predicted.err
