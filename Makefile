@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo docs test test-all test-browser encoders-real fuzz page page-check lint format bench clean
+.PHONY: install demo docs notebooks test test-all test-browser encoders-real fuzz page page-check lint format bench clean
 
 install: $(READY)
 
@@ -54,6 +54,10 @@ page-check:
 # Encoders with the real weights that this machine's Hugging Face cache holds; says which ones it has not.
 encoders-real: $(READY)
 	$(BIN)/python -m pytest tests/models/encoders/test_real_weights.py -m slow -rs
+
+# The notebooks of docs/, from the first cell to the last.
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebooks.py -m 'slow or not slow'
 
 # The documentation as a site, in site/. A broken link or a setting without its page is an error.
 docs: $(READY)

@@ -32,7 +32,11 @@ def parse(line: str) -> None:
         name = words.pop(0)
         group = group.get_command(context, name)
         assert group is not None, f"there is no command {name}"
-    if words == ["--version"]:
+    if words in (
+        ["--version"],
+        ["--install-completion"],
+        ["--show-completion"],
+    ):  # done while they are parsed
         return
     group.make_context("wsi-ips", words)
 

@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 
 import pytest
 
 from wsi_ips.errors import ConfigError, ExportNotInstalled, ExtensionBroken, ReaderBroken
-from wsi_ips.registry import Registry, check_known
+from wsi_ips.registry import Registry, check_known, did_you_mean
 
 GROUP = "wsi_ips.nothings"
 
@@ -85,3 +86,23 @@ def test_what_does_not_load_names_its_package_and_hides_no_other(install: Callab
     with pytest.raises(ReaderBroken, match="reader broken of the package theirs"):
         registry(broken=ReaderBroken).load("broken")
     assert things.load("good") > 6  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "said"),
+    [
+        ("abmli", ["mean", "abmil"], "; did you mean abmil?"),
+        ("ABMIL", ["mean", "abmil"], "; did you mean abmil?"),
+        ("qqq", ["mean", "abmil"], ""),
+        ("", [], ""),
+    ],
+)
+def test_the_name_that_may_have_been_meant(name: str, known: list[str], said: str) -> None:
+    assert did_you_mean(name, known) == said
+
+
+def test_a_name_that_is_endless_is_compared_in_no_time() -> None:
+    """Names of a table's columns may come from anybody."""
+    started = process_time()
+    assert did_you_mean("a" * 10**6, (f"{'a' * 500}{number}" for number in range(10**6))) == ""
+    assert process_time() - started < 5

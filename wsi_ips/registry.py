@@ -11,9 +11,11 @@ that are not needed.
 
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Generic, TypeVar, cast
@@ -22,6 +24,10 @@ from wsi_ips.errors import ConfigError, ExtensionBroken, WsiIpsError, one_line
 
 Member = TypeVar("Member")
 
+LONGEST_NAME = 100
+"""Characters of a name that are compared with the known ones."""
+MOST_COMPARED = 1000
+"""How many known names are compared with a name: those of a table may come from anybody."""
 LONGEST_REASON = 200
 """Characters of what another package's code raised that are repeated in a message."""
 
@@ -105,7 +111,10 @@ class Registry(Generic[Member]):
 
     def unknown(self, name: str) -> ConfigError:
         """The error for a name that nobody has."""
-        return ConfigError(f"there is no {self.kind} {name!r}; known are {', '.join(self.names())}")
+        known = self.names()
+        return ConfigError(
+            f"there is no {self.kind} {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}"
+        )
 
     def _ours(self, name: str) -> Member:
         found = self.members[name]
@@ -179,5 +188,17 @@ def check_known(kind: str, name: str, ours: tuple[str, ...], *, group: str) -> s
     Raises :class:`ConfigError`.
     """
     if name not in ours and name not in (others := [entry.name for entry in outside(group, ours)]):
-        raise ConfigError(f"there is no {kind} {name!r}; known are {', '.join([*ours, *others])}")
+        known = [*ours, *others]
+        raise ConfigError(
+            f"there is no {kind} {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}"
+        )
     return name
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean KNOWN?`` with the known name that is spelled most like ``name``, whatever its case; "" if
+    none is like it.
+    """
+    lower = {one.lower(): one for one in islice(known, MOST_COMPARED)}
+    alike = get_close_matches(name[:LONGEST_NAME].lower(), list(lower), n=1)
+    return f"; did you mean {lower[alike[0]]}?" if alike else ""

@@ -3,6 +3,7 @@
 MkDocs calls the ``on_`` functions (https://www.mkdocs.org/dev-guide/plugins/#events).
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and the two pictures that lie beside the benchmarks."""
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     files.append(File.generated(config, "reference/settings.md", content=settings_page()))
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=notebook_page(notebook)))
     for name in ("memory.png", "memory_select.png"):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / "benchmarks" / name)))
     return files
@@ -38,6 +41,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links to files beside docs/ lead nowhere on the site: their text stays."""
     return OUTSIDE.sub(r"\1", markdown.replace("](../benchmarks/memory", "](memory"))
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as a page: its texts, and its code without outputs. Links to notebooks lead to their pages."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = []
+    for cell in cells:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text.replace(".ipynb)", ".md)"))
+        else:
+            parts.append(f"```python\n{text}\n```")
+    title, *rest = parts
+    return "\n\n".join([title, f"[Download this notebook]({path.name})", *rest]) + "\n"
 
 
 def commands_page() -> str:

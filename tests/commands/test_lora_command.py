@@ -125,6 +125,9 @@ def test_a_large_encoder_learns_from_slide_labels(
     merged = tmp_path / "merged.safetensors"
     said = console("merge", checkpoint, "--out", merged)
     assert said.code == 0, said.err
+    card = (tmp_path / "merged.MODEL_CARD.md").read_text()
+    assert "merged with the encoder's own weights" in card
+    assert "adapters of rank" in card
     before, after = load_checkpoint(checkpoint)[0], load_checkpoint(merged)[0]
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():

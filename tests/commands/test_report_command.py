@@ -413,3 +413,15 @@ def test_slides_are_searched_and_sorted(console: Console, tmp_path: Path) -> Non
         assert shown(names) == ["a10", "b", "a9", "bad"]  # paper cannot be searched: nothing is left out
         browser.close()
     assert set(asked) <= {"file", "data"}
+
+
+def test_the_report_of_a_training_shows_its_model_card(console: Console, tmp_path: Path) -> None:
+    run = make_run(tmp_path, TWELVE)
+    training = trained(tmp_path / "model")
+    assert console("report", run, "--training", training).code == 0
+    assert "Model card" not in (run / "report.html").read_text()
+    (training / "MODEL_CARD.md").write_text("# Model card\n\nfor <b>research</b>\n")
+    assert console("report", run, "--training", training).code == 0
+    assert "# Model card\n\nfor &lt;b&gt;research&lt;/b&gt;" in (run / "report.html").read_text()
+    (training / "MODEL_CARD.md").write_bytes(b"x" * (2**20 + 1))
+    assert "MODEL_CARD.md: is larger than" in console("report", run, "--training", training).complaint

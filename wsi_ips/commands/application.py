@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Self
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from wsi_ips.commands.command_line import ExplainedCommand, suggest_option
 from wsi_ips.commands.options import Set, start_job
 from wsi_ips.errors import WsiIpsError, harmless
 from wsi_ips.progress import silence_libraries
@@ -41,6 +42,10 @@ _COMMANDS = {
     "features": (
         "wsi_ips.commands.features:command",
         "Store what an encoder makes of every patch, as CLAM or TRIDENT do; nothing is learned.",
+    ),
+    "init": (
+        "wsi_ips.commands.init:command",
+        "Write a commented recipe and the next steps into a folder, checked against your labels and slides.",
     ),
     "finetune": (
         "wsi_ips.commands.finetune:command",
@@ -144,11 +149,27 @@ class _LateCommands(TyperGroup):
         )
         listed = {name: TyperCommand(name, help=line) for name, (_, line) in self.table.items()}
         self.commands = {**listed, **self.commands}
+        self._only_names = False
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in self.table:
+        if cmd_name in self.table and not self._only_names:
             return _loaded(cmd_name, self._faces.load(cmd_name))
         return super().get_command(ctx, cmd_name)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete the name of a command; none is loaded for that."""
+        self._only_names = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._only_names = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            suggest_option(error, self)
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         room = formatter.width - 6 - max(map(len, self.commands))
@@ -171,7 +192,7 @@ def _loaded(name: str, face: Face) -> Any:
     if isinstance(face, typer.Typer):
         return typer.main.get_command(face)
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    alone.command(name)(face)
+    alone.command(name, cls=ExplainedCommand)(face)
     return typer.main.get_command(alone)
 
 
@@ -180,7 +201,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Raw gigapixel slides in, slide labels and honest attention maps out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -216,9 +236,10 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see pipelines/.")], set_: Set = None
 ) -> None:
     """Run a recipe."""
-    from wsi_ips.commands.recipe import load_recipe, make_job
+    from wsi_ips.commands.recipe import Origin, load_recipe, make_job
 
-    start_job(make_job(load_recipe(recipe, set_ or ()), source=str(recipe)))
+    origin = Origin(str(recipe), overrides=tuple(set_ or ()))
+    start_job(make_job(load_recipe(recipe, set_ or ()), source=origin))
 
 
 def main() -> None:
@@ -239,7 +260,7 @@ def main() -> None:
 
 def _run_command() -> None:
     try:
-        app()
+        app(prog_name="wsi-ips")
     except WsiIpsError as error:
         _complain(str(error))
     except OSError as error:

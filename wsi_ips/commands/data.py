@@ -8,6 +8,7 @@ import typer
 from wsi_ips.commands.options import SOME_FAILED, Outcome, finish
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.progress import Progress
+from wsi_ips.registry import did_you_mean
 
 if TYPE_CHECKING:
     from wsi_ips.datasets.camelyon import CamelyonFiles, Row, SlideFinder
@@ -77,7 +78,8 @@ def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
 
     _must_be_folder(root)
     if name is not None and name not in NAMES:
-        raise ConfigError(f"--name {name}: known manifests are {', '.join(NAMES)}")
+        known = ", ".join(NAMES)
+        raise ConfigError(f"--name {name}: known manifests are {known}{did_you_mean(name, NAMES)}")
     all_rows = {each: shipped_rows(each) for each in NAMES if name in (None, each)}
     finder = SlideFinder(root)
     present = {each: _there(rows, finder, out.parent) for each, rows in all_rows.items()}

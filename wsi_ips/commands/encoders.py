@@ -4,12 +4,16 @@ from typing import Annotated
 
 import typer
 
+from wsi_ips.commands.command_line import encoder_names
 from wsi_ips.commands.options import Outcome, finish
 
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(help="One of them, to say all about it; none: list all.")
+        str | None,
+        typer.Argument(
+            help="One of them, to say all about it; none: list all.", autocompletion=encoder_names
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per encoder.")] = False,
 ) -> None:

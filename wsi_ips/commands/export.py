@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from pydantic import Field, FiniteFloat, JsonValue, PositiveInt, field_validator, model_validator
 
+from wsi_ips.commands.command_line import one_of
 from wsi_ips.commands.options import COLOUR_END, OpenUrls, Outcome, start
 from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, of_every_result
 from wsi_ips.config.heat import MapKind
@@ -84,7 +85,13 @@ ExportMap = Annotated[
 def command(
     run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
     format_: Annotated[
-        str, typer.Option("--format", "-f", help="ome-tiff, ome-zarr, geojson, deepzoom, sheet or asap.")
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="ome-tiff, ome-zarr, geojson, deepzoom, sheet or asap.",
+            autocompletion=one_of(*EXPORT_OPTIONS),
+        ),
     ],
     slides: Annotated[str | None, typer.Option(help="The slides; default: where predict read them.")] = None,
     open_urls: OpenUrls = None,

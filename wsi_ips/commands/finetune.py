@@ -33,7 +33,11 @@ class FinetuneJob(FinetuneConfig, Resolution, Job):
     """Learn from the slide labels of a manifest."""
 
     command: Literal["finetune"] = "finetune"
+    """What the recipe is for."""
     manifest: Path
+    """The table of slides: a CSV with the columns slide_id, case_id (the patient), split (train, val or test),
+    path, and the labels.
+    """
     slides_root: Path | None = None
     """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
     features: Path | None = None
@@ -44,7 +48,9 @@ class FinetuneJob(FinetuneConfig, Resolution, Job):
     """With ``folds``: each fold sets aside this share of its training cases and chooses its epoch on them, so that
     the epoch is not chosen on the cases that the fold is measured on; 0: it is chosen by the training loss."""
     out: Path
+    """Folder of the run."""
     device: str = "auto"
+    """Where the network runs: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     restart: bool = False
     """Begin anew where ``out`` holds a run, instead of going on with it."""
 
@@ -134,6 +140,7 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
     from wsi_ips.inference.held_out import HELD_OUT, measure, predict_held_out
     from wsi_ips.slides.base import named
     from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, write_figures
+    from wsi_ips.training.model_card import write_folds_card
     from wsi_ips.training.processes import is_first_process
 
     if job.restart and is_first_process():
@@ -158,6 +165,7 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
     folds = tuple(replace(fold, measured=measure(fold, rows, manifest, job.model.tasks)) for fold in folds)
     write_figures(job.out / "cv.csv", folds)
     figures = mean_and_sd([fold.measured for fold in folds])
+    write_folds_card(job.out, manifest, job, figures, k=k)
     lines += [f"held_out_{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in figures.items()]
     bad |= {row.slide_id: row.error for row in rows if row.error and row.slide_id not in bad}
     failures = [named(slide_id, reason) for slide_id, reason in bad.items()]

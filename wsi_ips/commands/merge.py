@@ -39,6 +39,8 @@ def command(
 def merge(job: MergeJob, progress: Progress) -> Outcome:
     """Write the merged checkpoint, and say how far what it computes is from what the adapters computed.
 
+    Beside it goes the model card of the training, if there is one.
+
     Raises:
         ConfigError: ``out`` is the checkpoint itself, or no .safetensors.
         CheckpointError: The checkpoint holds no adapters, its encoder's weights are missing or others, or the
@@ -47,6 +49,7 @@ def merge(job: MergeJob, progress: Progress) -> Outcome:
     from wsi_ips.errors import CheckpointError, ConfigError
     from wsi_ips.models.checkpoint import checkpoint_config
     from wsi_ips.models.merging import merge_checkpoint
+    from wsi_ips.training.model_card import write_merged_card
 
     if job.out.suffix != ".safetensors":
         raise ConfigError(f"{job.out}: name a file that ends in .safetensors")
@@ -58,7 +61,8 @@ def merge(job: MergeJob, progress: Progress) -> Outcome:
         raise CheckpointError(job.weights, "there is no such file or folder of weights", "see --weights")
     with progress("Merging", total=1) as advance:
         error = merge_checkpoint(job.checkpoint, job.out, base_weights=job.weights)
+        card = write_merged_card(job.checkpoint, job.out)
         advance(str(job.out))
     sizes = [path.stat().st_size / 2**20 for path in (job.checkpoint, job.out)]
     said = f"features differ by {error:.1e} of their size; {sizes[0]:,.2f} MiB became {sizes[1]:,.2f} MiB"
-    return Outcome([said, f"checkpoint {job.out}"])
+    return Outcome([said, *([f"model card {card}"] if card else []), f"checkpoint {job.out}"])

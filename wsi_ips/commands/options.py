@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from wsi_ips.commands.command_line import encoder_names, one_of, setting
+
 # Text, not Path: a Path would take one of the two slashes of a URL.
 Slides = Annotated[
     str, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
@@ -19,13 +21,15 @@ SlideMppOption = Annotated[
 MppCsv = Annotated[Path | None, typer.Option(help="CSV with columns wsi,mpp: the same, slide by slide.")]
 Recipe = Annotated[Path | None, typer.Option("--recipe", "-c", help="YAML with settings; flags win.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.", autocompletion=setting),
 ]
 EncoderName = Annotated[
     str | None,
     typer.Option(
         "--encoder",
         help="A name of wsi-ips encoders, a timm model, hf-hub:organisation/model, or FILE.py:FUNCTION (is run).",
+        autocompletion=encoder_names,
     ),
 ]
 EncoderWeights = Annotated[
@@ -40,13 +44,17 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         help="What the encoder computes in: 32, bf16, fp16, or auto (default: as listed on a CUDA GPU, else 32).",
+        autocompletion=one_of("auto", "32", "bf16", "fp16"),
     ),
 ]
 Compile = Annotated[
     bool | None,
     typer.Option("--compile", help="Compile the encoder (torch.compile): a minute once, then faster."),
 ]
-Layout = Annotated[str | None, typer.Option(help="HDF5 layout: clam (default) or trident.")]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="HDF5 layout: clam (default) or trident.", autocompletion=one_of("clam", "trident")),
+]
 OpenUrls = Annotated[
     bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")
 ]
@@ -84,10 +92,10 @@ def start(
     sections: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Make a job of a recipe, the flags over it and ``--set`` over both, and run it."""
-    from wsi_ips.commands.recipe import load_recipe, make_job, with_overrides
+    from wsi_ips.commands.recipe import Origin, load_recipe, make_job, with_overrides
     from wsi_ips.errors import ConfigError
 
-    values = load_recipe(recipe) if recipe else {}
+    values = in_recipe = load_recipe(recipe) if recipe else {}
     given = {name: value for name, value in flags.items() if value is not None}
     values = {**values, **given, "command": command}
     for section, settings in (sections or {}).items():
@@ -110,7 +118,19 @@ def start(
             # Weights, arguments and stages are another encoder's; how the encoder is learned is not.
             held = {name: value for name, value in held.items() if name in KEPT_OF_ANOTHER_ENCODER}
         inner[last] = {**held, **chosen}
-    start_job(make_job(with_overrides(values, overrides or ()), source=f"wsi-ips {command}"))
+    origin = Origin(
+        f"wsi-ips {command}",
+        recipe=recipe,
+        in_recipe={name: value for name, value in in_recipe.items() if name not in given},
+        by_flag={
+            (*section.split("."), name)
+            for section, its in (sections or {}).items()
+            for name, value in its.items()
+            if value is not None
+        },
+        overrides=tuple(overrides or ()),
+    )
+    start_job(make_job(with_overrides(values, overrides or ()), source=origin))
 
 
 def start_job(job: Any) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 from pydantic import BeforeValidator, model_validator
-from typer.core import TyperCommand
 
+from wsi_ips.commands.command_line import ExplainedCommand, one_of
 from wsi_ips.commands.options import (
     Compile,
     Device,
@@ -116,7 +116,7 @@ class PredictJob(Resolution, Computing, Job):
         return self
 
 
-class SeveralCheckpoints(TyperCommand):
+class SeveralCheckpoints(ExplainedCommand):
     """A command whose ``--checkpoint`` takes all ``*.safetensors`` that follow it; no slide has that name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -152,7 +152,13 @@ Force = Annotated[bool | None, typer.Option("--force", help="Replace the results
 Workers = Annotated[int | None, typer.Option(help="Processes that work on a slide each.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of each of them.")]
 Scheduler = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")]
-OnError = Annotated[str | None, typer.Option(help="A slide that fails: report (default) and go on, or stop.")]
+OnError = Annotated[
+    str | None,
+    typer.Option(
+        help="A slide that fails: report (default) and go on, or stop.",
+        autocompletion=one_of("report", "stop"),
+    ),
+]
 Embeddings = Annotated[
     bool | None, typer.Option("--embeddings", help="Store the kept patches' embeddings too.")
 ]
@@ -163,7 +169,13 @@ Explain = Annotated[
 Cases = Annotated[
     Path | None, typer.Option(help="CSV with columns slide_id,case_id: adds cases.csv, by patient.")
 ]
-Pool = Annotated[str | None, typer.Option(help="A patient's probability: max (default), mean or noisy_or.")]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        help="A patient's probability: max (default), mean or noisy_or.",
+        autocompletion=one_of("max", "mean", "noisy_or"),
+    ),
+]
 
 face = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

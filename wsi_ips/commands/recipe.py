@@ -4,7 +4,9 @@ A command line and a recipe make the same job, so they cannot drift apart. Paths
 where the command is run. :func:`make_job` checks a job, :func:`run_job` has it done.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -17,7 +19,7 @@ from wsi_ips.config import LETTERS, EncoderConfig, Section
 from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.progress import Progress
-from wsi_ips.registry import Registry
+from wsi_ips.registry import Registry, did_you_mean
 
 
 class Job(Section):
@@ -53,16 +55,74 @@ DONE_BY: Registry[Callable[[Any, Progress], Outcome]] = Registry(
 )
 
 
-def make_job(values: Mapping[str, Any], *, source: str) -> Job:
-    """Check ``values`` against the command they name. Raises :class:`ConfigError` that names the key."""
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the values of a job come from, so that an error names the place where it has to be mended.
+
+    Attributes:
+        command: The command as it was called.
+        recipe: The recipe that was read, if there was one.
+        in_recipe: Its values.
+        by_flag: Paths of the values that flags gave, which replace those of the recipe.
+        overrides: What ``--set`` gave, as ``section.key=value``.
+    """
+
+    command: str
+    recipe: Path | None = None
+    in_recipe: Mapping[str, Any] = field(default_factory=dict)
+    by_flag: Collection[tuple[str, ...]] = ()
+    overrides: Sequence[str] = ()
+
+    def place(self, key: Sequence[str | int]) -> str:
+        """The place that says what is wrong at ``key``: ``--set ...``, the recipe's path, or the command."""
+        for override in reversed(self.overrides):
+            path = override.partition("=")[0].split(".")
+            if list(key[: len(path)]) == path:
+                return f"--set {one_line(override, most=80)}"
+        if self.recipe is None or any(key[: len(path)] == path for path in self.by_flag):
+            return self.command
+        return str(self.recipe) if not key or key[0] in self.in_recipe else self.command
+
+
+def make_job(values: Mapping[str, Any], *, source: str | Origin) -> Job:
+    """Check ``values`` against the command they name.
+
+    Args:
+        values: The job's keys and values.
+        source: Where they come from, for messages.
+
+    Raises:
+        ConfigError: A key or value is wrong. The message names its place and the key, and what may be meant.
+    """
+    origin = Origin(source) if isinstance(source, str) else source
     command = values.get("command")
     if not isinstance(command, str) or command not in _JOBS:
-        raise ConfigError(f"{source}: 'command' must be one of {', '.join(JOBS.names())}")
+        alike = did_you_mean(command, JOBS.names()) if isinstance(command, str) else ""
+        raise ConfigError(
+            f"{origin.place(('command',))}: 'command' must be one of {', '.join(JOBS.names())}{alike}"
+        )
     job = JOBS.load(command)
     try:
-        return job.model_validate(dict(values))
+        return job.model_validate(_without_empty_sections(values, job))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error, job)}") from None
+        where = origin.place(error.errors()[0]["loc"])
+        raise ConfigError(f"{where}: {_first_problem(error, job)}") from None
+
+
+def _without_empty_sections(values: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """The same values without sections that hold no key, such as ``tiling:`` above nothing but comments."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        held = section.model_fields.get(name)
+        inner = None if held is None else held.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if value is None:
+                continue
+            if isinstance(value, Mapping):
+                kept[name] = _without_empty_sections(value, inner)
+                continue
+        kept[name] = value
+    return kept
 
 
 def run_job(job: Job, progress: Progress) -> Outcome:
@@ -141,34 +201,55 @@ def _first_problem(error: ValidationError, job: type[Job]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_suggestion(where, job)}{more}"
+        return f"unknown key {where!r}{_suggestion(first['loc'], job)}{more}"
     if first["type"] == "missing":
         return f"{where!r} is missing{more}"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        message += did_you_mean(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))
     return (f"{where}: " if where else "") + message + more
 
 
-def _suggestion(key: str, job: type[Job]) -> str:
+def _suggestion(loc: Sequence[str | int], job: type[Job]) -> str:
     """A key of the job's that is spelled alike, or has the same last part in another section."""
-    known = list(_keys(job))
+    numbers = [str(part) for part in loc if isinstance(part, int)]
+    key = ".".join("*" if isinstance(part, int) else part for part in loc)[:200]
+    known = list(keys_of(job))
     alike = get_close_matches(key, known, n=1, cutoff=0.8)
     if not alike:
         last = key.rpartition(".")[2]
         ends = {path.rpartition(".")[2]: path for path in reversed(known)}
-        alike = [ends[name] for name in get_close_matches(last, list(ends), n=1, cutoff=0.8)]
-    return f"; did you mean {alike[0]}?" if alike else ""
+        alike = [ends[name] for name in get_close_matches(last, list(ends), n=1, cutoff=0.75)]
+    if not alike:
+        return ""
+    found = alike[0]
+    for number in numbers:
+        found = found.replace("*", number, 1)
+    return f"; did you mean {found.replace('.*', '.0')}?"
 
 
-def _keys(section: type[BaseModel]) -> Iterator[str]:
-    """Every key that a section may hold, those of its own sections behind a dot."""
-    for name, field in section.model_fields.items():
+def keys_of(section: type[BaseModel]) -> Iterator[str]:
+    """Every key that a section may hold, those of its own sections behind a dot. ``*`` is a place in a list."""
+    for name, held in section.model_fields.items():
         yield name
-        for inner in _sections(field.annotation):
-            yield from (f"{name}.{below}" for below in _keys(inner))
+        for inner, listed in _sections(held.annotation):
+            yield from (f"{name}.{'*.' if listed else ''}{below}" for below in keys_of(inner))
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def annotation_of(section: type[BaseModel], key: str) -> Any:
+    """The type of the setting at ``key``, as it is annotated; None for a key that the section does not have."""
+    name, _, rest = key.partition(".")
+    held = section.model_fields.get(name)
+    if held is None or not rest:
+        return None if held is None else held.annotation
+    found = (annotation_of(inner, rest) for inner, listed in _sections(held.annotation) if not listed)
+    return next((one for one in found if one is not None), None)
+
+
+def _sections(annotation: Any, *, listed: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """The sections that a value of this type may be, and whether it holds a list of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Union, UnionType, Annotated):
+        yield annotation, listed
+    elif get_origin(annotation) in (Union, UnionType, Annotated, tuple, list):
+        listed = listed or get_origin(annotation) in (tuple, list)
         for part in get_args(annotation):
-            yield from _sections(part)
+            yield from _sections(part, listed=listed)

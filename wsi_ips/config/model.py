@@ -585,6 +585,7 @@ class ModelConfig(Section):
     ``attention``. Of the settings of ``attention``, only the positions apply to an aggregator.
     """
     tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
+    """The labels that are learned, each a task with a column of the manifest."""
 
     @model_validator(mode="before")
     @classmethod

@@ -80,6 +80,7 @@ class TrainingConfig(Section):
     """
 
     epochs: PositiveInt = 40
+    """How often the training slides are gone through."""
     warmup_epochs: NonNegativeFloat = 0.5
     slides_per_step: PositiveInt = 1
     """Slides whose kept patches are learned from together (the paper's B, which is 16 there). If it is not
@@ -102,6 +103,7 @@ class TrainingConfig(Section):
     prefers (``monitor``) goes on. Each takes seconds there.
     """
     lr: PositiveFloat = 3e-4
+    """Peak learning rate of everything behind the encoder."""
     encoder_lr: PositiveFloat | None = None
     """Peak learning rate of the encoder. None: after a head start or from a checkpoint (``start``) it is 3e-5
     (1e-4 for adapters, ``model.encoder.lora``), or ``lr`` if that is lower, because larger steps undo what the
@@ -190,6 +192,7 @@ class TrainingConfig(Section):
     against_collapse: AgainstCollapseConfig = AgainstCollapseConfig()
     """What keeps attention from settling on a few patches early. Nothing by default."""
     seed: int = 0
+    """Decides the first weights, the order of the slides and everything else that is drawn in training."""
 
     @model_serializer(mode="wrap")
     def _as_before_where_nothing_is_on(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import SlideFinder
 from wsi_ips.datasets.survival_columns import check_patients_agree, survival_target
 from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
+from wsi_ips.registry import did_you_mean
 from wsi_ips.storage.files import check_table_size, whole_file
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import is_file_name, is_there
@@ -112,8 +113,11 @@ def read_manifest(
             rows = csv.DictReader(file)
             missing = [name for name in columns if name not in (rows.fieldnames or ())]
             if missing:
+                there = [name for name in rows.fieldnames or () if name not in columns]
                 raise ManifestError(
-                    path, f"lacks the column {missing[0]}", f"its first line must name {','.join(columns)}"
+                    path,
+                    f"lacks the column {missing[0]}",
+                    f"its first line must name {','.join(columns)}{did_you_mean(missing[0], there)}",
                 )
             lines = [(rows.line_num, _record(path, rows.line_num, row, tasks, need_labels)) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -138,7 +142,9 @@ def _record(
         raise ManifestError(path, f"line {line}: {empty} is empty", "fill it in, or leave the line out")
     if values["split"] not in SPLITS:
         raise ManifestError(
-            path, f"line {line}: unknown split {values['split']!r}", f"known: {', '.join(SPLITS)}"
+            path,
+            f"line {line}: unknown split {values['split']!r}",
+            f"known: {', '.join(SPLITS)}{did_you_mean(values['split'], SPLITS)}",
         )
     if not is_file_name(values["slide_id"]):
         raise ManifestError(
@@ -272,7 +278,9 @@ def target_of(task: TaskConfig, cell: str) -> Target:
 def _class(task: TaskConfig, name: str) -> int:
     if name not in task.classes:
         known = ", ".join((*task.classes, *([NONE] if task.activation == "sigmoid" else [])))
-        raise ValueError(f"unknown {task.column_name} {name!r}; known: {known}")
+        raise ValueError(
+            f"unknown {task.column_name} {name!r}; known: {known}{did_you_mean(name, task.classes)}"
+        )
     return task.classes.index(name)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import ResultsError, one_line
+from wsi_ips.errors import ResultsError, harmless, one_line
 from wsi_ips.evaluation.plots import read_history
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
@@ -26,6 +26,7 @@ from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_tab
 from wsi_ips.storage.files import check_size
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
+from wsi_ips.training.model_card import CARD_NAME
 
 SlideStatus = Literal["ok", "failed", "unfinished"]
 """What became of a slide."""
@@ -41,6 +42,9 @@ LARGEST_METRICS_BYTES = 2**26
 
 LARGEST_TABLE_BYTES = 2**28
 """The largest ``slides.csv`` of an evaluation that is read."""
+
+LARGEST_CARD_BYTES = 2**20
+"""The largest model card that is read."""
 
 EVALUATION_FIX = "name the folder that wsi-ips evaluate wrote"
 """What to do about a folder that is no evaluation."""
@@ -151,13 +155,15 @@ class TrainingRun:
     """A training run as it is stored.
 
     ``history`` maps columns to one number per epoch. ``checkpoint`` is the file with which the prediction run was
-    made, None if it was made with neither. ``description`` is its ``run.json``, empty if there is none.
+    made, None if it was made with neither. ``description`` is its ``run.json``, empty if there is none. ``card``
+    is the text of its model card, empty if there is none.
     """
 
     folder: Path
     history: Mapping[str, Sequence[float]]
     checkpoint: str | None
     description: Mapping[str, Any]
+    card: str = ""
 
     @property
     def doubts(self) -> list[str]:
@@ -184,7 +190,14 @@ def read_training(folder: Path, run: StoredRun) -> TrainingRun:
         description = read_description(folder / "run.json")
     except (OSError, ValueError):
         description = {}  # the losses are what was asked for
-    return TrainingRun(folder, history, _checkpoint(folder, run), description)
+    return TrainingRun(folder, history, _checkpoint(folder, run), description, _card(folder / CARD_NAME))
+
+
+def _card(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    check_size(path, ResultsError, most=LARGEST_CARD_BYTES, fix="move the file away, or train again")
+    return harmless(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _checkpoint(folder: Path, run: StoredRun) -> str | None:

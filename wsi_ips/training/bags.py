@@ -58,11 +58,13 @@ class SlideBag:
         record: The line of the manifest.
         coords: Where its patches lie.
         targets: ``{task: target}``.
+        scanner: The vendor that the file names, or the kind of the container.
     """
 
     record: SlideRecord
     coords: PatchCoords
     targets: Mapping[str, Target]
+    scanner: str = ""
 
     @property
     def bag_id(self) -> str:
@@ -105,6 +107,7 @@ def tile_bag(
     """
     with open_slide(record.path) as slide:
         coords, mask = tile_slide(slide, tiling, slide_id=record.slide_id, mpp=slide_mpp(record.slide_id))
+        scanner = slide.info.vendor
     if not len(coords):
         raise no_patches(record.path, coords, mask, tiling)
-    return SlideBag(record, coords, record.targets(tasks))
+    return SlideBag(record, coords, record.targets(tasks), scanner)

@@ -28,6 +28,8 @@ from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
 from wsi_ips.training.case_bag import bags_of, without_slides
 from wsi_ips.training.fit import check_labels, too_many_bad, train_bags
+from wsi_ips.training.model_card import SlideFacts, write_card
+from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import FinetuneReport
 from wsi_ips.units import PlaceKind
 
@@ -203,4 +205,12 @@ def finetune_features(
     bad |= without_slides(bad, records, config)
     train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
     report = train_bags(train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad))
-    return replace(report, bad={**bad, **report.bad})
+    report = replace(report, bad={**bad, **report.bad})
+    if is_first_process():
+        facts = {
+            bag.bag_id: SlideFacts(len(bag), float(bag.held.coords.slide_mpp) if bag.held.coords else None)
+            for of_split in bags.values()
+            for bag in of_split
+        }
+        write_card(out, manifest, config, report, facts)
+    return report

@@ -40,6 +40,7 @@ from wsi_ips.training.case_bag import bags_of, warn_of_order, without_slides
 from wsi_ips.training.diagnosis import findings
 from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config, views_of
 from wsi_ips.training.learning import Steps
+from wsi_ips.training.model_card import SlideFacts, write_card
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import SharedSteps, is_first_process, of_all
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, RunRecorder
@@ -68,7 +69,8 @@ def finetune(
     read.
 
     Slides that cannot be opened or have no tissue are left out and reported. For what is written into ``out``,
-    see :func:`train_bags`.
+    see :func:`train_bags`; at the end there is also ``MODEL_CARD.md``
+    (:func:`wsi_ips.training.model_card.write_card`).
 
     Args:
         manifest: The slides and their labels.
@@ -107,7 +109,15 @@ def finetune(
     bad |= without_slides(bad, records, config)
     train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
     report = train_bags(train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad))
-    return replace(report, bad={**bad, **report.bad})
+    report = replace(report, bad={**bad, **report.bad})
+    if is_first_process():
+        facts = {
+            bag.bag_id: SlideFacts(len(bag), float(bag.coords.slide_mpp), bag.scanner)
+            for of_split in bags.values()
+            for bag in of_split
+        }
+        write_card(out, manifest, config, report, facts)
+    return report
 
 
 def check_labels(manifest: Manifest, config: FinetuneConfig) -> None:

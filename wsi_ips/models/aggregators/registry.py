@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from wsi_ips.config import Section
 from wsi_ips.errors import ConfigError, ExtensionBroken
 from wsi_ips.models.aggregators.base import Kind
-from wsi_ips.registry import Registry
+from wsi_ips.registry import Registry, did_you_mean
 
 AGGREGATORS: Registry[Kind] = Registry(
     "aggregator",
@@ -37,8 +37,10 @@ def aggregator_kind(name: str) -> Kind:
     Raises :class:`ConfigError` for a name that nobody has, and for another package's that does not load.
     """
     if name not in AGGREGATORS:
-        known = ", ".join(["direct", "paper", *AGGREGATORS])
-        raise ConfigError(f"model.aggregator: there is no {name!r}; known: {known}")
+        known = ["direct", "paper", *AGGREGATORS]
+        raise ConfigError(
+            f"model.aggregator: there is no {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}"
+        )
     try:
         return AGGREGATORS.load(name)
     except ExtensionBroken as error:

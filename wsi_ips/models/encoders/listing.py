@@ -11,6 +11,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.models.encoders.entry import EncoderEntry, TimmArchitecture
 from wsi_ips.models.encoders.hub import cached_weights, how_to_get
 from wsi_ips.models.encoders.registry import ENCODERS, entry_of, known_names
+from wsi_ips.registry import did_you_mean
 
 NARROWEST = 120
 OUTPUTS = {"cls": "class token", "cls_mean": "class token, mean of patches", "model": "pooled"}
@@ -47,7 +48,9 @@ def describe_encoder(name: str, *, as_json: bool) -> list[str]:
     """
     entry = entry_of(name)
     if entry is None:
-        raise ConfigError(f"no encoder {name!r} is listed; listed are {', '.join(known_names())}")
+        known = known_names()
+        alike = did_you_mean(name, known)
+        raise ConfigError(f"no encoder {name!r} is listed; listed are {', '.join(known)}{alike}")
     if as_json:
         return [_as_json(entry)]
     here = cached_weights(entry)
