@@ -21,7 +21,9 @@ def claim(mark: Path, config: Section, *, holds: str, content: Mapping[str, Any]
     ``mark`` is the file to write, ``holds`` says what is in the folder. Raises :class:`ConfigError` if the folder
     was made from another config.
     """
-    if mark.exists() and json.loads(mark.read_text()).get("fingerprint") != settings_fingerprint(config):
+    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")).get(
+        "fingerprint"
+    ) != settings_fingerprint(config):
         raise ConfigError(f"{mark.parent} holds {holds}; remove it or choose another folder")
     with whole_file(mark) as partial:
         partial.write_text(

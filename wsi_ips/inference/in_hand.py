@@ -37,6 +37,7 @@ from wsi_ips.progress import silence_libraries
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.location import Location
+from wsi_ips.storage.system import go_first_when_memory_runs_out, killed_outright
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import FindPatches
 from wsi_ips.units import Mpp
@@ -56,8 +57,6 @@ LENGTH_BYTES = 8
 """Bytes of the number in front of each message that says how long it is."""
 READY = b"+"
 """What the process writes first, when it is about to begin the work."""
-FIRST_TO_GO = "1000"
-"""Linux's out-of-memory killer takes the process with the highest of these numbers: this one, not the batch."""
 _START = "import sys; sys.path[:] = {path!r}; from wsi_ips.inference.in_hand import _answer; _answer()"
 """What the new interpreter runs."""
 Job = TypeVar("Job")
@@ -99,7 +98,7 @@ class Died(Exception):
     @property
     def by_kill(self) -> bool:
         """Whether it was killed in the way in which the system kills when memory runs out."""
-        return bool(self.args == (-signal.SIGKILL,))
+        return killed_outright(self.args[0])
 
 
 class NotStarted(ConfigError):
@@ -403,8 +402,7 @@ def _obey_the_parent_alone() -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
+    go_first_when_memory_runs_out()  # this process, not the batch
 
 
 def _end_with_parent() -> None:

@@ -7,8 +7,6 @@ that differs from run to run.
 
 import csv
 import math
-import resource
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from wsi_ips.errors import ResultsError, one_line
 from wsi_ips.storage.files import LONGEST_CELL, check_table_size, whole_table
+from wsi_ips.storage.system import peak_memory_bytes
 from wsi_ips.streaming.telemetry import StreamTelemetry
 
 if TYPE_CHECKING:
@@ -184,9 +183,8 @@ def _peak_vram_mb(device: "torch.device | None") -> float:
 
 
 def peak_rss_mb() -> float:
-    """The most MiB of memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    """The most MiB of memory that this process has held, 0 if the system does not say."""
+    return peak_memory_bytes() / 2**20
 
 
 Status = Literal["waiting", "running", "ok", "failed"]

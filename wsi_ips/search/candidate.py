@@ -1,12 +1,10 @@
 """Trains one candidate in a process of its own (:class:`ProxyTask`): a crash there ends nothing else."""
 
-import multiprocessing
 import os
-import sys
 import threading
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +12,7 @@ from wsi_ips.config import SpecificationTable
 from wsi_ips.errors import one_line
 from wsi_ips.models.spinenet.specification import Specification, content_of, specification_of
 from wsi_ips.search.config import ProxyConfig
+from wsi_ips.storage.system import forking_context
 
 LONGEST_REASON = 300
 """Characters of an error's reason that are kept."""
@@ -57,7 +56,7 @@ class Work(Protocol):
 
 def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) -> CandidateScore:
     """``work(*arguments)`` in a process of its own, where it can crash, hang or run out of memory by itself."""
-    context = _context()
+    context = forking_context(["wsi_ips.search.proxy"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, work, arguments), daemon=True)  # type: ignore[attr-defined]
     process.start()
@@ -76,20 +75,9 @@ def in_own_process(work: Work, arguments: tuple[Any, ...], *, timeout_s: float) 
         ours.close()
 
 
-def _context() -> BaseContext:
-    """A server process that has imported PyTorch once and forks for each candidate, so that a start takes no
-    seconds.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["wsi_ips.search.proxy"])
-    return context
-
-
 def _end_with_parent() -> None:
     """End a candidate whose search was killed: nobody would receive the answer."""
-    parent = multiprocessing.parent_process()
+    parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)

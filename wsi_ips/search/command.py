@@ -47,9 +47,12 @@ def search_networks(job: SearchJob, progress: Progress) -> Outcome:
     from wsi_ips.search.proxy import digest, prepare, write_arrays
     from wsi_ips.search.record import best_of, draw_search
     from wsi_ips.search.run import claimed, search
+    from wsi_ips.search.strategy import build_strategy
     from wsi_ips.streaming.device import pick_device
 
     device = str(pick_device(job.device))
+    for name in job.strategies:  # which says at once what is not installed
+        build_strategy(name, job)
     arrays = prepare(job.proxy)
     data = job.out / "proxy.npz"
     with claimed(job.out, job, data=digest(arrays), device=device):

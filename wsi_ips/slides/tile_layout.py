@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from wsi_ips.slides.base import Bounds, LeftOut, Level, RgbImage
 from wsi_ips.slides.codecs.base import TileFormat
 from wsi_ips.slides.tile_places import PlacedTiles, RegularTiles, TilePlaces
+from wsi_ips.storage.system import open_flags, reader_by_position
 from wsi_ips.units import Mpp, Size
 
 ROUNDING = 0.01
@@ -207,7 +208,8 @@ class TileFile:
 
     def __init__(self, path: Path) -> None:
         self._close = os.close  # kept: at the interpreter's end the module may be gone first
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._fd = os.open(path, open_flags(os.O_RDONLY))
+        self._read = reader_by_position(self._fd)
 
     @property
     def size(self) -> int:
@@ -216,9 +218,9 @@ class TileFile:
 
     def read(self, offset: int, count: int) -> bytes:
         """Read ``count`` bytes from ``offset`` on, or fewer if the file ends."""
-        data = os.pread(self._fd, count, offset)
+        data = self._read(count, offset)
         while len(data) < count:  # a single read stops at 2 GiB, and may be interrupted
-            more = os.pread(self._fd, count - len(data), offset + len(data))
+            more = self._read(count - len(data), offset + len(data))
             if not more:
                 break
             data += more

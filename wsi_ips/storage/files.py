@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from wsi_ips.errors import FileError, one_line
 from wsi_ips.storage.location import LONGEST_NAME_BYTES
+from wsi_ips.storage.system import process_lives
 
 if TYPE_CHECKING:
     from _csv import Writer
@@ -168,7 +169,7 @@ def sweep(folder: Path) -> None:
         return
     for path in folder.glob(".*"):
         found = _WRITTEN_BY.search(path.name)
-        if found and found[1] == _host() and not _lives(int(found[2])):
+        if found and found[1] == _host() and not process_lives(int(found[2])):
             remove(path)
 
 
@@ -249,17 +250,6 @@ def _host() -> str:
     # Kept short, because the name of a slide may leave little room.
     """A digest of the host's name. It is short because the name of a slide may leave little room."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-
-
-def _lives(process: int) -> bool:
-    """Whether there is a process of this number on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ the settings of the present run.
 """
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from uuid import uuid4
 from wsi_ips.errors import ResultsError
 from wsi_ips.storage.files import PARTIAL, remove, whole_file
 from wsi_ips.storage.fingerprint import versions
+from wsi_ips.storage.system import boot_id, lock_file, machine_id, open_flags, process_space, process_started
 
 SYSTEM_LOCK = ".lock"
 """Name of the file that is locked by ``flock``."""
@@ -88,7 +88,8 @@ def held(root: Path, *, below: Iterable[Path], undo: Iterable[Path], results: st
                 failed_new = not there and not any(root.glob(results))
                 if failed_new:
                     for path in (*undo, root / SYSTEM_LOCK):
-                        path.unlink(missing_ok=True)
+                        with suppress(PermissionError):  # Windows removes no file that is open
+                            path.unlink(missing_ok=True)
                 raise
     finally:
         if failed_new:
@@ -209,11 +210,11 @@ class Holder:
         return cls(
             token=uuid4().hex,
             host=platform.node(),
-            machine=_text(Path("/etc/machine-id")),
-            boot=_text(Path("/proc/sys/kernel/random/boot_id")),
-            process_space=_process_space(),
+            machine=machine_id(),
+            boot=boot_id(),
+            process_space=process_space(),
             process=os.getpid(),
-            process_started=_started(os.getpid()) or "",
+            process_started=process_started(os.getpid()) or "",
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             by_system=by_system,
         )
@@ -246,7 +247,7 @@ class Holder:
             return True
         if self.process_space != now.process_space:
             return False
-        started = _started(self.process)
+        started = process_started(self.process)
         if started is None:
             return True
         return bool(started and self.process_started) and started != self.process_started
@@ -262,10 +263,10 @@ def _system_lock(folder: Path) -> Iterator[bool]:
     Raises :class:`ResultsError` if another process has the lock.
     """
     # The file stays: who removes it may split those that open it before from those that open it after.
-    descriptor = os.open(folder / SYSTEM_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(folder / SYSTEM_LOCK, open_flags(os.O_RDWR | os.O_CREAT), 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(descriptor)
             has_locks = True
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
@@ -349,7 +350,7 @@ def _create(path: Path, holder: Holder) -> bool:
     Only one process can. Returns False if the file exists already.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, open_flags(os.O_WRONLY | os.O_CREAT | os.O_EXCL), 0o666)
     except FileExistsError:
         return False
     try:
@@ -371,32 +372,3 @@ def _read(path: Path) -> Holder | None:
             return Holder.from_json(file.read(LARGEST_HOLDER_BYTES).decode())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _started(process: int) -> str | None:
-    """When a process of this machine began. None if it has ended, empty if that cannot be known."""
-    with suppress(OSError, IndexError):
-        # The name in brackets may hold anything; the state and 18 numbers lie between it and the start.
-        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
-        return None if fields[0] in (b"Z", b"X") else fields[19].decode()
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return None
-    except OSError:  # another user's, which /proc may hide
-        return ""
-    return ""
-
-
-def _process_space() -> str:
-    """What identifies the space of process numbers, empty if the system does not say."""
-    with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a name, not a path
-    return ""
-
-
-def _text(path: Path) -> str:
-    """The first 100 characters of a small file of the system, empty if it cannot be read."""
-    with suppress(OSError):
-        return path.read_text(encoding="utf-8", errors="replace").strip()[:100]
-    return ""

@@ -26,6 +26,8 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from wsi_ips.storage.system import most_open_files
+
 MOST_CONNECTIONS = 128
 """The most connections at a time; a browser opens six. :func:`most_connections` allows fewer if few files may be
 open.
@@ -233,12 +235,8 @@ def most_connections() -> int:
 
     They are at most a quarter of the files that this process may open, as slides need some too.
     """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return MOST_CONNECTIONS
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(8, min(MOST_CONNECTIONS, files // 4))
+    files = most_open_files()
+    return MOST_CONNECTIONS if files is None else max(8, min(MOST_CONNECTIONS, files // 4))
 
 
 class SaidOnce(logging.Filter):

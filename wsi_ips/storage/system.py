@@ -1,0 +1,191 @@
+"""What operating systems do differently: reading by position, locks, processes, memory and limits.
+
+Linux has all of it. macOS has no ``/proc``; Windows also has no ``os.pread``, no ``fcntl`` and no ``resource``.
+Each function here takes what there is and says what it does without. No other module of wsi_ips uses a part of
+Python that only some systems have (``tests/storage/test_system.py`` looks for them).
+
+Parts of Python are looked up when a function is called, since they are missing on some systems.
+"""
+
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+"""Where Linux tells about processes."""
+
+MACHINE_ID = Path("/etc/machine-id")
+"""The file that tells one Linux installation from another."""
+
+FIRST_TO_GO = "1000"
+"""The out-of-memory killer of Linux takes the process with the highest of these numbers, which ends at 1000."""
+
+LONGEST_TEXT = 100
+"""Characters that are read of a small file of the system."""
+
+
+def open_flags(flags: int) -> int:
+    """The flags for :func:`os.open` with which a file is opened as bytes, and not passed on to other programs.
+
+    Without ``O_BINARY``, Windows changes line ends in what is read and written.
+    """
+    for name in ("O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
+        flags |= getattr(os, name, 0)
+    return flags
+
+
+def reader_by_position(descriptor: int) -> Callable[[int, int], bytes]:
+    """A function of (count, offset) that reads from an open file, and may be called from several threads.
+
+    It reads at most ``count`` bytes, as :func:`os.pread` does, and fewer where the system gives fewer. Where there
+    is no ``os.pread``, it sets the position and reads, one thread at a time.
+    """
+    pread = getattr(os, "pread", None)
+    if pread is not None:
+
+        def by_position(count: int, offset: int) -> bytes:
+            return pread(descriptor, count, offset)  # type: ignore[no-any-return]
+
+        return by_position
+    lock = threading.Lock()
+
+    def in_turn(count: int, offset: int) -> bytes:
+        with lock:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, count)
+
+    return in_turn
+
+
+def lock_file(descriptor: int) -> None:
+    """Lock an open file for this process until it is closed, by ``flock``, or as Windows locks files.
+
+    Raises:
+        OSError: Another process holds the lock (``EAGAIN`` or ``EACCES``), or there are no locks here (``ENOSYS``
+            where neither kind is known, ``ENOLCK`` and others where the file system has none).
+    """
+    if (fcntl := _module("fcntl")) is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif (msvcrt := _module("msvcrt")) is not None:
+        os.lseek(descriptor, 0, os.SEEK_SET)  # the lock covers one byte from the position on
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def process_lives(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    if os.name != "posix":  # there, os.kill with signal 0 is Ctrl-C for the whole group of the process
+        import psutil
+
+        return bool(psutil.pid_exists(process))
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def process_started(process: int) -> str | None:
+    """When a process of this machine began, in ticks of the kernel since the boot.
+
+    Returns None if the process has ended, and an empty text if it may live and its start cannot be known: on
+    systems without ``/proc``, and where ``/proc`` hides the processes of other users.
+    """
+    with suppress(OSError, IndexError):
+        # The name in brackets may hold anything; the state and 18 numbers lie between it and the start.
+        fields = (PROC / str(process) / "stat").read_bytes().rpartition(b")")[2].split()
+        return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    return "" if process_lives(process) else None
+
+
+def process_space() -> str:
+    """What identifies the space of process numbers, since a container has its own.
+
+    Empty if the system does not say.
+    """
+    with suppress(OSError):
+        return os.readlink(PROC / "self" / "ns" / "pid")  # noqa: PTH115 - a name, not a path
+    return ""
+
+
+def boot_id() -> str:
+    """Which start of the machine this is. Empty if the system does not say."""
+    return _text(PROC / "sys" / "kernel" / "random" / "boot_id")
+
+
+def machine_id() -> str:
+    """Which installation of the operating system this is. Empty if the system does not say."""
+    return _text(MACHINE_ID)
+
+
+def go_first_when_memory_runs_out() -> None:
+    """Have Linux end this process before others when memory runs out. Other systems are not asked."""
+    with suppress(OSError):
+        (PROC / "self" / "oom_score_adj").write_text(FIRST_TO_GO, encoding="ascii")
+
+
+def killed_outright(code: int) -> bool:
+    """Whether an exit code, as :mod:`subprocess` has it, is that of a process killed as when memory runs out.
+
+    Windows has no such signal: False there.
+    """
+    kill = getattr(signal, "SIGKILL", None)
+    return kill is not None and code == -kill
+
+
+def peak_memory_bytes() -> int:
+    """The most bytes of memory that this process has held, 0 if the system does not say."""
+    if (resource := _module("resource")) is not None:
+        peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return peak if sys.platform == "darwin" else peak * 1024
+    import psutil
+
+    return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+
+
+def most_open_files() -> int | None:
+    """How many files this process may have open, None if there is no limit or none that is known."""
+    if (resource := _module("resource")) is None:
+        return None
+    files = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return None if files == resource.RLIM_INFINITY else files
+
+
+def forking_context(preload: list[str]) -> BaseContext:
+    """How to start processes that need the modules ``preload`` without waiting for their import each time.
+
+    On Linux a server imports them once and forks. Elsewhere each process is a new interpreter, which takes
+    seconds: macOS's own libraries do not survive a fork, and Windows has none.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preload)
+    return context
+
+
+def _module(name: str) -> Any:
+    """A module of Python's standard library, None on systems that do not have it."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+def _text(path: Path) -> str:
+    """The first characters of a small file of the system, empty if it cannot be read."""
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace").strip()[:LONGEST_TEXT]
+    return ""
