@@ -55,9 +55,10 @@ def main() -> None:
     results = evidence.results_folder(arguments)
     if not arguments.table:
         names = [name for name in AGGREGATORS if not arguments.only or name in arguments.only]
+        composed: dict[int, set[str]] = {seed: set() for seed in arguments.seeds}
         for name in names:  # every seed of the quick ones comes before any of the slow ones
             for seed in arguments.seeds:
-                run(name, seed, arguments, results)
+                run(name, seed, arguments, results, composed[seed])
     found = read_aggregators(results, quick=arguments.quick)
     if arguments.table:
         print(markdown(found, evidence_of(BASELINE, results, quick=arguments.quick)))
@@ -100,15 +101,15 @@ def parsed() -> argparse.Namespace:
     return arguments
 
 
-def run(name: str, seed: int, arguments: argparse.Namespace, results: Path) -> None:
-    """Train one aggregator on the slides of one seed, unless its result is there."""
+def run(name: str, seed: int, arguments: argparse.Namespace, results: Path, composed: set[str]) -> None:
+    """Train one aggregator on the slides of one seed, unless its result is there. composed: data sets of this seed
+    whose slides are known to be there."""
     path = results / f"{name}_seed{seed}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     if before.get("asked") == asked(DATA, name, seed=seed, quick=arguments.quick) and not arguments.again:
         return
     given = argparse.Namespace(**vars(arguments) | {"seed": seed})
-    composed: set[str] = set()
-    # Features that nobody has stored yet are made in a step of their own: the aggregator does not pay for them.
+    # Features that nobody has stored yet are made in a step of their own.
     evidence.run(DATA, "features", given, results, composed)
     evidence.run(DATA, name, given, results, composed, name=name)
 
