@@ -113,8 +113,9 @@ class NystromAttention(nn.Module):
     def _residual_of_first(self, value_HTK: Tensor) -> Tensor:
         """The convolution ``residual`` at the first token, (H, 1, K)."""
         reached_HnK = value_HTK[:, : RESIDUAL_TAPS // 2 + 1]
-        taps_Hn = self.residual.weight[:, 0, RESIDUAL_TAPS // 2 :, 0][:, : reached_HnK.shape[1]]
-        return taps_Hn[:, None] @ reached_HnK
+        taps_Hn: Tensor = self.residual.weight[:, 0, RESIDUAL_TAPS // 2 :, 0][:, : reached_HnK.shape[1]]
+        first_H1K: Tensor = taps_Hn[:, None] @ reached_HnK
+        return first_H1K
 
 
 class PseudoInverse:
