@@ -107,11 +107,27 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()[:12]
 
 
-def run(data: str, method: str, arguments: argparse.Namespace, results: Path, composed: set[str]) -> None:
-    """Run a step that has no result yet. composed: data sets whose slides are known to be there. Ends this process
-    where it fails."""
+def run(
+    data: str,
+    method: str,
+    arguments: argparse.Namespace,
+    results: Path,
+    composed: set[str],
+    *,
+    name: str | None = None,
+) -> None:
+    """Run a step that has no result yet. Ends this process where it fails.
+
+    Args:
+        data: The data set.
+        method: The method.
+        arguments: The command line.
+        results: Folder of results.
+        composed: Data sets whose slides are known to be there.
+        name: What the result is called, without its seed. None: by data set and method.
+    """
     seed, quick = arguments.seed, arguments.quick
-    path = results / f"{data}_{method}_seed{seed}.json"
+    path = results / f"{name or f'{data}_{method}'}_seed{seed}.json"
     wanted_of = asked(data, method, seed=seed, quick=quick)
     before = json.loads(path.read_text()) if path.exists() else {}
     if before.get("asked") == wanted_of and not arguments.again:
@@ -127,7 +143,7 @@ def run(data: str, method: str, arguments: argparse.Namespace, results: Path, co
     if data not in composed:
         step("data", folder, arguments.out / "data.json")
         composed.add(data)
-    print(f"{data}_{method}, seed {seed} …", file=sys.stderr, flush=True)
+    print(f"{name or f'{data}_{method}'}, seed {seed} …", file=sys.stderr, flush=True)
     results.mkdir(parents=True, exist_ok=True)
     step(method, folder, path)
     found = json.loads(path.read_text())

@@ -69,6 +69,41 @@ METHODS: dict[str, dict[str, Any]] = {
     "sampling": {"epochs": 6, "lr": 3e-4, "encoder_lr": 3e-5, "samples": 64, **CHOSEN_BY},
     "random": {"epochs": 8, "lr": 1e-3, "encoder_lr": 3e-5, **CHOSEN_BY},
 }
+FROZEN_MODELS: dict[str, dict[str, Any]] = {
+    "mean": {"aggregator": "mean", "project": 0},
+    "abmil": {"aggregator": {"name": "abmil", "hidden": 128}, "project": 256},
+}
+"""The networks of the methods mean and abmil, which read all frozen features of a slide."""
+
+
+def _aggregator(model: dict[str, Any], *, maps: tuple[str, ...] = ("attention",)) -> dict[str, Any]:
+    """An aggregator of benchmarks/aggregators.py. Each learns by the rule of the method abmil; maps: those that
+    lesions are looked for with."""
+    return {**METHODS["abmil"], "model": {"project": 256, **model}, "maps": list(maps)}
+
+
+BOTH = ("attention", "contribution")
+AGGREGATORS: dict[str, dict[str, Any]] = {
+    # All read embeddings of the same width, made by a layer in front of them, but DSMIL, which has none by
+    # default.
+    "agg_mean": _aggregator({"aggregator": {"name": "mean"}}, maps=("contribution",)),
+    "agg_max": _aggregator({"aggregator": {"name": "max"}}, maps=BOTH),
+    "agg_direct": _aggregator({"attention": "direct"}, maps=BOTH),
+    "agg_abmil": _aggregator({"aggregator": {"name": "abmil", "hidden": 128, "gated": False}}, maps=BOTH),
+    "agg_clam_sb": _aggregator(
+        {"aggregator": {"name": "clam_sb", "hidden": 128, "subtyping": False}}, maps=BOTH
+    ),
+    "agg_clam_mb": _aggregator(
+        {"aggregator": {"name": "clam_mb", "hidden": 128, "subtyping": False}}, maps=BOTH
+    ),
+    "agg_dsmil": _aggregator({"aggregator": {"name": "dsmil"}, "project": 0}, maps=BOTH),
+    "agg_paper": _aggregator({"attention": METHODS["ips_paper"]["attention"]}),
+    "agg_abmilx": _aggregator({"aggregator": {"name": "abmilx"}}),
+    "agg_transmil": _aggregator({"aggregator": {"name": "transmil"}}),
+    # The method abmil once more, with the figures that only this benchmark has.
+    "agg_abmil_gated": _aggregator({"aggregator": {"name": "abmil", "hidden": 128}}, maps=BOTH),
+}
+"""The aggregators of benchmarks/aggregators.py, the quick ones first."""
 BEGINS_FROM = {"cascade": "e2e"}
 """Methods that go on from another one's checkpoint."""
 QUICK_EPOCHS = 2
@@ -87,13 +122,18 @@ def selection(data: str, *, quick: bool) -> dict[str, Any]:
     return QUICK_SELECTION if quick else SELECTION[data]
 
 
+def settings_of(method: str) -> dict[str, Any]:
+    """The settings of a method or of an aggregator."""
+    return AGGREGATORS[method] if method in AGGREGATORS else METHODS[method]
+
+
 def asked(data: str, method: str, *, seed: int, quick: bool) -> dict[str, Any]:
     """All that decides a step's result: with another answer it is run anew."""
     settings: dict[str, Any] = {"drawn": drawn(data, seed=seed, quick=quick), "quick": quick}
     if method in ("data", "features"):
         return settings
-    settings[method] = METHODS[method]
-    if method not in ("colour", "mean", "abmil"):
+    settings[method] = settings_of(method)
+    if method not in ("colour", "mean", "abmil", *AGGREGATORS):
         settings |= {"selection": selection(data, quick=quick)}
     if method in BEGINS_FROM:
         settings["begins_from"] = asked(data, BEGINS_FROM[method], seed=seed, quick=quick)

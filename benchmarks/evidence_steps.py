@@ -5,7 +5,7 @@
 Learns on the training slides, chooses by the validation slides, reads the test slides once, and writes what it
 says of them and what that took.
 
-Shape suffixes: S slides, C classes, N patches of a slide, M kept ones, D feature width.
+Shape suffixes: S slides, C classes, N patches of a slide, M kept ones, D length of a histogram.
 """
 
 import json
@@ -13,7 +13,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.bag_models import BagModel, FeatureBag, GatedAttention, Learning, MeanPool, best_of
 from benchmarks.evidence_data import CPU, EvidenceData
-from benchmarks.evidence_settings import BEGINS_FROM, FEATURES, METHODS, QUICK_EPOCHS, QUICK_HEAD_START
+from benchmarks.evidence_settings import (
+    AGGREGATORS,
+    BEGINS_FROM,
+    FEATURES,
+    FROZEN_MODELS,
+    QUICK_EPOCHS,
+    QUICK_HEAD_START,
+    settings_of,
+)
+from benchmarks.frozen_bags import FeatureBag, FrozenNet, Learning, train
 from benchmarks.random_patches import RandomPatches
 from benchmarks.slide_scores import macro_auc, slide_hits
 from wsi_ips.config import AttentionConfig, FinetuneConfig, SelectionConfig
@@ -63,7 +71,7 @@ class Step:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return METHODS[self.method]
+        return settings_of(self.method)
 
     def training(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of training among these; few epochs of a quick run."""
@@ -231,25 +239,31 @@ def _histograms(data: EvidenceData, records: Sequence[SlideRecord], *, bins: int
     return torch.from_numpy(np.array(rows)).float()
 
 
-def on_features(make: Callable[[int, int], BagModel]) -> "Method":
-    """Train ``make(width, classes)`` on all frozen features of a slide; one start."""
+def on_features(model: Mapping[str, Any], *, maps: Container[str]) -> "Method":
+    """Train the network that ``model`` describes on all frozen features of a slide; one start.
+
+    Args:
+        model: See :class:`FrozenNet`.
+        maps: The names of its maps that lesions are looked for with.
+    """
 
     def method(step: Step) -> Said:
         bags = {split: _feature_bags(step.data, bags) for split, bags in step.data.encoded_bags().items()}
         training = step.training(step.settings)
-        learning = Learning(training["epochs"], training["lr"], step.settings["weight_decay"], seeds=1)
-        classes, seed = len(step.data.classes), step.data.seed
-        model, losses = best_of(
-            lambda: make(FEATURES, classes), bags["train"], bags["val"], learning, first_seed=seed
-        )
-        said = Said(notes={"val_loss": losses[0]})
-        model.eval()
+        learning = Learning(training["epochs"], training["lr"], step.settings["weight_decay"])
+        torch.manual_seed(step.data.seed)
+        frozen = FrozenNet(model, width=FEATURES, task=step.data.tasks[0])
+        started = time.perf_counter()
+        losses = train(frozen, bags["train"], bags["val"], learning, seed=step.data.seed)
+        said = Said(notes={"val_loss": losses})
+        if step.method in AGGREGATORS:  # evidence.py counts the features of its own methods
+            said.notes["learning_seconds"] = time.perf_counter() - started
+            patches = {split: sum(len(bag.ids_N) for bag in bags[split]) for split in bags}
+            said.encoder_passes, said.encoder_passes_test = sum(patches.values()), patches["test"]
         for bag in bags["test"]:
-            with torch.no_grad():
-                logits_BC, attention_N = model(bag.features_ND)
-            said.probabilities[bag.slide_id] = logits_BC.softmax(dim=1)[0].tolist()
-            if attention_N is not None:
-                said.maps.setdefault("attention", {})[bag.slide_id] = attention_N.numpy()
+            said.probabilities[bag.slide_id], told = frozen.told(bag)
+            for name in [name for name in told if name in maps]:
+                said.maps.setdefault(name, {})[bag.slide_id] = told[name]
         return said
 
     return method
@@ -259,9 +273,9 @@ def _feature_bags(data: EvidenceData, bags: Sequence[EncodedBag]) -> list[Featur
     streaming, held = data.finetune().streaming, []
     for bag in bags:
         with bag.open(streaming, CPU) as source:
-            features_ND = source.read(source.ids()).pixels_n3PP
+            chunk = source.read(source.ids())
         targets = {task: int(target) for task, target in bag.targets.items() if isinstance(target, int)}
-        held.append(FeatureBag(bag.bag_id, features_ND, targets))
+        held.append(FeatureBag(bag.bag_id, chunk.pixels_n3PP, chunk.ids_n, targets))
     return held
 
 
@@ -387,14 +401,18 @@ STEPS: Mapping[str, Method] = {
     "data": compose,
     "features": features,
     "colour": colour,
-    "mean": on_features(MeanPool),
-    "abmil": on_features(GatedAttention),
+    "mean": on_features(FROZEN_MODELS["mean"], maps=()),
+    "abmil": on_features(FROZEN_MODELS["abmil"], maps=("attention",)),
     "ips_paper": ips_frozen,
     "ips": ips_frozen,
     "e2e": e2e,
     "cascade": cascade,
     "sampling": sampling,
     "random": random,
+    **{
+        method: on_features(settings["model"], maps=settings["maps"])
+        for method, settings in AGGREGATORS.items()
+    },
 }
 
 

@@ -41,8 +41,13 @@ def demo(job: DemoJob, progress: Progress) -> Outcome:
         score = run_demo(job, job.out, device=pick_device(job.device), progress=progress)
     return Outcome(
         [
-            f"slide AUC {score.slide_auc:.3f} on {score.slides} held-out slides",
-            f"patch AUC {score.patch_auc:.3f}: attention of lesions against normal tissue, by the outlines",
+            f"slide AUC {score.slide_auc:.3f} on {score.slides} held-out slides"
+            if score.slide_auc is not None
+            else f"slide AUC not defined: all held-out slides ({score.slides}) have one label; raise data.test",
+            f"patch AUC {score.patch_auc:.3f}: attention of lesions against normal tissue, by the outlines"
+            if score.patch_auc is not None
+            else "patch AUC not defined: no held-out slide has both a patch that is at least half lesion and one "
+            "without any; raise data.side_px or data.test",
             f"{score.seconds:.0f} s; prediction {score.patches_per_second:.0f} patches/s",
             f"look at {job.out / 'predictions' / 'overlays'}",
         ]

@@ -1,6 +1,7 @@
 """The whole package on slides that it draws itself: :func:`run_demo`."""
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,12 @@ from wsi_ips.datasets.manifest import SlideRecord, read_manifest
 from wsi_ips.drawn.config import DemoConfig
 from wsi_ips.drawn.synthetic import make_camelyon_like
 from wsi_ips.errors import ResultsError
-from wsi_ips.evaluation.slide_level import attention_auc, lesion_share_of_patches, roc_auc
+from wsi_ips.evaluation.slide_level import (
+    attention_auc_or_nan,
+    auc_or_nan,
+    lesion_share_of_patches,
+    mean_defined,
+)
 from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.in_turn import predict_slides
 from wsi_ips.inference.predict import Predictor
@@ -34,13 +40,17 @@ from wsi_ips.training.run_state import forget_run
 class DemoScore:
     """The demo's results.
 
-    ``slide_auc`` is the AUC over held-out slides. ``patch_auc`` says how well attention ranks lesion patches above
-    normal tissue in the held-out tumour slides. ``seconds`` is the duration of the whole demo, ``slides`` the
-    number of held-out slides.
+    Attributes:
+        slide_auc: The AUC over the held-out slides. None if all of them have the same label.
+        patch_auc: How well attention ranks lesion patches above normal tissue in the held-out tumour slides. None
+            if no such slide has both a patch that is at least half lesion and one without any.
+        seconds: The duration of the whole demo.
+        slides: The number of held-out slides.
+        patches_per_second: The speed of prediction.
     """
 
-    slide_auc: float
-    patch_auc: float
+    slide_auc: float | None
+    patch_auc: float | None
     seconds: float
     slides: int
     patches_per_second: float
@@ -91,15 +101,17 @@ def run_demo(
     return score
 
 
-def _slide_auc(results: list[SlideResult], records: list[SlideRecord], *, task: TaskConfig) -> float:
+def _slide_auc(results: list[SlideResult], records: list[SlideRecord], *, task: TaskConfig) -> float | None:
     positive = task.classes[-1]
     scores = [result.probabilities[task.name][positive] for result in results]
-    return roc_auc(np.array(scores), np.array([r.labels[task.column_name] == positive for r in records]))
+    return _defined(
+        auc_or_nan(np.array(scores), np.array([r.labels[task.column_name] == positive for r in records]))
+    )
 
 
-def _patch_auc(results: list[SlideResult], records: list[SlideRecord], data: Path) -> float:
-    """Mean AUC over the tumour slides: attention sums to 1 in each slide, so that values do not compare across
-    slides.
+def _patch_auc(results: list[SlideResult], records: list[SlideRecord], data: Path) -> float | None:
+    """Mean AUC over the tumour slides that have lesion patches and normal ones: attention sums to 1 in each slide,
+    so that values do not compare across slides. Small slides may have patches of one kind only.
     """
     aucs = []
     for result, record in zip(results, records, strict=True):
@@ -108,8 +120,12 @@ def _patch_auc(results: list[SlideResult], records: list[SlideRecord], data: Pat
             continue
         coords = result.coords
         share_N = lesion_share_of_patches(coords.l0_xy_N2, coords.l0_patch, lesion_area(annotation))
-        aucs.append(attention_auc(result.attention_NHT.mean(axis=(1, 2)), share_N))
-    return float(np.mean(aucs))
+        aucs.append(attention_auc_or_nan(result.attention_NHT.mean(axis=(1, 2)), share_N))
+    return _defined(mean_defined(np.array(aucs)))
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _annotation(record: SlideRecord, manifest: Path) -> Path | None:

@@ -291,3 +291,11 @@ def attention_auc(
     positive, negative = share_N >= positive_share, share_N <= negative_share
     counted = positive | negative
     return roc_auc(np.asarray(attention_N)[counted], positive[counted])
+
+
+def attention_auc_or_nan(attention_N: NDArray[np.floating], share_N: NDArray[np.floating]) -> float:
+    """The same as :func:`attention_auc` at its thresholds. NaN if there are no lesion patches, or no normal ones,
+    as on a slide with a tiny lesion.
+    """
+    both = (share_N >= 0.5).any() and (share_N <= 0.0).any()
+    return attention_auc(attention_N, share_N) if both else math.nan

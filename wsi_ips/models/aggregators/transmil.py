@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.config.section import Fraction
@@ -91,8 +92,8 @@ class TransMil(Aggregator):
         x_ND = torch.cat([self.class_token, x_mD, x_mD[:repeated]])
         read_ND, _ = self.layers[0](self.norms[0](x_ND))
         x_ND = self.position(x_ND + read_ND, side)
-        read_ND, first_HN = self.layers[1](self.norms[1](x_ND))
-        token_D: Tensor = self.norm((x_ND + read_ND)[0])
+        read_1D, first_HN = self.layers[1](self.norms[1](x_ND), first_only=True)
+        token_D: Tensor = self.norm(x_ND[0] + read_1D[0])
         attention_Hm = first_HN[:, 1 : 1 + count].clone()
         attention_Hm[:, :repeated] += first_HN[:, 1 + count :]
         return token_D, attention_Hm
@@ -110,8 +111,21 @@ class SquarePositions(nn.Module):
     def forward(self, x_ND: Tensor, side: int) -> Tensor:
         """Add positions to the tokens (1 + side * side, D); the first one, the class token, stays as it is."""
         square_1DSS = x_ND[1:].T.unflatten(1, (side, side))[None]
-        placed_1DSS = square_1DSS + sum(convolution(square_1DSS) for convolution in self.convolutions)
+        kernel_D177, bias_D = self._together()
+        placed_1DSS = conv2d(square_1DSS, kernel_D177, bias_D, padding=3, groups=len(bias_D))
         return torch.cat([x_ND[:1], placed_1DSS[0].flatten(1).T])
+
+    def _together(self) -> tuple[Tensor, Tensor]:
+        """One kernel (D, 1, 7, 7) and bias (D,) for the three convolutions and the tokens themselves."""
+        kernels, biases = [], []
+        for convolution in self.convolutions:
+            assert isinstance(convolution, nn.Conv2d)
+            assert convolution.bias is not None
+            kernels.append(pad(convolution.weight, (3 - convolution.kernel_size[0] // 2,) * 4))
+            biases.append(convolution.bias)
+        itself_177 = torch.zeros_like(kernels[0][0])
+        itself_177[:, 3, 3] = 1
+        return torch.stack(kernels).sum(dim=0) + itself_177, torch.stack(biases).sum(dim=0)
 
 
 def _reading_order(places_m: Tensor) -> Tensor:
