@@ -98,6 +98,10 @@ _COMMANDS = {
         "wsi_ips.commands.merge:command",
         "Make a whole checkpoint of one that holds adapters alone; it needs no other weights then.",
     ),
+    "plan": (
+        "wsi_ips.planning.command:command",
+        "Say what a recipe will cost before it runs: hours, memory, disk, and which setting would halve them.",
+    ),
     "run": ("wsi_ips.commands.application:run", "Run a recipe."),
     "data": (
         "wsi_ips.commands.application:data_app",
