@@ -41,6 +41,8 @@ class PlanJob(Job):
     """As if there were so many slides, instead of opening any; with ``patches``."""
     patches: PositiveInt | None = None
     """Patches of each of them."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """``cpu`` counts seconds of a core, whatever else the machine does while it is measured."""
     json_: bool = False
     out: Path | None = None
 
@@ -48,6 +50,8 @@ class PlanJob(Job):
     def _imagined_slides_have_a_size(self) -> Self:
         if (self.slides is None) != (self.patches is None):
             raise ValueError("--slides and --patches go together: so many slides with so many patches each")
+        if self.clock == "cpu" and self.device not in ("auto", "cpu"):
+            raise ValueError("--clock cpu counts seconds of a core: it goes with --device cpu")
         if self.slides is not None and self.sample is not None:
             raise ValueError("--sample looks at slides, and --slides imagines them: give one of them")
         return self
@@ -72,13 +76,16 @@ def command(
         int | None, typer.Option(help="As if there were so many slides; none is opened. With --patches.")
     ] = None,
     patches: Annotated[int | None, typer.Option(help="Patches of each of these slides.")] = None,
+    clock: Annotated[
+        str | None, typer.Option(help="wall (default), or cpu: seconds of a core, for a machine with other work.")
+    ] = None,
     set_: Set = None,
     json_: Annotated[bool | None, typer.Option("--json", help="Print the plan as one JSON object.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan as JSON to this file.")] = None,
 ) -> None:
     """Say what a recipe will cost before it runs: hours, memory, disk, and which setting would halve them."""
     flags = {"recipe": recipe, "settings": tuple(set_ or ()), "kind": kind, "device": device, "rates": rates,
-             "sample": sample, "slides": slides, "patches": patches, "json_": json_, "out": out}  # fmt: skip
+             "sample": sample, "slides": slides, "patches": patches, "clock": clock, "json_": json_, "out": out}  # fmt: skip
     start("plan", flags)
 
 
@@ -208,6 +215,7 @@ def _rates(work: "Work", survey: "Survey", job: PlanJob, progress: Progress) -> 
             device="cpu" if stated else job.device,
             overlays=work.overlays,
             mean_patches=round(survey.mean_patches()),
+            clock=job.clock,
             stream_only=stated,
         )
         with progress("Measuring this machine", total=1) as advance:

@@ -153,7 +153,7 @@ def pass_over(
 
 def _tissue(survey: Survey, rates: Rates, *splits: str) -> Stage:
     """Opening slides and finding tissue. Imagined slides took the survey no time."""
-    seconds = survey.total("seconds", *splits).value
+    seconds = survey.total("cpu_seconds" if rates.clock == "cpu" else "seconds", *splits).value
     if rates.tissue_s is not None:
         seconds = rates.tissue_s * survey.readable(*splits)
     return Stage("finding tissue", None if math.isnan(seconds) else seconds)

@@ -23,16 +23,13 @@ from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig, StreamingConfig
 from wsi_ips.datasets.manifest import Target
-from wsi_ips.heatmaps.overlay import write_overlay
 from wsi_ips.inference.in_hand import alone
-from wsi_ips.inference.predict import Predictor, PreparedSlide
-from wsi_ips.inference.results import write_result
 from wsi_ips.inference.telemetry import peak_rss_mb
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.models.encoders.precision import Compute, compute_in
 from wsi_ips.models.ips_net import IPSNet, scoring
-from wsi_ips.planning.rates import HeadRates, Rates
+from wsi_ips.planning.rates import Clock, HeadRates, Rates
 from wsi_ips.planning.simulated import Counted, without_weights
 from wsi_ips.planning.survey import Sample, tile_megapixels
 from wsi_ips.planning.work import Kind
@@ -49,7 +46,7 @@ from wsi_ips.training.learning import backward_in_parts, bag_loss, make_optimize
 from wsi_ips.training.module import save_memory
 from wsi_ips.units import PlaceKind
 
-BUDGET_S = 8.0
+BUDGET_S = 5.0
 """Seconds for each part."""
 MOST_REPEATS = 200
 HEAD_RUNS = ((4, 1, 2), (4, 1, 6), (12, 3, 6))
@@ -69,6 +66,7 @@ class Wanted:
         device: Where the network runs.
         overlays: Whether pictures are drawn.
         mean_patches: Patches of a slide in the mean, for learning on features.
+        clock: ``wall``, or ``cpu``: seconds of a core, whatever else the machine does meanwhile.
         stream_only: Measure what the CPU of a machine with a card does: reading, decoding, storing.
         begun: When the process was asked for, by ``time.time``.
         budget_s: Seconds for each part.
@@ -80,6 +78,7 @@ class Wanted:
     device: str
     overlays: bool
     mean_patches: int
+    clock: Clock = "wall"
     stream_only: bool = False
     begun: float = 0.0
     budget_s: float = BUDGET_S
@@ -122,22 +121,25 @@ class _Measurement:
         self._found: dict[str, Any] = {
             "device": _name_of(self._device),
             "how": "measured",
-            "cores": max(1, torch.get_num_threads() if self._device.type == "cpu" else _cores()),
+            "clock": wanted.clock,
+            "cores": 1 if wanted.clock == "cpu" else _cores(),
             "base_mb": base_mb,
         }
+        self._now = time.process_time if wanted.clock == "cpu" else time.perf_counter
         # The clock of the system may be set while a process starts.
-        self._found["start_s"] = max(0.0, time.time() - wanted.begun)
+        since = max(0.0, time.time() - wanted.begun)
+        self._found["start_s"] = time.process_time() if wanted.clock == "cpu" else since
 
     def rates(self) -> Rates:
         """Measure all that the kind of work needs."""
-        started = time.perf_counter()
-        with open_slide(self._wanted.sample.path) as slide:
-            self._found["open_s"] = time.perf_counter() - started
+        path = self._wanted.sample.path
+        self._found["open_s"] = self._timed(lambda: open_slide(path).close(), most=3)
+        with open_slide(path) as slide:
             pixels = self._decode(slide)
             if self._wanted.stream_only:
                 if self._wanted.kind == "finetune":
                     self._read_again(slide)
-                return Rates.model_validate(self._found)
+                return self._told()
             self._encode(pixels)
             self._pass_over(slide)
             if self._wanted.kind == "finetune":
@@ -149,6 +151,18 @@ class _Measurement:
             self._head_start()
             self._save()
         self._found["peak_mb"] = peak_mb()
+        return self._told()
+
+    def _told(self) -> Rates:
+        """What was found, and whether the machine was busy with something else."""
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        if load > 1.5 * _cores() and self._wanted.clock == "wall":
+            self._found["notes"] = (
+                f"this machine had other work while it was measured ({load:.1f} processes on {_cores()} cores): times "
+                "are those of a machine as busy as that; --clock cpu counts seconds of a core instead",
+            )
+        if self._wanted.clock == "cpu":
+            self._found["notes"] = ("times are seconds of a core, which several cores share between them",)
         return Rates.model_validate(self._found)
 
     def _stream(self, slide: SlideReader, n: int) -> PatchStream:
@@ -162,12 +176,13 @@ class _Measurement:
         """Reading and decoding alone, over as many patches as the time allows. Returns a batch of pixels."""
         stream = self._stream(slide, len(self._coords))
         held: Tensor | None = None
-        started = time.perf_counter()
+        until = time.perf_counter() + self._wanted.budget_s
+        started = self._now()
         for chunk in stream:
             held = chunk.pixels_n3PP if held is None else held
-            if time.perf_counter() - started > self._wanted.budget_s:
+            if time.perf_counter() > until:
                 break
-        wall = time.perf_counter() - started
+        wall = self._now() - started
         assert held is not None
         done, threads = stream.telemetry, min(self._config.streaming.threads, self._found["cores"])
         in_tiles = done.read_s + done.decode_s
@@ -191,7 +206,7 @@ class _Measurement:
         batch = self._config.streaming.batch
         n = min(len(self._coords), max(2 * batch, int(self._wanted.budget_s / each)))
         stream = self._stream(slide, n)
-        started = time.perf_counter()
+        started = self._now()
         if self._wanted.kind == "features":
             with torch.no_grad(), scoring(self._net):
                 for chunk in stream:
@@ -199,9 +214,11 @@ class _Measurement:
         else:
             read_bag(self._net, stream, self._config.selection)
         self._synchronise()
-        wall = (time.perf_counter() - started) / n
+        wall = (self._now() - started) / n
         longer, shorter = sorted((found["forward_s"], decoding), reverse=True)
         found["hidden"] = min(1.0, max(0.0, 1 - (wall - longer) / shorter)) if shorter > 0 else 1.0
+        if self._wanted.clock == "cpu":  # nothing is done at the same time on one core
+            found["hidden"] = 0.0
         # What the pass took beyond its parts belongs to the encoder: the selection, and caches that are shared.
         excess = wall - longer - (1 - found["hidden"]) * shorter
         found["forward_s"] += max(0.0, excess)
@@ -265,6 +282,11 @@ class _Measurement:
 
     def _label(self, slide: SlideReader) -> None:
         """What is done with a slide's result: it is stored, and drawn."""
+        # Imported here, because a training does not hold them in memory.
+        from wsi_ips.heatmaps.overlay import write_overlay
+        from wsi_ips.inference.predict import Predictor, PreparedSlide
+        from wsi_ips.inference.results import write_result
+
         n = min(len(self._coords), 2 * self._config.streaming.batch)
         predictor = Predictor(
             self._net, self._config.pipeline, streaming=self._config.streaming, device=self._device,
@@ -293,7 +315,9 @@ class _Measurement:
         for train, val, epochs in HEAD_RUNS:
             settings = head.training.model_copy(update={"epochs": epochs, "restarts": 1})
             seconds.append(
-                train_for(head.model_copy(update={"training": settings}), features, train, val, self._device)
+                train_for(
+                    head.model_copy(update={"training": settings}), features, train, val, self._device, self._now
+                )
             )
         (_, _, few), (train, val, more), (train_2, val_2, _) = HEAD_RUNS
         bag_s = (seconds[2] - seconds[1]) / (more * (train_2 + val_2 - train - val))
@@ -319,10 +343,10 @@ class _Measurement:
         seconds: list[float] = []
         until = time.perf_counter() + (self._wanted.budget_s if at_most_s is None else at_most_s)
         while len(seconds) < 3 or (time.perf_counter() < until and len(seconds) < most):
-            started = time.perf_counter()
+            started = self._now()
             work()
             self._synchronise()
-            seconds.append(time.perf_counter() - started)
+            seconds.append(self._now() - started)
             if time.perf_counter() > until + 2 * self._wanted.budget_s:  # slow work is not done thrice
                 break
         return statistics.median(seconds)
@@ -332,8 +356,15 @@ class _Measurement:
             torch.cuda.synchronize(self._device)
 
 
-def train_for(config: FinetuneConfig, features_NC: Tensor, train: int, val: int, device: torch.device) -> float:
-    """Seconds of a whole training on so many bags, which share these features (N, C)."""
+def train_for(
+    config: FinetuneConfig,
+    features_NC: Tensor,
+    train: int,
+    val: int,
+    device: torch.device,
+    now: Callable[[], float],
+) -> float:
+    """Seconds by the clock ``now`` of a whole training on so many bags, which share these features (N, C)."""
     alone_ = config.model_copy(update={"training": config.training.model_copy(update={"devices": 1})})
     bags = [
         SharedFeatures(
@@ -342,9 +373,9 @@ def train_for(config: FinetuneConfig, features_NC: Tensor, train: int, val: int,
         for number in range(train + val)
     ]
     with tempfile.TemporaryDirectory(prefix="wsi_ips_plan_") as folder:
-        started = time.perf_counter()
+        started = now()
         train_bags(bags[:train], bags[train:], alone_, Path(folder) / "run", device=device)
-        return time.perf_counter() - started
+        return now() - started
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.planning.simulated import Flops
 
 DEVICES = Path(__file__).with_name("devices.yaml")
+Clock = Literal["wall", "cpu"]
+"""Seconds that pass, or seconds of a core."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -40,6 +42,8 @@ class Rates(Section):
     device: str
     how: Literal["measured", "estimated", "given"]
     """``measured`` here and now, ``estimated`` from a device's data sheet, ``given`` in a file."""
+    clock: Clock = "wall"
+    """``cpu``: all times are seconds of a core."""
     cores: PositiveInt
     """CPU cores that decode."""
     start_s: NonNegativeFloat | None = None

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ class SurveyedSlide:
         megapixels: Pixels that are decoded, in millions.
         stored_mb: Bytes of these tiles in the file, in millions.
         seconds: Opening the slide and finding the tissue took so long.
+        cpu_seconds: The same in seconds of a core.
         coarser: Whether the slide has a level that would serve patches of twice the µm per pixel.
     """
 
@@ -68,6 +69,7 @@ class SurveyedSlide:
     megapixels: float
     stored_mb: float
     seconds: float
+    cpu_seconds: float
     coarser: bool
 
 
@@ -223,10 +225,10 @@ def survey_slide(
     slide: SlideToRead, find: FindPatches, streaming: StreamingConfig
 ) -> tuple[SurveyedSlide, PatchCoords]:
     """What one pass over a slide reads, and where its patches lie. Raises the slide's own error."""
-    started = perf_counter()
+    started, cpu_started = perf_counter(), process_time()
     with open_slide(slide.path) as reader:
         coords = find(reader, slide_id=slide.slide_id, mpp=slide.mpp)
-        seconds = perf_counter() - started
+        seconds, cpu_seconds = perf_counter() - started, process_time() - cpu_started
         tiles, decodes, megapixels, stored = _tiles_under(reader, coords, streaming)
         downsample = 2 * coords.patch_mpp / coords.slide_mpp
         region = PatchRegion.of(
@@ -235,7 +237,16 @@ def survey_slide(
         coarser = reader.info.level_for(downsample) > region.level
     return (
         SurveyedSlide(
-            slide.slide_id, slide.split, len(coords), tiles, decodes, megapixels, stored / 1e6, seconds, coarser
+            slide.slide_id,
+            slide.split,
+            len(coords),
+            tiles,
+            decodes,
+            megapixels,
+            stored / 1e6,
+            seconds,
+            cpu_seconds,
+            coarser,
         ),
         coords,
     )
@@ -320,7 +331,16 @@ def imagined(counts: Mapping[str, int], patches: int, tiling: TilingConfig) -> S
     splits: dict[str, Any] = {}
     for split, count in counts.items():
         one = SurveyedSlide(
-            "imagined", split, patches, tiles, tiles, megapixels, megapixels * JPEG_BYTES_PER_PX, math.nan, True
+            "imagined",
+            split,
+            patches,
+            tiles,
+            tiles,
+            megapixels,
+            megapixels * JPEG_BYTES_PER_PX,
+            math.nan,
+            math.nan,
+            True,
         )
         splits[split] = SplitSurvey(count, (one,) if count else ())
     return Survey(splits, {}, sum(counts.values()), 0, imagined=True)
