@@ -4,10 +4,10 @@
 
 demo: the training of ``make demo`` (its slides, its recipe). predict, train: slides of about 4,000 patches in a
 drawn TIFF, labelled, and learned from for one epoch. ``plan_error_time`` and ``plan_error_ram`` are the largest of
-|predicted - measured| / measured. Memory is the peak resident memory of the process (``ru_maxrss``). With ``--clock
-cpu``, the default, times are seconds of a core on both sides and each process computes with one thread, so that other
-work on the machine disturbs them little; with ``--clock wall`` they are what a clock shows, and the machine must be
-idle.
+|predicted - measured| / measured. Memory is the peak resident memory of the process (``ru_maxrss``). With
+``--clock cpu``, the default, times are seconds of a core on both sides and each process computes with one
+thread, so that other work on the machine disturbs them little; with ``--clock wall`` they are what a clock
+shows, and the machine must be idle.
 """
 
 import argparse
@@ -123,7 +123,11 @@ def make_demo(folder: Path) -> Case:
     draw(f"from pathlib import Path; from wsi_ips.drawn.config import SyntheticConfig\n"
          f"from wsi_ips.drawn.synthetic import make_camelyon_like\n"
          f"make_camelyon_like(Path({str(folder / 'demo_data')!r}), SyntheticConfig(**{data!r}))")  # fmt: skip
-    values |= {"command": "finetune", "manifest": str(folder / "demo_data" / "reference.csv"), "device": "cpu"}
+    values |= {
+        "command": "finetune",
+        "manifest": str(folder / "demo_data" / "reference.csv"),
+        "device": "cpu",
+    }
     return training("demo", values, folder)
 
 
@@ -152,13 +156,15 @@ def drawn_slide(folder: Path, seed: int) -> Path:
 def make_train(folder: Path) -> Case:
     """Two slides, one epoch, end to end, without a head start."""
     slides = [drawn_slide(folder, seed) for seed in (0, 1)]
-    rows = [f"{slide.stem},{slide.stem},{label},train,{slide}" for slide, label in zip(slides, "ab", strict=True)]
+    rows = [
+        f"{slide.stem},{slide.stem},{label},train,{slide}" for slide, label in zip(slides, "ab", strict=True)
+    ]
     manifest = folder / "manifest.csv"
     manifest.write_text("\n".join(["slide_id,case_id,label,split,path", *rows]) + "\n")
     values = {
         "command": "finetune", "manifest": str(manifest), "tiling": PATCH, "device": "cpu",
         "selection": {"memory_size": 64, "iteration_size": 32}, "streaming": {"batch": 16, "threads": 1},
-        "model": {"encoder": ENCODER, "tasks": [{"name": "label", "classes": ["a", "b"], "activation": "softmax"}]},
+        "model": {"encoder": ENCODER, "tasks": [{"name": "label", "classes": ["a", "b"]}]},
         "training": {"epochs": 1, "slides_per_step": 2, "micro_batch": 16, "head_start": {"epochs": 0}},
     }  # fmt: skip
     return training("train", values, folder)

@@ -60,32 +60,39 @@ class PlanJob(Job):
 def command(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe of finetune, predict, features or demo.")],
     kind: Annotated[
-        str | None, typer.Option("--for", help="finetune, predict or features; default: what the recipe does.")
+        str | None,
+        typer.Option("--for", help="finetune, predict or features; default: what the recipe does."),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="auto (default), cpu, cuda: measured here; h200, h100, a100, rtx4090: estimated."),
     ] = None,
     rates: Annotated[
-        Path | None, typer.Option(help="Rates from a file, or from a plan of another machine; nothing is measured.")
+        Path | None,
+        typer.Option(help="Rates from a file, or from a plan of another machine; nothing is measured."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(help="Look at so many slides of each split, and scale up (default: up to 40, all).")
+        int | None,
+        typer.Option(help="Look at so many slides of each split, and scale up (default: up to 40, all)."),
     ] = None,
     slides: Annotated[
         int | None, typer.Option(help="As if there were so many slides; none is opened. With --patches.")
     ] = None,
     patches: Annotated[int | None, typer.Option(help="Patches of each of these slides.")] = None,
     clock: Annotated[
-        str | None, typer.Option(help="wall (default), or cpu: seconds of a core, for a machine with other work.")
+        str | None,
+        typer.Option(help="wall (default), or cpu: seconds of a core, for a machine with other work."),
     ] = None,
     set_: Set = None,
     json_: Annotated[bool | None, typer.Option("--json", help="Print the plan as one JSON object.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan as JSON to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the plan as JSON to this file.")
+    ] = None,
 ) -> None:
     """Say what a recipe will cost before it runs: hours, memory, disk, and which setting would halve them."""
     flags = {"recipe": recipe, "settings": tuple(set_ or ()), "kind": kind, "device": device, "rates": rates,
-             "sample": sample, "slides": slides, "patches": patches, "clock": clock, "json_": json_, "out": out}  # fmt: skip
+             "sample": sample, "slides": slides, "patches": patches, "clock": clock, "json_": json_,
+             "out": out}  # fmt: skip
     start("plan", flags)
 
 
@@ -93,7 +100,8 @@ def plan(job: PlanJob, progress: Progress) -> Outcome:
     """Print the plan. Nothing is written except ``out``.
 
     Raises:
-        ConfigError: The recipe is wrong, or of a command that a plan has no rules for; the device is not listed; the
+        ConfigError: The recipe is wrong, or of a command that a plan has no rules for; the device is not
+            listed; the
             rates cannot be read; there are no slides that can be read.
         WsiIpsError: The manifest or the checkpoint of the recipe is missing.
     """
@@ -123,7 +131,8 @@ def make_plan(job: PlanJob, progress: Progress) -> "Plan":
     measured_here = job.device in ("auto", "cpu", "cuda", "mps") or job.device.startswith("cuda:")
     if not measured_here and job.device not in known_devices():
         raise ConfigError(
-            f"--device {job.device}: auto, cpu and cuda are measured here, and listed are {', '.join(known_devices())}"
+            f"--device {job.device}: auto, cpu and cuda are measured here, and listed are "
+            f"{', '.join(known_devices())}"
         )
     planned = make_job(load_recipe(job.recipe, job.settings), source=str(job.recipe))
     with ExitStack() as stack:
@@ -184,7 +193,8 @@ def _survey(work: "Work", job: PlanJob, progress: Progress) -> "Survey":
         split = "train" if work.kind == "finetune" else "all"
         return imagined({split: job.slides}, job.patches, work.config.tiling)
     largest = max(
-        (sum(slide.split == split for slide in work.slides) for split in {s.split for s in work.slides}), default=0
+        (sum(slide.split == split for slide in work.slides) for split in {s.split for s in work.slides}),
+        default=0,
     )
     sample = job.sample if job.sample is not None else (SAMPLE if largest > MANY else None)
     seen = survey(work.slides, work.find, work.config.streaming, sample=sample, progress=progress)
@@ -196,7 +206,9 @@ def _survey(work: "Work", job: PlanJob, progress: Progress) -> "Survey":
 
 
 def _rates(work: "Work", survey: "Survey", job: PlanJob, progress: Progress) -> "Rates":
-    """Measured, stated, or read from a file. For a stated card, decoding is measured here where there are slides."""
+    """Measured, stated, or read from a file. For a stated card, decoding is measured here where there are
+    slides.
+    """
     from wsi_ips.errors import ConfigError, ProcessDied
     from wsi_ips.inference.in_hand import Died
     from wsi_ips.planning.measure import Wanted, measured_rates

@@ -1,13 +1,15 @@
 """From what is to be read and how fast a machine is to hours, memory and disk: :func:`cost_of`.
 
-One pass over a slide takes the longer one of decoding and encoding, and that part of the shorter one which the machine
-does not hide behind it. A training is passes (a selection in each epoch, validation, the head start's looks) and kept
-patches that are learned from. :func:`halvings` asks the same function about recipes that differ in one setting.
+One pass over a slide takes the longer one of decoding and encoding, and that part of the shorter one which the
+machine does not hide behind it. A training is passes (a selection in each epoch, validation, the head start's
+looks) and kept patches that are learned from. :func:`halvings` asks the same function about recipes that
+differ in one setting.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.encoders.registry import entry_of
@@ -65,20 +67,25 @@ class Cost:
     scratch_mb: float
 
     @property
-    def seconds(self) -> float | None:
-        """All stages together; None if one of them is not known."""
-        known = [stage.seconds for stage in self.stages]
-        return None if None in known else math.fsum(second for second in known if second is not None)
+    def seconds(self) -> float:
+        """All stages whose time is known together."""
+        return math.fsum(stage.seconds for stage in self.stages if stage.seconds is not None)
 
     @property
-    def epoch_seconds(self) -> float | None:
-        """An epoch; None if a stage is not known."""
-        return None if self.seconds is None else math.fsum(stage.each_epoch for stage in self.stages)
+    def not_known(self) -> tuple[str, ...]:
+        """The stages whose time is not known."""
+        return tuple(stage.name for stage in self.stages if stage.seconds is None)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """An epoch, as far as it is known."""
+        return math.fsum(stage.each_epoch for stage in self.stages)
 
     @property
     def dominating(self) -> Stage | None:
-        """The stage that takes longest; None if one is not known."""
-        return None if self.seconds is None else max(self.stages, key=lambda stage: stage.seconds or 0.0)
+        """The stage that takes longest, of those whose time is known."""
+        known = [stage for stage in self.stages if stage.seconds is not None]
+        return max(known, key=lambda stage: stage.seconds or 0.0, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +184,10 @@ def _labels(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     after = slides * (rates.store_s + (rates.overlay_s if work.overlays else 0.0)) / work.workers
     stages = [
         _start(rates),
-        replace(tissue := _tissue(survey, rates), seconds=None if tissue.seconds is None else tissue.seconds / work.workers),
+        replace(
+            tissue := _tissue(survey, rates),
+            seconds=None if tissue.seconds is None else tissue.seconds / work.workers,
+        ),
         _scaled(one, "selecting and labelling", share),
         Stage("reading kept patches again", again * share),
         Stage("storing and drawing", after),
@@ -186,7 +196,13 @@ def _labels(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     heads = work.config.model.attention.heads
     disk = patches * (BYTES_OF_A_PATCH + 4 * (heads * queries + queries)) / 1e6
     disk += slides * (OVERLAY_MB if work.overlays else 0.0)
-    return [stage for stage in stages if stage.seconds is None or stage.seconds > 0], patches, patches * work.networks, disk, 0.0
+    return (
+        [stage for stage in stages if stage.seconds is None or stage.seconds > 0],
+        patches,
+        patches * work.networks,
+        disk,
+        0.0,
+    )
 
 
 def _features(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
@@ -228,11 +244,16 @@ def _training(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
         *_head_start(config, survey, rates),
         _each_epoch("selecting", one, selections * share / devices, epochs),
         Stage("learning from kept patches", *_times(learning, epochs, devices), does="learning"),
-        Stage("steps of the optimiser and checkpoints", *_times(steps * rates.optimizer_s + epoch_end, epochs, 1)),
+        Stage(
+            "steps of the optimiser and checkpoints",
+            *_times(steps * rates.optimizer_s + epoch_end, epochs, 1),
+        ),
         _each_epoch("validating", check, epochs / devices, epochs),
     ]
     learns = config.model.encoder.trainable
-    per_epoch = patches * share * selections / epochs + val_patches + kept * ((2 if learns else 1) if reads else 0)
+    per_epoch = (
+        patches * share * selections / epochs + val_patches + kept * ((2 if learns else 1) if reads else 0)
+    )
     views = training.head_start.views if config.head_start_epochs else 0
     once = patches * views + (val_patches if views else 0)
     disk, scratch = _training_disk(config, peaks, patches * max(views, 0), val_patches if views else 0)
@@ -264,7 +285,12 @@ def _learning(config: FinetuneConfig, rates: Rates, kept: float, *, again: bool)
         return None, 1
     drops = config.model.encoder.drop_path > 0 or config.model.encoder.batch_norm == "batch"
     lora = config.model.encoder.lora
-    twice = again or drops or (lora is not None and lora.dropout > 0) or config.selection.selector in ("all", "random")
+    twice = (
+        again
+        or drops
+        or (lora is not None and lora.dropout > 0)
+        or config.selection.selector in ("all", "random")
+    )
     reads = 2 if twice else 1
     each = rates.learn_s + reads * (rates.reread_s + rates.shown_s)
     if twice:
@@ -313,8 +339,11 @@ def _ram_mb(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> float | N
         return rates.peak_mb + grows
     if rates.base_mb is None:
         return None
-    return rates.base_mb + grows + streaming_mb(work.config) + (
-        _network_mb(work, peaks) if rates.device_gb is None else 0.0
+    return (
+        rates.base_mb
+        + grows
+        + streaming_mb(work.config)
+        + (_network_mb(work, peaks) if rates.device_gb is None else 0.0)
     )
 
 
@@ -336,7 +365,9 @@ def _vram_mb(work: Work, rates: Rates, peaks: Peaks) -> float | None:
 
 
 Change = tuple[str, bool, Callable[[Work, Survey, Rates], tuple[Work, Survey, Rates] | None]]
-"""A setting as on a command line, whether it changes what is computed, and the work with it; None: not possible."""
+"""A setting as on a command line, whether it changes what is computed, and the work with it; None: not
+possible.
+"""
 
 
 def halvings(
@@ -360,7 +391,12 @@ def halvings(
         after = peaks(changed[0].config)
         then = cost_of(*changed, after)
         found.append(
-            Halving(setting, _share(then.seconds, now), _memory_left(rates, now, before, after, work, then), changes)
+            Halving(
+                setting,
+                _share(then.seconds, now),
+                _memory_left(rates, now, before, after, work, then),
+                changes,
+            )
         )
     if work.kind == "finetune" and work.config.model.encoder.trainable:
         found.append(_frozen(work, survey, rates, before, now))
@@ -375,7 +411,7 @@ def _frozen(work: Work, survey: Survey, rates: Rates, before: Peaks, now: Cost) 
     """Every patch is encoded once; what learns afterwards reads features, which takes the head's time."""
     then = cost_of(replace(work, kind="features", half=True), survey, rates, before)
     setting, seconds = "wsi-ips features once, then finetune --features", then.seconds
-    if rates.head is not None and seconds is not None:
+    if rates.head is not None:
         bags = survey.readable("train") + survey.readable("val")
         seconds += work.config.training.epochs * (rates.head.epoch_s + bags * rates.head.bag_s)
     else:
@@ -402,56 +438,67 @@ def _with(work: Work, section: str, **values: object) -> Work:
     return replace(work, config=config)
 
 
+def _set(section: str, changes: bool, **values: Any) -> Change:
+    """One setting of a section."""
+    ((name, value),) = values.items()
+    shown = f"{section}.{name}={value:g}" if isinstance(value, float) else f"{section}.{name}={value}"
+    return shown, changes, lambda work, survey, rates: (_with(work, section, **values), survey, rates)
+
+
 def _changes(work: Work) -> Iterator[Change]:
     """The settings that are tried."""
-    config, training, selection = work.config, work.config.training, work.config.selection
+    config = work.config
     mpp = 2 * config.tiling.patch_mpp
-    yield f"tiling.patch_mpp={mpp:g}", True, lambda w, s, r: (_with(w, "tiling", patch_mpp=mpp), coarser(s), r)
-    batch = max(1, config.streaming.batch // 2)
-    yield f"streaming.batch={batch}", False, lambda w, s, r: (_with(w, "streaming", batch=batch), s, r)
-    threads = 2 * config.streaming.threads
-    yield f"streaming.threads={threads}", False, lambda w, s, r: (
-        (_with(w, "streaming", threads=threads), s, r) if threads <= r.cores else None
+    yield (
+        f"tiling.patch_mpp={mpp:g}",
+        True,
+        lambda w, s, r: (_with(w, "tiling", patch_mpp=mpp), coarser(s), r),
     )
+    yield _set("streaming", False, batch=max(1, config.streaming.batch // 2))
+    threads, _, change = _set("streaming", False, threads=2 * config.streaming.threads)
+    yield threads, False, lambda w, s, r: change(w, s, r) if config.streaming.threads < r.cores else None
     if work.kind == "predict":
         workers = 2 * work.workers
-        yield f"batch.workers={workers} (as many cores or cards more)", False, lambda w, s, r: (
-            replace(w, workers=workers), s, r
-        )  # fmt: skip
-    if work.kind != "finetune":
-        return
-    m = max(1, selection.memory_size // 2)
-    yield f"selection.memory_size={m}", True, lambda w, s, r: (_with(w, "selection", memory_size=m), s, r)
-    i = max(1, selection.iteration_size // 2)
-    yield f"selection.iteration_size={i}", True, lambda w, s, r: (_with(w, "selection", iteration_size=i), s, r)
+        yield (
+            f"batch.workers={workers} (with as many cores or cards more)",
+            False,
+            lambda w, s, r: (replace(w, workers=workers), s, r),
+        )
+    if work.kind == "finetune":
+        yield from _training_changes(work)
+        yield from _encoder_changes(work)
+
+
+def _training_changes(work: Work) -> Iterator[Change]:
+    training, selection = work.config.training, work.config.selection
+    yield _set("selection", True, memory_size=max(1, selection.memory_size // 2))
+    yield _set("selection", True, iteration_size=max(1, selection.iteration_size // 2))
     if training.slides_per_step > 1:
-        bags = training.slides_per_step // 2
-        yield f"training.slides_per_step={bags}", True, lambda w, s, r: (
-            _with(w, "training", slides_per_step=bags), s, r
-        )  # fmt: skip
+        yield _set("training", True, slides_per_step=training.slides_per_step // 2)
     if training.micro_batch is not None and training.micro_batch > 1:
-        micro = training.micro_batch // 2
-        yield f"training.micro_batch={micro}", False, lambda w, s, r: (_with(w, "training", micro_batch=micro), s, r)
-    every = 2 * training.select_every
-    yield f"training.select_every={every}", True, lambda w, s, r: (_with(w, "training", select_every=every), s, r)
-    devices = 2 * training.devices
-    yield f"training.devices={devices} (as many cards more)", False, lambda w, s, r: (
-        (_with(w, "training", devices=devices), s, r) if r.device_gb or r.device != "cpu" else None
+        yield _set("training", False, micro_batch=training.micro_batch // 2)
+    yield _set("training", True, select_every=2 * training.select_every)
+    devices, _, change = _set("training", False, devices=2 * training.devices)
+    yield (
+        f"{devices} (with as many cards more)",
+        False,
+        lambda w, s, r: change(w, s, r) if r.device_gb else None,
     )
-    if config.head_start_epochs and training.head_start.views > 1:
+    if work.config.head_start_epochs and training.head_start.views > 1:
         head = training.head_start.model_copy(update={"views": 1})
-        yield "training.head_start.views=1", True, lambda w, s, r: (_with(w, "training", head_start=head), s, r)
-    yield from _encoder_changes(work)
+        yield (
+            "training.head_start.views=1",
+            True,
+            lambda w, s, r: (_with(w, "training", head_start=head), s, r),
+        )
 
 
 def _encoder_changes(work: Work) -> Iterator[Change]:
-    config, training = work.config, work.config.training
+    training, encoder = work.config.training, work.config.model.encoder
     if training.precision == "32":
         yield "training.precision=bf16", True, _in_half
-    encoder = config.model.encoder
-    if encoder.trainable:
-        if not training.encoder_checkpointing:
-            yield "training.encoder_checkpointing=true", False, _checkpointing
+    if encoder.trainable and not training.encoder_checkpointing:
+        yield "training.encoder_checkpointing=true", False, _checkpointing
 
 
 def _in_half(work: Work, survey: Survey, rates: Rates) -> tuple[Work, Survey, Rates] | None:

@@ -1,9 +1,9 @@
 """A minute's measurement on this machine: :func:`measured_rates`.
 
-A new process does each part of the run once, with the program's own code, on real tiles of one of the slides and at
-the recipe's batch sizes: it decodes, encodes, selects, learns, stores and draws. How long that took, and the most
-memory that the process held, are the :class:`wsi_ips.planning.rates.Rates`. The encoder has random weights, which
-compute as long as others do, so that nothing is downloaded.
+A new process does each part of the run once, with the program's own code, on real tiles of one of the slides
+and at the recipe's batch sizes: it decodes, encodes, selects, learns, stores and draws. How long that took,
+and the most memory that the process held, are the :class:`wsi_ips.planning.rates.Rates`. The encoder has
+random weights, which compute as long as others do, so that nothing is downloaded.
 """
 
 import contextlib
@@ -50,8 +50,8 @@ BUDGET_S = 5.0
 """Seconds for each part."""
 MOST_REPEATS = 200
 HEAD_RUNS = ((4, 1, 2), (4, 1, 6), (12, 3, 6))
-"""Short trainings on features: (training bags, validation bags, epochs). Three of them tell a bag from an epoch from
-the start."""
+"""Short trainings on features: (training bags, validation bags, epochs). Three of them tell a bag from an
+epoch from the start."""
 STATUS = Path("/proc/self/status")
 
 
@@ -85,7 +85,9 @@ class Wanted:
 
 
 def measured_rates(wanted: Wanted) -> Rates:
-    """Measure in a process of its own. Raises the error of the slide, or :class:`wsi_ips.inference.in_hand.Died`."""
+    """Measure in a process of its own. Raises the error of the slide, or
+    :class:`wsi_ips.inference.in_hand.Died`.
+    """
     return alone(_measure, replace(wanted, begun=time.time()))
 
 
@@ -125,6 +127,8 @@ class _Measurement:
             "cores": 1 if wanted.clock == "cpu" else _cores(),
             "base_mb": base_mb,
         }
+        if self._device.type == "cuda":
+            self._found["device_gb"] = torch.cuda.get_device_properties(self._device).total_memory / 1e9
         self._now = time.process_time if wanted.clock == "cpu" else time.perf_counter
         # The clock of the system may be set while a process starts.
         since = max(0.0, time.time() - wanted.begun)
@@ -158,8 +162,8 @@ class _Measurement:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         if load > 1.5 * _cores() and self._wanted.clock == "wall":
             self._found["notes"] = (
-                f"this machine had other work while it was measured ({load:.1f} processes on {_cores()} cores): times "
-                "are those of a machine as busy as that; --clock cpu counts seconds of a core instead",
+                f"this machine had other work while it was measured ({load:.1f} processes on {_cores()} cores): "
+                "times are those of a machine as busy as that; --clock cpu counts seconds of a core instead",
             )
         if self._wanted.clock == "cpu":
             self._found["notes"] = ("times are seconds of a core, which several cores share between them",)
@@ -225,7 +229,9 @@ class _Measurement:
 
     def _read_again(self, slide: SlideReader) -> None:
         """Kept patches lie apart, so each costs the tiles under it."""
-        at_once = min(self._config.training.micro_batch or 32, self._config.selection.memory_size, len(self._coords))
+        at_once = min(
+            self._config.training.micro_batch or 32, self._config.selection.memory_size, len(self._coords)
+        )
         rng = np.random.default_rng(0)
         stream = self._stream(slide, len(self._coords))
 
@@ -316,7 +322,12 @@ class _Measurement:
             settings = head.training.model_copy(update={"epochs": epochs, "restarts": 1})
             seconds.append(
                 train_for(
-                    head.model_copy(update={"training": settings}), features, train, val, self._device, self._now
+                    head.model_copy(update={"training": settings}),
+                    features,
+                    train,
+                    val,
+                    self._device,
+                    self._now,
                 )
             )
         (_, _, few), (train, val, more), (train_2, val_2, _) = HEAD_RUNS
@@ -368,7 +379,9 @@ def train_for(
     alone_ = config.model_copy(update={"training": config.training.model_copy(update={"devices": 1})})
     bags = [
         SharedFeatures(
-            f"bag{number}", features_NC, {task.name: Counted(device).target(task, number) for task in config.model.tasks}
+            f"bag{number}",
+            features_NC,
+            {task.name: Counted(device).target(task, number) for task in config.model.tasks},
         )
         for number in range(train + val)
     ]

@@ -1,8 +1,8 @@
 """How fast a machine is: :class:`Rates`, measured here (:mod:`wsi_ips.planning.measure`) or stated for a device.
 
-:func:`stated_rates` scales the arithmetic of an encoder by what a card computes at best (``devices.yaml``, each number
-with its source) and by the share of that which such networks reach. What is not known of a device is None, and a plan
-says so instead of a number.
+:func:`stated_rates` scales the arithmetic of an encoder by what a card computes at best (``devices.yaml``,
+each number with its source) and by the share of that which such networks reach. What is not known of a device
+is None, and a plan says so instead of a number.
 """
 
 import json
@@ -17,6 +17,9 @@ from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.planning.simulated import Flops
 
 DEVICES = Path(__file__).with_name("devices.yaml")
+STATED_MEGAPIXEL_S = 2 / (6_750 * 256**2 / 1e6)
+"""Thread seconds for a million pixels of JPEG tiles that are patches, see ``STATED_DECODING``."""
+STATED_DECODING = "6,750 tiles of 256 px a second on two threads, as docs/speed.md measured on a drawn slide"
 Clock = Literal["wall", "cpu"]
 """Seconds that pass, or seconds of a core."""
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -119,7 +122,8 @@ def stated_rates(device: str, config: FinetuneConfig, flops: Flops, *, host: Rat
         device: Its name in ``devices.yaml``.
         config: The settings: the precision decides which peak counts.
         flops: What the encoder computes for a patch.
-        host: What was measured on this machine. Reading and decoding are the CPU's work and are taken from it; None:
+        host: What was measured on this machine. Reading and decoding are the CPU's work and are taken from it;
+            None:
             they are not known.
 
     Raises:
@@ -127,7 +131,9 @@ def stated_rates(device: str, config: FinetuneConfig, flops: Flops, *, host: Rat
     """
     devices = known_devices()
     if device not in devices:
-        raise ConfigError(f"--device {device}: known are cpu, cuda (both measured here) and {', '.join(devices)}")
+        raise ConfigError(
+            f"--device {device}: known are cpu, cuda (both measured here) and {', '.join(devices)}"
+        )
     card = devices[device]
     half = config.training.precision in ("bf16", "fp16")
     if half:
@@ -137,29 +143,34 @@ def stated_rates(device: str, config: FinetuneConfig, flops: Flops, *, host: Rat
             "conv": (card.tf32 or card.fp32) * card.convolution_share,
             "other": card.fp32 * card.transformer_share,
         }
-    forward = 1e-12 * flops.forward * (
-        flops.convolutions / per_s["conv"] + (1 - flops.convolutions) / per_s["other"]
+    forward = (
+        1e-12
+        * flops.forward
+        * (flops.convolutions / per_s["conv"] + (1 - flops.convolutions) / per_s["other"])
     )
     learn = forward * flops.learn / flops.forward
+    best = card.bf16 if half else card.fp32
     notes = [
-        f"estimated, not measured: {card.name}, {card.bf16 if half else card.fp32:g} TFLOP/s at best ({card.source})",
-        f"of which {card.transformer_share:.0%} (transformers) and {card.convolution_share:.0%} (convolutions) are "
-        f"taken to be reached: {card.share_source}",
+        f"estimated, not measured: {card.name} computes {best:g} TFLOP/s at best ({card.source})",
+        f"taken to be reached of that: {card.transformer_share:.0%} in transformers, {card.convolution_share:.0%} in "
+        f"convolutions ({card.share_source})",
+        f"a core is taken to be there for each of {config.streaming.threads} streaming.threads",
     ]
     if host is None:
-        notes.append("reading and decoding are not known: no slide was there to measure them on")
+        kept: dict[str, Any] = {"megapixel_s": STATED_MEGAPIXEL_S}
+        notes.append(f"reading and decoding: {STATED_DECODING}")
     else:
-        notes.append(f"reading and decoding are this machine's, {host.cores} threads of its CPU")
-    kept = {} if host is None else host.model_dump(
-        include={"tissue_s", "open_s", "megapixel_s", "patch_s", "reread_s", "head", "overlay_s", "store_s",
-                 "save_s", "start_s", "base_mb"}
-    )  # fmt: skip
+        kept = host.model_dump(
+            include={"tissue_s", "open_s", "megapixel_s", "patch_s", "reread_s", "head", "overlay_s", "store_s",
+                     "save_s", "start_s", "base_mb"}
+        )  # fmt: skip
+        notes.append(f"reading and decoding are those of this machine's CPU, {host.device}")
     return Rates.model_validate(
         {
             **kept,
             "device": card.name,
             "how": "estimated",
-            "cores": host.cores if host else 1,
+            "cores": 8 * config.streaming.threads,
             "forward_s": forward,
             "relearn_s": forward,
             "learn_s": learn,

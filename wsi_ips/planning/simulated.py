@@ -75,7 +75,8 @@ class Flops:
 
 
 class Simulations:
-    """Simulated memory of configurations, each simulated once: what differs in nothing that memory depends on is not
+    """Simulated memory of configurations, each simulated once: what differs in nothing that memory depends on
+    is not
     simulated again. ``learning`` is False where there is no training step.
     """
 
@@ -106,9 +107,7 @@ def simulated_peaks(config: FinetuneConfig, *, learning: bool = True) -> Peaks:
     most = config.selection.memory_size
     m = min(most, config.streaming.batch)
     small = config.model_copy(update={"selection": config.selection.model_copy(update={"memory_size": m})})
-    peaks = peaks_of(
-        without_weights(small), Simulated, learn_from=without_weights(config), learning=learning
-    )
+    peaks = peaks_of(without_weights(small), Simulated, learn_from=without_weights(config), learning=learning)
     return replace(peaks, selection=peaks.selection + 2 * 4 * peaks.width * (most - m))
 
 
@@ -293,7 +292,9 @@ class Chunks:
 
     def ids(self) -> Tensor:
         """The ids of all patches."""
-        return torch.arange(self._config.selection.memory_size + SELECTED_CHUNKS * self._config.streaming.batch)
+        return torch.arange(
+            self._config.selection.memory_size + SELECTED_CHUNKS * self._config.streaming.batch
+        )
 
     def read(self, ids_n: Tensor) -> Chunk:
         """Some patches again."""
@@ -307,7 +308,8 @@ class Chunks:
 
 @contextmanager
 def counting(counted_by: type[Counted]) -> Iterator[Counted]:
-    """What counts. In a simulation nobody looks at values, and the encoder goes back through the first micro-batches
+    """What counts. In a simulation nobody looks at values, and the encoder goes back through the first
+    micro-batches
     only, because all of them need the same memory.
     """
     if not issubclass(counted_by, Simulated):

@@ -218,7 +218,7 @@ def survey(
 def _drawn(slides: Sequence[SlideToRead], sample: int | None, seed: int) -> Sequence[SlideToRead]:
     if sample is None or sample >= len(slides):
         return slides
-    return random.Random(f"{seed}/{slides[0].split}").sample(list(slides), sample)
+    return random.Random(f"{seed}/{slides[0].split}").sample(list(slides), sample)  # noqa: S311 - no secret
 
 
 def survey_slide(
@@ -269,7 +269,9 @@ def _tiles_under(
     layout = reader.tile_layout(region.level)
     places = layout.places.smaller(scale)
     corners = coords.l0_xy_N2
-    uses = places.uses(region.lv_boxes(corners[start : start + BLOCK]) for start in range(0, len(corners), BLOCK))
+    uses = places.uses(
+        region.lv_boxes(corners[start : start + BLOCK]) for start in range(0, len(corners), BLOCK)
+    )
     counts: NDArray[np.int64] | None = getattr(layout, "byte_counts", None)
     used = uses > 0
     if counts is not None:
@@ -300,7 +302,8 @@ def _decoded_again(
     coords: PatchCoords, region: PatchRegion, tile: tuple[int, int], tiles: int, streaming: StreamingConfig
 ) -> float:
     """How often a tile is decoded in the mean: once where a row of tiles fits into the cache (see
-    :class:`wsi_ips.streaming.tile_source.TileStore`), else the part that does not fit once for each row of patches."""
+    :class:`wsi_ips.streaming.tile_source.TileStore`), else the part that does not fit once for each row of
+    patches."""
     rows = len(np.unique(coords.l0_xy_N2[:, 1]))
     step = max(1.0, coords.l0_patch / region.lv_downsample)
     tile_rows = max(1.0, rows * step / tile[1])
@@ -314,7 +317,11 @@ def _file_bytes(reader: SlideReader) -> float:
     path = Path(str(reader.info.path))
     if path.is_file():
         return float(path.stat().st_size)
-    return float(sum(file.stat().st_size for file in path.rglob("*") if file.is_file())) if path.is_dir() else 0.0
+    return (
+        float(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+        if path.is_dir()
+        else 0.0
+    )
 
 
 def imagined(counts: Mapping[str, int], patches: int, tiling: TilingConfig) -> Survey:

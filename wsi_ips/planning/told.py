@@ -45,7 +45,9 @@ def lines_of(plan: Plan) -> list[str]:
 
 def _to_read(plan: Plan) -> Iterator[str]:
     survey, cost = plan.survey, plan.cost
-    of_splits = ", ".join(f"{round(its.slides)} {split}" for split, its in survey.splits.items() if its.slides)
+    of_splits = ", ".join(
+        f"{round(its.slides)} {split}" for split, its in survey.splits.items() if its.slides
+    )
     if survey.imagined:
         seen = "none of them looked at: their size is stated"
     elif survey.looked_at < survey.slides:
@@ -59,7 +61,8 @@ def _to_read(plan: Plan) -> Iterator[str]:
             yield f"                  {slide_id}: {why}"
         if len(survey.failed) > SHOWN_FAILURES:
             yield f"                  and {len(survey.failed) - SHOWN_FAILURES} more"
-    yield f"patches           {_count(survey.total('patches'))}; the largest slide looked at has {survey.largest:,}"
+    largest = "" if survey.imagined else f"; the largest slide looked at has {survey.largest:,}"
+    yield f"patches           {_count(survey.total('patches'))}{largest}"
     yield (
         f"one pass reads    {_count(survey.total('decodes'))} tiles to decode, "
         f"{_count(_in_gb(survey.total('stored_mb')), digits=2)} GB of the files"
@@ -85,7 +88,7 @@ def _times(plan: Plan) -> Iterator[str]:
     yield head + (f"{'an epoch':>12}" if epochs else "")
     for stage in cost.stages:
         yield _time_row(stage, epochs=epochs)
-    whole = Stage("all of it", cost.seconds, cost.epoch_seconds or 0.0)
+    whole = Stage("all that is known" if cost.not_known else "all of it", cost.seconds, cost.epoch_seconds)
     yield _time_row(whole, epochs=epochs)
     if not plan.survey.imagined and (spread := _relative_spread(plan.survey)):
         yield f"the sample of slides leaves it open by ± {spread:.0%}"
@@ -119,10 +122,8 @@ def _space(plan: Plan) -> Iterator[str]:
     yield f"peak memory       {ram}" + ("" if cost.ram_mb is None else f" ({how})")
     if cost.vram_mb is not None:
         of_card = f" of {plan.rates.device_gb:g} GB" if plan.rates.device_gb else ""
-        yield (
-            f"of the card       {cost.vram_mb / 1024:.2f} GiB{of_card} (simulated; an allocator and CUDA add about "
-            "0.5 GiB)"
-        )
+        beside = "simulated; an allocator and CUDA add about 0.5 GiB"
+        yield f"of the card       {cost.vram_mb / 1024:.2f} GiB{of_card} ({beside})"
         if plan.rates.device_gb and cost.vram_mb * 2**20 > plan.rates.device_gb * 1e9:
             yield "                  it does not fit"
     scratch = f", and {cost.scratch_mb / 1e3:.2f} GB until the head start is over" if cost.scratch_mb else ""
@@ -131,9 +132,9 @@ def _space(plan: Plan) -> Iterator[str]:
 
 def _advice(plan: Plan) -> Iterator[str]:
     dominating = plan.cost.dominating
-    if dominating is None:
-        yield "the slowest stage is not known, because the time of a stage is not"
-    else:
+    if cost_unknown := plan.cost.not_known:
+        yield f"not known: how long these take: {', '.join(cost_unknown)}"
+    if dominating is not None:
         share = (dominating.seconds or 0.0) / (plan.cost.seconds or 1.0)
         of_it = "" if dominating.does == "other" else f", {dominating.does}"
         yield f"most time goes into {dominating.name}{of_it}: {share:.0%}"
@@ -169,6 +170,7 @@ def data_of(plan: Plan) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in cost.stages],
         "seconds": cost.seconds,
         "epoch_seconds": cost.epoch_seconds,
+        "not_known": list(cost.not_known),
         "ram_mb": cost.ram_mb,
         "vram_mb": cost.vram_mb,
         "disk_mb": cost.disk_mb,

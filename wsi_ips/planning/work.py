@@ -113,13 +113,16 @@ def _of_manifest(manifest: Manifest, kind: Kind, slide_mpp: Any) -> tuple[SlideT
     splits = {"finetune": "train+val", "predict": "test", "features": "train+val+test"}[kind]
     records = manifest.split(splits) or manifest.records
     return tuple(
-        SlideToRead(record.slide_id, record.path, record.split, slide_mpp(record.slide_id)) for record in records
+        SlideToRead(record.slide_id, record.path, record.split, slide_mpp(record.slide_id))
+        for record in records
     )
 
 
 @contextmanager
 def _of_demo(job: Any, kind: Kind, *, need_slides: bool) -> Iterator[Work]:
-    """The slides that the demo has drawn; where it has not run, a few of the same kind are drawn and thrown away."""
+    """The slides that the demo has drawn; where it has not run, a few of the same kind are drawn and thrown
+    away.
+    """
     from wsi_ips.drawn.synthetic import make_camelyon_like
 
     config = _settings(job, FinetuneConfig)
@@ -133,12 +136,12 @@ def _of_demo(job: Any, kind: Kind, *, need_slides: bool) -> Iterator[Work]:
         yield replace(work, slides=_of_manifest(manifest, kind, lambda _: None))
     else:
         counts = {"train": job.data.train, "val": job.data.val, "test": job.data.test}
-        few = {split: min(DRAWN_SAMPLE // 2 if split == "train" else 1, count) for split, count in counts.items()}
+        few = {
+            split: min(DRAWN_SAMPLE // 2 if split == "train" else 1, count) for split, count in counts.items()
+        }
         with TemporaryDirectory(prefix="wsi_ips_plan_") as folder:
             sample = job.data.model_copy(update=few)
-            manifest = read_manifest(
-                make_camelyon_like(Path(folder), sample), tasks=config.model.tasks
-            )
+            manifest = read_manifest(make_camelyon_like(Path(folder), sample), tasks=config.model.tasks)
             slides = _of_manifest(manifest, kind, lambda _: None)
             kept = {split: counts[split] for split in {slide.split for slide in slides}}
             yield replace(work, slides=slides, counts=kept)
