@@ -79,7 +79,7 @@ def measured(cases: list[Case], folder: Path, *, clock: str) -> dict[str, Any]:
         plan = json.loads(told.read_text())
         print(f"{case.name}: running ...", file=sys.stderr, flush=True)
         seconds, peak_mb = run(case.run, clock=clock)
-        figures |= {
+        of_case = {
             f"{case.name}_predicted_s": plan["seconds"],
             f"{case.name}_measured_s": seconds,
             f"{case.name}_predicted_mb": plan["ram_mb"],
@@ -87,6 +87,8 @@ def measured(cases: list[Case], folder: Path, *, clock: str) -> dict[str, Any]:
             f"{case.name}_error_time": abs(plan["seconds"] - seconds) / seconds,
             f"{case.name}_error_ram": abs(plan["ram_mb"] - peak_mb) / peak_mb,
         }
+        print(f"{case.name}: {json.dumps(of_case)}", file=sys.stderr, flush=True)
+        figures |= of_case
     for what in ("time", "ram"):
         figures[f"plan_error_{what}"] = max(figures[f"{case.name}_error_{what}"] for case in cases)
     return figures

@@ -152,8 +152,8 @@ def stated_rates(device: str, config: FinetuneConfig, flops: Flops, *, host: Rat
     best = card.bf16 if half else card.fp32
     notes = [
         f"estimated, not measured: {card.name} computes {best:g} TFLOP/s at best ({card.source})",
-        f"taken to be reached of that: {card.transformer_share:.0%} in transformers, {card.convolution_share:.0%} in "
-        f"convolutions ({card.share_source})",
+        f"taken to be reached of that: {card.transformer_share:.0%} in transformers, {card.convolution_share:.0%} "
+        f"in convolutions ({card.share_source})",
         f"a core is taken to be there for each of {config.streaming.threads} streaming.threads",
     ]
     if host is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from wsi_ips.config import StreamingConfig, TilingConfig
 from wsi_ips.errors import ConfigError, WsiIpsError
@@ -26,8 +27,6 @@ from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import FindPatches
 from wsi_ips.units import Mpp
 
-Z95 = 1.96
-"""Standard errors on either side of a sample's total that hold 95 % of such totals."""
 IMAGINED_TILE_PX = 256
 """Side of the tiles of slides that nobody has yet."""
 JPEG_BYTES_PER_PX = 0.2
@@ -104,7 +103,7 @@ class SplitSurvey:
             return Count(mean * self.slides)
         variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
         error = self.slides * math.sqrt(variance / n * max(0.0, 1 - n / self.slides))
-        return Count(mean * self.slides, Z95 * error)
+        return Count(mean * self.slides, float(student_t.ppf(0.975, n - 1)) * error)
 
 
 @dataclass(frozen=True, slots=True)
