@@ -15,36 +15,17 @@ the second one, so that the optimiser's memory is there. Sizes are in GiB. The p
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.distributed._tools.mem_tracker import MemTracker
-from torch.distributed._tools.mod_tracker import ModTracker
 
 from wsi_ips.config import EncoderConfig, FinetuneConfig
-from wsi_ips.models.build import build_net
-from wsi_ips.models.encoders.precision import Compute, compute_in
-from wsi_ips.models.ips_net import IPSNet
-from wsi_ips.selection.memory import TopMBuffer
-from wsi_ips.selection.slide_reading import select
-from wsi_ips.streaming.patch_source import Chunk
-from wsi_ips.training import learning
-from wsi_ips.training.learning import backward_in_parts, bag_loss, make_optimizer
+from wsi_ips.planning.simulated import Counted, Simulated, peaks_of, without_weights
 
 GIB = 2**30
 PAPER_GB = 5.0
 """What the paper names for a ResNet-18 at B = 16."""
-SELECTED_CHUNKS = 3
-"""Chunks of a selection pass beyond the first M patches: memory is the same in each."""
-SIMULATED_PARTS = 3
-"""Micro-batches of a step that a simulation takes back through the encoder."""
 MODELS: dict[str, dict[str, Any]] = {
     "resnet18": {"name": "resnet18"},
     "resnet50": {"name": "resnet50"},
@@ -162,22 +143,8 @@ def peak_of(case: Case, *, device: str) -> Peak | None:
     config = config_of(case)
     if config is None:
         return None
-    with counting(device) as counted:
-        net = counted.net(config)
-        compute_in(net, Compute("bf16" if case.precision == "bf16" else "32"))
-        optimizer = make_optimizer(net, config.training)
-        with counted.peak(net) as selection:
-            select(net, counted.chunks(case), config.selection)
-        step_of(net, case, config, counted, optimizer)
-        with counted.peak(net, optimizer) as step:
-            step_of(net, case, config, counted, optimizer)
-        weights = [(weight.numel(), weight.requires_grad) for weight in net.parameters()]
-    return Peak(
-        selection[0] / GIB,
-        step[0] / GIB,
-        sum(count for count, _ in weights) / 1e6,
-        sum(count for count, learns in weights if learns) / 1e6,
-    )
+    peaks = peaks_of(config, Simulated if device == "simulated" else Counted)
+    return Peak(peaks.selection / GIB, peaks.step / GIB, peaks.weights / 1e6, peaks.learning / 1e6)
 
 
 def config_of(case: Case) -> FinetuneConfig | None:
@@ -190,6 +157,7 @@ def config_of(case: Case) -> FinetuneConfig | None:
     config = FinetuneConfig.model_validate(
         {
             "selection": {"m": case.m, "i": min(case.m, case.micro_batch)},
+            "tiling": {"patch_px": case.px},
             "streaming": {"batch": case.micro_batch},
             "model": {"encoder": encoder},
             "training": {
@@ -199,134 +167,7 @@ def config_of(case: Case) -> FinetuneConfig | None:
             },
         }
     )
-    # Random weights, also under adapters: what they are changes no size, and nothing is downloaded.
-    random = config.model.encoder.model_copy(update={"weights": "none"})
-    return config.model_copy(update={"model": config.model.model_copy(update={"encoder": random})})
-
-
-def step_of(
-    net: IPSNet, case: Case, config: FinetuneConfig, counted: "Counted", optimizer: torch.optim.Optimizer
-) -> None:
-    """One step as :class:`wsi_ips.training.learning.Learner` takes it, whose features come from the selection."""
-    net.train()
-    optimizer.zero_grad()
-    patches = case.bags * case.m
-    targets = [{"label": bag % 2} for bag in range(case.bags)]
-    places_K = counted.integers(patches)
-
-    def parts() -> Iterator[Tensor]:
-        for first in range(0, patches, case.micro_batch):
-            yield counted.pixels(min(case.micro_batch, patches - first), case.px)
-
-    def loss_of(features_KC: Tensor) -> Tensor:
-        reading = net.read_features(features_KC, places_K, [case.m] * case.bags)
-        return bag_loss(reading, targets, config.model.tasks, weights={"label": None})
-
-    backward_in_parts(net.encoder, parts, loss_of, features_KC=counted.features(patches, net.feature_width))
-    optimizer.step()
-
-
-class Counted:
-    """Where tensors are made, and how their bytes are counted: on a card. Without counting, on any device."""
-
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.device = device or torch.device("cuda")
-
-    def net(self, config: FinetuneConfig) -> IPSNet:
-        return build_net(config.model).to(self.device)
-
-    def pixels(self, n: int, px: int) -> Tensor:
-        pixels = torch.zeros(n, 3, px, px, dtype=torch.uint8, device=self.device)
-        return pixels.contiguous(memory_format=torch.channels_last)
-
-    def integers(self, n: int) -> Tensor:
-        return torch.arange(n)
-
-    def features(self, n: int, width: int) -> Tensor:
-        """Features of kept patches, as the selection leaves them."""
-        return torch.randn(n, width, device=self.device)
-
-    def chunks(self, case: Case) -> "Chunks":
-        return Chunks(self, case)
-
-    @contextmanager
-    def peak(self, net: nn.Module, *optimizers: torch.optim.Optimizer) -> Iterator[list[int]]:
-        """Yields a list that gets the most bytes that were held at a time in the block, weights included."""
-        del net, optimizers  # the allocator knows of them
-        found: list[int] = []
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        yield found
-        torch.cuda.synchronize()
-        found.append(torch.cuda.max_memory_allocated())
-
-
-class Simulated(Counted):
-    """Tensors without memory on the CPU, whose bytes are added up. They have no values."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
-
-    def net(self, config: FinetuneConfig) -> IPSNet:
-        with unset_fake_temporarily(), torch.device("meta"), torch.random.fork_rng(devices=[]):
-            net = build_net(config.model)
-        for module in net.modules():
-            for name, weight in list(module._parameters.items()):
-                if weight is not None:
-                    held = torch.empty(weight.shape, dtype=weight.dtype, device=self.device)
-                    module._parameters[name] = nn.Parameter(held, requires_grad=weight.requires_grad)
-            for name, buffer in list(module._buffers.items()):
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=self.device)
-        return net
-
-    @contextmanager
-    def peak(self, net: nn.Module, *optimizers: torch.optim.Optimizer) -> Iterator[list[int]]:
-        found: list[int] = []
-        tracker = MemTracker()
-        tracker.track_external(net, *optimizers)
-        with tracker:
-            yield found
-        found.append(int(tracker.get_tracker_snapshot("peak")[self.device]["Total"]))
-
-
-class Chunks:
-    """A stream of patches of a slide: M and some more."""
-
-    def __init__(self, counted: Counted, case: Case) -> None:
-        self._counted, self._case = counted, case
-
-    def __iter__(self) -> Iterator[Chunk]:
-        size = self._case.micro_batch
-        for first in range(0, self._case.m + SELECTED_CHUNKS * size, size):
-            ids_n = torch.arange(first, first + size)
-            yield Chunk(ids_n, ids_n[:, None].repeat(1, 2), self._counted.pixels(size, self._case.px))
-
-
-@contextmanager
-def counting(device: str) -> Iterator[Counted]:
-    """What counts on this device. In a simulation nobody looks at values, and the encoder goes back through the
-    first micro-batches only, because all of them need the same memory.
-    """
-    if device != "simulated":
-        yield Counted()
-        return
-    back = learning._backward_to_encoder
-
-    def few_back(encode: Any, parts: Any, grad_KC: Tensor, states: Any) -> None:
-        pieces = list(islice(parts, SIMULATED_PARTS))
-        back(encode, pieces, grad_KC[: sum(map(len, pieces))], states)
-
-    with (
-        FakeTensorMode(),
-        patch.object(learning, "finite", lambda loss: loss),
-        patch.object(learning, "_backward_to_encoder", few_back),
-        patch.object(TopMBuffer, "_raise_if_not_finite", lambda buffer: None),
-        # Which module a tensor belongs to is not asked: the tracker refuses a module that is called twice.
-        patch.object(ModTracker, "__enter__", lambda tracker: tracker),
-        patch.object(ModTracker, "__exit__", lambda *_: None),
-    ):
-        yield Simulated()
+    return without_weights(config)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ CORE = [
     "evaluation.run", "report", "viewer", "doctor", "commands", "api", "cli", "testing",
 ]  # fmt: skip
 # A wing, and the wings that it stands on.
-WINGS: dict[str, set[str]] = {"nuclei": set(), "search": {"nuclei", "drawn"}, "images": set(), "drawn": set()}
+WINGS: dict[str, set[str]] = {
+    "nuclei": set(), "search": {"nuclei", "drawn"}, "images": set(), "drawn": set(), "planning": {"drawn"},
+}  # fmt: skip
 # A command's --help answers at once: its file, in the core or in a wing, imports nothing of these at the top.
 HEAVY = {"numpy", "torch", "PIL", "h5py", "scipy", "shapely", "skimage"}
 LIGHT = {

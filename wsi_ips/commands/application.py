@@ -111,6 +111,10 @@ _COMMANDS = {
         "wsi_ips.commands.doctor:command",
         "Check this installation: versions, devices, codecs, folders, speed; exit code 1 where a fault is found.",
     ),
+    "plan": (
+        "wsi_ips.planning.command:command",
+        "Say what a recipe will cost before it runs: hours, memory, disk, and which setting would halve them.",
+    ),
     "run": ("wsi_ips.commands.application:run", "Run a recipe."),
     "data": (
         "wsi_ips.commands.application:data_app",

@@ -45,6 +45,7 @@ _JOBS = {
     "search": ("wsi_ips.search.command", "SearchJob", "search_networks"),
     "demo": ("wsi_ips.drawn.command", "DemoJob", "demo"),
     "merge": ("wsi_ips.commands.merge", "MergeJob", "merge"),
+    "plan": ("wsi_ips.planning.command", "PlanJob", "plan"),
 }
 """{command: (module, its job, its function of a job and a progress)}. A recipe may name each of them."""
 JOBS: Registry[type[Job]] = Registry(

@@ -25,7 +25,7 @@ weight}}``, where classes that are left out weigh 1.
 """
 
 
-LATER_FIELDS = ("layer_decay", "encoder_checkpointing", "ema")
+LATER_FIELDS = ("layer_decay", "encoder_checkpointing", "ema", "nodes")
 """Fields that are written only if they are set, so that runs of earlier versions can be continued."""
 Monitor = Literal["loss", "refined_loss", "auc", "c_index", "kappa", "last"]
 """What the best epoch is chosen by."""
@@ -84,7 +84,7 @@ class TrainingConfig(Section):
     warmup_epochs: NonNegativeFloat = 0.5
     slides_per_step: PositiveInt = 1
     """Slides whose kept patches are learned from together (the paper's B, which is 16 there). If it is not
-    given, it is the number of ``devices``.
+    given, it is the number of processes, ``devices`` times ``nodes``.
     """
     head_start: HeadStartConfig = HeadStartConfig()
     """What is learned before everything is learned end to end."""
@@ -178,6 +178,10 @@ class TrainingConfig(Section):
     """Log losses and learning rates for TensorBoard too (needs the package tensorboard)."""
     devices: PositiveInt = 1
     """Processes to train with, one per GPU; each learns from its share of every step's slides."""
+    nodes: PositiveInt = 1
+    """Machines with ``devices`` processes each. More than one are started with torchrun, see
+    docs/how_to/cluster.md.
+    """
     flips: bool = True
     """Flip and rotate patches by quarter turns, seeded by (seed, epoch, slide, patch)."""
     augment: AugmentConfig = AugmentConfig()
@@ -210,10 +214,9 @@ class TrainingConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_slide_for_each_device(cls, value: Any) -> Any:
-        if (
-            not isinstance(value, Mapping)
-            or "slides_per_step" in value
-            or not isinstance(value.get("devices"), int)
-        ):
+        if not isinstance(value, Mapping) or "slides_per_step" in value:
             return value
-        return {**value, "slides_per_step": max(1, value["devices"])}
+        devices, nodes = value.get("devices", 1), value.get("nodes", 1)
+        if not isinstance(devices, int) or not isinstance(nodes, int) or devices * nodes == 1:
+            return value
+        return {**value, "slides_per_step": max(1, devices * nodes)}

@@ -2,14 +2,16 @@
 
 The workers are processes of our own on this machine, or those of a scheduler that the user names. There are
 never more tasks in flight than workers, so that nothing waits on a worker, and a worker that joins late has
-something to do. The results of slides are written by the workers; what travels is one line for each slide. A
-slide whose worker dies is begun again by another one, as often as the cluster allows (``BatchConfig.retries``
-for workers of our own).
+something to do. The largest files are begun first, so that no worker is left alone with one at the end. The
+results of slides are written by the workers; what travels is one line for each slide. A slide whose worker
+dies is begun again by another one, as often as the cluster allows (``BatchConfig.retries`` for workers of our
+own).
 
 No other module imports dask.
 """
 
 import logging
+import math
 import os
 import re
 import time
@@ -19,6 +21,8 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -37,6 +41,7 @@ from wsi_ips.inference.slide_work import Done, SlideJob
 from wsi_ips.inference.worker import Cut, SlideWorker, WorkerSetup, check_versions
 from wsi_ips.progress import Advance, Progress, silent
 from wsi_ips.storage.fingerprint import versions
+from wsi_ips.storage.location import Location
 
 ANSWERS_S = 10.0
 """Seconds that a scheduler may take to answer, and its first worker to come."""
@@ -44,6 +49,8 @@ LOST_S = 30.0
 """Seconds that a scheduler may be silent before the run ends."""
 LOOK_AGAIN_S = 1.0
 """Seconds between two looks at whether workers came or went."""
+MOST_FILES = 10_000
+"""Files of a slide whose bytes are added up."""
 
 Announce = Callable[[str], None]
 """A function that is told where the dashboard of the cluster is."""
@@ -85,7 +92,7 @@ def predict_on_workers(
             announce(f"dashboard: {client.dashboard_link}")
         desk_of_run = _Desk(client, setup, tables, in_hand)
         with desk_of_run.open() as desk, progress("Predicting", total=len(jobs)) as advance:
-            desk.work_off(jobs, advance, on_error=batch.on_error)
+            desk.work_off(largest_first(jobs), advance, on_error=batch.on_error)
 
 
 class _Hands(WorkerPlugin):
@@ -107,6 +114,36 @@ class _Hands(WorkerPlugin):
 
     def __setstate__(self, setup: WorkerSetup) -> None:
         self._setup = setup
+
+
+def largest_first(jobs: Sequence[SlideJob]) -> list[SlideJob]:
+    """The slides in the order in which workers are to begin them: the largest first, by the bytes of their files.
+
+    What a slide takes is not known before it is opened, and its size is a fair guess. A slide whose size cannot be
+    asked (a URL, a missing file) comes first, because it may be large. Slides of equal size keep their order.
+    """
+    return sorted(jobs, key=lambda job: -_stored_bytes(job.path))
+
+
+def _stored_bytes(where: Location) -> float:
+    """Bytes of a slide's file, or of a folder's files; with those of the folder beside it that is called alike, as
+    MIRAX has it."""
+    if not isinstance(where, Path):
+        return math.inf
+    try:
+        if where.is_dir():
+            return float(_folder_bytes(where))
+        beside = where.with_suffix("")
+        more = _folder_bytes(beside) if beside != where and beside.is_dir() else 0
+        return float(where.stat().st_size + more)
+    except OSError:
+        return math.inf
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Bytes of the files of a folder and below it, of the first ``MOST_FILES``: a Zarr store may have millions."""
+    paths = islice(folder.rglob("*"), MOST_FILES)
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 Kind = Literal["label", "score", "join"]

@@ -42,7 +42,7 @@ from wsi_ips.training.head_start import best_start, encoded, forget_features, he
 from wsi_ips.training.learning import Steps
 from wsi_ips.training.model_card import SlideFacts, write_card
 from wsi_ips.training.module import IPSModule
-from wsi_ips.training.processes import SharedSteps, is_first_process, of_all
+from wsi_ips.training.processes import SharedSteps, check_nodes, is_first_process, of_all
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, RunRecorder
 from wsi_ips.training.sampling import order_of_epoch
 from wsi_ips.training.survival_baseline import store_baseline
@@ -86,6 +86,7 @@ def finetune(
         TrainingError: More slides than ``training.max_bad_slides`` allows are bad, or the loss is not finite.
     """
     records = [*manifest.split("train"), *manifest.split("val")]
+    check_nodes(config.training.nodes)
     check_labels(manifest, config)
     check_aggregator(config.model, config.selection)
     if config.model.encoder.weights == "none":
@@ -328,6 +329,7 @@ def _fit(
     progress: Progress,
 ) -> None:
     training, steps = config.training, module.steps
+    check_nodes(training.nodes)
     warn_of_order(module.net, config)
     if device.type == "cpu" and training.precision == "fp16":
         raise ConfigError("training.precision: fp16 needs a GPU; bf16 and 32 run on a CPU")
@@ -336,7 +338,8 @@ def _fit(
         trainer = Trainer(
             accelerator=device.type,
             devices=_devices(training.devices, device),
-            strategy=SharedSteps() if training.devices > 1 else "auto",
+            num_nodes=training.nodes,
+            strategy=SharedSteps() if training.devices * training.nodes > 1 else "auto",
             precision=PRECISIONS[training.precision],
             max_epochs=training.epochs - steps.epoch,
             callbacks=[record, _ShowProgress(advance, record)],

