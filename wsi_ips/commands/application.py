@@ -111,7 +111,7 @@ _DATA_COMMANDS = {
     ),
     "manifest": (
         "wsi_ips.commands.data:manifest_command",
-        "Write a manifest of the slides that are there, with CAMELYON's labels and splits.",
+        "Write a manifest of the slides that are there, with the data set's labels and splits.",
     ),
     "nodes": (
         "wsi_ips.drawn.command:nodes_command",
