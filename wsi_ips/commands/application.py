@@ -113,6 +113,10 @@ _DATA_COMMANDS = {
         "wsi_ips.commands.data:manifest_command",
         "Write a manifest of the slides that are there, with the data set's labels and splits.",
     ),
+    "twin": (
+        "wsi_ips.drawn.command:twin_command",
+        "Draw a small twin of a public data set, laid out as its download is, to try a table on.",
+    ),
     "nodes": (
         "wsi_ips.drawn.command:nodes_command",
         "Compose slides of real lymph-node patches, with metastases in the outlines of real lesions.",
