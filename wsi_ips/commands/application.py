@@ -70,6 +70,10 @@ _COMMANDS = {
         "wsi_ips.commands.compare:command",
         "Train several aggregators and selectors on the same splits and seeds; one table of what each is worth.",
     ),
+    "table": (
+        "wsi_ips.commands.table:command",
+        "Train every row of a public data set's table with every seed; one table beside published numbers.",
+    ),
     "report": (
         "wsi_ips.commands.report:command",
         "Write a run as one HTML file that can be mailed: figures, pictures, failures; no model is needed.",

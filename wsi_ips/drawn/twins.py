@@ -1,8 +1,8 @@
 """Drawn twins of public data sets, to run a whole table without the slides: :func:`make_twin`.
 
-A twin lies in folders, is named, labelled and contained as the download is (Philips TIFF with missing tiles for
-CAMELYON, five nodes a patient for CAMELYON17, three levels and masks for PANDA, SVS in the GDC's folders for
-TCGA), and is small: some tens of slides of about a thousand pixels a side. Slide names, labels and splits are the real
+A twin lies in folders, is named, labelled and contained as the download is: Philips TIFF with missing tiles for
+CAMELYON, five nodes a patient for CAMELYON17, three levels and masks for PANDA, SVS in the GDC's folders for TCGA.
+It is small: some tens of slides of about a thousand pixels a side. Slide names, labels and splits are the real
 ones where the official tables have them, so that a twin goes through exactly the code that the data set goes
 through. What is drawn has nothing to do with the slide of that name; figures on a twin say that everything runs,
 and nothing else.
@@ -10,7 +10,7 @@ and nothing else.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from xml.sax.saxutils import escape
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import Field, NonNegativeInt
+from shapely.affinity import scale
 
 from wsi_ips.config import Section
 from wsi_ips.datasets.annotations import write_asap
@@ -32,9 +33,12 @@ from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import whole_file
 from wsi_ips.units import Mpp
 
-DRAWN_MPP = Mpp(2.5)
-"""µm per pixel at which tissue and lesions are drawn, so that a small picture holds both. The files state the
-resolution of the data set's scanner."""
+DRAWN_UM = 1800
+"""µm across which a slide is drawn, so that a small picture holds tissue and lesions. Files state the resolution
+of the data set's scanner."""
+MAGNIFIED = 4
+"""How much CAMELYON16's slides are magnified, so that lesions are larger than isolated tumour cells by the stated
+resolution, and FROC has something to find."""
 CAMELYON_MPP = Mpp(0.243)
 """Of CAMELYON's level 0 (Radboud's scanner)."""
 PANDA_MPP = {"radboud": (Mpp(0.4862),), "karolinska": (Mpp(0.4520), Mpp(0.5032))}
@@ -48,7 +52,7 @@ CAMELYON16 = (
     "test_001", "test_002", "test_003", "test_005", "test_006", "test_114",
 )  # fmt: skip
 """Slides of CAMELYON16's twin, with the renamed one and a partly annotated one."""
-CAMELYON17_PATIENTS = ("train", 6), ("val", 4)
+CAMELYON17_PATIENTS = ("train", 10), ("val", 5)
 """How many patients of each split CAMELYON17's twin has, of as many stages as there are."""
 PER_GRADE = 6
 """Biopsies of each provider and grade in PANDA's twin: the fewest that give each split one."""
@@ -81,6 +85,7 @@ class _Slide:
         outlines: Where the lesions' outlines are written, or None.
         mask: Where a mask of PANDA is written, and the value of its lesions and of other tissue.
         number: Seeds its random numbers, whichever process draws it.
+        magnified: How many pixels become of each that is drawn, along each side.
     """
 
     path: Path
@@ -91,6 +96,7 @@ class _Slide:
     mask: tuple[Path, int, int] | None
     number: int
     config: TwinConfig
+    magnified: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +129,16 @@ def make_twin(out: Path, config: TwinConfig, *, processes: int = 1, progress: Pr
 def _draw(slide: _Slide) -> str:
     rng = np.random.default_rng(np.random.SeedSequence([slide.config.seed, slide.number]))
     width, height = (int(slide.config.side_px * rng.uniform(0.9, 1.1)) | 1 for _ in range(2))
-    drawn = draw_slide((width, height), mpp=DRAWN_MPP, tumor=slide.tumor, rng=rng)
+    drawn = draw_slide((width, height), mpp=Mpp(DRAWN_UM / slide.config.side_px), tumor=slide.tumor, rng=rng)
     if slide.outlines is not None and drawn.lesions.geoms:
-        write_asap(slide.outlines, list(drawn.lesions.geoms))
+        grown = scale(drawn.lesions, slide.magnified, slide.magnified, origin=(0, 0))
+        write_asap(slide.outlines, list(grown.geoms))
     if slide.mask is not None:
         path, lesion, tissue = slide.mask
         write_panda_mask(path, _mask(drawn, lesion=lesion, tissue=tissue), mpp=slide.mpp)
-    image = drawn.rgb_HWC
+    image = np.asarray(
+        Image.fromarray(drawn.rgb_HWC).resize((width * slide.magnified, height * slide.magnified))
+    )
     if slide.kind == "philips":  # glass beside the scanned area, whose tiles are missing
         image = np.pad(image, ((0, PHILIPS_TILE_PX), (0, PHILIPS_TILE_PX), (0, 0)), constant_values=255)
     write = {"philips": write_philips, "panda": write_panda, "svs": write_svs}[slide.kind]
@@ -158,7 +167,8 @@ def _camelyon16(out: Path, config: TwinConfig) -> _Order:
         part = "testing" if kind == "test" else "training"
         outlines = out / part / "lesion_annotations" / f"{slide_id}.xml"
         tumor = labels[slide_id] == "tumor"
-        slides.append(_camelyon_slide(path, number, config, outlines if tumor else None, tumor=tumor))
+        one = _camelyon_slide(path, number, config, outlines if tumor else None, tumor=tumor)
+        slides.append(replace(one, magnified=MAGNIFIED))
 
     def finish() -> None:
         tests = {name: label for name, label in labels.items() if name.startswith("test")}
