@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo docs notebooks test test-all test-browser encoders-real fuzz page page-check lint format bench clean
+.PHONY: install demo tables docs notebooks test test-all test-browser encoders-real fuzz page page-check lint format bench clean
 
 install: $(READY)
 
@@ -16,6 +16,16 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/wsi-ips run pipelines/demo.yaml
+
+# The tables of the public data sets that lie below DATA, each into TABLES; goes on where it was. See docs/benchmarks.md.
+TABLES ?= runs/tables
+tables: $(READY)
+	@test -d "$(DATA)" || { echo "name the folder of the data sets: make tables DATA=DIR"; exit 2; }
+	@ran=0; failed=0; for name in camelyon16 camelyon17 camelyon_plus panda tcga_brca; do \
+	if $(BIN)/wsi-ips data manifest "$(DATA)" --name $$name --out "$(TABLES)/$$name/listed.csv" >/dev/null 2>&1; then \
+	ran=1; $(BIN)/wsi-ips table pipelines/tables/$$name.yaml --data "$(DATA)" --out "$(TABLES)/$$name" || failed=$$?; \
+	else echo "$$name: not below $(DATA), or not laid out as released: wsi-ips data verify $(DATA) --manifest $$name"; fi; \
+	done; test $$ran = 1 || { echo "no data set is below $(DATA)"; exit 2; }; exit $$failed
 
 # Each process of the tests computes with one thread: two that share two cores with two threads each wait for
 # each other.

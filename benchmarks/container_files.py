@@ -18,6 +18,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, generate_uid
 
+from wsi_ips.drawn.containers import philips_xml
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.units import Mpp, Size
 
@@ -88,7 +89,7 @@ def write_philips(path: Path, levels: Iterable[StoredLevel], *, count: int, mpp:
                 **_jpeg_tiles(level, subsampling=(2, 2)),
                 subfiletype=1 if number else 0,
                 metadata=None,
-                description=None if number else _philips_xml(count, mpp),
+                description=None if number else philips_xml(count, mpp),
                 software="Philips DP v1.0",
             )
         assert last is not None
@@ -180,22 +181,6 @@ def _jpeg_tiles(level: StoredLevel, *, subsampling: tuple[int, int]) -> dict[str
 def _resolution(mpp: Mpp, number: int) -> dict[str, Any]:
     per_cm = UM_PER_CM / (mpp * 2**number)
     return {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
-
-
-def _philips_xml(count: int, mpp: Mpp) -> str:
-    """Millimetres between rows and between columns, of the slide and of each level."""
-    spacings = [f"&quot;{mm:.9f}&quot; &quot;{mm:.9f}&quot;" for mm in mpp / 1000 * 2.0 ** np.arange(count)]
-    spacing = '<Attribute Name="DICOM_PIXEL_SPACING">{}</Attribute>'.format
-    levels = "".join(
-        f'<DataObject ObjectType="PixelDataRepresentation">{spacing(text)}</DataObject>' for text in spacings
-    )
-    return (
-        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
-        '<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array><DataObject ObjectType="DPScannedImage">'
-        f'<Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute>{spacing(spacings[0])}'
-        f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array>{levels}</Array></Attribute>'
-        "</DataObject></Array></Attribute></DataObject>"
-    )
 
 
 def _label() -> RgbImage:

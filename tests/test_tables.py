@@ -8,6 +8,7 @@ import pytest
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import read_rows
+from wsi_ips.datasets.label_table import read_label_table
 from wsi_ips.datasets.manifest import read_manifest
 from wsi_ips.drawn.textures import read_textures
 from wsi_ips.errors import ConfigError, FileError, WsiIpsError
@@ -31,6 +32,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "any manifest": ("slide_id,path", read_rows),
     "textures": ("path,class,source_group", lambda path: read_textures(path.parent, classes=["a"])),
     "history": ("epoch,train_loss", read_history),
+    "labels": ("slide,label", read_label_table),
     "stages": ("patient,stage", read_submission),
     "detections": ("0.5,1,2", read_detections),
     "cases": ("slide_id,case_id", lambda path: read_case_table(path, ["a"])),

@@ -8,7 +8,8 @@ from tests.commands.console import Console
 from tests.commands.evaluated_run import Slide, make_run, tumor
 from tests.commands.test_evaluate_command import FAST, lesions, metrics, rows
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.camelyon import PARTLY_ANNOTATED, camelyon16_rows
+from wsi_ips.datasets.camelyon import camelyon16_rows
+from wsi_ips.datasets.irregular import PARTLY_ANNOTATED
 
 
 @pytest.mark.parametrize("name", ["test_114", "Test_114", "tumor_010", "tumor_110"])

@@ -79,6 +79,10 @@ _COMMANDS = {
         "wsi_ips.commands.compare:command",
         "Train several aggregators and selectors on the same splits and seeds; one table of what each is worth.",
     ),
+    "table": (
+        "wsi_ips.commands.table:command",
+        "Train every row of a public data set's table with every seed; one table beside published numbers.",
+    ),
     "report": (
         "wsi_ips.commands.report:command",
         "Write a run as one HTML file that can be mailed: figures, pictures, failures; no model is needed.",
@@ -128,7 +132,11 @@ _DATA_COMMANDS = {
     ),
     "manifest": (
         "wsi_ips.commands.data:manifest_command",
-        "Write a manifest of the slides that are there, with CAMELYON's labels and splits.",
+        "Write a manifest of the slides that are there, with the data set's labels and splits.",
+    ),
+    "twin": (
+        "wsi_ips.drawn.command:twin_command",
+        "Draw a small twin of a public data set, laid out as its download is, to try a table on.",
     ),
     "nodes": (
         "wsi_ips.drawn.command:nodes_command",

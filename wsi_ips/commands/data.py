@@ -11,128 +11,152 @@ from wsi_ips.progress import Progress
 from wsi_ips.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from wsi_ips.datasets.camelyon import CamelyonFiles, Row, SlideFinder
+    from wsi_ips.datasets.camelyon import Row
+
+Labels = Annotated[
+    Path | None, typer.Option(help="Table of labels, where it is not in the folder under its own name.")
+]
+_SETS = "camelyon16, camelyon17, camelyon_plus, panda, tcga_brca"
 
 
 def verify_command(
-    folder: Annotated[Path, typer.Argument(help="Folder with checksums.md5 or checksums.txt in it.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a data set; its checksums are in it.")],
     manifest: Annotated[
-        Path | None, typer.Option(help="Are all its slides there? A CSV, camelyon16 or camelyon17.")
+        Path | None, typer.Option(help=f"Are all its slides there? A CSV, or {_SETS}.")
     ] = None,
+    labels: Labels = None,
 ) -> None:
     """Check a downloaded data set against its checksums; exit code 3 where a file is missing or altered."""
     from wsi_ips.commands.progress_bars import RichProgress
 
     with RichProgress() as progress:
-        outcome = verify(folder, progress, manifest=manifest)
+        outcome = verify(folder, progress, manifest=manifest, labels=labels)
     finish(outcome)
 
 
-def verify(folder: Path, progress: Progress, *, manifest: Path | None = None) -> Outcome:
-    """Check files against the lists of checksums in ``folder``, and slides against a manifest (or its name).
+def verify(
+    folder: Path, progress: Progress, *, manifest: Path | None = None, labels: Path | None = None
+) -> Outcome:
+    """Check files against the lists of checksums in ``folder``, and slides against a manifest or a known data set.
 
-    Raises :class:`DatasetError` where there is neither a list nor a manifest to check against.
+    Of a known data set, whatever is not as its release has it is a line that says what was expected. Raises
+    :class:`DatasetError` where there is neither a list nor a manifest to check against, and what
+    :func:`wsi_ips.datasets.known_sets.look` raises.
     """
-    from wsi_ips.datasets.camelyon import SlideFinder
     from wsi_ips.datasets.checksums import LIST_NAMES, verify_folder
+    from wsi_ips.datasets.known_sets import KNOWN_SETS
 
     _must_be_folder(folder)
-    rows = (
-        [] if manifest is None else _rows(manifest)
-    )  # read first: a wrong one shows before hours of hashing
+    known = str(manifest) if str(manifest) in KNOWN_SETS and manifest and not manifest.exists() else None
+    if labels is not None and known is None:
+        raise ConfigError("--labels goes with --manifest and the name of a data set")
+    # Before the hashing, which takes hours: a wrong manifest or layout shows at once.
+    lines: list[str] = []
+    absent = False
+    if known is not None:
+        lines, absent = _known_slides(known, folder, labels)
+    elif manifest is not None:
+        lines, absent = _listed_slides(manifest, folder)
     found = verify_folder(folder, progress=progress)
     if not found.lists and manifest is None:
         raise DatasetError(folder, f"holds no {' or '.join(LIST_NAMES)}", "download it, or give --manifest")
-    finder = SlideFinder(folder)
-    absent = [row for row in rows if finder(row["slide_id"], row["path"]) is None]
-    lines = [*found.bad, *(f"missing: {row['slide_id']} of {manifest} ({row['path']})" for row in absent)]
+    hashed = [*found.bad]
     if found.lists:
-        lines.append(f"{found.checked - len(found.bad)} of {found.checked} listed files are as listed")
+        hashed.append(f"{found.checked - len(found.bad)} of {found.checked} listed files are as listed")
         first = f", the first {found.unlisted[0]}" if found.unlisted else ""
-        lines.append(f"{len(found.unlisted)} files are in no list{first}")
-    if manifest is not None:
-        lines.append(f"{len(rows) - len(absent)} of {len(rows)} slides of {manifest} are there")
-    return Outcome(lines, SOME_FAILED if found.bad or absent else 0)
+        hashed.append(f"{len(found.unlisted)} files are in no list{first}")
+    return Outcome([*hashed, *lines], SOME_FAILED if found.bad or absent else 0)
+
+
+def _listed_slides(manifest: Path, folder: Path) -> tuple[list[str], bool]:
+    """What there is to say of a manifest of the user's, and whether something is missing."""
+    from wsi_ips.datasets.camelyon import SlideFinder, read_rows
+    from wsi_ips.datasets.camelyon_layout import first_release
+
+    rows, finder = read_rows(manifest), SlideFinder(folder)
+    absent = [row for row in rows if finder(row["slide_id"], row["path"]) is None]
+    outdated = first_release(rows)
+    lines = [*outdated, *(f"missing: {row['slide_id']} of {manifest} ({row['path']})" for row in absent)]
+    return [*lines, f"{len(rows) - len(absent)} of {len(rows)} slides of {manifest} are there"], bool(
+        absent or outdated
+    )
+
+
+def _known_slides(name: str, folder: Path, labels: Path | None) -> tuple[list[str], bool]:
+    """What there is to say of a known data set, and whether something is missing or not as released."""
+    from wsi_ips.datasets.camelyon import NAMES, shipped_rows
+    from wsi_ips.datasets.known_sets import look
+
+    listed = look(name, folder, labels=labels)
+    there = {row["slide_id"] for row in listed.rows}
+    absent = [row for row in shipped_rows(name) if row["slide_id"] not in there] if name in NAMES else []
+    lines = [*listed.told, *listed.wrong]
+    lines += [f"missing: {row['slide_id']} of {name} ({row['path']})" for row in absent]
+    lines.append(f"{len(there)} of {listed.total} slides of {name} are there")
+    return lines, bool(listed.wrong or (len(there) < listed.total and name in NAMES))
 
 
 def manifest_command(
-    root: Annotated[Path, typer.Argument(help="Folder with CAMELYON's slides, in either layout.")],
+    root: Annotated[
+        Path, typer.Argument(help="Folder of the data set as it was downloaded, or the one above it.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write.")],
-    name: Annotated[
-        str | None, typer.Option(help="camelyon16 or camelyon17; default: what is there.")
+    name: Annotated[str | None, typer.Option(help=f"{_SETS}; default: what is there.")] = None,
+    labels: Labels = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of train.csv, val.csv, test.csv, where no split is official (PANDA, TCGA)."
+        ),
     ] = None,
 ) -> None:
-    """Write a manifest of the slides that are there, with CAMELYON's labels and splits."""
-    finish(list_slides(root, out, name=name))
+    """Write a manifest of the slides that are there, with the data set's labels and splits."""
+    finish(list_slides(root, out, name=name, labels=labels, splits=splits))
 
 
-def list_slides(root: Path, out: Path, *, name: str | None = None) -> Outcome:
-    """Write the lines of CAMELYON's manifest whose slides lie below ``root``, in either layout.
+def list_slides(
+    root: Path, out: Path, *, name: str | None = None, labels: Path | None = None, splits: Path | None = None
+) -> Outcome:
+    """Write the lines of a known data set's manifest whose slides lie below ``root``.
 
     Paths become relative to the new CSV's folder where they lie below it, else absolute. ``name`` may be left
-    out where ``root`` holds slides of one of the two sets only. Raises :class:`DatasetError` where it holds
-    none, :class:`ConfigError` for another name or an open choice. Where the official label file lies there too,
-    a line tells of every label that it has otherwise.
+    out where ``root`` holds slides of one of the sets only. Raises :class:`DatasetError` where it holds
+    none, :class:`ConfigError` for another name or an open choice. Lines before the last tell what was left out and
+    why, and labels that were corrected or that an official file has otherwise.
     """
-    from wsi_ips.datasets.camelyon import NAMES, SlideFinder, shipped_rows, write_rows
+    from wsi_ips.datasets.camelyon import NAMES, write_rows
+    from wsi_ips.datasets.known_sets import KNOWN_SETS, look
 
     _must_be_folder(root)
-    if name is not None and name not in NAMES:
-        known = ", ".join(NAMES)
-        raise ConfigError(f"--name {name}: known manifests are {known}{did_you_mean(name, NAMES)}")
-    all_rows = {each: shipped_rows(each) for each in NAMES if name in (None, each)}
-    finder = SlideFinder(root)
-    present = {each: _there(rows, finder, out.parent) for each, rows in all_rows.items()}
-    chosen = [each for each, rows in present.items() if rows]
+    if name is not None and name not in KNOWN_SETS:
+        known = ", ".join(KNOWN_SETS)
+        raise ConfigError(f"--name {name}: known manifests are {known}{did_you_mean(name, KNOWN_SETS)}")
+    chosen = name or _only_one(root)
+    listed = look(chosen, root, labels=labels, splits=splits)
+    rows = [_relative(row, out.parent) for row in listed.rows]
+    write_rows(out, rows)
+    by_split = [f"{split} {count}" for split in ("train", "val", "test")
+                if (count := sum(row["split"] == split for row in rows))]  # fmt: skip
+    gone = "missing" if chosen in NAMES else "missing or left out"
+    summary = f"{len(rows)} of {listed.total} slides of {chosen} in {out} ({', '.join(by_split)})"
+    return Outcome([*listed.told, f"{summary}; {listed.total - len(rows)} {gone}"])
+
+
+def _only_one(root: Path) -> str:
+    """The data set of which there are slides. CAMELYON+ has those of others, and is asked for by name."""
+    from wsi_ips.datasets.known_sets import held_sets, nothing_there
+
+    chosen = held_sets(root)
     if not chosen:
-        fix = "name the folder that holds images/ or training/, or the one above it; archives have to be unpacked"
-        raise DatasetError(root, f"holds no slide of {' or '.join(all_rows)}", fix)
+        raise nothing_there(root, _SETS.split(", "))
     if len(chosen) > 1:
         raise ConfigError(f"{root} holds slides of {' and '.join(chosen)}: say which with --name")
-    rows, total = present[chosen[0]], len(all_rows[chosen[0]])
-    write_rows(out, rows)
-    splits = [f"{split} {count}" for split in ("train", "val", "test")
-              if (count := sum(row["split"] == split for row in rows))]  # fmt: skip
-    summary = f"{len(rows)} of {total} slides of {chosen[0]} in {out} ({', '.join(splits)})"
-    differing = _other_labels(rows, chosen[0], finder.files)
-    return Outcome([*differing, f"{summary}; {total - len(rows)} missing"])
+    return chosen[0]
 
 
-def _other_labels(rows: list["Row"], name: str, files: "CamelyonFiles") -> list[str]:
-    from wsi_ips.datasets.camelyon import read_reference, read_stages
-
-    path = files.labels.get(name)
-    if path is None:
-        return []
-    try:
-        official = read_reference(path) if name == "camelyon16" else read_stages(path).nodes
-    except DatasetError as error:
-        return [f"labels were not compared: {error}"]
-    return [
-        f"{row['slide_id']} is {row['label']} in the manifest, {official[row['slide_id']]} in {path}"
-        for row in rows
-        if official.get(row["slide_id"], row["label"]) != row["label"]
-    ]
-
-
-def _there(rows: list["Row"], finder: "SlideFinder", folder: Path) -> list["Row"]:
-    folder = folder.absolute()
-    there: list[Row] = []
-    for row in rows:
-        path = finder(row["slide_id"], row["path"])
-        if path is not None:
-            path = path.absolute()
-            below = path.is_relative_to(folder)
-            there.append({**row, "path": (path.relative_to(folder) if below else path).as_posix()})
-    return there
-
-
-def _rows(manifest: Path) -> list["Row"]:
-    from wsi_ips.datasets.camelyon import NAMES, read_rows, shipped_rows
-
-    if str(manifest) in NAMES and not manifest.exists():
-        return shipped_rows(str(manifest))
-    return read_rows(manifest)
+def _relative(row: "Row", folder: Path) -> "Row":
+    path, folder = Path(row["path"]), folder.absolute()
+    return {**row, "path": (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()}
 
 
 def _must_be_folder(folder: Path) -> None:

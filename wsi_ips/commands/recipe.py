@@ -41,6 +41,7 @@ _JOBS = {
     "export": ("wsi_ips.commands.export", "ExportJob", "export"),
     "evaluate": ("wsi_ips.commands.evaluate", "EvaluateJob", "evaluate"),
     "compare": ("wsi_ips.commands.compare", "CompareJob", "compare"),
+    "table": ("wsi_ips.commands.table", "TableJob", "table"),
     "report": ("wsi_ips.commands.report", "ReportJob", "report"),
     "search": ("wsi_ips.search.command", "SearchJob", "search_networks"),
     "demo": ("wsi_ips.drawn.command", "DemoJob", "demo"),

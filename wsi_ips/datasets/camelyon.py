@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from wsi_ips.datasets.irregular import notes_of
 from wsi_ips.errors import DatasetError, ManifestError
 from wsi_ips.storage.files import check_size, check_table_size, whole_file
 from wsi_ips.storage.location import is_there
@@ -50,6 +51,8 @@ _SLIDE_FOLDERS = (
     "testing/images",
     r"training/center_\d",
     r"training/center_\d/patient_\d{3}",  # where each archive was unpacked into a folder of its own
+    "testing/patients",  # CAMELYON17's
+    r"testing/patients/patient_\d{3}",
     "",  # a handful of slides, copied side by side
 )
 _MASK_FOLDERS = ("masks", "testing/evaluation", "testing/evaluation/.*mask.*")
@@ -104,32 +107,8 @@ _VAL_NORMAL = (
     132, 137, 142, 143, 148, 152,
 )
 _VAL_TUMOR = (1, 5, 11, 12, 13, 19, 31, 37, 43, 46, 57, 65, 69, 71, 73, 79, 80, 81, 82, 85, 97, 109)
-_PARTLY_ANNOTATED = (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
-
 # fmt: on
-_NOTES = {
-    "normal_027": "little tissue: a tissue threshold can lose it",
-    "normal_045": "little tissue: a tissue threshold can lose it",
-    "normal_144": "black (0) background in places: some pipelines skip it or turn black to white first",
-    "test_114": (
-        "not exhaustively annotated: out of FROC but in the slide AUC; one of the challenge's 49 tumour test "
-        "slides, though some label tables say normal"
-    ),
-    "tumor_111": "was normal_086 in the first release, mislabelled",
-    **{
-        f"tumor_{number:03d}": "not exhaustively annotated: take no negatives from it"
-        for number in _PARTLY_ANNOTATED
-    },
-}
-
-PARTLY_ANNOTATED = frozenset({"test_114", *(f"tumor_{number:03d}" for number in _PARTLY_ANNOTATED)})
-"""CAMELYON16's slides with tumour outside their outlines (its README): a detection there is no false positive.
-
-The organisers keep them in the slide-level AUC and leave them out of the FROC.
-"""
-
 _ITC = "isolated tumour cells: where there are outlines, not all cells are in them"
-_ALSO = {"tumor_079": "; blurred tumour region", "tumor_092": "; blurred region on adjacent tissue"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +342,7 @@ def camelyon16_rows() -> list[Row]:
         "test": [number for number in range(1, 131) if number != 49],
     }
     val = {"normal": _VAL_NORMAL, "tumor": _VAL_TUMOR, "test": ()}
+    notes = notes_of("camelyon16")
     rows: list[Row] = []
     for kind, of_kind in numbers.items():
         for number in of_kind:
@@ -376,7 +356,7 @@ def camelyon16_rows() -> list[Row]:
                     "label": "tumor" if tumor else "normal",
                     "split": split,
                     "path": f"images/{slide_id}.tif",
-                    "notes": _NOTES.get(slide_id, "") + _ALSO.get(slide_id, ""),
+                    "notes": notes.get(slide_id, ""),
                 }
             )
     return rows

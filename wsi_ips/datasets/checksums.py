@@ -2,7 +2,8 @@
 
 Lists are ``checksums.md5`` (MD5) and ``checksums.txt`` (SHA-256, CAMELYON16's first release) in the format of
 md5sum and sha256sum: ``<digest>  <path>``, with ``*`` before the path for binary mode. Paths are relative to the
-list's folder.
+list's folder. ``gdc_manifest*.txt`` is what gdc-client downloads from (docs.gdc.cancer.gov, "Manifest File"): tabs
+between ``id, filename, md5, size, state``, and each file lies in a folder that is called like its id.
 """
 
 import hashlib
@@ -26,6 +27,8 @@ STEP_BYTES = 64 << 20
 """Bytes per step of the progress bar."""
 
 _READ_BYTES = 1 << 20
+_GDC_LIST = re.compile(r"gdc_manifest[\w.-]*\.txt")
+_GDC_COLUMNS = ["id", "filename", "md5"]
 _LINE = re.compile(r"([0-9a-fA-F]{32}|[0-9a-fA-F]{64})[ \t]+\*?(\S.*)")
 _ALGORITHMS = {32: "md5", 64: "sha256"}
 
@@ -63,11 +66,13 @@ def read_checksums(path: Path) -> list[Checksum]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DatasetError(path, f"is not text in UTF-8 ({error})", "download it again") from None
+    if is_gdc := bool(lines) and lines[0].split("\t")[:3] == _GDC_COLUMNS:
+        lines[0] = ""
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fits = _LINE.fullmatch(line.strip())
+        fits = _LINE.fullmatch(_as_checksum(line) if is_gdc else line.strip())
         if fits is None:
             raise DatasetError(path, f"line {number}: is no checksum and path", "download it again")
         name = PurePosixPath(fits[2])
@@ -85,13 +90,19 @@ def read_checksums(path: Path) -> list[Checksum]:
     return found
 
 
+def _as_checksum(line: str) -> str:
+    """A line of the GDC's list as one of md5sum's."""
+    file_id, name, digest, *_ = [*line.split("\t"), "", "", ""]
+    return f"{digest.strip()}  {file_id.strip()}/{name.strip()}"
+
+
 def verify_folder(folder: Path, *, progress: Progress = silent) -> Verification:
     """Hash every file that is named in a list in ``folder`` or below; each is read once, a megabyte at a time.
 
     Without a list, nothing is checked. Raises :class:`DatasetError` for a list that cannot be used.
     """
     present = list(_walk(folder, set()))
-    lists = [path for path in present if path.name in LIST_NAMES]
+    lists = [path for path in present if path.name in LIST_NAMES or _GDC_LIST.fullmatch(path.name)]
     wanted: dict[Path, list[Checksum]] = {}
     for path in lists:
         for checksum in read_checksums(path):

@@ -54,6 +54,49 @@ def demo(job: DemoJob, progress: Progress) -> Outcome:
     )
 
 
+def twin_command(
+    name: Annotated[str, typer.Argument(help="camelyon16, camelyon17, camelyon_plus, panda or tcga_brca.")],
+    out: Out,
+    side_px: Annotated[int, typer.Option(help="About the side of a slide in pixels.")] = 896,
+    seed: Annotated[int, typer.Option(help="Another seed draws other slides.")] = 0,
+    processes: Annotated[int, typer.Option(help="Processes that draw a slide each.")] = 1,
+) -> None:
+    """Draw a small twin of a public data set, laid out as its download is, to try a table on."""
+    from wsi_ips.commands.progress_bars import RichProgress
+
+    with RichProgress() as progress:
+        outcome = draw_twin(name, out, progress, side_px=side_px, seed=seed, processes=processes)
+    finish(outcome)
+
+
+def draw_twin(
+    name: str, out: Path, progress: Progress, *, side_px: int = 896, seed: int = 0, processes: int = 1
+) -> Outcome:
+    """Draw the twin into ``out``, and say how it is listed.
+
+    Raises :class:`ConfigError` for a name that is not known, settings that cannot be, and a folder of another
+    twin.
+    """
+    from pydantic import ValidationError
+
+    from wsi_ips.datasets.known_sets import KNOWN_SETS
+    from wsi_ips.drawn.twins import TwinConfig, make_twin
+
+    if name not in KNOWN_SETS:
+        raise ConfigError(f"{name}: known data sets are {', '.join(KNOWN_SETS)}")
+    if processes < 1:
+        raise ConfigError(f"--processes {processes}: one at least")
+    try:
+        config = TwinConfig.model_validate({"data_set": name, "side_px": side_px, "seed": seed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"wsi-ips data twin: {first['loc'][0]}: {first['msg']}") from None
+    count = make_twin(out, config, processes=processes, progress=progress)
+    return Outcome(
+        [f"{count} drawn slides in {out}, laid out as {KNOWN_SETS[name].title} is; not its slides"]
+    )
+
+
 def nodes_command(
     patches: Annotated[
         Path,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets import lesion_mask as asap
 from wsi_ips.datasets.annotations import Region, check_inside, read_asap
-from wsi_ips.datasets.camelyon import NODE_CLASSES, PARTLY_ANNOTATED
+from wsi_ips.datasets.camelyon import NODE_CLASSES
+from wsi_ips.datasets.irregular import PARTLY_ANNOTATED
 from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.errors import AnnotationError, ConfigError, ResultsError
 from wsi_ips.evaluation.bootstrap import (
