@@ -62,12 +62,23 @@ EXAMPLES: Mapping[str, Sequence[str]] = MappingProxyType({
     "demo": ("wsi-ips demo --out demo_run",),
     "encoders": ("wsi-ips encoders", "wsi-ips encoders uni2-h"),
     "merge": ("wsi-ips merge runs/lora/model.safetensors --out whole.safetensors",),
+    "doctor": ("wsi-ips doctor", "wsi-ips doctor --quick --folder slides/ --folder runs/"),
+    "inspect": (
+        "wsi-ips inspect predictions slide_1",
+        "wsi-ips inspect predictions slide_1 --debug-overlay slide_1.png",
+    ),
+    "plan": (
+        "wsi-ips plan recipe.yaml",
+        "wsi-ips plan pipelines/finetune_camelyon16.yaml --slides 400 --patches 20000 --device h200",
+    ),
+    "table": ("wsi-ips table pipelines/tables/camelyon16.yaml --data CAMELYON16 --out table",),
     "run": (
         "wsi-ips run pipelines/demo.yaml --set out=demo_run",
         "wsi-ips run my_study/recipe.yaml --set training.epochs=5",
     ),
     "verify": ("wsi-ips data verify CAMELYON16",),
     "manifest": ("wsi-ips data manifest CAMELYON16 --out manifest.csv",),
+    "twin": ("wsi-ips data twin camelyon16 --out twin",),
     "nodes": ("wsi-ips data nodes patches/ --outlines outlines/ --out nodes",),
 })  # fmt: skip
 """``{command: command lines}`` as its ``--help`` shows them. A test parses every line."""
