@@ -21,8 +21,8 @@ STATED_MEGAPIXEL_S = 2 / (6_750 * 256**2 / 1e6)
 """Thread seconds for a million pixels of JPEG tiles that are patches, see ``STATED_DECODING``."""
 STATED_DECODING = "6,750 tiles of 256 px a second on two threads, as docs/speed.md measured on a drawn slide"
 OF_THE_HOST = {
-    "tissue_s", "open_s", "megapixel_s", "patch_s", "reread_s", "head", "overlay_s", "store_s", "save_s", "start_s",
-    "base_mb",
+    "tissue_s", "open_s", "megapixel_s", "patch_s", "reread_s", "head", "overlay_s", "store_s", "save_s",
+    "start_s", "base_mb",
 }  # fmt: skip
 """Rates that are those of the CPU beside a card."""
 Clock = Literal["wall", "cpu"]
@@ -128,8 +128,7 @@ def stated_rates(device: str, config: FinetuneConfig, flops: Flops, *, host: Rat
         config: The settings: the precision decides which peak counts.
         flops: What the encoder computes for a patch.
         host: What was measured on this machine. Reading and decoding are the CPU's work and are taken from it;
-            None:
-            they are not known.
+            None: they are as stated in docs/speed.md.
 
     Raises:
         ConfigError: The device is not listed.
@@ -170,8 +169,9 @@ def _computes_in_half(config: FinetuneConfig) -> bool:
 
 
 def _per_s(card: Device, config: FinetuneConfig, flops: Flops) -> float:
-    """10^12 operations a second that the encoder is taken to reach. Where the precision is float32, PyTorch's defaults
-    count: TF32 in convolutions, float32 in matrix products."""
+    """10^12 operations a second that the encoder is taken to reach. Where the precision is float32, PyTorch's
+    defaults count: TF32 in convolutions, float32 in matrix products.
+    """
     half = _computes_in_half(config)
     convolutions = (card.bf16 if half else card.tf32 or card.fp32) * card.convolution_share
     others = (card.bf16 if half else card.fp32) * card.transformer_share
