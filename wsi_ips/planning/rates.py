@@ -20,6 +20,11 @@ DEVICES = Path(__file__).with_name("devices.yaml")
 STATED_MEGAPIXEL_S = 2 / (6_750 * 256**2 / 1e6)
 """Thread seconds for a million pixels of JPEG tiles that are patches, see ``STATED_DECODING``."""
 STATED_DECODING = "6,750 tiles of 256 px a second on two threads, as docs/speed.md measured on a drawn slide"
+OF_THE_HOST = {
+    "tissue_s", "open_s", "megapixel_s", "patch_s", "reread_s", "head", "overlay_s", "store_s", "save_s",
+    "start_s", "base_mb",
+}  # fmt: skip
+"""Rates that are those of the CPU beside a card."""
 Clock = Literal["wall", "cpu"]
 """Seconds that pass, or seconds of a core."""
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -123,8 +128,7 @@ def stated_rates(device: str, config: FinetuneConfig, flops: Flops, *, host: Rat
         config: The settings: the precision decides which peak counts.
         flops: What the encoder computes for a patch.
         host: What was measured on this machine. Reading and decoding are the CPU's work and are taken from it;
-            None:
-            they are not known.
+            None: they are as stated in docs/speed.md.
 
     Raises:
         ConfigError: The device is not listed.
@@ -135,35 +139,13 @@ def stated_rates(device: str, config: FinetuneConfig, flops: Flops, *, host: Rat
             f"--device {device}: known are cpu, cuda (both measured here) and {', '.join(devices)}"
         )
     card = devices[device]
-    half = config.training.precision in ("bf16", "fp16")
-    if half:
-        per_s = {"conv": card.bf16 * card.convolution_share, "other": card.bf16 * card.transformer_share}
-    else:  # PyTorch's defaults: TF32 in convolutions, float32 in matrix products
-        per_s = {
-            "conv": (card.tf32 or card.fp32) * card.convolution_share,
-            "other": card.fp32 * card.transformer_share,
-        }
-    forward = (
-        1e-12
-        * flops.forward
-        * (flops.convolutions / per_s["conv"] + (1 - flops.convolutions) / per_s["other"])
-    )
-    learn = forward * flops.learn / flops.forward
-    best = card.bf16 if half else card.fp32
-    notes = [
-        f"estimated, not measured: {card.name} computes {best:g} TFLOP/s at best ({card.source})",
-        f"taken to be reached of that: {card.transformer_share:.0%} in transformers, {card.convolution_share:.0%} "
-        f"in convolutions ({card.share_source})",
-        f"a core is taken to be there for each of {config.streaming.threads} streaming.threads",
-    ]
+    forward = 1e-12 * flops.forward / _per_s(card, config, flops)
+    notes = _notes(card, config)
     if host is None:
         kept: dict[str, Any] = {"megapixel_s": STATED_MEGAPIXEL_S}
         notes.append(f"reading and decoding: {STATED_DECODING}")
     else:
-        kept = host.model_dump(
-            include={"tissue_s", "open_s", "megapixel_s", "patch_s", "reread_s", "head", "overlay_s", "store_s",
-                     "save_s", "start_s", "base_mb"}
-        )  # fmt: skip
+        kept = host.model_dump(include=OF_THE_HOST)
         notes.append(f"reading and decoding are those of this machine's CPU, {host.device}")
     return Rates.model_validate(
         {
@@ -173,13 +155,38 @@ def stated_rates(device: str, config: FinetuneConfig, flops: Flops, *, host: Rat
             "cores": 8 * config.streaming.threads,
             "forward_s": forward,
             "relearn_s": forward,
-            "learn_s": learn,
+            "learn_s": forward * flops.learn / flops.forward,
             "hidden": 1.0,
             "device_gb": card.memory_gb,
             "half_gain": _gain(card, flops),
             "notes": tuple(notes),
         }
     )
+
+
+def _computes_in_half(config: FinetuneConfig) -> bool:
+    return config.training.precision in ("bf16", "fp16")
+
+
+def _per_s(card: Device, config: FinetuneConfig, flops: Flops) -> float:
+    """10^12 operations a second that the encoder is taken to reach. Where the precision is float32, PyTorch's
+    defaults count: TF32 in convolutions, float32 in matrix products.
+    """
+    half = _computes_in_half(config)
+    convolutions = (card.bf16 if half else card.tf32 or card.fp32) * card.convolution_share
+    others = (card.bf16 if half else card.fp32) * card.transformer_share
+    return 1 / (flops.convolutions / convolutions + (1 - flops.convolutions) / others)
+
+
+def _notes(card: Device, config: FinetuneConfig) -> list[str]:
+    """Where the numbers of a card are from."""
+    best = card.bf16 if _computes_in_half(config) else card.fp32
+    return [
+        f"estimated, not measured: {card.name} computes {best:g} TFLOP/s at best ({card.source})",
+        f"taken to be reached of that: {card.transformer_share:.0%} in transformers, {card.convolution_share:.0%} "
+        f"in convolutions ({card.share_source})",
+        f"a core is taken to be there for each of {config.streaming.threads} streaming.threads",
+    ]
 
 
 def _gain(card: Device, flops: Flops) -> float:
