@@ -215,6 +215,21 @@ def test_camelyon_plus_keeps_the_official_splits_and_tells_what_it_corrects(tmp_
     ]
 
 
+def test_slides_of_the_table_that_are_not_there_are_told(console: Console, tmp_path: Path) -> None:
+    root = plus(tmp_path / "plus", LABELS)
+    (root / "CAMELYON17" / "images" / "patient_150_node_0.tif").unlink()
+    said = console("data", "verify", root, "--manifest", "camelyon_plus")
+    assert said.code == 3
+    assert "1 slides of " in said.out
+    assert "are not there, the first: expected CAMELYON17/images/patient_150_node_0.tif" in said.out
+    root = panda(tmp_path / "panda")
+    assert console("data", "verify", root, "--manifest", "panda").code == 0
+    (root / "train_images" / f"{image_id(7)}.tiff").unlink()
+    said = console("data", "verify", root, "--manifest", "panda")
+    assert said.code == 3
+    assert f"are not there, the first: expected train_images/{image_id(7)}.tiff" in said.out
+
+
 def test_labels_of_camelyon_plus_that_cannot_be(tmp_path: Path) -> None:
     root = plus(tmp_path, LABELS)
     for lines, complaint in (
@@ -404,4 +419,13 @@ def test_a_workbook_is_not_trusted(tmp_path: Path) -> None:
             "xl/worksheets/sheet1.xml", '<worksheet><row><c r="A1" t="s"><v>7</v></c></row></worksheet>'
         )
     with pytest.raises(DatasetError, match="names a text that is not there"):
+        read_label_table(path)
+    with ZipFile(path, "w", ZIP_DEFLATED) as book:
+        rows = '<row><c r="ALL1"><v>1</v></c></row>' * 2_100
+        book.writestr("xl/worksheets/sheet1.xml", f"<worksheet>{rows}</worksheet>")
+    with pytest.raises(DatasetError, match="has more than 2000000 cells"):
+        read_label_table(path)
+    with ZipFile(path, "w") as book:
+        book.writestr("xl/worksheets/sheet1.xml", '<?xml version="1.0" encoding="UTFE8"?><worksheet/>')
+    with pytest.raises(DatasetError, match="is no workbook"):
         read_label_table(path)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL
 from wsi_ips.commands.recipe import load_recipe, make_job
 from wsi_ips.commands.table import TableJob, shipped_published
-from wsi_ips.datasets.known_sets import KNOWN_SETS
+from wsi_ips.datasets.known_sets import KNOWN_SETS, look
 from wsi_ips.drawn import twins
 from wsi_ips.drawn.twins import TwinConfig, make_twin
 from wsi_ips.errors import DatasetError
@@ -146,6 +147,27 @@ def test_a_job_that_fails_is_told_and_stops_no_other(
     assert (again.code, "2 of 2 jobs are complete, 1 were before" in again.out) == (0, True)
 
 
+def test_a_slide_that_cannot_be_read_is_told_of_every_row(
+    console: Console, tmp_path: Path, data: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    listed = look("tcga_brca", tmp_path / "data")
+    train, test = (next(row for row in listed.rows if row["split"] == split) for split in ("train", "test"))
+    for row in (train, test):
+        Path(row["path"]).write_bytes(b"II*\0 cut off " + row["split"].encode())
+    training = {"epochs": 1, "slides_per_step": 4, "head_start": {"epochs": 0}, "max_bad_slides": 0.3}
+    said = console("table", recipe(tmp_path, tmp_path / "data", seeds=[0], training=training))
+    assert said.code == 3
+    assert "2 of 2 jobs are complete" in said.out
+    for name in ROWS:
+        warning = f"{name}, seed 0: 2 slides could not be used: "
+        assert f"failed: {warning}" in said.out
+        assert warning in (tmp_path / "out" / "table.md").read_text()
+        assert warning in (tmp_path / "out" / "table.html").read_text()
+    assert train["slide_id"] in said.out
+    assert test["slide_id"] in said.out
+
+
 @pytest.mark.slow
 def test_an_own_process_tells_its_memory(console: Console, tmp_path: Path, data: Path) -> None:
     path = recipe(tmp_path, data, rows={"end to end": ROWS["end to end"]}, seeds=[0], isolate=True)
@@ -164,6 +186,10 @@ def test_an_own_process_tells_its_memory(console: Console, tmp_path: Path, data:
         ({"rows": {"a/b": {}}}, "also names a folder"),
         ({"rows": {"a": {}, "A": {}}}, "two names are the same"),
         ({"rows": {"a": {"settings": {"model.aggregator": "transmil"}}}}, "row a: "),
+        (
+            {"rows": {"f": {"frozen": True, "settings": {"model.aggregator": "transmil"}}}},
+            "row f: ",
+        ),
         ({"seeds": [1, 1]}, "one occurs twice"),
         ({"data_set": "panda"}, "holds no slide of panda; expected train_images/"),
         ({"froc": True}, "has no outlines of lesions"),

@@ -104,8 +104,9 @@ def table(job: TableJob, progress: Progress) -> Outcome:
     failures = [f"{one.row}, seed {one.seed}: {one.failed}" for one in results if one.failed]
     skipped = sum(one.skipped for one in results)
     lines.append(f"{len(results) - len(failures)} of {len(results)} jobs are complete, {skipped} were before")
-    lines += [f"failed: {failure}" for failure in failures]
-    return Outcome([*lines, f"see {paths[1]}"], SOME_FAILED if failures else 0)
+    warnings = [one.warning for one in results if one.warning]
+    lines += [f"failed: {failure}" for failure in [*failures, *warnings]]
+    return Outcome([*lines, f"see {paths[1]}"], SOME_FAILED if failures or warnings else 0)
 
 
 def shipped_published() -> Path:
@@ -217,6 +218,9 @@ class _Run:
         pixels = {name: self._tasks(name) for name in self.job.rows if not self.job.rows[name].frozen}
         for its in pixels.values():
             self._check(its)
+        for name in self.job.rows:
+            if name not in pixels:
+                self._check_frozen(name, asked[name])
         results: list[JobResult] = []
         total = len(self.job.rows) * len(self.job.seeds)
         with self.progress(f"Table of {self.job.data_set}", total=total) as advance:
@@ -279,9 +283,24 @@ class _Run:
             if is_done(task.planned):
                 Finished.read(task.planned, skipped=True)
 
-    def _stored(self, row: str, asked: FinetuneJob) -> tuple[list[_Task], dict[str, float | None]]:
-        """Store the features of a frozen row where they are not yet; its jobs, and what the features cost."""
-        from wsi_ips.datasets.feature_files import list_features, open_features
+    def _check_frozen(self, row: str, asked: FinetuneJob) -> None:
+        """Check a row on features before they are stored; where they are, its folders too."""
+        from wsi_ips.models.build import check_aggregator
+
+        # The width is not known before the encoder is loaded, and decides nothing that is checked here.
+        config = _asked(
+            self.job, row, width=asked.model.encoder.features or 1024, features=self.job.out / FEATURES
+        )
+        try:
+            check_aggregator(config.model, config.selection)
+        except ConfigError as error:
+            raise ConfigError(f"row {row}: {error}") from None
+        storing, content = self._storing(asked)
+        if _costs_at(storing.out / STORED, content) is not None:
+            self._stored(row, asked)
+
+    def _storing(self, asked: FinetuneJob) -> tuple[FeaturesJob, str]:
+        """The job that stores the features of a row, and a text that tells its encoder and patches."""
         from wsi_ips.models.encoders.fitting import fitting_tiling
 
         encoder = EncoderConfig.model_validate(
@@ -292,15 +311,22 @@ class _Run:
         content = json.dumps(
             [encoder.model_dump(mode="json"), tiling.model_dump(mode="json")], sort_keys=True
         )
-        folder = (
-            self.job.out
-            / FEATURES
-            / f"{encoder.name.rpartition('/')[2]}_{sha256(content.encode()).hexdigest()[:12]}"
-        )
-        storing = FeaturesJob(
-            slides=self.job.out / SLIDES, out=folder, encoder=encoder, tiling=tiling, device=self.job.device,
+        name = f"{encoder.name.rpartition('/')[2]}_{sha256(content.encode()).hexdigest()[:12]}"
+        return FeaturesJob(
+            slides=self.job.out / SLIDES,
+            out=self.job.out / FEATURES / name,
+            encoder=encoder,
+            tiling=tiling,
+            device=self.job.device,
             streaming=asked.streaming,
-        )  # fmt: skip
+        ), content
+
+    def _stored(self, row: str, asked: FinetuneJob) -> tuple[list[_Task], dict[str, float | None]]:
+        """Store the features of a frozen row where they are not yet; its jobs, and what the features cost."""
+        from wsi_ips.datasets.feature_files import list_features, open_features
+
+        storing, content = self._storing(asked)
+        folder = storing.out
         costs = _costs_at(folder / STORED, content)
         if costs is None:
             self._in_process(_store, storing, content)
@@ -318,7 +344,7 @@ class _Run:
     def _one(self, task: _Task, costs: Mapping[str, float | None]) -> "JobResult":
         """Run a job if it is not complete, and read what came of it; a failure is a result too."""
         from wsi_ips.evaluation.run.compare import Finished, is_done
-        from wsi_ips.evaluation.run.result_table import JobResult, read_scores
+        from wsi_ips.evaluation.run.result_table import JobResult, read_scores, unscored_slides
 
         row, seed = task.row, task.planned.seed
         skipped = is_done(task.planned) and _is_scored(task.scored)
@@ -326,7 +352,8 @@ class _Run:
             if not skipped:
                 self._in_process(_train_and_score, task)
             finished = Finished.read(task.planned, skipped=skipped)
-            scores = read_scores(task.scored.run / "evaluation" / "metrics.json")
+            metrics = task.scored.run / "evaluation" / "metrics.json"
+            scores, unscored = read_scores(metrics), unscored_slides(metrics)
         except BrokenProcessPool:
             return JobResult(
                 row, seed, failed="its process was killed, perhaps for want of memory", costs=costs
@@ -343,7 +370,10 @@ class _Run:
         }
         peaks = _read_json(task.planned.out / COSTS)
         its |= {name: peaks.get(name) for name in ("peak_ram", "peak_vram")}
-        return JobResult(row, seed, scores, {**its, **costs}, skipped=skipped)
+        used = {record.slide_id for record in task.planned.manifest.records}
+        without = {record.slide_id for record in self.manifest.records} - used
+        left_out = sorted({*unscored, *finished.bad, *without})
+        return JobResult(row, seed, scores, {**its, **costs}, skipped=skipped, left_out=left_out)
 
     def _in_process(self, work: Callable[..., None], *what: Any) -> None:
         if not self.job.isolate:

@@ -70,7 +70,13 @@ def look(root: Path, labels: Path | None, splits: Path | None) -> Listed | None:
         elif path is not None:
             rows.append(_row(row, classes[slide_id], path))
     outlines = [(row["slide_id"], path) for row in rows if (path := finder.files.annotation(row["slide_id"]))]
-    return Listed(rows, len(classes), told=_told(table, rows, removed), outlines=outlines)
+    there = {row["slide_id"] for row in rows}
+    absent = [slide_id for slide_id in classes if slide_id not in there]
+    wrong = (
+        [f"{len(absent)} slides of {table.path} are not there, the first: expected {known[absent[0]]['origin']}/"
+         f"{known[absent[0]]['path']}"] if absent else []
+    )  # fmt: skip
+    return Listed(rows, len(classes), told=_told(table, rows, removed), wrong=wrong, outlines=outlines)
 
 
 def find_table(root: Path) -> Path:

@@ -7,6 +7,7 @@ document type is refused.
 
 import csv
 import re
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from zipfile import BadZipFile, ZipFile
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from wsi_ips.errors import DatasetError
+from wsi_ips.errors import DatasetError, one_line
 from wsi_ips.storage.files import check_size
 
 LARGEST_BYTES = 20_000_000
@@ -27,7 +28,14 @@ LARGEST_UNPACKED = 30_000_000
 """The largest part of a workbook that is unpacked."""
 MOST_COLUMNS = 1000
 """Most columns of a table."""
+MOST_CELLS = 2_000_000
+"""Most cells of a workbook, those that are left out between others included."""
 
+_BROKEN = (
+    BadZipFile, LookupError, ParseError, DefusedXmlException, RuntimeError, OSError, ValueError, OverflowError,
+    EOFError, zlib.error, struct.error,
+)  # fmt: skip
+"""What zipfile and expat raise for a damaged workbook."""
 _SHEET, _TEXTS = "xl/worksheets/sheet1.xml", "xl/sharedStrings.xml"
 _FIX = "download it again"
 
@@ -116,18 +124,12 @@ def _workbook_lines(path: Path) -> list[tuple[int, list[str]]]:
             names = book.namelist()
             texts = _texts(_part(path, book, _TEXTS)) if _TEXTS in names else []
             sheet = _part(path, book, _SHEET)
-    except (
-        BadZipFile,
-        KeyError,
-        ParseError,
-        DefusedXmlException,
-        NotImplementedError,
-        EOFError,
-        ValueError,
-        zlib.error,
-    ) as error:
-        raise DatasetError(path, f"is no workbook that can be read ({error})", "save it as CSV") from None
-    lines = []
+    except _BROKEN as error:
+        raise DatasetError(
+            path, f"is no workbook that can be read ({one_line(error, most=200)})", "save it as CSV"
+        ) from None
+    lines: list[tuple[int, list[str]]] = []
+    held = 0
     for number, row in enumerate(_named(sheet, "row"), 1):
         cells: list[str] = []
         for cell in _named(row, "c"):
@@ -140,6 +142,9 @@ def _workbook_lines(path: Path) -> list[tuple[int, list[str]]]:
             cells[at] = _cell(path, cell, texts)
         if any(text.strip() for text in cells):
             lines.append((number, cells))
+            held += len(cells)
+        if held > MOST_CELLS:
+            raise DatasetError(path, f"has more than {MOST_CELLS} cells", "give a table of labels")
     return lines
 
 

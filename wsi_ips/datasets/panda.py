@@ -104,7 +104,11 @@ def look(root: Path, labels: Path | None, splits: Path | None) -> Listed | None:
         rows,
         len(biopsies),
         told=[*_told(table, there, kept, rows), *_contradictions(there)],
-        wrong=[*_masks(folder, there), *_unlisted(unlisted, table.path)],
+        wrong=[
+            *_absent(biopsies, images, table.path),
+            *_masks(folder, there),
+            *_unlisted(unlisted, table.path),
+        ],
     )
 
 
@@ -187,6 +191,12 @@ def _contradictions(there: list[_Biopsy]) -> Iterator[str]:
                 f"{one.image_id}: Gleason {one.gleason} is grade {GRADE_OF_GLEASON[one.gleason]}, the table says "
                 f"{one.grade}, which is kept"
             )
+
+
+def _absent(biopsies: list[_Biopsy], images: set[str], table: Path) -> Iterator[str]:
+    absent = [one.image_id for one in biopsies if one.image_id not in images]
+    if absent:
+        yield f"{len(absent)} images of {table} are not there, the first: expected {_IMAGES}/{absent[0]}.tiff"
 
 
 def _masks(folder: Path, there: list[_Biopsy]) -> Iterator[str]:

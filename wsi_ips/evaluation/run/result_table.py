@@ -58,6 +58,7 @@ class JobResult:
         costs: By the names of the columns of ``table.csv``; None: not known.
         failed: Why it has no figures; empty where it has.
         skipped: Whether it was complete before.
+        left_out: Slides that it could not use, in training or in its figures.
     """
 
     row: str
@@ -66,6 +67,15 @@ class JobResult:
     costs: Mapping[str, float | None] = field(default_factory=dict)
     failed: str = ""
     skipped: bool = False
+    left_out: Sequence[str] = ()
+
+    @property
+    def warning(self) -> str:
+        """What is said of slides that are left out; empty where none is."""
+        if not self.left_out:
+            return ""
+        names = ", ".join(self.left_out[:5]) + (", …" if len(self.left_out) > 5 else "")
+        return f"{self.row}, seed {self.seed}: {len(self.left_out)} slides could not be used: {names}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +121,39 @@ def read_published(path: Path) -> list[Published]:
     return found
 
 
-def read_scores(path: Path) -> list[Score]:
-    """The figures of a ``metrics.json``: of slides, of patients, pN stages, FROC.
+def unscored_slides(path: Path) -> list[str]:
+    """The slides of the split that a ``metrics.json`` has no prediction of.
 
-    Raises :class:`ResultsError` for a file that is missing or not of ``evaluate``.
+    Raises :class:`ResultsError` as :func:`read_scores` does.
     """
+    slides = _read_metrics(path)["slides"]
+    try:
+        return sorted({*map(str, slides["failed"]), *map(str, slides["missing"])})
+    except (KeyError, TypeError) as error:
+        raise ResultsError(
+            path, f"is not of wsi-ips evaluate ({error!r})", "evaluate the run again"
+        ) from None
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ResultsError(path, "no such file of figures", "evaluate the run again")
     check_size(path, ResultsError, most=LARGEST_METRICS, fix="is it of wsi-ips evaluate?")
     try:
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        assert {"tasks", "slides", "stages", "froc"} <= set(held)
+    except (ValueError, TypeError, AssertionError):
+        raise ResultsError(path, "is not of wsi-ips evaluate", "evaluate the run again") from None
+    return held
+
+
+def read_scores(path: Path) -> list[Score]:
+    """The figures of a ``metrics.json``: of slides, of patients, pN stages, FROC.
+
+    Raises :class:`ResultsError` for a file that is missing or not of ``evaluate``.
+    """
+    held = _read_metrics(path)
+    try:
         scores = []
         for task, its in held["tasks"].items():
             scores += [
@@ -332,6 +365,9 @@ def _markdown(
         _md_row([one.method, one.encoder, one.figure, f"{one.value:g}", one.protocol, one.source])
         for one in published
     ]
+    if warnings := [one.warning for one in results if one.warning]:
+        lines += ["", "Slides that a job could not use; its figures are of the others:", ""]
+        lines += [f"- {warning}" for warning in warnings]
     if failures := [one for one in results if one.failed]:
         lines += ["", "Failed:", "", *(f"- {one.row}, seed {one.seed}: {one.failed}" for one in failures)]
     return lines
@@ -364,6 +400,10 @@ def _html(
     parts.append(_html_table(_heads(config), ours))
     parts.append("<h2>Published</h2>")
     parts.append(_html_table(["method", "encoder", "figure", "value", "protocol", "source"], theirs))
+    if warnings := [[one.warning] for one in results if one.warning]:
+        parts.append(
+            _html_table(["slides that a job could not use; its figures are of the others"], warnings)
+        )
     if failures:
         parts.append(f"<h2>Failed</h2>{_html_table(['job', 'why'], failures)}")
     return (
