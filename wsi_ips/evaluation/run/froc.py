@@ -230,7 +230,7 @@ def _detections(
             values_N,
             probability=float(lesion),
             radius_um=config.detection_radius_um,
-            largest=largest.get(scored.case[place], {}).get(by),
+            largest=largest.get(report.joined.pairs[place][0].case_id, {}).get(by),
         )
     return found
 
