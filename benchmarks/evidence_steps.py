@@ -253,11 +253,12 @@ def on_features(model: Mapping[str, Any], *, maps: Container[str]) -> "Method":
         learning = Learning(training["epochs"], training["lr"], step.settings["weight_decay"])
         torch.manual_seed(step.data.seed)
         frozen = FrozenNet(model, width=FEATURES, task=step.data.tasks[0])
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         losses = train(frozen, bags["train"], bags["val"], learning, seed=step.data.seed)
         said = Said(notes={"val_loss": losses})
         if step.method in AGGREGATORS:  # evidence.py counts the features of its own methods
             said.notes["learning_seconds"] = time.perf_counter() - started
+            said.notes["learning_cpu_seconds"] = time.process_time() - busy
             patches = {split: sum(len(bag.ids_N) for bag in bags[split]) for split in bags}
             said.encoder_passes, said.encoder_passes_test = sum(patches.values()), patches["test"]
         for bag in bags["test"]:

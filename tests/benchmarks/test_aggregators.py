@@ -109,10 +109,12 @@ def test_figures_are_paired_over_the_seeds_that_both_have(tmp_path: Path) -> Non
     right, guess = [0.1] * 6 + [0.9] * 6, [0.5] * 12
     for seed in range(3):
         keep(tmp_path, "abmil", seed, found(0.5, guess))
+    for seed in (0, 2):
         keep(tmp_path, "e2e", seed, found(0.5, guess))
     keep(tmp_path, "agg_direct", 0, found(1.0, right, froc_attention=0.5, froc_contribution=0.75))
     keep(tmp_path, "agg_direct", 2, found(1.0, right, froc_attention=0.7, froc_contribution=0.75))
     keep(tmp_path, "agg_mean", 0, found(0.5, guess))
+    keep(tmp_path, "agg_max", 0, found(2.0, guess))  # the best, with a seed that is missing
     held = aggregators.read_aggregators(tmp_path, quick=False)
     baseline, e2e = (aggregators.evidence_of(name, tmp_path, quick=False) for name in ("abmil", "e2e"))
     figures = aggregators.figures_of(held, baseline, e2e)
@@ -129,6 +131,8 @@ def test_figures_are_paired_over_the_seeds_that_both_have(tmp_path: Path) -> Non
     assert figures["agg_e2e_over_best_high"] == -0.5
     table = aggregators.markdown(held, baseline)
     assert "| `direct`, IPS's head | 2 | 1.000 ± 0.000 | 1.000 | +0.500 (+0.500 to +0.500) | 0.600 |" in table
+    del held["agg_direct"]  # type: ignore[attr-defined]
+    assert aggregators.figures_of(held, baseline, e2e)["agg_best_frozen"] == "abmil"
 
 
 def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from shapely import box
 
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import write_features
 from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.recipe import make_job
+from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.datasets.camelyon import STAGES
 from wsi_ips.errors import SlideReadError
 from wsi_ips.evaluation.staging import quadratic_kappa
@@ -146,6 +148,47 @@ def test_evaluate_counts_patients(console: Console, trained: tuple[Path, Path, P
     said = console("evaluate", run, other, "--bootstrap", "20", "--out", tmp_path / "e")
     assert said.code == 2
     assert "'c03_1' belongs to case 'c07', and was read as part of 'c03'" in said.complaint
+
+
+def test_lesions_are_found_on_slides_by_the_attention_of_their_case(
+    console: Console, trained: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    features, manifest, checkpoint = trained
+    run, outlines = tmp_path / "run", tmp_path / "outlines"
+    given = ("--features", features, "--checkpoint", checkpoint, "--out", run)
+    assert console("predict", *given, "--cases", manifest).code == 0
+    outlines.mkdir()
+    for slide in ("c07_1", "c15_1"):  # around the marked patches of the test split, larger than single cells
+        write_asap(outlines / f"{slide}.xml", [box(0, 0, 1536, 1536)])
+    for by in ("attention", "contribution"):
+        out = tmp_path / by
+        said = console("evaluate", run, manifest, "--bootstrap", "20", "--annotations", outlines,
+                       "--detections", by, "--out", out)  # fmt: skip
+        assert said.code == 3  # two slides of positive cases have no outlines
+        assert "c07_0: left out of FROC: no outlines" in said.err + said.out
+        strongest = {
+            path.stem: float(path.read_text().partition(",")[0]) for path in (out / "detections").iterdir()
+        }
+        assert sorted(strongest) == ["c03_0", "c03_1", "c07_1", "c11_0", "c11_1", "c15_1"]
+        chances = {row["case_id"]: float(row["prob_tumor"]) for row in table(run / "cases.csv")}
+        expected = {}
+        for slide in strongest:
+            case = slide.partition("_")[0]
+            results = {
+                name: read_result(run / "attention" / f"{name}.h5") for name in (f"{case}_0", f"{case}_1")
+            }
+            largest = {
+                name: result.attention_NHT.mean(axis=(1, 2)).max()
+                if by == "attention"
+                else max(0, (-result.contribution("label", "normal")).max())
+                for name, result in results.items()
+            }
+            expected[slide] = chances[case] * largest[slide] / max(*largest.values(), 1e-30)
+        assert strongest == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        below = [slide for slide in strongest if strongest[slide] < 0.999 * chances[slide.partition("_")[0]]]
+        assert below  # not every slide is at the top of its case
+    froc = json.loads((tmp_path / "attention" / "metrics.json").read_text())["froc"]
+    assert froc["lesions"] == 2
 
 
 def test_cases_of_one_slide_are_slides(console: Console, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def detections_from_attention(
     probability: float,
     radius_um: float | None = None,
     most: int = MOST_DETECTIONS,
+    largest: float | None = None,
 ) -> Detections:
     """The local maxima of the attention of a slide, each at the centre of its patch, strongest first.
 
@@ -108,6 +109,8 @@ def detections_from_attention(
         probability: The probability of tumour of the slide.
         radius_um: Radius in µm. None: 1.5 patch sides, which are the eight neighbours.
         most: Most detections.
+        largest: The largest attention. None: that of this slide. Where slides were read together as one bag,
+            their attention can be compared, and it is the largest of all of them.
 
     Raises:
         ValueError: Attention is negative, not a number, or not one value per patch.
@@ -121,7 +124,8 @@ def detections_from_attention(
     radius = 1.5 * coords.l0_patch if radius_um is None else radius_um / coords.slide_mpp
     centres_N2 = coords.l0_exact_corners() + coords.l0_patch / 2
     kept = _strongest_apart(centres_N2, strength_N, radius=radius, most=most)
-    share_N = strength_N[kept] / strength_N.max(initial=math.ulp(0.0))
+    largest = float(strength_N.max(initial=0)) if largest is None else largest
+    share_N = strength_N[kept] / max(largest, math.ulp(0.0))
     return Detections(probability * share_N, np.floor(centres_N2[kept]).astype(np.int64))
 
 
@@ -132,6 +136,7 @@ def detections_from_contributions(
     probability: float,
     radius_um: float | None = None,
     most: int = MOST_DETECTIONS,
+    largest: float | None = None,
 ) -> Detections:
     """The local maxima of what each patch adds to the logit of a lesion, with one patch of those that take from
     it.
@@ -146,6 +151,7 @@ def detections_from_contributions(
         probability: The probability of tumour of the slide.
         radius_um: Radius in µm, see :func:`detections_from_attention`.
         most: Most detections.
+        largest: The largest contribution, see :func:`detections_from_attention`.
 
     Raises:
         ValueError: Contributions are not numbers, or not one per patch.
@@ -153,7 +159,7 @@ def detections_from_contributions(
     strength_N = np.asarray(contribution_N, np.float64)
     positive_N = np.maximum(strength_N, 0)  # NaN stays NaN
     found = detections_from_attention(
-        coords, positive_N, probability=probability, radius_um=radius_um, most=most
+        coords, positive_N, probability=probability, radius_um=radius_um, most=most, largest=largest
     )
     if not len(coords):
         return found

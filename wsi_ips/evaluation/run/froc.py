@@ -48,6 +48,8 @@ from wsi_ips.progress import Progress
 from wsi_ips.units import Size
 
 DetectionsOf = Literal["attention", "contribution"]
+_Largest = Mapping[str, Mapping[DetectionsOf, float]]
+"""{case_id: the largest value of each map}, of cases whose slides were read as one bag."""
 
 RATES_RESAMPLED = 64
 """False positives a slide that resampling keeps: what lies below can hardly come within the rates that count."""
@@ -119,6 +121,7 @@ def report_froc(report: TaskReport, config: EvaluationConfig, progress: Progress
     rules: dict[str, FrocRules] = {}
     unannotated: list[str] = []
     unread: dict[str, str] = {}
+    largest = _largest_of_cases(report, config)
     partly = {} if config.partly_annotated else _partly_annotated(joined, report.scored.task)
     with progress("FROC", total=len(joined.pairs)) as advance:
         for place, (record, _) in enumerate(joined.pairs):
@@ -128,7 +131,7 @@ def report_froc(report: TaskReport, config: EvaluationConfig, progress: Progress
                 continue
             try:
                 result = read_result(RunFolder(config.run).attention(slide_id))
-                found = _detections(result, report, place, config)
+                found = _detections(result, report, place, config, largest)
             except (ResultsError, ValueError) as error:
                 unread[slide_id] = str(error)
                 continue
@@ -214,29 +217,56 @@ def _outlines(folder: Path, joined: Joined) -> dict[str, Path]:
 
 
 def _detections(
-    result: SlideResult, report: TaskReport, place: int, config: EvaluationConfig
+    result: SlideResult, report: TaskReport, place: int, config: EvaluationConfig, largest: _Largest
 ) -> dict[DetectionsOf, Detections]:
     """What a slide's attention finds, and its contributions where they are told."""
     scored = report.scored
-    task = scored.task
     # A task's first class is the slide without lesion; of a single yes-or-no class, its absence.
     lesion = scored.probability[place] if scored.kind == "binary" else 1 - scored.output_NC[place, 0]
-    probability, radius_um = float(lesion), config.detection_radius_um
-    attention_N = attention_map(result, query=result.task_queries.get(task.name))
-    found: dict[DetectionsOf, Detections] = {
-        "attention": detections_from_attention(
-            result.coords, attention_N, probability=probability, radius_um=radius_um
-        )
-    }
-    if tells(result):
-        # Likewise: what speaks for a lesion is what takes from the first class, or adds to the only one.
-        lesion_N = result.contribution(task.name, task.classes[0]) * np.float32(
-            1 if len(task.classes) == 1 else -1
-        )
-        found["contribution"] = detections_from_contributions(
-            result.coords, lesion_N, probability=probability, radius_um=radius_um
+    found: dict[DetectionsOf, Detections] = {}
+    for by, values_N in _values(result, scored.task).items():
+        detections = detections_from_attention if by == "attention" else detections_from_contributions
+        found[by] = detections(
+            result.coords,
+            values_N,
+            probability=float(lesion),
+            radius_um=config.detection_radius_um,
+            largest=largest.get(report.joined.pairs[place][0].case_id, {}).get(by),
         )
     return found
+
+
+def _values(result: SlideResult, task: TaskConfig) -> dict[DetectionsOf, NDArray[np.float32]]:
+    """What says where lesions are, (N,): attention, and contributions where they are told."""
+    values: dict[DetectionsOf, NDArray[np.float32]] = {
+        "attention": attention_map(result, query=result.task_queries.get(task.name))
+    }
+    if tells(result):
+        # What speaks for a lesion is what takes from the first class, or adds to the only one.
+        sign = np.float32(1 if len(task.classes) == 1 else -1)
+        values["contribution"] = result.contribution(task.name, task.classes[0]) * sign
+    return values
+
+
+def _largest_of_cases(report: TaskReport, config: EvaluationConfig) -> _Largest:
+    """The largest value over all slides of each case that was read as one bag. A slide with little of its case's
+    attention is not as suspicious as the one that has most of it. Slides that cannot be read count nothing here;
+    they are named elsewhere.
+    """
+    largest: dict[str, dict[DetectionsOf, float]] = {}
+    for record, row in report.joined.pairs:
+        if row.case is None:
+            continue
+        try:
+            values = _values(
+                read_result(RunFolder(config.run).attention(record.slide_id)), report.scored.task
+            )
+        except (ResultsError, ValueError):
+            continue
+        of_case = largest.setdefault(record.case_id, {})
+        for by, values_N in values.items():
+            of_case[by] = max(of_case.get(by, 0.0), float(values_N.max(initial=0)))
+    return largest
 
 
 def _mask(regions: Sequence[Region], annotation: Path, l0_size: Size, rules: FrocRules) -> LesionMask | None:

@@ -98,7 +98,8 @@ class NystromAttention(nn.Module):
 
     def _by_head(self, x_nD: Tensor, weight_DD: Tensor) -> Tensor:
         """Project rows (n, D) for each head, (H, n, K)."""
-        return linear(x_nD, weight_DD).unflatten(1, (self._heads, -1)).transpose(0, 1)
+        by_head_nHK: Tensor = linear(x_nD, weight_DD).unflatten(1, (self._heads, -1))
+        return by_head_nHK.transpose(0, 1)
 
     def _landmarks_of(self, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
         """The landmarks (L, D), and how many each stands for (L,); None if each stands for itself."""
@@ -113,9 +114,8 @@ class NystromAttention(nn.Module):
     def _residual_of_first(self, value_HTK: Tensor) -> Tensor:
         """The convolution ``residual`` at the first token, (H, 1, K)."""
         reached_HnK = value_HTK[:, : RESIDUAL_TAPS // 2 + 1]
-        taps_Hn: Tensor = self.residual.weight[:, 0, RESIDUAL_TAPS // 2 :, 0][:, : reached_HnK.shape[1]]
-        first_H1K: Tensor = taps_Hn[:, None] @ reached_HnK
-        return first_H1K
+        taps_Hn = self.residual.weight[:, 0, RESIDUAL_TAPS // 2 :, 0][:, : reached_HnK.shape[1]]
+        return taps_Hn[:, None] @ reached_HnK
 
 
 class PseudoInverse:
