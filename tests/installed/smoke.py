@@ -129,7 +129,9 @@ def check_viewer(run: Path) -> None:
             line = next((line for line in server.stdout if "http://" in line), "")
             check(line, f"view ended with {server.poll()} and named no address")
             address = line[line.index("http://") :].strip()
-            browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())  # the token becomes a cookie
+            browser = urllib.request.build_opener(
+                urllib.request.HTTPCookieProcessor()
+            )  # the token becomes a cookie
             with browser.open(address, timeout=60) as answer:
                 page = answer.read().decode()
             check("<script" in page and "page.js" in page, "view serves no page")
@@ -141,10 +143,18 @@ def check_viewer(run: Path) -> None:
 def check_extras(folder: Path, slide: Path, manifest: Path) -> None:
     """Whatever needs a package that is not here says in one line which extra brings it."""
     (folder / "data" / "images" / "slide.zarr").mkdir()
-    (folder / "data" / "images" / "slide.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    (folder / "data" / "images" / "slide.zarr" / "zarr.json").write_text(
+        '{"zarr_format": 3, "node_type": "group"}'
+    )
     (folder / "tissue.onnx").write_bytes(b"onnx")
     package = Path(sysconfig.get_path("purelib")) / "wsi_ips"
-    names = {"package": package, "slides": slide.parent, "out": folder, "manifest": manifest, "onnx": folder / "tissue.onnx"}
+    names = {
+        "package": package,
+        "slides": slide.parent,
+        "out": folder,
+        "manifest": manifest,
+        "onnx": folder / "tissue.onnx",
+    }
     for module, extra, words in EXTRAS:
         if find_spec(module) is not None:
             print(f"smoke: {extra} is installed and not asked for")
