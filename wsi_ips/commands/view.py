@@ -71,7 +71,7 @@ def view(
     this machine too. open_urls: whether slides at URLs that the run names are opened.
 
     Raises :class:`ConfigError` for a server beyond this machine without a token, for a host or port that cannot
-    be, and without the packages of ``wsi_ips[view]``; as :func:`wsi_ips.viewer.app.create_app` for a run,
+    be, and without starlette and uvicorn; as :func:`wsi_ips.viewer.app.create_app` for a run,
     a manifest or a folder that cannot be.
     """
     _check_packages()
@@ -110,9 +110,7 @@ def _check_packages() -> None:
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
-        raise ConfigError(
-            f"view needs {error.name}, which is not installed: pip install 'wsi_ips[view]'"
-        ) from None
+        raise ConfigError(f"view needs {error.name}, which is not installed: pip install wsi_ips") from None
 
 
 def _warnings(token: str | None, host: str) -> Iterator[str]:

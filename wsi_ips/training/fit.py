@@ -361,7 +361,9 @@ def _logger(out: Path) -> TensorBoardLogger:
     try:
         return TensorBoardLogger(out, name="tensorboard", version="")
     except ModuleNotFoundError:
-        raise ConfigError("training.tensorboard needs tensorboard: pip install 'wsi_ips[tensorboard]'") from None
+        raise ConfigError(
+            "training.tensorboard needs tensorboard: pip install 'wsi_ips[tensorboard]'"
+        ) from None
 
 
 class _Share:

