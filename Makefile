@@ -4,11 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-<<<<<<< HEAD
-.PHONY: install demo tables docs notebooks test test-all test-browser encoders-real fuzz page page-check lint format bench clean
-=======
-.PHONY: install demo docs test test-all test-installed test-python test-newest test-lowest test-browser encoders-real fuzz page page-check lint format bench clean
->>>>>>> install
+.PHONY: install demo tables docs notebooks test test-all test-installed test-python test-newest test-lowest test-browser \
+	encoders-real fuzz page page-check lint format bench clean
 
 install: $(READY)
 
