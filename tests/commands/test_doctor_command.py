@@ -18,6 +18,7 @@ from tests.commands.console import Console
 from wsi_ips.doctor import findings, folders, machine, pixels, speed
 from wsi_ips.doctor.findings import Check, Finding
 from wsi_ips.slides.openslide_reader import OpenSlideReader
+from wsi_ips.storage import system
 
 
 @pytest.fixture
@@ -100,13 +101,13 @@ def test_a_drive_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.
     def none(*arguments: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("wsi_ips.storage.held_folder.fcntl.flock", none)
+    monkeypatch.setattr("fcntl.flock", none)
     (finding,) = folders.folder_of_slides_or_results(tmp_path)
     assert (finding.status, finding.found[:18]) == ("warning", "has no file locks:")
 
 
 def test_locks_that_keep_nobody_out_are_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_ips.storage.held_folder.fcntl.flock", lambda *arguments: None)
+    monkeypatch.setattr("fcntl.flock", lambda *arguments: None)
     (finding,) = folders.folder_of_slides_or_results(tmp_path)
     assert finding.status == "fault"
     assert "do not keep a second run out" in finding.found
@@ -207,8 +208,8 @@ def test_a_container_that_may_use_less_says_how_many_threads_fit(
 ) -> None:
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     (tmp_path / "memory.max").write_text(f"{2**30}\n")
-    monkeypatch.setattr(machine, "CONTAINER_CPU", tmp_path / "cpu.max")
-    monkeypatch.setattr(machine, "CONTAINER_MEMORY", tmp_path / "memory.max")
+    monkeypatch.setattr(system, "CONTAINER_CPU", tmp_path / "cpu.max")
+    monkeypatch.setattr(system, "CONTAINER_MEMORY", tmp_path / "memory.max")
     assert machine.processor().status == "warning"
     assert "OMP_NUM_THREADS=1" in machine.processor().fix
     assert machine.memory().found.endswith("of 1.0 GiB are free")

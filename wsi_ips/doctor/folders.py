@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wsi_ips.doctor.findings import Check, Finding
 from wsi_ips.errors import ResultsError
+from wsi_ips.storage.system import forget_cached
 
 LEAST_FREE_GIB = 5.0
 """GiB of free space below which a warning is given; features of a hundred slides take about as much."""
@@ -156,9 +157,7 @@ def speed(folder: Path) -> Finding | list[Finding]:
 def _read_again(path: Path) -> bool:
     """Read the file. Returns whether the system could not be asked to forget it before."""
     with path.open("rb", buffering=0) as file:
-        forgets = hasattr(os, "posix_fadvise")
-        if forgets:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        forgets = forget_cached(file.fileno())
         while file.read(2**20):
             pass
     return not forgets

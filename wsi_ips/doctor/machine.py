@@ -9,6 +9,7 @@ from typing import Any
 
 from wsi_ips.doctor.findings import Check, Finding
 from wsi_ips.errors import one_line
+from wsi_ips.storage.system import container_processors, has_nvidia_driver, memory_bytes, usable_processors
 
 SAFE_OPENSLIDE = (4, 0, 1)
 """The first OpenSlide without the known holes CVE-2026-48977 and CVE-2026-54604."""
@@ -18,12 +19,6 @@ LEAST_MEMORY_GIB = 4.0
 
 ONLINE_TIMEOUT_S = 10
 """Seconds that the hub is waited for."""
-
-CONTAINER_CPU = Path("/sys/fs/cgroup/cpu.max")
-"""What a container may use of the processors: microseconds, and of how many."""
-
-CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")
-"""Bytes of memory that a container may use, or ``max``."""
 
 
 def machine_checks(*, online: bool) -> list[Check]:
@@ -129,7 +124,7 @@ def processor() -> Finding:
     """How many processors may be used, and whether PyTorch uses their wide instructions and bfloat16."""
     import torch
 
-    count, allowed = usable_processors(), _container_cpus()
+    count, allowed = usable_processors(), container_processors()
     flags = _flags(torch)
     wide = torch.backends.cpu.get_cpu_capability()
     half = [name for name in ("avx512_bf16", "amx_bf16", "arm_bf16") if flags.get(name)]
@@ -150,22 +145,6 @@ def processor() -> Finding:
     return Finding("processor", "ok", told, "" if half else "on it leave --precision at 32")
 
 
-def usable_processors() -> int:
-    """The processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _container_cpus() -> float | None:
-    """How many processors' time the container may use; None without a limit."""
-    try:
-        quota, period = CONTAINER_CPU.read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
 def _flags(torch: Any) -> dict[str, bool]:
     """The processor's instructions by name, as far as this PyTorch tells them."""
     told = getattr(torch.cpu, "get_capabilities", None)
@@ -177,15 +156,7 @@ def _flags(torch: Any) -> dict[str, bool]:
 
 def memory() -> Finding:
     """How much main memory there is, and how much is free."""
-    total = _pages("SC_PHYS_PAGES")
-    free = _available()
-    try:
-        limit = int(CONTAINER_MEMORY.read_text())
-        total, free = (min(limit, known) if known else limit for known in (total, free))
-    except (OSError, ValueError):
-        pass  # no container, or no limit
-    if total is None or free is None:
-        return Finding("memory", "ok", "how much there is cannot be known on this system")
+    total, free = memory_bytes()
     told = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
     if free / 2**30 < LEAST_MEMORY_GIB:
         fix = (
@@ -193,24 +164,6 @@ def memory() -> Finding:
         )
         return Finding("memory", "warning", told, fix)
     return Finding("memory", "ok", told)
-
-
-def _pages(name: str) -> int | None:
-    try:
-        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _available() -> int | None:
-    """Bytes of memory that a new program can have, caches that can be given up included."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return _pages("SC_AVPHYS_PAGES")
 
 
 def devices() -> list[Finding]:
@@ -223,7 +176,7 @@ def devices() -> list[Finding]:
         found.append(_tried(torch, "mps", f"Apple's GPU, {limit:.1f} GiB of memory for it"))
     if found:
         return found
-    if Path("/proc/driver/nvidia/version").is_file() or Path("/dev/nvidia0").exists():
+    if has_nvidia_driver():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         fix = "install the PyTorch that fits the driver (https://pytorch.org), or update the driver"
         return [

@@ -36,9 +36,9 @@ def decoding() -> Finding:
     import numpy as np
     import simplejpeg
 
-    from wsi_ips.doctor.machine import usable_processors
     from wsi_ips.doctor.pixels import TILE_PX, drawn
     from wsi_ips.slides.codecs.jpeg import Colours, JpegTiles
+    from wsi_ips.storage.system import usable_processors
 
     picture = np.ascontiguousarray(drawn()[:TILE_PX, :TILE_PX])
     data = memoryview(simplejpeg.encode_jpeg(picture, 80, "RGB", "420"))

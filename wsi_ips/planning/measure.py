@@ -6,8 +6,6 @@ and the most memory that the process held, are the :class:`wsi_ips.planning.rate
 random weights, which compute as long as others do, so that nothing is downloaded.
 """
 
-import contextlib
-import os
 import statistics
 import tempfile
 import time
@@ -24,7 +22,6 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig, StreamingConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.inference.in_hand import alone
-from wsi_ips.inference.telemetry import peak_rss_mb
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.models.encoders.precision import Compute, compute_in
@@ -36,6 +33,7 @@ from wsi_ips.planning.work import Kind
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.storage.system import load_average, peak_memory_since_start, usable_processors
 from wsi_ips.streaming.device import calculating, pick_device
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
 from wsi_ips.streaming.stream import PatchStream
@@ -52,7 +50,6 @@ MOST_REPEATS = 200
 HEAD_RUNS = ((4, 1, 2), (4, 1, 6), (12, 3, 6))
 """Short trainings on features: (training bags, validation bags, epochs). Three of them tell a bag from an
 epoch from the start."""
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +90,7 @@ def measured_rates(wanted: Wanted) -> Rates:
 
 def peak_mb() -> float:
     """The most MiB that this process held. A new process begins at 0, which ``ru_maxrss`` does not on Linux."""
-    with contextlib.suppress(OSError):
-        for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return float(line.split()[1]) / 1024
-    return peak_rss_mb()
+    return peak_memory_since_start() / 2**20
 
 
 def _measure(wanted: Wanted) -> Rates:
@@ -124,7 +117,7 @@ class _Measurement:
             "device": _name_of(self._device),
             "how": "measured",
             "clock": wanted.clock,
-            "cores": 1 if wanted.clock == "cpu" else _cores(),
+            "cores": 1 if wanted.clock == "cpu" else usable_processors(),
             "base_mb": base_mb,
         }
         if self._device.type == "cuda":
@@ -159,10 +152,11 @@ class _Measurement:
 
     def _told(self) -> Rates:
         """What was found, and whether the machine was busy with something else."""
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        if load > 1.5 * _cores() and self._wanted.clock == "wall":
+        load = load_average()
+        if load > 1.5 * usable_processors() and self._wanted.clock == "wall":
             self._found["notes"] = (
-                f"this machine had other work while it was measured ({load:.1f} processes on {_cores()} cores): "
+                f"this machine had other work while it was measured ({load:.1f} processes on "
+                f"{usable_processors()} cores): "
                 "times are those of a machine as busy as that; --clock cpu counts seconds of a core instead",
             )
         if self._wanted.clock == "cpu":
@@ -426,9 +420,7 @@ class _InMemory(PatchSource):
         return ids_n if kind == "ids" else torch.stack([ids_n, ids_n], dim=1).double()
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _name_of(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_cores()} cores"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {usable_processors()} cores"

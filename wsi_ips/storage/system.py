@@ -26,6 +26,12 @@ PROC = Path("/proc")
 MACHINE_ID = Path("/etc/machine-id")
 """The file that tells one Linux installation from another."""
 
+CONTAINER_CPU, CONTAINER_MEMORY = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/memory.max")
+"""What a container on Linux may use (control groups, version 2)."""
+
+NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
+"""What Linux has where there is an NVIDIA GPU with a driver."""
+
 FIRST_TO_GO = "1000"
 """The out-of-memory killer of Linux takes the process with the highest of these numbers, which ends at 1000."""
 
@@ -153,6 +159,62 @@ def peak_memory_bytes() -> int:
     import psutil
 
     return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+
+
+def peak_memory_since_start() -> int:
+    """The most bytes that this process has held. On Linux a new process begins at 0, which it does not in
+    :func:`peak_memory_bytes`: that begins at the size of its parent."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in (PROC / "self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return peak_memory_bytes()
+
+
+def memory_bytes() -> tuple[int, int]:
+    """The main memory of this machine or container, and how much of it a new program can have, in bytes."""
+    import psutil
+
+    held = psutil.virtual_memory()
+    try:
+        limit = int(CONTAINER_MEMORY.read_text())
+    except (OSError, ValueError):
+        return int(held.total), int(held.available)  # no container, or no limit
+    return min(limit, held.total), min(limit, held.available)
+
+
+def usable_processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def container_processors() -> float | None:
+    """How many processors' time the container may use; None without a limit."""
+    try:
+        quota, period = CONTAINER_CPU.read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def load_average() -> float:
+    """How many processes wanted to run in the last minute, 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def has_nvidia_driver() -> bool:
+    """Whether Linux has an NVIDIA GPU, whatever PyTorch thinks. Other systems are not asked."""
+    return any(path.exists() for path in NVIDIA)
+
+
+def forget_cached(descriptor: int) -> bool:
+    """Ask the system to forget what it remembers of an open file. Returns whether it can be asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
 
 
 def most_open_files() -> int | None:
