@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from wsi_ips.drawn.nuclei import NORMAL, Density, NucleusKind, draw_nuclei, scatter
-from wsi_ips.drawn.synthetic import EOSIN, HAEMATOXYLIN
+from wsi_ips.drawn.synthetic import EOSIN, HAEMATOXYLIN, NORMAL, Density, NucleusKind, draw_nuclei, scatter
 from wsi_ips.slides.base import WHITE, RgbImage
 from wsi_ips.units import Mpp
 

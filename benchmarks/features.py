@@ -29,7 +29,7 @@ from torch import Tensor
 from wsi_ips.config import EncoderConfig, StreamingConfig, TilingConfig
 from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder
 from wsi_ips.inference.made_from import MadeFrom
-from wsi_ips.models.encoders.precision import Compute
+from wsi_ips.models.encoders.network import Compute
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.stream import PatchStream

@@ -125,7 +125,7 @@ def encoding(name: str, dry: bool) -> dict[str, Any]:
     from benchmarks.make_gigapixel import make_gigapixel
     from wsi_ips.config import EncoderConfig, ModelConfig, SelectionConfig, StreamingConfig, TilingConfig
     from wsi_ips.models.build import build_net
-    from wsi_ips.models.encoders.precision import Compute, compute_in
+    from wsi_ips.models.encoders.network import Compute, compute_in
     from wsi_ips.selection.slide_reading import read_slide
     from wsi_ips.slides.registry import open_slide
     from wsi_ips.streaming.stream import PatchStream
@@ -191,7 +191,7 @@ def precision(dry: bool) -> dict[str, Any]:
     import torch
 
     from wsi_ips.config import EncoderConfig
-    from wsi_ips.models.encoders.precision import Compute
+    from wsi_ips.models.encoders.network import Compute
     from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 
     device, told = device_of(dry), {}
@@ -256,7 +256,7 @@ def training(dry: bool) -> dict[str, Any]:
     """Steps a second of one bag of M = 256 patches in bf16."""
     from benchmarks.vram import Case, Counted, config_of, step_of
     from wsi_ips.models.build import build_net
-    from wsi_ips.models.encoders.precision import Compute, compute_in
+    from wsi_ips.models.encoders.network import Compute, compute_in
     from wsi_ips.training.learning import make_optimizer
 
     device, told = device_of(dry), {}

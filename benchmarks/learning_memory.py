@@ -86,7 +86,7 @@ def measured(arguments: argparse.Namespace, m: int) -> StepMemory:
     import torch
 
     from wsi_ips.models.build import build_net
-    from wsi_ips.models.encoders.precision import Compute, compute_in
+    from wsi_ips.models.encoders.network import Compute, compute_in
     from wsi_ips.training.kept_patches import PatchKeeper
     from wsi_ips.training.learning import Learner, make_optimizer
 

@@ -31,7 +31,7 @@ from wsi_ips.config import FinetuneConfig, settings_fingerprint  # noqa: E402
 from wsi_ips.images.command import ImagesJob  # noqa: E402
 from wsi_ips.images.config import MegapixelMnistConfig  # noqa: E402
 from wsi_ips.images.image_sets import ImageSplits, image_splits  # noqa: E402
-from wsi_ips.images.scores import score_bags  # noqa: E402
+from wsi_ips.images.learning import score_bags  # noqa: E402
 from wsi_ips.models.checkpoint import load_checkpoint  # noqa: E402
 from wsi_ips.storage.files import whole_file  # noqa: E402
 from wsi_ips.streaming.device import pick_device  # noqa: E402

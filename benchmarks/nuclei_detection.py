@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from wsi_ips.models.cost import parameters_of
+from wsi_ips.models.build import parameters_of
 from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.nuclei.data import OutlinedImage, read_outlined_images, split_off
 from wsi_ips.nuclei.models import build_detector, save_detector

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.slide_scores import macro_auc
-from wsi_ips.evaluation.bootstrap import Measure, Pair, paired_bootstrap
+from wsi_ips.evaluation.intervals import Measure, Pair, paired_bootstrap
 
 RESAMPLES = 2000
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.build import build_net
 from wsi_ips.models.ips_net import BagReading, IPSNet
-from wsi_ips.selection.random_patches import some_of
+from wsi_ips.selection.baselines import some_of
 from wsi_ips.training.augment import quarter_turns_and_flips
 from wsi_ips.training.bags import SlideBag
 from wsi_ips.training.learning import make_optimizer, set_learning_rate, step_loss

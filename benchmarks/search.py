@@ -24,8 +24,7 @@ from wsi_ips.search.candidate import CandidateScore, ProxyTask
 from wsi_ips.search.command import SearchJob
 from wsi_ips.search.config import SearchConfig
 from wsi_ips.search.proxy import prepare, write_arrays
-from wsi_ips.search.record import Candidate, best_of, draw_search
-from wsi_ips.search.run import new_candidates
+from wsi_ips.search.run import Candidate, best_of, draw_search, new_candidates
 from wsi_ips.search.strategy import build_strategy
 from wsi_ips.storage.files import whole_file
 

@@ -23,7 +23,7 @@ from benchmarks.image_baselines import fit as fit_images
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.images.config import MegapixelMnistConfig
 from wsi_ips.images.image_sets import ImageSplits, image_splits
-from wsi_ips.images.scores import score_bags
+from wsi_ips.images.learning import score_bags
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.storage.files import whole_file
 from wsi_ips.training.fit import train_bags

@@ -11,8 +11,8 @@ from shapely import MultiPolygon
 from shapely.affinity import scale
 
 from wsi_ips.drawn.composite import filled
-from wsi_ips.evaluation.bootstrap import Pair, Picked, bootstrap, paired_bootstrap
 from wsi_ips.evaluation.froc import FrocRules, SlideHits, detections_from_attention, hit_lesions, lesion_mask
+from wsi_ips.evaluation.intervals import Pair, Picked, bootstrap, paired_bootstrap
 from wsi_ips.evaluation.slide_level import roc_auc
 from wsi_ips.tiling.grid import PatchCoords
 

@@ -22,7 +22,7 @@ from torch import nn
 
 import wsi_ips.models.spinenet  # noqa: F401 - its models become timm's
 from benchmarks.nuclei_detection import add_options, detection_figures, training_of
-from wsi_ips.models.cost import Cost, cost_of
+from wsi_ips.models.build import Cost, cost_of
 from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.nuclei.models import build_pyramid, retina_head
 

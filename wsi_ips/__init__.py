@@ -15,7 +15,7 @@ if (
     TYPE_CHECKING
 ):  # what __getattr__ finds, for type checkers and editors; the tests hold both against each other
     from wsi_ips.api.dataset import PatchDataset as PatchDataset
-    from wsi_ips.api.encoder import Encoder as Encoder
+    from wsi_ips.api.model import Encoder as Encoder
     from wsi_ips.api.model import Model as Model
     from wsi_ips.api.model import load as load
     from wsi_ips.api.patches import Patches as Patches
@@ -23,13 +23,13 @@ if (
     from wsi_ips.api.result import Result as Result
     from wsi_ips.api.result import overlay as overlay
     from wsi_ips.api.runs import Run as Run
+    from wsi_ips.api.runs import evaluate as evaluate
     from wsi_ips.api.runs import predict as predict
-    from wsi_ips.api.scores import evaluate as evaluate
+    from wsi_ips.api.runs import train as train
     from wsi_ips.api.slide import Slide as Slide
     from wsi_ips.api.slide import open_slide as open_slide
     from wsi_ips.api.streams import Batch as Batch
     from wsi_ips.api.streams import stream as stream
-    from wsi_ips.api.training import train as train
     from wsi_ips.config import FinetuneConfig as FinetuneConfig
     from wsi_ips.config import TilingConfig as TilingConfig
     from wsi_ips.errors import WsiIpsError as WsiIpsError
@@ -60,7 +60,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Batch": "api.streams",
-    "Encoder": "api.encoder",
+    "Encoder": "api.model",
     "FinetuneConfig": "config",
     "Model": "api.model",
     "PatchDataset": "api.dataset",
@@ -70,14 +70,14 @@ _MODULE_OF = {
     "Slide": "api.slide",
     "TilingConfig": "config",
     "WsiIpsError": "errors",
-    "evaluate": "api.scores",
+    "evaluate": "api.runs",
     "load": "api.model",
     "open_slide": "api.slide",
     "overlay": "api.result",
     "predict": "api.runs",
     "stream": "api.streams",
     "tile": "api.patches",
-    "train": "api.training",
+    "train": "api.runs",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw it would believe in any name

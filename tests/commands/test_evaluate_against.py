@@ -14,7 +14,7 @@ from tests.commands.console import Console
 from tests.commands.evaluated_run import Made, Slide, make_run, tumor
 from wsi_ips.config import TaskConfig
 from wsi_ips.config.survival import SurvivalConfig
-from wsi_ips.evaluation.delong import delong_test
+from wsi_ips.evaluation.intervals import delong_test
 from wsi_ips.evaluation.slide_level import roc_auc
 
 FAST = ("--bootstrap", "100", "--no-plots")

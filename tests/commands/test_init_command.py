@@ -15,7 +15,7 @@ from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.init import KEYS
 from wsi_ips.commands.recipe import load_recipe, make_job
 from wsi_ips.config.commented import commented_yaml, meanings
-from wsi_ips.config.plain_yaml import load_yaml
+from wsi_ips.config.section import load_yaml
 
 SETTING = re.compile(r"^( *)#(\w+: .*)$", re.MULTILINE)
 

@@ -15,8 +15,7 @@ from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.slides.tiff_files import write_pyramid
 from wsi_ips.heatmaps.debug_overlay import GRID, KEPT, PATCH, draw_debug_overlay
-from wsi_ips.inference.part_of_case import PartOfCase
-from wsi_ips.inference.results import read_result, write_result
+from wsi_ips.inference.results import PartOfCase, read_result, write_result
 from wsi_ips.slides import open_slide
 from wsi_ips.tiling.coords import read_coords
 

@@ -16,7 +16,7 @@ from tests.conftest import SmallData
 from tests.models.encoders.look_alikes import as_file, lay_into_cache, plain_network, tiny_entry
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.encoders import registry
-from wsi_ips.models.encoders.base_weights import BASE_WEIGHTS
+from wsi_ips.models.encoders.lora import BASE_WEIGHTS
 from wsi_ips.models.encoders.registry import ENCODERS
 
 NAME = "uni2-h"

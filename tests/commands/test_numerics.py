@@ -14,7 +14,7 @@ from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.commands.predict import PredictJob, predict
 from wsi_ips.commands.recipe import shipped_recipe
 from wsi_ips.errors import ConfigError
-from wsi_ips.images.scores import BagScores, score_bags
+from wsi_ips.images.learning import BagScores, score_bags
 from wsi_ips.images.traffic_signs import make_signs
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.progress import silent
@@ -106,7 +106,7 @@ def test_test_images(
         held.append(torch.are_deterministic_algorithms_enabled())
         return score_bags(*arguments, **named)
 
-    monkeypatch.setattr("wsi_ips.images.scores.score_bags", watched)
+    monkeypatch.setattr("wsi_ips.images.learning.score_bags", watched)
     words = [data, f"out={tmp_path / 'run'}", "tiling.patch_px=40", "selection.m=3", "device=cpu",
              "model.encoder={name: resnet10t, weights: none, stage: 0, batch_norm: batch}",
              "model.attention={heads: 2, key_dim: 4, value_dim: 4, inner_dim: 8, positions: raster}",

@@ -112,7 +112,7 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     def no_compiler(_: torch.device) -> None:
         raise ConfigError("compile: true: PyTorch cannot compile for cpu here (no g++)")
 
-    monkeypatch.setattr("wsi_ips.models.encoders.precision.check_compiles", no_compiler)
+    monkeypatch.setattr("wsi_ips.models.encoders.network.check_compiles", no_compiler)
     told = console("features", slide, *ENCODER, "--out", tmp_path / "d", "--compile")
     assert (told.code, "cannot compile" in told.complaint) == (2, True)
     told = console(*predict, "--out", tmp_path / "e", "--compile", "--device", "cpu")

@@ -11,8 +11,8 @@ import yaml
 from tests.commands.console import Console
 from tests.datasets.feature_folders import write_features
 from wsi_ips.models.checkpoint import load_checkpoint
-from wsi_ips.survival.concordance import harrell
 from wsi_ips.survival.follow_up import FollowUp
+from wsi_ips.survival.scores import harrell
 
 WIDTH, PATCHES = 4, 4
 SURVIVAL = {"time": "months", "event": "died", "at": [2, 5, 10, 15], "unit": "months"}

@@ -18,7 +18,7 @@ from tests.commands.console import Console
 from tests.commands.deadly import Command, detect, features, predict, rows
 from tests.conftest import SmallData
 from wsi_ips.inference.in_hand import IN_HAND, Died
-from wsi_ips.inference.in_turn import predict_in_turn
+from wsi_ips.inference.label import predict_in_turn
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideRow, Status, read_slide_table, write_slide_table

@@ -15,7 +15,7 @@ from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location
-from wsi_ips.tiling import stored_tiling as tile_slide
+from wsi_ips.tiling import patches as tile_slide
 from wsi_ips.tiling.coords import read_coords, stored_tiled_from
 
 PATCH = ("--patch-px", "64", "--mag", "10")

@@ -7,7 +7,7 @@ import pytest
 
 from wsi_ips.commands.recipe import with_overrides
 from wsi_ips.config import read_specification_table
-from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
+from wsi_ips.config.section import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.config.slides import read_tissue_model
 from wsi_ips.errors import ConfigError
 

@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from shapely import LinearRing, Point
 
-from wsi_ips.datasets import lesion_mask as module
-from wsi_ips.datasets.annotations import Kind, Region, enclosed, polygons_of, winding_numbers
-from wsi_ips.datasets.lesion_mask import lesion_mask, read_mask
+from wsi_ips.datasets import annotations as module
+from wsi_ips.datasets.annotations import (
+    Kind,
+    Region,
+    enclosed,
+    lesion_mask,
+    polygons_of,
+    read_mask,
+    winding_numbers,
+)
 from wsi_ips.errors import AnnotationError, UnsupportedSlide
 
 Ring = Sequence[tuple[float, float]]

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_ips.evaluation.bootstrap import (
+from wsi_ips.evaluation.intervals import (
     Pair,
     bootstrap,
+    delong_interval,
     paired_bootstrap,
     percentile_interval,
     resample_cases,
 )
-from wsi_ips.evaluation.delong import delong_interval
 from wsi_ips.evaluation.slide_level import auc_or_nan, roc_auc
 
 

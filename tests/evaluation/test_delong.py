@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wsi_ips.evaluation.delong import delong_interval, delong_test, midranks
+from wsi_ips.evaluation.intervals import delong_interval, delong_test, midranks
 from wsi_ips.evaluation.slide_level import roc_auc
 
 Slides = list[tuple[int, int, bool]]

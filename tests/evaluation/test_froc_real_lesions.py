@@ -10,8 +10,8 @@ from shapely import MultiPolygon, Polygon
 from shapely.affinity import translate
 
 from tests.evaluation import plain_froc
+from wsi_ips.datasets.annotations import lesion_mask as rasterise
 from wsi_ips.datasets.annotations import read_asap, write_asap
-from wsi_ips.datasets.lesion_mask import lesion_mask as rasterise
 from wsi_ips.evaluation.froc import TUMOR, lesion_mask
 
 

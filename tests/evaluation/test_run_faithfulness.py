@@ -11,8 +11,8 @@ from torch import Tensor
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import SlideRecord
-from wsi_ips.evaluation.bootstrap import Interval
 from wsi_ips.evaluation.faithfulness import flipping_curves, random_curves
+from wsi_ips.evaluation.intervals import Interval
 from wsi_ips.evaluation.run.faithfulness import (
     FaithfulnessReport,
     SlideFaithfulness,

@@ -19,7 +19,7 @@ from wsi_ips.selection.reading import read_bag
 from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.testing.segmenters import stained
 from wsi_ips.tiling.tissue import find_tissue
-from wsi_ips.training.methods import make_method
+from wsi_ips.training.module import make_method
 from wsi_ips.units import Mpp
 
 CPU = torch.device("cpu")

@@ -82,7 +82,7 @@ def _tile(given: Path, out: Path) -> None:
     from wsi_ips.commands.recipe import make_job
     from wsi_ips.commands.tile import TileJob
     from wsi_ips.heatmaps.tissue_preview import write_preview
-    from wsi_ips.tiling.stored_tiling import SlideToTile, TilingFolder, tile_one
+    from wsi_ips.tiling.patches import SlideToTile, TilingFolder, tile_one
 
     job = make_job({"command": "tile", "slides": str(given), "out": str(out / "tiles"), "mask_preview": True,
                     "tiling": TILING}, source="fuzz")  # fmt: skip
@@ -291,8 +291,7 @@ def read_table(given: Path, out: Path) -> None:
 
 def read_outlines(given: Path, out: Path) -> None:
     """Outlines as tissue (GeoJSON), lesions (ASAP) or nuclei (ImageScope), drawn as a mask too."""
-    from wsi_ips.datasets.annotations import check_inside, lesion_area, read_asap
-    from wsi_ips.datasets.lesion_mask import lesion_mask
+    from wsi_ips.datasets.annotations import check_inside, lesion_area, lesion_mask, read_asap
     from wsi_ips.nuclei import data as nucleus_outlines
     from wsi_ips.tiling.contours import ContourFolder, outlined_tissue
     from wsi_ips.units import Mpp

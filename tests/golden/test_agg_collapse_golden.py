@@ -11,13 +11,7 @@ from tests.golden.agg_cases import Case, cases, scoring_names
 from tests.golden.test_agg_golden import Model, embedding_of, width_of
 from wsi_ips.models.aggregators.abmil import Abmil
 from wsi_ips.models.heads import Heads
-from wsi_ips.training.against_collapse import (
-    Anchor,
-    HideTopPatches,
-    anchor_loss,
-    anchor_target,
-    negative_entropy,
-)
+from wsi_ips.training.losses import Anchor, HideTopPatches, anchor_loss, anchor_target, negative_entropy
 
 
 def abmil_of(case: Case, rows: int) -> Abmil:

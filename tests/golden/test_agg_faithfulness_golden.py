@@ -20,7 +20,7 @@ from wsi_ips.evaluation.faithfulness import (
     step_sizes,
 )
 from wsi_ips.models.aggregators.abmil import Abmil
-from wsi_ips.models.aggregators.embedding import Embedding
+from wsi_ips.models.aggregators.base import Embedding
 from wsi_ips.models.heads import Heads
 
 ORDERS = {"morf": "most_relevant_first", "morl": "least_relevant_first"}

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from tests.golden.agg_cases import Case, cases, scoring_names
 from wsi_ips.models.aggregators.abmil import Abmil
 from wsi_ips.models.aggregators.abmilx import Abmilx
-from wsi_ips.models.aggregators.base import Aggregated, Aggregator
+from wsi_ips.models.aggregators.base import Aggregated, Aggregator, Embedding
 from wsi_ips.models.aggregators.clam import Clam, ClamMultiBranch, ClamOptions
 from wsi_ips.models.aggregators.dsmil import Dsmil, DsmilOptions
-from wsi_ips.models.aggregators.embedding import Embedding
 from wsi_ips.models.aggregators.max import Max
 from wsi_ips.models.aggregators.mean import Mean
 from wsi_ips.models.aggregators.transmil import TransMil

@@ -10,13 +10,13 @@ from torch import nn
 from tests.golden.agg_cases import Case, cases, scoring_names
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import SelectionConfig, StreamingConfig
-from wsi_ips.inference.case_reading import SlideOfCase, slides_of_case
+from wsi_ips.inference.predict import SlideOfCase, slides_of_case
 from wsi_ips.models.aggregators.abmil import Abmil
-from wsi_ips.models.aggregators.embedding import Embedding
+from wsi_ips.models.aggregators.base import Embedding
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.reading import read_bag
-from wsi_ips.training.case_bag import CaseBag
+from wsi_ips.training.bags import CaseBag
 
 NAMES = ["a", "b", "c", "d", "e", "f"]
 

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from tests.conftest import SHARED
-from wsi_ips.survival.concordance import harrell, uno
-from wsi_ips.survival.cox import cox_loss
 from wsi_ips.survival.follow_up import FollowUp
-from wsi_ips.survival.hazards import hazard_loss, hazard_risk, hazard_survival
 from wsi_ips.survival.kaplan_meier import censoring_curve, kaplan_meier
 from wsi_ips.survival.log_rank import log_rank, risk_group, risk_group_edges
+from wsi_ips.survival.losses import cox_loss, hazard_loss, hazard_risk, hazard_survival
+from wsi_ips.survival.scores import harrell, uno
 from wsi_ips.survival.time_bins import bin_of, time_bins
 
 FOLDER = Path(os.environ.get("WSI_IPS_GOLDEN", SHARED / "golden"))

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 
 from wsi_ips.inference.results import SlideResult
-from wsi_ips.testing.maps import BOUNDS as BOUNDS
-from wsi_ips.testing.maps import GREY as GREY
-from wsi_ips.testing.maps import L0_SIZE as L0_SIZE
-from wsi_ips.testing.maps import SLIDE_MPP as SLIDE_MPP
-from wsi_ips.testing.maps import Drawn as Drawn
-from wsi_ips.testing.maps import drawn as drawn
-from wsi_ips.testing.maps import result_of as result_of
-from wsi_ips.testing.maps import without_patches as without_patches
+from wsi_ips.testing.exporters import BOUNDS as BOUNDS
+from wsi_ips.testing.exporters import GREY as GREY
+from wsi_ips.testing.exporters import L0_SIZE as L0_SIZE
+from wsi_ips.testing.exporters import SLIDE_MPP as SLIDE_MPP
+from wsi_ips.testing.exporters import Drawn as Drawn
+from wsi_ips.testing.exporters import drawn as drawn
+from wsi_ips.testing.exporters import result_of as result_of
+from wsi_ips.testing.exporters import without_patches as without_patches
 
 
 def telling(result: SlideResult, added: Mapping[int, float]) -> SlideResult:

@@ -21,7 +21,7 @@ from wsi_ips.errors import CheckpointError, ClusterError, ResultsError, WsiIpsEr
 from wsi_ips.inference.batch import predict_on_workers
 from wsi_ips.inference.checkpoints import Checkpoints
 from wsi_ips.inference.in_hand import IN_HAND, SlidesInHand
-from wsi_ips.inference.in_turn import predict_in_turn
+from wsi_ips.inference.label import predict_in_turn
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import SlideFailed
-from wsi_ips.inference.in_turn import predict_slides
+from wsi_ips.inference.label import predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.predictions import read_predictions
 from wsi_ips.inference.run_folder import RunFolder

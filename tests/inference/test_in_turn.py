@@ -13,7 +13,7 @@ from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import WsiIpsError
 from wsi_ips.inference.in_hand import IN_HAND, Died, NotStarted, SlidesInHand, alone
-from wsi_ips.inference.in_turn import predict_in_turn, predict_slides
+from wsi_ips.inference.label import predict_in_turn, predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder

@@ -15,7 +15,7 @@ import torch
 from tests.conftest import SmallData
 from wsi_ips.config import StreamingConfig, TaskConfig
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.inference.in_turn import predict_slides
+from wsi_ips.inference.label import predict_slides
 from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, read_result

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wsi_ips.errors import CheckpointError, ConfigError, DatasetError
-from wsi_ips.models.cost import cost_of, parameters_of
+from wsi_ips.models.build import cost_of, parameters_of
 from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig
 from wsi_ips.nuclei.data import OutlinedImage
 from wsi_ips.nuclei.models import (

@@ -22,7 +22,7 @@ from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.spinenet.specification import load_specification, write_specification
 from wsi_ips.nuclei.config import DetectorConfig
 from wsi_ips.nuclei.models import build_retinanet, load_detector, save_detector
-from wsi_ips.search.record import Candidate, draw_search
+from wsi_ips.search.run import Candidate, draw_search
 from wsi_ips.search.space import decode
 
 RECIPE = Path(__file__).resolve().parents[2] / "pipelines" / "spinenet_search_small.yaml"
@@ -77,7 +77,7 @@ def test_without_optuna_the_extra_is_named(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = drawn(tmp_path / "data")
-    monkeypatch.delitem(sys.modules, "wsi_ips.search.optuna_search", raising=False)
+    monkeypatch.delitem(sys.modules, "wsi_ips.search.strategy", raising=False)
     real_import = builtins.__import__
 
     def refuse(name: str, *rest: Any, **more: Any) -> Any:

@@ -11,8 +11,7 @@ from wsi_ips.errors import ConfigError, ResultsError, TrainingError
 from wsi_ips.models.spinenet.specification import Specification, load_specification
 from wsi_ips.progress import silent
 from wsi_ips.search.candidate import CandidateScore
-from wsi_ips.search.record import SearchRecord, best_of
-from wsi_ips.search.run import claimed, search
+from wsi_ips.search.run import SearchRecord, best_of, claimed, search
 
 ALL = ("random", "evolution", "controller")
 CONFIG = settings(strategies=ALL, candidates=8, evolution={"population": 3}, controller={"batch": 2})

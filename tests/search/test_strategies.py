@@ -6,11 +6,9 @@ import pytest
 
 from tests.search.small import SMALL, settings, share_of_residual
 from wsi_ips.search.config import EvolutionConfig, SearchSpaceConfig, StrategyName
-from wsi_ips.search.controller import ControllerSearch
-from wsi_ips.search.optuna_search import OptunaSearch
 from wsi_ips.search.run import new_candidates, retell
 from wsi_ips.search.space import replay
-from wsi_ips.search.strategy import build_strategy, labels_of
+from wsi_ips.search.strategy import ControllerSearch, OptunaSearch, build_strategy, labels_of
 
 STRATEGIES: tuple[StrategyName, ...] = ("random", "evolution", "controller")
 KINDS_ONLY = SearchSpaceConfig(intermediate={3: 1, 4: 1}, outputs=(3, 4), adjust_levels=False)

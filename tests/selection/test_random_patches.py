@@ -13,7 +13,7 @@ from tests.training.memory_bags import MemoryBag
 from tests.training.test_head_start import CPU, WIDTH, features_bag
 from wsi_ips.config import FinetuneConfig, SelectionConfig
 from wsi_ips.models.build import build_net
-from wsi_ips.selection.random_patches import read_random, some_of
+from wsi_ips.selection.baselines import read_random, some_of
 from wsi_ips.streaming.patch_source import Chunk
 from wsi_ips.testing.selectors import PatchesInMemory
 from wsi_ips.training.kept_patches import PatchKeeper

@@ -10,8 +10,8 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from wsi_ips.testing.pictures import halved as halved
-from wsi_ips.testing.pictures import tissue_like as tissue_like
+from wsi_ips.testing.exporters import halved as halved
+from wsi_ips.testing.exporters import tissue_like as tissue_like
 
 Rgb = NDArray[np.uint8]
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from wsi_ips.errors import SlideReadError
-from wsi_ips.streaming.case_source import SLOT_UM, CaseSource
-from wsi_ips.streaming.patch_source import Chunk
+from wsi_ips.streaming.patch_source import SLOT_UM, CaseSource, Chunk
 from wsi_ips.units import PlaceKind
 
 

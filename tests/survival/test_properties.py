@@ -9,13 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from wsi_ips.survival.brier import brier_scores, integrated
-from wsi_ips.survival.concordance import default_tau, harrell, uno
-from wsi_ips.survival.cox import baseline_hazard, cox_loss, cox_survival
 from wsi_ips.survival.follow_up import FollowUp
-from wsi_ips.survival.hazards import hazard_loss, hazard_survival, hazard_survival_at
 from wsi_ips.survival.kaplan_meier import censoring_curve, kaplan_meier
 from wsi_ips.survival.log_rank import hazard_ratio, log_rank, risk_group, risk_group_edges
+from wsi_ips.survival.losses import (
+    baseline_hazard,
+    cox_loss,
+    cox_survival,
+    hazard_loss,
+    hazard_survival,
+    hazard_survival_at,
+)
+from wsi_ips.survival.scores import brier_scores, default_tau, harrell, integrated, uno
 from wsi_ips.survival.time_bins import bin_of, time_bins
 
 Patients = tuple[FollowUp, np.ndarray]

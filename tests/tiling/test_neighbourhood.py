@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from wsi_ips.tiling.neighbourhood import box_sum, grown, highest, lowest, shrunk
+from wsi_ips.tiling.bright_field import box_sum, grown, highest, lowest, shrunk
 
 
 @pytest.mark.parametrize("side", [1, 3, 5, 11])

@@ -8,7 +8,7 @@ from wsi_ips.config import TissueConfig
 from wsi_ips.errors import MissingResolution
 from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.registry import open_slide
-from wsi_ips.tiling.pen import ink_colours
+from wsi_ips.tiling.bright_field import ink_colours
 from wsi_ips.tiling.tissue import TissueMask, find_tissue
 from wsi_ips.units import Mpp
 

@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsi_ips.training.against_collapse import (
-    Anchor,
-    HideTopPatches,
-    anchor_loss,
-    anchor_target,
-    negative_entropy,
-)
+from wsi_ips.training.losses import Anchor, HideTopPatches, anchor_loss, anchor_target, negative_entropy
 
 
 def logits_of(*rows: list[float]) -> torch.Tensor:

@@ -17,16 +17,15 @@ from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.encoders import registry
-from wsi_ips.models.encoders.precision import Compute, compute_in, float32_behind
+from wsi_ips.models.encoders.network import Compute, compute_in, float32_behind
 from wsi_ips.models.encoders.registry import ENCODERS
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.training.fit import finetune
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper
-from wsi_ips.training.layer_decay import layer_rates
 from wsi_ips.training.learning import backward_in_one_graph, backward_in_parts, make_optimizer
+from wsi_ips.training.optimizer import WeightAverage, layer_rates
 from wsi_ips.training.run_state import LAST_NAME, STATE_NAME, FinetuneReport
-from wsi_ips.training.weight_average import WeightAverage
 
 NAME = "uni2-h"
 

@@ -28,7 +28,7 @@ from wsi_ips.training.cascade import CascadeLearner, recall_curve
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.kept_patches import PatchKeeper
 from wsi_ips.training.learning import make_optimizer, step_loss
-from wsi_ips.training.methods import make_method
+from wsi_ips.training.module import make_method
 from wsi_ips.training.sampling import SlideLearner
 
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ from tests.training.memory_bags import MemoryBag
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.models.checkpoint import checkpoint_config, load_checkpoint
 from wsi_ips.models.heads import Heads
-from wsi_ips.survival.cox import baseline_hazard, cox_loss
 from wsi_ips.survival.follow_up import FollowUp
-from wsi_ips.training.epoch_risks import EpochRisks
+from wsi_ips.survival.losses import baseline_hazard, cox_loss
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.run_state import merit
+from wsi_ips.training.survival import EpochRisks
 
 SURVIVAL = {"time": "t", "event": "e", "at": [1, 3]}
 COX = TaskConfig.model_validate({"name": "death", "kind": "survival", "survival": SURVIVAL})

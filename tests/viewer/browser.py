@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, Playwright, expect
 from starlette.applications import Starlette
 
 from benchmarks import chromium
-from wsi_ips.viewer.serving import bound
+from wsi_ips.viewer.app import bound
 
 PATIENCE_MS = 20_000
 

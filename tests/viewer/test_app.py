@@ -26,7 +26,7 @@ from wsi_ips.inference.results import write_result
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.viewer.app import create_app
-from wsi_ips.viewer.slide_tiles import TILE_PX, TilePyramid
+from wsi_ips.viewer.tiles import TILE_PX, TilePyramid
 from wsi_ips.viewer.viewed_run import OPEN_SLIDES
 
 HOT_TILES = "/runs/0/slides/hot"
@@ -402,5 +402,5 @@ def test_an_address_means_one_part_of_the_slide() -> None:
 
 def test_the_server_loads_no_model() -> None:
     """Half a gigabyte, and seconds before the first page."""
-    code = "import sys, wsi_ips.viewer.app, wsi_ips.viewer.serving; sys.exit('torch' in sys.modules)"
+    code = "import sys, wsi_ips.viewer.app, wsi_ips.viewer.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from wsi_ips.viewer.slide_tiles import LruCache
+from wsi_ips.viewer.tiles import LruCache
 
 
 def test_a_thing_that_several_threads_want_is_made_once() -> None:

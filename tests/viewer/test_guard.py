@@ -8,9 +8,8 @@ from starlette.testclient import TestClient
 
 from tests.viewer.made_run import MadeRun
 from wsi_ips.errors import ConfigError
-from wsi_ips.viewer.app import create_app
+from wsi_ips.viewer.app import address_of, bound, create_app
 from wsi_ips.viewer.guard import cookie_name, is_loopback
-from wsi_ips.viewer.serving import address_of, bound
 
 TOKEN = "a-token-of-this-test"
 

@@ -16,7 +16,7 @@ from wsi_ips.inference.telemetry import SlideRow, write_slide_table
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.picture import slide_window
 from wsi_ips.viewer.app import create_app
-from wsi_ips.viewer.slide_tiles import TilePyramid
+from wsi_ips.viewer.tiles import TilePyramid
 
 
 @pytest.mark.parametrize(

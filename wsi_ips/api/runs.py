@@ -1,20 +1,33 @@
-"""Labelling slides (:func:`predict`): one in memory, or a folder of them into the folder of a run
+"""Runs from Python: :func:`train`, :func:`predict` and :func:`evaluate`.
+
+Labelling slides (:func:`predict`): one in memory, or a folder of them into the folder of a run
 (:class:`Run`).
+
+Learning from the slide labels of a manifest: :func:`train`.
+
+How good the predictions of a run are: :func:`evaluate`.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, overload
 
+from PIL import Image
+
 from wsi_ips.api.model import Model, checkpoint_paths, load
+from wsi_ips.api.patches import tiling_of
 from wsi_ips.api.progress import shown_progress
 from wsi_ips.api.result import Result
-from wsi_ips.api.slide import AnySlide, place_of
+from wsi_ips.api.slide import AnySlide, place_of, png_in_notebook
 from wsi_ips.commands.options import Outcome
-from wsi_ips.commands.recipe import Job, make_job, run_job
-from wsi_ips.config import TaskConfig
+from wsi_ips.commands.recipe import Job, load_recipe, make_job, run_job
+from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.evaluation.plots import draw_history, read_history
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder, tasks_of_run
@@ -217,3 +230,263 @@ def run_reported(job: Job, progress: bool | None) -> Outcome:
         if line.startswith(("failed: ", "warning: ")):
             logger.warning("%s", line.partition(": ")[2])
     return outcome
+
+
+BEST_NAME, HISTORY_NAME = "model.safetensors", "history.csv"
+"""Files in the folder of a training: the checkpoint of the best epoch, and the history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What :func:`wsi_ips.train` left in ``folder``. In a notebook its losses are shown.
+
+    Attributes:
+        folder: The folder of the run.
+        checkpoint: The checkpoint of the best epoch.
+        history: ``{column: one value per epoch}``, e.g. ``train_loss``, ``val_loss``.
+    """
+
+    folder: Path
+    checkpoint: Path
+    history: Mapping[str, Sequence[float]]
+
+    def load(self, *, device: str = "auto") -> Model:
+        """The model of the best epoch, to label slides with."""
+        return load(self.checkpoint, device=device)
+
+    def picture(self) -> Image.Image:
+        """The losses by epoch as a PIL image. Raises :class:`ConfigError` if matplotlib is not installed."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "loss.png"
+            draw_history(path, self.history, title=f"losses of {self.folder.name}")
+            with Image.open(path) as image:
+                return image.convert("RGB")
+
+    def __repr__(self) -> str:
+        epochs = len(self.history["epoch"])
+        counted = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+        return f"Training({str(self.folder)!r}, {counted}, checkpoint {self.checkpoint})"
+
+    def _repr_png_(self) -> bytes | None:
+        return png_in_notebook(self.picture)
+
+
+def train(
+    manifest: Path | str,
+    out: Path | str,
+    *,
+    config: FinetuneConfig | Mapping[str, Any] | Path | str | None = None,
+    slides: Path | str | None = None,
+    features: Path | str | None = None,
+    encoder: str | None = None,
+    weights: Path | str | None = None,
+    px: int | None = None,
+    mpp: float | None = None,
+    mag: float | None = None,
+    epochs: int | None = None,
+    slide_mpp: float | None = None,
+    device: str = "auto",
+    restart: bool = False,
+    progress: bool | None = None,
+) -> Training:
+    """Fine-tune an encoder, selection and attention from slide labels, as ``wsi-ips finetune`` does.
+
+    Bad slides are left out with a warning.
+
+    Args:
+        manifest: A CSV with the columns ``slide_id,case_id,label,split,path``.
+        out: The folder of the run. One that was stopped is continued, or with ``restart`` begun anew.
+        config: All settings: a :class:`wsi_ips.FinetuneConfig`, the path of a recipe, or a mapping as in a
+            recipe. The other arguments override it.
+        slides: The folder that the paths in the manifest are relative to.
+        features: A folder of stored features to learn from instead of the slides.
+        encoder, weights: The patch encoder, see :class:`wsi_ips.Encoder`.
+        px, mpp, mag: Its patches, see :func:`wsi_ips.tile`.
+        epochs: How often every slide is learned from.
+        slide_mpp: Resolution of the slides in µm per pixel, used instead of what the files state.
+        device: ``auto`` takes a GPU if there is one.
+        restart: Begin anew in a folder that holds a run.
+        progress: Whether to show bars. None shows them in notebooks.
+
+    Raises:
+        ManifestError: The manifest cannot be used.
+        ConfigError: Settings are not possible; the message names the setting.
+        CheckpointError: Weights cannot be used.
+        TrainingError: Training cannot go on.
+
+    >>> import wsi_ips as wi
+    >>> training = wi.train("labels.csv", "trained", config="small.yaml", epochs=1, device="cpu")
+    >>> training
+    Training('trained', 1 epoch, checkpoint trained/model.safetensors)
+    >>> training.load(device="cpu").tasks[0].classes
+    ('normal', 'tumor')
+    """
+    values = _settings(config)
+    if values.get("folds") is not None:
+        raise ConfigError("wsi_ips.train: trains once; cross-validate with wsi-ips finetune --folds")
+    model = dict(_section(values, "model"))
+    chosen = {"name": encoder, "weights": None if weights is None else str(weights)}
+    model["encoder"] = {
+        **_encoder(model),
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
+    tiling = _sizes(px=px, mpp=mpp, mag=mag)
+    training = {} if epochs is None else {"epochs": epochs}
+    given = {"slides_root": slides, "features": features, "slide_mpp": slide_mpp}
+    job = make_job(
+        {
+            **values,
+            **{name: value for name, value in given.items() if value is not None},
+            "command": "finetune",
+            "manifest": Path(manifest),
+            "out": Path(out),
+            "model": model,
+            "tiling": {**_section(values, "tiling"), **tiling},
+            "training": {**_section(values, "training"), **training},
+            "device": device,
+            "restart": restart,
+        },
+        source="wsi_ips.train",
+    )
+    run_reported(job, progress)
+    folder = Path(out)
+    return Training(folder, folder / BEST_NAME, read_history(folder / HISTORY_NAME))
+
+
+def _settings(config: FinetuneConfig | Mapping[str, Any] | Path | str | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, FinetuneConfig):
+        return {name: getattr(config, name) for name in FinetuneConfig.model_fields}
+    if isinstance(config, Mapping):
+        return dict(config)
+    return load_recipe(Path(config))
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section of the settings as a mapping, whatever it is given as."""
+    section = values.get(name)
+    try:
+        return dict(section or {})
+    except (TypeError, ValueError):
+        raise ConfigError(f"wsi_ips.train: {name!r} is a value, not a section") from None
+
+
+def _encoder(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the encoder. A recipe may give its name alone."""
+    encoder = model.get("encoder")
+    return {"name": encoder} if isinstance(encoder, str) else _section(model, "encoder")
+
+
+def _sizes(*, px: int | None, mpp: float | None, mag: float | None) -> dict[str, Any]:
+    tiling = tiling_of("wsi_ips.train", px=px, mpp=mpp, mag=mag)
+    given = {"patch_px": px is not None, "patch_mpp": mpp is not None or mag is not None}
+    return {name: getattr(tiling, name) for name, wanted in given.items() if wanted}
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What :func:`wsi_ips.evaluate` found. In a notebook the first ROC curve is shown.
+
+    Attributes:
+        folder: Where tables and plots are.
+        metrics: All figures, as in ``metrics.json``.
+        summary: The main figures in words, one line each.
+        against: The comparison with another run, as in ``against.json``. None if none was asked for.
+    """
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    summary: Sequence[str]
+    against: Mapping[str, Any] | None = None
+
+    def picture(self) -> Image.Image:
+        """The first ROC curve as a PIL image. Raises :class:`ResultsError` if none was drawn."""
+        drawn = sorted(self.folder.glob("roc*.png"))
+        if not drawn:
+            raise ResultsError(
+                self.folder, "holds no ROC curve", "evaluate with plots=True a task of classes"
+            )
+        with Image.open(drawn[0]) as image:
+            return image.convert("RGB")
+
+    def __repr__(self) -> str:
+        return "\n".join(self.summary)
+
+    def _repr_png_(self) -> bytes | None:
+        return png_in_notebook(self.picture)
+
+
+def evaluate(
+    run: Run | Path | str,
+    manifest: Path | str,
+    *,
+    against: Run | Path | str | None = None,
+    out: Path | str | None = None,
+    split: Literal["train", "val", "test", "train+val"] = "test",
+    task: str | None = None,
+    annotations: Path | str | None = None,
+    pool: Literal["max", "mean", "noisy_or"] = "max",
+    threshold: float = 0.5,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    plots: bool | None = None,
+    progress: bool | None = None,
+) -> Scores:
+    """Score a run against the labels of a manifest, with intervals over cases, as ``wsi-ips evaluate`` does.
+
+    Slides that cannot be scored are warned of.
+
+    Args:
+        run: A run of :func:`wsi_ips.predict`, or its folder.
+        manifest: A CSV with the columns ``slide_id,case_id,label,split,path``.
+        against: Another run. Each figure of both is compared on the slides that both have predicted.
+        out: Folder for tables and plots. None: ``evaluation/`` in the run.
+        split: Which slides are scored.
+        task: The task to score, if there are several.
+        annotations: A folder of lesion outlines (``<slide_id>.xml``, ASAP), which adds FROC.
+        pool: How the probabilities of slides are pooled to that of a patient.
+        threshold: A yes-or-no class with this probability or more is called.
+        bootstrap: Resamples for the intervals. 0: none.
+        seed: Seed of the resampling.
+        plots: Whether to draw PNGs. None draws them if matplotlib is installed.
+        progress: Whether to show bars. None shows them in notebooks.
+
+    Raises:
+        ResultsError: The run cannot be used.
+        ManifestError: The manifest cannot be used.
+        ConfigError: Settings are not possible.
+
+    >>> import wsi_ips as wi
+    >>> run = wi.predict("slides", "model.safetensors", "run")
+    >>> scores = wi.evaluate(run, "labels.csv", bootstrap=0, plots=False)
+    >>> print(scores)
+    label: AUC ...
+    2 of 2 slides of split test scored; see run/evaluation
+    >>> sorted(scores.metrics["tasks"])
+    ['label']
+    """
+    run_folder = run.folder if isinstance(run, Run) else Path(run)
+    folder = run_folder / "evaluation" if out is None else Path(out)
+    values = {
+        "command": "evaluate",
+        "run": run_folder,
+        "manifest": manifest,
+        "against": against.folder if isinstance(against, Run) else against,
+        "out": folder,
+        "split": split,
+        "task": task,
+        "annotations": annotations,
+        "pool": pool,
+        "threshold": threshold,
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "plots": plots,
+    }
+    job = make_job(values, source="wsi_ips.evaluate")
+    outcome = run_reported(job, progress)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    compared = None
+    if against is not None:
+        compared = json.loads((folder / "against.json").read_text(encoding="utf-8"))
+    return Scores(folder, metrics, tuple(outcome.lines), compared)

@@ -78,7 +78,7 @@ def calibrate(job: CalibrateJob, progress: Progress) -> Outcome:
     too few slides, and for labels that are all the same.
     """
     from wsi_ips.evaluation.conformal import write_calibration
-    from wsi_ips.evaluation.run.calibrated import calibrate_run, calibration_in_words
+    from wsi_ips.evaluation.run.doubt import calibrate_run, calibration_in_words
 
     calibration, joined = calibrate_run(
         job.run,

@@ -176,9 +176,13 @@ class _Storing:
         Raises :class:`ConfigError` for settings that do not go together, :class:`CheckpointError` for weights that
         are missing or do not fit.
         """
-        from wsi_ips.inference.feature_encoder import encoder_of_checkpoint, encoder_of_config
-        from wsi_ips.inference.feature_export import FeatureExport, FeaturesFolder
-        from wsi_ips.models.encoders.precision import Compute, check_compiles, compute_in, settled
+        from wsi_ips.inference.feature_export import (
+            FeatureExport,
+            FeaturesFolder,
+            encoder_of_checkpoint,
+            encoder_of_config,
+        )
+        from wsi_ips.models.encoders.network import Compute, check_compiles, compute_in, settled
         from wsi_ips.streaming.device import pick_device
         from wsi_ips.tiling.patches import PatchesInTissue, stored_patches
 

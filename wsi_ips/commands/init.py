@@ -191,7 +191,7 @@ def _recipe(
     from wsi_ips.commands.finetune import FinetuneJob
     from wsi_ips.commands.recipe import make_job
     from wsi_ips.config.commented import commented_yaml
-    from wsi_ips.config.plain_yaml import load_yaml
+    from wsi_ips.config.section import load_yaml
 
     given: dict[str, Any] = {
         "command": "finetune",

@@ -47,8 +47,7 @@ def merge(job: MergeJob, progress: Progress) -> Outcome:
             merged encoder computes something else.
     """
     from wsi_ips.errors import CheckpointError, ConfigError
-    from wsi_ips.models.checkpoint import checkpoint_config
-    from wsi_ips.models.merging import merge_checkpoint
+    from wsi_ips.models.checkpoint import checkpoint_config, merge_checkpoint
     from wsi_ips.training.model_card import write_merged_card
 
     if job.out.suffix != ".safetensors":

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.inference.worker import WorkerSetup
-    from wsi_ips.models.encoders.precision import Compute
+    from wsi_ips.models.encoders.network import Compute
     from wsi_ips.tiling.patches import FindPatches
 
 
@@ -366,7 +366,7 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
     """
     from wsi_ips.inference.checkpoints import same_patches_and_tasks
     from wsi_ips.inference.predict import check_parts
-    from wsi_ips.selection.explained import check_explained
+    from wsi_ips.selection.slide_reading import check_explained
 
     first, *others = same_patches_and_tasks(job.checkpoints)
     if first.model.encoder.features is not None:
@@ -425,7 +425,7 @@ def _compute(job: PredictJob) -> "tuple[Compute, ...]":
     """What the encoder of each checkpoint computes in. It is decided here, where the command was started, so that
     all workers compute in the same precision. Raises :class:`ConfigError` where nothing can be compiled."""
     from wsi_ips.models.checkpoint import checkpoint_config
-    from wsi_ips.models.encoders.precision import Compute, check_compiles, settled
+    from wsi_ips.models.encoders.network import Compute, check_compiles, settled
     from wsi_ips.streaming.device import pick_device
 
     kind = pick_device().type if job.device == "auto" else job.device.partition(":")[0]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from wsi_ips.commands.options import Outcome
 from wsi_ips.config import LETTERS, EncoderConfig, Section
-from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
+from wsi_ips.config.section import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.progress import Progress
 from wsi_ips.registry import Registry, did_you_mean

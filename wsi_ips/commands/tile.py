@@ -20,7 +20,7 @@ from wsi_ips.units import mpp_of_magnification
 
 if TYPE_CHECKING:
     from wsi_ips.inference.in_hand import SlidesInHand
-    from wsi_ips.tiling.stored_tiling import SlideToTile, TiledSlide, TilingFolder
+    from wsi_ips.tiling.patches import SlideToTile, TiledSlide, TilingFolder
 
 TABLE = "tiles.csv"
 COLUMNS = ("n_patches", "status", "error", "note")
@@ -93,7 +93,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     """
     from wsi_ips.heatmaps.tissue_preview import write_preview
     from wsi_ips.inference.in_hand import SlidesInHand
-    from wsi_ips.tiling.stored_tiling import SlideToTile, TilingFolder
+    from wsi_ips.tiling.patches import SlideToTile, TilingFolder
 
     if job.contours is not None and not job.contours.is_dir():
         raise ConfigError(f"--contours {job.contours}: no such folder")
@@ -154,7 +154,7 @@ def _tiled(
     """Each slide with what became of it, in the order in which they are done."""
     from wsi_ips.inference.in_hand import Died
     from wsi_ips.inference.shared_out import shared_out
-    from wsi_ips.tiling.stored_tiling import tile_one
+    from wsi_ips.tiling.patches import tile_one
 
     workers = min(workers, len(slides))
     if workers <= 1:
@@ -174,7 +174,7 @@ def _tiled_alone(
     folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand"
 ) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
     """The same, each in a process of its own."""
-    from wsi_ips.tiling.stored_tiling import tile_one
+    from wsi_ips.tiling.patches import tile_one
 
     for slide in slides:
         try:
@@ -184,7 +184,7 @@ def _tiled_alone(
 
 
 def _killed(folder: "TilingFolder", slide: "SlideToTile", error: ProcessDied) -> "TiledSlide":
-    from wsi_ips.tiling.stored_tiling import TiledSlide, forget_stale
+    from wsi_ips.tiling.patches import TiledSlide, forget_stale
 
     forget_stale(folder, slide)
     return TiledSlide.failed(slide, str(error), error)

@@ -75,9 +75,8 @@ def view(
     a manifest or a folder that cannot be.
     """
     _check_packages()
-    from wsi_ips.viewer.app import create_app
+    from wsi_ips.viewer.app import address_of, bound, create_app, new_token, serve
     from wsi_ips.viewer.guard import is_loopback
-    from wsi_ips.viewer.serving import address_of, bound, new_token, serve
 
     if not (with_token or is_loopback(host)):
         raise ConfigError(f"--no-token is for this machine alone; --host {host} is reached by others")
@@ -105,8 +104,7 @@ def view(
 
 def _check_packages() -> None:
     try:
-        import wsi_ips.viewer.app
-        import wsi_ips.viewer.serving  # noqa: F401 - only whether they can be
+        import wsi_ips.viewer.app  # noqa: F401 - only whether it can be
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise

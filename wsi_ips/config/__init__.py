@@ -5,9 +5,7 @@ nor torch.
 """
 
 from wsi_ips.config.aggregator import AgainstCollapseConfig, AggregatorConfig
-from wsi_ips.config.computing import Computing, Precision
-from wsi_ips.config.encoder_input import TransformConfig
-from wsi_ips.config.encoder_learning import LoraConfig
+from wsi_ips.config.encoder import Computing, LoraConfig, Precision, TransformConfig
 from wsi_ips.config.heat import HeatOptions
 from wsi_ips.config.model import (
     LETTERS,

@@ -30,8 +30,7 @@ from pydantic import (
 )
 
 from wsi_ips.config.aggregator import AggregatorConfig
-from wsi_ips.config.encoder_input import Side, TransformConfig
-from wsi_ips.config.encoder_learning import LoraConfig
+from wsi_ips.config.encoder import LoraConfig, Side, TransformConfig
 from wsi_ips.config.section import Fraction, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError

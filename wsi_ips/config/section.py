@@ -1,15 +1,128 @@
-"""What all sections have in common: their base class (:class:`Section`), and reading one from a file of
+"""Sections of settings, and the files that they are read from.
+
+What all sections have in common: their base class (:class:`Section`), and reading one from a file of
 its own.
+
+YAML from anybody, read as plain values (:func:`load_yaml`): numbers, texts, lists and mappings.
+
+Time and memory are bounded. The size of a file does not bound what it stands for: a few lines of aliases can
+stand for billions of values, and lists in lists can exhaust the stack. Both are refused before any value is
+made.
 """
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
+
+LARGEST_BYTES = 100_000
+"""Largest file of YAML. PyYAML reads about as much in a second."""
+MOST_DEPTH = 40
+"""How deep lists and mappings may be nested."""
+MOST_VALUES = 100_000
+"""Most values of a document, where those that aliases repeat count each time."""
+
+_TOO_DEEP = f"lists or mappings nested more than {MOST_DEPTH} deep"
+
+
+class NotPlainYaml(ValueError):
+    """The text is not YAML, or it stands for more than plain values."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads everything as text that is not a number, a truth value or empty; dates too.
+
+    Stops where lists or mappings are nested too deep: PyYAML's time grows with the square of the depth.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        """Compose a node, and count how deep it lies."""
+        self._depth += 1
+        if self._depth > MOST_DEPTH + 1:  # the document's own node is not nested
+            raise NotPlainYaml(_TOO_DEEP)
+        composed: Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return composed
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load_yaml(text: str) -> Any:
+    """The values of one YAML document.
+
+    Raises:
+        NotPlainYaml: The text is not plain YAML. The message names the line if PyYAML knows it.
+    """
+    if len(text) > LARGEST_BYTES:
+        raise NotPlainYaml(f"larger than {LARGEST_BYTES} characters")
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check(root)
+        return loader.construct_document(root)
+    except RecursionError:
+        raise NotPlainYaml(_TOO_DEEP) from None
+    except NotPlainYaml:
+        raise
+    except yaml.YAMLError as error:
+        raise NotPlainYaml(str(error)) from None
+    # If an explicit tag (!!int, !!timestamp) does not fit its text, PyYAML may raise any of these.
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
+        raise NotPlainYaml(f"a value that does not fit its type: {error}") from None
+
+
+def _check(root: Node) -> None:
+    values, depth = _measure(root, {}, depth=0)
+    if depth > MOST_DEPTH:
+        raise NotPlainYaml(_TOO_DEEP)
+    if values > MOST_VALUES:
+        raise NotPlainYaml(f"its aliases (*name) stand for more than {MOST_VALUES} values")
+
+
+def _measure(node: Node, known: dict[int, tuple[int, int]], *, depth: int) -> tuple[int, int]:
+    """How many values a node stands for, and how deep they are nested. ``known`` are the nodes measured before."""
+    if depth > MOST_DEPTH:
+        raise NotPlainYaml(f"{_TOO_DEEP}, or an alias within its own value")
+    if id(node) in known:
+        return known[id(node)]
+    inside: list[Node] = []
+    if isinstance(node, SequenceNode):
+        inside = node.value
+    elif isinstance(node, MappingNode):
+        _refuse_doubles(node)
+        inside = [inner for pair in node.value for inner in pair]
+    measured = [_measure(inner, known, depth=depth + 1) for inner in inside]
+    known[id(node)] = 1 + sum(one[0] for one in measured), 1 + max((one[1] for one in measured), default=0)
+    return known[id(node)]
+
+
+def _refuse_doubles(node: MappingNode) -> None:
+    """Refuse a key that occurs twice. PyYAML would silently take the last one."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, ScalarNode) and key.value != "<<":
+            if key.value in seen:
+                raise NotPlainYaml(
+                    f"the key {key.value[:80]!r} stands twice in one mapping, again in line "
+                    f"{key.start_mark.line + 1}"
+                )
+            seen.add(key.value)
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number in 0..1."""

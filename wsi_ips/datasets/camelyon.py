@@ -129,7 +129,7 @@ class CamelyonFiles:
     def mask(self, slide_id: str) -> Path | None:
         """The slide's mask (0 nothing, 1 tumour, 2 excluded); None if there is none.
 
-        :mod:`wsi_ips.datasets.lesion_mask` reads it.
+        :mod:`wsi_ips.datasets.annotations` reads it.
         """
         return _under_either_name(self.masks, slide_id)
 

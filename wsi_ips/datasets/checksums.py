@@ -1,22 +1,31 @@
-"""Whether a downloaded data set is complete, by its lists of checksums: :func:`verify_folder`.
+"""Data sets on disk: whether a download is complete, and a folder for those that are made.
+
+Whether a downloaded data set is complete, by its lists of checksums: :func:`verify_folder`.
 
 Lists are ``checksums.md5`` (MD5) and ``checksums.txt`` (SHA-256, CAMELYON16's first release) in the format of
 md5sum and sha256sum: ``<digest>  <path>``, with ``*`` before the path for binary mode. Paths are relative to the
 list's folder. ``gdc_manifest*.txt`` is what gdc-client downloads from (docs.gdc.cancer.gov, "Manifest File"): tabs
 between ``id, filename, md5, size, state``, and each file lies in a folder that is called like its id.
+
+Making data sets: a folder for one config (:func:`claim`), slides in parallel (:func:`make_all`).
 """
 
 import hashlib
+import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
-from wsi_ips.errors import DatasetError
+from wsi_ips.config import Section, settings_fingerprint
+from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.progress import Advance, Progress, silent
-from wsi_ips.storage.files import check_size
+from wsi_ips.storage.files import check_size, whole_file
 from wsi_ips.storage.location import is_there
 
 LIST_NAMES = ("checksums.md5", "checksums.txt")
@@ -184,3 +193,45 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             yield from _walk(Path(entry.path), seen)
         elif is_file:
             yield Path(entry.path)
+
+
+Order = TypeVar("Order")
+
+
+def claim(mark: Path, config: Section, *, holds: str, content: Mapping[str, Any]) -> None:
+    """Mark a folder as made from this config, with ``content`` for people beside the config's fingerprint.
+
+    ``mark`` is the file to write, ``holds`` says what is in the folder. Raises :class:`ConfigError` if the folder
+    was made from another config.
+    """
+    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")).get(
+        "fingerprint"
+    ) != settings_fingerprint(config):
+        raise ConfigError(f"{mark.parent} holds {holds}; remove it or choose another folder")
+    with whole_file(mark) as partial:
+        partial.write_text(
+            json.dumps({"fingerprint": settings_fingerprint(config), **content}, indent=2) + "\n"
+        )
+
+
+def make_all(
+    orders: Sequence[Order],
+    make: Callable[[Order], str],
+    *,
+    processes: int,
+    what: str,
+    progress: Progress,
+) -> None:
+    """Call ``make`` for every order, in ``processes`` processes.
+
+    ``what`` is the progress bar's title; what ``make`` returns is shown beside it. Raises what ``make`` raises.
+    """
+    with progress(what, total=len(orders)) as advance:
+        if processes == 1:
+            for order in orders:
+                advance(make(order))
+        elif orders:
+            # Spawned, not forked: the caller may have threads running.
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+                for done in as_completed([pool.submit(make, order) for order in orders]):
+                    advance(done.result())

@@ -4,6 +4,10 @@ Start with :func:`read_manifest`. :func:`target_of` turns a cell into what a tas
 tuples of numbers, so that data sets need no torch. :func:`split_by_case`, :func:`folds_by_case` and
 :func:`set_aside_by_case` divide slides by case, so that no patient is in the training data and in what is
 measured.
+
+Survival in a manifest: the columns with a patient's time and event (:func:`survival_target`).
+
+The labels of cases (patients), where all slides of a case are one bag: :func:`case_targets`.
 """
 
 import csv
@@ -14,15 +18,76 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Protocol
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import SlideFinder
-from wsi_ips.datasets.survival_columns import check_patients_agree, survival_target
 from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.registry import did_you_mean
 from wsi_ips.storage.files import check_table_size, whole_file
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import is_file_name, is_there
+
+
+class Labelled(Protocol):
+    """A line of a manifest, as far as it is needed here."""
+
+    @property
+    def case_id(self) -> str: ...
+
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+
+
+def survival_target(task: TaskConfig, labels: Mapping[str, str], case_id: str) -> tuple[float, float]:
+    """(time, event) of a survival task from a line's cells. ``labels`` maps columns to cells.
+
+    Raises ``ValueError``, with the patient, the problem and what to do, for an empty cell, a time that is not a
+    finite number above 0, and an event that is neither 1 nor 0.
+    """
+    assert task.survival is not None
+    columns = task.survival
+    time, event = labels.get(columns.time, ""), labels.get(columns.event, "")
+    for column, cell, other in ((columns.time, time, columns.event), (columns.event, event, columns.time)):
+        if not cell:
+            raise ValueError(
+                f"patient {case_id!r} has no {column}, but a {other}; fill it in, or leave both cells empty"
+            )
+    try:
+        until = float(time)
+    except ValueError:
+        until = math.nan
+    if not (math.isfinite(until) and until > 0):
+        raise ValueError(
+            f"patient {case_id!r} has the {columns.time} {time!r}; write how long the patient was followed, a "
+            "number above 0"
+        )
+    if event not in ("0", "1"):
+        raise ValueError(
+            f"patient {case_id!r} has the {columns.event} {event!r}; write 1 where the event happened and 0 where "
+            "the patient was last seen without it"
+        )
+    return until, float(event)
+
+
+def check_patients_agree(path: Path, records: Sequence[Labelled], tasks: Sequence[TaskConfig]) -> None:
+    """Raise :class:`ManifestError` if slides of one patient have different times or events."""
+    for task in tasks:
+        if task.survival is None:
+            continue
+        known: dict[str, tuple[float, float]] = {}
+        for record in records:
+            if not any(record.labels.get(column, "") for column in task.columns):
+                continue
+            target = survival_target(task, record.labels, record.case_id)
+            if known.setdefault(record.case_id, target) != target:
+                columns = f"{task.survival.time} and {task.survival.event}"
+                raise ManifestError(
+                    path,
+                    f"slides of patient {record.case_id!r} have different {columns}",
+                    "a patient has one time and one event: write the same in every line",
+                )
+
 
 NONE = "none"
 """The cell of a slide that has none of a sigmoid task's classes; an empty cell would look forgotten."""
@@ -380,3 +445,35 @@ def _shuffled_cases(
     for label, cases in by_label.items():
         random.Random(f"{seed}/{label}").shuffle(cases)  # noqa: S311 - not a secret
     return dict(sorted(by_label.items()))
+
+
+def case_targets(manifest: Manifest, tasks: Sequence[TaskConfig]) -> dict[str, dict[str, Target]]:
+    """``{case_id: {task: target}}``. A task for which no slide of a case has a label is left out.
+
+    A slide with an empty cell takes the label that another slide of its case has.
+
+    Raises:
+        ManifestError: Slides of a case have different labels for a task; the message names the case, the slides
+            and both labels.
+    """
+    targets: dict[str, dict[str, Target]] = {}
+    first: dict[tuple[str, str], SlideRecord] = {}
+    for record in manifest.records:
+        of_case = targets.setdefault(record.case_id, {})
+        its = record.targets(tasks)
+        for task in tasks:
+            if task.name not in its:
+                continue
+            before = first.setdefault((record.case_id, task.name), record)
+            if of_case.setdefault(task.name, its[task.name]) != its[task.name]:
+                raise ManifestError(
+                    manifest.path,
+                    f"slides of case {record.case_id!r} have different labels: {_cells(before, task)} for "
+                    f"{before.slide_id!r}, {_cells(record, task)} for {record.slide_id!r}",
+                    "with bag: case a case has one label: write the same for all of its slides, or set bag: slide",
+                )
+    return targets
+
+
+def _cells(record: SlideRecord, task: TaskConfig) -> str:
+    return " and ".join(f"{column} {record.labels.get(column, '')!r}" for column in task.columns)

@@ -223,7 +223,7 @@ def hub(*, online: bool) -> list[Finding]:
     """
     from huggingface_hub import constants, get_token
 
-    from wsi_ips.models.encoders.hub import cached_weights
+    from wsi_ips.models.encoders.listing import cached_weights
     from wsi_ips.models.encoders.registry import ENCODERS
 
     cache, token = Path(constants.HF_HUB_CACHE), get_token()

@@ -27,7 +27,7 @@ from shapely.affinity import rotate, scale, translate
 
 from wsi_ips.config import Section
 from wsi_ips.datasets.annotations import write_asap
-from wsi_ips.datasets.made_sets import claim, make_all
+from wsi_ips.datasets.checksums import claim, make_all
 from wsi_ips.datasets.manifest import SPLITS, SlideRecord, write_manifest
 from wsi_ips.drawn.synthetic import write_pyramid
 from wsi_ips.drawn.textures import (

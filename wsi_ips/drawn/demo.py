@@ -22,7 +22,7 @@ from wsi_ips.evaluation.slide_level import (
     mean_defined,
 )
 from wsi_ips.heatmaps.overlay import write_overlay
-from wsi_ips.inference.in_turn import predict_slides
+from wsi_ips.inference.label import predict_slides
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.results import SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, describe_run

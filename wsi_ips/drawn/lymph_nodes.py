@@ -37,7 +37,7 @@ from shapely.affinity import rotate, scale, translate
 
 from wsi_ips.config import Fraction, Section, TilingConfig
 from wsi_ips.datasets.annotations import polygons_of, write_asap
-from wsi_ips.datasets.made_sets import claim, make_all
+from wsi_ips.datasets.checksums import claim, make_all
 from wsi_ips.datasets.manifest import SPLITS, SlideRecord, write_manifest
 from wsi_ips.drawn.composite import filled, read_outlines
 from wsi_ips.drawn.node_patches import (

@@ -25,7 +25,7 @@ from shapely.affinity import scale
 from wsi_ips.config import Section
 from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.datasets.camelyon import Row, center_of, shipped_rows
-from wsi_ips.datasets.made_sets import claim, make_all
+from wsi_ips.datasets.checksums import claim, make_all
 from wsi_ips.datasets.panda import GRADES, PROVIDERS
 from wsi_ips.drawn.containers import PHILIPS_TILE_PX, write_panda, write_panda_mask, write_philips, write_svs
 from wsi_ips.drawn.synthetic import DrawnSlide, draw_slide

@@ -42,7 +42,7 @@ from scipy.special import expit, log_softmax, softmax
 
 from wsi_ips.config import Fraction, Section, TaskConfig
 from wsi_ips.errors import CalibrationError, one_line
-from wsi_ips.evaluation.bootstrap import LEVEL, Interval, Picked, bootstrap
+from wsi_ips.evaluation.intervals import LEVEL, Interval, Picked, bootstrap
 from wsi_ips.storage.files import check_size, whole_file
 
 Activation = Literal["softmax", "sigmoid"]

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.evaluation.bootstrap import Band, Interval
 from wsi_ips.evaluation.froc import RATES, FrocCurve
+from wsi_ips.evaluation.intervals import Band, Interval
 from wsi_ips.evaluation.slide_level import Reliability, RocCurve
 from wsi_ips.storage.files import check_size, whole_file
 

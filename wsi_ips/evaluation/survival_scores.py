@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.datasets.manifest import Target
-from wsi_ips.evaluation.bootstrap import Interval, Picked, bootstrap
-from wsi_ips.survival.brier import brier_scores, integrated
-from wsi_ips.survival.concordance import default_tau, harrell, uno
+from wsi_ips.evaluation.intervals import Interval, Picked, bootstrap
 from wsi_ips.survival.follow_up import FollowUp
 from wsi_ips.survival.kaplan_meier import SurvivalCurve, censoring_curve, kaplan_meier
+from wsi_ips.survival.scores import brier_scores, default_tau, harrell, integrated, uno
 
 
 @dataclass(frozen=True, slots=True, eq=False)

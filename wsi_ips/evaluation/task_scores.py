@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.evaluation import slide_level as level
-from wsi_ips.evaluation.bootstrap import Interval, Picked, bootstrap
+from wsi_ips.evaluation.intervals import Interval, Picked, bootstrap
 from wsi_ips.evaluation.slide_level import Reliability, brier, brier_of_classes, reliability, top_label
 from wsi_ips.evaluation.staging import quadratic_kappa
 

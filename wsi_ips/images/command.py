@@ -13,7 +13,7 @@ from wsi_ips.images.config import ImageDataConfig
 from wsi_ips.progress import Progress
 
 if TYPE_CHECKING:
-    from wsi_ips.images.scores import BagScores
+    from wsi_ips.images.learning import BagScores
 
 
 class ImagesJob(FinetuneConfig, Job):
@@ -45,9 +45,9 @@ def learn_images(job: ImagesJob, progress: Progress) -> Outcome:
 
 def _learn(job: ImagesJob, progress: Progress) -> Outcome:
     from wsi_ips.images.image_sets import image_splits
-    from wsi_ips.images.scores import score_bags
+    from wsi_ips.images.learning import score_bags
     from wsi_ips.models.checkpoint import load_checkpoint
-    from wsi_ips.models.encoders.precision import Compute, compute_in
+    from wsi_ips.models.encoders.network import Compute, compute_in
     from wsi_ips.streaming.device import calculating, pick_device
     from wsi_ips.training.fit import train_bags
     from wsi_ips.training.processes import is_first_process

@@ -1,4 +1,8 @@
-"""Training of attention sampling on whole images, as the published models do it: a step's images in one graph.
+"""Learning from images: training of attention sampling, and the figures of a network on bags.
+
+Training of attention sampling on whole images, as the published models do it: a step's images in one graph.
+
+How well a network reads bags: the figures by which training is judged, on bags that it has not seen.
 
 Shape suffixes: B images, C channels, H height, W width; h, w height and width of the small view.
 """
@@ -9,17 +13,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wsi_ips.config import FinetuneConfig
+from wsi_ips.config import FinetuneConfig, PipelineConfig, StreamingConfig
+from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError
 from wsi_ips.images.bags import ImageViews
-from wsi_ips.models.ips_net import BagsRead
+from wsi_ips.models.ips_net import BagNet, BagReading, BagsRead
 from wsi_ips.models.sampling import entropy_regulariser
 from wsi_ips.models.sampling_net import AttentionNet, SamplingNet
-from wsi_ips.selection.random_patches import seeded
+from wsi_ips.progress import Progress, silent
+from wsi_ips.selection.baselines import seeded
+from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import SelectionFigures, bag_key, whole_bag
 from wsi_ips.training.learning import finite, step_loss
+from wsi_ips.training.metrics import Measured, SplitMetrics
+from wsi_ips.training.survival import EpochRisks
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class KeptViews:
 class ImageLearner:
     """Takes the loss of a step's images back to the network's gradients.
 
-    It is a :class:`wsi_ips.training.methods.Method`.
+    It is a :class:`wsi_ips.training.module.Method`.
 
     The loss is that of the tasks, of the entropy, and the attention network's own penalty.
     """
@@ -90,8 +98,65 @@ def image_method(
     backward: Callable[[Tensor], None] = Tensor.backward,
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> ImageLearner:
-    """The learner of attention sampling on images, for :data:`wsi_ips.training.methods.METHODS`.
+    """The learner of attention sampling on images, for :data:`wsi_ips.training.module.METHODS`.
 
     ``penalty`` belongs to aggregators, which attention sampling does not have, and is ignored.
     """
     return ImageLearner(net, config, weights, backward)
+
+
+@dataclass(frozen=True, slots=True)
+class BagRow:
+    """One bag in one task: its target, and the probabilities that the network gives."""
+
+    bag_id: str
+    task: str
+    target: Target
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BagScores:
+    """Figures over all bags, and what the network says of each.
+
+    ``figures`` are the mean loss and, per task, AUC and accuracy (for a sigmoid task: all labels of a bag right)
+    or the mean absolute error, named as :class:`SplitMetrics` names them. ``rows`` has one row per bag and task.
+    """
+
+    figures: dict[str, float]
+    rows: list["BagRow"]
+
+
+@torch.no_grad()
+def score_bags(
+    net: BagNet,
+    bags: Sequence[Bag],
+    config: PipelineConfig,
+    *,
+    streaming: StreamingConfig,
+    device: torch.device,
+    progress: Progress = silent,
+) -> BagScores:
+    """Read every bag without augmentation and compare it with its targets.
+
+    ``net`` is moved to ``device``, in eval mode.
+
+    Raises a bag's own error, and ``ValueError`` without bags.
+    """
+    if not bags:
+        raise ValueError("no bags to score")
+    tasks = config.model.tasks
+    metrics = SplitMetrics(tasks)
+    measured: list[Measured] = []
+    net = net.to(device).eval()
+    rows: list[BagRow] = []
+    with progress("Scoring", total=len(bags)) as advance:
+        for bag in bags:
+            with bag.open(streaming, device) as source:
+                reading: BagReading = read_bag(net, source, config.selection).bag
+            measured.append(metrics.measure(reading, [bag.targets], weights={}))
+            for task in tasks:
+                said = tuple(float(p) for p in reading.probabilities[task.name][0])
+                rows.append(BagRow(bag.bag_id, task.name, bag.targets[task.name], said))
+            advance(bag.bag_id)
+    return BagScores(metrics.figures(measured), rows)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_ips.config import TaskConfig, TilingConfig
-from wsi_ips.datasets.made_sets import claim
+from wsi_ips.datasets.checksums import claim
 from wsi_ips.datasets.manifest import NONE, SPLITS, Target, target_of
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.images.bags import ImageBag, ImageGrid

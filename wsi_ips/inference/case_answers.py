@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets.case_labels import case_targets
-from wsi_ips.datasets.manifest import Manifest, SlideRecord
+from wsi_ips.datasets.manifest import Manifest, SlideRecord, case_targets
 from wsi_ips.errors import ManifestError
 from wsi_ips.inference.predictions import PredictionRow
 

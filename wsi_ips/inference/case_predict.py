@@ -15,11 +15,10 @@ from typing import Literal, TypeVar
 from wsi_ips.datasets.feature_files import FeatureFile
 from wsi_ips.errors import ConfigError, ProcessDied
 from wsi_ips.evaluation.conformal import Calibration
-from wsi_ips.inference.case_reading import SlideLost
 from wsi_ips.inference.feature_predict import FeaturePredictor
 from wsi_ips.inference.in_hand import SlidesInHand
-from wsi_ips.inference.part_of_case import PartOfCase
-from wsi_ips.inference.predict import PreparedSlide
+from wsi_ips.inference.predict import PreparedSlide, SlideLost
+from wsi_ips.inference.results import PartOfCase
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder, SlideWork

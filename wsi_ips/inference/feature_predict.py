@@ -14,8 +14,8 @@ from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError
 from wsi_ips.evaluation.conformal import Calibration
-from wsi_ips.inference.case_reading import SlideLost, SlideOfCase, slides_of_case
 from wsi_ips.inference.checkpoints import mean_and_spread
+from wsi_ips.inference.predict import SlideLost, SlideOfCase, slides_of_case
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, named_probabilities, write_result
 from wsi_ips.inference.run_folder import RunFolder
@@ -24,12 +24,11 @@ from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.ips_net import BagNet, IPSNet
 from wsi_ips.progress import Progress, silent
-from wsi_ips.selection.explained import check_explained, kept_gradients
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import Normalisers
-from wsi_ips.selection.slide_reading import SlideReading
+from wsi_ips.selection.slide_reading import SlideReading, check_explained, kept_gradients
 from wsi_ips.storage.hdf5 import put_about, whole_hdf5
-from wsi_ips.streaming.case_source import CaseSource
+from wsi_ips.streaming.patch_source import CaseSource
 from wsi_ips.tiling.grid import rows_of
 from wsi_ips.tiling.patches import upsampling_note
 from wsi_ips.training.feature_bags import open_source

@@ -21,7 +21,7 @@ from wsi_ips.inference.case_predict import (
     take_found,
 )
 from wsi_ips.inference.feature_predict import FeaturePredictor, label_features
-from wsi_ips.inference.in_turn import predict_in_turn
+from wsi_ips.inference.label import predict_in_turn
 from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.predictions import PredictionRow, write_case_answers
 from wsi_ips.inference.run_folder import RunFolder, claimed
@@ -31,7 +31,7 @@ from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
 from wsi_ips.streaming.device import calculating, numerics, pick_device
 from wsi_ips.training.cross_validation import Fold
-from wsi_ips.training.survival_start import follow_up_of
+from wsi_ips.training.survival import follow_up_of
 from wsi_ips.units import Mpp
 
 HELD_OUT = "held_out"

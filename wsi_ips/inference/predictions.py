@@ -18,8 +18,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ManifestError, ResultsError, one_line
 from wsi_ips.evaluation.conformal import AnswerSet, Calibration, questions
 from wsi_ips.evaluation.task_scores import Pooling, kind_of, pool_outputs
-from wsi_ips.inference.part_of_case import PartOfCase
-from wsi_ips.inference.results import PREDICT_AGAIN, Probabilities, SlideResult
+from wsi_ips.inference.results import PREDICT_AGAIN, PartOfCase, Probabilities, SlideResult
 from wsi_ips.storage.files import LONGEST_CELL, check_table_size, whole_file, whole_table
 
 BETWEEN = "|"

@@ -26,7 +26,7 @@ patches) and the datasets
                    several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
                    deviation}}); all datasets are then those of the first model, and checkpoint names all of them.
                    For a slide that was read as a part of its case also case (case_id, slides, share, see
-                   :class:`wsi_ips.inference.part_of_case.PartOfCase`): probabilities are then those of the case,
+                   :class:`wsi_ips.inference.results.PartOfCase`): probabilities are then those of the case,
                    and attention sums to 1 over all slides of the case, over this slide to about the share
 
 and the root attribute ``schema_version``. For a cascade and for random patches, N are the patches that were read;
@@ -34,7 +34,10 @@ the others have no attention. What differs from run to run, above all times, is 
 the same slide and checkpoint give the same bytes. The file is not compressed: gzip saves 7 % of such floats at 60
 times the writing time (250 000 patches, 8 heads: 16.0 MB in 7 ms).
 
-Shape suffixes: N patches, H heads, T queries, M kept patches, D embedding width, C classes of a task, K outputs.
+What a slide's result says of the case (patient) that it was read with as one bag: :class:`PartOfCase`.
+
+Shape suffixes: N patches, H heads, T queries, M kept patches, D embedding width, C classes of a task, K
+outputs.
 """
 
 import math
@@ -50,7 +53,6 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.errors import CoordsError, ResultsError, one_line
 from wsi_ips.inference.made_from import MadeFrom
-from wsi_ips.inference.part_of_case import PartOfCase
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.storage.files import outside_cause
@@ -67,11 +69,41 @@ from wsi_ips.storage.hdf5 import (
 from wsi_ips.tiling.coords import put_coords, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 
-if TYPE_CHECKING:  # drawing stored attention must not load torch, which is half a gigabyte
+if TYPE_CHECKING:
     from torch import Tensor
 
     from wsi_ips.selection.score_store import Normalisers
     from wsi_ips.selection.slide_reading import SlideReading
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfCase:
+    """A slide as a part of its case, where all slides of a case are one bag.
+
+    Attributes:
+        case_id: The case.
+        slides: The slides that were read together, in the order in which they were read. Empty if not known.
+        share: The slide's share of the attention of the case, averaged over heads and queries; over the slides
+            of a case the shares sum to 1. NaN for a slide that could not be read.
+    """
+
+    case_id: str
+    slides: tuple[str, ...] = ()
+    share: float = math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """The values by name."""
+        return {"case_id": self.case_id, "slides": list(self.slides), "share": self.share}
+
+    @classmethod
+    def from_json(cls, stored: Any) -> Self:
+        """The object that :meth:`to_json` wrote. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for
+        anything else.
+        """
+        return cls(
+            str(stored["case_id"]), tuple(str(name) for name in stored["slides"]), float(stored["share"])
+        )
+
 
 SCHEMA_VERSION = 4
 """Version of the file. A file of another version is refused."""

@@ -18,7 +18,7 @@ from wsi_ips.inference.predict import Predictor, ScoredPart
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
 from wsi_ips.models.checkpoint import load_checkpoint
-from wsi_ips.models.encoders.precision import Compute, check_compiles
+from wsi_ips.models.encoders.network import Compute, check_compiles
 from wsi_ips.progress import silence_libraries
 from wsi_ips.storage.fingerprint import versions
 from wsi_ips.streaming.device import pick_device

@@ -3,6 +3,8 @@
 The metadata of the file holds the configuration, so nothing is unpickled and nothing has to be guessed. Start
 with :func:`save_checkpoint` and :func:`load_checkpoint`. :class:`WeightsFile` is the format itself, which the
 checkpoints of other networks share (:mod:`wsi_ips.nuclei.models`).
+
+A whole checkpoint from one that holds adapters alone: :func:`merge_checkpoint`.
 """
 
 import hashlib
@@ -25,8 +27,13 @@ from wsi_ips import __version__
 from wsi_ips.config import READ_NO_FILE, ModelConfig, PipelineConfig, Section
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.models.build import build_selecting_net
-from wsi_ips.models.encoders.base_weights import found_again, with_fingerprint
-from wsi_ips.models.encoders.lora import load_stored, stored_state
+from wsi_ips.models.encoders.lora import (
+    found_again,
+    load_stored,
+    merge_adapters,
+    stored_state,
+    with_fingerprint,
+)
 from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.storage.files import system_cause, whole_file
@@ -209,7 +216,7 @@ def load_checkpoint(path: Path, *, base_weights: Path | None = None) -> tuple[Ba
             the training had them.
 
     No weights are downloaded: the encoder is built empty and filled from the file. If the file holds adapters, the
-    encoder's own weights are found again, see :mod:`wsi_ips.models.encoders.base_weights`. (For an ``hf-hub:``
+    encoder's own weights are found again, see :mod:`wsi_ips.models.encoders.lora`. (For an ``hf-hub:``
     encoder, timm looks up its description in the cache or on the hub.) The file cannot make the program allocate
     more memory than it has tensors: its configuration is compared with their shapes first.
 
@@ -305,3 +312,53 @@ def _begin(path: Path, config: PipelineConfig, empty: BagNet, *, base_weights: P
 
 
 _FILE = WeightsFile(key=METADATA_KEY, name="checkpoint", fix=HOW_TO_FIX, config_of=_config_of, build=_empty)
+
+TRIED = 4
+"""Patches that the encoder is tried on before and after."""
+LARGEST_DIFFERENCE = 1e-4
+"""Largest relative difference between the features before and after."""
+
+
+@torch.no_grad()
+def merge_checkpoint(checkpoint: Path, out: Path, *, base_weights: Path | None = None) -> float:
+    """Add the adapters of a checkpoint up with the encoder's own weights, and write all weights to ``out``.
+
+    The configuration of ``out`` is the same without ``model.encoder.lora``. The features of a few random patches
+    are compared before anything is written.
+
+    Args:
+        checkpoint: The checkpoint with the adapters.
+        out: The file to write.
+        base_weights: See :func:`wsi_ips.models.checkpoint.load_checkpoint`.
+
+    Returns:
+        The largest difference between features before and after, as a part of the largest feature.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, holds no adapters, or the merged encoder computes something
+            else.
+    """
+    net, pipeline = load_checkpoint(checkpoint, base_weights=base_weights)
+    side, channels = pipeline.tiling.patch_px, pipeline.model.encoder.in_channels
+    pixels = torch.rand(TRIED, channels, side, side, generator=torch.Generator().manual_seed(0))
+    before = net.encoder(pixels)
+    encoder: Any = net.encoder
+    if not merge_adapters(encoder.backbone):
+        raise CheckpointError(checkpoint, "holds no adapters", "it is a whole checkpoint as it is")
+    encoder.found_again = frozenset()
+    error = _difference(net.encoder(pixels), before)
+    if not error <= LARGEST_DIFFERENCE:
+        raise CheckpointError(
+            checkpoint,
+            f"computes something else when its adapters are merged: features differ by {error:.1e} of their size",
+            "use it as it is",
+        )
+    settings = pipeline.model.encoder.model_copy(update={"lora": None})
+    model = pipeline.model.model_copy(update={"encoder": settings})
+    notes = {"merged from": checkpoint.name}
+    save_checkpoint(out, net, pipeline.model_copy(update={"model": model}), notes=notes)
+    return error
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())

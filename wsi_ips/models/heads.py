@@ -16,8 +16,7 @@ from torch.nn.functional import softplus
 
 from wsi_ips.config import TaskConfig, task_queries
 from wsi_ips.config.survival import SurvivalConfig
-from wsi_ips.survival.cox import cox_survival
-from wsi_ips.survival.hazards import hazard_risk, hazard_survival_at
+from wsi_ips.survival.losses import cox_survival, hazard_risk, hazard_survival_at
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits_BC: logits_BC.softmax(dim=-1),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError
 from wsi_ips.nuclei.found_table import FoundTable
-from wsi_ips.viewer.slide_tiles import LruCache
+from wsi_ips.viewer.tiles import LruCache
 from wsi_ips.viewer.viewed_run import file_stamp
 
 READ_OBJECTS = 2

@@ -156,7 +156,7 @@ def _in_its_precision(work: "Work", job: PlanJob) -> "Work":
     """``auto`` is decided by the encoder and the device that is planned for."""
     from dataclasses import replace
 
-    from wsi_ips.models.encoders.precision import settled
+    from wsi_ips.models.encoders.network import settled
     from wsi_ips.models.encoders.registry import entry_of
     from wsi_ips.planning.rates import known_devices
     from wsi_ips.streaming.device import pick_device

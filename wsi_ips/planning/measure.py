@@ -24,7 +24,7 @@ from wsi_ips.datasets.manifest import Target
 from wsi_ips.inference.in_hand import alone
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.models.encoders.precision import Compute, compute_in
+from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.ips_net import IPSNet, scoring
 from wsi_ips.planning.rates import Clock, HeadRates, Rates
 from wsi_ips.planning.simulated import Counted, without_weights

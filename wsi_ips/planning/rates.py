@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from wsi_ips.config import FinetuneConfig, Section
-from wsi_ips.config.plain_yaml import LARGEST_BYTES, NotPlainYaml, load_yaml
+from wsi_ips.config.section import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.planning.simulated import Flops
 

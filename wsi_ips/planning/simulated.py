@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.build import build_net
-from wsi_ips.models.encoders.precision import Compute, Settled, compute_in
+from wsi_ips.models.encoders.network import Compute, Settled, compute_in
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.selection.memory import TopMBuffer

@@ -45,8 +45,7 @@ def search_networks(job: SearchJob, progress: Progress) -> Outcome:
     from wsi_ips.search import space as counting
     from wsi_ips.search.candidate import ProxyTask
     from wsi_ips.search.proxy import digest, prepare, write_arrays
-    from wsi_ips.search.record import best_of, draw_search
-    from wsi_ips.search.run import claimed, search
+    from wsi_ips.search.run import best_of, claimed, draw_search, search
     from wsi_ips.search.strategy import build_strategy
     from wsi_ips.streaming.device import pick_device
 

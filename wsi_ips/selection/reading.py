@@ -43,8 +43,8 @@ BAG_READERS: Registry[BagReader] = Registry(
     {
         "ips": "wsi_ips.selection.slide_reading:read_slide",
         "attention_sampling": "wsi_ips.selection.coarse_to_fine:read_sampled",
-        "all": "wsi_ips.selection.all_patches:read_all",
-        "random": "wsi_ips.selection.random_patches:read_random",
+        "all": "wsi_ips.selection.baselines:read_all",
+        "random": "wsi_ips.selection.baselines:read_random",
         "cascade": "wsi_ips.selection.coarse_to_fine:read_cascade",
         "image_attention": "wsi_ips.images.bags:read_views",
     },
@@ -53,7 +53,7 @@ BAG_READERS: Registry[BagReader] = Registry(
 """How a bag is read, by the name of its way, :attr:`SelectionConfig.way`.
 
 Another package adds a selector under the entry point group ``wsi_ips.selectors``: its name, and a function that
-is a :class:`BagReader`. How it is learned from is in :data:`wsi_ips.training.methods.METHODS`.
+is a :class:`BagReader`. How it is learned from is in :data:`wsi_ips.training.module.METHODS`.
 """
 
 

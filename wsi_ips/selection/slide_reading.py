@@ -4,6 +4,8 @@ Start with :func:`read_slide`. Prediction, validation and the selection in train
 :func:`score_part` and :func:`read_scored` do the same for a slide that is scored in several parts. Nothing here
 learns; :mod:`wsi_ips.training.module` does.
 
+Gradient times input of the patches that were kept: :func:`kept_gradients`.
+
 Shape suffixes: n patches of a chunk, N all patches, M kept patches, D embedding width, C feature width, P patch
 side.
 """
@@ -15,7 +17,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from wsi_ips.config import SelectionConfig
+from wsi_ips.config import PipelineConfig, SelectionConfig
+from wsi_ips.errors import ConfigError
 from wsi_ips.models.ips_net import BagNet, BagReading, IPSNet, scoring
 from wsi_ips.selection.coarse_report import CoarseReport
 from wsi_ips.selection.memory import Kept, select_global, select_over_parts, select_patches
@@ -313,3 +316,34 @@ class Clock:
         if self._runs_ahead:  # the program waits for chunks while the card works
             return encode_s, max(0.0, self._working.seconds() - encode_s)
         return encode_s, perf_counter() - since - encode_s - self._stream_s
+
+
+def kept_gradients(net: IPSNet, source: PatchSource, reading: SlideReading) -> dict[str, Tensor]:
+    """Gradient times input of each kept patch for each task, (M, classes), in eval mode.
+
+    The mode of ``net`` is restored. The definition is that of :meth:`wsi_ips.models.ips_net.IPSNet.gradients`.
+    Memory: what reading the kept patches with gradients takes; no pixel is read again.
+
+    Args:
+        net: The network.
+        source: The patches of the bag, which say where they lie.
+        reading: What the network read of them.
+    """
+    with scoring(net):
+        return net.gradients(reading.emb_MD, places_for(net, source, reading.kept.ids_M))
+
+
+def check_explained(pipeline: PipelineConfig) -> None:
+    """Raise :class:`ConfigError` for a model without an aggregator to take gradients through, and for one that
+    reads all slides of a case as one bag.
+    """
+    if pipeline.bag == "case":
+        raise ConfigError(
+            "--explain gradient reads one slide at a time, and this model reads all slides of a case as one bag "
+            "(bag: case): leave it out"
+        )
+    if pipeline.selection.selector == "attention_sampling":
+        raise ConfigError(
+            "--explain gradient needs an aggregator that reads the kept patches, and attention sampling has none: "
+            "leave it out"
+        )

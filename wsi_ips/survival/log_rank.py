@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2 as chi2_distribution
 
-from wsi_ips.survival.cox import cox_loss
 from wsi_ips.survival.follow_up import FollowUp
 from wsi_ips.survival.kaplan_meier import Z95
+from wsi_ips.survival.losses import cox_loss
 
 STEPS = 50
 """Most Newton steps of a Cox regression."""

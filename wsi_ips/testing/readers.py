@@ -14,7 +14,7 @@ import pytest
 
 from wsi_ips.errors import ConfigError, SlideClosed
 from wsi_ips.slides.base import RgbImage, SlideReader
-from wsi_ips.testing.pictures import halved, tissue_like
+from wsi_ips.testing.exporters import halved, tissue_like
 from wsi_ips.units import L0Point
 
 WIDTH, HEIGHT = 600, 424

@@ -23,8 +23,15 @@ from wsi_ips.config import TissueConfig
 from wsi_ips.errors import SegmenterError, WsiIpsError, one_line
 from wsi_ips.registry import Registry
 from wsi_ips.slides.base import RgbImage, SlideReader
-from wsi_ips.tiling.bright_field import DARKEST, Found, bright_field_tissue
-from wsi_ips.tiling.neighbourhood import brightest_channel, darkest_channel, grown, shrunk
+from wsi_ips.tiling.bright_field import (
+    DARKEST,
+    Found,
+    bright_field_tissue,
+    brightest_channel,
+    darkest_channel,
+    grown,
+    shrunk,
+)
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.units import Mpp, Size
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
 from wsi_ips.models.coarse import STEPS
-from wsi_ips.models.encoders.precision import Compute, compute_in
+from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.ips_net import BagsRead, IPSNet
 from wsi_ips.progress import Progress, silent
+from wsi_ips.selection.baselines import seeded
 from wsi_ips.selection.coarse_to_fine import let_through, look
-from wsi_ips.selection.random_patches import seeded
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import places_for, score_part, select
 from wsi_ips.training.bags import Bag
@@ -59,7 +59,7 @@ class KeptCascade:
 
 
 class CascadeLearner:
-    """Learns the cascade. It is a :class:`wsi_ips.training.methods.Method`.
+    """Learns the cascade. It is a :class:`wsi_ips.training.module.Method`.
 
     Attributes:
         remembered: The patches that each bag kept last, and the risks of Cox tasks.
@@ -138,9 +138,9 @@ def cascade_method(
     backward: Callable[[Tensor], None] = Tensor.backward,
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> CascadeLearner:
-    """The method of the cascade, for :data:`wsi_ips.training.methods.METHODS`.
+    """The method of the cascade, for :data:`wsi_ips.training.module.METHODS`.
 
-    For the arguments see :class:`wsi_ips.training.methods.MethodMaker`.
+    For the arguments see :class:`wsi_ips.training.module.MethodMaker`.
     """
     return CascadeLearner(ips_method(net, config, weights, backward, penalty))
 

@@ -26,7 +26,7 @@ from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.hdf5 import opened_hdf5
 from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
-from wsi_ips.training.case_bag import bags_of, without_slides
+from wsi_ips.training.bags import bags_of, without_slides
 from wsi_ips.training.fit import check_labels, too_many_bad, train_bags
 from wsi_ips.training.model_card import SlideFacts, write_card
 from wsi_ips.training.processes import is_first_process

@@ -21,12 +21,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from wsi_ips.config import FinetuneConfig, TrainingConfig
-from wsi_ips.datasets.case_labels import case_targets
-from wsi_ips.datasets.manifest import Manifest
+from wsi_ips.datasets.manifest import Manifest, case_targets
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
 from wsi_ips.models.checkpoint import begin_from, named_base
-from wsi_ips.models.encoders.precision import Compute, compute_in
+from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.progress import Progress, silent
@@ -34,9 +33,8 @@ from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.fingerprint import versions
 from wsi_ips.streaming.device import calculating, numerics
 from wsi_ips.tiling.patches import upsampling_note
-from wsi_ips.training.bags import Bag, SlideBag, tile_bag
+from wsi_ips.training.bags import Bag, SlideBag, bags_of, tile_bag, warn_of_order, without_slides
 from wsi_ips.training.cascade import calibrate
-from wsi_ips.training.case_bag import bags_of, warn_of_order, without_slides
 from wsi_ips.training.diagnosis import findings
 from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config, views_of
 from wsi_ips.training.learning import Steps
@@ -45,8 +43,7 @@ from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import SharedSteps, check_nodes, is_first_process, of_all
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, RunRecorder
 from wsi_ips.training.sampling import order_of_epoch
-from wsi_ips.training.survival_baseline import store_baseline
-from wsi_ips.training.survival_start import check_survival, with_time_bins
+from wsi_ips.training.survival import check_survival, store_baseline, with_time_bins
 from wsi_ips.units import Mpp
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "32-true", "fp16": "16-mixed"}

@@ -19,8 +19,8 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, WsiIpsError
 from wsi_ips.models.ips_net import BagNet, IPSNet
+from wsi_ips.selection.baselines import some_of
 from wsi_ips.selection.memory import Kept
-from wsi_ips.selection.random_patches import some_of
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, places_for, select

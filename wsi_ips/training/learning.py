@@ -25,13 +25,12 @@ from wsi_ips.config import FinetuneConfig, TaskConfig, TrainingConfig
 from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError, TrainingError
 from wsi_ips.models.ips_net import BagNet, BagReading, BagsRead, IPSNet
-from wsi_ips.survival.hazards import bins_of, hazard_loss
+from wsi_ips.survival.losses import bins_of, hazard_loss
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper, SelectionFigures
-from wsi_ips.training.layer_decay import layer_rates
 from wsi_ips.training.losses import lr_multiplier, mean_loss, task_loss
-from wsi_ips.training.survival_start import follow_up_of
+from wsi_ips.training.optimizer import layer_rates
+from wsi_ips.training.survival import EpochRisks, follow_up_of
 
 Parts = Callable[[], Iterable[Tensor]]
 """A function that is called for each pass. It returns the pixels of the step in micro-batches, always the same
@@ -42,7 +41,7 @@ ones in the same order.
 @dataclass(frozen=True, slots=True)
 class Learner:
     """Takes the loss of the bags of a step back to the weights. It is a
-    :class:`wsi_ips.training.methods.Method`.
+    :class:`wsi_ips.training.module.Method`.
 
     Attributes:
         net: The network that learns.
@@ -134,9 +133,9 @@ def ips_method(
     backward: Callable[[Tensor], None] = Tensor.backward,
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> Learner:
-    """The method of iterative patch selection, for :data:`wsi_ips.training.methods.METHODS`.
+    """The method of iterative patch selection, for :data:`wsi_ips.training.module.METHODS`.
 
-    For the arguments see :class:`wsi_ips.training.methods.MethodMaker`.
+    For the arguments see :class:`wsi_ips.training.module.MethodMaker`.
     """
     return Learner(net, config, PatchKeeper(net, config), weights, backward, penalty)
 

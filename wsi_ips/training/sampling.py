@@ -25,11 +25,10 @@ from wsi_ips.errors import ConfigError, WsiIpsError
 from wsi_ips.models.ips_net import BagNet, BagsRead
 from wsi_ips.models.sampling import entropy_regulariser, sample_softmax
 from wsi_ips.models.sampling_net import SamplingNet
+from wsi_ips.selection.baselines import seeded
 from wsi_ips.selection.coarse_to_fine import look
-from wsi_ips.selection.random_patches import seeded
 from wsi_ips.selection.slide_reading import Seen
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.epoch_risks import EpochRisks
 from wsi_ips.training.kept_patches import (
     BagLost,
     KeptPatches,
@@ -40,6 +39,7 @@ from wsi_ips.training.kept_patches import (
     whole_bag,
 )
 from wsi_ips.training.learning import step_loss, take_back
+from wsi_ips.training.survival import EpochRisks
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class SampledBag:
 
 @dataclass(frozen=True, slots=True)
 class SlideLearner:
-    """Learns by attention sampling. It is a :class:`wsi_ips.training.methods.Method`.
+    """Learns by attention sampling. It is a :class:`wsi_ips.training.module.Method`.
 
     Attributes:
         net: The network that learns.
@@ -156,9 +156,9 @@ def sampling_method(
     backward: Callable[[Tensor], None] = Tensor.backward,
     penalty: Callable[[BagsRead], Tensor] | None = None,
 ) -> SlideLearner:
-    """The method of attention sampling on slides, for :data:`wsi_ips.training.methods.METHODS`.
+    """The method of attention sampling on slides, for :data:`wsi_ips.training.module.METHODS`.
 
-    For the arguments see :class:`wsi_ips.training.methods.MethodMaker`. ``penalty`` is ignored, because
+    For the arguments see :class:`wsi_ips.training.module.MethodMaker`. ``penalty`` is ignored, because
     attention sampling has no aggregator.
     """
     return SlideLearner(net, config, PatchKeeper(net, config), weights, backward)

@@ -24,11 +24,11 @@ from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.units import Size
-from wsi_ips.viewer.shown_map import ShownMap
-from wsi_ips.viewer.slide_tiles import (
+from wsi_ips.viewer.tiles import (
     TILE_PX,
     LruCache,
     NoSuchTile,
+    ShownMap,
     TilePyramid,
     Window,
     encode_jpeg,

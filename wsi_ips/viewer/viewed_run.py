@@ -24,7 +24,7 @@ from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import Location, Url, is_file_name, is_there
-from wsi_ips.viewer.slide_tiles import LruCache
+from wsi_ips.viewer.tiles import LruCache
 
 OPEN_SLIDES = 3
 """Slides that are kept open. Each holds up to 32 MB of decoded tiles."""

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from wsi_ips.models.aggregators.nystrom import NystromAttention, PseudoInverse
-from wsi_ips.models.aggregators.transmil import SquarePositions
+from wsi_ips.models.aggregators.transmil import NystromAttention, PseudoInverse, SquarePositions
 
 LANDMARKS, HEADS, DIM = 8, 2, 12
 

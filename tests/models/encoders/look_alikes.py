@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from wsi_ips.models.encoders.entry import EncoderEntry, OwnArchitecture, TimmArchitecture, resized
 from wsi_ips.models.encoders.network import LAYER_ARGUMENTS, LAYERS
-from wsi_ips.models.encoders.own.conch import ConchTower, _QueryOfV1, _QueryOfV15
-from wsi_ips.models.encoders.own.ctranspath import CTransPath
-from wsi_ips.models.encoders.own.keep import KeepTower
+from wsi_ips.models.encoders.own import ConchTower, CTransPath, KeepTower, _QueryOfV1, _QueryOfV15
 from wsi_ips.models.encoders.registry import ENCODERS
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

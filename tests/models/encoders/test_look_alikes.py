@@ -27,7 +27,7 @@ from wsi_ips.config import EncoderConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.encoders import registry
 from wsi_ips.models.encoders.entry import HUB, EncoderEntry, TimmArchitecture
-from wsi_ips.models.encoders.hub import cached_weights
+from wsi_ips.models.encoders.listing import cached_weights
 from wsi_ips.models.encoders.registry import ENCODERS
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 

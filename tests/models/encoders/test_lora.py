@@ -12,10 +12,16 @@ from tests.models.encoders.look_alikes import PX, as_file, at_random, plain_netw
 from wsi_ips.config import EncoderConfig, FinetuneConfig, LoraConfig, ModelConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.build import build_net
-from wsi_ips.models.checkpoint import begin_from, load_checkpoint, named_base, save_checkpoint
+from wsi_ips.models.checkpoint import (
+    begin_from,
+    load_checkpoint,
+    merge_checkpoint,
+    named_base,
+    save_checkpoint,
+)
 from wsi_ips.models.encoders import registry
-from wsi_ips.models.encoders.base_weights import BASE_WEIGHTS
 from wsi_ips.models.encoders.lora import (
+    BASE_WEIGHTS,
     LoraConv1x1,
     LoraLinear,
     adapters_of,
@@ -28,7 +34,6 @@ from wsi_ips.models.encoders.lora import (
 from wsi_ips.models.encoders.registry import ENCODERS
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
-from wsi_ips.models.merging import merge_checkpoint
 
 NAME = "uni2-h"
 
@@ -296,8 +301,8 @@ def test_a_checkpoint_that_asks_for_more_than_its_weights_can_fill_is_refused(
     net, config = small_net(weights)
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, net, config.pipeline)
-    monkeypatch.setattr("wsi_ips.models.encoders.base_weights.SMALL_BYTES", 0)
-    monkeypatch.setattr("wsi_ips.models.encoders.base_weights.MOST_TIMES_ITS_FILE", 0.5)
+    monkeypatch.setattr("wsi_ips.models.encoders.lora.SMALL_BYTES", 0)
+    monkeypatch.setattr("wsi_ips.models.encoders.lora.MOST_TIMES_ITS_FILE", 0.5)
     with pytest.raises(
         CheckpointError, match=r"asks for a network of .* MiB, more than the weights of uni2-h"
     ):

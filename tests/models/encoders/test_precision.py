@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from wsi_ips.config import EncoderConfig, ModelConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.build import build_net
-from wsi_ips.models.encoders import precision
+from wsi_ips.models.encoders import network as precision
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder
-from wsi_ips.models.encoders.precision import Compute, check_compiles, compute_in, float32_behind, settled
+from wsi_ips.models.encoders.network import Compute, check_compiles, compute_in, float32_behind, settled
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 
 VIT: dict[str, Any] = {

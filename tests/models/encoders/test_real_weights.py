@@ -14,7 +14,7 @@ from PIL import Image
 from skimage import data
 
 from wsi_ips.config import EncoderConfig
-from wsi_ips.models.encoders.hub import cached_weights
+from wsi_ips.models.encoders.listing import cached_weights
 from wsi_ips.models.encoders.registry import ENCODERS
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import wsi_ips.models.spinenet  # noqa: F401  (registers the models)
-from wsi_ips.models.cost import cost_of, parameters_of
+from wsi_ips.models.build import cost_of, parameters_of
 
 # name: backbone with endpoints, with 1001 classes, BatchNorm statistics, GMACs, the published GMACs.
 CLASSIFIERS = {

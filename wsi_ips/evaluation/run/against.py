@@ -16,8 +16,16 @@ import numpy as np
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.errors import ConfigError, ResultsError, one_line
-from wsi_ips.evaluation.bootstrap import LEVEL, Interval, Measure, Pair, bootstrap, paired_bootstrap
-from wsi_ips.evaluation.delong import DelongTest, delong_test
+from wsi_ips.evaluation.intervals import (
+    LEVEL,
+    DelongTest,
+    Interval,
+    Measure,
+    Pair,
+    bootstrap,
+    delong_test,
+    paired_bootstrap,
+)
 from wsi_ips.evaluation.plots import figure_name
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.joined import Joined, join
@@ -47,7 +55,7 @@ class Units:
         of: ``slides`` or ``patients``.
         measure: The figures of some of them.
         cases: The case of each, which is resampled.
-        strata: See :func:`wsi_ips.evaluation.bootstrap.resample_cases`.
+        strata: See :func:`wsi_ips.evaluation.intervals.resample_cases`.
         binary: Outputs and targets of a binary task whose units are independent, for DeLong's test.
     """
 

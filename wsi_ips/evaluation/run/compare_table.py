@@ -15,7 +15,7 @@ import numpy as np
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest
-from wsi_ips.evaluation.bootstrap import Interval, Pair, paired_bootstrap
+from wsi_ips.evaluation.intervals import Interval, Pair, paired_bootstrap
 from wsi_ips.evaluation.plots import COLOURS, GREY, figure_at, figure_name
 from wsi_ips.evaluation.run.against import HEADLINES, Units, delong_of, only_slides, units_of
 from wsi_ips.evaluation.run.compare import PREDICTIONS, Costs, Finished

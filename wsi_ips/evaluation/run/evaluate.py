@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.evaluation.bootstrap import Interval
+from wsi_ips.evaluation.intervals import Interval
 from wsi_ips.evaluation.plots import (
     NamedFroc,
     NamedRoc,

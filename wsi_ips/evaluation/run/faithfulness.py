@@ -27,7 +27,6 @@ from torch import Tensor
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.errors import ConfigError, WsiIpsError
-from wsi_ips.evaluation.bootstrap import Interval, Picked, bootstrap
 from wsi_ips.evaluation.faithfulness import (
     RANDOM_ORDERS,
     FlippingCurves,
@@ -35,6 +34,7 @@ from wsi_ips.evaluation.faithfulness import (
     flipping_curves,
     random_curves,
 )
+from wsi_ips.evaluation.intervals import Interval, Picked, bootstrap
 from wsi_ips.evaluation.plots import COLOURS, GREY, figure_at
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.kept_bags import KeptBag, KeptBags

@@ -10,20 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.datasets import lesion_mask as asap
+from wsi_ips.datasets import annotations as asap
 from wsi_ips.datasets.annotations import Region, check_inside, read_asap
 from wsi_ips.datasets.camelyon import NODE_CLASSES
 from wsi_ips.datasets.irregular import PARTLY_ANNOTATED
 from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.errors import AnnotationError, ConfigError, ResultsError
-from wsi_ips.evaluation.bootstrap import (
-    Band,
-    Interval,
-    Picked,
-    bootstrap_band,
-    percentile_interval,
-    resample_cases,
-)
 from wsi_ips.evaluation.froc import (
     RATES,
     TUMOR,
@@ -37,6 +29,14 @@ from wsi_ips.evaluation.froc import (
     froc_curve,
     hit_lesions,
     lesion_mask,
+)
+from wsi_ips.evaluation.intervals import (
+    Band,
+    Interval,
+    Picked,
+    bootstrap_band,
+    percentile_interval,
+    resample_cases,
 )
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.joined import Joined

@@ -11,11 +11,10 @@ import numpy as np
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest
 from wsi_ips.errors import ConfigError, ManifestError, ResultsError
-from wsi_ips.evaluation.bootstrap import Interval
-from wsi_ips.evaluation.risk_groups import RiskGroups, group_by_risk
+from wsi_ips.evaluation.intervals import Interval
+from wsi_ips.evaluation.risk_groups import RiskGroups, draw_kaplan_meier, group_by_risk
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.joined import Joined
-from wsi_ips.evaluation.survival_plot import draw_kaplan_meier
 from wsi_ips.evaluation.survival_scores import PredictedSurvival, TrainingFollowUp, survival_intervals
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.run_folder import RunFolder

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import SlideRecord
-from wsi_ips.evaluation.bootstrap import LEVEL, Interval
 from wsi_ips.evaluation.froc import RATES, write_detections
+from wsi_ips.evaluation.intervals import LEVEL, Interval
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.doubt import DoubtReport, doubt_json
 from wsi_ips.evaluation.run.froc import FrocReport, FrocScore

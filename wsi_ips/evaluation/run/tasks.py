@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES
 from wsi_ips.errors import ManifestError, ResultsError
-from wsi_ips.evaluation.bootstrap import (
+from wsi_ips.evaluation.intervals import (
     Band,
     Interval,
     Picked,
     bootstrap,
     bootstrap_band,
+    delong_interval,
     resample_cases,
 )
-from wsi_ips.evaluation.delong import delong_interval
 from wsi_ips.evaluation.plots import NamedRoc
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.joined import Joined

@@ -15,8 +15,15 @@ from torch import Tensor, nn
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.config.section import Fraction
-from wsi_ips.models.aggregators.base import Aggregated, Aggregator, Kind, pooled_contributions, zeroed
-from wsi_ips.models.aggregators.embedding import EmbeddingOptions, plain_embedding
+from wsi_ips.models.aggregators.base import (
+    Aggregated,
+    Aggregator,
+    EmbeddingOptions,
+    Kind,
+    plain_embedding,
+    pooled_contributions,
+    zeroed,
+)
 from wsi_ips.models.heads import Heads, queries_of
 
 

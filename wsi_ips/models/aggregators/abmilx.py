@@ -16,8 +16,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError
-from wsi_ips.models.aggregators.base import Aggregated, Aggregator, Kind, zeroed
-from wsi_ips.models.aggregators.embedding import Embedding, EmbeddingOptions
+from wsi_ips.models.aggregators.base import Aggregated, Aggregator, Embedding, EmbeddingOptions, Kind, zeroed
 from wsi_ips.models.heads import queries_of
 
 

@@ -20,14 +20,15 @@ from wsi_ips.config.section import Fraction
 from wsi_ips.models.aggregators.base import (
     Aggregated,
     Aggregator,
+    EmbeddingOptions,
     Kind,
     class_row_names,
     class_rows,
+    plain_embedding,
     predicted_rows,
     refuse_tasks,
     zeroed,
 )
-from wsi_ips.models.aggregators.embedding import EmbeddingOptions, plain_embedding
 from wsi_ips.models.heads import Heads
 
 

@@ -11,12 +11,13 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.models.aggregators.base import (
     Aggregated,
     Aggregator,
+    EmbeddingOptions,
     Kind,
     patch_counts,
+    plain_embedding,
     pooled_contributions,
     zeroed,
 )
-from wsi_ips.models.aggregators.embedding import EmbeddingOptions, plain_embedding
 from wsi_ips.models.heads import Heads, queries_of
 
 

@@ -12,7 +12,7 @@ Shape suffixes: n patches, C channels of a pixel, P patch side.
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsi_ips.models.encoders.precision import ComputingModule
+from wsi_ips.models.encoders.network import ComputingModule
 
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.01
 """Defaults of Keras. Its momentum, 0.99, is the share of the old value that is kept."""

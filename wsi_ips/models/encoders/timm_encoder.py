@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from wsi_ips.config import EncoderConfig, LoraConfig
 from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.encoders.entry import EncoderEntry
-from wsi_ips.models.encoders.hub import hub_weights
+from wsi_ips.models.encoders.listing import hub_weights
 from wsi_ips.models.encoders.lora import add_adapters, base_names, check_reached, fingerprint_of_base
-from wsi_ips.models.encoders.network import network_of, timm_network
-from wsi_ips.models.encoders.output import output_of, token_pool
-from wsi_ips.models.encoders.precision import ComputingModule
+from wsi_ips.models.encoders.network import ComputingModule, network_of, output_of, timm_network, token_pool
 from wsi_ips.models.encoders.registry import named
 from wsi_ips.models.encoders.transform import patch_transform
 from wsi_ips.models.encoders.weights import load_weights

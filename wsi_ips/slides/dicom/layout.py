@@ -17,8 +17,7 @@ from wsi_ips.slides.base import LeftOut, RgbImage, white_region
 from wsi_ips.slides.codecs.base import TileError
 from wsi_ips.slides.dicom import elements as tags
 from wsi_ips.slides.dicom.elements import BrokenHeader
-from wsi_ips.slides.dicom.image import DicomImage, read_image
-from wsi_ips.slides.dicom.levels import StoredLevel, stored_level
+from wsi_ips.slides.dicom.levels import DicomImage, StoredLevel, read_image, stored_level
 from wsi_ips.slides.dicom.series import Series, series_of, starts_as_dicom
 from wsi_ips.slides.resolution import believable_xy
 from wsi_ips.slides.stored_tile_reader import StoredTileReader

@@ -15,7 +15,7 @@ ENTRIES = (
         files=("model.safetensors",),
         licence="MIT",
         gated=False,
-        architecture=OwnArchitecture("wsi_ips.models.encoders.own.keep:keep"),
+        architecture=OwnArchitecture("wsi_ips.models.encoders.own:keep"),
         patch_px=224,
         transform=resized(224, interpolation="bicubic"),
         mean=IMAGENET_MEAN,
