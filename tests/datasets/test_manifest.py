@@ -118,3 +118,12 @@ def test_all_missing_slides_are_one_error(folder: Path) -> None:
     lines = "a,p,tumor,train,a.tif\ny,q,tumor,train,y.tif\nz,r,tumor,train,z.tif\n"
     with pytest.raises(ManifestError, match=r"line 3: no slide at .*y.tif \(2 of 3 slides are missing\)"):
         read_manifest(manifest(folder, lines), tasks=TASKS)
+
+
+def test_a_root_that_is_named_twice_is_told(folder: Path) -> None:
+    (folder / "slides").mkdir()
+    (folder / "slides" / "d.tif").touch()
+    path = manifest(folder, "d,p1,tumor,train,slides/d.tif\n")
+    with pytest.raises(ManifestError, match="it is there relative to the manifest: leave out --slides"):
+        read_manifest(path, tasks=TASKS, root=folder / "slides")
+    assert read_manifest(path, tasks=TASKS).records[0].path == folder / "slides" / "d.tif"

@@ -235,18 +235,20 @@ def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | 
     """
     find = None if root is None else SlideFinder(root)
     records: list[SlideRecord] = []
-    missing: list[tuple[int, Path]] = []
+    missing: list[tuple[int, Path, Path]] = []
     for line, record in lines:
         plain = (root or path.parent) / record.path
         slide = find(record.slide_id, record.path) if find else plain if is_there(plain) else None
         records.append(replace(record, path=slide or plain))
         if slide is None:
-            missing.append((line, plain))
+            missing.append((line, plain, path.parent / record.path))
     if missing:
-        line, first = missing[0]
+        line, first, beside = missing[0]
         fix = "paths are relative to the manifest, or to the folder given with --slides"
         if root is not None:
-            fix = "a manifest of CAMELYON slides that are there: wsi-ips data manifest"
+            fix = "paths are relative to the folder given with --slides; wsi-ips data manifest lists known data sets"
+            if is_there(beside):
+                fix = "it is there relative to the manifest: leave out --slides, from which paths would count"
         raise ManifestError(
             path,
             f"line {line}: no slide at {first} ({len(missing)} of {len(lines)} slides are missing)",
