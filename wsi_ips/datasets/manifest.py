@@ -246,7 +246,7 @@ def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | 
         line, first, beside = missing[0]
         fix = "paths are relative to the manifest, or to the folder given with --slides"
         if root is not None:
-            fix = "paths are relative to the folder given with --slides; wsi-ips data manifest lists known data sets"
+            fix = "paths are relative to the folder of --slides; for known data sets: wsi-ips data manifest"
             if is_there(beside):
                 fix = "it is there relative to the manifest: leave out --slides, from which paths would count"
         raise ManifestError(
