@@ -64,14 +64,7 @@ def main() -> None:
         print(markdown(found, evidence_of(BASELINE, results, quick=arguments.quick)))
         return
     baseline, e2e = (evidence_of(method, results, quick=arguments.quick) for method in (BASELINE, "e2e"))
-    figures = figures_of(found, baseline, e2e)
-    if arguments.json:
-        print(json.dumps(figures))
-        return
-    for key, value in figures.items():
-        print(
-            f"{key:36} {value:>12.4g}" if isinstance(value, float | int) else f"{key:36} {value or '-':>12}"
-        )
+    evidence.tell(figures_of(found, baseline, e2e), as_json=arguments.json)
 
 
 def parsed() -> argparse.Namespace:

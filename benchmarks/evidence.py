@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,12 @@ def main() -> None:
     if arguments.table:
         print(markdown(found))
         return
-    figures = figures_of(found)
-    if arguments.json:
+    tell(figures_of(found), as_json=arguments.json)
+
+
+def tell(figures: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print figures as one JSON object or a line each."""
+    if as_json:
         print(json.dumps(figures))
         return
     for key, value in figures.items():

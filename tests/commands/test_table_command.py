@@ -23,6 +23,7 @@ from wsi_ips.evaluation.run.result_table import (
     JobResult,
     Published,
     Score,
+    TableLine,
     read_published,
     read_scores,
     write_tables,
@@ -273,3 +274,14 @@ def test_what_has_not_been_run_says_so_and_words_of_others_are_escaped(tmp_path:
     (tmp_path / "metrics.json").write_text('{"tasks": []}')
     with pytest.raises(Exception, match="is not of wsi-ips evaluate"):
         read_scores(tmp_path / "metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("figure", "values", "worst"),
+    [("auc", (0.9, 0.7), 0.7), ("ibs", (0.1, 0.3), 0.3), ("auc", (0.5, math.nan), math.nan),
+     ("auc", (math.nan, 0.5), math.nan)],
+)  # fmt: skip
+def test_the_worst_seed_is_the_worst_by_what_the_figure_means(
+    figure: str, values: tuple[float, ...], worst: float
+) -> None:
+    assert TableLine("row", "task", "slides", figure, values).worst == pytest.approx(worst, nan_ok=True)

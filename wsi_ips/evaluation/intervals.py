@@ -1,23 +1,21 @@
-"""How sure a figure is: intervals by resampling, and DeLong's for the AUC.
+"""How sure a figure is: intervals by resampling, DeLong's for the AUC, and the spread over seeds.
 
-How sure a figure is: intervals from resampled cases (:func:`bootstrap`).
+:func:`bootstrap` resamples cases, :func:`paired_bootstrap` does it for the difference of two models on the same
+slides. The slides of a case are resampled together: slides of one patient are alike, and resampling them one by
+one would make intervals too narrow.
 
-:func:`paired_bootstrap` is the same for the difference of two models on the same slides. DeLong's interval and
-test for the AUC are in :mod:`wsi_ips.evaluation.intervals`.
+DeLong's interval, and his test of two AUCs on the same slides, need no resampling (DeLong, DeLong and
+Clarke-Pearson 1988). They are computed from mid-ranks in O(N log N) as Sun and Xu 2014 do ("Fast implementation of
+DeLong's algorithm for comparing the areas under correlated receiver operating characteristic curves"). Slides
+count as independent: several slides of one patient are not.
 
-The slides of a case are resampled together: slides of one patient are alike, and resampling them one by one
-would make intervals too narrow.
-
-How sure an AUC is without resampling: DeLong's interval, and his test of two AUCs on the same slides.
-
-DeLong, DeLong and Clarke-Pearson 1988, computed from mid-ranks in O(N log N) as Sun and Xu 2014 do ("Fast
-implementation of DeLong's algorithm for comparing the areas under correlated receiver operating characteristic
-curves"). Slides count as independent: several slides of one patient are not.
+:class:`OverSeeds` is the mean, the deviation and the worst of a figure over trainings with several seeds.
 
 Shape suffixes: N slides, P positives, Q negatives.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -33,6 +31,9 @@ Measure = Callable[[Picked], Mapping[str, float]]
 
 LEVEL = 0.95
 """Level of the intervals."""
+
+LOWER_IS_BETTER = ("brier", "ece", "mae", "rmse", "ibs")
+"""What the names of figures begin with that are the better, the lower they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,38 @@ class Interval:
     low: float
     high: float
     undefined: int = 0
+
+
+class OverSeeds:
+    """What the values of one figure over several seeds come to. A subclass has the attributes.
+
+    Attributes:
+        figure: The name of the figure.
+        values: Its value for each seed; NaN for a seed that does not have it.
+    """
+
+    __slots__ = ()
+
+    figure: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds. NaN if a seed does not have the figure."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def sd(self) -> float:
+        """The sample standard deviation over seeds. NaN for one seed, or if a seed does not have the figure."""
+        known = len(self.values) > 1 and all(map(math.isfinite, self.values))
+        return statistics.stdev(self.values) if known else math.nan
+
+    @property
+    def worst(self) -> float:
+        """The worst seed. NaN if a seed does not have the figure."""
+        if any(map(math.isnan, self.values)):
+            return math.nan
+        return max(self.values) if self.figure.startswith(LOWER_IS_BETTER) else min(self.values)
 
 
 def bootstrap(

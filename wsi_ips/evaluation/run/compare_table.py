@@ -5,7 +5,6 @@ Start with :func:`tabulate`. Figures are of the slides that every training has p
 
 import csv
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -15,7 +14,7 @@ import numpy as np
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest
-from wsi_ips.evaluation.intervals import Interval, Pair, paired_bootstrap
+from wsi_ips.evaluation.intervals import Interval, OverSeeds, Pair, paired_bootstrap
 from wsi_ips.evaluation.plots import COLOURS, GREY, figure_at, figure_name
 from wsi_ips.evaluation.run.against import HEADLINES, Units, delong_of, only_slides, units_of
 from wsi_ips.evaluation.run.compare import PREDICTIONS, Costs, Finished
@@ -32,12 +31,10 @@ COLUMNS = (
     "entry", "task", "of", "count", "figure", "mean", "sd", "worst", "per_seed",
     "difference", "difference_low", "difference_high", "undefined_resamples", "delong_p", *COST_COLUMNS,
 )  # fmt: skip
-LOWER_IS_BETTER = ("brier", "ece", "mae", "rmse", "ibs")
-"""What the names of such figures begin with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Line(OverSeeds):
     """One figure of one entry over its seeds.
 
     Attributes:
@@ -58,23 +55,6 @@ class Line:
     values: tuple[float, ...]
     difference: Interval | None
     delong: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return math.fsum(self.values) / len(self.values)
-
-    @property
-    def sd(self) -> float:
-        """The sample standard deviation over seeds. NaN for one seed, or if a seed does not have the figure."""
-        known = len(self.values) > 1 and all(map(math.isfinite, self.values))
-        return statistics.stdev(self.values) if known else math.nan
-
-    @property
-    def worst(self) -> float:
-        """The worst seed. NaN if a seed does not have the figure."""
-        if any(map(math.isnan, self.values)):
-            return math.nan
-        return max(self.values) if self.figure.startswith(LOWER_IS_BETTER) else min(self.values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ Start with :func:`write_tables`. :func:`read_scores` reads the figures of one jo
 import csv
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -17,6 +16,7 @@ from typing import Any
 from wsi_ips.datasets.known_sets import KNOWN_SETS
 from wsi_ips.datasets.label_table import read_label_table
 from wsi_ips.errors import DatasetError, ResultsError
+from wsi_ips.evaluation.intervals import OverSeeds
 from wsi_ips.evaluation.run.table_config import TableConfig
 from wsi_ips.storage.files import check_size, whole_file
 
@@ -35,7 +35,6 @@ _COLUMNS = (
     "row", "kind", "encoder", "task", "of", "figure", "mean", "sd", "worst", "seeds", "per_seed", *_COSTS,
     "protocol", "source",
 )  # fmt: skip
-_LOWER_IS_BETTER = ("brier", "ece", "mae", "rmse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ def _number(value: float | None) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class TableLine:
+class TableLine(OverSeeds):
     """One figure of one row over its seeds."""
 
     row: str
@@ -189,20 +188,6 @@ class TableLine:
     of: str
     figure: str
     values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return math.fsum(self.values) / len(self.values)
-
-    @property
-    def sd(self) -> float:
-        """The sample standard deviation over seeds; NaN for one."""
-        known = len(self.values) > 1 and all(map(math.isfinite, self.values))
-        return statistics.stdev(self.values) if known else math.nan
-
-    @property
-    def worst(self) -> float:
-        return max(self.values) if self.figure.startswith(_LOWER_IS_BETTER) else min(self.values)
 
 
 def lines_of(results: Sequence[JobResult]) -> list[TableLine]:
