@@ -1,11 +1,7 @@
 """Runs from Python: :func:`train`, :func:`predict` and :func:`evaluate`.
 
-Labelling slides (:func:`predict`): one in memory, or a folder of them into the folder of a run
-(:class:`Run`).
-
-Learning from the slide labels of a manifest: :func:`train`.
-
-How good the predictions of a run are: :func:`evaluate`.
+:func:`train` learns from the slide labels of a manifest. :func:`predict` labels one slide in memory, or a
+folder of slides into the folder of a :class:`Run`, which :func:`evaluate` scores.
 """
 
 import json

@@ -1,10 +1,7 @@
 """How an encoder sees a patch, computes and learns.
 
-How exactly, and how fast, an encoder computes where nothing is learned: :class:`Computing`.
-
-How a patch becomes the picture that an encoder takes.
-
-How a large encoder learns with few weights: :class:`LoraConfig`.
+:class:`Computing` says how exactly, and how fast, it computes where nothing is learned; :class:`LoraConfig` how
+a large encoder learns with few weights.
 """
 
 from typing import Annotated, Literal

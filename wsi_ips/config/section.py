@@ -1,13 +1,8 @@
-"""Sections of settings, and the files that they are read from.
+"""Sections of settings (:class:`Section`), and the files that they are read from.
 
-What all sections have in common: their base class (:class:`Section`), and reading one from a file of
-its own.
-
-YAML from anybody, read as plain values (:func:`load_yaml`): numbers, texts, lists and mappings.
-
-Time and memory are bounded. The size of a file does not bound what it stands for: a few lines of aliases can
-stand for billions of values, and lists in lists can exhaust the stack. Both are refused before any value is
-made.
+:func:`load_yaml` reads YAML from anybody as plain values: numbers, texts, lists and mappings. Time and memory
+are bounded. The size of a file does not bound what it stands for: a few lines of aliases can stand for billions
+of values, and lists in lists can exhaust the stack. Both are refused before any value is made.
 """
 
 from hashlib import sha256

@@ -1,8 +1,7 @@
 """Learning from images: training of attention sampling, and the figures of a network on bags.
 
-Training of attention sampling on whole images, as the published models do it: a step's images in one graph.
-
-How well a network reads bags: the figures by which training is judged, on bags that it has not seen.
+Attention sampling is trained on whole images as the published models do it: a step's images are in one graph.
+The figures, by which training is judged, are of bags that it has not seen.
 
 Shape suffixes: B images, C channels, H height, W width; h, w height and width of the small view.
 """

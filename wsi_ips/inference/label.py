@@ -1,12 +1,8 @@
-"""Labelling the slides of a run, in this process or by workers.
+"""Labelling the slides of a run, in this process or by workers, whatever an earlier start has left to do.
 
-Slides labelled in turn or by workers, whatever an earlier start has left to do.
-
-Predicting a folder of slides in this process, one after the other.
-
-:func:`predict_slides` does a whole run. A slide is touched by this process only once the one before it is
-stored, because it may kill whoever opens it. Where the network is on a GPU, another process finds the patches of
-the next slide meanwhile.
+:func:`predict_slides` labels one slide after the other in this process. It touches a slide only once the one
+before it is stored, because a slide may kill whoever opens it. Where the network is on a GPU, another process
+finds the patches of the next slide meanwhile.
 """
 
 import sys

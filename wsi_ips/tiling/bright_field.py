@@ -1,24 +1,22 @@
 """Tissue, glass and felt pen on slides in bright field.
 
-Tissue on bright glass (:func:`bright_field_tissue`) and the look of the glass itself (:func:`find_glass`).
+:func:`bright_field_tissue` finds tissue, :func:`find_glass` the look of the glass itself, :func:`find_pen` felt
+pen.
 
-Whatever lies on glass takes light away. Tissue is therefore measured as optical density against the glass of the
-same slide, not against other tissue: one threshold between "much stain" and "little stain" loses pale tissue that
-lies beside strong tissue. Lamps are tinted and light is uneven, so the glass's colour is a surface over the slide;
-the threshold is what the glass's own noise and unevenness reach, with a floor. Felt pen and marks of the glass
-(bubbles, coverslip edges, dirt) are left out.
+Whatever lies on glass takes light away. Tissue is therefore measured as optical density against the glass of
+the same slide, not against other tissue: one threshold between "much stain" and "little stain" loses pale
+tissue that lies beside strong tissue. Lamps are tinted and light is uneven, so the glass's colour is a surface
+over the slide; the threshold is what the glass's own noise and unevenness reach, with a floor. Felt pen and
+marks of the glass (bubbles, coverslip edges, dirt) are left out.
 
-Filters over square neighbourhoods of pictures (bytes or booleans), as a few passes over whole rows and columns.
+Pathologists mark slides with pen in blue, green, black and red. Colour alone does not tell pen: Alcian blue,
+trichrome, methenamine silver and melanin have the same hues. But ink is smooth, where tissue has nuclei and
+fibres, and ink lies on glass or crosses tissue in strokes.
 
-At the picture's edge only the pixels that exist count. This is many times as fast as general filters in floating
-point.
+Filters over square neighbourhoods are a few passes over whole rows and columns of bytes or booleans, many times
+as fast as general filters in floating point. At the picture's edge only the pixels that exist count.
 
-Felt pen on the glass (:func:`find_pen`): pathologists mark slides in blue, green, black and red.
-
-Colour alone does not tell pen: Alcian blue, trichrome, methenamine silver and melanin have the same hues. But ink
-is smooth, where tissue has nuclei and fibres, and ink lies on glass or crosses tissue in strokes.
-
-Shape suffixes: H rows, W columns, C or 3 channels, N pixels, K regions, C channels.
+Shape suffixes: H rows, W columns, C or 3 channels, N pixels, K regions.
 """
 
 from collections.abc import Callable

@@ -1,12 +1,8 @@
 """What training iterates over: slides, and cases with several slides, cut into patches.
 
-What training iterates over: a :class:`Bag` is a set of patches that share labels. It holds no pixels until
-opened.
-
-:class:`SlideBag` is a slide cut into patches; :func:`tile_bag` makes one.
-
-All slides of a case (a patient) as one bag to learn from: :class:`CaseBag`, and :func:`case_bags` for
-``bag: case``.
+A :class:`Bag` is a set of patches that share labels. It holds no pixels until it is opened. :class:`SlideBag`
+is a slide; :func:`tile_bag` makes one. :class:`CaseBag` is all slides of a case (a patient); :func:`case_bags`
+makes those of a manifest for ``bag: case``.
 """
 
 import logging

@@ -1,16 +1,14 @@
 """What learning survival needs beyond the loss of a step.
 
-What training finds out about its patients before it learns survival: whether it can be learned, and the time
-bins.
+Before the first epoch, training finds out whether survival can be learned from its patients, and the time bins.
 
-The baseline hazard of a trained Cox model, which turns risks into probabilities of survival.
+:class:`EpochRisks` is the Cox likelihood over all training bags, though a step sees only a few of them. A step
+of one slide has a risk set of one, and nothing to learn from. So the risks of the slides outside the step are
+taken as they were last computed.
 
-The Cox likelihood over all training bags, though a step sees only a few of them: :class:`EpochRisks`.
+After the last epoch, the baseline hazard of a Cox model turns its risks into probabilities of survival.
 
-A step of one slide has a risk set of one, and nothing to learn from. So the risks of the slides outside the step
-are taken as they were last computed.
-
-Shape suffixes: B bags.
+Shape suffix: B bags.
 """
 
 import logging

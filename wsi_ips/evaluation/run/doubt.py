@@ -1,8 +1,7 @@
-"""How far the probabilities of a run can be believed: calibrating a model, and checking what it promised.
+"""How far the probabilities of a run can be believed.
 
-Whether a calibrated run's sets and probabilities keep what its calibration promised.
-
-How far a model's probabilities can be believed, worked out on a run of slides with known labels.
+A calibration is worked out on a run of slides with known labels. On another run, the sets and probabilities
+that it gave are held against what it promised.
 """
 
 from collections.abc import Mapping, Sequence
