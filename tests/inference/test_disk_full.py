@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import SmallData
+from tests.small_disk import small_disk
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import SlideFailed
 from wsi_ips.inference.label import predict_slides
@@ -24,18 +25,9 @@ ROOM_KB = 64
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={ROOM_KB}k", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+def disk() -> Iterator[Path]:
+    with small_disk(kilobytes=ROOM_KB) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -53,40 +45,40 @@ def jobs(small_data: SmallData) -> list[SlideJob]:
 
 
 def test_slides_fail_with_the_reason_nothing_is_half_written_and_the_run_can_go_on(
-    predictor: Predictor, jobs: list[SlideJob], small_disk: Path
+    predictor: Predictor, jobs: list[SlideJob], disk: Path
 ) -> None:
-    run = RunFolder(small_disk)
+    run = RunFolder(disk)
     tables = predict_slides(jobs, predictor, run)
     failed = [row for row in tables.rows if row.status == "failed"]
     assert 1 <= len(failed) < len(jobs)
     assert all("no space left on device" in row.error for row in failed)
     assert read_predictions(run.predictions, tasks=predictor.pipeline.model.tasks) == tables.rows
-    written = {path.stem for path in (small_disk / "attention").iterdir()}
+    written = {path.stem for path in (disk / "attention").iterdir()}
     assert written == {row.slide_id for row in tables.rows if row.status == "ok"}
-    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
     again = predict_slides(jobs, predictor, run, resume=True)
     assert [row.status for row in again.rows] == ["ok"] * len(jobs)
     assert len(again.measured) == len(failed), "what was written was not done again"
 
 
 def test_with_stop_the_first_slide_without_room_ends_the_run(
-    predictor: Predictor, jobs: list[SlideJob], small_disk: Path
+    predictor: Predictor, jobs: list[SlideJob], disk: Path
 ) -> None:
     with pytest.raises(SlideFailed, match="no space left on device where the results are written"):
-        predict_slides(jobs, predictor, RunFolder(small_disk), on_error="stop")
-    assert not [path for path in small_disk.rglob("*") if "partial" in path.name]
+        predict_slides(jobs, predictor, RunFolder(disk), on_error="stop")
+    assert not [path for path in disk.rglob("*") if "partial" in path.name]
 
 
 def test_a_run_that_ends_without_its_tables_says_so(
-    predictor: Predictor, jobs: list[SlideJob], small_disk: Path
+    predictor: Predictor, jobs: list[SlideJob], disk: Path
 ) -> None:
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     fill(filler, leave_kb=4)
     with pytest.raises(OSError, match="No space left on device"):
-        predict_slides(jobs[:1], predictor, RunFolder(small_disk))
-    assert not [path for path in small_disk.rglob("*") if "partial" in path.name]
+        predict_slides(jobs[:1], predictor, RunFolder(disk))
+    assert not [path for path in disk.rglob("*") if "partial" in path.name]
     filler.unlink()
-    tables = predict_slides(jobs[:1], predictor, RunFolder(small_disk), resume=True)
+    tables = predict_slides(jobs[:1], predictor, RunFolder(disk), resume=True)
     assert [row.status for row in tables.rows] == ["ok"]
 
 

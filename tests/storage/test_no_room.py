@@ -6,6 +6,7 @@ import multiprocessing.connection
 import os
 import resource
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tifffile import TiffWriter
 
+from tests.small_disk import PREFIX, remove_abandoned, small_disk
 from wsi_ips.images.traffic_signs import make_signs
 from wsi_ips.inference.feature_export import save_rows
 from wsi_ips.storage.files import whole_file, whole_folder, whole_table
@@ -101,17 +103,21 @@ def test_what_may_grow_no_further_is_named(tmp_path: Path) -> None:
     check(written(tmp_path, limit=20_000), tmp_path, "File too large")
 
 
-def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    mounted = subprocess.run(words, capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no small disk: {mounted.stderr.decode().strip()}")
-    try:
+def test_a_full_disk_names_the_file() -> None:
+    with small_disk(kilobytes=64) as disk:
         check(written(disk, limit=2**30), disk, "No space left on device")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_disk_of_a_killed_test_run_is_unmounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    abandoned, held = (tmp_path / f"{PREFIX}{pid}_x" for pid in (ended.pid, os.getpid()))
+    for folder in (abandoned, held):
+        folder.mkdir()
+    remove_abandoned()
+    assert not abandoned.exists()
+    assert held.exists()
 
 
 def test_what_fails_where_there_is_room_is_told_as_it_is(tmp_path: Path) -> None:
