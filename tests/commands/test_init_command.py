@@ -233,6 +233,7 @@ def test_the_next_steps_are_commands_that_parse(console: Console, tmp_path: Path
     shown = commands((study / "README.md").read_text())
     assert [line.split()[1] for line in shown] == [
         "tile",
+        "plan",
         "run",
         "predict",
         "evaluate",

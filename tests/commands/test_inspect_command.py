@@ -276,7 +276,10 @@ def test_the_overlay_has_everything_where_it_is_up_to_the_far_corner(tmp_path: P
         round(y / scale) + 4 : round((y + side) / scale) - 4,
         round(x / scale) + 4 : round((x + side) / scale) - 4,
     ]
-    assert inside.max() < 20, "the black square lies within the red one"
+    half = len(inside) // 2
+    assert inside[half:].max() < 20, "the black square lies within the red one"
+    assert inside[:half, :half].max() > 200, "its id is written into its upper left corner"
+    assert inside[:half, half:].max() < 20
     drawn = (np.abs(shown - GRID).sum(2) < 10) | (np.abs(shown - PATCH).sum(2) < 10)
     lines = np.flatnonzero(drawn.mean(0)[:1990] > 0.5)  # without the last patches' own right edge
     last_line = coords.g_size[0] - 1

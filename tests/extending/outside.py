@@ -3,16 +3,21 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 FILE = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TOML = re.compile(r"^```toml\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
+def pyproject() -> dict[str, Any]:
+    """The package's ``pyproject.toml``."""
+    return tomllib.loads("\n".join(TOML.findall(PAGE.read_text(encoding="utf-8"))))
+
+
 def entry_points() -> dict[str, dict[str, str]]:
     """{group: {name: module:attribute}} as the page has them."""
-    tables = TOML.findall(PAGE.read_text(encoding="utf-8"))
-    groups: dict[str, dict[str, str]] = tomllib.loads("\n".join(tables))["project"]["entry-points"]
+    groups: dict[str, dict[str, str]] = pyproject()["project"]["entry-points"]
     return groups
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.extending.outside import entry_points, install
+from tests.extending.outside import entry_points, install, pyproject
 from wsi_ips.heatmaps.export import EXPORTS
 from wsi_ips.models.aggregators.registry import AGGREGATORS
 from wsi_ips.models.encoders.registry import ENCODER_REGISTRY
@@ -26,6 +26,8 @@ def test_what_the_page_writes_passes_its_contracts_and_is_used(tmp_path: Path) -
     """In another process, so that nothing of it is found by other tests."""
     tests = install(tmp_path / "site")
     assert len(tests) == len(entry_points())
+    modules = {path.stem for path in tests[0].parent.glob("*.py")} - {path.stem for path in tests}
+    assert set(pyproject()["tool"]["setuptools"]["py-modules"]) == modules
     options = [
         "-q",
         "-p",
@@ -34,6 +36,7 @@ def test_what_the_page_writes_passes_its_contracts_and_is_used(tmp_path: Path) -
         "error",
         "--import-mode=importlib",
         f"--rootdir={tmp_path}",
+        f"--basetemp={tmp_path / 'base'}",
     ]
     files = [*tests, REPOSITORY / "tests" / "extending" / "in_use.py"]
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]

@@ -59,7 +59,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = MappingProxyType({
     "train-detector": ("wsi-ips train-detector monuseg --out runs/nuclei --recipe pipelines/detect_nuclei.yaml",),
     "detect": ("wsi-ips detect slides/ --detector detector.safetensors --run predictions --out objects",),
     "search": ("wsi-ips search pipelines/spinenet_search_small.yaml",),
-    "demo": ("wsi-ips demo --out demo_run",),
+    "demo": (
+        "wsi-ips demo --out demo_run",
+        "wsi-ips demo --out small --set data.train=4 --set data.val=2 --set data.test=2 --set data.side_px=2048",
+    ),
     "encoders": ("wsi-ips encoders", "wsi-ips encoders uni2-h"),
     "merge": ("wsi-ips merge runs/lora/model.safetensors --out whole.safetensors",),
     "doctor": ("wsi-ips doctor", "wsi-ips doctor --quick --folder slides/ --folder runs/"),

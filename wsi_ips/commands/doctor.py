@@ -55,9 +55,11 @@ def diagnose(folders: Sequence[Path], *, as_json: bool, quick: bool, online: boo
     counts = {
         kind: sum(finding.status == kind for finding in findings) for kind in ("ok", "warning", "fault")
     }
-    summary = (
-        f"{len(findings)} checks: {counts['ok']} ok, {counts['warning']} warnings, {counts['fault']} faults"
-    )
+    told = [
+        f"{counts['ok']} ok",
+        *(f"{counts[kind]} {kind}{'s' * (counts[kind] != 1)}" for kind in ("warning", "fault")),
+    ]
+    summary = f"{len(findings)} checks: {', '.join(told)}"
     if as_json:
         summary = json.dumps(
             {"status": status, "findings": [finding.to_json() for finding in findings]}, indent=2

@@ -43,7 +43,7 @@ OF_FEATURES = ("features", "model.encoder.features")
 HEAD = """\
 # A recipe of wsi-ips. Train with:  {run}
 # A setting behind # has its default: take the # away to change it. README.md beside this file has the next steps.
-# docs/reference/settings lists every setting; wsi-ips refuses a key that it does not know.
+# The page reference/settings of the documentation lists every setting; a key that is not known is refused.
 
 """
 
@@ -229,6 +229,9 @@ def _readme(folder: Path, table: Path, slides: Path | None, features: Path | Non
         steps.append((
             "Look at what is taken for tissue before anything is trained.",
             [f"wsi-ips tile {source} --out {where['tiles']}"]))  # fmt: skip
+        steps.append((
+            "See what training will cost: patches, hours, memory, disk. It takes a minute and trains nothing.",
+            [f"wsi-ips plan {where[RECIPE]}"]))  # fmt: skip
     steps += [
         ("Train. A run that was killed goes on where it was.", [f"wsi-ips run {where[RECIPE]}"]),
         (

@@ -107,20 +107,34 @@ def _draw_kept(
 ) -> None:
     """Boxes around the kept patches, and the ids beside the best of them. The best are drawn last, on top."""
     grown = max(0.0, LEAST_KEPT_PX - side) / 2
-    font = ImageFont.load_default(size=16)
+    font = ImageFont.load_default(size=min(30, max(16, round(side / 8))))
     for x, y in xy_M2[::-1].tolist():
         box = [x - grown, y - grown, x + side + grown, y + side + grown]
         draw.rectangle(box, outline=KEPT, width=3)
     for (x, y), patch_id in list(zip(xy_M2.tolist(), ids_M.tolist(), strict=True))[:LABELLED]:
-        left, top, right, bottom = draw.textbbox((x + side + 4, y), str(patch_id), font=font)
+        _draw_label(draw, (x, y), side, str(patch_id), font, size_px)
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    xy: tuple[float, float],
+    side: float,
+    label: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size_px: tuple[int, int],
+) -> None:
+    """Write a label into the upper left corner of its patch, or to the right of one that is too small for it."""
+    x, y = xy
+    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+    if right + 12 <= side and bottom + 10 <= side:
+        at = (x + 6, y + 5)
+    else:
         # A label beside the right or lower edge stands to the left of its patch, or higher.
-        across = min(0.0, size_px[0] - 2 - right)
-        across = across if across == 0 else x - 4 - right
-        up = min(0.0, size_px[1] - 2 - bottom)
-        draw.rectangle(
-            [left + across - 2, top + up - 1, right + across + 2, bottom + up + 1], fill=(255, 255, 255)
-        )
-        draw.text((x + side + 4 + across, y + up), str(patch_id), KEPT, font)
+        beyond = x + side + 4 + right > size_px[0] - 2
+        at = (x - 4 - right if beyond else x + side + 4, min(y, size_px[1] - 2 - bottom))
+    box = [left + at[0] - 2, top + at[1] - 1, right + at[0] + 2, bottom + at[1] + 1]
+    draw.rectangle(box, fill=(255, 255, 255))
+    draw.text(at, label, KEPT, font)
 
 
 def _legend(

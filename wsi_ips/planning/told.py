@@ -65,7 +65,7 @@ def _to_read(plan: Plan) -> Iterator[str]:
     yield f"patches           {_count(survey.total('patches'))}{largest}"
     yield (
         f"one pass reads    {_count(survey.total('decodes'))} tiles to decode, "
-        f"{_count(_in_gb(survey.total('stored_mb')), digits=2)} GB of the files"
+        f"{_bytes(survey.total('stored_mb'))} of the files"
     )
     if plan.work.kind == "finetune":
         yield f"through encoder   {cost.passes_per_epoch:,.0f} patches an epoch, {cost.passes:,.0f} in all"
@@ -73,8 +73,11 @@ def _to_read(plan: Plan) -> Iterator[str]:
         yield f"through encoder   {cost.passes:,.0f} patches"
 
 
-def _in_gb(count: Count) -> Count:
-    return Count(count.value / 1e3, count.spread / 1e3)
+def _bytes(megabytes: Count) -> str:
+    """A number of MB in the unit that suits it, such as 0.31 MB, 42 MB or 3.10 ± 0.20 GB."""
+    if megabytes.value >= 1e3:
+        return f"{_count(Count(megabytes.value / 1e3, megabytes.spread / 1e3), digits=2)} GB"
+    return f"{_count(megabytes, digits=0 if megabytes.value >= 10 else 2)} MB"
 
 
 def _count(count: Count, digits: int = 0) -> str:
@@ -126,8 +129,10 @@ def _space(plan: Plan) -> Iterator[str]:
         yield f"of the card       {cost.vram_mb / 1024:.2f} GiB{of_card} ({beside})"
         if plan.rates.device_gb and cost.vram_mb * 2**20 > plan.rates.device_gb * 1e9:
             yield "                  it does not fit"
-    scratch = f", and {cost.scratch_mb / 1e3:.2f} GB until the head start is over" if cost.scratch_mb else ""
-    yield f"disk              {cost.disk_mb / 1e3:.2f} GB{scratch}"
+    scratch = (
+        f", and {_bytes(Count(cost.scratch_mb))} until the head start is over" if cost.scratch_mb else ""
+    )
+    yield f"disk              {_bytes(Count(cost.disk_mb))}{scratch}"
 
 
 def _advice(plan: Plan) -> Iterator[str]:
