@@ -28,22 +28,17 @@ def recipe(tmp_path: Path, small_data: SmallData) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def test_a_training_is_planned_and_nothing_is_written(
+def test_a_training_is_planned_as_words_and_as_data(
     console: Console, recipe: Path, rates: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    said = console("plan", recipe, "--rates", rates)
+    said = console("plan", recipe, "--rates", rates, "--out", tmp_path / "plan.json")
     assert said.code == 0, said.err
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "plan.json"]), "nothing else is written"
     for part in ("plan of finetune", "with the rates given for mine", "4 (2 train, 2 val); all looked at",
                  "tiles to decode", "an epoch", "peak memory", "most time goes into"):  # fmt: skip
         assert part in said.out
-
-
-def test_the_same_plan_as_data(console: Console, recipe: Path, rates: Path, tmp_path: Path) -> None:
-    said = console("plan", recipe, "--rates", rates, "--json", "--out", tmp_path / "plan.json")
-    told = json.loads(said.out)
-    assert json.loads((tmp_path / "plan.json").read_text()) == told
+    told = json.loads((tmp_path / "plan.json").read_text())
     patches = told["survey"]["patches"]["value"]
     assert told["passes"] == 3 * told["passes_per_epoch"] > 3 * patches
     assert told["seconds"] == pytest.approx(sum(stage["seconds"] for stage in told["stages"]))
@@ -53,16 +48,20 @@ def test_the_same_plan_as_data(console: Console, recipe: Path, rates: Path, tmp_
 
 
 def test_settings_over_the_recipe_change_the_plan(console: Console, recipe: Path, rates: Path) -> None:
-    three, six = (
-        json.loads(console("plan", recipe, "--rates", rates, "--json", "--set", f"training.epochs={n}").out)
-        for n in (3, 6)
+    said = console("plan", recipe, "--rates", rates, "--json", "--set", "training.epochs=6")
+    six = json.loads(said.out)
+    assert six["passes"] == 6 * six["passes_per_epoch"]
+
+
+def test_labels_with_the_settings_of_a_training(
+    console: Console, recipe: Path, rates: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.json"
+    told = json.loads(
+        console("plan", recipe, "--for", "predict", "--rates", rates, "--json", "--out", out).out
     )
-    assert six["passes"] == 2 * three["passes"]
-
-
-def test_labels_with_the_settings_of_a_training(console: Console, recipe: Path, rates: Path) -> None:
-    told = json.loads(console("plan", recipe, "--for", "predict", "--rates", rates, "--json").out)
     assert (told["kind"], told["slides"]) == ("predict", 2)
+    assert json.loads(out.read_text()) == told
     everything = json.loads(console("plan", recipe, "--for", "features", "--rates", rates, "--json").out)
     assert everything["slides"] == 6
 
