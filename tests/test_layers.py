@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 
 # Left to right, as in ARCHITECTURE.md. A module that has a place of its own is named with its room.
 CORE = [
-    "storage.location", "errors", "units", "registry", "config", "storage", "progress", "slides", "tiling",
-    "streaming", "survival", "models", "selection", "datasets", "training", "evaluation", "inference", "heatmaps",
-    "evaluation.run", "report", "viewer", "doctor", "commands", "api", "cli", "testing",
+    "storage.location", "errors", "units", "registry", "config", "storage", "progress", "timeline", "slides",
+    "tiling", "streaming", "survival", "models", "selection", "datasets", "training", "evaluation", "inference",
+    "heatmaps", "evaluation.run", "report", "viewer", "doctor", "commands", "api", "cli", "testing",
 ]  # fmt: skip
 # A wing, and the wings that it stands on.
 WINGS: dict[str, set[str]] = {

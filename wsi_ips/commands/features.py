@@ -18,6 +18,7 @@ from wsi_ips.commands.options import (
     Out,
     Outcome,
     PrecisionOption,
+    Profile,
     Recipe,
     Set,
     SlideMppOption,
@@ -61,6 +62,8 @@ class FeaturesJob(Resolution, Computing, Job):
     device: str = "auto"
     deterministic: bool = False
     """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
+    profile: bool = False
+    """Print where the time went, and write ``timeline.json``."""
     streaming: StreamingConfig = StreamingConfig()
 
     @model_validator(mode="after")
@@ -96,6 +99,7 @@ def command(
     half: Annotated[bool | None, typer.Option("--half", help="Store float16, not float32.")] = None,
     precision: PrecisionOption = None,
     compile_: Compile = None,
+    profile: Profile = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
@@ -107,7 +111,7 @@ def command(
         patch_mpp = mpp_of_magnification(mag)
     flags = {"slides": slides, "out": out, "layout": layout, "checkpoint": checkpoint, "half": half,
              "from_coords": from_coords, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
-             "precision": precision, "compile": compile_}  # fmt: skip
+             "precision": precision, "compile": compile_, "profile": profile}  # fmt: skip
     sections: dict[str, dict[str, Any]] = {
         "encoder": {"name": encoder, "weights": weights},
         "tiling": {"patch_px": patch_px, "patch_mpp": patch_mpp},
@@ -137,6 +141,7 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     from wsi_ips.inference.in_hand import SlidesInHand
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.streaming.device import numerics
+    from wsi_ips.timeline import recording
 
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, slides)
@@ -148,13 +153,18 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     alone = list(slides.values()) == [job.slides]
     folder = storing.export.folder
     how = numerics(deterministic=job.deterministic)
-    with folder.claimed(storing.settings, numerics=how), SlidesInHand(folder.root) as in_hand:
+    with (
+        folder.claimed(storing.settings, numerics=how),
+        SlidesInHand(folder.root) as in_hand,
+        recording(folder.root, command="features", on=job.profile) as recorded,
+    ):
         rows = _store_all(jobs, storing, in_hand, progress, raises=alone)
     stored = sum(row.status == "ok" for row in rows.values())
     patches = sum(row.n_patches or 0 for row in rows.values())
     return Outcome.of_slides(
         [rows[slide_id].error for slide_id in slides if rows[slide_id].error],
         f"features of {patches} patches of {stored} of {len(rows)} slides in {folder.root}",
+        details=recorded.table(),
     )
 
 
@@ -248,11 +258,12 @@ class _Storing:
             self.export.forget(slide.slide_id)
 
     def _make(self, slide_job: "SlideJob", now: "MadeFrom", progress: Progress) -> "StoredFeatures":
+        from wsi_ips import timeline
         from wsi_ips.slides.registry import open_slide
         from wsi_ips.streaming.device import pick_device
         from wsi_ips.streaming.stream import PatchStream
 
-        with open_slide(slide_job.path) as slide:
+        with timeline.slide(slide_job.slide_id), open_slide(slide_job.path) as slide:
             coords = self.find(slide, slide_id=slide_job.slide_id, mpp=slide_job.mpp)
             stream = PatchStream(
                 slide, coords, config=self.job.streaming, device=pick_device(self.job.device)

@@ -14,6 +14,7 @@ from wsi_ips.commands.options import (
     MppCsv,
     Out,
     Outcome,
+    Profile,
     Recipe,
     Set,
     SlideMppOption,
@@ -53,6 +54,8 @@ class FinetuneJob(FinetuneConfig, Resolution, Job):
     """Where the network runs: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     restart: bool = False
     """Begin anew where ``out`` holds a run, instead of going on with it."""
+    profile: bool = False
+    """Print where the time went, and write ``timeline.json``."""
 
     @model_validator(mode="after")
     def _features_are_read_by_their_encoder(self) -> Self:
@@ -85,14 +88,15 @@ def command(
     restart: Annotated[
         bool | None, typer.Option("--restart", help="Begin anew where OUT holds a run, not go on with it.")
     ] = None,
+    profile: Profile = None,
     device: Device = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
 ) -> None:
     """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
     flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
-             "folds": folds, "restart": restart, "device": device, "slide_mpp": slide_mpp,
-             "mpp_csv": mpp_csv}  # fmt: skip
+             "folds": folds, "restart": restart, "profile": profile, "device": device,
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     chosen = [] if restarts is None else [f"training.restarts={restarts}"]
     sections = {"model.encoder": {"name": encoder, "weights": weights}}
     start("finetune", flags, recipe=recipe, overrides=[*(set_ or []), *chosen], sections=sections)
@@ -106,16 +110,21 @@ def finetune_manifest(job: FinetuneJob, progress: Progress) -> Outcome:
     """
     from wsi_ips.datasets.manifest import read_manifest
     from wsi_ips.models.encoders.fitting import fitting_tiling
+    from wsi_ips.timeline import recording
+    from wsi_ips.training.processes import is_first_process
     from wsi_ips.training.run_state import training_folder
 
     job = job.model_copy(update={"tiling": fitting_tiling(job.tiling, job.model.encoder)})
     manifest = read_manifest(
         job.manifest, tasks=job.model.tasks, root=job.slides_root, need_slides=job.features is None
     )
-    with training_folder(job.out):
-        if job.folds is not None:
-            return _folds(manifest, job, job.folds, progress)
-        return _once(manifest, job, progress)
+    with (
+        training_folder(job.out),
+        recording(job.out, command="finetune", on=job.profile, joins=is_first_process()) as recorded,
+    ):
+        folds = job.folds
+        outcome = _once(manifest, job, progress) if folds is None else _folds(manifest, job, folds, progress)
+    return replace(outcome, lines=[*recorded.table(), *outcome.lines])
 
 
 def _once(manifest: "Manifest", job: FinetuneJob, progress: Progress) -> Outcome:

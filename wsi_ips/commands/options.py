@@ -55,6 +55,10 @@ Layout = Annotated[
     str | None,
     typer.Option(help="HDF5 layout: clam (default) or trident.", autocompletion=one_of("clam", "trident")),
 ]
+Profile = Annotated[
+    bool | None,
+    typer.Option("--profile", help="Print where the time went, and write OUT/timeline.json for Perfetto."),
+]
 OpenUrls = Annotated[
     bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")
 ]

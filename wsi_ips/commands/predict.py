@@ -16,6 +16,7 @@ from wsi_ips.commands.options import (
     Out,
     Outcome,
     PrecisionOption,
+    Profile,
     Recipe,
     Set,
     SlideMppOption,
@@ -69,7 +70,7 @@ class PredictJob(Resolution, Computing, Job):
     """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
     overlays: bool = True
     profile: bool = False
-    """Print where the time went, and which stage is the slowest."""
+    """Print where the time went, and which stage is the slowest, and write ``timeline.json``."""
     force: bool = False
     """Replace another run's results in ``out``."""
     embeddings: bool = False
@@ -144,9 +145,6 @@ FromCoords = Annotated[
 ]
 Overlays = Annotated[
     bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
-]
-Profile = Annotated[
-    bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
 ]
 Force = Annotated[bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that work on a slide each.")]
@@ -228,7 +226,7 @@ def command(
 
 def predict(job: PredictJob, progress: Progress) -> Outcome:
     """Write ``predictions.csv``, ``slides.csv``, ``attention/*.h5``, ``overlays/*.png``, ``run.json``, and at
-    the end ``summary.md``.
+    the end ``summary.md``; with ``profile`` also ``timeline.json``.
 
     In a folder a bad slide becomes a row; a slide given by itself raises. An overlay that cannot be drawn costs
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
@@ -238,6 +236,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     from wsi_ips.inference.telemetry import SlideTelemetry
     from wsi_ips.report.run_summary import write_summary
     from wsi_ips.streaming.device import calculating, numerics
+    from wsi_ips.timeline import recording
 
     if job.features is not None:
         with calculating(deterministic=job.deterministic):
@@ -251,15 +250,11 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     calibration = _calibration(job, setup.models, pipeline)
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
-    with claimed(
-        run,
-        config=config,
-        checkpoint=job.checkpoints[0],
-        sha256=setup.models.sha256,
-        force=job.force,
-        numerics=numerics(deterministic=job.deterministic),
-        more=_more(setup.models, calibration),
-    ) as start:
+    claim = claimed(
+        run, config=config, checkpoint=job.checkpoints[0], sha256=setup.models.sha256, force=job.force,
+        numerics=numerics(deterministic=job.deterministic), more=_more(setup.models, calibration),
+    )  # fmt: skip
+    with claim as start, recording(job.out, command="predict", on=job.profile) as recorded:
         setup = replace(setup, start=start)
         tables = RunTables(
             run,
@@ -279,8 +274,8 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         tables.close()
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
         write_summary(run, pipeline.model.tasks)
-    details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
-    return _outcome(tables.rows, run, details=details, absent=absent)
+    details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else []
+    return _outcome(tables.rows, run, details=[*details, *recorded.told()], absent=absent)
 
 
 def _label_slides(
@@ -498,6 +493,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     from wsi_ips.models.checkpoint import load_checkpoint
     from wsi_ips.report.run_summary import write_summary
     from wsi_ips.streaming.device import numerics, pick_device
+    from wsi_ips.timeline import recording
 
     pipeline = same_patches_and_tasks(job.checkpoints)[0]
     models = Checkpoints.of(job.checkpoints)
@@ -516,15 +512,11 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     paths = list_features(features)
     case_of = _case_of(job, pipeline, list(paths))
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
-    with claimed(
-        run,
-        config=config,
-        checkpoint=job.checkpoints[0],
-        sha256=models.sha256,
-        force=job.force,
-        numerics=numerics(),
-        more=_more(models, calibration),
-    ):
+    claim = claimed(
+        run, config=config, checkpoint=job.checkpoints[0], sha256=models.sha256, force=job.force,
+        numerics=numerics(), more=_more(models, calibration),
+    )  # fmt: skip
+    with claim, recording(job.out, command="predict", on=job.profile) as recorded:
         how: Any = {"on_error": job.batch.on_error, "calibration": calibration, "progress": progress}
         if pipeline.bag == "case" and case_of is not None:
             tables, unplaced = predict_feature_cases(paths, case_of, predictor, run, **how)
@@ -536,4 +528,6 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"
     )
-    return _outcome(tables.rows, run, details=[note] if unplaced else (), absent=absent)
+    return _outcome(
+        tables.rows, run, details=[*([note] if unplaced else []), *recorded.table()], absent=absent
+    )

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from pydantic import PositiveInt
 
-from wsi_ips.commands.options import Layout, MppCsv, Out, Outcome, Recipe, Set, SlideMppOption, Slides, start
+from wsi_ips.commands.options import (
+    Layout,
+    MppCsv,
+    Out,
+    Outcome,
+    Profile,
+    Recipe,
+    Set,
+    SlideMppOption,
+    Slides,
+    start,
+)
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import TilingConfig
@@ -39,6 +50,8 @@ class TileJob(Resolution, Job):
     """Write ``previews/<slide_id>.jpg`` as well: the slide with its tissue, contours and patches drawn."""
     workers: PositiveInt = 1
     """Processes that tile a slide each; 1: this process does it. No result depends on it."""
+    profile: bool = False
+    """Print where the time went, and write ``timeline.json``."""
     tiling: TilingConfig = TilingConfig()
 
 
@@ -62,6 +75,7 @@ def command(
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that tile a slide each (default 1).")] = None,
+    profile: Profile = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -77,7 +91,7 @@ def command(
         "min_tissue": min_tissue,
     }
     flags = {"slides": slides, "out": out, "layout": layout, "contours": contours,
-             "mask_preview": mask_preview, "workers": workers, "slide_mpp": slide_mpp,
+             "mask_preview": mask_preview, "workers": workers, "profile": profile, "slide_mpp": slide_mpp,
              "mpp_csv": mpp_csv}  # fmt: skip
     start("tile", flags, recipe=recipe, overrides=set_, sections={"tiling": tiling})
 
@@ -94,6 +108,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     from wsi_ips.heatmaps.tissue_preview import write_preview
     from wsi_ips.inference.in_hand import SlidesInHand
     from wsi_ips.tiling.patches import SlideToTile, TilingFolder
+    from wsi_ips.timeline import recording
 
     if job.contours is not None and not job.contours.is_dir():
         raise ConfigError(f"--contours {job.contours}: no such folder")
@@ -104,11 +119,16 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
         job.out, job.tiling, job.layout, contours=job.contours,
         preview=write_preview if job.mask_preview else None, alone=job.slides,
     )  # fmt: skip
-    with _held(job.out), SlidesInHand(job.out) as in_hand:
+    with (
+        _held(job.out),
+        SlidesInHand(job.out) as in_hand,
+        recording(job.out, command="tile", on=job.profile) as recorded,
+    ):
         tiled = _tile_all(folder, slides, in_hand, progress, workers=job.workers)
     failures = [tiled[slide_id].error for slide_id in locations if tiled[slide_id].error]
     kept = sum(done.was_there for done in tiled.values())
     details = [f"{kept} slides were tiled already, from the same files and settings"] if kept else []
+    details += recorded.table()
     patches = sum(done.n_patches for done in tiled.values())
     summary = f"{patches} patches of {len(tiled) - len(failures)} slides in {job.out / 'patches'}"
     return Outcome.of_slides(failures, summary, details=details)

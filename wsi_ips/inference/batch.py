@@ -42,6 +42,7 @@ from wsi_ips.inference.worker import Cut, SlideWorker, WorkerSetup, check_versio
 from wsi_ips.progress import Advance, Progress, silent
 from wsi_ips.storage.fingerprint import versions
 from wsi_ips.storage.location import Location
+from wsi_ips.timeline import carried
 
 ANSWERS_S = 10.0
 """Seconds that a scheduler may take to answer, and its first worker to come."""
@@ -264,7 +265,7 @@ class _Desk:
 
     def _submit(self, order: _Order, parts: list[Future[Any]]) -> None:
         key = f"{order.kind}-{order.job.slide_id}-{uuid4().hex[:8]}"
-        future = self._client.submit(_carry_out, self._run, order, parts, key=key, pure=False)
+        future = self._client.submit(carried(_carry_out), self._run, order, parts, key=key, pure=False)
         self._in_flight[future] = order
 
     def _finished(self) -> list[Future[Any]]:

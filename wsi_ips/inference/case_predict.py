@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from wsi_ips import timeline
 from wsi_ips.datasets.feature_files import FeatureFile
 from wsi_ips.errors import ConfigError, ProcessDied
 from wsi_ips.evaluation.conformal import Calibration
@@ -118,7 +119,7 @@ def label_cases_here(
 
 def label_case(case: CaseJob, work: SlideWork, *, progress: Progress = silent) -> list[Done]:
     """Label a case from all of its slides that can be read, and store the result of each."""
-    with ExitStack() as opened:
+    with timeline.slide(case.name), ExitStack() as opened:
 
         def prepare(job: SlideJob) -> PreparedSlide:
             prepared = work.prepare(job)

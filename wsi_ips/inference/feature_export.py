@@ -52,6 +52,7 @@ from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.coords import Layout, put_coords, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import upsampling_note
+from wsi_ips.timeline import span, staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +345,8 @@ class FeatureExport:
             with progress(coords.slide_id, total=len(stream)) as advance:
                 first = 0
                 for features_nC in self._encoded(stream):
-                    features[first : first + len(features_nC)] = features_nC
+                    with span("write results"):
+                        features[first : first + len(features_nC)] = features_nC
                     first += len(features_nC)
                     advance()
             bad_tiles = tuple(stream.telemetry.bad_tiles)
@@ -399,18 +401,21 @@ class FeatureExport:
     @torch.no_grad()
     def _encoded(self, stream: PatchStream) -> Iterator[NDArray[np.floating]]:
         for chunk in stream:
-            features_nC: Tensor = self.encoder(chunk.pixels_n3PP).float()
-            if self.half:
-                features_nC = features_nC.half()
-            if not torch.isfinite(features_nC).all():
-                raise NotFinite("features")
-            yield features_nC.cpu().numpy()
+            with span("encode"):
+                features_nC: Tensor = self.encoder(chunk.pixels_n3PP).float()
+                if self.half:
+                    features_nC = features_nC.half()
+                if not torch.isfinite(features_nC).all():
+                    raise NotFinite("features")
+                stored_nC = features_nC.cpu().numpy()
+            yield stored_nC
 
     def _write_missing_tensor(self, slide_id: str) -> None:
         path = self.folder.tensor(slide_id)
         if path is not None and not path.is_file():
             self._save_tensor(self.folder.features(slide_id), path)
 
+    @staged("write results")
     def _save_tensor(self, features: Path, path: Path) -> None:
         """Write CLAM's ``.pt`` from the HDF5 file."""
         with opened_hdf5(features) as file:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from wsi_ips import timeline
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.datasets.feature_files import FeatureFile, open_features
 from wsi_ips.errors import ConfigError, FeaturesError
@@ -281,7 +282,8 @@ def label_features(
         for job in jobs:
             tables.begun(job.slide_id)
             try:
-                done, placed = predictor.predict(job.slide_id, Path(job.path), run)
+                with timeline.slide(job.slide_id):
+                    done, placed = predictor.predict(job.slide_id, Path(job.path), run)
                 if not placed:
                     unplaced.append(job.slide_id)
             except Exception as error:  # noqa: BLE001 - whatever a file holds is its slide's failure

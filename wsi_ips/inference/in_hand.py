@@ -40,6 +40,8 @@ from wsi_ips.storage.location import Location
 from wsi_ips.storage.system import go_first_when_memory_runs_out, killed_outright
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import FindPatches
+from wsi_ips.timeline import carried
+from wsi_ips.timeline import slide as timeline_slide
 from wsi_ips.units import Mpp
 
 if TYPE_CHECKING:
@@ -257,7 +259,7 @@ def looked_ahead(
             if number + 1 < len(jobs):
                 following = jobs[number + 1]
                 task: _Task = (work.predictor.find_patches, following.path, following.slide_id, following.mpp)
-                coming = pool.submit(alone, _find, task)
+                coming = pool.submit(alone, carried(_find, who="ahead"), task)
             yield job, prepare
 
 
@@ -265,7 +267,7 @@ def _find(task: _Task) -> _Found:
     """The patches of a slide, and the seconds that it took to find them."""
     find_patches, location, slide_id, mpp = task
     started = time.perf_counter()
-    with open_slide(location) as slide:
+    with timeline_slide(slide_id), open_slide(location) as slide:
         return find_patches(slide, slide_id=slide_id, mpp=mpp), time.perf_counter() - started
 
 
@@ -301,7 +303,7 @@ def alone(work: Callable[[Argument], Result], argument: Argument) -> Result:
         Died: The process died during the work.
         NotStarted: The process never began the work.
     """
-    task = pickle.dumps((work, argument))
+    task = pickle.dumps((carried(work), argument))
     process = subprocess.Popen(  # noqa: S603 - this very interpreter
         [sys.executable, "-c", _START.format(path=sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

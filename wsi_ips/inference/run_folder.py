@@ -21,6 +21,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError, ResultsError, one_line
 from wsi_ips.storage.held_folder import describe, difference, held, read_description
 from wsi_ips.storage.location import Location, Url, locate
+from wsi_ips.timeline import TIMELINE_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,7 @@ def _clear(run: RunFolder) -> None:
     run.slides.unlink(missing_ok=True)
     run.cases.unlink(missing_ok=True)
     run.summary.unlink(missing_ok=True)
+    (run.root / TIMELINE_NAME).unlink(missing_ok=True)
     for path in [*run.root.glob("attention/*.h5"), *run.root.glob("overlays/*.png")]:
         path.unlink()
 

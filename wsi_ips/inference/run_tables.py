@@ -14,6 +14,7 @@ from wsi_ips.inference.predictions import Doubt, PredictionRow, write_prediction
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table, write_slide_table
+from wsi_ips.timeline import staged
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ class RunTables:
         self._write()
         return left
 
+    @staged("write results")
     def add(self, done: Done) -> None:
         """Note that a slide is labelled, or that it failed."""
         self._note(done)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from wsi_ips.inference.in_hand import Died, alone, check_shared_memory
 from wsi_ips.progress import silence_libraries
+from wsi_ips.timeline import carried
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -43,7 +44,7 @@ def _until_one_dies(
         while left or running:
             try:
                 while left and len(running) < workers:
-                    running[pool.submit(work, left[0])] = left[0]
+                    running[pool.submit(carried(work), left[0])] = left[0]
                     left.popleft()
             except BrokenProcessPool:
                 if not running:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wsi_ips import timeline
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError
 from wsi_ips.inference.checkpoints import EnsemblePredictor
@@ -103,6 +104,7 @@ class SlideRecorder:
         self._find_patches = find_patches
         self._precision = precision
 
+    @timeline.staged("write results")
     def write(self, job: SlideJob, result: SlideResult) -> Done:
         """Store a new result, and draw it. If the overlay cannot be drawn, the label stands and the row says
         why.
@@ -209,7 +211,8 @@ class SlideRecorder:
         if self._draw is not None and (redraw or not overlay.exists()):
             overlay.unlink(missing_ok=True)
             try:
-                self._draw(result, overlay)
+                with timeline.span("draw overlay"):
+                    self._draw(result, overlay)
             except Exception as error:  # noqa: BLE001 - the label took minutes and stands without its picture
                 complaints.append(f"overlay of {job.slide_id} not drawn: {reason(job, error)}")
         return PredictionRow.done(result, error="; ".join(complaints))
@@ -242,8 +245,9 @@ class SlideWork:
             progress: Shows how far it is.
         """
         try:
-            slide = self.prepare(job) if prepared is None else prepared()
-            return self.recorder.write(job, self.predictor.read(slide, progress=progress))
+            with timeline.slide(job.slide_id):
+                slide = self.prepare(job) if prepared is None else prepared()
+                return self.recorder.write(job, self.predictor.read(slide, progress=progress))
         except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
             return self.recorder.failed(job, error)
 

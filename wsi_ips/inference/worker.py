@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from wsi_ips import timeline
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import ClusterError, ResultsError
 from wsi_ips.inference.checkpoints import CheckpointFile, Checkpoints, EnsemblePredictor
@@ -212,13 +213,16 @@ class SlideWorker:
 
     def score(self, job: SlideJob, part: range) -> ScoredPart | Done:
         """Score a part of a slide. If that fails, the slide has failed."""
-        return self._of_slide(job, lambda work: _one_net(work).score_part(work.prepare(job), part))
+        with timeline.slide(job.slide_id):
+            return self._of_slide(job, lambda work: _one_net(work).score_part(work.prepare(job), part))
 
     def join(self, job: SlideJob, parts: Sequence[ScoredPart]) -> Done:
         """Label a slide whose parts have been scored."""
-        return self._of_slide(
-            job, lambda work: work.recorder.write(job, _one_net(work).read_parts(work.prepare(job), parts))
-        )
+        with timeline.slide(job.slide_id):
+            return self._of_slide(
+                job,
+                lambda work: work.recorder.write(job, _one_net(work).read_parts(work.prepare(job), parts)),
+            )
 
     def _of_slide(self, job: SlideJob, what: Callable[[SlideWork], T]) -> T | Done:
         with self._one_at_a_time:

@@ -29,6 +29,7 @@ from wsi_ips.selection.memory import Kept
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Clock, SlideReading, device_of, places_for
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
+from wsi_ips.timeline import span
 from wsi_ips.units import PlaceKind
 
 SMALLEST = 1e-30
@@ -67,11 +68,13 @@ def read_all(
     with scoring(net):
         for chunk in clock.timed(through(source)):
             ids.append(chunk.ids_n.cpu())
-            embeddings.append(clock.run(net.encode, chunk.pixels_n3PP))
+            with span("encode"):
+                embeddings.append(clock.run(net.encode, chunk.pixels_n3PP))
         if not ids:
             raise ValueError("no patches")
         ids_N, emb_ND = torch.cat(ids), torch.cat(embeddings)
-        bag = net.read_bag(emb_ND, places_for(net, source, ids_N))
+        with span("head"):
+            bag = net.read_bag(emb_ND, places_for(net, source, ids_N))
     attention_NHT = bag.attention_BHTM[0].permute(2, 0, 1).float().cpu()
     if not torch.isfinite(attention_NHT).all():
         raise NotFinite("attention")

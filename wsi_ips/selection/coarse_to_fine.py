@@ -28,6 +28,7 @@ from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, SlideReading, device_of, encode_again, read_slide, unchanged
 from wsi_ips.streaming.device import DeviceTimer
 from wsi_ips.streaming.patch_source import Chunk, CoarseSource, Windows
+from wsi_ips.timeline import span
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def read_sampled(
     with timer.running():
         emb_MD = encode_once(net, source, ids_M, batch=seen.largest_chunk)
     encode_s = timer.seconds()
-    with scoring(net):
+    with scoring(net), span("head"):
         bag = net.read_samples(emb_MD, [attention_M.to(emb_MD.device)], encoded=True)
     store = ScoreStore()
     logits_NHT = attention_N.log()[:, None, None].expand(-1, 1, net.heads.queries)
@@ -187,7 +188,7 @@ def look(
     parts, largest, timer = [], 1, DeviceTimer(device_of(net))
     with scoring(net):
         for chunk in through(windows.source):
-            with timer.running():
+            with span("look from afar"), timer.running():
                 parts.append(net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n)).float())
             largest = max(largest, len(chunk))
     if not parts:

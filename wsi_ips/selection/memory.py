@@ -34,6 +34,7 @@ from torch import Tensor
 
 from wsi_ips.errors import NotFinite
 from wsi_ips.selection.score_store import Normalisers, ScoreStore
+from wsi_ips.timeline import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,15 @@ def select_patches(
     buffer = TopMBuffer(m=m, i=i)
     with torch.no_grad():
         for ids_n, pixels in chunks:
-            emb_nD = encode(pixels)
-            logits_nHT = logits(emb_nD, ids_n)
-            buffer.add(ids_n, emb_nD, logits_nHT)
-            if store is not None:
-                store.add(ids_n, logits_nHT)
-        return buffer.finish()
+            with span("encode"):
+                emb_nD = encode(pixels)
+            with span("select"):
+                logits_nHT = logits(emb_nD, ids_n)
+                buffer.add(ids_n, emb_nD, logits_nHT)
+                if store is not None:
+                    store.add(ids_n, logits_nHT)
+        with span("select"):
+            return buffer.finish()
 
 
 def select_global(
@@ -118,8 +122,12 @@ def select_global(
     """
     with torch.no_grad():
         for ids_n, pixels in chunks:
-            store.add(ids_n, logits(encode(pixels), ids_n))
-    top = global_top(store, m)
+            with span("encode"):
+                emb_nD = encode(pixels)
+            with span("select"):
+                store.add(ids_n, logits(emb_nD, ids_n))
+    with span("select"):
+        top = global_top(store, m)
     return Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
 
 

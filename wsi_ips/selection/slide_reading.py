@@ -25,6 +25,7 @@ from wsi_ips.selection.memory import Kept, select_global, select_over_parts, sel
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.streaming.device import DeviceTimer
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
+from wsi_ips.timeline import span, staged
 
 Seen = Callable[[Tensor, Tensor], Tensor]
 """Augmentation: maps ``pixels_n3PP`` and ``ids_n`` to the pixels that the network is shown."""
@@ -118,7 +119,8 @@ def read_slide(
             emb_MD = clock.run(
                 lambda ids_M: encode_again(net, source, ids_M, batch=clock.largest_chunk), kept.ids_M
             )
-        bag = net.read_bag(emb_MD, places_for(net, source, kept.ids_M))
+        with span("head"):
+            bag = net.read_bag(emb_MD, places_for(net, source, kept.ids_M))
     encode_s, select_s = clock.seconds(since=started)
     return SlideReading(kept, store, emb_MD, bag, encode_s, select_s)
 
@@ -178,6 +180,7 @@ def _kept(
     return select_global(chunks, encode=encode, logits=logits, m=selection.memory_size, store=store)
 
 
+@staged("kept patches")
 @torch.no_grad()
 def encode_again(
     net: BagNet, source: PatchSource, ids_n: Tensor, *, batch: int, seen: Seen = unchanged
@@ -200,7 +203,8 @@ def encode_again(
 
     def encode(part_n: Tensor) -> Tensor:
         chunk = source.read(part_n)
-        return net.encode(seen(chunk.pixels_n3PP, chunk.ids_n))
+        with span("encode"):
+            return net.encode(seen(chunk.pixels_n3PP, chunk.ids_n))
 
     if not len(ids_n):
         raise ValueError("no patches")
@@ -223,8 +227,10 @@ def score_part(
     started = perf_counter()
     with scoring(net):
         for chunk in clock.timed(through(source)):
-            emb_nD = clock.run(net.encode, chunk.pixels_n3PP)
-            store.add(chunk.ids_n, net.logits(emb_nD, places_for(net, source, chunk.ids_n)))
+            with span("encode"):
+                emb_nD = clock.run(net.encode, chunk.pixels_n3PP)
+            with span("select"):
+                store.add(chunk.ids_n, net.logits(emb_nD, places_for(net, source, chunk.ids_n)))
     return SlideScores(store, *clock.seconds(since=started))
 
 
@@ -249,7 +255,8 @@ def read_scored(
         NotFinite: Logits are not finite.
     """
     started = perf_counter()
-    selection = select_over_parts(stores, m)
+    with span("select"):
+        selection = select_over_parts(stores, m)
     top = selection.top
     selected = perf_counter()
     with scoring(net):
@@ -258,7 +265,8 @@ def read_scored(
             emb_MD = encode_again(net, source, top.ids_M, batch=batch)
         encode_s = timer.seconds()
         encoded = perf_counter()
-        bag = net.read_bag(emb_MD, places_for(net, source, top.ids_M))
+        with span("head"):
+            bag = net.read_bag(emb_MD, places_for(net, source, top.ids_M))
     kept = Kept(top.ids_M, None, top.scores_M.float(), top.logits_MHT)
     select_s = selected - started + perf_counter() - encoded
     return SlideReading(kept, selection.store, emb_MD, bag, encode_s, select_s)
@@ -318,6 +326,7 @@ class Clock:
         return encode_s, perf_counter() - since - encode_s - self._stream_s
 
 
+@staged("backward")
 def kept_gradients(net: IPSNet, source: PatchSource, reading: SlideReading) -> dict[str, Tensor]:
     """Gradient times input of each kept patch for each task, (M, classes), in eval mode.
 

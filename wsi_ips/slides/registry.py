@@ -24,6 +24,7 @@ from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
 from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.location import Location, Url, is_there, locate
+from wsi_ips.timeline import staged
 
 OME_ZARR, TIFFSLIDE = "ome-zarr", "tiffslide"
 """Name of the reader of slides at a URL."""
@@ -65,6 +66,7 @@ CONVERTED_BY: Mapping[str, str] = MappingProxyType(
 """What to do with a slide in a format that no reader here knows, by suffix."""
 
 
+@staged("open")
 def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReader:
     """Open a slide with the first reader that accepts it.
 

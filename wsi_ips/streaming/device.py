@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.errors import ConfigError
+from wsi_ips.timeline import span, staged
 
 WORKSPACE = ":4096:8"
 """Value of ``CUBLAS_WORKSPACE_CONFIG`` with which cuBLAS always adds up in one order."""
@@ -154,6 +155,7 @@ class DeviceCopies:
         """Whether a copy runs while its caller does something else."""
         return self._stream is not None
 
+    @staged("copy to device")
     def to_device(self, pixels_nPPC: Tensor) -> Tensor:
         """The same uint8 pixels on the device; on CUDA copied from page-locked memory without waiting."""
         if self._stream is None:
@@ -179,7 +181,8 @@ class DeviceCopies:
     def settle(self) -> None:
         """Wait for all copies under way, but not for what is done with the pixels."""
         while self._under_way:
-            self._under_way[0].done.synchronize()
+            with span("wait for device"):
+                self._under_way[0].done.synchronize()
             self._let_go()
 
     def take_seconds(self) -> float:
@@ -198,7 +201,8 @@ class DeviceCopies:
         handed_over.record(consumer)
         self._handed_over.append(handed_over)
         while len(self._handed_over) > 1:
-            self._handed_over.popleft().synchronize()
+            with span("wait for device"):
+                self._handed_over.popleft().synchronize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +242,8 @@ class DeviceTimer:
     def seconds(self) -> float:
         """Seconds so far. Waits for the GPU."""
         while self._running:
-            self._running[0][1].synchronize()
+            with span("wait for device"):
+                self._running[0][1].synchronize()
             self._count()
         return self._seconds
 

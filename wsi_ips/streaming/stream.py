@@ -31,10 +31,11 @@ from wsi_ips.streaming.device import DeviceCopies, PixelPool
 from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, means_the_same, pays
 from wsi_ips.streaming.patch_source import Chunk, Windows
 from wsi_ips.streaming.region_source import PatchRegion, RegionSource
-from wsi_ips.streaming.telemetry import BadTiles, StreamTelemetry
+from wsi_ips.streaming.telemetry import BadTiles, StreamTelemetry, shown_in_threads
 from wsi_ips.streaming.tile_source import StoredJpegs, TileSource
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import window_coords
+from wsi_ips.timeline import span, staged
 from wsi_ips.units import PlaceKind
 
 __all__ = ["Chunk", "PatchStream"]
@@ -195,6 +196,7 @@ class PatchStream:
         on_device = None if decoder is None else self._decoded_on_device(coming, decoder)
         return self._finish(coming, source) if on_device is None else on_device
 
+    @staged("plan")
     def _source(self, rows_N: NDArray[np.int64], bad: BadTiles) -> TileSource | RegionSource:
         l0_xy_N2 = self._coords.l0_xy_N2[rows_N]
         if not isinstance(self._slide, TiledReader):
@@ -218,9 +220,10 @@ class PatchStream:
         shares: int,
     ) -> "_ChunkInFlight":
         n, pixels_nPPC = len(rows), self._memory(len(rows))
+        fill = shown_in_threads(source.fill, slide_id=self._coords.slide_id)
         edges = [n * share // shares for share in range(shares + 1)]
         decoding = [
-            pool.submit(source.fill, start + first, pixels_nPPC[first:end])
+            pool.submit(fill, start + first, pixels_nPPC[first:end])
             for first, end in pairwise(edges)
             if first < end
         ]
@@ -257,13 +260,15 @@ class PatchStream:
         """The chunk, or None if one of its tiles is not a JPEG that the device can decode."""
         assert chunk.stored is not None
         started = perf_counter()
-        stored = chunk.stored.result()
+        with span("wait for decoder"):
+            stored = chunk.stored.result()
         self.telemetry.waited_s += perf_counter() - started
         if stored is None:
             return None
         started = perf_counter()
         try:
-            pixels_n3PP = decoder.decode(stored.jpegs, stored.insides)
+            with span("decode"):
+                pixels_n3PP = decoder.decode(stored.jpegs, stored.insides)
         except DecodingFailed:
             return None
         stored.work.decode_s = perf_counter() - started
@@ -274,8 +279,9 @@ class PatchStream:
         started = perf_counter()
         if chunk.stored is not None:  # the device could not: tiles are tried again here, and named
             self.telemetry.add(source.fill(chunk.start, chunk.pixels_nPPC))
-        for future in chunk.decoding:
-            self.telemetry.add(future.result())
+        with span("wait for decoder"):
+            for future in chunk.decoding:
+                self.telemetry.add(future.result())
         self.telemetry.waited_s += perf_counter() - started
         pixels_nPPC = self._copies.to_device(torch.from_numpy(chunk.pixels_nPPC))
         self.telemetry.copy_s += self._copies.take_seconds()

@@ -4,12 +4,17 @@ See :class:`StreamTelemetry` and :class:`BadTiles`.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import ParamSpec
 
 from wsi_ips.errors import SlideInterrupted, SlideReadError
 from wsi_ips.storage.files import outside_cause
 from wsi_ips.storage.location import Location
+from wsi_ips.timeline import in_thread, span
+
+P = ParamSpec("P")
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +60,27 @@ class StreamTelemetry:
         self.tile_uses += other.tile_uses
         self.tiles_decoded += other.tiles_decoded
         self.bad_tiles += other.bad_tiles
+
+
+def shown_in_threads(fill: Callable[P, StreamTelemetry], *, slide_id: str) -> Callable[P, StreamTelemetry]:
+    """``fill`` to be called in a decoding thread: its chunk, and the sums of what it did, go into the timeline of
+    the caller, if there is one.
+    """
+
+    def filled(*args: P.args, **kwargs: P.kwargs) -> StreamTelemetry:
+        with span("chunk") as chunk:
+            work = fill(*args, **kwargs)
+            chunk.inside(
+                {
+                    "read": work.read_s,
+                    "decode": work.decode_s,
+                    "assemble": work.assemble_s,
+                    "area means": work.resample_s,
+                }
+            )
+        return work
+
+    return in_thread(filled, slide_id=slide_id)
 
 
 class BadTiles:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely import Polygon
 
+from wsi_ips import timeline
 from wsi_ips.config import CoarseConfig, TilingConfig
 from wsi_ips.errors import ConfigError, CoordsError, NoTissue, TooCoarse
 from wsi_ips.slides.base import SlideInfo, SlideReader, failure_in_words, named
@@ -80,6 +81,7 @@ class PatchesInTissue:
         return ()
 
 
+@timeline.staged("plan")
 def tile_slide(
     slide: SlideReader,
     config: TilingConfig,
@@ -210,7 +212,8 @@ class StoredPatches:
         """
         path = find_coords(self.folder, slide_id)
         info = slide.info if mpp is None else slide.info.with_mpp(mpp)
-        coords = replace(read_coords(path, info=info), slide_id=slide_id)
+        with timeline.span("plan"):
+            coords = replace(read_coords(path, info=info), slide_id=slide_id)
         if not len(coords):
             raise CoordsError(path, "holds no patches", "leave the slide out")
         _check_corners(coords, path)
@@ -501,11 +504,12 @@ def tile_one(
     ``--from-coords`` would believe coordinates of other settings.
     """
     try:
-        now = _tiled_from(folder, slide)
-        stored = _stored(folder, slide, now)
-        if stored is None and begin is not None:
-            begin(slide.slide_id)
-        coords = _tile(folder, slide, now) if stored is None else stored
+        with timeline.slide(slide.slide_id):
+            now = _tiled_from(folder, slide)
+            stored = _stored(folder, slide, now)
+            if stored is None and begin is not None:
+                begin(slide.slide_id)
+            coords = _tile(folder, slide, now) if stored is None else stored
     except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
         forget_stale(folder, slide)
         raised = error if slide.path == folder.alone else None
@@ -557,17 +561,20 @@ def _tile(folder: TilingFolder, slide: SlideToTile, now: TiledFrom) -> PatchCoor
         info = opened.info
         given = None if folder.contours is None else _given_tissue(folder.contours, folder, slide, info)
         coords, mask = tile_slide(opened, folder.config, slide_id=slide.slide_id, mpp=slide.mpp, mask=given)
-        contours = tissue_contours(mask) if given is None or folder.preview is not None else []
+        with timeline.span("contours"):
+            contours = tissue_contours(mask) if given is None or folder.preview is not None else []
         if folder.preview is not None:
             # Before anything is said of missing tissue: then it is needed most.
-            folder.preview(folder.picture(slide.slide_id), opened, coords, mask, contours)
+            with timeline.span("draw preview"):
+                folder.preview(folder.picture(slide.slide_id), opened, coords, mask, contours)
         else:
             folder.picture(slide.slide_id).unlink(missing_ok=True)  # it shows another mask
     if not len(coords):
         raise no_patches(slide.path, coords, mask, folder.config)
-    if given is None:
-        write_geojson(folder.outlines(slide.slide_id), contours)
-    write_coords(folder.coords(slide.slide_id), coords, layout=folder.layout, info=info, made_from=now)
+    with timeline.span("write results"):
+        if given is None:
+            write_geojson(folder.outlines(slide.slide_id), contours)
+        write_coords(folder.coords(slide.slide_id), coords, layout=folder.layout, info=info, made_from=now)
     if given is not None:
         _forget_contours(folder, slide)
     return coords

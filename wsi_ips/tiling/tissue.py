@@ -33,6 +33,7 @@ from wsi_ips.tiling.bright_field import (
     shrunk,
 )
 from wsi_ips.tiling.picture import slide_picture
+from wsi_ips.timeline import staged
 from wsi_ips.units import Mpp, Size
 
 Mask = NDArray[np.bool_]
@@ -141,6 +142,7 @@ SEGMENTERS: Registry[Segmenter] = Registry(
 point group ``wsi_ips.segmenters``."""
 
 
+@staged("tissue")
 def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = None) -> TissueMask:
     """Segment the slide's tissue. ``mpp`` (µm per pixel) is used instead of the file's own resolution.
 

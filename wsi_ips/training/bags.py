@@ -15,6 +15,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import nn
 
+from wsi_ips import timeline
 from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig, TilingConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, Target, case_targets
 from wsi_ips.models.ips_net import IPSNet
@@ -110,7 +111,7 @@ def tile_bag(
         NoTissue: The slide has no patches.
         FileError: The slide cannot be opened or read; the error is that of the slide.
     """
-    with open_slide(record.path) as slide:
+    with timeline.slide(record.slide_id), open_slide(record.path) as slide:
         coords, mask = tile_slide(slide, tiling, slide_id=record.slide_id, mpp=slide_mpp(record.slide_id))
         scanner = slide.info.vendor
     if not len(coords):

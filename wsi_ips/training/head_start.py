@@ -34,6 +34,7 @@ from wsi_ips.models.ips_net import BagNet, scoring
 from wsi_ips.storage.files import whole_file, whole_table
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
 from wsi_ips.tiling.grid import rows_of
+from wsi_ips.timeline import staged
 from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.processes import is_first_process
@@ -196,6 +197,7 @@ class EncodedBag:
         with whole_file(self._about) as partial, partial.open("wb") as file:
             np.savez(file, ids=ids_N.numpy(), corners=torch.cat(corners).numpy(), places=places_N.numpy())
 
+    @staged("encode")
     def _encoded_views(self, chunk: Chunk) -> Tensor:
         """(n, V, C) float. Raises :class:`NotFinite`."""
         if self.views is None:

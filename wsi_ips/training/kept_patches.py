@@ -25,6 +25,7 @@ from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, places_for, select
 from wsi_ips.streaming.patch_source import Chunk, CoarseSource, PatchSource
+from wsi_ips.timeline import span
 from wsi_ips.training.augment import augment
 from wsi_ips.training.bags import AugmentedBag, Bag
 
@@ -125,7 +126,8 @@ class PatchKeeper:
             try:
                 with whole.open(self._config.streaming, device) as source:
                     for ids_n in each.ids_M.split(most):
-                        chunk = source.read(ids_n)
+                        with span("kept patches"):
+                            chunk = source.read(ids_n)
                         yield seen(chunk.pixels_n3PP, chunk.ids_n)
             except WsiIpsError as error:
                 raise BagLost(each.bag, error) from error

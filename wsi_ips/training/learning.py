@@ -26,6 +26,7 @@ from wsi_ips.datasets.manifest import Target
 from wsi_ips.errors import ConfigError, TrainingError
 from wsi_ips.models.ips_net import BagNet, BagReading, BagsRead, IPSNet
 from wsi_ips.survival.losses import bins_of, hazard_loss
+from wsi_ips.timeline import span, staged
 from wsi_ips.training.bags import Bag
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper, SelectionFigures
 from wsi_ips.training.losses import lr_multiplier, mean_loss, task_loss
@@ -305,14 +306,19 @@ def take_back(
         TrainingError: The loss is not finite.
     """
     most = sum(len(each.ids_M) for each in kept) if micro_batch is None else micro_batch
+    encode, loss_of, backward = (
+        staged("encode")(encoder),
+        staged("head")(loss_of),
+        staged("backward")(backward),
+    )
 
     def parts() -> Iterable[Tensor]:
         return keeper.pixels(kept, epoch=epoch, device=device, most=most)
 
     if micro_batch is None:
-        return backward_in_one_graph(encoder, parts, loss_of, backward=backward)
+        return backward_in_one_graph(encode, parts, loss_of, backward=backward)
     return backward_in_parts(
-        encoder,
+        encode,
         parts,
         loss_of,
         features_KC=features_KC,
@@ -403,7 +409,8 @@ def _backward_to_encoder(
         with _replayed(pixels.device, states[number] if states else None):
             features_nC = encode(pixels)
         end = start + len(features_nC)
-        torch.autograd.backward(features_nC, grad_KC[start:end].to(features_nC.dtype))
+        with span("backward"):
+            torch.autograd.backward(features_nC, grad_KC[start:end].to(features_nC.dtype))
         start = end
     assert start == len(grad_KC), "the second pass saw other patches than the first"
 

@@ -23,6 +23,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from wsi_ips import timeline
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.errors import ConfigError, TrainingError, WsiIpsError
 from wsi_ips.models.encoders.network import float32_behind
@@ -187,6 +188,10 @@ class IPSModule(LightningModule):
 
     def training_step(self, step: Step, _: int) -> None:
         """Learn from the bags of a step. Raises :class:`TrainingError` if too many bags are bad."""
+        with timeline.step(step.number):
+            self._take(step)
+
+    def _take(self, step: Step) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         with float32_behind(self.device.type):
@@ -196,7 +201,8 @@ class IPSModule(LightningModule):
             optimizer.param_groups, step.number, training=training, per_epoch=self.steps.per_epoch
         )
         if slides:  # without slides there is no gradient, and weights must not decay either
-            optimizer.step()
+            with timeline.span("optimizer"):
+                optimizer.step()
             if self._collapse is not None:
                 self._collapse.stepped()
             if self._average is not None:
@@ -313,7 +319,11 @@ class IPSModule(LightningModule):
         """Measure a validation bag, or count it as bad if it cannot be read."""
         try:
             streaming = self._config.streaming
-            with float32_behind(self.device.type), bag.open(streaming, self.device) as source:
+            with (
+                timeline.slide(bag.bag_id),
+                float32_behind(self.device.type),
+                bag.open(streaming, self.device) as source,
+            ):
                 reading = read_bag(self.net, source, self._config.selection).bag
         except WsiIpsError as error:
             self._count_bad(bag, error)
@@ -354,7 +364,8 @@ class IPSModule(LightningModule):
             if bag.bag_id in self.bad:
                 continue
             try:
-                return self.method.keep(bag, epoch=step.epoch, device=self.device)
+                with timeline.slide(bag.bag_id):
+                    return self.method.keep(bag, epoch=step.epoch, device=self.device)
             except WsiIpsError as error:
                 self._count_bad(bag, error)
                 self._check_bad()

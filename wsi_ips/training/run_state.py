@@ -26,6 +26,7 @@ from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.models.encoders.lora import load_stored, stored_state
 from wsi_ips.storage.files import system_cause, whole_file
 from wsi_ips.storage.held_folder import held
+from wsi_ips.timeline import staged
 from wsi_ips.training.kept_patches import mean_figures
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import is_first_process, of_all
@@ -139,6 +140,7 @@ class RunRecorder(Callback):
         ):
             self._save_state(trainer, pl_module)
 
+    @staged("write results")
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write history, checkpoints and state, and stop if the patience is used up."""
         # Lightning runs validation before this hook, so the figures of both splits are there.
@@ -210,6 +212,7 @@ def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
         writer.writerows(history)
 
 
+@staged("write results")
 def save_state(
     path: Path, net: nn.Module, optimizer: Optimizer, *, run: str, state: Mapping[str, Any]
 ) -> None:
