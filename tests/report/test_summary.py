@@ -42,7 +42,6 @@ def test_where_the_time_went_adds_up(tmp_path: Path) -> None:
     assert {part.name: round(part.share, 3) for part in summary.time.parts} == {
         "opening and tissue": 0.25, "encoding": 0.5, "the rest": 0.25,
     }  # fmt: skip
-    assert summary.time.threads == [("decode", "4.5 s")]
     assert summary.time.peak_memory == "512 MB"
 
 

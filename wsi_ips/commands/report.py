@@ -84,6 +84,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     from wsi_ips.report.cards import Card, line_of, make_card
     from wsi_ips.report.page import Page, write_page
     from wsi_ips.report.pictures import plots_of, share_of_a_slide, training_plots
+    from wsi_ips.report.stages import stage_shares
     from wsi_ips.report.stored_run import read_training
     from wsi_ips.report.summary import summarise
 
@@ -120,6 +121,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
         Page(
             run=run, summary=summarise(run), lines=lines, cards=cards(), evaluation=evaluation, plots=plots,
             training=training, training_plots=drawn, notes=notes, of_gradients=job.map == "gradient",
+            stages=stage_shares(run),
         ),
     )  # fmt: skip
     size = out.stat().st_size / 1e6

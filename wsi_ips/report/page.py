@@ -21,6 +21,7 @@ from wsi_ips.evaluation.plots import figure_name
 from wsi_ips.evaluation.task_scores import kind_of
 from wsi_ips.report.cards import Card, Line
 from wsi_ips.report.pictures import Plot
+from wsi_ips.report.stages import StageShares
 from wsi_ips.report.stored_run import Figure, StoredEvaluation, StoredRun, TrainingRun
 from wsi_ips.report.summary import Summary, count, figure, raw, shortened
 from wsi_ips.storage.files import whole_file
@@ -37,7 +38,7 @@ class Page:
 
     ``lines`` has one row per slide; ``cards`` are made while the page is written. ``plots`` are those of the
     evaluation, ``training_plots`` those of the training. ``notes`` say what is left out, and why.
-    ``of_gradients`` says whether the maps are of gradients.
+    ``of_gradients`` says whether the maps are of gradients. ``stages`` is where the time went, if that is known.
     """
 
     run: StoredRun
@@ -50,6 +51,7 @@ class Page:
     training_plots: Sequence[Plot] = ()
     notes: Sequence[str] = ()
     of_gradients: bool = False
+    stages: StageShares | None = None
 
 
 def write_page(path: Path, page: Page) -> None:

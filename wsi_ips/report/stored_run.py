@@ -26,6 +26,8 @@ from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_tab
 from wsi_ips.storage.files import check_size
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
+from wsi_ips.timeline import TIMELINE_NAME, read_stages
+from wsi_ips.timeline import Stages as StageSums
 from wsi_ips.training.model_card import CARD_NAME
 
 SlideStatus = Literal["ok", "failed", "unfinished"]
@@ -74,7 +76,7 @@ class StoredRun:
     """A run as it is stored.
 
     ``tasks`` are the model's, ``slides`` are in the run's order, ``description`` is ``run.json``. ``notes`` say in
-    words what is not as it should be.
+    words what is not as it should be. ``timeline`` are the sums of its ``timeline.json``, None without one.
     """
 
     folder: RunFolder
@@ -82,6 +84,7 @@ class StoredRun:
     slides: Sequence[StoredSlide]
     description: Mapping[str, Any]
     notes: Sequence[str] = ()
+    timeline: StageSums | None = None
 
     @property
     def of_features(self) -> bool:
@@ -93,8 +96,8 @@ class StoredRun:
 def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
     """Read a run's tables and its description.
 
-    If ``slides.csv`` cannot be read, only the times are missing. Raises :class:`ResultsError` for predictions or a
-    description that cannot be read, and for a run without slides.
+    If ``slides.csv`` or ``timeline.json`` cannot be read, only the times are missing. Raises
+    :class:`ResultsError` for predictions or a description that cannot be read, and for a run without slides.
     """
     predicted = {row.slide_id: row for row in read_predictions(folder.predictions, tasks=tasks)}
     notes = []
@@ -119,7 +122,18 @@ def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
         raise ResultsError(
             folder.description, f"cannot be read ({one_line(error)})", "predict again"
         ) from None
-    return StoredRun(folder, tasks, slides, description, notes)
+    timeline, why = _timeline(folder.root / TIMELINE_NAME)
+    return StoredRun(folder, tasks, slides, description, [*notes, *why], timeline)
+
+
+def _timeline(path: Path) -> tuple[StageSums | None, list[str]]:
+    """The sums of a timeline, and a note if there is one that cannot be read."""
+    if not path.is_file():
+        return None, []
+    try:
+        return read_stages(path), []
+    except ResultsError as error:
+        return None, [f"The timeline is left out: {error}"]
 
 
 def _slide(number: int, slide_id: str, row: PredictionRow | None, begun: SlideRow | None) -> StoredSlide:

@@ -13,7 +13,7 @@ from statistics import median
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import one_line
 from wsi_ips.heatmaps.display_scale import CLASS_COLOURS, short
-from wsi_ips.inference.telemetry import IN_THREADS, SlideTelemetry
+from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.report.stored_run import StoredRun, StoredSlide
 
 LONGEST_TEXT = 600
@@ -78,10 +78,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, slots=True)
 class TimeSummary:
-    """Where the time went, over the slides whose time was recorded.
-
-    ``threads`` lists the work that went on beside, in seconds of all threads.
-    """
+    """Where the time went, over the slides whose time was recorded."""
 
     total: str
     slides: int
@@ -90,7 +87,6 @@ class TimeSummary:
     slowest_number: int
     per_second: str
     parts: Sequence[Part]
-    threads: Sequence[tuple[str, str]]
     peak_memory: str
 
 
@@ -171,7 +167,6 @@ def summarise_time(slides: Sequence[StoredSlide]) -> TimeSummary | None:
     stages["rest"] = max(0.0, total.seconds - sum(stages.values()))
     whole = sum(stages.values())
     slowest, its = max(measured, key=lambda pair: pair[1].seconds)
-    beside = [(name.removesuffix("_s"), getattr(total, name)) for name in IN_THREADS]
     return TimeSummary(
         total=duration(total.seconds),
         slides=len(measured),
@@ -184,7 +179,6 @@ def summarise_time(slides: Sequence[StoredSlide]) -> TimeSummary | None:
             for (name, seconds), colour in zip(stages.items(), STAGE_COLOURS, strict=True)
             if whole and seconds / whole >= 0.001
         ],
-        threads=[(name, duration(seconds)) for name, seconds in beside if seconds],
         peak_memory=f"{total.peak_rss_mb:,.0f} MB" if total.peak_rss_mb else "–",
     )
 

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
 from wsi_ips.errors import ConfigError, TrainingError
+from wsi_ips.timeline import staged
 from wsi_ips.training.kept_patches import SelectionFigures
 
 Value = TypeVar("Value")
@@ -57,6 +58,7 @@ def check_nodes(nodes: int) -> None:
         )
 
 
+@staged("wait for processes")
 def of_all(mine: Value) -> list[Value]:
     """The values of all processes, in the order of their ranks; ``[mine]`` if there is only one process.
 
@@ -133,6 +135,7 @@ def average_statistics(net: nn.Module, slides: int) -> None:
             distributed.all_reduce(module.num_batches_tracked, op=distributed.ReduceOp.MAX)
 
 
+@staged("wait for processes")
 def sum_gradients(net: nn.Module, loss: Tensor) -> None:
     """Add up the gradient of every weight that learns, and ``loss``, over all processes, in place.
 
