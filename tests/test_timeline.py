@@ -23,7 +23,7 @@ def spans(folder: Path) -> list[Event]:
     """The spans of a timeline, after a check that it is valid and that nothing overlaps without being inside."""
     events = [
         event
-        for event in json.loads((folder / TIMELINE_NAME).read_text())["traceEvents"]
+        for event in json.loads((folder / TIMELINE_NAME).read_text(encoding="utf-8"))["traceEvents"]
         if event["ph"] == "X"
     ]
     tracks: dict[tuple[int, int], list[Event]] = {}
@@ -92,6 +92,15 @@ def test_an_error_leaves_a_valid_file_that_names_it(tmp_path: Path) -> None:
     assert [event["name"] for event in spans(tmp_path)] == ["open"], "an error may not leave a recording on"
 
 
+@pytest.mark.parametrize("name", ["Präparat é 標本", 'a "quoted" \\ name', "no utf-8 \udcff", "<b>\n"])
+def test_any_name_of_a_slide_comes_back(tmp_path: Path, name: str) -> None:
+    with recording(tmp_path, command="test", on=True), slide(name), span("open"):
+        pass
+    assert {event["args"]["slide"] for event in spans(tmp_path)} == {name}
+    if name.startswith("Pr"):  # Perfetto knows no escapes of letters
+        assert "Präparat é 標本" in (tmp_path / TIMELINE_NAME).read_text(encoding="utf-8")
+
+
 def test_a_run_that_did_nothing_keeps_the_file_of_the_one_before(tmp_path: Path) -> None:
     with recording(tmp_path, command="test", on=True), span("open"):
         pass
@@ -148,6 +157,22 @@ def test_other_processes_add_their_part(tmp_path: Path) -> None:
         "c",
     ]
     assert read_stages(tmp_path / TIMELINE_NAME).slides == 4
+
+
+def test_processes_that_were_started_beside_the_first_add_their_part_and_join_nothing(tmp_path: Path) -> None:
+    """As those of a training on several devices do, each of which runs the whole command."""
+    program = (
+        "import sys; from pathlib import Path; from wsi_ips.timeline import recording, step, span\n"
+        "with recording(Path(sys.argv[1]), command='test', on=True, joins=False), step(0), span('backward'): pass"
+    )
+    with recording(tmp_path, command="test", on=True):
+        with timeline.step(0), span("optimizer"):
+            pass
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+        assert not (tmp_path / TIMELINE_NAME).exists()
+    events = spans(tmp_path)
+    assert sorted(event["name"] for event in events) == ["backward", "optimizer", "step 1", "step 1"]
+    assert len({event["pid"] for event in events}) == 2
 
 
 def test_a_process_that_was_killed_in_the_middle_of_a_line_costs_that_line(tmp_path: Path) -> None:
@@ -212,6 +237,10 @@ def test_it_stays_off_in_processes_that_no_recording_began() -> None:
         '{"otherData": {"program": "wsi_ips", "slides": -1, "left_out": 0, "stages": []},\n',
         '{"otherData": {"program": "wsi_ips", "slides": 1, "left_out": 0, "stages": [["nobody", "a", 1, 1]]},\n',
         '{"otherData": {"program": "wsi_ips", "slides": 1, "left_out": 0, "stages": [["main", "a", 1, 1, 1]]},\n',
+        '{"otherData": {"program": "wsi_ips", "slides": 1, "left_out": 0, "stages": [["main", "a", 1, 1'
+        + "0" * 400
+        + "]]},\n",
+        '{"otherData": {"program": "wsi_ips", "slides": 1' + "0" * 40 + ', "left_out": 0, "stages": []},\n',
         '{"a": ' + "[" * 100_000 + ",\n",
         '{"a": "' + "b" * 2_000_000,
     ],

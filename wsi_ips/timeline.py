@@ -62,10 +62,16 @@ MOST_BYTES = 2**25
 """Bytes of stages that one process writes; of slides and steps it writes all."""
 AT_ONCE = 500
 """Lines that are held in memory before they are written."""
+APART_NS = 100
+"""Nanoseconds between the ends of a span and those of sums that are drawn inside it."""
 LONGEST_LINE = 2**16
 """The longest line that is read back."""
 LARGEST_HEAD = 2**20
 """Bytes of the first line of ``timeline.json``, at most. It holds the sums."""
+LONGEST_S = 1e12
+"""Seconds of a stage that are believed, at most."""
+MOST_TRACKS = 100_000
+"""More than the threads that a process has at a time."""
 MOST_STAGES = 200
 """The most stages whose sums are read back."""
 
@@ -225,8 +231,8 @@ class Span(AbstractContextManager["Span"]):
     def inside(self, seconds: Mapping[str, float]) -> None:
         """Record stages of which only the sums are known, ``{stage: seconds}``. They are drawn one after another
         from the beginning of this span on, and cut at the present."""
-        # A nanosecond later, so that a viewer sees that they are inside.
-        at, now = self._started + 1, perf_counter_ns() - 1
+        # A little later and earlier, so that a viewer that rounds sees that they are inside.
+        at, now = self._started + APART_NS, perf_counter_ns() - APART_NS
         for name, each in seconds.items():
             took = min(round(each * 1e9), now - at)
             if took > 0:
@@ -491,7 +497,6 @@ def _join(parts: Path, path: Path, command: str, recorded: Recorded) -> None:
     if first_ns is None and (path.exists() or not path.parent.is_dir()):
         return
     head = {
-        "displayTimeUnit": "ms",
         "otherData": {
             "program": "wsi_ips",
             "command": command,
@@ -500,12 +505,16 @@ def _join(parts: Path, path: Path, command: str, recorded: Recorded) -> None:
             "stages": [[one.who, one.name, one.times, one.seconds] for one in stages.stages],
         },
     }
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as out:
+    # Names of files that are not UTF-8 are escaped; all others are written as they are, for Perfetto's sake.
+    with (
+        whole_file(path) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out,
+    ):
         out.write(json.dumps(head)[:-1] + ',\n"traceEvents": [')
         before = "\n"
         for number, file in enumerate(files, start=1):
             for event in _events(file, number, first_ns or 0):
-                out.write(before + json.dumps(event, separators=(",", ":")))
+                out.write(before + json.dumps(event, ensure_ascii=False, separators=(",", ":")))
                 before = ",\n"
         out.write("\n]}\n")
     recorded.path, recorded.stages = path, stages
@@ -548,8 +557,8 @@ def _events(file: Path, number: int, first_ns: int) -> Iterator[dict[str, Any]]:
         if isinstance(line, list):
             name, who, started, took, track, slide_id, scope, error = line
             event = {
-                "ph": "X", "name": name, "cat": "slide" if scope else who, "ts": (started - first_ns) / 1e3,
-                "dur": took / 1e3, "pid": number, "tid": track,
+                "ph": "X", "ts": (started - first_ns) / 1e3, "dur": took / 1e3, "pid": number,
+                "tid": _tid(number, track), "name": name, "cat": "slide" if scope else who,
             }  # fmt: skip
             args = {key: value for key, value in (("slide", slide_id), ("error", error)) if value}
             yield {**event, "args": args} if args else event
@@ -558,7 +567,12 @@ def _events(file: Path, number: int, first_ns: int) -> Iterator[dict[str, Any]]:
 
 
 def _named(what: str, process: int, track: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "name": what, "pid": process, "tid": track, "args": {"name": name}}
+    return {"ph": "M", "name": what, "pid": process, "tid": _tid(process, track), "args": {"name": name}}
+
+
+def _tid(process: int, track: int) -> int:
+    """A number that no other thread of any process has."""
+    return process * MOST_TRACKS + track
 
 
 def read_stages(path: Path) -> Stages:
@@ -586,12 +600,12 @@ def read_stages(path: Path) -> Stages:
 
 def _stage(who: object, name: object, times: object, seconds: object) -> Stage:
     (known,) = (each for each in WHO if each == who)
-    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise ValueError("seconds are no number")
+    if not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_S:
+        raise ValueError(f"seconds are not between 0 and {LONGEST_S:g}")
     return Stage(known, one_line(str(name), most=60), _whole(times), float(seconds))
 
 
 def _whole(number: object) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise ValueError("a count is no number")
+    if not isinstance(number, int) or not 0 <= number < 2**63:
+        raise ValueError("a count is no whole number below 2**63")
     return number

@@ -145,6 +145,20 @@ def test_features_and_tile_write_theirs(
         assert "tissue " in said.out
 
 
+@pytest.mark.slow
+def test_workers_of_a_cluster_add_their_part(
+    console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    said = console("predict", small_data.slides, "--checkpoint", small_checkpoint, "--out", tmp_path / "run",
+                   "--workers", "2", "--profile")  # fmt: skip
+    assert said.code == 0, said.err
+    events = spans(tmp_path / "run")
+    slides = [event for event in events if event["cat"] == "slide"]
+    assert {event["name"] for event in slides} == {path.stem for path in small_data.slides.iterdir()}
+    assert len({event["pid"] for event in slides}) == 2
+    assert read_stages(tmp_path / "run" / TIMELINE_NAME).slides == 6
+
+
 def test_finetune_writes_its_steps(console: Console, small_data: SmallData, tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     training = {"epochs": 2, "slides_per_step": 2, "micro_batch": 3}

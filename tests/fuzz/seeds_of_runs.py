@@ -24,6 +24,7 @@ from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.slides.base import Level, SlideInfo
 from wsi_ips.tiling.coords import write_coords
+from wsi_ips.timeline import TIMELINE_NAME
 from wsi_ips.training.run_state import STATE_NAME, save_state
 
 CORNERS = np.array([[0, 0], [64, 0], [0, 64], [640, 128], [900, 600]])
@@ -75,6 +76,9 @@ def _run(folder: Path) -> None:
     (folder / "made").rename(folder / "run")
     (folder / "run" / "objects").mkdir()
     (folder / "run" / "objects" / "a.csv").write_text(FOUND, encoding="utf-8")
+    about = {"program": "wsi_ips", "slides": 3, "left_out": 0, "stages": [["main", "encode", 3, 1.5]]}
+    timeline = json.dumps({"otherData": about})[:-1] + ',\n"traceEvents": [\n]}\n'
+    (folder / "run" / TIMELINE_NAME).write_text(timeline)
     (folder / "labels.csv").write_text(
         "slide_id,case_id,label,split,path\na,1,tumor,test,slides/a.tif\nb,2,normal,test,slides/b.tif\n"
         "c,3,normal,test,slides/c.tif\n"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import SmallData
+from tests.test_timeline import spans
 from wsi_ips.config import StreamingConfig
 from wsi_ips.errors import WsiIpsError
 from wsi_ips.inference.in_hand import IN_HAND, Died, NotStarted, SlidesInHand, alone
@@ -22,6 +23,7 @@ from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
 from wsi_ips.inference.telemetry import SlideTelemetry, read_slide_table
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
+from wsi_ips.timeline import TIMELINE_NAME, read_stages, recording
 
 
 @pytest.fixture
@@ -185,3 +187,18 @@ def test_an_unreadable_tile_is_white_and_told(
     assert row.status == "ok"
     assert "1 tiles unreadable, read as white: level" in row.error
     assert len(read_result(run.attention(job.slide_id)).bad_tiles) == 1
+
+
+def test_slides_that_are_prepared_ahead_are_so_in_the_timeline(
+    small_data: SmallData, predictor: Predictor, tmp_path: Path
+) -> None:
+    jobs = jobs_of(small_data, 3)
+    with recording(tmp_path, command="predict", on=True):
+        in_turn(jobs, predictor, tmp_path / "run", SlidesInHand(tmp_path))
+    events = spans(tmp_path)
+    found = {event["args"]["slide"]: event["cat"] for event in events if event["name"] == "tissue"}
+    first, *others = (job.slide_id for job in jobs)
+    assert found == {first: "main", **dict.fromkeys(others, "ahead")}
+    ahead = {event["pid"] for event in events if event["cat"] == "ahead"}
+    assert ahead.isdisjoint({event["pid"] for event in events if event["cat"] == "main"})
+    assert read_stages(tmp_path / TIMELINE_NAME).slides == len(jobs)
