@@ -26,7 +26,7 @@ from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.models.encoders.lora import load_stored, stored_state
 from wsi_ips.storage.files import system_cause, whole_file
 from wsi_ips.storage.held_folder import held
-from wsi_ips.timeline import staged
+from wsi_ips.timeline import TIMELINE_NAME, staged
 from wsi_ips.training.kept_patches import mean_figures
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import is_first_process, of_all
@@ -277,7 +277,8 @@ def forget_run(folder: Path) -> None:
     """Make the next run in this folder begin anew, with its head start and starts. Checkpoints stay until it
     writes its own.
     """
-    (folder / STATE_NAME).unlink(missing_ok=True)
+    for name in (STATE_NAME, TIMELINE_NAME):
+        (folder / name).unlink(missing_ok=True)
     for name in (HEAD_START, STARTS):
         shutil.rmtree(folder / name, ignore_errors=True)
 
