@@ -3,7 +3,7 @@
 import csv
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -251,6 +251,11 @@ def _readme(folder: Path, table: Path, slides: Path | None, features: Path | Non
             [f"wsi-ips run {where[RECIPE]} --set folds=5 --set {folds}"],
         ),
     ]
+    return _as_markdown(steps)
+
+
+def _as_markdown(steps: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A numbered list of what to do, with the commands that do it."""
     lines = [
         "# Next steps",
         "",
