@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo tables docs notebooks test test-all test-installed test-python test-newest test-lowest test-browser \
+.PHONY: install demo tables docs notebooks test test-slow test-all test-installed test-python test-newest test-lowest test-browser \
 	encoders-real fuzz page page-check lint format bench clean
 
 install: $(READY)
@@ -33,8 +33,11 @@ tables: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-all: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not browser'
+# Those that take long, which CI runs too; the notebooks are among them.
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow and not browser'
+
+test-all: test test-slow
 
 # The built wheel and what it requires, no more, in a clean environment outside this folder: does it work there?
 # The packages are hard links to those of .venv, so this takes no network and no room.
