@@ -10,9 +10,11 @@ from pydantic import model_validator
 
 from wsi_ips.commands.options import (
     Compile,
+    Coords,
     Device,
     EncoderName,
     EncoderWeights,
+    FromCoords,
     Layout,
     MppCsv,
     Out,
@@ -25,7 +27,7 @@ from wsi_ips.commands.options import (
     start,
 )
 from wsi_ips.commands.recipe import Job
-from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
+from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import Computing, EncoderConfig, StreamingConfig, TilingConfig
 from wsi_ips.errors import ProcessDied, one_line
 from wsi_ips.progress import Progress, silent
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 COLUMNS = ("n_patches", "status", "error", "note")
 
 
-class FeaturesJob(Resolution, Computing, Job):
+class FeaturesJob(PatchesOfJob, Resolution, Computing, Job):
     """Store what an encoder makes of every patch; nothing is learned."""
 
     command: Literal["features"] = "features"
@@ -54,8 +56,6 @@ class FeaturesJob(Resolution, Computing, Job):
     """A model of ours: its encoder, as it was trained, on patches as it was trained on."""
     tiling: TilingConfig | None = None
     """None: the checkpoint's, or the default. With a checkpoint only ``allow_upsampling``."""
-    from_coords: Path | None = None
-    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): exactly those patches."""
     half: bool = False
     """Store float16."""
     device: str = "auto"
@@ -88,10 +88,8 @@ def command(
     patch_px: Annotated[int | None, typer.Option(help="Side of a patch in pixels.")] = None,
     patch_mpp: Annotated[float | None, typer.Option(help="µm per pixel of a patch.")] = None,
     mag: Annotated[float | None, typer.Option(help='Same as --patch-mpp: 20 ("20x") is 0.5 µm.')] = None,
-    from_coords: Annotated[
-        Path | None,
-        typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
-    ] = None,
+    from_coords: FromCoords = None,
+    coords: Coords = None,
     layout: Layout = None,
     half: Annotated[bool | None, typer.Option("--half", help="Store float16, not float32.")] = None,
     precision: PrecisionOption = None,
@@ -106,8 +104,8 @@ def command(
     if mag is not None:
         patch_mpp = mpp_of_magnification(mag)
     flags = {"slides": slides, "out": out, "layout": layout, "checkpoint": checkpoint, "half": half,
-             "from_coords": from_coords, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
-             "precision": precision, "compile": compile_}  # fmt: skip
+             "from_coords": from_coords, "coords": coords, "device": device, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv, "precision": precision, "compile": compile_}  # fmt: skip
     sections: dict[str, dict[str, Any]] = {
         "encoder": {"name": encoder, "weights": weights},
         "tiling": {"patch_px": patch_px, "patch_mpp": patch_mpp},
@@ -184,7 +182,7 @@ class _Storing:
         )
         from wsi_ips.models.encoders.network import Compute, check_compiles, compute_in, settled
         from wsi_ips.streaming.device import pick_device
-        from wsi_ips.tiling.patches import PatchesInTissue, stored_patches
+        from wsi_ips.tiling.kept_coords import patches_from
 
         device = pick_device(job.device)
         if job.checkpoint is not None:
@@ -198,9 +196,9 @@ class _Storing:
         batch = job.streaming.batch if job.compile else None
         compute = Compute(settled(job.precision, encoder.config_name, device.type), compiled_batch=batch)
         compute_in(encoder.module, compute)
-        find: FindPatches = PatchesInTissue(encoder.tiling)
-        if job.from_coords is not None:
-            find = stored_patches(job.from_coords, encoder.tiling, own_px=encoder.stored_px)
+        find = patches_from(
+            encoder.tiling, coords=job.coords, from_coords=job.from_coords, own_px=encoder.stored_px
+        )
         export = FeatureExport(
             encoder=encoder.module.to(device).eval(),
             width=encoder.width,

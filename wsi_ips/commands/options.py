@@ -55,6 +55,16 @@ Layout = Annotated[
     str | None,
     typer.Option(help="HDF5 layout: clam (default) or trident.", autocompletion=one_of("clam", "trident")),
 ]
+Coords = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of tile: coordinates that fit are found there, and the others are made and kept there."
+    ),
+]
+FromCoords = Annotated[
+    Path | None,
+    typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
+]
 OpenUrls = Annotated[
     bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")
 ]

@@ -11,7 +11,9 @@ from pydantic import BeforeValidator, model_validator
 from wsi_ips.commands.command_line import ExplainedCommand, one_of
 from wsi_ips.commands.options import (
     Compile,
+    Coords,
     Device,
+    FromCoords,
     MppCsv,
     Out,
     Outcome,
@@ -22,7 +24,7 @@ from wsi_ips.commands.options import (
     start,
 )
 from wsi_ips.commands.recipe import Job
-from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
+from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import BatchConfig, Computing, PipelineConfig, StreamingConfig, UpsamplingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.progress import Progress
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.inference.worker import WorkerSetup
     from wsi_ips.models.encoders.network import Compute
-    from wsi_ips.tiling.patches import FindPatches
 
 
 def _one_by_itself(checkpoints: object) -> object:
@@ -50,15 +51,13 @@ def _one_by_itself(checkpoints: object) -> object:
     return checkpoints
 
 
-class PredictJob(Resolution, Computing, Job):
+class PredictJob(PatchesOfJob, Resolution, Computing, Job):
     """Label every slide of a folder."""
 
     command: Literal["predict"] = "predict"
     slides: SlidesOfJob | None = None
     features: Path | None = None
     """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
-    from_coords: Path | None = None
-    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): label exactly those patches."""
     checkpoint: Annotated[Path | tuple[Path, ...], BeforeValidator(_one_by_itself)]
     """A model; or several of the same tasks, tiling and selection, whose mean and spread are told."""
     calibration: Path | None = None
@@ -101,8 +100,8 @@ class PredictJob(Resolution, Computing, Job):
     def _slides_or_features(self) -> Self:
         if (self.slides is None) == (self.features is None):
             raise ValueError("give slides, or a folder of features: one of them")
-        if self.from_coords is not None and self.features is not None:
-            raise ValueError("features have their own coordinates: from_coords goes with slides")
+        if (self.from_coords or self.coords) and self.features is not None:
+            raise ValueError("features have their own coordinates: from_coords and coords go with slides")
         if self.features is not None:
             batch = self.batch
             if batch.workers or batch.scheduler or batch.shard_patches or self.embeddings:
@@ -138,10 +137,6 @@ def repeated(arguments: Iterable[str]) -> Iterator[str]:
 
 
 OPTION, SUFFIX = "--checkpoint", ".safetensors"
-FromCoords = Annotated[
-    Path | None,
-    typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
-]
 Overlays = Annotated[
     bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
 ]
@@ -194,6 +189,7 @@ def command(
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
     from_coords: FromCoords = None,
+    coords: Coords = None,
     calibration: Annotated[
         Path | None, typer.Option(help="JSON of calibrate: calibrated probabilities, and sets of answers.")
     ] = None,
@@ -218,7 +214,7 @@ def command(
 ) -> None:
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
-             "from_coords": from_coords, "calibration": calibration, "overlays": overlays,
+             "from_coords": from_coords, "coords": coords, "calibration": calibration, "overlays": overlays,
              "profile": profile, "force": force, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
              "embeddings": embeddings, "explain": explain, "cases": cases, "pool": pool,
              "precision": precision, "compile": compile_}  # fmt: skip
@@ -404,6 +400,7 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
     from wsi_ips.inference.checkpoints import Checkpoints
     from wsi_ips.inference.run_folder import RunFolder
     from wsi_ips.inference.worker import WorkerSetup
+    from wsi_ips.tiling.kept_coords import patches_from
 
     return WorkerSetup(
         models=Checkpoints.of(job.checkpoints),
@@ -415,7 +412,9 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
         draw=draw_overlay if job.overlays else None,
         embeddings=job.embeddings,
         gradients=job.explain is not None,
-        find_patches=_patches(job.from_coords, pipeline, raster=raster),
+        find_patches=patches_from(
+            pipeline.tiling, coords=job.coords, from_coords=job.from_coords, raster=raster
+        ),
         deterministic=job.deterministic,
         compute=_compute(job),
     )
@@ -443,14 +442,6 @@ def draw_overlay(result: "SlideResult", path: Path) -> None:
 
     with open_slide(locate(result.slide_path)) as slide:
         write_overlay(path, slide, result)
-
-
-def _patches(folder: Path | None, pipeline: PipelineConfig, *, raster: bool) -> "FindPatches":
-    from wsi_ips.tiling.patches import PatchesInTissue, stored_patches
-
-    if folder is None:
-        return PatchesInTissue(pipeline.tiling)
-    return stored_patches(folder, pipeline.tiling, raster=raster)
 
 
 def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":
