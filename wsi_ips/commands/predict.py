@@ -288,8 +288,10 @@ def _label_slides(
     progress: Progress,
 ) -> None:
     from wsi_ips.inference.label import label
+    from wsi_ips.inference.slide_tasks import workers_wanted
 
-    label(jobs, setup, tables, batch.model_copy(update={"workers": _workers(batch, job.device)}), progress)
+    workers = workers_wanted(batch, job.device)
+    label(jobs, setup, tables, batch.model_copy(update={"workers": workers}), progress)
 
 
 def _label_cases(
@@ -425,12 +427,12 @@ def _compute(job: PredictJob) -> "tuple[Compute, ...]":
     all workers compute in the same precision. Raises :class:`ConfigError` where nothing can be compiled."""
     from wsi_ips.models.checkpoint import checkpoint_config
     from wsi_ips.models.encoders.network import Compute, check_compiles, settled
-    from wsi_ips.streaming.device import pick_device
+    from wsi_ips.streaming.device import device_of_worker, pick_device
 
     kind = pick_device().type if job.device == "auto" else job.device.partition(":")[0]
     batch = job.streaming.batch if job.compile else None
     if job.compile and job.batch.scheduler is None:
-        check_compiles(pick_device(job.device))
+        check_compiles(device_of_worker(job.device, 0))
     names = [checkpoint_config(path).model.encoder.name for path in job.checkpoints]
     return tuple(Compute(settled(job.precision, name, kind), compiled_batch=batch) for name in names)
 
@@ -455,16 +457,6 @@ def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":
 
 def _absolute(where: Location) -> Location:
     return where.absolute() if isinstance(where, Path) else where
-
-
-def _workers(batch: BatchConfig, device: str) -> int | None:
-    """How many workers of our own, where they are wanted or there are several GPUs; None: this process does it."""
-    import torch
-
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    if batch.scheduler is None and batch.workers is None and gpus < 2:
-        return None
-    return batch.workers or max(1, gpus)
 
 
 def _outcome(
