@@ -12,15 +12,18 @@ from wsi_ips.commands.command_line import ExplainedCommand, one_of
 from wsi_ips.commands.options import (
     Compile,
     Coords,
-    Device,
+    Devices,
     FromCoords,
     MppCsv,
     Out,
     Outcome,
     PrecisionOption,
     Recipe,
+    Scheduler,
     Set,
     SlideMppOption,
+    Threads,
+    Workers,
     start,
 )
 from wsi_ips.commands.recipe import Job
@@ -144,9 +147,6 @@ Profile = Annotated[
     bool | None, typer.Option("--profile", help="Print where the time went, and the slowest stage.")
 ]
 Force = Annotated[bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")]
-Workers = Annotated[int | None, typer.Option(help="Processes that work on a slide each.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of each of them.")]
-Scheduler = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")]
 OnError = Annotated[
     str | None,
     typer.Option(
@@ -206,7 +206,7 @@ def command(
     pool: Pool = None,
     precision: PrecisionOption = None,
     compile_: Compile = None,
-    device: Device = None,
+    device: Devices = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,

@@ -195,6 +195,7 @@ def _of_features(job: Any, *, need_slides: bool) -> Work:
         patches_from(tiling, from_coords=job.from_coords),
         asked=job.precision,
         half=job.half,
+        workers=job.batch.workers or 1,
     )
 
 
