@@ -321,3 +321,20 @@ def test_a_manifest_names_slides_at_urls(
                        "--set", "training.max_bad_slides=0.5")  # fmt: skip
         assert said.code == 3, said
         assert f"{server.url(one.name)}" in said.out
+
+
+def test_a_slide_at_a_url_is_tiled_once(
+    console: Console, small_data: SmallData, tmp_path: Path, searches: Counter[str]
+) -> None:
+    """By what its bytes are: a copy on the disk is the same slide."""
+    slide, served = min(small_data.slides.glob("*.tif")), tmp_path / "served"
+    served.mkdir()
+    (served / "s.tif").write_bytes(slide.read_bytes())
+    with serving(served) as server:
+        tile = ("tile", server.url("s.tif"), "--out", tmp_path / "t", *TILE)
+        assert console(*tile).code == 0
+        said = console(*tile)
+        assert "1 slides were tiled already" in said.out
+    said = console("tile", served, "--out", tmp_path / "t", *TILE)
+    assert "1 slides were tiled already" in said.out
+    assert searches == {"s.tif": 1}
