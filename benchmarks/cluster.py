@@ -31,8 +31,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
-from wsi_ips.inference import batch  # noqa: E402
+from wsi_ips.inference import cluster as program  # noqa: E402
 from wsi_ips.inference.predictions import PredictionRow  # noqa: E402
+from wsi_ips.inference.slide_tasks import largest_first  # noqa: E402
 from wsi_ips.inference.slide_work import Done, SlideJob  # noqa: E402
 
 MEDIAN_PATCHES, SIGMA, FEWEST, MOST = 9_000, 0.8, 200, 100_000
@@ -140,7 +141,7 @@ def run(
     slides: Sequence[tuple[SlideJob, float, int]],
     workers: int,
     *,
-    order: Callable[[Sequence[SlideJob]], Sequence[SlideJob]] = batch.largest_first,
+    order: Callable[[Sequence[SlideJob]], Sequence[SlideJob]] = largest_first,
     lost: int = 0,
     at: float = 0.0,
 ) -> Ran:
@@ -149,9 +150,12 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         jobs = sized(slides, Path(folder))
         cluster = Cluster(workers, seconds, lost=lost, lost_at=at)
-        desk = batch._Desk(cast(Any, cluster), cast(Any, None), cast(Any, Tables()), None)
-        with patch.object(batch, "wait", cluster.wait), patch.object(batch.time, "sleep", cluster.pass_time):
-            desk.work_off(order(jobs), lambda _: None, on_error="report")
+        desk = program.Desk(cast(Any, cluster), cast(Any, None))
+        with (
+            patch.object(program, "wait", cluster.wait),
+            patch.object(program.time, "sleep", cluster.pass_time),
+        ):
+            assert len(list(desk.work_off(order(jobs)))) == len(slides)
     assert cluster.done == len(slides)
     return Ran(sum(seconds.values()), cluster.now, cluster.begun_again, cluster.now - cluster.last_begun)
 
@@ -166,14 +170,7 @@ def sized(slides: Sequence[tuple[SlideJob, float, int]], folder: Path) -> list[S
     return jobs
 
 
-class Tables:
-    """Takes the place of the tables of a run."""
-
-    def begun(self, slide_id: str, *, worker: str = "") -> None: ...
-
-    def add(self, done: Done) -> None: ...
-
-    def give_up(self) -> None: ...
+def give_up(self) -> None: ...
 
 
 class Future:

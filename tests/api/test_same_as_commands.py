@@ -11,6 +11,8 @@ from PIL import Image
 
 import wsi_ips as wi
 from tests.commands.console import Console, make_console
+from tests.conftest import SMALL_MODEL, SmallData
+from wsi_ips.errors import ConfigError
 from wsi_ips.tiling.coords import read_coords
 
 
@@ -98,6 +100,20 @@ def test_predict_is_the_command_s_result_bit_for_bit(here: Path, console: Consol
             assert np.array_equal(result.stored.kept_ids_M, commanded[name].stored.kept_ids_M)
             assert result.stored.checkpoint == commanded[name].stored.checkpoint
         assert alone.stored.slide_path == commanded[name].stored.slide_path
+
+
+def test_coordinates_are_kept_for_predict_and_train(
+    here: Path, small_data: SmallData, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = wi.predict(small_data.slides, small_checkpoint, "run", coords="kept", overlays=False)
+    assert {path.stem for path in Path("kept/patches").iterdir()} == set(run)
+    monkeypatch.setattr("wsi_ips.tiling.patches.find_tissue", None)  # nothing is left to search
+    config = {**SMALL_MODEL, "training": {"slides_per_step": 2}}
+    kept = wi.train(small_data.manifest, "a", config=config, epochs=1, coords="kept", device="cpu")
+    given = wi.train(small_data.manifest, "b", config=config, epochs=1, patches="kept", device="cpu")
+    assert kept.history == given.history
+    with pytest.raises(ConfigError, match="coords"):
+        wi.predict("slide.svs", small_checkpoint, coords="kept")
 
 
 def test_an_overlay_is_the_command_s(here: Path, console: Console) -> None:

@@ -82,7 +82,7 @@ def test_a_worker_reads_them_too(
         streaming=StreamingConfig(),
         find_patches=stored_patches(tmp_path / "c", tiling),
     )
-    done = SlideWorker(pickle.loads(pickle.dumps(setup)), 0).label(SlideJob(slide.stem, slide))
+    done = SlideWorker(pickle.loads(pickle.dumps(setup)), 0).work(SlideJob(slide.stem, slide))
     assert isinstance(done, Done)
     assert done.row.status == "ok"
     same_numbers(results(tmp_path / "one")[slide.stem], results(tmp_path / "two")[slide.stem])

@@ -32,6 +32,7 @@ from wsi_ips.drawn.lymph_nodes import (
 from wsi_ips.drawn.node_patches import read_patch, read_patches, turned
 from wsi_ips.errors import ConfigError, ManifestError
 from wsi_ips.slides.resolution import SlideMpp
+from wsi_ips.tiling.patches import PatchesInTissue
 from wsi_ips.training.bags import tile_bag
 
 TASKS = [TaskConfig()]
@@ -70,7 +71,9 @@ def read(manifest: Path) -> Manifest:
 def test_each_patch_that_is_read_is_a_real_one_and_no_glass_is(composed: Path, patches: Path) -> None:
     for record in read(composed).records[:6]:
         cells = read_cells(cells_path(composed.parent, record.slide_id))
-        bag = tile_bag(record, tasks=TASKS, tiling=tiling_of(SMALL), slide_mpp=SlideMpp())
+        bag = tile_bag(
+            record, tasks=TASKS, find_patches=PatchesInTissue(tiling_of(SMALL)), slide_mpp=SlideMpp()
+        )
         corners = [(cell.column * SIDE_PX, cell.row * SIDE_PX) for cell in cells]
         assert bag.coords.l0_xy_N2.tolist() == [list(corner) for corner in corners]
         with bag.open(StreamingConfig(batch=64), torch.device("cpu")) as stream:
@@ -294,7 +297,9 @@ def test_the_tissue_of_real_patches_is_found_and_no_glass(real_patches: Path, tm
     manifest = make_lymph_nodes(tmp_path, few, patches=real_patches, outlines=lesions, processes=1)
     for record in read(manifest).records:
         cells = read_cells(cells_path(tmp_path, record.slide_id))
-        bag = tile_bag(record, tasks=TASKS, tiling=tiling_of(few), slide_mpp=SlideMpp())
+        bag = tile_bag(
+            record, tasks=TASKS, find_patches=PatchesInTissue(tiling_of(few)), slide_mpp=SlideMpp()
+        )
         found = {(x // 96, y // 96) for x, y in bag.coords.l0_xy_N2.tolist()}
         there = {(cell.column, cell.row) for cell in cells}
         assert found <= there

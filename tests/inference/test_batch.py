@@ -250,7 +250,7 @@ def test_what_would_befall_every_slide_ends_the_run(
 def test_a_scheduler_that_is_not_there_or_has_no_workers(
     jobs: list[SlideJob], setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsi_ips.inference.batch.ANSWERS_S", 1.0)
+    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 1.0)
     with pytest.raises(ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         predict_on_workers(jobs, setup, tables_of(setup, jobs), BatchConfig(scheduler="tcp://127.0.0.1:9"))
     with (

@@ -7,7 +7,7 @@ import pytest
 from distributed import Client
 
 from wsi_ips.config import BatchConfig
-from wsi_ips.inference.batch import connected
+from wsi_ips.inference.cluster import connected
 
 
 def test_another_user_of_this_machine_cannot_send_the_workers_work() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cluster import LOAD_S, Cluster, Ran, drawn, run
-from wsi_ips.inference.batch import largest_first
+from wsi_ips.inference.slide_tasks import largest_first
 from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.storage.location import locate
 

@@ -15,6 +15,7 @@ from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.ips_net import scoring
 from wsi_ips.slides.resolution import SlideMpp
+from wsi_ips.tiling.patches import PatchesInTissue
 from wsi_ips.training.bags import tile_bag
 from wsi_ips.training.fit import finetune
 from wsi_ips.training.kept_patches import PatchKeeper
@@ -78,7 +79,10 @@ def test_the_pixels_that_are_learned_from_are_those_that_were_scored(
     config = config_of(flips=flips)
     net, cpu = build_net(config.model), torch.device("cpu")
     bag = tile_bag(
-        manifest.split("train")[0], tasks=[TaskConfig()], tiling=config.tiling, slide_mpp=SlideMpp()
+        manifest.split("train")[0],
+        tasks=[TaskConfig()],
+        find_patches=PatchesInTissue(config.tiling),
+        slide_mpp=SlideMpp(),
     )
     keeper = PatchKeeper(net, config)
     kept = keeper.keep(bag, epoch=0, device=cpu)

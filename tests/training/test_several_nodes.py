@@ -82,3 +82,9 @@ def test_two_nodes_learn_what_one_process_learns(small_data: SmallData, tmp_path
             node.kill()
     assert history(tmp_path / "two") == pytest.approx(history(tmp_path / "one"), rel=1e-3)
     assert (tmp_path / "two" / "model.safetensors").is_file()
+    stored = [
+        {path.name: path.read_bytes() for path in (tmp_path / run / "coords" / "patches").iterdir()}
+        for run in ("one", "two")
+    ]
+    assert len(stored[0]) == 4
+    assert stored[1] == stored[0], "each process made a share of them"

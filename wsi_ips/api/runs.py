@@ -119,6 +119,7 @@ def predict(
     progress: bool | None = None,
     overlays: bool = True,
     calibration: Path | str | None = None,
+    coords: Path | str | None = None,
     embeddings: bool = False,
     workers: int | None = None,
     on_error: Literal["report", "stop"] = "report",
@@ -138,6 +139,7 @@ def predict(
     progress: bool | None = None,
     overlays: bool = True,
     calibration: Path | str | None = None,
+    coords: Path | str | None = None,
     embeddings: bool = False,
     workers: int | None = None,
     on_error: Literal["report", "stop"] = "report",
@@ -161,6 +163,8 @@ def predict(
         progress: Whether to show bars. None shows them in notebooks.
         overlays: With ``out``: draw the overlay of every slide.
         calibration: With ``out``: a file of ``wsi-ips calibrate``.
+        coords: With ``out``: a folder in which coordinates are kept, as ``wsi-ips tile`` writes it. Those that fit
+            are found there, the others are made and stored there.
         embeddings: With ``out``: store the embeddings of the kept patches.
         workers: With ``out``: processes that work on a slide each.
         on_error: With ``out``: ``report`` a slide that fails and go on, or ``stop``.
@@ -180,11 +184,11 @@ def predict(
     Run('run', 2 slides labelled)
     """
     if out is None:
-        given = (calibration, embeddings or None, workers, force or None)
+        given = (calibration, coords, embeddings or None, workers, force or None)
         if any(value is not None for value in given) or on_error != "report":
             raise ConfigError(
-                "wsi_ips.predict: calibration, embeddings, workers, on_error and force go with out, the folder "
-                "that results are written into"
+                "wsi_ips.predict: calibration, coords, embeddings, workers, on_error and force go with out, the "
+                "folder that results are written into"
             )
         _check_one_slide(locate(place_of(slides)))
         loaded = model if isinstance(model, Model) else load(model, device=device)
@@ -199,6 +203,7 @@ def predict(
         "device": str(model.device) if isinstance(model, Model) else device,
         "slide_mpp": slide_mpp,
         "from_coords": patches,
+        "coords": coords,
         "tiling": {"allow_upsampling": allow_upsampling},
         "overlays": overlays,
         "calibration": calibration,
@@ -274,6 +279,8 @@ def train(
     config: FinetuneConfig | Mapping[str, Any] | Path | str | None = None,
     slides: Path | str | None = None,
     features: Path | str | None = None,
+    patches: Path | str | None = None,
+    coords: Path | str | None = None,
     encoder: str | None = None,
     weights: Path | str | None = None,
     px: int | None = None,
@@ -296,6 +303,9 @@ def train(
             recipe. The other arguments override it.
         slides: The folder that the paths in the manifest are relative to.
         features: A folder of stored features to learn from instead of the slides.
+        patches: A folder of coordinates (CLAM, TRIDENT, ``wsi-ips tile``), used instead of a search for tissue.
+        coords: A folder in which coordinates are kept, as ``wsi-ips tile`` writes it (``out/coords``). Those that
+            fit are found there, the others are made and stored there.
         encoder, weights: The patch encoder, see :class:`wsi_ips.Encoder`.
         px, mpp, mag: Its patches, see :func:`wsi_ips.tile`.
         epochs: How often every slide is learned from.
@@ -321,18 +331,17 @@ def train(
     if values.get("folds") is not None:
         raise ConfigError("wsi_ips.train: trains once; cross-validate with wsi-ips finetune --folds")
     model = dict(_section(values, "model"))
-    chosen = {"name": encoder, "weights": None if weights is None else str(weights)}
-    model["encoder"] = {
-        **_encoder(model),
-        **{name: value for name, value in chosen.items() if value is not None},
-    }
+    chosen = _given(name=encoder, weights=None if weights is None else str(weights))
+    model["encoder"] = {**_encoder(model), **chosen}
     tiling = _sizes(px=px, mpp=mpp, mag=mag)
     training = {} if epochs is None else {"epochs": epochs}
-    given = {"slides_root": slides, "features": features, "slide_mpp": slide_mpp}
+    given = _given(
+        slides_root=slides, features=features, from_coords=patches, coords=coords, slide_mpp=slide_mpp
+    )
     job = make_job(
         {
             **values,
-            **{name: value for name, value in given.items() if value is not None},
+            **given,
             "command": "finetune",
             "manifest": Path(manifest),
             "out": Path(out),
@@ -347,6 +356,11 @@ def train(
     run_reported(job, progress)
     folder = Path(out)
     return Training(folder, folder / BEST_NAME, read_history(folder / HISTORY_NAME))
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """The arguments that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _settings(config: FinetuneConfig | Mapping[str, Any] | Path | str | None) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def plan(job: CompareJob, manifest: "Manifest") -> "list[Planned]":
     from wsi_ips.models.build import check_aggregator
     from wsi_ips.models.encoders.fitting import fitting_tiling
     from wsi_ips.models.encoders.registry import allow_code
+    from wsi_ips.tiling.kept_coords import COORDS
     from wsi_ips.training.fit import check_encoder
 
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, [record.slide_id for record in manifest.records])
@@ -118,7 +119,9 @@ def plan(job: CompareJob, manifest: "Manifest") -> "list[Planned]":
                 except ConfigError as error:
                     raise ConfigError(f"entry {name}: {error}") from None
             planned.append(
-                Planned(name, its, manifest, job.features, its.out, job.split, job.device, mpp),
+                Planned(
+                    name, its, manifest, job.features, its.out, job.split, job.device, mpp, job.out / COORDS
+                ),
             )
     return planned
 

@@ -1,7 +1,9 @@
 """``features``: what an encoder makes of every patch, in CLAM's or TRIDENT's layout; nothing is learned."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -10,9 +12,11 @@ from pydantic import model_validator
 
 from wsi_ips.commands.options import (
     Compile,
-    Device,
+    Coords,
+    Devices,
     EncoderName,
     EncoderWeights,
+    FromCoords,
     Layout,
     MppCsv,
     Out,
@@ -20,19 +24,24 @@ from wsi_ips.commands.options import (
     PrecisionOption,
     Profile,
     Recipe,
+    Scheduler,
     Set,
     SlideMppOption,
     Slides,
+    Threads,
+    Workers,
     start,
 )
 from wsi_ips.commands.recipe import Job
-from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
-from wsi_ips.config import Computing, EncoderConfig, StreamingConfig, TilingConfig
-from wsi_ips.errors import ProcessDied, one_line
+from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
+from wsi_ips.config import Computing, EncoderConfig, StreamingConfig, TilingConfig, WorkersConfig
+from wsi_ips.errors import ProcessDied, SlideFailed, WsiIpsError, one_line
 from wsi_ips.progress import Progress, silent
 from wsi_ips.units import mpp_of_magnification
 
 if TYPE_CHECKING:
+    import torch
+
     from wsi_ips.inference.feature_export import FeatureExport, StoredFeatures
     from wsi_ips.inference.in_hand import SlidesInHand
     from wsi_ips.inference.made_from import MadeFrom
@@ -42,7 +51,7 @@ if TYPE_CHECKING:
 COLUMNS = ("n_patches", "status", "error", "note")
 
 
-class FeaturesJob(Resolution, Computing, Job):
+class FeaturesJob(PatchesOfJob, Resolution, Computing, Job):
     """Store what an encoder makes of every patch; nothing is learned."""
 
     command: Literal["features"] = "features"
@@ -55,16 +64,16 @@ class FeaturesJob(Resolution, Computing, Job):
     """A model of ours: its encoder, as it was trained, on patches as it was trained on."""
     tiling: TilingConfig | None = None
     """None: the checkpoint's, or the default. With a checkpoint only ``allow_upsampling``."""
-    from_coords: Path | None = None
-    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): exactly those patches."""
     half: bool = False
     """Store float16."""
     device: str = "auto"
+    """Where the encoder runs; or several, ``cuda:0,cuda:1``, on which workers take turns."""
     deterministic: bool = False
     """The same bits each time on the same kind of card, as ``training.deterministic``; slower."""
     profile: bool = False
     """Print where the time went, and write ``timeline.json``."""
     streaming: StreamingConfig = StreamingConfig()
+    batch: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
     def _one_encoder(self) -> Self:
@@ -91,16 +100,17 @@ def command(
     patch_px: Annotated[int | None, typer.Option(help="Side of a patch in pixels.")] = None,
     patch_mpp: Annotated[float | None, typer.Option(help="µm per pixel of a patch.")] = None,
     mag: Annotated[float | None, typer.Option(help='Same as --patch-mpp: 20 ("20x") is 0.5 µm.')] = None,
-    from_coords: Annotated[
-        Path | None,
-        typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
-    ] = None,
+    from_coords: FromCoords = None,
+    coords: Coords = None,
     layout: Layout = None,
     half: Annotated[bool | None, typer.Option("--half", help="Store float16, not float32.")] = None,
     precision: PrecisionOption = None,
     compile_: Compile = None,
     profile: Profile = None,
-    device: Device = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    scheduler: Scheduler = None,
+    device: Devices = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -110,11 +120,12 @@ def command(
     if mag is not None:
         patch_mpp = mpp_of_magnification(mag)
     flags = {"slides": slides, "out": out, "layout": layout, "checkpoint": checkpoint, "half": half,
-             "from_coords": from_coords, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
-             "precision": precision, "compile": compile_, "profile": profile}  # fmt: skip
+             "from_coords": from_coords, "coords": coords, "device": device, "slide_mpp": slide_mpp,
+             "mpp_csv": mpp_csv, "precision": precision, "compile": compile_, "profile": profile}  # fmt: skip
     sections: dict[str, dict[str, Any]] = {
         "encoder": {"name": encoder, "weights": weights},
         "tiling": {"patch_px": patch_px, "patch_mpp": patch_mpp},
+        "batch": {"workers": workers, "threads": threads, "scheduler": scheduler},
     }
     # A section that is there, even an empty one, is a choice.
     chosen = {
@@ -130,22 +141,36 @@ class _Row:
     status: str
     error: str = ""
     note: str = ""
+    raised: Exception | None = None
+    """The error of a slide that failed."""
+
+    @classmethod
+    def failed(cls, slide: "SlideJob", error: Exception) -> Self:
+        """Whatever a decoder may raise is this slide's failure, not the run's."""
+        from wsi_ips.inference.slide_work import reason
+        from wsi_ips.slides.base import named
+
+        return cls(slide.slide_id, None, "failed", named(slide.slide_id, reason(slide, error)), raised=error)
 
 
 def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     """Write every slide's features, ``features.csv`` and ``run.json``.
 
     In a folder a bad slide becomes a row; a slide given by itself raises. Slides that an earlier start with the
-    same settings finished are left alone, and one that it died of is tried once more in a process of its own.
+    same settings finished are left alone, and one that it died of is tried once more in a process of its own, or
+    on a worker when nobody else is at work. The tables are written here, whoever stores the features.
     """
     from wsi_ips.inference.in_hand import SlidesInHand
+    from wsi_ips.inference.slide_tasks import workers_wanted
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.streaming.device import numerics
     from wsi_ips.timeline import recording
 
     slides = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, slides)
-    storing = _Storing.of(job)
+    workers = workers_wanted(job.batch, job.device)
+    here = workers is None
+    storing = _Storing.of(_with_threads(job, job.batch.threads) if here else job, here=here)
     jobs = [
         SlideJob(slide_id, path.absolute() if isinstance(path, Path) else path, slide_mpp(slide_id))
         for slide_id, path in slides.items()
@@ -158,7 +183,8 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
         SlidesInHand(folder.root) as in_hand,
         recording(folder.root, command="features", on=job.profile) as recorded,
     ):
-        rows = _store_all(jobs, storing, in_hand, progress, raises=alone)
+        batch = None if workers is None else job.batch.model_copy(update={"workers": workers})
+        rows = _store_all(jobs, storing, in_hand, progress, batch=batch, raises=alone)
     stored = sum(row.status == "ok" for row in rows.values())
     patches = sum(row.n_patches or 0 for row in rows.values())
     return Outcome.of_slides(
@@ -178,14 +204,18 @@ class _Storing:
     settings: Mapping[str, Any]
     precision: str
     """What the encoder computes in, once ``auto`` is decided."""
+    device: "torch.device"
 
     @classmethod
-    def of(cls, job: FeaturesJob) -> Self:
-        """What a job asks for, with its encoder loaded.
+    def of(cls, job: FeaturesJob, *, here: bool = True, place: int = 0) -> Self:
+        """What a job asks for, with its encoder loaded; without ``here`` the encoder is looked at only, because
+        workers have their own. ``place`` is the number of the worker that this process is.
 
         Raises :class:`ConfigError` for settings that do not go together, :class:`CheckpointError` for weights that
         are missing or do not fit.
         """
+        import torch
+
         from wsi_ips.inference.feature_export import (
             FeatureExport,
             FeaturesFolder,
@@ -193,26 +223,29 @@ class _Storing:
             encoder_of_config,
         )
         from wsi_ips.models.encoders.network import Compute, check_compiles, compute_in, settled
-        from wsi_ips.streaming.device import pick_device
-        from wsi_ips.tiling.patches import PatchesInTissue, stored_patches
+        from wsi_ips.streaming.device import device_of_worker
+        from wsi_ips.tiling.kept_coords import patches_from
 
-        device = pick_device(job.device)
+        # With a scheduler, the machines with the GPUs are others.
+        elsewhere = job.batch.scheduler is not None and job.device != "auto" and not here
+        device = torch.device("cpu") if elsewhere else device_of_worker(job.device, place)
+        kind = job.device.partition(":")[0] if elsewhere else device.type
         if job.checkpoint is not None:
             allowed = job.tiling is not None and job.tiling.allow_upsampling
             encoder = encoder_of_checkpoint(job.checkpoint, allow_upsampling=allowed)
         else:
             assert job.encoder is not None  # the job sees to it
             encoder = encoder_of_config(job.encoder, job.tiling, laid_out=job.from_coords is not None)
-        if job.compile:
+        if job.compile and (here or job.batch.scheduler is None):
             check_compiles(device)
         batch = job.streaming.batch if job.compile else None
-        compute = Compute(settled(job.precision, encoder.config_name, device.type), compiled_batch=batch)
+        compute = Compute(settled(job.precision, encoder.config_name, kind), compiled_batch=batch)
         compute_in(encoder.module, compute)
-        find: FindPatches = PatchesInTissue(encoder.tiling)
-        if job.from_coords is not None:
-            find = stored_patches(job.from_coords, encoder.tiling, own_px=encoder.stored_px)
+        find = patches_from(
+            encoder.tiling, coords=job.coords, from_coords=job.from_coords, own_px=encoder.stored_px
+        )
         export = FeatureExport(
-            encoder=encoder.module.to(device).eval(),
+            encoder=encoder.module.to(device).eval() if here else torch.nn.Identity(),
             width=encoder.width,
             name=encoder.name,
             folder=FeaturesFolder(job.out, job.layout, encoder.name),
@@ -228,14 +261,13 @@ class _Storing:
             # Only where it is set, so that folders of earlier versions are gone on with.
             **({"deterministic": True} if job.deterministic else {}),
         }
-        return cls(job, export, find, settings, compute.precision)
+        return cls(job, export, find, settings, compute.precision, device)
 
     def store(
         self, slide: "SlideJob", *, begin: Callable[[str], None] | None = None, progress: Progress = silent
     ) -> _Row:
         """Store a slide's features, unless that is done already. ``begin`` is told the slide's id before it is
         read. What an earlier start stored stays until its successor is whole; where the slide fails it goes."""
-        from wsi_ips.inference.slide_work import unreadable
         from wsi_ips.streaming.device import calculating
 
         now = self._made_from(slide)
@@ -249,6 +281,27 @@ class _Storing:
             except Exception:
                 self.export.forget(slide.slide_id)
                 raise
+        return self._row(slide, stored)
+
+    def found(self, slide: "SlideJob") -> _Row | None:
+        """The row of a slide whose features an earlier start has stored; None where they have to be made."""
+        try:
+            stored = self.export.done(slide.slide_id, slide.path, self._made_from(slide))
+        except Exception:  # noqa: BLE001 - whoever stores them says what is wrong with the slide
+            return None
+        return None if stored is None else self._row(slide, stored)
+
+    def for_workers(self) -> FeaturesJob:
+        """The job as workers get it: with absolute paths, and the precision that was decided here."""
+        from wsi_ips.inference.slide_tasks import absolute
+
+        paths = ("out", "checkpoint", "from_coords", "coords")
+        changed = {name: absolute(getattr(self.job, name)) for name in paths}
+        return self.job.model_copy(update={**changed, "precision": self.precision})
+
+    def _row(self, slide: "SlideJob", stored: "StoredFeatures") -> _Row:
+        from wsi_ips.inference.slide_work import unreadable
+
         error = unreadable(slide.slide_id, stored.bad_tiles) if stored.bad_tiles else ""
         return _Row(slide.slide_id, stored.n_patches, "ok", error, stored.note)
 
@@ -260,14 +313,11 @@ class _Storing:
     def _make(self, slide_job: "SlideJob", now: "MadeFrom", progress: Progress) -> "StoredFeatures":
         from wsi_ips import timeline
         from wsi_ips.slides.registry import open_slide
-        from wsi_ips.streaming.device import pick_device
         from wsi_ips.streaming.stream import PatchStream
 
         with timeline.slide(slide_job.slide_id), open_slide(slide_job.path) as slide:
             coords = self.find(slide, slide_id=slide_job.slide_id, mpp=slide_job.mpp)
-            stream = PatchStream(
-                slide, coords, config=self.job.streaming, device=pick_device(self.job.device)
-            )
+            stream = PatchStream(slide, coords, config=self.job.streaming, device=self.device)
             return self.export.write(stream, coords, slide.info, made_from=now, progress=progress)
 
     def _made_from(self, slide: "SlideJob") -> "MadeFrom":
@@ -289,35 +339,74 @@ def _store_all(
     in_hand: "SlidesInHand",
     progress: Progress,
     *,
+    batch: WorkersConfig | None,
     raises: bool,
 ) -> dict[str, _Row]:
-    """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone. raises: a slide's
-    error is the command's."""
+    """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone. batch: the
+    workers; None: this process does it all. raises: a slide's error is the command's."""
     from wsi_ips.inference.slide_rows import SlideRows
-    from wsi_ips.inference.slide_work import reason
-    from wsi_ips.slides.base import named
 
     rows: dict[str, _Row] = {}
     table = SlideRows(storing.export.folder.table, COLUMNS, [slide.slide_id for slide in slides])
-    others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
     with progress("Encoding", total=len(slides)) as advance:
-        for slide in (*others, *suspects):
-            slide_id = slide.slide_id
-            try:
-                if in_hand.suspected(slide_id):
-                    row = _alone(slide, storing, in_hand)
-                else:
-                    row = storing.store(slide, begin=in_hand.begin, progress=progress)
-            except Exception as error:  # whatever a decoder may raise is this slide's failure, not the run's
-                if raises:
-                    raise
-                row = _Row(slide_id, None, "failed", named(slide_id, reason(slide, error)))
-            rows[slide_id] = row
-            table.add(slide_id, [row.n_patches, row.status, one_line(row.error), row.note])
-            if not in_hand.suspected(slide_id):
-                in_hand.end(slide_id)
-            advance(f"{slide_id}: {row.status}")
+        done = (
+            _stored_here(slides, storing, in_hand, progress)
+            if batch is None
+            else _stored_by_workers(slides, storing, in_hand, batch)
+        )
+        with closing(done) as stored:
+            for row in stored:
+                if raises and row.raised is not None:
+                    raise row.raised
+                rows[row.slide_id] = row
+                table.add(row.slide_id, [row.n_patches, row.status, one_line(row.error), row.note])
+                advance(f"{row.slide_id}: {row.status}")
     return rows
+
+
+def _stored_here(
+    slides: "Sequence[SlideJob]", storing: _Storing, in_hand: "SlidesInHand", progress: Progress
+) -> Generator[_Row, None, None]:
+    """What becomes of each slide, in this process, or of a suspected one in a process of its own."""
+    others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
+    for slide in (*others, *suspects):
+        try:
+            if in_hand.suspected(slide.slide_id):
+                row = _alone(slide, storing, in_hand)
+            else:
+                row = storing.store(slide, begin=in_hand.begin, progress=progress)
+        except Exception as error:  # noqa: BLE001 - see _Row.failed
+            row = _Row.failed(slide, error)
+        yield row
+        if not in_hand.suspected(slide.slide_id):
+            in_hand.end(slide.slide_id)
+
+
+def _stored_by_workers(
+    slides: "Sequence[SlideJob]", storing: _Storing, in_hand: "SlidesInHand", batch: WorkersConfig
+) -> Generator[_Row, None, None]:
+    """What becomes of each slide: those that are stored already, then the others as workers are done with them."""
+    left = []
+    for slide in slides:
+        found = storing.found(slide)
+        if found is None:
+            left.append(slide)
+        else:
+            in_hand.end(slide.slide_id)
+            yield found
+    if not left:
+        return
+    # Imported here: a second that features in this process do not have to wait.
+    from wsi_ips.inference.cluster import shared_on_cluster, threads_each
+
+    task = FeaturesTask(storing.for_workers(), threads_each(batch))
+    announce = lambda line: print(line, file=sys.stderr)  # noqa: E731, T201 - for people, beside the bars
+    for slide, result in shared_on_cluster(left, task, batch, in_hand=in_hand, announce=announce):
+        if isinstance(result, _Row):
+            yield result
+            continue
+        storing.forget_stale(slide)
+        yield _Row.failed(slide, result)
 
 
 def _alone(slide: "SlideJob", storing: _Storing, in_hand: "SlidesInHand") -> _Row:
@@ -331,4 +420,49 @@ def _alone(slide: "SlideJob", storing: _Storing, in_hand: "SlidesInHand") -> _Ro
 
 def _store_one(task: "tuple[FeaturesJob, SlideJob]") -> _Row:
     job, slide = task
-    return _Storing.of(job).store(slide)
+    return _Storing.of(_with_threads(job, job.batch.threads)).store(slide)
+
+
+def _with_threads(job: FeaturesJob, threads: int | None) -> FeaturesJob:
+    """The job of this process, whose CPU threads compute and decode; None leaves both as they are."""
+    import torch
+
+    if threads is None:
+        return job
+    torch.set_num_threads(threads)
+    streaming = job.streaming.model_copy(update={"threads": threads})
+    return job.model_copy(update={"streaming": streaming})
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesTask:
+    """What workers do to each slide, see :class:`wsi_ips.inference.slide_tasks.SlideTask`.
+
+    threads: CPU threads of a worker that compute, and that decode; None: its defaults, and ``streaming.threads``.
+    """
+
+    job: FeaturesJob
+    threads: int | None
+
+    def on_worker(self, place: int) -> "_FeaturesWorker":
+        """The encoder, loaded on the device of the worker with this number."""
+        from wsi_ips.inference.slide_tasks import check_shared
+        from wsi_ips.progress import silence_libraries
+
+        silence_libraries()
+        storing = _Storing.of(_with_threads(self.job, self.threads), place=place)
+        check_shared(storing.export.folder.root, storing.export.folder.description)
+        return _FeaturesWorker(storing)
+
+
+@dataclass(frozen=True, slots=True)
+class _FeaturesWorker:
+    storing: _Storing
+
+    def work(self, slide: "SlideJob") -> _Row:
+        try:
+            return self.storing.store(slide)
+        except Exception as error:  # noqa: BLE001 - see _Row.failed
+            row = _Row.failed(slide, error)
+            # Libraries' errors may hold what cannot be sent back.
+            return row if isinstance(error, WsiIpsError) else replace(row, raised=SlideFailed(row.error))

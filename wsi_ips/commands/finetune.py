@@ -8,9 +8,11 @@ import typer
 from pydantic import Field, model_validator
 
 from wsi_ips.commands.options import (
+    Coords,
     Device,
     EncoderName,
     EncoderWeights,
+    FromCoords,
     MppCsv,
     Out,
     Outcome,
@@ -21,17 +23,18 @@ from wsi_ips.commands.options import (
     start,
 )
 from wsi_ips.commands.recipe import Job
-from wsi_ips.commands.slides import Resolution, given_mpp
+from wsi_ips.commands.slides import PatchesOfJob, Resolution, given_mpp
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.progress import Progress
 
 if TYPE_CHECKING:
     from wsi_ips.datasets.manifest import Manifest
+    from wsi_ips.tiling.patches import FindPatches
     from wsi_ips.training.run_state import FinetuneReport
 
 
-class FinetuneJob(FinetuneConfig, Resolution, Job):
-    """Learn from the slide labels of a manifest."""
+class FinetuneJob(FinetuneConfig, PatchesOfJob, Resolution, Job):
+    """Learn from the slide labels of a manifest. Without ``coords`` coordinates are kept in ``out``."""
 
     command: Literal["finetune"] = "finetune"
     """What the recipe is for."""
@@ -64,6 +67,8 @@ class FinetuneJob(FinetuneConfig, Resolution, Job):
                 "features: DIR and model.encoder {name: features, features: <width>} go together; "
                 "see pipelines/finetune_features.yaml"
             )
+        if self.features is not None and (self.from_coords or self.coords):
+            raise ValueError("features have their own coordinates: from_coords and coords go with slides")
         return self
 
 
@@ -76,6 +81,8 @@ def command(
     features: Annotated[
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
+    from_coords: FromCoords = None,
+    coords: Coords = None,
     encoder: EncoderName = None,
     weights: EncoderWeights = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate by case, with so many folds.")] = None,
@@ -95,7 +102,8 @@ def command(
 ) -> None:
     """Fine-tune encoder, selection and attention from slide labels; goes on where a killed run was."""
     flags = {"manifest": manifest, "out": out, "slides_root": slides_root, "features": features,
-             "folds": folds, "restart": restart, "profile": profile, "device": device,
+             "from_coords": from_coords, "coords": coords, "folds": folds, "restart": restart,
+             "profile": profile, "device": device,
              "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     chosen = [] if restarts is None else [f"training.restarts={restarts}"]
     sections = {"model.encoder": {"name": encoder, "weights": weights}}
@@ -148,12 +156,14 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
     """Say how the folds did, which slides they left out, and where each slide's own prediction is."""
     from wsi_ips.inference.held_out import HELD_OUT, measure, predict_held_out
     from wsi_ips.slides.base import named
+    from wsi_ips.tiling.kept_coords import given_coords
     from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, write_figures
     from wsi_ips.training.model_card import write_folds_card
     from wsi_ips.training.processes import is_first_process
 
     if job.restart and is_first_process():
         forget_folds(job.out)
+    find = _find_patches(job)
     folds = cross_validate(
         manifest,
         job,
@@ -161,6 +171,7 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
         k=k,
         inner_val=job.inner_val,
         train=lambda divided, out: _train(divided, job, out, progress),
+        coords=given_coords(find, [record.slide_id for record in manifest.split("train+val")]),
     )
     if not is_first_process():
         return Outcome([])
@@ -169,7 +180,7 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, [record.slide_id for record in manifest.records])
     rows = predict_held_out(
         manifest, job, folds, out=job.out, features=job.features, device=job.device, slide_mpp=slide_mpp,
-        progress=progress,
+        find_patches=find, progress=progress,
     )  # fmt: skip
     folds = tuple(replace(fold, measured=measure(fold, rows, manifest, job.model.tasks)) for fold in folds)
     write_figures(job.out / "cv.csv", folds)
@@ -191,4 +202,22 @@ def _train(manifest: "Manifest", job: FinetuneJob, out: Path, progress: Progress
     if job.features is not None:
         return finetune_features(manifest, job, job.features, out, device=device, progress=progress)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, [record.slide_id for record in manifest.records])
-    return finetune(manifest, job, out, device=device, slide_mpp=slide_mpp, progress=progress)
+    return finetune(
+        manifest,
+        job,
+        out,
+        device=device,
+        slide_mpp=slide_mpp,
+        find_patches=_find_patches(job),
+        progress=progress,
+    )
+
+
+def _find_patches(job: FinetuneJob) -> "FindPatches":
+    """Coordinates are kept in the folder of the run (with ``folds``: of all folds), so that a later start, other
+    processes and folds find them."""
+    from wsi_ips.tiling.kept_coords import COORDS, patches_from
+
+    raster = job.model.attention.positions == "raster"
+    kept = job.coords or (None if job.from_coords else job.out / COORDS)
+    return patches_from(job.tiling, coords=kept, from_coords=job.from_coords, raster=raster)

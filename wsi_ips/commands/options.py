@@ -15,6 +15,12 @@ Slides = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Device = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps")]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="auto (default), cpu, cuda, cuda:1, mps; of workers in turn: cuda:0,cuda:1"
+    ),
+]
 SlideMppOption = Annotated[
     float | None, typer.Option("--slide-mpp", help="µm per pixel of every slide, instead of what files say.")
 ]
@@ -59,6 +65,19 @@ Profile = Annotated[
     bool | None,
     typer.Option("--profile", help="Print where the time went, and write OUT/timeline.json for Perfetto."),
 ]
+Coords = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of tile: coordinates that fit are found there, and the others are made and kept there."
+    ),
+]
+FromCoords = Annotated[
+    Path | None,
+    typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
+]
+Workers = Annotated[int | None, typer.Option(help="Processes that work on a slide each.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of each of them.")]
+Scheduler = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")]
 OpenUrls = Annotated[
     bool | None, typer.Option("--open-urls", help="Open slides at URLs that RUN names, too.")
 ]

@@ -11,19 +11,24 @@ from pydantic import BeforeValidator, model_validator
 from wsi_ips.commands.command_line import ExplainedCommand, one_of
 from wsi_ips.commands.options import (
     Compile,
-    Device,
+    Coords,
+    Devices,
+    FromCoords,
     MppCsv,
     Out,
     Outcome,
     PrecisionOption,
     Profile,
     Recipe,
+    Scheduler,
     Set,
     SlideMppOption,
+    Threads,
+    Workers,
     start,
 )
 from wsi_ips.commands.recipe import Job
-from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
+from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import BatchConfig, Computing, PipelineConfig, StreamingConfig, UpsamplingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.progress import Progress
@@ -39,7 +44,6 @@ if TYPE_CHECKING:
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.inference.worker import WorkerSetup
     from wsi_ips.models.encoders.network import Compute
-    from wsi_ips.tiling.patches import FindPatches
 
 
 def _one_by_itself(checkpoints: object) -> object:
@@ -51,15 +55,13 @@ def _one_by_itself(checkpoints: object) -> object:
     return checkpoints
 
 
-class PredictJob(Resolution, Computing, Job):
+class PredictJob(PatchesOfJob, Resolution, Computing, Job):
     """Label every slide of a folder."""
 
     command: Literal["predict"] = "predict"
     slides: SlidesOfJob | None = None
     features: Path | None = None
     """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
-    from_coords: Path | None = None
-    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): label exactly those patches."""
     checkpoint: Annotated[Path | tuple[Path, ...], BeforeValidator(_one_by_itself)]
     """A model; or several of the same tasks, tiling and selection, whose mean and spread are told."""
     calibration: Path | None = None
@@ -102,8 +104,8 @@ class PredictJob(Resolution, Computing, Job):
     def _slides_or_features(self) -> Self:
         if (self.slides is None) == (self.features is None):
             raise ValueError("give slides, or a folder of features: one of them")
-        if self.from_coords is not None and self.features is not None:
-            raise ValueError("features have their own coordinates: from_coords goes with slides")
+        if (self.from_coords or self.coords) and self.features is not None:
+            raise ValueError("features have their own coordinates: from_coords and coords go with slides")
         if self.features is not None:
             batch = self.batch
             if batch.workers or batch.scheduler or batch.shard_patches or self.embeddings:
@@ -139,17 +141,10 @@ def repeated(arguments: Iterable[str]) -> Iterator[str]:
 
 
 OPTION, SUFFIX = "--checkpoint", ".safetensors"
-FromCoords = Annotated[
-    Path | None,
-    typer.Option(help="Folder of coordinates (CLAM, TRIDENT, AtlasPatch): those patches only."),
-]
 Overlays = Annotated[
     bool | None, typer.Option("--overlays/--no-overlays", help="Draw an overlay per slide (default).")
 ]
 Force = Annotated[bool | None, typer.Option("--force", help="Replace the results of another run in OUT.")]
-Workers = Annotated[int | None, typer.Option(help="Processes that work on a slide each.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of each of them.")]
-Scheduler = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://HOST:8786, instead.")]
 OnError = Annotated[
     str | None,
     typer.Option(
@@ -192,6 +187,7 @@ def command(
         Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
     ] = None,
     from_coords: FromCoords = None,
+    coords: Coords = None,
     calibration: Annotated[
         Path | None, typer.Option(help="JSON of calibrate: calibrated probabilities, and sets of answers.")
     ] = None,
@@ -208,7 +204,7 @@ def command(
     pool: Pool = None,
     precision: PrecisionOption = None,
     compile_: Compile = None,
-    device: Device = None,
+    device: Devices = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -216,7 +212,7 @@ def command(
 ) -> None:
     """Label every slide of a folder; write predictions.csv, attention (HDF5) and overlays (PNG)."""
     flags = {"slides": slides, "features": features, "checkpoint": checkpoint, "out": out,
-             "from_coords": from_coords, "calibration": calibration, "overlays": overlays,
+             "from_coords": from_coords, "coords": coords, "calibration": calibration, "overlays": overlays,
              "profile": profile, "force": force, "device": device, "slide_mpp": slide_mpp, "mpp_csv": mpp_csv,
              "embeddings": embeddings, "explain": explain, "cases": cases, "pool": pool,
              "precision": precision, "compile": compile_}  # fmt: skip
@@ -287,8 +283,10 @@ def _label_slides(
     progress: Progress,
 ) -> None:
     from wsi_ips.inference.label import label
+    from wsi_ips.inference.slide_tasks import workers_wanted
 
-    label(jobs, setup, tables, batch.model_copy(update={"workers": _workers(batch, job.device)}), progress)
+    workers = workers_wanted(batch, job.device)
+    label(jobs, setup, tables, batch.model_copy(update={"workers": workers}), progress)
 
 
 def _label_cases(
@@ -399,6 +397,7 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
     from wsi_ips.inference.checkpoints import Checkpoints
     from wsi_ips.inference.run_folder import RunFolder
     from wsi_ips.inference.worker import WorkerSetup
+    from wsi_ips.tiling.kept_coords import patches_from
 
     return WorkerSetup(
         models=Checkpoints.of(job.checkpoints),
@@ -410,7 +409,9 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
         draw=draw_overlay if job.overlays else None,
         embeddings=job.embeddings,
         gradients=job.explain is not None,
-        find_patches=_patches(job.from_coords, pipeline, raster=raster),
+        find_patches=patches_from(
+            pipeline.tiling, coords=job.coords, from_coords=job.from_coords, raster=raster
+        ),
         deterministic=job.deterministic,
         compute=_compute(job),
     )
@@ -421,12 +422,12 @@ def _compute(job: PredictJob) -> "tuple[Compute, ...]":
     all workers compute in the same precision. Raises :class:`ConfigError` where nothing can be compiled."""
     from wsi_ips.models.checkpoint import checkpoint_config
     from wsi_ips.models.encoders.network import Compute, check_compiles, settled
-    from wsi_ips.streaming.device import pick_device
+    from wsi_ips.streaming.device import device_of_worker, pick_device
 
     kind = pick_device().type if job.device == "auto" else job.device.partition(":")[0]
     batch = job.streaming.batch if job.compile else None
     if job.compile and job.batch.scheduler is None:
-        check_compiles(pick_device(job.device))
+        check_compiles(device_of_worker(job.device, 0))
     names = [checkpoint_config(path).model.encoder.name for path in job.checkpoints]
     return tuple(Compute(settled(job.precision, name, kind), compiled_batch=batch) for name in names)
 
@@ -440,14 +441,6 @@ def draw_overlay(result: "SlideResult", path: Path) -> None:
         write_overlay(path, slide, result)
 
 
-def _patches(folder: Path | None, pipeline: PipelineConfig, *, raster: bool) -> "FindPatches":
-    from wsi_ips.tiling.patches import PatchesInTissue, stored_patches
-
-    if folder is None:
-        return PatchesInTissue(pipeline.tiling)
-    return stored_patches(folder, pipeline.tiling, raster=raster)
-
-
 def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":
     """Absolute, so that workers elsewhere, and commands started elsewhere, find the slides."""
     from wsi_ips.inference.slide_work import SlideJob
@@ -459,16 +452,6 @@ def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":
 
 def _absolute(where: Location) -> Location:
     return where.absolute() if isinstance(where, Path) else where
-
-
-def _workers(batch: BatchConfig, device: str) -> int | None:
-    """How many workers of our own, where they are wanted or there are several GPUs; None: this process does it."""
-    import torch
-
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    if batch.scheduler is None and batch.workers is None and gpus < 2:
-        return None
-    return batch.workers or max(1, gpus)
 
 
 def _outcome(

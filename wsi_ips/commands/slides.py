@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BeforeValidator, InstanceOf, PositiveFloat
+from pydantic import BeforeValidator, InstanceOf, PositiveFloat, model_validator
 
 from wsi_ips.config import Section
 from wsi_ips.errors import ConfigError
@@ -34,6 +34,26 @@ class Resolution(Section):
     """µm per pixel of every slide, instead of what the files say."""
     mpp_csv: Path | None = None
     """CSV with the columns wsi,mpp: the same, slide by slide."""
+
+
+class PatchesOfJob(Section):
+    """Whose patches are read: those in tissue, found anew or kept in a folder, or those that somebody laid out."""
+
+    from_coords: Path | None = None
+    """Folder of patch coordinates (CLAM's, TRIDENT's, AtlasPatch's, ours): exactly those patches."""
+    coords: Path | None = None
+    """Folder in which coordinates are kept, in the layout of ``wsi-ips tile --out``. Those that were made from the
+    same files with the same tiling are found there, and tissue is not searched again; the others are made, and
+    stored there. The patches are the same with and without it."""
+
+    @model_validator(mode="after")
+    def _coordinates_are_given_or_kept(self) -> Self:
+        if self.from_coords is not None and self.coords is not None:
+            raise ValueError(
+                "from_coords takes the patches that somebody laid out, coords keeps those that are found in "
+                "tissue: give one of them"
+            )
+        return self
 
 
 def slides_by_id(path: Location) -> dict[str, Location]:

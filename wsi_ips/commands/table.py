@@ -173,7 +173,7 @@ def _laid_out(job: TableJob, listed: "Listed") -> "Manifest":
     if not manifest.split("test"):
         raise DatasetError(job.data, f"has no slides of split {job.held_out}", "nothing could be scored")
     _link(
-        {f"{one.slide_id}{one.path.suffix}": one.path.absolute() for one in manifest.records},
+        {f"{one.slide_id}{one.file.suffix}": one.file.absolute() for one in manifest.records},
         job.out / SLIDES,
     )
     if job.froc:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,7 @@ from wsi_ips.commands.options import (
     Outcome,
     Profile,
     Recipe,
+    Scheduler,
     Set,
     SlideMppOption,
     Slides,
@@ -24,8 +26,8 @@ from wsi_ips.commands.options import (
 )
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
-from wsi_ips.config import TilingConfig
-from wsi_ips.errors import ConfigError, ProcessDied, one_line
+from wsi_ips.config import TilingConfig, WorkersConfig
+from wsi_ips.errors import ConfigError, ProcessDied, SlideFailed, WsiIpsError, one_line
 from wsi_ips.progress import Progress
 from wsi_ips.units import mpp_of_magnification
 
@@ -52,6 +54,9 @@ class TileJob(Resolution, Job):
     """Processes that tile a slide each; 1: this process does it. No result depends on it."""
     profile: bool = False
     """Print where the time went, and write ``timeline.json``."""
+    scheduler: str | None = None
+    """Address of a running dask scheduler (``tcp://host:8786``) whose workers do it instead. They need the slides
+    and ``out`` under the same paths."""
     tiling: TilingConfig = TilingConfig()
 
 
@@ -76,6 +81,7 @@ def command(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that tile a slide each (default 1).")] = None,
     profile: Profile = None,
+    scheduler: Scheduler = None,
     slide_mpp: SlideMppOption = None,
     mpp_csv: MppCsv = None,
     recipe: Recipe = None,
@@ -91,8 +97,8 @@ def command(
         "min_tissue": min_tissue,
     }
     flags = {"slides": slides, "out": out, "layout": layout, "contours": contours,
-             "mask_preview": mask_preview, "workers": workers, "profile": profile, "slide_mpp": slide_mpp,
-             "mpp_csv": mpp_csv}  # fmt: skip
+             "mask_preview": mask_preview, "workers": workers, "scheduler": scheduler, "profile": profile,
+             "slide_mpp": slide_mpp, "mpp_csv": mpp_csv}  # fmt: skip
     start("tile", flags, recipe=recipe, overrides=set_, sections={"tiling": tiling})
 
 
@@ -107,6 +113,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     """
     from wsi_ips.heatmaps.tissue_preview import write_preview
     from wsi_ips.inference.in_hand import SlidesInHand
+    from wsi_ips.inference.slide_tasks import absolute
     from wsi_ips.tiling.patches import SlideToTile, TilingFolder
     from wsi_ips.timeline import recording
 
@@ -114,17 +121,19 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
         raise ConfigError(f"--contours {job.contours}: no such folder")
     locations = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, locations)
-    slides = [SlideToTile(slide_id, path, slide_mpp(slide_id)) for slide_id, path in locations.items()]
+    # Workers elsewhere run in other folders.
+    place = absolute if job.scheduler is not None else lambda where: where
+    slides = [SlideToTile(slide_id, place(path), slide_mpp(slide_id)) for slide_id, path in locations.items()]
     folder = TilingFolder(
-        job.out, job.tiling, job.layout, contours=job.contours,
-        preview=write_preview if job.mask_preview else None, alone=job.slides,
+        place(job.out), job.tiling, job.layout, contours=place(job.contours),
+        preview=write_preview if job.mask_preview else None, alone=place(job.slides),
     )  # fmt: skip
     with (
         _held(job.out),
         SlidesInHand(job.out) as in_hand,
         recording(job.out, command="tile", on=job.profile) as recorded,
     ):
-        tiled = _tile_all(folder, slides, in_hand, progress, workers=job.workers)
+        tiled = _tile_all(folder, slides, in_hand, progress, workers=job.workers, scheduler=job.scheduler)
     failures = [tiled[slide_id].error for slide_id in locations if tiled[slide_id].error]
     kept = sum(done.was_there for done in tiled.values())
     details = [f"{kept} slides were tiled already, from the same files and settings"] if kept else []
@@ -148,6 +157,7 @@ def _tile_all(
     progress: Progress,
     *,
     workers: int,
+    scheduler: str | None,
 ) -> dict[str, "TiledSlide"]:
     """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone."""
     from wsi_ips.inference.slide_rows import SlideRows
@@ -155,10 +165,9 @@ def _tile_all(
     tiled: dict[str, TiledSlide] = {}
     table = SlideRows(folder.root / TABLE, COLUMNS, [slide.slide_id for slide in slides])
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
+    here = chain(_tiled(folder, others, in_hand, workers=workers), _tiled_alone(folder, suspects, in_hand))
     with progress("Tiling", total=len(slides)) as advance:
-        for slide, done in chain(
-            _tiled(folder, others, in_hand, workers=workers), _tiled_alone(folder, suspects, in_hand)
-        ):
+        for slide, done in here if scheduler is None else _tiled_on(scheduler, folder, slides, in_hand):
             if done.raised is not None and slide.path == folder.alone:
                 raise done.raised
             tiled[slide.slide_id] = done
@@ -190,6 +199,43 @@ def _tiled(
             yield slide, result
 
 
+def _tiled_on(
+    scheduler: str, folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand"
+) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
+    """The same by the workers of a dask scheduler; suspects come last, each when nobody else is at work."""
+    from wsi_ips.inference.cluster import shared_on_cluster
+    from wsi_ips.tiling.patches import TiledSlide
+
+    batch = WorkersConfig(scheduler=scheduler)
+    for slide, result in shared_on_cluster(slides, TilingTask(folder), batch, in_hand=in_hand):
+        yield slide, result if isinstance(result, TiledSlide) else _killed(folder, slide, result)
+
+
+@dataclass(frozen=True, slots=True)
+class TilingTask:
+    """What workers do to each slide, see :class:`wsi_ips.inference.slide_tasks.SlideTask`."""
+
+    folder: "TilingFolder"
+
+    def on_worker(self, place: int) -> "TilingTask":
+        """The same on every worker that sees the folder. Raises :class:`ResultsError` on one that does not."""
+        from wsi_ips.inference.slide_tasks import check_shared
+
+        check_shared(self.folder.root, self.folder.root)
+        return self
+
+    def work(self, slide: "SlideToTile") -> "TiledSlide":
+        """Tile a slide; an error of the slide is in the result."""
+        from wsi_ips.slides.base import failure_in_words
+        from wsi_ips.tiling.patches import tile_one
+
+        done = tile_one(self.folder, slide)
+        if done.raised is None or isinstance(done.raised, WsiIpsError):
+            return done
+        # Libraries' errors may hold what cannot be sent back.
+        return replace(done, raised=SlideFailed(failure_in_words(slide.slide_id, done.raised)))
+
+
 def _tiled_alone(
     folder: "TilingFolder", slides: Sequence["SlideToTile"], in_hand: "SlidesInHand"
 ) -> Iterator[tuple["SlideToTile", "TiledSlide"]]:
@@ -203,7 +249,7 @@ def _tiled_alone(
             yield slide, _killed(folder, slide, error)
 
 
-def _killed(folder: "TilingFolder", slide: "SlideToTile", error: ProcessDied) -> "TiledSlide":
+def _killed(folder: "TilingFolder", slide: "SlideToTile", error: WsiIpsError) -> "TiledSlide":
     from wsi_ips.tiling.patches import TiledSlide, forget_stale
 
     forget_stale(folder, slide)

@@ -22,7 +22,7 @@ from wsi_ips.config.model import (
     read_specification_table,
     task_queries,
 )
-from wsi_ips.config.pipeline import BatchConfig, FinetuneConfig, PipelineConfig
+from wsi_ips.config.pipeline import BatchConfig, FinetuneConfig, PipelineConfig, WorkersConfig
 from wsi_ips.config.section import LARGEST_OVERLAY_PX, Fraction, Section, settings_fingerprint
 from wsi_ips.config.slides import (
     StreamingConfig,
@@ -69,6 +69,7 @@ __all__ = [
     "TrainingConfig",
     "TransformConfig",
     "UpsamplingConfig",
+    "WorkersConfig",
     "read_specification_table",
     "settings_fingerprint",
     "task_queries",

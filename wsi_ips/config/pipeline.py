@@ -252,8 +252,8 @@ class FinetuneConfig(PipelineConfig):
         return PipelineConfig(tiling=self.tiling, selection=self.selection, model=self.model, bag=self.bag)
 
 
-class BatchConfig(Section):
-    """Where slides are worked on.
+class WorkersConfig(Section):
+    """Which processes work on slides, one slide each at a time.
 
     Nothing here changes a result, except ``threads``: sums of floats have an order, so another number of threads
     may change a last bit.
@@ -269,6 +269,11 @@ class BatchConfig(Section):
     """Address of a running dask scheduler (``tcp://host:8786``) whose workers do it. None: workers of our own."""
     retries: NonNegativeInt = 2
     """How often a slide is given to another worker after the one that had it died."""
+
+
+class BatchConfig(WorkersConfig):
+    """Where slides are labelled, and what happens where one fails."""
+
     on_error: Literal["report", "stop"] = "report"
     """``report``: a slide that fails becomes a row, and the others finish. ``stop``: end with the first failure,
     once the slides in progress are done.

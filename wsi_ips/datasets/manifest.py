@@ -26,7 +26,7 @@ from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.registry import did_you_mean
 from wsi_ips.storage.files import check_table_size, whole_file
 from wsi_ips.storage.fingerprint import files_fingerprint
-from wsi_ips.storage.location import is_file_name, is_there
+from wsi_ips.storage.location import Location, Url, is_file_name, is_there, locate
 
 
 class Labelled(Protocol):
@@ -110,14 +110,27 @@ SPLITS = ("train", "val", "test")
 class SlideRecord:
     """One slide of a manifest.
 
-    ``case_id`` is the patient; all slides of a case are in one split. ``labels`` maps columns to cells.
+    ``case_id`` is the patient; all slides of a case are in one split. ``labels`` maps columns to cells. ``path``
+    is the slide's file or folder, or its URL.
     """
 
     slide_id: str
     case_id: str
     labels: Mapping[str, str]
     split: str
-    path: Path
+    path: Location
+
+    @property
+    def file(self) -> Path:
+        """The slide's file or folder. Raises ``ValueError`` for a slide at a URL."""
+        if isinstance(self.path, Url):
+            raise ValueError(f"{self.path} is a URL")
+        return self.path
+
+    @property
+    def place(self) -> Location:
+        """``path``, absolute where it is no URL."""
+        return self.path if isinstance(self.path, Url) else self.path.absolute()
 
     def targets(self, tasks: Sequence[TaskConfig]) -> dict[str, Target]:
         """{task: what it learns from this slide}, without the tasks for which the slide has no label.
@@ -157,10 +170,10 @@ def read_manifest(
 
     Other columns are ignored.
 
-    Paths of slides are absolute, or relative to ``root`` (by default the CSV's folder). With ``root``, a slide
-    that is not there is looked for in CAMELYON's layouts. Without ``need_slides`` (their features are stored) no
-    slide has to exist. An empty cell is a missing label: the slide is left out of that task only. With
-    ``need_labels``, every slide needs a label for some task.
+    Paths of slides are absolute, or relative to ``root`` (by default the CSV's folder), or URLs, which are not
+    asked whether they exist. With ``root``, a slide that is not there is looked for in CAMELYON's layouts. Without
+    ``need_slides`` (their features are stored) no slide has to exist. An empty cell is a missing label: the slide
+    is left out of that task only. With ``need_labels``, every slide needs a label for some task.
 
     Raises :class:`ManifestError` with the line for an unknown label, a slide without any label, an unknown split,
     a slide_id that occurs twice, missing slides, an empty field, a case in two splits, one file under two ids (a
@@ -217,7 +230,9 @@ def _record(
             f"line {line}: slide_id {values['slide_id'][:80]!r} is no file name",
             "it may have no slash and no control character, and be no longer than a file's name",
         )
-    record = SlideRecord(values["slide_id"], values["case_id"], labels, values["split"], Path(values["path"]))
+    record = SlideRecord(
+        values["slide_id"], values["case_id"], labels, values["split"], locate(values["path"])
+    )
     try:
         if not record.targets(tasks) and need_label and tasks:
             empty_cells = f"{', '.join(labels)} are all" if len(labels) > 1 else f"{next(iter(labels))} is"
@@ -237,6 +252,9 @@ def _located(path: Path, lines: Sequence[tuple[int, SlideRecord]], root: Path | 
     records: list[SlideRecord] = []
     missing: list[tuple[int, Path, Path]] = []
     for line, record in lines:
+        if isinstance(record.path, Url):
+            records.append(record)
+            continue
         plain = (root or path.parent) / record.path
         slide = find(record.slide_id, record.path) if find else plain if is_there(plain) else None
         records.append(replace(record, path=slide or plain))
@@ -268,28 +286,29 @@ def _check_files(path: Path, records: Sequence[SlideRecord]) -> None:
         )
 
 
-def same_slides(slides: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
+def same_slides(slides: Mapping[str, Location]) -> Iterator[tuple[str, str, str]]:
     """Find slides that are the same file under two ids: (id, id, how that is known), in the order of ``slides``.
 
-    Links are followed. Files of the same length are compared by the samples of a fingerprint and, if these agree,
-    byte by byte. Folders (Zarr, DICOM) are compared by their path only, for the names and headers of their files
-    say too little.
+    Links are followed. URLs are compared as they are written. Files of the same length are compared by the samples
+    of a fingerprint and, if these agree, byte by byte. Folders (Zarr, DICOM) are compared by their path only, for
+    the names and headers of their files say too little.
     """
-    first_at: dict[Path, str] = {}
+    first_at: dict[Location, str] = {}
     by_length: dict[int, list[str]] = {}
+    files = {slide_id: path for slide_id, path in slides.items() if isinstance(path, Path)}
     for slide_id, path in slides.items():
-        place = path.resolve()
+        place = path.resolve() if isinstance(path, Path) else path
         if place in first_at:
             yield first_at[place], slide_id, f"both are {place}"
             continue
         first_at[place] = slide_id
-        if place.is_file() and (length := place.stat().st_size):
+        if isinstance(place, Path) and place.is_file() and (length := place.stat().st_size):
             by_length.setdefault(length, []).append(slide_id)
     for ids in by_length.values():
-        known = {slide_id: files_fingerprint([slides[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
+        known = {slide_id: files_fingerprint([files[slide_id]]) for slide_id in ids} if len(ids) > 1 else {}
         for one, other in combinations(known, 2):
-            if known[one] == known[other] and filecmp.cmp(slides[one], slides[other], shallow=False):
-                yield one, other, f"{slides[one]} and {slides[other]} have the same contents"
+            if known[one] == known[other] and filecmp.cmp(files[one], files[other], shallow=False):
+                yield one, other, f"{files[one]} and {files[other]} have the same contents"
 
 
 def _check_ids_and_cases(path: Path, records: Sequence[SlideRecord]) -> None:
@@ -316,10 +335,16 @@ def write_manifest(path: Path, records: Sequence[SlideRecord]) -> None:
         writer = csv.writer(file)
         writer.writerow(["slide_id", "case_id", *columns, "split", "path"])
         for record in records:
-            below = record.path.is_relative_to(path.parent)
-            where = record.path.relative_to(path.parent) if below else record.path
+            where = _as_written(record.path, path.parent)
             labels = [record.labels.get(column, "") for column in columns]
-            writer.writerow([record.slide_id, record.case_id, *labels, record.split, where.as_posix()])
+            writer.writerow([record.slide_id, record.case_id, *labels, record.split, where])
+
+
+def _as_written(where: Location, folder: Path) -> str:
+    """A slide's place in a manifest that lies in ``folder``."""
+    if isinstance(where, Url):
+        return where
+    return (where.relative_to(folder) if where.is_relative_to(folder) else where).as_posix()
 
 
 def target_of(task: TaskConfig, cell: str) -> Target:

@@ -150,7 +150,7 @@ def make_composite(
         content={"config": config.model_dump(mode="json")},
     )
     orders = list(_orders(out, shapes, config))
-    missing = [order for order in orders if not order.record.path.exists()]
+    missing = [order for order in orders if not order.record.file.exists()]
     if missing:
         _store_pools(out / "textures", files, config)
     make_all(missing, _compose, processes=processes, what="Composing slides", progress=progress)
@@ -232,7 +232,7 @@ def _compose(order: _Order) -> str:
     if label != BENIGN:
         write_asap(order.annotation, layout.lesions)
     # The slide comes last: while it is missing, the slide counts as not composed.
-    write_pyramid(record.path, rgb_HWC, mpp=Mpp(config.mpp))
+    write_pyramid(record.file, rgb_HWC, mpp=Mpp(config.mpp))
     return record.slide_id
 
 

@@ -217,7 +217,7 @@ def make_lymph_nodes(
         holds="slides composed with other settings, or of other patches or outlines",
         content=made_of.model_dump(mode="json"),
     )
-    orders = [_Order(slide, out, patches, config) for slide in slides if not slide.record.path.exists()]
+    orders = [_Order(slide, out, patches, config) for slide in slides if not slide.record.file.exists()]
     make_all(orders, _compose, processes=processes, what="Composing slides", progress=progress)
     return _write_manifests(out, [slide.record for slide in slides])
 
@@ -365,7 +365,7 @@ def _compose(order: _Order) -> str:
     _write_cells(cells_path(order.out, record.slide_id), slide.cells)
     # The slide comes last: while it is missing, the slide counts as not composed.
     size: tuple[int, int] = slide.layout.tissue_RC.shape
-    write_node_slide(record.path, stored, size, side_px=side_px, mpp=Mpp(order.config.mpp))
+    write_node_slide(record.file, stored, size, side_px=side_px, mpp=Mpp(order.config.mpp))
     return record.slide_id
 
 

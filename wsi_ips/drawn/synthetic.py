@@ -182,7 +182,7 @@ def make_camelyon_like(
         content={"config": config.model_dump(mode="json")},
     )
     orders = list(_orders(out, config))
-    missing = [order for order in orders if not order.record.path.exists()]
+    missing = [order for order in orders if not order.record.file.exists()]
     make_all(missing, _draw, processes=processes, what="Drawing slides", progress=progress)
     manifest = out / "reference.csv"
     write_manifest(manifest, [order.record for order in orders])
@@ -226,7 +226,7 @@ def _draw(order: _Order) -> str:
     if drawn.lesions.geoms:
         write_asap(order.annotation, list(drawn.lesions.geoms))
     # The slide comes last: while it is missing, the slide counts as not drawn.
-    write_pyramid(order.record.path, drawn.rgb_HWC, mpp=Mpp(config.mpp))
+    write_pyramid(order.record.file, drawn.rgb_HWC, mpp=Mpp(config.mpp))
     return order.record.slide_id
 
 

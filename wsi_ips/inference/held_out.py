@@ -29,7 +29,9 @@ from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress
+from wsi_ips.storage.location import Location
 from wsi_ips.streaming.device import calculating, numerics, pick_device
+from wsi_ips.tiling.patches import FindPatches
 from wsi_ips.training.cross_validation import Fold
 from wsi_ips.training.survival import follow_up_of
 from wsi_ips.units import Mpp
@@ -47,6 +49,7 @@ def predict_held_out(
     features: Path | None,
     device: str,
     slide_mpp: Callable[[str], Mpp | None],
+    find_patches: FindPatches | None = None,
     progress: Progress,
 ) -> list[PredictionRow]:
     """Label every held-out slide by its fold's model, into a run as ``predict`` writes it; give its rows.
@@ -54,7 +57,8 @@ def predict_held_out(
     A slide that cannot be read becomes a row. A run that was killed goes on; one of other models is replaced.
 
     config: what the folds were trained with; ``run.json`` tells all of it. out: the folder of the
-    cross-validation. features: stored features to read instead of slides.
+    cross-validation. features: stored features to read instead of slides. find_patches: finds the patches of
+    slides, as for the folds; None: those in tissue.
     """
     described = {
         "held_out": {
@@ -65,7 +69,7 @@ def predict_held_out(
     models = [(fold.checkpoint, fold.held_out) for fold in folds]
     return predict_slides(
         manifest, config, models, out / HELD_OUT, checkpoint=out, described=described, features=features,
-        device=device, slide_mpp=slide_mpp, progress=progress,
+        device=device, slide_mpp=slide_mpp, find_patches=find_patches, progress=progress,
     )  # fmt: skip
 
 
@@ -80,6 +84,7 @@ def predict_slides(
     device: str,
     slide_mpp: Callable[[str], Mpp | None],
     progress: Progress,
+    find_patches: FindPatches | None = None,
     described: Mapping[str, Any] | None = None,
 ) -> list[PredictionRow]:
     """Label slides of a manifest into a run as ``predict`` writes it; give its rows.
@@ -96,14 +101,15 @@ def predict_slides(
         device: Where the networks run.
         slide_mpp: Gives the resolution of a slide if the user knows it better than the file, or None.
         progress: Shows how far it is.
+        find_patches: Finds the patches of a slide. None: those in tissue, tiled as the model was trained.
         described: What else ``run.json`` says of the configuration.
     """
     run = RunFolder(out)
     records = {record.slide_id: record for record in manifest.records}
     slide_ids = [slide_id for _, its in models for slide_id in its]
-    paths = {slide_id: records[slide_id].path.absolute() for slide_id in slide_ids}
+    paths: dict[str, Location] = {slide_id: records[slide_id].place for slide_id in slide_ids}
     if features is not None:
-        paths = find_features(features, slide_ids)
+        paths = {**find_features(features, slide_ids)}
     hashes = [checkpoint_sha256(path) for path, _ in models]
     together = sha256(" ".join(hashes).encode()).hexdigest()
     deterministic = config.training.deterministic
@@ -123,7 +129,9 @@ def predict_slides(
         tables = RunTables(run, list(jobs.values()), tasks=config.model.tasks, by_case=by_case)
         case_of = {slide_id: records[slide_id].case_id for slide_id in slide_ids} if by_case else None
         for (path, its), model in zip(models, hashes, strict=True):
-            reader = _Reader(path, model, config.streaming, device, of_features=features is not None)
+            reader = _Reader(
+                path, model, config.streaming, device, find_patches, of_features=features is not None
+            )
             reader.label([jobs[slide_id] for slide_id in its], run, tables, progress, case_of)
         tables.close()
         if by_case:
@@ -186,6 +194,7 @@ class _Reader:
     sha256: str
     streaming: StreamingConfig
     device: str
+    find_patches: FindPatches | None
     of_features: bool
 
     def label(
@@ -206,8 +215,9 @@ class _Reader:
             else:
                 label_feature_cases(case_jobs(jobs, case_of), reader, run, tables, progress=progress)
             return
-        predictor = Predictor(net, pipeline, streaming=self.streaming, device=device, checkpoint=self.sha256)
-        recorder = SlideRecorder(run, checkpoint=self.sha256, streaming=self.streaming)
+        how: Any = {"streaming": self.streaming, "checkpoint": self.sha256, "find_patches": self.find_patches}
+        predictor = Predictor(net, pipeline, device=device, **how)
+        recorder = SlideRecorder(run, **how)
         if case_of is not None:
             cases = [case for case in case_jobs(jobs, case_of) if not take_found(case, recorder, tables)]
             label_cases_here(cases, SlideWork(predictor, recorder), tables, progress=progress)

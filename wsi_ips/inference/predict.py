@@ -24,6 +24,7 @@ from torch import Tensor
 from wsi_ips.config import PipelineConfig, StreamingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.inference.results import PartOfCase, SlideResult
+from wsi_ips.inference.slide_tasks import Part
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.ips_net import BagNet, IPSNet
@@ -139,7 +140,7 @@ class PreparedSlide:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredPart:
+class ScoredPart(Part):
     """A part of a slide that has been scored, on its way to whoever puts the parts together.
 
     Attributes:

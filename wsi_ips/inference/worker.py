@@ -4,7 +4,6 @@
 """
 
 import platform
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,22 +12,19 @@ import torch
 
 from wsi_ips import timeline
 from wsi_ips.config import StreamingConfig
-from wsi_ips.errors import ClusterError, ResultsError
 from wsi_ips.inference.checkpoints import CheckpointFile, Checkpoints, EnsemblePredictor
 from wsi_ips.inference.predict import Predictor, ScoredPart
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_tasks import Cut, check_shared, check_versions
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.models.encoders.network import Compute, check_compiles
 from wsi_ips.progress import silence_libraries
 from wsi_ips.storage.fingerprint import versions
-from wsi_ips.streaming.device import pick_device
+from wsi_ips.streaming.device import device_of_worker
 from wsi_ips.tiling.patches import FindPatches
 
 T = TypeVar("T")
-
-SAME = ("wsi_ips", "torch")
-"""Packages whose versions decide what a network says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +81,11 @@ class WorkerSetup:
             precision=precision_of(self.compute),
         )
 
+    def on_worker(self, place: int) -> "SlideWorker":
+        """What the worker with this number works with, see
+        :class:`wsi_ips.inference.slide_tasks.SlideTask`."""
+        return SlideWorker(self, place)
+
     def load(self, place: int) -> SlideWork:
         """Load the network on the device of this process. ``place`` is its number among the workers of one
         machine.
@@ -96,20 +97,13 @@ class WorkerSetup:
         """
         silence_libraries()
         check_versions(versions(), self.versions, where=platform.node())
-        if not self.run.description.is_file():
-            raise ResultsError(
-                self.run.root,
-                "does not exist where a worker runs",
-                "write to a folder that all workers share",
-            )
+        check_shared(self.run.root, self.run.description)
         self.models.check()
         streaming = self.streaming
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             streaming = streaming.model_copy(update={"threads": self.threads})
-        device = pick_device(self.device)
-        if str(device) == "cuda":  # no GPU in particular, so workers take turns
-            device = torch.device("cuda", place % torch.cuda.device_count())
+        device = device_of_worker(self.device, place)
         predictor = load_predictor(
             self.models,
             streaming=streaming,
@@ -170,15 +164,8 @@ def load_predictor(
     return EnsemblePredictor(members, checkpoint=models.sha256) if models.several else members[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A slide that is too large for one worker, and the parts that it is cut into."""
-
-    parts: tuple[range, ...]
-
-
 class SlideWorker:
-    """What one process does in a run. It carries out one order at a time, however many threads the process has.
+    """What one process does in a run. It is called by one thread at a time.
 
     An error of a slide becomes its :class:`Done`; only what concerns every slide is raised.
     """
@@ -187,29 +174,27 @@ class SlideWorker:
         self._setup = setup
         self._place = place
         self._work: SlideWork | None = None
-        self._one_at_a_time = threading.Lock()
 
-    def label(self, job: SlideJob) -> Done | Cut:
+    def work(self, job: SlideJob) -> Done | Cut:
         """Label a slide, or say how it is to be cut.
 
         If a worker that died, or an earlier start, has labelled it already, only its overlay is drawn.
         """
-        with self._one_at_a_time:
-            work = self._loaded()
-            if (done := work.recorder.found(job)) is not None:
-                return done
-            most = self._setup.shard_patches
-            if most is None:
-                return work.label(job)
-            try:
-                prepared = work.prepare(job)
-            except Exception as error:  # noqa: BLE001 - see SlideWork.label
-                return work.recorder.failed(job, error)
-            n_patches = len(prepared.coords)
-            if n_patches <= most:
-                return work.label(job, lambda: prepared)
-            prepared.slide.close()
-            return Cut(tuple(_one_net(work).parts(n_patches, most=most)))
+        work = self._loaded()
+        if (done := work.recorder.found(job)) is not None:
+            return done
+        most = self._setup.shard_patches
+        if most is None:
+            return work.label(job)
+        try:
+            prepared = work.prepare(job)
+        except Exception as error:  # noqa: BLE001 - see SlideWork.label
+            return work.recorder.failed(job, error)
+        n_patches = len(prepared.coords)
+        if n_patches <= most:
+            return work.label(job, lambda: prepared)
+        prepared.slide.close()
+        return Cut(tuple(_one_net(work).parts(n_patches, most=most)))
 
     def score(self, job: SlideJob, part: range) -> ScoredPart | Done:
         """Score a part of a slide. If that fails, the slide has failed."""
@@ -225,12 +210,11 @@ class SlideWorker:
             )
 
     def _of_slide(self, job: SlideJob, what: Callable[[SlideWork], T]) -> T | Done:
-        with self._one_at_a_time:
-            work = self._loaded()
-            try:
-                return what(work)
-            except Exception as error:  # noqa: BLE001 - see SlideWork.label
-                return work.recorder.failed(job, error)
+        work = self._loaded()
+        try:
+            return what(work)
+        except Exception as error:  # noqa: BLE001 - see SlideWork.label
+            return work.recorder.failed(job, error)
 
     def _loaded(self) -> SlideWork:
         if self._work is None:
@@ -250,16 +234,3 @@ def precision_of(compute: Sequence[Compute]) -> str:
     """
     told = [how.precision for how in compute] or ["32"]
     return told[0] if len(set(told)) == 1 else " ".join(told)
-
-
-def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str], *, where: str) -> None:
-    """Compare the versions of a worker with ours. ``where`` names the worker.
-
-    Raises:
-        ClusterError: The worker would give other results.
-    """
-    for name in SAME:
-        if theirs[name] != ours[name]:
-            raise ClusterError(
-                f"worker {where} has {name} {theirs[name]}, here is {ours[name]}; install the same there"
-            )

@@ -14,7 +14,8 @@ from wsi_ips.datasets.manifest import Manifest, read_manifest
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.encoders.fitting import fitting_tiling
 from wsi_ips.planning.survey import SlideToRead
-from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, stored_patches
+from wsi_ips.tiling.kept_coords import patches_from
+from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
 
 Kind = Literal["finetune", "predict", "features"]
 """What is planned: a training, labels of slides, or features of all patches."""
@@ -99,8 +100,8 @@ def _of_training(job: Any, kind: Kind, *, need_slides: bool) -> Work:
         slides = _of_manifest(manifest, kind, given_mpp(job.slide_mpp, job.mpp_csv, _ids(manifest)))
     folds = job.folds or 1
     return Work(
-        kind, config, slides, PatchesInTissue(config.tiling), asked=config.training.precision, folds=folds,
-        overlays=kind == "predict",
+        kind, config, slides, patches_from(config.tiling, from_coords=job.from_coords),
+        asked=config.training.precision, folds=folds, overlays=kind == "predict",
     )  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def _of_predict(job: Any, *, need_slides: bool) -> Work:
         "predict",
         config,
         _of_folder(job) if need_slides else (),
-        _patches(job.from_coords, tiling),
+        patches_from(tiling, from_coords=job.from_coords),
         asked=job.precision,
         overlays=job.overlays,
         networks=1 + len(others),
@@ -191,19 +192,16 @@ def _of_features(job: Any, *, need_slides: bool) -> Work:
         "features",
         config,
         _of_folder(job) if need_slides else (),
-        _patches(job.from_coords, tiling),
+        patches_from(tiling, from_coords=job.from_coords),
         asked=job.precision,
         half=job.half,
+        workers=job.batch.workers or 1,
     )
 
 
 def _settings(job: Any, kind: type[FinetuneConfig]) -> FinetuneConfig:
     """The sections of a training in a job, without what else the job holds."""
     return kind.model_construct(**{name: getattr(job, name) for name in kind.model_fields})
-
-
-def _patches(folder: Path | None, tiling: TilingConfig) -> FindPatches:
-    return PatchesInTissue(tiling) if folder is None else stored_patches(folder, tiling)
 
 
 def _of_folder(job: Any) -> tuple[SlideToRead, ...]:

@@ -18,8 +18,9 @@ from wsi_ips.report.stored_run import StoredRun, StoredSlide, read_run
 from wsi_ips.report.summary import duration
 from wsi_ips.storage.files import whole_file
 
-PLACES = frozenset({"command", "slides", "features", "from_coords", "checkpoint", "calibration", "out", "device",
-                    "overlays", "profile", "force", "mpp_csv", "cases", "batch", "streaming"})  # fmt: skip
+PLACES = frozenset({"command", "slides", "features", "from_coords", "coords", "checkpoint", "calibration", "out",
+                    "device", "overlays", "profile", "force", "mpp_csv", "cases",
+                    "batch", "streaming"})  # fmt: skip
 """Settings that say where things are or who does the work, and not what is computed."""
 
 DECIDING_OF_STREAMING = ("decode", "max_bad_tiles")

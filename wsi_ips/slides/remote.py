@@ -7,6 +7,7 @@ without an end, or a megabyte of gzip that becomes gigabytes, would fill the mem
 they lie in the file.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from aiohttp import ClientResponse
 from aiohttp.connector import Connection
 
 from wsi_ips.errors import FileError, ReaderNotInstalled, SlideNotFound, SlideUnreachable
+from wsi_ips.storage.fingerprint import fingerprint_of_samples, sample_places
 from wsi_ips.storage.location import Url
 
 TIMEOUT_SECONDS = 30.0
@@ -29,6 +31,8 @@ NO_RANGES = "the server does not answer range requests"
 
 MOST_WHOLE_BYTES = (1 << 27) + 1
 """The most bytes of an answer to a request that names no range, or a longer one."""
+
+logger = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 
@@ -69,6 +73,26 @@ def storage_options(url: Url, *, reader: str, timeout_s: float) -> dict[str, Any
     if url.scheme in ("s3", "s3a"):
         return {"config_kwargs": {"connect_timeout": timeout_s, "read_timeout": timeout_s}}
     return {}
+
+
+def remote_fingerprint(url: Url, *, timeout_s: float = TIMEOUT_SECONDS) -> str:
+    """The fingerprint of the file at ``url``, the same as that of a copy on a disk: 64 hexadecimal digits.
+
+    Its length and 16 samples are asked for (:func:`wsi_ips.storage.fingerprint.files_fingerprint`). Returns an
+    empty text where that cannot be known: for a folder such as a Zarr store, or a server that does not answer.
+    """
+    try:
+        options = storage_options(url, reader="fingerprint", timeout_s=timeout_s)
+        filesystem, inner = fsspec.url_to_fs(str(url), **options)
+        size = filesystem.info(inner).get("size")
+        if not size:
+            return ""
+        starts, ends = zip(*sample_places(int(size)), strict=True)
+        samples = filesystem.cat_ranges([inner] * len(starts), list(starts), list(ends), on_error="raise")
+        return fingerprint_of_samples(int(size), map(bytes, samples))
+    except Exception as error:  # noqa: BLE001 - a protocol's own errors; whoever opens the slide says what is wrong
+        logger.debug("no fingerprint of %s: %s", url, error)
+        return ""
 
 
 def network_error(url: Url, error: BaseException) -> FileError | None:

@@ -64,15 +64,32 @@ def _files(path: Path) -> Iterator[Path]:
         yield from sorted(file for file in folder.iterdir() if file.is_file())[:MOST_FILES]
 
 
+def sample_places(size: int) -> list[tuple[int, int]]:
+    """Where the samples of a file of ``size`` bytes lie: (start, end) of each, in bytes."""
+    if size <= SAMPLE_BYTES:
+        return [(0, size)]
+    starts = [number * (size - SAMPLE_BYTES) // (SAMPLES - 1) for number in range(SAMPLES)]
+    return [(start, start + SAMPLE_BYTES) for start in starts]
+
+
+def fingerprint_of_samples(size: int, samples: Iterable[bytes]) -> str:
+    """The digest that :func:`files_fingerprint` makes of one file, for a file that is read by other means.
+
+    ``size`` is its length in bytes, ``samples`` the bytes at its :func:`sample_places`.
+    """
+    digest = hashlib.sha256(b"\0" + str(size).encode())
+    for sample in samples:
+        digest.update(sample)
+    return digest.hexdigest()
+
+
 def _samples(path: Path) -> Iterator[bytes]:
     size = path.stat().st_size
     yield str(size).encode()
     with path.open("rb") as file:
-        for number in range(SAMPLES):
-            file.seek(number * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
-            yield file.read(SAMPLE_BYTES)
-            if size <= SAMPLE_BYTES:
-                return
+        for start, end in sample_places(size):
+            file.seek(start)
+            yield file.read(end - start)
 
 
 def versions() -> dict[str, str]:

@@ -47,6 +47,25 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cpu")
 
 
+def device_of_worker(name: str, place: int) -> torch.device:
+    """The device of the worker with the number ``place``, from 0.
+
+    Workers take turns on the devices that ``name`` lists ("cuda:0,cuda:1"), and on all GPUs where it is ``auto``
+    or ``cuda``. Raises :class:`ConfigError` for a device that cannot be used.
+    """
+    names = [each.strip() for each in name.split(",")]
+    mine = names[place % len(names)]
+    if mine in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", place % max(1, torch.cuda.device_count()))
+    return pick_device(mine)
+
+
+def count_devices(name: str) -> int:
+    """On how many devices workers take turns, see :func:`device_of_worker`."""
+    names = name.split(",")
+    return torch.cuda.device_count() if name in ("auto", "cuda") else len(names)
+
+
 @contextmanager
 def calculating(*, deterministic: bool) -> Iterator[None]:
     """Context manager: with ``deterministic``, the block gives the same bits each time on the same kind of GPU.

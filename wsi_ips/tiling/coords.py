@@ -48,7 +48,7 @@ from wsi_ips.storage.hdf5 import (
     stated_text,
     whole_hdf5,
 )
-from wsi_ips.storage.location import Location
+from wsi_ips.storage.location import Location, Url
 from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp, Size
 
@@ -108,7 +108,8 @@ class TiledFrom:
     """
 
     slide: str
-    """Fingerprint of the slide's files; empty where they cannot be read (a URL, a disk that is gone)."""
+    """Fingerprint of the slide's files, at a URL too; empty where they cannot be read (a disk that is gone, a
+    folder at a URL)."""
     mpp_given: float | None
     """µm per pixel that the user gave, or None where the slide's own resolution was used."""
     outlines: str
@@ -129,7 +130,7 @@ class TiledFrom:
         """
         settings = tiling.model_dump(mode="json", exclude={"tissue": {"model": {"file"}}})
         return cls(
-            slide=files_fingerprint(files_of(slide)),
+            slide=_slide_fingerprint(slide),
             mpp_given=mpp,
             # Outlines that cannot be read are no outlines that were read before.
             outlines="" if outlines is None else files_fingerprint([outlines]) or "unreadable",
@@ -166,6 +167,14 @@ class TiledFrom:
             )
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
+
+
+def _slide_fingerprint(slide: Location) -> str:
+    if isinstance(slide, Url):
+        from wsi_ips.slides.remote import remote_fingerprint  # slow to import
+
+        return remote_fingerprint(slide)
+    return files_fingerprint(files_of(slide))
 
 
 def write_coords(
@@ -217,6 +226,22 @@ def stored_tiled_from(path: Path) -> TiledFrom | None:
     except (OSError, RuntimeError, KeyError, TypeError, ValueError):
         return None
     return None if stated is None else TiledFrom.from_json(stated)
+
+
+def read_coords_if_same(path: Path, now: TiledFrom, *, info: SlideInfo | None = None) -> PatchCoords | None:
+    """The coordinates in ``path`` if they were made from what is there ``now``; None where they were not, or where
+    there are none that can be read.
+
+    The file is opened once, so coordinates that another process puts in its place meanwhile are not taken for
+    those that were compared. ``info`` is as in :func:`read_coords`.
+    """
+    try:
+        with opened_hdf5(path) as file:
+            stated = stated_text(file.attrs, MADE_FROM)
+            before = None if stated is None else TiledFrom.from_json(stated)
+            return take_coords(file, path, info=info) if before is not None and before.is_same(now) else None
+    except (CoordsError, OSError, RuntimeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def put_coords(

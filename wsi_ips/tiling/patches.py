@@ -29,7 +29,14 @@ from wsi_ips.slides.base import SlideInfo, SlideReader, failure_in_words, named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.contours import ContourFolder, outlined_tissue, tissue_contours, write_geojson
-from wsi_ips.tiling.coords import Layout, TiledFrom, read_coords, stored_tiled_from, write_coords
+from wsi_ips.tiling.coords import (
+    Layout,
+    TiledFrom,
+    read_coords,
+    read_coords_if_same,
+    stored_tiled_from,
+    write_coords,
+)
 from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords, PatchGrid
 from wsi_ips.tiling.tissue import TissueMask, find_tissue
 from wsi_ips.units import Mpp
@@ -546,13 +553,7 @@ def _stored(folder: TilingFolder, slide: SlideToTile, now: TiledFrom) -> PatchCo
     """The coordinates that an earlier run made of the same; None where something has to be made."""
     if not all(path.is_file() for path in folder.wanted(slide.slide_id)):
         return None
-    before = stored_tiled_from(folder.coords(slide.slide_id))
-    if before is None or not before.is_same(now):
-        return None
-    try:
-        return read_coords(folder.coords(slide.slide_id))
-    except CoordsError:
-        return None
+    return read_coords_if_same(folder.coords(slide.slide_id), now)
 
 
 def _tile(folder: TilingFolder, slide: SlideToTile, now: TiledFrom) -> PatchCoords:

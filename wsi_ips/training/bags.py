@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from wsi_ips import timeline
-from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig, TilingConfig
+from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, Target, case_targets
 from wsi_ips.models.ips_net import IPSNet
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.streaming.patch_source import CaseSource, PatchSource
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.patches import no_patches, tile_slide
+from wsi_ips.tiling.patches import FindPatches
 from wsi_ips.units import Mpp
 
 
@@ -94,17 +94,17 @@ def tile_bag(
     record: SlideRecord,
     *,
     tasks: Sequence[TaskConfig],
-    tiling: TilingConfig,
+    find_patches: FindPatches,
     slide_mpp: Callable[[str], Mpp | None],
 ) -> SlideBag:
-    """Open a slide, find its tissue and cut it into patches.
+    """Open a slide and find its patches.
 
     Doing this before training shows what is wrong with a slide before hours are spent.
 
     Args:
         record: The line of the manifest.
         tasks: What is learned.
-        tiling: How the slide is cut.
+        find_patches: Finds its patches.
         slide_mpp: Gives the resolution of a slide if the user knows it better than the file, or None.
 
     Raises:
@@ -112,10 +112,8 @@ def tile_bag(
         FileError: The slide cannot be opened or read; the error is that of the slide.
     """
     with timeline.slide(record.slide_id), open_slide(record.path) as slide:
-        coords, mask = tile_slide(slide, tiling, slide_id=record.slide_id, mpp=slide_mpp(record.slide_id))
+        coords = find_patches(slide, slide_id=record.slide_id, mpp=slide_mpp(record.slide_id))
         scanner = slide.info.vendor
-    if not len(coords):
-        raise no_patches(record.path, coords, mask, tiling)
     return SlideBag(record, coords, record.targets(tasks), scanner)
 
 

@@ -65,7 +65,14 @@ class Fold:
 
 
 def cross_validate(
-    manifest: Manifest, config: FinetuneConfig, out: Path, *, k: int, inner_val: float, train: Train
+    manifest: Manifest,
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    k: int,
+    inner_val: float,
+    train: Train,
+    coords: str = "",
 ) -> tuple[Fold, ...]:
     """Divide the ``train`` and ``val`` cases into ``k`` folds and train once without each. ``test`` is not read.
 
@@ -82,6 +89,8 @@ def cross_validate(
         inner_val: Of the cases that a fold does not hold out, about this share is its validation split, which
             chooses the epoch. 0: there is none, and the training loss chooses it.
         train: Does one training.
+        coords: Fingerprint of the coordinates that the user gave, see
+            :func:`wsi_ips.training.fit.train_bags`.
 
     Raises:
         ConfigError: There are too few cases, or ``out`` holds another cross-validation.
@@ -90,7 +99,7 @@ def cross_validate(
     _write_folds(out / "folds.csv", manifests)
     folds: list[Fold] = []
     for number, fold_manifest in enumerate(manifests):
-        folds.append(_fold(number, fold_manifest, config, out / f"fold_{number}", train))
+        folds.append(_fold(number, fold_manifest, config, out / f"fold_{number}", train, coords))
         # After every fold, so that a run that is killed leaves the figures so far.
         write_figures(out / "cv.csv", folds)
     return tuple(folds)
@@ -152,8 +161,10 @@ def _yes_or_no(task: TaskConfig) -> bool:
     return task.activation == "sigmoid" and len(task.classes) == 1
 
 
-def _fold(number: int, manifest: Manifest, config: FinetuneConfig, out: Path, train: Train) -> Fold:
-    what = run_fingerprint(manifest, config)
+def _fold(
+    number: int, manifest: Manifest, config: FinetuneConfig, out: Path, train: Train, coords: str
+) -> Fold:
+    what = run_fingerprint(manifest, config, coords)
     done, held_out = out / DONE_NAME, tuple(record.slide_id for record in manifest.split("test"))
     if done.is_file():
         return _done(done, number, what, held_out)
@@ -201,12 +212,14 @@ def _done(path: Path, number: int, what: str, held_out: tuple[str, ...]) -> Fold
     )
 
 
-def run_fingerprint(manifest: Manifest, config: FinetuneConfig) -> str:
-    """A hash of all that decides the result of a training: settings, slides, labels and their splits."""
+def run_fingerprint(manifest: Manifest, config: FinetuneConfig, coords: str = "") -> str:
+    """A hash of all that decides the result of a training: settings, slides, labels and their splits, and the
+    fingerprint of coordinates that the user gave."""
     slides = [
         [record.slide_id, record.case_id, dict(record.labels), record.split] for record in manifest.records
     ]
-    return sha256(json.dumps([deciding_settings(config), slides], sort_keys=True).encode()).hexdigest()
+    what = [deciding_settings(config), slides, *([coords] if coords else [])]
+    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _write_folds(path: Path, manifests: Sequence[Manifest]) -> None:

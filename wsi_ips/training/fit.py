@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from wsi_ips.config import FinetuneConfig, TrainingConfig
-from wsi_ips.datasets.manifest import Manifest, case_targets
+from wsi_ips.datasets.manifest import Manifest, SlideRecord, case_targets
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
 from wsi_ips.models.checkpoint import begin_from, named_base
@@ -32,7 +32,8 @@ from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.fingerprint import versions
 from wsi_ips.streaming.device import calculating, numerics
-from wsi_ips.tiling.patches import upsampling_note
+from wsi_ips.tiling.kept_coords import given_coords
+from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, upsampling_note
 from wsi_ips.training.bags import Bag, SlideBag, bags_of, tile_bag, warn_of_order, without_slides
 from wsi_ips.training.cascade import calibrate
 from wsi_ips.training.diagnosis import findings
@@ -40,7 +41,13 @@ from wsi_ips.training.head_start import best_start, encoded, forget_features, he
 from wsi_ips.training.learning import Steps
 from wsi_ips.training.model_card import SlideFacts, write_card
 from wsi_ips.training.module import IPSModule
-from wsi_ips.training.processes import SharedSteps, check_nodes, is_first_process, of_all
+from wsi_ips.training.processes import (
+    SharedSteps,
+    check_nodes,
+    is_first_process,
+    of_all,
+    place_among_processes,
+)
 from wsi_ips.training.run_state import BEST_NAME, HEAD_START, STATE_NAME, FinetuneReport, RunRecorder
 from wsi_ips.training.sampling import order_of_epoch
 from wsi_ips.training.survival import check_survival, store_baseline, with_time_bins
@@ -60,6 +67,7 @@ def finetune(
     *,
     device: torch.device,
     slide_mpp: Callable[[str], Mpp | None],
+    find_patches: FindPatches | None = None,
     progress: Progress = silent,
 ) -> FinetuneReport:
     """Train on the ``train`` slides of a manifest and choose the epoch on its ``val`` slides. ``test`` is not
@@ -75,6 +83,8 @@ def finetune(
         out: Folder to write to.
         device: Where the network runs.
         slide_mpp: Gives the resolution of a slide if the user knows it better than the file, or None.
+        find_patches: Finds the patches of a slide. None: those in tissue, as ``config.tiling`` says; they are kept
+            nowhere.
         progress: Shows how far it is.
 
     Raises:
@@ -88,34 +98,67 @@ def finetune(
     check_aggregator(config.model, config.selection)
     if config.model.encoder.weights == "none":
         check_encoder(config)
-    bags: dict[str, list[SlideBag]] = {"train": [], "val": []}
-    bad: dict[str, str] = {}
     allowed = math.ceil(config.training.max_bad_slides * len(records))
-    with progress("Finding tissue", total=len(records)) as advance:
-        for record in records:
-            try:
-                bag = tile_bag(record, tasks=config.model.tasks, tiling=config.tiling, slide_mpp=slide_mpp)
-            except WsiIpsError as error:
-                bad[record.slide_id] = str(error)
-                advance(f"{record.slide_id} is left out: {error}")
-                if len(bad) > allowed:
-                    raise too_many_bad(bad, error) from error
-                continue
-            bags[record.split].append(bag)
-            note = upsampling_note(bag.coords)
-            advance(f"{record.slide_id}: {len(bag)} patches" + (f" ({note})" if note else ""))
+    find = find_patches or PatchesInTissue(config.tiling)
+    bags, bad = _tile_bags(records, config, find, slide_mpp, progress, allowed=allowed)
     bad |= without_slides(bad, records, config)
-    train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
-    report = train_bags(train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad))
+    train, val = (
+        bags_of([bag for bag in bags if bag.record.split == split], manifest, config)
+        for split in ("train", "val")
+    )
+    report = train_bags(
+        train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad),
+        coords=given_coords(find, [bag.bag_id for bag in bags]),
+    )  # fmt: skip
     report = replace(report, bad={**bad, **report.bad})
     if is_first_process():
         facts = {
             bag.bag_id: SlideFacts(len(bag), float(bag.coords.slide_mpp), bag.scanner)
-            for of_split in bags.values()
-            for bag in of_split
+            for split in ("train", "val")
+            for bag in bags
+            if bag.record.split == split
         }
         write_card(out, manifest, config, report, facts)
     return report
+
+
+def _tile_bags(
+    records: Sequence[SlideRecord],
+    config: FinetuneConfig,
+    find: FindPatches,
+    slide_mpp: Callable[[str], Mpp | None],
+    progress: Progress,
+    *,
+    allowed: int,
+) -> tuple[list[SlideBag], dict[str, str]]:
+    """The slides cut into patches, and ``{slide_id: why}`` of those that cannot be, both in the order of
+    ``records``.
+
+    Each process of torchrun begins with a share of its own. Where coordinates are kept, it finds those of the
+    others' slides made when it comes to them.
+    """
+    rank, processes = place_among_processes()
+    tiled: dict[str, SlideBag] = {}
+    bad: dict[str, str] = {}
+    with progress("Finding tissue", total=len(records)) as advance:
+        for first in range(rank, rank + processes):
+            for record in records[first % processes :: processes]:
+                try:
+                    bag = tile_bag(record, tasks=config.model.tasks, find_patches=find, slide_mpp=slide_mpp)
+                except WsiIpsError as error:
+                    bad[record.slide_id] = str(error)
+                    advance(f"{record.slide_id} is left out: {error}")
+                    if len(bad) > allowed:
+                        raise too_many_bad(bad, error) from error
+                    continue
+                tiled[record.slide_id] = bag
+                note = upsampling_note(bag.coords)
+                advance(f"{record.slide_id}: {len(bag)} patches" + (f" ({note})" if note else ""))
+    ids = [record.slide_id for record in records]
+    return (
+        [tiled[slide_id] for slide_id in ids if slide_id in tiled],
+        {slide_id: bad[slide_id] for slide_id in ids if slide_id in bad},
+    )
 
 
 def check_labels(manifest: Manifest, config: FinetuneConfig) -> None:
@@ -172,6 +215,7 @@ def train_bags(
     device: torch.device,
     progress: Progress = silent,
     max_bad: int = 0,
+    coords: str = "",
 ) -> FinetuneReport:
     """Train on bags and choose the epoch on ``val``, or by the training loss if there are none.
 
@@ -189,6 +233,9 @@ def train_bags(
         device: Where the network runs.
         progress: Shows how far it is.
         max_bad: How many bags may turn out to be unreadable.
+        coords: Fingerprint of the coordinates that the user gave
+            (:func:`wsi_ips.tiling.kept_coords.given_coords`): with others it is another run. Empty: none were
+            given.
 
     Raises:
         ConfigError: ``out`` holds another run, or an encoder with random weights would never be normalised
@@ -207,10 +254,19 @@ def train_bags(
                 config,
                 out,
                 lambda begun, folder: _train(
-                    train, val, begun, folder, device=device, progress=progress, max_bad=max_bad
+                    train,
+                    val,
+                    begun,
+                    folder,
+                    device=device,
+                    progress=progress,
+                    max_bad=max_bad,
+                    coords=coords,
                 ),
             )
-        return _train(train, val, config, out, device=device, progress=progress, max_bad=max_bad)
+        return _train(
+            train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords
+        )
 
 
 def _train(
@@ -222,6 +278,7 @@ def _train(
     device: torch.device,
     progress: Progress,
     max_bad: int,
+    coords: str,
 ) -> FinetuneReport:
     seed = config.training.seed
     seed_everything(seed, verbose=False)
@@ -233,13 +290,15 @@ def _train(
         begin_from(net, config.training.start)
     _check_normalised(net)
     if config.training.start is None and config.head_start_epochs and not (out / STATE_NAME).exists():
-        started = _head_start(net, train, val, config, out, device=device, progress=progress, max_bad=max_bad)
+        started = _head_start(
+            net, train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords
+        )
         begin_from(net, started.checkpoint)
         seed_everything(seed, verbose=False)
         bad = dict(started.bad)
     module = IPSModule(net, config, bags=train, steps=_steps(train, config.training), max_bad=max_bad)
     module.bad.update(bad)
-    record = RunRecorder(out, config, run=_described(config, train, val))
+    record = RunRecorder(out, config, run=_described(config, train, val, coords))
     record.resume(module)
     if not record.finished:
         if is_first_process():
@@ -292,6 +351,7 @@ def _head_start(
     device: torch.device,
     progress: Progress,
     max_bad: int,
+    coords: str,
 ) -> FinetuneReport:
     """Train what follows the encoder on features of all bags."""
     report = train_bags(
@@ -302,6 +362,7 @@ def _head_start(
         device=device,
         progress=progress,
         max_bad=max_bad,
+        coords=coords,
     )
     of_all(None)  # wait until the first process has written the checkpoint and nobody reads features any more
     if not config.training.head_start.keep_features and is_first_process():
@@ -423,9 +484,10 @@ def deciding_settings(config: FinetuneConfig) -> dict[str, Any]:
     return settings
 
 
-def _described(config: FinetuneConfig, train: Sequence[Bag], val: Sequence[Bag]) -> str:
-    """What is trained on what, with a line for each setting and for each bag."""
+def _described(config: FinetuneConfig, train: Sequence[Bag], val: Sequence[Bag], coords: str) -> str:
+    """What is trained on what, with a line for each setting, for given coordinates, and for each bag."""
     lines = [json.dumps(deciding_settings(config), indent=1, sort_keys=True)]
+    lines += [f"coordinates of --from-coords: {coords}"] if coords else []
     for split, bags in (("train", train), ("val", val)):
         lines += [f"{split}: {bag.bag_id} {dict(bag.targets)}" for bag in bags]
     return "\n".join(lines)

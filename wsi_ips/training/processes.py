@@ -45,6 +45,16 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def place_among_processes() -> tuple[int, int]:
+    """The number of this process and how many there are, as torchrun says; (0, 1) without torchrun.
+
+    Lightning starts its own processes only when training begins, after all that is prepared before.
+    """
+    if not started_by_torchrun():
+        return 0, 1
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def check_nodes(nodes: int) -> None:
     """Check that somebody has started the processes of other machines.
 

@@ -32,6 +32,7 @@ from wsi_ips.models.encoders.timm_encoder import FeatureEncoder, TimmEncoder
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import whole_file
 from wsi_ips.streaming.device import pick_device
+from wsi_ips.tiling.kept_coords import patches_from
 from wsi_ips.training.cross_validation import run_fingerprint
 from wsi_ips.training.feature_bags import finetune_features
 from wsi_ips.training.fit import finetune
@@ -78,6 +79,7 @@ class Planned:
         split: The slides that are predicted.
         device: Where it runs.
         mpp: ``{slide_id: µm per pixel}`` of slides whose resolution the user knows better than the file.
+        coords: Folder in which the coordinates of patches are kept for all trainings; None: nowhere.
     """
 
     entry: str
@@ -88,6 +90,7 @@ class Planned:
     split: str
     device: str
     mpp: Mapping[str, Mpp] = field(default_factory=dict)
+    coords: Path | None = None
 
     @property
     def seed(self) -> int:
@@ -188,6 +191,7 @@ def do_planned(planned: Planned, *, isolated: bool, progress: Progress = silent)
     """
     config, device = planned.config, pick_device(planned.device)
     allow_code(config.model.encoder.name)
+    find = patches_from(config.tiling, coords=planned.coords)
     with training_folder(planned.out):
         whole = not any(planned.out.rglob(STATE_NAME))
         started = perf_counter()
@@ -199,7 +203,7 @@ def do_planned(planned: Planned, *, isolated: bool, progress: Progress = silent)
             else:
                 report = finetune(
                     planned.manifest, config, planned.out, device=device, slide_mpp=planned.mpp.get,
-                    progress=progress,
+                    find_patches=find, progress=progress,
                 )  # fmt: skip
         trained = perf_counter()
         slides = [record.slide_id for record in planned.manifest.split(planned.split)]
@@ -207,7 +211,7 @@ def do_planned(planned: Planned, *, isolated: bool, progress: Progress = silent)
             predict_slides(
                 planned.manifest, config, [(report.checkpoint, slides)], planned.out / PREDICTIONS,
                 checkpoint=report.checkpoint, features=planned.features, device=planned.device,
-                slide_mpp=planned.mpp.get, progress=progress,
+                slide_mpp=planned.mpp.get, find_patches=find, progress=progress,
             )  # fmt: skip
         costs = Costs(
             train_passes=train.patches if whole else None,

@@ -1,0 +1,77 @@
+"""A folder in which coordinates are kept, and which several processes fill; they start soon without PyTorch."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import wsi_ips.tiling.patches as patches
+from wsi_ips.config import TilingConfig
+from wsi_ips.slides.registry import open_slide
+from wsi_ips.tiling.kept_coords import KeptPatches
+from wsi_ips.tiling.patches import PatchesInTissue
+
+TILING = TilingConfig(patch_px=32, patch_mpp=2.0, min_tissue=0.2)
+
+
+@pytest.fixture
+def slide_path(small_data: Any) -> Path:
+    return Path(min(small_data.slides.glob("*.tif")))
+
+
+def test_a_given_resolution_is_one_of_the_settings(
+    slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, searches, search = KeptPatches(tmp_path, TILING), [], patches.find_tissue
+    monkeypatch.setattr(patches, "find_tissue", lambda *a, **n: (searches.append(a), search(*a, **n))[1])
+    with open_slide(slide_path) as slide:
+        for mpp in (None, 0.7, 0.7, None, None):
+            found = find(slide, slide_id="s", mpp=mpp)  # type: ignore[arg-type]
+            fresh = PatchesInTissue(TILING)(slide, slide_id="s", mpp=mpp)  # type: ignore[arg-type]
+            for name in ("slide_mpp", "patch_mpp", "l0_patch", "g_size", "slide_id"):
+                assert getattr(found, name) == getattr(fresh, name)
+            for name in ("l0_xy_N2", "ids_N", "tissue_N"):
+                assert np.array_equal(getattr(found, name), getattr(fresh, name))
+    assert len(searches) == 3 + 5
+
+
+def test_coordinates_that_cannot_be_kept_cost_no_slide(
+    slide_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "patches").write_text("a file where the folder should be")
+    with open_slide(slide_path) as slide:
+        assert len(KeptPatches(tmp_path, TILING)(slide, slide_id="s", mpp=None)) > 0
+    assert "the coordinates of s are not kept" in caplog.text
+
+
+def _search_slowly(task: tuple[Path, Path, Path]) -> bytes:
+    """In a process of its own: the patches of a slide; each search adds a line to a file, and takes its time."""
+    slide_path, kept, log = task
+    search: Callable[..., Any] = patches.find_tissue
+
+    def find_tissue(*arguments: Any, **named: Any) -> Any:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.5)
+        return search(*arguments, **named)
+
+    patches.find_tissue = find_tissue
+    try:
+        with open_slide(slide_path) as slide:
+            return KeptPatches(kept, TILING)(slide, slide_id="s", mpp=None).l0_xy_N2.tobytes()
+    finally:
+        patches.find_tissue = search
+
+
+def test_processes_that_want_one_slide_search_it_once(slide_path: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(_search_slowly, [(slide_path, tmp_path / "kept", log)] * 6))
+    assert len(set(found)) == 1
+    assert len(log.read_text().split()) == 1
