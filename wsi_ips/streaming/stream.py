@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import CoarseConfig, StreamingConfig
-from wsi_ips.slides.base import SlideReader, TiledReader
+from wsi_ips.slides.base import CacheableReader, SlideReader, TiledReader
+from wsi_ips.storage.disk_cache import disk_cache
 from wsi_ips.streaming.device import DeviceCopies, PixelPool
 from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, means_the_same, pays
 from wsi_ips.streaming.patch_source import Chunk, Windows
@@ -63,10 +64,13 @@ class PatchStream:
     ) -> None:
         """With ``part``, iterating gives only these patches, counted by their place in ``coords``.
 
-        ``device`` is where pixels go, by default the CPU. How pixels are made is decided for all patches of the
+        ``device`` is where pixels go, by default the CPU. With ``config.disk_cache``, the slide's stored bytes are
+        read through that cache, if its reader can. How pixels are made is decided for all patches of the
         slide, so that a part has the same pixels as the whole.
         """
         self._slide = slide
+        if config.disk_cache is not None and isinstance(slide, CacheableReader):
+            slide.read_through(disk_cache(config.disk_cache.folder, config.disk_cache.most_bytes))
         self._rows_N = np.arange(len(coords))[slice(None) if part is None else slice(part.start, part.stop)]
         self._coords = coords
         self._config = config
