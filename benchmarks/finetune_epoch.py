@@ -283,7 +283,7 @@ class _Watch:
 @contextmanager
 def _watched(watch: _Watch) -> Iterator[None]:
     """Every part of the training that is timed is replaced by itself with a clock around it."""
-    encode, chunks, opened = TimmEncoder.forward, PatchStream._chunks, bags.open_slide
+    encode, chunks, opened = TimmEncoder.forward, PatchStream._pass, bags.open_slide
 
     def encoding(encoder: TimmEncoder, pixels: Tensor) -> Tensor:
         watch.calls.append(Call(tuple(pixels.shape), torch.is_grad_enabled()))
@@ -303,7 +303,7 @@ def _watched(watch: _Watch) -> Iterator[None]:
     with ExitStack() as stack:
         patched = (
             (TimmEncoder, "forward", encoding),
-            (PatchStream, "_chunks", streaming),
+            (PatchStream, "_pass", streaming),
             (bags, "open_slide", opening),
             (kept_patches, "augment", _clocked(watch, "augmentation", kept_patches.augment)),
             (torch.optim.AdamW, "step", _clocked(watch, "optimizer", torch.optim.AdamW.step)),
