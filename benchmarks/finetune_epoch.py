@@ -65,6 +65,11 @@ class EpochSettings:
     patch_px: int = 256
     augment: float = 0.1
 
+    @property
+    def val(self) -> int:
+        """How many of the slides validate: a third, and one of each label at least."""
+        return max(2, self.slides // 3)
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -143,7 +148,7 @@ def drawn_slides(settings: EpochSettings, folder: Path) -> Path:
         path = folder / f"{name}.tif"
         if not path.exists():
             make_gigapixel(path, side_px=settings.side, block=BLOCK, seed=number)
-        split = "val" if number < settings.slides // 3 else "train"
+        split = "val" if number < settings.val else "train"
         lines.append(f"{name},{name},{split},{path},{'tumor' if number % 2 else 'normal'}")
     manifest = folder / f"manifest_{settings.slides}_{settings.side}.csv"
     manifest.write_text("\n".join(lines) + "\n")
@@ -170,8 +175,7 @@ def config_of(settings: EpochSettings) -> FinetuneConfig:
 
 def _advances(settings: EpochSettings) -> int:
     """How often an epoch reports progress: once a step, and once a validation slide."""
-    val = settings.slides // 3
-    return -(-(settings.slides - val) // settings.slides_per_step) + val
+    return -(-(settings.slides - settings.val) // settings.slides_per_step) + settings.val
 
 
 class _Replay:
