@@ -53,6 +53,7 @@ from wsi_ips.storage.files import whole_file
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 TIMELINE_NAME = "timeline.json"
 """Name of the file in the folder of a run."""
@@ -286,6 +287,18 @@ def staged(name: str) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
         return timed
 
     return decorate
+
+
+def each_staged(name: str, items: Iterable[Item]) -> Iterator[Item]:
+    """The same items. Getting each of them is a stage; what the caller does with it is not."""
+    coming = iter(items)
+    while True:
+        with span(name):
+            try:
+                item = next(coming)
+            except StopIteration:
+                return
+        yield item
 
 
 def in_thread(

@@ -94,3 +94,17 @@ def test_a_missing_slide_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert "no such file" in refused(monkeypatch, capsys, tmp_path / "none.tif")
+
+
+def test_slow_storage_compares_passes_with_and_without_the_cache(tmp_path: Path) -> None:
+    figures = answer("slow_storage.py", "--side=2048", "--repeats=1", "--ms=1", "--work", tmp_path)
+    assert min(figures.values()) > 0
+    assert figures["cached_slow_mb"] < 0.1 * figures["slow_mb"]
+
+
+@pytest.mark.slow
+def test_an_epoch_of_finetune_is_compared_with_its_encoder(tmp_path: Path) -> None:
+    options = ("--side=2048", "--epochs=2", "--slides=4", "--m=4", "--encoder=resnet10t", "--work", tmp_path)
+    figures = answer("finetune_epoch.py", *options)
+    assert figures["finetune_epoch_over_encoder"] > 0
+    assert figures["slides_opened_per_epoch"] == figures["slides"]

@@ -22,6 +22,7 @@ class RangeServer:
     manner: Manner = "ranges"
     port: int = 0
     sent_bytes: int = 0
+    etag: str = ""
     requests: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -89,6 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         else:
             self.send_response(200)
+        if state.etag:
+            self.send_header("ETag", state.etag)
         if state.manner == "says no ranges":
             self.send_header("Accept-Ranges", "none")
         if state.manner == "gzip":

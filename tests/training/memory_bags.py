@@ -17,13 +17,16 @@ from wsi_ips.units import PlaceKind
 @dataclass(frozen=True)
 class MemoryBag:
     """pixels_N: (N, ...) what the encoder takes. broken: opening it fails, as an unreadable slide's, from the
-    beginning or after so many times."""
+    beginning or after so many times. lost: what was iterated over cannot be read again. opened, scored: its name
+    for each time that it was opened, and iterated over."""
 
     bag_id: str
     pixels_N: Tensor
     targets: Mapping[str, Target]
     broken: bool | int = False
+    lost: bool = False
     opened: list[str] = field(default_factory=list)
+    scored: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.pixels_N)
@@ -33,22 +36,28 @@ class MemoryBag:
         self.opened.append(self.bag_id)
         if self.broken is True or 0 < self.broken < len(self.opened):
             raise SlideReadError(self.bag_id, "is broken", "mend it")
-        yield _Source(self.pixels_N, streaming.batch)
+        yield _Source(self, streaming.batch)
 
 
 @dataclass(frozen=True)
 class _Source:
-    pixels_N: Tensor
+    bag: MemoryBag
     batch: int
 
     def __iter__(self) -> Iterator[Chunk]:
-        return map(self.read, torch.arange(len(self.pixels_N)).split(self.batch))
+        self.bag.scored.append(self.bag.bag_id)
+        return map(self._chunk, self.ids().split(self.batch))
 
     def ids(self) -> Tensor:
-        return torch.arange(len(self.pixels_N))
+        return torch.arange(len(self.bag.pixels_N))
 
     def read(self, ids_n: Tensor) -> Chunk:
-        return Chunk(ids_n, torch.stack([ids_n, ids_n], dim=1), self.pixels_N[ids_n])
+        if self.bag.lost:
+            raise SlideReadError(self.bag.bag_id, "is broken", "mend it")
+        return self._chunk(ids_n)
+
+    def _chunk(self, ids_n: Tensor) -> Chunk:
+        return Chunk(ids_n, torch.stack([ids_n, ids_n], dim=1), self.bag.pixels_N[ids_n])
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
         assert kind == "ids"

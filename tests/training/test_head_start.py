@@ -123,8 +123,8 @@ def test_a_head_start_learns_on_features_made_once_and_what_follows_begins_there
     ended = load_checkpoint(report.checkpoint)[0].state_dict()
     assert {name.split(".")[0] for name in started} == {"projector", "attention", "heads"}
     assert all(torch.allclose(tensor, ended[name]) for name, tensor in started.items())
-    # Once for the head start, and for each epoch once to select and once to learn; validation once.
-    assert [len(bag.opened) for bag in bags] == [1 + 2] * 4 + [1 + 2 * 2] * 6
+    # Once for the head start, and once for each of two epochs, whether it is learned from or validated on.
+    assert [len(bag.opened) for bag in bags] == [1 + 2] * 10
     assert not (tmp_path / "head_start" / "features").exists()
     assert len(rows_of(tmp_path / "head_start" / "history.csv")) == 3
 

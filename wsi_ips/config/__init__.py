@@ -25,6 +25,7 @@ from wsi_ips.config.model import (
 from wsi_ips.config.pipeline import BatchConfig, FinetuneConfig, PipelineConfig, WorkersConfig
 from wsi_ips.config.section import LARGEST_OVERLAY_PX, Fraction, Section, settings_fingerprint
 from wsi_ips.config.slides import (
+    DiskCacheConfig,
     StreamingConfig,
     TilingConfig,
     TissueConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "ClassWeights",
     "CoarseConfig",
     "Computing",
+    "DiskCacheConfig",
     "EncoderConfig",
     "FinetuneConfig",
     "Fraction",

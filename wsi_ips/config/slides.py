@@ -205,6 +205,20 @@ class TilingConfig(Section):
         return self
 
 
+class DiskCacheConfig(Section):
+    """A folder on a local disk that keeps the tiles of slides on slow storage, as they are stored there."""
+
+    folder: Path
+    """The folder. It is created, several runs may share it, and it may be deleted when none is running."""
+    gb: Annotated[FiniteFloat, Field(ge=0.01)]
+    """The most that it holds, in GB of 10^9 bytes. What was used longest ago leaves."""
+
+    @property
+    def most_bytes(self) -> int:
+        """The most that the folder holds, in bytes."""
+        return int(self.gb * 1e9)
+
+
 class StreamingConfig(Section):
     """How patches are read. Nothing here changes a result, except ``decode``: decoders differ by a few grey
     levels.
@@ -224,6 +238,16 @@ class StreamingConfig(Section):
     """
     max_bad_tiles: Fraction = 0.01
     """Share of the tiles of a slide that may be unreadable, and white, before the slide fails."""
+    disk_cache: DiskCacheConfig | None = None
+    """Where the tiles of slides on network drives and at URLs are kept, so that later epochs, folds and commands
+    need not fetch them again (:mod:`wsi_ips.storage.disk_cache`). None: they are read from where they lie.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_disk_cache(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the cache out where there is none, so that folders named by these settings keep their names."""
+        dumped: dict[str, Any] = handler(self)
+        return {name: value for name, value in dumped.items() if name != "disk_cache" or value is not None}
 
 
 class UpsamplingConfig(Section):

@@ -23,9 +23,10 @@ from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.baselines import seeded
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.training.bags import Bag
-from wsi_ips.training.kept_patches import SelectionFigures, bag_key, whole_bag
+from wsi_ips.training.kept_patches import SelectionFigures, bag_key
 from wsi_ips.training.learning import finite, step_loss
 from wsi_ips.training.metrics import Measured, SplitMetrics
+from wsi_ips.training.step_bags import whole_bag
 from wsi_ips.training.survival import EpochRisks
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError, MissingResolution, PixelsNotSquare, SlideReadError, WsiIpsError
 from wsi_ips.slides.tile_places import LARGEST_BLOCK_PX, TilePlaces
+from wsi_ips.storage.disk_cache import DiskCache
 from wsi_ips.storage.files import no_room, system_cause
 from wsi_ips.storage.location import Location
 from wsi_ips.units import L0Point, Mpp, Size
@@ -254,6 +255,18 @@ class JpegTiledReader(TiledReader, Protocol):
 
         Returns None if tiles are not stored as JPEGs, or if this one was never written. What lies beyond the edge
         of the level is not white yet. Raises :class:`SlideReadError` if the bytes are no such tile.
+        """
+        ...
+
+
+@runtime_checkable
+class CacheableReader(SlideReader, Protocol):
+    """A reader that can keep what it reads in a cache on a local disk."""
+
+    def read_through(self, cache: DiskCache) -> None:
+        """From now on, read what the cache holds from there, and store there what it lacks. No pixel changes.
+
+        Raises :class:`SlideReadError` if the file cannot be read.
         """
         ...
 

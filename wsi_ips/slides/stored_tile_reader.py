@@ -35,6 +35,7 @@ from wsi_ips.slides.codecs.base import Parts, TileDecoder, TileError
 from wsi_ips.slides.tile_layout import SlideLayout, TileFile, TileLayout, read_tiles
 from wsi_ips.slides.tile_places import TilePlaces
 from wsi_ips.storage.byte_cache import ByteCache
+from wsi_ips.storage.disk_cache import DiskCache
 from wsi_ips.storage.files import OutsideCause, outside_cause, system_cause
 from wsi_ips.units import L0Point, Size
 
@@ -64,6 +65,7 @@ class StoredTileReader(ClosingReader):
         self._path = Path(path)
         self._cache_bytes = cache_bytes
         self._closed = False
+        self._disk_cache: DiskCache | None = None
         self._unopened()
         self._state = self._open()
         layout = self._state.layout
@@ -158,6 +160,25 @@ class StoredTileReader(ClosingReader):
         self.decode_tile(level, number, self.fetch_tiles(level, [number])[0], tile)
         return tile
 
+    def read_through(self, cache: DiskCache) -> None:
+        """Fetch the stored bytes of tiles through a cache on a local disk, if the slide lies on slow storage.
+
+        Headers are read from the file itself, and so is everything after :meth:`reopen`, in case what the cache
+        holds was read wrongly; it then replaces what the cache holds. A reader that is pickled forgets the cache.
+
+        Raises :class:`SlideInterrupted` if the file cannot be read.
+        """
+        with self._lock:
+            if self._disk_cache is cache:
+                return
+            opened = self._opened()
+            try:
+                for file in opened.files:
+                    file.read_through(cache)
+            except (OSError, MemoryError) as error:
+                raise self._interrupted(error) from error
+            self._disk_cache = cache
+
     def fetch_tiles(self, level: int, numbers: Sequence[int]) -> list[memoryview]:
         """Read the stored bytes of these tiles, whose numbers must ascend. A tile that was never written is empty.
 
@@ -243,6 +264,12 @@ class StoredTileReader(ClosingReader):
                     "is another file now than when it was opened",
                     "do not write to it while it is read",
                 )
+            if self._disk_cache is not None:
+                try:
+                    for file in fresh.files:
+                        file.read_through(self._disk_cache, anew=True)
+                except (OSError, MemoryError) as error:
+                    raise self._interrupted(error) from error
             self._state = fresh
 
     def close(self) -> None:
@@ -301,6 +328,7 @@ class StoredTileReader(ClosingReader):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
+        self._disk_cache = None
         self._unopened()  # the first read opens
 
 

@@ -10,7 +10,7 @@ import logging
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from io import BufferedReader, BytesIO
+from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from operator import add
 from pathlib import Path
 from threading import RLock
@@ -46,6 +46,7 @@ from wsi_ips.slides.remote import NO_RANGES, TIMEOUT_SECONDS, network_error, sto
 from wsi_ips.slides.resolution import MICRONS_PER, believable_xy, mpp_of_resolution
 from wsi_ips.slides.tiff.ome import read_ome_xml
 from wsi_ips.slides.tile_places import check_levels
+from wsi_ips.storage.disk_cache import CachedFile, DiskCache
 from wsi_ips.storage.files import outside_cause, system_cause
 from wsi_ips.storage.location import Location, Url, locate
 from wsi_ips.units import L0Point, Mpp, Size
@@ -55,6 +56,9 @@ BLOCK_BYTES = 1 << 17
 
 KEPT_BLOCKS = 64
 """How many blocks are kept."""
+
+IDENTIFIES_CONTENT = ("ETag", "etag", "e_tag", "generation", "md5Hash", "content_md5", "Content-MD5")
+"""What file systems of fsspec call that which changes when the content of a file does."""
 
 MOST_IMAGES = 1000
 """The most images of a file."""
@@ -98,6 +102,7 @@ class TiffSlideReader(ClosingReader):
         self._timeout_s = timeout_s
         self._lock = RLock()
         self._closed = False
+        self._disk_cache: DiskCache | None = None
         self._handle: _LevelSlide | None = self._open()
         self._info = _described(self._path, self._handle)
 
@@ -133,6 +138,18 @@ class TiffSlideReader(ClosingReader):
         region = white_region(size_px)
         paste(region, inside, at=(left - lv_x, top - lv_y))
         return region
+
+    def read_through(self, cache: DiskCache) -> None:
+        """Keep what is fetched from now on in a cache on a local disk, and read from there what it holds.
+
+        That needs a server that says when the content changes (an ETag, or what S3, GCS and Azure have of that
+        kind); without one, everything is fetched each time. What the headers of the file hold is fetched when it
+        is opened. A reader that is pickled forgets the cache.
+        """
+        with self._lock:
+            self._disk_cache = cache
+            if self._handle is not None:
+                self._handle.read_through(cache)
 
     def close(self) -> None:
         """Release the connection. May be called twice."""
@@ -171,7 +188,10 @@ class TiffSlideReader(ClosingReader):
     def _open(self) -> "_LevelSlide":
         file = _open_file(self._path, timeout_s=self._timeout_s)
         try:
-            return _checked(self._path, file)
+            handle = _checked(self._path, file)
+            if self._disk_cache is not None:
+                handle.read_through(self._disk_cache)
+            return handle
         except Exception as error:  # tifffile meets hostile files with whatever its parsing runs into
             file.close()
             failed = (error if isinstance(error, FileError) else None) or _network_error(self._path, error)
@@ -185,6 +205,7 @@ class TiffSlideReader(ClosingReader):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = RLock()
+        self._disk_cache = None
         self._handle = None  # the first read opens
 
 
@@ -199,6 +220,11 @@ class _LevelSlide(TiffSlide):
         # _multifile is off, because an OME-TIFF may name other files anywhere.
         super().__init__(file, tifffile_options={"name": name, "_multifile": False})
 
+    def read_through(self, cache: DiskCache) -> None:
+        """Read tiles through a cache from now on, if the file is a remote one that the cache can know."""
+        if isinstance(self._file, _RemoteFile):
+            self._file.read_through(cache)
+
     def close(self) -> None:
         """Close the slide and its file."""
         super().close()
@@ -206,6 +232,67 @@ class _LevelSlide(TiffSlide):
 
     def _read_region_loc_transform(self, location: tuple[int, int], level: int) -> tuple[int, int]:
         return location
+
+
+class _RemoteFile(RawIOBase):
+    """A file of fsspec's that can be read through a cache on a local disk."""
+
+    def __init__(self, file: Any, *, url: Url) -> None:
+        super().__init__()
+        self._file = file
+        self._url = url
+        self._size = int(file.size)
+        self._place = 0
+        self._cached: CachedFile | None = None
+
+    def read_through(self, cache: DiskCache) -> None:
+        """Use the cache, if the server says what the content is identified by."""
+        details = self._file.details
+        stated = [f"{name}={details[name]}" for name in IDENTIFIES_CONTENT if details.get(name)]
+        stated = [each for each in stated if "=W/" not in each]  # a weak ETag promises no equal bytes
+        if stated:
+            self._cached = cache.content("\n".join([self._url, str(self._size), *stated]), self._size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        start = {SEEK_SET: 0, SEEK_CUR: self._place, SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"position {start + offset} lies before the file")
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, into: Any, /) -> int:
+        data = self._at(self._place, len(memoryview(into).cast("B")))
+        memoryview(into).cast("B")[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def _at(self, offset: int, count: int) -> bytes:
+        count = min(count, self._size - offset)
+        if count <= 0:
+            return b""
+        return (
+            self._fetched(offset, count)
+            if self._cached is None
+            else self._cached.read(offset, count, self._fetched)
+        )
+
+    def _fetched(self, offset: int, count: int) -> bytes:
+        self._file.seek(offset)
+        return bytes(self._file.read(count))
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def _open_file(path: Location, *, timeout_s: float) -> Any:
@@ -234,7 +321,7 @@ def _open_file(path: Location, *, timeout_s: float) -> Any:
     except (OSError, ValueError) as error:
         file.close()
         raise SlideUnreachable(path, NO_RANGES, "download the file and name its path") from error
-    return file
+    return _RemoteFile(file, url=path) if hasattr(file, "details") else file
 
 
 def _checked(path: Location, file: Any) -> _LevelSlide:

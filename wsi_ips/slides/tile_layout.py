@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from wsi_ips.slides.base import Bounds, LeftOut, Level, RgbImage
 from wsi_ips.slides.codecs.base import TileFormat
 from wsi_ips.slides.tile_places import PlacedTiles, RegularTiles, TilePlaces
+from wsi_ips.storage.disk_cache import CachedFile, DiskCache
 from wsi_ips.storage.system import open_flags, reader_by_position
 from wsi_ips.units import Mpp, Size
 
@@ -210,14 +211,30 @@ class TileFile:
         self._close = os.close  # kept: at the interpreter's end the module may be gone first
         self._fd = os.open(path, open_flags(os.O_RDONLY))
         self._read = reader_by_position(self._fd)
+        self._path = path
+        self._cached: CachedFile | None = None
+        self._anew = False
 
     @property
     def size(self) -> int:
         """Length of the file in bytes."""
         return os.fstat(self._fd).st_size
 
+    def read_through(self, cache: DiskCache, *, anew: bool = False) -> None:
+        """From now on, read what a cache on a local disk holds from there, and store there what it lacks.
+
+        ``anew`` reads everything from the file itself, and replaces what the cache holds.
+        """
+        self._anew = anew
+        self._cached = cache.file(self._path, os.fstat(self._fd), self._read_itself)
+
     def read(self, offset: int, count: int) -> bytes:
         """Read ``count`` bytes from ``offset`` on, or fewer if the file ends."""
+        if self._cached is not None:
+            return self._cached.read(offset, count, self._read_itself, anew=self._anew)
+        return self._read_itself(offset, count)
+
+    def _read_itself(self, offset: int, count: int) -> bytes:
         data = self._read(count, offset)
         while len(data) < count:  # a single read stops at 2 GiB, and may be interrupted
             more = self._read(count - len(data), offset + len(data))

@@ -72,6 +72,36 @@ def reader_by_position(descriptor: int) -> Callable[[int, int], bytes]:
     return in_turn
 
 
+def reader_and_writer_by_position(
+    descriptor: int,
+) -> tuple[Callable[[int, int], bytes], Callable[[bytes | memoryview, int], int]]:
+    """Functions that read from and write to an open file, and may be called from several threads.
+
+    The first is that of :func:`reader_by_position`. The second takes (data, offset) and returns how many bytes it
+    wrote, as :func:`os.pwrite` does. Where there is no ``os.pwrite``, both set the position first, one thread at a
+    time.
+    """
+    pread, pwrite = getattr(os, "pread", None), getattr(os, "pwrite", None)
+    if pread is not None and pwrite is not None:
+        return (
+            lambda count, offset: pread(descriptor, count, offset),
+            lambda data, offset: pwrite(descriptor, data, offset),
+        )
+    lock = threading.Lock()
+
+    def read(count: int, offset: int) -> bytes:
+        with lock:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, count)
+
+    def write(data: bytes | memoryview, offset: int) -> int:
+        with lock:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.write(descriptor, data)
+
+    return read, write
+
+
 def lock_file(descriptor: int) -> None:
     """Lock an open file for this process until it is closed, by ``flock``, or as Windows locks files.
 

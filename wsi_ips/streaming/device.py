@@ -133,6 +133,10 @@ class PixelPool:
             buffer = self._fresh()
         return np.asarray(_Lease(buffer, self._free))
 
+    def forget(self) -> None:
+        """Free the arrays that nobody uses."""
+        self._free.clear()
+
     def _fresh(self) -> NDArray[np.uint8]:
         if self._pinned:
             pinned: NDArray[np.uint8] = torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()

@@ -150,6 +150,17 @@ class CaseSource:
         with self._reading(number):
             return next(chunks, None)
 
+    def begin(self) -> None:
+        """Start to decode the first chunks of the first slide, if it can begin by itself."""
+        if self._sources and hasattr(self._sources[0], "begin"):
+            self._sources[0].begin()
+
+    def rest(self) -> None:
+        """End an iteration that was begun and is not wanted, and free the memory for pixels of all slides."""
+        for source in self._sources:
+            if hasattr(source, "rest"):
+                source.rest()
+
     def ids(self) -> Tensor:
         """The ids 0 to N - 1, int64."""
         return torch.arange(int(self._edges[-1]))

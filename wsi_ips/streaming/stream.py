@@ -13,12 +13,13 @@ Shape suffixes: N patches of the slide, n patches of a chunk, P pixels along a p
 import copy
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import CoarseConfig, StreamingConfig
-from wsi_ips.slides.base import SlideReader, TiledReader
+from wsi_ips.slides.base import CacheableReader, SlideReader, TiledReader
+from wsi_ips.storage.disk_cache import disk_cache
 from wsi_ips.streaming.device import DeviceCopies, PixelPool
 from wsi_ips.streaming.device_decoder import DecodingFailed, DeviceDecoder, means_the_same, pays
 from wsi_ips.streaming.patch_source import Chunk, Windows
@@ -64,10 +66,13 @@ class PatchStream:
     ) -> None:
         """With ``part``, iterating gives only these patches, counted by their place in ``coords``.
 
-        ``device`` is where pixels go, by default the CPU. How pixels are made is decided for all patches of the
+        ``device`` is where pixels go, by default the CPU. With ``config.disk_cache``, the slide's stored bytes are
+        read through that cache, if its reader can. How pixels are made is decided for all patches of the
         slide, so that a part has the same pixels as the whole.
         """
         self._slide = slide
+        if config.disk_cache is not None and isinstance(slide, CacheableReader):
+            slide.read_through(disk_cache(config.disk_cache.folder, config.disk_cache.most_bytes))
         self._rows_N = np.arange(len(coords))[slice(None) if part is None else slice(part.start, part.stop)]
         self._coords = coords
         self._config = config
@@ -87,6 +92,7 @@ class PatchStream:
         self._copies = DeviceCopies(self._device)
         self._decoder: DeviceDecoder | None = None
         self._decoder_chosen = config.decode == "cpu"
+        self._begun: Iterator[Chunk] | None = None
         self.telemetry = StreamTelemetry()
 
     def __len__(self) -> int:
@@ -94,7 +100,28 @@ class PatchStream:
         return -(-len(self._rows_N) // self._config.batch)
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks(self._rows_N, self._config.batch)
+        begun, self._begun = self._begun, None
+        return self._chunks(self._rows_N, self._config.batch) if begun is None else begun
+
+    def begin(self) -> None:
+        """Start to decode the first chunks of the next iteration, ``config.chunks_in_flight`` of them.
+
+        Nothing is copied to the device before somebody iterates. Errors of tiles are raised then, too. Whoever
+        does not iterate after all calls :meth:`rest`. Where the device may decode (``config.decode``), this does
+        nothing, since it would take the device from others.
+        """
+        if self._config.decode == "cpu" and self._begun is None:
+            chunks = self._pass(self._rows_N, self._config.batch)
+            next(chunks)
+            self._begun = cast(Iterator[Chunk], chunks)
+
+    def rest(self) -> None:
+        """End an iteration that was begun and is not wanted, and free memory for pixels that nobody uses."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            cast(Generator[Chunk], begun).close()
+        self._copies.settle()
+        self._pool.forget()
 
     def read(self, ids_n: Tensor) -> Chunk:
         """The patches with these grid ids, in the order given, as one chunk.
@@ -104,6 +131,30 @@ class PatchStream:
         """
         rows = self._coords.rows(ids_n.cpu().numpy())
         return next(self._chunks(rows, len(rows)))
+
+    def read_in_turn(self, ids_n: Tensor, most: int) -> Iterator[Chunk]:
+        """The patches with these grid ids, in the order given, ``most`` at a time, as one pass over the file.
+
+        The file is read in its own order, tiles that patches share are decoded once, and so is a patch that is
+        asked for several times. Memory: ``config.batch * config.chunks_in_flight`` patches. Of more patches, so
+        many in the order given are one pass over the file each.
+
+        Raises ``KeyError`` for an id that is not in the slide's coordinates, and :class:`SlideReadError` as
+        iterating does.
+        """
+        batch = self._config.batch
+        rows_n = self._coords.rows(ids_n.cpu().numpy())
+        at_once = max(1, batch * self._config.chunks_in_flight // most) * most  # no piece lies in two passes
+        for first in range(0, len(rows_n), at_once):
+            rows_k, place_k = np.unique(rows_n[first : first + at_once], return_inverse=True)
+            # Pixels are kept channels last, as the encoder gets them from iterating.
+            pixels_kPPC = torch.cat(
+                [chunk.pixels_n3PP.permute(0, 2, 3, 1) for chunk in self._chunks(rows_k, batch)]
+            )
+            for start in range(0, len(place_k), most):
+                part = torch.from_numpy(place_k[start : start + most])
+                pixels_nPPC = pixels_kPPC[part.to(pixels_kPPC.device)]
+                yield self._chunk(rows_k[part.numpy()], pixels_nPPC.permute(0, 3, 1, 2))
 
     def places(self, ids_n: Tensor, kind: PlaceKind) -> Tensor:
         """Positions of the patches with these grid ids, on the CPU.
@@ -124,6 +175,7 @@ class PatchStream:
         Raises ``KeyError`` for an id that is not in the slide's coordinates.
         """
         narrowed = copy.copy(self)
+        narrowed._begun = None
         narrowed._rows_N = np.sort(self._coords.rows(ids_n.cpu().numpy()))
         return narrowed
 
@@ -145,6 +197,13 @@ class PatchStream:
         return Windows(stream, torch.from_numpy(window_N))
 
     def _chunks(self, rows_N: NDArray[np.int64], batch: int) -> Iterator[Chunk]:
+        """Chunks of these patches, from the first call of ``next`` on."""
+        chunks = self._pass(rows_N, batch)
+        next(chunks)
+        yield from cast(Iterator[Chunk], chunks)
+
+    def _pass(self, rows_N: NDArray[np.int64], batch: int) -> Generator[Chunk | None]:
+        """None once the decoders are at work on the first chunks, and then the chunks."""
         starts = iter(range(0, len(rows_N), batch))
         in_flight: deque[_ChunkInFlight] = deque()
         bad = BadTiles(
@@ -171,6 +230,7 @@ class PatchStream:
 
         try:
             refill()
+            yield None
             ahead: Chunk | None = None
             while in_flight or ahead is not None:
                 chunk = self._next(in_flight.popleft(), source, decoder) if ahead is None else ahead

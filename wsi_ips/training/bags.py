@@ -76,6 +76,11 @@ class SlideBag:
     def bag_id(self) -> str:
         return self.record.slide_id
 
+    @property
+    def is_streamed(self) -> bool:
+        """Always: a slide is read from its file by threads."""
+        return True
+
     def __len__(self) -> int:
         return len(self.coords)
 
@@ -149,6 +154,11 @@ class CaseBag:
     def bag_id(self) -> str:
         """The name of the bag. It says that it is a case, because a slide may have the same name."""
         return f"case {self.case_id}"
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether all its slides are read from their files by threads."""
+        return all(getattr(slide, "is_streamed", False) for slide in self.slides)
 
     def __len__(self) -> int:
         return sum(len(slide) for slide in self.slides)

@@ -35,10 +35,10 @@ from wsi_ips.training.kept_patches import (
     SelectionFigures,
     bag_key,
     coarse_source,
-    whole_bag,
 )
 from wsi_ips.training.learning import Learner, ips_method
 from wsi_ips.training.sampling import teach_scorer
+from wsi_ips.training.step_bags import StepBags
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class CascadeLearner:
         """
         net, coarse = self._learner.net, self._config.selection.coarse
         key, seen = bag_key(bag, self._config, epoch), self._learner.keeper.seen(bag, epoch)
-        with whole_bag(bag, key).open(self._config.streaming, device) as opened:
+        with self._learner.keeper.bags.open(bag, key, device) as opened:
             source = coarse_source(opened)
             afar = look(net, source, coarse, seen=seen)
             share = 1.0 if epoch < coarse.full_epochs else float(net.looks_from_afar.share)
@@ -103,6 +103,15 @@ class CascadeLearner:
         loss = -float((target_w * log_w).sum())
         return KeptCascade(patches, window_w, log_w.exp() - target_w, loss)
 
+    @property
+    def bags(self) -> StepBags:
+        """Opens bags, each once in a step."""
+        return self._learner.keeper.bags
+
+    def prepare(self, bag: Bag, *, epoch: int, device: torch.device) -> None:
+        """Open a bag that is kept from next, in a thread."""
+        self._learner.keeper.prepare(bag, epoch=epoch, device=device)
+
     def learn(self, kept: Sequence[KeptCascade], *, epoch: int, device: torch.device, share: float) -> Tensor:
         """Add the gradients of the loss of the tasks through IPS and of the loss of the scorer; return the
         former.
@@ -119,6 +128,7 @@ class CascadeLearner:
             bag = each.patches.bag
             teach_scorer(
                 self._learner.net,
+                self._learner.keeper.bags,
                 bag,
                 self._config,
                 each.grad_w * (share / len(kept)),

@@ -290,8 +290,9 @@ def encoded(
         views: What training bags show of their patches beside the patches themselves, see :func:`views_of`.
     """
     encoder = net.encoder.to(device)
-    # Other patches or another encoder get another folder. The number of threads changes no feature.
-    settings = [config.tiling, config.model.encoder, config.streaming.model_copy(update={"threads": 1})]
+    # Other patches or another encoder get another folder. The threads and the cache change no feature.
+    streaming = config.streaming.model_copy(update={"threads": 1, "disk_cache": None})
+    settings = [config.tiling, config.model.encoder, streaming]
     names = [settings_fingerprint(each) for each in settings]
     if views is not None:
         names.append(f"{views.count}-{views.seed}-{int(views.flips)}-{settings_fingerprint(views.augment)}")

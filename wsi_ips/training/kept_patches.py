@@ -25,9 +25,11 @@ from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import ScoreStore
 from wsi_ips.selection.slide_reading import Seen, places_for, select
 from wsi_ips.streaming.patch_source import Chunk, CoarseSource, PatchSource
-from wsi_ips.timeline import span
+from wsi_ips.streaming.stream import PatchStream
+from wsi_ips.timeline import each_staged
 from wsi_ips.training.augment import augment
-from wsi_ips.training.bags import AugmentedBag, Bag
+from wsi_ips.training.bags import Bag
+from wsi_ips.training.step_bags import StepBags
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,21 @@ class PatchKeeper:
         """``{bag_id: ids_M}`` of the last selections. It is part of the state that a run resumes from."""
         self.watched: list[SelectionFigures] = []
         """Figures of every selection, until they are taken away."""
+        self.bags = StepBags(config.streaming)
+        """Opens bags, each once in a step."""
+
+    def prepare(self, bag: Bag, *, epoch: int, device: torch.device) -> None:
+        """Open a bag that is kept from next, in a thread, and decode its first chunks if all are going to be
+        scored.
+        """
+        scores_all = self._config.selection.way == "ips" and self._selects(bag, epoch)
+        self.bags.prepare(bag, bag_key(bag, self._config, epoch), device, begin=scores_all)
+
+    def _selects(self, bag: Bag, epoch: int) -> bool:
+        """Whether the patches of the bag are selected anew in this epoch, if the selector is one that selects."""
+        if epoch < self._config.all_patches_epochs:
+            return False
+        return not (epoch % self._config.training.select_every and bag.bag_id in self.remembered)
 
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
         """The patches of a bag to learn from, selected in eval mode without gradients.
@@ -78,13 +95,13 @@ class PatchKeeper:
         epoch. Raises the error of the bag if it cannot be read.
         """
         selection = self._config.selection
-        every, key = self._config.training.select_every, bag_key(bag, self._config, epoch)
-        with whole_bag(bag, key).open(self._config.streaming, device) as source:
+        key = bag_key(bag, self._config, epoch)
+        with self.bags.open(bag, key, device) as source:
             if epoch < self._config.all_patches_epochs or selection.selector == "all":
                 ids_M, features_MC = some_of(source.ids(), self._config.training.most_patches, key), None
             elif selection.selector == "random":
                 ids_M, features_MC = some_of(source.ids(), selection.memory_size, key), None
-            elif epoch % every and bag.bag_id in self.remembered:
+            elif not self._selects(bag, epoch):
                 ids_M, features_MC = self.remembered[bag.bag_id], None
             else:
                 kept = self._select(bag, source, epoch)
@@ -122,12 +139,9 @@ class PatchKeeper:
     ) -> Iterator[Tensor]:
         for each in kept:
             seen = self.seen(each.bag, epoch)
-            whole = whole_bag(each.bag, bag_key(each.bag, self._config, epoch))
             try:
-                with whole.open(self._config.streaming, device) as source:
-                    for ids_n in each.ids_M.split(most):
-                        with span("kept patches"):
-                            chunk = source.read(ids_n)
+                with self.bags.open(each.bag, bag_key(each.bag, self._config, epoch), device) as source:
+                    for chunk in each_staged("kept patches", read_in_turn(source, each.ids_M, most)):
                         yield seen(chunk.pixels_n3PP, chunk.ids_n)
             except WsiIpsError as error:
                 raise BagLost(each.bag, error) from error
@@ -151,9 +165,13 @@ def bag_key(bag: Bag, config: FinetuneConfig, epoch: int) -> str:
     return f"{config.training.seed}/{epoch}/{bag.bag_id}"
 
 
-def whole_bag(bag: Bag, key: str) -> Bag:
-    """The bag as an epoch shows it: augmented, if it is one that is augmented as a whole."""
-    return bag.as_seen(key) if isinstance(bag, AugmentedBag) else bag
+def read_in_turn(source: PatchSource, ids_n: Tensor, most: int) -> Iterator[Chunk]:
+    """The patches with these ids, in the order given, ``most`` at a time; as one pass over the file if the source
+    can do that.
+    """
+    if isinstance(source, PatchStream):
+        return source.read_in_turn(ids_n, most)
+    return (source.read(part_n) for part_n in ids_n.split(most))
 
 
 def coarse_source(source: PatchSource) -> CoarseSource:

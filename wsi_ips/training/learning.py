@@ -31,6 +31,7 @@ from wsi_ips.training.bags import Bag
 from wsi_ips.training.kept_patches import KeptPatches, PatchKeeper, SelectionFigures
 from wsi_ips.training.losses import lr_multiplier, mean_loss, task_loss
 from wsi_ips.training.optimizer import layer_rates
+from wsi_ips.training.step_bags import StepBags
 from wsi_ips.training.survival import EpochRisks, follow_up_of
 
 Parts = Callable[[], Iterable[Tensor]]
@@ -69,6 +70,15 @@ class Learner:
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> KeptPatches:
         """The patches of a bag to learn from, see :meth:`wsi_ips.training.kept_patches.PatchKeeper.keep`."""
         return self.keeper.keep(bag, epoch=epoch, device=device)
+
+    @property
+    def bags(self) -> StepBags:
+        """Opens bags, each once in a step."""
+        return self.keeper.bags
+
+    def prepare(self, bag: Bag, *, epoch: int, device: torch.device) -> None:
+        """Open a bag that is kept from next, in a thread, and decode its first patches."""
+        self.keeper.prepare(bag, epoch=epoch, device=device)
 
     def learn(self, kept: Sequence[KeptPatches], *, epoch: int, device: torch.device, share: float) -> Tensor:
         """Add the gradients of ``share`` times the mean loss over these bags, and return the mean loss.
@@ -491,6 +501,7 @@ class Steps:
             done: How many steps have been taken already.
         """
         self._order = order
+        self._orders: dict[int, list[int]] = {}
         self._per_step = per_step
         self.per_epoch = -(-n_bags // per_step)
         self.done = done
@@ -502,10 +513,20 @@ class Steps:
 
     def __iter__(self) -> Iterator[Step]:
         first, epoch = self.done, self.epoch
-        order = list(self._order(epoch))
         for number in range(first, (epoch + 1) * self.per_epoch):
-            start = (number - epoch * self.per_epoch) * self._per_step
-            yield Step(number, epoch, tuple(order[start : start + self._per_step]))
+            yield self._step(number)
+
+    def following(self, step: Step) -> Step | None:
+        """The step after this one, or None if it is the last of its epoch."""
+        number = step.number + 1
+        return self._step(number) if number % self.per_epoch else None
+
+    def _step(self, number: int) -> Step:
+        epoch = number // self.per_epoch
+        if epoch not in self._orders:
+            self._orders = {epoch: list(self._order(epoch))}
+        start = (number - epoch * self.per_epoch) * self._per_step
+        return Step(number, epoch, tuple(self._orders[epoch][start : start + self._per_step]))
 
 
 def make_optimizer(net: BagNet, training: TrainingConfig) -> AdamW:

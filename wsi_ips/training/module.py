@@ -15,7 +15,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
-from typing import Any, Protocol
+from itertools import zip_longest
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule
@@ -46,6 +47,7 @@ from wsi_ips.training.processes import (
     raise_failures,
     sum_gradients,
 )
+from wsi_ips.training.step_bags import StepBags
 
 
 class Method(Protocol):
@@ -76,6 +78,18 @@ class Method(Protocol):
             BagLost: A bag can no longer be read.
             TrainingError: The loss is not finite.
         """
+        ...
+
+
+@runtime_checkable
+class StreamingMethod(Method, Protocol):
+    """A method that opens each bag once in a step, and the next one ahead of time."""
+
+    @property
+    def bags(self) -> StepBags: ...
+
+    def prepare(self, bag: Bag, *, epoch: int, device: torch.device) -> None:
+        """Begin to open a bag that :meth:`Method.keep` gets next. Raises nothing of the bag's."""
         ...
 
 
@@ -272,8 +286,19 @@ class IPSModule(LightningModule):
         torch.manual_seed((self._config.training.seed * 1_000_003 + step.number) * 1_009 + self.global_rank)
         self.net.zero_grad()
         before = dict(self.method.remembered)
-        share = step.bags[self.global_rank :: self.trainer.world_size]
-        kept = [bag for index in share if (bag := self._keep(index, step)) is not None]
+        with self.method.bags.step() if isinstance(self.method, StreamingMethod) else nullcontext():
+            return self._learned_from(self._share(step), step, before)
+
+    def _learned_from(
+        self, share: Sequence[int], step: Step, before: Mapping[str, Tensor]
+    ) -> tuple[Tensor, int] | None:
+        kept = []
+        for index, coming in zip_longest(share, share[1:]):
+            self._prepare(coming, step)
+            if (bag := self._keep(index, step)) is not None:
+                kept.append(bag)
+        if (following := self.steps.following(step)) is not None:
+            self._prepare(next(iter(self._share(following)), None), following)
         if not kept:
             if self.trainer.world_size > 1:
                 self.manual_backward(backward_of_nothing(self.net))
@@ -290,6 +315,17 @@ class IPSModule(LightningModule):
             self._check_bad()
             return None
         return part * loss, len(kept)
+
+    def _share(self, step: Step) -> tuple[int, ...]:
+        """The bags of a step that this process learns from."""
+        return step.bags[self.global_rank :: self.trainer.world_size]
+
+    def _prepare(self, index: int | None, step: Step) -> None:
+        """Have a bag opened while another is worked on. It is asked for in ``step``."""
+        if index is None or self._bags[index].bag_id in self.bad:
+            return
+        if isinstance(self.method, StreamingMethod):
+            self.method.prepare(self._bags[index], epoch=step.epoch, device=self.device)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients. Here they are no longer scaled for mixed precision."""

@@ -36,9 +36,9 @@ from wsi_ips.training.kept_patches import (
     SelectionFigures,
     bag_key,
     coarse_source,
-    whole_bag,
 )
 from wsi_ips.training.learning import step_loss, take_back
+from wsi_ips.training.step_bags import StepBags
 from wsi_ips.training.survival import EpochRisks
 
 
@@ -89,7 +89,7 @@ class SlideLearner:
     def keep(self, bag: Bag, *, epoch: int, device: torch.device) -> SampledBag:
         """Score the windows of the slide and draw patches. Raises the error of the bag if it cannot be read."""
         key = bag_key(bag, self.config, epoch)
-        with whole_bag(bag, key).open(self.config.streaming, device) as source:
+        with self.keeper.bags.open(bag, key, device) as source:
             seen = look(
                 self.net,
                 coarse_source(source),
@@ -101,6 +101,15 @@ class SlideLearner:
         index_M = samples.index_BN[0]
         ids_M = seen.ids_N[index_M]
         return SampledBag(KeptPatches(bag, ids_M, ids_M, None), index_M, seen.patch_logits())
+
+    @property
+    def bags(self) -> StepBags:
+        """Opens bags, each once in a step."""
+        return self.keeper.bags
+
+    def prepare(self, bag: Bag, *, epoch: int, device: torch.device) -> None:
+        """Open a bag that is kept from next, in a thread."""
+        self.keeper.prepare(bag, epoch=epoch, device=device)
 
     def learn(self, kept: Sequence[SampledBag], *, epoch: int, device: torch.device, share: float) -> Tensor:
         """Add the gradients of ``share`` times the mean loss over these bags, and return the mean loss of the
@@ -139,6 +148,7 @@ class SlideLearner:
             assert leaf_N.grad is not None
             teach_scorer(
                 self.net,
+                self.keeper.bags,
                 each.patches.bag,
                 self.config,
                 leaf_N.grad,
@@ -166,6 +176,7 @@ def sampling_method(
 
 def teach_scorer(
     net: BagNet,
+    bags: StepBags,
     bag: Bag,
     config: FinetuneConfig,
     grad_W: Tensor,
@@ -180,6 +191,7 @@ def teach_scorer(
 
     Args:
         net: The network.
+        bags: Opens the bags of the step.
         bag: The bag that the windows belong to.
         config: The settings of the run.
         grad_W: The gradient for each window.
@@ -195,7 +207,7 @@ def teach_scorer(
     """
     coarse: CoarseConfig = config.selection.coarse
     try:
-        with whole_bag(bag, bag_key(bag, config, epoch)).open(config.streaming, device) as source:
+        with bags.open(bag, bag_key(bag, config, epoch), device) as source:
             windows = coarse_source(source).windows(coarse).source
             for chunk in windows if only is None else windows.only(only):
                 rows_n = chunk.ids_n if only is None else torch.searchsorted(only, chunk.ids_n)
