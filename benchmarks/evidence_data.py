@@ -19,6 +19,7 @@ from wsi_ips.drawn.composite import CompositeConfig, make_composite
 from wsi_ips.drawn.lymph_nodes import LymphNodesConfig, make_lymph_nodes, tiling_of
 from wsi_ips.models.build import build_net
 from wsi_ips.slides.resolution import SlideMpp
+from wsi_ips.tiling.patches import PatchesInTissue
 from wsi_ips.training.bags import SlideBag, tile_bag
 from wsi_ips.training.head_start import EncodedBag
 
@@ -107,7 +108,8 @@ class EvidenceData:
 
     def tile(self, record: SlideRecord) -> SlideBag:
         config = self.finetune()
-        return tile_bag(record, tasks=self.tasks, tiling=config.tiling, slide_mpp=SlideMpp())
+        find = PatchesInTissue(config.tiling)
+        return tile_bag(record, tasks=self.tasks, find_patches=find, slide_mpp=SlideMpp())
 
     def slide_bags(self) -> dict[str, list[SlideBag]]:
         """{split: its slides, cut into patches}."""

@@ -19,7 +19,7 @@ from wsi_ips.errors import SlideReadError
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.slides.tile_layout import TileFile
 from wsi_ips.streaming.stream import Chunk, PatchStream
-from wsi_ips.tiling.patches import tile_slide
+from wsi_ips.tiling.patches import PatchesInTissue, tile_slide
 from wsi_ips.training import bags as bags_module
 from wsi_ips.training import step_bags
 from wsi_ips.training.bags import CaseBag, SlideBag, tile_bag
@@ -42,7 +42,10 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> list[SlideBag]:
         record = SlideRecord(f"{number}", f"{number}", {"label": str(number % 2)}, "train", path)
         found.append(
             tile_bag(
-                record, tasks=[TaskConfig(classes=("0", "1"))], tiling=TILING, slide_mpp=lambda _: Mpp(0.5)
+                record,
+                tasks=[TaskConfig(classes=("0", "1"))],
+                find_patches=PatchesInTissue(TILING),
+                slide_mpp=lambda _: Mpp(0.5),
             )
         )
     return found
