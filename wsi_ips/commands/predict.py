@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.inference.worker import WorkerSetup
-    from wsi_ips.models.encoders.network import Compute
+    from wsi_ips.models.encoders.compute import Compute
     from wsi_ips.tiling.patches import FindPatches
 
 
@@ -237,9 +237,10 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.telemetry import SlideTelemetry
     from wsi_ips.report.run_summary import write_summary
-    from wsi_ips.streaming.device import calculating, numerics
 
     if job.features is not None:
+        from wsi_ips.streaming.device import calculating
+
         with calculating(deterministic=job.deterministic):
             return _from_features(job, job.features, progress)
     pipeline, raster = _pipeline(job)
@@ -257,7 +258,6 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         checkpoint=job.checkpoints[0],
         sha256=setup.models.sha256,
         force=job.force,
-        numerics=numerics(deterministic=job.deterministic),
         more=_more(setup.models, calibration),
     ) as start:
         setup = replace(setup, start=start)
@@ -273,14 +273,22 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
         batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
         if pipeline.bag == "case":
-            _label_cases(jobs, case_of, setup, tables, batch, progress)
+            _label_cases(jobs, case_of, setup, tables, batch, job, progress)
         else:
             _label_slides(jobs, setup, tables, batch, job, progress)
         tables.close()
-        absent = _write_cases(job, run, tables.rows, case_of, pipeline)
+        rows = tables.rows
+        absent = _write_cases(job, run, rows, case_of, pipeline)
+        details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
+        outcome = _outcome(rows, run, details=details, absent=absent)
+        del (
+            tables,
+            rows,
+            jobs,
+            case_of,
+        )  # the summary reads the tables again; of 100,000 slides they are large
         write_summary(run, pipeline.model.tasks)
-    details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
-    return _outcome(tables.rows, run, details=details, absent=absent)
+    return outcome
 
 
 def _label_slides(
@@ -293,7 +301,20 @@ def _label_slides(
 ) -> None:
     from wsi_ips.inference.label import label
 
-    label(jobs, setup, tables, batch.model_copy(update={"workers": _workers(batch, job.device)}), progress)
+    def begin() -> "tuple[WorkerSetup, BatchConfig]":
+        workers = _workers(batch, job.device)
+        return _begun(job, setup), batch.model_copy(update={"workers": workers})
+
+    label(jobs, setup, tables, batch, progress, begin=begin)
+
+
+def _begun(job: PredictJob, setup: "WorkerSetup") -> "WorkerSetup":
+    """The setup of a run that has something to compute: PyTorch is imported, and asked for devices."""
+    from wsi_ips.inference.run_folder import note_numerics
+    from wsi_ips.streaming.device import numerics
+
+    note_numerics(setup.run, numerics(deterministic=job.deterministic))
+    return replace(setup, compute=_compute(job))
 
 
 def _label_cases(
@@ -302,11 +323,13 @@ def _label_cases(
     setup: "WorkerSetup",
     tables: "RunTables",
     batch: BatchConfig,
+    job: PredictJob,
     progress: Progress,
 ) -> None:
     from wsi_ips.inference.case_predict import case_jobs, label_cases
 
     assert case_of is not None  # _case_of sees to it
+    setup = _begun(job, setup)
     label_cases(case_jobs(jobs, case_of), setup, tables, on_error=batch.on_error, progress=progress)
 
 
@@ -316,11 +339,12 @@ def _case_of(job: PredictJob, pipeline: PipelineConfig, slide_ids: Sequence[str]
     Raises :class:`ConfigError` for a job that a model that reads all slides of a case as one bag cannot do,
     :class:`ManifestError` for a table that does not give the case of every slide.
     """
-    from wsi_ips.inference.case_predict import check_in_turn
     from wsi_ips.inference.predictions import read_case_table
 
     if pipeline.bag == "slide":
         return read_case_table(job.cases, slide_ids) if job.cases else None
+    from wsi_ips.inference.case_predict import check_in_turn
+
     if job.cases is None:
         raise ConfigError(
             f"{job.checkpoints[0]}: reads all slides of a case as one bag (bag: case); say which slides are a "
@@ -365,8 +389,6 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
     :class:`CheckpointError` for models that cannot be averaged.
     """
     from wsi_ips.inference.checkpoints import same_patches_and_tasks
-    from wsi_ips.inference.predict import check_parts
-    from wsi_ips.selection.slide_reading import check_explained
 
     first, *others = same_patches_and_tasks(job.checkpoints)
     if first.model.encoder.features is not None:
@@ -374,8 +396,12 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
             f"{job.checkpoints[0]}: reads stored features, not slides; give them with --features"
         )
     if job.batch.shard_patches is not None:
+        from wsi_ips.inference.predict import check_parts
+
         check_parts(first)
     if job.explain is not None:
+        from wsi_ips.selection.slide_reading import check_explained
+
         check_explained(first)
     raster = any(one.model.attention.positions == "raster" for one in (first, *others))
     return first.model_copy(update={"tiling": job.tiling.added_to(first.tiling)}), raster
@@ -404,6 +430,7 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
     from wsi_ips.inference.checkpoints import Checkpoints
     from wsi_ips.inference.run_folder import RunFolder
     from wsi_ips.inference.worker import WorkerSetup
+    from wsi_ips.storage.system import may_have_cuda
 
     return WorkerSetup(
         models=Checkpoints.of(job.checkpoints),
@@ -417,23 +444,38 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
         gradients=job.explain is not None,
         find_patches=_patches(job.from_coords, pipeline, raster=raster),
         deterministic=job.deterministic,
-        compute=_compute(job),
+        compute=_compute(job, look=job.compile or may_have_cuda()),
     )
 
 
-def _compute(job: PredictJob) -> "tuple[Compute, ...]":
+def _compute(job: PredictJob, *, look: bool = True) -> "tuple[Compute, ...]":
     """What the encoder of each checkpoint computes in. It is decided here, where the command was started, so that
-    all workers compute in the same precision. Raises :class:`ConfigError` where nothing can be compiled."""
-    from wsi_ips.models.checkpoint import checkpoint_config
-    from wsi_ips.models.encoders.network import Compute, check_compiles, settled
-    from wsi_ips.streaming.device import pick_device
+    all workers compute in the same precision. Raises :class:`ConfigError` where nothing can be compiled.
 
-    kind = pick_device().type if job.device == "auto" else job.device.partition(":")[0]
+    look: ask PyTorch whether there is a GPU; without, there is none. A run that is finished does not import it for
+    that.
+    """
+    from wsi_ips.models.checkpoint_head import checkpoint_config
+    from wsi_ips.models.encoders.compute import Compute, settled
+
+    kind = job.device.partition(":")[0]
+    if job.device == "auto":
+        from_torch = look and (job.compile or job.precision == "auto")
+        kind = _kind_found() if from_torch else "cpu"
     batch = job.streaming.batch if job.compile else None
     if job.compile and job.batch.scheduler is None:
+        from wsi_ips.models.encoders.network import check_compiles
+        from wsi_ips.streaming.device import pick_device
+
         check_compiles(pick_device(job.device))
     names = [checkpoint_config(path).model.encoder.name for path in job.checkpoints]
     return tuple(Compute(settled(job.precision, name, kind), compiled_batch=batch) for name in names)
+
+
+def _kind_found() -> str:
+    from wsi_ips.streaming.device import pick_device
+
+    return pick_device().type
 
 
 def draw_overlay(result: "SlideResult", path: Path) -> None:

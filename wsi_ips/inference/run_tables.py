@@ -1,7 +1,6 @@
 """The two tables of a run, kept up to date while slides are begun and done: :class:`RunTables`."""
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,26 +9,39 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.conformal import Calibration
 from wsi_ips.inference.in_hand import SlidesInHand
+from wsi_ips.inference.known_results import KnownResults
 from wsi_ips.inference.predictions import Doubt, PredictionRow, write_predictions
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
-from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table, write_slide_table
+from wsi_ips.inference.telemetry import (
+    NOTHING_MEASURED,
+    SlideRow,
+    SlideTelemetry,
+    read_slide_table,
+    write_slide_table,
+)
+from wsi_ips.storage.files import many_objects
 
 logger = logging.getLogger(__name__)
 
 MANY = 500
 """Number of slides above which the tables are not written after every change."""
 AT_MOST_EVERY_S = 1.0
-"""Seconds between two writes then."""
+"""Seconds between two writes then, at least."""
+SHARE_OF_WRITING = 0.02
+"""The share of a run's time that may go into writing its tables. The more slides there are, the longer a write
+takes, and the longer the next one is put off.
+"""
 
 
 class RunTables:
     """``predictions.csv`` and ``slides.csv``, written completely after every change, so that a killed run leaves
     both.
 
-    With more than 500 slides they are written once a second. A table that cannot be written now (a full disk) is
-    tried again with the next change, because a slide that was labelled must not be lost for it. Only
-    :meth:`close` raises the error.
+    With more than 500 slides they are written once a second, and less often if that took more than a fiftieth of
+    the time: with 100,000 slides about once a minute. What a killed run had not written yet, the next start finds by
+    its results. A table that cannot be written now (a full disk) is tried again with the next change,
+    because a slide that was labelled must not be lost for it. Only :meth:`close` raises the error.
     """
 
     def __init__(
@@ -59,7 +71,9 @@ class RunTables:
         self._tasks = tasks
         self._predictions: dict[str, PredictionRow] = {}
         self._measured: list[SlideTelemetry] = []
-        self._written = -math.inf
+        self._next_write = 0.0
+        self._unwritten = True
+        self._known = KnownResults(run.known, run.attention)
         earlier = _earlier(run)
         self._left_running = [
             job.slide_id
@@ -70,14 +84,12 @@ class RunTables:
         ]
         self._slides: dict[str, SlideRow] = {}
         for job in jobs:
-            fresh = SlideRow(slide_id=job.slide_id, path=str(job.path))
-            self._slides[job.slide_id] = replace(
-                earlier.get(job.slide_id, fresh),
-                path=fresh.path,
-                status="waiting",
-                error="",
-                note="",
-                worker="",
+            noted = earlier.get(job.slide_id)
+            self._slides[job.slide_id] = SlideRow(
+                slide_id=job.slide_id,
+                path=str(job.path),
+                attempts=noted.attempts if noted else 0,
+                telemetry=noted.telemetry if noted else NOTHING_MEASURED,
             )
 
     @property
@@ -111,6 +123,23 @@ class RunTables:
             row, status="running", attempts=row.attempts + 1, worker=worker, error=""
         )
         self._write()
+
+    def take_known(
+        self, jobs: Sequence[SlideJob], recorder: SlideRecorder, *, in_hand: SlidesInHand | None = None
+    ) -> list[SlideJob]:
+        """Note the slides that are known to be done without opening any file, and return the jobs that are left.
+
+        Args:
+            jobs: The slides.
+            recorder: Knows what is wanted of stored results.
+            in_hand: Is told of slides that need no reading any more.
+        """
+        with many_objects():
+            for done in recorder.known(jobs, self._tasks):
+                self._note(done)
+                if in_hand is not None:
+                    in_hand.end(done.row.slide_id)
+        return [job for job in jobs if job.slide_id not in self._predictions]
 
     def take_found(
         self,
@@ -154,6 +183,9 @@ class RunTables:
 
     def _note(self, done: Done) -> None:
         slide_id = done.row.slide_id
+        self._unwritten = True
+        if done.known:
+            self._known.add(done.known)
         row = replace(self._slides[slide_id], status=done.row.status, error=done.row.error, note=done.note)
         if done.telemetry is not None:
             self._measured.append(done.telemetry)
@@ -169,23 +201,30 @@ class RunTables:
         for slide_id, row in self._slides.items():
             if row.status == "running":
                 self._slides[slide_id] = replace(row, status="waiting")
-        self._written = -math.inf  # write now, however many slides there are
+        self._next_write = 0.0  # write now, however many slides there are
+        self._unwritten = True
         self._write()
 
     def close(self) -> None:
-        """Write both tables once more. Raises ``OSError`` if that fails."""
+        """Write both tables, unless they hold everything already. Raises ``OSError`` if that fails."""
+        if not self._unwritten and self._run.predictions.is_file() and self._run.slides.is_file():
+            return
         write_predictions(self._run.predictions, self.rows, tasks=self._tasks, doubt=self._doubt)
         write_slide_table(self._run.slides, list(self._slides.values()))
+        self._unwritten = False
 
     def _write(self) -> None:
+        self._unwritten = True
         # Thousands of lines take a while to write, too long to do it after each of thousands of slides.
-        if len(self._slides) > MANY and time.monotonic() - self._written < AT_MOST_EVERY_S:
+        began = time.monotonic()
+        if len(self._slides) > MANY and began < self._next_write:
             return
-        self._written = time.monotonic()
         try:
             self.close()
         except OSError as error:
             logger.warning("the run's tables are not written yet: %s", error)
+        ended = time.monotonic()
+        self._next_write = ended + max(AT_MOST_EVERY_S, (ended - began) / SHARE_OF_WRITING)
 
 
 def _earlier(run: RunFolder) -> dict[str, SlideRow]:
@@ -193,7 +232,8 @@ def _earlier(run: RunFolder) -> dict[str, SlideRow]:
     if not run.slides.is_file():
         return {}
     try:
-        return read_slide_table(run.slides)
+        with many_objects():
+            return read_slide_table(run.slides)
     except ResultsError as error:
         logger.warning("attempts are counted anew: %s", error)
         return {}

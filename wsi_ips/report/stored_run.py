@@ -23,7 +23,7 @@ from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table
-from wsi_ips.storage.files import check_size
+from wsi_ips.storage.files import check_size, many_objects
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
 from wsi_ips.training.model_card import CARD_NAME
@@ -96,6 +96,18 @@ def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
     If ``slides.csv`` cannot be read, only the times are missing. Raises :class:`ResultsError` for predictions or a
     description that cannot be read, and for a run without slides.
     """
+    with many_objects():
+        slides, notes = _slides_of(folder, tasks)
+    try:
+        description = read_description(folder.description)
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            folder.description, f"cannot be read ({one_line(error)})", "predict again"
+        ) from None
+    return StoredRun(folder, tasks, slides, description, notes)
+
+
+def _slides_of(folder: RunFolder, tasks: Sequence[TaskConfig]) -> tuple[list[StoredSlide], list[str]]:
     predicted = {row.slide_id: row for row in read_predictions(folder.predictions, tasks=tasks)}
     notes = []
     begun: Mapping[str, SlideRow] = {}
@@ -113,13 +125,7 @@ def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
         _slide(number, slide_id, predicted.get(slide_id), begun.get(slide_id))
         for number, slide_id in enumerate(slide_ids, start=1)
     ]
-    try:
-        description = read_description(folder.description)
-    except (OSError, ValueError) as error:
-        raise ResultsError(
-            folder.description, f"cannot be read ({one_line(error)})", "predict again"
-        ) from None
-    return StoredRun(folder, tasks, slides, description, notes)
+    return slides, notes
 
 
 def _slide(number: int, slide_id: str, row: PredictionRow | None, begun: SlideRow | None) -> StoredSlide:
