@@ -287,9 +287,9 @@ def _store_all(
     from wsi_ips.slides.base import named
 
     rows: dict[str, _Row] = {}
-    table = SlideRows(storing.export.folder.table, COLUMNS, [slide.slide_id for slide in slides])
+    written = SlideRows(storing.export.folder.table, COLUMNS, [slide.slide_id for slide in slides])
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
-    with progress("Encoding", total=len(slides)) as advance:
+    with written as table, progress("Encoding", total=len(slides)) as advance:
         for slide in (*others, *suspects):
             slide_id = slide.slide_id
             try:

@@ -234,8 +234,6 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
     from wsi_ips.inference.run_folder import RunFolder, claimed
-    from wsi_ips.inference.run_tables import RunTables
-    from wsi_ips.inference.telemetry import SlideTelemetry
     from wsi_ips.report.run_summary import write_summary
 
     if job.features is not None:
@@ -261,34 +259,46 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         more=_more(setup.models, calibration),
     ) as start:
         setup = replace(setup, start=start)
-        tables = RunTables(
-            run,
-            jobs,
-            tasks=pipeline.model.tasks,
-            spread=setup.models.several,
-            calibration=calibration,
-            by_case=pipeline.bag == "case",
-        )
-        # A slide given by itself is all there is to do: its error is the command's.
-        alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
-        batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
-        if pipeline.bag == "case":
-            _label_cases(jobs, case_of, setup, tables, batch, job, progress)
-        else:
-            _label_slides(jobs, setup, tables, batch, job, progress)
-        tables.close()
-        rows = tables.rows
-        absent = _write_cases(job, run, rows, case_of, pipeline)
-        details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
-        outcome = _outcome(rows, run, details=details, absent=absent)
-        del (
-            tables,
-            rows,
-            jobs,
-            case_of,
-        )  # the summary reads the tables again; of 100,000 slides they are large
+        outcome = _label_all(job, pipeline, jobs, case_of, setup, calibration, progress)
+        del jobs, case_of  # the summary reads the tables again, which of 100,000 slides are large
         write_summary(run, pipeline.model.tasks)
     return outcome
+
+
+def _label_all(
+    job: PredictJob,
+    pipeline: PipelineConfig,
+    jobs: "Sequence[SlideJob]",
+    case_of: dict[str, str] | None,
+    setup: "WorkerSetup",
+    calibration: "Calibration | None",
+    progress: Progress,
+) -> Outcome:
+    """Label what is left to label, and write the tables of the run."""
+    from wsi_ips.inference.run_tables import RunTables
+    from wsi_ips.inference.telemetry import SlideTelemetry
+
+    run = setup.run
+    tables = RunTables(
+        run,
+        jobs,
+        tasks=pipeline.model.tasks,
+        spread=setup.models.several,
+        calibration=calibration,
+        by_case=pipeline.bag == "case",
+    )
+    # A slide given by itself is all there is to do: its error is the command's.
+    alone = job.slides is not None and [slide.path for slide in jobs] == [_absolute(job.slides)]
+    batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
+    if pipeline.bag == "case":
+        _label_cases(jobs, case_of, setup, tables, batch, job, progress)
+    else:
+        _label_slides(jobs, setup, tables, batch, job, progress)
+    tables.close()
+    rows = tables.rows
+    absent = _write_cases(job, run, rows, case_of, pipeline)
+    details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
+    return _outcome(rows, job.out, details=details, absent=absent)
 
 
 def _label_slides(
@@ -519,13 +529,13 @@ def _workers(batch: BatchConfig, device: str) -> int | None:
 
 
 def _outcome(
-    rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequence[str], absent: Sequence[str] = ()
+    rows: "Sequence[PredictionRow]", out: Path, *, details: Sequence[str], absent: Sequence[str] = ()
 ) -> Outcome:
     from wsi_ips.slides.base import named
 
     return Outcome.of_slides(
         [*(named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error), *absent],
-        f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
+        f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {out / 'predictions.csv'}",
         details=details,
     )
 
@@ -578,4 +588,4 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"
     )
-    return _outcome(tables.rows, run, details=[note] if unplaced else (), absent=absent)
+    return _outcome(tables.rows, job.out, details=[note] if unplaced else (), absent=absent)

@@ -133,9 +133,9 @@ def _tile_all(
     from wsi_ips.inference.slide_rows import SlideRows
 
     tiled: dict[str, TiledSlide] = {}
-    table = SlideRows(folder.root / TABLE, COLUMNS, [slide.slide_id for slide in slides])
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
-    with progress("Tiling", total=len(slides)) as advance:
+    rows = SlideRows(folder.root / TABLE, COLUMNS, [slide.slide_id for slide in slides])
+    with rows as table, progress("Tiling", total=len(slides)) as advance:
         for slide, done in chain(
             _tiled(folder, others, in_hand, workers=workers), _tiled_alone(folder, suspects, in_hand)
         ):

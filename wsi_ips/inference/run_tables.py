@@ -1,7 +1,6 @@
 """The two tables of a run, kept up to date while slides are begun and done: :class:`RunTables`."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.known_results import KnownResults
 from wsi_ips.inference.predictions import Doubt, PredictionRow, write_predictions
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_rows import Pace
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import (
     NOTHING_MEASURED,
@@ -24,24 +24,15 @@ from wsi_ips.storage.files import many_objects
 
 logger = logging.getLogger(__name__)
 
-MANY = 500
-"""Number of slides above which the tables are not written after every change."""
-AT_MOST_EVERY_S = 1.0
-"""Seconds between two writes then, at least."""
-SHARE_OF_WRITING = 0.02
-"""The share of a run's time that may go into writing its tables. The more slides there are, the longer a write
-takes, and the longer the next one is put off.
-"""
-
 
 class RunTables:
     """``predictions.csv`` and ``slides.csv``, written completely after every change, so that a killed run leaves
     both.
 
     With more than 500 slides they are written once a second, and less often if that took more than a fiftieth of
-    the time: with 100,000 slides about once a minute. What a killed run had not written yet, the next start finds by
-    its results. A table that cannot be written now (a full disk) is tried again with the next change,
-    because a slide that was labelled must not be lost for it. Only :meth:`close` raises the error.
+    the time (:class:`Pace`): with 100,000 slides about once a minute. What a killed run had not written yet, the
+    next start finds by its results. A table that cannot be written now (a full disk) is tried again with a later
+    change, because a slide that was labelled must not be lost for it. Only :meth:`close` raises the error.
     """
 
     def __init__(
@@ -71,7 +62,7 @@ class RunTables:
         self._tasks = tasks
         self._predictions: dict[str, PredictionRow] = {}
         self._measured: list[SlideTelemetry] = []
-        self._next_write = 0.0
+        self._pace = Pace()
         self._unwritten = True
         self._known = KnownResults(run.known, run.attention)
         earlier = _earlier(run)
@@ -201,7 +192,7 @@ class RunTables:
         for slide_id, row in self._slides.items():
             if row.status == "running":
                 self._slides[slide_id] = replace(row, status="waiting")
-        self._next_write = 0.0  # write now, however many slides there are
+        self._pace.at_once()  # however many slides there are
         self._unwritten = True
         self._write()
 
@@ -215,16 +206,13 @@ class RunTables:
 
     def _write(self) -> None:
         self._unwritten = True
-        # Thousands of lines take a while to write, too long to do it after each of thousands of slides.
-        began = time.monotonic()
-        if len(self._slides) > MANY and began < self._next_write:
+        if not self._pace.due(len(self._slides)):
             return
         try:
-            self.close()
+            with self._pace.writing():
+                self.close()
         except OSError as error:
             logger.warning("the run's tables are not written yet: %s", error)
-        ended = time.monotonic()
-        self._next_write = ended + max(AT_MOST_EVERY_S, (ended - began) / SHARE_OF_WRITING)
 
 
 def _earlier(run: RunFolder) -> dict[str, SlideRow]:
