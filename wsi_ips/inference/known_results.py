@@ -13,17 +13,19 @@ Only slides that are one file each have lines: not DICOM, MIRAX and Zarr, whose 
 
 import json
 import logging
+import math
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.errors import one_line
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.slides.folder import files_of
@@ -61,8 +63,10 @@ class Wanted(Protocol):
         """Whether a result made from this would be made with the same settings now, its files being the same."""
         ...
 
-    def coordinates(self, slide_id: str) -> Sequence[Path]:
-        """The files that the patches of a slide are read from; none if they are found by segmentation."""
+    def coordinates(self, slide_id: str) -> Sequence[Path] | None:
+        """The files that the patches of a slide are read from: none if they are found by segmentation, None if
+        there are no such files any more.
+        """
         ...
 
 
@@ -88,9 +92,14 @@ class Stamps:
     patches: str = ""
 
     @classmethod
-    def of(cls, slide: Location, patches: Sequence[Path]) -> "Stamps":
+    def of(cls, slide: Location, patches: Sequence[Path] | None) -> "Stamps":
         """The stamps now. None of a slide of several files, and none of files that were changed just now."""
-        if not isinstance(slide, Path) or slide.suffix.lower() == MIRAX_SUFFIX or files_of(slide) != [slide]:
+        if (
+            patches is None
+            or not isinstance(slide, Path)
+            or slide.suffix.lower() == MIRAX_SUFFIX
+            or files_of(slide) != [slide]
+        ):
             return cls("")
         slides, beside = stamp(slide, settled=True), [stamp(path, settled=True) for path in patches]
         return cls(slides if all(beside) else "", " ".join(beside))
@@ -180,7 +189,6 @@ class KnownResults:
         A slide is told once. The rows are without calibration. Memory is that of some thousand lines.
         """
         job_of = {job.slide_id: job for job in jobs}
-        shape = [(task.name, list(task.classes)) for task in tasks]
         seen: set[str] = set()
         fits = _Fits(wanted)
         lines = 0
@@ -198,9 +206,10 @@ class KnownResults:
                     slide, patches, result = line["stamps"]
                     if job.slide_id in seen or now[place] != slide or now[len(asked) + place] != result:
                         continue
-                    if " ".join(map(stamp, wanted.coordinates(job.slide_id))) != patches:
+                    files = wanted.coordinates(job.slide_id)
+                    if files is None or " ".join(map(stamp, files)) != patches:
                         continue
-                    if (row := _row(line, shape)) is not None:
+                    if (row := _row(line, tasks)) is not None:
                         seen.add(job.slide_id)
                         yield job.slide_id, row, line["note"]
         if lines > 2 * len(job_of) + SPARE_LINES:
@@ -291,37 +300,44 @@ def _stamps(paths: Sequence[str], pool: ThreadPoolExecutor) -> list[str]:
     return [each for part in pool.map(lambda its: [stamp(path) for path in its], parts) for each in part]
 
 
-def _row(line: Mapping[str, Any], shape: Sequence[tuple[str, list[str]]]) -> PredictionRow | None:
-    """The row of a line; None if it does not have exactly these tasks and classes."""
+def _row(line: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> PredictionRow | None:
+    """The row of a line; None if its numbers are not those of exactly these tasks and classes."""
+    n_patches = line.get("n_patches")
+    if type(n_patches) is not int or n_patches < 0:
+        return None
     try:
-        probabilities = _numbers(line["probabilities"], shape)
-        spread = _numbers(line["spread"], shape) if line["spread"] else {}
+        probabilities = _numbers(line["probabilities"], tasks, of_spread=False)
+        spread = _numbers(line["spread"], tasks, of_spread=True) if line["spread"] else {}
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    n_patches = line.get("n_patches")
-    if type(n_patches) is not int:
-        return None
-    row = PredictionRow(
+    return PredictionRow(
         slide_id=line["slide_id"],
         status="ok",
         probabilities=probabilities,
         n_patches=n_patches,
-        error=line["error"],
+        error=one_line(line["error"]),
+        spread=spread,
     )
-    return replace(row, spread=spread) if spread else row
 
 
-def _numbers(told: Mapping[str, Any], shape: Sequence[tuple[str, list[str]]]) -> dict[str, dict[str, float]]:
+def _numbers(
+    told: Mapping[str, Any], tasks: Sequence[TaskConfig], *, of_spread: bool
+) -> dict[str, dict[str, float]]:
     """The numbers under our own names, which take no further memory.
 
-    Raises ``ValueError`` for other names, ``AttributeError`` or ``TypeError`` for what has none.
+    Raises ``ValueError`` for other names and for numbers that no network says, ``AttributeError`` or ``TypeError``
+    for what is not made of names and numbers.
     """
-    if list(told) != [name for name, _ in shape]:
+    if list(told) != [task.name for task in tasks]:
         raise ValueError("other tasks")
     numbers = {}
-    for name, classes in shape:
-        its = told[name]
-        if list(its) != classes or not all(type(value) is float for value in its.values()):
+    for task in tasks:
+        values = list(told[task.name].values())
+        if list(told[task.name]) != list(task.classes) or not all(type(value) is float for value in values):
             raise ValueError("other classes")
-        numbers[name] = dict(zip(classes, its.values(), strict=True))
+        most = math.inf if of_spread or task.activation == "linear" else 1.0
+        least = -math.inf if task.activation == "linear" else 0.0
+        if any(math.isinf(value) or value < least or value > most for value in values):
+            raise ValueError("no probability")
+        numbers[task.name] = dict(zip(task.classes, values, strict=True))
     return numbers

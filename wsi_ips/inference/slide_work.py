@@ -183,14 +183,14 @@ class SlideRecorder:
         )
         return not made_from.difference(now, bad_tiles=bad_tiles)
 
-    def coordinates(self, slide_id: str) -> Sequence[Path]:
+    def coordinates(self, slide_id: str) -> Sequence[Path] | None:
         """See :class:`wsi_ips.inference.known_results.Wanted`."""
         if self._find_patches is None:
             return ()
         try:
             return self._find_patches.read_from(slide_id)
         except CoordsError:
-            return ()
+            return None
 
     def _stamps(self, job: SlideJob) -> Stamps:
         return Stamps.of(job.path, self.coordinates(job.slide_id))

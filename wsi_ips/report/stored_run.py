@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, harmless, one_line
-from wsi_ips.evaluation.plots import read_history
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
@@ -191,6 +190,10 @@ def read_training(folder: Path, run: StoredRun) -> TrainingRun:
         folds = sorted(path.name for path in folder.glob("fold_*") if (path / "history.csv").is_file())
         fix = f"name one fold's: {folder / folds[0]}" if folds else TRAINING_FIX
         raise ResultsError(folder, "holds no history.csv", fix)
+    from wsi_ips.evaluation.plots import (
+        read_history,
+    )  # imports a quarter of SciPy, which a summary does without
+
     history = read_history(folder / "history.csv")
     try:
         description = read_description(folder / "run.json")
