@@ -134,6 +134,7 @@ def timed(step: str, command: Sequence[str]) -> dict[str, float]:
     process = subprocess.Popen(command, stdout=sys.stderr, env=environment, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)  # it is gone, and Popen need not wait for it
     if status:
         sys.exit(f"{step} failed")
     return {
