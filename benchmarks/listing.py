@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -154,14 +155,15 @@ def viewed(run: Path) -> dict[str, float]:
         assert process.stdout
         found = re.search(r"http://\S+", process.stdout.readline())
         assert found, "wsi-ips view did not start"
-        connection = http.client.HTTPConnection(urlsplit(found[0]).netloc, timeout=PATIENCE_S)
-        for path in ("/", "/api/view"):
-            asked(connection, path)
-        figures = {"view_s": time.perf_counter() - started}
-        for name, path in (("list", "/api/runs/0/slides"), ("search", "/api/runs/0/slides?q=99&order=sure")):
-            started = time.perf_counter()
-            figures[f"view_{name}_kb"] = asked(connection, path) / 1024
-            figures[f"view_{name}_s"] = time.perf_counter() - started
+        address = urlsplit(found[0]).netloc
+        with closing(http.client.HTTPConnection(address, timeout=PATIENCE_S)) as connection:
+            for path in ("/", "/api/view"):
+                asked(connection, path)
+            figures = {"view_s": time.perf_counter() - started}
+            for name, path in (("list", ""), ("search", "?q=99&order=sure")):
+                started = time.perf_counter()
+                figures[f"view_{name}_kb"] = asked(connection, "/api/runs/0/slides" + path) / 1024
+                figures[f"view_{name}_s"] = time.perf_counter() - started
         status = Path(f"/proc/{process.pid}/status").read_text()
         return figures | {"view_mb": int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024}
     finally:
