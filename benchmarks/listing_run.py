@@ -104,7 +104,7 @@ def write_known(folder: Path, tumor: "np.ndarray[tuple[int], np.dtype[np.float64
     time.sleep(1.5 * SETTLED_NS / 1e9)
     first = read_result(run.attention(name_of(0)))
     assert first.made_from is not None
-    known = KnownResults(run.known, run.attention)
+    known = KnownResults(run.known, run.root / "attention")
     row = PredictionRow.done(first)
     for number, p in enumerate(tumor.tolist()):
         name = name_of(number)

@@ -156,7 +156,7 @@ def test_coordinates_that_were_written_anew_are_looked_into(
         predictor._net, predictor.pipeline, streaming=StreamingConfig(batch=16), device=predictor.device,
         checkpoint=SHA256, find_patches=found,
     )  # fmt: skip
-    lines = KnownResults(run.known, run.attention)
+    lines = KnownResults(run.known, run.root / "attention")
     for job in jobs:
         done = recorder.write(job, reader.predict(job.path, slide_id=job.slide_id))
         lines.add(done.known)
@@ -211,7 +211,7 @@ def test_half_a_line_of_a_killed_start_costs_no_other(
 ) -> None:
     first, second = run.known.read_bytes().splitlines()
     run.known.write_bytes(first + b"\n" + second[:40])
-    KnownResults(run.known, run.attention).add(second.decode())
+    KnownResults(run.known, run.root / "attention").add(second.decode())
     assert known(run, jobs, predictor) == [job.slide_id for job in jobs]
 
 
@@ -253,6 +253,6 @@ def test_a_full_disk_costs_no_label(
 ) -> None:
     run.known.unlink()
     run.known.mkdir()
-    KnownResults(run.known, run.attention).add("{}")
+    KnownResults(run.known, run.root / "attention").add("{}")
     assert "is not written" in caplog.text
     assert known(run, jobs, predictor) == []

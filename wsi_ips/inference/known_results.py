@@ -17,7 +17,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -162,10 +162,10 @@ class KnownResults:
 
     Args:
         path: ``known.jsonl`` of the run.
-        attention: Where the result of a slide is stored.
+        attention: The folder of the results, ``<slide_id>.h5``.
     """
 
-    def __init__(self, path: Path, attention: Callable[[str], Path]) -> None:
+    def __init__(self, path: Path, attention: Path) -> None:
         self._path = path
         self._attention = attention
         self._begun = False
@@ -191,6 +191,7 @@ class KnownResults:
         job_of = {job.slide_id: job for job in jobs}
         seen: set[str] = set()
         fits = _Fits(wanted)
+        stored_in = str(self._attention) + os.sep
         lines = 0
         with ThreadPoolExecutor(LOOKING, thread_name_prefix="wsi_ips-known") as pool:
             told = self._lines()
@@ -200,7 +201,7 @@ class KnownResults:
                     (line, job) for line in some if (job := job_of.get(line["slide_id"])) and fits(line, job)
                 ]
                 paths = [str(job.path) for _, job in asked]
-                paths += [str(self._attention(job.slide_id)) for _, job in asked]
+                paths += [f"{stored_in}{job.slide_id}.h5" for _, job in asked]
                 now = _stamps(paths, pool)
                 for place, (line, job) in enumerate(asked):
                     slide, patches, result = line["stamps"]
@@ -249,7 +250,7 @@ class KnownResults:
 def _parsed(text: bytes) -> dict[str, Any] | None:
     """A line, if all that is looked at has its type."""
     try:
-        line = json.loads(text)
+        line = json.loads(text.decode())
         stamps = line["stamps"]
         sound = (
             all(isinstance(line[name], str) for name in ("slide_id", "path", "checkpoint", "note", "error"))

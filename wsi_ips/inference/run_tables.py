@@ -64,7 +64,7 @@ class RunTables:
         self._measured: list[SlideTelemetry] = []
         self._pace = Pace()
         self._unwritten = True
-        self._known = KnownResults(run.known, run.attention)
+        self._known = KnownResults(run.known, run.root / "attention")
         earlier = _earlier(run)
         self._left_running = [
             job.slide_id

@@ -164,12 +164,12 @@ class SlideRecorder:
         """
         drawn = None
         if self._draw is not None:
-            folder = self._run.overlay("").parent
+            folder = self._run.overlay("x").parent
             drawn = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208 - names are enough
-        at_hand = (
-            jobs if drawn is None else [job for job in jobs if self._run.overlay(job.slide_id).name in drawn]
-        )
-        for _, row, note in KnownResults(self._run.known, self._run.attention).matching(at_hand, self, tasks):
+        at_hand = jobs if drawn is None else [job for job in jobs if f"{job.slide_id}.png" in drawn]
+        for _, row, note in KnownResults(self._run.known, self._run.root / "attention").matching(
+            at_hand, self, tasks
+        ):
             yield Done(row, note=note)
 
     def same_settings(self, made_from: MadeFrom, mpp: float | None, *, bad_tiles: bool) -> bool:
