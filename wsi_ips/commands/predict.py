@@ -234,7 +234,6 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
     from wsi_ips.inference.run_folder import RunFolder, claimed
-    from wsi_ips.report.run_summary import write_summary
 
     if job.features is not None:
         from wsi_ips.streaming.device import calculating
@@ -259,10 +258,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         more=_more(setup.models, calibration),
     ) as start:
         setup = replace(setup, start=start)
-        outcome = _label_all(job, pipeline, jobs, case_of, setup, calibration, progress)
-        del jobs, case_of  # the summary reads the tables again, which of 100,000 slides are large
-        write_summary(run, pipeline.model.tasks)
-    return outcome
+        return _label_all(job, pipeline, jobs, case_of, setup, calibration, progress)
 
 
 def _label_all(
@@ -274,9 +270,11 @@ def _label_all(
     calibration: "Calibration | None",
     progress: Progress,
 ) -> Outcome:
-    """Label what is left to label, and write the tables of the run."""
+    """Label what is left to label, and write the tables of the run and its summary."""
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.telemetry import SlideTelemetry
+    from wsi_ips.report.run_summary import write_summary
+    from wsi_ips.report.stored_run import run_of_tables
 
     run = setup.run
     tables = RunTables(
@@ -297,6 +295,7 @@ def _label_all(
     tables.close()
     rows = tables.rows
     absent = _write_cases(job, run, rows, case_of, pipeline)
+    write_summary(run_of_tables(run, pipeline.model.tasks, rows, tables.slides))
     details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else ()
     return _outcome(rows, job.out, details=details, absent=absent)
 
@@ -549,6 +548,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.models.checkpoint import load_checkpoint
     from wsi_ips.report.run_summary import write_summary
+    from wsi_ips.report.stored_run import run_of_tables
     from wsi_ips.streaming.device import numerics, pick_device
 
     pipeline = same_patches_and_tasks(job.checkpoints)[0]
@@ -583,7 +583,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         else:
             tables, unplaced = predict_features(paths, predictor, run, **how)
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
-        write_summary(run, pipeline.model.tasks)
+        write_summary(run_of_tables(run, pipeline.model.tasks, tables.rows, tables.slides))
     note = (
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"

@@ -1,7 +1,7 @@
 """The two tables of a run, kept up to date while slides are begun and done: :class:`RunTables`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wsi_ips.config import TaskConfig
@@ -87,6 +87,11 @@ class RunTables:
     def rows(self) -> list[PredictionRow]:
         """The rows of the slides that are done, as they are written, in the order of the jobs."""
         return [self._predictions[slide_id] for slide_id in self._slides if slide_id in self._predictions]
+
+    @property
+    def slides(self) -> Mapping[str, SlideRow]:
+        """``{slide_id: row}`` of ``slides.csv``, in the order of the jobs."""
+        return self._slides
 
     @property
     def left_running(self) -> Sequence[str]:

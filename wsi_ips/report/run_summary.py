@@ -14,9 +14,8 @@ from typing import Any
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import harmless, one_line
-from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.report.stored_run import StoredRun, StoredSlide, read_run
+from wsi_ips.report.stored_run import StoredRun, StoredSlide
 from wsi_ips.report.summary import duration
 from wsi_ips.storage.files import whole_file
 
@@ -37,16 +36,10 @@ FINGERPRINT_DIGITS = 12
 """Hexadecimal digits that are shown of a checksum."""
 
 
-def write_summary(run: RunFolder, tasks: Sequence[TaskConfig]) -> None:
-    """Write ``summary.md``, completely or not at all.
-
-    Args:
-        run: The folder, whose tables and ``run.json`` are there.
-        tasks: The tasks of the model.
-
-    Raises :class:`ResultsError` for tables that cannot be read, ``OSError`` if the file cannot be written.
-    """
-    text = "\n".join(_lines(read_run(run, tasks))) + "\n"
+def write_summary(stored: StoredRun) -> None:
+    """Write ``summary.md`` of a run, completely or not at all. Raises ``OSError`` if it cannot be written."""
+    run = stored.folder
+    text = "\n".join(_lines(stored)) + "\n"
     with whole_file(run.summary) as partial:
         partial.write_text(text, encoding="utf-8")
 

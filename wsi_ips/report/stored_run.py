@@ -95,8 +95,41 @@ def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
     If ``slides.csv`` cannot be read, only the times are missing. Raises :class:`ResultsError` for predictions or a
     description that cannot be read, and for a run without slides.
     """
+    notes = []
+    begun: Mapping[str, SlideRow] = {}
     with many_objects():
-        slides, notes = _slides_of(folder, tasks)
+        predicted = read_predictions(folder.predictions, tasks=tasks)
+        try:
+            if folder.slides.is_file():
+                begun = read_slide_table(folder.slides)
+            else:
+                notes.append("The run has no slides.csv: where its time went is not known.")
+        except ResultsError as error:
+            notes.append(f"Where the time went is not known: {error}")
+    return run_of_tables(folder, tasks, predicted, begun, notes=notes)
+
+
+def run_of_tables(
+    folder: RunFolder,
+    tasks: Sequence[TaskConfig],
+    predictions: Sequence[PredictionRow],
+    begun: Mapping[str, SlideRow],
+    *,
+    notes: Sequence[str] = (),
+) -> StoredRun:
+    """The run whose tables hold these rows. Only its description is read.
+
+    ``begun`` maps slide ids to their rows of ``slides.csv``. Raises :class:`ResultsError` for a description that
+    cannot be read, and for a run without slides.
+    """
+    with many_objects():
+        predicted = {row.slide_id: row for row in predictions}
+        slides = [
+            _slide(number, slide_id, predicted.get(slide_id), begun.get(slide_id))
+            for number, slide_id in enumerate(dict.fromkeys([*begun, *predicted]), start=1)
+        ]
+    if not slides:
+        raise ResultsError(folder.predictions, "holds no slides", "let wsi-ips predict finish some first")
     try:
         description = read_description(folder.description)
     except (OSError, ValueError) as error:
@@ -104,27 +137,6 @@ def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
             folder.description, f"cannot be read ({one_line(error)})", "predict again"
         ) from None
     return StoredRun(folder, tasks, slides, description, notes)
-
-
-def _slides_of(folder: RunFolder, tasks: Sequence[TaskConfig]) -> tuple[list[StoredSlide], list[str]]:
-    predicted = {row.slide_id: row for row in read_predictions(folder.predictions, tasks=tasks)}
-    notes = []
-    begun: Mapping[str, SlideRow] = {}
-    try:
-        if folder.slides.is_file():
-            begun = read_slide_table(folder.slides)
-        else:
-            notes.append("The run has no slides.csv: where its time went is not known.")
-    except ResultsError as error:
-        notes.append(f"Where the time went is not known: {error}")
-    slide_ids = list(dict.fromkeys([*begun, *predicted]))
-    if not slide_ids:
-        raise ResultsError(folder.predictions, "holds no slides", "let wsi-ips predict finish some first")
-    slides = [
-        _slide(number, slide_id, predicted.get(slide_id), begun.get(slide_id))
-        for number, slide_id in enumerate(slide_ids, start=1)
-    ]
-    return slides, notes
 
 
 def _slide(number: int, slide_id: str, row: PredictionRow | None, begun: SlideRow | None) -> StoredSlide:

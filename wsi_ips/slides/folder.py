@@ -12,6 +12,7 @@ from pathlib import Path
 from wsi_ips.errors import ConfigError, SlideNotFound, UnsupportedSlide
 from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.dicom.series import dicom_slides, may_be_dicom, series_of, starts_as_dicom
+from wsi_ips.storage.files import many_objects
 from wsi_ips.storage.location import Location, Url, locate
 
 SLIDE_SUFFIXES = frozenset(
@@ -69,19 +70,23 @@ def find_slides_by_id(folder: Location | str) -> dict[str, Location]:
     root = locate(folder)
     if isinstance(root, Url) or root.is_file():
         return unique_slide_ids([root])
-    return _unique(
-        (slide_id(slide) if is_folder else _id_of_file(slide), slide)
-        for slide, is_folder in _sorted_slides(root)
-    )
+    with many_objects():
+        return _unique(
+            (slide_id(slide) if is_folder else _id_of_file(slide), slide)
+            for slide, is_folder in _sorted_slides(root)
+        )
+
+
+def _as_paths_are_sorted(found: tuple[Path, bool]) -> tuple[str, ...]:
+    parts = found[0].parts
+    return parts if os.name == "posix" else tuple(map(os.path.normcase, parts))
 
 
 def _sorted_slides(root: Path) -> list[tuple[Path, bool]]:
     """The slides in a folder, sorted by path, and whether each is a folder itself."""
     if not root.exists():
         raise SlideNotFound(root, "no such file or folder", "check the path")
-    slides = sorted(
-        _slides_below(root, frozenset()), key=lambda found: tuple(map(os.path.normcase, found[0].parts))
-    )
+    slides = sorted(_slides_below(root, frozenset()), key=_as_paths_are_sorted)
     if not slides:
         known = " ".join(sorted(SLIDE_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX}))
         raise SlideNotFound(root, "no slide in this folder or below it", f"known suffixes: {known}")
