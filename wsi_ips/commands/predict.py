@@ -507,10 +507,12 @@ def _patches(folder: Path | None, pipeline: PipelineConfig, *, raster: bool) -> 
 def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":
     """Absolute, so that workers elsewhere, and commands started elsewhere, find the slides."""
     from wsi_ips.inference.slide_work import SlideJob
+    from wsi_ips.storage.files import many_objects
 
     by_id = slides_by_id(slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, by_id)
-    return [SlideJob(slide_id, _absolute(path), slide_mpp(slide_id)) for slide_id, path in by_id.items()]
+    with many_objects():
+        return [SlideJob(slide_id, _absolute(path), slide_mpp(slide_id)) for slide_id, path in by_id.items()]
 
 
 def _absolute(where: Location) -> Location:

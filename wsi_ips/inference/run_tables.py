@@ -74,14 +74,15 @@ class RunTables:
             and not earlier[job.slide_id].worker
         ]
         self._slides: dict[str, SlideRow] = {}
-        for job in jobs:
-            noted = earlier.get(job.slide_id)
-            self._slides[job.slide_id] = SlideRow(
-                slide_id=job.slide_id,
-                path=str(job.path),
-                attempts=noted.attempts if noted else 0,
-                telemetry=noted.telemetry if noted else NOTHING_MEASURED,
-            )
+        with many_objects():
+            for job in jobs:
+                noted = earlier.get(job.slide_id)
+                self._slides[job.slide_id] = SlideRow(
+                    slide_id=job.slide_id,
+                    path=str(job.path),
+                    attempts=noted.attempts if noted else 0,
+                    telemetry=noted.telemetry if noted else NOTHING_MEASURED,
+                )
 
     @property
     def rows(self) -> list[PredictionRow]:
@@ -205,8 +206,9 @@ class RunTables:
         """Write both tables, unless they hold everything already. Raises ``OSError`` if that fails."""
         if not self._unwritten and self._run.predictions.is_file() and self._run.slides.is_file():
             return
-        write_predictions(self._run.predictions, self.rows, tasks=self._tasks, doubt=self._doubt)
-        write_slide_table(self._run.slides, list(self._slides.values()))
+        with many_objects():
+            write_predictions(self._run.predictions, self.rows, tasks=self._tasks, doubt=self._doubt)
+            write_slide_table(self._run.slides, list(self._slides.values()))
         self._unwritten = False
 
     def _write(self) -> None:
