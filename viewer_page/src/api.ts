@@ -21,7 +21,20 @@ export interface Listed {
   error: string;
   labels: Record<string, string>;
   split: string | null;
+  /** Whether the manifest's label says something else than the prediction. */
+  wrong: boolean;
   has_attention: boolean;
+}
+
+/** A page of the list of slides: `first` is the place of its first slide among the `found` ones, from 0. */
+export interface Slides {
+  slides: Listed[];
+  first: number;
+  found: number;
+  total: number;
+  /** Whether some slide of the run is not done yet. */
+  unfinished: boolean;
+  notes: string[];
 }
 
 export interface Maps {

@@ -1,6 +1,6 @@
 // The page at work: the view on one side, panes, list and panels on the other.
 
-import { about, ask, Refused, type Legend, type Listed, type Patches, type Run, type Slide } from "./api";
+import { about, ask, Refused, type Legend, type Patches, type Run, type Slide } from "./api";
 import { byId, el } from "./dom";
 import { Controls, drawFacts, drawPatches, drawPrediction, LegendBar } from "./inspector";
 import type { Key } from "./keys";
@@ -37,7 +37,6 @@ export class App implements PaneEvents {
   private loading = new AbortController();
   private colouring = 0;
   private written = "";
-  private listed = "";
 
   constructor(
     private readonly store: Store,
@@ -65,7 +64,7 @@ export class App implements PaneEvents {
     this.layOut();
     const { view } = this.store;
     const loaded = view.slide === null ? null : this.load(view.place);
-    await this.refresh();
+    await this.refresh(view.slide);
     if (view.slide === null && this.list.first) this.store.update({ slide: this.list.first });
     await loaded;
   }
@@ -74,20 +73,21 @@ export class App implements PaneEvents {
     return this.leader ?? (this.sides[0] as Side).pane;
   }
 
-  private async refresh(): Promise<void> {
-    const answer = await ask<{ slides: Listed[]; notes: string[] }>("/api/runs/0/slides");
-    const said = JSON.stringify(answer);
-    if (said !== this.listed) {
-      this.listed = said;
-      this.list.set(answer.slides, answer.notes);
+  /** at: the page of the list that this slide is on, else the page that is shown. */
+  private async refresh(at: string | null = null): Promise<void> {
+    let unfinished = true;
+    try {
+      const page = await this.list.load(undefined, at);
+      unfinished = page.unfinished;
       this.list.select(this.store.view.slide);
       const shown = this.sides[0]?.slide;
-      const now = answer.slides.find((slide) => slide.slide_id === shown?.slide_id);
+      const now = page.slides.find((slide) => slide.slide_id === shown?.slide_id);
       if (shown && now && now.status !== shown.status) void this.load(this.store.view.place);
+    } catch (error) {
+      // Another page was asked for meanwhile.
+      if (!(error instanceof DOMException && error.name === "AbortError")) throw error;
     }
-    if (answer.slides.some((slide) => slide.status === "waiting" || slide.status === "running")) {
-      setTimeout(() => void this.refresh().catch(() => undefined), LOOK_AGAIN_MS);
-    }
+    if (unfinished) setTimeout(() => void this.refresh().catch(() => undefined), LOOK_AGAIN_MS);
   }
 
   private choose(slideId: string): void {
@@ -178,6 +178,7 @@ export class App implements PaneEvents {
     this.loading.abort();
     const { signal } = (this.loading = new AbortController());
     this.list.select(slideId);
+    this.list.reveal(slideId);
     byId("bar-slide").textContent = slideId;
     this.pointer.forget();
     await Promise.all(this.sides.map((side, run) => this.loadSide(side, run, slideId, place, signal)));
@@ -342,8 +343,9 @@ export class App implements PaneEvents {
     const { store } = this;
     const pan = (x: number, y: number) => () => this.lead.panBy(x, y);
     const beside = (step: number) => () => {
-      const next = this.list.beside(step);
-      if (next !== null && next !== store.view.slide) this.choose(next);
+      void this.list.beside(step).then((next) => {
+        if (next !== null && next !== store.view.slide) this.choose(next);
+      }, () => undefined);
     };
     const fade = (step: number) => () => {
       const opacity = Math.round(Math.min(1, Math.max(0, store.view.opacity + step)) * 100) / 100;

@@ -5,7 +5,6 @@ import { pictures } from "./api";
 import { byId, el } from "./dom";
 import { commonPower, gradient, length, percent, short, signed, whole } from "./format";
 import { loadQuietly } from "./quiet";
-import { wrong } from "./slide_list";
 import { ofClass, type Colormap, type Scale, type Store, type View } from "./state";
 
 const STEPS = 1000;
@@ -62,7 +61,7 @@ function predictionOf(run: Run, slide: Slide | null): Node[] {
     return [el("table", { class: "shares" }, caption, el("tbody", {}, ...rows))];
   });
   if (!parts.length) parts.push(el("p", { class: "faint" }, "No prediction is stored; its attention is."));
-  if (wrong(slide, run.tasks)) parts.push(el("p", { class: "wrong" }, "Predicted otherwise than labelled."));
+  if (slide.wrong) parts.push(el("p", { class: "wrong" }, "Predicted otherwise than labelled."));
   if (slide.error) parts.push(el("p", { class: "failed-text" }, slide.error));
   return parts;
 }

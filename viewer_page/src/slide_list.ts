@@ -1,7 +1,7 @@
-// The slides of the run: found by name, prediction, label or status, and put in order.
+// The slides of the run, a page at a time: found by name, prediction, label or status, and put in order.
 
-import type { Listed, Task } from "./api";
-import { pictures } from "./api";
+import type { Listed, Slides, Task } from "./api";
+import { ask, pictures } from "./api";
 import { byId, el } from "./dom";
 import { percent, whole } from "./format";
 import { loadQuietly } from "./quiet";
@@ -19,24 +19,19 @@ export function answer(slide: Listed, tasks: Task[]): { word: string; share: num
   return { word: word || "none", share, first: word === task.classes[0] };
 }
 
-/** Whether the manifest's label says something else. */
-export function wrong(slide: Listed, tasks: Task[]): boolean {
-  return tasks.some((task) => {
-    const label = slide.labels[task.name];
-    const said = slide.predicted[task.name];
-    if (!label || said === undefined || task.activation === "linear") return false;
-    const labels = label === "none" ? "" : label.split(";").map((each) => each.trim()).sort().join("|");
-    return labels !== said.split("|").sort().join("|");
-  });
-}
+/** What is waited for after a letter of a search, before the server is asked. */
+const PAUSE_MS = 150;
 
 export class SlideList {
   private readonly list = byId<HTMLUListElement>("list");
   private readonly search = byId<HTMLInputElement>("search");
   private readonly sort = byId<HTMLSelectElement>("sort");
-  private slides: Listed[] = [];
-  private shown: Listed[] = [];
+  private readonly pages = byId("pages");
+  private page: Slides = { slides: [], first: 0, found: 0, total: 0, unfinished: false, notes: [] };
   private chosen: string | null = null;
+  private drawn = "";
+  private asking = new AbortController();
+  private pause = 0;
 
   constructor(
     private readonly tasks: Task[],
@@ -46,14 +41,17 @@ export class SlideList {
     const orders: [Order, string][] = [["run", "as predicted"], ["name", "by name"], ["patches", "most patches"]];
     if (classes.length) orders.splice(2, 0, ["sure", `most ${classes[classes.length - 1]}`]);
     this.sort.append(...orders.map(([value, text]) => el("option", { value }, text)));
-    this.sort.addEventListener("change", () => this.draw());
-    this.search.addEventListener("input", () => this.draw());
+    this.sort.addEventListener("change", () => this.turn(0));
+    this.search.addEventListener("input", () => {
+      clearTimeout(this.pause);
+      this.pause = window.setTimeout(() => this.turn(0), PAUSE_MS);
+    });
     this.search.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && this.shown[0]) this.choose(this.shown[0].slide_id);
+      if (event.key === "Enter") void this.chooseFirst();
       if (event.key === "ArrowDown") (this.list.querySelector("button") as HTMLElement | null)?.focus();
       if (event.key === "Escape" && this.search.value) {
         this.search.value = "";
-        this.draw();
+        this.turn(0);
         event.stopPropagation();
       }
     });
@@ -62,25 +60,84 @@ export class SlideList {
       const button = (event.target as HTMLElement).closest<HTMLElement>("button[data-slide]");
       if (button?.dataset["slide"] !== undefined) this.choose(button.dataset["slide"]);
     });
+    byId("page-before").addEventListener("click", () => this.turn(this.before));
+    byId("page-after").addEventListener("click", () => this.turn(this.after));
   }
 
-  set(slides: Listed[], notes: string[]): void {
-    this.slides = slides;
-    const box = byId("notes");
-    box.replaceChildren(...notes.map((note) => el("p", {}, note)));
-    box.hidden = !notes.length;
-    this.draw();
+  /** Asks the server for a page, by default for the present one, and shows it; `at`: for the one with this slide. */
+  async load(first = this.page.first, at: string | null = null): Promise<Slides> {
+    clearTimeout(this.pause);
+    this.asking.abort();
+    const { signal } = (this.asking = new AbortController());
+    const asked = new URLSearchParams({ order: this.sort.value, first: String(first) });
+    const words = this.search.value.trim();
+    if (words) asked.set("q", words);
+    if (at !== null) asked.set("at", at);
+    const page = await ask<Slides>(`/api/runs/0/slides?${asked.toString()}`, signal);
+    const said = JSON.stringify(page);
+    this.page = page;
+    if (said !== this.drawn) {
+      this.drawn = said;
+      this.draw();
+    }
+    return page;
   }
+
+  /** Turn to the page with this slide, if it is on another one that can be shown. */
+  reveal(slideId: string): void {
+    const { slides, found } = this.page;
+    if (slides.length === found || slides.some((slide) => slide.slide_id === slideId)) return;
+    void this.load(this.page.first, slideId).catch(() => undefined);
+  }
+
+  /** Load a page, where nobody waits for it. A page that was asked for in vain leaves the list as it is. */
+  private turn(first: number): void {
+    void this.load(first)
+      .then(() => {
+        if (first !== 0 || this.page.first === 0) this.list.scrollTop = 0;
+      })
+      .catch(() => undefined);
+  }
+
+  private async chooseFirst(): Promise<void> {
+    await this.load(0).catch(() => undefined);
+    const first = this.page.slides[0];
+    if (first) this.choose(first.slide_id);
+  }
+
+  /** Where the pages before and after this one begin. */
+  private get before(): number {
+    return Math.max(0, this.page.first - Math.max(this.page.slides.length, this.length));
+  }
+
+  private get after(): number {
+    return this.page.first + this.page.slides.length;
+  }
+
+  private get hasAfter(): boolean {
+    return this.after < this.page.found;
+  }
+
+  /** How many slides a whole page has. */
+  private length = 0;
 
   get first(): string | null {
-    return (this.shown.find((slide) => slide.has_attention) ?? this.shown[0] ?? this.slides[0])?.slide_id ?? null;
+    const { slides } = this.page;
+    return (slides.find((slide) => slide.has_attention) ?? slides[0])?.slide_id ?? null;
   }
 
-  /** The slide before or after the chosen one, in the order that is shown. */
-  beside(step: number): string | null {
-    const at = this.shown.findIndex((slide) => slide.slide_id === this.chosen);
-    const next = at < 0 ? 0 : Math.min(this.shown.length - 1, Math.max(0, at + step));
-    return this.shown[next]?.slide_id ?? null;
+  /** The slide before or after the chosen one, in the order that is shown, on whatever page. */
+  async beside(step: number): Promise<string | null> {
+    const at = this.page.slides.findIndex((slide) => slide.slide_id === this.chosen);
+    const next = at < 0 ? 0 : at + step;
+    if (next < 0 && this.page.first > 0) {
+      const { slides } = await this.load(this.before);
+      return slides[slides.length - 1]?.slide_id ?? null;
+    }
+    if (next >= this.page.slides.length && this.hasAfter) {
+      return (await this.load(this.after)).slides[0]?.slide_id ?? null;
+    }
+    return this.page.slides[Math.min(this.page.slides.length - 1, Math.max(0, next))]?.slide_id ?? null;
   }
 
   select(slideId: string | null): void {
@@ -116,47 +173,24 @@ export class SlideList {
     event.stopPropagation();
   }
 
-  private found(slide: Listed): boolean {
-    const words = this.search.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
-    const said = [
-      slide.slide_id,
-      slide.status,
-      slide.split ?? "",
-      slide.error,
-      ...Object.values(slide.predicted),
-      ...Object.values(slide.labels),
-      wrong(slide, this.tasks) ? "wrong" : "",
-    ]
-      .join(" ")
-      .toLowerCase();
-    return words.every((word) => said.includes(word));
-  }
-
-  private ordered(slides: Listed[]): Listed[] {
-    const order = this.sort.value as Order;
-    if (order === "run") return slides;
-    if (order === "name") {
-      return slides.toSorted((a, b) => a.slide_id.localeCompare(b.slide_id, undefined, { numeric: true }));
-    }
-    const task = this.tasks[0];
-    const last = task?.classes[task.classes.length - 1] ?? "";
-    const rank = (slide: Listed): number =>
-      (order === "patches" ? slide.n_patches : slide.probabilities[task?.name ?? ""]?.[last]) ?? -1;
-    return slides.toSorted((a, b) => rank(b) - rank(a));
-  }
-
   private draw(): void {
+    const { slides, found, total, first, notes } = this.page;
+    this.length = Math.max(this.length, slides.length);
     const focused = (document.activeElement as HTMLElement | null)?.dataset["slide"];
-    this.shown = this.ordered(this.slides.filter((slide) => this.found(slide)));
-    this.list.replaceChildren(...this.shown.map((slide) => this.item(slide)));
-    const all = this.slides.length;
-    const word = all === 1 ? "slide" : "slides";
-    byId("count").textContent =
-      this.shown.length === all ? `${whole(all)} ${word}` : `${whole(this.shown.length)} of ${whole(all)} ${word}`;
-    if (!this.shown.length) {
-      const why = all ? "No slide is called that, nor predicted so." : "The run has no slides yet.";
+    const box = byId("notes");
+    box.replaceChildren(...notes.map((note) => el("p", {}, note)));
+    box.hidden = !notes.length;
+    this.list.replaceChildren(...slides.map((slide) => this.item(slide)));
+    const word = total === 1 ? "slide" : "slides";
+    byId("count").textContent = found === total ? `${whole(total)} ${word}` : `${whole(found)} of ${whole(total)} ${word}`;
+    if (!slides.length) {
+      const why = total ? "No slide is called that, nor predicted so." : "The run has no slides yet.";
       this.list.append(el("li", { class: "nothing" }, why));
     }
+    this.pages.hidden = slides.length === found;
+    byId("page-of").textContent = `${whole(first + 1)} to ${whole(first + slides.length)}`;
+    byId<HTMLButtonElement>("page-before").disabled = first === 0;
+    byId<HTMLButtonElement>("page-after").disabled = !this.hasAfter;
     this.select(this.chosen);
     if (focused === undefined) return;
     for (const button of this.list.querySelectorAll<HTMLElement>("button")) {
@@ -180,7 +214,7 @@ export class SlideList {
       const word = { ok: "attention only", failed: "failed", waiting: "waiting", running: "running" }[slide.status];
       second = el("span", { class: `verdict ${slide.status}` }, el("span", { class: "word" }, word));
     }
-    const badge = wrong(slide, this.tasks)
+    const badge = slide.wrong
       ? el("span", { class: "badge", title: `labelled ${Object.values(slide.labels).join(", ")}` }, "≠ label")
       : slide.status === "ok" && slide.error
         ? el("span", { class: "badge", title: slide.error }, "!")

@@ -347,8 +347,8 @@ def _store_all(
     from wsi_ips.inference.slide_rows import SlideRows
 
     rows: dict[str, _Row] = {}
-    table = SlideRows(storing.export.folder.table, COLUMNS, [slide.slide_id for slide in slides])
-    with progress("Encoding", total=len(slides)) as advance:
+    written = SlideRows(storing.export.folder.table, COLUMNS, [slide.slide_id for slide in slides])
+    with written as table, progress("Encoding", total=len(slides)) as advance:
         done = (
             _stored_here(slides, storing, in_hand, progress)
             if batch is None

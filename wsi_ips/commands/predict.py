@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.inference.worker import WorkerSetup
-    from wsi_ips.models.encoders.network import Compute
+    from wsi_ips.models.encoders.compute import Compute
 
 
 def _one_by_itself(checkpoints: object) -> object:
@@ -228,13 +228,12 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     no label: it is reported, and the exit code says so. Where ``out`` holds the same run, it is gone on with.
     """
     from wsi_ips.inference.run_folder import RunFolder, claimed
-    from wsi_ips.inference.run_tables import RunTables
     from wsi_ips.inference.telemetry import SlideTelemetry
-    from wsi_ips.report.run_summary import write_summary
-    from wsi_ips.streaming.device import calculating, numerics
     from wsi_ips.timeline import recording
 
     if job.features is not None:
+        from wsi_ips.streaming.device import calculating
+
         with calculating(deterministic=job.deterministic):
             return _from_features(job, job.features, progress)
     pipeline, raster = _pipeline(job)
@@ -247,31 +246,57 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
     # With the checkpoint's own config, so that the run can be read where the checkpoint is not.
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     claim = claimed(
-        run, config=config, checkpoint=job.checkpoints[0], sha256=setup.models.sha256, force=job.force,
-        numerics=numerics(deterministic=job.deterministic), more=_more(setup.models, calibration),
-    )  # fmt: skip
+        run,
+        config=config,
+        checkpoint=job.checkpoints[0],
+        sha256=setup.models.sha256,
+        force=job.force,
+        more=_more(setup.models, calibration),
+    )
     with claim as start, recording(job.out, command="predict", on=job.profile) as recorded:
         setup = replace(setup, start=start)
-        tables = RunTables(
-            run,
-            jobs,
-            tasks=pipeline.model.tasks,
-            spread=setup.models.several,
-            calibration=calibration,
-            by_case=pipeline.bag == "case",
-        )
-        # A slide given by itself is all there is to do: its error is the command's.
-        alone = [slide.path for slide in jobs] == [_absolute(job.slides)]
-        batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
-        if pipeline.bag == "case":
-            _label_cases(jobs, case_of, setup, tables, batch, progress)
-        else:
-            _label_slides(jobs, setup, tables, batch, job, progress)
-        tables.close()
-        absent = _write_cases(job, run, tables.rows, case_of, pipeline)
-        write_summary(run, pipeline.model.tasks)
+        tables, absent = _label_all(job, pipeline, jobs, case_of, setup, calibration, progress)
     details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else []
-    return _outcome(tables.rows, run, details=[*details, *recorded.told()], absent=absent)
+    return _outcome(tables.rows, job.out, details=[*details, *recorded.told()], absent=absent)
+
+
+def _label_all(
+    job: PredictJob,
+    pipeline: PipelineConfig,
+    jobs: "Sequence[SlideJob]",
+    case_of: dict[str, str] | None,
+    setup: "WorkerSetup",
+    calibration: "Calibration | None",
+    progress: Progress,
+) -> "tuple[RunTables, list[str]]":
+    """Label what is left to label, and write the tables of the run and its summary. Returns the tables, and a line
+    for each slide that its case had to do without.
+    """
+    from wsi_ips.inference.run_tables import RunTables
+    from wsi_ips.report.run_summary import write_summary
+    from wsi_ips.report.stored_run import run_of_tables
+
+    run = setup.run
+    tables = RunTables(
+        run,
+        jobs,
+        tasks=pipeline.model.tasks,
+        spread=setup.models.several,
+        calibration=calibration,
+        by_case=pipeline.bag == "case",
+    )
+    # A slide given by itself is all there is to do: its error is the command's.
+    alone = job.slides is not None and [slide.path for slide in jobs] == [_absolute(job.slides)]
+    batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
+    if pipeline.bag == "case":
+        _label_cases(jobs, case_of, setup, tables, batch, job, progress)
+    else:
+        _label_slides(jobs, setup, tables, batch, job, progress)
+    tables.close()
+    rows = tables.rows
+    absent = _write_cases(job, run, rows, case_of, pipeline)
+    write_summary(run_of_tables(run, pipeline.model.tasks, rows, tables.slides))
+    return tables, absent
 
 
 def _label_slides(
@@ -285,8 +310,20 @@ def _label_slides(
     from wsi_ips.inference.label import label
     from wsi_ips.inference.slide_tasks import workers_wanted
 
-    workers = workers_wanted(batch, job.device)
-    label(jobs, setup, tables, batch.model_copy(update={"workers": workers}), progress)
+    def begin() -> "tuple[WorkerSetup, BatchConfig]":
+        workers = workers_wanted(batch, job.device)
+        return _begun(job, setup), batch.model_copy(update={"workers": workers})
+
+    label(jobs, setup, tables, batch, progress, begin=begin)
+
+
+def _begun(job: PredictJob, setup: "WorkerSetup") -> "WorkerSetup":
+    """The setup of a run that has something to compute: PyTorch is imported, and asked for devices."""
+    from wsi_ips.inference.run_folder import note_numerics
+    from wsi_ips.streaming.device import numerics
+
+    note_numerics(setup.run, numerics(deterministic=job.deterministic))
+    return replace(setup, compute=_compute(job))
 
 
 def _label_cases(
@@ -295,11 +332,13 @@ def _label_cases(
     setup: "WorkerSetup",
     tables: "RunTables",
     batch: BatchConfig,
+    job: PredictJob,
     progress: Progress,
 ) -> None:
     from wsi_ips.inference.case_predict import case_jobs, label_cases
 
     assert case_of is not None  # _case_of sees to it
+    setup = _begun(job, setup)
     label_cases(case_jobs(jobs, case_of), setup, tables, on_error=batch.on_error, progress=progress)
 
 
@@ -309,11 +348,12 @@ def _case_of(job: PredictJob, pipeline: PipelineConfig, slide_ids: Sequence[str]
     Raises :class:`ConfigError` for a job that a model that reads all slides of a case as one bag cannot do,
     :class:`ManifestError` for a table that does not give the case of every slide.
     """
-    from wsi_ips.inference.case_predict import check_in_turn
     from wsi_ips.inference.predictions import read_case_table
 
     if pipeline.bag == "slide":
         return read_case_table(job.cases, slide_ids) if job.cases else None
+    from wsi_ips.inference.case_predict import check_in_turn
+
     if job.cases is None:
         raise ConfigError(
             f"{job.checkpoints[0]}: reads all slides of a case as one bag (bag: case); say which slides are a "
@@ -358,8 +398,6 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
     :class:`CheckpointError` for models that cannot be averaged.
     """
     from wsi_ips.inference.checkpoints import same_patches_and_tasks
-    from wsi_ips.inference.predict import check_parts
-    from wsi_ips.selection.slide_reading import check_explained
 
     first, *others = same_patches_and_tasks(job.checkpoints)
     if first.model.encoder.features is not None:
@@ -367,8 +405,12 @@ def _pipeline(job: PredictJob) -> tuple[PipelineConfig, bool]:
             f"{job.checkpoints[0]}: reads stored features, not slides; give them with --features"
         )
     if job.batch.shard_patches is not None:
+        from wsi_ips.inference.predict import check_parts
+
         check_parts(first)
     if job.explain is not None:
+        from wsi_ips.selection.slide_reading import check_explained
+
         check_explained(first)
     raster = any(one.model.attention.positions == "raster" for one in (first, *others))
     return first.model_copy(update={"tiling": job.tiling.added_to(first.tiling)}), raster
@@ -397,6 +439,7 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
     from wsi_ips.inference.checkpoints import Checkpoints
     from wsi_ips.inference.run_folder import RunFolder
     from wsi_ips.inference.worker import WorkerSetup
+    from wsi_ips.storage.system import may_have_cuda
     from wsi_ips.tiling.kept_coords import patches_from
 
     return WorkerSetup(
@@ -413,23 +456,38 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
             pipeline.tiling, coords=job.coords, from_coords=job.from_coords, raster=raster
         ),
         deterministic=job.deterministic,
-        compute=_compute(job),
+        compute=_compute(job, look=job.compile or may_have_cuda()),
     )
 
 
-def _compute(job: PredictJob) -> "tuple[Compute, ...]":
+def _compute(job: PredictJob, *, look: bool = True) -> "tuple[Compute, ...]":
     """What the encoder of each checkpoint computes in. It is decided here, where the command was started, so that
-    all workers compute in the same precision. Raises :class:`ConfigError` where nothing can be compiled."""
-    from wsi_ips.models.checkpoint import checkpoint_config
-    from wsi_ips.models.encoders.network import Compute, check_compiles, settled
-    from wsi_ips.streaming.device import device_of_worker, pick_device
+    all workers compute in the same precision. Raises :class:`ConfigError` where nothing can be compiled.
 
-    kind = pick_device().type if job.device == "auto" else job.device.partition(":")[0]
+    look: ask PyTorch whether there is a GPU; without, there is none. A run that is finished does not import it for
+    that.
+    """
+    from wsi_ips.models.checkpoint_head import checkpoint_config
+    from wsi_ips.models.encoders.compute import Compute, settled
+
+    kind = job.device.partition(":")[0]
+    if job.device == "auto":
+        from_torch = look and (job.compile or job.precision == "auto")
+        kind = _kind_found() if from_torch else "cpu"
     batch = job.streaming.batch if job.compile else None
     if job.compile and job.batch.scheduler is None:
+        from wsi_ips.models.encoders.network import check_compiles
+        from wsi_ips.streaming.device import device_of_worker
+
         check_compiles(device_of_worker(job.device, 0))
     names = [checkpoint_config(path).model.encoder.name for path in job.checkpoints]
     return tuple(Compute(settled(job.precision, name, kind), compiled_batch=batch) for name in names)
+
+
+def _kind_found() -> str:
+    from wsi_ips.streaming.device import pick_device
+
+    return pick_device().type
 
 
 def draw_overlay(result: "SlideResult", path: Path) -> None:
@@ -444,10 +502,12 @@ def draw_overlay(result: "SlideResult", path: Path) -> None:
 def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":
     """Absolute, so that workers elsewhere, and commands started elsewhere, find the slides."""
     from wsi_ips.inference.slide_work import SlideJob
+    from wsi_ips.storage.files import many_objects
 
     by_id = slides_by_id(slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, by_id)
-    return [SlideJob(slide_id, _absolute(path), slide_mpp(slide_id)) for slide_id, path in by_id.items()]
+    with many_objects():
+        return [SlideJob(slide_id, _absolute(path), slide_mpp(slide_id)) for slide_id, path in by_id.items()]
 
 
 def _absolute(where: Location) -> Location:
@@ -455,13 +515,13 @@ def _absolute(where: Location) -> Location:
 
 
 def _outcome(
-    rows: "Sequence[PredictionRow]", run: "RunFolder", *, details: Sequence[str], absent: Sequence[str] = ()
+    rows: "Sequence[PredictionRow]", out: Path, *, details: Sequence[str], absent: Sequence[str] = ()
 ) -> Outcome:
     from wsi_ips.slides.base import named
 
     return Outcome.of_slides(
         [*(named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error), *absent],
-        f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {run.predictions}",
+        f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {out / 'predictions.csv'}",
         details=details,
     )
 
@@ -475,6 +535,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     from wsi_ips.inference.run_folder import RunFolder, claimed
     from wsi_ips.models.checkpoint import load_checkpoint
     from wsi_ips.report.run_summary import write_summary
+    from wsi_ips.report.stored_run import run_of_tables
     from wsi_ips.streaming.device import numerics, pick_device
     from wsi_ips.timeline import recording
 
@@ -506,11 +567,10 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         else:
             tables, unplaced = predict_features(paths, predictor, run, **how)
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
-        write_summary(run, pipeline.model.tasks)
+        write_summary(run_of_tables(run, pipeline.model.tasks, tables.rows, tables.slides))
     note = (
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
         "their attention is stored with corners only, and cannot be drawn"
     )
-    return _outcome(
-        tables.rows, run, details=[*([note] if unplaced else []), *recorded.table()], absent=absent
-    )
+    details = [*([note] if unplaced else []), *recorded.table()]
+    return _outcome(tables.rows, job.out, details=details, absent=absent)

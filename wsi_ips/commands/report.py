@@ -84,6 +84,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     from wsi_ips.report.cards import Card, line_of, make_card
     from wsi_ips.report.page import Page, write_page
     from wsi_ips.report.pictures import plots_of, share_of_a_slide, training_plots
+    from wsi_ips.report.shown import shown_slides, with_room
     from wsi_ips.report.stages import stage_shares
     from wsi_ips.report.stored_run import read_training
     from wsi_ips.report.summary import summarise
@@ -95,7 +96,8 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     training = read_training(job.training, run) if job.training else None
     elsewhere = slides_by_id(job.slides) if job.slides else None
     judged = evaluation.slides if evaluation else {}
-    lines = [line_of(run, slide, judged.get(slide.slide_id, {})) for slide in run.slides]
+    rows = shown_slides(run.slides, judged)
+    lines = with_room([line_of(run, slide, judged.get(slide.slide_id, {})) for slide in rows])
     shown = [line for line in lines if line.has_card]
     share = share_of_a_slide(len(shown))
     failures: list[str] = []
@@ -115,7 +117,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     drawn = training_plots(training.history, name=training.folder.resolve().name) if training else []
     if training and not drawn:
         notes.append(f"The losses are a table only: {NO_MATPLOTLIB}")
-    notes += _notes(run, lines, share, without_slides=job.slides is None)
+    notes += _notes(run, lines, without_slides=job.slides is None)
     write_page(
         out,
         Page(
@@ -125,7 +127,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
         ),
     )  # fmt: skip
     size = out.stat().st_size / 1e6
-    return Outcome.of_slides(failures, f"{len(lines)} slides in {out} ({size:.1f} MB)")
+    return Outcome.of_slides(failures, f"{len(run.slides)} slides in {out} ({size:.1f} MB)")
 
 
 def _check_place(out: Path) -> None:
@@ -170,13 +172,13 @@ def _evaluation(job: ReportJob, run: "StoredRun") -> "tuple[StoredEvaluation | N
     return found, [f"{found.folder} holds no plots: evaluate again where matplotlib is installed."]
 
 
-def _notes(run: "StoredRun", lines: "Sequence[Line]", share: int, *, without_slides: bool) -> list[str]:
+def _notes(run: "StoredRun", lines: "Sequence[Line]", *, without_slides: bool) -> list[str]:
+    from wsi_ips.report.shown import left_out
+
     notes = list(run.notes)
     if run.of_features and without_slides:
         notes.append("Stored features were labelled: there are no pictures of slides (--slides names them).")
-    unfinished = sum(line.slide.status == "unfinished" for line in lines)
+    unfinished = sum(slide.status == "unfinished" for slide in run.slides)
     if unfinished:
-        notes.append(f"The run is not finished: {unfinished} of {len(lines)} slides are left to do.")
-    if not share:
-        notes.append(f"No pictures: {len(lines)} slides leave no room for them in a file that can be mailed.")
-    return notes
+        notes.append(f"The run is not finished: {unfinished} of {len(run.slides)} slides are left to do.")
+    return [*notes, *left_out(len(run.slides), lines)]

@@ -58,9 +58,9 @@ class PatchesOfJob(Section):
 
 def slides_by_id(path: Location) -> dict[str, Location]:
     """The slides under ``path`` (a folder, or one slide, or the URL of one), by slide id, in a stable order."""
-    from wsi_ips.slides.folder import find_slides, unique_slide_ids
+    from wsi_ips.slides.folder import find_slides_by_id
 
-    return unique_slide_ids(find_slides(path))
+    return find_slides_by_id(path)
 
 
 def given_mpp(for_all: float | None, table: Path | None, slide_ids: Collection[str]) -> "SlideMpp":

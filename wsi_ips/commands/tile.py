@@ -163,10 +163,10 @@ def _tile_all(
     from wsi_ips.inference.slide_rows import SlideRows
 
     tiled: dict[str, TiledSlide] = {}
-    table = SlideRows(folder.root / TABLE, COLUMNS, [slide.slide_id for slide in slides])
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
+    rows = SlideRows(folder.root / TABLE, COLUMNS, [slide.slide_id for slide in slides])
     here = chain(_tiled(folder, others, in_hand, workers=workers), _tiled_alone(folder, suspects, in_hand))
-    with progress("Tiling", total=len(slides)) as advance:
+    with rows as table, progress("Tiling", total=len(slides)) as advance:
         for slide, done in here if scheduler is None else _tiled_on(scheduler, folder, slides, in_hand):
             if done.raised is not None and slide.path == folder.alone:
                 raise done.raised

@@ -36,9 +36,6 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
-from scipy import stats
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
 
 from wsi_ips.config import Fraction, Section, TaskConfig
 from wsi_ips.errors import CalibrationError, one_line
@@ -103,6 +100,8 @@ def fit_temperature(
             f"labels of shape {target.shape} do not fit probabilities of shape {logits_NC.shape}"
         )
     before = _nll(activation, logits_NC, target)
+    from scipy.optimize import minimize_scalar
+
     found = minimize_scalar(
         lambda log_t: _nll(activation, logits_NC / np.exp(log_t), target),
         bounds=(np.log(LOWEST), np.log(HIGHEST)),
@@ -124,6 +123,8 @@ def with_temperature(
     probability.
     """
     logits_NC = recovered_logits(activation, probability_NC) / temperature
+    from scipy.special import expit, softmax
+
     return np.asarray(expit(logits_NC) if activation == "sigmoid" else softmax(logits_NC, axis=1), np.float64)
 
 
@@ -154,6 +155,8 @@ def recovered_logits(activation: Activation, probability_NC: NDArray[np.floating
 def _nll(activation: Activation, logits_NC: NDArray[np.float64], target_NC: NDArray[np.float64]) -> float:
     if activation == "sigmoid":
         return float((np.logaddexp(0, logits_NC) - target_NC * logits_NC).mean())
+    from scipy.special import log_softmax
+
     return float(-(log_softmax(logits_NC, axis=1) * target_NC).sum(axis=1).mean())
 
 
@@ -287,6 +290,8 @@ def coverage_range(n: int, risk: float, *, level: float = 0.9) -> tuple[float, f
     is :func:`rank`.
     """
     place = rank(n, risk)
+    from scipy import stats  # two thirds of a second that a run without calibration does not have to wait
+
     ends = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], place, n + 1 - place)
     return float(ends[0]), float(ends[1])
 
@@ -397,6 +402,8 @@ def clopper_pearson(hits: int, n: int, *, level: float = LEVEL) -> Interval:
     """
     if not 0 <= hits <= n or not n:
         raise ValueError(f"{hits} of {n} is not a share")
+    from scipy import stats
+
     tail = (1 - level) / 2
     low = float(stats.beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
     high = float(stats.beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0

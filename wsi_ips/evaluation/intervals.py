@@ -216,17 +216,21 @@ def resample_cases(
     members: dict[Hashable, list[int]] = {}
     for place, case in enumerate(cases):
         members.setdefault(case, []).append(place)
-    slides_of = [np.array(places, np.int64) for places in members.values()]
+    in_order = np.concatenate([np.array(places, np.int64) for places in members.values()])
+    sizes = np.array([len(places) for places in members.values()])
+    begins = sizes.cumsum() - sizes
     by_stratum: dict[Hashable, list[int]] = {}
     for number, places in enumerate(members.values()):
         by_stratum.setdefault(strata[places[0]] if strata is not None else None, []).append(number)
     groups = [np.array(numbers, np.int64) for numbers in by_stratum.values()]
-    alone = np.concatenate(slides_of) if len(slides_of) == len(cases) and slides_of else None
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        # Where every case has one slide, this is faster than case by case.
-        yield alone[drawn] if alone is not None else np.concatenate([slides_of[n] for n in drawn])
+        # The slides of each drawn case stand together in in_order: where they begin there, less where they begin
+        # in this resample, is one number for all slides of the case.
+        of_each = sizes[drawn]
+        shift = begins[drawn] - (of_each.cumsum() - of_each)
+        yield in_order[np.repeat(shift, of_each) + np.arange(of_each.sum())]
 
 
 def percentile_interval(value: float, drawn: NDArray[np.float64], *, level: float = LEVEL) -> Interval:

@@ -8,21 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from wsi_ips.config import PipelineConfig, TaskConfig
 from wsi_ips.errors import CheckpointError, ConfigError
-from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.results import Probabilities, SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
-from wsi_ips.models.checkpoint import checkpoint_config, checkpoint_sha256
+from wsi_ips.models.checkpoint_head import checkpoint_config, checkpoint_sha256
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.held_folder import flat_settings
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.units import Mpp
+
+if TYPE_CHECKING:
+    from wsi_ips.inference.predict import Predictor, PreparedSlide
 
 SAME = ("tiling", "selection")
 """Sections of the configuration that decide which patches are read, and so have to agree."""
@@ -145,22 +147,22 @@ class EnsemblePredictor:
         checkpoint: What results name all of them by together.
     """
 
-    def __init__(self, members: Sequence[Predictor], *, checkpoint: str = "") -> None:
+    def __init__(self, members: "Sequence[Predictor]", *, checkpoint: str = "") -> None:
         self.members = tuple(members)
         self.checkpoint = checkpoint
         self.pipeline = members[0].pipeline
         self.device = members[0].device
         self.find_patches = members[0].find_patches
 
-    def prepare(self, path: Location, *, slide_id: str, mpp: Mpp | None = None) -> PreparedSlide:
+    def prepare(self, path: Location, *, slide_id: str, mpp: Mpp | None = None) -> "PreparedSlide":
         """Open a slide and find its patches, see :meth:`Predictor.prepare`."""
         return self.members[0].prepare(path, slide_id=slide_id, mpp=mpp)
 
-    def opened(self, path: Location, coords: PatchCoords, *, seconds: float) -> PreparedSlide:
+    def opened(self, path: Location, coords: PatchCoords, *, seconds: float) -> "PreparedSlide":
         """Open a slide whose patches are known, see :meth:`Predictor.opened`."""
         return self.members[0].opened(path, coords, seconds=seconds)
 
-    def read(self, prepared: PreparedSlide, *, progress: Progress = silent) -> SlideResult:
+    def read(self, prepared: "PreparedSlide", *, progress: Progress = silent) -> SlideResult:
         """Label a prepared slide by each network in turn, and close it. For the result see :func:`mean_result`."""
         with prepared.slide:
             results = [self.members[0].read_open(prepared, progress=progress)]
@@ -169,7 +171,7 @@ class EnsemblePredictor:
         return mean_result(results, checkpoint=self.checkpoint)
 
     def read_case(
-        self, slides: Sequence[PreparedSlide], *, case_id: str, progress: Progress = silent
+        self, slides: "Sequence[PreparedSlide]", *, case_id: str, progress: Progress = silent
     ) -> list[SlideResult]:
         """Label a case by each network in turn and leave its slides open, see :meth:`Predictor.read_case`."""
         told = [self.members[0].read_case(slides, case_id=case_id, progress=progress)]

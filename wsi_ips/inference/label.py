@@ -6,14 +6,13 @@ finds the patches of the next slide meanwhile.
 """
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from wsi_ips.config import BatchConfig
 from wsi_ips.errors import ProcessDied, UnsupportedSlide
 from wsi_ips.inference.in_hand import Died, SlidesInHand, looked_ahead
-from wsi_ips.inference.predict import Predictor
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
@@ -21,10 +20,13 @@ from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.registry import check_name
 
+if TYPE_CHECKING:
+    from wsi_ips.inference.predict import Predictor
+
 
 def predict_slides(
     jobs: Sequence[SlideJob],
-    predictor: Predictor,
+    predictor: "Predictor",
     run: RunFolder,
     *,
     draw: Draw | None = None,
@@ -48,7 +50,7 @@ def predict_slides(
     """
     recorder = SlideRecorder(run, checkpoint=predictor.checkpoint, draw=draw)
     tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
-    left = tables.take_found(jobs, recorder) if resume else jobs
+    left = tables.take_found(tables.take_known(jobs, recorder), recorder) if resume else jobs
     work = SlideWork(predictor, recorder)
     predict_in_turn(left, work, tables, on_error=on_error, progress=progress, ahead=False)
     tables.close()
@@ -148,12 +150,27 @@ def _label_alone(task: tuple[WorkerSetup, SlideJob]) -> Done:
 
 
 def label(
-    jobs: Sequence[SlideJob], setup: WorkerSetup, tables: RunTables, batch: BatchConfig, progress: Progress
+    jobs: Sequence[SlideJob],
+    setup: WorkerSetup,
+    tables: RunTables,
+    batch: BatchConfig,
+    progress: Progress,
+    *,
+    begin: Callable[[], tuple[WorkerSetup, BatchConfig]] | None = None,
 ) -> None:
-    """Label what no earlier start has labelled. Slides that one of them died of come last, and alone."""
+    """Label what no earlier start has labelled. Slides that one of them died of come last, and alone.
+
+    ``begin`` is called once it is known that something may be left to do. It returns the setup and the batch that
+    do it, and may look for GPUs, which takes seconds that a finished run does not have to wait.
+    """
     with SlidesInHand(setup.run.root) as in_hand:
         in_hand.suspect(tables.left_running)
         try:
+            jobs = tables.take_known(jobs, setup.recorder(), in_hand=in_hand)
+            if not jobs:
+                return
+            if begin is not None:
+                setup, batch = begin()
             left = tables.take_found(jobs, setup.recorder(), redraw=batch.workers is None, in_hand=in_hand)
             if batch.workers is None:
                 _label_here(left, setup, tables, in_hand, batch, progress)

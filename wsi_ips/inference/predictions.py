@@ -8,6 +8,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Self
@@ -153,10 +154,11 @@ def read_predictions(path: Path, *, tasks: Sequence[TaskConfig]) -> list[Predict
     columns = _columns(tasks, doubt)
     if header != columns:
         raise ResultsError(path, f"has the columns {', '.join(header)}, not {', '.join(columns)}")
+    read = _RowReader(columns, tasks, doubt)
     rows = []
     for number, line in enumerate(lines, start=2):
         try:
-            rows.append(_row(dict(zip(columns, line, strict=True)), tasks, doubt))
+            rows.append(read(line))
         except ValueError as error:
             raise ResultsError(path, f"row {number} is broken ({error})", PREDICT_AGAIN) from None
     return rows
@@ -392,40 +394,72 @@ def _output(column: str, cell: str, *, probability: bool) -> float:
     return value
 
 
-def _row(cells: Mapping[str, str], tasks: Sequence[TaskConfig], doubt: Doubt) -> PredictionRow:
-    if cells["status"] not in ("ok", "failed"):
-        raise ValueError(f"status {cells['status']!r}")
-    row = PredictionRow(
-        slide_id=cells["slide_id"],
-        status="failed",
-        n_patches=int(cells["n_patches"]) if cells["n_patches"] else None,
-        error=cells["error"],
-        case=_part(cells) if doubt.by_case else None,
-    )
-    if cells["status"] == "failed":
-        return row
+class _RowReader:
+    """Reads the lines of a table of these tasks. Where each column is, is worked out once for all lines."""
 
-    def numbers(what: str, which: Sequence[TaskConfig]) -> dict[str, dict[str, float]]:
+    def __init__(self, columns: Sequence[str], tasks: Sequence[TaskConfig], doubt: Doubt) -> None:
+        place_of = {name: place for place, name in enumerate(columns)}
+        self._columns = columns
+        self._about = itemgetter(*(place_of[name] for name in ("slide_id", "n_patches", "status", "error")))
+        self._by_case = doubt.by_case
+        calibrated = [task for task in tasks if task.name in doubt.calibrated]
+
+        def places(what: str, which: Sequence[TaskConfig]) -> list[_Numbers]:
+            return [
+                _Numbers(
+                    task.name,
+                    [(name, column, place_of[column]) for column, name in _class_columns(what, task, tasks)],
+                    probability=what != "sd" and task.activation != "linear",
+                )
+                for task in which
+            ]
+
+        self._probabilities = places("prob", tasks)
+        self._spread = places("sd", tasks) if doubt.spread else []
+        self._raw = places("raw", calibrated)
+        self._sets = [
+            (task.name, [place_of[column] for column in _set_columns(task, tasks)]) for task in calibrated
+        ]
+
+    def __call__(self, cells: Sequence[str]) -> PredictionRow:
+        """The row of a line. Raises ``ValueError`` for one that is broken."""
+        if len(cells) != len(self._columns):
+            raise ValueError(f"{len(cells)} cells for {len(self._columns)} columns")
+        slide_id, n_patches, status, error = self._about(cells)
+        if status not in ("ok", "failed"):
+            raise ValueError(f"status {status!r}")
+        case = _part(dict(zip(self._columns, cells, strict=True))) if self._by_case else None
+        patches = int(n_patches) if n_patches else None
+        if status == "failed":
+            return PredictionRow(
+                slide_id=slide_id, status="failed", n_patches=patches, error=error, case=case
+            )
+        return PredictionRow(
+            slide_id=slide_id,
+            status="ok",
+            n_patches=patches,
+            error=error,
+            case=case,
+            probabilities={numbers.task: numbers.of(cells) for numbers in self._probabilities},
+            spread={numbers.task: numbers.of(cells) for numbers in self._spread},
+            raw={numbers.task: numbers.of(cells) for numbers in self._raw},
+            sets={task: tuple(_set(cells[place]) for place in places) for task, places in self._sets},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """Where the numbers of a task are: (class, column, place) of each, and whether they are probabilities."""
+
+    task: str
+    places: Sequence[tuple[str, str, int]]
+    probability: bool
+
+    def of(self, cells: Sequence[str]) -> dict[str, float]:
         return {
-            task.name: {
-                name: _output(column, cells[column], probability=what != "sd" and task.activation != "linear")
-                for column, name in _class_columns(what, task, tasks)
-            }
-            for task in which
+            name: _output(column, cells[place], probability=self.probability)
+            for name, column, place in self.places
         }
-
-    calibrated = [task for task in tasks if task.name in doubt.calibrated]
-    return replace(
-        row,
-        status="ok",
-        probabilities=numbers("prob", tasks),
-        spread=numbers("sd", tasks) if doubt.spread else {},
-        raw=numbers("raw", calibrated),
-        sets={
-            task.name: tuple(_set(cells[column]) for column in _set_columns(task, tasks))
-            for task in calibrated
-        },
-    )
 
 
 def _part(cells: Mapping[str, str]) -> PartOfCase:

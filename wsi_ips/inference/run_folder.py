@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError, ResultsError, one_line
+from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.held_folder import describe, difference, held, read_description
 from wsi_ips.storage.location import Location, Url, locate
 from wsi_ips.timeline import TIMELINE_NAME
@@ -49,6 +50,11 @@ class RunFolder:
     def summary(self) -> Path:
         """The text that says how the run went; it is there once the run is done."""
         return self.root / "summary.md"
+
+    @property
+    def known(self) -> Path:
+        """The file from which the next start knows which results are there, without opening them."""
+        return self.root / "known.jsonl"
 
     @property
     def description(self) -> Path:
@@ -100,7 +106,8 @@ def claimed(
         checkpoint: The checkpoint, for people.
         sha256: What results name the model by.
         force: If the folder holds another run, remove what it wrote.
-        numerics: How the device calculates (:func:`wsi_ips.streaming.device.numerics`).
+        numerics: How the device calculates (:func:`wsi_ips.streaming.device.numerics`). None: what an earlier
+            start of the same run noted stays, until :func:`note_numerics`.
         more: What else ``run.json`` says. It does not make the run another one.
 
     Yields:
@@ -111,7 +118,7 @@ def claimed(
         ResultsError: Another process holds the folder. A process that died holds nothing.
     """
     below = (run.root / "attention", run.root / "overlays")
-    tables = (run.predictions, run.slides, run.cases, run.summary, run.description)
+    tables = (run.predictions, run.slides, run.cases, run.summary, run.known, run.description)
     with held(run.root, below=below, undo=tables, results="attention/*.h5"):
         different = difference(
             run.description,
@@ -126,6 +133,8 @@ def claimed(
         if different:
             _clear(run)
         start = uuid4().hex
+        if numerics is None and not different:
+            numerics = _numerics_of(run)
         describe_run(
             run,
             config=config,
@@ -166,6 +175,22 @@ def describe_run(
     )
 
 
+def note_numerics(run: RunFolder, numerics: Mapping[str, bool]) -> None:
+    """Write into ``run.json`` how the device calculates, now that it will."""
+    described = {**read_description(run.description), "numerics": dict(numerics)}
+    with whole_file(run.description) as partial:
+        partial.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _numerics_of(run: RunFolder) -> Mapping[str, bool]:
+    """What an earlier start noted; nothing if there was none."""
+    try:
+        noted = read_description(run.description).get("numerics")
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
 def _deciding(config: Mapping[str, Any], sha256: str) -> dict[str, Any]:
     """What makes a run another run, beside its slides: there may be more of them, or elsewhere, or on another
     device.
@@ -189,6 +214,7 @@ def _clear(run: RunFolder) -> None:
     run.cases.unlink(missing_ok=True)
     run.summary.unlink(missing_ok=True)
     (run.root / TIMELINE_NAME).unlink(missing_ok=True)
+    run.known.unlink(missing_ok=True)
     for path in [*run.root.glob("attention/*.h5"), *run.root.glob("overlays/*.png")]:
         path.unlink()
 

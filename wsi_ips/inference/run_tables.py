@@ -1,36 +1,39 @@
 """The two tables of a run, kept up to date while slides are begun and done: :class:`RunTables`."""
 
 import logging
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError
 from wsi_ips.evaluation.conformal import Calibration
 from wsi_ips.inference.in_hand import SlidesInHand
+from wsi_ips.inference.known_results import KnownResults
 from wsi_ips.inference.predictions import Doubt, PredictionRow, write_predictions
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_rows import Pace
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
-from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table, write_slide_table
+from wsi_ips.inference.telemetry import (
+    NOTHING_MEASURED,
+    SlideRow,
+    SlideTelemetry,
+    read_slide_table,
+    write_slide_table,
+)
+from wsi_ips.storage.files import many_objects
 from wsi_ips.timeline import staged
 
 logger = logging.getLogger(__name__)
-
-MANY = 500
-"""Number of slides above which the tables are not written after every change."""
-AT_MOST_EVERY_S = 1.0
-"""Seconds between two writes then."""
 
 
 class RunTables:
     """``predictions.csv`` and ``slides.csv``, written completely after every change, so that a killed run leaves
     both.
 
-    With more than 500 slides they are written once a second. A table that cannot be written now (a full disk) is
-    tried again with the next change, because a slide that was labelled must not be lost for it. Only
-    :meth:`close` raises the error.
+    With more than 500 slides they are written once a second, and less often if that took more than a fiftieth of
+    the time (:class:`Pace`): with 100,000 slides about once a minute. What a killed run had not written yet, the
+    next start finds by its results. A table that cannot be written now (a full disk) is tried again with a later
+    change, because a slide that was labelled must not be lost for it. Only :meth:`close` raises the error.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class RunTables:
         self._tasks = tasks
         self._predictions: dict[str, PredictionRow] = {}
         self._measured: list[SlideTelemetry] = []
-        self._written = -math.inf
+        self._pace = Pace()
+        self._unwritten = True
+        self._known = KnownResults(run.known, run.root / "attention")
         earlier = _earlier(run)
         self._left_running = [
             job.slide_id
@@ -70,21 +75,25 @@ class RunTables:
             and not earlier[job.slide_id].worker
         ]
         self._slides: dict[str, SlideRow] = {}
-        for job in jobs:
-            fresh = SlideRow(slide_id=job.slide_id, path=str(job.path))
-            self._slides[job.slide_id] = replace(
-                earlier.get(job.slide_id, fresh),
-                path=fresh.path,
-                status="waiting",
-                error="",
-                note="",
-                worker="",
-            )
+        with many_objects():
+            for job in jobs:
+                noted = earlier.get(job.slide_id)
+                self._slides[job.slide_id] = SlideRow(
+                    slide_id=job.slide_id,
+                    path=str(job.path),
+                    attempts=noted.attempts if noted else 0,
+                    telemetry=noted.telemetry if noted else NOTHING_MEASURED,
+                )
 
     @property
     def rows(self) -> list[PredictionRow]:
         """The rows of the slides that are done, as they are written, in the order of the jobs."""
         return [self._predictions[slide_id] for slide_id in self._slides if slide_id in self._predictions]
+
+    @property
+    def slides(self) -> Mapping[str, SlideRow]:
+        """``{slide_id: row}`` of ``slides.csv``, in the order of the jobs."""
+        return self._slides
 
     @property
     def left_running(self) -> Sequence[str]:
@@ -112,6 +121,23 @@ class RunTables:
             row, status="running", attempts=row.attempts + 1, worker=worker, error=""
         )
         self._write()
+
+    def take_known(
+        self, jobs: Sequence[SlideJob], recorder: SlideRecorder, *, in_hand: SlidesInHand | None = None
+    ) -> list[SlideJob]:
+        """Note the slides that are known to be done without opening any file, and return the jobs that are left.
+
+        Args:
+            jobs: The slides.
+            recorder: Knows what is wanted of stored results.
+            in_hand: Is told of slides that need no reading any more.
+        """
+        with many_objects():
+            for done in recorder.known(jobs, self._tasks):
+                self._note(done)
+                if in_hand is not None:
+                    in_hand.end(done.row.slide_id)
+        return [job for job in jobs if job.slide_id not in self._predictions]
 
     def take_found(
         self,
@@ -156,6 +182,9 @@ class RunTables:
 
     def _note(self, done: Done) -> None:
         slide_id = done.row.slide_id
+        self._unwritten = True
+        if done.known:
+            self._known.add(done.known)
         row = replace(self._slides[slide_id], status=done.row.status, error=done.row.error, note=done.note)
         if done.telemetry is not None:
             self._measured.append(done.telemetry)
@@ -171,21 +200,26 @@ class RunTables:
         for slide_id, row in self._slides.items():
             if row.status == "running":
                 self._slides[slide_id] = replace(row, status="waiting")
-        self._written = -math.inf  # write now, however many slides there are
+        self._pace.at_once()  # however many slides there are
+        self._unwritten = True
         self._write()
 
     def close(self) -> None:
-        """Write both tables once more. Raises ``OSError`` if that fails."""
-        write_predictions(self._run.predictions, self.rows, tasks=self._tasks, doubt=self._doubt)
-        write_slide_table(self._run.slides, list(self._slides.values()))
+        """Write both tables, unless they hold everything already. Raises ``OSError`` if that fails."""
+        if not self._unwritten and self._run.predictions.is_file() and self._run.slides.is_file():
+            return
+        with many_objects():
+            write_predictions(self._run.predictions, self.rows, tasks=self._tasks, doubt=self._doubt)
+            write_slide_table(self._run.slides, list(self._slides.values()))
+        self._unwritten = False
 
     def _write(self) -> None:
-        # Thousands of lines take a while to write, too long to do it after each of thousands of slides.
-        if len(self._slides) > MANY and time.monotonic() - self._written < AT_MOST_EVERY_S:
+        self._unwritten = True
+        if not self._pace.due(len(self._slides)):
             return
-        self._written = time.monotonic()
         try:
-            self.close()
+            with self._pace.writing():
+                self.close()
         except OSError as error:
             logger.warning("the run's tables are not written yet: %s", error)
 
@@ -195,7 +229,8 @@ def _earlier(run: RunFolder) -> dict[str, SlideRow]:
     if not run.slides.is_file():
         return {}
     try:
-        return read_slide_table(run.slides)
+        with many_objects():
+            return read_slide_table(run.slides)
     except ResultsError as error:
         logger.warning("attempts are counted anew: %s", error)
         return {}

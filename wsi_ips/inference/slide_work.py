@@ -4,16 +4,18 @@
 """
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsi_ips import timeline
-from wsi_ips.config import StreamingConfig
+from wsi_ips.config import StreamingConfig, TaskConfig
 from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError
 from wsi_ips.inference.checkpoints import EnsemblePredictor
+from wsi_ips.inference.known_results import KnownResults, Stamps, known_line, stamp
 from wsi_ips.inference.made_from import MadeFrom
-from wsi_ips.inference.predict import Predictor, PreparedSlide
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, read_result, write_result
 from wsi_ips.inference.run_folder import RunFolder
@@ -23,6 +25,9 @@ from wsi_ips.slides.base import failure_in_words
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.patches import FindPatches, upsampling_note
 from wsi_ips.units import Mpp
+
+if TYPE_CHECKING:
+    from wsi_ips.inference.predict import Predictor, PreparedSlide
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +62,14 @@ class Done:
         telemetry: Where the time went. None if an earlier run did it, or it failed.
         error: The error of a slide that failed, to be raised if that ends the run.
         note: Its note in ``slides.csv``.
+        known: Its line in ``known.jsonl``, if a next start can know the result from it.
     """
 
     row: PredictionRow
     telemetry: SlideTelemetry | None = None
     error: WsiIpsError | None = None
     note: str = ""
+    known: str = ""
 
 
 class SlideRecorder:
@@ -95,10 +102,10 @@ class SlideRecorder:
             precision: What the encoder computes in, see :class:`wsi_ips.inference.made_from.MadeFrom`.
         """
         self._run = run
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
+        self.embeddings = embeddings
+        self.gradients = gradients
         self._draw = draw
-        self._embeddings = embeddings
-        self._gradients = gradients
         self._start = start
         self._streaming = streaming or StreamingConfig()
         self._find_patches = find_patches
@@ -116,10 +123,17 @@ class SlideRecorder:
             raise ResultsError(
                 self._run.root, "belongs to another run by now", "the result of this worker is dropped"
             )
+        stamps = self._stamps(job)
         result = replace(result, made_from=self._made_from(job))
-        write_result(self._run.attention(job.slide_id), result, embeddings=self._embeddings)
+        path = self._run.attention(job.slide_id)
+        write_result(path, result, embeddings=self.embeddings)
+        holds = self.embeddings and result.kept_emb_MD is not None
+        known = self._known(job, result, stamps, stamp(path), embeddings=holds)
         return Done(
-            self._row(job, result, redraw=True), result.telemetry, note=upsampling_note(result.coords)
+            self._row(job, result, redraw=True),
+            result.telemetry,
+            note=upsampling_note(result.coords),
+            known=known,
         )
 
     def failed(self, job: SlideJob, error: Exception) -> Done:
@@ -138,10 +152,70 @@ class SlideRecorder:
         """
         if not redraw and self._draw is not None and not self._run.overlay(job.slide_id).exists():
             return None
+        stamps, stored = self._stamps(job), stamp(self._run.attention(job.slide_id))
         result = self._stored(job)
         if result is None:
             return None
-        return Done(self._row(job, result, redraw=False), note=upsampling_note(result.coords))
+        known = self._known(job, result, stamps, stored, embeddings=result.kept_emb_MD is not None)
+        return Done(self._row(job, result, redraw=False), note=upsampling_note(result.coords), known=known)
+
+    def known(self, jobs: Sequence[SlideJob], tasks: Sequence[TaskConfig]) -> Iterator[Done]:
+        """What :func:`found` would tell of these slides, as far as it is known without opening a file of theirs.
+
+        A slide without its overlay, where overlays are drawn, is not among them.
+        """
+        drawn = None
+        if self._draw is not None:
+            folder = self._run.overlay("x").parent
+            drawn = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208 - names are enough
+        at_hand = jobs if drawn is None else [job for job in jobs if f"{job.slide_id}.png" in drawn]
+        for _, row, note in KnownResults(self._run.known, self._run.root / "attention").matching(
+            at_hand, self, tasks
+        ):
+            yield Done(row, note=note)
+
+    def same_settings(self, made_from: MadeFrom, mpp: float | None, *, bad_tiles: bool) -> bool:
+        """See :class:`wsi_ips.inference.known_results.Wanted`."""
+        now = replace(
+            made_from,
+            mpp_given=mpp,
+            decode=self._streaming.decode,
+            max_bad_tiles=self._streaming.max_bad_tiles,
+            precision=self._precision,
+        )
+        return not made_from.difference(now, bad_tiles=bad_tiles)
+
+    def coordinates(self, slide_id: str) -> Sequence[Path] | None:
+        """See :class:`wsi_ips.inference.known_results.Wanted`."""
+        if self._find_patches is None:
+            return ()
+        try:
+            return self._find_patches.read_from(slide_id)
+        except CoordsError:
+            return None
+
+    def _stamps(self, job: SlideJob) -> Stamps:
+        return Stamps.of(job.path, self.coordinates(job.slide_id))
+
+    def _known(
+        self, job: SlideJob, result: SlideResult, stamps: Stamps, stored: str, *, embeddings: bool
+    ) -> str:
+        """The line of ``known.jsonl`` of a result whose file has the stamp ``stored``."""
+        if result.made_from is None or bool(result.made_from.patches) != bool(stamps.patches):
+            return ""
+        error = unreadable(job.slide_id, result.bad_tiles) if result.bad_tiles else ""
+        gradients = result.kept_gradients_MK is not None
+        return known_line(
+            PredictionRow.done(result, error=error),
+            result.made_from,
+            slide_path=result.slide_path,
+            stamps=stamps,
+            result=stored,
+            checkpoint=self.checkpoint,
+            bad_tiles=bool(result.bad_tiles),
+            holds=["embeddings"] * embeddings + ["gradients"] * gradients,
+            note=upsampling_note(result.coords),
+        )
 
     def lacks_picture(self, job: SlideJob) -> bool:
         """Whether a result is stored but not its overlay, so that :meth:`found` may open the slide to draw it."""
@@ -161,18 +235,18 @@ class SlideRecorder:
     def _stored(self, job: SlideJob) -> SlideResult | None:
         """The stored result of the same slide and patches by the same checkpoint, if there is one."""
         path = self._run.attention(job.slide_id)
-        if not self._checkpoint or not path.exists():
+        if not self.checkpoint or not path.exists():
             return None
         try:
             result = read_result(path)
         except ResultsError as error:
             logger.warning("slide %s is done again: %s", job.slide_id, error)
             return None
-        if result.checkpoint != self._checkpoint or result.slide_path != str(job.path):
+        if result.checkpoint != self.checkpoint or result.slide_path != str(job.path):
             return None
-        if self._embeddings and result.kept_emb_MD is None:
+        if self.embeddings and result.kept_emb_MD is None:
             return None
-        if self._gradients and result.kept_gradients_MK is None:
+        if self.gradients and result.kept_gradients_MK is None:
             return None
         if why := self._outdated(job, result):
             logger.warning("slide %s is done again: %s", job.slide_id, why)
@@ -227,13 +301,13 @@ class SlideWork:
         recorder: Where results go.
     """
 
-    predictor: Predictor | EnsemblePredictor
+    predictor: "Predictor | EnsemblePredictor"
     recorder: SlideRecorder
 
     def label(
         self,
         job: SlideJob,
-        prepared: Callable[[], PreparedSlide] | None = None,
+        prepared: "Callable[[], PreparedSlide] | None" = None,
         *,
         progress: Progress = silent,
     ) -> Done:
@@ -251,7 +325,7 @@ class SlideWork:
         except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
             return self.recorder.failed(job, error)
 
-    def prepare(self, job: SlideJob) -> PreparedSlide:
+    def prepare(self, job: SlideJob) -> "PreparedSlide":
         """Open the slide and find its patches. Raises the error of the slide, see :meth:`Predictor.prepare`."""
         return self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp)
 

@@ -6,23 +6,23 @@
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from wsi_ips import timeline
 from wsi_ips.config import StreamingConfig
 from wsi_ips.inference.checkpoints import CheckpointFile, Checkpoints, EnsemblePredictor
-from wsi_ips.inference.predict import Predictor, ScoredPart
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_tasks import Cut, check_shared, check_versions
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
-from wsi_ips.models.checkpoint import load_checkpoint
-from wsi_ips.models.encoders.network import Compute, check_compiles
+from wsi_ips.models.encoders.compute import Compute
 from wsi_ips.progress import silence_libraries
 from wsi_ips.storage.fingerprint import versions
-from wsi_ips.streaming.device import device_of_worker
 from wsi_ips.tiling.patches import FindPatches
+
+if TYPE_CHECKING:
+    import torch
+
+    from wsi_ips.inference.predict import Predictor, ScoredPart
 
 T = TypeVar("T")
 
@@ -95,6 +95,8 @@ class WorkerSetup:
             ResultsError: The folder of the run is missing.
             ClusterError: The versions of the packages differ.
         """
+        import torch  # a setup is made, and asked for its recorder, where nothing is left to compute
+
         silence_libraries()
         check_versions(versions(), self.versions, where=platform.node())
         check_shared(self.run.root, self.run.description)
@@ -120,12 +122,12 @@ def load_predictor(
     models: Checkpoints,
     *,
     streaming: StreamingConfig,
-    device: torch.device,
+    device: "torch.device",
     find_patches: FindPatches | None = None,
     deterministic: bool = False,
     gradients: bool = False,
     compute: Sequence[Compute] = (),
-) -> Predictor | EnsemblePredictor:
+) -> "Predictor | EnsemblePredictor":
     """Load the networks of these checkpoints onto one device: one, or several whose mean is the result.
 
     Args:
@@ -142,6 +144,10 @@ def load_predictor(
         ConfigError: Gradients are asked for, and the selector of a checkpoint cannot give them; or an encoder is
             to be compiled, and this machine has no compiler for it.
     """
+    from wsi_ips.inference.predict import Predictor
+    from wsi_ips.models.checkpoint import load_checkpoint
+    from wsi_ips.models.encoders.network import check_compiles
+
     if any(each.compiled_batch for each in compute):
         check_compiles(device)
 
@@ -196,12 +202,12 @@ class SlideWorker:
         prepared.slide.close()
         return Cut(tuple(_one_net(work).parts(n_patches, most=most)))
 
-    def score(self, job: SlideJob, part: range) -> ScoredPart | Done:
+    def score(self, job: SlideJob, part: range) -> "ScoredPart | Done":
         """Score a part of a slide. If that fails, the slide has failed."""
         with timeline.slide(job.slide_id):
             return self._of_slide(job, lambda work: _one_net(work).score_part(work.prepare(job), part))
 
-    def join(self, job: SlideJob, parts: Sequence[ScoredPart]) -> Done:
+    def join(self, job: SlideJob, parts: "Sequence[ScoredPart]") -> Done:
         """Label a slide whose parts have been scored."""
         with timeline.slide(job.slide_id):
             return self._of_slide(
@@ -222,8 +228,10 @@ class SlideWorker:
         return self._work
 
 
-def _one_net(work: SlideWork) -> Predictor:
+def _one_net(work: SlideWork) -> "Predictor":
     """The predictor of one network. The job makes sure that slides are cut for one network only."""
+    from wsi_ips.inference.predict import Predictor
+
     assert isinstance(work.predictor, Predictor)
     return work.predictor
 

@@ -7,26 +7,25 @@ checkpoints of other networks share (:mod:`wsi_ips.nuclei.models`).
 A whole checkpoint from one that holds adapters alone: :func:`merge_checkpoint`.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wsi_ips import __version__
-from wsi_ips.config import READ_NO_FILE, ModelConfig, PipelineConfig, Section
+from wsi_ips.config import ModelConfig, PipelineConfig
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.models.build import build_selecting_net
+from wsi_ips.models.checkpoint_head import FORMAT, HOW_TO_FIX, METADATA_KEY, Config, WeightsHead, config_of
+from wsi_ips.models.checkpoint_head import checkpoint_config as checkpoint_config
+from wsi_ips.models.checkpoint_head import checkpoint_sha256 as checkpoint_sha256
 from wsi_ips.models.encoders.lora import (
     found_again,
     load_stored,
@@ -36,39 +35,22 @@ from wsi_ips.models.encoders.lora import (
 )
 from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet
-from wsi_ips.storage.files import system_cause, whole_file
+from wsi_ips.storage.files import whole_file
 
-FORMAT = 1
-"""Version of the format. A file of another version is refused."""
-METADATA_KEY = "wsi_ips"
-"""Key of the metadata under which a checkpoint keeps its configuration."""
-HOW_TO_FIX = "name the model.safetensors of a fine-tuning run"
-"""What a message about a bad checkpoint tells the user to do."""
-MAX_CONFIG_CHARS = 1_000_000
-"""Most characters of a configuration that is read from a file."""
-Config = TypeVar("Config", bound=Section)
 Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
-class WeightsFile(Generic[Config, Net]):
+class WeightsFile(WeightsHead[Config], Generic[Config, Net]):
     """One kind of file with weights and a configuration.
 
     Attributes:
-        key: Key of the metadata under which the configuration is kept.
-        name: What a user calls such a file, for messages.
-        fix: What the user can do if a file is not of this kind, for messages.
-        config_of: Makes the configuration from the path and the content of the metadata.
         build: Builds the untrained network of a configuration, without downloading anything.
         begin: Builds the network that the tensors of a file are laid on, where that takes weights that the file
             does not hold: from the path, the configuration and the same network on the meta device. None: it
             is ``build``.
     """
 
-    key: str
-    name: str
-    fix: str
-    config_of: Callable[[Path, Mapping[str, Any]], Config]
     build: Callable[[Config], Net]
     begin: Callable[[Path, Config, Net], Net] | None = None
 
@@ -92,7 +74,7 @@ class WeightsFile(Generic[Config, Net]):
             CheckpointError: The file is missing, broken or of another kind, or its weights do not fit the
                 configuration or are not finite.
         """
-        with self._opened(path) as file:
+        with self._opened(path, framework="pt") as file:
             config = self._config(path, file.metadata() or {})
             names = list(file.keys())
             empty = self._check_shapes(
@@ -103,45 +85,6 @@ class WeightsFile(Generic[Config, Net]):
         self._check_values(path, tensors, net.state_dict())
         load_stored(net, tensors)
         return net.eval(), config
-
-    def config(self, path: Path) -> Config:
-        """Read only the configuration.
-
-        Raises:
-            CheckpointError: The file is missing, broken or of another kind.
-        """
-        with self._opened(path) as file:
-            return self._config(path, file.metadata() or {})
-
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[Any]:
-        if not path.is_file():
-            raise CheckpointError(path, f"no such {self.name}", self.fix)
-        try:
-            # safetensors says of every file that it cannot open that it does not exist; Python gives the reason.
-            with path.open("rb"):
-                pass
-            with safe_open(path, framework="pt") as file:
-                yield file
-        except (SafetensorError, OSError) as error:
-            if cause := system_cause(error):
-                raise CheckpointError(path, cause.problem, cause.fix) from None
-            raise CheckpointError(path, f"is not a safetensors file ({error})", self.fix) from None
-
-    def _config(self, path: Path, metadata: Mapping[str, str]) -> Config:
-        if self.key not in metadata:
-            raise CheckpointError(
-                path, f"is not a {self.name} of wsi_ips, but of another kind or another program", self.fix
-            )
-        if len(metadata[self.key]) > MAX_CONFIG_CHARS:
-            raise CheckpointError(
-                path, f"holds a config of more than {MAX_CONFIG_CHARS:,} characters", self.fix
-            )
-        try:
-            return self.config_of(path, json.loads(metadata[self.key]))
-        except (KeyError, TypeError, ValueError, ValidationError, RecursionError) as error:
-            reason = one_line(error, most=200)
-            raise CheckpointError(path, f"holds a config that cannot be read ({reason})", self.fix) from None
 
     def _check_shapes(self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Net:
         """Refuse a file whose configuration describes another network than its tensors do.
@@ -227,15 +170,6 @@ def load_checkpoint(path: Path, *, base_weights: Path | None = None) -> tuple[Ba
     return replace(_FILE, begin=partial(_begin, base_weights=base_weights)).read(path)
 
 
-def checkpoint_config(path: Path) -> PipelineConfig:
-    """Read only the configuration of a checkpoint.
-
-    Raises:
-        CheckpointError: The file is missing, broken or not a checkpoint.
-    """
-    return _FILE.config(path)
-
-
 def begin_from(net: BagNet, path: Path) -> None:
     """Put the weights of a checkpoint into ``net``, to begin a training from them.
 
@@ -282,20 +216,6 @@ def _base_of(net: BagNet) -> str | None:
     return getattr(net.encoder, "base_sha256", None)
 
 
-def checkpoint_sha256(path: Path) -> str:
-    """The SHA-256 of the file in hex. Results name their model by it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _config_of(path: Path, held: Mapping[str, Any]) -> PipelineConfig:
-    if held["format"] != FORMAT:
-        raise CheckpointError(
-            path, f"has format {held['format']!r}, this version reads {FORMAT}", "update wsi_ips"
-        )
-    return PipelineConfig.model_validate(held["config"], context=READ_NO_FILE)
-
-
 def _empty(config: PipelineConfig) -> BagNet:
     check_code_allowed(config.model.encoder.name)
     encoder = config.model.encoder.model_copy(update={"weights": "none"})
@@ -311,7 +231,7 @@ def _begin(path: Path, config: PipelineConfig, empty: BagNet, *, base_weights: P
     return build_selecting_net(config.model.model_copy(update={"encoder": encoder}), config.selection)
 
 
-_FILE = WeightsFile(key=METADATA_KEY, name="checkpoint", fix=HOW_TO_FIX, config_of=_config_of, build=_empty)
+_FILE = WeightsFile(key=METADATA_KEY, name="checkpoint", fix=HOW_TO_FIX, config_of=config_of, build=_empty)
 
 TRIED = 4
 """Patches that the encoder is tried on before and after."""

@@ -130,7 +130,7 @@ def _detect_in_all(
     """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone."""
     rows: dict[str, _Row] = {}
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
-    with progress("Detecting", total=len(slides)) as advance:
+    with table, progress("Detecting", total=len(slides)) as advance:
         for slide in (*others, *suspects):
             slide_id = slide.slide_id
             try:

@@ -36,7 +36,8 @@ LONGEST_SETTINGS = 60_000
 class Page:
     """The content of a report.
 
-    ``lines`` has one row per slide; ``cards`` are made while the page is written. ``plots`` are those of the
+    ``lines`` has one row per slide that is shown; ``cards`` are made while the page is written.
+    ``plots`` are those of the
     evaluation, ``training_plots`` those of the training. ``notes`` say what is left out, and why.
     ``of_gradients`` says whether the maps are of gradients. ``stages`` is where the time went, if that is known.
     """
@@ -86,6 +87,7 @@ def _pieces(page: Page) -> Iterable[str]:
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
         script_hash=digest,
+        linked={line.slide.number for line in page.lines if line.has_card},
         title=page.run.folder.root.resolve().name,
         settings=settings_text(page.run.description.get("config")),
         described=_described(page.run.description),

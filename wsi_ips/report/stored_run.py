@@ -18,12 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ResultsError, harmless, one_line
-from wsi_ips.evaluation.plots import read_history
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_table
-from wsi_ips.storage.files import check_size
+from wsi_ips.storage.files import check_size, many_objects
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
 from wsi_ips.timeline import TIMELINE_NAME, read_stages
@@ -99,23 +98,41 @@ def read_run(folder: RunFolder, tasks: Sequence[TaskConfig]) -> StoredRun:
     If ``slides.csv`` or ``timeline.json`` cannot be read, only the times are missing. Raises
     :class:`ResultsError` for predictions or a description that cannot be read, and for a run without slides.
     """
-    predicted = {row.slide_id: row for row in read_predictions(folder.predictions, tasks=tasks)}
     notes = []
     begun: Mapping[str, SlideRow] = {}
-    try:
-        if folder.slides.is_file():
-            begun = read_slide_table(folder.slides)
-        else:
-            notes.append("The run has no slides.csv: where its time went is not known.")
-    except ResultsError as error:
-        notes.append(f"Where the time went is not known: {error}")
-    slide_ids = list(dict.fromkeys([*begun, *predicted]))
-    if not slide_ids:
+    with many_objects():
+        predicted = read_predictions(folder.predictions, tasks=tasks)
+        try:
+            if folder.slides.is_file():
+                begun = read_slide_table(folder.slides)
+            else:
+                notes.append("The run has no slides.csv: where its time went is not known.")
+        except ResultsError as error:
+            notes.append(f"Where the time went is not known: {error}")
+    return run_of_tables(folder, tasks, predicted, begun, notes=notes)
+
+
+def run_of_tables(
+    folder: RunFolder,
+    tasks: Sequence[TaskConfig],
+    predictions: Sequence[PredictionRow],
+    begun: Mapping[str, SlideRow],
+    *,
+    notes: Sequence[str] = (),
+) -> StoredRun:
+    """The run whose tables hold these rows. Only its description is read.
+
+    ``begun`` maps slide ids to their rows of ``slides.csv``. Raises :class:`ResultsError` for a description that
+    cannot be read, and for a run without slides.
+    """
+    with many_objects():
+        predicted = {row.slide_id: row for row in predictions}
+        slides = [
+            _slide(number, slide_id, predicted.get(slide_id), begun.get(slide_id))
+            for number, slide_id in enumerate(dict.fromkeys([*begun, *predicted]), start=1)
+        ]
+    if not slides:
         raise ResultsError(folder.predictions, "holds no slides", "let wsi-ips predict finish some first")
-    slides = [
-        _slide(number, slide_id, predicted.get(slide_id), begun.get(slide_id))
-        for number, slide_id in enumerate(slide_ids, start=1)
-    ]
     try:
         description = read_description(folder.description)
     except (OSError, ValueError) as error:
@@ -199,6 +216,10 @@ def read_training(folder: Path, run: StoredRun) -> TrainingRun:
         folds = sorted(path.name for path in folder.glob("fold_*") if (path / "history.csv").is_file())
         fix = f"name one fold's: {folder / folds[0]}" if folds else TRAINING_FIX
         raise ResultsError(folder, "holds no history.csv", fix)
+    from wsi_ips.evaluation.plots import (
+        read_history,
+    )  # imports a quarter of SciPy, which a summary does without
+
     history = read_history(folder / "history.csv")
     try:
         description = read_description(folder / "run.json")

@@ -12,6 +12,7 @@ from pathlib import Path
 from wsi_ips.errors import ConfigError, SlideNotFound, UnsupportedSlide
 from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.dicom.series import dicom_slides, may_be_dicom, series_of, starts_as_dicom
+from wsi_ips.storage.files import many_objects
 from wsi_ips.storage.location import Location, Url, locate
 
 SLIDE_SUFFIXES = frozenset(
@@ -57,13 +58,39 @@ def find_slides(folder: Location | str) -> list[Location]:
     root = locate(folder)
     if isinstance(root, Url) or root.is_file():
         return [root]
+    return [slide for slide, _ in _sorted_slides(root)]
+
+
+def find_slides_by_id(folder: Location | str) -> dict[str, Location]:
+    """The slides of :func:`find_slides` by the ids of :func:`unique_slide_ids`.
+
+    It does not ask the disk again which of the slides are folders, which takes a while of 100,000 on a network
+    drive. Raises the errors of both.
+    """
+    root = locate(folder)
+    if isinstance(root, Url) or root.is_file():
+        return unique_slide_ids([root])
+    with many_objects():
+        return _unique(
+            (slide_id(slide) if is_folder else _id_of_file(slide), slide)
+            for slide, is_folder in _sorted_slides(root)
+        )
+
+
+def _as_paths_are_sorted(found: tuple[Path, bool]) -> tuple[str, ...]:
+    parts = found[0].parts
+    return parts if os.name == "posix" else tuple(map(os.path.normcase, parts))
+
+
+def _sorted_slides(root: Path) -> list[tuple[Path, bool]]:
+    """The slides in a folder, sorted by path, and whether each is a folder itself."""
     if not root.exists():
         raise SlideNotFound(root, "no such file or folder", "check the path")
-    slides = sorted(_slides_below(root, frozenset()))
+    slides = sorted(_slides_below(root, frozenset()), key=_as_paths_are_sorted)
     if not slides:
         known = " ".join(sorted(SLIDE_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX}))
         raise SlideNotFound(root, "no slide in this folder or below it", f"known suffixes: {known}")
-    return list(slides)
+    return slides
 
 
 def left_out_of(folder: Path) -> list[LeftOut]:
@@ -105,8 +132,13 @@ def slide_id(path: Location | str) -> str:
         path = path.resolve()
         if path.suffix.lower() != ZARR_SUFFIX:
             return path.name
-    stem = path.name if path.suffix[1:].isdecimal() else path.stem
-    if path.suffix.lower() in {".tif", ".tiff", ZARR_SUFFIX} and stem.lower().endswith(".ome"):
+    return _id_of_file(path)
+
+
+def _id_of_file(path: Path) -> str:
+    suffix = path.suffix
+    stem = path.name if suffix[1:].isdecimal() else path.stem
+    if suffix.lower() in {".tif", ".tiff", ZARR_SUFFIX} and stem.lower().endswith(".ome"):
         stem = stem[: -len(".ome")]
     return stem
 
@@ -118,12 +150,16 @@ def unique_slide_ids(paths: Iterable[Location]) -> dict[str, Location]:
     the names of their folders: labels belong to ids, and an id that depends on what else lies in the folder would
     silently miss its label.
     """
+    return _unique((slide_id(path), path) for path in paths)
+
+
+def _unique(found: Iterable[tuple[str, Location]]) -> dict[str, Location]:
     named: dict[str, Location] = {}
-    for path in paths:
-        first = named.setdefault(slide_id(path), path)
-        if first != path:
+    for its_id, path in found:
+        first = named.setdefault(its_id, path)
+        if first is not path and first != path:
             raise ConfigError(
-                f"two slides share the id {slide_id(path)}: {first} and {path}; rename one, "
+                f"two slides share the id {its_id}: {first} and {path}; rename one, "
                 "or run their folders one after the other"
             )
     return named
@@ -161,20 +197,22 @@ def is_zarr(path: Location) -> bool:
     )
 
 
-def _slides_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+def _slides_below(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path, bool]]:
+    """Each slide, and whether it is a folder."""
     # Links to folders are followed (data sets are often linked), so a link to a folder above must end.
     here = folder.resolve()
     if here in above:
         return
     if is_zarr(folder):
-        yield folder
+        yield folder, True
         return
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-    files = [folder / entry.name for entry in visible if entry.is_file()]
-    yield from dicom_slides(folder, (file.name for file in files if may_be_dicom(file.name)))
-    yield from (file for file in files if _is_slide(file))
-    mirax_data = {file.stem for file in files if file.suffix.lower() == ".mrxs"}
+    names = [entry.name for entry in visible if entry.is_file()]
+    for slide in dicom_slides(folder, filter(may_be_dicom, names)):
+        yield slide, slide == folder
+    yield from ((folder / name, False) for name in names if _is_slide(name))
+    mirax_data = {Path(name).stem for name in names if name.lower().endswith(".mrxs")}
     for entry in visible:
         if entry.is_dir() and entry.name not in mirax_data:
             yield from _slides_below(folder / entry.name, above | {here})
@@ -196,7 +234,7 @@ def _left_out_below(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path
                 yield from _left_out_below(path, above | {here})
         elif not path.exists():
             yield path, BROKEN_LINK
-        elif not _is_slide(path) and not (has_dicom and may_be_dicom(entry.name)):
+        elif not _is_slide(path.name) and not (has_dicom and may_be_dicom(entry.name)):
             yield path, _why_no_slide(path)
 
 
@@ -209,8 +247,9 @@ def _why_no_slide(file: Path) -> str:
     return "no suffix of a slide's" if suffix else "not a DICOM slide"
 
 
-def _is_slide(file: Path) -> bool:
-    return file.suffix.lower() in SLIDE_SUFFIXES and not file.stem.lower().endswith(MASK_ENDING)
+def _is_slide(name: str) -> bool:
+    stem, suffix = os.path.splitext(name.lower())  # noqa: PTH122 - a Path for each name takes a second of 100,000
+    return suffix in SLIDE_SUFFIXES and not stem.endswith(MASK_ENDING)
 
 
 def _dicom_names(folder: Path) -> list[str]:

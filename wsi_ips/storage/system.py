@@ -32,6 +32,12 @@ CONTAINER_CPU, CONTAINER_MEMORY = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/
 NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 """What Linux has where there is an NVIDIA GPU with a driver."""
 
+GPU_DRIVERS = (
+    *NVIDIA,
+    *(Path("/dev") / name for name in ("nvidiactl", "kfd", "dxg", "nvgpu", "nvhost-ctrl", "nvmap")),
+)
+"""What Linux has where PyTorch may find a device: of NVIDIA's, AMD's and Windows' drivers, and on Jetsons."""
+
 FIRST_TO_GO = "1000"
 """The out-of-memory killer of Linux takes the process with the highest of these numbers, which ends at 1000."""
 
@@ -237,6 +243,16 @@ def load_average() -> float:
 def has_nvidia_driver() -> bool:
     """Whether Linux has an NVIDIA GPU, whatever PyTorch thinks. Other systems are not asked."""
     return any(path.exists() for path in NVIDIA)
+
+
+def may_have_cuda() -> bool:
+    """Whether PyTorch may find a CUDA or ROCm device here, as far as can be told without importing it.
+
+    False is certain on macOS, and on Linux where there is no device file of such a driver.
+    """
+    if sys.platform == "darwin":
+        return False
+    return not sys.platform.startswith("linux") or any(path.exists() for path in GPU_DRIVERS)
 
 
 def forget_cached(descriptor: int) -> bool:

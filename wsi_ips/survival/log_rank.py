@@ -8,13 +8,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2 as chi2_distribution
 
 from wsi_ips.survival.follow_up import FollowUp
 from wsi_ips.survival.kaplan_meier import Z95
-from wsi_ips.survival.losses import cox_loss
 
 STEPS = 50
 """Most Newton steps of a Cox regression."""
@@ -96,6 +94,11 @@ def hazard_ratio(follow_up: FollowUp, number: ArrayLike) -> HazardRatio:
         ValueError: There is no finite estimate: the number is the same everywhere, there is no event, or it
             separates the patients perfectly.
     """
+    # Half a gigabyte, which the evaluation of classes does not need.
+    import torch
+
+    from wsi_ips.survival.losses import cox_loss
+
     number_N = torch.as_tensor(np.asarray(number, np.float64))
     time_N, event_N = torch.from_numpy(follow_up.time.copy()), torch.from_numpy(follow_up.event.copy())
     beta = torch.zeros((), dtype=torch.float64, requires_grad=True)

@@ -3,7 +3,7 @@
     /                                               the page
     /page/{file}                                    the files that the page loads
     /api/view                                       the runs, and what they can show
-    /api/runs/{run}/slides                          every slide of a run with its prediction
+    /api/runs/{run}/slides                          a page of the run's slides with their predictions
     /api/runs/{run}/slides/{slide_id}               one slide: size, µm per pixel, which maps there are
     /api/runs/{run}/slides/{slide_id}/legend        the colours and their raw values
     /api/runs/{run}/slides/{slide_id}/patches       the patches with the largest values
@@ -14,6 +14,9 @@
     /runs/{run}/slides/{slide_id}/patch/{id}.jpg
     /runs/{run}/slides/{slide_id}/slide/{level}/{col}_{row}.jpg
     /runs/{run}/slides/{slide_id}/heat/{level}/{col}_{row}.png
+
+The list of slides takes ``q`` (words), ``order``, ``first``, ``count`` and ``at``, see
+:meth:`wsi_ips.viewer.slide_list.SlideList.page`.
 
 ``run`` is 0, or 1 for the run that it is compared with. Maps take the query parameter ``map`` (attention,
 contribution or gradient; without it the default of :func:`wsi_ips.heatmaps.maps.choose_heat`); for attention
@@ -288,7 +291,7 @@ class _Site:
         return _json(describe_runs(self.runs))
 
     def slides(self, request: Request) -> Response:
-        return _json(self._run(request).slides())
+        return _json(self._run(request).slides(dict(request.query_params)))
 
     def about(self, request: Request) -> Response:
         run, slide_id = self._run(request), request.path_params["slide_id"]

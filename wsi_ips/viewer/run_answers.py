@@ -24,6 +24,7 @@ from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
 from wsi_ips.registry import Registry
 from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.units import Size
+from wsi_ips.viewer.slide_list import SlideList, described
 from wsi_ips.viewer.tiles import (
     TILE_PX,
     LruCache,
@@ -160,11 +161,32 @@ class RunAnswers:
         self._maps: LruCache[ShownMap] = LruCache(KEPT_MAPS)
         self._rasters: LruCache[PatchRaster] = LruCache(KEPT_RASTERS)
         self._layers: dict[str, Layer] = {}
+        self._slides: tuple[Mapping[str, ListedSlide], SlideList] | None = None
 
-    def slides(self) -> dict[str, Any]:
-        """Every slide of the run with its prediction, and notes on files that could not be read."""
-        slides = [self._listed(slide) for slide in self.run.slides().values()]
-        return {"slides": slides, "notes": self.run.notes}
+    def slides(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """The page of slides that the query asks for (:meth:`SlideList.page`) with their predictions, and notes on
+        files that could not be read.
+
+        Raises :class:`ConfigError` for a page that is not possible.
+        """
+        slides = self._list()
+        page = slides.page(asked)
+        return {
+            "slides": [self._listed(slide) for slide in page.slides],
+            **described(page),
+            "unfinished": slides.unfinished,
+            "notes": self.run.notes,
+        }
+
+    def _list(self) -> SlideList:
+        listed = self.run.slides()
+        if self._slides is None or self._slides[0] is not listed:
+            truth = self._truth
+            self._slides = (
+                listed,
+                SlideList(list(listed.values()), self.run.tasks, truth.labels, truth.splits),
+            )
+        return self._slides[1]
 
     def _listed(self, slide: ListedSlide) -> dict[str, Any]:
         return {
@@ -179,6 +201,7 @@ class RunAnswers:
             "error": slide.error,
             "labels": self._truth.labels.get(slide.slide_id, {}),
             "split": self._truth.splits.get(slide.slide_id),
+            "wrong": self._list().is_wrong(slide),
             "has_attention": slide.has_attention,
         }
 

@@ -4,7 +4,8 @@ Every file that is opened is one that the run names: a slide is looked up in the
 from what a browser sends.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -22,6 +23,7 @@ from wsi_ips.inference.run_folder import RunFolder, stored_location
 from wsi_ips.inference.telemetry import SlideRow, read_slide_table
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.storage.files import many_objects
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import Location, Url, is_file_name, is_there
 from wsi_ips.viewer.tiles import LruCache
@@ -84,6 +86,7 @@ class ViewedRun:
         self.name = root.resolve().name or str(root)
         self._elsewhere, self._open_urls = elsewhere, open_urls
         self._listed: LruCache[dict[str, ListedSlide]] = LruCache(1)
+        self._told: LruCache[_Told] = LruCache(1)
         self._slides: LruCache[SlideReader] = LruCache(OPEN_SLIDES)
         self._results: LruCache[SlideResult] = LruCache(READ_RESULTS)
         self.notes: list[str] = []
@@ -99,8 +102,9 @@ class ViewedRun:
 
     def slides(self) -> Mapping[str, ListedSlide]:
         """Every slide by its id, in the run's order. The tables are read again when they have changed."""
-        tables = (self.folder.predictions, self.folder.slides, self.folder.root / "attention")
-        return self._listed.get(tuple(file_stamp(path) for path in tables), self._list)
+        tables = tuple(file_stamp(path) for path in (self.folder.predictions, self.folder.slides))
+        folder = file_stamp(self.folder.root / "attention")
+        return self._listed.get((*tables, folder), lambda: self._list(tables))
 
     def listed(self, slide_id: str) -> ListedSlide:
         """What is known of a slide. Raises :class:`UnknownSlide`."""
@@ -213,33 +217,43 @@ class ViewedRun:
         parts = [str(self.folder.root.resolve()), slide_id, where, attention]
         return sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
-    def _list(self) -> dict[str, ListedSlide]:
-        self.notes = []
-        stored = {path.stem for path in self.folder.root.glob("attention/*.h5")}
-        begun = self._begun()
-        listed: dict[str, ListedSlide] = {}
-        for row in self._predicted():
-            slide = _of_prediction(row, self.tasks, begun.get(row.slide_id))
-            listed[row.slide_id] = replace(slide, has_attention=row.slide_id in stored)
-        for slide_id, slide_row in begun.items():
-            if slide_id not in listed:
-                listed[slide_id] = ListedSlide(
-                    slide_id=slide_id,
-                    status=slide_row.status,
-                    probabilities={},
-                    predicted={},
-                    error=slide_row.error,
-                    path=slide_row.path,
-                    has_attention=slide_id in stored,
-                )
-        for slide_id in sorted(stored - set(listed)):
+    def _list(self, tables: tuple[str, ...]) -> dict[str, ListedSlide]:
+        # A run that goes on stores a result every other second; its tables are read when they have changed.
+        told = self._told.get(tables, self._read_tables)
+        stored = _names_of_results(self.folder.root / "attention")
+        listed = {
+            slide_id: replace(slide, has_attention=True) if slide_id in stored else slide
+            for slide_id, slide in told.slides.items()
+        }
+        for slide_id in sorted(stored - listed.keys()):
             listed[slide_id] = ListedSlide(
                 slide_id=slide_id, status="ok", probabilities={}, predicted={}, has_attention=True
             )
-        nameless = [slide_id for slide_id in listed if not _is_name(slide_id)]
+        nameless = {slide_id for slide_id in listed if not _is_name(slide_id)}
+        self.notes = list(told.notes)
         if nameless:
-            self.notes.append(f"slides without a plain name are not shown: {nameless[:3]!a}")
+            self.notes.append(f"slides without a plain name are not shown: {sorted(nameless)[:3]!a}")
         return {slide_id: slide for slide_id, slide in listed.items() if slide_id not in nameless}
+
+    def _read_tables(self) -> "_Told":
+        self.notes = []
+        with many_objects():
+            begun = self._begun()
+            listed = {
+                row.slide_id: _of_prediction(row, self.tasks, begun.get(row.slide_id))
+                for row in self._predicted()
+            }
+            for slide_id, row in begun.items():
+                if slide_id not in listed:
+                    listed[slide_id] = ListedSlide(
+                        slide_id=slide_id,
+                        status=row.status,
+                        probabilities={},
+                        predicted={},
+                        error=row.error,
+                        path=row.path,
+                    )
+        return _Told(listed, self.notes)
 
     def _predicted(self) -> list[PredictionRow]:
         if not self.folder.predictions.is_file() or not self.tasks:
@@ -268,6 +282,23 @@ class ViewedRun:
             return _TASKS.validate_python(config["model"]["tasks"])
         except (OSError, ValueError, ValidationError, KeyError, TypeError):
             return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the tables of a run say of its slides, and notes on those that could not be read."""
+
+    slides: dict[str, ListedSlide]
+    notes: Sequence[str]
+
+
+def _names_of_results(folder: Path) -> set[str]:
+    """The ids of the slides whose attention is stored."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - a Path for each of 100,000 files takes a second
+    except OSError:
+        return set()
+    return {name.removesuffix(".h5") for name in names if name.endswith(".h5") and name[0] != "."}
 
 
 def _of_prediction(row: PredictionRow, tasks: tuple[TaskConfig, ...], begun: SlideRow | None) -> ListedSlide:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -83,9 +83,9 @@ def _froc_rows(froc: FrocReport) -> Iterable[Sequence[Any]]:
 
 def _slide_rows(task: str, scored: Scored, joined: Joined) -> Iterable[Sequence[Any]]:
     """``probability``: of the positive; of one class of several, of the class that is called."""
-    for place, (record, row) in enumerate(joined.pairs):
+    for place, ((record, row), called) in enumerate(zip(joined.pairs, _called(scored), strict=True)):
         label = _names(scored, scored.target_NC[place])
-        yield (task, record.slide_id, record.case_id, label, *_called(scored, place), "ok", row.error)
+        yield (task, record.slide_id, record.case_id, label, *called, "ok", row.error)
     yield from _unscored_rows(scored.task, joined)
 
 
@@ -119,24 +119,27 @@ def _case_rows(task: str, report: TaskReport) -> Iterable[Sequence[Any]]:
     sizes = report.pooled.slides
     if report.joined.bag == "case":
         sizes = tuple(len(record.slide_id.split(JOINER)) for record, _ in report.joined.pairs)
-    for place, (case, slides) in enumerate(zip(scored.case, sizes, strict=True)):
-        yield (task, case, slides, _names(scored, scored.target_NC[place]), *_called(scored, place))
+    rows = zip(scored.case, sizes, _called(scored), strict=True)
+    for place, (case, slides, called) in enumerate(rows):
+        yield (task, case, slides, _names(scored, scored.target_NC[place]), *called)
     for case in report.pooled.mixed:
         yield (task, case, "", "mixed", "", "", "")
 
 
-def _called(scored: Scored, place: int) -> tuple[str, str, str]:
-    """(predicted, probability, correct) as cells."""
-    outputs = scored.output_NC[place]
+def _called(scored: Scored) -> Iterator[tuple[str, str, str]]:
+    """(predicted, probability, correct) of each slide as cells."""
     if scored.kind == "regression":
-        return ";".join(map(repr, outputs.tolist())), "", ""
-    if scored.kind == "multilabel":
-        probability = ";".join(map(repr, outputs.tolist()))
-    elif scored.kind == "binary":
-        probability = repr(float(outputs[-1]))
-    else:
-        probability = repr(float(outputs.max()))
-    return _names(scored, scored.called[place]), probability, str(int(scored.correct[place]))
+        yield from ((";".join(map(repr, outputs.tolist())), "", "") for outputs in scored.output_NC)
+        return
+    # What is called is worked out for all slides at once: for each row it would take as long as for all.
+    for outputs, called, correct in zip(scored.output_NC, scored.called, scored.correct, strict=True):
+        if scored.kind == "multilabel":
+            probability = ";".join(map(repr, outputs.tolist()))
+        elif scored.kind == "binary":
+            probability = repr(float(outputs[-1]))
+        else:
+            probability = repr(float(outputs.max()))
+        yield _names(scored, called), probability, str(int(correct))
 
 
 def _names(scored: Scored, values: Any) -> str:

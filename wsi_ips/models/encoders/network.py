@@ -24,10 +24,9 @@ Shape suffixes: n patches, P patch side, T tokens (class and registers first, th
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -35,10 +34,12 @@ from timm.layers.mlp import GluMlp, Mlp, SwiGLU, SwiGLUPacked
 from torch import Tensor, nn
 
 from wsi_ips.config import EncoderConfig, SpecificationTable
-from wsi_ips.config.encoder import Precision
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
+from wsi_ips.models.encoders.compute import Compute as Compute
+from wsi_ips.models.encoders.compute import Settled as Settled
+from wsi_ips.models.encoders.compute import settled as settled
 from wsi_ips.models.encoders.entry import EncoderEntry, Output, OwnArchitecture, TimmArchitecture
-from wsi_ips.models.encoders.registry import built, entry_of, known_names
+from wsi_ips.models.encoders.registry import built, known_names
 from wsi_ips.models.spinenet import MEMBERS
 from wsi_ips.models.spinenet.specification import specification_of
 
@@ -210,49 +211,8 @@ def _function(architecture: OwnArchitecture, name: str) -> Any:
         raise ConfigError(f"encoder {name}: {architecture.build} cannot be imported ({error})") from error
 
 
-Settled = Literal["32", "bf16", "fp16"]
-"""A precision, after ``auto`` has been decided."""
-
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The types of the half precisions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """How an encoder computes.
-
-    Attributes:
-        precision: ``32``, ``bf16`` or ``fp16``.
-        compiled_batch: Patches of a batch of the compiled encoder, 1 or more. Smaller batches are filled up with
-            zeros and larger ones cut, so that PyTorch compiles once for each patch size. None: not compiled.
-    """
-
-    precision: Settled = "32"
-    compiled_batch: int | None = None
-
-
-def settled(asked: Precision, encoder: str, device_type: str) -> Settled:
-    """The precision that the setting ``asked`` means for an encoder on a device.
-
-    ``auto`` is the precision that the encoder is listed with on CUDA, except that it is float32 for bfloat16 on
-    a card without it, and float32 on any other device. Whether the card has bfloat16 is asked of the first one.
-
-    Args:
-        asked: The setting ``precision``.
-        encoder: Name of the encoder.
-        device_type: ``cpu``, ``cuda`` or ``mps``.
-
-    Raises:
-        ConfigError: The file or the package of the encoder does not load.
-    """
-    if asked != "auto":
-        return asked
-    entry = entry_of(encoder) if device_type == "cuda" else None
-    if entry is None:
-        return "32"
-    if entry.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "32"
-    return entry.precision
 
 
 def compute_in(net: nn.Module, compute: Compute) -> None:
