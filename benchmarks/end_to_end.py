@@ -402,8 +402,8 @@ class Trident:
         arguments = bench.arguments
         self._process = subprocess.Popen(
             [arguments.trident_python, str(ROOT / "benchmarks" / "trident_peer.py"),
-             str(arguments.trident.absolute()), str(bench.weights), "--torch-threads", str(arguments.torch_threads),
-             "--precision", arguments.precision],
+             str(arguments.trident.absolute()), str(bench.weights),
+             "--torch-threads", str(arguments.torch_threads), "--precision", arguments.precision],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             stderr=None if os.environ.get("WSI_IPS_TRIDENT_LOG") else subprocess.DEVNULL,
         )  # fmt: skip

@@ -47,13 +47,10 @@ def main() -> None:
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         task = json.loads(line)
-        work: Callable[[dict[str, Any]], dict[str, str]] = {"tile": peer.tile, "features": peer.features}[
-            task["do"]
-        ]
+        work = {"tile": peer.tile, "features": peer.features}[task["do"]]
         try:
-            with contextlib.redirect_stdout(sys.stderr):
-                answer = timed(work, task)
-        except Exception as error:  # whatever it raises is its answer
+            answer = timed(work, task)
+        except Exception as error:  # noqa: BLE001 - whatever it raises is its answer
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -69,12 +66,17 @@ class Peer:
         from trident.patch_encoder_models import CustomInferenceEncoder
         from trident.segmentation_models import segmentation_model_factory
 
+        class _Float32(torch.nn.Module):
+            def forward(self, features: torch.Tensor) -> torch.Tensor:
+                return features.float()
+
         torch.set_num_threads(torch_threads)
         network = timm.create_model("resnet50", num_classes=0)
         network.load_state_dict(load_file(weights))
         self._encoder = CustomInferenceEncoder(
             enc_name="resnet50",
-            model=network.eval(),
+            # Its arrays have no bfloat16.
+            model=torch.nn.Sequential(network.eval(), _Float32()),
             transforms=transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)]),
             precision={"32": torch.float32, "bf16": torch.bfloat16}[precision],
         )
