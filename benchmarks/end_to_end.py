@@ -79,6 +79,8 @@ ELSEWHERE = {"finetune": "finetune_epoch", "listing": "listing"}
 """Parts that are programs of their own beside this one."""
 PX, MIN_TISSUE = 224, 0.25
 DEMO_SLIDES = 2
+ALIKE = 1e-3
+"""Features of the same pixels differ by less, as a share of the largest, whatever order the sums were added in."""
 TRIDENT_BATCH = 64
 """What TRIDENT's command takes by default; ours too."""
 
@@ -471,7 +473,12 @@ def one_against_trident(bench: Bench, peer: Trident, case: str) -> Figures:
     figures |= ratios(f"features_vs_trident_{case}", rounds, "their_features", "our_features")
     for name in rounds[0]:
         figures[f"{case}_{name}_s"] = median(turn[name].wall for turn in rounds)
-    return {**figures, f"{case}_trident_patches": n_patches, f"{case}_largest_difference": difference}
+    return {
+        **figures,
+        f"{case}_trident_patches": n_patches,
+        f"{case}_patches_with_other_features": other,
+        f"{case}_largest_difference": difference,
+    }
 
 
 def run_tile(bench: Bench, slide: Path) -> None:
@@ -480,8 +487,9 @@ def run_tile(bench: Bench, slide: Path) -> None:
     )
 
 
-def compared(ours: Path, theirs: str) -> tuple[int, float]:
-    """How many patches both have, and the largest difference of a feature, as a share of the largest feature.
+def compared(ours: Path, theirs: str) -> tuple[int, int, float]:
+    """How many patches both have, how many of them have other features by more than ``ALIKE``, and the largest
+    difference of a feature; differences are shares of the largest feature.
 
     Ends this process where the patches are not the same: then the times would not compare.
     """
@@ -490,7 +498,8 @@ def compared(ours: Path, theirs: str) -> tuple[int, float]:
         our_NC, their_NC = our_file["features"][:], their_file["features"][:]
     if not np.array_equal(our_xy, their_xy):
         sys.exit(f"{ours} and {theirs} hold other patches: {our_xy.shape}, {their_xy.shape}")
-    return len(our_xy), float(np.abs(our_NC - their_NC).max() / np.abs(their_NC).max())
+    difference_N = np.abs(our_NC - their_NC).max(axis=1) / np.abs(their_NC).max()
+    return len(our_xy), int((difference_N > ALIKE).sum()), float(difference_N.max())
 
 
 def answered(program: str) -> Figures:
