@@ -42,13 +42,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
+
+from wsi_ips.storage.system import let_waiting_threads_sleep  # noqa: E402
+
+AS_STARTED = dict(os.environ)
+"""The environment before ours is set, for the peer."""
+let_waiting_threads_sleep()  # as the program does, before PyTorch is imported
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from benchmarks.make_gigapixel import make_gigapixel  # noqa: E402
 from benchmarks.steps import with_root  # noqa: E402
@@ -406,7 +412,7 @@ class Trident:
             [arguments.trident_python, str(ROOT / "benchmarks" / "trident_peer.py"),
              str(arguments.trident.absolute()), str(bench.weights),
              "--torch-threads", str(arguments.torch_threads), "--precision", arguments.precision],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=AS_STARTED, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             stderr=None if os.environ.get("WSI_IPS_TRIDENT_LOG") else subprocess.DEVNULL,
         )  # fmt: skip
         if not self._answer().get("ready"):
@@ -465,7 +471,7 @@ def one_against_trident(bench: Bench, peer: Trident, case: str) -> Figures:
         )
         turn["their_features"] = Spent(encoded["seconds"], encoded["cpu_seconds"])
         rounds.append(turn)
-    n_patches, difference = compared(
+    n_patches, other, difference = compared(
         bench.folder / "features" / "h5_files" / f"{slide.stem}.h5", encoded["features"]
     )
     rounds = rounds[-bench.arguments.rounds :]
