@@ -8,8 +8,10 @@ the encoder alone takes the same patches, in memory and in the same batches. Bot
 runs of one round, and ``features_over_encoder`` is the median over the rounds of the rate of ``features`` over
 that of the encoder: 1 is free.
 
---speedups: the encoder alone on one batch, in float32, bf16, and both compiled, in turn; the best of several
-times each. ``bf16_speedup``, ``compile_speedup`` and ``bf16_compile_speedup`` are over float32.
+--speedups: the encoder alone on one batch, in float32, bf16, both compiled, and ONNX Runtime (where the package
+``onnx`` is there to write its file), in turn; the best of several times each. ``bf16_speedup``,
+``compile_speedup``, ``bf16_compile_speedup`` and ``onnx_speedup`` are over float32, and ``_cpu`` compares CPU
+seconds.
 """
 
 import argparse
@@ -132,7 +134,7 @@ def stored(path: Path, coords: PatchCoords, encoder: TimmEncoder, streaming: Str
 
 
 @torch.no_grad()
-def encode_all(encoder: TimmEncoder, chunks: list[Tensor]) -> None:
+def encode_all(encoder: Callable[[Tensor], object], chunks: list[Tensor]) -> None:
     for pixels in chunks:
         encoder(pixels)
 
@@ -143,7 +145,7 @@ def speedups(encoder: TimmEncoder, *, batch: int, px: int) -> dict[str, float]:
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     ways = {"": Compute(), "bf16": Compute("bf16")}
     ways |= {"compile": Compute(compiled_batch=batch), "bf16_compile": Compute("bf16", compiled_batch=batch)}
-    runs: dict[str, TimmEncoder] = {}
+    runs: dict[str, Callable[[Tensor], object]] = {}
     for name, way in ways.items():
         run = random_encoder(encoder._name)
         run.compute_as(way)
@@ -153,11 +155,37 @@ def speedups(encoder: TimmEncoder, *, batch: int, px: int) -> dict[str, float]:
             print(f"{name}: {error}", file=sys.stderr)
             continue
         runs[name] = run
-    best = dict.fromkeys(runs, float("inf"))
+    if onnx := onnx_runtime(random_encoder(encoder._name), pixels):
+        runs["onnx"] = onnx
+    best = {name: (float("inf"), float("inf")) for name in runs}
     for _ in range(SPEEDUP_ROUNDS):
         for name, run in runs.items():
-            best[name] = min(best[name], timed(lambda run=run: encode_all(run, [pixels])))
-    return {f"{name}_speedup": best[""] / seconds for name, seconds in best.items() if name}
+            cpu = time.process_time()
+            wall = timed(lambda run=run: encode_all(run, [pixels]))
+            best[name] = min(best[name][0], wall), min(best[name][1], time.process_time() - cpu)
+    figures = {}
+    for name, (wall, cpu) in best.items():
+        if name:
+            figures |= {f"{name}_speedup": best[""][0] / wall, f"{name}_speedup_cpu": best[""][1] / cpu}
+    return figures
+
+
+def onnx_runtime(encoder: TimmEncoder, pixels: Tensor) -> Callable[[Tensor], object] | None:
+    """The same network in ONNX Runtime, with as many threads as PyTorch; None where it cannot be written."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+    except ImportError as error:
+        print(f"onnx: {error}", file=sys.stderr)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/encoder.onnx"
+        example = encoder._normalised(pixels)
+        torch.onnx.export(encoder.backbone, (example,), path, dynamo=False, input_names=["pixels"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(None, {"pixels": encoder._normalised(batch).contiguous().numpy()})
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -289,3 +289,32 @@ def test_a_slide_is_predicted_to_the_same_bytes_without_what_windows_lacks(
     left, right = ((tmp_path / name / "predictions.csv").read_bytes() for name in ("linux", "without"))
     assert left == right
     assert slide.stem.encode() in left
+
+
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [
+        ({}, system.SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_the_program_lets_waiting_threads_sleep_unless_the_user_has_said_how(
+    given: dict[str, str], then: str | None
+) -> None:
+    unset = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    program = (
+        "import os, sys; sys.argv = ['wsi-ips', '--version']\n"
+        "from wsi_ips.commands.application import main\n"
+        "try: main()\n"
+        "finally: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, **given, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == f"{then} False"

@@ -25,6 +25,7 @@ from wsi_ips.commands.options import Set, start_job
 from wsi_ips.errors import WsiIpsError, harmless
 from wsi_ips.progress import silence_libraries
 from wsi_ips.registry import Registry
+from wsi_ips.storage.system import let_waiting_threads_sleep
 
 _COMMANDS = {
     "info": (
@@ -256,6 +257,7 @@ def run(
 
 def main() -> None:
     """Entry point of ``wsi-ips``: errors raised on purpose become one line and exit code 2."""
+    let_waiting_threads_sleep()
     with EndingSignals() as ending:
         try:
             _run_command()

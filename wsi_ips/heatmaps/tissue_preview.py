@@ -59,7 +59,7 @@ def draw_preview(
     size_px = (ceil(l0_size[0] / l0_per_px), ceil(l0_size[1] / l0_per_px))
     unread_HW = np.zeros(size_px[::-1], bool)
     picture_HWC = slide_picture(slide, size_px, l0_per_px=l0_per_px, unread_HW=unread_HW)
-    picture = Image.fromarray(_shaded(picture_HWC, mask, l0_per_px))
+    picture = _shaded(picture_HWC, mask, l0_per_px)
     draw = ImageDraw.Draw(picture)
     if coords.l0_patch / l0_per_px >= LEAST_PATCH_PX:
         for x, y in coords.l0_exact_corners() / l0_per_px:
@@ -72,7 +72,7 @@ def draw_preview(
     return _with_legend(picture, coords, mask)
 
 
-def _shaded(picture_HWC: RgbImage, mask: TissueMask, l0_per_px: float) -> RgbImage:
+def _shaded(picture_HWC: RgbImage, mask: TissueMask, l0_per_px: float) -> Image.Image:
     """Darken what is no tissue; on a dark slide, lighten it."""
     height, width = picture_HWC.shape[:2]
     rows, columns = (
@@ -83,8 +83,8 @@ def _shaded(picture_HWC: RgbImage, mask: TissueMask, l0_per_px: float) -> RgbIma
     )
     share, grey = SHADE
     shades = (np.arange(256) * share + grey * (1 - share)).astype(np.uint8)
-    tissue_HW1 = mask.mask_HW[np.ix_(rows, columns)][..., None]
-    return np.asarray(np.where(tissue_HW1, picture_HWC, shades[picture_HWC]))
+    picture, tissue_HW = Image.fromarray(picture_HWC), mask.mask_HW[np.ix_(rows, columns)]
+    return Image.composite(picture, picture.point(shades.tolist() * 3), Image.fromarray(tissue_HW))
 
 
 def _mask_pixels(count: int, scale: float, length: int) -> NDArray[np.intp]:

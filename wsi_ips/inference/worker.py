@@ -97,6 +97,8 @@ class WorkerSetup:
         """
         import torch  # a setup is made, and asked for its recorder, where nothing is left to compute
 
+        from wsi_ips.streaming.device import device_of_worker
+
         silence_libraries()
         check_versions(versions(), self.versions, where=platform.node())
         check_shared(self.run.root, self.run.description)
