@@ -14,7 +14,7 @@ import pytest
 
 from wsi_ips import timeline
 from wsi_ips.errors import ResultsError
-from wsi_ips.timeline import TIMELINE_NAME, carried, in_thread, read_stages, recording, slide, span, staged
+from wsi_ips.timeline import TIMELINE_NAME, carried, in_thread, read_timeline, recording, slide, span, staged
 
 Event = dict[str, Any]
 
@@ -41,7 +41,7 @@ def spans(folder: Path) -> list[Event]:
 
 
 def seconds(folder: Path) -> dict[tuple[str, str], float]:
-    return {(one.who, one.name): one.seconds for one in read_stages(folder / TIMELINE_NAME).stages}
+    return {(one.who, one.name): one.seconds for one in read_timeline(folder / TIMELINE_NAME).stages}
 
 
 def test_stages_of_a_slide_are_written_and_add_up_to_it(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_stages_of_a_slide_are_written_and_add_up_to_it(tmp_path: Path) -> None:
     assert told["main", "the rest"] * 1e6 == pytest.approx(whole["dur"] - outer["dur"], rel=1e-6)
     assert told["main", "the rest"] > 0.009
     assert recorded.path == tmp_path / TIMELINE_NAME
-    assert recorded.stages == read_stages(tmp_path / TIMELINE_NAME)
+    assert recorded.stages == read_timeline(tmp_path / TIMELINE_NAME)
     assert [path.name for path in tmp_path.iterdir()] == [TIMELINE_NAME]
 
 
@@ -156,7 +156,7 @@ def test_other_processes_add_their_part(tmp_path: Path) -> None:
         "b",
         "c",
     ]
-    assert read_stages(tmp_path / TIMELINE_NAME).slides == 4
+    assert read_timeline(tmp_path / TIMELINE_NAME).slides == 4
 
 
 def test_processes_that_were_started_beside_the_first_add_their_part_and_join_nothing(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_long_run_is_bounded_in_memory_and_on_disk(tmp_path: Path, monkeypatch
         with slide("s2"):
             pass
     events = spans(tmp_path)
-    told = read_stages(tmp_path / TIMELINE_NAME)
+    told = read_timeline(tmp_path / TIMELINE_NAME)
     assert 500 < len(events) < 3_000
     assert {event["name"] for event in events} == {"encode", "s1", "s2"}
     (encoded,) = (one for one in told.stages if one.name == "encode")
@@ -249,4 +249,4 @@ def test_what_is_no_timeline_of_ours_is_refused(tmp_path: Path, text: str) -> No
     path = tmp_path / TIMELINE_NAME
     path.write_text(text)
     with pytest.raises(ResultsError, match=r"timeline\.json: is no timeline of wsi_ips"):
-        read_stages(path)
+        read_timeline(path)

@@ -588,7 +588,7 @@ def _tid(process: int, track: int) -> int:
     return process * MOST_TRACKS + track
 
 
-def read_stages(path: Path) -> Stages:
+def read_timeline(path: Path) -> Stages:
     """The sums that a ``timeline.json`` begins with. Only its first line is read.
 
     Raises:

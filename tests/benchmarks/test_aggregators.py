@@ -105,6 +105,7 @@ def keep(folder: Path, name: str, seed: int, held: dict[str, Any]) -> None:
     (folder / f"{data_name}_seed{seed}.json").write_text(json.dumps(held))
 
 
+@pytest.mark.slow
 def test_figures_are_paired_over_the_seeds_that_both_have(tmp_path: Path) -> None:
     right, guess = [0.1] * 6 + [0.9] * 6, [0.5] * 12
     for seed in range(3):

@@ -96,6 +96,7 @@ def test_a_missing_slide_is_one_line(
     assert "no such file" in refused(monkeypatch, capsys, tmp_path / "none.tif")
 
 
+@pytest.mark.slow
 def test_slow_storage_compares_passes_with_and_without_the_cache(tmp_path: Path) -> None:
     figures = answer("slow_storage.py", "--side=2048", "--repeats=1", "--ms=1", "--work", tmp_path)
     assert min(figures.values()) > 0

@@ -28,6 +28,7 @@ def test_counts_are_the_published_ones() -> None:
     assert len(figures["counts"]) == len(PUBLISHED)
 
 
+@pytest.mark.slow
 def test_speed_is_told_as_ratios() -> None:
     figures = speed_figures(px=64, batch=1, rounds=1, compiled=False)
     assert set(figures) == {

@@ -6,6 +6,7 @@ started it. A deadly slide is a text: how it kills, and the slide that it is whe
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,12 +69,19 @@ def begin(installed: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts the tests in the background has them ignore SIGINT, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
 def ended(process: "subprocess.Popen[str]", *, within_s: float = 120) -> tuple[int, str]:
     """The exit code, and all that was said."""
-    out, err = process.communicate(timeout=within_s)
+    try:
+        out, err = process.communicate(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
     return process.returncode, out + err
 
 

@@ -351,6 +351,7 @@ def in_cases(data: SmallData, folder: Path) -> Path:
     return manifest
 
 
+@pytest.mark.slow
 def test_slides_are_streamed_as_one_bag_and_a_killed_run_goes_on(
     console: Console, small_data: SmallData, small_case_checkpoint: Path, tmp_path: Path
 ) -> None:

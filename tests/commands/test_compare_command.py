@@ -74,6 +74,7 @@ def table(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {(row["entry"], row["figure"]): row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_one_table_of_all_entries_and_seeds(console: Console, tmp_path: Path) -> None:
     data(tmp_path)
     said = console("compare", recipe(tmp_path))
@@ -115,6 +116,7 @@ def test_one_table_of_all_entries_and_seeds(console: Console, tmp_path: Path) ->
     assert "random: label, 10 slides: AUC" in said.out
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_not_trained_again(console: Console, tmp_path: Path) -> None:
     data(tmp_path, slides=24)
     some = {name: ENTRIES[name] for name in ("abmil", "random")}

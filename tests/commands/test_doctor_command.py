@@ -44,6 +44,7 @@ def told(console: Console, *arguments: str | Path, code: int) -> dict[str, dict[
     return {finding["check"]: finding for finding in json.loads(said.out)["findings"]}
 
 
+@pytest.mark.slow
 def test_this_installation_is_healthy_and_says_so_line_by_line(console: Console, tmp_path: Path) -> None:
     said = console("doctor", "--quick", "--folder", tmp_path)
     assert said.code == 0, said.out

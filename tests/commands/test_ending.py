@@ -73,6 +73,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_the_viewer_s_end_is_no_failure(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -171,6 +171,7 @@ def test_embeddings_that_were_not_stored_are_made_anew_and_give_the_same(
             assert float(one[key]) == pytest.approx(float(other[key]), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_random_orders_are_the_seed_s_and_each_slide_has_its_own(made: Made, console: Console) -> None:
     made.keep(2)
     made.save(ABMIL).predict(console, "--embeddings")

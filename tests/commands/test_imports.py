@@ -60,6 +60,7 @@ def predict(folder: Path, checkpoint: Path) -> set[str]:
     return imported_by("predict", folder / "slides", "--checkpoint", checkpoint, *out)
 
 
+@pytest.mark.slow
 def test_predict_imports_nothing_of_training_and_statistics(predicted: Path) -> None:
     imported = set(json.loads((predicted / "imported.json").read_text()))
     assert "torch" in imported

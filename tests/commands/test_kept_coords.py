@@ -246,6 +246,7 @@ def patches_silent() -> Any:
     return silent
 
 
+@pytest.mark.slow
 def test_finetune_reads_exactly_the_given_patches(
     console: Console, small_data: SmallData, tmp_path: Path, searches: Counter[str]
 ) -> None:
@@ -281,6 +282,7 @@ def test_finetune_reads_exactly_the_given_patches(
             assert len(read_result(path).coords) == len(file["coords"])
 
 
+@pytest.mark.slow
 def test_a_manifest_names_slides_at_urls(
     console: Console, small_data: SmallData, tmp_path: Path, searches: Counter[str]
 ) -> None:

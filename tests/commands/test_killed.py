@@ -47,6 +47,7 @@ def been(slide: Path) -> int:
     return len(slide.with_suffix(".been").read_text().split())
 
 
+@pytest.mark.slow
 def test_tile_gets_past_a_deadly_slide(installed: Path, slides: Path, good: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_deadly(slides / "b.tif", "SIGSEGV", good)
@@ -82,6 +83,7 @@ def test_a_slide_that_a_process_of_its_own_can_read_is_as_if_nothing_had_happene
         assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_with_workers_no_start_dies(installed: Path, slides: Path, good: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_deadly(slides / "b.tif", "SIGSEGV", good)
@@ -129,6 +131,7 @@ def test_who_is_interrupted_blames_no_slide(
     assert slow.with_suffix(".been").read_text().split()[1] == str(process.pid), "by itself, not by a child"
 
 
+@pytest.mark.slow
 def test_a_slide_given_by_itself_is_one_line(installed: Path, good: Path, tmp_path: Path) -> None:
     slide, out = tmp_path / "b.tif", tmp_path / "out"
     write_deadly(slide, "SIGKILL", good)

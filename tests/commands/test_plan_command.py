@@ -28,6 +28,7 @@ def recipe(tmp_path: Path, small_data: SmallData) -> Path:
     return tmp_path / "recipe.yaml"
 
 
+@pytest.mark.slow
 def test_a_training_is_planned_as_words_and_as_data(
     console: Console, recipe: Path, rates: Path, tmp_path: Path
 ) -> None:
@@ -47,6 +48,7 @@ def test_a_training_is_planned_as_words_and_as_data(
     assert {"training.micro_batch=2", "selection.memory_size=2", "tiling.patch_mpp=4"} <= settings
 
 
+@pytest.mark.slow
 def test_settings_over_the_recipe_change_the_plan(console: Console, recipe: Path, rates: Path) -> None:
     said = console("plan", recipe, "--rates", rates, "--json", "--set", "training.epochs=6")
     six = json.loads(said.out)
@@ -66,6 +68,7 @@ def test_labels_with_the_settings_of_a_training(
     assert everything["slides"] == 6
 
 
+@pytest.mark.slow
 def test_slides_that_nobody_has_on_a_card_that_is_not_here(console: Console, recipe: Path) -> None:
     said = console("plan", recipe, "--device", "h200", "--slides", "100", "--patches", "20000",
                    "--set", "manifest=none.csv")  # fmt: skip

@@ -11,7 +11,7 @@ from tests.conftest import SMALL_MODEL, SmallData
 from tests.test_timeline import Event, spans
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.telemetry import read_slide_table
-from wsi_ips.timeline import TIMELINE_NAME, read_stages
+from wsi_ips.timeline import TIMELINE_NAME, read_timeline
 
 
 def names(events: list[Event], slide_id: str) -> Counter[str]:
@@ -44,7 +44,7 @@ def test_predict_writes_each_stage_as_often_as_it_says(
     assert all(event["cat"] == "threads" for event in events if event["name"] in ("chunk", "decode", "read"))
 
     # The stages of the main thread are the slide: what has no stage of its own is less than a tenth.
-    stages = read_stages(out / TIMELINE_NAME)
+    stages = read_timeline(out / TIMELINE_NAME)
     assert (stages.slides, stages.left_out) == (1, 0)
     (whole,) = (event["dur"] / 1e6 for event in events if event["name"] == slide.stem)
     named = sum(one.seconds for one in stages.of("main") if one.name != "the rest")
@@ -58,8 +58,8 @@ def test_the_numbers_are_those_of_the_table(
     out = tmp_path / "run"
     console("predict", small_data.slides, "--checkpoint", small_checkpoint, "--out", out, "--profile")
     rows = read_slide_table(RunFolder(out).slides).values()
-    told = {(one.who, one.name): one.seconds for one in read_stages(out / TIMELINE_NAME).stages}
-    assert read_stages(out / TIMELINE_NAME).slides == len(rows) == 6
+    told = {(one.who, one.name): one.seconds for one in read_timeline(out / TIMELINE_NAME).stages}
+    assert read_timeline(out / TIMELINE_NAME).slides == len(rows) == 6
     for stage, column in ((("threads", "decode"), "decode_s"), (("main", "encode"), "encode_s")):
         measured = sum(getattr(row.telemetry, column) for row in rows)
         assert told[stage] == pytest.approx(measured, rel=0.05), stage
@@ -117,6 +117,7 @@ def test_replacing_a_run_removes_its_timeline(
     assert not (tmp_path / "run" / TIMELINE_NAME).exists()
 
 
+@pytest.mark.slow
 def test_features_and_tile_write_theirs(
     console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -140,7 +141,7 @@ def test_features_and_tile_write_theirs(
         assert len({event["pid"] for event in events}) == int(workers)
         told = names(events, slide_id)
         assert told["tissue"] == told["open"] == told["write results"] == told["draw preview"] == 1
-        assert read_stages(out / TIMELINE_NAME).slides == 6
+        assert read_timeline(out / TIMELINE_NAME).slides == 6
         assert "tissue " in said.out
 
 
@@ -155,7 +156,7 @@ def test_workers_of_a_cluster_add_their_part(
     slides = [event for event in events if event["cat"] == "slide"]
     assert {event["name"] for event in slides} == {path.stem for path in small_data.slides.iterdir()}
     assert len({event["pid"] for event in slides}) == 2
-    assert read_stages(tmp_path / "run" / TIMELINE_NAME).slides == 6
+    assert read_timeline(tmp_path / "run" / TIMELINE_NAME).slides == 6
 
 
 def test_finetune_writes_its_steps(console: Console, small_data: SmallData, tmp_path: Path) -> None:

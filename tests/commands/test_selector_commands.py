@@ -32,6 +32,7 @@ def settings(*given: str) -> list[str]:
 
 
 @pytest.mark.parametrize("selector", SELECTIONS)
+@pytest.mark.slow
 def test_a_selector_is_trained_and_predicts_like_any_other(
     console: Console, small_data: SmallData, tmp_path: Path, selector: str
 ) -> None:

@@ -69,6 +69,7 @@ def check_mean(together: Path, alone: list[Path]) -> None:
         assert result.checkpoint != first.checkpoint
 
 
+@pytest.mark.slow
 def test_the_mean_of_three_and_its_resumption(
     console: Console, trio: tuple[Path, ...], two_slides: Path, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_spinenet_learns_predicts_and_draws(console: Console, small_data: SmallData, tmp_path: Path) -> None:
     options = [part for setting in SMALL for part in ("--set", setting)]
     recipe = shipped_recipe("finetune_spinenet")

@@ -352,6 +352,7 @@ print(write(2), write(24))
 """
 
 
+@pytest.mark.slow
 def test_a_large_tensor_takes_no_more_memory(tmp_path: Path) -> None:
     """98 MB beside 8 MB."""
     said = subprocess.run(

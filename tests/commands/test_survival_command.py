@@ -83,6 +83,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("task", [COX, HAZARDS], ids=["cox", "hazards"])
+@pytest.mark.slow
 def test_a_known_risk_is_learned_predicted_and_judged(console: Console, tmp_path: Path, task: object) -> None:
     manifest, true = draw(tmp_path, 100)
     metrics = run(console, tmp_path, manifest, task, monitor="c_index")["survival"]["death"]
@@ -124,6 +125,7 @@ def test_a_known_risk_is_learned_predicted_and_judged(console: Console, tmp_path
     assert (its.baseline is None, its.edges is None) == (task is HAZARDS, task is COX)
 
 
+@pytest.mark.slow
 def test_grades_and_survival_side_by_side(console: Console, tmp_path: Path) -> None:
     manifest, _ = draw(tmp_path, 60)
     metrics = run(console, tmp_path, manifest, GRADES, COX, epochs=6, monitor="kappa")
@@ -137,6 +139,7 @@ def test_grades_and_survival_side_by_side(console: Console, tmp_path: Path) -> N
     assert table(tmp_path / "run" / "evaluation" / "slides.csv")[0]["task"] == "grade"
 
 
+@pytest.mark.slow
 def test_folds_are_stratified_by_event_and_measured_each(console: Console, tmp_path: Path) -> None:
     manifest, _ = draw(tmp_path, 60)
     said = console("finetune", manifest, "--features", tmp_path / "features", "--recipe", recipe(tmp_path, COX),

@@ -206,6 +206,7 @@ def test_a_label_stands_whose_picture_kills(
     assert tried_alone == ["b"]
 
 
+@pytest.mark.slow
 def test_a_slide_is_in_hand_while_its_missing_picture_is_drawn(
     console: Console, slides: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +275,7 @@ def test_features_stay_until_others_are_whole(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("torn")])
+@pytest.mark.slow
 def test_objects_stay_until_others_are_whole(
     console: Console,
     slides: Path,

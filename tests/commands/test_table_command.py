@@ -73,6 +73,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_rows_and_seeds_in_one_table_that_is_gone_on_with(
     console: Console, tmp_path: Path, data: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_job_that_fails_is_told_and_stops_no_other(
     assert (again.code, "2 of 2 jobs are complete, 1 were before" in again.out) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_slide_that_cannot_be_read_is_told_of_every_row(
     console: Console, tmp_path: Path, data: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_workers_take_turns_on_the_devices(monkeypatch: pytest.MonkeyPatch) -> N
     assert workers_wanted(WorkersConfig(), "cuda:1") is None
 
 
+@pytest.mark.slow
 def test_a_worker_loads_the_encoder_on_its_own_device(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

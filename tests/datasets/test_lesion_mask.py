@@ -144,6 +144,7 @@ def test_outlines_beyond_the_mask_are_cut() -> None:
     assert not lesion_mask([region(away)], downsample=1, size=(8, 8)).any()
 
 
+@pytest.mark.slow
 def test_real_lesions_at_level_5_cover_the_area_that_they_enclose(real_data: Path) -> None:
     shares = []
     for path in sorted((real_data / "camelyon" / "lesion_polygons").glob("*.json")):

@@ -2,10 +2,13 @@
 
 import os
 
+import pytest
+
 from tests.doctor import fatal_checks
 from wsi_ips.doctor.findings import Check, Finding, examine, worst
 
 
+@pytest.mark.slow
 def test_a_check_that_raises_crashes_or_hangs_costs_no_other_check() -> None:
     checks = [
         Check("first", fatal_checks.fine, {"name": "first"}),

@@ -54,6 +54,7 @@ def composed(textures: Path, outlines: Path, tmp_path_factory: pytest.TempPathFa
     return make_composite(out, SMALL, textures=textures, outlines=outlines, processes=1)
 
 
+@pytest.mark.slow
 def test_the_set_is_what_its_manifest_says(composed: Path) -> None:
     manifest = read_manifest(composed, tasks=TASKS)
     for split in ("train", "val", "test"):
@@ -81,6 +82,7 @@ def test_lesions_lie_in_tissue_and_take_their_share(composed: Path) -> None:
         assert tissue.mask_HW[inside].mean() > 0.95
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_slides_that_are_there_stay(
     composed: Path, textures: Path, outlines: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +193,7 @@ def test_broken_outlines_are_one_line(tmp_path: Path, content: str) -> None:
         read_outlines(tmp_path)
 
 
+@pytest.mark.slow
 def test_real_outlines_and_textures_read(real_data: Path) -> None:
     shapes = read_outlines(real_data / "camelyon" / "lesion_polygons")
     assert len(shapes) > 30

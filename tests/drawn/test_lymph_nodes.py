@@ -68,6 +68,7 @@ def read(manifest: Path) -> Manifest:
     return read_manifest(manifest, tasks=TASKS)
 
 
+@pytest.mark.slow
 def test_each_patch_that_is_read_is_a_real_one_and_no_glass_is(composed: Path, patches: Path) -> None:
     for record in read(composed).records[:6]:
         cells = read_cells(cells_path(composed.parent, record.slide_id))
@@ -271,6 +272,7 @@ def real_patches(real_data: Path) -> Path:
     return real_data / "lymph_nodes"
 
 
+@pytest.mark.slow
 def test_real_patches_suffice_for_balanced_slides(real_patches: Path) -> None:
     slides = planned(LymphNodesConfig(), real_patches, real_patches.parent / "camelyon" / "lesion_polygons")
     assert len(slides) == 180

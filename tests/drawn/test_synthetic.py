@@ -43,6 +43,7 @@ def test_both_readers_open_the_slides_alike(small_data: SmallData) -> None:
             assert np.array_equal(*pixels)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_any_number_of_processes(tmp_path: Path) -> None:
     config = SyntheticConfig(train=2, val=1, test=1, side_px=700)
     for name, processes in (("a", 1), ("b", 2)):
@@ -81,6 +82,7 @@ def test_lesions_have_the_mean_colour_of_the_tissue_around_them(seed: int) -> No
     assert np.abs(lesion_mean - normal_mean).max() < 3
 
 
+@pytest.mark.slow
 def test_mean_colour_does_not_tell_lesion_patches_from_normal_ones(tmp_path: Path) -> None:
     """Within each slide, so that stain does not matter: AUC of every channel's mean stays near a half."""
     manifest = make_camelyon_like(

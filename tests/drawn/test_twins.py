@@ -35,6 +35,7 @@ def twin(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Listed:
     return look(name, folder)
 
 
+@pytest.mark.slow
 def test_camelyon16_is_philips_with_missing_tiles_outlines_and_checksums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_panda_has_three_levels_and_masks_of_both_kinds(
             assert (row["label"] == "0") or lesion in mask[..., 0]
 
 
+@pytest.mark.slow
 def test_camelyon_plus_corrects_and_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = twin(tmp_path, "camelyon_plus", monkeypatch)
     by_split = {

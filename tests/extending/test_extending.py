@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.extending.outside import entry_points, install, pyproject
 from wsi_ips.heatmaps.export import EXPORTS
 from wsi_ips.models.aggregators.registry import AGGREGATORS
@@ -22,6 +24,7 @@ def test_the_page_adds_one_of_each_kind() -> None:
     assert entry_points().keys() == {registry.group for registry in kinds}
 
 
+@pytest.mark.slow
 def test_what_the_page_writes_passes_its_contracts_and_is_used(tmp_path: Path) -> None:
     """In another process, so that nothing of it is found by other tests."""
     tests = install(tmp_path / "site")

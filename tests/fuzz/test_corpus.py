@@ -19,6 +19,7 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.mark.parametrize("name", STORED)
+@pytest.mark.slow
 def test_a_stored_finding(worker: Worker, name: str) -> None:
     entry: Entry = STORED[name]
     if entry.stale:

@@ -52,6 +52,7 @@ def sleep_in(folder: Path) -> None:
         (folder / "put_away").touch()
 
 
+@pytest.mark.slow
 def test_answers_and_errors_come_back() -> None:
     words = bytes(3_000_000)
     answer, process = alone(doubled, words)

@@ -127,6 +127,7 @@ def in_turn(checkpoint: Path, jobs: list[SlideJob], tmp_path: Path) -> dict[str,
     return contents(setup.run)
 
 
+@pytest.mark.slow
 def test_workers_write_what_one_process_writes(
     jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, in_turn: dict[str, bytes]
 ) -> None:
@@ -142,6 +143,7 @@ def test_workers_write_what_one_process_writes(
     assert len({row.worker for row in rows.values()}) == 2, "both workers had something to do"
 
 
+@pytest.mark.slow
 def test_a_slide_scored_in_parts_is_the_slide_scored_by_one_worker(
     jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, in_turn: dict[str, bytes]
 ) -> None:
@@ -211,6 +213,7 @@ def test_a_slide_that_kills_every_worker_fails_and_the_others_finish(
     assert not in_hand.suspected(jobs[1].slide_id)
 
 
+@pytest.mark.slow
 def test_suspects_are_read_last_and_when_nobody_else_is_at_work(
     jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster
 ) -> None:

@@ -23,7 +23,7 @@ from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
 from wsi_ips.inference.telemetry import SlideTelemetry, read_slide_table
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
-from wsi_ips.timeline import TIMELINE_NAME, read_stages, recording
+from wsi_ips.timeline import TIMELINE_NAME, read_timeline, recording
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def jobs_of(small_data: SmallData, n: int) -> list[SlideJob]:
     return [SlideJob(path.stem, path) for path in find_slides(small_data.slides)[:n]]
 
 
+@pytest.mark.slow
 def test_the_next_slide_s_patches_are_found_by_another_process_meanwhile(
     small_data: SmallData, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,4 +202,4 @@ def test_slides_that_are_prepared_ahead_are_so_in_the_timeline(
     assert found == {first: "main", **dict.fromkeys(others, "ahead")}
     ahead = {event["pid"] for event in events if event["cat"] == "ahead"}
     assert ahead.isdisjoint({event["pid"] for event in events if event["cat"] == "main"})
-    assert read_stages(tmp_path / TIMELINE_NAME).slides == len(jobs)
+    assert read_timeline(tmp_path / TIMELINE_NAME).slides == len(jobs)

@@ -218,6 +218,7 @@ def _hold_until_killed(folder: str, ready: "multiprocessing.synchronize.Event") 
         signal.pause()
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_and_a_dead_process_holds_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()

@@ -45,6 +45,7 @@ COCO = 91
 
 
 @pytest.mark.parametrize("row", RETINANETS, ids=lambda row: f"{row[0]}-{row[1] or ''}-{row[4]}")
+@pytest.mark.slow
 def test_retinanets_have_the_published_counts(row: tuple[object, ...]) -> None:
     name, endpoints, channels, convs, side, parameters, of_head, gmacs, published = row
     own = {} if endpoints is None else {"endpoint_channels": endpoints}
@@ -107,6 +108,7 @@ def discs(side: int = 128, count: int = 6, seed: int = 0) -> OutlinedImage:
     return OutlinedImage(f"discs{seed}", rgb, tuple(outlines))
 
 
+@pytest.mark.slow
 def test_a_step_lowers_the_loss_and_the_seed_decides_all() -> None:
     config = DetectorTrainingConfig(steps=4, crops_per_step=2, crop_px=128, lr=2e-3, warmup_share=0.0)
     runs = []

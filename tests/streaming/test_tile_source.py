@@ -288,6 +288,7 @@ def read_in_worker(slide: TiffReader, queue) -> None:  # type: ignore[no-untyped
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+@pytest.mark.slow
 def test_a_reader_that_was_opened_here_streams_in_a_worker(slide_path: Path, method: str) -> None:
     context = multiprocessing.get_context(method)
     queue = context.SimpleQueue()

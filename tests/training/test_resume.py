@@ -51,6 +51,7 @@ def undisturbed(
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 6])
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_weights_it_would_have_had(
     step: int,
     manifest: Manifest,

@@ -71,6 +71,7 @@ def test_hundreds_of_half_requests_stop_nobody_and_fill_no_log(made_run: MadeRun
     [b"", b"GET / HT", b"GET /api/view HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\nhalf",
      b"GET /api/view HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /api/v"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_who_does_not_say_what_he_wants_is_dropped(
     server: tuple["subprocess.Popen[str]", int], sent: bytes
 ) -> None:

@@ -25,7 +25,7 @@ from wsi_ips.inference.telemetry import SlideRow, SlideTelemetry, read_slide_tab
 from wsi_ips.storage.files import check_size, many_objects
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import is_file_name
-from wsi_ips.timeline import TIMELINE_NAME, read_stages
+from wsi_ips.timeline import TIMELINE_NAME, read_timeline
 from wsi_ips.timeline import Stages as StageSums
 from wsi_ips.training.model_card import CARD_NAME
 
@@ -148,7 +148,7 @@ def _timeline(path: Path) -> tuple[StageSums | None, list[str]]:
     if not path.is_file():
         return None, []
     try:
-        return read_stages(path), []
+        return read_timeline(path), []
     except ResultsError as error:
         return None, [f"The timeline is left out: {error}"]
 
