@@ -30,4 +30,7 @@ def test_a_cache_without_a_size_is_refused(console: Console, small_data: SmallDa
     said = console("finetune", small_data.manifest, *options)
     assert said.code == 2
     assert "disk_cache.gb" in said.complaint
+    said = console("finetune", small_data.manifest, *options, "--set", "streaming.disk_cache.gb=1e300")
+    assert said.code == 2
+    assert "disk_cache.gb" in said.complaint
     assert not out.exists()

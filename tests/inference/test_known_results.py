@@ -207,6 +207,8 @@ def test_a_line_that_cannot_be_read_is_left_out(
         ("n_patches", "36"),
         ("made_from", None),
         ("made_from", {"slide": "x"}),
+        ("made_from", {"slide": "x", "patches": "", "mpp_given": 10**400}),
+        ("probabilities", {"label": {"normal": float("nan"), "tumor": 0.5}}),
         ("stamps", ["", "", ""]),
         ("holds", "all"),
         ("bad_tiles", 0),

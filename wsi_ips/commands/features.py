@@ -86,6 +86,11 @@ class FeaturesJob(PatchesOfJob, Resolution, Computing, Job):
             )
         if self.encoder is not None and (self.encoder.features or self.encoder.project):
             raise ValueError("encoder: stored are the encoder's own features; leave features and project out")
+        if self.layout == "trident" and self.coords and self.coords.resolve() == self.out.resolve():
+            raise ValueError(
+                "coords: with layout trident, the coordinates that belong to the features go into out/patches, "
+                "where files of coords would lie beside them; name another folder for coords"
+            )
         return self
 
 

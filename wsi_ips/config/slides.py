@@ -210,7 +210,7 @@ class DiskCacheConfig(Section):
 
     folder: Path
     """The folder. It is created, several runs may share it, and it may be deleted when none is running."""
-    gb: Annotated[FiniteFloat, Field(ge=0.01)]
+    gb: Annotated[FiniteFloat, Field(ge=0.01, le=1e9)]
     """The most that it holds, in GB of 10^9 bytes. What was used longest ago leaves."""
 
     @property
