@@ -302,6 +302,7 @@ class _Storing:
 
         paths = ("out", "checkpoint", "from_coords", "coords")
         changed = {name: absolute(getattr(self.job, name)) for name in paths}
+        changed["streaming"] = self.job.streaming.from_anywhere()
         return self.job.model_copy(update={**changed, "precision": self.precision})
 
     def _row(self, slide: "SlideJob", stored: "StoredFeatures") -> _Row:

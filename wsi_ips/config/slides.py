@@ -243,6 +243,14 @@ class StreamingConfig(Section):
     need not fetch them again (:mod:`wsi_ips.storage.disk_cache`). None: they are read from where they lie.
     """
 
+    def from_anywhere(self) -> Self:
+        """The same settings for processes that run in another folder: the path of the cache is absolute."""
+        cache = self.disk_cache
+        if cache is None:
+            return self
+        moved = cache.model_copy(update={"folder": cache.folder.absolute()})
+        return self.model_copy(update={"disk_cache": moved})
+
     @model_serializer(mode="wrap")
     def _without_disk_cache(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave the cache out where there is none, so that folders named by these settings keep their names."""
