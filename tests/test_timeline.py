@@ -92,6 +92,15 @@ def test_an_error_leaves_a_valid_file_that_names_it(tmp_path: Path) -> None:
     assert [event["name"] for event in spans(tmp_path)] == ["open"], "an error may not leave a recording on"
 
 
+def test_an_error_before_anything_is_done_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), recording(tmp_path, command="test", on=True):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with recording(tmp_path, command="test", on=True):
+        pass
+    assert (tmp_path / TIMELINE_NAME).is_file()
+
+
 @pytest.mark.parametrize("name", ["Präparat é 標本", 'a "quoted" \\ name', "no utf-8 \udcff", "<b>\n"])
 def test_any_name_of_a_slide_comes_back(tmp_path: Path, name: str) -> None:
     with recording(tmp_path, command="test", on=True), slide(name), span("open"):

@@ -473,7 +473,8 @@ def recording(folder: Path, *, command: str, on: bool, joins: bool = True) -> It
     """Record what is done in the block, also in threads (:func:`in_thread`) and processes (:func:`carried`) that
     work for it, and write ``timeline.json`` into ``folder`` at the end, also if the block fails.
 
-    An earlier ``timeline.json`` is replaced, unless nothing was done in the block.
+    An earlier ``timeline.json`` is replaced, unless nothing was done in the block. A block that fails before
+    anything was done leaves none.
 
     Args:
         folder: The folder of the run. Only one run at a time writes into it.
@@ -490,24 +491,26 @@ def recording(folder: Path, *, command: str, on: bool, joins: bool = True) -> It
         shutil.rmtree(parts, ignore_errors=True)
     timeline = Timeline(parts)
     token = _NOW.set(_Now(timeline))
+    failed = True
     try:
         yield recorded
+        failed = False
     finally:
         _NOW.reset(token)
         timeline.close()
         if joins:
             try:
-                _join(parts, folder / TIMELINE_NAME, command, recorded)
+                _join(parts, folder / TIMELINE_NAME, command, recorded, failed=failed)
             except OSError as error:
                 logger.warning("%s is not written: %s", folder / TIMELINE_NAME, error)
             shutil.rmtree(parts, ignore_errors=True)
 
 
-def _join(parts: Path, path: Path, command: str, recorded: Recorded) -> None:
+def _join(parts: Path, path: Path, command: str, recorded: Recorded, *, failed: bool) -> None:
     """Make one file of the parts of all processes."""
     files = sorted(parts.glob("*.jsonl"))
     stages, first_ns = _sums(files)
-    if first_ns is None and (path.exists() or not path.parent.is_dir()):
+    if first_ns is None and (failed or path.exists() or not path.parent.is_dir()):
         return
     head = {
         "otherData": {

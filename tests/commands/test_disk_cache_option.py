@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL, SmallData
+from wsi_ips.commands import features, predict
+from wsi_ips.commands.features import FeaturesJob
+from wsi_ips.commands.predict import PredictJob
+from wsi_ips.commands.recipe import make_job
 
 
 def test_training_through_a_cache_ends_with_the_same_weights(
@@ -30,4 +35,28 @@ def test_a_cache_without_a_size_is_refused(console: Console, small_data: SmallDa
     said = console("finetune", small_data.manifest, *options)
     assert said.code == 2
     assert "disk_cache.gb" in said.complaint
+    said = console("finetune", small_data.manifest, *options, "--set", "streaming.disk_cache.gb=1e300")
+    assert said.code == 2
+    assert "disk_cache.gb" in said.complaint
     assert not out.exists()
+
+
+def test_workers_in_other_folders_use_the_same_cache(
+    small_data: SmallData, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = {"slides": str(small_data.slides), "checkpoint": str(small_checkpoint), "out": "out",
+              "streaming": {"disk_cache": {"folder": "cache", "gb": 0.1}}}  # fmt: skip
+    predicting = make_job({"command": "predict", **wanted}, source="test")
+    storing = make_job({"command": "features", **wanted}, source="test")
+    assert isinstance(predicting, PredictJob)
+    assert isinstance(storing, FeaturesJob)
+    pipeline, raster = predict._pipeline(predicting)
+    there = (
+        predict._setup(predicting, pipeline, raster=raster).streaming,
+        features._Storing.of(storing, here=False).for_workers().streaming,
+    )
+    for streaming in there:
+        assert streaming.disk_cache is not None
+        assert streaming.disk_cache.folder == tmp_path / "cache"
+        assert streaming.disk_cache.gb == 0.1

@@ -176,6 +176,16 @@ def test_options_that_contradict_each_other_are_refused(
     assert not (tmp_path / "a").exists()
 
 
+def test_coordinates_are_not_kept_where_trident_has_those_of_the_features(
+    console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    given = ("features", small_data.slides, "--checkpoint", small_checkpoint, "--out", tmp_path / "f")
+    said = console(*given, "--coords", tmp_path / "." / "f", "--layout", "trident")
+    assert said.code == 2
+    assert "name another folder for coords" in said.complaint
+    assert not (tmp_path / "f").exists()
+
+
 def test_a_training_searches_each_slide_once_and_another_start_none(
     console: Console, small_data: SmallData, tmp_path: Path, searches: Counter[str]
 ) -> None:

@@ -141,6 +141,20 @@ def test_a_slide_without_its_overlay_is_left(
     assert known(run, jobs, predictor, draw=draw) == [jobs[0].slide_id]
 
 
+def test_no_overlay_of_another_result_lies_beside_a_new_one(
+    run: RunFolder, jobs: list[SlideJob], predictor: Predictor
+) -> None:
+    def draw(result: object, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    predict_slides(jobs, predictor, run, draw=draw, resume=True)
+    assert all(run.overlay(job.slide_id).exists() for job in jobs)
+    rewritten(jobs[0], run)
+    predict_slides(jobs, predictor, run, resume=True)  # draws none
+    assert [run.overlay(job.slide_id).exists() for job in jobs] == [False, True]
+
+
 def test_coordinates_that_were_written_anew_are_looked_into(
     run: RunFolder, jobs: list[SlideJob], predictor: Predictor, tmp_path: Path
 ) -> None:
@@ -193,6 +207,8 @@ def test_a_line_that_cannot_be_read_is_left_out(
         ("n_patches", "36"),
         ("made_from", None),
         ("made_from", {"slide": "x"}),
+        ("made_from", {"slide": "x", "patches": "", "mpp_given": 10**400}),
+        ("probabilities", {"label": {"normal": float("nan"), "tumor": 0.5}}),
         ("stamps", ["", "", ""]),
         ("holds", "all"),
         ("bad_tiles", 0),

@@ -268,7 +268,7 @@ def test_raw_data_of_other_files_is_refused(written: Path, tmp_path: Path) -> No
     assert "kept_scores is not a plain dataset" in refused(written)
 
 
-@pytest.mark.parametrize("value", [[1], {"label": 3}, {"label": {"a": "x"}}, None])
+@pytest.mark.parametrize("value", [[1], {"label": 3}, {"label": {"a": "x"}}, {"label": {"a": 10**400}}, None])
 def test_broken_probabilities_are_refused(written: Path, value: Any) -> None:
     rewrite_about(written, json.dumps(about(written) | {"probabilities": value}))
     refused(written)

@@ -66,6 +66,30 @@ def test_a_folder_is_its_files(tmp_path: Path) -> None:
     assert files_fingerprint([folder]) != before
 
 
+def test_the_chunks_of_a_zarr_store_count(tmp_path: Path) -> None:
+    """Two stores may have the same description, which is all that lies directly in them."""
+
+    def store(name: str, *, place: str = "0/0", pixels: bytes = b"pixels") -> str:
+        for row in range(40):
+            for column in range(3):
+                path = tmp_path / name / "s0" / "c" / str(row) / str(column)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(b"others")
+        (tmp_path / name / "zarr.json").write_text("{}")
+        chunk = tmp_path / name / "s0" / "c" / place
+        chunk.parent.mkdir(parents=True, exist_ok=True)
+        chunk.write_bytes(pixels)
+        return files_fingerprint([tmp_path / name])
+
+    first = store("a.zarr")
+    assert store("b.zarr") == first, "a copy"
+    assert store("c.zarr", pixels=b"pixelt") != first
+    assert store("d.zarr", place="0/3") != first
+    assert store("e.zarr", place="39/2") != first
+    (tmp_path / "a.zarr" / "s0" / "above").symlink_to(tmp_path, target_is_directory=True)
+    assert files_fingerprint([tmp_path / "a.zarr"]) == first, "links may lead in a circle"
+
+
 def test_the_data_of_a_mirax_slide_count(tmp_path: Path) -> None:
     (tmp_path / "m.mrxs").write_bytes(b"picture")
     (tmp_path / "m").mkdir()

@@ -13,6 +13,7 @@ import pytest
 
 import wsi_ips.tiling.patches as patches
 from wsi_ips.config import TilingConfig
+from wsi_ips.errors import NoTissue
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.kept_coords import KeptPatches
 from wsi_ips.tiling.patches import PatchesInTissue
@@ -48,6 +49,36 @@ def test_coordinates_that_cannot_be_kept_cost_no_slide(
     with open_slide(slide_path) as slide:
         assert len(KeptPatches(tmp_path, TILING)(slide, slide_id="s", mpp=None)) > 0
     assert "the coordinates of s are not kept" in caplog.text
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_contours_that_somebody_corrected_stay(slide_path: Path, tmp_path: Path, corrected: bool) -> None:
+    """``tile`` writes them before the coordinates."""
+    contours = tmp_path / "contours_geojson" / "s.geojson"
+    contours.parent.mkdir()
+    with open_slide(slide_path) as slide:
+        contours.write_text("found by tile")
+        KeptPatches(tmp_path, TILING)(slide, slide_id="s", mpp=None)
+        if corrected:
+            later = (tmp_path / "patches" / "s.h5").stat().st_mtime_ns + 1_000_000_000
+            os.utime(contours, ns=(later, later))
+        KeptPatches(tmp_path, TILING)(slide, slide_id="s", mpp=0.7)  # type: ignore[arg-type]
+    assert contours.exists() == corrected
+
+
+def test_stale_coordinates_that_cannot_be_removed_do_not_hide_why_a_slide_failed(
+    slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unlink(path: Path, *, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with open_slide(slide_path) as slide:
+        KeptPatches(tmp_path, TILING)(slide, slide_id="s", mpp=None)
+        monkeypatch.setattr(Path, "unlink", unlink)
+        full = TILING.model_copy(update={"min_tissue": 1.0, "patch_px": 4096})
+        with pytest.raises(NoTissue):
+            KeptPatches(tmp_path, full)(slide, slide_id="s", mpp=None)
+    assert "the stale coordinates of s are not removed" in caplog.text
 
 
 def _search_slowly(task: tuple[Path, Path, Path]) -> bytes:

@@ -70,6 +70,25 @@ def test_the_far_corner_stays_where_it_is_on_every_level(levels: tuple[float, ..
     assert found[96, 150] == pytest.approx(240 * (top - 96), abs=26)
 
 
+@pytest.mark.parametrize("strip", [1, 7, 32])
+@pytest.mark.parametrize("block", [1, 100, 1024])
+def test_a_pixel_that_begins_where_the_slide_ends_is_its_last_one(
+    strip: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 px of 0.56 µm are 7 pixels of 8 µm; with rounded numbers they end where an eighth one begins."""
+    l0_per_px = 8 / 0.56
+    assert 100 / l0_per_px > 7
+    assert 7 * l0_per_px == 100
+    monkeypatch.setattr(picture, "STRIP_ROWS", strip)
+    monkeypatch.setattr(picture, "BLOCK_PX", block)
+    image = noise(100, 100)
+    found = slide_picture(MemoryReader(image), (8, 8), l0_per_px=l0_per_px)
+    np.testing.assert_array_equal(
+        found[:7, :7], slide_picture(MemoryReader(image), (7, 7), l0_per_px=l0_per_px)
+    )
+    np.testing.assert_array_equal(found[7, 7], image[-1, -1])
+
+
 class WatchedReader(MemoryReader):
     """Remembers what was read."""
 

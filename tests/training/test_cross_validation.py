@@ -8,6 +8,7 @@ import pytest
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.errors import ConfigError, TrainingError
+from wsi_ips.timeline import TIMELINE_NAME
 from wsi_ips.training.cross_validation import (
     cross_validate,
     forget_folds,
@@ -147,7 +148,9 @@ def test_a_folder_of_another_cross_validation_is_refused(tmp_path: Path) -> None
 def test_a_forgotten_cross_validation_begins_anew(tmp_path: Path) -> None:
     manifest, out = manifest_of(tmp_path), tmp_path / "out"
     cross_validate(manifest, FinetuneConfig(), out, k=4, inner_val=0.2, train=Trainer())
+    (out / TIMELINE_NAME).touch()
     forget_folds(out)
+    assert not (out / TIMELINE_NAME).exists(), "it is of the training before"
     again = Trainer()
     cross_validate(manifest, FinetuneConfig(), out, k=3, inner_val=0.2, train=again)
     assert len(again.given) == 3

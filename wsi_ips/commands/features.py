@@ -86,6 +86,11 @@ class FeaturesJob(PatchesOfJob, Resolution, Computing, Job):
             )
         if self.encoder is not None and (self.encoder.features or self.encoder.project):
             raise ValueError("encoder: stored are the encoder's own features; leave features and project out")
+        if self.layout == "trident" and self.coords and self.coords.resolve() == self.out.resolve():
+            raise ValueError(
+                "coords: with layout trident, the coordinates that belong to the features go into out/patches, "
+                "where files of coords would lie beside them; name another folder for coords"
+            )
         return self
 
 
@@ -297,6 +302,7 @@ class _Storing:
 
         paths = ("out", "checkpoint", "from_coords", "coords")
         changed = {name: absolute(getattr(self.job, name)) for name in paths}
+        changed["streaming"] = self.job.streaming.from_anywhere()
         return self.job.model_copy(update={**changed, "precision": self.precision})
 
     def _row(self, slide: "SlideJob", stored: "StoredFeatures") -> _Row:

@@ -445,7 +445,7 @@ def _setup(job: PredictJob, pipeline: PipelineConfig, *, raster: bool) -> "Worke
     return WorkerSetup(
         models=Checkpoints.of(job.checkpoints),
         run=RunFolder(job.out.absolute()),
-        streaming=job.streaming,
+        streaming=job.streaming.from_anywhere(),
         device=job.device,
         threads=job.batch.threads,
         shard_patches=job.batch.shard_patches,

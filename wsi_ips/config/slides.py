@@ -210,7 +210,7 @@ class DiskCacheConfig(Section):
 
     folder: Path
     """The folder. It is created, several runs may share it, and it may be deleted when none is running."""
-    gb: Annotated[FiniteFloat, Field(ge=0.01)]
+    gb: Annotated[FiniteFloat, Field(ge=0.01, le=1e9)]
     """The most that it holds, in GB of 10^9 bytes. What was used longest ago leaves."""
 
     @property
@@ -242,6 +242,14 @@ class StreamingConfig(Section):
     """Where the tiles of slides on network drives and at URLs are kept, so that later epochs, folds and commands
     need not fetch them again (:mod:`wsi_ips.storage.disk_cache`). None: they are read from where they lie.
     """
+
+    def from_anywhere(self) -> Self:
+        """The same settings for processes that run in another folder: the path of the cache is absolute."""
+        cache = self.disk_cache
+        if cache is None:
+            return self
+        moved = cache.model_copy(update={"folder": cache.folder.absolute()})
+        return self.model_copy(update={"disk_cache": moved})
 
     @model_serializer(mode="wrap")
     def _without_disk_cache(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

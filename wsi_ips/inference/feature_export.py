@@ -285,7 +285,7 @@ class FeatureExport:
             note = str(about.get("note", ""))
             same = about["slide_path"] == str(location)
             why = MadeFrom.from_json(about["made_from"]).difference(now, bad_tiles=bool(bad_tiles))
-        except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError):
+        except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError, OverflowError):
             return None  # not there, or not ours
         if not same or width != self.width:
             return None

@@ -291,7 +291,7 @@ class _Fits:
     def _same_settings(self, line: Mapping[str, Any], job: WithPath) -> bool:
         try:
             made_from = MadeFrom.from_json(line["made_from"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return False
         return self._wanted.same_settings(made_from, job.mpp, bad_tiles=line["bad_tiles"])
 
@@ -338,7 +338,7 @@ def _numbers(
             raise ValueError("other classes")
         most = math.inf if of_spread or task.activation == "linear" else 1.0
         least = -math.inf if task.activation == "linear" else 0.0
-        if any(math.isinf(value) or value < least or value > most for value in values):
+        if not all(math.isfinite(value) and least <= value <= most for value in values):
             raise ValueError("no probability")
         numbers[task.name] = dict(zip(task.classes, values, strict=True))
     return numbers

@@ -98,8 +98,8 @@ class MadeFrom:
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
-        """The object that :meth:`to_json` wrote. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for
-        anything else.
+        """The object that :meth:`to_json` wrote. Raises ``KeyError``, ``TypeError``, ``ValueError`` or
+        ``OverflowError`` for anything else.
         """
         mpp = stored["mpp_given"]
         return cls(

@@ -360,7 +360,7 @@ def read_result(path: Path) -> SlideResult:
     except CoordsError as error:
         raise ResultsError(path, error.args[1], PREDICT_AGAIN) from None
     # h5py has no error of its own: a damaged file shows as any of these.
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
         if cause := outside_cause(error):
             raise ResultsError(path, cause.problem, cause.fix) from None
         if not h5py.is_hdf5(path):

@@ -114,7 +114,7 @@ class SlideRecorder:
     @timeline.staged("write results")
     def write(self, job: SlideJob, result: SlideResult) -> Done:
         """Store a new result, and draw it. If the overlay cannot be drawn, the label stands and the row says
-        why.
+        why. An overlay of an earlier result is removed, whether a new one is drawn or not.
 
         Raises:
             ResultsError: The folder belongs to another run by now.
@@ -126,6 +126,8 @@ class SlideRecorder:
         stamps = self._stamps(job)
         result = replace(result, made_from=self._made_from(job))
         path = self._run.attention(job.slide_id)
+        # Before the result: the next start takes a picture that is there for the stored result's.
+        self._run.overlay(job.slide_id).unlink(missing_ok=True)
         write_result(path, result, embeddings=self.embeddings)
         holds = self.embeddings and result.kept_emb_MD is not None
         known = self._known(job, result, stamps, stamp(path), embeddings=holds)

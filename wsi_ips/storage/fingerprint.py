@@ -6,10 +6,12 @@ change a result.
 """
 
 import hashlib
+import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 from wsi_ips.storage.location import Location
@@ -34,9 +36,10 @@ RECORDED = ("wsi_ips", "torch", "torchvision", "timm", "lightning", "openslide-p
 def files_fingerprint(where: Iterable[Location]) -> str:
     """A digest of these files: 64 hexadecimal digits that do not depend on where the files lie.
 
-    Of a file, its length and 16 samples spread over it are used, which takes milliseconds. Of a folder, the names
-    and contents of the first 1000 files directly in it are used, in order of their names. The data folder of a
-    MIRAX slide belongs to the slide.
+    Of a file, its length and 16 samples spread over it are used, which takes milliseconds. Of a folder, at most
+    1000 files are used, each with its place in the folder: those directly in it, in order of their names, then 16
+    spread over each of the folders below it, where a Zarr store has its pixels. The data folder of a MIRAX slide
+    belongs to the slide.
 
     Returns an empty text if one of the files is a URL, is missing, or cannot be read.
     """
@@ -46,9 +49,8 @@ def files_fingerprint(where: Iterable[Location]) -> str:
             return ""
         try:
             for path in _files(each):
-                digest.update(
-                    path.name.encode("utf-8", "surrogateescape") + b"\0" if each.is_dir() else b"\0"
-                )
+                place = path.relative_to(each).as_posix() if each.is_dir() else ""
+                digest.update(place.encode("utf-8", "surrogateescape") + b"\0")
                 for sample in _samples(path):
                     digest.update(sample)
         except OSError:
@@ -61,7 +63,32 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
     folder = path.with_suffix("") if path.suffix.lower() == MIRAX_SUFFIX else path
     if folder.is_dir():
-        yield from sorted(file for file in folder.iterdir() if file.is_file())[:MOST_FILES]
+        directly = sorted(file for file in folder.iterdir() if file.is_file())[:MOST_FILES]
+        yield from directly
+        if path.is_dir():
+            yield from islice(_below(path), MOST_FILES - len(directly))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files of the folders below this one, spread over the names in each. Links to folders are not followed, since
+    they may lead back."""
+    for name in _spread(_names(folder, folders=True)):
+        yield from (folder / name / file for file in _spread(_names(folder / name, folders=False)))
+        yield from _below(folder / name)
+
+
+def _names(folder: Path, *, folders: bool) -> list[str]:
+    with os.scandir(folder) as entries:
+        if folders:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        return sorted(entry.name for entry in entries if entry.is_file())
+
+
+def _spread(names: Sequence[str]) -> list[str]:
+    """At most 16 of these names, the first and the last among them."""
+    if len(names) <= SAMPLES:
+        return list(names)
+    return [names[number * (len(names) - 1) // (SAMPLES - 1)] for number in range(SAMPLES)]
 
 
 def sample_places(size: int) -> list[tuple[int, int]]:

@@ -165,7 +165,7 @@ class TiledFrom:
                 tiling=str(held["tiling"]),
                 version=str(held["version"]),
             )
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             return None
 
 

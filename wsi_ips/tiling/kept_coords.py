@@ -90,7 +90,10 @@ class KeptPatches:
         try:
             coords = PatchesInTissue(self.tiling)(slide, slide_id=slide_id, mpp=mpp)
         except Exception:
-            self._forget(path, slide_id)  # what --from-coords would otherwise believe
+            try:
+                self._forget(path, slide_id)  # what --from-coords would otherwise believe
+            except OSError as error:
+                logger.warning("the stale coordinates of %s are not removed: %s", slide_id, error)
             raise
         try:
             self._forget(path, slide_id)
@@ -125,14 +128,17 @@ class KeptPatches:
         return there[0] if there else self._files(slide_id)[0]
 
     def _forget(self, path: Path, slide_id: str) -> None:
-        """Remove stale coordinates, and the contours and the preview that ``tile`` made with them."""
-        if path.exists():
-            for old in (
-                *self._files(slide_id),
-                self.folder / "contours_geojson" / f"{slide_id}.geojson",
-                self.folder / "previews" / f"{slide_id}.jpg",
-            ):
-                old.unlink(missing_ok=True)
+        """Remove stale coordinates, and the contours and the preview that ``tile`` made with them. Contours that
+        were written after the coordinates stay, because ``tile`` writes them first: somebody has corrected them.
+        """
+        if not path.exists():
+            return
+        made_ns = path.stat().st_mtime_ns
+        contours = self.folder / "contours_geojson" / f"{slide_id}.geojson"
+        if contours.exists() and contours.stat().st_mtime_ns <= made_ns:
+            contours.unlink(missing_ok=True)
+        for old in (self.folder / "previews" / f"{slide_id}.jpg", *self._files(slide_id)):
+            old.unlink(missing_ok=True)
 
     @contextmanager
     def _turn(self, slide_id: str) -> Iterator[None]:

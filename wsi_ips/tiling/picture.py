@@ -217,7 +217,9 @@ def _block(
             (l0_columns, l0_rows), lv_size, slide.info.l0_size, strict=True
         )
     )
-    starts = [int(edges[0]) for edges in (lv_columns, lv_rows)]
+    starts = [
+        min(int(edges[0]), length - 1) for edges, length in zip((lv_columns, lv_rows), lv_size, strict=True)
+    ]
     # The level's own end, and not the white beyond it, ends the last pixel.
     ends = [
         min(int(np.ceil(edges[-1])), length)
@@ -254,14 +256,20 @@ def _means(pixels: RgbImage, rows: NDArray[np.float64], columns: NDArray[np.floa
 
 
 def _shares(edges: NDArray[np.float64], length: int) -> "csr_array":
-    """(n, length) sparse float64: the share of each of ``length`` pixels in [edges[i], edges[i + 1])."""
+    """(n, length) sparse float64: the share of each of ``length`` pixels in [edges[i], edges[i + 1]).
+
+    Where both edges are the same (rounded numbers may have a last pixel begin where the slide ends), the pixel
+    there counts as a whole.
+    """
     from scipy.sparse import csr_array
 
     first_n = np.minimum(edges.astype(np.intp), length - 1)
     taps = int(np.diff(first_n).max()) + 1
     at_nT = first_n[:-1, None] + np.arange(taps)
     inside_nT = np.minimum(edges[1:, None], at_nT + 1) - np.maximum(edges[:-1, None], at_nT)
-    share_nT = inside_nT.clip(0) / np.diff(edges)[:, None]
+    widths_n = np.diff(edges)
+    share_nT = inside_nT.clip(0) / np.where(widths_n > 0, widths_n, 1)[:, None]
+    share_nT[widths_n <= 0, 0] = 1
     counted_nT = (share_nT > 0) & (at_nT < length)
     ends_n = np.concatenate([[0], counted_nT.sum(axis=1).cumsum()])
     return csr_array((share_nT[counted_nT], at_nT[counted_nT], ends_n), shape=(len(edges) - 1, length))

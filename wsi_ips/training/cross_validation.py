@@ -19,6 +19,7 @@ from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, folds_by_case, set_aside_by_case
 from wsi_ips.errors import ConfigError
 from wsi_ips.storage.files import whole_file
+from wsi_ips.timeline import TIMELINE_NAME
 from wsi_ips.training.fit import deciding_settings
 from wsi_ips.training.run_state import BEST_NAME, FinetuneReport, forget_run
 
@@ -295,10 +296,11 @@ def _write_table(path: Path, table: Sequence[Sequence[str]]) -> None:
 
 
 def forget_folds(out: Path) -> None:
-    """Remove what a cross-validation in ``out`` would continue. Models and tables stay until they are
-    overwritten.
+    """Remove what a cross-validation in ``out`` would continue, and its timeline. Models and tables stay until
+    they are overwritten.
     """
     for folder in out.glob("fold_*"):
         (folder / DONE_NAME).unlink(missing_ok=True)
         forget_run(folder)
-    (out / "folds.csv").unlink(missing_ok=True)
+    for name in ("folds.csv", TIMELINE_NAME):
+        (out / name).unlink(missing_ok=True)
