@@ -12,6 +12,7 @@ Shape suffixes: N patches, M kept patches, H heads, T queries, K outputs.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -23,6 +24,8 @@ from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.display_scale import is_flat, short, signed
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import SlideReader
+from wsi_ips.slides.folder import files_of
+from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.tiling.grid import PatchCoords
 
 NOT_TOLD = (
@@ -308,18 +311,30 @@ def check_finite(result: SlideResult, values: NDArray[np.float32], what: str = "
         raise ResultsError(result.coords.slide_id, f"has {what} that is not finite", "predict it again")
 
 
-def check_same_slide(slide: SlideReader, coords: PatchCoords) -> None:
-    """Raise :class:`ResultsError` if the slide's size differs from that of the slide that was predicted.
+def check_same_slide(slide: SlideReader, result: SlideResult) -> None:
+    """Check that the slide is the one that the result was predicted from: by its size, and by its content where it
+    lies where it was predicted. A slide that lies elsewhere may be a copy in another container.
 
-    Heat would be drawn in wrong places.
+    Raises:
+        ResultsError: It is another slide. Its map would be drawn over pixels that it does not belong to.
     """
+    coords, path = result.coords, slide.info.path
     (width, height), (l0_width, l0_height) = slide.info.l0_size, coords.l0_size
     if (width, height) != (l0_width, l0_height):
         raise ResultsError(
-            slide.info.path,
+            path,
             f"is {width}x{height} pixels, but {coords.slide_id} was {l0_width}x{l0_height} when predicted",
             "name the folder of the slides that were predicted",
         )
+    then = "" if result.made_from is None else result.made_from.slide
+    if then and isinstance(path, Path) and str(path) == result.slide_path:
+        now = files_fingerprint(files_of(path))
+        if now and now != then:
+            raise ResultsError(
+                path,
+                "is not the file that was predicted: it has changed since",
+                "predict again, or name the folder of the slides that were predicted with --slides",
+            )
 
 
 def shown_in_words(result: SlideResult, *, query: int | None, head: int | None) -> str:

@@ -128,7 +128,7 @@ class _Drawing:
     ) -> None:
         side_px = DEFAULT_SIDE_PX if options.side_px is None else options.side_px
         _check_options(alpha=options.alpha, side_px=side_px)
-        check_same_slide(slide, result.coords)
+        check_same_slide(slide, result)
         coords = result.coords
         self.slide, self.alpha = slide, options.alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)

@@ -57,7 +57,7 @@ class PatchSheet:
         """
         if slide is None:
             raise ConfigError("a sheet of patches needs the slide")
-        check_same_slide(slide, heat.coords)
+        check_same_slide(slide, heat.result)
         image = draw_sheet(slide, heat, self.top)
         with whole_file(path) as partial:
             image.save(partial, format="PNG")

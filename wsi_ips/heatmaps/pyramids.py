@@ -225,7 +225,7 @@ class OmeTiff:
         """Write one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes."""
         coords = heat.coords
         if slide is not None:
-            check_same_slide(slide, coords)
+            check_same_slide(slide, heat.result)
         pyramid = HeatPyramid(coords, heat.values_N, um_per_px=self.um_per_px)
         width, height = pyramid.sizes[0]
         tiled: dict[str, Any] = {
@@ -303,7 +303,7 @@ class OmeZarr:
 
         coords = heat.coords
         if slide is not None:
-            check_same_slide(slide, coords)
+            check_same_slide(slide, heat.result)
         maps = {heat.shown: heat.values_N, **heat.others}
         pyramids = [HeatPyramid(coords, values_N, um_per_px=self.um_per_px) for values_N in maps.values()]
         with whole_folder(path) as partial:
@@ -384,7 +384,7 @@ class DeepZoom:
         Raises :class:`ConfigError` without the slide, unless ``heat_only``.
         """
         if slide is not None:
-            check_same_slide(slide, heat.coords)
+            check_same_slide(slide, heat.result)
         elif not self.heat_only:
             raise ConfigError("deepzoom needs the slide; give it, or set heat_only")
         l0_size, side_px = heat.coords.l0_size, self.options.side_px or max(heat.coords.l0_size)

@@ -59,7 +59,7 @@ class AsapRegions:
     def write(self, path: Path, heat: Heat, slide: SlideReader | None = None) -> None:
         """Write the regions of one map, as :class:`wsi_ips.heatmaps.export.Exporter` describes."""
         if slide is not None:
-            check_same_slide(slide, heat.coords)
+            check_same_slide(slide, heat.result)
         least = self.least(heat)
         write_asap(path, list(regions_from(heat.coords, heat.values_N, least=least).geoms))
 
@@ -126,7 +126,7 @@ class QuPathGeoJson:
         """
         if slide is None:
             raise ConfigError("geojson needs the slide, whose bounds say where QuPath begins to count")
-        check_same_slide(slide, heat.coords)
+        check_same_slide(slide, heat.result)
         write_features(path, _features(heat, slide, self.top))
 
 

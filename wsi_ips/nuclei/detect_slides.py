@@ -165,7 +165,7 @@ def _coords(slide: SlideReader, slide_job: SlideJob, job: DetectJob, mpp: Mpp) -
             slide, slide_id=slide_job.slide_id, mpp=slide_job.mpp
         )
     result = read_result(RunFolder(job.run).attention(slide_job.slide_id))
-    check_same_slide(slide, result.coords)
+    check_same_slide(slide, result)
     check_upsampling(
         slide.info.path,
         slide_mpp=result.coords.slide_mpp,

@@ -225,7 +225,7 @@ def _pixels(
             return paper, ""
         with open_slide(at) as reader:
             if heat is not None:
-                check_same_slide(reader, heat.coords)
+                check_same_slide(reader, heat.result)
             l0_patch = heat.coords.l0_patch if heat else None
             return read_pixels(reader, places, l0_patch=l0_patch, share=share), ""
     except SlideNotFound as error:

@@ -174,7 +174,7 @@ class ViewedRun:
         def opened() -> SlideReader:
             slide = open_slide(location)
             if self.listed(slide_id).has_attention:
-                check_same_slide(slide, self.result(slide_id).coords)
+                check_same_slide(slide, self.result(slide_id))
             return slide
 
         return self._slides.get((slide_id, slide_stamp(location)), opened)

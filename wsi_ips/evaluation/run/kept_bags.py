@@ -161,7 +161,7 @@ class KeptBags:
             with open_source(open_features(Path(str(location))), batch=batch, device=self.device) as source:
                 return encode_again(self.net, source, ids_M, batch=batch)
         with open_slide(self._location(result)) as slide:
-            check_same_slide(slide, result.coords)
+            check_same_slide(slide, result)
             stream = PatchStream(slide, result.coords, config=self.streaming, device=self.device)
             return encode_again(self.net, stream, ids_M, batch=batch)
 
