@@ -35,7 +35,7 @@ class MemoryBag:
     def open(self, streaming: StreamingConfig, device: torch.device) -> Iterator["_Source"]:
         self.opened.append(self.bag_id)
         if self.broken is True or 0 < self.broken < len(self.opened):
-            raise SlideReadError(self.bag_id, "is broken", "mend it")
+            raise SlideReadError(self.bag_id, "is broken", "replace the file")
         yield _Source(self, streaming.batch)
 
 
@@ -53,7 +53,7 @@ class _Source:
 
     def read(self, ids_n: Tensor) -> Chunk:
         if self.bag.lost:
-            raise SlideReadError(self.bag.bag_id, "is broken", "mend it")
+            raise SlideReadError(self.bag.bag_id, "is broken", "replace the file")
         return self._chunk(ids_n)
 
     def _chunk(self, ids_n: Tensor) -> Chunk:

@@ -49,7 +49,7 @@ def test_an_unreadable_bag_is_replaced_by_one_like_it_counted_and_not_asked_agai
     train = [bag(n, broken=n == 2) for n in range(6)]
     val = [bag(8), bag(9), bag(10, broken=True)]
     report = fit(train, val, config_of(), tmp_path, max_bad=2)
-    assert report.bad == {name: f"{name}: is broken; mend it" for name in ("slide2", "slide10")}
+    assert report.bad == {name: f"{name}: is broken; replace the file" for name in ("slide2", "slide10")}
     assert len(train[2].opened) == 1
     # Two other bags of its label stood in for it in each of the three epochs.
     opened = {b.bag_id: len(b.opened) for b in train if not b.broken}
@@ -64,7 +64,7 @@ def test_a_bag_that_is_lost_between_scoring_and_learning_is_replaced(tmp_path: P
     """It can be scored, and not be read when its patches are learned from: as if it had been gone before."""
     lost = [bag(n, lost=n == 2) for n in range(4)]
     report = fit(lost, [bag(8), bag(9)], config_of(epochs=1, slides_per_step=4), tmp_path / "lost", max_bad=1)
-    assert report.bad == {"slide2": "slide2: is broken; mend it"}
+    assert report.bad == {"slide2": "slide2: is broken; replace the file"}
     never = [bag(n, broken=n == 2) for n in range(4)]
     other = fit(
         never, [bag(8), bag(9)], config_of(epochs=1, slides_per_step=4), tmp_path / "never", max_bad=1

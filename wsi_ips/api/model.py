@@ -31,7 +31,7 @@ from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.slides.folder import slide_id
 from wsi_ips.slides.resolution import SlideMpp
-from wsi_ips.storage.location import Location, locate
+from wsi_ips.storage.location import absolute, locate
 from wsi_ips.streaming.device import pick_device
 from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, stored_patches
 
@@ -233,7 +233,7 @@ class Model:
         Raises:
             WsiIpsError: The slide or a setting cannot be used; :func:`wsi_ips.predict` lists the kinds.
         """
-        place = _absolute(locate(place_of(slide)))
+        place = absolute(locate(place_of(slide)))
         name = slide_id(place)
         streaming = StreamingConfig() if threads is None else streaming_of("Model.predict", threads=threads)
         folder = None if patches is None else Path(patches).absolute()
@@ -299,7 +299,3 @@ def checkpoint_paths(checkpoints: Path | str | Sequence[Path | str]) -> tuple[Pa
     if not given:
         raise ConfigError("name a checkpoint: the model.safetensors of a fine-tuning run")
     return tuple(map(Path, given))
-
-
-def _absolute(place: Location) -> Location:
-    return place.absolute() if isinstance(place, Path) else place

@@ -37,6 +37,7 @@ from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given
 from wsi_ips.config import Computing, EncoderConfig, StreamingConfig, TilingConfig, WorkersConfig
 from wsi_ips.errors import ProcessDied, SlideFailed, WsiIpsError, one_line
 from wsi_ips.progress import Progress, silent
+from wsi_ips.storage.location import absolute
 from wsi_ips.units import mpp_of_magnification
 
 if TYPE_CHECKING:
@@ -176,10 +177,7 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     workers = workers_wanted(job.batch, job.device)
     here = workers is None
     storing = _Storing.of(_with_threads(job, job.batch.threads) if here else job, here=here)
-    jobs = [
-        SlideJob(slide_id, path.absolute() if isinstance(path, Path) else path, slide_mpp(slide_id))
-        for slide_id, path in slides.items()
-    ]
+    jobs = [SlideJob(slide_id, absolute(path), slide_mpp(slide_id)) for slide_id, path in slides.items()]
     alone = list(slides.values()) == [job.slides]
     folder = storing.export.folder
     how = numerics(deterministic=job.deterministic)
@@ -298,8 +296,6 @@ class _Storing:
 
     def for_workers(self) -> FeaturesJob:
         """The job as workers get it: with absolute paths, and the precision that was decided here."""
-        from wsi_ips.inference.slide_tasks import absolute
-
         paths = ("out", "checkpoint", "from_coords", "coords")
         changed = {name: absolute(getattr(self.job, name)) for name in paths}
         changed["streaming"] = self.job.streaming.from_anywhere()

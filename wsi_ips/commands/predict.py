@@ -32,7 +32,7 @@ from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given
 from wsi_ips.config import BatchConfig, Computing, PipelineConfig, StreamingConfig, UpsamplingConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.progress import Progress
-from wsi_ips.storage.location import Location, locate
+from wsi_ips.storage.location import Location, absolute, locate
 
 if TYPE_CHECKING:
     from wsi_ips.evaluation.conformal import Calibration
@@ -286,7 +286,7 @@ def _label_all(
         by_case=pipeline.bag == "case",
     )
     # A slide given by itself is all there is to do: its error is the command's.
-    alone = job.slides is not None and [slide.path for slide in jobs] == [_absolute(job.slides)]
+    alone = job.slides is not None and [slide.path for slide in jobs] == [absolute(job.slides)]
     batch = job.batch.model_copy(update={"on_error": "stop"}) if alone else job.batch
     if pipeline.bag == "case":
         _label_cases(jobs, case_of, setup, tables, batch, job, progress)
@@ -507,11 +507,7 @@ def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":
     by_id = slides_by_id(slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, by_id)
     with many_objects():
-        return [SlideJob(slide_id, _absolute(path), slide_mpp(slide_id)) for slide_id, path in by_id.items()]
-
-
-def _absolute(where: Location) -> Location:
-    return where.absolute() if isinstance(where, Path) else where
+        return [SlideJob(slide_id, absolute(path), slide_mpp(slide_id)) for slide_id, path in by_id.items()]
 
 
 def _outcome(

@@ -1,12 +1,12 @@
 """``tile``: tissue, patch coordinates and contours; no model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import PositiveInt
@@ -29,6 +29,7 @@ from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_b
 from wsi_ips.config import TilingConfig, WorkersConfig
 from wsi_ips.errors import ConfigError, ProcessDied, SlideFailed, WsiIpsError, one_line
 from wsi_ips.progress import Progress
+from wsi_ips.storage.location import absolute
 from wsi_ips.units import mpp_of_magnification
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     """
     from wsi_ips.heatmaps.tissue_preview import write_preview
     from wsi_ips.inference.in_hand import SlidesInHand
-    from wsi_ips.inference.slide_tasks import absolute
     from wsi_ips.tiling.patches import SlideToTile, TilingFolder
     from wsi_ips.timeline import recording
 
@@ -122,7 +122,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     locations = slides_by_id(job.slides)
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, locations)
     # Workers elsewhere run in other folders.
-    place = absolute if job.scheduler is not None else lambda where: where
+    place: Callable[[Any], Any] = absolute if job.scheduler is not None else lambda where: where
     slides = [SlideToTile(slide_id, place(path), slide_mpp(slide_id)) for slide_id, path in locations.items()]
     folder = TilingFolder(
         place(job.out), job.tiling, job.layout, contours=place(job.contours),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from wsi_ips.config import WorkersConfig
 from wsi_ips.errors import ClusterError, ResultsError
@@ -141,8 +141,3 @@ def workers_wanted(batch: WorkersConfig, device: str) -> int | None:
     if batch.scheduler is None and batch.workers is None and several < 2:
         return None
     return batch.workers or max(1, several)
-
-
-def absolute(where: Any) -> Any:
-    """A path made absolute, for workers that run in another folder; anything else, such as a URL, as it is."""
-    return where.absolute() if isinstance(where, Path) else where

@@ -177,7 +177,10 @@ class SlideRecorder:
             yield Done(row, note=note)
 
     def same_settings(self, made_from: MadeFrom, mpp: float | None, *, bad_tiles: bool) -> bool:
-        """See :class:`wsi_ips.inference.known_results.Wanted`."""
+        """Whether a result made from this would be made with the same settings now, its files being the same.
+
+        ``mpp`` is the µm per pixel given for the slide now, ``bad_tiles`` whether it had unreadable tiles.
+        """
         now = replace(
             made_from,
             mpp_given=mpp,
@@ -188,7 +191,9 @@ class SlideRecorder:
         return not made_from.difference(now, bad_tiles=bad_tiles)
 
     def coordinates(self, slide_id: str) -> Sequence[Path] | None:
-        """See :class:`wsi_ips.inference.known_results.Wanted`."""
+        """The files that the patches of a slide are read from: none if they are found by segmentation, None if
+        there are no such files any more.
+        """
         if self._find_patches is None:
             return ()
         try:

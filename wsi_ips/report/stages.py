@@ -24,7 +24,7 @@ COLOURS = {
     "open": "#8a7fb5", "tissue": "#a99fd0", "opening and tissue": "#8a7fb5", "plan": "#c3bce0",
     "wait for decoder": "#d39b46", "waiting for patches": "#d39b46", "wait for device": "#e2bb80",
     "copy to device": "#8f9aa6", "to the device": "#8f9aa6",
-    "encode": "#4080a0", "encoding": "#4080a0", "look from afar": "#76a9c4",
+    "encode": "#4080a0", "encoding": "#4080a0", "coarse scorer": "#76a9c4",
     "select": "#5e9c6a", "selecting": "#5e9c6a", "kept patches": "#8cbf96", "head": "#3f7a5c",
     "write results": "#a9745a", "draw overlay": "#c79a83", "backward": "#7d5a6f",
     "read": "#8f9aa6", "decode": "#4080a0", "assemble": "#5e9c6a", "area means": "#d39b46",

@@ -188,7 +188,7 @@ def look(
     parts, largest, timer = [], 1, DeviceTimer(device_of(net))
     with scoring(net):
         for chunk in through(windows.source):
-            with span("look from afar"), timer.running():
+            with span("coarse scorer"), timer.running():
                 parts.append(net.coarse_logits(seen(chunk.pixels_n3PP, chunk.ids_n)).float())
             largest = max(largest, len(chunk))
     if not parts:

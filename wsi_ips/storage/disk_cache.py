@@ -39,7 +39,7 @@ from threading import Lock
 from time import monotonic, sleep
 from zlib import crc32
 
-from wsi_ips.storage.fingerprint import SAMPLE_BYTES, SAMPLES
+from wsi_ips.storage.fingerprint import sample_places
 from wsi_ips.storage.system import lock_file, open_flags, reader_and_writer_by_position
 
 logger = logging.getLogger(__name__)
@@ -115,10 +115,8 @@ class DiskCache:
         known = self._keys.get(path)
         if known is None or known[0] != state:
             digest = hashlib.sha256(repr((os.path.abspath(path), *state)).encode("utf-8", "surrogateescape"))  # noqa: PTH100 - does not resolve links
-            for number in range(SAMPLES):
-                digest.update(
-                    read(number * max(0, status.st_size - SAMPLE_BYTES) // (SAMPLES - 1), SAMPLE_BYTES)
-                )
+            for start, end in sample_places(status.st_size):
+                digest.update(read(start, end - start))
             if len(self._keys) >= MOST_KEYS:
                 self._keys.clear()
             known = self._keys[path] = state, digest.hexdigest()

@@ -7,6 +7,7 @@
 import errno
 import re
 from pathlib import Path
+from typing import TypeVar, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -46,6 +47,16 @@ class Url(str):
 
 Location = Path | Url
 """The path or URL of a slide or of another file."""
+
+Place = TypeVar("Place", bound=Location | None)
+"""A location, or a kind of location, or None where none was given."""
+
+
+def absolute(where: Place) -> Place:
+    """The same place with an absolute path, so that a process in another folder finds it. A URL, and None, are
+    returned unchanged.
+    """
+    return cast(Place, where.absolute()) if isinstance(where, Path) else where
 
 
 def locate(where: Path | str) -> Location:
