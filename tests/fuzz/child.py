@@ -22,14 +22,11 @@ def main() -> None:
     log_to_terminal()
     # Its handler would write our warnings, which are meant to be seen, where libraries must not print.
     logging.getLogger().handlers.clear()
-    limited = False
     for line in sys.stdin:
         request = json.loads(line)
         module, _, function = request["run"].partition(":")
         run = getattr(import_module(module), function)
-        if not limited:
-            limit_memory()
-            limited = True
+        limit_memory()
         out = Path(request["folder"]) / "out"
         out.mkdir()
         given = Path(os.fsdecode(bytes.fromhex(request["given"])))

@@ -24,7 +24,8 @@ MOST_CPU_S = 8.0
 MOST_GROWN_MB = 500
 LONGEST_MESSAGE = 2500
 ADDRESS_SPACE_BYTES = 6 << 30
-"""Beyond what a child has when it starts: a last resort that turns the end of all memory into an exception."""
+"""Beyond what a child has before an input: a last resort that turns the end of all memory into an exception. Half
+of it is for libraries that the input is the first to need: torch alone takes 3 GB of addresses."""
 SILENT_BY_DEFAULT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 PACKAGE = "wsi_ips"
 TOO_MUCH = "too much"
@@ -159,7 +160,11 @@ def _peak_mb() -> float:
 
 
 def limit_memory() -> None:
-    """No more address space than now and ``ADDRESS_SPACE_BYTES``."""
+    """Allow no more address space than there is now and ``ADDRESS_SPACE_BYTES``.
+
+    To be called before each input: what the inputs before it have loaded stays.
+    """
     size = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines()
                 if line.startswith("VmSize:"))  # fmt: skip
-    resource.setrlimit(resource.RLIMIT_AS, (size + ADDRESS_SPACE_BYTES,) * 2)
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + ADDRESS_SPACE_BYTES, most))
