@@ -109,6 +109,7 @@ def test_a_patient_has_one_answer_and_attention_goes_back_to_its_slides(
         assert sum(len(slide.kept_ids_M) for slide in slides) == 5  # of the case, not of each slide
         for row, slide in zip(rows, slides, strict=True):
             assert slide.case is not None
+            assert slide.case.patches == sum(len(each.coords) for each in slides) == 10
             assert slide.case.slides == (f"{case}_0", f"{case}_1")
             share = slide.attention_NHT.mean(axis=(1, 2), dtype=np.float64).sum()
             assert slide.case.share == float(row["attention_share"]) == pytest.approx(share, abs=1e-6)

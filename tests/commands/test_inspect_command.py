@@ -186,15 +186,19 @@ def test_what_is_no_run_and_no_slide_is_said(
     assert "ends in .png" in console("inspect", run, "a", "--debug-overlay", tmp_path / "o.jpg").complaint
 
 
-def test_a_case_is_said_and_attention_is_told_within_the_slide(console: Console, run: Path) -> None:
+@pytest.mark.parametrize("patches", [0, 4000])
+def test_a_case_is_said_and_attention_counts_in_even_shares_of_it(
+    console: Console, run: Path, patches: int
+) -> None:
+    """A result that does not say how many patches its case has counts in the slide's own share."""
     path = run / "attention" / "a.h5"
     result = read_result(path)
-    part = PartOfCase("patient 1", ("a", "b"), 0.25)
+    part = PartOfCase("patient 1", ("a", "b"), 0.25, patches)
     write_result(path, replace(result, attention_NHT=result.attention_NHT * np.float32(0.25), case=part))
     found = facts(console, run, "a")
-    assert found["case"] == {"case_id": "patient 1", "slides": ["a", "b"], "share": 0.25}
+    assert found["case"] == {"case_id": "patient 1", "slides": ["a", "b"], "share": 0.25, "patches": patches}
     assert found["attention"]["sum"] == pytest.approx(0.25)
-    whole = result.attention_NHT.mean((1, 2)).max() * len(result.coords)
+    whole = result.attention_NHT.mean((1, 2)).max() * (patches * 0.25 or len(result.coords))
     assert found["attention"]["highest_times_even"] == pytest.approx(float(whole), rel=1e-4)
     assert (
         "case patient 1: one bag of 2 slides; this one has 0.25 of the attention"

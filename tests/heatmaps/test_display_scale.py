@@ -16,7 +16,7 @@ def softmax(logits_N: np.ndarray) -> np.ndarray:
 
 def test_flat_attention_is_one_colour_and_not_half_hot() -> None:
     values_N = softmax(np.random.default_rng(0).normal(0, 0.05, 1000))
-    assert is_flat(values_N)
+    assert is_flat(values_N, 1 / len(values_N))
     shown_N = display_values(values_N)
     np.testing.assert_allclose(shown_N, 0.25, atol=0.04)
     assert display_values(values_N, scale="rank").max() == 1  # the colours of the warm end, for nothing
@@ -48,7 +48,8 @@ def test_the_ends_are_multiples_that_can_be_chosen() -> None:
     ],
 )
 def test_flat_is_what_has_no_patch_beyond_half_as_much_again(times: list[float], flat: bool) -> None:
-    assert is_flat(np.array(times, np.float32) / max(1, len(times))) is flat
+    count = max(1, len(times))
+    assert is_flat(np.array(times, np.float32) / count, 1 / count) is flat
 
 
 @pytest.mark.parametrize("scale", ["even", "rank", "absolute"])

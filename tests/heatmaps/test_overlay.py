@@ -12,10 +12,10 @@ from PIL import Image
 from tests.heatmaps.test_legend import drawn_words
 from wsi_ips.config import HeatOptions, TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.heatmaps.display_scale import colour_table, short
+from wsi_ips.heatmaps.display_scale import colour_table, scale_of, short
 from wsi_ips.heatmaps.maps import attention_map, choose_heat, query_of_task, spread_in_words
 from wsi_ips.heatmaps.overlay import draw_overlay, write_overlay
-from wsi_ips.inference.results import SlideResult
+from wsi_ips.inference.results import PartOfCase, SlideResult
 from wsi_ips.slides.base import RgbImage
 from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.registry import open_slide
@@ -208,6 +208,28 @@ def test_absolute_ticks_are_evenly_spaced_raw_values(monkeypatch: pytest.MonkeyP
     ]  # fmt: skip
 
 
+def test_a_slide_of_a_case_counts_in_even_shares_of_the_case() -> None:
+    """Ten patches of a case of 40 that have 1/40 each have just their even share."""
+    coords = coords_of((320, 32), patch_px=32, slide_mpp=0.5)
+    result = result_of(coords, np.full((10, 1, 1), 1 / 40, np.float32))
+    part = PartOfCase("p1", ("a", "b"), 0.25, 40)
+    of_case = choose_heat(replace(result, case=part))
+    assert of_case.even_share == 1 / 40
+    assert of_case.flat
+    assert of_case.spread == "Flat: 10 patches of 40 in case p1, 1 to 1 times the even share of 0.025"
+    display = scale_of(HeatOptions(), of_case.values_N, "attention", even_share=of_case.even_share)
+    np.testing.assert_allclose(
+        display(of_case.values_N), 0.25, atol=1e-6
+    )  # once the even share, on every slide
+    cold = replace(of_case, values_N=of_case.values_N / 100)
+    assert not cold.flat
+    unknown = choose_heat(
+        replace(result, case=replace(part, patches=0))
+    )  # of a result that holds no such number
+    assert (unknown.even_share, unknown.flat) == (pytest.approx(1 / 40), True)
+    assert unknown.spread.startswith("Flat: 10 patches, 1 to 1 times")
+
+
 def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     words = drawn_words(monkeypatch)
     coords = coords_of((64, 64), patch_px=32, slide_mpp=0.5)
@@ -217,7 +239,7 @@ def test_a_single_query_or_head_can_be_shown(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(attention_map(result, query=1), attention[:, :, 1].mean(axis=1), rtol=1e-6)
     np.testing.assert_array_equal(attention_map(result, query=1, head=2), attention[:, 2, 1])
     draw_overlay(MemoryReader(grey_slide((64, 64))), result, HeatOptions(query=1, head=2))
-    assert words[1:3] == ["Attention, query 1, head 2", spread_in_words(attention[:, 2, 1])]
+    assert words[1:3] == ["Attention, query 1, head 2", spread_in_words(attention[:, 2, 1], result)]
     words.clear()
     draw_overlay(MemoryReader(grey_slide((64, 64))), result)
     assert words[1] == "Attention, mean over queries, mean over 3 heads"

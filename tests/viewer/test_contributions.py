@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from starlette.testclient import TestClient
 
 from tests.viewer.made_run import HOT, TISSUE, MadeRun, make_run
 from wsi_ips.heatmaps.display_scale import colour_table
-from wsi_ips.inference.results import write_result
+from wsi_ips.inference.results import PartOfCase, write_result
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.viewer.app import create_app
 
@@ -88,6 +89,26 @@ def test_a_map_that_cannot_be_is_400(
     answer = client.get(f"/api/runs/0/slides/{slide_id}/legend", params=asked)
     assert answer.status_code == 400
     assert problem in answer.json()["error"]
+
+
+def test_a_slide_of_a_case_says_so_and_counts_in_even_shares_of_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = run.result("hot")
+    part = PartOfCase("patient 7", ("calm", "hot"), 0.25, 4 * len(result.coords))
+    of_case = replace(result, attention_NHT=result.attention_NHT / 4, case=part)
+    answers = []
+    for case, stored in ((None, result), ({**part.to_json()}, of_case)):
+        write_result(RunFolder(run.root).attention("hot"), stored)
+        client = TestClient(create_app(run.root), base_url="http://127.0.0.1:8080")
+        assert ask(client, "")["case"] == case
+        answers.append((ask(client, "legend"), ask(client, "value", x="700", y="700")["held"]))
+    (alone, held_alone), (in_case, held_in_case) = answers
+    assert in_case["even_share"] == pytest.approx(alone["even_share"] / 4)
+    assert in_case["flat"] is alone["flat"]
+    for one, other in zip(alone["ticks"], in_case["ticks"], strict=True):
+        assert other["times_even"] == pytest.approx(one["times_even"])
+    assert held_in_case["times_even"] == pytest.approx(held_alone["times_even"], rel=1e-5)
+    assert held_in_case["at"] == pytest.approx(held_alone["at"], abs=1e-5)
 
 
 def test_values_and_patches_are_the_stored_contributions(client: TestClient, telling: MadeRun) -> None:

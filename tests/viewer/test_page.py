@@ -1,30 +1,39 @@
 """The page in Chromium: what a user does, and what is then on the screen."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.viewer.made_run import FAILED, GONE, HOT, L0_SIZE, MPP, TISSUE, MadeRun
+from tests.viewer.made_run import FAILED, GONE, HOT, L0_SIZE, MPP, TISSUE, MadeRun, make_run
 from wsi_ips.heatmaps.display_scale import colour_table
 from wsi_ips.heatmaps.maps import attention_map
+from wsi_ips.inference.results import PartOfCase, write_result
+from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.viewer.app import create_app
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 pytest.importorskip("playwright")
 
 from playwright.sync_api import expect  # noqa: E402
 
-from tests.viewer.browser import OpenPage  # noqa: E402
+from tests.viewer.browser import OpenPage, Screen, served  # noqa: E402
 
 HOT_CENTRE = (1100.0, 500.0)  # of patch 37: column 5 and row 2 of a grid of 16 columns, 200 px each
 
 
-def heat_colour(made_run: MadeRun, slide_id: str, patch_id: int) -> NDArray[np.float64]:
+def heat_colour(
+    made_run: MadeRun, slide_id: str, patch_id: int, *, even_share: float | None = None
+) -> NDArray[np.float64]:
     """The mean over heads and queries as a multiple of the even share, from 1/4 to 64 on a logarithmic scale, blue
     to yellow: as the page starts."""
     result = made_run.result(slide_id)
     values_N = attention_map(result)
     row = result.coords.rows(np.array([patch_id]))[0]
-    times = float(np.clip(values_N[row] * len(values_N), 0.25, 64))
+    times = float(np.clip(values_N[row] / (even_share or 1 / len(values_N)), 0.25, 64))
     place = (np.log2(times) + 2) / 8
     return colour_table("blue_yellow")[round(place * 255)].astype(np.float64)
 
@@ -42,6 +51,25 @@ def test_it_opens_on_the_first_slide_with_its_prediction(open_page: OpenPage) ->
     x, y, z = screen.place
     assert (x, y) == pytest.approx((L0_SIZE[0] / 2, L0_SIZE[1] / 2), abs=2)
     assert z == pytest.approx(L0_SIZE[0] / screen.stage()[2], rel=0.02)
+
+
+def test_a_slide_of_a_case_says_so_and_has_the_colours_of_its_case(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = run.result("hot")
+    part = PartOfCase("patient 7", ("calm", "hot"), 0.25, 4 * len(result.coords))
+    attention = RunFolder(run.root).attention("hot")
+    write_result(attention, replace(result, attention_NHT=result.attention_NHT / 4, case=part))
+    with served(create_app(run.root)) as where:
+        screen = Screen(browser.new_page(viewport={"width": 1280, "height": 800}), where)
+        screen.open(f"#slide=hot&x={HOT_CENTRE[0]}&y={HOT_CENTRE[1]}&z=2", panes=1)
+        expect(screen.page.locator("#about")).to_contain_text(
+            "Part of case patient 7: one answer from the 2 slides"
+        )
+        expect(screen.page.locator("#about")).to_contain_text("This slide has 25.0 % of the attention.")
+        heat, tissue = heat_colour(run, "hot", HOT, even_share=1 / part.patches), np.array(TISSUE, float)
+        assert screen.colour(*screen.on_screen(*HOT_CENTRE)) == pytest.approx((heat + tissue) / 2, abs=3)
+        screen.page.close()
+    assert screen.complaints == []
 
 
 def test_the_pixel_under_the_hot_patch_has_the_expected_colour(

@@ -64,6 +64,8 @@ export interface Slide extends Listed {
   patch_mpp?: number;
   n_kept?: number;
   bad_tiles?: number;
+  /** The case that the slide was read as a part of: one bag of these slides and patches (0: not known). */
+  case?: { case_id: string; slides: string[]; share: number | null; patches: number } | null;
   vendor?: string;
   reader?: string;
 }
@@ -83,6 +85,8 @@ export interface Legend {
   min: number | null;
   max: number | null;
   n_patches: number;
+  /** The attention of a patch if all had the same; of a slide of a case, all patches of the case. */
+  even_share: number;
   flat: boolean;
   colours: string[];
   ticks: { at: number; value: number; percentile: number; times_even: number; beyond: "" | "<=" | ">=" }[];

@@ -62,8 +62,16 @@ function predictionOf(run: Run, slide: Slide | null): Node[] {
   });
   if (!parts.length) parts.push(el("p", { class: "faint" }, "No prediction is stored; its attention is."));
   if (slide.wrong) parts.push(el("p", { class: "wrong" }, "Predicted otherwise than labelled."));
+  if (slide.case) parts.push(el("p", { class: "of-case" }, ...caseInWords(slide.case)));
   if (slide.error) parts.push(el("p", { class: "failed-text" }, slide.error));
   return parts;
+}
+
+/** That the answer is the case's, and how much of its attention this slide has. */
+function caseInWords({ case_id, slides, share }: NonNullable<Slide["case"]>): (Node | string)[] {
+  const others = slides.length ? `the ${slides.length} slides` : "all slides";
+  const has = share === null ? "" : ` This slide has ${percent(share)} of the attention.`;
+  return ["Part of case ", el("b", { title: slides.join(", ") }, case_id), `: one answer from ${others} of it.${has}`];
 }
 
 export function drawFacts(slide: Slide | null): void {
@@ -115,11 +123,11 @@ export class LegendBar {
       mark.style.left = `${tick.at * 100}%`;
       return mark;
     });
-    const times = (value: number | null) => short((value ?? 0) * legend.n_patches);
+    const times = (value: number | null) => short((value ?? 0) / legend.even_share);
     const even = ofClasses
       ? ` ${legend.map === "gradient" ? "Gradient times input of a patch" : "What a patch adds to its logit"}: ${legend.spread}.`
       : legend.n_patches
-      ? ` ${times(legend.min)} to ${times(legend.max)} times the even share, ${short(1 / legend.n_patches)}.`
+      ? ` ${times(legend.min)} to ${times(legend.max)} times the even share, ${short(legend.even_share)}.`
       : "";
     this.element.replaceChildren(
       title && el("p", { class: "of-run" }, title),

@@ -5,6 +5,7 @@ this is for display only: stored numbers stay raw.
 
 Scales. The attention of a slide's N patches sums to 1, so that a patch with no more than its even share has 1 / N.
 By default, colours stand for attention as a multiple of that share, on one logarithmic scale for all slides.
+Where a slide was read as a part of its case, N counts the patches of the whole case, whose attention sums to 1.
 Colours by rank would give half of the patches of every slide the warm half of the colours, even where attention is
 flat. Contributions have a sign and a unit, logits; their scale has 0 in its middle and the same ends for all
 slides. Gradient times input has the same sign and unit, and the same scale.
@@ -120,8 +121,8 @@ class DisplayScale:
     ``values_N`` are the slide's values. ``low`` and ``high`` are the scale's ends; their meaning depends on the
     scale:
 
-    - ``even``: logarithmic between ``low`` and ``high`` times the even share 1 / N, by default :data:`EVEN_ENDS`,
-      which are the same for every slide.
+    - ``even``: logarithmic between ``low`` and ``high`` times ``even_share``, which is 1 / N unless given. By
+      default the ends are :data:`EVEN_ENDS`, which are the same for every slide.
     - ``rank``: by rank among ``values_N`` (0 the smallest, 1 the largest; ties share their mean rank, values in
       between are interpolated); the ends are percentiles, 0 to 100.
     - ``absolute``: linear between raw values, by default the smallest and the largest of ``values_N``.
@@ -139,10 +140,11 @@ class DisplayScale:
         scale: Scale = "even",
         low: float | None = None,
         high: float | None = None,
+        even_share: float | None = None,
     ) -> None:
         self.scale = scale
         self.low, self.high = scale_ends(values_N, scale=scale, low=low, high=high)
-        self.even_share = 1 / max(1, len(values_N))
+        self.even_share = 1 / max(1, len(values_N)) if even_share is None else even_share
         self._ranked, self._percentiles = _percentiles(values_N)
 
     def __call__(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -207,15 +209,23 @@ def colormap_of(options: HeatOptions, kind: MapKind) -> Colormap:
     return "blue_red"
 
 
-def scale_of(options: HeatOptions, values_N: NDArray[np.floating], kind: MapKind) -> DisplayScale:
+def scale_of(
+    options: HeatOptions,
+    values_N: NDArray[np.floating],
+    kind: MapKind,
+    *,
+    even_share: float | None = None,
+) -> DisplayScale:
     """The scale for a slide's values: ``even`` for attention unless another is chosen, ``signed`` for
-    contributions and gradients.
+    contributions and gradients. ``even_share`` is 1 / N unless given.
 
     Raises :class:`ConfigError` for a scale of attention where contributions are shown, and for ends that the scale
     cannot have.
     """
     if kind == "attention":
-        return DisplayScale(values_N, scale=options.scale or "even", low=options.low, high=options.high)
+        return DisplayScale(
+            values_N, scale=options.scale or "even", low=options.low, high=options.high, even_share=even_share
+        )
     if options.scale is not None:
         raise ConfigError(
             f"scale {options.scale} is for attention, and {kind}s have one scale of their own: "
@@ -279,9 +289,9 @@ def _percentiles(values_N: NDArray[np.floating]) -> tuple[NDArray[np.float64], N
     return distinct, mean_ranks / (len(values_N) - 1) * 100
 
 
-def is_flat(values_N: NDArray[np.floating]) -> bool:
-    """Whether no patch stands out by :data:`FLAT_WITHIN`; False without patches."""
-    times_N = values_N.astype(np.float64) * len(values_N)
+def is_flat(values_N: NDArray[np.floating], even_share: float) -> bool:
+    """Whether no patch stands out from the even share by :data:`FLAT_WITHIN`; False without patches."""
+    times_N = values_N.astype(np.float64) / even_share
     # float32 holds seven digits: a patch of exactly 1.5 times counts as within.
     within_N = (times_N <= FLAT_WITHIN * (1 + 1e-6)) & (times_N >= (1 - 1e-6) / FLAT_WITHIN)
     return bool(len(values_N)) and bool(within_N.all())

@@ -87,16 +87,17 @@ class Heat:
 
         For contributions and gradients, this is the attention of the query that their task reads.
         """
-        if self.output is None:
-            return is_flat(self.values_N)
-        query = task_queries(self.result).get(self.output[0])
-        return is_flat(attention_map(self.result, query=query))
+        values_N = self.values_N
+        if self.output is not None:
+            query = task_queries(self.result).get(self.output[0])
+            values_N = attention_map(self.result, query=query)
+        return is_flat(values_N, self.even_share)
 
     @property
     def spread(self) -> str:
         """How far the values go, in words; it begins by saying so where attention is flat."""
         if self.output is None:
-            return spread_in_words(self.values_N)
+            return spread_in_words(self.values_N, self.result)
         describe = spread_of_contributions if self.kind == "contribution" else spread_of_gradients
         words = describe(self.values_N, len(self.result.kept_ids_M))
         return f"Flat attention: {words}" if self.flat else words
@@ -105,6 +106,11 @@ class Heat:
     def coords(self) -> PatchCoords:
         """The slide's patches."""
         return self.result.coords
+
+    @property
+    def even_share(self) -> float:
+        """The attention that each patch would have if all had the same (:func:`even_share`)."""
+        return even_share(self.result)
 
     @property
     def likeliest(self) -> str | None:
@@ -208,6 +214,19 @@ def attention_map(
     of_queries = slice(None) if query is None else slice(query, query + 1)
     mean_N = result.attention_NHT[:, of_heads, of_queries].mean(axis=(1, 2), dtype=np.float64)
     return np.asarray(mean_N, np.float32)
+
+
+def even_share(result: SlideResult) -> float:
+    """The attention of a patch if all had the same: 1 over the slide's patches, or over those of the whole case
+    where the slide was read as a part of one. (Of a result that does not say how many patches its case has, the
+    attention of the slide divided evenly.)
+    """
+    count, case = max(1, len(result.coords)), result.case
+    if case is None:
+        return 1 / count
+    if case.patches:
+        return 1 / case.patches
+    return case.share / count if case.share > 0 else 1 / count
 
 
 def query_of_task(result: SlideResult, task: str) -> int:
@@ -351,15 +370,17 @@ def shown_in_words(result: SlideResult, *, query: int | None, head: int | None) 
     return f"Attention, {of_query}, " + (f"mean over {heads} heads" if head is None else f"head {head}")
 
 
-def spread_in_words(values_N: NDArray[np.floating]) -> str:
+def spread_in_words(values_N: NDArray[np.floating], result: SlideResult) -> str:
     """How far attention goes from the even share, in words, and whether it is flat."""
     if not len(values_N):
         return "no patch"
-    count = len(values_N)
-    least, most = (short(float(end) * count) for end in (values_N.min(), values_N.max()))
+    count, even = len(values_N), even_share(result)
+    least, most = (short(float(end) / even) for end in (values_N.min(), values_N.max()))
     patches = "1 patch" if count == 1 else f"{count} patches"
-    words = f"{patches}, {least} to {most} times the even share of {short(1 / count)}"
-    return f"Flat: {words}" if is_flat(values_N) else words
+    if result.case is not None and result.case.patches:
+        patches += f" of {result.case.patches} in case {result.case.case_id}"
+    words = f"{patches}, {least} to {most} times the even share of {short(even)}"
+    return f"Flat: {words}" if is_flat(values_N, even) else words
 
 
 def output_in_words(kind: MapKind, output: Output) -> str:

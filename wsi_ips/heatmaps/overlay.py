@@ -133,7 +133,7 @@ class _Drawing:
         self.slide, self.alpha = slide, options.alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
         heat = choose_heat(result, options, alone=True)
-        self.display = scale_of(options, heat.values_N, heat.kind)
+        self.display = scale_of(options, heat.values_N, heat.kind, even_share=heat.even_share)
         self.table = colours_of(options, heat.kind)
         self.raster = PatchRaster.of(
             coords.l0_exact_corners(),

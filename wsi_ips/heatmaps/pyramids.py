@@ -422,7 +422,7 @@ class _Tiles:
 
     def __init__(self, exporter: DeepZoom, heat: Heat, slide: SlideReader | None) -> None:
         self.heat, self.slide, self.alpha = heat, slide, exporter.options.alpha
-        self.display = scale_of(exporter.options, heat.values_N, heat.kind)
+        self.display = scale_of(exporter.options, heat.values_N, heat.kind, even_share=heat.even_share)
         self.table = colours_of(exporter.options, heat.kind)
         self._rasters: dict[float, PatchRaster] = {}
 

@@ -103,7 +103,7 @@ def slides_of_case(
             emb_MD=reading.emb_MD[kept.to(reading.emb_MD.device)],
             bag=replace(reading.bag, contributions=_contributions(reading, kept)),
         )
-        part = PartOfCase(case_id, tuple(slide_ids), float(scores_N[rows].sum()))
+        part = PartOfCase(case_id, tuple(slide_ids), float(scores_N[rows].sum()), len(scores_N))
         slides.append(SlideOfCase(its, normalisers, part))
     return slides
 

@@ -25,7 +25,7 @@ patches) and the datasets
                    scorer let through, see :class:`wsi_ips.selection.coarse_report.CoarseReport`; or null). For
                    several models, whose mean ``probabilities`` is, also spread ({task: {class: standard
                    deviation}}); all datasets are then those of the first model, and checkpoint names all of them.
-                   For a slide that was read as a part of its case also case (case_id, slides, share, see
+                   For a slide that was read as a part of its case also case (case_id, slides, share, patches, see
                    :class:`wsi_ips.inference.results.PartOfCase`): probabilities are then those of the case,
                    and attention sums to 1 over all slides of the case, over this slide to about the share
 
@@ -85,23 +85,37 @@ class PartOfCase:
         slides: The slides that were read together, in the order in which they were read. Empty if not known.
         share: The slide's share of the attention of the case, averaged over heads and queries; over the slides
             of a case the shares sum to 1. NaN for a slide that could not be read.
+        patches: How many patches of all slides were read together; 0 if not known. An even share of the case's
+            attention is 1 over this number.
     """
 
     case_id: str
     slides: tuple[str, ...] = ()
     share: float = math.nan
+    patches: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The values by name."""
-        return {"case_id": self.case_id, "slides": list(self.slides), "share": self.share}
+        return {
+            "case_id": self.case_id,
+            "slides": list(self.slides),
+            "share": self.share,
+            "patches": self.patches,
+        }
 
     @classmethod
     def from_json(cls, stored: Any) -> Self:
         """The object that :meth:`to_json` wrote. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for
         anything else.
         """
+        patches = int(stored.get("patches", 0))  # results of version 4 had none at first
+        if patches < 0:
+            raise ValueError(f"{patches} patches")
         return cls(
-            str(stored["case_id"]), tuple(str(name) for name in stored["slides"]), float(stored["share"])
+            str(stored["case_id"]),
+            tuple(str(name) for name in stored["slides"]),
+            float(stored["share"]),
+            patches,
         )
 
 

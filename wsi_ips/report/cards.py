@@ -299,7 +299,12 @@ def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
     said, most = _times_even, "Most attention"
     if heat.output is not None:
         said, most = _logits, f"{speaking_for(heat.kind, heat.output[1])}, in logits"
-    ticks = [said(tick) for tick in legend_ticks(heat.values_N, scale_of(COLOURS, heat.values_N, heat.kind))]
+    ticks = [
+        said(tick)
+        for tick in legend_ticks(
+            heat.values_N, scale_of(COLOURS, heat.values_N, heat.kind, even_share=heat.even_share)
+        )
+    ]
     width = pictures.overlay.width
     mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width
     bar = ScaleBar.fitting(mpp, SCALE_BAR * width)

@@ -10,11 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
 from wsi_ips.heatmaps.display_scale import is_flat
-from wsi_ips.heatmaps.maps import OF_OUTPUTS, attention_map, output_in_words, outputs_with, shown_in_words
+from wsi_ips.heatmaps.maps import (
+    OF_OUTPUTS,
+    attention_map,
+    even_share,
+    output_in_words,
+    outputs_with,
+    shown_in_words,
+)
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import stored_location
 from wsi_ips.report.stored_reading import StoredReading
@@ -203,7 +209,7 @@ def _result_facts(result: SlideResult, *, top: int) -> Facts:
     case, coarse = result.case, result.coarse
     n, heads, queries = result.attention_NHT.shape
     mean_N = attention_map(result)
-    even_N = _shares(mean_N)
+    even = even_share(result)
     maps = [shown_in_words(result, query=None, head=None)]
     maps += [shown_in_words(result, query=query, head=None) for query in range(queries) if queries > 1]
     maps += [output_in_words(kind, output) for kind in OF_OUTPUTS for output in outputs_with(result, kind)]
@@ -216,17 +222,15 @@ def _result_facts(result: SlideResult, *, top: int) -> Facts:
             "query_names": list(result.query_names),
             "task_queries": dict(result.task_queries),
             "sum": _plain(float(mean_N.sum(dtype=np.float64))),
-            "highest_times_even": _plain(float(even_N.max(initial=0)) * n),
-            "flat": bool(is_flat(even_N)),
+            "highest_times_even": _plain(float(mean_N.max(initial=0)) / even),
+            "flat": bool(is_flat(mean_N, even)),
             "maps": maps,
         },
         "probabilities": {
             task: {name: _plain(value) for name, value in classes.items()}
             for task, classes in result.probabilities.items()
         },
-        "case": None
-        if case is None
-        else {"case_id": case.case_id, "slides": list(case.slides), "share": _plain(case.share)},
+        "case": None if case is None else {**case.to_json(), "share": _plain(case.share)},
         "coarse": None if coarse is None else coarse.to_json(),
         "checkpoint": result.checkpoint,
     }
@@ -235,7 +239,7 @@ def _result_facts(result: SlideResult, *, top: int) -> Facts:
 def _kept_facts(result: SlideResult, *, top: int) -> Facts:
     """The kept patches with the highest scores. A score that is not a number comes last."""
     coords, rows_M = result.coords, result.kept_rows()
-    share_N = _shares(attention_map(result))
+    mean_N, even = attention_map(result), even_share(result)
     order = np.argsort(-np.nan_to_num(result.kept_scores_M, nan=-np.inf), kind="stable")
     listed = [
         {
@@ -245,18 +249,12 @@ def _kept_facts(result: SlideResult, *, top: int) -> Facts:
             "l0_x": int(coords.l0_xy_N2[rows_M[place], 0]),
             "l0_y": int(coords.l0_xy_N2[rows_M[place], 1]),
             "score": _plain(float(result.kept_scores_M[place])),
-            "attention_times_even": _plain(float(share_N[rows_M[place]]) * len(coords)),
+            "attention_times_even": _plain(float(mean_N[rows_M[place]]) / even),
             "tissue": _plain(float(coords.tissue_N[rows_M[place]])),
         }
         for place in order[:top]
     ]
     return {"count": len(rows_M), "top": listed}
-
-
-def _shares(mean_N: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Attention as shares of the slide, which sum to 1; that of a part of a case sums to its share of the case."""
-    whole = float(mean_N.sum(dtype=np.float64))
-    return mean_N / np.float32(whole) if whole > 0 else mean_N
 
 
 def _plain(value: float) -> float | None:

@@ -254,7 +254,10 @@ def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, h
     raster = PatchRaster.of(
         coords.l0_exact_corners(), coords.l0_patch, heat.values_N, l0_size=l0_size, l0_per_px=l0_per_px
     )
-    display, table = scale_of(COLOURS, heat.values_N, heat.kind), colours_of(COLOURS, heat.kind)
+    display, table = (
+        scale_of(COLOURS, heat.values_N, heat.kind, even_share=heat.even_share),
+        colours_of(COLOURS, heat.kind),
+    )
     blend(shown_HW3, raster.window((0, 0), (width, height)), display, table, alpha)
     return shown_HW3
 

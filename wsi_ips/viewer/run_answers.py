@@ -237,7 +237,7 @@ class RunAnswers:
         result = self.run.result(slide_id)
         check_finite(result, result.attention_NHT)
         heads, queries = result.attention_NHT.shape[1:]
-        coords = result.coords
+        coords, case = result.coords, result.case
         return {
             "l0_size": list(coords.l0_size),
             "mpp": coords.slide_mpp,
@@ -247,6 +247,7 @@ class RunAnswers:
             "n_patches": len(coords),
             "n_kept": len(result.kept_ids_M),
             "bad_tiles": len(result.bad_tiles),
+            "case": case and {**case.to_json(), "share": case.share if math.isfinite(case.share) else None},
             "maps": {
                 "heads": heads,
                 "queries": queries,

@@ -251,7 +251,7 @@ class ShownMap:
             heat=heat,
             values_N=heat.values_N,
             kept_ids=frozenset(result.kept_ids_M.tolist()),
-            display=scale_of(colours, heat.values_N, heat.kind),
+            display=scale_of(colours, heat.values_N, heat.kind, even_share=heat.even_share),
             table=colours_of(colours, heat.kind),
         )
 
@@ -325,6 +325,7 @@ class ShownMap:
             "min": float(self.values_N.min()) if len(self.values_N) else None,
             "max": float(self.values_N.max()) if len(self.values_N) else None,
             "n_patches": len(self.values_N),
+            "even_share": self.heat.even_share,
             "flat": self.heat.flat,
             "colours": ["#{:02x}{:02x}{:02x}".format(*self.table[step]) for step in steps],
             "ticks": [
@@ -352,7 +353,7 @@ class ShownMap:
         return {
             "map": self.heat.kind,
             "value": float(value),
-            "times_even": float(value) * len(self.values_N),
+            "times_even": float(value) / self.heat.even_share,
             "percentile": float(np.mean(self.values_N <= value) * 100),
             "at": float(self.display(np.array([value]))[0]),
             "patches": [self._patch(row) for row in held.tolist()],
