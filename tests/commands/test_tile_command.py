@@ -130,6 +130,48 @@ def test_another_slide_resolution_or_setting_is_tiled_again(
     assert contents(out) == contents(fresh)
 
 
+def test_slides_that_are_not_named_keep_their_rows_and_refuse_other_settings(
+    console: Console, three_slides: Path, tmp_path: Path
+) -> None:
+    """Patches of two sizes in one folder would be taken for alike."""
+    out = tmp_path / "out"
+    for name in ("s0", "s1"):
+        assert console("tile", three_slides / f"{name}.tif", "--out", out, *PATCH).code == 0
+    assert list(rows(out / "tiles.csv")) == ["s1", "s0"]
+    assert all(row["status"] == "ok" for row in rows(out / "tiles.csv").values())
+    before = contents(out)
+    refused = console("tile", three_slides / "s1.tif", "--out", out, *PATCH, "--patch-px", "96", "--profile")
+    assert refused.code == 2
+    assert "slide 's0' was tiled with other settings (tiling.patch_px 64 there, 96 here)" in refused.complaint
+    assert contents(out) == before
+    (out / "patches" / "s0.h5").unlink()
+    assert console("tile", three_slides / "s1.tif", "--out", out, *PATCH, "--patch-px", "96").code == 0
+    assert list(rows(out / "tiles.csv")) == ["s1"]
+
+
+def test_a_resolution_given_against_the_file_is_noted(
+    console: Console, three_slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One number for a folder silently rescales the slides that state their own."""
+    with open_slide(three_slides / "s0.tif") as slide:
+        stated = slide.info.known_mpp()
+    out = tmp_path / "out"
+    said = console("tile", three_slides, "--out", out, *PATCH, "--slide-mpp", "0.4")
+    assert said.code == 0
+    assert "--slide-mpp 0.4 is taken for all 3 slides, whatever their files state" in caplog.text
+    caplog.clear()
+    note = f"0.4 µm per pixel were given, the file states {stated:.4g} µm"
+    for again in range(2):  # made, and found
+        assert {row["note"] for row in rows(out / "tiles.csv").values()} == {note}, again
+        assert console("tile", three_slides, "--out", out, *PATCH, "--slide-mpp", "0.4").code == 0
+    caplog.clear()
+    one = tmp_path / "one"
+    said = console("tile", three_slides / "s0.tif", "--out", one, *PATCH, "--slide-mpp", stated)
+    assert said.code == 0
+    assert "is taken for all" not in caplog.text
+    assert rows(one / "tiles.csv")["s0"]["note"] == ""
+
+
 def test_outlines_that_were_drawn_anew_count_and_are_never_removed(
     console: Console, three_slides: Path, tmp_path: Path
 ) -> None:

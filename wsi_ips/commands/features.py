@@ -349,7 +349,13 @@ def _store_all(
     from wsi_ips.inference.slide_rows import SlideRows
 
     rows: dict[str, _Row] = {}
-    written = SlideRows(storing.export.folder.table, COLUMNS, [slide.slide_id for slide in slides])
+    folder = storing.export.folder
+    written = SlideRows(
+        folder.table,
+        COLUMNS,
+        [slide.slide_id for slide in slides],
+        is_there=lambda slide_id: folder.features(slide_id).is_file(),
+    )
     with written as table, progress("Encoding", total=len(slides)) as advance:
         done = (
             _stored_here(slides, storing, in_hand, progress)

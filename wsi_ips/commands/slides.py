@@ -70,6 +70,13 @@ def given_mpp(for_all: float | None, table: Path | None, slide_ids: Collection[s
 
     if for_all is not None and table is not None:
         raise ConfigError("--slide-mpp and --mpp-csv say the same thing: give one of them")
+    if for_all is not None and len(slide_ids) > 1:
+        logger.warning(
+            "--slide-mpp %g is taken for all %d slides, whatever their files state; --mpp-csv gives the µm per "
+            "pixel of single slides",
+            for_all,
+            len(slide_ids),
+        )
     slide_mpp = SlideMpp(for_all, read_mpp_table(table) if table else None)
     if unmatched := slide_mpp.unmatched(slide_ids):
         shown = ", ".join(unmatched[:SHOWN_NAMES]) + (", …" if len(unmatched) > SHOWN_NAMES else "")

@@ -110,11 +110,12 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     A slide whose stored coordinates were made from the same file and settings is left alone, so that a run that
     was killed goes on; a slide that it died of is tried once more in a process of its own. In a folder a bad slide
     becomes a row, whatever it raised; a slide given by itself raises. Raises :class:`ResultsError` while another
-    process writes into the folder.
+    process writes into the folder, and :class:`ConfigError` for a folder with other slides that were tiled by
+    other settings.
     """
     from wsi_ips.heatmaps.tissue_preview import write_preview
     from wsi_ips.inference.in_hand import SlidesInHand
-    from wsi_ips.tiling.patches import SlideToTile, TilingFolder
+    from wsi_ips.tiling.patches import SlideToTile, TilingFolder, check_same_tiling
     from wsi_ips.timeline import recording
 
     if job.contours is not None and not job.contours.is_dir():
@@ -128,12 +129,13 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
         place(job.out), job.tiling, job.layout, contours=place(job.contours),
         preview=write_preview if job.mask_preview else None, alone=place(job.slides),
     )  # fmt: skip
-    with (
-        _held(job.out),
-        SlidesInHand(job.out) as in_hand,
-        recording(job.out, command="tile", on=job.profile) as recorded,
-    ):
-        tiled = _tile_all(folder, slides, in_hand, progress, workers=job.workers, scheduler=job.scheduler)
+    with _held(job.out):
+        check_same_tiling(folder, locations)
+        with (
+            SlidesInHand(job.out) as in_hand,
+            recording(job.out, command="tile", on=job.profile) as recorded,
+        ):
+            tiled = _tile_all(folder, slides, in_hand, progress, workers=job.workers, scheduler=job.scheduler)
     failures = [tiled[slide_id].error for slide_id in locations if tiled[slide_id].error]
     kept = sum(done.was_there for done in tiled.values())
     details = [f"{kept} slides were tiled already, from the same files and settings"] if kept else []
@@ -164,7 +166,10 @@ def _tile_all(
 
     tiled: dict[str, TiledSlide] = {}
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
-    rows = SlideRows(folder.root / TABLE, COLUMNS, [slide.slide_id for slide in slides])
+    names = [slide.slide_id for slide in slides]
+    rows = SlideRows(
+        folder.root / TABLE, COLUMNS, names, is_there=lambda slide_id: folder.coords(slide_id).is_file()
+    )
     here = chain(_tiled(folder, others, in_hand, workers=workers), _tiled_alone(folder, suspects, in_hand))
     with rows as table, progress("Tiling", total=len(slides)) as advance:
         for slide, done in here if scheduler is None else _tiled_on(scheduler, folder, slides, in_hand):

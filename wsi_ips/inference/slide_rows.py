@@ -7,7 +7,7 @@ says when a write is due.
 
 import csv
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -57,15 +57,25 @@ class SlideRows:
 
     It is written after each slide, above 500 slides once a second or less often (:class:`Pace`), and at the end
     of the block. What an earlier start wrote of a slide stays until there is something newer, so that a start that
-    is killed loses no row of an earlier one.
+    is killed loses no row of an earlier one. Slides that are not named this time keep their rows, below the
+    others, as long as their results are there.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], slide_ids: Sequence[str]) -> None:
-        """``columns``: those after the slide's id."""
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        slide_ids: Sequence[str],
+        *,
+        is_there: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """``columns``: those after the slide's id. ``is_there``: whether the results of this slide are stored."""
         self._path = path
         self._columns = [SLIDE_ID, *columns]
-        self._order = slide_ids
         self._rows = _earlier(path, self._columns)
+        named = set(slide_ids)
+        others = (slide_id for slide_id in self._rows if slide_id not in named)
+        self._order = [*slide_ids, *filter(is_there, others)]
         self._pace = Pace()
         self._unwritten = False
 

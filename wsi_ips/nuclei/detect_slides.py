@@ -62,11 +62,14 @@ def detect(job: DetectJob, progress: Progress) -> Outcome:
     jobs = [SlideJob(slide_id, path, slide_mpp(slide_id)) for slide_id, path in slides.items()]
     detector = _Detector.of(job)
     objects, table = job.out / "objects", job.out / "detections.csv"
+    written = SlideRows(
+        table, COLUMNS, list(slides), is_there=lambda slide_id: _objects(job.out, slide_id, ".csv").is_file()
+    )
     with (
         held(job.out, below=(objects,), undo=(table,), results="objects/*.csv"),
         SlidesInHand(job.out) as in_hand,
     ):
-        rows = _detect_in_all(jobs, detector, in_hand, SlideRows(table, COLUMNS, list(slides)), progress)
+        rows = _detect_in_all(jobs, detector, in_hand, written, progress)
     done = [row for row in rows.values() if row.status == "ok"]
     return Outcome.of_slides(
         [rows[slide_id].error for slide_id in slides if rows[slide_id].error],

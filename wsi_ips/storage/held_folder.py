@@ -139,12 +139,18 @@ def difference(
     if not description.is_file():
         return ""
     try:
-        before, here = flat_settings(theirs(read_description(description))), flat_settings(ours)
+        before = flat_settings(theirs(read_description(description)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its run.json cannot be read"
-    for name in [*here, *sorted(before.keys() - here.keys())]:
-        if before.get(name) != here.get(name):
-            return f"{name} {before.get(name)} there, {here.get(name)} here"
+    return first_difference(before, ours)
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first setting that differs, in words; empty if none does. Both may be nested."""
+    before, now = flat_settings(there), flat_settings(here)
+    for name in [*now, *sorted(before.keys() - now.keys())]:
+        if before.get(name) != now.get(name):
+            return f"{name} {before.get(name)} there, {now.get(name)} here"
     return ""
 
 

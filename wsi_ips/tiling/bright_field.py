@@ -412,10 +412,12 @@ class Found:
     """What a segmentation found, two (H, W) bool arrays in the pixels of the picture that it was given.
 
     ``mask_HW`` is True at tissue, ``pen_HW`` at tissue left out as felt pen; None if there is no such thing.
+    ``note`` is what a user has to know of it, in words; it is written beside the slide's results.
     """
 
     mask_HW: Mask
     pen_HW: Mask | None = None
+    note: str = ""
 
 
 def bright_field_tissue(rgb_HWC: RgbImage, padding_HW: Mask, *, drop_pen: bool) -> Found:

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import TilingConfig
-from wsi_ips.errors import CoordsError, one_line
+from wsi_ips.errors import CoordsError, harmless, one_line
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.slides.folder import files_of
 from wsi_ips.storage.files import outside_cause
@@ -85,6 +85,9 @@ CHUNK_ROWS = 4096
 SLIDE_ID = "wsi_ips_slide_id"
 """Attribute with the slide's id."""
 
+NOTE = "wsi_ips_note"
+"""Attribute with what a user has to know of how the patches were found, where there is something."""
+
 MADE_FROM = "wsi_ips_made_from"
 """Attribute of the file's root with what its coordinates were made from, in the form of
 :meth:`TiledFrom.to_json`.
@@ -128,13 +131,12 @@ class TiledFrom:
         ``mpp`` is the resolution that the user gave in µm per pixel, if any. ``outlines`` is the file of tissue
         outlines that replaces our own segmentation, if any.
         """
-        settings = tiling.model_dump(mode="json", exclude={"tissue": {"model": {"file"}}})
         return cls(
             slide=_slide_fingerprint(slide),
             mpp_given=mpp,
             # Outlines that cannot be read are no outlines that were read before.
             outlines="" if outlines is None else files_fingerprint([outlines]) or "unreadable",
-            tiling=json.dumps(settings, sort_keys=True),
+            tiling=settings_in_words(tiling),
             version=versions()["wsi_ips"],
         )
 
@@ -167,6 +169,12 @@ class TiledFrom:
             )
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             return None
+
+
+def settings_in_words(tiling: TilingConfig) -> str:
+    """The settings as JSON, as :attr:`TiledFrom.tiling` holds them."""
+    settings = tiling.model_dump(mode="json", exclude={"tissue": {"model": {"file"}}})
+    return json.dumps(settings, sort_keys=True)
 
 
 def _slide_fingerprint(slide: Location) -> str:
@@ -282,6 +290,8 @@ def put_coords(
             "wsi_ips_g_size": np.array(coords.g_size, np.int64),
         }
     )
+    if coords.note:
+        dataset.attrs[NOTE] = fixed_text(coords.note)
     # Chunks are given their place in the file when they are flushed: else when the dataset happens to be freed,
     # which a profiler may delay, and the same coordinates are not the same bytes.
     dataset.flush()
@@ -357,6 +367,7 @@ def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchC
         ids_N=_beside(file, "wsi_ips_patch_ids", path, len(l0_xy_N2)).astype(np.int64),
         l0_xy_N2=l0_xy_N2,
         tissue_N=_beside(file, "wsi_ips_tissue", path, len(l0_xy_N2)).astype(np.float32),
+        note=harmless(stated_text(dataset.attrs, NOTE) or ""),
     )
     if info is None:
         return coords

@@ -77,7 +77,7 @@ class PatchCoords:
 
     ``ids_N``, (N,) int64, are the patches' raster indices in the grid, ascending. ``l0_xy_N2``, (N, 2) int64, are
     their top-left corners (x, y) in level-0 pixels. ``tissue_N``, (N,) float32, is the share of each patch that is
-    tissue.
+    tissue. ``note`` is what a user has to know of how they were found, in words; empty where there is nothing.
     """
 
     slide_id: str
@@ -91,6 +91,7 @@ class PatchCoords:
     ids_N: NDArray[np.int64]
     l0_xy_N2: NDArray[np.int64]
     tissue_N: NDArray[np.float32]
+    note: str = ""
 
     @classmethod
     def on_grid(

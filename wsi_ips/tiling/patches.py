@@ -13,7 +13,8 @@ A folder of tiled slides: coordinates, contours and previews of each, and when t
 Shape suffixes: N patches, W windows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
@@ -27,6 +28,7 @@ from wsi_ips.config import CoarseConfig, TilingConfig
 from wsi_ips.errors import ConfigError, CoordsError, NoTissue, TooCoarse
 from wsi_ips.slides.base import SlideInfo, SlideReader, failure_in_words, named
 from wsi_ips.slides.registry import open_slide
+from wsi_ips.storage.held_folder import first_difference
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.contours import ContourFolder, outlined_tissue, tissue_contours, write_geojson
 from wsi_ips.tiling.coords import (
@@ -34,6 +36,7 @@ from wsi_ips.tiling.coords import (
     TiledFrom,
     read_coords,
     read_coords_if_same,
+    settings_in_words,
     stored_tiled_from,
     write_coords,
 )
@@ -46,6 +49,9 @@ UPSAMPLING_TOLERANCE = 0.1
 
 SIZE_TOLERANCE = 0.1
 """How much larger or smaller than the model's patches stored patches may be."""
+
+SAME_MPP = 0.02
+"""How much a given resolution may differ from the file's and still count as the same."""
 
 ROUNDING = 1e-6
 """Shares of tissue this close to each other count as equal: sums over a whole mask in float64 are not exact."""
@@ -135,7 +141,7 @@ def tile_slide(
         tiling=config,
         tissue_N=share[ids_N].astype(np.float32),
     )
-    return coords, mask
+    return replace(coords, note=joined_notes(other_mpp_note(slide.info, mpp), mask.note)), mask
 
 
 def tissue_share(mask: TissueMask, grid: PatchGrid) -> NDArray[np.float64]:
@@ -237,7 +243,8 @@ class StoredPatches:
                 "lies on another grid than the model's, which counts its cells (attention.positions: raster)",
                 "lay the patches out with wsi-ips tile, or train with positions: slide",
             )
-        return fitted
+        stated = other_mpp_note(slide.info, mpp)
+        return fitted if stated in fitted.note else replace(fitted, note=joined_notes(stated, fitted.note))
 
     def _fitted(self, coords: PatchCoords, path: Path) -> PatchCoords:
         """The patches with the model's pixels: cells of our grid if they lie on it, else with the file's own
@@ -245,7 +252,7 @@ class StoredPatches:
         """
         on_grid = _on_our_grid(_as_read(coords, self.tiling, path, rounded=True), self.tiling)
         if on_grid is not None:
-            return on_grid
+            return replace(on_grid, note=coords.note)
         read = _as_read(coords, self.tiling, path, rounded=False)
         return replace(read, ids_N=np.arange(len(read)), g_size=(len(read), 1))
 
@@ -362,8 +369,28 @@ def check_upsampling(path: Location, *, slide_mpp: Mpp, patch_mpp: Mpp, allowed:
 
 
 def upsampling_note(coords: PatchCoords) -> str:
-    """A note for the result's row if the patches are enlarged by more than 10 %, else an empty text."""
-    return note_of(slide_mpp=coords.slide_mpp, patch_mpp=coords.patch_mpp)
+    """What the row of a result has to say of its patches: that they are enlarged by more than 10 %, and the note
+    that they have themselves. Empty where there is nothing to say.
+    """
+    return joined_notes(note_of(slide_mpp=coords.slide_mpp, patch_mpp=coords.patch_mpp), coords.note)
+
+
+def other_mpp_note(info: SlideInfo, given: Mpp | None) -> str:
+    """A note if the user gave a resolution that is not what the file states, by more than 2 %, else an empty text.
+
+    ``given`` is µm per pixel, None where the file's own resolution is used.
+    """
+    if given is None or info.mpp_xy is None:
+        return ""
+    stated = sum(info.mpp_xy) / 2
+    if abs(given / stated - 1) <= SAME_MPP:
+        return ""
+    return f"{given:.4g} µm per pixel were given, the file states {stated:.4g} µm"
+
+
+def joined_notes(*notes: str) -> str:
+    """The notes as one line."""
+    return "; ".join(note for note in notes if note)
 
 
 def note_of(*, slide_mpp: Mpp, patch_mpp: Mpp) -> str:
@@ -471,6 +498,29 @@ class TilingFolder:
     def given_outlines(self, slide_id: str) -> Path | None:
         """The file in which the user outlined a slide's tissue; None where our segmentation finds it."""
         return None if self.contours is None else ContourFolder(self.contours).file_of(slide_id)
+
+
+def check_same_tiling(folder: TilingFolder, slide_ids: Collection[str]) -> None:
+    """Check that the folder holds no other slides that were tiled with other settings: whoever reads it takes all
+    of its patches for alike. Slides among ``slide_ids`` are tiled again anyhow.
+
+    Raises:
+        ConfigError: It holds such slides. One is named, with the first setting that differs.
+    """
+    end = folder.coords("").name
+    stored = (path for path in sorted((folder.root / "patches").glob(f"*{end}")) if path.is_file())
+    others = (path for path in stored if path.name.removesuffix(end) not in slide_ids)
+    # All of them were made by the same settings, by this very check.
+    path = next(others, None)
+    made_from = None if path is None else stored_tiled_from(path)
+    if path is None or made_from is None:
+        return
+    there, here = json.loads(made_from.tiling), json.loads(settings_in_words(folder.config))
+    if differ := first_difference({"tiling": there}, {"tiling": here}):
+        raise ConfigError(
+            f"{folder.root}: slide {path.name.removesuffix(end)!r} was tiled with other settings ({differ}); "
+            "write to another folder, or name that slide too, so that it is tiled again"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,12 +84,13 @@ class TissueMask:
 
     ``mask_HW``, (H, W) bool, is True where there is tissue. ``l0_per_px`` is the size of a mask pixel in level-0
     pixels along x and y. ``why_empty`` is set where our segmentation found no tissue: the problem and what to do
-    about it, in words.
+    about it, in words. ``note`` is what a user has to know of how the tissue was found.
     """
 
     mask_HW: Mask
     l0_per_px: tuple[float, float]
     why_empty: tuple[str, str] | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
     mask |= view.unread_HW
     why_empty = None if mask.any() else _why_empty(found, config, um2_per_px)
-    return TissueMask(mask, (l0_per_px, l0_per_px), why_empty)
+    return TissueMask(mask, (l0_per_px, l0_per_px), why_empty, found.note)
 
 
 def _found(view: TissueView, config: TissueConfig) -> Found:
@@ -204,6 +205,12 @@ def _is_mask(mask_HW: object, view: TissueView) -> bool:
     return isinstance(mask_HW, np.ndarray) and mask_HW.dtype == bool and mask_HW.shape == view.unread_HW.shape
 
 
+TAKEN_FOR_DARK = (
+    "the background is dark: taken for fluorescence (dark field), which models of stained slides do not know"
+)
+"""Note of a slide that nobody said was dark-field."""
+
+
 def thumbnail_scale(l0_size: Size, *, slide_mpp: Mpp, thumbnail_mpp: float) -> float:
     """Level-0 pixels per pixel of a mask of ``thumbnail_mpp``, or of the finest mask that fits in memory."""
     by_area = math.sqrt(l0_size[0] * l0_size[1] / MOST_PX)
@@ -220,7 +227,7 @@ def tissue_by_rules(view: TissueView, config: TissueConfig) -> Found:
     is_dark = np.median(grey) < DARK and np.median(grey[~padding_HW]) < 2 * DARK
     # Melanin may fill most of a bright slide; fluorescence is hardly ever white.
     if is_dark and (darkest_channel(rgb_HWC) >= DARKEST).mean() < LEAST_WHITE:
-        return Found(dark_field_tissue(rgb_HWC))
+        return Found(dark_field_tissue(rgb_HWC), note=TAKEN_FOR_DARK)
     return bright_field_tissue(rgb_HWC, padding_HW, drop_pen=config.drop_pen)
 
 
