@@ -289,7 +289,8 @@ def test_tasks_may_share_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
         query_of_task(three_queries, "label")
 
 
-def test_outlines_are_drawn_and_stay_inside() -> None:
+def test_outlines_are_drawn_named_and_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = drawn_words(monkeypatch)
     coords = coords_of((400, 300), patch_px=100, slide_mpp=0.5, keep=[0])
     ring = shapely.box(150, 120, 250, 220).difference(shapely.box(190, 160, 210, 180))
     huge = shapely.box(-1e12, -1e12, 1e12, 280)
@@ -303,6 +304,10 @@ def test_outlines_are_drawn_and_stay_inside() -> None:
     assert dark[160:181, 190].mean() > 0.9, "holes too"
     assert dark[280, 5:-5].mean() > 0.95, "what lies beyond the slide is cut off, and quickly"
     assert not dark[130:150, 160:240].any()
+    assert "Black line: annotated lesion" in words
+    words.clear()
+    draw_overlay(MemoryReader(grey_slide((400, 300))), result_of(coords, np.ones(1)))
+    assert not [line for line in words if line.startswith("Black line")]
 
 
 @pytest.mark.parametrize("narrow", [True, False])

@@ -144,7 +144,9 @@ class _Drawing:
         )
         self.picture_px = self.raster.size_px
         self.paths = _outline_paths(outlines, self.picture_px, self.l0_per_px)
-        self.legend = _legend(heat, self.display, self.table, mpp=coords.slide_mpp * self.l0_per_px)
+        self.legend = _legend(
+            heat, self.display, self.table, mpp=coords.slide_mpp * self.l0_per_px, outlined=bool(self.paths)
+        )
         self.facts = {
             **_facts(coords, heat.values_N, picture_px=self.picture_px, l0_per_px=self.l0_per_px),
             "map": heat.kind,
@@ -198,10 +200,15 @@ def _check_options(*, alpha: float, side_px: int) -> None:
         )
 
 
-def _legend(heat: Heat, display: DisplayScale, table: NDArray[np.uint8], *, mpp: float) -> Legend:
+def _legend(
+    heat: Heat, display: DisplayScale, table: NDArray[np.uint8], *, mpp: float, outlined: bool
+) -> Legend:
+    lines = [heat.shown, heat.spread, *predictions_in_words(heat.result)]
+    if outlined:
+        lines.append("Black line: annotated lesion")
     return Legend(
         title=heat.coords.slide_id,
-        lines=[heat.shown, heat.spread, *predictions_in_words(heat.result)],
+        lines=lines,
         ticks=legend_ticks(heat.values_N, display),
         table=table,
         mpp=mpp,
