@@ -224,6 +224,18 @@ def test_features_of_another_number_of_patches_are_made_again(tmp_path: Path) ->
         assert len(bag.opened) == opened
 
 
+def test_features_of_other_content_are_made_again(tmp_path: Path) -> None:
+    """A run that was killed in its head start, started again once a slide had been replaced by another one."""
+    config = on_pixels()
+    net, one, other = build_net(config.model), pixels_bag(1), pixels_bag(3)
+    other.bag_id = one.bag_id
+    for content, bag in (("before", one), ("before", one), ("now", other)):
+        (encoded_bag,) = encoded([bag], net, config, tmp_path, device=CPU, content=content)
+        with encoded_bag.open(config.streaming, CPU) as source:
+            source.read(source.ids())
+    assert (len(one.opened), len(other.opened)) == (1, 1)
+
+
 def bag_of_features(config: FinetuneConfig, bag: MemoryBag, out: Path) -> EncodedBag:
     (bag_of_features,) = encoded(
         [bag], build_net(config.model), config, out, device=CPU, views=views_of(config)

@@ -130,7 +130,7 @@ class TiledFrom:
         """
         settings = tiling.model_dump(mode="json", exclude={"tissue": {"model": {"file"}}})
         return cls(
-            slide=_slide_fingerprint(slide),
+            slide=slide_fingerprint(slide),
             mpp_given=mpp,
             # Outlines that cannot be read are no outlines that were read before.
             outlines="" if outlines is None else files_fingerprint([outlines]) or "unreadable",
@@ -169,7 +169,8 @@ class TiledFrom:
             return None
 
 
-def _slide_fingerprint(slide: Location) -> str:
+def slide_fingerprint(slide: Location) -> str:
+    """The fingerprint of the files of a slide, at a URL too; empty where they cannot be read."""
     if isinstance(slide, Url):
         from wsi_ips.slides.remote import remote_fingerprint  # slow to import
 
