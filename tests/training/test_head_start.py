@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,8 @@ def test_features_of_another_number_of_patches_are_made_again(tmp_path: Path) ->
 def test_features_of_other_content_are_made_again(tmp_path: Path) -> None:
     """A run that was killed in its head start, started again once a slide had been replaced by another one."""
     config = on_pixels()
-    net, one, other = build_net(config.model), pixels_bag(1), pixels_bag(3)
-    other.bag_id = one.bag_id
+    net, one = build_net(config.model), pixels_bag(1)
+    other = replace(pixels_bag(3), bag_id=one.bag_id, opened=[])
     for content, bag in (("before", one), ("before", one), ("now", other)):
         (encoded_bag,) = encoded([bag], net, config, tmp_path, device=CPU, content=content)
         with encoded_bag.open(config.streaming, CPU) as source:

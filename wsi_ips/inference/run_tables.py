@@ -111,6 +111,11 @@ class RunTables:
         rows = self._slides.values()
         return [row.telemetry for row in rows if row.status == "ok" and row.telemetry.seconds]
 
+    @property
+    def tasks(self) -> Sequence[TaskConfig]:
+        """The tasks of the run."""
+        return self._tasks
+
     def begun(self, slide_id: str, *, worker: str = "") -> None:
         """Note that a slide is begun, which counts as another attempt. ``worker`` says who does it."""
         row = self._slides[slide_id]
