@@ -149,6 +149,11 @@ class TiledFrom:
         """
         return self.is_same(now) or (not now.slide and replace(self, slide="") == now)
 
+    def is_of_another(self, slide: Location) -> bool:
+        """Whether the file of the slide is another one now. A slide at a URL is not asked for again."""
+        now = slide_fingerprint(slide) if self.slide and isinstance(slide, Path) else ""
+        return bool(now) and now != self.slide
+
     def to_json(self) -> str:
         """One line of JSON, always the same for the same content. :meth:`from_json` reads it."""
         return json.dumps(asdict(self), sort_keys=True)

@@ -34,6 +34,7 @@ from wsi_ips.storage.fingerprint import versions
 from wsi_ips.streaming.device import calculating, numerics
 from wsi_ips.tiling.kept_coords import given_coords
 from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, upsampling_note
+from wsi_ips.timeline import working
 from wsi_ips.training.bags import Bag, SlideBag, bags_of, tile_bag, warn_of_order, without_slides
 from wsi_ips.training.cascade import calibrate
 from wsi_ips.training.diagnosis import findings
@@ -310,6 +311,7 @@ def _train(
     record = RunRecorder(out, config, run=_described(config, train, val, coords), learned_from=learned_from)
     record.resume(module)
     if not record.finished:
+        working()
         if is_first_process():
             _write_run(out / "run.json", config)
         _fit(module, val, config, out, device=device, record=record, progress=progress)
