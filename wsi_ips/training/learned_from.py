@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from wsi_ips.config import FinetuneConfig
-from wsi_ips.config.slides import file_sha256
 from wsi_ips.datasets.feature_files import find_features
 from wsi_ips.datasets.manifest import SlideRecord
+from wsi_ips.errors import WsiIpsError
+from wsi_ips.models.encoders.registry import code_file
+from wsi_ips.models.encoders.weights import fingerprint_of_weights
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.coords import slide_fingerprint
@@ -38,7 +40,7 @@ class LearnedFrom:
         slides: ``{slide_id: fingerprint}`` of each slide, or of the file with its features; empty where there is
             none, because the file cannot be read.
         mpp_given: ``{slide_id: µm per pixel}`` of the slides whose resolution the user gave.
-        weights: ``{setting: checksum}`` of the files of weights that the settings name.
+        weights: ``{setting: checksum}`` of the files of weights, and of code, that the settings name.
         bag: The setting ``bag``, what shares a label.
     """
 
@@ -166,18 +168,22 @@ def _fingerprint(place: Location) -> str:
 
 
 def _weights(config: FinetuneConfig) -> dict[str, str]:
-    """Checksums of the files that the weights of a training begin from. These are of all their bytes: files of two
-    trainings may differ in a small part only.
+    """Checksums of the files that the settings name: those that the weights of a training begin from, and the
+    Python file of an encoder of the user's own. These are of all their bytes, because the files of two trainings
+    may differ in a small part only.
     """
-    start = config.training.start
-    named = {"training.start": start, "model.encoder.weights": Path(config.model.encoder.weights)}
+    named = {
+        "training.start": config.training.start,
+        "model.encoder.weights": Path(config.model.encoder.weights),
+        "model.encoder.name": code_file(config.model.encoder.name),
+    }
     return {setting: _checksum(path) for setting, path in named.items() if path is not None and path.exists()}
 
 
 def _checksum(path: Path) -> str:
     try:
-        return file_sha256(path) if path.is_file() else files_fingerprint([path])
-    except OSError:
+        return fingerprint_of_weights(path) if path.is_file() else files_fingerprint([path])
+    except (OSError, WsiIpsError):  # whoever reads it says what is wrong with it
         return ""
 
 
