@@ -95,10 +95,11 @@ def write_known(folder: Path, tumor: "np.ndarray[tuple[int], np.dtype[np.float64
     """The lines that ``predict`` leaves of its results. The first slide is old enough by now to have one."""
     from dataclasses import replace
 
-    from wsi_ips.inference.known_results import SETTLED_NS, KnownResults, Stamps, known_line, stamp
+    from wsi_ips.inference.known_results import KnownResults, known_line
     from wsi_ips.inference.predictions import PredictionRow
     from wsi_ips.inference.results import read_result
     from wsi_ips.inference.run_folder import RunFolder
+    from wsi_ips.inference.slide_stamps import SETTLED_NS, Stamps, stamp
 
     run = RunFolder(folder / "run")
     time.sleep(1.5 * SETTLED_NS / 1e9)
@@ -114,7 +115,7 @@ def write_known(folder: Path, tumor: "np.ndarray[tuple[int], np.dtype[np.float64
                 replace(row, slide_id=name, probabilities={"label": {"normal": 1 - p, "tumor": p}}),
                 first.made_from,
                 slide_path=str(slide),
-                stamps=Stamps(stamp(slide, settled=True)),
+                stamps=Stamps.of(slide, ()),
                 result=stamp(run.attention(name)),
                 checkpoint=first.checkpoint,
                 bad_tiles=False,

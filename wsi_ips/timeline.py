@@ -174,6 +174,10 @@ _NOW: ContextVar[_Now | None] = ContextVar("wsi_ips_timeline", default=None)
 """Set by :func:`recording` for the length of its block, and in the threads and processes that work for it."""
 
 
+_EARLIER: ContextVar[Path | None] = ContextVar("wsi_ips_earlier_timeline", default=None)
+"""The timeline of an earlier start, within a :func:`recording` that is off, until something is done."""
+
+
 class _Nothing(AbstractContextManager["_Nothing"]):
     """A span where nothing is recorded."""
 
@@ -474,7 +478,8 @@ def recording(folder: Path, *, command: str, on: bool, joins: bool = True) -> It
     work for it, and write ``timeline.json`` into ``folder`` at the end, also if the block fails.
 
     An earlier ``timeline.json`` is replaced, unless nothing was done in the block. A block that fails before
-    anything was done leaves none.
+    anything was done leaves none. Where nothing is recorded, an earlier ``timeline.json`` is removed as soon as
+    something is done (:func:`working`): it tells where the time of another start went.
 
     Args:
         folder: The folder of the run. Only one run at a time writes into it.
@@ -484,7 +489,11 @@ def recording(folder: Path, *, command: str, on: bool, joins: bool = True) -> It
     """
     recorded = Recorded()
     if not on:
-        yield recorded
+        earlier = _EARLIER.set(folder.absolute() / TIMELINE_NAME if joins else None)
+        try:
+            yield recorded
+        finally:
+            _EARLIER.reset(earlier)
         return
     parts = folder.absolute() / PARTS
     if joins:
@@ -504,6 +513,20 @@ def recording(folder: Path, *, command: str, on: bool, joins: bool = True) -> It
             except OSError as error:
                 logger.warning("%s is not written: %s", folder / TIMELINE_NAME, error)
             shutil.rmtree(parts, ignore_errors=True)
+
+
+def working() -> None:
+    """Say that the command begins to work on a slide or a training, which an earlier start had not finished. What
+    is recorded of that start is then no longer what the folder of the run was made by, unless it is replaced.
+    """
+    earlier = _EARLIER.get()
+    if earlier is None:
+        return
+    _EARLIER.set(None)
+    try:
+        earlier.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s is of an earlier start, and cannot be removed: %s", earlier, error)
 
 
 def _join(parts: Path, path: Path, command: str, recorded: Recorded, *, failed: bool) -> None:

@@ -142,6 +142,12 @@ def test_other_settings_are_not_taken_for_the_same(console: Console, tmp_path: P
     assert said.code == 2
     assert "holds a training with other settings" in said.err
     assert "--restart" in said.err
+    held_out = next(number for number in range(24) if SPLITS[number // 2 % 4] == "test")
+    other = np.zeros((PATCHES, WIDTH), np.float32)
+    write_features(tmp_path / "features" / f"s{held_out:02}.h5", other, trident=True)
+    said = console("compare", recipe(tmp_path, some, seeds=[0]))
+    assert said.code == 2
+    assert f"learned from other files (the file of 's{held_out:02}' has changed since)" in said.complaint
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,29 @@ def test_figures_tables_and_lines(console: Console, tmp_path: Path) -> None:
     assert len(rows(out / "cases.csv")) == 24
 
 
+def test_nothing_of_an_earlier_evaluation_lies_beside_new_figures(console: Console, tmp_path: Path) -> None:
+    """It may have been asked for more: plots, FROC, another run."""
+    made = make_run(tmp_path, two_classes())
+    out = made.run / "evaluation"
+    assert console("evaluate", made.run, made.manifest, *FAST).code == 0
+    held = metrics(out)
+    held["froc"] = {"task": "label"}
+    (out / "metrics.json").write_text(json.dumps(held))
+    (out / "detections").mkdir()
+    left = ["roc.png", "roc_label.png", "froc.png", "froc.csv", "against.json", "detections/s00.csv"]
+    for name in (*left, "mine.png"):
+        (out / name).touch()
+    assert console("evaluate", made.run, made.manifest, "--split", "nothing", *FAST).code == 2
+    assert all((out / name).exists() for name in left), "nothing is removed for nothing"
+    assert console("evaluate", made.run, made.manifest, *FAST).code == 0
+    names = {path.name for path in out.rglob("*") if path.is_file()}
+    assert names == {"cases.csv", "metrics.json", "slides.csv", "mine.png"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "roc.png").touch()
+    assert console("evaluate", made.run, made.manifest, "--out", tmp_path / "other", *FAST).code == 0
+    assert (tmp_path / "other" / "roc.png").exists(), "there was no evaluation that could have left it"
+
+
 def test_the_same_seed_gives_the_same_file(console: Console, tmp_path: Path) -> None:
     made = make_run(tmp_path, two_classes())
     read = []

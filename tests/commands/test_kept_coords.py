@@ -58,6 +58,11 @@ def results(run: Path) -> dict[str, tuple[bytes, ...]]:
     }
 
 
+def rows(table: Path) -> dict[str, dict[str, str]]:
+    with table.open(newline="") as file:
+        return {row["slide_id"]: row for row in csv.DictReader(file)}
+
+
 def losses(run: Path) -> list[str]:
     with (run / "history.csv").open(newline="") as file:
         return [row["train_loss"] for row in csv.DictReader(file)]
@@ -118,6 +123,12 @@ def test_missing_and_stale_coordinates_are_made_and_stored(
     assert not console("tile", slides, "--out", kept, *TILE).code
     assert console(*features, tmp_path / "5").code == 0
     assert searches == {"a.tif": 4, "b.tif": 3, other.name: 1}, "tile made them, features found them"
+
+    before = rows(kept / "tiles.csv")
+    assert console(*again, "--set", "tiling.min_tissue=0.9", "--out", tmp_path / "6").code == 0
+    for slide_id, row in rows(kept / "tiles.csv").items():
+        with h5py.File(kept / "patches" / f"{slide_id}.h5") as file:
+            assert row["n_patches"] == str(len(file["coords"])) != before[slide_id]["n_patches"]
 
 
 def test_what_somebody_else_made_is_not_replaced(

@@ -114,7 +114,12 @@ def test_replacing_a_run_removes_its_timeline(
     words = ("predict", one_slide(small_data), "--checkpoint", small_checkpoint, "--out", tmp_path / "run")
     assert console(*words, "--profile").code == 0
     assert console(*words).code == 0
-    assert (tmp_path / "run" / TIMELINE_NAME).exists(), "the same run goes on"
+    assert (tmp_path / "run" / TIMELINE_NAME).exists(), "the same run goes on, and has nothing to do"
+    RunFolder(tmp_path / "run").attention(one_slide(small_data).stem).unlink()
+    assert console(*words).code == 0
+    assert not (tmp_path / "run" / TIMELINE_NAME).exists(), "it told of another start than made the result"
+    RunFolder(tmp_path / "run").attention(one_slide(small_data).stem).unlink()
+    assert console(*words, "--profile").code == 0
     assert console(*words, "--force", "--slide-mpp", "0.6").code == 0
     assert not (tmp_path / "run" / TIMELINE_NAME).exists()
 
@@ -145,6 +150,19 @@ def test_features_and_tile_write_theirs(
         assert told["tissue"] == told["open"] == told["write results"] == told["draw preview"] == 1
         assert read_timeline(out / TIMELINE_NAME).slides == 6
         assert "tissue " in said.out
+        # A later start without it leaves no timeline of another start, unless it has nothing to do.
+        again = ("tile", small_data.slides, "--out", out, "--workers", workers)
+        assert console(*again).code == 0
+        assert (out / TIMELINE_NAME).exists()
+        assert console(*again, "--min-tissue", "0.31").code == 0
+        assert not (out / TIMELINE_NAME).exists()
+    words = ("features", one_slide(small_data), "--checkpoint", small_checkpoint, "--out", tmp_path / "f",
+             "--layout", "trident", "--set", "streaming.batch=8")  # fmt: skip
+    assert console(*words).code == 0
+    assert (folder / TIMELINE_NAME).exists()
+    (folder / f"{slide_id}.h5").unlink()
+    assert console(*words).code == 0
+    assert not (folder / TIMELINE_NAME).exists()
 
 
 @pytest.mark.slow

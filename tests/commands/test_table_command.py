@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import yaml
 
 from tests.commands.console import Console
 from tests.conftest import SMALL_MODEL
+from wsi_ips.commands.evaluate import EvaluateJob
 from wsi_ips.commands.recipe import load_recipe, make_job
-from wsi_ips.commands.table import TableJob, shipped_published
+from wsi_ips.commands.table import TableJob, _is_scored, _outlines_of, _Task, shipped_published
 from wsi_ips.datasets.known_sets import KNOWN_SETS, look
 from wsi_ips.drawn import twins
 from wsi_ips.drawn.twins import TwinConfig, make_twin
@@ -122,6 +124,36 @@ def test_rows_and_seeds_in_one_table_that_is_gone_on_with(
     )
     assert changed.code == 2
     assert "holds a training with other settings" in changed.complaint
+    listed = look("tcga_brca", data)
+    slide = next(Path(row["path"]) for row in listed.rows if row["split"] == "train")
+    before = slide.read_bytes()
+    slide.write_bytes(before + b"scanned again")
+    path = recipe(tmp_path, data)
+    changed = console("table", path)
+    assert changed.code == 2
+    assert "learned from other files (the file of" in changed.complaint
+    shutil.rmtree(out / "end to end")
+    shutil.rmtree(out / "frozen + ABMIL")
+    features = {path: path.stat().st_mtime_ns for path in (out / "features").rglob("*.h5")}
+    assert "4 of 4 jobs are complete, 0 were before" in console("table", path).out
+    again = {path for path, made in features.items() if path.stat().st_mtime_ns != made}
+    assert len(again) == 1, "only the features of the slide that has changed are made again"
+    slide.write_bytes(before)  # other tests read it
+
+
+def test_figures_are_of_the_outlines_that_are_there(tmp_path: Path) -> None:
+    scored = EvaluateJob(run=tmp_path / "run", manifest=tmp_path / "m.csv", annotations=tmp_path / "outlines")
+    task = _Task("row", SimpleNamespace(out=tmp_path), scored)  # type: ignore[arg-type]
+    (tmp_path / "outlines").mkdir()
+    (tmp_path / "outlines" / "a.xml").write_text("<a/>")
+    metrics = {"job": {"command": "evaluate", **scored.model_dump(mode="json")}}
+    (tmp_path / "run" / "evaluation").mkdir(parents=True)
+    (tmp_path / "run" / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    assert not _is_scored(task), "an earlier version did not say which"
+    (tmp_path / "scored.json").write_text(json.dumps({"outlines": _outlines_of(scored)}))
+    assert _is_scored(task)
+    (tmp_path / "outlines" / "a.xml").write_text("<b/>")
+    assert not _is_scored(task)
 
 
 def test_a_job_that_fails_is_told_and_stops_no_other(

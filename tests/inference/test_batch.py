@@ -171,7 +171,7 @@ def test_a_part_that_cannot_be_read_is_its_slide_s_failure_once(
     assert not fine.run.attention("torn").exists()
 
 
-def die_once(result: SlideResult, path: Path) -> None:
+def die_once(result: SlideResult, path: Path, fingerprint: str) -> None:
     mark = path.with_suffix(".died")
     if result.coords.slide_id.endswith("tumor") and not mark.exists():
         mark.parent.mkdir(exist_ok=True)
@@ -179,12 +179,12 @@ def die_once(result: SlideResult, path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def note_order(result: SlideResult, path: Path) -> None:
+def note_order(result: SlideResult, path: Path, fingerprint: str) -> None:
     with (path.parent.parent / "order").open("a") as file:
         file.write(f"{result.coords.slide_id}\n")
 
 
-def die_of_the_first(result: SlideResult, path: Path) -> None:
+def die_of_the_first(result: SlideResult, path: Path, fingerprint: str) -> None:
     if result.coords.slide_id.startswith("test_000"):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -278,7 +278,7 @@ def dask_command(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def sleep_first(result: SlideResult, path: Path) -> None:
+def sleep_first(result: SlideResult, path: Path, fingerprint: str) -> None:
     (path.parent.parent / "drawing").touch()
     time.sleep(60)
 

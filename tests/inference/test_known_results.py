@@ -8,37 +8,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from tests.conftest import SmallData
+from tests.inference.conftest import SHA256
+from tests.slides.zarr_files import write_zarr
+from wsi_ips.commands.predict import draw_overlay
 from wsi_ips.config import StreamingConfig
 from wsi_ips.inference import slide_work
-from wsi_ips.inference.known_results import KnownResults, Stamps
-from wsi_ips.inference.label import predict_slides
-from wsi_ips.inference.predict import Predictor
+from wsi_ips.inference.case_predict import case_jobs, label_cases_here, take_known
+from wsi_ips.inference.known_results import KnownResults
+from wsi_ips.inference.label import predict_in_turn, predict_slides
+from wsi_ips.inference.predict import Predictor, PreparedSlide
+from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder
-from wsi_ips.inference.slide_work import SlideJob, SlideRecorder
-from wsi_ips.models.checkpoint import load_checkpoint
+from wsi_ips.inference.run_tables import RunTables
+from wsi_ips.inference.slide_stamps import Stamps
+from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
+from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.hdf5 import whole_hdf5
 from wsi_ips.tiling.coords import put_coords
 from wsi_ips.tiling.patches import StoredPatches
 from wsi_ips.units import Mpp
 
-SHA256 = "c" * 64
-
 
 @pytest.fixture(autouse=True)
 def _slides_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of tests were written a moment ago."""
-    monkeypatch.setattr("wsi_ips.inference.known_results.SETTLED_NS", 0)
-
-
-@pytest.fixture
-def predictor(small_checkpoint: Path) -> Predictor:
-    net, pipeline = load_checkpoint(small_checkpoint)
-    streaming = StreamingConfig(batch=16)
-    return Predictor(net, pipeline, streaming=streaming, device=torch.device("cpu"), checkpoint=SHA256)
+    monkeypatch.setattr("wsi_ips.inference.slide_stamps.SETTLED_NS", 0)
 
 
 @pytest.fixture
@@ -133,7 +131,7 @@ def test_other_settings_are_another_result(
 def test_a_slide_without_its_overlay_is_left(
     run: RunFolder, jobs: list[SlideJob], predictor: Predictor
 ) -> None:
-    def draw(result: object, path: Path) -> None: ...
+    def draw(result: object, path: Path, fingerprint: str) -> None: ...
 
     assert known(run, jobs, predictor, draw=draw) == []
     run.overlay("x").parent.mkdir()
@@ -144,7 +142,7 @@ def test_a_slide_without_its_overlay_is_left(
 def test_no_overlay_of_another_result_lies_beside_a_new_one(
     run: RunFolder, jobs: list[SlideJob], predictor: Predictor
 ) -> None:
-    def draw(result: object, path: Path) -> None:
+    def draw(result: object, path: Path, fingerprint: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
 
@@ -172,7 +170,8 @@ def test_coordinates_that_were_written_anew_are_looked_into(
     )  # fmt: skip
     lines = KnownResults(run.known, run.root / "attention")
     for job in jobs:
-        done = recorder.write(job, reader.predict(job.path, slide_id=job.slide_id))
+        source = recorder.source(job)
+        done = recorder.write(job, reader.predict(job.path, slide_id=job.slide_id), source)
         lines.add(done.known)
         from_coords.append(job.slide_id)
     assert known(run, jobs, predictor, find_patches=found) == from_coords
@@ -244,31 +243,104 @@ def test_the_file_is_tidied(
     assert run.known.read_bytes() == lines
 
 
-def test_a_slide_that_was_changed_just_now_has_no_stamp(
+def test_a_slide_that_was_changed_just_now_is_not_known(
     jobs: list[SlideJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Stamps.of(jobs[0].path, ()).slide
-    monkeypatch.setattr("wsi_ips.inference.known_results.SETTLED_NS", 10**12)
-    assert not Stamps.of(jobs[0].path, ()).slide
+    assert Stamps.of(jobs[0].path, ()).settled
+    monkeypatch.setattr("wsi_ips.inference.slide_stamps.SETTLED_NS", 10**12)
+    assert not Stamps.of(jobs[0].path, ()).settled
 
 
-@pytest.mark.parametrize("name", ["slide.mrxs", "folder.zarr"])
-def test_a_slide_of_several_files_has_no_stamp(name: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    if path.suffix == ".zarr":
-        path.mkdir()
-    else:
-        path.write_bytes(b"x")
-    assert not Stamps.of(path, ()).slide
-    (tmp_path / "link.tif").symlink_to(path)
-    assert bool(Stamps.of(tmp_path / "link.tif", ()).slide) == path.is_file()
-
-
-def test_a_full_disk_costs_no_label(
-    run: RunFolder, jobs: list[SlideJob], predictor: Predictor, caplog: pytest.LogCaptureFixture
+def test_a_case_is_known_if_all_of_its_slides_are(
+    jobs: list[SlideJob], predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run.known.unlink()
-    run.known.mkdir()
-    KnownResults(run.known, run.root / "attention").add("{}")
-    assert "is not written" in caplog.text
+    run, tasks = RunFolder(tmp_path / "run"), predictor.pipeline.model.tasks
+    recorder = SlideRecorder(run, checkpoint=SHA256)
+    cases = case_jobs(jobs, {job.slide_id: "of both" for job in jobs})
+    first, second = (RunTables(run, jobs, tasks=tasks, by_case=True) for _ in range(2))
+    label_cases_here(cases, SlideWork(predictor, recorder), first)
+    first.close()
+    with monkeypatch.context() as closed:
+        closed.setattr(slide_work, "read_result", None)
+        closed.setattr("wsi_ips.inference.made_from.files_fingerprint", None)
+        assert take_known(cases, recorder, second) == []
+    assert second.rows == first.rows
+    assert all(row.case is not None and row.case.slides == tuple(map(slide_id, jobs)) for row in second.rows)
+    fewer = case_jobs(jobs[:1], {jobs[0].slide_id: "of both"})
+    assert take_known(fewer, recorder, second) == fewer, "it was read together with another slide"
+    rewritten(jobs[1], run)
+    assert take_known(cases, recorder, second) == cases
+
+
+def slide_id(job: SlideJob) -> str:
+    return job.slide_id
+
+
+def test_a_slide_of_several_files_is_known(predictor: Predictor, tmp_path: Path) -> None:
+    image = np.full((512, 512, 3), 240, np.uint8)
+    image[128:384, 128:384] = (180, 80, 140)
+    write_zarr(tmp_path / "slides" / "s.zarr", image, mpp=2.0)
+    job, run = SlideJob("s", tmp_path / "slides" / "s.zarr"), RunFolder(tmp_path / "run")
+    assert [row.status for row in predict_slides([job], predictor, run).rows] == ["ok"]
+    assert known(run, [job], predictor) == ["s"]
+    next(path for path in (tmp_path / "slides").rglob("*") if path.is_file()).touch()
+    assert known(run, [job], predictor) == []
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_slide_that_is_replaced_while_it_is_read_fails(
+    ahead: bool, jobs: list[SlideJob], predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pixels may be those of two slides, and the next start would take the result for that of the new one."""
+    run, read = RunFolder(tmp_path / "run"), Predictor.read
+    work = SlideWork(predictor, SlideRecorder(run, checkpoint=SHA256))
+
+    def replaced(self: Predictor, prepared: PreparedSlide, **how: Any) -> SlideResult:
+        result = read(self, prepared, **how)
+        (rewritten if prepared.coords.slide_id == jobs[0].slide_id else stored_elsewhere)(
+            next(job for job in jobs if job.slide_id == prepared.coords.slide_id), run
+        )
+        return result
+
+    monkeypatch.setattr(Predictor, "read", replaced)
+    monkeypatch.setattr("wsi_ips.inference.in_hand.alone", lambda work, task: work(task))
+    tables = RunTables(run, jobs, tasks=predictor.pipeline.model.tasks)
+    predict_in_turn(list(reversed(jobs)), work, tables, ahead=ahead)
+    changed, copied = tables.rows
+    assert changed.status == "failed"
+    assert "was replaced while it was read (the slide's file has changed)" in changed.error
+    assert not run.attention(jobs[0].slide_id).exists()
+    assert copied.status == "ok", "another copy of the same file is the same slide"
     assert known(run, jobs, predictor) == []
+
+
+def stored_elsewhere(job: SlideJob, run: RunFolder) -> None:
+    """The slide, by a copy of itself."""
+    path = Path(str(job.path))
+    shutil.copy(path, path.with_suffix(".copy"))
+    path.with_suffix(".copy").replace(path)
+
+
+def test_a_slide_is_fingerprinted_once_before_it_is_read(
+    jobs: list[SlideJob], predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not once more for its overlay."""
+    done: list[str] = []
+    opened = Predictor.prepare
+
+    def fingerprint(files: Any) -> str:
+        done.append("fingerprint")
+        return files_fingerprint(files)
+
+    def prepare(self: Predictor, *args: Any, **how: Any) -> PreparedSlide:
+        done.append("open")
+        return opened(self, *args, **how)
+
+    for module in ("inference.made_from", "heatmaps.maps"):
+        monkeypatch.setattr(f"wsi_ips.{module}.files_fingerprint", fingerprint)
+    monkeypatch.setattr(Predictor, "prepare", prepare)
+    run = RunFolder(tmp_path / "run")
+    rows = predict_slides(jobs[:1], predictor, run, draw=draw_overlay).rows
+    assert [(row.status, row.error) for row in rows] == [("ok", "")]
+    assert run.overlay(jobs[0].slide_id).exists()
+    assert done == ["fingerprint", "open"]

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.conftest import SmallData
+from tests.inference.conftest import SHA256
 from wsi_ips.config import StreamingConfig, TaskConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.inference.label import predict_slides
@@ -23,20 +23,11 @@ from wsi_ips.inference.run_folder import RunFolder, claimed
 from wsi_ips.inference.run_tables import RunTables
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import read_slide_table
-from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.slides.folder import find_slides
 from wsi_ips.tiling.patches import StoredPatches
 from wsi_ips.units import Mpp
 
-SHA256 = "c" * 64
 SETTINGS = {"slide_mpp": None, "mpp_csv": None, "device": "cpu"}
-
-
-@pytest.fixture
-def predictor(small_checkpoint: Path) -> Predictor:
-    net, pipeline = load_checkpoint(small_checkpoint)
-    streaming = StreamingConfig(batch=16)
-    return Predictor(net, pipeline, streaming=streaming, device=torch.device("cpu"), checkpoint=SHA256)
 
 
 @pytest.fixture
@@ -44,7 +35,7 @@ def jobs(small_data: SmallData) -> list[SlideJob]:
     return [SlideJob(path.stem, path) for path in find_slides(small_data.slides)[:3]]
 
 
-def draw(result: SlideResult, path: Path) -> None:
+def draw(result: SlideResult, path: Path, fingerprint: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(result.coords.slide_id)
 
@@ -134,7 +125,8 @@ def test_other_coordinates_are_read_again(
     recorder = SlideRecorder(
         run, checkpoint=SHA256, find_patches=StoredPatches(coords, predictor.pipeline.tiling)
     )
-    recorder.write(job, predictor.read(predictor.prepare(job.path, slide_id="a")))
+    source = recorder.source(job)
+    recorder.write(job, predictor.read(predictor.prepare(job.path, slide_id="a")), source)
     assert recorder.found(job) is not None
     (coords / "a.h5").write_bytes(b"2")
     assert recorder.found(job) is None
@@ -163,12 +155,12 @@ def test_what_decides_how_slides_are_read_decides_what_stands(
         return SlideRecorder(run, checkpoint=SHA256, streaming=StreamingConfig(**streaming))
 
     result = predictor.read(predictor.prepare(job.path, slide_id="a"))
-    recorder().write(job, result)
+    recorder().write(job, result, recorder().source(job))
     assert recorder().found(job) is not None
     assert recorder(max_bad_tiles=0.0).found(job) is not None, "none of its tiles was bad"
     assert recorder(decode="device").found(job) is None
     assert recorder(threads=1, batch=7).found(job) is not None
-    recorder().write(job, replace(result, bad_tiles=("level 0 tile (1, 2)",)))
+    recorder().write(job, replace(result, bad_tiles=("level 0 tile (1, 2)",)), recorder().source(job))
     assert recorder(max_bad_tiles=0.5).found(job) is not None
     assert recorder(max_bad_tiles=0.0).found(job) is None
 
@@ -244,13 +236,13 @@ def test_a_worker_that_outlives_its_run_touches_nothing_of_the_next(
     result = predictor.read(predictor.prepare(job.path, slide_id=job.slide_id))
     with hold(tmp_path) as start:
         first = SlideRecorder(run, checkpoint=SHA256, start=start)
-        assert first.write(job, result).row.status == "ok"
+        assert first.write(job, result, first.source(job)).row.status == "ok"
     run.cases.touch()
     with hold(tmp_path) as start:
         assert not run.cases.exists(), "an earlier start's patients do not lie beside newer predictions"
         written = run.attention(job.slide_id).stat().st_mtime_ns
         with pytest.raises(ResultsError, match="belongs to another run by now"):
-            first.write(job, result)
+            first.write(job, result, first.source(job))
         assert first.failed(job, OSError("late")).row.status == "failed"
         assert run.attention(job.slide_id).stat().st_mtime_ns == written
         second = SlideRecorder(run, checkpoint=SHA256, start=start)

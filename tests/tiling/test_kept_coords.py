@@ -1,6 +1,7 @@
 """A folder in which coordinates are kept, and which several processes fill; they start soon without PyTorch."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,10 +14,10 @@ import pytest
 
 import wsi_ips.tiling.patches as patches
 from wsi_ips.config import TilingConfig
-from wsi_ips.errors import NoTissue
+from wsi_ips.errors import NoTissue, SlideReadError
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.tiling.kept_coords import KeptPatches
-from wsi_ips.tiling.patches import PatchesInTissue
+from wsi_ips.tiling.patches import PatchesInTissue, SlideToTile, TilingFolder, tile_one
 
 TILING = TilingConfig(patch_px=32, patch_mpp=2.0, min_tissue=0.2)
 
@@ -79,6 +80,48 @@ def test_stale_coordinates_that_cannot_be_removed_do_not_hide_why_a_slide_failed
         with pytest.raises(NoTissue):
             KeptPatches(tmp_path, full)(slide, slide_id="s", mpp=None)
     assert "the stale coordinates of s are not removed" in caplog.text
+
+
+@pytest.mark.parametrize("header", ["slide_id,n_patches,status,error,note", "slide_id,somebody"])
+def test_the_table_of_tile_tells_of_the_coordinates_that_are_there(
+    slide_path: Path, tmp_path: Path, header: str
+) -> None:
+    """Of other slides it tells what it told, and a table of somebody else's is left alone."""
+    before = f"{header}\ns,7,ok,,\nt,8,ok,,a note\n"
+    (tmp_path / "tiles.csv").write_text(before)
+    ours = "status" in header
+    full = TILING.model_copy(update={"min_tissue": 1.0, "patch_px": 4096})
+    with open_slide(slide_path) as slide:
+        n = len(KeptPatches(tmp_path, TILING)(slide, slide_id="s", mpp=None))
+        assert (tmp_path / "tiles.csv").read_text() == (before.replace("s,7", f"s,{n}") if ours else before)
+        with pytest.raises(NoTissue):
+            KeptPatches(tmp_path, full)(slide, slide_id="s", mpp=None)
+    table = (tmp_path / "tiles.csv").read_text()
+    assert table.startswith(f"{header}\ns,0,failed," if ours else before)
+    assert table.endswith("t,8,ok,,a note\n")
+
+
+@pytest.mark.parametrize("way", ["kept", "tile"])
+def test_a_slide_that_is_replaced_while_its_tissue_is_searched_fails(
+    way: str, slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its coordinates would be told to be those of the slide that was there before."""
+    path, search = tmp_path / "s.tif", patches.find_tissue
+    shutil.copy(slide_path, path)
+
+    def find_tissue(*arguments: Any, **named: Any) -> Any:
+        found = search(*arguments, **named)
+        path.write_bytes(slide_path.read_bytes() + b"scanned again")
+        return found
+
+    monkeypatch.setattr(patches, "find_tissue", find_tissue)
+    if way == "tile":
+        done = tile_one(TilingFolder(tmp_path / "out", TILING), SlideToTile("s", path, None))
+        assert "was replaced while it was read" in done.error
+    else:
+        with open_slide(path) as slide, pytest.raises(SlideReadError, match="was replaced while it was read"):
+            KeptPatches(tmp_path / "out", TILING)(slide, slide_id="s", mpp=None)
+    assert not list((tmp_path / "out").rglob("*.h5"))
 
 
 def _search_slowly(task: tuple[Path, Path, Path]) -> bytes:

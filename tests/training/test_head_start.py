@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,18 @@ def test_features_of_another_number_of_patches_are_made_again(tmp_path: Path) ->
             with encoded_bag.open(config.streaming, CPU) as source:
                 assert len(source.ids()) == len(bag)
         assert len(bag.opened) == opened
+
+
+def test_features_of_other_content_are_made_again(tmp_path: Path) -> None:
+    """A run that was killed in its head start, started again once a slide had been replaced by another one."""
+    config = on_pixels()
+    net, one = build_net(config.model), pixels_bag(1)
+    other = replace(pixels_bag(3), bag_id=one.bag_id, opened=[])
+    for content, bag in (("before", one), ("before", one), ("now", other)):
+        (encoded_bag,) = encoded([bag], net, config, tmp_path, device=CPU, content=content)
+        with encoded_bag.open(config.streaming, CPU) as source:
+            source.read(source.ids())
+    assert (len(one.opened), len(other.opened)) == (1, 1)
 
 
 def bag_of_features(config: FinetuneConfig, bag: MemoryBag, out: Path) -> EncodedBag:

@@ -97,7 +97,7 @@ def command(
 def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     """Write ``metrics.json``, ``slides.csv``, ``cases.csv``, with outlines ``froc.csv`` and ``detections/``, of
     survival tasks ``survival.csv`` and ``kaplan_meier.csv``, on request ``faithfulness.csv``, PNGs. With
-    ``against`` also ``against.csv`` and ``against.json``.
+    ``against`` also ``against.csv`` and ``against.json``. What an earlier evaluation left there is removed.
 
     A slide that could not be scored is named, and the exit code says so. Raises a
     :class:`wsi_ips.errors.WsiIpsError`, before anything is written, for a run, manifest or folder of outlines
@@ -107,13 +107,14 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     from wsi_ips.evaluation.run.against import compare_runs, write_comparison
     from wsi_ips.evaluation.run.evaluate import draw, headlines, work_out
     from wsi_ips.evaluation.run.survival import write_survival
-    from wsi_ips.evaluation.run.tables import write_metrics, write_tables
+    from wsi_ips.evaluation.run.tables import forget_evaluation, write_metrics, write_tables
 
     can_plot = _can_plot(job)
     history = read_history(job.history) if job.history else None
     worked_out = work_out(job, progress, bands=can_plot)
     comparison = compare_runs(job) if job.against is not None else None
     out = job.out or job.run / "evaluation"
+    forget_evaluation(out)
     write_tables(out, worked_out.tasks, worked_out.stages, worked_out.froc, worked_out.survival)
     write_survival(out, worked_out.survival)
     if worked_out.faithfulness:

@@ -35,7 +35,7 @@ from wsi_ips.commands.options import (
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import Computing, EncoderConfig, StreamingConfig, TilingConfig, WorkersConfig
-from wsi_ips.errors import ProcessDied, SlideFailed, WsiIpsError, one_line
+from wsi_ips.errors import ProcessDied, SlideFailed, SlideReadError, WsiIpsError, one_line
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.location import absolute
 from wsi_ips.units import mpp_of_magnification
@@ -149,6 +149,8 @@ class _Row:
     note: str = ""
     raised: Exception | None = None
     """The error of a slide that failed."""
+    was_there: bool = False
+    """Whether its features were stored already."""
 
     @classmethod
     def failed(cls, slide: "SlideJob", error: Exception) -> Self:
@@ -275,16 +277,25 @@ class _Storing:
 
         now = self._made_from(slide)
         stored = self.export.done(slide.slide_id, slide.path, now)
+        was_there = stored is not None
         if stored is None:
             if begin is not None:
                 begin(slide.slide_id)
             try:
                 with calculating(deterministic=self.job.deterministic):
                     stored = self._make(slide, now, progress)
+                self._check_unchanged(slide, now)
             except Exception:
                 self.export.forget(slide.slide_id)
                 raise
-        return self._row(slide, stored)
+        return self._row(slide, stored, was_there=was_there)
+
+    def _check_unchanged(self, slide: "SlideJob", before: "MadeFrom") -> None:
+        """Raise :class:`SlideReadError` if the files are not those that were there before the slide was read."""
+        if why := before.difference(self._made_from(slide), bad_tiles=False):
+            raise SlideReadError(
+                slide.path, f"was replaced while it was read ({why})", "start again once nobody writes to it"
+            )
 
     def found(self, slide: "SlideJob") -> _Row | None:
         """The row of a slide whose features an earlier start has stored; None where they have to be made."""
@@ -292,7 +303,7 @@ class _Storing:
             stored = self.export.done(slide.slide_id, slide.path, self._made_from(slide))
         except Exception:  # noqa: BLE001 - whoever stores them says what is wrong with the slide
             return None
-        return None if stored is None else self._row(slide, stored)
+        return None if stored is None else self._row(slide, stored, was_there=True)
 
     def for_workers(self) -> FeaturesJob:
         """The job as workers get it: with absolute paths, and the precision that was decided here."""
@@ -301,11 +312,11 @@ class _Storing:
         changed["streaming"] = self.job.streaming.from_anywhere()
         return self.job.model_copy(update={**changed, "precision": self.precision})
 
-    def _row(self, slide: "SlideJob", stored: "StoredFeatures") -> _Row:
+    def _row(self, slide: "SlideJob", stored: "StoredFeatures", *, was_there: bool) -> _Row:
         from wsi_ips.inference.slide_work import unreadable
 
         error = unreadable(slide.slide_id, stored.bad_tiles) if stored.bad_tiles else ""
-        return _Row(slide.slide_id, stored.n_patches, "ok", error, stored.note)
+        return _Row(slide.slide_id, stored.n_patches, "ok", error, stored.note, was_there=was_there)
 
     def forget_stale(self, slide: "SlideJob") -> None:
         """Remove stored features of a slide that has failed, unless they are as they would be made today."""
@@ -347,6 +358,7 @@ def _store_all(
     """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone. batch: the
     workers; None: this process does it all. raises: a slide's error is the command's."""
     from wsi_ips.inference.slide_rows import SlideRows
+    from wsi_ips.timeline import working
 
     rows: dict[str, _Row] = {}
     folder = storing.export.folder
@@ -364,6 +376,8 @@ def _store_all(
         )
         with closing(done) as stored:
             for row in stored:
+                if not row.was_there:
+                    working()
                 if raises and row.raised is not None:
                     raise row.raised
                 rows[row.slide_id] = row

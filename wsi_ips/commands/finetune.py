@@ -158,12 +158,15 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
     from wsi_ips.slides.base import named
     from wsi_ips.tiling.kept_coords import given_coords
     from wsi_ips.training.cross_validation import cross_validate, forget_folds, mean_and_sd, write_figures
+    from wsi_ips.training.learned_from import LearnedFrom
     from wsi_ips.training.model_card import write_folds_card
     from wsi_ips.training.processes import is_first_process
 
     if job.restart and is_first_process():
         forget_folds(job.out)
     find = _find_patches(job)
+    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, [record.slide_id for record in manifest.records])
+    read = manifest.split("train+val")
     folds = cross_validate(
         manifest,
         job,
@@ -171,13 +174,13 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
         k=k,
         inner_val=job.inner_val,
         train=lambda divided, out: _train(divided, job, out, progress),
-        coords=given_coords(find, [record.slide_id for record in manifest.split("train+val")]),
+        coords=given_coords(find, [record.slide_id for record in read]),
+        learned_from=LearnedFrom.now(read, job, features=job.features, slide_mpp=slide_mpp),
     )
     if not is_first_process():
         return Outcome([])
     lines = [f"fold {fold.number} was complete already" for fold in folds if fold.skipped]
     bad = {slide_id: reason for fold in folds for slide_id, reason in fold.bad.items()}
-    slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, [record.slide_id for record in manifest.records])
     rows = predict_held_out(
         manifest, job, folds, out=job.out, features=job.features, device=job.device, slide_mpp=slide_mpp,
         find_patches=find, progress=progress,

@@ -490,13 +490,13 @@ def _kind_found() -> str:
     return pick_device().type
 
 
-def draw_overlay(result: "SlideResult", path: Path) -> None:
-    """Draw a slide's overlay with the defaults, whatever process this is."""
+def draw_overlay(result: "SlideResult", path: Path, fingerprint: str) -> None:
+    """Draw a slide's overlay with the defaults, whatever process this is. ``fingerprint`` is that of the slide."""
     from wsi_ips.heatmaps.overlay import write_overlay
     from wsi_ips.slides.registry import open_slide
 
     with open_slide(locate(result.slide_path)) as slide:
-        write_overlay(path, slide, result)
+        write_overlay(path, slide, result, fingerprint=fingerprint)
 
 
 def _slide_jobs(job: PredictJob, slides: Location) -> "list[SlideJob]":

@@ -27,14 +27,16 @@ from wsi_ips.progress import Progress, silent
 if TYPE_CHECKING:
     from wsi_ips.datasets.known_sets import Listed
     from wsi_ips.datasets.manifest import Manifest
-    from wsi_ips.evaluation.run.compare import Planned
+    from wsi_ips.evaluation.run.compare import ContentNow, Planned
     from wsi_ips.evaluation.run.result_table import JobResult, Published
 
 MANIFEST, SLIDES, OUTLINES, FEATURES = "manifest.csv", "slides", "outlines", "features"
 COSTS = "costs.json"
 """What a job cost, beside what ``compare`` counts."""
 STORED = "stored.json"
-"""That all features are there, and what they cost."""
+"""That all features are there, what they cost, and the fingerprints of the slides that they were made from."""
+SCORED = "scored.json"
+"""What a job was scored on, beside what the figures themselves say."""
 
 
 class TableJob(TableConfig, Job):
@@ -84,6 +86,7 @@ def table(job: TableJob, progress: Progress) -> Outcome:
     :class:`ConfigError` for a row that cannot be trained, or a folder that holds a row with other settings.
     """
     from wsi_ips.datasets.known_sets import look
+    from wsi_ips.evaluation.run.compare import ContentNow
     from wsi_ips.evaluation.run.result_table import read_published, write_tables
     from wsi_ips.storage.held_folder import held
 
@@ -96,7 +99,7 @@ def table(job: TableJob, progress: Progress) -> Outcome:
         )
     with held(job.out, below=[], undo=[job.out / MANIFEST], results="table.csv"):
         manifest = _laid_out(job, listed)
-        results = _Run(job, manifest, progress).all(asked)
+        results = _Run(job, manifest, progress, ContentNow()).all(asked)
         paths = write_tables(
             job, results, published, {name: one.model.encoder.name for name, one in asked.items()}
         )
@@ -210,6 +213,7 @@ class _Run:
     job: TableJob
     manifest: "Manifest"
     progress: Progress
+    content: "ContentNow"
 
     def all(self, asked: Mapping[str, FinetuneJob]) -> list["JobResult"]:
         """Run what is not complete. Rows on pixels are checked first: features take hours."""
@@ -270,7 +274,7 @@ class _Run:
         return tasks
 
     def _check(self, tasks: Sequence[_Task]) -> None:
-        """Raise :class:`ConfigError` for a row that cannot be trained, or a folder with other settings."""
+        """Raise :class:`ConfigError` for a row that cannot be trained, or a folder of other settings or slides."""
         from wsi_ips.evaluation.run.compare import Finished, is_done
         from wsi_ips.models.build import check_aggregator
 
@@ -281,7 +285,7 @@ class _Run:
             raise ConfigError(f"row {tasks[0].row}: {error}") from None
         for task in tasks:
             if is_done(task.planned):
-                Finished.read(task.planned, skipped=True)
+                Finished.read(task.planned, skipped=True, now=self.content.of(task.planned))
 
     def _check_frozen(self, row: str, asked: FinetuneJob) -> None:
         """Check a row on features before they are stored; where they are, its folders too."""
@@ -296,8 +300,14 @@ class _Run:
         except ConfigError as error:
             raise ConfigError(f"row {row}: {error}") from None
         storing, content = self._storing(asked)
-        if _costs_at(storing.out / STORED, content) is not None:
+        if _stored_at(storing.out / STORED, content, self._slides()) is not None:
             self._stored(row, asked)
+
+    def _slides(self) -> dict[str, str]:
+        """The fingerprints of the slides as they are now."""
+        from wsi_ips.training.learned_from import slide_fingerprints
+
+        return slide_fingerprints(self.manifest.records)
 
     def _storing(self, asked: FinetuneJob) -> tuple[FeaturesJob, str]:
         """The job that stores the features of a row, and a text that tells its encoder and patches."""
@@ -322,16 +332,17 @@ class _Run:
         ), content
 
     def _stored(self, row: str, asked: FinetuneJob) -> tuple[list[_Task], dict[str, float | None]]:
-        """Store the features of a frozen row where they are not yet; its jobs, and what the features cost."""
+        """Store the features of a frozen row where they are not yet, or where slides have changed since; its jobs,
+        and what the features cost.
+        """
         from wsi_ips.datasets.feature_files import list_features, open_features
 
         storing, content = self._storing(asked)
-        folder = storing.out
-        costs = _costs_at(folder / STORED, content)
+        folder, slides = storing.out, self._slides()
+        costs = _stored_at(folder / STORED, content, slides)
         if costs is None:
-            self._in_process(_store, storing, content)
-            costs = _costs_at(folder / STORED, content)
-        assert costs is not None
+            self._in_process(_store, storing, content, slides)
+            costs = _read_json(folder / STORED)
         files = list_features(folder)
         width = open_features(next(iter(files.values()))).width
         there = replace(
@@ -347,7 +358,7 @@ class _Run:
         from wsi_ips.evaluation.run.result_table import JobResult, read_scores, unscored_slides
 
         row, seed = task.row, task.planned.seed
-        skipped = is_done(task.planned) and _is_scored(task.scored)
+        skipped = is_done(task.planned) and _is_scored(task)
         try:
             if not skipped:
                 self._in_process(_train_and_score, task)
@@ -405,34 +416,59 @@ def _train_and_score(task: _Task, isolated: bool) -> None:
                 "device": torch.cuda.get_device_name(device) if cuda else device.type,
             },
         )
+    outlines = _outlines_of(task.scored)
     evaluate(task.scored, silent)
+    _write_json(task.planned.out / SCORED, {"outlines": outlines})
 
 
-def _store(job: FeaturesJob, content: str, isolated: bool) -> None:
-    """Store features, and record that they are all there."""
+def _store(job: FeaturesJob, content: str, slides: Mapping[str, str], isolated: bool) -> None:
+    """Store features, and record that they are all there. Those of slides that have not changed stay."""
     started = perf_counter()
+    before = _read_json(job.out / STORED)
+    earlier = float(before.get("seconds", 0.0)) if before.get("content") == content else 0.0
     outcome = store_features(job, silent)
     _write_json(
         job.out / STORED,
         {
             "content": content,
-            "seconds": perf_counter() - started,
+            "slides": dict(slides),
+            "seconds": earlier + perf_counter() - started,
             "bytes": sum(path.stat().st_size for path in job.out.rglob("*") if path.is_file()),
             "failed": [line for line in outcome.lines if line.startswith("failed: ")],
         },
     )
 
 
-def _costs_at(path: Path, content: str) -> dict[str, Any] | None:
+def _stored_at(path: Path, content: str, slides: Mapping[str, str]) -> dict[str, Any] | None:
+    """What is noted of stored features; None if they are not all there, or of other settings or slides. A slide
+    that cannot be read now is not compared. Notes of earlier versions do not name the slides.
+    """
     held = _read_json(path)
-    return held if held.get("content") == content else None
+    before = held.get("slides")
+    if held.get("content") != content or not isinstance(before, dict):
+        return None
+    return held if all(before.get(name) == now for name, now in slides.items() if now) else None
 
 
-def _is_scored(job: EvaluateJob) -> bool:
-    """Whether the run has been evaluated with these settings."""
-    return _read_json(job.run / "evaluation" / "metrics.json").get("job") == {
-        "command": "evaluate", **job.model_dump(mode="json"),
-    }  # fmt: skip
+def _is_scored(task: _Task) -> bool:
+    """Whether the run has been evaluated with these settings, on lesions with these outlines."""
+    job = task.scored
+    held = _read_json(job.run / "evaluation" / "metrics.json")
+    if held.get("job") != {"command": "evaluate", **job.model_dump(mode="json")}:
+        return False
+    return job.annotations is None or _read_json(task.planned.out / SCORED).get("outlines") == _outlines_of(
+        job
+    )
+
+
+def _outlines_of(job: EvaluateJob) -> str:
+    """A digest of the outlines that lesions are scored on, of all their bytes; empty without any."""
+    if job.annotations is None:
+        return ""
+    digest = sha256()
+    for path in sorted(job.annotations.iterdir()) if job.annotations.is_dir() else ():
+        digest.update(f"{path.name}\0{sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

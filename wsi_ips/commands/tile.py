@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from wsi_ips.inference.in_hand import SlidesInHand
     from wsi_ips.tiling.patches import SlideToTile, TiledSlide, TilingFolder
 
-TABLE = "tiles.csv"
-COLUMNS = ("n_patches", "status", "error", "note")
-
 
 class TileJob(Resolution, Job):
     """Find tissue and write coordinates; no model."""
@@ -147,6 +144,7 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
 
 def _held(out: Path) -> AbstractContextManager[None]:
     from wsi_ips.storage.held_folder import held
+    from wsi_ips.tiling.kept_coords import TABLE
 
     below = (out / "patches", out / "contours_geojson", out / "previews")
     return held(out, below=below, undo=(out / TABLE,), results="patches/*.h5")
@@ -163,6 +161,8 @@ def _tile_all(
 ) -> dict[str, "TiledSlide"]:
     """{slide_id: what became of it}. Slides that an earlier start died of come last, and alone."""
     from wsi_ips.inference.slide_rows import SlideRows
+    from wsi_ips.tiling.kept_coords import COLUMNS, TABLE
+    from wsi_ips.timeline import working
 
     tiled: dict[str, TiledSlide] = {}
     others, suspects = in_hand.apart(slides, lambda slide: slide.slide_id)
@@ -173,6 +173,8 @@ def _tile_all(
     here = chain(_tiled(folder, others, in_hand, workers=workers), _tiled_alone(folder, suspects, in_hand))
     with rows as table, progress("Tiling", total=len(slides)) as advance:
         for slide, done in here if scheduler is None else _tiled_on(scheduler, folder, slides, in_hand):
+            if not done.was_there:
+                working()
             if done.raised is not None and slide.path == folder.alone:
                 raise done.raised
             tiled[slide.slide_id] = done

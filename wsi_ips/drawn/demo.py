@@ -79,10 +79,11 @@ def run_demo(
     describe_run(run, config=config.model_dump(mode="json"), checkpoint=report.checkpoint, sha256=sha256)
     outlines = {record.slide_id: _annotation(record, data) for record in held_out}
 
-    def draw(result: SlideResult, path: Path) -> None:
+    def draw(result: SlideResult, path: Path, fingerprint: str) -> None:
         annotation = outlines[result.coords.slide_id]
+        lesions = lesion_area(annotation).geoms if annotation else ()
         with open_slide(result.slide_path) as slide:
-            write_overlay(path, slide, result, outlines=lesion_area(annotation).geoms if annotation else ())
+            write_overlay(path, slide, result, outlines=lesions, fingerprint=fingerprint)
 
     jobs = [SlideJob(record.slide_id, record.path) for record in held_out]
     tables = predict_slides(jobs, predictor, run, draw=draw, progress=progress)

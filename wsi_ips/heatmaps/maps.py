@@ -330,9 +330,14 @@ def check_finite(result: SlideResult, values: NDArray[np.float32], what: str = "
         raise ResultsError(result.coords.slide_id, f"has {what} that is not finite", "predict it again")
 
 
-def check_same_slide(slide: SlideReader, result: SlideResult) -> None:
+def check_same_slide(slide: SlideReader, result: SlideResult, *, fingerprint: str = "") -> None:
     """Check that the slide is the one that the result was predicted from: by its size, and by its content where it
     lies where it was predicted. A slide that lies elsewhere may be a copy in another container.
+
+    Args:
+        slide: The slide.
+        result: What was predicted.
+        fingerprint: That of the slide, where it was taken just now; otherwise it is taken here.
 
     Raises:
         ResultsError: It is another slide. Its map would be drawn over pixels that it does not belong to.
@@ -347,7 +352,7 @@ def check_same_slide(slide: SlideReader, result: SlideResult) -> None:
         )
     then = "" if result.made_from is None else result.made_from.slide
     if then and isinstance(path, Path) and str(path) == result.slide_path:
-        now = files_fingerprint(files_of(path))
+        now = fingerprint or files_fingerprint(files_of(path))
         if now and now != then:
             raise ResultsError(
                 path,

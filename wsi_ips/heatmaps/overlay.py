@@ -96,13 +96,15 @@ def write_overlay(
     options: HeatOptions = DEFAULT_HEAT,
     *,
     outlines: Sequence[Polygon] = (),
+    fingerprint: str = "",
 ) -> None:
     """Draw an overlay and write it as a PNG, whole or not at all, with its facts as PNG text.
 
-    The options and errors are those of :func:`draw_overlay`. The picture is drawn and written band by band, so
-    that memory grows with its width and not with its area.
+    The options and errors are those of :func:`draw_overlay`. ``fingerprint`` is that of the slide, where it was
+    taken just now; otherwise it is taken here. The picture is drawn and written band by band, so that memory grows
+    with its width and not with its area.
     """
-    drawing = _Drawing(slide, result, options, outlines=outlines)
+    drawing = _Drawing(slide, result, options, outlines=outlines, fingerprint=fingerprint)
     below = np.asarray(draw_legend(drawing.picture_px, drawing.legend))
     height, paper = drawing.picture_px[1], below.shape[1] - drawing.picture_px[0]
     with whole_file(path) as partial, partial.open("wb") as file:
@@ -125,10 +127,11 @@ class _Drawing:
         options: HeatOptions,
         *,
         outlines: Sequence[Polygon] = (),
+        fingerprint: str = "",
     ) -> None:
         side_px = DEFAULT_SIDE_PX if options.side_px is None else options.side_px
         _check_options(alpha=options.alpha, side_px=side_px)
-        check_same_slide(slide, result)
+        check_same_slide(slide, result, fingerprint=fingerprint)
         coords = result.coords
         self.slide, self.alpha = slide, options.alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)

@@ -77,7 +77,8 @@ def label_cases(
         running = set(tables.left_running)
         in_hand.suspect(case.name for case in cases if running & {job.slide_id for job in case.slides})
         try:
-            left = [case for case in cases if not take_found(case, setup.recorder(), tables)]
+            left = take_known(cases, setup.recorder(), tables)
+            left = [case for case in left if not take_found(case, setup.recorder(), tables)]
             others, suspects = in_hand.apart(left, lambda case: case.name)
             if others:
                 label_cases_here(
@@ -128,27 +129,57 @@ def label_case(case: CaseJob, work: SlideWork, *, progress: Progress = silent) -
 
         def read(jobs: Sequence[SlideJob], slides: Sequence[PreparedSlide]) -> list[Done]:
             results = work.predictor.read_case(slides, case_id=case.case_id, progress=progress)
-            return [work.recorder.write(job, result) for job, result in zip(jobs, results, strict=True)]
+            return [
+                work.recorder.write(job, result, slide.known_source)
+                for job, result, slide in zip(jobs, results, slides, strict=True)
+            ]
 
         return _from_what_can_be_read(case, prepare, read, work.recorder)
+
+
+def take_known(cases: Sequence[CaseJob], recorder: SlideRecorder, tables: RunTables) -> list[CaseJob]:
+    """Note the cases that are known to be labelled from all of their slides as they are now, without opening a
+    file of theirs, and return the others.
+    """
+    slides = [job for case in cases for job in case.slides]
+    known = {done.row.slide_id: done for done in recorder.known(slides, tables.tasks)}
+    left = []
+    for case in cases:
+        found = [known.get(job.slide_id) for job in case.slides]
+        if not _take(case, found, tables):
+            left.append(case)
+    return left
 
 
 def take_found(case: CaseJob, recorder: SlideRecorder, tables: RunTables) -> bool:
     """Whether an earlier start has labelled the case from all of its slides as they are now. Its rows are noted
     then; otherwise all of it has to be done again.
     """
-    names = tuple(job.slide_id for job in case.slides)
-    found = []
+    found: list[Done | None] = []
     for job in case.slides:
-        done = recorder.found(job)
-        if done is None or done.row.case is None:
+        found.append(recorder.found(job))
+        if not _is_of(case, found[-1]):
             return False
-        if (done.row.case.case_id, done.row.case.slides) != (case.case_id, names):
-            return False
-        found.append(done)
-    for done in found:
+    return _take(case, found, tables)
+
+
+def _take(case: CaseJob, found: Sequence[Done | None], tables: RunTables) -> bool:
+    """Note what was found of the slides of a case, if it is of all of them, read together."""
+    whole = [done for done in found if done is not None and _is_of(case, done)]
+    if len(whole) < len(case.slides):
+        return False
+    for done in whole:
         tables.add(done)
     return True
+
+
+def _is_of(case: CaseJob, done: Done | None) -> bool:
+    names = tuple(job.slide_id for job in case.slides)
+    return (
+        done is not None
+        and done.row.case is not None
+        and (done.row.case.case_id, done.row.case.slides) == (case.case_id, names)
+    )
 
 
 def predict_feature_cases(

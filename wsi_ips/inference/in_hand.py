@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -45,8 +46,9 @@ from wsi_ips.timeline import slide as timeline_slide
 from wsi_ips.units import Mpp
 
 if TYPE_CHECKING:
+    from wsi_ips.inference.made_from import SlideSource
     from wsi_ips.inference.predict import PreparedSlide
-    from wsi_ips.inference.slide_work import SlideJob, SlideWork
+    from wsi_ips.inference.slide_work import SlideJob, SlideRecorder, SlideWork
 
 
 logger = logging.getLogger(__name__)
@@ -251,7 +253,7 @@ def looked_ahead(
     nobody has looked ahead, as for the first slide; or with :class:`Died` if the process that looked ahead died.
     Whether the slide was to blame, or memory was short, can only be told when nothing else is going on.
     """
-    coming: Future[_Found] | None = None
+    coming: Future[tuple[SlideSource, _Found]] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-ahead") as pool:
         for number, job in enumerate(jobs):
             current, coming = coming, None
@@ -259,7 +261,7 @@ def looked_ahead(
             if number + 1 < len(jobs):
                 following = jobs[number + 1]
                 task: _Task = (work.predictor.find_patches, following.path, following.slide_id, following.mpp)
-                coming = pool.submit(alone, carried(_find, who="ahead"), task)
+                coming = pool.submit(_found_from, work.recorder, following, carried(_find, who="ahead"), task)
             yield job, prepare
 
 
@@ -271,16 +273,25 @@ def _find(task: _Task) -> _Found:
         return find_patches(slide, slide_id=slide_id, mpp=mpp), time.perf_counter() - started
 
 
-def _outcome(found: "Future[_Found]", job: "SlideJob", work: "SlideWork") -> Prepare | Died | None:
+def _found_from(
+    recorder: "SlideRecorder", job: "SlideJob", find: Callable[[_Task], _Found], task: _Task
+) -> "tuple[SlideSource, _Found]":
+    """What the slide is before it is opened, and its patches."""
+    return recorder.source(job), alone(find, task)
+
+
+def _outcome(
+    found: "Future[tuple[SlideSource, _Found]]", job: "SlideJob", work: "SlideWork"
+) -> Prepare | Died | None:
     try:
-        coords, seconds = found.result()
+        source, (coords, seconds) = found.result()
     except Died as death:
         return death
     except NotStarted:
         return None
     except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
         return _raising(error)
-    return lambda: work.predictor.opened(job.path, coords, seconds=seconds)
+    return lambda: replace(work.predictor.opened(job.path, coords, seconds=seconds), source=source)
 
 
 def _raising(error: Exception) -> Prepare:

@@ -1,26 +1,24 @@
 """``known.jsonl``: what the results of a run say, so that the next start goes on without opening each of them.
 
-A start that goes on with a run has to know which slides are done. To open a result, and to take the fingerprint
-of its slide, are milliseconds on a local disk and far more on a network drive; of 100,000 slides they are hours.
-So each result leaves a line when it is stored (:meth:`KnownResults.add`): what a result says beside its
-attention, and the stamps of the files that it was made from and is stored in. A stamp is the file's size, the
-times of its last changes and its number on the disk. The next start looks at the stamps alone
-(:meth:`KnownResults.matching`). Where one differs, or a line is missing or cannot be read, the result is opened
-and the content decides, as without this file; it may be deleted at any time.
+A start that goes on with a run has to know which slides are done. To open a result, and to take the fingerprint of
+its slide, are milliseconds on a local disk and far more on a network drive; of 100,000 slides they are hours. So
+each result leaves a line when it is stored (:meth:`KnownResults.add`): what a result says beside its attention,
+and the stamps of the files that it was made from and is stored in (:mod:`wsi_ips.inference.slide_stamps`, which
+also says which slides have none). The next start looks at the stamps alone (:meth:`KnownResults.matching`). Where
+one differs, or a line is missing or cannot be read, the result is opened and the content decides, as without this
+file; it may be deleted at any time.
 
-Only slides that are one file each have lines: not DICOM, MIRAX and Zarr, whose files are many.
+Where all slides of a case are one bag, a line also says of which case the slide is, and which slides were read
+with it. The case is known if all of its slides are.
 """
 
 import json
 import logging
 import math
 import os
-import stat
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,9 +26,9 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.errors import one_line
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.predictions import PredictionRow
-from wsi_ips.slides.folder import files_of
+from wsi_ips.inference.results import PartOfCase
+from wsi_ips.inference.slide_stamps import FILE, Asked, Stamps, answer, asked_again, stamp
 from wsi_ips.storage.files import whole_file
-from wsi_ips.storage.fingerprint import MIRAX_SUFFIX
 from wsi_ips.storage.location import Location
 
 logger = logging.getLogger(__name__)
@@ -45,9 +43,8 @@ LOOKING = 16
 """Threads that look at files, which is waiting on a network drive."""
 PER_THREAD = 128
 """Files that a thread looks at in one go."""
-SETTLED_NS = 2_000_000_000
-"""A file that was changed less than this ago may change again without a new stamp: some disks tell time in steps
-of two seconds."""
+MOST_SHARE = 1.001
+"""Largest share of a slide in the attention of its case: 1, and some rounding."""
 SPARE_LINES = 1000
 """How many lines that newer ones replace the file may hold, beside as many as there are slides."""
 
@@ -81,46 +78,6 @@ class WithPath(Protocol):
     def mpp(self) -> float | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stamps:
-    """The stamps of what a result is made from: the slide's file, and the files of its coordinates, if it has any.
-
-    They have to be taken before the fingerprints that they stand for. ``slide`` is empty if there is none.
-    """
-
-    slide: str
-    patches: str = ""
-
-    @classmethod
-    def of(cls, slide: Location, patches: Sequence[Path] | None) -> "Stamps":
-        """The stamps now. None of a slide of several files, and none of files that were changed just now."""
-        if (
-            patches is None
-            or not isinstance(slide, Path)
-            or slide.suffix.lower() == MIRAX_SUFFIX
-            or files_of(slide) != [slide]
-        ):
-            return cls("")
-        slides, beside = stamp(slide, settled=True), [stamp(path, settled=True) for path in patches]
-        return cls(slides if all(beside) else "", " ".join(beside))
-
-
-def stamp(path: Path | str, *, settled: bool = False) -> str:
-    """Size, times of change and number of a file, as text. Empty if it is not there or no plain file.
-
-    With ``settled`` it is also empty for a file that was changed just now.
-    """
-    try:
-        about = os.stat(path)  # noqa: PTH116 - a Path for each of 200,000 files takes a second
-    except (OSError, ValueError):
-        return ""
-    if not stat.S_ISREG(about.st_mode):
-        return ""
-    if settled and time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns) < SETTLED_NS:
-        return ""
-    return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_ino}"
-
-
 def known_line(
     row: PredictionRow,
     made_from: MadeFrom,
@@ -146,13 +103,13 @@ def known_line(
         holds: Which of ``embeddings`` and ``gradients`` are stored with it.
         note: Its note in ``slides.csv``.
     """
-    if not (stamps.slide and result and checkpoint and made_from.slide) or row.case is not None:
+    if not (stamps.slide and stamps.settled and result and checkpoint and made_from.slide):
         return ""
     told = {
         "slide_id": row.slide_id, "path": slide_path, "stamps": [stamps.slide, stamps.patches, result],
         "checkpoint": checkpoint, "made_from": made_from.to_json(), "bad_tiles": bad_tiles, "holds": list(holds),
         "probabilities": row.probabilities, "spread": row.spread, "n_patches": row.n_patches, "error": row.error,
-        "note": note,
+        "note": note, **({} if row.case is None else {"case": row.case.to_json()}),
     }  # fmt: skip
     return json.dumps(told, separators=(",", ":"))
 
@@ -200,12 +157,12 @@ class KnownResults:
                 asked = [
                     (line, job) for line in some if (job := job_of.get(line["slide_id"])) and fits(line, job)
                 ]
-                paths = [str(job.path) for _, job in asked]
-                paths += [f"{stored_in}{job.slide_id}.h5" for _, job in asked]
-                now = _stamps(paths, pool)
-                for place, (line, job) in enumerate(asked):
+                slides = [asked_again(str(job.path), line["stamps"][0]) for line, job in asked]
+                results = [(FILE, f"{stored_in}{job.slide_id}.h5") for _, job in asked]
+                now = _answers([*slides, *results], pool)
+                for (line, job), its, stored in zip(asked, slides, results, strict=True):
                     slide, patches, result = line["stamps"]
-                    if job.slide_id in seen or now[place] != slide or now[len(asked) + place] != result:
+                    if job.slide_id in seen or now[its] != slide or now[stored] != result:
                         continue
                     files = wanted.coordinates(job.slide_id)
                     if files is None or " ".join(map(stamp, files)) != patches:
@@ -296,9 +253,12 @@ class _Fits:
         return self._wanted.same_settings(made_from, job.mpp, bad_tiles=line["bad_tiles"])
 
 
-def _stamps(paths: Sequence[str], pool: ThreadPoolExecutor) -> list[str]:
-    parts = [paths[first : first + PER_THREAD] for first in range(0, len(paths), PER_THREAD)]
-    return [each for part in pool.map(lambda its: [stamp(path) for path in its], parts) for each in part]
+def _answers(asked: Sequence[Asked], pool: ThreadPoolExecutor) -> dict[Asked, str]:
+    """The stamps now. What is asked for several slides is looked at once."""
+    once = list(dict.fromkeys(asked))
+    parts = [once[first : first + PER_THREAD] for first in range(0, len(once), PER_THREAD)]
+    told = pool.map(lambda its: [answer(each) for each in its], parts)
+    return dict(zip(once, chain.from_iterable(told), strict=True))
 
 
 def _row(line: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> PredictionRow | None:
@@ -309,7 +269,10 @@ def _row(line: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> PredictionRow 
     try:
         probabilities = _numbers(line["probabilities"], tasks, of_spread=False)
         spread = _numbers(line["spread"], tasks, of_spread=True) if line["spread"] else {}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        case = None if line.get("case") is None else PartOfCase.from_json(line["case"])
+        if case is not None and not 0 <= case.share <= MOST_SHARE:
+            return None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     return PredictionRow(
         slide_id=line["slide_id"],
@@ -318,6 +281,7 @@ def _row(line: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> PredictionRow 
         n_patches=n_patches,
         error=one_line(line["error"]),
         spread=spread,
+        case=case,
     )
 
 

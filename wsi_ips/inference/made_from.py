@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from wsi_ips.config import StreamingConfig
+from wsi_ips.inference.slide_stamps import Stamps
 from wsi_ips.slides.folder import files_of
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location
@@ -110,6 +111,19 @@ class MadeFrom:
             max_bad_tiles=float(stored["max_bad_tiles"]),
             precision=str(stored.get("precision", "32")),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SlideSource:
+    """What a slide is about to be read from. It has to be taken before the slide, or its coordinates, are opened.
+
+    Attributes:
+        made_from: What its result will be made from. None if that is not known.
+        stamps: What the file system says of the same files, taken before ``made_from``.
+    """
+
+    made_from: MadeFrom | None
+    stamps: Stamps
 
 
 def _source(mpp_given: float | None) -> str:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, SlideReadError
+from wsi_ips.inference.made_from import SlideSource
 from wsi_ips.inference.results import PartOfCase, SlideResult
 from wsi_ips.inference.slide_tasks import Part
 from wsi_ips.inference.telemetry import SlideTelemetry
@@ -131,12 +132,20 @@ class PreparedSlide:
         location: Its path or URL, as given.
         coords: Where its patches lie.
         seconds: How long it took to open it and to find its patches.
+        source: What its files were before it was opened. None if nobody asked, because no result is stored.
     """
 
     slide: SlideReader
     location: Location
     coords: PatchCoords
     seconds: float
+    source: SlideSource | None = None
+
+    @property
+    def known_source(self) -> SlideSource:
+        """``source``, of a slide whose result is to be stored."""
+        assert self.source is not None
+        return self.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +156,13 @@ class ScoredPart(Part):
         store: The attention logits of its patches.
         telemetry: Where the time went.
         bad_tiles: Names of tiles that were unreadable and white.
+        source: What the files of the slide were before it was opened for this part.
     """
 
     store: ScoreStore
     telemetry: SlideTelemetry
     bad_tiles: tuple[str, ...]
+    source: SlideSource | None = None
 
 
 class Predictor:
@@ -357,12 +368,17 @@ class Predictor:
             stream = self._stream(slide, prepared.coords, part=part)
             scores = score_part(cast(IPSNet, self._net), stream)
         telemetry = self._telemetry(prepared, started, stream.telemetry, scores.encode_s, scores.select_s)
-        return ScoredPart(scores.store, telemetry, tuple(stream.telemetry.bad_tiles))
+        return ScoredPart(scores.store, telemetry, tuple(stream.telemetry.bad_tiles), prepared.source)
 
     def read_parts(self, prepared: PreparedSlide, parts: Sequence[ScoredPart]) -> SlideResult:
-        """Label a prepared slide whose parts have all been scored, and close it."""
+        """Label a prepared slide whose parts have all been scored, and close it.
+
+        Raises:
+            SlideReadError: The slide was replaced after a part of it had been scored.
+        """
         started = time.perf_counter()
         with prepared.slide as slide, self._calculating():
+            _check_same_source(prepared, parts)
             stream = self._stream(slide, prepared.coords)
             reading = read_scored(
                 cast(IPSNet, self._net),
@@ -427,6 +443,18 @@ class Predictor:
             normalisers=None if of is None else of.normalisers,
             case=None if of is None else of.part,
         )
+
+
+def _check_same_source(prepared: PreparedSlide, parts: Sequence[ScoredPart]) -> None:
+    now = prepared.source and prepared.source.made_from
+    for part in parts:
+        before = part.source and part.source.made_from
+        if now and before and (why := before.difference(now, bad_tiles=False)):
+            raise SlideReadError(
+                prepared.location,
+                f"was replaced while it was read ({why})",
+                "predict again once nobody writes to it",
+            )
 
 
 def check_parts(pipeline: PipelineConfig) -> None:

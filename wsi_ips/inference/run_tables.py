@@ -21,7 +21,7 @@ from wsi_ips.inference.telemetry import (
     write_slide_table,
 )
 from wsi_ips.storage.files import many_objects
-from wsi_ips.timeline import staged
+from wsi_ips.timeline import staged, working
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,14 @@ class RunTables:
         rows = self._slides.values()
         return [row.telemetry for row in rows if row.status == "ok" and row.telemetry.seconds]
 
+    @property
+    def tasks(self) -> Sequence[TaskConfig]:
+        """The tasks of the run."""
+        return self._tasks
+
     def begun(self, slide_id: str, *, worker: str = "") -> None:
         """Note that a slide is begun, which counts as another attempt. ``worker`` says who does it."""
+        working()
         row = self._slides[slide_id]
         if slide_id in self._predictions:  # the news came late
             self._slides[slide_id] = replace(row, attempts=row.attempts + 1, worker=worker)
@@ -187,6 +193,7 @@ class RunTables:
             self._known.add(done.known)
         row = replace(self._slides[slide_id], status=done.row.status, error=done.row.error, note=done.note)
         if done.telemetry is not None:
+            working()
             self._measured.append(done.telemetry)
             row = replace(row, telemetry=done.telemetry)
         elif done.row.status == "failed":

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from wsi_ips import timeline
 from wsi_ips.config import StreamingConfig, TaskConfig
-from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError
+from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, SlideReadError, WsiIpsError
 from wsi_ips.inference.checkpoints import EnsemblePredictor
-from wsi_ips.inference.known_results import KnownResults, Stamps, known_line, stamp
-from wsi_ips.inference.made_from import MadeFrom
+from wsi_ips.inference.known_results import KnownResults, known_line
+from wsi_ips.inference.made_from import MadeFrom, SlideSource
 from wsi_ips.inference.predictions import PredictionRow
 from wsi_ips.inference.results import SlideResult, read_result, write_result
 from wsi_ips.inference.run_folder import RunFolder
+from wsi_ips.inference.slide_stamps import Stamps, stamp
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.base import failure_in_words
@@ -34,8 +35,10 @@ logger = logging.getLogger(__name__)
 SHOWN_BAD_TILES = 3
 """How many unreadable tiles a message names."""
 
-Draw = Callable[[SlideResult, Path], None]
-"""A function that draws the overlay of a result into a file."""
+Draw = Callable[[SlideResult, Path, str], None]
+"""A function that draws the overlay of a result into a file. The text is the fingerprint of the slide now, so that
+it need not be taken again; empty if it is not known.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,32 +114,57 @@ class SlideRecorder:
         self._find_patches = find_patches
         self._precision = precision
 
+    def source(self, job: SlideJob) -> SlideSource:
+        """What a slide is about to be read from."""
+        stamps = self._stamps(job)
+        return SlideSource(self._made_from(job), stamps)
+
     @timeline.staged("write results")
-    def write(self, job: SlideJob, result: SlideResult) -> Done:
+    def write(self, job: SlideJob, result: SlideResult, source: SlideSource) -> Done:
         """Store a new result, and draw it. If the overlay cannot be drawn, the label stands and the row says
         why. An overlay of an earlier result is removed, whether a new one is drawn or not.
 
+        Args:
+            job: The slide.
+            result: What was found.
+            source: What :meth:`source` said before the slide was opened.
+
         Raises:
             ResultsError: The folder belongs to another run by now.
+            SlideReadError: The slide, or the file of its coordinates, was replaced while it was read.
         """
         if not self._still_ours():
             raise ResultsError(
                 self._run.root, "belongs to another run by now", "the result of this worker is dropped"
             )
-        stamps = self._stamps(job)
-        result = replace(result, made_from=self._made_from(job))
+        self._check_unchanged(job, source)
+        result = replace(result, made_from=source.made_from)
         path = self._run.attention(job.slide_id)
         # Before the result: the next start takes a picture that is there for the stored result's.
         self._run.overlay(job.slide_id).unlink(missing_ok=True)
         write_result(path, result, embeddings=self.embeddings)
         holds = self.embeddings and result.kept_emb_MD is not None
-        known = self._known(job, result, stamps, stamp(path), embeddings=holds)
+        known = self._known(job, result, source.stamps, stamp(path), embeddings=holds)
         return Done(
-            self._row(job, result, redraw=True),
+            self._row(job, result, source, redraw=True),
             result.telemetry,
             note=upsampling_note(result.coords),
             known=known,
         )
+
+    def _check_unchanged(self, job: SlideJob, source: SlideSource) -> None:
+        """Raise :class:`SlideReadError` if the files are not those that were there before the slide was read.
+        Their content is looked at only if the file system cannot tell.
+        """
+        before, stamps = source.made_from, source.stamps
+        if before is None or (stamps.slide and replace(self._stamps(job), settled=stamps.settled) == stamps):
+            return
+        now = self._made_from(job)
+        if now is not None and before.difference(now, bad_tiles=False):
+            why = before.difference(now, bad_tiles=False)
+            raise SlideReadError(
+                job.path, f"was replaced while it was read ({why})", "predict again once nobody writes to it"
+            )
 
     def failed(self, job: SlideJob, error: Exception) -> Done:
         """Note the failure of a slide. What an earlier run left of it is removed."""
@@ -154,12 +182,14 @@ class SlideRecorder:
         """
         if not redraw and self._draw is not None and not self._run.overlay(job.slide_id).exists():
             return None
-        stamps, stored = self._stamps(job), stamp(self._run.attention(job.slide_id))
-        result = self._stored(job)
-        if result is None:
+        stored_as = stamp(self._run.attention(job.slide_id))
+        stored = self._stored(job)
+        if stored is None:
             return None
-        known = self._known(job, result, stamps, stored, embeddings=result.kept_emb_MD is not None)
-        return Done(self._row(job, result, redraw=False), note=upsampling_note(result.coords), known=known)
+        result, source = stored
+        known = self._known(job, result, source.stamps, stored_as, embeddings=result.kept_emb_MD is not None)
+        row = self._row(job, result, source, redraw=False)
+        return Done(row, note=upsampling_note(result.coords), known=known)
 
     def known(self, jobs: Sequence[SlideJob], tasks: Sequence[TaskConfig]) -> Iterator[Done]:
         """What :func:`found` would tell of these slides, as far as it is known without opening a file of theirs.
@@ -233,14 +263,17 @@ class SlideRecorder:
         """Note that a slide killed the process that read it. If it is labelled already, only its overlay has
         failed.
         """
-        result = self._stored(job)
-        if result is None:
+        stored = self._stored(job)
+        if stored is None:
             return self.failed(job, error)
+        result, _ = stored
         complaint = f"overlay of {job.slide_id} not drawn: {error}"
         return Done(PredictionRow.done(result, error=complaint), note=upsampling_note(result.coords))
 
-    def _stored(self, job: SlideJob) -> SlideResult | None:
-        """The stored result of the same slide and patches by the same checkpoint, if there is one."""
+    def _stored(self, job: SlideJob) -> tuple[SlideResult, SlideSource] | None:
+        """The stored result of the same slide and patches by the same checkpoint, if there is one, and what the
+        slide is now.
+        """
         path = self._run.attention(job.slide_id)
         if not self.checkpoint or not path.exists():
             return None
@@ -255,16 +288,17 @@ class SlideRecorder:
             return None
         if self.gradients and result.kept_gradients_MK is None:
             return None
-        if why := self._outdated(job, result):
+        source = self.source(job)
+        if why := self._outdated(result, source):
             logger.warning("slide %s is done again: %s", job.slide_id, why)
             return None
-        return result
+        return result, source
 
-    def _outdated(self, job: SlideJob, result: SlideResult) -> str:
+    def _outdated(self, result: SlideResult, source: SlideSource) -> str:
         """Why a stored result has to be made again, as a text. Empty if it has not."""
         if result.made_from is None:
             return "it does not say what it was made from"
-        now = self._made_from(job)
+        now = source.made_from
         # Coordinates that have disappeared are no reason, because nothing is left to make the result from.
         return "" if now is None else result.made_from.difference(now, bad_tiles=bool(result.bad_tiles))
 
@@ -284,7 +318,7 @@ class SlideRecorder:
     def _still_ours(self) -> bool:
         return self._start is None or self._run.is_of(self._start)
 
-    def _row(self, job: SlideJob, result: SlideResult, *, redraw: bool) -> PredictionRow:
+    def _row(self, job: SlideJob, result: SlideResult, source: SlideSource, *, redraw: bool) -> PredictionRow:
         complaints = []
         if result.bad_tiles:
             complaints.append(unreadable(job.slide_id, result.bad_tiles))
@@ -293,7 +327,7 @@ class SlideRecorder:
             overlay.unlink(missing_ok=True)
             try:
                 with timeline.span("draw overlay"):
-                    self._draw(result, overlay)
+                    self._draw(result, overlay, source.made_from.slide if source.made_from else "")
             except Exception as error:  # noqa: BLE001 - the label took minutes and stands without its picture
                 complaints.append(f"overlay of {job.slide_id} not drawn: {reason(job, error)}")
         return PredictionRow.done(result, error="; ".join(complaints))
@@ -328,13 +362,15 @@ class SlideWork:
         try:
             with timeline.slide(job.slide_id):
                 slide = self.prepare(job) if prepared is None else prepared()
-                return self.recorder.write(job, self.predictor.read(slide, progress=progress))
+                result = self.predictor.read(slide, progress=progress)
+                return self.recorder.write(job, result, slide.known_source)
         except Exception as error:  # noqa: BLE001 - whatever a decoder may raise is this slide's failure
             return self.recorder.failed(job, error)
 
     def prepare(self, job: SlideJob) -> "PreparedSlide":
         """Open the slide and find its patches. Raises the error of the slide, see :meth:`Predictor.prepare`."""
-        return self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp)
+        source = self.recorder.source(job)
+        return replace(self.predictor.prepare(job.path, slide_id=job.slide_id, mpp=job.mpp), source=source)
 
 
 def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:

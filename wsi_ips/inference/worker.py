@@ -211,11 +211,13 @@ class SlideWorker:
 
     def join(self, job: SlideJob, parts: "Sequence[ScoredPart]") -> Done:
         """Label a slide whose parts have been scored."""
+
+        def joined(work: SlideWork) -> Done:
+            prepared = work.prepare(job)
+            return work.recorder.write(job, _one_net(work).read_parts(prepared, parts), prepared.known_source)
+
         with timeline.slide(job.slide_id):
-            return self._of_slide(
-                job,
-                lambda work: work.recorder.write(job, _one_net(work).read_parts(work.prepare(job), parts)),
-            )
+            return self._of_slide(job, joined)
 
     def _of_slide(self, job: SlideJob, what: Callable[[SlideWork], T]) -> T | Done:
         work = self._loaded()

@@ -132,7 +132,7 @@ class TiledFrom:
         outlines that replaces our own segmentation, if any.
         """
         return cls(
-            slide=_slide_fingerprint(slide),
+            slide=slide_fingerprint(slide),
             mpp_given=mpp,
             # Outlines that cannot be read are no outlines that were read before.
             outlines="" if outlines is None else files_fingerprint([outlines]) or "unreadable",
@@ -150,6 +150,11 @@ class TiledFrom:
         This is also True where the slide cannot be read ``now``, if everything else agrees.
         """
         return self.is_same(now) or (not now.slide and replace(self, slide="") == now)
+
+    def is_of_another(self, slide: Location) -> bool:
+        """Whether the file of the slide is another one now. A slide at a URL is not asked for again."""
+        now = slide_fingerprint(slide) if self.slide and isinstance(slide, Path) else ""
+        return bool(now) and now != self.slide
 
     def to_json(self) -> str:
         """One line of JSON, always the same for the same content. :meth:`from_json` reads it."""
@@ -177,7 +182,8 @@ def settings_in_words(tiling: TilingConfig) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _slide_fingerprint(slide: Location) -> str:
+def slide_fingerprint(slide: Location) -> str:
+    """The fingerprint of the files of a slide, at a URL too; empty where they cannot be read."""
     if isinstance(slide, Url):
         from wsi_ips.slides.remote import remote_fingerprint  # slow to import
 

@@ -8,6 +8,7 @@ Several processes may read and fill one folder at the same time. Each file is wr
 process that needs a slide which another one is searching waits for its result instead of searching as well.
 """
 
+import csv
 import errno
 import hashlib
 import logging
@@ -19,19 +20,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_ips.config import TilingConfig
-from wsi_ips.errors import ConfigError, CoordsError
-from wsi_ips.slides.base import SlideReader
+from wsi_ips.errors import ConfigError, CoordsError, one_line
+from wsi_ips.slides.base import SlideReader, failure_in_words, named
+from wsi_ips.storage.files import check_table_size, whole_table
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.system import lock_file, open_flags
 from wsi_ips.tiling.coords import Layout, TiledFrom, read_coords_if_same, stored_tiled_from, write_coords
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, stored_patches
+from wsi_ips.tiling.patches import (
+    FindPatches,
+    PatchesInTissue,
+    replaced_meanwhile,
+    stored_patches,
+    upsampling_note,
+)
 from wsi_ips.units import Mpp
 
 logger = logging.getLogger(__name__)
 
 COORDS = "coords"
 """Folder of the coordinates within the folder of a training."""
+TABLE = "tiles.csv"
+"""Table of the slides that ``tile`` writes into the folder."""
+COLUMNS = ("n_patches", "status", "error", "note")
+"""Its columns, behind ``slide_id``."""
 TURNS = ".turns"
 """Folder, within that of the coordinates, of the files that processes lock while they search a slide."""
 MOST_TURNS = 256
@@ -89,9 +101,13 @@ class KeptPatches:
         path = self._to_write(slide_id)
         try:
             coords = PatchesInTissue(self.tiling)(slide, slide_id=slide_id, mpp=mpp)
-        except Exception:
+            if now.is_of_another(slide.info.path):
+                raise replaced_meanwhile(slide.info.path)
+        except Exception as failure:
             try:
                 self._forget(path, slide_id)  # what --from-coords would otherwise believe
+                why = named(slide_id, failure_in_words(slide_id, failure))
+                self._note(slide_id, (0, "failed", one_line(why), ""))
             except OSError as error:
                 logger.warning("the stale coordinates of %s are not removed: %s", slide_id, error)
             raise
@@ -99,9 +115,28 @@ class KeptPatches:
             self._forget(path, slide_id)
             layout: Layout = "trident" if path.stem == f"{slide_id}_patches" else "clam"
             write_coords(path, coords, layout=layout, info=slide.info, made_from=now)
+            self._note(slide_id, (len(coords), "ok", "", upsampling_note(coords)))
         except OSError as error:
             logger.warning("the coordinates of %s are not kept: %s", slide_id, error)
         return coords
+
+    def _note(self, slide_id: str, cells: Sequence[object]) -> None:
+        """Correct the slide's row in the table that ``tile`` wrote, if there is one: it told of coordinates that
+        have been replaced. Nothing else in the table changes.
+        """
+        path = self.folder / TABLE
+        if not path.is_file():
+            return
+        with self._alone("table"):
+            rows = _table(path)
+            row = [slide_id, *map(str, cells)]
+            places = [place for place, each in enumerate(rows) if place and each[:1] == [slide_id]]
+            if not places or all(rows[place] == row for place in places):
+                return
+            for place in places:
+                rows[place] = row
+            with whole_table(path) as writer:
+                writer.writerows(rows)
 
     def _files(self, slide_id: str) -> tuple[Path, Path]:
         below = self.folder / "patches"
@@ -142,11 +177,15 @@ class KeptPatches:
 
     @contextmanager
     def _turn(self, slide_id: str) -> Iterator[None]:
-        """Keep other processes from searching the slide within the ``with`` block, once none of them does. Where
-        there are no locks, nobody waits.
-        """
+        """Keep other processes from searching the slide within the ``with`` block, once none of them does."""
         number = int(hashlib.sha256(slide_id.encode()).hexdigest(), 16) % MOST_TURNS
-        path = self.folder / TURNS / f"{number:02x}"
+        with self._alone(f"{number:02x}"):
+            yield
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Hold a lock of this name within the ``with`` block. Where there are no locks, nobody waits."""
+        path = self.folder / TURNS / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The file stays: whoever removes it may split those that open it before from those that come after.
@@ -159,6 +198,17 @@ class KeptPatches:
             yield
         finally:
             os.close(descriptor)  # which unlocks it
+
+
+def _table(path: Path) -> list[list[str]]:
+    """The rows of a table of ``tile``, with its header; none of a table that is not one."""
+    try:
+        check_table_size(path, CoordsError)
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, strict=True))
+    except (CoordsError, csv.Error, UnicodeDecodeError):
+        return []
+    return rows if rows and rows[0] == ["slide_id", *COLUMNS] else []
 
 
 def _lock(descriptor: int) -> None:

@@ -25,7 +25,7 @@ from shapely import Polygon
 
 from wsi_ips import timeline
 from wsi_ips.config import CoarseConfig, TilingConfig
-from wsi_ips.errors import ConfigError, CoordsError, NoTissue, TooCoarse
+from wsi_ips.errors import ConfigError, CoordsError, NoTissue, SlideReadError, TooCoarse
 from wsi_ips.slides.base import SlideInfo, SlideReader, failure_in_words, named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.held_folder import first_difference
@@ -622,6 +622,8 @@ def _tile(folder: TilingFolder, slide: SlideToTile, now: TiledFrom) -> PatchCoor
             folder.picture(slide.slide_id).unlink(missing_ok=True)  # it shows another mask
     if not len(coords):
         raise no_patches(slide.path, coords, mask, folder.config)
+    if now.is_of_another(slide.path):
+        raise replaced_meanwhile(slide.path)
     with timeline.span("write results"):
         if given is None:
             write_geojson(folder.outlines(slide.slide_id), contours)
@@ -629,6 +631,11 @@ def _tile(folder: TilingFolder, slide: SlideToTile, now: TiledFrom) -> PatchCoor
     if given is not None:
         _forget_contours(folder, slide)
     return coords
+
+
+def replaced_meanwhile(slide: Location) -> SlideReadError:
+    """The error of a slide whose file is another one than when its tissue was searched."""
+    return SlideReadError(slide, "was replaced while it was read", "start again once nobody writes to it")
 
 
 def _given_tissue(outlines: Path, folder: TilingFolder, slide: SlideToTile, info: SlideInfo) -> TissueMask:

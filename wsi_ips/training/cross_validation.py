@@ -21,6 +21,7 @@ from wsi_ips.errors import ConfigError
 from wsi_ips.storage.files import whole_file
 from wsi_ips.timeline import TIMELINE_NAME
 from wsi_ips.training.fit import deciding_settings
+from wsi_ips.training.learned_from import LearnedFrom
 from wsi_ips.training.run_state import BEST_NAME, FinetuneReport, forget_run
 
 DONE_NAME = "fold.json"
@@ -74,6 +75,7 @@ def cross_validate(
     inner_val: float,
     train: Train,
     coords: str = "",
+    learned_from: LearnedFrom | None = None,
 ) -> tuple[Fold, ...]:
     """Divide the ``train`` and ``val`` cases into ``k`` folds and train once without each. ``test`` is not read.
 
@@ -92,6 +94,8 @@ def cross_validate(
         train: Does one training.
         coords: Fingerprint of the coordinates that the user gave, see
             :func:`wsi_ips.training.fit.train_bags`.
+        learned_from: The content of the files of all slides now: a complete fold that learned from other content
+            is refused. None: it is not compared.
 
     Raises:
         ConfigError: There are too few cases, or ``out`` holds another cross-validation.
@@ -100,7 +104,8 @@ def cross_validate(
     _write_folds(out / "folds.csv", manifests)
     folds: list[Fold] = []
     for number, fold_manifest in enumerate(manifests):
-        folds.append(_fold(number, fold_manifest, config, out / f"fold_{number}", train, coords))
+        its = None if learned_from is None else learned_from.only(_read_by(fold_manifest))
+        folds.append(_fold(number, fold_manifest, config, out / f"fold_{number}", train, coords, its))
         # After every fold, so that a run that is killed leaves the figures so far.
         write_figures(out / "cv.csv", folds)
     return tuple(folds)
@@ -162,13 +167,24 @@ def _yes_or_no(task: TaskConfig) -> bool:
     return task.activation == "sigmoid" and len(task.classes) == 1
 
 
+def _read_by(manifest: Manifest) -> list[str]:
+    """The slides that a fold learns from, or chooses its epoch on."""
+    return [record.slide_id for record in manifest.records if record.split != "test"]
+
+
 def _fold(
-    number: int, manifest: Manifest, config: FinetuneConfig, out: Path, train: Train, coords: str
+    number: int,
+    manifest: Manifest,
+    config: FinetuneConfig,
+    out: Path,
+    train: Train,
+    coords: str,
+    learned_from: LearnedFrom | None,
 ) -> Fold:
     what = run_fingerprint(manifest, config, coords)
     done, held_out = out / DONE_NAME, tuple(record.slide_id for record in manifest.split("test"))
     if done.is_file():
-        return _done(done, number, what, held_out)
+        return _done(done, number, what, held_out, learned_from)
     report = train(manifest, out)
     fold = Fold(
         number,
@@ -180,13 +196,17 @@ def _fold(
         checkpoint=out / BEST_NAME,
     )
     held = {"run": what, "train_slides": fold.train_slides, "val_slides": fold.val_slides,
-            "bad": fold.bad, "figures": dict(fold.figures)}  # fmt: skip
+            "bad": fold.bad, "figures": dict(fold.figures),
+            "learned_from": None if learned_from is None else learned_from.to_json()}  # fmt: skip
     with whole_file(done) as partial:
         partial.write_text(json.dumps(held, indent=2) + "\n")
     return fold
 
 
-def _done(path: Path, number: int, what: str, held_out: tuple[str, ...]) -> Fold:
+def _done(path: Path, number: int, what: str, held_out: tuple[str, ...], now: LearnedFrom | None) -> Fold:
+    """The fold that is complete. Raises :class:`ConfigError` if it is of another cross-validation, or learned from
+    files that have changed since; folds of earlier versions do not say what they learned from.
+    """
     try:
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if held["run"] != what:
@@ -194,10 +214,16 @@ def _done(path: Path, number: int, what: str, held_out: tuple[str, ...]) -> Fold
                 f"{path.parent}: holds a fold of another cross-validation (with other settings or slides); "
                 "write to a new folder"
             )
+        before = held.get("learned_from")
+        if now is not None and before is not None and (why := LearnedFrom.from_json(before).difference(now)):
+            raise ConfigError(
+                f"{path.parent}: holds a fold that learned from other files ({why}); give --restart to begin anew "
+                "in this folder, or write to a new one"
+            )
         train_slides, val_slides = int(held["train_slides"]), int(held["val_slides"])
         bad = {str(slide_id): str(reason) for slide_id, reason in held["bad"].items()}
         figures = {str(name): float(value) for name, value in held["figures"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: cannot be read ({error}); delete it to go on with this fold") from None

@@ -28,6 +28,7 @@ from wsi_ips.streaming.stream import Chunk
 from wsi_ips.tiling.grid import rows_of
 from wsi_ips.training.bags import bags_of, without_slides
 from wsi_ips.training.fit import check_labels, too_many_bad, train_bags
+from wsi_ips.training.learned_from import LearnedFrom
 from wsi_ips.training.model_card import SlideFacts, write_card
 from wsi_ips.training.processes import is_first_process
 from wsi_ips.training.run_state import FinetuneReport
@@ -187,6 +188,7 @@ def finetune_features(
     width = config.model.encoder.features
     assert width is not None  # FinetuneJob makes sure of it
     paths = find_features(features, (record.slide_id for record in records))
+    learned_from = LearnedFrom.now(records, config, features=features)  # before a file is read
     bags: dict[str, list[FeatureBag]] = {"train": [], "val": []}
     bad: dict[str, str] = {}
     allowed = math.ceil(config.training.max_bad_slides * len(records))
@@ -204,7 +206,10 @@ def finetune_features(
             advance(f"{record.slide_id}: {len(bag)} patches")
     bad |= without_slides(bad, records, config)
     train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
-    report = train_bags(train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad))
+    report = train_bags(
+        train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad),
+        learned_from=learned_from,
+    )  # fmt: skip
     report = replace(report, bad={**bad, **report.bad})
     if is_first_process():
         facts = {

@@ -34,10 +34,12 @@ from wsi_ips.storage.fingerprint import versions
 from wsi_ips.streaming.device import calculating, numerics
 from wsi_ips.tiling.kept_coords import given_coords
 from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, upsampling_note
+from wsi_ips.timeline import working
 from wsi_ips.training.bags import Bag, SlideBag, bags_of, tile_bag, warn_of_order, without_slides
 from wsi_ips.training.cascade import calibrate
 from wsi_ips.training.diagnosis import findings
 from wsi_ips.training.head_start import best_start, encoded, forget_features, head_start_config, views_of
+from wsi_ips.training.learned_from import LearnedFrom
 from wsi_ips.training.learning import Steps
 from wsi_ips.training.model_card import SlideFacts, write_card
 from wsi_ips.training.module import IPSModule
@@ -100,6 +102,7 @@ def finetune(
         check_encoder(config)
     allowed = math.ceil(config.training.max_bad_slides * len(records))
     find = find_patches or PatchesInTissue(config.tiling)
+    learned_from = LearnedFrom.now(records, config, slide_mpp=slide_mpp)  # before a slide is read
     bags, bad = _tile_bags(records, config, find, slide_mpp, progress, allowed=allowed)
     bad |= without_slides(bad, records, config)
     train, val = (
@@ -108,7 +111,7 @@ def finetune(
     )
     report = train_bags(
         train, val, config, out, device=device, progress=progress, max_bad=allowed - len(bad),
-        coords=given_coords(find, [bag.bag_id for bag in bags]),
+        coords=given_coords(find, [bag.bag_id for bag in bags]), learned_from=learned_from,
     )  # fmt: skip
     report = replace(report, bad={**bad, **report.bad})
     if is_first_process():
@@ -216,6 +219,7 @@ def train_bags(
     progress: Progress = silent,
     max_bad: int = 0,
     coords: str = "",
+    learned_from: LearnedFrom | None = None,
 ) -> FinetuneReport:
     """Train on bags and choose the epoch on ``val``, or by the training loss if there are none.
 
@@ -236,6 +240,8 @@ def train_bags(
         coords: Fingerprint of the coordinates that the user gave
             (:func:`wsi_ips.tiling.kept_coords.given_coords`): with others it is another run. Empty: none were
             given.
+        learned_from: The content of the files of the bags, taken before they were read: with other content it is
+            another run. None: it is not compared.
 
     Raises:
         ConfigError: ``out`` holds another run, or an encoder with random weights would never be normalised
@@ -262,11 +268,13 @@ def train_bags(
                     progress=progress,
                     max_bad=max_bad,
                     coords=coords,
+                    learned_from=learned_from,
                 ),
             )
         return _train(
-            train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords
-        )
+            train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords,
+            learned_from=learned_from,
+        )  # fmt: skip
 
 
 def _train(
@@ -279,6 +287,7 @@ def _train(
     progress: Progress,
     max_bad: int,
     coords: str,
+    learned_from: LearnedFrom | None,
 ) -> FinetuneReport:
     seed = config.training.seed
     seed_everything(seed, verbose=False)
@@ -291,16 +300,18 @@ def _train(
     _check_normalised(net)
     if config.training.start is None and config.head_start_epochs and not (out / STATE_NAME).exists():
         started = _head_start(
-            net, train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords
-        )
+            net, train, val, config, out, device=device, progress=progress, max_bad=max_bad, coords=coords,
+            learned_from=learned_from,
+        )  # fmt: skip
         begin_from(net, started.checkpoint)
         seed_everything(seed, verbose=False)
         bad = dict(started.bad)
     module = IPSModule(net, config, bags=train, steps=_steps(train, config.training), max_bad=max_bad)
     module.bad.update(bad)
-    record = RunRecorder(out, config, run=_described(config, train, val, coords))
+    record = RunRecorder(out, config, run=_described(config, train, val, coords), learned_from=learned_from)
     record.resume(module)
     if not record.finished:
+        working()
         if is_first_process():
             _write_run(out / "run.json", config)
         _fit(module, val, config, out, device=device, record=record, progress=progress)
@@ -352,17 +363,20 @@ def _head_start(
     progress: Progress,
     max_bad: int,
     coords: str,
+    learned_from: LearnedFrom | None,
 ) -> FinetuneReport:
     """Train what follows the encoder on features of all bags."""
+    content = "" if learned_from is None else learned_from.digest
     report = train_bags(
-        encoded(train, net, config, out, device=device, views=views_of(config)),
-        encoded(val, net, config, out, device=device),
+        encoded(train, net, config, out, device=device, views=views_of(config), content=content),
+        encoded(val, net, config, out, device=device, content=content),
         head_start_config(config, width=net.feature_width),
         out / HEAD_START,
         device=device,
         progress=progress,
         max_bad=max_bad,
         coords=coords,
+        learned_from=learned_from,
     )
     of_all(None)  # wait until the first process has written the checkpoint and nobody reads features any more
     if not config.training.head_start.keep_features and is_first_process():

@@ -276,6 +276,7 @@ def encoded(
     *,
     device: torch.device,
     views: Views | None = None,
+    content: str = "",
 ) -> list[EncodedBag]:
     """The bags with features of the encoder of ``net`` in place of pixels.
 
@@ -288,6 +289,8 @@ def encoded(
         out: Folder of the run. Features are stored below ``out/head_start/features``.
         device: Where the encoder runs.
         views: What training bags show of their patches beside the patches themselves, see :func:`views_of`.
+        content: A text that is another one for other content of the files that the bags are read from, if that is
+            known. Features of other content are not taken for those of this.
     """
     encoder = net.encoder.to(device)
     # Other patches or another encoder get another folder. The threads and the cache change no feature.
@@ -298,6 +301,8 @@ def encoded(
         names.append(f"{views.count}-{views.seed}-{int(views.flips)}-{settings_fingerprint(views.augment)}")
     if config.training.precision != "32":
         names.append(config.training.precision)
+    if content:
+        names.append(content)
     folder = out / HEAD_START / "features" / "-".join(names)
     return [EncodedBag(bag, encoder, folder, net.place_kind, views) for bag in bags]
 

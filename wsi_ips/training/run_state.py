@@ -28,6 +28,7 @@ from wsi_ips.storage.files import system_cause, whole_file
 from wsi_ips.storage.held_folder import held
 from wsi_ips.timeline import TIMELINE_NAME, staged
 from wsi_ips.training.kept_patches import mean_figures
+from wsi_ips.training.learned_from import LearnedFrom
 from wsi_ips.training.module import IPSModule
 from wsi_ips.training.processes import is_first_process, of_all
 
@@ -71,17 +72,21 @@ class RunRecorder(Callback):
     written whole.
     """
 
-    def __init__(self, out: Path, config: FinetuneConfig, *, run: str) -> None:
+    def __init__(
+        self, out: Path, config: FinetuneConfig, *, run: str, learned_from: LearnedFrom | None = None
+    ) -> None:
         """Prepare the record of a run.
 
         Args:
             out: The folder of the run.
             config: Its settings.
             run: Text that says what is trained on what. A state with another text is refused.
+            learned_from: The content of the files that are learned from. A state of other content is refused.
         """
         self._out = out
         self._config = config
         self._run = run
+        self._learned_from = learned_from
         self._saved = monotonic()
         self._held: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []
@@ -102,8 +107,10 @@ class RunRecorder(Callback):
         path = self._out / STATE_NAME
         if not path.exists():
             return
-        self._held = held = load_state(path, run=self._run)
+        self._held = held = load_state(path, run=self._run, learned_from=self._learned_from)
         try:
+            if self._learned_from is not None and held.get("learned_from") is not None:
+                self._learned_from = LearnedFrom.from_json(held["learned_from"]).updated(self._learned_from)
             load_stored(module.net, held["net"])
             module.restore(held["state"])
             self.history = list(held["state"]["history"])
@@ -120,7 +127,8 @@ class RunRecorder(Callback):
                 learn from each other's slides.
         """
         assert isinstance(pl_module, IPSModule)
-        if len(set(of_all((self._run, pl_module.steps.done)))) > 1:
+        content = "" if self._learned_from is None else self._learned_from.digest
+        if len(set(of_all((self._run, content, pl_module.steps.done)))) > 1:
             raise TrainingError(
                 "the processes found different slides or different saved states: one of them could not read what "
                 "the others could; see that all of them reach the slides and the output folder, and start again"
@@ -175,7 +183,10 @@ class RunRecorder(Callback):
             precision = trainer.precision_plugin.state_dict()
             state = {**module.state(), "history": self.history, "precision": precision}
             optimizer = trainer.optimizers[0]
-            save_state(self._out / STATE_NAME, module.net, optimizer, run=self._run, state=state)
+            save_state(
+                self._out / STATE_NAME, module.net, optimizer, run=self._run, state=state,
+                learned_from=self._learned_from,
+            )  # fmt: skip
         self._saved = monotonic()
 
 
@@ -214,7 +225,13 @@ def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 @staged("write results")
 def save_state(
-    path: Path, net: nn.Module, optimizer: Optimizer, *, run: str, state: Mapping[str, Any]
+    path: Path,
+    net: nn.Module,
+    optimizer: Optimizer,
+    *,
+    run: str,
+    state: Mapping[str, Any],
+    learned_from: LearnedFrom | None = None,
 ) -> None:
     """Write the state that a run resumes from.
 
@@ -224,10 +241,12 @@ def save_state(
         optimizer: Its optimiser.
         run: Text that says what is trained on what.
         state: Plain values and tensors that the run also needs.
+        learned_from: The content of the files that are learned from.
     """
     held = {
         "format": FORMAT,
         "run": run,
+        "learned_from": None if learned_from is None else learned_from.to_json(),
         "net": stored_state(net),
         "optimizer": optimizer.state_dict(),
         "state": dict(state),
@@ -237,12 +256,14 @@ def save_state(
         torch.save(held, file)
 
 
-def load_state(path: Path, *, run: str) -> dict[str, Any]:
+def load_state(path: Path, *, run: str, learned_from: LearnedFrom | None = None) -> dict[str, Any]:
     """Read what :func:`save_state` wrote: ``net``, ``optimizer`` and ``state``. No code in the file is run.
 
     Raises:
         CheckpointError: The file cannot be read.
-        ConfigError: It belongs to another run than ``run``. The message names the first difference.
+        ConfigError: It belongs to another run than ``run``, or to one that learned from other files than
+            ``learned_from``. The message names the first difference. States of earlier versions do not say what
+            they learned from.
     """
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
@@ -262,7 +283,23 @@ def load_state(path: Path, *, run: str) -> dict[str, Any]:
         raise ConfigError(
             f"{path.parent} holds a run with other settings or slides ({differs}); {HOW_TO_FIX}"
         )
+    if learned_from is not None and (differs := _other_content(path, held.get("learned_from"), learned_from)):
+        raise ConfigError(
+            f"{path.parent} holds a run that learned from other files ({differs}); {HOW_TO_FIX}"
+        )
     return held
+
+
+def _other_content(path: Path, stored: Any, now: LearnedFrom) -> str:
+    """How the files that a state was learned from differ from those of now; empty if they do not."""
+    if stored is None:
+        return ""
+    try:
+        return LearnedFrom.from_json(stored).difference(now)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        raise CheckpointError(
+            path, "does not say what it learned from as this version does", HOW_TO_FIX
+        ) from None
 
 
 def _difference(theirs: str, ours: str) -> str:

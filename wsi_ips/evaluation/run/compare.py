@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from wsi_ips.config import FinetuneConfig
-from wsi_ips.datasets.manifest import Manifest
+from wsi_ips.datasets.manifest import Manifest, SlideRecord
 from wsi_ips.errors import ConfigError, TrainingError
 from wsi_ips.inference.held_out import predict_slides
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
@@ -36,6 +36,7 @@ from wsi_ips.tiling.kept_coords import patches_from
 from wsi_ips.training.cross_validation import run_fingerprint
 from wsi_ips.training.feature_bags import finetune_features
 from wsi_ips.training.fit import finetune
+from wsi_ips.training.learned_from import LearnedFrom, slide_fingerprints
 from wsi_ips.training.run_state import STATE_NAME, forget_run, training_folder
 from wsi_ips.units import Mpp
 
@@ -103,6 +104,19 @@ class Planned:
         mpp = {slide_id: float(value) for slide_id, value in self.mpp.items()}
         return sha256(json.dumps([*what, self.split, mpp], sort_keys=True).encode()).hexdigest()
 
+    @property
+    def records(self) -> list[SlideRecord]:
+        """The slides that it learns from, chooses its epoch on, or predicts."""
+        return [record for record in self.manifest.records if record.split in {"train", "val", self.split}]
+
+    def learned_from(self, slides: Mapping[str, str] | None = None) -> LearnedFrom:
+        """The content of the files that decide what it predicts, as they are now. ``slides``: the fingerprints of
+        :attr:`records`, where they are known already.
+        """
+        return LearnedFrom.now(
+            self.records, self.config, features=self.features, slide_mpp=self.mpp.get, slides=slides
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -123,11 +137,18 @@ class Finished:
     skipped: bool
 
     @classmethod
-    def read(cls, planned: Planned, *, skipped: bool) -> Self:
+    def read(cls, planned: Planned, *, skipped: bool, now: LearnedFrom | None = None) -> Self:
         """Read what :func:`do_planned` left.
 
+        Args:
+            planned: What was planned.
+            skipped: Whether it was complete before.
+            now: The content of its files now, to be compared with what it learned from. Records of earlier
+                versions do not say that. None: nothing is compared.
+
         Raises:
-            ConfigError: The folder holds another training, or its record cannot be read.
+            ConfigError: The folder holds another training, or one whose slides or features have changed since, or
+                its record cannot be read.
             ResultsError: Its predictions cannot be read.
         """
         path = planned.out / DONE_NAME
@@ -135,7 +156,9 @@ class Finished:
             held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             run, costs = str(held["run"]), Costs(**held["costs"])
             bad = {str(slide_id): str(why) for slide_id, why in held["bad"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            before = held.get("learned_from")
+            changed = "" if now is None or before is None else LearnedFrom.from_json(before).difference(now)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ConfigError(
                 f"{path}: cannot be read ({error}); delete it to go on with this entry"
             ) from None
@@ -143,6 +166,11 @@ class Finished:
             raise ConfigError(
                 f"{planned.out}: holds a training with other settings, slides or features; write to another "
                 "folder, call the entry something else, or give --restart"
+            )
+        if changed:
+            raise ConfigError(
+                f"{planned.out}: holds a training that learned from other files ({changed}); delete the folder to "
+                "train it anew, or write to another one"
             )
         table = RunFolder(planned.out / PREDICTIONS).predictions
         rows = read_predictions(table, tasks=planned.config.model.tasks)
@@ -164,7 +192,12 @@ def run_all(
         ConfigError: A folder holds another training. This is found before anything is trained.
         TrainingError: A process died; what was complete is kept. Other errors are those of the trainings.
     """
-    done = {each.out: Finished.read(each, skipped=True) for each in planned if not restart and is_done(each)}
+    content = ContentNow()
+    done = {
+        each.out: Finished.read(each, skipped=True, now=content.of(each))
+        for each in planned
+        if not restart and is_done(each)
+    }
     finished = []
     with progress("Comparing", total=len(planned)) as advance:
         for each in planned:
@@ -177,6 +210,23 @@ def run_all(
             finished.append(done.get(each.out) or Finished.read(each, skipped=False))
             advance(f"{label}: was complete already" if each.out in done else label)
     return finished
+
+
+@dataclass(frozen=True, slots=True)
+class ContentNow:
+    """The content of the files that trainings learn from. Those of the same slides are read once."""
+
+    _known: dict[tuple[Path | None, tuple[tuple[str, str], ...]], dict[str, str]] = field(
+        default_factory=dict
+    )
+
+    def of(self, planned: Planned) -> LearnedFrom:
+        """What this training would learn from now. Raises :class:`FeaturesError` if features are missing."""
+        read = planned.records
+        key = planned.features, tuple((record.slide_id, str(record.path)) for record in read)
+        if key not in self._known:
+            self._known[key] = slide_fingerprints(read, planned.features)
+        return planned.learned_from(self._known[key])
 
 
 def is_done(planned: Planned) -> bool:
@@ -194,6 +244,7 @@ def do_planned(planned: Planned, *, isolated: bool, progress: Progress = silent)
     find = patches_from(config.tiling, coords=planned.coords)
     with training_folder(planned.out):
         whole = not any(planned.out.rglob(STATE_NAME))
+        learned_from = planned.learned_from()  # before anything is read
         started = perf_counter()
         with counted_passes() as train:
             if planned.features is not None:
@@ -221,7 +272,8 @@ def do_planned(planned: Planned, *, isolated: bool, progress: Progress = silent)
             peak_memory=peak_memory(device) if isolated else None,
             bytes_written=sum(path.stat().st_size for path in planned.out.rglob("*") if path.is_file()),
         )
-        held = {"run": planned.fingerprint, "costs": asdict(costs), "bad": dict(report.bad)}
+        held = {"run": planned.fingerprint, "costs": asdict(costs), "bad": dict(report.bad),
+                "learned_from": learned_from.to_json()}  # fmt: skip
         with whole_file(planned.out / DONE_NAME) as partial:
             partial.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
 

@@ -23,6 +23,7 @@ from wsi_ips.evaluation.task_scores import Scored, class_rows, positive_class
 from wsi_ips.inference.case_answers import JOINER
 from wsi_ips.storage.files import whole_file, whole_table
 from wsi_ips.storage.fingerprint import versions
+from wsi_ips.storage.location import is_file_name
 
 if TYPE_CHECKING:  # its module loads torch
     from wsi_ips.evaluation.run.faithfulness import FaithfulnessReport
@@ -156,6 +157,40 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     with whole_table(path) as writer:
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+ONCE = ("froc.csv", "survival.csv", "kaplan_meier.csv", "faithfulness.csv", "against.csv", "against.json",
+        "froc.png", "loss.png", "metrics.json")  # fmt: skip
+"""What an evaluation may leave beside the tables that each one writes."""
+OF_A_TASK = ("submission{}.csv", "roc{}.png", "reliability{}.png", "confusion{}.png", "kaplan_meier{}.png",
+             "faithfulness{}.png")  # fmt: skip
+"""What it may leave of each task, the only one or one of several."""
+LARGEST_METRICS = 2**26
+"""Bytes of a ``metrics.json`` that is looked at."""
+
+
+def forget_evaluation(out: Path) -> None:
+    """Remove what an earlier evaluation left in ``out``, so that no plot or table of it lies beside the figures of
+    this one, which may have been asked for less. Nothing is removed from a folder that holds no evaluation, and
+    ``metrics.json`` goes first: where it is, the evaluation is whole.
+    """
+    path = out / "metrics.json"
+    try:
+        if path.stat().st_size > LARGEST_METRICS:
+            return
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["job"]["command"] != "evaluate":
+            return
+        tasks = [str(name) for name in (*held["tasks"], *held.get("survival", {}))]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    path.unlink()
+    ends = ["", *(f"_{name}" for name in tasks if is_file_name(name))]
+    for name in [*ONCE, *(each.format(end) for each in OF_A_TASK for end in ends)]:
+        (out / name).unlink(missing_ok=True)
+    if held.get("froc"):
+        for old in (out / "detections").glob("*.csv"):
+            old.unlink()
 
 
 def write_metrics(

@@ -1,0 +1,128 @@
+"""A training is not taken for the same when the files that it learned from are others now."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.commands.console import Console
+from tests.datasets.feature_folders import write_features
+from wsi_ips.config import FinetuneConfig
+from wsi_ips.datasets.manifest import SlideRecord
+from wsi_ips.training.learned_from import LearnedFrom
+from wsi_ips.training.run_state import STATE_NAME
+from wsi_ips.units import Mpp
+
+WIDTH, SLIDES = 4, 8
+
+
+def store(path: Path, seed: int) -> None:
+    features = np.random.default_rng(seed).normal(size=(5, WIDTH)).astype(np.float32)
+    write_features(path, features, trident=True)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A training on the features of eight slides, which takes a moment."""
+    lines = ["slide_id,case_id,label,split,path"]
+    for number in range(SLIDES):
+        store(tmp_path / "features" / f"s{number}.h5", number)
+        split = "val" if number >= 6 else "train"
+        lines.append(f"s{number},p{number},{('normal', 'tumor')[number % 2]},{split},s{number}.tif")
+    (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
+    settings: dict[str, Any] = {
+        "command": "finetune",
+        "model": {"encoder": {"name": "features", "features": WIDTH, "project": 4}},
+        "selection": {"m": 4, "i": 4},
+        "training": {"epochs": 1, "slides_per_step": 4},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "recipe.yaml"
+
+
+def finetune(console: Console, recipe: Path, *more: object, features: str = "features") -> Any:
+    folder = recipe.parent
+    return console(
+        "finetune", folder / "m.csv", "--features", folder / features, "--out", folder / "out", "--recipe", recipe,
+        "--device", "cpu", *more,
+    )  # fmt: skip
+
+
+def test_features_that_were_stored_again_are_another_training(console: Console, recipe: Path) -> None:
+    assert finetune(console, recipe).code == 0
+    model = recipe.parent / "out" / "model.safetensors"
+    trained = model.read_bytes()
+    shutil.copytree(recipe.parent / "features", recipe.parent / "moved")
+    assert finetune(console, recipe, features="moved").code == 0, "the same features elsewhere are the same"
+    store(recipe.parent / "features" / "s3.h5", 99)
+    said = finetune(console, recipe)
+    assert said.code == 2
+    assert "learned from other files (the file of 's3' has changed since)" in said.complaint
+    assert "--restart" in said.complaint
+    assert model.read_bytes() == trained
+    assert finetune(console, recipe, "--restart").code == 0
+    assert model.read_bytes() != trained
+    assert finetune(console, recipe).code == 0
+
+
+def test_a_fold_of_other_features_is_refused(console: Console, recipe: Path) -> None:
+    assert finetune(console, recipe, "--folds", 2, "--set", "inner_val=0").code == 0
+    again = finetune(console, recipe, "--folds", 2, "--set", "inner_val=0")
+    assert "fold 1 was complete already" in again.out
+    for number in (2, 5):
+        store(recipe.parent / "features" / f"s{number}.h5", 90 + number)
+    said = finetune(console, recipe, "--folds", 2, "--set", "inner_val=0")
+    assert said.code == 2
+    assert "holds a fold that learned from other files" in said.complaint
+    assert finetune(console, recipe, "--folds", 2, "--set", "inner_val=0", "--restart").code == 0
+
+
+def test_a_training_of_an_earlier_version_is_gone_on_with(console: Console, recipe: Path) -> None:
+    """It does not say what it learned from."""
+    assert finetune(console, recipe).code == 0
+    state = recipe.parent / "out" / STATE_NAME
+    held = torch.load(state, weights_only=True)
+    del held["learned_from"]
+    torch.save(held, state)
+    store(recipe.parent / "features" / "s3.h5", 99)
+    assert finetune(console, recipe).code == 0
+
+
+def test_what_is_compared(tmp_path: Path) -> None:
+    slides = [SlideRecord(name, name, {}, "train", tmp_path / f"{name}.tif") for name in "ab"]
+    for slide in slides:
+        slide.file.write_bytes(slide.slide_id.encode() * 9)
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"weights")
+    config = FinetuneConfig.model_validate(
+        {"model": {"encoder": {"weights": str(weights)}}, "training": {"start": weights}}
+    )
+
+    def now(given: Mpp | None = None, config: FinetuneConfig = config) -> LearnedFrom:
+        return LearnedFrom.now(slides, config, slide_mpp=lambda name: given if name == "a" else None)
+
+    before = LearnedFrom.from_json(json.loads(json.dumps(now().to_json())))
+    assert before == now()
+    assert before.difference(now()) == ""
+    assert before.difference(now(Mpp(0.5))) == (
+        "the resolution of slide 'a' was the file's own, now it is given as 0.5 µm"
+    )
+    assert "bag was slide, now it is case" in before.difference(replace(now(), bag="case"))
+    slides[0].file.write_bytes(b"other")
+    assert before.difference(now()) == "the file of 'a' has changed since"
+    assert before.only("b").difference(now().only("b")) == ""
+    slides[1].file.write_bytes(b"other")
+    assert before.difference(now()) == "the files of 2 slides ('a', 'b') have changed since"
+    assert now().digest != before.digest
+    for slide in slides:
+        slide.file.unlink()
+    assert before.difference(now()) == "", "what cannot be read is not known to have changed"
+    assert before.updated(now()).slides == before.slides, "and it stays known"
+    weights.write_bytes(b"others!")
+    assert before.difference(now()) == "the file of training.start has changed since"
