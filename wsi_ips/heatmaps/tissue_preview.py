@@ -20,6 +20,12 @@ from wsi_ips.units import Size
 SIDE_PX = 2000
 """Longer side of the slide in the picture, at most."""
 
+ENOUGH_PX = 1000
+"""Longer side of the slide in the picture from which on ``PX_OF_MASK`` bounds it."""
+
+PX_OF_MASK = 2.0
+"""Pixels of the picture along the side of a pixel of the mask: finer ones show no more of what was found."""
+
 LEAST_WIDTH_PX = 640
 """Width of the whole picture, at least, so that the legend can be read."""
 
@@ -59,7 +65,8 @@ def draw_preview(
     :class:`SlideReadError` for a file that is damaged all over.
     """
     l0_size = coords.l0_size
-    l0_per_px = max(1.0, max(l0_size) / SIDE_PX)
+    l0_side = max(l0_size)
+    l0_per_px = max(1.0, l0_side / SIDE_PX, min(l0_side / ENOUGH_PX, min(mask.l0_per_px) / PX_OF_MASK))
     width, height = ceil(l0_size[0] / l0_per_px), ceil(l0_size[1] / l0_per_px)
     lines = _legend(coords, mask)
     unit, page_px = _legend_size((width, height), lines)

@@ -117,8 +117,8 @@ def _window(
 class Canvas:
     """A picture, or a part of one.
 
-    Pixel (i, j) covers level-0 columns ``l0_columns[i]`` to ``[i + 1]``, and rows likewise. ``unread_HW``, (height,
-    width) bool, is True at pixels that cannot be read.
+    Pixel (i, j) covers level-0 columns ``l0_columns[i]`` to ``[i + 1]``, and rows likewise. ``unread_HW``,
+    (height, width) bool, is True at pixels that cannot be read.
     """
 
     picture_HWC: RgbImage
