@@ -1,4 +1,4 @@
-"""Patch coordinates as HDF5 files in the layout of CLAM or TRIDENT; AtlasPatch's are read as well.
+"""Patch coordinates as HDF5 files in the layout of CLAM or TRIDENT; AtlasPatch's and STAMP's are read as well.
 
 Start with :func:`write_coords` and :func:`read_coords`. A file has a dataset ``coords`` of top-left corners in
 level-0 pixels and attributes that say how large a patch is. What those layouts cannot hold (fractions of a pixel,
@@ -16,6 +16,7 @@ How the other programs state a patch's size:
 - AtlasPatch (AtlasAnalyticsLab/AtlasPatch at 24f4d2d: README, services/storage.py, services/extraction.py):
   TRIDENT's attributes, but at the file's root; ``coords`` are (N, 5) int32: x, y, and the width, height and level
   with which the patch was read.
+- STAMP: µm, in a file of features (:mod:`wsi_ips.tiling.stamp_files`).
 
 A magnification states a resolution only roughly ("40x" scanners give 0.22 to 0.28 µm per pixel). Where the slide
 itself is known, its own µm per pixel are used.
@@ -50,6 +51,7 @@ from wsi_ips.storage.hdf5 import (
 )
 from wsi_ips.storage.location import Location, Url
 from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords
+from wsi_ips.tiling.stamp_files import check_same_places, is_stamp, our_group, take_stamp_places
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp, Size
 
 FOREIGN_ATTRIBUTES = (
@@ -325,6 +327,8 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
     the file states are checked before anything is allocated. Raises :class:`CoordsError` for a group that holds no
     usable coordinates.
     """
+    if is_stamp(file):
+        return _of_stamp(file, path, info)
     dataset = plain_dataset(file, "coords", path, error=CoordsError, fix="give a file of patch coordinates")
     # AtlasPatch's have five columns, and their attributes at the root.
     columns = {2: dataset.attrs, 5: file.attrs}
@@ -340,6 +344,20 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
         return foreign_coords(stated, _corners(dataset, path), path, info)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CoordsError(path, f"has broken attributes ({one_line(error, most=200)})", TILE_AGAIN) from None
+
+
+def _of_stamp(file: Any, path: Path, info: SlideInfo | None) -> PatchCoords:
+    """Coordinates of a file in STAMP's layout: exact if this package wrote it, else µm on the slide ``info``."""
+    places, group = take_stamp_places(file, path), our_group(file, path)
+    if group is not None:
+        coords = take_coords(group, path)
+        check_same_places(places, coords, path)
+        return coords if info is None else take_coords(group, path, info=info)
+    if info is None:
+        raise CoordsError(
+            path, "is a STAMP file, which does not say the slide's resolution", "give the slide as well"
+        )
+    return places.on_slide(path, info)
 
 
 def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchCoords:
