@@ -21,7 +21,7 @@ from wsi_ips.errors import CoordsError, FeaturesError, one_line
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.storage.files import outside_cause
 from wsi_ips.storage.hdf5 import check_stored, opened_hdf5, plain_dataset
-from wsi_ips.tiling.coords import TILE_AGAIN, check_l0_size, take_coords
+from wsi_ips.tiling.coords import TILE_AGAIN, check_l0_size, keeps_ids, take_coords
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.stamp_files import FEATS, OURS, StampPlaces, is_stamp, take_stamp_places
 
@@ -239,7 +239,7 @@ def _with_geometry(
     ours = "wsi_ips_l0_patch" in attributes
     if not ours and "target_magnification" not in attributes:  # CLAM's: a level, of a slide that is not here
         return _of_corners(file, path, width)
-    if ours:
+    if ours and keeps_ids(file):
         for name in ("wsi_ips_patch_ids", "wsi_ips_tissue"):
             dataset = _plain(file, path, name)
             if dataset.shape != (len(file["coords"]),) or dataset.dtype.kind not in "iuf":

@@ -372,10 +372,16 @@ def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchC
         overlap_px=int(attributes["wsi_ips_overlap_px"]),
         l0_patch=positive(attributes["wsi_ips_l0_patch"]),
         g_size=pair(attributes["wsi_ips_g_size"]),
-        ids_N=_beside(file, "wsi_ips_patch_ids", path, len(l0_xy_N2)).astype(np.int64),
+        ids_N=np.arange(len(l0_xy_N2), dtype=np.int64),
         l0_xy_N2=l0_xy_N2,
-        tissue_N=_beside(file, "wsi_ips_tissue", path, len(l0_xy_N2)).astype(np.float32),
+        tissue_N=np.full(len(l0_xy_N2), np.nan, np.float32),
     )
+    if keeps_ids(file):
+        ids_N = _beside(file, "wsi_ips_patch_ids", path, len(coords)).astype(np.int64)
+        tissue_N = _beside(file, "wsi_ips_tissue", path, len(coords)).astype(np.float32)
+        coords = replace(coords, ids_N=ids_N, tissue_N=tissue_N)
+    else:
+        coords = _numbered(coords)
     if info is None:
         return coords
     check_l0_size(coords.l0_size, path, info)
@@ -387,6 +393,22 @@ def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchC
             coords, slide_mpp=slide_mpp, patch_mpp=Mpp(coords.l0_patch * slide_mpp / coords.patch_px)
         )
     )
+
+
+def keeps_ids(file: Any) -> bool:
+    """Whether an open file holds the grid ids that this package writes beside its coordinates.
+
+    TRIDENT copies the attributes of our coordinates into the features that it makes of them, but no datasets.
+    """
+    return file.get("wsi_ips_patch_ids", getlink=True) is not None
+
+
+def _numbered(coords: PatchCoords) -> PatchCoords:
+    """The patches with the ids of the cells that they lie in; in file order where they lie in no such grid."""
+    l0_step = (coords.patch_px - coords.overlap_px) * coords.patch_mpp / coords.slide_mpp
+    g_cells_N2 = np.rint(coords.l0_xy_N2 / l0_step).astype(np.int64)
+    numbered = replace(coords, ids_N=g_cells_N2[:, 1] * coords.g_size[0] + g_cells_N2[:, 0])
+    return numbered if numbered.lies_on_grid else replace(coords, g_size=(len(coords), 1))
 
 
 def _corners(dataset: Any, path: Path) -> NDArray[np.int64]:
