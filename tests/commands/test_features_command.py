@@ -139,12 +139,13 @@ def test_features_and_slides_are_not_taken_for_each_other(
     write_features(tmp_path / "f" / "good.h5", features_of(9, WIDTH))
     write_features(tmp_path / "f" / "wide.h5", features_of(9, WIDTH + 1))
     out = tmp_path / "run"
+    (tmp_path / "none").mkdir()
     for arguments, complaint in (
         (["--features", tmp_path / "f", "--checkpoint", small_checkpoint], "reads the pixels of slides"),
         ([tmp_path, "--checkpoint", checkpoint], "reads stored features, not slides"),
-        (["--checkpoint", checkpoint], "one of them"),
-        ([tmp_path, "--features", tmp_path / "f", "--checkpoint", checkpoint], "one of them"),
-        (["--features", tmp_path, "--checkpoint", checkpoint], "holds no features"),
+        (["--checkpoint", checkpoint], "give slides, or a folder of features"),
+        ([tmp_path, "--features", tmp_path / "f", "--checkpoint", checkpoint], "no slide in this folder"),
+        (["--features", tmp_path / "none", "--checkpoint", checkpoint], "holds no features"),
     ):
         said = console("predict", *arguments, "--out", out)
         assert said.code == 2

@@ -1,4 +1,4 @@
-"""Feature files as CLAM and TRIDENT write them."""
+"""Feature files as CLAM, TRIDENT and STAMP write them."""
 
 from pathlib import Path
 from typing import Any
@@ -31,3 +31,25 @@ def write_features(
         if trident:
             written.attrs.update(TRIDENT)
             file["features"].attrs.update({"name": "slide", "encoder": "uni_v1"})
+
+
+def write_stamp(
+    path: Path, features: NDArray[Any], um_xy_N2: NDArray[Any], *, um_patch: float = 256.0, patch_px: int = 224,
+    version: str = "2.5.0",
+) -> None:  # fmt: skip
+    """As ``stamp preprocess`` of that version writes them: µm from version 2 on, before that px of 256/224 µm."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["feats"] = features.astype(np.float16)
+        file.attrs["extractor"] = "STAMP-extract-1.1.0_ctranspath" if version < "2" else "ctranspath"
+        if version < "2":
+            file["coords"] = np.rint(um_xy_N2 * (224 / 256)).astype(np.int64)
+            file["augmented"] = np.zeros(len(features), bool)
+            return
+        file["coords"] = um_xy_N2.astype(np.float32)
+        file.attrs.update({"stamp_version": version, "unit": "um"})
+        if version == "2.0.0":
+            file.attrs["tile_size"] = um_patch
+        else:
+            file.attrs.update({"tile_size_um": um_patch, "tile_size_px": patch_px, "code_hash": "a1b2c3d4",
+                               "feat_type": "tile"})  # fmt: skip

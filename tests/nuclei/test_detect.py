@@ -182,6 +182,6 @@ def test_csv_counts_from_the_slide_s_corner_and_geojson_from_its_bounds(tmp_path
         write_found_geojson(path, FOUND, info, slide_id="a", classes=("nucleus", "mitosis"), shape=shape)  # type: ignore[arg-type]
         features = json.loads(path.read_text())["features"]
         assert features[0]["geometry"] == geometry
-        assert features[1]["properties"]["classification"] == {"name": "mitosis"}
+        assert features[1]["properties"]["classification"]["name"] == "mitosis"
         assert features[1]["properties"]["measurements"] == {"Detection score": 0.75}
         assert len({feature["id"] for feature in features}) == 2

@@ -18,7 +18,7 @@ from wsi_ips.errors import CoordsError, MissingResolution
 from wsi_ips.slides.image_reader import MemoryReader
 from wsi_ips.slides.openslide_reader import OpenSlideReader
 from wsi_ips.streaming.region_source import PatchRegion
-from wsi_ips.tiling.coords import write_coords
+from wsi_ips.tiling.coords import read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.tiling.patches import StoredPatches, find_coords, tile_slide
 from wsi_ips.units import Mpp
@@ -100,6 +100,28 @@ def test_our_own_files_give_what_tiling_gave(tmp_path: Path, layout: Any, stripp
     for name in PatchCoords.__slots__:
         if name != "tissue_N" or not stripped:
             np.testing.assert_array_equal(getattr(coords, name), getattr(ours, name), err_msg=name)
+
+
+@pytest.mark.parametrize("order", ["kept", "turned round"])
+def test_attributes_that_another_program_copied_suffice(tmp_path: Path, order: str) -> None:
+    """TRIDENT's features have the attributes of the coordinates that it read, and none of our datasets."""
+    slide = Drawing(SIZE).tissue(200, 300, 900, 700).reader(levels=(1, 3))
+    tiling = TilingConfig(patch_px=25, patch_mpp=3.3, overlap_px=3)
+    ours, _ = tile_slide(slide, tiling, slide_id="s")
+    write_coords(tmp_path / "s_patches.h5", ours, layout="trident", info=slide.info)
+    with h5py.File(tmp_path / "s_patches.h5", "r+") as file:
+        del file["wsi_ips_patch_ids"], file["wsi_ips_tissue"]
+        if order != "kept":
+            file["coords"][:] = file["coords"][:][::-1]
+    coords = read_coords(tmp_path / "s_patches.h5")
+    assert (coords.l0_patch, coords.slide_mpp, coords.patch_mpp) == (ours.l0_patch, ours.slide_mpp, 3.3)
+    if order == "kept":
+        np.testing.assert_array_equal(coords.ids_N, ours.ids_N)
+        np.testing.assert_array_equal(coords.l0_exact_corners(), ours.l0_exact_corners())
+    else:
+        np.testing.assert_array_equal(coords.ids_N, np.arange(len(ours)))
+        np.testing.assert_array_equal(coords.l0_xy_N2, ours.l0_xy_N2[::-1])
+    assert len(found(slide, tmp_path, tiling)) == len(ours)
 
 
 def test_a_clam_patch_is_what_clam_reads(real_data: Path, tmp_path: Path) -> None:

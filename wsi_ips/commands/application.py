@@ -42,7 +42,7 @@ _COMMANDS = {
     ),
     "features": (
         "wsi_ips.commands.features:command",
-        "Store what an encoder makes of every patch, as CLAM or TRIDENT do; nothing is learned.",
+        "Store what an encoder makes of every patch, as CLAM, TRIDENT or STAMP do; nothing is learned.",
     ),
     "init": (
         "wsi_ips.commands.init:command",

@@ -35,7 +35,8 @@ def command(
     ] = None,
     manifest: Annotated[Path | None, typer.Option(help="CSV: slide_id,case_id,label,split,path.")] = None,
     features: Annotated[
-        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+        Path | None,
+        typer.Option(help="Folder of features stored by CLAM, TRIDENT or STAMP, instead of slides."),
     ] = None,
     bootstrap: Annotated[int | None, typer.Option(help="Resamples for the intervals (default 2000).")] = None,
     isolate: Annotated[

@@ -1,4 +1,4 @@
-"""``features``: what an encoder makes of every patch, in CLAM's or TRIDENT's layout; nothing is learned."""
+"""``features``: what an encoder makes of every patch, as CLAM, TRIDENT or STAMP store it; nothing is learned."""
 
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from pydantic import model_validator
 
+from wsi_ips.commands.command_line import one_of
 from wsi_ips.commands.options import (
     Compile,
     Coords,
@@ -17,7 +18,6 @@ from wsi_ips.commands.options import (
     EncoderName,
     EncoderWeights,
     FromCoords,
-    Layout,
     MppCsv,
     Out,
     Outcome,
@@ -49,6 +49,14 @@ if TYPE_CHECKING:
     from wsi_ips.inference.slide_work import SlideJob
     from wsi_ips.tiling.patches import FindPatches
 
+FeatureLayoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="HDF5 layout: clam (default), trident or stamp.",
+        autocompletion=one_of("clam", "trident", "stamp"),
+    ),
+]
 COLUMNS = ("n_patches", "status", "error", "note")
 
 
@@ -58,7 +66,7 @@ class FeaturesJob(PatchesOfJob, Resolution, Computing, Job):
     command: Literal["features"] = "features"
     slides: SlidesOfJob
     out: Path
-    layout: Literal["clam", "trident"] = "clam"
+    layout: Literal["clam", "trident", "stamp"] = "clam"
     encoder: EncoderConfig | None = None
     """Any encoder of patches; none: the checkpoint's."""
     checkpoint: Path | None = None
@@ -108,7 +116,7 @@ def command(
     mag: Annotated[float | None, typer.Option(help='Same as --patch-mpp: 20 ("20x") is 0.5 µm.')] = None,
     from_coords: FromCoords = None,
     coords: Coords = None,
-    layout: Layout = None,
+    layout: FeatureLayoutOption = None,
     half: Annotated[bool | None, typer.Option("--half", help="Store float16, not float32.")] = None,
     precision: PrecisionOption = None,
     compile_: Compile = None,
@@ -122,7 +130,7 @@ def command(
     recipe: Recipe = None,
     set_: Set = None,
 ) -> None:
-    """Store what an encoder makes of every patch, as CLAM or TRIDENT do; nothing is learned."""
+    """Store what an encoder makes of every patch, as CLAM, TRIDENT or STAMP do; nothing is learned."""
     if mag is not None:
         patch_mpp = mpp_of_magnification(mag)
     flags = {"slides": slides, "out": out, "layout": layout, "checkpoint": checkpoint, "half": half,

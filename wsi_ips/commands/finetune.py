@@ -45,7 +45,7 @@ class FinetuneJob(FinetuneConfig, PatchesOfJob, Resolution, Job):
     slides_root: Path | None = None
     """Folder that the manifest's paths are below, CAMELYON's in either layout; none: the manifest's own."""
     features: Path | None = None
-    """Folder of stored features (CLAM's or TRIDENT's), to learn from instead of the slides."""
+    """Folder of stored features (CLAM's, TRIDENT's or STAMP's), to learn from instead of the slides."""
     folds: Annotated[int, Field(ge=2)] | None = None
     """Cross-validate by case with this many folds of the train and val slides; none: train once."""
     inner_val: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -79,7 +79,8 @@ def command(
         Path | None, typer.Option("--slides", help="Folder that the manifest's paths are below.")
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+        Path | None,
+        typer.Option(help="Folder of features stored by CLAM, TRIDENT or STAMP, instead of slides."),
     ] = None,
     from_coords: FromCoords = None,
     coords: Coords = None,

@@ -60,7 +60,8 @@ def command(
     ] = None,
     slides: Annotated[Path | None, typer.Option(help="Folder of the slides.")] = None,
     features: Annotated[
-        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+        Path | None,
+        typer.Option(help="Folder of features stored by CLAM, TRIDENT or STAMP, instead of slides."),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of the labels (default label).")] = None,
     time: Annotated[str, typer.Option(help="survival: column of the follow-up times.")] = "time",

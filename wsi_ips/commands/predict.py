@@ -61,7 +61,8 @@ class PredictJob(PatchesOfJob, Resolution, Computing, Job):
     command: Literal["predict"] = "predict"
     slides: SlidesOfJob | None = None
     features: Path | None = None
-    """Folder of stored features (CLAM's or TRIDENT's), to label instead of slides."""
+    """Folder of stored features (CLAM's, TRIDENT's or STAMP's), to label instead of slides. With slides too, these
+    only tell in which pixels STAMP's patches lie."""
     checkpoint: Annotated[Path | tuple[Path, ...], BeforeValidator(_one_by_itself)]
     """A model; or several of the same tasks, tiling and selection, whose mean and spread are told."""
     calibration: Path | None = None
@@ -102,8 +103,8 @@ class PredictJob(PatchesOfJob, Resolution, Computing, Job):
 
     @model_validator(mode="after")
     def _slides_or_features(self) -> Self:
-        if (self.slides is None) == (self.features is None):
-            raise ValueError("give slides, or a folder of features: one of them")
+        if self.slides is None and self.features is None:
+            raise ValueError("give slides, or a folder of features")
         if (self.from_coords or self.coords) and self.features is not None:
             raise ValueError("features have their own coordinates: from_coords and coords go with slides")
         if self.features is not None:
@@ -114,7 +115,7 @@ class PredictJob(PatchesOfJob, Resolution, Computing, Job):
                 )
             if self.compile or self.precision in ("bf16", "fp16"):
                 raise ValueError("features need no encoder: precision and compile go with slides")
-            if self.slide_mpp is not None or self.mpp_csv is not None:
+            if self.slides is None and (self.slide_mpp is not None or self.mpp_csv is not None):
                 raise ValueError("features are read as they are: slide_mpp and mpp_csv go with slides")
         return self
 
@@ -184,7 +185,8 @@ def command(
         str | None, typer.Argument(help="A slide, a folder that is searched for slides, or a slide's URL.")
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="Folder of features stored by CLAM or TRIDENT, instead of slides.")
+        Path | None,
+        typer.Option(help="Folder of features stored by CLAM, TRIDENT or STAMP, to read instead of slides."),
     ] = None,
     from_coords: FromCoords = None,
     coords: Coords = None,
@@ -523,7 +525,7 @@ def _outcome(
 
 
 def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outcome:
-    """The same from stored features: no slide is opened, and no overlay drawn."""
+    """The same from stored features: no pixel of a slide is read, and no overlay drawn."""
     from wsi_ips.datasets.feature_files import list_features
     from wsi_ips.inference.case_predict import predict_feature_cases
     from wsi_ips.inference.checkpoints import Checkpoints, same_patches_and_tasks
@@ -538,6 +540,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     pipeline = same_patches_and_tasks(job.checkpoints)[0]
     models = Checkpoints.of(job.checkpoints)
     net, *others = [load_checkpoint(path)[0] for path in job.checkpoints]
+    slides = None if job.slides is None else {each.slide_id: each for each in _slide_jobs(job, job.slides)}
     predictor = FeaturePredictor(
         net,
         pipeline,
@@ -546,6 +549,7 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         checkpoint=models.sha256,
         others=tuple(others),
         gradients=job.explain is not None,
+        slides=slides,
     )
     calibration = _calibration(job, models, pipeline)
     run = RunFolder(job.out)
@@ -565,8 +569,8 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
         write_summary(run_of_tables(run, pipeline.model.tasks, tables.rows, tables.slides))
     note = (
-        f"{len(unplaced)} files do not say how large their patches are (CLAM's never do): "
-        "their attention is stored with corners only, and cannot be drawn"
+        f"{len(unplaced)} files do not say how large their patches are (CLAM's never do), or in which pixels they "
+        "lie (STAMP's: give the slides as well): their attention is stored with corners only, and cannot be drawn"
     )
     details = [*([note] if unplaced else []), *recorded.table()]
     return _outcome(tables.rows, job.out, details=details, absent=absent)

@@ -241,7 +241,7 @@ def label_feature_cases(
     unplaced: list[str] = []
 
     def check(job: SlideJob) -> FeatureFile:
-        return predictor.checked(Path(job.path))
+        return predictor.checked(job.slide_id, Path(job.path))
 
     with progress("Predicting", total=len(cases)) as advance:
         for case in cases:

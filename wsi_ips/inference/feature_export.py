@@ -1,6 +1,6 @@
 """Features of every patch, for other programs: encoding them, and the files that they are stored in.
 
-The features that an encoder computes for every patch of a slide, stored in the format of CLAM or TRIDENT.
+The features that an encoder computes for every patch of a slide, stored in the format of CLAM, TRIDENT or STAMP.
 
 :class:`FeatureExport` encodes and stores slides. :class:`FeaturesFolder` says where files are, by which settings
 they were made, and lets only one process at a time write. :func:`save_rows` writes a tensor as ``torch.save``
@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from zipfile import ZipFile
 
 import numpy as np
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_ips.config import EncoderConfig, TilingConfig, TransformConfig, UpsamplingConfig
+from wsi_ips.datasets.feature_files import name_of_features
 from wsi_ips.errors import ConfigError, CoordsError, NotFinite
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
@@ -49,9 +50,10 @@ from wsi_ips.storage.hdf5 import fixed_text, opened_hdf5, stated_text, streamed_
 from wsi_ips.storage.held_folder import describe, difference, held
 from wsi_ips.storage.location import Location
 from wsi_ips.streaming.stream import PatchStream
-from wsi_ips.tiling.coords import Layout, put_coords, read_coords, write_coords
+from wsi_ips.tiling.coords import put_coords, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import upsampling_note
+from wsi_ips.tiling.stamp_files import FEATS, put_stamp
 from wsi_ips.timeline import span, staged
 
 
@@ -144,6 +146,9 @@ def _sizes_set(tiling: TilingConfig) -> bool:
 
 logger = logging.getLogger(__name__)
 
+FeatureLayout = Literal["clam", "trident", "stamp"]
+"""Whose HDF5 layout a file of features has."""
+
 CHUNK_ROWS = 32
 """Rows of an HDF5 chunk, as in CLAM's files. HDF5 holds one chunk in memory."""
 BLOCK_ROWS = 4096
@@ -160,24 +165,25 @@ _DESCRIPTOR, _CENTRAL = b"PK\x07\x08", b"PK\x01\x02"
 class FeaturesFolder:
     """Where the features of slides are stored.
 
-    For CLAM these are ``h5_files/`` and ``pt_files/``; for TRIDENT ``features_<encoder>/`` beside ``patches/``.
-    ``run.json``, ``features.csv`` and the lock are kept with the features, so that several encoders can share a
-    TRIDENT folder.
+    For CLAM these are ``h5_files/`` and ``pt_files/``, for TRIDENT ``features_<encoder>/`` beside ``patches/``,
+    for STAMP ``<encoder>/``. ``run.json``, ``features.csv`` and the lock are kept with the features, so that
+    several encoders can share a TRIDENT folder.
 
     Attributes:
         out: The folder that the user named.
-        layout: ``clam`` or ``trident``.
+        layout: ``clam``, ``trident`` or ``stamp``.
         encoder: Name of the encoder.
     """
 
     out: Path
-    layout: Layout
+    layout: FeatureLayout
     encoder: str
 
     @property
     def root(self) -> Path:
         """The folder with the features of this encoder."""
-        return self.out if self.layout == "clam" else self.out / f"features_{self.encoder}"
+        below = {"clam": "", "trident": f"features_{self.encoder}", "stamp": self.encoder}
+        return self.out / below[self.layout]
 
     @property
     def table(self) -> Path:
@@ -202,7 +208,7 @@ class FeaturesFolder:
         return self._files / f"{slide_id}.h5"
 
     def tensor(self, slide_id: str) -> Path | None:
-        """CLAM's ``.pt`` file of a slide. None for TRIDENT."""
+        """CLAM's ``.pt`` file of a slide. None for the others."""
         return self._tensors / f"{slide_id}.pt" if self.layout == "clam" else None
 
     def patches(self, slide_id: str) -> Path:
@@ -280,7 +286,7 @@ class FeatureExport:
         try:
             with opened_hdf5(self.folder.features(slide_id)) as file:
                 about = json.loads(stated_text(file.attrs, READ_FROM) or "")
-                n_patches, width = file["features"].shape
+                n_patches, width = file[name_of_features(file)].shape
             bad_tiles = tuple(str(name) for name in about["bad_tiles"])
             note = str(about.get("note", ""))
             same = about["slide_path"] == str(location)
@@ -329,19 +335,13 @@ class FeatureExport:
         self._check_room(path.parent, len(coords))
         with self._with_tensor(coords.slide_id, path) as partial, streamed_hdf5(partial) as file:
             features = file.create_dataset(
-                "features",
+                FEATS if self.folder.layout == "stamp" else "features",
                 shape=(len(coords), self.width),
                 maxshape=(None, self.width),
                 chunks=(min(CHUNK_ROWS, len(coords)), self.width),
                 dtype=np.float16 if self.half else np.float32,
             )
-            if self.folder.layout == "trident":
-                features.attrs.update(
-                    {"name": coords.slide_id, "savetodir": "features", "encoder": self.name}
-                )
-            # CLAM stores the corners as 32-bit integers.
-            dtype = np.int32 if self.folder.layout == "clam" else np.int64
-            put_coords(file, coords, layout=self.folder.layout, info=info, dtype=dtype)
+            self._put_coords(file, features, coords, info)
             with progress(coords.slide_id, total=len(stream)) as advance:
                 first = 0
                 for features_nC in self._encoded(stream):
@@ -359,6 +359,18 @@ class FeatureExport:
             }
             file.attrs[READ_FROM] = fixed_text(json.dumps(about))
         return StoredFeatures(len(coords), bad_tiles, note)
+
+    def _put_coords(self, file: Any, features: Any, coords: PatchCoords, info: SlideInfo) -> None:
+        """Write where the patches lie, and what the layout says beside the features."""
+        if self.folder.layout == "stamp":
+            group = put_stamp(file, coords, encoder=self.name)
+            put_coords(group, coords, layout="trident")
+            return
+        if self.folder.layout == "trident":
+            features.attrs.update({"name": coords.slide_id, "savetodir": "features", "encoder": self.name})
+        # CLAM stores the corners as 32-bit integers.
+        dtype = np.int32 if self.folder.layout == "clam" else np.int64
+        put_coords(file, coords, layout=self.folder.layout, info=info, dtype=dtype)
 
     def forget(self, slide_id: str) -> None:
         """Remove the features of a slide that are stored. Those that another program stored stay."""

@@ -28,6 +28,8 @@ from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.selection.score_store import Normalisers
 from wsi_ips.selection.slide_reading import SlideReading, check_explained, kept_gradients
+from wsi_ips.slides.base import SlideInfo
+from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.hdf5 import put_about, whole_hdf5
 from wsi_ips.streaming.patch_source import CaseSource
 from wsi_ips.tiling.grid import rows_of
@@ -47,6 +49,8 @@ class FeaturePredictor:
         checkpoint: Its SHA-256, which is written into results. With ``others``, that of all networks together.
         others: Further networks of the same tasks and settings. The result is then the mean of all
             (:func:`wsi_ips.inference.checkpoints.mean_result`).
+        slides: The slides that the features are of, by id, where they are at hand. Only their size and resolution
+            are read: STAMP's features do not say in which pixels their patches lie.
         gradients: Whether results also hold gradient times input of the patches, by the first network.
     """
 
@@ -57,6 +61,7 @@ class FeaturePredictor:
     checkpoint: str = ""
     others: tuple[BagNet, ...] = ()
     gradients: bool = False
+    slides: Mapping[str, SlideJob] | None = None
 
     def __post_init__(self) -> None:
         """Move the networks to the device.
@@ -74,8 +79,9 @@ class FeaturePredictor:
     def predict(self, slide_id: str, path: Path, run: RunFolder) -> tuple[Done, bool]:
         """Label a slide and write its attention.
 
-        If the file does not say how large its patches are (CLAM's do not), the HDF5 file with the attention
-        holds only the corners, and no overlay can be drawn from it.
+        If the file does not say how large its patches are (CLAM's do not), or in which pixels they lie (STAMP's do
+        not, and no slide tells), the HDF5 file with the attention holds only the corners, and no overlay can be
+        drawn from it.
 
         Args:
             slide_id: Name of the slide.
@@ -83,13 +89,13 @@ class FeaturePredictor:
             run: Where the attention is written.
 
         Returns:
-            What became of the slide, and whether its file says how large its patches are.
+            What became of the slide, and whether it is known which pixels its patches cover.
 
         Raises:
             FeaturesError: The file cannot be used.
         """
         started = time.perf_counter()
-        held = self.checked(path)
+        held = self.checked(slide_id, path)
         both = [self._read(net, held) for net in (self.net, *self.others)]
         readings, gradients = [reading for reading, _ in both], both[0][1]
         tasks = self.pipeline.model.tasks
@@ -107,13 +113,17 @@ class FeaturePredictor:
         telemetry = SlideTelemetry(patches=patches, seconds=time.perf_counter() - started)
         return Done(row, telemetry, note=note), held.coords is not None
 
-    def checked(self, path: Path) -> FeatureFile:
+    def checked(self, slide_id: str, path: Path) -> FeatureFile:
         """The features of a slide, after a check that this network reads such.
 
         Raises:
-            FeaturesError: The file cannot be used.
+            FeaturesError: The file cannot be used, or its slide is not among those given.
+            SlideReadError: Its slide cannot be opened.
         """
-        held, width = open_features(path), self.pipeline.model.encoder.features
+        held, width = (
+            open_features(path, info=self._info(slide_id, path)),
+            self.pipeline.model.encoder.features,
+        )
         if held.width != width:
             raise FeaturesError(
                 path,
@@ -121,6 +131,16 @@ class FeaturePredictor:
                 "give it features of the encoder that it was trained with",
             )
         return held
+
+    def _info(self, slide_id: str, path: Path) -> SlideInfo | None:
+        if self.slides is None:
+            return None
+        if (slide := self.slides.get(slide_id)) is None:
+            raise FeaturesError(
+                path, f"is of {slide_id}, which is not among the slides given", "add the slide, or give none"
+            )
+        with open_slide(slide.path) as reader:
+            return reader.info if slide.mpp is None else reader.info.with_mpp(slide.mpp)
 
     def predict_case(
         self, case_id: str, slide_ids: Sequence[str], files: Sequence[FeatureFile], run: RunFolder
@@ -239,7 +259,7 @@ def predict_features(
         progress: Shows how far it is.
 
     Returns:
-        The tables, and the ids of the slides whose files do not say how large their patches are.
+        The tables, and the ids of the slides of which it is not known which pixels the patches cover.
     """
     jobs = [SlideJob(slide_id, path) for slide_id, path in paths.items()]
     tables = RunTables(
@@ -274,7 +294,7 @@ def label_features(
         progress: Shows how far it is.
 
     Returns:
-        The ids of the slides whose files do not say how large their patches are.
+        The ids of the slides of which it is not known which pixels the patches cover.
     """
     unplaced: list[str] = []
     recorder = SlideRecorder(run, checkpoint=predictor.checkpoint)
@@ -304,7 +324,7 @@ def _write_corners_only(
     normalisers: Normalisers | None,
 ) -> None:
     """Write what is known of a slide whose patches have no size: the datasets of a result, coords without
-    attributes.
+    attributes. Of STAMP's features the corners are known in µm: they are ``coords_um``.
 
     The file has no ``schema_version``, because :func:`wsi_ips.inference.results.read_result` cannot read it.
     """
@@ -321,7 +341,11 @@ def _write_corners_only(
             about["case"] = row.case.to_json()
         put_about(file, about)
         rows_N = rows_of(reading.store.ids().numpy(), held.ids_N, where=f"in {held.path}")
-        file["coords"] = held.l0_xy_N2[rows_N]
+        if held.places is None:
+            file["coords"] = held.l0_xy_N2[rows_N]
+        else:
+            file["coords_um"] = held.places.um_xy_N2[rows_N]
+            file["coords_um"].attrs["tile_size_um"] = held.places.um_patch
         file["logits"] = reading.store.logits().numpy()
         file["attention"] = reading.store.attention(normalisers).numpy()
         file["kept_ids"] = reading.kept.ids_M.cpu().numpy()

@@ -7,6 +7,7 @@ from typing import Literal
 import shapely
 from shapely import Polygon
 
+from wsi_ips.heatmaps.display_scale import CLASS_COLOURS
 from wsi_ips.nuclei.detect import FoundObjects, box_polygons
 from wsi_ips.nuclei.found_table import COLUMNS, OUTLINE
 from wsi_ips.slides.base import SlideInfo
@@ -47,6 +48,7 @@ def write_found_geojson(
 def _features(
     found: FoundObjects, origin: tuple[int, int], slide_id: str, classes: Sequence[str], shape: Shape
 ) -> Iterator[Feature]:
+    colours = {name: list(CLASS_COLOURS[place % len(CLASS_COLOURS)]) for place, name in enumerate(classes)}
     for number, (name, score, box, outline) in enumerate(_rows(found, classes)):
         yield {
             "type": "Feature",
@@ -54,7 +56,8 @@ def _features(
             "geometry": _geometry(box, outline, origin, shape),
             "properties": {
                 "objectType": "detection",
-                "classification": {"name": name},
+                # QuPath refuses a file in which a class has a name and no colour.
+                "classification": {"name": name, "color": colours[name]},
                 "measurements": {"Detection score": round(score, 4)},
             },
         }

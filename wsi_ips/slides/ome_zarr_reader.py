@@ -53,6 +53,9 @@ from wsi_ips.units import L0Point, Mpp, Size
 VERSIONS = ("0.4", "0.5")
 """The versions of NGFF that are read."""
 
+TRANSFORMATIONS = frozenset({"identity", "scale", "translation"})
+"""The kinds of coordinate transformations of an image."""
+
 BIOFORMATS2RAW = "bioformats2raw.layout"
 """An attribute of a folder whose images lie in ``0``, ``1``, … below it."""
 
@@ -474,17 +477,30 @@ def _scale(
 ) -> tuple[float, ...] | None:
     """The physical size of a pixel along each axis: the scale of the level times that of the whole image.
 
-    None if neither states a scale.
+    None if the level states no scale, even if the whole image does: then the product is not known.
     """
-    scales = [step.scale for step in (*level, *whole) if step.type == "scale" and step.scale is not None]
-    if any(len(scale) != ndim for scale in scales):
-        raise DamagedSlide(path, f"a scale has not the length of its {ndim} axes")
-    if not scales:
+    of_level, of_whole = _stated_scale(path, ndim, level), _stated_scale(path, ndim, whole)
+    if of_level is None or (of_whole is None and any(step.type == "scale" for step in whole)):
         return None
-    product = [1.0] * ndim
-    for scale in scales:
-        product = [a * b for a, b in zip(product, scale, strict=True)]
-    return tuple(product)
+    return tuple(a * b for a, b in zip(of_level, of_whole or [1.0] * ndim, strict=True))
+
+
+def _stated_scale(path: Location, ndim: int, steps: Sequence[_Transformation]) -> list[float] | None:
+    """The scale among the transformations of a level or of an image; None without one, or if it is in a file.
+
+    Raises :class:`DamagedSlide` for more than one, and for transformations that NGFF does not know.
+    """
+    if strange := sorted({step.type for step in steps} - TRANSFORMATIONS):
+        known = ", ".join(sorted(TRANSFORMATIONS))
+        raise DamagedSlide(path, f"has a coordinate transformation {strange[0][:40]!r}; NGFF has {known}")
+    scales = [step.scale for step in steps if step.type == "scale"]
+    if len(scales) > 1:
+        raise DamagedSlide(path, f"states {len(scales)} scales where one belongs")
+    if not scales or scales[0] is None:
+        return None
+    if len(scales[0]) != ndim:
+        raise DamagedSlide(path, f"a scale has not the length of its {ndim} axes")
+    return scales[0]
 
 
 def _refuse_other_colours(path: Location, omero: Any) -> None:

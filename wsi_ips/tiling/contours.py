@@ -7,9 +7,10 @@ What is written: QuPath 0.4 and later imports it. Coordinates are full-resolutio
 a slide with OpenSlide bounds (MIRAX, some Leica files) they count from the bounds' corner, for QuPath shows
 nothing else of the slide (its OpenslideImageServer adds ``openslide.bounds-x`` and ``-y`` to every read).
 
-What is read: a FeatureCollection (or a bare list) of Features with a Polygon or MultiPolygon in level-0 pixels,
-holes included, one file a slide, as TRIDENT writes them. No features mean no tissue. Properties and ``crs``
-(TRIDENT's is a dummy) are ignored.
+What is read: a FeatureCollection, a bare list, one Feature or one geometry, as TRIDENT, QuPath and others write
+them: Polygons and MultiPolygons in level-0 pixels, holes included, one file a slide. No features mean no tissue.
+``crs`` (TRIDENT's is a dummy) and properties are ignored, but for one thing: what QuPath exported (it has an
+``objectType``, and no ``tissue_id``, which TRIDENT's outlines and ours have) counts from the bounds' corner too.
 """
 
 import json
@@ -125,8 +126,10 @@ class ContourFolder:
         places = (self.folder / below / f"{slide_id}.geojson" for below in ("", "contours_geojson"))
         return next((place for place in places if place.is_file()), self.folder / f"{slide_id}.geojson")
 
-    def polygons(self, slide_id: str, *, l0_size: Size) -> list[Polygon]:
+    def polygons(self, slide_id: str, *, l0_size: Size, l0_origin: tuple[int, int] = (0, 0)) -> list[Polygon]:
         """The slide's regions of tissue with their holes, in level-0 pixels; an empty list where it has no tissue.
+
+        ``l0_origin`` is the point (x, y) that is QuPath's (0, 0): what QuPath exported is counted from it.
 
         Features that are no areas (points, lines, no geometry at all) are skipped with a warning that counts them.
         Raises :class:`AnnotationError` for a file that is missing, broken, of another slide, or has nothing but
@@ -143,7 +146,8 @@ class ContourFolder:
             )
         passed_over: Counter[str] = Counter()
         try:
-            polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig")), passed_over))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            polygons = list(_polygons(content, passed_over, l0_origin))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             reason = one_line(error, most=200)
             raise AnnotationError(path, f"is no GeoJSON of polygons ({reason})", "export it again") from None
@@ -175,16 +179,28 @@ def _check_place(polygon: Polygon, path: Path, l0_size: Size) -> None:
         )
 
 
-def _polygons(content: Any, passed_over: Counter[str]) -> Iterator[Polygon]:
+def _polygons(content: Any, passed_over: Counter[str], origin: tuple[int, int]) -> Iterator[Polygon]:
     """The polygons of parsed GeoJSON. Features that are no areas are counted in ``passed_over``.
 
     Raises ``ValueError``, ``TypeError`` or ``KeyError`` for anything that is no such GeoJSON.
     """
-    features = content["features"] if isinstance(content, dict) else content
+    features = content
+    if isinstance(content, dict):
+        features = content.get("features", [content])
     if not isinstance(features, list):
         raise TypeError("no list of features")
     for feature in features:
-        yield from _areas(feature["geometry"], passed_over)
+        # QuPath exports a single object as a Feature, and reads bare geometries too.
+        bare = "geometry" not in feature and "type" in feature and feature["type"] != "Feature"
+        areas = _areas(feature if bare else feature["geometry"], passed_over)
+        if origin != (0, 0) and not bare and _is_of_qupath(feature.get("properties")):
+            areas = (shapely.transform(area, lambda points: points + origin) for area in areas)
+        yield from areas
+
+
+def _is_of_qupath(properties: Any) -> bool:
+    """Whether QuPath exported a feature, by its properties: it is neither ours nor TRIDENT's."""
+    return isinstance(properties, dict) and "objectType" in properties and "tissue_id" not in properties
 
 
 def _areas(geometry: Any, passed_over: Counter[str], *, within: int = 0) -> Iterator[Polygon]:

@@ -1,4 +1,4 @@
-"""Patch coordinates as HDF5 files in the layout of CLAM or TRIDENT; AtlasPatch's are read as well.
+"""Patch coordinates as HDF5 files in the layout of CLAM or TRIDENT; AtlasPatch's and STAMP's are read as well.
 
 Start with :func:`write_coords` and :func:`read_coords`. A file has a dataset ``coords`` of top-left corners in
 level-0 pixels and attributes that say how large a patch is. What those layouts cannot hold (fractions of a pixel,
@@ -16,6 +16,7 @@ How the other programs state a patch's size:
 - AtlasPatch (AtlasAnalyticsLab/AtlasPatch at 24f4d2d: README, services/storage.py, services/extraction.py):
   TRIDENT's attributes, but at the file's root; ``coords`` are (N, 5) int32: x, y, and the width, height and level
   with which the patch was read.
+- STAMP: µm, in a file of features (:mod:`wsi_ips.tiling.stamp_files`).
 
 A magnification states a resolution only roughly ("40x" scanners give 0.22 to 0.28 µm per pixel). Where the slide
 itself is known, its own µm per pixel are used.
@@ -50,6 +51,7 @@ from wsi_ips.storage.hdf5 import (
 )
 from wsi_ips.storage.location import Location, Url
 from wsi_ips.tiling.grid import MOST_PATCHES, PatchCoords
+from wsi_ips.tiling.stamp_files import check_same_places, is_stamp, our_group, take_stamp_places
 from wsi_ips.units import MAGNIFICATION_MPP, Mpp, Size
 
 FOREIGN_ATTRIBUTES = (
@@ -341,6 +343,8 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
     the file states are checked before anything is allocated. Raises :class:`CoordsError` for a group that holds no
     usable coordinates.
     """
+    if is_stamp(file):
+        return _of_stamp(file, path, info)
     dataset = plain_dataset(file, "coords", path, error=CoordsError, fix="give a file of patch coordinates")
     # AtlasPatch's have five columns, and their attributes at the root.
     columns = {2: dataset.attrs, 5: file.attrs}
@@ -358,6 +362,20 @@ def take_coords(file: Any, path: Path, *, info: SlideInfo | None = None) -> Patc
         raise CoordsError(path, f"has broken attributes ({one_line(error, most=200)})", TILE_AGAIN) from None
 
 
+def _of_stamp(file: Any, path: Path, info: SlideInfo | None) -> PatchCoords:
+    """Coordinates of a file in STAMP's layout: exact if this package wrote it, else µm on the slide ``info``."""
+    places, group = take_stamp_places(file, path), our_group(file, path)
+    if group is not None:
+        coords = take_coords(group, path)
+        check_same_places(places, coords, path)
+        return coords if info is None else take_coords(group, path, info=info)
+    if info is None:
+        raise CoordsError(
+            path, "is a STAMP file, which does not say the slide's resolution", "give the slide as well"
+        )
+    return places.on_slide(path, info)
+
+
 def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchCoords:
     """Coordinates of a file that this package wrote."""
     attributes, l0_xy_N2 = small_numbers(dataset.attrs, OUR_ATTRIBUTES), _corners(dataset, path)
@@ -370,11 +388,17 @@ def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchC
         overlap_px=int(attributes["wsi_ips_overlap_px"]),
         l0_patch=positive(attributes["wsi_ips_l0_patch"]),
         g_size=pair(attributes["wsi_ips_g_size"]),
-        ids_N=_beside(file, "wsi_ips_patch_ids", path, len(l0_xy_N2)).astype(np.int64),
+        ids_N=np.arange(len(l0_xy_N2), dtype=np.int64),
         l0_xy_N2=l0_xy_N2,
-        tissue_N=_beside(file, "wsi_ips_tissue", path, len(l0_xy_N2)).astype(np.float32),
+        tissue_N=np.full(len(l0_xy_N2), np.nan, np.float32),
         note=harmless(stated_text(dataset.attrs, NOTE) or ""),
     )
+    if keeps_ids(file):
+        ids_N = _beside(file, "wsi_ips_patch_ids", path, len(coords)).astype(np.int64)
+        tissue_N = _beside(file, "wsi_ips_tissue", path, len(coords)).astype(np.float32)
+        coords = replace(coords, ids_N=ids_N, tissue_N=tissue_N)
+    else:
+        coords = _numbered(coords)
     if info is None:
         return coords
     check_l0_size(coords.l0_size, path, info)
@@ -386,6 +410,22 @@ def _ours(file: Any, dataset: Any, path: Path, info: SlideInfo | None) -> PatchC
             coords, slide_mpp=slide_mpp, patch_mpp=Mpp(coords.l0_patch * slide_mpp / coords.patch_px)
         )
     )
+
+
+def keeps_ids(file: Any) -> bool:
+    """Whether an open file holds the grid ids that this package writes beside its coordinates.
+
+    TRIDENT copies the attributes of our coordinates into the features that it makes of them, but no datasets.
+    """
+    return file.get("wsi_ips_patch_ids", getlink=True) is not None
+
+
+def _numbered(coords: PatchCoords) -> PatchCoords:
+    """The patches with the ids of the cells that they lie in; in file order where they lie in no such grid."""
+    l0_step = (coords.patch_px - coords.overlap_px) * coords.patch_mpp / coords.slide_mpp
+    g_cells_N2 = np.rint(coords.l0_xy_N2 / l0_step).astype(np.int64)
+    numbered = replace(coords, ids_N=g_cells_N2[:, 1] * coords.g_size[0] + g_cells_N2[:, 0])
+    return numbered if numbered.lies_on_grid else replace(coords, g_size=(len(coords), 1))
 
 
 def _corners(dataset: Any, path: Path) -> NDArray[np.int64]:

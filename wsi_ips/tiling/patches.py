@@ -31,7 +31,7 @@ from wsi_ips.slides.base import SlideInfo, SlideReader, failure_in_words, named
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.held_folder import first_difference
 from wsi_ips.storage.location import Location
-from wsi_ips.tiling.contours import ContourFolder, outlined_tissue, tissue_contours, write_geojson
+from wsi_ips.tiling.contours import ContourFolder, l0_origin, outlined_tissue, tissue_contours, write_geojson
 from wsi_ips.tiling.coords import (
     Layout,
     TiledFrom,
@@ -643,7 +643,7 @@ def replaced_meanwhile(slide: Location) -> SlideReadError:
 
 def _given_tissue(outlines: Path, folder: TilingFolder, slide: SlideToTile, info: SlideInfo) -> TissueMask:
     return outlined_tissue(
-        ContourFolder(outlines).polygons(slide.slide_id, l0_size=info.l0_size),
+        ContourFolder(outlines).polygons(slide.slide_id, l0_size=info.l0_size, l0_origin=l0_origin(info)),
         l0_size=info.l0_size,
         slide_mpp=slide.mpp or info.known_mpp(),
         thumbnail_mpp=folder.config.tissue.thumbnail_mpp,

@@ -70,7 +70,12 @@ class FeatureSource:
         Raises:
             FeaturesError: The file does not say what ``kind`` asks for.
         """
-        coords = self._held.coords
+        coords, stamp = self._held.coords, self._held.places
+        if (
+            kind == "um" and stamp is not None
+        ):  # the same whether or not a slide is at hand: no pixel is rounded to
+            rows_n = rows_of(ids_n.cpu().numpy(), self._held.ids_N, where=f"in {self._held.path}")
+            return torch.from_numpy(stamp.um_centres(rows_n))
         if kind == "um" and coords is not None:
             return torch.from_numpy(coords.um_centres(ids_n.cpu().numpy()))
         if kind == "ids" and self._held.on_grid:
@@ -79,7 +84,7 @@ class FeatureSource:
         raise FeaturesError(
             self._held.path,
             f"does not say where its patches lie as attention.positions: {wanted} needs it",
-            "set model.attention.positions=none" + (", or slide" if coords is not None else ""),
+            "set model.attention.positions=none" + ("" if coords is None and stamp is None else ", or slide"),
         )
 
     def _chunk(self, rows_n: NDArray[np.int64]) -> Chunk:

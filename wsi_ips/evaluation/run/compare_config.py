@@ -23,7 +23,7 @@ class CompareConfig(FinetuneConfig):
     slides_root: Path | None = None
     """Folder that the manifest's paths are below; none: the manifest's own."""
     features: Path | None = None
-    """Folder of stored features (CLAM's or TRIDENT's), to read instead of the slides."""
+    """Folder of stored features (CLAM's, TRIDENT's or STAMP's), to read instead of the slides."""
     out: Path
     entries: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=MOST_ENTRIES)]
     """``{name: {setting: value}}``, a setting as ``--set`` has it: ``{model.aggregator: abmil}``. The others are
