@@ -60,7 +60,9 @@ def test_patches_are_found_while_the_network_is_loaded_and_the_result_is_the_sam
         done = worker.work(job)
         assert isinstance(done, Done)
         assert done.row.status == "ok"
-        assert setup.run.attention(job.slide_id).read_bytes() == alone.run.attention(job.slide_id).read_bytes()
+        assert (
+            setup.run.attention(job.slide_id).read_bytes() == alone.run.attention(job.slide_id).read_bytes()
+        )
 
 
 def test_a_first_slide_that_cannot_be_read_is_a_failed_slide_and_the_next_is_labelled(
