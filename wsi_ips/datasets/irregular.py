@@ -2,8 +2,8 @@
 
 Each entry says what is wrong with a slide, what this package does about it, and who says so. Only what a public
 source states is here; what can be seen in a download alone (a mask that is missing, a file that is cut off) is
-told by ``wsi-ips data verify`` and ``wsi-ips data manifest`` when they see it. The 653 slides of PANDA with pen marks,
-without a mask, or with a mask that contradicts the grade are in ``panda_suspicious.csv`` beside this file.
+told by ``wsi-ips data verify`` and ``wsi-ips data manifest`` when they see it. The 653 slides of PANDA with pen
+marks, without a mask, or with a mask that contradicts the grade are in ``panda_suspicious.csv`` beside this file.
 """
 
 import csv
