@@ -9,7 +9,13 @@ file tell them only roughly, as real files do. A node that is lost takes its wor
 had in hand; others begin these anew, as dask has it.
 
 ``cluster_efficiency_64`` is work / (workers x duration), where work is what the slides take and everything else is
-lost: loading the network, handing out, waiting at the end. With a node lost, all workers still count to the end.
+lost: loading the network, handing out, waiting at the end. A worker finds the patches of its first slide while it
+loads the network, so it waits for the longer of the two.
+
+With a node lost, all 64 workers still count to the end, those of the lost node too: with a node of 8 lost at the
+very beginning, 0.875 is the most that any schedule can reach. ``_of_those_there`` divides by the seconds of the
+workers that were there. ``node_replaced`` is a run in which as many workers join a while after the loss, as a job
+array or an adaptive cluster starts them again.
 """
 
 import argparse
@@ -46,21 +52,26 @@ TISSUE_S, LOAD_S, ORDER_S = 4.0, 20.0, 0.05
 """Opening a slide and finding tissue; loading the network, once a worker; handing an order out."""
 LOST_AT = (0.1, 0.5, 0.9)
 """When a node is lost, as shares of the duration without a loss."""
+REPLACED_S = 120.0
+"""Seconds from the loss of a node to the first slide of the node that takes its place."""
 
 
 @dataclass(frozen=True)
 class Ran:
-    """How a run went: seconds of work, its duration, slides that were begun twice, and how long it went on
-    after the
-    last slide was begun."""
+    """How a run went: seconds of work, its duration, slides that were begun twice, how long it went on after the
+    last slide was begun, and the seconds that its workers were there, all together."""
 
     work_s: float
     seconds: float
     begun_again: int
     tail_s: float
+    there_s: float
 
     def efficiency(self, workers: int) -> float:
         return self.work_s / (workers * self.seconds)
+
+    def efficiency_of_those_there(self) -> float:
+        return self.work_s / self.there_s
 
 
 def main() -> None:
@@ -100,8 +111,12 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
             "tail_minutes_by_name": by_name.tail_s / 60,
         }
         for share in LOST_AT:
-            lost = run(slides, arguments.workers, lost=arguments.node, at=share * whole.seconds)
+            at = share * whole.seconds
+            lost = run(slides, arguments.workers, lost=arguments.node, at=at)
+            again = run(slides, arguments.workers, lost=arguments.node, at=at, replaced_after=REPLACED_S)
             rows[f"efficiency_node_lost_at_{share:g}"] = lost.efficiency(arguments.workers)
+            rows[f"efficiency_of_those_there_at_{share:g}"] = lost.efficiency_of_those_there()
+            rows[f"efficiency_node_replaced_at_{share:g}"] = again.efficiency(arguments.workers)
             rows[f"minutes_lost_at_{share:g}"] = (lost.seconds - whole.seconds) / 60
             rows[f"slides_begun_again_at_{share:g}"] = float(lost.begun_again)
         for name, value in rows.items():
@@ -144,12 +159,14 @@ def run(
     order: Callable[[Sequence[SlideJob]], Sequence[SlideJob]] = largest_first,
     lost: int = 0,
     at: float = 0.0,
+    replaced_after: float | None = None,
 ) -> Ran:
-    """Let the program's desk work off the slides. ``lost`` workers vanish at ``at`` seconds."""
+    """Let the program's desk work off the slides. ``lost`` workers vanish at ``at`` seconds, and as many new ones
+    join ``replaced_after`` seconds later."""
     seconds = {job.slide_id: cost for job, cost, _ in slides}
     with tempfile.TemporaryDirectory() as folder:
         jobs = sized(slides, Path(folder))
-        cluster = Cluster(workers, seconds, lost=lost, lost_at=at)
+        cluster = Cluster(workers, seconds, lost=lost, lost_at=at, replaced_after=replaced_after)
         desk = program.Desk(cast(Any, cluster), cast(Any, None))
         with (
             patch.object(program, "wait", cluster.wait),
@@ -157,7 +174,13 @@ def run(
         ):
             assert len(list(desk.work_off(order(jobs)))) == len(slides)
     assert cluster.done == len(slides)
-    return Ran(sum(seconds.values()), cluster.now, cluster.begun_again, cluster.now - cluster.last_begun)
+    return Ran(
+        sum(seconds.values()),
+        cluster.now,
+        cluster.begun_again,
+        cluster.now - cluster.last_begun,
+        cluster.there_s(),
+    )
 
 
 def sized(slides: Sequence[tuple[SlideJob, float, int]], folder: Path) -> list[SlideJob]:
@@ -168,9 +191,6 @@ def sized(slides: Sequence[tuple[SlideJob, float, int]], folder: Path) -> list[S
             file.truncate(size)
         jobs.append(SlideJob(job.slide_id, folder / job.path.name))
     return jobs
-
-
-def give_up(self) -> None: ...
 
 
 class Future:
@@ -191,25 +211,42 @@ class Cluster:
     """Takes the place of a dask client and its workers, with a clock of its own.
 
     An order goes to a worker that has none, and otherwise waits for the first one that has finished. A worker
-    loads
-    the network before its first slide.
+    loads the network before its first slide, and finds the patches of that slide meanwhile.
     """
 
     status = "running"
 
-    def __init__(self, workers: int, seconds: dict[str, float], *, lost: int, lost_at: float) -> None:
+    def __init__(
+        self,
+        workers: int,
+        seconds: dict[str, float],
+        *,
+        lost: int,
+        lost_at: float,
+        replaced_after: float | None = None,
+    ) -> None:
         self.now = 0.0
         self.done = 0
         self.begun_again = 0
         self.last_begun = 0.0
         self._seconds = seconds
         self._alive = set(range(workers))
+        self._since = dict.fromkeys(range(workers), 0.0)
+        self._gone_s = 0.0
         self._loaded: set[int] = set()
         self._busy: dict[int, tuple[Future, int]] = {}
         self._queue: list[Future] = []
         self._events: list[tuple[float, int, int]] = []
         self._number = count()
-        self._losses = [(lost_at, set(range(lost)))] if lost else []
+        self._changes: list[tuple[float, set[int], set[int]]] = []
+        if lost:
+            self._changes.append((lost_at, set(range(lost)), set()))
+        if lost and replaced_after is not None:
+            self._changes.append((lost_at + replaced_after, set(), set(range(workers, workers + lost))))
+
+    def there_s(self) -> float:
+        """The seconds that all workers were there, up to now."""
+        return self._gone_s + sum(self.now - self._since[worker] for worker in self._alive)
 
     def nthreads(self) -> dict[int, int]:
         return dict.fromkeys(self._alive, 1)
@@ -226,18 +263,20 @@ class Cluster:
                 return
             future, number = self._queue.pop(0), next(self._number)
             self.last_begun = self.now
-            load = 0.0 if worker in self._loaded else LOAD_S
+            load = 0.0 if worker in self._loaded else max(LOAD_S, TISSUE_S) - TISSUE_S
             self._loaded.add(worker)
             self._busy[worker] = future, number
             end = self.now + ORDER_S + load + self._seconds[future.slide_id]
             heapq.heappush(self._events, (end, number, worker))
 
     def wait(self, futures: Sequence[Future], *, timeout: float, return_when: str) -> None:
-        """Pass the time until an order is done or a node is lost."""
+        """Pass the time until an order is done, or workers go or come."""
         if any(future.finished for future in futures):
             return
-        if self._losses and (not self._events or self._losses[0][0] <= self._events[0][0]):
-            self.now, gone = self._losses.pop(0)
+        if self._changes and (not self._events or self._changes[0][0] <= self._events[0][0]):
+            self.now, gone, come = self._changes.pop(0)
+            self._since |= dict.fromkeys(come, self.now)
+            self._alive |= come
             self._lose(gone)
             raise TimeoutError
         self.now, number, worker = heapq.heappop(self._events)
@@ -250,6 +289,7 @@ class Cluster:
 
     def _lose(self, gone: set[int]) -> None:
         self._alive -= gone
+        self._gone_s += sum(self.now - self._since[worker] for worker in gone)
         for worker in sorted(gone & set(self._busy)):
             future, _ = self._busy.pop(worker)
             self._queue.insert(0, future)

@@ -11,6 +11,7 @@ from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.recipe import make_job
 from wsi_ips.config import TaskConfig
+from wsi_ips.datasets.download_faults import missing_lines
 from wsi_ips.datasets.manifest import read_manifest
 
 SLIDES = ("images/normal_001.tif", "images/tumor_001.tif", "images/test_114.tif")
@@ -60,7 +61,11 @@ def test_a_file_that_two_lists_find_altered_is_one_bad_file(console: Console, da
 def test_verify_looks_for_the_slides_of_a_manifest(console: Console, data_set: Path) -> None:
     said = console("data", "verify", data_set, "--manifest", "camelyon16")
     assert said.code == 3
-    assert "missing: normal_002 of camelyon16 (images/normal_002.tif)" in said.out
+    missing = [line for line in said.out.splitlines() if line.startswith("missing: ")]
+    assert [line.partition(" of ")[0] for line in missing] == [
+        "missing: 158 slides normal_*", "missing: 110 slides tumor_*", "missing: 128 slides test_*",
+    ]  # fmt: skip
+    assert "normal_002 to normal_085, normal_087 to normal_160" in missing[0]
     assert said.out.splitlines()[-1] == "3 of 399 slides of camelyon16 are there"
     own = data_set / "own.csv"
     own.write_text("slide_id,path\nnormal_001,images/normal_001.tif\n")
@@ -95,7 +100,9 @@ def test_manifest_lists_what_is_there_and_can_be_read(console: Console, data_set
     out = data_set.parent / "here.csv"
     said = console("data", "manifest", data_set.parent, "--out", out)
     assert said.code == 0
-    assert said.out == f"3 of 399 slides of camelyon16 in {out} (train 1, val 1, test 1); 396 missing\n"
+    wrong, summary = said.out.splitlines()
+    assert wrong.startswith("2 of 2 tumour slides have no outlines")
+    assert summary == f"3 of 399 slides of camelyon16 in {out} (train 1, val 1, test 1); 396 missing"
     read = read_manifest(out, tasks=[TaskConfig()])
     assert [record.path for record in read.records] == [
         data_set / name for name in ("images/normal_001.tif", "images/tumor_001.tif", "images/test_114.tif")
@@ -121,7 +128,8 @@ def test_labels_that_the_official_file_has_otherwise_are_named(console: Console,
     )
     said = console("data", "manifest", data_set, "--out", data_set / "m.csv")
     assert said.code == 0
-    assert said.out.splitlines()[:-1] == [f"test_114 is tumor in the manifest, normal in {reference}"]
+    assert said.out.splitlines()[0] == f"test_114 is tumor in the manifest, normal in {reference}"
+    assert " is tumor in " not in said.out.partition("\n")[2]
     reference.write_text("image,class\ntest_114.tif,perhaps\n")
     said = console("data", "manifest", data_set, "--out", data_set / "m.csv")
     assert said.code == 0
@@ -180,3 +188,60 @@ def test_finetune_learns_from_slides_below_another_root(
                    "--set", "training.epochs=1", "--set", "training.warmup_epochs=0")  # fmt: skip
     assert said.code == 0, said.err
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_downloads_that_are_not_finished_and_links_to_nowhere_are_told(
+    console: Console, data_set: Path
+) -> None:
+    images = data_set / "images"
+    (images / "tumor_002.tif.part").touch()
+    (data_set / "annotations.zip.crdownload").touch()
+    (images / "tumor_003.tif").symlink_to(data_set / "other_disk" / "tumor_003.tif")
+    (data_set / "loop").symlink_to(data_set, target_is_directory=True)
+    for command in (["verify", data_set, "--manifest", "camelyon16"],
+                    ["manifest", data_set, "--out", data_set / "m.csv"]):  # fmt: skip
+        said = console("data", *command)
+        assert "2 downloads are not finished, the first annotations.zip.crdownload: " in said.out
+        assert "1 links lead nowhere, the first images/tumor_003.tif to " in said.out
+    assert said.code == 0
+    for path in images.glob("*.tif"):
+        path.unlink()
+    said = console("data", "manifest", data_set, "--out", data_set / "m.csv")
+    assert said.code == 2
+    assert "2 downloads are not finished" in said.complaint
+
+
+def test_slides_are_found_under_any_suffix_of_tiff(console: Console, data_set: Path) -> None:
+    (data_set / SLIDES[0]).rename(data_set / "images" / "normal_001.TIFF")
+    said = console("data", "manifest", data_set, "--out", data_set / "m.csv")
+    assert "normal_001.TIFF" in (data_set / "m.csv").read_text()
+    assert "first release" not in said.out
+
+
+def test_the_list_of_the_challenges_page_is_one_too(console: Console, data_set: Path) -> None:
+    (data_set / "checksums.md5").rename(data_set / "camelyon16_checksums.md5")
+    assert console("data", "verify", data_set).out.startswith("3 of 3 listed files are as listed\n")
+
+
+def test_without_a_list_slides_are_opened(console: Console, data_set: Path) -> None:
+    """The slides of this test are text."""
+    (data_set / "checksums.md5").unlink()
+    said = console("data", "verify", data_set, "--manifest", "camelyon16")
+    assert said.code == 3
+    assert said.out.startswith(
+        "no checksums.md5 or checksums.txt: contents were not compared; each slide was "
+    )
+    assert sum(line.startswith("cannot be opened: ") for line in said.out.splitlines()) == 3
+
+
+def test_missing_slides_are_told_in_rows() -> None:
+    ids = ["normal_001", "normal_003", *(f"patient_{n:03d}_node_{k}" for n in range(4) for k in range(5))]
+    ids.remove("patient_002_node_3")
+    assert missing_lines("it", [(name, "images/") for name in ids]) == [
+        "missing: 2 slides normal_* of it: normal_001, normal_003",
+        "missing: 19 slides patient_* of it: patient_000 to patient_001, patient_003, patient_002_node_0, "
+        "patient_002_node_1, patient_002_node_2, patient_002_node_4",
+    ]
+    assert missing_lines("it", [("test_001", "images/test_001.tif")]) == [
+        "missing: test_001 of it (images/test_001.tif)"
+    ]

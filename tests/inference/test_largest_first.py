@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cluster import LOAD_S, Cluster, Ran, drawn, run
+from benchmarks.cluster import LOAD_S, TISSUE_S, Cluster, Ran, drawn, run
 from wsi_ips.inference.slide_tasks import largest_first
 from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.storage.location import locate
@@ -69,10 +69,31 @@ def test_a_lost_node_costs_its_share_and_what_it_had_in_hand(
     assert lost.work_s == whole.work_s
     assert whole.seconds < lost.seconds
     assert lost.efficiency(WORKERS) >= 0.85
+    assert lost.there_s == pytest.approx(WORKERS * lost.seconds - 2 * (lost.seconds - whole.seconds / 2))
+    assert lost.efficiency_of_those_there() > lost.efficiency(WORKERS)
 
 
-def test_the_simulated_workers_load_once_and_do_one_slide_at_a_time() -> None:
+def test_a_node_lost_early_costs_what_its_workers_would_have_done_and_little_else(
+    slides: list[tuple[SlideJob, float, int]], whole: Ran
+) -> None:
+    """A tenth of the workers, lost before they were done with anything: the others' time is as well used."""
+    lost = run(slides, WORKERS, lost=2, at=whole.seconds / 10)
+    assert lost.efficiency_of_those_there() >= 0.95
+    assert lost.efficiency(WORKERS) >= 0.85
+
+
+def test_workers_that_take_the_place_of_lost_ones_are_given_slides(
+    slides: list[tuple[SlideJob, float, int]], whole: Ran
+) -> None:
+    lost = run(slides, WORKERS, lost=2, at=whole.seconds / 10)
+    replaced = run(slides, WORKERS, lost=2, at=whole.seconds / 10, replaced_after=60)
+    assert replaced.efficiency_of_those_there() >= 0.93
+    assert whole.seconds < replaced.seconds < lost.seconds
+
+
+def test_the_simulated_workers_load_once_beside_their_first_tissue_and_do_one_slide_at_a_time() -> None:
     slides = drawn(3, seed=0)
     ran = run(slides, 1)
-    assert ran.seconds == pytest.approx(ran.work_s + LOAD_S, abs=1.0)
+    assert ran.seconds == pytest.approx(ran.work_s + LOAD_S - TISSUE_S, abs=1.0)
+    assert ran.there_s == ran.seconds
     assert isinstance(Cluster(2, {}, lost=0, lost_at=0).nthreads(), dict)

@@ -44,6 +44,7 @@ def verify(
     :func:`wsi_ips.datasets.known_sets.look` raises.
     """
     from wsi_ips.datasets.checksums import LIST_NAMES, verify_folder
+    from wsi_ips.datasets.download_faults import unopened
     from wsi_ips.datasets.known_sets import KNOWN_SETS
 
     _must_be_folder(folder)
@@ -53,14 +54,23 @@ def verify(
     # Before the hashing, which takes hours: a wrong manifest or layout shows at once.
     lines: list[str] = []
     absent = False
+    slides: list[Path] = []
     if known is not None:
-        lines, absent = _known_slides(known, folder, labels)
+        lines, absent, slides = _known_slides(known, folder, labels)
     elif manifest is not None:
         lines, absent = _listed_slides(manifest, folder)
     found = verify_folder(folder, progress=progress)
     if not found.lists and manifest is None:
         raise DatasetError(folder, f"holds no {' or '.join(LIST_NAMES)}", "download it, or give --manifest")
     hashed = [*found.bad]
+    if known is not None and not found.lists:
+        cut = unopened(slides, progress=progress)
+        hashed += [
+            f"no {' or '.join(LIST_NAMES)}: contents were not compared; each slide was opened, which finds those "
+            "that were cut short",
+            *cut,
+        ]
+        absent = absent or bool(cut)
     if found.lists:
         hashed.append(f"{found.checked - len(found.bad)} of {found.checked} listed files are as listed")
         first = f", the first {found.unlisted[0]}" if found.unlisted else ""
@@ -82,18 +92,22 @@ def _listed_slides(manifest: Path, folder: Path) -> tuple[list[str], bool]:
     )
 
 
-def _known_slides(name: str, folder: Path, labels: Path | None) -> tuple[list[str], bool]:
-    """What there is to say of a known data set, and whether something is missing or not as released."""
+def _known_slides(name: str, folder: Path, labels: Path | None) -> tuple[list[str], bool, list[Path]]:
+    """What there is to say of a known data set, whether something is missing or not as released, and the slides
+    that are there.
+    """
     from wsi_ips.datasets.camelyon import NAMES, shipped_rows
+    from wsi_ips.datasets.download_faults import missing_lines
     from wsi_ips.datasets.known_sets import look
 
     listed = look(name, folder, labels=labels)
     there = {row["slide_id"] for row in listed.rows}
     absent = [row for row in shipped_rows(name) if row["slide_id"] not in there] if name in NAMES else []
     lines = [*listed.told, *listed.wrong]
-    lines += [f"missing: {row['slide_id']} of {name} ({row['path']})" for row in absent]
+    lines += missing_lines(name, [(row["slide_id"], row["path"]) for row in absent])
     lines.append(f"{len(there)} of {listed.total} slides of {name} are there")
-    return lines, bool(listed.wrong or (len(there) < listed.total and name in NAMES))
+    faulty = bool(listed.wrong or (len(there) < listed.total and name in NAMES))
+    return lines, faulty, [Path(row["path"]) for row in listed.rows]
 
 
 def manifest_command(
@@ -122,7 +136,7 @@ def list_slides(
     Paths become relative to the new CSV's folder where they lie below it, else absolute. ``name`` may be left
     out where ``root`` holds slides of one of the sets only. Raises :class:`DatasetError` where it holds
     none, :class:`ConfigError` for another name or an open choice. Lines before the last tell what was left out and
-    why, and labels that were corrected or that an official file has otherwise.
+    why, labels that were corrected or that an official file has otherwise, and what is not as the release has it.
     """
     from wsi_ips.datasets.camelyon import NAMES, write_rows
     from wsi_ips.datasets.known_sets import KNOWN_SETS, look
@@ -139,7 +153,7 @@ def list_slides(
                 if (count := sum(row["split"] == split for row in rows))]  # fmt: skip
     gone = "missing" if chosen in NAMES else "missing or left out"
     summary = f"{len(rows)} of {listed.total} slides of {chosen} in {out} ({', '.join(by_split)})"
-    return Outcome([*listed.told, f"{summary}; {listed.total - len(rows)} {gone}"])
+    return Outcome([*listed.told, *listed.wrong, f"{summary}; {listed.total - len(rows)} {gone}"])
 
 
 def _only_one(root: Path) -> str:

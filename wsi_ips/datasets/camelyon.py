@@ -149,8 +149,8 @@ def find_camelyon(root: Path) -> CamelyonFiles:
     labels = {name: _files(root, folders, re.compile(file)) for name, (folders, file) in _LABEL_FILES.items()}
     return CamelyonFiles(
         root,
-        slides=_files(root, _SLIDE_FOLDERS, re.compile(_SLIDE_NAME + r"\.tif")),
-        masks=_files(root, _MASK_FOLDERS, re.compile(_SLIDE_NAME + r"_mask\.tif")),
+        slides=_files(root, _SLIDE_FOLDERS, re.compile(_SLIDE_NAME + r"\.tiff?")),
+        masks=_files(root, _MASK_FOLDERS, re.compile(_SLIDE_NAME + r"(?:_evaluation)?_mask\.tiff?")),
         annotations=_files(root, _ANNOTATION_FOLDERS, re.compile(_SLIDE_NAME + r"\.xml")),
         labels={name: next(iter(found.values())) for name, found in labels.items() if found},
     )

@@ -105,7 +105,7 @@ def _old_names(name: str, files: CamelyonFiles) -> Iterator[str]:
     for now, first in FIRST_NAMES.items():
         if first in files.slides and now not in files.slides:
             yield f"{files.slides[first]} is read as {now}: it was mislabelled in the first release"
-    capital = [path.name for path in files.slides.values() if path.name != path.name.lower()]
+    capital = [path.name for path in files.slides.values() if path.stem != path.stem.lower()]
     if capital:
         yield f"{len(capital)} slides have names of the first release, such as {min(capital)}, and are found"
 
@@ -153,6 +153,7 @@ def _strays(name: str, root: Path, finder: SlideFinder) -> Iterator[tuple[Path, 
                 fits.fullmatch(file)
                 and path.absolute() not in found
                 and path.stem.lower() not in finder.files.slides
+                and path.exists()  # what else is a link to nowhere, which known_sets tells
             ):
                 yield path, f"{_FOLDERS[file.lower().partition('_')[0]]} or images/"
         looked_at += len(files) + len(inner)

@@ -2,10 +2,11 @@
 
 Whether a downloaded data set is complete, by its lists of checksums: :func:`verify_folder`.
 
-Lists are ``checksums.md5`` (MD5) and ``checksums.txt`` (SHA-256, CAMELYON16's first release) in the format of
-md5sum and sha256sum: ``<digest>  <path>``, with ``*`` before the path for binary mode. Paths are relative to the
-list's folder. ``gdc_manifest*.txt`` is what gdc-client downloads from (docs.gdc.cancer.gov, "Manifest File"): tabs
-between ``id, filename, md5, size, state``, and each file lies in a folder that is called like its id.
+Lists are ``checksums.md5`` (MD5) and ``checksums.txt`` (SHA-256, CAMELYON16's first release), also under the names
+of the challenge's page (``camelyon16_checksums.md5``), in the format of md5sum and sha256sum: ``<digest>  <path>``
+with ``*`` before the path for binary mode. Paths are relative to the list's folder. ``gdc_manifest*.txt`` is what
+gdc-client downloads from (docs.gdc.cancer.gov, "Manifest File"): tabs between ``id, filename, md5, size, state``,
+and each file lies in a folder that is called like its id.
 
 Making data sets: a folder for one config (:func:`claim`), slides in parallel (:func:`make_all`).
 """
@@ -36,6 +37,7 @@ STEP_BYTES = 64 << 20
 """Bytes per step of the progress bar."""
 
 _READ_BYTES = 1 << 20
+_LIST = re.compile(r"(camelyon1[67]_)?checksums\.(md5|txt)", re.IGNORECASE)
 _GDC_LIST = re.compile(r"gdc_manifest[\w.-]*\.txt")
 _GDC_COLUMNS = ["id", "filename", "md5"]
 _LINE = re.compile(r"([0-9a-fA-F]{32}|[0-9a-fA-F]{64})[ \t]+\*?(\S.*)")
@@ -111,7 +113,7 @@ def verify_folder(folder: Path, *, progress: Progress = silent) -> Verification:
     Without a list, nothing is checked. Raises :class:`DatasetError` for a list that cannot be used.
     """
     present = list(_walk(folder, set()))
-    lists = [path for path in present if path.name in LIST_NAMES or _GDC_LIST.fullmatch(path.name)]
+    lists = [path for path in present if _LIST.fullmatch(path.name) or _GDC_LIST.fullmatch(path.name)]
     wanted: dict[Path, list[Checksum]] = {}
     for path in lists:
         for checksum in read_checksums(path):

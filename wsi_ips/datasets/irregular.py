@@ -1,12 +1,15 @@
 """The slides of public data sets that are not what their name or label says, in one table: :data:`IRREGULAR`.
 
 Each entry says what is wrong with a slide, what this package does about it, and who says so. Only what a public
-source states is here; what can be seen in a download alone (a mask that is missing, a slide that CAMELYON+ left
-out) is told by ``wsi-ips data verify`` and ``wsi-ips data manifest`` when they see it.
+source states is here; what can be seen in a download alone (a mask that is missing, a file that is cut off) is
+told by ``wsi-ips data verify`` and ``wsi-ips data manifest`` when they see it. The 653 slides of PANDA with pen
+marks, without a mask, or with a mask that contradicts the grade are in ``panda_suspicious.csv`` beside this file.
 """
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 
@@ -15,7 +18,7 @@ class Irregular:
     """A slide that is not as others are.
 
     Attributes:
-        data_set: ``camelyon16``, ``camelyon_plus`` or ``panda``.
+        data_set: ``camelyon16``, ``camelyon_plus`` (slides of CAMELYON16 and 17) or ``panda``.
         slide_id: The slide's present name, or that of the first release where it is gone.
         what: What is the matter; it is the slide's note in the manifest.
         done: What this package does about it.
@@ -36,6 +39,7 @@ _PLUS = (
 )
 _COLLECTION = "Kaggle notebook 'Collection of Suspicious Slides' (PANDA, May 2020)"
 _INVENTORY = "inventory of all 10,616 files, public notes of a PANDA repository (September 2026)"
+_SECOND_PLACE = "github.com/DrHB/PANDA-2nd-place-solution, the second place of the competition"
 _PART = "not exhaustively annotated: take no negatives from it"
 _PART_DONE = "labelled tumor; in the slide AUC; left out of FROC (--partly-annotated judges it all the same)"
 _TISSUE = "little tissue: a tissue threshold can lose it"
@@ -45,6 +49,14 @@ _PARTLY = (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 9
 _PLUS_REMOVED = (
     "tumor_017", "tumor_051", "tumor_061", "tumor_063", "tumor_067", "tumor_077", "tumor_082", "tumor_097",
     "tumor_105", "tumor_106", "test_052", "test_055", "test_056",
+    "patient_017_node_3", "patient_019_node_2", "patient_026_node_2", "patient_029_node_1", "patient_045_node_4",
+    "patient_069_node_0", "patient_095_node_0", "patient_096_node_4", "patient_103_node_1", "patient_103_node_3",
+    "patient_105_node_1", "patient_108_node_4", "patient_111_node_1", "patient_119_node_1", "patient_119_node_3",
+    "patient_135_node_4", "patient_142_node_4", "patient_144_node_1", "patient_151_node_0", "patient_151_node_1",
+    "patient_153_node_0", "patient_154_node_1", "patient_159_node_2", "patient_159_node_3", "patient_168_node_1",
+    "patient_171_node_4", "patient_176_node_4", "patient_177_node_0", "patient_180_node_4", "patient_184_node_0",
+    "patient_184_node_4", "patient_185_node_0", "patient_187_node_1", "patient_188_node_4", "patient_193_node_0",
+    "patient_193_node_4",
 )
 # fmt: on
 _PLUS_CHANGED = {
@@ -67,6 +79,27 @@ _LITTLE_TISSUE = (
     "5204134e82ce75b1109cc1913d81abc6",
     "a08e24cff451d628df797efc4343e13c",
 )
+
+_SUSPICIOUS = Path(__file__).with_name("panda_suspicious.csv")
+_SUSPICIOUS_WORDS = {
+    "marks": "pen marks on the slide",
+    "no mask": "it has no mask",
+    "no cancer in mask": "its mask shows no cancer, though its grade is 1 or more",
+}
+
+
+def _suspicious() -> Iterator[Irregular]:
+    with _SUSPICIOUS.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            what = "; ".join(_SUSPICIOUS_WORDS[word] for word in row["what"].split(" and "))
+            yield Irregular(
+                "panda",
+                row["image_id"],
+                what,
+                "kept; the manifest notes it",
+                f"{_COLLECTION}; {_SECOND_PLACE}",
+            )
+
 
 IRREGULAR: tuple[Irregular, ...] = (
     Irregular(
@@ -128,8 +161,18 @@ IRREGULAR: tuple[Irregular, ...] = (
                   _COLLECTION)
         for image_id in _LITTLE_TISSUE
     ),
+    Irregular(
+        "panda", "0da0915a236f2fc98b299d6fdefe7b8b", "left out by the second place, which does not say why",
+        "kept", _SECOND_PLACE,
+    ),
+    *_suspicious(),
 )  # fmt: skip
 """Every irregular slide that a public source names."""
+
+WITHOUT_MASK_IDS = frozenset(
+    one.slide_id for one in IRREGULAR if one.data_set == "panda" and _SUSPICIOUS_WORDS["no mask"] in one.what
+)
+"""The 100 slides of PANDA, all of Radboud, that have no mask in the release."""
 
 PARTLY_ANNOTATED = frozenset({"test_114", *(f"tumor_{number:03d}" for number in _PARTLY)})
 """CAMELYON16's slides with tumour outside their outlines (its README): a detection there is no false positive.

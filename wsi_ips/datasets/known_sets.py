@@ -6,10 +6,11 @@ data set is. The rules of each are in a module of its own: :mod:`~wsi_ips.datase
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_ips.datasets.camelyon import Row, find_camelyon
+from wsi_ips.datasets.download_faults import dead_links, unfinished
 from wsi_ips.errors import ConfigError, DatasetError
 from wsi_ips.registry import Registry
 
@@ -133,7 +134,7 @@ def look(name: str, root: Path, *, labels: Path | None = None, splits: Path | No
     listed = _LOOKERS.load(name)(root, labels, splits)
     if listed is None or not listed.rows:
         raise nothing_there(root, [name])
-    return listed
+    return replace(listed, wrong=[*listed.wrong, *unfinished(root), *dead_links(root)])
 
 
 def held_sets(root: Path) -> list[str]:
@@ -155,7 +156,8 @@ def nothing_there(root: Path, names: Sequence[str]) -> DatasetError:
     expected = f"expected {KNOWN_SETS[names[0]].layout}" if len(names) == 1 else (
         "name the folder that holds images/ or training/, or the one above it; archives have to be unpacked"
     )  # fmt: skip
-    return DatasetError(root, f"holds no slide of {' or '.join(names)}", f"{expected}; it holds {held(root)}")
+    told = "; ".join([f"it holds {held(root)}", *unfinished(root), *dead_links(root)])
+    return DatasetError(root, f"holds no slide of {' or '.join(names)}", f"{expected}; {told}")
 
 
 def held(root: Path, *, most: int = 8) -> str:

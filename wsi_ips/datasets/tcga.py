@@ -110,7 +110,7 @@ def look(root: Path, labels: Path | None, splits: Path | None) -> Listed | None:
     told = [*_left_out(found, taken, subtypes, others)]
     if away := len(labelled) - len(rows):
         told.append(f"{away} slides are left out, as the tables of splits do not have their patients")
-    return Listed(rows, len(labelled), told=[*told, *_said_by_gdc(root)], wrong=[*_unfinished(root)])
+    return Listed(rows, len(labelled), told=[*told, *_said_by_gdc(root)])
 
 
 def read_subtypes(table: LabelTable) -> tuple[dict[str, str], dict[str, str]]:
@@ -212,9 +212,3 @@ def _said_by_gdc(root: Path) -> Iterator[str]:
     noted = [path for path in _walk(root) if path.name == "annotations.txt"]
     if noted:
         yield f"the GDC has annotations of {len(noted)} files, the first {noted[0]}: read them"
-
-
-def _unfinished(root: Path) -> Iterator[str]:
-    partial = [path for path in _walk(root) if path.name.endswith(".svs.partial")]
-    if partial:
-        yield f"{len(partial)} downloads are not finished, the first {partial[0]}: run gdc-client again"

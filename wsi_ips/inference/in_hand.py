@@ -41,7 +41,7 @@ from wsi_ips.storage.location import Location
 from wsi_ips.storage.system import go_first_when_memory_runs_out, killed_outright
 from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import FindPatches
-from wsi_ips.timeline import carried
+from wsi_ips.timeline import carried, in_thread
 from wsi_ips.timeline import slide as timeline_slide
 from wsi_ips.units import Mpp
 
@@ -263,6 +263,33 @@ def looked_ahead(
                 task: _Task = (work.predictor.find_patches, following.path, following.slide_id, following.mpp)
                 coming = pool.submit(_found_from, work.recorder, following, carried(_find, who="ahead"), task)
             yield job, prepare
+
+
+def looked_at_meanwhile(
+    job: "SlideJob", find_patches: FindPatches, load: "Callable[[], SlideWork]"
+) -> "tuple[SlideWork, Prepare]":
+    """Find the patches of a slide in a thread while this one loads the network.
+
+    The thread is one of this process, which is to read the slide anyway.
+
+    Args:
+        job: The slide.
+        find_patches: What the network's predictor will find patches with.
+        load: Loads the network. What it raises is raised, once the thread has ended.
+
+    Returns:
+        What ``load`` returned, and a function that gives the prepared slide or raises why there is none.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-ahead") as pool:
+        task: _Task = (find_patches, job.path, job.slide_id, job.mpp)
+        coming = pool.submit(in_thread(_find, who="ahead"), task)
+        work = load()
+
+    def prepare() -> "PreparedSlide":
+        coords, seconds = coming.result()
+        return work.predictor.opened(job.path, coords, seconds=seconds)
+
+    return work, prepare
 
 
 def _find(task: _Task) -> _Found:

@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, TypeVar
 
 from wsi_ips import timeline
 from wsi_ips.config import StreamingConfig
+from wsi_ips.errors import CheckpointError
 from wsi_ips.inference.checkpoints import CheckpointFile, Checkpoints, EnsemblePredictor
+from wsi_ips.inference.in_hand import looked_at_meanwhile
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.slide_tasks import Cut, check_shared, check_versions
 from wsi_ips.inference.slide_work import Done, Draw, SlideJob, SlideRecorder, SlideWork
+from wsi_ips.models.checkpoint_head import checkpoint_config
 from wsi_ips.models.encoders.compute import Compute
 from wsi_ips.progress import silence_libraries
 from wsi_ips.storage.fingerprint import versions
-from wsi_ips.tiling.patches import FindPatches
+from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
 
 if TYPE_CHECKING:
     import torch
 
-    from wsi_ips.inference.predict import Predictor, ScoredPart
+    from wsi_ips.inference.predict import Predictor, PreparedSlide, ScoredPart
 
 T = TypeVar("T")
+
+BY_RULES = ("rules", "bright_field", "dark_field")
+"""Segmenters that compute on the CPU and hold nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +91,19 @@ class WorkerSetup:
         """What the worker with this number works with, see
         :class:`wsi_ips.inference.slide_tasks.SlideTask`."""
         return SlideWorker(self, place)
+
+    def patch_finder(self) -> FindPatches | None:
+        """What the predictor that :meth:`load` makes will find patches with, known without a network. None for a
+        segmenter that is not ours, which may need the device or a thread of its own, and for a checkpoint that
+        cannot be read, which :meth:`load` then says.
+        """
+        if self.find_patches is not None:
+            return self.find_patches
+        try:
+            tiling = checkpoint_config(self.models.files[0].path).tiling
+        except CheckpointError:
+            return None
+        return PatchesInTissue(tiling) if tiling.tissue.segmenter in BY_RULES else None
 
     def load(self, place: int) -> SlideWork:
         """Load the network on the device of this process. ``place`` is its number among the workers of one
@@ -186,16 +205,18 @@ class SlideWorker:
     def work(self, job: SlideJob) -> Done | Cut:
         """Label a slide, or say how it is to be cut.
 
-        If a worker that died, or an earlier start, has labelled it already, only its overlay is drawn.
+        If a worker that died, or an earlier start, has labelled it already, only its overlay is drawn, and no
+        network is loaded for that.
         """
-        work = self._loaded()
-        if (done := work.recorder.found(job)) is not None:
+        recorder = self._setup.recorder() if self._work is None else self._work.recorder
+        if (done := recorder.found(job)) is not None:
             return done
+        work, prepare = self._ready_for(job)
         most = self._setup.shard_patches
         if most is None:
-            return work.label(job)
+            return work.label(job, prepare)
         try:
-            prepared = work.prepare(job)
+            prepared = prepare()
         except Exception as error:  # noqa: BLE001 - see SlideWork.label
             return work.recorder.failed(job, error)
         n_patches = len(prepared.coords)
@@ -203,6 +224,17 @@ class SlideWorker:
             return work.label(job, lambda: prepared)
         prepared.slide.close()
         return Cut(tuple(_one_net(work).parts(n_patches, most=most)))
+
+    def _ready_for(self, job: SlideJob) -> "tuple[SlideWork, Callable[[], PreparedSlide]]":
+        """The network, and a function that prepares the slide. While the network is loaded, which happens once,
+        a thread finds the patches of the slide.
+        """
+        find = None if self._work is not None else self._setup.patch_finder()
+        if find is None:
+            work = self._loaded()
+            return work, lambda: work.prepare(job)
+        self._work, prepare = looked_at_meanwhile(job, find, self._loaded)
+        return self._work, prepare
 
     def score(self, job: SlideJob, part: range) -> "ScoredPart | Done":
         """Score a part of a slide. If that fails, the slide has failed."""
