@@ -27,8 +27,9 @@ PATCHES = ("--patch-px", "32", "--patch-mpp", "2.0", "--set", "tiling.min_tissue
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
+    """One worker: another takes seconds to begin, and tests/inference/test_batch.py has several."""
     with LocalCluster(
-        n_workers=2, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
     ) as cluster:
         yield cluster
 
@@ -127,7 +128,7 @@ def test_a_scheduler_that_is_not_there_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     command: str,
 ) -> None:
-    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 1.0)
+    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 0.2)
     model = ("--checkpoint", small_checkpoint) if command == "features" else ()
     said = console(command, small_data.slides, *model, "--out", tmp_path / "out",
                    "--scheduler", "tcp://127.0.0.1:9")  # fmt: skip
