@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.console import uncaptured
 from tests.conftest import SmallData
-from wsi_ips.cli import main
 
 TRAINING = {"lightning", "torchmetrics", "matplotlib", "sklearn", "pandas", "dask", "distributed", "zarr"}
 NETWORKS = {"torch", "torchvision", "timm", "safetensors", "huggingface_hub"}
@@ -53,11 +53,7 @@ def predicted(slide: Path, small_checkpoint: Path, tmp_path_factory: pytest.Temp
     (folder / "slides" / slide.name).symlink_to(slide)
     # A slide that was written just now is opened again by the next start.
     time.sleep(max(0.0, 2.1 - (time.time() - slide.stat().st_ctime)))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys, "argv", ["wsi-ips", *map(str, prediction(folder, small_checkpoint))])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    assert not ended.value.code
+    assert uncaptured(*prediction(folder, small_checkpoint)).code == 0
     return folder
 
 

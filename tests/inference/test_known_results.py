@@ -34,7 +34,7 @@ def _slides_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsi_ips.inference.known_results.SETTLED_NS", 0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def predictor(small_checkpoint: Path) -> Predictor:
     net, pipeline = load_checkpoint(small_checkpoint)
     streaming = StreamingConfig(batch=16)
