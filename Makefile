@@ -29,13 +29,14 @@ tables: $(READY)
 	done; test $$ran = 1 || { echo "no data set is below $(DATA)"; exit 2; }; exit $$failed
 
 # Each process of the tests computes with one thread: two that share two cores with two threads each wait for
-# each other.
+# each other. The tests are compiled once and kept, also where the environment says that Python keeps nothing: that
+# is half of the time before the first test.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Those that take long, which CI runs too; the notebooks are among them.
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow and not browser'
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow and not browser'
 
 test-all: test test-slow
 

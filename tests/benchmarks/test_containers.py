@@ -20,7 +20,7 @@ from wsi_ips.slides.registry import open_slide
 from wsi_ips.units import Mpp
 
 ROOT = Path(__file__).resolve().parents[2]
-SIDE_PX = 4096
+SIDE_PX = 2048
 CASES = {
     "philips": ["philips_aligned", "camelyon"],
     "dicom_jpeg": ["dicom_jpeg"],
@@ -34,9 +34,14 @@ NUMBERS = ("vs_limit", "vs_openslide", "patches_per_s", "limit_patches_per_s", "
 
 
 @pytest.fixture(scope="module")
-def drawn() -> Iterator[DrawnSlide]:
+def large() -> Iterator[DrawnSlide]:
     with ThreadPoolExecutor(2) as pool:
-        yield DrawnSlide(SIDE_PX, block=2, pool=pool)
+        yield DrawnSlide(2 * SIDE_PX, block=2, pool=pool)
+
+
+@pytest.fixture(scope="module")
+def drawn(large: DrawnSlide) -> DrawnSlide:
+    return large.smaller
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,11 @@ def plain(drawn: DrawnSlide, tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_a_container_holds_the_drawn_pixels(name: str, drawn: DrawnSlide, tmp_path: Path) -> None:
+def test_a_container_holds_the_drawn_pixels(
+    name: str, large: DrawnSlide, drawn: DrawnSlide, tmp_path: Path
+) -> None:
+    if name == "ndpi":  # whose levels would be too small
+        drawn = large
     cases = CONTAINERS[name](drawn, tmp_path)
     assert [case.name for case in cases] == CASES[name]
     for case in cases:

@@ -41,7 +41,7 @@ def test_simulated_memory_counts_weights_gradients_and_the_optimiser() -> None:
 
 
 def test_simulated_memory_is_that_of_a_micro_batch_and_not_of_m() -> None:
-    of_m = [simulated(small(m=m)) for m in (16, 64)]
+    of_m = [simulated(small(m=m)) for m in (16, 32)]
     wider = simulated(small(micro_batch=16))
     assert of_m[0] is not None
     assert of_m[1] is not None

@@ -28,6 +28,15 @@ class Said:
 Console = Callable[..., Said]
 
 
+def uncaptured(*arguments: str | Path) -> Said:
+    """For fixtures of a module, which cannot capture what is said."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["wsi-ips", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return Said(int(ended.value.code or 0), "", "")
+
+
 def make_console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Console:
     def console(*arguments: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["wsi-ips", *map(str, arguments)])

@@ -86,7 +86,7 @@ def test_what_cannot_be_is_said_before_the_first_slide(
     options: tuple[str, ...],
     why: str,
 ) -> None:
-    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 1.0)
+    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 0.2)
     out = tmp_path / "out"
     said = console("predict", small_data.slides, "--checkpoint", small_checkpoint, "--out", out, *options)
     assert said.code == 2

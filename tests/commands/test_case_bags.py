@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import yaml
 from shapely import box
 
-from tests.commands.console import Console
+from tests.commands.console import Console, uncaptured
 from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import write_features
 from wsi_ips.commands.finetune import FinetuneJob
@@ -82,11 +83,19 @@ def by_case(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of features, their manifest, and a checkpoint that read cases."""
+    folder = tmp_path_factory.mktemp("learned")
+    train(uncaptured, folder, draw(folder))
+    return folder
+
+
 @pytest.fixture
-def trained(console: Console, tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Features, their manifest, and a checkpoint that read cases."""
-    manifest = draw(tmp_path)
-    return tmp_path / "features", manifest, train(console, tmp_path, manifest)
+def trained(learned: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A copy of these three, which a test may change."""
+    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "features", tmp_path / "manifest.csv", tmp_path / "m" / "model.safetensors"
 
 
 def test_a_patient_has_one_answer_and_attention_goes_back_to_its_slides(

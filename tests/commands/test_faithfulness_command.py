@@ -156,8 +156,7 @@ def test_a_row_is_what_the_formula_gives_for_the_slide(made: Made, console: Cons
 def test_embeddings_that_were_not_stored_are_made_anew_and_give_the_same(
     made: Made, console: Console, model: dict[str, Any], sections: dict[str, Any]
 ) -> None:
-    if model is TRANSMIL:  # it takes milliseconds for every bag
-        made.keep(2)
+    made.keep(2)
     made.save(model, **sections).predict(console)
     assert evaluated(console, made).code == 0
     without = made.rows()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.console import uncaptured
 from tests.conftest import SmallData
 
 TRAINING = {"lightning", "torchmetrics", "matplotlib", "sklearn", "pandas", "dask", "distributed", "zarr"}
@@ -46,29 +47,34 @@ def slide(small_data: SmallData) -> Path:
 
 @pytest.fixture(scope="module")
 def predicted(slide: Path, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a slide, the run of it, and what predict imported for it."""
+    """A folder with a slide and the run of it, which this process makes: it has imported all already."""
     folder = tmp_path_factory.mktemp("imports")
     (folder / "slides").mkdir()
-    (folder / "slides" / slide.name).write_bytes(slide.read_bytes())
-    time.sleep(2.1)  # a slide that was written just now is opened again by the next start
-    (folder / "imported.json").write_text(json.dumps(sorted(predict(folder, small_checkpoint))))
+    (folder / "slides" / slide.name).symlink_to(slide)
+    # A slide that was written just now is opened again by the next start.
+    time.sleep(max(0.0, 2.1 - (time.time() - slide.stat().st_ctime)))
+    assert uncaptured(*prediction(folder, small_checkpoint)).code == 0
     return folder
 
 
-def predict(folder: Path, checkpoint: Path) -> set[str]:
+def prediction(folder: Path, checkpoint: Path) -> tuple[str | Path, ...]:
     out = ("--out", folder / "run", "--device", "cpu")
-    return imported_by("predict", folder / "slides", "--checkpoint", checkpoint, *out)
+    return ("predict", folder / "slides", "--checkpoint", checkpoint, *out)
 
 
 @pytest.mark.slow
-def test_predict_imports_nothing_of_training_and_statistics(predicted: Path) -> None:
-    imported = set(json.loads((predicted / "imported.json").read_text()))
+def test_predict_imports_nothing_of_training_and_statistics(
+    slide: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / slide.name).symlink_to(slide)
+    imported = imported_by(*prediction(tmp_path, small_checkpoint))
     assert "torch" in imported
     assert not imported & (TRAINING | STATISTICS)
 
 
 def test_a_finished_run_imports_no_network(predicted: Path, small_checkpoint: Path) -> None:
-    imported = predict(predicted, small_checkpoint)
+    imported = imported_by(*prediction(predicted, small_checkpoint))
     assert not imported & (TRAINING | STATISTICS | NETWORKS - {"safetensors"})
     assert len((predicted / "run" / "known.jsonl").read_text().splitlines()) == 1
 

@@ -124,7 +124,7 @@ def test_who_is_interrupted_blames_no_slide(
         assert process.poll() is None
     assert in_hand(out) == {"b": "read"}
     process.send_signal(number)
-    assert ended(process, within_s=20)[0] == 128 + number
+    assert ended(process, within_s=120)[0] == 128 + number
     assert in_hand(out) == {}
     process = begin(installed, "tile", slides, "--out", out, *PATCH)
     assert ended(process)[0] == 0

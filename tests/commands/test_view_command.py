@@ -36,10 +36,10 @@ def started(*arguments: str) -> tuple["subprocess.Popen[str]", str]:
 def test_it_serves_until_it_is_interrupted(run: MadeRun) -> None:
     process, address = started(str(run.root), "--port", "0", "--manifest", str(run.manifest), "--no-token")
     try:
-        with urlopen(f"{address}api/runs/0/slides", timeout=20) as answer:
+        with urlopen(f"{address}api/runs/0/slides", timeout=120) as answer:
             assert b'"hot"' in answer.read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
     finally:
         process.kill()
         process.communicate()
@@ -53,7 +53,7 @@ def test_it_prints_a_token_and_asks_for_it(run: MadeRun, host: list[str]) -> Non
         found = re.fullmatch(r"http://[^/]+:(\d+)/\?token=(\S{20,})", address)
         assert found
         with pytest.raises(HTTPError) as refused:
-            urlopen(f"http://127.0.0.1:{found[1]}/api/view", timeout=20)
+            urlopen(f"http://127.0.0.1:{found[1]}/api/view", timeout=120)
         assert refused.value.code == 401
         refused.value.close()
         with build_opener(HTTPCookieProcessor()).open(

@@ -25,12 +25,38 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 PATCHES = ("--patch-px", "32", "--patch-mpp", "2.0", "--set", "tiling.min_tissue=0.2")
 
 
+def two_workers(*, processes: bool) -> LocalCluster:
+    return LocalCluster(
+        n_workers=2,
+        threads_per_worker=2,
+        processes=processes,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+    )
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(
-        n_workers=2, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
-    ) as cluster:
+def threads() -> Iterator[LocalCluster]:
+    """Workers that are threads of this process, which has everything imported."""
+    with two_workers(processes=False) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[LocalCluster]:
+    with two_workers(processes=True) as cluster:
+        yield cluster
+
+
+CLUSTERS = ["threads", pytest.param("processes", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=CLUSTERS)
+def cluster(request: pytest.FixtureRequest) -> LocalCluster:
+    found: LocalCluster = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -63,20 +89,22 @@ def contents(out: Path, *patterns: str) -> dict[str, bytes]:
 STORED = ("h5_files/*.h5", "pt_files/*.pt", "features.csv")
 
 
-@pytest.mark.parametrize("by", ["scheduler", pytest.param("workers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("by", [*CLUSTERS, pytest.param("workers", marks=pytest.mark.slow)])
 def test_features_of_workers_are_those_of_one_process(
     console: Console,
     slides: Path,
     small_checkpoint: Path,
     tmp_path: Path,
-    cluster: LocalCluster,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     by: str,
 ) -> None:
     """By workers of our own or of a scheduler; what is stored is not done again, or sent to anybody."""
     arguments = ("features", slides, "--checkpoint", small_checkpoint, "--threads", "1", "--out")
     one, out = tmp_path / "one", tmp_path / "out"
-    workers = ("--workers", "2") if by == "workers" else ("--scheduler", cluster.scheduler_address)
+    workers = ("--workers", "2")
+    if by != "workers":
+        workers = ("--scheduler", request.getfixturevalue(by).scheduler_address)
     said = console(*arguments, one)
     assert said.code == 3
     assert [row["status"] for row in table(one / "features.csv")] == ["ok"] * 3 + ["failed"]
@@ -127,7 +155,7 @@ def test_a_scheduler_that_is_not_there_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     command: str,
 ) -> None:
-    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 1.0)
+    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 0.2)
     model = ("--checkpoint", small_checkpoint) if command == "features" else ()
     said = console(command, small_data.slides, *model, "--out", tmp_path / "out",
                    "--scheduler", "tcp://127.0.0.1:9")  # fmt: skip

@@ -1,6 +1,6 @@
 import json
-import time
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -132,10 +132,10 @@ def test_a_small_outline_wholly_outside_is_refused_however_near(tmp_path: Path) 
 def test_a_scribble_is_refused_before_it_costs_minutes(tmp_path: Path) -> None:
     scribble = np.random.default_rng(0).uniform(0, 1e5, (5_000, 2))
     path = asap(tmp_path, annotation([tuple(point) for point in scribble]))
-    started = time.monotonic()
+    started = process_time()
     with pytest.raises(AnnotationError, match="'n' crosses itself more than 10000 times; draw it again"):
         read_asap(path)
-    assert time.monotonic() - started < 10
+    assert process_time() - started < 10
 
 
 def test_an_outline_may_repeat_its_first_point_or_enclose_nothing(tmp_path: Path) -> None:

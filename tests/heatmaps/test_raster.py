@@ -1,8 +1,8 @@
 """Patches land on the pixels whose centres they hold, to the far corner."""
 
-import time
 from fractions import Fraction
 from math import ceil
+from time import process_time
 
 import numpy as np
 import pytest
@@ -125,11 +125,11 @@ def test_no_patches_is_an_empty_canvas() -> None:
 def test_a_quarter_million_patches_take_seconds() -> None:
     g_y, g_x = np.divmod(np.arange(250_000), 500)
     values = np.random.default_rng(0).random(250_000).astype(np.float32)
-    started = time.perf_counter()
+    started = process_time()
     canvas = patch_values_to_canvas(
         np.stack([g_x, g_y], axis=1) * 256.3, 256.3, values, l0_size=(128_150, 128_150), l0_per_px=62.57
     )
-    assert time.perf_counter() - started < 20
+    assert process_time() - started < 20
     assert canvas[-2, -2] == values[-1], "raw values come through exactly"
 
 

@@ -68,6 +68,28 @@ def cluster() -> Iterator[LocalCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def in_threads() -> Iterator[LocalCluster]:
+    """Two workers that are threads of this process, for what kills none of them: they have everything imported."""
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=2,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def setup(checkpoint: Path, tmp_path: Path) -> WorkerSetup:
     return setup_in(tmp_path / "run", checkpoint)
@@ -119,11 +141,7 @@ def contents(run: RunFolder) -> dict[str, bytes]:
 def in_turn(checkpoint: Path, jobs: list[SlideJob], tmp_path: Path) -> dict[str, bytes]:
     """What this process alone makes of the slides."""
     setup = setup_in(tmp_path / "in_turn", checkpoint)
-    tables, threads = tables_of(setup, jobs), torch.get_num_threads()
-    try:
-        predict_in_turn(jobs, setup.load(0), tables)
-    finally:
-        torch.set_num_threads(threads)
+    predict_in_turn(jobs, setup.load(0), tables_of(setup, jobs))
     return contents(setup.run)
 
 
@@ -153,7 +171,7 @@ def test_a_slide_scored_in_parts_is_the_slide_scored_by_one_worker(
 
 
 def test_a_part_that_cannot_be_read_is_its_slide_s_failure_once(
-    jobs: list[SlideJob], cluster: LocalCluster, tmp_path: Path
+    jobs: list[SlideJob], in_threads: LocalCluster, tmp_path: Path
 ) -> None:
     """The tiles that patches are read from are zeros; tissue is found on a smaller level."""
     fine = replace(setup_in(tmp_path / "run", checkpoint_in(tmp_path, patch_mpp=0.5)), shard_patches=64)
@@ -164,7 +182,7 @@ def test_a_part_that_cannot_be_read_is_its_slide_s_failure_once(
         for at, length in zip(page.dataoffsets, page.databytecounts, strict=True):
             data[at : at + length] = bytes(length)
     torn.write_bytes(data)
-    rows = on_workers([SlideJob("torn", torn), jobs[1]], fine, cluster)
+    rows = on_workers([SlideJob("torn", torn), jobs[1]], fine, in_threads)
     assert rows["torn"].status == "failed"
     assert "tiles" in rows["torn"].error
     assert rows[jobs[1].slide_id].status == "ok"
@@ -189,6 +207,7 @@ def die_of_the_first(result: SlideResult, path: Path, fingerprint: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_slide_whose_worker_is_killed_is_done_by_another(
     jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, in_turn: dict[str, bytes]
 ) -> None:
@@ -227,11 +246,11 @@ def test_suspects_are_read_last_and_when_nobody_else_is_at_work(
 
 
 def test_stop_ends_with_the_first_failure_once_the_others_in_flight_are_done(
-    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster
+    jobs: list[SlideJob], setup: WorkerSetup, in_threads: LocalCluster
 ) -> None:
     gone = SlideJob("gone", Path("gone.tif"))
     with pytest.raises(WsiIpsError, match=r"gone\.tif: no such file"):
-        on_workers([gone, *jobs], setup, cluster, on_error="stop")
+        on_workers([gone, *jobs], setup, in_threads, on_error="stop")
     rows = read_slide_table(setup.run.slides)
     assert rows["gone"].status == "failed"
     assert not [row for row in rows.values() if row.status == "running"]
@@ -239,23 +258,24 @@ def test_stop_ends_with_the_first_failure_once_the_others_in_flight_are_done(
 
 
 def test_what_would_befall_every_slide_ends_the_run(
-    jobs: list[SlideJob], setup: WorkerSetup, cluster: LocalCluster, tmp_path: Path
+    jobs: list[SlideJob], setup: WorkerSetup, in_threads: LocalCluster, tmp_path: Path
 ) -> None:
     (file,) = setup.models.files
     gone = Checkpoints((replace(file, path=tmp_path / "gone.safetensors"),))
     with pytest.raises(CheckpointError, match="keep it where all workers can read it"):
-        on_workers(jobs, replace(setup, models=gone), cluster)
+        on_workers(jobs, replace(setup, models=gone), in_threads)
     setup.run.description.unlink()
     with pytest.raises(ResultsError, match="a folder that all workers share"):
-        on_workers(jobs, setup, cluster)
+        on_workers(jobs, setup, in_threads)
 
 
 def test_a_scheduler_that_is_not_there_or_has_no_workers(
     jobs: list[SlideJob], setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 1.0)
+    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 0.2)
     with pytest.raises(ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         predict_on_workers(jobs, setup, tables_of(setup, jobs), BatchConfig(scheduler="tcp://127.0.0.1:9"))
+    monkeypatch.setattr("wsi_ips.inference.cluster.ANSWERS_S", 2.0)  # this one answers, on a busy machine too
     with (
         LocalCluster(
             n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50

@@ -231,22 +231,28 @@ def test_a_file_that_is_no_detector_is_refused(tmp_path: Path) -> None:
         load_detector(path)
 
 
-def test_a_detector_from_before_there_was_a_choice_of_models_is_a_retinanet(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return dict(build_retinanet(SMALL).state_dict())
+
+
+def test_a_detector_from_before_there_was_a_choice_of_models_is_a_retinanet(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     held = SMALL.model_dump(mode="json")
     del held["model"]
-    tensors = build_retinanet(SMALL).state_dict()
     metadata = {METADATA_KEY: json.dumps({"version": "0.1.0", "config": held, "notes": {}})}
-    save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
+    save_file(weights, tmp_path / "old.safetensors", metadata=metadata)
     assert load_detector(tmp_path / "old.safetensors")[1] == SMALL
 
 
 @pytest.mark.parametrize("change", [{"head_channels": 4096, "head_convs": 16}, {"backbone": "no_such_net"}])
 def test_a_detector_with_another_network_s_config_is_refused(
-    tmp_path: Path, change: dict[str, object]
+    weights: dict[str, torch.Tensor], tmp_path: Path, change: dict[str, object]
 ) -> None:
     held = {**SMALL.model_dump(mode="json"), **change}
     metadata = {METADATA_KEY: json.dumps({"config": held})}
-    save_file(build_retinanet(SMALL).state_dict(), tmp_path / "d.safetensors", metadata=metadata)
+    save_file(weights, tmp_path / "d.safetensors", metadata=metadata)
     with pytest.raises(CheckpointError, match=r"another architecture|cannot be built"):
         load_detector(tmp_path / "d.safetensors")
 

@@ -28,7 +28,7 @@ from wsi_ips.selection.slide_reading import score_part, select
 from wsi_ips.streaming.patch_source import Chunk
 from wsi_ips.units import PlaceKind
 
-CHUNKS = 7
+CHUNKS = 4
 
 
 class Waited(Exception):

@@ -6,9 +6,9 @@ reader.
 
 import resource
 import struct
-import time
 from contextlib import suppress
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -74,11 +74,11 @@ def test_a_cut_file_says_so_on_opening(tmp_path, kind, share):
 def test_counts_that_cannot_be_are_refused_at_once(tmp_path, change, kind):
     write_image(tmp_path / "a.dcm", IMAGE, **{"syntax": JPEG, **kind}, change=change)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.monotonic()
+    started = process_time()
     with pytest.raises(DamagedSlide) as caught:
         open_slide(tmp_path)
     assert str(tmp_path / "a.dcm") in str(caught.value)
-    assert time.monotonic() - started < 5
+    assert process_time() - started < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
 
 

@@ -102,7 +102,7 @@ def test_it_learns_end_to_end(name: str, tmp_path: Path) -> None:
         {
             "selection": selection_of(name, 3),
             "model": model,
-            "training": {"epochs": 2, "lr": 1e-3, "head_start": {"epochs": 1}, "micro_batch": 2},
+            "training": {"epochs": 1, "lr": 1e-3, "head_start": {"epochs": 1}, "micro_batch": 2},
         }
     )
     before = build_selecting_net(config.model, config.selection).encoder.state_dict()

