@@ -50,6 +50,24 @@ def test_names_with_spaces_accents_and_of_another_case(
     assert {row["n_slides"] for row in table(out / "cases.csv", "case_id").values()} == {"2"}
 
 
+def test_a_start_says_what_was_done_before_and_which_slides_its_tables_lose(
+    console: Console,
+    small_data: SmallData,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = sorted(small_data.slides.iterdir())[:2]
+    how = ("--checkpoint", small_checkpoint, "--out", tmp_path, "--no-overlays")
+    assert "labelled already" not in console("predict", first, *how).out
+    said = console("predict", first, *how)
+    assert "1 of 1 slides were labelled already, from the same files and settings" in said.out
+    assert "lists the slides of this start only" not in caplog.text
+    assert "labelled already" not in console("predict", second, *how).out
+    assert list(table(tmp_path / "predictions.csv")) == [second.stem]
+    assert f"lists the slides of this start only, no longer {first.stem}, which" in caplog.text
+
+
 def test_two_slides_of_one_name_are_refused_before_anything_is_done(
     console: Console, small_data: SmallData, small_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -154,7 +154,9 @@ def test_what_is_done_is_left_alone(console: Console, small_data: SmallData, tmp
     (tmp_path / "f" / "h5_files" / f"{names[1]}.h5").write_bytes(b"broken")
     partial = tmp_path / "f" / "h5_files" / f".{names[1]}.1-2.partial.h5"
     partial.write_bytes(b"killed")
-    assert console(*start).code == 0
+    said = console(*start)
+    assert said.code == 0
+    assert "2 of 3 slides were encoded already, from the same files and settings" in said.out
     assert not partial.exists()
     assert rows(tmp_path / "f") == table
     changed = {path.name for path, then in files.items() if path.stat().st_mtime_ns != then}
@@ -165,6 +167,7 @@ def test_what_is_done_is_left_alone(console: Console, small_data: SmallData, tmp
     assert said.code == 0
     path = tmp_path / "f" / "h5_files" / f"{names[2]}.h5"
     assert path.stat().st_mtime_ns != files[path]
+    assert list(rows(tmp_path / "f")) == [names[2], *names[:2]]  # those of the other slides are still there
 
 
 @pytest.mark.parametrize(
@@ -385,4 +388,5 @@ def test_unreadable_tiles_are_told_again_by_a_second_start(
     first, second = console(*start), console(*start)
     assert first.code == second.code == 3
     assert "1 tiles unreadable, read as white" in first.out
-    assert second.out == first.out
+    again = "1 of 1 slides were encoded already, from the same files and settings\n"
+    assert second.out == again + first.out

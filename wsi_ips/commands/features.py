@@ -200,10 +200,12 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
         rows = _store_all(jobs, storing, in_hand, progress, batch=batch, raises=alone)
     stored = sum(row.status == "ok" for row in rows.values())
     patches = sum(row.n_patches or 0 for row in rows.values())
+    kept = sum(row.was_there for row in rows.values())
+    again = f"{kept} of {len(rows)} slides were encoded already, from the same files and settings"
     return Outcome.of_slides(
         [rows[slide_id].error for slide_id in slides if rows[slide_id].error],
         f"features of {patches} patches of {stored} of {len(rows)} slides in {folder.root}",
-        details=recorded.table(),
+        details=[*([again] if kept else []), *recorded.table()],
     )
 
 

@@ -259,7 +259,8 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         setup = replace(setup, start=start)
         tables, absent = _label_all(job, pipeline, jobs, case_of, setup, calibration, progress)
     details = SlideTelemetry.total(tables.recorded).table() if job.profile and tables.recorded else []
-    return _outcome(tables.rows, job.out, details=[*details, *recorded.told()], absent=absent)
+    details = [*tables.told, *details, *recorded.told()]
+    return _outcome(tables.rows, job.out, details=details, absent=absent)
 
 
 def _label_all(
@@ -572,5 +573,5 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
         f"{len(unplaced)} files do not say how large their patches are (CLAM's never do), or in which pixels they "
         "lie (STAMP's: give the slides as well): their attention is stored with corners only, and cannot be drawn"
     )
-    details = [*([note] if unplaced else []), *recorded.table()]
+    details = [*tables.told, *([note] if unplaced else []), *recorded.table()]
     return _outcome(tables.rows, job.out, details=details, absent=absent)

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -261,12 +262,13 @@ def looked_ahead(
             if number + 1 < len(jobs):
                 following = jobs[number + 1]
                 task: _Task = (work.predictor.find_patches, following.path, following.slide_id, following.mpp)
-                coming = pool.submit(_found_from, work.recorder, following, carried(_find, who="ahead"), task)
+                find = partial(alone, carried(_find, who="ahead"), task)
+                coming = pool.submit(_found_from, work.recorder, following, find)
             yield job, prepare
 
 
 def looked_at_meanwhile(
-    job: "SlideJob", find_patches: FindPatches, load: "Callable[[], SlideWork]"
+    job: "SlideJob", recorder: "SlideRecorder", find_patches: FindPatches, load: "Callable[[], SlideWork]"
 ) -> "tuple[SlideWork, Prepare]":
     """Find the patches of a slide in a thread while this one loads the network.
 
@@ -274,6 +276,7 @@ def looked_at_meanwhile(
 
     Args:
         job: The slide.
+        recorder: Says what the slide's files are before it is opened.
         find_patches: What the network's predictor will find patches with.
         load: Loads the network. What it raises is raised, once the thread has ended.
 
@@ -282,12 +285,13 @@ def looked_at_meanwhile(
     """
     with ThreadPoolExecutor(1, thread_name_prefix="wsi_ips-ahead") as pool:
         task: _Task = (find_patches, job.path, job.slide_id, job.mpp)
-        coming = pool.submit(in_thread(_find, who="ahead"), task)
+        find = partial(in_thread(_find, who="ahead"), task)
+        coming = pool.submit(_found_from, recorder, job, find)
         work = load()
 
     def prepare() -> "PreparedSlide":
-        coords, seconds = coming.result()
-        return work.predictor.opened(job.path, coords, seconds=seconds)
+        source, (coords, seconds) = coming.result()
+        return replace(work.predictor.opened(job.path, coords, seconds=seconds), source=source)
 
     return work, prepare
 
@@ -301,10 +305,10 @@ def _find(task: _Task) -> _Found:
 
 
 def _found_from(
-    recorder: "SlideRecorder", job: "SlideJob", find: Callable[[_Task], _Found], task: _Task
+    recorder: "SlideRecorder", job: "SlideJob", find: Callable[[], _Found]
 ) -> "tuple[SlideSource, _Found]":
     """What the slide is before it is opened, and its patches."""
-    return recorder.source(job), alone(find, task)
+    return recorder.source(job), find()
 
 
 def _outcome(

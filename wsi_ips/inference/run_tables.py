@@ -25,6 +25,9 @@ from wsi_ips.timeline import staged, working
 
 logger = logging.getLogger(__name__)
 
+MOST_DROPPED = 5
+"""How many slides a warning names."""
+
 
 class RunTables:
     """``predictions.csv`` and ``slides.csv``, written completely after every change, so that a killed run leaves
@@ -66,7 +69,9 @@ class RunTables:
         self._pace = Pace()
         self._unwritten = True
         self._known = KnownResults(run.known, run.root / "attention")
+        self._found_again: set[str] = set()
         earlier = _earlier(run)
+        _tell_of_dropped(run, earlier, jobs)
         self._left_running = [
             job.slide_id
             for job in jobs
@@ -104,6 +109,15 @@ class RunTables:
     def measured(self) -> Sequence[SlideTelemetry]:
         """The telemetry of the slides that were labelled by this start."""
         return self._measured
+
+    @property
+    def told(self) -> list[str]:
+        """In words, how many slides an earlier start had labelled; nothing where there are none."""
+        count = len(self._found_again)
+        words = (
+            f"{count} of {len(self._slides)} slides were labelled already, from the same files and settings"
+        )
+        return [words] if count else []
 
     @property
     def recorded(self) -> Sequence[SlideTelemetry]:
@@ -192,7 +206,10 @@ class RunTables:
         if done.known:
             self._known.add(done.known)
         row = replace(self._slides[slide_id], status=done.row.status, error=done.row.error, note=done.note)
+        if done.telemetry is None and done.row.status == "ok":
+            self._found_again.add(slide_id)
         if done.telemetry is not None:
+            self._found_again.discard(slide_id)
             working()
             self._measured.append(done.telemetry)
             row = replace(row, telemetry=done.telemetry)
@@ -229,6 +246,21 @@ class RunTables:
                 self.close()
         except OSError as error:
             logger.warning("the run's tables are not written yet: %s", error)
+
+
+def _tell_of_dropped(run: RunFolder, earlier: Mapping[str, SlideRow], jobs: Sequence[SlideJob]) -> None:
+    """Warn of slides that an earlier start labelled and this one does not name: the tables will lack them."""
+    named = {job.slide_id for job in jobs}
+    others = [name for name, row in earlier.items() if name not in named and row.status == "ok"]
+    dropped = [name for name in others if run.attention(name).is_file()]
+    if dropped:
+        shown = ", ".join(dropped[:MOST_DROPPED]) + (", …" if len(dropped) > MOST_DROPPED else "")
+        logger.warning(
+            "%s lists the slides of this start only, no longer %s, which an earlier start labelled (their results "
+            "stay in attention/); name all slides at once to have them in one table",
+            run.predictions,
+            shown,
+        )
 
 
 def _earlier(run: RunFolder) -> dict[str, SlideRow]:

@@ -211,7 +211,7 @@ class SlideWorker:
         recorder = self._setup.recorder() if self._work is None else self._work.recorder
         if (done := recorder.found(job)) is not None:
             return done
-        work, prepare = self._ready_for(job)
+        work, prepare = self._ready_for(job, recorder)
         most = self._setup.shard_patches
         if most is None:
             return work.label(job, prepare)
@@ -225,7 +225,9 @@ class SlideWorker:
         prepared.slide.close()
         return Cut(tuple(_one_net(work).parts(n_patches, most=most)))
 
-    def _ready_for(self, job: SlideJob) -> "tuple[SlideWork, Callable[[], PreparedSlide]]":
+    def _ready_for(
+        self, job: SlideJob, recorder: SlideRecorder
+    ) -> "tuple[SlideWork, Callable[[], PreparedSlide]]":
         """The network, and a function that prepares the slide. While the network is loaded, which happens once,
         a thread finds the patches of the slide.
         """
@@ -233,8 +235,7 @@ class SlideWorker:
         if find is None:
             work = self._loaded()
             return work, lambda: work.prepare(job)
-        self._work, prepare = looked_at_meanwhile(job, find, self._loaded)
-        return self._work, prepare
+        return looked_at_meanwhile(job, recorder, find, self._loaded)
 
     def score(self, job: SlideJob, part: range) -> "ScoredPart | Done":
         """Score a part of a slide. If that fails, the slide has failed."""
