@@ -19,6 +19,7 @@ from tests.commands.deadly import Command, detect, features, predict, rows
 from tests.conftest import SmallData
 from wsi_ips.inference.in_hand import IN_HAND, Died
 from wsi_ips.inference.label import predict_in_turn
+from wsi_ips.inference.made_from import SlideSource
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.slide_work import Done, SlideJob, SlideRecorder
 from wsi_ips.inference.telemetry import SlideRow, Status, read_slide_table, write_slide_table
@@ -123,10 +124,10 @@ def test_what_ends_with_an_error_leaves_no_suspect(
 ) -> None:
     write = SlideRecorder.write
 
-    def interrupted(recorder: SlideRecorder, job: SlideJob, result: SlideResult) -> Done:
+    def interrupted(recorder: SlideRecorder, job: SlideJob, result: SlideResult, source: SlideSource) -> Done:
         if job.slide_id == "b":
             raise error
-        return write(recorder, job, result)
+        return write(recorder, job, result, source)
 
     monkeypatch.setattr(SlideRecorder, "write", interrupted)
     out = tmp_path / "out"
