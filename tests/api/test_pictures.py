@@ -45,7 +45,7 @@ def test_patches_are_shown_as_the_tile_command_s_preview(here: Path) -> None:
     patches = wi.tile("slide.svs", px=64, mpp=1.0)
     shown = opened(patches._repr_png_())
     assert shown.size == patches.picture().size
-    assert shown.height > 1413  # the slide, and a legend below
+    assert shown.height > 1000  # the slide, and a legend below
 
 
 def test_a_result_is_shown_as_its_overlay(here: Path) -> None:

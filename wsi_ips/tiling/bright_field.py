@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 from scipy import ndimage
 
 from wsi_ips.slides.base import RgbImage
@@ -62,6 +62,38 @@ def box_sum(values_HW: Bytes | Mask, side: int) -> NDArray[np.uint16]:
     For bytes, ``side`` is at most 15, so that 16 bits hold the sum.
     """
     return _filtered(values_HW.astype(np.uint16), side, np.add)
+
+
+def median_3x3(rgb_HWC: RgbImage) -> RgbImage:
+    """The median of the 3 by 3 pixels around each pixel, channel by channel, (H, W, C) uint8.
+
+    At the picture's edge its last pixels are repeated. The median of nine values is the median of three: of the
+    highest of the columns' lowest values, the median of their middle ones, and the lowest of their highest ones.
+    """
+    height = len(rgb_HWC)
+    out_HWC = np.empty_like(rgb_HWC)
+    for top in range(0, height, BAND_ROWS):
+        bottom = min(height, top + BAND_ROWS)
+        rows = np.arange(top - 1, bottom + 1).clip(0, height - 1)
+        band = np.pad(rgb_HWC[rows], ((0, 0), (1, 1), (0, 0)), mode="edge")
+        low, middle = np.minimum(band[:-2], band[1:-1]), np.maximum(band[:-2], band[1:-1])
+        high = np.maximum(middle, band[2:])
+        np.minimum(middle, band[2:], out=middle)
+        middle, low = np.maximum(low, middle), np.minimum(low, middle)
+        lowest_3, middle_3, highest_3 = (
+            (each[:, :-2], each[:, 1:-1], each[:, 2:]) for each in (low, middle, high)
+        )
+        out_HWC[top:bottom] = _median(
+            np.maximum(np.maximum(*lowest_3[:2]), lowest_3[2]),
+            _median(*middle_3),
+            np.minimum(np.minimum(*highest_3[:2]), highest_3[2]),
+        )
+    return out_HWC
+
+
+def _median(a: Bytes, b: Bytes, c: Bytes) -> Bytes:
+    """The median of three values, element by element."""
+    return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
 
 
 def brightest_channel(rgb_HWC: Bytes) -> Bytes:
@@ -424,7 +456,7 @@ def bright_field_tissue(rgb_HWC: RgbImage, padding_HW: Mask, *, drop_pen: bool) 
     ``padding_HW``, (H, W) bool, marks what was not scanned. With ``drop_pen``, felt pen is left out.
     """
     # A 3x3 median: single noisy pixels would raise the density of glass. It keeps edges where they are.
-    smooth_HWC = np.asarray(Image.fromarray(rgb_HWC).filter(ImageFilter.MedianFilter(3)))
+    smooth_HWC = median_3x3(rgb_HWC)
     glass = find_glass(rgb_HWC, ~padding_HW)
     texture_HW = _texture(rgb_HWC)
     grey_HW, colour_HW = _densities(smooth_HWC, glass)
@@ -533,7 +565,8 @@ def find_glass(rgb_HWC: RgbImage, allowed_HW: NDArray[np.bool_]) -> Glass:
     part = (slice(None, None, step), slice(None, None, step))
     thin_HWC = rgb_HWC[part]
     levels, even = _even(rgb_HWC, part)
-    ground = even & allowed_HW[part] & (levels >= DARKEST) & ~_coloured(thin_HWC)
+    plain = allowed_HW[part] & ~_coloured(thin_HWC)
+    ground = even & plain & (levels >= DARKEST)
     darker = ground & (darkest_channel(thin_HWC) < WHITE)
     if darker.mean() < LEAST_SHARE and not (allowed_HW[part] & even & ~ground).any():
         # An overexposed slide: its glass is white everywhere.
@@ -541,7 +574,7 @@ def find_glass(rgb_HWC: RgbImage, allowed_HW: NDArray[np.bool_]) -> Glass:
     if darker.mean() < LEAST_SHARE:
         return _white_glass()
     brightest = np.quantile(levels[darker], BRIGHTEST)
-    same = allowed_HW[part] & (np.abs(levels - brightest) <= SAME_GLASS) & ~_coloured(thin_HWC)
+    same = plain & (np.abs(levels - brightest) <= SAME_GLASS)
     glass = darker & same
     if glass.sum() < LEAST_EVEN * same.sum():
         return _white_glass()

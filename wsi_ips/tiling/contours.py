@@ -90,7 +90,7 @@ def write_geojson(path: Path, polygons: Sequence[Polygon]) -> None:
         {
             "type": "Feature",
             "id": feature_id(f"{path.stem}/{number}"),
-            "geometry": shapely.geometry.mapping(shapely.set_precision(polygon, 0.01)),
+            "geometry": _as_geojson(shapely.set_precision(polygon, 0.01)),
             "properties": {
                 "objectType": "annotation",
                 "name": f"tissue {number}",
@@ -102,6 +102,17 @@ def write_geojson(path: Path, polygons: Sequence[Polygon]) -> None:
     ]
     with whole_file(path) as partial:
         partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n")
+
+
+def _as_geojson(area: Any) -> Feature:
+    """The geometry as GeoJSON. Points are taken out of a polygon all at once."""
+    if not isinstance(area, Polygon) or area.has_z:
+        geometry: Feature = shapely.geometry.mapping(area)
+        return geometry
+    return {
+        "type": "Polygon",
+        "coordinates": [shapely.get_coordinates(ring).tolist() for ring in _rings(area)],
+    }
 
 
 @dataclass(frozen=True, slots=True)

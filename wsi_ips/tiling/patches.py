@@ -15,6 +15,7 @@ Shape suffixes: N patches, W windows.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -147,7 +148,9 @@ def tissue_share(mask: TissueMask, grid: PatchGrid) -> NDArray[np.float64]:
     """
     height, width = mask.mask_HW.shape
     integral = np.zeros((height + 1, width + 1))
-    integral[1:, 1:] = mask.mask_HW.cumsum(0, dtype=np.float64).cumsum(1)
+    np.cumsum(mask.mask_HW, axis=1, dtype=np.float64, out=integral[1:, 1:])
+    for above, row in pairwise(integral[1:]):
+        row += above
     x_starts = np.arange(grid.g_cols) * grid.l0_step / mask.l0_per_px[0]
     y_starts = np.arange(grid.g_rows) * grid.l0_step / mask.l0_per_px[1]
     patch_x, patch_y = grid.l0_patch / mask.l0_per_px[0], grid.l0_patch / mask.l0_per_px[1]

@@ -6,7 +6,7 @@ Memory grows with the picture and not with the slide: it is read block by block.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,29 +104,21 @@ def _window(
     unread_HW: NDArray[np.bool_] | None,
 ) -> tuple[RgbImage, SlideReadError | None]:
     """The window's picture, and the error of the last read that failed, if any."""
-    l0_columns, l0_rows = (
-        np.minimum((first + np.arange(pixels + 1)) * l0_per_px, l0_length)
-        for first, pixels, l0_length in zip(at_px, size_px, slide.info.l0_size, strict=True)
-    )
     marks_HW = np.zeros(size_px[::-1], bool) if unread_HW is None else unread_HW
-    canvas = _Canvas(np.empty((size_px[1], size_px[0], 3), np.uint8), marks_HW, l0_columns, l0_rows)
-    painter = _Painter(slide, l0_per_px, white_where_unread=unread_HW is not None)
+    picture_HWC = np.empty((size_px[1], size_px[0], 3), np.uint8)
+    canvas = Canvas.of_slide(slide, picture_HWC, marks_HW, l0_per_px=l0_per_px, at_px=at_px)
+    painter = Painter(slide, l0_per_px, white_where_unread=unread_HW is not None)
     painter.paint(canvas, slide.info.level_for(l0_per_px))
-    if painter.failures:
-        logger.warning(
-            "%s: %d reads for a picture failed; it is made of other levels, or white there; the last: %s",
-            slide.info.path,
-            painter.failures,
-            "" if painter.last is None else painter.last.args[1],
-        )
+    painter.tell()
     return canvas.picture_HWC, painter.last
 
 
 @dataclass(frozen=True, slots=True)
-class _Canvas:
+class Canvas:
     """A picture, or a part of one.
 
-    Pixel (i, j) covers level-0 columns ``l0_columns[i]`` to ``[i + 1]``, and rows likewise.
+    Pixel (i, j) covers level-0 columns ``l0_columns[i]`` to ``[i + 1]``, and rows likewise. ``unread_HW``,
+    (height, width) bool, is True at pixels that cannot be read.
     """
 
     picture_HWC: RgbImage
@@ -134,17 +126,40 @@ class _Canvas:
     l0_columns: NDArray[np.float64]
     l0_rows: NDArray[np.float64]
 
-    def part(self, top: int, left: int, height: int, width: int) -> "_Canvas":
-        return _Canvas(
+    @classmethod
+    def of_slide(
+        cls,
+        slide: SlideReader,
+        picture_HWC: RgbImage,
+        unread_HW: NDArray[np.bool_],
+        *,
+        l0_per_px: float,
+        at_px: tuple[float, float] = (0, 0),
+    ) -> "Canvas":
+        """A canvas whose top-left corner is at ``at_px`` (x, y) of the slide's whole picture."""
+        height, width = unread_HW.shape
+        l0_columns, l0_rows = (
+            np.minimum((first + np.arange(pixels + 1)) * l0_per_px, l0_length)
+            for first, pixels, l0_length in zip(at_px, (width, height), slide.info.l0_size, strict=True)
+        )
+        return cls(picture_HWC, unread_HW, l0_columns, l0_rows)
+
+    def part(self, top: int, left: int, height: int, width: int) -> "Canvas":
+        """A part of the picture; what is painted there is painted here."""
+        return Canvas(
             self.picture_HWC[top : top + height, left : left + width],
             self.unread_HW[top : top + height, left : left + width],
             self.l0_columns[left : left + width + 1],
             self.l0_rows[top : top + height + 1],
         )
 
+    def rgb(self) -> "Canvas":
+        """The first three channels."""
+        return replace(self, picture_HWC=self.picture_HWC[..., :3])
+
 
 @dataclass(slots=True)
-class _Painter:
+class Painter:
     """Fills a canvas from the slide's levels and counts the reads that fail."""
 
     slide: SlideReader
@@ -154,7 +169,17 @@ class _Painter:
     last: SlideReadError | None = None
     """The error of the last read that failed."""
 
-    def paint(self, canvas: _Canvas, level: int) -> None:
+    def tell(self) -> None:
+        """Log the reads that failed, if any."""
+        if self.failures:
+            logger.warning(
+                "%s: %d reads for a picture failed; it is made of other levels, or white there; the last: %s",
+                self.slide.info.path,
+                self.failures,
+                "" if self.last is None else self.last.args[1],
+            )
+
+    def paint(self, canvas: Canvas, level: int) -> None:
         """Fill the canvas block by block from this level; blocks that cannot be read are taken from the finer
         levels.
         """
@@ -170,7 +195,7 @@ class _Painter:
                 else:
                     self._in_pieces(block)
 
-    def _painted(self, canvas: _Canvas, level: int) -> bool:
+    def _painted(self, canvas: Canvas, level: int) -> bool:
         """Fill the canvas with one read of this level. Returns False where that fails."""
         try:
             canvas.picture_HWC[:] = _block(self.slide, level, canvas.l0_columns, canvas.l0_rows)
@@ -183,7 +208,7 @@ class _Painter:
             return False
         return True
 
-    def _in_pieces(self, canvas: _Canvas) -> None:
+    def _in_pieces(self, canvas: Canvas) -> None:
         """Halve a block that level 0 does not give until what can be read is read and the rest is white."""
         height, width = canvas.unread_HW.shape
         if max(height, width) == 1 or max(height, width) * self.l0_per_px <= PIECE_PX:
