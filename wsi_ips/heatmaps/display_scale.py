@@ -31,7 +31,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from skimage.color import lab2rgb
 
 from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import Colormap, MapKind
@@ -297,6 +296,8 @@ def colour_table(name: Colormap) -> NDArray[np.uint8]:
     walked = np.cumsum([0.0, *np.linalg.norm(np.diff(lab, axis=0), axis=1)])
     at = np.linspace(0, walked[-1], COLOURS)
     even = np.stack([np.interp(at, walked, lab[:, part]) for part in range(3)], axis=-1)
+    from skimage.color import lab2rgb
+
     return np.asarray(np.rint(lab2rgb(even).clip(0, 1) * 255), np.uint8)
 
 

@@ -27,11 +27,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from shapely import MultiPolygon, Polygon
-from skimage import measure
 
 from wsi_ips.errors import AnnotationError, one_line
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.storage.files import whole_file
+from wsi_ips.tiling.outlines import outlines
 from wsi_ips.tiling.tissue import Mask, TissueMask, thumbnail_scale
 from wsi_ips.units import LARGEST_COORDINATE, Mpp, Size
 
@@ -71,8 +71,7 @@ def tissue_contours(mask: TissueMask) -> list[Polygon]:
     The outlines run along pixel edges and cut corners by half a mask pixel.
     """
     # A frame of background closes outlines at the border. Pixel (0, 0)'s centre lies at (0.5, 0.5).
-    framed = np.pad(mask.mask_HW, 1).astype(np.float32)
-    rings = [(contour[:, ::-1] - 0.5) * mask.l0_per_px for contour in measure.find_contours(framed, 0.5)]
+    rings = [(outline[:, ::-1] - 0.5) * mask.l0_per_px for outline in outlines(np.pad(mask.mask_HW, 1))]
     if not rings:
         return []
     area = shapely.build_area(shapely.MultiLineString([ring for ring in rings if len(ring) >= 4]))

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-from skimage import morphology
 
 from wsi_ips.config import TissueConfig
 from wsi_ips.errors import SegmenterError, WsiIpsError, one_line
@@ -32,6 +31,7 @@ from wsi_ips.tiling.bright_field import (
     grown,
     shrunk,
 )
+from wsi_ips.tiling.outlines import without_small
 from wsi_ips.tiling.picture import slide_picture
 from wsi_ips.timeline import staged
 from wsi_ips.units import Mpp, Size
@@ -165,8 +165,11 @@ def find_tissue(slide: SlideReader, config: TissueConfig, *, mpp: Mpp | None = N
     view = TissueView(slide, slide_mpp, size_px, l0_per_px, np.zeros((size_px[1], size_px[0]), bool))
     found = _found(view, config)
     um2_per_px = (l0_per_px * slide_mpp) ** 2
-    mask = morphology.remove_small_objects(found.mask_HW, max_size=_pixels(config.min_object_um2, um2_per_px))
-    mask = morphology.remove_small_holes(mask, max_size=_pixels(config.min_hole_um2, um2_per_px))
+    mask = without_small(
+        found.mask_HW,
+        object_px=_pixels(config.min_object_um2, um2_per_px),
+        hole_px=_pixels(config.min_hole_um2, um2_per_px),
+    )
     mask |= view.unread_HW
     why_empty = None if mask.any() else _why_empty(found, config, um2_per_px)
     return TissueMask(mask, (l0_per_px, l0_per_px), why_empty)
