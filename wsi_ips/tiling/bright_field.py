@@ -21,6 +21,7 @@ Shape suffixes: H rows, W columns, C or 3 channels, N pixels, K regions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,8 @@ def ink_colours(rgb_HWC: RgbImage) -> tuple[Mask, Mask, Mask, Mask]:
 
 
 def _hue_between(hue: NDArray[np.uint8], low_degrees: float, high_degrees: float) -> Mask:
-    return (hue >= low_degrees / 360 * 255) & (hue <= high_degrees / 360 * 255)
+    # Whole numbers, so that bytes are compared with bytes.
+    return (hue >= ceil(low_degrees / 360 * 255)) & (hue <= floor(high_degrees / 360 * 255))
 
 
 def _closed(mask_HW: Mask) -> Mask:

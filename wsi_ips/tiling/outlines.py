@@ -1,8 +1,8 @@
 """Masks as regions: their outlines, and which regions are too small.
 
-scikit-image's ``find_contours``, ``remove_small_objects`` and ``remove_small_holes`` give the same and are general;
-these know that a mask is a mask. They take less than half of the time, and a process that tiles a slide starts
-sooner without scikit-image.
+scikit-image's ``find_contours``, ``remove_small_objects`` and ``remove_small_holes`` give the same, and are for
+more than masks. These take less than half of the time, and a process that tiles a slide starts sooner without
+scikit-image.
 
 Shape suffixes: H rows, W columns, S segments.
 """

@@ -269,15 +269,24 @@ def _means(pixels: RgbImage, rows: NDArray[np.float64], columns: NDArray[np.floa
     down, across = _shares(rows, length), _shares(columns, width)
     means = np.empty((len(rows) - 1, len(columns) - 1, 3), np.uint8)
     for top in range(0, len(means), STRIP_ROWS):
-        of_strip = down[top : top + STRIP_ROWS]
-        first, end = of_strip.indices.min(), of_strip.indices.max() + 1
-        strip = pixels[first:end].reshape(end - first, width * 3).astype(np.float64)
-        by_row = of_strip[:, first:end] @ strip
+        first, of_strip = _rows_of(down, top, min(len(means), top + STRIP_ROWS))
+        strip = pixels[first : first + of_strip.shape[1]].reshape(-1, width * 3).astype(np.float64)
+        by_row = of_strip @ strip
         height = len(by_row)
         by_row = np.ascontiguousarray(by_row.reshape(height, width, 3).swapaxes(0, 1))
         by_column = np.rint(across @ by_row.reshape(width, height * 3)).astype(np.uint8)
         means[top : top + height] = by_column.reshape(-1, height, 3).swapaxes(0, 1)
     return means
+
+
+def _rows_of(shares: "csr_array", top: int, bottom: int) -> tuple[int, "csr_array"]:
+    """Some rows of a matrix, and the first of the columns that these are made of. Slicing would check and copy."""
+    from scipy.sparse import csr_array
+
+    ends = shares.indptr[top : bottom + 1]
+    at_n, share_n = shares.indices[ends[0] : ends[-1]], shares.data[ends[0] : ends[-1]]
+    first, end = int(at_n.min()), int(at_n.max()) + 1
+    return first, csr_array((share_n, at_n - first, ends - ends[0]), shape=(bottom - top, end - first))
 
 
 def _shares(edges: NDArray[np.float64], length: int) -> "csr_array":
