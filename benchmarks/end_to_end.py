@@ -1,6 +1,6 @@
 """The whole commands against their encoder alone, two workers against one, and TRIDENT on the same patches.
 
-    python benchmarks/end_to_end.py [--json] [--only features predict ...] [--rounds 3] [--precision bf16]
+    python benchmarks/end_to_end.py [--json] [--only features predict ...] [--rounds 2] [--precision bf16]
         [--torch-threads 2] [--threads 2] [--side 16384] [--mag 10] [--quick]
         [--trident FOLDER --trident-python EXE]
 
@@ -13,10 +13,14 @@ model, open the slide, search its tissue, read, encode, store, and (predict) dra
 takes the same patches out of memory, in the same batches. The ways take turns (A B C A B C ...); a ratio compares
 runs of one round, and a figure is the median over the rounds. ``_lowest`` and ``_highest`` are those of single
 rounds. ``_cpu`` compares CPU seconds of the process, all threads added up, which says more on a machine that is
-busy with other work.
+busy with other work. Ways that take less than a second (``tile`` beside TRIDENT's) take ``CHEAP`` times as many
+turns, and the slides of the demo one more, which is not counted and warms up for the others.
 
 ``tile`` and ``features`` with ``--workers`` run as processes, start included, over a folder of slides. What two
-plain processes with half of the slides each gain is told beside what two workers gain.
+plain processes with half of the slides each gain is told beside what two workers of ``tile`` gain. ``features``
+takes one turn, for it takes longer than everything else, and what makes turns differ shows in those of ``tile``.
+
+On two cores that nothing else uses, all parts together are meant to take six minutes.
 
 TRIDENT runs in an environment of its own (``--trident FOLDER`` is its checkout, ``--trident-python`` a Python that
 has what it requires), one process that answers tasks, so that its imports are not counted. It segments with its
@@ -83,6 +87,10 @@ Figures = dict[str, Any]
 PARTS = ("features", "predict", "workers", "trident", "finetune", "listing")
 ELSEWHERE = {"finetune": "finetune_epoch", "listing": "listing"}
 """Parts that are programs of their own beside this one."""
+ARGUMENTS = {"finetune": ["--epochs", "3"], "listing": ["--slides", "100000", "--only", "resume"]}
+"""What these are told, to measure no more than is asked for here."""
+CHEAP = 3
+"""How many times as many turns ways take that take less than a second."""
 PX, MIN_TISSUE = 224, 0.25
 DEMO_SLIDES = 2
 ALIKE = 1e-3
@@ -159,7 +167,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cases", nargs="+", choices=("demo", "plain", "philips"),
                         default=["demo", "plain", "philips"])  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
     parser.add_argument("--torch-threads", type=int, default=os.cpu_count())
     parser.add_argument("--threads", type=int, default=2, help="threads that decode")
@@ -210,7 +218,10 @@ def measured(folder: Path, arguments: argparse.Namespace) -> Figures:
         elif not (ROOT / "benchmarks" / f"{program}.py").exists():
             left_out[part] = f"there is no benchmarks/{program}.py"
         else:
-            figures |= answered(program)
+            figures |= answered(program, ARGUMENTS[part])
+    for unit in ("s", "mb"):
+        if f"resume_{unit}_100000" in figures:
+            figures[f"list_100k_{unit}"] = figures.pop(f"resume_{unit}_100000")
     return figures
 
 
@@ -235,7 +246,7 @@ def over_encoder(bench: Bench, *, features: bool, predicts: bool) -> Figures:
     encoder = TimmEncoder(bench.encoder_config()).eval()
     encoder.compute_as(Compute(bench.arguments.precision))
     figures: Figures = {}
-    for case in bench.arguments.cases:
+    for number, case in enumerate(bench.arguments.cases):
         chunks = in_memory(bench, bench.slides[case])
         n_patches = sum(map(len, chunks))
         ways: dict[str, Callable[[], object]] = {"encoder": lambda chunks=chunks: encode_all(encoder, chunks)}
@@ -244,7 +255,7 @@ def over_encoder(bench: Bench, *, features: bool, predicts: bool) -> Figures:
         if predicts:
             ways["predict"] = lambda case=case: run_predict(bench, bench.slides[case])
         encode_all(encoder, chunks[:1])
-        rounds = in_turn(ways, bench.arguments.rounds, f"{case}, {n_patches} patches")
+        rounds = in_turn(ways, bench.arguments.rounds, f"{case}, {n_patches} patches", warm=number > 0)
         figures[f"{case}_patches"] = n_patches
         figures[f"{case}_encoder_patches_per_s"] = n_patches / median(turn["encoder"].wall for turn in rounds)
         for name in [way for way in ways if way != "encoder"]:
@@ -300,11 +311,13 @@ def succeed(outcome: Outcome) -> None:
         sys.exit("\n".join(outcome.lines))
 
 
-def in_turn(ways: dict[str, Callable[[], object]], rounds: int, what: str) -> list[dict[str, Spent]]:
+def in_turn(
+    ways: dict[str, Callable[[], object]], rounds: int, what: str, *, warm: bool
+) -> list[dict[str, Spent]]:
     """What every way spent in every round. The first round comes after one that is not counted, unless there is
-    one only."""
+    one only, or this process has done the like before (``warm``)."""
     kept = []
-    for number in range(rounds if rounds == 1 else rounds + 1):
+    for number in range(rounds if rounds == 1 or warm else rounds + 1):
         print(f"{what}: round {number} ...", file=sys.stderr, flush=True)
         kept.append({name: spent(way) for name, way in ways.items()})
     return kept[-rounds:]
@@ -332,7 +345,7 @@ def two_workers(bench: Bench, left_out: dict[str, str]) -> Figures:
         kind = kinds[number % 2]
         (folder / f"slide_{number:02}{kind.suffix}").symlink_to(kind)
     options = ["--patch-px", str(PX), "--mag", str(bench.arguments.mag)]
-    figures = shared_out(bench, "tile", folder, options)
+    figures = shared_out(bench, "tile", folder, options, rounds=bench.arguments.rounds)
     if "workers" not in inspect.signature(features_command.command).parameters:
         left_out["two_workers_over_one_features"] = "features has no --workers"
         return figures
@@ -349,10 +362,13 @@ def two_workers(bench: Bench, left_out: dict[str, str]) -> Figures:
         "--precision",
         bench.arguments.precision,
     ]
-    return figures | shared_out(bench, "features", few, [*options, *encoder, "--device", "cpu"])
+    options = [*options, *encoder, "--device", "cpu"]
+    return figures | shared_out(bench, "features", few, options, rounds=1, halves_too=False)
 
 
-def shared_out(bench: Bench, command: str, slides: Path, options: list[str]) -> Figures:
+def shared_out(
+    bench: Bench, command: str, slides: Path, options: list[str], *, rounds: int, halves_too: bool = True
+) -> Figures:
     """Seconds of one worker over those of two, and over those of two plain processes with half of the slides."""
     halves = []
     for half in (0, 1):
@@ -388,19 +404,23 @@ def shared_out(bench: Bench, command: str, slides: Path, options: list[str]) -> 
     ways: dict[str, Callable[[], object]] = {
         "one": lambda: run([(slides, "1")]),
         "two": lambda: run([(slides, "2")]),
-        "halves": lambda: run([(half, "1") for half in halves]),
     }
-    rounds = in_turn(ways, bench.arguments.rounds, f"{command} --workers")
-    wall = {name: [turn[name].wall for turn in rounds] for name in ways}
+    if halves_too:
+        ways["halves"] = lambda: run([(half, "1") for half in halves])
+    turns = in_turn(ways, rounds, f"{command} --workers", warm=True)  # each is a process of its own
+    wall = {name: [turn[name].wall for turn in turns] for name in ways}
     gain = [one / two for one, two in zip(wall["one"], wall["two"], strict=True)]
-    possible = [one / two for one, two in zip(wall["one"], wall["halves"], strict=True)]
-    return {
+    figures = {
         f"two_workers_over_one_{command}": median(gain),
         f"two_workers_over_one_{command}_lowest": min(gain),
         f"two_workers_over_one_{command}_highest": max(gain),
-        f"two_processes_over_one_{command}": median(possible),
         f"one_worker_{command}_s": median(wall["one"]),
     }
+    if halves_too:
+        figures[f"two_processes_over_one_{command}"] = median(
+            one / two for one, two in zip(wall["one"], wall["halves"], strict=True)
+        )
+    return figures
 
 
 class Trident:
@@ -445,27 +465,33 @@ def against_trident(bench: Bench) -> Figures:
     """Tiling and features of both, in turn, on the two large slides."""
     figures: Figures = {}
     with closing(Trident(bench)) as peer:
-        for case in [case for case in bench.arguments.cases if case != "demo"]:
-            figures |= one_against_trident(bench, peer, case)
+        for number, case in enumerate([case for case in bench.arguments.cases if case != "demo"]):
+            figures |= one_against_trident(bench, peer, case, warm=number > 0)
     for name in ("tile_vs_trident", "features_vs_trident"):
         figures[name] = min(figures[f"{name}_{case}"] for case in bench.arguments.cases if case != "demo")
     return figures
 
 
-def one_against_trident(bench: Bench, peer: Trident, case: str) -> Figures:
-    """One slide. Each round: our tiling, theirs, our features, theirs, of the patches that they found."""
+def one_against_trident(bench: Bench, peer: Trident, case: str, *, warm: bool) -> Figures:
+    """One slide. Each round: our tiling and theirs in turn, our features and theirs of the patches they found.
+
+    Unless both programs are ``warm``, the first round is not counted: libraries are imported in it.
+    """
     slide, theirs = bench.slides[case], bench.folder / "trident"
+    tilings: list[dict[str, Spent]] = []
     rounds: list[dict[str, Spent]] = []
-    for number in range(bench.arguments.rounds + 1):
+    for number in range(bench.arguments.rounds + (not warm)):
         print(f"TRIDENT, {case}: round {number} ...", file=sys.stderr, flush=True)
-        turn = {"our_tile": spent(lambda: run_tile(bench, slide))}
-        shutil.rmtree(theirs, ignore_errors=True)
-        tiled = peer.do(
-            "tile", slide=slide, out=theirs, mag=bench.arguments.mag, px=PX, min_tissue=MIN_TISSUE
-        )
-        turn["their_tile"] = Spent(tiled["seconds"], tiled["cpu_seconds"])
+        for _ in range(CHEAP):
+            turn = {"our_tile": spent(lambda: run_tile(bench, slide))}
+            shutil.rmtree(theirs, ignore_errors=True)
+            tiled = peer.do(
+                "tile", slide=slide, out=theirs, mag=bench.arguments.mag, px=PX, min_tissue=MIN_TISSUE
+            )
+            turn["their_tile"] = Spent(tiled["seconds"], tiled["cpu_seconds"])
+            tilings.append(turn)
         coords = Path(tiled["coords"])
-        turn["our_features"] = spent(lambda: run_features(bench, slide, from_coords=coords.parent))  # noqa: B023
+        turn = {"our_features": spent(lambda: run_features(bench, slide, from_coords=coords.parent))}  # noqa: B023
         encoded = peer.do(
             "features", slide=slide, out=theirs / "features", coords=coords, batch=TRIDENT_BATCH
         )
@@ -474,11 +500,12 @@ def one_against_trident(bench: Bench, peer: Trident, case: str) -> Figures:
     n_patches, other, difference = compared(
         bench.folder / "features" / "h5_files" / f"{slide.stem}.h5", encoded["features"]
     )
-    rounds = rounds[-bench.arguments.rounds :]
-    figures = ratios(f"tile_vs_trident_{case}", rounds, "their_tile", "our_tile")
+    rounds, tilings = rounds[-bench.arguments.rounds :], tilings[-CHEAP * bench.arguments.rounds :]
+    figures = ratios(f"tile_vs_trident_{case}", tilings, "their_tile", "our_tile")
     figures |= ratios(f"features_vs_trident_{case}", rounds, "their_features", "our_features")
-    for name in rounds[0]:
-        figures[f"{case}_{name}_s"] = median(turn[name].wall for turn in rounds)
+    for turns in (tilings, rounds):
+        for name in turns[0]:
+            figures[f"{case}_{name}_s"] = median(turn[name].wall for turn in turns)
     return {
         **figures,
         f"{case}_trident_patches": n_patches,
@@ -508,9 +535,9 @@ def compared(ours: Path, theirs: str) -> tuple[int, int, float]:
     return len(our_xy), int((difference_N > ALIKE).sum()), float(difference_N.max())
 
 
-def answered(program: str) -> Figures:
+def answered(program: str, arguments: Sequence[str]) -> Figures:
     """The figures of another benchmark, in a process of its own."""
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{program}.py"), "--json"]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{program}.py"), "--json", *arguments]
     done = subprocess.run(command, env=with_root(), stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(f"benchmarks/{program}.py failed")
