@@ -174,7 +174,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=16_384, help="pixels: a power of two from 2048")
     parser.add_argument("--mag", type=float, default=10)
     parser.add_argument("--encoder", default="resnet50", help="timm model; TRIDENT runs resnet50 only")
-    parser.add_argument("--copies", type=int, default=12, help="slides of the folder that workers share")
+    parser.add_argument("--copies", type=int, default=64, help="slides of the folder that workers share")
     parser.add_argument("--trident", type=Path, help="checkout of TRIDENT")
     parser.add_argument("--trident-python", default=sys.executable, help="a Python that has its requirements")
     parser.add_argument("--folder", type=Path, help="keep slides and results here")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -6,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wsi_ips.config import EncoderConfig
+from wsi_ips.config import EncoderConfig, PipelineConfig
 from wsi_ips.errors import CheckpointError
-from wsi_ips.models.build import build_net
-from wsi_ips.models.checkpoint import begin_from, load_checkpoint, save_checkpoint
+from wsi_ips.models.build import build_net, build_selecting_net
+from wsi_ips.models.checkpoint import begin_from, checkpoint_sha256, load_checkpoint, save_checkpoint
 
 
 def test_what_was_saved_comes_back(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -174,3 +175,29 @@ def test_a_start_that_does_not_fit_is_refused(small_checkpoint: Path) -> None:
     ):
         begin_from(net, small_checkpoint)
     assert torch.equal(net.attention.query.weight, before)
+
+
+def test_a_network_that_is_not_filled_first_has_the_same_weights_and_buffers(tmp_path: Path) -> None:
+    config = PipelineConfig.model_validate(
+        {"model": {"encoder": {"name": "resnet10t", "weights": "none"}}, "tiling": {"patch_px": 64}}
+    )
+    save_checkpoint(
+        tmp_path / "model.safetensors", build_selecting_net(config.model, config.selection), config
+    )
+    expected, _ = load_checkpoint(tmp_path / "model.safetensors")
+    found, _ = load_checkpoint(tmp_path / "model.safetensors", advance_rng=False)
+    for (name, value), (_, wanted) in zip(
+        [*found.state_dict().items(), *found.named_buffers()],
+        [*expected.state_dict().items(), *expected.named_buffers()],
+        strict=True,
+    ):
+        assert torch.equal(value, wanted), name
+
+
+def test_a_file_that_changed_has_another_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    first = checkpoint_sha256(path)
+    assert first == checkpoint_sha256(path) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"two")
+    assert checkpoint_sha256(path) == hashlib.sha256(b"two").hexdigest()

@@ -22,7 +22,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -38,7 +38,7 @@ from wsi_ips.datasets.feature_files import name_of_features
 from wsi_ips.errors import ConfigError, CoordsError, NotFinite
 from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
-from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
+from wsi_ips.models.checkpoint import Unfilled, checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.fitting import fitting_tiling
 from wsi_ips.models.encoders.registry import code_file, entry_of
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
@@ -75,7 +75,7 @@ class StoringEncoder:
 def encoder_of_checkpoint(path: Path, *, allow_upsampling: bool) -> StoringEncoder:
     """The encoder of a model of ours, on patches as it was trained on. Raises :class:`ConfigError` for a model of
     stored features, :class:`CheckpointError` for a file that is none."""
-    net, pipeline = load_checkpoint(path)
+    net, pipeline = load_checkpoint(path, advance_rng=False)
     if not isinstance(net.encoder, TimmEncoder):
         raise ConfigError(f"{path}: reads stored features, it has no encoder of its own")
     sha256 = checkpoint_sha256(path)
@@ -98,7 +98,9 @@ def encoder_of_config(
     tiling: as it was asked for; None: the default. laid_out: whether somebody has laid the patches out; where no
     size is asked for either, they keep their own pixels if the encoder takes patches of any size.
     """
-    with torch.random.fork_rng(devices=[]):
+    # Parameters that a file gives need no random values first.
+    from_file = Path(config.weights).is_file() and config.lora is None
+    with torch.random.fork_rng(devices=[]), Unfilled(parameters=True) if from_file else nullcontext():
         # Random weights (``weights: none``) are the same whenever the command is started.
         torch.manual_seed(0)
         encoder = TimmEncoder(config)

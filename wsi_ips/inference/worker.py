@@ -173,7 +173,7 @@ def load_predictor(
         check_compiles(device)
 
     def member(file: CheckpointFile, how: Compute) -> Predictor:
-        net, pipeline = load_checkpoint(file.path)
+        net, pipeline = load_checkpoint(file.path, advance_rng=False)
         return Predictor(
             net,
             pipeline,

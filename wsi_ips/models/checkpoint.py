@@ -9,6 +9,7 @@ A whole checkpoint from one that holds adapters alone: :func:`merge_checkpoint`.
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -116,23 +117,34 @@ class WeightsFile(WeightsHead[Config], Generic[Config, Net]):
         for name, tensor in tensors.items():
             if tensor.is_complex() or tensor.is_floating_point() != wanted[name].is_floating_point():
                 raise CheckpointError(path, f"holds {tensor.dtype} for {name}", self.fix)
-            if not torch.isfinite(tensor.float()).all():
+            # The lowest and the highest value are not numbers if one of all is none.
+            if tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor.float()))):
                 raise CheckpointError(path, f"holds weights that are not finite ({name})", "train again")
 
 
 class Unfilled(TorchFunctionMode):
     """Tensors of the meta device keep no values, so they are not filled with random ones.
 
-    PyTorch works out some of these operations in Python there, which takes longer than building the network.
+    PyTorch works out some of these operations in Python there, which takes longer than building the network. With
+    ``parameters``, the parameters of a network are not filled either, wherever they are: for one whose parameters
+    are all read from a file. PyTorch's generator is advanced less then.
     """
 
-    FILLING = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_})
+    # PyTorch asks here for the functions of nn.init that it lets others replace, and not for what these call.
+    FILLING = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_,
+                         nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_})  # fmt: skip
+
+    def __init__(self, *, parameters: bool = False) -> None:
+        super().__init__()
+        self._parameters = parameters
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in self.FILLING and args[0].is_meta:
-            return args[0]
+        if func in self.FILLING:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta or (self._parameters and isinstance(tensor, nn.Parameter)):
+                return tensor
         return func(*args, **(kwargs or {}))
 
 
@@ -150,13 +162,17 @@ def save_checkpoint(
     _FILE.write(path, net, config, format=FORMAT, notes=dict(notes or {}))
 
 
-def load_checkpoint(path: Path, *, base_weights: Path | None = None) -> tuple[BagNet, PipelineConfig]:
+def load_checkpoint(
+    path: Path, *, base_weights: Path | None = None, advance_rng: bool = True
+) -> tuple[BagNet, PipelineConfig]:
     """Read a network, in eval mode on the CPU, and the configuration that it was trained with.
 
     Args:
         path: The file.
         base_weights: File or folder of the weights below the adapters of its encoder, if it has any. None: where
             the training had them.
+        advance_rng: Draw the random values that the file's replace. They are needed only where PyTorch's generator
+            is used afterwards, and drawing them takes longer than reading the file.
 
     No weights are downloaded: the encoder is built empty and filled from the file. If the file holds adapters, the
     encoder's own weights are found again, see :mod:`wsi_ips.models.encoders.lora`. (For an ``hf-hub:``
@@ -167,7 +183,8 @@ def load_checkpoint(path: Path, *, base_weights: Path | None = None) -> tuple[Ba
         CheckpointError: The file is missing, broken or not a checkpoint, or its weights do not fit the
             configuration; or it holds adapters, and the weights below them are not here or are others.
     """
-    return replace(_FILE, begin=partial(_begin, base_weights=base_weights)).read(path)
+    begin = partial(_begin, base_weights=base_weights, advance_rng=advance_rng)
+    return replace(_FILE, begin=begin).read(path)
 
 
 def begin_from(net: BagNet, path: Path) -> None:
@@ -222,10 +239,13 @@ def _empty(config: PipelineConfig) -> BagNet:
     return build_selecting_net(config.model.model_copy(update={"encoder": encoder}), config.selection)
 
 
-def _begin(path: Path, config: PipelineConfig, empty: BagNet, *, base_weights: Path | None = None) -> BagNet:
+def _begin(
+    path: Path, config: PipelineConfig, empty: BagNet, *, base_weights: Path | None, advance_rng: bool
+) -> BagNet:
     """The network that the tensors of a checkpoint are laid on: empty, or with the weights below its adapters."""
     if config.model.encoder.lora is None:
-        return _empty(config)
+        with nullcontext() if advance_rng else Unfilled(parameters=True):
+            return _empty(config)
     check_code_allowed(config.model.encoder.name)
     encoder = found_again(path, config.model.encoder, empty.state_dict(), named=base_weights)
     return build_selecting_net(config.model.model_copy(update={"encoder": encoder}), config.selection)

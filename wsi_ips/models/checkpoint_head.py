@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -97,7 +98,19 @@ def checkpoint_config(path: Path) -> PipelineConfig:
 
 
 def checkpoint_sha256(path: Path) -> str:
-    """The SHA-256 of the file in hex. Results name their model by it."""
+    """The SHA-256 of the file in hex. Results name their model by it.
+
+    A file that this process has read is not read again as long as its size, its times of change and its number are
+    the same.
+    """
+    stat = path.stat()
+    return _sha256(
+        path.absolute(), (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+    )
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
