@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.conftest import SMALL_MODEL
-from tests.datasets.feature_folders import features_of, write_features
+from tests.datasets.feature_folders import features_of, write_features, write_stamp
 from tests.fuzz.seeds_of_text import FOUND
 from tests.report.reported_run import L0_SIZE, SLIDE_MPP, Slide, make_run, result_of
 from tests.slides.tiff_files import tissue_like, write_pyramid
@@ -135,6 +135,7 @@ RUN_SEEDS: Mapping[str, Callable[[Path], Any]] = {
     "coords/atlaspatch": _atlaspatch,
     "coords/ours": _ours,
     "features/clam": lambda folder: _features(folder, trident=False),
+    "features/stamp": lambda folder: write_stamp(folder / "s.h5", features_of(5, 4), CORNERS * 0.5),
     "features/trident": lambda folder: _features(folder, trident=True),
     "result/small": _result,
     "run/small": _run,
