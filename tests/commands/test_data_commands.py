@@ -245,3 +245,12 @@ def test_missing_slides_are_told_in_rows() -> None:
     assert missing_lines("it", [("test_001", "images/test_001.tif")]) == [
         "missing: test_001 of it (images/test_001.tif)"
     ]
+
+
+def test_a_name_that_is_nearly_one_is_answered_with_those_that_are_known(
+    console: Console, data_set: Path
+) -> None:
+    said = console("data", "verify", data_set, "--manifest", "camelyon61")
+    assert said.code == 2
+    assert "known by name are camelyon16, camelyon17, camelyon_plus, panda, tcga_brca" in said.complaint
+    assert "did you mean" in said.complaint.lower()

@@ -58,6 +58,11 @@ def verify(
     if known is not None:
         lines, absent, slides = _known_slides(known, folder, labels)
     elif manifest is not None:
+        if not manifest.exists() and not manifest.suffix:
+            raise ConfigError(
+                f"--manifest {manifest}: no such file; known by name are {', '.join(KNOWN_SETS)}"
+                f"{did_you_mean(str(manifest), KNOWN_SETS)}"
+            )
         lines, absent = _listed_slides(manifest, folder)
     found = verify_folder(folder, progress=progress)
     if not found.lists and manifest is None:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -97,13 +98,16 @@ def table(job: TableJob, progress: Progress) -> Outcome:
         raise DatasetError(
             job.data, "has no outlines of lesions", "unpack lesion_annotations.zip, or set froc: false"
         )
+    told = [*listed.told, *listed.wrong, f"{len(listed.rows)} of {listed.total} slides are there"]
+    for line in told:  # before days of training, and once more at the end
+        print(line, file=sys.stderr)  # noqa: T201 - for people, beside the bars
     with held(job.out, below=[], undo=[job.out / MANIFEST], results="table.csv"):
         manifest = _laid_out(job, listed)
         results = _Run(job, manifest, progress, ContentNow()).all(asked)
         paths = write_tables(
             job, results, published, {name: one.model.encoder.name for name, one in asked.items()}
         )
-    lines = [*listed.told, *listed.wrong, *_shown(job, results, published)]
+    lines = [*told, *_shown(job, results, published)]
     failures = [f"{one.row}, seed {one.seed}: {one.failed}" for one in results if one.failed]
     skipped = sum(one.skipped for one in results)
     lines.append(f"{len(results) - len(failures)} of {len(results)} jobs are complete, {skipped} were before")

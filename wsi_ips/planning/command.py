@@ -1,6 +1,8 @@
 """``plan``: what a recipe will cost, before anything runs."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -12,7 +14,9 @@ from wsi_ips.commands.recipe import Job
 from wsi_ips.progress import Progress
 
 if TYPE_CHECKING:
-    from wsi_ips.planning.rates import Rates
+    from wsi_ips.planning.cost import Cost
+    from wsi_ips.planning.rates import Clock, Rates
+    from wsi_ips.planning.simulated import Peaks, Simulations
     from wsi_ips.planning.survey import Survey
     from wsi_ips.planning.told import Plan
     from wsi_ips.planning.work import Work
@@ -120,13 +124,10 @@ def plan(job: PlanJob, progress: Progress) -> Outcome:
 
 def make_plan(job: PlanJob, progress: Progress) -> "Plan":
     """The plan of a job. Raises what :func:`plan` raises."""
-    from wsi_ips.commands.recipe import load_recipe, make_job
     from wsi_ips.errors import ConfigError
     from wsi_ips.planning.cost import cost_of, halvings
     from wsi_ips.planning.rates import known_devices
-    from wsi_ips.planning.simulated import Simulations
     from wsi_ips.planning.told import Plan
-    from wsi_ips.planning.work import work_of
 
     measured_here = job.device in ("auto", "cpu", "cuda", "mps") or job.device.startswith("cuda:")
     if not measured_here and job.device not in known_devices():
@@ -134,9 +135,53 @@ def make_plan(job: PlanJob, progress: Progress) -> "Plan":
             f"--device {job.device}: auto, cpu and cuda are measured here, and listed are "
             f"{', '.join(known_devices())}"
         )
+    with _looked_at(job, progress) as seen:
+        rates = _rates(seen.work, seen.survey, job, progress)
+    cost = cost_of(seen.work, seen.survey, rates, seen.peaks)
+    with progress("Trying other settings", total=1) as advance:
+        tried = halvings(seen.work, seen.survey, rates, seen.simulations)
+        advance()
+    return Plan(str(job.recipe), seen.work, seen.survey, rates, cost, tried)
+
+
+def costs_by_clock(job: PlanJob, progress: Progress) -> "dict[Clock, Cost]":
+    """What the recipe will cost by each clock, which this machine is measured with in turn: ``wall`` and ``cpu``.
+
+    Slides are looked at and memory is simulated once, so this takes little longer than one plan. Raises what
+    :func:`plan` raises.
+    """
+    from wsi_ips.planning.cost import cost_of
+
+    clocks: tuple[Clock, ...] = ("wall", "cpu")
+    with _looked_at(job, progress) as seen:
+        rates = {
+            clock: _rates(seen.work, seen.survey, job.model_copy(update={"clock": clock}), progress)
+            for clock in clocks
+        }
+    return {clock: cost_of(seen.work, seen.survey, rates[clock], seen.peaks) for clock in clocks}
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is known of a recipe before the machine is measured."""
+
+    work: "Work"
+    survey: "Survey"
+    simulations: "Simulations"
+    peaks: "Peaks"
+
+
+@contextmanager
+def _looked_at(job: PlanJob, progress: Progress) -> "Iterator[_Seen]":
+    """Read the recipe, look at its slides, and simulate its memory. Slides that were drawn for it last as long as
+    the ``with`` block.
+    """
+    from wsi_ips.commands.recipe import load_recipe, make_job
+    from wsi_ips.planning.simulated import Simulations
+    from wsi_ips.planning.work import work_of
+
     planned = make_job(load_recipe(job.recipe, job.settings), source=str(job.recipe))
-    with ExitStack() as stack:
-        work = stack.enter_context(work_of(planned, job.kind, need_slides=job.slides is None))
+    with work_of(planned, job.kind, need_slides=job.slides is None) as work:
         work = _in_its_precision(work, job)
         _check_method(work)
         survey = _survey(work, job, progress)
@@ -144,12 +189,7 @@ def make_plan(job: PlanJob, progress: Progress) -> "Plan":
         with progress("Simulating memory", total=1) as advance:
             peaks = simulations(work.config)
             advance()
-        rates = _rates(work, survey, job, progress)
-    cost = cost_of(work, survey, rates, peaks)
-    with progress("Trying other settings", total=1) as advance:
-        tried = halvings(work, survey, rates, simulations)
-        advance()
-    return Plan(str(job.recipe), work, survey, rates, cost, tried)
+        yield _Seen(work, survey, simulations, peaks)
 
 
 def _in_its_precision(work: "Work", job: PlanJob) -> "Work":
