@@ -25,7 +25,7 @@ from wsi_ips.inference.label import predict_in_turn
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.inference.run_folder import RunFolder
 from wsi_ips.inference.run_tables import RunTables
-from wsi_ips.inference.slide_work import SlideJob
+from wsi_ips.inference.slide_work import Done, SlideJob
 from wsi_ips.inference.telemetry import SlideRow, read_slide_table
 from wsi_ips.inference.worker import WorkerSetup
 from wsi_ips.models.build import build_net
@@ -171,7 +171,7 @@ def test_a_slide_scored_in_parts_is_the_slide_scored_by_one_worker(
 
 
 def test_a_part_that_cannot_be_read_is_its_slide_s_failure_once(
-    jobs: list[SlideJob], in_threads: LocalCluster, tmp_path: Path
+    jobs: list[SlideJob], in_threads: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiles that patches are read from are zeros; tissue is found on a smaller level."""
     fine = replace(setup_in(tmp_path / "run", checkpoint_in(tmp_path, patch_mpp=0.5)), shard_patches=64)
@@ -182,7 +182,16 @@ def test_a_part_that_cannot_be_read_is_its_slide_s_failure_once(
         for at, length in zip(page.dataoffsets, page.databytecounts, strict=True):
             data[at : at + length] = bytes(length)
     torn.write_bytes(data)
+    added: list[str] = []
+    add = RunTables.add
+
+    def note(self: RunTables, done: Done) -> None:
+        added.append(done.row.slide_id)
+        add(self, done)
+
+    monkeypatch.setattr(RunTables, "add", note)
     rows = on_workers([SlideJob("torn", torn), jobs[1]], fine, in_threads)
+    assert sorted(added) == sorted(["torn", jobs[1].slide_id])
     assert rows["torn"].status == "failed"
     assert "tiles" in rows["torn"].error
     assert rows[jobs[1].slide_id].status == "ok"
