@@ -11,15 +11,18 @@ from types import MappingProxyType
 
 from wsi_ips.errors import (
     DamagedSlide,
+    NameTaken,
     ReaderBroken,
     ReaderNotInstalled,
+    ReaderRaised,
     RefusedSlide,
     SeveralSlides,
     SlideNotFound,
     UnsupportedSlide,
     WsiIpsError,
+    one_line,
 )
-from wsi_ips.registry import Registry
+from wsi_ips.registry import LONGEST_REASON, Registry
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
 from wsi_ips.storage.files import system_cause
@@ -91,7 +94,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     if not isinstance(path, Url) and not is_there(path):
         raise SlideNotFound(path, "no such file", _fix_of_missing(path))
     if reader is not None and reader not in READERS.members:
-        return _open_with_other(reader, path)
+        return open_with_other(reader, path)
     refused: dict[str, str] = {}
     fix = "is it a whole-slide image?"
     for name in _fitting(path) if reader is None else [reader]:
@@ -107,8 +110,10 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             refused[name], fix = str(error), ""
     for entry in READERS.others() if reader is None else ():
         try:
-            return _open_with_other(entry.name, path)
-        except (UnsupportedSlide, ReaderBroken) as error:
+            return open_with_other(entry.name, path)
+        except ReaderRaised as error:
+            refused[entry.name], fix = str(error.args[1]), str(error.args[2])
+        except (UnsupportedSlide, ReaderBroken, NameTaken) as error:
             refused[entry.name] = _reason(error)
     if not refused:
         raise SlideNotFound(
@@ -146,18 +151,22 @@ def _open_with_ours(name: str, path: Location) -> SlideReader:
     return READERS.load(name)(path)
 
 
-def _open_with_other(name: str, path: Location) -> SlideReader:
+def open_with_other(name: str, path: Location) -> SlideReader:
     """Open a slide with the reader of another package.
 
     Whatever exception that package raises becomes an error of wsi_ips, so that it does not end the whole run.
     """
     opened = READERS.load(name)
     try:
-        return opened(path)
+        slide = opened(path)
     except WsiIpsError:
         raise
     except Exception as error:
-        raise UnsupportedSlide(path, f"{type(error).__name__}: {error}") from error
+        reason = one_line(f"{type(error).__name__}: {error}", most=LONGEST_REASON)
+        raise ReaderRaised(
+            path, f"the reader {name} of {READERS.provider(name)} raised {reason}", "tell its authors"
+        ) from error
+    return slide
 
 
 def _reason(error: WsiIpsError) -> str:
