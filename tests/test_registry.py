@@ -68,7 +68,9 @@ def test_a_name_of_two_packages_is_an_error_when_it_is_asked_for(install: Callab
 def test_a_name_that_is_somebody_else_s_is_refused_with_its_package(install: Callable[..., None]) -> None:
     install("first", alpha="math:inf")
     things = registry(taken=lambda name: "timm's" if name == "alpha" else "")
-    with pytest.raises(NameTaken, match="thing alpha: this name is timm's, and the package first 1.0 offers another"):
+    with pytest.raises(
+        NameTaken, match="thing alpha: this name is timm's, and the package first 1.0 offers another"
+    ):
         things.load("alpha")
     assert things.ignored() == ["thing alpha of the package first 1.0 is ignored: the name is timm's"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.commands.info import describe_slides
-from wsi_ips.errors import ConfigError, ReaderBroken, SlideNotFound, UnsupportedSlide
+from wsi_ips.errors import ConfigError, ReaderBroken, SlideNotFound, SlideReadError, UnsupportedSlide
 from wsi_ips.slides import find_slides, open_slide, slide_id
 from wsi_ips.slides.folder import find_slides_by_id, left_out_of
 
@@ -34,6 +34,14 @@ class TileFolders(MemoryReader):
         if not (path / "0.tile").is_file() and path.suffix != ".tile":
             raise UnsupportedSlide(path, "holds no 0.tile")
         super().__init__(np.full((8, 9, 3), 255, np.uint8), name=str(path))
+
+class Clipped(TileFolders):
+    """Forgets the white beyond the edge."""
+    def read(self, l0_xy, *, level, size_px):
+        return super().read(l0_xy, level=level, size_px=size_px)[:4]
+
+def nothing(path):
+    return "a slide"
 
 class Misspelt(TileFolders):
     suffixes = ".tiles"
@@ -79,7 +87,7 @@ def test_it_opens_what_ours_refuse(install, odd):
         open_slide(odd)
     install({"text": "other_reader:TextReader"})
     for slide in (open_slide(odd), open_slide(odd, reader="text")):
-        assert (slide.info.l0_size, slide.info.path) == ((9, 8), odd)
+        assert (slide.info.l0_size, slide.info.path, slide.info.reader) == ((9, 8), odd, "text")
 
 
 def test_a_folder_may_be_a_slide_too(install, tmp_path):
@@ -134,7 +142,9 @@ def test_a_bug_of_theirs_is_a_refusal(install, odd):
     install({"text": "other_reader:TextReader"})
     odd.write_text("bug")
     said = "the reader text of the package other-package 1.0 raised KeyError: 'a bug'"
-    with pytest.raises(UnsupportedSlide, match=f"no reader could open it .*text: {said}.*; tell its authors$"):
+    with pytest.raises(
+        UnsupportedSlide, match=f"no reader could open it .*text: {said}.*; tell its authors$"
+    ):
         open_slide(odd)
     with pytest.raises(UnsupportedSlide, match=said):
         open_slide(odd, reader="text")
@@ -200,6 +210,24 @@ def test_info_of_a_folder_goes_on_without_a_broken_reader(install, tile_folders,
         "reader misspelt of the package other-package 1.0: its suffixes are '.tiles', not a tuple of endings such as "
         "('.tiles',); its slides are not looked for in folders",
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (
+            "Clipped",
+            r"returned \(4, 8, 3\) uint8 for 8x8 px at the corner of level 0, not \(8, 8, 3\) uint8; tell",
+        ),
+        ("nothing", "returned a str, whose info is no SlideInfo; tell its authors"),
+    ],
+)
+def test_a_wrong_reader_is_named(install, tile_folders, target, said):
+    install({"wrong": f"other_reader:{target}"})
+    (tile_folders / "d.tile").touch()
+    with pytest.raises(SlideReadError, match=f"the reader wrong of the package other-package 1.0 {said}"):
+        open_slide(tile_folders / "d.tile")
+    assert find_slides(tile_folders / "c") == [tile_folders / "c"]
 
 
 def test_no_reader_of_others_is_imported_for_a_slide(install, pyramid):

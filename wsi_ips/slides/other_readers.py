@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_ips.errors import WsiIpsError
+from wsi_ips.errors import SlideReadError, WsiIpsError
 from wsi_ips.slides.registry import READERS, open_with_other
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ def is_slide_of_others(folder: Path) -> bool:
     for entry in READERS.others():
         try:
             open_with_other(entry.name, folder).close()
+        except SlideReadError:  # it is a slide, and the reader is wrong: opening it says so
+            return True
         except WsiIpsError:
             continue
         return True

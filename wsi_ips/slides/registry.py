@@ -8,6 +8,7 @@ import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 from wsi_ips.errors import (
     DamagedSlide,
@@ -18,12 +19,13 @@ from wsi_ips.errors import (
     RefusedSlide,
     SeveralSlides,
     SlideNotFound,
+    SlideReadError,
     UnsupportedSlide,
     WsiIpsError,
     one_line,
 )
 from wsi_ips.registry import LONGEST_REASON, Registry
-from wsi_ips.slides.base import SlideReader
+from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
 from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.location import Location, Url, is_there, locate
@@ -55,6 +57,17 @@ READERS: Registry[ReaderClass] = Registry(
 )
 """Readers by name. Another package adds one under the entry point group ``wsi_ips.readers``: its name, and a class
 or a function that takes a path or a Url."""
+
+PROBED_PX = 8
+"""Side of the region by which another package's reader is checked."""
+
+
+@runtime_checkable
+class Renamed(Protocol):
+    """A reader that can be told under which name it is known."""
+
+    def called(self, reader: str) -> None: ...
+
 
 CONVERTED_BY: Mapping[str, str] = MappingProxyType(
     {
@@ -166,7 +179,46 @@ def open_with_other(name: str, path: Location) -> SlideReader:
         raise ReaderRaised(
             path, f"the reader {name} of {READERS.provider(name)} raised {reason}", "tell its authors"
         ) from error
+    if isinstance(slide, Renamed):
+        slide.called(name)
+    try:
+        _check_region_of_other(slide, path, f"the reader {name} of {READERS.provider(name)}")
+    except SlideReadError:
+        if hasattr(slide, "close"):
+            slide.close()
+        raise
     return slide
+
+
+def _check_region_of_other(slide: SlideReader, path: Location, whose: str) -> None:
+    """Raise :class:`SlideReadError` if a reader gives no region of the size that was asked for.
+
+    It reads one small region, across the corner of the coarsest level, where readers most easily go wrong. What
+    the reader raises there is left to the reading itself.
+    """
+    tell = "tell its authors: wsi_ips.testing.readers checks this and more"
+    info = getattr(slide, "info", None)
+    if not isinstance(info, SlideInfo):
+        raise SlideReadError(
+            path, f"{whose} returned a {type(slide).__name__}, whose info is no SlideInfo", tell
+        )
+    coarsest = info.levels[-1]
+    corner_px = [int((side - PROBED_PX // 2) * coarsest.downsample) for side in coarsest.size]
+    try:
+        region = slide.read(
+            (corner_px[0], corner_px[1]), level=len(info.levels) - 1, size_px=(PROBED_PX, PROBED_PX)
+        )
+    except Exception:  # noqa: BLE001 - a damaged tile, whatever the package makes of it
+        return
+    shape, dtype = getattr(region, "shape", None), getattr(region, "dtype", type(region).__name__)
+    if shape != (PROBED_PX, PROBED_PX, 3) or str(dtype) != "uint8":
+        came = "a region" if shape is None else f"{shape}"
+        raise SlideReadError(
+            path,
+            f"{whose} returned {came} {dtype} for {PROBED_PX}x{PROBED_PX} px at the corner of level "
+            f"{len(info.levels) - 1}, not ({PROBED_PX}, {PROBED_PX}, 3) uint8",
+            tell,
+        )
 
 
 def _reason(error: WsiIpsError) -> str:
