@@ -112,7 +112,7 @@ class Registry(Generic[Member]):
         )
 
     def origin(self, name: str) -> "Origin | None":
-        """The package and the version that the member comes from; None for those of wsi_ips, and for unknown names."""
+        """The package that the member comes from; None for those of wsi_ips, and for unknown names."""
         if name in self.members:
             return None
         return next((origin_of(entry) for entry in self.others() if entry.name == name), None)
@@ -194,10 +194,11 @@ class Registry(Generic[Member]):
                 )
             try:
                 member = entry.load()
+                problem = self._problem(member)
             except Exception as error:
                 reason = one_line(f"{type(error).__name__}: {error}", most=LONGEST_REASON)
                 raise self._is_broken(entry, reason) from error
-            if problem := self._problem(member):
+            if problem:
                 raise self._is_broken(entry, problem)
             self._others[entry.name, entry.value] = member
         return self._others[entry.name, entry.value]

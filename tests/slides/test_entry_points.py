@@ -143,7 +143,7 @@ def test_a_bug_of_theirs_is_a_refusal(install, odd):
     odd.write_text("bug")
     said = "the reader text of the package other-package 1.0 raised KeyError: 'a bug'"
     with pytest.raises(
-        UnsupportedSlide, match=f"no reader could open it .*text: {said}.*; tell its authors$"
+        UnsupportedSlide, match=f"no reader could open it .*text: {said}.*; tell the authors of that package$"
     ):
         open_slide(odd)
     with pytest.raises(UnsupportedSlide, match=said):
@@ -207,8 +207,8 @@ def test_info_of_a_folder_goes_on_without_a_broken_reader(install, tile_folders,
     assert [record.getMessage() for record in caplog.records] == [
         "reader broken of the package other-package does not load: RuntimeError: no licence; "
         "its slides are not looked for in folders",
-        "reader misspelt of the package other-package 1.0: its suffixes are '.tiles', not a tuple of endings such as "
-        "('.tiles',); its slides are not looked for in folders",
+        "reader misspelt of the package other-package 1.0: its suffixes are '.tiles', not a tuple of endings "
+        "such as ('.tiles',); its slides are not looked for in folders",
     ]
 
 

@@ -53,8 +53,8 @@ def find_slides(folder: Location | str) -> list[Location]:
     Hidden files and folders, masks (``*_mask.tif``) and the data folder of a MIRAX slide are left out. If
     ``folder`` is a file, it is returned as it is, whatever its suffix, and so is a URL.
 
-    Files and folders with a suffix that the reader of another package declares are slides too, and so is ``folder``
-    itself if such a reader opens it. A reader that does not load is named in a warning.
+    Files and folders with a suffix that the reader of another package declares are slides too, and so is
+    ``folder`` itself if such a reader opens it. A reader that does not load is named in a warning.
 
     Raises :class:`SlideNotFound` if there is no such folder, or no slide in it.
     """
@@ -127,8 +127,8 @@ def slide_id(path: Location | str) -> str:
     """The id of a slide: the name of its file without the last suffix.
 
     ``.ome.tif`` and ``.ome.zarr`` count as one suffix. An ending of digits only is no suffix, since it is the end
-    of the UID in the name of a DICOM file. A folder keeps its whole name, except for ``.zarr`` and the suffixes that
-    readers of other packages declare. Of a URL the last name counts, without ``?query``.
+    of the UID in the name of a DICOM file. A folder keeps its whole name, except for ``.zarr`` and the suffixes
+    that readers of other packages declare. Of a URL the last name counts, without ``?query``.
 
     Raises :class:`ConfigError` if a URL ends in no name, or in one that no file can have.
     """

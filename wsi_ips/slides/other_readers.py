@@ -1,8 +1,9 @@
 """What the readers of other packages say of the slides in a folder.
 
 A reader may declare the suffixes of its files or folders in an attribute ``suffixes``, such as
-``suffixes = (".tiles",)``; :func:`others_suffixes` collects them. :func:`is_slide_of_others` asks the readers about a
-folder that a user has named. Both import the readers, so they are called only where a folder of slides is listed.
+``suffixes = (".tiles",)``; :func:`others_suffixes` collects them. :func:`is_slide_of_others` asks the readers
+about a folder that a user has named. Both import the readers, so they are called only where a folder of slides
+is listed.
 """
 
 import logging

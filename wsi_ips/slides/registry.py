@@ -58,6 +58,9 @@ READERS: Registry[ReaderClass] = Registry(
 """Readers by name. Another package adds one under the entry point group ``wsi_ips.readers``: its name, and a class
 or a function that takes a path or a Url."""
 
+THEIR_FAULT = "the reader"
+"""How the reason of a reader of another package that raised begins."""
+
 PROBED_PX = 8
 """Side of the region by which another package's reader is checked."""
 
@@ -121,21 +124,37 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             refused[name] = _reason(error)
         except ReaderNotInstalled as error:
             refused[name], fix = str(error), ""
-    for entry in READERS.others() if reader is None else ():
-        try:
-            return open_with_other(entry.name, path)
-        except ReaderRaised as error:
-            refused[entry.name], fix = str(error.args[1]), str(error.args[2])
-        except (UnsupportedSlide, ReaderBroken, NameTaken) as error:
-            refused[entry.name] = _reason(error)
+    if reader is None:
+        opened, refused_by_others = _ask_others(path)
+        if opened is not None:
+            return opened
+        refused |= refused_by_others
     if not refused:
         raise SlideNotFound(
             path,
             "is a folder without .dcm files, and no Zarr folder",
             "give a slide file, or a folder of DICOM files",
         )
+    raise UnsupportedSlide.refused_by(path, refused, _fix_of_refused(path, refused, fix))
+
+
+def _fix_of_refused(path: Location, refused: Mapping[str, str], fix: str) -> str:
+    if any(why.startswith(THEIR_FAULT) for why in refused.values()):
+        return "tell the authors of that package"
     suffix = (path.suffix if isinstance(path, Path) else Path(path.name).suffix).lower()
-    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, fix))
+    return CONVERTED_BY.get(suffix, fix)
+
+
+def _ask_others(path: Location) -> tuple[SlideReader | None, dict[str, str]]:
+    """The slide as a reader of another package opened it, or None; and the reasons of those that refused."""
+    refused: dict[str, str] = {}
+    for entry in READERS.others():
+        try:
+            return open_with_other(entry.name, path), refused
+        except (UnsupportedSlide, ReaderBroken, NameTaken) as error:
+            raised = isinstance(error, ReaderRaised)
+            refused[entry.name] = str(error.args[1]) if raised else _reason(error)
+    return None, refused
 
 
 def check_name(path: Location) -> None:
@@ -177,7 +196,7 @@ def open_with_other(name: str, path: Location) -> SlideReader:
     except Exception as error:
         reason = one_line(f"{type(error).__name__}: {error}", most=LONGEST_REASON)
         raise ReaderRaised(
-            path, f"the reader {name} of {READERS.provider(name)} raised {reason}", "tell its authors"
+            path, f"{THEIR_FAULT} {name} of {READERS.provider(name)} raised {reason}", "tell its authors"
         ) from error
     if isinstance(slide, Renamed):
         slide.called(name)
