@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from tests.training.memory_bags import MemoryBag
 from wsi_ips.commands.info import describe_slides
 from wsi_ips.commands.recipe import make_job, run_job
 from wsi_ips.config import FinetuneConfig, TissueConfig, settings_fingerprint
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.heatmaps.export import export_options
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
@@ -68,6 +69,36 @@ def test_encoder_aggregator_and_selector_are_learned_from_and_come_back_from_a_c
         first, second = (read_bag(each, source, pipeline.selection) for each in (net, again))
     assert sorted(first.kept.ids_M.tolist()) == [7, 11, 20, 28]
     assert torch.equal(first.bag.probabilities["label"], second.bag.probabilities["label"])
+
+
+def test_a_checkpoint_says_which_package_and_version_its_members_are_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, path = config(), tmp_path / "model.safetensors"
+    save_checkpoint(path, build_selecting_net(settings.model, settings.selection), settings.pipeline)
+    with safe_open(path, framework="pt") as file:
+        held = json.loads(file.metadata()["wsi_ips"])
+    of = {"package": "outside", "version": "1.0"}
+    assert held["made_by"] == {"encoder": of, "aggregator": of, "selector": of}
+    load_checkpoint(path)
+    assert not caplog.records
+    monkeypatch.setattr("importlib.metadata.PathDistribution.version", "2.0")
+    load_checkpoint(path)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert said[0].endswith(
+        "its encoder mean_colour is of the package outside 1.0, and here it is of the package outside 2.0; "
+        "its results may differ"
+    )
+    monkeypatch.setattr("outside_encoder.MeanColour.dim", 20)
+    with pytest.raises(
+        CheckpointError,
+        match=r"tensors differ, .*its encoder mean_colour is of the package outside 1\.0, and here",
+    ):
+        load_checkpoint(path)
+    monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: [])
+    with pytest.raises(CheckpointError, match=r"of the package outside 1\.0, which does not offer it here"):
+        load_checkpoint(path)
 
 
 def test_an_exporter_s_fields_are_its_options() -> None:
