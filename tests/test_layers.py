@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsi_ips"
 CORE = [
     "storage.location", "errors", "units", "registry", "config", "storage", "progress", "timeline", "slides",
     "tiling", "streaming", "survival", "models", "selection", "datasets", "training", "evaluation", "inference",
-    "heatmaps", "evaluation.run", "report", "viewer", "doctor", "commands", "api", "cli", "testing",
+    "heatmaps", "evaluation.run", "report", "viewer", "doctor", "commands", "api", "cli", "__main__", "testing",
 ]  # fmt: skip
 # A wing, and the wings that it stands on.
 WINGS: dict[str, set[str]] = {

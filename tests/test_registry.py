@@ -7,7 +7,7 @@ from time import process_time
 
 import pytest
 
-from wsi_ips.errors import ConfigError, ExportNotInstalled, ExtensionBroken, ReaderBroken
+from wsi_ips.errors import ConfigError, ExportNotInstalled, ExtensionBroken, NameTaken, ReaderBroken
 from wsi_ips.registry import Registry, check_known, did_you_mean
 
 GROUP = "wsi_ips.nothings"
@@ -37,7 +37,7 @@ def registry(**more: object) -> Registry[object]:
 
 def test_names_are_ours_in_their_order_then_the_others_sorted(install: Callable[..., None]) -> None:
     install("first", zeta="math:tau", pi="math:e", alpha="math:inf")
-    install("second", beta="math:nan", zeta="math:e")
+    install("second", beta="math:nan")
     things = registry()
     assert list(things) == ["pi", "data", "absent", "alpha", "beta", "zeta"]
     assert len(things) == 6
@@ -46,8 +46,33 @@ def test_names_are_ours_in_their_order_then_the_others_sorted(install: Callable[
     import math
 
     assert things.load("pi") == math.pi, "a name of ours stays ours"
-    assert things.load("zeta") == math.tau, "the first on the path has the name"
+    assert things.load("zeta") == math.tau
+    assert (str(things.origin("zeta")), things.origin("pi")) == ("the package first 1.0", None)
+    assert things.ignored() == ["thing pi of the package first 1.0 is ignored: the name is wsi_ips' own"]
+    assert things.is_shadowed("pi")
+    assert not things.is_shadowed("data")
     assert things.load("data") == {"a": 1}
+
+
+def test_a_name_of_two_packages_is_an_error_when_it_is_asked_for(install: Callable[..., None]) -> None:
+    install("first", zeta="math:tau", alpha="math:inf")
+    install("second", zeta="math:e")
+    things = registry()
+    said = "thing zeta is offered by several packages: first, second; uninstall all but one of them"
+    with pytest.raises(NameTaken, match=said):
+        things.load("zeta")
+    assert things.load("alpha") == float("inf")
+    assert things.ignored() == [said]
+
+
+def test_a_name_that_is_somebody_else_s_is_refused_with_its_package(install: Callable[..., None]) -> None:
+    install("first", alpha="math:inf")
+    things = registry(taken=lambda name: "timm's" if name == "alpha" else "")
+    with pytest.raises(
+        NameTaken, match=r"thing alpha: this name is timm's, and the package first 1\.0 offers"
+    ):
+        things.load("alpha")
+    assert things.ignored() == ["thing alpha of the package first 1.0 is ignored: the name is timm's"]
 
 
 def test_without_a_group_nothing_comes_from_outside(install: Callable[..., None]) -> None:

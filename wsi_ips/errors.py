@@ -6,6 +6,8 @@ with it, and the fix::
     WsiIpsError
       ConfigError            a setting that is not possible
         ExtensionBroken      an extension of another package cannot be imported
+        ExtensionWrong       an extension of another package does not do what its kind has to do
+        NameTaken            a name that several packages offer, or that is not the package's to give
       ReaderNotInstalled     the package of an optional reader is not installed
       ExportNotInstalled     the package of an optional exporter is not installed
       ReaderBroken           a reader of another package cannot be imported
@@ -21,6 +23,7 @@ with it, and the fix::
           DamagedSlide       a known format in a file that is cut short or contradicts itself
           RefusedSlide       an intact file that every reader here would show wrongly
           SeveralSlides      a folder of several slides where one was asked for
+          ReaderRaised       the reader of another package raised an exception of its own
         SlideReadError       the slide opened, but a part of it cannot be read
           SlideInterrupted   the file is not to blame: the network, the disk, a permission, or memory is
         ProcessDied          the process that read the slide crashed or was killed
@@ -123,6 +126,21 @@ class ExtensionBroken(ConfigError):
         return f"{kind} {name} of the package {package} does not load: {reason}"
 
 
+class ExtensionWrong(ConfigError):
+    """An extension of another package that does not do what its kind has to do.
+
+    Made as ``ExtensionWrong(kind, name, package, expected, came)``.
+    """
+
+    def _words(self) -> str:
+        kind, name, package, expected, came = self.args
+        return f"{kind} {name} of {package}: expected {expected}, but {came}"
+
+
+class NameTaken(ConfigError):
+    """A name that several packages offer, or that one offers though it is somebody else's."""
+
+
 class NotFinite(WsiIpsError, ValueError):
     """A network computed NaN or infinity: ``NotFinite(what)``, where ``what`` names the values, in the plural."""
 
@@ -210,6 +228,10 @@ class SeveralSlides(UnsupportedSlide):
 
     No further reader is tried, since it would open any one of them.
     """
+
+
+class ReaderRaised(UnsupportedSlide):
+    """The reader of another package raised an exception that is no error of wsi_ips while it opened the file."""
 
 
 class SlideReadError(FileError):

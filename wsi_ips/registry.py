@@ -11,6 +11,7 @@ that are not needed.
 
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Generic, TypeVar, cast
 
-from wsi_ips.errors import ConfigError, ExtensionBroken, WsiIpsError, one_line
+from wsi_ips.errors import ConfigError, ExtensionBroken, NameTaken, WsiIpsError, one_line
 
 Member = TypeVar("Member")
 
@@ -35,7 +36,8 @@ LONGEST_REASON = 200
 class Registry(Generic[Member]):
     """Members of one kind, by name.
 
-    A name that wsi_ips has stays its own, whatever another package offers under it.
+    A name that wsi_ips has stays its own, whatever another package offers under it (:meth:`Registry.ignored` lists
+    such offers). A name that two packages offer is nobody's: it is an error to ask for it.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ class Registry(Generic[Member]):
         and the reason. None: :class:`ExtensionBroken`.
     problem: says what is wrong with a loaded member of another package, "" for nothing. It is asked once, when the
         member is loaded.
+    taken: says whose a name is that is neither among ``members`` nor another package's to give, e.g. ``"timm's"``;
+        "" for a free one. It is asked only about names that another package offers.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Registry(Generic[Member]):
         not_installed: Callable[[str, str], WsiIpsError] | None = None,
         broken: Callable[[str, str, str], WsiIpsError] | None = None,
         problem: Callable[[object], str] = lambda member: "",
+        taken: Callable[[str], str] = lambda name: "",
     ) -> None:
         self.kind = kind
         self.members: Mapping[str, str | Member] = MappingProxyType(dict(members))
@@ -73,6 +78,7 @@ class Registry(Generic[Member]):
         self._not_installed = not_installed
         self._broken = broken
         self._problem = problem
+        self._taken = taken
         self._others: dict[tuple[str, str], Member] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -84,6 +90,38 @@ class Registry(Generic[Member]):
     def __contains__(self, name: object) -> bool:
         return name in self.members or any(entry.name == name for entry in self.others())
 
+    def ignored(self) -> list[str]:
+        """One line for each member of another package that cannot be had, since its name is somebody else's."""
+        if self.group is None:
+            return []
+        lines = [
+            f"{self.kind} {entry.name} of {provider_of(entry)} is ignored: the name is {whose}"
+            for entry in sorted(_offered(entry_points, self.group, _places()), key=lambda entry: entry.name)
+            if (whose := "wsi_ips' own" if entry.name in self.members else self._taken(entry.name))
+        ]
+        return [
+            *lines,
+            *(str(self._offered_twice(entry)) for entry in self.others() if self._rivals(entry.name)),
+        ]
+
+    def is_shadowed(self, name: str) -> bool:
+        """Whether another package offers a member under a name that is not its to give."""
+        return self.group is not None and any(
+            entry.name == name and (name in self.members or self._taken(name))
+            for entry in _offered(entry_points, self.group, _places())
+        )
+
+    def origin(self, name: str) -> "Origin | None":
+        """The package that the member comes from; None for those of wsi_ips, and for unknown names."""
+        if name in self.members:
+            return None
+        return next((origin_of(entry) for entry in self.others() if entry.name == name), None)
+
+    def provider(self, name: str) -> str:
+        """``the package NAME VERSION`` for a member of another package; ``wsi_ips`` for one of ours."""
+        origin = self.origin(name)
+        return "wsi_ips" if origin is None else str(origin)
+
     def names(self) -> list[str]:
         """All names: those of wsi_ips in their order, then those of other packages."""
         return [*self.members, *(entry.name for entry in self.others())]
@@ -91,7 +129,7 @@ class Registry(Generic[Member]):
     def others(self) -> list[EntryPoint]:
         """The members that other packages add, in the order of their names; none of them is loaded.
 
-        Where two packages offer the same name, the one that comes first on ``sys.path`` has it.
+        A name that two packages offer stands there once; :meth:`load` refuses it.
         """
         return [] if self.group is None else outside(self.group, self.members)
 
@@ -99,7 +137,8 @@ class Registry(Generic[Member]):
         """The member of this name.
 
         Raises :class:`ConfigError` for a name that nobody has, :class:`ExtensionBroken` (or what ``broken`` makes)
-        where another package's member does not load, and ``ImportError`` (or what ``not_installed`` makes) where a
+        where another package's member does not load, :class:`NameTaken` where two packages offer the name or it is
+        not the package's to give, and ``ImportError`` (or what ``not_installed`` makes) where a
         package that a member of wsi_ips needs is not installed.
         """
         if name in self.members:
@@ -132,23 +171,64 @@ class Registry(Generic[Member]):
             raise self._not_installed(name, self._extras.get(name, error.name or name)) from error
         return cast(Member, getattr(loaded, attribute))
 
+    def _rivals(self, name: str) -> list[EntryPoint]:
+        """The entry points of several packages with this name; none if only one package offers it."""
+        assert self.group is not None
+        offered = [entry for entry in _offered(entry_points, self.group, _places()) if entry.name == name]
+        return offered if len({origin_of(entry).package for entry in offered}) > 1 else []
+
+    def _offered_twice(self, entry: EntryPoint) -> NameTaken:
+        packages = ", ".join(sorted({origin_of(rival).package for rival in self._rivals(entry.name)}))
+        return NameTaken(
+            f"{self.kind} {entry.name} is offered by several packages: {packages}; uninstall all but one of them"
+        )
+
     def _theirs(self, entry: EntryPoint) -> Member:
+        if self._rivals(entry.name):
+            raise self._offered_twice(entry)
         if (entry.name, entry.value) not in self._others:
+            if whose := self._taken(entry.name):
+                raise NameTaken(
+                    f"{self.kind} {entry.name}: this name is {whose}, and {provider_of(entry)} offers another "
+                    f"{self.kind} under it; uninstall the package, or have it renamed there"
+                )
             try:
                 member = entry.load()
+                problem = self._problem(member)
             except Exception as error:
                 reason = one_line(f"{type(error).__name__}: {error}", most=LONGEST_REASON)
                 raise self._is_broken(entry, reason) from error
-            if problem := self._problem(member):
+            if problem:
                 raise self._is_broken(entry, problem)
             self._others[entry.name, entry.value] = member
         return self._others[entry.name, entry.value]
 
     def _is_broken(self, entry: EntryPoint, reason: str) -> WsiIpsError:
-        package = entry.dist.name if entry.dist else entry.module
+        package = origin_of(entry).package
         if self._broken is not None:
             return self._broken(entry.name, package, reason)
         return ExtensionBroken(self.kind, entry.name, package, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A package that offers a member, and its version ("" where it says none)."""
+
+    package: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"the package {self.package} {self.version}".rstrip()
+
+
+def origin_of(entry: EntryPoint) -> Origin:
+    """The package of an entry point; its module where no package is known."""
+    return Origin(entry.dist.name, entry.dist.version) if entry.dist else Origin(entry.module, "")
+
+
+def provider_of(entry: EntryPoint) -> str:
+    """``the package NAME VERSION`` of an entry point."""
+    return str(origin_of(entry))
 
 
 def outside(group: str, ours: Container[str]) -> list[EntryPoint]:

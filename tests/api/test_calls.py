@@ -195,6 +195,14 @@ def test_an_overlay_reads_its_options_as_the_command_does(here: Path) -> None:
         wi.overlay(result, side_px=0)
 
 
+def test_a_list_of_slides_is_refused_in_a_line(here: Path) -> None:
+    for more in ({}, {"out": "run"}):
+        with pytest.raises(
+            ConfigError, match=r"an open slide, not a list; of several slides, give the folder"
+        ):
+            wi.predict(["a.tif", "b.tif"], "model.safetensors", **more)  # type: ignore[call-overload]
+
+
 def test_predict_says_what_needs_a_folder_to_write_into(here: Path) -> None:
     with pytest.raises(ConfigError, match="slides is a folder of slides: name out"):
         wi.predict("slides", "model.safetensors")

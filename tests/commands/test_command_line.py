@@ -1,6 +1,7 @@
 """Mistyped options, keys and names are answered with what was meant; help shows examples; the shell completes."""
 
 import os
+import runpy
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typer._completion_classes import BashComplete
 
 from tests.commands.console import Console
 from tests.test_docs_examples import parse
+from wsi_ips import __version__
 from wsi_ips.commands.application import _COMMANDS, _DATA_COMMANDS, app
 from wsi_ips.commands.command_line import AGGREGATORS, EXAMPLES
 from wsi_ips.models.aggregators import registry
@@ -225,3 +227,13 @@ def test_bash_completes_with_what_was_installed(tmp_path: Path) -> None:
         ["bash", "-c", typed], env=env, check=True, capture_output=True, text=True, timeout=60
     )
     assert said.stdout.split() == ["uni", "uni2-h"]
+
+
+def test_the_package_is_a_program_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["wsi-ips", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("wsi_ips", run_name="__main__")
+    assert not ended.value.code
+    assert __version__ in capsys.readouterr().out

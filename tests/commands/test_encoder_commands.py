@@ -90,6 +90,22 @@ def test_an_encoder_of_another_package_that_does_not_load_hides_no_other(
     assert "uni2-h" in said.out
 
 
+def test_a_plain_module_of_another_package_is_described_by_what_is_known(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [EntryPoint("theirs", "torch.nn:Identity", "wsi_ips.encoders")]
+    monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: points)
+    said = console("encoders", "theirs")
+    assert said.code == 0
+    assert said.out.startswith(
+        "theirs: a torch module of the package torch.nn, which says nothing of its patches"
+    )
+    assert json.loads(console("encoders", "theirs", "--json").out)["package"] == "torch.nn"
+    listed = console("encoders").out
+    assert "theirs: of the package torch.nn" in listed
+    assert f"{len(ENCODERS) + 1} encoders; more of one" in listed
+
+
 def test_the_hub_s_own_environment_says_where_weights_are(tmp_path: Path) -> None:
     """In a new interpreter: ``HF_HUB_CACHE`` is read when the hub's client is imported."""
     entry = ENCODERS[NAME]

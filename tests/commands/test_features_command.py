@@ -59,7 +59,11 @@ def test_stored_features_teach_the_heads(console: Console, recipe: Path, tmp_pat
                    "--out", tmp_path / "model")  # fmt: skip
     assert said.code == 0, said.err
     with (tmp_path / "model" / "history.csv").open(newline="") as file:
-        losses = [float(row["val_loss"]) for row in csv.DictReader(file)]
+        epochs = list(csv.DictReader(file))
+    losses = [float(row["val_loss"]) for row in epochs]
+    best = losses.index(min(losses))
+    named = f"best epoch {best + 1} of {len(losses)} (epoch {epochs[best]['epoch']} in history.csv): "
+    assert named in said.out
     assert min(losses) < 0.5 * losses[0]
     net, pipeline = load_checkpoint(tmp_path / "model" / "model.safetensors")
     assert pipeline.model.encoder.features == WIDTH
@@ -81,6 +85,10 @@ def test_stored_features_teach_the_heads(console: Console, recipe: Path, tmp_pat
         result = read_result(run / "attention" / "s3.h5")
         assert (len(result.coords), result.coords.slide_id, result.coords.patch_mpp) == (63, "s3", 0.5)
         assert result.probabilities["label"]["tumor"] == float(rows["s3"]["prob_tumor"])
+        for command in (("overlay", run), ("export", run, "--format", "geojson")):
+            told = console(*command)
+            assert told.code == 2
+            assert told.complaint == f"wsi-ips: {run}: its features name no slides; give --slides FOLDER"
 
 
 def test_what_is_missing_or_does_not_fit_is_one_line_before_training(

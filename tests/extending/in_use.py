@@ -3,20 +3,26 @@
 Run by test_extending.py with the package of ``docs/extending.md`` on the path; the suite itself must not know it.
 """
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from tests.training.memory_bags import MemoryBag
-from wsi_ips.commands.recipe import make_job
+from wsi_ips.commands.info import describe_slides
+from wsi_ips.commands.recipe import make_job, run_job
 from wsi_ips.config import FinetuneConfig, TissueConfig, settings_fingerprint
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.heatmaps.export import export_options
 from wsi_ips.models.build import build_selecting_net
 from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.progress import silent
 from wsi_ips.selection.reading import read_bag
 from wsi_ips.slides.image_reader import MemoryReader
+from wsi_ips.testing.readers import contract_image
 from wsi_ips.testing.segmenters import stained
 from wsi_ips.tiling.tissue import find_tissue
 from wsi_ips.training.module import make_method
@@ -65,6 +71,36 @@ def test_encoder_aggregator_and_selector_are_learned_from_and_come_back_from_a_c
     assert torch.equal(first.bag.probabilities["label"], second.bag.probabilities["label"])
 
 
+def test_a_checkpoint_says_which_package_and_version_its_members_are_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, path = config(), tmp_path / "model.safetensors"
+    save_checkpoint(path, build_selecting_net(settings.model, settings.selection), settings.pipeline)
+    with safe_open(path, framework="pt") as file:
+        held = json.loads(file.metadata()["wsi_ips"])
+    of = {"package": "outside", "version": "1.0"}
+    assert held["made_by"] == {"encoder": of, "aggregator": of, "selector": of}
+    load_checkpoint(path)
+    assert not caplog.records
+    monkeypatch.setattr("importlib.metadata.PathDistribution.version", "2.0")
+    load_checkpoint(path)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert said[0].endswith(
+        "its encoder mean_colour is of the package outside 1.0, and here it is of the package outside 2.0; "
+        "its results may differ"
+    )
+    monkeypatch.setattr("outside_encoder.MeanColour.dim", 20)
+    with pytest.raises(
+        CheckpointError,
+        match=r"tensors differ, .*its encoder mean_colour is of the package outside 1\.0, and here",
+    ):
+        load_checkpoint(path)
+    monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: [])
+    with pytest.raises(CheckpointError, match=r"of the package outside 1\.0, which does not offer it here"):
+        load_checkpoint(path)
+
+
 def test_an_exporter_s_fields_are_its_options() -> None:
     job = make_job(
         {"command": "export", "run": "r", "format": "csv", "options": {"decimals": 2}}, source="test"
@@ -89,3 +125,22 @@ def test_a_segmenter_has_settings_of_its_own() -> None:
     with pytest.raises(ConfigError, match="level is a grey level, not 'dark'"):
         find_tissue(slide, TissueConfig(method="shadow", options={"level": "dark"}))
     assert settings_fingerprint(TissueConfig(method="shadow")) != settings_fingerprint(TissueConfig())
+
+
+def test_a_folder_of_another_package_s_reader_is_a_slide_of_the_commands(tmp_path: Path) -> None:
+    from test_outside_tiles import write_tiles
+
+    (tmp_path / "slides").mkdir()
+    write_tiles(tmp_path / "slides" / "a.tiles", contract_image())
+    np.save(tmp_path / "slides" / "b.npy", contract_image())
+    for place, ids, readers in (
+        (tmp_path / "slides", ["a", "b"], ["tiles", "npy"]),
+        (tmp_path / "slides" / "a.tiles", ["a"], ["tiles"]),
+    ):
+        described = [json.loads(line) for line in describe_slides(place, as_json=True).lines]
+        assert [slide["reader"] for slide in described] == readers
+        job = {"command": "tile", "slides": place, "out": tmp_path / f"coords{len(ids)}"}
+        job["tiling"] = {"patch_px": 32, "patch_mpp": 1.0}
+        ended = run_job(make_job(job, source="test"), silent)
+        assert ended.exit_code == 0, ended.lines
+        assert sorted(path.stem for path in job["out"].rglob("*.h5")) == ids

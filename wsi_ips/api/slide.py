@@ -175,8 +175,19 @@ def reading(slide: AnySlide) -> Iterator[SlideReader]:
 
 
 def place_of(slide: AnySlide) -> Location | str:
-    """Where the slide is, as a path, a URL, or the text that was given."""
-    return slide if isinstance(slide, Path | str) else slide.info.path
+    """Where the slide is, as a path, a URL, or the text that was given.
+
+    Raises :class:`ConfigError` for anything else, such as a list of slides.
+    """
+    if isinstance(slide, Path | str):
+        return slide
+    info = getattr(slide, "info", None)
+    if not isinstance(info, SlideInfo):
+        raise ConfigError(
+            f"a slide is a path, a URL or an open slide, not a {type(slide).__name__}; of several slides, give "
+            "the folder that holds them, or go through them one by one"
+        )
+    return info.path
 
 
 def png_in_notebook(draw: Callable[[], Image.Image]) -> bytes | None:

@@ -148,7 +148,8 @@ def _once(manifest: "Manifest", job: FinetuneJob, progress: Progress) -> Outcome
     best = report.history[report.best_epoch]
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch")
     failures = [f"{slide_id}: {reason}" for slide_id, reason in report.bad.items()]
-    best_epoch = f"best epoch {report.best_epoch + 1}: {figures}"
+    place = f"{report.best_epoch + 1} of {len(report.history)} (epoch {best['epoch']:g} in history.csv)"
+    best_epoch = f"best epoch {place}: {figures}"
     doubts = [f"warning: {doubt}" for doubt in report.doubts]
     return Outcome.of_slides(failures, f"checkpoint {report.checkpoint}", details=[best_epoch, *doubts])
 

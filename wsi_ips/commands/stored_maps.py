@@ -105,7 +105,8 @@ def of_every_result(
     out: the folder that ``write`` writes into; what a killed command left there unfinished goes. doing: the
     progress bar's word. done: before ``out`` and after the number of slides, in the last line. Raises
     :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, class, query or head that
-    the run does not have, for contributions that its model does not tell, and for gradients that it does not hold.
+    the run does not have, for contributions that its model does not tell, and for gradients that it does not hold;
+    and :class:`SlidesUnnamed` where slides are needed and the run, made from features, does not know them.
     """
     from wsi_ips.inference.results import read_result
     from wsi_ips.storage.files import sweep
@@ -122,6 +123,8 @@ def of_every_result(
             try:
                 result = read_result(path)
                 write(path.stem, result, partial(_opened, job, path, result, elsewhere))
+            except SlidesUnnamed:  # as is true of every other slide of the run
+                raise
             except ConfigError as error:  # names no file: a scale or threshold that this slide's values lack
                 failures.append(f"{path.stem}: {error}")
             except WsiIpsError as error:
@@ -132,6 +135,14 @@ def of_every_result(
     return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done} in {out}")
 
 
+FEATURE_SUFFIXES = (".h5", ".hdf5", ".pt")
+"""Suffixes of stored features, which a run made from them names in place of slides."""
+
+
+class SlidesUnnamed(ResultsError):
+    """A run was made from stored features, which do not say where their slides are."""
+
+
 def _opened(
     job: MapJob, path: Path, result: "SlideResult", elsewhere: Mapping[str, Location]
 ) -> "SlideReader":
@@ -140,6 +151,8 @@ def _opened(
     from wsi_ips.slides.registry import open_slide
 
     if not job.slides:
+        if Path(result.slide_path).suffix.lower() in FEATURE_SUFFIXES:
+            raise SlidesUnnamed(job.run, "its features name no slides", "give --slides FOLDER")
         return open_slide(stored_location(result.slide_path, open_urls=job.open_urls))
     if result.coords.slide_id not in elsewhere:
         raise ResultsError(path, f"is of a slide that is not in {job.slides}", "leave --slides out")

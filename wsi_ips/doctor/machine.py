@@ -31,6 +31,7 @@ def machine_checks(*, online: bool) -> list[Check]:
         Check("memory", memory),
         Check("devices", devices),
         Check("hub", hub, {"online": online}),
+        Check("extensions", extensions),
     ]
 
 
@@ -246,6 +247,41 @@ def hub(*, online: bool) -> list[Finding]:
     else:
         found = [Finding("hub", "ok", told, "for gated encoders accept their licence, then hf auth login")]
     return [*found, _answer(constants.ENDPOINT, token)] if online else found
+
+
+def extensions() -> list[Finding]:
+    """What other packages add, whether it loads, and what is ignored because its name is somebody else's."""
+    from wsi_ips.errors import NameTaken, WsiIpsError
+    from wsi_ips.heatmaps.export import EXPORTS
+    from wsi_ips.models.aggregators.registry import AGGREGATORS
+    from wsi_ips.models.encoders.registry import ENCODER_REGISTRY
+    from wsi_ips.selection.reading import BAG_READERS
+    from wsi_ips.slides.registry import READERS
+    from wsi_ips.tiling.tissue import SEGMENTERS
+    from wsi_ips.training.module import METHODS
+
+    kinds: list[Any] = [
+        READERS, ENCODER_REGISTRY, AGGREGATORS, BAG_READERS, METHODS, EXPORTS, SEGMENTERS
+    ]  # fmt: skip
+    loaded: list[str] = []
+    faults: list[str] = []
+    for kind in kinds:
+        for entry in kind.others():
+            try:
+                kind.load(entry.name)
+            except NameTaken:  # among the ignored
+                continue
+            except WsiIpsError as error:
+                faults.append(str(error))
+            else:
+                loaded.append(f"{kind.kind} {entry.name} of {kind.provider(entry.name)}")
+    ignored = dict.fromkeys(line for kind in kinds for line in kind.ignored())
+    fix = "have it renamed there, or uninstall the package"
+    return [
+        Finding("extensions", "ok", ", ".join(loaded) or "no other package adds anything"),
+        *(Finding("extensions", "warning", fault) for fault in dict.fromkeys(faults)),
+        *(Finding("extensions", "warning", line, fix) for line in ignored),
+    ]
 
 
 def _answer(endpoint: str, token: str | None) -> Finding:

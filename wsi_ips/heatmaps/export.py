@@ -1,7 +1,7 @@
 """Exports of a map for other programs. :func:`make_exporter` loads the one with a given name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,21 @@ class Exporter(Protocol):
         ...
 
 
+def _problem(member: object) -> str:
+    """What is wrong with the class of another package; "" for nothing."""
+    if not (isinstance(member, type) and is_dataclass(member)):
+        return "it is no dataclass, whose fields are its options"
+    missing = [name for name in ("suffix", "needs_slide", "write") if not hasattr(member, name)]
+    if missing:
+        return f"it has no {' and no '.join(missing)}"
+    bare = [
+        field.name
+        for field in fields(member)
+        if field.init and field.default is MISSING and field.default_factory is MISSING
+    ]
+    return f"its field {bare[0]} has no default, which every option needs" if bare else ""
+
+
 EXPORTS: Registry[Callable[..., Exporter]] = Registry(
     "export",
     {
@@ -48,11 +63,7 @@ EXPORTS: Registry[Callable[..., Exporter]] = Registry(
     extras={"ome-zarr": "'wsi_ips[zarr]'"},
     needs={"ome-zarr": "zarr"},
     not_installed=ExportNotInstalled,
-    problem=lambda member: (
-        ""
-        if isinstance(member, type) and is_dataclass(member)
-        else "it is no dataclass, whose fields are its options"
-    ),
+    problem=_problem,
 )
 """Classes of :class:`Exporter` by name. Another package adds one under the entry point group
 ``wsi_ips.exporters``."""

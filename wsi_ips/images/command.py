@@ -73,7 +73,10 @@ def _learn(job: ImagesJob, progress: Progress) -> Outcome:
         )
     _write(job.out, scores)
     figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.figures.items())
-    best = f"best epoch {report.best_epoch + 1} of {len(report.history)}, checkpoint {report.checkpoint}"
+    best = (
+        f"best epoch {report.best_epoch + 1} of {len(report.history)} (epoch {report.best_epoch} in history.csv), "
+        f"checkpoint {report.checkpoint}"
+    )
     return Outcome.of_slides(
         [f"{image}: {reason}" for image, reason in report.bad.items()],
         f"{len(splits['test'])} test images: {figures}",

@@ -43,6 +43,7 @@ from wsi_ips.models.encoders.fitting import fitting_tiling
 from wsi_ips.models.encoders.registry import code_file, entry_of
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.encoders.weights import fingerprint_of_weights, weights_file
+from wsi_ips.models.origins import as_stored, origin_here
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.storage.files import whole_file
@@ -111,6 +112,8 @@ def encoder_of_config(
     # Another file under the same name is another encoder.
     sha256 = fingerprint_of_weights(weights) if weights else None
     settings = {"encoder": config.model_dump(mode="json"), "weights_sha256": sha256}
+    if (origin := origin_here("encoder", config.name)) is not None:
+        settings["package"] = as_stored(origin)  # and so is another version of its code
     if entry := entry_of(config.name):
         # What a name stands for may be corrected in a later version: then these are other features.
         settings["listed"] = {

@@ -7,6 +7,7 @@ Start with :func:`cost_of`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from wsi_ips.config import AggregatorConfig, AttentionConfig, EncoderConfig, ModelConfig, SelectionConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregator
-from wsi_ips.models.aggregators.registry import aggregator_kind, aggregator_options
+from wsi_ips.models.aggregators.checked import CheckedAggregator, built_aggregator
+from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
 from wsi_ips.models.attention import CrossAttention, DirectAttention
 from wsi_ips.models.coarse import Coarse, ConvScorer, EncoderScorer
 from wsi_ips.models.encoders.ats_encoders import MegapixelMnistEncoder, SpeedLimitsEncoder, as_keras
@@ -101,7 +103,12 @@ def build_net(config: ModelConfig, selection: SelectionConfig | None = None) -> 
     coarse = None
     if selection is not None and selection.selector == "cascade":
         coarse = _coarse(selection, config.encoder, feature_dim)
-    return IPSNet(encoder, attention, heads, projector=projector, positions=positions, coarse=coarse)
+    checked = None
+    if config.aggregator is not None and config.aggregator.name not in AGGREGATORS.members:
+        checked = CheckedAggregator(config.aggregator.name, config.tasks)
+    return IPSNet(
+        encoder, attention, heads, projector=projector, positions=positions, coarse=coarse, checked=checked
+    )
 
 
 def check_aggregator(config: ModelConfig, selection: SelectionConfig) -> None:
@@ -168,7 +175,8 @@ def _aggregator(config: ModelConfig, feature_dim: int) -> tuple[int, nn.Module |
     width = kind.width if config.encoder.project is None else config.encoder.project
     projector = kind.embedding(options, feature_dim, width) if width else None
     dim = width or feature_dim
-    return dim, projector, kind.build(options, dim, config.tasks)
+    build = partial(kind.build, options, dim, config.tasks)
+    return dim, projector, built_aggregator(config.aggregator.name, build)
 
 
 def _projector(config: ModelConfig, feature_dim: int) -> nn.Module | None:

@@ -8,6 +8,7 @@ A whole checkpoint from one that holds adapters alone: :func:`merge_checkpoint`.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -24,7 +26,15 @@ from wsi_ips import __version__
 from wsi_ips.config import ModelConfig, PipelineConfig
 from wsi_ips.errors import CheckpointError, one_line
 from wsi_ips.models.build import build_selecting_net
-from wsi_ips.models.checkpoint_head import FORMAT, HOW_TO_FIX, METADATA_KEY, Config, WeightsHead, config_of
+from wsi_ips.models.checkpoint_head import (
+    FORMAT,
+    HOW_TO_FIX,
+    MAX_CONFIG_CHARS,
+    METADATA_KEY,
+    Config,
+    WeightsHead,
+    config_of,
+)
 from wsi_ips.models.checkpoint_head import checkpoint_config as checkpoint_config
 from wsi_ips.models.checkpoint_head import checkpoint_sha256 as checkpoint_sha256
 from wsi_ips.models.encoders.lora import (
@@ -36,7 +46,10 @@ from wsi_ips.models.encoders.lora import (
 )
 from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet
+from wsi_ips.models.origins import MADE_BY, differences, names_of, origins_of, stored_origins
 from wsi_ips.storage.files import whole_file
+
+logger = logging.getLogger(__name__)
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -159,7 +172,9 @@ def save_checkpoint(
         config: The configuration that it was trained with.
         notes: Texts for people, such as losses or the epoch.
     """
-    _FILE.write(path, net, config, format=FORMAT, notes=dict(notes or {}))
+    origins = origins_of(config)
+    more = {MADE_BY: origins} if origins else {}
+    _FILE.write(path, net, config, format=FORMAT, notes=dict(notes or {}), **more)
 
 
 def load_checkpoint(
@@ -177,14 +192,50 @@ def load_checkpoint(
     No weights are downloaded: the encoder is built empty and filled from the file. If the file holds adapters, the
     encoder's own weights are found again, see :mod:`wsi_ips.models.encoders.lora`. (For an ``hf-hub:``
     encoder, timm looks up its description in the cache or on the hub.) The file cannot make the program allocate
-    more memory than it has tensors: its configuration is compared with their shapes first.
+    more memory than it has tensors: its configuration is compared with their shapes first. Where a member of
+    another package has another version here than when the file was written, a warning says so.
 
     Raises:
         CheckpointError: The file is missing, broken or not a checkpoint, or its weights do not fit the
             configuration; or it holds adapters, and the weights below them are not here or are others.
     """
     begin = partial(_begin, base_weights=base_weights, advance_rng=advance_rng)
-    return replace(_FILE, begin=begin).read(path)
+    try:
+        net, config = replace(_FILE, begin=begin).read(path)
+    except CheckpointError as error:
+        held = _held(path)
+        others = differences(stored_origins(held), _names_in(held)) if error.args[0] == path else []
+        if not others:
+            raise
+        fix = f"{'; '.join(others)}: install that version of the package"
+        raise CheckpointError(path, error.args[1], fix) from error
+    for difference in differences(stored_origins(_held(path)), names_of(config)):
+        logger.warning("%s: %s; its results may differ", path, difference)
+    return net, config
+
+
+def _held(path: Path) -> dict[str, Any]:
+    """What the metadata of a checkpoint holds; empty if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY, "")
+        held = json.loads(text) if len(text) <= MAX_CONFIG_CHARS else {}
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _names_in(held: Mapping[str, Any]) -> dict[str, str]:
+    """The members that the metadata of a checkpoint names, where its configuration may be no valid one."""
+    try:
+        config = held["config"]
+        model, selector = config["model"], config["selection"]["selector"]
+        names = {"encoder": model["encoder"]["name"], "selector": selector}
+        if model.get("aggregator"):
+            names["aggregator"] = model["aggregator"]["name"]
+    except (KeyError, TypeError, AttributeError):
+        return {}
+    return {kind: name[:100] for kind, name in names.items() if isinstance(name, str)}
 
 
 def begin_from(net: BagNet, path: Path) -> None:

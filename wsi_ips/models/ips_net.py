@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator
+from wsi_ips.models.aggregators.checked import CheckedAggregator
 from wsi_ips.models.coarse import Coarse, EncoderScorer
 from wsi_ips.models.heads import Heads
 from wsi_ips.units import PlaceKind
@@ -206,6 +207,7 @@ class IPSNet(BagNet):
         positions: Encodes places as (n, D), which is added to the embeddings. None adds nothing. What a place
             is, ``place_kind`` says.
         coarse: See :class:`BagNet`.
+        checked: Checks what another package's ``attention`` returns. None: nothing is checked.
     """
 
     def __init__(
@@ -217,10 +219,12 @@ class IPSNet(BagNet):
         projector: nn.Module | None = None,
         positions: Positions | None = None,
         coarse: nn.Module | None = None,
+        checked: CheckedAggregator | None = None,
     ) -> None:
         super().__init__(encoder, heads, projector=projector, coarse=coarse)
         self.attention = attention
         self.positions = positions
+        self._checked = checked
 
     @property
     def place_kind(self) -> PlaceKind | None:
@@ -229,7 +233,9 @@ class IPSNet(BagNet):
 
     def logits(self, emb_nD: Tensor, places_n: Tensor) -> Tensor:
         """The attention logits (n, H, T) of embedded patches at these places."""
-        return self.attention.logits(self.placed(emb_nD, places_n))
+        x_nD = self.placed(emb_nD, places_n)
+        scores_nHT = self.attention.logits(x_nD)
+        return scores_nHT if self._checked is None else self._checked.scores(scores_nHT, x_nD)
 
     def forward(self, pixels: Tensor, places_K: Tensor, counts: Sequence[int]) -> BagReading:
         """Read bags from their patches, with gradients.
@@ -271,9 +277,12 @@ class IPSNet(BagNet):
         """
         x_nD = self.placed(emb_nD, places_n)
         reading = self._read(x_nD, places_n, [len(emb_nD)])
+        contributions = self.attention.contributions(x_nD, reading.attention_BHTM[0], self.heads)
+        if self._checked is not None:
+            contributions = self._checked.contributions(contributions, len(x_nD))
         return replace(
             reading,
-            contributions=self.attention.contributions(x_nD, reading.attention_BHTM[0], self.heads),
+            contributions=contributions,
             task_rows=self.attention.task_rows(reading.probabilities),
         )
 
@@ -340,6 +349,8 @@ class IPSNet(BagNet):
         if self.attention.ordered and places_K is not None:
             places_BM = nn.utils.rnn.pad_sequence(list(places_K.split(list(counts))), batch_first=True)
         aggregated = self.attention.read(x_BMD, empty_BM, places_BM)
+        if self._checked is not None:
+            self._checked.read(self.attention, aggregated, x_BMD, rows=self.heads.queries)
         logits = self.heads(aggregated.tokens_BTE) if aggregated.logits is None else aggregated.logits
         return BagReading(
             logits,

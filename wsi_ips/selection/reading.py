@@ -3,10 +3,15 @@
 Prediction, validation and scoring all go through it. :data:`BAG_READERS` lists the selectors.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
+from torch import OutOfMemoryError
+
 from wsi_ips.config import SelectionConfig
+from wsi_ips.errors import ExtensionWrong, WsiIpsError, one_line
 from wsi_ips.registry import Registry
 from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
@@ -38,6 +43,19 @@ class BagReader(Protocol):
     ) -> SlideReading: ...
 
 
+def _problem(member: object) -> str:
+    """What is wrong with the function of another package; "" for nothing."""
+    if not callable(member):
+        return "it is no function"
+    try:
+        inspect.signature(member).bind("net", "source", "selection", through=iter)
+    except TypeError as error:
+        return f"it cannot be called as (net, source, selection, *, through): {error}"
+    except ValueError:  # a function without a signature, of a compiled module
+        return ""
+    return ""
+
+
 BAG_READERS: Registry[BagReader] = Registry(
     "selector",
     {
@@ -49,6 +67,7 @@ BAG_READERS: Registry[BagReader] = Registry(
         "image_attention": "wsi_ips.images.bags:read_views",
     },
     group="wsi_ips.selectors",
+    problem=_problem,
 )
 """How a bag is read, by the name of its way, :attr:`SelectionConfig.way`.
 
@@ -68,4 +87,30 @@ def read_bag(
 
     Arguments and errors are those of :class:`BagReader`.
     """
-    return BAG_READERS.load(selection.way)(net, source, selection, through=through)
+    reader = BAG_READERS.load(selection.way)
+    if selection.way in BAG_READERS.members:
+        return reader(net, source, selection, through=through)
+    return _read_by_other(selection.way, partial(reader, net, source, selection, through=through), net)
+
+
+def _read_by_other(name: str, read: Callable[[], object], net: Any) -> SlideReading:
+    """What the selector of another package read.
+
+    Raises :class:`ExtensionWrong` where it raised an exception that is no error of wsi_ips, or returned something
+    else than a :class:`SlideReading`. What memory and files are to blame for is passed on as it is.
+    """
+    whose = ("selector", name, BAG_READERS.provider(name), "a SlideReading")
+    try:
+        reading = read()
+    except (WsiIpsError, OSError, MemoryError, OutOfMemoryError):
+        raise
+    except Exception as error:
+        came = f"it raised {one_line(f'{type(error).__name__}: {error}', most=200)}"
+        if type(net.encoder).__name__ == "FeatureEncoder":
+            came += (
+                "; on stored features the pixels of a chunk are features (n, C), which it may not be made for"
+            )
+        raise ExtensionWrong(*whose, came) from error
+    if not isinstance(reading, SlideReading):
+        raise ExtensionWrong(*whose, f"it returned {'None' if reading is None else type(reading).__name__}")
+    return reading

@@ -53,6 +53,9 @@ def find_slides(folder: Location | str) -> list[Location]:
     Hidden files and folders, masks (``*_mask.tif``) and the data folder of a MIRAX slide are left out. If
     ``folder`` is a file, it is returned as it is, whatever its suffix, and so is a URL.
 
+    Files and folders with a suffix that the reader of another package declares are slides too, and so is
+    ``folder`` itself if such a reader opens it. A reader that does not load is named in a warning.
+
     Raises :class:`SlideNotFound` if there is no such folder, or no slide in it.
     """
     root = locate(folder)
@@ -86,9 +89,15 @@ def _sorted_slides(root: Path) -> list[tuple[Path, bool]]:
     """The slides in a folder, sorted by path, and whether each is a folder itself."""
     if not root.exists():
         raise SlideNotFound(root, "no such file or folder", "check the path")
-    slides = sorted(_slides_below(root, frozenset()), key=_as_paths_are_sorted)
+    from wsi_ips.slides.other_readers import is_slide_of_others, others_suffixes
+
+    others = others_suffixes()
+    others.warn()
+    if not (is_zarr(root) or is_dicom_folder(root)) and is_slide_of_others(root):
+        return [(root, True)]
+    slides = sorted(_slides_below(root, frozenset(), others.known), key=_as_paths_are_sorted)
     if not slides:
-        known = " ".join(sorted(SLIDE_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX}))
+        known = " ".join(sorted(SLIDE_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX} | others.known))
         raise SlideNotFound(root, "no slide in this folder or below it", f"known suffixes: {known}")
     return slides
 
@@ -98,9 +107,11 @@ def left_out_of(folder: Path) -> list[LeftOut]:
 
     Broken links and masks are named one by one, other files are counted by kind. Hidden files are ignored.
     """
+    from wsi_ips.slides.other_readers import others_suffixes
+
     named: list[LeftOut] = []
     kinds: Counter[tuple[str, str]] = Counter()
-    for path, why in _left_out_below(folder, frozenset()):
+    for path, why in _left_out_below(folder, frozenset(), others_suffixes().known):
         if why in (BROKEN_LINK, MASK):
             named.append(LeftOut(str(path), why))
         else:
@@ -116,8 +127,8 @@ def slide_id(path: Location | str) -> str:
     """The id of a slide: the name of its file without the last suffix.
 
     ``.ome.tif`` and ``.ome.zarr`` count as one suffix. An ending of digits only is no suffix, since it is the end
-    of the UID in the name of a DICOM file. A folder keeps its whole name, except for ``.zarr``. Of a URL the last
-    name counts, without ``?query``.
+    of the UID in the name of a DICOM file. A folder keeps its whole name, except for ``.zarr`` and the suffixes
+    that readers of other packages declare. Of a URL the last name counts, without ``?query``.
 
     Raises :class:`ConfigError` if a URL ends in no name, or in one that no file can have.
     """
@@ -130,9 +141,18 @@ def slide_id(path: Location | str) -> str:
         path = Path(path.name)
     elif path.is_dir():
         path = path.resolve()
-        if path.suffix.lower() != ZARR_SUFFIX:
+        if path.suffix.lower() != ZARR_SUFFIX and not _is_of_others(path):
             return path.name
     return _id_of_file(path)
+
+
+def _is_of_others(folder: Path) -> bool:
+    """Whether a folder has a suffix that the reader of another package declares."""
+    if not folder.suffix:
+        return False
+    from wsi_ips.slides.other_readers import others_suffixes
+
+    return folder.suffix.lower() in others_suffixes().known
 
 
 def _id_of_file(path: Path) -> str:
@@ -197,13 +217,15 @@ def is_zarr(path: Location) -> bool:
     )
 
 
-def _slides_below(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path, bool]]:
-    """Each slide, and whether it is a folder."""
+def _slides_below(
+    folder: Path, above: frozenset[Path], others: frozenset[str]
+) -> Iterator[tuple[Path, bool]]:
+    """Each slide, and whether it is a folder. ``others`` are the suffixes of other packages' readers."""
     # Links to folders are followed (data sets are often linked), so a link to a folder above must end.
     here = folder.resolve()
     if here in above:
         return
-    if is_zarr(folder):
+    if is_zarr(folder) or folder.suffix.lower() in others:
         yield folder, True
         return
     with os.scandir(folder) as entries:
@@ -211,16 +233,18 @@ def _slides_below(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path, 
     names = [entry.name for entry in visible if entry.is_file()]
     for slide in dicom_slides(folder, filter(may_be_dicom, names)):
         yield slide, slide == folder
-    yield from ((folder / name, False) for name in names if _is_slide(name))
+    yield from ((folder / name, False) for name in names if _is_slide(name, others))
     mirax_data = {Path(name).stem for name in names if name.lower().endswith(".mrxs")}
     for entry in visible:
         if entry.is_dir() and entry.name not in mirax_data:
-            yield from _slides_below(folder / entry.name, above | {here})
+            yield from _slides_below(folder / entry.name, above | {here}, others)
 
 
-def _left_out_below(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path, str]]:
+def _left_out_below(
+    folder: Path, above: frozenset[Path], others: frozenset[str]
+) -> Iterator[tuple[Path, str]]:
     here = folder.resolve()
-    if here in above or is_zarr(folder):
+    if here in above or is_zarr(folder) or folder.suffix.lower() in others:
         return
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -231,25 +255,25 @@ def _left_out_below(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path
         path = folder / entry.name
         if entry.is_dir():
             if entry.name not in mirax_data:
-                yield from _left_out_below(path, above | {here})
+                yield from _left_out_below(path, above | {here}, others)
         elif not path.exists():
             yield path, BROKEN_LINK
-        elif not _is_slide(path.name) and not (has_dicom and may_be_dicom(entry.name)):
-            yield path, _why_no_slide(path)
+        elif not _is_slide(path.name, others) and not (has_dicom and may_be_dicom(entry.name)):
+            yield path, _why_no_slide(path, others)
 
 
-def _why_no_slide(file: Path) -> str:
+def _why_no_slide(file: Path, others: frozenset[str]) -> str:
     suffix = file.suffix.lower()
-    if suffix in SLIDE_SUFFIXES:
+    if suffix in SLIDE_SUFFIXES or suffix in others:
         return MASK
     if suffix in PLAIN_IMAGES:
         return "plain images are read where they are named one by one, or in a manifest"
     return "no suffix of a slide's" if suffix else "not a DICOM slide"
 
 
-def _is_slide(name: str) -> bool:
+def _is_slide(name: str, others: frozenset[str]) -> bool:
     stem, suffix = os.path.splitext(name.lower())  # noqa: PTH122 - a Path for each name takes a second of 100,000
-    return suffix in SLIDE_SUFFIXES and not stem.endswith(MASK_ENDING)
+    return (suffix in SLIDE_SUFFIXES or suffix in others) and not stem.endswith(MASK_ENDING)
 
 
 def _dicom_names(folder: Path) -> list[str]:

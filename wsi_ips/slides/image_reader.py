@@ -11,7 +11,7 @@ A :class:`MemoryReader` makes a slide out of an array, for tests and for callers
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from threading import RLock
@@ -385,6 +385,10 @@ class MemoryReader(ClosingReader):
         region = white_region(size_px)
         paste(region, self._images[level], at=(-lv_x, -lv_y))
         return region
+
+    def called(self, reader: str) -> None:
+        """Say in the description which reader made this slide, in place of "memory"."""
+        self._info = replace(self._info, reader=reader)
 
     def close(self) -> None:
         """Make the reader unusable. May be called twice."""

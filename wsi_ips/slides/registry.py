@@ -8,19 +8,24 @@ import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 from wsi_ips.errors import (
     DamagedSlide,
+    NameTaken,
     ReaderBroken,
     ReaderNotInstalled,
+    ReaderRaised,
     RefusedSlide,
     SeveralSlides,
     SlideNotFound,
+    SlideReadError,
     UnsupportedSlide,
     WsiIpsError,
+    one_line,
 )
-from wsi_ips.registry import Registry
-from wsi_ips.slides.base import SlideReader
+from wsi_ips.registry import LONGEST_REASON, Registry
+from wsi_ips.slides.base import SlideInfo, SlideReader
 from wsi_ips.slides.folder import is_dicom_folder, is_zarr
 from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.location import Location, Url, is_there, locate
@@ -52,6 +57,20 @@ READERS: Registry[ReaderClass] = Registry(
 )
 """Readers by name. Another package adds one under the entry point group ``wsi_ips.readers``: its name, and a class
 or a function that takes a path or a Url."""
+
+THEIR_FAULT = "the reader"
+"""How the reason of a reader of another package that raised begins."""
+
+PROBED_PX = 8
+"""Side of the region by which another package's reader is checked."""
+
+
+@runtime_checkable
+class Renamed(Protocol):
+    """A reader that can be told under which name it is known."""
+
+    def called(self, reader: str) -> None: ...
+
 
 CONVERTED_BY: Mapping[str, str] = MappingProxyType(
     {
@@ -91,7 +110,7 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
     if not isinstance(path, Url) and not is_there(path):
         raise SlideNotFound(path, "no such file", _fix_of_missing(path))
     if reader is not None and reader not in READERS.members:
-        return _open_with_other(reader, path)
+        return open_with_other(reader, path)
     refused: dict[str, str] = {}
     fix = "is it a whole-slide image?"
     for name in _fitting(path) if reader is None else [reader]:
@@ -105,19 +124,37 @@ def open_slide(path: Location | str, *, reader: str | None = None) -> SlideReade
             refused[name] = _reason(error)
         except ReaderNotInstalled as error:
             refused[name], fix = str(error), ""
-    for entry in READERS.others() if reader is None else ():
-        try:
-            return _open_with_other(entry.name, path)
-        except (UnsupportedSlide, ReaderBroken) as error:
-            refused[entry.name] = _reason(error)
+    if reader is None:
+        opened, refused_by_others = _ask_others(path)
+        if opened is not None:
+            return opened
+        refused |= refused_by_others
     if not refused:
         raise SlideNotFound(
             path,
             "is a folder without .dcm files, and no Zarr folder",
             "give a slide file, or a folder of DICOM files",
         )
+    raise UnsupportedSlide.refused_by(path, refused, _fix_of_refused(path, refused, fix))
+
+
+def _fix_of_refused(path: Location, refused: Mapping[str, str], fix: str) -> str:
+    if any(why.startswith(THEIR_FAULT) for why in refused.values()):
+        return "tell the authors of that package"
     suffix = (path.suffix if isinstance(path, Path) else Path(path.name).suffix).lower()
-    raise UnsupportedSlide.refused_by(path, refused, CONVERTED_BY.get(suffix, fix))
+    return CONVERTED_BY.get(suffix, fix)
+
+
+def _ask_others(path: Location) -> tuple[SlideReader | None, dict[str, str]]:
+    """The slide as a reader of another package opened it, or None; and the reasons of those that refused."""
+    refused: dict[str, str] = {}
+    for entry in READERS.others():
+        try:
+            return open_with_other(entry.name, path), refused
+        except (UnsupportedSlide, ReaderBroken, NameTaken) as error:
+            raised = isinstance(error, ReaderRaised)
+            refused[entry.name] = str(error.args[1]) if raised else _reason(error)
+    return None, refused
 
 
 def check_name(path: Location) -> None:
@@ -146,18 +183,61 @@ def _open_with_ours(name: str, path: Location) -> SlideReader:
     return READERS.load(name)(path)
 
 
-def _open_with_other(name: str, path: Location) -> SlideReader:
+def open_with_other(name: str, path: Location) -> SlideReader:
     """Open a slide with the reader of another package.
 
     Whatever exception that package raises becomes an error of wsi_ips, so that it does not end the whole run.
     """
     opened = READERS.load(name)
     try:
-        return opened(path)
+        slide = opened(path)
     except WsiIpsError:
         raise
     except Exception as error:
-        raise UnsupportedSlide(path, f"{type(error).__name__}: {error}") from error
+        reason = one_line(f"{type(error).__name__}: {error}", most=LONGEST_REASON)
+        raise ReaderRaised(
+            path, f"{THEIR_FAULT} {name} of {READERS.provider(name)} raised {reason}", "tell its authors"
+        ) from error
+    if isinstance(slide, Renamed):
+        slide.called(name)
+    try:
+        _check_region_of_other(slide, path, f"the reader {name} of {READERS.provider(name)}")
+    except SlideReadError:
+        if hasattr(slide, "close"):
+            slide.close()
+        raise
+    return slide
+
+
+def _check_region_of_other(slide: SlideReader, path: Location, whose: str) -> None:
+    """Raise :class:`SlideReadError` if a reader gives no region of the size that was asked for.
+
+    It reads one small region, across the corner of the coarsest level, where readers most easily go wrong. What
+    the reader raises there is left to the reading itself.
+    """
+    tell = "tell its authors: wsi_ips.testing.readers checks this and more"
+    info = getattr(slide, "info", None)
+    if not isinstance(info, SlideInfo):
+        raise SlideReadError(
+            path, f"{whose} returned a {type(slide).__name__}, whose info is no SlideInfo", tell
+        )
+    coarsest = info.levels[-1]
+    corner_px = [int((side - PROBED_PX // 2) * coarsest.downsample) for side in coarsest.size]
+    try:
+        region = slide.read(
+            (corner_px[0], corner_px[1]), level=len(info.levels) - 1, size_px=(PROBED_PX, PROBED_PX)
+        )
+    except Exception:  # noqa: BLE001 - a damaged tile, whatever the package makes of it
+        return
+    shape, dtype = getattr(region, "shape", None), getattr(region, "dtype", type(region).__name__)
+    if shape != (PROBED_PX, PROBED_PX, 3) or str(dtype) != "uint8":
+        came = "a region" if shape is None else f"{shape}"
+        raise SlideReadError(
+            path,
+            f"{whose} returned {came} {dtype} for {PROBED_PX}x{PROBED_PX} px at the corner of level "
+            f"{len(info.levels) - 1}, not ({PROBED_PX}, {PROBED_PX}, 3) uint8",
+            tell,
+        )
 
 
 def _reason(error: WsiIpsError) -> str:

@@ -12,7 +12,7 @@ takes the nearest pixel. A tile without data is white here; OpenSlide makes it t
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from threading import RLock
@@ -37,6 +37,7 @@ from wsi_ips.slides.tile_places import TilePlaces
 from wsi_ips.storage.byte_cache import ByteCache
 from wsi_ips.storage.disk_cache import DiskCache
 from wsi_ips.storage.files import OutsideCause, outside_cause, system_cause
+from wsi_ips.storage.location import Location, Url
 from wsi_ips.units import L0Point, Size
 
 CACHE_BYTES = 32 << 20
@@ -52,7 +53,11 @@ class StoredTileReader(ClosingReader):
     Implements :class:`TiledReader`, :class:`JpegTiledReader` and :class:`AssociatedReader`.
 
     A subclass sets ``name`` and implements :meth:`read_layout`. ``cache_bytes`` is how many bytes of decoded tiles
-    are kept. The reader can be pickled, and reopens the file on its first read.
+    are kept. The reader can be pickled, and reopens the file on its first read: it then calls :meth:`read_layout`
+    without ``__init__``, so that ``read_layout`` may use :attr:`path` and class attributes, and nothing that
+    ``__init__`` of a subclass has set.
+
+    All files of the layout are opened when the slide is opened, and stay open as long as it is.
 
     Opening raises :class:`UnsupportedSlide`, or :class:`DamagedSlide` or :class:`RefusedSlide` if no other reader
     should be tried.
@@ -61,7 +66,9 @@ class StoredTileReader(ClosingReader):
     name = ""
     _state: "_Opened | None"
 
-    def __init__(self, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Location | str, *, cache_bytes: int = CACHE_BYTES) -> None:
+        if isinstance(path, Url):
+            raise UnsupportedSlide(path, "reads files, not URLs")
         self._path = Path(path)
         self._cache_bytes = cache_bytes
         self._closed = False
@@ -81,8 +88,20 @@ class StoredTileReader(ClosingReader):
             icc_profile=layout.icc_profile,
         )
 
+    @property
+    def path(self) -> Path:
+        """The file or folder of the slide."""
+        return self._path
+
+    def called(self, reader: str) -> None:
+        """Say in the description which reader opened the slide, if the class has no ``name``."""
+        if not self.name:
+            self._info = replace(self._info, reader=reader)
+
     def read_layout(self) -> SlideLayout:
         """Read from the headers of the container where the tiles lie. A subclass implements this.
+
+        It is also called where the reader was pickled and comes back, without ``__init__``: see the class.
 
         May raise :class:`UnsupportedSlide`, :class:`DamagedSlide`, :class:`RefusedSlide`, and ``OSError``.
         """

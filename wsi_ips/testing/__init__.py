@@ -23,6 +23,14 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{name}"
-        for name in ("aggregators", "encoders", "exporters", "readers", "segmenters", "selectors")
+        for name in (
+            "aggregators",
+            "encoders",
+            "exporters",
+            "own_names",
+            "readers",
+            "segmenters",
+            "selectors",
+        )
     )
 )

@@ -13,8 +13,10 @@ from torch import Tensor
 from wsi_ips.config import TaskConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator
-from wsi_ips.models.aggregators.registry import aggregator_kind, aggregator_options
+from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
 from wsi_ips.models.heads import Heads
+from wsi_ips.registry import Registry
+from wsi_ips.testing.own_names import OwnNameContract
 
 DIM = 16
 TASKS = (
@@ -35,7 +37,7 @@ def logits_of(out: Aggregated, heads: Heads) -> dict[str, Tensor]:
     return heads(out.tokens_BTE) if out.logits is None else out.logits
 
 
-class AggregatorContract:
+class AggregatorContract(OwnNameContract):
     """Subclass with ``name``, as ``model.aggregator`` has it; or override the fixture ``aggregator``.
 
     options: settings that are not the defaults.
@@ -43,6 +45,9 @@ class AggregatorContract:
 
     name: str
     options: Mapping[str, Any] = {}
+
+    def registry(self) -> Registry[Any]:
+        return AGGREGATORS
 
     @pytest.fixture
     def aggregator(self) -> Aggregator:

@@ -3,17 +3,22 @@
 Shape suffixes: n patches, P patch side, D width of embeddings.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from wsi_ips.config import EncoderConfig
+from wsi_ips.models.encoders.registry import ENCODER_REGISTRY
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
+from wsi_ips.registry import Registry
+from wsi_ips.testing.own_names import OwnNameContract
 
 PATCHES = 5
 
 
-class EncoderContract:
+class EncoderContract(OwnNameContract):
     """Subclass with ``name``, as ``model.encoder.name`` has it; or override :meth:`made`.
 
     patch_px: P, a side that the encoder takes.
@@ -21,6 +26,9 @@ class EncoderContract:
 
     name: str
     patch_px = 64
+
+    def registry(self) -> Registry[Any]:
+        return ENCODER_REGISTRY
 
     def made(self) -> nn.Module:
         """The encoder, with random weights; called twice it may give two networks with different weights."""

@@ -10,6 +10,7 @@ Pictures that are drawn for contracts.
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from PIL import Image
 
 from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError, SlideReadError
-from wsi_ips.heatmaps.export import Exporter, make_exporter
+from wsi_ips.heatmaps.export import EXPORTS, Exporter, make_exporter
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.inference.results import SlideResult
+from wsi_ips.registry import Registry
 from wsi_ips.slides.base import Bounds, RgbImage, SlideReader
 from wsi_ips.slides.image_reader import MemoryReader
+from wsi_ips.testing.own_names import OwnNameContract
 from wsi_ips.tiling.grid import PatchCoords, PatchGrid
 from wsi_ips.units import L0Point, Mpp, Size
 
@@ -128,12 +131,15 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-class ExporterContract:
+class ExporterContract(OwnNameContract):
     """Subclass with ``name``, an export's; or override the fixture ``exporter``."""
 
     name: str
     reads_pixels = False
     """Whether it draws the slide's own pixels, so that it fails over a slide that cannot be read."""
+
+    def registry(self) -> Registry[Any]:
+        return EXPORTS
 
     @pytest.fixture
     def exporter(self) -> Exporter:

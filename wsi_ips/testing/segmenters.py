@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from wsi_ips.config import TissueConfig
+from wsi_ips.registry import Registry
 from wsi_ips.slides.base import RgbImage, SlideReader
 from wsi_ips.slides.image_reader import MemoryReader
+from wsi_ips.testing.own_names import OwnNameContract
 from wsi_ips.tiling.tissue import SEGMENTERS, TissueMask, TissueView, find_tissue
 from wsi_ips.units import Mpp
 
@@ -35,7 +37,7 @@ def stained() -> RgbImage:
     return rgb_HWC
 
 
-class SegmenterContract:
+class SegmenterContract(OwnNameContract):
     """Subclass with ``name``, as ``tiling.tissue.method`` has it.
 
     Override :meth:`bare` and :meth:`with_tissue` for a segmenter of another kind of slides, e.g. of fluorescence.
@@ -45,6 +47,9 @@ class SegmenterContract:
 
     name: str
     settings: dict[str, Any] = {}  # noqa: RUF012 - a default to be replaced
+
+    def registry(self) -> Registry[Any]:
+        return SEGMENTERS
 
     def bare(self) -> RgbImage:
         """A slide without tissue, (500, 700, 3) uint8 at 2 µm per pixel."""

@@ -5,6 +5,7 @@ Shape suffixes: n patches of a chunk, N patches of the bag, M kept patches, D em
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from wsi_ips.errors import SlideReadError
 from wsi_ips.models.attention import CrossAttention
 from wsi_ips.models.heads import Heads
 from wsi_ips.models.ips_net import IPSNet
+from wsi_ips.registry import Registry
 from wsi_ips.selection.reading import BAG_READERS
 from wsi_ips.selection.slide_reading import SlideReading
 from wsi_ips.streaming.patch_source import Chunk
+from wsi_ips.testing.own_names import OwnNameContract
 from wsi_ips.units import PlaceKind
 
 PATCH_PX, DIM, PATCHES, M = 6, 8, 150, 12
@@ -108,7 +111,7 @@ class _Narrowed(PatchesInMemory):
             yield chunk
 
 
-class SelectorContract:
+class SelectorContract(OwnNameContract):
     """Subclass with ``name``, as ``selection.selector`` has it, e.g. ``"ips"``.
 
     settings: other settings of the section ``selection``. keeps_all: every patch is kept, not M of them at most.
@@ -123,6 +126,9 @@ class SelectorContract:
     order_matters = False
     torn_at = 3
     most_chunks = 2
+
+    def registry(self) -> Registry[Any]:
+        return BAG_READERS
 
     @pytest.fixture
     def net(self) -> IPSNet:

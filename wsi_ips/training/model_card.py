@@ -315,10 +315,10 @@ def _origin(encoder: EncoderConfig) -> list[list[str]]:
     consent = "yes: whoever is given this model needs the owners' consent too" if entry.gated else "no"
     its_mpp = ", ".join(f"{mpp:g}" for mpp in entry.mpp)
     return [
-        ["weights", encoder.weights if encoder.weights != "timm" else entry.sources[0]],
+        ["weights", encoder.weights if encoder.weights != "timm" else (*entry.sources, "its package's")[0]],
         ["licence of the weights", entry.licence],
         ["gated (its owners ask for consent)", consent],
-        ["terms", entry.page],
+        ["terms", entry.page or "not stated"],
         ["patches of its own training", f"{entry.patch_px} px at {its_mpp or '?'} µm per pixel"],
     ]  # fmt: skip
 

@@ -1,18 +1,21 @@
 """The list of encoders: complete metadata, and architectures of the published size."""
 
 import dataclasses
+import re
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from wsi_ips.config import EncoderConfig
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.models.checkpoint import Unfilled
 from wsi_ips.models.encoders import registry
-from wsi_ips.models.encoders.entry import EncoderEntry
+from wsi_ips.models.encoders.entry import EncoderEntry, OwnArchitecture, TimmArchitecture
+from wsi_ips.models.encoders.listing import describe_encoder, list_encoders
 from wsi_ips.models.encoders.network import network_of
 from wsi_ips.models.encoders.registry import ENCODERS, check_code_allowed, entry_of, named
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
@@ -80,28 +83,105 @@ def test_the_network_has_the_published_size_and_gives_the_published_width(name: 
 
 
 def test_a_field_that_is_missing_is_an_error_when_the_entry_is_made() -> None:
-    fields = {field.name: getattr(ENCODERS["uni"], field.name) for field in dataclasses.fields(EncoderEntry)}
-    for name in fields:
+    given = {field.name: getattr(ENCODERS["uni"], field.name) for field in dataclasses.fields(EncoderEntry)}
+    for name in ("name", "licence", "architecture", "patch_px", "mean", "std", "width", "parameters"):
         with pytest.raises(TypeError, match=f"'{name}'"):
-            EncoderEntry(**{given: value for given, value in fields.items() if given != name})
+            EncoderEntry(**{field: value for field, value in given.items() if field != name})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "Uni"}, "name"),
-        ({"std": (0.1, 0.0, 0.1)}, "std"),
-        ({"mpp": ()}, "mpp"),
-        ({"width": 0}, "sizes"),
-        ({"prefix_tokens": 0}, "output"),
-        ({"files": ()}, "files"),
+        ({"name": "Uni"}, "name is 'Uni', but has to be in lower case"),
+        ({"std": (0.1, 0.0, 0.1)}, r"std \(0.1, 0.0, 0.1\), but each has three values, and std is above 0"),
+        ({"mpp": ()}, r"mpp_basis is 'magnification' and mpp \(\), but 'none' goes with no mpp"),
+        ({"width": 0}, "^width is 0, but has to be above 0$"),
+        ({"prefix_tokens": 0}, "output is 'cls', but prefix_tokens is 0"),
+        ({"files": ()}, "and files .., but one goes with the other"),
     ],
 )
-def test_metadata_that_cannot_be_is_an_error_when_the_entry_is_made(
-    change: dict[str, object], message: str
+def test_an_impossible_entry_says_what_is_wrong_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"'.ni' has wrong .*{message}"):
-        dataclasses.replace(ENCODERS["uni"], **change)  # type: ignore[arg-type]
+    entry = dataclasses.replace(ENCODERS["uni"], **change)  # type: ignore[arg-type]
+    assert not ENCODERS["uni"].problem
+    assert re.search(message, entry.problem)
+    offered = [EntryPoint("theirs", "wsi_ips:theirs", "wsi_ips.encoders")]
+    monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: offered)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: entry)
+    said = f"encoder theirs of the package wsi_ips does not load: .*{message.strip('^')}"
+    with pytest.raises(ConfigError, match=said):
+        entry_of("theirs")
+
+
+def test_an_encoder_without_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its function brings them, or a file does; random ones are never taken for them."""
+    own = EncoderEntry(
+        name="own",
+        licence="ours",
+        architecture=OwnArchitecture(lambda: WithWeights()),
+        patch_px=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        mpp=(0.5,),
+        mpp_basis="stated",
+        width=3,
+        parameters=3,
+    )
+    bare = dataclasses.replace(own, name="bare", architecture=TimmArchitecture("resnet18", {}), width=512)
+    members = {"own": own, "bare": bare}
+    offered = [EntryPoint(name, f"theirs:{name}", "wsi_ips.encoders") for name in members]
+    monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: offered)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: members[self.name])
+    encoder = TimmEncoder(EncoderConfig(name="own"))
+    assert encoder(torch.full((1, 3, 32, 32), 0.75)).tolist() == [[7.0, 7.0, 7.0]], "(0.75 - 0.5) / 0.25 * 7"
+    with pytest.raises(
+        CheckpointError, match=r"bare: has no published weights; set encoder\.weights to their file"
+    ):
+        TimmEncoder(EncoderConfig(name="bare"))
+    assert TimmEncoder(EncoderConfig(name="bare", weights="none")).dim == 512
+    assert describe_encoder("own", as_json=False)[-1] == "  weights: its package loads them"
+    assert "licence: ours" in describe_encoder("own", as_json=False)[-3]
+    assert list_encoders(as_json=False)[-1].startswith(f"{len(ENCODERS) + 2} encoders")
+
+
+class WithWeights(nn.Module):
+    """The mean colour times a weight that it brings."""
+
+    dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), 7.0))
+
+    def forward(self, pixels_n3PP: Tensor) -> Tensor:
+        return pixels_n3PP.mean(dim=(2, 3)) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("resnet18", "timm's"),
+        ("resnet18.a1_in1k", "timm's"),
+        ("r0_sp53", "wsi_ips' own"),
+        ("ats_speed_limits", "wsi_ips' own"),
+        ("hf-hub:timm/resnet18.a1_in1k", "kept for files and for models of the hub"),
+    ],
+)
+def test_no_package_replaces_an_encoder_of_timm(
+    monkeypatch: pytest.MonkeyPatch, name: str, whose: str
+) -> None:
+    offered = [EntryPoint(name, "theirs_of_enc:it", "wsi_ips.encoders")]
+    monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: offered)
+    with pytest.raises(
+        ConfigError, match=f"this name is {whose}, and the package theirs_of_enc offers another"
+    ):
+        TimmEncoder(EncoderConfig(name=name, weights="none"))
+    assert registry.ENCODER_REGISTRY.ignored() == [
+        f"encoder {name} of the package theirs_of_enc is ignored: the name is {whose}"
+    ]
+    monkeypatch.undo()
+    assert isinstance(named("resnet18"), type(None))
 
 
 MINE = """

@@ -23,6 +23,7 @@ AGGREGATORS: Registry[Kind] = Registry(
         "abmilx": "wsi_ips.models.aggregators.abmilx:KIND",
     },
     group="wsi_ips.aggregators",
+    taken=lambda name: "model.attention's own" if name in ("direct", "paper") else "",
     problem=lambda member: (
         "" if isinstance(member, Kind) else f"it is of type {type(member).__name__}, no Kind"
     ),

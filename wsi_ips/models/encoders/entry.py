@@ -19,6 +19,9 @@ HALF: Statistics = (0.5, 0.5, 0.5)
 CLIP_MEAN: Statistics = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Statistics = (0.26862954, 0.26130258, 0.27577711)
 
+UNCHANGED = TransformConfig()
+"""A transform that leaves patches as they are."""
+
 HUB = "https://huggingface.co/"
 """Address of the Hugging Face hub."""
 
@@ -55,12 +58,14 @@ class OwnArchitecture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderEntry:
-    """An encoder that can be used by its name. Every field has to be given.
+    """An encoder that can be used by its name.
 
     Attributes:
         name: What a user calls it.
-        sources: Repositories on the Hugging Face hub that hold its weights, that of the authors first.
-        files: Names of the weights file there, the preferred one first.
+        sources: Repositories on the Hugging Face hub that hold its weights, that of the authors first. Empty if
+            none does: the function of an :class:`OwnArchitecture` then loads the weights itself, and for a
+            :class:`TimmArchitecture` the user names a file.
+        files: Names of the weights file there, the preferred one first; empty without sources.
         licence: The licence of the weights.
         gated: Whether the hub asks for consent first.
         architecture: The network.
@@ -81,42 +86,63 @@ class EncoderEntry:
     """
 
     name: str
-    sources: tuple[str, ...]
-    files: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     licence: str
-    gated: bool
+    gated: bool = False
     architecture: TimmArchitecture | OwnArchitecture
     patch_px: int
-    transform: TransformConfig
+    transform: TransformConfig = UNCHANGED
     mean: Statistics
     std: Statistics
-    mpp: tuple[float, ...]
-    mpp_basis: Literal["stated", "magnification", "convention", "none"]
-    output: Output
-    prefix_tokens: int
+    mpp: tuple[float, ...] = ()
+    mpp_basis: Literal["stated", "magnification", "convention", "none"] = "none"
+    output: Output = "model"
+    prefix_tokens: int = 0
     width: int
     parameters: int
-    precision: Literal["32", "bf16", "fp16"]
-    checked: Literal["run", "inferred", "read"]
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    checked: Literal["run", "inferred", "read"] = "read"
 
-    def __post_init__(self) -> None:
-        """Raise ``ValueError`` for impossible values, so that a wrong entry is an error at import."""
-        wrong = [
-            what
-            for what, holds in {
-                "name": self.name == self.name.lower() and not {":", "/"} & set(self.name),
-                "sources": bool(self.sources),
-                "files": bool(self.files),
-                "licence": bool(self.licence),
-                "mean and std": len(self.mean) == len(self.std) == 3 and min(self.std) > 0,
-                "mpp": all(mpp > 0 for mpp in self.mpp) and bool(self.mpp) == (self.mpp_basis != "none"),
-                "sizes": min(self.patch_px, self.width, self.parameters) > 0,
-                "output": self.output == "model" or self.prefix_tokens > 0,
-            }.items()
-            if not holds
-        ]
-        if wrong:
-            raise ValueError(f"encoder {self.name!r} has wrong {', '.join(wrong)}")
+    @property
+    def problem(self) -> str:
+        """What is impossible in this entry, in words; "" if nothing is.
+
+        It is asked when the encoder is asked for, so that a wrong entry breaks no other one of its module.
+        """
+        wrong = {
+            f"name is {self.name!r}, but has to be in lower case and without ':' and '/'": (
+                self.name != self.name.lower() or {":", "/"} & set(self.name)
+            ),
+            f"sources are {self.sources!r} and files {self.files!r}, but one goes with the other": (
+                bool(self.sources) != bool(self.files)
+            ),
+            "licence is empty": not self.licence,
+            f"mean is {self.mean!r} and std {self.std!r}, but each has three values, and std is above 0": (
+                not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0
+            ),
+            f"mpp is {self.mpp!r}, but µm per pixel are above 0": any(mpp <= 0 for mpp in self.mpp),
+            f"mpp_basis is {self.mpp_basis!r} and mpp {self.mpp!r}, but 'none' goes with no mpp": (
+                bool(self.mpp) != (self.mpp_basis != "none")
+            ),
+            **{
+                f"{field} is {value}, but has to be above 0": value <= 0
+                for field, value in (
+                    ("patch_px", self.patch_px),
+                    ("width", self.width),
+                    ("parameters", self.parameters),
+                )
+            },
+            f"output is {self.output!r}, but prefix_tokens is {self.prefix_tokens}": (
+                self.output != "model" and self.prefix_tokens <= 0
+            ),
+        }
+        return "; ".join(words for words, is_wrong in wrong.items() if is_wrong)
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether the function that builds the network also loads its weights, since no repository holds them."""
+        return not self.sources and isinstance(self.architecture, OwnArchitecture)
 
     @property
     def input_px(self) -> int:
@@ -125,8 +151,10 @@ class EncoderEntry:
 
     @property
     def page(self) -> str:
-        """The page of the encoder, with its licence and, if it is gated, the form that asks for consent."""
-        return HUB + self.sources[0]
+        """The page of the encoder, with its licence and, if it is gated, the form that asks for consent; "" for an
+        encoder without sources.
+        """
+        return HUB + self.sources[0] if self.sources else ""
 
 
 def resized(

@@ -19,7 +19,7 @@ from typing import Any
 from wsi_ips.config import TransformConfig
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.models.encoders.entry import HUB, EncoderEntry, TimmArchitecture
-from wsi_ips.models.encoders.registry import ENCODERS, entry_of, known_names
+from wsi_ips.models.encoders.registry import ENCODER_REGISTRY, ENCODERS, entry_of, known_names
 from wsi_ips.registry import did_you_mean
 
 USUAL_FILES = (
@@ -40,6 +40,8 @@ def hub_weights(entry: EncoderEntry) -> Path:
     Raises:
         CheckpointError: They cannot be had. The message names the file, and the page with the licence.
     """
+    if not entry.sources:
+        raise CheckpointError(entry.name, "has no published weights", how_to_get(entry))
     return cached_weights(entry) or _downloaded(entry.sources[0], entry.files, entry.name, how_to_get(entry))
 
 
@@ -91,6 +93,8 @@ def weights_in_folder(folder: Path, files: tuple[str, ...] = ()) -> Path:
 
 def how_to_get(entry: EncoderEntry) -> str:
     """What a user has to do to get the weights of a listed encoder, in one line."""
+    if not entry.sources:
+        return "set encoder.weights to their file, or to 'none' for random ones"
     consent = f"accept the licence ({entry.licence}) at {entry.page}, then " if entry.gated else ""
     return (
         f"{consent}hf download {entry.sources[0]} {entry.files[0]}, or set encoder.weights to that file or its "
@@ -159,7 +163,7 @@ CHECKED = {
 
 def list_encoders(*, as_json: bool) -> list[str]:
     """A table of all, or one JSON object a line. What another package offers without metadata is only named."""
-    entries, others = [], []
+    entries, others, plain = [], [], 0
     for name in known_names():
         try:
             entry = entry_of(name)
@@ -167,12 +171,13 @@ def list_encoders(*, as_json: bool) -> list[str]:
             others.append(str(error))
             continue
         if entry is None:
-            others.append(f"{name}: of another package, which says nothing more of it")
+            others.append(f"{name}: of {ENCODER_REGISTRY.provider(name)}, which says nothing more of it")
+            plain += 1
         else:
             entries.append(entry)
     if as_json:
         return [_as_json(entry) for entry in entries]
-    summary = f"{len(entries)} encoders; more of one: wsi-ips encoders NAME"
+    summary = f"{len(entries) + plain} encoders; more of one: wsi-ips encoders NAME"
     return [*_table(entries), *others, summary]
 
 
@@ -182,6 +187,8 @@ def describe_encoder(name: str, *, as_json: bool) -> list[str]:
     Raises :class:`ConfigError` for a name that is not listed.
     """
     entry = entry_of(name)
+    if entry is None and name in ENCODER_REGISTRY:
+        return _plain(name, as_json=as_json)
     if entry is None:
         known = known_names()
         alike = did_you_mean(name, known)
@@ -200,9 +207,28 @@ def describe_encoder(name: str, *, as_json: bool) -> list[str]:
         f"  what is done to them: {words_of(entry.transform)}; mean {entry.mean}, deviation {entry.std}",
         f"  embedding: {OUTPUTS[entry.output]}; {entry.prefix_tokens} tokens stand before those of patches",
         f"  precision of its authors: {entry.precision}",
-        f"  licence: {entry.licence}{', asked for at' if entry.gated else ', see'} {entry.page}",
+        f"  licence: {entry.licence}"
+        + (f"{', asked for at' if entry.gated else ', see'} {entry.page}" if entry.page else ""),
         f"  checked: {CHECKED[entry.checked]}",
-        f"  weights: {here}" if here else f"  weights: not here; {how_to_get(entry)}",
+        "  weights: its package loads them"
+        if entry.brings_weights
+        else f"  weights: {here}"
+        if here
+        else f"  weights: not here; {how_to_get(entry)}",
+    ]
+
+
+def _plain(name: str, *, as_json: bool) -> list[str]:
+    """What is known of an encoder that another package offers without metadata. It is not built."""
+    origin = ENCODER_REGISTRY.origin(name)
+    assert origin is not None
+    if as_json:
+        return [json.dumps({"name": name, "package": origin.package, "version": origin.version})]
+    return [
+        f"{name}: a torch module of {origin}, which says nothing of its patches, licence or weights",
+        "  patches: set tiling.patch_px and tiling.patch_mpp to what it was trained on",
+        "  what is done to them: nothing but model.encoder.transform, mean and std, if you set them",
+        "  embedding: what the module returns, as wide as its attribute dim says",
     ]
 
 
@@ -271,7 +297,7 @@ def _table(entries: list[EncoderEntry]) -> list[str]:
             ", ".join(f"{mpp:g}" for mpp in entry.mpp) or "any",
             OUTPUTS[entry.output],
             f"{entry.licence}{', gated' if entry.gated else ''}",
-            "here" if cached_weights(entry) else "not here",
+            "its package's" if entry.brings_weights else "here" if cached_weights(entry) else "not here",
         )
     width = max(NARROWEST, shutil.get_terminal_size((NARROWEST, 24)).columns)
     console = Console(file=StringIO(), width=width, color_system=None)

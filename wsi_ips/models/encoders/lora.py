@@ -333,8 +333,10 @@ def with_fingerprint(encoder: EncoderConfig, base_sha256: str | None) -> Encoder
 def _missing(encoder: EncoderConfig) -> tuple[str, str]:
     """Why the weights cannot be had, and what to do; empty texts if they can be."""
     weights, entry = encoder.weights, entry_of(encoder.name)
-    if weights == "timm" and entry is not None:
-        where = f"{entry.files[0]} of {entry.sources[0]} is not in the hub's cache"
+    if weights == "timm" and entry is not None and not entry.brings_weights:
+        where = "no repository holds them"
+        if entry.sources:
+            where = f"{entry.files[0]} of {entry.sources[0]} is not in the hub's cache"
         return ("", "") if cached_weights(entry) else (where, how_to_get(entry))
     source = encoder.name if weights == "timm" else weights
     if source.startswith(HUB_PREFIX):

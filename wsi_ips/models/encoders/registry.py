@@ -36,6 +36,8 @@ from wsi_ips.registry import Registry
 
 CODE_FILE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 """The form ``FILE.py:FUNCTION`` of an encoder that is a function in a file of the user."""
+OUR_OTHER_NAMES = ("features", "spinenet", "ats_megapixel_mnist", "ats_speed_limits")
+"""Names of encoders that stand in no list, since they are no patch encoders that could be chosen freely."""
 ALLOWED_CODE = "WSI_IPS_ENCODER_CODE"
 """The environment variable by which a user allows the ``FILE.py:FUNCTION`` of a checkpoint to be run."""
 
@@ -45,6 +47,9 @@ def _unique(*families: tuple[EncoderEntry, ...]) -> dict[str, EncoderEntry]:
     found = {entry.name: entry for entry in entries}
     if len(found) != len(entries):
         raise ValueError("two encoders have the same name")
+    for entry in entries:
+        if problem := entry.problem or ("" if entry.sources else "it has no sources"):
+            raise ValueError(f"encoder {entry.name}: {problem}")
     return found
 
 
@@ -147,7 +152,32 @@ def built(build: Callable[[], Any], name: str) -> Any:
         raise ConfigError(f"encoder {name}: its function does not run: {_reason(error)}") from error
 
 
-ENCODER_REGISTRY: Registry[Any] = Registry("encoder", ENCODERS, group="wsi_ips.encoders")
+def _taken(name: str) -> str:
+    """Whose a name is that another package offers: timm's, or one that means something else; "" if it is free.
+
+    It imports timm, so it is asked only where another package's encoder is.
+    """
+    if ":" in name:
+        return "kept for files and for models of the hub"
+    if name in OUR_OTHER_NAMES:
+        return "wsi_ips' own"
+    import timm
+
+    import wsi_ips.models.spinenet.registry  # noqa: F401 - makes SpineNets known to timm
+
+    if not timm.is_model(name):
+        return ""
+    module = timm.models.model_entrypoint(name).__module__
+    return "wsi_ips' own" if module.startswith("wsi_ips.") else "timm's" if module.startswith("timm.") else ""
+
+
+ENCODER_REGISTRY: Registry[Any] = Registry(
+    "encoder",
+    ENCODERS,
+    group="wsi_ips.encoders",
+    problem=lambda member: member.problem if isinstance(member, EncoderEntry) else "",
+    taken=_taken,
+)
 """All encoders that have a name here. Another package adds one under the entry point group ``wsi_ips.encoders``:
 an :class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`)."""
 
@@ -187,6 +217,8 @@ def _from_file(name: str) -> Any:
 def _given(found: Any, name: str) -> Any:
     """The entry or module that was found, or that the function that was found returns."""
     if isinstance(found, EncoderEntry):
+        if found.problem:
+            raise ConfigError(f"encoder {name}: {found.problem}")
         return found
     if not callable(found):
         raise ConfigError(

