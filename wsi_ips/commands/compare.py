@@ -114,8 +114,7 @@ def plan(job: CompareJob, manifest: "Manifest") -> "list[Planned]":
                 allow_code(its.model.encoder.name)
                 try:
                     check_aggregator(its.model, its.selection)
-                    if its.model.encoder.weights == "none":
-                        check_encoder(its)
+                    check_encoder(its)
                 except ConfigError as error:
                     raise ConfigError(f"entry {name}: {error}") from None
             planned.append(

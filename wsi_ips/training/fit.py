@@ -27,6 +27,7 @@ from wsi_ips.models.build import build_selecting_net, check_aggregator, complete
 from wsi_ips.models.checkpoint import begin_from, named_base
 from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
+from wsi_ips.models.encoders.weights import check_weights
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import whole_file
@@ -90,14 +91,14 @@ def finetune(
     Raises:
         ManifestError: There are no training slides, or only one label.
         ConfigError: ``out`` holds another run, or the settings are not possible.
+        CheckpointError: The encoder's weights are a package that is not installed, or a file that is not there.
         TrainingError: More slides than ``training.max_bad_slides`` allows are bad, or the loss is not finite.
     """
     records = [*manifest.split("train"), *manifest.split("val")]
     check_nodes(config.training.nodes)
     check_labels(manifest, config)
     check_aggregator(config.model, config.selection)
-    if config.model.encoder.weights == "none":
-        check_encoder(config)
+    check_encoder(config)
     allowed = math.ceil(config.training.max_bad_slides * len(records))
     find = find_patches or PatchesInTissue(config.tiling)
     bags, bad = _tile_bags(records, config, find, slide_mpp, progress, allowed=allowed)
@@ -192,9 +193,13 @@ def check_encoder(config: FinetuneConfig) -> None:
     """Check the encoder before bags are made, as :func:`train_bags` will.
 
     Raises:
+        CheckpointError: The encoder's weights are a package that is not installed, or a file that is not there.
         ConfigError: Training would leave the encoder without normalisation for good.
     """
-    if config.training.start is None:
+    encoder = config.model.encoder
+    if encoder.features is None:
+        check_weights(encoder.weights)
+    if encoder.weights == "none" and config.training.start is None:
         with torch.random.fork_rng(devices=[]):
             _check_normalised(build_selecting_net(config.model, config.selection))
 
