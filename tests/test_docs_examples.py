@@ -149,7 +149,7 @@ FREE = ("model.aggregator.", "model.encoder.args.", "tiling.tissue.options.", "c
 
 
 def wrong_in(span: str) -> list[str]:
-    """What is wrong with a piece of code within a sentence; empty for all that is no command, option or setting."""
+    """What is wrong with code within a sentence; empty for all that is no command, option or setting."""
     setting = re.fullmatch(r"([a-z_]+(?:\.[a-z_0-9]+)+)(?:: |=)(\S+)", span)
     if setting and not setting[1].startswith(FREE):
         return list(wrong_setting(*setting.groups()))

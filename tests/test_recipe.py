@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from wsi_ips.commands.features import FeaturesJob
 from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.options import start
-from wsi_ips.commands.recipe import DONE_BY, JOBS, Job, load_recipe, make_job, shipped_recipe, with_overrides
+from wsi_ips.commands.recipe import (
+    DONE_BY,
+    JOBS,
+    Job,
+    find_recipe,
+    load_recipe,
+    make_job,
+    shipped_recipe,
+    with_overrides,
+)
 from wsi_ips.config import SelectionConfig
 from wsi_ips.config.heat import Colormap
 from wsi_ips.drawn.command import DemoJob
@@ -138,6 +147,47 @@ def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
     for name in ("list", "broken", "binary", "code", "absent"):
         with pytest.raises(ConfigError, match=f"{name}.yaml"):
             load_recipe(tmp_path / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("pipelines/finetune_features.yaml", "finetune_features"),
+        ("finetune_features.yaml", "finetune_features"),
+        ("demo", "demo"),
+        ("pipelines/tables/panda.yaml", "tables/panda"),
+    ],
+)
+def test_recipes_of_the_package_are_found_by_their_names(
+    asked: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = find_recipe(Path(asked))
+    assert path == PIPELINES / f"{found}.yaml"
+    (line,) = caplog.messages
+    assert line == f"{asked} is not a file here: taking the recipe {found} that comes with wsi_ips"
+    assert load_recipe(Path(asked))["command"] == load_recipe(path)["command"]
+
+
+def test_a_file_wins_over_a_recipe_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pipelines").mkdir()
+    Path("pipelines/demo.yaml").write_text("command: report\n")
+    assert load_recipe(Path("pipelines/demo.yaml")) == {"command": "report"}
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("asked", ["pipelines/demos.yaml", "/pipelines/demo.yaml", "../pipelines/demo.yaml"])
+def test_a_name_that_no_recipe_has_lists_them(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"no such recipe; those that come with wsi_ips are .*demo, .*tables/panda"
+    ):
+        load_recipe(Path(asked))
 
 
 @given(st.integers(1, 500), st.floats(1e-6, 1, allow_nan=False))

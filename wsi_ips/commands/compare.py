@@ -29,7 +29,12 @@ class CompareJob(CompareConfig, Resolution, Job):
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see pipelines/compare_features.yaml.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML recipe, such as pipelines/compare_features.yaml, which comes with wsi_ips."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the recipe's.")
     ] = None,
