@@ -233,7 +233,9 @@ class MissingResolution(FileError):
 
     def __init__(self, path: Path | str, *_: str) -> None:
         super().__init__(
-            path, "does not say how many µm a pixel covers", "give it with --slide-mpp or --mpp-csv"
+            path,
+            "does not say how many µm a pixel covers",
+            "give it with --slide-mpp or --mpp-csv (in Python: slide_mpp=)",
         )
 
 
@@ -249,7 +251,8 @@ class PixelsNotSquare(MissingResolution):
         return cls(
             path,
             f"its pixels are not square: {x:g} µm wide and {y:g} µm high",
-            "resample it to square pixels, or give --slide-mpp or --mpp-csv if the file is wrong",
+            "resample it to square pixels, or give --slide-mpp or --mpp-csv (in Python: slide_mpp=) if the file "
+            "is wrong",
         )
 
 
@@ -264,7 +267,7 @@ class NoTissue(FileError):
         self,
         path: Path | str,
         problem: str = "no tissue was found",
-        fix: str = "lower tiling.min_tissue, or leave the slide out",
+        fix: str = "lower tiling.min_tissue (in Python: min_tissue=), or leave the slide out",
     ) -> None:
         super().__init__(path, problem, fix)
 

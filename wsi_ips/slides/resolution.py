@@ -95,7 +95,8 @@ class SlideMpp:
     def __init__(self, for_all: float | None = None, table: Mapping[str, Mpp] | None = None) -> None:
         if for_all is not None and believable(for_all) is None:
             raise ConfigError(
-                f"--slide-mpp {for_all} is no resolution of a slide; expected µm per pixel, e.g. 0.25"
+                f"--slide-mpp {for_all} (in Python: slide_mpp=) is no resolution of a slide; expected µm per "
+                "pixel, e.g. 0.25"
             )
         self._for_all = None if for_all is None else Mpp(for_all)
         self._names = dict(table or {})

@@ -190,7 +190,7 @@ def no_patches(path: Location, coords: PatchCoords, mask: TissueMask, tiling: Ti
         str(path),
         f"no tissue was found: tiling.min_tissue asks for {tiling.min_tissue:.3g} of a patch, the fullest "
         f"patch has {fullest:.2g}",
-        "lower tiling.min_tissue, or take smaller patches",
+        "lower tiling.min_tissue (in Python: min_tissue=), or take smaller patches",
     )
 
 
@@ -357,7 +357,8 @@ def check_upsampling(path: Location, *, slide_mpp: Mpp, patch_mpp: Mpp, allowed:
             f"has {slide_mpp:.4g} µm per pixel and the patches are to have {patch_mpp:.4g} µm: they would be "
             f"enlarged {slide_mpp / patch_mpp:.3g} times",
             "give a coarser --patch-mpp (or a model that was trained on coarser patches), or the true --slide-mpp "
-            "if the file's is wrong, or allow it with --set tiling.allow_upsampling=true",
+            "if the file's is wrong, or allow it with --set tiling.allow_upsampling=true (in Python: mpp=, "
+            "slide_mpp=, allow_upsampling=True)",
         )
 
 
