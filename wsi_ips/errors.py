@@ -319,6 +319,14 @@ def one_line(what: Exception | str, *, most: int | None = None) -> str:
     return " ".join(text.split())[:most]
 
 
+def count(number: int, thing: str, things: str | None = None) -> str:
+    """A number of things, for a message: ``1 slide``, ``1,024 slides``, ``2 patches``.
+
+    ``things`` is the plural where it is not ``thing`` with an s.
+    """
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
 def harmless(text: str) -> str:
     """Escape everything in ``text`` that a terminal would obey or fail to print.
 

@@ -250,6 +250,8 @@ def in_words(each: Compared) -> str:
     line = f"{what}: {name} {each.one.value:.3f} against {each.other.value:.3f}: {each.difference.value:+.3f}"
     if not math.isnan(each.difference.low):
         line += f" [{each.difference.low:+.3f}, {each.difference.high:+.3f}]"
+    elif each.difference.why_none:
+        line += f" (too few for an interval: {each.difference.why_none})"
     if each.delong is not None:
         p = each.delong.p
         line += ", DeLong p not defined" if math.isnan(p) else f", DeLong p {p:.2g}"
