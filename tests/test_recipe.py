@@ -299,3 +299,17 @@ def test_letters_of_the_paper_are_names_of_settings() -> None:
     assert "m" not in short.model_dump()
     with pytest.raises(ValueError, match="m and memory_size are the same setting"):
         SelectionConfig.model_validate({"m": 9, "memory_size": 9})
+
+
+@pytest.mark.parametrize(
+    "setting", ["selection.memory_size=8", "tiling.patch_px=64", "model.aggregator=abmil"]
+)
+def test_what_a_checkpoint_fixes_is_said_with_what_can_be_set(setting: str) -> None:
+    values = {"command": "predict", "slides": "s", "checkpoint": "c", "out": "o"}
+    with pytest.raises(
+        ConfigError, match=r"it is fixed by the checkpoint; predict takes .*streaming\.batch"
+    ) as told:
+        make_job(with_overrides(values, [setting]), source="wsi-ips predict")
+    assert len(str(told.value)) < 900
+    with pytest.raises(ConfigError, match=r"did you mean streaming\.batch"):
+        make_job(with_overrides(values, ["streaming.bacth=3"]), source="wsi-ips predict")

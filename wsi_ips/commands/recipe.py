@@ -237,12 +237,23 @@ def _first_problem(error: ValidationError, job: type[Job]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_suggestion(first['loc'], job)}{more}"
+        return f"unknown key {where!r}{_fixed(where, job) or _suggestion(first['loc'], job)}{more}"
     if first["type"] == "missing":
         return f"{where!r} is missing{more}"
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         message += did_you_mean(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))
     return (f"{where}: " if where else "") + message + more
+
+
+def _fixed(key: str, job: type[Job]) -> str:
+    """That a setting of a training is the checkpoint's in a job that reads one, and what can be set; else ""."""
+    if "checkpoint" not in job.model_fields or key not in keys_of(JOBS.load("finetune")):
+        return ""
+    name = job.model_fields["command"].default
+    taken = [one for one in keys_of(job) if one not in ("command", "checkpoint") and "*" not in one]
+    sections = {one.rpartition(".")[0] for one in taken}
+    keys = ", ".join(one for one in taken if one not in sections)
+    return f": it is fixed by the checkpoint; {name} takes {keys}"
 
 
 def _suggestion(loc: Sequence[str | int], job: type[Job]) -> str:

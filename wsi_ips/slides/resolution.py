@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.errors import ConfigError, ManifestError, one_line
+from wsi_ips.registry import did_you_mean
 from wsi_ips.slides.folder import SLIDE_SUFFIXES, slide_id
 from wsi_ips.storage.files import check_table_size
 from wsi_ips.units import Mpp
@@ -111,6 +112,10 @@ class SlideMpp:
         return [name for name in self._names if name not in slide_ids and _id_of(name) not in slide_ids]
 
 
+CALLED_INSTEAD = ("slide", "slide_id", "slide_name", "filename", "file", "name", "image", "path")
+"""What tables of others call the column ``wsi``."""
+
+
 def read_mpp_table(path: Path) -> dict[str, Mpp]:
     """Read resolutions from a CSV with the columns ``wsi,mpp`` (the names that TRIDENT uses).
 
@@ -135,8 +140,16 @@ def read_mpp_table(path: Path) -> dict[str, Mpp]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
-        if not {"wsi", "mpp"} <= set(rows.fieldnames):
-            raise ManifestError(path, "lacks the columns wsi,mpp", "name them in the first line")
+        missing = [name for name in ("wsi", "mpp") if name not in rows.fieldnames]
+        if missing:
+            others = [name for name in rows.fieldnames if name not in ("wsi", "mpp")]
+            alike = did_you_mean(missing[0], others)
+            if not alike and missing == ["wsi"]:
+                named = [name for name in others if name.lower() in CALLED_INSTEAD] or others[:1]
+                alike = f"; did you mean {one_line(named[0], most=80)}?" if named else ""
+            raise ManifestError(
+                path, f"lacks the column {missing[0]}", f"its first line must name wsi,mpp{alike}"
+            )
         for row in rows:
             name, stated = (row["wsi"] or "").strip(), (row["mpp"] or "").strip()
             if not name:
