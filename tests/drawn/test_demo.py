@@ -117,3 +117,4 @@ def test_the_demo_ends_well_on_one_small_held_out_slide(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "slide AUC not defined" in done.stdout
     assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["slide_auc"] is None
+    assert "1 of 1" in (tmp_path / "demo" / "predictions" / "summary.md").read_text()

@@ -22,7 +22,7 @@ from torch import nn
 
 from wsi_ips.config import FinetuneConfig, TrainingConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, case_targets
-from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
+from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError, count
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
 from wsi_ips.models.checkpoint import begin_from, named_base
 from wsi_ips.models.encoders.network import Compute, compute_in
@@ -154,7 +154,10 @@ def _tile_bags(
                     continue
                 tiled[record.slide_id] = bag
                 note = upsampling_note(bag.coords)
-                advance(f"{record.slide_id}: {len(bag)} patches" + (f" ({note})" if note else ""))
+                advance(
+                    f"{record.slide_id}: {count(len(bag), 'patch', 'patches')}"
+                    + (f" ({note})" if note else "")
+                )
     ids = [record.slide_id for record in records]
     return (
         [tiled[slide_id] for slide_id in ids if slide_id in tiled],
@@ -207,7 +210,8 @@ def check_encoder(config: FinetuneConfig) -> None:
 def too_many_bad(bad: Mapping[str, str], last: WsiIpsError) -> TrainingError:
     """The error for more bad slides than ``training.max_bad_slides`` allows."""
     return TrainingError(
-        f"{len(bad)} slides cannot be used, more than training.max_bad_slides allows; the last one: {last}"
+        f"{count(len(bad), 'slide')} cannot be used, more than training.max_bad_slides allows; the last one: "
+        f"{last}"
     )
 
 
@@ -396,8 +400,9 @@ def _fit(
     warn_of_order(module.net, config)
     if device.type == "cpu" and training.precision == "fp16":
         raise ConfigError("training.precision: fp16 needs a GPU; bf16 and 32 run on a CPU")
+    name = "Head start" if out.name == HEAD_START else "Fine-tuning"
     total = training.epochs * (steps.per_epoch + len(val)) - (steps.done + steps.epoch * len(val))
-    with _quiet_lightning(), progress("Fine-tuning", total=total) as advance:
+    with _quiet_lightning(), progress(name, total=total) as advance:
         trainer = Trainer(
             accelerator=device.type,
             devices=_devices(training.devices, device),

@@ -15,7 +15,7 @@ import numpy as np
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ConfigError, ResultsError, one_line
+from wsi_ips.errors import ConfigError, ResultsError, count, one_line
 from wsi_ips.evaluation.intervals import (
     LEVEL,
     DelongTest,
@@ -243,7 +243,7 @@ def only_slides(joined: Joined, slide_ids: set[str]) -> Joined:
 
 def in_words(each: Compared) -> str:
     """A line such as ``label: AUC 0.912 against 0.874: +0.038 [-0.011, 0.084], DeLong p 0.14``."""
-    what = each.task if each.of == "slides" else f"{each.task}, {each.count} patients"
+    what = each.task if each.of == "slides" else f"{each.task}, {count(each.count, 'patient')}"
     name = figure_name(each.figure)
     if math.isnan(each.difference.value):
         return f"{what}: {name} not defined"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ConfigError, ManifestError, ResultsError, one_line
+from wsi_ips.errors import ConfigError, ManifestError, ResultsError, count, one_line
 from wsi_ips.evaluation.conformal import (
     Calibration,
     Question,
@@ -160,7 +160,7 @@ def doubt_in_words(name: str, doubt: DoubtReport) -> list[str]:
         right = "" if np.isnan(figures.right_if_single) else f", {figures.right_if_single:.3f} of these right"
         lines.append(
             f"{which}: sets hold the true answer for {cover.value:.3f}{ends} of "
-            f"{figures.slides} slides (promised {1 - doubt.calibration.risk:.3g}); "
+            f"{count(figures.slides, 'slide')} (promised {1 - doubt.calibration.risk:.3g}); "
             f"{figures.size:.2f} answers a set, {figures.single:.3f} of one answer{right}"
         )
     if doubt.nll is not None and doubt.ece is not None:
@@ -387,7 +387,7 @@ def _in_words(name: str, task: TaskCalibration, *, risk: float, by_class: bool) 
         )
     else:
         fitted = "every label is the likeliest class, which no temperature fits best: 1 stays"
-    lines = [f"{name}: {fitted} ({task.slides} slides)"]
+    lines = [f"{name}: {fitted} ({count(task.slides, 'slide')})"]
     for rule in task.rules:
         asked = f"{name}, {rule.question}" if rule.question else name
         ends = {n: coverage_range(n, risk) for n in rule.cases}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.errors import ConfigError, ResultsError, count
 from wsi_ips.evaluation.intervals import Interval
 from wsi_ips.evaluation.plots import (
     NamedFroc,
@@ -198,7 +198,9 @@ def headlines(done: Evaluation) -> list[str]:
         if report.case_figures:
             first = wanted[0]
             cases = len(report.pooled.slides)
-            lines.append(f"{name}, {cases} patients: " + _in_words(first, report.case_figures[first]))
+            lines.append(
+                f"{name}, {count(cases, 'patient')}: " + _in_words(first, report.case_figures[first])
+            )
         if name in done.stages:
             lines.append(f"{name}: " + _in_words("pN stage, quadratic kappa", done.stages[name].kappa))
         if name in done.doubts:
@@ -213,7 +215,7 @@ def headlines(done: Evaluation) -> list[str]:
             lines.append(f"{name}: log-rank p of the risk groups {survival.groups.test.p:.3g}")
     if done.froc is not None:
         for by, one in done.froc.by.items():
-            counts = f"{one.curve.lesions} lesions, {one.curve.slides} slides"
+            counts = f"{count(one.curve.lesions, 'lesion')}, {count(one.curve.slides, 'slide')}"
             lines.append(_in_words(f"FROC score by {by}", one.score) + f" ({counts})")
     for faithful in done.faithfulness.values():
         lines += faithful.in_words()
