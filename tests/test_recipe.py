@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from wsi_ips.commands.features import FeaturesJob
 from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.options import start
-from wsi_ips.commands.recipe import DONE_BY, JOBS, Job, load_recipe, make_job, shipped_recipe, with_overrides
+from wsi_ips.commands.recipe import (
+    DONE_BY,
+    JOBS,
+    Job,
+    find_recipe,
+    load_recipe,
+    make_job,
+    shipped_recipe,
+    with_overrides,
+)
 from wsi_ips.config import SelectionConfig
 from wsi_ips.config.heat import Colormap
 from wsi_ips.drawn.command import DemoJob
@@ -140,6 +149,47 @@ def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
             load_recipe(tmp_path / f"{name}.yaml")
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("pipelines/finetune_features.yaml", "finetune_features"),
+        ("finetune_features.yaml", "finetune_features"),
+        ("demo", "demo"),
+        ("pipelines/tables/panda.yaml", "tables/panda"),
+    ],
+)
+def test_recipes_of_the_package_are_found_by_their_names(
+    asked: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = find_recipe(Path(asked))
+    assert path == PIPELINES / f"{found}.yaml"
+    (line,) = caplog.messages
+    assert line == f"{asked} is not a file here: taking the recipe {found} that comes with wsi_ips"
+    assert load_recipe(Path(asked))["command"] == load_recipe(path)["command"]
+
+
+def test_a_file_wins_over_a_recipe_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pipelines").mkdir()
+    Path("pipelines/demo.yaml").write_text("command: report\n")
+    assert load_recipe(Path("pipelines/demo.yaml")) == {"command": "report"}
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("asked", ["pipelines/demos.yaml", "/pipelines/demo.yaml", "../pipelines/demo.yaml"])
+def test_a_name_that_no_recipe_has_lists_them(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"no such recipe; those that come with wsi_ips are .*demo, .*tables/panda"
+    ):
+        load_recipe(Path(asked))
+
+
 @given(st.integers(1, 500), st.floats(1e-6, 1, allow_nan=False))
 def test_a_job_survives_being_written_as_yaml(epochs: int, lr: float) -> None:
     job = make_job(
@@ -249,3 +299,17 @@ def test_letters_of_the_paper_are_names_of_settings() -> None:
     assert "m" not in short.model_dump()
     with pytest.raises(ValueError, match="m and memory_size are the same setting"):
         SelectionConfig.model_validate({"m": 9, "memory_size": 9})
+
+
+@pytest.mark.parametrize(
+    "setting", ["selection.memory_size=8", "tiling.patch_px=64", "model.aggregator=abmil"]
+)
+def test_what_a_checkpoint_fixes_is_said_with_what_can_be_set(setting: str) -> None:
+    values = {"command": "predict", "slides": "s", "checkpoint": "c", "out": "o"}
+    with pytest.raises(
+        ConfigError, match=r"it is fixed by the checkpoint; predict takes .*streaming\.batch"
+    ) as told:
+        make_job(with_overrides(values, [setting]), source="wsi-ips predict")
+    assert len(str(told.value)) < 900
+    with pytest.raises(ConfigError, match=r"did you mean streaming\.batch"):
+        make_job(with_overrides(values, ["streaming.bacth=3"]), source="wsi-ips predict")

@@ -255,7 +255,9 @@ class MissingResolution(FileError):
 
     def __init__(self, path: Path | str, *_: str) -> None:
         super().__init__(
-            path, "does not say how many µm a pixel covers", "give it with --slide-mpp or --mpp-csv"
+            path,
+            "does not say how many µm a pixel covers",
+            "give it with --slide-mpp or --mpp-csv (in Python: slide_mpp=)",
         )
 
 
@@ -271,7 +273,8 @@ class PixelsNotSquare(MissingResolution):
         return cls(
             path,
             f"its pixels are not square: {x:g} µm wide and {y:g} µm high",
-            "resample it to square pixels, or give --slide-mpp or --mpp-csv if the file is wrong",
+            "resample it to square pixels, or give --slide-mpp or --mpp-csv (in Python: slide_mpp=) if the file "
+            "is wrong",
         )
 
 
@@ -286,7 +289,7 @@ class NoTissue(FileError):
         self,
         path: Path | str,
         problem: str = "no tissue was found",
-        fix: str = "lower tiling.min_tissue, or leave the slide out",
+        fix: str = "lower tiling.min_tissue (in Python: min_tissue=), or leave the slide out",
     ) -> None:
         super().__init__(path, problem, fix)
 
@@ -336,6 +339,14 @@ def one_line(what: Exception | str, *, most: int | None = None) -> str:
     missing = isinstance(what, KeyError) and len(what.args) == 1
     text = f"no {what.args[0]}" if missing and isinstance(what, KeyError) else str(what)
     return " ".join(text.split())[:most]
+
+
+def count(number: int, thing: str, things: str | None = None) -> str:
+    """A number of things, for a message: ``1 slide``, ``1,024 slides``, ``2 patches``.
+
+    ``things`` is the plural where it is not ``thing`` with an s.
+    """
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 def harmless(text: str) -> str:

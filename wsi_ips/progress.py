@@ -58,6 +58,22 @@ def silent(what: str, *, total: int) -> Iterator[Advance]:
     yield advance
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the client of the Hugging Face hub from logging each of its retries, within the ``with`` block.
+
+    What it finally raises is the caller's to tell. With logging at level INFO or finer its lines are shown.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 class OnlyIfVerbose(logging.Filter):
     """A logging filter that lets records through only if the program logs at level INFO.
 

@@ -90,7 +90,7 @@ def settings_page() -> str:
     package: Any = griffe.load("wsi_ips.config", search_paths=[str(ROOT)])
     parts = [
         "# Settings\n\nThe keys of a recipe, and of `--set section.key=value`.",
-        "Recipes in `pipelines/` are examples.\n",
+        "Recipes in `pipelines/` are examples; they come with the package, which finds them by their names.\n",
     ]
     for title, names in SECTIONS.items():
         parts.append(f"## {title}\n")

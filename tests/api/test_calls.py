@@ -86,9 +86,19 @@ def test_tiles_that_were_given_as_white_are_warned_of(here: Path, caplog: pytest
         ({"mpp": 0.5, "mag": 20}, ConfigError, "mag and mpp say the same thing"),
         ({"mag": 0}, ConfigError, "mag 0 is not a magnification"),
         ({"batch": 0}, ConfigError, "batch"),
-        ({"mpp": 0.2}, TooCoarse, r"slide\.svs"),
-        ({"px": 1024, "mpp": 1.0, "min_tissue": 1.0}, NoTissue, "lower tiling.min_tissue"),
-        ({"slide_mpp": -1.0}, ConfigError, "no resolution of a slide"),
+        ({"mpp": 0.2}, TooCoarse, r"slide\.svs.*in Python: .*allow_upsampling=True"),
+        (
+            {"px": 1024, "mpp": 1.0, "min_tissue": 1.0},
+            NoTissue,
+            "lower tiling.min_tissue .in Python: min_tissue=",
+        ),
+        (
+            {"tiling": wi.TilingConfig(tissue={"min_object_um2": 1e9})},
+            NoTissue,
+            r"in Python: tiling=wi\.TilingConfig\(tissue=.'min_object_um2': 0",
+        ),
+        ({"slide_mpp": -1.0}, ConfigError, "slide_mpp=. is no resolution of a slide"),
+        ({"patches": ".", "tiling": wi.TilingConfig()}, ConfigError, "tiling is stated by the files"),
         ({"patches": "nowhere"}, ConfigError, "nowhere is not a folder"),
         ({"device": "abacus"}, ConfigError, "abacus"),
     ],
@@ -98,6 +108,14 @@ def test_a_stream_refuses_at_once_and_says_why(
 ) -> None:
     with pytest.raises(error, match=words):
         wi.stream("slide.svs", **settings)
+
+
+def test_the_arguments_that_the_messages_name_are_taken(here: Path) -> None:
+    fine = wi.TilingConfig(patch_px=64, patch_mpp=0.2, allow_upsampling=True)
+    enlarged = wi.tile("slide.svs", px=64, mpp=0.2, allow_upsampling=True)
+    assert enlarged.side == 25.6
+    assert wi.stream("slide.svs", tiling=fine).n_patches == len(enlarged)
+    assert len(list(wi.PatchDataset("slide.svs", tiling=fine))) == len(enlarged)
 
 
 def test_patches_of_another_slide_are_refused(here: Path) -> None:
@@ -268,7 +286,7 @@ def test_a_slide_without_a_resolution_says_how_to_give_it(here: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (400, 300), "white").save("plain.png")
-    with pytest.raises(MissingResolution, match=r"plain\.png"):
+    with pytest.raises(MissingResolution, match=r"plain\.png.*in Python: slide_mpp="):
         wi.tile("plain.png")
     shutil.copy("slide.svs", "copy.tif")
     assert wi.tile("copy.tif", px=64, mpp=1.0, slide_mpp=0.25).side == 256.0

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,19 @@ def test_real_slides_are_labelled_and_damaged_ones_reported(
     for name in ("flat-kidney",):
         assert table[name]["status"] == "failed"
         assert not (tmp_path / "attention" / f"{name}.h5").exists()
+
+
+def test_recipes_and_manifests_of_the_package_are_found_from_any_folder(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = console("run", "pipelines/finetune_features.yaml")
+    assert said.code == 2
+    assert "data_manifests/camelyon16.csv: no such manifest; wsi_ips comes with one" in said.complaint
+    assert Path(re.findall(r"this name, (.*): give", said.complaint)[0]).is_file()
+    absent = console("finetune", "labels.csv", "--out", "run", "--recipe", "finetune_feature")
+    assert "did you mean finetune_features?" in absent.complaint
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_demo_recipe_is_the_demo_command_s_default() -> None:

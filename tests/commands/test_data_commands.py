@@ -45,7 +45,7 @@ def test_verify_names_what_is_bad_and_exits_with_3(console: Console, data_set: P
     assert altered.startswith(f"altered: {data_set / SLIDES[0]} (md5 ")
     assert missing == f"missing: {data_set / SLIDES[1]}"
     assert summary == "1 of 3 listed files are as listed"
-    assert unlisted == f"1 files are in no list, the first {data_set / 'extra.tif'}"
+    assert unlisted == f"1 file is in no list, the first {data_set / 'extra.tif'}"
 
 
 def test_a_file_that_two_lists_find_altered_is_one_bad_file(console: Console, data_set: Path) -> None:

@@ -207,7 +207,11 @@ def test_a_package_that_is_missing_or_too_old_is_a_fault(monkeypatch: pytest.Mon
     (whole,) = machine.packages()
     assert whole.status == "ok"
     assert whole.found.endswith("extras: zarr")
+    assert whole.fix.startswith("nothing has to be done; extras that could be added")
     assert "view" in whole.fix
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["nothing; extra == 'demo'"])
+    (whole,) = machine.packages()
+    assert whole.fix.endswith("demo (the weights of wsi-ips demo)")
 
 
 def test_an_old_openslide_is_a_warning_and_one_that_does_not_load_a_fault(

@@ -2,12 +2,14 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
+from tests.commands.console import Console
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.errors import PixelsNotSquare
 from wsi_ips.slides import open_slide
@@ -118,3 +120,19 @@ def test_what_of_a_folder_is_no_slide_is_told(console, tmp_path):
         f"left out: {tmp_path / 'gone.svs'}: a link that leads nowhere",
     ]
     assert "left out" not in console("info", tmp_path, "--json").out.replace("left_out", "")
+
+
+def test_a_folder_of_one_slide_has_its_picture_and_one_of_several_names_them(
+    console: Console, tmp_path: Path
+) -> None:
+    folder = tmp_path / "batch"
+    folder.mkdir()
+    write_pyramid(folder / "one.tif", tissue_like(512, 400))
+    assert console("info", folder, "--thumbnail", tmp_path / "t.png").code == 0
+    assert (tmp_path / "t.png").is_file()
+    (folder / "cut.tif").write_bytes((folder / "one.tif").read_bytes()[:300])
+    several = console("info", folder, "--thumbnail", tmp_path / "u.png")
+    assert several.complaint.endswith("name one of: cut.tif, one.tif")
+    said = console("info", folder)
+    assert said.code == 3
+    assert said.out.splitlines()[-1] == "1 of 2 slides opened"

@@ -357,7 +357,7 @@ def test_a_slide_at_a_url_is_tiled_once(
         tile = ("tile", server.url("s.tif"), "--out", tmp_path / "t", *TILE)
         assert console(*tile).code == 0
         said = console(*tile)
-        assert "1 slides were tiled already" in said.out
+        assert "1 slide was tiled already" in said.out
     said = console("tile", served, "--out", tmp_path / "t", *TILE)
-    assert "1 slides were tiled already" in said.out
+    assert "1 slide was tiled already" in said.out
     assert searches == {"s.tif": 1}

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from tests.commands.console import Console
 from tests.datasets.feature_folders import write_features
+from wsi_ips.evaluation.run.survival import _why_own_edges
 from wsi_ips.models.checkpoint import load_checkpoint
 from wsi_ips.survival.follow_up import FollowUp
 from wsi_ips.survival.scores import harrell
@@ -210,3 +212,20 @@ def test_a_recipe_that_cannot_be_learned_from_is_refused(
                    "--out", tmp_path / "m")  # fmt: skip
     assert said.code != 0
     assert match in said.err
+
+
+def test_why_risk_groups_are_cut_by_the_scored_patients_is_said() -> None:
+    def said(listed: int, **in_run: int) -> str:
+        cases = {"val": listed, "train": listed}
+        manifest = SimpleNamespace(
+            path=Path("m.csv"),
+            split=lambda split: [SimpleNamespace(case_id=str(n)) for n in range(cases[split])],
+        )
+        risks = {split: [0.5] * count for split, count in in_run.items()}
+        return _why_own_edges(risks, manifest, SimpleNamespace(risk_groups=2))
+
+    assert "1 val patient and 3 train patients are in the run, 10 of one split are needed" in said(
+        30, val=1, train=3
+    )
+    assert said(30, val=1, train=3).endswith("; predict all val or train slides of m.csv")
+    assert said(3, val=3, train=3).endswith("(5 per group); m.csv lists no more")

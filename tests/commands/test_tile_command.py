@@ -89,7 +89,7 @@ def test_a_second_start_leaves_alone_what_is_there(
     (out / "contours_geojson" / "s2.geojson").unlink()
     said = console("tile", three_slides, "--out", out, *PATCH)
     assert said.code == 0
-    assert "1 slides were tiled already" in said.out
+    assert "1 slide was tiled already" in said.out
     assert contents(out) == before, "the same bytes, made again or not"
     assert written(out, "s0") == first["s0"]
     assert written(out, "s2") != first["s2"]

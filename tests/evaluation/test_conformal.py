@@ -140,6 +140,11 @@ def test_figures_of_sets() -> None:
     assert found.exact
     alike = score_sets(held_NA, truth_N, answers=("normal", "tumor"), cases="aabbc", resamples=50, seed=0)
     assert not alike.exact
+    assert alike.coverage.why_none == "3 cases, and 10 are needed"
+    many_NA, many_N = np.tile(held_NA, (5, 1)), np.tile(truth_N, 5)
+    alike = score_sets(
+        many_NA, many_N, answers=("normal", "tumor"), cases=[n // 2 for n in range(25)], resamples=50, seed=0
+    )
     assert alike.coverage.low <= 0.6 <= alike.coverage.high
 
 

@@ -90,8 +90,10 @@ def test_intervals_hold_their_figures_and_keep_classes_when_stratified() -> None
     assert stratified["auc"].value == scored.figures()["auc"]
     assert all(one.low <= one.high for one in stratified.values())
     assert all(one.undefined == 0 for one in stratified.values())
-    few = binary(("a", 0.9, 1), ("b", 0.4, 0), ("c", 0.4, 0))
-    assert few.intervals(resamples=100, seed=0, stratified=False)["auc"].undefined > 0
+    some = binary(*((str(n), 0.4, int(n < 5)) for n in range(50)))
+    assert some.intervals(resamples=500, seed=0, stratified=False)["auc"].undefined > 0
+    few = binary(*((str(n), 0.4, int(n < 4)) for n in range(50)))
+    assert few.intervals(resamples=10, seed=0)["auc"].why_none == "4 cases of a class, and 5 are needed"
 
 
 def test_a_case_with_a_positive_slide_is_positive_by_any_of_three_rules() -> None:

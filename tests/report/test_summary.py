@@ -7,7 +7,8 @@ import pytest
 
 from tests.report.reported_run import Slide, stored
 from wsi_ips.config import TaskConfig
-from wsi_ips.report.summary import BINS, answer, class_colour, count, duration, figure, shortened, summarise
+from wsi_ips.errors import count
+from wsi_ips.report.summary import BINS, answer, class_colour, duration, figure, shortened, summarise
 
 
 def test_slides_are_counted_and_sorted_into_classes_and_bins(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from wsi_ips.api.patches import patch_finder
 from wsi_ips.api.slide import Slide
 from wsi_ips.api.streams import streaming_of
+from wsi_ips.config import TilingConfig
 from wsi_ips.errors import ConfigError, SlideFailed
 from wsi_ips.inference.slide_work import unreadable
 from wsi_ips.slides.base import failure_in_words
@@ -97,6 +98,7 @@ class PatchDataset(IterableDataset[Patch]):
         patches: Path | str | None = None,
         slide_mpp: float | Mapping[str, float] | None = None,
         allow_upsampling: bool = False,
+        tiling: TilingConfig | None = None,
         transform: Callable[[Tensor], Any] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         share: Literal["patches", "slides"] = "patches",
@@ -118,6 +120,7 @@ class PatchDataset(IterableDataset[Patch]):
             slide_mpp: The resolution of all slides, or ``{slide_id: resolution}``, used instead of what the
                 files state.
             allow_upsampling: Enlarge slides that are more than 10 % coarser than mpp.
+            tiling: All settings of the patches and the tissue at once. The other arguments override it.
             transform: Applied to the pixels of each patch.
             on_error: ``raise`` the error of a bad slide, or ``skip`` the rest of the slide, with a warning in
                 each process that meets it.
@@ -135,8 +138,8 @@ class PatchDataset(IterableDataset[Patch]):
         """
         self._slides = unique_slide_ids(chain.from_iterable(map(_found, _several(slides))))
         self._find = patch_finder(
-            "wsi_ips.PatchDataset", patches, px=px, mpp=mpp, mag=mag, overlap=overlap, min_tissue=min_tissue,
-            allow_upsampling=allow_upsampling,
+            "wsi_ips.PatchDataset", patches, tiling=tiling, px=px, mpp=mpp, mag=mag, overlap=overlap,
+            min_tissue=min_tissue, allow_upsampling=allow_upsampling,
         )  # fmt: skip
         self._slide_mpp = _given_mpp(slide_mpp, self._slides)
         self._streaming = streaming_of("wsi_ips.PatchDataset", batch=DECODED_TOGETHER, threads=threads)

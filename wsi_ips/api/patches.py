@@ -127,6 +127,7 @@ def tile(
     overlap: int | None = None,
     min_tissue: float | None = None,
     slide_mpp: float | None = None,
+    allow_upsampling: bool = False,
     tiling: TilingConfig | None = None,
 ) -> Patches:
     """Find the tissue of a slide and the patches that hold it. No model is needed.
@@ -141,6 +142,8 @@ def tile(
         overlap: Pixels that neighbouring patches share (0).
         min_tissue: Share of a patch that has to be tissue (0.25).
         slide_mpp: Resolution of the slide in µm per pixel, used instead of what the file states.
+        allow_upsampling: Accept a slide that is more than 10 % coarser than mpp. Its patches are enlarged when
+            they are read.
         tiling: All settings at once. The other arguments override it.
 
     Raises:
@@ -155,8 +158,9 @@ def tile(
     Patches('slide', 40 of 64 px at 1 µm/px)
     """
     chosen = tiling_of(
-        "wsi_ips.tile", tiling, px=px, mpp=mpp, mag=mag, overlap=overlap, min_tissue=min_tissue
-    )
+        "wsi_ips.tile", tiling, px=px, mpp=mpp, mag=mag, overlap=overlap, min_tissue=min_tissue,
+        allow_upsampling=allow_upsampling or None,
+    )  # fmt: skip
     name = slide_id(place_of(slide))
     with reading(slide) as reader:
         coords, mask = tile_slide(reader, chosen, slide_id=name, mpp=SlideMpp(slide_mpp)(name))
@@ -229,6 +233,7 @@ def patch_finder(
     asked_by: str,
     patches: Path | str | None,
     *,
+    tiling: TilingConfig | None,
     px: int | None,
     mpp: float | None,
     mag: float | None,
@@ -246,8 +251,8 @@ def patch_finder(
     if patches is None:
         return PatchesInTissue(
             tiling_of(
-                asked_by, px=px, mpp=mpp, mag=mag, overlap=overlap, min_tissue=min_tissue,
-                allow_upsampling=allow_upsampling,
+                asked_by, tiling, px=px, mpp=mpp, mag=mag, overlap=overlap, min_tissue=min_tissue,
+                allow_upsampling=allow_upsampling or None,
             )
         )  # fmt: skip
     folder = Path(patches)
@@ -259,6 +264,7 @@ def patch_finder(
         ("mag", mag),
         ("overlap", overlap),
         ("min_tissue", min_tissue),
+        ("tiling", tiling),
     ):
         if value is not None:
             raise ConfigError(f"{asked_by}: {name} is stated by the files in patches: leave it out")

@@ -22,7 +22,7 @@ from wsi_ips.api.slide import AnySlide, place_of, png_in_notebook
 from wsi_ips.commands.options import Outcome
 from wsi_ips.commands.recipe import Job, load_recipe, make_job, run_job
 from wsi_ips.config import FinetuneConfig, TaskConfig
-from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.errors import ConfigError, ResultsError, count
 from wsi_ips.evaluation.plots import draw_history, read_history
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.results import Probabilities
@@ -85,7 +85,7 @@ class Run(Mapping[str, Result]):
 
     def __repr__(self) -> str:
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"Run({str(self.folder)!r}, {len(self)} slides labelled{failed})"
+        return f"Run({str(self.folder)!r}, {count(len(self), 'slide')} labelled{failed})"
 
 
 Checkpoint = Model | Path | str | Sequence[Path | str]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsi_ips.api.patches import Patches, patch_finder
 from wsi_ips.api.slide import AnySlide, place_of, reading
-from wsi_ips.config import StreamingConfig
+from wsi_ips.config import StreamingConfig, TilingConfig
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.inference.slide_work import unreadable
 from wsi_ips.slides.folder import slide_id
@@ -110,6 +110,7 @@ def stream(
     patches: Patches | Path | str | None = None,
     slide_mpp: float | None = None,
     allow_upsampling: bool = False,
+    tiling: TilingConfig | None = None,
     device: str = "cpu",
     threads: int = 2,
 ) -> Stream:
@@ -129,6 +130,7 @@ def stream(
             tile``), used instead of a search for tissue. They state px and mpp themselves.
         slide_mpp: Resolution of the slide in µm per pixel, used instead of what the file states.
         allow_upsampling: Enlarge a slide that is more than 10 % coarser than mpp.
+        tiling: All settings of the patches and the tissue at once. The other arguments override it.
         device: Where the pixels go.
         threads: How many threads decode.
 
@@ -151,11 +153,12 @@ def stream(
     streaming = streaming_of("wsi_ips.stream", batch=batch, threads=threads)
     sizes: dict[str, Any] = {"px": px, "mpp": mpp, "mag": mag, "overlap": overlap, "min_tissue": min_tissue}
     if isinstance(patches, Patches):
-        beside = [name for name, value in {**sizes, "slide_mpp": slide_mpp}.items() if value is not None]
+        given = {**sizes, "slide_mpp": slide_mpp, "tiling": tiling}
+        beside = [name for name, value in given.items() if value is not None]
         if beside:
             raise ConfigError(f"wsi_ips.stream: {beside[0]} is stated by patches: leave it out")
         return Stream(slide, patches.coords, streaming, device=device)
-    find = patch_finder("wsi_ips.stream", patches, allow_upsampling=allow_upsampling, **sizes)
+    find = patch_finder("wsi_ips.stream", patches, tiling=tiling, allow_upsampling=allow_upsampling, **sizes)
     name = slide_id(place_of(slide))
     with reading(slide) as reader:
         coords = find(reader, slide_id=name, mpp=SlideMpp(slide_mpp)(name))

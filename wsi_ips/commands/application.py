@@ -246,7 +246,10 @@ def common(
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see pipelines/.")], set_: Set = None
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe, or the name of one that comes with wsi_ips.")
+    ],
+    set_: Set = None,
 ) -> None:
     """Run a recipe."""
     from wsi_ips.commands.recipe import Origin, load_recipe, make_job

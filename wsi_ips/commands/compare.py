@@ -29,7 +29,12 @@ class CompareJob(CompareConfig, Resolution, Job):
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see pipelines/compare_features.yaml.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML recipe, such as pipelines/compare_features.yaml, which comes with wsi_ips."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the recipe's.")
     ] = None,
@@ -115,8 +120,7 @@ def plan(job: CompareJob, manifest: "Manifest") -> "list[Planned]":
                 allow_code(its.model.encoder.name)
                 try:
                     check_aggregator(its.model, its.selection)
-                    if its.model.encoder.weights == "none":
-                        check_encoder(its)
+                    check_encoder(its)
                 except ConfigError as error:
                     raise ConfigError(f"entry {name}: {error}") from None
             planned.append(

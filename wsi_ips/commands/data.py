@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wsi_ips.commands.options import SOME_FAILED, Outcome, finish
-from wsi_ips.errors import ConfigError, DatasetError
+from wsi_ips.errors import ConfigError, DatasetError, count
 from wsi_ips.progress import Progress
 from wsi_ips.registry import did_you_mean
 
@@ -79,7 +79,7 @@ def verify(
     if found.lists:
         hashed.append(f"{found.checked - len(found.bad)} of {found.checked} listed files are as listed")
         first = f", the first {found.unlisted[0]}" if found.unlisted else ""
-        hashed.append(f"{len(found.unlisted)} files are in no list{first}")
+        hashed.append(f"{count(len(found.unlisted), 'file is', 'files are')} in no list{first}")
     return Outcome([*hashed, *lines], SOME_FAILED if found.bad or absent else 0)
 
 

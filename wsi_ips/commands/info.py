@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wsi_ips.commands.options import Outcome, finish
-from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.errors import ConfigError, WsiIpsError, count
 from wsi_ips.storage.location import Location, locate
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL_PX = 1024
 """Longest side of a thumbnail that is made from the slide's levels."""
+MOST_NAMED = 20
+"""How many slides of a folder a message names."""
 
 
 def command(
@@ -42,7 +44,8 @@ def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Pat
     """One line, or one JSON object, per slide; more lines for a slide given by itself; what of a folder is none.
 
     pictures: which of a slide's associated pictures (``thumbnail``, ``label``, ``macro``) to write as PNG, and
-    where; a slide without a stored thumbnail gets one made from its levels. A slide given by itself that does
+    where, for one slide, or a folder that holds one; a slide without a stored thumbnail gets one made from its
+    levels. A slide given by itself that does
     not open raises, and so does a picture that it does not have.
     """
     from wsi_ips.slides.folder import find_slides, left_out_of
@@ -50,8 +53,13 @@ def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Pat
 
     slides = find_slides(path)
     one = slides == [path]
-    if pictures and not one:
-        raise ConfigError(f"{path} holds {len(slides)} slides: pictures are written of one slide at a time")
+    if pictures and len(slides) != 1:
+        names = ", ".join(slide.name for slide in slides[:MOST_NAMED])
+        more = f" and {len(slides) - MOST_NAMED} more" if len(slides) > MOST_NAMED else ""
+        raise ConfigError(
+            f"{path} holds {len(slides)} slides: pictures are written of one slide at a time; name one of: "
+            f"{names}{more}"
+        )
     lines: list[str] = []
     failures: list[str] = []
     described = 0
@@ -68,7 +76,7 @@ def describe_slides(path: Location, *, as_json: bool, pictures: Mapping[str, Pat
             failures.append(str(error))
     if isinstance(path, Path) and path.is_dir() and not one and not as_json:
         lines += [f"left out: {part.what}: {part.why}" for part in left_out_of(path)]
-    outcome = Outcome.of_slides(failures, f"{described} slides")
+    outcome = Outcome.of_slides(failures, f"{described} of {count(len(slides), 'slide')} opened")
     return Outcome([*lines, *(outcome.lines if failures else ())], outcome.exit_code)
 
 

@@ -25,7 +25,10 @@ SlideMppOption = Annotated[
     float | None, typer.Option("--slide-mpp", help="µm per pixel of every slide, instead of what files say.")
 ]
 MppCsv = Annotated[Path | None, typer.Option(help="CSV with columns wsi,mpp: the same, slide by slide.")]
-Recipe = Annotated[Path | None, typer.Option("--recipe", "-c", help="YAML with settings; flags win.")]
+Recipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", "-c", help="YAML with settings, or the name of a recipe of wsi_ips; flags win."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting, e.g. training.epochs=5; repeatable.", autocompletion=setting),

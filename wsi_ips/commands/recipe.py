@@ -1,9 +1,11 @@
 """Jobs and recipes: a job is what a command needs, as data; a recipe is a job in YAML.
 
 A command line and a recipe make the same job, so they cannot drift apart. Paths in a recipe are relative to
-where the command is run. :func:`make_job` checks a job, :func:`run_job` has it done.
+where the command is run, also in one that comes with the package (:func:`find_recipe`). :func:`make_job` checks a
+job, :func:`run_job` has it done.
 """
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,11 @@ from wsi_ips.config.section import LARGEST_BYTES, NotPlainYaml, load_yaml
 from wsi_ips.errors import ConfigError, one_line
 from wsi_ips.progress import Progress
 from wsi_ips.registry import Registry, did_you_mean
+from wsi_ips.storage.location import shipped
+
+logger = logging.getLogger(__name__)
+PIPELINES = "pipelines"
+"""The folder of the recipes that come with the package."""
 
 
 class Job(Section):
@@ -145,10 +152,11 @@ def _note_named_code(job: Job) -> None:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe's values, with ``section.key=value`` overrides (values are YAML) laid over them.
 
+    ``path`` is a file, or names a recipe that comes with the package (:func:`find_recipe`).
+
     Raises :class:`ConfigError` for a missing file, broken YAML, no mapping, or an override without ``=``.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe; see pipelines/ for examples")
+    path = find_recipe(path)
     if path.stat().st_size > LARGEST_BYTES:
         raise ConfigError(f"{path}: larger than {LARGEST_BYTES} bytes; is it a recipe?")
     try:
@@ -188,13 +196,39 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
     return result
 
 
+def find_recipe(path: Path) -> Path:
+    """The file of a recipe: the one at ``path``, or else the one of this name that comes with the package.
+
+    A recipe of the package is named as ``pipelines/NAME.yaml`` or ``NAME``, with or without the suffix; a table's
+    as ``tables/NAME``. That it is taken is logged.
+
+    Raises :class:`ConfigError` with the names that there are if there is no such recipe.
+    """
+    if path.is_file():
+        return path
+    ours = shipped_recipes()
+    named = path.as_posix().removeprefix(f"{PIPELINES}/").removesuffix(".yaml")
+    if named in ours:
+        logger.warning("%s is not a file here: taking the recipe %s that comes with wsi_ips", path, named)
+        return ours[named]
+    raise ConfigError(
+        f"{path}: no such recipe; those that come with wsi_ips are {', '.join(ours)}{did_you_mean(named, ours)}"
+    )
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """``{name: file}`` of the recipes that come with the package, such as ``demo`` and ``tables/panda``."""
+    folder = shipped(PIPELINES)
+    files = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*/*.yaml"))]
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
 def shipped_recipe(name: str) -> Path:
     """The path of a recipe that comes with the package (installed, or in a checkout)."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "pipelines", package.parent / "pipelines"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise ConfigError(f"no recipe {name}.yaml beside the package; name one: wsi-ips run RECIPE.yaml")
+    path = shipped_recipes().get(name)
+    if path is None:
+        raise ConfigError(f"no recipe {name}.yaml beside the package; name one: wsi-ips run RECIPE.yaml")
+    return path
 
 
 def _first_problem(error: ValidationError, job: type[Job]) -> str:
@@ -203,12 +237,23 @@ def _first_problem(error: ValidationError, job: type[Job]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_suggestion(first['loc'], job)}{more}"
+        return f"unknown key {where!r}{_fixed(where, job) or _suggestion(first['loc'], job)}{more}"
     if first["type"] == "missing":
         return f"{where!r} is missing{more}"
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         message += did_you_mean(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))
     return (f"{where}: " if where else "") + message + more
+
+
+def _fixed(key: str, job: type[Job]) -> str:
+    """That a setting of a training is the checkpoint's in a job that reads one, and what can be set; else ""."""
+    if "checkpoint" not in job.model_fields or key not in keys_of(JOBS.load("finetune")):
+        return ""
+    name = job.model_fields["command"].default
+    taken = [one for one in keys_of(job) if one not in ("command", "checkpoint") and "*" not in one]
+    sections = {one.rpartition(".")[0] for one in taken}
+    keys = ", ".join(one for one in taken if one not in sections)
+    return f": it is fixed by the checkpoint; {name} takes {keys}"
 
 
 def _suggestion(loc: Sequence[str | int], job: type[Job]) -> str:

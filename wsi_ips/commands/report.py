@@ -13,7 +13,7 @@ from wsi_ips.commands.slides import SlidesOfJob, slides_by_id
 from wsi_ips.commands.stored_maps import Map, check_choice
 from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import MapKind
-from wsi_ips.errors import ResultsError
+from wsi_ips.errors import ResultsError, count
 from wsi_ips.progress import Progress
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
         ),
     )  # fmt: skip
     size = out.stat().st_size / 1e6
-    return Outcome.of_slides(failures, f"{len(run.slides)} slides in {out} ({size:.1f} MB)")
+    return Outcome.of_slides(failures, f"{count(len(run.slides), 'slide')} in {out} ({size:.1f} MB)")
 
 
 def _check_place(out: Path) -> None:

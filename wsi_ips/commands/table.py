@@ -24,6 +24,7 @@ from wsi_ips.errors import ConfigError, DatasetError, WsiIpsError, one_line
 from wsi_ips.evaluation.run.compare_config import SECTIONS
 from wsi_ips.evaluation.run.table_config import TableConfig
 from wsi_ips.progress import Progress, silent
+from wsi_ips.storage.location import shipped
 
 if TYPE_CHECKING:
     from wsi_ips.datasets.known_sets import Listed
@@ -47,7 +48,12 @@ class TableJob(TableConfig, Job):
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see pipelines/tables/.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML recipe, such as pipelines/tables/camelyon16.yaml, which comes with wsi_ips."
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="The downloaded data set's folder, or the one above it.")
     ] = None,
@@ -118,11 +124,9 @@ def table(job: TableJob, progress: Progress) -> Outcome:
 
 def shipped_published() -> Path:
     """The table of published numbers that comes with the package (installed, or in a checkout)."""
-    package = Path(__file__).parents[1]
-    for folder in (package, package.parent):
-        path = folder / "pipelines" / "tables" / "published.csv"
-        if path.is_file():
-            return path
+    path = shipped("pipelines") / "tables" / "published.csv"
+    if path.is_file():
+        return path
     raise DatasetError(
         "published.csv", "does not lie in pipelines/tables/ beside the package", "install it again"
     )

@@ -27,7 +27,7 @@ from wsi_ips.commands.options import (
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import TilingConfig, WorkersConfig
-from wsi_ips.errors import ConfigError, ProcessDied, SlideFailed, WsiIpsError, one_line
+from wsi_ips.errors import ConfigError, ProcessDied, SlideFailed, WsiIpsError, count, one_line
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import absolute
 from wsi_ips.units import mpp_of_magnification
@@ -121,10 +121,12 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
     slide_mpp = given_mpp(job.slide_mpp, job.mpp_csv, locations)
     # Workers elsewhere run in other folders.
     place: Callable[[Any], Any] = absolute if job.scheduler is not None else lambda where: where
-    slides = [SlideToTile(slide_id, place(path), slide_mpp(slide_id)) for slide_id, path in locations.items()]
+    slides = [
+        SlideToTile(slide_id, absolute(path), slide_mpp(slide_id)) for slide_id, path in locations.items()
+    ]
     folder = TilingFolder(
         place(job.out), job.tiling, job.layout, contours=place(job.contours),
-        preview=write_preview if job.mask_preview else None, alone=place(job.slides),
+        preview=write_preview if job.mask_preview else None, alone=absolute(job.slides),
     )  # fmt: skip
     with _held(job.out):
         check_same_tiling(folder, locations)
@@ -135,10 +137,14 @@ def tile(job: TileJob, progress: Progress) -> Outcome:
             tiled = _tile_all(folder, slides, in_hand, progress, workers=job.workers, scheduler=job.scheduler)
     failures = [tiled[slide_id].error for slide_id in locations if tiled[slide_id].error]
     kept = sum(done.was_there for done in tiled.values())
-    details = [f"{kept} slides were tiled already, from the same files and settings"] if kept else []
+    details = (
+        [f"{count(kept, 'slide was', 'slides were')} tiled already, from the same files and settings"]
+        if kept
+        else []
+    )
     details += recorded.table()
-    patches = sum(done.n_patches for done in tiled.values())
-    summary = f"{patches} patches of {len(tiled) - len(failures)} slides in {job.out / 'patches'}"
+    patches = count(sum(done.n_patches for done in tiled.values()), "patch", "patches")
+    summary = f"{patches} of {count(len(tiled) - len(failures), 'slide')} in {job.out / 'patches'}"
     return Outcome.of_slides(failures, summary, details=details)
 
 

@@ -41,7 +41,7 @@ from pathlib import Path
 from wsi_ips.datasets.irregular import notes_of
 from wsi_ips.errors import DatasetError, ManifestError
 from wsi_ips.storage.files import check_size, check_table_size, whole_file
-from wsi_ips.storage.location import is_there
+from wsi_ips.storage.location import is_there, shipped
 
 # Each part of a path is a pattern of a folder's name in lower case; an earlier folder wins.
 _SLIDE_FOLDERS = (
@@ -432,11 +432,9 @@ def shipped_rows(name: str) -> list[Row]:
 
     Raises :class:`DatasetError` for a manifest that is not there.
     """
-    package = Path(__file__).parents[1]
-    for folder in (package / "data_manifests", package.parent / "data_manifests"):
-        path = folder / f"{name}.csv"
-        if path.is_file():
-            return read_rows(path)
+    path = shipped("data_manifests") / f"{name}.csv"
+    if path.is_file():
+        return read_rows(path)
     raise DatasetError(
         f"{name}.csv", "does not lie beside the package", f"known manifests: {', '.join(NAMES)}"
     )

@@ -26,7 +26,7 @@ from wsi_ips.errors import ConfigError, ManifestError, SlideNotFound
 from wsi_ips.registry import did_you_mean
 from wsi_ips.storage.files import check_table_size, whole_file
 from wsi_ips.storage.fingerprint import files_fingerprint
-from wsi_ips.storage.location import Location, Url, is_file_name, is_there, locate
+from wsi_ips.storage.location import Location, Url, is_file_name, is_there, locate, shipped
 
 
 class Labelled(Protocol):
@@ -184,7 +184,7 @@ def read_manifest(
         raise SlideNotFound(root, "no such folder of slides", "name the folder that holds the data set")
     columns = (*COLUMNS, *dict.fromkeys(column for task in tasks for column in task.columns))
     if not path.is_file():
-        raise ManifestError(path, "no such manifest", f"write a CSV with the columns {','.join(columns)}")
+        raise ManifestError(path, "no such manifest", _mend_missing(path, columns))
     check_table_size(path, ManifestError)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -208,6 +208,14 @@ def read_manifest(
     if need_slides:
         _check_files(path, records)
     return Manifest(path, tuple(records))
+
+
+def _mend_missing(path: Path, columns: Sequence[str]) -> str:
+    """What to do about a manifest that is not there."""
+    ours = shipped("data_manifests") / path.name
+    if path.suffix == ".csv" and ours.is_file():
+        return f"wsi_ips comes with one of this name, {ours}: give that path, or copy it"
+    return f"write a CSV with the columns {','.join(columns)}"
 
 
 def _record(

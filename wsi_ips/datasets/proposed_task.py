@@ -17,7 +17,7 @@ from typing import Any
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import COLUMNS, NONE, Manifest, read_manifest
-from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.errors import ConfigError, ManifestError, count
 from wsi_ips.registry import did_you_mean
 
 KINDS = ("classification", "ordinal", "multilabel", "survival", "regression")
@@ -216,7 +216,9 @@ def _notes(manifest: Manifest, task: TaskConfig, cells: Sequence[str]) -> list[s
     splits = Counter(record.split for record in manifest.records)
     cases = len({record.case_id for record in manifest.records})
     counted = ", ".join(f"{split} {splits[split]}" for split in ("train", "val", "test") if splits[split])
-    notes = [f"{manifest.path}: {len(manifest.records)} slides of {cases} patients ({counted})"]
+    notes = [
+        f"{manifest.path}: {count(len(manifest.records), 'slide')} of {count(cases, 'patient')} ({counted})"
+    ]
     notes += [
         f"warning: no slide is in split {split}, {what}"
         for split, what in (
@@ -229,7 +231,8 @@ def _notes(manifest: Manifest, task: TaskConfig, cells: Sequence[str]) -> list[s
         events = sum(cell == "1" for cell in cells)
         shown = ", ".join(f"{time:g}" for time in task.survival.at)
         said = (
-            f"{events} events in {len(cells)} slides; survival is predicted at {shown} {task.survival.unit}"
+            f"{count(events, 'event')} in {count(len(cells), 'slide')}; survival is predicted at {shown} "
+            f"{task.survival.unit}"
         )
         return [*notes, f"{said}: set unit and at as you mean them"]
     empty = sum(not cell for cell in cells)

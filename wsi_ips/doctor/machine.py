@@ -43,6 +43,10 @@ def versions() -> Finding:
     return Finding("versions", "ok", f"{told} ({platform.platform(terse=True)})")
 
 
+FOR = {"demo": "the weights of wsi-ips demo", "plots": "the plots of evaluate", "remote": "slides at URLs"}
+"""What those extras are for that somebody misses first."""
+
+
 def packages() -> list[Finding]:
     """Whether every package that is needed is there in a version that will do, and which extras are complete."""
     from importlib.metadata import PackageNotFoundError, requires, version
@@ -79,8 +83,11 @@ def packages() -> list[Finding]:
     there = sorted(name for name, whole in extras.items() if whole and name != "dev")
     absent = sorted(name for name, whole in extras.items() if not whole and name != "dev")
     told = f"all that is needed is installed; extras: {', '.join(there) or 'none'}"
+    named = [f"{name} ({FOR[name]})" if name in FOR else name for name in absent]
     fix = (
-        f"of the extras, {', '.join(absent)} are not complete: pip install 'wsi_ips[NAME]'" if absent else ""
+        f"nothing has to be done; extras that could be added with pip install 'wsi_ips[NAME]': {', '.join(named)}"
+        if absent
+        else ""
     )
     return faults or [Finding("packages", "ok", told, fix)]
 

@@ -32,11 +32,16 @@ def demo_command(
 
 
 def demo(job: DemoJob, progress: Progress) -> Outcome:
-    """Run the demo and print its score."""
+    """Run the demo and print its score.
+
+    Raises :class:`wsi_ips.errors.CheckpointError` before anything is drawn if the encoder's weights are not here.
+    """
     from wsi_ips.drawn.demo import run_demo
     from wsi_ips.streaming.device import pick_device
+    from wsi_ips.training.fit import check_encoder
     from wsi_ips.training.run_state import training_folder
 
+    check_encoder(job)
     with training_folder(job.out):
         score = run_demo(job, job.out, device=pick_device(job.device), progress=progress)
     return Outcome(

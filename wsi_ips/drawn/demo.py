@@ -29,6 +29,8 @@ from wsi_ips.inference.run_folder import RunFolder, describe_run
 from wsi_ips.inference.slide_work import SlideJob
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.progress import Progress, silent
+from wsi_ips.report.run_summary import write_summary
+from wsi_ips.report.stored_run import run_of_tables
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.slides.resolution import SlideMpp
 from wsi_ips.storage.files import whole_file
@@ -90,6 +92,7 @@ def run_demo(
     failed = [row for row in tables.rows if row.status != "ok" or row.error]
     if failed:
         raise ResultsError(run.predictions, f"slide {failed[0].slide_id} failed: {failed[0].error}")
+    write_summary(run_of_tables(run, config.model.tasks, tables.rows, tables.slides))
     results = [read_result(run.attention(record.slide_id)) for record in held_out]
     score = DemoScore(
         slide_auc=_slide_auc(results, held_out, task=task),

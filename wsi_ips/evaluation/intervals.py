@@ -23,6 +23,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_ips.errors import count
+
 Picked = NDArray[np.int64]
 """Places of the slides in one resample, with repetitions."""
 
@@ -31,6 +33,15 @@ Measure = Callable[[Picked], Mapping[str, float]]
 
 LEVEL = 0.95
 """Level of the intervals."""
+
+FEWEST_CASES = 10
+"""Fewest cases that an interval is stated for. Resamples of fewer are nearly all alike, so that the interval comes
+out far too narrow: at its limit (an AUC of 1) it has no width at all, however few slides there were.
+"""
+FEWEST_OF_A_CLASS = 5
+"""Fewest cases of either class of a yes-or-no task, and fewest events of a survival task, for the same reason: how
+well two classes are told apart is known no better than the smaller one.
+"""
 
 LOWER_IS_BETTER = ("brier", "ece", "mae", "rmse", "ibs")
 """What the names of figures begin with that are the better, the lower they are."""
@@ -45,12 +56,42 @@ class Interval:
         low, high: The ends of the interval. NaN if no resample gave the figure.
         undefined: How many resamples did not give the figure, because a class was not drawn. The interval leaves
             them out.
+        why_none: Why no interval is stated although one was asked for, in a few words. Empty otherwise.
     """
 
     value: float
     low: float
     high: float
     undefined: int = 0
+    why_none: str = ""
+
+    @classmethod
+    def not_stated(cls, value: float, why: str) -> "Interval":
+        """A figure of too few cases for an interval."""
+        return cls(value, math.nan, math.nan, 0, why)
+
+    def to_json(self) -> dict[str, float | int | str]:
+        """The interval as ``metrics.json`` has it; ``why_none`` only where there is something to say."""
+        ends: dict[str, float | int | str] = {
+            "value": self.value, "low": self.low, "high": self.high, "undefined_resamples": self.undefined,
+        }  # fmt: skip
+        return ends | ({"why_none": self.why_none} if self.why_none else {})
+
+
+def too_few(cases: Sequence[Hashable], *, rarest: int | None = None, of: str = "of a class") -> str:
+    """Why an interval over these cases would mean nothing, in a few words; "" if it would mean something.
+
+    Args:
+        cases: The case of each slide.
+        rarest: How many cases there are of the smaller class, or with an event. None: that does not matter.
+        of: What ``rarest`` counts.
+    """
+    known = len(set(cases))
+    if known < FEWEST_CASES:
+        return f"{count(known, 'case')}, and {FEWEST_CASES} are needed"
+    if rarest is not None and rarest < FEWEST_OF_A_CLASS:
+        return f"{count(rarest, 'case')} {of}, and {FEWEST_OF_A_CLASS} are needed"
+    return ""
 
 
 class OverSeeds:
@@ -93,8 +134,10 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
     level: float = LEVEL,
+    rarest: int | None = None,
+    of: str = "of a class",
 ) -> dict[str, Interval]:
-    """Percentile intervals of figures, by resampling cases.
+    """Percentile intervals of figures, by resampling cases; none of cases that are :func:`too_few`.
 
     A figure that is at its limit on these slides (a sensitivity of 1) is at its limit in every resample. The
     interval then has no width, and says nothing of how few slides there were.
@@ -107,8 +150,12 @@ def bootstrap(
         resamples: How often to draw. With 0, intervals are NaN.
         seed: Seed of the draws.
         level: Level of the intervals.
+        rarest, of: See :func:`too_few`.
     """
     values = measure(np.arange(len(cases)))
+    why = too_few(cases, rarest=rarest, of=of)
+    if why and resamples:
+        return {name: Interval.not_stated(value, why) for name, value in values.items()}
     drawn = [measure(p) for p in resample_cases(cases, strata=strata, resamples=resamples, seed=seed)]
     return {
         name: percentile_interval(value, np.array([one[name] for one in drawn], np.float64), level=level)
@@ -165,22 +212,25 @@ def paired_bootstrap(
         raise ValueError("no pairs")
     if same_slides and any(list(pair.cases) != list(pairs[0].cases) for pair in pairs):
         raise ValueError("pairs of the same slides have the same cases")
-    count = len(pairs)
+    n_pairs = len(pairs)
     draws = [
-        resample_cases(pair.cases, strata=pair.strata, resamples=resamples * count, seed=seed + number)
+        resample_cases(pair.cases, strata=pair.strata, resamples=resamples * n_pairs, seed=seed + number)
         for number, pair in enumerate(pairs[:1] if same_slides else pairs)
     ]
-    rng = np.random.default_rng([seed, count])
+    whole = _mean_of([pair.lead(np.arange(len(pair.cases))) for pair in pairs])
+    why = too_few(min((pair.cases for pair in pairs), key=lambda cases: len(set(cases))))
+    if why and resamples:
+        return {name: Interval.not_stated(value, why) for name, value in whole.items()}
+    rng = np.random.default_rng([seed, n_pairs])
     drawn: list[dict[str, float]] = []
     for _ in range(resamples if len(pairs[0].cases) else 0):
-        chosen = rng.integers(count, size=count).tolist()
+        chosen = rng.integers(n_pairs, size=n_pairs).tolist()
         if same_slides:
             picked = next(draws[0])
             leads = {number: pairs[number].lead(picked) for number in set(chosen)}
             drawn.append(_mean_of([leads[number] for number in chosen]))
         else:
             drawn.append(_mean_of([pairs[number].lead(next(draws[number])) for number in chosen]))
-    whole = _mean_of([pair.lead(np.arange(len(pair.cases))) for pair in pairs])
     return {
         name: percentile_interval(value, np.array([one[name] for one in drawn], np.float64), level=level)
         for name, value in whole.items()

@@ -162,4 +162,6 @@ def survival_intervals(
         strata=predicted.follow_up.event.tolist() if stratified else None,
         resamples=resamples,
         seed=seed,
+        rarest=int(predicted.follow_up.event.sum()),
+        of="with an event",
     )

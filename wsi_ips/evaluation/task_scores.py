@@ -171,7 +171,16 @@ class Scored:
             strata=strata,
             resamples=resamples,
             seed=seed,
+            rarest=self.rarest,
         )
+
+    @property
+    def rarest(self) -> int | None:
+        """Cases of the smaller class of a binary task. None for other tasks, whose figures span classes."""
+        if self.kind != "binary":
+            return None
+        highest = dict(zip(self.case, self.strata or (), strict=True))
+        return int(np.bincount(list(highest.values()), minlength=2).min())
 
 
 def kind_of(task: TaskConfig) -> Kind:

@@ -428,7 +428,7 @@ def _draw_colour_bar(image: Image.Image, legend: Legend, top: int, unit: int) ->
         draw.line([(x, top + unit), (x, top + round(1.4 * unit))], INK)
         said = {
             "times even share": tick.beyond + short(tick.times_even),
-            "attention": short(tick.value),
+            "attention": short(tick.value) if tick.value <= 1 else "",  # a share: there is none above 1
             "adds to logit": tick.beyond + signed(tick.value),
             "gradient x input": tick.beyond + signed(tick.value),
             "percentile": _percent(tick.percentile),

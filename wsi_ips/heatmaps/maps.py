@@ -417,7 +417,9 @@ def spread_of_contributions(values_N: NDArray[np.floating], kept: int) -> str:
             f"{len(side_n)} {verb}" + (f" {short(float(side_n.max()))} at most" if len(side_n) else "")
         )
     total = signed(float(values_N.sum(dtype=np.float64)))
-    return f"{', '.join(parts)}; together {total} logits; the others add nothing"
+    return f"{', '.join(parts)}; together {total} logits" + (
+        "; the others add nothing" if kept < len(values_N) else ""
+    )
 
 
 def spread_of_gradients(values_N: NDArray[np.floating], kept: int) -> str:
@@ -432,7 +434,7 @@ def spread_of_gradients(values_N: NDArray[np.floating], kept: int) -> str:
         parts.append(
             f"{len(side_n)} {side}" + (f", {short(float(side_n.max()))} at most" if len(side_n) else "")
         )
-    return f"{', '.join(parts)}; the others were not kept"
+    return ", ".join(parts) + ("; the others were not kept" if kept < len(values_N) else "")
 
 
 def _some(count: int) -> str:

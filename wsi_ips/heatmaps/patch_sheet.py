@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, count
 from wsi_ips.heatmaps.display_scale import FAINT_INK, INK, PAPER, printable, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, predictions_in_words
 from wsi_ips.slides.base import WHITE, RgbImage, SlideReader
@@ -84,7 +84,11 @@ def draw_sheet(slide: SlideReader, heat: Heat, top: int) -> Image.Image:
     ]
     columns = min(COLUMNS, max(1, top))
     cell = (PATCH_PX + MARGIN_PX, PATCH_PX + 2 * LINE_PX + MARGIN_PX)
-    lines = [heat.coords.slide_id, f"{heat.shown}; {len(order)} patches", *predictions_in_words(heat.result)]
+    lines = [
+        heat.coords.slide_id,
+        f"{heat.shown}; {count(len(order), 'patch', 'patches')}",
+        *predictions_in_words(heat.result),
+    ]
     head = MARGIN_PX + LINE_PX * len(lines) + MARGIN_PX
     rows = [-(-len(patches) // columns) for _, patches in sections]
     width = MARGIN_PX + max(columns, 3) * cell[0]

@@ -53,7 +53,7 @@ from wsi_ips.storage.location import Location
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.tiling.coords import put_coords, read_coords, write_coords
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.patches import upsampling_note
+from wsi_ips.tiling.patches import note_of_patches
 from wsi_ips.tiling.stamp_files import FEATS, put_stamp
 from wsi_ips.timeline import span, staged
 
@@ -355,7 +355,7 @@ class FeatureExport:
                     first += len(features_nC)
                     advance()
             bad_tiles = tuple(stream.telemetry.bad_tiles)
-            note = upsampling_note(coords)
+            note = note_of_patches(coords)
             about = {
                 "slide_path": str(info.path),
                 "made_from": made_from.to_json(),

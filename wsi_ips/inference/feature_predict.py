@@ -33,7 +33,7 @@ from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.hdf5 import put_about, whole_hdf5
 from wsi_ips.streaming.patch_source import CaseSource
 from wsi_ips.tiling.grid import rows_of
-from wsi_ips.tiling.patches import upsampling_note
+from wsi_ips.tiling.patches import note_of_patches
 from wsi_ips.training.feature_bags import open_source
 
 
@@ -224,7 +224,7 @@ class FeaturePredictor:
             gradients=gradients,
         )
         write_result(path, replace(result, probabilities=row.probabilities, spread=row.spread))
-        return upsampling_note(coords)
+        return note_of_patches(coords)
 
     def _read(self, net: BagNet, held: FeatureFile) -> tuple[SlideReading, dict[str, Tensor] | None]:
         """What a network read, and of the first network gradient times input if it is asked for."""

@@ -24,7 +24,7 @@ from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.base import failure_in_words
 from wsi_ips.storage.location import Location
-from wsi_ips.tiling.patches import FindPatches, upsampling_note
+from wsi_ips.tiling.patches import FindPatches, note_of_patches
 from wsi_ips.units import Mpp
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class SlideRecorder:
         return Done(
             self._row(job, result, source, redraw=True),
             result.telemetry,
-            note=upsampling_note(result.coords),
+            note=note_of_patches(result.coords),
             known=known,
         )
 
@@ -189,7 +189,7 @@ class SlideRecorder:
         result, source = stored
         known = self._known(job, result, source.stamps, stored_as, embeddings=result.kept_emb_MD is not None)
         row = self._row(job, result, source, redraw=False)
-        return Done(row, note=upsampling_note(result.coords), known=known)
+        return Done(row, note=note_of_patches(result.coords), known=known)
 
     def known(self, jobs: Sequence[SlideJob], tasks: Sequence[TaskConfig]) -> Iterator[Done]:
         """What :func:`found` would tell of these slides, as far as it is known without opening a file of theirs.
@@ -251,7 +251,7 @@ class SlideRecorder:
             checkpoint=self.checkpoint,
             bad_tiles=bool(result.bad_tiles),
             holds=["embeddings"] * embeddings + ["gradients"] * gradients,
-            note=upsampling_note(result.coords),
+            note=note_of_patches(result.coords),
         )
 
     def lacks_picture(self, job: SlideJob) -> bool:
@@ -268,7 +268,7 @@ class SlideRecorder:
             return self.failed(job, error)
         result, _ = stored
         complaint = f"overlay of {job.slide_id} not drawn: {error}"
-        return Done(PredictionRow.done(result, error=complaint), note=upsampling_note(result.coords))
+        return Done(PredictionRow.done(result, error=complaint), note=note_of_patches(result.coords))
 
     def _stored(self, job: SlideJob) -> tuple[SlideResult, SlideSource] | None:
         """The stored result of the same slide and patches by the same checkpoint, if there is one, and what the

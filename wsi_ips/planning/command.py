@@ -62,7 +62,12 @@ class PlanJob(Job):
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe of finetune, predict, features or demo.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML recipe of finetune, predict, features or demo, or the name of one of wsi_ips."
+        ),
+    ],
     kind: Annotated[
         str | None,
         typer.Option("--for", help="finetune, predict or features; default: what the recipe does."),

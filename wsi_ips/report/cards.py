@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import HeatOptions, TaskConfig
 from wsi_ips.config.heat import MapKind
-from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError
+from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError, count
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
 from wsi_ips.heatmaps.display_scale import ScaleBar, Tick, colours_of, scale_of, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, speaking_for
@@ -21,7 +21,7 @@ from wsi_ips.inference.results import read_result
 from wsi_ips.inference.run_folder import stored_location
 from wsi_ips.report.pictures import COLOURS, Pictures, Pixels, Place, draw_pictures, read_pixels, top_places
 from wsi_ips.report.stored_run import Judged, StoredRun, StoredSlide, attention_file
-from wsi_ips.report.summary import Part, answer, class_colour, count, duration, figure, millimetres, shortened
+from wsi_ips.report.summary import Part, answer, class_colour, duration, figure, millimetres, shortened
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.location import Location
 

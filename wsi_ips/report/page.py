@@ -16,14 +16,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from wsi_ips.errors import ResultsError
+from wsi_ips.errors import ResultsError, count
 from wsi_ips.evaluation.plots import figure_name
 from wsi_ips.evaluation.task_scores import kind_of
 from wsi_ips.report.cards import Card, Line
 from wsi_ips.report.pictures import Plot
 from wsi_ips.report.stages import StageShares
 from wsi_ips.report.stored_run import Figure, StoredEvaluation, StoredRun, TrainingRun
-from wsi_ips.report.summary import Summary, count, figure, raw, shortened
+from wsi_ips.report.summary import Summary, figure, raw, shortened
 from wsi_ips.storage.files import whole_file
 
 MOST_CHECKPOINTS = 20

@@ -9,9 +9,10 @@ measured against the time that all of them had.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from wsi_ips.errors import count
 from wsi_ips.inference.telemetry import IN_THREADS, SlideTelemetry
 from wsi_ips.report.stored_run import StoredRun
-from wsi_ips.report.summary import STAGES, Part, count, duration
+from wsi_ips.report.summary import STAGES, Part, duration
 from wsi_ips.timeline import REST, Stage, Stages
 
 LEAST = 0.001

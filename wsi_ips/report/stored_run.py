@@ -259,6 +259,8 @@ class Figure(_Part):
     value: float | None
     low: float | None = None
     high: float | None = None
+    why_none: str = ""
+    """Why no interval is stated although one was asked for."""
 
 
 class Cases(_Part):

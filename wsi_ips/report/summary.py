@@ -11,7 +11,7 @@ from math import isfinite
 from statistics import median
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import one_line
+from wsi_ips.errors import count, one_line
 from wsi_ips.heatmaps.display_scale import CLASS_COLOURS, short
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.report.stored_run import StoredRun, StoredSlide
@@ -209,11 +209,6 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def count(number: int, thing: str, things: str | None = None) -> str:
-    """A number of things: ``1 slide``, ``1,024 slides``."""
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 def figure(value: float | None) -> str:

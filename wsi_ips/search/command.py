@@ -21,7 +21,12 @@ class SearchJob(SearchConfig, Job):
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see pipelines/spinenet_search.yaml.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML recipe, such as pipelines/spinenet_search.yaml, which comes with wsi_ips."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the recipe's.")
     ] = None,

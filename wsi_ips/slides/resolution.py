@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from wsi_ips.errors import ConfigError, ManifestError
+from wsi_ips.errors import ConfigError, ManifestError, one_line
+from wsi_ips.registry import did_you_mean
 from wsi_ips.slides.folder import SLIDE_SUFFIXES, slide_id
 from wsi_ips.storage.files import check_table_size
 from wsi_ips.units import Mpp
@@ -95,7 +96,8 @@ class SlideMpp:
     def __init__(self, for_all: float | None = None, table: Mapping[str, Mpp] | None = None) -> None:
         if for_all is not None and believable(for_all) is None:
             raise ConfigError(
-                f"--slide-mpp {for_all} is no resolution of a slide; expected µm per pixel, e.g. 0.25"
+                f"--slide-mpp {for_all} (in Python: slide_mpp=) is no resolution of a slide; expected µm per "
+                "pixel, e.g. 0.25"
             )
         self._for_all = None if for_all is None else Mpp(for_all)
         self._names = dict(table or {})
@@ -108,6 +110,10 @@ class SlideMpp:
     def unmatched(self, slide_ids: Collection[str]) -> list[str]:
         """The names in the table that belong to none of these slides."""
         return [name for name in self._names if name not in slide_ids and _id_of(name) not in slide_ids]
+
+
+CALLED_INSTEAD = ("slide", "slide_id", "slide_name", "filename", "file", "name", "image", "path")
+"""What tables of others call the column ``wsi``."""
 
 
 def read_mpp_table(path: Path) -> dict[str, Mpp]:
@@ -134,8 +140,16 @@ def read_mpp_table(path: Path) -> dict[str, Mpp]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
-        if not {"wsi", "mpp"} <= set(rows.fieldnames):
-            raise ManifestError(path, "lacks the columns wsi,mpp", "name them in the first line")
+        missing = [name for name in ("wsi", "mpp") if name not in rows.fieldnames]
+        if missing:
+            others = [name for name in rows.fieldnames if name not in ("wsi", "mpp")]
+            alike = did_you_mean(missing[0], others)
+            if not alike and missing == ["wsi"]:
+                named = [name for name in others if name.lower() in CALLED_INSTEAD] or others[:1]
+                alike = f"; did you mean {one_line(named[0], most=80)}?" if named else ""
+            raise ManifestError(
+                path, f"lacks the column {missing[0]}", f"its first line must name wsi,mpp{alike}"
+            )
         for row in rows:
             name, stated = (row["wsi"] or "").strip(), (row["mpp"] or "").strip()
             if not name:

@@ -1,7 +1,8 @@
 """Where a slide is: a path on this machine, or a URL.
 
 :func:`locate` turns text into one or the other. A URL never becomes a ``Path``, since ``Path("http://a")`` is
-``http:/a``. The module also answers what may be the name of a file (:func:`is_file_name`, :func:`is_there`).
+``http:/a``. The module also answers what may be the name of a file (:func:`is_file_name`, :func:`is_there`), and
+where the files lie that come with the package (:func:`shipped`).
 """
 
 import errno
@@ -100,3 +101,12 @@ def is_file_name(text: str) -> bool:
     if any(letter < " " or letter == "\x7f" for letter in text):
         return False
     return len(text.encode("utf-8", "surrogateescape")) <= LONGEST_NAME_BYTES - _ROOM
+
+
+def shipped(folder: str) -> Path:
+    """A folder that comes with the package, ``pipelines`` or ``data_manifests``: within it where it is installed,
+    beside it in a checkout.
+    """
+    package = Path(__file__).parents[1]
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder

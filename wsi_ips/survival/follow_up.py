@@ -9,6 +9,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wsi_ips.errors import count
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FollowUp:
@@ -56,4 +58,4 @@ class FollowUp:
     @property
     def counts(self) -> str:
         """How many patients had the event, for messages and tables."""
-        return f"{int(self.event.sum())} events in {len(self)} patients"
+        return f"{count(int(self.event.sum()), 'event')} in {count(len(self), 'patient')}"

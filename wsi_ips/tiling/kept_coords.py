@@ -30,9 +30,9 @@ from wsi_ips.tiling.grid import PatchCoords
 from wsi_ips.tiling.patches import (
     FindPatches,
     PatchesInTissue,
+    note_of_patches,
     replaced_meanwhile,
     stored_patches,
-    upsampling_note,
 )
 from wsi_ips.units import Mpp
 
@@ -115,7 +115,7 @@ class KeptPatches:
             self._forget(path, slide_id)
             layout: Layout = "trident" if path.stem == f"{slide_id}_patches" else "clam"
             write_coords(path, coords, layout=layout, info=slide.info, made_from=now)
-            self._note(slide_id, (len(coords), "ok", "", upsampling_note(coords)))
+            self._note(slide_id, (len(coords), "ok", "", note_of_patches(coords)))
         except OSError as error:
             logger.warning("the coordinates of %s are not kept: %s", slide_id, error)
         return coords

@@ -199,7 +199,7 @@ def no_patches(path: Location, coords: PatchCoords, mask: TissueMask, tiling: Ti
         str(path),
         f"no tissue was found: tiling.min_tissue asks for {tiling.min_tissue:.3g} of a patch, the fullest "
         f"patch has {fullest:.2g}",
-        "lower tiling.min_tissue, or take smaller patches",
+        "lower tiling.min_tissue (in Python: min_tissue=), or take smaller patches",
     )
 
 
@@ -367,15 +367,16 @@ def check_upsampling(path: Location, *, slide_mpp: Mpp, patch_mpp: Mpp, allowed:
             f"has {slide_mpp:.4g} µm per pixel and the patches are to have {patch_mpp:.4g} µm: they would be "
             f"enlarged {slide_mpp / patch_mpp:.3g} times",
             "give a coarser --patch-mpp (or a model that was trained on coarser patches), or the true --slide-mpp "
-            "if the file's is wrong, or allow it with --set tiling.allow_upsampling=true",
+            "if the file's is wrong, or allow it with --set tiling.allow_upsampling=true (in Python: mpp=, "
+            "slide_mpp=, allow_upsampling=True)",
         )
 
 
-def upsampling_note(coords: PatchCoords) -> str:
+def note_of_patches(coords: PatchCoords) -> str:
     """What the row of a result has to say of its patches: that they are enlarged by more than 10 %, and the note
     that they have themselves. Empty where there is nothing to say.
     """
-    return joined_notes(note_of(slide_mpp=coords.slide_mpp, patch_mpp=coords.patch_mpp), coords.note)
+    return joined_notes(enlarged_note(slide_mpp=coords.slide_mpp, patch_mpp=coords.patch_mpp), coords.note)
 
 
 def other_mpp_note(info: SlideInfo, given: Mpp | None) -> str:
@@ -396,7 +397,7 @@ def joined_notes(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def note_of(*, slide_mpp: Mpp, patch_mpp: Mpp) -> str:
+def enlarged_note(*, slide_mpp: Mpp, patch_mpp: Mpp) -> str:
     """A note if patches are enlarged by more than 10 % from a slide's resolution, else an empty text.
 
     Both resolutions are µm per pixel.
@@ -574,7 +575,7 @@ def tile_one(
         forget_stale(folder, slide)
         raised = error if slide.path == folder.alone else None
         return TiledSlide.failed(slide, failure_in_words(slide.slide_id, error), raised)
-    return TiledSlide(len(coords), note=upsampling_note(coords), was_there=stored is not None)
+    return TiledSlide(len(coords), note=note_of_patches(coords), was_there=stored is not None)
 
 
 def forget_stale(folder: TilingFolder, slide: SlideToTile) -> None:

@@ -253,6 +253,11 @@ def _pixels(um2: float, um2_per_px: float) -> int:
     return max(0, int(np.ceil(um2 / um2_per_px)) - 1)
 
 
+def _in_python(setting: str, value: str) -> str:
+    """How a setting of ``tiling.tissue`` is given to the functions of the Python interface."""
+    return f"in Python: tiling=wi.TilingConfig(tissue={{'{setting}': {value}}})"
+
+
 def _why_empty(found: Found, config: TissueConfig, um2_per_px: float) -> tuple[str, str]:
     """What left out everything, as problem and fix.
 
@@ -263,14 +268,14 @@ def _why_empty(found: Found, config: TissueConfig, um2_per_px: float) -> tuple[s
     if pen_px > found_px:
         return (
             f"no tissue was found: {pen_px * um2_per_px / 1e6:.3g} mm² of stain were all left out as felt pen",
-            "if they are tissue, set tiling.tissue.drop_pen=false",
+            f"if they are tissue, set tiling.tissue.drop_pen=false ({_in_python('drop_pen', 'False')})",
         )
     if found_px:
         largest = int(np.bincount(ndimage.label(found.mask_HW)[0].ravel())[1:].max())
         return (
             f"no tissue was found: its largest piece has {largest * um2_per_px:.3g} µm², "
             f"tiling.tissue.min_object_um2 asks for {config.min_object_um2:g}",
-            "lower tiling.tissue.min_object_um2, or leave the slide out",
+            f"lower tiling.tissue.min_object_um2 ({_in_python('min_object_um2', '0')}), or leave the slide out",
         )
     if config.segmenter not in SEGMENTERS.members:
         return (

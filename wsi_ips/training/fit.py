@@ -22,18 +22,19 @@ from torch import nn
 
 from wsi_ips.config import FinetuneConfig, TrainingConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, case_targets
-from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
+from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError, count
 from wsi_ips.models.build import build_selecting_net, check_aggregator, complete_model
 from wsi_ips.models.checkpoint import begin_from, named_base
 from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
+from wsi_ips.models.encoders.weights import check_weights
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.fingerprint import versions
 from wsi_ips.streaming.device import calculating, numerics
 from wsi_ips.tiling.kept_coords import given_coords
-from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, upsampling_note
+from wsi_ips.tiling.patches import FindPatches, PatchesInTissue, note_of_patches
 from wsi_ips.timeline import working
 from wsi_ips.training.bags import Bag, SlideBag, bags_of, tile_bag, warn_of_order, without_slides
 from wsi_ips.training.cascade import calibrate
@@ -92,14 +93,14 @@ def finetune(
     Raises:
         ManifestError: There are no training slides, or only one label.
         ConfigError: ``out`` holds another run, or the settings are not possible.
+        CheckpointError: The encoder's weights are a package that is not installed, or a file that is not there.
         TrainingError: More slides than ``training.max_bad_slides`` allows are bad, or the loss is not finite.
     """
     records = [*manifest.split("train"), *manifest.split("val")]
     check_nodes(config.training.nodes)
     check_labels(manifest, config)
     check_aggregator(config.model, config.selection)
-    if config.model.encoder.weights == "none":
-        check_encoder(config)
+    check_encoder(config)
     allowed = math.ceil(config.training.max_bad_slides * len(records))
     find = find_patches or PatchesInTissue(config.tiling)
     learned_from = LearnedFrom.now(records, config, slide_mpp=slide_mpp)  # before a slide is read
@@ -155,8 +156,11 @@ def _tile_bags(
                         raise too_many_bad(bad, error) from error
                     continue
                 tiled[record.slide_id] = bag
-                note = upsampling_note(bag.coords)
-                advance(f"{record.slide_id}: {len(bag)} patches" + (f" ({note})" if note else ""))
+                note = note_of_patches(bag.coords)
+                advance(
+                    f"{record.slide_id}: {count(len(bag), 'patch', 'patches')}"
+                    + (f" ({note})" if note else "")
+                )
     ids = [record.slide_id for record in records]
     return (
         [tiled[slide_id] for slide_id in ids if slide_id in tiled],
@@ -195,9 +199,13 @@ def check_encoder(config: FinetuneConfig) -> None:
     """Check the encoder before bags are made, as :func:`train_bags` will.
 
     Raises:
+        CheckpointError: The encoder's weights are a package that is not installed, or a file that is not there.
         ConfigError: Training would leave the encoder without normalisation for good.
     """
-    if config.training.start is None:
+    encoder = config.model.encoder
+    if encoder.features is None:
+        check_weights(encoder.weights)
+    if encoder.weights == "none" and config.training.start is None:
         with torch.random.fork_rng(devices=[]):
             _check_normalised(build_selecting_net(config.model, config.selection))
 
@@ -205,7 +213,8 @@ def check_encoder(config: FinetuneConfig) -> None:
 def too_many_bad(bad: Mapping[str, str], last: WsiIpsError) -> TrainingError:
     """The error for more bad slides than ``training.max_bad_slides`` allows."""
     return TrainingError(
-        f"{len(bad)} slides cannot be used, more than training.max_bad_slides allows; the last one: {last}"
+        f"{count(len(bad), 'slide')} cannot be used, more than training.max_bad_slides allows; the last one: "
+        f"{last}"
     )
 
 
@@ -405,8 +414,9 @@ def _fit(
     warn_of_order(module.net, config)
     if device.type == "cpu" and training.precision == "fp16":
         raise ConfigError("training.precision: fp16 needs a GPU; bf16 and 32 run on a CPU")
+    name = "Head start" if out.name == HEAD_START else "Fine-tuning"
     total = training.epochs * (steps.per_epoch + len(val)) - (steps.done + steps.epoch * len(val))
-    with _quiet_lightning(), progress("Fine-tuning", total=total) as advance:
+    with _quiet_lightning(), progress(name, total=total) as advance:
         trainer = Trainer(
             accelerator=device.type,
             devices=_devices(training.devices, device),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wsi_ips.config import EncoderConfig, FinetuneConfig, TaskConfig
 from wsi_ips.config.slides import file_sha256
 from wsi_ips.datasets.manifest import NONE, SPLITS, Manifest, SlideRecord
-from wsi_ips.errors import ConfigError, harmless, one_line
+from wsi_ips.errors import ConfigError, count, harmless, one_line
 from wsi_ips.models.encoders.registry import entry_of
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.fingerprint import versions
@@ -135,7 +135,8 @@ def write_folds_card(
         "## Intended use",
         INTENDED_USE,
         "## Data",
-        f"{len(records)} slides of {len({record.case_id for record in records})} patients ({_named(manifest)}), "
+        f"{count(len(records), 'slide')} of {count(len({record.case_id for record in records}), 'patient')} "
+        f"({_named(manifest)}), "
         f"divided by patient into {k} folds. Slides in the manifest's split `test` were not read: "
         f"{len(manifest.split('test'))}.",
         "## Figures on slides that a model has not seen",

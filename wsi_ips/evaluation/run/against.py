@@ -15,7 +15,7 @@ import numpy as np
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ConfigError, ResultsError, one_line
+from wsi_ips.errors import ConfigError, ResultsError, count, one_line
 from wsi_ips.evaluation.intervals import (
     LEVEL,
     DelongTest,
@@ -243,13 +243,15 @@ def only_slides(joined: Joined, slide_ids: set[str]) -> Joined:
 
 def in_words(each: Compared) -> str:
     """A line such as ``label: AUC 0.912 against 0.874: +0.038 [-0.011, 0.084], DeLong p 0.14``."""
-    what = each.task if each.of == "slides" else f"{each.task}, {each.count} patients"
+    what = each.task if each.of == "slides" else f"{each.task}, {count(each.count, 'patient')}"
     name = figure_name(each.figure)
     if math.isnan(each.difference.value):
         return f"{what}: {name} not defined"
     line = f"{what}: {name} {each.one.value:.3f} against {each.other.value:.3f}: {each.difference.value:+.3f}"
     if not math.isnan(each.difference.low):
         line += f" [{each.difference.low:+.3f}, {each.difference.high:+.3f}]"
+    elif each.difference.why_none:
+        line += f" (too few for an interval: {each.difference.why_none})"
     if each.delong is not None:
         p = each.delong.p
         line += ", DeLong p not defined" if math.isnan(p) else f", DeLong p {p:.2g}"

@@ -239,7 +239,9 @@ def lead_in_words(line: Line) -> str:
     if line.difference is None or math.isnan(line.difference.value):
         return ""
     lead = line.difference
-    interval = "" if math.isnan(lead.low) else f" [{lead.low:+.3f}, {lead.high:+.3f}]"
+    interval = f" [{lead.low:+.3f}, {lead.high:+.3f}]"
+    if math.isnan(lead.low):
+        interval = " (too few for an interval)" if lead.why_none else ""
     return f"{lead.value:+.3f}{interval}"
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ConfigError, ManifestError, ResultsError, one_line
+from wsi_ips.errors import ConfigError, ManifestError, ResultsError, count, one_line
 from wsi_ips.evaluation.conformal import (
     Calibration,
     Question,
@@ -32,7 +32,6 @@ from wsi_ips.evaluation.conformal import (
     thresholds,
     with_temperature,
 )
-from wsi_ips.evaluation.intervals import Interval
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.joined import Joined, join
 from wsi_ips.evaluation.run.tasks import check_scored
@@ -157,10 +156,11 @@ def doubt_in_words(name: str, doubt: DoubtReport) -> list[str]:
     for asked, figures in doubt.sets.items():
         which = name if asked == name else f"{name}, {asked}"
         cover = figures.coverage
+        ends = "" if np.isnan(cover.low) else f" [{cover.low:.3f}, {cover.high:.3f}]"
         right = "" if np.isnan(figures.right_if_single) else f", {figures.right_if_single:.3f} of these right"
         lines.append(
-            f"{which}: sets hold the true answer for {cover.value:.3f} [{cover.low:.3f}, {cover.high:.3f}] of "
-            f"{figures.slides} slides (promised {1 - doubt.calibration.risk:.3g}); "
+            f"{which}: sets hold the true answer for {cover.value:.3f}{ends} of "
+            f"{count(figures.slides, 'slide')} (promised {1 - doubt.calibration.risk:.3g}); "
             f"{figures.size:.2f} answers a set, {figures.single:.3f} of one answer{right}"
         )
     if doubt.nll is not None and doubt.ece is not None:
@@ -193,7 +193,7 @@ def _two(figure: BeforeAfter | None) -> dict[str, float] | None:
 def _set_json(figures: SetFigures) -> dict[str, Any]:
     return {
         "slides": figures.slides,
-        "coverage": _interval(figures.coverage),
+        "coverage": figures.coverage.to_json(),
         "interval_method": "Clopper-Pearson" if figures.exact else "percentile bootstrap over cases",
         "mean_size": figures.size,
         "single": figures.single,
@@ -203,10 +203,6 @@ def _set_json(figures: SetFigures) -> dict[str, Any]:
             name: {"slides": one.slides, "coverage": one.coverage} for name, one in figures.by_answer.items()
         },
     }
-
-
-def _interval(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
 def calibrate_run(
@@ -391,7 +387,7 @@ def _in_words(name: str, task: TaskCalibration, *, risk: float, by_class: bool) 
         )
     else:
         fitted = "every label is the likeliest class, which no temperature fits best: 1 stays"
-    lines = [f"{name}: {fitted} ({task.slides} slides)"]
+    lines = [f"{name}: {fitted} ({count(task.slides, 'slide')})"]
     for rule in task.rules:
         asked = f"{name}, {rule.question}" if rule.question else name
         ends = {n: coverage_range(n, risk) for n in rule.cases}

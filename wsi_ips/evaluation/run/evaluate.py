@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, read_manifest
-from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.errors import ConfigError, ResultsError, count
 from wsi_ips.evaluation.intervals import Interval
 from wsi_ips.evaluation.plots import (
     NamedFroc,
@@ -194,11 +194,13 @@ def headlines(done: Evaluation) -> list[str]:
     for name, report in done.tasks.items():
         wanted = HEADLINES[report.scored.kind] or tuple(report.figures)
         wanted = (*(["quadratic_kappa"] if "quadratic_kappa" in report.figures else []), *wanted)
-        lines.append(f"{name}: " + ", ".join(_in_words(key, report.figures[key]) for key in wanted))
+        lines.append(f"{name}: {_figures_in_words(wanted, report.figures)}")
         if report.case_figures:
             first = wanted[0]
             cases = len(report.pooled.slides)
-            lines.append(f"{name}, {cases} patients: " + _in_words(first, report.case_figures[first]))
+            lines.append(
+                f"{name}, {count(cases, 'patient')}: " + _in_words(first, report.case_figures[first])
+            )
         if name in done.stages:
             lines.append(f"{name}: " + _in_words("pN stage, quadratic kappa", done.stages[name].kappa))
         if name in done.doubts:
@@ -208,22 +210,31 @@ def headlines(done: Evaluation) -> list[str]:
         shown = [
             key for key in ("c_index", "c_index_uno", "ibs", "ibs_kaplan_meier") if key in survival.figures
         ]
-        lines.append(f"{name}: " + ", ".join(_in_words(key, survival.figures[key]) for key in shown))
+        lines.append(f"{name}: {_figures_in_words(shown, survival.figures)}")
         if survival.groups.test is not None:
             lines.append(f"{name}: log-rank p of the risk groups {survival.groups.test.p:.3g}")
     if done.froc is not None:
         for by, one in done.froc.by.items():
-            counts = f"{one.curve.lesions} lesions, {one.curve.slides} slides"
+            counts = f"{count(one.curve.lesions, 'lesion')}, {count(one.curve.slides, 'slide')}"
             lines.append(_in_words(f"FROC score by {by}", one.score) + f" ({counts})")
     for faithful in done.faithfulness.values():
         lines += faithful.in_words()
     return lines
 
 
+def _figures_in_words(names: Sequence[str], figures: Mapping[str, Interval]) -> str:
+    """Figures of the same slides in one line; why there are no intervals stands once, at its end."""
+    reasons = {figures[name].why_none for name in names} - {""}
+    told = ", ".join(_in_words(name, replace(figures[name], why_none="")) for name in names)
+    return told + "".join(f" (too few for an interval: {why})" for why in sorted(reasons))
+
+
 def _in_words(name: str, interval: Interval) -> str:
     name = figure_name(name)
     if math.isnan(interval.value):
         return f"{name} not defined"
+    if interval.why_none:
+        return f"{name} {interval.value:.3f} (too few for an interval: {interval.why_none})"
     if math.isnan(interval.low):
         return f"{name} {interval.value:.3f}"
     return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import SlideRecord
-from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.errors import ConfigError, WsiIpsError, count
 from wsi_ips.evaluation.faithfulness import (
     RANDOM_ORDERS,
     FlippingCurves,
@@ -115,10 +115,7 @@ class FaithfulnessReport:
             "seed": seed,
             "unread": list(self.complaints),
             "explanations": {
-                name: {
-                    key: {"value": one.value, "low": one.low, "high": one.high}
-                    for key, one in figures.items()
-                }
+                name: {key: one.to_json() for key, one in figures.items()}
                 for name, figures in self.figures.items()
             },
         }
@@ -128,7 +125,7 @@ class FaithfulnessReport:
         return [
             f"{self.task.name}, faithfulness of {name}: area between the curves {_interval(figures['between'])}, "
             f"random order {figures['random'].value:.3f}, above it by {_interval(figures['above_random'])} "
-            f"({len(self.slides)} slides): {_verdict(figures['above_random'])}"
+            f"({count(len(self.slides), 'slide')}): {_verdict(figures['above_random'])}"
             for name, figures in self.figures.items()
         ]
 
@@ -349,7 +346,7 @@ def _interval(one: Interval) -> str:
 def _verdict(above: Interval) -> str:
     """What the interval of the difference to random order says."""
     if np.isnan(above.low):
-        return "no interval"
+        return f"too few for an interval ({above.why_none})" if above.why_none else "no interval"
     if above.low > 0:
         return "tells more than a random order"
     return "tells less than a random order" if above.high < 0 else "not told apart from a random order"

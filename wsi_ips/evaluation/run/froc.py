@@ -37,6 +37,7 @@ from wsi_ips.evaluation.intervals import (
     bootstrap_band,
     percentile_interval,
     resample_cases,
+    too_few,
 )
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.evaluation.run.joined import Joined
@@ -300,6 +301,8 @@ def _intervals(
     strata = [case in with_lesions for case in cases] if config.stratify else None
     drawn = resample_cases(cases, strata=strata, resamples=config.bootstrap, seed=config.seed)
     band = bootstrap_band(resampled, rates, drawn)
+    if config.bootstrap and (why := too_few(cases)):
+        return Interval.not_stated(curve.score, why), None
     return percentile_interval(curve.score, np.array(scores, np.float64)), band
 
 

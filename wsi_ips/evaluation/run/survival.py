@@ -10,7 +10,7 @@ import numpy as np
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest
-from wsi_ips.errors import ConfigError, ManifestError, ResultsError
+from wsi_ips.errors import ConfigError, ManifestError, ResultsError, count
 from wsi_ips.evaluation.intervals import Interval
 from wsi_ips.evaluation.risk_groups import RiskGroups, draw_kaplan_meier, group_by_risk
 from wsi_ips.evaluation.run.config import EvaluationConfig
@@ -53,15 +53,7 @@ class SurvivalReport:
             "censoring_from": self.censoring_from,
             "tau": self.training.tau,
             "brier_times": [config.at[place] for place in self.training.times(config.at).tolist()],
-            "metrics": {
-                name: {
-                    "value": one.value,
-                    "low": one.low,
-                    "high": one.high,
-                    "undefined_resamples": one.undefined,
-                }
-                for name, one in self.figures.items()
-            },
+            "metrics": {name: one.to_json() for name, one in self.figures.items()},
             "risk_groups": self.groups.to_json(self.predicted),
             "notes": list(self.notes),
         }
@@ -91,12 +83,12 @@ def report_survival(
         )
     if not predicted.tells_survival:
         notes.append("this model tells no survival at times, only risks: there is no Brier score")
-    groups = _groups(task, predicted, rows, manifest, config)
+    others = {
+        split: _mean_risks(task, rows, manifest, split) for split in ("val", "train") if split != config.split
+    }
+    groups = _groups(predicted, others, config)
     if groups.edges_from == config.split:
-        notes.append(
-            f"risk groups are cut at quantiles of the scored patients' own risks, which flatters; predict the val "
-            f"or train slides of {manifest.path.name} too"
-        )
+        notes.append(_why_own_edges(others, manifest, config))
     if groups.test is None:
         notes.append("the groups of risk cannot be compared: too few events, or all patients in one group")
     figures = survival_intervals(
@@ -167,26 +159,52 @@ def _checked(
     return predicted
 
 
-def _groups(
-    task: TaskConfig,
-    predicted: PredictedSurvival,
-    rows: Sequence[PredictionRow],
-    manifest: Manifest,
-    config: EvaluationConfig,
-) -> RiskGroups:
-    """Cut where validation patients' risks say, else training patients', else the scored patients' own."""
+def _mean_risks(
+    task: TaskConfig, rows: Sequence[PredictionRow], manifest: Manifest, split: str
+) -> list[float]:
+    """The risk of each patient of a split that is in the run: the mean over the patient's slides."""
     row_of = {row.slide_id: row for row in rows if row.status == "ok"}
-    for split in ("val", "train"):
-        risks: dict[str, list[float]] = {}
-        for record in manifest.split(split) if split != config.split else []:
-            if record.slide_id in row_of:
-                risk = row_of[record.slide_id].probabilities[task.name]["risk"]
-                risks.setdefault(record.case_id, []).append(risk)
-        means = [math.fsum(each) / len(each) for each in risks.values()]
-        if len(means) >= FEWEST_PER_GROUP * config.risk_groups and all(map(math.isfinite, means)):
-            return group_by_risk(predicted, risk_group_edges(means, config.risk_groups), edges_from=split)
+    risks: dict[str, list[float]] = {}
+    for record in manifest.split(split):
+        if record.slide_id in row_of:
+            risk = row_of[record.slide_id].probabilities[task.name]["risk"]
+            risks.setdefault(record.case_id, []).append(risk)
+    return [math.fsum(each) / len(each) for each in risks.values()]
+
+
+def _groups(
+    predicted: PredictedSurvival, others: Mapping[str, Sequence[float]], config: EvaluationConfig
+) -> RiskGroups:
+    """Cut where validation patients' risks say, else training patients', else the scored patients' own.
+
+    others: the risks of each split's patients, those of validation first.
+    """
+    for split, risks in others.items():
+        if len(risks) >= FEWEST_PER_GROUP * config.risk_groups and all(map(math.isfinite, risks)):
+            return group_by_risk(predicted, risk_group_edges(risks, config.risk_groups), edges_from=split)
     edges = risk_group_edges(predicted.risk_N, config.risk_groups)
     return group_by_risk(predicted, edges, edges_from=config.split)
+
+
+def _why_own_edges(
+    others: Mapping[str, Sequence[float]], manifest: Manifest, config: EvaluationConfig
+) -> str:
+    """The note that groups of risk are cut by the scored patients themselves, and what would mend it."""
+    there = " and ".join(count(len(risks), f"{split} patient") for split, risks in others.items())
+    needed = FEWEST_PER_GROUP * config.risk_groups
+    listed = {split: {record.case_id for record in manifest.split(split)} for split in others}
+    enough = [split for split, cases in listed.items() if len(cases) >= needed]
+    mend = (
+        f"predict all {' or '.join(enough)} slides of {manifest.path.name}"
+        if enough
+        else f"{manifest.path.name} lists no more"
+        if all(len(listed[split]) == len(risks) for split, risks in others.items())
+        else f"{manifest.path.name} lists fewer, too"
+    )
+    return (
+        f"risk groups are cut at quantiles of the scored patients' own risks, which flatters: {there} are in the "
+        f"run, {needed} of one split are needed ({FEWEST_PER_GROUP} per group); {mend}"
+    )
 
 
 def write_survival(out: Path, reports: Mapping[str, SurvivalReport]) -> None:

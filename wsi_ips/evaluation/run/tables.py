@@ -239,11 +239,11 @@ def _task_json(report: TaskReport, doubt: DoubtReport | None) -> dict[str, Any]:
         "kind": scored.kind,
         "classes": list(scored.task.classes),
         "without_label": [record.slide_id for record in report.joined.unlabelled],
-        "metrics": {name: _interval_json(one) for name, one in report.figures.items()},
+        "metrics": {name: Interval.to_json(one) for name, one in report.figures.items()},
         "cases": {
             "pooled": len(report.pooled.slides),
             "mixed": list(report.pooled.mixed),
-            "metrics": {name: _interval_json(one) for name, one in report.case_figures.items()},
+            "metrics": {name: Interval.to_json(one) for name, one in report.case_figures.items()},
         },
     }
     if scored.kind == "binary":
@@ -253,7 +253,7 @@ def _task_json(report: TaskReport, doubt: DoubtReport | None) -> dict[str, Any]:
     if doubt is not None:
         described["doubt"] = doubt_json(doubt)
     if report.delong is not None:
-        described["auc_delong"] = _interval_json(report.delong)
+        described["auc_delong"] = Interval.to_json(report.delong)
     if scored.kind != "regression":
         curve = scored.reliability
         described["per_class"] = class_rows(scored)
@@ -272,7 +272,7 @@ def _task_json(report: TaskReport, doubt: DoubtReport | None) -> dict[str, Any]:
 
 def _stage_json(report: StageReport) -> dict[str, Any]:
     return {
-        "quadratic_kappa": _interval_json(report.kappa),
+        "quadratic_kappa": Interval.to_json(report.kappa),
         "patients": {
             case: {"label": label, "predicted": report.predicted[case]}
             for case, label in report.labels.items()
@@ -302,17 +302,8 @@ def _froc_json(froc: FrocReport, task: str | None) -> dict[str, Any]:
 
 def _froc_figures(one: FrocScore) -> dict[str, Any]:
     return {
-        "score": _interval_json(one.score),
+        "score": Interval.to_json(one.score),
         "sensitivity_at": dict(zip(map(str, RATES), one.curve.sensitivity_at().tolist(), strict=True)),
-    }
-
-
-def _interval_json(interval: Interval) -> dict[str, float | int]:
-    return {
-        "value": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "undefined_resamples": interval.undefined,
     }
 
 

@@ -11,6 +11,7 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES
 from wsi_ips.errors import ManifestError, ResultsError
 from wsi_ips.evaluation.intervals import (
+    FEWEST_OF_A_CLASS,
     Band,
     Interval,
     Picked,
@@ -18,6 +19,7 @@ from wsi_ips.evaluation.intervals import (
     bootstrap_band,
     delong_interval,
     resample_cases,
+    too_few,
 )
 from wsi_ips.evaluation.plots import NamedRoc
 from wsi_ips.evaluation.run.config import EvaluationConfig
@@ -60,7 +62,7 @@ def report_task(
     pooled = pool_cases(scored, config.pool)
     several = len(set(scored.case)) < len(scored.case)
     delong = None
-    if scored.kind == "binary" and not several and min(np.bincount(scored.label, minlength=2)) > 1:
+    if scored.kind == "binary" and not several and (scored.rarest or 0) >= FEWEST_OF_A_CLASS:
         delong = delong_interval(scored.probability, scored.positive)
     return TaskReport(
         joined=joined,
@@ -149,6 +151,8 @@ def roc_plots(report: TaskReport, config: EvaluationConfig) -> list[NamedRoc]:
 def _roc_band(
     scored: Scored, scores: NDArray[np.float64], positive: NDArray[np.bool_], config: EvaluationConfig
 ) -> Band | None:
+    if too_few(scored.case, rarest=int(min(positive.sum(), (~positive).sum()))):
+        return None
     at = np.linspace(0, 1, 201)
 
     def curve(picked: Picked) -> NDArray[np.float64] | None:

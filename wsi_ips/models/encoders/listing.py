@@ -20,6 +20,7 @@ from wsi_ips.config import TransformConfig
 from wsi_ips.errors import CheckpointError, ConfigError, one_line
 from wsi_ips.models.encoders.entry import HUB, EncoderEntry, TimmArchitecture
 from wsi_ips.models.encoders.registry import ENCODER_REGISTRY, ENCODERS, entry_of, known_names
+from wsi_ips.progress import quiet_hub
 from wsi_ips.registry import did_you_mean
 
 USUAL_FILES = (
@@ -128,7 +129,8 @@ def _downloaded(source: str, files: tuple[str, ...], name_of_all: str, fix: str)
         if name.endswith(".index.json"):
             continue  # shards are taken from the cache alone
         try:
-            return Path(hf_hub_download(source, name))
+            with quiet_hub():
+                return Path(hf_hub_download(source, name))
         except Exception as error:  # noqa: BLE001 - whatever the client raises: offline, no consent, no such file
             if isinstance(error, LocalEntryNotFoundError):
                 reasons.append(f"{name} is not in the hub's cache, and the hub cannot be asked")

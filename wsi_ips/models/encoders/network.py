@@ -42,6 +42,7 @@ from wsi_ips.models.encoders.entry import EncoderEntry, Output, OwnArchitecture,
 from wsi_ips.models.encoders.registry import built, known_names
 from wsi_ips.models.spinenet import MEMBERS
 from wsi_ips.models.spinenet.specification import specification_of
+from wsi_ips.progress import quiet_hub
 
 
 def output_of(whole: Any, config: EncoderConfig, entry: EncoderEntry | None) -> Output:
@@ -175,7 +176,8 @@ def _created(name: str, arguments: Mapping[str, Any], *, shown: str, pretrained:
         elif argument == "mlp_layer":
             raise ConfigError(f"encoder.args.{argument}: {word!r} is not one of {', '.join(LAYERS)}")
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **words)
+        with quiet_hub():
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **words)
     except Exception as error:
         # timm raises one of these for an argument that does not suit; other errors come from the hub's client.
         theirs = isinstance(error, TypeError | AssertionError | KeyError | AttributeError)

