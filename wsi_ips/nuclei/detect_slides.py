@@ -31,7 +31,7 @@ from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.held_folder import held
 from wsi_ips.streaming.device import calculating, pick_device
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.patches import PatchesInTissue, check_upsampling
+from wsi_ips.tiling.patches import PatchesInTissue, check_upsampling, enlarged_note
 from wsi_ips.units import Mpp
 
 COLUMNS = ("n_patches", "n_objects", "status", "error", "note")
