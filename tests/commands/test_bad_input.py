@@ -100,10 +100,10 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_label(
     for name in ("a", "b"):
         (folder / f"{name}.tif").write_bytes(slide.read_bytes())
 
-    def draw_or_fail(path: Path, *rest: Any) -> None:
+    def draw_or_fail(path: Path, *rest: Any, **named: Any) -> None:
         if path.stem == "a":
             raise error
-        write_overlay(path, *rest)
+        write_overlay(path, *rest, **named)
 
     monkeypatch.setattr("wsi_ips.heatmaps.overlay.write_overlay", draw_or_fail)
     slides = folder / "a.tif" if alone else folder

@@ -31,7 +31,7 @@ from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.held_folder import held
 from wsi_ips.streaming.device import calculating, pick_device
 from wsi_ips.tiling.grid import PatchCoords
-from wsi_ips.tiling.patches import PatchesInTissue, check_upsampling, enlarged_note
+from wsi_ips.tiling.patches import PatchesInTissue, check_upsampling, enlarged_note, joined_notes
 from wsi_ips.units import Mpp
 
 COLUMNS = ("n_patches", "n_objects", "status", "error", "note")
@@ -119,7 +119,8 @@ class _Detector:
                 # Old outlines never lie beside a new table, whenever the process dies.
                 outlines.unlink(missing_ok=True)
         error = unreadable(slide_id, bad_tiles) if bad_tiles else ""
-        note = enlarged_note(slide_mpp=coords.slide_mpp, patch_mpp=Mpp(self.config.mpp))
+        enlarged = enlarged_note(slide_mpp=coords.slide_mpp, patch_mpp=Mpp(self.config.mpp))
+        note = joined_notes(enlarged, coords.note)
         return _Row(slide_id, len(coords), len(found), "ok", error, note)
 
 
