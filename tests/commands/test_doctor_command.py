@@ -73,12 +73,12 @@ def test_a_missing_folder_and_a_file_are_faults(
 def test_what_other_packages_add_and_what_of_it_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     offered = {
         "wsi_ips.aggregators": [EntryPoint("abmil", "math:pi", ""), EntryPoint("odd", "math:pi", "")],
-        "wsi_ips.selectors": [EntryPoint("mine", "math:floor", "")],
+        "wsi_ips.selectors": [EntryPoint("mine", "logging:log", "")],
         "wsi_ips.encoders": [EntryPoint("resnet18", "math:floor", "")],
     }
     monkeypatch.setattr("wsi_ips.registry.entry_points", lambda group: offered.get(group, []))
     assert [(finding.status, finding.found) for finding in machine.extensions()] == [
-        ("ok", "selector mine of the package math"),
+        ("ok", "selector mine of the package logging"),
         ("warning", "aggregator odd of the package math does not load: it is of type float, no Kind"),
         ("warning", "encoder resnet18 of the package math is ignored: the name is timm's"),
         ("warning", "aggregator abmil of the package math is ignored: the name is wsi_ips' own"),
