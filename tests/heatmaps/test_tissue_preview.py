@@ -45,6 +45,18 @@ def test_glass_is_shaded_tissue_is_not_and_lines_lie_where_they_belong(tmp_path:
     assert near(picture[248:253, 275:350], PATCH).any(axis=0).mean() > 0.9, "a patch begins at row 400"
 
 
+def test_patches_beyond_the_slide_do_not_cross_its_legend() -> None:
+    slide = Drawing((1600, 1250)).tissue(0, 0, 1600, 1250).reader()
+    coords, mask = tile_slide(slide, TilingConfig(patch_px=200, patch_mpp=2.0), slide_id="s01")
+    l0_bottom = float(coords.l0_exact_corners()[:, 1].max()) + coords.l0_patch
+    assert l0_bottom > 1250 + 20 * L0_PER_PX
+    page = np.asarray(draw_preview(slide, coords, mask, tissue_contours(mask)))
+    below = round(1250 / L0_PER_PX) + 1
+    legend = page[below:, SHOWN[0] // 2 :]
+    assert not (legend == PATCH).all(axis=2).any()
+    assert not (legend == CONTOUR).all(axis=2).any()
+
+
 def test_a_slide_without_tissue_is_drawn_and_says_so(tmp_path: Path) -> None:
     picture = preview(tmp_path / "s01.jpg", Drawing(SIZE).paint((30, 60, 190), 300, 300, 900, 200))
     legend = picture[SHOWN[1] :]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from shapely import Polygon
 
+from wsi_ips.errors import count
 from wsi_ips.heatmaps.display_scale import printable
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.storage.files import whole_file
@@ -85,6 +86,9 @@ def draw_preview(
         for ring in (polygon.exterior, *polygon.interiors):
             points = np.asarray(ring.coords) / l0_per_px
             draw.line([tuple(point) for point in points.tolist()], fill=CONTOUR, width=3)
+    # Patches may reach beyond the slide, and no line is to cross the legend.
+    draw.rectangle([0, height, *page_px], fill=PAPER)
+    draw.rectangle([width, 0, *page_px], fill=PAPER)
     _write_legend(picture, lines, unit=unit, below=height)
     return picture
 
@@ -121,7 +125,8 @@ def _legend(coords: PatchCoords, mask: TissueMask) -> list[Line]:
         (INK, f"{coords.slide_id}: {mask.mask_HW.mean():.1%} of the slide is tissue"),
         (
             PATCH,
-            f"{len(coords)} patches of {coords.patch_px} px at {coords.patch_mpp:.4g} µm ({um:.4g} µm wide)",
+            f"{count(len(coords), 'patch', 'patches')} of {coords.patch_px} px at {coords.patch_mpp:.4g} µm "
+            f"({um:.4g} µm wide)",
         ),
         (CONTOUR, "outline of the tissue; what is no tissue is shaded"),
     ]
@@ -137,21 +142,6 @@ def with_legend(picture: Image.Image, lines: Sequence[Line]) -> Image.Image:
     whole.paste(picture, (0, 0))
     _write_legend(whole, lines, unit=unit, below=picture.height)
     return whole
-
-
-def _with_legend(picture: Image.Image, coords: PatchCoords, mask: TissueMask) -> Image.Image:
-    um = coords.patch_px * coords.patch_mpp
-    lines = [
-        (INK, f"{coords.slide_id}: {mask.mask_HW.mean():.1%} of the slide is tissue"),
-        (
-            PATCH,
-            f"{len(coords)} patches of {coords.patch_px} px at {coords.patch_mpp:.4g} µm ({um:.4g} µm wide)",
-        ),
-        (CONTOUR, "outline of the tissue; what is no tissue is shaded"),
-    ]
-    if mask.why_empty is not None:
-        lines.append((INK, mask.why_empty[0]))
-    return with_legend(picture, lines)
 
 
 def _legend_size(size_px: Size, lines: Sequence[Line]) -> tuple[int, Size]:
