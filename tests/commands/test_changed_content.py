@@ -126,3 +126,17 @@ def test_what_is_compared(tmp_path: Path) -> None:
     assert before.updated(now()).slides == before.slides, "and it stays known"
     weights.write_bytes(b"others!")
     assert before.difference(now()) == "the file of training.start has changed since"
+
+
+def test_a_folder_that_is_called_as_timm_is_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever works beside a clone of timm changes no training by updating it."""
+    task = {"name": "label", "classes": ["a", "b"], "activation": "softmax"}
+    encoder = {"name": "resnet18", "weights": "timm"}
+    config = FinetuneConfig.model_validate({"model": {"encoder": encoder, "tasks": [task]}})
+    monkeypatch.chdir(tmp_path)
+    before = LearnedFrom.now([], config)
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "setup.py").write_text("1")
+    assert LearnedFrom.now([], config) == before

@@ -247,6 +247,15 @@ def test_wrong_outlines(console: Console, tmp_path: Path) -> None:
         assert not (made.run / "evaluation").exists()
 
 
+def test_the_tables_of_the_run_itself_are_never_replaced(console: Console, tmp_path: Path) -> None:
+    made = make_run(tmp_path, two_classes())
+    (made.run / "slides.csv").write_text("what predict wrote")
+    said = console("evaluate", made.run, made.manifest, *FAST, "--out", made.run)
+    assert said.code == 2
+    assert "is the run itself" in said.complaint
+    assert (made.run / "slides.csv").read_text() == "what predict wrote"
+
+
 def test_outlines_of_nothing_are_none(console: Console, tmp_path: Path) -> None:
     """An empty file must not make a tumour slide one without lesions."""
     made = make_run(tmp_path, lesions())

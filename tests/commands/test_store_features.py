@@ -22,7 +22,8 @@ from tests.commands.console import Console
 from tests.conftest import SmallData
 from tests.tiling.foreign_files import write_clam
 from wsi_ips.datasets.feature_files import open_features
-from wsi_ips.inference.feature_export import save_rows
+from wsi_ips.errors import ConfigError
+from wsi_ips.inference.feature_export import FeaturesFolder, save_rows
 from wsi_ips.models.checkpoint import checkpoint_sha256, load_checkpoint
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.held_folder import locked
@@ -345,7 +346,8 @@ MEMORY = """
 import resource, sys, numpy as np, torch
 from pathlib import Path
 from wsi_ips.errors import SlideReadError
-from wsi_ips.inference.feature_export import save_rows
+from wsi_ips.errors import ConfigError
+from wsi_ips.inference.feature_export import FeaturesFolder, save_rows
 def write(n):
     block = np.ones((1000, 1024), np.float32)
     path, blocks = Path(sys.argv[1]) / f"{n}.pt", (block for _ in range(n))
@@ -390,3 +392,22 @@ def test_unreadable_tiles_are_told_again_by_a_second_start(
     assert "1 tiles unreadable, read as white" in first.out
     again = "1 of 1 slides were encoded already, from the same files and settings\n"
     assert second.out == again + first.out
+
+
+def test_features_of_earlier_versions_are_gone_on_with_though_they_do_not_say_whose_the_encoder_is(
+    tmp_path: Path,
+) -> None:
+    folder = FeaturesFolder(tmp_path, "clam", "theirs")
+    before: dict[str, Any] = {"encoder": {"name": "theirs"}}
+    now = {**before, "package": {"package": "outside", "version": "1.0"}}
+    with folder.claimed(before, numerics={}):
+        (tmp_path / "h5_files").mkdir(exist_ok=True)
+        (tmp_path / "h5_files" / "s0.h5").touch()
+    with folder.claimed(now, numerics={}):
+        pass
+    newer = {**before, "package": {"package": "outside", "version": "2.0"}}
+    with (
+        pytest.raises(ConfigError, match=r"package.version 1.0 there, 2.0 here"),
+        folder.claimed(newer, numerics={}),
+    ):
+        pass

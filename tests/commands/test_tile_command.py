@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
 
 from tests.commands.console import Console
@@ -14,9 +15,10 @@ from wsi_ips.errors import CoordsError
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.fingerprint import files_fingerprint
+from wsi_ips.storage.hdf5 import fixed_text
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling import patches as tile_slide
-from wsi_ips.tiling.coords import read_coords, stored_tiled_from
+from wsi_ips.tiling.coords import MADE_FROM, read_coords, stored_tiled_from
 
 PATCH = ("--patch-px", "64", "--mag", "10")
 
@@ -144,9 +146,22 @@ def test_slides_that_are_not_named_keep_their_rows_and_refuse_other_settings(
     assert refused.code == 2
     assert "slide 's0' was tiled with other settings (tiling.patch_px 64 there, 96 here)" in refused.complaint
     assert contents(out) == before
+    other_layout = ("--layout", "trident", "--patch-px", "96")
+    trident = tmp_path / "trident"
+    assert console("tile", three_slides / "s0.tif", "--out", trident, *PATCH, *other_layout).code == 0
+    refused = console("tile", three_slides / "s1.tif", "--out", trident, *PATCH)
+    assert refused.code == 2
+    assert "slide 's0' was tiled with other settings" in refused.complaint
+    # How tissue is found is a matter of each slide, and what a failed slide's message advises.
+    easier = ("--set", "tiling.tissue.min_object_um2=0", "--set", "tiling.min_tissue=0.1")
+    assert console("tile", three_slides / "s1.tif", "--out", out, *PATCH, *easier).code == 0
+    assert contents(out)["patches/s0.h5"] == before["patches/s0.h5"]
     (out / "patches" / "s0.h5").unlink()
     assert console("tile", three_slides / "s1.tif", "--out", out, *PATCH, "--patch-px", "96").code == 0
     assert list(rows(out / "tiles.csv")) == ["s1"]
+    with h5py.File(out / "patches" / "s1.h5", "r+") as file:
+        file.attrs[MADE_FROM] = fixed_text(json.dumps({**json.loads(file.attrs[MADE_FROM]), "tiling": "{"}))
+    assert console("tile", three_slides / "s0.tif", "--out", out, *PATCH).code == 0
 
 
 def test_a_resolution_given_against_the_file_is_noted(

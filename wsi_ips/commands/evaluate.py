@@ -109,6 +109,11 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     from wsi_ips.evaluation.run.survival import write_survival
     from wsi_ips.evaluation.run.tables import forget_evaluation, write_metrics, write_tables
 
+    if job.out is not None and job.out.resolve() == job.run.resolve():
+        raise ConfigError(
+            f"--out {job.out}: is the run itself, whose slides.csv and cases.csv would be replaced; "
+            "give no --out, or name another folder"
+        )
     can_plot = _can_plot(job)
     history = read_history(job.history) if job.history else None
     worked_out = work_out(job, progress, bands=can_plot)

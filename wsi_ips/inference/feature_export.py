@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from zipfile import ZipFile
@@ -113,7 +114,7 @@ def encoder_of_config(
     sha256 = fingerprint_of_weights(weights) if weights else None
     settings = {"encoder": config.model_dump(mode="json"), "weights_sha256": sha256}
     if (origin := origin_here("encoder", config.name)) is not None:
-        settings["package"] = as_stored(origin)  # and so is another version of its code
+        settings[PACKAGE] = as_stored(origin)  # and so is another version of its code
     if entry := entry_of(config.name):
         # What a name stands for may be corrected in a later version: then these are other features.
         settings["listed"] = {
@@ -150,6 +151,9 @@ def _sizes_set(tiling: TilingConfig) -> bool:
 
 
 logger = logging.getLogger(__name__)
+
+PACKAGE = "package"
+"""The setting that says which package offers an encoder of another package, and in which version."""
 
 FeatureLayout = Literal["clam", "trident", "stamp"]
 """Whose HDF5 layout a file of features has."""
@@ -241,13 +245,22 @@ class FeaturesFolder:
         below = {self._files, self._tensors, self.root} - {self.root}
         results = str(self._files.relative_to(self.root) / "*.h5")
         with held(self.root, below=below, undo=(self.table, self.description), results=results):
-            if different := difference(self.description, settings, theirs=lambda told: told["settings"]):
+            told = partial(_told_settings, ours=settings)
+            if different := difference(self.description, settings, theirs=told):
                 raise ConfigError(
                     f"{self.root} holds features made with other settings ({different}); write to another folder, "
                     "or remove this one"
                 )
             describe(self.description, "features", settings=dict(settings), numerics=dict(numerics))
             yield
+
+
+def _told_settings(told: Mapping[str, Any], *, ours: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a ``run.json``. Earlier versions did not say which package an encoder is of: then it is
+    taken for ours.
+    """
+    package = {PACKAGE: ours[PACKAGE]} if PACKAGE in ours else {}
+    return {**package, **told["settings"]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,9 +172,11 @@ def _weights(config: FinetuneConfig) -> dict[str, str]:
     Python file of an encoder of the user's own. These are of all their bytes, because the files of two trainings
     may differ in a small part only.
     """
+    weights = config.model.encoder.weights
     named = {
         "training.start": config.training.start,
-        "model.encoder.weights": Path(config.model.encoder.weights),
+        # A folder that happens to be called timm, such as a clone of it, is no file of weights.
+        "model.encoder.weights": None if weights in ("timm", "none") else Path(weights),
         "model.encoder.name": code_file(config.model.encoder.name),
     }
     return {setting: _checksum(path) for setting, path in named.items() if path is not None and path.exists()}
