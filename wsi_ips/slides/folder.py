@@ -93,7 +93,8 @@ def _sorted_slides(root: Path) -> list[tuple[Path, bool]]:
 
     others = others_suffixes()
     others.warn()
-    if not (is_zarr(root) or is_dicom_folder(root)) and is_slide_of_others(root):
+    # Others are asked first, because usually there are none, and DICOM files would be looked into twice.
+    if is_slide_of_others(root) and not (is_zarr(root) or is_dicom_folder(root)):
         return [(root, True)]
     slides = sorted(_slides_below(root, frozenset(), others.known), key=_as_paths_are_sorted)
     if not slides:
