@@ -219,9 +219,9 @@ def test_a_slide_is_in_hand_while_its_missing_picture_is_drawn(
     (out / "overlays" / "b.png").unlink()
     told = []
 
-    def watched(*arguments: Any) -> None:
+    def watched(*arguments: Any, **options: Any) -> None:
         told.append(in_hand(out))
-        draw(*arguments)
+        draw(*arguments, **options)
 
     monkeypatch.setattr(module, "write_overlay", watched)
     assert console(*command, "--out", out).code == 0
