@@ -10,6 +10,7 @@ import pytest
 import torch
 from distributed import LocalCluster
 
+from tests.clusters import two_workers
 from tests.commands.console import Console
 from tests.commands.deadly import features, install, rows, start, write_deadly
 from tests.conftest import SmallData
@@ -25,28 +26,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 PATCHES = ("--patch-px", "32", "--patch-mpp", "2.0", "--set", "tiling.min_tissue=0.2")
 
 
-def two_workers(*, processes: bool) -> LocalCluster:
-    return LocalCluster(
-        n_workers=2,
-        threads_per_worker=2,
-        processes=processes,
-        protocol="tcp",
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=50,
-    )
-
-
 @pytest.fixture(scope="module")
 def threads() -> Iterator[LocalCluster]:
     """Workers that are threads of this process, which has everything imported."""
-    with two_workers(processes=False) as cluster:
+    with two_workers(processes=False, protocol="tcp") as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[LocalCluster]:
-    with two_workers(processes=True) as cluster:
+    with two_workers(processes=True, protocol="tcp") as cluster:
         yield cluster
 
 

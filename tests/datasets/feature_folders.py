@@ -37,7 +37,10 @@ def write_stamp(
     path: Path, features: NDArray[Any], um_xy_N2: NDArray[Any], *, um_patch: float = 256.0, patch_px: int = 224,
     version: str = "2.5.0",
 ) -> None:  # fmt: skip
-    """As ``stamp preprocess`` of that version writes them: µm from version 2 on, before that px of 256/224 µm."""
+    """Write features of patches as ``stamp preprocess`` of this version of STAMP does.
+
+    ``um_xy_N2`` are corners in µm. Version 2 and later write these; version 1 writes pixels of 256/224 µm.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["feats"] = features.astype(np.float16)

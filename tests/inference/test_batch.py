@@ -15,6 +15,7 @@ import torch
 from distributed import Client, LocalCluster
 from tifffile import TiffFile
 
+from tests.clusters import two_workers
 from tests.conftest import SMALL_MODEL, SmallData
 from wsi_ips.config import BatchConfig, PipelineConfig, StreamingConfig
 from wsi_ips.errors import CheckpointError, ClusterError, ResultsError, WsiIpsError
@@ -57,13 +58,7 @@ def cluster() -> Iterator[LocalCluster]:
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=2,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
+        two_workers() as cluster,
     ):
         yield cluster
 
@@ -71,15 +66,7 @@ def cluster() -> Iterator[LocalCluster]:
 @pytest.fixture(scope="module")
 def in_threads() -> Iterator[LocalCluster]:
     """Two workers that are threads of this process, for what kills none of them: they have everything imported."""
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=2,
-        processes=False,
-        protocol="tcp",
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=50,
-    ) as cluster:
+    with two_workers(processes=False, protocol="tcp") as cluster:
         yield cluster
 
 
