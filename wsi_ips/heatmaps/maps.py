@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import DEFAULT_HEAT, MapKind
 from wsi_ips.errors import ConfigError, ResultsError
-from wsi_ips.heatmaps.display_scale import is_flat, short, signed
+from wsi_ips.heatmaps.display_scale import DisplayScale, is_flat, scale_of, short, signed
 from wsi_ips.inference.results import SlideResult
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.folder import files_of
@@ -111,6 +111,10 @@ class Heat:
     def even_share(self) -> float:
         """The attention that each patch would have if all had the same (:func:`even_share`)."""
         return even_share(self.result)
+
+    def scale(self, options: HeatOptions) -> DisplayScale:
+        """The colour scale of this map (:func:`wsi_ips.heatmaps.display_scale.scale_of`)."""
+        return scale_of(options, self.values_N, self.kind, even_share=self.even_share)
 
     @property
     def likeliest(self) -> str | None:

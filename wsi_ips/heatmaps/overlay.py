@@ -32,7 +32,6 @@ from wsi_ips.heatmaps.display_scale import (
     colourise,
     colours_of,
     draw_legend,
-    scale_of,
 )
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, predictions_in_words
 from wsi_ips.heatmaps.raster import Cells, PatchRaster, PngRows
@@ -136,7 +135,7 @@ class _Drawing:
         self.slide, self.alpha = slide, options.alpha
         self.l0_per_px = max(1.0, max(coords.l0_size) / side_px)
         heat = choose_heat(result, options, alone=True)
-        self.display = scale_of(options, heat.values_N, heat.kind, even_share=heat.even_share)
+        self.display = heat.scale(options)
         self.table = colours_of(options, heat.kind)
         self.raster = PatchRaster.of(
             coords.l0_exact_corners(),

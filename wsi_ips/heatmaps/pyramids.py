@@ -35,7 +35,7 @@ from tifffile import TiffWriter
 from wsi_ips.config import LARGEST_OVERLAY_PX, HeatOptions
 from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.display_scale import colourise, colours_of, scale_of
+from wsi_ips.heatmaps.display_scale import colourise, colours_of
 from wsi_ips.heatmaps.maps import Heat, check_same_slide
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.raster import PatchRaster, canvas_size
@@ -422,7 +422,7 @@ class _Tiles:
 
     def __init__(self, exporter: DeepZoom, heat: Heat, slide: SlideReader | None) -> None:
         self.heat, self.slide, self.alpha = heat, slide, exporter.options.alpha
-        self.display = scale_of(exporter.options, heat.values_N, heat.kind, even_share=heat.even_share)
+        self.display = heat.scale(exporter.options)
         self.table = colours_of(exporter.options, heat.kind)
         self._rasters: dict[float, PatchRaster] = {}
 

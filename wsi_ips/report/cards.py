@@ -14,7 +14,7 @@ from wsi_ips.config import HeatOptions, TaskConfig
 from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ResultsError, SlideNotFound, WsiIpsError, count
 from wsi_ips.evaluation.task_scores import kind_of, positive_class
-from wsi_ips.heatmaps.display_scale import ScaleBar, Tick, colours_of, scale_of, short, signed
+from wsi_ips.heatmaps.display_scale import ScaleBar, Tick, colours_of, short, signed
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, choose_heat, speaking_for
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.inference.results import read_result
@@ -299,12 +299,7 @@ def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
     said, most = _times_even, "Most attention"
     if heat.output is not None:
         said, most = _logits, f"{speaking_for(heat.kind, heat.output[1])}, in logits"
-    ticks = [
-        said(tick)
-        for tick in legend_ticks(
-            heat.values_N, scale_of(COLOURS, heat.values_N, heat.kind, even_share=heat.even_share)
-        )
-    ]
+    ticks = [said(tick) for tick in legend_ticks(heat.values_N, heat.scale(COLOURS))]
     width = pictures.overlay.width
     mpp = heat.coords.slide_mpp * heat.coords.l0_size[0] / width
     bar = ScaleBar.fitting(mpp, SCALE_BAR * width)

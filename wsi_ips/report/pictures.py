@@ -31,7 +31,7 @@ from PIL import Image
 from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.errors import ConfigError
 from wsi_ips.evaluation.plots import SELECTION, check_can_plot, draw_history, draw_selection
-from wsi_ips.heatmaps.display_scale import colours_of, scale_of
+from wsi_ips.heatmaps.display_scale import colours_of
 from wsi_ips.heatmaps.maps import Heat
 from wsi_ips.heatmaps.overlay import blend
 from wsi_ips.heatmaps.patch_sheet import patch_picture
@@ -255,7 +255,7 @@ def _under_heat(picture_HW3: RgbImage | None, l0_size: Size, l0_per_px: float, h
         coords.l0_exact_corners(), coords.l0_patch, heat.values_N, l0_size=l0_size, l0_per_px=l0_per_px
     )
     display, table = (
-        scale_of(COLOURS, heat.values_N, heat.kind, even_share=heat.even_share),
+        heat.scale(COLOURS),
         colours_of(COLOURS, heat.kind),
     )
     blend(shown_HW3, raster.window((0, 0), (width, height)), display, table, alpha)

@@ -28,7 +28,7 @@ from PIL import Image
 from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import Colormap, MapKind
 from wsi_ips.errors import ConfigError
-from wsi_ips.heatmaps.display_scale import DisplayScale, colourise, colours_of, scale_of
+from wsi_ips.heatmaps.display_scale import DisplayScale, colourise, colours_of
 from wsi_ips.heatmaps.maps import Heat, choose_heat
 from wsi_ips.heatmaps.overlay import legend_ticks
 from wsi_ips.heatmaps.pyramids import halved
@@ -251,7 +251,7 @@ class ShownMap:
             heat=heat,
             values_N=heat.values_N,
             kept_ids=frozenset(result.kept_ids_M.tolist()),
-            display=scale_of(colours, heat.values_N, heat.kind, even_share=heat.even_share),
+            display=heat.scale(colours),
             table=colours_of(colours, heat.kind),
         )
 
