@@ -46,7 +46,7 @@ parts in ``args`` and builds the message only when it is shown, so that it can b
 worker process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unicodedata import category
 
@@ -347,6 +347,11 @@ def count(number: int, thing: str, things: str | None = None) -> str:
     ``things`` is the plural where it is not ``thing`` with an s.
     """
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first names, for a message, with ``, …`` behind them if there are more than ``most``."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def harmless(text: str) -> str:

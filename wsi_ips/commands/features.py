@@ -35,7 +35,7 @@ from wsi_ips.commands.options import (
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import Computing, EncoderConfig, StreamingConfig, TilingConfig, WorkersConfig
-from wsi_ips.errors import ProcessDied, SlideFailed, SlideReadError, WsiIpsError, one_line
+from wsi_ips.errors import ProcessDied, SlideFailed, WsiIpsError, one_line
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.location import absolute
 from wsi_ips.units import mpp_of_magnification
@@ -294,18 +294,11 @@ class _Storing:
             try:
                 with calculating(deterministic=self.job.deterministic):
                     stored = self._make(slide, now, progress)
-                self._check_unchanged(slide, now)
+                now.check_unchanged(self._made_from(slide), slide.path)
             except Exception:
                 self.export.forget(slide.slide_id)
                 raise
         return self._row(slide, stored, was_there=was_there)
-
-    def _check_unchanged(self, slide: "SlideJob", before: "MadeFrom") -> None:
-        """Raise :class:`SlideReadError` if the files are not those that were there before the slide was read."""
-        if why := before.difference(self._made_from(slide), bad_tiles=False):
-            raise SlideReadError(
-                slide.path, f"was replaced while it was read ({why})", "start again once nobody writes to it"
-            )
 
     def found(self, slide: "SlideJob") -> _Row | None:
         """The row of a slide whose features an earlier start has stored; None where they have to be made."""

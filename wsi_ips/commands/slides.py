@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BeforeValidator, InstanceOf, PositiveFloat, model_validator
 
 from wsi_ips.config import Section
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, first_of
 from wsi_ips.storage.location import Location, Url, locate
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def given_mpp(for_all: float | None, table: Path | None, slide_ids: Collection[s
         )
     slide_mpp = SlideMpp(for_all, read_mpp_table(table) if table else None)
     if unmatched := slide_mpp.unmatched(slide_ids):
-        shown = ", ".join(unmatched[:SHOWN_NAMES]) + (", …" if len(unmatched) > SHOWN_NAMES else "")
+        shown = first_of(unmatched, SHOWN_NAMES)
         logger.warning(
             "%s: %d of its rows name no slide of this run: %s; the slides are called %s",
             table,
             len(unmatched),
             shown,
-            ", ".join(list(slide_ids)[:SHOWN_NAMES]) + (", …" if len(slide_ids) > SHOWN_NAMES else ""),
+            first_of(list(slide_ids), SHOWN_NAMES),
         )
     return slide_mpp

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import CoordsError, FeaturesError, one_line
+from wsi_ips.errors import CoordsError, FeaturesError, first_of, one_line
 from wsi_ips.slides.base import SlideInfo
 from wsi_ips.storage.files import outside_cause
 from wsi_ips.storage.hdf5 import check_stored, opened_hdf5, plain_dataset
@@ -83,7 +83,7 @@ def find_features(folder: Path, slide_ids: Iterable[str]) -> dict[str, Path]:
         else:
             found[slide_id] = path
     if missing:
-        named = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        named = first_of(missing, 5)
         raise FeaturesError(
             folder,
             f"has no features of {len(missing)} of {len(missing) + len(found)} slides ({named})",

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from wsi_ips.config import StreamingConfig
+from wsi_ips.errors import SlideReadError
 from wsi_ips.inference.slide_stamps import Stamps
 from wsi_ips.slides.folder import files_of
+from wsi_ips.slides.resolution import mpp_in_words
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.patches import FindPatches
@@ -81,7 +83,8 @@ class MadeFrom:
         if self.patches != now.patches:
             return "the coordinates of its patches have changed"
         if self.mpp_given != now.mpp_given:
-            return f"its resolution was {_source(self.mpp_given)}, now it is {_source(now.mpp_given)}"
+            before, given = mpp_in_words(self.mpp_given), mpp_in_words(now.mpp_given)
+            return f"its resolution was {before}, now it is {given}"
         if self.decode != now.decode:
             return f"streaming.decode was {self.decode}, now it is {now.decode}"
         if self.precision != now.precision:
@@ -89,6 +92,21 @@ class MadeFrom:
         if bad_tiles and now.max_bad_tiles < self.max_bad_tiles:
             return f"streaming.max_bad_tiles was {self.max_bad_tiles}, now it is {now.max_bad_tiles}"
         return ""
+
+    def check_unchanged(self, now: Self, slide: Location) -> None:
+        """Check that the files of a slide are still those that there were before it was read.
+
+        Args:
+            now: What the result would be made from now.
+            slide: The slide, for the message.
+
+        Raises:
+            SlideReadError: They are not.
+        """
+        if why := self.difference(now, bad_tiles=False):
+            raise SlideReadError(
+                slide, f"was replaced while it was read ({why})", "start again once nobody writes to it"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The values by name. The precision is named only if it is not float32, as in earlier versions."""
@@ -124,7 +142,3 @@ class SlideSource:
 
     made_from: MadeFrom | None
     stamps: Stamps
-
-
-def _source(mpp_given: float | None) -> str:
-    return "the file's own" if mpp_given is None else f"given as {mpp_given:g} µm"

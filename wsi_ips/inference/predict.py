@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import PipelineConfig, StreamingConfig
-from wsi_ips.errors import ConfigError, SlideReadError
+from wsi_ips.errors import ConfigError
 from wsi_ips.inference.made_from import SlideSource
 from wsi_ips.inference.results import PartOfCase, SlideResult
 from wsi_ips.inference.slide_tasks import Part
@@ -449,12 +449,8 @@ def _check_same_source(prepared: PreparedSlide, parts: Sequence[ScoredPart]) -> 
     now = prepared.source and prepared.source.made_from
     for part in parts:
         before = part.source and part.source.made_from
-        if now and before and (why := before.difference(now, bad_tiles=False)):
-            raise SlideReadError(
-                prepared.location,
-                f"was replaced while it was read ({why})",
-                "predict again once nobody writes to it",
-            )
+        if now and before:
+            before.check_unchanged(now, prepared.location)
 
 
 def check_parts(pipeline: PipelineConfig) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import ResultsError
+from wsi_ips.errors import ResultsError, first_of
 from wsi_ips.evaluation.conformal import Calibration
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.known_results import KnownResults
@@ -254,12 +254,11 @@ def _tell_of_dropped(run: RunFolder, earlier: Mapping[str, SlideRow], jobs: Sequ
     others = [name for name, row in earlier.items() if name not in named and row.status == "ok"]
     dropped = [name for name in others if run.attention(name).is_file()]
     if dropped:
-        shown = ", ".join(dropped[:MOST_DROPPED]) + (", …" if len(dropped) > MOST_DROPPED else "")
         logger.warning(
             "%s lists the slides of this start only, no longer %s, which an earlier start labelled (their results "
             "stay in attention/); name all slides at once to have them in one table",
             run.predictions,
-            shown,
+            first_of(dropped, MOST_DROPPED),
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wsi_ips import timeline
 from wsi_ips.config import StreamingConfig, TaskConfig
-from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, SlideReadError, WsiIpsError
+from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError, first_of
 from wsi_ips.inference.checkpoints import EnsemblePredictor
 from wsi_ips.inference.known_results import KnownResults, known_line
 from wsi_ips.inference.made_from import MadeFrom, SlideSource
@@ -160,11 +160,8 @@ class SlideRecorder:
         if before is None or (stamps.slide and replace(self._stamps(job), settled=stamps.settled) == stamps):
             return
         now = self._made_from(job)
-        if now is not None and before.difference(now, bad_tiles=False):
-            why = before.difference(now, bad_tiles=False)
-            raise SlideReadError(
-                job.path, f"was replaced while it was read ({why})", "predict again once nobody writes to it"
-            )
+        if now is not None:
+            before.check_unchanged(now, job.path)
 
     def failed(self, job: SlideJob, error: Exception) -> Done:
         """Note the failure of a slide. What an earlier run left of it is removed."""
@@ -375,7 +372,7 @@ class SlideWork:
 
 def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
     """What is said of a slide with tiles that could not be read."""
-    shown = ", ".join(bad_tiles[:SHOWN_BAD_TILES]) + (", …" if len(bad_tiles) > SHOWN_BAD_TILES else "")
+    shown = first_of(bad_tiles, SHOWN_BAD_TILES)
     return f"{slide_id}: {len(bad_tiles)} tiles unreadable, read as white: {shown}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
+from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError, first_of
 from wsi_ips.heatmaps.display_scale import is_flat
 from wsi_ips.heatmaps.maps import (
     OF_OUTPUTS,
@@ -276,7 +276,7 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
     if facts["features"] is not None:
         lines.append(f"  features: {facts['features']['width']} numbers a patch")
     bad = facts["bad_tiles"]
-    named = ", ".join(bad[:SHOWN_TILES]) + (", …" if len(bad) > SHOWN_TILES else "")
+    named = first_of(bad, SHOWN_TILES)
     if run["file"] is not None and run["command"] != "tile":
         lines.append(f"  unreadable tiles, read as white: {f'{len(bad)} ({named})' if bad else 'none'}")
     if facts["attention"] is not None:

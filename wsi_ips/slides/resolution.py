@@ -217,3 +217,8 @@ def stated_in(reader: str, container: str) -> str:
     ``reader`` and ``container`` are those of :class:`wsi_ips.slides.base.SlideInfo`.
     """
     return STATED_TO.get(reader) or STATED_IN.get(container) or f"as reader {reader} says"
+
+
+def mpp_in_words(given: float | None) -> str:
+    """Where a slide's resolution is from, for a message: its file, or a user, who gave it as µm per pixel."""
+    return "the file's own" if given is None else f"given as {given:g} µm"

@@ -18,9 +18,10 @@ from typing import Any, Self
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.datasets.feature_files import find_features
 from wsi_ips.datasets.manifest import SlideRecord
-from wsi_ips.errors import WsiIpsError
+from wsi_ips.errors import WsiIpsError, first_of
 from wsi_ips.models.encoders.registry import code_file
 from wsi_ips.models.encoders.weights import fingerprint_of_weights
+from wsi_ips.slides.resolution import mpp_in_words
 from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.coords import slide_fingerprint
@@ -100,9 +101,9 @@ class LearnedFrom:
         if changed:
             return f"{_named(changed)} changed since"
         for name in sorted(self.mpp_given.keys() | now.mpp_given.keys()):
-            before, given = self.mpp_given.get(name), now.mpp_given.get(name)
-            if before != given:
-                return f"the resolution of slide {name!r} was {_source(before)}, now it is {_source(given)}"
+            before, given = mpp_in_words(self.mpp_given.get(name)), mpp_in_words(now.mpp_given.get(name))
+            if self.mpp_given.get(name) != now.mpp_given.get(name):
+                return f"the resolution of slide {name!r} was {before}, now it is {given}"
         for setting, checksum in self.weights.items():
             if checksum and now.weights.get(setting, "") not in ("", checksum):
                 return f"the file of {setting} has changed since"
@@ -190,13 +191,7 @@ def _checksum(path: Path) -> str:
 
 
 def _named(slide_ids: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in slide_ids[:MOST_NAMED])
+    shown = first_of(list(map(repr, slide_ids)), MOST_NAMED)
     if len(slide_ids) == 1:
         return f"the file of {shown} has"
-    return (
-        f"the files of {len(slide_ids)} slides ({shown}{', …' if len(slide_ids) > MOST_NAMED else ''}) have"
-    )
-
-
-def _source(mpp_given: float | None) -> str:
-    return "the file's own" if mpp_given is None else f"given as {mpp_given:g} µm"
+    return f"the files of {len(slide_ids)} slides ({shown}) have"

@@ -15,7 +15,7 @@ from typing import Any
 
 from wsi_ips.datasets.known_sets import KNOWN_SETS
 from wsi_ips.datasets.label_table import read_label_table
-from wsi_ips.errors import DatasetError, ResultsError
+from wsi_ips.errors import DatasetError, ResultsError, first_of
 from wsi_ips.evaluation.intervals import OverSeeds
 from wsi_ips.evaluation.run.table_config import TableConfig
 from wsi_ips.storage.files import check_size, whole_file
@@ -73,7 +73,7 @@ class JobResult:
         """What is said of slides that are left out; empty where none is."""
         if not self.left_out:
             return ""
-        names = ", ".join(self.left_out[:5]) + (", …" if len(self.left_out) > 5 else "")
+        names = first_of(self.left_out, 5)
         return f"{self.row}, seed {self.seed}: {len(self.left_out)} slides could not be used: {names}"
 
 

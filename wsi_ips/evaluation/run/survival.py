@@ -189,12 +189,14 @@ def _groups(
 def _why_own_edges(
     others: Mapping[str, Sequence[float]], manifest: Manifest, config: EvaluationConfig
 ) -> str:
-    """The note that groups of risk are cut by the scored patients themselves, and what would mend it."""
+    """Why the edges of the risk groups are quantiles of the risks of the scored patients, which makes the groups
+    look better apart than they are, and what to do so that they come from other patients.
+    """
     there = " and ".join(count(len(risks), f"{split} patient") for split, risks in others.items())
     needed = FEWEST_PER_GROUP * config.risk_groups
     listed = {split: {record.case_id for record in manifest.split(split)} for split in others}
     enough = [split for split, cases in listed.items() if len(cases) >= needed]
-    mend = (
+    fix = (
         f"predict all {' or '.join(enough)} slides of {manifest.path.name}"
         if enough
         else f"{manifest.path.name} lists no more"
@@ -203,7 +205,7 @@ def _why_own_edges(
     )
     return (
         f"risk groups are cut at quantiles of the scored patients' own risks, which flatters: {there} are in the "
-        f"run, {needed} of one split are needed ({FEWEST_PER_GROUP} per group); {mend}"
+        f"run, {needed} of one split are needed ({FEWEST_PER_GROUP} per group); {fix}"
     )
 
 
