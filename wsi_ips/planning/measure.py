@@ -9,7 +9,7 @@ random weights, which compute as long as others do, so that nothing is downloade
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from wsi_ips.streaming.device import calculating, pick_device
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.training.augment import augment
+from wsi_ips.training.bags import Bag
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.head_start import ROWS_AT_ONCE, head_start_config
 from wsi_ips.training.learning import backward_in_parts, bag_loss, make_optimizer
@@ -62,6 +63,7 @@ class Wanted:
         sample: A slide.
         device: Where the network runs.
         overlays: Whether pictures are drawn.
+        labels: Whether a training also labels slides, in the same process.
         mean_patches: Patches of a slide in the mean, for learning on features.
         clock: ``wall``, or ``cpu``: seconds of a core, whatever else the machine does meanwhile.
         stream_only: Measure what the CPU of a machine with a card does: reading, decoding, storing.
@@ -79,6 +81,7 @@ class Wanted:
     stream_only: bool = False
     begun: float = 0.0
     budget_s: float = BUDGET_S
+    labels: bool = False
 
 
 def measured_rates(wanted: Wanted) -> Rates:
@@ -142,7 +145,7 @@ class _Measurement:
             if self._wanted.kind == "finetune":
                 self._read_again(slide)
                 self._learn(pixels)
-            elif self._wanted.kind == "predict":
+            if self._wanted.kind == "predict" or self._wanted.labels:
                 self._label(slide)
         if self._wanted.kind == "finetune":
             self._head_start()
@@ -311,26 +314,17 @@ class _Measurement:
         width = self._net.feature_width
         head = head_start_config(config, width=width)
         features = torch.randn(max(1, self._wanted.mean_patches), width)
-        seconds = []
-        for train, val, epochs in HEAD_RUNS:
-            settings = head.training.model_copy(update={"epochs": epochs, "restarts": 1})
-            seconds.append(
-                train_for(
-                    head.model_copy(update={"training": settings}),
-                    features,
-                    train,
-                    val,
-                    self._device,
-                    self._now,
-                )
-            )
-        (_, _, few), (train, val, more), (train_2, val_2, _) = HEAD_RUNS
-        bag_s = (seconds[2] - seconds[1]) / (more * (train_2 + val_2 - train - val))
-        epoch_s = (seconds[1] - seconds[0]) / (more - few) - (train + val) * bag_s
-        start_s = seconds[0] - few * (epoch_s + (train + val) * bag_s)
-        self._found["head"] = HeadRates(
-            bag_s=max(0.0, bag_s), epoch_s=max(0.0, epoch_s), start_s=max(0.0, start_s)
-        )
+
+        def train_for(settings: FinetuneConfig, train: int, val: int) -> float:
+            bags = [self._bag(number, features) for number in range(train + val)]
+            return train_on(bags, train, settings, self._device, self._now)
+
+        self._found["head"] = head_rates(head, train_for)
+
+    def _bag(self, number: int, features_NC: Tensor) -> "SharedFeatures":
+        tasks = self._config.model.tasks
+        targets = {task.name: Counted(self._device).target(task, number) for task in tasks}
+        return SharedFeatures(f"bag{number}", features_NC, targets)
 
     def _save(self) -> None:
         with tempfile.TemporaryDirectory(prefix="wsi_ips_plan_") as folder:
@@ -361,24 +355,37 @@ class _Measurement:
             torch.cuda.synchronize(self._device)
 
 
-def train_for(
+def head_rates(
     config: FinetuneConfig,
-    features_NC: Tensor,
-    train: int,
-    val: int,
-    device: torch.device,
-    now: Callable[[], float],
+    train_for: Callable[[FinetuneConfig, int, int], float],
+    *,
+    cold: float | None = None,
+) -> HeadRates:
+    """Rates of learning on features, from three short trainings that tell a bag from an epoch from the start.
+
+    Args:
+        config: The settings of the training.
+        train_for: Trains with these settings on so many training and validation bags, and says how many seconds
+            that took.
+        cold: Seconds of the first of them where nothing was imported yet, which is how a process begins. None: the
+            start is that of a process that has trained before.
+    """
+    seconds = []
+    for train, val, epochs in HEAD_RUNS:
+        training = config.training.model_copy(update={"epochs": epochs, "restarts": 1})
+        seconds.append(train_for(config.model_copy(update={"training": training}), train, val))
+    (_, _, few), (train, val, more), (train_2, val_2, _) = HEAD_RUNS
+    bag_s = (seconds[2] - seconds[1]) / (more * (train_2 + val_2 - train - val))
+    epoch_s = (seconds[1] - seconds[0]) / (more - few) - (train + val) * bag_s
+    start_s = (seconds[0] if cold is None else cold) - few * (epoch_s + (train + val) * bag_s)
+    return HeadRates(bag_s=max(0.0, bag_s), epoch_s=max(0.0, epoch_s), start_s=max(0.0, start_s))
+
+
+def train_on(
+    bags: Sequence[Bag], train: int, config: FinetuneConfig, device: torch.device, now: Callable[[], float]
 ) -> float:
-    """Seconds by the clock ``now`` of a whole training on so many bags, which share these features (N, C)."""
+    """Seconds by the clock ``now`` of a whole training, on the first ``train`` bags; the others are validated on."""
     alone_ = config.model_copy(update={"training": config.training.model_copy(update={"devices": 1})})
-    bags = [
-        SharedFeatures(
-            f"bag{number}",
-            features_NC,
-            {task.name: Counted(device).target(task, number) for task in config.model.tasks},
-        )
-        for number in range(train + val)
-    ]
     with tempfile.TemporaryDirectory(prefix="wsi_ips_plan_") as folder:
         started = now()
         train_bags(bags[:train], bags[train:], alone_, Path(folder) / "run", device=device)
