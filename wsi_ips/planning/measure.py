@@ -384,7 +384,7 @@ def head_rates(
 def train_on(
     bags: Sequence[Bag], train: int, config: FinetuneConfig, device: torch.device, now: Callable[[], float]
 ) -> float:
-    """Seconds by the clock ``now`` of a whole training, on the first ``train`` bags; the others are validated on."""
+    """Seconds by the clock ``now`` of a training on the first ``train`` bags, validated on the others."""
     alone_ = config.model_copy(update={"training": config.training.model_copy(update={"devices": 1})})
     with tempfile.TemporaryDirectory(prefix="wsi_ips_plan_") as folder:
         started = now()

@@ -33,8 +33,8 @@ from wsi_ips.tiling.coords import put_coords
 from wsi_ips.training.feature_bags import FeatureBag, feature_bag
 
 SCORED = 24
-"""Slides that are labelled and scored. A test split of so many or fewer is scored as it is; of a larger one so many
-and half of them tell what each slide costs."""
+"""Slides that are labelled and scored. A test split of so many or fewer is scored as it is; of a larger one so
+many and half of them tell what each slide costs."""
 LESION = 6
 """Side of a lesion that is drawn for FROC, in patches."""
 

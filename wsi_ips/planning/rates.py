@@ -232,7 +232,10 @@ def read_rates(path: Path) -> Rates:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """What a YAML or JSON file of rates holds. Raises :class:`ConfigError` for one that is missing or no mapping."""
+    """What a YAML or JSON file of rates holds.
+
+    Raises :class:`ConfigError` for one that is missing or no mapping.
+    """
     if not path.is_file():
         raise ConfigError(f"--rates {path}: no such file")
     if path.stat().st_size > LARGEST_BYTES:

@@ -80,15 +80,10 @@ def work_of(job: Job, kind: Kind | None, *, need_slides: bool = True) -> Iterato
         yield _of_features(values, need_slides=need_slides)
     elif job.command in ("predict", "features"):
         raise ConfigError(f"a recipe of {job.command} has no settings of {kind}: leave --for out")
-    elif job.command == "table":
-        raise ConfigError(
-            "wsi-ips plan knows no recipe of table; plan one training of a row: wsi-ips data manifest DATA --out "
-            "manifest.csv, then wsi-ips plan with a recipe of finetune and --set manifest=manifest.csv (for "
-            "camelyon16: pipelines/finetune_camelyon16.yaml); a table has rows times seeds of them"
-        )
     else:
         raise ConfigError(
-            f"wsi-ips plan knows recipes of finetune, predict, features and demo, not of {job.command}"
+            "wsi-ips plan knows recipes of finetune, predict, features, demo, table and compare, "
+            f"not of {job.command}"
         )
 
 
