@@ -174,25 +174,38 @@ class _Measurement:
         return PatchStream(slide, coords, config=self._config.streaming, device=self._device)
 
     def _decode(self, slide: SlideReader) -> Tensor:
-        """Reading and decoding alone, over as many patches as the time allows. Returns a batch of pixels."""
-        stream = self._stream(slide, len(self._coords))
+        """Reading and decoding alone: passes over the slide, or a part of one, as the time allows. Returns a batch
+        of pixels.
+
+        The first pass of a process also imports and prepares, which small slides would count as theirs. It belongs
+        to the start.
+        """
+        began = self._now()
+        for _ in (first := self._stream(slide, self._config.streaming.batch)):
+            pass
+        cold_s = self._now() - began
         held: Tensor | None = None
-        until = time.perf_counter() + self._wanted.budget_s
-        started = self._now()
-        for chunk in stream:
-            held = chunk.pixels_n3PP if held is None else held
-            if time.perf_counter() > until:
-                break
-        wall = self._now() - started
-        assert held is not None
-        done, threads = stream.telemetry, min(self._config.streaming.threads, self._found["cores"])
-        in_tiles = done.read_s + done.decode_s
-        beside = done.assemble_s + done.resample_s
+        wall = megapixels = in_tiles = beside = 0.0
+        patches, begun = 0, time.perf_counter()
+        while held is None or time.perf_counter() < begun + self._wanted.budget_s / 4:
+            stream = self._stream(slide, len(self._coords))
+            started = self._now()
+            for chunk in stream:
+                held = chunk.pixels_n3PP if held is None else held
+                if time.perf_counter() > begun + self._wanted.budget_s:
+                    break
+            wall += self._now() - started
+            done = stream.telemetry
+            patches += done.patches
+            megapixels += done.tiles_decoded * tile_megapixels(slide, self._coords)
+            in_tiles += done.read_s + done.decode_s
+            beside += done.assemble_s + done.resample_s
+        threads = min(self._config.streaming.threads, self._found["cores"])
         share = in_tiles / (in_tiles + beside) if in_tiles + beside else 1.0
-        self._thread_s = wall * threads / done.patches
-        megapixels = done.tiles_decoded * tile_megapixels(slide, self._coords)
+        self._thread_s = wall * threads / patches
         self._found["megapixel_s"] = share * wall * threads / megapixels if megapixels else 0.0
         self._found["patch_s"] = (1 - share) * self._thread_s
+        self._found["start_s"] += max(0.0, cold_s - wall / patches * first.telemetry.patches)
         return held.clone()
 
     def _encode(self, pixels: Tensor) -> None:

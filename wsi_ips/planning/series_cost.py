@@ -155,6 +155,8 @@ def cost_of_series(series: Series, known: Known) -> SeriesCost:
         whole = cost_of(replace(first.work, kind="features"), known.surveys[first.name], known.rates[first.name],
                         known.peaks[first.name])  # fmt: skip
         before += [stage for stage in whole.stages if stage.name == TISSUE]
+    if series.bootstrap is None:
+        before.append(Stage("figures of all", None))
     base = next((rates.base_mb for rates in known.rates.values()), None)
     return SeriesCost(stored, rows, tuple(before), base if series.isolate else None)
 
@@ -198,6 +200,8 @@ def _without(stages: tuple[Stage, ...], *names: str) -> tuple[Stage, ...]:
 
 
 def _scoring(series: Series, test: Survey, job: JobRates) -> list[Stage]:
+    if series.bootstrap is None:
+        return []
     if job.score_s is None:
         return [Stage("figures", None)]
     return [Stage("figures", job.score_s + job.score_slide_s * test.readable())]
