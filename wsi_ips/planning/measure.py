@@ -6,6 +6,7 @@ and the most memory that the process held, are the :class:`wsi_ips.planning.rate
 random weights, which compute as long as others do, so that nothing is downloaded.
 """
 
+import os
 import statistics
 import tempfile
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +53,9 @@ HEAD_RUNS = ((4, 1, 2), (4, 1, 6), (12, 3, 6))
 """Short trainings on features: (training bags, validation bags, epochs). Three of them tell a bag from an
 epoch from the start."""
 
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -88,7 +92,24 @@ def measured_rates(wanted: Wanted) -> Rates:
     """Measure in a process of its own. Raises the error of the slide, or
     :class:`wsi_ips.inference.in_hand.Died`.
     """
-    return alone(_measure, replace(wanted, begun=time.time()))
+    rates, end_s = measured_alone(_measure, replace(wanted, begun=time.time()), wanted.clock)
+    return rates.model_copy(update={"start_s": (rates.start_s or 0.0) + end_s})
+
+
+def measured_alone(
+    work: Callable[[Argument], tuple[Result, float, float]], argument: Argument, clock: Clock
+) -> tuple[Result, float]:
+    """What ``work`` returns in a new process, and the seconds that the process then needs to end, which are more
+    than one where PyTorch has been imported. ``work`` also returns what ``time.process_time`` and ``time.time`` say
+    when it is done.
+
+    Raises :class:`wsi_ips.inference.in_hand.Died`, or what ``work`` raises.
+    """
+    before = os.times()
+    result, used_s, done = alone(work, argument)
+    after = os.times()
+    children_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return result, max(0.0, children_s - used_s if clock == "cpu" else time.time() - done)
 
 
 def peak_mb() -> float:
@@ -96,10 +117,11 @@ def peak_mb() -> float:
     return peak_memory_since_start() / 2**20
 
 
-def _measure(wanted: Wanted) -> Rates:
+def _measure(wanted: Wanted) -> tuple[Rates, float, float]:
     base_mb = peak_mb()
     with calculating(deterministic=wanted.config.training.deterministic):
-        return _Measurement(wanted, base_mb).rates()
+        rates = _Measurement(wanted, base_mb).rates()
+    return rates, time.process_time(), time.time()
 
 
 class _Measurement:

@@ -19,10 +19,9 @@ from wsi_ips.config import FinetuneConfig
 from wsi_ips.datasets.annotations import write_asap
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, read_manifest, write_manifest
 from wsi_ips.inference.held_out import predict_slides
-from wsi_ips.inference.in_hand import alone
 from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
-from wsi_ips.planning.measure import HEAD_RUNS, head_rates, peak_mb, train_on
+from wsi_ips.planning.measure import HEAD_RUNS, head_rates, measured_alone, peak_mb, train_on
 from wsi_ips.planning.rates import Clock, JobRates
 from wsi_ips.planning.simulated import Counted
 from wsi_ips.planning.survey import Sample
@@ -90,15 +89,17 @@ def scored_sample(records: Sequence[SlideRecord], column: str) -> tuple[SlideRec
 
 def measured_job(wanted: JobWanted) -> JobRates:
     """Measure in a process of its own. Raises :class:`wsi_ips.inference.in_hand.Died`, or what a table would."""
-    return alone(_measure, replace(wanted, begun=time.time()))
+    rates, end_s = measured_alone(_measure, replace(wanted, begun=time.time()), wanted.clock)
+    return rates.model_copy(update={"start_s": (rates.start_s or 0.0) + end_s})
 
 
-def _measure(wanted: JobWanted) -> JobRates:
+def _measure(wanted: JobWanted) -> tuple[JobRates, float, float]:
     with (
         calculating(deterministic=wanted.config.training.deterministic),
         tempfile.TemporaryDirectory(prefix="wsi_ips_plan_") as folder,
     ):
-        return _Job(wanted, Path(folder)).rates()
+        rates = _Job(wanted, Path(folder)).rates()
+    return rates, time.process_time(), time.time()
 
 
 class _Job:

@@ -28,7 +28,7 @@ from wsi_ips.planning.survey import Survey
 from wsi_ips.planning.work import Work
 
 TISSUE = "finding tissue"
-START = "starting"
+START = "starting and ending"
 TISSUE_OF_TEST = "finding tissue of test slides"
 
 
@@ -102,16 +102,9 @@ class SeriesCost:
 
     @property
     def not_known(self) -> tuple[str, ...]:
-        """What has stages whose time is not known, and which."""
+        """The stages whose time is not known of some part; each part tells its own."""
         once = [stage.name for stage in self.before if stage.seconds is None]
-        return (
-            *once,
-            *(
-                f"{part.name} ({', '.join(part.once.not_known)})"
-                for part in self.parts
-                if part.once.not_known
-            ),
-        )
+        return tuple(dict.fromkeys([*once, *(name for part in self.parts for name in part.once.not_known)]))
 
     @property
     def dominating(self) -> PartCost:

@@ -12,7 +12,7 @@ from wsi_ips.planning.series_cost import Known, PartCost, SeriesCost
 from wsi_ips.planning.survey import Count, Survey
 from wsi_ips.planning.told import HOW, halvings_in_words, in_bytes, in_gib, in_words, spread_of, to_read
 
-HEADS = ("hours a seed", "all seeds", "memory", "disk, all seeds")
+HEADS = ("a seed", "all seeds", "memory", "disk, all seeds")
 WIDTHS = (15, 15, 12, 17)
 STORED = "features, once"
 """What stands before the encoder of features that are stored once."""
@@ -109,7 +109,8 @@ def _space(plan: SeriesPlan) -> Iterator[str]:
     beside = (
         "" if cost.starter_mb is None else f", and {in_gib(cost.starter_mb)} of the process that starts it"
     )
-    yield f"peak memory       {in_gib(cost.ram_mb)} of the largest job{beside}"
+    of_job = "" if cost.ram_mb is None else f" of the largest job{beside}"
+    yield f"peak memory       {in_gib(cost.ram_mb)}{of_job}"
     if cost.vram_mb is not None:
         of_card = f" of {plan.rates.device_gb:g} GB" if plan.rates.device_gb else ""
         beside = "simulated; an allocator and CUDA add about 0.5 GiB"
@@ -127,7 +128,7 @@ def _space(plan: SeriesPlan) -> Iterator[str]:
 def _advice(plan: SeriesPlan) -> Iterator[str]:
     cost = plan.cost
     if cost.not_known:
-        yield f"not known: how long these take: {'; '.join(cost.not_known)}"
+        yield f"not known: how long these take: {', '.join(cost.not_known)}"
     part = cost.dominating
     if part.seconds:
         stage = part.once.dominating
