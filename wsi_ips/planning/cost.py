@@ -215,7 +215,7 @@ def _features(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     one = pass_over(survey, rates, work.config)
     stages = [_start(rates), _tissue(survey, rates), _scaled(one, "encoding every patch", 1.0)]
     size = 2 if work.half else 4
-    disk = patches * (peaks.width * size + BYTES_OF_A_PATCH) / 1e6
+    disk = patches * (peaks.width * size * work.copies + BYTES_OF_A_PATCH) / 1e6
     return stages, patches, patches, disk, 0.0
 
 

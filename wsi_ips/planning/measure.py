@@ -100,8 +100,8 @@ def measured_alone(
     work: Callable[[Argument], tuple[Result, float, float]], argument: Argument, clock: Clock
 ) -> tuple[Result, float]:
     """What ``work`` returns in a new process, and the seconds that the process then needs to end, which are more
-    than one where PyTorch has been imported. ``work`` also returns what ``time.process_time`` and ``time.time`` say
-    when it is done.
+    than one where PyTorch has been imported. ``work`` also returns ``time.process_time`` and ``time.time`` of the
+    moment when it is done.
 
     Raises :class:`wsi_ips.inference.in_hand.Died`, or what ``work`` raises.
     """

@@ -25,7 +25,7 @@ from wsi_ips.planning.survey import SlideToRead
 from wsi_ips.planning.work import Work, work_of
 
 DRAWN_SPLITS = {"train": 0.7, "val": 0.15, "test": 0.15}
-"""Shares of the splits that are drawn where a data set has no official ones (PANDA, TCGA-BRCA)."""
+"""Shares of the splits where a data set has no official ones (PANDA, TCGA-BRCA), or is not known."""
 
 CAMELYON17_TEST = 500
 """Slides of CAMELYON17's test patients, 100 to 199, five nodes each."""
@@ -208,6 +208,11 @@ def imagined_splits(data_set: str, slides: int, job: TableJob) -> dict[str, int]
             "val": shares["train"] * job.inner_val,
             "test": shares["val"],
         }
+    return split_by(shares, slides)
+
+
+def split_by(shares: Mapping[str, float], slides: int) -> dict[str, int]:
+    """So many slides in splits of these sizes to each other."""
     total = sum(shares.values())
     counts = {split: round(slides * share / total) for split, share in shares.items() if split != "train"}
     return {"train": slides - sum(counts.values()), **counts}
@@ -253,7 +258,7 @@ def _of_comparison(job: CompareJob, imagined: int | None) -> Series:
         job.split,
         _slides_of(manifest, given_mpp(job.slide_mpp, job.mpp_csv, ids)),
         tuple(manifest.split(job.split)) if manifest is not None else (),
-        counts={} if imagined is None else {"train": imagined},
+        counts={} if imagined is None else split_by(DRAWN_SPLITS, imagined),
         isolate=job.isolate,
         tissue_once=True,
         bootstrap=None,
