@@ -19,6 +19,7 @@ demo: $(READY)
 	$(BIN)/wsi-ips run pipelines/demo.yaml
 
 # The tables of the public data sets that lie below DATA, each into TABLES; goes on where it was. See docs/benchmarks.md.
+# What each takes, beforehand: wsi-ips plan pipelines/tables/NAME.yaml --data DIR.
 TABLES ?= runs/tables
 tables: $(READY)
 	@test -d "$(DATA)" || { echo "name the folder of the data sets: make tables DATA=DIR"; exit 2; }

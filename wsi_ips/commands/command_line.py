@@ -73,6 +73,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = MappingProxyType({
     "plan": (
         "wsi-ips plan recipe.yaml",
         "wsi-ips plan pipelines/finetune_camelyon16.yaml --slides 400 --patches 20000 --device h200",
+        "wsi-ips plan pipelines/tables/camelyon16.yaml --data CAMELYON16",
     ),
     "table": ("wsi-ips table pipelines/tables/camelyon16.yaml --data CAMELYON16 --out table",),
     "run": (

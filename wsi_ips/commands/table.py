@@ -19,7 +19,7 @@ from wsi_ips.commands.features import FeaturesJob, store_features
 from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.options import SOME_FAILED, Device, Outcome, Set, start
 from wsi_ips.commands.recipe import Job, make_job, with_overrides
-from wsi_ips.config import EncoderConfig
+from wsi_ips.config import EncoderConfig, FinetuneConfig
 from wsi_ips.errors import ConfigError, DatasetError, WsiIpsError, one_line
 from wsi_ips.evaluation.run.compare_config import SECTIONS
 from wsi_ips.evaluation.run.table_config import TableConfig
@@ -92,23 +92,18 @@ def table(job: TableJob, progress: Progress) -> Outcome:
     anything is trained, :class:`DatasetError` for a folder that is not laid out as the data set is,
     :class:`ConfigError` for a row that cannot be trained, or a folder that holds a row with other settings.
     """
-    from wsi_ips.datasets.known_sets import look
     from wsi_ips.evaluation.run.compare import ContentNow
     from wsi_ips.evaluation.run.result_table import read_published, write_tables
     from wsi_ips.storage.held_folder import held
 
-    listed = look(job.data_set, job.data, labels=job.labels, splits=job.splits)
+    listed = listed_of(job)
     published = read_published(shipped_published())
-    asked = {name: _asked(job, name) for name in job.rows}
-    if job.froc and not listed.outlines:
-        raise DatasetError(
-            job.data, "has no outlines of lesions", "unpack lesion_annotations.zip, or set froc: false"
-        )
+    asked = {name: asked_of(job, name) for name in job.rows}
     told = [*listed.told, *listed.wrong, f"{len(listed.rows)} of {listed.total} slides are there"]
     for line in told:  # before days of training, and once more at the end
         print(line, file=sys.stderr)  # noqa: T201 - for people, beside the bars
     with held(job.out, below=[], undo=[job.out / MANIFEST], results="table.csv"):
-        manifest = _laid_out(job, listed)
+        manifest = laid_out(job, listed)
         results = _Run(job, manifest, progress, ContentNow()).all(asked)
         paths = write_tables(
             job, results, published, {name: one.model.encoder.name for name, one in asked.items()}
@@ -122,6 +117,22 @@ def table(job: TableJob, progress: Progress) -> Outcome:
     return Outcome([*lines, f"see {paths[1]}"], SOME_FAILED if failures or warnings else 0)
 
 
+def listed_of(job: TableJob) -> "Listed":
+    """The slides of the data set as they lie below ``job.data``.
+
+    Raises :class:`DatasetError` for a folder that is not laid out as the data set is, or without the outlines that
+    lesions are to be scored by.
+    """
+    from wsi_ips.datasets.known_sets import look
+
+    listed = look(job.data_set, job.data, labels=job.labels, splits=job.splits)
+    if job.froc and not listed.outlines:
+        raise DatasetError(
+            job.data, "has no outlines of lesions", "unpack lesion_annotations.zip, or set froc: false"
+        )
+    return listed
+
+
 def shipped_published() -> Path:
     """The table of published numbers that comes with the package (installed, or in a checkout)."""
     path = shipped("pipelines") / "tables" / "published.csv"
@@ -132,7 +143,7 @@ def shipped_published() -> Path:
     )
 
 
-def _asked(job: TableJob, row: str, *, seed: int | None = None, **values: Any) -> FinetuneJob:
+def asked_of(job: TableJob, row: str, *, seed: int | None = None, **values: Any) -> FinetuneJob:
     """The training of a row on pixels, or with ``features`` on what is stored.
 
     Raises :class:`ConfigError` that names the row.
@@ -158,7 +169,38 @@ def _asked(job: TableJob, row: str, *, seed: int | None = None, **values: Any) -
     return finished
 
 
-def _laid_out(job: TableJob, listed: "Listed") -> "Manifest":
+def check_row(row: str, config: FinetuneConfig) -> None:
+    """Raise :class:`ConfigError`, which names the row, for an aggregator that cannot be trained so."""
+    from wsi_ips.models.build import check_aggregator
+
+    try:
+        check_aggregator(config.model, config.selection)
+    except ConfigError as error:
+        raise ConfigError(f"row {row}: {error}") from None
+
+
+def storing_of(job: TableJob, asked: FinetuneJob) -> tuple[FeaturesJob, str]:
+    """The job that stores the features of a row, and a text that tells its encoder and patches."""
+    from wsi_ips.models.encoders.fitting import fitting_tiling
+
+    encoder = EncoderConfig.model_validate(
+        {**asked.model.encoder.model_dump(mode="json", exclude_unset=True), "lora": None, "trainable": True,
+         "project": None, "drop_path": 0.0}
+    )  # fmt: skip
+    tiling = fitting_tiling(asked.tiling, encoder)
+    content = json.dumps([encoder.model_dump(mode="json"), tiling.model_dump(mode="json")], sort_keys=True)
+    name = f"{encoder.name.rpartition('/')[2]}_{sha256(content.encode()).hexdigest()[:12]}"
+    return FeaturesJob(
+        slides=job.out / SLIDES,
+        out=job.out / FEATURES / name,
+        encoder=encoder,
+        tiling=tiling,
+        device=job.device,
+        streaming=asked.streaming,
+    ), content
+
+
+def laid_out(job: TableJob, listed: "Listed") -> "Manifest":
     """Write ``manifest.csv``, links to the slides by id, and the outlines, and read the manifest back."""
     from wsi_ips.datasets.camelyon import write_rows
     from wsi_ips.datasets.manifest import read_manifest, set_aside_by_case, write_manifest
@@ -265,7 +307,7 @@ class _Run:
 
         tasks = []
         for seed in self.job.seeds:
-            config = _asked(self.job, row, seed=seed, **stored)
+            config = asked_of(self.job, row, seed=seed, **stored)
             config = config.model_copy(update={"tiling": fitting_tiling(config.tiling, config.model.encoder)})
             out = self.job.out / row / f"seed_{seed}"
             planned = Planned(
@@ -284,30 +326,20 @@ class _Run:
     def _check(self, tasks: Sequence[_Task]) -> None:
         """Raise :class:`ConfigError` for a row that cannot be trained, or a folder of other settings or slides."""
         from wsi_ips.evaluation.run.compare import Finished, is_done
-        from wsi_ips.models.build import check_aggregator
 
-        config = tasks[0].planned.config
-        try:
-            check_aggregator(config.model, config.selection)
-        except ConfigError as error:
-            raise ConfigError(f"row {tasks[0].row}: {error}") from None
+        check_row(tasks[0].row, tasks[0].planned.config)
         for task in tasks:
             if is_done(task.planned):
                 Finished.read(task.planned, skipped=True, now=self.content.of(task.planned))
 
     def _check_frozen(self, row: str, asked: FinetuneJob) -> None:
         """Check a row on features before they are stored; where they are, its folders too."""
-        from wsi_ips.models.build import check_aggregator
-
         # The width is not known before the encoder is loaded, and decides nothing that is checked here.
-        config = _asked(
+        config = asked_of(
             self.job, row, width=asked.model.encoder.features or 1024, features=self.job.out / FEATURES
         )
-        try:
-            check_aggregator(config.model, config.selection)
-        except ConfigError as error:
-            raise ConfigError(f"row {row}: {error}") from None
-        storing, content = self._storing(asked)
+        check_row(row, config)
+        storing, content = storing_of(self.job, asked)
         if _stored_at(storing.out / STORED, content, self._slides()) is not None:
             self._stored(row, asked)
 
@@ -317,35 +349,13 @@ class _Run:
 
         return slide_fingerprints(self.manifest.records)
 
-    def _storing(self, asked: FinetuneJob) -> tuple[FeaturesJob, str]:
-        """The job that stores the features of a row, and a text that tells its encoder and patches."""
-        from wsi_ips.models.encoders.fitting import fitting_tiling
-
-        encoder = EncoderConfig.model_validate(
-            {**asked.model.encoder.model_dump(mode="json", exclude_unset=True), "lora": None, "trainable": True,
-             "project": None, "drop_path": 0.0}
-        )  # fmt: skip
-        tiling = fitting_tiling(asked.tiling, encoder)
-        content = json.dumps(
-            [encoder.model_dump(mode="json"), tiling.model_dump(mode="json")], sort_keys=True
-        )
-        name = f"{encoder.name.rpartition('/')[2]}_{sha256(content.encode()).hexdigest()[:12]}"
-        return FeaturesJob(
-            slides=self.job.out / SLIDES,
-            out=self.job.out / FEATURES / name,
-            encoder=encoder,
-            tiling=tiling,
-            device=self.job.device,
-            streaming=asked.streaming,
-        ), content
-
     def _stored(self, row: str, asked: FinetuneJob) -> tuple[list[_Task], dict[str, float | None]]:
         """Store the features of a frozen row where they are not yet, or where slides have changed since; its jobs,
         and what the features cost.
         """
         from wsi_ips.datasets.feature_files import list_features, open_features
 
-        storing, content = self._storing(asked)
+        storing, content = storing_of(self.job, asked)
         folder, slides = storing.out, self._slides()
         costs = _stored_at(folder / STORED, content, slides)
         if costs is None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import typer
 from pydantic import PositiveInt, model_validator
@@ -15,15 +15,13 @@ from wsi_ips.progress import Progress
 
 if TYPE_CHECKING:
     from wsi_ips.planning.cost import Cost
-    from wsi_ips.planning.rates import Clock, Rates
+    from wsi_ips.planning.rates import Clock
+    from wsi_ips.planning.series_cost import SeriesCost
+    from wsi_ips.planning.series_told import SeriesPlan
     from wsi_ips.planning.simulated import Peaks, Simulations
     from wsi_ips.planning.survey import Survey
     from wsi_ips.planning.told import Plan
     from wsi_ips.planning.work import Work
-
-MANY = 40
-"""Slides of a split above which a sample is looked at, unless the user says how many."""
-SAMPLE = 24
 
 
 class PlanJob(Job):
@@ -45,6 +43,12 @@ class PlanJob(Job):
     """As if there were so many slides, instead of opening any; with ``patches``."""
     patches: PositiveInt | None = None
     """Patches of each of them."""
+    data: Path | None = None
+    """Of a table: the downloaded folder, or the one above it; none: the recipe's."""
+    labels: Path | None = None
+    """Of a table: the table of labels, where it is not in the folder under its own name."""
+    splits: Path | None = None
+    """Of a table: folder of train.csv, val.csv and test.csv."""
     clock: Literal["wall", "cpu"] = "wall"
     """``cpu`` counts seconds of a core, whatever else the machine does while it is measured."""
     json_: bool = False
@@ -65,7 +69,7 @@ def command(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="A YAML recipe of finetune, predict, features or demo, or the name of one of wsi_ips."
+            help="A YAML recipe of finetune, predict, features, demo, table or compare, or its name."
         ),
     ],
     kind: Annotated[
@@ -88,6 +92,15 @@ def command(
         int | None, typer.Option(help="As if there were so many slides; none is opened. With --patches.")
     ] = None,
     patches: Annotated[int | None, typer.Option(help="Patches of each of these slides.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Of a table: the downloaded data set's folder, or the one above it.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Of a table: its labels, where they are not in that folder.")
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="Of a table: folder of train.csv, val.csv, test.csv (PANDA, TCGA).")
+    ] = None,
     clock: Annotated[
         str | None,
         typer.Option(help="wall (default), or cpu: seconds of a core, for a machine with other work."),
@@ -100,8 +113,8 @@ def command(
 ) -> None:
     """Say what a recipe will cost before it runs: hours, memory, disk, and which setting would halve them."""
     flags = {"recipe": recipe, "settings": tuple(set_ or ()), "kind": kind, "device": device, "rates": rates,
-             "sample": sample, "slides": slides, "patches": patches, "clock": clock, "json_": json_,
-             "out": out}  # fmt: skip
+             "sample": sample, "slides": slides, "patches": patches, "data": data, "labels": labels,
+             "splits": splits, "clock": clock, "json_": json_, "out": out}  # fmt: skip
     start("plan", flags)
 
 
@@ -110,38 +123,40 @@ def plan(job: PlanJob, progress: Progress) -> Outcome:
 
     Raises:
         ConfigError: The recipe is wrong, or of a command that a plan has no rules for; the device is not
-            listed; the
-            rates cannot be read; there are no slides that can be read.
+            listed; the rates cannot be read; there are no slides that can be read.
         WsiIpsError: The manifest or the checkpoint of the recipe is missing.
     """
     import json
 
+    from wsi_ips.planning.series_told import SeriesPlan, data_of_series, lines_of_series
     from wsi_ips.planning.told import data_of, lines_of
     from wsi_ips.storage.files import whole_file
 
     made = make_plan(job, progress)
-    text = json.dumps(data_of(made), indent=1) + "\n"
+    data = data_of_series(made) if isinstance(made, SeriesPlan) else data_of(made)
+    text = json.dumps(data, indent=1) + "\n"
     if job.out is not None:
         with whole_file(job.out) as partial:
             partial.write_text(text, encoding="utf-8")
-    return Outcome([text.rstrip()] if job.json_ else lines_of(made))
+    if job.json_:
+        return Outcome([text.rstrip()])
+    return Outcome(lines_of_series(made) if isinstance(made, SeriesPlan) else lines_of(made))
 
 
-def make_plan(job: PlanJob, progress: Progress) -> "Plan":
+def make_plan(job: PlanJob, progress: Progress) -> "Plan | SeriesPlan":
     """The plan of a job. Raises what :func:`plan` raises."""
-    from wsi_ips.errors import ConfigError
     from wsi_ips.planning.cost import cost_of, halvings
-    from wsi_ips.planning.rates import known_devices
+    from wsi_ips.planning.known import check_device, rates_of
+    from wsi_ips.planning.series import is_series
+    from wsi_ips.planning.series_known import plan_series
     from wsi_ips.planning.told import Plan
 
-    measured_here = job.device in ("auto", "cpu", "cuda", "mps") or job.device.startswith("cuda:")
-    if not measured_here and job.device not in known_devices():
-        raise ConfigError(
-            f"--device {job.device}: auto, cpu and cuda are measured here, and listed are "
-            f"{', '.join(known_devices())}"
-        )
-    with _looked_at(job, progress) as seen:
-        rates = _rates(seen.work, seen.survey, job, progress)
+    check_device(job)
+    planned = _planned(job)
+    if is_series(planned):
+        return plan_series(job, planned, progress)
+    with _looked_at(job, planned, progress) as seen:
+        rates = rates_of(seen.work, seen.survey, job, progress)
     cost = cost_of(seen.work, seen.survey, rates, seen.peaks)
     with progress("Trying other settings", total=1) as advance:
         tried = halvings(seen.work, seen.survey, rates, seen.simulations)
@@ -149,18 +164,46 @@ def make_plan(job: PlanJob, progress: Progress) -> "Plan":
     return Plan(str(job.recipe), seen.work, seen.survey, rates, cost, tried)
 
 
-def costs_by_clock(job: PlanJob, progress: Progress) -> "dict[Clock, Cost]":
+def _planned(job: PlanJob) -> Job:
+    """The job of the recipe, with the options that say where the data of a table lie.
+
+    Raises :class:`ConfigError` for such options and a recipe of something else.
+    """
+    from wsi_ips.commands.recipe import load_recipe, make_job
+    from wsi_ips.errors import ConfigError
+
+    where = {"data": job.data, "labels": job.labels, "splits": job.splits}
+    given = {name: path for name, path in where.items() if path is not None}
+    values = load_recipe(job.recipe, job.settings)
+    of_table = values.get("command") == "table"
+    if given and not of_table:
+        raise ConfigError(
+            f"--{next(iter(given))} goes with recipes of table: {job.recipe} is of another command"
+        )
+    planned = make_job({**values, **given}, source=str(job.recipe))
+    if job.kind not in (None, "finetune") and planned.command in ("table", "compare"):
+        raise ConfigError(f"--for {job.kind}: a {planned.command} is planned as a whole: leave --for out")
+    return planned
+
+
+def costs_by_clock(job: PlanJob, progress: Progress) -> "dict[Clock, Cost] | dict[Clock, SeriesCost]":
     """What the recipe will cost by each clock, which this machine is measured with in turn: ``wall`` and ``cpu``.
 
     Slides are looked at and memory is simulated once, so this takes little longer than one plan. Raises what
     :func:`plan` raises.
     """
     from wsi_ips.planning.cost import cost_of
+    from wsi_ips.planning.known import rates_of
+    from wsi_ips.planning.series import is_series
+    from wsi_ips.planning.series_known import series_costs
 
     clocks: tuple[Clock, ...] = ("wall", "cpu")
-    with _looked_at(job, progress) as seen:
+    planned = _planned(job)
+    if is_series(planned):
+        return series_costs(job, planned, clocks, progress)
+    with _looked_at(job, planned, progress) as seen:
         rates = {
-            clock: _rates(seen.work, seen.survey, job.model_copy(update={"clock": clock}), progress)
+            clock: rates_of(seen.work, seen.survey, job.model_copy(update={"clock": clock}), progress)
             for clock in clocks
         }
     return {clock: cost_of(seen.work, seen.survey, rates[clock], seen.peaks) for clock in clocks}
@@ -177,116 +220,22 @@ class _Seen:
 
 
 @contextmanager
-def _looked_at(job: PlanJob, progress: Progress) -> "Iterator[_Seen]":
-    """Read the recipe, look at its slides, and simulate its memory. Slides that were drawn for it last as long as
+def _looked_at(job: PlanJob, planned: Job, progress: Progress) -> "Iterator[_Seen]":
+    """Look at the slides of the recipe, and simulate its memory. Slides that were drawn for it last as long as
     the ``with`` block.
     """
-    from wsi_ips.commands.recipe import load_recipe, make_job
+    from wsi_ips.planning.known import check_method, in_its_precision, surveyed
     from wsi_ips.planning.simulated import Simulations
     from wsi_ips.planning.work import work_of
 
-    planned = make_job(load_recipe(job.recipe, job.settings), source=str(job.recipe))
     with work_of(planned, job.kind, need_slides=job.slides is None) as work:
-        work = _in_its_precision(work, job)
-        _check_method(work)
-        survey = _survey(work, job, progress)
+        work = in_its_precision(work, job)
+        check_method(work)
+        split = "train" if work.kind == "finetune" else "all"
+        counts = {split: job.slides} if job.slides is not None else {}
+        survey = surveyed(work, job, progress, imagined_in=counts)
         simulations = Simulations(learning=work.kind == "finetune")
         with progress("Simulating memory", total=1) as advance:
             peaks = simulations(work.config)
             advance()
         yield _Seen(work, survey, simulations, peaks)
-
-
-def _in_its_precision(work: "Work", job: PlanJob) -> "Work":
-    """``auto`` is decided by the encoder and the device that is planned for."""
-    from dataclasses import replace
-
-    from wsi_ips.models.encoders.network import settled
-    from wsi_ips.models.encoders.registry import entry_of
-    from wsi_ips.planning.rates import known_devices
-    from wsi_ips.streaming.device import pick_device
-
-    asked: Any = work.asked
-    if asked == "auto":
-        entry = entry_of(work.config.model.encoder.name)
-        if job.device in known_devices():
-            asked = "32" if entry is None else entry.precision
-        else:
-            asked = settled("auto", work.config.model.encoder.name, pick_device(job.device).type)
-    training = work.config.training.model_copy(update={"precision": asked})
-    return replace(work, config=work.config.model_copy(update={"training": training}))
-
-
-def _check_method(work: "Work") -> None:
-    """Raise :class:`ConfigError` for a selector whose passes are not known here."""
-    from wsi_ips.errors import ConfigError
-
-    selection = work.config.selection
-    if work.kind != "features" and (selection.is_coarse_to_fine or selection.is_outside):
-        raise ConfigError(
-            f"a plan knows selection.selector ips, all and random, not {selection.selector}, whose coarse look is "
-            "another pass: plan with --set selection.selector=ips, which is the upper end"
-        )
-
-
-def _survey(work: "Work", job: PlanJob, progress: Progress) -> "Survey":
-    from dataclasses import replace
-
-    from wsi_ips.planning.survey import SplitSurvey, imagined, survey
-
-    if job.slides is not None and job.patches is not None:
-        split = "train" if work.kind == "finetune" else "all"
-        return imagined({split: job.slides}, job.patches, work.config.tiling)
-    largest = max(
-        (sum(slide.split == split for slide in work.slides) for split in {s.split for s in work.slides}),
-        default=0,
-    )
-    sample = job.sample if job.sample is not None else (SAMPLE if largest > MANY else None)
-    seen = survey(work.slides, work.find, work.config.streaming, sample=sample, progress=progress)
-    if not work.counts:
-        return seen
-    # Of the demo's slides a few were drawn, which stand for the others.
-    splits = {name: SplitSurvey(work.counts[name], its.looked_at) for name, its in seen.splits.items()}
-    return replace(seen, splits=splits, slides=sum(work.counts.values()))
-
-
-def _rates(work: "Work", survey: "Survey", job: PlanJob, progress: Progress) -> "Rates":
-    """Measured, stated, or read from a file. For a stated card, decoding is measured here where there are
-    slides.
-    """
-    from wsi_ips.errors import ConfigError, ProcessDied
-    from wsi_ips.inference.in_hand import Died
-    from wsi_ips.planning.measure import Wanted, measured_rates
-    from wsi_ips.planning.rates import known_devices, read_rates, stated_rates
-    from wsi_ips.planning.simulated import encoder_flops
-
-    if job.rates is not None:
-        return read_rates(job.rates)
-    stated = job.device in known_devices()
-    host: Rates | None = None
-    if survey.samples:
-        wanted = Wanted(
-            kind=work.kind,
-            config=work.config,
-            sample=survey.samples[0],
-            device="cpu" if stated else job.device,
-            overlays=work.overlays,
-            mean_patches=round(survey.mean_patches()),
-            clock=job.clock,
-            stream_only=stated,
-        )
-        with progress("Measuring this machine", total=1) as advance:
-            try:
-                host = measured_rates(wanted)
-            except Died as death:
-                raise ProcessDied(
-                    str(survey.samples[0].path), f"the measurement {death}", "memory may have run out"
-                ) from None
-            advance()
-    if stated:
-        return stated_rates(job.device, work.config, encoder_flops(work.config), host=host)
-    if host is None:
-        raise ConfigError(
-            "there is no slide to measure this machine on: name a card with --device, or a file with --rates"
-        )
-    return host

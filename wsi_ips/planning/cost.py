@@ -167,7 +167,7 @@ def _tissue(survey: Survey, rates: Rates, *splits: str) -> Stage:
 
 
 def _start(rates: Rates) -> Stage:
-    return Stage("starting", rates.start_s or 0.0)
+    return Stage("starting and ending", rates.start_s or 0.0)
 
 
 def _scaled(stage: _Pass, name: str, times: float) -> Stage:
@@ -192,17 +192,22 @@ def _labels(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
         Stage("reading kept patches again", again * share),
         Stage("storing and drawing", after),
     ]
-    queries = sum(max(1, len(task.classes)) for task in work.config.model.tasks)
-    heads = work.config.model.attention.heads
-    disk = patches * (BYTES_OF_A_PATCH + 4 * (heads * queries + queries)) / 1e6
-    disk += slides * (OVERLAY_MB if work.overlays else 0.0)
     return (
         [stage for stage in stages if stage.seconds is None or stage.seconds > 0],
         patches,
         patches * work.networks,
-        disk,
+        labels_disk_mb(work, survey),
         0.0,
     )
+
+
+def labels_disk_mb(work: Work, survey: Survey) -> float:
+    """MB of the stored attention of these slides, and of their pictures."""
+    queries = sum(max(1, len(task.classes)) for task in work.config.model.tasks)
+    heads = work.config.model.attention.heads
+    each = BYTES_OF_A_PATCH + 4 * (heads * queries + queries)
+    pictures = survey.readable() * (OVERLAY_MB if work.overlays else 0.0)
+    return survey.total("patches").value * each / 1e6 + pictures
 
 
 def _features(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
@@ -210,7 +215,7 @@ def _features(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     one = pass_over(survey, rates, work.config)
     stages = [_start(rates), _tissue(survey, rates), _scaled(one, "encoding every patch", 1.0)]
     size = 2 if work.half else 4
-    disk = patches * (peaks.width * size + BYTES_OF_A_PATCH) / 1e6
+    disk = patches * (peaks.width * size * work.copies + BYTES_OF_A_PATCH) / 1e6
     return stages, patches, patches, disk, 0.0
 
 
@@ -256,7 +261,7 @@ def _training(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> Found:
     )
     views = training.head_start.views if config.head_start_epochs else 0
     once = patches * views + (val_patches if views else 0)
-    disk, scratch = _training_disk(config, peaks, patches * max(views, 0), val_patches if views else 0)
+    disk, scratch = training_disk(config, peaks, patches * max(views, 0), val_patches if views else 0)
     stages = [_of_folds(stage, work.folds) for stage in stages if stage.seconds is None or stage.seconds > 0]
     return stages, per_epoch, (per_epoch * epochs + once) * work.folds, disk * work.folds, scratch
 
@@ -316,7 +321,7 @@ def _head_start(config: FinetuneConfig, survey: Survey, rates: Rates) -> Iterato
     yield Stage("head start on features", learned, does="learning")
 
 
-def _training_disk(
+def training_disk(
     config: FinetuneConfig, peaks: Peaks, views: float, val_patches: float
 ) -> tuple[float, float]:
     """MB of checkpoints and state that stay, and of features that do not."""
@@ -330,11 +335,7 @@ def _training_disk(
 def _ram_mb(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> float | None:
     """Measured: what the measurement held, and what grows with the data. Otherwise what a process without slides
     holds, its streams, and on a CPU the simulated network."""
-    training = work.kind == "finetune"
-    patches = survey.total("patches").value if training else survey.largest
-    grows = patches * BYTES_OF_A_PATCH / MB
-    heads = work.config.model.attention.heads * max(1, len(work.config.model.tasks))
-    grows += survey.largest * heads * 4 / MB
+    grows = grows_mb(work, survey)
     if rates.peak_mb is not None:
         return rates.peak_mb + grows
     if rates.base_mb is None:
@@ -343,8 +344,17 @@ def _ram_mb(work: Work, survey: Survey, rates: Rates, peaks: Peaks) -> float | N
         rates.base_mb
         + grows
         + streaming_mb(work.config)
-        + (_network_mb(work, peaks) if rates.device_gb is None else 0.0)
+        + (network_mb(work, peaks) if rates.device_gb is None else 0.0)
     )
+
+
+def grows_mb(work: Work, survey: Survey) -> float:
+    """MiB that grow with the slides: where patches lie, of all slides that are learned from or of one at a time,
+    and their attention."""
+    training = work.kind == "finetune"
+    patches = survey.total("patches").value if training else survey.largest
+    heads = work.config.model.attention.heads * max(1, len(work.config.model.tasks))
+    return patches * BYTES_OF_A_PATCH / MB + survey.largest * heads * 4 / MB
 
 
 def streaming_mb(config: FinetuneConfig) -> float:
@@ -353,7 +363,7 @@ def streaming_mb(config: FinetuneConfig) -> float:
     return chunk * (config.streaming.chunks_in_flight + 2) + config.streaming.tile_cache_mb
 
 
-def _network_mb(work: Work, peaks: Peaks) -> float:
+def network_mb(work: Work, peaks: Peaks) -> float:
     return max(peaks.selection, peaks.step if work.kind == "finetune" else 0) / MB
 
 
@@ -361,7 +371,7 @@ def _vram_mb(work: Work, rates: Rates, peaks: Peaks) -> float | None:
     if rates.device.startswith("cpu"):
         return None
     chunk = work.config.streaming.batch * work.config.tiling.patch_px**2 * 3 / MB
-    return _network_mb(work, peaks) + chunk
+    return network_mb(work, peaks) + chunk
 
 
 Change = tuple[str, bool, Callable[[Work, Survey, Rates], tuple[Work, Survey, Rates] | None]]
@@ -384,7 +394,7 @@ def halvings(
     before = peaks(work.config)
     now = cost_of(work, survey, rates, before)
     found = []
-    for setting, changes, change in _changes(work):
+    for setting, changes, change in changes_of(work):
         changed = change(work, survey, rates)
         if changed is None:
             continue
@@ -428,7 +438,7 @@ def _memory_left(
         return then.vram_mb / now.vram_mb
     if now.ram_mb is None:
         return None
-    saved = _network_mb(work, before) - _network_mb(work, after)
+    saved = network_mb(work, before) - network_mb(work, after)
     return (now.ram_mb - saved) / now.ram_mb
 
 
@@ -445,7 +455,7 @@ def _set(section: str, changes: bool, **values: Any) -> Change:
     return shown, changes, lambda work, survey, rates: (_with(work, section, **values), survey, rates)
 
 
-def _changes(work: Work) -> Iterator[Change]:
+def changes_of(work: Work) -> Iterator[Change]:
     """The settings that are tried."""
     config = work.config
     mpp = 2 * config.tiling.patch_mpp

@@ -6,14 +6,15 @@ and the most memory that the process held, are the :class:`wsi_ips.planning.rate
 random weights, which compute as long as others do, so that nothing is downloaded.
 """
 
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from wsi_ips.streaming.device import calculating, pick_device
 from wsi_ips.streaming.patch_source import Chunk, PatchSource
 from wsi_ips.streaming.stream import PatchStream
 from wsi_ips.training.augment import augment
+from wsi_ips.training.bags import Bag
 from wsi_ips.training.fit import train_bags
 from wsi_ips.training.head_start import ROWS_AT_ONCE, head_start_config
 from wsi_ips.training.learning import backward_in_parts, bag_loss, make_optimizer
@@ -51,6 +53,9 @@ HEAD_RUNS = ((4, 1, 2), (4, 1, 6), (12, 3, 6))
 """Short trainings on features: (training bags, validation bags, epochs). Three of them tell a bag from an
 epoch from the start."""
 
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -62,6 +67,7 @@ class Wanted:
         sample: A slide.
         device: Where the network runs.
         overlays: Whether pictures are drawn.
+        labels: Whether a training also labels slides, in the same process.
         mean_patches: Patches of a slide in the mean, for learning on features.
         clock: ``wall``, or ``cpu``: seconds of a core, whatever else the machine does meanwhile.
         stream_only: Measure what the CPU of a machine with a card does: reading, decoding, storing.
@@ -79,13 +85,31 @@ class Wanted:
     stream_only: bool = False
     begun: float = 0.0
     budget_s: float = BUDGET_S
+    labels: bool = False
 
 
 def measured_rates(wanted: Wanted) -> Rates:
     """Measure in a process of its own. Raises the error of the slide, or
     :class:`wsi_ips.inference.in_hand.Died`.
     """
-    return alone(_measure, replace(wanted, begun=time.time()))
+    rates, end_s = measured_alone(_measure, replace(wanted, begun=time.time()), wanted.clock)
+    return rates.model_copy(update={"start_s": (rates.start_s or 0.0) + end_s})
+
+
+def measured_alone(
+    work: Callable[[Argument], tuple[Result, float, float]], argument: Argument, clock: Clock
+) -> tuple[Result, float]:
+    """What ``work`` returns in a new process, and the seconds that the process then needs to end, which are more
+    than one where PyTorch has been imported. ``work`` also returns ``time.process_time`` and ``time.time`` of the
+    moment when it is done.
+
+    Raises :class:`wsi_ips.inference.in_hand.Died`, or what ``work`` raises.
+    """
+    before = os.times()
+    result, used_s, done = alone(work, argument)
+    after = os.times()
+    children_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return result, max(0.0, children_s - used_s if clock == "cpu" else time.time() - done)
 
 
 def peak_mb() -> float:
@@ -93,10 +117,11 @@ def peak_mb() -> float:
     return peak_memory_since_start() / 2**20
 
 
-def _measure(wanted: Wanted) -> Rates:
+def _measure(wanted: Wanted) -> tuple[Rates, float, float]:
     base_mb = peak_mb()
     with calculating(deterministic=wanted.config.training.deterministic):
-        return _Measurement(wanted, base_mb).rates()
+        rates = _Measurement(wanted, base_mb).rates()
+    return rates, time.process_time(), time.time()
 
 
 class _Measurement:
@@ -142,7 +167,7 @@ class _Measurement:
             if self._wanted.kind == "finetune":
                 self._read_again(slide)
                 self._learn(pixels)
-            elif self._wanted.kind == "predict":
+            if self._wanted.kind == "predict" or self._wanted.labels:
                 self._label(slide)
         if self._wanted.kind == "finetune":
             self._head_start()
@@ -171,25 +196,38 @@ class _Measurement:
         return PatchStream(slide, coords, config=self._config.streaming, device=self._device)
 
     def _decode(self, slide: SlideReader) -> Tensor:
-        """Reading and decoding alone, over as many patches as the time allows. Returns a batch of pixels."""
-        stream = self._stream(slide, len(self._coords))
+        """Reading and decoding alone: passes over the slide, or a part of one, as the time allows. Returns a batch
+        of pixels.
+
+        The first pass of a process also imports and prepares, which small slides would count as theirs. It belongs
+        to the start.
+        """
+        began = self._now()
+        for _ in (first := self._stream(slide, self._config.streaming.batch)):
+            pass
+        cold_s = self._now() - began
         held: Tensor | None = None
-        until = time.perf_counter() + self._wanted.budget_s
-        started = self._now()
-        for chunk in stream:
-            held = chunk.pixels_n3PP if held is None else held
-            if time.perf_counter() > until:
-                break
-        wall = self._now() - started
-        assert held is not None
-        done, threads = stream.telemetry, min(self._config.streaming.threads, self._found["cores"])
-        in_tiles = done.read_s + done.decode_s
-        beside = done.assemble_s + done.resample_s
+        wall = megapixels = in_tiles = beside = 0.0
+        patches, begun = 0, time.perf_counter()
+        while held is None or time.perf_counter() < begun + self._wanted.budget_s / 4:
+            stream = self._stream(slide, len(self._coords))
+            started = self._now()
+            for chunk in stream:
+                held = chunk.pixels_n3PP if held is None else held
+                if time.perf_counter() > begun + self._wanted.budget_s:
+                    break
+            wall += self._now() - started
+            done = stream.telemetry
+            patches += done.patches
+            megapixels += done.tiles_decoded * tile_megapixels(slide, self._coords)
+            in_tiles += done.read_s + done.decode_s
+            beside += done.assemble_s + done.resample_s
+        threads = min(self._config.streaming.threads, self._found["cores"])
         share = in_tiles / (in_tiles + beside) if in_tiles + beside else 1.0
-        self._thread_s = wall * threads / done.patches
-        megapixels = done.tiles_decoded * tile_megapixels(slide, self._coords)
+        self._thread_s = wall * threads / patches
         self._found["megapixel_s"] = share * wall * threads / megapixels if megapixels else 0.0
         self._found["patch_s"] = (1 - share) * self._thread_s
+        self._found["start_s"] += max(0.0, cold_s - wall / patches * first.telemetry.patches)
         return held.clone()
 
     def _encode(self, pixels: Tensor) -> None:
@@ -311,26 +349,17 @@ class _Measurement:
         width = self._net.feature_width
         head = head_start_config(config, width=width)
         features = torch.randn(max(1, self._wanted.mean_patches), width)
-        seconds = []
-        for train, val, epochs in HEAD_RUNS:
-            settings = head.training.model_copy(update={"epochs": epochs, "restarts": 1})
-            seconds.append(
-                train_for(
-                    head.model_copy(update={"training": settings}),
-                    features,
-                    train,
-                    val,
-                    self._device,
-                    self._now,
-                )
-            )
-        (_, _, few), (train, val, more), (train_2, val_2, _) = HEAD_RUNS
-        bag_s = (seconds[2] - seconds[1]) / (more * (train_2 + val_2 - train - val))
-        epoch_s = (seconds[1] - seconds[0]) / (more - few) - (train + val) * bag_s
-        start_s = seconds[0] - few * (epoch_s + (train + val) * bag_s)
-        self._found["head"] = HeadRates(
-            bag_s=max(0.0, bag_s), epoch_s=max(0.0, epoch_s), start_s=max(0.0, start_s)
-        )
+
+        def train_for(settings: FinetuneConfig, train: int, val: int) -> float:
+            bags = [self._bag(number, features) for number in range(train + val)]
+            return train_on(bags, train, settings, self._device, self._now)
+
+        self._found["head"] = head_rates(head, train_for)
+
+    def _bag(self, number: int, features_NC: Tensor) -> "SharedFeatures":
+        tasks = self._config.model.tasks
+        targets = {task.name: Counted(self._device).target(task, number) for task in tasks}
+        return SharedFeatures(f"bag{number}", features_NC, targets)
 
     def _save(self) -> None:
         with tempfile.TemporaryDirectory(prefix="wsi_ips_plan_") as folder:
@@ -361,24 +390,37 @@ class _Measurement:
             torch.cuda.synchronize(self._device)
 
 
-def train_for(
+def head_rates(
     config: FinetuneConfig,
-    features_NC: Tensor,
-    train: int,
-    val: int,
-    device: torch.device,
-    now: Callable[[], float],
+    train_for: Callable[[FinetuneConfig, int, int], float],
+    *,
+    cold: float | None = None,
+) -> HeadRates:
+    """Rates of learning on features, from three short trainings that tell a bag from an epoch from the start.
+
+    Args:
+        config: The settings of the training.
+        train_for: Trains with these settings on so many training and validation bags, and says how many seconds
+            that took.
+        cold: Seconds of the first of them where nothing was imported yet, which is how a process begins. None: the
+            start is that of a process that has trained before.
+    """
+    seconds = []
+    for train, val, epochs in HEAD_RUNS:
+        training = config.training.model_copy(update={"epochs": epochs, "restarts": 1})
+        seconds.append(train_for(config.model_copy(update={"training": training}), train, val))
+    (_, _, few), (train, val, more), (train_2, val_2, _) = HEAD_RUNS
+    bag_s = (seconds[2] - seconds[1]) / (more * (train_2 + val_2 - train - val))
+    epoch_s = (seconds[1] - seconds[0]) / (more - few) - (train + val) * bag_s
+    start_s = (seconds[0] if cold is None else cold) - few * (epoch_s + (train + val) * bag_s)
+    return HeadRates(bag_s=max(0.0, bag_s), epoch_s=max(0.0, epoch_s), start_s=max(0.0, start_s))
+
+
+def train_on(
+    bags: Sequence[Bag], train: int, config: FinetuneConfig, device: torch.device, now: Callable[[], float]
 ) -> float:
-    """Seconds by the clock ``now`` of a whole training on so many bags, which share these features (N, C)."""
+    """Seconds by the clock ``now`` of a training on the first ``train`` bags, validated on the others."""
     alone_ = config.model_copy(update={"training": config.training.model_copy(update={"devices": 1})})
-    bags = [
-        SharedFeatures(
-            f"bag{number}",
-            features_NC,
-            {task.name: Counted(device).target(task, number) for task in config.model.tasks},
-        )
-        for number in range(train + val)
-    ]
     with tempfile.TemporaryDirectory(prefix="wsi_ips_plan_") as folder:
         started = now()
         train_bags(bags[:train], bags[train:], alone_, Path(folder) / "run", device=device)

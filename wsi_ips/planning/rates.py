@@ -6,8 +6,9 @@ is None, and a plan says so instead of a number.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
@@ -27,6 +28,7 @@ OF_THE_HOST = {
 """Rates that are those of the CPU beside a card."""
 Clock = Literal["wall", "cpu"]
 """Seconds that pass, or seconds of a core."""
+Kind = TypeVar("Kind", bound=Section)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -55,7 +57,7 @@ class Rates(Section):
     cores: PositiveInt
     """CPU cores that decode."""
     start_s: NonNegativeFloat | None = None
-    """From the start of the process until the network is there."""
+    """From the start of the process until the network is there, and its end."""
     tissue_s: NonNegativeFloat | None = None
     """Opening a slide and finding its tissue. None: as the survey took."""
     open_s: NonNegativeFloat = 0.0
@@ -96,6 +98,26 @@ class Rates(Section):
     """How many times faster the encoder would be in bf16, where it is stated."""
     notes: tuple[str, ...] = ()
     """What is to be said of these numbers."""
+
+
+class JobRates(Section):
+    """Seconds of what a row of a table does beside its work on slides. None: neither measured nor given."""
+
+    device: str
+    how: Literal["measured", "given"] = "measured"
+    clock: Clock = "wall"
+    start_s: NonNegativeFloat | None = None
+    """From the start of a job's process until everything is imported, and its end."""
+    head: HeadRates | None = None
+    """Training on stored features."""
+    label_s: NonNegativeFloat | None = None
+    """A slide labelled from its stored features, and its result stored."""
+    score_s: NonNegativeFloat | None = None
+    """Loading the chosen checkpoint and evaluating its run, whatever the number of slides."""
+    score_slide_s: NonNegativeFloat = 0.0
+    """The same, for each slide that is scored."""
+    peak_mb: NonNegativeFloat | None = None
+    """Peak memory of a process that did all of this once."""
 
 
 class Device(Section):
@@ -201,6 +223,19 @@ def read_rates(path: Path) -> Rates:
     Raises:
         ConfigError: The file is missing, or does not hold rates.
     """
+    values = read_values(path)
+    if isinstance(values.get("rates"), dict):
+        values = values["rates"]
+    if "rows" in values:
+        raise ConfigError(f"--rates {path}: is the plan of a table, whose rows have rates of their own")
+    return checked_rates(Rates, values, path)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What a YAML or JSON file of rates holds.
+
+    Raises :class:`ConfigError` for one that is missing or no mapping.
+    """
     if not path.is_file():
         raise ConfigError(f"--rates {path}: no such file")
     if path.stat().st_size > LARGEST_BYTES:
@@ -210,12 +245,15 @@ def read_rates(path: Path) -> Rates:
         values: Any = json.loads(text) if path.suffix == ".json" else load_yaml(text)
     except (NotPlainYaml, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"--rates {path}: cannot be read: {one_line(error, most=200)}") from None
-    if isinstance(values, dict) and isinstance(values.get("rates"), dict):
-        values = values["rates"]
     if not isinstance(values, dict):
         raise ConfigError(f"--rates {path}: is no mapping of rates; see docs/plan.md")
+    return values
+
+
+def checked_rates(kind: type[Kind], values: Mapping[str, Any], path: Path) -> Kind:
+    """Rates of a kind from values of the file ``path``. Raises :class:`ConfigError` that names what is wrong."""
     try:
-        return Rates.model_validate({"how": "given", **values})
+        return kind.model_validate({"how": "given", **values})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

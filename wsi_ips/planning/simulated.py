@@ -179,7 +179,7 @@ def step_of(
     """One step as :class:`wsi_ips.training.learning.Learner` takes it, whose features come from the selection."""
     net.train()
     optimizer.zero_grad()
-    bags, m, px = config.training.slides_per_step, config.selection.memory_size, config.tiling.patch_px
+    bags, m = config.training.slides_per_step, config.selection.memory_size
     patches = bags * m
     at_once = config.training.micro_batch or patches
     targets = [{task.name: counted.target(task, bag) for task in config.model.tasks} for bag in range(bags)]
@@ -187,7 +187,7 @@ def step_of(
 
     def parts() -> Iterator[Tensor]:
         for first in range(0, patches, at_once):
-            yield counted.pixels(min(at_once, patches - first), px)
+            yield counted.patches(min(at_once, patches - first), config)
 
     def loss_of(features_KC: Tensor) -> Tensor:
         reading = net.read_features(features_KC, places_K, [m] * bags)
@@ -214,6 +214,11 @@ class Counted:
         """(n, 3, px, px) uint8, in the order in which a stream hands them out."""
         pixels = torch.zeros(n, 3, px, px, dtype=torch.uint8, device=self.device)
         return pixels.contiguous(memory_format=torch.channels_last)
+
+    def patches(self, n: int, config: FinetuneConfig) -> Tensor:
+        """What the network reads of ``n`` patches: their pixels, or features where it reads stored ones."""
+        width = config.model.encoder.features
+        return self.pixels(n, config.tiling.patch_px) if width is None else self.features(n, width)
 
     def places(self, n: int, kind: str | None) -> Tensor:
         """Where patches lie, in the form that the network wants."""
@@ -298,7 +303,7 @@ class Chunks:
 
     def read(self, ids_n: Tensor) -> Chunk:
         """Some patches again."""
-        pixels = self._counted.pixels(len(ids_n), self._config.tiling.patch_px)
+        pixels = self._counted.patches(len(ids_n), self._config)
         return Chunk(ids_n, ids_n[:, None].repeat(1, 2), pixels)
 
     def places(self, ids_n: Tensor, kind: str) -> Tensor:

@@ -7,7 +7,7 @@ spread; :func:`imagined` is a survey of slides that nobody has yet.
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -143,6 +143,11 @@ class Survey:
     def readable(self, *splits: str) -> float:
         """How many slides of these splits, or of all, can be read."""
         return math.fsum(its.slides for split, its in self.splits.items() if not splits or split in splits)
+
+    def only(self, *splits: str) -> "Survey":
+        """The same of some of the splits."""
+        its = {name: held for name, held in self.splits.items() if name in splits}
+        return replace(self, splits=its, slides=round(self.readable(*splits)))
 
     @property
     def largest(self) -> int:

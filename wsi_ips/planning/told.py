@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from wsi_ips.planning.cost import ALMOST_HALF, Cost, Halving, Stage
 from wsi_ips.planning.rates import Rates
@@ -10,6 +10,8 @@ from wsi_ips.planning.survey import Count, Survey
 from wsi_ips.planning.work import Work
 
 SHOWN_FAILURES = 5
+HOW = {"measured": "measured on", "estimated": "estimated for", "given": "with the rates given for"}
+"""Where rates are from, in words."""
 COLUMN = 42
 """Width of the names of stages."""
 
@@ -28,11 +30,11 @@ class Plan:
 
 def lines_of(plan: Plan) -> list[str]:
     """What the command prints."""
-    how = {"measured": "measured on", "estimated": "estimated for", "given": "with the rates given for"}
     return [
-        f"plan of {plan.work.kind} ({plan.source}), {how[plan.rates.how]} {plan.rates.device}",
+        f"plan of {plan.work.kind} ({plan.source}), {HOW[plan.rates.how]} {plan.rates.device}",
         "",
-        *_to_read(plan),
+        *to_read(plan.survey),
+        _through_encoder(plan),
         "",
         *_times(plan),
         "",
@@ -43,8 +45,8 @@ def lines_of(plan: Plan) -> list[str]:
     ]
 
 
-def _to_read(plan: Plan) -> Iterator[str]:
-    survey, cost = plan.survey, plan.cost
+def to_read(survey: Survey) -> Iterator[str]:
+    """Slides, patches, tiles and bytes, and which slides cannot be read."""
     of_splits = ", ".join(
         f"{round(its.slides)} {split}" for split, its in survey.splits.items() if its.slides
     )
@@ -65,15 +67,18 @@ def _to_read(plan: Plan) -> Iterator[str]:
     yield f"patches           {_count(survey.total('patches'))}{largest}"
     yield (
         f"one pass reads    {_count(survey.total('decodes'))} tiles to decode, "
-        f"{_bytes(survey.total('stored_mb'))} of the files"
+        f"{in_bytes(survey.total('stored_mb'))} of the files"
     )
+
+
+def _through_encoder(plan: Plan) -> str:
+    cost = plan.cost
     if plan.work.kind == "finetune":
-        yield f"through encoder   {cost.passes_per_epoch:,.0f} patches an epoch, {cost.passes:,.0f} in all"
-    else:
-        yield f"through encoder   {cost.passes:,.0f} patches"
+        return f"through encoder   {cost.passes_per_epoch:,.0f} patches an epoch, {cost.passes:,.0f} in all"
+    return f"through encoder   {cost.passes:,.0f} patches"
 
 
-def _bytes(megabytes: Count) -> str:
+def in_bytes(megabytes: Count) -> str:
     """A number of MB in the unit that suits it, such as 0.31 MB, 42 MB or 3.10 ± 0.20 GB."""
     if megabytes.value >= 1e3:
         return f"{_count(Count(megabytes.value / 1e3, megabytes.spread / 1e3), digits=2)} GB"
@@ -93,11 +98,12 @@ def _times(plan: Plan) -> Iterator[str]:
         yield _time_row(stage, epochs=epochs)
     whole = Stage("all that is known" if cost.not_known else "all of it", cost.seconds, cost.epoch_seconds)
     yield _time_row(whole, epochs=epochs)
-    if not plan.survey.imagined and (spread := _relative_spread(plan.survey)):
+    if not plan.survey.imagined and (spread := spread_of(plan.survey)):
         yield f"the sample of slides leaves it open by ± {spread:.0%}"
 
 
-def _relative_spread(survey: Survey) -> float:
+def spread_of(survey: Survey) -> float:
+    """Half the width of the 95 % interval of the number of patches, as a share of it."""
     patches = survey.total("patches")
     return patches.spread / patches.value if patches.value else 0.0
 
@@ -118,21 +124,25 @@ def in_words(seconds: float | None) -> str:
     return f"{seconds / 3600:,.1f} h"
 
 
+def in_gib(mebibytes: float | None) -> str:
+    """Memory in GiB."""
+    return "not known" if mebibytes is None else f"{mebibytes / 1024:.2f} GiB"
+
+
 def _space(plan: Plan) -> Iterator[str]:
     cost = plan.cost
-    ram = "not known" if cost.ram_mb is None else f"{cost.ram_mb / 1024:.2f} GiB"
     how = "measured, and what grows with the slides" if plan.rates.peak_mb is not None else "estimated"
-    yield f"peak memory       {ram}" + ("" if cost.ram_mb is None else f" ({how})")
+    yield f"peak memory       {in_gib(cost.ram_mb)}" + ("" if cost.ram_mb is None else f" ({how})")
     if cost.vram_mb is not None:
         of_card = f" of {plan.rates.device_gb:g} GB" if plan.rates.device_gb else ""
         beside = "simulated; an allocator and CUDA add about 0.5 GiB"
-        yield f"of the card       {cost.vram_mb / 1024:.2f} GiB{of_card} ({beside})"
+        yield f"of the card       {in_gib(cost.vram_mb)}{of_card} ({beside})"
         if plan.rates.device_gb and cost.vram_mb * 2**20 > plan.rates.device_gb * 1e9:
             yield "                  it does not fit"
     scratch = (
-        f", and {_bytes(Count(cost.scratch_mb))} until the head start is over" if cost.scratch_mb else ""
+        f", and {in_bytes(Count(cost.scratch_mb))} until the head start is over" if cost.scratch_mb else ""
     )
-    yield f"disk              {_bytes(Count(cost.disk_mb))}{scratch}"
+    yield f"disk              {in_bytes(Count(cost.disk_mb))}{scratch}"
 
 
 def _advice(plan: Plan) -> Iterator[str]:
@@ -143,18 +153,23 @@ def _advice(plan: Plan) -> Iterator[str]:
         share = (dominating.seconds or 0.0) / (plan.cost.seconds or 1.0)
         of_it = "" if dominating.does == "other" else f", {dominating.does}"
         yield f"most time goes into {dominating.name}{of_it}: {share:.0%}"
-    for what, left in (("time", "time"), ("memory", "memory")):
-        known = [halving for halving in plan.halvings if getattr(halving, left) is not None]
-        ranked = sorted(known, key=lambda halving: float(getattr(halving, left)))
-        if not ranked or getattr(ranked[0], left) > 0.95:
-            yield f"no single setting that was tried saves {what}"
-            continue
-        halves = [halving for halving in ranked if getattr(halving, left) <= ALMOST_HALF]
-        shown = halves[:3] or ranked[:1]
-        verb = f"halves the {what}" if halves else f"saves most {what}"
-        for halving in shown:
-            marks = "; it changes what is computed" if halving.changes else ""
-            yield f"{verb}: {halving.setting} ({getattr(halving, left):.2f} times{marks})"
+    yield from halvings_in_words(plan.halvings, "time")
+    yield from halvings_in_words(plan.halvings, "memory")
+
+
+def halvings_in_words(halvings: Sequence[Halving], what: Literal["time", "memory"]) -> Iterator[str]:
+    """The settings that halve time or memory, or the one that saves most of it."""
+    known = [halving for halving in halvings if getattr(halving, what) is not None]
+    ranked = sorted(known, key=lambda halving: float(getattr(halving, what)))
+    if not ranked or getattr(ranked[0], what) > 0.95:
+        yield f"no single setting that was tried saves {what}"
+        return
+    halves = [halving for halving in ranked if getattr(halving, what) <= ALMOST_HALF]
+    shown = halves[:3] or ranked[:1]
+    verb = f"halves the {what}" if halves else f"saves most {what}"
+    for halving in shown:
+        marks = "; it changes what is computed" if halving.changes else ""
+        yield f"{verb}: {halving.setting} ({getattr(halving, what):.2f} times{marks})"
 
 
 def data_of(plan: Plan) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from wsi_ips.commands.features import FeaturesJob
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import given_mpp, slides_by_id
 from wsi_ips.config import FinetuneConfig, PipelineConfig, TilingConfig
@@ -20,6 +21,8 @@ from wsi_ips.tiling.patches import FindPatches, PatchesInTissue
 Kind = Literal["finetune", "predict", "features"]
 """What is planned: a training, labels of slides, or features of all patches."""
 KINDS: tuple[Kind, ...] = ("finetune", "predict", "features")
+COPIES = {"clam": 2, "trident": 1, "stamp": 1}
+"""Files of a slide's features, by layout."""
 DRAWN_SAMPLE = 4
 """Slides of a demo that is not drawn yet that are drawn for a plan, and thrown away again."""
 
@@ -36,6 +39,7 @@ class Work:
         asked: The precision as the recipe has it: ``auto`` depends on the device.
         overlays: Whether a picture is drawn of each slide.
         half: Whether features are stored as float16.
+        copies: How many files hold each feature: CLAM's layout has two of a slide, HDF5 and a tensor.
         networks: How many networks label each slide.
         folds: How many trainings there are.
         workers: Processes that work on a slide each.
@@ -49,6 +53,7 @@ class Work:
     asked: str = "32"
     overlays: bool = False
     half: bool = False
+    copies: int = 1
     networks: int = 1
     folds: int = 1
     workers: int = 1
@@ -80,15 +85,10 @@ def work_of(job: Job, kind: Kind | None, *, need_slides: bool = True) -> Iterato
         yield _of_features(values, need_slides=need_slides)
     elif job.command in ("predict", "features"):
         raise ConfigError(f"a recipe of {job.command} has no settings of {kind}: leave --for out")
-    elif job.command == "table":
-        raise ConfigError(
-            "wsi-ips plan knows no recipe of table; plan one training of a row: wsi-ips data manifest DATA --out "
-            "manifest.csv, then wsi-ips plan with a recipe of finetune and --set manifest=manifest.csv (for "
-            "camelyon16: pipelines/finetune_camelyon16.yaml); a table has rows times seeds of them"
-        )
     else:
         raise ConfigError(
-            f"wsi-ips plan knows recipes of finetune, predict, features and demo, not of {job.command}"
+            "wsi-ips plan knows recipes of finetune, predict, features, demo, table and compare, "
+            f"not of {job.command}"
         )
 
 
@@ -108,7 +108,13 @@ def _of_training(job: Any, kind: Kind, *, need_slides: bool) -> Work:
     return Work(
         kind, config, slides, patches_from(config.tiling, from_coords=job.from_coords),
         asked=config.training.precision, folds=folds, overlays=kind == "predict",
+        copies=_copies(kind),
     )  # fmt: skip
+
+
+def _copies(kind: Kind) -> int:
+    """Of features that a recipe of something else would store: the layout is the default."""
+    return COPIES[FeaturesJob.model_fields["layout"].default] if kind == "features" else 1
 
 
 def _ids(manifest: Manifest) -> list[str]:
@@ -134,7 +140,7 @@ def _of_demo(job: Any, kind: Kind, *, need_slides: bool) -> Iterator[Work]:
 
     config = _settings(job, FinetuneConfig)
     work = Work(kind, config, (), PatchesInTissue(config.tiling), asked=config.training.precision)
-    work = replace(work, overlays=kind == "predict")
+    work = replace(work, overlays=kind == "predict", copies=_copies(kind))
     drawn: Path = job.out / "data" / "reference.csv"
     if not need_slides:
         yield work
@@ -201,6 +207,7 @@ def _of_features(job: Any, *, need_slides: bool) -> Work:
         patches_from(tiling, from_coords=job.from_coords),
         asked=job.precision,
         half=job.half,
+        copies=COPIES[job.layout],
         workers=job.batch.workers or 1,
     )
 
