@@ -122,6 +122,9 @@ def test_the_conda_recipe_requires_what_the_wheel_requires() -> None:
     files = [name for test in recipe["tests"] for name in test.get("files", {}).get("source", [])]
     assert files
     assert all((ROOT / name).is_file() for name in files)
+    # Files are copied below the folder of the test under the paths that they have in the source.
+    run = [line for test in recipe["tests"] for line in test.get("script", []) if line.startswith("python ")]
+    assert run == [f"python {name}" for name in files]
 
 
 def test_the_citation_names_the_authors_and_the_paper() -> None:
