@@ -103,6 +103,16 @@ def test_images_install_extras_that_exist_on_a_python_that_is_allowed(name: str)
     assert Version(python) >= Version(PROJECT["project"]["requires-python"].removeprefix(">="))
 
 
+def test_the_pythons_that_are_promised_are_those_on_which_tests_were_run() -> None:
+    """docs/install.md has a row for each; one that was not run says so, and is not promised."""
+    rows = dict(re.findall(r"^\| (3\.\d+) \| (.+) \|$", read("docs/install.md"), re.MULTILINE))
+    run = {python for python, seen in rows.items() if "not run" not in seen}
+    language = "Programming Language :: Python :: "
+    promised = [line for line in PROJECT["project"]["classifiers"] if line.startswith(language)]
+    assert promised == [f"{language}{python}" for python in sorted(run, key=Version)]
+    assert min(run, key=Version) == PROJECT["project"]["requires-python"].removeprefix(">=")
+
+
 def test_versions_agree() -> None:
     assert yaml.safe_load(read("CITATION.cff"))["version"] == __version__
     assert f"org.opencontainers.image.version {__version__}" in apptainer("labels")
