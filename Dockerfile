@@ -21,8 +21,9 @@ RUN if [ "$TORCH" = cpu ]; then \
     fi && \
     pip install --no-cache-dir --constraint /tmp/constraints.txt "$(ls /wheels/*.whl)[$EXTRAS]" && \
     rm -r /wheels /tmp/constraints.txt && \
-    useradd --create-home pathologist
-USER pathologist
+    useradd --create-home --uid 1000 pathologist
+# By its number, so that a cluster can see that it is not root.
+USER 1000
 WORKDIR /data
 # The viewer is reached from outside the container: view RUN --host 0.0.0.0, and -p 8080:8080.
 EXPOSE 8080

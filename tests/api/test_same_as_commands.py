@@ -121,8 +121,8 @@ def test_an_overlay_is_the_command_s(here: Path, console: Console) -> None:
     assert not Path("run/overlays").exists()
     assert console("overlay", "run", "--side-px", "300", "--head", "1").code == 0
     image = wi.overlay(run["a"], side_px=300, head=1, out="mine.png")
-    assert Path("mine.png").read_bytes() == Path("run/overlays/a.png").read_bytes()
-    with Image.open("run/overlays/a.png") as drawn:
+    assert Path("mine.png").read_bytes() == Path("run/overlays/attention-head1/a.png").read_bytes()
+    with Image.open("run/overlays/attention-head1/a.png") as drawn:
         assert np.array_equal(np.asarray(drawn.convert("RGB")), np.asarray(image))
         assert drawn.info["shown"] == image.info["shown"]
 

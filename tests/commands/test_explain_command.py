@@ -131,12 +131,12 @@ def test_it_is_drawn_exported_and_reported(
     assert console("overlay", run, "--map", "gradient", "--class", "tumor").code == 0
     result = results(run)[0]
     slide_id = result.coords.slide_id
-    with Image.open(run / "overlays" / f"{slide_id}.png") as picture:
+    with Image.open(run / "overlays" / "gradient-tumor" / f"{slide_id}.png") as picture:
         assert picture.info["map"] == "gradient"
         assert picture.info["shown"] == "Gradient times input for tumor, task label"
         assert picture.info["scale"] == "signed -1.0 1.0"
     assert console("export", run, "--format", "geojson", "--map", "gradient").code == 0
-    told = json.loads((run / "exports" / "geojson" / f"{slide_id}.geojson").read_text())
+    told = json.loads((run / "exports" / "geojson" / "gradient-tumor" / f"{slide_id}.geojson").read_text())
     measured = [patch["properties"]["measurements"] for patch in told["features"]]
     values = [one["Gradient times input for tumor, task label"] for one in measured]
     np.testing.assert_array_equal(np.float32(values), result.gradient("label", "tumor"))
@@ -149,7 +149,7 @@ def test_it_is_drawn_exported_and_reported(
     for form in ("sheet", "asap", "ome-tiff"):
         assert console("export", run, "--format", form, "--map", "gradient").code == 0
     assert console("report", run, "--map", "gradient").code == 0
-    page = (run / "report.html").read_text()
+    page = (run / "report_gradient.html").read_text()
     assert "Gradient times input for tumor, task label; Flat attention: 4 patches of" in page
     assert "do not add up to the logit" in page
     assert console("report", run).code == 0

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -74,11 +75,75 @@ def test_a_task_s_attention_reaches_the_file(console: Console, run: Path, tmp_pa
     )
     assert said.code == 0, said.err
     stem = stems(run)[0]
-    features = json.loads((tmp_path / f"{stem}.geojson").read_text())["features"]
+    features = json.loads((tmp_path / "attention-grade-head1" / f"{stem}.geojson").read_text())["features"]
     best = np.sort(read_result(run / "attention" / f"{stem}.h5").attention_NHT[:, 1, 0])[-3:]
     found = [feature["properties"]["measurements"]["Attention, task grade, head 1"] for feature in features]
     assert sorted(found) == pytest.approx(best.tolist())
     assert {feature["properties"]["classification"]["name"] for feature in features} <= {"low", "high"}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_two_maps_of_a_run_are_two_files_and_the_first_stays(
+    console: Console, run: Path, tmp_path: Path, name: str
+) -> None:
+    """In the run's folder, and in one that was named: there the map can be written again, too."""
+    suffix = make_exporter(name, {}).suffix
+    for out, words in ((run / "exports" / name, ()), (tmp_path / "out", ("--out", tmp_path / "out"))):
+        assert console("export", run, "--format", name, *words).code == 0
+        first = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+        said = console("export", run, "--format", name, "--task", "grade", *words)
+        assert said.code == 0, said.err
+        assert said.out.strip().endswith(f"2 {name} exports in {out / 'attention-grade'}")
+        for stem in stems(run):
+            assert (out / f"{stem}{suffix}").exists()
+            assert (out / "attention-grade" / f"{stem}{suffix}").exists()
+        assert {path: path.read_bytes() for path in first} == first
+        for task in ((), ("--task", "grade")):
+            assert console("export", run, "--format", name, *task, *words).code == 0
+
+
+def test_a_run_does_not_replace_the_export_of_another_one(
+    console: Console, run: Path, tmp_path: Path
+) -> None:
+    """Nor a file of an annotator: nothing of a command that would is written."""
+    shutil.copytree(run, tmp_path / "other")
+    out = tmp_path / "regions"
+    first, second = stems(run)
+    out.mkdir()
+    (out / f"{second}.xml").write_text("outlines by hand")
+    said = console("export", run, "--format", "asap", "--out", out)
+    assert said.code == 2
+    assert f"{out / second}.xml is there already, and was not written as asap of {run}" in said.complaint
+    assert [path.name for path in out.iterdir()] == [f"{second}.xml"]
+    (out / f"{second}.xml").unlink()
+    assert console("export", run, "--format", "asap", "--out", out).code == 0
+    before = (out / f"{first}.xml").read_bytes()
+    said = console("export", tmp_path / "other", "--format", "asap", "--out", out)
+    assert said.code == 2
+    assert f"{out / first}.xml is there already, and 1 more, and was not written as" in said.complaint
+    assert (out / f"{first}.xml").read_bytes() == before
+
+
+def test_pictures_of_patches_and_overlays_do_not_replace_each_other(
+    console: Console, run: Path, tmp_path: Path
+) -> None:
+    """Both are ``SLIDE.png``."""
+    assert console("overlay", run, "--out", tmp_path / "out", "--side-px", "200").code == 0
+    said = console("export", run, "--format", "sheet", "--out", tmp_path / "out")
+    assert said.code == 2
+    assert "is there already, and 1 more, and was not written as sheet of" in said.complaint
+
+
+def test_a_slide_with_values_that_are_not_finite_names_no_map(console: Console, run: Path) -> None:
+    """The next one does, and the first costs itself only."""
+    first, second = stems(run)
+    with h5py.File(run / "attention" / f"{first}.h5", "r+") as file:
+        file["attention"][:] = np.nan
+    said = console("export", run, "--format", "asap", "--head", "1")
+    assert said.code == 3, said.err
+    assert [path.name for path in (run / "exports" / "asap" / "attention-head1").iterdir()] == [
+        f"{second}.xml"
+    ]
 
 
 def test_formats_of_numbers_need_no_slide(console: Console, run: Path, predicted: Path) -> None:

@@ -88,7 +88,7 @@ def facts(picture: Path) -> dict[str, str]:
 def test_every_choice_reaches_the_picture(console: Console, run: Path, tmp_path: Path) -> None:
     said = console("overlay", run, "--out", tmp_path / "drawn", *flags(CHOICES))
     assert said.code == 0, said.err
-    pictures = sorted((tmp_path / "drawn").glob("*.png"))
+    pictures = sorted((tmp_path / "drawn" / "attention-grade-head1").glob("*.png"))
     assert len(pictures) == 2
     for picture in pictures:
         told = facts(picture)
@@ -102,7 +102,7 @@ def test_a_task_is_drawn_by_the_query_that_it_reads(console: Console, run: Path,
     """``grade`` is the second task and reads the first query."""
     for name, choice in (("task", {"task": "grade"}), ("query", {"query": 0}), ("other", {"query": 1})):
         assert console("overlay", run, "--out", tmp_path / name, "--side-px", "200", *flags(choice)).code == 0
-    pictures = {name: sorted((tmp_path / name).glob("*.png"))[0] for name in ("task", "query", "other")}
+    pictures = {name: sorted((tmp_path / name).rglob("*.png"))[0] for name in ("task", "query", "other")}
     assert pictures["task"].read_bytes() == pictures["query"].read_bytes()
     assert pictures["task"].read_bytes() != pictures["other"].read_bytes()
     assert facts(pictures["other"])["shown"].startswith("Attention, task label")
@@ -165,24 +165,44 @@ def test_a_scale_that_one_slide_lacks_costs_that_slide_only(
 
 
 @pytest.mark.parametrize(
-    ("choice", "shown", "scale"),
+    ("choice", "folder", "shown", "scale"),
     [
-        ({}, "Contribution to tumor, task label", "signed -1.0 1.0"),
-        ({"map": "contribution", "high": 2}, "Contribution to tumor, task label", "signed -2.0 2.0"),
-        ({"class": "low"}, "Contribution to low, task grade", "signed -1.0 1.0"),
-        ({"task": "grade"}, "Contribution to high, task grade", "signed -1.0 1.0"),
-        ({"map": "attention"}, "Attention, mean over queries, mean over 2 heads", "even 0.25 64.0"),
-        ({"head": 1}, "Attention, mean over queries, head 1", "even 0.25 64.0"),
-        ({"scale": "rank"}, "Attention, mean over queries, mean over 2 heads", "rank 0.0 100.0"),
-        ({"colormap": "blue_red"}, "Attention, mean over queries, mean over 2 heads", "even 0.25 64.0"),
+        ({}, "", "Contribution to tumor, task label", "signed -1.0 1.0"),
+        ({"map": "contribution", "high": 2}, "", "Contribution to tumor, task label", "signed -2.0 2.0"),
+        ({"class": "low"}, "contribution-grade-low", "Contribution to low, task grade", "signed -1.0 1.0"),
+        ({"task": "grade"}, "contribution-grade-high", "Contribution to high, task grade", "signed -1.0 1.0"),
+        (
+            {"map": "attention"},
+            "attention",
+            "Attention, mean over queries, mean over 2 heads",
+            "even 0.25 64.0",
+        ),
+        ({"head": 1}, "attention-head1", "Attention, mean over queries, head 1", "even 0.25 64.0"),
+        ({"scale": "rank"}, "attention", "Attention, mean over queries, mean over 2 heads", "rank 0.0 100.0"),
+        (
+            {"colormap": "blue_red"},
+            "attention",
+            "Attention, mean over queries, mean over 2 heads",
+            "even 0.25 64.0",
+        ),
     ],
 )
 def test_contributions_are_drawn_unless_what_attention_has_is_asked_for(
-    console: Console, telling: Path, tmp_path: Path, choice: dict[str, object], shown: str, scale: str
+    console: Console,
+    telling: Path,
+    tmp_path: Path,
+    choice: dict[str, object],
+    folder: str,
+    shown: str,
+    scale: str,
 ) -> None:
+    """And no other picture is written: those of the other maps stay as they are."""
     said = console("overlay", telling, "--out", tmp_path / "drawn", "--side-px", "200", *flags(choice))
     assert said.code == 0, said.err
-    for picture in (tmp_path / "drawn").glob("*.png"):
+    pictures = sorted((tmp_path / "drawn").rglob("*.png"))
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert picture.parent == tmp_path / "drawn" / folder
         assert (facts(picture)["shown"], facts(picture)["scale"]) == (shown, scale)
 
 
@@ -227,14 +247,16 @@ def test_numbers_are_exported_as_attention_unless_contributions_are_asked_for(
 ) -> None:
     stem = sorted(path.stem for path in (telling / "attention").glob("*.h5"))[0]
     result = read_result(telling / "attention" / f"{stem}.h5")
-    for name, choice, values in (
-        ("attention", {}, result.attention_NHT.mean(axis=(1, 2))),
-        ("contribution", {"map": "contribution"}, result.contribution("label", "tumor")),
-        ("class", {"class": "high"}, result.contribution("grade", "high")),
-    ):
-        said = console("export", telling, "--format", "ome-tiff", "--out", tmp_path / name, *flags(choice))
+    maps = (
+        ("", {}, result.attention_NHT.mean(axis=(1, 2))),
+        ("contribution-label-tumor", {"map": "contribution"}, result.contribution("label", "tumor")),
+        ("contribution-grade-high", {"class": "high"}, result.contribution("grade", "high")),
+    )
+    for _, choice, _ in maps:  # all into one folder
+        said = console("export", telling, "--format", "ome-tiff", "--out", tmp_path, *flags(choice))
         assert said.code == 0, said.err
-        found = tifffile.imread(tmp_path / name / f"{stem}.ome.tif")
+    for folder, _, values in maps:
+        found = tifffile.imread(tmp_path / folder / f"{stem}.ome.tif")
         assert np.nanmax(found) == pytest.approx(float(values.max()), rel=1e-6)
         assert np.nanmin(found) == pytest.approx(float(values.min()), rel=1e-6)
 

@@ -103,6 +103,16 @@ def test_images_install_extras_that_exist_on_a_python_that_is_allowed(name: str)
     assert Version(python) >= Version(PROJECT["project"]["requires-python"].removeprefix(">="))
 
 
+def test_the_pythons_that_are_promised_are_those_on_which_tests_were_run() -> None:
+    """docs/install.md has a row for each; one that was not run says so, and is not promised."""
+    rows = dict(re.findall(r"^\| (3\.\d+) \| (.+) \|$", read("docs/install.md"), re.MULTILINE))
+    run = {python for python, seen in rows.items() if "not run" not in seen}
+    language = "Programming Language :: Python :: "
+    promised = [line for line in PROJECT["project"]["classifiers"] if line.startswith(language)]
+    assert promised == [f"{language}{python}" for python in sorted(run, key=Version)]
+    assert min(run, key=Version) == PROJECT["project"]["requires-python"].removeprefix(">=")
+
+
 def test_versions_agree() -> None:
     assert yaml.safe_load(read("CITATION.cff"))["version"] == __version__
     assert f"org.opencontainers.image.version {__version__}" in apptainer("labels")
@@ -122,6 +132,9 @@ def test_the_conda_recipe_requires_what_the_wheel_requires() -> None:
     files = [name for test in recipe["tests"] for name in test.get("files", {}).get("source", [])]
     assert files
     assert all((ROOT / name).is_file() for name in files)
+    # Files are copied below the folder of the test under the paths that they have in the source.
+    run = [line for test in recipe["tests"] for line in test.get("script", []) if line.startswith("python ")]
+    assert run == [f"python {name}" for name in files]
 
 
 def test_the_citation_names_the_authors_and_the_paper() -> None:

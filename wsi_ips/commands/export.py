@@ -9,7 +9,8 @@ from pydantic import Field, FiniteFloat, JsonValue, PositiveInt, field_validator
 
 from wsi_ips.commands.command_line import one_of
 from wsi_ips.commands.options import COLOUR_END, OpenUrls, Outcome, start
-from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, of_every_result
+from wsi_ips.commands.stored_maps import ClassName, Head, MapJob, Query, Task, Writing, of_every_result
+from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import MapKind
 from wsi_ips.progress import Progress
 from wsi_ips.registry import check_known
@@ -41,7 +42,8 @@ class ExportJob(MapJob):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Options of another package's export, by the names of its fields."""
     out: Path | None = None
-    """None: ``exports/<format>/`` in ``run``."""
+    """None: ``exports/<format>/`` in ``run``. A map that is not the default one goes to a folder below it, named
+    after the map."""
     um_per_px: Annotated[FiniteFloat, Field(gt=0)] | None = None
     """µm a pixel; none: a pixel a patch, or as fine as overlaps need it."""
     heat_only: bool = False
@@ -137,11 +139,9 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
     from wsi_ips.heatmaps.maps import choose_heat
 
     exporter = _exporter(job)
-    out = job.out or job.run / "exports" / job.format
 
-    def write(stem: str, result: "SlideResult", open_its_slide: Callable[[], "SlideReader"]) -> None:
+    def write(path: Path, result: "SlideResult", open_its_slide: Callable[[], "SlideReader"]) -> None:
         heat = choose_heat(result, job.heat)
-        path = out / f"{stem}{exporter.suffix}"
         # Slides that were named are opened even where none is needed: is it the one that was predicted?
         if not exporter.needs_slide and job.slides is None:
             exporter.write(path, heat, None)
@@ -149,9 +149,11 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
         with open_its_slide() as slide:
             exporter.write(path, heat, slide)
 
-    return of_every_result(
-        job, progress, out=out, doing="Exporting", done=f"{job.format} exports", write=write
-    )
+    exports = Writing(
+        job.format, exporter.suffix, job.run / "exports" / job.format, HeatOptions(map="attention"),
+        doing="Exporting", done=f"{job.format} exports",
+    )  # fmt: skip
+    return of_every_result(job, progress, exports, write)
 
 
 def _exporter(job: ExportJob) -> "Exporter":

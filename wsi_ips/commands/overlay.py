@@ -8,8 +8,9 @@ import typer
 from pydantic import Field, PositiveInt
 
 from wsi_ips.commands.options import COLOUR_END, OpenUrls, Outcome, start
-from wsi_ips.commands.stored_maps import ClassName, Head, Map, MapJob, Query, Task, of_every_result
+from wsi_ips.commands.stored_maps import ClassName, Head, Map, MapJob, Query, Task, Writing, of_every_result
 from wsi_ips.config import LARGEST_OVERLAY_PX
+from wsi_ips.config.heat import DEFAULT_HEAT
 from wsi_ips.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class OverlayJob(MapJob):
 
     command: Literal["overlay"] = "overlay"
     out: Path | None = None
-    """None: ``overlays/`` in ``run``."""
+    """None: ``overlays/`` in ``run``. A map that is not the default one goes to a folder below it, named after the
+    map."""
     side_px: Annotated[PositiveInt, Field(le=LARGEST_OVERLAY_PX)] = 2048
     """Longest side of the slide's picture; a smaller slide is not enlarged."""
 
@@ -66,10 +68,11 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
     """
     from wsi_ips.heatmaps.overlay import write_overlay
 
-    out = job.out or job.run / "overlays"
-
-    def draw(stem: str, result: "SlideResult", open_its_slide: Callable[[], "SlideReader"]) -> None:
+    def draw(path: Path, result: "SlideResult", open_its_slide: Callable[[], "SlideReader"]) -> None:
         with open_its_slide() as slide:
-            write_overlay(out / f"{stem}.png", slide, result, job.heat)
+            write_overlay(path, slide, result, job.heat)
 
-    return of_every_result(job, progress, out=out, doing="Drawing", done="overlays", write=draw)
+    pictures = Writing(
+        "overlay", ".png", job.run / "overlays", DEFAULT_HEAT, doing="Drawing", done="overlays"
+    )
+    return of_every_result(job, progress, pictures, draw)

@@ -10,9 +10,9 @@ from pydantic import Field, NonNegativeInt, model_validator
 from wsi_ips.commands.options import OpenUrls, Outcome, start
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import SlidesOfJob, slides_by_id
-from wsi_ips.commands.stored_maps import Map, check_choice
+from wsi_ips.commands.stored_maps import Map, check_choice, name_of_map
 from wsi_ips.config import HeatOptions
-from wsi_ips.config.heat import MapKind
+from wsi_ips.config.heat import DEFAULT_HEAT, MapKind
 from wsi_ips.errors import ResultsError, count
 from wsi_ips.progress import Progress
 
@@ -31,7 +31,8 @@ class ReportJob(Job):
     run: Path
     """The folder that ``predict`` wrote."""
     out: Path | None = None
-    """An ``.html`` file; none: ``report.html`` in ``run``."""
+    """An ``.html`` file; none: ``report.html`` in ``run``, with a map that is not the default one
+    ``report_<map>.html``."""
     evaluation: Path | None = None
     """The folder that ``evaluate`` wrote; none: ``evaluation/`` in ``run``, where it is of this run."""
     training: Path | None = None
@@ -54,7 +55,9 @@ class ReportJob(Job):
 
 def command(
     run: Annotated[Path, typer.Argument(help="The folder that predict wrote.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html, or report_MAP.html.")
+    ] = None,
     evaluation: Annotated[
         Path | None, typer.Option(help="The folder that evaluate wrote; default: RUN/evaluation, if there.")
     ] = None,
@@ -89,7 +92,7 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     from wsi_ips.report.stored_run import read_training
     from wsi_ips.report.summary import summarise
 
-    out = job.out or job.run / "report.html"
+    out = job.out or job.run / _name_of_page(job)
     _check_place(out)
     run = _run_of(job.run, job.map)
     evaluation, notes = _evaluation(job, run)
@@ -128,6 +131,13 @@ def report(job: ReportJob, progress: Progress) -> Outcome:
     )  # fmt: skip
     size = out.stat().st_size / 1e6
     return Outcome.of_slides(failures, f"{count(len(run.slides), 'slide')} in {out} ({size:.1f} MB)")
+
+
+def _name_of_page(job: ReportJob) -> str:
+    """The report of another map than the default one does not replace that of the default one."""
+    stored = sorted((job.run / "attention").glob("*.h5"))
+    other = job.map is not None and name_of_map(HeatOptions(map=job.map), stored, by_default=DEFAULT_HEAT)
+    return f"report_{job.map}.html" if other else "report.html"
 
 
 def _check_place(out: Path) -> None:

@@ -1,6 +1,7 @@
 """What ``overlay`` and ``export`` share: which of a run's stored maps is shown, and every result in turn."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -18,11 +19,12 @@ from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location
 
 if TYPE_CHECKING:
+    from wsi_ips.heatmaps.map_files import MapFiles
     from wsi_ips.inference.results import SlideResult
     from wsi_ips.slides.base import SlideReader
 
-    Write = Callable[[str, SlideResult, Callable[[], SlideReader]], None]
-    """Given the stem of the file to write, the result, and what opens its slide."""
+    Write = Callable[[Path, SlideResult, Callable[[], SlideReader]], None]
+    """Given the file to write, the result, and what opens its slide."""
 
 Map = Annotated[
     str | None,
@@ -46,6 +48,8 @@ class MapJob(HeatOptions, Job):
 
     run: Path
     """The folder that ``predict`` wrote."""
+    out: Path | None = None
+    """None: a folder in ``run``. A map that is not the default one goes to a folder below it, named after it."""
     slides: SlidesOfJob | None = None
     """Where the slides are now; none: where ``predict`` read them."""
     open_urls: bool = False
@@ -97,16 +101,32 @@ class MapJob(HeatOptions, Job):
         return self
 
 
-def of_every_result(
-    job: MapJob, progress: Progress, *, out: Path, doing: str, done: str, write: "Write"
-) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What a command writes of every result of a run.
+
+    ``purpose`` is ``overlay``, or the name of an export, and ``suffix`` that of its files. ``usual`` is the folder
+    that they are written to where the user names none, ``by_default`` the map that is written where none is asked
+    for. ``doing`` is the word of the progress bar, ``done`` stands behind the number of slides in the last line.
+    """
+
+    purpose: str
+    suffix: str
+    usual: Path
+    by_default: HeatOptions
+    doing: str
+    done: str
+
+
+def of_every_result(job: MapJob, progress: Progress, writing: Writing, write: "Write") -> Outcome:
     """Call ``write`` for each stored slide; one that fails is reported, the others finish.
 
-    out: the folder that ``write`` writes into; what a killed command left there unfinished goes. doing: the
-    progress bar's word. done: before ``out`` and after the number of slides, in the last line. Raises
+    Files go to the job's folder, or to one below it that is named after the map, where it is not the default one
+    (:mod:`wsi_ips.heatmaps.map_files`); what a killed command left there unfinished goes. Raises
     :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, class, query or head that
-    the run does not have, for contributions that its model does not tell, and for gradients that it does not hold;
-    and :class:`SlidesUnnamed` where slides are needed and the run, made from features, does not know them.
+    the run does not have, for contributions that its model does not tell, for gradients that it does not hold, and
+    for files of others in a folder that the user named; and :class:`SlidesUnnamed` where slides are needed and the
+    run, made from features, does not know them.
     """
     from wsi_ips.inference.results import read_result
     from wsi_ips.storage.files import sweep
@@ -116,13 +136,16 @@ def of_every_result(
         raise ResultsError(job.run, "holds no attention/*.h5", "name the folder that predict wrote")
     _check_choice(job, stored)
     elsewhere = slides_by_id(job.slides) if job.slides else {}
-    sweep(out)
+    files = _files_of(job, writing, stored)
+    sweep(files.folder)
     failures: list[str] = []
-    with progress(doing, total=len(stored)) as advance:
+    with progress(writing.doing, total=len(stored)) as advance:
         for path in stored:
+            name = f"{path.stem}{writing.suffix}"
             try:
                 result = read_result(path)
-                write(path.stem, result, partial(_opened, job, path, result, elsewhere))
+                write(files.folder / name, result, partial(_opened, job, path, result, elsewhere))
+                files.note(name)
             except SlidesUnnamed:  # as is true of every other slide of the run
                 raise
             except ConfigError as error:  # names no file: a scale or threshold that this slide's values lack
@@ -132,7 +155,34 @@ def of_every_result(
             except OSError as error:  # a full disk, a place that may not be written to
                 failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror or error}")
             advance(path.stem)
-    return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done} in {out}")
+    return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {writing.done} in {files.folder}")
+
+
+def _files_of(job: MapJob, writing: Writing, stored: Sequence[Path]) -> "MapFiles":
+    """The files that are written, of which none may be there as something else."""
+    from wsi_ips.heatmaps.map_files import MapFiles
+
+    shared = job.out is not None and job.out.resolve() != writing.usual.resolve()
+    folder = (job.out or writing.usual) / name_of_map(job.heat, stored, by_default=writing.by_default)
+    files = MapFiles(folder, run=job.run, purpose=writing.purpose, shared=shared)
+    files.check(f"{path.stem}{writing.suffix}" for path in stored)
+    return files
+
+
+def name_of_map(heat: HeatOptions, stored: Iterable[Path], *, by_default: HeatOptions) -> str:
+    """What a map of a run is called in the names of files and folders; "" for the map that ``by_default`` chooses.
+
+    The first of the results that can be read speaks for all. Raises :class:`ConfigError` for a map that the run
+    does not have.
+    """
+    from wsi_ips.heatmaps.map_files import map_name
+
+    for result in _readable(stored):
+        try:
+            return map_name(result, heat, by_default)
+        except ResultsError:  # values that are not finite, which cost this slide only
+            continue
+    return ""
 
 
 FEATURE_SUFFIXES = (".h5", ".hdf5", ".pt")
@@ -170,6 +220,16 @@ def check_choice(heat: HeatOptions, stored: Iterable[Path]) -> None:
     One model wrote the whole run, so the first of the files that can be read speaks for all.
     """
     from wsi_ips.heatmaps.maps import choose_heat
+
+    for result in _readable(stored):
+        try:
+            choose_heat(result, heat)
+            return
+        except ResultsError:  # values that are not finite, which cost this slide only
+            continue
+
+
+def _readable(stored: Iterable[Path]) -> "Iterator[SlideResult]":
     from wsi_ips.inference.results import read_result
 
     for path in stored:
@@ -177,5 +237,4 @@ def check_choice(heat: HeatOptions, stored: Iterable[Path]) -> None:
             result = read_result(path)
         except ResultsError:
             continue
-        choose_heat(result, heat)
-        return
+        yield result

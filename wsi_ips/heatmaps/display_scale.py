@@ -22,7 +22,6 @@ moves.
 Shape suffix: N patches.
 """
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log10
@@ -36,6 +35,7 @@ from PIL import Image, ImageDraw, ImageFont
 from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import Colormap, MapKind
 from wsi_ips.errors import ConfigError
+from wsi_ips.heatmaps.lettering import fitting, printable, write_text
 from wsi_ips.units import Size
 
 Scale = Literal["even", "rank", "absolute", "signed"]
@@ -109,9 +109,6 @@ BAR_UNITS = 24
 
 LONGEST_SCALE_BAR = 0.25
 """Length of the scale bar, at most, as a share of the picture's width."""
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-"""A font of Pillow's."""
 
 
 class DisplayScale:
@@ -369,8 +366,7 @@ class ScaleBar:
     @property
     def label(self) -> str:
         """The length with its unit."""
-        # "um": Pillow's own font has neither U+00B5 nor U+03BC.
-        return f"{self.length_um / 1000:g} mm" if self.length_um >= 1000 else f"{self.length_um:g} um"
+        return f"{self.length_um / 1000:g} mm" if self.length_um >= 1000 else f"{self.length_um:g} µm"
 
 
 def add_legend(picture: Image.Image, legend: Legend) -> Image.Image:
@@ -399,7 +395,7 @@ def draw_legend(picture_px: Size, legend: Legend) -> Image.Image:
     y = unit
     for index, line in enumerate(lines):
         font = ImageFont.load_default(size=1.35 * unit if index == 0 else unit)
-        draw.text((unit, y), _fitting(printable(line), font, width - 2 * unit), INK, font)
+        write_text(draw, (unit, y), fitting(printable(line), font, width - 2 * unit), INK, font)
         y += round((2.1 if index == 0 else 1.6) * unit)
     y += round(0.5 * unit)
     _draw_colour_bar(image, legend, y, unit)
@@ -443,7 +439,7 @@ def _draw_scale_bar(draw: ImageDraw.ImageDraw, bar: ScaleBar, right: int, top: i
     # Pillow's rectangles include their last pixel.
     draw.rectangle([left, top + unit - thick, right - 1, top + unit - 1], fill=INK)
     font = ImageFont.load_default(size=unit)
-    draw.text((right, top + round(1.6 * unit)), bar.label, INK, font, "ra")
+    write_text(draw, (right, top + round(1.6 * unit)), bar.label, INK, font, "ra")
 
 
 def short(value: float) -> str:
@@ -462,23 +458,3 @@ def signed(value: float) -> str:
 def _percent(percentile: float) -> str:
     """A percentage, rounded down to one decimal: only all patches are ``100``."""
     return f"{floor(percentile * 10) / 10:g}"
-
-
-def printable(text: str) -> str:
-    """The text in ASCII: Pillow's own font has no other letters.
-
-    Accents are dropped, other letters become ``?``.
-    """
-    plain = unicodedata.normalize("NFKD", text.replace("µ", "u"))
-    return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()
-
-
-def _fitting(text: str, font: Font, width: float) -> str:
-    """The text, shortened in its middle if it does not fit: names differ at their ends."""
-    if font.getlength(text) <= width:
-        return text
-    for kept in range(len(text) - 1, 1, -1):
-        cut = text[: (kept + 1) // 2] + "..." + text[-(kept // 2) :]
-        if font.getlength(cut) <= width:
-            return cut
-    return ""

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from wsi_ips.errors import ConfigError, count
-from wsi_ips.heatmaps.display_scale import FAINT_INK, INK, PAPER, printable, short, signed
+from wsi_ips.heatmaps.display_scale import FAINT_INK, INK, PAPER, short, signed
+from wsi_ips.heatmaps.lettering import printable, write_text
 from wsi_ips.heatmaps.maps import Heat, check_same_slide, predictions_in_words
 from wsi_ips.slides.base import WHITE, RgbImage, SlideReader
 from wsi_ips.storage.files import whole_file
@@ -142,4 +143,5 @@ def patch_picture(
 def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str]) -> None:
     font = ImageFont.load_default(size=TEXT_PX)
     for number, line in enumerate(lines):
-        draw.text((at[0], at[1] + number * LINE_PX), printable(line), INK if number == 0 else FAINT_INK, font)
+        ink = INK if number == 0 else FAINT_INK
+        write_text(draw, (at[0], at[1] + number * LINE_PX), printable(line), ink, font)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from shapely import Polygon
 
 from wsi_ips.errors import count
-from wsi_ips.heatmaps.display_scale import printable
+from wsi_ips.heatmaps.lettering import printable, write_text
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.storage.files import whole_file
 from wsi_ips.tiling.grid import PatchCoords
@@ -158,4 +158,4 @@ def _write_legend(page: Image.Image, lines: Sequence[Line], *, unit: int, below:
         y = below + unit // 2 + number * row
         if colour != INK:
             draw.rectangle([unit, y + 2, 2 * unit, y + unit], outline=colour, width=3)
-        draw.text((unit if colour == INK else 2.6 * unit, y), printable(line), INK, font)
+        write_text(draw, (unit if colour == INK else 2.6 * unit, y), printable(line), INK, font)

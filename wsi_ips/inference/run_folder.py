@@ -8,16 +8,18 @@ network of the user.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.config.heat import MapKind
 from wsi_ips.errors import ConfigError, ResultsError, one_line
 from wsi_ips.storage.files import whole_file
 from wsi_ips.storage.held_folder import describe, difference, held, read_description
@@ -79,9 +81,22 @@ class RunFolder:
         except (OSError, ValueError):
             return False
 
+    def folders_of_maps(self) -> list[Path]:
+        """The folders with overlays of maps that are not the default one, such as ``overlays/attention-grade``."""
+        overlays = self.root / "overlays"
+        if not overlays.is_dir():
+            return []
+        with os.scandir(overlays) as entries:
+            return [
+                Path(entry)
+                for entry in entries
+                if entry.name.partition("-")[0] in get_args(MapKind) and entry.is_dir(follow_symlinks=False)
+            ]
+
     def forget(self, slide_id: str) -> None:
         """Remove what an earlier run left of this slide, so that no old picture lies beside a new failure."""
-        for path in (self.attention(slide_id), self.overlay(slide_id)):
+        pictures = [folder / f"{slide_id}.png" for folder in self.folders_of_maps()]
+        for path in (self.attention(slide_id), self.overlay(slide_id), *pictures):
             path.unlink(missing_ok=True)
 
 
@@ -215,7 +230,8 @@ def _clear(run: RunFolder) -> None:
     run.summary.unlink(missing_ok=True)
     (run.root / TIMELINE_NAME).unlink(missing_ok=True)
     run.known.unlink(missing_ok=True)
-    for path in [*run.root.glob("attention/*.h5"), *run.root.glob("overlays/*.png")]:
+    pictures = [path for folder in run.folders_of_maps() for path in folder.glob("*.png")]
+    for path in [*run.root.glob("attention/*.h5"), *run.root.glob("overlays/*.png"), *pictures]:
         path.unlink()
 
 

@@ -309,7 +309,7 @@ def _legend(heat: Heat, pictures: Pictures) -> Legend | None:
         ticks,
         gradient(colours_of(COLOURS, heat.kind)),
         most,
-        (bar.label.replace(" um", " µm"), bar.length_um / (mpp * width)),
+        (bar.label, bar.length_um / (mpp * width)),
     )
 
 
