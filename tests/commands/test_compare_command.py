@@ -154,6 +154,17 @@ def test_other_settings_are_not_taken_for_the_same(console: Console, tmp_path: P
     assert again.code == 0, again.err
 
 
+def test_the_predictions_of_an_entry_know_their_checkpoint(console: Console, tmp_path: Path) -> None:
+    data(tmp_path, slides=24)
+    assert console("compare", recipe(tmp_path, {"abmil": {"model.aggregator": "abmil"}}, seeds=[0])).code == 0
+    run = tmp_path / "out" / "abmil" / "seed_0" / "predictions"
+    said = console(
+        "evaluate", run, tmp_path / "manifest.csv", "--faithfulness", "--no-plots", "--bootstrap", "0"
+    )
+    assert said.code == 0, said.err
+    assert "faithfulness of attention" in said.out
+
+
 def test_too_few_cases_have_no_interval_and_no_p(console: Console, tmp_path: Path) -> None:
     """Twelve slides to test, of which three have a tumor: enough cases, too few of a class."""
     path = data(tmp_path)
