@@ -148,6 +148,46 @@ def test_other_settings_are_not_taken_for_the_same(console: Console, tmp_path: P
     said = console("compare", recipe(tmp_path, some, seeds=[0]))
     assert said.code == 2
     assert f"learned from other files (the file of 's{held_out:02}' has changed since)" in said.complaint
+    assert "give --restart" in said.complaint
+    assert "delete" not in said.complaint
+    again = console("compare", recipe(tmp_path, some, seeds=[0]), "--restart")
+    assert again.code == 0, again.err
+
+
+def test_the_predictions_of_an_entry_know_their_checkpoint(console: Console, tmp_path: Path) -> None:
+    data(tmp_path, slides=24)
+    assert console("compare", recipe(tmp_path, {"abmil": {"model.aggregator": "abmil"}}, seeds=[0])).code == 0
+    run = tmp_path / "out" / "abmil" / "seed_0" / "predictions"
+    said = console(
+        "evaluate", run, tmp_path / "manifest.csv", "--faithfulness", "--no-plots", "--bootstrap", "0"
+    )
+    assert said.code == 0, said.err
+    assert "faithfulness of attention" in said.out
+
+
+def test_too_few_cases_have_no_interval_and_no_p(console: Console, tmp_path: Path) -> None:
+    """Twelve slides to test, of which three have a tumor: enough cases, too few of a class."""
+    path = data(tmp_path)
+    lines = path.read_text().splitlines()
+    tumors = [number for number, line in enumerate(lines) if ",tumor,test," in line]
+    for number in tumors[3:]:
+        lines[number] = lines[number].replace(",test,", ",train,")
+    normals = [number for number, line in enumerate(lines) if ",normal,train," in line]
+    for number in normals[:6]:
+        lines[number] = lines[number].replace(",train,", ",test,")
+    path.write_text("\n".join(lines) + "\n")
+    some = {name: ENTRIES[name] for name in ("abmil", "mean")}
+    said = console("compare", recipe(tmp_path, some, training={"epochs": 1, "slides_per_step": 4}))
+    assert said.code == 0, said.err
+    why = "3 cases of a class, and 5 are needed"
+    row = table(tmp_path)["mean", "auc"]
+    assert math.isfinite(float(row["difference"]))
+    assert (row["difference_low"], row["delong_p"], row["why_none"]) == ("nan", "", why)
+    note = f"label, slides: too few for an interval or a p value ({why})"
+    written = (tmp_path / "out" / "compare.md").read_text()
+    assert note in written
+    assert note in said.out
+    assert "(too few for an interval) | too few |" in written
 
 
 @pytest.mark.parametrize(

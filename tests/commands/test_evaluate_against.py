@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,58 @@ def test_patients_of_several_slides_have_figures_of_their_own(console: Console, 
     assert found["label", "slides", "auc"]["delong_p"] == "", "slides of a patient are not independent"
     assert found["label", "patients", "auc"]["count"] == "15"
     assert 0 <= float(found["label", "patients", "auc"]["delong_p"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("tumors", "count", "why"),
+    [(3, 30, "3 cases of a class, and 5 are needed"), (4, 8, "8 cases, and 10 are needed")],
+)
+def test_too_few_cases_have_no_interval_and_no_p(
+    console: Console, tmp_path: Path, tumors: int, count: int, why: str
+) -> None:
+    rng = np.random.default_rng(1)
+    runs = []
+    for name in "ab":
+        drawn = [
+            tumor(f"s{number:02}", float(rng.random()), "tumor" if number < tumors else "normal")
+            for number in range(count)
+        ]
+        runs.append(make_run(tmp_path / name, drawn))
+    said = console("evaluate", runs[0].run, runs[0].manifest, "--against", runs[1].run, *FAST)
+    assert said.code == 0, said.err
+    row = table(runs[0])["label", "slides", "auc"]
+    assert math.isfinite(float(row["difference"]))
+    ends = [row[f"{of}_{end}"] for of in ("a", "b", "difference") for end in ("low", "high")]
+    assert (ends, row["delong_p"], row["why_none"]) == (["nan"] * 6, "", why)
+    assert f"(too few for an interval and a DeLong p: {why})" in said.out
+    assert "DeLong p 0" not in said.out
+    metrics = json.loads((runs[0].run / "evaluation" / "metrics.json").read_text())["tasks"]["label"]
+    assert metrics["metrics"]["auc"]["why_none"] == why
+    assert "auc_delong" not in metrics
+    assert console("evaluate", runs[0].run, runs[0].manifest, "--against", runs[1].run, "--bootstrap", "0",
+                   "--no-plots").out.count(f"no DeLong p (too few: {why})") == 1  # fmt: skip
+
+
+def test_few_events_have_no_interval(console: Console, tmp_path: Path) -> None:
+    task = TaskConfig(
+        name="death", kind="survival", survival=SurvivalConfig(time="months", event="died", at=(6.0, 12.0))
+    )
+    rng = np.random.default_rng(0)
+    runs = []
+    for name in "ab":
+        drawn = [
+            Slide(
+                f"s{place:02}",
+                {"death": {"risk": float(rng.normal()), **dict.fromkeys(task.classes[1:], 0.5)}},
+                {"months": str(place + 1), "died": str(int(place < 4))},
+            )
+            for place in range(20)
+        ]
+        runs.append(make_run(tmp_path / name, drawn, [task]))
+    assert console("evaluate", runs[0].run, runs[0].manifest, "--against", runs[1].run, *FAST).code == 0
+    row = table(runs[0])["death", "patients", "c_index"]
+    assert row["why_none"] == "4 cases with an event, and 5 are needed"
+    assert (row["a_low"], row["difference_low"]) == ("nan", "nan")
 
 
 def test_a_run_does_not_differ_from_itself(console: Console, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from safetensors import safe_open
 
 from tests.commands.console import Console
 from tests.datasets.feature_folders import write_features
@@ -128,6 +129,35 @@ def test_a_known_risk_is_learned_predicted_and_judged(console: Console, tmp_path
 
 
 @pytest.mark.slow
+def test_all_slides_of_a_patient_are_one_risk(console: Console, tmp_path: Path) -> None:
+    """``bag: case`` with survival: patients, not slides, are compared, and a patient's slides share one answer."""
+    manifest, _ = draw(tmp_path, 60)
+    path = recipe(tmp_path, COX, monitor="c_index", epochs=6)
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "bag": "case"}))
+    features, checkpoint = ("--features", tmp_path / "features"), tmp_path / "m" / "model.safetensors"
+    assert console("finetune", manifest, *features, "--recipe", path, "--out", tmp_path / "m").code == 0
+    run = tmp_path / "run"
+    said = console("predict", *features, "--checkpoint", checkpoint, "--cases", manifest, "--out", run)
+    assert said.code == 0, said.err
+    assert console("evaluate", run, manifest, "--bootstrap", "0").code == 0
+    listed = table(manifest)
+    patients = {row["case_id"] for row in listed if row["split"] == "test"}
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["survival"]["death"]["patients"] == len(patients)
+    assert metrics["survival"]["death"]["metrics"]["c_index"]["value"] > 0.6
+    risks: dict[str, set[str]] = {}
+    case_of = {row["slide_id"]: row["case_id"] for row in listed}
+    for row in table(run / "predictions.csv"):
+        risks.setdefault(case_of[row["slide_id"]], set()).add(row["risk"])
+    assert all(len(its) == 1 for its in risks.values())
+    train = {row["case_id"] for row in listed if row["split"] == "train"}
+    with safe_open(str(checkpoint), "np") as file:
+        told = json.loads(file.metadata()["wsi_ips"])
+    assert told["notes"]["baseline hazard estimated on"] == f"{len(train)} training bags"
+    assert {"epoch", "train_loss", "val_c_index"} <= told["notes"].keys()
+
+
+@pytest.mark.slow
 def test_grades_and_survival_side_by_side(console: Console, tmp_path: Path) -> None:
     manifest, _ = draw(tmp_path, 60)
     metrics = run(console, tmp_path, manifest, GRADES, COX, epochs=6, monitor="kappa")
@@ -175,6 +205,7 @@ def test_folds_are_stratified_by_event_and_measured_each(console: Console, tmp_p
             "slides of patient 'a' have different months",
         ),
         (("9.5,0", "9.5,1"), "the patients of split 'train' have only died 1"),
+        (("3,1", "19.5,1"), "survival is learned by comparing them: add cases with died 1"),
         (("months", "weeks"), "lacks the column months"),
     ],
 )

@@ -161,7 +161,27 @@ def test_too_few_cases_have_no_interval_and_say_why() -> None:
     assert bootstrap(measure, range(2), resamples=0)["auc"].why_none == ""  # none was asked for
     pair = Pair(measure, measure, range(9))
     assert paired_bootstrap([pair], resamples=20)["auc"].why_none == "9 cases, and 10 are needed"
+    scarce = Pair(measure, measure, range(50), rarest=4)
+    assert paired_bootstrap([scarce], resamples=20)["auc"].why_none == "4 cases of a class, and 5 are needed"
+    enough_of_both = Pair(measure, measure, range(50), rarest=5)
+    assert paired_bootstrap([enough_of_both, scarce], resamples=20)["auc"].why_none.startswith("4 cases")
+    assert paired_bootstrap([enough_of_both], resamples=20)["auc"].why_none == ""
     assert too_few(["a"]) == "1 case, and 10 are needed"
+
+
+def test_only_the_figure_of_a_rare_class_has_no_interval() -> None:
+    def measure(places: Picked) -> dict[str, float]:
+        return {"auc_rare": 0.5, "auc_common": float(places.mean())}
+
+    rarest = {"auc_rare": 4, "auc_common": 9}
+    found = bootstrap(measure, range(20), resamples=50, rarest=rarest)
+    assert found["auc_rare"].why_none == "4 cases of a class, and 5 are needed"
+    assert math.isnan(found["auc_rare"].low)
+    assert found["auc_common"].low < found["auc_common"].high
+    pair = Pair(measure, lambda p: {"auc_rare": 0.0, "auc_common": 0.0}, range(20), rarest=rarest)
+    lead = paired_bootstrap([pair], resamples=50)
+    assert math.isnan(lead["auc_rare"].low)
+    assert lead["auc_common"].low < lead["auc_common"].high
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:

@@ -15,7 +15,14 @@ from wsi_ips.config import HeatOptions
 from wsi_ips.datasets.annotations import lesion_area
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.display_scale import DisplayScale, colour_table, colours_of, scale_of
-from wsi_ips.heatmaps.maps import Heat, choose_heat, choose_output, speaking_for, spread_of_gradients
+from wsi_ips.heatmaps.maps import (
+    Heat,
+    choose_heat,
+    choose_output,
+    predictions_in_words,
+    speaking_for,
+    spread_of_gradients,
+)
 from wsi_ips.heatmaps.overlay import draw_overlay
 from wsi_ips.heatmaps.patch_sheet import PatchSheet
 from wsi_ips.heatmaps.pyramids import DeepZoom, OmeTiff, OmeZarr
@@ -52,6 +59,9 @@ def test_the_default_picture_is_the_contribution_where_the_head_tells_it() -> No
         ({"a": {"yes": 0.1}}, {}, ("a", "yes")),
         ({"a": {"x": 0.2, "y": 0.5, "z": 0.3}}, {}, ("a", "y")),
         ({"a": {"x": 1}, "b": {"y": 1, "z": 0}}, {}, ("a", "x")),
+        ({"a": {"risk": -0.4, "survival_6": 0.8, "survival_12": 0.5}}, {}, ("a", "risk")),
+        ({"a": {"risk": 7.0, "survival_6": 0.1}}, {}, ("a", "risk")),
+        ({"a": {"risk": 7.0, "survival_6": 0.1}}, {"class_name": "survival_6"}, ("a", "survival_6")),
         ({"a": {"x": 1}, "b": {"y": 1, "z": 0}}, {"task": "b"}, ("b", "z")),
         ({"a": {"x": 1}, "b": {"y": 1, "z": 0}}, {"class_name": "y"}, ("b", "y")),
         ({"a": {"x": 1, "y": 0}, "b": {"y": 1, "z": 0}}, {"class_name": "y"}, ("a", "y")),
@@ -63,6 +73,14 @@ def test_the_class_of_one_or_two_is_the_last_and_of_more_the_likeliest(
 ) -> None:
     result = replace(DRAWN.heat.result, probabilities=probabilities)
     assert choose_output(result, **choice) == output
+
+
+def test_survival_has_no_likeliest_class_and_its_risk_comes_first() -> None:
+    probabilities = {"death": {"risk": -0.4, "survival_6": 0.8, "survival_12": 0.5}}
+    result = replace(DRAWN.heat.result, probabilities=probabilities, task_queries={"death": 0})
+    assert replace(DRAWN.heat, result=result, task="death").likeliest is None
+    said = "Predicted death: risk -0.400, survival_6 0.800, survival_12 0.500"
+    assert list(predictions_in_words(result)) == [said]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def patients(draw: st.DrawFn) -> Patients:
     return FollowUp.of(time, event), risk / 4
 
 
+@pytest.mark.parametrize("half", range(1, 40))
+def test_the_median_is_where_half_of_the_patients_had_the_event(half: int) -> None:
+    """On paper the curve is one half there; in floating point the product of its steps may be a little more."""
+    curve = kaplan_meier(FollowUp.of(np.arange(1, 2 * half + 1), np.ones(2 * half)))
+    assert curve.median == half
+
+
 def loss_of(follow_up: FollowUp, risk: np.ndarray, **how: str) -> float:
     tensors = (torch.from_numpy(each.copy()) for each in (risk, follow_up.time, follow_up.event))
     return float(cox_loss(*tensors, **how))  # type: ignore[arg-type]

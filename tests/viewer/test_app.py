@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.commands import evaluated_run
+from tests.commands.evaluated_run import Slide
 from tests.viewer.made_run import FAILED, GONE, HOT, L0_SIZE, SLIDES, WAITING, MadeRun, make_run
+from wsi_ips.config import TaskConfig
+from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import AnnotationError, ResultsError
 from wsi_ips.heatmaps.display_scale import DisplayScale, colour_table, colourise
 from wsi_ips.heatmaps.maps import attention_map
@@ -35,6 +39,16 @@ TOP_LEVEL = 12
 
 def client_of(run: MadeRun, **options: Any) -> TestClient:
     return TestClient(create_app(run.root, **options), base_url="http://127.0.0.1:8080")
+
+
+def test_the_answer_of_a_survival_task_is_the_risk(tmp_path: Path) -> None:
+    its = SurvivalConfig(time="months", event="died", at=(6.0, 12.0))
+    task = TaskConfig(name="death", kind="survival", survival=its)
+    said = {"death": {"risk": -0.25, "survival_6": 0.8, "survival_12": 0.5}}
+    run = evaluated_run.make_run(tmp_path, [Slide("a", said, {"months": "3", "died": "1"})], [task]).run
+    asking = TestClient(create_app(run), base_url="http://127.0.0.1:8080")
+    slides = asking.get("/api/runs/0/slides").json()["slides"]
+    assert [slide["predicted"] for slide in slides] == [{"death": "risk -0.25"}]
 
 
 @pytest.fixture(scope="module")

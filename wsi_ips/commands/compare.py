@@ -185,12 +185,12 @@ def check_can_be_compared(job: CompareJob, manifest: "Manifest") -> None:
 def _shown(table: "Table") -> list[str]:
     """The main figures in words, a line for each entry."""
     from wsi_ips.evaluation.plots import figure_name
-    from wsi_ips.evaluation.run.compare_table import lead_in_words
+    from wsi_ips.evaluation.run.compare_table import delong_in_words, lead_in_words
 
     shown = []
     for line in table.headlines:
         lead = lead_in_words(line)
-        p = f", DeLong p {', '.join(f'{each:.2g}' for each in line.delong)}" if line.delong else ""
+        p = f", DeLong p {delong_in_words(line)}" if line.delong_p else ""
         spread = f" ± {line.sd:.3f}, worst {line.worst:.3f}" if len(line.values) > 1 else ""
         ahead = f"; {lead}{p}" if lead else ""
         value = "not defined" if math.isnan(line.mean) else f"{line.mean:.3f}{spread}{ahead}"

@@ -1,10 +1,13 @@
 """The settings of what reads the patches of a bag, and of what keeps its attention from collapsing."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from wsi_ips.config.section import Fraction, Section
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""How much a part of the loss counts."""
 
 
 class AggregatorConfig(Section):
@@ -26,13 +29,17 @@ class AggregatorConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict | AggregatorConfig):
+            raise ValueError("write a name, such as abmil, or {name: abmil, hidden: 128}")
+        return value
 
 
 class AgainstCollapseConfig(Section):
     """Keeps attention from settling on a few patches early, for any aggregator with a softmax over patches."""
 
-    entropy: NonNegativeFloat = 0.0
+    entropy: Weight = 0.0
     """Weight of the negative entropy of the attention in the loss (AEM; its authors take 0.1). 0: none."""
     entropy_by_size: bool = False
     """Divide the entropy by the logarithm of the number of patches, so that one weight suits bags of any size."""
@@ -42,11 +49,11 @@ class AgainstCollapseConfig(Section):
     """
     hide_top: PositiveInt = 10
     """How many of the highest-scored patches these are drawn from."""
-    anchor: NonNegativeFloat = 0.0
+    anchor: Weight = 0.0
     """Weight of the cross entropy between the attention and that of a slowly moving copy (ASMIL); 0: none."""
     anchor_momentum: Fraction = 0.999
     """How much of the copy is kept in each step."""
-    anchor_temperature: PositiveFloat = 1.0
+    anchor_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """The attention logits of the copy are divided by it."""
 
     @property

@@ -31,7 +31,7 @@ from pydantic import (
 
 from wsi_ips.config.aggregator import AggregatorConfig
 from wsi_ips.config.encoder import LoraConfig, Side, TransformConfig
-from wsi_ips.config.section import Fraction, Section, read_described
+from wsi_ips.config.section import Fraction, LayerWidth, Section, read_described
 from wsi_ips.config.survival import SurvivalConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.registry import check_known
@@ -158,7 +158,7 @@ class CoarseConfig(Section):
     """
     context_px: NonNegativeInt = 0
     """``conv``: pixels of the surroundings that a window shows on each side of its patch."""
-    channels: tuple[PositiveInt, ...] = (16, 32, 64)
+    channels: tuple[LayerWidth, ...] = (16, 32, 64)
     """``conv``: widths of its layers. Each but the first sees half as many pixels per side."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Cascade: the share of the patches of the tissue that is let through (rho)."""
@@ -314,9 +314,9 @@ class EncoderConfig(Section):
     average-pooled by itself, side by side. ``cls``: the class token of a transformer. ``cls_mean``: the class
     token beside the mean of the patch tokens, without registers.
     """
-    features: Annotated[PositiveInt, Field(le=65_536)] | None = None
+    features: LayerWidth | None = None
     """Width of the stored features (``name: features`` only)."""
-    project: NonNegativeInt | None = None
+    project: Annotated[NonNegativeInt, Field(le=65_536)] | None = None
     """Width to which a projector maps the features; 0: there is none. In front of the direct block it is Linear,
     ReLU and dropout, 256 wide if not given. In front of the paper's block it is that of the paper (LayerNorm,
     Linear, BatchNorm, ReLU), and there is none if not given.
@@ -334,7 +334,7 @@ class EncoderConfig(Section):
     """Share of the patches that skip the last block in training (stochastic depth); it rises evenly from 0 in
     the first block. For models of timm that have it.
     """
-    in_channels: PositiveInt = 3
+    in_channels: LayerWidth = 3
     """Channels of a pixel: 3, or 1 for grey images (timm then sums the pretrained weights of the first layer)."""
     normalise: bool = True
     """Normalise pixels by the mean and standard deviation of the model's pretraining (for one channel, by their
@@ -437,13 +437,13 @@ class AttentionConfig(Section):
     section 3.2), with value projection, residual, LayerNorm and MLP in between. Settings that name ``value_dim``
     or ``inner_dim``, as those of earlier versions do, mean the paper's block.
     """
-    heads: PositiveInt = 4
+    heads: LayerWidth = 4
     """Heads of attention. The paper's block has 8 if not given."""
-    key_dim: PositiveInt = 32
+    key_dim: LayerWidth = 32
     """D_k, width of a key per head. The paper's block has 64 if not given."""
-    value_dim: PositiveInt | None = None
+    value_dim: LayerWidth | None = None
     """D_v, width of a value per head, only for the paper's block: 64 if not given."""
-    inner_dim: PositiveInt | None = None
+    inner_dim: LayerWidth | None = None
     """Width of the hidden layer of the MLP, only for the paper's block: 2048 if not given."""
     attention_dropout: Fraction = 0.0
     """Share of the attention that is dropped in training. The paper's block has 0.1 if not given."""

@@ -121,6 +121,8 @@ def _refuse_doubles(node: MappingNode) -> None:
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number in 0..1."""
+LayerWidth = Annotated[int, Field(gt=0, le=65_536)]
+"""How wide a part of a network is, or how many heads it has. A slip of the hand must not ask for terabytes."""
 LARGEST_OVERLAY_PX = 16_384
 """Longest side of an overlay: a gigabyte of pixels, and the most that viewers open."""
 

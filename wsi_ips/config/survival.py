@@ -1,5 +1,6 @@
 """The settings of a survival task: which columns it learns from, for which times it predicts, and its loss."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -7,6 +8,8 @@ from pydantic import Field, FiniteFloat, PositiveFloat, model_validator
 
 from wsi_ips.config.section import Fraction, Section
 
+RISK, SURVIVAL_AT = "risk", "survival_"
+"""The name of the first output of a survival task, and what the names of the others begin with."""
 FEWEST_PER_STEP = 16
 """Slides that a step needs for its own risk set to be worth learning from (SURVIVAL.md section 2)."""
 
@@ -85,4 +88,10 @@ class SurvivalConfig(Section):
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the outputs: ``risk``, then ``survival_<time>`` for each time."""
-        return ("risk", *(f"survival_{time:g}" for time in self.at))
+        return (RISK, *(f"{SURVIVAL_AT}{time:g}" for time in self.at))
+
+
+def are_of_survival(outputs: Sequence[str]) -> bool:
+    """Whether these names are the outputs of a survival task, and not classes of which one is the likeliest."""
+    first, *others = outputs
+    return first == RISK and bool(others) and all(name.startswith(SURVIVAL_AT) for name in others)

@@ -31,16 +31,23 @@ Picked = NDArray[np.int64]
 Measure = Callable[[Picked], Mapping[str, float]]
 """Computes figures from some of the slides, given their places. NaN for a figure that they do not give."""
 
+Rarest = int | Mapping[str, int] | None
+"""How many cases there are of the smaller class, or with an event: one number for all figures, or one for each
+figure that has one. None: that does not matter.
+"""
+
 LEVEL = 0.95
 """Level of the intervals."""
 
 FEWEST_CASES = 10
-"""Fewest cases that an interval is stated for. Resamples of fewer are nearly all alike, so that the interval comes
-out far too narrow: at its limit (an AUC of 1) it has no width at all, however few slides there were.
+"""Fewest cases that an interval, or DeLong's p value, is stated for. Resamples of fewer are nearly all alike, so
+that the interval comes out far too narrow: at its limit (an AUC of 1) it has no width at all, however few slides
+there were.
 """
 FEWEST_OF_A_CLASS = 5
-"""Fewest cases of either class of a yes-or-no task, and fewest events of a survival task, for the same reason: how
-well two classes are told apart is known no better than the smaller one.
+"""Fewest cases of either class of a yes-or-no task, of a class whose own AUC is told, and with a lesion for FROC,
+and fewest events of a survival task, for the same reason: how well two classes are told apart is known no better
+than the smaller one.
 """
 
 LOWER_IS_BETTER = ("brier", "ece", "mae", "rmse", "ibs")
@@ -94,6 +101,18 @@ def too_few(cases: Sequence[Hashable], *, rarest: int | None = None, of: str = "
     return ""
 
 
+def _without_too_few(
+    intervals: Mapping[str, Interval], cases: Sequence[Hashable], rarest: Rarest, of: str
+) -> dict[str, Interval]:
+    """The same figures, without the intervals of those whose cases are :func:`too_few`."""
+    stated = {}
+    for name, interval in intervals.items():
+        its = rarest.get(name) if isinstance(rarest, Mapping) else rarest
+        why = too_few(cases, rarest=its, of=of)
+        stated[name] = Interval.not_stated(interval.value, why) if why else interval
+    return stated
+
+
 class OverSeeds:
     """What the values of one figure over several seeds come to. A subclass has the attributes.
 
@@ -134,7 +153,7 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
     level: float = LEVEL,
-    rarest: int | None = None,
+    rarest: Rarest = None,
     of: str = "of a class",
 ) -> dict[str, Interval]:
     """Percentile intervals of figures, by resampling cases; none of cases that are :func:`too_few`.
@@ -150,17 +169,22 @@ def bootstrap(
         resamples: How often to draw. With 0, intervals are NaN.
         seed: Seed of the draws.
         level: Level of the intervals.
-        rarest, of: See :func:`too_few`.
+        rarest: See :data:`Rarest`.
+        of: What ``rarest`` counts.
     """
     values = measure(np.arange(len(cases)))
-    why = too_few(cases, rarest=rarest, of=of)
-    if why and resamples:
-        return {name: Interval.not_stated(value, why) for name, value in values.items()}
+    none = {name: Interval(value, math.nan, math.nan) for name, value in values.items()}
+    if not resamples:
+        return none
+    stated = _without_too_few(none, cases, rarest, of)
+    if all(interval.why_none for interval in stated.values()):
+        return stated
     drawn = [measure(p) for p in resample_cases(cases, strata=strata, resamples=resamples, seed=seed)]
-    return {
+    found = {
         name: percentile_interval(value, np.array([one[name] for one in drawn], np.float64), level=level)
         for name, value in values.items()
     }
+    return _without_too_few(found, cases, rarest, of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +195,16 @@ class Pair:
         one, other: Compute the figures of each model from some of the slides, given their places.
         cases: The case of each slide.
         strata: The stratum of each slide, see :func:`resample_cases`.
+        rarest: See :data:`Rarest`.
+        of: What ``rarest`` counts.
     """
 
     one: Measure
     other: Measure
     cases: Sequence[Hashable]
     strata: Sequence[Hashable] | None = None
+    rarest: Rarest = None
+    of: str = "of a class"
 
     def lead(self, picked: Picked) -> dict[str, float]:
         """Each figure of ``one`` minus that of ``other`` on these slides. Only figures that both have."""
@@ -192,7 +220,8 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Percentile intervals of how far one model is ahead of another, by resampling cases alike for both.
+    """Percentile intervals of how far one model is ahead of another, by resampling cases alike for both; none
+    where the cases of a pair are :func:`too_few`.
 
     With several pairs, such as one for each seed of a training, a figure is the mean over the pairs, and the pairs
     are resampled too.
@@ -218,12 +247,15 @@ def paired_bootstrap(
         for number, pair in enumerate(pairs[:1] if same_slides else pairs)
     ]
     whole = _mean_of([pair.lead(np.arange(len(pair.cases))) for pair in pairs])
-    why = too_few(min((pair.cases for pair in pairs), key=lambda cases: len(set(cases))))
-    if why and resamples:
-        return {name: Interval.not_stated(value, why) for name, value in whole.items()}
+    none = {name: Interval(value, math.nan, math.nan) for name, value in whole.items()}
+    if not resamples or not len(pairs[0].cases):
+        return none
+    stated = _of_all_pairs(none, pairs)
+    if all(interval.why_none for interval in stated.values()):
+        return stated
     rng = np.random.default_rng([seed, n_pairs])
     drawn: list[dict[str, float]] = []
-    for _ in range(resamples if len(pairs[0].cases) else 0):
+    for _ in range(resamples):
         chosen = rng.integers(n_pairs, size=n_pairs).tolist()
         if same_slides:
             picked = next(draws[0])
@@ -231,10 +263,19 @@ def paired_bootstrap(
             drawn.append(_mean_of([leads[number] for number in chosen]))
         else:
             drawn.append(_mean_of([pairs[number].lead(next(draws[number])) for number in chosen]))
-    return {
+    found = {
         name: percentile_interval(value, np.array([one[name] for one in drawn], np.float64), level=level)
         for name, value in whole.items()
     }
+    return _of_all_pairs(found, pairs)
+
+
+def _of_all_pairs(intervals: Mapping[str, Interval], pairs: Sequence[Pair]) -> dict[str, Interval]:
+    """The same figures, without the intervals of those for which the cases of a pair are :func:`too_few`."""
+    stated = dict(intervals)
+    for pair in pairs:
+        stated = _without_too_few(stated, pair.cases, pair.rarest, pair.of)
+    return stated
 
 
 def _mean_of(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -339,6 +380,7 @@ class DelongTest:
         p: The two-sided p value. 1 if both rank every positive among the negatives alike. NaN if the difference
             is not 0 and does not vary, as between an AUC of 1 and one of 0, because the normal distribution says
             nothing then.
+        why_none: Why no p value is stated, in a few words: the cases are :func:`too_few`. Empty otherwise.
     """
 
     auc: float
@@ -346,6 +388,19 @@ class DelongTest:
     difference: float
     standard_error: float
     p: float
+    why_none: str = ""
+
+    @classmethod
+    def not_stated(cls, auc: float, other: float, why: str) -> "DelongTest":
+        """Two AUCs of too few cases for a p value."""
+        return cls(auc, other, auc - other, math.nan, math.nan, why)
+
+    @property
+    def in_words(self) -> str:
+        """``DeLong p 0.14``, or why there is none."""
+        if self.why_none:
+            return f"no DeLong p (too few: {self.why_none})"
+        return "DeLong p not defined" if math.isnan(self.p) else f"DeLong p {self.p:.2g}"
 
 
 def delong_test(

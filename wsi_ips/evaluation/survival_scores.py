@@ -20,6 +20,9 @@ from wsi_ips.survival.follow_up import FollowUp
 from wsi_ips.survival.kaplan_meier import SurvivalCurve, censoring_curve, kaplan_meier
 from wsi_ips.survival.scores import brier_scores, default_tau, harrell, integrated, uno
 
+WITH_EVENT = "with an event"
+"""Which patients an interval needs enough of, see :func:`wsi_ips.evaluation.intervals.too_few`."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PredictedSurvival:
@@ -163,5 +166,5 @@ def survival_intervals(
         resamples=resamples,
         seed=seed,
         rarest=int(predicted.follow_up.event.sum()),
-        of="with an event",
+        of=WITH_EVENT,
     )

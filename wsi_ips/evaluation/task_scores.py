@@ -175,12 +175,21 @@ class Scored:
         )
 
     @property
-    def rarest(self) -> int | None:
-        """Cases of the smaller class of a binary task. None for other tasks, whose figures span classes."""
-        if self.kind != "binary":
-            return None
-        highest = dict(zip(self.case, self.strata or (), strict=True))
-        return int(np.bincount(list(highest.values()), minlength=2).min())
+    def rarest(self) -> int | dict[str, int]:
+        """Cases of the smaller class of a binary task. For others, cases with or without a class, whichever are
+        fewer, for the AUC of each class; the other figures span classes, or are of numbers.
+        """
+        if self.kind == "binary":
+            highest = dict(zip(self.case, self.strata or (), strict=True))
+            return int(np.bincount(list(highest.values()), minlength=2).min())
+        if self.kind == "regression":
+            return {}
+        fewest = {}
+        for column, name in enumerate(self.task.classes):
+            there_N = self.target_NC[:, column] > 0
+            with_it = {case for case, there in zip(self.case, there_N.tolist(), strict=True) if there}
+            fewest[f"auc_{name}"] = min(len(with_it), len(set(self.case) - with_it))
+        return fewest
 
 
 def kind_of(task: TaskConfig) -> Kind:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import DEFAULT_HEAT, MapKind
+from wsi_ips.config.survival import RISK, are_of_survival
 from wsi_ips.errors import ConfigError, ResultsError
 from wsi_ips.heatmaps.display_scale import DisplayScale, is_flat, scale_of, short, signed
 from wsi_ips.inference.results import SlideResult
@@ -120,7 +121,9 @@ class Heat:
     def likeliest(self) -> str | None:
         """The likeliest class of ``task``; None without a task, or where its output is a mere number."""
         classes = self.result.probabilities.get(self.task or "", {})
-        return max(classes, key=lambda name: classes[name]) if len(classes) > 1 else None
+        if len(classes) < 2 or are_of_survival(list(classes)):
+            return None
+        return max(classes, key=lambda name: classes[name])
 
 
 def choose_heat(result: SlideResult, options: HeatOptions = DEFAULT_HEAT, *, alone: bool = False) -> Heat:
@@ -275,8 +278,8 @@ def choose_output(result: SlideResult, *, task: str | None = None, class_name: s
     """The output with this task and class; what is not named is chosen.
 
     The task is the first one that has the class. The class is the last one of a task with one or two classes,
-    which is what a yes-or-no task looks for, and the likeliest one of a task with more. Raises
-    :class:`ConfigError` for a task or class that the model does not have.
+    which is what a yes-or-no task looks for, and the likeliest one of a task with more; of a survival task it is
+    the risk. Raises :class:`ConfigError` for a task or class that the model does not have.
     """
     slide_id, tasks = result.coords.slide_id, result.probabilities
     if task is not None and task not in tasks:
@@ -288,6 +291,8 @@ def choose_output(result: SlideResult, *, task: str | None = None, class_name: s
         known = ", ".join(dict.fromkeys(name for _, name in outputs(result)))
         raise ConfigError(f"class {class_name!r} is not there: {slide_id} has {known}")
     classes = tasks[task]
+    if class_name is None and are_of_survival(list(classes)):
+        return task, RISK
     if class_name is None:
         likeliest = max(classes, key=lambda name: classes[name])
         class_name = likeliest if len(classes) > 2 else list(classes)[-1]
@@ -446,8 +451,10 @@ def _some(count: int) -> str:
 
 
 def predictions_in_words(result: SlideResult) -> Iterator[str]:
-    """One line per task with its likeliest three classes, likeliest first."""
+    """One line per task with its likeliest three classes, likeliest first; of survival, the risk first."""
     for task, probabilities in result.probabilities.items():
-        likeliest = sorted(probabilities.items(), key=lambda item: -item[1])
+        likeliest = list(probabilities.items())
+        if not are_of_survival(list(probabilities)):
+            likeliest.sort(key=lambda item: -item[1])
         more = ", ..." if len(likeliest) > 3 else ""
         yield f"Predicted {task}: " + ", ".join(f"{name} {p:.3f}" for name, p in likeliest[:3]) + more

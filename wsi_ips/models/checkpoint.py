@@ -36,6 +36,7 @@ from wsi_ips.models.checkpoint_head import (
     config_of,
 )
 from wsi_ips.models.checkpoint_head import checkpoint_config as checkpoint_config
+from wsi_ips.models.checkpoint_head import checkpoint_notes as checkpoint_notes
 from wsi_ips.models.checkpoint_head import checkpoint_sha256 as checkpoint_sha256
 from wsi_ips.models.encoders.lora import (
     found_again,
@@ -346,7 +347,7 @@ def merge_checkpoint(checkpoint: Path, out: Path, *, base_weights: Path | None =
         )
     settings = pipeline.model.encoder.model_copy(update={"lora": None})
     model = pipeline.model.model_copy(update={"encoder": settings})
-    notes = {"merged from": checkpoint.name}
+    notes = checkpoint_notes(checkpoint) | {"merged from": checkpoint.name}
     save_checkpoint(out, net, pipeline.model_copy(update={"model": model}), notes=notes)
     return error
 

@@ -57,6 +57,15 @@ class WeightsHead(Generic[Config]):
         with self._opened(path, framework="np") as file:
             return self._config(path, file.metadata() or {})
 
+    def notes(self, path: Path) -> dict[str, str]:
+        """The texts for people beside the configuration. Errors are those of :meth:`config`."""
+        with self._opened(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            self._config(path, metadata)
+            notes = json.loads(metadata[self.key]).get("notes")
+        texts = notes.items() if isinstance(notes, dict) else ()
+        return {name: text for name, text in texts if isinstance(text, str)}
+
     @contextmanager
     def _opened(self, path: Path, *, framework: Literal["np", "pt"]) -> Iterator[Any]:
         if not path.is_file():
@@ -95,6 +104,15 @@ def checkpoint_config(path: Path) -> PipelineConfig:
         CheckpointError: The file is missing, broken or not a checkpoint.
     """
     return _HEAD.config(path)
+
+
+def checkpoint_notes(path: Path) -> dict[str, str]:
+    """The texts for people in a checkpoint, such as its epoch and losses.
+
+    Raises:
+        CheckpointError: The file is missing, broken or not a checkpoint.
+    """
+    return _HEAD.notes(path)
 
 
 def checkpoint_sha256(path: Path) -> str:

@@ -54,7 +54,8 @@ class SurvivalCurve:
     @property
     def median(self) -> float:
         """The first time at which survival is 0.5 or less. Infinite if there is none."""
-        reached = np.flatnonzero(self.survival <= 0.5)
+        # A product that is one half on paper may be a little more in floating point.
+        reached = np.flatnonzero(self.survival <= 0.5 + 1e-12)
         return float(self.time[reached[0]]) if len(reached) else math.inf
 
 

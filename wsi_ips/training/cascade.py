@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from wsi_ips.config import FinetuneConfig
-from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.models.checkpoint import checkpoint_notes, load_checkpoint, save_checkpoint
 from wsi_ips.models.coarse import STEPS
 from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.models.ips_net import BagsRead, IPSNet
@@ -188,7 +188,7 @@ def calibrate(
             advance(bag.bag_id)
     recall_S = torch.stack(curves).mean(dim=0)
     net.looks_from_afar.calibrate(recall_S, target=config.selection.coarse.recall)
-    notes = {"recall measured on": f"{len(val)} validation bags"}
+    notes = checkpoint_notes(checkpoint) | {"recall measured on": f"{len(val)} validation bags"}
     save_checkpoint(checkpoint, net, pipeline, notes=notes)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig, TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, Target
 from wsi_ips.errors import ConfigError, ManifestError, TrainingError, WsiIpsError
-from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.models.checkpoint import checkpoint_notes, load_checkpoint, save_checkpoint
 from wsi_ips.models.encoders.network import Compute, compute_in
 from wsi_ips.progress import Progress, silent
 from wsi_ips.selection.reading import read_bag
@@ -69,7 +69,9 @@ def check_survival(manifest: Manifest, split: str, records: Sequence[SlideRecord
         raise ManifestError(
             manifest.path,
             f"of no two patients of split {split!r} it is known whose event came first ({known.counts})",
-            f"no epoch can be chosen by them: add cases with the {column}, or leave the split out",
+            f"survival is learned by comparing them: add cases with {column} 1"
+            if split == "train"
+            else f"no epoch can be chosen by them: add cases with {column} 1, or leave the split out",
         )
 
 
@@ -167,7 +169,7 @@ def store_baseline(
             advance(bag.bag_id)
     fitted = tuple(_fitted(task, said, targets) if _lacks_baseline(task) else task for task in tasks)
     pipeline = pipeline.model_copy(update={"model": pipeline.model.model_copy(update={"tasks": fitted})})
-    notes = {"baseline hazard estimated on": f"{len(said)} training bags"}
+    notes = checkpoint_notes(checkpoint) | {"baseline hazard estimated on": f"{len(said)} training bags"}
     save_checkpoint(checkpoint, net.cpu(), pipeline, notes=notes)
 
 

@@ -21,6 +21,7 @@ from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_pred
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, stored_location
 from wsi_ips.inference.telemetry import SlideRow, read_slide_table
+from wsi_ips.report.summary import answer
 from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.registry import open_slide
 from wsi_ips.storage.files import many_objects
@@ -304,7 +305,10 @@ def _names_of_results(folder: Path) -> set[str]:
 def _of_prediction(row: PredictionRow, tasks: tuple[TaskConfig, ...], begun: SlideRow | None) -> ListedSlide:
     predicted = {}
     for task in tasks if row.status == "ok" else ():
-        predicted[task.name] = answer_cells(row.probabilities, [task])[-1]
+        if task.survival is None:
+            predicted[task.name] = answer_cells(row.probabilities, [task])[-1]
+        elif row.probabilities is not None:  # survival_36 as the last cell would pass for the answer
+            predicted[task.name] = answer(task, dict(row.probabilities[task.name]))
     return ListedSlide(
         slide_id=row.slide_id,
         status=row.status,

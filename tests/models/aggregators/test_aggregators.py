@@ -1,12 +1,14 @@
 """What every registered aggregator must do, whatever it computes."""
 
+import math
 from functools import partial
 from importlib.metadata import EntryPoint
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from wsi_ips.config import TaskConfig
+from wsi_ips.config import AgainstCollapseConfig, ModelConfig, TaskConfig
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregator
 from wsi_ips.models.aggregators.registry import AGGREGATORS, aggregator_kind, aggregator_options
@@ -136,6 +138,44 @@ def test_unknown_names_and_settings_say_what_there_is() -> None:
         aggregator_options("abmil", {"hiden": 3})
     with pytest.raises(ConfigError, match=r"hidden: .*greater than 0"):
         aggregator_options("abmil", {"hidden": 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("abmil", "hidden"), ("clam_sb", "hidden"), ("clam_mb", "hidden"), ("dsmil", "query_dim"),
+        ("transmil", "heads"), ("transmil", "landmarks"), ("abmilx", "heads"),
+    ],
+)  # fmt: skip
+def test_a_width_that_no_memory_holds_is_refused(name: str, setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{setting}: .*less than or equal to 65536"):
+        aggregator_options(name, {setting: 99_999_999_999})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"encoder": {"project": 10**11}}, {"attention": {"heads": 10**11}}, {"attention": {"key_dim": 10**11}},
+        {"attention": {"block": "paper", "value_dim": 10**11}},
+        {"attention": {"block": "paper", "inner_dim": 10**11}},
+    ],
+)  # fmt: skip
+def test_a_width_of_the_network_that_no_memory_holds_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 65536"):
+        ModelConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1.0])
+@pytest.mark.parametrize("setting", ["entropy", "anchor", "anchor_temperature"])
+def test_a_weight_that_makes_every_loss_infinite_is_refused(setting: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        AgainstCollapseConfig.model_validate({setting: value})
+
+
+@pytest.mark.parametrize("given", [["abmil"], 3, True])
+def test_an_aggregator_that_is_no_name_is_told_how_to_write_one(given: object) -> None:
+    with pytest.raises(ValidationError, match=r"write a name, such as abmil, or {name: abmil, hidden: 128}"):
+        ModelConfig.model_validate({"aggregator": given})
 
 
 def test_another_package_can_offer_an_aggregator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,11 @@ from wsi_ips.evaluation.intervals import (
     Interval,
     Measure,
     Pair,
+    Rarest,
     bootstrap,
     delong_test,
     paired_bootstrap,
+    too_few,
 )
 from wsi_ips.evaluation.plots import figure_name
 from wsi_ips.evaluation.run.config import EvaluationConfig
@@ -32,7 +34,8 @@ from wsi_ips.evaluation.run.joined import Joined, join
 from wsi_ips.evaluation.run.survival import checked_survival, training_follow_up
 from wsi_ips.evaluation.run.tables import without_nan
 from wsi_ips.evaluation.run.tasks import score_task
-from wsi_ips.evaluation.survival_scores import survival_figures
+from wsi_ips.evaluation.slide_level import auc_or_nan
+from wsi_ips.evaluation.survival_scores import WITH_EVENT, survival_figures
 from wsi_ips.evaluation.task_scores import Scored, pool_cases
 from wsi_ips.inference.predictions import PredictionRow, read_predictions
 from wsi_ips.inference.run_folder import RunFolder, chosen_tasks, tasks_of_run
@@ -41,7 +44,7 @@ from wsi_ips.storage.fingerprint import versions
 
 COLUMNS = (
     "task", "of", "count", "figure", "a", "a_low", "a_high", "b", "b_low", "b_high",
-    "difference", "difference_low", "difference_high", "undefined_resamples", "delong_p",
+    "difference", "difference_low", "difference_high", "undefined_resamples", "delong_p", "why_none",
 )  # fmt: skip
 HEADLINES = ("auc", "auc_macro", "balanced_accuracy", "quadratic_kappa", "c_index", "c_index_uno", "ibs")
 """The figures that are printed. Of numbers, all are."""
@@ -56,6 +59,8 @@ class Units:
         measure: The figures of some of them.
         cases: The case of each, which is resampled.
         strata: See :func:`wsi_ips.evaluation.intervals.resample_cases`.
+        rarest: See :data:`wsi_ips.evaluation.intervals.Rarest`.
+        counted: What ``rarest`` counts, in words.
         binary: Outputs and targets of a binary task whose units are independent, for DeLong's test.
     """
 
@@ -63,10 +68,23 @@ class Units:
     measure: Measure
     cases: Sequence[Any]
     strata: Sequence[Any] | None
+    rarest: Rarest = None
+    counted: str = "of a class"
     binary: Scored | None = None
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def figures(self, *, resamples: int, seed: int) -> dict[str, Interval]:
+        """The figures of all of them, with intervals."""
+        return bootstrap(
+            self.measure, self.cases, strata=self.strata, resamples=resamples, seed=seed,
+            rarest=self.rarest, of=self.counted,
+        )  # fmt: skip
+
+    def beside(self, other: "Units") -> Pair:
+        """These units as one model tells them, and as another does."""
+        return Pair(self.measure, other.measure, self.cases, self.strata, self.rarest, self.counted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +210,11 @@ def units_of(
         training, _ = training_follow_up(task, predicted, manifest, config)
         strata = predicted.follow_up.event.tolist() if stratified else None
         return [
-            Units("patients", lambda p: survival_figures(predicted.pick(p), training), predicted.case, strata)
-        ]
+            Units(
+                "patients", lambda p: survival_figures(predicted.pick(p), training), predicted.case, strata,
+                rarest=int(predicted.follow_up.event.sum()), counted=WITH_EVENT,
+            )
+        ]  # fmt: skip
     _, scored, _ = score_task(task, joined, elsewhere, config)
     several = len(set(scored.case)) < len(scored.case)
     units = [_of_labels("slides", scored, stratified=stratified, independent=not several)]
@@ -207,12 +228,8 @@ def units_of(
 def compare_units(task: str, ours: Units, theirs: Units, config: EvaluationConfig) -> list[Compared]:
     """Every figure that both models have of the same slides or patients."""
     resamples, seed = config.bootstrap, config.seed
-    one, other = (
-        bootstrap(each.measure, each.cases, strata=each.strata, resamples=resamples, seed=seed)
-        for each in (ours, theirs)
-    )
-    pair = Pair(ours.measure, theirs.measure, ours.cases, ours.strata)
-    lead = paired_bootstrap([pair], resamples=resamples, seed=seed)
+    one, other = (each.figures(resamples=resamples, seed=seed) for each in (ours, theirs))
+    lead = paired_bootstrap([ours.beside(theirs)], resamples=resamples, seed=seed)
     return [
         Compared(
             task,
@@ -229,10 +246,15 @@ def compare_units(task: str, ours: Units, theirs: Units, config: EvaluationConfi
 
 
 def delong_of(ours: Units, theirs: Units) -> DelongTest | None:
-    """DeLong's test of the AUCs of a binary task. None where it does not hold or there are too few slides."""
+    """DeLong's test of the AUCs of a binary task, without a p value where there are too few cases. None where it
+    does not hold.
+    """
     one, other = ours.binary, theirs.binary
-    if one is None or other is None or min(np.bincount(one.label, minlength=2)) < 2:
+    if one is None or other is None:
         return None
+    if why := too_few(one.case, rarest=int(np.bincount(one.label, minlength=2).min())):
+        aucs = (auc_or_nan(each.probability, each.positive) for each in (one, other))
+        return DelongTest.not_stated(*aucs, why)
     return delong_test(one.probability, other.probability, one.positive)
 
 
@@ -251,11 +273,9 @@ def in_words(each: Compared) -> str:
     if not math.isnan(each.difference.low):
         line += f" [{each.difference.low:+.3f}, {each.difference.high:+.3f}]"
     elif each.difference.why_none:
-        line += f" (too few for an interval: {each.difference.why_none})"
-    if each.delong is not None:
-        p = each.delong.p
-        line += ", DeLong p not defined" if math.isnan(p) else f", DeLong p {p:.2g}"
-    return line
+        and_p = " and a DeLong p" if each.delong is not None and each.delong.why_none else ""
+        return f"{line} (too few for an interval{and_p}: {each.difference.why_none})"
+    return line if each.delong is None else f"{line}, {each.delong.in_words}"
 
 
 def write_comparison(out: Path, comparison: Comparison) -> None:
@@ -292,8 +312,10 @@ def write_comparison(out: Path, comparison: Comparison) -> None:
 
 def _row(each: Compared) -> tuple[Any, ...]:
     ends = [end for one in (each.one, each.other, each.difference) for end in (one.value, one.low, one.high)]
-    p = None if each.delong is None else each.delong.p
-    return (each.task, each.of, each.count, each.figure, *ends, each.difference.undefined, p)
+    p, why = None, each.difference.why_none
+    if each.delong is not None:
+        p, why = None if each.delong.why_none else each.delong.p, why or each.delong.why_none
+    return (each.task, each.of, each.count, each.figure, *ends, each.difference.undefined, p, why)
 
 
 def _of_labels(of: str, scored: Scored, *, stratified: bool, independent: bool) -> Units:
@@ -302,7 +324,8 @@ def _of_labels(of: str, scored: Scored, *, stratified: bool, independent: bool) 
         lambda places: scored.pick(places).figures(),
         list(scored.case),
         scored.strata if stratified else None,
-        scored if independent and scored.kind == "binary" else None,
+        rarest=scored.rarest,
+        binary=scored if independent and scored.kind == "binary" else None,
     )
 
 

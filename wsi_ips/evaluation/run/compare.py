@@ -160,7 +160,8 @@ class Finished:
             changed = "" if now is None or before is None else LearnedFrom.from_json(before).difference(now)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ConfigError(
-                f"{path}: cannot be read ({error}); delete it to go on with this entry"
+                f"{path}: cannot be read ({error}); delete it to train this entry and seed again, or give "
+                "--restart to train everything anew"
             ) from None
         if run != planned.fingerprint:
             raise ConfigError(
@@ -169,8 +170,8 @@ class Finished:
             )
         if changed:
             raise ConfigError(
-                f"{planned.out}: holds a training that learned from other files ({changed}); delete the folder to "
-                "train it anew, or write to another one"
+                f"{planned.out}: holds a training that learned from other files ({changed}); give --restart to "
+                "train everything anew, or write to another folder"
             )
         table = RunFolder(planned.out / PREDICTIONS).predictions
         rows = read_predictions(table, tasks=planned.config.model.tasks)

@@ -14,7 +14,7 @@ import numpy as np
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest
-from wsi_ips.evaluation.intervals import Interval, OverSeeds, Pair, paired_bootstrap
+from wsi_ips.evaluation.intervals import DelongTest, Interval, OverSeeds, paired_bootstrap
 from wsi_ips.evaluation.plots import COLOURS, GREY, figure_at, figure_name
 from wsi_ips.evaluation.run.against import HEADLINES, Units, delong_of, only_slides, units_of
 from wsi_ips.evaluation.run.compare import PREDICTIONS, Costs, Finished
@@ -29,7 +29,8 @@ COST_COLUMNS = (
 )  # fmt: skip
 COLUMNS = (
     "entry", "task", "of", "count", "figure", "mean", "sd", "worst", "per_seed",
-    "difference", "difference_low", "difference_high", "undefined_resamples", "delong_p", *COST_COLUMNS,
+    "difference", "difference_low", "difference_high", "undefined_resamples", "delong_p", "why_none",
+    *COST_COLUMNS,
 )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ class Line(OverSeeds):
         values: The figure of each seed.
         difference: The mean over seeds of this entry minus the first, with its paired interval. None for the
             first.
-        delong: DeLong's p value of each seed against the first entry with the same seed. Empty where it does not
+        delong: DeLong's test of each seed against the first entry with the same seed. Empty where it does not
             hold.
     """
 
@@ -54,7 +55,18 @@ class Line(OverSeeds):
     figure: str
     values: tuple[float, ...]
     difference: Interval | None
-    delong: tuple[float, ...]
+    delong: tuple[DelongTest, ...]
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no interval and no p value of DeLong's test, in a few words. Empty if there is one."""
+        of_test = self.delong[0].why_none if self.delong else ""
+        return of_test or (self.difference.why_none if self.difference is not None else "")
+
+    @property
+    def delong_p(self) -> tuple[float, ...]:
+        """DeLong's p value of each seed. Empty where it does not hold, or there are too few cases."""
+        return tuple(test.p for test in self.delong if not test.why_none)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,7 @@ def tabulate(config: CompareConfig, finished: Sequence[Finished], manifest: Mani
         notes.append(
             f"{lost} slides that some trainings could not predict are left out of the figures of all"
         )
+    notes += _too_few(lines)
     costs = {
         name: _mean_costs([each.costs for each in finished if each.planned.entry == name])
         for name in config.entries
@@ -138,22 +151,34 @@ def _lines(task: TaskConfig, config: CompareConfig, units: Sequence[Sequence[Uni
             figures = [each.measure(np.arange(len(each))) for each in ours]
             lead: Mapping[str, Interval] = {}
             if number:
-                pairs = [
-                    Pair(one.measure, other.measure, one.cases, one.strata)
-                    for one, other in zip(ours, first, strict=True)
-                ]
+                pairs = [one.beside(other) for one, other in zip(ours, first, strict=True)]
                 lead = paired_bootstrap(pairs, resamples=config.bootstrap)
             tests = [delong_of(one, other) for one, other in zip(ours, first, strict=True)] if number else []
-            p = tuple(test.p for test in tests if test is not None)
+            tests_of_seeds = tuple(test for test in tests if test is not None)
             lines += [
                 Line(
                     entry, task.name, ours[0].of, len(ours[0]), name,
                     tuple(each.get(name, math.nan) for each in figures),
-                    lead.get(name), p if name == "auc" else (),
+                    lead.get(name), tests_of_seeds if name == "auc" else (),
                 )
                 for name in figures[0]
             ]  # fmt: skip
     return lines
+
+
+def _too_few(lines: Sequence[Line]) -> list[str]:
+    """Of which figures nothing is said beyond their values, and why."""
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for line in lines:
+        if line.why_none:
+            said.setdefault((line.task, line.of, line.why_none), []).append(line.figure)
+    notes = []
+    for (task, of, why), figures in said.items():
+        few = list(dict.fromkeys(figures))
+        every = {line.figure for line in lines if (line.task, line.of) == (task, of)}
+        which = "" if set(few) == every else f"{', '.join(map(figure_name, few))} of "
+        notes.append(f"{which}{task}, {of}: too few for an interval or a p value ({why})")
+    return notes
 
 
 def _mean_costs(costs: Sequence[Costs]) -> dict[str, float | None]:
@@ -175,7 +200,8 @@ def write_table(path: Path, table: Table) -> None:
         ends = ("", "", "", "") if lead is None else (lead.value, lead.low, lead.high, lead.undefined)
         writer.writerow([
             line.entry, line.task, line.of, line.count, line.figure, line.mean, line.sd, line.worst,
-            ";".join(map(repr, line.values)), *ends, ";".join(map(repr, line.delong)),
+            ";".join(map(repr, line.values)), *ends, ";".join(map(repr, line.delong_p)),
+            line.why_none,
             *("" if value is None else value for value in table.costs[line.entry].values()),
         ])  # fmt: skip
     with whole_file(path) as partial:
@@ -208,7 +234,7 @@ def markdown(table: Table, config: CompareConfig) -> list[str]:
         ]
         lines += [
             f"| {line.entry} | {_number(line.mean)} | {_number(line.sd)} | {_number(line.worst)} | "
-            f"{lead_in_words(line)} | {', '.join(f'{p:.2g}' for p in line.delong)} |"
+            f"{lead_in_words(line)} | {delong_in_words(line)} |"
             for line in table.headlines
             if (line.task, line.of) == (task, of)
         ]
@@ -243,6 +269,13 @@ def lead_in_words(line: Line) -> str:
     if math.isnan(lead.low):
         interval = " (too few for an interval)" if lead.why_none else ""
     return f"{lead.value:+.3f}{interval}"
+
+
+def delong_in_words(line: Line) -> str:
+    """``0.14, 0.02``, the p value of each seed, or ``too few``; empty where the test does not hold."""
+    if line.delong and line.delong[0].why_none:
+        return "too few"
+    return ", ".join(f"{p:.2g}" for p in line.delong_p)
 
 
 def _number(value: float) -> str:

@@ -298,11 +298,12 @@ def _intervals(
         return one.sensitivity_at(rates.tolist())
 
     with_lesions = {case for case, one in zip(cases, hits, strict=True) if one.lesions}
+    why = too_few(cases, rarest=len(with_lesions), of="with a lesion")
+    if why and config.bootstrap:
+        return Interval.not_stated(curve.score, why), None
     strata = [case in with_lesions for case in cases] if config.stratify else None
     drawn = resample_cases(cases, strata=strata, resamples=config.bootstrap, seed=config.seed)
     band = bootstrap_band(resampled, rates, drawn)
-    if config.bootstrap and (why := too_few(cases)):
-        return Interval.not_stated(curve.score, why), None
     return percentile_interval(curve.score, np.array(scores, np.float64)), band
 
 

@@ -85,7 +85,7 @@ class KeptBags:
         """Load the network of the run that is evaluated.
 
         Raises:
-            ConfigError: The run is the mean of several models, or its model has no aggregator.
+            ConfigError: The run is of several models, or its model has no aggregator.
             CheckpointError: The checkpoint is missing, or is another one.
             ResultsError: ``run.json`` does not say which checkpoint was used.
         """
@@ -95,6 +95,11 @@ class KeptBags:
             raise ConfigError(
                 f"{config.run} is the mean of several models, and patches are removed from what one model reads: "
                 "predict with one checkpoint for --faithfulness"
+            )
+        if "held_out" in (described.get("config") or {}):
+            raise ConfigError(
+                f"{config.run} holds what the models of several folds predicted, and patches are removed from "
+                "what one model reads: predict with one fold's checkpoint for --faithfulness"
             )
         path, sha256 = _checkpoint(run, described, config.checkpoint)
         net, pipeline = load_checkpoint(path)

@@ -11,7 +11,6 @@ from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.camelyon import NODE_CLASSES, STAGES
 from wsi_ips.errors import ManifestError, ResultsError
 from wsi_ips.evaluation.intervals import (
-    FEWEST_OF_A_CLASS,
     Band,
     Interval,
     Picked,
@@ -62,7 +61,8 @@ def report_task(
     pooled = pool_cases(scored, config.pool)
     several = len(set(scored.case)) < len(scored.case)
     delong = None
-    if scored.kind == "binary" and not several and (scored.rarest or 0) >= FEWEST_OF_A_CLASS:
+    rarest = scored.rarest
+    if isinstance(rarest, int) and not several and not too_few(scored.case, rarest=rarest):
         delong = delong_interval(scored.probability, scored.positive)
     return TaskReport(
         joined=joined,

@@ -10,11 +10,10 @@ Shape suffixes: see :mod:`wsi_ips.models.aggregators.base`; L hidden width.
 from collections.abc import Sequence
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.config.section import Fraction
+from wsi_ips.config.section import Fraction, LayerWidth
 from wsi_ips.models.aggregators.base import (
     Aggregated,
     Aggregator,
@@ -32,7 +31,7 @@ class AbmilOptions(EmbeddingOptions):
 
     gated: bool = True
     """Multiply the tanh layer by a sigmoid gate (equation 9 of the paper)."""
-    hidden: PositiveInt = 256
+    hidden: LayerWidth = 256
     """L, width of the scoring network."""
     score_dropout: Fraction = 0.0
     """Share of the scoring network's hidden layer that is dropped in training."""

@@ -10,11 +10,11 @@ Shape suffixes: see :mod:`wsi_ips.models.aggregators.base`; K width of a head.
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from wsi_ips.config import TaskConfig
+from wsi_ips.config.section import LayerWidth
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator, Embedding, EmbeddingOptions, Kind, zeroed
 from wsi_ips.models.heads import queries_of
@@ -23,7 +23,7 @@ from wsi_ips.models.heads import queries_of
 class AbmilxOptions(EmbeddingOptions):
     """Settings of ``abmilx``; the defaults are those of the published end-to-end configurations."""
 
-    heads: PositiveInt = 8
+    heads: LayerWidth = 8
     """H; the width of the embedding is a multiple of it."""
     refine: bool = True
     """Add the scores of similar patches to each patch's own."""

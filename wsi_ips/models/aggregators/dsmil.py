@@ -12,11 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.config.section import Fraction
+from wsi_ips.config.section import Fraction, LayerWidth
 from wsi_ips.models.aggregators.base import (
     Aggregated,
     Aggregator,
@@ -35,7 +34,7 @@ from wsi_ips.models.heads import Heads
 class DsmilOptions(EmbeddingOptions):
     """Settings of ``dsmil``."""
 
-    query_dim: PositiveInt = 128
+    query_dim: LayerWidth = 128
     """Q, width of a query."""
     nonlinear: bool = True
     """A query is tanh of two layers instead of one linear layer."""

@@ -25,12 +25,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, pad
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.config.section import Fraction
+from wsi_ips.config.section import Fraction, LayerWidth
 from wsi_ips.errors import ConfigError
 from wsi_ips.models.aggregators.base import Aggregated, Aggregator, EmbeddingOptions, Kind, plain_embedding
 from wsi_ips.models.heads import queries_of
@@ -218,9 +217,9 @@ class TransMilOptions(EmbeddingOptions):
 
     dropout: Fraction = 0.0
     """Share of the embedding that is dropped in training; the published model drops none."""
-    heads: PositiveInt = 8
+    heads: LayerWidth = 8
     """H; the width of the embedding is a multiple of it."""
-    landmarks: PositiveInt | None = None
+    landmarks: LayerWidth | None = None
     """Landmarks of the approximate attention; none: half of the embedding's width, as published."""
     attention_dropout: Fraction = 0.1
     """Share of each attention layer's output that is dropped in training."""
