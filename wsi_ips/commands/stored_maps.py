@@ -109,7 +109,7 @@ def of_every_result(
     and :class:`SlidesUnnamed` where slides are needed and the run, made from features, does not know them.
     """
     from wsi_ips.inference.results import read_result
-    from wsi_ips.storage.files import sweep
+    from wsi_ips.storage.files import no_empty_folder, sweep
 
     stored = sorted((job.run / "attention").glob("*.h5"))
     if not stored:
@@ -118,7 +118,7 @@ def of_every_result(
     elsewhere = slides_by_id(job.slides) if job.slides else {}
     sweep(out)
     failures: list[str] = []
-    with progress(doing, total=len(stored)) as advance:
+    with no_empty_folder(out), progress(doing, total=len(stored)) as advance:
         for path in stored:
             try:
                 result = read_result(path)

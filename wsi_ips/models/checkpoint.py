@@ -47,7 +47,7 @@ from wsi_ips.models.encoders.lora import (
 from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.models.origins import MADE_BY, differences, names_of, origins_of, stored_origins
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import no_empty_folder, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class WeightsFile(WeightsHead[Config], Generic[Config, Net]):
         """
         held = {"version": __version__, "config": config.model_dump(mode="json"), **more}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_state(net).items()}
-        with whole_file(path) as partial:
+        with no_empty_folder(path.parent), whole_file(path) as partial:
             save_file(tensors, partial, metadata={self.key: json.dumps(held)})
             partial.chmod(0o644)  # safetensors leaves it to its owner alone; colleagues predict with it
 
