@@ -252,6 +252,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         config=config,
         checkpoint=job.checkpoints[0],
         sha256=setup.models.sha256,
+        code=setup.models.code,
         force=job.force,
         more=_more(setup.models, calibration),
     )
@@ -558,7 +559,8 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     case_of = _case_of(job, pipeline, list(paths))
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     claim = claimed(
-        run, config=config, checkpoint=job.checkpoints[0], sha256=models.sha256, force=job.force,
+        run, config=config, checkpoint=job.checkpoints[0], sha256=models.sha256,
+        code=models.code, force=job.force,
         numerics=numerics(), more=_more(models, calibration),
     )  # fmt: skip
     with claim, recording(job.out, command="predict", on=job.profile) as recorded:

@@ -207,7 +207,7 @@ def load_checkpoint(
         others = differences(stored_origins(held), _names_in(held)) if error.args[0] == path else []
         if not others:
             raise
-        fix = f"{'; '.join(others)}: install that version of the package"
+        fix = f"{'; '.join(others)}: install that version of the package, or use that file"
         raise CheckpointError(path, error.args[1], fix) from error
     for difference in differences(stored_origins(_held(path)), names_of(config)):
         logger.warning("%s: %s; its results may differ", path, difference)
