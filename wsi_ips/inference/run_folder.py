@@ -96,7 +96,7 @@ def claimed(
     config: Mapping[str, Any],
     checkpoint: Path,
     sha256: str,
-    code: Mapping[str, str],
+    code: Mapping[str, str] | None = None,
     force: bool = False,
     numerics: Mapping[str, bool] | None = None,
     more: Mapping[str, Any] | None = None,
@@ -111,7 +111,7 @@ def claimed(
         checkpoint: The checkpoint, for people.
         sha256: What results name the model by.
         code: SHA-256 of the files of the user that its encoders are functions of, by the encoder's name. Runs of
-            earlier versions do not say theirs, and are gone on with.
+            earlier versions do not say theirs, and are gone on with. None: there is no such encoder.
         force: If the folder holds another run, remove what it wrote.
         numerics: How the device calculates (:func:`wsi_ips.streaming.device.numerics`). None: what an earlier
             start of the same run noted stays, until :func:`note_numerics`.
@@ -125,6 +125,7 @@ def claimed(
         ResultsError: Another process holds the folder. A process that died holds nothing.
     """
     below = (run.root / "attention", run.root / "overlays")
+    code = code or {}
     tables = (run.predictions, run.slides, run.cases, run.summary, run.known, run.description)
     with held(run.root, below=below, undo=tables, results="attention/*.h5"):
         different = difference(
