@@ -95,6 +95,10 @@ def test_what_the_file_system_cannot_tell_has_no_stamp(
     (slide / "link").symlink_to(tmp_path, target_is_directory=True)
     assert Stamps.of(slide, ()).slide == "", "what a link leads to may change by itself"
     (slide / "link").unlink()
+    (tmp_path / "h.vms").write_text("ImageFile=h.jpg")
+    assert Stamps.of(tmp_path / "h.vms", ()).slide == "", "its pixels lie in another file"
+    of_earlier_versions = stamp(tmp_path / "h.vms")
+    assert answer(asked_again(str(tmp_path / "h.vms"), of_earlier_versions)) == ""
     monkeypatch.setattr("wsi_ips.inference.slide_stamps.MOST_FILES", 3)
     assert Stamps.of(slide, ()).slide
     (slide / "0" / "0.1").touch()

@@ -8,7 +8,7 @@ below it. Each is asked of the file system once, and of at most :data:`wsi_ips.s
 files, as many as a fingerprint reads: to look at the 100,000 files of a Zarr store that holds a file for every
 chunk would take longer than its fingerprint, so such a slide has no stamp. The time of a folder is no substitute,
 because it does not change when a file in it is written to. Nor has a slide at a URL a stamp, nor a folder with
-links to other folders.
+links to other folders, nor a Hamamatsu slide whose index (.vms, .vmu) names the files with its images.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from typing import Self
 
 from wsi_ips.slides.dicom.series import starts_as_dicom
 from wsi_ips.slides.folder import is_zarr
-from wsi_ips.storage.fingerprint import MIRAX_SUFFIX, MOST_FILES
+from wsi_ips.storage.fingerprint import HAMAMATSU_SUFFIXES, MIRAX_SUFFIX, MOST_FILES
 from wsi_ips.storage.location import Location
 
 SETTLED_NS = 2_000_000_000
@@ -112,7 +112,8 @@ def _asked_of(path: str, kind: str) -> Asked:
 
 def _stamped(kind: str, place: str) -> _Stamp | None:
     if kind == FILE:
-        return _of_file(place)
+        named = place.lower().endswith(tuple(HAMAMATSU_SUFFIXES))  # its index names the files with its pixels
+        return None if named else _of_file(place)
     try:
         if kind == MIRAX:
             first, folder = [("", os.stat(place))], os.path.splitext(place)[0]  # noqa: PTH116, PTH122
