@@ -148,6 +148,22 @@ def test_a_folder_that_is_called_as_timm_is_no_weights(
     assert LearnedFrom.now([], config) == before
 
 
+def test_of_a_folder_of_weights_the_file_that_is_read_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "uni"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+    config = FinetuneConfig.model_validate({"model": {"encoder": {"name": "uni", "weights": str(folder)}}})
+    before = LearnedFrom.now([], config, slide_mpp=lambda name: None)
+    assert list(before.weights.values()) != [""]
+    (folder / "README.md").write_text("how to use it")
+    (folder / ".cache").mkdir()
+    (folder / "another.bin").write_bytes(b"of something else")
+    assert before.difference(LearnedFrom.now([], config, slide_mpp=lambda name: None)) == ""
+    (folder / "pytorch_model.bin").write_bytes(b"others!")
+    now = LearnedFrom.now([], config, slide_mpp=lambda name: None)
+    assert before.difference(now) == "the file of model.encoder.weights, a folder, has changed since"
+
+
 MEAN_COLOUR = """
 from torch import nn
 

@@ -69,7 +69,7 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
     if path.suffix.lower() in HAMAMATSU_SUFFIXES and path.is_file():
-        yield from _hamamatsu_files(path)
+        yield from hamamatsu_files(path)
         return
     folder = path.with_suffix("") if path.suffix.lower() == MIRAX_SUFFIX else path
     if folder.is_dir():
@@ -89,9 +89,11 @@ def _below(folder: Path, *, spread: bool) -> Iterator[Path]:
         yield from _below(folder / name, spread=spread)
 
 
-def _hamamatsu_files(index: Path) -> Iterator[Path]:
-    """The files that the index names and that are there: the images, in order, their map, and where their tiles
-    begin. The index may come from anybody: only names of files beside it count."""
+def hamamatsu_files(index: Path) -> Iterator[Path]:
+    """The files that the index of a Hamamatsu slide names and that are there: the images, in order, their map, and
+    where their tiles begin. The index may come from anybody: only names of files beside it count. Raises
+    ``OSError`` if the index cannot be read.
+    """
     with index.open("rb") as file:
         text = os.fsdecode(file.read(LARGEST_INDEX_BYTES))
     for line in text.splitlines():
