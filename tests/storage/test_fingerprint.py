@@ -129,7 +129,15 @@ def test_the_images_that_a_hamamatsu_index_names_count(tmp_path: Path, suffix: s
     folder, index = tmp_path / "slides", tmp_path / "slides" / f"s{suffix}"
     folder.mkdir()
     index.write_text(HAMAMATSU)
-    for name in ("s.jpg", "s(1,0).jpg", "s_map2.jpg", "s.opt", "s_macro.jpg", "../outside.jpg", "another.jpg"):
+    for name in (
+        "s.jpg",
+        "s(1,0).jpg",
+        "s_map2.jpg",
+        "s.opt",
+        "s_macro.jpg",
+        "../outside.jpg",
+        "another.jpg",
+    ):
         (folder / name).write_bytes(b"1")
     before = files_fingerprint([index])
     (folder / "another.jpg").write_bytes(b"2")

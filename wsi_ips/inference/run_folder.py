@@ -24,7 +24,6 @@ from wsi_ips.storage.held_folder import describe, difference, held, read_descrip
 from wsi_ips.storage.location import Location, Url, locate
 from wsi_ips.timeline import TIMELINE_NAME
 
-
 CODE = "encoder_code"
 """Key of the checkpoint in ``run.json`` under which the code of the user stands."""
 
