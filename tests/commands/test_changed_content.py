@@ -206,7 +206,9 @@ def test_results_of_other_code_are_not_gone_on_with(
     first = stored.read_bytes()
     said = console(*command)
     assert said.code == 0
-    assert ("1 of 1 slides were encoded already" if features else "1 of 1 slides were") in said.out
+    assert (
+        "1 of 1 slide was encoded already" if features else "1 of 1 slide was labelled already"
+    ) in said.out
     own_code.write_text(MEAN_COLOUR.replace("FACTOR", "-7"))
     said = console(*command)
     assert said.code == 2, "the results are of other code"

@@ -382,8 +382,8 @@ def test_unreadable_tiles_are_told_again_by_a_second_start(
              "--set", "streaming.max_bad_tiles=0.5")  # fmt: skip
     first, second = console(*start), console(*start)
     assert first.code == second.code == 3
-    assert "1 tiles unreadable, read as white" in first.out
-    again = "1 of 1 slides were encoded already, from the same files and settings\n"
+    assert "1 tile unreadable, read as white" in first.out
+    again = "1 of 1 slide was encoded already, from the same files and settings\n"
     assert second.out == again + first.out
 
 

@@ -32,8 +32,8 @@ def as_dicom(folder: Path, image: NDArray[np.uint8]) -> Path:
 def as_hamamatsu(folder: Path, image: NDArray[np.uint8]) -> Path:
     """A JPEG with a restart marker after every eight blocks, its map, and an index that names them."""
     folder.mkdir()
-    for name, picture in {"s.jpg": image, "map.jpg": image[::16, ::16]}.items():
-        Image.fromarray(picture).save(folder / name, quality=95, subsampling=0, restart_marker_blocks=8)
+    for name, pixels in {"s.jpg": image, "map.jpg": image[::16, ::16]}.items():
+        Image.fromarray(pixels).save(folder / name, quality=95, subsampling=0, restart_marker_blocks=8)
     (folder / "s.vms").write_text(
         "[Virtual Microscope Specimen]\nNoLayers=1\nNoJpegColumns=1\nNoJpegRows=1\nImageFile=s.jpg\n"
         "MapFile=map.jpg\nMacroImage=map.jpg\nSourceLens=20\n"

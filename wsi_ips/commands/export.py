@@ -150,7 +150,7 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
             exporter.write(path, heat, slide)
 
     return of_every_result(
-        job, progress, out=out, doing="Exporting", done=f"{job.format} exports", write=write
+        job, progress, out=out, doing="Exporting", done=f"{job.format} export", write=write
     )
 
 

@@ -72,4 +72,4 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
         with open_its_slide() as slide:
             write_overlay(out / f"{stem}.png", slide, result, job.heat)
 
-    return of_every_result(job, progress, out=out, doing="Drawing", done="overlays", write=draw)
+    return of_every_result(job, progress, out=out, doing="Drawing", done="overlay", write=draw)

@@ -13,7 +13,7 @@ from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import SlidesOfJob, slides_by_id
 from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import MapKind
-from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
+from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError, count
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location
 
@@ -103,7 +103,7 @@ def of_every_result(
     """Call ``write`` for each stored slide; one that fails is reported, the others finish.
 
     out: the folder that ``write`` writes into; what a killed command left there unfinished goes. doing: the
-    progress bar's word. done: before ``out`` and after the number of slides, in the last line. Raises
+    progress bar's word. done: what is done of a slide, in the singular, for the last line. Raises
     :class:`ResultsError` for a folder without results, :class:`ConfigError` for a task, class, query or head that
     the run does not have, for contributions that its model does not tell, and for gradients that it does not hold;
     and :class:`SlidesUnnamed` where slides are needed and the run, made from features, does not know them.
@@ -132,7 +132,7 @@ def of_every_result(
             except OSError as error:  # a full disk, a place that may not be written to
                 failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror or error}")
             advance(path.stem)
-    return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {done} in {out}")
+    return Outcome.of_slides(failures, f"{count(len(stored) - len(failures), done)} in {out}")
 
 
 FEATURE_SUFFIXES = (".h5", ".hdf5", ".pt")

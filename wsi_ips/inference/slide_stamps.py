@@ -4,11 +4,11 @@ one.
 A stamp of a file is its size, the times of its last changes and its number on the disk. A slide of several files
 has the stamps of all files of a folder: those beside a DICOM file (any of them may join its series), those
 directly in a DICOM folder, those in the data folder of a MIRAX slide, those that the index of a Hamamatsu slide
-(.vms, .vmu) names, and those in a Zarr folder and the folders below it. Each is asked of the file system once, and of at most :data:`wsi_ips.storage.fingerprint.MOST_FILES`
-files, as many as a fingerprint reads: to look at the 100,000 files of a Zarr store that holds a file for every
-chunk would take longer than its fingerprint, so such a slide has no stamp. The time of a folder is no substitute,
-because it does not change when a file in it is written to. Nor has a slide at a URL a stamp, nor a folder with
-links to other folders.
+(.vms, .vmu) names, and those in a Zarr folder and the folders below it. Each is asked of the file system once, and
+of at most :data:`wsi_ips.storage.fingerprint.MOST_FILES` files, as many as a fingerprint reads: to look at the
+100,000 files of a Zarr store that holds a file for every chunk would take longer than its fingerprint, so such a
+slide has no stamp. The time of a folder is no substitute, because it does not change when a file in it is written
+to. Nor has a slide at a URL a stamp, nor a folder with links to other folders.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Which packages the members of a model come from: its encoder, its aggregator and its selector.
 
 A checkpoint holds weights, not code, so the code of another package, or of the user's own file, decides what they
-compute. :func:`origins_of` says which package and version that is here, or which file with which content, :func:`stored_origins` reads what a checkpoint says, and
-:func:`differences` compares the two.
+compute. :func:`origins_of` says which package and version that is here, or which file with which content,
+:func:`stored_origins` reads what a checkpoint says, and :func:`differences` compares the two.
 """
 
 from collections.abc import Mapping

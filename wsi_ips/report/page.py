@@ -150,7 +150,7 @@ def _calibrated(calibration: Mapping[str, Any]) -> str:
         return ""
     tasks = ", ".join(map(str, _mapping(calibration.get("tasks"))))
     return (
-        f"{tasks}: on {len(slides)} slides of split {calibration.get('split')}, at a risk of "
+        f"{tasks}: on {count(len(slides), 'slide')} of split {calibration.get('split')}, at a risk of "
         f"{calibration.get('risk')}"
     )
 

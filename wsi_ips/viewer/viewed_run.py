@@ -201,7 +201,7 @@ class ViewedRun:
             yield slide
 
     def _slide_stamp(self, location: Location) -> str:
-        """The stamp of a slide, which may have a thousand files, is looked at once for the many tiles of a view."""
+        """The stamp of a slide, of which the files are looked at once for the many tiles of a view."""
         looked_at, stamp = self._stamps.get(location, (0.0, ""))
         if not stamp or time.monotonic() - looked_at >= LOOK_AGAIN_S:
             stamp = slide_stamp(location)
