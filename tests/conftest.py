@@ -83,6 +83,16 @@ def golden_folder() -> Path:
 
 
 @pytest.fixture
+def same_threads() -> Iterator[None]:
+    """PyTorch has as many threads after the test as before it: workers in this process set them."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors of the device "cuda" without a card: shapes, dtypes and devices, but no values.
 

@@ -75,7 +75,7 @@ def test_tiles_that_were_given_as_white_are_warned_of(here: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         assert len(list(stream)) == len(stream)
     assert len(stream.bad_tiles) == 1
-    assert "1 tiles unreadable, read as white" in caplog.text
+    assert "1 tile unreadable, read as white" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_no_slide_at_all_is_no_empty_epoch(here: Path) -> None:
     shutil.rmtree("slides")
     Path("slides").mkdir()
     Path("slides/a.tif").write_bytes(b"no slide")
-    with pytest.raises(SlideFailed, match="none of the 1 slides could be read"):
+    with pytest.raises(SlideFailed, match="none of the 1 slide could be read"):
         list(wi.PatchDataset("slides", **SIZE, on_error="skip"))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tifffile import TiffFile
 
 from tests.commands.console import Console
 from tests.conftest import SmallData
@@ -25,8 +26,12 @@ def slide(small_data: SmallData) -> Path:
     return sorted(small_data.slides.glob("*.tif"))[0]
 
 
+FEATURES = ("--encoder", "resnet10t", "--weights", "none", "--set", "encoder.stage=2", "--patch-px", "32")
+
+
 def nothing_written(folder: Path) -> bool:
-    return not folder.exists() or not any(folder.rglob("*"))
+    """Nor a folder above it that was not there."""
+    return not folder.parent.exists() if folder.parent.name == "new" else not folder.exists()
 
 
 def broken_slides(folder: Path, good: Path) -> dict[str, Path]:
@@ -46,18 +51,44 @@ def broken_slides(folder: Path, good: Path) -> dict[str, Path]:
 def test_a_bad_slide_given_by_itself(
     console: Console, slide: Path, small_checkpoint: Path, tmp_path: Path, problem: str
 ) -> None:
-    bad, out = broken_slides(tmp_path, slide)[problem], tmp_path / "out"
+    bad, out = broken_slides(tmp_path, slide)[problem], tmp_path / "new" / "out"
     said = console("predict", bad, "--checkpoint", small_checkpoint, "--out", out)
     assert said.code == 2
     assert problem in said.complaint
     assert str(bad) in said.complaint
     assert nothing_written(out)
+    for layout in ("clam", "trident", "stamp"):
+        said = console("features", bad, *FEATURES, "--layout", layout, "--out", out)
+        assert said.code == 2
+        assert problem in said.complaint
+        assert nothing_written(out)
     said = console("tile", bad, "--out", out)
     assert said.code == 2
     assert problem in said.complaint
     if problem == "no tissue":  # its picture says why, and the complaint names it
         assert [path for path in out.rglob("*") if path.is_file()] == [out / "previews" / f"{bad.stem}.jpg"]
     else:
+        assert nothing_written(out)
+
+
+def test_pictures_that_cannot_be_drawn_leave_no_folder(
+    console: Console, slide: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The pixels of a slide are damaged after it was labelled: what is half-drawn goes, with its folder."""
+    moved, run, out = tmp_path / "a.tif", tmp_path / "run", tmp_path / "new" / "out"
+    moved.write_bytes(slide.read_bytes())
+    assert console("predict", moved, "--checkpoint", small_checkpoint, "--out", run).code == 0
+    with TiffFile(moved) as tiff:
+        places = [(page.dataoffsets, page.databytecounts) for page in tiff.pages]
+    content = bytearray(moved.read_bytes())
+    for starts, lengths in places:
+        for start, length in zip(starts, lengths, strict=True):
+            content[start : start + length] = bytes(length)
+    moved.write_bytes(content)
+    for words in (("overlay",), ("export", "--format", "deepzoom"), ("export", "--format", "sheet")):
+        said = console(words[0], run, *words[1:], "--out", out)
+        assert said.code == 3
+        assert "a.tif" in said.out
         assert nothing_written(out)
 
 

@@ -61,7 +61,7 @@ def test_a_start_says_what_was_done_before_and_which_slides_its_tables_lose(
     how = ("--checkpoint", small_checkpoint, "--out", tmp_path, "--no-overlays")
     assert "labelled already" not in console("predict", first, *how).out
     said = console("predict", first, *how)
-    assert "1 of 1 slides were labelled already, from the same files and settings" in said.out
+    assert "1 of 1 slide was labelled already, from the same files and settings" in said.out
     assert "lists the slides of this start only" not in caplog.text
     assert "labelled already" not in console("predict", second, *how).out
     assert list(table(tmp_path / "predictions.csv")) == [second.stem]

@@ -12,9 +12,15 @@ import torch
 import yaml
 
 from tests.commands.console import Console
+from tests.conftest import SMALL_MODEL, SmallData
 from tests.datasets.feature_folders import write_features
+from wsi_ips.commands.finetune import FinetuneJob
+from wsi_ips.commands.recipe import make_job
 from wsi_ips.config import FinetuneConfig
 from wsi_ips.datasets.manifest import SlideRecord
+from wsi_ips.models.build import build_net
+from wsi_ips.models.checkpoint import load_checkpoint, save_checkpoint
+from wsi_ips.models.encoders.registry import ALLOWED_CODE
 from wsi_ips.training.learned_from import LearnedFrom
 from wsi_ips.training.run_state import STATE_NAME
 from wsi_ips.units import Mpp
@@ -140,3 +146,84 @@ def test_a_folder_that_is_called_as_timm_is_no_weights(
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "setup.py").write_text("1")
     assert LearnedFrom.now([], config) == before
+
+
+def test_of_a_folder_of_weights_the_file_that_is_read_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "uni"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+    config = FinetuneConfig.model_validate({"model": {"encoder": {"name": "uni", "weights": str(folder)}}})
+    before = LearnedFrom.now([], config, slide_mpp=lambda name: None)
+    assert list(before.weights.values()) != [""]
+    (folder / "README.md").write_text("how to use it")
+    (folder / ".cache").mkdir()
+    (folder / "another.bin").write_bytes(b"of something else")
+    assert before.difference(LearnedFrom.now([], config, slide_mpp=lambda name: None)) == ""
+    (folder / "pytorch_model.bin").write_bytes(b"others!")
+    now = LearnedFrom.now([], config, slide_mpp=lambda name: None)
+    assert before.difference(now) == "the file of model.encoder.weights, a folder, has changed since"
+
+
+MEAN_COLOUR = """
+from torch import nn
+
+class Mine(nn.Module):
+    dim = 3
+
+    def forward(self, pixels):
+        return FACTOR * pixels.mean(dim=(2, 3))
+
+def build():
+    return Mine()
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the code of an encoder, which the user allows to be run, and a checkpoint of it beside it."""
+    code = tmp_path / "mine.py"
+    code.write_text(MEAN_COLOUR.replace("FACTOR", "1"))
+    monkeypatch.setenv(ALLOWED_CODE, f"{code}:build")
+    encoder = {"name": f"{code}:build", "weights": "none"}
+    model = {**SMALL_MODEL, "model": {**SMALL_MODEL["model"], "encoder": encoder}}
+    job = make_job({"command": "finetune", "manifest": "m", "out": "o", **model}, source="test")
+    assert isinstance(job, FinetuneJob)
+    save_checkpoint(tmp_path / "model.safetensors", build_net(job.model), job.pipeline)
+    return code
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_results_of_other_code_are_not_gone_on_with(
+    console: Console, own_code: Path, small_data: SmallData, tmp_path: Path, features: bool
+) -> None:
+    (tmp_path / "slides").mkdir()
+    slide = sorted(small_data.slides.glob("*.tif"))[0]
+    (tmp_path / "slides" / "a.tif").write_bytes(slide.read_bytes())
+    words = ["--checkpoint", tmp_path / "model.safetensors", "--device", "cpu", "--out", tmp_path / "out"]
+    command = ["features" if features else "predict", tmp_path / "slides", *words]
+    stored = tmp_path / "out" / ("pt_files/a.pt" if features else "predictions.csv")
+    assert console(*command).code == 0
+    first = stored.read_bytes()
+    said = console(*command)
+    assert said.code == 0
+    assert (
+        "1 of 1 slide was encoded already" if features else "1 of 1 slide was labelled already"
+    ) in said.out
+    own_code.write_text(MEAN_COLOUR.replace("FACTOR", "-7"))
+    said = console(*command)
+    assert said.code == 2, "the results are of other code"
+    assert "code_sha256" in said.complaint if features else f"code of encoder {own_code}" in said.complaint
+    assert stored.read_bytes() == first
+    if not features:
+        assert console(*command, "--force").code == 0
+        assert stored.read_bytes() != first
+
+
+def test_a_checkpoint_says_that_its_code_is_another_one(
+    own_code: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_checkpoint(tmp_path / "model.safetensors")
+    assert not caplog.messages
+    own_code.write_text(MEAN_COLOUR.replace("FACTOR", "-7"))
+    load_checkpoint(tmp_path / "model.safetensors")
+    assert any("had the SHA-256" in message and "may differ" in message for message in caplog.messages)

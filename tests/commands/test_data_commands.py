@@ -71,7 +71,7 @@ def test_verify_looks_for_the_slides_of_a_manifest(console: Console, data_set: P
     own.write_text("slide_id,path\nnormal_001,images/normal_001.tif\n")
     (data_set / "checksums.md5").unlink()
     said = console("data", "verify", data_set, "--manifest", own)
-    assert (said.code, said.out) == (0, f"1 of 1 slides of {own} are there\n")
+    assert (said.code, said.out) == (0, f"1 of 1 slide of {own} is there\n")
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_formats_of_numbers_need_no_slide(console: Console, run: Path, predicted
             failed = [line for line in said.out.splitlines() if line.startswith("failed: ")]
             assert len(failed) == 1
             assert str(gone) in failed[0]
-            assert f"1 {name} exports" in said.out
+            assert f"1 {name} export in" in said.out
         said = console("export", run, "--format", "deepzoom", "--heat-only", "--side-px", "300")
         assert said.code == 0, said.out
     finally:
@@ -184,7 +184,7 @@ def test_slides_of_another_size_are_refused_even_where_none_is_needed(
     said = console("export", run, "--format", "asap", "--slides", folder)
     assert said.code == 3
     assert "is of a slide that is not in" in said.out
-    assert "1 asap exports" in said.out
+    assert "1 asap export in" in said.out
 
 
 def test_a_broken_result_costs_itself(console: Console, run: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_summary_counts_what_the_tables_say(
     run = RunFolder(tmp_path / "run")
     rows = [row for row in read_predictions(run.predictions, tasks=tasks_of_run(run)) if row.status == "ok"]
     assert text.splitlines()[2] == "**3 of 4 slides labelled, 1 failed**."
-    assert f"They have {sum(each.n_patches or 0 for each in rows)} patches together." in text
+    assert f"Patches of all of them: {sum(each.n_patches or 0 for each in rows)}." in text
     tumor = sorted(each.probabilities["label"]["tumor"] for each in rows)
     said = sum(value >= 0.5 for value in tumor)
     cells = row(text, "tumor")

@@ -15,11 +15,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from tests.commands.console import Console
 from tests.conftest import SmallData
+from tests.datasets.feature_folders import write_recipe
 from tests.tiling.foreign_files import write_clam
 from wsi_ips.datasets.feature_files import open_features
 from wsi_ips.errors import ConfigError
@@ -113,14 +113,7 @@ def test_they_teach_and_are_labelled_by_our_own_commands(
     assert said.code == 0, said.err
     folder = tmp_path / "f" if layout == "clam" else tmp_path / "f" / "features_resnet10t"
     width = open_features(next(folder.rglob("*.h5"))).width
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump({
-        "selection": {"m": 8, "i": 8},
-        "model": {
-            "encoder": {"name": "features", "features": width, "project": 8},
-            "attention": {"heads": 2, "key_dim": 4, "value_dim": 4, "inner_dim": 16, "positions": "raster"},
-        },
-        "training": {"epochs": 1, "warmup_epochs": 0},
-    }))  # fmt: skip
+    write_recipe(tmp_path / "r.yaml", width=width, positions="raster")
     said = console("finetune", small_data.manifest, "--features", folder, "--recipe", tmp_path / "r.yaml",
                    "--out", tmp_path / "m")  # fmt: skip
     assert said.code == 0, said.err
@@ -389,8 +382,8 @@ def test_unreadable_tiles_are_told_again_by_a_second_start(
              "--set", "streaming.max_bad_tiles=0.5")  # fmt: skip
     first, second = console(*start), console(*start)
     assert first.code == second.code == 3
-    assert "1 tiles unreadable, read as white" in first.out
-    again = "1 of 1 slides were encoded already, from the same files and settings\n"
+    assert "1 tile unreadable, read as white" in first.out
+    again = "1 of 1 slide was encoded already, from the same files and settings\n"
     assert second.out == again + first.out
 
 

@@ -21,7 +21,10 @@ from wsi_ips.errors import ResultsError
 from wsi_ips.inference.slide_tasks import workers_wanted
 from wsi_ips.streaming.device import device_of_worker
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("same_threads"),
+]
 
 PATCHES = ("--patch-px", "32", "--patch-mpp", "2.0", "--set", "tiling.min_tissue=0.2")
 
@@ -46,13 +49,6 @@ CLUSTERS = ["threads", pytest.param("processes", marks=pytest.mark.slow)]
 def cluster(request: pytest.FixtureRequest) -> LocalCluster:
     found: LocalCluster = request.getfixturevalue(request.param)
     return found
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

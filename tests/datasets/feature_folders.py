@@ -5,6 +5,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 TRIDENT = {
@@ -56,3 +57,15 @@ def write_stamp(
         else:
             file.attrs.update({"tile_size_um": um_patch, "tile_size_px": patch_px, "code_hash": "a1b2c3d4",
                                "feat_type": "tile"})  # fmt: skip
+
+
+def write_recipe(path: Path, *, width: int, positions: str) -> None:
+    """A short training of a small model on features of this width."""
+    attention = {"heads": 2, "key_dim": 4, "value_dim": 4, "inner_dim": 16, "positions": positions}
+    encoder = {"name": "features", "features": width, "project": 8}
+    recipe = {
+        "selection": {"m": 8, "i": 8},
+        "model": {"encoder": encoder, "attention": attention},
+        "training": {"epochs": 1, "warmup_epochs": 0},
+    }
+    path.write_text(yaml.safe_dump(recipe))

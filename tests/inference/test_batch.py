@@ -33,7 +33,10 @@ from wsi_ips.models.build import build_net
 from wsi_ips.models.checkpoint import save_checkpoint
 from wsi_ips.slides.folder import find_slides
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("same_threads"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +71,6 @@ def in_threads() -> Iterator[LocalCluster]:
     """Two workers that are threads of this process, for what kills none of them: they have everything imported."""
     with two_workers(processes=False, protocol="tcp") as cluster:
         yield cluster
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

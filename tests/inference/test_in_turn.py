@@ -186,7 +186,7 @@ def test_an_unreadable_tile_is_white_and_told(
     run = RunFolder(tmp_path)
     (row,) = predict_slides([job], predictor, run).rows
     assert row.status == "ok"
-    assert "1 tiles unreadable, read as white: level" in row.error
+    assert "1 tile unreadable, read as white: level" in row.error
     assert len(read_result(run.attention(job.slide_id)).bad_tiles) == 1
 
 

@@ -39,6 +39,12 @@ def dicom_folder(folder: Path) -> Path:
     return dicom_file(folder / "d").parent
 
 
+def hamamatsu(folder: Path) -> Path:
+    (folder / "h.jpg").write_bytes(b"pixels")
+    (folder / "h.vms").write_text("[Virtual Microscope Specimen]\nImageFile=h.jpg\nImageFile(1,0)=another\n")
+    return folder / "h.vms"
+
+
 def plain(folder: Path) -> Path:
     (folder / "s.svs").write_bytes(b"pixels")
     return folder / "s.svs"
@@ -48,6 +54,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "file": (plain, "s.svs"),
     "MIRAX": (mirax, "m/Data0000.dat"),
     "Zarr": (zarr, "z.zarr/0/0.0"),
+    "Hamamatsu": (hamamatsu, "h.jpg"),
     "DICOM file": (dicom_file, "b.dcm"),
     "DICOM folder": (dicom_folder, "d/b.dcm"),
 }
@@ -95,6 +102,9 @@ def test_what_the_file_system_cannot_tell_has_no_stamp(
     (slide / "link").symlink_to(tmp_path, target_is_directory=True)
     assert Stamps.of(slide, ()).slide == "", "what a link leads to may change by itself"
     (slide / "link").unlink()
+    (tmp_path / "h.vms").write_text("ImageFile=h.jpg")
+    of_earlier_versions = stamp(tmp_path / "h.vms")
+    assert answer(asked_again(str(tmp_path / "h.vms"), of_earlier_versions)) == ""
     monkeypatch.setattr("wsi_ips.inference.slide_stamps.MOST_FILES", 3)
     assert Stamps.of(slide, ()).slide
     (slide / "0" / "0.1").touch()
@@ -109,7 +119,7 @@ def test_the_stamp_of_a_file_is_that_of_earlier_versions(tmp_path: Path) -> None
     assert stamp(slide) == f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_ino}"
 
 
-@pytest.mark.parametrize("kind", ["MIRAX", "Zarr"])
+@pytest.mark.parametrize("kind", ["MIRAX", "Zarr", "Hamamatsu"])
 def test_whatever_a_fingerprint_reads_is_in_the_stamp(kind: str, tmp_path: Path) -> None:
     make, inside = KINDS[kind]
     slide = make(tmp_path)

@@ -88,12 +88,18 @@ def our_pixels(slide: Path, corners: Any) -> Any:
         return np.stack([region.read(reader, (int(x), int(y))) for x, y in corners])
 
 
+def told_of(console: Console, ask: Ask, slide: Path, layout: str, question: str, out: Path) -> Any:
+    """The file that we write in a layout, what its program says of it, and our patches, whose corners it reads."""
+    path = tiled(console, slide, out, layout)
+    said, coords = ask("trident", question, path), read_coords(path)
+    np.testing.assert_array_equal(said["coords"], coords.l0_xy_N2)
+    return path, said, coords
+
+
 def test_trident_reads_our_coordinates_and_extracts_the_same_patches(
     console: Console, ask: Ask, slide: Path, tmp_path: Path
 ) -> None:
-    path = tiled(console, slide, tmp_path / "t", "trident")
-    said, coords = ask("trident", "trident_coords", path), read_coords(path)
-    np.testing.assert_array_equal(said["coords"], coords.l0_xy_N2)
+    path, said, coords = told_of(console, ask, slide, "trident", "trident_coords", tmp_path / "t")
     assert (said["of_patch_size"], said["of_patch_size_level0"], said["of_overlap"]) == (64, 128, 0)
     assert (said["of_level0_width"], said["of_level0_height"]) == (1304, 976)
     made = ask("trident", "trident_features", slide, path, tmp_path / "theirs")
@@ -130,9 +136,7 @@ def test_trident_reads_our_features(console: Console, ask: Ask, slide: Path, tmp
 def test_trident_reads_our_contours_and_clam_s_coordinates(
     console: Console, ask: Ask, slide: Path, tmp_path: Path
 ) -> None:
-    path = tiled(console, slide, tmp_path / "c", "clam")
-    said, coords = ask("trident", "trident_legacy", path), read_coords(path)
-    np.testing.assert_array_equal(said["coords"], coords.l0_xy_N2)
+    _, said, _ = told_of(console, ask, slide, "clam", "trident_legacy", tmp_path / "c")
     assert (said["patch_size"], said["patch_level"], said["custom_downsample"]) == (64, 1, 1)
     outlines = ask("trident", "trident_contours", tmp_path / "c" / "contours_geojson" / "s1.geojson")
     assert outlines["tissue_id"].tolist() == list(range(len(outlines["area"])))

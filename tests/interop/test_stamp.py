@@ -8,11 +8,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from tests.commands.console import Console
-from tests.datasets.feature_folders import features_of, write_features, write_stamp
+from tests.datasets.feature_folders import features_of, write_features, write_recipe, write_stamp
 from tests.slides.tiff_files import tissue_like, write_pyramid
 from wsi_ips.config import StreamingConfig, TilingConfig
 from wsi_ips.datasets.feature_files import find_features, list_features, open_features, read_rows
@@ -149,14 +148,7 @@ def study(tmp_path: Path) -> Path:
             f"{name},c{number},{('normal', 'tumor')[number % 2]},{'train' if number < 4 else 'val'},x.tif"
         )
     (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({
-        "selection": {"m": 8, "i": 8},
-        "model": {
-            "encoder": {"name": "features", "features": WIDTH, "project": 8},
-            "attention": {"heads": 2, "key_dim": 4, "value_dim": 4, "inner_dim": 16, "positions": "slide"},
-        },
-        "training": {"epochs": 1, "warmup_epochs": 0},
-    }))  # fmt: skip
+    write_recipe(tmp_path / "recipe.yaml", width=WIDTH, positions="slide")
     return tmp_path
 
 

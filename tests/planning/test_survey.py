@@ -60,7 +60,7 @@ def test_slides_that_cannot_be_opened_are_counted_and_named(small_data: SmallDat
     seen = survey(slides, PatchesInTissue(TILING), STREAMING)
     assert list(seen.failed) == ["broken"]
     assert (seen.slides, seen.looked_at, seen.readable()) == (7, 7, 6)
-    with pytest.raises(ConfigError, match=r"none of 1 slides can be read; broken: .*broken\.tif"):
+    with pytest.raises(ConfigError, match=r"none of 1 slide can be read; broken: .*broken\.tif"):
         survey(slides[-1:], PatchesInTissue(TILING), STREAMING)
     with pytest.raises(ConfigError, match="no slides"):
         survey([], PatchesInTissue(TILING), STREAMING)

@@ -86,6 +86,8 @@ def test_the_chunks_of_a_zarr_store_count(tmp_path: Path) -> None:
     assert store("c.zarr", pixels=b"pixelt") != first
     assert store("d.zarr", place="0/3") != first
     assert store("e.zarr", place="39/2") != first
+    few = store("f.zarr", place="1/1")
+    assert store("g.zarr", place="1/1", pixels=b"pixelt") != few, "every one of few files counts"
     (tmp_path / "a.zarr" / "s0" / "above").symlink_to(tmp_path, target_is_directory=True)
     assert files_fingerprint([tmp_path / "a.zarr"]) == first, "links may lead in a circle"
 
@@ -97,6 +99,54 @@ def test_the_data_of_a_mirax_slide_count(tmp_path: Path) -> None:
     before = files_fingerprint([tmp_path / "m.mrxs"])
     (tmp_path / "m" / "Data0000.dat").write_bytes(b"2")
     assert files_fingerprint([tmp_path / "m.mrxs"]) != before
+
+
+def test_of_a_large_store_some_chunks_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_ips.storage.fingerprint.MOST_FILES", 100)
+    for row in range(40):
+        (tmp_path / "c" / str(row)).mkdir(parents=True)
+        for column in range(3):
+            (tmp_path / "c" / str(row) / str(column)).touch()
+    before = files_fingerprint([tmp_path])
+    (tmp_path / "c" / "9" / "2").write_bytes(b"the last by name")
+    assert files_fingerprint([tmp_path]) != before
+
+
+HAMAMATSU = """[Virtual Microscope Specimen]
+NoLayers=1
+ImageFile=s.jpg
+ImageFile(1,0) = s(1,0).jpg
+MapFile=s_map2.jpg
+OptimisationFile=s.opt
+MacroImage=s_macro.jpg
+ImageFile(2,0)=../outside.jpg
+"""
+
+
+@pytest.mark.parametrize("suffix", [".vms", ".vmu", ".VMS"])
+@pytest.mark.parametrize("changed", ["s.jpg", "s(1,0).jpg", "s_map2.jpg", "s.opt"])
+def test_the_images_that_a_hamamatsu_index_names_count(tmp_path: Path, suffix: str, changed: str) -> None:
+    folder, index = tmp_path / "slides", tmp_path / "slides" / f"s{suffix}"
+    folder.mkdir()
+    index.write_text(HAMAMATSU)
+    for name in (
+        "s.jpg",
+        "s(1,0).jpg",
+        "s_map2.jpg",
+        "s.opt",
+        "s_macro.jpg",
+        "../outside.jpg",
+        "another.jpg",
+    ):
+        (folder / name).write_bytes(b"1")
+    before = files_fingerprint([index])
+    (folder / "another.jpg").write_bytes(b"2")
+    (folder / "../outside.jpg").write_bytes(b"2")
+    assert files_fingerprint([index]) == before, "of another slide, or out of reach"
+    (folder / changed).write_bytes(b"2")
+    assert files_fingerprint([index]) != before
+    (folder / changed).unlink()
+    assert files_fingerprint([index]) != before
 
 
 def test_nothing_is_known_of_what_cannot_be_read(slide: Path, tmp_path: Path) -> None:

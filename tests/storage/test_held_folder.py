@@ -1,6 +1,9 @@
-"""A folder that one run at a time writes into: what a killed writer left there goes."""
+"""A folder that one run at a time writes into: what a killed writer left there goes, and so does what a run
+left that failed before it had a result."""
 
 from pathlib import Path
+
+import pytest
 
 from wsi_ips.storage.files import whole_folder
 from wsi_ips.storage.held_folder import held
@@ -21,3 +24,41 @@ def test_files_and_folders_of_killed_writers_are_removed(tmp_path: Path) -> None
             (partial / "c").write_text("all")
     assert whole.is_dir()
     assert (below / "b.zarr" / "c").read_text() == "all"
+
+
+def fail(root: Path, *written: str) -> None:
+    """A run that writes these files below ``root`` and fails."""
+    tables = [root / "run.json"]
+    with held(root, below=[root / "files"], undo=tables, results="files/*.h5"):
+        for name in ("run.json", *written):
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).touch()
+        raise ValueError("as told")
+
+
+def test_a_run_that_fails_at_once_leaves_none_of_the_folders_that_it_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="as told"):
+        fail(tmp_path / "above" / "out")
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="as told"):
+        fail(tmp_path / "mine" / "above" / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_an_empty_folder_of_the_users_is_empty_again(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="as told"):
+        fail(tmp_path)
+    assert tmp_path.is_dir()
+    assert not any(tmp_path.iterdir())
+
+
+def test_results_and_what_was_there_before_stay(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="as told"):
+        fail(tmp_path / "out", "files/a.h5")
+    assert (tmp_path / "out" / "run.json").exists()
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "notes.txt").touch()
+    with pytest.raises(ValueError, match="as told"):
+        fail(tmp_path / "earlier")
+    assert (tmp_path / "earlier" / "run.json").exists()

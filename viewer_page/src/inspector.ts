@@ -69,7 +69,7 @@ function predictionOf(run: Run, slide: Slide | null): Node[] {
 
 /** That the answer is the case's, and how much of its attention this slide has. */
 function caseInWords({ case_id, slides, share }: NonNullable<Slide["case"]>): (Node | string)[] {
-  const others = slides.length ? `the ${slides.length} slides` : "all slides";
+  const others = slides.length ? slides.length === 1 ? "the one slide" : `the ${slides.length} slides` : "all slides";
   const has = share === null ? "" : ` This slide has ${percent(share)} of the attention.`;
   return ["Part of case ", el("b", { title: slides.join(", ") }, case_id), `: one answer from ${others} of it.${has}`];
 }

@@ -16,7 +16,7 @@ from wsi_ips.api.patches import patch_finder
 from wsi_ips.api.slide import Slide
 from wsi_ips.api.streams import streaming_of
 from wsi_ips.config import TilingConfig
-from wsi_ips.errors import ConfigError, SlideFailed
+from wsi_ips.errors import ConfigError, SlideFailed, count
 from wsi_ips.inference.slide_work import unreadable
 from wsi_ips.slides.base import failure_in_words
 from wsi_ips.slides.folder import find_slides, unique_slide_ids
@@ -182,7 +182,9 @@ class PatchDataset(IterableDataset[Patch]):
                     patch if self._transform is None else patch._replace(pixels=self._transform(patch.pixels))
                 )
         if failed and failed == len(self._slides):
-            raise SlideFailed(f"none of the {failed} slides could be read; the last: {error_of_last}")
+            raise SlideFailed(
+                f"none of the {count(failed, 'slide')} could be read; the last: {error_of_last}"
+            )
 
     def _patches(self, slide_id: str, share: Share, number: int) -> Iterator[Patch]:
         with open_slide(self._slides[slide_id]) as reader:

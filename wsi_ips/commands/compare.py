@@ -12,7 +12,7 @@ from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.options import Device, Outcome, Set, start
 from wsi_ips.commands.recipe import Job, make_job, with_overrides
 from wsi_ips.commands.slides import Resolution, given_mpp
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, count
 from wsi_ips.evaluation.run.compare_config import SECTIONS, CompareConfig
 from wsi_ips.progress import Progress
 
@@ -85,7 +85,8 @@ def compare(job: CompareJob, progress: Progress) -> Outcome:
     table = tabulate(job, finished, manifest)
     write_table(job.out / "compare.csv", table)
     write_markdown(job.out / "compare.md", table, job)
-    lines = [f"{sum(each.skipped for each in finished)} of {len(finished)} trainings were complete already"]
+    trainings = count(len(finished), "training was", "trainings were")
+    lines = [f"{sum(each.skipped for each in finished)} of {trainings} complete already"]
     lines += [*_shown(table), *table.notes, *_drawn(job, table)]
     failures = []
     for each in finished:

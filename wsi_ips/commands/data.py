@@ -77,7 +77,8 @@ def verify(
         ]
         absent = absent or bool(cut)
     if found.lists:
-        hashed.append(f"{found.checked - len(found.bad)} of {found.checked} listed files are as listed")
+        listed = count(found.checked, "listed file is", "listed files are")
+        hashed.append(f"{found.checked - len(found.bad)} of {listed} as listed")
         first = f", the first {found.unlisted[0]}" if found.unlisted else ""
         hashed.append(f"{count(len(found.unlisted), 'file is', 'files are')} in no list{first}")
     return Outcome([*hashed, *lines], SOME_FAILED if found.bad or absent else 0)
@@ -92,7 +93,7 @@ def _listed_slides(manifest: Path, folder: Path) -> tuple[list[str], bool]:
     absent = [row for row in rows if finder(row["slide_id"], row["path"]) is None]
     outdated = first_release(rows)
     lines = [*outdated, *(f"missing: {row['slide_id']} of {manifest} ({row['path']})" for row in absent)]
-    return [*lines, f"{len(rows) - len(absent)} of {len(rows)} slides of {manifest} are there"], bool(
+    return [*lines, f"{len(rows) - len(absent)} of {_slides(len(rows), str(manifest))}"], bool(
         absent or outdated
     )
 
@@ -110,7 +111,7 @@ def _known_slides(name: str, folder: Path, labels: Path | None) -> tuple[list[st
     absent = [row for row in shipped_rows(name) if row["slide_id"] not in there] if name in NAMES else []
     lines = [*listed.told, *listed.wrong]
     lines += missing_lines(name, [(row["slide_id"], row["path"]) for row in absent])
-    lines.append(f"{len(there)} of {listed.total} slides of {name} are there")
+    lines.append(f"{len(there)} of {_slides(listed.total, name)}")
     faulty = bool(listed.wrong or (len(there) < listed.total and name in NAMES))
     return lines, faulty, [Path(row["path"]) for row in listed.rows]
 
@@ -154,10 +155,10 @@ def list_slides(
     listed = look(chosen, root, labels=labels, splits=splits)
     rows = [_relative(row, out.parent) for row in listed.rows]
     write_rows(out, rows)
-    by_split = [f"{split} {count}" for split in ("train", "val", "test")
-                if (count := sum(row["split"] == split for row in rows))]  # fmt: skip
+    by_split = [f"{split} {number}" for split in ("train", "val", "test")
+                if (number := sum(row["split"] == split for row in rows))]  # fmt: skip
     gone = "missing" if chosen in NAMES else "missing or left out"
-    summary = f"{len(rows)} of {listed.total} slides of {chosen} in {out} ({', '.join(by_split)})"
+    summary = f"{len(rows)} of {count(listed.total, 'slide')} of {chosen} in {out} ({', '.join(by_split)})"
     return Outcome([*listed.told, *listed.wrong, f"{summary}; {listed.total - len(rows)} {gone}"])
 
 
@@ -181,3 +182,7 @@ def _relative(row: "Row", folder: Path) -> "Row":
 def _must_be_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise DatasetError(folder, "no such folder", "check the path")
+
+
+def _slides(number: int, where: str) -> str:
+    return f"1 slide of {where} is there" if number == 1 else f"{number:,} slides of {where} are there"

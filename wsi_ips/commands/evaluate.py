@@ -7,7 +7,7 @@ import typer
 
 from wsi_ips.commands.options import Device, OpenUrls, Outcome, start
 from wsi_ips.commands.recipe import Job
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, count
 from wsi_ips.evaluation.run.config import EvaluationConfig
 from wsi_ips.progress import Progress
 
@@ -140,7 +140,8 @@ def evaluate(job: EvaluateJob, progress: Progress) -> Outcome:
     complaints = [*worked_out.joined.complaints, *(worked_out.froc.complaints if worked_out.froc else ())]
     complaints += [line for report in worked_out.faithfulness.values() for line in report.complaints]
     notes += [
-        f"{name}: {len(report.joined.unlabelled)} slides have no label and are left out of its figures"
+        f"{name}: {count(len(report.joined.unlabelled), 'slide has', 'slides have')} no label: left out "
+        "of its figures"
         for name, report in worked_out.tasks.items()
         if report.joined.unlabelled
     ]

@@ -151,7 +151,7 @@ def export(job: ExportJob, progress: Progress) -> Outcome:
 
     exports = Writing(
         job.format, exporter.suffix, job.run / "exports" / job.format, HeatOptions(map="attention"),
-        doing="Exporting", done=f"{job.format} exports",
+        doing="Exporting", done=f"{job.format} export",
     )  # fmt: skip
     return of_every_result(job, progress, exports, write)
 

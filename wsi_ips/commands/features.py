@@ -35,7 +35,7 @@ from wsi_ips.commands.options import (
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import Computing, EncoderConfig, StreamingConfig, TilingConfig, WorkersConfig
-from wsi_ips.errors import ProcessDied, SlideFailed, WsiIpsError, one_line
+from wsi_ips.errors import ProcessDied, SlideFailed, WsiIpsError, count, one_line
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.location import absolute
 from wsi_ips.units import mpp_of_magnification
@@ -201,10 +201,12 @@ def store_features(job: FeaturesJob, progress: Progress) -> Outcome:
     stored = sum(row.status == "ok" for row in rows.values())
     patches = sum(row.n_patches or 0 for row in rows.values())
     kept = sum(row.was_there for row in rows.values())
-    again = f"{kept} of {len(rows)} slides were encoded already, from the same files and settings"
+    slides_in_all = count(len(rows), "slide")
+    were = count(len(rows), "slide was", "slides were")
+    again = f"{kept} of {were} encoded already, from the same files and settings"
     return Outcome.of_slides(
         [rows[slide_id].error for slide_id in slides if rows[slide_id].error],
-        f"features of {patches} patches of {stored} of {len(rows)} slides in {folder.root}",
+        f"features of {count(patches, 'patch', 'patches')} of {stored} of {slides_in_all} in {folder.root}",
         details=[*([again] if kept else []), *recorded.table()],
     )
 

@@ -25,6 +25,7 @@ from wsi_ips.commands.options import (
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import PatchesOfJob, Resolution, given_mpp
 from wsi_ips.config import FinetuneConfig
+from wsi_ips.errors import count
 from wsi_ips.progress import Progress
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _folds(manifest: "Manifest", job: FinetuneJob, k: int, progress: Progress) -
     bad |= {row.slide_id: row.error for row in rows if row.error and row.slide_id not in bad}
     failures = [named(slide_id, reason) for slide_id, reason in bad.items()]
     lines.append(f"each slide by the model that has not seen it: {job.out / HELD_OUT}")
-    return Outcome.of_slides(failures, f"{k} folds in {job.out / 'cv.csv'}", details=lines)
+    return Outcome.of_slides(failures, f"{count(k, 'fold')} in {job.out / 'cv.csv'}", details=lines)
 
 
 def _train(manifest: "Manifest", job: FinetuneJob, out: Path, progress: Progress) -> "FinetuneReport":

@@ -73,6 +73,6 @@ def overlay(job: OverlayJob, progress: Progress) -> Outcome:
             write_overlay(path, slide, result, job.heat)
 
     pictures = Writing(
-        "overlay", ".png", job.run / "overlays", DEFAULT_HEAT, doing="Drawing", done="overlays"
+        "overlay", ".png", job.run / "overlays", DEFAULT_HEAT, doing="Drawing", done="overlay"
     )
     return of_every_result(job, progress, pictures, draw)

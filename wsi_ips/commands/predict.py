@@ -30,7 +30,7 @@ from wsi_ips.commands.options import (
 from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import PatchesOfJob, Resolution, SlidesOfJob, given_mpp, slides_by_id
 from wsi_ips.config import BatchConfig, Computing, PipelineConfig, StreamingConfig, UpsamplingConfig
-from wsi_ips.errors import ConfigError
+from wsi_ips.errors import ConfigError, count
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location, absolute, locate
 
@@ -252,6 +252,7 @@ def predict(job: PredictJob, progress: Progress) -> Outcome:
         config=config,
         checkpoint=job.checkpoints[0],
         sha256=setup.models.sha256,
+        code=setup.models.code,
         force=job.force,
         more=_more(setup.models, calibration),
     )
@@ -520,7 +521,8 @@ def _outcome(
 
     return Outcome.of_slides(
         [*(named(row.slide_id, row.error) for row in rows if row.status != "ok" or row.error), *absent],
-        f"{sum(row.status == 'ok' for row in rows)} of {len(rows)} slides labelled in {out / 'predictions.csv'}",
+        f"{sum(row.status == 'ok' for row in rows)} of {count(len(rows), 'slide')} labelled "
+        f"in {out / 'predictions.csv'}",
         details=details,
     )
 
@@ -558,7 +560,8 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
     case_of = _case_of(job, pipeline, list(paths))
     config = {**pipeline.model_dump(mode="json"), **job.model_dump(mode="json", exclude={"tiling"})}
     claim = claimed(
-        run, config=config, checkpoint=job.checkpoints[0], sha256=models.sha256, force=job.force,
+        run, config=config, checkpoint=job.checkpoints[0], sha256=models.sha256,
+        code=models.code, force=job.force,
         numerics=numerics(), more=_more(models, calibration),
     )  # fmt: skip
     with claim, recording(job.out, command="predict", on=job.profile) as recorded:
@@ -569,9 +572,10 @@ def _from_features(job: PredictJob, features: Path, progress: Progress) -> Outco
             tables, unplaced = predict_features(paths, predictor, run, **how)
         absent = _write_cases(job, run, tables.rows, case_of, pipeline)
         write_summary(run_of_tables(run, pipeline.model.tasks, tables.rows, tables.slides))
+    files = count(len(unplaced), "file does", "files do")
     note = (
-        f"{len(unplaced)} files do not say how large their patches are (CLAM's never do), or in which pixels they "
-        "lie (STAMP's: give the slides as well): their attention is stored with corners only, and cannot be drawn"
+        f"{files} not say how large their patches are (CLAM's never do), or in which pixels they lie (STAMP's: "
+        "give the slides as well): their attention is stored with corners only, and cannot be drawn"
     )
     details = [*tables.told, *([note] if unplaced else []), *recorded.table()]
     return _outcome(tables.rows, job.out, details=details, absent=absent)

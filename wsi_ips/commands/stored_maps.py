@@ -14,7 +14,7 @@ from wsi_ips.commands.recipe import Job
 from wsi_ips.commands.slides import SlidesOfJob, slides_by_id
 from wsi_ips.config import HeatOptions
 from wsi_ips.config.heat import MapKind
-from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError
+from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError, count
 from wsi_ips.progress import Progress
 from wsi_ips.storage.location import Location
 
@@ -107,7 +107,8 @@ class Writing:
 
     ``purpose`` is ``overlay``, or the name of an export, and ``suffix`` that of its files. ``usual`` is the folder
     that they are written to where the user names none, ``by_default`` the map that is written where none is asked
-    for. ``doing`` is the word of the progress bar, ``done`` stands behind the number of slides in the last line.
+    for. ``doing`` is the word of the progress bar, ``done`` what is done of a slide, in the singular, for the last
+    line.
     """
 
     purpose: str
@@ -129,7 +130,7 @@ def of_every_result(job: MapJob, progress: Progress, writing: Writing, write: "W
     run, made from features, does not know them.
     """
     from wsi_ips.inference.results import read_result
-    from wsi_ips.storage.files import sweep
+    from wsi_ips.storage.files import no_empty_folder, sweep
 
     stored = sorted((job.run / "attention").glob("*.h5"))
     if not stored:
@@ -139,7 +140,7 @@ def of_every_result(job: MapJob, progress: Progress, writing: Writing, write: "W
     files = _files_of(job, writing, stored)
     sweep(files.folder)
     failures: list[str] = []
-    with progress(writing.doing, total=len(stored)) as advance:
+    with no_empty_folder(files.folder), progress(writing.doing, total=len(stored)) as advance:
         for path in stored:
             name = f"{path.stem}{writing.suffix}"
             try:
@@ -155,7 +156,9 @@ def of_every_result(job: MapJob, progress: Progress, writing: Writing, write: "W
             except OSError as error:  # a full disk, a place that may not be written to
                 failures.append(f"{path.stem}: {error.filename or 'writing'}: {error.strerror or error}")
             advance(path.stem)
-    return Outcome.of_slides(failures, f"{len(stored) - len(failures)} {writing.done} in {files.folder}")
+    return Outcome.of_slides(
+        failures, f"{count(len(stored) - len(failures), writing.done)} in {files.folder}"
+    )
 
 
 def _files_of(job: MapJob, writing: Writing, stored: Sequence[Path]) -> "MapFiles":

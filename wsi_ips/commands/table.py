@@ -20,7 +20,7 @@ from wsi_ips.commands.finetune import FinetuneJob
 from wsi_ips.commands.options import SOME_FAILED, Device, Outcome, Set, start
 from wsi_ips.commands.recipe import Job, make_job, with_overrides
 from wsi_ips.config import EncoderConfig, FinetuneConfig
-from wsi_ips.errors import ConfigError, DatasetError, WsiIpsError, one_line
+from wsi_ips.errors import ConfigError, DatasetError, WsiIpsError, count, one_line
 from wsi_ips.evaluation.run.compare_config import SECTIONS
 from wsi_ips.evaluation.run.table_config import TableConfig
 from wsi_ips.progress import Progress, silent
@@ -99,7 +99,8 @@ def table(job: TableJob, progress: Progress) -> Outcome:
     listed = listed_of(job)
     published = read_published(shipped_published())
     asked = {name: asked_of(job, name) for name in job.rows}
-    told = [*listed.told, *listed.wrong, f"{len(listed.rows)} of {listed.total} slides are there"]
+    there = count(listed.total, "slide is", "slides are")
+    told = [*listed.told, *listed.wrong, f"{len(listed.rows)} of {there} there"]
     for line in told:  # before days of training, and once more at the end
         print(line, file=sys.stderr)  # noqa: T201 - for people, beside the bars
     with held(job.out, below=[], undo=[job.out / MANIFEST], results="table.csv"):
@@ -111,7 +112,8 @@ def table(job: TableJob, progress: Progress) -> Outcome:
     lines = [*told, *_shown(job, results, published)]
     failures = [f"{one.row}, seed {one.seed}: {one.failed}" for one in results if one.failed]
     skipped = sum(one.skipped for one in results)
-    lines.append(f"{len(results) - len(failures)} of {len(results)} jobs are complete, {skipped} were before")
+    jobs = count(len(results), "job is", "jobs are")
+    lines.append(f"{len(results) - len(failures)} of {jobs} complete, {skipped} were before")
     warnings = [one.warning for one in results if one.warning]
     lines += [f"failed: {failure}" for failure in [*failures, *warnings]]
     return Outcome([*lines, f"see {paths[1]}"], SOME_FAILED if failures or warnings else 0)

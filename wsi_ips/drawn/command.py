@@ -10,7 +10,7 @@ import typer
 from wsi_ips.commands.options import Device, Out, Outcome, Set, finish, start
 from wsi_ips.commands.recipe import Job, shipped_recipe
 from wsi_ips.drawn.config import DemoConfig
-from wsi_ips.errors import ConfigError, DatasetError
+from wsi_ips.errors import ConfigError, DatasetError, count
 from wsi_ips.progress import Progress
 
 
@@ -46,7 +46,7 @@ def demo(job: DemoJob, progress: Progress) -> Outcome:
         score = run_demo(job, job.out, device=pick_device(job.device), progress=progress)
     return Outcome(
         [
-            f"slide AUC {score.slide_auc:.3f} on {score.slides} held-out slides"
+            f"slide AUC {score.slide_auc:.3f} on {count(score.slides, 'held-out slide')}"
             if score.slide_auc is not None
             else f"slide AUC not defined: all held-out slides ({score.slides}) have one label; raise data.test",
             f"patch AUC {score.patch_auc:.3f}: attention of lesions against normal tissue, by the outlines"
@@ -96,9 +96,9 @@ def draw_twin(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"wsi-ips data twin: {first['loc'][0]}: {first['msg']}") from None
-    count = make_twin(out, config, processes=processes, progress=progress)
+    number = make_twin(out, config, processes=processes, progress=progress)
     return Outcome(
-        [f"{count} drawn slides in {out}, laid out as {KNOWN_SETS[name].title} is; not its slides"]
+        [f"{count(number, 'drawn slide')} in {out}, laid out as {KNOWN_SETS[name].title} is; not its slides"]
     )
 
 
@@ -192,7 +192,7 @@ def compose_nodes(
     tiling = tiling_of(config)
     return Outcome(
         [
-            f"{len(records)} slides in {manifest} ({splits})",
+            f"{count(len(records), 'slide')} in {manifest} ({splits})",
             f"read them with --set tiling.patch_px={tiling.patch_px} --set tiling.patch_mpp={tiling.patch_mpp:g} "
             f"--set tiling.min_tissue={tiling.min_tissue:g}: each patch is a real one",
         ]

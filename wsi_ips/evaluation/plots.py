@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import ConfigError, ResultsError
+from wsi_ips.errors import ConfigError, ResultsError, count
 from wsi_ips.evaluation.froc import RATES, FrocCurve
 from wsi_ips.evaluation.intervals import Band, Interval
 from wsi_ips.evaluation.slide_level import Reliability, RocCurve
@@ -167,10 +167,11 @@ def draw_froc(path: Path, curves: Sequence[NamedFroc], *, title: str) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(RATES, ["1/4", "1/2", "1", "2", "4", "8"])
         axes.minorticks_off()
+        over = f"{count(first.curve.lesions, 'lesion')}, {count(first.curve.slides, 'slide')}"
         axes.set(
             xlabel="false positives a slide", ylabel="sensitivity for lesions", xlim=(lowest, highest),
             ylim=(-0.01, 1.01),
-            title="\n".join([f"{title}: {first.curve.lesions} lesions, {first.curve.slides} slides", *scores]),
+            title="\n".join([f"{title}: {over}", *scores]),
         )  # fmt: skip
         axes.title.set_fontsize("medium")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from wsi_ips.commands.options import Outcome
 from wsi_ips.commands.recipe import Job
 from wsi_ips.config import FinetuneConfig
+from wsi_ips.errors import count
 from wsi_ips.images.config import ImageDataConfig
 from wsi_ips.progress import Progress
 
@@ -79,7 +80,7 @@ def _learn(job: ImagesJob, progress: Progress) -> Outcome:
     )
     return Outcome.of_slides(
         [f"{image}: {reason}" for image, reason in report.bad.items()],
-        f"{len(splits['test'])} test images: {figures}",
+        f"{count(len(splits['test']), 'test image')}: {figures}",
         details=[best],
     )
 

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from wsi_ips import timeline
 from wsi_ips.datasets.feature_files import FeatureFile
-from wsi_ips.errors import ConfigError, ProcessDied
+from wsi_ips.errors import ConfigError, ProcessDied, count
 from wsi_ips.evaluation.conformal import Calibration
 from wsi_ips.inference.feature_predict import FeaturePredictor
 from wsi_ips.inference.in_hand import SlidesInHand
@@ -115,7 +115,9 @@ def label_cases_here(
             _note(done, tables, on_error)
             if in_hand is not None:
                 in_hand.end(case.name)
-            advance(f"{case.name}: {sum(one.row.status == 'ok' for one in done)} of {len(done)} slides read")
+            advance(
+                f"{case.name}: {sum(one.row.status == 'ok' for one in done)} of {count(len(done), 'slide')} read"
+            )
 
 
 def label_case(case: CaseJob, work: SlideWork, *, progress: Progress = silent) -> list[Done]:
@@ -256,7 +258,9 @@ def label_feature_cases(
 
             done = _from_what_can_be_read(case, check, read, recorder)
             _note(done, tables, on_error)
-            advance(f"{case.name}: {sum(one.row.status == 'ok' for one in done)} of {len(done)} slides read")
+            advance(
+                f"{case.name}: {sum(one.row.status == 'ok' for one in done)} of {count(len(done), 'slide')} read"
+            )
     return unplaced
 
 

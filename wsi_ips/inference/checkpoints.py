@@ -4,8 +4,8 @@
 is the mean of what they say, and how far apart they are.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -17,6 +17,7 @@ from wsi_ips.errors import CheckpointError, ConfigError
 from wsi_ips.inference.results import Probabilities, SlideResult
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.models.checkpoint_head import checkpoint_config, checkpoint_sha256
+from wsi_ips.models.encoders.registry import code_sha256
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.held_folder import flat_settings
 from wsi_ips.storage.location import Location
@@ -40,9 +41,16 @@ class CheckpointFile:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """One checkpoint or more. The attention that is stored is that of the first."""
+    """One checkpoint or more. The attention that is stored is that of the first.
+
+    Attributes:
+        files: The files.
+        code: The SHA-256 of each file ``FILE.py`` that an encoder ``FILE.py:FUNCTION`` of theirs is a function of,
+            by the name of the encoder. A checkpoint holds weights and no code.
+    """
 
     files: tuple[CheckpointFile, ...]
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, paths: Sequence[Path]) -> Self:
@@ -56,7 +64,8 @@ class Checkpoints:
                     "adds no second opinion: give each checkpoint once"
                 )
             seen[file.sha256] = file.path
-        return cls(tuple(files))
+        encoders = {checkpoint_config(path).model.encoder.name for path in paths}
+        return cls(tuple(files), {name: sha for name in sorted(encoders) if (sha := code_sha256(name))})
 
     @property
     def several(self) -> bool:
@@ -73,8 +82,8 @@ class Checkpoints:
         return sha256(("mean of " + " ".join(file.sha256 for file in self.files)).encode()).hexdigest()
 
     def check(self) -> None:
-        """Check that every file still has the content that it had. Raises :class:`CheckpointError` if one is
-        gone or changed.
+        """Check that every file still has the content that it had, and the code of their encoders. Raises
+        :class:`CheckpointError` if one is gone or changed.
         """
         for file in self.files:
             if not file.path.is_file() or checkpoint_sha256(file.path) != file.sha256:
@@ -82,6 +91,13 @@ class Checkpoints:
                     file.path,
                     "is missing or has other content where a worker runs",
                     "keep it where all workers can read it, and do not change it during a run",
+                )
+        for name, sha in self.code.items():
+            if code_sha256(name) != sha:
+                raise CheckpointError(
+                    name,
+                    "is code that is missing or has other content where a worker runs",
+                    "keep the file where all workers can read it, and do not change it during a run",
                 )
 
     def to_json(self) -> list[dict[str, str]]:

@@ -41,7 +41,7 @@ from wsi_ips.inference.made_from import MadeFrom
 from wsi_ips.inference.results import MOST_NAMED
 from wsi_ips.models.checkpoint import Unfilled, checkpoint_sha256, load_checkpoint
 from wsi_ips.models.encoders.fitting import fitting_tiling
-from wsi_ips.models.encoders.registry import code_file, entry_of
+from wsi_ips.models.encoders.registry import code_file, code_sha256, entry_of
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.encoders.weights import fingerprint_of_weights, weights_file
 from wsi_ips.models.origins import as_stored, origin_here
@@ -82,12 +82,13 @@ def encoder_of_checkpoint(path: Path, *, allow_upsampling: bool) -> StoringEncod
         raise ConfigError(f"{path}: reads stored features, it has no encoder of its own")
     sha256 = checkpoint_sha256(path)
     tiling = UpsamplingConfig(allow_upsampling=allow_upsampling).added_to(pipeline.tiling)
+    code = code_sha256(pipeline.model.encoder.name)
     return StoringEncoder(
         net.encoder,
         net.encoder.dim,
         f"wsi_ips_{sha256[:12]}",
         tiling,
-        {"checkpoint": sha256},
+        {"checkpoint": sha256, **({CODE: code} if code else {})},
         pipeline.model.encoder.name,
     )
 
@@ -113,7 +114,7 @@ def encoder_of_config(
     # Another file under the same name is another encoder.
     sha256 = fingerprint_of_weights(weights) if weights else None
     settings = {"encoder": config.model_dump(mode="json"), "weights_sha256": sha256}
-    if (origin := origin_here("encoder", config.name)) is not None:
+    if code is None and (origin := origin_here("encoder", config.name)) is not None:
         settings[PACKAGE] = as_stored(origin)  # and so is another version of its code
     if entry := entry_of(config.name):
         # What a name stands for may be corrected in a later version: then these are other features.
@@ -124,7 +125,7 @@ def encoder_of_config(
             "std": list(entry.std),
         }
     if code is not None:
-        settings["code_sha256"] = fingerprint_of_weights(code)
+        settings[CODE] = code_sha256(config.name)
     given = tiling or TilingConfig()
     stored_px = _resizes(config) and laid_out and not _sizes_set(given)
     if stored_px:
@@ -151,6 +152,9 @@ def _sizes_set(tiling: TilingConfig) -> bool:
 
 
 logger = logging.getLogger(__name__)
+
+CODE = "code_sha256"
+"""The setting that says which content the file of an encoder ``FILE.py:FUNCTION`` has."""
 
 PACKAGE = "package"
 """The setting that says which package offers an encoder of another package, and in which version."""
@@ -256,11 +260,10 @@ class FeaturesFolder:
 
 
 def _told_settings(told: Mapping[str, Any], *, ours: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a ``run.json``. Earlier versions did not say which package an encoder is of: then it is
-    taken for ours.
+    """The settings of a ``run.json``. Earlier versions did not say which package an encoder is of, nor which code
+    the encoder of a checkpoint is: then it is taken for ours.
     """
-    package = {PACKAGE: ours[PACKAGE]} if PACKAGE in ours else {}
-    return {**package, **told["settings"]}
+    return {**{name: ours[name] for name in (PACKAGE, CODE) if name in ours}, **told["settings"]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ from wsi_ips.storage.held_folder import describe, difference, held, read_descrip
 from wsi_ips.storage.location import Location, Url, locate
 from wsi_ips.timeline import TIMELINE_NAME
 
+CODE = "encoder_code"
+"""Key of the checkpoint in ``run.json`` under which the code of the user stands."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -107,6 +110,7 @@ def claimed(
     config: Mapping[str, Any],
     checkpoint: Path,
     sha256: str,
+    code: Mapping[str, str] | None = None,
     force: bool = False,
     numerics: Mapping[str, bool] | None = None,
     more: Mapping[str, Any] | None = None,
@@ -120,6 +124,8 @@ def claimed(
         config: The settings of the run.
         checkpoint: The checkpoint, for people.
         sha256: What results name the model by.
+        code: SHA-256 of the files of the user that its encoders are functions of, by the encoder's name. Runs of
+            earlier versions do not say theirs, and are gone on with. None: there is no such encoder.
         force: If the folder holds another run, remove what it wrote.
         numerics: How the device calculates (:func:`wsi_ips.streaming.device.numerics`). None: what an earlier
             start of the same run noted stays, until :func:`note_numerics`.
@@ -133,12 +139,15 @@ def claimed(
         ResultsError: Another process holds the folder. A process that died holds nothing.
     """
     below = (run.root / "attention", run.root / "overlays")
+    code = code or {}
     tables = (run.predictions, run.slides, run.cases, run.summary, run.known, run.description)
     with held(run.root, below=below, undo=tables, results="attention/*.h5"):
         different = difference(
             run.description,
-            _deciding(config, sha256),
-            theirs=lambda told: _deciding(told["config"], told["checkpoint"]["sha256"]),
+            _deciding(config, sha256, code),
+            theirs=lambda told: _deciding(
+                told["config"], told["checkpoint"]["sha256"], told["checkpoint"].get(CODE, code)
+            ),
         )
         if different and not force:
             raise ConfigError(
@@ -155,6 +164,7 @@ def claimed(
             config=config,
             checkpoint=checkpoint,
             sha256=sha256,
+            code=code,
             start=start,
             numerics=numerics,
             more=more,
@@ -170,6 +180,7 @@ def describe_run(
     config: Mapping[str, Any],
     checkpoint: Path,
     sha256: str,
+    code: Mapping[str, str] | None = None,
     start: str = "",
     numerics: Mapping[str, bool] | None = None,
     more: Mapping[str, Any] | None = None,
@@ -178,7 +189,7 @@ def describe_run(
 
     Arguments are those of :func:`claimed`; ``start`` is the id of this start.
     """
-    its_checkpoint = {"path": str(checkpoint), "sha256": sha256}
+    its_checkpoint = {"path": str(checkpoint), "sha256": sha256, **({CODE: dict(code)} if code else {})}
     describe(
         run.description,
         "predict",
@@ -206,7 +217,7 @@ def _numerics_of(run: RunFolder) -> Mapping[str, bool]:
     return noted if isinstance(noted, dict) else {}
 
 
-def _deciding(config: Mapping[str, Any], sha256: str) -> dict[str, Any]:
+def _deciding(config: Mapping[str, Any], sha256: str, code: Mapping[str, str]) -> dict[str, Any]:
     """What makes a run another run, beside its slides: there may be more of them, or elsewhere, or on another
     device.
 
@@ -215,6 +226,7 @@ def _deciding(config: Mapping[str, Any], sha256: str) -> dict[str, Any]:
     """
     return {
         "checkpoint": sha256[:12],
+        **{f"the code of encoder {name}": its[:12] for name, its in code.items()},
         "slide_mpp": config.get("slide_mpp"),
         "--from-coords": "given" if config.get("from_coords") else "not given",
         "deterministic": config.get("deterministic", False),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import ResultsError, first_of
+from wsi_ips.errors import ResultsError, count, first_of
 from wsi_ips.evaluation.conformal import Calibration
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.known_results import KnownResults
@@ -113,11 +113,9 @@ class RunTables:
     @property
     def told(self) -> list[str]:
         """In words, how many slides an earlier start had labelled; nothing where there are none."""
-        count = len(self._found_again)
-        words = (
-            f"{count} of {len(self._slides)} slides were labelled already, from the same files and settings"
-        )
-        return [words] if count else []
+        again, slides = len(self._found_again), count(len(self._slides), "slide was", "slides were")
+        words = f"{again} of {slides} labelled already, from the same files and settings"
+        return [words] if again else []
 
     @property
     def recorded(self) -> Sequence[SlideTelemetry]:

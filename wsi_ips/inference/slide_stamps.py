@@ -3,12 +3,12 @@ one.
 
 A stamp of a file is its size, the times of its last changes and its number on the disk. A slide of several files
 has the stamps of all files of a folder: those beside a DICOM file (any of them may join its series), those
-directly in a DICOM folder, those in the data folder of a MIRAX slide, and those in a Zarr folder and the folders
-below it. Each is asked of the file system once, and of at most :data:`wsi_ips.storage.fingerprint.MOST_FILES`
-files, as many as a fingerprint reads: to look at the 100,000 files of a Zarr store that holds a file for every
-chunk would take longer than its fingerprint, so such a slide has no stamp. The time of a folder is no substitute,
-because it does not change when a file in it is written to. Nor has a slide at a URL a stamp, nor a folder with
-links to other folders.
+directly in a DICOM folder, those in the data folder of a MIRAX slide, those that the index of a Hamamatsu slide
+(.vms, .vmu) names, and those in a Zarr folder and the folders below it. Each is asked of the file system once, and
+of at most :data:`wsi_ips.storage.fingerprint.MOST_FILES` files, as many as a fingerprint reads: to look at the
+100,000 files of a Zarr store that holds a file for every chunk would take longer than its fingerprint, so such a
+slide has no stamp. The time of a folder is no substitute, because it does not change when a file in it is written
+to. Nor has a slide at a URL a stamp, nor a folder with links to other folders.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from typing import Self
 
 from wsi_ips.slides.dicom.series import starts_as_dicom
 from wsi_ips.slides.folder import is_zarr
-from wsi_ips.storage.fingerprint import MIRAX_SUFFIX, MOST_FILES
+from wsi_ips.storage.fingerprint import HAMAMATSU_SUFFIXES, MIRAX_SUFFIX, MOST_FILES, hamamatsu_files
 from wsi_ips.storage.location import Location
 
 SETTLED_NS = 2_000_000_000
 """A file that was changed less than this ago may change again without a new stamp: some disks tell time in steps
 of two seconds."""
 
-FILE, SERIES, FOLDER, ZARR, MIRAX = "", "series", "folder", "zarr", "mirax"
+FILE, SERIES, FOLDER, ZARR, MIRAX, HAMAMATSU = "", "series", "folder", "zarr", "mirax", "hamamatsu"
 """What a stamp is of: the file itself; the files beside a DICOM file; those directly in a DICOM folder; those in a
-Zarr folder and below it; a MIRAX file and those in its data folder."""
+Zarr folder and below it; a MIRAX file and those in its data folder; a Hamamatsu index and those that it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,15 @@ def stamp(path: Path | str) -> str:
     return "" if its is None else its.text
 
 
+def stamp_of_slide(slide: Path) -> str:
+    """The stamp of all files of a slide, as text. Empty if there is none: the files are gone, or too many."""
+    try:
+        its = _stamped(*_asked_of(str(slide), _kind(slide)))
+    except (OSError, ValueError):
+        return ""
+    return "" if its is None else its.text
+
+
 Asked = tuple[str, str]
 """What is asked of the file system: the kind of a stamp, and the file or folder."""
 
@@ -101,6 +110,8 @@ class _Stamp:
 def _kind(slide: Path) -> str:
     if slide.suffix.lower() == MIRAX_SUFFIX:
         return MIRAX
+    if slide.suffix.lower() in HAMAMATSU_SUFFIXES:
+        return HAMAMATSU
     if slide.is_dir():
         return ZARR if is_zarr(slide) else FOLDER
     return SERIES if starts_as_dicom(slide) else FILE
@@ -112,8 +123,12 @@ def _asked_of(path: str, kind: str) -> Asked:
 
 def _stamped(kind: str, place: str) -> _Stamp | None:
     if kind == FILE:
-        return _of_file(place)
+        # Earlier versions noted the stamp of a Hamamatsu index alone.
+        return None if place.lower().endswith(tuple(HAMAMATSU_SUFFIXES)) else _of_file(place)
     try:
+        if kind == HAMAMATSU:
+            named = [Path(place), *hamamatsu_files(Path(place))]
+            return _of_files(kind, [(path.name, path.stat()) for path in named])
         if kind == MIRAX:
             first, folder = [("", os.stat(place))], os.path.splitext(place)[0]  # noqa: PTH116, PTH122
         elif kind in (SERIES, FOLDER, ZARR):

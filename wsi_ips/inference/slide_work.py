@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wsi_ips import timeline
 from wsi_ips.config import StreamingConfig, TaskConfig
-from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError, first_of
+from wsi_ips.errors import CoordsError, ProcessDied, ResultsError, SlideFailed, WsiIpsError, count, first_of
 from wsi_ips.inference.checkpoints import EnsemblePredictor
 from wsi_ips.inference.known_results import KnownResults, known_line
 from wsi_ips.inference.made_from import MadeFrom, SlideSource
@@ -373,7 +373,7 @@ class SlideWork:
 def unreadable(slide_id: str, bad_tiles: Sequence[str]) -> str:
     """What is said of a slide with tiles that could not be read."""
     shown = first_of(bad_tiles, SHOWN_BAD_TILES)
-    return f"{slide_id}: {len(bad_tiles)} tiles unreadable, read as white: {shown}"
+    return f"{slide_id}: {count(len(bad_tiles), 'tile')} unreadable, read as white: {shown}"
 
 
 def reason(job: SlideJob, error: Exception) -> str:

@@ -48,7 +48,7 @@ from wsi_ips.models.encoders.lora import (
 from wsi_ips.models.encoders.registry import check_code_allowed
 from wsi_ips.models.ips_net import BagNet
 from wsi_ips.models.origins import MADE_BY, differences, names_of, origins_of, stored_origins
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import no_empty_folder, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class WeightsFile(WeightsHead[Config], Generic[Config, Net]):
         """
         held = {"version": __version__, "config": config.model_dump(mode="json"), **more}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_state(net).items()}
-        with whole_file(path) as partial:
+        with no_empty_folder(path.parent), whole_file(path) as partial:
             save_file(tensors, partial, metadata={self.key: json.dumps(held)})
             partial.chmod(0o644)  # safetensors leaves it to its owner alone; colleagues predict with it
 
@@ -208,7 +208,7 @@ def load_checkpoint(
         others = differences(stored_origins(held), _names_in(held)) if error.args[0] == path else []
         if not others:
             raise
-        fix = f"{'; '.join(others)}: install that version of the package"
+        fix = f"{'; '.join(others)}: install that version of the package, or use that file"
         raise CheckpointError(path, error.args[1], fix) from error
     for difference in differences(stored_origins(_held(path)), names_of(config)):
         logger.warning("%s: %s; its results may differ", path, difference)

@@ -1,8 +1,8 @@
 """Which packages the members of a model come from: its encoder, its aggregator and its selector.
 
-A checkpoint holds weights, not code, so the code of another package decides what they compute. :func:`origins_of`
-says which package and version that is here, :func:`stored_origins` reads what a checkpoint says, and
-:func:`differences` compares the two.
+A checkpoint holds weights, not code, so the code of another package, or of the user's own file, decides what they
+compute. :func:`origins_of` says which package and version that is here, or which file with which content,
+:func:`stored_origins` reads what a checkpoint says, and :func:`differences` compares the two.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,14 @@ from typing import Any
 from wsi_ips.config import PipelineConfig
 from wsi_ips.config.model import OUR_SELECTORS
 from wsi_ips.models.aggregators.registry import AGGREGATORS
-from wsi_ips.models.encoders.registry import ENCODERS
+from wsi_ips.models.encoders.registry import ENCODERS, code_file, code_sha256
 from wsi_ips.registry import Origin, origin_of, outside
 
 MADE_BY = "made_by"
 """Key of a checkpoint's metadata under which the packages stand. A model of wsi_ips alone has no such key."""
+
+CODE_DIGITS = 12
+"""Hexadecimal digits of the SHA-256 of a file of code that a checkpoint keeps."""
 
 LONGEST_TEXT = 100
 """Characters of a package's name or version that are read from a checkpoint."""
@@ -30,7 +33,12 @@ def names_of(config: PipelineConfig) -> dict[str, str]:
 
 
 def origin_here(kind: str, name: str) -> Origin | None:
-    """The package that offers this member here; None for those of wsi_ips or timm, and for a missing one."""
+    """The package that offers this member here, or the file of an encoder ``FILE.py:FUNCTION`` with the SHA-256 of
+    its content for a version; None for those of wsi_ips or timm, and for a missing one.
+    """
+    if kind == "encoder" and (file := code_file(name)) is not None:
+        content = code_sha256(name)
+        return Origin(file.name, content[:CODE_DIGITS]) if content else None
     group, ours = {
         "encoder": ("wsi_ips.encoders", tuple(ENCODERS)),
         "aggregator": ("wsi_ips.aggregators", tuple(AGGREGATORS.members)),
@@ -71,7 +79,10 @@ def differences(stored: Mapping[str, Origin], names: Mapping[str, str]) -> list[
     for kind, then in stored.items():
         name = names.get(kind, "")
         here = origin_here(kind, name)
-        if here != then:
+        if here != then and code_file(name) is not None:
+            now = here.version if here else "missing"
+            told.append(f"the code of its {kind} {name} had the SHA-256 {then.version}, and here it is {now}")
+        elif here != then:
             now = f"and here it is of {here}" if here else "which does not offer it here"
             told.append(f"its {kind} {name} is of {then}, {now}")
     return told

@@ -12,7 +12,7 @@ from torch import nn
 from wsi_ips.commands.options import Outcome
 from wsi_ips.commands.slides import given_mpp, slides_by_id
 from wsi_ips.config import TilingConfig
-from wsi_ips.errors import ConfigError, one_line
+from wsi_ips.errors import ConfigError, count, one_line
 from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.inference.in_hand import SlidesInHand
 from wsi_ips.inference.results import read_result
@@ -73,8 +73,9 @@ def detect(job: DetectJob, progress: Progress) -> Outcome:
     done = [row for row in rows.values() if row.status == "ok"]
     return Outcome.of_slides(
         [rows[slide_id].error for slide_id in slides if rows[slide_id].error],
-        f"{sum(row.n_found or 0 for row in done)} objects in {sum(row.n_patches or 0 for row in done)} patches "
-        f"of {len(done)} of {len(rows)} slides in {job.out}",
+        f"{count(sum(row.n_found or 0 for row in done), 'object')} in "
+        f"{count(sum(row.n_patches or 0 for row in done), 'patch', 'patches')} "
+        f"of {len(done)} of {count(len(rows), 'slide')} in {job.out}",
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from wsi_ips.config import StreamingConfig, TilingConfig
-from wsi_ips.errors import ConfigError, WsiIpsError
+from wsi_ips.errors import ConfigError, WsiIpsError, count
 from wsi_ips.progress import Progress, silent
 from wsi_ips.slides.base import SlideReader, TiledReader
 from wsi_ips.slides.registry import open_slide
@@ -205,10 +205,10 @@ def survey(
                 continue
             found.slides.append(surveyed)
             found.coords[slide.slide_id] = Sample(slide.path, coords)
-            advance(f"{slide.slide_id}: {surveyed.patches} patches")
+            advance(f"{slide.slide_id}: {count(surveyed.patches, 'patch', 'patches')}")
     if not found.slides:
         name, why = next(iter(found.failed.items()))
-        raise ConfigError(f"none of {len(found.failed)} slides can be read; {name}: {why}")
+        raise ConfigError(f"none of {count(len(found.failed), 'slide')} can be read; {name}: {why}")
     splits = {}
     for split, theirs in by_split.items():
         of_split = tuple(slide for slide in found.slides if slide.split == split)
@@ -340,7 +340,7 @@ def imagined(counts: Mapping[str, int], patches: int, tiling: TilingConfig) -> S
     tiles = max(1, round(patches * per_patch))
     megapixels = tiles * IMAGINED_TILE_PX**2 / 1e6
     splits: dict[str, Any] = {}
-    for split, count in counts.items():
+    for split, number in counts.items():
         one = SurveyedSlide(
             "imagined",
             split,
@@ -353,5 +353,5 @@ def imagined(counts: Mapping[str, int], patches: int, tiling: TilingConfig) -> S
             math.nan,
             True,
         )
-        splits[split] = SplitSurvey(count, (one,) if count else ())
+        splits[split] = SplitSurvey(number, (one,) if number else ())
     return Survey(splits, {}, sum(counts.values()), 0, imagined=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from wsi_ips.errors import count
 from wsi_ips.planning.cost import ALMOST_HALF, Cost, Halving, Stage
 from wsi_ips.planning.rates import Rates
 from wsi_ips.planning.survey import Count, Survey
@@ -58,7 +59,7 @@ def to_read(survey: Survey) -> Iterator[str]:
         seen = "all looked at"
     yield f"slides            {round(survey.readable()):,} ({of_splits}); {seen}"
     if survey.failed:
-        yield f"cannot be read    {len(survey.failed)} of {survey.looked_at} slides, left out:"
+        yield f"cannot be read    {len(survey.failed)} of {count(survey.looked_at, 'slide')}, left out:"
         for slide_id, why in list(survey.failed.items())[:SHOWN_FAILURES]:
             yield f"                  {slide_id}: {why}"
         if len(survey.failed) > SHOWN_FAILURES:

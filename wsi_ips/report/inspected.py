@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError, first_of
+from wsi_ips.errors import ConfigError, ResultsError, WsiIpsError, count, first_of
 from wsi_ips.heatmaps.display_scale import is_flat
 from wsi_ips.heatmaps.maps import (
     OF_OUTPUTS,
@@ -348,7 +348,13 @@ def _result_words(facts: Mapping[str, Any]) -> Iterator[str]:
     if coarse is not None:
         yield f"  coarse pass: let {coarse['let_through']} of {coarse['patches']} patches through"
     flat = ", FLAT: nothing stands out" if attention["flat"] else ""
-    shape = f"{attention['patches']} patches x {attention['heads']} heads x {attention['queries']} queries"
+    shape = " x ".join(
+        (
+            count(attention["patches"], "patch", "patches"),
+            count(attention["heads"], "head"),
+            count(attention["queries"], "query", "queries"),
+        )
+    )
     highest = f"highest {_shown(attention['highest_times_even'])} times the even share{flat}"
     yield f"  attention: {shape}, sum {_shown(attention['sum'])}, {highest}"
     yield f"  maps: {'; '.join(attention['maps'])}"

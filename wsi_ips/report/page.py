@@ -24,7 +24,7 @@ from wsi_ips.report.pictures import Plot
 from wsi_ips.report.stages import StageShares
 from wsi_ips.report.stored_run import Figure, StoredEvaluation, StoredRun, TrainingRun
 from wsi_ips.report.summary import Summary, figure, raw, shortened
-from wsi_ips.storage.files import whole_file
+from wsi_ips.storage.files import no_empty_folder, whole_file
 
 MOST_CHECKPOINTS = 20
 """The most checkpoints of an ensemble that are listed."""
@@ -60,6 +60,7 @@ def write_page(path: Path, page: Page) -> None:
     try:
         # backslashreplace: a file name that is not UTF-8 must not cost the report.
         with (
+            no_empty_folder(path.parent),
             whole_file(path) as partial,
             partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
         ):
@@ -149,7 +150,7 @@ def _calibrated(calibration: Mapping[str, Any]) -> str:
         return ""
     tasks = ", ".join(map(str, _mapping(calibration.get("tasks"))))
     return (
-        f"{tasks}: on {len(slides)} slides of split {calibration.get('split')}, at a risk of "
+        f"{tasks}: on {count(len(slides), 'slide')} of split {calibration.get('split')}, at a risk of "
         f"{calibration.get('risk')}"
     )
 

@@ -13,7 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from wsi_ips.config import TaskConfig
-from wsi_ips.errors import harmless, one_line
+from wsi_ips.errors import count, harmless, one_line
 from wsi_ips.inference.telemetry import SlideTelemetry
 from wsi_ips.report.stored_run import StoredRun, StoredSlide
 from wsi_ips.report.summary import duration
@@ -71,9 +71,9 @@ def _lines(run: StoredRun) -> Iterator[str]:
     waiting = [slide for slide in run.slides if slide.status == "unfinished"]
     yield "# Summary of a prediction run"
     yield ""
-    said = f"**{len(labelled)} of {len(run.slides)} slides labelled, {len(failed)} failed"
+    said = f"**{len(labelled)} of {count(len(run.slides), 'slide')} labelled, {len(failed)} failed"
     yield said + (f", {len(waiting)} not begun**." if waiting else "**.")
-    yield f"They have {sum(slide.n_patches or 0 for slide in labelled)} patches together."
+    yield f"Patches of all of them: {sum(slide.n_patches or 0 for slide in labelled)}."
     yield ""
     yield from _settings(run)
     yield from _labels(run.tasks, labelled)
@@ -178,9 +178,9 @@ def _files(run: StoredRun) -> Iterator[str]:
         yield "| cases.csv | the same of each patient |"
     if folder.slides.is_file():
         yield "| slides.csv | how each slide went, and where its time went |"
-    yield f"| attention/ | {attention} files: attention, kept patches and scores of each slide |"
+    yield f"| attention/ | {count(attention, 'file')}: attention, kept patches and scores of each slide |"
     pictures = (
-        f"{overlays} pictures, one of each slide"
+        f"{count(overlays, 'picture')}, one of each slide"
         if overlays
         else "no pictures: draw them with wsi-ips overlay"
     )
@@ -213,7 +213,8 @@ def _times(run: StoredRun, labelled: Sequence[StoredSlide]) -> Iterator[str]:
     seconds = [telemetry.seconds for telemetry in measured]
     total = SlideTelemetry.total(measured)
     each = f"half of them up to {duration(median(seconds))}, the longest {duration(max(seconds))}"
-    yield f"{len(measured)} slides took {duration(sum(seconds))} in all, over all starts and workers: {each}."
+    slides = count(len(measured), "slide")
+    yield f"{slides} took {duration(sum(seconds))} in all, over all starts and workers: {each}."
     yield f"The encoder waited {total.waited:.0%} of its passes. Peak memory was {total.peak_rss_mb:.0f} MB."
 
 

@@ -17,7 +17,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +112,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise OSError(failure, os.strerror(failure), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def no_empty_folder(*folders: Path) -> Iterator[None]:
+    """Remove these folders after the block, and those above them, if they were not there before it and are empty.
+
+    A command whose writers made a folder and then failed leaves nothing behind.
+    """
+    missing: list[Path] = []
+    for folder in folders:
+        while not folder.exists() and folder != folder.parent:
+            missing.append(folder)
+            folder = folder.parent
+    try:
+        yield
+    finally:
+        for path in sorted(missing, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # it is not there, or not empty
+                path.rmdir()
 
 
 @contextmanager

@@ -8,13 +8,13 @@ change a result.
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 
-from wsi_ips.storage.location import Location
+from wsi_ips.storage.location import Location, is_file_name
 
 SAMPLES = 16
 """How many samples of a file are read."""
@@ -24,6 +24,12 @@ SAMPLE_BYTES = 4096
 
 MIRAX_SUFFIX = ".mrxs"
 """Suffix of the MIRAX slides, whose data lie in a folder of the same name."""
+
+HAMAMATSU_SUFFIXES = frozenset({".vms", ".vmu"})
+"""Suffixes of the Hamamatsu slides that are an index, which names the files with the images beside it."""
+
+LARGEST_INDEX_BYTES = 2**20
+"""How much of such an index is read."""
 
 MOST_FILES = 1000
 """How many files of a folder are read at most. A Zarr folder may hold a file for every chunk."""
@@ -36,10 +42,11 @@ RECORDED = ("wsi_ips", "torch", "torchvision", "timm", "lightning", "openslide-p
 def files_fingerprint(where: Iterable[Location]) -> str:
     """A digest of these files: 64 hexadecimal digits that do not depend on where the files lie.
 
-    Of a file, its length and 16 samples spread over it are used, which takes milliseconds. Of a folder, at most
-    1000 files are used, each with its place in the folder: those directly in it, in order of their names, then 16
-    spread over each of the folders below it, where a Zarr store has its pixels. The data folder of a MIRAX slide
-    belongs to the slide.
+    Of a file, its length and 16 samples spread over it are used, which takes milliseconds. Of a folder, all files
+    are used, each with its place in the folder, if there are at most 1000. Of a larger one, such as a Zarr store
+    with a file for every chunk, these are 1000: those directly in it, in order of their names, then 16 spread over
+    each of the folders below it. The data folder of a MIRAX slide belongs to the slide, and so do the files that
+    the index of a Hamamatsu slide (.vms, .vmu) names.
 
     Returns an empty text if one of the files is a URL, is missing, or cannot be read.
     """
@@ -61,33 +68,50 @@ def files_fingerprint(where: Iterable[Location]) -> str:
 def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
+    if path.suffix.lower() in HAMAMATSU_SUFFIXES and path.is_file():
+        yield from hamamatsu_files(path)
+        return
     folder = path.with_suffix("") if path.suffix.lower() == MIRAX_SUFFIX else path
     if folder.is_dir():
         directly = sorted(file for file in folder.iterdir() if file.is_file())[:MOST_FILES]
         yield from directly
         if path.is_dir():
-            yield from islice(_below(path), MOST_FILES - len(directly))
+            left = MOST_FILES - len(directly)
+            every = list(islice(_below(path, spread=False), left + 1))
+            yield from every if len(every) <= left else islice(_below(path, spread=True), left)
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Files of the folders below this one, spread over the names in each. Links to folders are not followed, since
-    they may lead back."""
-    for name in _spread(_names(folder, folders=True)):
-        yield from (folder / name / file for file in _spread(_names(folder / name, folders=False)))
-        yield from _below(folder / name)
+def _below(folder: Path, *, spread: bool) -> Iterator[Path]:
+    """Files of the folders below this one; with ``spread``, 16 spread over the names in each. Links to folders are
+    not followed, since they may lead back."""
+    for name in _names(folder, folders=True, spread=spread):
+        yield from (folder / name / file for file in _names(folder / name, folders=False, spread=spread))
+        yield from _below(folder / name, spread=spread)
 
 
-def _names(folder: Path, *, folders: bool) -> list[str]:
+def hamamatsu_files(index: Path) -> Iterator[Path]:
+    """The files that the index of a Hamamatsu slide names and that are there: the images, in order, their map, and
+    where their tiles begin. The index may come from anybody: only names of files beside it count. Raises
+    ``OSError`` if the index cannot be read.
+    """
+    with index.open("rb") as file:
+        text = os.fsdecode(file.read(LARGEST_INDEX_BYTES))
+    for line in text.splitlines():
+        key, _, name = (part.strip() for part in line.partition("="))
+        named = key.startswith(("ImageFile", "MapFile", "OptimisationFile")) and is_file_name(name)
+        if named and (path := index.with_name(name)).is_file():
+            yield path
+
+
+def _names(folder: Path, *, folders: bool, spread: bool) -> list[str]:
+    """Sorted names in a folder; with ``spread`` at most 16, the first and the last among them."""
     with os.scandir(folder) as entries:
         if folders:
-            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-        return sorted(entry.name for entry in entries if entry.is_file())
-
-
-def _spread(names: Sequence[str]) -> list[str]:
-    """At most 16 of these names, the first and the last among them."""
-    if len(names) <= SAMPLES:
-        return list(names)
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        else:
+            names = sorted(entry.name for entry in entries if entry.is_file())
+    if not spread or len(names) <= SAMPLES:
+        return names
     return [names[number * (len(names) - 1) // (SAMPLES - 1)] for number in range(SAMPLES)]
 
 

@@ -25,7 +25,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from wsi_ips.errors import ResultsError
-from wsi_ips.storage.files import PARTIAL, remove, whole_file
+from wsi_ips.storage.files import PARTIAL, no_empty_folder, remove, whole_file
 from wsi_ips.storage.fingerprint import versions
 from wsi_ips.storage.system import boot_id, lock_file, machine_id, open_flags, process_space, process_started
 
@@ -62,8 +62,9 @@ def held(root: Path, *, below: Iterable[Path], undo: Iterable[Path], results: st
     """Hold the folder ``root`` for the length of the ``with`` block, and clean up if the block fails.
 
     Before the block, temporary files of killed writers are removed from ``root`` and from the folders ``below``.
-    If the block fails, ``root`` was new, and no file in it matches the glob pattern ``results``, then the run's
-    own files ``undo`` are removed, and so is every folder that is empty then.
+    If the block fails, ``root`` was new or empty, and no file in it matches the glob pattern ``results``, then the
+    run's own files ``undo`` are removed, and so is every folder that this function or the run has made, those
+    above ``root`` too, if it is empty then.
 
     Args:
         root: Folder of the run, which is created if it is missing.
@@ -73,29 +74,22 @@ def held(root: Path, *, below: Iterable[Path], undo: Iterable[Path], results: st
 
     Raises :class:`ResultsError` if another process holds the folder. A process that died holds nothing.
     """
-    there = root.exists()
-    root.mkdir(parents=True, exist_ok=True)
-    folders = [*below, root]
-    failed_new = False
-    try:
+    below = tuple(below)
+    with no_empty_folder(root, *below):
+        root.mkdir(parents=True, exist_ok=True)
+        was_empty = not any(root.iterdir())
         with locked(root):
             try:
-                for folder in folders:
+                for folder in (*below, root):
                     for path in folder.glob(PARTIAL):
                         remove(path)
                 yield
             except BaseException:
-                failed_new = not there and not any(root.glob(results))
-                if failed_new:
+                if was_empty and not any(root.glob(results)):
                     for path in (*undo, root / SYSTEM_LOCK):
                         with suppress(PermissionError):  # Windows removes no file that is open
                             path.unlink(missing_ok=True)
                 raise
-    finally:
-        if failed_new:
-            for folder in folders:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
 
 
 def describe(path: Path, command: str, **content: Any) -> None:

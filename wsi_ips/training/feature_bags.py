@@ -20,7 +20,7 @@ from torch import Tensor
 from wsi_ips.config import FinetuneConfig, StreamingConfig, TaskConfig
 from wsi_ips.datasets.feature_files import FeatureFile, find_features, open_features, read_rows
 from wsi_ips.datasets.manifest import Manifest, SlideRecord, Target
-from wsi_ips.errors import FeaturesError
+from wsi_ips.errors import FeaturesError, count
 from wsi_ips.progress import Progress, silent
 from wsi_ips.storage.files import system_cause
 from wsi_ips.storage.hdf5 import opened_hdf5
@@ -208,7 +208,7 @@ def finetune_features(
                     raise too_many_bad(bad, error) from error
                 continue
             bags[record.split].append(bag)
-            advance(f"{record.slide_id}: {len(bag)} patches")
+            advance(f"{record.slide_id}: {count(len(bag), 'patch', 'patches')}")
     bad |= without_slides(bad, records, config)
     train, val = (bags_of(bags[split], manifest, config) for split in ("train", "val"))
     report = train_bags(

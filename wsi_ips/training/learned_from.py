@@ -15,14 +15,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-from wsi_ips.config import FinetuneConfig
+from wsi_ips.config import EncoderConfig, FinetuneConfig
 from wsi_ips.datasets.feature_files import find_features
 from wsi_ips.datasets.manifest import SlideRecord
 from wsi_ips.errors import WsiIpsError, first_of
 from wsi_ips.models.encoders.registry import code_file
-from wsi_ips.models.encoders.weights import fingerprint_of_weights
+from wsi_ips.models.encoders.weights import fingerprint_of_weights, weights_file
 from wsi_ips.slides.resolution import mpp_in_words
-from wsi_ips.storage.fingerprint import files_fingerprint
 from wsi_ips.storage.location import Location
 from wsi_ips.tiling.coords import slide_fingerprint
 from wsi_ips.units import Mpp
@@ -173,19 +172,34 @@ def _weights(config: FinetuneConfig) -> dict[str, str]:
     Python file of an encoder of the user's own. These are of all their bytes, because the files of two trainings
     may differ in a small part only.
     """
-    weights = config.model.encoder.weights
     named = {
         "training.start": config.training.start,
-        # A folder that happens to be called timm, such as a clone of it, is no file of weights.
-        "model.encoder.weights": None if weights in ("timm", "none") else Path(weights),
+        **_encoder_weights(config.model.encoder),
         "model.encoder.name": code_file(config.model.encoder.name),
     }
     return {setting: _checksum(path) for setting, path in named.items() if path is not None and path.exists()}
 
 
+def _encoder_weights(encoder: EncoderConfig) -> dict[str, Path]:
+    """The file that ``encoder.weights`` names, by the setting. Of a folder it is the one file that is read, by a
+    name of its own: earlier versions noted the whole folder, and cannot be compared with.
+    """
+    # A folder that happens to be called timm, such as a clone of it, is no file of weights.
+    if encoder.weights in ("timm", "none"):
+        return {}
+    path = Path(encoder.weights)
+    if not path.is_dir():
+        return {"model.encoder.weights": path}
+    try:
+        read = weights_file(encoder)
+    except WsiIpsError:  # whoever reads it says what is wrong with it
+        return {}
+    return {} if read is None else {"model.encoder.weights, a folder,": read}
+
+
 def _checksum(path: Path) -> str:
     try:
-        return fingerprint_of_weights(path) if path.is_file() else files_fingerprint([path])
+        return fingerprint_of_weights(path)
     except (OSError, WsiIpsError):  # whoever reads it says what is wrong with it
         return ""
 

@@ -386,7 +386,7 @@ def _limits(
     bad = sorted(report.bad.items())
     found += [f"Left out: {_cell(slide_id)}, {_cell(reason)}" for slide_id, reason in bad[:MOST_NAMED]]
     if len(bad) > MOST_NAMED:
-        found.append(f"Left out: {len(bad) - MOST_NAMED} slides more.")
+        found.append(f"Left out: {count(len(bad) - MOST_NAMED, 'slide')} more.")
     found.append(
         "Nothing was measured on slides of another laboratory, by age, sex or origin of patients, or over time."
     )

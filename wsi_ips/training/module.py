@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from wsi_ips import timeline
 from wsi_ips.config import FinetuneConfig
-from wsi_ips.errors import ConfigError, TrainingError, WsiIpsError
+from wsi_ips.errors import ConfigError, TrainingError, WsiIpsError, count
 from wsi_ips.models.encoders.network import float32_behind
 from wsi_ips.models.encoders.timm_encoder import TimmEncoder
 from wsi_ips.models.ips_net import BagNet, BagsRead
@@ -422,7 +422,7 @@ class IPSModule(LightningModule):
     def _check_bad(self) -> None:
         if len(self.bad) > self._max_bad:
             raise TrainingError(
-                f"{len(self.bad)} slides could not be read, more than training.max_bad_slides allows; "
+                f"{count(len(self.bad), 'slide')} could not be read, more than training.max_bad_slides allows; "
                 f"the last one: {list(self.bad.values())[-1]}"
             ) from None
 

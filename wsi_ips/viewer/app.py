@@ -56,7 +56,7 @@ from wsi_ips.storage.location import Location
 from wsi_ips.viewer.guard import ACCEPTED_AT_ONCE, Guard, PatientProtocol, SaidOnce
 from wsi_ips.viewer.run_answers import RunAnswers, Truth, describe_runs
 from wsi_ips.viewer.tiles import NoSuchTile, options_asked_for
-from wsi_ips.viewer.viewed_run import UnknownSlide, ViewedRun, complaint
+from wsi_ips.viewer.viewed_run import LOOK_AGAIN_S, UnknownSlide, ViewedRun, complaint
 
 ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 - told apart, not bound to
 """Hosts that mean all addresses of this machine."""
@@ -137,9 +137,6 @@ A_DAY = "private, max-age=86400, immutable"
 
 ASK_AGAIN = "private, no-cache"
 """``Cache-Control`` for an address whose content may change."""
-
-LOOK_AGAIN_S = 1.0
-"""Seconds for which a slide's files are assumed not to change."""
 
 PAGE = Path(__file__).parent / "page"
 """Folder of the built page."""

@@ -5,6 +5,7 @@ from what a browser sends.
 """
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from wsi_ips.heatmaps.maps import check_same_slide
 from wsi_ips.inference.predictions import PredictionRow, answer_cells, read_predictions
 from wsi_ips.inference.results import Probabilities, SlideResult, read_result
 from wsi_ips.inference.run_folder import RunFolder, stored_location
+from wsi_ips.inference.slide_stamps import stamp_of_slide
 from wsi_ips.inference.telemetry import SlideRow, read_slide_table
 from wsi_ips.report.summary import answer
 from wsi_ips.slides.base import SlideReader
@@ -28,6 +30,9 @@ from wsi_ips.storage.files import many_objects
 from wsi_ips.storage.held_folder import read_description
 from wsi_ips.storage.location import Location, Url, is_file_name, is_there
 from wsi_ips.viewer.tiles import LruCache
+
+LOOK_AGAIN_S = 1.0
+"""Seconds for which a slide's files are assumed not to change."""
 
 OPEN_SLIDES = 3
 """Slides that are kept open. Each holds up to 32 MB of decoded tiles."""
@@ -90,6 +95,7 @@ class ViewedRun:
         self._told: LruCache[_Told] = LruCache(1)
         self._slides: LruCache[SlideReader] = LruCache(OPEN_SLIDES)
         self._results: LruCache[SlideResult] = LruCache(READ_RESULTS)
+        self._stamps: dict[Location, tuple[float, str]] = {}
         self.notes: list[str] = []
         if not root.is_dir():
             raise ResultsError(root, "no such folder", "name the folder that wsi-ips predict wrote")
@@ -178,7 +184,7 @@ class ViewedRun:
                 check_same_slide(slide, self.result(slide_id))
             return slide
 
-        return self._slides.get((slide_id, slide_stamp(location)), opened)
+        return self._slides.get((slide_id, self._slide_stamp(location)), opened)
 
     @contextmanager
     def glance(self, slide_id: str) -> Iterator[SlideReader]:
@@ -188,12 +194,20 @@ class ViewedRun:
         opening the slide.
         """
         location = self._there(slide_id)
-        kept = self._slides.peek((slide_id, slide_stamp(location)))
+        kept = self._slides.peek((slide_id, self._slide_stamp(location)))
         if kept is not None:
             yield kept
             return
         with open_slide(location) as slide:
             yield slide
+
+    def _slide_stamp(self, location: Location) -> str:
+        """The stamp of a slide, of which the files are looked at once for the many tiles of a view."""
+        looked_at, stamp = self._stamps.get(location, (0.0, ""))
+        if not stamp or time.monotonic() - looked_at >= LOOK_AGAIN_S:
+            stamp = slide_stamp(location)
+            self._stamps[location] = (time.monotonic(), stamp)
+        return stamp
 
     def _there(self, slide_id: str) -> Location:
         location = self.location(slide_id)
@@ -211,7 +225,7 @@ class ViewedRun:
         It is part of every tile's address, so that a browser never shows another run's tile.
         """
         try:
-            where = slide_stamp(self.location(slide_id))
+            where = self._slide_stamp(self.location(slide_id))
         except WsiIpsError:
             where = ""
         attention = file_stamp(self.folder.attention(slide_id))
@@ -338,8 +352,12 @@ def _is_name(slide_id: str) -> bool:
 
 
 def slide_stamp(location: Location) -> str:
-    """Text that changes when the slide's file does; for a URL, the URL."""
-    return str(location) if isinstance(location, Url) else f"{location} {file_stamp(location)}"
+    """Text that changes when a file of the slide does; for a URL, the URL. Of a folder with more files than
+    :data:`wsi_ips.storage.fingerprint.MOST_FILES`, it is the time of the folder alone.
+    """
+    if isinstance(location, Url):
+        return str(location)
+    return f"{location} {stamp_of_slide(location) or file_stamp(location)}"
 
 
 def file_stamp(path: Path) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest
+from wsi_ips.errors import count
 from wsi_ips.evaluation.intervals import DelongTest, Interval, OverSeeds, paired_bootstrap
 from wsi_ips.evaluation.plots import COLOURS, GREY, figure_at, figure_name
 from wsi_ips.evaluation.run.against import HEADLINES, Units, delong_of, only_slides, units_of
@@ -114,7 +115,7 @@ def tabulate(config: CompareConfig, finished: Sequence[Finished], manifest: Mani
     notes = []
     if lost := len(every - common):
         notes.append(
-            f"{lost} slides that some trainings could not predict are left out of the figures of all"
+            f"{count(lost, 'slide')} that some trainings could not predict: left out of the figures of all"
         )
     notes += _too_few(lines)
     costs = {
@@ -217,17 +218,17 @@ def write_markdown(path: Path, table: Table, config: CompareConfig) -> None:
 def markdown(table: Table, config: CompareConfig) -> list[str]:
     """The lines of ``compare.md``."""
     first, seeds = next(iter(config.entries)), len(config.seeds)
-    over = f"{seeds} seeds" if seeds > 1 else "1 seed"
+    over = count(seeds, "seed")
     lines = [
-        f"{table.slides} slides of split {config.split}, {over}. Differences are from {first}, with 95 % "
+        f"{count(table.slides, 'slide')} of split {config.split}, {over}. Differences are from {first}, with 95 % "
         f"intervals of {config.bootstrap} paired resamples of cases{' and seeds' if seeds > 1 else ''}. DeLong: "
         "the p value of each seed.",
         "",
     ]
     for key in dict.fromkeys((line.task, line.of, line.figure, line.count) for line in table.headlines):
-        task, of, figure, count = key
+        task, of, figure, number = key
         lines += [
-            f"{task}: {figure_name(figure)} of {count} {of}",
+            f"{task}: {figure_name(figure)} of {number} {of}",
             "",
             "| entry | mean | sd | worst | difference | DeLong p |",
             "|---|---|---|---|---|---|",

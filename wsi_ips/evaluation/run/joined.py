@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from wsi_ips.config import TaskConfig
 from wsi_ips.datasets.manifest import Manifest, SlideRecord
-from wsi_ips.errors import ManifestError, ResultsError
+from wsi_ips.errors import ManifestError, ResultsError, count
 from wsi_ips.evaluation.task_scores import THRESHOLD, Scored
 from wsi_ips.inference.case_answers import one_for_each_case
 from wsi_ips.inference.predictions import PredictionRow
@@ -108,7 +108,8 @@ def join(manifest: Manifest, rows: Sequence[PredictionRow], split: str, *, predi
     if not pairs:
         raise ResultsError(
             predictions,
-            f"has no prediction for any of the {len(records)} slides in split {split!r} of {manifest.path}",
+            f"has no prediction for any of the {count(len(records), 'slide')} in split {split!r} of "
+            f"{manifest.path}",
             f"predict those slides; the first is {records[0].slide_id!r}",
         )
     return Joined(

@@ -15,7 +15,7 @@ from typing import Any
 
 from wsi_ips.datasets.known_sets import KNOWN_SETS
 from wsi_ips.datasets.label_table import read_label_table
-from wsi_ips.errors import DatasetError, ResultsError, first_of
+from wsi_ips.errors import DatasetError, ResultsError, count, first_of
 from wsi_ips.evaluation.intervals import OverSeeds
 from wsi_ips.evaluation.run.table_config import TableConfig
 from wsi_ips.storage.files import check_size, whole_file
@@ -74,7 +74,9 @@ class JobResult:
         if not self.left_out:
             return ""
         names = first_of(self.left_out, 5)
-        return f"{self.row}, seed {self.seed}: {len(self.left_out)} slides could not be used: {names}"
+        return (
+            f"{self.row}, seed {self.seed}: {count(len(self.left_out), 'slide')} could not be used: {names}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

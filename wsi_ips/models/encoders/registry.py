@@ -6,6 +6,7 @@ point of the group ``wsi_ips.encoders``. The name of the entry point is that of 
 :class:`EncoderEntry`, or a function without arguments that returns a module (see :func:`named`).
 """
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -117,6 +118,19 @@ def code_file(name: str) -> Path | None:
     """The file of ``FILE.py:FUNCTION``; None for any other name."""
     found = CODE_FILE.fullmatch(name)
     return Path(found["file"]) if found else None
+
+
+def code_sha256(name: str) -> str:
+    """The SHA-256 of the file of ``FILE.py:FUNCTION`` in hex. Empty for any other name, and if there is no such
+    file.
+
+    The content of that file alone counts. What it imports, and files that it reads, may change unnoticed.
+    """
+    file = code_file(name)
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else ""
+    except OSError:  # whoever runs it says what is wrong with it
+        return ""
 
 
 def allow_code(name: str) -> None:

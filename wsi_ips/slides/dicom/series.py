@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsi_ips.errors import DamagedSlide, SeveralSlides, UnsupportedSlide, first_of
+from wsi_ips.errors import DamagedSlide, SeveralSlides, UnsupportedSlide, count, first_of
 from wsi_ips.slides.base import LeftOut
 from wsi_ips.slides.dicom import elements as tags
 from wsi_ips.slides.dicom.elements import START, BrokenHeader, is_dicom, read_header
@@ -209,5 +209,7 @@ def _the_only_series(path: Path, found: Folder) -> list[Seen]:
     if len(slides) > 1:
         names = [first_level(seen).name for seen in slides]
         shown = first_of(names, SHOWN)
-        raise SeveralSlides(path, f"holds {len(slides)} slides of DICOM files", f"name one of them: {shown}")
+        raise SeveralSlides(
+            path, f"holds {count(len(slides), 'slide')} of DICOM files", f"name one of them: {shown}"
+        )
     return slides[0] if slides else next(iter(found.series.values()), [])
