@@ -6,15 +6,19 @@ today does not count, and is replaced when its method is run again.
 
 import hashlib
 import json
+import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence import COMMITTED, origin
 from wsi_ips.storage.files import whole_file
 
+MNIST_DIGEST = "23384ac5f632"
+""":func:`digest_of` MNIST's four files, unpacked."""
 Run = Callable[[], Mapping[str, Any]]
 """Runs a method and returns its figures."""
 
@@ -44,11 +48,19 @@ def run_once(
     if held is not None:
         return held
     print(f"{path.stem} …", file=sys.stderr, flush=True)
-    started, busy = time.perf_counter(), time.process_time()
+    started, busy = time.perf_counter(), sum(os.times()[:4])  # of this process and of those that it waits for
     found = dict(run())
-    took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}
+    took = {"seconds": time.perf_counter() - started, "cpu_seconds": sum(os.times()[:4]) - busy}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         held = {"asked": asked, "seed": seed, **origin(), **took, **found}
         partial.write_text(json.dumps(held, indent=1) + "\n")
     return held
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """A cell of a table; empty without values."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"

@@ -22,7 +22,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,14 @@ sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in
 
 from benchmarks.evidence import COMMITTED, tell  # noqa: E402
 from benchmarks.image_baselines import MeanPooling, RandomPatches, fit  # noqa: E402
-from benchmarks.kept_results import digest_of, folder_of_results, read_result, run_once  # noqa: E402
+from benchmarks.kept_results import (  # noqa: E402
+    MNIST_DIGEST,
+    digest_of,
+    folder_of_results,
+    mean_and_deviation,
+    read_result,
+    run_once,
+)
 from wsi_ips.commands.progress_bars import RichProgress  # noqa: E402
 from wsi_ips.commands.recipe import load_recipe, make_job, shipped_recipe  # noqa: E402
 from wsi_ips.config import FinetuneConfig, settings_fingerprint  # noqa: E402
@@ -50,8 +57,6 @@ HEADS = ("paper", "direct")
 HEADLESS = "mean_pool"
 """The method that has no attention."""
 NAMES = {"ips": "IPS", "cascade": "cascade", "random": "random patches", "mean_pool": "mean of all patches"}
-SHARED = "23384ac5f632"
-"""The digest of the names and sizes of MNIST's four files."""
 TASKS = ("majority", "max", "top", "multi")
 DIGITS = [str(digit) for digit in range(10)]
 MEAN_POOL_EPOCHS = 1 / 3
@@ -105,7 +110,7 @@ def main() -> None:
     device = pick_device(arguments.device)
     digits = digest_of((arguments.mnist / "MNIST" / "raw").glob("*-ubyte"))
     usual = not (arguments.quick or arguments.full or arguments.epochs) and device.type == "cpu"
-    results = folder_of_results(arguments.out, shared=usual and digits == SHARED)
+    results = folder_of_results(arguments.out, shared=usual and digits == MNIST_DIGEST)
     figures: dict[str, Any] = {}
     for method, head in wanted(arguments):
         job = job_of(arguments, method, head)
@@ -288,7 +293,7 @@ def read_seeds(folder: Path) -> Seeds:
     found: dict[tuple[str, str], dict[int, Any]] = {}
     usual = argparse.Namespace(only=METHODS, heads=HEADS, full=False, quick=False, epochs=None)
     for method, head in wanted(usual):
-        asked = {**asked_of(usual, method, head), "mnist": SHARED}
+        asked = {**asked_of(usual, method, head), "mnist": MNIST_DIGEST}
         for path in sorted(folder.glob(f"{file_name(method, head)}_seed*.json")):
             held = read_result(path, asked)
             if held is not None:
@@ -312,17 +317,17 @@ def markdown(found: Seeds) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for (method, head), seeds in found.items():
         runs = list(seeds.values())
-        cells = [NAMES[method], head, str(len(runs)), *(_mean([run[task] for run in runs]) for task in TASKS)]
+        cells = [
+            NAMES[method],
+            head,
+            str(len(runs)),
+            *(mean_and_deviation([run[task] for run in runs]) for task in TASKS),
+        ]
         passes, minutes = (
             statistics.fmean(run[name] for run in runs) for name in ("encoder_passes", "cpu_seconds")
         )
         lines.append("| " + " | ".join([*cells, f"{passes:,.0f}", f"{minutes / 60:.0f}"]) + " |")
     return "\n".join(lines)
-
-
-def _mean(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks beside it, not in the repository's root
 
 from benchmarks.evidence import COMMITTED, tell  # noqa: E402
-from benchmarks.kept_results import digest_of, folder_of_results, read_result, run_once  # noqa: E402
+from benchmarks.kept_results import (  # noqa: E402
+    digest_of,
+    folder_of_results,
+    mean_and_deviation,
+    read_result,
+    run_once,
+)
 from wsi_ips.models.build import parameters_of  # noqa: E402
 from wsi_ips.nuclei.config import DetectorConfig, DetectorTrainingConfig  # noqa: E402
 from wsi_ips.nuclei.data import OutlinedImage, read_outlined_images, split_off  # noqa: E402
@@ -225,17 +231,10 @@ def markdown(found: Seeds) -> str:
             for key in ("f1", "f1_12px", "f1_mask", "iou_mask")
         }
         minutes = statistics.fmean(run["cpu_seconds"] for run in seeds.values()) / 60
-        cells = [NAMES[name], str(len(seeds)), _mean(values["f1"]), f"{min(values['f1']):.3f}"]
-        cells += [_mean(values[key]) for key in ("f1_12px", "f1_mask", "iou_mask")]
+        cells = [NAMES[name], str(len(seeds)), mean_and_deviation(values["f1"]), f"{min(values['f1']):.3f}"]
+        cells += [mean_and_deviation(values[key]) for key in ("f1_12px", "f1_mask", "iou_mask")]
         lines.append("| " + " | ".join([*cells, f"{minutes:.0f}"]) + " |")
     return "\n".join(lines)
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{deviation}"
 
 
 if __name__ == "__main__":

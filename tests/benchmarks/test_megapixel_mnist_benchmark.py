@@ -76,7 +76,7 @@ def test_a_seed_and_a_head_are_results_of_their_own_and_committed_ones_are_of_mn
     assert asked == [("ips", seed, head) for seed in (0, 1) for head in ("paper", "direct")]
     assert not (tmp_path / "committed").exists()  # these digits are not MNIST's
     digits = digest_of((mnist / "MNIST" / "raw").glob("*-ubyte"))
-    monkeypatch.setattr("benchmarks.megapixel_mnist.SHARED", digits)
+    monkeypatch.setattr("benchmarks.megapixel_mnist.MNIST_DIGEST", digits)
     for seed in ("0", "1"):
         monkeypatch.setattr(sys, "argv", ["megapixel_mnist.py", *options, "--seed", seed])
         main()
