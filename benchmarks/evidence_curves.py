@@ -104,6 +104,7 @@ def run_missing(arguments: argparse.Namespace, results: Path) -> None:
         wanted = wanted[:1]
     folder = arguments.out / f"patches_{evidence.digest(arguments.nodes)}"
     held: EncodedPatches | None = None
+    program = evidence.origin()  # the one that was loaded, whatever is changed meanwhile
     for seed in arguments.seeds:
         for share, slides in wanted:
             for method in arguments.methods:
@@ -115,7 +116,7 @@ def run_missing(arguments: argparse.Namespace, results: Path) -> None:
                     held = encode_patches(arguments.nodes, folder, ENCODER, side_px=SIDE_PX)
                 print(f"{method}, seed {seed}: {share:g} %, {slides} slides …", file=sys.stderr, flush=True)
                 point = run_point(held, method, seed, share, slides, arguments)
-                curve["points"][name_of(share, slides)] = {**evidence.origin(), **point}
+                curve["points"][name_of(share, slides)] = {**program, **point}
                 keep(path, curve)
 
 

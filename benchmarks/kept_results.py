@@ -48,12 +48,13 @@ def run_once(
     if held is not None:
         return held
     print(f"{path.stem} …", file=sys.stderr, flush=True)
+    program = origin()  # the one that was loaded, whatever is changed meanwhile
     started, busy = time.perf_counter(), sum(os.times()[:4])  # of this process and of those that it waits for
     found = dict(run())
     took = {"seconds": time.perf_counter() - started, "cpu_seconds": sum(os.times()[:4]) - busy}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        held = {"asked": asked, "seed": seed, **origin(), **took, **found}
+        held = {"asked": asked, "seed": seed, **program, **took, **found}
         partial.write_text(json.dumps(held, indent=1) + "\n")
     return held
 
